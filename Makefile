@@ -1,0 +1,67 @@
+# The verbs of the house. CI calls `make check` and `make test`, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := protocol gateway engine_worker auth_worker toolparser_worker penstock tests tools benchmarks examples
+
+.PHONY: help serve test check format wheel wheel-check demo-eval bench fuzz clean
+
+help:
+	@echo "make serve [ARGS=...]  install and serve the bundled model     make test   install and run the tests"
+	@echo "make check             ruff, mypy, import rules                 make wheel  build dist/penstock-*.whl"
+	@echo "make bench             write figures for docs/performance.md    make demo-eval  score the bundled model"
+
+# A stamp a group: a second run installs nothing and needs no network.
+$(VENV)/.pip: 
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Penstock needs Python 3.11 or newer, this is %s; set PYTHON=python3.11" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	@touch $@
+
+$(VENV)/.serve: pyproject.toml $(VENV)/.pip
+	@echo "Installing Penstock into $(VENV) (about a minute, once)"
+	$(BIN)/python -m pip install --quiet --editable ".[cpu]"
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.serve
+	@echo "Installing what the tests need (torch among it, once)"
+	$(BIN)/python -m pip install --quiet --group test --group check
+	@touch $@
+
+serve: $(VENV)/.serve
+	$(BIN)/penstock serve $(ARGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.test
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/contract/test_imports.py
+
+wheel: $(VENV)/.test
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
+
+# The wheel, installed with pip into an empty environment, serves the bundled model.
+wheel-check: wheel
+	tools/check_wheel.sh dist/*.whl
+
+# A million hostile frames each to a gateway and a worker; `make test` sends fewer.
+fuzz: $(VENV)/.test
+	FUZZ_FRAMES=1000000 $(BIN)/python -m pytest tests/integration/test_transport_bounds.py
+
+demo-eval: $(VENV)/.test
+	$(BIN)/python -m tools.eval_demo_model $(ARGS)
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+format: $(VENV)/.test
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

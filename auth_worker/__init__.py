@@ -1,0 +1,1 @@
+"""The auth worker: the only owner of keys, limits, usage totals and the audit log."""

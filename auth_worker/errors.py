@@ -1,0 +1,65 @@
+"""The errors of the auth worker.
+
+PenstockError
+├── ConfigurationError         (protocol) a setting that stops the start
+└── AuthError                  anything that this package refuses or fails at
+    ├── RefusedError           a command that must not be carried out; its message is for clients
+    │   ├── InvalidCommandError    values out of bounds, a duplicate key, the last admin key
+    │   ├── KeyNotFoundError       no key has this id
+    │   └── ActorNotAllowedError   who asks for an admin change is no admin (any more)
+    └── StoreError             the database
+        ├── StoreLockedError       another auth worker holds this database
+        ├── StoreFencedError       a later epoch took the database over; this process must stop
+        ├── StoreTooNewError       the database was written by a newer Penstock
+        └── StoreUnavailableError  the disk is full or failing; worth another try
+"""
+
+from protocol.errors import ErrorCode, PenstockError
+
+
+class AuthError(PenstockError):
+    """Anything that the auth worker refuses or fails at."""
+
+
+class RefusedError(AuthError):
+    """A command that must not be carried out; the message is safe for clients."""
+
+    code = ErrorCode.INVALID_REQUEST
+
+
+class InvalidCommandError(RefusedError):
+    """Values out of bounds, a key that exists already, the last admin key."""
+
+
+class KeyNotFoundError(RefusedError):
+    """No key has this id."""
+
+    code = ErrorCode.NOT_FOUND
+
+
+class ActorNotAllowedError(RefusedError):
+    """Who asks for an admin change holds no active admin key."""
+
+    code = ErrorCode.PERMISSION_DENIED
+
+
+class StoreError(AuthError):
+    """Something is wrong with the database."""
+
+
+class StoreLockedError(StoreError):
+    """Another auth worker holds this database."""
+
+
+class StoreFencedError(StoreError):
+    """A later epoch took the database over; this process must stop at once."""
+
+
+class StoreTooNewError(StoreError):
+    """The database was written by a newer version of Penstock."""
+
+
+class StoreUnavailableError(StoreError):
+    """The disk is full or failing; the same transaction is worth another try."""
+
+    code = ErrorCode.WORKER_UNAVAILABLE

@@ -1,0 +1,147 @@
+"""Sees to it, at the start, that somebody can administer: the environment's key or a made one."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from auth_worker.clock import Clock
+from auth_worker.config import AdminKey
+from auth_worker.keys import (
+    DEFAULT_TENANT,
+    ENVIRONMENT_KEY_ID,
+    ENVIRONMENT_KEY_NAME,
+    KeyDirectory,
+    StoredKey,
+    digest_of,
+    hint_of,
+    make_key,
+)
+from auth_worker.operations import AddKey, AuditAction, AuditEntry, Operation, PutKey
+from auth_worker.store import Store
+from protocol.errors import ConfigurationError
+
+ADMIN_KEY_FILE = "admin.key"
+
+_logger = logging.getLogger("penstock.auth")
+
+
+def ensure_admin(
+    store: Store,
+    known: Sequence[StoredKey],
+    *,
+    given: AdminKey | None,
+    directory: Path,
+    clock: Clock,
+    random_text: Callable[[int], str],
+    new_key_id: Callable[[], str],
+) -> Path | None:
+    """Make the store hold an admin key.
+
+    A given key is stored under one fixed id: another value replaces it, and without one it ends,
+    so that a secret taken out of the environment opens nothing any more. When no active admin key
+    is left then, one is made and written to a file before its digest is stored: a crash between
+    the two leaves a file that the next start overwrites, never a key that nobody knows.
+
+    Args:
+        store: Not yet in use by a commit thread.
+        known: All keys of the store.
+        given: PENSTOCK_ADMIN_KEY.
+        directory: Where `admin.key` goes.
+        clock: For creation times.
+        random_text: `secrets.token_urlsafe`.
+        new_key_id: Makes ids for keys.
+
+    Returns:
+        The file with the key, if one was made.
+
+    Raises:
+        ConfigurationError: The given key is known already as one of another kind.
+    """
+    wall_s = clock.wall_s()
+    directory_of_keys = KeyDirectory(known)
+    operations = _operations_for_given(directory_of_keys, given, wall_s)
+    for operation in operations:
+        directory_of_keys.put(operation.key)
+    path: Path | None = None
+    changes: list[Operation] = list(operations)
+    if directory_of_keys.num_active_admins(wall_s) == 0:
+        secret = make_key(random_text)
+        path = directory / ADMIN_KEY_FILE
+        _write_secret(path, secret)
+        key = _admin_key(new_key_id(), "first admin key", secret, wall_s)
+        changes.append(AddKey(key, _entry("key_created", key, wall_s)))
+        _logger.info("no admin key existed; a new one is in %s", path)
+    if changes:
+        store.apply(changes)
+    return path
+
+
+def _operations_for_given(
+    keys: KeyDirectory, given: AdminKey | None, wall_s: float
+) -> list[PutKey]:
+    current = keys.get(ENVIRONMENT_KEY_ID)
+    if given is None:
+        if current is None or current.revoked_at is not None:
+            return []
+        _logger.info("%s is not set any more; its key ends", ENVIRONMENT_KEY_NAME)
+        return [_replacing(replace(current, revoked_at=int(wall_s)), wall_s)]
+    digest = digest_of(given.reveal())
+    same = keys.find(digest)
+    if same is not None and same.key_id != ENVIRONMENT_KEY_ID:
+        if same.role == "admin" and same.is_active(wall_s):
+            return []  # the made key, handed on through the environment
+        raise ConfigurationError(
+            f"{ENVIRONMENT_KEY_NAME} holds a key that was stored before ({same.key_id}) and is"
+            " revoked, expired or not of role admin; choose another one."
+        )
+    if same is not None and same.is_active(wall_s):
+        return []
+    key = _admin_key(ENVIRONMENT_KEY_ID, ENVIRONMENT_KEY_NAME, given.reveal(), wall_s)
+    if current is not None:
+        key = replace(key, created_at=current.created_at)
+    return [_replacing(key, wall_s)]
+
+
+def _admin_key(key_id: str, name: str, secret: str, wall_s: float) -> StoredKey:
+    return StoredKey(
+        key_id=key_id,
+        digest=digest_of(secret),
+        hint=hint_of(secret),
+        name=name,
+        role="admin",
+        tenant=DEFAULT_TENANT,
+        created_at=int(wall_s),
+    )
+
+
+def _replacing(key: StoredKey, wall_s: float) -> PutKey:
+    return PutKey(key, _entry("admin_key_changed", key, wall_s))
+
+
+def _entry(action: AuditAction, key: StoredKey, wall_s: float) -> AuditEntry:
+    return AuditEntry(
+        at_ms=int(wall_s * 1000),
+        actor_key_id="",
+        action=action,
+        subject=key.key_id,
+        detail={"name": key.name, "hint": key.hint, "revoked_at": key.revoked_at},
+    )
+
+
+def _write_secret(path: Path, secret: str) -> None:
+    """Write a file that only its owner reads, wholly or not at all, and durably."""
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "w", encoding="ascii") as file:
+        file.write(secret + "\n")
+        file.flush()
+        os.fsync(fd)
+    new.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,200 @@
+"""Takes the commands of gateways: decides at once, answers what must last after its commit."""
+
+import logging
+from collections.abc import Callable
+
+from auth_worker.administration import Administration
+from auth_worker.authority import Authority
+from auth_worker.committer import Committer, Delivery, OnDone
+from auth_worker.errors import AuthError, RefusedError
+from auth_worker.operations import KeyPage, Operation, Result
+from protocol.errors import ErrorCode, PenstockError
+from protocol.messages import (
+    Adjust,
+    AuthCommand,
+    Authorize,
+    CreateKey,
+    Credits,
+    Denied,
+    Failure,
+    Keys,
+    ListKeys,
+    Load,
+    Message,
+    Renew,
+    RevokeKey,
+    Settle,
+    Settled,
+)
+
+RETRY_AFTER_S = 2.0
+
+Send = Callable[[str, Message], None]
+"""Sends a message to the gateway of an id."""
+
+_logger = logging.getLogger("penstock.auth")
+
+
+class AuthHandler:
+    """The auth worker's side of the worker loop; everything here runs in the I/O thread.
+
+    Args:
+        authority: Decides.
+        administration: Checks admin commands.
+        committer: Makes durable.
+        send: Answers a gateway; silently drops what is for one that is gone.
+    """
+
+    def __init__(
+        self,
+        *,
+        authority: Authority,
+        administration: Administration,
+        committer: Committer,
+        send: Send,
+    ) -> None:
+        self._authority = authority
+        self._administration = administration
+        self._committer = committer
+        self._send = send
+        self._is_draining = False
+        self._num_due = 0
+        self._settling: set[tuple[str, str]] = set()
+
+    def on_command(self, gateway_id: str, command: AuthCommand) -> None:
+        """Carry out one command, or queue it and answer later."""
+        match command:
+            case Authorize():
+                self._send(gateway_id, self._authorize(command))
+            case Settle():
+                self._settle(gateway_id, command)
+            case Adjust():
+                self._send(gateway_id, self._authority.adjust(command))
+            case Renew():
+                self._authority.renew(command)
+            case CreateKey() | ListKeys() | RevokeKey():
+                self._administer(gateway_id, command)
+            case _:
+                pass  # connection messages are the worker loop's
+
+    def on_gateway_lost(self, gateway_id: str) -> None:
+        """Nothing to drop: its leases are settled from its outbox, or expire."""
+        _logger.info("gateway %s is gone; %d leases are open", gateway_id, self.num_leases)
+
+    def on_drain(self, timeout_s: float) -> None:
+        """Grant nothing new; settlements go on until the end."""
+        self._is_draining = True
+        _logger.info("draining for up to %.0f s", timeout_s)
+
+    def num_unfinished(self) -> int:
+        """Operations whose acknowledgement is due.
+
+        Counted in this thread, until the answer is handed over: a drain that ended between commit
+        and answer would lose acknowledgements.
+        """
+        return self._num_due
+
+    @property
+    def num_leases(self) -> int:
+        """Open leases."""
+        return self._authority.num_leases
+
+    def load(self) -> Load:
+        """Commits under way as running."""
+        return Load(num_running=self._committer.num_unanswered)
+
+    def credits(self, gateway_id: str) -> Credits | None:
+        """None for every gateway: only engines grant credits."""
+        return None
+
+    def progress_counter(self) -> int:
+        """Grows with each committed group, so that a stuck disk shows as a hung worker."""
+        return self._committer.num_groups
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Hand out the results of a committed group."""
+        for on_done, result in delivery:
+            self._num_due -= 1
+            on_done(result)
+
+    def expire(self) -> None:
+        """Charge leases that nobody renewed or settled; to be called about every second."""
+        num_expired = self._authority.expire()
+        if num_expired:
+            _logger.warning("%d leases expired and were charged their last report", num_expired)
+
+    def _authorize(self, command: Authorize) -> Message:
+        if self._is_draining or not self._committer.is_healthy:
+            return Denied(
+                request_id=command.request_id,
+                code=ErrorCode.WORKER_UNAVAILABLE,
+                message="Authorization is not available at the moment. Try again soon.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        return self._authority.authorize(command)
+
+    def _settle(self, gateway_id: str, command: Settle) -> None:
+        # Gateways repeat what isn't acknowledged; while the disk is stuck that must not pile up.
+        settling = (gateway_id, command.lease_id)
+        if settling in self._settling:
+            return
+        booking = self._authority.settle(command)
+        if isinstance(booking, Failure):
+            self._send(gateway_id, booking)
+            return
+
+        def on_done(result: Result) -> None:
+            self._settling.discard(settling)
+            if isinstance(result, AuthError):
+                self._send(gateway_id, _failure(command.request_id, result))
+            else:
+                self._send(gateway_id, Settled(lease_id=command.lease_id))
+
+        self._settling.add(settling)
+        self._submit(booking, on_done)
+
+    def _submit(self, operation: Operation, on_done: OnDone) -> None:
+        self._num_due += 1
+        self._committer.submit(operation, on_done)
+
+    def _administer(self, gateway_id: str, command: CreateKey | ListKeys | RevokeKey) -> None:
+        operation: Operation
+        on_done = self._key_answer(gateway_id, command.request_id)
+        try:
+            match command:
+                case CreateKey():
+                    addition = self._administration.create(command)
+                    operation, answer = addition, on_done
+
+                    def on_done(result: Result) -> None:
+                        if isinstance(result, KeyPage):
+                            key_id = result.records[0].key_id
+                            self._administration.added(addition.key, key_id)
+                        answer(result)
+
+                case RevokeKey():
+                    operation = self._administration.revoke(command)
+                case ListKeys():
+                    self.expire()
+                    operation = self._administration.list(command)
+        except RefusedError as error:
+            self._send(gateway_id, _failure(command.request_id, error))
+            return
+        self._submit(operation, on_done)
+
+    def _key_answer(self, gateway_id: str, request_id: str) -> OnDone:
+        def on_done(result: Result) -> None:
+            if isinstance(result, KeyPage):
+                self._send(
+                    gateway_id,
+                    Keys(request_id=request_id, records=result.records, has_more=result.has_more),
+                )
+            else:
+                error = result or AuthError("The auth worker gave no answer.")
+                self._send(gateway_id, _failure(request_id, error))
+
+        return on_done
+
+
+def _failure(request_id: str, error: PenstockError) -> Failure:
+    return Failure(request_id=request_id, code=error.code, message=error.message, param=error.param)

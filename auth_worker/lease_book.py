@@ -1,0 +1,246 @@
+"""What running requests hold and what is charged when they end; pure, time is injected."""
+
+from collections.abc import Callable
+
+from auth_worker.clock import Clock
+from auth_worker.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
+from auth_worker.leases import MAX_LEASE_ID_CHARS, Lease, LeaseName, LeaseTable
+from auth_worker.limits import SPAN_S, KeyLimits, Refusal
+from auth_worker.operations import BookUsage, LeaseRow, Operation, SaveLease, Snapshot
+from protocol.messages import Authorize, LeaseReport, Settle
+
+
+class LeaseBook:
+    """The open leases and the windows they draw on.
+
+    Restarts err on the safe side: open leases come back with their reservations and a full new
+    term, and what was granted and settled within the last minute counts in the windows again.
+
+    Args:
+        epoch: Of the store; makes the lease ids of this process unlike any other's.
+        keys: All keys; looked at, never changed.
+        snapshot: What the store remembered.
+        duration_s: The term of a lease.
+        clock: Both clocks.
+        emit: Takes operations that nobody waits for.
+    """
+
+    def __init__(
+        self,
+        *,
+        epoch: int,
+        keys: KeyDirectory,
+        snapshot: Snapshot,
+        duration_s: float,
+        clock: Clock,
+        emit: Callable[[Operation], None],
+    ) -> None:
+        self._epoch = epoch
+        self._keys = keys
+        self._clock = clock
+        self._emit = emit
+        self._leases = LeaseTable(duration_s)
+        self._limits: dict[str, KeyLimits] = {}
+        self._num_granted = 0
+        self._restore(snapshot)
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def limits_of(self, key: StoredKey) -> KeyLimits | None:
+        """The windows of a key; None when it has no limits."""
+        if key.requests_per_minute is None and key.tokens_per_minute is None:
+            return None
+        limits = self._limits.get(key.key_id)
+        if limits is None:
+            limits = KeyLimits(key.requests_per_minute, key.tokens_per_minute)
+            self._limits[key.key_id] = limits
+        return limits
+
+    def grant(self, key: StoredKey, command: Authorize) -> Lease | Refusal:
+        """A lease over the command's bound, if the key's windows have room."""
+        now_s = self._clock.monotonic_s()
+        limits = self.limits_of(key)
+        if limits is not None:
+            refusal = limits.reserve(now_s, command.prompt_tokens + command.completion_tokens)
+            if refusal is not None:
+                return refusal
+        self._num_granted += 1
+        name = LeaseName(self._epoch, self._num_granted, key.key_id, command.model)
+        lease = Lease(
+            lease_id=str(name),
+            request_id=command.request_id,
+            key_id=key.key_id,
+            model=command.model,
+            granted_at_ms=self._wall_ms(),
+            prompt_tokens=command.prompt_tokens,
+            completion_tokens=command.completion_tokens,
+            expires_s=now_s + self._leases.duration_s,
+            limits=limits,
+        )
+        self._leases.open(lease)
+        self._emit(SaveLease(lease.row()))
+        return lease
+
+    def find(self, lease_id: str, request_id: str = "") -> Lease | None:
+        """An open lease, or one of an earlier epoch that a kill forgot right after its grant.
+
+        If that lease was in fact settled, the ledger ignores whatever comes of it here.
+        """
+        lease = self._leases.get(lease_id)
+        if lease is not None or len(lease_id) > MAX_LEASE_ID_CHARS:
+            return lease
+        name = LeaseName.parse(lease_id)
+        if name is None or name.epoch >= self._epoch:
+            return None
+        key = ANONYMOUS if name.key_id == ANONYMOUS_KEY_ID else self._keys.get(name.key_id)
+        if key is None:
+            return None
+        row = LeaseRow(
+            lease_id=lease_id,
+            request_id=request_id,
+            key_id=name.key_id,
+            model=name.model,
+            granted_at_ms=self._wall_ms(),
+            prompt_tokens=0,
+            completion_tokens=0,
+            reported_prompt_tokens=0,
+            reported_completion_tokens=0,
+        )
+        return self._reopen(row)
+
+    def resize(self, lease: Lease, prompt_tokens: int, completion_tokens: int) -> Refusal | None:
+        """Replace a lease's bound and begin a new term; growth needs room in the windows."""
+        now_s = self._clock.monotonic_s()
+        if lease.limits is not None:
+            refusal = lease.limits.resize(
+                now_s, lease.reserved_tokens, prompt_tokens + completion_tokens
+            )
+            if refusal is not None:
+                return refusal
+        lease.prompt_tokens = prompt_tokens
+        lease.completion_tokens = completion_tokens
+        self._leases.renew(lease, now_s)
+        self._emit(SaveLease(lease.row()))
+        return None
+
+    def renew(self, report: LeaseReport) -> None:
+        """Begin a new term and note what was used so far; reports never run backwards."""
+        lease = self.find(report.lease_id)
+        if lease is None:
+            return
+        self._leases.renew(lease, self._clock.monotonic_s())
+        before = (lease.reported_prompt_tokens, lease.reported_completion_tokens)
+        after = (max(before[0], report.prompt_tokens), max(before[1], report.completion_tokens))
+        if before != after:
+            lease.reported_prompt_tokens, lease.reported_completion_tokens = after
+            self._emit(SaveLease(lease.row()))
+
+    def settle(self, command: Settle) -> BookUsage:
+        """Release a lease; what to book for it.
+
+        A lease that isn't open is booked all the same, on the key and model that its id names: it
+        was settled before (the ledger then changes nothing), it expired (the ledger corrects it),
+        or a kill forgot it. An id that is none of ours is booked on no key, so that the gateway's
+        outbox can't get stuck and the tokens can still be seen.
+        """
+        lease = self._leases.close(command.lease_id)
+        granted_at_ms: int | None = None
+        if lease is not None:
+            self._release(lease, command.prompt_tokens + command.completion_tokens)
+            key_id, model, granted_at_ms = lease.key_id, lease.model, lease.granted_at_ms
+        else:
+            name = LeaseName.parse(command.lease_id)
+            key_id, model = ("", "") if name is None else (name.key_id, name.model)
+        return BookUsage(
+            lease_id=command.lease_id,
+            request_id=command.request_id,
+            key_id=key_id,
+            model=model,
+            prompt_tokens=command.prompt_tokens,
+            completion_tokens=command.completion_tokens,
+            cached_tokens=command.cached_tokens,
+            reasoning_tokens=command.reasoning_tokens,
+            outcome=command.outcome,
+            granted_at_ms=granted_at_ms,
+            settled_at_ms=self._wall_ms(),
+        )
+
+    def expire(self) -> int:
+        """Charge the leases whose term is over with their last report; how many there were."""
+        num_expired = 0
+        for lease in self._leases.pop_expired(self._clock.monotonic_s()):
+            num_expired += 1
+            self._release(lease, lease.reported_prompt_tokens + lease.reported_completion_tokens)
+            self._emit(
+                BookUsage(
+                    lease_id=lease.lease_id,
+                    request_id=lease.request_id,
+                    key_id=lease.key_id,
+                    model=lease.model,
+                    prompt_tokens=lease.reported_prompt_tokens,
+                    completion_tokens=lease.reported_completion_tokens,
+                    cached_tokens=0,
+                    reasoning_tokens=0,
+                    outcome="expired",
+                    granted_at_ms=lease.granted_at_ms,
+                    settled_at_ms=self._wall_ms(),
+                )
+            )
+        return num_expired
+
+    def _release(self, lease: Lease, num_used: int) -> None:
+        if lease.limits is not None:
+            lease.limits.settle(self._clock.monotonic_s(), lease.reserved_tokens, num_used)
+
+    def _reopen(self, row: LeaseRow) -> Lease:
+        """Open a lease of an earlier epoch for a full new term, without asking for room."""
+        key = self._keys.get(row.key_id)
+        limits = None if key is None else self.limits_of(key)
+        lease = Lease(
+            lease_id=row.lease_id,
+            request_id=row.request_id,
+            key_id=row.key_id,
+            model=row.model,
+            granted_at_ms=row.granted_at_ms,
+            prompt_tokens=row.prompt_tokens,
+            completion_tokens=row.completion_tokens,
+            expires_s=self._clock.monotonic_s() + self._leases.duration_s,
+            limits=limits,
+            reported_prompt_tokens=row.reported_prompt_tokens,
+            reported_completion_tokens=row.reported_completion_tokens,
+        )
+        if limits is not None:
+            limits.readmit(lease.reserved_tokens)
+        self._leases.open(lease)
+        return lease
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
+
+        def on_monotonic(at_ms: int) -> float:
+            # A wall clock that was set back must not make an age negative.
+            return now_s - max(0.0, wall_s - at_ms / 1000)
+
+        granted = [(on_monotonic(row.granted_at_ms), row.key_id) for row in snapshot.leases]
+        used: list[tuple[float, str, int]] = []
+        for use in snapshot.recent:
+            used.append((on_monotonic(use.settled_at_ms), use.key_id, use.num_tokens))
+            if use.granted_at_ms is not None:
+                granted.append((on_monotonic(use.granted_at_ms), use.key_id))
+        # Windows take moments in order.
+        for granted_s, key_id in sorted(granted):
+            key = self._keys.get(key_id)
+            limits = None if key is None else self.limits_of(key)
+            if limits is not None and granted_s > now_s - SPAN_S:
+                limits.restore_request(granted_s)
+        for settled_s, key_id, num_tokens in sorted(used):
+            key = self._keys.get(key_id)
+            limits = None if key is None else self.limits_of(key)
+            if limits is not None:
+                limits.restore_tokens(settled_s, num_tokens)
+        for row in snapshot.leases:
+            self._reopen(row)
+
+    def _wall_ms(self) -> int:
+        return int(self._clock.wall_s() * 1000)

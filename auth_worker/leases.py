@@ -1,0 +1,121 @@
+"""Leases: what running requests have reserved, in the order in which they expire."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from auth_worker.limits import KeyLimits
+from auth_worker.operations import LeaseRow
+
+MAX_LEASE_ID_CHARS = 1024
+_PREFIX = "lease"
+
+
+class LeaseName(NamedTuple):
+    """What a lease id says about itself.
+
+    A lease is remembered in the background, so a kill in the milliseconds after its grant may
+    forget it. Its settlement still finds the right key and model, because the id carries them.
+    Ids never reach a client. Zero-padded, so that they grow and the ledger's index appends.
+    """
+
+    epoch: int
+    counter: int
+    key_id: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{_PREFIX}:{self.epoch:06x}:{self.counter:010x}:{self.key_id}:{self.model}"
+
+    @classmethod
+    def parse(cls, lease_id: str) -> "LeaseName | None":
+        """The parts of an id; None when it is none of ours."""
+        parts = lease_id.split(":", 4)
+        if len(parts) != 5 or parts[0] != _PREFIX or not parts[3]:
+            return None
+        try:
+            return cls(int(parts[1], 16), int(parts[2], 16), parts[3], parts[4])
+        except ValueError:
+            return None
+
+
+@dataclass(slots=True)
+class Lease:
+    """One running request's reservation.
+
+    Attributes:
+        granted_at_ms: Unix milliseconds.
+        prompt_tokens: Reserved, as is `completion_tokens`.
+        reported_prompt_tokens: Used so far by the last report, as is the next.
+        expires_s: On the monotonic clock.
+        limits: The windows of its key; None for a key without limits.
+    """
+
+    lease_id: str
+    request_id: str
+    key_id: str
+    model: str
+    granted_at_ms: int
+    prompt_tokens: int
+    completion_tokens: int
+    expires_s: float
+    limits: KeyLimits | None
+    reported_prompt_tokens: int = 0
+    reported_completion_tokens: int = 0
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+    def row(self) -> LeaseRow:
+        """What the database should remember of it."""
+        return LeaseRow(
+            lease_id=self.lease_id,
+            request_id=self.request_id,
+            key_id=self.key_id,
+            model=self.model,
+            granted_at_ms=self.granted_at_ms,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            reported_prompt_tokens=self.reported_prompt_tokens,
+            reported_completion_tokens=self.reported_completion_tokens,
+        )
+
+
+class LeaseTable:
+    """The open leases; every term has the same length, so the oldest renewal expires first."""
+
+    def __init__(self, duration_s: float) -> None:
+        self.duration_s = duration_s
+        self._leases: OrderedDict[str, Lease] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def get(self, lease_id: str) -> Lease | None:
+        """An open lease."""
+        return self._leases.get(lease_id)
+
+    def open(self, lease: Lease) -> None:
+        """Add a lease whose term begins now."""
+        self._leases[lease.lease_id] = lease
+
+    def renew(self, lease: Lease, now_s: float) -> None:
+        """Begin a new term."""
+        lease.expires_s = now_s + self.duration_s
+        self._leases.move_to_end(lease.lease_id)
+
+    def close(self, lease_id: str) -> Lease | None:
+        """Take a lease out."""
+        return self._leases.pop(lease_id, None)
+
+    def pop_expired(self, now_s: float) -> Iterator[Lease]:
+        """Take out, one by one, the leases whose term is over."""
+        while self._leases:
+            lease_id, lease = next(iter(self._leases.items()))
+            if lease.expires_s > now_s:
+                return
+            del self._leases[lease_id]
+            yield lease

@@ -1,0 +1,153 @@
+"""Puts the auth worker together: store, first admin, authority, commit thread, worker loop."""
+
+import logging
+import secrets
+import sys
+from collections.abc import Sequence
+
+from auth_worker.administration import Administration
+from auth_worker.authority import Authority
+from auth_worker.clock import Clock
+from auth_worker.committer import Committer, Delivery
+from auth_worker.config import AuthSettings
+from auth_worker.errors import StoreError
+from auth_worker.first_admin import ensure_admin
+from auth_worker.handler import AuthHandler
+from auth_worker.limits import SPAN_S
+from auth_worker.operations import Snapshot
+from auth_worker.sqlite_store import SqliteStore
+from auth_worker.store import Store
+from auth_worker.ticker import Ticker
+from protocol.codec import auth_command_decoder
+from protocol.endpoints import Endpoint
+from protocol.messages import AuthCommand, AuthOffer, Message
+from protocol.security import ClientSecurity
+from protocol.worker import Worker, WorkerSettings
+
+EXIT_FAILED = 1
+EXPIRY_INTERVAL_S = 1.0
+THREAD_SWITCH_INTERVAL_S = 0.0005
+"""A decision must not wait Python's default 5 ms for the commit thread to let go of the GIL."""
+
+_logger = logging.getLogger("penstock.auth")
+
+
+def new_key_id() -> str:
+    """An id for a key: `key_` and 16 random hexadecimal digits."""
+    return f"key_{secrets.token_hex(8)}"
+
+
+def run(
+    settings: AuthSettings,
+    *,
+    endpoints: Sequence[Endpoint],
+    security: ClientSecurity | None,
+    clock: Clock,
+    build: str,
+) -> int:
+    """Serve until told to stop.
+
+    Returns:
+        The exit code: 0 clean, 1 refused, or the store was lost.
+
+    Raises:
+        ConfigurationError: PENSTOCK_ADMIN_KEY can't be used.
+        StoreError: The database is held by another auth worker, too new, or broken.
+    """
+    store = SqliteStore(settings.data_dir, clock=clock)
+    try:
+        ensure_admin(
+            store,
+            _load(store, clock).keys,
+            given=settings.admin_key,
+            directory=settings.data_dir,
+            clock=clock,
+            random_text=secrets.token_urlsafe,
+            new_key_id=new_key_id,
+        )
+        _logger.info("epoch %d of %s", store.epoch, store.path)
+        service = AuthService(
+            store,
+            settings,
+            endpoints=endpoints,
+            security=security,
+            clock=clock,
+            build=build,
+        )
+        return service.run()
+    finally:
+        store.close()
+
+
+def _load(store: Store, clock: Clock) -> Snapshot:
+    return store.load(recent_since_ms=int((clock.wall_s() - SPAN_S) * 1000))
+
+
+class AuthService:
+    """The parts of one auth worker and the threads between them.
+
+    The I/O thread decides and talks, the commit thread writes, the ticker asks for expired leases.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: AuthSettings,
+        *,
+        endpoints: Sequence[Endpoint],
+        security: ClientSecurity | None,
+        clock: Clock,
+        build: str,
+    ) -> None:
+        self._settings = settings
+        self._offer = AuthOffer(epoch=store.epoch, allow_anonymous=settings.rules.allow_anonymous)
+        self._committer = Committer(store, deliver=self._deliver, on_fatal=self._on_fatal)
+        authority = Authority(
+            epoch=store.epoch,
+            snapshot=_load(store, clock),
+            rules=settings.rules,
+            clock=clock,
+            emit=self._committer.submit,
+        )
+        self._handler = AuthHandler(
+            authority=authority,
+            administration=Administration(authority.keys, clock=clock, new_key_id=new_key_id),
+            committer=self._committer,
+            send=self._send,
+        )
+        self._worker: Worker[AuthCommand] = Worker(
+            role="auth",
+            decoder=auth_command_decoder(),
+            handler=self._handler,
+            endpoints=endpoints,
+            security=security,
+            settings=WorkerSettings(drain_timeout_s=settings.drain_timeout_s),
+            build=build,
+        )
+        self._ticker = Ticker(
+            EXPIRY_INTERVAL_S, lambda: self._worker.call_soon(self._handler.expire)
+        )
+
+    def run(self) -> int:
+        """Serve until the worker loop ends; what was queued by then is still committed."""
+        sys.setswitchinterval(THREAD_SWITCH_INTERVAL_S)
+        self._committer.start()
+        self._worker.start()
+        self._worker.announce(self._offer)
+        self._ticker.start()
+        exit_code = self._worker.wait()
+        self._ticker.stop()
+        if not self._committer.close(self._settings.drain_timeout_s):
+            _logger.error("the last commits did not end in time; they were not acknowledged")
+            exit_code = exit_code or EXIT_FAILED
+        return exit_code
+
+    def _send(self, gateway_id: str, message: Message) -> None:
+        self._worker.send(gateway_id, message)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        self._worker.call_soon(self._handler.deliver, delivery)
+
+    def _on_fatal(self, error: StoreError) -> None:
+        _logger.error("%s", error.message)
+        self._worker.stop(error.message, EXIT_FAILED)

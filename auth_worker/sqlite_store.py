@@ -1,0 +1,277 @@
+"""The store in one SQLite file: a lock on the file, an epoch, durable transactions."""
+
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select, update
+from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, OperationalError
+
+from auth_worker import schema
+from auth_worker.audit import GENESIS_HASH, ChainedEntry, chain, first_broken
+from auth_worker.clock import Clock
+from auth_worker.errors import (
+    StoreError,
+    StoreFencedError,
+    StoreLockedError,
+    StoreUnavailableError,
+)
+from auth_worker.key_table import KeyTable, stored_key
+from auth_worker.operations import (
+    AddKey,
+    AppendAudit,
+    AuditEntry,
+    BookUsage,
+    EndKey,
+    LeaseRow,
+    Operation,
+    PutKey,
+    ReadKeys,
+    RecentUse,
+    Result,
+    SaveLease,
+    Snapshot,
+    TouchKey,
+)
+from auth_worker.usage_book import book_usage, save_leases, touch_keys
+
+DATABASE_NAME = "auth.sqlite3"
+LOCK_NAME = "auth.lock"
+BUSY_TIMEOUT_S = 5.0
+
+
+class SqliteStore:
+    """Keys, leases, ledger and audit log in `<directory>/auth.sqlite3`.
+
+    WAL with synchronous=FULL: a transaction that returned is on the disk
+    (https://www.sqlite.org/pragma.html#pragma_synchronous).
+
+    Args:
+        directory: Is made, with mode 0700, when it is missing.
+        clock: For the times of the epoch and the migrations.
+
+    Raises:
+        StoreLockedError: Another auth worker holds this database.
+        StoreTooNewError: A newer Penstock wrote it.
+        StoreError: It can't be opened.
+    """
+
+    def __init__(self, directory: Path, *, clock: Clock) -> None:
+        self._clock = clock
+        self._path = directory / DATABASE_NAME
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock_fd: int | None = _take_lock(directory / LOCK_NAME)
+        except OSError as error:
+            raise StoreError(
+                f"The data directory {directory} can't be used: {error.strerror}."
+            ) from error
+        self._engine = _engine(self._path)
+        try:
+            with self._transaction() as connection:
+                schema.migrate(connection, now_s=clock.wall_s())
+                self._epoch = _next_epoch(connection, int(clock.wall_s()))
+                self._audit_seq, self._audit_head = _audit_head(connection)
+            self.apply([AppendAudit(self._epoch_entry())])
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def epoch(self) -> int:
+        """Grows with each authority that opens the database."""
+        return self._epoch
+
+    @property
+    def path(self) -> Path:
+        """The database file."""
+        return self._path
+
+    def load(self, *, recent_since_ms: int) -> Snapshot:
+        """All keys and open leases, and what was settled since that Unix millisecond."""
+        ledger = schema.ledger.c
+        recent = (
+            select(
+                ledger.key_id,
+                ledger.granted_at_ms,
+                ledger.settled_at_ms,
+                ledger.prompt_tokens + ledger.completion_tokens,
+            )
+            .where(ledger.settled_at_ms >= recent_since_ms)
+            .order_by(ledger.settled_at_ms)
+        )
+        oldest_first = select(schema.leases).order_by(
+            schema.leases.c.granted_at_ms, schema.leases.c.lease_id
+        )
+        with self._transaction() as connection:
+            return Snapshot(
+                keys=tuple(stored_key(row) for row in connection.execute(select(schema.keys))),
+                leases=tuple(LeaseRow(*row) for row in connection.execute(oldest_first)),
+                recent=tuple(RecentUse(*row) for row in connection.execute(recent)),
+            )
+
+    def apply(self, operations: Sequence[Operation]) -> list[Result]:
+        """Carry out all operations in one durable transaction, or none; see `Store.apply`."""
+        with self._transaction() as connection:
+            self._check_fence(connection)
+            results, entries = _change_keys(KeyTable(connection), operations)
+            bookings = [item for item in operations if isinstance(item, BookUsage)]
+            save_leases(
+                connection, [i.row for i in operations if isinstance(i, SaveLease)], bookings
+            )
+            touch_keys(connection, [item for item in operations if isinstance(item, TouchKey)])
+            book_usage(connection, bookings)
+            results = _read_keys(KeyTable(connection), operations, results)
+            links = self._append_audit(connection, entries)
+        # Only what was committed moves the head of the chain.
+        if links:
+            self._audit_seq, self._audit_head = links[-1].seq, links[-1].hash
+        return results
+
+    def first_broken_audit_entry(self) -> int | None:
+        """The number of the first audit entry that was tampered with; None when the chain holds."""
+        ordered = select(schema.audit_log).order_by(schema.audit_log.c.seq)
+        with self._transaction() as connection:
+            return first_broken(ChainedEntry(*row) for row in connection.execute(ordered))
+
+    def close(self) -> None:
+        """Close the database, then let go of its lock; once more does nothing."""
+        self._engine.dispose()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def _append_audit(
+        self, connection: Connection, entries: Sequence[AuditEntry]
+    ) -> list[ChainedEntry]:
+        links: list[ChainedEntry] = []
+        seq, head = self._audit_seq, self._audit_head
+        for entry in entries:
+            link = chain(entry, seq=seq + 1, previous_hash=head)
+            seq, head = link.seq, link.hash
+            links.append(link)
+        if links:
+            connection.execute(insert(schema.audit_log), [link._asdict() for link in links])
+        return links
+
+    def _check_fence(self, connection: Connection) -> None:
+        epoch = connection.execute(select(schema.authority.c.epoch)).scalar_one()
+        if epoch != self._epoch:
+            raise StoreFencedError(
+                f"Another auth worker took the database over (epoch {epoch}, mine is"
+                f" {self._epoch}); this one stops."
+            )
+
+    def _epoch_entry(self) -> AuditEntry:
+        return AuditEntry(
+            at_ms=int(self._clock.wall_s() * 1000),
+            actor_key_id="",
+            action="epoch_started",
+            subject=str(self._epoch),
+            detail={"pid": os.getpid()},
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except OperationalError as error:
+            raise StoreUnavailableError(f"{self._path}: {error.orig}") from error
+        except (IntegrityError, DataError):
+            raise
+        except DatabaseError as error:
+            raise StoreError(f"{self._path}: {error.orig}") from error
+
+
+def _change_keys(
+    table: KeyTable, operations: Sequence[Operation]
+) -> tuple[list[Result], list[AuditEntry]]:
+    """The results, one an operation (None for those of other kinds), and what to put on record."""
+    results: list[Result] = []
+    entries: list[AuditEntry] = []
+    for operation in operations:
+        result: Result = None
+        entry: AuditEntry | None = None
+        if isinstance(operation, AddKey):
+            result, entry = table.add(operation)
+        elif isinstance(operation, PutKey):
+            result, entry = table.put(operation)
+        elif isinstance(operation, EndKey):
+            result, entry = table.end(operation)
+        elif isinstance(operation, AppendAudit):
+            entry = operation.entry
+        results.append(result)
+        if entry is not None:
+            entries.append(entry)
+    return results, entries
+
+
+def _read_keys(
+    table: KeyTable, operations: Sequence[Operation], results: Sequence[Result]
+) -> list[Result]:
+    return [
+        table.page(operation) if isinstance(operation, ReadKeys) else result
+        for operation, result in zip(operations, results, strict=True)
+    ]
+
+
+def _take_lock(path: Path) -> int:
+    """Hold an exclusive lock on a file; the kernel lets go of it when the process ends."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(fd, 32).decode("ascii", "replace").strip()
+        os.close(fd)
+        raise StoreLockedError(
+            f"Another auth worker (process {holder or 'unknown'}) holds {path.parent}; SQLite"
+            " carries one. Stop it, or give this one a data directory of its own"
+            " (PENSTOCK_DATA_DIR)."
+        ) from error
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _engine(path: Path) -> Engine:
+    # One connection: there is one writer, and it reads in its own order. The driver must not open
+    # transactions behind our back, so that BEGIN IMMEDIATE takes the write lock at once.
+    engine = create_engine(
+        f"sqlite:///{path}",
+        pool_size=1,
+        max_overflow=0,
+        connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def configure(dbapi_connection: Any, _record: Any) -> None:
+        dbapi_connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            dbapi_connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _next_epoch(connection: Connection, acquired_at: int) -> int:
+    before = connection.execute(select(schema.authority.c.epoch)).scalar_one_or_none()
+    values = {"epoch": (before or 0) + 1, "acquired_at": acquired_at}
+    if before is None:
+        connection.execute(insert(schema.authority).values(id=1, **values))
+    else:
+        connection.execute(update(schema.authority).values(**values))
+    return values["epoch"]
+
+
+def _audit_head(connection: Connection) -> tuple[int, bytes]:
+    log = schema.audit_log.c
+    newest = select(log.seq, log.hash).order_by(log.seq.desc()).limit(1)
+    row = connection.execute(newest).one_or_none()
+    return (0, GENESIS_HASH) if row is None else (row.seq, row.hash)

@@ -1,0 +1,367 @@
+"""Times engine steps on this machine against the memory-bandwidth bound that it measures itself.
+
+    python -m benchmarks.engine            # both shapes, both types: some minutes
+    python -m benchmarks.engine --quick    # the demo model's shape and a few points
+
+A decode step must read every weight and every stored key and value of its rows once, so
+`bytes / bandwidth` bounds it from below. The share of the bound that a step reaches is printed with
+its time, once through the runner (packing and read-back included) and once for the bare program.
+Prefill is timed in tokens per second. Weights are random; a table goes to stdout, JSON to `--json`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from engine_worker.batch import RowSampling, RowWork, StepBatch
+from engine_worker.compile_cache import prepare_backend
+from engine_worker.kv_cache import KvLayout, block_bytes, store_tokens
+from engine_worker.models.decoder import DecoderWeights, declare, random_weights
+from engine_worker.models.hf_config import decoder_spec
+from engine_worker.runner.jax_runner import JaxModelRunner
+
+BLOCK_SIZE = 32
+MIN_SAMPLE_S = 0.3
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 2048,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "penstock-demo": LLAMA
+    | {
+        "vocab_size": 2048,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+    },
+    "SmolLM2-135M": LLAMA
+    | {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+    },
+}
+KV_SIZES = (4_096, 65_536)
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+SAMPLINGS = {
+    "greedy": RowSampling(),
+    "top-p 0.9": RowSampling(temperature=0.8, top_p=0.9, seed=1),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeResult:
+    """One decode point; times are medians in seconds."""
+
+    shape: str
+    dtype: str
+    sampling: str
+    num_rows: int
+    context: int
+    runner_s: float
+    program_s: float
+    tokens_per_s: float
+    bound_s: float
+    share_of_bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillResult:
+    """One prefill point: a fresh prompt of `num_tokens`, to its first token."""
+
+    shape: str
+    dtype: str
+    num_tokens: int
+    first_token_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class KvWriteResult:
+    """Storing eight tokens in one layer of a cache of some size."""
+
+    dtype: str
+    num_cached_tokens: int
+    write_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is timed."""
+
+    shapes: Sequence[str]
+    dtypes: Sequence[str]
+    samplings: Sequence[str]
+    batches: Sequence[int]
+    contexts: Sequence[int]
+    prompts: Sequence[int]
+    num_repeats: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(*self.contexts, *self.prompts) + 1
+
+
+QUICK = Plan(
+    shapes=("penstock-demo",),
+    dtypes=("bfloat16",),
+    samplings=("greedy",),
+    batches=(1, 8),
+    contexts=(128,),
+    prompts=(128,),
+    num_repeats=10,
+)
+FULL = Plan(
+    shapes=tuple(SHAPES),
+    dtypes=tuple(DTYPES),
+    samplings=tuple(SAMPLINGS),
+    batches=(1, 2, 8, 32),
+    contexts=(128, 1024),
+    prompts=(32, 512),
+    num_repeats=15,
+)
+
+
+def median_s(call: Callable[[], object], num_repeats: int) -> float:
+    """Median of `times_s`."""
+    return statistics.median(times_s(call, num_repeats))
+
+
+def times_s(call: Callable[[], object], num_repeats: int) -> list[float]:
+    """Times of calls after one that is not counted, for `MIN_SAMPLE_S` or more altogether."""
+    call()
+    times: list[float] = []
+    while len(times) < num_repeats or sum(times) < MIN_SAMPLE_S:
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def measure_bandwidth(size_bytes: int = 2**28) -> float:
+    """Bytes per second at which all cores together read an array that no cache holds, at best."""
+    array = jnp.ones(size_bytes // 4, jnp.float32)
+    read = jax.jit(jnp.max)
+    return size_bytes / min(times_s(lambda: read(array).block_until_ready(), 20))
+
+
+def time_kv_write(dtype: str, num_cached_tokens: int) -> float:
+    """Seconds to store eight tokens in one layer of a donated cache of a given size.
+
+    It must not depend on the size: compilers have turned it into a rewrite of the whole cache.
+    """
+    spec = decoder_spec(SHAPES["SmolLM2-135M"])
+    num_blocks = num_cached_tokens // BLOCK_SIZE
+    layout = KvLayout.of(spec, DTYPES[dtype], num_blocks=num_blocks, block_size=BLOCK_SIZE)
+    pages = layout.allocate()[0]
+    tokens = jnp.ones((8, *layout.heads[0]), jnp.float32)
+    block_ids = jnp.arange(8, dtype=jnp.int32)
+    write = jax.jit(store_tokens, donate_argnums=0)
+
+    def call() -> None:
+        nonlocal pages
+        pages = write(pages, tokens, tokens, block_ids, block_ids)
+        pages.keys.block_until_ready()
+
+    return median_s(call, 30)
+
+
+def make_runner(weights: DecoderWeights, plan: Plan) -> JaxModelRunner:
+    """A runner whose cache holds every row of the plan."""
+    num_blocks_per_row = -(-plan.longest // BLOCK_SIZE)
+    return JaxModelRunner.create(
+        weights,
+        num_blocks=max(plan.batches) * num_blocks_per_row,
+        max_model_len=plan.longest,
+        block_size=BLOCK_SIZE,
+        max_num_seqs=max(plan.batches),
+    )
+
+
+def row_blocks(runner: JaxModelRunner, num_rows: int) -> list[list[int]]:
+    """Blocks for rows of the longest kind, scattered over the cache as they are after a while."""
+    blocks = np.random.default_rng(0).permutation(runner.num_blocks)
+    return [[int(block) for block in part] for part in np.array_split(blocks, num_rows)]
+
+
+def decode_bytes(runner: JaxModelRunner, weights: DecoderWeights, rows: int, context: int) -> int:
+    """Bytes that a decode step can't avoid to read; embeddings of the tied head count once."""
+    layout = runner.kv_layout
+    token_bytes = block_bytes(weights.graph.spec, layout.dtype, BLOCK_SIZE) // BLOCK_SIZE
+    return weights.graph.size_bytes + rows * context * token_bytes
+
+
+def time_decode(
+    runner: JaxModelRunner, weights: DecoderWeights, rows: Sequence[RowWork], num_repeats: int
+) -> tuple[float, float]:
+    """Median seconds of a step through the runner, and of its bare program."""
+    batch = StepBatch(tuple(rows))
+    runner_s = median_s(lambda: runner.run(batch), num_repeats)
+    fitting = [b for b in runner.programs if not b.is_prefill and b.num_rows >= len(rows)]
+    bucket = min(fitting, key=lambda b: b.num_rows)
+    program, packed = runner.programs[bucket], runner.packed_layouts[bucket].pack(rows)
+    state = runner.state
+
+    def call() -> None:
+        nonlocal state
+        tokens, state = program(weights.leaves, state, packed)
+        np.asarray(tokens)
+
+    program_s = median_s(call, num_repeats)
+    # The runner's own arrays were donated to the first call.
+    runner.reset()
+    return runner_s, program_s
+
+
+def decode_points(
+    name: str, dtype: str, weights: DecoderWeights, plan: Plan, bandwidth: float
+) -> Iterator[DecodeResult]:
+    """Every decode point of one model."""
+    runner = make_runner(weights, plan)
+    blocks = row_blocks(runner, max(plan.batches))
+    for num_rows in plan.batches:
+        for context in plan.contexts:
+            for sampling in plan.samplings:
+                rows = [
+                    RowWork(slot, (1,), context - 1, blocks[slot], True, SAMPLINGS[sampling])
+                    for slot in range(num_rows)
+                ]
+                progress(f"{name} {dtype} {sampling}: {num_rows} rows, context {context}")
+                runner_s, program_s = time_decode(runner, weights, rows, plan.num_repeats)
+                bound_s = decode_bytes(runner, weights, num_rows, context) / bandwidth
+                yield DecodeResult(
+                    shape=name,
+                    dtype=dtype,
+                    sampling=sampling,
+                    num_rows=num_rows,
+                    context=context,
+                    runner_s=runner_s,
+                    program_s=program_s,
+                    tokens_per_s=num_rows / runner_s,
+                    bound_s=bound_s,
+                    share_of_bound=bound_s / runner_s,
+                )
+
+
+def prefill_points(
+    name: str, dtype: str, weights: DecoderWeights, plan: Plan
+) -> Iterator[PrefillResult]:
+    """Every prefill point of one model."""
+    runner = make_runner(weights, plan)
+    (blocks, *_) = row_blocks(runner, max(plan.batches))
+    for num_tokens in plan.prompts:
+        progress(f"{name} {dtype}: prompt of {num_tokens}")
+        row = RowWork(0, (1,) * num_tokens, 0, blocks, True, RowSampling())
+        batch = StepBatch((row,))
+        first_token_s = median_s(partial(runner.run, batch), plan.num_repeats)
+        yield PrefillResult(name, dtype, num_tokens, first_token_s, num_tokens / first_token_s)
+
+
+def progress(text: str) -> None:
+    """One line to stderr, so that stdout stays a table."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_tables(
+    bandwidth: float, decodes: Sequence[DecodeResult], prefills: Sequence[PrefillResult]
+) -> None:
+    """The results for people, in Markdown."""
+    print(f"memory read: {bandwidth / 1e9:.1f} GB/s\n")
+    print("| shape | type | sampling | rows | context | step ms | bare ms | tokens/s | of bound |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for r in decodes:
+        print(
+            f"| {r.shape} | {r.dtype} | {r.sampling} | {r.num_rows} | {r.context} "
+            f"| {r.runner_s * 1e3:.2f} | {r.program_s * 1e3:.2f} | {r.tokens_per_s:.0f} "
+            f"| {r.share_of_bound:.0%} |"
+        )
+    print("\n| shape | type | prompt | first token ms | tokens/s |\n|---|---|---|---|---|")
+    for p in prefills:
+        print(
+            f"| {p.shape} | {p.dtype} | {p.num_tokens} | {p.first_token_s * 1e3:.1f} "
+            f"| {p.tokens_per_s:.0f} |"
+        )
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """Times everything in a plan and prints it.
+
+    Returns:
+        What `--json` writes.
+    """
+    progress("measuring memory bandwidth")
+    bandwidth = measure_bandwidth()
+    decodes: list[DecodeResult] = []
+    prefills: list[PrefillResult] = []
+    for name in plan.shapes:
+        for dtype in plan.dtypes:
+            progress(f"{name} {dtype}: making weights")
+            weights = random_weights(declare(decoder_spec(SHAPES[name]), DTYPES[dtype]), seed=0)
+            decodes.extend(decode_points(name, dtype, weights, plan, bandwidth))
+            prefills.extend(prefill_points(name, dtype, weights, plan))
+    print_tables(bandwidth, decodes, prefills)
+    kv_writes = [
+        KvWriteResult(dtype, size, time_kv_write(dtype, size))
+        for dtype in plan.dtypes
+        for size in KV_SIZES
+    ]
+    print("\n| type | cached tokens | KV write us |\n|---|---|---|")
+    for result in kv_writes:
+        print(f"| {result.dtype} | {result.num_cached_tokens} | {result.write_s * 1e6:.0f} |")
+    return {
+        "jax": jax.__version__,
+        "machine": platform.machine(),
+        "num_cpus": len(os.sched_getaffinity(0)),
+        "bandwidth_bytes_per_s": bandwidth,
+        "decode": [asdict(result) for result in decodes],
+        "prefill": [asdict(result) for result in prefills],
+        "kv_write": [asdict(result) for result in kv_writes],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs."""
+    parser = argparse.ArgumentParser(description="Times engine steps against the memory bound.")
+    parser.add_argument("--quick", action="store_true", help="a few points of the demo model")
+    parser.add_argument("--shape", choices=tuple(SHAPES), help="only this model")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="only this type")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    options = parser.parse_args(arguments)
+    # Before any array is made, as in the engine's own process.
+    prepare_backend(None)
+    plan = QUICK if options.quick else FULL
+    if options.shape:
+        plan = replace(plan, shapes=(options.shape,))
+    if options.dtype:
+        plan = replace(plan, dtypes=(options.dtype,))
+    results = run(plan)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Starts an engine worker: `python -m engine_worker`."""
+
+import argparse
+import logging
+import os
+from collections import ChainMap
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from engine_worker.config import EngineSettings
+from engine_worker.service import EXIT_FAILED, run
+from protocol import logs
+from protocol.endpoints import dial_endpoints
+from protocol.errors import ConfigurationError
+from protocol.lifetime import exit_with_parent
+from protocol.security import ClientSecurity
+
+_OPTIONS = {
+    "endpoint": "PENSTOCK_ENGINE_ENDPOINT",
+    "model_path": "PENSTOCK_MODEL_PATH",
+    "model_name": "PENSTOCK_MODEL_NAME",
+    "log_level": "PENSTOCK_LOG_LEVEL",
+}
+_logger = logging.getLogger("penstock.engine")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run an engine worker; options win over the environment.
+
+    Returns:
+        The exit code: 0 clean, 1 when something stops the start or the engine broke.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m engine_worker", description="Generates text with one model."
+    )
+    for option, setting in _OPTIONS.items():
+        parser.add_argument(f"--{option.replace('_', '-')}", help=f"instead of {setting}")
+    options = vars(parser.parse_args(arguments))
+    given = {setting: options[option] for option, setting in _OPTIONS.items() if options[option]}
+    environ = ChainMap(given, dict(os.environ))
+    logs.setup("engine")
+    try:
+        settings = EngineSettings.from_env(environ)
+        logs.setup("engine", settings.log_level)
+        security = (
+            None if settings.key_dir is None else ClientSecurity.load(settings.key_dir, "engine")
+        )
+        endpoints = dial_endpoints(environ, "engine", secured=security is not None)
+        exit_with_parent(environ)
+        # Tokenising runs in threads of ours; the tokenizer's own would only fight for the cores.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        # transformers runs without torch here on purpose; its advice to install it is noise.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        # The engine gets a folder; nothing in it may reach for the network.
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        return run(settings, endpoints=endpoints, security=security, build=_build())
+    except ConfigurationError as error:
+        _logger.error("%s", error.message)
+        return EXIT_FAILED
+
+
+def _build() -> str:
+    try:
+        return version("penstock")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "source"
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    # The engine's thread may still sit in the compiler or in a step, where interpreter shutdown
+    # would wait for it or crash in it; everything that must be kept has been sent.
+    os._exit(code)

@@ -1,0 +1,86 @@
+"""The persistent cache of compiled programs: where it lies, and that it never stops a start."""
+
+import hashlib
+import logging
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import jax
+import jaxlib.version
+
+_log = logging.getLogger("penstock.compile_cache")
+_CACHE_HIT_EVENT: Final = "/jax/compilation_cache/cache_hits"
+_CPU_INFO: Final = Path("/proc/cpuinfo")
+
+
+def prepare_backend(cache_dir: Path | None, environment: Mapping[str, str] = os.environ) -> None:
+    """Sets jax up for serving; must run before the first array is made.
+
+    Args:
+        cache_dir: Folder of the persistent cache, made if missing; None for no cache. A folder
+            that can't be written is logged and left out.
+        environment: Whose `XLA_FLAGS` decide about the cache's subfolder.
+    """
+    # The engine waits for every step, so dispatching from another thread only costs a core.
+    _configure("jax_cpu_enable_async_dispatch", False)
+    if cache_dir is None:
+        return
+    folder = cache_dir / cache_key(environment.get("XLA_FLAGS", ""), cpu_description())
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        _log.warning("no compile cache: %s can't be made: %s", folder, error.strerror)
+        return
+    if not os.access(folder, os.W_OK):
+        _log.warning("no compile cache: %s can't be written", folder)
+        return
+    _configure("jax_compilation_cache_dir", str(folder))
+    _configure("jax_persistent_cache_min_compile_time_secs", 0.0)
+    _configure("jax_persistent_cache_min_entry_size_bytes", -1)
+    # A broken entry is a warning and a fresh compile.
+    _configure("jax_raise_persistent_cache_errors", False)
+
+
+def _configure(name: str, value: bool | float | str) -> None:
+    jax.config.update(name, value)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def count_cache_hits() -> Iterator[list[str]]:
+    """Lists the programs that are loaded from the persistent cache meanwhile, one entry each."""
+    hits: list[str] = []
+
+    def listen(event: str, **_: str | int) -> None:
+        if event == _CACHE_HIT_EVENT:
+            hits.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        yield hits
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+
+
+def cache_key(xla_flags: str, cpu: str) -> str:
+    """Name of the subfolder: an executable is only good for its compiler, its CPU and its flags.
+
+    jax keys its entries too, but an entry of another jaxlib or CPU has been seen to be loaded and
+    to crash.
+    """
+    digest = hashlib.sha256(f"{cpu}\0{xla_flags}".encode()).hexdigest()[:12]
+    return f"jax-{jax.__version__}-jaxlib-{jaxlib.version.__version__}-{digest}"
+
+
+def cpu_description(cpu_info: Path = _CPU_INFO) -> str:
+    """Model and instruction sets of this machine's CPU, as far as the system tells."""
+    try:
+        lines = cpu_info.read_text(errors="replace").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    wanted = ("model name", "flags", "CPU implementer", "CPU part", "Features")
+    described = dict.fromkeys(line for line in lines if line.startswith(wanted))
+    return "\n".join((platform.machine(), *described))

@@ -1,0 +1,10 @@
+"""The bundled demo model `penstock-demo`: checkpoint, tokenizer and chat template as files."""
+
+from pathlib import Path
+
+DEMO_MODEL_NAME = "penstock-demo"
+
+
+def demo_model_path() -> Path:
+    """The folder of the demo model, in the layout of a Hugging Face checkpoint."""
+    return Path(__file__).resolve().parent

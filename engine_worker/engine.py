@@ -1,0 +1,469 @@
+"""The engine as an ordinary object: add, abort and extend requests, step, and collect outputs."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from engine_worker.acceptance import AcceptanceLimits, accept
+from engine_worker.batch import ModelRunner, RowWork, StepBatch, StepResult
+from engine_worker.block_pool import BlockPool
+from engine_worker.errors import RequestError
+from engine_worker.output_text import OutputText
+from engine_worker.request import Request
+from engine_worker.scheduler import Schedule, ScheduledRow, Scheduler, SchedulerLimits
+from engine_worker.stopping import Stop, StopStrings
+from engine_worker.tokenizer import Tokenizer
+from engine_worker.tombstones import ALL_CHOICES, StreamKey, Tombstones
+from protocol.errors import ErrorCode
+from protocol.messages import (
+    Abort,
+    Delta,
+    Extend,
+    Failure,
+    Finished,
+    FinishReason,
+    Generate,
+    Load,
+    Usage,
+)
+
+RESUME_VERSION = 1
+"""Streams move only between engines that agree on it: it grows when sampling, detokenising or
+stopping change in a way that an output's continuation would show."""
+
+# Weight of the newest step in the running mean of tokens per second.
+_RATE_WEIGHT = 0.1
+
+_log = logging.getLogger("penstock.engine")
+
+
+@dataclass(slots=True)
+class GatewayOutput:
+    """What is to be told to one gateway: first the deltas, then the ends."""
+
+    deltas: list[Delta] = field(default_factory=list)
+    ends: list[Finished | Failure] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A request together with the text side of its output."""
+
+    request: Request
+    text: OutputText
+    want_token_ids: bool
+    stop: Stop | None = None
+
+
+class Engine:
+    """Schedules, computes and detokenises for all requests; owned by one thread.
+
+    Every attempt that `add` takes ends in exactly one `Finished` or `Failure`.
+
+    Args:
+        runner: The compute side.
+        tokenizer: Turns tokens into text.
+        vocab_size: Token ids at or above it are refused.
+        max_model_len: Prompt and output together, tokens; cut to what the KV cache holds.
+        clock: Monotonic seconds, for deadlines and rates.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        tokenizer: Tokenizer,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._clock = clock
+        self._pool = BlockPool(runner.num_blocks, runner.block_size)
+        self.max_model_len = min(max_model_len, self._pool.num_token_capacity)
+        self._limits = AcceptanceLimits(vocab_size, self.max_model_len, tokenizer.eos_token_ids)
+        self._scheduler = Scheduler(
+            SchedulerLimits(
+                max_num_seqs=runner.max_num_seqs,
+                max_num_batched_tokens=runner.max_num_batched_tokens,
+                prefill_chunk_size=runner.prefill_chunk_size,
+                max_model_len=self.max_model_len,
+            ),
+            self._pool,
+        )
+        self._streams: dict[StreamKey, _Stream] = {}
+        self._tombstones = Tombstones()
+        self._outputs: dict[str, GatewayOutput] = {}
+        self._num_arrivals = 0
+        self._tokens_per_s = 0.0
+        self.num_steps = 0
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that have not ended."""
+        return len(self._streams)
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often a request gave up its blocks so far."""
+        return self._scheduler.num_preemptions
+
+    def has_work(self) -> bool:
+        """Whether `step` would compute something or has something to tell."""
+        return bool(self._outputs) or self._scheduler.has_work()
+
+    def next_deadline(self) -> float | None:
+        """The earliest deadline of all requests, on the engine's clock."""
+        return min((stream.request.deadline for stream in self._streams.values()), default=None)
+
+    def load(self) -> Load:
+        """How busy the engine is; a request that waits for its lease counts as waiting."""
+        num_running = self._scheduler.num_runnable
+        return Load(
+            num_running=num_running,
+            num_waiting=self._scheduler.num_unfinished - num_running,
+            num_free_blocks=self._pool.num_free,
+            num_blocks=self._pool.num_blocks,
+            tokens_per_s=self._tokens_per_s if num_running else 0.0,
+        )
+
+    def held_by(self, gateway_id: str) -> tuple[int, int]:
+        """A gateway's unfinished requests and the tokens, prompts and outputs, that they have."""
+        requests = [stream.request for key, stream in self._streams.items() if key[0] == gateway_id]
+        return len(requests), sum(request.num_tokens for request in requests)
+
+    def add(self, gateway_id: str, command: Generate, *, received_at: float | None = None) -> None:
+        """Take a request; if something is wrong with it, it ends with a Failure at once.
+
+        A newer attempt of a running stream replaces it. The same attempt a second time changes
+        nothing, an older one is refused.
+
+        Args:
+            gateway_id: Who wants it.
+            command: What is wanted.
+            received_at: When it came, on the engine's clock; now when None.
+        """
+        key = (gateway_id, command.request_id, command.choice)
+        if not self._is_new(key, gateway_id, command):
+            return
+        self._tombstones.put_started(key, command.attempt)
+        live = self._streams.get(key)
+        if live is not None:
+            self._finish(live, "abort")
+        try:
+            request = accept(
+                gateway_id,
+                command,
+                self._limits,
+                received_at=self._clock() if received_at is None else received_at,
+                arrival=self._num_arrivals,
+            )
+            self._num_arrivals += 1
+            stream = self._make_stream(request, command)
+            self._streams[key] = stream
+            self._scheduler.add(request)
+        except RequestError as error:
+            self._streams.pop(key, None)
+            self.refuse(gateway_id, command, error.code, error.message, param=error.param)
+            return
+        if stream.stop is not None:
+            # The earlier attempt died between its last token and its end.
+            self._tell(stream, [])
+            self._finish(stream, stream.stop.reason, stream.stop.detail)
+
+    def knows(self, gateway_id: str, command: Generate) -> bool:
+        """Whether `add` would begin nothing: this attempt runs, is over, aborted or stale."""
+        key = (gateway_id, command.request_id, command.choice)
+        live = self._streams.get(key)
+        return (
+            (live is not None and live.request.attempt == command.attempt)
+            or self._tombstones.has_ended(key, command.attempt)
+            or self._tombstones.is_aborted(key, command.attempt)
+            or self._tombstones.is_stale(key, command.attempt)
+        )
+
+    def refuse(
+        self,
+        gateway_id: str,
+        command: Generate,
+        code: ErrorCode,
+        message: str,
+        *,
+        param: str | None = None,
+    ) -> None:
+        """End a request that was not taken."""
+        key = (gateway_id, command.request_id, command.choice)
+        self._tombstones.put_ended(key, command.attempt)
+        self._output(gateway_id).ends.append(
+            Failure(
+                request_id=command.request_id,
+                choice=command.choice,
+                attempt=command.attempt,
+                code=code,
+                message=message,
+                param=param,
+            )
+        )
+
+    def extend(self, gateway_id: str, command: Extend) -> None:
+        """Raise a request's lease; a smaller one than before is ignored, so order can't matter."""
+        stream = self._streams.get((gateway_id, command.request_id, command.choice))
+        if stream is not None and stream.request.attempt == command.attempt:
+            stream.request.lease_tokens = max(stream.request.lease_tokens, command.lease_tokens)
+
+    def abort(self, gateway_id: str, command: Abort) -> None:
+        """Stop a request's choice, or all of them, up to this attempt; idempotent.
+
+        Also works ahead of its Generate, which then ends as aborted when it comes.
+        """
+        key = (gateway_id, command.request_id, command.choice)
+        self._tombstones.put_aborted(key, command.attempt)
+        for stream in self._streams_of(key):
+            if stream.request.attempt <= command.attempt:
+                self._finish(stream, "abort")
+
+    def forget_gateway(self, gateway_id: str) -> None:
+        """Drop all that a gateway wanted, without a word: nobody listens."""
+        for key, stream in list(self._streams.items()):
+            if key[0] == gateway_id:
+                self._scheduler.finish(stream.request)
+                del self._streams[key]
+        self._outputs.pop(gateway_id, None)
+        self._tombstones.forget_gateway(gateway_id)
+
+    def step(self) -> dict[str, GatewayOutput]:
+        """Compute one step, if there is work, and return what each gateway is to be told.
+
+        A row that fails ends alone. A step that raises ends the requests that were in it; all
+        others start over from their tokens on a fresh cache.
+
+        Raises:
+            Exception: The runner could not be reset after a failed step; the engine is broken.
+        """
+        started = self._clock()
+        self._end_expired(started)
+        schedule = self._scheduler.schedule()
+        if schedule.rows:
+            result = self._run(schedule)
+            if result is None:
+                self._fail_step(schedule.rows)
+            else:
+                num_sampled = self._take_result(schedule.rows, result)
+                self._measure(num_sampled, self._clock() - started)
+            self.num_steps += 1
+        outputs, self._outputs = self._outputs, {}
+        return outputs
+
+    def _run(self, schedule: Schedule) -> StepResult | None:
+        """What the runner computed; None when it raised."""
+        try:
+            for request in schedule.admitted:
+                assert request.slot is not None
+                self._runner.assign_slot(
+                    request.slot, request.prompt_token_ids, request.output_token_ids
+                )
+            return self._runner.run(_batch(schedule.rows))
+        except Exception:  # noqa: BLE001 - whatever the compute side raises, others go on
+            _log.exception("a step of %d requests failed", len(schedule.rows))
+            return None
+
+    def _is_new(self, key: StreamKey, gateway_id: str, command: Generate) -> bool:
+        """Whether this attempt is to be worked on; answers it otherwise, but never twice."""
+        attempt = command.attempt
+        live = self._streams.get(key)
+        if self._tombstones.has_ended(key, attempt) or (
+            live is not None and live.request.attempt == attempt
+        ):
+            return False
+        if self._tombstones.is_aborted(key, attempt):
+            self._tombstones.put_ended(key, attempt)
+            self._output(gateway_id).ends.append(
+                Finished(
+                    request_id=command.request_id,
+                    choice=command.choice,
+                    attempt=attempt,
+                    finish_reason="abort",
+                    usage=Usage(
+                        prompt_tokens=len(command.prompt_token_ids),
+                        completion_tokens=len(command.output_token_ids),
+                    ),
+                )
+            )
+            return False
+        if self._tombstones.is_stale(key, attempt):
+            self.refuse(
+                gateway_id,
+                command,
+                ErrorCode.UNKNOWN_REQUEST,
+                f"Attempt {attempt} of this request is over.",
+            )
+            return False
+        return True
+
+    def _make_stream(self, request: Request, command: Generate) -> _Stream:
+        """The text side of a request, brought to where an earlier attempt left it."""
+        sampling = command.sampling
+        text = OutputText(
+            self._tokenizer.detokenizer(
+                request.prompt_token_ids,
+                skip_special_tokens=sampling.skip_special_tokens,
+                keep_special_tokens=command.keep_special_tokens,
+            ),
+            StopStrings(sampling.stop, include=sampling.include_stop_str_in_output),
+            num_sent_characters=command.num_sent_characters,
+            include_stop_text=sampling.include_stop_str_in_output,
+        )
+        stream = _Stream(request, text, command.want_token_ids)
+        for token_id in command.output_token_ids:
+            request.output_token_ids.append(token_id)
+            stream.stop = text.push(request)
+            if stream.stop is not None:
+                break
+        return stream
+
+    def _streams_of(self, key: StreamKey) -> list[_Stream]:
+        gateway_id, request_id, choice = key
+        if choice != ALL_CHOICES:
+            stream = self._streams.get(key)
+            return [] if stream is None else [stream]
+        return [
+            stream
+            for (owner, owned_id, _), stream in self._streams.items()
+            if owner == gateway_id and owned_id == request_id
+        ]
+
+    def _take_result(self, rows: Sequence[ScheduledRow], result: StepResult) -> int:
+        """Append what was sampled; how many tokens that were."""
+        num_sampled = 0
+        token_ids = result.token_ids.tolist()
+        has_nan = result.has_nan.tolist()
+        for row, token_id, is_nan in zip(rows, token_ids, has_nan, strict=True):
+            request = row.request
+            samples = row.samples
+            request.num_computed_tokens += row.num_tokens
+            stream = self._streams[request.key]
+            if is_nan:
+                self._fail(stream, ErrorCode.INTERNAL_ERROR, "The model computed no number (NaN).")
+            elif samples:
+                num_sampled += 1
+                request.output_token_ids.append(token_id)
+                stop = stream.text.push(request)
+                self._tell(stream, [token_id])
+                if stop is not None:
+                    self._finish(stream, stop.reason, stop.detail)
+        return num_sampled
+
+    def _tell(self, stream: _Stream, token_ids: list[int]) -> None:
+        """Add a delta with the new text, and the new tokens if they are wanted."""
+        text = stream.text.take()
+        if not text and not (stream.want_token_ids and token_ids):
+            return
+        request = stream.request
+        with_ids = stream.want_token_ids
+        self._output(request.gateway_id).deltas.append(
+            Delta(
+                request_id=request.request_id,
+                choice=request.choice,
+                attempt=request.attempt,
+                text=text,
+                token_ids=tuple(token_ids) if with_ids else (),
+                token_ends=(stream.text.num_characters,) * len(token_ids) if with_ids else (),
+            )
+        )
+
+    def _finish(
+        self,
+        stream: _Stream,
+        reason: FinishReason,
+        stop_reason: str | int | None = None,
+    ) -> None:
+        request = stream.request
+        self._end(
+            stream,
+            Finished(
+                request_id=request.request_id,
+                choice=request.choice,
+                attempt=request.attempt,
+                finish_reason=reason,
+                usage=_usage(request),
+                stop_reason=stop_reason,
+            ),
+        )
+
+    def _fail(self, stream: _Stream, code: ErrorCode, message: str) -> None:
+        request = stream.request
+        self._end(
+            stream,
+            Failure(
+                request_id=request.request_id,
+                choice=request.choice,
+                attempt=request.attempt,
+                code=code,
+                message=message,
+                usage=_usage(request),
+            ),
+        )
+
+    def _end(self, stream: _Stream, end: Finished | Failure) -> None:
+        request = stream.request
+        self._scheduler.finish(request)
+        del self._streams[request.key]
+        self._tombstones.put_ended(request.key, request.attempt)
+        self._output(request.gateway_id).ends.append(end)
+
+    def _end_expired(self, now: float) -> None:
+        expired = [stream for stream in self._streams.values() if stream.request.deadline <= now]
+        for stream in expired:
+            self._fail(
+                stream,
+                ErrorCode.DEADLINE_EXCEEDED,
+                "The request's time ran out before its output was complete.",
+            )
+
+    def _fail_step(self, rows: Sequence[ScheduledRow]) -> None:
+        for row in rows:
+            self._fail(
+                self._streams[row.request.key],
+                ErrorCode.INTERNAL_ERROR,
+                "The engine failed at a step of this request.",
+            )
+        self._scheduler.preempt_all()
+        self._runner.reset()
+
+    def _measure(self, num_sampled: int, duration_s: float) -> None:
+        if duration_s > 0:
+            rate = num_sampled / duration_s
+            self._tokens_per_s += _RATE_WEIGHT * (rate - self._tokens_per_s)
+
+    def _output(self, gateway_id: str) -> GatewayOutput:
+        return self._outputs.setdefault(gateway_id, GatewayOutput())
+
+
+def _batch(rows: Sequence[ScheduledRow]) -> StepBatch:
+    return StepBatch(rows=tuple(_row_work(row) for row in rows))
+
+
+def _row_work(row: ScheduledRow) -> RowWork:
+    request = row.request
+    assert request.slot is not None
+    sampling = request.sampling
+    masked = request.masked_token_ids()
+    if masked:
+        sampling = replace(sampling, stop_token_ids_masked=masked)
+    start = request.num_computed_tokens
+    return RowWork(
+        slot=request.slot,
+        token_ids=request.token_ids(start, start + row.num_tokens),
+        start=start,
+        block_ids=request.block_ids,
+        sample=row.samples,
+        sampling=sampling,
+    )
+
+
+def _usage(request: Request) -> Usage:
+    return Usage(
+        prompt_tokens=request.num_prompt_tokens, completion_tokens=request.num_output_tokens
+    )

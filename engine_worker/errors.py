@@ -1,0 +1,100 @@
+"""The error tree of the engine worker; each leaf says what to change.
+
+PenstockError
+└── EngineError                        anything that the engine worker itself refuses
+    ├── ModelLoadError                 the model can't be served: stops the start with one line
+    │   ├── ModelConfigError           `config.json` is missing, unreadable or contradicts itself
+    │   ├── UnsupportedArchitectureError  no decoder for this architecture
+    │   ├── UnsupportedFeatureError    the decoder is known, one value of its config is not
+    │   ├── UnsupportedFormatError     the weights are in a format that is not read
+    │   ├── CheckpointError            a weights file is broken; names the file and the tensor
+    │   ├── KvMemoryError              the KV cache's memory holds not even one whole request
+    │   └── TokenizerLoadError         the tokenizer's files are missing or broken
+    └── RequestError                   one request can't be served; the others go on
+        ├── InvalidRequestError        a field is wrong; names it
+        ├── UnsupportedParameterError  a field asks for something that is not there (yet)
+        ├── ContextLengthError         prompt and output don't fit the context; names both numbers
+        ├── NoChatTemplateError        a chat request to a model without a chat template
+        ├── ChatTemplateError          the model's own template refused the conversation
+        └── DeadlineError              the request's time ran out before it was worked on
+"""
+
+from protocol.errors import ErrorCode, PenstockError
+
+
+class EngineError(PenstockError):
+    """Anything that the engine worker itself refuses or fails at."""
+
+    code = ErrorCode.INTERNAL_ERROR
+
+
+class ModelLoadError(EngineError):
+    """The model cannot be served; the message is one line for the person who started it."""
+
+
+class ModelConfigError(ModelLoadError):
+    """`config.json` is missing, unreadable or contradicts itself."""
+
+
+class UnsupportedArchitectureError(ModelLoadError):
+    """The architecture has no decoder here; the message lists those that have."""
+
+
+class UnsupportedFeatureError(ModelLoadError):
+    """A value in the model's config asks for something that is not implemented; it is named."""
+
+
+class UnsupportedFormatError(ModelLoadError):
+    """The weights are in a format that is not read (pickle, GGUF, AWQ, GPTQ and the like)."""
+
+
+class CheckpointError(ModelLoadError):
+    """A weights file is broken: the message names the file and, where there is one, the tensor."""
+
+
+class KvMemoryError(ModelLoadError):
+    """The memory for the KV cache holds not even one request of the full length; both are named."""
+
+
+class TokenizerLoadError(ModelLoadError):
+    """The tokenizer's files are missing or broken."""
+
+
+class RequestError(EngineError):
+    """One request cannot be served; the message says what to change."""
+
+    code = ErrorCode.INVALID_REQUEST
+
+
+class InvalidRequestError(RequestError):
+    """A field of the request is wrong; `param` names it."""
+
+
+class UnsupportedParameterError(RequestError):
+    """A field asks for something that this engine or this model cannot do; `param` names it."""
+
+    code = ErrorCode.UNSUPPORTED_PARAMETER
+
+
+class ContextLengthError(RequestError):
+    """Prompt and output do not fit the context; the message names both numbers."""
+
+    code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
+
+
+class NoChatTemplateError(RequestError):
+    """A chat request to a model whose tokenizer has no chat template."""
+
+    code = ErrorCode.NO_CHAT_TEMPLATE
+
+
+class ChatTemplateError(RequestError):
+    """The model's own template refused the conversation, or broke on it."""
+
+    code = ErrorCode.TEMPLATE_ERROR
+
+
+class DeadlineError(RequestError):
+    """The request's time ran out."""
+
+    code = ErrorCode.DEADLINE_EXCEEDED

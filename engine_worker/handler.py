@@ -1,0 +1,232 @@
+"""Takes commands in the I/O thread: prompts go to a small thread pool, the rest to the step loop."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from engine_worker.credits import CreditPolicy
+from engine_worker.errors import DeadlineError
+from engine_worker.preparation import PromptPreparer
+from protocol.errors import ErrorCode, PenstockError
+from protocol.messages import (
+    Abort,
+    Credits,
+    EngineCommand,
+    Extend,
+    Failure,
+    Generate,
+    Load,
+    Message,
+    Prepare,
+)
+
+MAX_PENDING_PREPARES = 256
+"""Prompts that wait for a thread; beyond them the engine says that it is overloaded."""
+
+_NUM_PREPARE_THREADS = 2
+_RETRY_AFTER_S = 1.0
+
+_log = logging.getLogger("penstock.engine")
+
+
+class Outlet(Protocol):
+    """Where answers go: the worker's connection to its gateways; thread-safe."""
+
+    def send(self, gateway_id: str, message: Message) -> None:
+        """Send in order; dropped silently when the gateway is gone."""
+
+    def gateway_ids(self) -> tuple[str, ...]:
+        """The gateways that are connected."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayCommand:
+    """A command for the step loop, and whose it is.
+
+    Attributes:
+        received_at: Monotonic seconds; deadlines count from it, not from when the loop looks.
+    """
+
+    gateway_id: str
+    command: Generate | Extend | Abort
+    received_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayLost:
+    """A gateway is gone; what it wanted is to be dropped."""
+
+    gateway_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopLoop:
+    """The step loop is to return."""
+
+
+InboxItem = GatewayCommand | GatewayLost | StopLoop
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """What the step loop last said of itself; replaced whole, so any thread may read it."""
+
+    load: Load = field(default_factory=Load)
+    progress_counter: int = 0
+    num_unfinished: int = 0
+
+
+class EngineHandler:
+    """The engine's `WorkerHandler`; every method returns at once.
+
+    It exists before the model is loaded, because heartbeats start with the process; until `serve`
+    is called, work is refused as unavailable.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.inbox: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
+        self.is_draining = False
+        self.status = EngineStatus()
+        self._clock = clock
+        self._outlet: Outlet | None = None
+        self._preparer: PromptPreparer | None = None
+        self._credit_policy: CreditPolicy | None = None
+        self._pool = ThreadPoolExecutor(_NUM_PREPARE_THREADS, thread_name_prefix="prepare")
+        self._lock = threading.Lock()
+        self._num_prepares = 0
+        self._num_received = 0
+        self._num_taken = 0
+
+    def connect(self, outlet: Outlet) -> None:
+        """Say where answers go; before the first command."""
+        self._outlet = outlet
+
+    def serve(self, preparer: PromptPreparer, credit_policy: CreditPolicy) -> None:
+        """The model is loaded: take work from now on."""
+        self._credit_policy = credit_policy
+        self._preparer = preparer
+
+    def close(self) -> None:
+        """End the step loop and the threads; prompts that still wait are dropped."""
+        self.inbox.put(StopLoop())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def on_command(self, gateway_id: str, command: EngineCommand) -> None:
+        """Queue a command; see `WorkerHandler`."""
+        if isinstance(command, Prepare):
+            self._take_prepare(gateway_id, command)
+        elif isinstance(command, Generate) and (self._preparer is None or self.is_draining):
+            self._send(gateway_id, self._unavailable(command))
+        elif isinstance(command, Generate | Extend | Abort):
+            self._num_received += 1
+            self.inbox.put(GatewayCommand(gateway_id, command, self._clock()))
+
+    def on_gateway_lost(self, gateway_id: str) -> None:
+        """Abort all that the gateway wanted."""
+        self._num_received += 1
+        self.inbox.put(GatewayLost(gateway_id))
+
+    def on_drain(self, timeout_s: float) -> None:
+        """Refuse new work from now on; what runs goes on."""
+        _log.info("draining, at most %.0f s", timeout_s)
+        self.is_draining = True
+
+    def num_unfinished(self) -> int:
+        """Commands not looked at yet, prompts in preparation, and requests that run or wait."""
+        # In this order: what leaves the first count is in the status before it does.
+        num_pending = self._num_received - self._num_taken
+        with self._lock:
+            num_prepares = self._num_prepares
+        return num_pending + num_prepares + self.status.num_unfinished
+
+    def load(self) -> Load:
+        """The load after the last step."""
+        return self.status.load
+
+    def credits(self, gateway_id: str) -> Credits | None:
+        """The gateway's window; all gateways have the same, None while nothing is served."""
+        if self._credit_policy is None or self._outlet is None:
+            return None
+        return self._credit_policy.window(len(self._outlet.gateway_ids()))
+
+    def progress_counter(self) -> int:
+        """Steps computed so far."""
+        return self.status.progress_counter
+
+    def publish(self, status: EngineStatus, num_taken: int) -> None:
+        """The step loop's report: its state, which includes so many more inbox items."""
+        self.status = status
+        self._num_taken += num_taken
+
+    def _take_prepare(self, gateway_id: str, command: Prepare) -> None:
+        preparer = self._preparer
+        if preparer is None or self.is_draining:
+            self._send(gateway_id, self._unavailable(command))
+            return
+        with self._lock:
+            is_full = self._num_prepares >= MAX_PENDING_PREPARES
+            self._num_prepares += not is_full
+        if is_full:
+            self._send(
+                gateway_id,
+                Failure(
+                    request_id=command.request_id,
+                    code=ErrorCode.OVERLOADED,
+                    message="Too many prompts are waiting to be tokenised.",
+                    retry_after_s=_RETRY_AFTER_S,
+                ),
+            )
+            return
+        deadline = self._clock() + command.deadline_s
+        self._pool.submit(self._prepare, preparer, gateway_id, command, deadline)
+
+    def _prepare(
+        self, preparer: PromptPreparer, gateway_id: str, command: Prepare, deadline: float
+    ) -> None:
+        """Runs in the pool: exactly one answer, whatever happens."""
+        answer: Message
+        try:
+            if self._clock() >= deadline:
+                raise DeadlineError("The request's time ran out before its prompt was tokenised.")
+            answer = preparer.prepare(command)
+        except PenstockError as error:
+            answer = Failure(
+                request_id=command.request_id,
+                code=error.code,
+                message=error.message,
+                param=error.param,
+            )
+        except Exception:  # noqa: BLE001 - a bug here must not cost the request its answer
+            _log.exception("a prompt could not be prepared")
+            answer = Failure(
+                request_id=command.request_id,
+                code=ErrorCode.INTERNAL_ERROR,
+                message="The engine failed to prepare the prompt.",
+            )
+        self._send(gateway_id, answer)
+        with self._lock:
+            self._num_prepares -= 1
+
+    def _unavailable(self, command: Prepare | Generate) -> Failure:
+        return Failure(
+            request_id=command.request_id,
+            choice=command.choice if isinstance(command, Generate) else -1,
+            attempt=command.attempt if isinstance(command, Generate) else 0,
+            code=ErrorCode.WORKER_UNAVAILABLE,
+            message=(
+                "The engine is stopping." if self.is_draining else "The engine is still loading."
+            ),
+            retry_after_s=_RETRY_AFTER_S,
+        )
+
+    def _send(self, gateway_id: str, message: Message) -> None:
+        assert self._outlet is not None, "connect() comes before the first command"
+        self._outlet.send(gateway_id, message)

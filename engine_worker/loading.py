@@ -1,0 +1,217 @@
+"""Assembles a served model from its folder: tokenizer, weights, runner, and what it offers."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import psutil
+from jax.typing import DTypeLike
+
+from engine_worker.chat_template import ChatTemplate
+from engine_worker.compile_cache import prepare_backend
+from engine_worker.config import ModelSettings
+from engine_worker.credits import CreditPolicy
+from engine_worker.engine import RESUME_VERSION, Engine
+from engine_worker.errors import KvMemoryError
+from engine_worker.format_detection import DetectedFormats, detect_formats
+from engine_worker.kv_cache import MEMORY_SHARE, choose_num_blocks, size_kv_blocks
+from engine_worker.models.decoder import DecoderGraph, declare
+from engine_worker.models.dtype import DtypeChoice, read_cpu_flags, resolve_dtype
+from engine_worker.models.hf_config import load_spec
+from engine_worker.models.spec import DecoderSpec
+from engine_worker.preparation import PromptPreparer
+from engine_worker.runner.jax_runner import JaxModelRunner
+from engine_worker.sampling_defaults import load_sampling_defaults
+from engine_worker.tokenizer import Tokenizer
+from engine_worker.weights.fingerprint import fingerprint
+from engine_worker.weights.loader import load_weights
+from protocol.errors import ConfigurationError
+from protocol.messages import EngineOffer, Phase
+
+PhaseCallback = Callable[[Phase, float, str], None]
+"""Told what is being done, how far it is (0 to 1) and a short text."""
+
+_log = logging.getLogger("penstock.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that is ready to work.
+
+    Attributes:
+        engine: Warm; belongs to the thread that steps it.
+        preparer: Renders and tokenises, for any thread.
+        tokenizer: The model's.
+        template: The model's chat template; may not exist.
+        credit_policy: What gateways may have unfinished.
+        offer: What is announced to gateways.
+    """
+
+    engine: Engine
+    preparer: PromptPreparer
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    credit_policy: CreditPolicy
+    offer: EngineOffer
+
+
+def load_model(settings: ModelSettings, on_phase: PhaseCallback) -> ServedModel:
+    """Load a model and compile its programs.
+
+    What is quick to check comes first, so that a folder that can't be served is refused at once.
+
+    Args:
+        settings: Which model, and how.
+        on_phase: Called in this thread, from `loading` to the end of `compiling`.
+
+    Raises:
+        ModelLoadError: The folder can't be served; one line that says why.
+        ConfigurationError: A setting doesn't go with the model.
+    """
+    on_phase("loading", 0.0, "configuration")
+    prepare_backend(settings.compile_cache_dir)
+    spec = load_spec(settings.path)
+    dtype = _choose_dtype(settings, spec)
+    graph = declare(spec, dtype.dtype)
+    tokenizer = Tokenizer.load(settings.tokenizer_path or settings.path, settings.path)
+    template = ChatTemplate(tokenizer, settings.name)
+    max_model_len = choose_max_model_len(settings, spec, dtype.dtype)
+    weights = load_weights(
+        settings.path, graph, progress=lambda done, text: on_phase("loading", done, text)
+    )
+    runner = JaxModelRunner.create(
+        weights,
+        num_blocks=choose_num_blocks(
+            spec,
+            dtype.dtype,
+            block_size=settings.block_size,
+            max_num_seqs=settings.max_num_seqs,
+            max_model_len=max_model_len,
+            kv_memory_bytes=settings.kv_memory_bytes,
+        ),
+        max_model_len=max_model_len,
+        block_size=settings.block_size,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        deterministic=settings.deterministic,
+    )
+    runner.warm_up(lambda done, text: on_phase("compiling", done, text))
+    engine = Engine(runner, tokenizer, vocab_size=spec.vocab_size, max_model_len=max_model_len)
+    return _assemble(settings, graph, dtype, tokenizer, template, runner, engine)
+
+
+def _assemble(
+    settings: ModelSettings,
+    graph: DecoderGraph,
+    dtype: DtypeChoice,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    runner: JaxModelRunner,
+    engine: Engine,
+) -> ServedModel:
+    spec = graph.spec
+    formats = detect_formats(
+        tokenizer.chat_template_source(has_tools=True),
+        tool_format=settings.tool_format,
+        reasoning_format=settings.reasoning_format,
+    )
+    credit_policy = CreditPolicy.for_engine(
+        max_num_seqs=runner.max_num_seqs,
+        num_kv_tokens=runner.num_blocks * runner.block_size,
+        max_model_len=engine.max_model_len,
+    )
+    offer = EngineOffer(
+        model=settings.name,
+        fingerprint=fingerprint(settings.path, dtype.name),
+        resume_version=RESUME_VERSION,
+        max_model_len=engine.max_model_len,
+        created=int((settings.path / "config.json").stat().st_mtime),
+        credits=credit_policy.window(1),
+        architecture=spec.architecture,
+        dtype=dtype.name,
+        has_chat_template=template.exists,
+        tool_format=formats.tool_format,
+        reasoning_format=formats.reasoning_format,
+        format_evidence=formats.evidence,
+        vocab_size=spec.vocab_size,
+        block_size=runner.block_size,
+        num_parameters=graph.num_parameters,
+        capabilities=_capabilities(template, formats),
+        sampling_defaults=load_sampling_defaults(settings.path),
+    )
+    preparer = PromptPreparer(
+        tokenizer,
+        template,
+        vocab_size=spec.vocab_size,
+        max_model_len=engine.max_model_len,
+        block_size=runner.block_size,
+    )
+    return ServedModel(engine, preparer, tokenizer, template, credit_policy, offer)
+
+
+def _capabilities(template: ChatTemplate, formats: DetectedFormats) -> tuple[str, ...]:
+    found = {
+        "completions": True,
+        "chat": template.exists,
+        "tools": formats.tool_format is not None,
+        "reasoning": formats.reasoning_format is not None,
+    }
+    return tuple(name for name, is_there in found.items() if is_there)
+
+
+def _choose_dtype(settings: ModelSettings, spec: DecoderSpec) -> DtypeChoice:
+    # Declaring allocates nothing; the number of parameters is the same in every type.
+    num_parameters = declare(spec, "float32").num_parameters
+    choice = resolve_dtype(
+        settings.dtype,
+        jax.default_backend(),
+        num_parameters,
+        read_cpu_flags(),
+        deterministic=settings.deterministic,
+    )
+    _log.info("%s in %s: %s", settings.name, choice.name, choice.reason)
+    return choice
+
+
+def choose_max_model_len(settings: ModelSettings, spec: DecoderSpec, dtype: DTypeLike) -> int:
+    """The context: as configured, or the model's own, cut to what the KV memory holds.
+
+    Args:
+        settings: Of the model.
+        spec: What it was made for.
+        dtype: Of the KV cache as numbers.
+
+    Raises:
+        ConfigurationError: The configured context is longer than the model's own.
+        KvMemoryError: Not one block fits.
+    """
+    longest = spec.max_position_embeddings
+    if settings.max_model_len is not None:
+        if settings.max_model_len > longest:
+            raise ConfigurationError(
+                f"PENSTOCK_MAX_MODEL_LEN is {settings.max_model_len}, but this model was made for"
+                f" at most {longest} tokens."
+            )
+        return settings.max_model_len
+    kv_memory_bytes = settings.kv_memory_bytes
+    if kv_memory_bytes is None:
+        kv_memory_bytes = int(psutil.virtual_memory().available * MEMORY_SHARE)
+    num_blocks = size_kv_blocks(kv_memory_bytes, spec, dtype, settings.block_size)
+    fitting = num_blocks * settings.block_size
+    if fitting < 1:
+        raise KvMemoryError(
+            f"The KV cache gets {kv_memory_bytes} bytes, which hold not one block of"
+            f" {settings.block_size} tokens; raise PENSTOCK_KV_MEMORY."
+        )
+    if fitting < longest:
+        # A little less than fits now: the weights aren't loaded yet.
+        fitting = max(1, num_blocks * 3 // 4) * settings.block_size
+        _log.warning(
+            "the context is cut from %d to %d tokens, because the KV cache gets %d MiB; raise"
+            " PENSTOCK_KV_MEMORY, or set PENSTOCK_MAX_MODEL_LEN",
+            longest,
+            fitting,
+            kv_memory_bytes // 2**20,
+        )
+    return min(longest, fitting)

@@ -1,0 +1,170 @@
+"""Answers Prepare: renders the template, tokenises, checks the length, hashes the blocks."""
+
+import time
+from collections.abc import Callable
+
+from engine_worker.block_pool import block_hashes
+from engine_worker.chat_messages import parse_json, parse_messages, parse_tools
+from engine_worker.chat_template import ChatTemplate
+from engine_worker.errors import ContextLengthError, InvalidRequestError
+from engine_worker.tokenizer import Tokenizer
+from protocol.messages import Prepare, Prepared
+
+# Enough for a parser to see whether the template opened a reasoning block.
+_NUM_TAIL_CHARACTERS = 256
+# Text normalisation may shorten a text a little before it becomes tokens; never by this factor.
+_MAX_NORMALISATION_FACTOR = 4
+
+
+class PromptPreparer:
+    """Turns the prompts of one model into token ids; stateless, for any number of threads.
+
+    Args:
+        tokenizer: The model's.
+        template: The model's; may not exist.
+        vocab_size: Token ids at or above it are refused.
+        max_model_len: Prompt and output together, tokens.
+        block_size: Tokens a KV block.
+        now: Unix seconds, for templates that show the date.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        block_size: int,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
+        self._block_size = block_size
+        self._now = now
+
+    def prepare(self, command: Prepare) -> Prepared:
+        """The prompt as token ids.
+
+        Raises:
+            RequestError: The prompt is wrong or too long, or the template refuses it.
+        """
+        template_time = 0
+        is_chat = command.messages_json is not None
+        if is_chat:
+            template_time = command.template_time or int(self._now())
+            text = self._render(command, template_time)
+            token_ids = self._encode(text, add_special_tokens=False, command=command)
+        elif command.prompt_token_ids is not None:
+            token_ids = list(command.prompt_token_ids)
+            check_token_ids(token_ids, self._vocab_size)
+            text = self._tokenizer.decode(token_ids[-_NUM_TAIL_CHARACTERS:])
+        elif command.prompt is not None:
+            text = command.prompt
+            token_ids = self._encode(
+                text, add_special_tokens=command.add_special_tokens, command=command
+            )
+        else:
+            raise InvalidRequestError(
+                "There is nothing to prepare: the request has neither messages nor a prompt.",
+                param="messages" if command.kind == "chat" else "prompt",
+            )
+        if not token_ids:
+            raise InvalidRequestError("The prompt is empty.", param=_prompt_param(command))
+        if command.kind != "count":
+            check_length(
+                len(token_ids), command.max_tokens, self._max_model_len, _prompt_param(command)
+            )
+        return Prepared(
+            request_id=command.request_id,
+            prompt_token_ids=tuple(token_ids),
+            block_hashes=block_hashes(token_ids, self._block_size, command.tenant),
+            prompt_tail=text[-_NUM_TAIL_CHARACTERS:],
+            template_time=template_time,
+            max_output_tokens=max(0, self._max_model_len - len(token_ids)),
+        )
+
+    def _render(self, command: Prepare, template_time: int) -> str:
+        assert command.messages_json is not None
+        arguments = {}
+        if command.template_kwargs_json is not None:
+            arguments = parse_json(command.template_kwargs_json, "chat_template_kwargs")
+            if not isinstance(arguments, dict):
+                raise InvalidRequestError(
+                    "'chat_template_kwargs' must be an object.", param="chat_template_kwargs"
+                )
+        return self._template.render(
+            parse_messages(command.messages_json),
+            tools=parse_tools(command.tools_json),
+            template_arguments=arguments,
+            add_generation_prompt=command.add_generation_prompt,
+            continue_final_message=command.continue_final_message,
+            template_time=template_time,
+        )
+
+    def _encode(self, text: str, *, add_special_tokens: bool, command: Prepare) -> list[int]:
+        if command.kind != "count":
+            # A hopeless prompt is refused by its length, before minutes are spent on its tokens.
+            per_token = self._tokenizer.max_token_characters * _MAX_NORMALISATION_FACTOR
+            least = -(-len(text) // per_token)
+            if least > self._max_model_len:
+                raise _too_long(
+                    f"at least {least}",
+                    command.max_tokens,
+                    self._max_model_len,
+                    _prompt_param(command),
+                )
+        token_ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        # A tokenizer may have been given tokens that the model never learnt.
+        check_token_ids(token_ids, self._vocab_size)
+        return token_ids
+
+
+def check_token_ids(token_ids: list[int] | tuple[int, ...], vocab_size: int) -> None:
+    """Refuse ids that the model doesn't have.
+
+    Raises:
+        InvalidRequestError: Names the first such id.
+    """
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+        raise InvalidRequestError(
+            f"The prompt has the token id {wrong}, but this model's ids are 0 to {vocab_size - 1}.",
+            param="prompt",
+        )
+
+
+def check_length(
+    num_prompt_tokens: int, max_tokens: int | None, max_model_len: int, param: str | None
+) -> None:
+    """Refuse a prompt that doesn't fit the context together with its output.
+
+    Args:
+        num_prompt_tokens: Length of the prompt.
+        max_tokens: The output that was asked for; None needs room for one token.
+        max_model_len: The context.
+        param: The field that held the prompt.
+
+    Raises:
+        ContextLengthError: Names the context and both lengths.
+    """
+    if num_prompt_tokens + (max_tokens or 1) > max_model_len:
+        raise _too_long(str(num_prompt_tokens), max_tokens, max_model_len, param)
+
+
+def _too_long(
+    num_prompt_tokens: str, max_tokens: int | None, max_model_len: int, param: str | None
+) -> ContextLengthError:
+    output = "at least 1 output token" if max_tokens is None else f"{max_tokens} output tokens"
+    return ContextLengthError(
+        f"This model's maximum context length is {max_model_len} tokens. However, you requested"
+        f" {output} and your prompt contains {num_prompt_tokens} input tokens. Shorten the prompt"
+        " or ask for fewer output tokens.",
+        param=param,
+    )
+
+
+def _prompt_param(command: Prepare) -> str:
+    return "prompt" if command.messages_json is None else "messages"

@@ -1,0 +1,108 @@
+"""One choice of one request as the engine works on it: mutable, private, host data only."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from engine_worker.batch import RowSampling
+
+
+class RequestStatus(StrEnum):
+    """Where a request is: `waiting` → `running` ⇄ `preempted` → `finished`."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One choice of one request.
+
+    Attributes:
+        gateway_id: The gateway that wants it; with `request_id` and `choice` its identity.
+        attempt: Which try of the gateway this is; outputs carry it.
+        max_output_tokens: The smaller of what was asked for and what the context leaves.
+        lease_tokens: Output tokens that are paid for; at it the request pauses.
+        deadline: On the engine's monotonic clock, seconds.
+        priority: Lower runs first.
+        arrival: Grows with each request; the second sort key.
+        eos_token_ids: Ids that end the output (empty with `ignore_eos`).
+        output_token_ids: What was sampled, an earlier attempt's tokens included.
+        num_computed_tokens: Tokens, from the first of the prompt, whose keys and values are in
+            the cache. In decode it is one less than `num_tokens`.
+        num_resumed_tokens: Of `output_token_ids`, how many an earlier attempt had sampled.
+        block_ids: KV blocks in order of position.
+        slot: Device row, None while it doesn't run.
+    """
+
+    gateway_id: str
+    request_id: str
+    choice: int
+    attempt: int
+    prompt_token_ids: tuple[int, ...]
+    sampling: RowSampling
+    max_output_tokens: int
+    lease_tokens: int
+    deadline: float
+    priority: int = 0
+    arrival: int = 0
+    min_tokens: int = 0
+    eos_token_ids: frozenset[int] = frozenset()
+    stop_token_ids: frozenset[int] = frozenset()
+    output_token_ids: list[int] = field(default_factory=list)
+    num_resumed_tokens: int = 0
+    num_computed_tokens: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    slot: int | None = None
+    status: RequestStatus = RequestStatus.WAITING
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """The identity of the stream, whatever the attempt."""
+        return (self.gateway_id, self.request_id, self.choice)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """The sort key: priority first, then arrival; the greatest is preempted first."""
+        return (self.priority, self.arrival)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Length of the output, an earlier attempt's tokens included."""
+        return len(self.output_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens known so far: prompt and output."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens to compute before the next one can be sampled; 1 in decode."""
+        return self.num_tokens - self.num_computed_tokens
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it has used up its lease: it keeps its place but doesn't run."""
+        return len(self.output_token_ids) >= self.lease_tokens
+
+    def token_ids(self, start: int, end: int) -> tuple[int, ...]:
+        """Tokens at positions start ≤ position < end, prompt and output as one sequence."""
+        num_prompt = len(self.prompt_token_ids)
+        if start >= num_prompt:
+            return tuple(self.output_token_ids[start - num_prompt : end - num_prompt])
+        if end <= num_prompt:
+            return self.prompt_token_ids[start:end]
+        return (*self.prompt_token_ids[start:], *self.output_token_ids[: end - num_prompt])
+
+    def masked_token_ids(self) -> tuple[int, ...]:
+        """Ids that the next token may not be, because `min_tokens` isn't reached yet."""
+        if len(self.output_token_ids) >= self.min_tokens:
+            return ()
+        return tuple(sorted(self.eos_token_ids | self.stop_token_ids))

@@ -1,0 +1,1 @@
+"""The model runner: programs per bucket, packing of a step, and the port that the engine calls."""

@@ -1,0 +1,82 @@
+"""Which program shapes exist, and which one a piece of work takes."""
+
+from dataclasses import dataclass
+
+DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+PREFILL_TOKENS = (32, 128, 512)
+"""Larger chunks gain nothing on a CPU and delay the rows that decode."""
+DETERMINISTIC_ROWS = 16
+"""Rows of the one program of the deterministic mode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The shape of one program.
+
+    Attributes:
+        num_rows: Rows with sampling parameters and a block table.
+        num_queries: Tokens of a row. Above 1 only row 0 has tokens; a second row is padding that
+            keeps products at two rows.
+    """
+
+    num_rows: int
+    num_queries: int
+
+    @property
+    def is_prefill(self) -> bool:
+        """Whether the program computes a chunk of one request."""
+        return self.num_queries > 1
+
+    @property
+    def num_token_rows(self) -> int:
+        """Rows that have tokens."""
+        return 1 if self.is_prefill else self.num_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """All program shapes of a runner, each kind in rising order."""
+
+    decode: tuple[Bucket, ...]
+    prefill: tuple[Bucket, ...]
+
+    @property
+    def all(self) -> tuple[Bucket, ...]:
+        """Every shape."""
+        return self.decode + self.prefill
+
+    @property
+    def prefill_chunk_size(self) -> int:
+        """The most tokens of one prefill program; 0 where decode programs do the prefill."""
+        return self.prefill[-1].num_queries if self.prefill else 0
+
+    def for_decode(self, num_rows: int) -> Bucket:
+        """The smallest decode shape with room for some rows."""
+        return next(bucket for bucket in self.decode if bucket.num_rows >= num_rows)
+
+    def for_prefill(self, num_tokens: int) -> Bucket:
+        """The smallest prefill shape with room for some tokens."""
+        return next(bucket for bucket in self.prefill if bucket.num_queries >= num_tokens)
+
+
+def choose_buckets(
+    *, max_num_seqs: int, max_num_batched_tokens: int, min_rows: int, deterministic: bool
+) -> Buckets:
+    """The program shapes of a runner.
+
+    Args:
+        max_num_seqs: The most rows of a step; at most the largest decode bucket.
+        max_num_batched_tokens: The most tokens of a step.
+        min_rows: The fewest rows of a product: 2 where one row is slow (bfloat16 on XLA:CPU).
+        deterministic: One fixed shape for everything.
+    """
+    if deterministic:
+        return Buckets(decode=(Bucket(DETERMINISTIC_ROWS, 1),), prefill=())
+    rows = [num for num in DECODE_ROWS if min_rows <= num < max_num_seqs]
+    rows.append(max(min_rows, max_num_seqs))
+    chunk = max(2, min(max_num_batched_tokens, PREFILL_TOKENS[-1]))
+    tokens = [num for num in PREFILL_TOKENS if num < chunk]
+    return Buckets(
+        decode=tuple(Bucket(num, 1) for num in rows),
+        prefill=tuple(Bucket(min_rows, num) for num in (*tokens, chunk)),
+    )

@@ -1,0 +1,203 @@
+"""The one host buffer of a program call: written with numpy, taken apart inside the program.
+
+A transfer per argument would cost more than the whole step of a small model, so everything a call
+needs, floats as their bits, is one int32 vector: row fields, then token ids, then block tables.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum, auto
+from typing import Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax import lax
+
+from engine_worker.batch import RowSampling, RowWork
+from engine_worker.runner.buckets import Bucket
+from engine_worker.sampling.params import SamplingRows
+
+MAX_MASKED_TOKEN_IDS: Final = 64
+"""The most `stop_token_ids_masked` of a row."""
+_UINT32: Final = (1 << 32) - 1
+
+
+class RowField(IntEnum):
+    """Column of a row's fields."""
+
+    START = 0
+    NUM_TOKENS = auto()
+    SLOT = auto()
+    SAMPLED = auto()
+    SEED_LOW = auto()
+    SEED_HIGH = auto()
+    CHOICE = auto()
+    TOP_K = auto()
+    TEMPERATURE = auto()
+    TOP_P = auto()
+    LOG_MIN_P = auto()
+    PRESENCE_PENALTY = auto()
+    FREQUENCY_PENALTY = auto()
+    REPETITION_PENALTY = auto()
+    FIRST_MASKED = auto()
+
+
+_NUM_COLUMNS: Final = RowField.FIRST_MASKED + MAX_MASKED_TOKEN_IDS
+_FLOAT_FIELDS: Final = slice(RowField.TEMPERATURE, RowField.FIRST_MASKED)
+
+
+class StepInputs(NamedTuple):
+    """What a packed vector holds, inside a program.
+
+    Attributes:
+        token_ids: [T, Q] int32, T the rows that have tokens.
+        positions: [T, Q] int32.
+        is_token: [T, Q] bool; False is padding.
+        num_stored: [T] int32, tokens of the row in the cache once this call has stored its own.
+        block_tables: [T, MB] int32.
+        sampling: R rows of parameters.
+    """
+
+    token_ids: jax.Array
+    positions: jax.Array
+    is_token: jax.Array
+    num_stored: jax.Array
+    block_tables: jax.Array
+    sampling: SamplingRows
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLayout:
+    """Where things lie in the vector of one bucket.
+
+    Attributes:
+        bucket: The program's shape.
+        table_width: Block ids of a row (MB).
+        num_slots: Slots; padding rows name the slot after the last.
+        padding_block: What padding entries of a block table name.
+    """
+
+    bucket: Bucket
+    table_width: int
+    num_slots: int
+    padding_block: int
+
+    @property
+    def _sizes(self) -> tuple[int, int, int]:
+        bucket = self.bucket
+        return (
+            bucket.num_rows * _NUM_COLUMNS,
+            bucket.num_token_rows * bucket.num_queries,
+            bucket.num_token_rows * self.table_width,
+        )
+
+    @property
+    def num_entries(self) -> int:
+        """Length of the vector."""
+        return sum(self._sizes)
+
+    def pack(self, rows: Sequence[RowWork]) -> npt.NDArray[np.int32]:
+        """Writes the rows of one call, padded to the bucket.
+
+        Args:
+            rows: At most the bucket's rows that have tokens, each with at most its tokens.
+
+        Returns:
+            [num_entries] int32, a fresh array: the program may still read it when the next is made.
+        """
+        packed = np.zeros(self.num_entries, np.int32)
+        num_fields, num_tokens, _ = self._sizes
+        fields = packed[:num_fields].reshape(-1, _NUM_COLUMNS)
+        token_ids = packed[num_fields : num_fields + num_tokens].reshape(
+            -1, self.bucket.num_queries
+        )
+        tables = packed[num_fields + num_tokens :].reshape(-1, self.table_width)
+        fields[:] = self._padding_fields()
+        tables[:] = self.padding_block
+        for index, row in enumerate(rows):
+            num_row_tokens = len(row.token_ids)
+            token_ids[index, :num_row_tokens] = row.token_ids
+            tables[index, : len(row.block_ids)] = row.block_ids
+            fields[index, RowField.START] = row.start
+            fields[index, RowField.NUM_TOKENS] = num_row_tokens
+            if row.sample:
+                fields[index, RowField.SLOT] = row.slot
+                fields[index, RowField.SAMPLED] = 1
+                _pack_sampling(fields[index], row.sampling)
+        return packed
+
+    def _padding_fields(self) -> npt.NDArray[np.int32]:
+        fields = np.zeros(_NUM_COLUMNS, np.int32)
+        fields[RowField.SLOT] = self.num_slots
+        fields[RowField.FIRST_MASKED :] = -1
+        floats = fields.view(np.float32)
+        floats[RowField.TOP_P] = 1.0
+        floats[RowField.LOG_MIN_P] = -math.inf
+        floats[RowField.REPETITION_PENALTY] = 1.0
+        return fields
+
+    def unpack(self, packed: jax.Array) -> StepInputs:
+        """The inverse of `pack`, inside a program."""
+        num_fields, num_tokens, _ = self._sizes
+        num_queries = self.bucket.num_queries
+        fields = packed[:num_fields].reshape(-1, _NUM_COLUMNS)
+        token_ids = packed[num_fields : num_fields + num_tokens].reshape(-1, num_queries)
+        num_token_rows = self.bucket.num_token_rows
+        start = fields[:num_token_rows, RowField.START]
+        num_row_tokens = fields[:num_token_rows, RowField.NUM_TOKENS]
+        offsets = jnp.arange(num_queries, dtype=jnp.int32)
+        return StepInputs(
+            token_ids=token_ids,
+            positions=start[:, None] + offsets,
+            is_token=offsets < num_row_tokens[:, None],
+            num_stored=start + num_row_tokens,
+            block_tables=packed[num_fields + num_tokens :].reshape(-1, self.table_width),
+            sampling=_unpack_sampling(fields),
+        )
+
+
+def _pack_sampling(fields: npt.NDArray[np.int32], sampling: RowSampling) -> None:
+    fields.view(np.uint32)[RowField.SEED_LOW] = sampling.seed & _UINT32
+    fields.view(np.uint32)[RowField.SEED_HIGH] = (sampling.seed >> 32) & _UINT32
+    fields[RowField.CHOICE] = sampling.choice
+    fields[RowField.TOP_K] = max(sampling.top_k, 0)
+    min_p = sampling.min_p
+    fields.view(np.float32)[_FLOAT_FIELDS] = (
+        sampling.temperature,
+        sampling.top_p,
+        math.log(min_p) if min_p > 0.0 else -math.inf,
+        sampling.presence_penalty,
+        sampling.frequency_penalty,
+        sampling.repetition_penalty,
+    )
+    masked = sampling.stop_token_ids_masked
+    fields[RowField.FIRST_MASKED : RowField.FIRST_MASKED + len(masked)] = masked
+
+
+def _unpack_sampling(fields: jax.Array) -> SamplingRows:
+    def floats(field: RowField) -> jax.Array:
+        return lax.bitcast_convert_type(fields[:, field], jnp.float32)
+
+    def bits(field: RowField) -> jax.Array:
+        return lax.bitcast_convert_type(fields[:, field], jnp.uint32)
+
+    positions = fields[:, RowField.START] + fields[:, RowField.NUM_TOKENS]
+    return SamplingRows(
+        slots=fields[:, RowField.SLOT],
+        sampled=fields[:, RowField.SAMPLED] != 0,
+        positions=positions.astype(jnp.uint32),
+        choices=bits(RowField.CHOICE),
+        seeds_low=bits(RowField.SEED_LOW),
+        seeds_high=bits(RowField.SEED_HIGH),
+        temperatures=floats(RowField.TEMPERATURE),
+        top_ks=fields[:, RowField.TOP_K],
+        top_ps=floats(RowField.TOP_P),
+        log_min_ps=floats(RowField.LOG_MIN_P),
+        presence_penalties=floats(RowField.PRESENCE_PENALTY),
+        frequency_penalties=floats(RowField.FREQUENCY_PENALTY),
+        repetition_penalties=floats(RowField.REPETITION_PENALTY),
+        masked_token_ids=fields[:, RowField.FIRST_MASKED :],
+    )

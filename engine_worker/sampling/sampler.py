@@ -1,0 +1,84 @@
+"""From logits to token ids: mask, penalties, temperature, top-k, top-p, min-p, Gumbel noise, argmax.
+
+The order is vLLM's. What no row asks for is skipped at run time, inside one program; a row's token
+depends on nothing but the row's own logits, parameters and counts, so it is the same whichever
+branches the other rows open.
+"""
+
+from typing import Final
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from engine_worker.sampling.filters import is_filtered, lowest_allowed
+from engine_worker.sampling.noise import gumbel_noise
+from engine_worker.sampling.params import GREEDY_TEMPERATURE, SamplingRows
+from engine_worker.sampling.penalties import mask_tokens, penalize, uses_penalties
+
+NOT_SAMPLED: Final = -1
+NAN_LOGITS: Final = -2
+"""In place of a token id: the row's logits hold NaN."""
+
+
+def sample_tokens(logits: jax.Array, counts: jax.Array, rows: SamplingRows) -> jax.Array:
+    """Chooses one token per row.
+
+    Args:
+        logits: [R, V] float32.
+        counts: [S, V] int32 token counts by slot; read only for rows with penalties.
+        rows: R rows of parameters.
+
+    Returns:
+        [R] int32 token ids, `NOT_SAMPLED` or `NAN_LOGITS`. The lowest id wins a tie.
+    """
+    has_nan = jnp.any(jnp.isnan(logits), axis=1)
+    masked = rows.masked_token_ids
+    logits = lax.cond(jnp.any(masked >= 0), lambda: mask_tokens(logits, masked), lambda: logits)
+    logits = lax.cond(
+        jnp.any(uses_penalties(rows)),
+        lambda: penalize(logits, counts.at[rows.slots].get(mode="clip"), rows),
+        lambda: logits,
+    )
+    is_random = rows.temperatures >= GREEDY_TEMPERATURE
+    tokens = lax.cond(
+        jnp.any(is_random),
+        lambda: first_of_maximum(_noisy_scores(logits, is_random, rows)),
+        lambda: first_of_maximum(logits),
+    )
+    tokens = jnp.where(has_nan, NAN_LOGITS, tokens)
+    return jnp.where(rows.sampled, tokens, NOT_SAMPLED)
+
+
+def count_sampled(counts: jax.Array, tokens: jax.Array, rows: SamplingRows) -> jax.Array:
+    """Counts [S, V] with each row's new token in its slot; padding rows count nothing."""
+    amounts = (tokens >= 0).astype(jnp.int32)
+    return counts.at[rows.slots, jnp.maximum(tokens, 0)].add(amounts, mode="drop")
+
+
+def first_of_maximum(scores: jax.Array) -> jax.Array:
+    """Index of the largest entry of each row, the lowest on a tie: [R, V] to [R] int32.
+
+    XLA:CPU compiles an argmax to a scalar loop; a maximum and a minimum are vectorised.
+    """
+    vocab_size = scores.shape[1]
+    ids = jnp.arange(vocab_size, dtype=jnp.int32)
+    at_maximum = scores == jnp.max(scores, axis=1, keepdims=True)
+    # Without an equal entry (NaN) the last id stands in, so that the result is always in range.
+    return jnp.min(jnp.where(at_maximum, ids, vocab_size - 1), axis=1)
+
+
+def _noisy_scores(logits: jax.Array, is_random: jax.Array, rows: SamplingRows) -> jax.Array:
+    """Scores [R, V] whose maximum is the draw; a greedy row keeps its logits."""
+    scores = logits / jnp.where(is_random, rows.temperatures, 1.0)[:, None]
+    filtered = is_filtered(rows)
+    bound = lax.cond(
+        jnp.any(filtered & is_random),
+        lambda: jnp.where(filtered, lowest_allowed(scores, rows), -jnp.inf),
+        lambda: jnp.full(rows.top_ps.shape, -jnp.inf, jnp.float32),
+    )
+    noise = gumbel_noise(
+        (rows.seeds_low, rows.seeds_high), rows.choices, rows.positions, logits.shape[1]
+    )
+    noisy = jnp.where(scores >= bound[:, None], scores + noise, -jnp.inf)
+    return jnp.where(is_random[:, None], noisy, logits)

@@ -1,0 +1,223 @@
+"""Decides which tokens of which requests are computed in the next step; pure policy, no device.
+
+Each step has a token budget. Requests that decode take one token each, what is left goes to chunks
+of prompts, first those that were begun, then new ones, each in order of priority and arrival. When
+KV blocks run out, the request that comes last in that order is preempted: its blocks are freed and
+its tokens, output included, are computed again later.
+"""
+
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from engine_worker.block_pool import BlockPool
+from engine_worker.errors import ContextLengthError
+from engine_worker.request import Request, RequestStatus
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """What a step may hold.
+
+    Attributes:
+        max_num_seqs: Requests that run at a time; also the number of slots.
+        max_num_batched_tokens: Tokens of one step; at least `max_num_seqs`.
+        prefill_chunk_size: Tokens of one request in one step.
+        max_model_len: Prompt and output of one request; no more than all KV blocks hold, so that
+            a request that runs alone always gets on.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    prefill_chunk_size: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRow:
+    """The next `num_tokens` tokens of a request, from its `num_computed_tokens` on."""
+
+    request: Request
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether a new token follows from this row."""
+        return self.num_tokens == self.request.num_uncomputed_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One step.
+
+    Attributes:
+        rows: Decodes first, then chunks of prompts.
+        admitted: Requests that took a slot for this step.
+    """
+
+    rows: tuple[ScheduledRow, ...]
+    admitted: tuple[Request, ...]
+
+
+class Scheduler:
+    """Owns the waiting and running requests, their slots and their blocks."""
+
+    def __init__(self, limits: SchedulerLimits, pool: BlockPool) -> None:
+        assert limits.max_num_batched_tokens >= limits.max_num_seqs
+        assert limits.max_model_len <= pool.num_token_capacity
+        self._limits = limits
+        self._pool = pool
+        self._waiting: list[Request] = []
+        self._running: list[Request] = []
+        self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
+        # A few blocks stay free at admission, or the next decode would preempt the newcomer.
+        self._num_reserved_blocks = -(-pool.num_blocks // 100)
+        self.num_preemptions = 0
+
+    @property
+    def num_runnable(self) -> int:
+        """Requests with a slot that will run in the next step."""
+        return sum(not request.is_paused for request in self._running)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that have not finished, wherever they are."""
+        return len(self._running) + len(self._waiting)
+
+    def requests(self) -> Iterator[Request]:
+        """All unfinished requests."""
+        yield from self._running
+        yield from self._waiting
+
+    def has_work(self) -> bool:
+        """Whether `schedule` would return rows: somebody is not paused."""
+        return any(not request.is_paused for request in self.requests())
+
+    def add(self, request: Request) -> None:
+        """Take a request into the waiting list.
+
+        Raises:
+            ContextLengthError: It could never run, not even alone; both numbers are named.
+        """
+        num_tokens = request.num_prompt_tokens + max(1, request.num_output_tokens)
+        if num_tokens > self._limits.max_model_len:
+            raise ContextLengthError(
+                f"This model's maximum context length is {self._limits.max_model_len} tokens, but"
+                f" the request has {num_tokens} tokens with its first output token."
+            )
+        request.status = RequestStatus.WAITING
+        insort(self._waiting, request, key=_order)
+
+    def finish(self, request: Request) -> None:
+        """Forget a request and free what it holds."""
+        if request.slot is None:
+            self._waiting.remove(request)
+        else:
+            self._running.remove(request)
+            self._vacate(request)
+        request.status = RequestStatus.FINISHED
+
+    def preempt_all(self) -> None:
+        """Every running request starts over from its tokens: the KV cache was lost."""
+        while self._running:
+            self._preempt(self._running[-1])
+
+    def schedule(self) -> Schedule:
+        """The next step; the caller adds each row's `num_tokens` to `num_computed_tokens`.
+
+        There is at least one row whenever `has_work`.
+        """
+        decodes = self._schedule_decodes()
+        budget = self._limits.max_num_batched_tokens - len(decodes)
+        chunks: list[ScheduledRow] = []
+        for request in self._running:
+            if budget == 0:
+                break
+            if request.num_uncomputed_tokens > 1 and not request.is_paused:
+                budget -= self._add_chunk(request, budget, chunks)
+        admitted: list[Request] = []
+        while budget > 0 and (newcomer := self._admit_next()) is not None:
+            admitted.append(newcomer)
+            budget -= self._add_chunk(newcomer, budget, chunks)
+        return Schedule(rows=(*decodes, *chunks), admitted=tuple(admitted))
+
+    def _schedule_decodes(self) -> list[ScheduledRow]:
+        rows: list[ScheduledRow] = []
+        # Best first: a victim is always behind the request that needs its blocks.
+        for request in tuple(self._running):
+            if request.slot is None or request.is_paused or request.num_uncomputed_tokens != 1:
+                continue
+            if self._grow(request):
+                rows.append(ScheduledRow(request, 1))
+        return rows
+
+    def _grow(self, request: Request) -> bool:
+        """Give a decoding request the block of its next token; False when it was preempted."""
+        num_missing = self._pool.num_blocks_for(request.num_tokens) - len(request.block_ids)
+        while num_missing > 0:
+            block_ids = self._pool.allocate(num_missing)
+            if block_ids is not None:
+                request.block_ids.extend(block_ids)
+                return True
+            victim = self._paused_victim() or self._running[-1]
+            self._preempt(victim)
+            if victim is request:
+                return False
+        return True
+
+    def _add_chunk(self, request: Request, budget: int, rows: list[ScheduledRow]) -> int:
+        num_tokens = min(request.num_uncomputed_tokens, budget, self._limits.prefill_chunk_size)
+        rows.append(ScheduledRow(request, num_tokens))
+        return num_tokens
+
+    def _admit_next(self) -> Request | None:
+        """Move the first waiting request that has a lease into a slot, if there is room for it.
+
+        All blocks of its known tokens are taken at once, so that prompts that were begun never
+        wait for each other's blocks.
+        """
+        request = next((request for request in self._waiting if not request.is_paused), None)
+        if request is None:
+            return None
+        num_blocks = self._pool.num_blocks_for(request.num_tokens)
+        while not self._has_room(num_blocks):
+            # Work that may run goes before work that waits for its lease.
+            victim = self._paused_victim()
+            if victim is None:
+                return None
+            self._preempt(victim)
+        block_ids = self._pool.allocate(num_blocks)
+        assert block_ids is not None
+        self._waiting.remove(request)
+        request.block_ids = block_ids
+        request.num_computed_tokens = 0
+        request.slot = self._free_slots.pop()
+        request.status = RequestStatus.RUNNING
+        insort(self._running, request, key=_order)
+        return request
+
+    def _has_room(self, num_blocks: int) -> bool:
+        num_reserved = self._num_reserved_blocks if self._running else 0
+        return bool(self._free_slots) and num_blocks + num_reserved <= self._pool.num_free
+
+    def _paused_victim(self) -> Request | None:
+        return next((request for request in reversed(self._running) if request.is_paused), None)
+
+    def _preempt(self, request: Request) -> None:
+        self._running.remove(request)
+        self._vacate(request)
+        request.num_computed_tokens = 0
+        request.status = RequestStatus.PREEMPTED
+        insort(self._waiting, request, key=_order)
+        self.num_preemptions += 1
+
+    def _vacate(self, request: Request) -> None:
+        assert request.slot is not None
+        self._free_slots.append(request.slot)
+        request.slot = None
+        self._pool.release(request.block_ids)
+        request.block_ids = []
+
+
+def _order(request: Request) -> tuple[int, int]:
+    return request.order

@@ -1,0 +1,85 @@
+"""Runs the engine process: connect first, then load, announce, and step until it is time to go."""
+
+import logging
+import threading
+from collections.abc import Sequence
+
+from engine_worker.config import EngineSettings, ModelSettings
+from engine_worker.errors import ModelLoadError
+from engine_worker.handler import EngineHandler
+from engine_worker.step_loop import StepLoop
+from protocol import codec
+from protocol.endpoints import Endpoint
+from protocol.errors import ConfigurationError
+from protocol.messages import EngineCommand
+from protocol.security import ClientSecurity
+from protocol.worker import Worker, WorkerSettings
+
+EXIT_FAILED = 1
+
+_log = logging.getLogger("penstock.engine")
+
+
+def run(
+    settings: EngineSettings,
+    *,
+    endpoints: Sequence[Endpoint],
+    security: ClientSecurity | None,
+    build: str,
+) -> int:
+    """Serve until a signal, a refusal or a failure; call it from the main thread.
+
+    Args:
+        settings: Of the process.
+        endpoints: The gateways to dial.
+        security: CURVE keys; None for ipc and loopback.
+        build: Version of the code.
+
+    Returns:
+        The exit code: 0 after a drain, 1 when the model can't be served or the engine broke.
+    """
+    handler = EngineHandler()
+    worker: Worker[EngineCommand] = Worker(
+        role="engine",
+        decoder=codec.engine_command_decoder(),
+        handler=handler,
+        endpoints=endpoints,
+        security=security,
+        settings=WorkerSettings(drain_timeout_s=settings.drain_timeout_s),
+        build=build,
+    )
+    handler.connect(worker)
+    worker.start()
+    # The main thread stays free for signals; the engine's own thread loads, compiles and steps.
+    thread = threading.Thread(
+        target=_serve, args=(settings.model, handler, worker), name="engine", daemon=True
+    )
+    thread.start()
+    exit_code = worker.wait()
+    handler.close()
+    return exit_code
+
+
+def _serve(settings: ModelSettings, handler: EngineHandler, worker: Worker[EngineCommand]) -> None:
+    try:
+        # Imported here because jax takes a second, in which heartbeats already flow.
+        from engine_worker.loading import load_model
+
+        served = load_model(settings, worker.set_phase)
+        handler.serve(served.preparer, served.credit_policy)
+        worker.announce(served.offer)
+        _log.info(
+            "serving %s: %s, %d parameters in %s, context %d tokens",
+            served.offer.model,
+            served.offer.architecture,
+            served.offer.num_parameters,
+            served.offer.dtype,
+            served.offer.max_model_len,
+        )
+        StepLoop(served.engine, handler, worker).run()
+    except (ConfigurationError, ModelLoadError) as error:
+        _log.error("%s", error.message)
+        worker.stop(error.message, EXIT_FAILED)
+    except Exception:  # noqa: BLE001 - the process ends with it, and says so
+        _log.exception("the engine broke")
+        worker.stop("The engine broke; its log says why.", EXIT_FAILED)

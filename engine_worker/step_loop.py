@@ -1,0 +1,145 @@
+"""The engine's own thread: take commands, compute a step, send each gateway its output."""
+
+import queue
+import time
+from collections.abc import Callable
+
+from engine_worker.credits import exceeds
+from engine_worker.engine import Engine, GatewayOutput
+from engine_worker.handler import (
+    EngineHandler,
+    EngineStatus,
+    GatewayLost,
+    InboxItem,
+    Outlet,
+    StopLoop,
+)
+from protocol.errors import ErrorCode
+from protocol.messages import Extend, Generate, StepOutput
+
+_MAX_SLEEP_S = 3600.0
+"""Deadlines may lie further away than a queue can wait for (`threading.TIMEOUT_MAX`)."""
+
+
+class StepLoop:
+    """Drives the engine from a handler's inbox.
+
+    Args:
+        engine: Owned by the thread that calls `run`.
+        handler: Holds the inbox, and is told the engine's state.
+        outlet: Where outputs go.
+        clock: Monotonic seconds, the engine's.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        handler: EngineHandler,
+        outlet: Outlet,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._handler = handler
+        self._outlet = outlet
+        self._clock = clock
+        self._is_stopping = False
+
+    def run(self) -> None:
+        """Work until `StopLoop`; without work it sleeps in the inbox.
+
+        Raises:
+            Exception: The engine is broken beyond one step; the process has to start over.
+        """
+        while self.run_once():
+            pass
+
+    def run_once(self, *, block: bool = True) -> bool:
+        """One round: commands, one step, outputs.
+
+        Args:
+            block: Whether to wait for a command when there is nothing to compute.
+
+        Returns:
+            False once the loop is to end.
+        """
+        num_taken = self._take_commands(block=block)
+        if self._is_stopping:
+            return False
+        for gateway_id, output in self._engine.step().items():
+            self._send(gateway_id, output)
+        self._handler.publish(
+            EngineStatus(
+                load=self._engine.load(),
+                progress_counter=self._engine.num_steps,
+                num_unfinished=self._engine.num_unfinished,
+            ),
+            num_taken,
+        )
+        return True
+
+    def _take_commands(self, *, block: bool) -> int:
+        """Handle all that is in the inbox; how many items that were."""
+        num_taken = 0
+        timeout_s: float | None = 0.0
+        if block and not self._engine.has_work():
+            deadline = self._engine.next_deadline()
+            if deadline is None:
+                timeout_s = None
+            else:
+                timeout_s = min(max(0.0, deadline - self._clock()), _MAX_SLEEP_S)
+        try:
+            while not self._is_stopping:
+                self._handle(
+                    self._handler.inbox.get_nowait()
+                    if timeout_s == 0.0
+                    else self._handler.inbox.get(timeout=timeout_s)
+                )
+                timeout_s = 0.0
+                num_taken += 1
+        except queue.Empty:
+            pass
+        return num_taken
+
+    def _handle(self, item: InboxItem) -> None:
+        if isinstance(item, StopLoop):
+            self._is_stopping = True
+        elif isinstance(item, GatewayLost):
+            self._engine.forget_gateway(item.gateway_id)
+        elif isinstance(item.command, Generate):
+            self._generate(item.gateway_id, item.command, item.received_at)
+        elif isinstance(item.command, Extend):
+            self._engine.extend(item.gateway_id, item.command)
+        else:
+            self._engine.abort(item.gateway_id, item.command)
+
+    def _generate(self, gateway_id: str, command: Generate, received_at: float) -> None:
+        window = self._handler.credits(gateway_id)
+        num_requests, num_tokens = self._engine.held_by(gateway_id)
+        num_new_tokens = len(command.prompt_token_ids) + len(command.output_token_ids)
+        if (
+            window is not None
+            and exceeds(window, num_requests, num_tokens, num_new_tokens)
+            # What is worked on or over already costs no credit, and has its one end elsewhere.
+            and not self._engine.knows(gateway_id, command)
+        ):
+            self._engine.refuse(
+                gateway_id,
+                command,
+                ErrorCode.CREDIT_EXCEEDED,
+                f"The gateway has {num_requests} requests with {num_tokens} tokens here; its"
+                f" credit is {window.max_requests} and {window.max_tokens}.",
+            )
+            return
+        self._engine.add(gateway_id, command, received_at=received_at)
+
+    def _send(self, gateway_id: str, output: GatewayOutput) -> None:
+        self._outlet.send(
+            gateway_id,
+            StepOutput(
+                deltas=tuple(output.deltas),
+                ends=tuple(output.ends),
+                progress_counter=self._engine.num_steps,
+                load=self._engine.load(),
+                credits=self._handler.credits(gateway_id),
+            ),
+        )

@@ -1,0 +1,156 @@
+"""Streams the weights of a checkpoint onto the device, one tensor at a time, without torch."""
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from jax.typing import DTypeLike
+from safetensors import SafetensorError, safe_open
+
+from engine_worker.batch import ProgressCallback
+from engine_worker.errors import CheckpointError, UnsupportedFormatError
+from engine_worker.models.decoder import DecoderGraph, DecoderWeights, Parameter, declare
+from engine_worker.models.hf_config import load_spec
+from engine_worker.weights.checkpoint import DTYPE_SIZES, Checkpoint, TensorInfo, open_checkpoint
+from engine_worker.weights.sources import Source, is_ignorable, weight_sources
+
+logger = logging.getLogger("penstock.engine.weights")
+
+_NAMED_IN_LOG = 5
+_QUANTIZED_SUFFIXES = {".qweight": "AWQ or GPTQ", ".qzeros": "AWQ or GPTQ", ".g_idx": "GPTQ"}
+
+
+def load_weights(
+    folder: Path,
+    graph: DecoderGraph,
+    *,
+    device: jax.Device | jax.sharding.Sharding | None = None,
+    progress: ProgressCallback | None = None,
+) -> DecoderWeights:
+    """Loads every weight of a decoder.
+
+    All headers are checked first, so a checkpoint that doesn't fit is refused at once. Then one
+    weight after the other is read, joined (q|k|v, gate|up), cast to `graph.dtype` and put on the
+    device; the host never holds more than one of them.
+
+    Args:
+        folder: A Hugging Face model folder with safetensors files.
+        graph: The decoder declared from the folder's config.
+        device: Where the weights go; None is JAX's default device.
+        progress: Called after each weight with the share of all bytes loaded.
+
+    Returns:
+        The graph with its arrays.
+
+    Raises:
+        UnsupportedFormatError: The weights are in a format that is not read.
+        CheckpointError: A file is broken or doesn't fit the config; names file and tensor.
+    """
+    checkpoint = open_checkpoint(folder)
+    sources = weight_sources(graph)
+    _check(checkpoint, graph, sources)
+    leaves: list[jax.Array] = []
+    loaded_bytes = 0
+    with ExitStack() as stack:
+        # Kept open (each is one memory map): the tensors of a layer may lie in several shards.
+        files = {file: stack.enter_context(_open(file)) for file in checkpoint.files}
+        for parameter, parts in zip(graph.parameters, sources, strict=True):
+            value = _read_parameter(checkpoint, files, parameter, parts)
+            leaves.append(jax.device_put(value, device).block_until_ready())
+            loaded_bytes += parameter.size_bytes
+            if progress is not None:
+                progress(loaded_bytes / graph.size_bytes, f"loaded {parameter.path}")
+    return DecoderWeights(graph, tuple(leaves))
+
+
+def estimate_bytes(folder: Path, dtype: DTypeLike) -> int:
+    """Bytes that the weights will take on the device, from `config.json` alone.
+
+    Args:
+        folder: Holds `config.json`; the weights needn't be there yet.
+        dtype: float32 or bfloat16.
+
+    Raises:
+        ModelLoadError: The config is refused (see `load_spec` and `declare`).
+    """
+    return declare(load_spec(folder), dtype).size_bytes
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: not a readable safetensors file: {error}") from error
+
+
+def _check(
+    checkpoint: Checkpoint, graph: DecoderGraph, sources: tuple[tuple[Source, ...], ...]
+) -> None:
+    for name in checkpoint.tensors:
+        for suffix, kind in _QUANTIZED_SUFFIXES.items():
+            if name.endswith(suffix):
+                raise UnsupportedFormatError(
+                    f"{checkpoint.tensors[name].file}: tensor {name!r} is quantised ({kind}), a "
+                    "format that is not read; use the original model"
+                )
+    wanted = {source.name: source for parts in sources for source in parts}
+    for source in wanted.values():
+        _check_source(checkpoint, source)
+    extra = [
+        name
+        for name in checkpoint.tensors
+        if name not in wanted and not is_ignorable(name, graph.spec)
+    ]
+    if extra:
+        logger.warning(
+            "%s: %d tensors have no place in %s and are not used: %s",
+            checkpoint.listing,
+            len(extra),
+            graph.spec.architecture,
+            ", ".join(sorted(extra)[:_NAMED_IN_LOG]),
+        )
+
+
+def _check_source(checkpoint: Checkpoint, source: Source) -> None:
+    tensor = checkpoint.tensors.get(source.name)
+    if tensor is None:
+        raise CheckpointError(f"{checkpoint.listing}: tensor {source.name!r} is missing")
+    if tensor.dtype not in DTYPE_SIZES:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {source.name!r} is {tensor.dtype}; "
+            f"{', '.join(DTYPE_SIZES)} are read"
+        )
+    if tensor.shape != source.shape:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {source.name!r} has shape {list(tensor.shape)}, the config "
+            f"asks for {list(source.shape)}"
+        )
+
+
+def _read_parameter(
+    checkpoint: Checkpoint, files: dict[Path, Any], parameter: Parameter, parts: tuple[Source, ...]
+) -> npt.NDArray[Any]:
+    """One weight on the host, in its own type; fused weights are filled part by part."""
+    value = np.empty(parameter.shape, parameter.dtype)
+    row = 0
+    for part in parts:
+        tensor = checkpoint.tensors[part.name]
+        rows = part.shape[0]
+        value[row : row + rows] = _read_tensor(files[tensor.file], tensor)
+        row += rows
+    assert row == parameter.shape[0], parameter.path
+    return value
+
+
+def _read_tensor(file: Any, tensor: TensorInfo) -> npt.NDArray[Any]:
+    try:
+        values: npt.NDArray[Any] = file.get_tensor(tensor.name)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {tensor.name!r} cannot be read: {error}"
+        ) from error
+    return values

@@ -1,0 +1,53 @@
+"""`python -m gateway`: reads the settings, binds, and serves until it is told to stop."""
+
+import asyncio
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from gateway.config import GatewaySettings
+from gateway.server import bind_socket, serve
+from protocol import logs
+from protocol.errors import ConfigurationError
+from protocol.lifetime import exit_with_parent, remove_orphaned_run_dir
+
+_logger = logging.getLogger("penstock.gateway")
+
+
+def main() -> int:
+    """Run the gateway; the exit code is 0 after a drain, 1 or 2 when it could not start."""
+    logs.setup("gateway")
+    try:
+        settings = GatewaySettings.from_env(os.environ)
+        logs.setup("gateway", settings.log_level)
+        exit_with_parent(os.environ)
+    except ConfigurationError as error:
+        _logger.error("%s", error.message)
+        return 2
+    try:
+        sock = bind_socket(settings.host, settings.port)
+        with sock, asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve(settings, sock))
+    except ConfigurationError as error:
+        _logger.error("%s", error.message)
+        return 1
+    finally:
+        remove_orphaned_run_dir(os.environ)
+    return 0
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """The loop of uvloop where it is installed, asyncio's own loop elsewhere."""
+    try:
+        factory: Callable[[], asyncio.AbstractEventLoop] = importlib.import_module(
+            "uvloop"
+        ).new_event_loop
+    except ImportError:
+        return asyncio.new_event_loop
+    return factory
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""The only bridge between the HTTP schemas and the wire messages."""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.schemas.body import dump_json
+from gateway.schemas.chat import ChatRequest
+from gateway.schemas.completion import CompletionRequest
+from gateway.schemas.messages import clean_messages, clean_tools
+from gateway.schemas.sampling import GenerationRequest
+from protocol.messages import Prepare, SamplingDefaults, SamplingParams, ToolChoiceMode
+
+SEED_BITS = 63
+_SEED_MASK = (1 << SEED_BITS) - 1
+
+CHAT_ENDPOINT = "/v1/chat/completions"
+COMPLETION_ENDPOINT = "/v1/completions"
+
+NEUTRAL_DEFAULTS = SamplingDefaults()
+"""For a model that recommends nothing, or that nobody serves."""
+
+
+def random_seed() -> int:
+    """A seed for a request that brought none."""
+    return secrets.randbits(SEED_BITS)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationJob:
+    """One client request in the words of the wire; ids, deadline and tenant come later.
+
+    Attributes:
+        endpoint: The route template.
+        prepares: One a prompt, without `request_id`, `deadline_s` and `tenant`.
+        num_choices: Choices a prompt.
+        sampling: With the seed set.
+        max_tokens: Output tokens a choice; None = what context and lease allow.
+        prompt_bytes: Upper bound of the prompt's tokens, all prompts together.
+        tools_json: The tools that the model may call; None when it may call none.
+        parse_reasoning: Whether reasoning is told apart from content (chat only).
+        wants_reasoning: The client asked for a reasoning effort.
+    """
+
+    endpoint: str
+    model: str
+    prepares: tuple[Prepare, ...]
+    num_choices: int
+    sampling: SamplingParams
+    max_tokens: int | None
+    prompt_bytes: int
+    tools_json: str | None = None
+    tool_choice: ToolChoiceMode = "none"
+    parallel_tool_calls: bool = True
+    parse_reasoning: bool = False
+    wants_reasoning: bool = False
+
+    @property
+    def num_streams(self) -> int:
+        """Choices of all prompts together."""
+        return len(self.prepares) * self.num_choices
+
+
+def chat_job(
+    request: ChatRequest,
+    raw: dict[str, Any],
+    defaults: SamplingDefaults = NEUTRAL_DEFAULTS,
+    make_seed: Callable[[], int] = random_seed,
+) -> GenerationJob:
+    """A chat request for the wire.
+
+    Args:
+        request: The checked request.
+        raw: The JSON object it came from; messages travel as the client wrote them.
+        defaults: The model's own, for parameters that the client left out.
+        make_seed: Gives the seed when the client gave none.
+
+    Raises:
+        InvalidRequestError: A part is nested too deep to be written again.
+    """
+    messages_json = dump_json(clean_messages(raw["messages"]), "messages")
+    may_call = bool(request.tools) and request.tool_choice != "none"
+    tools_json = dump_json(clean_tools(raw["tools"]), "tools") if may_call else None
+    kwargs = _template_kwargs(request)
+    continues = bool(request.continue_final_message)
+    adds_prompt = request.add_generation_prompt
+    prepare = Prepare(
+        request_id="",
+        kind="chat",
+        deadline_s=0.0,
+        messages_json=messages_json,
+        tools_json=tools_json,
+        template_kwargs_json=dump_json(kwargs, "chat_template_kwargs") if kwargs else None,
+        add_generation_prompt=not continues if adds_prompt is None else adds_prompt,
+        continue_final_message=continues,
+        max_tokens=request.output_limit,
+    )
+    return GenerationJob(
+        endpoint=CHAT_ENDPOINT,
+        model=request.model,
+        prepares=(prepare,),
+        num_choices=request.n or 1,
+        sampling=_sampling(request, defaults, make_seed),
+        max_tokens=request.output_limit,
+        prompt_bytes=len(messages_json.encode()) + len((tools_json or "").encode()),
+        tools_json=tools_json,
+        tool_choice="auto" if may_call else "none",
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        parse_reasoning=True,
+        wants_reasoning=request.reasoning_effort not in (None, "none"),
+    )
+
+
+def completion_job(
+    request: CompletionRequest,
+    defaults: SamplingDefaults = NEUTRAL_DEFAULTS,
+    make_seed: Callable[[], int] = random_seed,
+) -> GenerationJob:
+    """A completion request for the wire; the arguments are those of `chat_job`."""
+    prompts = request.prompts
+    adds_special_tokens = request.add_special_tokens is not False
+    prepares = tuple(
+        Prepare(
+            request_id="",
+            kind="completion",
+            deadline_s=0.0,
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_token_ids=None if isinstance(prompt, str) else tuple(prompt),
+            add_special_tokens=adds_special_tokens,
+            max_tokens=request.output_limit,
+        )
+        for prompt in prompts
+    )
+    return GenerationJob(
+        endpoint=COMPLETION_ENDPOINT,
+        model=request.model,
+        prepares=prepares,
+        num_choices=request.n or 1,
+        sampling=_sampling(request, defaults, make_seed),
+        max_tokens=request.output_limit,
+        # A token of text has at least one byte; ids are tokens already.
+        prompt_bytes=sum(
+            len(prompt.encode()) if isinstance(prompt, str) else len(prompt) for prompt in prompts
+        ),
+    )
+
+
+def _template_kwargs(request: ChatRequest) -> dict[str, Any]:
+    kwargs = dict(request.chat_template_kwargs or {})
+    if request.reasoning_effort is not None:
+        # Templates know one or the other; both say the same.
+        kwargs.setdefault("reasoning_effort", request.reasoning_effort)
+        kwargs.setdefault("enable_thinking", request.reasoning_effort not in ("none", "minimal"))
+    return kwargs
+
+
+def _sampling(
+    request: GenerationRequest, defaults: SamplingDefaults, make_seed: Callable[[], int]
+) -> SamplingParams:
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    return SamplingParams(
+        temperature=_first(request.temperature, defaults.temperature, 1.0),
+        # Other servers write -1 for "all".
+        top_k=max(0, int(_first(request.top_k, defaults.top_k, 0))),
+        top_p=_first(request.top_p, defaults.top_p, 1.0),
+        min_p=_first(request.min_p, defaults.min_p, 0.0),
+        presence_penalty=_first(request.presence_penalty, None, 0.0),
+        frequency_penalty=_first(request.frequency_penalty, None, 0.0),
+        repetition_penalty=_first(request.repetition_penalty, defaults.repetition_penalty, 1.0),
+        seed=make_seed() if request.seed is None else request.seed & _SEED_MASK,
+        max_tokens=request.output_limit,
+        min_tokens=request.min_tokens or 0,
+        stop=stop,
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        ignore_eos=bool(request.ignore_eos),
+        skip_special_tokens=request.skip_special_tokens is not False,
+        include_stop_str_in_output=bool(request.include_stop_str_in_output),
+    )
+
+
+def _first(requested: float | None, recommended: float | None, neutral: float) -> float:
+    """What the client said, else what the model recommends, else what changes nothing."""
+    if requested is not None:
+        return float(requested)
+    return neutral if recommended is None else float(recommended)

@@ -1,0 +1,138 @@
+"""The gateway's error tree; each leaf carries an ErrorCode, and `error_table` its HTTP status.
+
+PenstockError
+├── GatewayError                 may carry `retry_after_s` and the caller's limits
+│   ├── InvalidRequestError      400: a field is wrong; `param` names it
+│   │   └── UnsupportedFieldError    400: a documented field that is not served here
+│   ├── ForbiddenOriginError     403: Host or Origin is not on the allow-list
+│   ├── ModelNotFoundError       404: lists the models there are
+│   ├── RequestTooLargeError     413
+│   ├── DeniedError              the auth worker said no: 401, 402, 403 or 429
+│   ├── OverloadedError          503: a queue, an outbox or a quota of ours is full
+│   ├── WorkerUnavailableError   503: a part that the request needs is away
+│   ├── WorkerLostError          503 (or an event in the stream): a worker died under the request
+│   ├── DeadlineExceededError    504
+│   └── RemoteFailureError       a worker's Failure, with its code
+├── ClientDisconnectedError      nobody is left to answer
+└── ConfigurationError           (protocol) a setting that stops the start
+"""
+
+from protocol.errors import ErrorCode, PenstockError
+from protocol.messages import Denied, Failure, LimitState
+
+
+class GatewayError(PenstockError):
+    """The end of a request, as its client will read it.
+
+    Args:
+        message: Safe for clients.
+        param: The request field that is wrong, if one is.
+        retry_after_s: When trying again makes sense.
+        limits: Where the caller stands, for the `x-ratelimit-*` headers.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: ErrorCode | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        limits: LimitState | None = None,
+    ) -> None:
+        super().__init__(message, code=code, param=param)
+        self.retry_after_s = retry_after_s
+        self.limits = limits
+
+
+class InvalidRequestError(GatewayError):
+    """The request is wrong, and the message says what to change."""
+
+    code = ErrorCode.INVALID_REQUEST
+
+
+class UnsupportedFieldError(InvalidRequestError):
+    """A field or value that is documented, but that this server does not honour."""
+
+    code = ErrorCode.UNSUPPORTED_PARAMETER
+
+
+class ForbiddenOriginError(GatewayError):
+    """A web page, or a name that is not ours, tries to reach a server that asks for no key."""
+
+    code = ErrorCode.PERMISSION_DENIED
+
+
+class ModelNotFoundError(GatewayError):
+    """No such model; the message lists those there are."""
+
+    code = ErrorCode.MODEL_NOT_FOUND
+
+    def __init__(self, model: str, known: tuple[str, ...]) -> None:
+        there_are = ", ".join(f"`{name}`" for name in known) or "none yet"
+        super().__init__(
+            f"The model `{model}` does not exist here. Available models: {there_are}.",
+            param="model",
+        )
+
+
+class RequestTooLargeError(GatewayError):
+    """The body is over the limit."""
+
+    code = ErrorCode.REQUEST_TOO_LARGE
+
+
+class DeniedError(GatewayError):
+    """The auth worker said no."""
+
+    @classmethod
+    def from_message(cls, denied: Denied) -> "DeniedError":
+        """The error of a `Denied`."""
+        return cls(
+            denied.message,
+            code=denied.code,
+            retry_after_s=denied.retry_after_s,
+            limits=denied.limits,
+        )
+
+
+class OverloadedError(GatewayError):
+    """A bound of this server is reached; trying again later makes sense."""
+
+    code = ErrorCode.OVERLOADED
+
+
+class WorkerUnavailableError(GatewayError):
+    """A part that the request needs is away."""
+
+    code = ErrorCode.WORKER_UNAVAILABLE
+
+
+class WorkerLostError(GatewayError):
+    """A worker died or vanished while it worked on the request."""
+
+    code = ErrorCode.WORKER_LOST
+
+
+class DeadlineExceededError(GatewayError):
+    """The request took longer than `request_timeout_s`."""
+
+    code = ErrorCode.DEADLINE_EXCEEDED
+
+
+class RemoteFailureError(GatewayError):
+    """A worker ended the request with a Failure."""
+
+    @classmethod
+    def from_message(cls, failure: Failure) -> "RemoteFailureError":
+        """The error of a `Failure`."""
+        return cls(
+            failure.message,
+            code=failure.code,
+            param=failure.param,
+            retry_after_s=failure.retry_after_s,
+        )
+
+
+class ClientDisconnectedError(PenstockError):
+    """The client went away; nobody is left to answer."""

@@ -1,0 +1,242 @@
+"""One request's text on its way through a parser, replayed to another when the first dies."""
+
+import asyncio
+from collections.abc import Callable
+
+from msgspec import structs
+
+from gateway.convert import GenerationJob
+from gateway.errors import GatewayError, UnsupportedFieldError, WorkerLostError
+from gateway.events import (
+    ContentText,
+    GenerationEvent,
+    ReasoningText,
+    ToolCallArguments,
+    ToolCallStarted,
+)
+from gateway.workers.parsers import ParserLink
+from protocol.messages import EngineOffer, OpenParse, ParsedDelta, ParseEvent, ParseOpened
+from protocol.peers import Peer
+
+MAX_REPLAYS = 3
+
+
+def parse_opening(job: GenerationJob, offer: EngineOffer, request_id: str) -> OpenParse | None:
+    """The parser session that a request needs; None when its text needs no parsing.
+
+    Raises:
+        UnsupportedFieldError: It wants tools or reasoning of a model that has neither.
+    """
+    if job.tools_json is not None and offer.tool_format is None:
+        raise UnsupportedFieldError(
+            f"No tool-call format is known for the model `{job.model}`, so it can't be given "
+            "tools.",
+            param="tools",
+        )
+    if job.wants_reasoning and offer.reasoning_format is None:
+        raise UnsupportedFieldError(
+            f"The model `{job.model}` has no reasoning that could be controlled.",
+            param="reasoning_effort",
+        )
+    tool_format = offer.tool_format if job.tools_json is not None else None
+    reasoning_format = offer.reasoning_format if job.parse_reasoning else None
+    if tool_format is None and reasoning_format is None:
+        return None
+    return OpenParse(
+        request_id=request_id,
+        attempt=1,
+        num_choices=job.num_choices,
+        tool_format=tool_format,
+        reasoning_format=reasoning_format,
+        tools_json=job.tools_json,
+        tool_choice=job.tool_choice,
+        parallel_tool_calls=job.parallel_tool_calls,
+    )
+
+
+class _Choice:
+    """The text of one choice so far, and how much of each channel the client already has."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.token_ends: list[int] = []
+        self.is_final = False
+        self.num_calls = 0
+        self.num_reasoning_tokens = 0
+        self.num_malformed = 0
+        # Characters by channel: seen from the present parser, and sent on in all.
+        self._seen: dict[tuple[str, int], int] = {}
+        self._sent: dict[tuple[str, int], int] = {}
+
+    def restart(self) -> None:
+        """Another parser begins with the first character again."""
+        self._seen.clear()
+
+    def fresh(self, kind: str, index: int, text: str) -> str:
+        """The part of an event's text that was not sent on before a replay."""
+        key = (kind, index)
+        seen = self._seen.get(key, 0)
+        sent = self._sent.get(key, 0)
+        self._seen[key] = seen + len(text)
+        if seen + len(text) <= sent:
+            return ""
+        self._sent[key] = seen + len(text)
+        return text[sent - seen :] if seen < sent else text
+
+
+class ParseSession:
+    """Feeds a request's choices to a parser and emits events, each exactly once.
+
+    Args:
+        parsers: Where the sessions are opened.
+        opening: The session; its attempt grows with each replay.
+        emit: Called with each event.
+        on_choice_done: Called with a choice after the last of its events.
+        on_failed: Called once when no parser can go on.
+    """
+
+    def __init__(
+        self,
+        parsers: ParserLink,
+        opening: OpenParse,
+        *,
+        emit: Callable[[GenerationEvent], None],
+        on_choice_done: Callable[[int], None],
+        on_failed: Callable[[GatewayError], None],
+    ) -> None:
+        self.attempt = opening.attempt
+        self._parsers = parsers
+        self._opening = opening
+        self._emit = emit
+        self._on_choice_done = on_choice_done
+        self._on_failed = on_failed
+        self._choices = [_Choice() for _ in range(opening.num_choices)]
+        self._parser: Peer | None = None
+        self._replay: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    async def open(self) -> ParseOpened:
+        """Open the session before anything is generated.
+
+        Raises:
+            GatewayError: No parser is there, or it refused.
+        """
+        while True:
+            try:
+                self._parser, opened = await self._parsers.open(self._message(), self)
+                return opened
+            except WorkerLostError:
+                self._next_attempt()
+
+    def feed(self, choice: int, text: str, token_ends: tuple[int, ...]) -> None:
+        """New text of a choice."""
+        state = self._choices[choice]
+        state.texts.append(text)
+        state.token_ends.extend(token_ends)
+        self._forward(choice, text, token_ends, final=False)
+
+    def finish(self, choice: int) -> None:
+        """No more text of a choice; `on_choice_done` follows."""
+        self._choices[choice].is_final = True
+        self._forward(choice, "", (), final=True)
+
+    def num_calls(self, choice: int) -> int:
+        """Tool calls of a choice so far."""
+        return self._choices[choice].num_calls
+
+    def num_reasoning_tokens(self, choice: int) -> int:
+        """Tokens of reasoning of a choice so far."""
+        return self._choices[choice].num_reasoning_tokens
+
+    @property
+    def num_malformed(self) -> int:
+        """Calls that broke their format after the name was out."""
+        return sum(choice.num_malformed for choice in self._choices)
+
+    def close(self) -> None:
+        """Forget the session here and at the parser; idempotent."""
+        self._is_closed = True
+        if self._replay is not None:
+            self._replay.cancel()
+        if self._parser is not None:
+            self._parsers.close(self._parser, self._opening.request_id, self.attempt)
+            self._parser = None
+
+    def on_parsed(self, parsed: ParsedDelta) -> None:
+        """What one piece of text yielded."""
+        if self._is_closed or not 0 <= parsed.choice < len(self._choices):
+            return
+        state = self._choices[parsed.choice]
+        for event in parsed.events:
+            self._on_event(parsed.choice, state, event)
+        state.num_reasoning_tokens = parsed.num_reasoning_tokens
+        state.num_malformed = parsed.num_malformed
+        if parsed.final:
+            self._on_choice_done(parsed.choice)
+
+    def on_parse_failure(self, error: GatewayError) -> None:
+        """The parser was lost: replay to another; or it gave up: so do we."""
+        if self._is_closed:
+            return
+        self._parser = None
+        if not isinstance(error, WorkerLostError):
+            self._on_failed(error)
+            return
+        self._replay = asyncio.get_running_loop().create_task(self._replay_elsewhere())
+
+    def _on_event(self, choice: int, state: _Choice, event: ParseEvent) -> None:
+        if event.kind == "tool_call_end":
+            return
+        if event.kind == "tool_call_start":
+            # One character stands for the start, so that it is counted like text.
+            if state.fresh(event.kind, event.index, "^"):
+                state.num_calls += 1
+                self._emit(ToolCallStarted(choice, event.index, event.id, event.name))
+            return
+        text = state.fresh(event.kind, event.index, event.text)
+        if not text:
+            return
+        if event.kind == "content":
+            self._emit(ContentText(choice, text))
+        elif event.kind == "reasoning":
+            self._emit(ReasoningText(choice, text))
+        else:
+            self._emit(ToolCallArguments(choice, event.index, text))
+
+    async def _replay_elsewhere(self) -> None:
+        try:
+            while self._parser is None:
+                self._next_attempt()
+                try:
+                    self._parser, _ = await self._parsers.open(self._message(), self)
+                except WorkerLostError:
+                    continue
+        except GatewayError as error:
+            self._on_failed(error)
+            return
+        for choice, state in enumerate(self._choices):
+            state.restart()
+            if state.texts or state.is_final:
+                text, ends = "".join(state.texts), tuple(state.token_ends)
+                self._forward(choice, text, ends, final=state.is_final)
+
+    def _next_attempt(self) -> None:
+        self.attempt += 1
+        if self.attempt - self._opening.attempt > MAX_REPLAYS:
+            raise WorkerLostError("The parsers of this request were lost; please try again.")
+
+    def _message(self) -> OpenParse:
+        return structs.replace(self._opening, attempt=self.attempt)
+
+    def _forward(self, choice: int, text: str, token_ends: tuple[int, ...], *, final: bool) -> None:
+        # During a replay the text only gathers; it leaves with the replay.
+        if self._parser is not None:
+            self._parsers.feed(
+                self._parser,
+                self._opening.request_id,
+                choice,
+                self.attempt,
+                text,
+                token_ends,
+                final=final,
+            )

@@ -1,0 +1,1 @@
+"""From events of a generation to the bytes of OpenAI's answers."""

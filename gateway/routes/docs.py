@@ -1,0 +1,87 @@
+"""The API's description: OpenAPI document, Swagger UI and ReDoc, with both key schemes."""
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from gateway.access import ROUTE_ACCESS, Access, GuardedRoute
+from gateway.schemas.chat import ChatRequest
+from gateway.schemas.completion import CompletionRequest
+from gateway.schemas.keys import CreateKeyRequest
+
+router = APIRouter(route_class=GuardedRoute, include_in_schema=False)
+
+_TITLE = "Penstock"
+_PATH = "/openapi.json"
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer psk-…"},
+    "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+_ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+@router.get(_PATH)
+async def openapi_document(request: Request) -> Response:
+    """The OpenAPI document."""
+    return Response(orjson.dumps(request.app.openapi()), media_type="application/json")
+
+
+@router.get("/docs")
+async def swagger_ui() -> Response:
+    """Try the API in a browser."""
+    return get_swagger_ui_html(openapi_url=_PATH, title=_TITLE)
+
+
+@router.get("/redoc")
+async def redoc() -> Response:
+    """Read about the API in a browser."""
+    return get_redoc_html(openapi_url=_PATH, title=_TITLE)
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document of an app whose routes read their bodies themselves."""
+    document = get_openapi(
+        title=_TITLE,
+        version="1",
+        summary="Language models over the OpenAI API.",
+        routes=app.routes,
+    )
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in (ChatRequest, CompletionRequest, CreateKeyRequest)],
+        ref_template="#/components/schemas/{model}",
+    )
+    components = document.setdefault("components", {})
+    # FastAPI's own validation errors are never sent; every error has OpenAI's shape.
+    components["schemas"] = {**definitions["$defs"], "Error": _ERROR_SCHEMA}
+    components["securitySchemes"] = _SCHEMES
+    document["security"] = [{"bearer": []}, {"api_key": []}]
+    error = {
+        "description": "An error.",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = error
+            if ROUTE_ACCESS.get(path) is Access.OPEN:
+                operation["security"] = []
+    return document

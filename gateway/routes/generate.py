@@ -1,0 +1,129 @@
+"""POST /v1/chat/completions and /v1/completions."""
+
+import logging
+
+from fastapi import APIRouter, Request, Response
+
+from gateway.access import GuardedRoute, caller_of, services_of
+from gateway.convert import (
+    CHAT_ENDPOINT,
+    COMPLETION_ENDPOINT,
+    NEUTRAL_DEFAULTS,
+    GenerationJob,
+    chat_job,
+)
+from gateway.convert import completion_job as make_completion_job
+from gateway.error_table import limit_headers
+from gateway.errors import ClientDisconnectedError, InvalidRequestError
+from gateway.generation import Generation
+from gateway.render.answer import AnswerCollector, ChatCollector, CompletionCollector
+from gateway.render.common import AnswerHead
+from gateway.render.stream import ChatStreamRenderer, CompletionStreamRenderer, StreamRenderer
+from gateway.responses import DisconnectGuard, EventStreamResponse, collect_answer
+from gateway.schemas.body import MAX_LISTED_FIELDS
+from gateway.schemas.chat import ChatRequest, parse_chat_body
+from gateway.schemas.completion import CompletionRequest, parse_completion_body
+from gateway.schemas.sampling import GenerationRequest
+from protocol import logs
+from protocol.messages import SamplingDefaults
+
+_logger = logging.getLogger("penstock.gateway.http")
+_MAX_LISTED_CHARACTERS = 2048
+"""Clients and proxies refuse answers with headers of more than a few kilobytes."""
+
+router = APIRouter(route_class=GuardedRoute)
+
+
+def _schema(model: type[GenerationRequest]) -> dict[str, object]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+@router.post(CHAT_ENDPOINT, tags=["generation"], openapi_extra=_schema(ChatRequest))
+async def chat_completions(request: Request) -> Response:
+    """Go on with a conversation."""
+    body, raw, ignored = parse_chat_body(await request.body())
+    job = chat_job(body, raw, _sampling_defaults(request, body.model))
+    return await _answer(request, body, job, ignored)
+
+
+@router.post(COMPLETION_ENDPOINT, tags=["generation"], openapi_extra=_schema(CompletionRequest))
+async def completions(request: Request) -> Response:
+    """Go on with a text."""
+    body, ignored = parse_completion_body(await request.body())
+    job = make_completion_job(body, _sampling_defaults(request, body.model))
+    return await _answer(request, body, job, ignored)
+
+
+def _sampling_defaults(request: Request, model: str) -> SamplingDefaults:
+    offer = services_of(request).engines.offer(model)
+    return NEUTRAL_DEFAULTS if offer is None else offer.sampling_defaults
+
+
+async def _answer(
+    request: Request, body: GenerationRequest, job: GenerationJob, ignored: list[str]
+) -> Response:
+    services = services_of(request)
+    headers = _ignored_headers(ignored, strict=services.settings.strict_fields)
+    request_id: str = request.state.request_id
+    logs.request_id.set(request_id)
+    _logger.debug("client's request id: %s", request.state.client_request_id)
+    generation = Generation(services, job, caller_of(request), request_id)
+    try:
+        async with DisconnectGuard(request.receive):
+            await generation.start()
+            head = _head(generation, int(services.wall_clock()))
+            headers.update(limit_headers(generation.limits))
+            if not body.stream:
+                content = await collect_answer(generation, _collector(job, head))
+                return Response(content, media_type="application/json", headers=headers)
+            # Until the first output a failure still gets a status of its own.
+            first = await generation.next_events(services.settings.ping_interval_s)
+        return EventStreamResponse(
+            generation,
+            first,
+            _renderer(job, head, include_usage=body.include_usage),
+            services.settings.ping_interval_s,
+            headers,
+        )
+    except ClientDisconnectedError:
+        generation.close("aborted")
+        _logger.info("the client of request %s has left", request_id)
+        return Response(status_code=499)  # nobody reads it; nginx's code, for the metrics
+    except BaseException:
+        generation.close("aborted")
+        raise
+
+
+def _head(generation: Generation, created: int) -> AnswerHead:
+    offer = generation.offer
+    prefix = "chatcmpl" if generation.job.endpoint == CHAT_ENDPOINT else "cmpl"
+    return AnswerHead(
+        id=f"{prefix}-{generation.request_id}",
+        created=created,
+        model=generation.job.model,
+        system_fingerprint=f"fp_{'' if offer is None else offer.fingerprint[:12]}",
+    )
+
+
+def _collector(job: GenerationJob, head: AnswerHead) -> AnswerCollector:
+    kind = ChatCollector if job.endpoint == CHAT_ENDPOINT else CompletionCollector
+    return kind(head, job.num_streams)
+
+
+def _renderer(job: GenerationJob, head: AnswerHead, *, include_usage: bool) -> StreamRenderer:
+    if job.endpoint == CHAT_ENDPOINT:
+        return ChatStreamRenderer(head, include_usage=include_usage)
+    return CompletionStreamRenderer(head, include_usage=include_usage)
+
+
+def _ignored_headers(ignored: list[str], *, strict: bool) -> dict[str, str]:
+    """The header that lists fields without meaning; or their refusal."""
+    if not ignored:
+        return {}
+    if strict:
+        raise InvalidRequestError(f"Unknown field: `{ignored[0]}`.", param=ignored[0])
+    shown = [name[:64].encode("ascii", "backslashreplace").decode() for name in ignored]
+    printable = ["".join(c if c.isprintable() and c != "," else "?" for c in one) for one in shown]
+    listed = ", ".join(printable[:MAX_LISTED_FIELDS])
+    return {"X-Penstock-Ignored-Fields": listed[:_MAX_LISTED_CHARACTERS]}

@@ -1,0 +1,45 @@
+"""GET /v1/models and /v1/models/{id}."""
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from gateway.access import GuardedRoute, services_of
+from gateway.errors import ModelNotFoundError
+from protocol.messages import EngineOffer
+
+router = APIRouter(route_class=GuardedRoute, tags=["models"])
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> Response:
+    """The models that are or were served since the start."""
+    offers = services_of(request).engines.models()
+    data = [_card(name, offers[name]) for name in sorted(offers)]
+    return _json({"object": "list", "data": data})
+
+
+@router.get("/v1/models/{model_id:path}")
+async def get_model(request: Request, model_id: str) -> Response:
+    """One model; ids may hold slashes."""
+    offers = services_of(request).engines.models()
+    offer = offers.get(model_id)
+    if offer is None:
+        raise ModelNotFoundError(model_id, tuple(sorted(offers)))
+    return _json(_card(model_id, offer))
+
+
+def _card(name: str, offer: EngineOffer) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": offer.created,
+        "owned_by": "penstock",
+        "max_model_len": offer.max_model_len,
+        "capabilities": list(offer.capabilities),
+    }
+
+
+def _json(value: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")

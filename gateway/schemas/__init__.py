@@ -1,0 +1,1 @@
+"""What clients may send over HTTP, as pydantic models and field tables."""

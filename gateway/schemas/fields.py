@@ -1,0 +1,79 @@
+"""Which documented fields are harmless and which are refused; every other one is honoured."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from gateway.errors import UnsupportedFieldError
+
+HARMLESS_FIELDS: Final[dict[str, str]] = {
+    "metadata": "labels for the caller's own records",
+    "prompt_cache_key": "a routing hint; nothing depends on it",
+    "prompt_cache_options": "a caching hint; nothing depends on it",
+    "prompt_cache_retention": "a caching hint; nothing depends on it",
+    "safety_identifier": "names an end user to a moderation service",
+    "service_tier": "there is one tier; priorities come with the key",
+    "store": "nothing is ever stored",
+    "user": "names an end user to a moderation service",
+}
+"""Accepted and without effect: a client loses nothing when they do nothing."""
+
+_STRUCTURED: Final = "constrained decoding is not served yet"
+
+CHAT_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
+    "audio": ((), "models here answer in text"),
+    "function_call": (("none", "auto"), "use `tool_choice`"),
+    "functions": (([],), "use `tools`"),
+    "logit_bias": (({},), "not served yet"),
+    "logprobs": ((False,), "not served yet"),
+    "modalities": ((["text"],), "models here answer in text"),
+    "moderation": ((), "there is no moderation model"),
+    "prediction": ((), "not served yet"),
+    "response_format": (({"type": "text"},), _STRUCTURED),
+    "top_logprobs": ((0,), "not served yet"),
+    "verbosity": (("medium",), "models here have no such control; ask for it in the prompt"),
+    "web_search_options": ((), "there is no web search"),
+}
+"""Documented by OpenAI for chat, refused by name unless null or one of the neutral values."""
+
+COMPLETION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
+    "best_of": ((1,), "use `n`"),
+    "echo": ((False,), "not served yet"),
+    "logit_bias": (({},), "not served yet"),
+    "logprobs": ((False,), "not served yet"),
+    "suffix": (("",), "models here do not fill in the middle"),
+}
+"""Documented by OpenAI for completions, refused likewise."""
+
+EXTENSION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
+    "allowed_token_ids": (([],), "not served yet"),
+    "bad_words": (([],), "not served yet"),
+    "chat_template": ((), "templates come with the model"),
+    "documents": (([],), "put them into the messages"),
+    "guided_choice": ((), _STRUCTURED),
+    "guided_grammar": ((), _STRUCTURED),
+    "guided_json": ((), _STRUCTURED),
+    "guided_regex": ((), _STRUCTURED),
+    "length_penalty": ((1, 1.0), "there is no beam search"),
+    "prompt_embeds": ((), "not served"),
+    "prompt_logprobs": ((0, False), "not served yet"),
+    "structured_outputs": ((), _STRUCTURED),
+    "truncate_prompt_tokens": ((), "prompts are never cut"),
+    "use_beam_search": ((False,), "there is no beam search"),
+}
+"""Extensions of other servers that would change the answer: refused, not ignored."""
+
+
+def refuse_fields(
+    body: Mapping[str, Any], refused: Mapping[str, tuple[tuple[Any, ...], str]]
+) -> None:
+    """Let no refused field pass in silence.
+
+    Raises:
+        UnsupportedFieldError: A refused field has a value that would matter.
+    """
+    for name in body.keys() & refused.keys():
+        neutral, reason = refused[name]
+        value = body[name]
+        if value is None or any(value == one and type(value) is type(one) for one in neutral):
+            continue
+        raise UnsupportedFieldError(f"`{name}` is not supported: {reason}.", param=name)

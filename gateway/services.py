@@ -1,0 +1,40 @@
+"""What every request needs, wired together once."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from gateway.admission import Admission
+from gateway.config import GatewaySettings
+from gateway.metrics import Metrics
+from gateway.outbox import Outbox
+from gateway.sessions import SessionTable
+from gateway.workers.auth import AuthLink
+from gateway.workers.engines import EngineLink
+from gateway.workers.parsers import ParserLink
+from protocol.peers import Peer
+
+
+@dataclass(slots=True)
+class Services:
+    """The parts that requests work with.
+
+    Attributes:
+        peers: Every connected worker of any role.
+        clock: Monotonic seconds.
+        wall_clock: Unix seconds.
+        is_draining: No new requests are taken.
+    """
+
+    settings: GatewaySettings
+    engines: EngineLink
+    auth: AuthLink
+    parsers: ParserLink
+    admission: Admission
+    outbox: Outbox
+    sessions: SessionTable
+    metrics: Metrics
+    peers: Callable[[], Iterable[Peer]]
+    clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
+    is_draining: bool = False

@@ -1,0 +1,1 @@
+"""The other processes, as the gateway sees them."""

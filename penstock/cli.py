@@ -1,0 +1,254 @@
+"""The commands and their options; each hands over to the module that does the work."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from penstock import __name__ as program
+from penstock.api_client import DEFAULT_URL, ApiClient, all_keys, read_admin_key
+from penstock.chat import answer, choose_model, converse
+from penstock.config import build_settings
+from penstock.serve import serve as run_server
+
+app = typer.Typer(
+    name=program,
+    help="Serve language models over the OpenAI API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+keys = typer.Typer(help="Make, list and revoke API keys of a running server.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+_PIPE_WIDTH = 500
+"""Columns of a table that goes into a pipe: a row is a line, nothing is folded or cut."""
+
+Url = Annotated[str, typer.Option("--url", envvar="PENSTOCK_URL", help="The server's root.")]
+KeyFile = Annotated[Path | None, typer.Option("--key-file", help="File that holds the admin key.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", envvar="PENSTOCK_DATA_DIR", help="Where `serve` keeps its data."),
+]
+
+
+def _option(name: str, text: str, *variables: str) -> Any:
+    """An option that can also come from the environment; None when neither is given.
+
+    Args:
+        name: As typed; `--kv-memory` also reads `PENSTOCK_KV_MEMORY` unless `variables` say else.
+        text: For `--help`.
+        variables: Names to read instead, first come first.
+    """
+    bare = name.split("/")[0].removeprefix("--").replace("-", "_").upper()
+    names = list(variables) or [f"PENSTOCK_{bare}"]
+    return typer.Option(name, envvar=names, help=text, show_default=False)
+
+
+@app.command()
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="NAME=PATH_OR_ID, a folder or a Hugging Face id; without one what "
+            "PENSTOCK_MODEL_PATH or MODEL_PATH name, else the bundled demo.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[str | None, _option("--config", "TOML file with these settings.")] = None,
+    host: Annotated[str | None, _option("--host", "Address to bind. [127.0.0.1]")] = None,
+    port: Annotated[int | None, _option("--port", "Port, 0 for a free one. [8000]")] = None,
+    model_name: Annotated[
+        str | None,
+        _option(
+            "--model-name", "Public name of the one model.", "PENSTOCK_MODEL_NAME", "MODEL_NAME"
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        _option(
+            "--tokenizer",
+            "Folder of another tokenizer.",
+            "PENSTOCK_TOKENIZER_PATH",
+            "TOKENIZER_PATH",
+        ),
+    ] = None,
+    engines: Annotated[int | None, _option("--engines", "Engine processes a model. [1]")] = None,
+    parsers: Annotated[int | None, _option("--parsers", "Parser processes. [1]")] = None,
+    auth: Annotated[
+        bool | None, _option("--auth/--no-auth", "Require keys. [unless bound to loopback]")
+    ] = None,
+    data_dir: Annotated[str | None, _option("--data-dir", "Database and keys.")] = None,
+    cache_dir: Annotated[str | None, _option("--cache-dir", "Compiled programs.")] = None,
+    revision: Annotated[str | None, _option("--revision", "Hub revision of the model.")] = None,
+    dtype: Annotated[str | None, _option("--dtype", "auto, float32 or bfloat16. [auto]")] = None,
+    max_model_len: Annotated[
+        int | None, _option("--max-model-len", "Tokens of prompt and output. [the model's]")
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, _option("--max-num-seqs", "Requests that run together in one engine.")
+    ] = None,
+    kv_memory: Annotated[
+        str | None, _option("--kv-memory", "Memory of the KV cache, such as 2GiB.")
+    ] = None,
+    block_size: Annotated[int | None, _option("--block-size", "Tokens a KV block.")] = None,
+    tool_format: Annotated[
+        str | None, _option("--tool-format", "Tool-call format, or none. [from the template]")
+    ] = None,
+    reasoning_format: Annotated[
+        str | None, _option("--reasoning-format", "Reasoning format, or none. [from the template]")
+    ] = None,
+    deterministic: Annotated[
+        bool | None,
+        _option(
+            "--deterministic/--no-deterministic", "Bitwise equal results in any batch; slower."
+        ),
+    ] = None,
+    strict_fields: Annotated[
+        bool | None,
+        _option("--strict-fields/--ignore-fields", "Refuse unknown request fields. [ignore]"),
+    ] = None,
+    drain_timeout_s: Annotated[
+        float | None,
+        _option(
+            "--drain-timeout", "Seconds that a stop may take. [30]", "PENSTOCK_DRAIN_TIMEOUT_S"
+        ),
+    ] = None,
+    log_level: Annotated[
+        str | None, _option("--log-level", "debug, info, warning or error. [warning]")
+    ] = None,
+) -> None:
+    """Start gateway, engines, parsers and auth on this machine and serve MODEL."""
+    arguments = {name: value for name, value in locals().items() if value not in (None, [])}
+    raise typer.Exit(run_server(build_settings(arguments), Console()))
+
+
+@app.command()
+def chat(
+    message: Annotated[
+        str | None, typer.Argument(help="One message; without it, a dialogue.")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="[the first served]")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="PENSTOCK_API_KEY", hidden=True, parser=str)
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1)] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", min=0.0, max=2.0)] = None,
+) -> None:
+    """Talk to a running server; the key comes from PENSTOCK_API_KEY."""
+    console = Console()
+    with ApiClient(url, api_key) as client:
+        body: dict[str, Any] = {"model": choose_model(client, model)}
+        body |= {"max_tokens": max_tokens} if max_tokens is not None else {}
+        body |= {"temperature": temperature} if temperature is not None else {}
+        messages = [{"role": "system", "content": system}] if system else []
+        if message is None:
+            converse(client, body, messages, console, lambda: input("> "))
+            return
+        messages.append({"role": "user", "content": message})
+        answer(client, body, messages, console)
+
+
+def _admin(url: str, key_file: Path | None, data_dir: Path | None) -> ApiClient:
+    directory = data_dir or build_settings({}).data_dir
+    return ApiClient(url, read_admin_key(key_file, directory))
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    role: Annotated[str, typer.Option("--role", help="user or admin.")] = "user",
+    requests_per_minute: Annotated[int | None, typer.Option("--rpm", min=1)] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option("--tpm", min=1)] = None,
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a key and print it, once; only its digest is kept."""
+    body = {
+        "name": name,
+        "role": role,
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+    }
+    body = {key: value for key, value in body.items() if value is not None}
+    with _admin(url, key_file, data_dir) as client:
+        created = client.request("POST", "/v1/admin/keys", body)
+    typer.echo(created["key"])
+
+
+def _key_state(key: Mapping[str, Any], now_s: float) -> str:
+    """`active`, `expired` or `revoked`; `now_s` in Unix seconds."""
+    if key.get("revoked_at"):
+        return "revoked"
+    expires_at = key.get("expires_at")
+    return "expired" if expires_at is not None and expires_at <= now_s else "active"
+
+
+@keys.command("list")
+def list_keys(url: Url = DEFAULT_URL, key_file: KeyFile = None, data_dir: DataDir = None) -> None:
+    """List keys and what they used."""
+    table = Table("id", "name", "role", "key", "requests", "tokens", "state")
+    with _admin(url, key_file, data_dir) as client:
+        for key in all_keys(client):
+            used = key["total_prompt_tokens"] + key["total_completion_tokens"]
+            state = _key_state(key, time.time())
+            row = (key["id"], key["name"], key["role"], key["hint"], key["total_requests"], used)
+            table.add_row(*(str(cell) for cell in row), state)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PIPE_WIDTH)
+    console.print(table)
+
+
+@keys.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="The key's id, from `keys list`.")],
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+    data_dir: DataDir = None,
+) -> None:
+    """End a key at once and for good."""
+    with _admin(url, key_file, data_dir) as client:
+        client.request("DELETE", f"/v1/admin/keys/{key_id}/revoke")
+    typer.echo(f"{key_id} is revoked.")
+
+
+@app.command()
+def ping(url: Url = DEFAULT_URL) -> None:
+    """Ask a server for a sign of life; exit code 0 when it answers."""
+    started = time.perf_counter()
+    with ApiClient(url) as client:
+        client.request("GET", "/ping")
+    typer.echo(f"{url} answered in {(time.perf_counter() - started) * 1000:.1f} ms")
+
+
+@app.command()
+def keygen(
+    directory: Annotated[Path, typer.Argument(help="Folder for the key files.")],
+) -> None:
+    """Make the CURVE keys that workers and gateways on different machines need."""
+    from protocol.security import generate_keys
+
+    generate_keys(directory)
+    typer.echo(f"Keys written to {directory}; give each machine only the files of its role.")
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of Penstock, its wire and Python."""
+    from importlib.metadata import version as installed
+
+    from protocol import PROTOCOL_VERSION
+
+    python = ".".join(str(part) for part in sys.version_info[:3])
+    typer.echo(f"penstock {installed('penstock')}, protocol {PROTOCOL_VERSION}, Python {python}")

@@ -1,0 +1,247 @@
+"""From what the user named to a local folder with a checkpoint that fits in memory."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from penstock.config import ModelChoice, ServeSettings
+from penstock.errors import ModelError
+
+_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
+_KV_BYTES_PER_VALUE = 2
+_MEMORY_SHARE = 0.9
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What a model will take, bytes.
+
+    Attributes:
+        weights_bytes: The checkpoint's tensors as the engine holds them.
+        kv_bytes: The KV cache of one sequence of the full context, the least that can serve.
+    """
+
+    weights_bytes: int
+    kv_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Weights and KV together."""
+        return self.weights_bytes + self.kv_bytes
+
+
+def estimate_memory(
+    config: Mapping[str, Any], checkpoint_bytes: int, *, dtype: str, max_model_len: int | None
+) -> MemoryEstimate:
+    """What a checkpoint takes once loaded.
+
+    Args:
+        config: The checkpoint's `config.json`.
+        checkpoint_bytes: Sum of its safetensors files.
+        dtype: `auto` keeps the checkpoint's; `float32` doubles a 16-bit one.
+        max_model_len: Tokens of context to hold; None takes the config's.
+    """
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    widening = 2 if dtype == "float32" and stored in ("bfloat16", "float16") else 1
+    num_heads = int(config.get("num_attention_heads") or 1)
+    head_dim = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // num_heads)
+    num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
+    length = max_model_len or int(config.get("max_position_embeddings") or 2048)
+    values = 2 * int(config.get("num_hidden_layers") or 0) * num_kv_heads * head_dim * length
+    return MemoryEstimate(checkpoint_bytes * widening, values * _KV_BYTES_PER_VALUE * widening)
+
+
+def _gigabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB"
+
+
+def require_memory(name: str, estimate: MemoryEstimate, available_bytes: int) -> None:
+    """Refuse a model that can't fit.
+
+    Raises:
+        ModelError: With what it needs, what there is, and ways out.
+    """
+    if estimate.total_bytes <= available_bytes * _MEMORY_SHARE:
+        return
+    raise ModelError(
+        f"{name} needs about {_gigabytes(estimate.total_bytes)} of memory "
+        f"({_gigabytes(estimate.weights_bytes)} weights, {_gigabytes(estimate.kv_bytes)} KV cache "
+        f"for one full context) and {_gigabytes(available_bytes)} are free. Lower --max-model-len, "
+        "use --dtype bfloat16, or choose a smaller model."
+    )
+
+
+def refuse_foreign_formats(name: str, config: Mapping[str, Any], files: Iterable[str]) -> None:
+    """Refuse checkpoints that the engine can't read, naming the format.
+
+    Raises:
+        ModelError: GGUF, AWQ, GPTQ or another quantised or pickled checkpoint.
+    """
+    files = list(files)
+    quantization = config.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method:
+        raise ModelError(
+            f"{name} is a {str(method).upper()} checkpoint, which is not supported; use the "
+            "original safetensors checkpoint of the model."
+        )
+    if any(file.endswith(".safetensors") for file in files):
+        return
+    if any(file.endswith(".gguf") for file in files):
+        raise ModelError(
+            f"{name} is a GGUF checkpoint, which is not supported; use its safetensors original."
+        )
+    if any(file.endswith((".bin", ".pt", ".pth")) for file in files):
+        raise ModelError(
+            f"{name} holds only pickled weights (.bin, .pt), which are never loaded because "
+            "unpickling runs code; convert them to safetensors."
+        )
+    raise ModelError(f"{name} holds no *.safetensors file.")
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a snapshot of the hub holds all it takes; an interrupted download leaves a part."""
+    if not (folder / "config.json").is_file():
+        return False
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return False
+    index = folder / "model.safetensors.index.json"
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except FileNotFoundError:
+        weights = [path.name for path in folder.glob("*.safetensors")]
+        return bool(weights) and not any("-of-" in name for name in weights)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return all((folder / str(name)).is_file() for name in named)
+
+
+def _local_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        config = None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} can't be read: {error}.") from error
+    if config is None:
+        files = [item.name for item in folder.iterdir()]
+        refuse_foreign_formats(str(folder), {}, files)
+        raise ModelError(f"{folder} has no config.json; is it a Hugging Face checkpoint folder?")
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is no JSON object.")
+    return config
+
+
+def check_local(model: ModelChoice, folder: Path, settings: ServeSettings) -> None:
+    """Refuse a local folder that can't be served.
+
+    Raises:
+        ModelError: Missing files, foreign format, too large.
+    """
+    config = _local_config(folder)
+    files = [item for item in folder.iterdir() if item.is_file()]
+    refuse_foreign_formats(model.name, config, [item.name for item in files])
+    size = sum(item.stat().st_size for item in files if item.suffix == ".safetensors")
+    _require_room(model, config, size, settings)
+
+
+def _require_room(
+    model: ModelChoice, config: Mapping[str, Any], checkpoint_bytes: int, settings: ServeSettings
+) -> None:
+    try:
+        estimate = estimate_memory(
+            config,
+            checkpoint_bytes,
+            # What the engine makes of `auto` then.
+            dtype="float32" if settings.deterministic else settings.dtype,
+            max_model_len=settings.max_model_len,
+        )
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ModelError(f"The config.json of {model.name} makes no sense: {error}.") from error
+    require_memory(model.name, estimate, psutil.virtual_memory().available)
+
+
+def resolve_model(model: ModelChoice, settings: ServeSettings) -> Path | None:
+    """The folder of a model, fetched from the hub when it is not local; None for the demo.
+
+    Raises:
+        ModelError: It can't be found, fetched, read, or held in memory.
+    """
+    if model.source is None:
+        return None
+    looks_local = model.source.startswith((".", "/", "~"))
+    folder = Path(model.source).expanduser()
+    if folder.is_dir():
+        check_local(model, folder, settings)
+        return folder.resolve()
+    if looks_local or folder.exists():
+        raise ModelError(f"{model.source} is not a folder.")
+    if model.source.endswith(".gguf"):
+        refuse_foreign_formats(model.source, {}, [model.source])
+    fetched = _fetch(model, settings)
+    check_local(model, fetched, settings)
+    return fetched
+
+
+def _fetch(model: ModelChoice, settings: ServeSettings) -> Path:
+    """Download a model once, under the hub library's lock; a complete cache needs no network."""
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    source = str(model.source)
+    try:
+        cached = snapshot_download(
+            source, revision=settings.revision, allow_patterns=_PATTERNS, local_files_only=True
+        )
+        if is_complete(Path(cached)):
+            return Path(cached)
+    except LocalEntryNotFoundError:
+        pass
+    except HFValidationError:
+        raise ModelError(
+            f"{source!r} is neither a folder nor a Hugging Face id (organisation/model)."
+        ) from None
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise ModelError(f"{source} is not in the local cache and HF_HUB_OFFLINE is set.")
+    try:
+        info = HfApi().model_info(source, revision=settings.revision, files_metadata=True)
+        siblings = info.siblings or []
+        files = [item.rfilename for item in siblings]
+        if "config.json" not in files:
+            refuse_foreign_formats(source, {}, files)
+            raise ModelError(f"{source} has no config.json; is it a model that generates text?")
+        config_path = Path(hf_hub_download(source, "config.json", revision=info.sha))
+        config = _local_config(config_path.parent)
+        refuse_foreign_formats(model.name, config, files)
+        size = sum(item.size or 0 for item in siblings if item.rfilename.endswith(".safetensors"))
+        _require_room(model, config, size, settings)
+        return Path(snapshot_download(source, revision=info.sha, allow_patterns=_PATTERNS))
+    except GatedRepoError:
+        raise ModelError(
+            f"{source} is gated: accept its terms on the hub and set HF_TOKEN."
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelError(f"{source} has no revision {settings.revision!r}.") from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"{source} is no folder here and no model on the hub (private ones need HF_TOKEN)."
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"{source} is no folder here and the hub can't be reached: {type(error).__name__}. "
+            "Give the path of a local checkpoint folder."
+        ) from error

@@ -1,0 +1,81 @@
+"""`penstock serve`: check, fetch, start, show, look after, end."""
+
+import logging
+import os
+import socket
+from pathlib import Path
+
+from rich.console import Console
+
+from penstock.config import ServeSettings
+from penstock.errors import CommandError, UsageError
+from penstock.model_source import resolve_model
+from penstock.startup import announce, wait_until_ready
+from penstock.supervisor import Supervisor, common_environment, make_run_dir, process_specs
+from protocol.logs import setup as setup_logs
+
+
+def require_free_port(host: str, port: int) -> None:
+    """Refuse an address that can't be bound, before anything is started.
+
+    Raises:
+        CommandError: The port is in use, or the address is not this machine's.
+    """
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise UsageError(f"--host {host}: {error.strerror or error}.") from None
+    with socket.socket(family, kind, number) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise CommandError(
+                f"{host}:{port} can't be bound: {error.strerror}. Stop what uses it or choose "
+                "another --port (0 picks a free one)."
+            ) from None
+
+
+def _make_dir(path: Path, setting: str) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UsageError(f"{setting} {path}: {error.strerror or error}.") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(f"{setting} {path}: not writable.")
+
+
+def serve(settings: ServeSettings, console: Console) -> int:
+    """Serve until SIGINT or SIGTERM.
+
+    Returns:
+        The exit code: 0 after a requested stop.
+
+    Raises:
+        CommandError: It can't be done; the message says why and what to do.
+    """
+    setup_logs("penstock", settings.log_level)
+    require_free_port(settings.host, settings.port)
+    _make_dir(settings.data_dir, "--data-dir")
+    _make_dir(settings.cache_dir / "compile", "--cache-dir")
+    folders = {model.name: resolve_model(model, settings) for model in settings.models}
+    had_admin_key = (settings.data_dir / "admin.key").exists()
+    run_dir = make_run_dir(settings.child_environment)
+    supervisor = Supervisor(
+        process_specs(settings, folders),
+        common_environment(settings, run_dir),
+        run_dir,
+        drain_timeout_s=settings.drain_timeout_s,
+    )
+    with supervisor:
+        url = wait_until_ready(
+            supervisor.poll, lambda: supervisor.stop_requested, run_dir, settings, console
+        )
+        if url is not None:
+            supervisor.was_ready = True
+            announce(url, settings, console, admin_key_is_new=not had_admin_key)
+            supervisor.run()
+        logging.getLogger("penstock.serve").info("stopping")
+    return 0

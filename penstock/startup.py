@@ -1,0 +1,173 @@
+"""What a person sees while the house starts: one progress line a worker, then where to go."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from penstock.config import ServeSettings
+
+_POLL_S = 0.1
+_PHASES = {
+    "starting": "starting",
+    "downloading": "downloading",
+    "loading": "loading weights",
+    "compiling": "compiling programs",
+    "ready": "ready",
+    "draining": "draining",
+}
+
+
+def read_port(run_dir: Path) -> int | None:
+    """The port that the gateway bound, once it is there."""
+    try:
+        return int((run_dir / "port").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def reachable_url(host: str, port: int) -> str:
+    """Where this machine reaches a server bound to `host`."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
+    return (
+        f"http://[{shown}]:{port}"
+        if ":" in shown and "[" not in shown
+        else f"http://{shown}:{port}"
+    )
+
+
+class StartupProgress:
+    """Draws `/ready` as bars on a terminal, as lines elsewhere.
+
+    Args:
+        console: Where to draw.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._tasks: dict[str, TaskID] = {}
+        self._last_phase: dict[str, str] = {}
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+
+    def __enter__(self) -> "StartupProgress":
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._console.is_terminal:
+            self._progress.stop()
+
+    def show(self, status: dict[str, Any]) -> None:
+        """Draw one answer of `/ready`."""
+        for worker in status.get("workers", []):
+            phase = _PHASES.get(str(worker.get("phase")), str(worker.get("phase")))
+            title = str(worker.get("model") or worker.get("role"))
+            detail = str(worker.get("detail") or "")
+            key = str(worker.get("instance_id"))
+            if self._console.is_terminal:
+                self._draw(key, f"{title}: {phase}", worker, detail)
+            elif self._last_phase.get(key) != phase:
+                self._last_phase[key] = phase
+                self._console.print(f"{title}: {phase}", highlight=False)
+
+    def _draw(self, key: str, description: str, worker: dict[str, Any], detail: str) -> None:
+        fraction = float(worker.get("fraction", -1.0))
+        if worker.get("phase") == "ready":
+            fraction = 1.0
+        total = None if fraction < 0 else 1.0
+        if key not in self._tasks:
+            self._tasks[key] = self._progress.add_task(description, total=total, detail=detail)
+        self._progress.update(
+            self._tasks[key],
+            description=description,
+            total=total,
+            completed=max(fraction, 0.0),
+            detail=detail,
+        )
+
+
+def wait_until_ready(
+    poll: Callable[[], None],
+    stop_requested: Callable[[], bool],
+    run_dir: Path,
+    settings: ServeSettings,
+    console: Console,
+) -> str | None:
+    """Look after the processes and show progress until the house can serve.
+
+    Args:
+        poll: The supervisor's look at its children.
+        stop_requested: Whether to give up waiting.
+        run_dir: Where the gateway writes its port.
+        settings: For the address.
+        console: Where to draw.
+
+    Returns:
+        The server's URL, or None when a stop was requested first.
+    """
+    with (
+        StartupProgress(console) as progress,
+        httpx.Client(timeout=5.0, trust_env=False) as client,
+    ):
+        while not stop_requested():
+            poll()
+            port = read_port(run_dir)
+            if port is not None:
+                url = reachable_url(settings.host, port)
+                try:
+                    response = client.get(f"{url}/ready")
+                    status = response.json()
+                except (httpx.TransportError, ValueError):
+                    status = {}
+                else:
+                    progress.show(status)
+                    if response.status_code == httpx.codes.OK:
+                        return url
+            time.sleep(_POLL_S)
+    return None
+
+
+def announce(
+    url: str, settings: ServeSettings, console: Console, *, admin_key_is_new: bool
+) -> None:
+    """Print address, models, where the key is, and a line to try."""
+    key_file = settings.data_dir / "admin.key"
+    names = ", ".join(model.name for model in settings.models)
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    say(f"Penstock serves {names} at {url}/v1  (docs: {url}/docs)")
+    if admin_key_is_new and console.is_terminal and key_file.exists():
+        say(f"Admin key, shown this once: {key_file.read_text(encoding='utf-8').strip()}")
+        key_file.unlink()
+    elif key_file.exists():
+        say(f"Admin key: in {key_file}")
+    header = ""
+    if settings.require_keys:
+        say("API keys are required: make one with `penstock keys create NAME`.")
+        header = " -H 'Authorization: Bearer YOUR_KEY'"
+    else:
+        say("No API key is needed from this machine.")
+    body = (
+        f'{{"model": "{settings.models[0].name}", '
+        '"messages": [{"role": "user", "content": "Hello!"}]}'
+    )
+    say(
+        f"Try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} -d '{body}'"
+    )

@@ -1,0 +1,325 @@
+"""Starts every process of the house on this machine, restarts what dies, ends all of it."""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from penstock.config import ServeSettings
+from penstock.errors import CommandError
+from penstock.restart_policy import MAX_EARLY_DEATHS, RestartPolicy
+
+logger = logging.getLogger("penstock.supervisor")
+
+ADMIN_KEY_SETTING = "PENSTOCK_ADMIN_KEY"
+
+_POLL_S = 0.1
+_KILL_GRACE_S = 2.0
+_ENDING_SHARE = 0.4
+_MAX_ENDING_S = 10.0
+"""Of the drain time, at most so much is kept for what comes after: ending the rest with a clear
+event, flushing, settling, and the workers' own goodbyes."""
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """One process to keep alive.
+
+    Attributes:
+        name: For logs: `engine[penstock-demo]-0`.
+        module: Started as `python -m module`.
+        environment: Added to the common environment.
+        stop_order: Lower stops first: the gateway drains while the workers still answer.
+    """
+
+    name: str
+    module: str
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    stop_order: int = 1
+
+
+class Child:
+    """One running (or waiting, or given-up) process."""
+
+    def __init__(self, spec: ProcessSpec) -> None:
+        self.spec = spec
+        self.policy = RestartPolicy()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.restart_at: float | None = None
+        self.given_up = False
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs now."""
+        return self.process is not None and self.process.poll() is None
+
+
+def process_specs(
+    settings: ServeSettings, folders: Mapping[str, Path | None]
+) -> tuple[ProcessSpec, ...]:
+    """The processes of a house.
+
+    Args:
+        settings: What to serve.
+        folders: Model name → local folder; None is the bundled demo model.
+    """
+    specs = [
+        ProcessSpec("auth", "auth_worker", _admin_key(settings), stop_order=3),
+        ProcessSpec("gateway", "gateway", stop_order=0),
+    ]
+    formats = _formats(settings)
+    specs += [
+        ProcessSpec(f"toolparser-{number}", "toolparser_worker", formats, stop_order=2)
+        for number in range(settings.num_parsers)
+    ]
+    for model in settings.models:
+        environment = {"PENSTOCK_MODEL_NAME": model.name}
+        folder = folders[model.name]
+        if folder is not None:
+            environment["PENSTOCK_MODEL_PATH"] = str(folder)
+        for key in ("tokenizer", "tool_format", "reasoning_format"):
+            value = getattr(model, key)
+            if value:
+                suffix = "TOKENIZER_PATH" if key == "tokenizer" else key.upper()
+                environment[f"PENSTOCK_{suffix}"] = value
+        specs += [
+            ProcessSpec(f"engine[{model.name}]-{number}", "engine_worker", environment, 2)
+            for number in range(model.num_engines)
+        ]
+    return tuple(specs)
+
+
+def _formats(settings: ServeSettings) -> dict[str, str]:
+    """The formats that models were given by name, for parsers to refuse what they don't know."""
+    environment = {}
+    for key in ("tool_format", "reasoning_format"):
+        names = {str(getattr(model, key)) for model in settings.models if getattr(model, key)}
+        if names:
+            environment[f"PENSTOCK_{key.upper()}"] = ",".join(sorted(names))
+    return environment
+
+
+def _admin_key(settings: ServeSettings) -> dict[str, str]:
+    given = settings.child_environment.get(ADMIN_KEY_SETTING)
+    return {} if given is None else {ADMIN_KEY_SETTING: given}
+
+
+def common_environment(settings: ServeSettings, run_dir: Path) -> dict[str, str]:
+    """What every child inherits: the caller's environment, the sockets, the checked settings."""
+    consumed = ("MODEL_PATH", "MODEL_NAME", "TOKENIZER_PATH", "TOOL_FORMAT", "REASONING_FORMAT")
+    # The admin key is auth's alone.
+    dropped = {*consumed, *(f"PENSTOCK_{name}" for name in consumed), ADMIN_KEY_SETTING}
+    environment = {k: v for k, v in settings.child_environment.items() if k not in dropped}
+    environment |= {
+        "PENSTOCK_ENGINE_ENDPOINT": f"ipc://{run_dir}/engine",
+        "PENSTOCK_AUTH_ENDPOINT": f"ipc://{run_dir}/auth",
+        "PENSTOCK_TOOLPARSER_ENDPOINT": f"ipc://{run_dir}/toolparser",
+        "PENSTOCK_PARENT_PID": str(os.getpid()),
+        "PENSTOCK_RUN_DIR": str(run_dir),
+        "PENSTOCK_PORT_FILE": str(run_dir / "port"),
+        "PENSTOCK_HOST": settings.host,
+        "PENSTOCK_PORT": str(settings.port),
+        "PENSTOCK_MODELS": ",".join(model.name for model in settings.models),
+        "PENSTOCK_REQUIRE_KEYS": str(settings.require_keys).lower(),
+        "PENSTOCK_ALLOW_ANONYMOUS": str(not settings.require_keys).lower(),
+        "PENSTOCK_STRICT_FIELDS": str(settings.strict_fields).lower(),
+        "PENSTOCK_DATA_DIR": str(settings.data_dir),
+        "PENSTOCK_COMPILE_CACHE_DIR": str(settings.cache_dir / "compile"),
+        "PENSTOCK_DTYPE": settings.dtype,
+        "PENSTOCK_DETERMINISTIC": str(settings.deterministic).lower(),
+        "PENSTOCK_DRAIN_TIMEOUT_S": str(children_drain_timeout_s(settings.drain_timeout_s)),
+        "PENSTOCK_LOG_LEVEL": settings.log_level,
+    }
+    for name, value in (
+        ("MAX_MODEL_LEN", settings.max_model_len),
+        ("MAX_NUM_SEQS", settings.max_num_seqs),
+        ("KV_MEMORY", settings.kv_memory_bytes),
+        ("BLOCK_SIZE", settings.block_size),
+    ):
+        if value is not None:
+            environment[f"PENSTOCK_{name}"] = str(value)
+    environment.setdefault("PYTHONUNBUFFERED", "1")
+    return environment
+
+
+def children_drain_timeout_s(drain_timeout_s: float) -> float:
+    """How long a child's running work may go on, so that all is over within `drain_timeout_s`."""
+    return drain_timeout_s - min(_ENDING_SHARE * drain_timeout_s, _MAX_ENDING_S)
+
+
+def make_run_dir(environ: Mapping[str, str]) -> Path:
+    """A private folder for sockets, short enough for the 107 bytes that an ipc path may have."""
+    base = environ.get("XDG_RUNTIME_DIR", "")
+    if not base or len(base) > 60 or not os.access(base, os.W_OK):
+        base = tempfile.gettempdir()
+    if len(base) > 60:
+        base = "/tmp"  # noqa: S108  (mkdtemp makes a private folder inside)
+    return Path(tempfile.mkdtemp(prefix="penstock-", dir=base))
+
+
+class Supervisor:
+    """Keeps the processes of `specs` alive until told to stop.
+
+    A context manager: leaving it ends every process and removes the sockets.
+
+    Args:
+        specs: What to run.
+        environment: Common to all children.
+        run_dir: Folder of the sockets; removed at the end.
+        drain_timeout_s: All processes are gone this long after the stop began.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        specs: tuple[ProcessSpec, ...],
+        environment: Mapping[str, str],
+        run_dir: Path,
+        *,
+        drain_timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._environment = dict(environment)
+        self._run_dir = run_dir
+        self._drain_timeout_s = drain_timeout_s
+        self._clock = clock
+        self._signals: list[int] = []
+        self._previous_handlers: dict[int, object] = {}
+        self.children = [Child(spec) for spec in specs]
+        self.was_ready = False
+
+    def __enter__(self) -> "Supervisor":
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started by nohup, which a closing terminal must not end
+            self._previous_handlers[number] = signal.signal(number, self._on_signal)
+        try:
+            for child in self.children:
+                self._start(child)
+        except BaseException:
+            self.__exit__(None, None, None)  # what was started already must not stay behind
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.stop()
+        finally:
+            shutil.rmtree(self._run_dir, ignore_errors=True)
+            for number, handler in self._previous_handlers.items():
+                signal.signal(number, handler)  # type: ignore[arg-type]
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether SIGINT, SIGTERM or SIGHUP came."""
+        return bool(self._signals)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._signals.append(number)
+
+    def _start(self, child: Child) -> None:
+        spec = child.spec
+        # A session of its own: Ctrl-C reaches only the supervisor, which ends things in order.
+        child.process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", spec.module],
+            env={**self._environment, **spec.environment},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        child.restart_at = None
+        child.policy.started(self._clock())
+        logger.info("%s started, pid %s", spec.name, child.process.pid)
+
+    def poll(self) -> None:
+        """Look after the children once: note deaths, start again what is due.
+
+        Raises:
+            CommandError: A process ended by itself before the house was ever ready, or what is
+                left can serve nothing.
+        """
+        now = self._clock()
+        for child in self.children:
+            if child.given_up or child.is_alive:
+                continue
+            if child.restart_at is None:
+                self._note_death(child, now)
+            elif now >= child.restart_at:
+                self._start(child)
+        self._require_something_to_serve()
+
+    def _note_death(self, child: Child, now: float) -> None:
+        assert child.process is not None  # noqa: S101
+        status = child.process.returncode
+        how = f"signal {-status}" if status < 0 else f"exit code {status}"
+        if not self.was_ready and status in (1, 2):
+            raise CommandError(f"{child.spec.name} could not start ({how}); its error is above.")
+        delay_s = child.policy.died(now)
+        if delay_s is None:
+            child.given_up = True
+            logger.error(
+                "%s died %d times within a minute of its start (last: %s) and is given up; "
+                "restart penstock once the cause in its log above is mended",
+                child.spec.name, MAX_EARLY_DEATHS, how,
+            )  # fmt: skip
+            if not self.was_ready:
+                raise CommandError(f"{child.spec.name} never came up; see the errors above.")
+            return
+        child.restart_at = now + delay_s
+        logger.warning("%s died (%s), starting again in %.2f s", child.spec.name, how, delay_s)
+
+    def _require_something_to_serve(self) -> None:
+        for module in {child.spec.module for child in self.children}:
+            group = [child for child in self.children if child.spec.module == module]
+            if all(child.given_up for child in group):
+                raise CommandError(f"No {module} is left to serve; see the errors above.")
+
+    def run(self) -> None:
+        """Look after the children until a signal asks to stop.
+
+        Raises:
+            CommandError: As `poll`.
+        """
+        while not self.stop_requested:
+            self.poll()
+            time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """End every process in order within `drain_timeout_s`, then kill what is left."""
+        deadline = self._clock() + self._drain_timeout_s
+        for order in sorted({child.spec.stop_order for child in self.children}):
+            group = [child for child in self.children if child.spec.stop_order == order]
+            for child in group:
+                if child.is_alive and child.process is not None:
+                    child.process.send_signal(signal.SIGTERM)
+            for child in group:
+                self._await_exit(child, deadline)
+
+    def _await_exit(self, child: Child, deadline: float) -> None:
+        process = child.process
+        if process is None:
+            return
+        patience = deadline
+        while process.poll() is None and self._clock() < patience:
+            if len(self._signals) > 1:  # A second Ctrl-C: no more patience.
+                patience = min(patience, self._clock() + _KILL_GRACE_S)
+                del self._signals[1:]
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_POLL_S)
+        if process.poll() is None:
+            logger.warning("%s did not end in time and is killed", child.spec.name)
+            process.kill()
+            process.wait()

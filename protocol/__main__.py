@@ -1,0 +1,56 @@
+"""`python -m protocol ping ENDPOINT`: a health check that speaks the wire itself."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+from protocol.endpoints import parse_endpoint
+from protocol.errors import ConfigurationError
+from protocol.security import KEY_DIR_SETTING, ClientSecurity, KeyOwner
+from protocol.transport_ping import ping
+
+EXIT_OK = 0
+EXIT_NO_ANSWER = 1
+EXIT_USAGE = 2
+
+
+def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Run one command.
+
+    Returns:
+        0 when the gateway answered, 1 when it did not, 2 when the question was wrong.
+    """
+    parser = argparse.ArgumentParser(prog="python -m protocol", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    ping_parser = commands.add_parser("ping", help="ask a gateway's socket for a sign of life")
+    ping_parser.add_argument("endpoint", help="ipc:///path/to/socket or tcp://host:port")
+    ping_parser.add_argument("--timeout", type=float, default=5.0, help="seconds (default 5)")
+    ping_parser.add_argument(
+        "--as",
+        dest="owner",
+        choices=get_args(KeyOwner),
+        default="gateway",
+        help=f"whose key of {KEY_DIR_SETTING} to show on a secured socket (default gateway)",
+    )
+    options = parser.parse_args(arguments)
+    key_dir = environ.get(KEY_DIR_SETTING, "").strip()
+    try:
+        endpoint = parse_endpoint(options.endpoint, setting="ENDPOINT", secured=bool(key_dir))
+        needs_key = bool(key_dir) and not endpoint.is_ipc
+        security = ClientSecurity.load(Path(key_dir), options.owner) if needs_key else None
+    except ConfigurationError as error:
+        print(error.message, file=sys.stderr)  # noqa: T201 - a command's answer
+        return EXIT_USAGE
+    seconds = ping(endpoint.text, timeout_s=options.timeout, security=security)
+    if seconds is None:
+        print(f"no answer from {endpoint.text} in {options.timeout} s", file=sys.stderr)  # noqa: T201
+        return EXIT_NO_ANSWER
+    print(f"{endpoint.text} answered in {seconds * 1000:.1f} ms")  # noqa: T201 - a command's answer
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))

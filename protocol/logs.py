@@ -1,0 +1,100 @@
+"""Sets up logging: JSON lines on stderr, or plain lines on a terminal, with keys blacked out."""
+
+import json
+import logging
+import os
+import re
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Literal, TextIO
+
+LogFormat = Literal["json", "human"]
+
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""The request that the current task works for; it stands on each of its log lines."""
+
+# API keys and bearer tokens of any kind. Hints such as `psk-ab…wxyz` are short and stay.
+_SECRETS = re.compile(r"(psk-)[A-Za-z0-9_\-]{6,}|((?i:bearer)\s+)[A-Za-z0-9._~+/\-]{6,}=*")
+
+
+def redact(text: str) -> str:
+    """The text with API keys and bearer tokens replaced by `***`."""
+    return _SECRETS.sub(lambda match: f"{match[1] or match[2]}***", text)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, process, pid, logger, message, request_id, exception."""
+
+    def __init__(self, process_name: str) -> None:
+        super().__init__()
+        self._process_name = process_name
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": _timestamp(record),
+            "level": record.levelname.lower(),
+            "process": self._process_name,
+            "pid": record.process,
+            "logger": record.name,
+            "message": redact(record.getMessage()),
+        }
+        if current := request_id.get():
+            line["request_id"] = current
+        if record.exc_info:
+            line["exception"] = redact(self.formatException(record.exc_info))
+        return json.dumps(line, ensure_ascii=False)
+
+
+class HumanFormatter(logging.Formatter):
+    """One readable line: time, level, process, message, and the request in brackets."""
+
+    def __init__(self, process_name: str) -> None:
+        super().__init__()
+        self._process_name = process_name
+
+    def format(self, record: logging.LogRecord) -> str:
+        current = request_id.get()
+        suffix = f" [{current}]" if current else ""
+        line = (
+            f"{_timestamp(record)[11:23]} {record.levelname.lower():<7} {self._process_name}: "
+            f"{redact(record.getMessage())}{suffix}"
+        )
+        if record.exc_info:
+            line += "\n" + redact(self.formatException(record.exc_info))
+        return line
+
+
+def setup(
+    process_name: str,
+    level: str = "info",
+    stream: TextIO | None = None,
+    log_format: LogFormat | None = None,
+) -> None:
+    """Replace the root logger's handlers by one that writes lines of ours.
+
+    Args:
+        process_name: Stands on each line, `gateway`, `engine`.
+        level: `debug`, `info`, `warning` or `error`.
+        stream: Where lines go; stderr when None.
+        log_format: `json` or `human`; when None the setting PENSTOCK_LOG_FORMAT decides, and
+            without it a terminal gets `human` and anything else `json`.
+    """
+    target = sys.stderr if stream is None else stream
+    chosen = log_format or os.environ.get("PENSTOCK_LOG_FORMAT", "").strip().lower()
+    if chosen not in ("json", "human"):
+        chosen = "human" if target.isatty() else "json"
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(
+        HumanFormatter(process_name) if chosen == "human" else JsonFormatter(process_name)
+    )
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+def _timestamp(record: logging.LogRecord) -> str:
+    moment = datetime.fromtimestamp(record.created, tz=UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,20 @@
+"""The version of the wire: another major is refused on both sides, minors only add."""
+
+from typing import NamedTuple
+
+
+class ProtocolVersion(NamedTuple):
+    """`major.minor` of the wire; it crosses the wire as an array of two integers."""
+
+    major: int
+    minor: int
+
+    def speaks_with(self, other: "ProtocolVersion") -> bool:
+        """Whether two peers of these versions understand each other."""
+        return self.major == other.major
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+PROTOCOL_VERSION = ProtocolVersion(1, 0)

@@ -1,0 +1,98 @@
+"""Every file in examples/ runs as a test."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.house import House, eventually
+
+pytestmark = pytest.mark.process
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run_example(house: House, name: str, *arguments: str) -> str:
+    environment = {**os.environ, "OPENAI_BASE_URL": f"{house.url}/v1"}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_chat_example_answers(house: House) -> None:
+    assert "42" in run_example(house, "chat.py", "What is 12 + 30?")
+
+
+def test_the_tool_loop_calls_and_answers(house: House) -> None:
+    output = run_example(house, "tool_loop.py", "What is the weather in Berlin?")
+    assert 'get_weather({"city": "Berlin"})' in output
+    assert "16" in output.splitlines()[-1]
+
+
+@pytest.fixture
+def foreign_house(tmp_path: Path, socket_dir: Path) -> Iterator[str]:
+    """Gateway, auth and parser of ours with the foreign engine worker; yields the URL."""
+    port_file = socket_dir / "port"
+    environment = {
+        **os.environ,
+        "PENSTOCK_ENGINE_ENDPOINT": f"ipc://{socket_dir}/engine",
+        "PENSTOCK_AUTH_ENDPOINT": f"ipc://{socket_dir}/auth",
+        "PENSTOCK_TOOLPARSER_ENDPOINT": f"ipc://{socket_dir}/toolparser",
+        "PENSTOCK_PORT": "0",
+        "PENSTOCK_PORT_FILE": str(port_file),
+        "PENSTOCK_MODELS": "echo",
+        "PENSTOCK_REQUIRE_KEYS": "false",
+        "PENSTOCK_ALLOW_ANONYMOUS": "true",
+        "PENSTOCK_DATA_DIR": str(tmp_path),
+    }
+    commands = [["-m", "gateway"], ["-m", "auth_worker"], ["-m", "toolparser_worker"]]
+    commands.append([str(EXAMPLES / "foreign_engine_worker.py")])
+    processes = [
+        subprocess.Popen([sys.executable, *command], env=environment) for command in commands
+    ]
+
+    def ready() -> bool:
+        assert all(process.poll() is None for process in processes)
+        if not port_file.exists():
+            return False
+        url = f"http://127.0.0.1:{port_file.read_text(encoding='ascii').strip()}"
+        try:
+            return httpx.get(f"{url}/ready", timeout=5, trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        eventually(ready)
+        yield f"http://127.0.0.1:{port_file.read_text(encoding='ascii').strip()}"
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        for process in processes[:3]:
+            assert process.wait(30) == 0
+        processes[3].wait(30)
+
+
+def test_a_foreign_engine_worker_serves_chat_and_completions(foreign_house: str) -> None:
+    chat = {"model": "echo", "messages": [{"role": "user", "content": "drawer"}]}
+    reply = httpx.post(f"{foreign_house}/v1/chat/completions", json=chat, trust_env=False)
+    assert reply.json()["choices"][0]["message"]["content"] == "reward"
+    assert reply.json()["usage"] == {
+        **reply.json()["usage"],
+        "prompt_tokens": 6,
+        "completion_tokens": 6,
+    }
+    completion = {"model": "echo", "prompt": "stressed", "max_tokens": 4}
+    reply = httpx.post(f"{foreign_house}/v1/completions", json=completion, trust_env=False)
+    assert reply.json()["choices"][0]["text"] == "dess"

@@ -1,0 +1,62 @@
+"""README's snippets, extracted and run as written against the real processes."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.house import House
+
+pytestmark = pytest.mark.process
+
+README = Path(__file__).parents[2] / "README.md"
+WRITTEN_URL = "http://127.0.0.1:8000"
+
+
+def snippets(language: str) -> list[str]:
+    """The fenced blocks of a language, in order."""
+    text = README.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def run_python(house: House, snippet: str) -> str:
+    code = snippet.replace(WRITTEN_URL, house.url)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_first_screen_shows_the_two_commands() -> None:
+    first_screen = README.read_text(encoding="utf-8").splitlines()[:30]
+    assert any(line.startswith("make serve") for line in first_screen)
+    assert any(line.startswith("make test") for line in first_screen)
+
+
+def test_the_sdk_snippet_answers_and_streams(house: House) -> None:
+    output = run_python(house, snippets("python")[0])
+    assert "42" in output
+    assert "1" in output.splitlines()[-1]
+    assert "5" in output.splitlines()[-1]
+
+
+def test_the_tool_snippet_calls_and_answers(house: House) -> None:
+    output = run_python(house, snippets("python")[1])
+    assert 'get_weather {"city": "Paris"}' in output
+    assert "18" in output.splitlines()[-1]
+
+
+def test_the_curl_line_answers(house: House) -> None:
+    (command,) = [snippet for snippet in snippets("sh") if snippet.startswith("curl")]
+    done = subprocess.run(
+        ["bash", "-c", command.replace(WRITTEN_URL, house.url)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"chat.completion"' in done.stdout

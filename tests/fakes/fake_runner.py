@@ -1,0 +1,146 @@
+"""A model runner without a model: each next token is a function of all tokens before it."""
+
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+
+import numpy as np
+
+from engine_worker.batch import ModelRunner, ProgressCallback, RowWork, StepBatch, StepResult
+
+NextToken = Callable[[Sequence[int]], int]
+
+
+def hashed_token(vocab_size: int) -> NextToken:
+    """A next-token function without structure: a hash of everything before it."""
+
+    def next_token(token_ids: Sequence[int]) -> int:
+        digest = blake2b(np.asarray(token_ids, np.int64).tobytes(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") % vocab_size
+
+    return next_token
+
+
+def scripted_tokens(prompt_length: int, output: Sequence[int]) -> NextToken:
+    """Whatever the prompt, the output is this sequence (and repeats its last token)."""
+
+    def next_token(token_ids: Sequence[int]) -> int:
+        return output[min(len(token_ids) - prompt_length, len(output) - 1)]
+
+    return next_token
+
+
+class DeterministicFakeRunner:
+    """Implements `ModelRunner` on a paged cache that stores the token ids themselves.
+
+    A token is read back through the block table, so that wrong blocks, freed blocks and wrong
+    positions give wrong tokens, as they would in a real cache.
+
+    Args:
+        next_token: From all tokens of a request to its next one.
+        fail_steps: Numbers of the calls of `run` that raise.
+        nan_prompts: First tokens of prompts whose rows report NaN when they sample.
+    """
+
+    def __init__(
+        self,
+        next_token: NextToken,
+        *,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        max_num_seqs: int = 4,
+        max_num_batched_tokens: int = 16,
+        prefill_chunk_size: int = 8,
+        fail_steps: frozenset[int] = frozenset(),
+        nan_prompts: frozenset[int] = frozenset(),
+    ) -> None:
+        self._next_token = next_token
+        self._num_blocks = num_blocks
+        self._block_size = block_size
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._prefill_chunk_size = prefill_chunk_size
+        self._fail_steps = fail_steps
+        self._nan_prompts = nan_prompts
+        self._cache = np.full((num_blocks, block_size), -1, np.int64)
+        self.batches: list[StepBatch] = []
+        self.assigned: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
+        self.num_resets = 0
+
+    @property
+    def num_blocks(self) -> int:
+        return self._num_blocks
+
+    @property
+    def block_size(self) -> int:
+        return self._block_size
+
+    @property
+    def max_num_seqs(self) -> int:
+        return self._max_num_seqs
+
+    @property
+    def max_num_batched_tokens(self) -> int:
+        return self._max_num_batched_tokens
+
+    @property
+    def prefill_chunk_size(self) -> int:
+        return self._prefill_chunk_size
+
+    @property
+    def num_compiles(self) -> int:
+        return 0
+
+    def assign_slot(
+        self, slot: int, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int]
+    ) -> None:
+        assert 0 <= slot < self._max_num_seqs
+        self.assigned.append((slot, tuple(prompt_token_ids), tuple(output_token_ids)))
+
+    def run(self, batch: StepBatch) -> StepResult:
+        self._check(batch)
+        self.batches.append(batch)
+        if len(self.batches) - 1 in self._fail_steps:
+            self._cache[:] = -2
+            raise RuntimeError("planned failure")
+        for row in batch.rows:
+            for offset, token_id in enumerate(row.token_ids):
+                block_id, index = self._place(row, row.start + offset)
+                self._cache[block_id, index] = token_id
+        token_ids = np.full(len(batch.rows), -1, np.int32)
+        has_nan = np.zeros(len(batch.rows), np.bool_)
+        for index, row in enumerate(batch.rows):
+            if row.sample:
+                seen = self._seen(row)
+                assert min(seen) >= 0, "a position was read that nobody wrote"
+                has_nan[index] = seen[0] in self._nan_prompts
+                token_ids[index] = self._next_token(seen)
+        return StepResult(token_ids, has_nan)
+
+    def warm_up(self, progress: ProgressCallback) -> None:
+        progress(1.0, "nothing to compile")
+
+    def reset(self) -> None:
+        self._cache[:] = -1
+        self.num_resets += 1
+
+    def _check(self, batch: StepBatch) -> None:
+        assert 0 < len(batch.rows) <= self._max_num_seqs
+        assert len({row.slot for row in batch.rows}) == len(batch.rows)
+        assert sum(len(row.token_ids) for row in batch.rows) <= self._max_num_batched_tokens
+        used: set[int] = set()
+        for row in batch.rows:
+            assert 0 < len(row.token_ids) <= self._prefill_chunk_size
+            assert len(row.block_ids) * self._block_size >= row.start + len(row.token_ids)
+            assert not used & set(row.block_ids), "two requests write to one block"
+            used |= set(row.block_ids)
+
+    def _place(self, row: RowWork, position: int) -> tuple[int, int]:
+        return row.block_ids[position // self._block_size], position % self._block_size
+
+    def _seen(self, row: RowWork) -> list[int]:
+        places = [self._place(row, position) for position in range(row.start + len(row.token_ids))]
+        return [int(self._cache[place]) for place in places]
+
+
+def _implements_the_port(runner: DeterministicFakeRunner) -> ModelRunner:
+    return runner

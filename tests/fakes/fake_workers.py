@@ -1,0 +1,428 @@
+"""Scripted workers that speak the real protocol over real sockets, for tests of the gateway."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from protocol.codec import (
+    Decoder,
+    auth_command_decoder,
+    engine_command_decoder,
+    parser_command_decoder,
+)
+from protocol.endpoints import parse_endpoint
+from protocol.errors import ErrorCode
+from protocol.messages import (
+    Abort,
+    Adjust,
+    Adjusted,
+    AuthCommand,
+    AuthOffer,
+    Authorize,
+    CloseParse,
+    CreateKey,
+    Credits,
+    Delta,
+    Denied,
+    EngineCommand,
+    EngineOffer,
+    Extend,
+    Failure,
+    Finished,
+    FinishReason,
+    Generate,
+    Granted,
+    KeyRecord,
+    Keys,
+    LimitState,
+    ListKeys,
+    Load,
+    Message,
+    OpenParse,
+    ParseBatch,
+    ParsedBatch,
+    ParsedDelta,
+    ParseEvent,
+    ParseOpened,
+    ParserCommand,
+    ParserOffer,
+    Prepare,
+    Prepared,
+    Renew,
+    RevokeKey,
+    Role,
+    Settle,
+    Settled,
+    StepOutput,
+    Usage,
+)
+from protocol.worker import Worker, WorkerSettings
+
+CommandT = TypeVar("CommandT")
+
+
+class FakeWorker(Generic[CommandT]):
+    """The part that all roles share: records commands, and wakes a test that waits for one."""
+
+    def __init__(self, role: Role, directory: Path, decoder: Decoder[CommandT]) -> None:
+        self.commands: list[CommandT] = []
+        self.gateway_id = ""
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        endpoint = parse_endpoint(f"ipc://{directory}/{role}", setting="test", secured=False)
+        self.worker: Worker[CommandT] = Worker(
+            role=role,
+            decoder=decoder,
+            handler=self,
+            endpoints=(endpoint,),
+            settings=WorkerSettings(heartbeat_interval_s=0.05, handle_signals=False),
+        )
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        """The commands of one kind so far."""
+        return [command for command in list(self.commands) if isinstance(command, kind)]
+
+    async def until(self, fact: Callable[[], bool], timeout_s: float = 10.0) -> None:
+        """Wait until a command makes the fact true."""
+        async with asyncio.timeout(timeout_s):
+            while not fact():
+                self._changed.clear()
+                await self._changed.wait()
+
+    def send(self, message: Message) -> None:
+        self.worker.send(self.gateway_id, message)
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self.worker.stop)
+
+    def on_command(self, gateway_id: str, command: CommandT) -> None:
+        self.gateway_id = gateway_id
+        self.answer(command)
+        self.commands.append(command)
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+    def answer(self, command: CommandT) -> None:
+        raise NotImplementedError
+
+    def on_gateway_lost(self, gateway_id: str) -> None: ...
+
+    def on_drain(self, timeout_s: float) -> None: ...
+
+    def num_unfinished(self) -> int:
+        return 0
+
+    def load(self) -> Load:
+        return Load()
+
+    def credits(self, gateway_id: str) -> Credits | None:
+        return None
+
+    def progress_counter(self) -> int:
+        return len(self.commands)
+
+
+class FakeEngine(FakeWorker[EngineCommand]):
+    """Says what it is told to: at once (`text` set), or as a test emits it (`text` None)."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        model: str = "demo",
+        text: Sequence[str] | None = ("Hello", ", world"),
+        max_requests: int = 64,
+        max_model_len: int = 4096,
+        tool_format: str | None = None,
+        reasoning_format: str | None = None,
+        fingerprint: str = "0123456789abcdef",
+    ) -> None:
+        super().__init__("engine", directory, engine_command_decoder())
+        self.text = text
+        self.finish_reason: FinishReason = "stop"
+        self.prepare_failure: Failure | None = None
+        self.generate_failure: ErrorCode | None = None
+        self.offer = EngineOffer(
+            model=model,
+            fingerprint=fingerprint,
+            resume_version=1,
+            max_model_len=max_model_len,
+            created=1_700_000_000,
+            credits=Credits(max_requests=max_requests, max_tokens=10**6),
+            tool_format=tool_format,
+            reasoning_format=reasoning_format,
+            has_chat_template=True,
+            capabilities=("chat", "completions"),
+        )
+
+    def start(self, *, announce: bool = True) -> None:
+        self.worker.start()
+        if announce:
+            self.worker.announce(self.offer)
+
+    def credits(self, gateway_id: str) -> Credits | None:
+        return self.offer.credits
+
+    def answer(self, command: EngineCommand) -> None:
+        if isinstance(command, Prepare):
+            self._prepare(command)
+        elif isinstance(command, Generate):
+            if self.generate_failure is not None:
+                self.fail(command, self.generate_failure)
+            elif self.text is not None:
+                self._say_all(command, self.text)
+        elif isinstance(command, Abort):
+            for generate in self.of(Generate):
+                same = generate.request_id == command.request_id
+                if same and command.choice in (-1, generate.choice):
+                    self.finish(generate, "abort")
+
+    def emit(self, generate: Generate, text: str, num_tokens: int = 1) -> None:
+        """One step's output of one choice; each token ends where the text does."""
+        delta = Delta(
+            request_id=generate.request_id,
+            choice=generate.choice,
+            attempt=generate.attempt,
+            text=text,
+            token_ids=tuple(range(num_tokens)),
+        )
+        self.send(StepOutput(deltas=(delta,)))
+
+    def finish(
+        self, generate: Generate, reason: FinishReason = "stop", completion_tokens: int = 2
+    ) -> None:
+        self.send(StepOutput(ends=(self._end(generate, reason, completion_tokens),)))
+
+    def fail(self, generate: Generate, code: ErrorCode) -> None:
+        failure = Failure(
+            request_id=generate.request_id,
+            code=code,
+            message="scripted",
+            choice=generate.choice,
+            attempt=generate.attempt,
+        )
+        self.send(StepOutput(ends=(failure,)))
+
+    def _prepare(self, prepare: Prepare) -> None:
+        if self.prepare_failure is not None:
+            fields = {
+                name: getattr(self.prepare_failure, name) for name in Failure.__struct_fields__
+            }
+            self.send(Failure(**{**fields, "request_id": prepare.request_id}))
+            return
+        prompt = (1, 2, 3, 4, 5)
+        self.send(
+            Prepared(
+                request_id=prepare.request_id,
+                prompt_token_ids=prompt,
+                max_output_tokens=self.offer.max_model_len - len(prompt),
+                prompt_tail="<|assistant|>",
+                template_time=7,
+            )
+        )
+
+    def _say_all(self, generate: Generate, pieces: Sequence[str]) -> None:
+        deltas = tuple(
+            Delta(
+                request_id=generate.request_id,
+                choice=generate.choice,
+                attempt=generate.attempt,
+                text=piece,
+                token_ids=(index,),
+            )
+            for index, piece in enumerate(pieces)
+        )
+        end = self._end(generate, self.finish_reason, len(pieces))
+        self.send(StepOutput(deltas=deltas, ends=(end,)))
+
+    @staticmethod
+    def _end(generate: Generate, reason: FinishReason, completion_tokens: int) -> Finished:
+        return Finished(
+            request_id=generate.request_id,
+            choice=generate.choice,
+            attempt=generate.attempt,
+            finish_reason=reason,
+            usage=Usage(
+                prompt_tokens=len(generate.prompt_token_ids),
+                completion_tokens=completion_tokens,
+                cached_tokens=1,
+            ),
+        )
+
+
+class FakeAuth(FakeWorker[AuthCommand]):
+    """Grants everything, unless told otherwise; acknowledges settlements unless told not to."""
+
+    def __init__(self, directory: Path, *, allow_anonymous: bool = True) -> None:
+        super().__init__("auth", directory, auth_command_decoder())
+        self.offer = AuthOffer(epoch=1, allow_anonymous=allow_anonymous)
+        self.denial: ErrorCode | None = None
+        self.adjust_denial: ErrorCode | None = None
+        self.retry_after_s: float | None = None
+        self.limits = LimitState()
+        self.acknowledges = True
+        self.is_mute = False
+        self.records: list[KeyRecord] = []
+
+    def start(self) -> None:
+        self.worker.start()
+        self.worker.announce(self.offer)
+
+    def settled(self) -> list[Settle]:
+        return self.of(Settle)
+
+    def answer(self, command: AuthCommand) -> None:
+        if self.is_mute:
+            return
+        if isinstance(command, Authorize):
+            self._authorize(command)
+        elif isinstance(command, Adjust):
+            self._adjust(command)
+        elif isinstance(command, Settle):
+            if self.acknowledges:
+                self.send(Settled(lease_id=command.lease_id))
+        elif isinstance(command, CreateKey | ListKeys | RevokeKey):
+            self._keys(command)
+
+    def _authorize(self, command: Authorize) -> None:
+        code = self.denial
+        if code is None and command.required_role == "admin" and command.key_digest is None:
+            code = ErrorCode.INVALID_API_KEY
+        if code is not None:
+            self.send(self._denied(command.request_id, code))
+            return
+        metered = command.completion_tokens > 0
+        self.send(
+            Granted(
+                request_id=command.request_id,
+                lease_id=f"lease-{command.request_id}" if metered else "",
+                tenant="local",
+                key_id="key-1",
+                role=command.required_role,
+                limits=self.limits,
+            )
+        )
+
+    def _adjust(self, command: Adjust) -> None:
+        if self.adjust_denial is not None:
+            self.send(self._denied(command.request_id, self.adjust_denial))
+        else:
+            self.send(Adjusted(request_id=command.request_id, lease_id=command.lease_id))
+
+    def _keys(self, command: CreateKey | ListKeys | RevokeKey) -> None:
+        if isinstance(command, CreateKey):
+            record = KeyRecord(
+                key_id=f"key-{len(self.records) + 1}",
+                name=command.name,
+                role=command.role,
+                hint=command.hint,
+                created_at=1,
+                tenant=command.tenant,
+            )
+            self.records.append(record)
+            self.send(Keys(request_id=command.request_id, records=(record,)))
+        elif isinstance(command, ListKeys):
+            self.send(Keys(request_id=command.request_id, records=tuple(self.records)))
+        else:
+            found = tuple(one for one in self.records if one.key_id == command.key_id)
+            if found:
+                self.send(Keys(request_id=command.request_id, records=found))
+            else:
+                self.send(
+                    Failure(
+                        request_id=command.request_id,
+                        code=ErrorCode.NOT_FOUND,
+                        message="There is no such key.",
+                    )
+                )
+
+    def _denied(self, request_id: str, code: ErrorCode) -> Denied:
+        return Denied(
+            request_id=request_id,
+            code=code,
+            message="scripted denial",
+            retry_after_s=self.retry_after_s,
+            limits=self.limits,
+        )
+
+
+class FakeParser(FakeWorker[ParserCommand]):
+    """A tiny grammar: `<think>…</think>` in whole pieces, `<call>` begins a call of `f`.
+
+    Text up to `<call>` is content; what follows it is the call's arguments. It keeps the text of
+    each choice, so that what it says depends on the text alone, not on its cuts.
+    """
+
+    def __init__(self, directory: Path, *, tool_formats: tuple[str, ...] = ("hermes",)) -> None:
+        super().__init__("toolparser", directory, parser_command_decoder())
+        self.offer = ParserOffer(tool_formats=tool_formats, reasoning_formats=("think",))
+        self.open_failure: ErrorCode | None = None
+        self.is_mute = False
+        self._calling: set[tuple[str, int, int]] = set()
+
+    def start(self) -> None:
+        self.worker.start()
+        self.worker.announce(self.offer)
+
+    def answer(self, command: ParserCommand) -> None:
+        if isinstance(command, OpenParse):
+            if self.open_failure is not None:
+                failure = Failure(
+                    request_id=command.request_id,
+                    attempt=command.attempt,
+                    code=self.open_failure,
+                    message="scripted",
+                )
+                self.send(failure)
+                return
+            opened = ParseOpened(
+                request_id=command.request_id,
+                attempt=command.attempt,
+                keep_special_tokens=("<call>",),
+            )
+            self.send(opened)
+        elif isinstance(command, ParseBatch) and not self.is_mute:
+            deltas = tuple(
+                ParsedDelta(
+                    request_id=delta.request_id,
+                    choice=delta.choice,
+                    attempt=delta.attempt,
+                    events=tuple(
+                        self._events((delta.request_id, delta.choice, delta.attempt), delta.text)
+                    ),
+                    num_reasoning_tokens=3 if delta.final else 0,
+                    final=delta.final,
+                )
+                for delta in command.deltas
+            )
+            self.send(ParsedBatch(deltas=deltas))
+
+    def num_closed(self) -> int:
+        return len(self.of(CloseParse))
+
+    def _events(self, key: tuple[str, int, int], text: str) -> list[ParseEvent]:
+        if key in self._calling:
+            return [ParseEvent(kind="tool_call_arguments", text=text)] if text else []
+        events: list[ParseEvent] = []
+        if text.startswith("<think>"):
+            reasoning, _, text = text.removeprefix("<think>").partition("</think>")
+            events.append(ParseEvent(kind="reasoning", text=reasoning))
+        before, marker, after = text.partition("<call>")
+        if before:
+            events.append(ParseEvent(kind="content", text=before))
+        if marker:
+            self._calling.add(key)
+            events.append(ParseEvent(kind="tool_call_start", id="call_1", name="f"))
+            if after:
+                events.append(ParseEvent(kind="tool_call_arguments", text=after))
+        return events
+
+
+def extended_tokens(engine: FakeEngine) -> list[int]:
+    """What leases grew to, in order."""
+    return [extend.lease_tokens for extend in engine.of(Extend)]
+
+
+def renewals(auth: FakeAuth) -> list[Renew]:
+    """The lease reports so far."""
+    return auth.of(Renew)

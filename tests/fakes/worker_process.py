@@ -1,0 +1,36 @@
+"""A worker process for tests: announces itself, then sits in `wait` or is busy with a long call."""
+
+import ctypes
+import os
+import sys
+
+from protocol import codec
+from protocol.endpoints import dial_endpoints
+from protocol.lifetime import exit_with_parent
+from protocol.messages import AuthCommand, AuthOffer
+from protocol.worker import Worker, WorkerSettings
+from tests.fakes.echo_worker import RecordingHandler
+
+
+def main() -> int:
+    """Arguments: `wait`, or `busy` for a main thread that sits in C code and never comes back."""
+    exit_with_parent(os.environ)
+    handler = RecordingHandler[AuthCommand]()
+    worker = Worker(
+        role="auth",
+        decoder=codec.auth_command_decoder(),
+        handler=handler,
+        endpoints=dial_endpoints(os.environ, "auth", secured=False),
+        settings=WorkerSettings(heartbeat_interval_s=0.05, exit_grace_s=0.1, drain_timeout_s=5.0),
+    )
+    handler.unfinished = int(os.environ.get("FAKE_UNFINISHED", "0"))
+    worker.start()
+    worker.announce(AuthOffer(epoch=1))
+    while sys.argv[1] == "busy":
+        # As a compiler would: no bytecode runs in this thread, and no lock is held.
+        ctypes.CDLL(None).poll(None, 0, 600_000)
+    return worker.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

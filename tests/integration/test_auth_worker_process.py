@@ -1,0 +1,287 @@
+"""The real auth worker process over ipc: kill -9 loses nothing acknowledged, one owner, clean ends."""
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from auth_worker.keys import digest_of
+from protocol.codec import auth_event_decoder
+from protocol.messages import (
+    AuthEvent,
+    Authorize,
+    CreateKey,
+    Granted,
+    KeyRecord,
+    Keys,
+    LeaseReport,
+    ListKeys,
+    Message,
+    Renew,
+    Settle,
+    Settled,
+)
+from protocol.peers import Peer, PeerEvent
+from protocol.role_server import RoleServer
+
+pytestmark = pytest.mark.process
+
+ADMIN_SECRET = "psk-Zk3vPq8Rw1Xy6Tn4Lm9Bd2Gf7Hc5"
+USER_SECRET = "psk-user-of-the-integration-test"
+WAIT_S = 30.0
+
+
+class House:
+    """A gateway's auth socket, and auth workers that come and go on one data directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.data_dir = directory / "data"
+        self.endpoint = f"ipc://{directory}/auth"
+        self.events: asyncio.Queue[AuthEvent] = asyncio.Queue()
+        self.ready: asyncio.Queue[Peer] = asyncio.Queue()
+        self.worker: subprocess.Popen[str] | None = None
+        self.peer: Peer | None = None
+        self._server = RoleServer(
+            "auth",
+            self.endpoint,
+            auth_event_decoder(),
+            instance_id="gateway-test",
+            on_event=lambda peer, event: self.events.put_nowait(event),
+            on_peer=self._on_peer,
+            heartbeat_interval_s=0.1,
+        )
+        self._server.start(asyncio.get_running_loop())
+
+    def _on_peer(self, event: PeerEvent) -> None:
+        if event.kind == "ready":
+            self.ready.put_nowait(event.peer)
+
+    def start_worker(self, **settings: str) -> subprocess.Popen[str]:
+        environ = {
+            **os.environ,
+            "PENSTOCK_AUTH_ENDPOINT": self.endpoint,
+            "PENSTOCK_DATA_DIR": str(self.data_dir),
+            **settings,
+        }
+        return subprocess.Popen(
+            [sys.executable, "-m", "auth_worker"], env=environ, stderr=subprocess.PIPE, text=True
+        )
+
+    async def begin(self, **settings: str) -> None:
+        """Start the worker and wait until it takes commands."""
+        self.worker = self.start_worker(**settings)
+        self.peer = await asyncio.wait_for(self.ready.get(), WAIT_S)
+        while not self.events.empty():
+            self.events.get_nowait()
+
+    async def end(self, number: signal.Signals) -> int:
+        assert self.worker is not None
+        self.worker.send_signal(number)
+        await asyncio.to_thread(self.worker.communicate, timeout=WAIT_S)
+        return self.worker.returncode
+
+    def send(self, message: Message) -> None:
+        assert self.peer is not None
+        self._server.send(self.peer, message)
+
+    async def event(self) -> AuthEvent:
+        return await asyncio.wait_for(self.events.get(), WAIT_S)
+
+    async def ask(self, message: Message) -> AuthEvent:
+        self.send(message)
+        return await self.event()
+
+    async def keys(self) -> dict[str, KeyRecord]:
+        answer = await self.ask(ListKeys(request_id="list"))
+        assert isinstance(answer, Keys), answer
+        return {record.name: record for record in answer.records}
+
+    async def create_user(self, **fields: Any) -> None:
+        answer = await self.ask(
+            CreateKey(
+                request_id="create",
+                key_digest=digest_of(USER_SECRET),
+                hint="psk-us…test",
+                name="user",
+                actor_key_id="key_environment",
+                **fields,
+            )
+        )
+        assert isinstance(answer, Keys), answer
+
+    async def close(self) -> None:
+        if self.worker is not None and self.worker.poll() is None:
+            await self.end(signal.SIGKILL)
+        self._server.close()
+
+
+@pytest_asyncio.fixture
+async def house(socket_dir: Path) -> AsyncIterator[House]:
+    house = House(socket_dir)
+    yield house
+    await house.close()
+
+
+def authorize(number: int = 0, secret: str = USER_SECRET, **fields: Any) -> Authorize:
+    defaults: dict[str, Any] = {"model": "demo", "prompt_tokens": 10, "completion_tokens": 50}
+    return Authorize(
+        request_id=f"req-{number}",
+        key_digest=digest_of(secret),
+        endpoint="/v1/chat/completions",
+        **{**defaults, **fields},
+    )
+
+
+def settlement(lease_id: str, number: int) -> Settle:
+    return Settle(
+        lease_id=lease_id, request_id=f"req-{number}", prompt_tokens=3, completion_tokens=number % 7
+    )
+
+
+async def settle_until_killed(
+    house: House, first: int, num_acks: int
+) -> tuple[dict[str, Settle], set[str]]:
+    """Authorize and settle as fast as it goes, and kill -9 after so many acknowledgements.
+
+    Returns:
+        Every settlement that was sent, by lease id, and the lease ids of those acknowledged.
+    """
+    sent: dict[str, Settle] = {}
+    acknowledged: set[str] = set()
+    number = first
+    for _ in range(64):
+        house.send(authorize(number := number + 1))
+    while len(acknowledged) < num_acks:
+        event = await house.event()
+        if isinstance(event, Granted):
+            settle = settlement(event.lease_id, int(event.request_id.removeprefix("req-")))
+            sent[event.lease_id] = settle
+            house.send(settle)
+            house.send(authorize(number := number + 1))
+        elif isinstance(event, Settled):
+            acknowledged.add(event.lease_id)
+    await house.end(signal.SIGKILL)
+    # What had reached the socket before the kill was acknowledged as well.
+    while not house.events.empty():
+        event = house.events.get_nowait()
+        if isinstance(event, Settled):
+            acknowledged.add(event.lease_id)
+    return sent, acknowledged
+
+
+def ledger_of(house: House) -> dict[str, tuple[str, int]]:
+    """Key and completion tokens by lease id, read beside the worker."""
+    connection = sqlite3.connect(house.data_dir / "auth.sqlite3")
+    try:
+        rows = connection.execute("SELECT lease_id, key_id, completion_tokens FROM ledger")
+        return {lease_id: (key_id, tokens) for lease_id, key_id, tokens in rows}
+    finally:
+        connection.close()
+
+
+async def test_kill_9_loses_no_acknowledged_settlement_and_books_none_twice(house: House) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    dice = random.Random(seed)
+    environment = {"PENSTOCK_ADMIN_KEY": ADMIN_SECRET}
+    await house.begin(**environment)
+    await house.create_user()
+    key_id = (await house.keys())["user"].key_id
+    expected: dict[str, tuple[str, int]] = {}
+    for turn in range(5):
+        sent, acknowledged = await settle_until_killed(
+            house, turn * 1_000_000, dice.randrange(1, 1200)
+        )
+        assert acknowledged <= ledger_of(house).keys(), f"seed {seed}: one is missing"
+        await house.begin(**environment)
+        # As a gateway does: everything not acknowledged again, and something acknowledged too.
+        again = [settle for lease_id, settle in sent.items() if lease_id not in acknowledged]
+        again.append(sent[min(acknowledged)])
+        for settle in again:
+            house.send(settle)
+        for settle in again:
+            assert await house.event() == Settled(lease_id=settle.lease_id)
+        expected |= {
+            lease_id: (key_id, settle.completion_tokens) for lease_id, settle in sent.items()
+        }
+        assert ledger_of(house) == expected, f"seed {seed}"
+        record = (await house.keys())["user"]
+        assert record.total_requests == len(expected)
+        assert record.total_prompt_tokens == 3 * len(expected)
+        assert record.total_completion_tokens == sum(tokens for _, tokens in expected.values())
+    assert await house.end(signal.SIGTERM) == 0
+
+
+async def test_a_second_auth_worker_on_the_same_data_ends_with_one_line(house: House) -> None:
+    await house.begin()
+    second = house.start_worker()
+    _, errors = await asyncio.to_thread(second.communicate, timeout=WAIT_S)
+    assert second.returncode == 1
+    assert len(errors.splitlines()) == 1
+    assert "Another auth worker" in errors
+    assert await house.end(signal.SIGTERM) == 0
+    await house.begin()
+    assert await house.end(signal.SIGTERM) == 0
+
+
+async def test_the_made_admin_key_opens_admin_routes(house: House) -> None:
+    await house.begin()
+    path = house.data_dir / "admin.key"
+    secret = path.read_text(encoding="ascii").strip()
+    answer = await house.ask(
+        authorize(secret=secret, required_role="admin", prompt_tokens=0, completion_tokens=0)
+    )
+    assert isinstance(answer, Granted)
+    assert answer.role == "admin"
+    for file in house.data_dir.iterdir():
+        assert file.stat().st_mode & 0o077 == 0, file
+
+
+async def test_a_lease_that_outlives_a_kill_is_charged_its_last_report(house: House) -> None:
+    environment = {"PENSTOCK_ADMIN_KEY": ADMIN_SECRET, "PENSTOCK_LEASE_DURATION_S": "1"}
+    await house.begin(**{**environment, "PENSTOCK_LEASE_DURATION_S": "600"})
+    await house.create_user(tokens_per_minute=1000)
+    granted = await house.ask(authorize())
+    assert isinstance(granted, Granted)
+    report = LeaseReport(lease_id=granted.lease_id, prompt_tokens=10, completion_tokens=4)
+    house.send(Renew(leases=(report,)))
+    await house.keys()  # answered by the same commit that takes the report
+    await house.end(signal.SIGKILL)
+    await house.begin(**environment)
+    async with asyncio.timeout(WAIT_S):
+        while (record := (await house.keys())["user"]).total_requests == 0:
+            pass  # each round trip waits for a commit
+    assert (record.total_prompt_tokens, record.total_completion_tokens) == (10, 4)
+    late = await house.ask(settlement(granted.lease_id, 6))
+    assert late == Settled(lease_id=granted.lease_id)
+    record = (await house.keys())["user"]
+    assert (record.total_requests, record.total_completion_tokens) == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("PENSTOCK_ADMIN_KEY", "changeme-changeme-changeme-changeme"),
+        ("PENSTOCK_AUTH_ENDPOINT", ""),
+        ("PENSTOCK_ALLOW_ANONYMOUS", "perhaps"),
+        ("PENSTOCK_DATA_DIR", "/proc/nowhere"),
+    ],
+)
+async def test_a_bad_setting_ends_the_start_with_one_line(
+    house: House, setting: str, value: str
+) -> None:
+    worker = house.start_worker(**{setting: value})
+    _, errors = await asyncio.to_thread(worker.communicate, timeout=WAIT_S)
+    assert worker.returncode == 1
+    assert len(errors.splitlines()) == 1
+    assert (value if setting == "PENSTOCK_DATA_DIR" else setting) in errors
+    assert "Traceback" not in errors
+    assert "changeme" not in errors

@@ -1,0 +1,227 @@
+"""What clients do to a connection: odd heads, slow bodies, pipelines, upgrades, early ends."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from gateway import http_protocol, middleware
+from protocol.messages import Abort, Generate
+from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
+
+BODY = json.dumps({"model": "demo", "messages": MESSAGES}).encode()
+LIVE = b"GET /live HTTP/1.1\r\nHost: localhost\r\n"
+
+
+def post(body: bytes = BODY, headers: bytes = b"", *, length: int | None = None) -> bytes:
+    """A chat request as bytes."""
+    return (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\n"
+        + headers
+        + b"Content-Length: %d\r\n\r\n" % (len(body) if length is None else length)
+        + body
+    )
+
+
+class Connection:
+    """A raw connection to the gateway."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def until_closed(self, data: bytes = b"") -> bytes:
+        """Send, and read all that comes until the server closes."""
+        async with asyncio.timeout(10):
+            self.writer.write(data)
+            return await self.reader.read()
+
+
+@asynccontextmanager
+async def connected(gateway: RunningGateway) -> AsyncIterator[Connection]:
+    url = gateway.client.base_url
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    try:
+        yield Connection(reader, writer)
+    finally:
+        writer.close()
+
+
+def answers(data: bytes) -> list[tuple[int, bytes]]:
+    """Status and rest of each answer on a connection."""
+    parts = data.split(b"HTTP/1.1 ")[1:]
+    return [(int(part[:3]), part) for part in parts]
+
+
+def error_code(answer: bytes) -> str:
+    error = json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    code: str = error["code"]
+    return code
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01 hello TLS\r\n\r\n",
+        b"GET live HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"CONNECT example.com:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        post(headers=b"Transfer-Encoding: chunked\r\n"),
+    ],
+)
+async def test_what_is_no_http_gets_an_error_of_openais_shape(
+    socket_dir: Path, data: bytes
+) -> None:
+    async with running_gateway(socket_dir) as gateway, connected(gateway) as connection:
+        ((status, answer),) = answers(await connection.until_closed(data))
+        assert (status, error_code(answer)) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("start", [LIVE + b"X-A: ", LIVE, b"GET /"])
+async def test_a_head_without_end_is_refused(socket_dir: Path, start: bytes) -> None:
+    async with running_gateway(socket_dir) as gateway, connected(gateway) as connection:
+        connection.writer.write(start)
+        line = b"X-B: b\r\n" if start is LIVE else b"a" * 8
+        answer = await connection.until_closed(line * (2 * http_protocol.MAX_HEAD_BYTES // 8))
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert error_code(answer) == "headers_too_large"
+
+
+async def test_trailers_without_end_close_the_connection(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway, connected(gateway) as connection:
+        connection.writer.write(post().split(b"Content-Length")[0])
+        connection.writer.write(b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n")
+        answer = await connection.until_closed(b"X-B: b\r\n" * 2**16)
+        assert answer.startswith(b"HTTP/1.1 431 ")
+
+
+async def test_trailers_change_no_header(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway, connected(gateway) as connection:
+        head = b"GET /live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        trailer = b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Request-ID: forged\r\n\r\n"
+        ((status, answer),) = answers(await connection.until_closed(head + trailer))
+        assert status == 200
+        assert b"forged" not in answer
+
+
+async def test_a_head_that_does_not_arrive_ends_the_connection(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.02)
+    async with running_gateway(socket_dir) as gateway:
+        async with connected(gateway) as silent:
+            assert await silent.until_closed() == b""
+        async with connected(gateway) as slow:
+            assert await slow.until_closed(LIVE) == b""
+        async with connected(gateway) as fast:
+            answer = await fast.until_closed(LIVE + b"Connection: close\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_body_that_does_not_arrive_is_an_error(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(middleware, "_BODY_TIMEOUT_S", 0.02)
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine(text=None)
+        async with connected(gateway) as slow:
+            slow.writer.write(post(b"{", b"Connection: close\r\n", length=100))
+            ((status, answer),) = answers(await slow.until_closed())
+            assert (status, error_code(answer)) == (400, "invalid_request")
+        # The limit is that of the body alone: an answer may take longer.
+        async with connected(gateway) as fast:
+            fast.writer.write(post(headers=b"Connection: close\r\n"))
+            await engine.until(lambda: len(engine.of(Generate)) == 1)
+            await asyncio.sleep(0.05)
+            engine.finish(engine.of(Generate)[0])
+            ((status, _),) = answers(await fast.until_closed())
+            assert status == 200
+
+
+async def test_all_bodies_together_have_a_bound(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, max_body_bytes=2048) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        async with AsyncExitStack() as stack:
+            many = [await stack.enter_async_context(connected(gateway)) for _ in range(40)]
+            for one in many:
+                one.writer.write(post(b"x" * 2000, length=2040))
+            reading = [asyncio.create_task(one.reader.readuntil(b"\r\n\r\n")) for one in many]
+            done, waiting = await asyncio.wait(reading, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                assert task.result().startswith(b"HTTP/1.1 503 ")
+                assert b"retry-after: " in task.result().lower()
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        # Once they have left there is room again.
+        async with asyncio.timeout(10):
+            while (await gateway.chat()).status_code != 200:
+                pass
+
+
+async def test_an_upgrade_to_http_2_is_ignored_and_the_body_is_read(socket_dir: Path) -> None:
+    upgrade = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n"
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        async with connected(gateway) as connection:
+            # Byte by byte first, then with the next request right behind.
+            for byte in post(headers=upgrade):
+                connection.writer.write(bytes([byte]))
+                await connection.writer.drain()
+            data = await connection.until_closed(
+                post(headers=upgrade) + LIVE + b"Connection: close\r\n\r\n"
+            )
+            assert [status for status, _ in answers(data)] == [200, 200, 200]
+            assert data.count(b"Hello, world") == 2
+
+
+async def test_who_asks_before_sending_too_much_is_refused_at_once(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway, connected(gateway) as connection:
+        head = post(b"", b"Expect: 100-continue\r\n", length=10**9)
+        ((status, answer),) = answers(await connection.until_closed(head))
+        assert (status, error_code(answer)) == (413, "request_too_large")
+
+
+async def test_a_compressed_body_is_refused_by_name(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        response = await gateway.client.post(
+            "/v1/chat/completions",
+            content=b"\x1f\x8b\x08",
+            headers={"Content-Type": "application/json", "Content-Encoding": "gzip"},
+        )
+        assert response.status_code == 400
+        assert "gzip" in response.json()["error"]["message"]
+
+
+async def test_a_client_that_leaves_ends_its_request_though_another_waits_behind_it(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine(text=None)
+        async with connected(gateway) as connection:
+            connection.writer.write(post() + LIVE + b"\r\n")
+            await engine.until(lambda: len(engine.of(Generate)) == 1)
+        await engine.until(lambda: len(engine.of(Abort)) == 1)
+
+
+async def test_garbage_behind_a_request_does_not_land_in_its_answer(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine(text=None)
+        async with connected(gateway) as connection:
+            connection.writer.write(post() + b"\x00garbage\r\n\r\n")
+            await engine.until(lambda: len(engine.of(Generate)) == 1)
+            engine.emit(engine.of(Generate)[0], "fine")
+            engine.finish(engine.of(Generate)[0])
+            ((status, answer),) = answers(await connection.until_closed())
+            assert status == 200
+            assert b'"content":"fine"' in answer

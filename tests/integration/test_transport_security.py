@@ -1,0 +1,132 @@
+"""CURVE between real sockets: the right key comes in, others stay outside."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from protocol import codec
+from protocol.endpoints import Endpoint
+from protocol.messages import AuthCommand, AuthEvent, AuthOffer
+from protocol.security import ClientSecurity, KeyOwner, ServerSecurity, generate_keys
+from protocol.transport import TransportLimits
+from protocol.transport_ping import ping
+from protocol.worker import Worker, WorkerSettings
+from tests.fakes.echo_worker import RecordingHandler
+from tests.fakes.recording_gateway import RecordingGateway
+
+SETTINGS = WorkerSettings(heartbeat_interval_s=0.05, handle_signals=False)
+LIMITS = TransportLimits(handshake_timeout_s=0.4)
+Gateway = RecordingGateway[AuthEvent]
+
+
+@pytest.fixture
+def key_dir(tmp_path: Path) -> Path:
+    generate_keys(tmp_path / "keys")
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+async def gateway(key_dir: Path) -> AsyncIterator[Gateway]:
+    decoder = codec.auth_event_decoder()
+    security = ServerSecurity.load(key_dir)
+    gateway = Gateway("auth", "tcp://127.0.0.1:0", decoder, security=security)
+    yield gateway
+    gateway.server.close()
+
+
+def new_worker(endpoint: Endpoint, security: ClientSecurity | None) -> Worker[AuthCommand]:
+    worker = Worker(
+        role="auth",
+        decoder=codec.auth_command_decoder(),
+        handler=RecordingHandler[AuthCommand](),
+        endpoints=[endpoint],
+        security=security,
+        settings=SETTINGS,
+        limits=LIMITS,
+    )
+    worker.announce(AuthOffer(epoch=1))
+    worker.start()
+    return worker
+
+
+async def test_the_key_of_the_role_comes_in(gateway: Gateway, key_dir: Path) -> None:
+    worker = new_worker(gateway.start(), ClientSecurity.load(key_dir, "auth"))
+    await gateway.a_ready_peer()
+    await asyncio.to_thread(worker.stop)
+
+
+@pytest.mark.parametrize("owner", ["toolparser", "engine", "stranger", "nobody"])
+async def test_other_keys_stay_outside(
+    gateway: Gateway, key_dir: Path, tmp_path: Path, owner: str
+) -> None:
+    endpoint = gateway.start()
+    generate_keys(tmp_path / "strange")
+    mine = ClientSecurity.load(key_dir, "auth")
+    strange = ClientSecurity.load(tmp_path / "strange", "auth")
+    security: dict[str, ClientSecurity | None] = {
+        "toolparser": ClientSecurity.load(key_dir, "toolparser"),
+        "engine": ClientSecurity.load(key_dir, "engine"),
+        "stranger": ClientSecurity(strange.public_key, strange.secret_key, mine.server_public_key),
+        "nobody": None,
+    }
+    intruder = new_worker(endpoint, security[owner])
+    # The right one is in long before an intruder that retries all the time.
+    worker = new_worker(endpoint, mine)
+    await gateway.a_ready_peer()
+    await asyncio.to_thread(intruder.stop)
+    await asyncio.to_thread(worker.stop)
+    joined = {event.peer.instance_id for event in gateway.peer_events}
+    assert joined == {worker.instance_id}
+
+
+async def test_a_gateway_with_another_key_is_not_talked_to(
+    gateway: Gateway, key_dir: Path, tmp_path: Path
+) -> None:
+    generate_keys(tmp_path / "strange")
+    mine = ClientSecurity.load(key_dir, "auth")
+    expected = ClientSecurity.load(tmp_path / "strange", "auth").server_public_key
+    endpoint = gateway.start()
+    security = ClientSecurity(mine.public_key, mine.secret_key, expected)
+    assert await asyncio.to_thread(ping, endpoint.text, timeout_s=0.5, security=security) is None
+
+
+@pytest.mark.parametrize(
+    ("owner", "answers"), [("auth", True), ("gateway", True), ("engine", False)]
+)
+async def test_pings_need_a_key_that_may_come_in(
+    gateway: Gateway, key_dir: Path, owner: KeyOwner, answers: bool
+) -> None:
+    security = ClientSecurity.load(key_dir, owner)
+    address = gateway.start().text
+    seconds = await asyncio.to_thread(ping, address, timeout_s=1.0, security=security)
+    assert (seconds is not None) == answers
+
+
+async def test_the_ping_command_is_a_health_check(socket_dir: Path) -> None:
+    address = f"ipc://{socket_dir}/a.sock"
+    gateway = Gateway("auth", address, codec.auth_event_decoder())
+    gateway.start()
+    assert await asyncio.to_thread(run_ping, address) == 0
+    gateway.server.close()
+    assert await asyncio.to_thread(run_ping, address) == 1
+    assert await asyncio.to_thread(run_ping, "nonsense") == 2
+
+
+def run_ping(address: str) -> int:
+    command = [sys.executable, "-m", "protocol", "ping", address, "--timeout", "1"]
+    return subprocess.run(command, check=False, capture_output=True, timeout=30).returncode
+
+
+async def test_raw_bytes_on_the_port_disturb_nobody(gateway: Gateway, key_dir: Path) -> None:
+    endpoint = gateway.start()
+    with socket.create_connection(("127.0.0.1", endpoint.port)) as intruder:
+        intruder.sendall(b"GET / HTTP/1.1\r\n\r\n" + os.urandom(4096))
+    worker = new_worker(endpoint, ClientSecurity.load(key_dir, "auth"))
+    await gateway.a_ready_peer()
+    await asyncio.to_thread(worker.stop)

@@ -1,0 +1,327 @@
+"""Commands in, answers out: at once what needs no disk, after its commit what does."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from auth_worker.administration import Administration
+from auth_worker.authority import Authority, Rules
+from auth_worker.committer import Committer, Delivery
+from auth_worker.errors import StoreError
+from auth_worker.handler import AuthHandler
+from auth_worker.keys import digest_of
+from auth_worker.operations import AddKey, AuditEntry, PutKey
+from auth_worker.sqlite_store import SqliteStore
+from protocol.errors import ErrorCode
+from protocol.messages import (
+    Adjust,
+    Adjusted,
+    CreateKey,
+    Denied,
+    Failure,
+    Granted,
+    Heartbeat,
+    KeyRecord,
+    Keys,
+    ListKeys,
+    Message,
+    RevokeKey,
+    Settle,
+    Settled,
+)
+from tests.fakes.auth_parts import ADMIN_SECRET, FakeClock, admin_key, authorize, stored_key
+
+AUDIT = AuditEntry(0, "", "key_created", "x")
+NEW_SECRET = "psk-new-0000000000000000"
+
+
+class Bench:
+    """A handler on a real store; commits happen when the test says so."""
+
+    def __init__(self, directory: Path) -> None:
+        self.clock = FakeClock()
+        self.store = SqliteStore(directory, clock=self.clock)
+        self.store.apply([AddKey(admin_key(), AUDIT), AddKey(stored_key(), AUDIT)])
+        self.sent: list[tuple[str, Message]] = []
+        self.lost: list[StoreError] = []
+        self._deliveries: list[Delivery] = []
+        self.committer = Committer(
+            self.store, deliver=self._deliveries.append, on_fatal=self.lost.append, max_backlog=50
+        )
+        authority = Authority(
+            epoch=self.store.epoch,
+            snapshot=self.store.load(recent_since_ms=0),
+            rules=Rules(),
+            clock=self.clock,
+            emit=self.committer.submit,
+        )
+        numbers = count(1)
+        self.handler = AuthHandler(
+            authority=authority,
+            administration=Administration(
+                authority.keys, clock=self.clock, new_key_id=lambda: f"key_{next(numbers)}"
+            ),
+            committer=self.committer,
+            send=lambda gateway_id, message: self.sent.append((gateway_id, message)),
+        )
+
+    def ask(self, command: Any) -> Message | None:
+        """The answer that comes without a commit."""
+        self.sent.clear()
+        self.handler.on_command("gateway-1", command)
+        return self.sent[0][1] if self.sent else None
+
+    def commit(self) -> Sequence[Message]:
+        """Write everything in the commit thread, then deliver as the I/O thread does."""
+        self.sent.clear()
+        self.committer.start()
+        assert self.committer.close(10.0)
+        for delivery in self._deliveries:
+            self.handler.deliver(delivery)
+        return [message for _, message in self.sent]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path)
+    yield bench
+    bench.store.close()
+
+
+def create_key(**fields: Any) -> CreateKey:
+    defaults: dict[str, Any] = {
+        "request_id": "req-9",
+        "key_digest": digest_of(NEW_SECRET),
+        "hint": "psk-ne…0000",
+        "name": "new",
+        "actor_key_id": "key_admin",
+    }
+    return CreateKey(**{**defaults, **fields})
+
+
+def revoke(key_id: str, actor: str = "key_admin") -> RevokeKey:
+    return RevokeKey(request_id="req-9", key_id=key_id, actor_key_id=actor)
+
+
+def settle(lease_id: str) -> Settle:
+    return Settle(lease_id=lease_id, request_id="req-1", prompt_tokens=1, completion_tokens=2)
+
+
+def records(message: Message) -> tuple[KeyRecord, ...]:
+    assert isinstance(message, Keys), message
+    return message.records
+
+
+def test_a_decision_needs_no_commit(bench: Bench) -> None:
+    answer = bench.ask(authorize())
+    assert isinstance(answer, Granted)
+    adjusted = bench.ask(
+        Adjust(request_id="r", lease_id=answer.lease_id, prompt_tokens=1, completion_tokens=1)
+    )
+    assert isinstance(adjusted, Adjusted)
+    assert bench.handler.num_unfinished() == 0
+
+
+def test_a_settlement_is_acknowledged_only_after_its_commit(bench: Bench) -> None:
+    granted = bench.ask(authorize())
+    assert isinstance(granted, Granted)
+    assert bench.ask(settle(granted.lease_id)) is None
+    assert bench.handler.num_unfinished() == 1
+    assert bench.handler.load().num_running == 1
+    assert bench.commit() == [Settled(lease_id=granted.lease_id)]
+    assert bench.handler.num_unfinished() == 0
+    assert bench.handler.progress_counter() == 1
+
+
+def test_a_settlement_from_several_gateways_is_acknowledged_to_each_and_booked_once(
+    bench: Bench,
+) -> None:
+    granted = bench.ask(authorize())
+    assert isinstance(granted, Granted)
+    for gateway_id in ("gateway-1", "gateway-2", "gateway-3"):
+        bench.handler.on_command(gateway_id, settle(granted.lease_id))
+    bench.ask(ListKeys(request_id="req-2"))
+    *acknowledged, page = bench.commit()
+    assert acknowledged == [Settled(lease_id=granted.lease_id)] * 3
+    record = next(record for record in records(page) if record.key_id == "key_user")
+    assert (record.total_requests, record.total_completion_tokens) == (1, 2)
+
+
+def test_a_settlement_repeated_while_the_disk_is_stuck_is_queued_once(bench: Bench) -> None:
+    granted = bench.ask(authorize())
+    assert isinstance(granted, Granted)
+    for _ in range(100):
+        bench.ask(settle(granted.lease_id))
+    assert bench.committer.num_unanswered == 1
+    assert bench.commit() == [Settled(lease_id=granted.lease_id)]
+
+
+def test_a_drain_does_not_end_between_a_commit_and_its_acknowledgement(bench: Bench) -> None:
+    bench.ask(settle("lease"))
+    bench.committer.start()
+    assert bench.committer.close(10.0)
+    assert bench.committer.num_unanswered == 0
+    assert bench.handler.num_unfinished() == 1
+
+
+def test_a_settlement_of_an_unknown_lease_is_acknowledged(bench: Bench) -> None:
+    bench.ask(settle("nobody's"))
+    assert bench.commit() == [Settled(lease_id="nobody's")]
+
+
+def test_a_settlement_out_of_range_fails_at_once(bench: Bench) -> None:
+    answer = bench.ask(settle("x" * 5000))
+    assert isinstance(answer, Failure)
+    assert answer.request_id == "req-1"
+
+
+def test_a_new_key_opens_once_it_is_durable_and_not_before(bench: Bench) -> None:
+    bench.ask(create_key(requests_per_minute=7))
+    assert isinstance(bench.ask(authorize(NEW_SECRET)), Denied)
+    (answer,) = bench.commit()
+    (record,) = records(answer)
+    assert (record.key_id, record.name, record.requests_per_minute) == ("key_1", "new", 7)
+    granted = bench.ask(authorize(NEW_SECRET))
+    assert isinstance(granted, Granted)
+    assert granted.limits.limit_requests == 7
+
+
+def test_a_key_created_twice_has_one_id(bench: Bench) -> None:
+    bench.ask(create_key())
+    bench.ask(create_key())
+    first, second = bench.commit()
+    assert records(first) == records(second)
+    granted = bench.ask(authorize(NEW_SECRET))
+    assert isinstance(granted, Granted)
+    assert granted.key_id == "key_1"
+
+
+def test_a_revoked_key_is_denied_at_once(bench: Bench) -> None:
+    assert isinstance(bench.ask(authorize()), Granted)
+    assert bench.ask(revoke("key_user")) is None
+    denied = bench.ask(authorize())
+    assert isinstance(denied, Denied)
+    assert denied.code is ErrorCode.INVALID_API_KEY
+    assert "revoked" in denied.message
+    (answer,) = bench.commit()
+    assert records(answer)[0].revoked_at == int(bench.clock.wall)
+
+
+def test_revoking_twice_gives_the_same_answer(bench: Bench) -> None:
+    bench.ask(revoke("key_user"))
+    bench.clock.advance(50)
+    bench.ask(revoke("key_user"))
+    first, second = bench.commit()
+    assert records(first) == records(second)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (revoke("key_none"), ErrorCode.NOT_FOUND),
+        (revoke("key_admin"), ErrorCode.INVALID_REQUEST),
+        (revoke("key_user", actor="key_user"), ErrorCode.PERMISSION_DENIED),
+        (revoke("key_user", actor=""), ErrorCode.PERMISSION_DENIED),
+        (create_key(actor_key_id="anonymous"), ErrorCode.PERMISSION_DENIED),
+        (create_key(name=""), ErrorCode.INVALID_REQUEST),
+        (ListKeys(request_id="req-9", limit=0), ErrorCode.INVALID_REQUEST),
+        (ListKeys(request_id="req-9", limit=100_000), ErrorCode.INVALID_REQUEST),
+    ],
+)
+def test_what_may_not_be_fails_at_once_with_its_code(
+    bench: Bench, command: Any, code: ErrorCode
+) -> None:
+    answer = bench.ask(command)
+    assert isinstance(answer, Failure)
+    assert (answer.request_id, answer.code) == ("req-9", code)
+    assert bench.handler.num_unfinished() == 0
+
+
+def test_the_last_admin_key_goes_once_another_is_there(bench: Bench) -> None:
+    second = stored_key("key_admin_2", NEW_SECRET, role="admin")
+    bench.handler._administration.added(second, second.key_id)
+    assert bench.ask(revoke("key_admin")) is None
+    refused = bench.ask(revoke("key_admin_2", actor="key_admin_2"))
+    assert isinstance(refused, Failure)
+    gone = bench.ask(revoke("key_user"))
+    assert isinstance(gone, Failure)
+    assert gone.code is ErrorCode.PERMISSION_DENIED
+
+
+def test_the_environments_key_is_changed_in_the_environment(bench: Bench) -> None:
+    key = replace(stored_key("key_environment", NEW_SECRET), role="admin")
+    bench.store.apply([PutKey(key, AUDIT)])
+    bench.handler._administration.added(key, key.key_id)
+    refused = bench.ask(revoke("key_environment"))
+    assert isinstance(refused, Failure)
+    assert "PENSTOCK_ADMIN_KEY" in refused.message
+
+
+def test_an_unknown_page_start_is_not_found(bench: Bench) -> None:
+    bench.ask(ListKeys(request_id="req-2", after_key_id="key_none"))
+    (answer,) = bench.commit()
+    assert isinstance(answer, Failure)
+    assert answer.code is ErrorCode.NOT_FOUND
+
+
+def test_pages_say_when_there_is_more(bench: Bench) -> None:
+    bench.ask(ListKeys(request_id="req-2", limit=1))
+    (answer,) = bench.commit()
+    assert isinstance(answer, Keys)
+    assert answer.has_more
+    assert [record.key_id for record in answer.records] == ["key_user"]
+
+
+def test_a_draining_worker_grants_nothing_but_settles(bench: Bench) -> None:
+    granted = bench.ask(authorize())
+    assert isinstance(granted, Granted)
+    bench.handler.on_drain(5.0)
+    denied = bench.ask(authorize())
+    assert isinstance(denied, Denied)
+    assert denied.code is ErrorCode.WORKER_UNAVAILABLE
+    assert denied.retry_after_s is not None
+    bench.ask(settle(granted.lease_id))
+    assert bench.commit() == [Settled(lease_id=granted.lease_id)]
+
+
+def test_with_a_backlog_that_grows_nothing_is_granted(bench: Bench) -> None:
+    answers = [bench.ask(authorize()) for _ in range(60)]
+    assert sum(isinstance(answer, Granted) for answer in answers) == 50
+    assert isinstance(answers[-1], Denied)
+    assert answers[-1].code is ErrorCode.WORKER_UNAVAILABLE
+
+
+def test_an_expired_lease_is_charged_and_a_late_settlement_corrects_it(bench: Bench) -> None:
+    granted = bench.ask(authorize())
+    assert isinstance(granted, Granted)
+    bench.clock.advance(600)
+    bench.handler.expire()
+    assert bench.handler.num_leases == 0
+    bench.ask(settle(granted.lease_id))
+    bench.ask(ListKeys(request_id="req-2"))
+    _, page = bench.commit()
+    record = next(record for record in records(page) if record.key_id == "key_user")
+    assert (record.total_requests, record.total_prompt_tokens) == (1, 1)
+
+
+def test_a_lost_gateway_loses_no_lease(bench: Bench) -> None:
+    bench.ask(authorize())
+    bench.handler.on_gateway_lost("gateway-1")
+    assert bench.handler.num_leases == 1
+
+
+def test_connection_messages_are_left_to_the_worker_loop(bench: Bench) -> None:
+    assert bench.ask(Heartbeat(instance_id="g", phase="ready")) is None
+    assert bench.handler.credits("gateway-1") is None
+
+
+def test_an_admin_is_not_asked_for_more_than_a_key(bench: Bench) -> None:
+    answer = bench.ask(
+        authorize(ADMIN_SECRET, required_role="admin", prompt_tokens=0, completion_tokens=0)
+    )
+    assert isinstance(answer, Granted)
+    assert answer.role == "admin"

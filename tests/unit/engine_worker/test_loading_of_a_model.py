@@ -1,0 +1,54 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine_worker.batch import MAX_MASKED_TOKEN_IDS
+from engine_worker.config import ModelSettings
+from engine_worker.errors import KvMemoryError, ModelConfigError
+from engine_worker.loading import choose_max_model_len, load_model
+from engine_worker.models.hf_config import decoder_spec
+from engine_worker.runner import packing
+from protocol.errors import ConfigurationError
+from tests.fakes.tiny_checkpoint import TINY_LLAMA
+
+SPEC = dataclasses.replace(decoder_spec(TINY_LLAMA), max_position_embeddings=1000)
+SETTINGS = ModelSettings(path=Path("/m"), name="m", block_size=16)
+
+
+def choose(**changes: Any) -> int:
+    return choose_max_model_len(dataclasses.replace(SETTINGS, **changes), SPEC, "float32")
+
+
+def test_the_context_is_the_models_own_when_the_cache_holds_it() -> None:
+    assert choose(kv_memory_bytes=2**26) == 1000
+
+
+def test_the_context_is_cut_to_what_the_cache_holds() -> None:
+    length = choose(kv_memory_bytes=2**16)
+    assert 0 < length < 1000
+    assert length % 16 == 0
+
+
+def test_a_configured_context_is_taken_unless_the_model_was_not_made_for_it() -> None:
+    assert choose(max_model_len=500) == 500
+    with pytest.raises(ConfigurationError, match=r"PENSTOCK_MAX_MODEL_LEN is 1001.* 1000 tokens"):
+        choose(max_model_len=1001)
+
+
+def test_a_cache_without_room_for_one_block_is_refused() -> None:
+    with pytest.raises(KvMemoryError, match="PENSTOCK_KV_MEMORY"):
+        choose(kv_memory_bytes=100)
+
+
+def test_a_folder_without_a_model_is_refused_before_anything_else(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, path=tmp_path)
+    phases: list[str] = []
+    with pytest.raises(ModelConfigError):
+        load_model(settings, lambda phase, fraction, detail: phases.append(phase))
+    assert phases == ["loading"]
+
+
+def test_both_sides_of_the_border_agree_on_masked_ids() -> None:
+    assert MAX_MASKED_TOKEN_IDS == packing.MAX_MASKED_TOKEN_IDS

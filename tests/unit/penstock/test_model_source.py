@@ -1,0 +1,134 @@
+"""Finding a model: what is refused, with which words, before anything is loaded."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from penstock.config import ModelChoice, build_settings
+from penstock.errors import ModelError
+from penstock.model_source import (
+    MemoryEstimate,
+    estimate_memory,
+    is_complete,
+    refuse_foreign_formats,
+    require_memory,
+    resolve_model,
+)
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "torch_dtype": "bfloat16",
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 100,
+}
+SETTINGS = build_settings({}, {"HOME": "/home/someone"})
+
+
+def make_folder(folder: Path, *, config: dict[str, object] | None = None) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config or CONFIG), encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(b"\0" * 100)
+    return folder
+
+
+def test_the_estimate_counts_weights_and_one_full_context() -> None:
+    estimate = estimate_memory(CONFIG, 1000, dtype="auto", max_model_len=None)
+    assert estimate == MemoryEstimate(1000, 2 * 3 * 2 * 16 * 100 * 2)
+
+
+def test_float32_doubles_a_16_bit_checkpoint() -> None:
+    narrow = estimate_memory(CONFIG, 1000, dtype="auto", max_model_len=10)
+    wide = estimate_memory(CONFIG, 1000, dtype="float32", max_model_len=10)
+    assert wide.total_bytes == 2 * narrow.total_bytes
+
+
+def test_a_model_too_large_is_refused_with_both_numbers_and_a_way_out() -> None:
+    with pytest.raises(ModelError, match=r"needs about 30\.0 GiB.*16\.0 GiB are free.*--max-model"):
+        require_memory("big", MemoryEstimate(20 * 2**30, 10 * 2**30), 16 * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "named"),
+    [
+        ({}, ["model-Q4.gguf"], "GGUF"),
+        ({"quantization_config": {"quant_method": "awq"}}, ["m.safetensors"], "AWQ"),
+        ({"quantization_config": {"quant_method": "gptq"}}, ["m.safetensors"], "GPTQ"),
+        ({}, ["pytorch_model.bin"], "pickled"),
+        ({}, ["README.md"], "no \\*.safetensors"),
+    ],
+)
+def test_foreign_formats_are_refused_by_name(
+    config: dict[str, object], files: list[str], named: str
+) -> None:
+    with pytest.raises(ModelError, match=named):
+        refuse_foreign_formats("m", config, files)
+
+
+def test_a_good_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m")
+    assert resolve_model(ModelChoice("m", str(folder)), SETTINGS) == folder
+
+
+def test_a_missing_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is not a folder"):
+        resolve_model(ModelChoice("m", str(tmp_path / "nowhere")), SETTINGS)
+
+
+def test_a_folder_without_a_config_says_so(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        resolve_model(ModelChoice("m", str(tmp_path)), SETTINGS)
+
+
+def test_an_unreadable_config_names_the_file(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m")
+    (folder / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ModelError, match=r"config\.json can't be read"):
+        resolve_model(ModelChoice("m", str(folder)), SETTINGS)
+
+
+def test_a_config_with_nonsense_numbers_is_one_clear_line(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m", config={**CONFIG, "num_attention_heads": "many"})
+    with pytest.raises(ModelError, match=r"config\.json of m makes no sense"):
+        resolve_model(ModelChoice("m", str(folder)), SETTINGS)
+
+
+def test_deterministic_counts_as_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder(tmp_path / "m")
+    needed = estimate_memory(CONFIG, 100, dtype="auto", max_model_len=None).total_bytes
+    free = SimpleNamespace(available=2 * needed)
+    monkeypatch.setattr("penstock.model_source.psutil.virtual_memory", lambda: free)
+    model = ModelChoice("m", str(folder))
+    assert resolve_model(model, SETTINGS) == folder
+    with pytest.raises(ModelError, match="m needs about"):
+        resolve_model(model, replace(SETTINGS, deterministic=True))
+
+
+def test_a_download_that_was_interrupted_is_not_taken_for_a_model(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m")
+    assert not is_complete(folder)  # no tokenizer yet
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    assert is_complete(folder)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    assert not is_complete(folder)  # not even the index
+    parts = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = {"weight_map": {"a": parts[0], "b": parts[1]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert not is_complete(folder)
+    (folder / parts[1]).write_bytes(b"")
+    assert is_complete(folder)
+
+
+def test_an_id_that_is_not_cached_is_refused_offline() -> None:
+    with pytest.raises(ModelError, match="not in the local cache and HF_HUB_OFFLINE"):
+        resolve_model(ModelChoice("m", "nobody/nothing"), SETTINGS)
+
+
+def test_the_demo_model_needs_no_folder() -> None:
+    assert resolve_model(ModelChoice("penstock-demo", None), SETTINGS) is None

@@ -1,0 +1,229 @@
+"""The supervisor with real child processes: restart, giving up, order and completeness of the end."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from penstock.config import ModelChoice, ServeSettings, build_settings
+from penstock.errors import CommandError
+from penstock.restart_policy import MAX_EARLY_DEATHS
+from penstock.supervisor import (
+    ProcessSpec,
+    Supervisor,
+    common_environment,
+    make_run_dir,
+    process_specs,
+)
+
+CHILD = "tests.fakes.child_process"
+
+
+class Clock:
+    """Real time plus what the test adds, so that back-off needs no waiting."""
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.offset
+
+
+def child(tmp_path: Path, name: str, behaviour: str, stop_order: int = 1) -> ProcessSpec:
+    environment = {"FAKE_CHILD": behaviour, "FAKE_CHILD_FILE": str(tmp_path / name)}
+    return ProcessSpec(name, CHILD, environment, stop_order)
+
+
+def supervise(
+    *specs: ProcessSpec, run_dir: Path, clock: Clock | None = None, drain_timeout_s: float = 20.0
+) -> Supervisor:
+    run_dir.mkdir(exist_ok=True)
+    return Supervisor(
+        specs,
+        dict(os.environ),
+        run_dir,
+        drain_timeout_s=drain_timeout_s,
+        clock=clock or Clock(),
+    )
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.01)
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="ascii").split() if path.exists() else []
+
+
+def is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_leaving_ends_every_process_and_removes_the_sockets(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with supervise(child(tmp_path, "a", "run"), run_dir=run_dir):
+        eventually(lambda: len(lines(tmp_path / "a")) == 1)
+    pid, last = lines(tmp_path / "a")
+    assert last == "stopped"
+    assert is_gone(int(pid))
+    assert not run_dir.exists()
+
+
+def test_a_process_that_dies_is_started_again(tmp_path: Path) -> None:
+    clock = Clock()
+    with supervise(child(tmp_path, "a", "run"), run_dir=tmp_path / "run", clock=clock) as house:
+        eventually(lambda: len(lines(tmp_path / "a")) == 1)
+        os.kill(int(lines(tmp_path / "a")[0]), signal.SIGKILL)
+        eventually(lambda: not house.children[0].is_alive)
+        house.poll()
+        clock.offset += 10
+        house.poll()
+        eventually(lambda: len(lines(tmp_path / "a")) == 2)
+
+
+def test_a_process_that_cannot_start_stops_the_start(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CommandError, match=r"a could not start \(exit code 1\)"),
+        supervise(child(tmp_path, "a", "exit 1"), run_dir=tmp_path / "run") as house,
+    ):
+        eventually(lambda: not house.children[0].is_alive)
+        house.poll()
+
+
+def test_five_early_deaths_give_the_process_up_and_the_last_of_a_kind_ends_the_house(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+    with supervise(child(tmp_path, "a", "exit 3"), run_dir=tmp_path / "run", clock=clock) as house:
+        house.was_ready = True
+        with pytest.raises(CommandError, match=f"No {CHILD} is left"):
+            for _ in range(2 * MAX_EARLY_DEATHS):
+                eventually(lambda: not house.children[0].is_alive)
+                house.poll()
+                clock.offset += 11
+                house.poll()
+    assert len(lines(tmp_path / "a")) == MAX_EARLY_DEATHS
+
+
+def test_a_process_that_ignores_the_stop_is_killed_at_the_timeout(tmp_path: Path) -> None:
+    clock = Clock()
+    spec = child(tmp_path, "a", "stubborn")
+    with supervise(spec, run_dir=tmp_path / "run", clock=clock, drain_timeout_s=0.2) as house:
+        eventually(lambda: len(lines(tmp_path / "a")) == 1)
+    assert house.children[0].process is not None
+    assert house.children[0].process.returncode == -signal.SIGKILL
+
+
+def test_a_signal_asks_the_house_to_stop(tmp_path: Path) -> None:
+    with supervise(child(tmp_path, "a", "run"), run_dir=tmp_path / "run") as house:
+        eventually(lambda: len(lines(tmp_path / "a")) == 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        house.run()
+        assert house.stop_requested
+
+
+def settings_of(**arguments: object) -> ServeSettings:
+    return build_settings(arguments, {"HOME": "/home/someone", "MODEL_PATH": "x", "KEPT": "1"})
+
+
+def test_there_is_one_process_a_role_and_engine(tmp_path: Path) -> None:
+    settings = settings_of(models=["a=x", "b=y"], engines=2, parsers=3)
+    specs = process_specs(settings, {"a": tmp_path, "b": None})
+    modules = [spec.module for spec in specs]
+    assert modules.count("engine_worker") == 4
+    assert modules.count("toolparser_worker") == 3
+    assert modules.count("gateway") == modules.count("auth_worker") == 1
+    engine = next(spec for spec in specs if spec.name == "engine[a]-0")
+    assert engine.environment["PENSTOCK_MODEL_PATH"] == str(tmp_path)
+    demo = next(spec for spec in specs if spec.name == "engine[b]-0")
+    assert "PENSTOCK_MODEL_PATH" not in demo.environment
+
+
+def test_the_gateway_stops_first_and_auth_last() -> None:
+    specs = process_specs(settings_of(), {"x": None})
+    order = [spec.module for spec in sorted(specs, key=lambda spec: spec.stop_order)]
+    assert order[0] == "gateway"
+    assert order[-1] == "auth_worker"
+
+
+def test_children_inherit_the_environment_but_not_the_model_aliases(tmp_path: Path) -> None:
+    environment = common_environment(settings_of(), tmp_path)
+    assert environment["KEPT"] == "1"
+    assert "MODEL_PATH" not in environment
+    assert environment["PENSTOCK_ALLOW_ANONYMOUS"] == "true"
+    assert environment["PENSTOCK_PARENT_PID"] == str(os.getpid())
+
+
+def test_only_auth_is_told_the_admin_key(tmp_path: Path) -> None:
+    settings = build_settings({}, {"HOME": "/home/someone", "PENSTOCK_ADMIN_KEY": "secret"})
+    assert "PENSTOCK_ADMIN_KEY" not in common_environment(settings, tmp_path)
+    told = {
+        spec.module: spec.environment.get("PENSTOCK_ADMIN_KEY")
+        for spec in process_specs(settings, {"penstock-demo": None})
+    }
+    assert told.pop("auth_worker") == "secret"
+    assert set(told.values()) == {None}
+
+
+@pytest.mark.parametrize("drain_timeout_s", [0.0, 1.0, 30.0, 600.0])
+def test_children_drain_for_less_so_that_they_can_end_before_they_are_killed(
+    tmp_path: Path, drain_timeout_s: float
+) -> None:
+    environment = common_environment(settings_of(drain_timeout_s=drain_timeout_s), tmp_path)
+    of_children = float(environment["PENSTOCK_DRAIN_TIMEOUT_S"])
+    assert drain_timeout_s - of_children == pytest.approx(min(0.4 * drain_timeout_s, 10.0))
+
+
+def test_a_start_that_fails_half_way_leaves_nothing_behind(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    unstartable = ProcessSpec("b", CHILD, {"BAD": "a\0b"})
+    house = supervise(child(tmp_path, "a", "run"), unstartable, run_dir=run_dir)
+    with pytest.raises(ValueError, match="null byte"), house:
+        pass
+    assert not any(child.is_alive for child in house.children)
+    assert not run_dir.exists()
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with supervise(child(tmp_path, "a", "run"), run_dir=tmp_path / "run") as house:
+            eventually(lambda: len(lines(tmp_path / "a")) == 1)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not house.stop_requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_run_dir_leaves_room_for_socket_names(tmp_path: Path) -> None:
+    run_dir = make_run_dir({"XDG_RUNTIME_DIR": str(tmp_path / ("x" * 90))})
+    try:
+        assert len(str(run_dir)) < 80
+        assert run_dir.stat().st_mode & 0o077 == 0
+    finally:
+        run_dir.rmdir()
+
+
+def test_a_model_choice_carries_its_formats_to_its_engine() -> None:
+    settings = settings_of()
+    model = ModelChoice("m", None, 1, tokenizer="/t", tool_format="hermes")
+    specs = process_specs(ServeSettings(models=(model,), data_dir=settings.data_dir), {"m": None})
+    environment = next(s for s in specs if s.module == "engine_worker").environment
+    assert environment["PENSTOCK_TOKENIZER_PATH"] == "/t"
+    assert environment["PENSTOCK_TOOL_FORMAT"] == "hermes"
+
+
+def test_parsers_are_told_which_formats_they_must_know() -> None:
+    models = (
+        ModelChoice("a", None, tool_format="hermes"),
+        ModelChoice("b", None, tool_format="llama3_json"),
+    )
+    specs = process_specs(ServeSettings(models=models), {"a": None, "b": None})
+    parser = next(spec for spec in specs if spec.module == "toolparser_worker")
+    assert parser.environment == {"PENSTOCK_TOOL_FORMAT": "hermes,llama3_json"}

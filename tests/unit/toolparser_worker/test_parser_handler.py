@@ -1,0 +1,342 @@
+"""What gateways get back from the parser worker, message by message."""
+
+import json
+from typing import Any
+
+import pytest
+
+from protocol import codec
+from protocol.errors import ErrorCode
+from protocol.messages import (
+    CloseParse,
+    Failure,
+    Message,
+    OpenParse,
+    ParseBatch,
+    ParsedBatch,
+    ParsedDelta,
+    ParseDelta,
+    ParseEvent,
+    ParseOpened,
+)
+from toolparser_worker.handler import MAX_REMEMBERED_FAILURES, ParserHandler
+from toolparser_worker.machine.machine import Machine
+from toolparser_worker.sessions import SessionStore
+
+TOOLS = json.dumps([{"type": "function", "function": {"name": "f", "parameters": {}}}])
+CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
+
+
+class World:
+    """A handler with everything around it that it talks to."""
+
+    def __init__(self, max_sessions: int = 10) -> None:
+        self.now_s = 0.0
+        self.sent: list[tuple[str, Message]] = []
+        store = SessionStore(
+            max_sessions=max_sessions, idle_timeout_s=60.0, clock=lambda: self.now_s
+        )
+        self.handler = ParserHandler(store, lambda gateway, m: self.sent.append((gateway, m)))
+
+    def open(self, request_id: str = "r", gateway: str = "g", **options: Any) -> Message:
+        defaults: dict[str, Any] = {"tool_format": "hermes", "tools_json": TOOLS, "attempt": 0}
+        options = defaults | options
+        self.handler.on_command(gateway, OpenParse(request_id=request_id, **options))
+        return self.take()[-1]
+
+    def feed(self, *deltas: ParseDelta, gateway: str = "g") -> list[Message]:
+        self.handler.on_command(gateway, ParseBatch(deltas=deltas))
+        return self.take()
+
+    def take(self) -> list[Message]:
+        messages = [message for _, message in self.sent]
+        self.sent.clear()
+        return messages
+
+
+def delta(text: str = "", request_id: str = "r", **options: Any) -> ParseDelta:
+    options = {"choice": 0, "attempt": 0} | options
+    return ParseDelta(request_id=request_id, text=text, **options)
+
+
+def only_delta(messages: list[Message]) -> ParsedDelta:
+    (batch,) = messages
+    assert isinstance(batch, ParsedBatch)
+    (parsed,) = batch.deltas
+    return parsed
+
+
+def only_failure(messages: list[Message]) -> Failure:
+    (failure,) = messages
+    assert isinstance(failure, Failure)
+    return failure
+
+
+def test_opening_tells_which_special_tokens_must_stay() -> None:
+    opened = World().open(reasoning_format="think")
+    assert isinstance(opened, ParseOpened)
+    assert set(opened.keep_special_tokens) == {
+        *("<tool_call>", "</tool_call>", "<think>", "</think>")
+    }
+
+
+def test_a_batch_is_answered_entry_by_entry() -> None:
+    world = World()
+    world.open("a")
+    world.open("b", num_choices=2)
+    (batch,) = world.feed(
+        delta("x", "a"), delta("y", "b", choice=1), delta("<to", "b"), delta(CALL, "a", final=True)
+    )
+    assert isinstance(batch, ParsedBatch)
+    assert [(d.request_id, d.choice, d.final) for d in batch.deltas] == [
+        ("a", 0, False),
+        ("b", 1, False),
+        ("b", 0, False),
+        ("a", 0, True),
+    ]
+    assert [event.kind for event in batch.deltas[3].events] == [
+        "tool_call_start",
+        "tool_call_arguments",
+        "tool_call_end",
+    ]
+    assert batch.deltas[2].events == ()
+
+
+def test_counts_travel_with_the_answer() -> None:
+    world = World()
+    world.open(reasoning_format="think")
+    parsed = only_delta(
+        world.feed(
+            delta(
+                '<think>a</think><tool_call>{"name": "f", oops',
+                token_ends=(7, 8, 16, 30),
+                final=True,
+            )
+        )
+    )
+    assert (parsed.num_reasoning_tokens, parsed.num_malformed) == (3, 1)
+
+
+def test_another_worker_that_replays_the_text_gives_the_same_answer() -> None:
+    answers = []
+    for pieces in ([CALL], list(CALL)):
+        world = World()
+        world.open(attempt=3)
+        events: list[ParseEvent] = []
+        for piece in pieces:
+            events += only_delta(world.feed(delta(piece, attempt=3))).events
+        answers.append([(event.id, event.name) for event in events if event.id])
+    assert answers[0] == answers[1]
+    assert answers[0][0][0].startswith("call_")
+    assert len(answers[0][0][0]) == len("call_") + 24
+
+
+def test_opening_again_begins_anew() -> None:
+    world = World()
+    world.open()
+    world.feed(delta("<tool_"))
+    world.open()
+    assert only_delta(world.feed(delta("call>"))).events[0].text == "call>"
+
+
+@pytest.mark.parametrize(
+    ("options", "param", "words"),
+    [
+        ({"tool_format": "hermess"}, None, "hermes"),
+        ({"reasoning_format": "thinking"}, None, "think"),
+        ({"tools_json": "[{]"}, "tools", "not valid JSON"),
+        ({"tools_json": "[" * 100_000}, "tools", "not valid JSON"),
+        ({"tools_json": "{}"}, "tools", "list"),
+        ({"tools_json": "[1]"}, "tools[0]", "function with a name"),
+        ({"tools_json": '[{"function": {"name": ""}}]'}, "tools[0]", "function with a name"),
+        ({"tool_choice": "named", "tool_name": "g"}, "tool_choice", "'g'"),
+        ({"num_choices": 0}, "n", "between 1 and"),
+    ],
+)
+def test_a_wrong_opening_is_refused_with_its_field(
+    options: dict[str, Any], param: str | None, words: str
+) -> None:
+    failure = World().open(**options)
+    assert isinstance(failure, Failure)
+    assert failure.code is ErrorCode.INVALID_REQUEST
+    assert failure.param == param
+    assert words in failure.message
+    assert len(failure.message) < 500
+
+
+@pytest.mark.parametrize(
+    "options", [{"tool_choice": "none"}, {"tools_json": None}, {"tools_json": "[]"}]
+)
+def test_without_tools_to_call_markup_is_content(options: dict[str, Any]) -> None:
+    world = World()
+    opened = world.open(**options)
+    assert isinstance(opened, ParseOpened)
+    assert opened.keep_special_tokens == ()
+    assert only_delta(world.feed(delta(CALL))).events[0].text == CALL
+
+
+@pytest.mark.parametrize(
+    "options", [{"tool_choice": "required"}, {"tool_choice": "named", "tool_name": "f"}]
+)
+def test_other_tool_choices_parse_calls(options: dict[str, Any]) -> None:
+    world = World()
+    world.open(**options)
+    assert only_delta(world.feed(delta(CALL))).events[0].name == "f"
+
+
+def test_an_unknown_request_fails_once_and_the_others_go_on() -> None:
+    world = World()
+    world.open("a")
+    batch, failure = world.feed(delta("x", "lost"), delta("y", "a"), delta("z", "lost", choice=1))
+    assert isinstance(batch, ParsedBatch)
+    assert [parsed.request_id for parsed in batch.deltas] == ["a"]
+    assert isinstance(failure, Failure)
+    assert (failure.request_id, failure.code) == ("lost", ErrorCode.UNKNOWN_REQUEST)
+    assert world.feed(delta("more", "lost")) == []
+
+
+def test_what_failed_can_be_opened_again() -> None:
+    world = World()
+    assert only_failure(world.feed(delta("x"))).code is ErrorCode.UNKNOWN_REQUEST
+    world.open()
+    assert only_delta(world.feed(delta("x"))).events[0].text == "x"
+
+
+def test_the_memory_of_failures_is_bounded() -> None:
+    world = World()
+    for number in range(MAX_REMEMBERED_FAILURES + 2):
+        only_failure(world.feed(delta("x", f"lost-{number}")))
+    only_failure(world.feed(delta("x", "lost-0")))
+
+
+def test_another_attempt_is_another_session() -> None:
+    world = World()
+    world.open(attempt=1)
+    failure = only_failure(world.feed(delta("x", attempt=0)))
+    assert (failure.code, failure.attempt) == (ErrorCode.UNKNOWN_REQUEST, 0)
+    only_delta(world.feed(delta("x", attempt=1)))
+
+
+def test_another_gateway_cannot_reach_the_session() -> None:
+    world = World()
+    world.open(gateway="g")
+    assert only_failure(world.feed(delta("x"), gateway="h")).code is ErrorCode.UNKNOWN_REQUEST
+
+
+@pytest.mark.parametrize("choice", [-1, 1])
+def test_text_for_a_choice_that_is_not_there_ends_the_request(choice: int) -> None:
+    world = World()
+    world.open()
+    assert only_failure(world.feed(delta("x", choice=choice))).code is ErrorCode.INVALID_REQUEST
+    assert world.handler.num_unfinished() == 0
+
+
+def test_text_after_the_end_of_a_choice_is_refused() -> None:
+    world = World()
+    world.open()
+    world.feed(delta("x", final=True))
+    assert "has ended" in only_failure(world.feed(delta("y"))).message
+
+
+def test_closing_is_idempotent_and_unanswered() -> None:
+    world = World()
+    world.open()
+    for _ in range(2):
+        world.handler.on_command("g", CloseParse(request_id="r", attempt=0))
+    assert world.take() == []
+    assert world.handler.num_unfinished() == 0
+    assert only_failure(world.feed(delta("x"))).code is ErrorCode.UNKNOWN_REQUEST
+
+
+def test_sessions_that_wait_for_their_engine_do_not_look_like_stuck_work() -> None:
+    world = World()
+    world.open()
+    # Work that runs without progress counts as hung (`protocol.peers`).
+    assert world.handler.load().num_running == 0
+    assert world.handler.num_unfinished() == 1
+
+
+def test_an_idle_session_expires_and_a_used_one_does_not() -> None:
+    world = World()
+    world.open("idle")
+    world.open("used")
+    world.now_s = 50.0
+    world.feed(delta("x", "used"))
+    world.now_s = 70.0
+    assert world.handler.load().num_waiting == 1
+    assert only_failure(world.feed(delta("x", "idle"))).code is ErrorCode.UNKNOWN_REQUEST
+    only_delta(world.feed(delta("x", "used")))
+
+
+def test_too_many_sessions_are_refused_until_one_is_closed() -> None:
+    world = World(max_sessions=2)
+    world.open("a")
+    world.open("b")
+    failure = world.open("c")
+    assert isinstance(failure, Failure)
+    assert failure.code is ErrorCode.OVERLOADED
+    assert failure.retry_after_s is not None
+    assert isinstance(world.open("b"), ParseOpened)
+    world.handler.on_command("g", CloseParse(request_id="a", attempt=0))
+    assert isinstance(world.open("c"), ParseOpened)
+
+
+def test_a_lost_gateway_takes_its_sessions_along() -> None:
+    world = World()
+    world.open("a", gateway="g")
+    world.open("a", gateway="h")
+    world.handler.on_gateway_lost("g")
+    assert world.handler.num_unfinished() == 1
+    only_delta(world.feed(delta("x", "a"), gateway="h"))
+
+
+def test_a_draining_worker_finishes_what_is_open_and_opens_no_more() -> None:
+    world = World()
+    world.open("a")
+    world.handler.on_drain(5.0)
+    failure = world.open("b")
+    assert isinstance(failure, Failure)
+    assert failure.code is ErrorCode.WORKER_UNAVAILABLE
+    only_delta(world.feed(delta("x", "a")))
+    world.handler.on_command("g", CloseParse(request_id="a", attempt=0))
+    assert world.handler.num_unfinished() == 0
+
+
+def test_a_bug_of_ours_costs_one_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+    world.open("a")
+    world.open("b")
+    feed = Machine.feed
+
+    def broken(machine: Machine, text: str, token_ends: tuple[int, ...] = ()) -> Any:
+        if text == "boom":
+            raise KeyError("secret text")
+        return feed(machine, text, token_ends)
+
+    monkeypatch.setattr(Machine, "feed", broken)
+    batch, failure = world.feed(delta("boom", "a"), delta("x", "b"))
+    assert isinstance(batch, ParsedBatch)
+    assert isinstance(failure, Failure)
+    assert (failure.request_id, failure.code) == ("a", ErrorCode.INTERNAL_ERROR)
+    assert "secret" not in failure.message
+    assert world.handler.num_unfinished() == 1
+    assert "parsing failed for request a" in caplog.text
+
+
+def test_progress_counts_deltas_and_credit_is_not_needed() -> None:
+    world = World()
+    world.open()
+    world.feed(delta("x"), delta("y"))
+    assert world.handler.progress_counter() == 2
+    assert world.handler.credits("g") is None
+
+
+def test_every_answer_can_be_sent() -> None:
+    world = World()
+    world.open()
+    (batch,) = world.feed(delta('<tool_call>{"name": "\\ud83d\\ude42", "arguments": {}}'))
+    decoded = codec.parser_event_decoder().decode(codec.encode(batch))
+    assert decoded == batch
+    assert only_delta([batch]).events[0].name == "🙂"

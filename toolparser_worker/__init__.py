@@ -1,0 +1,1 @@
+"""The parser worker: model text in; content, reasoning and tool calls out."""

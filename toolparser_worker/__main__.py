@@ -1,0 +1,106 @@
+"""Starts the parser worker: `python -m toolparser_worker`."""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from protocol import codec, logs
+from protocol.endpoints import Endpoint, dial_endpoints
+from protocol.errors import ConfigurationError
+from protocol.lifetime import exit_with_parent
+from protocol.messages import Message, ParserCommand, ParserOffer
+from protocol.security import ClientSecurity
+from protocol.worker import Worker, WorkerSettings
+from toolparser_worker.config import ParserSettings
+from toolparser_worker.formats import NO_FORMAT, REASONING_FORMATS, TOOL_FORMATS
+from toolparser_worker.handler import ParserHandler
+from toolparser_worker.sessions import SessionStore
+
+EXIT_FAILED = 1
+_OPTIONS = {
+    "endpoint": "PENSTOCK_TOOLPARSER_ENDPOINT",
+    "log_level": "PENSTOCK_LOG_LEVEL",
+}
+_logger = logging.getLogger("penstock.toolparser")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the parser worker; options win over the environment.
+
+    Returns:
+        The exit code: 0 clean, 1 when something stops the start or a gateway refuses us.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m toolparser_worker",
+        description="Turns model text into content, reasoning and tool calls.",
+    )
+    for option, setting in _OPTIONS.items():
+        parser.add_argument(f"--{option.replace('_', '-')}", help=f"instead of {setting}")
+    options = vars(parser.parse_args(arguments))
+    given = {setting: options[option] for option, setting in _OPTIONS.items() if options[option]}
+    environ = ChainMap(given, dict(os.environ))
+    logs.setup("toolparser")
+    try:
+        settings = ParserSettings.from_env(environ)
+        logs.setup("toolparser", settings.log_level)
+        return _serve(settings, environ)
+    except ConfigurationError as error:
+        _logger.error("%s", error.message)
+        return EXIT_FAILED
+
+
+def _serve(settings: ParserSettings, environ: Mapping[str, str]) -> int:
+    security = (
+        None if settings.key_dir is None else ClientSecurity.load(settings.key_dir, "toolparser")
+    )
+    endpoints: tuple[Endpoint, ...] = dial_endpoints(
+        environ, "toolparser", secured=security is not None
+    )
+    exit_with_parent(environ)
+
+    def send(gateway_id: str, message: Message) -> None:
+        worker.send(gateway_id, message)
+
+    store = SessionStore(
+        max_sessions=settings.max_sessions,
+        idle_timeout_s=settings.session_timeout_s,
+        clock=time.monotonic,
+    )
+    worker: Worker[ParserCommand] = Worker(
+        role="toolparser",
+        decoder=codec.parser_command_decoder(),
+        handler=ParserHandler(store, send),
+        endpoints=endpoints,
+        security=security,
+        settings=WorkerSettings(drain_timeout_s=settings.drain_timeout_s),
+        build=_build(),
+    )
+    worker.start()
+    worker.announce(
+        ParserOffer(
+            tool_formats=tuple(sorted([*TOOL_FORMATS, NO_FORMAT])),
+            reasoning_formats=tuple(sorted([*REASONING_FORMATS, NO_FORMAT])),
+        )
+    )
+    _logger.info(
+        "parsing %d tool formats and %d reasoning formats",
+        len(TOOL_FORMATS),
+        len(REASONING_FORMATS),
+    )
+    return worker.wait()
+
+
+def _build() -> str:
+    try:
+        return version("penstock")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "source"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""The errors of the parser worker.
+
+PenstockError
+└── ParserError                what a request for parsing can be refused for
+    ├── UnknownFormatError     a format that is declared nowhere; names the closest one
+    ├── InvalidToolsError      `tools` or `tool_choice` that are not what the chat schema allows
+    ├── InvalidDeltaError      text for a choice that does not exist or has already ended
+    └── TooManySessionsError   as many requests are open as the worker was configured for
+
+Model text raises none of them: what a model writes is never an error.
+"""
+
+from protocol.errors import ErrorCode, PenstockError
+
+
+class ParserError(PenstockError):
+    """A request that cannot be parsed; never caused by model text."""
+
+    code = ErrorCode.INVALID_REQUEST
+
+
+class UnknownFormatError(ParserError):
+    """A tool or reasoning format that is declared nowhere."""
+
+
+class InvalidToolsError(ParserError):
+    """`tools` or `tool_choice` that are not what the chat schema allows."""
+
+
+class InvalidDeltaError(ParserError):
+    """Text for a choice that does not exist or has already ended."""
+
+
+class TooManySessionsError(ParserError):
+    """As many requests are open as the worker was configured for."""
+
+    code = ErrorCode.OVERLOADED

@@ -1,0 +1,185 @@
+"""Answers what gateways ask of a parser worker; plain logic without sockets or threads."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+
+from protocol.errors import ErrorCode, PenstockError
+from protocol.messages import (
+    CloseParse,
+    Credits,
+    Failure,
+    Load,
+    Message,
+    OpenParse,
+    ParseBatch,
+    ParsedBatch,
+    ParsedDelta,
+    ParseDelta,
+    ParseOpened,
+    ParserCommand,
+)
+from toolparser_worker.errors import TooManySessionsError
+from toolparser_worker.sessions import SessionKey, SessionStore
+
+MAX_REMEMBERED_FAILURES = 4096
+"""Requests that are remembered as failed, so that each is told only once."""
+
+_RETRY_AFTER_S = 1.0
+_logger = logging.getLogger("penstock.toolparser")
+
+
+class ParserHandler:
+    """Opens, feeds and closes sessions for any number of gateways (`WorkerHandler`).
+
+    Each command is answered at once, before the next one is looked at, so a gateway gets its
+    batches back in the order it sent them.
+
+    Args:
+        store: The open sessions.
+        send: Sends a message to a gateway.
+    """
+
+    def __init__(self, store: SessionStore, send: Callable[[str, Message], None]) -> None:
+        self._store = store
+        self._send = send
+        self._failed: OrderedDict[SessionKey, None] = OrderedDict()
+        self._num_deltas = 0
+        self._is_draining = False
+
+    def on_command(self, gateway_id: str, command: ParserCommand) -> None:
+        """Carries out one command; others than the parser's own are the worker's business."""
+        match command:
+            case ParseBatch():
+                self._parse(gateway_id, command)
+            case OpenParse():
+                self._open(gateway_id, command)
+            case CloseParse():
+                key = (gateway_id, command.request_id, command.attempt)
+                self._store.close(key)
+                self._failed.pop(key, None)
+
+    def on_gateway_lost(self, gateway_id: str) -> None:
+        """Forgets what a gateway wanted that is gone."""
+        num_closed = self._store.close_gateway(gateway_id)
+        if num_closed:
+            _logger.info("dropped %d sessions of a lost gateway", num_closed)
+
+    def on_drain(self, timeout_s: float) -> None:
+        """Opens no more sessions; those that are open go on until they are closed."""
+        self._is_draining = True
+        _logger.info("draining %d sessions for at most %.1f s", len(self._store), timeout_s)
+
+    def num_unfinished(self) -> int:
+        """Sessions that are still open."""
+        self._store.expire()
+        return len(self._store)
+
+    def load(self) -> Load:
+        """How many sessions are open, as waiting.
+
+        Every command is answered at once, so nothing ever runs: a session without new text waits
+        for its engine, and must not make the worker look hung.
+        """
+        self._store.expire()
+        return Load(num_waiting=len(self._store))
+
+    def credits(self, gateway_id: str) -> Credits | None:
+        """Parsing needs no credit: every command is answered at once."""
+        return None
+
+    def progress_counter(self) -> int:
+        """Grows with each delta."""
+        return self._num_deltas
+
+    def _open(self, gateway_id: str, opening: OpenParse) -> None:
+        key = (gateway_id, opening.request_id, opening.attempt)
+        self._failed.pop(key, None)
+        if self._is_draining:
+            self._send(
+                gateway_id,
+                Failure(
+                    request_id=opening.request_id,
+                    attempt=opening.attempt,
+                    code=ErrorCode.WORKER_UNAVAILABLE,
+                    message="The parser is about to stop and opens no more requests.",
+                ),
+            )
+            return
+        try:
+            session = self._store.open(key, opening)
+        except PenstockError as error:
+            self._send(
+                gateway_id,
+                Failure(
+                    request_id=opening.request_id,
+                    attempt=opening.attempt,
+                    code=error.code,
+                    message=error.message,
+                    param=error.param,
+                    retry_after_s=(
+                        _RETRY_AFTER_S if isinstance(error, TooManySessionsError) else None
+                    ),
+                ),
+            )
+            return
+        self._send(
+            gateway_id,
+            ParseOpened(
+                request_id=opening.request_id,
+                attempt=opening.attempt,
+                keep_special_tokens=session.keep_special_tokens,
+            ),
+        )
+
+    def _parse(self, gateway_id: str, batch: ParseBatch) -> None:
+        parsed: list[ParsedDelta] = []
+        failures: list[Failure] = []
+        for delta in batch.deltas:
+            self._num_deltas += 1
+            try:
+                answer = self._parse_one(gateway_id, delta)
+            except Exception:
+                # A bug of ours must cost one request, not the worker and all the others.
+                _logger.exception("parsing failed for request %s", delta.request_id)
+                answer = self._fail(
+                    gateway_id, delta, ErrorCode.INTERNAL_ERROR, "The parser failed on this text."
+                )
+            if isinstance(answer, ParsedDelta):
+                parsed.append(answer)
+            elif answer is not None:
+                failures.append(answer)
+        if parsed:
+            self._send(gateway_id, ParsedBatch(deltas=tuple(parsed)))
+        for failure in failures:
+            self._send(gateway_id, failure)
+
+    def _parse_one(self, gateway_id: str, delta: ParseDelta) -> ParsedDelta | Failure | None:
+        session = self._store.find((gateway_id, delta.request_id, delta.attempt))
+        if session is None:
+            return self._fail(
+                gateway_id,
+                delta,
+                ErrorCode.UNKNOWN_REQUEST,
+                "The parser does not know this request; open it first.",
+            )
+        try:
+            return session.parse(delta)
+        except PenstockError as error:
+            return self._fail(gateway_id, delta, error.code, error.message)
+
+    def _fail(
+        self, gateway_id: str, delta: ParseDelta, code: ErrorCode, message: str
+    ) -> Failure | None:
+        """Ends a request; what else arrives for it is ignored until it is opened again."""
+        key = (gateway_id, delta.request_id, delta.attempt)
+        self._store.close(key)
+        if key in self._failed:
+            self._failed.move_to_end(key)
+            return None
+        self._failed[key] = None
+        if len(self._failed) > MAX_REMEMBERED_FAILURES:
+            self._failed.popitem(last=False)
+        return Failure(
+            request_id=delta.request_id, attempt=delta.attempt, code=code, message=message
+        )

@@ -1,0 +1,249 @@
+"""Reads one tool call that is spelt as a JSON object, name and arguments in either order."""
+
+import enum
+import json
+import re
+from collections.abc import Callable
+from typing import Protocol
+
+from toolparser_worker.machine.declarations import JsonObjectBody
+from toolparser_worker.machine.json_value import JsonValueScanner
+
+_SPACE = re.compile(r"[ \t\n\r]*+")
+
+
+class CallSink(Protocol):
+    """Takes what a call turns out to be, in the order of the text; offsets are absolute."""
+
+    def call_started(self, name: str, end: int) -> None:
+        """It is a call for certain; `end` is the offset after what made it so."""
+
+    def call_arguments(self, text: str, start: int, end: int) -> None:
+        """More of the arguments' JSON text; `start == end` for what the model left out."""
+
+
+class Verdict(enum.Enum):
+    """What the text in a reader's hands is."""
+
+    UNDECIDED = enum.auto()
+    CALL = enum.auto()
+    TEXT = enum.auto()
+
+
+class Ending(enum.Enum):
+    """Whether and how a reader's text has ended."""
+
+    OPEN = enum.auto()
+    COMPLETE = enum.auto()
+    BROKEN = enum.auto()
+
+
+class _Role(enum.Enum):
+    KEY = enum.auto()
+    NAME = enum.auto()
+    ARGUMENTS = enum.auto()
+    OTHER = enum.auto()
+
+
+class JsonCallReader:
+    """Follows one JSON object and tells whether it is a call.
+
+    Arguments are handed on verbatim as they come; those that come before the name wait for it.
+    An object that turns out to be no call is still followed to its end, so that what is nested
+    in it is not taken for one.
+
+    Args:
+        body: How the call is spelt.
+        sink: Is told the name and the arguments.
+
+    Attributes:
+        verdict: `UNDECIDED` until it is certain what the object is.
+        ending: `COMPLETE` after the object's `}`; `BROKEN` when the character at the returned
+            position cannot be.
+        flawed: The arguments have a string that is not valid JSON, though its end was clear.
+    """
+
+    def __init__(self, body: JsonObjectBody, sink: CallSink) -> None:
+        self.verdict = Verdict.UNDECIDED
+        self.ending = Ending.OPEN
+        self.flawed = False
+        self._body = body
+        self._sink = sink
+        self._state: Callable[[str, int], int] = self._before_object
+        self._base = 0
+        self._role = _Role.KEY
+        self._scanner = JsonValueScanner()
+        self._captured: list[str] = []
+        self._name: str | None = None
+        self._has_arguments = False
+        self._early_arguments: list[str] = []
+        self._arguments_start = 0
+
+    def feed(self, text: str, position: int, base: int) -> int:
+        """Takes `text[position:]` up to the end of the object.
+
+        Args:
+            text: New text, possibly with text before it that was already dealt with.
+            position: Where the new text begins.
+            base: The offset of `text[0]` in the whole text.
+
+        Returns:
+            The position of the first character that was not taken; the length of the text
+            while `ending` is `OPEN`.
+        """
+        self._base = base
+        end = len(text)
+        while position < end and self.ending is Ending.OPEN:
+            position = self._state(text, position)
+        return position
+
+    def _next_char(self, text: str, position: int) -> tuple[str, int]:
+        """Skips white space; the character there, or nothing at the end of the text."""
+        position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
+        return text[position : position + 1], position
+
+    def _before_object(self, text: str, position: int) -> int:
+        char, position = self._next_char(text, position)
+        if char == "{":
+            self._state = self._first_key
+            return position + 1
+        return self._break(char, position)
+
+    def _first_key(self, text: str, position: int) -> int:
+        char, position = self._next_char(text, position)
+        if char == "}":
+            return self._close(position)
+        return self._begin_key(char, position)
+
+    def _next_key(self, text: str, position: int) -> int:
+        char, position = self._next_char(text, position)
+        return self._begin_key(char, position)
+
+    def _begin_key(self, char: str, position: int) -> int:
+        if char != '"':
+            return self._break(char, position)
+        self._begin_value(_Role.KEY)
+        return position
+
+    def _before_colon(self, text: str, position: int) -> int:
+        char, position = self._next_char(text, position)
+        if char != ":":
+            return self._break(char, position)
+        self._state = self._before_value
+        if self._role is _Role.ARGUMENTS:
+            self._has_arguments = True
+            self._decide(self._base + position + 1)
+        return position + 1
+
+    def _before_value(self, text: str, position: int) -> int:
+        char, position = self._next_char(text, position)
+        if char:
+            if self._role is _Role.ARGUMENTS:
+                self._arguments_start = self._base + position
+            self._begin_value(self._role)
+        return position
+
+    def _begin_value(self, role: _Role) -> None:
+        self._role = role
+        self._scanner = JsonValueScanner()
+        self._captured = []
+        self._state = self._in_value
+
+    def _in_value(self, text: str, position: int) -> int:
+        scanner = self._scanner
+        stop = scanner.feed(text, position)
+        if stop > position:
+            if self._role is _Role.ARGUMENTS:
+                self._take_arguments(text[position:stop], self._base + position)
+            elif self._role is not _Role.OTHER:
+                self._captured.append(text[position:stop])
+        if scanner.broken:
+            return self._break(text[stop], stop)
+        if scanner.done:
+            self._end_value(stop)
+        return stop
+
+    def _take_arguments(self, piece: str, start: int) -> None:
+        if self.verdict is Verdict.CALL:
+            self._sink.call_arguments(piece, start, start + len(piece))
+        elif self.verdict is Verdict.UNDECIDED:
+            self._early_arguments.append(piece)
+
+    def _end_value(self, position: int) -> None:
+        self._state = self._after_value
+        if self._role is _Role.KEY:
+            self._state = self._before_colon
+            self._role = self._role_of(_decoded("".join(self._captured)))
+        elif self._role is _Role.NAME:
+            self._name = _decoded("".join(self._captured)) or None
+            if self._name is None:
+                self._give_up()
+            else:
+                self._decide(self._base + position)
+        elif self._role is _Role.ARGUMENTS:
+            self.flawed = self._scanner.flawed
+        self._captured = []
+
+    def _role_of(self, key: str | None) -> _Role:
+        if key in self._body.name_keys and self._name is None:
+            return _Role.NAME
+        if key in self._body.argument_keys and not self._has_arguments:
+            return _Role.ARGUMENTS
+        allowed = self._body.other_keys
+        if self.verdict is Verdict.UNDECIDED and allowed is not None and key not in allowed:
+            self._give_up()
+        return _Role.OTHER
+
+    def _after_value(self, text: str, position: int) -> int:
+        char, position = self._next_char(text, position)
+        if char == ",":
+            self._state = self._next_key
+            return position + 1
+        if char == "}":
+            return self._close(position)
+        return self._break(char, position)
+
+    def _decide(self, certain_at: int) -> None:
+        """Calls it a call once the name and whatever else it needs are there."""
+        if self.verdict is not Verdict.UNDECIDED or self._name is None:
+            return
+        if self._body.arguments_required and not self._has_arguments:
+            return
+        self.verdict = Verdict.CALL
+        self._sink.call_started(self._name, certain_at)
+        early = "".join(self._early_arguments)
+        self._early_arguments = []
+        if early:
+            start = self._arguments_start
+            self._sink.call_arguments(early, start, start + len(early))
+
+    def _give_up(self) -> None:
+        if self.verdict is Verdict.UNDECIDED:
+            self.verdict = Verdict.TEXT
+            self._early_arguments = []
+
+    def _close(self, position: int) -> int:
+        self._give_up()
+        if self.verdict is Verdict.CALL and not self._has_arguments:
+            self._sink.call_arguments("{}", self._base + position, self._base + position)
+        self.ending = Ending.COMPLETE
+        return position + 1
+
+    def _break(self, char: str, position: int) -> int:
+        """Ends the reading at a character that cannot be; none at all only means more to come."""
+        if char:
+            self._give_up()
+            self.ending = Ending.BROKEN
+        return position
+
+
+def _decoded(literal: str) -> str | None:
+    """The text of a JSON string literal; None for anything else and for what is not Unicode."""
+    if not literal.startswith('"'):
+        return None
+    try:
+        text = json.loads(literal, strict=False)
+        text.encode()
+    except (ValueError, RecursionError):
+        return None
+    return str(text)

@@ -1,0 +1,179 @@
+"""The requests that are being parsed: opened, fed, expired, bounded in number."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+from protocol.messages import OpenParse, ParsedDelta, ParseDelta, ParseEvent
+from toolparser_worker.errors import InvalidDeltaError, ParserError, TooManySessionsError
+from toolparser_worker.formats import find_reasoning_format, find_tool_format
+from toolparser_worker.machine.call_ids import call_id
+from toolparser_worker.machine.machine import Machine
+from toolparser_worker.tools import validate_tools
+
+MAX_CHOICES = 1024
+"""The most choices that one request may have."""
+
+SessionKey = tuple[str, str, int]
+"""Gateway, request and attempt: two gateways never share a session, nor do two attempts."""
+
+
+class Session:
+    """The machines of one request, one for each choice that has sent text.
+
+    Args:
+        opening: What the gateway asked for.
+
+    Attributes:
+        keep_special_tokens: Markers that the engine must leave in the text.
+        last_used_s: When it was last opened or fed, on the store's clock.
+
+    Raises:
+        ParserError: Unknown formats, tools that are none, or too many choices.
+    """
+
+    def __init__(self, opening: OpenParse) -> None:
+        if not 1 <= opening.num_choices <= MAX_CHOICES:
+            raise ParserError(
+                f"n must be between 1 and {MAX_CHOICES}, not {opening.num_choices}.", param="n"
+            )
+        tool_format = find_tool_format(opening.tool_format)
+        reasoning_format = find_reasoning_format(opening.reasoning_format)
+        num_tools = validate_tools(opening.tools_json, opening.tool_choice, opening.tool_name)
+        if not num_tools or opening.tool_choice == "none":
+            tool_format = None
+        # Not the opening itself: its tools may be megabytes, and are needed no more.
+        self._request_id = opening.request_id
+        self._num_choices = opening.num_choices
+        self._prompt_tail = opening.prompt_tail
+        self._parallel_tool_calls = opening.parallel_tool_calls
+        self._tool_format = tool_format
+        self._reasoning_format = reasoning_format
+        self._machines: dict[int, Machine] = {}
+        self._finished: set[int] = set()
+        self.keep_special_tokens = (
+            *(tool_format.markers if tool_format is not None else ()),
+            *(reasoning_format.markers if reasoning_format is not None else ()),
+        )
+        self.last_used_s = 0.0
+
+    def parse(self, delta: ParseDelta) -> ParsedDelta:
+        """Feeds the text of one choice.
+
+        Raises:
+            InvalidDeltaError: There is no such choice, or it has ended.
+        """
+        choice = delta.choice
+        if not 0 <= choice < self._num_choices:
+            raise InvalidDeltaError(
+                f"There is no choice {choice}; the request has {self._num_choices}."
+            )
+        if choice in self._finished:
+            raise InvalidDeltaError(f"Choice {choice} has ended and takes no more text.")
+        machine = self._machines.get(choice)
+        if machine is None:
+            machine = self._machines[choice] = self._new_machine(choice)
+        events: tuple[ParseEvent, ...] = machine.feed(delta.text, delta.token_ends)
+        if delta.final:
+            events += machine.finish()
+            self._finished.add(choice)
+            del self._machines[choice]
+        return ParsedDelta(
+            request_id=delta.request_id,
+            choice=choice,
+            attempt=delta.attempt,
+            events=events,
+            num_reasoning_tokens=machine.num_reasoning_tokens,
+            num_malformed=machine.num_malformed,
+            final=delta.final,
+        )
+
+    def _new_machine(self, choice: int) -> Machine:
+        return Machine(
+            tool_format=self._tool_format,
+            reasoning_format=self._reasoning_format,
+            call_id=lambda index: call_id(self._request_id, choice, index),
+            prompt_tail=self._prompt_tail,
+            parallel_tool_calls=self._parallel_tool_calls,
+        )
+
+
+class SessionStore:
+    """All open sessions, the least recently used first.
+
+    Args:
+        max_sessions: More are refused.
+        idle_timeout_s: A session that got no text for so long is forgotten.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, *, max_sessions: int, idle_timeout_s: float, clock: Callable[[], float]
+    ) -> None:
+        self._max_sessions = max_sessions
+        self._idle_timeout_s = idle_timeout_s
+        self._clock = clock
+        self._sessions: OrderedDict[SessionKey, Session] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[SessionKey]:
+        return iter(tuple(self._sessions))
+
+    def open(self, key: SessionKey, opening: OpenParse) -> Session:
+        """Begins a session; one of the same key begins anew.
+
+        Raises:
+            ParserError: The opening is wrong, or there are too many sessions.
+        """
+        self.expire()
+        if key not in self._sessions and len(self._sessions) >= self._max_sessions:
+            raise TooManySessionsError(
+                f"The parser has {self._max_sessions} requests open and takes no more for now."
+            )
+        session = Session(opening)
+        self._sessions[key] = session
+        self._touch(key, session)
+        return session
+
+    def find(self, key: SessionKey) -> Session | None:
+        """The session, which counts as used; None when there is none (any more)."""
+        session = self._sessions.get(key)
+        if session is not None:
+            self._touch(key, session)
+        return session
+
+    def close(self, key: SessionKey) -> None:
+        """Forgets a session; one that is not there is fine."""
+        self._sessions.pop(key, None)
+
+    def close_gateway(self, gateway_id: str) -> int:
+        """Forgets every session of a gateway.
+
+        Returns:
+            How many there were.
+        """
+        keys = [key for key in self._sessions if key[0] == gateway_id]
+        for key in keys:
+            del self._sessions[key]
+        return len(keys)
+
+    def expire(self) -> int:
+        """Forgets the sessions that have been idle for too long.
+
+        Returns:
+            How many there were.
+        """
+        oldest_s = self._clock() - self._idle_timeout_s
+        num_expired = 0
+        while self._sessions:
+            key, session = next(iter(self._sessions.items()))
+            if session.last_used_s > oldest_s:
+                break
+            del self._sessions[key]
+            num_expired += 1
+        return num_expired
+
+    def _touch(self, key: SessionKey, session: Session) -> None:
+        session.last_used_s = self._clock()
+        self._sessions.move_to_end(key)
