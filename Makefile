@@ -49,9 +49,11 @@ wheel: $(VENV)/.test
 wheel-check: wheel
 	tools/check_wheel.sh dist/*.whl
 
-# A million hostile frames each to a gateway and a worker; `make test` sends fewer.
+# A million hostile frames each to a gateway and a worker, and twenty times the examples of the
+# parsers' laws; `make test` tries fewer.
 fuzz: $(VENV)/.test
 	FUZZ_FRAMES=1000000 $(BIN)/python -m pytest tests/integration/test_transport_bounds.py
+	FUZZ_EFFORT=20 $(BIN)/python -m pytest tests/unit/toolparser_worker/test_parser_laws.py
 
 demo-eval: $(VENV)/.test
 	$(BIN)/python -m tools.eval_demo_model $(ARGS)

@@ -9,8 +9,10 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 
-from toolparser_worker.formats import find_reasoning_format, find_tool_format
+from toolparser_worker.formats import TOOL_FORMATS, find_reasoning_format, find_tool_format
 from toolparser_worker.machine.machine import Machine
+from toolparser_worker.machine.render import render_calls
+from toolparser_worker.machine.tool_schemas import ToolSchemas
 
 DELTA_SIZES = (1, 4, 16, 64)
 WORDS = "The quick brown fox jumps over the lazy dog, if a < b. "
@@ -49,6 +51,22 @@ SCENARIOS: dict[str, tuple[str | None, str | None, Callable[[int], str]]] = {
 }
 
 
+TOOLS = ToolSchemas(
+    [{"function": {"name": "f", "parameters": {"properties": {"s": {"type": "string"}}}}}]
+)
+PROSE = "The quick brown fox jumps over the lazy dog. "
+
+
+def _long_argument(name: str) -> Callable[[int], str]:
+    """Makes one call in a format, with a string argument of any length."""
+    tool_format = TOOL_FORMATS[name]
+    return lambda n: render_calls(tool_format, [("f", f'{{"s": "{_repeated(PROSE, n)}"}}')])
+
+
+NAMES = sorted({declared.name for declared in TOOL_FORMATS.values()})
+SCENARIOS |= {f"{name} argument": (name, None, _long_argument(name)) for name in NAMES}
+
+
 def seconds(name: str, num_chars: int, delta_size: int, repeat: int) -> tuple[float, int]:
     """Parses one scenario's text.
 
@@ -64,7 +82,8 @@ def seconds(name: str, num_chars: int, delta_size: int, repeat: int) -> tuple[fl
         machine = Machine(
             tool_format=find_tool_format(tools),
             reasoning_format=find_reasoning_format(reasoning),
-            call_id=str,
+            call_id=lambda index, name: f"call_{index}",
+            tools=TOOLS,
         )
         feed = machine.feed
         begin = time.process_time()
@@ -73,6 +92,11 @@ def seconds(name: str, num_chars: int, delta_size: int, repeat: int) -> tuple[fl
         machine.finish()
         best = min(best, time.process_time() - begin)
     return best, len(text)
+
+
+def tools_of(name: str) -> bool:
+    """Whether a scenario stands for one format among all."""
+    return name.removesuffix(" argument") in NAMES
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,12 +118,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     print("\nµs per delta, by the size of the delta in characters (100,000 characters of text)\n")
     print(f"{'':28}" + "".join(f"{size:>12}" for size in DELTA_SIZES))
+    means = []
     for name in SCENARIOS:
         row = []
         for size in DELTA_SIZES:
             best, num_chars = seconds(name, min(100_000, options.max_chars), size, options.repeat)
             row.append(f"{best / num_chars * size * 1e6:12.2f}")
+            if size == 4 and name.endswith(" argument") and tools_of(name):
+                means.append(best / num_chars * size * 1e6)
         print(f"{name:28}" + "".join(row))
+    print(f"\nmean over formats, 4-character deltas in arguments: {sum(means) / len(means):.2f} µs")
 
 
 if __name__ == "__main__":

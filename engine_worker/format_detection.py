@@ -1,5 +1,6 @@
-"""Finds out from a chat template how its model spells tool calls and reasoning."""
+"""Finds out from a model's own files how it spells tool calls and reasoning."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -18,33 +19,151 @@ class DetectedFormats:
     evidence: str
 
 
-# Spellings that share hermes's outer tag but have another body.
-_OTHER_BODIES = ("<function=", "<arg_key>", "<parameter=")
-# Markers of formats that no parser here reads; named so that the operator knows why.
-_UNREAD_MARKERS = (
-    "[TOOL_CALLS]",
-    "<|tool_call_begin|>",
-    "<｜tool▁call▁begin｜>",
-    "<|tool_calls_section_begin|>",
-    "<|channel|>",
+@dataclass(frozen=True, slots=True)
+class _Clue:
+    """Texts that together tell of a format.
+
+    Attributes:
+        texts: All of them stand in the chat template, or are special tokens.
+        format: What they tell of.
+    """
+
+    texts: tuple[str, ...]
+    format: str
+
+    @property
+    def weight(self) -> int:
+        """How much a clue says: longer evidence is less likely to be there by chance."""
+        return sum(map(len, self.texts))
+
+
+_TOOL_CLUES = (
+    _Clue(("<tool_call>", "name", "arguments"), "hermes"),
+    _Clue(("<tool_call>", "<function=", "<parameter="), "qwen3_coder"),
+    _Clue(("<tool_call>", "<function="), "qwen3_coder"),
+    _Clue(("<tool_call>", "<arg_key>", "<arg_value>", "name", "arguments"), "glm45"),
+    _Clue(("<tool_call>", "<arg_key>"), "glm45"),
+    _Clue(("<tool_calls>", "<tool_sep>", "<arg_key>", "<arg_value>", "arguments"), "hy_v3"),
+    _Clue(("<seed:tool_call>",), "seed_oss"),
+    _Clue(("<minimax:tool_call>",), "minimax_m2"),
+    _Clue(("]<]minimax[>[",), "minimax_m3"),
+    _Clue(("<dots_function_call>",), "dots"),
+    _Clue(("<longcat_tool_call>",), "longcat"),
+    _Clue(("<｜DSML｜", "function_calls"), "deepseek_v32"),
+    _Clue(("<｜DSML｜", "tool_calls>"), "deepseek_v4"),
+    _Clue(("<｜tool▁call▁begin｜>",), "deepseek_v31"),
+    _Clue(("<｜tool▁call▁begin｜>", "```json"), "deepseek_v3"),
+    _Clue(("<｜tool_call_begin｜>", "steptml:invoke"), "step3"),
+    _Clue(("<|tool_calls_section_begin|>",), "kimi_k2"),
+    _Clue(("<|open|>", "<|close|>", "<|sep|>"), "kimi_k3"),
+    _Clue(("[TOOL_CALLS]",), "mistral"),
+    _Clue(("<|start|>", "<|channel|>", "<|message|>"), "openai"),
+    _Clue(("<|content_invoke_tool_json|>",), "inkling"),
+    _Clue(("atem:function_calls",), "muse_glimmer"),
+    _Clue(("<|START_ACTION|>",), "cohere_command3"),
+    _Clue(("<|START_ACTION|>", "<|START_TEXT|>"), "cohere_command4"),
+    _Clue(("<|tools_prefix|>",), "apertus"),
+    _Clue(("<|action_start|>", "<|plugin|>"), "internlm"),
+    _Clue(("<|function_call|>",), "gigachat3"),
+    _Clue(("<|python_tag|>",), "llama3_json"),
+    _Clue(("<|start_header_id|>", '"parameters"'), "llama3_json"),
+    _Clue(("<|python_start|>",), "llama4_pythonic"),
+    _Clue(("<|tool_call_start|>",), "lfm2"),
+    _Clue(("<function_calls>",), "olmo3"),
+    _Clue(("<start_function_call>", "<escape>"), "functiongemma"),
+    _Clue(("<|tool_call>", '<|"|>'), "gemma4"),
+    _Clue(("functools[",), "phi4_mini_json"),
 )
+"""Clues of tool formats; hermes's tag alone says little, as half of all families have it."""
+
+_REASONING_CLUES = (
+    _Clue(("<think>",), "think"),
+    _Clue(("</think>",), "think"),
+    _Clue(("<seed:think>",), "seed_oss"),
+    _Clue(("<mm:think>",), "minimax_m3"),
+    _Clue(("[THINK]",), "mistral"),
+    _Clue(("<|START_THINKING|>",), "cohere_command3"),
+    _Clue(("<|start|>", "<|channel|>", "<|message|>"), "openai_gptoss"),
+    _Clue(("<|content_thinking|>",), "inkling"),
+    _Clue(("to=self", "<|message|>"), "muse_glimmer"),
+    _Clue(("<|open|>think<|sep|>",), "kimi_k3"),
+    _Clue(("<|channel>", "<channel|>"), "gemma4"),
+    _Clue(("Here is my thought process:",), "granite"),
+)
+
+_BY_MODEL_TYPE: dict[str, tuple[str | None, str | None]] = {
+    "llama": ("llama3_json", None),
+    "llama4": ("llama4_pythonic", None),
+    "mistral": ("mistral", None),
+    "mistral3": ("mistral", "mistral"),
+    "qwen2": ("hermes", None),
+    "qwen3": ("hermes", "qwen3"),
+    "qwen3_moe": ("hermes", "qwen3"),
+    "gpt_oss": ("openai", "openai_gptoss"),
+    "deepseek_v3": ("deepseek_v3", "deepseek_r1"),
+    "glm4_moe": ("glm45", "glm45"),
+    "kimi_k2": ("kimi_k2", "kimi_k2"),
+    "minimax_m2": ("minimax_m2", "minimax_m2"),
+    "seed_oss": ("seed_oss", "seed_oss"),
+    "jamba": ("jamba", None),
+    "granitemoehybrid": ("granite4", None),
+    "granite": ("granite", None),
+    "ernie4_5_moe": ("ernie45", "ernie45"),
+    "hunyuan_v1_moe": ("hunyuan_a13b", "hunyuan_a13b"),
+    "internlm2": ("internlm", None),
+    "phi4_mini": ("phi4_mini_json", None),
+    "olmo3": ("olmo3", "olmo3"),
+    "lfm2": ("lfm2", None),
+    "apertus": ("apertus", None),
+    "cohere2": ("cohere_command3", "cohere_command3"),
+    "gemma4": ("gemma4", "gemma4"),
+    "step3": ("step3", "step3"),
+    "nemotron_h": ("qwen3_coder", "nemotron_v3"),
+}
+"""What families write whose template and special tokens do not tell."""
+
+_REASONING_OF_TOOLS = {
+    "glm45": "glm45",
+    "kimi_k2": "kimi_k2",
+    "minimax_m2": "minimax_m2",
+    "deepseek_v4": "deepseek_v4",
+}
+"""Where `<think>` follows the rules of a family that its tool calls tell of."""
 
 CONFIGURED_NONE = "none"
 """The setting that switches a format off."""
 
 
 def detect_formats(
-    template: str | None, *, tool_format: str | None = None, reasoning_format: str | None = None
+    template: str | None,
+    *,
+    special_tokens: Iterable[str] = (),
+    model_type: str | None = None,
+    tool_format: str | None = None,
+    reasoning_format: str | None = None,
 ) -> DetectedFormats:
-    """The formats of a model.
+    """The formats of a model: by its template's markers, its special tokens, its type.
 
     Args:
         template: Source of its chat template, with tools if that is another one.
+        special_tokens: The texts of the tokenizer's special tokens.
+        model_type: `model_type` of its configuration.
         tool_format: Configured by the operator: wins over what is found; `none` switches off.
         reasoning_format: Likewise.
     """
-    found_tool, tool_evidence = _detect_tool_format(template or "")
-    found_reasoning, reasoning_evidence = _detect_reasoning_format(template or "")
+    tokens = "\n".join(special_tokens)
+    by_type = _BY_MODEL_TYPE.get(model_type or "", (None, None))
+    found_tool, tool_evidence = _found(
+        "tool format", _TOOL_CLUES, template or "", tokens, model_type, by_type[0]
+    )
+    found_reasoning, reasoning_evidence = _found(
+        "reasoning format", _REASONING_CLUES, template or "", tokens, model_type, by_type[1]
+    )
+    if found_reasoning == "think" and found_tool in _REASONING_OF_TOOLS:
+        found_reasoning = _REASONING_OF_TOOLS[found_tool]
+        reasoning_evidence = (
+            f"reasoning format: {found_reasoning}, its tool format comes with <think>"
+        )
     if tool_format is not None:
         found_tool, tool_evidence = _configured(tool_format), "tool format: configured"
     if reasoning_format is not None:
@@ -61,27 +180,20 @@ def _configured(name: str) -> str | None:
     return None if name == CONFIGURED_NONE else name
 
 
-def _detect_tool_format(template: str) -> tuple[str | None, str]:
-    if "<tool_call>" in template:
-        other = next((marker for marker in _OTHER_BODIES if marker in template), None)
-        if other is not None:
-            return None, f"tool format: none, the template has <tool_call> with {other}"
-        if "name" in template and "arguments" in template:
-            return (
-                "hermes",
-                "tool format: hermes, the template has <tool_call> with name and arguments",
-            )
-    unread = next((marker for marker in _UNREAD_MARKERS if marker in template), None)
-    if unread is not None:
-        return None, f"tool format: none, the template has {unread}"
-    if "<|python_tag|>" in template:
-        return "llama3_json", "tool format: llama3_json, the template has <|python_tag|>"
-    if '"parameters"' in template and "<|start_header_id|>" in template:
-        return "llama3_json", "tool format: llama3_json, the template has name and parameters"
-    return None, "tool format: none, the template has no known marker"
-
-
-def _detect_reasoning_format(template: str) -> tuple[str | None, str]:
-    if "<think>" in template or "</think>" in template:
-        return "think", "reasoning format: think, the template has <think>"
-    return None, "reasoning format: none, the template has no known marker"
+def _found(
+    kind: str,
+    clues: tuple[_Clue, ...],
+    template: str,
+    tokens: str,
+    model_type: str | None,
+    by_type: str | None,
+) -> tuple[str | None, str]:
+    """A format, and why it is that one."""
+    for source, text in (("the template has", template), ("there are special tokens", tokens)):
+        fitting = [clue for clue in clues if all(part in text for part in clue.texts)]
+        if fitting:
+            best = max(fitting, key=lambda clue: clue.weight)
+            return best.format, f"{kind}: {best.format}, {source} {' with '.join(best.texts)}"
+    if by_type is not None:
+        return by_type, f"{kind}: {by_type}, models of type {model_type} write it"
+    return None, f"{kind}: none, neither template nor special tokens have a known marker"

@@ -1,8 +1,10 @@
 """Assembles a served model from its folder: tokenizer, weights, runner, and what it offers."""
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import psutil
@@ -113,9 +115,12 @@ def _assemble(
     spec = graph.spec
     formats = detect_formats(
         tokenizer.chat_template_source(has_tools=True),
+        special_tokens=tokenizer.added_tokens(),
+        model_type=_model_type(settings.path),
         tool_format=settings.tool_format,
         reasoning_format=settings.reasoning_format,
     )
+    _log.info("%s", formats.evidence)
     credit_policy = CreditPolicy.for_engine(
         max_num_seqs=runner.max_num_seqs,
         num_kv_tokens=runner.num_blocks * runner.block_size,
@@ -148,6 +153,12 @@ def _assemble(
         block_size=runner.block_size,
     )
     return ServedModel(engine, preparer, tokenizer, template, credit_policy, offer)
+
+
+def _model_type(folder: Path) -> str | None:
+    """`model_type` of a configuration that was read before, so that it is known to be good."""
+    value = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    return value if isinstance(value, str) else None
 
 
 def _capabilities(template: ChatTemplate, formats: DetectedFormats) -> tuple[str, ...]:

@@ -130,6 +130,10 @@ class Tokenizer:
         """Names of special tokens (`bos_token`, …) with their texts, for chat templates."""
         return dict(self._hf.special_tokens_map)
 
+    def added_tokens(self) -> tuple[str, ...]:
+        """Texts of the tokens beside the learned vocabulary, special ones and markers alike."""
+        return tuple(token.content for token in self._hf.added_tokens_decoder.values())
+
     def chat_template_source(self, *, has_tools: bool) -> str | None:
         """The Jinja source of the chat template, None when the tokenizer has none.
 

@@ -127,11 +127,10 @@ class RoleServer(Generic[EventT]):
                 self._table.on_gone(peer.identity)  # that it leaves now is no news
 
     def close(self) -> None:
-        """Stop listening; `on_peer` is not called any more."""
+        """Say goodbye to whoever is left and stop listening; `on_peer` is not called any more."""
         if self._loop is None:
             return
-        if self._tick_timer is not None:
-            self._tick_timer.cancel()
+        self.say_goodbye()
         self._loop = None
         self._router.close()
 

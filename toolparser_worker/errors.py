@@ -4,6 +4,7 @@ PenstockError
 └── ParserError                what a request for parsing can be refused for
     ├── UnknownFormatError     a format that is declared nowhere; names the closest one
     ├── InvalidToolsError      `tools` or `tool_choice` that are not what the chat schema allows
+    ├── FormatPluginError      formats of another package that cannot be used; stops the start
     ├── InvalidDeltaError      text for a choice that does not exist or has already ended
     └── TooManySessionsError   as many requests are open as the worker was configured for
 
@@ -21,6 +22,12 @@ class ParserError(PenstockError):
 
 class UnknownFormatError(ParserError):
     """A tool or reasoning format that is declared nowhere."""
+
+
+class FormatPluginError(ParserError):
+    """Formats of another package that cannot be loaded, or have a name that is taken."""
+
+    code = ErrorCode.INTERNAL_ERROR
 
 
 class InvalidToolsError(ParserError):

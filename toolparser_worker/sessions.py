@@ -8,6 +8,7 @@ from toolparser_worker.errors import InvalidDeltaError, ParserError, TooManySess
 from toolparser_worker.formats import find_reasoning_format, find_tool_format
 from toolparser_worker.machine.call_ids import call_id
 from toolparser_worker.machine.machine import Machine
+from toolparser_worker.machine.tool_schemas import ToolSchemas
 from toolparser_worker.tools import validate_tools
 
 MAX_CHOICES = 1024
@@ -41,7 +42,9 @@ class Session:
         num_tools = validate_tools(opening.tools_json, opening.tool_choice, opening.tool_name)
         if not num_tools or opening.tool_choice == "none":
             tool_format = None
-        # Not the opening itself: its tools may be megabytes, and are needed no more.
+        # Not the opening itself: of its tools only names and schemas are needed from now on.
+        self._tools = ToolSchemas.from_json(opening.tools_json if tool_format else None)
+        self._id_style = tool_format.id_style if tool_format is not None else "call"
         self._request_id = opening.request_id
         self._num_choices = opening.num_choices
         self._prompt_tail = opening.prompt_tail
@@ -91,7 +94,10 @@ class Session:
         return Machine(
             tool_format=self._tool_format,
             reasoning_format=self._reasoning_format,
-            call_id=lambda index: call_id(self._request_id, choice, index),
+            call_id=lambda index, name: call_id(
+                self._request_id, choice, index, name=name, style=self._id_style
+            ),
+            tools=self._tools,
             prompt_tail=self._prompt_tail,
             parallel_tool_calls=self._parallel_tool_calls,
         )

@@ -27,7 +27,15 @@ async def get_model(request: Request, model_id: str) -> Response:
     offer = offers.get(model_id)
     if offer is None:
         raise ModelNotFoundError(model_id, tuple(sorted(offers)))
-    return _json(_card(model_id, offer))
+    details = {
+        "architecture": offer.architecture,
+        "dtype": offer.dtype,
+        "num_parameters": offer.num_parameters,
+        "tool_format": offer.tool_format,
+        "reasoning_format": offer.reasoning_format,
+        "format_evidence": offer.format_evidence,
+    }
+    return _json(_card(model_id, offer) | details)
 
 
 def _card(name: str, offer: EngineOffer) -> dict[str, Any]:

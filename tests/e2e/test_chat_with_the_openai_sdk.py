@@ -147,7 +147,10 @@ def test_a_plain_completion_and_its_stream_agree(client: Any) -> None:
 
 def test_the_models_are_listed_and_shown(client: Any) -> None:
     assert [model.id for model in client.models.list()] == [MODEL]
-    assert client.models.retrieve(MODEL).id == MODEL
+    card = client.models.retrieve(MODEL).model_dump()
+    assert card["id"] == MODEL
+    assert card["tool_format"] == "hermes"
+    assert "<tool_call>" in card["format_evidence"]
 
 
 def test_an_unknown_model_is_a_404_that_lists_the_known_ones(client: Any) -> None:

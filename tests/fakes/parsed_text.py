@@ -13,11 +13,11 @@ from toolparser_worker.machine.machine import Machine
 
 MADE_UP = ToolFormat(
     name="made_up",
-    starts=("<<", "<<!"),
-    end=">>",
-    body=JsonObjectBody(name_keys=("tool", "fn"), argument_keys=("args",)),
-    rendered_start="<<!",
-    rendered_end=">>",
+    body=JsonObjectBody(
+        starts=("<<", "<<!"), end=">>", name_keys=("tool", "fn"), argument_keys=("args",)
+    ),
+    rendered_call_start="<<!",
+    rendered_call_end=">>",
 )
 """A format that only tests know: two markers, one the beginning of the other; text is kept."""
 
@@ -87,21 +87,21 @@ class Parsed:
 
 
 def new_machine(
-    tools: ToolFormat | None, reasoning: ReasoningFormat | None, **options: Any
+    tool_format: ToolFormat | None, reasoning_format: ReasoningFormat | None, **options: Any
 ) -> Machine:
-    options.setdefault("call_id", lambda index: call_id("request", 0, index))
-    return Machine(tool_format=tools, reasoning_format=reasoning, **options)
+    options.setdefault("call_id", lambda index, name: call_id("request", 0, index))
+    return Machine(tool_format=tool_format, reasoning_format=reasoning_format, **options)
 
 
 def parse(
     pieces: str | Sequence[str],
-    tools: ToolFormat | None = None,
-    reasoning: ReasoningFormat | None = None,
+    tool_format: ToolFormat | None = None,
+    reasoning_format: ReasoningFormat | None = None,
     token_ends: Sequence[int] = (),
     **options: Any,
 ) -> Parsed:
     """Parses text that comes in these pieces, each with the tokens that end in it."""
-    machine = new_machine(tools, reasoning, **options)
+    machine = new_machine(tool_format, reasoning_format, **options)
     parsed = Parsed()
     offset = 0
     unsent = list(token_ends)

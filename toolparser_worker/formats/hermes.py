@@ -5,12 +5,10 @@ from toolparser_worker.machine.declarations import JsonObjectBody, ToolFormat
 FORMATS = (
     ToolFormat(
         name="hermes",
-        starts=("<tool_call>",),
-        end="</tool_call>",
-        body=JsonObjectBody(name_keys=("name",), argument_keys=("arguments",)),
+        aliases=("qwen", "qwen25", "qwen2.5"),
+        body=JsonObjectBody(starts=("<tool_call>",), end="</tool_call>"),
         text_after_calls="drop",
-        rendered_start="<tool_call>\n",
-        rendered_end="\n</tool_call>",
-        rendered_separator="\n",
+        rendered_call_start="<tool_call>\n",
+        rendered_call_end="\n</tool_call>",
     ),
 )

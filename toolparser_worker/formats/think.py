@@ -1,33 +1,159 @@
-"""Reasoning between `<think>` tags, as most open reasoning models write it.
-
-The three differ in what they make of a text without a start tag, and of calls inside: `think`
-goes by what is there, `deepseek_r1` and `qwen3` are the rules of the models called so.
-"""
+"""Reasoning between `<think>` tags, as most open reasoning models write it, and its kin."""
 
 from toolparser_worker.machine.declarations import ReasoningFormat
+
+START = ("<think>",)
+END = ("</think>",)
+RESPONSE = (
+    "<response>\n",
+    "<response>",
+    "\n</response>\n",
+    "\n</response>",
+    "</response>\n",
+    "</response>",
+)
 
 FORMATS = (
     ReasoningFormat(
         name="think",
-        start="<think>",
-        end="</think>",
+        starts=START,
+        ends=END,
         opens="marked",
         calls_end_it=True,
         drops_stray_ends=True,
     ),
     ReasoningFormat(
         name="deepseek_r1",
-        aliases=("deepseek-r1",),
-        start="<think>",
-        end="</think>",
-        opens="always",
+        aliases=("deepseek-r1", "olmo3", "olmo-3", "holo2", "step3", "step-3"),
+        starts=START,
+        ends=END,
+    ),
+    ReasoningFormat(
+        name="deepseek_v3",
+        aliases=(
+            "deepseek-v3",
+            "deepseek_v31",
+            "deepseek-v3.1",
+            "poolside_v1",
+            "poolside",
+            "hy_v3",
+            "hy-v3",
+        ),
+        starts=START,
+        ends=END,
+        opens="prompted",
+    ),
+    ReasoningFormat(
+        name="deepseek_v4",
+        aliases=("deepseek-v4",),
+        starts=START,
+        ends=END,
+        interrupted_by=("<｜DSML｜tool_calls>",),
+        reopens=True,
+        trims="end",
     ),
     ReasoningFormat(
         name="qwen3",
-        start="<think>",
-        end="</think>",
-        opens="always",
+        aliases=("mimo", "qwen-3"),
+        starts=START,
+        ends=END,
         interrupted_by=("<tool_call>",),
         drops_stray_ends=True,
+    ),
+    ReasoningFormat(
+        name="nemotron_v3",
+        aliases=("nemotron-v3",),
+        starts=START,
+        ends=END,
+        interrupted_by=("<tool_call>",),
+        drops_stray_ends=True,
+        trims="end",
+    ),
+    ReasoningFormat(
+        name="glm45",
+        aliases=(
+            "glm-4.5",
+            "glm4.5",
+            "glm4_moe",
+            "glm47",
+            "glm-4.7",
+            "glm4.7",
+            "glm46",
+            "glm-4.6",
+            "ling3",
+            "ling-3",
+        ),
+        starts=START,
+        ends=END,
+        interrupted_by=("<tool_call>",),
+        reopens=True,
+        trims="end",
+    ),
+    ReasoningFormat(
+        name="kimi_k2",
+        aliases=("kimi-k2", "kimi"),
+        starts=START,
+        ends=END,
+        interrupted_by=("<|tool_calls_section_begin|>",),
+        trims="end",
+    ),
+    ReasoningFormat(
+        name="minimax_m2",
+        aliases=("minimax-m2",),
+        starts=START,
+        ends=END,
+        interrupted_by=("<minimax:tool_call>",),
+        trims="end",
+    ),
+    ReasoningFormat(
+        name="minimax_m2_append_think",
+        content_prefix="<think>",
+        opens="marked",
+    ),
+    ReasoningFormat(
+        name="step3p5",
+        aliases=("step3.5", "step-3.5"),
+        starts=START,
+        ends=("\n</think>\n", "</think>\n", "\n</think>", "</think>"),
+    ),
+    ReasoningFormat(
+        name="ernie45",
+        aliases=("ernie-4.5", "ernie4.5"),
+        starts=START,
+        ends=END,
+        dropped_markers=RESPONSE,
+    ),
+    ReasoningFormat(
+        name="seed_oss",
+        aliases=("seed-oss",),
+        starts=("<seed:think>",),
+        ends=("</seed:think>",),
+        interrupted_by=("<seed:tool_call>",),
+        drops_stray_ends=True,
+    ),
+    ReasoningFormat(
+        name="mistral",
+        aliases=("magistral",),
+        starts=("[THINK]", "<think>"),
+        ends=("[/THINK]", "</think>"),
+        opens="marked",
+        interrupted_by=("[TOOL_CALLS]",),
+        reopens=True,
+        trims="end",
+    ),
+    ReasoningFormat(
+        name="granite",
+        aliases=("granite3.2",),
+        starts=("Here is my thought process:", "Here's my thought process:"),
+        ends=("Here is my response:", "Here's my response:"),
+        opens="marked",
+    ),
+    ReasoningFormat(
+        name="hunyuan_a13b",
+        aliases=("hunyuan",),
+        starts=("<think>\n", "<think>"),
+        ends=("\n</think>\n<answer>\n", "\n</think>\n<answer>", "\n</think>", "</think>"),
+        opens="marked",
+        dropped_markers=("\n</answer>", "<answer>\n"),
     ),
 )

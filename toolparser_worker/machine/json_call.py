@@ -2,40 +2,13 @@
 
 import enum
 import json
-import re
 from collections.abc import Callable
-from typing import Protocol
 
 from toolparser_worker.machine.declarations import JsonObjectBody
+from toolparser_worker.machine.json_string import JsonStringDecoder
 from toolparser_worker.machine.json_value import JsonValueScanner
-
-_SPACE = re.compile(r"[ \t\n\r]*+")
-
-
-class CallSink(Protocol):
-    """Takes what a call turns out to be, in the order of the text; offsets are absolute."""
-
-    def call_started(self, name: str, end: int) -> None:
-        """It is a call for certain; `end` is the offset after what made it so."""
-
-    def call_arguments(self, text: str, start: int, end: int) -> None:
-        """More of the arguments' JSON text; `start == end` for what the model left out."""
-
-
-class Verdict(enum.Enum):
-    """What the text in a reader's hands is."""
-
-    UNDECIDED = enum.auto()
-    CALL = enum.auto()
-    TEXT = enum.auto()
-
-
-class Ending(enum.Enum):
-    """Whether and how a reader's text has ended."""
-
-    OPEN = enum.auto()
-    COMPLETE = enum.auto()
-    BROKEN = enum.auto()
+from toolparser_worker.machine.reading import SPACE, CallSink, Ending, Verdict
+from toolparser_worker.machine.tool_schemas import ToolSchemas
 
 
 class _Role(enum.Enum):
@@ -55,20 +28,16 @@ class JsonCallReader:
     Args:
         body: How the call is spelt.
         sink: Is told the name and the arguments.
-
-    Attributes:
-        verdict: `UNDECIDED` until it is certain what the object is.
-        ending: `COMPLETE` after the object's `}`; `BROKEN` when the character at the returned
-            position cannot be.
-        flawed: The arguments have a string that is not valid JSON, though its end was clear.
+        tools: The request's tools.
     """
 
-    def __init__(self, body: JsonObjectBody, sink: CallSink) -> None:
+    def __init__(self, body: JsonObjectBody, sink: CallSink, tools: ToolSchemas) -> None:
         self.verdict = Verdict.UNDECIDED
         self.ending = Ending.OPEN
         self.flawed = False
         self._body = body
         self._sink = sink
+        self._tools = tools
         self._state: Callable[[str, int], int] = self._before_object
         self._base = 0
         self._role = _Role.KEY
@@ -78,28 +47,23 @@ class JsonCallReader:
         self._has_arguments = False
         self._early_arguments: list[str] = []
         self._arguments_start = 0
+        self._unpacker: JsonStringDecoder | None = None
+        self._unpacked_end = 0
 
-    def feed(self, text: str, position: int, base: int) -> int:
-        """Takes `text[position:]` up to the end of the object.
-
-        Args:
-            text: New text, possibly with text before it that was already dealt with.
-            position: Where the new text begins.
-            base: The offset of `text[0]` in the whole text.
-
-        Returns:
-            The position of the first character that was not taken; the length of the text
-            while `ending` is `OPEN`.
-        """
+    def feed(self, text: str, position: int, base: int, *, final: bool) -> int:
+        """Takes `text[position:]` up to the end of the object (`CallReader`)."""
         self._base = base
         end = len(text)
         while position < end and self.ending is Ending.OPEN:
             position = self._state(text, position)
         return position
 
+    def close(self, offset: int) -> None:
+        """The arguments are the model's own text, so there is nothing to add (`CallReader`)."""
+
     def _next_char(self, text: str, position: int) -> tuple[str, int]:
         """Skips white space; the character there, or nothing at the end of the text."""
-        position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
+        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
         return text[position : position + 1], position
 
     def _before_object(self, text: str, position: int) -> int:
@@ -140,6 +104,9 @@ class JsonCallReader:
         if char:
             if self._role is _Role.ARGUMENTS:
                 self._arguments_start = self._base + position
+                if char == '"' and self._body.unpacks_strings:
+                    self._unpacker = JsonStringDecoder()
+                    self._unpacked_end = self._arguments_start
             self._begin_value(self._role)
         return position
 
@@ -164,8 +131,14 @@ class JsonCallReader:
         return stop
 
     def _take_arguments(self, piece: str, start: int) -> None:
+        end = start + len(piece)
+        if self._unpacker is not None:
+            piece = self._unpacker.feed(piece)
+            if not piece:
+                return  # Its text belongs to what comes out with the next piece.
+            start, self._unpacked_end = self._unpacked_end, end
         if self.verdict is Verdict.CALL:
-            self._sink.call_arguments(piece, start, start + len(piece))
+            self._sink.call_arguments(piece, start, end)
         elif self.verdict is Verdict.UNDECIDED:
             self._early_arguments.append(piece)
 
@@ -173,7 +146,7 @@ class JsonCallReader:
         self._state = self._after_value
         if self._role is _Role.KEY:
             self._state = self._before_colon
-            self._role = self._role_of(_decoded("".join(self._captured)))
+            self._end_key(_decoded("".join(self._captured)), position)
         elif self._role is _Role.NAME:
             self._name = _decoded("".join(self._captured)) or None
             if self._name is None:
@@ -182,7 +155,17 @@ class JsonCallReader:
                 self._decide(self._base + position)
         elif self._role is _Role.ARGUMENTS:
             self.flawed = self._scanner.flawed
+            if self._unpacker is not None:
+                self.flawed = self.flawed or not self._unpacker.holds_json
         self._captured = []
+
+    def _end_key(self, key: str | None, position: int) -> None:
+        self._role = self._role_of(key)
+        if self._body.name_is_key and self._name is None:
+            self._name = key or None
+            self._role = _Role.ARGUMENTS
+            if self._name is None:
+                self._give_up()
 
     def _role_of(self, key: str | None) -> _Role:
         if key in self._body.name_keys and self._name is None:
@@ -209,13 +192,17 @@ class JsonCallReader:
             return
         if self._body.arguments_required and not self._has_arguments:
             return
+        if not self._tools.allows(self._name, self._body):
+            self._give_up()
+            return
         self.verdict = Verdict.CALL
         self._sink.call_started(self._name, certain_at)
         early = "".join(self._early_arguments)
         self._early_arguments = []
         if early:
             start = self._arguments_start
-            self._sink.call_arguments(early, start, start + len(early))
+            end = start + len(early) if self._unpacker is None else self._unpacked_end
+            self._sink.call_arguments(early, start, end)
 
     def _give_up(self) -> None:
         if self.verdict is Verdict.UNDECIDED:

@@ -163,11 +163,14 @@ def test_the_demo_model_is_found_to_speak_hermes() -> None:
     ("template", "tool_format", "reasoning_format"),
     [
         ('<tool_call>\\n{"name": f, "arguments": a}\\n</tool_call> <think>', "hermes", "think"),
-        ("<tool_call><function=name>", None, None),
-        ("<tool_call>name<arg_key>arguments", None, None),
+        ("<tool_call><function=name><parameter=k> name arguments", "qwen3_coder", None),
+        ("<tool_call>name<arg_key>arguments<arg_value> <think>", "glm45", "glm45"),
+        ("<tool_calls> <tool_call> <tool_sep><arg_key><arg_value> name arguments", "hy_v3", None),
+        ("<｜tool▁call▁begin｜>function```json", "deepseek_v3", None),
+        ("<|start|>assistant<|channel|>final<|message|>", "openai", "openai_gptoss"),
         ('{"name": n, "parameters": d} <|python_tag|>', "llama3_json", None),
         ('<|start_header_id|> {"name": n, "parameters": d}', "llama3_json", None),
-        ("[TOOL_CALLS] name arguments", None, None),
+        ("[TOOL_CALLS] name arguments", "mistral", None),
         ("</think>", None, "think"),
         (None, None, None),
     ],
@@ -177,6 +180,21 @@ def test_formats_are_found_by_the_markers_of_the_template(
 ) -> None:
     formats = detect_formats(template)
     assert (formats.tool_format, formats.reasoning_format) == (tool_format, reasoning_format)
+
+
+def test_special_tokens_tell_where_the_template_does_not() -> None:
+    formats = detect_formats(
+        "{{ messages }}", special_tokens=("<|tool_calls_section_begin|>", "</think>")
+    )
+    assert (formats.tool_format, formats.reasoning_format) == ("kimi_k2", "kimi_k2")
+    assert "special tokens <|tool_calls_section_begin|>" in formats.evidence
+
+
+def test_the_model_type_is_the_last_resort() -> None:
+    formats = detect_formats(None, model_type="qwen3")
+    assert (formats.tool_format, formats.reasoning_format) == ("hermes", "qwen3")
+    assert "models of type qwen3" in formats.evidence
+    assert detect_formats("[TOOL_CALLS]", model_type="qwen3").tool_format == "mistral"
 
 
 def test_configured_formats_win_and_none_switches_off() -> None:

@@ -161,7 +161,7 @@ def test_a_wrong_opening_is_refused_with_its_field(
     assert failure.code is ErrorCode.INVALID_REQUEST
     assert failure.param == param
     assert words in failure.message
-    assert len(failure.message) < 500
+    assert len(failure.message) < 1000
 
 
 @pytest.mark.parametrize(

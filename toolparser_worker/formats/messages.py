@@ -1,0 +1,118 @@
+"""Formats that cut the text into messages whose headers say what they are."""
+
+from toolparser_worker.machine.declarations import (
+    HeaderBody,
+    JsonObjectBody,
+    MessageFraming,
+    ParameterBody,
+    ReasoningFormat,
+    Route,
+    ToolFormat,
+)
+
+HARMONY = MessageFraming(
+    starts=("<|start|>assistant", "<|start|>"),
+    header_ends=("<|message|>",),
+    ends=("<|end|>", "<|return|>", "<|call|>"),
+    first_header=("to=", "<|channel|>"),
+    routes=(
+        Route(
+            header=r".*?to=(?:assistant|(?:python|browser|container)(?:\.[^\s<]*)?)(?:[\s<].*)",
+            to="dropped",
+        ),
+        Route(header=r".*?to=(?:functions\.)?(?P<name>[^\s<]+).*", to="arguments"),
+        Route(header=r".*<\|channel\|>\s*analysis.*", to="reasoning"),
+        Route(header=r".*<\|channel\|>\s*(?:final|commentary).*", to="content"),
+    ),
+)
+INKLING = MessageFraming(
+    starts=("<|message_model|>",),
+    header_ends=(
+        "<|content_text|>",
+        "<|content_thinking|>",
+        "<|content_invoke_tool_json|>",
+        "<|content_invoke_tool_text|>",
+        "<|content_tool_error|>",
+    ),
+    ends=("<|end_message|>", "<|content_model_end_sampling|>"),
+    bare_is_content=True,
+    routes=(
+        Route(header=r".*<\|content_thinking\|>", to="reasoning"),
+        Route(header=r".*<\|content_invoke_tool_json\|>", to="call"),
+        Route(header=r".*", to="content"),
+    ),
+)
+MUSE = MessageFraming(
+    starts=("<|start|>assistant", "<|start|>"),
+    header_ends=("<|message|>",),
+    ends=("<|eom|>", "<|eot|>"),
+    first_header=("to=", "<|message|>"),
+    routes=(
+        Route(header=r"\s*to=self\b.*", to="reasoning"),
+        Route(header=r"\s*(?:to=(?:user|none)\b.*)?<\|message\|>", to="content"),
+        Route(header=r"\s*to=.*", to="calls"),
+    ),
+)
+
+FORMATS = (
+    ToolFormat(
+        name="openai",
+        aliases=("gptoss", "gpt_oss", "gpt-oss", "harmony", "openai_gptoss"),
+        framing=HARMONY,
+        body=HeaderBody(
+            separators=("<|message|>",),
+            rendered_header=" to=functions.{name}<|channel|>commentary json<|message|>",
+        ),
+        rendered_call_end="<|call|>",
+        rendered_separator="<|start|>assistant",
+    ),
+    ReasoningFormat(
+        name="openai_gptoss",
+        aliases=("gptoss", "gpt_oss", "gpt-oss", "harmony", "openai"),
+        framing=HARMONY,
+        rendered_start="<|channel|>analysis<|message|>",
+        rendered_end="<|end|><|start|>assistant",
+    ),
+    ToolFormat(
+        name="inkling",
+        framing=INKLING,
+        body=JsonObjectBody(argument_keys=("args",), end="<|end_message|>"),
+        rendered_call_start="<|content_invoke_tool_json|>",
+        rendered_call_end="<|end_message|>",
+        rendered_separator="<|message_model|>",
+    ),
+    ReasoningFormat(
+        name="inkling",
+        framing=INKLING,
+        trims="end",
+        rendered_start="<|content_thinking|>",
+        rendered_end="<|end_message|><|message_model|>",
+    ),
+    ToolFormat(
+        name="muse_glimmer",
+        aliases=("muse",),
+        framing=MUSE,
+        wrapper_starts=("<atem:function_calls>",),
+        wrapper_ends=("</atem:function_calls>",),
+        body=ParameterBody(
+            starts=("<atem:invoke name=",),
+            name_ends=(">",),
+            end="</atem:invoke>",
+            parameters=("<atem:parameter name=",),
+            key_end=">",
+            value_end="</atem:parameter>",
+            also_ends=("</atem:function_calls>", "<atem:invoke name="),
+            undeclared="json",
+            rendered_space="\n",
+        ),
+        rendered_start=" to=tools<|message|><atem:function_calls>\n",
+        rendered_end="\n</atem:function_calls><|eom|>",
+    ),
+    ReasoningFormat(
+        name="muse_glimmer",
+        aliases=("muse",),
+        framing=MUSE,
+        rendered_start=" to=self<|message|>",
+        rendered_end="<|eom|><|start|>assistant",
+    ),
+)

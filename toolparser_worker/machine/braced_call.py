@@ -1,0 +1,293 @@
+"""Reads one tool call spelt `call:name{key:value,…}` and writes its arguments as JSON."""
+
+import re
+from collections.abc import Callable
+
+from toolparser_worker.machine.coercion import coerced, is_plain_text
+from toolparser_worker.machine.declarations import BracedBody
+from toolparser_worker.machine.json_value import MAX_NESTING
+from toolparser_worker.machine.literals import literal_matcher
+from toolparser_worker.machine.reading import (
+    MAX_NAME_CHARS,
+    SPACE,
+    CallSink,
+    Ending,
+    Verdict,
+    escaped,
+    quoted,
+    starts_with,
+)
+from toolparser_worker.machine.tool_schemas import Schema, ToolSchemas, schema_part
+
+_NAME = re.compile(r"[\w.\-]+")
+_BARE_KEY_END = re.compile(r"[:{}\[\],]")
+_BARE_VALUE_END = re.compile(r"[{}\[\],]")
+
+
+class BracedCallReader:
+    """Turns the private spelling into JSON as it comes (`CallReader`).
+
+    Args:
+        body: How the call is spelt.
+        sink: Is told the name and the arguments.
+        tools: The request's tools.
+    """
+
+    def __init__(self, body: BracedBody, sink: CallSink, tools: ToolSchemas) -> None:
+        self.verdict = Verdict.UNDECIDED
+        self.ending = Ending.OPEN
+        self.flawed = False
+        self._body = body
+        self._sink = sink
+        self._tools = tools
+        self._state: Callable[[str, int], int] = self._in_name
+        self._base = 0
+        self._final = False
+        self._name = ""
+        self._open: list[str] = []
+        self._schemas: list[Schema] = []
+        self._short: list[str] = []
+        self._key = ""
+        self._in_string = False
+        self._streams = False
+        self._is_key = False
+        self._has_value = False
+        self._quotes = literal_matcher((body.quote,))
+
+    def feed(self, text: str, position: int, base: int, *, final: bool) -> int:
+        """Takes `text[position:]` up to the closing brace (`CallReader`)."""
+        self._base = base
+        self._final = final
+        end = len(text)
+        while position < end and self.ending is Ending.OPEN:
+            state = self._state
+            following = state(text, position)
+            if following == position and state == self._state:
+                break
+            position = following
+        return position
+
+    def close(self, offset: int) -> None:
+        """Ends strings, lists and objects where the text ended (`CallReader`)."""
+        if self.verdict is not Verdict.CALL:
+            return
+        if self._in_string and self._streams:
+            self._write('"', offset)
+        elif self._in_string and not self._is_key:
+            self._write(self._typed("".join(self._short)), offset)
+        elif self._state == self._bare_value:
+            self._write(self._typed("".join(self._short).strip()), offset)
+        elif self._state == self._value and not self._has_value and self._open[-1][0] == "{":
+            self._write("null", offset)
+        opened = [first[0] for first in self._open]
+        self._write("".join("}" if char == "{" else "]" for char in reversed(opened)), offset)
+
+    def _write(self, text: str, offset: int) -> None:
+        if text:
+            self._sink.call_arguments(text, offset, offset)
+
+    def _in_name(self, text: str, position: int) -> int:
+        stop = text.find("{", position)
+        self._name += text[position : stop if stop >= 0 else len(text)]
+        if len(self._name) > MAX_NAME_CHARS:
+            return self._break(position)
+        if stop < 0:
+            return len(text)
+        self._name = self._name.strip()
+        if not _NAME.fullmatch(self._name):
+            return self._break(position)
+        if not self._tools.allows(self._name, self._body):
+            return self._break(position)
+        self.verdict = Verdict.CALL
+        self._sink.call_started(self._name, self._base + stop)
+        self._open.append("{")
+        self._schemas.append(self._tools.parameters(self._name))
+        self._sink.call_arguments("{", self._base + stop, self._base + stop + 1)
+        self._begin_key()
+        return stop + 1
+
+    def _begin_key(self) -> None:
+        self._state = self._before_key
+        self._has_value = False
+        self._short = []
+
+    def _before_key(self, text: str, position: int) -> int:
+        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        if position == len(text):
+            return position
+        if text[position] == "}":
+            return self._close_bracket("}", position)
+        if text[position] == ",":
+            return position + 1
+        is_quoted = starts_with(text, position, self._body.quote, final=self._final)
+        if is_quoted is None:
+            return position
+        if is_quoted:
+            self._in_string = self._is_key = True
+            self._streams = False
+            self._state = self._string
+            return position + len(self._body.quote)
+        self._state = self._bare_key
+        return position
+
+    def _bare_key(self, text: str, position: int) -> int:
+        found = _BARE_KEY_END.search(text, position)
+        stop = found.start() if found is not None else len(text)
+        self._short.append(text[position:stop])
+        if found is None:
+            return stop
+        if text[stop] != ":":
+            return self._break(stop)
+        return self._end_key("".join(self._short).strip().strip('"'), stop)
+
+    def _before_colon(self, text: str, position: int) -> int:
+        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        if position == len(text):
+            return position
+        if text[position] != ":":
+            return self._break(position)
+        return self._end_key("".join(self._short), position)
+
+    def _end_key(self, key: str, position: int) -> int:
+        self._short = []
+        at = self._base + position
+        self._key = key
+        self._sink.call_arguments(f"{self._comma()}{quoted(key)}: ", at, at + 1)
+        self._state = self._value
+        self._has_value = False
+        return position + 1
+
+    def _comma(self) -> str:
+        """What stands before the next member or item of the innermost bracket."""
+        first = self._open[-1]
+        if len(first) == 1:
+            self._open[-1] = f"{first},"
+            return ""
+        return ", "
+
+    def _value(self, text: str, position: int) -> int:
+        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        if position == len(text):
+            return position
+        char = text[position]
+        if char == "]" and self._open[-1][0] == "[":
+            return self._close_bracket("]", position)
+        if char == "," and self._open[-1][0] == "[":
+            return position + 1
+        if char in "{[":
+            return self._open_bracket(char, position)
+        is_quoted = starts_with(text, position, self._body.quote, final=self._final)
+        if is_quoted is None:
+            return position
+        self._comma_of_item(position)
+        self._short = []
+        if is_quoted:
+            return self._begin_string(position)
+        self._state = self._bare_value
+        return position
+
+    def _comma_of_item(self, position: int) -> None:
+        if self._open[-1][0] == "[":
+            self._write(self._comma(), self._base + position)
+
+    def _open_bracket(self, char: str, position: int) -> int:
+        if len(self._open) == MAX_NESTING:
+            return self._break(position)
+        self._comma_of_item(position)
+        self._schemas.append(self._value_schema())
+        self._open.append(char)
+        at = self._base + position
+        self._sink.call_arguments(char, at, at + 1)
+        if char == "{":
+            self._begin_key()
+        return position + 1
+
+    def _begin_string(self, position: int) -> int:
+        stop = position + len(self._body.quote)
+        self._in_string = True
+        self._is_key = False
+        self._streams = not self._body.parses_strings or is_plain_text(
+            self._value_schema(), self._body.undeclared
+        )
+        if self._streams:
+            self._sink.call_arguments('"', self._base + position, self._base + stop)
+        self._state = self._string
+        return stop
+
+    def _string(self, text: str, position: int) -> int:
+        start, stop = self._quotes.find(text, position, final=self._final)
+        piece = text[position:start]
+        at = self._base + position
+        if piece and self._streams:
+            self._sink.call_arguments(escaped(piece), at, at + len(piece))
+        elif piece:
+            self._short.append(piece)
+        if start == stop:
+            return start
+        self._in_string = False
+        if self._is_key:
+            self._state = self._before_colon
+            return stop
+        if self._streams:
+            self._write('"', self._base + start)
+        else:
+            self._write(self._typed("".join(self._short)), self._base + start)
+        self._value_ended()
+        return stop
+
+    def _typed(self, text: str) -> str:
+        """The JSON of a value that is not a string for certain."""
+        return coerced(text, self._value_schema(), undeclared=self._body.undeclared)
+
+    def _value_schema(self) -> Schema:
+        """The schema of the value that stands here."""
+        if self._open[-1][0] == "[":
+            return schema_part(self._schemas[-1], "items")
+        return schema_part(schema_part(self._schemas[-1], "properties"), self._key)
+
+    def _bare_value(self, text: str, position: int) -> int:
+        found = _BARE_VALUE_END.search(text, position)
+        stop = found.start() if found is not None else len(text)
+        self._short.append(text[position:stop])
+        if found is None:
+            return stop
+        bare = "".join(self._short).strip()
+        self._write(self._typed(bare) if bare else "null", self._base + stop)
+        self._value_ended()
+        return stop
+
+    def _value_ended(self) -> None:
+        self._has_value = True
+        self._state = self._after_value
+
+    def _after_value(self, text: str, position: int) -> int:
+        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        if position == len(text):
+            return position
+        char = text[position]
+        if char == ",":
+            if self._open[-1][0] == "{":
+                self._begin_key()
+            else:
+                self._state = self._value
+            return position + 1
+        if char == ("}" if self._open[-1][0] == "{" else "]"):
+            return self._close_bracket(char, position)
+        return self._break(position)
+
+    def _close_bracket(self, char: str, position: int) -> int:
+        self._open.pop()
+        self._schemas.pop()
+        at = self._base + position
+        self._sink.call_arguments(char, at, at + 1)
+        if self._open:
+            self._value_ended()
+        else:
+            self.ending = Ending.COMPLETE
+        return position + 1
+
+    def _break(self, position: int) -> int:
+        if self.verdict is Verdict.UNDECIDED:
+            self.verdict = Verdict.TEXT
+        self.ending = Ending.BROKEN
+        return position

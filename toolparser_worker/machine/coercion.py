@@ -1,0 +1,209 @@
+"""Turns the plain text of a parameter into the JSON that the tool's schema asks for."""
+
+import ast
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from toolparser_worker.machine.reading import quoted
+from toolparser_worker.machine.tool_schemas import Schema
+
+_MAX_DEPTH = 16
+_INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
+_TYPE_NAMES = {
+    "str": "string",
+    "text": "string",
+    "varchar": "string",
+    "char": "string",
+    "enum": "string",
+    "int": "integer",
+    "int32": "integer",
+    "int64": "integer",
+    "uint": "integer",
+    "long": "integer",
+    "short": "integer",
+    "unsigned": "integer",
+    "num": "number",
+    "float": "number",
+    "float32": "number",
+    "float64": "number",
+    "double": "number",
+    "bool": "boolean",
+    "binary": "boolean",
+    "dict": "object",
+    "map": "object",
+    "list": "array",
+    "arr": "array",
+    "tuple": "array",
+    "none": "null",
+}
+
+
+class _NoValue:
+    """Says that a text is no value of a type, where None would be a value."""
+
+
+_NO_VALUE = _NoValue()
+
+
+def schema_types(schema: Schema, depth: int = 0) -> frozenset[str]:
+    """The JSON types that a schema names anywhere at its top; empty when it names none."""
+    found: set[str] = set()
+    if schema is None or depth > _MAX_DEPTH:
+        return frozenset()
+    declared = schema.get("type")
+    for name in declared if isinstance(declared, list) else [declared]:
+        if isinstance(name, str):
+            found.add(_TYPE_NAMES.get(name.lower(), name.lower()))
+    values = schema.get("enum")
+    for value in values if isinstance(values, list) else ():
+        found.add(_type_of(value))
+    for keyword in ("anyOf", "oneOf", "allOf"):
+        inner = schema.get(keyword)
+        for part in inner if isinstance(inner, list) else ():
+            if isinstance(part, Mapping):
+                found |= schema_types(part, depth + 1)
+    return frozenset(found)
+
+
+def is_plain_text(schema: Schema, undeclared: Literal["text", "json"]) -> bool:
+    """Whether a value is the text itself, whatever it says."""
+    types = schema_types(schema)
+    return types == {"string"} if types else undeclared == "text"
+
+
+def coerced(
+    text: str,
+    schema: Schema,
+    *,
+    undeclared: Literal["text", "json"] = "text",
+    reads_python: bool = False,
+) -> str:
+    """The JSON text of the value that a text stands for.
+
+    Args:
+        text: What the model wrote.
+        schema: The parameter's JSON schema; None when there is none.
+        undeclared: What to make of a text without declared type.
+        reads_python: Try Python's literals where JSON fails.
+    """
+    types = schema_types(schema)
+    if not types:
+        return quoted(text) if undeclared == "text" else json_or_text(text, reads_python)
+    for kind in ("null", "integer", "number", "boolean", "object", "array"):
+        if kind in types:
+            value = _read(text, kind)
+            if not isinstance(value, _NoValue):
+                return _written(conformed(value, schema), text)
+    return quoted(text) if "string" in types else json_or_text(text, reads_python)
+
+
+def json_or_text(text: str, reads_python: bool = False) -> str:
+    """The text itself when it is JSON, otherwise the text as a JSON string."""
+    value = _loaded(text)
+    if isinstance(value, _NoValue) and reads_python:
+        value = _python_value(text)
+    return quoted(text) if isinstance(value, _NoValue) else _written(value, text)
+
+
+def conformed(value: Any, schema: Schema, depth: int = 0) -> Any:
+    """A value whose declared members and items have their declared types, where they can."""
+    if schema is None or depth > _MAX_DEPTH:
+        return value
+    if isinstance(value, dict):
+        properties = schema.get("properties")
+        if not isinstance(properties, Mapping):
+            return value
+        return {
+            key: _fitted(item, properties.get(key), depth) if key in properties else item
+            for key, item in value.items()
+        }
+    if isinstance(value, list) and isinstance(schema.get("items"), Mapping):
+        return [_fitted(item, schema["items"], depth) for item in value]
+    return value
+
+
+def _fitted(value: Any, schema: Any, depth: int) -> Any:
+    if not isinstance(schema, Mapping):
+        return value
+    types = schema_types(schema)
+    if isinstance(value, str) and types and "string" not in types:
+        for kind in ("null", "integer", "number", "boolean", "object", "array"):
+            if kind in types:
+                read = _read(value, kind)
+                if not isinstance(read, _NoValue):
+                    value = read
+                    break
+    elif types == {"string"} and not isinstance(value, str) and value is not None:
+        return json.dumps(value, ensure_ascii=False)
+    return conformed(value, schema, depth + 1)
+
+
+def _read(text: str, kind: str) -> Any:
+    """The value of a text as one JSON type."""
+    stripped = text.strip()
+    if kind == "null":
+        return None if stripped.lower() == "null" else _NO_VALUE
+    if kind == "integer":
+        return int(stripped) if _INTEGER.fullmatch(stripped) else _NO_VALUE
+    if kind == "number":
+        return _number(stripped)
+    if kind == "boolean":
+        return {"true": True, "1": True, "false": False, "0": False}.get(
+            stripped.lower(), _NO_VALUE
+        )
+    value = _loaded(text)
+    return value if isinstance(value, dict if kind == "object" else list) else _NO_VALUE
+
+
+def _number(text: str) -> Any:
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    try:
+        number = float(text)
+    except ValueError:
+        return _NO_VALUE
+    if not math.isfinite(number):
+        return _NO_VALUE
+    return int(number) if number.is_integer() else number
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return _NO_VALUE
+
+
+def _python_value(text: str) -> Any:
+    if len(text) > 65_536:  # Python's own parser is neither linear nor safe with huge text.
+        return _NO_VALUE
+    try:
+        value = ast.literal_eval(text.strip())
+        json.dumps(value, allow_nan=False)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return _NO_VALUE
+    return value
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(word)
+
+
+def _written(value: Any, text: str) -> str:
+    """The JSON of a value; of its text when the value nests too deep to be written."""
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return quoted(text)
+
+
+def _type_of(value: object) -> str:
+    if value is None:
+        return "null"
+    for kind, name in ((bool, "boolean"), (int, "integer"), (float, "number"), (str, "string")):
+        if isinstance(value, kind):
+            return name
+    return "array" if isinstance(value, list) else "object"

@@ -1,0 +1,165 @@
+"""What all states of the machine share: what is held back, where text goes, what was found."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from toolparser_worker.machine.channels import Channel, ChannelTables
+from toolparser_worker.machine.declarations import (
+    CallBody,
+    JsonObjectBody,
+    MessageFraming,
+    ReasoningFormat,
+    ToolFormat,
+)
+from toolparser_worker.machine.event_log import EventLog
+from toolparser_worker.machine.output import TextOutput
+from toolparser_worker.machine.readers import new_reader
+from toolparser_worker.machine.reading import LIST_START, SPACE, CallReader, find_at
+from toolparser_worker.machine.token_counter import ReasoningTokenCounter
+from toolparser_worker.machine.tool_schemas import ToolSchemas
+
+NO_TOOLS = ToolFormat(name="none", body=JsonObjectBody())
+NO_REASONING = ReasoningFormat(name="none", opens="marked")
+_NO_FRAMING = MessageFraming(starts=(), header_ends=(), ends=(), routes=())
+
+
+class MachineCore(ABC):
+    """The machine without its states (`CallSink`).
+
+    Args:
+        tool_format: How calls are written; None leaves them in the text.
+        reasoning_format: How reasoning is written; None leaves it in the text.
+        call_id: The id of the call with this index and name.
+        parallel_tool_calls: False keeps the first call only and drops the others.
+        tools: The request's tools, whose schemas say what plain values are.
+    """
+
+    def __init__(
+        self,
+        *,
+        tool_format: ToolFormat | None,
+        reasoning_format: ReasoningFormat | None,
+        call_id: Callable[[int, str], str],
+        parallel_tool_calls: bool,
+        tools: ToolSchemas,
+    ) -> None:
+        self.num_malformed = 0
+        self.num_operations = 0
+        self._tools = tool_format or NO_TOOLS
+        self._reasoning = reasoning_format or NO_REASONING
+        self._schemas = tools
+        self._call_id = call_id
+        self._parallel_tool_calls = parallel_tool_calls
+        self._events = EventLog()
+        self._tokens = ReasoningTokenCounter()
+        self._output = TextOutput(
+            self._events,
+            trims_content=self._tools.trims,
+            trims_reasoning=self._reasoning.trims,
+            finds_calls=tool_format is not None,
+            prefix=self._reasoning.content_prefix,
+        )
+        self._tables = ChannelTables(self._tools, self._reasoning, tool_format is not None)
+        self._framing = self._tables.framing or _NO_FRAMING
+        self._carry = ""
+        self._base = 0
+        self._final = False
+        self._held: list[str] = []
+        self._held_start = 0
+        self._num_calls = 0
+        self._num_calls_in_block = 0
+        self._is_muted = False
+        self._in_block = False
+        self._list_state = ""
+        self._body: CallBody = self._tools.body
+        self._ends: tuple[str, ...] = ()
+        self._reader: CallReader = new_reader(self._tools.body, self, tools)
+        self._span_end = ""
+        self._emits_span = False
+        self._header = ""
+        self._channel = Channel.CONTENT
+        self._table = self._tables.table(Channel.CONTENT)
+        self._state: Callable[[str, int], int] = self._text
+
+    @abstractmethod
+    def _text(self, text: str, position: int) -> int:
+        """The state of plain text."""
+
+    @abstractmethod
+    def _end_message(self, offset: int) -> None:
+        """A message of the text's framing ends."""
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Tokens so far that are reasoning for certain, its markers included."""
+        return self._tokens.num_reasoning_tokens
+
+    def _enter(self, channel: Channel) -> None:
+        """Sends plain text to a channel from now on, and looks for what may end it."""
+        self._channel = channel
+        self._table = self._tables.table(channel)
+        self._output.enter(channel)
+
+    def _end_reasoning(self, offset: int) -> None:
+        self._leave_reasoning(offset)
+        self._enter(Channel.CONTENT)
+
+    def _leave_reasoning(self, offset: int) -> None:
+        self._tables.reasoning_ended = True
+        self._tokens.switch(offset, is_reasoning=False)
+        self._output.end_reasoning()
+
+    def _after_space(
+        self, markers: tuple[str, ...], text: str, position: int
+    ) -> tuple[int, str | None]:
+        """Holds white space back and looks for a marker after it; None while undecided."""
+        stop = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        self.num_operations += stop - position + 4
+        marker, is_cut = find_at(text, stop, markers, final=self._final)
+        if not self._held:
+            self._held_start = self._base + position
+        if stop > position:
+            self._held.append(text[position:stop])
+        if is_cut or (not marker and stop == len(text) and not self._final):
+            return stop, None
+        return stop, marker
+
+    def call_started(self, name: str, end: int) -> None:
+        """The reader is certain of a call (`CallSink`)."""
+        if self._channel is Channel.REASONING:
+            self._leave_reasoning(self._held_start)
+        self._output.drop_blank()
+        if self._channel is not Channel.CALLS:
+            dropped = self._tools.text_after_calls == "drop"
+            self._enter(Channel.DROPPED if dropped else Channel.CONTENT)
+        self._num_calls_in_block += 1
+        if self._list_state:
+            self._list_state = LIST_START
+        is_dropped = self._body.unknown_names == "dropped" and not self._schemas.has(name)
+        self.num_malformed += is_dropped
+        self._is_muted = is_dropped or (bool(self._num_calls) and not self._parallel_tool_calls)
+        if not self._is_muted:
+            index = self._num_calls
+            self._num_calls += 1
+            self._events.call_start(index, self._call_id(index, name), name, self._held_start, end)
+
+    def call_arguments(self, text: str, start: int, end: int) -> None:
+        """The reader has more of the arguments (`CallSink`)."""
+        if not self._is_muted:
+            self._events.text("tool_call_arguments", text, start, end, self._num_calls - 1)
+
+    def _end_call(self, offset: int) -> None:
+        if not self._is_muted:
+            self._events.call_end(self._num_calls - 1, offset)
+
+    def _emit(self, piece: str, start: int) -> None:
+        if piece:
+            self._output.emit(piece, start)
+
+    def _release(self) -> None:
+        """Gives what was held back to the channel that it stood in."""
+        if self._held:
+            held = "".join(self._held)
+            self._held.clear()
+            self.num_operations += len(held)
+            self._emit(held, self._held_start)

@@ -1,0 +1,136 @@
+"""Reads one tool call whose name stands in a header before plain JSON arguments."""
+
+import re
+from collections.abc import Callable
+
+from toolparser_worker.machine.declarations import HeaderBody
+from toolparser_worker.machine.json_value import JsonValueScanner
+from toolparser_worker.machine.literals import literal_matcher
+from toolparser_worker.machine.reading import (
+    MAX_NAME_CHARS,
+    SPACE,
+    CallSink,
+    Ending,
+    Verdict,
+    find_at,
+)
+from toolparser_worker.machine.tool_schemas import ToolSchemas
+
+_BARE_ARGUMENTS = "{"
+
+
+class HeaderCallReader:
+    """Reads the header, then hands the arguments on verbatim (`CallReader`).
+
+    Args:
+        body: How the call is spelt.
+        sink: Is told the name and the arguments.
+        tools: The request's tools.
+    """
+
+    def __init__(self, body: HeaderBody, sink: CallSink, tools: ToolSchemas) -> None:
+        self.verdict = Verdict.UNDECIDED
+        self.ending = Ending.OPEN
+        self.flawed = False
+        self._body = body
+        self._sink = sink
+        self._tools = tools
+        self._state: Callable[[str, int], int] = self._in_header
+        self._base = 0
+        self._final = False
+        self._header = ""
+        self._scanner = JsonValueScanner()
+        bare = (_BARE_ARGUMENTS,) if body.bare_arguments else ()
+        self._separators = literal_matcher((*body.separators, *bare, body.end or "\0"))
+
+    def feed(self, text: str, position: int, base: int, *, final: bool) -> int:
+        """Takes `text[position:]` up to the end of the arguments (`CallReader`)."""
+        self._base = base
+        self._final = final
+        end = len(text)
+        while position < end and self.ending is Ending.OPEN:
+            state = self._state
+            following = state(text, position)
+            if following == position and state == self._state:
+                break
+            position = following
+        return position
+
+    def close(self, offset: int) -> None:
+        """The arguments are the model's own text, so there is nothing to add (`CallReader`)."""
+
+    def _in_header(self, text: str, position: int) -> int:
+        start, stop = self._separators.find(text, position, final=self._final)
+        self._header += text[position:start]
+        separator = text[start:stop]
+        if len(self._header) > MAX_NAME_CHARS:
+            return self._break(start)
+        if not separator:
+            return start
+        match = re.fullmatch(self._body.header, self._header.strip())
+        if match is None or separator == self._body.end:
+            return self._break(start)
+        name = match["name"]
+        if not self._tools.allows(name, self._body):
+            return self._break(start)
+        self.verdict = Verdict.CALL
+        self._state = self._before_arguments
+        bare = separator == _BARE_ARGUMENTS
+        self._sink.call_started(name, self._base + (start if bare else stop))
+        return start if bare else stop
+
+    def _before_arguments(self, text: str, position: int) -> int:
+        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        if position == len(text):
+            return position
+        # A format may have more than one text between header and arguments.
+        separator, is_cut = find_at(text, position, self._body.separators, final=self._final)
+        if is_cut:
+            return position
+        if separator:
+            return position + len(separator)
+        self._state = self._in_arguments
+        return position
+
+    def _in_arguments(self, text: str, position: int) -> int:
+        scanner = self._scanner
+        stop = scanner.feed(text, position)
+        if stop > position:
+            self._sink.call_arguments(text[position:stop], self._base + position, self._base + stop)
+        if scanner.broken:
+            return self._break(stop)
+        if scanner.done:
+            self.flawed = scanner.flawed
+            self._state = self._after_arguments
+            if not self._body.tails:
+                self.ending = Ending.COMPLETE
+        return stop
+
+    def _after_arguments(self, text: str, position: int) -> int:
+        stop = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        tail, is_cut = find_at(text, stop, self._body.tails, final=self._final)
+        if not is_cut and (stop < len(text) or self._final):
+            self.ending = Ending.COMPLETE
+        return stop + len(tail)
+
+    def _break(self, position: int) -> int:
+        if self.verdict is Verdict.UNDECIDED:
+            self.verdict = Verdict.TEXT
+        self.ending = Ending.BROKEN
+        return position
+
+
+class ArgumentsReader(HeaderCallReader):
+    """Reads the arguments of a call whose name is known already (`CallReader`).
+
+    Args:
+        name: The tool's name.
+        offset: Where the arguments begin in the whole text.
+        sink: Is told the name and the arguments.
+    """
+
+    def __init__(self, name: str, offset: int, sink: CallSink) -> None:
+        super().__init__(HeaderBody(), sink, ToolSchemas())
+        self.verdict = Verdict.CALL
+        self._state = self._before_arguments
+        sink.call_started(name, offset)

@@ -1,0 +1,364 @@
+"""Reads one tool call spelt as Python and writes its arguments as JSON."""
+
+import re
+from collections.abc import Callable
+
+from toolparser_worker.machine.declarations import PythonBody
+from toolparser_worker.machine.json_value import MAX_NESTING
+from toolparser_worker.machine.python_string import PythonStringDecoder
+from toolparser_worker.machine.reading import (
+    MAX_NAME_CHARS,
+    SPACE,
+    CallSink,
+    Ending,
+    Verdict,
+    escaped,
+    quoted,
+)
+from toolparser_worker.machine.tool_schemas import ToolSchemas
+
+_NAME = re.compile(r"[^\W\d][\w.\-]*+")
+_STRING_START = re.compile(r"([rRbBuUfF]{0,2})('''|\"\"\"|'|\")")
+_STRING_CUT = re.compile(r"[rRbBuUfF]{0,2}(?:''?|\"\"?)?\Z")
+_SCALAR = re.compile(r"[\w.+\-]*+")
+_INTEGER = re.compile(r"([+-]?)0*([0-9](?:_?[0-9]){0,4000}?)")
+_FLOAT = re.compile(r"[+-]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][+-]?[0-9]+)?")
+_RADIX = re.compile(r"0[xXoObB][0-9a-fA-F]{1,256}")
+_WORDS = {
+    "True": "true",
+    "False": "false",
+    "None": "null",
+    "true": "true",
+    "false": "false",
+    "null": "null",
+}
+_MAX_SCALAR_CHARS = 4096
+_CLOSERS = {"[": "]", "(": ")", "{": "}", "?": "}", "s": "}"}
+
+
+class _Frame:
+    """An open bracket: `[`, `(`, `{` a dict, `s` a set, `?` one of the two.
+
+    Attributes:
+        captured: The JSON of a dict's key, or of the first item of a dict or set, which is a
+            string or scalar.
+        awaits_value: A dict's key has been read, and its value has not.
+        is_first: Nothing stands in it yet.
+    """
+
+    __slots__ = ("awaits_value", "captured", "is_first", "kind")
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.is_first = True
+        self.awaits_value = False
+        self.captured: list[str] | None = [] if kind == "?" else None
+
+
+class PythonCallReader:
+    """Turns `f(x=1)` into name and JSON as it comes (`CallReader`).
+
+    Args:
+        body: How the call is spelt.
+        sink: Is told the name and the arguments.
+        tools: The request's tools.
+    """
+
+    def __init__(self, body: PythonBody, sink: CallSink, tools: ToolSchemas) -> None:
+        self.verdict = Verdict.UNDECIDED
+        self.ending = Ending.OPEN
+        self.flawed = False
+        self._body = body
+        self._sink = sink
+        self._tools = tools
+        self._state: Callable[[str, int], int] = self._in_name
+        self._base = 0
+        self._final = False
+        self._name = ""
+        self._short = ""
+        self._separator = ""
+        self._awaits_value = False
+        self._frames: list[_Frame] = []
+        self._string = PythonStringDecoder("'", is_raw=False, repairs=False, is_argument=True)
+
+    def feed(self, text: str, position: int, base: int, *, final: bool) -> int:
+        """Takes `text[position:]` up to the closing parenthesis (`CallReader`)."""
+        self._base = base
+        self._final = final
+        end = len(text)
+        while position < end and self.ending is Ending.OPEN:
+            state = self._state
+            following = state(text, position)
+            if following == position and state == self._state:
+                break
+            position = following
+        return position
+
+    def close(self, offset: int) -> None:
+        """Ends strings and brackets where the text ended (`CallReader`)."""
+        if self.verdict is not Verdict.CALL:
+            return
+        if self._state == self._in_string:
+            self._out('"', offset, offset)
+            self._note_value()
+        elif self._state == self._scalar:
+            self._out(_scalar_json(self._short) or "null", offset, offset)
+            self._note_value()
+        while self._frames:
+            self._close_frame(self._frames[-1], offset)
+        if self._awaits_value:
+            self._out("null", offset, offset)
+        self._out("}", offset, offset)
+
+    def _close_frame(self, frame: _Frame, offset: int) -> None:
+        captured = "".join(frame.captured or ())
+        self._frames.pop()
+        if frame.kind == "?":
+            self._out(f"[{captured}]" if captured else "{}", offset, offset)
+        else:
+            ending = "}" if frame.kind == "{" else "]"
+            self._out("null" + ending if frame.awaits_value else ending, offset, offset)
+        self._note_value()
+
+    def _out(self, text: str, start: int, end: int) -> None:
+        """Hands JSON on, or keeps it while it may be the key of a dict."""
+        if not text:
+            return
+        captured = self._frames[-1].captured if self._frames else None
+        if captured is not None:
+            captured.append(text)
+            return
+        self._sink.call_arguments(text, start, end)
+
+    # Name and argument names.
+
+    def _in_name(self, text: str, position: int) -> int:
+        if not self._short:
+            position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        stop = text.find("(", position)
+        self._short += text[position : stop if stop >= 0 else len(text)]
+        if not _NAME.fullmatch(self._short.rstrip(" ") or "_") or (
+            len(self._short) > MAX_NAME_CHARS
+        ):
+            return self._break(position)
+        if stop < 0:
+            return len(text)
+        self._name = self._short.rstrip(" ")
+        self._short = ""
+        if not self._name or (not self._tools.allows(self._name, self._body)):
+            return self._break(position)
+        self._state = self._before_key
+        return stop + 1
+
+    def _before_key(self, text: str, position: int) -> int:
+        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        if position == len(text):
+            return position
+        if text[position] == ")":
+            self._start_call(self._base + position + 1)
+            return self._end_call(position)
+        self._state = self._in_key
+        self._short = ""
+        return position
+
+    def _in_key(self, text: str, position: int) -> int:
+        stop = text.find("=", position)
+        self._short += text[position : stop if stop >= 0 else len(text)]
+        key = self._short.rstrip(" \n\t")
+        if not _NAME.fullmatch(key) or len(self._short) > MAX_NAME_CHARS:
+            return self._break(position)
+        if stop < 0:
+            return len(text)
+        at = self._base + stop + 1
+        self._start_call(at)
+        self._out(f"{self._separator}{quoted(key)}: ", at, at)
+        self._separator = ", "
+        self._awaits_value = True
+        self._state = self._value
+        return stop + 1
+
+    def _start_call(self, offset: int) -> None:
+        if self.verdict is Verdict.UNDECIDED:
+            self.verdict = Verdict.CALL
+            self._sink.call_started(self._name, offset)
+            self._sink.call_arguments("{", offset, offset)
+
+    def _end_call(self, position: int) -> int:
+        at = self._base + position
+        self._out("}", at, at + 1)
+        self.ending = Ending.COMPLETE
+        return position + 1
+
+    # Values.
+
+    def _value(self, text: str, position: int) -> int:
+        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        if position == len(text):
+            return position
+        char = text[position]
+        if self._frames and char == _CLOSERS[self._frames[-1].kind]:
+            return self._close_bracket(position)
+        if char in "[({":
+            return self._open_bracket("?" if char == "{" else char, position)
+        if not self._final and _STRING_CUT.match(text, position) is not None:
+            if text[position] in "'\"" and len(text) - position == 1:
+                return position  # It may be the first of three quotes.
+            if len(text) - position < 3:
+                return position
+        start = _STRING_START.match(text, position)
+        if start is not None:
+            return self._begin_string(start)
+        if _SCALAR.match(text, position).end() == position:  # type: ignore[union-attr]
+            return self._break(position)
+        self._begin_item(position)
+        self._short = ""
+        self._state = self._scalar
+        return position
+
+    def _begin_item(self, position: int) -> None:
+        """Writes what stands between this value and the one before it in its bracket."""
+        frame = self._frames[-1] if self._frames else None
+        if frame is None or frame.awaits_value:
+            return
+        if not frame.is_first:
+            self._out(", ", self._base + position, self._base + position)
+        if frame.kind == "{":
+            frame.captured = []
+        frame.is_first = False
+
+    def _open_bracket(self, kind: str, position: int) -> int:
+        if len(self._frames) == MAX_NESTING:
+            return self._break(position)
+        self._begin_item(position)
+        if self._frames and self._frames[-1].captured is not None:
+            return self._break(position)  # Neither a key nor an item of a set has brackets.
+        if kind != "?":
+            self._out("[", self._base + position, self._base + position + 1)
+        self._frames.append(_Frame(kind))
+        return position + 1
+
+    def _begin_string(self, start: re.Match[str]) -> int:
+        self._begin_item(start.start())
+        self._out('"', self._base + start.start(), self._base + start.end())
+        self._string = PythonStringDecoder(
+            start[2],
+            is_raw="r" in start[1].lower(),
+            repairs=self._body.repairs,
+            is_argument=not self._frames,
+        )
+        self._state = self._in_string
+        return start.end()
+
+    def _in_string(self, text: str, position: int) -> int:
+        string = self._string
+        decoded, stop = string.step(text, position, final=self._final)
+        if string.done:
+            decoded = '"'
+            self._note_value()
+        else:
+            decoded = escaped(decoded)
+        self._out(decoded, self._base + position, self._base + stop)
+        return stop
+
+    def _scalar(self, text: str, position: int) -> int:
+        stop = _SCALAR.match(text, position).end()  # type: ignore[union-attr]
+        self._short += text[position:stop]
+        if len(self._short) > _MAX_SCALAR_CHARS:
+            return self._break(stop)
+        if stop == len(text) and not self._final:
+            return stop
+        value = _scalar_json(self._short)
+        if value is None:
+            return self._break(stop)
+        self._out(value, self._base + stop, self._base + stop)
+        self._note_value()
+        return stop
+
+    def _note_value(self) -> None:
+        """A value is complete."""
+        self._state = self._after_value
+        if self._frames:
+            self._frames[-1].awaits_value = False
+        else:
+            self._awaits_value = False
+
+    def _after_value(self, text: str, position: int) -> int:
+        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        if position == len(text):
+            return position
+        char = text[position]
+        if not self._frames:
+            if char == ")":
+                return self._end_call(position)
+            self._state = self._before_key
+            return position + 1 if char == "," else self._break(position)
+        frame = self._frames[-1]
+        if char == ":" and frame.captured is not None:
+            return self._end_key(frame, position)
+        if frame.kind == "?":
+            self._settle_set(frame, position)
+        if char == ",":
+            self._state = self._value
+            return position + 1 if frame.captured is None else self._break(position)
+        if char == _CLOSERS[frame.kind] and frame.captured is None:
+            return self._close_bracket(position)
+        return self._break(position)
+
+    def _end_key(self, frame: _Frame, position: int) -> int:
+        """What was captured is the key of a dict."""
+        key = "".join(frame.captured or ())
+        if not key:
+            return self._break(position)
+        opening = "{" if frame.kind == "?" else ""
+        frame.captured = None
+        frame.kind = "{"
+        frame.awaits_value = True
+        at = self._base + position
+        written = key if key.startswith('"') else quoted(key)
+        self._out(f"{opening}{written}: ", at, at + 1)
+        self._state = self._value
+        return position + 1
+
+    def _settle_set(self, frame: _Frame, position: int) -> None:
+        """What was captured is the first item of a set."""
+        item = "".join(frame.captured or ())
+        frame.captured = None
+        frame.kind = "s"
+        self._out(f"[{item}", self._base + position, self._base + position)
+
+    def _close_bracket(self, position: int) -> int:
+        frame = self._frames[-1]
+        at = self._base + position
+        if frame.awaits_value:
+            return self._break(position)
+        self._frames.pop()
+        if frame.kind == "?":
+            self._out("{}", at, at + 1)
+        else:
+            self._out("}" if frame.kind == "{" else "]", at, at + 1)
+        self._note_value()
+        return position + 1
+
+    def _break(self, position: int) -> int:
+        if self.verdict is Verdict.UNDECIDED:
+            self.verdict = Verdict.TEXT
+        self.ending = Ending.BROKEN
+        return position
+
+
+def _scalar_json(text: str) -> str | None:
+    """The JSON of a number or word; None when it is neither."""
+    if text in _WORDS:
+        return _WORDS[text]
+    integer = _INTEGER.fullmatch(text)
+    if integer is not None:
+        sign = "-" if integer[1] == "-" else ""
+        return sign + integer[2].replace("_", "")
+    if _FLOAT.fullmatch(text):
+        return repr(float(text)) if float(text) not in (float("inf"), float("-inf")) else None
+    if _RADIX.fullmatch(text):
+        try:
+            return str(int(text, 0))
+        except ValueError:
+            return None
+    return None
