@@ -63,6 +63,7 @@ CATEGORIES = (
     "answer from a result",
     *(f"{name}" for name in TALK),
 )
+_MAX_DRAWS = 2_000
 _NUM_TOOLS = {category: count for count, category in enumerate(TOOL_CATEGORIES[:4], start=1)}
 
 
@@ -149,19 +150,36 @@ def _missing(draw: Draw, offered: list[OfferedTool]) -> Exchange:
             return exchange
 
 
+class _ExhaustedError(Exception):
+    """The offered tools have no combination that belongs to the split."""
+
+
 def _accepted(draw: Draw, make: Callable[[], Exchange]) -> Exchange:
-    """Draws until the combination belongs to the split."""
+    """Draws until the combination belongs to the split.
+
+    Raises:
+        _ExhaustedError: None of `_MAX_DRAWS` did: tools without arguments have few combinations.
+    """
     pinned = {prompt.question for prompt in README_PROMPTS}
-    while True:
+    for _ in range(_MAX_DRAWS):
         exchange = make()
         is_pinned = draw.split != "train" and exchange.messages[0]["content"] in pinned
         if draw.accepts(exchange.combination) and not is_pinned:
             return exchange
+    raise _ExhaustedError
 
 
 def example(rng: random.Random, category: str, split: Split) -> Example:
     """One evaluation example of a category at the `closed` or the `open` level."""
     draw = Draw(rng, split)
+    while True:
+        try:
+            return _example(draw, category)
+        except _ExhaustedError:
+            continue
+
+
+def _example(draw: Draw, category: str) -> Example:
     before: list[Message] = []
     offered: list[OfferedTool] = []
     if category in TALK:

@@ -139,3 +139,12 @@ def test_every_text_argument_is_copied_from_the_question(
 def test_a_long_conversation_has_many_turns() -> None:
     item = training_conversation(random.Random(1), max_characters=4000)
     assert len(questions(item)) > 20
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_drawing_examples_ends_also_where_the_offered_tools_have_few_combinations(
+    category: str,
+) -> None:
+    rng = random.Random(0)
+    examples = [example(rng, category, "closed") for _ in range(60)]
+    assert {item.category for item in examples} == {category}
