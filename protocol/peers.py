@@ -24,10 +24,13 @@ from protocol.messages.control import (
     Role,
 )
 from protocol.messages.generation import StepOutput
+from protocol.messages.metrics import Metrics, MetricSample
 from protocol.version import PROTOCOL_VERSION, ProtocolVersion
 
 PeerEventKind = Literal["joined", "ready", "updated", "lost"]
 LossReason = Literal["goodbye", "disconnected", "silent", "hung", "overflow", "replaced"]
+MAX_METRIC_SAMPLES = 4096
+"""Series of one peer that a gateway keeps."""
 _STARTING: frozenset[Phase] = frozenset({"starting", "downloading", "loading", "compiling"})
 
 
@@ -65,6 +68,7 @@ class Peer:
         progress_since: Since when its progress counter stands still, or it has nothing to do.
         phase_since: Since when phase, fraction and detail are what they are.
         is_silent: Not heard for `silent_s`.
+        metrics: As it last sent them.
     """
 
     identity: bytes
@@ -85,6 +89,7 @@ class Peer:
     credits: Credits | None = None
     progress_counter: int = 0
     is_silent: bool = False
+    metrics: tuple[MetricSample, ...] = ()
 
     @property
     def has_offer(self) -> bool:
@@ -188,6 +193,8 @@ class PeerTable:
             _set_phase(peer, message.phase, message.fraction, message.detail, now)
             _note_progress(peer, message.progress_counter, message.load, now)
             peer.credits = message.credits
+        elif isinstance(message, Metrics):
+            peer.metrics = message.samples[:MAX_METRIC_SAMPLES]
         else:
             is_work = True
             if isinstance(message, StepOutput):

@@ -14,6 +14,7 @@ from protocol.peers import Peer, PeerEvent, PeerLimits, PeerTable
 from protocol.rate_bound import RateBound
 from protocol.security import ServerSecurity
 from protocol.transport import Router, TransportLimits
+from protocol.version import PROTOCOL_VERSION
 
 EventT = TypeVar("EventT")
 _logger = logging.getLogger("penstock.peers")
@@ -135,7 +136,9 @@ class RoleServer(Generic[EventT]):
         self._router.close()
 
     def _heartbeat(self) -> Heartbeat:
-        return Heartbeat(instance_id=self._instance_id, phase=self._phase)
+        return Heartbeat(
+            instance_id=self._instance_id, phase=self._phase, protocol_version=PROTOCOL_VERSION
+        )
 
     def _send(self, identity: bytes, message: Message) -> None:
         try:

@@ -120,4 +120,6 @@ def _join(before: Delta, after: Delta) -> Delta:
         text=before.text + after.text,
         token_ids=before.token_ids + after.token_ids,
         token_ends=before.token_ends + after.token_ends,
+        logprobs=before.logprobs + after.logprobs,
+        prompt_logprobs=before.prompt_logprobs + after.prompt_logprobs,
     )

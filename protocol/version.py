@@ -17,4 +17,10 @@ class ProtocolVersion(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-PROTOCOL_VERSION = ProtocolVersion(1, 0)
+PROTOCOL_VERSION = ProtocolVersion(1, 1)
+
+OLDEST_VERSION = ProtocolVersion(1, 0)
+"""What a peer speaks that says nothing about it."""
+
+METRICS_VERSION = ProtocolVersion(1, 1)
+"""Since when gateways take `Metrics` and `CachedBlocks`."""

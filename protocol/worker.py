@@ -14,8 +14,10 @@ from protocol.codec import Decoder
 from protocol.endpoints import Endpoint, Resolver, resolve_endpoints, resolve_host
 from protocol.messages.base import Message
 from protocol.messages.control import AuthOffer, EngineOffer, ParserOffer, Phase, Role
+from protocol.metrics import MetricRegistry
 from protocol.security import ClientSecurity
 from protocol.transport import TransportLimits
+from protocol.version import OLDEST_VERSION, ProtocolVersion
 from protocol.worker_loop import (
     EXIT_CLEAN,
     EXIT_FAILED,
@@ -50,6 +52,7 @@ class Worker(Generic[CommandT]):
         limits: Bounds of the sockets.
         instance_id: Random when None.
         resolve: Looks up host names.
+        metrics: What the worker counts, reported to every gateway; None reports nothing.
         clock: Monotonic seconds.
     """
 
@@ -66,6 +69,7 @@ class Worker(Generic[CommandT]):
         limits: TransportLimits | None = None,
         instance_id: str | None = None,
         resolve: Resolver = resolve_host,
+        metrics: MetricRegistry | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.instance_id = instance_id or f"{role}-{secrets.token_hex(8)}"
@@ -85,6 +89,7 @@ class Worker(Generic[CommandT]):
             limits=limits or TransportLimits(),
             flush_outbox=self._send_outbox,
             on_finished=self._on_finished,
+            metrics=metrics,
             clock=clock,
         )
         self._loop = _new_event_loop()
@@ -150,7 +155,11 @@ class Worker(Generic[CommandT]):
 
     def gateway_ids(self) -> tuple[str, ...]:
         """The gateways that are here now."""
-        return self._io.gateway_ids
+        return tuple(self._io.gateway_versions)
+
+    def gateway_version(self, gateway_id: str) -> ProtocolVersion:
+        """What a gateway speaks; the oldest version when it is not there."""
+        return self._io.gateway_versions.get(gateway_id, OLDEST_VERSION)
 
     def drain(self, timeout_s: float | None = None) -> None:
         """Begin to drain, as SIGTERM does."""

@@ -9,6 +9,7 @@ from protocol.messages.base import Message
 from protocol.messages.control import Failure
 from protocol.rate_bound import RateBound
 from protocol.transport import Dealer
+from protocol.version import OLDEST_VERSION
 
 CommandT = TypeVar("CommandT")
 _logger = logging.getLogger("penstock.worker")
@@ -27,6 +28,7 @@ class WorkerLink(Generic[CommandT]):
 
     Attributes:
         gateway_id: The gateway's instance id; None until its first heartbeat of this session.
+        gateway_version: Of the wire, as its first heartbeat of this session said.
         last_heard: When the gateway last said something, or the session began.
         last_announced: When Ready was last sent.
         is_parked: Not dialled, because another address leads to the same gateway.
@@ -45,6 +47,7 @@ class WorkerLink(Generic[CommandT]):
     ) -> None:
         self.address = address
         self.gateway_id: str | None = None
+        self.gateway_version = OLDEST_VERSION
         self.last_heard = clock()
         self.last_announced = clock()
         self.is_parked = False

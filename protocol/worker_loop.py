@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -25,11 +25,12 @@ from protocol.messages.control import (
     Refused,
     Role,
 )
+from protocol.metrics import MetricRegistry
 from protocol.rate_bound import RateBound
 from protocol.security import ClientSecurity
 from protocol.send_queue import merge_step_outputs
 from protocol.transport import Dealer, TransportLimits, new_context
-from protocol.version import PROTOCOL_VERSION
+from protocol.version import METRICS_VERSION, OLDEST_VERSION, PROTOCOL_VERSION, ProtocolVersion
 from protocol.worker_link import WorkerLink
 
 CommandT = TypeVar("CommandT")
@@ -81,6 +82,7 @@ class WorkerSettings:
         exit_grace_s: After a signal and the end of the drain, the main thread has so long to
             reach `Worker.wait`, then the process ends without it.
         handle_signals: Take over SIGTERM and SIGINT when started from the main thread.
+        metrics_interval_s: Between two reports of the worker's metrics to each gateway.
     """
 
     heartbeat_interval_s: float = 1.0
@@ -91,6 +93,7 @@ class WorkerSettings:
     refused_redial_s: float = 30.0
     exit_grace_s: float = 2.0
     handle_signals: bool = True
+    metrics_interval_s: float = 5.0
 
 
 @dataclass
@@ -120,6 +123,7 @@ class WorkerLoop(Generic[CommandT]):
         limits: Bounds of the sockets.
         flush_outbox: Called before the goodbyes; hands over what other threads have sent.
         on_finished: Called once, with the exit code, when everything is closed.
+        metrics: What the worker counts; None has nothing to report.
         clock: Monotonic seconds.
     """
 
@@ -137,6 +141,7 @@ class WorkerLoop(Generic[CommandT]):
         limits: TransportLimits,
         flush_outbox: Callable[[], None],
         on_finished: Callable[[int], None],
+        metrics: MetricRegistry | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._role = role
@@ -150,6 +155,8 @@ class WorkerLoop(Generic[CommandT]):
         self._limits = limits
         self._flush_outbox = flush_outbox
         self._on_finished = on_finished
+        self._metrics = metrics
+        self._metrics_due = clock()
         self._clock = clock
         self._context = new_context()
         self._links: dict[str, WorkerLink[CommandT]] = {}
@@ -158,7 +165,8 @@ class WorkerLoop(Generic[CommandT]):
         self._drain_deadline: float | None = None
         self._is_finished = False
         self._failure_log_bound = RateBound(1.0, max_burst=10, clock=clock)
-        self.gateway_ids: tuple[str, ...] = ()
+        # Replaced, never changed: other threads read it.
+        self.gateway_versions: Mapping[str, ProtocolVersion] = {}
 
     def begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start beating; addresses come by `set_addresses`."""
@@ -309,6 +317,7 @@ class WorkerLoop(Generic[CommandT]):
         # While this thread did not run, gateways had no chance to be heard.
         missed_s = now - self._last_tick - 2 * self._settings.heartbeat_interval_s
         self._last_tick = now
+        self._report_metrics(now)
         for link in list(self._links.values()):
             if not link.dealer.is_connected:
                 continue
@@ -324,6 +333,15 @@ class WorkerLoop(Generic[CommandT]):
                 self._announce_to(link)
             else:
                 link.send(self._heartbeat(link))
+
+    def _report_metrics(self, now: float) -> None:
+        if self._metrics is None or now < self._metrics_due:
+            return
+        self._metrics_due = now + self._settings.metrics_interval_s
+        message = self._metrics.message()
+        for link in list(self._gateways.values()):
+            if link.gateway_version >= METRICS_VERSION:
+                link.send(message)
 
     def _on_message(self, link: WorkerLink[CommandT], message: CommandT) -> None:
         if isinstance(message, Heartbeat):
@@ -369,6 +387,7 @@ class WorkerLoop(Generic[CommandT]):
             other.dealer.close()
             self._handler.on_gateway_lost(gateway_id)
         link.gateway_id = gateway_id
+        link.gateway_version = heartbeat.protocol_version or OLDEST_VERSION
         self._gateways[gateway_id] = link
         self._note_gateways()
         _logger.info("gateway %s at %s is here", gateway_id, link.address)
@@ -397,7 +416,9 @@ class WorkerLoop(Generic[CommandT]):
             self.finish("refused", EXIT_FAILED)
 
     def _note_gateways(self) -> None:
-        self.gateway_ids = tuple(self._gateways)
+        self.gateway_versions = {
+            gateway_id: link.gateway_version for gateway_id, link in self._gateways.items()
+        }
 
     def _check_drain(self) -> None:
         if self._is_finished:

@@ -41,9 +41,13 @@ from protocol.messages.control import (
     SamplingDefaults,
     Usage,
 )
+from protocol.messages.embedding import Embed, Embedded
 from protocol.messages.generation import (
     Abort,
+    CachedBlocks,
     Delta,
+    Detokenize,
+    Detokenized,
     Extend,
     Finished,
     FinishReason,
@@ -52,9 +56,14 @@ from protocol.messages.generation import (
     Prepare,
     Prepared,
     PrepareKind,
+    Profile,
+    Profiled,
     SamplingParams,
     StepOutput,
+    TokenLogprob,
+    TokenLogprobs,
 )
+from protocol.messages.metrics import MetricKind, Metrics, MetricSample
 from protocol.messages.toolparse import (
     CloseParse,
     OpenParse,
@@ -70,11 +79,13 @@ from protocol.messages.toolparse import (
 GatewayControl = Heartbeat | Drain | Goodbye | Refused | Pong
 """What a gateway sends to a worker of any role about their connection."""
 
-WorkerControl = Ready | Heartbeat | Drain | Goodbye | Failure | Ping
+WorkerControl = Ready | Heartbeat | Metrics | Drain | Goodbye | Failure | Ping
 """What a worker of any role sends about its connection, and `Failure` for any request."""
 
-EngineCommand = Prepare | Generate | Extend | Abort | GatewayControl
-EngineEvent = Prepared | StepOutput | WorkerControl
+EngineCommand = Prepare | Detokenize | Embed | Generate | Extend | Abort | Profile | GatewayControl
+EngineEvent = (
+    Prepared | Detokenized | Embedded | StepOutput | CachedBlocks | Profiled | WorkerControl
+)
 AuthCommand = (
     Authorize | Adjust | Settle | Renew | CreateKey | ListKeys | RevokeKey | GatewayControl
 )
@@ -94,12 +105,17 @@ __all__ = [
     "AuthEvent",
     "AuthOffer",
     "Authorize",
+    "CachedBlocks",
     "CloseParse",
     "CreateKey",
     "Credits",
     "Delta",
     "Denied",
+    "Detokenize",
+    "Detokenized",
     "Drain",
+    "Embed",
+    "Embedded",
     "EngineCommand",
     "EngineEvent",
     "EngineOffer",
@@ -121,6 +137,9 @@ __all__ = [
     "ListKeys",
     "Load",
     "Message",
+    "MetricKind",
+    "MetricSample",
+    "Metrics",
     "OpenParse",
     "ParseBatch",
     "ParseDelta",
@@ -138,6 +157,8 @@ __all__ = [
     "Prepare",
     "PrepareKind",
     "Prepared",
+    "Profile",
+    "Profiled",
     "Ready",
     "Refused",
     "Renew",
@@ -148,6 +169,8 @@ __all__ = [
     "Settle",
     "Settled",
     "StepOutput",
+    "TokenLogprob",
+    "TokenLogprobs",
     "ToolChoiceMode",
     "Usage",
     "WorkerControl",

@@ -66,6 +66,11 @@ class EngineOffer(Part, frozen=True):
         block_size: Tokens a KV block.
         capabilities: `chat`, `completions`, `tools`, …
         sampling_defaults: For requests that leave sampling parameters out.
+        max_num_seqs: Requests that run at a time.
+        num_kv_tokens: Tokens that the KV cache holds.
+        max_logprobs: The most likely tokens that are reported beside one.
+        num_embedding_dimensions: Numbers of a vector; 0 when it serves no embeddings.
+        pooling: How token vectors become one: `mean`, `cls`, `last`; empty without embeddings.
     """
 
     model: str
@@ -85,6 +90,11 @@ class EngineOffer(Part, frozen=True):
     num_parameters: int = 0
     capabilities: tuple[str, ...] = ()
     sampling_defaults: SamplingDefaults = SamplingDefaults()
+    max_num_seqs: int = 0
+    num_kv_tokens: int = 0
+    max_logprobs: int = 0
+    num_embedding_dimensions: int = 0
+    pooling: str = ""
 
 
 class AuthOffer(Part, frozen=True):
@@ -131,6 +141,8 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
         detail: What the phase is about, for people (`weights`, `program 3 of 11`).
         load: The sender's load.
         credits: The receiver's credit at this engine.
+        protocol_version: Of the sender; None from before 1.1. Messages that came with a later
+            minor are sent to nobody older.
     """
 
     instance_id: str
@@ -140,6 +152,7 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
     detail: str = ""
     load: Load = Load()
     credits: Credits | None = None
+    protocol_version: ProtocolVersion | None = None
 
 
 class Drain(Message, frozen=True, tag="drain"):

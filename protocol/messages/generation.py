@@ -29,6 +29,12 @@ class SamplingParams(Part, frozen=True):
         ignore_eos: Go on past end-of-sequence.
         skip_special_tokens: Leave special tokens out of the text.
         include_stop_str_in_output: Keep the matched stop string at the end of the text.
+        logit_bias: (token id, number added to its logit) for some tokens.
+        allowed_token_ids: Only these may be drawn; None allows all.
+        bad_words: Texts whose token sequences are never completed.
+        logprobs: How many likely tokens are reported beside each output token with its log
+            probability; 0 reports the token alone, None nothing.
+        prompt_logprobs: The same for the tokens of the prompt, from the second on.
     """
 
     temperature: float = 1.0
@@ -46,6 +52,11 @@ class SamplingParams(Part, frozen=True):
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 class Grammar(Part, frozen=True):
@@ -55,11 +66,14 @@ class Grammar(Part, frozen=True):
         kind: The language of `source`.
         source: JSON text, a regular expression, or a Lark grammar.
         after_marker: None applies it at once; otherwise from the first occurrence of this text.
+        markers: Texts that `source` (Lark) names `MARKER_0`, `MARKER_1` and so on: the engine
+            defines each as the tokenizer's special token of that text, or as the plain text.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "lark", "choice"]
     source: str
     after_marker: str | None = None
+    markers: tuple[str, ...] = ()
 
 
 class Prepare(Message, frozen=True, tag="prepare"):
@@ -74,6 +88,9 @@ class Prepare(Message, frozen=True, tag="prepare"):
         template_time: Unix seconds that the template may read; 0 = the engine's clock. Replayed
             on another engine so that the prompt stays the same.
         max_tokens: The requested output, to check prompt plus output against the context.
+        truncate_prompt_tokens: Keep only so many tokens of the prompt, the last ones; -1 keeps
+            what the context has room for beside the requested output.
+        return_tokens: Whether Prepared carries the text of each token, for /tokenize.
         tenant: Salts the block hashes, so that tenants can't probe each other's prompts.
     """
 
@@ -91,6 +108,23 @@ class Prepare(Message, frozen=True, tag="prepare"):
     add_special_tokens: bool = True
     template_time: int = 0
     max_tokens: int | None = None
+    truncate_prompt_tokens: int | None = None
+    return_tokens: bool = False
+
+
+class Detokenize(Message, frozen=True, tag="detokenize"):
+    """Give the text of token ids, special tokens included."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    deadline_s: float
+
+
+class Detokenized(Message, frozen=True, tag="detokenized"):
+    """The answer to Detokenize."""
+
+    request_id: str
+    text: str
 
 
 class Prepared(Message, frozen=True, tag="prepared"):
@@ -100,6 +134,8 @@ class Prepared(Message, frozen=True, tag="prepared"):
         block_hashes: Chained hashes of the prompt's full blocks, tenant salt included.
         prompt_tail: The last characters of the rendered prompt; a parser starts from them.
         max_output_tokens: What the context leaves for the output.
+        tokens: The text of each prompt token, when it was asked for.
+        prompt_text: What was tokenised, for `echo`; only of completions.
     """
 
     request_id: str
@@ -108,6 +144,8 @@ class Prepared(Message, frozen=True, tag="prepared"):
     prompt_tail: str = ""
     template_time: int = 0
     max_output_tokens: int = 0
+    tokens: tuple[str, ...] = ()
+    prompt_text: str = ""
 
 
 class Generate(Message, frozen=True, tag="generate"):
@@ -127,6 +165,13 @@ class Generate(Message, frozen=True, tag="generate"):
         priority: Lower runs first.
         template_time: As prepared.
         block_hashes: As prepared, so that the engine needn't hash again.
+        num_choices: Choices of this prompt under this request, so that the engine computes the
+            prompt once for all of them.
+        is_streaming: Whether somebody reads the output as it comes; if nobody does, the engine
+            may compute several steps before it reports.
+        is_alone: Run it with no other request beside it: it was there when engines died.
+        lease_id: What the tokens are charged to; the engine reports them to another gateway
+            when this one dies.
     """
 
     request_id: str
@@ -145,6 +190,10 @@ class Generate(Message, frozen=True, tag="generate"):
     template_time: int = 0
     block_hashes: tuple[bytes, ...] = ()
     want_token_ids: bool = False
+    num_choices: int = 1
+    is_streaming: bool = True
+    is_alone: bool = False
+    lease_id: str = ""
 
 
 class Extend(Message, frozen=True, tag="extend"):
@@ -167,6 +216,32 @@ class Abort(Message, frozen=True, tag="abort"):
     choice: int = -1
 
 
+class TokenLogprob(Part, frozen=True):
+    """One token with its log probability.
+
+    Attributes:
+        text: The token's own text, special tokens included; U+FFFD where its bytes are part of
+            a character.
+        data: The token's own bytes.
+        logprob: Natural logarithm of the probability that the model gave it (before temperature,
+            penalties and filters).
+        rank: 1 for the most likely token.
+    """
+
+    token_id: int
+    text: str
+    data: bytes
+    logprob: float
+    rank: int = 0
+
+
+class TokenLogprobs(Part, frozen=True):
+    """One position: the token that stands there and the likeliest ones, best first."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...] = ()
+
+
 class Delta(Part, frozen=True):
     """New output of one choice.
 
@@ -183,6 +258,8 @@ class Delta(Part, frozen=True):
     text: str = ""
     token_ids: tuple[int, ...] = ()
     token_ends: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Finished(Message, frozen=True, tag="finished"):
@@ -214,3 +291,32 @@ class StepOutput(Message, frozen=True, tag="step_output"):
     progress_counter: int = 0
     load: Load = Load()
     credits: Credits | None = None
+
+
+class CachedBlocks(Message, frozen=True, tag="cached_blocks"):
+    """Which prompt blocks an engine's prefix cache gained and lost, for routing.
+
+    Attributes:
+        is_reset: All that was known of this engine is void.
+        added: Block hashes as in Prepared.
+        removed: Likewise.
+    """
+
+    is_reset: bool = False
+    added: tuple[bytes, ...] = ()
+    removed: tuple[bytes, ...] = ()
+
+
+class Profile(Message, frozen=True, tag="profile"):
+    """Record what the engine does for some seconds, for its developers."""
+
+    request_id: str
+    duration_s: float
+
+
+class Profiled(Message, frozen=True, tag="profiled"):
+    """The answer to Profile: where the recording lies on the engine's machine."""
+
+    request_id: str
+    directory: str
+    size_bytes: int

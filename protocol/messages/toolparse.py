@@ -19,6 +19,8 @@ class OpenParse(Message, frozen=True, tag="open_parse"):
         tool_name: The tool when `tool_choice` is `named`.
         prompt_tail: The end of the rendered prompt: whether reasoning was already opened there.
         num_choices: Choices 0 ≤ i < num_choices will send text.
+        response_grammar: What the client wants the content to be; the parser joins it with the
+            format's reasoning markers.
     """
 
     request_id: str
@@ -31,6 +33,7 @@ class OpenParse(Message, frozen=True, tag="open_parse"):
     tool_name: str = ""
     parallel_tool_calls: bool = True
     prompt_tail: str = ""
+    response_grammar: Grammar | None = None
 
 
 class ParseOpened(Message, frozen=True, tag="parse_opened"):
