@@ -1,5 +1,6 @@
 """The commands and their options; each hands over to the module that does the work."""
 
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from penstock.api_client import DEFAULT_URL, ApiClient, all_keys, read_admin_key
 from penstock.chat import answer, choose_model, converse
 from penstock.config import build_settings
 from penstock.serve import serve as run_server
+from protocol.logs import setup as setup_logs
 
 app = typer.Typer(
     name=program,
@@ -241,6 +243,48 @@ def keygen(
 
     generate_keys(directory)
     typer.echo(f"Keys written to {directory}; give each machine only the files of its role.")
+
+
+@app.command("fake-engine")
+def fake_engine(
+    model: Annotated[str, typer.Option("--model", help="Public name of the model.")] = "fake",
+    tokens_per_s: Annotated[
+        float, typer.Option("--tokens-per-s", min=0.0, help="Of each stream; 0: no pauses.")
+    ] = 50.0,
+    prefill_tokens_per_s: Annotated[
+        float, typer.Option("--prefill-tokens-per-s", min=0.0, help="0: prompts take no time.")
+    ] = 0.0,
+    max_num_seqs: Annotated[
+        int, typer.Option("--max-num-seqs", min=1, help="Streams that run at a time.")
+    ] = 64,
+    max_model_len: Annotated[
+        int, typer.Option("--max-model-len", min=2, help="Prompt and output, tokens (bytes).")
+    ] = 65_536,
+    output_tokens: Annotated[
+        int, typer.Option("--output-tokens", min=1, help="Where answers end by themselves.")
+    ] = 64,
+    log_level: Annotated[
+        str, typer.Option("--log-level", envvar="PENSTOCK_LOG_LEVEL", help="As of `serve`.")
+    ] = "info",
+) -> None:
+    """Run an engine without a model, for load and failure tests.
+
+    It dials PENSTOCK_ENGINE_ENDPOINT as a real one does and says seeded words. A prompt that holds
+    [[crash]], [[hang]] or [[fail]] gets just that, [[crash@5]] after five tokens.
+    """
+    from penstock.fake_engine.engine import FakeEngineSettings
+    from penstock.fake_engine.service import run
+
+    setup_logs("fake-engine", log_level)
+    settings = FakeEngineSettings(
+        model=model,
+        tokens_per_s=tokens_per_s,
+        prefill_tokens_per_s=prefill_tokens_per_s,
+        max_num_seqs=max_num_seqs,
+        max_model_len=max_model_len,
+        num_output_tokens=output_tokens,
+    )
+    raise typer.Exit(run(settings, os.environ))
 
 
 @app.command()

@@ -1,0 +1,271 @@
+"""The scripted engine: known words at a known rate, resumes, and trouble on request."""
+
+import json
+from typing import Any
+
+import pytest
+
+from penstock.fake_engine.engine import FakeEngine, FakeEngineSettings
+from penstock.fake_engine.script import Script, decode, encode, find_fault
+from protocol.errors import ErrorCode
+from protocol.messages import (
+    Abort,
+    Delta,
+    Detokenize,
+    Detokenized,
+    Embed,
+    Extend,
+    Failure,
+    Finished,
+    Generate,
+    Message,
+    Prepare,
+    Prepared,
+    SamplingParams,
+    StepOutput,
+)
+
+
+class Lab:
+    """A scripted engine with a clock that a test turns."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.now = 100.0
+        self.sent: list[tuple[str, Message]] = []
+        self.crashes = 0
+        self.engine = FakeEngine(
+            FakeEngineSettings(**settings),
+            lambda gateway, message: self.sent.append((gateway, message)),
+            clock=lambda: self.now,
+            crash=self._crash,
+        )
+
+    def _crash(self) -> None:
+        self.crashes += 1
+
+    def generate(self, prompt: str = "Hello", **fields: Any) -> Generate:
+        sampling = SamplingParams(**fields.pop("sampling", {}))
+        command = Generate(
+            request_id=fields.pop("request_id", "r"),
+            choice=fields.pop("choice", 0),
+            attempt=fields.pop("attempt", 1),
+            prompt_token_ids=encode(prompt),
+            sampling=sampling,
+            lease_tokens=fields.pop("lease_tokens", 1000),
+            deadline_s=60.0,
+            **fields,
+        )
+        self.engine.handle("gw", command)
+        return command
+
+    def run(self, num_steps: int = 200) -> None:
+        for _ in range(num_steps):
+            self.now += 1.0
+            self.engine.step()
+
+    @property
+    def outputs(self) -> list[StepOutput]:
+        return [message for _, message in self.sent if isinstance(message, StepOutput)]
+
+    @property
+    def deltas(self) -> list[Delta]:
+        return [delta for output in self.outputs for delta in output.deltas]
+
+    @property
+    def ends(self) -> list[Finished | Failure]:
+        return [end for output in self.outputs for end in output.ends]
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.text for delta in self.deltas)
+
+
+def test_an_output_is_that_of_the_script_and_ends_by_itself() -> None:
+    lab = Lab(num_output_tokens=7)
+    command = lab.generate("Hi", sampling={"seed": 3})
+    lab.run()
+    assert lab.text == Script(command.prompt_token_ids, 3, 0).text(7)
+    (end,) = lab.ends
+    assert isinstance(end, Finished)
+    assert (end.finish_reason, end.usage.completion_tokens) == ("stop", 7)
+
+
+def test_max_tokens_cuts_and_ignore_eos_goes_on() -> None:
+    lab = Lab(num_output_tokens=7)
+    lab.generate(sampling={"max_tokens": 3})
+    lab.generate(sampling={"max_tokens": 20, "ignore_eos": True}, request_id="s")
+    lab.run()
+    reasons = {
+        end.request_id: (end.finish_reason, end.usage.completion_tokens)
+        for end in lab.ends
+        if isinstance(end, Finished)
+    }
+    assert reasons == {"r": ("length", 3), "s": ("length", 20)}
+
+
+def test_seeds_and_choices_say_different_things() -> None:
+    texts = {Script((1, 2), seed, choice).text(20) for seed in (1, 2) for choice in (0, 1)}
+    assert len(texts) == 4
+
+
+def test_a_resumed_stream_sends_only_what_is_new() -> None:
+    whole = Lab(num_output_tokens=9)
+    command = whole.generate()
+    whole.run()
+    script = Script(command.prompt_token_ids, 0, 0)
+    rest = Lab(num_output_tokens=9)
+    sent = len(script.text(4)) + 2
+    rest.generate(
+        output_token_ids=tuple(script.token(place) for place in range(4)),
+        num_sent_characters=sent,
+        attempt=2,
+    )
+    rest.run()
+    assert rest.text == whole.text[sent:]
+    assert len(rest.deltas) == 5
+
+
+def test_resumed_tokens_of_another_stream_are_refused() -> None:
+    lab = Lab()
+    lab.generate(output_token_ids=(300, 300, 300))
+    lab.run(1)
+    (end,) = lab.ends
+    assert isinstance(end, Failure)
+    assert "not those of the script" in end.message
+
+
+def test_the_rate_is_one_token_a_step_and_late_steps_are_not_made_up_for() -> None:
+    lab = Lab(tokens_per_s=10.0)
+    lab.generate()
+    assert lab.engine.wait_s() == 0.0
+    lab.engine.step()
+    assert lab.engine.wait_s() == pytest.approx(0.1)
+    lab.engine.step()
+    assert len(lab.deltas) == 1
+    lab.now += 5.0
+    lab.engine.step()
+    lab.engine.step()
+    assert len(lab.deltas) == 2
+
+
+def test_a_prompt_takes_its_time() -> None:
+    lab = Lab(prefill_tokens_per_s=10.0)
+    lab.generate("x" * 50)
+    lab.now += 4.9
+    lab.engine.step()
+    assert not lab.deltas
+    lab.now += 0.2
+    lab.engine.step()
+    assert len(lab.deltas) == 1
+
+
+def test_all_streams_of_a_step_share_one_message_and_the_rest_waits() -> None:
+    lab = Lab(max_num_seqs=2)
+    for name in ("a", "b", "c"):
+        lab.generate(request_id=name)
+    assert (lab.engine.load().num_running, lab.engine.load().num_waiting) == (2, 1)
+    lab.run(1)
+    (output,) = lab.outputs
+    assert [delta.request_id for delta in output.deltas] == ["a", "b"]
+
+
+def test_a_stream_pauses_at_its_lease_until_it_grows() -> None:
+    lab = Lab(num_output_tokens=6)
+    lab.generate(lease_tokens=2)
+    lab.run(10)
+    assert len(lab.deltas) == 2
+    lab.engine.handle("gw", Extend(request_id="r", choice=0, attempt=1, lease_tokens=10))
+    lab.run(10)
+    assert len(lab.deltas) == 6
+
+
+def test_an_abort_ends_with_what_was_used() -> None:
+    lab = Lab()
+    lab.generate()
+    lab.run(3)
+    lab.engine.handle("gw", Abort(request_id="r", attempt=1))
+    (end,) = lab.ends
+    assert isinstance(end, Finished)
+    assert (end.finish_reason, end.usage.completion_tokens) == ("abort", 3)
+    assert lab.engine.num_unfinished == 0
+
+
+def test_a_lost_gateway_takes_its_streams_along() -> None:
+    lab = Lab()
+    lab.generate()
+    lab.engine.forget_gateway("gw")
+    assert lab.engine.num_unfinished == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("[[crash]]", ("crash", 0)), ("a [[hang@12]] b", ("hang", 12)), ("[[fail@x]]", None)],
+)
+def test_a_prompt_asks_for_trouble_in_brackets(text: str, expected: tuple[str, int] | None) -> None:
+    fault = find_fault(text)
+    assert (fault and (fault.kind, fault.num_tokens)) == expected
+
+
+def test_trouble_comes_after_as_many_tokens_as_were_asked_for() -> None:
+    lab = Lab()
+    lab.generate("[[crash@2]]")
+    lab.run(3)
+    assert (len(lab.deltas), lab.crashes) == (2, 1)
+
+    lab = Lab()
+    lab.generate("[[fail@3]]")
+    lab.run(10)
+    (end,) = lab.ends
+    assert isinstance(end, Failure)
+    assert end.usage is not None
+    assert end.usage.completion_tokens == 3
+
+    lab = Lab()
+    lab.generate("[[hang@1]]")
+    lab.run(10)
+    assert (lab.engine.is_hanging, len(lab.deltas), lab.engine.wait_s()) == (True, 1, None)
+
+
+@pytest.mark.parametrize("fields", [{"stop": ("x",)}, {"logprobs": 1}, {"prompt_logprobs": 0}])
+def test_what_a_script_cannot_honour_is_refused(fields: dict[str, Any]) -> None:
+    lab = Lab()
+    lab.generate(sampling=fields)
+    (end,) = lab.ends
+    assert isinstance(end, Failure)
+    assert end.code is ErrorCode.UNSUPPORTED_PARAMETER
+    assert next(iter(fields)) in end.message
+
+
+def test_a_chat_is_prepared_as_bytes_and_read_back() -> None:
+    lab = Lab()
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Grüße"}]}]
+    prepare = Prepare(
+        request_id="p", kind="chat", deadline_s=9.0, messages_json=json.dumps(messages)
+    )
+    lab.engine.handle("gw", prepare)
+    prepared = lab.sent[-1][1]
+    assert isinstance(prepared, Prepared)
+    assert decode(prepared.prompt_token_ids) == "user: Grüße\n"
+    ids = (*prepared.prompt_token_ids, Script(prepared.prompt_token_ids, 0, 0).token(0))
+    lab.engine.handle("gw", Detokenize(request_id="d", token_ids=ids, deadline_s=9.0))
+    answer = lab.sent[-1][1]
+    assert isinstance(answer, Detokenized)
+    assert answer.text.startswith("user: Grüße\n ")
+
+
+def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
+    lab = Lab(max_model_len=10)
+    prepare = Prepare(request_id="p", kind="completion", deadline_s=9.0, prompt="x" * 10)
+    lab.engine.handle("gw", prepare)
+    failure = lab.sent[-1][1]
+    assert isinstance(failure, Failure)
+    assert failure.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert failure.message.count("10") == 2
+
+
+def test_what_it_cannot_do_at_all_gets_an_answer() -> None:
+    lab = Lab()
+    lab.engine.handle("gw", Embed(request_id="e", deadline_s=9.0, texts=("x",)))
+    failure = lab.sent[-1][1]
+    assert isinstance(failure, Failure)
+    assert failure.request_id == "e"
