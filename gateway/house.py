@@ -14,6 +14,7 @@ from gateway.metrics import Metrics, StateCollector
 from gateway.outbox import Outbox
 from gateway.services import Services
 from gateway.sessions import SessionTable
+from gateway.worker_metrics import WorkerMetricsCollector
 from gateway.workers.auth import AuthLink
 from gateway.workers.engines import EngineLink
 from gateway.workers.parsers import ParserLink
@@ -97,6 +98,7 @@ class House:
             clock=clock,
         )
         self.services.metrics.registry.register(StateCollector(self._gauges))
+        self.services.metrics.registry.register(WorkerMetricsCollector(self._peers))
 
     def _role_server(
         self,

@@ -15,6 +15,7 @@ from gateway.error_table import ERROR_TABLE
 from gateway.routes import generate
 from protocol.errors import ErrorCode
 from protocol.messages import Authorize, CreateKey, Generate, LimitState
+from protocol.metrics import MetricRegistry
 from tests.fakes.fake_workers import FakeEngine
 from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
 
@@ -362,6 +363,21 @@ async def test_metrics_count_requests_tokens_and_workers(socket_dir: Path) -> No
         assert tokens in text
         assert 'penstock_gateway_workers{phase="ready",role="engine"} 1.0' in text
         assert "penstock_gateway_requests_in_flight 0.0" in text
+
+
+async def test_metrics_show_what_workers_report_until_they_leave(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        engine = await gateway.engine()
+        registry = MetricRegistry()
+        registry.counter("penstock_engine_tokens", "Tokens.", ("kind",)).add(3, "prompt")
+        engine.gateway_id = engine.worker.gateway_ids()[0]
+        engine.send(registry.message())
+        await gateway.until(lambda: any(peer.metrics for peer in gateway.house.services.peers()))
+        labels = f'instance="{engine.worker.instance_id}",kind="prompt",model="demo",role="engine"'
+        series = f"penstock_engine_tokens_total{{{labels}}} 3.0"
+        assert series in (await gateway.client.get("/metrics")).text
+        await gateway.departure(engine)
+        assert "penstock_engine_tokens" not in (await gateway.client.get("/metrics")).text
 
 
 async def test_the_documentation_offers_both_key_schemes(socket_dir: Path) -> None:
