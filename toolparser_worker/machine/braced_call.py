@@ -1,7 +1,6 @@
 """Reads one tool call spelt `call:name{key:value,…}` and writes its arguments as JSON."""
 
 import re
-from collections.abc import Callable
 
 from toolparser_worker.machine.coercion import coerced, is_plain_text
 from toolparser_worker.machine.declarations import BracedBody
@@ -9,11 +8,15 @@ from toolparser_worker.machine.json_value import MAX_NESTING
 from toolparser_worker.machine.literals import literal_matcher
 from toolparser_worker.machine.reading import (
     MAX_NAME_CHARS,
+    NEEDS_ESCAPE,
     SPACE,
+    CallReader,
     CallSink,
     Ending,
+    PlainText,
     Verdict,
     escaped,
+    plain_text,
     quoted,
     starts_with,
 )
@@ -24,7 +27,7 @@ _BARE_KEY_END = re.compile(r"[:{}\[\],]")
 _BARE_VALUE_END = re.compile(r"[{}\[\],]")
 
 
-class BracedCallReader:
+class BracedCallReader(CallReader[BracedBody]):
     """Turns the private spelling into JSON as it comes (`CallReader`).
 
     Args:
@@ -34,15 +37,8 @@ class BracedCallReader:
     """
 
     def __init__(self, body: BracedBody, sink: CallSink, tools: ToolSchemas) -> None:
-        self.verdict = Verdict.UNDECIDED
-        self.ending = Ending.OPEN
-        self.flawed = False
-        self._body = body
-        self._sink = sink
-        self._tools = tools
-        self._state: Callable[[str, int], int] = self._in_name
-        self._base = 0
-        self._final = False
+        super().__init__(body, sink, tools)
+        self._state = self._in_name
         self._name = ""
         self._open: list[str] = []
         self._schemas: list[Schema] = []
@@ -53,19 +49,6 @@ class BracedCallReader:
         self._is_key = False
         self._has_value = False
         self._quotes = literal_matcher((body.quote,))
-
-    def feed(self, text: str, position: int, base: int, *, final: bool) -> int:
-        """Takes `text[position:]` up to the closing brace (`CallReader`)."""
-        self._base = base
-        self._final = final
-        end = len(text)
-        while position < end and self.ending is Ending.OPEN:
-            state = self._state
-            following = state(text, position)
-            if following == position and state == self._state:
-                break
-            position = following
-        return position
 
     def close(self, offset: int) -> None:
         """Ends strings, lists and objects where the text ended (`CallReader`)."""
@@ -81,6 +64,12 @@ class BracedCallReader:
             self._write("null", offset)
         opened = [first[0] for first in self._open]
         self._write("".join("}" if char == "{" else "]" for char in reversed(opened)), offset)
+
+    def plain(self) -> tuple[PlainText, list[str] | None] | None:
+        """Text within a string that leaves as it comes (`CallReader`)."""
+        if self._in_string and self._streams:
+            return plain_text(self._quotes.first_chars + NEEDS_ESCAPE), None
+        return None
 
     def _write(self, text: str, offset: int) -> None:
         if text:
@@ -285,9 +274,3 @@ class BracedCallReader:
         else:
             self.ending = Ending.COMPLETE
         return position + 1
-
-    def _break(self, position: int) -> int:
-        if self.verdict is Verdict.UNDECIDED:
-            self.verdict = Verdict.TEXT
-        self.ending = Ending.BROKEN
-        return position

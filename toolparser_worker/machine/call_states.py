@@ -1,5 +1,7 @@
 """The states of the machine in and around calls."""
 
+from typing import Any
+
 from toolparser_worker.machine.core import MachineCore
 from toolparser_worker.machine.declarations import CallBody
 from toolparser_worker.machine.literals import literal_matcher
@@ -166,7 +168,7 @@ class CallStates(MachineCore):
                 self._end_message(self._base + stop)
         return stop
 
-    def _end_body(self, reader: CallReader, offset: int) -> None:
+    def _end_body(self, reader: CallReader[Any], offset: int) -> None:
         if reader.verdict is Verdict.TEXT:
             self._in_block = False
             self._state = self._text

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 from toolparser_worker.machine.channels import Channel, ChannelTables
 from toolparser_worker.machine.declarations import (
@@ -11,10 +12,10 @@ from toolparser_worker.machine.declarations import (
     ReasoningFormat,
     ToolFormat,
 )
-from toolparser_worker.machine.event_log import EventLog
+from toolparser_worker.machine.event_log import EventLog, TextKind
 from toolparser_worker.machine.output import TextOutput
 from toolparser_worker.machine.readers import new_reader
-from toolparser_worker.machine.reading import LIST_START, SPACE, CallReader, find_at
+from toolparser_worker.machine.reading import LIST_START, SPACE, CallReader, PlainText, find_at
 from toolparser_worker.machine.token_counter import ReasoningTokenCounter
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 
@@ -73,13 +74,17 @@ class MachineCore(ABC):
         self._list_state = ""
         self._body: CallBody = self._tools.body
         self._ends: tuple[str, ...] = ()
-        self._reader: CallReader = new_reader(self._tools.body, self, tools)
+        self._reader: CallReader[Any] = new_reader(self._tools.body, self, tools)
         self._span_end = ""
         self._emits_span = False
         self._header = ""
         self._channel = Channel.CONTENT
         self._table = self._tables.table(Channel.CONTENT)
         self._state: Callable[[str, int], int] = self._text
+        self._plain: PlainText | None = None
+        self._plain_kind: TextKind = "content"
+        self._plain_index = 0
+        self._plain_list: list[str] | None = None
 
     @abstractmethod
     def _text(self, text: str, position: int) -> int:

@@ -1,7 +1,7 @@
 """Reads one tool call spelt as a tree of elements and writes its arguments as JSON."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from toolparser_worker.machine.coercion import coerced, schema_types
@@ -9,9 +9,12 @@ from toolparser_worker.machine.declarations import ElementBody
 from toolparser_worker.machine.literals import literal_matcher
 from toolparser_worker.machine.reading import (
     MAX_NAME_CHARS,
+    CallReader,
     CallSink,
     Ending,
+    PlainText,
     Verdict,
+    plain_text,
     quoted,
 )
 from toolparser_worker.machine.tool_schemas import Schema, ToolSchemas, schema_part
@@ -30,7 +33,7 @@ class _Element:
         self.children: list[_Element] = []
 
 
-class ElementCallReader:
+class ElementCallReader(CallReader[ElementBody]):
     """Collects the tree and writes it at the call's end (`CallReader`).
 
     Only then is it known which siblings repeat and so make a list.
@@ -42,15 +45,8 @@ class ElementCallReader:
     """
 
     def __init__(self, body: ElementBody, sink: CallSink, tools: ToolSchemas) -> None:
-        self.verdict = Verdict.UNDECIDED
-        self.ending = Ending.OPEN
-        self.flawed = False
-        self._body = body
-        self._sink = sink
-        self._tools = tools
-        self._state: Callable[[str, int], int] = self._in_name
-        self._base = 0
-        self._final = False
+        super().__init__(body, sink, tools)
+        self._state = self._in_name
         self._name = ""
         self._short = ""
         self._root = _Element("")
@@ -58,23 +54,16 @@ class ElementCallReader:
         self._is_key_out = False
         self._tag_start = literal_matcher((body.tag_prefix + "<",))
 
-    def feed(self, text: str, position: int, base: int, *, final: bool) -> int:
-        """Takes `text[position:]` up to the end of the call (`CallReader`)."""
-        self._base = base
-        self._final = final
-        end = len(text)
-        while position < end and self.ending is Ending.OPEN:
-            state = self._state
-            following = state(text, position)
-            if following == position and state == self._state:
-                break
-            position = following
-        return position
-
     def close(self, offset: int) -> None:
         """Writes what was collected when the text ended (`CallReader`)."""
         if self.verdict is Verdict.CALL:
             self._write(offset)
+
+    def plain(self) -> tuple[PlainText, list[str] | None] | None:
+        """Text within an element, which waits for the call's end (`CallReader`)."""
+        if self._state == self._in_text and len(self._open) > 1:
+            return plain_text(self._tag_start.first_chars), self._open[-1].text
+        return None
 
     def _until_tag_end(self, text: str, position: int) -> int:
         stop = text.find(">", position)
@@ -178,9 +167,3 @@ class ElementCallReader:
         if text.strip() and not as_dict:
             found[self._body.mixed_key] = text
         return found
-
-    def _break(self, position: int) -> int:
-        if self.verdict is Verdict.UNDECIDED:
-            self.verdict = Verdict.TEXT
-        self.ending = Ending.BROKEN
-        return position

@@ -1,25 +1,29 @@
 """Reads one tool call whose name stands in a header before plain JSON arguments."""
 
 import re
-from collections.abc import Callable
 
 from toolparser_worker.machine.declarations import HeaderBody
 from toolparser_worker.machine.json_value import JsonValueScanner
 from toolparser_worker.machine.literals import literal_matcher
 from toolparser_worker.machine.reading import (
     MAX_NAME_CHARS,
+    NEEDS_ESCAPE,
     SPACE,
+    CallReader,
     CallSink,
     Ending,
+    PlainText,
     Verdict,
     find_at,
+    plain_text,
 )
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 
 _BARE_ARGUMENTS = "{"
+_IN_STRING = plain_text(NEEDS_ESCAPE)
 
 
-class HeaderCallReader:
+class HeaderCallReader(CallReader[HeaderBody]):
     """Reads the header, then hands the arguments on verbatim (`CallReader`).
 
     Args:
@@ -29,35 +33,18 @@ class HeaderCallReader:
     """
 
     def __init__(self, body: HeaderBody, sink: CallSink, tools: ToolSchemas) -> None:
-        self.verdict = Verdict.UNDECIDED
-        self.ending = Ending.OPEN
-        self.flawed = False
-        self._body = body
-        self._sink = sink
-        self._tools = tools
-        self._state: Callable[[str, int], int] = self._in_header
-        self._base = 0
-        self._final = False
+        super().__init__(body, sink, tools)
+        self._state = self._in_header
         self._header = ""
         self._scanner = JsonValueScanner()
         bare = (_BARE_ARGUMENTS,) if body.bare_arguments else ()
         self._separators = literal_matcher((*body.separators, *bare, body.end or "\0"))
 
-    def feed(self, text: str, position: int, base: int, *, final: bool) -> int:
-        """Takes `text[position:]` up to the end of the arguments (`CallReader`)."""
-        self._base = base
-        self._final = final
-        end = len(text)
-        while position < end and self.ending is Ending.OPEN:
-            state = self._state
-            following = state(text, position)
-            if following == position and state == self._state:
-                break
-            position = following
-        return position
-
-    def close(self, offset: int) -> None:
-        """The arguments are the model's own text, so there is nothing to add (`CallReader`)."""
+    def plain(self) -> tuple[PlainText, None] | None:
+        """Text within a string of the arguments (`CallReader`)."""
+        if self._state == self._in_arguments and self._scanner.in_string:
+            return _IN_STRING, None
+        return None
 
     def _in_header(self, text: str, position: int) -> int:
         start, stop = self._separators.find(text, position, final=self._final)
@@ -112,12 +99,6 @@ class HeaderCallReader:
         if not is_cut and (stop < len(text) or self._final):
             self.ending = Ending.COMPLETE
         return stop + len(tail)
-
-    def _break(self, position: int) -> int:
-        if self.verdict is Verdict.UNDECIDED:
-            self.verdict = Verdict.TEXT
-        self.ending = Ending.BROKEN
-        return position
 
 
 class ArgumentsReader(HeaderCallReader):

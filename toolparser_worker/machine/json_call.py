@@ -2,13 +2,23 @@
 
 import enum
 import json
-from collections.abc import Callable
 
 from toolparser_worker.machine.declarations import JsonObjectBody
 from toolparser_worker.machine.json_string import JsonStringDecoder
 from toolparser_worker.machine.json_value import JsonValueScanner
-from toolparser_worker.machine.reading import SPACE, CallSink, Ending, Verdict
+from toolparser_worker.machine.reading import (
+    NEEDS_ESCAPE,
+    SPACE,
+    CallReader,
+    CallSink,
+    Ending,
+    PlainText,
+    Verdict,
+    plain_text,
+)
 from toolparser_worker.machine.tool_schemas import ToolSchemas
+
+_IN_STRING = plain_text(NEEDS_ESCAPE)
 
 
 class _Role(enum.Enum):
@@ -18,7 +28,7 @@ class _Role(enum.Enum):
     OTHER = enum.auto()
 
 
-class JsonCallReader:
+class JsonCallReader(CallReader[JsonObjectBody]):
     """Follows one JSON object and tells whether it is a call.
 
     Arguments are handed on verbatim as they come; those that come before the name wait for it.
@@ -32,14 +42,8 @@ class JsonCallReader:
     """
 
     def __init__(self, body: JsonObjectBody, sink: CallSink, tools: ToolSchemas) -> None:
-        self.verdict = Verdict.UNDECIDED
-        self.ending = Ending.OPEN
-        self.flawed = False
-        self._body = body
-        self._sink = sink
-        self._tools = tools
-        self._state: Callable[[str, int], int] = self._before_object
-        self._base = 0
+        super().__init__(body, sink, tools)
+        self._state = self._before_object
         self._role = _Role.KEY
         self._scanner = JsonValueScanner()
         self._captured: list[str] = []
@@ -50,16 +54,17 @@ class JsonCallReader:
         self._unpacker: JsonStringDecoder | None = None
         self._unpacked_end = 0
 
-    def feed(self, text: str, position: int, base: int, *, final: bool) -> int:
-        """Takes `text[position:]` up to the end of the object (`CallReader`)."""
-        self._base = base
-        end = len(text)
-        while position < end and self.ending is Ending.OPEN:
-            position = self._state(text, position)
-        return position
-
-    def close(self, offset: int) -> None:
-        """The arguments are the model's own text, so there is nothing to add (`CallReader`)."""
+    def plain(self) -> tuple[PlainText, None] | None:
+        """Text within a string of the arguments (`CallReader`)."""
+        if (
+            self._role is _Role.ARGUMENTS
+            and self.verdict is Verdict.CALL
+            and self._unpacker is None
+            and self._scanner.in_string
+            and self._state == self._in_value
+        ):
+            return _IN_STRING, None
+        return None
 
     def _next_char(self, text: str, position: int) -> tuple[str, int]:
         """Skips white space; the character there, or nothing at the end of the text."""
@@ -71,7 +76,7 @@ class JsonCallReader:
         if char == "{":
             self._state = self._first_key
             return position + 1
-        return self._break(char, position)
+        return self._break_at(char, position)
 
     def _first_key(self, text: str, position: int) -> int:
         char, position = self._next_char(text, position)
@@ -85,14 +90,14 @@ class JsonCallReader:
 
     def _begin_key(self, char: str, position: int) -> int:
         if char != '"':
-            return self._break(char, position)
+            return self._break_at(char, position)
         self._begin_value(_Role.KEY)
         return position
 
     def _before_colon(self, text: str, position: int) -> int:
         char, position = self._next_char(text, position)
         if char != ":":
-            return self._break(char, position)
+            return self._break_at(char, position)
         self._state = self._before_value
         if self._role is _Role.ARGUMENTS:
             self._has_arguments = True
@@ -125,7 +130,7 @@ class JsonCallReader:
             elif self._role is not _Role.OTHER:
                 self._captured.append(text[position:stop])
         if scanner.broken:
-            return self._break(text[stop], stop)
+            return self._break_at(text[stop], stop)
         if scanner.done:
             self._end_value(stop)
         return stop
@@ -184,7 +189,7 @@ class JsonCallReader:
             return position + 1
         if char == "}":
             return self._close(position)
-        return self._break(char, position)
+        return self._break_at(char, position)
 
     def _decide(self, certain_at: int) -> None:
         """Calls it a call once the name and whatever else it needs are there."""
@@ -216,11 +221,11 @@ class JsonCallReader:
         self.ending = Ending.COMPLETE
         return position + 1
 
-    def _break(self, char: str, position: int) -> int:
+    def _break_at(self, char: str, position: int) -> int:
         """Ends the reading at a character that cannot be; none at all only means more to come."""
         if char:
             self._give_up()
-            self.ending = Ending.BROKEN
+            return self._break(position)
         return position
 
 

@@ -80,6 +80,11 @@ class JsonValueScanner:
         self._digits_left = 0
         self._scalar = ""
 
+    @property
+    def in_string(self) -> bool:
+        """Whether the next character belongs to a string, and is not part of an escape."""
+        return self._state == _STRING
+
     def feed(self, text: str, position: int) -> int:
         """Takes `text[position:]` up to the end of the value.
 

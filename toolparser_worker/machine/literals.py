@@ -9,12 +9,17 @@ class LiteralMatcher:
 
     Args:
         literals: The texts to look for, none of them empty; with none, all text is plain.
+
+    Attributes:
+        max_chars: The length of the longest.
+        first_chars: The characters that they begin with.
     """
 
     def __init__(self, literals: tuple[str, ...]) -> None:
         by_length = sorted(set(literals), key=len, reverse=True)
         prefixes = {literal[:size] for literal in by_length for size in range(1, len(literal))}
         self.max_chars = len(by_length[0]) if by_length else 0
+        self.first_chars = "".join(sorted({literal[0] for literal in by_length}))
         self._find = re.compile("|".join(map(re.escape, by_length))).search if by_length else None
         self._find_tail = (
             re.compile(

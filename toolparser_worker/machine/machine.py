@@ -18,14 +18,14 @@ Everything else leaves in the feed that brought it, and no character is looked a
 the longest marker is long.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from protocol.messages import ParseEvent
 from toolparser_worker.machine.channels import Action, Channel
 from toolparser_worker.machine.declarations import ReasoningFormat, ToolFormat
 from toolparser_worker.machine.literals import literal_matcher
 from toolparser_worker.machine.message_states import MessageStates
-from toolparser_worker.machine.reading import SPACE, Verdict, find_at
+from toolparser_worker.machine.reading import SPACE, PlainText, Verdict, find_at, plain_text
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 
 _ANY_TOOLS = ToolSchemas()
@@ -97,7 +97,7 @@ class Machine(MessageStates):
             self._tokens.is_reasoning = True
             self._enter(Channel.REASONING)
 
-    def feed(self, text: str, token_ends: Iterable[int] = ()) -> tuple[ParseEvent, ...]:
+    def feed(self, text: str, token_ends: Sequence[int] = ()) -> tuple[ParseEvent, ...]:
         """Takes more text.
 
         Args:
@@ -107,11 +107,67 @@ class Machine(MessageStates):
         Returns:
             What became certain by it.
         """
+        plain = self._plain
+        if plain is not None:
+            # Only more of what came last, as nearly all of a long stream is.
+            if len(text) != 1:
+                if text and plain.search(text) is None:
+                    return self._take_plain(text, token_ends)
+            elif text not in plain.chars:
+                # Character by character is the costliest cut of a text: not a call too many here.
+                start = self._base
+                self._base = end = start + 1
+                self.num_operations += 2
+                if token_ends and (self._tokens.is_reasoning or token_ends[-1] > end):
+                    self._tokens.add(token_ends)
+                    self._tokens.settle(end)
+                if self._plain_list is None:
+                    kind, index = self._plain_kind, self._plain_index
+                    return (ParseEvent(kind=kind, text=text, index=index, start=start, end=end),)
+                self._plain_list.append(text)
+                return ()
         self._tokens.add(token_ends)
         self._run(self._carry + text if self._carry else text)
         undecided = self._held and self._state not in (self._text, self._closing)
         self._tokens.settle(self._held_start if undecided else self._base)
+        self._plain = None if self._carry else self._find_plain()
         return self._events.drain()
+
+    def _take_plain(self, text: str, token_ends: Sequence[int]) -> tuple[ParseEvent, ...]:
+        """Takes text that leaves as it is."""
+        start = self._base
+        self._base = end = start + len(text)
+        self.num_operations += len(text) + 1
+        if token_ends and (self._tokens.is_reasoning or token_ends[-1] > end):
+            self._tokens.add(token_ends)
+            self._tokens.settle(end)
+        if self._plain_list is not None:
+            self._plain_list.append(text)
+            return ()
+        kind, index = self._plain_kind, self._plain_index
+        return (ParseEvent(kind=kind, text=text, index=index, start=start, end=end),)
+
+    def _find_plain(self) -> PlainText | None:
+        """Which text could only be more of what came last."""
+        if self._state == self._call:
+            if self._is_muted or self._reader.verdict is not Verdict.CALL:
+                return None
+            found = self._reader.plain()
+            if found is None:
+                return None
+            self._plain_kind = "tool_call_arguments"
+            self._plain_index = self._num_calls - 1
+            plain, self._plain_list = found
+            return plain
+        if self._state != self._text:
+            return None
+        leaves = self._output.plain()
+        if leaves is None or (self._output.awaits_first and self._table.bare_first):
+            return None
+        self._plain_kind, last = leaves
+        self._plain_index = 0
+        self._plain_list = None
+        return plain_text(self._table.matcher.first_chars, last)
 
     def finish(self) -> tuple[ParseEvent, ...]:
         """No more text will come: decides what was held back."""

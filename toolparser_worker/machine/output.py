@@ -3,7 +3,8 @@
 from typing import Literal
 
 from toolparser_worker.machine.channels import Channel
-from toolparser_worker.machine.event_log import EventLog
+from toolparser_worker.machine.event_log import EventLog, TextKind
+from toolparser_worker.machine.reading import BLANKS
 
 
 class TextOutput:
@@ -58,6 +59,23 @@ class TextOutput:
             self._emit_reasoning(piece, start)
         elif channel is Channel.CONTENT or channel is Channel.OUTSIDE:
             self._emit_content(piece, start)
+
+    def plain(self) -> tuple[TextKind, str] | None:
+        """How text leaves that now comes, if it does so whatever follows it.
+
+        Returns:
+            The kind of its events, and the characters that it must not end with for that.
+        """
+        channel = self._channel
+        if channel is Channel.REASONING:
+            if self._at_reasoning_start or self._reasoning_blank:
+                return None
+            return "reasoning", "" if self._trims_reasoning == "none" else BLANKS
+        if channel is not Channel.CONTENT and channel is not Channel.OUTSIDE:
+            return None
+        if not self._finds_calls or (self._has_content and not self._trims_content):
+            return "content", ""
+        return ("content", BLANKS) if self._has_content and not self._blank else None
 
     def drop_blank(self) -> None:
         """A call follows: the white space before it is no content."""

@@ -1,18 +1,22 @@
 """Reads one tool call whose parameters are elements of plain text, and writes them as JSON."""
 
 import re
-from collections.abc import Callable
 
 from toolparser_worker.machine.coercion import coerced, is_plain_text, json_or_text
 from toolparser_worker.machine.declarations import ParameterBody
 from toolparser_worker.machine.literals import LiteralMatcher, literal_matcher
 from toolparser_worker.machine.reading import (
+    BLANKS,
     MAX_NAME_CHARS,
+    NEEDS_ESCAPE,
     SPACE,
+    CallReader,
     CallSink,
     Ending,
+    PlainText,
     Verdict,
     escaped,
+    plain_text,
     quoted,
     starts_with,
 )
@@ -23,7 +27,7 @@ _CDATA_START = "<![CDATA["
 _CDATA_END = "]]>"
 
 
-class ParameterCallReader:
+class ParameterCallReader(CallReader[ParameterBody]):
     """Reads name, then parameter after parameter; text between them is dropped (`CallReader`).
 
     Values that are text for certain stream as they come. Others wait for their end, as only the
@@ -36,15 +40,8 @@ class ParameterCallReader:
     """
 
     def __init__(self, body: ParameterBody, sink: CallSink, tools: ToolSchemas) -> None:
-        self.verdict = Verdict.UNDECIDED
-        self.ending = Ending.OPEN
-        self.flawed = False
-        self._body = body
-        self._sink = sink
-        self._tools = tools
-        self._state: Callable[[str, int], int] = self._in_name
-        self._base = 0
-        self._final = False
+        super().__init__(body, sink, tools)
+        self._state = self._in_name
         self._short: list[str] = []
         self._num_short = 0
         self._name = ""
@@ -58,19 +55,6 @@ class ParameterCallReader:
         self._is_dropped = False
         self._value_matcher: LiteralMatcher = _value_matcher(body)
 
-    def feed(self, text: str, position: int, base: int, *, final: bool) -> int:
-        """Takes `text[position:]` up to the end of the call (`CallReader`)."""
-        self._base = base
-        self._final = final
-        end = len(text)
-        while position < end and self.ending is Ending.OPEN:
-            state = self._state
-            following = state(text, position)
-            if following == position and state == self._state:
-                break
-            position = following
-        return position
-
     def close(self, offset: int) -> None:
         """Ends the JSON where the text ended (`CallReader`)."""
         if self.verdict is not Verdict.CALL:
@@ -78,6 +62,17 @@ class ParameterCallReader:
         if self._state in (self._in_value, self._value_begins):
             self._end_value(offset)
         self._end_arguments(offset)
+
+    def plain(self) -> tuple[PlainText, list[str] | None] | None:
+        """Text within a value (`CallReader`)."""
+        if self._state != self._in_value:
+            return None
+        starts = self._value_matcher.first_chars
+        if self._value is not None:
+            return plain_text(starts), self._value
+        if self._body.trims != "space":
+            return plain_text(starts + NEEDS_ESCAPE), None
+        return None if any(self._blank) else (plain_text(starts + NEEDS_ESCAPE, BLANKS), None)
 
     # The name and the keys: short texts that are collected whole.
 
@@ -281,12 +276,6 @@ class ParameterCallReader:
                 return
             self._sink.call_arguments(f"{quoted(key)}: {value}", offset, offset)
         self._sink.call_arguments("}", offset, offset)
-
-    def _break(self, position: int) -> int:
-        if self.verdict is Verdict.UNDECIDED:
-            self.verdict = Verdict.TEXT
-        self.ending = Ending.BROKEN
-        return position
 
 
 def _value_matcher(body: ParameterBody) -> LiteralMatcher:

@@ -1,18 +1,21 @@
 """Reads one tool call spelt as Python and writes its arguments as JSON."""
 
 import re
-from collections.abc import Callable
 
 from toolparser_worker.machine.declarations import PythonBody
 from toolparser_worker.machine.json_value import MAX_NESTING
 from toolparser_worker.machine.python_string import PythonStringDecoder
 from toolparser_worker.machine.reading import (
     MAX_NAME_CHARS,
+    NEEDS_ESCAPE,
     SPACE,
+    CallReader,
     CallSink,
     Ending,
+    PlainText,
     Verdict,
     escaped,
+    plain_text,
     quoted,
 )
 from toolparser_worker.machine.tool_schemas import ToolSchemas
@@ -55,7 +58,7 @@ class _Frame:
         self.captured: list[str] | None = [] if kind == "?" else None
 
 
-class PythonCallReader:
+class PythonCallReader(CallReader[PythonBody]):
     """Turns `f(x=1)` into name and JSON as it comes (`CallReader`).
 
     Args:
@@ -65,34 +68,14 @@ class PythonCallReader:
     """
 
     def __init__(self, body: PythonBody, sink: CallSink, tools: ToolSchemas) -> None:
-        self.verdict = Verdict.UNDECIDED
-        self.ending = Ending.OPEN
-        self.flawed = False
-        self._body = body
-        self._sink = sink
-        self._tools = tools
-        self._state: Callable[[str, int], int] = self._in_name
-        self._base = 0
-        self._final = False
+        super().__init__(body, sink, tools)
+        self._state = self._in_name
         self._name = ""
         self._short = ""
         self._separator = ""
         self._awaits_value = False
         self._frames: list[_Frame] = []
         self._string = PythonStringDecoder("'", is_raw=False, repairs=False, is_argument=True)
-
-    def feed(self, text: str, position: int, base: int, *, final: bool) -> int:
-        """Takes `text[position:]` up to the closing parenthesis (`CallReader`)."""
-        self._base = base
-        self._final = final
-        end = len(text)
-        while position < end and self.ending is Ending.OPEN:
-            state = self._state
-            following = state(text, position)
-            if following == position and state == self._state:
-                break
-            position = following
-        return position
 
     def close(self, offset: int) -> None:
         """Ends strings and brackets where the text ended (`CallReader`)."""
@@ -109,6 +92,13 @@ class PythonCallReader:
         if self._awaits_value:
             self._out("null", offset, offset)
         self._out("}", offset, offset)
+
+    def plain(self) -> tuple[PlainText, list[str] | None] | None:
+        """Text within a string (`CallReader`)."""
+        if self._state != self._in_string:
+            return None
+        captured = self._frames[-1].captured if self._frames else None
+        return plain_text(self._string.quote[0] + NEEDS_ESCAPE), captured
 
     def _close_frame(self, frame: _Frame, offset: int) -> None:
         captured = "".join(frame.captured or ())
@@ -338,12 +328,6 @@ class PythonCallReader:
             self._out("}" if frame.kind == "{" else "]", at, at + 1)
         self._note_value()
         return position + 1
-
-    def _break(self, position: int) -> int:
-        if self.verdict is Verdict.UNDECIDED:
-            self.verdict = Verdict.TEXT
-        self.ending = Ending.BROKEN
-        return position
 
 
 def _scalar_json(text: str) -> str | None:

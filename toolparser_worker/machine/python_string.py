@@ -34,11 +34,12 @@ class PythonStringDecoder:
 
     Attributes:
         done: The closing quote was read.
+        quote: As given.
     """
 
     def __init__(self, quote: str, *, is_raw: bool, repairs: bool, is_argument: bool) -> None:
         self.done = False
-        self._quote = quote
+        self.quote = quote
         self._is_raw = is_raw
         self._run = re.compile(rf"[^{quote[0]}\\]++")
         self._repairs = (_ENDS_ARGUMENT if is_argument else _ENDS_ITEM) if repairs else None
@@ -53,14 +54,14 @@ class PythonStringDecoder:
         char = text[position]
         if char == "\\":
             return self._escape(text, position, final=final)
-        if char != self._quote[0]:
+        if char != self.quote[0]:
             stop = self._run.match(text, position).end()  # type: ignore[union-attr]
             return text[position:stop], stop
-        if not text.startswith(self._quote, position):
-            if self._quote.startswith(text[position:]) and not final:
+        if not text.startswith(self.quote, position):
+            if self.quote.startswith(text[position:]) and not final:
                 return "", position
             return char, position + 1
-        stop = position + len(self._quote)
+        stop = position + len(self.quote)
         if self._repairs is not None:
             rest = text[stop : stop + _LOOKAHEAD_CHARS]
             if self._repairs.match(rest) is None:

@@ -1,5 +1,7 @@
 """Chooses the reader of a call by how the call is spelt."""
 
+from typing import Any
+
 from toolparser_worker.machine.braced_call import BracedCallReader
 from toolparser_worker.machine.declarations import (
     BracedBody,
@@ -19,7 +21,7 @@ from toolparser_worker.machine.reading import CallReader, CallSink
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 
 
-def new_reader(body: CallBody, sink: CallSink, tools: ToolSchemas) -> CallReader:
+def new_reader(body: CallBody, sink: CallSink, tools: ToolSchemas) -> CallReader[Any]:
     """The reader of one call.
 
     Args:

@@ -3,7 +3,14 @@
 import enum
 import json
 import re
-from typing import Protocol
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Generic, Protocol, TypeVar
+
+from toolparser_worker.machine.declarations import CallBody
+from toolparser_worker.machine.tool_schemas import ToolSchemas
+
+BodyT = TypeVar("BodyT", bound=CallBody)
 
 MAX_NAME_CHARS = 512
 """The longest name, header or tag; what goes on for longer is no call."""
@@ -11,7 +18,13 @@ MAX_NAME_CHARS = 512
 LIST_START, LIST_END, COMMA = "[", "]", ","
 """What a list of calls is written with."""
 
+BLANKS = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+"""All that `str.strip` takes for white space."""
 SPACE = re.compile(r"[ \t\n\r]*+")
+NEEDS_ESCAPE = '"\\' + "".join(map(chr, range(32)))
+"""Characters that a JSON string can't have as they are."""
 _NEEDS_ESCAPE = re.compile(r'["\\\x00-\x1f]')
 
 
@@ -41,8 +54,43 @@ class Ending(enum.Enum):
     BROKEN = enum.auto()
 
 
-class CallReader(Protocol):
-    """Reads one call of one shape.
+class PlainText:
+    """Tells text that can only stand for itself, whatever follows it.
+
+    Args:
+        special: The characters that may stand for something else.
+        last: Those that wait for what follows when they come last.
+
+    Attributes:
+        chars: All characters that mean more than themselves when they come alone.
+        search: Finds in a longer text what means more than itself.
+    """
+
+    __slots__ = ("chars", "search")
+
+    def __init__(self, special: str, last: str) -> None:
+        self.chars = frozenset(special + last)
+        found = [f"[{re.escape(special)}]"] if special else []
+        found += [f"[{re.escape(last)}]\\Z"] if last else []
+        self.search = re.compile("|".join(found) or r"(?!)").search
+
+
+@lru_cache(maxsize=1024)
+def plain_text(special: str, last: str = "") -> PlainText:
+    """The same for the same characters, made once in the process."""
+    return PlainText(special, last)
+
+
+class CallReader(Generic[BodyT]):
+    """Reads one call of one shape, in states that each take as much text as they can.
+
+    A state is a method that takes the text and a position and returns the position of the first
+    character that it left. `_state` is the next one to be asked; subclasses set the first.
+
+    Args:
+        body: How the call is spelt.
+        sink: Is told the name and the arguments.
+        tools: The request's tools.
 
     Attributes:
         verdict: `UNDECIDED` until it is certain what the text is.
@@ -51,9 +99,17 @@ class CallReader(Protocol):
         flawed: The call is complete but its arguments are not valid.
     """
 
-    verdict: Verdict
-    ending: Ending
-    flawed: bool
+    _state: Callable[[str, int], int]
+
+    def __init__(self, body: BodyT, sink: CallSink, tools: ToolSchemas) -> None:
+        self.verdict = Verdict.UNDECIDED
+        self.ending = Ending.OPEN
+        self.flawed = False
+        self._body = body
+        self._sink = sink
+        self._tools = tools
+        self._base = 0
+        self._final = False
 
     def feed(self, text: str, position: int, base: int, *, final: bool) -> int:
         """Takes `text[position:]` up to the end of the call.
@@ -68,9 +124,37 @@ class CallReader(Protocol):
             The position of the first character that was not taken. While `ending` is `OPEN`, a
             short rest may be left that means nothing yet; it comes again with more text.
         """
+        self._base = base
+        self._final = final
+        end = len(text)
+        while position < end and self.ending is Ending.OPEN:
+            state = self._state
+            following = state(text, position)
+            if following == position and state == self._state:
+                break
+            position = following
+        return position
 
     def close(self, offset: int) -> None:
-        """The text ended within the call: makes JSON that the reader itself writes whole."""
+        """The text ended within the call: makes JSON that the reader itself writes whole.
+
+        Nothing to do where the arguments are the model's own text.
+        """
+
+    def plain(self) -> tuple[PlainText, list[str] | None] | None:
+        """Which text is now only more of the arguments; None where all needs to be looked at.
+
+        Returns:
+            With it the list that gathers such text; None when it leaves at once, verbatim.
+        """
+        return None
+
+    def _break(self, position: int) -> int:
+        """Ends the reading at a character that cannot be."""
+        if self.verdict is Verdict.UNDECIDED:
+            self.verdict = Verdict.TEXT
+        self.ending = Ending.BROKEN
+        return position
 
 
 def starts_with(text: str, position: int, literal: str, *, final: bool) -> bool | None:
