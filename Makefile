@@ -53,7 +53,8 @@ wheel-check: wheel
 # parsers' laws; `make test` tries fewer.
 fuzz: $(VENV)/.test
 	FUZZ_FRAMES=1000000 $(BIN)/python -m pytest tests/integration/test_transport_bounds.py
-	FUZZ_EFFORT=20 $(BIN)/python -m pytest tests/unit/toolparser_worker/test_parser_laws.py
+	FUZZ_EFFORT=20 $(BIN)/python -m pytest tests/unit/toolparser_worker/test_parser_laws.py \
+		tests/unit/toolparser_worker/test_parser_early.py tests/unit/toolparser_worker/test_parser_work.py
 
 demo-eval: $(VENV)/.test
 	$(BIN)/python -m tools.eval_demo_model $(ARGS)

@@ -153,8 +153,7 @@ class CallStates(MachineCore):
     def _broken(self, text: str, position: int) -> int:
         """The rest of a call that broke after its name was out."""
         matcher = literal_matcher((*self._ends, *self._tools.wrapper_ends))
-        start, stop = matcher.find(text, position, final=self._final)
-        self.num_operations += start - position + matcher.max_chars
+        start, stop = self._find(matcher, text, position)
         if start > position:
             at = self._base + position
             self.call_arguments(text[position:start], at, at + start - position)

@@ -13,6 +13,7 @@ from toolparser_worker.machine.declarations import (
     ToolFormat,
 )
 from toolparser_worker.machine.event_log import EventLog, TextKind
+from toolparser_worker.machine.literals import LiteralMatcher
 from toolparser_worker.machine.output import TextOutput
 from toolparser_worker.machine.readers import new_reader
 from toolparser_worker.machine.reading import LIST_START, SPACE, CallReader, PlainText, find_at
@@ -113,6 +114,12 @@ class MachineCore(ABC):
         self._tables.reasoning_ended = True
         self._tokens.switch(offset, is_reasoning=False)
         self._output.end_reasoning()
+
+    def _find(self, matcher: LiteralMatcher, text: str, position: int) -> tuple[int, int]:
+        """Finds a marker, and counts the characters that were looked at."""
+        start, stop = matcher.find(text, position, final=self._final)
+        self.num_operations += start - position + min(matcher.max_chars, len(text) - position)
+        return start, stop
 
     def _after_space(
         self, markers: tuple[str, ...], text: str, position: int

@@ -232,8 +232,7 @@ class Machine(MessageStates):
             if not literal and text[position] in self._table.bare_first:
                 return self._begin_block("", position, position)
         table = self._table
-        start, stop = table.matcher.find(text, position, final=self._final)
-        self.num_operations += start - position + table.matcher.max_chars
+        start, stop = self._find(table.matcher, text, position)
         if start > position:
             self._emit(text[position:start], self._base + position)
         if stop == start:
@@ -278,8 +277,7 @@ class Machine(MessageStates):
     def _span(self, text: str, position: int) -> int:
         """Between two markers where nothing is looked for but the second."""
         matcher = literal_matcher((self._span_end,))
-        start, stop = matcher.find(text, position, final=self._final)
-        self.num_operations += start - position + matcher.max_chars
+        start, stop = self._find(matcher, text, position)
         if self._emits_span and stop > position:
             self._emit(text[position:stop], self._base + position)
         if stop > start:

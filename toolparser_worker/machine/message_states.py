@@ -53,8 +53,7 @@ class MessageStates(CallStates):
         """In the header of a message."""
         framing = self._framing
         matcher = literal_matcher((*framing.header_ends, *framing.ends, *framing.starts))
-        start, stop = matcher.find(text, position, final=self._final)
-        self.num_operations += start - position + matcher.max_chars
+        start, stop = self._find(matcher, text, position)
         if start > position:
             self._held.append(text[position:start])
             self._header += text[position:start]

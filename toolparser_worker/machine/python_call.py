@@ -22,7 +22,9 @@ from toolparser_worker.machine.tool_schemas import ToolSchemas
 
 _NAME = re.compile(r"[^\W\d][\w.\-]*+")
 _STRING_START = re.compile(r"([rRbBuUfF]{0,2})('''|\"\"\"|'|\")")
-_STRING_CUT = re.compile(r"[rRbBuUfF]{0,2}(?:''?|\"\"?)?\Z")
+_STRING_OPENS = re.compile(r"[rRbBuUfF]{0,2}['\"]")
+_PREFIX_CUT = re.compile(r"[rRbBuUfF]{1,2}\Z")
+_QUOTES_CUT = re.compile(r"[rRbBuUfF]{0,2}(?:''?|\"\"?)\Z")
 _SCALAR = re.compile(r"[\w.+\-]*+")
 _INTEGER = re.compile(r"([+-]?)0*([0-9](?:_?[0-9]){0,4000}?)")
 _FLOAT = re.compile(r"[+-]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][+-]?[0-9]+)?")
@@ -190,14 +192,14 @@ class PythonCallReader(CallReader[PythonBody]):
             return self._close_bracket(position)
         if char in "[({":
             return self._open_bracket("?" if char == "{" else char, position)
-        if not self._final and _STRING_CUT.match(text, position) is not None:
-            if text[position] in "'\"" and len(text) - position == 1:
-                return position  # It may be the first of three quotes.
-            if len(text) - position < 3:
-                return position
-        start = _STRING_START.match(text, position)
-        if start is not None:
-            return self._begin_string(start)
+        if not self._final and _PREFIX_CUT.match(text, position) is not None:
+            return position
+        opening = _STRING_OPENS.match(text, position)
+        if opening is not None:
+            self._begin_item(position)
+            self._out('"', self._base + position, self._base + opening.end())
+            self._state = self._string_opens
+            return position
         if _SCALAR.match(text, position).end() == position:  # type: ignore[union-attr]
             return self._break(position)
         self._begin_item(position)
@@ -227,17 +229,19 @@ class PythonCallReader(CallReader[PythonBody]):
         self._frames.append(_Frame(kind))
         return position + 1
 
-    def _begin_string(self, start: re.Match[str]) -> int:
-        self._begin_item(start.start())
-        self._out('"', self._base + start.start(), self._base + start.end())
+    def _string_opens(self, text: str, position: int) -> int:
+        """A string for certain: after one quote, or after three."""
+        if not self._final and _QUOTES_CUT.match(text, position) is not None:
+            return position
+        prefix, quote = _STRING_START.match(text, position).groups()  # type: ignore[union-attr]
         self._string = PythonStringDecoder(
-            start[2],
-            is_raw="r" in start[1].lower(),
+            quote,
+            is_raw="r" in prefix.lower(),
             repairs=self._body.repairs,
             is_argument=not self._frames,
         )
         self._state = self._in_string
-        return start.end()
+        return position + len(prefix + quote)
 
     def _in_string(self, text: str, position: int) -> int:
         string = self._string

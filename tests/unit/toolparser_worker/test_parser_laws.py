@@ -1,10 +1,8 @@
 """The laws of the machine, as properties over every declared format and a made-up one."""
 
 import json
-import os
-import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -13,17 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.fakes.format_pairs import EFFORT, PAIRS, SOME_TOOLS, formats, schemas
 from tests.fakes.parsed_text import (
-    REASONING,
     TOOLS,
     Parsed,
-    ParsedCall,
     cut,
-    new_machine,
     parse,
 )
 from toolparser_worker.machine.declarations import (
-    BracedBody,
     ElementBody,
     HeaderBody,
     JsonObjectBody,
@@ -31,21 +26,9 @@ from toolparser_worker.machine.declarations import (
     ToolFormat,
 )
 from toolparser_worker.machine.render import render_calls, render_reasoning
-from toolparser_worker.machine.tool_schemas import ToolSchemas
 
-NATIVE = {"deepseek_v31": "deepseek_v3", "qwen3_coder": "qwen3", "openai": "openai_gptoss"}
-PAIRS = sorted(
-    {(tool, "none") for tool in TOOLS}
-    | {(tool, NATIVE.get(tool, tool if tool in REASONING else "think")) for tool in TOOLS}
-    | {("hermes", reasoning) for reasoning in REASONING}
-    | {("none", reasoning) for reasoning in REASONING}
-)
 pairs = pytest.mark.parametrize(("tool", "reasoning"), PAIRS)
-SOME_TOOLS = [name for name in TOOLS if name != "none"]
 some_tool = pytest.mark.parametrize("tool", SOME_TOOLS)
-EFFORT = int(os.environ.get("FUZZ_EFFORT", "1"))
-"""How many times as many examples as usual are tried."""
-
 COMMON_FRAGMENTS = [
     *("<think>", "</think>", "<tool_", "call>", "</", "<", ">", ">>", "</thi", "<|python"),
     *('{"name": "f"', '"name": "g",', '"fn": "h"', '{"tool": "a"}', '{"name": 1'),
@@ -59,10 +42,6 @@ COMMON_FRAGMENTS = [
 CUTS = st.lists(st.integers(1, 200), max_size=12)
 TOKEN_SIZES = st.lists(st.integers(0, 6), max_size=40)
 TAG_NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,7}", fullmatch=True)
-
-
-def formats(tool: str, reasoning: str) -> tuple[ToolFormat | None, ReasoningFormat | None]:
-    return TOOLS[tool], REASONING[reasoning]
 
 
 @lru_cache
@@ -111,19 +90,6 @@ def plain_texts(tool_format: ToolFormat) -> st.SearchStrategy[str]:
     )
 
 
-def schema_of(value: Any) -> dict[str, Any]:
-    """A JSON schema that the value has."""
-    if isinstance(value, dict):
-        members = {key: schema_of(item) for key, item in value.items()}
-        return {"type": "object", "properties": members}
-    if isinstance(value, list):
-        return {"type": "array", "items": schema_of(value[0]) if value else {}}
-    for kind, name in ((bool, "boolean"), (int, "integer"), (float, "number"), (str, "string")):
-        if isinstance(value, kind):
-            return {"type": name}
-    return {"type": "null"}
-
-
 @st.composite
 def calls(draw: st.DrawFn, tool: str) -> list[tuple[str, str]]:
     """Names and arguments as JSON text, spelt in any of the ways JSON can be."""
@@ -154,14 +120,6 @@ def calls(draw: st.DrawFn, tool: str) -> list[tuple[str, str]]:
     return [
         (name, json.dumps(value, ensure_ascii=is_ascii, indent=indent)) for name, value in drawn
     ]
-
-
-def schemas(wanted: Sequence[tuple[str, str]]) -> ToolSchemas:
-    """Tools that the calls fit."""
-    return ToolSchemas(
-        {"function": {"name": name, "parameters": schema_of(json.loads(arguments))}}
-        for name, arguments in wanted
-    )
 
 
 def assert_same(parsed: Parsed, wanted: Sequence[tuple[str, str]], tool: str) -> None:
@@ -327,139 +285,6 @@ def test_complete_calls_are_valid_and_ids_are_unique_and_stable(
         for call in parsed.calls:
             assert call.is_complete
             json.loads(call.arguments)
-
-
-def early_text(tool: str, reasoning: str) -> str:
-    """A text with all that a text can have."""
-    tool_format, reasoning_format = formats(tool, reasoning)
-    text = render_reasoning(reasoning_format, "hm < 1") if reasoning_format else ""
-    is_framed = (tool_format or reasoning_format or REASONING["think"]).framing is not None  # type: ignore[union-attr]
-    if not is_framed and (tool_format is None or tool_format.rendered_start != "["):
-        text += "\nO <{1 "
-    if tool_format is not None:
-        text += render_calls(tool_format, [("f", '{"a": "}<"}')])
-    return text
-
-
-@lru_cache
-def endings(tool: str, reasoning: str) -> list[str]:
-    """Texts that tell apart whatever can still be told apart."""
-    tool_format, reasoning_format = formats(tool, reasoning)
-    known = ['"name": "q"}']
-    if reasoning_format is not None:
-        known += [*reasoning_format.ends, *reasoning_format.starts]
-    if tool_format is not None:
-        known.append(render_calls(tool_format, [("q", '{"z": 9}')]))
-        known += tool_format.body.markers
-        known.append(render_calls(tool_format, [("f", '{"a": "again"}')]))
-        if reasoning_format is not None:
-            call = known[-1]
-            known.append(render_reasoning(reasoning_format, "r") + call)
-            for start in reasoning_format.starts:
-                known.append(f"{start}r{reasoning_format.ends[0]}{call}")
-        if isinstance(tool_format.body, BracedBody):
-            known += ["[1]}", "{z:1}}"]
-        if isinstance(tool_format.body, ElementBody):
-            prefix = tool_format.body.tag_prefix
-            known.append(f"{prefix}</a>{prefix}<a>more{prefix}</a>{tool_format.body.end}")
-    suffixes = {text[size:] for text in known for size in range(len(text))}
-    return [*sorted(suffixes), "x", " x", "}", '"', '": ', '"}', '"x": 1}', "}}", ", ", "'", "1"]
-
-
-def early_positions(text: str) -> list[int]:
-    """Some of the places in a text, always the same ones; all of them with more effort."""
-    share = min(1.0, 0.1 * EFFORT)
-    generator = random.Random(text)
-    return [size for size in range(1, len(text) + 1) if generator.random() < share]
-
-
-TEXT_TOOL = schemas([("f", '{"a": ""}'), ("q", '{"z": 9}')])
-FEWER_PAIRS = [
-    *((tool, "none") for tool in SOME_TOOLS),
-    *(
-        (next((tool for tool in SOME_TOOLS if NATIVE.get(tool, tool) == name), "hermes"), name)
-        for name in REASONING
-        if name != "none"
-    ),
-]
-
-
-@pytest.mark.parametrize(("tool", "reasoning"), FEWER_PAIRS)
-def test_what_all_completions_have_in_common_is_already_out(tool: str, reasoning: str) -> None:
-    chosen = formats(tool, reasoning)
-    text = early_text(tool, reasoning)
-    for size in early_positions(text):
-        machine = new_machine(*chosen, tools=TEXT_TOOL)
-        emitted = Parsed()
-        emitted.add(machine.feed(text[:size]))
-        ends = [
-            parse(text[:size] + end, *chosen, tools=TEXT_TOOL)
-            for end in (*endings(tool, reasoning), text[size:], "")
-        ]
-        assert len(emitted.content) >= common_size([end.content for end in ends])
-        assert len(emitted.reasoning) >= common_size([end.reasoning for end in ends])
-        for index in range(min(len(end.calls) for end in ends)):
-            both: list[ParsedCall] = [end.calls[index] for end in ends]
-            if len({call.name for call in both}) == 1:
-                assert len(emitted.calls) > index
-                size_out = common_size([call.arguments for call in both])
-                # A string's first quote waits until the marker that stands for it is whole.
-                is_braced = chosen[0] is not None and isinstance(chosen[0].body, BracedBody)
-                assert len(emitted.calls[index].arguments) >= size_out - is_braced
-
-
-def common_size(texts: Sequence[str]) -> int:
-    """How many characters all these texts begin with alike."""
-    low, high = min(texts), max(texts)
-    size = 0
-    while size < min(len(low), len(high)) and low[size] == high[size]:
-        size += 1
-    return size
-
-
-def adversaries(tool: str, reasoning: str) -> dict[str, Callable[[int], str]]:
-    """Texts of any length that ask much of the formats."""
-    tool_format, reasoning_format = formats(tool, reasoning)
-    found: dict[str, Callable[[int], str]] = {
-        "content": lambda n: "a < b " * (n // 6),
-        "spaces": lambda n: " " * n,
-        "objects": lambda n: "{" * n,
-        "keys": lambda n: '{"a": ' * (n // 6),
-        "brackets": lambda n: "[" * n,
-    }
-    whole = ""
-    if tool_format is not None:
-        whole = render_calls(tool_format, [("f", '{"a": "b c"}')])
-        found["calls"] = lambda n: whole * (n // len(whole))
-    markers = (*(tool_format or REASONING["think"]).markers,)  # type: ignore[union-attr]
-    if reasoning_format is not None:
-        markers += reasoning_format.markers
-    for marker in {*markers}:
-        found[f"{marker} again"] = lambda n, m=marker: m * (n // len(m))  # type: ignore[misc]
-        found[f"{marker} cut"] = lambda n, m=marker[:-1]: m * (n // (len(m) or 1))  # type: ignore[misc]
-    middle = whole.find("b c")
-    for place in {len(whole) // 4, len(whole) // 2, 3 * len(whole) // 4, middle}:
-        for unit in (" ", "x", '\\"', "{", "'", "1", "<", "\n"):
-            found[f"{place} and {unit!r}"] = lambda n, start=whole[:place], u=unit: (  # type: ignore[misc]
-                start + u * (n // len(u))
-            )
-    return found
-
-
-@pytest.mark.parametrize(("tool", "reasoning"), FEWER_PAIRS)
-def test_work_grows_with_the_text_and_no_faster(tool: str, reasoning: str) -> None:
-    def operations(text: str, size: int) -> int:
-        machine = new_machine(*formats(tool, reasoning))
-        for start in range(0, len(text), size):
-            machine.feed(text[start : start + size])
-        machine.finish()
-        return machine.num_operations
-
-    for name, adversary in adversaries(tool, reasoning).items():
-        short, long = adversary(200 * EFFORT), adversary(400 * EFFORT)
-        for size in (1, 4):
-            growth = operations(long, size) - operations(short, size)
-            assert growth <= 100 * (len(long) - len(short)), name
 
 
 @pairs
