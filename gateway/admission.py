@@ -6,60 +6,17 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gateway.errors import OverloadedError, WorkerUnavailableError
-from protocol.messages import EngineOffer
-from protocol.peers import Peer
+from gateway.returning import ReturningWaiter, ReturningWork
+from gateway.seats import Accepts, EngineHandle, Seat, least_loaded
 
 MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 120.0
 _RATE_WINDOW = 128
 _MAX_GIVEN_UP = 64
-
-
-@dataclass(slots=True, eq=False)
-class EngineHandle:
-    """One live engine as routing sees it.
-
-    Attributes:
-        peer: Its connection, with its latest load and credit.
-        offer: What it serves.
-        num_requests: Choices that this gateway has there; `num_tokens` their tokens.
-        is_backing_off: It just refused work that seemed to be within its credit.
-    """
-
-    peer: Peer
-    offer: EngineOffer
-    num_requests: int = 0
-    num_tokens: int = 0
-    is_backing_off: bool = False
-
-    def can_take(self, tokens: int) -> bool:
-        """Whether one more choice of so many tokens is within the credit."""
-        credits_now = self.peer.credits or self.offer.credits
-        if not self.peer.takes_work or self.is_backing_off:
-            return False
-        if self.num_requests >= credits_now.max_requests:
-            return False
-        # One request alone may always go: the engine itself knows best whether it can ever fit.
-        return self.num_requests == 0 or self.num_tokens + tokens <= credits_now.max_tokens
-
-    @property
-    def num_unfinished(self) -> int:
-        """Choices there: as reported, which is up to a second old, or as sent, if that is more."""
-        load = self.peer.load
-        return max(load.num_running + load.num_waiting, self.num_requests)
-
-
-@dataclass(slots=True, eq=False)
-class Seat:
-    """The right to one choice at one engine, until released."""
-
-    engine: EngineHandle
-    tokens: int
-    is_released: bool = False
 
 
 @dataclass(slots=True, order=True)
@@ -80,16 +37,18 @@ class _ModelQueue:
 
     Attributes:
         waiters: A heap; who gave up stays in it until it comes to the top, or until they are many.
+        returning: Who was at an engine that is gone, in order; they go before everybody else.
         num_live: Waiters that have not given up; `num_waiting` those to which the bound applies.
     """
 
     waiters: list[_Waiter] = field(default_factory=list)
+    returning: ReturningWork = field(default_factory=ReturningWork)
     num_live: int = 0
     num_waiting: int = 0
     virtual_time: float = 0.0
     last_finish: dict[tuple[int, str], float] = field(default_factory=dict)
     departures: deque[float] = field(default_factory=lambda: deque(maxlen=_RATE_WINDOW))
-    turn: int = 0
+    turn: Iterator[int] = field(default_factory=itertools.count)
 
 
 class Admission:
@@ -127,8 +86,8 @@ class Admission:
             tenant: Whose turn it is.
             priority: Lower goes first.
             tokens: Upper bound of prompt and output.
-            is_extra: A further choice of a request that is in already; the bound of the queue
-                doesn't apply, because its client has been let in.
+            is_extra: A further choice of a request that is in already: its client has been let
+                in, so the bound of the queue doesn't apply, and it waits while no engine is there.
 
         Raises:
             OverloadedError: The queue is full.
@@ -136,10 +95,10 @@ class Admission:
         """
         queue = self._queues.setdefault(model, _ModelQueue())
         engines = self._engines(model)
-        if not engines:
+        if not engines and not is_extra:
             raise _no_engine(model)
-        if queue.num_live == 0:
-            engine = _least_loaded(engines, tokens, queue)
+        if queue.num_live == 0 and not queue.returning.holds_up(engines):
+            engine = least_loaded(engines, tokens, next(queue.turn))
             if engine is not None:
                 return self._seat(engine, tokens, queue)
         if not is_extra and queue.num_waiting >= self._max_queue:
@@ -162,6 +121,52 @@ class Admission:
                 self.pump(model)  # the next one may fit where this one did not
             raise
 
+    async def acquire_again(
+        self,
+        model: str,
+        *,
+        tokens: int,
+        accepts: Accepts,
+        is_alone: bool = False,
+        is_patient: bool = True,
+    ) -> Seat:
+        """A seat for work that lost its engine: before everybody who waits for a first one.
+
+        Without a fitting engine it waits for one to come; its caller bounds the time.
+
+        Args:
+            model: A known model.
+            tokens: Upper bound of prompt and output.
+            accepts: Which engines can go on with it.
+            is_alone: Take an engine with nothing else on it, and keep it so until `share`.
+            is_patient: Wait also while only engines that can't go on with it are there.
+
+        Raises:
+            WorkerLostError: It isn't patient, and only such engines are there.
+        """
+        queue = self._queues.setdefault(model, _ModelQueue())
+        future: asyncio.Future[Seat] = asyncio.get_running_loop().create_future()
+        waiter = ReturningWaiter(tokens, accepts, is_alone, is_patient, future)
+        queue.returning.add(waiter)
+        self.pump(model)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self.release(future.result())
+            else:
+                future.cancel()
+                queue.returning.discard(waiter)
+                self.pump(model)
+            raise
+
+    def share(self, seat: Seat) -> None:
+        """Let others work beside a seat that was alone; idempotent."""
+        if seat.is_alone:
+            seat.is_alone = False
+            seat.engine.is_reserved = False
+            self.pump(seat.engine.offer.model)
+
     def resize(self, seat: Seat, tokens: int) -> None:
         """Replace the upper bound of a seat by a better number."""
         if not seat.is_released:
@@ -175,30 +180,35 @@ class Admission:
         seat.is_released = True
         seat.engine.num_requests -= 1
         seat.engine.num_tokens -= seat.tokens
+        if seat.is_alone:
+            seat.engine.is_reserved = False
         self.pump(seat.engine.offer.model)
 
     def pump(self, model: str) -> None:
         """Seat who waits, as far as credits go; called when something may have become free."""
         queue = self._queues.get(model)
-        if queue is None or not queue.waiters:
+        if queue is None or not (queue.waiters or queue.returning):
             return
         engines = self._engines(model)
         if not engines:
-            self._fail_all(queue, model)
+            self._fail_newcomers(queue, model)
             return
-        while queue.waiters:
+        for back, place in queue.returning.placed(engines, queue.turn):
+            back.future.set_result(self._seat(place, back.tokens, queue, is_alone=back.is_alone))
+        while queue.waiters and not queue.returning.holds_up(engines):
             waiter = queue.waiters[0]
             if waiter.future.done():
                 heapq.heappop(queue.waiters)
                 continue
-            engine = _least_loaded(engines, waiter.tokens, queue)
+            engine = least_loaded(engines, waiter.tokens, next(queue.turn))
             if engine is None:
                 return
             heapq.heappop(queue.waiters)
             self._forget(queue, waiter)
             queue.virtual_time = max(queue.virtual_time, waiter.virtual_start)
             waiter.future.set_result(self._seat(engine, waiter.tokens, queue))
-        queue.last_finish.clear()  # nobody waits: no debts are carried over
+        if not queue.waiters:
+            queue.last_finish.clear()  # nobody waits: no debts are carried over
 
     def num_waiting(self, model: str) -> int:
         """Requests in the queue of a model."""
@@ -226,11 +236,14 @@ class Admission:
         queue.num_waiting += not is_extra
         return waiter
 
-    def _seat(self, engine: EngineHandle, tokens: int, queue: _ModelQueue) -> Seat:
+    def _seat(
+        self, engine: EngineHandle, tokens: int, queue: _ModelQueue, *, is_alone: bool = False
+    ) -> Seat:
         engine.num_requests += 1
         engine.num_tokens += tokens
+        engine.is_reserved |= is_alone
         queue.departures.append(self._clock())
-        return Seat(engine, tokens)
+        return Seat(engine, tokens, is_alone=is_alone)
 
     @staticmethod
     def _forget(queue: _ModelQueue, waiter: _Waiter) -> None:
@@ -244,29 +257,15 @@ class Admission:
             queue.waiters = [one for one in queue.waiters if not one.future.done()]
             heapq.heapify(queue.waiters)
 
-    def _fail_all(self, queue: _ModelQueue, model: str) -> None:
-        waiters, queue.waiters = queue.waiters, []
+    def _fail_newcomers(self, queue: _ModelQueue, model: str) -> None:
+        """The last engine went: who has begun nothing yet had better ask elsewhere."""
+        waiters = [waiter for waiter in queue.waiters if not waiter.future.done()]
+        queue.waiters = [waiter for waiter in waiters if waiter.is_extra]
+        heapq.heapify(queue.waiters)
         for waiter in waiters:
-            if not waiter.future.done():
+            if not waiter.is_extra:
                 self._forget(queue, waiter)
                 waiter.future.set_exception(_no_engine(model))
-
-
-def _least_loaded(
-    engines: Sequence[EngineHandle], tokens: int, queue: _ModelQueue
-) -> EngineHandle | None:
-    """The engine with the least work among those with credit; ties go round."""
-    queue.turn += 1
-    best: EngineHandle | None = None
-    best_score = (0, 0)
-    for offset in range(len(engines)):
-        engine = engines[(queue.turn + offset) % len(engines)]
-        if not engine.can_take(tokens):
-            continue
-        score = (engine.num_unfinished, engine.num_tokens)
-        if best is None or score < best_score:
-            best, best_score = engine, score
-    return best
 
 
 def _no_engine(model: str) -> WorkerUnavailableError:

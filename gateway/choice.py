@@ -1,11 +1,12 @@
-"""One choice of a request at an engine: its attempt, its lease, its output and its one end."""
+"""One choice of a request, from engine to engine: its attempts, its output and its one end."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.admission import EngineHandle, Seat
+from gateway.admission import Admission
 from gateway.errors import GatewayError, WorkerLostError
+from gateway.quarantine import Suspicion
+from gateway.seats import EngineHandle, Seat
 from gateway.workers.engines import EngineLink
 from protocol.errors import ErrorCode
 from protocol.messages import (
@@ -21,7 +22,8 @@ from protocol.messages import (
     Usage,
 )
 
-MAX_RETRIES = 4
+_MAX_PAUSE_S = 1.0
+_FIRST_PAUSE_S = 0.05
 _RETRYABLE = frozenset(
     {
         ErrorCode.WORKER_LOST,
@@ -48,7 +50,7 @@ class ChoiceOwner(Protocol):
         ...
 
     def on_choice_failed(self, choice: "EngineChoice", error: GatewayError) -> None:
-        """It can't go on; `may_retry` says whether another engine may try."""
+        """It can't go on; `may_go_on` says whether another engine may try."""
         ...
 
 
@@ -59,9 +61,11 @@ class ChoicePlan:
     Attributes:
         request_id: Of the prompt on the wire.
         max_output_tokens: What context and client allow.
+        lease_id: What the output is charged to.
     """
 
     request_id: str
+    lease_id: str
     prepared: Prepared
     sampling: SamplingParams
     max_output_tokens: int
@@ -74,13 +78,17 @@ class ChoicePlan:
 class EngineChoice:
     """One choice; it holds a seat exactly as long as an engine works on it.
 
+    It keeps what an engine needs to go on where another one stopped: the tokens that came, and how
+    many characters of their text.
+
     Args:
         engines: The link to the engines.
         plan: Shared by the choices of one prompt.
         index: Of the answer; `number` is the index within the prompt.
         lease_tokens: Output tokens that are reserved at first.
         owner: Is told what happens.
-        release: Gives a seat back.
+        admission: Takes seats back.
+        suspicion: What speaks against it.
     """
 
     def __init__(
@@ -92,13 +100,15 @@ class EngineChoice:
         number: int,
         lease_tokens: int,
         owner: ChoiceOwner,
-        release: Callable[[Seat], None],
+        admission: Admission,
+        suspicion: Suspicion,
     ) -> None:
         self.plan = plan
         self.index = index
         self.attempt = 0
+        self.resume_version = 0
         self.lease_tokens = lease_tokens
-        self.num_output_tokens = 0
+        self.suspicion = suspicion
         self.was_started = False
         self.is_lease_final = False
         self.is_extending = False
@@ -108,7 +118,10 @@ class EngineChoice:
         self._engines = engines
         self._number = number
         self._owner = owner
-        self._release = release
+        self._admission = admission
+        self._token_ids: list[int] = []
+        self._num_characters = 0
+        self._num_fruitless = 0
         self._seat: Seat | None = None
         self._is_aborted = False
         self._usage: Usage | None = None
@@ -119,9 +132,34 @@ class EngineChoice:
         return self._seat is not None
 
     @property
-    def may_retry(self) -> bool:
-        """Whether another attempt would repeat nothing that the client has seen."""
-        return self.num_output_tokens == 0 and self.attempt < MAX_RETRIES and not self._is_aborted
+    def num_output_tokens(self) -> int:
+        """Tokens that arrived, from all engines together."""
+        return len(self._token_ids)
+
+    @property
+    def has_output(self) -> bool:
+        """Whether anything arrived that an engine has to go on from."""
+        return bool(self._token_ids) or self._num_characters > 0
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether another engine can go on without repeating or losing anything.
+
+        Text without token ids comes from an engine that doesn't send them.
+        """
+        return not self._is_aborted and (bool(self._token_ids) or self._num_characters == 0)
+
+    @property
+    def is_at_lease_end(self) -> bool:
+        """Whether nothing more is paid for, or will be."""
+        return self.is_lease_final and self.num_output_tokens >= self.lease_tokens
+
+    @property
+    def pause_s(self) -> float:
+        """How long to wait before the next attempt: not at all unless several brought nothing."""
+        if self._num_fruitless < 2:
+            return 0.0
+        return float(min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self._num_fruitless - 2)))
 
     @property
     def usage(self) -> Usage:
@@ -136,7 +174,7 @@ class EngineChoice:
         )
 
     def start(self, seat: Seat, deadline_s: float) -> None:
-        """Begin, or begin again, at the engine of a seat, which now belongs to this choice.
+        """Begin, or go on, at the engine of a seat, which now belongs to this choice.
 
         Args:
             seat: From admission.
@@ -144,8 +182,12 @@ class EngineChoice:
         """
         plan = self.plan
         self._seat = seat
+        self._usage = None
+        self._num_fruitless += 1
         self.attempt += 1
+        self.resume_version = seat.engine.offer.resume_version
         self.was_started = True
+        self.suspicion.on_attempt()
         generate = Generate(
             request_id=plan.request_id,
             choice=self._number,
@@ -161,6 +203,10 @@ class EngineChoice:
             template_time=plan.prepared.template_time,
             block_hashes=plan.prepared.block_hashes,
             want_token_ids=True,
+            output_token_ids=tuple(self._token_ids),
+            num_sent_characters=self._num_characters,
+            is_alone=seat.is_alone,
+            lease_id=plan.lease_id,
         )
         try:
             self._engines.generate(seat.engine, generate, self)
@@ -200,7 +246,11 @@ class EngineChoice:
 
     def on_delta(self, delta: Delta) -> None:
         """New output of the current attempt."""
-        self.num_output_tokens += len(delta.token_ids)
+        self._token_ids += delta.token_ids
+        self._num_characters += len(delta.text)
+        self._num_fruitless = 0
+        if self.suspicion.on_tokens(len(delta.token_ids)) and self._seat is not None:
+            self._admission.share(self._seat)
         if not self._is_aborted:
             self._owner.on_choice_text(self, delta)
 
@@ -220,6 +270,7 @@ class EngineChoice:
         """The current attempt failed."""
         if failure is not None and failure.usage is not None:
             self._usage = failure.usage
+        error = self.suspicion.on_failure(error, self._seat)
         self._free_seat()
         if self._is_aborted:
             self._owner.on_choice_aborted(self)
@@ -235,7 +286,7 @@ class EngineChoice:
     def _free_seat(self) -> None:
         seat, self._seat = self._seat, None
         if seat is not None:
-            self._release(seat)
+            self._admission.release(seat)
 
 
 def is_retryable(error: GatewayError) -> bool:

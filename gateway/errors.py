@@ -11,6 +11,7 @@ PenstockError
 │   ├── OverloadedError          503: a queue, an outbox or a quota of ours is full
 │   ├── WorkerUnavailableError   503: a part that the request needs is away
 │   ├── WorkerLostError          503 (or an event in the stream): a worker died under the request
+│   ├── PoisonRequestError       500: engines die of this request
 │   ├── DeadlineExceededError    504
 │   └── RemoteFailureError       a worker's Failure, with its code
 ├── ClientDisconnectedError      nobody is left to answer
@@ -19,6 +20,7 @@ PenstockError
 
 from protocol.errors import ErrorCode, PenstockError
 from protocol.messages import Denied, Failure, LimitState
+from protocol.peers import DEATHS, LossReason
 
 
 class GatewayError(PenstockError):
@@ -109,9 +111,33 @@ class WorkerUnavailableError(GatewayError):
 
 
 class WorkerLostError(GatewayError):
-    """A worker died or vanished while it worked on the request."""
+    """A worker died or vanished while it worked on the request.
+
+    Args:
+        message: Safe for clients.
+        worker_id: The instance that was lost.
+        reason: Why it was lost, as the socket saw it.
+    """
 
     code = ErrorCode.WORKER_LOST
+
+    def __init__(
+        self, message: str, *, worker_id: str = "", reason: LossReason | None = None
+    ) -> None:
+        super().__init__(message)
+        self.worker_id = worker_id
+        self.reason = reason
+
+    @property
+    def is_death(self) -> bool:
+        """Whether the work that ran there may have been the cause."""
+        return self.reason in DEATHS
+
+
+class PoisonRequestError(GatewayError):
+    """Engines died of this request, the last one while it ran alone."""
+
+    code = ErrorCode.POISON_REQUEST
 
 
 class DeadlineExceededError(GatewayError):

@@ -7,7 +7,6 @@ from typing import Any
 
 from msgspec import structs
 
-from gateway.admission import Seat
 from gateway.budget import TokenBudget
 from gateway.caller import Caller
 from gateway.choice import ChoicePlan, EngineChoice, is_retryable
@@ -16,12 +15,11 @@ from gateway.errors import (
     DeadlineExceededError,
     GatewayError,
     ModelNotFoundError,
-    RemoteFailureError,
-    WorkerLostError,
     WorkerUnavailableError,
 )
 from gateway.event_queue import EventQueue
 from gateway.events import ChoiceFinished, ContentText, GenerationEvent, total_usage
+from gateway.launcher import Launcher, tokens_of
 from gateway.lease import Outcome, RequestLease
 from gateway.metrics import GenerationRecord
 from gateway.parsing import ParseSession, parse_opening
@@ -43,7 +41,6 @@ _logger = logging.getLogger("penstock.gateway.generation")
 
 ABORT_PATIENCE_S = 10.0
 """How long the settlement of an aborted request waits for the engine's own count."""
-_MAX_PREPARE_RETRIES = 3
 
 
 class Generation:
@@ -68,6 +65,7 @@ class Generation:
         self._first_output_at: float | None = None
         self._lease = RequestLease(services.auth, request_id)
         self._budget = TokenBudget(job, services.settings.lease_slice_tokens)
+        self._launcher = Launcher(services, job, request_id, self._lease, self._remaining_s)
         self._choices: list[EngineChoice] = []
         self._finals: list[Usage | None] = []
         self._parse: ParseSession | None = None
@@ -183,9 +181,8 @@ class Generation:
         )
         self.offer = self._find_offer()
         opening = parse_opening(self.job, self.offer, self.request_id)
-        seat = await self._acquire(self._budget.upper_bound(self.offer), is_extra=False)
+        seat, prepared = await self._launcher.prepare(self._budget, self.offer)
         try:
-            seat, prepared = await self._prepare(seat)
             await self._lease.correct(*self._budget.reservation(prepared))
             self._make_choices(prepared, await self._open_parse(opening, prepared))
         except BaseException:
@@ -194,10 +191,10 @@ class Generation:
         self._deadline = asyncio.get_running_loop().call_later(
             self._remaining_s(), lambda: self.fail(self._too_late())
         )
-        services.admission.resize(seat, self._tokens_of(self._choices[0]))
+        services.admission.resize(seat, tokens_of(self._choices[0]))
         first, *others = self._choices
         for choice in others:
-            self._spawn(self._launch(choice))
+            self._spawn(self._launcher.launch(choice))
         first.start(seat, self._remaining_s())
 
     def _find_offer(self) -> EngineOffer:
@@ -209,39 +206,6 @@ class Generation:
             raise WorkerUnavailableError(f"The model `{model}` is still starting.")
         known = {*services.engines.models(), *services.settings.models}
         raise ModelNotFoundError(model, tuple(sorted(known)))
-
-    async def _acquire(self, tokens: int, *, is_extra: bool) -> Seat:
-        return await self._services.admission.acquire(
-            self.job.model,
-            tenant=self._lease.tenant,
-            priority=self._lease.priority,
-            tokens=tokens,
-            is_extra=is_extra,
-        )
-
-    async def _prepare(self, seat: Seat) -> tuple[Seat, list[Prepared]]:
-        """Have every prompt tokenised at the seat's engine; at another one if that one dies."""
-        for retry in range(_MAX_PREPARE_RETRIES + 1):
-            questions = [
-                structs.replace(
-                    prepare,
-                    request_id=self._wire_id(number),
-                    deadline_s=self._remaining_s(),
-                    tenant=self._lease.tenant,
-                )
-                for number, prepare in enumerate(self.job.prepares)
-            ]
-            try:
-                return seat, await self._services.engines.prepare_all(seat.engine, questions)
-            except (WorkerLostError, RemoteFailureError) as error:
-                self._services.admission.release(seat)
-                if retry == _MAX_PREPARE_RETRIES or not is_retryable(error):
-                    raise
-            except BaseException:
-                self._services.admission.release(seat)
-                raise
-            seat = await self._acquire(seat.tokens, is_extra=True)
-        raise AssertionError("the last retry returns or raises")
 
     async def _open_parse(
         self, opening: OpenParse | None, prepared: list[Prepared]
@@ -261,7 +225,8 @@ class Generation:
         limits = self._budget.output_limits(prepared)
         for number, (prompt, limit) in enumerate(zip(prepared, limits, strict=True)):
             plan = ChoicePlan(
-                request_id=self._wire_id(number),
+                request_id=self._launcher.wire_id(number),
+                lease_id=self._lease.lease_id,
                 prepared=prompt,
                 sampling=self.job.sampling,
                 max_output_tokens=limit,
@@ -279,19 +244,12 @@ class Generation:
                         number=choice,
                         lease_tokens=self._budget.slice_of(limit),
                         owner=self,
-                        release=self._services.admission.release,
+                        admission=self._services.admission,
+                        suspicion=self._launcher.suspicion(),
                     )
                 )
         self._finals = [None] * len(self._choices)
         self._num_open = len(self._choices)
-
-    async def _launch(self, choice: EngineChoice) -> None:
-        """Wait for a seat and start a choice: a further one, or one that goes to another engine."""
-        seat = await self._acquire(self._tokens_of(choice), is_extra=True)
-        if self._outcome is None:
-            choice.start(seat, self._remaining_s())
-        else:
-            self._services.admission.release(seat)
 
     # What choices report.
 
@@ -307,8 +265,14 @@ class Generation:
 
     def on_choice_ended(self, choice: EngineChoice, finished: Finished) -> None:
         """The engine is done with a choice; its last text may still be at the parser."""
-        choice.finish_reason = "stop" if finished.finish_reason == "stop" else "length"
-        choice.stop_reason = finished.stop_reason
+        reason = "stop" if finished.finish_reason == "stop" else "length"
+        self._end_choice(choice, reason, finished.stop_reason)
+
+    def _end_choice(
+        self, choice: EngineChoice, finish_reason: str, stop_reason: str | int | None
+    ) -> None:
+        choice.finish_reason = finish_reason
+        choice.stop_reason = stop_reason
         if self._parse is not None:
             self._parse.finish(choice.index)
         else:
@@ -319,10 +283,11 @@ class Generation:
         self._settle_when_ended()
 
     def on_choice_failed(self, choice: EngineChoice, error: GatewayError) -> None:
-        """A choice that produced nothing moves on; any other ends the request."""
-        if choice.may_retry and is_retryable(error):
-            _logger.info("request %s tries another engine: %s", self.request_id, error.code)
-            self._spawn(self._launch(choice))
+        """Another engine goes on with the choice if that may help; otherwise the request ends."""
+        if choice.is_at_lease_end:
+            self._end_choice(choice, "length", None)
+        elif choice.may_go_on and is_retryable(error):
+            self._spawn(self._launcher.relaunch(choice, error))
         else:
             self.fail(error)
 
@@ -431,19 +396,15 @@ class Generation:
             _logger.error("request %s failed", self.request_id, exc_info=error)
             self.fail(GatewayError("Something went wrong in this server."))
 
-    def _wire_id(self, number: int) -> str:
-        """The id of a prompt on the wire; a request with one prompt gives it its own."""
-        return self.request_id if len(self.job.prepares) == 1 else f"{self.request_id}-{number}"
-
-    @staticmethod
-    def _tokens_of(choice: EngineChoice) -> int:
-        return len(choice.plan.prepared.prompt_token_ids) + choice.lease_tokens
-
     def _remaining_s(self) -> float:
         passed_s = self._services.clock() - self._arrived_at
         return max(0.0, self._services.settings.request_timeout_s - passed_s)
 
-    def _too_late(self) -> DeadlineExceededError:
-        return DeadlineExceededError(
-            f"The request took longer than {self._services.settings.request_timeout_s:g} seconds."
-        )
+    def _too_late(self) -> GatewayError:
+        limit_s = self._services.settings.request_timeout_s
+        if not self._services.engines.engines(self.job.model):
+            return WorkerUnavailableError(
+                f"No engine of the model `{self.job.model}` came back within the {limit_s:g} "
+                "seconds that a request may take; please try again."
+            )
+        return DeadlineExceededError(f"The request took longer than {limit_s:g} seconds.")

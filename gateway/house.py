@@ -12,6 +12,7 @@ from gateway.config import GatewaySettings
 from gateway.errors import WorkerUnavailableError
 from gateway.metrics import Metrics, StateCollector
 from gateway.outbox import Outbox
+from gateway.quarantine import Quarantine
 from gateway.services import Services
 from gateway.sessions import SessionTable
 from gateway.worker_metrics import WorkerMetricsCollector
@@ -92,6 +93,7 @@ class House:
             parsers=self._parsers,
             admission=self._admission,
             outbox=self._outbox,
+            quarantine=Quarantine(clock),
             sessions=SessionTable(),
             metrics=Metrics(),
             peers=self._peers,

@@ -25,6 +25,7 @@ class RequestLease:
     Attributes:
         tenant: Whose request it is; `priority` its priority.
         limits: Where the caller stands, as last reported.
+        lease_id: As granted; empty before.
     """
 
     def __init__(self, auth: AuthLink, request_id: str) -> None:
@@ -33,7 +34,7 @@ class RequestLease:
         self.limits = LimitState()
         self._auth = auth
         self._request_id = request_id
-        self._lease_id = ""
+        self.lease_id = ""
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._growing = asyncio.Lock()
@@ -49,7 +50,7 @@ class RequestLease:
         self.tenant = granted.tenant
         self.priority = granted.priority
         self.limits = granted.limits
-        self._lease_id = granted.lease_id
+        self.lease_id = granted.lease_id
         self._prompt_tokens = authorize.prompt_tokens
         self._completion_tokens = authorize.completion_tokens
 
@@ -60,17 +61,17 @@ class RequestLease:
             DeniedError: It grew beyond what the caller may have.
             WorkerUnavailableError: It grew, and nobody answers.
         """
-        if not self._lease_id:
+        if not self.lease_id:
             return
         grows = prompt_tokens > self._prompt_tokens or completion_tokens > self._completion_tokens
         if grows:
             adjusted = await self._auth.adjust(
-                self._request_id, self._lease_id, prompt_tokens, completion_tokens
+                self._request_id, self.lease_id, prompt_tokens, completion_tokens
             )
             self.limits = adjusted.limits
         elif (prompt_tokens, completion_tokens) != (self._prompt_tokens, self._completion_tokens):
             # A smaller reservation is never refused, so nobody waits for the answer.
-            self._auth.shrink(self._request_id, self._lease_id, prompt_tokens, completion_tokens)
+            self._auth.shrink(self._request_id, self.lease_id, prompt_tokens, completion_tokens)
         self._prompt_tokens, self._completion_tokens = prompt_tokens, completion_tokens
 
     async def grow(self, tokens: int) -> bool:
@@ -81,10 +82,10 @@ class RequestLease:
         """
         async with self._growing:
             wanted = self._completion_tokens + tokens
-            while self._lease_id:
+            while self.lease_id:
                 try:
                     await self._auth.adjust(
-                        self._request_id, self._lease_id, self._prompt_tokens, wanted
+                        self._request_id, self.lease_id, self._prompt_tokens, wanted
                     )
                     break
                 except (DeniedError, RemoteFailureError) as error:
@@ -97,21 +98,21 @@ class RequestLease:
 
     def report(self, usage: Usage) -> LeaseReport | None:
         """What was used so far; None before there is a lease."""
-        if not self._lease_id:
+        if not self.lease_id:
             return None
         return LeaseReport(
-            lease_id=self._lease_id,
+            lease_id=self.lease_id,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
         )
 
     def settle(self, outbox: Outbox, usage: Usage, outcome: Outcome) -> None:
         """Book what was really used, and give the rest back."""
-        if not self._lease_id:
+        if not self.lease_id:
             return
         outbox.put(
             Settle(
-                lease_id=self._lease_id,
+                lease_id=self.lease_id,
                 request_id=self._request_id,
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,

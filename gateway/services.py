@@ -8,6 +8,7 @@ from gateway.admission import Admission
 from gateway.config import GatewaySettings
 from gateway.metrics import Metrics
 from gateway.outbox import Outbox
+from gateway.quarantine import Quarantine
 from gateway.sessions import SessionTable
 from gateway.workers.auth import AuthLink
 from gateway.workers.engines import EngineLink
@@ -32,6 +33,7 @@ class Services:
     parsers: ParserLink
     admission: Admission
     outbox: Outbox
+    quarantine: Quarantine
     sessions: SessionTable
     metrics: Metrics
     peers: Callable[[], Iterable[Peer]]

@@ -28,7 +28,9 @@ from protocol.messages.metrics import Metrics, MetricSample
 from protocol.version import PROTOCOL_VERSION, ProtocolVersion
 
 PeerEventKind = Literal["joined", "ready", "updated", "lost"]
-LossReason = Literal["goodbye", "disconnected", "silent", "hung", "overflow", "replaced"]
+LossReason = Literal["goodbye", "failed", "disconnected", "silent", "hung", "overflow", "replaced"]
+DEATHS: frozenset[LossReason] = frozenset({"failed", "disconnected", "silent", "hung"})
+"""What may have been the fault of the work that ran; the others are the connection's or nobody's."""
 MAX_METRIC_SAMPLES = 4096
 """Series of one peer that a gateway keeps."""
 _STARTING: frozenset[Phase] = frozenset({"starting", "downloading", "loading", "compiling"})
@@ -69,6 +71,7 @@ class Peer:
         phase_since: Since when phase, fraction and detail are what they are.
         is_silent: Not heard for `silent_s`.
         metrics: As it last sent them.
+        loss_reason: Why it was lost; None while it is here.
     """
 
     identity: bytes
@@ -90,6 +93,7 @@ class Peer:
     progress_counter: int = 0
     is_silent: bool = False
     metrics: tuple[MetricSample, ...] = ()
+    loss_reason: LossReason | None = None
 
     @property
     def has_offer(self) -> bool:
@@ -186,7 +190,8 @@ class PeerTable:
         peer.is_silent = False
         is_work = False
         if isinstance(message, Goodbye):
-            return Outcome(events=(self._lose(peer, "goodbye", message.reason or "goodbye"),))
+            reason: LossReason = "failed" if message.has_failed else "goodbye"
+            return Outcome(events=(self._lose(peer, reason, message.reason or "goodbye"),))
         if isinstance(message, Drain):
             _set_phase(peer, "draining", -1.0, "", now)
         elif isinstance(message, Heartbeat):
@@ -304,6 +309,7 @@ class PeerTable:
 
     def _lose(self, peer: Peer, reason: LossReason, message: str) -> PeerEvent:
         self._peers.pop(peer.identity, None)
+        peer.loss_reason = reason
         return PeerEvent("lost", peer, reason, message)
 
 

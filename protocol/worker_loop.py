@@ -240,7 +240,7 @@ class WorkerLoop(Generic[CommandT]):
         self._is_finished = True
         for link in list(self._links.values()):
             if link.dealer.is_connected:
-                link.send(Goodbye(reason=reason))
+                link.send(Goodbye(reason=reason, has_failed=exit_code == EXIT_FAILED))
             link.gateway_id = None
             link.dealer.close()
         self._links.clear()

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from gateway.admission import EngineHandle
 from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError
+from gateway.seats import EngineHandle
 from gateway.workers.wire import Wire
 from protocol.errors import ErrorCode
 from protocol.messages import (
@@ -66,6 +66,7 @@ class EngineLink:
         self._known: dict[str, EngineOffer] = {}
         self._prepares: dict[str, tuple[Peer, asyncio.Future[Prepared]]] = {}
         self._streams: dict[Peer, dict[tuple[str, int], StreamSink]] = {}
+        self._refused: set[Peer] = set()
 
     # What is there.
 
@@ -156,6 +157,8 @@ class EngineLink:
         """An engine's offer, credit or phase changed."""
         offer = peer.engine
         handle = self._handles.get(peer)
+        if peer in self._refused:
+            return  # it has been told, and will leave
         if handle is None and offer is not None and peer.takes_work:
             handle = self._join(peer, offer)
         if handle is None:
@@ -168,6 +171,7 @@ class EngineLink:
     def _join(self, peer: Peer, offer: EngineOffer) -> EngineHandle | None:
         others = self.engines(offer.model)
         if others and others[0].offer.fingerprint != offer.fingerprint:
+            self._refused.add(peer)
             _logger.error(
                 "engine %s serves other weights or settings under the name %s; refused",
                 peer.instance_id,
@@ -188,10 +192,15 @@ class EngineLink:
 
     def on_peer_lost(self, peer: Peer) -> None:
         """An engine is dead: everything that it had ends here."""
+        self._refused.discard(peer)
         handle = self._handles.pop(peer, None)
         if handle is not None:
             self._by_model[handle.offer.model].remove(handle)
-        lost = WorkerLostError("The engine that worked on this request was lost; please try again.")
+        lost = WorkerLostError(
+            "The engine that worked on this request was lost; please try again.",
+            worker_id=peer.instance_id,
+            reason=peer.loss_reason,
+        )
         for asked, future in list(self._prepares.values()):
             if asked is peer and not future.done():
                 future.set_exception(lost)

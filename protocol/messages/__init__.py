@@ -43,6 +43,7 @@ from protocol.messages.control import (
 )
 from protocol.messages.embedding import Embed, Embedded
 from protocol.messages.generation import (
+    NUM_ALONE_TOKENS,
     Abort,
     CachedBlocks,
     Delta,
@@ -97,6 +98,7 @@ AnyMessage = EngineCommand | EngineEvent | AuthCommand | AuthEvent | ParserComma
 """Every message there is; for tools and tests, never for a socket."""
 
 __all__ = [
+    "NUM_ALONE_TOKENS",
     "Abort",
     "Adjust",
     "Adjusted",

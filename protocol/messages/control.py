@@ -162,9 +162,14 @@ class Drain(Message, frozen=True, tag="drain"):
 
 
 class Goodbye(Message, frozen=True, tag="goodbye"):
-    """The last message of a connection, either way, with the reason."""
+    """The last message of a connection, either way, with the reason.
+
+    Attributes:
+        has_failed: The sender broke; what it worked on may have been the cause.
+    """
 
     reason: str = ""
+    has_failed: bool = False
 
 
 class Refused(Message, frozen=True, tag="refused"):

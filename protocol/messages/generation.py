@@ -8,6 +8,9 @@ from protocol.messages.control import Credits, Failure, Load, Usage
 PrepareKind = Literal["chat", "completion", "count"]
 FinishReason = Literal["stop", "length", "abort"]
 
+NUM_ALONE_TOKENS = 32
+"""A request that has made so many new tokens in one attempt is past what killed engines before."""
+
 
 class SamplingParams(Part, frozen=True):
     """How tokens are chosen and when to stop. Defaults are neutral.
@@ -169,7 +172,8 @@ class Generate(Message, frozen=True, tag="generate"):
             prompt once for all of them.
         is_streaming: Whether somebody reads the output as it comes; if nobody does, the engine
             may compute several steps before it reports.
-        is_alone: Run it with no other request beside it: it was there when engines died.
+        is_alone: Run it with no other request beside it, until it has made `NUM_ALONE_TOKENS` new
+            tokens: it was there when engines died.
         lease_id: What the tokens are charged to; the engine reports them to another gateway
             when this one dies.
     """

@@ -58,6 +58,7 @@ from protocol.messages import (
     Usage,
 )
 from protocol.worker import Worker, WorkerSettings
+from protocol.worker_loop import EXIT_FAILED
 
 CommandT = TypeVar("CommandT")
 
@@ -95,6 +96,10 @@ class FakeWorker(Generic[CommandT]):
 
     async def stop(self) -> None:
         await asyncio.to_thread(self.worker.stop)
+
+    async def crash(self) -> None:
+        """End as a worker that broke: to a gateway the same as a killed one."""
+        await asyncio.to_thread(self.worker.stop, "broke", EXIT_FAILED)
 
     def on_command(self, gateway_id: str, command: CommandT) -> None:
         self.gateway_id = gateway_id
@@ -136,16 +141,21 @@ class FakeEngine(FakeWorker[EngineCommand]):
         tool_format: str | None = None,
         reasoning_format: str | None = None,
         fingerprint: str = "0123456789abcdef",
+        resume_version: int = 1,
+        is_mute: bool = False,
     ) -> None:
         super().__init__("engine", directory, engine_command_decoder())
         self.text = text
         self.finish_reason: FinishReason = "stop"
         self.prepare_failure: Failure | None = None
         self.generate_failure: ErrorCode | None = None
+        self.is_mute = is_mute
+        self.answers_aborts = True
+        self.running = Load()
         self.offer = EngineOffer(
             model=model,
             fingerprint=fingerprint,
-            resume_version=1,
+            resume_version=resume_version,
             max_model_len=max_model_len,
             created=1_700_000_000,
             credits=Credits(max_requests=max_requests, max_tokens=10**6),
@@ -163,7 +173,12 @@ class FakeEngine(FakeWorker[EngineCommand]):
     def credits(self, gateway_id: str) -> Credits | None:
         return self.offer.credits
 
+    def load(self) -> Load:
+        return self.running
+
     def answer(self, command: EngineCommand) -> None:
+        if self.is_mute:
+            return
         if isinstance(command, Prepare):
             self._prepare(command)
         elif isinstance(command, Generate):
@@ -171,20 +186,27 @@ class FakeEngine(FakeWorker[EngineCommand]):
                 self.fail(command, self.generate_failure)
             elif self.text is not None:
                 self._say_all(command, self.text)
-        elif isinstance(command, Abort):
+        elif isinstance(command, Abort) and self.answers_aborts:
             for generate in self.of(Generate):
                 same = generate.request_id == command.request_id
                 if same and command.choice in (-1, generate.choice):
                     self.finish(generate, "abort")
 
-    def emit(self, generate: Generate, text: str, num_tokens: int = 1) -> None:
+    def emit(
+        self,
+        generate: Generate,
+        text: str,
+        num_tokens: int = 1,
+        *,
+        token_ids: tuple[int, ...] | None = None,
+    ) -> None:
         """One step's output of one choice; each token ends where the text does."""
         delta = Delta(
             request_id=generate.request_id,
             choice=generate.choice,
             attempt=generate.attempt,
             text=text,
-            token_ids=tuple(range(num_tokens)),
+            token_ids=tuple(range(num_tokens)) if token_ids is None else token_ids,
         )
         self.send(StepOutput(deltas=(delta,)))
 

@@ -14,6 +14,7 @@ from gateway.config import GatewaySettings
 from gateway.house import House
 from gateway.server import HttpServer, bind_socket
 from protocol.endpoints import Endpoint
+from protocol.messages import Load
 from tests.fakes.fake_workers import FakeAuth, FakeEngine, FakeParser, FakeWorker
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -78,9 +79,22 @@ class RunningGateway:
             for peer in self.house.services.peers()
         )
 
+    def load_of(self, worker: FakeWorker[Any]) -> Load:
+        """What the gateway last heard of a worker's load."""
+        return next(
+            peer.load
+            for peer in self.house.services.peers()
+            if peer.instance_id == worker.worker.instance_id
+        )
+
     async def departure(self, worker: FakeWorker[Any]) -> None:
         """Stop a worker and wait until the gateway has noticed."""
         await worker.stop()
+        await self.until(lambda: not self.is_known(worker))
+
+    async def crash(self, worker: FakeWorker[Any]) -> None:
+        """Let a worker die and wait until the gateway has noticed."""
+        await worker.crash()
         await self.until(lambda: not self.is_known(worker))
 
     async def _arrival(self, worker: FakeWorker[Any]) -> None:

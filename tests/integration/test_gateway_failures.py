@@ -68,50 +68,6 @@ async def test_a_client_that_leaves_a_json_request_has_its_engine_work_aborted(
         assert (await settled(auth)).outcome == "aborted"
 
 
-async def test_an_engine_that_dies_in_mid_stream_ends_it_with_an_error_event_and_done(
-    socket_dir: Path,
-) -> None:
-    async with running_gateway(socket_dir) as gateway:
-        auth = await gateway.auth()
-        engine = await gateway.engine(text=None)
-        response, _ = await stream_until_text(gateway, engine)
-        await gateway.departure(engine)
-        await response.aread()
-        *_, error, done = events_of(response.text)
-        assert error["error"]["code"] == "worker_lost"
-        assert done == "[DONE]"
-        settle = await settled(auth)
-        assert (settle.outcome, settle.completion_tokens) == ("failed", 1)
-
-
-async def test_an_engine_that_dies_before_any_output_is_a_503_with_retry_after(
-    socket_dir: Path,
-) -> None:
-    async with running_gateway(socket_dir) as gateway:
-        await gateway.auth()
-        engine = await gateway.engine(text=None)
-        asking = asyncio.create_task(gateway.chat(stream=True))
-        await engine.until(lambda: len(engine.of(Generate)) == 1)
-        await gateway.departure(engine)
-        response = await asking
-        assert response.status_code == 503
-        assert int(response.headers["retry-after"]) >= 1
-        assert response.json()["error"]["type"] == "server_error"
-
-
-async def test_a_request_without_output_moves_to_another_engine(socket_dir: Path) -> None:
-    async with running_gateway(socket_dir) as gateway:
-        await gateway.auth()
-        first = await gateway.engine(text=None)
-        asking = asyncio.create_task(gateway.chat())
-        await first.until(lambda: len(first.of(Generate)) == 1)
-        second = await gateway.engine()
-        await gateway.departure(first)
-        response = await asking
-        assert response.json()["choices"][0]["message"]["content"] == "Hello, world"
-        assert second.of(Generate)[0].attempt == 2
-
-
 async def test_output_of_a_stale_attempt_is_ignored(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
         await gateway.auth()
@@ -139,19 +95,6 @@ async def test_requests_spread_over_the_engines_of_a_model(socket_dir: Path) -> 
             for generate in engine.of(Generate):
                 engine.finish(generate)
         assert {response.status_code for response in await asyncio.gather(*asking)} == {200}
-
-
-async def test_an_engine_with_another_fingerprint_gets_no_work(socket_dir: Path) -> None:
-    async with running_gateway(socket_dir) as gateway:
-        await gateway.auth()
-        await gateway.engine()
-        other = FakeEngine(socket_dir, fingerprint="another")
-        other.start()
-        await gateway.until(lambda: other.worker.is_finished)
-        for _ in range(4):
-            assert (await gateway.chat()).status_code == 200
-        assert other.of(Generate) == []
-        await other.stop()
 
 
 async def test_a_full_queue_is_a_503_with_retry_after(socket_dir: Path) -> None:

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from gateway import admission as admission_module
-from gateway.admission import Admission, EngineHandle, Seat
-from gateway.errors import OverloadedError, WorkerUnavailableError
+from gateway.admission import Admission
+from gateway.errors import OverloadedError, WorkerLostError, WorkerUnavailableError
+from gateway.seats import EngineHandle, Seat
 from protocol.messages import Credits, EngineOffer, Load
 from protocol.peers import Peer
 from protocol.version import PROTOCOL_VERSION
@@ -236,3 +237,121 @@ async def test_a_newcomer_does_not_overtake_a_further_choice() -> None:
     desk.admission.release(seat)
     await further
     await newcomer
+
+
+def again(
+    desk: Desk,
+    *,
+    accepts: tuple[EngineHandle, ...] | None = None,
+    is_alone: bool = False,
+    is_patient: bool = True,
+) -> "asyncio.Task[Seat]":
+    """Work that lost its engine asks for another one."""
+    return asyncio.create_task(
+        desk.admission.acquire_again(
+            "m",
+            tokens=10,
+            accepts=lambda engine: accepts is None or engine in accepts,
+            is_alone=is_alone,
+            is_patient=is_patient,
+        )
+    )
+
+
+async def test_work_that_lost_its_engine_goes_before_everybody_who_waits() -> None:
+    desk = Desk(engine())
+    seat = await desk.seat()
+    waiting = await desk.queued("t", priority=-5)
+    back = again(desk)
+    await asyncio.sleep(0)
+    desk.admission.release(seat)
+    await back
+    assert not waiting.done()
+    desk.admission.release(back.result())
+    await waiting
+
+
+async def test_work_that_lost_its_engine_waits_for_one_to_come_back() -> None:
+    desk = Desk(engine())
+    gone = desk.engines.pop()
+    back = again(desk)
+    await asyncio.sleep(0)
+    desk.admission.pump("m")
+    assert not back.done()
+    desk.engines.append(gone)
+    desk.admission.pump("m")
+    assert (await back).engine is gone
+
+
+async def test_a_further_choice_waits_where_a_newcomer_is_sent_away() -> None:
+    desk = Desk()
+    further = asyncio.create_task(
+        desk.admission.acquire("m", tenant="t", priority=0, tokens=5, is_extra=True)
+    )
+    await asyncio.sleep(0)
+    with pytest.raises(WorkerUnavailableError):
+        await desk.seat()
+    desk.admission.pump("m")
+    desk.engines.append(engine())
+    desk.admission.pump("m")
+    assert (await further).tokens == 5
+
+
+async def test_work_goes_on_only_where_it_can() -> None:
+    desk = Desk(engine("old"), engine("new"))
+    old, new = desk.engines
+    busy = await again(desk, accepts=(old,))
+    waiting = again(desk, accepts=(old,))
+    await asyncio.sleep(0)
+    assert busy.engine is old
+    assert not waiting.done()
+    # A newcomer waits its turn behind it, although another engine would be free for both.
+    newcomer = await desk.queued("t")
+    assert not newcomer.done()
+    desk.admission.release(busy)
+    assert (await waiting).engine is old
+    assert (await newcomer).engine is new
+
+
+async def test_who_is_not_patient_learns_that_only_other_versions_are_left() -> None:
+    desk = Desk(engine("new"))
+    with pytest.raises(WorkerLostError, match="another version"):
+        await again(desk, accepts=(), is_patient=False)
+    patient = again(desk, accepts=())
+    await asyncio.sleep(0)
+    assert not patient.done()
+    patient.cancel()
+    await asyncio.gather(patient, return_exceptions=True)
+    assert (await desk.seat()).engine is desk.engines[0]
+
+
+async def test_alone_means_that_nothing_else_is_there_before_and_meanwhile() -> None:
+    desk = Desk(engine(max_requests=9))
+    other = await desk.seat()
+    alone = again(desk, is_alone=True)
+    await asyncio.sleep(0)
+    newcomer = await desk.queued("t")
+    assert not alone.done()
+    assert not newcomer.done()
+    desk.admission.release(other)
+    seat = await alone
+    assert seat.is_alone
+    assert not newcomer.done()
+    desk.admission.share(seat)
+    await newcomer
+    assert seat.engine.num_requests == 2
+
+
+async def test_an_engine_is_emptied_for_one_suspect_while_others_go_on() -> None:
+    desk = Desk(engine("a"), engine("b"))
+    first, second = await desk.seat(), await desk.seat()
+    alone = again(desk, is_alone=True)
+    await asyncio.sleep(0)
+    emptied = next(one for one in desk.engines if one.is_reserved)
+    kept = first if first.engine is not emptied else second
+    desk.admission.release(kept)
+    assert not alone.done()
+    assert (await desk.seat()).engine is kept.engine
+    alone.cancel()
+    await asyncio.gather(alone, return_exceptions=True)
+    assert not emptied.is_reserved
