@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import structs
+
 from gateway.admission import Admission
 from gateway.errors import GatewayError, WorkerLostError
 from gateway.quarantine import Suspicion
@@ -19,6 +21,7 @@ from protocol.messages import (
     Grammar,
     Prepared,
     SamplingParams,
+    TokenLogprobs,
     Usage,
 )
 
@@ -62,6 +65,8 @@ class ChoicePlan:
         request_id: Of the prompt on the wire.
         max_output_tokens: What context and client allow.
         lease_id: What the output is charged to.
+        num_choices: Of the prompt.
+        is_streaming: Whether the answer travels as it comes.
     """
 
     request_id: str
@@ -73,6 +78,8 @@ class ChoicePlan:
     priority: int
     keep_special_tokens: tuple[str, ...]
     grammar: Grammar | None
+    num_choices: int = 1
+    is_streaming: bool = True
 
 
 class EngineChoice:
@@ -115,6 +122,7 @@ class EngineChoice:
         self.is_done = False
         self.finish_reason = ""
         self.stop_reason: str | int | None = None
+        self.prompt_logprobs: list[TokenLogprobs] = []
         self._engines = engines
         self._number = number
         self._owner = owner
@@ -130,6 +138,11 @@ class EngineChoice:
     def is_at_engine(self) -> bool:
         """Whether an engine works on it, or may still."""
         return self._seat is not None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is its prompt's first choice, whose engine tells of the prompt."""
+        return self._number == 0
 
     @property
     def num_output_tokens(self) -> int:
@@ -193,7 +206,7 @@ class EngineChoice:
             choice=self._number,
             attempt=self.attempt,
             prompt_token_ids=plan.prepared.prompt_token_ids,
-            sampling=plan.sampling,
+            sampling=self._sampling(),
             lease_tokens=self.lease_tokens,
             deadline_s=deadline_s,
             keep_special_tokens=plan.keep_special_tokens,
@@ -207,6 +220,8 @@ class EngineChoice:
             num_sent_characters=self._num_characters,
             is_alone=seat.is_alone,
             lease_id=plan.lease_id,
+            num_choices=plan.num_choices,
+            is_streaming=plan.is_streaming,
         )
         try:
             self._engines.generate(seat.engine, generate, self)
@@ -244,6 +259,21 @@ class EngineChoice:
             self._engines.forget(self._seat.engine, self.plan.request_id, self._number)
             self._free_seat()
 
+    @property
+    def has_prompt_logprobs(self) -> bool:
+        """Whether all log probabilities of the prompt have come, from the second token on."""
+        return len(self.prompt_logprobs) >= len(self.plan.prepared.prompt_token_ids) - 1
+
+    def _sampling(self) -> SamplingParams:
+        """The parameters for the next attempt: it tells of the prompt what is still missing."""
+        sampling = self.plan.sampling
+        if sampling.prompt_logprobs is None:
+            return sampling
+        if self.is_first and not self.has_prompt_logprobs:
+            self.prompt_logprobs.clear()
+            return sampling
+        return structs.replace(sampling, prompt_logprobs=None)
+
     def on_delta(self, delta: Delta) -> None:
         """New output of the current attempt."""
         self._token_ids += delta.token_ids
@@ -251,6 +281,7 @@ class EngineChoice:
         self._num_fruitless = 0
         if self.suspicion.on_tokens(len(delta.token_ids)) and self._seat is not None:
             self._admission.share(self._seat)
+        self.prompt_logprobs.extend(delta.prompt_logprobs)
         if not self._is_aborted:
             self._owner.on_choice_text(self, delta)
 

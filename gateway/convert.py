@@ -2,9 +2,10 @@
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from gateway.answer_options import PLAIN_ANSWER, AnswerOptions
 from gateway.schemas.body import dump_json
 from gateway.schemas.chat import ChatRequest
 from gateway.schemas.completion import CompletionRequest
@@ -34,19 +35,20 @@ class GenerationJob:
     Attributes:
         endpoint: The route template.
         prepares: One a prompt, without `request_id`, `deadline_s` and `tenant`.
-        num_choices: Choices a prompt.
         sampling: With the seed set.
         max_tokens: Output tokens a choice; None = what context and lease allow.
         prompt_bytes: Upper bound of the prompt's tokens, all prompts together.
         tools_json: The tools that the model may call; None when it may call none.
         parse_reasoning: Whether reasoning is told apart from content (chat only).
         wants_reasoning: The client asked for a reasoning effort.
+        discards_output: The client wants the prompt looked at and no output; an engine makes at
+            least one token, which nobody sees or pays.
+        options: What the answer shows beside text.
     """
 
     endpoint: str
     model: str
     prepares: tuple[Prepare, ...]
-    num_choices: int
     sampling: SamplingParams
     max_tokens: int | None
     prompt_bytes: int
@@ -55,6 +57,13 @@ class GenerationJob:
     parallel_tool_calls: bool = True
     parse_reasoning: bool = False
     wants_reasoning: bool = False
+    discards_output: bool = False
+    options: AnswerOptions = PLAIN_ANSWER
+
+    @property
+    def num_choices(self) -> int:
+        """Choices generated for each prompt."""
+        return self.options.num_choices
 
     @property
     def num_streams(self) -> int:
@@ -85,6 +94,8 @@ def chat_job(
     kwargs = _template_kwargs(request)
     continues = bool(request.continue_final_message)
     adds_prompt = request.add_generation_prompt
+    shows_reasoning = request.include_reasoning is not False
+    options = replace(_options(request), shows_reasoning=shows_reasoning)
     prepare = Prepare(
         request_id="",
         kind="chat",
@@ -95,13 +106,13 @@ def chat_job(
         add_generation_prompt=not continues if adds_prompt is None else adds_prompt,
         continue_final_message=continues,
         max_tokens=request.output_limit,
+        truncate_prompt_tokens=request.truncate_prompt_tokens,
     )
     return GenerationJob(
         endpoint=CHAT_ENDPOINT,
         model=request.model,
         prepares=(prepare,),
-        num_choices=request.n or 1,
-        sampling=_sampling(request, defaults, make_seed),
+        sampling=_sampling(request, options, request.output_limit, defaults, make_seed),
         max_tokens=request.output_limit,
         prompt_bytes=len(messages_json.encode()) + len((tools_json or "").encode()),
         tools_json=tools_json,
@@ -109,6 +120,7 @@ def chat_job(
         parallel_tool_calls=request.parallel_tool_calls is not False,
         parse_reasoning=True,
         wants_reasoning=request.reasoning_effort not in (None, "none"),
+        options=options,
     )
 
 
@@ -120,6 +132,8 @@ def completion_job(
     """A completion request for the wire; the arguments are those of `chat_job`."""
     prompts = request.prompts
     adds_special_tokens = request.add_special_tokens is not False
+    options = replace(_options(request), echoes=bool(request.echo))
+    max_tokens = request.output_limit or 1
     prepares = tuple(
         Prepare(
             request_id="",
@@ -128,7 +142,10 @@ def completion_job(
             prompt=prompt if isinstance(prompt, str) else None,
             prompt_token_ids=None if isinstance(prompt, str) else tuple(prompt),
             add_special_tokens=adds_special_tokens,
-            max_tokens=request.output_limit,
+            max_tokens=max_tokens,
+            truncate_prompt_tokens=request.truncate_prompt_tokens,
+            # The log probabilities of a prompt leave out its first token, its echo doesn't.
+            return_tokens=options.echoes and options.num_top_logprobs is not None,
         )
         for prompt in prompts
     )
@@ -136,13 +153,28 @@ def completion_job(
         endpoint=COMPLETION_ENDPOINT,
         model=request.model,
         prepares=prepares,
-        num_choices=request.n or 1,
-        sampling=_sampling(request, defaults, make_seed),
-        max_tokens=request.output_limit,
+        sampling=_sampling(request, options, max_tokens, defaults, make_seed),
+        max_tokens=max_tokens,
         # A token of text has at least one byte; ids are tokens already.
         prompt_bytes=sum(
             len(prompt.encode()) if isinstance(prompt, str) else len(prompt) for prompt in prompts
         ),
+        discards_output=request.output_limit == 0,
+        options=options,
+    )
+
+
+def _options(request: GenerationRequest) -> AnswerOptions:
+    return AnswerOptions(
+        num_choices=request.num_generated,
+        num_answers=request.n or 1,
+        num_top_logprobs=request.num_top_logprobs,
+        num_prompt_logprobs=request.prompt_logprobs,
+        is_streaming=bool(request.stream),
+        shows_token_ids=bool(request.return_token_ids),
+        names_token_ids=bool(request.return_tokens_as_token_ids),
+        include_usage=request.include_usage,
+        continuous_usage=request.continuous_usage,
     )
 
 
@@ -156,9 +188,14 @@ def _template_kwargs(request: ChatRequest) -> dict[str, Any]:
 
 
 def _sampling(
-    request: GenerationRequest, defaults: SamplingDefaults, make_seed: Callable[[], int]
+    request: GenerationRequest,
+    options: AnswerOptions,
+    max_tokens: int | None,
+    defaults: SamplingDefaults,
+    make_seed: Callable[[], int],
 ) -> SamplingParams:
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    allowed = request.allowed_token_ids
     return SamplingParams(
         temperature=_first(request.temperature, defaults.temperature, 1.0),
         # Other servers write -1 for "all".
@@ -169,13 +206,20 @@ def _sampling(
         frequency_penalty=_first(request.frequency_penalty, None, 0.0),
         repetition_penalty=_first(request.repetition_penalty, defaults.repetition_penalty, 1.0),
         seed=make_seed() if request.seed is None else request.seed & _SEED_MASK,
-        max_tokens=request.output_limit,
+        max_tokens=max_tokens,
         min_tokens=request.min_tokens or 0,
         stop=stop,
         stop_token_ids=tuple(request.stop_token_ids or ()),
         ignore_eos=bool(request.ignore_eos),
         skip_special_tokens=request.skip_special_tokens is not False,
         include_stop_str_in_output=bool(request.include_stop_str_in_output),
+        logit_bias=tuple(
+            (int(token_id), float(bias)) for token_id, bias in (request.logit_bias or {}).items()
+        ),
+        allowed_token_ids=None if allowed is None else tuple(allowed),
+        bad_words=tuple(request.bad_words or ()),
+        logprobs=options.engine_logprobs,
+        prompt_logprobs=options.engine_prompt_logprobs,
     )
 
 

@@ -2,15 +2,46 @@
 
 from dataclasses import dataclass
 
-from protocol.messages import Usage
+from protocol.messages import Prepared, TokenLogprobs, Usage
+
+
+@dataclass(slots=True)
+class PromptReport:
+    """What an answer tells of one prompt.
+
+    Attributes:
+        prepared: The prompt.
+        logprobs: Of its tokens from the second on, as far as they were asked for.
+    """
+
+    prepared: Prepared
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(slots=True)
+class PromptShown:
+    """A choice's prompt, before anything else of the choice, where the answer tells of prompts."""
+
+    choice: int
+    prompt: PromptReport
 
 
 @dataclass(slots=True)
 class ContentText:
-    """New visible text of a choice."""
+    """New visible text of a choice.
+
+    Attributes:
+        logprobs: Of the tokens that made it, when asked for; also tokens without visible text.
+        token_ends: For each of `logprobs`, the length of the whole text with it; only of text
+            that no parser has been through.
+        token_ids: New output tokens, whatever text they made, when asked for.
+    """
 
     choice: int
     text: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    token_ends: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -50,7 +81,9 @@ class ChoiceFinished:
     stop_reason: str | int | None = None
 
 
-GenerationEvent = ContentText | ReasoningText | ToolCallStarted | ToolCallArguments | ChoiceFinished
+GenerationEvent = (
+    PromptShown | ContentText | ReasoningText | ToolCallStarted | ToolCallArguments | ChoiceFinished
+)
 
 
 def total_usage(usages: list[Usage], num_choices: int) -> Usage:

@@ -23,6 +23,7 @@ from gateway.launcher import Launcher, tokens_of
 from gateway.lease import Outcome, RequestLease
 from gateway.metrics import GenerationRecord
 from gateway.parsing import ParseSession, parse_opening
+from gateway.prompt_gate import PromptGate
 from gateway.services import Services
 from protocol.messages import (
     Authorize,
@@ -71,6 +72,8 @@ class Generation:
         self._parse: ParseSession | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._events = EventQueue()
+        self._emit = self._events.put
+        self._gate: PromptGate | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._num_open = 0
@@ -184,6 +187,7 @@ class Generation:
         seat, prepared = await self._launcher.prepare(self._budget, self.offer)
         try:
             await self._lease.correct(*self._budget.reservation(prepared))
+            self._show_prompts(prepared)
             self._make_choices(prepared, await self._open_parse(opening, prepared))
         except BaseException:
             services.admission.release(seat)
@@ -215,11 +219,21 @@ class Generation:
         self._parse = ParseSession(
             self._services.parsers,
             structs.replace(opening, prompt_tail=prepared[0].prompt_tail),
-            emit=self._events.put,
+            emit=self._emit,
             on_choice_done=self._finish_choice,
             on_failed=self.fail,
         )
         return await self._parse.open()
+
+    def _show_prompts(self, prepared: list[Prepared]) -> None:
+        if self.job.options.shows_prompt:
+            self._gate = PromptGate(
+                self._events.put,
+                prepared,
+                num_choices=self.job.num_choices,
+                needs_logprobs=self.job.sampling.prompt_logprobs is not None,
+            )
+            self._emit = self._gate.put
 
     def _make_choices(self, prepared: list[Prepared], opened: ParseOpened | None) -> None:
         limits = self._budget.output_limits(prepared)
@@ -234,6 +248,8 @@ class Generation:
                 priority=self._lease.priority,
                 keep_special_tokens=() if opened is None else opened.keep_special_tokens,
                 grammar=None if opened is None else opened.grammar,
+                num_choices=self.job.num_choices,
+                is_streaming=self.job.options.is_streaming,
             )
             for choice in range(self.job.num_choices):
                 self._choices.append(
@@ -257,11 +273,22 @@ class Generation:
         """New output: to the parser, or to the client."""
         if self._first_output_at is None:
             self._first_output_at = self._services.clock()
-        if self._parse is not None:
-            self._parse.feed(choice.index, delta.text, delta.token_ends)
-        elif delta.text:
-            self._events.put(ContentText(choice.index, delta.text))
+        if self._gate is not None and choice.is_first and choice.has_prompt_logprobs:
+            self._gate.open(choice.index, choice.prompt_logprobs)
+        if not self.job.discards_output:
+            self._take_output(choice, delta)
         self._watch_lease(choice)
+
+    def _take_output(self, choice: EngineChoice, delta: Delta) -> None:
+        token_ids = delta.token_ids if self.job.options.shows_token_ids else ()
+        if self._parse is not None:
+            if token_ids:
+                self._emit(ContentText(choice.index, "", token_ids=token_ids))
+            self._parse.feed(choice.index, delta)
+        elif delta.text or token_ids or delta.logprobs:
+            self._emit(
+                ContentText(choice.index, delta.text, delta.logprobs, delta.token_ends, token_ids)
+            )
 
     def on_choice_ended(self, choice: EngineChoice, finished: Finished) -> None:
         """The engine is done with a choice; its last text may still be at the parser."""
@@ -273,6 +300,8 @@ class Generation:
     ) -> None:
         choice.finish_reason = finish_reason
         choice.stop_reason = stop_reason
+        if self.job.discards_output:
+            choice.finish_reason, choice.stop_reason = "length", None
         if self._parse is not None:
             self._parse.finish(choice.index)
         else:
@@ -296,13 +325,18 @@ class Generation:
         if self._outcome is not None or choice.is_done:
             return
         choice.is_done = True
+        if self._gate is not None and choice.is_first:
+            # An engine that told less than it was asked for must not hold the others up.
+            self._gate.open(index, choice.prompt_logprobs)
         usage, reason = choice.usage, choice.finish_reason
         if self._parse is not None:
             usage = structs.replace(usage, reasoning_tokens=self._parse.num_reasoning_tokens(index))
             if reason == "stop" and self._parse.num_calls(index):
                 reason = "tool_calls"
+        if self.job.discards_output:
+            usage = structs.replace(usage, completion_tokens=0)
         self._finals[index] = usage
-        self._events.put(ChoiceFinished(index, reason, usage, choice.stop_reason))
+        self._emit(ChoiceFinished(index, reason, usage, choice.stop_reason))
         self._num_open -= 1
         if self._num_open == 0:
             self.close("finished")

@@ -14,8 +14,16 @@ from gateway.events import (
     ToolCallArguments,
     ToolCallStarted,
 )
+from gateway.token_spans import TokenSpans
 from gateway.workers.parsers import ParserLink
-from protocol.messages import EngineOffer, OpenParse, ParsedDelta, ParseEvent, ParseOpened
+from protocol.messages import (
+    Delta,
+    EngineOffer,
+    OpenParse,
+    ParsedDelta,
+    ParseEvent,
+    ParseOpened,
+)
 from protocol.peers import Peer
 
 MAX_REPLAYS = 3
@@ -60,6 +68,8 @@ class _Choice:
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.token_ends: list[int] = []
+        self.num_characters = 0
+        self.spans = TokenSpans()
         self.is_final = False
         self.num_calls = 0
         self.num_reasoning_tokens = 0
@@ -128,12 +138,15 @@ class ParseSession:
             except WorkerLostError:
                 self._next_attempt()
 
-    def feed(self, choice: int, text: str, token_ends: tuple[int, ...]) -> None:
-        """New text of a choice."""
+    def feed(self, choice: int, delta: Delta) -> None:
+        """New output of a choice."""
         state = self._choices[choice]
-        state.texts.append(text)
-        state.token_ends.extend(token_ends)
-        self._forward(choice, text, token_ends, final=False)
+        state.texts.append(delta.text)
+        state.token_ends.extend(delta.token_ends)
+        state.num_characters += len(delta.text)
+        if delta.logprobs:
+            state.spans.add(state.num_characters, delta.token_ends, delta.logprobs)
+        self._forward(choice, delta.text, delta.token_ends, final=False)
 
     def finish(self, choice: int) -> None:
         """No more text of a choice; `on_choice_done` follows."""
@@ -172,6 +185,9 @@ class ParseSession:
         state.num_reasoning_tokens = parsed.num_reasoning_tokens
         state.num_malformed = parsed.num_malformed
         if parsed.final:
+            rest = state.spans.take_rest()
+            if rest:
+                self._emit(ContentText(parsed.choice, "", rest))
             self._on_choice_done(parsed.choice)
 
     def on_parse_failure(self, error: GatewayError) -> None:
@@ -185,6 +201,13 @@ class ParseSession:
         self._replay = asyncio.get_running_loop().create_task(self._replay_elsewhere())
 
     def _on_event(self, choice: int, state: _Choice, event: ParseEvent) -> None:
+        if event.kind == "content":
+            logprobs = state.spans.take(event.start, event.end)
+            text = state.fresh(event.kind, event.index, event.text)
+            if text or logprobs:
+                self._emit(ContentText(choice, text, logprobs))
+            return
+        state.spans.leave_content()
         if event.kind == "tool_call_end":
             return
         if event.kind == "tool_call_start":
@@ -196,9 +219,7 @@ class ParseSession:
         text = state.fresh(event.kind, event.index, event.text)
         if not text:
             return
-        if event.kind == "content":
-            self._emit(ContentText(choice, text))
-        elif event.kind == "reasoning":
+        if event.kind == "reasoning":
             self._emit(ReasoningText(choice, text))
         else:
             self._emit(ToolCallArguments(choice, event.index, text))

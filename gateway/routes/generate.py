@@ -11,11 +11,12 @@ from gateway.convert import (
     NEUTRAL_DEFAULTS,
     GenerationJob,
     chat_job,
+    completion_job,
 )
-from gateway.convert import completion_job as make_completion_job
 from gateway.error_table import limit_headers
 from gateway.errors import ClientDisconnectedError, InvalidRequestError
 from gateway.generation import Generation
+from gateway.model_limits import check_served
 from gateway.render.answer import AnswerCollector, ChatCollector, CompletionCollector
 from gateway.render.common import AnswerHead
 from gateway.render.stream import ChatStreamRenderer, CompletionStreamRenderer, StreamRenderer
@@ -25,7 +26,7 @@ from gateway.schemas.chat import ChatRequest, parse_chat_body
 from gateway.schemas.completion import CompletionRequest, parse_completion_body
 from gateway.schemas.sampling import GenerationRequest
 from protocol import logs
-from protocol.messages import SamplingDefaults
+from protocol.messages import EngineOffer, SamplingDefaults
 
 _logger = logging.getLogger("penstock.gateway.http")
 _MAX_LISTED_CHARACTERS = 2048
@@ -43,27 +44,28 @@ def _schema(model: type[GenerationRequest]) -> dict[str, object]:
 async def chat_completions(request: Request) -> Response:
     """Go on with a conversation."""
     body, raw, ignored = parse_chat_body(await request.body())
-    job = chat_job(body, raw, _sampling_defaults(request, body.model))
-    return await _answer(request, body, job, ignored)
+    offer = services_of(request).engines.offer(body.model)
+    return await _answer(request, chat_job(body, raw, _defaults(offer)), offer, ignored)
 
 
 @router.post(COMPLETION_ENDPOINT, tags=["generation"], openapi_extra=_schema(CompletionRequest))
 async def completions(request: Request) -> Response:
     """Go on with a text."""
     body, ignored = parse_completion_body(await request.body())
-    job = make_completion_job(body, _sampling_defaults(request, body.model))
-    return await _answer(request, body, job, ignored)
+    offer = services_of(request).engines.offer(body.model)
+    return await _answer(request, completion_job(body, _defaults(offer)), offer, ignored)
 
 
-def _sampling_defaults(request: Request, model: str) -> SamplingDefaults:
-    offer = services_of(request).engines.offer(model)
+def _defaults(offer: EngineOffer | None) -> SamplingDefaults:
     return NEUTRAL_DEFAULTS if offer is None else offer.sampling_defaults
 
 
 async def _answer(
-    request: Request, body: GenerationRequest, job: GenerationJob, ignored: list[str]
+    request: Request, job: GenerationJob, offer: EngineOffer | None, ignored: list[str]
 ) -> Response:
     services = services_of(request)
+    if offer is not None:
+        check_served(job, offer)
     headers = _ignored_headers(ignored, strict=services.settings.strict_fields)
     request_id: str = request.state.request_id
     logs.request_id.set(request_id)
@@ -74,7 +76,7 @@ async def _answer(
             await generation.start()
             head = _head(generation, int(services.wall_clock()))
             headers.update(limit_headers(generation.limits))
-            if not body.stream:
+            if not job.options.is_streaming:
                 content = await collect_answer(generation, _collector(job, head))
                 return Response(content, media_type="application/json", headers=headers)
             # Until the first output a failure still gets a status of its own.
@@ -82,7 +84,7 @@ async def _answer(
         return EventStreamResponse(
             generation,
             first,
-            _renderer(job, head, include_usage=body.include_usage),
+            _renderer(generation, head),
             services.settings.ping_interval_s,
             headers,
         )
@@ -108,13 +110,13 @@ def _head(generation: Generation, created: int) -> AnswerHead:
 
 def _collector(job: GenerationJob, head: AnswerHead) -> AnswerCollector:
     kind = ChatCollector if job.endpoint == CHAT_ENDPOINT else CompletionCollector
-    return kind(head, job.num_streams)
+    return kind(head, job.num_streams, job.options)
 
 
-def _renderer(job: GenerationJob, head: AnswerHead, *, include_usage: bool) -> StreamRenderer:
-    if job.endpoint == CHAT_ENDPOINT:
-        return ChatStreamRenderer(head, include_usage=include_usage)
-    return CompletionStreamRenderer(head, include_usage=include_usage)
+def _renderer(generation: Generation, head: AnswerHead) -> StreamRenderer:
+    job = generation.job
+    kind = ChatStreamRenderer if job.endpoint == CHAT_ENDPOINT else CompletionStreamRenderer
+    return kind(head, job.options, generation.usage)
 
 
 def _ignored_headers(ignored: list[str], *, strict: bool) -> dict[str, str]:

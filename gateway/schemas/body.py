@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from gateway.schemas.ranges import RANGES
 
 
 class RequestModel(BaseModel):
@@ -29,6 +30,8 @@ _NAME_BEFORE_NUMBER = re.compile(r'"(\w{1,64})"\s*:\s*\[?[-+.,\deE\s]*\Z', re.AS
 _MAX_LOOK_BACK = 128
 MAX_LISTED_FIELDS = 32
 """Fields without meaning that are named to the client; a body can hold a million of them."""
+
+_OUT_OF_RANGE = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal"})
 
 BodyT = TypeVar("BodyT", bound=RequestModel)
 
@@ -113,8 +116,12 @@ def _as_request_error(details: ErrorDetails, num_errors: int) -> InvalidRequestE
     param = _dotted(details["loc"]) + str(context.get("suffix", ""))
     if details["type"] == "missing":
         text = f"Missing required field: `{param}`."
+    elif details["type"] in _OUT_OF_RANGE and param in RANGES:
+        text = f"Invalid `{param}`: {details['input']} is out of its range, {RANGES[param]}."
     elif details["type"] == "request_field":
         text = f"Invalid `{param}`: {details['msg']}" if param else details["msg"]
+    elif param in RANGES:
+        text = f"Invalid `{param}`: {details['msg']}, {RANGES[param]}."
     else:
         text = f"Invalid `{param}`: {details['msg']}."
     if num_errors > 1:

@@ -33,12 +33,15 @@ class ChatRequest(GenerationRequest):
         list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     ]
     max_completion_tokens: int | None = ranged("max_completion_tokens")
+    logprobs: bool | None = None
+    top_logprobs: int | None = ranged("top_logprobs")
     tools: Annotated[
         list[Tool] | None, Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)
     ] = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
+    include_reasoning: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -63,6 +66,8 @@ class ChatRequest(GenerationRequest):
             and self.max_tokens != self.max_completion_tokens
         ):
             raise field_error("it contradicts `max_completion_tokens`.", "max_tokens")
+        if self.top_logprobs and not self.logprobs:
+            raise field_error("it needs `logprobs`.", "top_logprobs")
         if self.tool_choice == "auto" and not self.tools:
             raise field_error("it needs `tools`.", "tool_choice")
         if self.continue_final_message and self.add_generation_prompt:
@@ -79,6 +84,11 @@ class ChatRequest(GenerationRequest):
     def output_limit(self) -> int | None:
         """Output tokens at most, None when the client set no limit."""
         return self.max_completion_tokens if self.max_completion_tokens else self.max_tokens
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """Likely tokens to be reported beside each output token; None for no log probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 def parse_chat_body(body: bytes) -> tuple[ChatRequest, dict[str, Any], list[str]]:

@@ -1,8 +1,8 @@
 """The body of POST /v1/completions."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gateway.schemas.body import field_error, load_json_object, unknown_keys, validate
 from gateway.schemas.fields import (
@@ -10,7 +10,7 @@ from gateway.schemas.fields import (
     EXTENSION_REFUSED_FIELDS,
     refuse_fields,
 )
-from gateway.schemas.ranges import MAX_CHOICES, MAX_PROMPTS
+from gateway.schemas.ranges import MAX_CHOICES, MAX_PROMPTS, MAX_TOKENS, RANGES, ranged
 from gateway.schemas.sampling import GenerationRequest, unknown_stream_keys
 
 DEFAULT_MAX_TOKENS = 16
@@ -25,6 +25,17 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Prompt
     add_special_tokens: bool | None = None
+    # 0 is for who only wants the prompt looked at, see `_consistent_completion`.
+    max_tokens: Annotated[int | None, Field(ge=0, le=MAX_TOKENS)] = None
+    best_of: int | None = ranged("best_of")
+    echo: bool | None = None
+    logprobs: int | None = ranged("logprobs")
+
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _no_logprobs(cls, value: Any) -> Any:
+        """Clients that know chat send false here."""
+        return None if value is False else value
 
     # "plain": pydantic would try each kind of the union, and keep an error for every token id of
     # a list that is no list of strings.
@@ -45,10 +56,31 @@ class CompletionRequest(GenerationRequest):
         return value
 
     @model_validator(mode="after")
-    def _bounded_choices(self) -> "CompletionRequest":
-        if len(self.prompts) * (self.n or 1) > MAX_CHOICES:
-            raise field_error(f"prompts times n is more than {MAX_CHOICES}.", "n")
+    def _consistent_completion(self) -> "CompletionRequest":
+        if self.max_tokens == 0 and not self.echo:
+            text = f"0 is out of its range, {RANGES['max_tokens']}; only `echo` may go without."
+            raise field_error(text, "max_tokens")
+        if self.best_of is not None:
+            if self.stream and self.best_of > 1:
+                raise field_error(
+                    "the best can't be told before all have ended; it can't be streamed.", "best_of"
+                )
+            if self.best_of < (self.n or 1):
+                raise field_error(f"it is less than the {self.n} choices of `n`.", "best_of")
+        if len(self.prompts) * self.num_generated > MAX_CHOICES:
+            name = "n" if self.best_of is None else "best_of"
+            raise field_error(f"prompts times {name} is more than {MAX_CHOICES}.", name)
         return self
+
+    @property
+    def num_generated(self) -> int:
+        """Choices that are generated for each prompt."""
+        return self.best_of or self.n or 1
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """Likely tokens to be reported beside each output token; None for no log probabilities."""
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:

@@ -21,43 +21,43 @@ _STRUCTURED: Final = "constrained decoding is not served yet"
 
 CHAT_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "audio": ((), "models here answer in text"),
+    "echo": ((False,), "only completions repeat their prompt"),
     "function_call": (("none", "auto"), "use `tool_choice`"),
     "functions": (([],), "use `tools`"),
-    "logit_bias": (({},), "not served yet"),
-    "logprobs": ((False,), "not served yet"),
     "modalities": ((["text"],), "models here answer in text"),
     "moderation": ((), "there is no moderation model"),
     "prediction": ((), "not served yet"),
     "response_format": (({"type": "text"},), _STRUCTURED),
-    "top_logprobs": ((0,), "not served yet"),
     "verbosity": (("medium",), "models here have no such control; ask for it in the prompt"),
     "web_search_options": ((), "there is no web search"),
 }
 """Documented by OpenAI for chat, refused by name unless null or one of the neutral values."""
 
 COMPLETION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
-    "best_of": ((1,), "use `n`"),
-    "echo": ((False,), "not served yet"),
-    "logit_bias": (({},), "not served yet"),
-    "logprobs": ((False,), "not served yet"),
     "suffix": (("",), "models here do not fill in the middle"),
 }
 """Documented by OpenAI for completions, refused likewise."""
 
 EXTENSION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
-    "allowed_token_ids": (([],), "not served yet"),
-    "bad_words": (([],), "not served yet"),
+    "cache_salt": ((), "prompt caches are apart for each tenant already"),
     "chat_template": ((), "templates come with the model"),
     "documents": (([],), "put them into the messages"),
     "guided_choice": ((), _STRUCTURED),
     "guided_grammar": ((), _STRUCTURED),
     "guided_json": ((), _STRUCTURED),
     "guided_regex": ((), _STRUCTURED),
+    "kv_transfer_params": ((), "an engine keeps its own cache"),
     "length_penalty": ((1, 1.0), "there is no beam search"),
+    "logprob_token_ids": (([],), "ask for `top_logprobs`"),
+    "mm_processor_kwargs": (({},), "models here read text"),
+    "priority": ((0,), "priorities come with the key"),
     "prompt_embeds": ((), "not served"),
-    "prompt_logprobs": ((0, False), "not served yet"),
+    "repetition_detection": ((), "use the penalties"),
+    "spaces_between_special_tokens": ((True,), "text is what the tokens say"),
+    "stream_interval": ((1,), "every step is sent"),
     "structured_outputs": ((), _STRUCTURED),
-    "truncate_prompt_tokens": ((), "prompts are never cut"),
+    "thinking_token_budget": ((-1,), "use `reasoning_effort`"),
+    "truncation_side": (("left",), "prompts are cut at their beginning"),
     "use_beam_search": ((False,), "there is no beam search"),
 }
 """Extensions of other servers that would change the answer: refused, not ignored."""

@@ -176,7 +176,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(client: Any) -> 
         ({"n": 0}, "n"),
         ({"tool_choice": "required", "tools": [WEATHER]}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"logprobs": True}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
     ],
 )
 def test_a_bad_field_is_a_400_that_names_it(

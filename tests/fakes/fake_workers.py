@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from protocol.codec import (
     Decoder,
@@ -55,12 +55,16 @@ from protocol.messages import (
     Settle,
     Settled,
     StepOutput,
+    TokenLogprob,
+    TokenLogprobs,
     Usage,
 )
 from protocol.worker import Worker, WorkerSettings
 from protocol.worker_loop import EXIT_FAILED
 
 CommandT = TypeVar("CommandT")
+
+VOCAB_SIZE = 1000
 
 
 class FakeWorker(Generic[CommandT]):
@@ -143,10 +147,13 @@ class FakeEngine(FakeWorker[EngineCommand]):
         fingerprint: str = "0123456789abcdef",
         resume_version: int = 1,
         is_mute: bool = False,
+        max_logprobs: int = 20,
     ) -> None:
         super().__init__("engine", directory, engine_command_decoder())
         self.text = text
+        self.logprob_of_choice: dict[int, float] = {}
         self.finish_reason: FinishReason = "stop"
+        self.stop_reason: str | int | None = None
         self.prepare_failure: Failure | None = None
         self.generate_failure: ErrorCode | None = None
         self.is_mute = is_mute
@@ -163,6 +170,8 @@ class FakeEngine(FakeWorker[EngineCommand]):
             reasoning_format=reasoning_format,
             has_chat_template=True,
             capabilities=("chat", "completions"),
+            vocab_size=VOCAB_SIZE,
+            max_logprobs=max_logprobs,
         )
 
     def start(self, *, announce: bool = True) -> None:
@@ -210,6 +219,11 @@ class FakeEngine(FakeWorker[EngineCommand]):
         )
         self.send(StepOutput(deltas=(delta,)))
 
+    def tell_prompt(self, generate: Generate, *token_ids: int) -> None:
+        """The log probabilities of some tokens of the prompt."""
+        told = tuple(self._logprobs(generate, one, f"t{one}") for one in token_ids)
+        self.send(StepOutput(deltas=(self._delta(generate, prompt_logprobs=told),)))
+
     def finish(
         self, generate: Generate, reason: FinishReason = "stop", completion_tokens: int = 2
     ) -> None:
@@ -240,30 +254,68 @@ class FakeEngine(FakeWorker[EngineCommand]):
                 max_output_tokens=self.offer.max_model_len - len(prompt),
                 prompt_tail="<|assistant|>",
                 template_time=7,
+                tokens=tuple(f"t{one}" for one in prompt) if prepare.return_tokens else (),
+                prompt_text="" if prepare.kind == "chat" else "t1t2t3t4t5",
             )
         )
 
     def _say_all(self, generate: Generate, pieces: Sequence[str]) -> None:
-        deltas = tuple(
-            Delta(
-                request_id=generate.request_id,
-                choice=generate.choice,
-                attempt=generate.attempt,
-                text=piece,
-                token_ids=(index,),
+        wanted = generate.sampling.prompt_logprobs is not None
+        told = generate.prompt_token_ids[1:] if wanted else ()
+        deltas = [
+            self._delta(
+                generate,
+                prompt_logprobs=tuple(self._logprobs(generate, one, f"t{one}") for one in told),
             )
-            for index, piece in enumerate(pieces)
-        )
+        ]
+        num_characters = 0
+        for index, piece in enumerate(pieces):
+            num_characters += len(piece)
+            wants = generate.sampling.logprobs is not None
+            deltas.append(
+                self._delta(
+                    generate,
+                    text=piece,
+                    token_ids=(index,),
+                    token_ends=(num_characters,),
+                    logprobs=(self._logprobs(generate, index, piece),) if wants else (),
+                )
+            )
         end = self._end(generate, self.finish_reason, len(pieces))
-        self.send(StepOutput(deltas=deltas, ends=(end,)))
+        self.send(StepOutput(deltas=tuple(deltas[not told :]), ends=(end,)))
 
     @staticmethod
-    def _end(generate: Generate, reason: FinishReason, completion_tokens: int) -> Finished:
+    def _delta(generate: Generate, **fields: Any) -> Delta:
+        return Delta(
+            request_id=generate.request_id,
+            choice=generate.choice,
+            attempt=generate.attempt,
+            **fields,
+        )
+
+    def _logprobs(self, generate: Generate, token_id: int, text: str) -> TokenLogprobs:
+        """A token with two likelier ones, as many of them as the most that was asked for."""
+        sampling = generate.sampling
+        chosen = self.logprob_of_choice.get(generate.choice, -1.5)
+        num_top = max(sampling.logprobs or 0, sampling.prompt_logprobs or 0)
+        top = (
+            TokenLogprob(token_id=900, text=" yes", data=b" yes", logprob=-0.5, rank=1),
+            TokenLogprob(token_id=901, text="\ufffd", data=b"\xf0\x9f", logprob=-1.0, rank=2),
+        )
+        return TokenLogprobs(
+            chosen=TokenLogprob(
+                token_id=token_id, text=text, data=text.encode(), logprob=chosen, rank=3
+            ),
+            top=top[:num_top],
+        )
+
+    def _end(self, generate: Generate, reason: FinishReason, completion_tokens: int) -> Finished:
         return Finished(
             request_id=generate.request_id,
             choice=generate.choice,
             attempt=generate.attempt,
             finish_reason=reason,
+            stop_reason=self.stop_reason,
             usage=Usage(
                 prompt_tokens=len(generate.prompt_token_ids),
                 completion_tokens=completion_tokens,
@@ -381,6 +433,7 @@ class FakeParser(FakeWorker[ParserCommand]):
         self.open_failure: ErrorCode | None = None
         self.is_mute = False
         self._calling: set[tuple[str, int, int]] = set()
+        self._offsets: dict[tuple[str, int, int], int] = {}
 
     def start(self) -> None:
         self.worker.start()
@@ -423,21 +476,35 @@ class FakeParser(FakeWorker[ParserCommand]):
         return len(self.of(CloseParse))
 
     def _events(self, key: tuple[str, int, int], text: str) -> list[ParseEvent]:
+        offset = self._offsets.get(key, 0)
+        self._offsets[key] = offset + len(text)
         if key in self._calling:
-            return [ParseEvent(kind="tool_call_arguments", text=text)] if text else []
+            return [_found("tool_call_arguments", text, offset)] if text else []
         events: list[ParseEvent] = []
         if text.startswith("<think>"):
+            offset += len("<think>")
             reasoning, _, text = text.removeprefix("<think>").partition("</think>")
-            events.append(ParseEvent(kind="reasoning", text=reasoning))
+            events.append(_found("reasoning", reasoning, offset))
+            offset += len(reasoning) + len("</think>")
         before, marker, after = text.partition("<call>")
         if before:
-            events.append(ParseEvent(kind="content", text=before))
+            events.append(_found("content", before, offset))
         if marker:
             self._calling.add(key)
-            events.append(ParseEvent(kind="tool_call_start", id="call_1", name="f"))
+            offset += len(before) + len(marker)
+            start = offset - len(marker)
+            events.append(
+                ParseEvent(kind="tool_call_start", id="call_1", name="f", start=start, end=offset)
+            )
             if after:
-                events.append(ParseEvent(kind="tool_call_arguments", text=after))
+                events.append(_found("tool_call_arguments", after, offset))
         return events
+
+
+def _found(
+    kind: Literal["content", "reasoning", "tool_call_arguments"], text: str, start: int
+) -> ParseEvent:
+    return ParseEvent(kind=kind, text=text, start=start, end=start + len(text))
 
 
 def extended_tokens(engine: FakeEngine) -> list[int]:

@@ -14,7 +14,7 @@ from gateway.schemas.fields import (
     HARMLESS_FIELDS,
 )
 from gateway.schemas.messages import REFUSED_MESSAGE_FIELDS
-from gateway.schemas.ranges import RANGES
+from gateway.schemas.ranges import LIST_BOUNDS, RANGES
 
 PAGE = (Path(__file__).parents[3] / "docs" / "http-api.md").read_text(encoding="utf-8")
 
@@ -53,6 +53,8 @@ def test_the_ranges_are_those_of_the_code() -> None:
     for name, bounds in RANGES.items():
         if name != "seed":
             assert f"| `{name}` | {bounds} |" in text
+    for name, words in LIST_BOUNDS.items():
+        assert f"| `{name}` | {words} |" in text
 
 
 def test_every_error_code_that_clients_can_see_is_on_the_page() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from gateway.answer_options import AnswerOptions
 from gateway.errors import WorkerLostError
 from gateway.events import (
     ChoiceFinished,
@@ -41,7 +42,7 @@ EVENTS: list[GenerationEvent] = [
 
 
 def rendered(events: list[GenerationEvent], *, include_usage: bool) -> list[Any]:
-    renderer = ChatStreamRenderer(HEAD, include_usage=include_usage)
+    renderer = ChatStreamRenderer(HEAD, AnswerOptions(include_usage=include_usage))
     return events_of((renderer.render(events) + renderer.finish(USAGE)).decode())
 
 
@@ -67,13 +68,13 @@ def test_text_survives_quotes_line_ends_and_emoji() -> None:
 
 
 def test_the_same_bytes_come_out_however_events_are_bunched() -> None:
-    together = ChatStreamRenderer(HEAD, include_usage=False).render(EVENTS)
-    apart = ChatStreamRenderer(HEAD, include_usage=False)
+    together = ChatStreamRenderer(HEAD).render(EVENTS)
+    apart = ChatStreamRenderer(HEAD)
     assert together == b"".join(apart.render([event]) for event in EVENTS)
 
 
 def test_a_completion_stream_has_text_and_a_finish_reason() -> None:
-    renderer = CompletionStreamRenderer(HEAD, include_usage=True)
+    renderer = CompletionStreamRenderer(HEAD, AnswerOptions(include_usage=True))
     pieces = renderer.render([ContentText(0, "x"), ChoiceFinished(0, "stop", USAGE)])
     *chunks, usage, done = events_of((pieces + renderer.finish(USAGE)).decode())
     assert done == "[DONE]"

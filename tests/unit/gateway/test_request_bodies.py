@@ -132,6 +132,33 @@ def test_a_refused_field_is_named_unless_it_changes_nothing(name: str) -> None:
             "continue_final_message",
         ),
         ({"reasoning_effort": "huge"}, "reasoning_effort"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"top_logprobs": 1, "logprobs": False}, "top_logprobs"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"prompt_logprobs": 0, "stream": True}, "prompt_logprobs"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"logit_bias": {"05": 1}}, "logit_bias"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"5": -100.5}}, "logit_bias"),
+        ({"logit_bias": {"5": True}}, "logit_bias"),
+        ({"logit_bias": [5]}, "logit_bias"),
+        ({"logit_bias": {str(number): 1 for number in range(1025)}}, "logit_bias"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"allowed_token_ids": [-1]}, "allowed_token_ids[0]"),
+        ({"bad_words": "x"}, "bad_words"),
+        ({"bad_words": ["a", ""]}, "bad_words[1]"),
+        ({"bad_words": ["a"] * 129}, "bad_words"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"echo": True}, "echo"),
+        (
+            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+        ),
+        ({"priority": 1}, "priority"),
+        ({"cache_salt": "x"}, "cache_salt"),
     ],
 )
 def test_a_wrong_chat_field_is_named(fields: dict[str, Any], param: str) -> None:
@@ -150,10 +177,14 @@ def test_a_wrong_chat_field_is_named(fields: dict[str, Any], param: str) -> None
         ({"prompt": [[]]}, "prompt[0]"),
         ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": ["a"] * 65, "n": 2}, "n"),
-        ({"echo": True}, "echo"),
+        ({"prompt": ["a"] * 65, "best_of": 2}, "best_of"),
         ({"suffix": "x"}, "suffix"),
-        ({"best_of": 2}, "best_of"),
-        ({"logprobs": 0}, "logprobs"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"best_of": 2, "n": 3}, "best_of"),
+        ({"logprobs": True}, "logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1, "echo": True}, "max_tokens"),
+        ({"min_tokens": 17}, "min_tokens"),
     ],
 )
 def test_a_wrong_completion_field_is_named(fields: dict[str, Any], param: str) -> None:
@@ -171,20 +202,36 @@ def test_what_is_no_json_object_is_a_clear_400(body: bytes) -> None:
     assert "JSON" in caught.value.message
 
 
+def ranged_body(name: str, value: float) -> bytes:
+    """A body in which a field with bounds stands where it belongs."""
+    if name in ("best_of", "logprobs"):
+        return completion_body(**{name: value})
+    extra = {"logprobs": True} if name == "top_logprobs" else {}
+    return chat_body(**{name: value}, **extra)
+
+
+def parse(body: bytes) -> None:
+    if b'"messages"' in body:
+        parse_chat_body(body)
+    else:
+        parse_completion_body(body)
+
+
 @pytest.mark.parametrize("name", sorted(RANGES))
-def test_the_bounds_of_the_table_hold(name: str) -> None:
+def test_the_bounds_of_the_table_hold_and_are_told(name: str) -> None:
     bounds = RANGES[name]
     whole = name not in ("temperature", "top_p", "min_p") and "penalty" not in name
     step = 1 if whole else 0.001
     low = int(bounds.minimum) if whole else bounds.minimum
     high = int(bounds.maximum) if whole else bounds.maximum
     if name != "min_tokens":  # bounded by the other fields as well
-        parse_chat_body(chat_body(**{name: high if name != "seed" else 2**63 - 1}))
+        parse(ranged_body(name, high if name != "seed" else 2**63 - 1))
     too_low = low if bounds.exclusive_minimum else low - step
     for wrong in (too_low, high + step if name != "seed" else 2**63):
         with pytest.raises(InvalidRequestError) as caught:
-            parse_chat_body(chat_body(**{name: wrong}))
+            parse(ranged_body(name, wrong))
         assert caught.value.param == name
+        assert str(bounds) in caught.value.message
 
 
 def test_unknown_fields_are_reported_by_path() -> None:
@@ -244,6 +291,7 @@ def assert_refused(messages: list[Any], param: str) -> None:
         {"messages": [{"role": "assistant", "tool_calls": [{}] * 1024}]},
         {"tools": [{}] * 1024},
         {"stop_token_ids": ["x"] * 128},
+        {"allowed_token_ids": ["x"] * 10_000},
     ],
 )
 def test_a_list_of_wrong_items_costs_one_error(fields: dict[str, Any]) -> None:

@@ -1,0 +1,59 @@
+"""What a request may ask of one model, beyond what every request is checked for."""
+
+from collections.abc import Iterable
+
+from gateway.convert import CHAT_ENDPOINT, GenerationJob
+from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from protocol.messages import EngineOffer
+
+
+def check_served(job: GenerationJob, offer: EngineOffer) -> None:
+    """Refuse what the engines of a model can't do, before anything is reserved or queued.
+
+    Raises:
+        InvalidRequestError: A token id that the model doesn't have, or more log probabilities
+            than its engines report; `param` names the field.
+        UnsupportedFieldError: Log probabilities, and its engines report none.
+    """
+    sampling = job.sampling
+    ids = {
+        "logit_bias": (token_id for token_id, _ in sampling.logit_bias),
+        "allowed_token_ids": sampling.allowed_token_ids or (),
+        "stop_token_ids": sampling.stop_token_ids,
+    }
+    for name, token_ids in ids.items():
+        _check_ids(name, token_ids, offer.vocab_size)
+    options = job.options
+    in_chat = job.endpoint == CHAT_ENDPOINT and options.num_top_logprobs
+    top_name = "top_logprobs" if in_chat else "logprobs"
+    for name, number in (
+        (top_name, options.num_top_logprobs),
+        ("best_of", options.engine_logprobs if options.ranks else None),
+        ("prompt_logprobs", options.num_prompt_logprobs),
+    ):
+        _check_logprobs(name, number, offer)
+
+
+def _check_ids(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
+    if not vocab_size:
+        return  # an engine that doesn't tell checks by itself
+    wrong = next((token_id for token_id in token_ids if token_id >= vocab_size), None)
+    if wrong is not None:
+        raise InvalidRequestError(
+            f"Invalid `{name}`: the model has no token {wrong}; its ids are 0 to {vocab_size - 1}.",
+            param=name,
+        )
+
+
+def _check_logprobs(name: str, number: int | None, offer: EngineOffer) -> None:
+    if number is None or number <= offer.max_logprobs > 0:
+        return
+    if offer.max_logprobs == 0:
+        raise UnsupportedFieldError(
+            f"The engines of `{offer.model}` report no log probabilities, which `{name}` needs.",
+            param=name,
+        )
+    raise InvalidRequestError(
+        f"Invalid `{name}`: {number} is out of this model's range, 0 ≤ x ≤ {offer.max_logprobs}.",
+        param=name,
+    )
