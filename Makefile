@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := protocol gateway engine_worker auth_worker toolparser_worker penstock tests tools benchmarks examples
 
-.PHONY: help serve test check format wheel wheel-check demo-eval bench fuzz clean
+.PHONY: help serve test check format formats wheel wheel-check demo-eval bench fuzz clean
 
 help:
 	@echo "make serve [ARGS=...]  install and serve the bundled model     make test   install and run the tests"
 	@echo "make check             ruff, mypy, import rules                 make wheel  build dist/penstock-*.whl"
+	@echo "make formats           a table of the sample cases of all tool-call and reasoning formats"
 	@echo "make bench             write figures for docs/performance.md    make demo-eval  score the bundled model"
 
 # A stamp a group: a second run installs nothing and needs no network.
@@ -55,6 +56,10 @@ fuzz: $(VENV)/.test
 	FUZZ_FRAMES=1000000 $(BIN)/python -m pytest tests/integration/test_transport_bounds.py
 	FUZZ_EFFORT=20 $(BIN)/python -m pytest tests/unit/toolparser_worker/test_parser_laws.py \
 		tests/unit/toolparser_worker/test_parser_early.py tests/unit/toolparser_worker/test_parser_work.py
+
+# How the sample cases of every tool-call and reasoning format fare.
+formats: $(VENV)/.test
+	$(BIN)/python -m tests.formats.table $(ARGS)
 
 demo-eval: $(VENV)/.test
 	$(BIN)/python -m tools.eval_demo_model $(ARGS)

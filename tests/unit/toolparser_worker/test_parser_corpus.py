@@ -1,26 +1,17 @@
 """Replays the sample cases of the declared formats in every kind of cut."""
 
 import json
-import random
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fakes.parsed_text import Parsed
-from tests.formats.adapter import create
+from tests.formats.table import CORPUS, NOT_COPIED, cuts, judge, main, replay
 
-CORPUS = Path(__file__).parent / "corpus"
 CASES = [
     json.loads(line)
     for path in sorted(CORPUS.glob("*.jsonl"))
     for line in path.read_text(encoding="utf-8").splitlines()
 ]
-NOT_COPIED = {
-    "tool.minicpm5/025-test_alias_get_line_details": "one benchmark's tool names, hard-coded",
-}
-"""Cases of tier 1 that are no part of any format."""
 NAME_IS_OUT = "the name is out before the call breaks or the text ends, so it stays a call"
 POLICY = {
     "tool.llama3_json/003-test_extract_tool_calls_invalid_json": NAME_IS_OUT,
@@ -42,42 +33,6 @@ POLICY = {
 """Cases of tier 2 that another policy than ours is written for; `docs/formats.md` has ours."""
 
 
-def cuts(case: dict[str, Any]) -> Iterator[list[str]]:
-    text = case["text"]
-    yield [text]
-    yield list(text)
-    for seed in range(6):
-        generator = random.Random(f"{case['id']}/{seed}")
-        sizes = (3, 4, 5, 6, 7) if seed == 5 else (1, 1, 2, 3, 5, 8, 13, 21, 40)
-        pieces = []
-        start = 0
-        while start < len(text):
-            size = generator.choice(sizes)
-            pieces.append(text[start : start + size])
-            start += size
-        yield pieces
-
-
-def replay(case: dict[str, Any], pieces: list[str]) -> Parsed:
-    adapter = create(
-        case["parser"],
-        case["tools"],
-        kind=case["kind"],
-        reasoning=case["reasoning_parser"],
-        options=case["options"],
-    )
-    parsed = Parsed()
-    for piece in pieces:
-        parsed.add(adapter.machine.feed(piece))
-    parsed.add(adapter.machine.finish())
-    parsed.num_malformed = adapter.machine.num_malformed
-    return parsed
-
-
-def squeezed(text: str) -> str:
-    return " ".join(text.split())
-
-
 def test_there_are_cases_of_every_kind() -> None:
     assert {case["kind"] for case in CASES} == {"tool", "reasoning", "combined"}
     assert len(CASES) > 1000
@@ -89,26 +44,26 @@ def test_there_are_cases_of_every_kind() -> None:
     ids=lambda case: case["id"],
 )
 def test_a_sample_case_parses_as_expected_in_every_cut(case: dict[str, Any]) -> None:
-    expected = case["expected"]
-    for pieces in cuts(case):
-        parsed = replay(case, pieces)
-        content = [expected["content"], *expected.get("content_any", [])]
-        reasoning = [expected["reasoning"], *expected.get("reasoning_any", [])]
-        assert squeezed(parsed.content) in map(squeezed, content)
-        assert squeezed(parsed.reasoning) in map(squeezed, reasoning)
-        found = [
-            {"name": call.name, "arguments": json.loads(call.arguments)} for call in parsed.calls
-        ]
-        assert found == expected["tool_calls"]
+    for _, pieces in cuts(case):
+        result, _ = replay(case, pieces)
+        assert judge(case, result)[0] == []
 
 
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case["tier"] == 2], ids=lambda case: case["id"]
 )
 def test_a_case_of_policy_keeps_its_calls_in_every_cut(case: dict[str, Any]) -> None:
-    whole, *others = [replay(case, pieces) for pieces in cuts(case)]
+    whole, *others = [replay(case, pieces)[0] for _, pieces in cuts(case)]
     assert all(other == whole for other in others)
     if case["id"] not in POLICY:
-        assert [call.name for call in whole.calls] == [
+        assert [call[0] for call in whole.calls] == [
             call["name"] for call in case["expected"]["tool_calls"]
         ]
+
+
+def test_the_table_shows_each_format_and_fails_with_a_case(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["tool.hermes"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:4] == ["tool.hermes", "8", "8", "0"]
+    assert main(["no.such.format"]) == 1
