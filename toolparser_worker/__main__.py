@@ -70,15 +70,18 @@ def _serve(settings: ParserSettings, environ: Mapping[str, str]) -> int:
         max_sessions=settings.max_sessions,
         idle_timeout_s=settings.session_timeout_s,
         clock=time.monotonic,
+        max_tools_bytes=settings.max_tools_bytes,
     )
+    handler = ParserHandler(store, send)
     worker: Worker[ParserCommand] = Worker(
         role="toolparser",
         decoder=codec.parser_command_decoder(),
-        handler=ParserHandler(store, send),
+        handler=handler,
         endpoints=endpoints,
         security=security,
         settings=WorkerSettings(drain_timeout_s=settings.drain_timeout_s),
         build=_build(),
+        metrics=handler.metrics.registry,
     )
     worker.start()
     worker.announce(

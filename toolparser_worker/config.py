@@ -9,6 +9,7 @@ from protocol.security import KEY_DIR_SETTING
 from protocol.settings import SettingsReader
 from toolparser_worker.errors import UnknownFormatError
 from toolparser_worker.formats import find_reasoning_format, find_tool_format
+from toolparser_worker.tools import MAX_TOOLS_BYTES
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,9 @@ class ParserSettings:
         log_level: `PENSTOCK_LOG_LEVEL`.
         key_dir: `PENSTOCK_KEY_DIR`, the folder with the CURVE keys; None without encryption.
         drain_timeout_s: `PENSTOCK_DRAIN_TIMEOUT_S`, how long open requests may go on at the end.
-        max_sessions: `PENSTOCK_PARSER_MAX_SESSIONS`, requests that may be open at once.
+        max_sessions: `PENSTOCK_PARSER_MAX_SESSIONS`, choices of requests that may be open at once.
+        max_tools_bytes: `PENSTOCK_PARSER_MAX_TOOLS_BYTES`, JSON text of different tools that open
+            requests may have.
         session_timeout_s: `PENSTOCK_PARSER_SESSION_TIMEOUT_S`, how long one may get no text.
         required_tool_formats: `PENSTOCK_TOOL_FORMAT`, what engines were told to use; a name that
             nobody here knows stops the start. A comma list, since engines may differ.
@@ -33,6 +36,7 @@ class ParserSettings:
     session_timeout_s: float = 900.0
     required_tool_formats: tuple[str, ...] = ()
     required_reasoning_formats: tuple[str, ...] = ()
+    max_tools_bytes: int = MAX_TOOLS_BYTES
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "ParserSettings":
@@ -51,6 +55,9 @@ class ParserSettings:
                 "PENSTOCK_DRAIN_TIMEOUT_S", cls.drain_timeout_s, minimum=0.0
             ),
             max_sessions=reader.int("PENSTOCK_PARSER_MAX_SESSIONS", cls.max_sessions, minimum=1),
+            max_tools_bytes=reader.int(
+                "PENSTOCK_PARSER_MAX_TOOLS_BYTES", cls.max_tools_bytes, minimum=1
+            ),
             session_timeout_s=reader.float(
                 "PENSTOCK_PARSER_SESSION_TIMEOUT_S", cls.session_timeout_s, minimum=1.0
             ),

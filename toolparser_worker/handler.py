@@ -20,6 +20,7 @@ from protocol.messages import (
     ParserCommand,
 )
 from toolparser_worker.errors import TooManySessionsError
+from toolparser_worker.metrics import BatchCounts, ParserMetrics
 from toolparser_worker.sessions import SessionKey, SessionStore
 
 MAX_REMEMBERED_FAILURES = 4096
@@ -38,9 +39,13 @@ class ParserHandler:
     Args:
         store: The open sessions.
         send: Sends a message to a gateway.
+
+    Attributes:
+        metrics: What was counted.
     """
 
     def __init__(self, store: SessionStore, send: Callable[[str, Message], None]) -> None:
+        self.metrics = ParserMetrics(lambda: len(store))
         self._store = store
         self._send = send
         self._failed: OrderedDict[SessionKey, None] = OrderedDict()
@@ -123,6 +128,7 @@ class ParserHandler:
                 ),
             )
             return
+        self.metrics.opened(session)
         self._send(
             gateway_id,
             ParseOpened(
@@ -135,10 +141,11 @@ class ParserHandler:
     def _parse(self, gateway_id: str, batch: ParseBatch) -> None:
         parsed: list[ParsedDelta] = []
         failures: list[Failure] = []
+        counts = BatchCounts()
         for delta in batch.deltas:
             self._num_deltas += 1
             try:
-                answer = self._parse_one(gateway_id, delta)
+                answer = self._parse_one(gateway_id, delta, counts)
             except Exception:
                 # A bug of ours must cost one request, not the worker and all the others.
                 _logger.exception("parsing failed for request %s", delta.request_id)
@@ -149,12 +156,15 @@ class ParserHandler:
                 parsed.append(answer)
             elif answer is not None:
                 failures.append(answer)
+        self.metrics.add(counts)
         if parsed:
             self._send(gateway_id, ParsedBatch(deltas=tuple(parsed)))
         for failure in failures:
             self._send(gateway_id, failure)
 
-    def _parse_one(self, gateway_id: str, delta: ParseDelta) -> ParsedDelta | Failure | None:
+    def _parse_one(
+        self, gateway_id: str, delta: ParseDelta, counts: BatchCounts
+    ) -> ParsedDelta | Failure | None:
         session = self._store.find((gateway_id, delta.request_id, delta.attempt))
         if session is None:
             return self._fail(
@@ -164,9 +174,11 @@ class ParserHandler:
                 "The parser does not know this request; open it first.",
             )
         try:
-            return session.parse(delta)
+            parsed = session.parse(delta)
         except PenstockError as error:
             return self._fail(gateway_id, delta, error.code, error.message)
+        counts.add(session, parsed)
+        return parsed
 
     def _fail(
         self, gateway_id: str, delta: ParseDelta, code: ErrorCode, message: str

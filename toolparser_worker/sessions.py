@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 
 from protocol.messages import OpenParse, ParsedDelta, ParseDelta, ParseEvent
 from toolparser_worker.errors import InvalidDeltaError, ParserError, TooManySessionsError
-from toolparser_worker.formats import find_reasoning_format, find_tool_format
+from toolparser_worker.formats import NO_FORMAT, find_reasoning_format, find_tool_format
 from toolparser_worker.machine.call_ids import call_id
 from toolparser_worker.machine.machine import Machine
 from toolparser_worker.machine.tool_schemas import ToolSchemas
-from toolparser_worker.tools import validate_tools
+from toolparser_worker.tools import MAX_TOOLS_BYTES, Tools, ToolsTable, check_choice
 
 MAX_CHOICES = 1024
 """The most choices that one request may have."""
@@ -23,8 +23,13 @@ class Session:
 
     Args:
         opening: What the gateway asked for.
+        tools: The tools in it.
 
     Attributes:
+        tools: As given.
+        format_names: The declared names of its tool format and its reasoning format.
+        num_choices: Choices that may send text.
+        num_new_malformed: Calls that the last delta showed to be malformed.
         keep_special_tokens: Markers that the engine must leave in the text.
         last_used_s: When it was last opened or fed, on the store's clock.
 
@@ -32,21 +37,26 @@ class Session:
         ParserError: Unknown formats, tools that are none, or too many choices.
     """
 
-    def __init__(self, opening: OpenParse) -> None:
+    def __init__(self, opening: OpenParse, tools: Tools) -> None:
         if not 1 <= opening.num_choices <= MAX_CHOICES:
             raise ParserError(
                 f"n must be between 1 and {MAX_CHOICES}, not {opening.num_choices}.", param="n"
             )
         tool_format = find_tool_format(opening.tool_format)
         reasoning_format = find_reasoning_format(opening.reasoning_format)
-        num_tools = validate_tools(opening.tools_json, opening.tool_choice, opening.tool_name)
-        if not num_tools or opening.tool_choice == "none":
+        check_choice(tools, opening.tool_choice, opening.tool_name)
+        if not tools.names or opening.tool_choice == "none":
             tool_format = None
-        # Not the opening itself: of its tools only names and schemas are needed from now on.
-        self._tools = ToolSchemas.from_json(opening.tools_json if tool_format else None)
+        self.tools = tools
+        self.format_names = (
+            tool_format.name if tool_format is not None else NO_FORMAT,
+            reasoning_format.name if reasoning_format is not None else NO_FORMAT,
+        )
+        self._schemas = tools.schemas if tool_format is not None else ToolSchemas()
         self._id_style = tool_format.id_style if tool_format is not None else "call"
         self._request_id = opening.request_id
-        self._num_choices = opening.num_choices
+        self.num_choices = opening.num_choices
+        self.num_new_malformed = 0
         self._prompt_tail = opening.prompt_tail
         self._parallel_tool_calls = opening.parallel_tool_calls
         self._tool_format = tool_format
@@ -66,20 +76,22 @@ class Session:
             InvalidDeltaError: There is no such choice, or it has ended.
         """
         choice = delta.choice
-        if not 0 <= choice < self._num_choices:
+        if not 0 <= choice < self.num_choices:
             raise InvalidDeltaError(
-                f"There is no choice {choice}; the request has {self._num_choices}."
+                f"There is no choice {choice}; the request has {self.num_choices}."
             )
         if choice in self._finished:
             raise InvalidDeltaError(f"Choice {choice} has ended and takes no more text.")
         machine = self._machines.get(choice)
         if machine is None:
             machine = self._machines[choice] = self._new_machine(choice)
+        num_malformed = machine.num_malformed
         events: tuple[ParseEvent, ...] = machine.feed(delta.text, delta.token_ends)
         if delta.final:
             events += machine.finish()
             self._finished.add(choice)
             del self._machines[choice]
+        self.num_new_malformed = machine.num_malformed - num_malformed
         return ParsedDelta(
             request_id=delta.request_id,
             choice=choice,
@@ -97,7 +109,7 @@ class Session:
             call_id=lambda index, name: call_id(
                 self._request_id, choice, index, name=name, style=self._id_style
             ),
-            tools=self._tools,
+            tools=self._schemas,
             prompt_tail=self._prompt_tail,
             parallel_tool_calls=self._parallel_tool_calls,
         )
@@ -107,18 +119,26 @@ class SessionStore:
     """All open sessions, the least recently used first.
 
     Args:
-        max_sessions: More are refused.
+        max_sessions: Choices of open requests; more are refused.
         idle_timeout_s: A session that got no text for so long is forgotten.
         clock: Monotonic seconds.
+        max_tools_bytes: JSON text of different tools that may be held at once.
     """
 
     def __init__(
-        self, *, max_sessions: int, idle_timeout_s: float, clock: Callable[[], float]
+        self,
+        *,
+        max_sessions: int,
+        idle_timeout_s: float,
+        clock: Callable[[], float],
+        max_tools_bytes: int = MAX_TOOLS_BYTES,
     ) -> None:
         self._max_sessions = max_sessions
         self._idle_timeout_s = idle_timeout_s
         self._clock = clock
         self._sessions: OrderedDict[SessionKey, Session] = OrderedDict()
+        self._num_choices = 0
+        self._tools = ToolsTable(max_tools_bytes)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -133,12 +153,20 @@ class SessionStore:
             ParserError: The opening is wrong, or there are too many sessions.
         """
         self.expire()
-        if key not in self._sessions and len(self._sessions) >= self._max_sessions:
+        self.close(key)
+        if self._num_choices + opening.num_choices > self._max_sessions:
             raise TooManySessionsError(
-                f"The parser has {self._max_sessions} requests open and takes no more for now."
+                f"The parser has {self._num_choices} choices of requests open, takes at most "
+                f"{self._max_sessions} and no more for now."
             )
-        session = Session(opening)
+        tools = self._tools.acquire(opening.tools_json)
+        try:
+            session = Session(opening, tools)
+        except ParserError:
+            self._tools.release(tools)
+            raise
         self._sessions[key] = session
+        self._num_choices += session.num_choices
         self._touch(key, session)
         return session
 
@@ -151,7 +179,10 @@ class SessionStore:
 
     def close(self, key: SessionKey) -> None:
         """Forgets a session; one that is not there is fine."""
-        self._sessions.pop(key, None)
+        session = self._sessions.pop(key, None)
+        if session is not None:
+            self._num_choices -= session.num_choices
+            self._tools.release(session.tools)
 
     def close_gateway(self, gateway_id: str) -> int:
         """Forgets every session of a gateway.
@@ -161,7 +192,7 @@ class SessionStore:
         """
         keys = [key for key in self._sessions if key[0] == gateway_id]
         for key in keys:
-            del self._sessions[key]
+            self.close(key)
         return len(keys)
 
     def expire(self) -> int:
@@ -176,7 +207,7 @@ class SessionStore:
             key, session = next(iter(self._sessions.items()))
             if session.last_used_s > oldest_s:
                 break
-            del self._sessions[key]
+            self.close(key)
             num_expired += 1
         return num_expired
 

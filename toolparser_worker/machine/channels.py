@@ -2,6 +2,7 @@
 
 import enum
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from toolparser_worker.machine.declarations import CallBody, ReasoningFormat, ToolFormat
 from toolparser_worker.machine.literals import LiteralMatcher, literal_matcher
@@ -62,6 +63,14 @@ class ChannelTable:
             self.actions.setdefault(literal, action)
 
 
+@lru_cache(maxsize=256)
+def _tables_of(
+    _tools: ToolFormat, _reasoning: ReasoningFormat, _finds_calls: bool
+) -> "dict[tuple[Channel, bool, bool, bool], ChannelTable]":
+    """The tables made so far for a pair of formats, the same for all their streams."""
+    return {}
+
+
 class ChannelTables:
     """Makes the tables of a pair of formats.
 
@@ -86,7 +95,7 @@ class ChannelTables:
         self.keeps_message_ends = False
         self.block_bodies = {start: body for body in tools.bodies for start in body.starts}
         self.needs_calls = tools.listed != "never" or not self.block_bodies
-        self._made: dict[tuple[Channel, bool, bool, bool], ChannelTable] = {}
+        self._made = _tables_of(tools, reasoning, finds_calls)
         self._tools = tools
         self._reasoning = reasoning
         self._finds_calls = finds_calls

@@ -1,6 +1,6 @@
 """Counts the tokens that lie in reasoning, from the offsets at which tokens end."""
 
-from collections import deque
+from bisect import bisect_right
 from collections.abc import Iterable
 
 
@@ -15,7 +15,7 @@ class ReasoningTokenCounter:
     def __init__(self) -> None:
         self.num_reasoning_tokens = 0
         self.is_reasoning = False
-        self._pending: deque[int] = deque()
+        self._pending: list[int] = []
 
     def add(self, token_ends: Iterable[int]) -> None:
         """Notes where further tokens end, as offsets in the whole text, ascending."""
@@ -23,10 +23,10 @@ class ReasoningTokenCounter:
 
     def settle(self, offset: int) -> None:
         """The current region is certain to last up to this offset."""
-        pending = self._pending
-        while pending and pending[0] <= offset:
-            pending.popleft()
-            self.num_reasoning_tokens += self.is_reasoning
+        if self._pending:
+            num_settled = bisect_right(self._pending, offset)
+            self.num_reasoning_tokens += self.is_reasoning * num_settled
+            del self._pending[:num_settled]
 
     def switch(self, offset: int, *, is_reasoning: bool) -> None:
         """Another region begins at this offset."""

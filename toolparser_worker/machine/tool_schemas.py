@@ -1,6 +1,5 @@
 """The tools of a request as far as reading their calls depends on them."""
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,11 +23,6 @@ class ToolSchemas:
             self._parameters[function["name"]] = (
                 parameters if isinstance(parameters, Mapping) else {}
             )
-
-    @classmethod
-    def from_json(cls, tools_json: str | None) -> "ToolSchemas":
-        """From the JSON text of a list of tools that was found valid; None for no tools."""
-        return cls(json.loads(tools_json) if tools_json is not None else ())
 
     def has(self, name: str) -> bool:
         """Whether a tool is called so; without any tools every name is fine."""

@@ -1,6 +1,7 @@
 """What gateways get back from the parser worker, message by message."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -30,11 +31,14 @@ CALL = '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call>'
 class World:
     """A handler with everything around it that it talks to."""
 
-    def __init__(self, max_sessions: int = 10) -> None:
+    def __init__(self, max_sessions: int = 10, max_tools_bytes: int = 100_000) -> None:
         self.now_s = 0.0
         self.sent: list[tuple[str, Message]] = []
         store = SessionStore(
-            max_sessions=max_sessions, idle_timeout_s=60.0, clock=lambda: self.now_s
+            max_sessions=max_sessions,
+            idle_timeout_s=60.0,
+            clock=lambda: self.now_s,
+            max_tools_bytes=max_tools_bytes,
         )
         self.handler = ParserHandler(store, lambda gateway, m: self.sent.append((gateway, m)))
 
@@ -279,6 +283,78 @@ def test_too_many_sessions_are_refused_until_one_is_closed() -> None:
     assert isinstance(world.open("b"), ParseOpened)
     world.handler.on_command("g", CloseParse(request_id="a", attempt=0))
     assert isinstance(world.open("c"), ParseOpened)
+
+
+def test_each_choice_takes_room_for_a_session() -> None:
+    world = World(max_sessions=3)
+    world.open("a", num_choices=2)
+    assert isinstance(world.open("b", num_choices=2), Failure)
+    assert isinstance(world.open("b", num_choices=1), ParseOpened)
+    assert isinstance(world.open("a", num_choices=2), ParseOpened)
+
+
+def test_tools_take_room_once_however_many_requests_have_them() -> None:
+    world = World(max_tools_bytes=len(TOOLS) + 10)
+    assert isinstance(world.open("a"), ParseOpened)
+    assert isinstance(world.open("b"), ParseOpened)
+    others = TOOLS.replace('"f"', '"g"')
+    refused = world.open("c", tools_json=others)
+    assert isinstance(refused, Failure)
+    assert refused.code is ErrorCode.OVERLOADED
+    for request_id in ("a", "b"):
+        world.handler.on_command("g", CloseParse(request_id=request_id, attempt=0))
+    assert isinstance(world.open("c", tools_json=others), ParseOpened)
+
+
+def test_a_refused_opening_leaves_no_tools_behind() -> None:
+    world = World(max_tools_bytes=len(TOOLS))
+    assert isinstance(world.open("a", tool_format="no such format"), Failure)
+    others = TOOLS.replace('"f"', '"g"')
+    assert isinstance(world.open("b", tools_json=others), ParseOpened)
+
+
+def test_ten_thousand_streams_fit_into_little_memory() -> None:
+    """Measured with a tenth of them, as the allocator's own books slow everything down."""
+    world = World(max_sessions=10_000)
+
+    def stream(number: int) -> None:
+        world.open(f"r{number}", reasoning_format="think")
+        world.feed(delta('<think>hm</think><tool_call>{"name": "f", "argu', f"r{number}"))
+
+    for number in range(10):
+        stream(number)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(10, 1010):
+            stream(number)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (after - before) / 1000 < 8192
+
+
+def test_metrics_count_by_format() -> None:
+    world = World()
+    world.open("a", reasoning_format="think", num_choices=2)
+    world.open("b", tool_format=None, reasoning_format="qwen-3", tools_json=None)
+    world.feed(delta(CALL, "a"), delta("hm", "b"), delta("<tool_call>", "a", choice=1))
+    broken = '{"name": "f", oops</tool_call>'
+    world.feed(delta(broken, "a", choice=1), delta(broken, "a", choice=1, final=True))
+    samples = {
+        (sample.name, *(value for _, value in sample.labels)): sample.value
+        for sample in world.handler.metrics.registry.message().samples
+    }
+    assert samples == {
+        ("penstock_parser_open_sessions",): 2,
+        ("penstock_parser_streams", "hermes", "think"): 2,
+        ("penstock_parser_streams", "none", "qwen3"): 1,
+        ("penstock_parser_deltas", "hermes", "think"): 4,
+        ("penstock_parser_deltas", "none", "qwen3"): 1,
+        ("penstock_parser_events", "hermes", "think"): 6,
+        ("penstock_parser_events", "none", "qwen3"): 1,
+        ("penstock_parser_malformed_calls", "hermes", "think"): 1,
+    }
 
 
 def test_a_lost_gateway_takes_its_sessions_along() -> None:
