@@ -1,19 +1,31 @@
-"""Accounts for KV blocks: who holds which, how many are free, and how a prompt's blocks hash."""
+"""Accounts for KV blocks: who holds which, what full blocks contain, and which are free."""
 
-from array import array
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
+from dataclasses import dataclass
 
-BLOCK_HASH_BYTES = 16
+
+@dataclass(frozen=True, slots=True)
+class ContentChanges:
+    """How the known contents differ from those at the last look.
+
+    Attributes:
+        is_reset: All contents of before are void.
+        added: Hashes that are known now; after a reset all of them.
+        removed: Hashes that are not known any more.
+    """
+
+    is_reset: bool
+    added: tuple[bytes, ...]
+    removed: tuple[bytes, ...]
 
 
 class BlockPool:
     """A fixed number of KV blocks with reference counts; ids are 0 ≤ block_id < num_blocks.
 
     A block is free when nobody holds it. Holders are counted, so that full blocks with the same
-    content can be shared by several requests. The block freed longest ago is handed out first,
-    which is the order in which cached contents should be given up.
+    content can be shared by several requests. A free block keeps its content, if it has a name,
+    until it is handed out: blocks without known content go first, then the one freed longest ago.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
@@ -21,13 +33,25 @@ class BlockPool:
         assert block_size > 0
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._free: deque[int] = deque(range(num_blocks))
+        # Free blocks: without known content, and with it, longest free first.
+        self._empty: deque[int] = deque(range(num_blocks))
+        self._cached: OrderedDict[int, None] = OrderedDict()
         self._num_holders = [0] * num_blocks
+        self._hashes: list[bytes | None] = [None] * num_blocks
+        self._block_of: dict[bytes, int] = {}
+        self._is_reset = False
+        self._added: dict[bytes, None] = {}
+        self._removed: dict[bytes, None] = {}
 
     @property
     def num_free(self) -> int:
         """Blocks that nobody holds."""
-        return len(self._free)
+        return len(self._empty) + len(self._cached)
+
+    @property
+    def num_named(self) -> int:
+        """Blocks whose content is known, held or free."""
+        return len(self._block_of)
 
     @property
     def num_token_capacity(self) -> int:
@@ -38,22 +62,28 @@ class BlockPool:
         """Blocks that so many tokens occupy."""
         return -(-num_tokens // self.block_size)
 
+    def num_holders(self, block_id: int) -> int:
+        """How many requests hold the block."""
+        return self._num_holders[block_id]
+
     def allocate(self, num_blocks: int) -> list[int] | None:
         """Take free blocks, each with one holder; None, and nothing taken, when too few are free.
 
-        The caller gives them back with `release`.
+        Their contents are given up. The caller gives the blocks back with `release`.
         """
-        if num_blocks > len(self._free):
+        if num_blocks > self.num_free:
             return None
-        block_ids = [self._free.popleft() for _ in range(num_blocks)]
+        block_ids = [self._take_free() for _ in range(num_blocks)]
         for block_id in block_ids:
             self._num_holders[block_id] = 1
         return block_ids
 
     def share(self, block_ids: Iterable[int]) -> None:
-        """Add a holder to blocks that are held already."""
+        """Add a holder to blocks that are held already, or free with known content."""
         for block_id in block_ids:
-            assert self._num_holders[block_id] > 0, "a free block cannot be shared"
+            if self._num_holders[block_id] == 0:
+                assert self._hashes[block_id] is not None, "a block without content can't be shared"
+                del self._cached[block_id]
             self._num_holders[block_id] += 1
 
     def release(self, block_ids: Sequence[int]) -> None:
@@ -65,31 +95,80 @@ class BlockPool:
         for block_id in reversed(block_ids):
             assert self._num_holders[block_id] > 0, "a free block cannot be released"
             self._num_holders[block_id] -= 1
-            if self._num_holders[block_id] == 0:
-                self._free.append(block_id)
+            if self._num_holders[block_id] > 0:
+                continue
+            if self._hashes[block_id] is None:
+                self._empty.append(block_id)
+            else:
+                self._cached[block_id] = None
 
-    def num_holders(self, block_id: int) -> int:
-        """How many requests hold the block."""
-        return self._num_holders[block_id]
+    def register(self, block_id: int, content: bytes) -> None:
+        """Say what a held block contains; of equal contents the first block keeps the name."""
+        assert self._num_holders[block_id] > 0, "only a held block can have been computed"
+        assert self._hashes[block_id] is None, "a block's content can't change while it is held"
+        if content in self._block_of:
+            return
+        self._hashes[block_id] = content
+        self._block_of[content] = block_id
+        if content in self._removed:
+            del self._removed[content]
+        else:
+            self._added[content] = None
 
+    def find(self, content: bytes) -> int | None:
+        """The block with this content."""
+        return self._block_of.get(content)
 
-def block_hashes(token_ids: Sequence[int], block_size: int, salt: str) -> tuple[bytes, ...]:
-    """Chained hashes of the full blocks of a prompt.
+    def num_free_among(self, block_ids: Iterable[int]) -> int:
+        """How many of some blocks are free."""
+        return sum(self._num_holders[block_id] == 0 for block_id in block_ids)
 
-    Each hash (BLAKE2b, 16 bytes) covers its block's tokens and, through its parent's hash, all
-    before them; the chain starts from the salt, so that tenants can't find out each other's
-    prompts by what is cached.
+    def forget(self, block_ids: Iterable[int]) -> None:
+        """The contents of some blocks are not to be used by anybody else."""
+        for block_id in block_ids:
+            if self._hashes[block_id] is not None:
+                self._unname(block_id)
+                if self._num_holders[block_id] == 0:
+                    del self._cached[block_id]
+                    self._empty.append(block_id)
 
-    Args:
-        token_ids: The prompt.
-        block_size: Tokens a block; a last, partly filled block has no hash.
-        salt: The tenant.
-    """
-    parent = blake2b(salt.encode(), digest_size=BLOCK_HASH_BYTES, person=b"penstock-block").digest()
-    hashes = []
-    tokens = array("I", token_ids)
-    for start in range(0, len(tokens) - block_size + 1, block_size):
-        block = tokens[start : start + block_size].tobytes()
-        parent = blake2b(parent + block, digest_size=BLOCK_HASH_BYTES).digest()
-        hashes.append(parent)
-    return tuple(hashes)
+    def forget_all(self) -> None:
+        """All contents are lost; who holds what stays as it is."""
+        self._empty.extend(self._cached)
+        self._cached.clear()
+        self._hashes = [None] * self.num_blocks
+        self._block_of.clear()
+        self._added.clear()
+        self._removed.clear()
+        self._is_reset = True
+
+    def contents(self) -> tuple[bytes, ...]:
+        """The names of all contents."""
+        return tuple(self._block_of)
+
+    def take_changes(self) -> ContentChanges | None:
+        """What changed since the last call; None when nothing did."""
+        if not (self._is_reset or self._added or self._removed):
+            return None
+        changes = ContentChanges(self._is_reset, tuple(self._added), tuple(self._removed))
+        self._is_reset = False
+        self._added.clear()
+        self._removed.clear()
+        return changes
+
+    def _take_free(self) -> int:
+        if self._empty:
+            return self._empty.popleft()
+        block_id, _ = self._cached.popitem(last=False)
+        self._unname(block_id)
+        return block_id
+
+    def _unname(self, block_id: int) -> None:
+        content = self._hashes[block_id]
+        assert content is not None
+        self._hashes[block_id] = None
+        del self._block_of[content]
+        if content in self._added:
+            del self._added[content]
+        else:
+            self._removed[content] = None

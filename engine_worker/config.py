@@ -28,6 +28,8 @@ class ModelSettings:
         block_size: `PENSTOCK_BLOCK_SIZE`, tokens a KV block.
         max_num_seqs: `PENSTOCK_MAX_NUM_SEQS`, requests that run at a time.
         max_num_batched_tokens: `PENSTOCK_MAX_NUM_BATCHED_TOKENS`, tokens of one step.
+        prefix_cache: `PENSTOCK_PREFIX_CACHE`, whether computed prompts are kept for the next
+            request of the same tenant.
         dtype: `PENSTOCK_DTYPE`, of the weights.
         deterministic: `PENSTOCK_DETERMINISTIC`, equal bits whatever runs beside a request.
         compile_cache_dir: `PENSTOCK_COMPILE_CACHE_DIR`, where compiled programs are kept.
@@ -43,6 +45,7 @@ class ModelSettings:
     block_size: int = 32
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
+    prefix_cache: bool = True
     dtype: str = "auto"
     deterministic: bool = False
     compile_cache_dir: Path | None = None
@@ -110,6 +113,7 @@ def _model_settings(reader: SettingsReader) -> ModelSettings:
         block_size=reader.int("PENSTOCK_BLOCK_SIZE", 32, minimum=1, maximum=1024),
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
+        prefix_cache=reader.bool("PENSTOCK_PREFIX_CACHE", True),
         dtype=reader.choice("PENSTOCK_DTYPE", "auto", DTYPES),
         deterministic=reader.bool("PENSTOCK_DETERMINISTIC", False),
         compile_cache_dir=cache_dir.expanduser(),

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field, replace
 
 from engine_worker.acceptance import AcceptanceLimits, accept
 from engine_worker.batch import ModelRunner, RowWork, StepBatch, StepResult
-from engine_worker.block_pool import BlockPool
+from engine_worker.block_pool import BlockPool, ContentChanges
 from engine_worker.errors import RequestError
 from engine_worker.output_text import OutputText
 from engine_worker.request import Request
 from engine_worker.scheduler import Schedule, ScheduledRow, Scheduler, SchedulerLimits
 from engine_worker.stopping import Stop, StopStrings
+from engine_worker.stream_table import StreamTable
 from engine_worker.tokenizer import Tokenizer
-from engine_worker.tombstones import ALL_CHOICES, StreamKey, Tombstones
+from engine_worker.tombstones import StreamKey, Tombstones
 from protocol.errors import ErrorCode
 from protocol.messages import (
     Abort,
@@ -66,6 +67,8 @@ class Engine:
         tokenizer: Turns tokens into text.
         vocab_size: Token ids at or above it are refused.
         max_model_len: Prompt and output together, tokens; cut to what the KV cache holds.
+        prefix_cache: Whether requests of one tenant share the blocks of equal beginnings; if not,
+            only the choices of one request do.
         clock: Monotonic seconds, for deadlines and rates.
     """
 
@@ -76,11 +79,13 @@ class Engine:
         *,
         vocab_size: int,
         max_model_len: int,
+        prefix_cache: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
         self._tokenizer = tokenizer
         self._clock = clock
+        self._has_prefix_cache = prefix_cache
         self._pool = BlockPool(runner.num_blocks, runner.block_size)
         self.max_model_len = min(max_model_len, self._pool.num_token_capacity)
         self._limits = AcceptanceLimits(vocab_size, self.max_model_len, tokenizer.eos_token_ids)
@@ -93,7 +98,7 @@ class Engine:
             ),
             self._pool,
         )
-        self._streams: dict[StreamKey, _Stream] = {}
+        self._streams: StreamTable[_Stream] = StreamTable()
         self._tombstones = Tombstones()
         self._outputs: dict[str, GatewayOutput] = {}
         self._num_arrivals = 0
@@ -116,7 +121,7 @@ class Engine:
 
     def next_deadline(self) -> float | None:
         """The earliest deadline of all requests, on the engine's clock."""
-        return min((stream.request.deadline for stream in self._streams.values()), default=None)
+        return self._streams.next_deadline()
 
     def load(self) -> Load:
         """How busy the engine is; a request that waits for its lease counts as waiting."""
@@ -129,10 +134,9 @@ class Engine:
             tokens_per_s=self._tokens_per_s if num_running else 0.0,
         )
 
-    def held_by(self, gateway_id: str) -> tuple[int, int]:
-        """A gateway's unfinished requests and the tokens, prompts and outputs, that they have."""
-        requests = [stream.request for key, stream in self._streams.items() if key[0] == gateway_id]
-        return len(requests), sum(request.num_tokens for request in requests)
+    def held(self) -> dict[str, tuple[int, int]]:
+        """By gateway: unfinished requests and the tokens, prompts and outputs, that they have."""
+        return self._streams.held()
 
     def add(self, gateway_id: str, command: Generate, *, received_at: float | None = None) -> None:
         """Take a request; if something is wrong with it, it ends with a Failure at once.
@@ -161,11 +165,11 @@ class Engine:
                 arrival=self._num_arrivals,
             )
             self._num_arrivals += 1
+            request.cache_salt = self._cache_salt(gateway_id, command)
             stream = self._make_stream(request, command)
-            self._streams[key] = stream
             self._scheduler.add(request)
+            self._streams.add(stream)
         except RequestError as error:
-            self._streams.pop(key, None)
             self.refuse(gateway_id, command, error.code, error.message, param=error.param)
             return
         if stream.stop is not None:
@@ -207,11 +211,20 @@ class Engine:
             )
         )
 
+    def cached_blocks(self) -> tuple[bytes, ...]:
+        """Names of all blocks that a request could find computed."""
+        return self._pool.contents() if self._has_prefix_cache else ()
+
+    def take_cache_changes(self) -> ContentChanges | None:
+        """How `cached_blocks` changed since the last call; None when it did not."""
+        changes = self._pool.take_changes()
+        return changes if self._has_prefix_cache else None
+
     def extend(self, gateway_id: str, command: Extend) -> None:
         """Raise a request's lease; a smaller one than before is ignored, so order can't matter."""
         stream = self._streams.get((gateway_id, command.request_id, command.choice))
         if stream is not None and stream.request.attempt == command.attempt:
-            stream.request.lease_tokens = max(stream.request.lease_tokens, command.lease_tokens)
+            self._scheduler.extend(stream.request, command.lease_tokens)
 
     def abort(self, gateway_id: str, command: Abort) -> None:
         """Stop a request's choice, or all of them, up to this attempt; idempotent.
@@ -220,16 +233,15 @@ class Engine:
         """
         key = (gateway_id, command.request_id, command.choice)
         self._tombstones.put_aborted(key, command.attempt)
-        for stream in self._streams_of(key):
+        for stream in self._streams.of_request(key):
             if stream.request.attempt <= command.attempt:
                 self._finish(stream, "abort")
 
     def forget_gateway(self, gateway_id: str) -> None:
         """Drop all that a gateway wanted, without a word: nobody listens."""
-        for key, stream in list(self._streams.items()):
-            if key[0] == gateway_id:
-                self._scheduler.finish(stream.request)
-                del self._streams[key]
+        for stream in self._streams.of_gateway(gateway_id):
+            self._scheduler.finish(stream.request)
+            self._streams.remove(stream)
         self._outputs.pop(gateway_id, None)
         self._tombstones.forget_gateway(gateway_id)
 
@@ -302,6 +314,13 @@ class Engine:
             return False
         return True
 
+    def _cache_salt(self, gateway_id: str, command: Generate) -> str:
+        # The names of blocks are the border between tenants, so the engine makes them itself: the
+        # hashes that came with the request are only for routing.
+        if self._has_prefix_cache:
+            return command.tenant
+        return repr((command.tenant, gateway_id, command.request_id))
+
     def _make_stream(self, request: Request, command: Generate) -> _Stream:
         """The text side of a request, brought to where an earlier attempt left it."""
         sampling = command.sampling
@@ -323,37 +342,39 @@ class Engine:
                 break
         return stream
 
-    def _streams_of(self, key: StreamKey) -> list[_Stream]:
-        gateway_id, request_id, choice = key
-        if choice != ALL_CHOICES:
-            stream = self._streams.get(key)
-            return [] if stream is None else [stream]
-        return [
-            stream
-            for (owner, owned_id, _), stream in self._streams.items()
-            if owner == gateway_id and owned_id == request_id
-        ]
-
     def _take_result(self, rows: Sequence[ScheduledRow], result: StepResult) -> int:
         """Append what was sampled; how many tokens that were."""
         num_sampled = 0
         token_ids = result.token_ids.tolist()
         has_nan = result.has_nan.tolist()
         for row, token_id, is_nan in zip(rows, token_ids, has_nan, strict=True):
-            request = row.request
             samples = row.samples
-            request.num_computed_tokens += row.num_tokens
-            stream = self._streams[request.key]
+            stream = self._streams[row.request.key]
             if is_nan:
+                self._scheduler.distrust(row.request)
                 self._fail(stream, ErrorCode.INTERNAL_ERROR, "The model computed no number (NaN).")
-            elif samples:
+                continue
+            self._scheduler.advance(row)
+            if samples:
                 num_sampled += 1
-                request.output_token_ids.append(token_id)
-                stop = stream.text.push(request)
-                self._tell(stream, [token_id])
-                if stop is not None:
-                    self._finish(stream, stop.reason, stop.detail)
+                self._take_token(stream, token_id)
         return num_sampled
+
+    def _take_token(self, stream: _Stream, token_id: int) -> None:
+        """Append a sampled token and tell what follows from it; a bug there ends only its row."""
+        request = stream.request
+        try:
+            request.output_token_ids.append(token_id)
+            self._streams.count_tokens(request)
+            stop = stream.text.push(request)
+            self._tell(stream, [token_id])
+        except Exception:  # noqa: BLE001 - whatever one text does to its tokenizer, others go on
+            _log.exception("request %s: its output could not be read", request.request_id)
+            message = "The engine failed to read this request's output."
+            self._fail(stream, ErrorCode.INTERNAL_ERROR, message)
+            return
+        if stop is not None:
+            self._finish(stream, stop.reason, stop.detail)
 
     def _tell(self, stream: _Stream, token_ids: list[int]) -> None:
         """Add a delta with the new text, and the new tokens if they are wanted."""
@@ -409,13 +430,12 @@ class Engine:
     def _end(self, stream: _Stream, end: Finished | Failure) -> None:
         request = stream.request
         self._scheduler.finish(request)
-        del self._streams[request.key]
+        self._streams.remove(stream)
         self._tombstones.put_ended(request.key, request.attempt)
         self._output(request.gateway_id).ends.append(end)
 
     def _end_expired(self, now: float) -> None:
-        expired = [stream for stream in self._streams.values() if stream.request.deadline <= now]
-        for stream in expired:
+        for stream in self._streams.expired(now):
             self._fail(
                 stream,
                 ErrorCode.DEADLINE_EXCEEDED,
@@ -429,7 +449,7 @@ class Engine:
                 ErrorCode.INTERNAL_ERROR,
                 "The engine failed at a step of this request.",
             )
-        self._scheduler.preempt_all()
+        self._scheduler.reset()
         self._runner.reset()
 
     def _measure(self, num_sampled: int, duration_s: float) -> None:
@@ -465,5 +485,7 @@ def _row_work(row: ScheduledRow) -> RowWork:
 
 def _usage(request: Request) -> Usage:
     return Usage(
-        prompt_tokens=request.num_prompt_tokens, completion_tokens=request.num_output_tokens
+        prompt_tokens=request.num_prompt_tokens,
+        completion_tokens=request.num_output_tokens,
+        cached_tokens=request.num_cached_tokens or 0,
     )

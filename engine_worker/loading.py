@@ -99,7 +99,13 @@ def load_model(settings: ModelSettings, on_phase: PhaseCallback) -> ServedModel:
         deterministic=settings.deterministic,
     )
     runner.warm_up(lambda done, text: on_phase("compiling", done, text))
-    engine = Engine(runner, tokenizer, vocab_size=spec.vocab_size, max_model_len=max_model_len)
+    engine = Engine(
+        runner,
+        tokenizer,
+        vocab_size=spec.vocab_size,
+        max_model_len=max_model_len,
+        prefix_cache=settings.prefix_cache,
+    )
     return _assemble(settings, graph, dtype, tokenizer, template, runner, engine)
 
 
@@ -144,6 +150,8 @@ def _assemble(
         num_parameters=graph.num_parameters,
         capabilities=_capabilities(template, formats),
         sampling_defaults=load_sampling_defaults(settings.path),
+        max_num_seqs=runner.max_num_seqs,
+        num_kv_tokens=runner.num_blocks * runner.block_size,
     )
     preparer = PromptPreparer(
         tokenizer,

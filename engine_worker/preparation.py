@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from engine_worker.block_pool import block_hashes
+from engine_worker.block_hashes import block_hashes
 from engine_worker.chat_messages import parse_json, parse_messages, parse_tools
 from engine_worker.chat_template import ChatTemplate
 from engine_worker.errors import ContextLengthError, InvalidRequestError

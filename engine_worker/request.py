@@ -27,6 +27,11 @@ class Request:
         deadline: On the engine's monotonic clock, seconds.
         priority: Lower runs first.
         arrival: Grows with each request; the second sort key.
+        rank: The first sort key, given by the scheduler from priority and time of arrival.
+        is_alone: Nothing else runs beside it.
+        cache_salt: Keeps its cached blocks apart from those of others, its tenant's excepted.
+        reads_cache: Whether blocks that are computed already may be used; not when something is
+            wanted of every token of the prompt.
         eos_token_ids: Ids that end the output (empty with `ignore_eos`).
         output_token_ids: What was sampled, an earlier attempt's tokens included.
         num_computed_tokens: Tokens, from the first of the prompt, whose keys and values are in
@@ -34,6 +39,11 @@ class Request:
         num_resumed_tokens: Of `output_token_ids`, how many an earlier attempt had sampled.
         block_ids: KV blocks in order of position.
         slot: Device row, None while it doesn't run.
+        block_hashes: Names of its first full blocks, as far as the prefix cache asked for them.
+        num_named_blocks: Of `block_ids`, how many full ones from the first on are computed.
+        awaited_block: Name of the block that another request computes and that it waits for.
+        num_cached_tokens: Of the prompt, what was found computed when it first got a slot; None
+            before.
     """
 
     gateway_id: str
@@ -47,6 +57,10 @@ class Request:
     deadline: float
     priority: int = 0
     arrival: int = 0
+    rank: int = 0
+    is_alone: bool = False
+    cache_salt: str = ""
+    reads_cache: bool = True
     min_tokens: int = 0
     eos_token_ids: frozenset[int] = frozenset()
     stop_token_ids: frozenset[int] = frozenset()
@@ -55,6 +69,10 @@ class Request:
     num_computed_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)
     slot: int | None = None
+    block_hashes: list[bytes] = field(default_factory=list)
+    num_named_blocks: int = 0
+    awaited_block: bytes | None = None
+    num_cached_tokens: int | None = None
     status: RequestStatus = RequestStatus.WAITING
 
     @property
@@ -64,8 +82,8 @@ class Request:
 
     @property
     def order(self) -> tuple[int, int]:
-        """The sort key: priority first, then arrival; the greatest is preempted first."""
-        return (self.priority, self.arrival)
+        """The sort key: rank first, then arrival; the greatest is preempted first."""
+        return (self.rank, self.arrival)
 
     @property
     def num_prompt_tokens(self) -> int:

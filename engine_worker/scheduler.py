@@ -1,9 +1,17 @@
 """Decides which tokens of which requests are computed in the next step; pure policy, no device.
 
 Each step has a token budget. Requests that decode take one token each, what is left goes to chunks
-of prompts, first those that were begun, then new ones, each in order of priority and arrival. When
-KV blocks run out, the request that comes last in that order is preempted: its blocks are freed and
-its tokens, output included, are computed again later.
+of prompts, first those that were begun, then new ones, each in order of rank. When KV blocks run
+out, the request that comes last in that order is preempted: its blocks are released, though they
+stay cached until somebody needs them, and what is lost of its tokens, output included, is computed
+again later.
+
+A request's rank is the step in which it came plus `AGING_STEPS` for each level of priority. So a
+request is overtaken only by more important ones that come within that many steps after it, and
+when no more of these come, every request that isn't paused gets its slot within
+`(a + 1) * (max_num_seqs + 1) * max_model_len` steps, with `a` requests ahead of it: the first in
+order is never preempted and gets on in each step, and while it waits for room nobody else is let
+in.
 """
 
 from bisect import insort
@@ -12,7 +20,12 @@ from dataclasses import dataclass
 
 from engine_worker.block_pool import BlockPool
 from engine_worker.errors import ContextLengthError
+from engine_worker.prefix_cache import PrefixCache
 from engine_worker.request import Request, RequestStatus
+from engine_worker.waiting_list import WaitingList
+
+AGING_STEPS = 256
+"""Steps of waiting that make up for one level of priority."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +80,13 @@ class Scheduler:
         assert limits.max_model_len <= pool.num_token_capacity
         self._limits = limits
         self._pool = pool
-        self._waiting: list[Request] = []
+        self._waiting = WaitingList()
+        self._cache = PrefixCache(pool, self._waiting.push)
         self._running: list[Request] = []
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
         # A few blocks stay free at admission, or the next decode would preempt the newcomer.
         self._num_reserved_blocks = -(-pool.num_blocks // 100)
+        self._num_steps = 0
         self.num_preemptions = 0
 
     @property
@@ -82,16 +97,18 @@ class Scheduler:
     @property
     def num_unfinished(self) -> int:
         """Requests that have not finished, wherever they are."""
-        return len(self._running) + len(self._waiting)
+        return len(self._running) + len(self._waiting) + self._cache.num_parked
 
     def requests(self) -> Iterator[Request]:
         """All unfinished requests."""
         yield from self._running
         yield from self._waiting
+        yield from self._cache.parked()
 
     def has_work(self) -> bool:
         """Whether `schedule` would return rows: somebody is not paused."""
-        return any(not request.is_paused for request in self.requests())
+        # Who waits for another one's block has that one running.
+        return self._waiting.num_ready > 0 or self.num_runnable > 0
 
     def add(self, request: Request) -> None:
         """Take a request into the waiting list.
@@ -105,28 +122,47 @@ class Scheduler:
                 f"This model's maximum context length is {self._limits.max_model_len} tokens, but"
                 f" the request has {num_tokens} tokens with its first output token."
             )
+        request.rank = self._num_steps + request.priority * AGING_STEPS
         request.status = RequestStatus.WAITING
-        insort(self._waiting, request, key=_order)
+        self._waiting.push(request)
+
+    def extend(self, request: Request, lease_tokens: int) -> None:
+        """Raise a request's lease; a smaller one changes nothing."""
+        request.lease_tokens = max(request.lease_tokens, lease_tokens)
+        self._waiting.on_extended(request)
+
+    def advance(self, row: ScheduledRow) -> None:
+        """The tokens of a row were computed; called before anything is added to its output."""
+        row.request.num_computed_tokens += row.num_tokens
+        self._cache.commit(row.request)
 
     def finish(self, request: Request) -> None:
-        """Forget a request and free what it holds."""
-        if request.slot is None:
-            self._waiting.remove(request)
-        else:
+        """Forget a request and release what it holds; what it computed stays cached."""
+        if request.slot is not None:
             self._running.remove(request)
             self._vacate(request)
+        elif request.awaited_block is not None:
+            self._cache.unpark(request)
+        else:
+            self._waiting.finish(request)
         request.status = RequestStatus.FINISHED
 
-    def preempt_all(self) -> None:
+    def distrust(self, request: Request) -> None:
+        """What a request computed or read is not to be used by others: it gave no numbers."""
+        self._pool.forget(request.block_ids)
+
+    def reset(self) -> None:
         """Every running request starts over from its tokens: the KV cache was lost."""
         while self._running:
             self._preempt(self._running[-1])
+        self._pool.forget_all()
 
     def schedule(self) -> Schedule:
-        """The next step; the caller adds each row's `num_tokens` to `num_computed_tokens`.
+        """The next step; the caller reports what was computed with `advance`.
 
         There is at least one row whenever `has_work`.
         """
+        self._num_steps += 1
         decodes = self._schedule_decodes()
         budget = self._limits.max_num_batched_tokens - len(decodes)
         chunks: list[ScheduledRow] = []
@@ -171,34 +207,66 @@ class Scheduler:
         return num_tokens
 
     def _admit_next(self) -> Request | None:
-        """Move the first waiting request that has a lease into a slot, if there is room for it.
+        """Move the first request that can run into a slot, if there is room for it.
 
         All blocks of its known tokens are taken at once, so that prompts that were begun never
-        wait for each other's blocks.
+        wait for each other's blocks. A request that waits for another one's block lets the next
+        one go first; one that lacks room does not, or it might wait for ever.
         """
-        request = next((request for request in self._waiting if not request.is_paused), None)
-        if request is None:
-            return None
-        num_blocks = self._pool.num_blocks_for(request.num_tokens)
-        while not self._has_room(num_blocks):
-            # Work that may run goes before work that waits for its lease.
+        while (best := self._waiting.first()) is not None and self._may_join(best):
+            request = self._waiting.pop()
+            found = self._cache.find(request)
+            awaited = self._cache.awaited(request, len(found))
+            if awaited is not None:
+                self._cache.park(request, awaited)
+            elif self._make_room(request, found):
+                self._admit(request, found)
+                return request
+            else:
+                self._waiting.push(request)
+                return None
+        return None
+
+    def _may_join(self, request: Request) -> bool:
+        """Whether a slot is there, and nobody who has to be alone.
+
+        Paused requests give way: work that may run goes before work that waits for its lease.
+        """
+        while not self._free_slots or self._is_one_alone(request):
             victim = self._paused_victim()
             if victim is None:
-                return None
+                return False
             self._preempt(victim)
-        block_ids = self._pool.allocate(num_blocks)
-        assert block_ids is not None
-        self._waiting.remove(request)
-        request.block_ids = block_ids
-        request.num_computed_tokens = 0
-        request.slot = self._free_slots.pop()
-        request.status = RequestStatus.RUNNING
-        insort(self._running, request, key=_order)
-        return request
+        return True
+
+    def _is_one_alone(self, newcomer: Request) -> bool:
+        return bool(self._running) and (newcomer.is_alone or self._running[0].is_alone)
+
+    def _make_room(self, request: Request, found: list[int]) -> bool:
+        num_new = self._pool.num_blocks_for(request.num_tokens) - len(found)
+        while not self._has_room(num_new + self._pool.num_free_among(found)):
+            victim = self._paused_victim()
+            if victim is None:
+                return False
+            self._preempt(victim)
+        return True
 
     def _has_room(self, num_blocks: int) -> bool:
         num_reserved = self._num_reserved_blocks if self._running else 0
-        return bool(self._free_slots) and num_blocks + num_reserved <= self._pool.num_free
+        return num_blocks + num_reserved <= self._pool.num_free
+
+    def _admit(self, request: Request, found: list[int]) -> None:
+        self._pool.share(found)
+        new = self._pool.allocate(self._pool.num_blocks_for(request.num_tokens) - len(found))
+        assert new is not None
+        request.block_ids = [*found, *new]
+        request.num_computed_tokens = len(found) * self._pool.block_size
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
+        self._cache.begin(request, len(found))
+        request.slot = self._free_slots.pop()
+        request.status = RequestStatus.RUNNING
+        insort(self._running, request, key=_order)
 
     def _paused_victim(self) -> Request | None:
         return next((request for request in reversed(self._running) if request.is_paused), None)
@@ -206,17 +274,18 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         self._running.remove(request)
         self._vacate(request)
-        request.num_computed_tokens = 0
         request.status = RequestStatus.PREEMPTED
-        insort(self._waiting, request, key=_order)
+        self._waiting.push(request)
         self.num_preemptions += 1
 
     def _vacate(self, request: Request) -> None:
         assert request.slot is not None
         self._free_slots.append(request.slot)
         request.slot = None
+        self._cache.end(request)
         self._pool.release(request.block_ids)
         request.block_ids = []
+        request.num_computed_tokens = 0
 
 
 def _order(request: Request) -> tuple[int, int]:

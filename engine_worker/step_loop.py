@@ -114,7 +114,7 @@ class StepLoop:
 
     def _generate(self, gateway_id: str, command: Generate, received_at: float) -> None:
         window = self._handler.credits(gateway_id)
-        num_requests, num_tokens = self._engine.held_by(gateway_id)
+        num_requests, num_tokens = self._engine.held().get(gateway_id, (0, 0))
         num_new_tokens = len(command.prompt_token_ids) + len(command.output_token_ids)
         if (
             window is not None

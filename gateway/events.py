@@ -94,9 +94,15 @@ def total_usage(usages: list[Usage], num_choices: int) -> Usage:
         num_choices: Choices a prompt (`n`); a prompt is counted once, as OpenAI does.
     """
     firsts = usages[::num_choices]
+    # The choice that computed the prompt found least of it; the others found what it computed.
+    prompts = [usages[start : start + num_choices] for start in range(0, len(usages), num_choices)]
+    num_cached = [
+        min((usage.cached_tokens for usage in prompt if usage.prompt_tokens), default=0)
+        for prompt in prompts
+    ]
     return Usage(
         prompt_tokens=sum(usage.prompt_tokens for usage in firsts),
         completion_tokens=sum(usage.completion_tokens for usage in usages),
-        cached_tokens=sum(usage.cached_tokens for usage in firsts),
+        cached_tokens=sum(num_cached),
         reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
     )

@@ -127,12 +127,13 @@ class DeterministicFakeRunner:
         assert 0 < len(batch.rows) <= self._max_num_seqs
         assert len({row.slot for row in batch.rows}) == len(batch.rows)
         assert sum(len(row.token_ids) for row in batch.rows) <= self._max_num_batched_tokens
-        used: set[int] = set()
         for row in batch.rows:
             assert 0 < len(row.token_ids) <= self._prefill_chunk_size
             assert len(row.block_ids) * self._block_size >= row.start + len(row.token_ids)
-            assert not used & set(row.block_ids), "two requests write to one block"
-            used |= set(row.block_ids)
+            written = set(row.block_ids[row.start // self._block_size :])
+            for other in batch.rows:
+                shared = other is not row and written & set(other.block_ids)
+                assert not shared, "a row writes to a block that another one has"
 
     def _place(self, row: RowWork, position: int) -> tuple[int, int]:
         return row.block_ids[position // self._block_size], position % self._block_size

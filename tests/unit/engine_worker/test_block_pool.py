@@ -1,6 +1,7 @@
 import pytest
 
-from engine_worker.block_pool import BlockPool, block_hashes
+from engine_worker.block_hashes import block_hashes
+from engine_worker.block_pool import BlockPool
 
 
 def test_allocation_takes_distinct_blocks_and_all_or_nothing() -> None:

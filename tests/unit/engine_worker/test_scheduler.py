@@ -35,7 +35,7 @@ def make_request(
         request_id=str(arrival),
         choice=0,
         attempt=0,
-        prompt_token_ids=(1,) * num_prompt,
+        prompt_token_ids=(arrival + 10,) * num_prompt,
         sampling=RowSampling(),
         max_output_tokens=1000,
         lease_tokens=lease,
@@ -46,11 +46,11 @@ def make_request(
     )
 
 
-def apply(schedule: Schedule) -> None:
+def apply(scheduler: Scheduler, schedule: Schedule) -> None:
     """What the engine does with a step: compute, and append what was sampled."""
     for row in schedule.rows:
         samples = row.samples
-        row.request.num_computed_tokens += row.num_tokens
+        scheduler.advance(row)
         if samples:
             row.request.output_token_ids.append(2)
 
@@ -61,7 +61,7 @@ def rows_of(schedule: Schedule) -> list[tuple[str, int]]:
 
 def step(scheduler: Scheduler) -> list[tuple[str, int]]:
     schedule = scheduler.schedule()
-    apply(schedule)
+    apply(scheduler, schedule)
     return rows_of(schedule)
 
 
@@ -73,7 +73,7 @@ def test_a_long_prompt_is_computed_in_chunks_and_sampled_after_the_last() -> Non
     for _ in range(4):
         schedule = scheduler.schedule()
         sampled.append((rows_of(schedule), schedule.rows[0].samples))
-        apply(schedule)
+        apply(scheduler, schedule)
     assert sampled == [
         ([("0", 8)], False),
         ([("0", 8)], False),
@@ -124,7 +124,7 @@ def test_a_request_waits_until_all_blocks_of_its_prompt_are_free() -> None:
     assert step(scheduler) == [("1", 8)]
 
 
-def test_when_blocks_run_out_the_youngest_is_preempted_and_computed_again() -> None:
+def test_when_blocks_run_out_the_youngest_is_preempted_and_what_was_lost_is_computed() -> None:
     scheduler, pool = make_scheduler(num_blocks=4, budget=32, chunk=16)
     old, young = make_request(0, 8), make_request(1, 4)
     scheduler.add(old)
@@ -136,7 +136,8 @@ def test_when_blocks_run_out_the_youngest_is_preempted_and_computed_again() -> N
     assert (young.num_computed_tokens, young.block_ids, young.slot) == (0, [], None)
     num_tokens = young.num_tokens
     scheduler.finish(old)
-    assert step(scheduler) == [("1", num_tokens)]
+    # Its first block was released and still holds what it held.
+    assert step(scheduler) == [("1", num_tokens - 4)]
     assert pool.num_free == 4 - pool.num_blocks_for(num_tokens)
 
 
@@ -159,7 +160,7 @@ def test_a_request_pauses_at_its_lease_and_goes_on_when_it_grows() -> None:
     assert request.num_output_tokens == 2
     assert not scheduler.has_work()
     assert step(scheduler) == []
-    request.lease_tokens = 3
+    scheduler.extend(request, 3)
     assert scheduler.has_work()
     assert step(scheduler) == [("0", 1)]
 
@@ -173,8 +174,8 @@ def test_a_paused_request_gives_way_to_one_that_may_run() -> None:
     assert step(scheduler) == [("1", 4)]
     assert paused.status is RequestStatus.PREEMPTED
     scheduler.finish(other)
-    paused.lease_tokens = 2
-    assert step(scheduler) == [("0", 5)]
+    scheduler.extend(paused, 2)
+    assert step(scheduler) == [("0", 1)]
 
 
 def test_a_resumed_output_is_computed_with_the_prompt_and_not_sampled_again() -> None:
@@ -196,7 +197,7 @@ def test_a_lost_cache_makes_everybody_start_over() -> None:
     for arrival in range(3):
         scheduler.add(make_request(arrival, 4))
     step(scheduler)
-    scheduler.preempt_all()
+    scheduler.reset()
     assert pool.num_free == pool.num_blocks
     assert step(scheduler) == [("0", 5), ("1", 5), ("2", 5)]
 
@@ -240,12 +241,12 @@ def test_every_request_ends_and_every_block_and_slot_comes_back(
             end = row.request.num_computed_tokens + row.num_tokens
             assert len(row.request.block_ids) * 4 >= end
             assert not row.request.is_paused
-        apply(schedule)
+        apply(scheduler, schedule)
         for request in tuple(scheduler.requests()):
             if request.num_output_tokens >= targets[request.request_id]:
                 scheduler.finish(request)
             elif request.is_paused and number % 3 == 0:
-                request.lease_tokens += 2
+                scheduler.extend(request, request.lease_tokens + 2)
     assert not pending
     assert scheduler.num_unfinished == 0
     assert pool.num_free == pool.num_blocks

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine_worker.block_pool import block_hashes
+from engine_worker.block_hashes import block_hashes
 from engine_worker.chat_template import ChatTemplate
 from engine_worker.demo import demo_model_path
 from engine_worker.errors import (

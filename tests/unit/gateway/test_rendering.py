@@ -126,3 +126,15 @@ def test_an_error_in_a_stream_is_one_event_and_the_closing_mark() -> None:
 def test_a_prompt_is_counted_once_for_all_its_choices() -> None:
     usages = [Usage(prompt_tokens=10, completion_tokens=n) for n in (1, 2, 3, 4)]
     assert total_usage(usages, num_choices=2) == Usage(prompt_tokens=20, completion_tokens=10)
+
+
+def test_what_one_choice_computed_for_the_others_was_not_cached_before() -> None:
+    usages = [
+        Usage(prompt_tokens=10, cached_tokens=8),
+        Usage(prompt_tokens=10, cached_tokens=4),
+        Usage(),
+        Usage(prompt_tokens=9, cached_tokens=0),
+        Usage(prompt_tokens=9, cached_tokens=8),
+        Usage(prompt_tokens=9, cached_tokens=8),
+    ]
+    assert total_usage(usages, num_choices=3).cached_tokens == 4
