@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from engine_worker.batch import MAX_MASKED_TOKEN_IDS, RowSampling
+from engine_worker.allowed_tokens import AllowedTokens
+from engine_worker.batch import RowSampling
 from engine_worker.errors import InvalidRequestError, UnsupportedParameterError
 from engine_worker.preparation import check_length, check_token_ids
 from engine_worker.request import Request
@@ -60,12 +61,6 @@ def accept(
     num_prompt_tokens = len(command.prompt_token_ids)
     eos_token_ids = frozenset[int]() if sampling.ignore_eos else limits.eos_token_ids
     stop_token_ids = frozenset(sampling.stop_token_ids)
-    if sampling.min_tokens and len(eos_token_ids | stop_token_ids) > MAX_MASKED_TOKEN_IDS:
-        raise UnsupportedParameterError(
-            f"'min_tokens' works with at most {MAX_MASKED_TOKEN_IDS} stop ids, the model's own"
-            " included.",
-            param="min_tokens",
-        )
     max_output_tokens = limits.max_model_len - num_prompt_tokens
     if sampling.max_tokens is not None:
         max_output_tokens = min(max_output_tokens, sampling.max_tokens)
@@ -87,6 +82,20 @@ def accept(
         min_tokens=sampling.min_tokens,
         eos_token_ids=eos_token_ids,
         stop_token_ids=stop_token_ids,
+        allowed_tokens=_allowed_tokens(
+            sampling, limits.vocab_size, ending_token_ids=eos_token_ids | stop_token_ids
+        ),
+    )
+
+
+def _allowed_tokens(
+    sampling: SamplingParams, vocab_size: int, *, ending_token_ids: frozenset[int]
+) -> AllowedTokens | None:
+    """What the request forbids; None when that is nothing."""
+    if not sampling.min_tokens:
+        return None
+    return AllowedTokens(
+        vocab_size, ending_token_ids=ending_token_ids, min_tokens=sampling.min_tokens
     )
 
 

@@ -4,19 +4,26 @@ This file is the border between the policy side (scheduler, request, block pool;
 compute side (model runner, programs; jax).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from engine_worker.token_mask import MaskWords
+
 ProgressCallback = Callable[[float, str], None]
 """Called with a fraction (0 to 1) and a short text while weights load or programs compile."""
 
 
-MAX_MASKED_TOKEN_IDS = 64
-"""The most ids that `RowSampling.stop_token_ids_masked` holds."""
+MAX_LOGIT_BIASES = 1024
+"""The most entries of `RowSampling.logit_bias`."""
+MAX_LOGPROBS = 20
+"""The most likely tokens that are reported beside one token."""
+
+MaskSource = Callable[[], MaskWords]
+"""Gives a mask once it is made; called when the forward pass of its step is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +34,11 @@ class RowSampling:
         temperature: 0 is greedy.
         seed: With `choice`, the position of the new token and the token id, the key of the noise.
         choice: Index of the choice within its request.
-        stop_token_ids_masked: Ids whose logits are -inf in this step (`min_tokens`).
+        logit_bias: (token id, number added to its logit), at most `MAX_LOGIT_BIASES`, each id
+            once.
+        num_logprobs: How many likely tokens are reported beside the sampled one, at most
+            `MAX_LOGPROBS`; None reports nothing.
+        num_prompt_logprobs: The same for `RowWork.scored_token_ids`.
     """
 
     temperature: float = 0.0
@@ -39,7 +50,9 @@ class RowSampling:
     repetition_penalty: float = 1.0
     seed: int = 0
     choice: int = 0
-    stop_token_ids_masked: tuple[int, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
 
     @property
     def uses_penalties(self) -> bool:
@@ -64,6 +77,10 @@ class RowWork:
         sample: Whether a token is sampled after the last of `token_ids`. Its position is
             start + len(token_ids).
         sampling: How.
+        allowed_mask: The tokens that may be sampled; None allows all.
+        pending_mask: A second mask that is still being made; both must allow a token.
+        scored_token_ids: The prompt's tokens that follow the first of `token_ids`, one each,
+            whose log probabilities are wanted.
     """
 
     slot: int
@@ -72,6 +89,22 @@ class RowWork:
     block_ids: Sequence[int]
     sample: bool
     sampling: RowSampling
+    allowed_mask: MaskWords | None = None
+    pending_mask: MaskSource | None = None
+    scored_token_ids: Sequence[int] = ()
+
+    @property
+    def needs_full_sampler(self) -> bool:
+        """Whether it takes more than the step program itself can do."""
+        return len(self.scored_token_ids) > 0 or (
+            self.sample
+            and (
+                self.allowed_mask is not None
+                or self.pending_mask is not None
+                or bool(self.sampling.logit_bias)
+                or self.sampling.num_logprobs is not None
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +115,39 @@ class StepBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What the model thought of one token, before bias, masks, penalties and temperature.
+
+    Attributes:
+        token_id: The token.
+        logprob: Natural logarithm of its probability.
+        rank: 1 for the most likely token; tokens with equal logits share a rank.
+        top: (token id, log probability) of the likeliest tokens, best first.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What one step sampled.
 
     Attributes:
         token_ids: [num_rows] int32, aligned with the batch's rows; -1 where nothing was sampled.
-        has_nan: [num_rows] bool: the row's logits held NaN; its request must fail.
+        has_nan: [num_rows] bool: the row's logits held NaN or infinity; its request must fail.
+        without_choice: Indices of rows whose masks allowed no token; their requests must fail.
+        logprobs: Of the sampled token, by index of the row, for rows that want them.
+        prompt_logprobs: Of `scored_token_ids`, likewise.
     """
 
     token_ids: npt.NDArray[np.int32]
     has_nan: npt.NDArray[np.bool_]
+    without_choice: frozenset[int] = frozenset()
+    logprobs: Mapping[int, TokenScores] = field(default_factory=dict)
+    prompt_logprobs: Mapping[int, Sequence[TokenScores]] = field(default_factory=dict)
 
 
 class ModelRunner(Protocol):

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from engine_worker.acceptance import AcceptanceLimits, accept
 from engine_worker.batch import ModelRunner, RowWork, StepBatch, StepResult
@@ -35,6 +35,11 @@ stopping change in a way that an output's continuation would show."""
 
 # Weight of the newest step in the running mean of tokens per second.
 _RATE_WEIGHT = 0.1
+
+_NOTHING_ALLOWED = (
+    "The request's parameters (allowed_token_ids, bad_words, min_tokens, grammar) leave no token"
+    " that could come next."
+)
 
 _log = logging.getLogger("penstock.engine")
 
@@ -347,7 +352,7 @@ class Engine:
         num_sampled = 0
         token_ids = result.token_ids.tolist()
         has_nan = result.has_nan.tolist()
-        for row, token_id, is_nan in zip(rows, token_ids, has_nan, strict=True):
+        for index, (row, token_id, is_nan) in enumerate(zip(rows, token_ids, has_nan, strict=True)):
             samples = row.samples
             stream = self._streams[row.request.key]
             if is_nan:
@@ -355,7 +360,9 @@ class Engine:
                 self._fail(stream, ErrorCode.INTERNAL_ERROR, "The model computed no number (NaN).")
                 continue
             self._scheduler.advance(row)
-            if samples:
+            if index in result.without_choice:
+                self._fail(stream, ErrorCode.INVALID_REQUEST, _NOTHING_ALLOWED)
+            elif samples:
                 num_sampled += 1
                 self._take_token(stream, token_id)
         return num_sampled
@@ -468,10 +475,6 @@ def _batch(rows: Sequence[ScheduledRow]) -> StepBatch:
 def _row_work(row: ScheduledRow) -> RowWork:
     request = row.request
     assert request.slot is not None
-    sampling = request.sampling
-    masked = request.masked_token_ids()
-    if masked:
-        sampling = replace(sampling, stop_token_ids_masked=masked)
     start = request.num_computed_tokens
     return RowWork(
         slot=request.slot,
@@ -479,7 +482,8 @@ def _row_work(row: ScheduledRow) -> RowWork:
         start=start,
         block_ids=request.block_ids,
         sample=row.samples,
-        sampling=sampling,
+        sampling=request.sampling,
+        allowed_mask=request.allowed_mask() if row.samples else None,
     )
 
 

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from engine_worker.allowed_tokens import AllowedTokens
 from engine_worker.batch import RowSampling
+from engine_worker.token_mask import MaskWords
 
 
 class RequestStatus(StrEnum):
@@ -33,6 +35,7 @@ class Request:
         reads_cache: Whether blocks that are computed already may be used; not when something is
             wanted of every token of the prompt.
         eos_token_ids: Ids that end the output (empty with `ignore_eos`).
+        allowed_tokens: Which tokens may come next; None allows all.
         output_token_ids: What was sampled, an earlier attempt's tokens included.
         num_computed_tokens: Tokens, from the first of the prompt, whose keys and values are in
             the cache. In decode it is one less than `num_tokens`.
@@ -64,6 +67,7 @@ class Request:
     min_tokens: int = 0
     eos_token_ids: frozenset[int] = frozenset()
     stop_token_ids: frozenset[int] = frozenset()
+    allowed_tokens: AllowedTokens | None = None
     output_token_ids: list[int] = field(default_factory=list)
     num_resumed_tokens: int = 0
     num_computed_tokens: int = 0
@@ -119,8 +123,8 @@ class Request:
             return self.prompt_token_ids[start:end]
         return (*self.prompt_token_ids[start:], *self.output_token_ids[: end - num_prompt])
 
-    def masked_token_ids(self) -> tuple[int, ...]:
-        """Ids that the next token may not be, because `min_tokens` isn't reached yet."""
-        if len(self.output_token_ids) >= self.min_tokens:
-            return ()
-        return tuple(sorted(self.eos_token_ids | self.stop_token_ids))
+    def allowed_mask(self) -> MaskWords | None:
+        """The tokens that may come next; None allows all."""
+        if self.allowed_tokens is None:
+            return None
+        return self.allowed_tokens.mask(self.output_token_ids)

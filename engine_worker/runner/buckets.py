@@ -41,6 +41,18 @@ class Buckets:
     prefill: tuple[Bucket, ...]
 
     @property
+    def sampler_rows(self) -> tuple[int, ...]:
+        """Rows of the full samplers, in rising order: every second decode shape, and the last.
+
+        They are rare enough that a wider one than needed costs less than compiling them all.
+        """
+        return tuple(bucket.num_rows for bucket in self.decode[::-2])[::-1]
+
+    def sampler_rows_for(self, num_rows: int) -> int:
+        """The smallest full sampler with room for some rows."""
+        return next(rows for rows in self.sampler_rows if rows >= num_rows)
+
+    @property
     def all(self) -> tuple[Bucket, ...]:
         """Every shape."""
         return self.decode + self.prefill

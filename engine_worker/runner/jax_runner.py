@@ -5,9 +5,9 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import jax
@@ -20,15 +20,17 @@ from engine_worker.compile_cache import count_cache_hits
 from engine_worker.kv_cache import KvLayout
 from engine_worker.models.decoder import DecoderWeights
 from engine_worker.runner.buckets import DECODE_ROWS, Bucket, Buckets, choose_buckets
-from engine_worker.runner.packing import MAX_MASKED_TOKEN_IDS, PackedLayout
+from engine_worker.runner.full_sampler import FullSampler
+from engine_worker.runner.packing import PackedLayout
 from engine_worker.runner.programs import (
     DeviceState,
+    StepOutput,
     StepProgram,
     blocks_per_turn,
     set_slot_counts,
 )
+from engine_worker.runner.step_outcome import StepOutcome
 from engine_worker.sampling.penalties import count_tokens
-from engine_worker.sampling.sampler import NAN_LOGITS, NOT_SAMPLED
 
 _COMPILER_STACK_BYTES: Final = 64 * 2**20
 _log = logging.getLogger("penstock.runner")
@@ -48,9 +50,10 @@ class JaxModelRunner:
     """Implements `engine_worker.batch.ModelRunner`; made by `create`.
 
     A step is one call of a decode program for all rows with a single token and one call of a
-    prefill program for each other row. In the deterministic mode all tokens, of prompts and of
-    outputs, go through one program of a fixed shape, one token a row, so that what a token computes
-    depends on nothing but its own request.
+    prefill program for each other row. A call whose rows want more than the program can do is
+    followed by one of the full sampler. In the deterministic mode all tokens, of prompts and of
+    outputs, go through one program of a fixed shape, one token a row, and all are sampled by one
+    full sampler, so that what a token computes depends on nothing but its own request.
     """
 
     def __init__(
@@ -65,6 +68,11 @@ class JaxModelRunner:
         self._table_width = -(-num_table_blocks // group) * group
         self._programs: dict[Bucket, Any] = {}
         self._packed_layouts = {bucket: self._packed_layout(bucket) for bucket in buckets.all}
+        self._samplers = {
+            num_rows: FullSampler(weights.graph, num_rows, limits.max_num_seqs)
+            for num_rows in buckets.sampler_rows
+        }
+        self._sampler_programs: dict[int, Any] = {}
         self._set_counts: Any = None
         self._num_compiles = 0
         # Tokens of slots whose counts are not on the device yet: most requests never need them.
@@ -174,28 +182,35 @@ class JaxModelRunner:
         """
         for row in batch.rows:
             self._check(row)
-        tokens = np.full(len(batch.rows), NOT_SAMPLED, np.int32)
+        outcome = StepOutcome(len(batch.rows))
         self._count_slots(batch.rows)
         if self._limits.deterministic:
-            self._run_tiles(batch.rows, tokens)
+            self._run_tiles(batch.rows, outcome)
         else:
-            self._run_buckets(batch.rows, tokens)
-        has_nan = tokens == NAN_LOGITS
-        return StepResult(np.where(has_nan, NOT_SAMPLED, tokens), has_nan)
+            self._run_buckets(batch.rows, outcome)
+        return outcome.result()
 
     def warm_up(self, progress: ProgressCallback) -> None:
         """Compiles every program; see the port."""
         started = time.monotonic()
         missing = [bucket for bucket in self._buckets.all if bucket not in self._programs]
-        num_programs = len(missing) + 1
+        samplers = [rows for rows in self._samplers if rows not in self._sampler_programs]
+        num_programs = len(missing) + len(samplers) + 1
         progress(0.0, f"compiling {num_programs} programs")
         # The compiler releases the interpreter but leaves cores idle between its own parallel parts.
         with count_cache_hits() as hits, _compiler_threads() as threads:
-            futures = {threads.submit(self._compile, bucket): bucket for bucket in missing}
+            futures: dict[Future[Any], Bucket | int] = {
+                **{threads.submit(self._compile, bucket): bucket for bucket in missing},
+                **{threads.submit(self._compile_sampler, rows): rows for rows in samplers},
+            }
             for num_done, future in enumerate(as_completed(futures), start=1):
-                self._programs[futures[future]] = future.result()
+                key = futures[future]
+                if isinstance(key, Bucket):
+                    self._programs[key] = future.result()
+                else:
+                    self._sampler_programs[key] = future.result()
                 self._num_compiles += 1
-                progress(num_done / num_programs, f"compiled {_describe(futures[future])}")
+                progress(num_done / num_programs, f"compiled {_describe(key)}")
             self._count_slot(0, (), ())
         progress(1.0, f"compiled {num_programs} programs")
         _log.info(
@@ -235,33 +250,94 @@ class JaxModelRunner:
             raise ValueError(f"{len(row.block_ids)} blocks do not fit a row of {end} tokens")
         if min(row.block_ids) < 0 or max(row.block_ids) >= self.num_blocks:
             raise ValueError(f"block ids are 0 to {self.num_blocks - 1}")
-        if len(row.sampling.stop_token_ids_masked) > MAX_MASKED_TOKEN_IDS:
-            raise ValueError(f"more than {MAX_MASKED_TOKEN_IDS} masked token ids")
+        if len(row.scored_token_ids) > num_tokens:
+            raise ValueError(f"a row of {num_tokens} tokens scores at most as many")
 
-    def _run_buckets(self, rows: Sequence[RowWork], tokens: npt.NDArray[np.int32]) -> None:
-        decodes = [i for i, row in enumerate(rows) if len(row.token_ids) == 1 and row.sample]
+    def _run_buckets(self, rows: Sequence[RowWork], outcome: StepOutcome) -> None:
+        decodes = [
+            i
+            for i, row in enumerate(rows)
+            if len(row.token_ids) == 1 and row.sample and not row.scored_token_ids
+        ]
         if decodes:
             bucket = self._buckets.for_decode(len(decodes))
-            tokens[decodes] = self._call(bucket, [rows[i] for i in decodes])[: len(decodes)]
+            self._call(bucket, decodes, [rows[i] for i in decodes], outcome)
         for index in sorted(set(range(len(rows))) - set(decodes)):
-            bucket = self._buckets.for_prefill(len(rows[index].token_ids))
-            tokens[index] = self._call(bucket, [rows[index]])[0]
+            row = rows[index]
+            bucket = self._buckets.for_prefill(len(row.token_ids))
+            output = self._call(bucket, [index], [row], outcome)
+            if row.scored_token_ids:
+                self._score(index, row, np.asarray(output.hidden), outcome)
 
-    def _run_tiles(self, rows: Sequence[RowWork], tokens: npt.NDArray[np.int32]) -> None:
+    def _run_tiles(self, rows: Sequence[RowWork], outcome: StepOutcome) -> None:
         bucket = self._buckets.decode[0]
         pieces = [piece for index, row in enumerate(rows) for piece in _single_tokens(index, row)]
         for first in range(0, len(pieces), bucket.num_rows):
             tile = pieces[first : first + bucket.num_rows]
-            sampled = self._call(bucket, [work for _, work in tile])
-            for (index, work), token in zip(tile, sampled, strict=False):
-                if work.sample:
-                    tokens[index] = token
+            indices, works = [index for index, _ in tile], [work for _, work in tile]
+            output = self._step(bucket, works, samples=False)
+            targets = [next(iter(work.scored_token_ids), None) for work in works]
+            self._sample_fully(output.last_hidden, indices, works, targets, outcome)
 
-    def _call(self, bucket: Bucket, rows: Sequence[RowWork]) -> npt.NDArray[np.int32]:
-        packed = self._packed_layouts[bucket].pack(rows)
+    def _call(
+        self,
+        bucket: Bucket,
+        indices: Sequence[int],
+        rows: Sequence[RowWork],
+        outcome: StepOutcome,
+    ) -> StepOutput:
+        """Runs and samples some of the step's rows, which `indices` names."""
+        is_apart = any(row.sample and row.needs_full_sampler for row in rows)
+        output = self._step(bucket, rows, samples=not is_apart)
+        if is_apart:
+            targets = [None] * len(rows)
+            self._sample_fully(output.last_hidden, indices, rows, targets, outcome)
+        else:
+            outcome.put_tokens(indices, np.asarray(output.tokens))
+        return output
+
+    def _step(self, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool) -> StepOutput:
+        packed = self._packed_layouts[bucket].pack(rows, samples=samples)
         program = self._program(bucket)
-        sampled, self._state = program(self._weights.leaves, self._state, packed)
-        return np.asarray(sampled)
+        output: StepOutput
+        output, self._state = program(self._weights.leaves, self._state, packed)
+        return output
+
+    def _sample_fully(
+        self,
+        hidden: jax.Array | npt.NDArray[np.float32],
+        indices: Sequence[int],
+        rows: Sequence[RowWork],
+        targets: Sequence[int | None],
+        outcome: StepOutcome,
+    ) -> None:
+        """Samples rows from their hidden states [R, hidden], or scores their targets."""
+        sampler = self._samplers[hidden.shape[0]]
+        inputs = sampler.pack(rows, targets)
+        program = self._sampler_program(hidden.shape[0])
+        outputs, counts = program(self._weights.leaves, self._state.counts, hidden, inputs)
+        self._state = self._state._replace(counts=counts)
+        for index, sample in zip(
+            indices, sampler.read(np.asarray(outputs), rows, targets), strict=True
+        ):
+            outcome.put(index, sample)
+
+    def _score(
+        self,
+        index: int,
+        row: RowWork,
+        hidden: npt.NDArray[np.float32],
+        outcome: StepOutcome,
+    ) -> None:
+        """Scores a chunk's following tokens from its hidden states [Q, hidden]."""
+        num_rows = max(self._samplers)
+        unsampled = replace(row, sample=False)
+        for first in range(0, len(row.scored_token_ids), num_rows):
+            targets = row.scored_token_ids[first : first + num_rows]
+            tile = np.zeros((num_rows, hidden.shape[1]), np.float32)
+            tile[: len(targets)] = hidden[first : first + len(targets)]
+            num = len(targets)
+            self._sample_fully(tile, [index] * num, [unsampled] * num, targets, outcome)
 
     def _program(self, bucket: Bucket) -> Any:
         if bucket not in self._programs:
@@ -272,9 +348,24 @@ class JaxModelRunner:
     def _compile(self, bucket: Bucket) -> Any:
         """The step of a bucket, compiled ahead of time, so that a call can never retrace."""
         layout = self._packed_layouts[bucket]
-        step = StepProgram(self._weights.graph, self._kv_layout, layout)
+        sampler_rows = self._buckets.sampler_rows_for(bucket.num_rows)
+        step = StepProgram(self._weights.graph, self._kv_layout, layout, sampler_rows)
         lowered = jax.jit(step, donate_argnums=1).lower(
             self._weights.leaves, self._state, layout.pack(())
+        )
+        return lowered.compile()
+
+    def _sampler_program(self, num_rows: int) -> Any:
+        if num_rows not in self._sampler_programs:
+            self._sampler_programs[num_rows] = self._compile_sampler(num_rows)
+            self._num_compiles += 1
+        return self._sampler_programs[num_rows]
+
+    def _compile_sampler(self, num_rows: int) -> Any:
+        sampler = self._samplers[num_rows]
+        hidden = np.zeros((num_rows, self._weights.graph.spec.hidden_size), np.float32)
+        lowered = jax.jit(sampler, donate_argnums=1).lower(
+            self._weights.leaves, self._state.counts, hidden, sampler.pack((), ())
         )
         return lowered.compile()
 
@@ -305,23 +396,25 @@ def _single_tokens(index: int, row: RowWork) -> list[tuple[int, RowWork]]:
     return [
         (
             index,
-            RowWork(
-                slot=row.slot,
+            replace(
+                row,
                 token_ids=(token_id,),
                 start=row.start + offset,
-                block_ids=row.block_ids,
                 sample=row.sample and offset == last,
-                sampling=row.sampling,
+                scored_token_ids=row.scored_token_ids[offset : offset + 1],
             ),
         )
         for offset, token_id in enumerate(row.token_ids)
     ]
 
 
-def _describe(bucket: Bucket) -> str:
-    if bucket.is_prefill:
-        return f"prefill of {bucket.num_queries} tokens"
-    return f"decode of {bucket.num_rows} rows"
+def _describe(program: Bucket | int) -> str:
+    """A step program's bucket, or the rows of a full sampler."""
+    if isinstance(program, int):
+        return f"the full sampler of {program} rows"
+    if program.is_prefill:
+        return f"prefill of {program.num_queries} tokens"
+    return f"decode of {program.num_rows} rows"
 
 
 @contextmanager

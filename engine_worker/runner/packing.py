@@ -20,8 +20,6 @@ from engine_worker.batch import RowSampling, RowWork
 from engine_worker.runner.buckets import Bucket
 from engine_worker.sampling.params import SamplingRows
 
-MAX_MASKED_TOKEN_IDS: Final = 64
-"""The most `stop_token_ids_masked` of a row."""
 _UINT32: Final = (1 << 32) - 1
 
 
@@ -42,11 +40,10 @@ class RowField(IntEnum):
     PRESENCE_PENALTY = auto()
     FREQUENCY_PENALTY = auto()
     REPETITION_PENALTY = auto()
-    FIRST_MASKED = auto()
 
 
-_NUM_COLUMNS: Final = RowField.FIRST_MASKED + MAX_MASKED_TOKEN_IDS
-_FLOAT_FIELDS: Final = slice(RowField.TEMPERATURE, RowField.FIRST_MASKED)
+NUM_ROW_FIELDS: Final = RowField.REPETITION_PENALTY + 1
+_FLOAT_FIELDS: Final = slice(RowField.TEMPERATURE, NUM_ROW_FIELDS)
 
 
 class StepInputs(NamedTuple):
@@ -89,7 +86,7 @@ class PackedLayout:
     def _sizes(self) -> tuple[int, int, int]:
         bucket = self.bucket
         return (
-            bucket.num_rows * _NUM_COLUMNS,
+            bucket.num_rows * NUM_ROW_FIELDS,
             bucket.num_token_rows * bucket.num_queries,
             bucket.num_token_rows * self.table_width,
         )
@@ -99,51 +96,36 @@ class PackedLayout:
         """Length of the vector."""
         return sum(self._sizes)
 
-    def pack(self, rows: Sequence[RowWork]) -> npt.NDArray[np.int32]:
+    def pack(self, rows: Sequence[RowWork], *, samples: bool = True) -> npt.NDArray[np.int32]:
         """Writes the rows of one call, padded to the bucket.
 
         Args:
             rows: At most the bucket's rows that have tokens, each with at most its tokens.
+            samples: False computes hidden states only, whatever the rows want.
 
         Returns:
             [num_entries] int32, a fresh array: the program may still read it when the next is made.
         """
         packed = np.zeros(self.num_entries, np.int32)
         num_fields, num_tokens, _ = self._sizes
-        fields = packed[:num_fields].reshape(-1, _NUM_COLUMNS)
+        packed[:num_fields] = pack_row_fields(
+            rows, self.bucket.num_rows, self.num_slots, samples=samples
+        ).reshape(-1)
         token_ids = packed[num_fields : num_fields + num_tokens].reshape(
             -1, self.bucket.num_queries
         )
         tables = packed[num_fields + num_tokens :].reshape(-1, self.table_width)
-        fields[:] = self._padding_fields()
         tables[:] = self.padding_block
         for index, row in enumerate(rows):
-            num_row_tokens = len(row.token_ids)
-            token_ids[index, :num_row_tokens] = row.token_ids
+            token_ids[index, : len(row.token_ids)] = row.token_ids
             tables[index, : len(row.block_ids)] = row.block_ids
-            fields[index, RowField.START] = row.start
-            fields[index, RowField.NUM_TOKENS] = num_row_tokens
-            if row.sample:
-                fields[index, RowField.SLOT] = row.slot
-                fields[index, RowField.SAMPLED] = 1
-                _pack_sampling(fields[index], row.sampling)
         return packed
-
-    def _padding_fields(self) -> npt.NDArray[np.int32]:
-        fields = np.zeros(_NUM_COLUMNS, np.int32)
-        fields[RowField.SLOT] = self.num_slots
-        fields[RowField.FIRST_MASKED :] = -1
-        floats = fields.view(np.float32)
-        floats[RowField.TOP_P] = 1.0
-        floats[RowField.LOG_MIN_P] = -math.inf
-        floats[RowField.REPETITION_PENALTY] = 1.0
-        return fields
 
     def unpack(self, packed: jax.Array) -> StepInputs:
         """The inverse of `pack`, inside a program."""
         num_fields, num_tokens, _ = self._sizes
         num_queries = self.bucket.num_queries
-        fields = packed[:num_fields].reshape(-1, _NUM_COLUMNS)
+        fields = packed[:num_fields].reshape(-1, NUM_ROW_FIELDS)
         token_ids = packed[num_fields : num_fields + num_tokens].reshape(-1, num_queries)
         num_token_rows = self.bucket.num_token_rows
         start = fields[:num_token_rows, RowField.START]
@@ -155,8 +137,41 @@ class PackedLayout:
             is_token=offsets < num_row_tokens[:, None],
             num_stored=start + num_row_tokens,
             block_tables=packed[num_fields + num_tokens :].reshape(-1, self.table_width),
-            sampling=_unpack_sampling(fields),
+            sampling=unpack_row_fields(fields),
         )
+
+
+def pack_row_fields(
+    rows: Sequence[RowWork], num_rows: int, num_slots: int, *, samples: bool = True
+) -> npt.NDArray[np.int32]:
+    """The fields of some rows, padded: [num_rows, NUM_ROW_FIELDS] int32, floats as their bits.
+
+    Args:
+        rows: At most `num_rows`.
+        num_rows: Rows of the program.
+        num_slots: The slot that rows without a sample name.
+        samples: False makes every row one without a sample.
+    """
+    fields = np.zeros((num_rows, NUM_ROW_FIELDS), np.int32)
+    fields[:] = _padding_fields(num_slots)
+    for index, row in enumerate(rows):
+        fields[index, RowField.START] = row.start
+        fields[index, RowField.NUM_TOKENS] = len(row.token_ids)
+        if row.sample and samples:
+            fields[index, RowField.SLOT] = row.slot
+            fields[index, RowField.SAMPLED] = 1
+            _pack_sampling(fields[index], row.sampling)
+    return fields
+
+
+def _padding_fields(num_slots: int) -> npt.NDArray[np.int32]:
+    fields = np.zeros(NUM_ROW_FIELDS, np.int32)
+    fields[RowField.SLOT] = num_slots
+    floats = fields.view(np.float32)
+    floats[RowField.TOP_P] = 1.0
+    floats[RowField.LOG_MIN_P] = -math.inf
+    floats[RowField.REPETITION_PENALTY] = 1.0
+    return fields
 
 
 def _pack_sampling(fields: npt.NDArray[np.int32], sampling: RowSampling) -> None:
@@ -173,11 +188,11 @@ def _pack_sampling(fields: npt.NDArray[np.int32], sampling: RowSampling) -> None
         sampling.frequency_penalty,
         sampling.repetition_penalty,
     )
-    masked = sampling.stop_token_ids_masked
-    fields[RowField.FIRST_MASKED : RowField.FIRST_MASKED + len(masked)] = masked
 
 
-def _unpack_sampling(fields: jax.Array) -> SamplingRows:
+def unpack_row_fields(fields: jax.Array) -> SamplingRows:
+    """The inverse of `pack_row_fields`, inside a program; further columns are left out."""
+
     def floats(field: RowField) -> jax.Array:
         return lax.bitcast_convert_type(fields[:, field], jnp.float32)
 
@@ -199,5 +214,4 @@ def _unpack_sampling(fields: jax.Array) -> SamplingRows:
         presence_penalties=floats(RowField.PRESENCE_PENALTY),
         frequency_penalties=floats(RowField.FREQUENCY_PENALTY),
         repetition_penalties=floats(RowField.REPETITION_PENALTY),
-        masked_token_ids=fields[:, RowField.FIRST_MASKED :],
     )

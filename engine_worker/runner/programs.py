@@ -28,6 +28,21 @@ class DeviceState(NamedTuple):
     counts: jax.Array
 
 
+class StepOutput(NamedTuple):
+    """What a step program computed beside the new state.
+
+    Attributes:
+        tokens: [R] int32 token ids (`NOT_SAMPLED`, `NAN_LOGITS`).
+        last_hidden: [S, hidden] float32, of each row's last token, for sampling apart from the
+            step; S the rows of the sampler that takes it, at least R.
+        hidden: [Q, hidden] float32, of each token of a prefill's row; None in decode.
+    """
+
+    tokens: jax.Array
+    last_hidden: jax.Array
+    hidden: jax.Array | None
+
+
 def blocks_per_turn(block_size: int) -> int:
     """Blocks that one turn of the attention loop reads."""
     return max(1, ATTENTION_SPAN // block_size)
@@ -40,18 +55,24 @@ class StepProgram:
         graph: The decoder; its structure is closed over, its weights are arguments.
         kv_layout: Of the cache in the state.
         packed_layout: Of the packed inputs.
+        num_sampler_rows: Rows of the full sampler that goes on from this step.
     """
 
     def __init__(
-        self, graph: DecoderGraph, kv_layout: KvLayout, packed_layout: PackedLayout
+        self,
+        graph: DecoderGraph,
+        kv_layout: KvLayout,
+        packed_layout: PackedLayout,
+        num_sampler_rows: int,
     ) -> None:
+        self._num_sampler_rows = num_sampler_rows
         self._graph = graph
         self._kv_layout = kv_layout
         self._packed_layout = packed_layout
 
     def __call__(
         self, leaves: Leaves, state: DeviceState, packed: jax.Array
-    ) -> tuple[jax.Array, DeviceState]:
+    ) -> tuple[StepOutput, DeviceState]:
         """Computes the step.
 
         Args:
@@ -60,18 +81,26 @@ class StepProgram:
             packed: [num_entries] int32, see `PackedLayout`.
 
         Returns:
-            [R] int32 token ids (`NOT_SAMPLED`, `NAN_LOGITS`), and the new state.
+            What was computed, and the new state.
         """
         inputs = self._packed_layout.unpack(packed)
         hidden, cache = self._forward(leaves, state.cache, inputs)
-        tokens = self._sample(leaves, hidden, state.counts, inputs)
+        is_prefill = self._packed_layout.bucket.is_prefill
+        last_hidden = _last_of_chunk(hidden, inputs) if is_prefill else hidden
+        tokens = self._sample(leaves, last_hidden, state.counts, inputs)
         counts = count_sampled(state.counts, tokens, inputs.sampling)
-        return tokens, DeviceState(cache, counts)
+        num_missing = self._num_sampler_rows - last_hidden.shape[0]
+        output = StepOutput(
+            tokens,
+            jnp.pad(last_hidden, ((0, num_missing), (0, 0))),
+            hidden if is_prefill else None,
+        )
+        return output, DeviceState(cache, counts)
 
     def _forward(
         self, leaves: Leaves, cache: KvCache, inputs: StepInputs
     ) -> tuple[jax.Array, KvCache]:
-        """Hidden states [R, hidden] of each row's last token, and the cache with all tokens."""
+        """Hidden states [T * Q, hidden] of all tokens, and the cache with all tokens."""
         block_size = self._kv_layout.block_size
         tables = inputs.block_tables
         own_blocks = jnp.take_along_axis(tables, inputs.positions // block_size, 1, mode="clip")
@@ -97,11 +126,6 @@ class StepProgram:
         hidden = self._graph.forward(
             leaves, inputs.token_ids.reshape(-1), inputs.positions.reshape(-1), attend
         )
-        if self._packed_layout.bucket.is_prefill:
-            # As many times as there are rows, so that the head's product has them too.
-            num_rows = inputs.sampling.slots.shape[0]
-            last = jnp.sum(inputs.is_token.astype(jnp.int32)) - 1
-            hidden = hidden.at[jnp.repeat(last, num_rows)].get(mode="clip")
         return hidden, tuple(layers)
 
     def _sample(
@@ -110,13 +134,18 @@ class StepProgram:
         def choose() -> jax.Array:
             return sample_tokens(self._graph.logits(leaves, hidden), counts, inputs.sampling)
 
-        if not self._packed_layout.bucket.is_prefill:
-            return choose()
-        # All chunks of a prompt but the last need no logits.
+        # All chunks of a prompt but the last need no logits, nor do steps that sample apart.
         nothing = jnp.full(inputs.sampling.slots.shape, NOT_SAMPLED, jnp.int32)
         is_wanted = jnp.any(inputs.sampling.sampled)
         tokens: jax.Array = lax.cond(is_wanted, choose, lambda: nothing)
         return tokens
+
+
+def _last_of_chunk(hidden: jax.Array, inputs: StepInputs) -> jax.Array:
+    """The chunk's last token, as many times as there are rows: the head's product has them too."""
+    num_rows = inputs.sampling.slots.shape[0]
+    last = jnp.sum(inputs.is_token.astype(jnp.int32)) - 1
+    return hidden.at[jnp.repeat(last, num_rows)].get(mode="clip")
 
 
 def set_slot_counts(counts: jax.Array, slot: jax.Array, slot_counts: jax.Array) -> jax.Array:

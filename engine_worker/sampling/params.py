@@ -20,7 +20,6 @@ class SamplingRows(NamedTuple):
         log_min_ps: [R] float32 natural logarithm; minus infinity is off.
         presence_penalties, frequency_penalties: [R] float32; 0 is off.
         repetition_penalties: [R] float32; 1 is off.
-        masked_token_ids: [R, M] int32 ids that may not be drawn; -1 is no id.
     """
 
     slots: jax.Array
@@ -36,7 +35,6 @@ class SamplingRows(NamedTuple):
     presence_penalties: jax.Array
     frequency_penalties: jax.Array
     repetition_penalties: jax.Array
-    masked_token_ids: jax.Array
 
 
 GREEDY_TEMPERATURE = 1e-5

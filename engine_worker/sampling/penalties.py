@@ -52,12 +52,3 @@ def penalize(logits: jax.Array, counts: jax.Array, rows: SamplingRows) -> jax.Ar
     logits = jnp.where(counts > 0, repeated, logits)
     logits = logits - num_outputs.astype(jnp.float32) * rows.frequency_penalties[:, None]
     return logits - jnp.where(num_outputs > 0, rows.presence_penalties[:, None], 0.0)
-
-
-def mask_tokens(logits: jax.Array, masked_token_ids: jax.Array) -> jax.Array:
-    """Sets the logits of masked ids [R, M] to minus infinity; ids out of range mask nothing."""
-    vocab_size = logits.shape[1]
-    row = jnp.arange(logits.shape[0], dtype=jnp.int32)[:, None]
-    # Negative ids would count from the end.
-    ids = jnp.where(masked_token_ids < 0, vocab_size, masked_token_ids)
-    return logits.at[row, ids].set(-jnp.inf, mode="drop")

@@ -1,4 +1,4 @@
-"""From logits to token ids: mask, penalties, temperature, top-k, top-p, min-p, Gumbel noise, argmax.
+"""From logits to token ids: penalties, temperature, top-k, top-p, min-p, Gumbel noise, argmax.
 
 The order is vLLM's. What no row asks for is skipped at run time, inside one program; a row's token
 depends on nothing but the row's own logits, parameters and counts, so it is the same whichever
@@ -14,11 +14,14 @@ from jax import lax
 from engine_worker.sampling.filters import is_filtered, lowest_allowed
 from engine_worker.sampling.noise import gumbel_noise
 from engine_worker.sampling.params import GREEDY_TEMPERATURE, SamplingRows
-from engine_worker.sampling.penalties import mask_tokens, penalize, uses_penalties
+from engine_worker.sampling.penalties import penalize, uses_penalties
 
 NOT_SAMPLED: Final = -1
 NAN_LOGITS: Final = -2
-"""In place of a token id: the row's logits hold NaN."""
+"""In place of a token id: the row's logits hold NaN or infinity."""
+
+WITHOUT_CHOICE: Final = -3
+"""In place of a token id: no token of the row is allowed."""
 
 
 def sample_tokens(logits: jax.Array, counts: jax.Array, rows: SamplingRows) -> jax.Array:
@@ -32,9 +35,8 @@ def sample_tokens(logits: jax.Array, counts: jax.Array, rows: SamplingRows) -> j
     Returns:
         [R] int32 token ids, `NOT_SAMPLED` or `NAN_LOGITS`. The lowest id wins a tie.
     """
-    has_nan = jnp.any(jnp.isnan(logits), axis=1)
-    masked = rows.masked_token_ids
-    logits = lax.cond(jnp.any(masked >= 0), lambda: mask_tokens(logits, masked), lambda: logits)
+    # A masked token's minus infinity is fine.
+    has_nan = jnp.any(~(logits < jnp.inf), axis=1)
     logits = lax.cond(
         jnp.any(uses_penalties(rows)),
         lambda: penalize(logits, counts.at[rows.slots].get(mode="clip"), rows),

@@ -24,10 +24,9 @@ def sampling_rows(num_rows: int, **columns: Any) -> SamplingRows:
         "frequency_penalties": (0.0, np.float32),
         "repetition_penalties": (1.0, np.float32),
     }
-    masked = columns.pop("masked_token_ids", np.full((num_rows, 2), -1))
     values = {
         name: np.array(np.broadcast_to(np.asarray(columns.pop(name, default), dtype), num_rows))
         for name, (default, dtype) in defaults.items()
     }
     assert not columns, f"no such column: {columns}"
-    return SamplingRows(**values, masked_token_ids=np.asarray(masked, np.int32))  # type: ignore[arg-type]
+    return SamplingRows(**values)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_worker.engine import Engine, GatewayOutput
+from engine_worker.token_mask import is_allowed
 from protocol.errors import ErrorCode
 from protocol.messages import (
     Abort,
@@ -160,8 +161,12 @@ def test_stop_ids_are_masked_until_min_tokens() -> None:
     sampling = SamplingParams(temperature=0.0, min_tokens=2, max_tokens=3, stop_token_ids=(9,))
     engine.add("g", generate(sampling=sampling))
     run(engine)
-    masked = [batch.rows[0].sampling.stop_token_ids_masked for batch in runner.batches]
-    assert masked == [tuple(sorted((9, EOS))), tuple(sorted((9, EOS))), ()]
+    masks = [batch.rows[0].allowed_mask for batch in runner.batches]
+    assert masks[2] is None
+    for mask in masks[:2]:
+        assert mask is not None
+        forbidden = {token_id for token_id in range(VOCAB_SIZE) if not is_allowed(mask, token_id)}
+        assert forbidden == {9, EOS}
 
 
 def test_token_ids_and_their_ends_come_when_wanted() -> None:

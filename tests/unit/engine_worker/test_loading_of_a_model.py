@@ -4,12 +4,10 @@ from typing import Any
 
 import pytest
 
-from engine_worker.batch import MAX_MASKED_TOKEN_IDS
 from engine_worker.config import ModelSettings
 from engine_worker.errors import KvMemoryError, ModelConfigError
 from engine_worker.loading import choose_max_model_len, load_model
 from engine_worker.models.hf_config import decoder_spec
-from engine_worker.runner import packing
 from protocol.errors import ConfigurationError
 from tests.fakes.tiny_checkpoint import TINY_LLAMA
 
@@ -48,7 +46,3 @@ def test_a_folder_without_a_model_is_refused_before_anything_else(tmp_path: Path
     with pytest.raises(ModelConfigError):
         load_model(settings, lambda phase, fraction, detail: phases.append(phase))
     assert phases == ["loading"]
-
-
-def test_both_sides_of_the_border_agree_on_masked_ids() -> None:
-    assert MAX_MASKED_TOKEN_IDS == packing.MAX_MASKED_TOKEN_IDS

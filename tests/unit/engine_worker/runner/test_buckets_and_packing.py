@@ -37,6 +37,10 @@ def test_decode_buckets_double_up_to_the_slots(
     assert [bucket.num_rows for bucket in buckets.decode] == rows
     for num_rows in range(1, max_num_seqs + 1):
         assert buckets.for_decode(num_rows).num_rows >= num_rows
+    for bucket in buckets.decode:
+        sampler_rows = buckets.sampler_rows_for(bucket.num_rows)
+        assert sampler_rows in (bucket.num_rows, 2 * bucket.num_rows, max_num_seqs)
+    assert len(buckets.sampler_rows) == -(-len(rows) // 2)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +75,6 @@ def test_a_packed_decode_row_is_unpacked_as_it_was_and_padding_does_nothing() ->
         repetition_penalty=1.25,
         seed=0xFEDCBA9876543210,
         choice=3,
-        stop_token_ids_masked=(2, 60),
     )
     rows = [work(), work(slot=2, token_ids=(33,), start=10, sampling=sampling)]
     rows[0] = work(token_ids=(7,), sample=False)
@@ -94,8 +97,6 @@ def test_a_packed_decode_row_is_unpacked_as_it_was_and_padding_does_nothing() ->
     assert chosen.presence_penalties.tolist() == [0.0, 0.5, 0.0, 0.0]
     assert chosen.frequency_penalties.tolist() == [0.0, -0.5, 0.0, 0.0]
     assert chosen.repetition_penalties.tolist() == [1.0, 1.25, 1.0, 1.0]
-    assert chosen.masked_token_ids[1, :3].tolist() == [2, 60, -1]
-    assert np.all(chosen.masked_token_ids[[0, 2, 3]] == -1)
 
 
 def test_a_packed_chunk_marks_its_tokens() -> None:

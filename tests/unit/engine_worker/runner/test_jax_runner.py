@@ -112,12 +112,13 @@ def test_nothing_is_compiled_after_warm_up_whatever_the_traffic(runner: JaxModel
             compiled.append(event)
 
     num_compiles = runner.num_compiles
-    assert num_compiles == 3 + 1 + 1
+    # Decode programs, a prefill program, full samplers, and counting a slot's tokens.
+    assert num_compiles == 3 + 1 + 2 + 1
     samplings = [
         GREEDY,
         RowSampling(temperature=0.8, top_k=5, top_p=0.9, seed=3),
-        RowSampling(temperature=1.0, repetition_penalty=1.2, stop_token_ids_masked=(1, 2)),
-        RowSampling(temperature=1.0, min_p=0.1),
+        RowSampling(temperature=1.0, repetition_penalty=1.2, logit_bias=((3, 2.0),)),
+        RowSampling(temperature=1.0, min_p=0.1, num_logprobs=3),
     ]
     requests = [
         RunnerRequest(slot, prompt_of(5 + 13 * slot), blocks(slot), sampling)
@@ -195,12 +196,6 @@ def test_penalties_count_prompt_and_output_of_the_slots_owner_only(runner: JaxMo
     assert resumed.output == request.output
 
 
-def test_masked_stop_ids_do_not_come(runner: JaxModelRunner) -> None:
-    free = generate(runner, RunnerRequest(0, prompt_of(8), blocks(0)), 1)
-    masked = RowSampling(stop_token_ids_masked=(free[0],))
-    assert generate(runner, RunnerRequest(0, prompt_of(8), blocks(0), masked), 1) != free
-
-
 def poison(runner: JaxModelRunner, block_ids: Sequence[int]) -> None:
     """NaN in all keys and values of some blocks."""
     cache = jax.tree.map(
@@ -238,7 +233,7 @@ def test_nan_that_a_block_held_before_reaches_no_later_user(
         ({"start": 78, "token_ids": (1,) * 3}, "ends at 81"),
         ({"block_ids": ()}, "0 blocks"),
         ({"block_ids": (40,)}, "block ids are 0 to 39"),
-        ({"sampling": RowSampling(stop_token_ids_masked=(1,) * 65)}, "masked token ids"),
+        ({"scored_token_ids": (1, 2, 3)}, "scores at most as many"),
     ],
 )
 def test_a_row_beyond_the_limits_is_refused_before_anything_is_computed(

@@ -101,7 +101,6 @@ def mixed_rows() -> SamplingRows:
         log_min_ps=[-np.inf] * 4 + [math.log(0.1), -np.inf],
         presence_penalties=[0, 0, 0, 0, 0, 1.5],
         seeds_low=range(6),
-        masked_token_ids=[[-1, -1]] * 4 + [[3, 5], [-1, -1]],
     )
 
 
@@ -119,15 +118,6 @@ def test_a_row_gets_the_same_token_alone_and_beside_rows_that_open_every_branch(
         for index in range(6):
             alone = _sample(logits[index : index + 1], counts, pick(rows, index))
             assert int(alone[0]) == together[index]
-
-
-def test_masked_ids_are_never_chosen_and_minus_one_masks_nothing() -> None:
-    logits = random_logits(2)
-    best = logits.argmax(axis=1)
-    logits[:, VOCAB_SIZE - 1] = 50.0
-    masked = [[VOCAB_SIZE - 1, -1], [-1, -1]]
-    rows = sampling_rows(2, temperatures=0.0, masked_token_ids=masked)
-    assert sample(logits, rows).tolist() == [best[0], VOCAB_SIZE - 1]
 
 
 def test_penalties_follow_their_definitions() -> None:
@@ -165,9 +155,11 @@ def test_penalties_follow_their_definitions() -> None:
         )
 
 
-def test_rows_that_hold_nan_are_flagged_and_the_others_are_not() -> None:
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_rows_that_hold_no_numbers_are_flagged_and_the_others_are_not(broken: float) -> None:
     logits = random_logits(3)
-    logits[1, 200] = np.nan
+    logits[1, 200] = broken
+    logits[0, 100] = -np.inf
     for temperature in (0.0, 1.0):
         tokens = sample(logits, sampling_rows(3, temperatures=temperature))
         assert tokens[1] == NAN_LOGITS

@@ -1,0 +1,52 @@
+"""Collects what the calls of one step sampled and scored, row by row."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_worker.batch import StepResult, TokenScores
+from engine_worker.runner.full_sampler import FullSample
+from engine_worker.sampling.sampler import NAN_LOGITS, NOT_SAMPLED, WITHOUT_CHOICE
+
+
+class StepOutcome:
+    """The rows of one step; filled call by call.
+
+    Args:
+        num_rows: Of the step.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self._tokens = np.full(num_rows, NOT_SAMPLED, np.int32)
+        self._logprobs: dict[int, TokenScores] = {}
+        self._prompt_logprobs: dict[int, list[TokenScores]] = {}
+
+    def put_tokens(self, indices: Sequence[int], tokens: npt.NDArray[np.int32]) -> None:
+        """What a step program sampled for some rows; padding may follow them."""
+        self._tokens[indices] = tokens[: len(indices)]
+
+    def put(self, index: int, sample: FullSample) -> None:
+        """What the full sampler says of a row, or of one of its prompt's tokens.
+
+        The tokens of a prompt come in their order.
+        """
+        if sample.is_target:
+            if sample.scores is not None:
+                self._prompt_logprobs.setdefault(index, []).append(sample.scores)
+        elif sample.scores is not None:
+            self._logprobs[index] = sample.scores
+        # A row's NaN stays, whatever its other tokens are.
+        if sample.token != NOT_SAMPLED and self._tokens[index] != NAN_LOGITS:
+            self._tokens[index] = sample.token
+
+    def result(self) -> StepResult:
+        """The step's result."""
+        tokens = self._tokens
+        return StepResult(
+            token_ids=np.maximum(tokens, NOT_SAMPLED),
+            has_nan=tokens == NAN_LOGITS,
+            without_choice=frozenset(np.flatnonzero(tokens == WITHOUT_CHOICE).tolist()),
+            logprobs=self._logprobs,
+            prompt_logprobs=self._prompt_logprobs,
+        )
