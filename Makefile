@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := protocol gateway engine_worker auth_worker toolparser_worker penstock tests tools benchmarks examples
 
-.PHONY: help serve test check format formats wheel wheel-check demo-eval bench fuzz clean
+.PHONY: help serve test check format formats wheel wheel-check demo-eval bench fuzz soak clean
 
 help:
 	@echo "make serve [ARGS=...]  install and serve the bundled model     make test   install and run the tests"
@@ -60,6 +60,11 @@ fuzz: $(VENV)/.test
 # How the sample cases of every tool-call and reasoning format fare.
 formats: $(VENV)/.test
 	$(BIN)/python -m tests.formats.table $(ARGS)
+
+# Half an hour of load and chaos, then 100,000 calm requests; ARGS="--minutes 2 --calm-requests 0"
+# for less. Its report belongs into docs/reliability.md.
+soak: $(VENV)/.test
+	$(BIN)/python -m tests.soak $(ARGS)
 
 demo-eval: $(VENV)/.test
 	$(BIN)/python -m tools.eval_demo_model $(ARGS)

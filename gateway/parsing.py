@@ -1,6 +1,7 @@
 """One request's text on its way through a parser, replayed to another when the first dies."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from msgspec import structs
@@ -25,6 +26,8 @@ from protocol.messages import (
     ParseOpened,
 )
 from protocol.peers import Peer
+
+_logger = logging.getLogger("penstock.gateway.parsing")
 
 MAX_REPLAYS = 3
 
@@ -198,6 +201,7 @@ class ParseSession:
         if not isinstance(error, WorkerLostError):
             self._on_failed(error)
             return
+        _logger.info("request %s goes to another parser", self._opening.request_id)
         self._replay = asyncio.get_running_loop().create_task(self._replay_elsewhere())
 
     def _on_event(self, choice: int, state: _Choice, event: ParseEvent) -> None:

@@ -1,0 +1,40 @@
+"""The soak of `make soak`, in short: under load, engines, a parser and auth die and nobody notices."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.soak.chaos import FaultKind
+from tests.soak.run import SoakOptions, soak
+
+pytestmark = pytest.mark.process
+
+FAULTS = (
+    FaultKind("engine", "kill"),
+    FaultKind("parser", "kill"),
+    FaultKind("auth", "kill"),
+    FaultKind("engine", "cut"),
+)
+
+
+@pytest.mark.timeout(420)
+async def test_no_stream_fails_while_engines_parsers_and_auth_die_in_turn(cache_dir: Path) -> None:
+    directory = Path(tempfile.mkdtemp(prefix="soak-"))
+    options = SoakOptions(
+        directory=directory,
+        cache_dir=cache_dir,
+        chaos_s=40.0,
+        num_clients=24,
+        faults=FAULTS,
+        num_tokens=96,
+        pause_s=1.0,
+    )
+    findings, page = await soak(options)
+    assert findings.is_clean, page
+    assert {fault.kind for fault in findings.faults} == set(FAULTS), page
+    assert any(fault.kind.role == "engine" and fault.counts for fault in findings.faults), page
+    assert findings.settled_completion_tokens == findings.ledger.delivered_completion_tokens
+    assert findings.settled_prompt_tokens == findings.ledger.delivered_prompt_tokens
+    shutil.rmtree(directory)

@@ -1,0 +1,117 @@
+"""What a soak found, as numbers and as a page of Markdown."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tests.soak.chaos import Fault
+from tests.soak.traffic import Ledger
+
+
+@dataclass
+class Findings:
+    """All that is counted.
+
+    Attributes:
+        settled_completion_tokens: What auth has booked for the clients' key.
+        open_leases: Leases that nobody settled, after everything ended.
+        growth: Process → memory after the calm phase over memory before it.
+        num_calm_requests: Requests of that phase.
+        num_calm_failures: Of these, how many did not end well.
+    """
+
+    duration_s: float
+    ledger: Ledger
+    faults: Sequence[Fault]
+    settled_prompt_tokens: int = 0
+    settled_completion_tokens: int = 0
+    open_leases: int = 0
+    growth: Mapping[str, float] = field(default_factory=dict)
+    num_calm_requests: int = 0
+    num_calm_failures: int = 0
+
+    @property
+    def num_streams(self) -> int:
+        """Answers of any kind."""
+        return sum(self.ledger.endings.values())
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether no stream failed, lied, or lacked its one end, and no lease is left."""
+        ledger = self.ledger
+        return not (ledger.failures or ledger.wrong or ledger.without_one_end or self.open_leases)
+
+
+def render(findings: Findings) -> str:
+    """The findings as Markdown."""
+    ledger = findings.ledger
+    moved = [fault for fault in findings.faults if fault.moved]
+    recoveries = sorted(gap for fault in moved for gap in fault.recovery_s)
+    rows = [
+        ("duration", f"{findings.duration_s / 60:.1f} min"),
+        ("streams", f"{findings.num_streams}"),
+        ("finished", f"{ledger.endings['finished']}"),
+        ("left by their client in mid-stream", f"{ledger.endings['left']}"),
+        ("503 with Retry-After before the first byte", f"{ledger.endings['refused']}"),
+        ("died with the socket of a killed gateway", f"{ledger.endings['gateway_lost']}"),
+        ("**failed**", f"**{ledger.endings['failed']}**"),
+        ("choices with wrong or duplicated text", f"{len(ledger.wrong)}"),
+        ("requests without exactly one end", f"{len(ledger.without_one_end)}"),
+        ("leases left open", f"{findings.open_leases}"),
+        ("faults", f"{len(findings.faults)}"),
+        ("of these, that hit unfinished streams", f"{sum(f.counts for f in findings.faults)}"),
+        ("streams moved to another engine or parser", f"{sum(len(f.moved) for f in moved)}"),
+    ]
+    if recoveries:
+        p99 = recoveries[min(len(recoveries) - 1, int(len(recoveries) * 0.99))]
+        rows.append(
+            (
+                "from the fault to a moved stream's next token, median / p99",
+                f"{statistics.median(recoveries):.2f} / {p99:.2f} s",
+            )
+        )
+    rows += [
+        (
+            "output tokens settled / delivered",
+            f"{findings.settled_completion_tokens} / {ledger.delivered_completion_tokens}",
+        ),
+        ("requests whose usage no client saw (left, lost)", f"{ledger.num_unknown_usage}"),
+    ]
+    if findings.growth:
+        rows.append(
+            (
+                f"memory growth over {findings.num_calm_requests} calm requests "
+                f"({findings.num_calm_failures} failed)",
+                ", ".join(f"{name} {100 * (g - 1):+.1f} %" for name, g in findings.growth.items()),
+            )
+        )
+    lines = ["| counted | figure |", "|---|---|"]
+    lines += [f"| {name} | {figure} |" for name, figure in rows]
+    lines += ["", *_fault_table(findings.faults)]
+    for title, entries in (
+        ("Failures", ledger.failures),
+        ("Wrong text", ledger.wrong),
+        ("Without one end", ledger.without_one_end),
+    ):
+        if entries:
+            lines += ["", f"{title}:", "", *(f"- {entry[:400]}" for entry in entries[:20])]
+    return "\n".join(lines) + "\n"
+
+
+def _fault_table(faults: Sequence[Fault]) -> list[str]:
+    lines = [
+        "| fault | times | hit open streams | streams open (mean) | streams moved "
+        "| next token median / max s | whole again median s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind in dict.fromkeys(fault.kind for fault in faults):
+        group = [fault for fault in faults if fault.kind == kind]
+        gaps = [gap for fault in group for gap in fault.recovery_s]
+        times = f"{statistics.median(gaps):.2f} / {max(gaps):.2f}" if gaps else "-"
+        lines.append(
+            f"| {kind} | {len(group)} | {sum(fault.counts for fault in group)} "
+            f"| {statistics.mean(len(fault.open_streams) for fault in group):.0f} "
+            f"| {sum(len(fault.moved) for fault in group)} | {times} "
+            f"| {statistics.median(fault.ready_s for fault in group):.1f} |"
+        )
+    return lines

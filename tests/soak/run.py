@@ -1,0 +1,187 @@
+"""One soak from start to report: learn the texts, make chaos under load, settle, then stay calm."""
+
+import asyncio
+import random
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.soak.chaos import ALL_FAULTS, Chaos, FaultKind
+from tests.soak.processes import SoakHouse
+from tests.soak.report import Findings, render
+from tests.soak.traffic import Client, Crowd, kinds, learn, short_requests
+
+_START_TIMEOUT_S = 240.0
+_END_TIMEOUT_S = 240.0
+_DATABASE = "auth.sqlite3"
+_CALM_CLIENTS = 16
+_LEASE_PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class SoakOptions:
+    """How long and how hard.
+
+    Attributes:
+        directory: Data, logs and sockets; a short path.
+        cache_dir: Compiled programs.
+        chaos_s: Seconds of chaos.
+        num_calm_requests: One-token requests after it, for the growth of memory; 0 leaves them out.
+        faults: What chaos makes.
+        num_tokens: Of long answers.
+        pause_s: Calm between two faults.
+        say: Told how it goes.
+    """
+
+    directory: Path
+    cache_dir: Path
+    chaos_s: float
+    num_clients: int
+    num_engines: int = 2
+    num_parsers: int = 2
+    num_calm_requests: int = 0
+    faults: Sequence[FaultKind] = ALL_FAULTS
+    num_tokens: int = 160
+    pause_s: float = 2.0
+    seed: int = 1
+    say: Callable[[str], None] = lambda text: None
+
+
+async def soak(options: SoakOptions) -> tuple[Findings, str]:
+    """Run it.
+
+    Returns:
+        The findings, and the report as Markdown.
+    """
+    house = SoakHouse(
+        options.directory,
+        options.cache_dir,
+        _free_port(),
+        num_engines=options.num_engines,
+        num_parsers=options.num_parsers,
+    )
+    options.say(f"starting {options.num_engines} engines; logs in {options.directory}")
+    try:
+        await house.start(_START_TIMEOUT_S)
+        findings = await _run(options, house)
+    finally:
+        await house.stop()
+    return findings, render(findings)
+
+
+async def _run(options: SoakOptions, house: SoakHouse) -> Findings:
+    rng = random.Random(options.seed)
+    requests = kinds(options.num_tokens)
+    stayers = tuple(kind for kind in requests if kind.leaves_after is None)
+    leavers = tuple(kind for kind in requests if kind.leaves_after is not None)
+    # Keys of their own: what a client that left was charged, no client knows.
+    keys = {group: await _make_key(house, group) for group in ("stayers", "leavers", "teacher")}
+    chaos = Chaos(house, lambda: crowd.open_answers(), rng)
+    num_leavers = max(1, options.num_clients // 8)
+    clients = [
+        Client(house.url, keys[group], kinds_of_group, lambda: chaos.gateway_lives)
+        for group, kinds_of_group, number in (
+            ("stayers", stayers, options.num_clients - num_leavers),
+            ("leavers", leavers, num_leavers),
+        )
+        for _ in range(number)
+    ]
+    teacher = Client(house.url, keys["teacher"], requests, lambda: 1)
+    known = await learn(teacher)
+    options.say(f"learnt {len(known)} answers; {options.num_clients} clients begin")
+    crowd = Crowd(clients, known, options.seed)
+    started = time.monotonic()
+    crowd.start()
+    await asyncio.sleep(options.pause_s)
+    await chaos.run(options.faults, started + options.chaos_s, options.pause_s)
+    await crowd.stop(_END_TIMEOUT_S)
+    findings = Findings(time.monotonic() - started, crowd.ledger, chaos.faults)
+    options.say(f"chaos is over: {dict(crowd.ledger.endings)}")
+    await _await_settlements(house)
+    findings.open_leases = await _open_leases(options.directory / "data")
+    usage = await _usage(house, "stayers")
+    findings.settled_prompt_tokens, findings.settled_completion_tokens = usage
+    if options.num_calm_requests:
+        await _stay_calm(options, house, teacher, clients, findings)
+    for client in (*clients, teacher):
+        await client.close()
+    return findings
+
+
+async def _stay_calm(
+    options: SoakOptions,
+    house: SoakHouse,
+    teacher: Client,
+    clients: Sequence[Client],
+    findings: Findings,
+) -> None:
+    """Measure how memory grows over many short requests after some for warm-up."""
+    await house.wait_ready(_START_TIMEOUT_S)
+    busy = clients[:_CALM_CLIENTS]
+    await short_requests(busy, options.num_calm_requests // 10)
+    before = house.memory_bytes()
+    options.say(f"calm: {options.num_calm_requests} requests")
+    findings.num_calm_failures = await short_requests(busy, options.num_calm_requests)
+    after = house.memory_bytes()
+    findings.num_calm_requests = options.num_calm_requests
+    findings.growth = {name: after[name] / size for name, size in before.items()}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _make_key(house: SoakHouse, name: str) -> str:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        reply = await client.post(
+            f"{house.url}/v1/admin/keys",
+            json={"name": name},
+            headers={"Authorization": f"Bearer {house.admin_key}"},
+        )
+        reply.raise_for_status()
+        return str(reply.json()["key"])
+
+
+async def _usage(house: SoakHouse, name: str) -> tuple[int, int]:
+    """Prompt and output tokens booked for a key."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        reply = await client.get(
+            f"{house.url}/v1/admin/keys", headers={"Authorization": f"Bearer {house.admin_key}"}
+        )
+        reply.raise_for_status()
+        (key,) = (key for key in reply.json()["data"] if key["name"] == name)
+        return key["total_prompt_tokens"], key["total_completion_tokens"]
+
+
+async def _await_settlements(house: SoakHouse) -> None:
+    """Until no settlement waits in the gateway's outbox and nothing is under way."""
+    async with asyncio.timeout(60), httpx.AsyncClient(trust_env=False) as client:
+        while True:
+            text = (await client.get(f"{house.url}/metrics")).text
+            if (
+                "penstock_gateway_outbox_depth 0.0" in text
+                and "penstock_gateway_requests_in_flight 0.0" in text
+            ):
+                return
+            await asyncio.sleep(0.1)
+
+
+async def _open_leases(data_dir: Path) -> int:
+    """Leases that are neither settled nor expired, once those of dead gateways had their time."""
+    path = data_dir / _DATABASE
+    deadline = time.monotonic() + _LEASE_PATIENCE_S
+    while True:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            (count,) = database.execute("select count(*) from leases").fetchone()
+        if not count or time.monotonic() >= deadline:
+            return int(count)
+        await asyncio.sleep(0.5)
