@@ -38,7 +38,6 @@ ROUTE_ACCESS: dict[str, Access] = {
     "/ping": Access.OPEN,
     "/metrics": Access.LOCAL,
     "/docs": Access.LOCAL,
-    "/redoc": Access.LOCAL,
     "/openapi.json": Access.LOCAL,
     "/v1/chat/completions": Access.METERED,
     "/v1/completions": Access.METERED,

@@ -16,8 +16,9 @@ from gateway.error_table import (
     error_body,
     render_error,
 )
+from gateway.errors import ClientDisconnectedError
 from gateway.middleware import BodyLimitMiddleware, HostGuardMiddleware, RequestScopeMiddleware
-from gateway.routes import admin, docs, generate, health, models
+from gateway.routes import admin, docs, generate, health, models, tokenize
 from gateway.services import Services
 from protocol.errors import ErrorCode, PenstockError
 
@@ -30,7 +31,7 @@ def build_api(services: Services) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.services = services
     app.state.methods = []
-    for module in (generate, models, health, admin, docs):
+    for module in (generate, tokenize, models, health, admin, docs):
         app.include_router(module.router)
         for route in module.router.routes:
             if isinstance(route, APIRoute):
@@ -39,6 +40,7 @@ def build_api(services: Services) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(ClientDisconnectedError, _on_disconnect)
     app.add_exception_handler(Exception, _on_bug)
     document = docs.describe(app)
     app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's documented way
@@ -106,7 +108,7 @@ async def _on_validation_error(_request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=499)  # the client left while it sent its body; nobody reads this
+    return Response(status_code=499)  # the client has left; nobody reads this
 
 
 async def _on_bug(_request: Request, _error: Exception) -> Response:

@@ -11,6 +11,7 @@ from gateway.schemas.chat import ChatRequest
 from gateway.schemas.completion import CompletionRequest
 from gateway.schemas.messages import clean_messages, clean_tools
 from gateway.schemas.sampling import GenerationRequest
+from gateway.schemas.tokenize import TokenizeRequest
 from protocol.messages import Prepare, SamplingDefaults, SamplingParams, ToolChoiceMode
 
 SEED_BITS = 63
@@ -161,6 +162,38 @@ def completion_job(
         ),
         discards_output=request.output_limit == 0,
         options=options,
+    )
+
+
+def tokenize_question(
+    request: TokenizeRequest, raw: dict[str, Any], *, request_id: str, deadline_s: float
+) -> Prepare:
+    """A tokenisation for the wire.
+
+    Args:
+        request: The checked request.
+        raw: The JSON object it came from; messages travel as the client wrote them.
+        request_id: Made by the gateway.
+        deadline_s: Seconds that it may take.
+
+    Raises:
+        InvalidRequestError: A part is nested too deep to be written again.
+    """
+    messages, tools, kwargs = raw.get("messages"), raw.get("tools"), request.chat_template_kwargs
+    continues = bool(request.continue_final_message)
+    adds_prompt = request.add_generation_prompt
+    return Prepare(
+        request_id=request_id,
+        kind="count",
+        deadline_s=deadline_s,
+        messages_json=dump_json(clean_messages(messages), "messages") if messages else None,
+        tools_json=dump_json(clean_tools(tools), "tools") if tools else None,
+        template_kwargs_json=dump_json(kwargs, "chat_template_kwargs") if kwargs else None,
+        prompt=request.prompt,
+        add_generation_prompt=not continues if adds_prompt is None else adds_prompt,
+        continue_final_message=continues,
+        add_special_tokens=request.add_special_tokens is not False,
+        return_tokens=bool(request.return_token_strs),
     )
 
 

@@ -22,7 +22,7 @@ def check_served(job: GenerationJob, offer: EngineOffer) -> None:
         "stop_token_ids": sampling.stop_token_ids,
     }
     for name, token_ids in ids.items():
-        _check_ids(name, token_ids, offer.vocab_size)
+        check_token_ids(name, token_ids, offer.vocab_size)
     options = job.options
     in_chat = job.endpoint == CHAT_ENDPOINT and options.num_top_logprobs
     top_name = "top_logprobs" if in_chat else "logprobs"
@@ -34,7 +34,12 @@ def check_served(job: GenerationJob, offer: EngineOffer) -> None:
         _check_logprobs(name, number, offer)
 
 
-def _check_ids(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
+def check_token_ids(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
+    """Refuse ids that a model doesn't have.
+
+    Raises:
+        InvalidRequestError: Naming the field and the first such id.
+    """
     if not vocab_size:
         return  # an engine that doesn't tell checks by itself
     wrong = next((token_id for token_id in token_ids if token_id >= vocab_size), None)

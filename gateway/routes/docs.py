@@ -1,21 +1,30 @@
-"""The API's description: OpenAPI document, Swagger UI and ReDoc, with both key schemes."""
+"""The API's description: the OpenAPI document, and a page of it, with both key schemes."""
 
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gateway.access import ROUTE_ACCESS, Access, GuardedRoute
+from gateway.render.api_page import api_page
 from gateway.schemas.chat import ChatRequest
 from gateway.schemas.completion import CompletionRequest
 from gateway.schemas.keys import CreateKeyRequest
+from gateway.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 
 router = APIRouter(route_class=GuardedRoute, include_in_schema=False)
 
 _TITLE = "Penstock"
+_BODIES: tuple[type[BaseModel], ...] = (
+    ChatRequest,
+    CompletionRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+    CreateKeyRequest,
+)
 _PATH = "/openapi.json"
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer psk-…"},
@@ -46,15 +55,11 @@ async def openapi_document(request: Request) -> Response:
 
 
 @router.get("/docs")
-async def swagger_ui() -> Response:
-    """Try the API in a browser."""
-    return get_swagger_ui_html(openapi_url=_PATH, title=_TITLE)
-
-
-@router.get("/redoc")
-async def redoc() -> Response:
-    """Read about the API in a browser."""
-    return get_redoc_html(openapi_url=_PATH, title=_TITLE)
+async def page(request: Request) -> Response:
+    """Read about the API in a browser; the page loads nothing from anywhere."""
+    headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
+    content = api_page(request.app.openapi(), _PATH)
+    return Response(content, headers=headers, media_type="text/html")
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -66,7 +71,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         routes=app.routes,
     )
     _, definitions = models_json_schema(
-        [(model, "validation") for model in (ChatRequest, CompletionRequest, CreateKeyRequest)],
+        [(model, "validation") for model in _BODIES],
         ref_template="#/components/schemas/{model}",
     )
     components = document.setdefault("components", {})

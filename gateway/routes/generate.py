@@ -14,14 +14,14 @@ from gateway.convert import (
     completion_job,
 )
 from gateway.error_table import limit_headers
-from gateway.errors import ClientDisconnectedError, InvalidRequestError
+from gateway.errors import ClientDisconnectedError
 from gateway.generation import Generation
+from gateway.ignored_fields import ignored_headers
 from gateway.model_limits import check_served
 from gateway.render.answer import AnswerCollector, ChatCollector, CompletionCollector
 from gateway.render.common import AnswerHead
 from gateway.render.stream import ChatStreamRenderer, CompletionStreamRenderer, StreamRenderer
 from gateway.responses import DisconnectGuard, EventStreamResponse, collect_answer
-from gateway.schemas.body import MAX_LISTED_FIELDS
 from gateway.schemas.chat import ChatRequest, parse_chat_body
 from gateway.schemas.completion import CompletionRequest, parse_completion_body
 from gateway.schemas.sampling import GenerationRequest
@@ -29,8 +29,6 @@ from protocol import logs
 from protocol.messages import EngineOffer, SamplingDefaults
 
 _logger = logging.getLogger("penstock.gateway.http")
-_MAX_LISTED_CHARACTERS = 2048
-"""Clients and proxies refuse answers with headers of more than a few kilobytes."""
 
 router = APIRouter(route_class=GuardedRoute)
 
@@ -66,7 +64,7 @@ async def _answer(
     services = services_of(request)
     if offer is not None:
         check_served(job, offer)
-    headers = _ignored_headers(ignored, strict=services.settings.strict_fields)
+    headers = ignored_headers(ignored, strict=services.settings.strict_fields)
     request_id: str = request.state.request_id
     logs.request_id.set(request_id)
     _logger.debug("client's request id: %s", request.state.client_request_id)
@@ -117,15 +115,3 @@ def _renderer(generation: Generation, head: AnswerHead) -> StreamRenderer:
     job = generation.job
     kind = ChatStreamRenderer if job.endpoint == CHAT_ENDPOINT else CompletionStreamRenderer
     return kind(head, job.options, generation.usage)
-
-
-def _ignored_headers(ignored: list[str], *, strict: bool) -> dict[str, str]:
-    """The header that lists fields without meaning; or their refusal."""
-    if not ignored:
-        return {}
-    if strict:
-        raise InvalidRequestError(f"Unknown field: `{ignored[0]}`.", param=ignored[0])
-    shown = [name[:64].encode("ascii", "backslashreplace").decode() for name in ignored]
-    printable = ["".join(c if c.isprintable() and c != "," else "?" for c in one) for one in shown]
-    listed = ", ".join(printable[:MAX_LISTED_FIELDS])
-    return {"X-Penstock-Ignored-Fields": listed[:_MAX_LISTED_CHARACTERS]}

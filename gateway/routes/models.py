@@ -7,7 +7,8 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.access import GuardedRoute, services_of
 from gateway.errors import ModelNotFoundError
-from protocol.messages import EngineOffer
+from gateway.schemas.ranges import MAX_CHOICES
+from protocol.messages import EngineOffer, SamplingDefaults
 
 router = APIRouter(route_class=GuardedRoute, tags=["models"])
 
@@ -27,15 +28,37 @@ async def get_model(request: Request, model_id: str) -> Response:
     offer = offers.get(model_id)
     if offer is None:
         raise ModelNotFoundError(model_id, tuple(sorted(offers)))
-    details = {
+    return _json(_card(model_id, offer) | _details(offer))
+
+
+def _details(offer: EngineOffer) -> dict[str, Any]:
+    defaults = offer.sampling_defaults
+    return {
         "architecture": offer.architecture,
         "dtype": offer.dtype,
         "num_parameters": offer.num_parameters,
+        "fingerprint": offer.fingerprint,
+        "has_chat_template": offer.has_chat_template,
         "tool_format": offer.tool_format,
         "reasoning_format": offer.reasoning_format,
         "format_evidence": offer.format_evidence,
+        "sampling_defaults": {
+            name: getattr(defaults, name) for name in SamplingDefaults.__struct_fields__
+        },
+        "limits": {
+            "max_model_len": offer.max_model_len,
+            "vocab_size": offer.vocab_size,
+            "max_logprobs": offer.max_logprobs,
+            "max_num_seqs": offer.max_num_seqs,
+            "num_kv_tokens": offer.num_kv_tokens,
+            "max_choices": MAX_CHOICES,
+        },
+        "embeddings": (
+            {"num_dimensions": offer.num_embedding_dimensions, "pooling": offer.pooling}
+            if offer.num_embedding_dimensions
+            else None
+        ),
     }
-    return _json(_card(model_id, offer) | details)
 
 
 def _card(name: str, offer: EngineOffer) -> dict[str, Any]:

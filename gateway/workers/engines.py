@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError
 from gateway.seats import EngineHandle
@@ -12,6 +12,8 @@ from protocol.errors import ErrorCode
 from protocol.messages import (
     Abort,
     Delta,
+    Detokenize,
+    Detokenized,
     EngineEvent,
     EngineOffer,
     Extend,
@@ -30,6 +32,21 @@ _logger = logging.getLogger("penstock.gateway.engines")
 
 BACK_OFF_S = 0.25
 """After a refusal within its credit an engine is left alone for so long."""
+
+
+AnswerT = TypeVar("AnswerT", Prepared, Detokenized)
+
+
+class _Question(NamedTuple):
+    """What an engine was asked outside of streams."""
+
+    peer: Peer
+    kind: type[Message]
+    answer: "asyncio.Future[Any]"
+
+    def fits(self, peer: Peer, event: Message) -> bool:
+        """Whether a message is the answer that is still missing."""
+        return self.peer is peer and isinstance(event, self.kind) and not self.answer.done()
 
 
 class StreamSink(Protocol):
@@ -64,7 +81,7 @@ class EngineLink:
         self._handles: dict[Peer, EngineHandle] = {}
         self._by_model: dict[str, list[EngineHandle]] = {}
         self._known: dict[str, EngineOffer] = {}
-        self._prepares: dict[str, tuple[Peer, asyncio.Future[Prepared]]] = {}
+        self._questions: dict[str, _Question] = {}
         self._streams: dict[Peer, dict[tuple[str, int], StreamSink]] = {}
         self._refused: set[Peer] = set()
 
@@ -95,13 +112,16 @@ class EngineLink:
             RemoteFailureError: The prompt is wrong, too long, or its engine is full.
             WorkerLostError: The engine died.
         """
-        future: asyncio.Future[Prepared] = asyncio.get_running_loop().create_future()
-        self._prepares[prepare.request_id] = (engine.peer, future)
-        try:
-            self._send(engine, prepare)
-            return await future
-        finally:
-            self._prepares.pop(prepare.request_id, None)
+        return await self._ask(engine, prepare, Prepared)
+
+    async def detokenize(self, engine: EngineHandle, detokenize: Detokenize) -> Detokenized:
+        """Have token ids spelt as text.
+
+        Raises:
+            RemoteFailureError: An id is wrong, or its engine is full.
+            WorkerLostError: The engine died.
+        """
+        return await self._ask(engine, detokenize, Detokenized)
 
     async def prepare_all(
         self, engine: EngineHandle, prepares: Sequence[Prepare]
@@ -201,9 +221,9 @@ class EngineLink:
             worker_id=peer.instance_id,
             reason=peer.loss_reason,
         )
-        for asked, future in list(self._prepares.values()):
-            if asked is peer and not future.done():
-                future.set_exception(lost)
+        for question in list(self._questions.values()):
+            if question.peer is peer and not question.answer.done():
+                question.answer.set_exception(lost)
         for sink in list(self._streams.pop(peer, {}).values()):
             sink.on_failure(lost, None)
         if handle is not None:
@@ -213,10 +233,10 @@ class EngineLink:
         """A message about requests."""
         if isinstance(event, StepOutput):
             self._on_step_output(peer, event)
-        elif isinstance(event, Prepared):
-            asked, future = self._prepares.get(event.request_id, (None, None))
-            if future is not None and asked is peer and not future.done():
-                future.set_result(event)
+        elif isinstance(event, Prepared | Detokenized):
+            question = self._questions.get(event.request_id)
+            if question is not None and question.fits(peer, event):
+                question.answer.set_result(event)
         elif isinstance(event, Failure):
             self._on_failure(peer, event)
 
@@ -242,10 +262,10 @@ class EngineLink:
     def _on_failure(self, peer: Peer, failure: Failure) -> None:
         if failure.code in (ErrorCode.CREDIT_EXCEEDED, ErrorCode.WORKER_UNAVAILABLE):
             self._back_off(peer)
-        asked, future = self._prepares.get(failure.request_id, (None, None))
-        if future is not None and asked is peer:
-            if not future.done():
-                future.set_exception(RemoteFailureError.from_message(failure))
+        question = self._questions.get(failure.request_id)
+        if question is not None and question.peer is peer:
+            if not question.answer.done():
+                question.answer.set_exception(RemoteFailureError.from_message(failure))
             return
         streams = self._streams.get(peer, {})
         for key, sink in list(streams.items()):
@@ -254,6 +274,18 @@ class EngineLink:
             if concerns and failure.attempt in (0, sink.attempt):
                 streams.pop(key, None)
                 sink.on_failure(RemoteFailureError.from_message(failure), failure)
+
+    async def _ask(
+        self, engine: EngineHandle, message: Prepare | Detokenize, kind: type[AnswerT]
+    ) -> AnswerT:
+        """Send a question and wait for the only answer."""
+        answer: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()
+        self._questions[message.request_id] = _Question(engine.peer, kind, answer)
+        try:
+            self._send(engine, message)
+            return await answer
+        finally:
+            self._questions.pop(message.request_id, None)
 
     def _back_off(self, peer: Peer) -> None:
         handle = self._handles.get(peer)

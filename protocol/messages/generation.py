@@ -84,7 +84,7 @@ class Prepare(Message, frozen=True, tag="prepare"):
 
     Attributes:
         kind: `chat` uses `messages_json` and `tools_json`; `completion` uses `prompt` or
-            `prompt_token_ids`; `count` does as `completion` without length checks.
+            `prompt_token_ids`; `count` does as either, without length checks.
         messages_json: The messages of the chat schema as JSON text.
         tools_json: The tools of the chat schema as JSON text, None when there are none.
         template_kwargs_json: `chat_template_kwargs` as a JSON object.

@@ -25,6 +25,8 @@ from protocol.messages import (
     Credits,
     Delta,
     Denied,
+    Detokenize,
+    Detokenized,
     EngineCommand,
     EngineOffer,
     Extend,
@@ -190,6 +192,9 @@ class FakeEngine(FakeWorker[EngineCommand]):
             return
         if isinstance(command, Prepare):
             self._prepare(command)
+        elif isinstance(command, Detokenize):
+            text = "".join(f"t{one}" for one in command.token_ids)
+            self.send(Detokenized(request_id=command.request_id, text=text))
         elif isinstance(command, Generate):
             if self.generate_failure is not None:
                 self.fail(command, self.generate_failure)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -395,8 +396,19 @@ async def test_the_documentation_offers_both_key_schemes(socket_dir: Path) -> No
                 assert set(operation["responses"]) >= {"default"}, path
                 assert "422" not in operation["responses"], path
                 assert (operation.get("security") == []) == is_open, path
-        assert "swagger" in (await gateway.client.get("/docs")).text
-        assert "redoc" in (await gateway.client.get("/redoc")).text
+
+
+async def test_the_page_for_people_describes_every_route_and_loads_nothing(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        response = await gateway.client.get("/docs")
+        assert response.headers["content-type"].startswith("text/html")
+        assert response.headers["content-security-policy"].startswith("default-src 'none'")
+        for path in (await gateway.client.get("/openapi.json")).json()["paths"]:
+            assert path in response.text
+        assert "<code>top_logprobs</code></td><td>integer (≥ 0, ≤ 20)</td>" in response.text
+        assert not re.search(r"<script|src=|https?://|url\(", response.text)
 
 
 def test_every_error_code_has_a_row() -> None:
