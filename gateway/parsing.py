@@ -7,7 +7,13 @@ from collections.abc import Callable
 from msgspec import structs
 
 from gateway.convert import GenerationJob
-from gateway.errors import GatewayError, UnsupportedFieldError, WorkerLostError
+from gateway.errors import (
+    GatewayError,
+    RemoteFailureError,
+    UnsupportedFieldError,
+    WorkerLostError,
+    WorkerUnavailableError,
+)
 from gateway.events import (
     ContentText,
     GenerationEvent,
@@ -17,6 +23,7 @@ from gateway.events import (
 )
 from gateway.token_spans import TokenSpans
 from gateway.workers.parsers import ParserLink
+from protocol.errors import ErrorCode
 from protocol.messages import (
     Delta,
     EngineOffer,
@@ -29,7 +36,10 @@ from protocol.peers import Peer
 
 _logger = logging.getLogger("penstock.gateway.parsing")
 
-MAX_REPLAYS = 3
+MAX_FRUITLESS = 3
+"""So many parsers may be lost over the same text; then it is the text."""
+_PAUSE_S = 0.2
+_LATER = frozenset({ErrorCode.WORKER_UNAVAILABLE, ErrorCode.OVERLOADED})
 
 
 def parse_opening(job: GenerationJob, offer: EngineOffer, request_id: str) -> OpenParse | None:
@@ -126,6 +136,8 @@ class ParseSession:
         self._choices = [_Choice() for _ in range(opening.num_choices)]
         self._parser: Peer | None = None
         self._replay: asyncio.Task[None] | None = None
+        self._num_fruitless = 0
+        self._is_unanswered = False
         self._is_closed = False
 
     async def open(self) -> ParseOpened:
@@ -139,7 +151,8 @@ class ParseSession:
                 self._parser, opened = await self._parsers.open(self._message(), self)
                 return opened
             except WorkerLostError:
-                self._next_attempt()
+                self._count_loss()
+                self.attempt += 1
 
     def feed(self, choice: int, delta: Delta) -> None:
         """New output of a choice."""
@@ -182,6 +195,8 @@ class ParseSession:
         """What one piece of text yielded."""
         if self._is_closed or not 0 <= parsed.choice < len(self._choices):
             return
+        self._num_fruitless = 0
+        self._is_unanswered = False
         state = self._choices[parsed.choice]
         for event in parsed.events:
             self._on_event(parsed.choice, state, event)
@@ -194,11 +209,11 @@ class ParseSession:
             self._on_choice_done(parsed.choice)
 
     def on_parse_failure(self, error: GatewayError) -> None:
-        """The parser was lost: replay to another; or it gave up: so do we."""
+        """The parser was lost, or lost the session: replay to another; it gave up: so do we."""
         if self._is_closed:
             return
         self._parser = None
-        if not isinstance(error, WorkerLostError):
+        if not isinstance(error, WorkerLostError) and error.code is not ErrorCode.UNKNOWN_REQUEST:
             self._on_failed(error)
             return
         _logger.info("request %s goes to another parser", self._opening.request_id)
@@ -229,13 +244,12 @@ class ParseSession:
             self._emit(ToolCallArguments(choice, event.index, text))
 
     async def _replay_elsewhere(self) -> None:
+        """Open the session at another parser, however long that takes, and send all text again."""
         try:
+            if self._is_unanswered:
+                self._count_loss()
             while self._parser is None:
-                self._next_attempt()
-                try:
-                    self._parser, _ = await self._parsers.open(self._message(), self)
-                except WorkerLostError:
-                    continue
+                await self._reopen()
         except GatewayError as error:
             self._on_failed(error)
             return
@@ -245,9 +259,27 @@ class ParseSession:
                 text, ends = "".join(state.texts), tuple(state.token_ends)
                 self._forward(choice, text, ends, final=state.is_final)
 
-    def _next_attempt(self) -> None:
+    async def _reopen(self) -> None:
+        """Try once, and wait after a failure that may pass.
+
+        Raises:
+            GatewayError: It will not pass.
+        """
         self.attempt += 1
-        if self.attempt - self._opening.attempt > MAX_REPLAYS:
+        try:
+            self._parser, _ = await self._parsers.open(self._message(), self)
+        except WorkerLostError:
+            self._count_loss()
+        except WorkerUnavailableError:
+            await self._parsers.arrival()
+        except RemoteFailureError as error:
+            if error.code not in _LATER:
+                raise
+            await asyncio.sleep(_PAUSE_S)
+
+    def _count_loss(self) -> None:
+        self._num_fruitless += 1
+        if self._num_fruitless > MAX_FRUITLESS:
             raise WorkerLostError("The parsers of this request were lost; please try again.")
 
     def _message(self) -> OpenParse:
@@ -256,6 +288,7 @@ class ParseSession:
     def _forward(self, choice: int, text: str, token_ends: tuple[int, ...], *, final: bool) -> None:
         # During a replay the text only gathers; it leaves with the replay.
         if self._parser is not None:
+            self._is_unanswered = True
             self._parsers.feed(
                 self._parser,
                 self._opening.request_id,

@@ -58,11 +58,16 @@ class ParserLink:
         self._opening: dict[tuple[str, int], tuple[Peer, asyncio.Future[ParseOpened]]] = {}
         self._outgoing: dict[Peer, dict[tuple[str, int], _Pending]] = {}
         self._is_flush_planned = False
+        self._arrival: asyncio.Event = asyncio.Event()
 
     @property
     def is_ready(self) -> bool:
         """Whether a parser takes new sessions."""
         return any(peer.takes_work for peer in self._sessions)
+
+    async def arrival(self) -> None:
+        """Wait until a parser comes, or comes back; its caller bounds the time."""
+        await self._arrival.wait()
 
     async def open(self, message: OpenParse, sink: ParseSink) -> tuple[Peer, ParseOpened]:
         """Open a session at the parser with the fewest that knows the formats.
@@ -128,6 +133,9 @@ class ParserLink:
     def on_peer_ready(self, peer: Peer) -> None:
         """A parser takes work: for the first time, or again after a silence."""
         self._sessions.setdefault(peer, {})
+        # Who waits now is woken; who comes later waits for the next one.
+        self._arrival.set()
+        self._arrival = asyncio.Event()
 
     def on_peer_updated(self, peer: Peer) -> None:
         """Nothing to do: peers are read when one is chosen."""

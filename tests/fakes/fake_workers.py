@@ -432,11 +432,17 @@ class FakeParser(FakeWorker[ParserCommand]):
     each choice, so that what it says depends on the text alone, not on its cuts.
     """
 
-    def __init__(self, directory: Path, *, tool_formats: tuple[str, ...] = ("hermes",)) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        tool_formats: tuple[str, ...] = ("hermes",),
+        is_mute: bool = False,
+    ) -> None:
         super().__init__("toolparser", directory, parser_command_decoder())
         self.offer = ParserOffer(tool_formats=tool_formats, reasoning_formats=("think",))
         self.open_failure: ErrorCode | None = None
-        self.is_mute = False
+        self.is_mute = is_mute
         self._calling: set[tuple[str, int, int]] = set()
         self._offsets: dict[tuple[str, int, int], int] = {}
 

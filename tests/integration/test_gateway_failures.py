@@ -8,11 +8,9 @@ import httpx
 import pytest
 
 from protocol.errors import ErrorCode
-from protocol.messages import Abort, Authorize, Failure, Generate, OpenParse, ParseBatch, Settle
+from protocol.messages import Abort, Authorize, Failure, Generate, Settle
 from tests.fakes.fake_workers import FakeAuth, FakeEngine, renewals
 from tests.fakes.running_gateway import RunningGateway, events_of, running_gateway, stream_text
-
-WEATHER = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
 async def stream_until_text(gateway: RunningGateway, engine: FakeEngine) -> Any:
@@ -138,54 +136,6 @@ async def test_a_silent_stream_is_kept_alive_by_comments(socket_dir: Path) -> No
         engine.finish(generate)
         rest = [line async for line in lines]
         assert "data: [DONE]" in rest
-
-
-async def test_a_parser_that_dies_is_replaced_and_nothing_is_sent_twice(socket_dir: Path) -> None:
-    async with running_gateway(socket_dir) as gateway:
-        await gateway.auth()
-        first = await gateway.parser()
-        engine = await gateway.engine(text=None, tool_format="hermes")
-        asking = asyncio.create_task(gateway.chat(stream=True, tools=[WEATHER]))
-        await engine.until(lambda: len(engine.of(Generate)) == 1)
-        (generate,) = engine.of(Generate)
-        engine.emit(generate, "See<call>")
-        engine.emit(generate, '{"a"')
-        await first.until(lambda: len(first.of(ParseBatch)) >= 1)
-        second = await gateway.parser()
-        await gateway.departure(first)
-        await second.until(lambda: len(second.of(OpenParse)) == 1)
-        engine.emit(generate, ":1}")
-        engine.finish(generate)
-        events = events_of((await asking).text)
-        assert stream_text(events) == "See"
-        calls = [
-            call
-            for event in events[:-1]
-            for call in event["choices"][0]["delta"].get("tool_calls", ())
-        ]
-        assert [call["function"].get("name") for call in calls if "id" in call] == ["f"]
-        assert "".join(call["function"]["arguments"] for call in calls) == '{"a":1}'
-        assert events[-2]["choices"][0]["finish_reason"] == "tool_calls"
-
-
-async def test_without_another_parser_the_stream_ends_with_one_error(socket_dir: Path) -> None:
-    async with running_gateway(socket_dir) as gateway:
-        await gateway.auth()
-        parser = await gateway.parser()
-        engine = await gateway.engine(text=None, tool_format="hermes")
-        asking = asyncio.create_task(gateway.chat(stream=True, tools=[WEATHER]))
-        await engine.until(lambda: len(engine.of(Generate)) == 1)
-        engine.emit(engine.of(Generate)[0], "See")
-        await parser.until(lambda: len(parser.of(ParseBatch)) == 1)
-        await gateway.departure(parser)
-        response = await asking
-        if response.status_code == 200:
-            *_, error, done = events_of(response.text)
-            assert error["error"]["code"] == "worker_unavailable"
-            assert done == "[DONE]"
-        else:
-            assert response.status_code == 503
-        await engine.until(lambda: len(engine.of(Abort)) == 1)
 
 
 async def test_without_auth_new_requests_fail_closed_and_running_ones_go_on(
