@@ -13,6 +13,7 @@ from auth_worker.operations import (
     AuditEntry,
     BookUsage,
     Operation,
+    SaveLease,
     Snapshot,
     TouchKey,
 )
@@ -25,8 +26,10 @@ from protocol.messages import (
     Failure,
     Granted,
     LimitState,
+    OrphanUsage,
     Renew,
     Settle,
+    StreamUsage,
 )
 
 MAX_TOKENS = 2**40
@@ -142,8 +145,17 @@ class Authority:
     def renew(self, command: Renew) -> None:
         """Give leases a new term and note what they used; reports out of range are passed over."""
         for report in command.leases:
-            if _are_token_counts(report.prompt_tokens, report.completion_tokens):
+            if _are_token_counts(report.prompt_tokens, report.completion_tokens) and all(
+                _is_countable(usage) for usage in report.streams
+            ):
                 self._book.renew(report)
+
+    def note_orphans(self, command: OrphanUsage) -> list[SaveLease]:
+        """What to remember of an engine's report; to be acknowledged once that is durable.
+
+        See `LeaseBook.note_orphans`. Counts out of range are passed over.
+        """
+        return self._book.note_orphans(usage for usage in command.streams if _is_countable(usage))
 
     def settle(self, command: Settle) -> BookUsage | Failure:
         """What to book for a settlement; to be acknowledged once that is durable.
@@ -232,6 +244,10 @@ class Authority:
 
 def _are_token_counts(*counts: int) -> bool:
     return all(0 <= count <= MAX_TOKENS for count in counts)
+
+
+def _is_countable(usage: StreamUsage) -> bool:
+    return _are_token_counts(usage.prompt_tokens, usage.completion_tokens)
 
 
 def _deny(request_id: str, code: ErrorCode, message: str) -> Denied:

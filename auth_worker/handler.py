@@ -21,6 +21,8 @@ from protocol.messages import (
     ListKeys,
     Load,
     Message,
+    OrphanUsage,
+    OrphanUsageNoted,
     Renew,
     RevokeKey,
     Settle,
@@ -72,6 +74,8 @@ class AuthHandler:
                 self._send(gateway_id, self._authority.adjust(command))
             case Renew():
                 self._authority.renew(command)
+            case OrphanUsage():
+                self._note_orphans(gateway_id, command)
             case CreateKey() | ListKeys() | RevokeKey():
                 self._administer(gateway_id, command)
             case _:
@@ -152,6 +156,18 @@ class AuthHandler:
 
         self._settling.add(settling)
         self._submit(booking, on_done)
+
+    def _note_orphans(self, gateway_id: str, command: OrphanUsage) -> None:
+        noted = OrphanUsageNoted(report_id=command.report_id, engine_id=command.engine_id)
+        operations = self._authority.note_orphans(command)
+        if not operations:
+            self._send(gateway_id, noted)
+            return
+        *others, last = operations
+        for operation in others:
+            self._committer.submit(operation)
+        # Groups keep the order, so with the last one all are durable.
+        self._submit(last, lambda _result: self._send(gateway_id, noted))
 
     def _submit(self, operation: Operation, on_done: OnDone) -> None:
         self._num_due += 1

@@ -1,13 +1,18 @@
 """What running requests hold and what is charged when they end; pure, time is injected."""
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 
 from auth_worker.clock import Clock
 from auth_worker.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
 from auth_worker.leases import MAX_LEASE_ID_CHARS, Lease, LeaseName, LeaseTable
 from auth_worker.limits import SPAN_S, KeyLimits, Refusal
 from auth_worker.operations import BookUsage, LeaseRow, Operation, SaveLease, Snapshot
-from protocol.messages import Authorize, LeaseReport, Settle
+from protocol.messages import Authorize, LeaseReport, Settle, StreamUsage
+
+ORPHAN_TERM_S = 30.0
+"""Time for every engine, and for the outbox of a gateway that restarts, to say what they know."""
+MAX_SETTLED_REMEMBERED = 20_000
 
 
 class LeaseBook:
@@ -39,7 +44,8 @@ class LeaseBook:
         self._keys = keys
         self._clock = clock
         self._emit = emit
-        self._leases = LeaseTable(duration_s)
+        self._leases = LeaseTable(duration_s, min(duration_s, ORPHAN_TERM_S))
+        self._settled: OrderedDict[str, None] = OrderedDict()
         self._limits: dict[str, KeyLimits] = {}
         self._num_granted = 0
         self._restore(snapshot)
@@ -87,11 +93,15 @@ class LeaseBook:
 
         If that lease was in fact settled, the ledger ignores whatever comes of it here.
         """
-        lease = self._leases.get(lease_id)
-        if lease is not None or len(lease_id) > MAX_LEASE_ID_CHARS:
-            return lease
+        return self._leases.get(lease_id) or self._find_forgotten(lease_id, request_id)
+
+    def _find_forgotten(
+        self, lease_id: str, request_id: str, *, of_this_epoch: bool = False
+    ) -> Lease | None:
+        if len(lease_id) > MAX_LEASE_ID_CHARS:
+            return None
         name = LeaseName.parse(lease_id)
-        if name is None or name.epoch >= self._epoch:
+        if name is None or name.epoch >= self._epoch + of_this_epoch:
             return None
         key = ANONYMOUS if name.key_id == ANONYMOUS_KEY_ID else self._keys.get(name.key_id)
         if key is None:
@@ -131,10 +141,35 @@ class LeaseBook:
             return
         self._leases.renew(lease, self._clock.monotonic_s())
         before = (lease.reported_prompt_tokens, lease.reported_completion_tokens)
-        after = (max(before[0], report.prompt_tokens), max(before[1], report.completion_tokens))
-        if before != after:
-            lease.reported_prompt_tokens, lease.reported_completion_tokens = after
+        lease.note_totals(report.prompt_tokens, report.completion_tokens)
+        if report.streams:
+            lease.note_streams(report.streams)
+        if before != (lease.reported_prompt_tokens, lease.reported_completion_tokens):
             self._emit(SaveLease(lease.row()))
+
+    def note_orphans(self, usages: Iterable[StreamUsage]) -> list[SaveLease]:
+        """Engines say what they did for a gateway that is gone; what is to be remembered of it.
+
+        The leases expire soon and are charged then, unless a gateway renews or settles them first.
+        What was settled is settled; a lease that has expired meanwhile is opened once more, so that
+        the ledger gets the greater count.
+        """
+        by_lease: dict[str, list[StreamUsage]] = {}
+        for usage in usages:
+            by_lease.setdefault(usage.lease_id, []).append(usage)
+        operations: list[SaveLease] = []
+        for lease_id, streams in by_lease.items():
+            if lease_id in self._settled:
+                continue
+            request_id = streams[0].stream.partition("/")[0]
+            lease = self._leases.get(lease_id) or self._find_forgotten(
+                lease_id, request_id, of_this_epoch=True
+            )
+            if lease is not None:
+                lease.note_streams(streams)
+                self._leases.orphan(lease, self._clock.monotonic_s())
+                operations.append(SaveLease(lease.row()))
+        return operations
 
     def settle(self, command: Settle) -> BookUsage:
         """Release a lease; what to book for it.
@@ -145,6 +180,9 @@ class LeaseBook:
         outbox can't get stuck and the tokens can still be seen.
         """
         lease = self._leases.close(command.lease_id)
+        self._settled[command.lease_id] = None
+        if len(self._settled) > MAX_SETTLED_REMEMBERED:
+            self._settled.popitem(last=False)
         granted_at_ms: int | None = None
         if lease is not None:
             self._release(lease, command.prompt_tokens + command.completion_tokens)

@@ -1,14 +1,17 @@
 """Leases: what running requests have reserved, in the order in which they expire."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from auth_worker.limits import KeyLimits
 from auth_worker.operations import LeaseRow
+from protocol.messages import StreamUsage
 
 MAX_LEASE_ID_CHARS = 1024
+MAX_STREAMS_A_LEASE = 4096
+MAX_STREAM_NAME_CHARS = 256
 _PREFIX = "lease"
 
 
@@ -50,6 +53,7 @@ class Lease:
         reported_prompt_tokens: Used so far by the last report, as is the next.
         expires_s: On the monotonic clock.
         limits: The windows of its key; None for a key without limits.
+        streams: Prompt and completion tokens of its streams, as far as they were reported apart.
     """
 
     lease_id: str
@@ -63,11 +67,34 @@ class Lease:
     limits: KeyLimits | None
     reported_prompt_tokens: int = 0
     reported_completion_tokens: int = 0
+    streams: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def reserved_tokens(self) -> int:
         """Prompt and completion together."""
         return self.prompt_tokens + self.completion_tokens
+
+    def note_streams(self, usages: Iterable[StreamUsage]) -> None:
+        """Each stream has used at least this; the lease's report is never below their sum."""
+        for usage in usages:
+            if (
+                usage.stream not in self.streams and len(self.streams) >= MAX_STREAMS_A_LEASE
+            ) or len(usage.stream) > MAX_STREAM_NAME_CHARS:
+                continue
+            prompt, completion = self.streams.get(usage.stream, (0, 0))
+            self.streams[usage.stream] = (
+                max(prompt, usage.prompt_tokens),
+                max(completion, usage.completion_tokens),
+            )
+        self.note_totals(
+            sum(prompt for prompt, _ in self.streams.values()),
+            sum(completion for _, completion in self.streams.values()),
+        )
+
+    def note_totals(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """The lease has used at least this; reports never run backwards."""
+        self.reported_prompt_tokens = max(self.reported_prompt_tokens, prompt_tokens)
+        self.reported_completion_tokens = max(self.reported_completion_tokens, completion_tokens)
 
     def row(self) -> LeaseRow:
         """What the database should remember of it."""
@@ -85,18 +112,28 @@ class Lease:
 
 
 class LeaseTable:
-    """The open leases; every term has the same length, so the oldest renewal expires first."""
+    """The open leases, and when each expires.
 
-    def __init__(self, duration_s: float) -> None:
+    Every term has the same length, so the oldest renewal expires first. Leases whose gateway died
+    stand in a second line with a shorter term; a renewal takes them back into the first.
+
+    Args:
+        duration_s: The term of a lease.
+        orphan_term_s: What is left to a lease once its gateway is known to be gone.
+    """
+
+    def __init__(self, duration_s: float, orphan_term_s: float) -> None:
         self.duration_s = duration_s
+        self._orphan_term_s = orphan_term_s
         self._leases: OrderedDict[str, Lease] = OrderedDict()
+        self._orphans: OrderedDict[str, Lease] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._leases)
+        return len(self._leases) + len(self._orphans)
 
     def get(self, lease_id: str) -> Lease | None:
         """An open lease."""
-        return self._leases.get(lease_id)
+        return self._leases.get(lease_id) or self._orphans.get(lease_id)
 
     def open(self, lease: Lease) -> None:
         """Add a lease whose term begins now."""
@@ -105,17 +142,26 @@ class LeaseTable:
     def renew(self, lease: Lease, now_s: float) -> None:
         """Begin a new term."""
         lease.expires_s = now_s + self.duration_s
+        self._orphans.pop(lease.lease_id, None)
+        self._leases[lease.lease_id] = lease
         self._leases.move_to_end(lease.lease_id)
+
+    def orphan(self, lease: Lease, now_s: float) -> None:
+        """Its gateway is gone: let it expire soon; a lease that is orphaned already stays so."""
+        if self._leases.pop(lease.lease_id, None) is not None:
+            lease.expires_s = now_s + self._orphan_term_s
+            self._orphans[lease.lease_id] = lease
 
     def close(self, lease_id: str) -> Lease | None:
         """Take a lease out."""
-        return self._leases.pop(lease_id, None)
+        return self._leases.pop(lease_id, None) or self._orphans.pop(lease_id, None)
 
     def pop_expired(self, now_s: float) -> Iterator[Lease]:
         """Take out, one by one, the leases whose term is over."""
-        while self._leases:
-            lease_id, lease = next(iter(self._leases.items()))
-            if lease.expires_s > now_s:
-                return
-            del self._leases[lease_id]
-            yield lease
+        for line in (self._leases, self._orphans):
+            while line:
+                lease_id, lease = next(iter(line.items()))
+                if lease.expires_s > now_s:
+                    break
+                del line[lease_id]
+                yield lease

@@ -80,7 +80,8 @@ def book_usage(connection: Connection, bookings: Sequence[BookUsage]) -> None:
     """Book a group of settlements, each lease once.
 
     The first booking of a lease counts and later ones change nothing; only an `expired` one, which
-    is the last report of a lease that nobody settled, gives way to the settlement that comes late.
+    is the last report of a lease that nobody settled, gives way to the settlement that comes late,
+    or to a greater count that an engine reports late.
     It keeps its key, model and day, so that the totals stay the sums of the ledger.
     """
     if not bookings:
@@ -101,7 +102,9 @@ def book_usage(connection: Connection, bookings: Sequence[BookUsage]) -> None:
         if before is None:
             to_insert[booking.lease_id] = booked[booking.lease_id] = booking
             count(booking, 1)
-        elif before.outcome == "expired" and booking.outcome != "expired":
+        elif before.outcome == "expired" and (
+            booking.outcome != "expired" or _num_tokens(booking) > _num_tokens(before)
+        ):
             corrected = replace(
                 booking,
                 key_id=before.key_id,
@@ -123,6 +126,10 @@ def book_usage(connection: Connection, bookings: Sequence[BookUsage]) -> None:
         _add_to_days(connection, by_day)
     for some in _batches([booking.lease_id for booking in bookings]):
         connection.execute(delete(schema.leases).where(schema.leases.c.lease_id.in_(some)))
+
+
+def _num_tokens(booking: BookUsage) -> int:
+    return booking.prompt_tokens + booking.completion_tokens
 
 
 def _booked_before(connection: Connection, lease_ids: Sequence[str]) -> dict[str, BookUsage]:

@@ -453,7 +453,8 @@ class Engine:
         for row in rows:
             self._fail(
                 self._streams[row.request.key],
-                ErrorCode.INTERNAL_ERROR,
+                # One of them may be the cause: the gateway tries each again, and finds out which.
+                ErrorCode.WORKER_LOST,
                 "The engine failed at a step of this request.",
             )
         self._scheduler.reset()

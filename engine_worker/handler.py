@@ -22,8 +22,10 @@ from protocol.messages import (
     Generate,
     Load,
     Message,
+    OrphanUsageNoted,
     Prepare,
 )
+from protocol.version import ProtocolVersion
 
 MAX_PENDING_PREPARES = 256
 """Prompts that wait for a thread; beyond them the engine says that it is overloaded."""
@@ -43,6 +45,9 @@ class Outlet(Protocol):
     def gateway_ids(self) -> tuple[str, ...]:
         """The gateways that are connected."""
 
+    def gateway_version(self, gateway_id: str) -> ProtocolVersion:
+        """What a gateway speaks."""
+
 
 @dataclass(frozen=True, slots=True)
 class GatewayCommand:
@@ -53,7 +58,7 @@ class GatewayCommand:
     """
 
     gateway_id: str
-    command: Generate | Extend | Abort
+    command: Generate | Extend | Abort | OrphanUsageNoted
     received_at: float
 
 
@@ -125,7 +130,7 @@ class EngineHandler:
             self._take_prepare(gateway_id, command)
         elif isinstance(command, Generate) and (self._preparer is None or self.is_draining):
             self._send(gateway_id, self._unavailable(command))
-        elif isinstance(command, Generate | Extend | Abort):
+        elif isinstance(command, Generate | Extend | Abort | OrphanUsageNoted):
             self._num_received += 1
             self.inbox.put(GatewayCommand(gateway_id, command, self._clock()))
 

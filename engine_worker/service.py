@@ -76,7 +76,7 @@ def _serve(settings: ModelSettings, handler: EngineHandler, worker: Worker[Engin
             served.offer.dtype,
             served.offer.max_model_len,
         )
-        StepLoop(served.engine, handler, worker).run()
+        StepLoop(served.engine, handler, worker, engine_id=worker.instance_id).run()
     except (ConfigurationError, ModelLoadError) as error:
         _log.error("%s", error.message)
         worker.stop(error.message, EXIT_FAILED)

@@ -14,8 +14,11 @@ from engine_worker.handler import (
     Outlet,
     StopLoop,
 )
+from engine_worker.isolation import Isolation
+from engine_worker.orphans import OrphanBook
 from protocol.errors import ErrorCode
-from protocol.messages import Extend, Generate, StepOutput
+from protocol.messages import Extend, Generate, OrphanUsageNoted, StepOutput
+from protocol.version import ORPHAN_USAGE_VERSION
 
 _MAX_SLEEP_S = 3600.0
 """Deadlines may lie further away than a queue can wait for (`threading.TIMEOUT_MAX`)."""
@@ -29,6 +32,7 @@ class StepLoop:
         handler: Holds the inbox, and is told the engine's state.
         outlet: Where outputs go.
         clock: Monotonic seconds, the engine's.
+        engine_id: The worker's instance id.
     """
 
     def __init__(
@@ -37,11 +41,15 @@ class StepLoop:
         handler: EngineHandler,
         outlet: Outlet,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        engine_id: str = "engine",
     ) -> None:
         self._engine = engine
         self._handler = handler
         self._outlet = outlet
         self._clock = clock
+        self._isolation = Isolation(clock)
+        self._orphans = OrphanBook(engine_id, clock)
         self._is_stopping = False
 
     def run(self) -> None:
@@ -67,6 +75,7 @@ class StepLoop:
             return False
         for gateway_id, output in self._engine.step().items():
             self._send(gateway_id, output)
+        self._report_orphans()
         self._handler.publish(
             EngineStatus(
                 load=self._engine.load(),
@@ -82,11 +91,11 @@ class StepLoop:
         num_taken = 0
         timeout_s: float | None = 0.0
         if block and not self._engine.has_work():
-            deadline = self._engine.next_deadline()
-            if deadline is None:
-                timeout_s = None
-            else:
-                timeout_s = min(max(0.0, deadline - self._clock()), _MAX_SLEEP_S)
+            wakes = [self._engine.next_deadline(), self._orphans.next_due()]
+            due = min((wake for wake in wakes if wake is not None), default=None)
+            timeout_s = None
+            if due is not None:
+                timeout_s = min(max(0.0, due - self._clock()), _MAX_SLEEP_S)
         try:
             while not self._is_stopping:
                 self._handle(
@@ -105,23 +114,26 @@ class StepLoop:
             self._is_stopping = True
         elif isinstance(item, GatewayLost):
             self._engine.forget_gateway(item.gateway_id)
+            self._isolation.forget_gateway(item.gateway_id)
+            self._orphans.on_gateway_lost(item.gateway_id)
         elif isinstance(item.command, Generate):
             self._generate(item.gateway_id, item.command, item.received_at)
         elif isinstance(item.command, Extend):
             self._engine.extend(item.gateway_id, item.command)
+        elif isinstance(item.command, OrphanUsageNoted):
+            self._orphans.on_noted(item.command.report_id)
         else:
             self._engine.abort(item.gateway_id, item.command)
 
     def _generate(self, gateway_id: str, command: Generate, received_at: float) -> None:
+        if self._engine.knows(gateway_id, command):
+            # What is worked on or over already costs no credit, and has its one end elsewhere.
+            self._engine.add(gateway_id, command, received_at=received_at)
+            return
         window = self._handler.credits(gateway_id)
         num_requests, num_tokens = self._engine.held().get(gateway_id, (0, 0))
         num_new_tokens = len(command.prompt_token_ids) + len(command.output_token_ids)
-        if (
-            window is not None
-            and exceeds(window, num_requests, num_tokens, num_new_tokens)
-            # What is worked on or over already costs no credit, and has its one end elsewhere.
-            and not self._engine.knows(gateway_id, command)
-        ):
+        if window is not None and exceeds(window, num_requests, num_tokens, num_new_tokens):
             self._engine.refuse(
                 gateway_id,
                 command,
@@ -130,9 +142,39 @@ class StepLoop:
                 f" credit is {window.max_requests} and {window.max_tokens}.",
             )
             return
+        if not self._isolation.admits(
+            (gateway_id, command.request_id, command.choice),
+            is_alone=command.is_alone,
+            num_unfinished=self._engine.num_unfinished,
+        ):
+            self._engine.refuse(
+                gateway_id,
+                command,
+                ErrorCode.CREDIT_EXCEEDED,
+                "A request runs alone here, or is about to; please try again.",
+            )
+            return
+        self._orphans.on_generate(gateway_id, command)
         self._engine.add(gateway_id, command, received_at=received_at)
 
+    def _reporting_gateway(self) -> str | None:
+        for gateway_id in self._outlet.gateway_ids():
+            if self._outlet.gateway_version(gateway_id) >= ORPHAN_USAGE_VERSION:
+                return gateway_id
+        return None
+
+    def _report_orphans(self) -> None:
+        due = self._orphans.next_due()
+        if due is not None and due <= self._clock():
+            gateway_id = self._reporting_gateway()
+            if gateway_id is None:
+                self._orphans.postpone()
+            else:
+                self._outlet.send(gateway_id, self._orphans.report())
+
     def _send(self, gateway_id: str, output: GatewayOutput) -> None:
+        self._isolation.on_output(gateway_id, output.deltas, output.ends)
+        self._orphans.on_output(gateway_id, output.deltas, output.ends)
         self._outlet.send(
             gateway_id,
             StepOutput(

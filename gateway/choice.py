@@ -21,6 +21,7 @@ from protocol.messages import (
     Grammar,
     Prepared,
     SamplingParams,
+    StreamUsage,
     TokenLogprobs,
     Usage,
 )
@@ -184,6 +185,15 @@ class EngineChoice:
         return Usage(
             prompt_tokens=len(self.plan.prepared.prompt_token_ids),
             completion_tokens=self.num_output_tokens,
+        )
+
+    def stream_usage(self) -> StreamUsage:
+        """Its part of the lease, named as an engine would name it that reports to the auth worker."""
+        usage = self.usage
+        return StreamUsage(
+            stream=f"{self.plan.request_id}/{self._number}",
+            prompt_tokens=usage.prompt_tokens if self._number == 0 else 0,
+            completion_tokens=usage.completion_tokens,
         )
 
     def start(self, seat: Seat, deadline_s: float) -> None:

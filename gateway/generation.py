@@ -35,6 +35,7 @@ from protocol.messages import (
     OpenParse,
     ParseOpened,
     Prepared,
+    StreamUsage,
     Usage,
 )
 
@@ -159,7 +160,10 @@ class Generation:
 
     def lease_report(self) -> LeaseReport | None:
         """What the lease has used so far, for the auth worker."""
-        return self._lease.report(self.usage())
+        streams: tuple[StreamUsage, ...] = ()
+        if len(self._choices) > 1:
+            streams = tuple(choice.stream_usage() for choice in self._choices)
+        return self._lease.report(self.usage(), streams)
 
     # The steps.
 

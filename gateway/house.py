@@ -74,7 +74,11 @@ class House:
             parser_event_decoder(),
             lambda: self._parsers,
         )
-        self._engines = EngineLink(self.engine_server, lambda model: self._admission.pump(model))
+        self._engines = EngineLink(
+            self.engine_server,
+            lambda model: self._admission.pump(model),
+            lambda usage: self._auth.report_orphans(usage),
+        )
         self._auth = AuthLink(
             self.auth_server,
             timeout_s=settings.auth_timeout_s,
@@ -82,6 +86,7 @@ class House:
             on_settled=lambda lease_id: self._outbox.acknowledge(lease_id),
             on_settle_refused=lambda request_id: self._outbox.refuse(request_id),
             on_ready=lambda: self._outbox.resend_all(),
+            on_orphans_noted=self._engines.orphans_noted,
         )
         self._parsers = ParserLink(self.parser_server)
         self._admission = Admission(self._engines.engines, settings.max_queue, clock)

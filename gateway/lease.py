@@ -7,7 +7,7 @@ from typing import Literal
 from gateway.errors import DeniedError, RemoteFailureError, WorkerUnavailableError
 from gateway.outbox import Outbox
 from gateway.workers.auth import AuthLink
-from protocol.messages import Authorize, LeaseReport, LimitState, Settle, Usage
+from protocol.messages import Authorize, LeaseReport, LimitState, Settle, StreamUsage, Usage
 
 _logger = logging.getLogger("penstock.gateway.lease")
 
@@ -96,14 +96,15 @@ class RequestLease:
             self._completion_tokens = wanted
             return True
 
-    def report(self, usage: Usage) -> LeaseReport | None:
-        """What was used so far; None before there is a lease."""
+    def report(self, usage: Usage, streams: tuple[StreamUsage, ...] = ()) -> LeaseReport | None:
+        """What was used so far, in all and by each of several streams; None before a lease."""
         if not self.lease_id:
             return None
         return LeaseReport(
             lease_id=self.lease_id,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
+            streams=streams,
         )
 
     def settle(self, outbox: Outbox, usage: Usage, outcome: Outcome) -> None:

@@ -24,3 +24,6 @@ OLDEST_VERSION = ProtocolVersion(1, 0)
 
 METRICS_VERSION = ProtocolVersion(1, 1)
 """Since when gateways take `Metrics` and `CachedBlocks`."""
+
+ORPHAN_USAGE_VERSION = ProtocolVersion(1, 1)
+"""Since when gateways and auth workers take `OrphanUsage`."""

@@ -21,12 +21,15 @@ from protocol.messages import (
     Keys,
     LeaseReport,
     ListKeys,
+    OrphanUsage,
+    OrphanUsageNoted,
     Renew,
     RevokeKey,
     Settle,
     Settled,
 )
 from protocol.peers import Peer
+from protocol.version import ORPHAN_USAGE_VERSION
 
 _logger = logging.getLogger("penstock.gateway.auth")
 _RETRY_AFTER_S = 2.0
@@ -46,6 +49,7 @@ class AuthLink:
         on_settled: Called with each lease whose settlement is durable.
         on_settle_refused: Called with the request id of a settlement that can never be booked.
         on_ready: Called when an auth worker came.
+        on_orphans_noted: Called when an engine's report is durable.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class AuthLink:
         on_settled: Callable[[str], None],
         on_settle_refused: Callable[[str], None],
         on_ready: Callable[[], None],
+        on_orphans_noted: Callable[[OrphanUsageNoted], None],
     ) -> None:
         self._wire = wire
         self._timeout_s = timeout_s
@@ -64,6 +69,7 @@ class AuthLink:
         self._on_settled = on_settled
         self._on_settle_refused = on_settle_refused
         self._on_ready = on_ready
+        self._on_orphans_noted = on_orphans_noted
         self._peers: list[Peer] = []
         self._waiting: dict[str, tuple[Peer, asyncio.Future[_Answer]]] = {}
         self._numbers = itertools.count(1)
@@ -132,6 +138,12 @@ class AuthLink:
         """Report open leases."""
         self._send(Renew(leases=leases))
 
+    def report_orphans(self, usage: OrphanUsage) -> None:
+        """Hand on an engine's report; the engine repeats it while no answer comes."""
+        peer = self._active()
+        if peer is not None and peer.protocol_version >= ORPHAN_USAGE_VERSION:
+            self._wire.send(peer, usage)
+
     def on_peer_ready(self, peer: Peer) -> None:
         """An auth worker takes questions: for the first time, or again after a silence."""
         if self._require_keys and peer.auth is not None and peer.auth.allow_anonymous:
@@ -160,6 +172,9 @@ class AuthLink:
         """An answer."""
         if isinstance(event, Settled):
             self._on_settled(event.lease_id)
+            return
+        if isinstance(event, OrphanUsageNoted):
+            self._on_orphans_noted(event)
             return
         if not isinstance(event, Granted | Denied | Adjusted | Keys | Failure):
             return

@@ -21,6 +21,8 @@ from protocol.messages import (
     Finished,
     Generate,
     Message,
+    OrphanUsage,
+    OrphanUsageNoted,
     Prepare,
     Prepared,
     Refused,
@@ -73,9 +75,16 @@ class EngineLink:
     Args:
         wire: The socket of the engines.
         on_change: Called with a model's name when its engines, credits or loads changed.
+        on_orphans: Called with an engine's report of what it did for a gateway that is gone.
     """
 
-    def __init__(self, wire: Wire, on_change: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        on_change: Callable[[str], None],
+        on_orphans: Callable[[OrphanUsage], None],
+    ) -> None:
+        self._on_orphans = on_orphans
         self._wire = wire
         self._on_change = on_change
         self._handles: dict[Peer, EngineHandle] = {}
@@ -167,6 +176,12 @@ class EngineLink:
         """Expect no more output of a choice; idempotent."""
         self._streams.get(engine.peer, {}).pop((request_id, choice), None)
 
+    def orphans_noted(self, noted: OrphanUsageNoted) -> None:
+        """An engine's report is durable: tell it, if it is here."""
+        for peer in self._handles:
+            if peer.instance_id == noted.engine_id:
+                self._wire.send(peer, noted)
+
     # What the socket reports.
 
     def on_peer_ready(self, peer: Peer) -> None:
@@ -237,6 +252,8 @@ class EngineLink:
             question = self._questions.get(event.request_id)
             if question is not None and question.fits(peer, event):
                 question.answer.set_result(event)
+        elif isinstance(event, OrphanUsage):
+            self._on_orphans(event)
         elif isinstance(event, Failure):
             self._on_failure(peer, event)
 

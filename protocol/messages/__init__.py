@@ -16,10 +16,13 @@ from protocol.messages.access import (
     LeaseReport,
     LimitState,
     ListKeys,
+    OrphanUsage,
+    OrphanUsageNoted,
     Renew,
     RevokeKey,
     Settle,
     Settled,
+    StreamUsage,
 )
 from protocol.messages.base import Message, Part
 from protocol.messages.control import (
@@ -83,14 +86,39 @@ GatewayControl = Heartbeat | Drain | Goodbye | Refused | Pong
 WorkerControl = Ready | Heartbeat | Metrics | Drain | Goodbye | Failure | Ping
 """What a worker of any role sends about its connection, and `Failure` for any request."""
 
-EngineCommand = Prepare | Detokenize | Embed | Generate | Extend | Abort | Profile | GatewayControl
+EngineCommand = (
+    Prepare
+    | Detokenize
+    | Embed
+    | Generate
+    | Extend
+    | Abort
+    | OrphanUsageNoted
+    | Profile
+    | GatewayControl
+)
 EngineEvent = (
-    Prepared | Detokenized | Embedded | StepOutput | CachedBlocks | Profiled | WorkerControl
+    Prepared
+    | Detokenized
+    | Embedded
+    | StepOutput
+    | CachedBlocks
+    | OrphanUsage
+    | Profiled
+    | WorkerControl
 )
 AuthCommand = (
-    Authorize | Adjust | Settle | Renew | CreateKey | ListKeys | RevokeKey | GatewayControl
+    Authorize
+    | Adjust
+    | Settle
+    | Renew
+    | OrphanUsage
+    | CreateKey
+    | ListKeys
+    | RevokeKey
+    | GatewayControl
 )
-AuthEvent = Granted | Denied | Adjusted | Settled | Keys | WorkerControl
+AuthEvent = Granted | Denied | Adjusted | Settled | OrphanUsageNoted | Keys | WorkerControl
 ParserCommand = OpenParse | ParseBatch | CloseParse | GatewayControl
 ParserEvent = ParseOpened | ParsedBatch | WorkerControl
 
@@ -143,6 +171,8 @@ __all__ = [
     "MetricSample",
     "Metrics",
     "OpenParse",
+    "OrphanUsage",
+    "OrphanUsageNoted",
     "ParseBatch",
     "ParseDelta",
     "ParseEvent",
@@ -171,6 +201,7 @@ __all__ = [
     "Settle",
     "Settled",
     "StepOutput",
+    "StreamUsage",
     "TokenLogprob",
     "TokenLogprobs",
     "ToolChoiceMode",

@@ -109,12 +109,55 @@ class Renew(Message, frozen=True, tag="renew"):
     leases: tuple["LeaseReport", ...]
 
 
+class StreamUsage(Part, frozen=True):
+    """What one stream of a lease has used.
+
+    Attributes:
+        lease_id: What it is charged to; may be left out where that is clear.
+        stream: `request_id` and `choice` of its `Generate` with a slash between.
+        prompt_tokens: Only of a prompt's first choice, so that each prompt is counted once.
+    """
+
+    lease_id: str = ""
+    stream: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
 class LeaseReport(Part, frozen=True):
-    """The last known usage of one open lease."""
+    """The last known usage of one open lease.
+
+    Attributes:
+        streams: The same stream by stream, when there are several.
+    """
 
     lease_id: str
     prompt_tokens: int
     completion_tokens: int
+    streams: tuple[StreamUsage, ...] = ()
+
+
+class OrphanUsage(Message, frozen=True, tag="orphan_usage"):
+    """What an engine did for a gateway that is gone; any gateway hands it on to the auth worker.
+
+    Sent until acknowledged. It settles nothing: each stream counts with the most that was reported
+    of it, and a lease that nobody renews or settles any more is soon charged the sum.
+
+    Attributes:
+        report_id: Of this report of this engine.
+        engine_id: The engine's instance id; the answer finds it by that.
+    """
+
+    report_id: str
+    engine_id: str
+    streams: tuple[StreamUsage, ...]
+
+
+class OrphanUsageNoted(Message, frozen=True, tag="orphan_usage_noted"):
+    """The report is durable at the auth worker; handed on to its engine."""
+
+    report_id: str
+    engine_id: str
 
 
 class KeyRecord(Part, frozen=True):

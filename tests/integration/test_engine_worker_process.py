@@ -285,7 +285,7 @@ def test_a_broken_checkpoint_is_one_line_exit_code_one_and_a_goodbye(
         lost = house.peer_events.get(timeout=10)
         while lost.kind != "lost":
             lost = house.peer_events.get(timeout=10)
-        assert lost.reason == "goodbye"
+        assert lost.reason == "failed"
         assert "model.safetensors" in lost.message
     finally:
         house.close()

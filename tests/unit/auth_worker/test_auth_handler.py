@@ -29,9 +29,12 @@ from protocol.messages import (
     Keys,
     ListKeys,
     Message,
+    OrphanUsage,
+    OrphanUsageNoted,
     RevokeKey,
     Settle,
     Settled,
+    StreamUsage,
 )
 from tests.fakes.auth_parts import ADMIN_SECRET, FakeClock, admin_key, authorize, stored_key
 
@@ -312,6 +315,25 @@ def test_a_lost_gateway_loses_no_lease(bench: Bench) -> None:
     bench.ask(authorize())
     bench.handler.on_gateway_lost("gateway-1")
     assert bench.handler.num_leases == 1
+
+
+def test_an_engines_report_is_noted_once_it_is_durable(bench: Bench) -> None:
+    granted = [bench.ask(authorize()) for _ in range(2)]
+    streams = tuple(
+        StreamUsage(lease_id=one.lease_id, stream="r/0", prompt_tokens=1, completion_tokens=2)
+        for one in granted
+        if isinstance(one, Granted)
+    )
+    noted = OrphanUsageNoted(report_id="e:1", engine_id="e")
+    report = OrphanUsage(report_id="e:1", engine_id="e", streams=streams)
+    assert bench.ask(report) is None
+    assert bench.handler.num_unfinished() == 1
+    assert bench.commit() == [noted]
+    assert [
+        row.reported_completion_tokens for row in bench.store.load(recent_since_ms=0).leases
+    ] == [2, 2]
+    # What has nothing to be noted is acknowledged at once, so that the engine can forget it.
+    assert bench.ask(OrphanUsage(report_id="e:1", engine_id="e", streams=())) == noted
 
 
 def test_connection_messages_are_left_to_the_worker_loop(bench: Bench) -> None:

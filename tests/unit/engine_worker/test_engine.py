@@ -354,7 +354,8 @@ def test_a_step_that_raises_ends_its_requests_and_the_others_go_on() -> None:
     engine.add("g", generate("unlucky", prompt_token_ids=(5,), sampling=long_sampling()))
     failed = only_end(run(engine))
     assert isinstance(failed, Failure)
-    assert (failed.request_id, failed.code) == ("unlucky", ErrorCode.INTERNAL_ERROR)
+    # Not a verdict on the request: it may have been another row's fault.
+    assert (failed.request_id, failed.code) == ("unlucky", ErrorCode.WORKER_LOST)
     assert failed.usage == Usage(prompt_tokens=1, completion_tokens=1)
     engine.extend("g", Extend(request_id="paused", choice=0, attempt=1, lease_tokens=1000))
     rest = run(engine)

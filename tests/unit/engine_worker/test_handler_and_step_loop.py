@@ -19,11 +19,14 @@ from protocol.messages import (
     Finished,
     Generate,
     Message,
+    OrphanUsage,
+    OrphanUsageNoted,
     Prepare,
     Prepared,
     SamplingParams,
     StepOutput,
 )
+from protocol.version import OLDEST_VERSION, PROTOCOL_VERSION, ProtocolVersion
 from protocol.worker import WorkerHandler
 from tests.fakes.fake_runner import DeterministicFakeRunner, hashed_token
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
@@ -34,6 +37,7 @@ TOKENIZER = byte_level_tokenizer()
 class FakeOutlet:
     def __init__(self, *gateway_ids: str) -> None:
         self.gateways = list(gateway_ids)
+        self.versions: dict[str, ProtocolVersion] = {}
         self.sent: list[tuple[str, Message]] = []
         self.has_sent = threading.Condition()
 
@@ -41,6 +45,9 @@ class FakeOutlet:
         with self.has_sent:
             self.sent.append((gateway_id, message))
             self.has_sent.notify_all()
+
+    def gateway_version(self, gateway_id: str) -> ProtocolVersion:
+        return self.versions.get(gateway_id, PROTOCOL_VERSION)
 
     def gateway_ids(self) -> tuple[str, ...]:
         return tuple(self.gateways)
@@ -312,3 +319,69 @@ def test_whatever_comes_the_counts_return_to_zero(events: list[tuple[str, str, i
     house.rest()
     assert house.handler.num_unfinished() == 0
     assert house.engine.load().num_free_blocks == 8
+
+
+def test_what_was_done_for_a_lost_gateway_is_reported_to_another_until_it_is_noted() -> None:
+    house = House("old", "g", "h")
+    house.outlet.versions["old"] = OLDEST_VERSION
+    house.serve()
+    house.handler.on_command("g", generate(lease_id="lease", want_token_ids=True))
+    for _ in range(2):
+        house.loop.run_once()
+    house.outlet.gateways.remove("g")
+    house.handler.on_gateway_lost("g")
+    house.loop.run_once(block=False)
+    ((gateway_id, report),) = [
+        (to, message) for to, message in house.outlet.sent if isinstance(message, OrphanUsage)
+    ]
+    assert gateway_id == "h"
+    assert isinstance(report, OrphanUsage)
+    (usage,) = report.streams
+    assert (usage.lease_id, usage.stream) == ("lease", "r/0")
+    assert (usage.prompt_tokens, usage.completion_tokens) == (3, 2)
+    # No answer: once more, after a while.
+    house.now += 10
+    house.loop.run_once()
+    assert house.outlet.sent[-1] == ("h", report)
+    house.handler.on_command("h", OrphanUsageNoted(report_id=report.report_id, engine_id="e"))
+    house.loop.run_once()
+    num_sent = len(house.outlet.sent)
+    house.now += 10
+    house.loop.run_once(block=False)
+    assert len(house.outlet.sent) == num_sent
+
+
+def test_without_a_gateway_that_takes_it_a_report_waits() -> None:
+    house = House("g")
+    house.serve()
+    house.handler.on_command("g", generate(lease_id="lease"))
+    house.loop.run_once()
+    house.outlet.gateways.clear()
+    house.handler.on_gateway_lost("g")
+    house.loop.run_once(block=False)
+    assert not any(isinstance(message, OrphanUsage) for _, message in house.outlet.sent)
+    house.outlet.gateways.append("next")
+    house.now += 2
+    house.loop.run_once()
+    assert isinstance(house.outlet.sent[-1][1], OrphanUsage)
+
+
+def test_a_suspect_runs_alone_and_others_are_asked_to_try_again() -> None:
+    house = House("g", "h")
+    house.serve()
+    house.handler.on_command("g", generate("first"))
+    house.handler.on_command("g", generate("suspect", is_alone=True))
+    house.loop.run_once()
+    (refused,) = house.outlet.ends()
+    assert isinstance(refused, Failure)
+    assert (refused.request_id, refused.code) == ("suspect", ErrorCode.CREDIT_EXCEEDED)
+    house.rest()
+    house.handler.on_command("g", generate("suspect", attempt=2, is_alone=True))
+    house.handler.on_command("h", generate("other"))
+    house.loop.run_once()
+    assert [end.request_id for end in house.outlet.ends()] == ["suspect", "first", "other"]
+    house.rest()
+    assert house.outlet.ends()[-1].request_id == "suspect"
+    house.handler.on_command("h", generate("other", attempt=2))
+    house.rest()
+    assert isinstance(house.outlet.ends()[-1], Finished)

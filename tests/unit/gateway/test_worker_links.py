@@ -23,6 +23,8 @@ from protocol.messages import (
     Granted,
     Message,
     OpenParse,
+    OrphanUsage,
+    OrphanUsageNoted,
     ParseBatch,
     ParsedDelta,
     ParseOpened,
@@ -32,9 +34,10 @@ from protocol.messages import (
     SamplingParams,
     Settle,
     StepOutput,
+    StreamUsage,
 )
 from protocol.peers import Peer
-from protocol.version import PROTOCOL_VERSION
+from protocol.version import PROTOCOL_VERSION, ProtocolVersion
 
 
 class Notes:
@@ -43,6 +46,7 @@ class Notes:
     def __init__(self) -> None:
         self.sent: list[tuple[Peer, Message]] = []
         self.refused: list[str] = []
+        self.noted: list[OrphanUsageNoted] = []
 
     def send(self, peer: Peer, message: Message) -> None:
         self.sent.append((peer, message))
@@ -109,7 +113,7 @@ def generate() -> Generate:
 
 
 def started() -> tuple[EngineLink, Peer, Sink]:
-    link, one, sink = EngineLink(Notes(), lambda _: None), engine_peer(), Sink()
+    link, one, sink = EngineLink(Notes(), lambda _: None, lambda _: None), engine_peer(), Sink()
     link.on_peer_ready(one)
     link.generate(link.engines("m")[0], generate(), sink)
     return link, one, sink
@@ -165,7 +169,7 @@ async def test_an_engine_that_refuses_within_its_credit_is_left_alone_for_a_mome
 
 
 async def test_a_prepare_at_a_lost_engine_fails_and_leaves_nothing_behind() -> None:
-    link, one = EngineLink(Notes(), lambda _: None), engine_peer()
+    link, one = EngineLink(Notes(), lambda _: None, lambda _: None), engine_peer()
     link.on_peer_ready(one)
     (handle,) = link.engines("m")
     prepares = [Prepare(request_id=f"r{n}", kind="completion", deadline_s=1.0) for n in range(2)]
@@ -187,6 +191,7 @@ def auth_link(wire: Notes, timeout_s: float = 5.0) -> AuthLink:
         on_settled=lambda _: None,
         on_settle_refused=wire.refused.append,
         on_ready=lambda: None,
+        on_orphans_noted=wire.noted.append,
     )
 
 
@@ -246,6 +251,38 @@ async def test_the_auth_worker_with_the_highest_epoch_is_asked() -> None:
     assert not asking.done()
     link.on_event(new, granted)
     assert (await asking).tenant == "t"
+
+
+def orphan_usage() -> OrphanUsage:
+    return OrphanUsage(report_id="w:1", engine_id="w", streams=(StreamUsage(lease_id="l"),))
+
+
+def test_an_engines_report_goes_to_auth_and_the_answer_back_to_that_engine() -> None:
+    reports: list[OrphanUsage] = []
+    wire, one = Notes(), engine_peer()
+    engines = EngineLink(wire, lambda _: None, reports.append)
+    engines.on_peer_ready(one)
+    engines.on_event(one, orphan_usage())
+    auth_wire, two = Notes(), peer("auth", auth=AuthOffer(epoch=1))
+    auth = auth_link(auth_wire)
+    auth.report_orphans(reports[0])  # nobody is there: the engine will repeat it
+    auth.on_peer_ready(two)
+    auth.report_orphans(reports[0])
+    assert auth_wire.sent == [(two, orphan_usage())]
+    auth.on_event(two, OrphanUsageNoted(report_id="w:1", engine_id="w"))
+    (noted,) = auth_wire.noted
+    engines.orphans_noted(noted)
+    engines.orphans_noted(OrphanUsageNoted(report_id="x:1", engine_id="x"))
+    assert wire.sent == [(one, noted)]
+
+
+def test_an_auth_worker_that_is_too_old_gets_no_report() -> None:
+    wire, one = Notes(), peer("auth", auth=AuthOffer(epoch=1))
+    one.protocol_version = ProtocolVersion(1, 0)
+    link = auth_link(wire)
+    link.on_peer_ready(one)
+    link.report_orphans(orphan_usage())
+    assert wire.sent == []
 
 
 class ParseNotes:

@@ -1,0 +1,160 @@
+"""Leases of gateways that died: charged the most that anybody reported of each stream, once."""
+
+from pathlib import Path
+
+from auth_worker.lease_book import ORPHAN_TERM_S
+from auth_worker.leases import MAX_STREAMS_A_LEASE, LeaseName
+from auth_worker.operations import BookUsage, SaveLease
+from auth_worker.sqlite_store import SqliteStore
+from protocol.messages import (
+    Granted,
+    LeaseReport,
+    OrphanUsage,
+    Renew,
+    Settle,
+    StreamUsage,
+)
+from tests.fakes.auth_parts import (
+    AuthorityBench,
+    FakeClock,
+    authority_bench,
+    authorize,
+    booking,
+    stored_key,
+)
+
+
+def usage(lease_id: str, stream: str, prompt_tokens: int, completion_tokens: int) -> StreamUsage:
+    return StreamUsage(
+        lease_id=lease_id,
+        stream=stream,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+    )
+
+
+def orphan(bench: AuthorityBench, *usages: StreamUsage) -> list[SaveLease]:
+    return bench.authority.note_orphans(OrphanUsage(report_id="e:1", engine_id="e", streams=usages))
+
+
+def granted(bench: AuthorityBench) -> str:
+    answer = bench.authority.authorize(authorize())
+    assert isinstance(answer, Granted)
+    return answer.lease_id
+
+
+def renew(bench: AuthorityBench, lease_id: str, *streams: StreamUsage, tokens: int = 0) -> None:
+    report = LeaseReport(
+        lease_id=lease_id, prompt_tokens=10, completion_tokens=tokens, streams=streams
+    )
+    bench.authority.renew(Renew(leases=(report,)))
+
+
+def charged(bench: AuthorityBench) -> list[tuple[int, int]]:
+    """Prompt and completion tokens of every booking so far."""
+    return [
+        (one.prompt_tokens, one.completion_tokens)
+        for one in bench.emitted
+        if isinstance(one, BookUsage)
+    ]
+
+
+def test_a_lease_that_was_never_renewed_is_charged_what_its_engine_reports() -> None:
+    bench = authority_bench(stored_key())
+    lease_id = granted(bench)
+    (saved,) = orphan(bench, usage(lease_id, "r/0", 10, 7))
+    assert saved.row.reported_completion_tokens == 7
+    bench.clock.advance(ORPHAN_TERM_S - 0.1)
+    assert bench.authority.expire() == 0
+    bench.clock.advance(0.2)
+    assert bench.authority.expire() == 1
+    assert charged(bench) == [(10, 7)]
+    assert bench.authority.num_leases == 0
+
+
+def test_each_stream_counts_with_the_most_that_was_reported_of_it() -> None:
+    bench = authority_bench(stored_key())
+    lease_id = granted(bench)
+    # The gateway's last report: choice 0 is over, choice 1 and 2 were under way.
+    streams = (usage("", "r/0", 10, 40), usage("", "r/1", 0, 5), usage("", "r/2", 0, 9))
+    renew(bench, lease_id, *streams, tokens=54)
+    orphan(bench, usage(lease_id, "r/1", 0, 8))
+    orphan(bench, usage(lease_id, "r/2", 0, 7), usage(lease_id, "r/1", 0, 8))
+    bench.clock.advance(ORPHAN_TERM_S)
+    bench.authority.expire()
+    assert charged(bench) == [(10, 40 + 8 + 9)]
+
+
+def test_a_report_without_streams_is_never_undercut() -> None:
+    bench = authority_bench(stored_key())
+    lease_id = granted(bench)
+    renew(bench, lease_id, tokens=50)
+    orphan(bench, usage(lease_id, "r/0", 10, 30))
+    bench.clock.advance(ORPHAN_TERM_S)
+    bench.authority.expire()
+    assert charged(bench) == [(10, 50)]
+
+
+def test_a_gateway_that_lives_after_all_keeps_its_lease() -> None:
+    bench = authority_bench(stored_key())
+    lease_id = granted(bench)
+    orphan(bench, usage(lease_id, "r/0", 10, 3))
+    renew(bench, lease_id, tokens=20)
+    bench.clock.advance(ORPHAN_TERM_S + 1)
+    assert bench.authority.expire() == 0
+    orphan(bench, usage(lease_id, "r/0", 10, 3))
+    settled = bench.authority.settle(
+        Settle(lease_id=lease_id, request_id="r", prompt_tokens=10, completion_tokens=22)
+    )
+    assert isinstance(settled, BookUsage)
+    assert settled.completion_tokens == 22
+    # What comes after the settlement changes nothing and opens nothing.
+    assert orphan(bench, usage(lease_id, "r/0", 10, 99)) == []
+    assert bench.authority.num_leases == 0
+
+
+def test_a_report_that_comes_after_the_lease_expired_still_counts() -> None:
+    bench = authority_bench(stored_key())
+    lease_id = granted(bench)
+    renew(bench, lease_id, tokens=2)
+    bench.clock.advance(600)
+    assert bench.authority.expire() == 1
+    orphan(bench, usage(lease_id, "r/0", 10, 6))
+    bench.clock.advance(ORPHAN_TERM_S)
+    assert bench.authority.expire() == 1
+    assert charged(bench) == [(10, 2), (10, 6)]
+
+
+def test_a_lease_that_a_restart_forgot_is_found_by_its_name() -> None:
+    bench = authority_bench(stored_key(), epoch=3)
+    forgotten = str(LeaseName(2, 9, "key_user", "demo"))
+    (saved,) = orphan(bench, usage(forgotten, "r/0", 10, 6))
+    assert (saved.row.key_id, saved.row.request_id) == ("key_user", "r")
+    for nobodys in ("?", "x" * 5000, str(LeaseName(2, 9, "key_gone", "demo"))):
+        assert orphan(bench, usage(nobodys, "r/0", 1, 1)) == []
+
+
+def test_wild_reports_are_passed_over_and_streams_are_bounded() -> None:
+    bench = authority_bench(stored_key())
+    lease_id = granted(bench)
+    assert orphan(bench, usage(lease_id, "r/0", -1, 5), usage(lease_id, "r/0", 1, 2**62)) == []
+    orphan(bench, usage(lease_id, "r" * 5000, 1, 1))
+    many = [usage(lease_id, f"r/{n}", 0, 1) for n in range(MAX_STREAMS_A_LEASE + 5)]
+    (saved,) = orphan(bench, *many)
+    assert saved.row.reported_completion_tokens == MAX_STREAMS_A_LEASE
+
+
+def test_the_ledger_takes_the_greater_of_two_expired_counts_and_then_the_settlement(
+    tmp_path: Path,
+) -> None:
+    store = SqliteStore(tmp_path, clock=FakeClock())
+    steps = [(5, "expired"), (9, "expired"), (7, "expired"), (8, "finished"), (99, "expired")]
+    seen = []
+    for tokens, outcome in steps:
+        store.apply([booking("a", completion_tokens=tokens, outcome=outcome)])
+        with store._engine.connect() as connection:
+            query = "SELECT completion_tokens FROM ledger"
+            count = connection.exec_driver_sql(query).scalar_one()
+        seen.append(count)
+    store.close()
+    assert seen == [5, 9, 9, 8, 8]
