@@ -5,17 +5,32 @@ from collections.abc import Iterable
 from gateway.convert import CHAT_ENDPOINT, GenerationJob
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from protocol.messages import EngineOffer
+from protocol.version import SURFACE_VERSION, ProtocolVersion
 
 
-def check_served(job: GenerationJob, offer: EngineOffer) -> None:
+def check_served(job: GenerationJob, offer: EngineOffer, version: ProtocolVersion) -> None:
     """Refuse what the engines of a model can't do, before anything is reserved or queued.
+
+    Args:
+        job: What is asked for.
+        offer: What the engines serve.
+        version: The oldest wire that one of them speaks.
 
     Raises:
         InvalidRequestError: A token id that the model doesn't have, or more log probabilities
             than its engines report; `param` names the field.
-        UnsupportedFieldError: Log probabilities, and its engines report none.
+        UnsupportedFieldError: Log probabilities, and its engines report none; or what an engine
+            of an older release would leave aside.
     """
     sampling = job.sampling
+    wanted = {
+        "logit_bias": sampling.logit_bias,
+        "allowed_token_ids": sampling.allowed_token_ids,
+        "bad_words": sampling.bad_words,
+        "truncate_prompt_tokens": job.prepares[0].truncate_prompt_tokens,
+        "echo": job.options.echoes,
+    }
+    check_version(version, *(name for name, value in wanted.items() if value))
     ids = {
         "logit_bias": (token_id for token_id, _ in sampling.logit_bias),
         "allowed_token_ids": sampling.allowed_token_ids or (),
@@ -32,6 +47,19 @@ def check_served(job: GenerationJob, offer: EngineOffer) -> None:
         ("prompt_logprobs", options.num_prompt_logprobs),
     ):
         _check_logprobs(name, number, offer)
+
+
+def check_version(version: ProtocolVersion, *names: str) -> None:
+    """Refuse fields that came with a later release than an engine's.
+
+    Raises:
+        UnsupportedFieldError: Naming the first of them.
+    """
+    if names and version < SURFACE_VERSION:
+        raise UnsupportedFieldError(
+            f"`{names[0]}` is not supported: an engine of this model is of an older release.",
+            param=names[0],
+        )
 
 
 def check_token_ids(name: str, token_ids: Iterable[int], vocab_size: int) -> None:

@@ -27,3 +27,7 @@ METRICS_VERSION = ProtocolVersion(1, 1)
 
 ORPHAN_USAGE_VERSION = ProtocolVersion(1, 1)
 """Since when gateways and auth workers take `OrphanUsage`."""
+
+SURFACE_VERSION = ProtocolVersion(1, 1)
+"""Since when engines take `Detokenize`, the texts of tokens in `Prepare`, and tokens that are
+biased, allowed or forbidden; an older one would leave them aside."""

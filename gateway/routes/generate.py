@@ -63,7 +63,7 @@ async def _answer(
 ) -> Response:
     services = services_of(request)
     if offer is not None:
-        check_served(job, offer)
+        check_served(job, offer, services.engines.version(job.model))
     headers = ignored_headers(ignored, strict=services.settings.strict_fields)
     request_id: str = request.state.request_id
     logs.request_id.set(request_id)

@@ -16,7 +16,7 @@ from gateway.errors import (
     ModelNotFoundError,
 )
 from gateway.ignored_fields import ignored_headers
-from gateway.model_limits import check_token_ids
+from gateway.model_limits import check_token_ids, check_version
 from gateway.responses import DisconnectGuard
 from gateway.schemas.tokenize import (
     DetokenizeRequest,
@@ -50,6 +50,8 @@ async def tokenize(request: Request) -> Response:
         deadline_s=services.settings.request_timeout_s,
     )
     async with _seat(request, model) as seat:
+        if body.return_token_strs:
+            check_version(seat.engine.peer.protocol_version, "return_token_strs")
         prepared = await services.engines.prepare(seat.engine, question)
         answer = {
             "count": len(prepared.prompt_token_ids),
@@ -72,6 +74,7 @@ async def detokenize(request: Request) -> Response:
         deadline_s=services.settings.request_timeout_s,
     )
     async with _seat(request, _model(services, body.model)) as seat:
+        check_version(seat.engine.peer.protocol_version, "tokens")
         check_token_ids("tokens", body.tokens, seat.engine.offer.vocab_size)
         answer = await services.engines.detokenize(seat.engine, question)
     return _json({"prompt": answer.text}, headers)

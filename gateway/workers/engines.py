@@ -29,6 +29,7 @@ from protocol.messages import (
     StepOutput,
 )
 from protocol.peers import Peer
+from protocol.version import PROTOCOL_VERSION, ProtocolVersion
 
 _logger = logging.getLogger("penstock.gateway.engines")
 
@@ -111,6 +112,11 @@ class EngineLink:
     def is_serving(self, model: str) -> bool:
         """Whether an engine takes new requests for a model."""
         return any(engine.peer.takes_work for engine in self.engines(model))
+
+    def version(self, model: str) -> ProtocolVersion:
+        """The oldest wire that an engine of a model speaks."""
+        spoken = (engine.peer.protocol_version for engine in self.engines(model))
+        return min(spoken, default=PROTOCOL_VERSION)
 
     # Requests.
 
