@@ -9,6 +9,8 @@ from auth_worker.keys import ENVIRONMENT_KEY_NAME, weakness_of
 from protocol.errors import ConfigurationError
 from protocol.settings import SettingsReader
 
+ADMIN_KEY_FILE_SETTING = "PENSTOCK_ADMIN_KEY_FILE"
+_MAX_KEY_FILE_BYTES = 4096
 DEFAULT_DATA_DIR = Path("~/.local/share/penstock")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -36,7 +38,8 @@ class AuthSettings:
     Attributes:
         data_dir: Holds the database, its lock and a made admin key.
         rules: What the authority decides by.
-        admin_key: PENSTOCK_ADMIN_KEY; None when unset.
+        admin_key: PENSTOCK_ADMIN_KEY, or what the file of PENSTOCK_ADMIN_KEY_FILE holds; None
+            when both are unset.
         drain_timeout_s: How long a stopping worker waits for its last commits.
         log_level: One of `LOG_LEVELS`.
     """
@@ -63,20 +66,38 @@ class AuthSettings:
                     "PENSTOCK_LEASE_DURATION_S", 600.0, minimum=1.0, maximum=86_400.0
                 ),
             ),
-            admin_key=_admin_key(reader.str(ENVIRONMENT_KEY_NAME)),
+            admin_key=_admin_key(reader),
             drain_timeout_s=reader.float("PENSTOCK_DRAIN_TIMEOUT_S", 30.0, minimum=0.0),
             log_level=reader.choice("PENSTOCK_LOG_LEVEL", "info", LOG_LEVELS),
         )
 
 
-def _admin_key(secret: str | None) -> AdminKey | None:
+def _admin_key(reader: SettingsReader) -> AdminKey | None:
+    secret, setting = reader.str(ENVIRONMENT_KEY_NAME), ENVIRONMENT_KEY_NAME
+    path = reader.path(ADMIN_KEY_FILE_SETTING)
+    if secret is not None and path is not None:
+        raise ConfigurationError(
+            f"Set one of {ENVIRONMENT_KEY_NAME} and {ADMIN_KEY_FILE_SETTING}, not both."
+        )
+    if path is not None:
+        secret, setting = _read_secret(path), ADMIN_KEY_FILE_SETTING
     if secret is None:
         return None
     weakness = weakness_of(secret)
     if weakness is not None:
         raise ConfigurationError(
-            f"{ENVIRONMENT_KEY_NAME} is too weak: {weakness}. Make one with"
+            f"{setting} is too weak: {weakness}. Make one with"
             " `python3 -c \"import secrets; print('psk-' + secrets.token_urlsafe(32))\"`,"
             " or leave it unset to have one made."
         )
     return AdminKey(secret)
+
+
+def _read_secret(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_KEY_FILE_BYTES).decode("utf-8", "replace").strip()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{ADMIN_KEY_FILE_SETTING}: cannot read {path} ({error.strerror})."
+        ) from error

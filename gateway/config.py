@@ -30,6 +30,7 @@ class GatewaySettings:
             key is needed.
         models: Readiness waits for an engine of each; more may come by themselves.
         data_dir: Holds the outbox of settlements.
+        share_data_dir: Other gateways use `data_dir` as well; each takes a folder in it.
         max_body_bytes: Longer request bodies are refused.
         max_queue: Requests of one model that wait for an engine; more are refused.
         max_outbox: Settlements that wait for the auth worker; more refuse new requests.
@@ -52,6 +53,7 @@ class GatewaySettings:
     allowed_hosts: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     data_dir: Path = field(default_factory=lambda: Path("~/.local/share/penstock").expanduser())
+    share_data_dir: bool = False
     key_dir: Path | None = None
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     max_queue: int = 512
@@ -96,6 +98,7 @@ class GatewaySettings:
             ),
             models=reader.words("PENSTOCK_MODELS", cls.models),
             data_dir=reader.path("PENSTOCK_DATA_DIR", Path("~/.local/share/penstock").expanduser()),
+            share_data_dir=reader.bool("PENSTOCK_SHARE_DATA_DIR", cls.share_data_dir),
             key_dir=key_dir,
             max_body_bytes=reader.size_bytes(
                 "PENSTOCK_MAX_BODY_BYTES", cls.max_body_bytes, minimum=1024, maximum=MAX_BODY_BYTES

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from gateway.admission import Admission
 from gateway.config import GatewaySettings
+from gateway.data_slot import DataSlot
 from gateway.errors import WorkerUnavailableError
 from gateway.metrics import Metrics, StateCollector
 from gateway.outbox import Outbox
@@ -90,7 +91,9 @@ class House:
         )
         self._parsers = ParserLink(self.parser_server)
         self._admission = Admission(self._engines.engines, settings.max_queue, clock)
-        self._outbox = Outbox(settings.data_dir, self._auth.settle, settings.max_outbox, clock)
+        self._slot = DataSlot(settings.data_dir) if settings.share_data_dir else None
+        data_dir = settings.data_dir if self._slot is None else self._slot.folder
+        self._outbox = Outbox(data_dir, self._auth.settle, settings.max_outbox, clock)
         self.services = Services(
             settings=settings,
             engines=self._engines,
@@ -170,6 +173,8 @@ class House:
         for server in self._servers:
             server.say_goodbye()
         await self._outbox.close()
+        if self._slot is not None:
+            self._slot.close()
         await asyncio.sleep(_GOODBYE_S)
         for server in self._servers:
             server.close()

@@ -15,7 +15,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def read_admin_key(key_file: Path | None, data_dir: Path) -> str:
-    """The admin key: from the environment, a named file, or where `penstock serve` left it.
+    """The admin key: a named file, the environment or the file it names, or `serve`'s own file.
 
     Raises:
         UsageError: There is none, or the file can't be read.
@@ -23,7 +23,8 @@ def read_admin_key(key_file: Path | None, data_dir: Path) -> str:
     from_environment = os.environ.get("PENSTOCK_ADMIN_KEY")
     if from_environment and key_file is None:
         return from_environment
-    path = key_file or data_dir / "admin.key"
+    from_file = os.environ.get("PENSTOCK_ADMIN_KEY_FILE")
+    path = key_file or (Path(from_file) if from_file else data_dir / "admin.key")
     try:
         return path.read_text(encoding="utf-8").strip()
     except OSError:

@@ -15,7 +15,6 @@ from penstock import __name__ as program
 from penstock.api_client import DEFAULT_URL, ApiClient, all_keys, read_admin_key
 from penstock.chat import answer, choose_model, converse
 from penstock.config import build_settings
-from penstock.serve import serve as run_server
 from protocol.logs import setup as setup_logs
 
 app = typer.Typer(
@@ -129,6 +128,9 @@ def serve(
 ) -> None:
     """Start gateway, engines, parsers and auth on this machine and serve MODEL."""
     arguments = {name: value for name, value in locals().items() if value not in (None, [])}
+    # Imported here: an image that only talks to a server has none of what starting one needs.
+    from penstock.serve import serve as run_server
+
     raise typer.Exit(run_server(build_settings(arguments), Console()))
 
 
@@ -235,14 +237,46 @@ def ping(url: Url = DEFAULT_URL) -> None:
 
 
 @app.command()
+def fetch(
+    folder: Annotated[Path, typer.Argument(help="Where models lie: MODEL is then FOLDER/MODEL.")],
+    model: Annotated[
+        str | None,
+        _option(
+            "--model",
+            "Hugging Face id; a folder or the demo needs no fetching.",
+            "PENSTOCK_MODEL_PATH",
+            "MODEL_PATH",
+        ),
+    ] = None,
+    revision: Annotated[str | None, _option("--revision", "Hub revision of the model.")] = None,
+) -> None:
+    """Download a model once into a folder that engines share."""
+    from penstock.fetch import fetch as fetch_model
+
+    typer.echo(fetch_model(model, folder, revision))
+
+
+@app.command()
 def keygen(
     directory: Annotated[Path, typer.Argument(help="Folder for the key files.")],
+    by_role: Annotated[
+        bool, typer.Option("--by-role", help="A folder for each role with just what it needs.")
+    ] = False,
+    admin_key: Annotated[
+        Path | None,
+        typer.Option("--admin-key", help="File that gets an admin key, unless it is there."),
+    ] = None,
 ) -> None:
     """Make the CURVE keys that workers and gateways on different machines need."""
-    from protocol.security import generate_keys
+    from penstock.admin_key import make_admin_key
+    from protocol.security import generate_keys, generate_keys_by_role
 
-    generate_keys(directory)
-    typer.echo(f"Keys written to {directory}; give each machine only the files of its role.")
+    written = generate_keys_by_role(directory) if by_role else generate_keys(directory)
+    what = f"{len(written)} files written to" if written else "Nothing is missing in"
+    typer.echo(f"{what} {directory}; give each machine only the files of its role.")
+    if admin_key is not None:
+        made = make_admin_key(admin_key)
+        typer.echo(f"Admin key {'written to' if made else 'is already in'} {admin_key}.")
 
 
 @app.command("fake-engine")

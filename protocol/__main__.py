@@ -1,4 +1,4 @@
-"""`python -m protocol ping ENDPOINT`: a health check that speaks the wire itself."""
+"""`python -m protocol ping [ENDPOINT]`: a health check that speaks the wire itself."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from protocol.endpoints import parse_endpoint
+from protocol.endpoints import Endpoint, dial_endpoints, parse_endpoint
 from protocol.errors import ConfigurationError
 from protocol.security import KEY_DIR_SETTING, ClientSecurity, KeyOwner
 from protocol.transport_ping import ping
@@ -26,7 +26,12 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m protocol", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     ping_parser = commands.add_parser("ping", help="ask a gateway's socket for a sign of life")
-    ping_parser.add_argument("endpoint", help="ipc:///path/to/socket or tcp://host:port")
+    ping_parser.add_argument(
+        "endpoint",
+        nargs="?",
+        help="ipc:///path/to/socket or tcp://host:port; without it what the role of --as dials, "
+        "of which one must answer",
+    )
     ping_parser.add_argument("--timeout", type=float, default=5.0, help="seconds (default 5)")
     ping_parser.add_argument(
         "--as",
@@ -38,18 +43,30 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     options = parser.parse_args(arguments)
     key_dir = environ.get(KEY_DIR_SETTING, "").strip()
     try:
-        endpoint = parse_endpoint(options.endpoint, setting="ENDPOINT", secured=bool(key_dir))
-        needs_key = bool(key_dir) and not endpoint.is_ipc
+        endpoints = _endpoints(options.endpoint, options.owner, environ, secured=bool(key_dir))
+        needs_key = bool(key_dir) and not all(endpoint.is_ipc for endpoint in endpoints)
         security = ClientSecurity.load(Path(key_dir), options.owner) if needs_key else None
     except ConfigurationError as error:
         print(error.message, file=sys.stderr)  # noqa: T201 - a command's answer
         return EXIT_USAGE
-    seconds = ping(endpoint.text, timeout_s=options.timeout, security=security)
-    if seconds is None:
-        print(f"no answer from {endpoint.text} in {options.timeout} s", file=sys.stderr)  # noqa: T201
-        return EXIT_NO_ANSWER
-    print(f"{endpoint.text} answered in {seconds * 1000:.1f} ms")  # noqa: T201 - a command's answer
-    return EXIT_OK
+    for endpoint in endpoints:
+        seconds = ping(endpoint.text, timeout_s=options.timeout / len(endpoints), security=security)
+        if seconds is not None:
+            print(f"{endpoint.text} answered in {seconds * 1000:.1f} ms")  # noqa: T201
+            return EXIT_OK
+    asked = ", ".join(endpoint.text for endpoint in endpoints)
+    print(f"no answer from {asked} in {options.timeout} s", file=sys.stderr)  # noqa: T201
+    return EXIT_NO_ANSWER
+
+
+def _endpoints(
+    given: str | None, owner: KeyOwner, environ: Mapping[str, str], *, secured: bool
+) -> tuple[Endpoint, ...]:
+    if given is not None:
+        return (parse_endpoint(given, setting="ENDPOINT", secured=secured),)
+    if owner == "gateway":
+        raise ConfigurationError("Name an ENDPOINT, or with --as the role whose gateways to ask.")
+    return dial_endpoints(environ, owner, secured=secured)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -104,13 +105,58 @@ def generate_keys(directory: Path) -> tuple[Path, ...]:
         ConfigurationError: Half a pair is there, or the folder can't be written.
     """
     written: list[Path] = []
-    try:
+    with _reporting(directory):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for owner in get_args(KeyOwner):
             written.extend(_generate_pair(directory, owner))
+    return tuple(written)
+
+
+def generate_keys_by_role(directory: Path) -> tuple[Path, ...]:
+    """Make a folder for each owner that holds just what this one needs, for machines and volumes.
+
+    `gateway/` gets its pair and every public key; `engine/`, `auth/` and `toolparser/` get their
+    own pair and `gateway.public`. Pairs that exist stay; public keys are copied anew, so that a
+    role whose folder was emptied has new keys everywhere after another run.
+
+    Args:
+        directory: The folders are made in it, with mode 0700.
+
+    Returns:
+        The files written or changed.
+
+    Raises:
+        ConfigurationError: Half a pair is there, or a folder can't be written.
+    """
+    written: list[Path] = []
+    with _reporting(directory):
+        for owner in get_args(KeyOwner):
+            (directory / owner).mkdir(mode=0o700, parents=True, exist_ok=True)
+            written.extend(_generate_pair(directory / owner, owner))
+        for role in get_args(Role):
+            written.extend(_copy_public(directory / role, directory / "gateway", role))
+            written.extend(_copy_public(directory / "gateway", directory / role, "gateway"))
+    return tuple(written)
+
+
+@contextmanager
+def _reporting(directory: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ConfigurationError(f"Cannot write keys to {directory}: {error.strerror}.") from error
-    return tuple(written)
+
+
+def _copy_public(source: Path, target: Path, owner: KeyOwner) -> tuple[Path, ...]:
+    key = _read_public(source, owner)
+    path = target / f"{owner}.public"
+    if path.exists() and path.read_bytes().strip() == key:
+        return ()
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    _write(fresh, key, 0o644)
+    fresh.replace(path)
+    return (path,)
 
 
 def _generate_pair(directory: Path, owner: KeyOwner) -> tuple[Path, ...]:

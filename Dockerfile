@@ -1,0 +1,142 @@
+# One small image a service: `docker build --target gateway|engine|engine-gpu|auth|toolparser|setup .`
+#
+# Each target installs its own dependency group of pyproject.toml and its own packages, nothing else.
+# Nothing here needs BuildKit, and any image with Python 3.11 or newer and its venv module is a base.
+ARG PYTHON_IMAGE=python:3.12-slim
+
+# ---- what the final images have in common ---------------------------------------------------------
+FROM ${PYTHON_IMAGE} AS runtime
+# The folders of the volumes belong to the user, since a fresh volume takes its owner from here.
+RUN groupadd --gid 10001 penstock \
+ && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/penstock --shell /usr/sbin/nologin penstock \
+ && mkdir -p /var/lib/penstock /var/cache/penstock /models /admin \
+      /keys/gateway /keys/engine /keys/auth /keys/toolparser \
+ && chown -R penstock:penstock /var/lib/penstock /var/cache/penstock /models /admin /keys \
+ && chmod -R 0700 /var/lib/penstock /admin /keys
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PENSTOCK_LOG_FORMAT=json
+USER 10001:10001
+WORKDIR /var/lib/penstock
+
+# ---- what installs ---------------------------------------------------------------------------------
+# The environments have no pip of their own; a newer one beside them knows dependency groups.
+FROM ${PYTHON_IMAGE} AS builder
+RUN python3 -m venv --without-pip /opt/venv \
+ && python3 -m venv /opt/build \
+ && /opt/build/bin/pip install --no-cache-dir --quiet "pip>=25.1"
+ENV PIP_PYTHON=/opt/venv/bin/python \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_QUIET=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+COPY pyproject.toml ./
+
+# ---- toolparser ------------------------------------------------------------------------------------
+FROM builder AS toolparser-build
+RUN /opt/build/bin/pip install --group toolparser
+COPY README.md LICENSE ./
+COPY protocol protocol
+COPY toolparser_worker toolparser_worker
+RUN /opt/build/bin/pip install --no-deps . && rm /opt/venv/bin/penstock
+
+FROM runtime AS toolparser
+COPY --from=toolparser-build /opt/venv /opt/venv
+ENV PENSTOCK_TOOLPARSER_ENDPOINT=tcp://gateway:5553 PENSTOCK_KEY_DIR=/keys/toolparser
+HEALTHCHECK --interval=10s --timeout=6s --start-period=60s --retries=3 \
+  CMD ["python", "-m", "protocol", "ping", "--as", "toolparser"]
+CMD ["python", "-m", "toolparser_worker"]
+
+# ---- auth ------------------------------------------------------------------------------------------
+FROM builder AS auth-build
+RUN /opt/build/bin/pip install --group auth
+COPY README.md LICENSE ./
+COPY protocol protocol
+COPY auth_worker auth_worker
+RUN /opt/build/bin/pip install --no-deps . && rm /opt/venv/bin/penstock
+
+FROM runtime AS auth
+COPY --from=auth-build /opt/venv /opt/venv
+ENV PENSTOCK_AUTH_ENDPOINT=tcp://gateway:5552 PENSTOCK_KEY_DIR=/keys/auth PENSTOCK_DATA_DIR=/var/lib/penstock
+HEALTHCHECK --interval=10s --timeout=6s --start-period=60s --retries=3 \
+  CMD ["python", "-m", "protocol", "ping", "--as", "auth"]
+CMD ["python", "-m", "auth_worker"]
+
+# ---- gateway, with the command line that talks to it -------------------------------------------------
+FROM builder AS gateway-build
+RUN /opt/build/bin/pip install --group gateway --group cli
+COPY README.md LICENSE ./
+COPY protocol protocol
+COPY gateway gateway
+COPY penstock penstock
+RUN /opt/build/bin/pip install --no-deps .
+
+FROM runtime AS gateway
+COPY --from=gateway-build /opt/venv /opt/venv
+ENV PENSTOCK_ENGINE_ENDPOINT=tcp://*:5551 \
+    PENSTOCK_AUTH_ENDPOINT=tcp://*:5552 \
+    PENSTOCK_TOOLPARSER_ENDPOINT=tcp://*:5553 \
+    PENSTOCK_KEY_DIR=/keys/gateway \
+    PENSTOCK_DATA_DIR=/var/lib/penstock \
+    PENSTOCK_ADMIN_KEY_FILE=/admin/admin.key \
+    PENSTOCK_HOST=0.0.0.0 \
+    PENSTOCK_PORT=8000
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=6s --start-period=300s --retries=3 \
+  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=5)"]
+CMD ["python", "-m", "gateway"]
+
+# ---- setup: one-shots that make keys and fetch weights ------------------------------------------------
+FROM builder AS setup-build
+RUN /opt/build/bin/pip install --group serve
+COPY README.md LICENSE ./
+COPY protocol protocol
+COPY penstock penstock
+RUN /opt/build/bin/pip install --no-deps .
+
+FROM runtime AS setup
+COPY --from=setup-build /opt/venv /opt/venv
+CMD ["penstock", "keygen", "/keys", "--by-role", "--admin-key", "/admin/admin.key"]
+
+# ---- engine on CPUs ----------------------------------------------------------------------------------
+FROM builder AS engine-build
+RUN /opt/build/bin/pip install --group engine-cpu
+COPY README.md LICENSE ./
+COPY protocol protocol
+COPY engine_worker engine_worker
+RUN /opt/build/bin/pip install --no-deps . && rm /opt/venv/bin/penstock
+
+FROM runtime AS engine
+COPY --from=engine-build /opt/venv /opt/venv
+ENV PENSTOCK_ENGINE_ENDPOINT=tcp://gateway:5551 \
+    PENSTOCK_KEY_DIR=/keys/engine \
+    PENSTOCK_COMPILE_CACHE_DIR=/var/cache/penstock \
+    JAX_PLATFORMS=cpu
+# A model that is named by a relative path is looked for where `penstock fetch` puts it.
+WORKDIR /models
+HEALTHCHECK --interval=10s --timeout=6s --start-period=60s --retries=3 \
+  CMD ["python", "-m", "protocol", "ping", "--as", "engine"]
+CMD ["python", "-m", "engine_worker"]
+
+# ---- engine on NVIDIA GPUs: jax's wheels bring CUDA, the host brings the driver ----------------------
+FROM builder AS engine-gpu-build
+RUN python3 -c 'import sys; sys.exit("engine-gpu needs a base image with Python 3.12 or newer" if sys.version_info < (3, 12) else 0)' \
+ && /opt/build/bin/pip install --group engine-cuda
+COPY README.md LICENSE ./
+COPY protocol protocol
+COPY engine_worker engine_worker
+RUN /opt/build/bin/pip install --no-deps . && rm /opt/venv/bin/penstock
+
+FROM runtime AS engine-gpu
+COPY --from=engine-gpu-build /opt/venv /opt/venv
+ENV PENSTOCK_ENGINE_ENDPOINT=tcp://gateway:5551 \
+    PENSTOCK_KEY_DIR=/keys/engine \
+    PENSTOCK_COMPILE_CACHE_DIR=/var/cache/penstock \
+    JAX_PLATFORMS=cuda \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+WORKDIR /models
+HEALTHCHECK --interval=10s --timeout=6s --start-period=120s --retries=3 \
+  CMD ["python", "-m", "protocol", "ping", "--as", "engine"]
+CMD ["python", "-m", "engine_worker"]

@@ -1,0 +1,40 @@
+"""Makes the first admin key as a file, for auth workers and command lines that get it as a secret."""
+
+import os
+import secrets
+from pathlib import Path
+
+from penstock.errors import CommandError
+
+_NUM_RANDOM_BYTES = 32
+
+
+def make_admin_key(path: Path) -> bool:
+    """Write a fresh admin key to a file with mode 0600, unless the file is there already.
+
+    Args:
+        path: What PENSTOCK_ADMIN_KEY_FILE names for the auth worker and for `penstock keys`.
+
+    Returns:
+        Whether a key was made.
+
+    Raises:
+        CommandError: The file can't be written, or it is there and empty.
+    """
+    fresh = path.with_name(f"{path.name}.new")
+    try:
+        if path.exists():
+            if path.stat().st_size == 0:
+                raise CommandError(f"{path} is empty; remove it to have an admin key made.")
+            return False
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh.unlink(missing_ok=True)
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(f"psk-{secrets.token_urlsafe(_NUM_RANDOM_BYTES)}\n")
+            file.flush()
+            os.fsync(descriptor)
+        fresh.replace(path)
+    except OSError as error:
+        raise CommandError(f"Cannot write the admin key to {path}: {error.strerror}.") from error
+    return True

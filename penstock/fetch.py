@@ -1,0 +1,62 @@
+"""`penstock fetch`: a model of the hub into a folder that engines share, downloaded once."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from penstock.config import DEMO_MODEL, ModelChoice, ServeSettings
+from penstock.errors import CommandError
+from penstock.model_source import resolve_model
+
+_LOCK_NAME = ".fetch.lock"
+
+
+def fetch(model: str | None, folder: Path, revision: str | None = None) -> str:
+    """Make `folder/<model>` a checkpoint, so that an engine in that folder finds it by its id.
+
+    Several may run at once: one downloads, the others wait and find it done.
+
+    Args:
+        model: A Hugging Face id; None and the demo's name need nothing, nor does a local folder.
+        folder: Holds the models; made if missing.
+        revision: Branch, tag or commit; the hub's default when None.
+
+    Returns:
+        One line for people.
+
+    Raises:
+        ModelError: The model can't be found, fetched or read.
+        CommandError: The folder can't be written, or something else lies there.
+    """
+    if model in (None, "", DEMO_MODEL):
+        return "The bundled model needs no download."
+    assert model is not None  # noqa: S101
+    place = folder / model  # an absolute path stays itself
+    if place.is_dir() and not place.is_symlink():
+        return f"{place} is a folder; nothing to download."
+    # Beside the links, so that they hold wherever the volume is mounted.
+    os.environ.setdefault("HF_HOME", str(folder.absolute() / ".hub"))
+    choice = ModelChoice(name=model, source=model)
+    settings = ServeSettings(models=(choice,), revision=revision)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / _LOCK_NAME).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            snapshot = resolve_model(choice, settings)
+            assert snapshot is not None  # noqa: S101 - only the demo has no folder
+            _link(place, snapshot)
+    except OSError as error:
+        raise CommandError(f"Cannot write to {folder}: {error.strerror}.") from error
+    return f"{model} is in {place}."
+
+
+def _link(place: Path, snapshot: Path) -> None:
+    """Point `place` at a snapshot, relative to it, so that the volume may be mounted anywhere."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    target = os.path.relpath(snapshot, place.parent)
+    if place.is_symlink() and os.readlink(place) == target:  # noqa: PTH115 - text, not a Path
+        return
+    fresh = place.with_name(f"{place.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target)
+    fresh.replace(place)
