@@ -9,9 +9,9 @@ FROM ${PYTHON_IMAGE} AS runtime
 # The folders of the volumes belong to the user, since a fresh volume takes its owner from here.
 RUN groupadd --gid 10001 penstock \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/lib/penstock --shell /usr/sbin/nologin penstock \
- && mkdir -p /var/lib/penstock /var/cache/penstock /models /admin \
+ && mkdir -p /var/lib/penstock /var/cache/penstock /models /admin /metrics-key \
       /keys/gateway /keys/engine /keys/auth /keys/toolparser \
- && chown -R penstock:penstock /var/lib/penstock /var/cache/penstock /models /admin /keys \
+ && chown -R penstock:penstock /var/lib/penstock /var/cache/penstock /models /admin /metrics-key /keys \
  && chmod -R 0700 /var/lib/penstock /admin /keys
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -172,6 +172,13 @@ class Dealer(Generic[CommandT]):
                 "the gateway at %s refused our key or speaks another security; check the keys",
                 self.address,
             )
+        # A gateway that can't decrypt our greeting just hangs up (rfc.zeromq.org/26).
+        is_hung_up = event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and self._security is not None
+        if is_hung_up and self._refusal_log_bound.allow():
+            _logger.error(
+                "the gateway at %s broke off the handshake; is our gateway.public its key?",
+                self.address,
+            )
         if event & _ENDS and self._connection is not None and self._loop is not None:
             # First its last words, such as a Goodbye, which may still wait unread.
             self._connection.recheck()

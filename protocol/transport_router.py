@@ -16,6 +16,7 @@ from protocol import codec
 from protocol.errors import ConfigurationError, DecodeError, MessageTooLargeError, PeerOverflowError
 from protocol.messages.base import Message
 from protocol.messages.control import Role
+from protocol.rate_bound import RateBound
 from protocol.security import ServerSecurity
 from protocol.send_queue import Merge, SendQueue
 from protocol.transport_curve import ZapHandler, secure_server
@@ -24,6 +25,7 @@ from protocol.transport_io import EdgeTriggeredReader, TransportLimits, new_sock
 EventT = TypeVar("EventT")
 _logger = logging.getLogger("penstock.transport")
 _RETRY_INTERVAL_S = 0.05
+_WATCHED = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
 class Router(Generic[EventT]):
@@ -80,6 +82,7 @@ class Router(Generic[EventT]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._is_disconnect_planned = False
+        self._refusal_log_bound = RateBound(1 / 30, max_burst=2)
         self.num_received = 0
         self.num_malformed = 0
 
@@ -105,7 +108,7 @@ class Router(Generic[EventT]):
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         if self._security is not None:
             secure_server(self._socket, self._security)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitor = self._socket.get_monitor_socket(_WATCHED)
         self._monitor_reader = EdgeTriggeredReader(self._monitor, self._on_monitor)
         self._reader = EdgeTriggeredReader(
             self._socket, self._on_frames, self._flush, self._limits.max_messages_per_wakeup
@@ -243,6 +246,12 @@ class Router(Generic[EventT]):
 
     def _on_monitor(self, frames: list[bytes]) -> None:
         event = parse_monitor_message(frames)["event"]
+        if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and self._refusal_log_bound.allow():
+            _logger.warning(
+                "a connection to the %s socket failed its handshake: the peer has another public "
+                "key for us, or no keys",
+                self._role or "worker",
+            )
         if event != zmq.EVENT_DISCONNECTED or self._on_disconnect is None or self._loop is None:
             return
         if not self._is_disconnect_planned:

@@ -1,0 +1,95 @@
+"""What an administrator gets wrong: a clear line in the logs, and the rest of the house goes on."""
+
+import tempfile
+from collections.abc import Sequence
+
+from tests.e2e_docker.engine import DockerEngine, say
+from tests.e2e_docker.hosts import networks
+from tests.e2e_docker.project import Project, eventually
+
+
+def bad_deployments(engine: DockerEngine, compose: Sequence[str]) -> None:
+    """A second auth worker on SQLite, unreadable keys, foreign keys, a full disk."""
+    with Project(engine, compose) as project:
+        project.up()
+        project.wait_ready(engine=1, auth=1, toolparser=1)
+        _second_auth_worker(project)
+        _unreadable_keys(project)
+        _full_disk(project)
+        _foreign_keys(project)
+        assert project.is_complete(project.gateway_urls()[0], engine=1, auth=1, toolparser=1)
+
+
+def _start_beside(project: Project, service: str, *options: str) -> str:
+    """One more container of a service's image on its network; its name."""
+    (like,) = project.containers(service)
+    (network,) = networks(project, like)
+    name = f"{project.name}-beside"
+    image = project.inspect(like, "{{.Config.Image}}")
+    project.engine.docker("run", "--detach", "--name", name, "--network", network, *options, image)
+    return name
+
+
+def _one_line_and_exit(project: Project, service: str, *options: str) -> str:
+    """The one line that a container logs before it ends with code 1."""
+    name = _start_beside(project, service, *options)
+    try:
+        eventually(
+            f"{name} ends", lambda: project.inspect(name, "{{.State.Status}}") == "exited", 60
+        )
+        log = project.log_of(name)
+        assert project.inspect(name, "{{.State.ExitCode}}") == "1", log
+    finally:
+        project.engine.docker("rm", "--force", name)
+    assert len(log.splitlines()) == 1, log
+    return log
+
+
+def _second_auth_worker(project: Project) -> None:
+    line = _one_line_and_exit(
+        project, "auth_worker",
+        "--volume", f"{project.name}_keys-auth:/keys/auth:ro",
+        "--volume", f"{project.name}_auth-data:/var/lib/penstock",
+    )  # fmt: skip
+    assert "Another auth worker" in line, line
+    say("  a second auth worker on the same SQLite file ends with one line")
+
+
+def _unreadable_keys(project: Project) -> None:
+    line = _one_line_and_exit(
+        project, "toolparser_worker", "--user", "4242:4242",
+        "--volume", f"{project.name}_keys-toolparser:/keys/toolparser:ro",
+    )  # fmt: skip
+    assert "PENSTOCK_KEY_DIR" in line, line
+    assert "Permission denied" in line, line
+    say("  an unreadable key volume ends the start with one line")
+
+
+def _full_disk(project: Project) -> None:
+    line = _one_line_and_exit(
+        project, "auth_worker",
+        "--volume", f"{project.name}_keys-auth:/keys/auth:ro",
+        "--tmpfs", "/var/lib/penstock:rw,size=16k,uid=10001,gid=10001,mode=0700",
+    )  # fmt: skip
+    assert "full" in line, line
+    say("  a full disk for SQLite ends the start with one line")
+
+
+def _foreign_keys(project: Project) -> None:
+    with tempfile.TemporaryDirectory(prefix="e2e-keys-") as folder:
+        project.engine.docker(
+            "run", "--rm", "--user", "0", "--network", "none", "--volume", f"{folder}:/keys",
+            "penstock-setup", "sh", "-c",
+            "penstock keygen /keys --by-role && chown -R 10001 /keys && chmod 755 /keys",
+        )  # fmt: skip
+        name = _start_beside(
+            project, "toolparser_worker",
+            "--volume", f"{folder}/toolparser:/keys/toolparser:ro",
+        )  # fmt: skip
+        # With the gateway's own public key right and only the parser's pair foreign, the gateway
+        # hears the attempt and says no.
+        try:
+            eventually("the worker says why", lambda: "key" in project.log_of(name), 60)
+            assert project.inspect(name, "{{.State.Status}}") == "running"
+        finally:
+            project.engine.docker("rm", "--force", name)
