@@ -1,10 +1,14 @@
 """`project.dependencies` is the union of what the processes declare in their groups."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
-PROCESSES = ("protocol", "gateway", "engine", "auth", "toolparser", "cli")
+import pytest
+
+PROCESSES = ("protocol", "gateway", "engine", "auth", "toolparser", "serve")
+ROOT = Path(__file__).parents[2]
 
 
 def expand(groups: dict[str, list[Any]], name: str) -> set[str]:
@@ -15,9 +19,37 @@ def expand(groups: dict[str, list[Any]], name: str) -> set[str]:
     return found
 
 
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
 def test_the_wheel_depends_on_exactly_what_the_processes_need() -> None:
-    path = Path(__file__).parents[2] / "pyproject.toml"
-    project = tomllib.loads(path.read_text(encoding="utf-8"))
+    project = pyproject()
     groups = project["dependency-groups"]
     union = set().union(*(expand(groups, name) for name in PROCESSES))
     assert set(project["project"]["dependencies"]) == union
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_engine_image_has_the_jax_of_the_extra(device: str) -> None:
+    project = pyproject()
+    groups = project["dependency-groups"]
+    extra = set(project["project"]["optional-dependencies"][device])
+    assert expand(groups, f"engine-{device}") == expand(groups, "engine") | extra
+
+
+def test_each_image_installs_its_own_group_and_copies_its_own_package() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    images = {
+        "toolparser": ({"toolparser"}, {"protocol", "toolparser_worker"}),
+        "auth": ({"auth"}, {"protocol", "auth_worker"}),
+        "gateway": ({"gateway", "cli"}, {"protocol", "gateway", "penstock"}),
+        "setup": ({"serve"}, {"protocol", "penstock"}),
+        "engine": ({"engine-cpu"}, {"protocol", "engine_worker"}),
+        "engine-gpu": ({"engine-cuda"}, {"protocol", "engine_worker"}),
+    }
+    assert set(re.findall(r"^FROM runtime AS (\S+)", text, re.MULTILINE)) == set(images)
+    for name, (groups, packages) in images.items():
+        (stage,) = re.findall(rf"^FROM builder AS {name}-build\n(.*?)^FROM", text, re.M | re.S)
+        assert set(re.findall(r"--group (\S+)", stage)) == groups
+        assert set(re.findall(r"^COPY (\w+) \1$", stage, re.MULTILINE)) == packages

@@ -1,8 +1,10 @@
 """The real auth worker process over ipc: kill -9 loses nothing acknowledged, one owner, clean ends."""
 
 import asyncio
+import json
 import os
 import random
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -229,6 +231,31 @@ async def test_a_second_auth_worker_on_the_same_data_ends_with_one_line(house: H
     assert "Another auth worker" in errors
     assert await house.end(signal.SIGTERM) == 0
     await house.begin()
+    assert await house.end(signal.SIGTERM) == 0
+
+
+async def test_a_full_disk_acknowledges_nothing_says_so_once_and_loses_nothing(
+    house: House,
+) -> None:
+    await house.begin(PENSTOCK_ADMIN_KEY=ADMIN_SECRET)
+    await house.create_user()
+    granted = await house.ask(authorize())
+    assert isinstance(granted, Granted)
+    assert house.worker is not None
+    # No file of the process may grow any more, until the disk "has room" again.
+    _, hard = resource.prlimit(house.worker.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(house.worker.pid, resource.RLIMIT_FSIZE, (0, hard))
+    house.send(settlement(granted.lease_id, 3))
+    assert house.worker.stderr is not None
+    line = ""
+    async with asyncio.timeout(WAIT_S):
+        while "refuses writes" not in line:
+            line = await asyncio.to_thread(house.worker.stderr.readline)
+    assert json.loads(line)["level"] == "error"
+    assert house.events.empty()
+    resource.prlimit(house.worker.pid, resource.RLIMIT_FSIZE, (hard, hard))
+    assert await house.event() == Settled(lease_id=granted.lease_id)
+    assert ledger_of(house).keys() == {granted.lease_id}
     assert await house.end(signal.SIGTERM) == 0
 
 

@@ -53,3 +53,35 @@ def test_a_weak_admin_key_is_refused_without_being_repeated() -> None:
     with pytest.raises(ConfigurationError) as caught:
         AuthSettings.from_env({"PENSTOCK_ADMIN_KEY": "letmein-letmein-letmein-99"})
     assert "letmein" not in caught.value.message
+
+
+def test_the_admin_key_may_come_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "admin.key"
+    path.write_text(f"{STRONG}\n")
+    settings = AuthSettings.from_env({"PENSTOCK_ADMIN_KEY_FILE": str(path)})
+    assert settings.admin_key is not None
+    assert settings.admin_key.reveal() == STRONG
+    assert STRONG not in repr(settings)
+
+
+@pytest.mark.parametrize("content", ["", "letmein-letmein-letmein-99"])
+def test_a_file_with_a_weak_admin_key_is_refused_by_its_setting(
+    tmp_path: Path, content: str
+) -> None:
+    path = tmp_path / "admin.key"
+    path.write_text(content)
+    with pytest.raises(ConfigurationError, match="PENSTOCK_ADMIN_KEY_FILE is too weak") as caught:
+        AuthSettings.from_env({"PENSTOCK_ADMIN_KEY_FILE": str(path)})
+    assert "letmein" not in caught.value.message
+
+
+def test_an_admin_key_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "none"
+    with pytest.raises(ConfigurationError, match="PENSTOCK_ADMIN_KEY_FILE: cannot read"):
+        AuthSettings.from_env({"PENSTOCK_ADMIN_KEY_FILE": str(missing)})
+
+
+def test_two_admin_keys_are_one_too_many(tmp_path: Path) -> None:
+    given = {"PENSTOCK_ADMIN_KEY": STRONG, "PENSTOCK_ADMIN_KEY_FILE": str(tmp_path / "key")}
+    with pytest.raises(ConfigurationError, match="not both"):
+        AuthSettings.from_env(given)

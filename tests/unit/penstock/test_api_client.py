@@ -87,6 +87,9 @@ def test_the_admin_key_comes_from_environment_then_file(
         read_admin_key(None, tmp_path)
     (tmp_path / "admin.key").write_text("psk-file\n", encoding="utf-8")
     assert read_admin_key(None, tmp_path) == "psk-file"
+    (tmp_path / "secret").write_text("psk-secret\n", encoding="utf-8")
+    monkeypatch.setenv("PENSTOCK_ADMIN_KEY_FILE", str(tmp_path / "secret"))
+    assert read_admin_key(None, tmp_path) == "psk-secret"
     monkeypatch.setenv("PENSTOCK_ADMIN_KEY", "psk-environment")
     assert read_admin_key(None, tmp_path) == "psk-environment"
     assert read_admin_key(tmp_path / "admin.key", tmp_path) == "psk-file"

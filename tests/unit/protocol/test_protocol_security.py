@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import ConfigurationError
-from protocol.security import ClientSecurity, SecretKey, ServerSecurity, generate_keys
+from protocol.security import (
+    ClientSecurity,
+    SecretKey,
+    ServerSecurity,
+    generate_keys,
+    generate_keys_by_role,
+)
 
 
 def test_keygen_makes_a_pair_for_each_role_and_hides_the_secrets(tmp_path: Path) -> None:
@@ -67,3 +73,42 @@ def test_missing_keys_lead_to_keygen(tmp_path: Path) -> None:
 
 def test_a_secret_does_not_show_itself() -> None:
     assert "topsecret" not in f"{SecretKey(b'topsecret')!r} {SecretKey(b'topsecret')}"
+
+
+def test_keys_by_role_give_each_folder_just_what_it_needs(tmp_path: Path) -> None:
+    generate_keys_by_role(tmp_path)
+    names = {folder.name: {path.name for path in folder.iterdir()} for folder in tmp_path.iterdir()}
+    publics = {f"{owner}.public" for owner in ("gateway", "engine", "auth", "toolparser")}
+    assert names == {
+        "gateway": {"gateway.secret", *publics},
+        **{
+            role: {f"{role}.secret", f"{role}.public", "gateway.public"}
+            for role in ("engine", "auth", "toolparser")
+        },
+    }
+    server = ServerSecurity.load(tmp_path / "gateway")
+    client = ClientSecurity.load(tmp_path / "engine", "engine")
+    assert server.allowed_names("engine")[client.public_key] == "engine"
+    assert client.server_public_key == server.own_public_key
+
+
+def test_an_emptied_folder_gets_new_keys_that_the_others_learn(tmp_path: Path) -> None:
+    generate_keys_by_role(tmp_path)
+    assert generate_keys_by_role(tmp_path) == ()
+    before = ServerSecurity.load(tmp_path / "gateway")
+    for path in (tmp_path / "engine").iterdir():
+        path.unlink()
+    generate_keys_by_role(tmp_path)
+    after = ServerSecurity.load(tmp_path / "gateway")
+    assert after.own_public_key == before.own_public_key
+    assert after.role_keys["auth"] == before.role_keys["auth"]
+    assert after.role_keys["engine"] != before.role_keys["engine"]
+    assert (
+        ClientSecurity.load(tmp_path / "engine", "engine").public_key == after.role_keys["engine"]
+    )
+
+
+def test_a_folder_for_keys_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "engine").write_text("in the way")
+    with pytest.raises(ConfigurationError, match="Cannot write keys"):
+        generate_keys_by_role(tmp_path)
