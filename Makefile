@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := protocol gateway engine_worker auth_worker toolparser_worker penstock tests tools benchmarks examples
 
-.PHONY: help serve test check format formats wheel wheel-check demo-eval bench fuzz soak clean
+.PHONY: help serve test check format formats wheel wheel-check demo-eval bench fuzz soak e2e-docker clean
 
 help:
 	@echo "make serve [ARGS=...]  install and serve the bundled model     make test   install and run the tests"
@@ -65,6 +65,10 @@ formats: $(VENV)/.test
 # for less. Its report belongs into docs/reliability.md.
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.soak $(ARGS)
+
+# Real containers with Compose 1.29 and 2; installs, starts and removes a Docker engine where none answers.
+e2e-docker: $(VENV)/.test
+	$(BIN)/python -m tests.e2e_docker $(ARGS)
 
 demo-eval: $(VENV)/.test
 	$(BIN)/python -m tools.eval_demo_model $(ARGS)

@@ -11,7 +11,9 @@ from tests.e2e_docker.engine import DockerEngine, say
 from tests.e2e_docker.everyday import one_command, second_model
 from tests.e2e_docker.hosts import two_hosts
 from tests.e2e_docker.losses import scaled_and_broken
+from tests.e2e_docker.monitoring import monitoring
 from tests.e2e_docker.project import COMPOSE_1, COMPOSE_2, Project
+from tests.e2e_docker.swarm import swarm
 
 Scenario = Callable[[DockerEngine, Sequence[str]], None]
 VERSIONS = {"1": COMPOSE_1, "2": COMPOSE_2}
@@ -21,6 +23,8 @@ SCENARIOS: dict[str, tuple[Scenario, str]] = {
     "second_model": (second_model, "2"),
     "two_hosts": (two_hosts, "2"),
     "bad_deployments": (bad_deployments, "2"),
+    "monitoring": (monitoring, "2"),
+    "swarm": (swarm, "2"),
 }
 """Name → the scenario and the versions of Compose that run it."""
 

@@ -64,6 +64,7 @@ class DockerEngine:
             is named stays, with the images in it, so that the next run is faster.
 
     Attributes:
+        scratch: A folder for files of a run.
         python_image: A base with Python 3.11 or newer.
         environment: For every command: which docker, which plugins, which base image.
     """
@@ -71,13 +72,14 @@ class DockerEngine:
     def __init__(self, work_dir: Path | None = None) -> None:
         self._keep = work_dir is not None
         self._dir = work_dir or Path(tempfile.mkdtemp(prefix="e2e-docker-"))
+        self.scratch = self._dir / "scratch"
         self._daemon: subprocess.Popen[bytes] | None = None
         self._forward_policy: str | None = None
         self.python_image = ""
         self.environment: dict[str, str] = {"DOCKER_BUILDKIT": "1", "COMPOSE_DOCKER_CLI_BUILD": "1"}
 
     def __enter__(self) -> "DockerEngine":
-        self._dir.mkdir(parents=True, exist_ok=True)
+        self.scratch.mkdir(parents=True, exist_ok=True)
         try:
             self._find_or_install()
             self._add_compose_2()

@@ -3,6 +3,7 @@
 import os
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,13 @@ def eventually(what: str, fact: Callable[[], bool], timeout_s: float = 240.0) ->
             raise AssertionError(f"never came true: {what}")
         time.sleep(0.1)
     return time.monotonic() - begin
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Project:

@@ -1,0 +1,62 @@
+"""The stack of deploy/swarm on a swarm of one node."""
+
+from collections.abc import Sequence
+
+import httpx
+
+from tests.e2e_docker.engine import DockerEngine, run, say
+from tests.e2e_docker.everyday import use_unmodified_client
+from tests.e2e_docker.project import ROOT, eventually, free_port
+
+_STACK = "pst-swarm"
+_SERVICE_LABEL = f"com.docker.swarm.service.name={_STACK}_"
+
+
+def swarm(engine: DockerEngine, compose: Sequence[str]) -> None:
+    """The stack serves with three engines after scaling, and goes without a trace."""
+    del compose  # a stack is deployed by docker itself
+    if engine.docker("info", "--format", "{{.Swarm.LocalNodeState}}").strip() != "inactive":
+        raise RuntimeError("This engine is part of a swarm already; it is not touched.")
+    engine.docker("swarm", "init", "--advertise-addr", "127.0.0.1")
+    try:
+        port = free_port()
+        env = {**engine.environment, "PENSTOCK_PORT": str(port)}
+        run([ROOT / "deploy/swarm/make-secrets.sh"], env=env)
+        stack = str(ROOT / "deploy/swarm/stack.yaml")
+        deploy = ["docker", "stack", "deploy", "--resolve-image", "never", "-c", stack, _STACK]
+        run(deploy, env=env, cwd=ROOT)
+        base = f"http://127.0.0.1:{port}"
+        eventually("the stack has two engines", lambda: _num_engines(base) == 2, 400)
+        use_unmodified_client(base, _new_key(engine))
+        run(["docker", "service", "scale", "--detach", f"{_STACK}_engine_worker=3"], env=env)
+        eventually("the stack has three engines", lambda: _num_engines(base) == 3, 400)
+        say("  the stack serves, and scales to three engines")
+    finally:
+        engine.docker("stack", "rm", _STACK, check=False)
+        eventually("the stack is gone", lambda: not _containers(engine), 120)
+        engine.docker("swarm", "leave", "--force", check=False)
+        for volume in engine.docker("volume", "ls", "-q").split():
+            if volume.startswith(f"{_STACK}_"):
+                engine.docker("volume", "rm", "--force", volume, check=False)
+
+
+def _containers(engine: DockerEngine, service: str = "") -> list[str]:
+    label = f"label=com.docker.stack.namespace={_STACK}"
+    more = ["--filter", f"label={_SERVICE_LABEL}{service}"] if service else []
+    return engine.docker("ps", "-q", "--filter", label, *more).split()
+
+
+def _num_engines(base: str) -> int:
+    try:
+        answer = httpx.get(f"{base}/ready", timeout=10.0).json()
+    except (httpx.TransportError, ValueError):
+        return 0
+    if answer["status"] != "ready":
+        return 0
+    phases = [(worker["role"], worker["phase"]) for worker in answer["workers"]]
+    return phases.count(("engine", "ready"))
+
+
+def _new_key(engine: DockerEngine) -> str:
+    (gateway,) = _containers(engine, "gateway")
+    return engine.docker("exec", gateway, "penstock", "keys", "create", "swarm").strip()
