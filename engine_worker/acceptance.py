@@ -76,7 +76,6 @@ def accept(
         deadline=received_at + command.deadline_s,
         priority=command.priority,
         arrival=arrival,
-        is_alone=command.is_alone,
         # The log probabilities of a prompt come from computing all of it.
         reads_cache=sampling.prompt_logprobs is None,
         min_tokens=sampling.min_tokens,

@@ -30,7 +30,6 @@ class Request:
         priority: Lower runs first.
         arrival: Grows with each request; the second sort key.
         rank: The first sort key, given by the scheduler from priority and time of arrival.
-        is_alone: Nothing else runs beside it.
         cache_salt: Keeps its cached blocks apart from those of others, its tenant's excepted.
         reads_cache: Whether blocks that are computed already may be used; not when something is
             wanted of every token of the prompt.
@@ -61,7 +60,6 @@ class Request:
     priority: int = 0
     arrival: int = 0
     rank: int = 0
-    is_alone: bool = False
     cache_salt: str = ""
     reads_cache: bool = True
     min_tokens: int = 0

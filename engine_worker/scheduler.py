@@ -213,7 +213,7 @@ class Scheduler:
         wait for each other's blocks. A request that waits for another one's block lets the next
         one go first; one that lacks room does not, or it might wait for ever.
         """
-        while (best := self._waiting.first()) is not None and self._may_join(best):
+        while self._waiting.num_ready > 0 and self._free_a_slot():
             request = self._waiting.pop()
             found = self._cache.find(request)
             awaited = self._cache.awaited(request, len(found))
@@ -227,20 +227,15 @@ class Scheduler:
                 return None
         return None
 
-    def _may_join(self, request: Request) -> bool:
-        """Whether a slot is there, and nobody who has to be alone.
-
-        Paused requests give way: work that may run goes before work that waits for its lease.
-        """
-        while not self._free_slots or self._is_one_alone(request):
-            victim = self._paused_victim()
-            if victim is None:
-                return False
-            self._preempt(victim)
+    def _free_a_slot(self) -> bool:
+        """Paused requests give way: work that may run goes before work that waits for its lease."""
+        if self._free_slots:
+            return True
+        victim = self._paused_victim()
+        if victim is None:
+            return False
+        self._preempt(victim)
         return True
-
-    def _is_one_alone(self, newcomer: Request) -> bool:
-        return bool(self._running) and (newcomer.is_alone or self._running[0].is_alone)
 
     def _make_room(self, request: Request, found: list[int]) -> bool:
         num_new = self._pool.num_blocks_for(request.num_tokens) - len(found)

@@ -39,22 +39,13 @@ class WaitingList:
         else:
             heappush(self._heap, (request.order, request))
 
-    def first(self) -> Request | None:
-        """The best request that could run; it stays in."""
-        while self._heap:
-            request = self._heap[0][1]
+    def pop(self) -> Request:
+        """Take the best request that could run; there has to be one."""
+        while True:
+            _, request = heappop(self._heap)
             if request.status is not RequestStatus.FINISHED:
                 return request
-            heappop(self._heap)
             self._num_stale -= 1
-        return None
-
-    def pop(self) -> Request:
-        """Take the best request out; there has to be one."""
-        request = self.first()
-        assert request is not None
-        heappop(self._heap)
-        return request
 
     def on_extended(self, request: Request) -> None:
         """A request that was pushed has a longer lease now."""
