@@ -40,6 +40,9 @@ class GatewaySettings:
         auth_timeout_s: How long one answer of the auth worker may take.
         ping_interval_s: A stream silent for so long gets a comment, so that proxies keep it open.
         lease_slice_tokens: What a choice reserves at a time when the client set no `max_tokens`.
+        tools: Whether models may be given tools, and tools of this server be run.
+        tool_timeout_s: How long a tool of this server may run.
+        max_tool_processes: Calls of tools of this server that run at a time.
         strict_fields: Refuse fields that no schema knows, instead of listing them.
     """
 
@@ -64,6 +67,9 @@ class GatewaySettings:
     auth_timeout_s: float = 5.0
     ping_interval_s: float = 15.0
     lease_slice_tokens: int = 1024
+    tools: bool = True
+    tool_timeout_s: float = 30.0
+    max_tool_processes: int = 4
     strict_fields: bool = False
     log_level: str = "info"
 
@@ -122,6 +128,13 @@ class GatewaySettings:
             ),
             lease_slice_tokens=reader.int(
                 "PENSTOCK_LEASE_SLICE_TOKENS", cls.lease_slice_tokens, minimum=16, maximum=2**20
+            ),
+            tools=reader.bool("PENSTOCK_TOOLS", cls.tools),
+            tool_timeout_s=reader.float(
+                "PENSTOCK_TOOL_TIMEOUT_S", cls.tool_timeout_s, minimum=0.1, maximum=86_400
+            ),
+            max_tool_processes=reader.int(
+                "PENSTOCK_MAX_TOOL_PROCESSES", cls.max_tool_processes, minimum=1, maximum=256
             ),
             strict_fields=reader.bool("PENSTOCK_STRICT_FIELDS", cls.strict_fields),
             log_level=reader.choice("PENSTOCK_LOG_LEVEL", cls.log_level, LOG_LEVELS),

@@ -52,6 +52,8 @@ ERROR_TABLE: Final[dict[ErrorCode, ErrorRow]] = {
 
 METHOD_NOT_ALLOWED: Final = ErrorRow(405, _REQUEST, "method_not_allowed")
 """HTTP's own refusal, which has no code on the wire."""
+NOT_IMPLEMENTED: Final = ErrorRow(501, _REQUEST, "not_implemented")
+"""For routes that this server has nothing to serve with."""
 HEAD_TOO_LARGE: Final = ErrorRow(431, _REQUEST, "headers_too_large")
 """Likewise."""
 

@@ -6,6 +6,8 @@ PenstockError
 │   │   └── UnsupportedFieldError    400: a documented field that is not served here
 │   ├── ForbiddenOriginError     403: Host or Origin is not on the allow-list
 │   ├── ModelNotFoundError       404: lists the models there are
+│   ├── ToolNotFoundError        404: lists the tools of this server
+│   ├── ToolPluginsError         500: the tools of this server can't be loaded
 │   ├── RequestTooLargeError     413
 │   ├── DeniedError              the auth worker said no: 401, 402, 403 or 429
 │   ├── OverloadedError          503: a queue, an outbox or a quota of ours is full
@@ -76,6 +78,22 @@ class ModelNotFoundError(GatewayError):
             f"The model `{model}` does not exist here. Available models: {there_are}.",
             param="model",
         )
+
+
+class ToolNotFoundError(GatewayError):
+    """No such tool; the message lists those there are."""
+
+    code = ErrorCode.NOT_FOUND
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        there_are = ", ".join(f"`{tool}`" for tool in known)
+        super().__init__(
+            f"No tool of this server is called `{name}`. There are: {there_are}.", param="name"
+        )
+
+
+class ToolPluginsError(GatewayError):
+    """The packages that bring this server's tools can't be loaded; the log says why."""
 
 
 class RequestTooLargeError(GatewayError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from gateway.outbox import Outbox
 from gateway.quarantine import Quarantine
 from gateway.services import Services
 from gateway.sessions import SessionTable
+from gateway.toolbox import registered_toolbox
 from gateway.worker_metrics import WorkerMetricsCollector
 from gateway.workers.auth import AuthLink
 from gateway.workers.engines import EngineLink
@@ -104,6 +106,7 @@ class House:
             quarantine=Quarantine(clock),
             sessions=SessionTable(),
             metrics=Metrics(),
+            toolbox=registered_toolbox(settings, os.environ),
             peers=self._peers,
             clock=clock,
         )
@@ -170,6 +173,8 @@ class House:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.services.toolbox is not None:
+            await self.services.toolbox.close()
         for server in self._servers:
             server.say_goodbye()
         await self._outbox.close()

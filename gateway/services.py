@@ -10,6 +10,7 @@ from gateway.metrics import Metrics
 from gateway.outbox import Outbox
 from gateway.quarantine import Quarantine
 from gateway.sessions import SessionTable
+from gateway.toolbox import ToolBox
 from gateway.workers.auth import AuthLink
 from gateway.workers.engines import EngineLink
 from gateway.workers.parsers import ParserLink
@@ -21,6 +22,7 @@ class Services:
     """The parts that requests work with.
 
     Attributes:
+        toolbox: Runs the tools of this server; None when there are none, or tools are off.
         peers: Every connected worker of any role.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
@@ -36,6 +38,7 @@ class Services:
     quarantine: Quarantine
     sessions: SessionTable
     metrics: Metrics
+    toolbox: ToolBox | None
     peers: Callable[[], Iterable[Peer]]
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time

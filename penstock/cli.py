@@ -15,6 +15,7 @@ from penstock import __name__ as program
 from penstock.api_client import DEFAULT_URL, ApiClient, all_keys, read_admin_key
 from penstock.chat import answer, choose_model, converse
 from penstock.config import build_settings
+from penstock.parse import parse as parse_input
 from protocol.logs import setup as setup_logs
 
 app = typer.Typer(
@@ -105,6 +106,9 @@ def serve(
     ] = None,
     reasoning_format: Annotated[
         str | None, _option("--reasoning-format", "Reasoning format, or none. [from the template]")
+    ] = None,
+    tools: Annotated[
+        bool | None, _option("--tools/--no-tools", "Whether models may be given tools. [yes]")
     ] = None,
     deterministic: Annotated[
         bool | None,
@@ -319,6 +323,25 @@ def fake_engine(
         num_output_tokens=output_tokens,
     )
     raise typer.Exit(run(settings, os.environ))
+
+
+@app.command()
+def parse(
+    tool_format: Annotated[
+        str | None, typer.Option("--format", help="Tool format, such as hermes.")
+    ] = None,
+    reasoning_format: Annotated[
+        str | None, typer.Option("--reasoning", help="Reasoning format, such as think.")
+    ] = None,
+    tools: Annotated[
+        Path | None, typer.Option("--tools", help="JSON file with OpenAI tools.")
+    ] = None,
+    prompt_tail: Annotated[
+        str, typer.Option("--prompt-tail", help="The prompt's end, if it opened the reasoning.")
+    ] = "",
+) -> None:
+    """Tell content, reasoning and tool calls apart in text from standard input."""
+    raise typer.Exit(parse_input(tool_format, reasoning_format, tools, prompt_tail))
 
 
 @app.command()

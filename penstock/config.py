@@ -58,6 +58,7 @@ class ServeSettings:
     block_size: int | None = None
     deterministic: bool = False
     strict_fields: bool = False
+    tools: bool = True
     drain_timeout_s: float = 30.0
     log_level: str = "warning"
     child_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -194,7 +195,7 @@ def _port(value: Any) -> int:
 
 _FILE_KEYS = {
     "host", "port", "engines", "parsers", "auth", "data_dir", "cache_dir", "revision", "dtype",
-    "max_model_len", "max_num_seqs", "kv_memory", "block_size", "deterministic", "strict_fields",
+    "max_model_len", "max_num_seqs", "kv_memory", "block_size", "deterministic", "strict_fields", "tools",
     "drain_timeout_s", "log_level", "tokenizer", "tool_format", "reasoning_format", "models",
 }  # fmt: skip
 
@@ -289,6 +290,7 @@ def build_settings(
         kv_memory_bytes=None if kv_memory is None else parse_bytes(str(kv_memory), "--kv-memory"),
         deterministic=_switch(given.get("deterministic", False), "--deterministic"),
         strict_fields=_switch(given.get("strict_fields", False), "--strict-fields"),
+        tools=_switch(given.get("tools", True), "--tools"),
         drain_timeout_s=_number(given.get("drain_timeout_s", 30.0), "--drain-timeout"),
         log_level=_one_of(given.get("log_level", "warning"), _LOG_LEVELS, "--log-level"),
         child_environment=dict(environ),

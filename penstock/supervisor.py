@@ -132,6 +132,7 @@ def common_environment(settings: ServeSettings, run_dir: Path) -> dict[str, str]
         "PENSTOCK_REQUIRE_KEYS": str(settings.require_keys).lower(),
         "PENSTOCK_ALLOW_ANONYMOUS": str(not settings.require_keys).lower(),
         "PENSTOCK_STRICT_FIELDS": str(settings.strict_fields).lower(),
+        "PENSTOCK_TOOLS": str(settings.tools).lower(),
         "PENSTOCK_DATA_DIR": str(settings.data_dir),
         "PENSTOCK_COMPILE_CACHE_DIR": str(settings.cache_dir / "compile"),
         "PENSTOCK_DTYPE": settings.dtype,

@@ -45,7 +45,8 @@ class Session:
         tool_format = find_tool_format(opening.tool_format)
         reasoning_format = find_reasoning_format(opening.reasoning_format)
         check_choice(tools, opening.tool_choice, opening.tool_name)
-        if not tools.names or opening.tool_choice == "none":
+        has_none = opening.tools_json is not None and not tools.names
+        if has_none or opening.tool_choice == "none":
             tool_format = None
         self.tools = tools
         self.format_names = (

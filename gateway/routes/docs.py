@@ -14,6 +14,7 @@ from gateway.schemas.chat import ChatRequest
 from gateway.schemas.completion import CompletionRequest
 from gateway.schemas.keys import CreateKeyRequest
 from gateway.schemas.tokenize import DetokenizeRequest, TokenizeRequest
+from gateway.schemas.tools import ExecuteRequest, ParseRequest
 
 router = APIRouter(route_class=GuardedRoute, include_in_schema=False)
 
@@ -24,6 +25,8 @@ _BODIES: tuple[type[BaseModel], ...] = (
     TokenizeRequest,
     DetokenizeRequest,
     CreateKeyRequest,
+    ExecuteRequest,
+    ParseRequest,
 )
 _PATH = "/openapi.json"
 _SCHEMES = {

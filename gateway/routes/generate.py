@@ -14,7 +14,7 @@ from gateway.convert import (
     completion_job,
 )
 from gateway.error_table import limit_headers
-from gateway.errors import ClientDisconnectedError
+from gateway.errors import ClientDisconnectedError, UnsupportedFieldError
 from gateway.generation import Generation
 from gateway.ignored_fields import ignored_headers
 from gateway.model_limits import check_served
@@ -42,6 +42,8 @@ def _schema(model: type[GenerationRequest]) -> dict[str, object]:
 async def chat_completions(request: Request) -> Response:
     """Go on with a conversation."""
     body, raw, ignored = parse_chat_body(await request.body())
+    if body.tools and not services_of(request).settings.tools:
+        raise UnsupportedFieldError("Tool calling is switched off on this server.", param="tools")
     offer = services_of(request).engines.offer(body.model)
     return await _answer(request, chat_job(body, raw, _defaults(offer)), offer, ignored)
 

@@ -14,7 +14,8 @@ class OpenParse(Message, frozen=True, tag="open_parse"):
     Attributes:
         tool_format: Format name; None leaves tool markup in the content.
         reasoning_format: Format name; None leaves reasoning markup in the content.
-        tools_json: The tools of the chat schema as JSON text; None when there are none.
+        tools_json: The tools of the chat schema as JSON text. Without any, an empty list, calls
+            are not looked for; with None, any name is a tool's.
         tool_choice: As the client chose.
         tool_name: The tool when `tool_choice` is `named`.
         prompt_tail: The end of the rendered prompt: whether reasoning was already opened there.

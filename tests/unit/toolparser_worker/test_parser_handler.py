@@ -168,15 +168,19 @@ def test_a_wrong_opening_is_refused_with_its_field(
     assert len(failure.message) < 1000
 
 
-@pytest.mark.parametrize(
-    "options", [{"tool_choice": "none"}, {"tools_json": None}, {"tools_json": "[]"}]
-)
+@pytest.mark.parametrize("options", [{"tool_choice": "none"}, {"tools_json": "[]"}])
 def test_without_tools_to_call_markup_is_content(options: dict[str, Any]) -> None:
     world = World()
     opened = world.open(**options)
     assert isinstance(opened, ParseOpened)
     assert opened.keep_special_tokens == ()
     assert only_delta(world.feed(delta(CALL))).events[0].text == CALL
+
+
+def test_with_a_format_and_no_list_of_tools_any_name_is_a_tools() -> None:
+    world = World()
+    world.open(tools_json=None)
+    assert only_delta(world.feed(delta(CALL.replace('"f"', '"g"')))).events[0].name == "g"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,30 @@
+"""`penstock parse`: a model's text from a pipe, through the parser's own machine, without a server."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def parse(
+    tool_format: str | None, reasoning_format: str | None, tools: Path | None, prompt_tail: str
+) -> int:
+    """Parse standard input and print what stands in it as JSON.
+
+    Args:
+        tool_format: Name of the tool format; None leaves calls in the text.
+        reasoning_format: Name of the reasoning format; None leaves reasoning in the text.
+        tools: A JSON file with OpenAI tools; with None every tool name is taken for one.
+        prompt_tail: The end of the prompt, which may have opened the reasoning.
+
+    Returns:
+        The exit code.
+    """
+    command = [sys.executable, "-m", "toolparser_worker.parse_text", f"--prompt-tail={prompt_tail}"]
+    for option, value in (
+        ("format", tool_format),
+        ("reasoning", reasoning_format),
+        ("tools", tools),
+    ):
+        if value is not None:
+            command.append(f"--{option}={value}")
+    return subprocess.run(command, check=False).returncode  # noqa: S603  # our own module
