@@ -1,9 +1,10 @@
 """The paged KV cache on the device: its layout, its size, and how tokens are stored and loaded.
 
-Each layer has its own keys and values, `[num_blocks + 1, kv_heads, block_size, head_dim]`. Heads
-stand before tokens so that a page is already in the order in which attention multiplies it. The
-last block is nobody's: padding rows write there and padding table entries read there, so no index
-is ever out of range.
+Each layer has its own keys `[num_blocks + 1, kv_heads, head_dim, block_size]` and values
+`[num_blocks + 1, kv_heads, block_size, head_dim]`. Heads stand before tokens, and tokens last in
+the keys, so that a page is already in the order in which attention multiplies it: XLA:CPU takes
+twice as long for a product with keys that lie token by token. The last block is nobody's: padding
+rows write there and padding table entries read there, so no index is ever out of range.
 
 bfloat16 is kept as its bits in uint16, because XLA:CPU stores into a bfloat16 array by converting
 all of it to float32 and back; a uint16 array is updated in place.
@@ -27,7 +28,12 @@ MEMORY_SHARE = 0.3
 
 
 class LayerPages(NamedTuple):
-    """Keys and values of one layer, each [num_blocks + 1, KH, block_size, D] of the stored type."""
+    """Keys and values of one layer, in the stored type.
+
+    Attributes:
+        keys: [num_blocks + 1, KH, D, block_size].
+        values: [num_blocks + 1, KH, block_size, D].
+    """
 
     keys: jax.Array
     values: jax.Array
@@ -80,16 +86,19 @@ class KvLayout:
 
     def allocate(self) -> KvCache:
         """A zeroed cache on the default device, made by one program."""
-        shapes = tuple((self.num_blocks + 1, kh, self.block_size, d) for kh, d in self.heads)
-        return _zeros(shapes, self.stored_dtype)
+        num_blocks, block_size, dtype = self.num_blocks + 1, self.block_size, self.stored_dtype
 
+        def make() -> KvCache:
+            return tuple(
+                LayerPages(
+                    jnp.zeros((num_blocks, kv_heads, head_dim, block_size), dtype),
+                    jnp.zeros((num_blocks, kv_heads, block_size, head_dim), dtype),
+                )
+                for kv_heads, head_dim in self.heads
+            )
 
-def _zeros(shapes: tuple[tuple[int, ...], ...], dtype: np.dtype[np.generic]) -> KvCache:
-    def make() -> KvCache:
-        return tuple(LayerPages(jnp.zeros(s, dtype), jnp.zeros(s, dtype)) for s in shapes)
-
-    cache: KvCache = jax.jit(make)()
-    return cache
+        cache: KvCache = jax.jit(make)()
+        return cache
 
 
 def load_pages(pages: LayerPages, block_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -100,19 +109,23 @@ def load_pages(pages: LayerPages, block_ids: jax.Array) -> tuple[jax.Array, jax.
         block_ids: [B, G] int32, in range.
 
     Returns:
-        Keys and values, each [B, KH, G * block_size, D] float32.
+        Keys [B, KH, G, D, block_size] and values [B, KH, G * block_size, D], float32.
     """
-    return _load(pages.keys, block_ids), _load(pages.values, block_ids)
+    num_rows, num_blocks = block_ids.shape
+    _, kv_heads, block_size, head_dim = pages.values.shape
+    values = _load(pages.values, block_ids)
+    return (
+        _load(pages.keys, block_ids),
+        values.reshape(num_rows, kv_heads, num_blocks * block_size, head_dim),
+    )
 
 
 def _load(pool: jax.Array, block_ids: jax.Array) -> jax.Array:
-    _, kv_heads, block_size, head_dim = pool.shape
-    num_rows, num_blocks = block_ids.shape
+    """Blocks of each head of each row, [B, KH, G, ...]."""
     blocks = pool.at[block_ids].get(mode="promise_in_bounds")
     if pool.dtype == jnp.uint16:
         blocks = lax.bitcast_convert_type(blocks, jnp.bfloat16)
-    blocks = blocks.transpose(0, 2, 1, 3, 4).astype(jnp.float32)
-    return blocks.reshape(num_rows, kv_heads, num_blocks * block_size, head_dim)
+    return blocks.transpose(0, 2, 1, 3, 4).astype(jnp.float32)
 
 
 def store_tokens(
@@ -134,19 +147,18 @@ def store_tokens(
     Returns:
         The layer with the tokens in it.
     """
+    keys, values = _as_stored(keys, pages.keys.dtype), _as_stored(values, pages.values.dtype)
+    mode = "promise_in_bounds"
     return LayerPages(
-        _store(pages.keys, keys, block_ids, offsets),
-        _store(pages.values, values, block_ids, offsets),
+        pages.keys.at[block_ids, :, :, offsets].set(keys, mode=mode),
+        pages.values.at[block_ids, :, offsets, :].set(values, mode=mode),
     )
 
 
-def _store(
-    pool: jax.Array, tokens: jax.Array, block_ids: jax.Array, offsets: jax.Array
-) -> jax.Array:
-    if pool.dtype == jnp.uint16:
+def _as_stored(tokens: jax.Array, dtype: DTypeLike) -> jax.Array:
+    if dtype == jnp.uint16:
         tokens = lax.bitcast_convert_type(tokens.astype(jnp.bfloat16), jnp.uint16)
-    tokens = tokens.astype(pool.dtype)
-    return pool.at[block_ids, :, offsets, :].set(tokens, mode="promise_in_bounds")
+    return tokens.astype(dtype)
 
 
 def block_bytes(spec: DecoderSpec, dtype: DTypeLike, block_size: int) -> int:

@@ -17,6 +17,7 @@ from engine_worker.models.spec import AttentionSpec
 
 MASKED_SCORE = -1e30
 """Stands for minus infinity: finite, so that a group without any visible key gives no NaN."""
+_MAX_ROWS_BY_BLOCK = 64
 
 
 class SoftmaxState(NamedTuple):
@@ -61,10 +62,37 @@ def empty_state(folded: jax.Array) -> SoftmaxState:
     )
 
 
+def score(folded: jax.Array, keys: jax.Array) -> jax.Array:
+    """Products of queries and the keys of some blocks.
+
+    Args:
+        folded: [B, KH, R, D] from `fold_queries`.
+        keys: [B, KH, G, D, S] float32.
+
+    Returns:
+        [B, KH, R, G * S] float32.
+    """
+    num_rows, num_kv_heads, num_blocks, head_dim, block_size = keys.shape
+    shape = (num_rows, num_kv_heads, folded.shape[2], num_blocks * block_size)
+    if folded.shape[2] <= _MAX_ROWS_BY_BLOCK:
+        # One product a block: the few queries are copied rather than the many keys.
+        copies = jnp.broadcast_to(folded[:, :, None], (*keys.shape[:3], *folded.shape[2:]))
+        by_block = _product(copies, keys)
+        return by_block.transpose(0, 1, 3, 2, 4).reshape(shape)
+    keys = keys.transpose(0, 1, 3, 2, 4).reshape(num_rows, num_kv_heads, head_dim, shape[3])
+    return _product(folded, keys)
+
+
+def _product(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Matrix products in float32 over the last two axes; all axes before them are a batch."""
+    return jnp.matmul(
+        left, right, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
+
+
 def absorb(
     state: SoftmaxState,
-    folded: jax.Array,
-    keys: jax.Array,
+    scores: jax.Array,
     values: jax.Array,
     visible: jax.Array,
     softcap: float | None,
@@ -73,8 +101,7 @@ def absorb(
 
     Args:
         state: So far.
-        folded: [B, KH, R, D] from `fold_queries`.
-        keys: [B, KH, S, D] float32.
+        scores: [B, KH, R, S] float32 of the keys.
         values: [B, KH, S, D] float32, finite wherever no query sees them.
         visible: Broadcastable to [B, KH, R, S] bool.
         softcap: Of the layer.
@@ -82,13 +109,6 @@ def absorb(
     Returns:
         The softmax with these keys in it.
     """
-    scores = lax.dot_general(
-        folded,
-        keys,
-        (((3,), (3,)), ((0, 1), (0, 1))),
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     scores = jnp.where(visible, scores, MASKED_SCORE)
@@ -96,17 +116,10 @@ def absorb(
     # What was gathered while nothing was visible yet is wiped here: exp(MASKED_SCORE - m) is 0.
     decay = jnp.exp(state.maximum - maximum)
     weights = jnp.exp(scores - maximum[..., None])
-    weighted = lax.dot_general(
-        weights,
-        values,
-        (((3,), (2,)), ((0, 1), (0, 1))),
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
     return SoftmaxState(
         maximum=maximum,
         total=state.total * decay + jnp.sum(weights, axis=-1),
-        weighted=state.weighted * decay[..., None] + weighted,
+        weighted=state.weighted * decay[..., None] + _product(weights, values),
     )
 
 
@@ -139,7 +152,7 @@ def attend_pages(
     """
     folded = fold_queries(q, attention)
     num_rows, num_queries = q_positions.shape
-    span = group_blocks * pages.keys.shape[2]
+    span = group_blocks * pages.values.shape[2]
     limits = jnp.repeat(q_positions, folded.shape[2] // num_queries, axis=1)[:, None, :, None]
     offsets = jnp.arange(span, dtype=jnp.int32)
 
@@ -153,7 +166,7 @@ def attend_pages(
         # Beyond a row's end lies whatever a block held before; a NaN there must not spread.
         stored = positions < num_stored[:, None]
         values = jnp.where(stored[:, None, :, None], values, 0.0)
-        return absorb(state, folded, keys, values, visible, attention.softcap)
+        return absorb(state, score(folded, keys), values, visible, attention.softcap)
 
     last_turn = (jnp.max(num_stored) + span - 1) // span
     first_turn = jnp.zeros((), jnp.int32)

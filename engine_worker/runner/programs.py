@@ -12,8 +12,9 @@ from engine_worker.models.decoder import DecoderGraph, Leaves
 from engine_worker.runner.packing import PackedLayout, StepInputs
 from engine_worker.sampling.sampler import NOT_SAMPLED, count_sampled, sample_tokens
 
-ATTENTION_SPAN = 128
-"""Tokens that one turn of the attention loop reads, or one block where a block is larger."""
+MAX_ATTENTION_SPAN = 128
+"""The most tokens that one turn of the attention loop reads, or one block where that is larger."""
+_MANY_ROWS = 16
 
 
 class DeviceState(NamedTuple):
@@ -43,9 +44,14 @@ class StepOutput(NamedTuple):
     hidden: jax.Array | None
 
 
-def blocks_per_turn(block_size: int) -> int:
-    """Blocks that one turn of the attention loop reads."""
-    return max(1, ATTENTION_SPAN // block_size)
+def blocks_per_turn(block_size: int, num_token_rows: int = 1) -> int:
+    """Blocks of each row that one turn of the attention loop reads.
+
+    Few rows take long turns, because a turn has its own cost; many rows take short ones, because
+    a row's last turn reads on average half a turn for nothing.
+    """
+    span = MAX_ATTENTION_SPAN if num_token_rows < _MANY_ROWS else MAX_ATTENTION_SPAN // 2
+    return max(1, span // block_size)
 
 
 class StepProgram:
@@ -119,7 +125,7 @@ class StepProgram:
                 inputs.num_stored,
                 inputs.positions,
                 self._graph.spec.layers[layer].attention,
-                blocks_per_turn(block_size),
+                blocks_per_turn(block_size, inputs.positions.shape[0]),
             )
             return out.reshape(q.shape)
 

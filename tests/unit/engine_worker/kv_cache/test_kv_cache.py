@@ -36,9 +36,10 @@ def test_bfloat16_is_stored_as_bits_and_loaded_rounded() -> None:
     block_ids, offsets = jnp.array([2, 0]), jnp.array([3, 1])
     pages = store_tokens(pages, jnp.asarray(keys), jnp.asarray(-keys), block_ids, offsets)
     loaded, values = load_pages(pages, jnp.array([[0, 2]]))
-    assert loaded.shape == (1, 2, 8, 8)
+    assert loaded.shape == (1, 2, 2, 8, 4)
+    assert values.shape == (1, 2, 8, 8)
     rounded = keys.astype(jnp.bfloat16).astype(np.float32)
-    np.testing.assert_array_equal(np.asarray(loaded)[0, :, 7], rounded[0])
+    np.testing.assert_array_equal(np.asarray(loaded)[0, :, 1, :, 3], rounded[0])
     np.testing.assert_array_equal(np.asarray(values)[0, :, 1], -rounded[1])
 
 
