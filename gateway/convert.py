@@ -115,7 +115,9 @@ def chat_job(
         prepares=(prepare,),
         sampling=_sampling(request, options, request.output_limit, defaults, make_seed),
         max_tokens=request.output_limit,
-        prompt_bytes=len(messages_json.encode()) + len((tools_json or "").encode()),
+        prompt_bytes=_bound(
+            len(messages_json.encode()) + len((tools_json or "").encode()), request
+        ),
         tools_json=tools_json,
         tool_choice="auto" if may_call else "none",
         parallel_tool_calls=request.parallel_tool_calls is not False,
@@ -158,7 +160,8 @@ def completion_job(
         max_tokens=max_tokens,
         # A token of text has at least one byte; ids are tokens already.
         prompt_bytes=sum(
-            len(prompt.encode()) if isinstance(prompt, str) else len(prompt) for prompt in prompts
+            _bound(len(prompt.encode()) if isinstance(prompt, str) else len(prompt), request)
+            for prompt in prompts
         ),
         discards_output=request.output_limit == 0,
         options=options,
@@ -209,6 +212,12 @@ def _options(request: GenerationRequest) -> AnswerOptions:
         include_usage=request.include_usage,
         continuous_usage=request.continuous_usage,
     )
+
+
+def _bound(num_bytes: int, request: GenerationRequest) -> int:
+    """The most tokens that a prompt of so many bytes can have left."""
+    kept = request.truncate_prompt_tokens
+    return num_bytes if kept is None or kept < 0 else min(num_bytes, kept)
 
 
 def _template_kwargs(request: ChatRequest) -> dict[str, Any]:

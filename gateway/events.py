@@ -81,8 +81,22 @@ class ChoiceFinished:
     stop_reason: str | int | None = None
 
 
+@dataclass(slots=True)
+class UsageTold:
+    """What the request has used until now, before each event of a stream that tells it."""
+
+    choice: int
+    usage: Usage
+
+
 GenerationEvent = (
-    PromptShown | ContentText | ReasoningText | ToolCallStarted | ToolCallArguments | ChoiceFinished
+    PromptShown
+    | UsageTold
+    | ContentText
+    | ReasoningText
+    | ToolCallStarted
+    | ToolCallArguments
+    | ChoiceFinished
 )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from msgspec import structs
@@ -18,7 +18,7 @@ from gateway.errors import (
     WorkerUnavailableError,
 )
 from gateway.event_queue import EventQueue
-from gateway.events import ChoiceFinished, ContentText, GenerationEvent, total_usage
+from gateway.events import ChoiceFinished, ContentText, GenerationEvent, UsageTold, total_usage
 from gateway.launcher import Launcher, tokens_of
 from gateway.lease import Outcome, RequestLease
 from gateway.metrics import GenerationRecord
@@ -73,7 +73,7 @@ class Generation:
         self._parse: ParseSession | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._events = EventQueue()
-        self._emit = self._events.put
+        self._emit: Callable[[GenerationEvent], None] = self._events.put
         self._gate: PromptGate | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
@@ -191,7 +191,7 @@ class Generation:
         seat, prepared = await self._launcher.prepare(self._budget, self.offer)
         try:
             await self._lease.correct(*self._budget.reservation(prepared))
-            self._show_prompts(prepared)
+            self._prepare_events(prepared)
             self._make_choices(prepared, await self._open_parse(opening, prepared))
         except BaseException:
             services.admission.release(seat)
@@ -229,15 +229,21 @@ class Generation:
         )
         return await self._parse.open()
 
-    def _show_prompts(self, prepared: list[Prepared]) -> None:
+    def _prepare_events(self, prepared: list[Prepared]) -> None:
+        if self.job.options.continuous_usage:
+            self._emit = self._emit_with_usage
         if self.job.options.shows_prompt:
             self._gate = PromptGate(
-                self._events.put,
+                self._emit,
                 prepared,
                 num_choices=self.job.num_choices,
                 needs_logprobs=self.job.sampling.prompt_logprobs is not None,
             )
             self._emit = self._gate.put
+
+    def _emit_with_usage(self, event: GenerationEvent) -> None:
+        self._events.put(UsageTold(event.choice, self.usage()))
+        self._events.put(event)
 
     def _make_choices(self, prepared: list[Prepared], opened: ParseOpened | None) -> None:
         limits = self._budget.output_limits(prepared)

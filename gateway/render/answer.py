@@ -8,6 +8,7 @@ import orjson
 
 from gateway.answer_options import PLAIN_ANSWER, AnswerOptions
 from gateway.events import (
+    ChoiceFinished,
     ContentText,
     GenerationEvent,
     PromptReport,
@@ -77,7 +78,7 @@ class _Choice:
             self.calls[event.index].arguments.append(event.text)
         elif isinstance(event, PromptShown):
             self.prompt = event.prompt
-        else:
+        elif isinstance(event, ChoiceFinished):
             self.finish_reason = event.finish_reason
             self.stop_reason = event.stop_reason
 

@@ -1,6 +1,6 @@
 """Server-sent events from byte templates: only what changes is encoded anew for each event."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import orjson
@@ -15,6 +15,7 @@ from gateway.events import (
     ReasoningText,
     ToolCallArguments,
     ToolCallStarted,
+    UsageTold,
 )
 from gateway.render.common import AnswerHead, usage_object
 from gateway.render.logprobs import CompletionLogprobs, chat_logprobs
@@ -53,30 +54,28 @@ class ChatStreamRenderer:
     Args:
         head: Of the answer.
         options: What the chunks show; with `include_usage` those before the usage chunk carry
-            null, or with `continuous_usage` the usage so far.
-        usage_so_far: Of the request.
+            null, or the usage that was told before.
     """
 
     def __init__(
         self,
         head: AnswerHead,
         options: AnswerOptions = PLAIN_ANSWER,
-        usage_so_far: Callable[[], Usage] = Usage,
     ) -> None:
         self._head = b'data: %b,"choices":[' % _open_object(head, "chat.completion.chunk")
         self._empty = _empty_chunk(head, "chat.completion.chunk")
         self._options = options
-        self._usage_so_far = usage_so_far
         self._close_chunks(None)
         self._openings: dict[int, bytes] = {}
         self._has_shown_prompt = False
 
     def render(self, events: Sequence[GenerationEvent]) -> bytes:
         """The events of one wake-up as one piece of bytes, in order."""
-        if self._options.continuous_usage:
-            self._close_chunks(self._usage_so_far())
         parts: list[bytes] = []
         for event in events:
+            if isinstance(event, UsageTold):
+                self._close_chunks(event.usage)
+                continue
             opening = self._openings.get(event.choice)
             if opening is None:
                 opening = b'%b{"index":%d,"delta":{' % (self._head, event.choice)
@@ -135,12 +134,10 @@ class CompletionStreamRenderer:
         self,
         head: AnswerHead,
         options: AnswerOptions = PLAIN_ANSWER,
-        usage_so_far: Callable[[], Usage] = Usage,
     ) -> None:
         self._head = b'data: %b,"choices":[' % _open_object(head, "text_completion")
         self._empty = _empty_chunk(head, "text_completion")
         self._options = options
-        self._usage_so_far = usage_so_far
         self._closing = _closing(options, None)
         # Of each choice: characters of its output and of its echo, for the offsets of tokens.
         self._lengths: dict[int, int] = {}
@@ -148,8 +145,6 @@ class CompletionStreamRenderer:
 
     def render(self, events: Sequence[GenerationEvent]) -> bytes:
         """The events of one wake-up as one piece of bytes, in order."""
-        if self._options.continuous_usage:
-            self._closing = _closing(self._options, self._usage_so_far())
         parts: list[bytes] = []
         for event in events:
             if isinstance(event, ContentText):
@@ -163,6 +158,9 @@ class CompletionStreamRenderer:
                 text, end = b'""', _finish(event)
             elif isinstance(event, PromptShown):
                 text, end = self._prompt(event)
+            elif isinstance(event, UsageTold):
+                self._closing = _closing(self._options, event.usage)
+                continue
             else:
                 continue  # nothing is parsed out of completions
             parts.append(

@@ -84,7 +84,7 @@ async def _answer(
         return EventStreamResponse(
             generation,
             first,
-            _renderer(generation, head),
+            _renderer(job, head),
             services.settings.ping_interval_s,
             headers,
         )
@@ -113,7 +113,6 @@ def _collector(job: GenerationJob, head: AnswerHead) -> AnswerCollector:
     return kind(head, job.num_streams, job.options)
 
 
-def _renderer(generation: Generation, head: AnswerHead) -> StreamRenderer:
-    job = generation.job
+def _renderer(job: GenerationJob, head: AnswerHead) -> StreamRenderer:
     kind = ChatStreamRenderer if job.endpoint == CHAT_ENDPOINT else CompletionStreamRenderer
-    return kind(head, job.options, generation.usage)
+    return kind(head, job.options)

@@ -280,11 +280,13 @@ async def test_every_chunk_tells_the_usage_so_far_when_asked(socket_dir: Path) -
         await engine.until(lambda: len(engine.of(Generate)) == 1)
         (generate,) = engine.of(Generate)
         engine.emit(generate, "a", 2)
-        engine.finish(generate, "stop", 2)
+        engine.emit(generate, "b", 1)
+        engine.finish(generate, "stop", 3)
         *chunks, usage, _ = events_of((await answer).text)
         assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {5}
-        assert chunks[-1]["usage"]["completion_tokens"] == 2
-        assert usage["usage"]["completion_tokens"] == 2
+        # The role, two texts, the end: however many of them are written together.
+        assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [2, 2, 3, 3]
+        assert usage["usage"]["completion_tokens"] == 3
 
 
 async def test_the_reason_of_a_stop_is_told(socket_dir: Path) -> None:

@@ -44,6 +44,12 @@ def test_the_upper_bound_of_a_prompt_is_its_bytes() -> None:
     assert completion(prompt=[1, 2, 3, 4]).prompt_bytes == 4
 
 
+def test_of_a_prompt_that_is_cut_only_the_rest_is_reserved() -> None:
+    assert completion(prompt=["abcd", "e"], truncate_prompt_tokens=3).prompt_bytes == 4
+    assert completion(prompt="abcd", truncate_prompt_tokens=-1).prompt_bytes == 4
+    assert chat(truncate_prompt_tokens=7).prompt_bytes == 7
+
+
 def test_several_prompts_are_prepared_one_by_one() -> None:
     job = completion(prompt=[[1, 2], [3]], n=2)
     assert [prepare.prompt_token_ids for prepare in job.prepares] == [(1, 2), (3,)]

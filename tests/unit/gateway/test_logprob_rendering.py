@@ -8,7 +8,14 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from gateway.answer_options import AnswerOptions
-from gateway.events import ChoiceFinished, ContentText, GenerationEvent, PromptReport, PromptShown
+from gateway.events import (
+    ChoiceFinished,
+    ContentText,
+    GenerationEvent,
+    PromptReport,
+    PromptShown,
+    UsageTold,
+)
 from gateway.render.answer import ChatCollector, CompletionCollector
 from gateway.render.common import AnswerHead
 from gateway.render.logprobs import token_offsets
@@ -200,14 +207,18 @@ def test_the_best_choices_of_each_prompt_are_shown_best_first() -> None:
 
 
 def test_every_chunk_tells_the_usage_so_far_when_asked() -> None:
-    used = [Usage(prompt_tokens=3, completion_tokens=number) for number in (1, 2, 3)]
+    events: list[GenerationEvent] = []
+    said: tuple[GenerationEvent, ...] = (ContentText(0, "a"), ContentText(0, "b"), END)
+    for number, event in enumerate(said, start=1):
+        events += [UsageTold(0, Usage(prompt_tokens=3, completion_tokens=number)), event]
     options = AnswerOptions(include_usage=True, continuous_usage=True)
-    for kind in (ChatStreamRenderer, CompletionStreamRenderer):
-        counts = iter(used)
-        renderer = kind(HEAD, options, lambda counts=counts: next(counts))  # type: ignore[misc]
-        pieces = [renderer.render([ContentText(0, "a")]), renderer.render([END])]
-        told = [events_of(piece.decode())[-1]["usage"]["completion_tokens"] for piece in pieces]
-        assert told == [1, 2]
+    for renderer, counts in (
+        (ChatStreamRenderer(HEAD, options), [1, 1, 2, 3, 4]),  # the role opens the choice
+        (CompletionStreamRenderer(HEAD, options), [1, 2, 3, 4]),
+    ):
+        told = [chunk["usage"] for chunk in chunks(renderer, events)[:-1]]
+        assert [one["completion_tokens"] for one in told] == counts
+        assert {one["prompt_tokens"] for one in told} == {3}
 
 
 def test_offsets_skip_what_the_text_does_not_show() -> None:

@@ -6,11 +6,16 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.convert import chat_job, completion_job
+from gateway.convert import chat_job, completion_job, tokenize_question
 from gateway.errors import InvalidRequestError
 from gateway.schemas.chat import ChatRequest, parse_chat_body
 from gateway.schemas.completion import CompletionRequest, parse_completion_body
 from gateway.schemas.fields import CHAT_REFUSED_FIELDS, EXTENSION_REFUSED_FIELDS
+from gateway.schemas.tokenize import (
+    TokenizeRequest,
+    parse_detokenize_body,
+    parse_tokenize_body,
+)
 
 SCALARS = (
     st.none()
@@ -24,10 +29,22 @@ NAMES = [
     *sorted(
         ChatRequest.known_fields
         | CompletionRequest.known_fields
+        | TokenizeRequest.known_fields
         | set(CHAT_REFUSED_FIELDS)
         | set(EXTENSION_REFUSED_FIELDS)
     ),
-    *("role", "content", "type", "text", "function", "name", "arguments", "id", "tool_calls"),
+    *(
+        "tokens",
+        "role",
+        "content",
+        "type",
+        "text",
+        "function",
+        "name",
+        "arguments",
+        "id",
+        "tool_calls",
+    ),
 ]
 VALUES = st.recursive(
     SCALARS,
@@ -52,6 +69,11 @@ def test_any_json_is_a_request_or_a_clear_error(body: dict[str, object]) -> None
         with suppress(InvalidRequestError):
             completion, _ = parse_completion_body(data)
             completion_job(completion)
+        with suppress(InvalidRequestError):
+            question, raw, _ = parse_tokenize_body(data)
+            tokenize_question(question, raw, request_id="r", deadline_s=1.0)
+        with suppress(InvalidRequestError):
+            parse_detokenize_body(data)
 
 
 @settings(max_examples=300, deadline=None)
