@@ -214,14 +214,16 @@ class FakeEngine(FakeWorker[EngineCommand]):
         *,
         token_ids: tuple[int, ...] | None = None,
     ) -> None:
-        """One step's output of one choice; each token ends where the text does."""
-        delta = Delta(
-            request_id=generate.request_id,
-            choice=generate.choice,
-            attempt=generate.attempt,
-            text=text,
-            token_ids=tuple(range(num_tokens)) if token_ids is None else token_ids,
-        )
+        """One step's output of one choice; each token ends where the text does.
+
+        With log probabilities, the first token is the text and the others make none.
+        """
+        ids = tuple(range(num_tokens)) if token_ids is None else token_ids
+        logprobs: tuple[TokenLogprobs, ...] = ()
+        if generate.sampling.logprobs is not None:
+            texts = (text, *("",) * (len(ids) - 1))
+            logprobs = tuple(map(self._logprobs, (generate,) * len(ids), ids, texts))
+        delta = self._delta(generate, text=text, token_ids=ids, logprobs=logprobs)
         self.send(StepOutput(deltas=(delta,)))
 
     def tell_prompt(self, generate: Generate, *token_ids: int) -> None:

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from protocol.errors import ErrorCode
-from protocol.messages import Generate, Prepare
+from protocol.messages import Generate, ParseBatch, Prepare
 from tests.fakes.fake_workers import VOCAB_SIZE
 from tests.fakes.running_gateway import MESSAGES, RunningGateway, events_of, running_gateway
 
@@ -335,3 +335,52 @@ async def test_an_engine_without_log_probabilities_is_not_asked_for_them(socket_
             assert answer.status_code == 400
             error = answer.json()["error"]
             assert (error["param"], error["code"]) == (param, "unsupported_parameter")
+
+
+def told_tokens(events: list[Any]) -> list[str]:
+    """The tokens of a chat stream's content."""
+    return [
+        token["token"]
+        for event in events[:-1]
+        for choice in event["choices"]
+        if choice["logprobs"]
+        for token in choice["logprobs"]["content"]
+    ]
+
+
+async def test_each_token_is_told_once_although_its_engine_dies(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        first = await gateway.engine(text=None)
+        asking = asyncio.create_task(gateway.chat(stream=True, logprobs=True))
+        await first.until(lambda: len(first.of(Generate)) == 1)
+        first.emit(first.of(Generate)[0], "Hel", token_ids=(11,))
+        reports = gateway.house.services.sessions.lease_reports
+        await gateway.until(lambda: sum(one.completion_tokens for one in reports()) == 1)
+        second = await gateway.engine(text=None)
+        await gateway.crash(first)
+        await second.until(lambda: len(second.of(Generate)) == 1)
+        resumed = second.of(Generate)[0]
+        assert resumed.sampling.logprobs == 0
+        second.emit(resumed, "lo", token_ids=(12,))
+        second.finish(resumed, completion_tokens=2)
+        assert told_tokens(events_of((await asking).text)) == ["Hel", "lo"]
+
+
+async def test_each_token_is_told_once_although_its_parser_dies(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        first = await gateway.parser()
+        engine = await gateway.engine(text=None, tool_format="hermes")
+        asking = asyncio.create_task(gateway.chat(stream=True, tools=[WEATHER], logprobs=True))
+        await engine.until(lambda: len(engine.of(Generate)) == 1)
+        (generate,) = engine.of(Generate)
+        engine.emit(generate, "Hel")
+        await first.until(lambda: len(first.of(ParseBatch)) == 1)
+        second = await gateway.parser()
+        await gateway.crash(first)
+        await second.until(lambda: len(second.of(ParseBatch)) == 1)
+        engine.emit(generate, "lo")
+        engine.emit(generate, "<call>{}")
+        engine.finish(generate, completion_tokens=3)
+        assert told_tokens(events_of((await asking).text)) == ["Hel", "lo"]
