@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from engine_worker.allowed_tokens import AllowedTokens
 from engine_worker.batch import RowSampling
-from engine_worker.errors import InvalidRequestError, UnsupportedParameterError
+from engine_worker.errors import InvalidRequestError
+from engine_worker.grammar.constraint import Constraint
 from engine_worker.preparation import check_length, check_token_ids
 from engine_worker.request import Request
-from protocol.errors import ErrorCode
 from protocol.messages import Generate, SamplingParams
 
 MAX_STOP_STRINGS = 64
@@ -100,11 +100,7 @@ def _allowed_tokens(
 
 def _check_command(command: Generate, limits: AcceptanceLimits) -> None:
     if command.grammar is not None:
-        raise UnsupportedParameterError(
-            "This engine has no constrained decoding.",
-            code=ErrorCode.UNSUPPORTED_GRAMMAR,
-            param="response_format",
-        )
+        _check_beside_grammar(command.sampling)
     if not command.prompt_token_ids:
         raise InvalidRequestError("The prompt is empty.", param="prompt")
     check_token_ids(command.prompt_token_ids, limits.vocab_size)
@@ -115,6 +111,36 @@ def _check_command(command: Generate, limits: AcceptanceLimits) -> None:
         raise InvalidRequestError("'deadline_s' must be a finite number.", param="deadline_s")
     if not 0 <= command.choice <= _MAX_INT32:
         raise InvalidRequestError(f"'choice' must be 0 to {_MAX_INT32}.", param="choice")
+
+
+def check_first_token(request: Request, constraint: Constraint) -> None:
+    """Refuse a request whose own parameters leave nothing of its grammar.
+
+    Raises:
+        InvalidRequestError: No token may come first.
+    """
+    allowed = request.allowed_mask()
+    if allowed is None or request.output_token_ids or constraint.has_forced:
+        return
+    if not (constraint.mask() & allowed).any() and not constraint.is_accepting:
+        raise InvalidRequestError(
+            "'allowed_token_ids' allows none of the tokens that the grammar begins with.",
+            param="allowed_token_ids",
+        )
+
+
+def _check_beside_grammar(sampling: SamplingParams) -> None:
+    """Refuse what would make an output end, or go on, against its grammar."""
+    if sampling.ignore_eos:
+        raise InvalidRequestError(
+            "'ignore_eos' can't go with a grammar: the output ends where the grammar does.",
+            param="ignore_eos",
+        )
+    if sampling.bad_words:
+        raise InvalidRequestError(
+            "'bad_words' can't go with a grammar: it could leave no way to follow it.",
+            param="bad_words",
+        )
 
 
 def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:

@@ -5,10 +5,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from engine_worker.acceptance import AcceptanceLimits, accept
+from engine_worker.acceptance import AcceptanceLimits, accept, check_first_token
 from engine_worker.batch import ModelRunner, RowWork, StepBatch, StepResult
 from engine_worker.block_pool import BlockPool, ContentChanges
 from engine_worker.errors import RequestError
+from engine_worker.grammar.compiler import GrammarCompiler
+from engine_worker.grammar.constraint import Constraint
 from engine_worker.output_text import OutputText
 from engine_worker.request import Request
 from engine_worker.scheduler import Schedule, ScheduledRow, Scheduler, SchedulerLimits
@@ -54,12 +56,42 @@ class GatewayOutput:
 
 @dataclass(slots=True)
 class _Stream:
-    """A request together with the text side of its output."""
+    """A request together with the text side of its output.
+
+    Attributes:
+        constraint: The grammar that the output follows, if any.
+        stop: Why the output ends, once it does.
+        untold: Tokens that no delta held yet, each with the length of the text after it.
+    """
 
     request: Request
     text: OutputText
     want_token_ids: bool
+    constraint: Constraint | None = None
     stop: Stop | None = None
+    untold: list[tuple[int, int]] = field(default_factory=list)
+
+    def append(self, token_id: int) -> None:
+        """Take the output's next token; `stop` is set when the output ends with it."""
+        self.request.output_token_ids.append(token_id)
+        is_complete = False
+        if self.constraint is not None:
+            self.constraint.push(token_id)
+            is_complete = self.constraint.is_complete
+        self.stop = self.text.push(self.request, is_complete=is_complete)
+        self.untold.append((token_id, self.text.num_characters))
+
+    def append_forced(self) -> bool:
+        """Take the tokens that the grammar forces, within the lease; whether there were any."""
+        num_before = len(self.untold)
+        while (
+            self.constraint is not None
+            and self.constraint.has_forced
+            and self.stop is None
+            and not self.request.is_paused
+        ):
+            self.append(self.constraint.next_forced())
+        return len(self.untold) > num_before
 
 
 class Engine:
@@ -74,6 +106,7 @@ class Engine:
         max_model_len: Prompt and output together, tokens; cut to what the KV cache holds.
         prefix_cache: Whether requests of one tenant share the blocks of equal beginnings; if not,
             only the choices of one request do.
+        grammars: Compiles what requests are constrained by; one of its own when None.
         clock: Monotonic seconds, for deadlines and rates.
     """
 
@@ -85,6 +118,7 @@ class Engine:
         vocab_size: int,
         max_model_len: int,
         prefix_cache: bool = True,
+        grammars: GrammarCompiler | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
@@ -103,6 +137,7 @@ class Engine:
             ),
             self._pool,
         )
+        self.grammars = grammars or GrammarCompiler(tokenizer, vocab_size)
         self._streams: StreamTable[_Stream] = StreamTable()
         self._tombstones = Tombstones()
         self._outputs: dict[str, GatewayOutput] = {}
@@ -143,7 +178,14 @@ class Engine:
         """By gateway: unfinished requests and the tokens, prompts and outputs, that they have."""
         return self._streams.held()
 
-    def add(self, gateway_id: str, command: Generate, *, received_at: float | None = None) -> None:
+    def add(
+        self,
+        gateway_id: str,
+        command: Generate,
+        *,
+        received_at: float | None = None,
+        constraint: Constraint | None = None,
+    ) -> None:
         """Take a request; if something is wrong with it, it ends with a Failure at once.
 
         A newer attempt of a running stream replaces it. The same attempt a second time changes
@@ -153,6 +195,7 @@ class Engine:
             gateway_id: Who wants it.
             command: What is wanted.
             received_at: When it came, on the engine's clock; now when None.
+            constraint: Of its grammar; compiled here and now when None.
         """
         key = (gateway_id, command.request_id, command.choice)
         if not self._is_new(key, gateway_id, command):
@@ -171,16 +214,16 @@ class Engine:
             )
             self._num_arrivals += 1
             request.cache_salt = self._cache_salt(gateway_id, command)
-            stream = self._make_stream(request, command)
+            if constraint is None and command.grammar is not None:
+                constraint = self.grammars.start(command.grammar, command.sampling)
+            stream = self._make_stream(request, command, constraint)
             self._scheduler.add(request)
             self._streams.add(stream)
         except RequestError as error:
             self.refuse(gateway_id, command, error.code, error.message, param=error.param)
             return
-        if stream.stop is not None:
-            # The earlier attempt died between its last token and its end.
-            self._tell(stream, [])
-            self._finish(stream, stream.stop.reason, stream.stop.detail)
+        # A grammar may force the first tokens; or the earlier attempt died before it could end.
+        self._go_on(stream)
 
     def knows(self, gateway_id: str, command: Generate) -> bool:
         """Whether `add` would begin nothing: this attempt runs, is over, aborted or stale."""
@@ -229,7 +272,12 @@ class Engine:
         """Raise a request's lease; a smaller one than before is ignored, so order can't matter."""
         stream = self._streams.get((gateway_id, command.request_id, command.choice))
         if stream is not None and stream.request.attempt == command.attempt:
-            self._scheduler.extend(stream.request, command.lease_tokens)
+            request = stream.request
+            request.lease_tokens = max(request.lease_tokens, command.lease_tokens)
+            if stream.append_forced():
+                self._go_on(stream)
+            if stream.stop is None:
+                self._scheduler.extend(request, command.lease_tokens)
 
     def abort(self, gateway_id: str, command: Abort) -> None:
         """Stop a request's choice, or all of them, up to this attempt; idempotent.
@@ -326,7 +374,9 @@ class Engine:
             return command.tenant
         return repr((command.tenant, gateway_id, command.request_id))
 
-    def _make_stream(self, request: Request, command: Generate) -> _Stream:
+    def _make_stream(
+        self, request: Request, command: Generate, constraint: Constraint | None
+    ) -> _Stream:
         """The text side of a request, brought to where an earlier attempt left it."""
         sampling = command.sampling
         text = OutputText(
@@ -339,12 +389,15 @@ class Engine:
             num_sent_characters=command.num_sent_characters,
             include_stop_text=sampling.include_stop_str_in_output,
         )
-        stream = _Stream(request, text, command.want_token_ids)
+        stream = _Stream(request, text, command.want_token_ids, constraint)
         for token_id in command.output_token_ids:
-            request.output_token_ids.append(token_id)
-            stream.stop = text.push(request)
+            stream.append(token_id)
             if stream.stop is not None:
                 break
+        stream.untold.clear()
+        if constraint is not None:
+            request.pending_mask = constraint.mask
+            check_first_token(request, constraint)
         return stream
 
     def _take_result(self, rows: Sequence[ScheduledRow], result: StepResult) -> int:
@@ -361,7 +414,7 @@ class Engine:
                 continue
             self._scheduler.advance(row)
             if index in result.without_choice:
-                self._fail(stream, ErrorCode.INVALID_REQUEST, _NOTHING_ALLOWED)
+                self._end_without_choice(stream)
             elif samples:
                 num_sampled += 1
                 self._take_token(stream, token_id)
@@ -369,35 +422,57 @@ class Engine:
 
     def _take_token(self, stream: _Stream, token_id: int) -> None:
         """Append a sampled token and tell what follows from it; a bug there ends only its row."""
-        request = stream.request
         try:
-            request.output_token_ids.append(token_id)
-            self._streams.count_tokens(request)
-            stop = stream.text.push(request)
-            self._tell(stream, [token_id])
+            stream.append(token_id)
+            self._go_on(stream)
         except Exception:  # noqa: BLE001 - whatever one text does to its tokenizer, others go on
-            _log.exception("request %s: its output could not be read", request.request_id)
+            _log.exception("request %s: its output could not be read", stream.request.request_id)
             message = "The engine failed to read this request's output."
             self._fail(stream, ErrorCode.INTERNAL_ERROR, message)
-            return
-        if stop is not None:
-            self._finish(stream, stop.reason, stop.detail)
 
-    def _tell(self, stream: _Stream, token_ids: list[int]) -> None:
+    def _go_on(self, stream: _Stream) -> None:
+        """Append what a grammar forces, tell what is new, and end the output if it is over."""
+        request = stream.request
+        stream.append_forced()
+        if len(stream.untold) > 1 and request.slot is not None:
+            # The device counts only what it sampled.
+            self._runner.assign_slot(
+                request.slot, request.prompt_token_ids, request.output_token_ids
+            )
+        self._streams.count_tokens(request)
+        self._tell(stream)
+        if stream.stop is not None:
+            self._finish(stream, stream.stop.reason, stream.stop.detail)
+
+    def _end_without_choice(self, stream: _Stream) -> None:
+        """Nothing may come next: the end of a sentence of the grammar, or a contradiction."""
+        constraint = stream.constraint
+        if constraint is not None and constraint.is_accepting:
+            stream.text.close()
+            self._tell(stream)
+            self._finish(stream, "stop")
+        elif constraint is not None and constraint.failure:
+            message = f"The grammar can't be followed any further: {constraint.failure}"
+            self._fail(stream, ErrorCode.UNSUPPORTED_GRAMMAR, message)
+        else:
+            self._fail(stream, ErrorCode.INVALID_REQUEST, _NOTHING_ALLOWED)
+
+    def _tell(self, stream: _Stream) -> None:
         """Add a delta with the new text, and the new tokens if they are wanted."""
         text = stream.text.take()
-        if not text and not (stream.want_token_ids and token_ids):
+        untold, stream.untold = stream.untold, []
+        if not text and not (stream.want_token_ids and untold):
             return
         request = stream.request
-        with_ids = stream.want_token_ids
+        told = untold if stream.want_token_ids else []
         self._output(request.gateway_id).deltas.append(
             Delta(
                 request_id=request.request_id,
                 choice=request.choice,
                 attempt=request.attempt,
                 text=text,
-                token_ids=tuple(token_ids) if with_ids else (),
-                token_ends=(stream.text.num_characters,) * len(token_ids) if with_ids else (),
+                token_ids=tuple(token_id for token_id, _ in told),
+                token_ends=tuple(end for _, end in told),
             )
         )
 
@@ -485,6 +560,7 @@ def _row_work(row: ScheduledRow) -> RowWork:
         sample=row.samples,
         sampling=request.sampling,
         allowed_mask=request.allowed_mask() if row.samples else None,
+        pending_mask=request.pending_mask if row.samples else None,
     )
 
 

@@ -13,6 +13,7 @@ PenstockError
     └── RequestError                   one request can't be served; the others go on
         ├── InvalidRequestError        a field is wrong; names it
         ├── UnsupportedParameterError  a field asks for something that is not there (yet)
+        ├── UnsupportedGrammarError    a grammar that is wrong, or costs too much to compile
         ├── ContextLengthError         prompt and output don't fit the context; names both numbers
         ├── NoChatTemplateError        a chat request to a model without a chat template
         ├── ChatTemplateError          the model's own template refused the conversation
@@ -74,6 +75,12 @@ class UnsupportedParameterError(RequestError):
     """A field asks for something that this engine or this model cannot do; `param` names it."""
 
     code = ErrorCode.UNSUPPORTED_PARAMETER
+
+
+class UnsupportedGrammarError(RequestError):
+    """A grammar that is wrong, unsupported or too costly; the message says which."""
+
+    code = ErrorCode.UNSUPPORTED_GRAMMAR
 
 
 class ContextLengthError(RequestError):

@@ -1,4 +1,4 @@
-"""Takes commands in the I/O thread: prompts go to a small thread pool, the rest to the step loop."""
+"""Takes commands in the I/O thread: prompts and grammars go to threads, the rest to the step loop."""
 
 import logging
 import queue
@@ -11,6 +11,9 @@ from typing import Protocol
 
 from engine_worker.credits import CreditPolicy
 from engine_worker.errors import DeadlineError
+from engine_worker.grammar.compile_queue import CompileQueue, WaitingGrammar
+from engine_worker.grammar.compiler import GrammarCompiler
+from engine_worker.grammar.constraint import Constraint
 from engine_worker.preparation import PromptPreparer
 from protocol.errors import ErrorCode, PenstockError
 from protocol.messages import (
@@ -55,11 +58,15 @@ class GatewayCommand:
 
     Attributes:
         received_at: Monotonic seconds; deadlines count from it, not from when the loop looks.
+        constraint: Of the command's grammar, or why it can't be followed.
+        is_abandoned: Its gateway went away while its grammar was compiled.
     """
 
     gateway_id: str
     command: Generate | Extend | Abort | OrphanUsageNoted
     received_at: float
+    constraint: Constraint | PenstockError | None = None
+    is_abandoned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,7 @@ class EngineHandler:
         self._outlet: Outlet | None = None
         self._preparer: PromptPreparer | None = None
         self._credit_policy: CreditPolicy | None = None
+        self._compile_queue: CompileQueue | None = None
         self._pool = ThreadPoolExecutor(_NUM_PREPARE_THREADS, thread_name_prefix="prepare")
         self._lock = threading.Lock()
         self._num_prepares = 0
@@ -114,15 +122,20 @@ class EngineHandler:
         """Say where answers go; before the first command."""
         self._outlet = outlet
 
-    def serve(self, preparer: PromptPreparer, credit_policy: CreditPolicy) -> None:
+    def serve(
+        self, preparer: PromptPreparer, credit_policy: CreditPolicy, grammars: GrammarCompiler
+    ) -> None:
         """The model is loaded: take work from now on."""
         self._credit_policy = credit_policy
+        self._compile_queue = CompileQueue(grammars, self._hand_on)
         self._preparer = preparer
 
     def close(self) -> None:
         """End the step loop and the threads; prompts that still wait are dropped."""
         self.inbox.put(StopLoop())
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._compile_queue is not None:
+            self._compile_queue.close()
 
     def on_command(self, gateway_id: str, command: EngineCommand) -> None:
         """Queue a command; see `WorkerHandler`."""
@@ -130,12 +143,18 @@ class EngineHandler:
             self._take_prepare(gateway_id, command)
         elif isinstance(command, Generate) and (self._preparer is None or self.is_draining):
             self._send(gateway_id, self._unavailable(command))
+        elif isinstance(command, Generate) and command.grammar is not None:
+            self._take_constrained(gateway_id, command)
         elif isinstance(command, Generate | Extend | Abort | OrphanUsageNoted):
+            if isinstance(command, Extend) and self._compile_queue is not None:
+                self._compile_queue.extend(gateway_id, command)
             self._num_received += 1
             self.inbox.put(GatewayCommand(gateway_id, command, self._clock()))
 
     def on_gateway_lost(self, gateway_id: str) -> None:
         """Abort all that the gateway wanted."""
+        if self._compile_queue is not None:
+            self._compile_queue.forget_gateway(gateway_id)
         self._num_received += 1
         self.inbox.put(GatewayLost(gateway_id))
 
@@ -170,6 +189,36 @@ class EngineHandler:
         """The step loop's report: its state, which includes so many more inbox items."""
         self.status = status
         self._num_taken += num_taken
+
+    def _take_constrained(self, gateway_id: str, command: Generate) -> None:
+        """Have the grammar compiled; the request reaches the step loop with the result."""
+        assert self._compile_queue is not None
+        if self._compile_queue.submit(gateway_id, command, self._clock()):
+            self._num_received += 1
+            return
+        self._send(
+            gateway_id,
+            Failure(
+                request_id=command.request_id,
+                choice=command.choice,
+                attempt=command.attempt,
+                code=ErrorCode.OVERLOADED,
+                message="Too many grammars are waiting to be compiled.",
+                retry_after_s=_RETRY_AFTER_S,
+            ),
+        )
+
+    def _hand_on(self, waiting: WaitingGrammar, result: Constraint | PenstockError) -> None:
+        """Runs in a compiling thread; `num_unfinished` counts the request since it came."""
+        self.inbox.put(
+            GatewayCommand(
+                waiting.gateway_id,
+                waiting.command,
+                waiting.received_at,
+                constraint=result,
+                is_abandoned=waiting.is_abandoned,
+            )
+        )
 
     def _take_prepare(self, gateway_id: str, command: Prepare) -> None:
         preparer = self._preparer

@@ -33,8 +33,12 @@ class OutputText:
         self._new_text: list[str] = []
         self.num_characters = 0
 
-    def push(self, request: Request) -> Stop | None:
+    def push(self, request: Request, *, is_complete: bool = False) -> Stop | None:
         """Take the request's last output token; the reason when the output ends with it.
+
+        Args:
+            request: Whose output it is.
+            is_complete: Nothing may follow, because the output's grammar is at its end.
 
         `num_characters` is afterwards how long the whole decoded text is, whether shown or not.
         """
@@ -42,6 +46,8 @@ class OutputText:
         text = ""
         if stop is None or self._include_stop_text:
             text = self._detokenizer.push(request.output_token_ids[-1])
+        if is_complete:
+            stop = stop or Stop("stop")
         stop = stop or length_stop(request)
         if stop is not None:
             text += self._detokenizer.finish()
@@ -56,6 +62,12 @@ class OutputText:
             visible += self._stop_strings.flush()
         self._show(visible)
         return stop
+
+    def close(self) -> None:
+        """Nothing more comes, although no token said so: show what is held back."""
+        text = self._detokenizer.finish()
+        self.num_characters += len(text)
+        self._show(self._stop_strings.pass_through(text))
 
     def take(self) -> str:
         """The visible text since the last call."""

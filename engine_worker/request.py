@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from engine_worker.allowed_tokens import AllowedTokens
-from engine_worker.batch import RowSampling
+from engine_worker.batch import MaskSource, RowSampling
 from engine_worker.token_mask import MaskWords
 
 
@@ -35,6 +35,7 @@ class Request:
             wanted of every token of the prompt.
         eos_token_ids: Ids that end the output (empty with `ignore_eos`).
         allowed_tokens: Which tokens may come next; None allows all.
+        pending_mask: Makes the mask of the output's grammar; None without one.
         output_token_ids: What was sampled, an earlier attempt's tokens included.
         num_computed_tokens: Tokens, from the first of the prompt, whose keys and values are in
             the cache. In decode it is one less than `num_tokens`.
@@ -66,6 +67,7 @@ class Request:
     eos_token_ids: frozenset[int] = frozenset()
     stop_token_ids: frozenset[int] = frozenset()
     allowed_tokens: AllowedTokens | None = None
+    pending_mask: MaskSource | None = None
     output_token_ids: list[int] = field(default_factory=list)
     num_resumed_tokens: int = 0
     num_computed_tokens: int = 0

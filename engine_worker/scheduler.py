@@ -181,14 +181,15 @@ class Scheduler:
         rows: list[ScheduledRow] = []
         # Best first: a victim is always behind the request that needs its blocks.
         for request in tuple(self._running):
-            if request.slot is None or request.is_paused or request.num_uncomputed_tokens != 1:
+            if request.slot is None or request.is_paused:
                 continue
-            if self._grow(request):
+            # More than one token waits where a grammar forced some; prompts have their blocks.
+            if self._grow(request) and request.num_uncomputed_tokens == 1:
                 rows.append(ScheduledRow(request, 1))
         return rows
 
     def _grow(self, request: Request) -> bool:
-        """Give a decoding request the block of its next token; False when it was preempted."""
+        """Give a running request the blocks of its tokens; False when it was preempted."""
         num_missing = self._pool.num_blocks_for(request.num_tokens) - len(request.block_ids)
         while num_missing > 0:
             block_ids = self._pool.allocate(num_missing)

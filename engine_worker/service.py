@@ -66,7 +66,7 @@ def _serve(settings: ModelSettings, handler: EngineHandler, worker: Worker[Engin
         from engine_worker.loading import load_model
 
         served = load_model(settings, worker.set_phase)
-        handler.serve(served.preparer, served.credit_policy)
+        handler.serve(served.preparer, served.credit_policy, served.engine.grammars)
         worker.announce(served.offer)
         _log.info(
             "serving %s: %s, %d parameters in %s, context %d tokens",

@@ -9,6 +9,7 @@ from engine_worker.engine import Engine, GatewayOutput
 from engine_worker.handler import (
     EngineHandler,
     EngineStatus,
+    GatewayCommand,
     GatewayLost,
     InboxItem,
     Outlet,
@@ -16,7 +17,7 @@ from engine_worker.handler import (
 )
 from engine_worker.isolation import Isolation
 from engine_worker.orphans import OrphanBook
-from protocol.errors import ErrorCode
+from protocol.errors import ErrorCode, PenstockError
 from protocol.messages import Extend, Generate, OrphanUsageNoted, StepOutput
 from protocol.version import ORPHAN_USAGE_VERSION
 
@@ -117,7 +118,8 @@ class StepLoop:
             self._isolation.forget_gateway(item.gateway_id)
             self._orphans.on_gateway_lost(item.gateway_id)
         elif isinstance(item.command, Generate):
-            self._generate(item.gateway_id, item.command, item.received_at)
+            if not item.is_abandoned:
+                self._generate(item, item.command)
         elif isinstance(item.command, Extend):
             self._engine.extend(item.gateway_id, item.command)
         elif isinstance(item.command, OrphanUsageNoted):
@@ -125,10 +127,16 @@ class StepLoop:
         else:
             self._engine.abort(item.gateway_id, item.command)
 
-    def _generate(self, gateway_id: str, command: Generate, received_at: float) -> None:
+    def _generate(self, item: GatewayCommand, command: Generate) -> None:
+        gateway_id, constraint = item.gateway_id, item.constraint
         if self._engine.knows(gateway_id, command):
             # What is worked on or over already costs no credit, and has its one end elsewhere.
-            self._engine.add(gateway_id, command, received_at=received_at)
+            self._engine.add(gateway_id, command, received_at=item.received_at)
+            return
+        if isinstance(constraint, PenstockError):
+            self._engine.refuse(
+                gateway_id, command, constraint.code, constraint.message, param=constraint.param
+            )
             return
         window = self._handler.credits(gateway_id)
         num_requests, num_tokens = self._engine.held().get(gateway_id, (0, 0))
@@ -155,7 +163,7 @@ class StepLoop:
             )
             return
         self._orphans.on_generate(gateway_id, command)
-        self._engine.add(gateway_id, command, received_at=received_at)
+        self._engine.add(gateway_id, command, received_at=item.received_at, constraint=constraint)
 
     def _reporting_gateway(self) -> str | None:
         for gateway_id in self._outlet.gateway_ids():

@@ -134,6 +134,18 @@ class Tokenizer:
         """Texts of the tokens beside the learned vocabulary, special ones and markers alike."""
         return tuple(token.content for token in self._hf.added_tokens_decoder.values())
 
+    def added_token_ids(self) -> dict[str, int]:
+        """Ids of the tokens of `added_tokens` by their text."""
+        return {
+            token.content: token_id
+            for token_id, token in self._backend.get_added_tokens_decoder().items()
+        }
+
+    def serialized(self) -> str:
+        """The whole tokenizer as the JSON text of a `tokenizer.json`."""
+        text: str = self._backend.to_str()
+        return text
+
     def chat_template_source(self, *, has_tools: bool) -> str | None:
         """The Jinja source of the chat template, None when the tokenizer has none.
 

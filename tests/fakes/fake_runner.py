@@ -1,6 +1,7 @@
 """A model runner without a model: each next token is a function of all tokens before it."""
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from hashlib import blake2b
 
 import numpy as np
@@ -27,6 +28,23 @@ def scripted_tokens(prompt_length: int, output: Sequence[int]) -> NextToken:
         return output[min(len(token_ids) - prompt_length, len(output) - 1)]
 
     return next_token
+
+
+_NOTHING_ALLOWED = -3
+
+
+def _nearest_allowed(token_id: int, row: RowWork) -> int:
+    """The token itself if the row's masks allow it, else one of those they allow."""
+    masks = [] if row.allowed_mask is None else [row.allowed_mask]
+    if row.pending_mask is not None:
+        masks.append(row.pending_mask())
+    if not masks:
+        return token_id
+    words = reduce(np.bitwise_and, masks)
+    allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
+    if not len(allowed):
+        return _NOTHING_ALLOWED
+    return token_id if token_id in allowed else int(allowed[token_id % len(allowed)])
 
 
 class DeterministicFakeRunner:
@@ -113,8 +131,9 @@ class DeterministicFakeRunner:
                 seen = self._seen(row)
                 assert min(seen) >= 0, "a position was read that nobody wrote"
                 has_nan[index] = seen[0] in self._nan_prompts
-                token_ids[index] = self._next_token(seen)
-        return StepResult(token_ids, has_nan)
+                token_ids[index] = _nearest_allowed(self._next_token(seen), row)
+        without_choice = frozenset(np.flatnonzero(token_ids == _NOTHING_ALLOWED).tolist())
+        return StepResult(token_ids, has_nan, without_choice=without_choice)
 
     def warm_up(self, progress: ProgressCallback) -> None:
         progress(1.0, "nothing to compile")

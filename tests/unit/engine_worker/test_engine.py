@@ -15,7 +15,6 @@ from protocol.messages import (
     Failure,
     Finished,
     Generate,
-    Grammar,
     SamplingParams,
     Usage,
 )
@@ -397,11 +396,6 @@ BAD: list[tuple[dict[str, Any], str, ErrorCode]] = [
     ({"prompt_token_ids": (-1,)}, "prompt", ErrorCode.INVALID_REQUEST),
     ({"prompt_token_ids": (1,) * 200}, "prompt", ErrorCode.CONTEXT_LENGTH_EXCEEDED),
     ({"deadline_s": float("nan")}, "deadline_s", ErrorCode.INVALID_REQUEST),
-    (
-        {"grammar": Grammar(kind="regex", source="a")},
-        "response_format",
-        ErrorCode.UNSUPPORTED_GRAMMAR,
-    ),
     *(
         ({"sampling": sampling_with(name, value)}, name, ErrorCode.INVALID_REQUEST)
         for name, value in (

@@ -1,0 +1,187 @@
+"""Writes a `Grammar` of the wire as the Lark text that llguidance compiles."""
+
+import json
+import re
+from typing import Any, Final
+
+from llguidance import regex_to_lark
+
+from engine_worker.errors import UnsupportedGrammarError
+from engine_worker.grammar.vocabulary import Piece, SpecialTokens
+from protocol.messages import Grammar
+
+MAX_SOURCE_BYTES: Final = 256 * 1024
+"""A longer grammar is refused unread."""
+MAX_NESTING: Final = 64
+"""Levels of a JSON schema; the compiler itself ends at about twice as many."""
+MAX_MARKERS: Final = 128
+MAX_MARKER_CHARACTERS: Final = 256
+
+_SCHEMA_STYLE: Final = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
+"""One way to write each value, the usual one: a bounded schema has a bounded text, and the text
+between values is forced, which costs no decode step."""
+_OBJECT_STYLE: Final = {"whitespace_flexible": True, "whitespace_pattern": "\\n {0,32}| "}
+"""Free JSON may be indented, but can't run on in white space."""
+
+_ANY: Final = "/(?s:.*)/"
+# Strings, regular expressions and comments are passed over; what is left may be a marker.
+_MARKER_OR_OPAQUE: Final = re.compile(
+    r'"(?:[^"\\\n]|\\.)*"'
+    r"|/(?![/*])(?:[^/\\\n]|\\.)+/"
+    r"|(?://|#)[^\n]*"
+    r"|^(?P<rule>[a-z_][a-z0-9_]*)\[suffix=MARKER_(?P<suffix>\d+)\]:(?P<body>[^\n]*)"
+    r"|\bMARKER_(?P<marker>\d+)\b",
+    re.MULTILINE,
+)
+
+
+def lark_source(grammar: Grammar, special: SpecialTokens) -> str:
+    """The grammar as one Lark text for llguidance.
+
+    Args:
+        grammar: From a client or a parser worker.
+        special: The model's special tokens, which markers may be made of.
+
+    Raises:
+        UnsupportedGrammarError: It is too large, too deep, or not what its kind says.
+    """
+    if len(grammar.source.encode(errors="replace")) > MAX_SOURCE_BYTES:
+        raise UnsupportedGrammarError(f"The grammar is longer than {MAX_SOURCE_BYTES} bytes.")
+    if len(grammar.markers) > MAX_MARKERS:
+        raise UnsupportedGrammarError(f"The grammar has more than {MAX_MARKERS} markers.")
+    for marker in (*grammar.markers, grammar.after_marker):
+        if marker is not None and not 0 < len(marker) <= MAX_MARKER_CHARACTERS:
+            raise UnsupportedGrammarError(
+                f"A marker of the grammar has 1 to {MAX_MARKER_CHARACTERS} characters."
+            )
+    body = _body(grammar, special)
+    if grammar.after_marker is None:
+        return body
+    return _armed_by(grammar.after_marker, body, special)
+
+
+def _body(grammar: Grammar, special: SpecialTokens) -> str:
+    source = grammar.source
+    if grammar.kind == "lark":
+        return _with_markers(source, grammar.markers, special)
+    if grammar.kind == "regex":
+        return f"start: /{regex_to_lark(source, use_ascii='d')}/\n"
+    if grammar.kind == "choice":
+        return f"start: {' | '.join(map(json.dumps, _choices(source)))}\n"
+    if grammar.kind == "json_object":
+        return _json_rule({"type": "object"}, _OBJECT_STYLE)
+    return _json_rule(_schema(source), _SCHEMA_STYLE)
+
+
+def _choices(source: str) -> list[str]:
+    value = _load(source)
+    if (
+        not isinstance(value, list)
+        or not value
+        or not all(isinstance(one, str) and one for one in value)
+    ):
+        raise UnsupportedGrammarError("A choice is a JSON list of texts that are not empty.")
+    return value
+
+
+def _schema(source: str) -> dict[str, Any]:
+    schema = _load(source)
+    if schema is True:
+        return {}
+    if not isinstance(schema, dict):
+        raise UnsupportedGrammarError("A JSON schema is an object.")
+    # How the text is written is the engine's own affair.
+    schema.pop("x-guidance", None)
+    return schema
+
+
+def _load(source: str) -> Any:
+    if _nesting(source) > MAX_NESTING:
+        raise UnsupportedGrammarError(f"The schema is nested deeper than {MAX_NESTING} levels.")
+    try:
+        return json.loads(source)
+    except ValueError as error:
+        raise UnsupportedGrammarError(f"The schema is not valid JSON: {error}.") from error
+
+
+def _nesting(source: str) -> int:
+    """Upper bound of the levels, brackets within strings included."""
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[{}\]]", source):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _json_rule(schema: dict[str, Any], style: dict[str, Any]) -> str:
+    return f"start: %json {json.dumps({'x-guidance': style, **schema})}\n"
+
+
+def _with_markers(source: str, markers: tuple[str, ...], special: SpecialTokens) -> str:
+    """A Lark text in which each `MARKER_i` became its tokens and texts."""
+    if not markers:
+        return source
+    terminals: list[str] = []
+
+    def pieces_of(number: str) -> tuple[Piece, ...]:
+        index = int(number)
+        if index >= len(markers):
+            raise UnsupportedGrammarError(f"The grammar has no marker {index}.")
+        return special.split(markers[index])
+
+    def replaced(match: re.Match[str]) -> str:
+        if match["marker"] is not None:
+            return _written(pieces_of(match["marker"]))
+        if match["suffix"] is None:
+            return match[0]
+        rule, body = match["rule"], match["body"]
+        first, *rest = pieces_of(match["suffix"])
+        if isinstance(first, str):
+            if not rest:
+                return f"{rule}[suffix={json.dumps(first)}]:{body}"
+            return (
+                f"{rule}: {rule}_text {_written(tuple(rest))}\n"
+                f"{rule}_text[suffix={json.dumps(first)}]:{body}"
+            )
+        # Ordinary tokens must not spell the special ones: readers of the text can't tell them.
+        marker = json.dumps(markers[int(match["suffix"])])
+        terminals.append(f"UNTIL_{rule.upper()}: ({body.strip()}) & ~({_ANY} {marker} {_ANY})")
+        return f"{rule}: UNTIL_{rule.upper()} {_written((first, *rest))}"
+
+    written = _MARKER_OR_OPAQUE.sub(replaced, source)
+    return "\n".join([written, *terminals, ""])
+
+
+def _written(pieces: tuple[Piece, ...]) -> str:
+    return " ".join(
+        json.dumps(piece) if isinstance(piece, str) else f"<[{piece}]>" for piece in pieces
+    )
+
+
+def _armed_by(marker: str, body: str, special: SpecialTokens) -> str:
+    """Free text, special tokens included, in which the body follows the first marker.
+
+    The marker may come as special tokens or be spelt with ordinary ones. Of several special
+    tokens the first one decides: the others have to follow.
+    """
+    first, *rest = special.split(marker)
+    arming = frozenset({first}) if isinstance(first, int) else frozenset[int]()
+    others = special.ranges(without=arming)
+    lines = [
+        f"start: {'part* ' if others else ''}(armed | free)",
+        "armed: spelt body",
+        "free: FREE",
+        f"spelt[suffix={json.dumps(marker)}]: ANY",
+        f"ANY: {_ANY}",
+        f"FREE: ANY & ~(ANY {json.dumps(marker)} ANY)",
+        f"body: %lark {{\n{body}\n}}",
+    ]
+    if others:
+        lines.append(f"part: free {others}")
+    if isinstance(first, int):
+        lines[1] = f"armed: spelt body | free {_written((first, *rest))} body"
+    return "\n".join([*lines, ""])
