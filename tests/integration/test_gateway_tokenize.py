@@ -88,6 +88,19 @@ async def test_an_engine_that_dies_ends_the_question(socket_dir: Path) -> None:
         assert (await answer).json()["error"]["code"] == "worker_lost"
 
 
+async def test_a_client_that_leaves_gives_its_seat_back(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine(is_mute=True)
+        body = {"tokens": [1]}
+        answer = asyncio.create_task(gateway.client.post("/detokenize", json=body))
+        await engine.until(lambda: len(engine.of(Detokenize)) == 1)
+        (handle,) = gateway.house.services.engines.engines("demo")
+        assert handle.num_requests == 1
+        answer.cancel()
+        await gateway.until(lambda: handle.num_requests == 0)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
