@@ -42,6 +42,7 @@ class GenerationJob:
         tools_json: The tools that the model may call; None when it may call none.
         parse_reasoning: Whether reasoning is told apart from content (chat only).
         wants_reasoning: The client asked for a reasoning effort.
+        thinking: Whether the client switched reasoning on or off; None when it said nothing.
         discards_output: The client wants the prompt looked at and no output; an engine makes at
             least one token, which nobody sees or pays.
         options: What the answer shows beside text.
@@ -58,6 +59,7 @@ class GenerationJob:
     parallel_tool_calls: bool = True
     parse_reasoning: bool = False
     wants_reasoning: bool = False
+    thinking: bool | None = None
     discards_output: bool = False
     options: AnswerOptions = PLAIN_ANSWER
 
@@ -123,6 +125,7 @@ def chat_job(
         parallel_tool_calls=request.parallel_tool_calls is not False,
         parse_reasoning=True,
         wants_reasoning=request.reasoning_effort not in (None, "none"),
+        thinking=_thinking(kwargs),
         options=options,
     )
 
@@ -227,6 +230,14 @@ def _template_kwargs(request: ChatRequest) -> dict[str, Any]:
         kwargs.setdefault("reasoning_effort", request.reasoning_effort)
         kwargs.setdefault("enable_thinking", request.reasoning_effort not in ("none", "minimal"))
     return kwargs
+
+
+def _thinking(kwargs: dict[str, Any]) -> bool | None:
+    """What the arguments of the template say about reasoning, in the words that templates know."""
+    for name in ("enable_thinking", "thinking"):
+        if isinstance(kwargs.get(name), bool):
+            return bool(kwargs[name])
+    return None
 
 
 def _sampling(

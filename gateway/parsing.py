@@ -72,6 +72,7 @@ def parse_opening(job: GenerationJob, offer: EngineOffer, request_id: str) -> Op
         tools_json=job.tools_json,
         tool_choice=job.tool_choice,
         parallel_tool_calls=job.parallel_tool_calls,
+        thinking=job.thinking,
     )
 
 

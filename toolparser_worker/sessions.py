@@ -59,6 +59,7 @@ class Session:
         self.num_choices = opening.num_choices
         self.num_new_malformed = 0
         self._prompt_tail = opening.prompt_tail
+        self._thinking = opening.thinking
         self._parallel_tool_calls = opening.parallel_tool_calls
         self._tool_format = tool_format
         self._reasoning_format = reasoning_format
@@ -112,6 +113,7 @@ class Session:
             ),
             tools=self._schemas,
             prompt_tail=self._prompt_tail,
+            thinking=self._thinking,
             parallel_tool_calls=self._parallel_tool_calls,
         )
 

@@ -16,6 +16,7 @@ from gateway.schemas.messages import clean_tools
 from gateway.schemas.tools import ExecuteRequest, ParseRequest
 from gateway.services import Services
 from gateway.text_parse import TextParse
+from gateway.workers.parsers import knows_format
 from protocol.messages import OpenParse
 
 router = APIRouter(route_class=GuardedRoute, tags=["tools"])
@@ -146,7 +147,7 @@ def _opening(services: Services, body: ParseRequest, raw_tools: Any, request_id:
 
 
 def _check_format(name: str | None, served: list[str], param: str) -> None:
-    if name is None or name in served or not served:
+    if name is None or knows_format(name, served) or not served:
         return  # Without any parser there is a clearer error to come.
     closest = difflib.get_close_matches(name, served, n=1)
     hint = f" Did you mean `{closest[0]}`?" if closest else ""

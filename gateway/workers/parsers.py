@@ -1,6 +1,7 @@
 """The parser workers: sessions spread over them, texts batched to them, events handed back."""
 
 import asyncio
+from collections.abc import Collection
 from typing import Protocol
 
 from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError, WorkerUnavailableError
@@ -219,8 +220,11 @@ def _knows(peer: Peer, message: OpenParse) -> bool:
     offer = peer.parser
     return (
         offer is not None
-        and (message.tool_format is None or message.tool_format in offer.tool_formats)
-        and (
-            message.reasoning_format is None or message.reasoning_format in offer.reasoning_formats
-        )
+        and knows_format(message.tool_format, offer.tool_formats)
+        and knows_format(message.reasoning_format, offer.reasoning_formats)
     )
+
+
+def knows_format(name: str | None, offered: Collection[str]) -> bool:
+    """Whether a format is among those offered; `name:suffix` is `name` with a suffix in its tags."""
+    return name is None or name in offered or name.partition(":")[0] in offered

@@ -19,6 +19,7 @@ class OpenParse(Message, frozen=True, tag="open_parse"):
         tool_choice: As the client chose.
         tool_name: The tool when `tool_choice` is `named`.
         prompt_tail: The end of the rendered prompt: whether reasoning was already opened there.
+        thinking: Whether the request switched reasoning on or off; None when it said nothing.
         num_choices: Choices 0 ≤ i < num_choices will send text.
         response_grammar: What the client wants the content to be; the parser joins it with the
             format's reasoning markers.
@@ -34,6 +35,7 @@ class OpenParse(Message, frozen=True, tag="open_parse"):
     tool_name: str = ""
     parallel_tool_calls: bool = True
     prompt_tail: str = ""
+    thinking: bool | None = None
     response_grammar: Grammar | None = None
 
 

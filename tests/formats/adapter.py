@@ -10,6 +10,7 @@ from toolparser_worker.machine.declarations import ReasoningFormat
 from toolparser_worker.machine.machine import Machine
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 
+_NO_EFFORT = ("none", "no_think")
 _SWITCHES = ("thinking", "enable_thinking")
 Event = tuple[Any, ...]
 
@@ -71,8 +72,10 @@ def prompt_tail(reasoning: ReasoningFormat | None, options: Mapping[str, Any]) -
         return ""
     template = options.get("chat_template_kwargs") or {}
     switches = [template[name] for name in _SWITCHES if name in template]
-    if template.get("thinking_mode") == "enabled" or options.get("reasoning_effort"):
+    if template.get("thinking_mode") == "enabled":
         switches.append(True)
+    if options.get("reasoning_effort"):
+        switches.append(options["reasoning_effort"] not in _NO_EFFORT)
     if not switches:
         return ""
     return reasoning.starts[0] if switches[0] else reasoning.ends[0]

@@ -14,10 +14,15 @@ from typing import Final, TypeVar
 
 from toolparser_worker.errors import FormatPluginError, UnknownFormatError
 from toolparser_worker.machine.declarations import ReasoningFormat, ToolFormat
+from toolparser_worker.machine.suffix import with_suffix
 
 NO_FORMAT: Final = "none"
 """The name that leaves all markup of a kind in the text."""
 
+SUFFIX_MARK: Final = ":"
+"""What parts a format's name from the suffix that a tokenizer writes into the format's tags."""
+
+MAX_SUFFIX_CHARS: Final = 64
 PLUGIN_GROUP: Final = "penstock.formats"
 """The group of entry points by which other packages add formats."""
 
@@ -101,6 +106,9 @@ def _find(name: str | None, table: Mapping[str, FormatT], kind: str) -> FormatT 
         return None
     if name in table:
         return table[name]
+    base, _, suffix = name.partition(SUFFIX_MARK)
+    if suffix and base in table and table[base].takes_suffix:
+        return with_suffix(table[base], SUFFIX_MARK + suffix[:MAX_SUFFIX_CHARS])
     known: list[str] = sorted({*(declared.name for declared in table.values()), NO_FORMAT})
     closest = difflib.get_close_matches(name[:100], [*known, *table], n=1)
     hint = f" Did you mean {closest[0]!r}?" if closest else ""

@@ -32,6 +32,7 @@ FORMATS = (
         aliases=("gemma-4",),
         starts=("<|channel>thought\n", "<|channel>"),
         ends=("<channel|>",),
+        first_starts=("thought\n",),
         opens="marked",
         reopens=True,
         interrupted_by=("<|tool_call>",),

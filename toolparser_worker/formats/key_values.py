@@ -57,6 +57,7 @@ FORMATS = (
     ToolFormat(
         name="hy_v3",
         aliases=("hunyuan_v3", "hy-v3"),
+        takes_suffix=True,
         wrapper_starts=("<tool_calls>",),
         wrapper_ends=("</tool_calls>",),
         body=ParameterBody(

@@ -103,6 +103,7 @@ FORMATS = (
             value_end="</atem:parameter>",
             also_ends=("</atem:function_calls>", "<atem:invoke name="),
             undeclared="json",
+            doubled_names=True,
             rendered_space="\n",
         ),
         rendered_start=" to=tools<|message|><atem:function_calls>\n",

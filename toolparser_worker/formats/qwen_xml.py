@@ -3,13 +3,15 @@
 from toolparser_worker.machine.declarations import ParameterBody, ToolFormat
 
 BODY = ParameterBody(
-    starts=("<function=", "<function name="),
+    starts=("<function=", "<function =", "<function name="),
     name_ends=(">",),
     end="</function>",
-    parameters=("<parameter=", "<parameter name="),
+    other_ends=("</function >",),
+    parameters=("<parameter=", "<parameter =", "<parameter name="),
     key_end=">",
     value_end="</parameter>",
-    also_ends=("</tool_call>", "<tool_call>", "<function="),
+    other_value_ends=("</parameter >",),
+    also_ends=("</tool_call>", "<tool_call>", "<function=", "<function ="),
     trims="newline",
     rendered_name="{name}>",
     rendered_key="{key}>",
@@ -17,13 +19,15 @@ BODY = ParameterBody(
     rendered_trim="\n",
 )
 SEED_BODY = ParameterBody(
-    starts=("<function=",),
+    starts=("<function=", "<function ="),
     name_ends=(">",),
     end="</function>",
-    parameters=("<parameter=",),
+    other_ends=("</function >",),
+    parameters=("<parameter=", "<parameter ="),
     key_end=">",
     value_end="</parameter>",
-    also_ends=("</seed:tool_call>", "<seed:tool_call>", "<function="),
+    other_value_ends=("</parameter >",),
+    also_ends=("</seed:tool_call>", "<seed:tool_call>", "<function=", "<function ="),
     trims="newline",
     rendered_name="{name}>",
     rendered_key="{key}>",

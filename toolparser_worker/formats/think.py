@@ -39,6 +39,7 @@ FORMATS = (
             "hy_v3",
             "hy-v3",
         ),
+        takes_suffix=True,
         starts=START,
         ends=END,
         opens="prompted",

@@ -4,6 +4,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+def spaced(*parts: str) -> tuple[str, ...]:
+    """A marker of several parts, with and without a blank between them.
+
+    Args:
+        parts: Of the marker, in order.
+
+    Returns:
+        The marker in all spellings, the one without blanks first.
+    """
+    found = [parts[0]]
+    for part in parts[1:]:
+        found = [f"{start}{blank}{part}" for blank in ("", " ") for start in found]
+    return tuple(found)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallBody:
     """How one call is spelt.
@@ -92,6 +107,9 @@ class ParameterBody(CallBody):
         key_attribute: As `name_attribute`, for the parameter's tag.
         value_start: What stands between the end of the key and the value, if anything.
         value_end: The text after a value.
+        other_value_ends: Other spellings of it.
+        other_ends: Other spellings of `end`.
+        doubled_names: A name `x.x` that no tool has stands for the tool `x`.
         also_ends: Texts that end a call without its own end, and are no part of it.
         text_attribute: An attribute that says what the value is, so that no schema is needed.
         text_values: The values of that attribute that mean plain text.
@@ -118,6 +136,9 @@ class ParameterBody(CallBody):
     key_attribute: str = ""
     value_start: str = ""
     also_ends: tuple[str, ...] = ()
+    other_value_ends: tuple[str, ...] = ()
+    other_ends: tuple[str, ...] = ()
+    doubled_names: bool = False
     text_attribute: str = ""
     text_values: tuple[str, ...] = ()
     trims: Literal["none", "newline", "space"] = "none"
@@ -136,7 +157,8 @@ class ParameterBody(CallBody):
     def markers(self) -> tuple[str, ...]:
         """Texts that the reader needs to see although their tokens may be special."""
         inner = (*self.name_ends, *self.parameters, self.key_end, self.value_start, self.value_end)
-        return (*self.starts, *(text for text in inner if text.strip()), self.end)
+        ends = (*self.other_value_ends, self.end, *self.other_ends)
+        return (*self.starts, *(text for text in inner if text.strip()), *ends)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +275,8 @@ class ToolFormat:
         dropped_spans: Pairs of texts that are no content, together with what is between them.
         opaque_spans: Pairs of texts between which calls are not looked for.
         framing: The messages that the text is made of, if it is.
+        takes_suffix: A tokenizer may write its own suffix into every tag; it follows the name
+            that the format is chosen by, `name:suffix`.
         id_style: How ids look: `call_…`, nine letters and digits, or `functions.name:index`.
         rendered_start: What stands before all calls when the format is written.
         rendered_end: What stands after all calls when the format is written.
@@ -277,6 +301,7 @@ class ToolFormat:
     opaque_spans: tuple[tuple[str, str], ...] = ()
     framing: MessageFraming | None = None
     id_style: Literal["call", "nine", "indexed"] = "call"
+    takes_suffix: bool = False
     rendered_start: str = ""
     rendered_end: str = ""
     rendered_call_start: str = ""
@@ -309,7 +334,9 @@ class ReasoningFormat:
         name: The name that people and engines choose it by.
         starts: Markers before reasoning; only white space may stand before the first.
         ends: Markers after reasoning.
+        first_starts: Markers before reasoning that are such only as the first thing of all.
         aliases: Other names for the same format.
+        takes_suffix: As in `ToolFormat`.
         opens: `always`: the text begins in reasoning, with or without a start marker, unless
             the prompt closed it. `marked`: it does only after a start marker, in the text or at
             the end of the prompt. `prompted`: only if the prompt opened it.
@@ -333,7 +360,9 @@ class ReasoningFormat:
     name: str
     starts: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
+    first_starts: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    takes_suffix: bool = False
     opens: Literal["always", "marked", "prompted"] = "always"
     interrupted_by: tuple[str, ...] = ()
     calls_end_it: bool = False

@@ -42,6 +42,8 @@ class Machine(MessageStates):
         tool_format: How calls are written; None leaves them in the text.
         reasoning_format: How reasoning is written; None leaves it in the text.
         prompt_tail: The end of the prompt, which may have opened or closed the reasoning.
+        thinking: Whether the request switched reasoning on or off; None when it said nothing.
+            What the prompt's end shows counts more.
         call_id: The id of the call with this index and name.
         parallel_tool_calls: False keeps the first call only and drops the others.
         tools: The request's tools, whose schemas say what plain values are.
@@ -58,6 +60,7 @@ class Machine(MessageStates):
         reasoning_format: ReasoningFormat | None,
         call_id: Callable[[int, str], str],
         prompt_tail: str = "",
+        thinking: bool | None = None,
         parallel_tool_calls: bool = True,
         tools: ToolSchemas = _ANY_TOOLS,
     ) -> None:
@@ -68,17 +71,18 @@ class Machine(MessageStates):
             parallel_tool_calls=parallel_tool_calls,
             tools=tools,
         )
-        self._begin(prompt_tail)
+        self._begin(prompt_tail, thinking)
 
     @property
     def _lead_markers(self) -> tuple[str, ...]:
         """What may stand before everything else."""
         reasoning = self._reasoning
+        starts = reasoning.starts + reasoning.first_starts
         if reasoning.opens == "marked" and reasoning.drops_stray_ends:
-            return reasoning.starts + reasoning.ends
-        return reasoning.starts
+            return starts + reasoning.ends
+        return starts
 
-    def _begin(self, prompt_tail: str) -> None:
+    def _begin(self, prompt_tail: str, thinking: bool | None) -> None:
         """Finds out where the text begins: in a message's header, in reasoning or in neither."""
         reasoning = self._reasoning
         self._enter(Channel.CONTENT)
@@ -93,7 +97,7 @@ class Machine(MessageStates):
             return
         if self._lead_markers:
             self._state = self._lead
-        if is_opened or reasoning.opens == "always":
+        if is_opened or (reasoning.opens == "always" and thinking is not False):
             self._tokens.is_reasoning = True
             self._enter(Channel.REASONING)
 
@@ -210,7 +214,7 @@ class Machine(MessageStates):
         if not marker:
             self._release()
             return position
-        if marker in self._reasoning.starts:
+        if marker in self._reasoning.starts + self._reasoning.first_starts:
             self._tokens.switch(self._held_start, is_reasoning=True)
             self._held.clear()
             self._enter(Channel.REASONING)

@@ -54,6 +54,8 @@ class ParameterCallReader(CallReader[ParameterBody]):
         self._blank: list[str] = []
         self._is_dropped = False
         self._value_matcher: LiteralMatcher = _value_matcher(body)
+        self._ends = (body.end, *body.other_ends)
+        self._value_ends = (body.value_end, *body.other_value_ends)
 
     def close(self, offset: int) -> None:
         """Ends the JSON where the text ended (`CallReader`)."""
@@ -78,7 +80,7 @@ class ParameterCallReader(CallReader[ParameterBody]):
 
     def _in_name(self, text: str, position: int) -> int:
         body = self._body
-        more = (*body.parameters, body.end) if body.bare_name else (body.end,)
+        more = (*body.parameters, *self._ends) if body.bare_name else self._ends
         if not self._num_short:
             position = SPACE.match(text, position).end()  # type: ignore[union-attr]
         start, stop, collected = self._collect(text, position, (*body.name_ends, *more))
@@ -90,6 +92,8 @@ class ParameterCallReader(CallReader[ParameterBody]):
         is_name = bool(name) and "<" not in name and not re.search(r"\s", name)
         if not is_name or (not self._tools.allows(name, body)):
             return self._break(start)
+        if body.doubled_names:
+            name = self._tools.undoubled(name)
         self._name = name
         self.verdict = Verdict.CALL
         certain_at = self._base + stop
@@ -119,7 +123,7 @@ class ParameterCallReader(CallReader[ParameterBody]):
     def _between(self, text: str, position: int) -> int:
         """Between the parameters: the next one, or the end."""
         body = self._body
-        matcher = literal_matcher((*body.parameters, body.end, *body.also_ends))
+        matcher = literal_matcher((*body.parameters, *self._ends, *body.also_ends))
         start, stop = matcher.find(text, position, final=self._final)
         literal = text[start:stop]
         if not literal:
@@ -129,14 +133,14 @@ class ParameterCallReader(CallReader[ParameterBody]):
             return stop
         self._end_arguments(self._base + start)
         self.ending = Ending.COMPLETE
-        return stop if literal == body.end else start
+        return stop if literal in self._ends else start
 
     def _in_key(self, text: str, position: int) -> int:
         body = self._body
-        start, stop, collected = self._collect(text, position, (body.key_end, body.end))
+        start, stop, collected = self._collect(text, position, (body.key_end, *self._ends))
         if collected is None:
             return start
-        if text[start:stop] == body.end != body.key_end:
+        if text[start:stop] in self._ends and text[start:stop] != body.key_end:
             self._state = self._between
             return start
         self._key = _tag_value(collected, body.key_attribute, body.unescapes) or ""
@@ -216,7 +220,7 @@ class ParameterCallReader(CallReader[ParameterBody]):
         self._end_value(self._base + start)
         literal = text[start:stop]
         self._state = self._between
-        if literal.endswith(self._body.value_end):
+        if literal.endswith(self._value_ends):
             return stop
         return stop - len(literal.lstrip())  # The next parameter, or the call's end.
 
@@ -280,7 +284,7 @@ class ParameterCallReader(CallReader[ParameterBody]):
 
 def _value_matcher(body: ParameterBody) -> LiteralMatcher:
     """Finds what ends a value: its end marker, or what may only come after it."""
-    ends = (body.value_end, *body.parameters, body.end)
+    ends = (body.value_end, *body.other_value_ends, *body.parameters, body.end, *body.other_ends)
     if body.trims == "newline":
         ends += tuple(f"\n{end}" for end in ends)
     return literal_matcher(ends)

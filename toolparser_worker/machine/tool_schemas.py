@@ -32,6 +32,11 @@ class ToolSchemas:
         """Whether a call spelt like this may have this name, and is not plain text."""
         return body.unknown_names != "text" or self.has(name)
 
+    def undoubled(self, name: str) -> str:
+        """The `x` of a name `x.x`, if that is a tool and the name itself is none."""
+        half, _, other = name.partition(".")
+        return half if half == other and half in self._parameters else name
+
     def has_parameters(self, name: str) -> bool:
         """Whether the tool is known and declares parameters."""
         return bool(self._properties(name))

@@ -7,10 +7,20 @@ import pytest
 
 from gateway.convert import GenerationJob, chat_job, completion_job
 from gateway.errors import InvalidRequestError
+from gateway.parsing import parse_opening
 from gateway.schemas.chat import parse_chat_body
 from gateway.schemas.completion import parse_completion_body
-from protocol.messages import SamplingDefaults
+from protocol.messages import Credits, EngineOffer, SamplingDefaults
 
+OFFER = EngineOffer(
+    model="m",
+    fingerprint="f",
+    resume_version=1,
+    max_model_len=64,
+    created=0,
+    credits=Credits(1, 64),
+    reasoning_format="think",
+)
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
@@ -108,6 +118,27 @@ def test_reasoning_effort_is_told_to_the_template() -> None:
     assert kwargs == {"a": 1, "reasoning_effort": "low", "enable_thinking": True}
     assert job.wants_reasoning
     assert not chat(reasoning_effort="none").wants_reasoning
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinking"),
+    [
+        ({}, None),
+        ({"reasoning_effort": "low"}, True),
+        ({"reasoning_effort": "none"}, False),
+        ({"chat_template_kwargs": {"thinking": False}}, False),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, True),
+        ({"chat_template_kwargs": {"enable_thinking": "yes"}}, None),
+    ],
+)
+def test_the_parser_learns_whether_reasoning_was_switched(
+    fields: dict[str, Any], thinking: bool | None
+) -> None:
+    job = chat(**fields)
+    assert job.thinking is thinking
+    opening = parse_opening(job, OFFER, "r")
+    assert opening is not None
+    assert opening.thinking is thinking
 
 
 def test_tools_nested_too_deep_to_be_written_again_are_refused() -> None:

@@ -106,6 +106,13 @@ def test_a_batch_is_answered_entry_by_entry() -> None:
     assert batch.deltas[2].events == ()
 
 
+def test_reasoning_that_the_request_switched_off_is_not_expected() -> None:
+    for thinking, kind in ((False, "content"), (None, "reasoning")):
+        world = World()
+        world.open(reasoning_format="qwen3", thinking=thinking)
+        assert only_delta(world.feed(delta("Hello"))).events[0].kind == kind
+
+
 def test_counts_travel_with_the_answer() -> None:
     world = World()
     world.open(reasoning_format="think")

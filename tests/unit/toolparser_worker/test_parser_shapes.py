@@ -1,12 +1,16 @@
 """Single facts about the shapes of calls beside the JSON object, one text each."""
 
 import json
+from typing import Any
 
 import pytest
 
-from tests.fakes.parsed_text import TOOLS, new_machine, parse
+from tests.fakes.parsed_text import REASONING, TOOLS, new_machine, parse
+from toolparser_worker.errors import UnknownFormatError
+from toolparser_worker.formats import find_reasoning_format, find_tool_format
 from toolparser_worker.machine.call_ids import call_id
 from toolparser_worker.machine.coercion import coerced
+from toolparser_worker.machine.render import render_calls
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 
 SCHEMAS = ToolSchemas(
@@ -114,3 +118,77 @@ def test_messages_say_themselves_what_they_are() -> None:
     parsed = parse(text, TOOLS["openai"])
     assert [(call.name, call.arguments) for call in parsed.calls] == [("f", '{"x": 1}')]
     assert parsed.content == ""
+
+
+def test_blanks_within_kimis_markers_mean_nothing() -> None:
+    text = (
+        "<|open|> think <|sep|>hm<|close|>think <|sep|><|open|> response<|sep|>Hi"
+        '<|close|> response <|sep|><|open|>tools <|sep|><|open|> call  tool="f" index="1" <|sep|>'
+        '<|open|> argument key="x" type="number" <|sep|>1<|close|> argument<|sep|>'
+        "<|close|> call <|sep|><|close|> tools <|sep|>"
+    )
+    for pieces in (text, list(text)):
+        parsed = parse(pieces, TOOLS["kimi_k3"], REASONING["kimi_k3"])
+        assert (parsed.content, parsed.reasoning) == ("Hi", "hm")
+        assert [(call.name, call.arguments) for call in parsed.calls] == [("f", '{"x": 1}')]
+
+
+@pytest.mark.parametrize("name", ["qwen3_coder", "step3p5"])
+def test_blanks_within_qwens_tags_mean_nothing(name: str) -> None:
+    text = (
+        "<tool_call>\n<function = f>\n<parameter = text >\na < b\n</parameter >\n"
+        "<parameter= count>1</parameter>\n</function >\n</tool_call>"
+    )
+    for pieces in (text, list(text)):
+        (call,) = parse(pieces, TOOLS[name], tools=SCHEMAS).calls
+        assert (call.name, call.is_complete) == ("f", True)
+        assert json.loads(call.arguments)["text"] == "a < b"
+
+
+def test_a_doubled_name_is_the_tool_if_there_is_one() -> None:
+    def names(name: str, tools: ToolSchemas) -> list[str]:
+        text = f' to=x<|message|><atem:function_calls><atem:invoke name="{name}"></atem:invoke>'
+        return [call.name for call in parse(text, TOOLS["muse_glimmer"], tools=tools).calls]
+
+    read = ToolSchemas([{"function": {"name": "read"}}])
+    assert names("read.read", read) == ["read"]
+    assert names("read.write", read) == ["read.write"]
+    assert names("read.read", ToolSchemas([{"function": {"name": "read.read"}}])) == ["read.read"]
+    assert names("read.read", ToolSchemas()) == ["read.read"]
+
+
+def test_gemmas_reasoning_may_lack_its_marker() -> None:
+    parsed = parse("thought\nhm<channel|>thought\n", TOOLS["gemma4"], REASONING["gemma4"])
+    assert (parsed.reasoning, parsed.content) == ("hm", "thought\n")
+
+
+def test_a_tokenizers_suffix_follows_the_formats_name() -> None:
+    tool_format, reasoning = find_tool_format("hy_v3:x"), find_reasoning_format("hy-v3:x")
+    assert tool_format is not None
+    text = "hm</think:x>" + render_calls(tool_format, [("f", '{"text": "a"}')])
+    assert "<tool_call:x>f<tool_sep:x>" in text
+    parsed = parse(text, tool_format, reasoning, prompt_tail="<think:x>", tools=SCHEMAS)
+    assert (parsed.reasoning, parsed.content) == ("hm", "")
+    assert [(call.name, call.arguments) for call in parsed.calls] == [("f", '{"text": "a"}')]
+    assert parse(text, TOOLS["hy_v3"]).calls == []
+    for name in ("hermes:x", "hy_v3:", ":x"):
+        with pytest.raises(UnknownFormatError):
+            find_tool_format(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        ("a", {"thinking": False}, ("", "a")),
+        ("a", {"thinking": True}, ("a", "")),
+        ("a", {}, ("a", "")),
+        ("<think>a</think>b", {"thinking": False}, ("a", "b")),
+        ("a</think>b", {"thinking": False, "prompt_tail": "<think>\n"}, ("a", "b")),
+        ("a", {"thinking": True, "prompt_tail": "</think>\n\n"}, ("", "a")),
+    ],
+)
+def test_reasoning_that_was_switched_off_is_not_expected(
+    text: str, options: dict[str, Any], expected: tuple[str, str]
+) -> None:
+    parsed = parse(text, None, REASONING["qwen3"], **options)
+    assert (parsed.reasoning, parsed.content) == expected
