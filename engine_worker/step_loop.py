@@ -4,6 +4,7 @@ import queue
 import time
 from collections.abc import Callable
 
+from engine_worker.cache_report import CacheReporter
 from engine_worker.credits import exceeds
 from engine_worker.engine import Engine, GatewayOutput
 from engine_worker.handler import (
@@ -21,8 +22,8 @@ from protocol.errors import ErrorCode, PenstockError
 from protocol.messages import Extend, Generate, OrphanUsageNoted, StepOutput
 from protocol.version import ORPHAN_USAGE_VERSION
 
-_MAX_SLEEP_S = 3600.0
-"""Deadlines may lie further away than a queue can wait for (`threading.TIMEOUT_MAX`)."""
+_MAX_SLEEP_S = 1.0
+"""So soon a gateway that came to an idle engine learns what is cached there."""
 
 
 class StepLoop:
@@ -51,6 +52,7 @@ class StepLoop:
         self._clock = clock
         self._isolation = Isolation(clock)
         self._orphans = OrphanBook(engine_id, clock)
+        self._cache_reporter = CacheReporter(engine, outlet, clock)
         self._is_stopping = False
 
     def run(self) -> None:
@@ -77,6 +79,7 @@ class StepLoop:
         for gateway_id, output in self._engine.step().items():
             self._send(gateway_id, output)
         self._report_orphans()
+        self._cache_reporter.report(is_idle=not self._engine.has_work())
         self._handler.publish(
             EngineStatus(
                 load=self._engine.load(),
@@ -90,11 +93,11 @@ class StepLoop:
     def _take_commands(self, *, block: bool) -> int:
         """Handle all that is in the inbox; how many items that were."""
         num_taken = 0
-        timeout_s: float | None = 0.0
+        timeout_s = 0.0
         if block and not self._engine.has_work():
             wakes = [self._engine.next_deadline(), self._orphans.next_due()]
             due = min((wake for wake in wakes if wake is not None), default=None)
-            timeout_s = None
+            timeout_s = _MAX_SLEEP_S
             if due is not None:
                 timeout_s = min(max(0.0, due - self._clock()), _MAX_SLEEP_S)
         try:
@@ -116,6 +119,7 @@ class StepLoop:
         elif isinstance(item, GatewayLost):
             self._engine.forget_gateway(item.gateway_id)
             self._isolation.forget_gateway(item.gateway_id)
+            self._cache_reporter.forget_gateway(item.gateway_id)
             self._orphans.on_gateway_lost(item.gateway_id)
         elif isinstance(item.command, Generate):
             if not item.is_abandoned:

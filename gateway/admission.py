@@ -173,6 +173,17 @@ class Admission:
             seat.engine.num_tokens += tokens - seat.tokens
             seat.tokens = tokens
 
+    def move(self, seat: Seat, engine: EngineHandle) -> None:
+        """Exchange a seat for one at another engine that can take its tokens."""
+        if seat.is_released or engine is seat.engine:
+            return
+        seat.engine.num_requests -= 1
+        seat.engine.num_tokens -= seat.tokens
+        seat.engine = engine
+        engine.num_requests += 1
+        engine.num_tokens += seat.tokens
+        self.pump(engine.offer.model)
+
     def release(self, seat: Seat) -> None:
         """Give a seat back; idempotent."""
         if seat.is_released:

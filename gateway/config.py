@@ -9,6 +9,7 @@ from protocol.endpoints import Endpoint, bind_endpoint, is_loopback
 from protocol.errors import ConfigurationError
 from protocol.settings import SettingsReader
 
+ROUTINGS = ("prefix", "load")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_MAX_BODY_BYTES = 10 * 1024 * 1024
 MAX_BODY_BYTES = MAX_MESSAGE_BYTES // 2
@@ -43,6 +44,8 @@ class GatewaySettings:
         tools: Whether models may be given tools, and tools of this server be run.
         tool_timeout_s: How long a tool of this server may run.
         max_tool_processes: Calls of tools of this server that run at a time.
+        routing: `prefix` prefers the engine that has a prompt's beginning cached, `load` looks at
+            the load alone.
         strict_fields: Refuse fields that no schema knows, instead of listing them.
     """
 
@@ -67,6 +70,7 @@ class GatewaySettings:
     auth_timeout_s: float = 5.0
     ping_interval_s: float = 15.0
     lease_slice_tokens: int = 1024
+    routing: str = "prefix"
     tools: bool = True
     tool_timeout_s: float = 30.0
     max_tool_processes: int = 4
@@ -129,6 +133,7 @@ class GatewaySettings:
             lease_slice_tokens=reader.int(
                 "PENSTOCK_LEASE_SLICE_TOKENS", cls.lease_slice_tokens, minimum=16, maximum=2**20
             ),
+            routing=reader.choice("PENSTOCK_ROUTING", cls.routing, ROUTINGS),
             tools=reader.bool("PENSTOCK_TOOLS", cls.tools),
             tool_timeout_s=reader.float(
                 "PENSTOCK_TOOL_TIMEOUT_S", cls.tool_timeout_s, minimum=0.1, maximum=86_400

@@ -203,6 +203,7 @@ class Generation:
         first, *others = self._choices
         for choice in others:
             self._spawn(self._launcher.launch(choice))
+        self._launcher.route(first, seat)
         first.start(seat, self._remaining_s())
 
     def _find_offer(self) -> EngineOffer:

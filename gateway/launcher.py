@@ -42,6 +42,8 @@ class Launcher:
     ) -> None:
         self._admission = services.admission
         self._engines = services.engines
+        self._metrics = services.metrics
+        self._routes_by_prefix = services.settings.routing == "prefix"
         self._quarantine = services.quarantine
         self._job = job
         self._request_id = request_id
@@ -104,10 +106,34 @@ class Launcher:
         """
         seat = await self._acquire(tokens_of(choice), is_extra=True)
         if self._can_go_on(choice, seat.engine):
+            self.route(choice, seat)
             choice.start(seat, self._remaining_s())
         else:
             self._admission.release(seat)
             await self._start_again(choice, is_patient=True)
+
+    def route(self, choice: EngineChoice, seat: Seat) -> None:
+        """Move a choice's seat to the engine that has most of its prompt computed already.
+
+        Args:
+            choice: Not started yet.
+            seat: Its own, for as many tokens as it may need.
+        """
+        block_hashes = choice.plan.prepared.block_hashes
+        if not self._routes_by_prefix or not block_hashes or seat.is_alone:
+            return
+        model = self._job.model
+        router = self._engines.prefixes
+        route = router.choose(
+            self._engines.engines(model),
+            seat.engine,
+            block_hashes,
+            seat.tokens,
+            lambda engine: self._can_go_on(choice, engine),
+        )
+        self._admission.move(seat, route.engine)
+        router.expect(route.engine, block_hashes)
+        self._metrics.routed_choices.labels(model, route.outcome).inc()
 
     async def relaunch(self, choice: EngineChoice, error: GatewayError) -> None:
         """Let a choice whose attempt failed go on at another engine, however long it takes.

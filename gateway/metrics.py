@@ -92,6 +92,12 @@ class Metrics:
             ("model", "kind"),
             registry=registry,
         )
+        self.routed_choices = Counter(
+            f"{prefix}_routed_choices",
+            "Choices by route: cached, overloaded (a longer prefix was passed over) or none.",
+            ("model", "outcome"),
+            registry=registry,
+        )
         self.malformed_calls = Counter(
             f"{prefix}_malformed_tool_calls",
             "Tool calls of models that broke their format.",

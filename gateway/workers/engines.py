@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError
+from gateway.routing import PrefixRouter
 from gateway.seats import EngineHandle
 from gateway.workers.wire import Wire
 from protocol.errors import ErrorCode
 from protocol.messages import (
     Abort,
+    CachedBlocks,
     Delta,
     Detokenize,
     Detokenized,
@@ -85,6 +87,7 @@ class EngineLink:
         on_change: Callable[[str], None],
         on_orphans: Callable[[OrphanUsage], None],
     ) -> None:
+        self.prefixes = PrefixRouter()
         self._on_orphans = on_orphans
         self._wire = wire
         self._on_change = on_change
@@ -235,6 +238,7 @@ class EngineLink:
         """An engine is dead: everything that it had ends here."""
         self._refused.discard(peer)
         handle = self._handles.pop(peer, None)
+        self.prefixes.forget(peer)
         if handle is not None:
             self._by_model[handle.offer.model].remove(handle)
         lost = WorkerLostError(
@@ -258,6 +262,8 @@ class EngineLink:
             question = self._questions.get(event.request_id)
             if question is not None and question.fits(peer, event):
                 question.answer.set_result(event)
+        elif isinstance(event, CachedBlocks):
+            self.prefixes.on_cached_blocks(peer, event)
         elif isinstance(event, OrphanUsage):
             self._on_orphans(event)
         elif isinstance(event, Failure):

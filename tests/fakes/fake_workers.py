@@ -160,6 +160,7 @@ class FakeEngine(FakeWorker[EngineCommand]):
         self.generate_failure: ErrorCode | None = None
         self.is_mute = is_mute
         self.answers_aborts = True
+        self.block_hashes: tuple[bytes, ...] = ()
         self.running = Load()
         self.offer = EngineOffer(
             model=model,
@@ -258,6 +259,7 @@ class FakeEngine(FakeWorker[EngineCommand]):
             Prepared(
                 request_id=prepare.request_id,
                 prompt_token_ids=prompt,
+                block_hashes=self.block_hashes,
                 max_output_tokens=self.offer.max_model_len - len(prompt),
                 prompt_tail="<|assistant|>",
                 template_time=7,

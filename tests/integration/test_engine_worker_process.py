@@ -21,6 +21,7 @@ from protocol.codec import engine_event_decoder
 from protocol.errors import ErrorCode
 from protocol.messages import (
     Abort,
+    CachedBlocks,
     EngineEvent,
     EngineOffer,
     Extend,
@@ -58,6 +59,7 @@ class EngineHouse:
     def __init__(self, cache_dir: Path, **environ: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="pst-"))
         self.events: queue.Queue[EngineEvent] = queue.Queue()
+        self.cached_blocks: set[bytes] = set()
         self.peer_events: queue.Queue[PeerEvent] = queue.Queue()
         self.peer: Peer | None = None
         self._loop = asyncio.new_event_loop()
@@ -69,7 +71,7 @@ class EngineHouse:
             endpoint,
             engine_event_decoder(),
             instance_id="gateway-test",
-            on_event=lambda peer, event: self.events.put(event),
+            on_event=self._on_event,
             on_peer=self.peer_events.put,
             heartbeat_interval_s=0.1,
         )
@@ -98,6 +100,14 @@ class EngineHouse:
             if event.kind == "ready":
                 self.peer = event.peer
                 return phases
+
+    def _on_event(self, _peer: Peer, event: EngineEvent) -> None:
+        # What is cached is reported whenever something was computed, between all else.
+        if isinstance(event, CachedBlocks):
+            self.cached_blocks.difference_update(event.removed)
+            self.cached_blocks.update(event.added)
+        else:
+            self.events.put(event)
 
     @property
     def offer(self) -> EngineOffer:
@@ -216,6 +226,26 @@ def test_a_prepared_chat_is_answered_the_same_alone_and_in_company(house: Engine
         house.send(generate(f"again-{index}", prompt))
     texts, _ = house.collect(3)
     assert {name.removeprefix("again-"): text for name, text in texts.items()} == alone
+
+
+def test_a_computed_prompt_is_found_again_and_reported_by_the_names_that_it_was_prepared_with(
+    house: EngineHouse,
+) -> None:
+    house.send(Prepare(request_id="p", kind="completion", prompt="word " * 80, deadline_s=60.0))
+    prepared = house.expect(Prepared)
+    assert prepared.block_hashes
+    num_cached = []
+    for name in ("cold", "warm"):
+        house.send(generate(name, prepared.prompt_token_ids))
+        _, ends = house.collect(1)
+        usage = ends[name].usage
+        assert usage is not None
+        num_cached.append(usage.cached_tokens)
+    num_full = (len(prepared.prompt_token_ids) - 1) // 32 * 32
+    assert num_cached == [0, num_full]
+    # The report follows the output of the last step.
+    house.prepare("Hello!")
+    assert set(prepared.block_hashes) <= house.cached_blocks
 
 
 def test_a_seeded_sample_is_repeated_by_its_seed(house: EngineHouse) -> None:
