@@ -11,6 +11,7 @@ from engine_worker.block_pool import BlockPool, ContentChanges
 from engine_worker.errors import RequestError
 from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.grammar.constraint import Constraint
+from engine_worker.metrics import EngineMetrics
 from engine_worker.output_text import OutputText
 from engine_worker.request import Request
 from engine_worker.scheduler import Schedule, ScheduledRow, Scheduler, SchedulerLimits
@@ -107,6 +108,7 @@ class Engine:
         prefix_cache: Whether requests of one tenant share the blocks of equal beginnings; if not,
             only the choices of one request do.
         grammars: Compiles what requests are constrained by; one of its own when None.
+        metrics: Told what happens; of its own when None.
         clock: Monotonic seconds, for deadlines and rates.
     """
 
@@ -119,6 +121,7 @@ class Engine:
         max_model_len: int,
         prefix_cache: bool = True,
         grammars: GrammarCompiler | None = None,
+        metrics: EngineMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
@@ -141,6 +144,7 @@ class Engine:
         self._streams: StreamTable[_Stream] = StreamTable()
         self._tombstones = Tombstones()
         self._outputs: dict[str, GatewayOutput] = {}
+        self._metrics = metrics or EngineMetrics(self.load)
         self._num_arrivals = 0
         self._tokens_per_s = 0.0
         self.num_steps = 0
@@ -219,6 +223,7 @@ class Engine:
             stream = self._make_stream(request, command, constraint)
             self._scheduler.add(request)
             self._streams.add(stream)
+            self._metrics.on_added(request, request.deadline - command.deadline_s)
         except RequestError as error:
             self.refuse(gateway_id, command, error.code, error.message, param=error.param)
             return
@@ -295,6 +300,7 @@ class Engine:
         for stream in self._streams.of_gateway(gateway_id):
             self._scheduler.finish(stream.request)
             self._streams.remove(stream)
+            self._metrics.forget(stream.request)
         self._outputs.pop(gateway_id, None)
         self._tombstones.forget_gateway(gateway_id)
 
@@ -311,12 +317,16 @@ class Engine:
         self._end_expired(started)
         schedule = self._scheduler.schedule()
         if schedule.rows:
+            scheduled = self._clock()
+            self._metrics.on_admitted(schedule.admitted, scheduled)
             result = self._run(schedule)
+            computed = self._clock()
             if result is None:
                 self._fail_step(schedule.rows)
             else:
                 num_sampled = self._take_result(schedule.rows, result)
                 self._measure(num_sampled, self._clock() - started)
+            self._count_step(schedule, result, started, scheduled, computed)
             self.num_steps += 1
         outputs, self._outputs = self._outputs, {}
         return outputs
@@ -514,6 +524,7 @@ class Engine:
         self._scheduler.finish(request)
         self._streams.remove(stream)
         self._tombstones.put_ended(request.key, request.attempt)
+        self._metrics.on_ended(request, end, self._clock())
         self._output(request.gateway_id).ends.append(end)
 
     def _end_expired(self, now: float) -> None:
@@ -534,6 +545,28 @@ class Engine:
             )
         self._scheduler.reset()
         self._runner.reset()
+
+    def _count_step(
+        self,
+        schedule: Schedule,
+        result: StepResult | None,
+        started: float,
+        scheduled: float,
+        computed: float,
+    ) -> None:
+        """Tell the metrics of a step, by the times at which its parts were done."""
+        now = self._clock()
+        phases = {
+            "schedule": scheduled - started,
+            "compute": computed - scheduled,
+            "output": now - computed,
+        }
+        requests = [row.request for row in schedule.rows]
+        self._metrics.on_step(requests, phases, now, has_failed=result is None)
+        self._metrics.on_totals(
+            num_preemptions=self._scheduler.num_preemptions,
+            num_compiles=self._runner.num_compiles,
+        )
 
     def _measure(self, num_sampled: int, duration_s: float) -> None:
         if duration_s > 0:

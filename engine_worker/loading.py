@@ -18,6 +18,7 @@ from engine_worker.engine import RESUME_VERSION, Engine
 from engine_worker.errors import KvMemoryError
 from engine_worker.format_detection import DetectedFormats, detect_formats
 from engine_worker.kv_cache import MEMORY_SHARE, choose_num_blocks, size_kv_blocks
+from engine_worker.metrics import EngineMetrics
 from engine_worker.models.decoder import DecoderGraph, declare
 from engine_worker.models.dtype import DtypeChoice, read_cpu_flags, resolve_dtype
 from engine_worker.models.hf_config import load_spec
@@ -58,7 +59,9 @@ class ServedModel:
     offer: EngineOffer
 
 
-def load_model(settings: ModelSettings, on_phase: PhaseCallback) -> ServedModel:
+def load_model(
+    settings: ModelSettings, on_phase: PhaseCallback, metrics: EngineMetrics | None = None
+) -> ServedModel:
     """Load a model and compile its programs.
 
     What is quick to check comes first, so that a folder that can't be served is refused at once.
@@ -66,6 +69,7 @@ def load_model(settings: ModelSettings, on_phase: PhaseCallback) -> ServedModel:
     Args:
         settings: Which model, and how.
         on_phase: Called in this thread, from `loading` to the end of `compiling`.
+        metrics: What the engine counts into; of its own when None.
 
     Raises:
         ModelLoadError: The folder can't be served; one line that says why.
@@ -105,6 +109,7 @@ def load_model(settings: ModelSettings, on_phase: PhaseCallback) -> ServedModel:
         vocab_size=spec.vocab_size,
         max_model_len=max_model_len,
         prefix_cache=settings.prefix_cache,
+        metrics=metrics,
     )
     return _assemble(settings, graph, dtype, tokenizer, template, runner, engine)
 

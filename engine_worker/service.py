@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from engine_worker.config import EngineSettings, ModelSettings
 from engine_worker.errors import ModelLoadError
 from engine_worker.handler import EngineHandler
+from engine_worker.metrics import EngineMetrics
 from engine_worker.step_loop import StepLoop
 from protocol import codec
 from protocol.endpoints import Endpoint
@@ -39,6 +40,7 @@ def run(
         The exit code: 0 after a drain, 1 when the model can't be served or the engine broke.
     """
     handler = EngineHandler()
+    metrics = EngineMetrics(handler.load)
     worker: Worker[EngineCommand] = Worker(
         role="engine",
         decoder=codec.engine_command_decoder(),
@@ -47,12 +49,13 @@ def run(
         security=security,
         settings=WorkerSettings(drain_timeout_s=settings.drain_timeout_s),
         build=build,
+        metrics=metrics.registry,
     )
     handler.connect(worker)
     worker.start()
     # The main thread stays free for signals; the engine's own thread loads, compiles and steps.
     thread = threading.Thread(
-        target=_serve, args=(settings.model, handler, worker), name="engine", daemon=True
+        target=_serve, args=(settings.model, handler, worker, metrics), name="engine", daemon=True
     )
     thread.start()
     exit_code = worker.wait()
@@ -60,12 +63,17 @@ def run(
     return exit_code
 
 
-def _serve(settings: ModelSettings, handler: EngineHandler, worker: Worker[EngineCommand]) -> None:
+def _serve(
+    settings: ModelSettings,
+    handler: EngineHandler,
+    worker: Worker[EngineCommand],
+    metrics: EngineMetrics,
+) -> None:
     try:
         # Imported here because jax takes a second, in which heartbeats already flow.
         from engine_worker.loading import load_model
 
-        served = load_model(settings, worker.set_phase)
+        served = load_model(settings, worker.set_phase, metrics)
         handler.serve(served.preparer, served.credit_policy, served.engine.grammars)
         worker.announce(served.offer)
         _log.info(
