@@ -1,24 +1,35 @@
 """Checks a Generate command field by field and makes the engine's own request of it."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine_worker.allowed_tokens import AllowedTokens
-from engine_worker.batch import RowSampling
+from engine_worker.batch import MAX_LOGIT_BIASES, RowSampling
 from engine_worker.errors import InvalidRequestError
 from engine_worker.grammar.constraint import Constraint
+from engine_worker.parameter_table import (
+    LOGIT_BIAS,
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_BAD_WORD_CHARACTERS,
+    MAX_BAD_WORDS,
+    MAX_INT32,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    NUMBER_RANGES,
+    WORDS,
+)
 from engine_worker.preparation import check_length, check_token_ids
 from engine_worker.request import Request
 from protocol.messages import Generate, SamplingParams
 
-MAX_STOP_STRINGS = 64
-MAX_STOP_CHARACTERS = 1024
-MAX_STOP_TOKEN_IDS = 32
 # Below it softmax is an argmax in float32 anyway; dividing by it would only overflow.
 _GREEDY_TEMPERATURE = 1e-5
 _SEED_MASK = (1 << 64) - 1
-# The device holds it in 32 bits; what doesn't fit would spoil the step of everybody else.
-_MAX_INT32 = (1 << 31) - 1
+
+EncodeWords = Callable[[Sequence[str]], list[tuple[int, ...]]]
+"""The token sequences that spell some words; raises InvalidRequestError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +51,7 @@ def accept(
     gateway_id: str,
     command: Generate,
     limits: AcceptanceLimits,
+    encode_words: EncodeWords,
     *,
     received_at: float,
     arrival: int,
@@ -50,6 +62,7 @@ def accept(
         gateway_id: Who wants it.
         command: What is wanted.
         limits: What it is checked against.
+        encode_words: Spells `bad_words`.
         arrival: Number of requests before it.
         received_at: On the engine's monotonic clock; the deadline counts from it.
 
@@ -82,35 +95,46 @@ def accept(
         eos_token_ids=eos_token_ids,
         stop_token_ids=stop_token_ids,
         allowed_tokens=_allowed_tokens(
-            sampling, limits.vocab_size, ending_token_ids=eos_token_ids | stop_token_ids
+            sampling, limits, encode_words, eos_token_ids | stop_token_ids
         ),
     )
 
 
 def _allowed_tokens(
-    sampling: SamplingParams, vocab_size: int, *, ending_token_ids: frozenset[int]
+    sampling: SamplingParams,
+    limits: AcceptanceLimits,
+    encode_words: EncodeWords,
+    ending_token_ids: frozenset[int],
 ) -> AllowedTokens | None:
     """What the request forbids; None when that is nothing."""
-    if not sampling.min_tokens:
+    if not (sampling.min_tokens or sampling.bad_words or sampling.allowed_token_ids):
         return None
+    try:
+        sequences = encode_words(sampling.bad_words) if sampling.bad_words else []
+    except InvalidRequestError as error:
+        raise InvalidRequestError(error.message, param="bad_words") from error
     return AllowedTokens(
-        vocab_size, ending_token_ids=ending_token_ids, min_tokens=sampling.min_tokens
+        limits.vocab_size,
+        allowed_token_ids=sampling.allowed_token_ids,
+        forbidden_sequences=sequences,
+        ending_token_ids=ending_token_ids,
+        min_tokens=sampling.min_tokens,
     )
 
 
 def _check_command(command: Generate, limits: AcceptanceLimits) -> None:
+    check_sampling(command.sampling, limits.vocab_size)
     if command.grammar is not None:
         _check_beside_grammar(command.sampling)
     if not command.prompt_token_ids:
         raise InvalidRequestError("The prompt is empty.", param="prompt")
     check_token_ids(command.prompt_token_ids, limits.vocab_size)
     check_token_ids(command.output_token_ids, limits.vocab_size)
-    check_sampling(command.sampling, limits.vocab_size)
     check_length(len(command.prompt_token_ids), None, limits.max_model_len, "prompt")
     if not math.isfinite(command.deadline_s):
         raise InvalidRequestError("'deadline_s' must be a finite number.", param="deadline_s")
-    if not 0 <= command.choice <= _MAX_INT32:
-        raise InvalidRequestError(f"'choice' must be 0 to {_MAX_INT32}.", param="choice")
+    if not 0 <= command.choice <= MAX_INT32:
+        raise InvalidRequestError(f"'choice' must be 0 to {MAX_INT32}.", param="choice")
 
 
 def check_first_token(request: Request, constraint: Constraint) -> None:
@@ -144,66 +168,66 @@ def _check_beside_grammar(sampling: SamplingParams) -> None:
 
 
 def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
-    """Refuse sampling parameters that have no meaning.
+    """Refuse sampling parameters that `parameter_table` doesn't allow.
 
     Raises:
-        RequestError: The first field that is wrong.
+        InvalidRequestError: The first field that is wrong.
     """
-    _check("temperature", sampling.temperature >= 0, "0 or more", sampling.temperature)
-    _check("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1", sampling.top_p)
-    _check("min_p", 0 <= sampling.min_p <= 1, "between 0 and 1", sampling.min_p)
-    _check("top_k", sampling.top_k >= 0, "0 (off) or more", sampling.top_k)
-    _check("presence_penalty", True, "a number", sampling.presence_penalty)
-    _check("frequency_penalty", True, "a number", sampling.frequency_penalty)
-    _check(
-        "repetition_penalty",
-        sampling.repetition_penalty > 0,
-        "above 0",
-        sampling.repetition_penalty,
-    )
-    max_tokens = sampling.max_tokens
-    if max_tokens is not None:
-        _check("max_tokens", max_tokens >= 1, "1 or more", max_tokens)
-    _check("min_tokens", sampling.min_tokens >= 0, "0 or more", sampling.min_tokens)
-    if max_tokens is not None and sampling.min_tokens > max_tokens:
+    for name, bounds in NUMBER_RANGES.items():
+        value = getattr(sampling, name)
+        if value is not None and not bounds.holds(value):
+            raise InvalidRequestError(f"'{name}' must be {bounds}, not {value}.", param=name)
+    if sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens:
         raise InvalidRequestError(
-            f"'min_tokens' ({sampling.min_tokens}) is above 'max_tokens' ({max_tokens}).",
+            f"'min_tokens' ({sampling.min_tokens}) is above 'max_tokens' ({sampling.max_tokens}).",
             param="min_tokens",
         )
-    if not all(sampling.stop):
-        raise InvalidRequestError("A stop string can't be empty.", param="stop")
-    if len(sampling.stop) > MAX_STOP_STRINGS:
-        raise InvalidRequestError(
-            f"There are {len(sampling.stop)} stop strings; at most {MAX_STOP_STRINGS} work.",
-            param="stop",
-        )
-    if any(len(text) > MAX_STOP_CHARACTERS for text in sampling.stop):
-        raise InvalidRequestError(
-            f"A stop string is longer than {MAX_STOP_CHARACTERS} characters.", param="stop"
-        )
-    if len(sampling.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-        raise InvalidRequestError(
-            f"There are more than {MAX_STOP_TOKEN_IDS} stop token ids.", param="stop_token_ids"
-        )
-    for token_id in sampling.stop_token_ids:
-        _check(
-            "stop_token_ids",
-            0 <= token_id < vocab_size,
-            f"between 0 and {vocab_size - 1}",
-            token_id,
+    _check_texts("stop", sampling.stop, MAX_STOP_STRINGS, MAX_STOP_CHARACTERS)
+    _check_texts("bad_words", sampling.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_CHARACTERS)
+    _check_ids("stop_token_ids", sampling.stop_token_ids, MAX_STOP_TOKEN_IDS, vocab_size)
+    biased = [token_id for token_id, _ in sampling.logit_bias]
+    _check_ids("logit_bias", biased, MAX_LOGIT_BIASES, vocab_size)
+    if len(set(biased)) < len(biased):
+        raise InvalidRequestError("'logit_bias' names a token id twice.", param="logit_bias")
+    for token_id, bias in sampling.logit_bias:
+        if not LOGIT_BIAS.holds(bias):
+            raise InvalidRequestError(
+                f"'logit_bias' of token {token_id} must be {LOGIT_BIAS}, not {bias}.",
+                param="logit_bias",
+            )
+    if sampling.allowed_token_ids is not None:
+        if not sampling.allowed_token_ids:
+            raise _refused("allowed_token_ids")
+        _check_ids(
+            "allowed_token_ids", sampling.allowed_token_ids, MAX_ALLOWED_TOKEN_IDS, vocab_size
         )
 
 
-def _check(name: str, holds: bool, rule: str, value: float) -> None:
-    if not (math.isfinite(value) and holds):
-        raise InvalidRequestError(f"'{name}' must be {rule}, not {value}.", param=name)
+def _check_texts(name: str, texts: Sequence[str], max_num: int, max_characters: int) -> None:
+    if len(texts) > max_num or not all(0 < len(text) <= max_characters for text in texts):
+        raise _refused(name)
+
+
+def _check_ids(name: str, token_ids: Sequence[int], max_num: int, vocab_size: int) -> None:
+    if len(token_ids) > max_num:
+        raise _refused(name)
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+        raise InvalidRequestError(
+            f"'{name}' has the token id {wrong}, but this model's ids are 0 to {vocab_size - 1}.",
+            param=name,
+        )
+
+
+def _refused(name: str) -> InvalidRequestError:
+    return InvalidRequestError(f"'{name}' must be {WORDS[name]}.", param=name)
 
 
 def _row_sampling(sampling: SamplingParams, choice: int) -> RowSampling:
     greedy = sampling.temperature < _GREEDY_TEMPERATURE
     return RowSampling(
         temperature=0.0 if greedy else sampling.temperature,
-        top_k=min(sampling.top_k, _MAX_INT32),  # more than any vocabulary: keeps all
+        top_k=sampling.top_k,
         top_p=sampling.top_p,
         min_p=sampling.min_p,
         presence_penalty=sampling.presence_penalty,
@@ -211,4 +235,7 @@ def _row_sampling(sampling: SamplingParams, choice: int) -> RowSampling:
         repetition_penalty=sampling.repetition_penalty,
         seed=sampling.seed & _SEED_MASK,
         choice=choice,
+        logit_bias=sampling.logit_bias,
+        num_logprobs=sampling.logprobs,
+        num_prompt_logprobs=sampling.prompt_logprobs,
     )

@@ -31,6 +31,8 @@ class AllowedTokens:
         self._last_tokens: dict[int, list[tuple[tuple[int, ...], int]]] = {}
         always: set[int] = set()
         for *beginning, last in forbidden_sequences:
+            if max(beginning, default=0) >= vocab_size or last >= vocab_size:
+                continue  # a tokenizer may know tokens that the model doesn't; they never come
             if beginning:
                 entry = (tuple(beginning), last)
                 self._last_tokens.setdefault(beginning[-1], []).append(entry)
@@ -40,7 +42,8 @@ class AllowedTokens:
         if allowed_token_ids is not None:
             self._usual = allow_only(allowed_token_ids, vocab_size)
         self._usual = self._without(self._usual, always)
-        self._early = self._without(self._usual, ending_token_ids if min_tokens else ())
+        ending = {token_id for token_id in ending_token_ids if token_id < vocab_size}
+        self._early = self._without(self._usual, ending if min_tokens else ())
 
     def mask(self, output_token_ids: Sequence[int]) -> MaskWords | None:
         """The mask of the next token, not to be changed; None allows all tokens."""

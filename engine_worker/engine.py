@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from engine_worker.acceptance import AcceptanceLimits, accept, check_first_token
-from engine_worker.batch import ModelRunner, RowWork, StepBatch, StepResult
+from engine_worker.batch import ModelRunner, RowWork, StepBatch, StepResult, TokenScores
 from engine_worker.block_pool import BlockPool, ContentChanges
 from engine_worker.errors import RequestError
 from engine_worker.grammar.compiler import GrammarCompiler
@@ -17,6 +17,7 @@ from engine_worker.request import Request
 from engine_worker.scheduler import Schedule, ScheduledRow, Scheduler, SchedulerLimits
 from engine_worker.stopping import Stop, StopStrings
 from engine_worker.stream_table import StreamTable
+from engine_worker.token_logprobs import describe, prompt_tokens_to_score, take_prompt_scores
 from engine_worker.tokenizer import Tokenizer
 from engine_worker.tombstones import StreamKey, Tombstones
 from protocol.errors import ErrorCode
@@ -63,6 +64,7 @@ class _Stream:
         constraint: The grammar that the output follows, if any.
         stop: Why the output ends, once it does.
         untold: Tokens that no delta held yet, each with the length of the text after it.
+        untold_scores: Of the tokens that were sampled, in their order, if they are wanted.
     """
 
     request: Request
@@ -71,6 +73,7 @@ class _Stream:
     constraint: Constraint | None = None
     stop: Stop | None = None
     untold: list[tuple[int, int]] = field(default_factory=list)
+    untold_scores: list[TokenScores] = field(default_factory=list)
 
     def append(self, token_id: int) -> None:
         """Take the output's next token; `stop` is set when the output ends with it."""
@@ -213,6 +216,7 @@ class Engine:
                 gateway_id,
                 command,
                 self._limits,
+                self._tokenizer.word_sequences,
                 received_at=self._clock() if received_at is None else received_at,
                 arrival=self._num_arrivals,
             )
@@ -416,24 +420,28 @@ class Engine:
         token_ids = result.token_ids.tolist()
         has_nan = result.has_nan.tolist()
         for index, (row, token_id, is_nan) in enumerate(zip(rows, token_ids, has_nan, strict=True)):
-            samples = row.samples
+            samples, start = row.samples, row.request.num_computed_tokens
             stream = self._streams[row.request.key]
             if is_nan:
                 self._scheduler.distrust(row.request)
                 self._fail(stream, ErrorCode.INTERNAL_ERROR, "The model computed no number (NaN).")
                 continue
             self._scheduler.advance(row)
+            if index in result.prompt_logprobs:
+                self._tell_prompt_scores(stream, start, result.prompt_logprobs[index])
             if index in result.without_choice:
                 self._end_without_choice(stream)
             elif samples:
                 num_sampled += 1
-                self._take_token(stream, token_id)
+                self._take_token(stream, token_id, result.logprobs.get(index))
         return num_sampled
 
-    def _take_token(self, stream: _Stream, token_id: int) -> None:
+    def _take_token(self, stream: _Stream, token_id: int, scores: TokenScores | None) -> None:
         """Append a sampled token and tell what follows from it; a bug there ends only its row."""
         try:
             stream.append(token_id)
+            if scores is not None:
+                stream.untold_scores.append(scores)
             self._go_on(stream)
         except Exception:  # noqa: BLE001 - whatever one text does to its tokenizer, others go on
             _log.exception("request %s: its output could not be read", stream.request.request_id)
@@ -468,10 +476,11 @@ class Engine:
             self._fail(stream, ErrorCode.INVALID_REQUEST, _NOTHING_ALLOWED)
 
     def _tell(self, stream: _Stream) -> None:
-        """Add a delta with the new text, and the new tokens if they are wanted."""
+        """Add a delta with the new text, and the new tokens and their scores if wanted."""
         text = stream.text.take()
         untold, stream.untold = stream.untold, []
-        if not text and not (stream.want_token_ids and untold):
+        scores, stream.untold_scores = stream.untold_scores, []
+        if not (text or scores or (stream.want_token_ids and untold)):
             return
         request = stream.request
         told = untold if stream.want_token_ids else []
@@ -483,6 +492,23 @@ class Engine:
                 text=text,
                 token_ids=tuple(token_id for token_id, _ in told),
                 token_ends=tuple(end for _, end in told),
+                logprobs=tuple(describe(each, self._tokenizer) for each in scores),
+            )
+        )
+
+    def _tell_prompt_scores(
+        self, stream: _Stream, start: int, scores: Sequence[TokenScores]
+    ) -> None:
+        request = stream.request
+        self._output(request.gateway_id).deltas.append(
+            Delta(
+                request_id=request.request_id,
+                choice=request.choice,
+                attempt=request.attempt,
+                prompt_logprobs=tuple(
+                    describe(each, self._tokenizer)
+                    for each in take_prompt_scores(request, start, scores)
+                ),
             )
         )
 
@@ -594,6 +620,7 @@ def _row_work(row: ScheduledRow) -> RowWork:
         sampling=request.sampling,
         allowed_mask=request.allowed_mask() if row.samples else None,
         pending_mask=request.pending_mask if row.samples else None,
+        scored_token_ids=prompt_tokens_to_score(request, row.num_tokens),
     )
 
 

@@ -19,6 +19,7 @@ from protocol.errors import ErrorCode, PenstockError
 from protocol.messages import (
     Abort,
     Credits,
+    Detokenize,
     EngineCommand,
     Extend,
     Failure,
@@ -139,7 +140,7 @@ class EngineHandler:
 
     def on_command(self, gateway_id: str, command: EngineCommand) -> None:
         """Queue a command; see `WorkerHandler`."""
-        if isinstance(command, Prepare):
+        if isinstance(command, Prepare | Detokenize):
             self._take_prepare(gateway_id, command)
         elif isinstance(command, Generate) and (self._preparer is None or self.is_draining):
             self._send(gateway_id, self._unavailable(command))
@@ -220,7 +221,7 @@ class EngineHandler:
             )
         )
 
-    def _take_prepare(self, gateway_id: str, command: Prepare) -> None:
+    def _take_prepare(self, gateway_id: str, command: Prepare | Detokenize) -> None:
         preparer = self._preparer
         if preparer is None or self.is_draining:
             self._send(gateway_id, self._unavailable(command))
@@ -243,14 +244,21 @@ class EngineHandler:
         self._pool.submit(self._prepare, preparer, gateway_id, command, deadline)
 
     def _prepare(
-        self, preparer: PromptPreparer, gateway_id: str, command: Prepare, deadline: float
+        self,
+        preparer: PromptPreparer,
+        gateway_id: str,
+        command: Prepare | Detokenize,
+        deadline: float,
     ) -> None:
         """Runs in the pool: exactly one answer, whatever happens."""
         answer: Message
         try:
             if self._clock() >= deadline:
                 raise DeadlineError("The request's time ran out before its prompt was tokenised.")
-            answer = preparer.prepare(command)
+            if isinstance(command, Detokenize):
+                answer = preparer.detokenize(command)
+            else:
+                answer = preparer.prepare(command)
         except PenstockError as error:
             answer = Failure(
                 request_id=command.request_id,
@@ -269,7 +277,7 @@ class EngineHandler:
         with self._lock:
             self._num_prepares -= 1
 
-    def _unavailable(self, command: Prepare | Generate) -> Failure:
+    def _unavailable(self, command: Prepare | Detokenize | Generate) -> Failure:
         return Failure(
             request_id=command.request_id,
             choice=command.choice if isinstance(command, Generate) else -1,

@@ -10,6 +10,7 @@ import jax
 import psutil
 from jax.typing import DTypeLike
 
+from engine_worker.batch import MAX_LOGPROBS
 from engine_worker.chat_template import ChatTemplate
 from engine_worker.compile_cache import prepare_backend
 from engine_worker.config import ModelSettings
@@ -151,6 +152,7 @@ def _assemble(
         reasoning_format=formats.reasoning_format,
         format_evidence=formats.evidence,
         vocab_size=spec.vocab_size,
+        max_logprobs=MAX_LOGPROBS,
         block_size=runner.block_size,
         num_parameters=graph.num_parameters,
         capabilities=_capabilities(template, formats),

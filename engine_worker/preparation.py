@@ -1,4 +1,4 @@
-"""Answers Prepare: renders the template, tokenises, checks the length, hashes the blocks."""
+"""Answers Prepare and Detokenize: templates, tokens and text, lengths, hashes of blocks."""
 
 import time
 from collections.abc import Callable
@@ -7,13 +7,15 @@ from engine_worker.block_hashes import block_hashes
 from engine_worker.chat_messages import parse_json, parse_messages, parse_tools
 from engine_worker.chat_template import ChatTemplate
 from engine_worker.errors import ContextLengthError, InvalidRequestError
+from engine_worker.parameter_table import MAX_INT32
 from engine_worker.tokenizer import Tokenizer
-from protocol.messages import Prepare, Prepared
+from protocol.messages import Detokenize, Detokenized, Prepare, Prepared
 
 # Enough for a parser to see whether the template opened a reasoning block.
 _NUM_TAIL_CHARACTERS = 256
 # Text normalisation may shorten a text a little before it becomes tokens; never by this factor.
 _MAX_NORMALISATION_FACTOR = 4
+_KEEP_WHAT_FITS = -1
 
 
 class PromptPreparer:
@@ -52,31 +54,22 @@ class PromptPreparer:
             RequestError: The prompt is wrong or too long, or the template refuses it.
         """
         template_time = 0
-        is_chat = command.messages_json is not None
-        if is_chat:
+        if command.messages_json is not None:
             template_time = command.template_time or int(self._now())
-            text = self._render(command, template_time)
-            token_ids = self._encode(text, add_special_tokens=False, command=command)
-        elif command.prompt_token_ids is not None:
-            token_ids = list(command.prompt_token_ids)
-            check_token_ids(token_ids, self._vocab_size)
-            text = self._tokenizer.decode(token_ids[-_NUM_TAIL_CHARACTERS:])
-        elif command.prompt is not None:
-            text = command.prompt
-            token_ids = self._encode(
-                text, add_special_tokens=command.add_special_tokens, command=command
-            )
-        else:
-            raise InvalidRequestError(
-                "There is nothing to prepare: the request has neither messages nor a prompt.",
-                param="messages" if command.kind == "chat" else "prompt",
-            )
+        text, token_ids = self._tokenise(command, template_time)
         if not token_ids:
             raise InvalidRequestError("The prompt is empty.", param=_prompt_param(command))
+        kept = self._truncate(token_ids, command)
+        if kept is not token_ids:
+            token_ids = kept
+            text = self._tokenizer.decode(kept, skip_special_tokens=command.prompt is not None)
         if command.kind != "count":
             check_length(
                 len(token_ids), command.max_tokens, self._max_model_len, _prompt_param(command)
             )
+        tokens: tuple[str, ...] = ()
+        if command.return_tokens:
+            tokens = tuple(map(self._tokenizer.token_text, token_ids))
         return Prepared(
             request_id=command.request_id,
             prompt_token_ids=tuple(token_ids),
@@ -84,7 +77,53 @@ class PromptPreparer:
             prompt_tail=text[-_NUM_TAIL_CHARACTERS:],
             template_time=template_time,
             max_output_tokens=max(0, self._max_model_len - len(token_ids)),
+            tokens=tokens,
+            prompt_text=text if command.kind == "completion" else "",
         )
+
+    def detokenize(self, command: Detokenize) -> Detokenized:
+        """The text of token ids, special tokens included.
+
+        Raises:
+            InvalidRequestError: An id that the model doesn't have.
+        """
+        check_token_ids(command.token_ids, self._vocab_size, param="tokens")
+        text = self._tokenizer.decode(command.token_ids)
+        return Detokenized(request_id=command.request_id, text=text)
+
+    def _tokenise(self, command: Prepare, template_time: int) -> tuple[str, list[int]]:
+        """The text of the prompt and its tokens."""
+        if command.messages_json is not None:
+            text = self._render(command, template_time)
+            return text, self._encode(text, add_special_tokens=False, command=command)
+        if command.prompt_token_ids is not None:
+            token_ids = list(command.prompt_token_ids)
+            check_token_ids(token_ids, self._vocab_size)
+            return self._tokenizer.decode(token_ids), token_ids
+        if command.prompt is not None:
+            token_ids = self._encode(
+                command.prompt, add_special_tokens=command.add_special_tokens, command=command
+            )
+            return command.prompt, token_ids
+        raise InvalidRequestError(
+            "There is nothing to prepare: the request has neither messages nor a prompt.",
+            param="messages" if command.kind == "chat" else "prompt",
+        )
+
+    def _truncate(self, token_ids: list[int], command: Prepare) -> list[int]:
+        """The last tokens, as many as are wanted; the same list when nothing is left out."""
+        num_kept = command.truncate_prompt_tokens
+        if num_kept is None:
+            return token_ids
+        if num_kept != _KEEP_WHAT_FITS and not 1 <= num_kept <= MAX_INT32:
+            raise InvalidRequestError(
+                f"'truncate_prompt_tokens' must be -1 or 1 ≤ x ≤ {MAX_INT32}, not {num_kept}.",
+                param="truncate_prompt_tokens",
+            )
+        if num_kept == _KEEP_WHAT_FITS:
+            # When the output alone is too long, the check of the length says so.
+            num_kept = max(1, self._max_model_len - (command.max_tokens or 1))
+        return token_ids[-num_kept:] if len(token_ids) > num_kept else token_ids
 
     def _render(self, command: Prepare, template_time: int) -> str:
         assert command.messages_json is not None
@@ -105,7 +144,7 @@ class PromptPreparer:
         )
 
     def _encode(self, text: str, *, add_special_tokens: bool, command: Prepare) -> list[int]:
-        if command.kind != "count":
+        if command.kind != "count" and command.truncate_prompt_tokens is None:
             # A hopeless prompt is refused by its length, before minutes are spent on its tokens.
             per_token = self._tokenizer.max_token_characters * _MAX_NORMALISATION_FACTOR
             least = -(-len(text) // per_token)
@@ -122,8 +161,10 @@ class PromptPreparer:
         return token_ids
 
 
-def check_token_ids(token_ids: list[int] | tuple[int, ...], vocab_size: int) -> None:
-    """Refuse ids that the model doesn't have.
+def check_token_ids(
+    token_ids: list[int] | tuple[int, ...], vocab_size: int, *, param: str = "prompt"
+) -> None:
+    """Refuse ids that the model doesn't have; `param` is the field that held them.
 
     Raises:
         InvalidRequestError: Names the first such id.
@@ -131,8 +172,8 @@ def check_token_ids(token_ids: list[int] | tuple[int, ...], vocab_size: int) -> 
     if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
         wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
         raise InvalidRequestError(
-            f"The prompt has the token id {wrong}, but this model's ids are 0 to {vocab_size - 1}.",
-            param="prompt",
+            f"There is a token id {wrong}, but this model's ids are 0 to {vocab_size - 1}.",
+            param=param,
         )
 
 

@@ -40,6 +40,8 @@ class Request:
         num_computed_tokens: Tokens, from the first of the prompt, whose keys and values are in
             the cache. In decode it is one less than `num_tokens`.
         num_resumed_tokens: Of `output_token_ids`, how many an earlier attempt had sampled.
+        num_scored_tokens: Of the prompt from its second token on, how many log probabilities were
+            told.
         block_ids: KV blocks in order of position.
         slot: Device row, None while it doesn't run.
         block_hashes: Names of its first full blocks, as far as the prefix cache asked for them.
@@ -71,6 +73,7 @@ class Request:
     output_token_ids: list[int] = field(default_factory=list)
     num_resumed_tokens: int = 0
     num_computed_tokens: int = 0
+    num_scored_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)
     slot: int | None = None
     block_hashes: list[bytes] = field(default_factory=list)

@@ -87,21 +87,60 @@ class Tokenizer:
         Raises:
             InvalidRequestError: The text holds lone surrogates, which no UTF-8 can spell.
         """
+        token_ids: list[int] = self._encode_batch([text], add_special_tokens=add_special_tokens)[
+            0
+        ].ids
+        return token_ids
+
+    def _encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Any]:
         try:
-            text.encode()
+            for text in texts:
+                text.encode()
         except UnicodeEncodeError as error:
             raise InvalidRequestError(
                 "The text holds a lone surrogate, which is no valid Unicode character."
             ) from error
         # The batch form releases the GIL while it works, the single form does not.
-        encodings = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        token_ids: list[int] = encodings[0].ids
-        return token_ids
+        encodings: list[Any] = self._backend.encode_batch_fast(
+            list(texts), add_special_tokens=add_special_tokens
+        )
+        return encodings
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of a whole sequence, exactly as the tokenizer's decoder has it."""
         text: str = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
+
+    def word_sequences(self, words: Sequence[str]) -> list[tuple[int, ...]]:
+        """The token sequences that spell some words, with and without a space before them.
+
+        Args:
+            words: Non-empty texts; spaces at their beginnings make no difference.
+
+        Returns:
+            Each sequence once.
+
+        Raises:
+            InvalidRequestError: A text holds lone surrogates.
+        """
+        texts: list[str] = []
+        for word in words:
+            stripped = word.lstrip(" ")
+            texts.extend((stripped, f" {stripped}") if stripped else (word,))
+        sequences = (
+            tuple(encoding.ids) for encoding in self._encode_batch(texts, add_special_tokens=False)
+        )
+        return list(dict.fromkeys(sequence for sequence in sequences if sequence))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token stands for by itself; none for ids without a token."""
+        if self._token_bytes is None:
+            return self.decode([token_id]).encode()
+        return self._token_bytes[token_id]
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token by itself; U+FFFD where its bytes are a part of a character."""
+        return self.token_bytes(token_id).decode(errors="replace")
 
     def detokenizer(
         self,

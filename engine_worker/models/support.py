@@ -15,6 +15,7 @@ from engine_worker.models.spec import (
     RopeKind,
     RopeSpec,
 )
+from engine_worker.sampling.filters import MAX_VOCAB_SIZE
 
 SUPPORTED_ROPE_KINDS = (RopeKind.DEFAULT, RopeKind.LINEAR, RopeKind.LLAMA3, RopeKind.YARN)
 
@@ -42,6 +43,8 @@ def _unsupported(spec: DecoderSpec) -> Iterator[str]:
         value = getattr(spec, name)
         if value != 1.0:
             yield f"{name.replace('_', ' ')} {value}"
+    if spec.vocab_size > MAX_VOCAB_SIZE:
+        yield f"vocabulary of {spec.vocab_size} tokens (at most {MAX_VOCAB_SIZE})"
     if spec.final_softcap is not None:
         yield f"logit softcap {spec.final_softcap}"
     for layer in spec.layers:

@@ -16,6 +16,8 @@ from jax import lax
 from engine_worker.sampling.floats import exp, from_rank, to_rank
 from engine_worker.sampling.params import SamplingRows
 
+MAX_VOCAB_SIZE: Final = 1 << 19
+"""Sums of so many parts of masses still fit 32 bits."""
 NUM_CANDIDATES: Final = 256
 _WEIGHT_ONE: Final = 1 << 24
 _PART_BITS: Final = 12
@@ -29,7 +31,7 @@ def lowest_allowed(scores: jax.Array, rows: SamplingRows) -> jax.Array:
 
     Args:
         scores: [R, V] float32, logits over temperature; minus infinity for masked tokens;
-            V at most 2**18.
+            V at most `MAX_VOCAB_SIZE`.
         rows: The filters.
 
     Returns:

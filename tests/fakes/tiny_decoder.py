@@ -28,11 +28,13 @@ def tiny_attention(window: int | None = None, softcap: float | None = None) -> A
     )
 
 
-def tiny_spec(windows: Sequence[int | None] = (None, 20)) -> DecoderSpec:
+def tiny_spec(
+    windows: Sequence[int | None] = (None, 20), vocab_size: int = VOCAB_SIZE
+) -> DecoderSpec:
     """A layer for each window."""
     return DecoderSpec(
         architecture="LlamaForCausalLM",
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         hidden_size=32,
         layers=tuple(LayerSpec(tiny_attention(window), MlpSpec(48)) for window in windows),
         max_position_embeddings=512,

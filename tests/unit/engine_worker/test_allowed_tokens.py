@@ -77,3 +77,14 @@ def test_a_mask_that_was_given_out_is_not_changed_by_the_next_one() -> None:
     assert before is not None
     tokens.mask([1])
     assert is_allowed(before, 2)
+
+
+def test_tokens_that_the_model_does_not_have_change_nothing() -> None:
+    tokens = AllowedTokens(
+        VOCAB_SIZE,
+        forbidden_sequences=[(VOCAB_SIZE + 500,), (1, VOCAB_SIZE), (VOCAB_SIZE, 2)],
+        ending_token_ids=frozenset({3, VOCAB_SIZE + 500}),
+        min_tokens=1,
+    )
+    assert allowed(tokens) == without(3)
+    assert tokens.mask([1]) is None

@@ -15,6 +15,8 @@ from protocol.errors import ErrorCode
 from protocol.messages import (
     Abort,
     Credits,
+    Detokenize,
+    Detokenized,
     Failure,
     Finished,
     Generate,
@@ -119,6 +121,18 @@ def generate(request_id: str = "r", **changes: Any) -> Generate:
 def prepare(**changes: Any) -> Prepare:
     options = {"kind": "completion", "prompt": "abc", "deadline_s": 1.0, **changes}
     return Prepare(request_id="p", **options)
+
+
+def test_token_ids_are_turned_into_text_beside_the_step_loop() -> None:
+    house = House()
+    command = Detokenize(request_id="d", token_ids=(104, 105), deadline_s=5.0)
+    house.handler.on_command("g", command)
+    house.serve()
+    house.handler.on_command("g", command)
+    sent = [message for _, message in house.outlet.wait_for(2)]
+    assert isinstance(sent[0], Failure)
+    assert sent[0].code is ErrorCode.WORKER_UNAVAILABLE
+    assert sent[1] == Detokenized(request_id="d", text="hi")
 
 
 def test_one_step_output_per_step_and_gateway_holds_all_its_requests() -> None:

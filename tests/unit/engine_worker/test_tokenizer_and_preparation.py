@@ -18,7 +18,7 @@ from engine_worker.errors import (
 from engine_worker.format_detection import DetectedFormats, detect_formats
 from engine_worker.preparation import PromptPreparer
 from engine_worker.tokenizer import Tokenizer
-from protocol.messages import Prepare
+from protocol.messages import Detokenize, Detokenized, Prepare
 from tests.fakes.tiny_tokenizers import CHATML, byte_level_tokenizer
 
 
@@ -68,6 +68,82 @@ def test_a_completion_prompt_is_text_or_token_ids() -> None:
     )
     assert by_text.prompt_token_ids == by_ids.prompt_token_ids == (97, 98, 99)
     assert by_text.prompt_tail == by_ids.prompt_tail == "abc"
+
+
+def completion(**changes: Any) -> Prepare:
+    return prepare_chat(**{"kind": "completion", "messages_json": None, **changes})
+
+
+@pytest.mark.parametrize(
+    ("num_kept", "max_tokens", "expected"),
+    [(3, None, "hij"), (100, None, "abcdefghij"), (10, 2, "abcdefghij"), (-1, 44, "efghij")],
+)
+def test_a_truncated_prompt_keeps_its_last_tokens(
+    num_kept: int, max_tokens: int | None, expected: str
+) -> None:
+    command = completion(
+        prompt="abcdefghij", truncate_prompt_tokens=num_kept, max_tokens=max_tokens
+    )
+    prepared = make_preparer().prepare(command)
+    assert bytes(prepared.prompt_token_ids).decode() == expected
+    assert prepared.prompt_text == prepared.prompt_tail == expected
+    assert prepared.max_output_tokens == 50 - len(expected)
+
+
+def test_a_prompt_beyond_the_context_fits_once_it_is_truncated() -> None:
+    long = "x" * 5000
+    prepared = make_preparer().prepare(completion(prompt=long, truncate_prompt_tokens=-1))
+    assert len(prepared.prompt_token_ids) == 49
+    chat = prepare_chat(long, truncate_prompt_tokens=20)
+    assert len(make_preparer().prepare(chat).prompt_token_ids) == 20
+    with pytest.raises(ContextLengthError):
+        make_preparer().prepare(completion(prompt=long, truncate_prompt_tokens=51))
+    with pytest.raises(ContextLengthError):
+        make_preparer().prepare(completion(prompt=long, truncate_prompt_tokens=-1, max_tokens=50))
+
+
+@pytest.mark.parametrize("num_kept", [0, -2, 2**31])
+def test_a_truncation_that_means_nothing_is_refused(num_kept: int) -> None:
+    with pytest.raises(InvalidRequestError, match="-1 or 1 ≤ x") as caught:
+        make_preparer().prepare(completion(prompt="a", truncate_prompt_tokens=num_kept))
+    assert caught.value.param == "truncate_prompt_tokens"
+
+
+def test_the_texts_of_the_tokens_and_of_the_prompt_come_back() -> None:
+    tokenizer = byte_level_tokenizer()
+    token_ids = tokenizer.encode("<|im_start|> the é", add_special_tokens=False)
+    by_ids = make_preparer().prepare(
+        completion(prompt_token_ids=tuple(token_ids), return_tokens=True)
+    )
+    assert by_ids.tokens == ("<|im_start|>", " the", " ", "\ufffd", "\ufffd")
+    assert by_ids.prompt_text == "<|im_start|> the é"
+    by_text = make_preparer().prepare(completion(prompt=" the é"))
+    assert (by_text.tokens, by_text.prompt_text) == ((), " the é")
+    assert make_preparer().prepare(prepare_chat("hi")).prompt_text == ""
+
+
+def test_token_ids_become_text_special_ones_included() -> None:
+    tokenizer = byte_level_tokenizer()
+    token_ids = tuple(tokenizer.encode("<|im_start|>é", add_special_tokens=False))
+    preparer = make_preparer()
+    detokenized = preparer.detokenize(
+        Detokenize(request_id="r", token_ids=token_ids, deadline_s=1.0)
+    )
+    assert detokenized == Detokenized(request_id="r", text="<|im_start|>é")
+    with pytest.raises(InvalidRequestError) as caught:
+        preparer.detokenize(Detokenize(request_id="r", token_ids=(9999,), deadline_s=1.0))
+    assert caught.value.param == "tokens"
+
+
+@pytest.mark.parametrize(
+    ("word", "texts"),
+    [("the", {"the", " the"}), ("  the", {"the", " the"}), ("\n", {"\n", " \n"}), (" ", {" "})],
+)
+def test_a_word_is_spelt_with_and_without_a_space_before_it(word: str, texts: set[str]) -> None:
+    tokenizer = byte_level_tokenizer()
+    sequences = tokenizer.word_sequences([word, word])
+    assert {tokenizer.decode(sequence) for sequence in sequences} == texts
+    assert len(sequences) == len(texts)
 
 
 def test_counting_checks_no_length() -> None:

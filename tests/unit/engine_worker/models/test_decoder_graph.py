@@ -142,6 +142,7 @@ def test_token_ids_beyond_the_vocabulary_are_clamped_not_nan() -> None:
         (spec_with(embedding_multiplier=12.0), "embedding multiplier 12.0"),
         (spec_with(residual_multiplier=0.2), "residual multiplier 0.2"),
         (spec_with(logits_multiplier=0.1), "logits multiplier 0.1"),
+        (spec_with(vocab_size=2**19 + 1), "vocabulary of 524289 tokens"),
         (spec_with(final_softcap=30.0), "logit softcap 30.0"),
         (spec_with(replace(ATTENTION, sinks=True)), "attention sinks"),
         (spec_with(replace(ATTENTION, qk_norm=QkNorm.FULL_WIDTH)), "query/key norm full_width"),

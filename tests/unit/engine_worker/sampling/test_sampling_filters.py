@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from engine_worker.sampling import filters
-from engine_worker.sampling.filters import lowest_allowed
+from engine_worker.sampling.filters import MAX_VOCAB_SIZE, lowest_allowed
 from engine_worker.sampling.params import SamplingRows
 from tests.fakes.sampling_rows import sampling_rows
 
@@ -104,3 +104,15 @@ def test_the_two_ways_to_a_bound_give_the_same_bits(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(filters, "NUM_CANDIDATES", 2)
     by_bisection = bounds_of(scores, rows)
     np.testing.assert_array_equal(by_candidates, by_bisection)
+
+
+def test_the_largest_vocabulary_overflows_no_sum() -> None:
+    """Almost equal scores make the largest masses: half of them are half of the tokens."""
+    scores = np.linspace(0.0, 1e-6, MAX_VOCAB_SIZE, dtype=np.float32)[None]
+    scores = np.where(np.arange(MAX_VOCAB_SIZE) % 2, scores, -1e-3).astype(np.float32)
+    bound = bounds_of(scores, sampling_rows(1, top_ps=[0.4]))
+    assert bound[0] > -1e-3
+    share = np.mean(scores >= bound[0])
+    assert 0.19 < share <= 0.5
+    (every,) = bounds_of(scores, sampling_rows(1, top_ps=[0.9999999]))
+    assert every == scores.min()
