@@ -36,6 +36,7 @@ class GatewaySettings:
         max_queue: Requests of one model that wait for an engine; more are refused.
         max_outbox: Settlements that wait for the auth worker; more refuse new requests.
         request_timeout_s: A request that takes longer ends with a deadline error.
+        worker_dead_s: A worker not heard for so long counts as dead.
         stall_timeout_s: A worker with work and no progress for so long counts as dead.
         drain_timeout_s: How long running requests may go on after SIGTERM.
         auth_timeout_s: How long one answer of the auth worker may take.
@@ -65,6 +66,7 @@ class GatewaySettings:
     max_queue: int = 512
     max_outbox: int = 10_000
     request_timeout_s: float = 600.0
+    worker_dead_s: float = 15.0
     stall_timeout_s: float = 60.0
     drain_timeout_s: float = 30.0
     auth_timeout_s: float = 5.0
@@ -117,6 +119,9 @@ class GatewaySettings:
             max_outbox=reader.int("PENSTOCK_MAX_OUTBOX", cls.max_outbox, minimum=1, maximum=10**6),
             request_timeout_s=reader.float(
                 "PENSTOCK_REQUEST_TIMEOUT_S", cls.request_timeout_s, minimum=0.1, maximum=86_400
+            ),
+            worker_dead_s=reader.float(
+                "PENSTOCK_WORKER_DEAD_S", cls.worker_dead_s, minimum=2, maximum=3600
             ),
             stall_timeout_s=reader.float(
                 "PENSTOCK_STALL_TIMEOUT_S", cls.stall_timeout_s, minimum=1, maximum=86_400

@@ -420,6 +420,8 @@ class Generation:
                 first_output_s=None if first_at is None else first_at - self._arrived_at,
                 longest_choice=max((one.num_output_tokens for one in self._choices), default=0),
                 num_malformed=0 if self._parse is None else self._parse.num_malformed,
+                num_resumed=sum(max(0, choice.attempt - 1) for choice in self._choices),
+                num_replayed=0 if self._parse is None else self._parse.num_replayed,
             )
         )
 

@@ -129,7 +129,11 @@ class House:
             on_event=lambda peer, event: link().on_event(peer, event),
             on_peer=lambda event: _hand_on(link(), event),
             security=self._security,
-            peer_limits=PeerLimits(stall_timeout_s=self._settings.stall_timeout_s),
+            peer_limits=PeerLimits(
+                silent_s=min(PeerLimits.silent_s, self._settings.worker_dead_s / 2),
+                dead_s=self._settings.worker_dead_s,
+                stall_timeout_s=self._settings.stall_timeout_s,
+            ),
             clock=self._clock,
         )
 

@@ -33,6 +33,8 @@ class GenerationRecord:
         first_output_s: From arrival to the first output; None when there was none.
         longest_choice: Output tokens of the choice that has most.
         num_malformed: Tool calls that broke their format.
+        num_resumed: How often its choices went on at another engine.
+        num_replayed: How often its text was replayed to another parser.
     """
 
     model: str
@@ -42,6 +44,8 @@ class GenerationRecord:
     first_output_s: float | None
     longest_choice: int
     num_malformed: int
+    num_resumed: int = 0
+    num_replayed: int = 0
 
 
 class Metrics:
@@ -98,6 +102,12 @@ class Metrics:
             ("model", "outcome"),
             registry=registry,
         )
+        self.resumptions = Counter(
+            f"{prefix}_resumptions",
+            "Choices that went on at another engine, and answers replayed to another parser.",
+            ("model", "role"),
+            registry=registry,
+        )
         self.malformed_calls = Counter(
             f"{prefix}_malformed_tool_calls",
             "Tool calls of models that broke their format.",
@@ -133,6 +143,10 @@ class Metrics:
                 )
         if record.num_malformed:
             self.malformed_calls.labels(model).inc(record.num_malformed)
+        if record.num_resumed:
+            self.resumptions.labels(model, "engine").inc(record.num_resumed)
+        if record.num_replayed:
+            self.resumptions.labels(model, "toolparser").inc(record.num_replayed)
 
     def render(self) -> bytes:
         """The metrics as Prometheus text."""

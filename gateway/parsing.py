@@ -117,6 +117,9 @@ class ParseSession:
         emit: Called with each event.
         on_choice_done: Called with a choice after the last of its events.
         on_failed: Called once when no parser can go on.
+
+    Attributes:
+        num_replayed: How often the text was sent again to another parser.
     """
 
     def __init__(
@@ -137,6 +140,7 @@ class ParseSession:
         self._choices = [_Choice() for _ in range(opening.num_choices)]
         self._parser: Peer | None = None
         self._replay: asyncio.Task[None] | None = None
+        self.num_replayed = 0
         self._num_fruitless = 0
         self._is_unanswered = False
         self._is_closed = False
@@ -254,6 +258,7 @@ class ParseSession:
         except GatewayError as error:
             self._on_failed(error)
             return
+        self.num_replayed += 1
         for choice, state in enumerate(self._choices):
             state.restart()
             if state.texts or state.is_final:

@@ -1,28 +1,31 @@
-"""kill -9 of each process kind, a disconnect, and the end of the house: one clear end a request."""
+"""One test for each line of the failure table, with real processes: nothing a client notices."""
 
 import json
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
 from tests.e2e.house import House, eventually, start_house, stop_house
+from tests.e2e.live_stream import LiveStream, ask, known_answer
 
 pytestmark = pytest.mark.process
 
-LONG = {
+COUNTING = [{"role": "user", "content": "Count from 1 to 100."}]
+LONG: dict[str, Any] = {
     "model": "penstock-demo",
-    "messages": [{"role": "user", "content": "Count from 1 to 100."}],
-    "stream": True,
+    "messages": COUNTING,
     "ignore_eos": True,
-    "max_tokens": 1500,
+    "max_tokens": 300,
     "temperature": 0,
 }
 SHORT = {
@@ -30,180 +33,317 @@ SHORT = {
     "messages": [{"role": "user", "content": "Hello!"}],
     "max_tokens": 3,
 }
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    },
+}
+CHOICES = {
+    **LONG,
+    "n": 2,
+    "seed": 11,
+    "temperature": 1.3,
+    "top_p": 0.9,
+    "frequency_penalty": 0.4,
+    "presence_penalty": 0.3,
+    "repetition_penalty": 1.1,
+    "max_tokens": 160,
+}
+TOOLS = {
+    **LONG,
+    "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+    "tools": [WEATHER],
+    "max_tokens": 200,
+}
 
 
 @pytest.fixture(scope="module")
 def frail(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[House]:
-    """A house whose processes are killed."""
-    house = start_house(tmp_path_factory.mktemp("frail") / "data", cache_dir, "--deterministic")
-    yield house
-    assert stop_house(house) == 0
-
-
-class Stream:
-    """A long stream read by a thread; `ends` counts the terminal events."""
-
-    def __init__(self, url: str, body: dict[str, object]) -> None:
-        self.events: list[str] = []
-        self.error: Exception | None = None
-        self.started = threading.Event()
-        self._url = url
-        self._body = body
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        url = f"{self._url}/v1/chat/completions"
-        try:
-            with httpx.stream("POST", url, json=self._body, timeout=120, trust_env=False) as reply:
-                for line in reply.iter_lines():
-                    if line.startswith("data: "):
-                        self.events.append(line.removeprefix("data: "))
-                        if len(self.events) > 3:
-                            self.started.set()
-        except httpx.TransportError as error:
-            self.error = error
-        self.started.set()
-
-    def join(self) -> None:
-        self._thread.join(120)
-        assert not self._thread.is_alive(), "the stream never ended"
-
-    @property
-    def ends(self) -> list[str]:
-        found = []
-        for event in self.events:
-            if event == "[DONE]":
-                continue
-            chunk = json.loads(event)
-            if "error" in chunk:
-                found.append("error")
-            found += [c["finish_reason"] for c in chunk.get("choices", []) if c["finish_reason"]]
-        return found
-
-
-def answers(house: House) -> bool:
-    reply = httpx.post(f"{house.url}/v1/chat/completions", json=SHORT, timeout=60, trust_env=False)
-    return reply.status_code == 200
-
-
-@pytest.mark.parametrize("module", ["engine_worker", "toolparser_worker", "auth_worker"])
-def test_a_killed_worker_gives_its_streams_one_end_and_comes_back(
-    frail: House, module: str
-) -> None:
-    frail.wait_ready()
-    eventually(lambda: answers(frail))
-    stream = Stream(frail.url, LONG)
-    assert stream.started.wait(60)
-    (pid,) = frail.pids(module)
-    os.kill(pid, signal.SIGKILL)
-    stream.join()
-    assert stream.error is None
-    assert stream.events[-1] == "[DONE]"
-    assert stream.ends == ["length"]
-    eventually(lambda: bool(frail.pids(module)) and pid not in frail.pids(module))
-    frail.wait_ready()
-    eventually(lambda: answers(frail))
-
-
-def test_a_killed_gateway_comes_back_and_the_engine_drops_its_requests(frail: House) -> None:
-    frail.wait_ready()
-    stream = Stream(frail.url, LONG)
-    assert stream.started.wait(60)
-    (pid,) = frail.pids("gateway")
-    os.kill(pid, signal.SIGKILL)
-    stream.join()
-    # A free port was asked for, so the new gateway binds another one.
-    port_file = next(
-        Path(value.removeprefix("PENSTOCK_PORT_FILE="))
-        for value in _environment(frail.pids("engine_worker")[0])
-        if value.startswith("PENSTOCK_PORT_FILE=")
+    """A house whose processes are killed: two engines, two parsers, one of everything else."""
+    house = start_house(
+        tmp_path_factory.mktemp("frail") / "data",
+        cache_dir,
+        *("--deterministic", "--engines", "2", "--parsers", "2", "--drain-timeout", "10"),
+        PENSTOCK_WORKER_DEAD_S="6",
     )
-    old = frail.url
-
-    def moved() -> bool:
-        try:
-            port = int(port_file.read_text(encoding="ascii"))
-        except ValueError:
-            return False
-        frail.url = f"http://127.0.0.1:{port}"
-        return frail.url != old or bool(frail.pids("gateway"))
-
-    eventually(lambda: pid not in frail.pids("gateway") and bool(frail.pids("gateway")))
-    eventually(moved)
-    eventually(lambda: _ready_now(port_file, frail), 120)
-    assert answers(frail)
+    yield house
+    assert stop_house(house) == 0  # also when the last test has stopped it
 
 
-def _environment(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split("\0")
+@pytest.fixture
+def whole(frail: House) -> House:
+    """The house with all of its processes ready."""
+    eventually(lambda: _num_ready(frail) == {"engine": 2, "toolparser": 2, "auth": 1}, 120)
+    return frail
 
 
-def _ready_now(port_file: Path, house: House) -> bool:
-    try:
-        house.url = f"http://127.0.0.1:{int(port_file.read_text(encoding='ascii'))}"
-        return httpx.get(f"{house.url}/ready", timeout=5, trust_env=False).status_code == 200
-    except (httpx.TransportError, ValueError):
-        return False
+@pytest.fixture(scope="module")
+def known(frail: House) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Requests of all kinds with what they answer when nothing happens."""
+    eventually(lambda: ask(frail.url, SHORT).status_code == 200)
+    sampled = {**LONG, "seed": 5, "temperature": 1.2}
+    text = known_answer(frail.url, sampled)[0]["message"]["content"]
+    # A stop string that comes late, and not before.
+    stop = next(
+        text[start : start + 12]
+        for start in range(len(text) * 3 // 4, len(text))
+        if text.find(text[start : start + 12]) == start
+    )
+    bodies = {"plain": LONG, "stop": {**sampled, "stop": [stop]}, "choices": CHOICES}
+    bodies["tools"] = TOOLS
+    answers = {name: (body, known_answer(frail.url, body)) for name, body in bodies.items()}
+    assert answers["stop"][1][0]["finish_reason"] == "stop"
+    assert answers["tools"][1][0]["message"]["tool_calls"][0]["name"] == "get_weather"
+    assert len({one["message"]["content"] for one in answers["choices"][1]}) == 2
+    return answers
 
 
-def _running(house: House) -> float:
+Known = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]
+
+
+def start_all(house: House, known: Known) -> dict[str, LiveStream]:
+    """A stream of each kind, all under way."""
+    streams = {name: LiveStream(house.url, body) for name, (body, _) in known.items()}
+    for stream in streams.values():
+        stream.wait_started()
+    return streams
+
+
+def assert_undisturbed(known: Known, streams: dict[str, LiveStream]) -> None:
+    for name, stream in streams.items():
+        assert stream.answer() == known[name][1], name
+
+
+def metric(house: House, name: str, **labels: str) -> float:
+    """The sum of a metric's series that carry these labels."""
     text = httpx.get(f"{house.url}/metrics", timeout=10, trust_env=False).text
-    values = [
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    return sum(
         float(line.rsplit(" ", 1)[1])
         for line in text.splitlines()
-        if line.startswith("penstock_requests_in_flight")
-    ]
-    return sum(values)
+        if re.match(rf"{name}[{{ ]", line) and all(label in line for label in wanted)
+    )
 
 
-def test_a_client_that_leaves_is_aborted(frail: House) -> None:
-    frail.wait_ready()
-    url = f"{frail.url}/v1/chat/completions"
-    with httpx.stream("POST", url, json=LONG, timeout=60, trust_env=False) as reply:
+def _num_ready(house: House) -> dict[str, float]:
+    try:
+        return {
+            role: metric(house, "penstock_gateway_workers", role=role, phase="ready")
+            for role in ("engine", "toolparser", "auth")
+        }
+    except httpx.TransportError:
+        return {}
+
+
+def test_a_killed_engines_streams_go_on_at_another_one_with_the_same_text(
+    whole: House, known: Known
+) -> None:
+    before = metric(whole, "penstock_gateway_resumptions_total", role="engine")
+    streams = start_all(whole, known)
+    os.kill(whole.pids("engine_worker")[0], signal.SIGKILL)
+    assert_undisturbed(known, streams)
+    # Five choices on two engines: some of them were on the one that was killed.
+    assert metric(whole, "penstock_gateway_resumptions_total", role="engine") > before
+
+
+def test_without_another_engine_streams_wait_for_the_restart(frail: House, known: Known) -> None:
+    eventually(lambda: ask(frail.url, SHORT).status_code == 200)
+    streams = start_all(frail, known)
+    for pid in frail.pids("engine_worker"):
+        os.kill(pid, signal.SIGKILL)
+    # Who begins now is sent away until an engine is there.
+    eventually(lambda: _num_ready(frail).get("engine") == 0)
+    refused = ask(frail.url, SHORT)
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) >= 1
+    assert_undisturbed(known, streams)
+
+
+def test_a_stopped_engine_is_left_and_what_it_says_later_counts_for_nothing(
+    whole: House, known: Known
+) -> None:
+    streams = start_all(whole, known)
+    stopped = whole.pids("engine_worker")[0]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        eventually(lambda: _num_ready(whole).get("engine") == 1)
+        assert_undisturbed(known, streams)
+        more = start_all(whole, known)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    # It wakes up amid streams that it once had the like of, and with its old outputs queued.
+    assert_undisturbed(known, more)
+    eventually(lambda: _num_ready(whole).get("engine") == 2)
+    assert stopped in whole.pids("engine_worker")
+
+
+def test_killed_parsers_are_replaced_and_the_text_is_replayed(whole: House, known: Known) -> None:
+    before = metric(whole, "penstock_gateway_resumptions_total", role="toolparser")
+    body, answer = known["tools"]
+    stream = LiveStream(whole.url, body)
+    stream.wait_started()
+    for pid in whole.pids("toolparser_worker"):
+        os.kill(pid, signal.SIGKILL)
+    assert stream.answer() == answer
+    assert metric(whole, "penstock_gateway_resumptions_total", role="toolparser") > before
+
+
+def test_without_auth_streams_go_on_and_are_settled_once_although_the_gateway_dies_too(
+    whole: House, known: Known
+) -> None:
+    body, answer = known["plain"]
+    stream = LiveStream(whole.url, body)
+    stream.wait_started()
+    (auth,) = whole.pids("auth_worker")
+    os.kill(auth, signal.SIGSTOP)
+    try:
+        assert stream.answer() == answer
+        eventually(lambda: not _num_ready(whole).get("auth") or _is_refused(whole))
+        refused = ask(whole.url, SHORT)
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        outbox = whole.data_dir / "gateway-outbox.jsonl"
+        eventually(lambda: '"settle"' in outbox.read_text(encoding="utf-8"))
+        lines = outbox.read_text(encoding="utf-8").splitlines()
+        settle = [json.loads(line)["settle"] for line in lines if '"settle"' in line][-1]
+        assert settle["completion_tokens"] == body["max_tokens"]
+        _kill_gateway(whole)
+    finally:
+        os.kill(auth, signal.SIGKILL)
+    query = "SELECT outcome, completion_tokens FROM ledger WHERE lease_id = ?"
+    booked = [("finished", body["max_tokens"])]
+    eventually(lambda: _rows(whole, query, settle["lease_id"]) == booked)
+    eventually(lambda: ask(whole.url, SHORT).status_code == 200)
+    assert _rows(whole, query, settle["lease_id"]) == booked
+
+
+def test_what_a_killed_gateway_had_is_dropped_by_the_engines_and_charged_all_the_same(
+    whole: House, known: Known
+) -> None:
+    stream = LiveStream(whole.url, known["plain"][0])
+    stream.wait_started()
+    _kill_gateway(whole)
+    stream.join()
+    assert stream.error is not None or stream.ends == []
+    # Younger than the first renewal of its lease: only the engine knows what was generated.
+    query = "SELECT reported_completion_tokens FROM leases"
+    eventually(lambda: any(tokens >= len(stream.chunks) - 1 for (tokens,) in _rows(whole, query)))
+    eventually(lambda: _num_ready(whole).get("engine") == 2)
+    assert known_answer(whole.url, SHORT)
+
+
+def test_a_client_that_leaves_is_aborted(whole: House) -> None:
+    url = f"{whole.url}/v1/chat/completions"
+    body = {**LONG, "max_tokens": 1500, "stream": True}
+    with httpx.stream("POST", url, json=body, timeout=60, trust_env=False) as reply:
         next(reply.iter_lines())
-    eventually(lambda: _running(frail) == 0)
-    assert answers(frail)
+    eventually(lambda: metric(whole, "penstock_gateway_requests_in_flight") == 0)
+    tokens = metric(whole, "penstock_gateway_tokens_total", kind="completion")
+    assert ask(whole.url, SHORT).status_code == 200
+    assert metric(whole, "penstock_gateway_tokens_total", kind="completion") == tokens + 3
+
+
+def test_a_rolling_restart_fails_no_request(whole: House, known: Known) -> None:
+    streams = start_all(whole, known)
+    for module in ("engine_worker", "toolparser_worker"):
+        pid = whole.pids(module)[0]
+        os.kill(pid, signal.SIGTERM)
+        eventually(lambda: _is_gone(whole, module, pid))  # noqa: B023 - it waits for it
+        assert ask(whole.url, TOOLS).status_code == 200
+    assert_undisturbed(known, streams)
+    stream = LiveStream(whole.url, known["plain"][0])
+    stream.wait_started()
+    (auth,) = whole.pids("auth_worker")
+    os.kill(auth, signal.SIGTERM)
+    eventually(lambda: _is_gone(whole, "auth_worker", auth))
+    assert stream.answer() == known["plain"][1]
+    eventually(lambda: _num_ready(whole).get("auth") == 1)
+
+
+def test_a_gateway_told_to_stop_finishes_what_it_has(whole: House, known: Known) -> None:
+    body, answer = known["tools"]
+    stream = LiveStream(whole.url, body)
+    stream.wait_started()
+    (pid,) = whole.pids("gateway")
+    os.kill(pid, signal.SIGTERM)
+    assert stream.answer() == answer
+    _find_gateway(whole, pid)
+    eventually(lambda: ask(whole.url, SHORT).status_code == 200)
+
+
+def _is_gone(house: House, module: str, pid: int) -> bool:
+    return pid not in house.pids(module)
+
+
+def _is_refused(house: House) -> bool:
+    return ask(house.url, SHORT).status_code == 503
+
+
+def _kill_gateway(house: House) -> None:
+    (pid,) = house.pids("gateway")
+    os.kill(pid, signal.SIGKILL)
+    _find_gateway(house, pid)
+
+
+def _find_gateway(house: House, old_pid: int) -> None:
+    """The gateway that follows an old one; with a free port asked for, it has another one."""
+
+    def is_there() -> bool:
+        new = [pid for pid in house.pids("gateway") if pid != old_pid]
+        if not new:
+            return False
+        try:
+            port = int(_setting(new[0], "PENSTOCK_PORT_FILE").read_text(encoding="ascii"))
+            house.url = f"http://127.0.0.1:{port}"
+            return httpx.get(f"{house.url}/live", timeout=5, trust_env=False).status_code == 200
+        except (httpx.TransportError, ValueError, OSError):
+            return False
+
+    eventually(is_there)
+
+
+def _setting(pid: int, name: str) -> Path:
+    """A path in a process's environment."""
+    entries = Path(f"/proc/{pid}/environ").read_text(encoding="utf-8").split("\0")
+    return next(
+        Path(entry.removeprefix(f"{name}=")) for entry in entries if entry.startswith(f"{name}=")
+    )
+
+
+def _rows(house: House, query: str, *parameters: str) -> list[tuple[Any, ...]]:
+    """What the auth worker's database holds."""
+    connection = sqlite3.connect(f"file:{house.data_dir}/auth.sqlite3?mode=ro", uri=True)
+    try:
+        return connection.execute(query, parameters).fetchall()
+    finally:
+        connection.close()
 
 
 def test_a_supervisor_killed_with_9_takes_its_children_along(
     tmp_path: Path, cache_dir: Path
 ) -> None:
-    house = start_house(tmp_path / "data", cache_dir, "--deterministic")
-    children = psutil.Process(house.process.pid).children(recursive=True)
-    run_dir = next(
-        Path(value.removeprefix("PENSTOCK_RUN_DIR="))
-        for value in _environment(children[0].pid)
-        if value.startswith("PENSTOCK_RUN_DIR=")
-    )
-    assert len(children) >= 4
-    assert run_dir.exists()
-    house.process.kill()
-    house.process.wait()
-    assert house.process.stdout is not None
-    house.process.stdout.close()
+    command = [sys.executable, "-m", "penstock", "serve", "--port", "0"]
+    command += ["--data-dir", str(tmp_path / "data"), "--cache-dir", str(cache_dir)]
+    with (tmp_path / "log").open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    supervisor = psutil.Process(process.pid)
+    eventually(lambda: len(supervisor.children(recursive=True)) >= 4)
+    children = supervisor.children(recursive=True)
+    run_dir = _setting(children[0].pid, "PENSTOCK_RUN_DIR")
+    # In the middle of its start: the engine loads, the gateway serves.
+    eventually(lambda: (run_dir / "port").exists())
+    assert list(run_dir.glob("engine"))
+    process.kill()
+    process.wait()
     eventually(lambda: not any(child.is_running() for child in children))
     assert not list(run_dir.glob("engine")), "socket files are left"
-
-
-def test_ctrl_c_leaves_no_process_and_no_socket(tmp_path: Path, cache_dir: Path) -> None:
-    house = start_house(tmp_path / "data", cache_dir, "--deterministic")
-    children = psutil.Process(house.process.pid).children(recursive=True)
-    run_dir = next(
-        Path(value.removeprefix("PENSTOCK_RUN_DIR="))
-        for value in _environment(children[0].pid)
-        if value.startswith("PENSTOCK_RUN_DIR=")
-    )
-    stream = Stream(house.url, LONG)
-    assert stream.started.wait(60)
-    house.process.send_signal(signal.SIGINT)
-    assert house.process.wait(60) == 0
-    stream.join()
-    assert len(stream.ends) == 1
-    assert house.process.stdout is not None
-    house.process.stdout.close()
-    assert not any(child.is_running() for child in children)
-    assert not run_dir.exists()
 
 
 def test_an_unsupported_architecture_is_one_clear_end(tmp_path: Path) -> None:
@@ -220,3 +360,18 @@ def test_an_unsupported_architecture_is_one_clear_end(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "NovelForCausalLM" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_what_runs_and_leaves_no_process_and_no_socket(frail: House) -> None:
+    frail.wait_ready()
+    children = psutil.Process(frail.process.pid).children(recursive=True)
+    run_dir = _setting(children[0].pid, "PENSTOCK_RUN_DIR")
+    eventually(lambda: ask(frail.url, SHORT).status_code == 200)
+    stream = LiveStream(frail.url, {**LONG, "max_tokens": 1500})
+    stream.wait_started()
+    frail.process.send_signal(signal.SIGINT)
+    assert frail.process.wait(60) == 0
+    stream.join()
+    assert len(stream.ends) == 1
+    assert not any(child.is_running() for child in children)
+    assert not run_dir.exists()

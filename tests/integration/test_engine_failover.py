@@ -117,6 +117,8 @@ async def test_a_second_loss_goes_on_from_the_tokens_of_both_engines(socket_dir:
                 await gateway.crash(engines[-2])
         engines[-1].finish(generate, completion_tokens=3)
         assert stream_text(events_of((await asking).text)) == "one two three"
+        metrics = (await gateway.client.get("/metrics")).text
+        assert 'penstock_gateway_resumptions_total{model="demo",role="engine"} 2.0' in metrics
 
 
 async def test_a_tool_call_goes_on_through_its_parser(socket_dir: Path) -> None:

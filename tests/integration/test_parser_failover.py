@@ -145,6 +145,8 @@ async def test_parsers_that_die_now_and_then_end_no_answer(socket_dir: Path) -> 
             parser = await gateway.parser()
         engine.finish(generate)
         assert stream_text(events_of((await asking).text)) == "0 1 2 3 4 5 "
+        metrics = (await gateway.client.get("/metrics")).text
+        assert 'penstock_gateway_resumptions_total{model="demo",role="toolparser"} 6.0' in metrics
 
 
 async def test_a_session_that_a_parser_has_forgotten_is_opened_again(socket_dir: Path) -> None:
