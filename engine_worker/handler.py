@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import structs
 
 from engine_worker.credits import CreditPolicy
 from engine_worker.errors import DeadlineError
@@ -20,6 +22,7 @@ from protocol.messages import (
     Abort,
     Credits,
     Detokenize,
+    Embed,
     EngineCommand,
     Extend,
     Failure,
@@ -30,6 +33,10 @@ from protocol.messages import (
     Prepare,
 )
 from protocol.version import ProtocolVersion
+
+if TYPE_CHECKING:
+    # jax comes with it, which a process must not import before its heartbeats flow.
+    from engine_worker.embedding.queue import EmbeddingQueue
 
 MAX_PENDING_PREPARES = 256
 """Prompts that wait for a thread; beyond them the engine says that it is overloaded."""
@@ -113,6 +120,7 @@ class EngineHandler:
         self._preparer: PromptPreparer | None = None
         self._credit_policy: CreditPolicy | None = None
         self._compile_queue: CompileQueue | None = None
+        self._embeddings: EmbeddingQueue | None = None
         self._pool = ThreadPoolExecutor(_NUM_PREPARE_THREADS, thread_name_prefix="prepare")
         self._lock = threading.Lock()
         self._num_prepares = 0
@@ -131,9 +139,23 @@ class EngineHandler:
         self._compile_queue = CompileQueue(grammars, self._hand_on)
         self._preparer = preparer
 
+    def serve_embeddings(
+        self, embeddings: "EmbeddingQueue", credit_policy: CreditPolicy | None = None
+    ) -> None:
+        """Take embeddings from now on.
+
+        Args:
+            embeddings: Runs in a thread of its own.
+            credit_policy: Of a model that generates nothing.
+        """
+        self._credit_policy = credit_policy or self._credit_policy
+        self._embeddings = embeddings
+
     def close(self) -> None:
         """End the step loop and the threads; prompts that still wait are dropped."""
         self.inbox.put(StopLoop())
+        if self._embeddings is not None:
+            self._embeddings.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._compile_queue is not None:
             self._compile_queue.close()
@@ -142,6 +164,11 @@ class EngineHandler:
         """Queue a command; see `WorkerHandler`."""
         if isinstance(command, Prepare | Detokenize):
             self._take_prepare(gateway_id, command)
+        elif isinstance(command, Embed):
+            if self._embeddings is None or self.is_draining:
+                self._send(gateway_id, self._unavailable(command))
+            else:
+                self._embeddings.submit(gateway_id, command)
         elif isinstance(command, Generate) and (self._preparer is None or self.is_draining):
             self._send(gateway_id, self._unavailable(command))
         elif isinstance(command, Generate) and command.grammar is not None:
@@ -158,6 +185,8 @@ class EngineHandler:
             self._compile_queue.forget_gateway(gateway_id)
         self._num_received += 1
         self.inbox.put(GatewayLost(gateway_id))
+        if self._embeddings is not None:
+            self._embeddings.forget_gateway(gateway_id)
 
     def on_drain(self, timeout_s: float) -> None:
         """Refuse new work from now on; what runs goes on."""
@@ -170,11 +199,12 @@ class EngineHandler:
         num_pending = self._num_received - self._num_taken
         with self._lock:
             num_prepares = self._num_prepares
-        return num_pending + num_prepares + self.status.num_unfinished
+        return num_pending + num_prepares + self.status.num_unfinished + self._num_embeddings
 
     def load(self) -> Load:
-        """The load after the last step."""
-        return self.status.load
+        """The load after the last step, with the requests for embeddings."""
+        load = self.status.load
+        return structs.replace(load, num_running=load.num_running + self._num_embeddings)
 
     def credits(self, gateway_id: str) -> Credits | None:
         """The gateway's window; all gateways have the same, None while nothing is served."""
@@ -183,8 +213,13 @@ class EngineHandler:
         return self._credit_policy.window(len(self._outlet.gateway_ids()))
 
     def progress_counter(self) -> int:
-        """Steps computed so far."""
-        return self.status.progress_counter
+        """Steps, and batches of embeddings, computed so far."""
+        num_batches = 0 if self._embeddings is None else self._embeddings.num_batches
+        return self.status.progress_counter + num_batches
+
+    @property
+    def _num_embeddings(self) -> int:
+        return 0 if self._embeddings is None else self._embeddings.num_unfinished
 
     def publish(self, status: EngineStatus, num_taken: int) -> None:
         """The step loop's report: its state, which includes so many more inbox items."""
@@ -277,15 +312,21 @@ class EngineHandler:
         with self._lock:
             self._num_prepares -= 1
 
-    def _unavailable(self, command: Prepare | Detokenize | Generate) -> Failure:
+    def _unavailable(self, command: Prepare | Detokenize | Generate | Embed) -> Failure:
+        if self.is_draining:
+            reason = "The engine is stopping."
+        elif isinstance(command, Embed) and self._preparer is not None:
+            reason = "This engine makes no embeddings; PENSTOCK_POOLING lets it."
+        elif self._embeddings is not None:
+            reason = "This engine makes nothing but embeddings."
+        else:
+            reason = "The engine is still loading."
         return Failure(
             request_id=command.request_id,
             choice=command.choice if isinstance(command, Generate) else -1,
             attempt=command.attempt if isinstance(command, Generate) else 0,
             code=ErrorCode.WORKER_UNAVAILABLE,
-            message=(
-                "The engine is stopping." if self.is_draining else "The engine is still loading."
-            ),
+            message=reason,
             retry_after_s=_RETRY_AFTER_S,
         )
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,8 @@ from engine_worker.chat_template import ChatTemplate
 from engine_worker.compile_cache import prepare_backend
 from engine_worker.config import ModelSettings
 from engine_worker.credits import CreditPolicy
+from engine_worker.embedding.embedder import Embedder
+from engine_worker.embedding.loading import decoder_embedder
 from engine_worker.engine import RESUME_VERSION, Engine
 from engine_worker.errors import KvMemoryError
 from engine_worker.format_detection import DetectedFormats, detect_formats
@@ -24,6 +25,7 @@ from engine_worker.models.decoder import DecoderGraph, declare
 from engine_worker.models.dtype import DtypeChoice, read_cpu_flags, resolve_dtype
 from engine_worker.models.hf_config import load_spec
 from engine_worker.models.spec import DecoderSpec
+from engine_worker.phases import PhaseCallback
 from engine_worker.preparation import PromptPreparer
 from engine_worker.runner.jax_runner import JaxModelRunner
 from engine_worker.sampling_defaults import load_sampling_defaults
@@ -31,10 +33,7 @@ from engine_worker.tokenizer import Tokenizer
 from engine_worker.weights.fingerprint import fingerprint
 from engine_worker.weights.loader import load_weights
 from protocol.errors import ConfigurationError
-from protocol.messages import EngineOffer, Phase
-
-PhaseCallback = Callable[[Phase, float, str], None]
-"""Told what is being done, how far it is (0 to 1) and a short text."""
+from protocol.messages import EngineOffer
 
 _log = logging.getLogger("penstock.engine")
 
@@ -50,6 +49,7 @@ class ServedModel:
         template: The model's chat template; may not exist.
         credit_policy: What gateways may have unfinished.
         offer: What is announced to gateways.
+        embedder: Makes embeddings with the same weights; None when nobody asked for it.
     """
 
     engine: Engine
@@ -58,6 +58,7 @@ class ServedModel:
     template: ChatTemplate
     credit_policy: CreditPolicy
     offer: EngineOffer
+    embedder: Embedder | None = None
 
 
 def load_model(
@@ -112,7 +113,10 @@ def load_model(
         prefix_cache=settings.prefix_cache,
         metrics=metrics,
     )
-    return _assemble(settings, graph, dtype, tokenizer, template, runner, engine)
+    embedder = decoder_embedder(
+        settings, weights, max_model_len, lambda done, text: on_phase("compiling", done, text)
+    )
+    return _assemble(settings, graph, dtype, tokenizer, template, runner, engine, embedder)
 
 
 def _assemble(
@@ -123,6 +127,7 @@ def _assemble(
     template: ChatTemplate,
     runner: JaxModelRunner,
     engine: Engine,
+    embedder: Embedder | None,
 ) -> ServedModel:
     spec = graph.spec
     formats = detect_formats(
@@ -155,10 +160,12 @@ def _assemble(
         max_logprobs=MAX_LOGPROBS,
         block_size=runner.block_size,
         num_parameters=graph.num_parameters,
-        capabilities=_capabilities(template, formats),
+        capabilities=_capabilities(template, formats, embedder),
         sampling_defaults=load_sampling_defaults(settings.path),
         max_num_seqs=runner.max_num_seqs,
         num_kv_tokens=runner.num_blocks * runner.block_size,
+        num_embedding_dimensions=0 if embedder is None else embedder.num_dimensions,
+        pooling="" if embedder is None else embedder.pooling.kind,
     )
     preparer = PromptPreparer(
         tokenizer,
@@ -167,7 +174,7 @@ def _assemble(
         max_model_len=engine.max_model_len,
         block_size=runner.block_size,
     )
-    return ServedModel(engine, preparer, tokenizer, template, credit_policy, offer)
+    return ServedModel(engine, preparer, tokenizer, template, credit_policy, offer, embedder)
 
 
 def _model_type(folder: Path) -> str | None:
@@ -176,12 +183,15 @@ def _model_type(folder: Path) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _capabilities(template: ChatTemplate, formats: DetectedFormats) -> tuple[str, ...]:
+def _capabilities(
+    template: ChatTemplate, formats: DetectedFormats, embedder: Embedder | None
+) -> tuple[str, ...]:
     found = {
         "completions": True,
         "chat": template.exists,
         "tools": formats.tool_format is not None,
         "reasoning": formats.reasoning_format is not None,
+        "embeddings": embedder is not None,
     }
     return tuple(name for name, is_there in found.items() if is_there)
 

@@ -12,7 +12,7 @@ from engine_worker.step_loop import StepLoop
 from protocol import codec
 from protocol.endpoints import Endpoint
 from protocol.errors import ConfigurationError
-from protocol.messages import EngineCommand
+from protocol.messages import EngineCommand, EngineOffer
 from protocol.security import ClientSecurity
 from protocol.worker import Worker, WorkerSettings
 
@@ -71,23 +71,61 @@ def _serve(
 ) -> None:
     try:
         # Imported here because jax takes a second, in which heartbeats already flow.
-        from engine_worker.loading import load_model
+        from engine_worker.embedding.loading import is_encoder_folder
 
-        served = load_model(settings, worker.set_phase, metrics)
-        handler.serve(served.preparer, served.credit_policy, served.engine.grammars)
-        worker.announce(served.offer)
-        _log.info(
-            "serving %s: %s, %d parameters in %s, context %d tokens",
-            served.offer.model,
-            served.offer.architecture,
-            served.offer.num_parameters,
-            served.offer.dtype,
-            served.offer.max_model_len,
-        )
-        StepLoop(served.engine, handler, worker, engine_id=worker.instance_id).run()
+        if is_encoder_folder(settings):
+            _serve_encoder(settings, handler, worker)
+        else:
+            _serve_decoder(settings, handler, worker, metrics)
     except (ConfigurationError, ModelLoadError) as error:
         _log.error("%s", error.message)
         worker.stop(error.message, EXIT_FAILED)
     except Exception:  # noqa: BLE001 - the process ends with it, and says so
         _log.exception("the engine broke")
         worker.stop("The engine broke; its log says why.", EXIT_FAILED)
+
+
+def _serve_decoder(
+    settings: ModelSettings,
+    handler: EngineHandler,
+    worker: Worker[EngineCommand],
+    metrics: EngineMetrics,
+) -> None:
+    from engine_worker.embedding.queue import EmbeddingQueue
+    from engine_worker.loading import load_model
+
+    served = load_model(settings, worker.set_phase, metrics)
+    if served.embedder is not None:
+        embeddings = EmbeddingQueue(
+            served.embedder, served.tokenizer, served.offer.vocab_size, worker
+        )
+        handler.serve_embeddings(embeddings)
+        threading.Thread(target=embeddings.run, name="embedding", daemon=True).start()
+    handler.serve(served.preparer, served.credit_policy, served.engine.grammars)
+    _announce(served.offer, worker)
+    StepLoop(served.engine, handler, worker, engine_id=worker.instance_id).run()
+
+
+def _serve_encoder(
+    settings: ModelSettings, handler: EngineHandler, worker: Worker[EngineCommand]
+) -> None:
+    from engine_worker.embedding.loading import load_encoder
+    from engine_worker.embedding.queue import EmbeddingQueue
+
+    served = load_encoder(settings, worker.set_phase)
+    embeddings = EmbeddingQueue(served.embedder, served.tokenizer, served.vocab_size, worker)
+    handler.serve_embeddings(embeddings, served.credit_policy)
+    _announce(served.offer, worker)
+    embeddings.run()
+
+
+def _announce(offer: EngineOffer, worker: Worker[EngineCommand]) -> None:
+    worker.announce(offer)
+    _log.info(
+        "serving %s: %s, %d parameters in %s, context %d tokens",
+        offer.model,
+        offer.architecture,
+        offer.num_parameters,
+        offer.dtype,
+        offer.max_model_len,
+    )

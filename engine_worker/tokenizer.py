@@ -165,6 +165,11 @@ class Tokenizer:
         at_start = all(token_id in self._all_special_token_ids for token_id in prompt_token_ids)
         return ByteDetokenizer(self._token_bytes, skip, at_start=at_start)
 
+    @property
+    def special_token_ids(self) -> frozenset[int]:
+        """Ids of all special tokens."""
+        return self._all_special_token_ids
+
     def special_tokens_map(self) -> dict[str, Any]:
         """Names of special tokens (`bos_token`, …) with their texts, for chat templates."""
         return dict(self._hf.special_tokens_map)

@@ -41,6 +41,7 @@ ROUTE_ACCESS: dict[str, Access] = {
     "/openapi.json": Access.LOCAL,
     "/v1/chat/completions": Access.METERED,
     "/v1/completions": Access.METERED,
+    "/v1/embeddings": Access.METERED,
     "/v1/admin/keys": Access.ADMIN,
     "/v1/admin/keys/{key_id}/revoke": Access.ADMIN,
 }

@@ -22,6 +22,12 @@ def check_served(job: GenerationJob, offer: EngineOffer, version: ProtocolVersio
         UnsupportedFieldError: Log probabilities, and its engines report none; or what an engine
             of an older release would leave aside.
     """
+    # An engine that tells nothing of what it can do refuses by itself.
+    if offer.capabilities and "completions" not in offer.capabilities:
+        raise UnsupportedFieldError(
+            f"The model `{offer.model}` makes embeddings only; ask it at /v1/embeddings.",
+            param="model",
+        )
     sampling = job.sampling
     wanted = {
         "logit_bias": sampling.logit_bias,

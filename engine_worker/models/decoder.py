@@ -100,10 +100,8 @@ class DecoderGraph:
         self.dtype = np.dtype(dtype)
         abstract = nnx.eval_shape(lambda: Decoder(spec, dtype))
         self._graphdef, state = nnx.split(abstract)
-        flat, self._treedef = jax.tree_util.tree_flatten_with_path(state)
-        self.parameters = tuple(
-            Parameter(_dotted(path), tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in flat
-        )
+        self._treedef = jax.tree_util.tree_structure(state)
+        self.parameters = parameters_of(state)
 
     @property
     def num_parameters(self) -> int:
@@ -146,6 +144,14 @@ class DecoderGraph:
 
     def _merge(self, leaves: Leaves) -> Any:
         return nnx.merge(self._graphdef, jax.tree_util.tree_unflatten(self._treedef, leaves))
+
+
+def parameters_of(state: Any) -> tuple[Parameter, ...]:
+    """The weights of a split module's abstract state, in the order of its leaves."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(state)
+    return tuple(
+        Parameter(_dotted(path), tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in flat
+    )
 
 
 def _dotted(path: tuple[Any, ...]) -> str:

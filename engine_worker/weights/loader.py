@@ -1,6 +1,7 @@
 """Streams the weights of a checkpoint onto the device, one tensor at a time, without torch."""
 
 import logging
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from safetensors import SafetensorError, safe_open
 
 from engine_worker.batch import ProgressCallback
 from engine_worker.errors import CheckpointError, UnsupportedFormatError
-from engine_worker.models.decoder import DecoderGraph, DecoderWeights, Parameter, declare
+from engine_worker.models.decoder import (
+    DecoderGraph,
+    DecoderWeights,
+    Leaves,
+    Parameter,
+    declare,
+)
 from engine_worker.models.hf_config import load_spec
 from engine_worker.weights.checkpoint import DTYPE_SIZES, Checkpoint, TensorInfo, open_checkpoint
 from engine_worker.weights.sources import Source, is_ignorable, weight_sources
@@ -50,21 +57,59 @@ def load_weights(
         UnsupportedFormatError: The weights are in a format that is not read.
         CheckpointError: A file is broken or doesn't fit the config; names file and tensor.
     """
-    checkpoint = open_checkpoint(folder)
-    sources = weight_sources(graph)
-    _check(checkpoint, graph, sources)
+    spec = graph.spec
+    leaves = load_leaves(
+        open_checkpoint(folder),
+        graph.parameters,
+        weight_sources(graph),
+        architecture=spec.architecture,
+        is_ignorable=lambda name: is_ignorable(name, spec),
+        device=device,
+        progress=progress,
+    )
+    return DecoderWeights(graph, leaves)
+
+
+def load_leaves(
+    checkpoint: Checkpoint,
+    parameters: Sequence[Parameter],
+    sources: Sequence[tuple[Source, ...]],
+    *,
+    architecture: str,
+    is_ignorable: Callable[[str], bool],
+    device: jax.Device | jax.sharding.Sharding | None = None,
+    progress: ProgressCallback | None = None,
+) -> Leaves:
+    """The part of `load_weights` that any kind of model shares.
+
+    Args:
+        checkpoint: Where the tensors are.
+        parameters: The model's weights.
+        sources: For each weight the tensors that fill it.
+        architecture: For messages.
+        is_ignorable: Whether a tensor that fills no weight is one that checkpoints rightly hold.
+        device: As in `load_weights`.
+        progress: As in `load_weights`.
+
+    Returns:
+        Arrays, aligned with `parameters`.
+
+    Raises:
+        ModelLoadError: As in `load_weights`.
+    """
+    _check(checkpoint, sources, architecture, is_ignorable)
     leaves: list[jax.Array] = []
-    loaded_bytes = 0
+    loaded_bytes, size_bytes = 0, sum(parameter.size_bytes for parameter in parameters)
     with ExitStack() as stack:
         # Kept open (each is one memory map): the tensors of a layer may lie in several shards.
         files = {file: stack.enter_context(_open(file)) for file in checkpoint.files}
-        for parameter, parts in zip(graph.parameters, sources, strict=True):
+        for parameter, parts in zip(parameters, sources, strict=True):
             value = _read_parameter(checkpoint, files, parameter, parts)
             leaves.append(jax.device_put(value, device).block_until_ready())
             loaded_bytes += parameter.size_bytes
             if progress is not None:
-                progress(loaded_bytes / graph.size_bytes, f"loaded {parameter.path}")
-    return DecoderWeights(graph, tuple(leaves))
+                progress(loaded_bytes / size_bytes, f"loaded {parameter.path}")
+    return tuple(leaves)
 
 
 def estimate_bytes(folder: Path, dtype: DTypeLike) -> int:
@@ -88,7 +133,10 @@ def _open(file: Path) -> Any:
 
 
 def _check(
-    checkpoint: Checkpoint, graph: DecoderGraph, sources: tuple[tuple[Source, ...], ...]
+    checkpoint: Checkpoint,
+    sources: Sequence[tuple[Source, ...]],
+    architecture: str,
+    is_ignorable: Callable[[str], bool],
 ) -> None:
     for name in checkpoint.tensors:
         for suffix, kind in _QUANTIZED_SUFFIXES.items():
@@ -100,17 +148,13 @@ def _check(
     wanted = {source.name: source for parts in sources for source in parts}
     for source in wanted.values():
         _check_source(checkpoint, source)
-    extra = [
-        name
-        for name in checkpoint.tensors
-        if name not in wanted and not is_ignorable(name, graph.spec)
-    ]
+    extra = [name for name in checkpoint.tensors if name not in wanted and not is_ignorable(name)]
     if extra:
         logger.warning(
             "%s: %d tensors have no place in %s and are not used: %s",
             checkpoint.listing,
             len(extra),
-            graph.spec.architecture,
+            architecture,
             ", ".join(sorted(extra)[:_NAMED_IN_LOG]),
         )
 

@@ -12,6 +12,7 @@ from gateway.access import ROUTE_ACCESS, Access, GuardedRoute
 from gateway.render.api_page import api_page
 from gateway.schemas.chat import ChatRequest
 from gateway.schemas.completion import CompletionRequest
+from gateway.schemas.embedding import EmbeddingRequest
 from gateway.schemas.keys import CreateKeyRequest
 from gateway.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from gateway.schemas.tools import ExecuteRequest, ParseRequest
@@ -23,6 +24,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     ChatRequest,
     CompletionRequest,
     TokenizeRequest,
+    EmbeddingRequest,
     DetokenizeRequest,
     CreateKeyRequest,
     ExecuteRequest,

@@ -44,6 +44,7 @@ RANGES: Final[dict[str, Range]] = {
     "top_logprobs": Range(0, 20),
     "prompt_logprobs": Range(0, 20),
     "truncate_prompt_tokens": Range(-1, MAX_TOKENS),
+    "dimensions": Range(1, MAX_TOKENS),
 }
 """Numbers. `logprobs` is one in completions only; chat has a truth value and `top_logprobs`."""
 
@@ -56,6 +57,7 @@ MAX_STOP_STRINGS: Final = 16
 MAX_STOP_CHARACTERS: Final = 1024
 MAX_STOP_TOKEN_IDS: Final = 128
 MAX_DETOKENIZED_TOKENS: Final = 2**20
+MAX_EMBEDDING_INPUTS: Final = 2048
 MAX_MESSAGES: Final = 16_384
 MAX_TOOLS: Final = 1024
 MAX_TOOL_CALLS: Final = 1024
@@ -80,6 +82,7 @@ LIST_BOUNDS: Final[dict[str, str]] = {
         f"at most {MAX_PROMPTS} prompts; prompts times `n` (or `best_of`) at most {MAX_CHOICES}"
     ),
     "tokens": f"1 to {MAX_DETOKENIZED_TOKENS} token ids",
+    "input": f"1 to {MAX_EMBEDDING_INPUTS} texts or lists of token ids",
 }
 """How long lists may be, in words."""
 

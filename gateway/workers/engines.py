@@ -16,6 +16,8 @@ from protocol.messages import (
     Delta,
     Detokenize,
     Detokenized,
+    Embed,
+    Embedded,
     EngineEvent,
     EngineOffer,
     Extend,
@@ -39,7 +41,7 @@ BACK_OFF_S = 0.25
 """After a refusal within its credit an engine is left alone for so long."""
 
 
-AnswerT = TypeVar("AnswerT", Prepared, Detokenized)
+AnswerT = TypeVar("AnswerT", Prepared, Detokenized, Embedded)
 
 
 class _Question(NamedTuple):
@@ -140,6 +142,15 @@ class EngineLink:
             WorkerLostError: The engine died.
         """
         return await self._ask(engine, detokenize, Detokenized)
+
+    async def embed(self, engine: EngineHandle, embed: Embed) -> Embedded:
+        """Have texts turned into vectors.
+
+        Raises:
+            RemoteFailureError: An input is wrong, too long, or the engine is full.
+            WorkerLostError: The engine died.
+        """
+        return await self._ask(engine, embed, Embedded)
 
     async def prepare_all(
         self, engine: EngineHandle, prepares: Sequence[Prepare]
@@ -258,7 +269,7 @@ class EngineLink:
         """A message about requests."""
         if isinstance(event, StepOutput):
             self._on_step_output(peer, event)
-        elif isinstance(event, Prepared | Detokenized):
+        elif isinstance(event, Prepared | Detokenized | Embedded):
             question = self._questions.get(event.request_id)
             if question is not None and question.fits(peer, event):
                 question.answer.set_result(event)
@@ -305,7 +316,7 @@ class EngineLink:
                 sink.on_failure(RemoteFailureError.from_message(failure), failure)
 
     async def _ask(
-        self, engine: EngineHandle, message: Prepare | Detokenize, kind: type[AnswerT]
+        self, engine: EngineHandle, message: Prepare | Detokenize | Embed, kind: type[AnswerT]
     ) -> AnswerT:
         """Send a question and wait for the only answer."""
         answer: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()

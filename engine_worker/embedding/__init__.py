@@ -1,0 +1,1 @@
+"""Texts to vectors: encoders of the BERT family, pooling, and batches by length."""

