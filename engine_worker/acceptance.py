@@ -89,6 +89,7 @@ def accept(
         deadline=received_at + command.deadline_s,
         priority=command.priority,
         arrival=arrival,
+        is_streaming=command.is_streaming,
         # The log probabilities of a prompt come from computing all of it.
         reads_cache=sampling.prompt_logprobs is None,
         min_tokens=sampling.min_tokens,

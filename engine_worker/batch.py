@@ -22,6 +22,9 @@ MAX_LOGIT_BIASES = 1024
 MAX_LOGPROBS = 20
 """The most likely tokens that are reported beside one token."""
 
+MAX_ROW_STOP_TOKEN_IDS = 8
+"""The most ids of `RowWork.stop_token_ids`."""
+
 MaskSource = Callable[[], MaskWords]
 """Gives a mask once it is made; called when the forward pass of its step is under way."""
 
@@ -81,6 +84,10 @@ class RowWork:
         pending_mask: A second mask that is still being made; both must allow a token.
         scored_token_ids: The prompt's tokens that follow the first of `token_ids`, one each,
             whose log probabilities are wanted.
+        max_new_tokens: In decode, how many tokens to sample one after the other; `block_ids`
+            hold all of them but the last. More than 1 only without the full sampler.
+        stop_token_ids: A row that samples one of these samples no further; at most
+            `MAX_ROW_STOP_TOKEN_IDS`.
     """
 
     slot: int
@@ -92,6 +99,8 @@ class RowWork:
     allowed_mask: MaskWords | None = None
     pending_mask: MaskSource | None = None
     scored_token_ids: Sequence[int] = ()
+    max_new_tokens: int = 1
+    stop_token_ids: tuple[int, ...] = ()
 
     @property
     def needs_full_sampler(self) -> bool:
@@ -141,6 +150,8 @@ class StepResult:
         without_choice: Indices of rows whose masks allowed no token; their requests must fail.
         logprobs: Of the sampled token, by index of the row, for rows that want them.
         prompt_logprobs: Of `scored_token_ids`, likewise.
+        more_token_ids: What a row with `max_new_tokens` sampled after its first token, by index
+            of the row; it ends early at a stop id, and before a step that gave no number.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -148,6 +159,7 @@ class StepResult:
     without_choice: frozenset[int] = frozenset()
     logprobs: Mapping[int, TokenScores] = field(default_factory=dict)
     prompt_logprobs: Mapping[int, Sequence[TokenScores]] = field(default_factory=dict)
+    more_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 
 class ModelRunner(Protocol):
@@ -172,6 +184,10 @@ class ModelRunner(Protocol):
     @property
     def prefill_chunk_size(self) -> int:
         """The most tokens of one row; in deterministic mode also the boundary of chunks."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most `RowWork.max_new_tokens`; 1 where a step is always one token."""
 
     @property
     def num_compiles(self) -> int:

@@ -11,6 +11,7 @@ from engine_worker.block_pool import BlockPool, ContentChanges
 from engine_worker.errors import RequestError
 from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.grammar.constraint import Constraint
+from engine_worker.lookahead import Lookahead, extended, num_wanted
 from engine_worker.metrics import EngineMetrics
 from engine_worker.output_text import OutputText
 from engine_worker.request import Request
@@ -144,6 +145,7 @@ class Engine:
             self._pool,
         )
         self.grammars = grammars or GrammarCompiler(tokenizer, vocab_size)
+        self._lookahead = Lookahead(runner.max_new_tokens)
         self._streams: StreamTable[_Stream] = StreamTable()
         self._tombstones = Tombstones()
         self._outputs: dict[str, GatewayOutput] = {}
@@ -328,6 +330,9 @@ class Engine:
             if result is None:
                 self._fail_step(schedule.rows)
             else:
+                if all(row.num_tokens == 1 for row in schedule.rows):
+                    num_turns = 1 + max(map(len, result.more_token_ids.values()), default=0)
+                    self._lookahead.measure(len(schedule.rows), num_turns, computed - scheduled)
                 num_sampled = self._take_result(schedule.rows, result)
                 self._measure(num_sampled, self._clock() - started)
             self._count_step(schedule, result, started, scheduled, computed)
@@ -343,10 +348,23 @@ class Engine:
                 self._runner.assign_slot(
                     request.slot, request.prompt_token_ids, request.output_token_ids
                 )
-            return self._runner.run(_batch(schedule.rows))
+            return self._runner.run(StepBatch(self._works(schedule.rows)))
         except Exception:  # noqa: BLE001 - whatever the compute side raises, others go on
             _log.exception("a step of %d requests failed", len(schedule.rows))
             return None
+
+    def _works(self, rows: Sequence[ScheduledRow]) -> tuple[RowWork, ...]:
+        """What each row computes; several tokens where every row may look ahead."""
+        works = tuple(_row_work(row) for row in rows)
+        requests = [row.request for row in rows]
+        num_new_tokens = self._lookahead.num_new_tokens(requests, works)
+        if num_new_tokens == 1:
+            return works
+        rooms = [
+            self._scheduler.reserve(request, min(num_new_tokens, num_wanted(request)))
+            for request in requests
+        ]
+        return tuple(map(extended, requests, works, rooms))
 
     def _is_new(self, key: StreamKey, gateway_id: str, command: Generate) -> bool:
         """Whether this attempt is to be worked on; answers it otherwise, but never twice."""
@@ -417,9 +435,9 @@ class Engine:
     def _take_result(self, rows: Sequence[ScheduledRow], result: StepResult) -> int:
         """Append what was sampled; how many tokens that were."""
         num_sampled = 0
-        token_ids = result.token_ids.tolist()
+        first_ids = result.token_ids.tolist()
         has_nan = result.has_nan.tolist()
-        for index, (row, token_id, is_nan) in enumerate(zip(rows, token_ids, has_nan, strict=True)):
+        for index, (row, token_id, is_nan) in enumerate(zip(rows, first_ids, has_nan, strict=True)):
             samples, start = row.samples, row.request.num_computed_tokens
             stream = self._streams[row.request.key]
             if is_nan:
@@ -432,14 +450,34 @@ class Engine:
             if index in result.without_choice:
                 self._end_without_choice(stream)
             elif samples:
-                num_sampled += 1
-                self._take_token(stream, token_id, result.logprobs.get(index))
+                token_ids = (token_id, *result.more_token_ids.get(index, ()))
+                num_sampled += self._take_tokens(stream, token_ids, result.logprobs.get(index))
         return num_sampled
 
-    def _take_token(self, stream: _Stream, token_id: int, scores: TokenScores | None) -> None:
-        """Append a sampled token and tell what follows from it; a bug there ends only its row."""
+    def _take_tokens(
+        self, stream: _Stream, token_ids: Sequence[int], scores: TokenScores | None
+    ) -> int:
+        """Append sampled tokens up to the one that ends the output, and tell what follows.
+
+        A bug there ends only its row.
+
+        Args:
+            stream: Everything before the first token is computed.
+            token_ids: What comes before each of the others was computed with it.
+            scores: Of the first token, if they are wanted.
+
+        Returns:
+            How many tokens were appended.
+        """
+        num_taken = 0
         try:
-            stream.append(token_id)
+            for token_id in token_ids:
+                if num_taken:
+                    self._scheduler.advance(ScheduledRow(stream.request, 1))
+                stream.append(token_id)
+                num_taken += 1
+                if stream.stop is not None:
+                    break
             if scores is not None:
                 stream.untold_scores.append(scores)
             self._go_on(stream)
@@ -447,12 +485,12 @@ class Engine:
             _log.exception("request %s: its output could not be read", stream.request.request_id)
             message = "The engine failed to read this request's output."
             self._fail(stream, ErrorCode.INTERNAL_ERROR, message)
+        return num_taken
 
     def _go_on(self, stream: _Stream) -> None:
         """Append what a grammar forces, tell what is new, and end the output if it is over."""
         request = stream.request
-        stream.append_forced()
-        if len(stream.untold) > 1 and request.slot is not None:
+        if stream.append_forced() and request.slot is not None:
             # The device counts only what it sampled.
             self._runner.assign_slot(
                 request.slot, request.prompt_token_ids, request.output_token_ids
@@ -601,10 +639,6 @@ class Engine:
 
     def _output(self, gateway_id: str) -> GatewayOutput:
         return self._outputs.setdefault(gateway_id, GatewayOutput())
-
-
-def _batch(rows: Sequence[ScheduledRow]) -> StepBatch:
-    return StepBatch(rows=tuple(_row_work(row) for row in rows))
 
 
 def _row_work(row: ScheduledRow) -> RowWork:

@@ -31,6 +31,7 @@ class Request:
         arrival: Grows with each request; the second sort key.
         rank: The first sort key, given by the scheduler from priority and time of arrival.
         cache_salt: Keeps its cached blocks apart from those of others, its tenant's excepted.
+        is_streaming: Whether somebody reads the output as it comes.
         reads_cache: Whether blocks that are computed already may be used; not when something is
             wanted of every token of the prompt.
         eos_token_ids: Ids that end the output (empty with `ignore_eos`).
@@ -64,6 +65,7 @@ class Request:
     arrival: int = 0
     rank: int = 0
     cache_salt: str = ""
+    is_streaming: bool = True
     reads_cache: bool = True
     min_tokens: int = 0
     eos_token_ids: frozenset[int] = frozenset()

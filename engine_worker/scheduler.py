@@ -131,6 +131,27 @@ class Scheduler:
         request.lease_tokens = max(request.lease_tokens, lease_tokens)
         self._waiting.on_extended(request)
 
+    def reserve(self, request: Request, num_new_tokens: int) -> int:
+        """Take blocks for several tokens of a scheduled decode, as far as some are free.
+
+        Nobody is preempted for them, and the blocks kept for newcomers stay free.
+
+        Args:
+            request: Has the block of its next token already.
+            num_new_tokens: How many tokens are wanted.
+
+        Returns:
+            How many tokens its blocks now have room for, at least 1.
+        """
+        num_known = request.num_tokens - 1
+        num_spare = max(0, self._pool.num_free - self._num_reserved_blocks)
+        wanted = self._pool.num_blocks_for(num_known + num_new_tokens) - len(request.block_ids)
+        block_ids = self._pool.allocate(min(max(wanted, 0), num_spare))
+        assert block_ids is not None
+        request.block_ids.extend(block_ids)
+        room = len(request.block_ids) * self._pool.block_size - num_known
+        return min(num_new_tokens, room)
+
     def advance(self, row: ScheduledRow) -> None:
         """The tokens of a row were computed; called before anything is added to its output."""
         row.request.num_computed_tokens += row.num_tokens

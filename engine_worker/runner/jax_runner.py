@@ -15,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from engine_worker.batch import ProgressCallback, RowWork, StepBatch, StepResult
+from engine_worker.batch import (
+    MAX_ROW_STOP_TOKEN_IDS,
+    ProgressCallback,
+    RowWork,
+    StepBatch,
+    StepResult,
+)
 from engine_worker.compile_cache import count_cache_hits
 from engine_worker.kv_cache import KvLayout
 from engine_worker.models.decoder import DecoderWeights
@@ -23,6 +29,7 @@ from engine_worker.runner.buckets import DECODE_ROWS, Bucket, Buckets, choose_bu
 from engine_worker.runner.full_sampler import FullSampler
 from engine_worker.runner.packing import PackedLayout
 from engine_worker.runner.programs import (
+    MAX_NEW_TOKENS,
     DeviceState,
     StepOutput,
     StepProgram,
@@ -145,6 +152,11 @@ class JaxModelRunner:
         return self._buckets.prefill_chunk_size or self._limits.max_num_batched_tokens
 
     @property
+    def max_new_tokens(self) -> int:
+        # The deterministic mode samples apart from its step.
+        return 1 if self._limits.deterministic else MAX_NEW_TOKENS
+
+    @property
     def num_compiles(self) -> int:
         return self._num_compiles
 
@@ -236,7 +248,13 @@ class JaxModelRunner:
 
     def _check(self, row: RowWork) -> None:
         num_tokens = len(row.token_ids)
-        end = row.start + num_tokens
+        end = row.start + num_tokens - 1 + row.max_new_tokens
+        if not 1 <= row.max_new_tokens <= self.max_new_tokens:
+            raise ValueError(f"a row samples 1 to {self.max_new_tokens} tokens")
+        if row.max_new_tokens > 1 and (not row.sample or row.needs_full_sampler or num_tokens > 1):
+            raise ValueError("only decodes without the full sampler sample several tokens")
+        if len(row.stop_token_ids) > MAX_ROW_STOP_TOKEN_IDS:
+            raise ValueError(f"a row has at most {MAX_ROW_STOP_TOKEN_IDS} stop ids")
         if not 0 <= row.slot < self.max_num_seqs:
             raise ValueError(f"slot {row.slot} is not below {self.max_num_seqs}")
         if not 1 <= num_tokens <= self.prefill_chunk_size:

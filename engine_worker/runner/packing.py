@@ -1,7 +1,8 @@
 """The one host buffer of a program call: written with numpy, taken apart inside the program.
 
 A transfer per argument would cost more than the whole step of a small model, so everything a call
-needs, floats as their bits, is one int32 vector: row fields, then token ids, then block tables.
+needs, floats as their bits, is one int32 vector: row fields, limits of decoding rows, token ids,
+and block tables.
 """
 
 import math
@@ -16,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-from engine_worker.batch import RowSampling, RowWork
+from engine_worker.batch import MAX_ROW_STOP_TOKEN_IDS, RowSampling, RowWork
 from engine_worker.runner.buckets import Bucket
 from engine_worker.sampling.params import SamplingRows
 
 _UINT32: Final = (1 << 32) - 1
+_NUM_LIMITS: Final = 1 + MAX_ROW_STOP_TOKEN_IDS
 
 
 class RowField(IntEnum):
@@ -56,6 +58,8 @@ class StepInputs(NamedTuple):
         num_stored: [T] int32, tokens of the row in the cache once this call has stored its own.
         block_tables: [T, MB] int32.
         sampling: R rows of parameters.
+        max_new_tokens: [T] int32; no rows in a prefill.
+        stop_token_ids: [T, `MAX_ROW_STOP_TOKEN_IDS`] int32; -1 is no id.
     """
 
     token_ids: jax.Array
@@ -64,6 +68,8 @@ class StepInputs(NamedTuple):
     num_stored: jax.Array
     block_tables: jax.Array
     sampling: SamplingRows
+    max_new_tokens: jax.Array
+    stop_token_ids: jax.Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +89,11 @@ class PackedLayout:
     padding_block: int
 
     @property
-    def _sizes(self) -> tuple[int, int, int]:
+    def _sizes(self) -> tuple[int, int, int, int]:
         bucket = self.bucket
         return (
             bucket.num_rows * NUM_ROW_FIELDS,
+            0 if bucket.is_prefill else bucket.num_rows * _NUM_LIMITS,
             bucket.num_token_rows * bucket.num_queries,
             bucket.num_token_rows * self.table_width,
         )
@@ -107,37 +114,38 @@ class PackedLayout:
             [num_entries] int32, a fresh array: the program may still read it when the next is made.
         """
         packed = np.zeros(self.num_entries, np.int32)
-        num_fields, num_tokens, _ = self._sizes
-        packed[:num_fields] = pack_row_fields(
+        fields, limits, tokens, blocks = np.split(packed, np.cumsum(self._sizes)[:-1])
+        fields[:] = pack_row_fields(
             rows, self.bucket.num_rows, self.num_slots, samples=samples
         ).reshape(-1)
-        token_ids = packed[num_fields : num_fields + num_tokens].reshape(
-            -1, self.bucket.num_queries
-        )
-        tables = packed[num_fields + num_tokens :].reshape(-1, self.table_width)
+        token_ids = tokens.reshape(-1, self.bucket.num_queries)
+        tables = blocks.reshape(-1, self.table_width)
         tables[:] = self.padding_block
         for index, row in enumerate(rows):
             token_ids[index, : len(row.token_ids)] = row.token_ids
             tables[index, : len(row.block_ids)] = row.block_ids
+        if not self.bucket.is_prefill:
+            _pack_limits(limits.reshape(-1, _NUM_LIMITS), rows)
         return packed
 
     def unpack(self, packed: jax.Array) -> StepInputs:
         """The inverse of `pack`, inside a program."""
-        num_fields, num_tokens, _ = self._sizes
         num_queries = self.bucket.num_queries
-        fields = packed[:num_fields].reshape(-1, NUM_ROW_FIELDS)
-        token_ids = packed[num_fields : num_fields + num_tokens].reshape(-1, num_queries)
+        parts = jnp.split(packed, np.cumsum(self._sizes)[:-1])
+        fields, limits = parts[0].reshape(-1, NUM_ROW_FIELDS), parts[1].reshape(-1, _NUM_LIMITS)
         num_token_rows = self.bucket.num_token_rows
         start = fields[:num_token_rows, RowField.START]
         num_row_tokens = fields[:num_token_rows, RowField.NUM_TOKENS]
         offsets = jnp.arange(num_queries, dtype=jnp.int32)
         return StepInputs(
-            token_ids=token_ids,
+            token_ids=parts[2].reshape(-1, num_queries),
             positions=start[:, None] + offsets,
             is_token=offsets < num_row_tokens[:, None],
             num_stored=start + num_row_tokens,
-            block_tables=packed[num_fields + num_tokens :].reshape(-1, self.table_width),
+            block_tables=parts[3].reshape(-1, self.table_width),
             sampling=unpack_row_fields(fields),
+            max_new_tokens=limits[:, 0],
+            stop_token_ids=limits[:, 1:],
         )
 
 
@@ -162,6 +170,13 @@ def pack_row_fields(
             fields[index, RowField.SAMPLED] = 1
             _pack_sampling(fields[index], row.sampling)
     return fields
+
+
+def _pack_limits(limits: npt.NDArray[np.int32], rows: Sequence[RowWork]) -> None:
+    limits[:, 1:] = -1
+    for index, row in enumerate(rows):
+        limits[index, 0] = row.max_new_tokens
+        limits[index, 1 : 1 + len(row.stop_token_ids)] = row.stop_token_ids
 
 
 def _padding_fields(num_slots: int) -> npt.NDArray[np.int32]:

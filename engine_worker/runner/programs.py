@@ -1,4 +1,8 @@
-"""The step program of one bucket: forward, KV writes, attention, logits and sampling, fused."""
+"""The step program of one bucket: forward, KV writes, attention, logits and sampling, fused.
+
+A decode program may go on with the tokens that it samples, without the host: that is a loop inside
+the program, whose number of turns is an input.
+"""
 
 from typing import NamedTuple
 
@@ -10,11 +14,14 @@ from engine_worker.attention.paged import attend_pages
 from engine_worker.kv_cache import KvCache, KvLayout, store_tokens
 from engine_worker.models.decoder import DecoderGraph, Leaves
 from engine_worker.runner.packing import PackedLayout, StepInputs
+from engine_worker.sampling.params import SamplingRows
 from engine_worker.sampling.sampler import NOT_SAMPLED, count_sampled, sample_tokens
 
 MAX_ATTENTION_SPAN = 128
 """The most tokens that one turn of the attention loop reads, or one block where that is larger."""
 _MANY_ROWS = 16
+MAX_NEW_TOKENS = 32
+"""The most tokens that a row of a decode program samples in one call."""
 
 
 class DeviceState(NamedTuple):
@@ -33,7 +40,8 @@ class StepOutput(NamedTuple):
     """What a step program computed beside the new state.
 
     Attributes:
-        tokens: [R] int32 token ids (`NOT_SAMPLED`, `NAN_LOGITS`).
+        tokens: [N, R] int32 token ids (`NOT_SAMPLED`, `NAN_LOGITS`), one below the other for rows
+            that sample several; N is 1 for a prefill and `MAX_NEW_TOKENS` in decode.
         last_hidden: [S, hidden] float32, of each row's last token, for sampling apart from the
             step; S the rows of the sampler that takes it, at least R.
         hidden: [Q, hidden] float32, of each token of a prefill's row; None in decode.
@@ -42,6 +50,41 @@ class StepOutput(NamedTuple):
     tokens: jax.Array
     last_hidden: jax.Array
     hidden: jax.Array | None
+
+
+class _DecodeLoop(NamedTuple):
+    """The turns of a decode program so far.
+
+    Attributes:
+        turn: [] int32.
+        is_live: [R] bool, rows that compute a token in this turn.
+        token_ids: [R] int32, the token of each live row.
+        tokens: [`MAX_NEW_TOKENS`, R] int32, what was sampled.
+        hidden: [R, hidden] float32 of the last turn.
+        state: The arrays between steps.
+    """
+
+    turn: jax.Array
+    is_live: jax.Array
+    token_ids: jax.Array
+    tokens: jax.Array
+    hidden: jax.Array
+    state: DeviceState
+
+
+def _at_turn(inputs: StepInputs, loop: _DecodeLoop) -> StepInputs:
+    """The inputs as they would be if the host had made them for this turn."""
+    is_live, sampling = loop.is_live, inputs.sampling
+    return inputs._replace(
+        token_ids=loop.token_ids[:, None],
+        positions=inputs.positions + loop.turn,
+        is_token=is_live[:, None],
+        num_stored=jnp.where(is_live, inputs.num_stored + loop.turn, 0),
+        sampling=sampling._replace(
+            sampled=sampling.sampled & is_live,
+            positions=sampling.positions + loop.turn.astype(jnp.uint32),
+        ),
+    )
 
 
 def blocks_per_turn(block_size: int, num_token_rows: int = 1) -> int:
@@ -90,18 +133,69 @@ class StepProgram:
             What was computed, and the new state.
         """
         inputs = self._packed_layout.unpack(packed)
+        if self._packed_layout.bucket.is_prefill:
+            return self._prefill(leaves, state, inputs)
+        return self._decode(leaves, state, inputs)
+
+    def _prefill(
+        self, leaves: Leaves, state: DeviceState, inputs: StepInputs
+    ) -> tuple[StepOutput, DeviceState]:
         hidden, cache = self._forward(leaves, state.cache, inputs)
-        is_prefill = self._packed_layout.bucket.is_prefill
-        last_hidden = _last_of_chunk(hidden, inputs) if is_prefill else hidden
-        tokens = self._sample(leaves, last_hidden, state.counts, inputs)
+        last_hidden = _last_of_chunk(hidden, inputs)
+        tokens = self._sample(leaves, last_hidden, state.counts, inputs.sampling)
         counts = count_sampled(state.counts, tokens, inputs.sampling)
-        num_missing = self._num_sampler_rows - last_hidden.shape[0]
-        output = StepOutput(
-            tokens,
-            jnp.pad(last_hidden, ((0, num_missing), (0, 0))),
-            hidden if is_prefill else None,
-        )
+        output = StepOutput(tokens[None], self._for_sampler(last_hidden), hidden)
         return output, DeviceState(cache, counts)
+
+    def _decode(
+        self, leaves: Leaves, state: DeviceState, inputs: StepInputs
+    ) -> tuple[StepOutput, DeviceState]:
+        num_rows = inputs.num_stored.shape[0]
+        hidden_size = self._graph.spec.hidden_size
+
+        def is_unfinished(loop: _DecodeLoop) -> jax.Array:
+            return jnp.any(loop.is_live)
+
+        def go_on(loop: _DecodeLoop) -> _DecodeLoop:
+            now = _at_turn(inputs, loop)
+            # Bound to the turn, or the compiler would convert whole matrices ahead of the loop.
+            bound, _ = lax.optimization_barrier(  # type: ignore[no-untyped-call]
+                (leaves, loop.turn)
+            )
+            hidden, cache = self._forward(bound, loop.state.cache, now)
+            tokens = self._sample(bound, hidden, loop.state.counts, now.sampling)
+            counts = count_sampled(loop.state.counts, tokens, now.sampling)
+            is_stop = jnp.any(tokens[:, None] == inputs.stop_token_ids, axis=1)
+            has_more = loop.turn + 1 < inputs.max_new_tokens
+            return _DecodeLoop(
+                turn=loop.turn + 1,
+                # Whoever samples nothing (no number, or apart from the step) has no next token.
+                is_live=loop.is_live & (tokens >= 0) & ~is_stop & has_more,
+                token_ids=jnp.maximum(tokens, 0),
+                tokens=lax.dynamic_update_slice(
+                    loop.tokens, tokens[None], (loop.turn, jnp.int32(0))
+                ),
+                hidden=hidden,
+                state=DeviceState(cache, counts),
+            )
+
+        loop = lax.while_loop(
+            is_unfinished,
+            go_on,
+            _DecodeLoop(
+                turn=jnp.int32(0),
+                is_live=inputs.is_token[:, 0],
+                token_ids=inputs.token_ids[:, 0],
+                tokens=jnp.full((MAX_NEW_TOKENS, num_rows), NOT_SAMPLED, jnp.int32),
+                hidden=jnp.zeros((num_rows, hidden_size), jnp.float32),
+                state=state,
+            ),
+        )
+        return StepOutput(loop.tokens, self._for_sampler(loop.hidden), None), loop.state
+
+    def _for_sampler(self, hidden: jax.Array) -> jax.Array:
+        num_missing = self._num_sampler_rows - hidden.shape[0]
+        return jnp.pad(hidden, ((0, num_missing), (0, 0)))
 
     def _forward(
         self, leaves: Leaves, cache: KvCache, inputs: StepInputs
@@ -135,14 +229,14 @@ class StepProgram:
         return hidden, tuple(layers)
 
     def _sample(
-        self, leaves: Leaves, hidden: jax.Array, counts: jax.Array, inputs: StepInputs
+        self, leaves: Leaves, hidden: jax.Array, counts: jax.Array, rows: SamplingRows
     ) -> jax.Array:
         def choose() -> jax.Array:
-            return sample_tokens(self._graph.logits(leaves, hidden), counts, inputs.sampling)
+            return sample_tokens(self._graph.logits(leaves, hidden), counts, rows)
 
         # All chunks of a prompt but the last need no logits, nor do steps that sample apart.
-        nothing = jnp.full(inputs.sampling.slots.shape, NOT_SAMPLED, jnp.int32)
-        is_wanted = jnp.any(inputs.sampling.sampled)
+        nothing = jnp.full(rows.slots.shape, NOT_SAMPLED, jnp.int32)
+        is_wanted = jnp.any(rows.sampled)
         tokens: jax.Array = lax.cond(is_wanted, choose, lambda: nothing)
         return tokens
 

@@ -21,10 +21,19 @@ class StepOutcome:
         self._tokens = np.full(num_rows, NOT_SAMPLED, np.int32)
         self._logprobs: dict[int, TokenScores] = {}
         self._prompt_logprobs: dict[int, list[TokenScores]] = {}
+        self._more: dict[int, list[int]] = {}
 
     def put_tokens(self, indices: Sequence[int], tokens: npt.NDArray[np.int32]) -> None:
-        """What a step program sampled for some rows; padding may follow them."""
-        self._tokens[indices] = tokens[: len(indices)]
+        """What a step program sampled for some rows: [N, R], a row's tokens one below the other.
+
+        Padding may follow the rows, and the tokens of each.
+        """
+        self._tokens[indices] = tokens[0, : len(indices)]
+        for column, index in enumerate(indices):
+            more = tokens[1:, column]
+            num_more = int(np.argmax(more < 0)) if (more < 0).any() else len(more)
+            if num_more:
+                self._more[index] = more[:num_more].tolist()
 
     def put(self, index: int, sample: FullSample) -> None:
         """What the full sampler says of a row, or of one of its prompt's tokens.
@@ -49,4 +58,5 @@ class StepOutcome:
             without_choice=frozenset(np.flatnonzero(tokens == WITHOUT_CHOICE).tolist()),
             logprobs=self._logprobs,
             prompt_logprobs=self._prompt_logprobs,
+            more_token_ids=self._more,
         )

@@ -68,6 +68,7 @@ class DeterministicFakeRunner:
         max_num_seqs: int = 4,
         max_num_batched_tokens: int = 16,
         prefill_chunk_size: int = 8,
+        max_new_tokens: int = 1,
         fail_steps: frozenset[int] = frozenset(),
         nan_prompts: frozenset[int] = frozenset(),
     ) -> None:
@@ -77,6 +78,7 @@ class DeterministicFakeRunner:
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._prefill_chunk_size = prefill_chunk_size
+        self._max_new_tokens = max_new_tokens
         self._fail_steps = fail_steps
         self._nan_prompts = nan_prompts
         self._cache = np.full((num_blocks, block_size), -1, np.int64)
@@ -105,6 +107,10 @@ class DeterministicFakeRunner:
         return self._prefill_chunk_size
 
     @property
+    def max_new_tokens(self) -> int:
+        return self._max_new_tokens
+
+    @property
     def num_compiles(self) -> int:
         return 0
 
@@ -126,14 +132,26 @@ class DeterministicFakeRunner:
                 self._cache[block_id, index] = token_id
         token_ids = np.full(len(batch.rows), -1, np.int32)
         has_nan = np.zeros(len(batch.rows), np.bool_)
+        more: dict[int, list[int]] = {}
         for index, row in enumerate(batch.rows):
             if row.sample:
                 seen = self._seen(row)
                 assert min(seen) >= 0, "a position was read that nobody wrote"
                 has_nan[index] = seen[0] in self._nan_prompts
                 token_ids[index] = _nearest_allowed(self._next_token(seen), row)
+                if row.max_new_tokens > 1:
+                    more[index] = self._go_on(row, [*seen, int(token_ids[index])])
         without_choice = frozenset(np.flatnonzero(token_ids == _NOTHING_ALLOWED).tolist())
-        return StepResult(token_ids, has_nan, without_choice=without_choice)
+        return StepResult(token_ids, has_nan, without_choice=without_choice, more_token_ids=more)
+
+    def _go_on(self, row: RowWork, seen: list[int]) -> list[int]:
+        """The tokens after the first one, as the device would feed them back."""
+        more: list[int] = []
+        while seen[-1] not in row.stop_token_ids and len(more) + 1 < row.max_new_tokens:
+            self._cache[self._place(row, len(seen) - 1)] = seen[-1]
+            more.append(self._next_token(seen))
+            seen.append(more[-1])
+        return more
 
     def warm_up(self, progress: ProgressCallback) -> None:
         progress(1.0, "nothing to compile")
@@ -148,7 +166,9 @@ class DeterministicFakeRunner:
         assert sum(len(row.token_ids) for row in batch.rows) <= self._max_num_batched_tokens
         for row in batch.rows:
             assert 0 < len(row.token_ids) <= self._prefill_chunk_size
-            assert len(row.block_ids) * self._block_size >= row.start + len(row.token_ids)
+            assert 1 <= row.max_new_tokens <= self._max_new_tokens
+            num_stored = row.start + len(row.token_ids) + row.max_new_tokens - 1
+            assert len(row.block_ids) * self._block_size >= num_stored
             written = set(row.block_ids[row.start // self._block_size :])
             for other in batch.rows:
                 shared = other is not row and written & set(other.block_ids)

@@ -1,0 +1,149 @@
+"""Decode programs that go on with their own tokens give what single steps give."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine_worker.batch import RowSampling, StepBatch, StepResult
+from engine_worker.models.decoder import declare, random_weights
+from engine_worker.runner.jax_runner import JaxModelRunner
+from tests.fakes.runner_requests import RunnerRequest, begin, generate, step
+from tests.fakes.tiny_decoder import tiny_spec
+
+PROMPTS = ((5, 6, 7), (9, 10, 11, 12, 13), (3, 4))
+SAMPLINGS = (
+    RowSampling(),
+    RowSampling(temperature=0.9, top_p=0.8, seed=7),
+    RowSampling(temperature=1.0, seed=3, frequency_penalty=1.5, repetition_penalty=1.3),
+)
+NUM_TOKENS = 12
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def runner(request: pytest.FixtureRequest) -> JaxModelRunner:
+    weights = random_weights(declare(tiny_spec([None, 6]), jnp.dtype(request.param)), seed=1)
+    return JaxModelRunner.create(
+        weights, num_blocks=40, max_model_len=40, block_size=4, max_num_seqs=3
+    )
+
+
+def fresh_requests() -> list[RunnerRequest]:
+    return [
+        RunnerRequest(slot, prompt, range(slot * 10, slot * 10 + 10), sampling)
+        for slot, (prompt, sampling) in enumerate(zip(PROMPTS, SAMPLINGS, strict=True))
+    ]
+
+
+def look_ahead(
+    runner: JaxModelRunner,
+    requests: Sequence[RunnerRequest],
+    num_tokens: Sequence[int],
+    stop_token_ids: tuple[int, ...] = (),
+) -> StepResult:
+    """One step that computes several tokens of each request."""
+    works = [
+        replace(request.next_work(1), max_new_tokens=num, stop_token_ids=stop_token_ids)
+        for request, num in zip(requests, num_tokens, strict=True)
+    ]
+    return runner.run(StepBatch(tuple(works)))
+
+
+def begun_and_single(runner: JaxModelRunner) -> tuple[list[RunnerRequest], list[list[int]]]:
+    """Requests with one token of output, and what they get in single steps, together."""
+    requests = fresh_requests()
+    for request in requests:
+        begin(runner, request)
+        step(runner, [request])
+    for _ in range(NUM_TOKENS - 1):
+        step(runner, requests)
+    outputs = [list(request.output) for request in requests]
+    requests = fresh_requests()
+    for request in requests:
+        begin(runner, request)
+        step(runner, [request])
+    return requests, outputs
+
+
+def test_rows_that_look_ahead_get_the_tokens_of_single_steps(runner: JaxModelRunner) -> None:
+    requests, single = begun_and_single(runner)
+    result = look_ahead(runner, requests, [NUM_TOKENS - 1] * 3)
+    for index, request in enumerate(requests):
+        ahead = [result.token_ids[index], *result.more_token_ids[index]]
+        assert [*request.output, *ahead] == single[index]
+
+
+def test_each_row_stops_at_its_own_number_of_tokens_and_goes_on_later(
+    runner: JaxModelRunner,
+) -> None:
+    requests, single = begun_and_single(runner)
+    nums = [1, 5, 3]
+    result = look_ahead(runner, requests, nums)
+    for index, (request, num) in enumerate(zip(requests, nums, strict=True)):
+        more = result.more_token_ids.get(index, [])
+        assert len(more) == num - 1
+        request.output += [int(result.token_ids[index]), *more]
+        request.num_computed += num - 1
+    for _ in range(NUM_TOKENS):
+        step(runner, requests)
+    assert [request.output[:NUM_TOKENS] for request in requests] == single
+
+
+def test_a_row_ends_with_the_stop_id_that_it_samples(runner: JaxModelRunner) -> None:
+    requests, single = begun_and_single(runner)
+    stop = single[1][4]
+    result = look_ahead(runner, requests, [NUM_TOKENS - 1] * 3, stop_token_ids=(stop,))
+    for index, tokens in enumerate(single):
+        until = tokens.index(stop, 1) if stop in tokens[1:] else NUM_TOKENS - 1
+        assert [result.token_ids[index], *result.more_token_ids.get(index, [])] == tokens[
+            1 : until + 1
+        ]
+
+
+def test_counts_for_penalties_follow_the_tokens_of_a_look_ahead(runner: JaxModelRunner) -> None:
+    requests, _ = begun_and_single(runner)
+    result = look_ahead(runner, requests, [NUM_TOKENS - 1] * 3)
+    counts = np.asarray(runner.state.counts)[2] & ((1 << 30) - 1)
+    tokens = [*requests[2].output, result.token_ids[2], *result.more_token_ids[2]]
+    expected = np.bincount(tokens, minlength=counts.size)
+    np.testing.assert_array_equal(counts, expected)
+
+
+def test_rows_that_cannot_look_ahead_are_refused(runner: JaxModelRunner) -> None:
+    (request, *_), _ = begun_and_single(runner)
+    work = request.next_work(1)
+    with pytest.raises(ValueError, match="samples 1 to 32"):
+        runner.run(StepBatch((replace(work, max_new_tokens=33),)))
+    with pytest.raises(ValueError, match="without the full sampler"):
+        sampling = replace(work.sampling, num_logprobs=1)
+        runner.run(StepBatch((replace(work, max_new_tokens=2, sampling=sampling),)))
+    with pytest.raises(ValueError, match="blocks do not fit"):
+        runner.run(StepBatch((replace(work, max_new_tokens=20, block_ids=[0, 1]),)))
+    with pytest.raises(ValueError, match="at most 8 stop ids"):
+        runner.run(StepBatch((replace(work, stop_token_ids=tuple(range(9))),)))
+
+
+def test_the_deterministic_mode_computes_one_token_a_step() -> None:
+    weights = random_weights(declare(tiny_spec([None]), np.float32), seed=1)
+    deterministic = JaxModelRunner.create(
+        weights, num_blocks=8, max_model_len=16, block_size=4, deterministic=True
+    )
+    assert deterministic.max_new_tokens == 1
+
+
+def test_the_loop_converts_no_matrix_ahead_of_its_turns() -> None:
+    spec = replace(tiny_spec([None]), vocab_size=20_000)
+    runner = JaxModelRunner.create(
+        random_weights(declare(spec, jnp.bfloat16), seed=1),
+        num_blocks=8,
+        max_model_len=16,
+        block_size=4,
+        max_num_seqs=2,
+    )
+    generate(runner, RunnerRequest(0, (5, 6), range(4)), 2)
+    (program,) = (program for bucket, program in runner.programs.items() if not bucket.is_prefill)
+    # What a conversion ahead of the loop leaves behind: a whole float32 matrix as an array.
+    entry = program.as_text().split("ENTRY ")[1]
+    assert f"f32[{spec.vocab_size},{spec.hidden_size}]" not in entry
