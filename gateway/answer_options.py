@@ -18,6 +18,7 @@ class AnswerOptions:
         shows_token_ids: The ids of prompt and output are told.
         names_token_ids: Tokens are written as `token_id:…`, which no two of them share.
         shows_reasoning: Reasoning is told.
+        names_functions: A call is told as OpenAI's deprecated `function_call`.
         include_usage: A stream ends with the usage; `continuous_usage` tells it in every chunk.
     """
 
@@ -30,6 +31,7 @@ class AnswerOptions:
     shows_token_ids: bool = False
     names_token_ids: bool = False
     shows_reasoning: bool = True
+    names_functions: bool = False
     include_usage: bool = False
     continuous_usage: bool = False
 

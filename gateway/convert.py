@@ -9,6 +9,7 @@ from gateway.answer_options import PLAIN_ANSWER, AnswerOptions
 from gateway.schemas.body import dump_json
 from gateway.schemas.chat import ChatRequest
 from gateway.schemas.completion import CompletionRequest
+from gateway.schemas.functions import names_functions
 from gateway.schemas.messages import clean_messages, clean_tools
 from gateway.schemas.sampling import GenerationRequest
 from gateway.schemas.tokenize import TokenizeRequest
@@ -98,7 +99,9 @@ def chat_job(
     continues = bool(request.continue_final_message)
     adds_prompt = request.add_generation_prompt
     shows_reasoning = request.include_reasoning is not False
-    options = replace(_options(request), shows_reasoning=shows_reasoning)
+    options = replace(
+        _options(request), shows_reasoning=shows_reasoning, names_functions=names_functions(raw)
+    )
     prepare = Prepare(
         request_id="",
         kind="chat",

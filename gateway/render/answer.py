@@ -18,6 +18,7 @@ from gateway.events import (
     ToolCallStarted,
 )
 from gateway.render.common import AnswerHead, usage_object
+from gateway.render.functions import finish_reason, function_call
 from gateway.render.logprobs import CompletionLogprobs, chat_logprobs, prompt_logprobs
 from protocol.messages import TokenLogprobs, Usage
 
@@ -147,9 +148,9 @@ class ChatCollector(_Collector):
         choices = [
             {
                 "index": index,
-                "message": _message(choice, shows_reasoning=self._options.shows_reasoning),
+                "message": _message(choice, self._options),
                 "logprobs": self._logprobs(choice),
-                "finish_reason": choice.finish_reason,
+                "finish_reason": finish_reason(choice.finish_reason, self._options),
                 **self._extras(choice),
             }
             for index, choice in enumerate(self._choices)
@@ -212,7 +213,7 @@ class CompletionCollector(_Collector):
         return logprobs.as_object()
 
 
-def _message(choice: _Choice, *, shows_reasoning: bool) -> dict[str, Any]:
+def _message(choice: _Choice, options: AnswerOptions) -> dict[str, Any]:
     content = "".join(choice.content)
     message: dict[str, Any] = {
         "role": "assistant",
@@ -220,9 +221,12 @@ def _message(choice: _Choice, *, shows_reasoning: bool) -> dict[str, Any]:
         "content": content if content or not choice.calls else None,
         "refusal": None,
     }
-    if choice.reasoning and shows_reasoning:
+    if choice.reasoning and options.shows_reasoning:
         message["reasoning_content"] = "".join(choice.reasoning)
-    if choice.calls:
+    if choice.calls and options.names_functions:
+        call = choice.calls[0]
+        message["function_call"] = function_call(call.name, "".join(call.arguments))
+    elif choice.calls:
         message["tool_calls"] = [
             {
                 "id": call.id,

@@ -18,6 +18,7 @@ from gateway.events import (
     UsageTold,
 )
 from gateway.render.common import AnswerHead, usage_object
+from gateway.render.functions import finish_reason, function_delta
 from gateway.render.logprobs import CompletionLogprobs, chat_logprobs
 from protocol.errors import PenstockError
 from protocol.messages import Usage
@@ -87,13 +88,14 @@ class ChatStreamRenderer:
                 else:
                     parts += (opening, b'"content":', orjson.dumps(event.text), self._tail)
             elif isinstance(event, ChoiceFinished):
-                parts += (opening, b"}", _finish(event), self._closing)
+                parts += (opening, b"}", _finish(event, self._options), self._closing)
             elif isinstance(event, ReasoningText):
                 if self._options.shows_reasoning:
                     text = orjson.dumps(event.text)
                     parts += (opening, b'"reasoning_content":', text, self._tail)
             elif not isinstance(event, PromptShown):
-                parts += (opening, _tool_delta(event), self._tail)
+                make = function_delta if self._options.names_functions else _tool_delta
+                parts += (opening, make(event), self._tail)
         return b"".join(parts)
 
     def finish(self, usage: Usage) -> bytes:
@@ -155,7 +157,7 @@ class CompletionStreamRenderer:
                         _token_ids(event),
                     )
             elif isinstance(event, ChoiceFinished):
-                text, end = b'""', _finish(event)
+                text, end = b'""', _finish(event, self._options)
             elif isinstance(event, PromptShown):
                 text, end = self._prompt(event)
             elif isinstance(event, UsageTold):
@@ -209,9 +211,9 @@ def _closing(options: AnswerOptions, usage: Usage | None) -> bytes:
     return b'}],"usage":%b%b' % (orjson.dumps(shown), _END)
 
 
-def _finish(event: ChoiceFinished) -> bytes:
+def _finish(event: ChoiceFinished, options: AnswerOptions) -> bytes:
     """The end of a choice that is finished."""
-    reason = orjson.dumps(event.finish_reason)
+    reason = orjson.dumps(finish_reason(event.finish_reason, options))
     if event.stop_reason is None:
         return b',"logprobs":null,"finish_reason":%b' % reason
     stop = orjson.dumps(event.stop_reason)

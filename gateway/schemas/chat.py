@@ -11,6 +11,12 @@ from gateway.schemas.fields import (
     EXTENSION_REFUSED_FIELDS,
     refuse_fields,
 )
+from gateway.schemas.functions import (
+    FUNCTION_FIELDS,
+    in_words_of_functions,
+    names_functions,
+    with_tools,
+)
 from gateway.schemas.messages import (
     ChatMessage,
     Tool,
@@ -97,16 +103,19 @@ def parse_chat_body(body: bytes) -> tuple[ChatRequest, dict[str, Any], list[str]
     Raises:
         InvalidRequestError: Naming the field that is wrong.
     """
-    value = load_json_object(body)
+    value = with_tools(load_json_object(body))
     refuse_fields(value, _REFUSED)
     refuse_message_fields(value.get("messages"))
     if value.get("tools") == []:
         raise InvalidRequestError(
             "Invalid `tools`: the list is empty; leave it out.", param="tools"
         )
-    request = validate(ChatRequest, value)
+    try:
+        request = validate(ChatRequest, value)
+    except InvalidRequestError as error:
+        raise in_words_of_functions(error) if names_functions(value) else error from None
     messages = cast("list[dict[str, Any]]", value["messages"])
-    ignored = unknown_keys(value, ChatRequest.known_fields | _REFUSED.keys())
+    ignored = unknown_keys(value, ChatRequest.known_fields | _REFUSED.keys() | FUNCTION_FIELDS)
     ignored += unknown_stream_keys(value)
     ignored += unknown_message_keys(messages)
     ignored += unknown_tool_keys(value.get("tools") or [])

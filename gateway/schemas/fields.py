@@ -22,8 +22,6 @@ _STRUCTURED: Final = "constrained decoding is not served yet"
 CHAT_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "audio": ((), "models here answer in text"),
     "echo": ((False,), "only completions repeat their prompt"),
-    "function_call": (("none", "auto"), "use `tool_choice`"),
-    "functions": (([],), "use `tools`"),
     "modalities": ((["text"],), "models here answer in text"),
     "moderation": ((), "there is no moderation model"),
     "prediction": ((), "not served yet"),

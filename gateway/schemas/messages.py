@@ -18,7 +18,6 @@ MessageRole = Literal["system", "developer", "user", "assistant", "tool"]
 
 REFUSED_MESSAGE_FIELDS: Final[dict[str, str]] = {
     "audio": "models here answer in text",
-    "function_call": "use `tool_calls`",
 }
 """Documented by OpenAI for messages, refused by name unless null."""
 

@@ -19,6 +19,7 @@ from gateway.schemas.fields import (
     COMPLETION_REFUSED_FIELDS,
     HARMLESS_FIELDS,
 )
+from gateway.schemas.functions import FUNCTION_FIELDS
 from gateway.schemas.messages import REFUSED_MESSAGE_FIELDS, ChatMessage
 from gateway.schemas.ranges import RANGES
 
@@ -35,7 +36,7 @@ def completion_body(**fields: Any) -> bytes:
 
 def test_every_field_of_openais_chat_schema_is_honoured_harmless_or_refused() -> None:
     documented = set(chat_create_params.CompletionCreateParamsBase.__annotations__) | {"stream"}
-    assert documented <= ChatRequest.known_fields | set(CHAT_REFUSED_FIELDS)
+    assert documented <= ChatRequest.known_fields | set(CHAT_REFUSED_FIELDS) | FUNCTION_FIELDS
 
 
 def test_every_field_of_openais_completion_schema_is_honoured_harmless_or_refused() -> None:
@@ -264,10 +265,10 @@ def test_a_million_unknown_fields_are_not_all_listed() -> None:
 
 
 def test_every_field_of_openais_messages_is_honoured_or_refused() -> None:
-    for kind in ("User", "Assistant", "Tool", "System", "Developer"):
+    known = ChatMessage.known_fields | set(REFUSED_MESSAGE_FIELDS) | FUNCTION_FIELDS
+    for kind in ("User", "Assistant", "Tool", "System", "Developer", "Function"):
         params = getattr(chat_types, f"ChatCompletion{kind}MessageParam")
-        documented = set(params.__annotations__)
-        assert documented <= ChatMessage.known_fields | set(REFUSED_MESSAGE_FIELDS)
+        assert set(params.__annotations__) <= known
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED_MESSAGE_FIELDS))

@@ -1,0 +1,96 @@
+"""OpenAI's deprecated `functions` and `function_call`, told in the words of tools."""
+
+import re
+from typing import Any, Final
+
+from gateway.errors import InvalidRequestError
+
+FUNCTION_FIELDS: Final = frozenset({"functions", "function_call"})
+_MAX_CALL_NUMBER = 10**5
+
+
+def with_tools(value: dict[str, Any]) -> dict[str, Any]:
+    """A chat body whose functions are tools; the same body where it has none.
+
+    `functions` becomes `tools`, `function_call` a `tool_choice`, and in messages an assistant's
+    `function_call` a call and role `function` its result. What is of a wrong type is left to the
+    schemas of tools, whose errors `in_words_of_functions` translates.
+
+    Raises:
+        InvalidRequestError: Both spellings at once, or a choice without functions.
+    """
+    found = dict(value)
+    functions, choice = value.get("functions"), value.get("function_call")
+    if functions is not None and functions != []:
+        for name in ("tools", "tool_choice"):
+            if value.get(name) is not None:
+                raise InvalidRequestError(f"`functions` contradicts `{name}`.", param="functions")
+        found["tools"] = functions
+        if isinstance(functions, list):
+            found["tools"] = [{"type": "function", "function": one} for one in functions]
+        found["parallel_tool_calls"] = False  # an answer has room for one
+        if isinstance(choice, dict):
+            found["tool_choice"] = {"type": "function", "function": choice}
+        elif choice is not None:
+            found["tool_choice"] = choice
+    elif choice not in (None, "none", "auto"):
+        raise InvalidRequestError("`function_call` needs `functions`.", param="function_call")
+    messages = value.get("messages")
+    if isinstance(messages, list) and any(map(_has_function, messages)):
+        found["messages"] = _messages_with_tools(messages)
+    return found
+
+
+def names_functions(value: dict[str, Any]) -> bool:
+    """Whether the client gave functions and so wants an answer with `function_call`."""
+    return bool(value.get("functions"))
+
+
+def in_words_of_functions(error: InvalidRequestError) -> InvalidRequestError:
+    """An error about tools, as one about the functions that the client wrote."""
+    return type(error)(_translated(error.message), param=_translated(error.param or "") or None)
+
+
+def _translated(text: str) -> str:
+    text = re.sub(r"\btools\[(\d+)\]\.function\b", r"functions[\1]", text)
+    text = re.sub(r"\btool_choice\b", "function_call", text)
+    return re.sub(r"\btools\b(?!\.|s)", "functions", text)
+
+
+def _has_function(message: Any) -> bool:
+    return isinstance(message, dict) and (
+        message.get("role") == "function" or "function_call" in message
+    )
+
+
+def _messages_with_tools(messages: list[Any]) -> list[Any]:
+    """The messages with calls and results that name each other by ids."""
+    found = []
+    ids: dict[str, str] = {}
+    for index, message in enumerate(messages):
+        if not _has_function(message):
+            found.append(message)
+            continue
+        changed = {key: item for key, item in message.items() if key != "function_call"}
+        call = message.get("function_call")
+        if message.get("role") == "function":
+            name = str(message.get("name"))
+            changed["role"] = "tool"
+            changed["tool_call_id"] = ids.get(name, _call_id(index))
+        if call is not None:
+            if message.get("tool_calls"):
+                raise InvalidRequestError(
+                    f"`messages[{index}].function_call` contradicts `tool_calls`.",
+                    param=f"messages[{index}].function_call",
+                )
+            call_id = _call_id(index)
+            changed["tool_calls"] = [{"id": call_id, "type": "function", "function": call}]
+            if isinstance(call, dict):
+                ids[str(call.get("name"))] = call_id
+        found.append(changed)
+    return found
+
+
+def _call_id(index: int) -> str:
+    """Nine letters and digits, which is all that some templates take."""
+    return f"call{index % _MAX_CALL_NUMBER:05d}"
