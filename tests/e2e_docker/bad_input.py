@@ -86,10 +86,17 @@ def _foreign_keys(project: Project) -> None:
             project, "toolparser_worker",
             "--volume", f"{folder}/toolparser:/keys/toolparser:ro",
         )  # fmt: skip
-        # With the gateway's own public key right and only the parser's pair foreign, the gateway
-        # hears the attempt and says no.
+        (gateway,) = project.containers("gateway")
         try:
-            eventually("the worker says why", lambda: "key" in project.log_of(name), 60)
+            eventually(
+                "both sides say why",
+                lambda: (
+                    "is our gateway.public its key?" in project.log_of(name)
+                    and "failed its handshake" in project.log_of(gateway)
+                ),
+                60,
+            )
             assert project.inspect(name, "{{.State.Status}}") == "running"
         finally:
             project.engine.docker("rm", "--force", name)
+    say("  a worker with the keys of another house stays outside, and both logs say why")

@@ -22,7 +22,7 @@ def two_hosts(engine: DockerEngine, compose: Sequence[str]) -> None:
         eventually("the gateway answers", lambda: near.ready(near.gateway_urls()[0]) is not None)
         port = engine.docker("port", gateway, "5551").split()[0].rsplit(":", 1)[1]
         _carry_keys(near, Path(keys))
-        settings = {"GATEWAY": f"tcp://{_address_of_this_machine(engine)}:{port}", "KEYS": keys}
+        settings = {"GATEWAY": f"tcp://{_address_of_this_machine(near)}:{port}", "KEYS": keys}
         with Project(engine, compose, ("deploy/engine-host/compose.yaml",), settings) as far:
             far.up(engine_worker=2)
             near.wait_ready(engine=2, auth=1, toolparser=1)
@@ -50,7 +50,8 @@ def _carry_keys(near: Project, keys: Path) -> None:
     ]  # fmt: skip
 
 
-def _address_of_this_machine(engine: DockerEngine) -> str:
-    """An address of the host that a container on any network reaches by way of the host."""
+def _address_of_this_machine(near: Project) -> str:
+    """An address of the host, which a container on any network reaches by way of the host."""
     template = "{{(index .IPAM.Config 0).Gateway}}"
-    return engine.docker("network", "inspect", "bridge", "--format", template).strip()
+    network = f"{near.name}_edge"
+    return near.engine.docker("network", "inspect", network, "--format", template).strip()
