@@ -44,7 +44,7 @@ RUN /opt/build/bin/pip install --no-deps . && rm /opt/venv/bin/penstock
 FROM runtime AS toolparser
 COPY --from=toolparser-build /opt/venv /opt/venv
 ENV PENSTOCK_TOOLPARSER_ENDPOINT=tcp://gateway:5553 PENSTOCK_KEY_DIR=/keys/toolparser
-HEALTHCHECK --interval=10s --timeout=6s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 \
   CMD ["python", "-m", "protocol", "ping", "--as", "toolparser"]
 CMD ["python", "-m", "toolparser_worker"]
 
@@ -59,7 +59,7 @@ RUN /opt/build/bin/pip install --no-deps . && rm /opt/venv/bin/penstock
 FROM runtime AS auth
 COPY --from=auth-build /opt/venv /opt/venv
 ENV PENSTOCK_AUTH_ENDPOINT=tcp://gateway:5552 PENSTOCK_KEY_DIR=/keys/auth PENSTOCK_DATA_DIR=/var/lib/penstock
-HEALTHCHECK --interval=10s --timeout=6s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 \
   CMD ["python", "-m", "protocol", "ping", "--as", "auth"]
 CMD ["python", "-m", "auth_worker"]
 
@@ -83,7 +83,7 @@ ENV PENSTOCK_ENGINE_ENDPOINT=tcp://*:5551 \
     PENSTOCK_HOST=0.0.0.0 \
     PENSTOCK_PORT=8000
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=6s --start-period=300s --retries=3 \
+HEALTHCHECK --interval=15s --timeout=10s --start-period=300s --retries=3 \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=5)"]
 CMD ["python", "-m", "gateway"]
 
@@ -115,7 +115,7 @@ ENV PENSTOCK_ENGINE_ENDPOINT=tcp://gateway:5551 \
     JAX_PLATFORMS=cpu
 # A model that is named by a relative path is looked for where `penstock fetch` puts it.
 WORKDIR /models
-HEALTHCHECK --interval=10s --timeout=6s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 \
   CMD ["python", "-m", "protocol", "ping", "--as", "engine"]
 CMD ["python", "-m", "engine_worker"]
 
@@ -137,6 +137,6 @@ ENV PENSTOCK_ENGINE_ENDPOINT=tcp://gateway:5551 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /models
-HEALTHCHECK --interval=10s --timeout=6s --start-period=120s --retries=3 \
+HEALTHCHECK --interval=15s --timeout=10s --start-period=120s --retries=3 \
   CMD ["python", "-m", "protocol", "ping", "--as", "engine"]
 CMD ["python", "-m", "engine_worker"]
