@@ -30,7 +30,7 @@ def eventually(what: str, fact: Callable[[], bool], timeout_s: float = 240.0) ->
     while not fact():
         if time.monotonic() - begin > timeout_s:
             raise AssertionError(f"never came true: {what}")
-        time.sleep(0.1)
+        time.sleep(0.3)
     return time.monotonic() - begin
 
 
@@ -62,10 +62,12 @@ class Project:
     ) -> None:
         self.engine = engine
         self.name = name or f"pst{secrets.token_hex(3)}"
+        self._http = httpx.Client(timeout=10.0)
         self._compose = tuple(compose)
         self._files = tuple(files)
-        # Ports of nobody else, whatever runs beside.
+        # Ports of nobody else, whatever runs beside; few programs, so that engines are up sooner.
         self.settings = {
+            "PENSTOCK_MAX_NUM_SEQS": "8",
             "PENSTOCK_PORT": "",
             "PENSTOCK_NGINX_PORT": "0",
             "PENSTOCK_PROMETHEUS_PORT": "0",
@@ -79,6 +81,7 @@ class Project:
         if kind is not None:
             say(f"logs of {self.name}:\n{self.logs()[-6000:]}")
         self.down()
+        self._http.close()
 
     def compose(self, *arguments: str, check: bool = True, timeout_s: float = 1800.0) -> str:
         """Run a Compose command of this project and return its stdout."""
@@ -146,7 +149,7 @@ class Project:
     def ready(self, url: str) -> dict[str, Any] | None:
         """What a gateway's `/ready` says; None while it does not answer."""
         try:
-            answer: dict[str, Any] = httpx.get(f"{url}/ready", timeout=10.0).json()
+            answer: dict[str, Any] = self._http.get(f"{url}/ready").json()
         except (httpx.TransportError, ValueError):
             return None
         return answer
@@ -159,7 +162,7 @@ class Project:
         phases = [(worker["role"], worker["phase"]) for worker in answer["workers"]]
         return all(phases.count((role, "ready")) == number for role, number in workers.items())
 
-    def wait_ready(self, timeout_s: float = 400.0, **workers: int) -> float:
+    def wait_ready(self, timeout_s: float = 900.0, **workers: int) -> float:
         """Until every gateway is ready with so many workers of each role; returns the seconds."""
         urls = self.gateway_urls()
         return eventually(

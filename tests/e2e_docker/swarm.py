@@ -20,16 +20,16 @@ def swarm(engine: DockerEngine, compose: Sequence[str]) -> None:
     engine.docker("swarm", "init", "--advertise-addr", "127.0.0.1")
     try:
         port = free_port()
-        env = {**engine.environment, "PENSTOCK_PORT": str(port)}
+        env = {**engine.environment, "PENSTOCK_PORT": str(port), "PENSTOCK_MAX_NUM_SEQS": "8"}
         run([ROOT / "deploy/swarm/make-secrets.sh"], env=env)
         stack = str(ROOT / "deploy/swarm/stack.yaml")
         deploy = ["docker", "stack", "deploy", "--resolve-image", "never", "-c", stack, _STACK]
         run(deploy, env=env, cwd=ROOT)
         base = f"http://127.0.0.1:{port}"
-        eventually("the stack has two engines", lambda: _num_engines(base) == 2, 400)
+        eventually("the stack has two engines", lambda: _num_engines(base) == 2, 900)
         use_unmodified_client(base, _new_key(engine))
         run(["docker", "service", "scale", "--detach", f"{_STACK}_engine_worker=3"], env=env)
-        eventually("the stack has three engines", lambda: _num_engines(base) == 3, 400)
+        eventually("the stack has three engines", lambda: _num_engines(base) == 3, 900)
         say("  the stack serves, and scales to three engines")
     finally:
         engine.docker("stack", "rm", _STACK, check=False)
