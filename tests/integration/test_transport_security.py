@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from protocol import codec
+from protocol.__main__ import main as ping_main
 from protocol.endpoints import Endpoint
 from protocol.messages import AuthCommand, AuthEvent, AuthOffer
 from protocol.security import ClientSecurity, KeyOwner, ServerSecurity, generate_keys
@@ -116,6 +117,25 @@ async def test_the_ping_command_is_a_health_check(socket_dir: Path) -> None:
     gateway.server.close()
     assert await asyncio.to_thread(run_ping, address) == 1
     assert await asyncio.to_thread(run_ping, "nonsense") == 2
+
+
+async def test_the_ping_command_asks_what_the_role_dials(
+    gateway: Gateway, key_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alive = gateway.start().text
+    environ = {"PENSTOCK_KEY_DIR": str(key_dir)}
+
+    async def ask(role: str, endpoints: str) -> int:
+        given = {**environ, "PENSTOCK_AUTH_ENDPOINT": endpoints}
+        arguments = ["ping", "--as", role, "--timeout", "2"]
+        return await asyncio.to_thread(ping_main, arguments, given)
+
+    assert await ask("auth", alive) == 0
+    assert await ask("auth", f"tcp://127.0.0.1:1,{alive}") == 0
+    assert await ask("auth", "tcp://127.0.0.1:1") == 1
+    assert await ask("auth", "") == 2
+    assert await ask("gateway", alive) == 2
+    assert "Name an ENDPOINT" in capsys.readouterr().err
 
 
 def run_ping(address: str) -> int:
