@@ -20,6 +20,12 @@ ENV PATH=/opt/venv/bin:$PATH \
 USER 10001:10001
 WORKDIR /var/lib/penstock
 
+# Only the groups, so that nothing else in pyproject.toml makes the layers below old.
+FROM ${PYTHON_IMAGE} AS groups
+COPY pyproject.toml ./
+RUN mkdir /groups \
+ && sed -n '/^\[dependency-groups\]/,/^\[tool/{/^\[tool/!p}' pyproject.toml > /groups/pyproject.toml
+
 # ---- what installs ---------------------------------------------------------------------------------
 # The environments have no pip of their own; a newer one beside them knows dependency groups.
 FROM ${PYTHON_IMAGE} AS builder
@@ -31,12 +37,12 @@ ENV PIP_PYTHON=/opt/venv/bin/python \
     PIP_QUIET=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-COPY pyproject.toml ./
+COPY --from=groups /groups/pyproject.toml ./
 
 # ---- toolparser ------------------------------------------------------------------------------------
 FROM builder AS toolparser-build
 RUN /opt/build/bin/pip install --group toolparser
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY protocol protocol
 COPY toolparser_worker toolparser_worker
 RUN /opt/build/bin/pip install --no-deps . && rm /opt/venv/bin/penstock
@@ -51,7 +57,7 @@ CMD ["python", "-m", "toolparser_worker"]
 # ---- auth ------------------------------------------------------------------------------------------
 FROM builder AS auth-build
 RUN /opt/build/bin/pip install --group auth
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY protocol protocol
 COPY auth_worker auth_worker
 RUN /opt/build/bin/pip install --no-deps . && rm /opt/venv/bin/penstock
@@ -66,7 +72,7 @@ CMD ["python", "-m", "auth_worker"]
 # ---- gateway, with the command line that talks to it -------------------------------------------------
 FROM builder AS gateway-build
 RUN /opt/build/bin/pip install --group gateway --group cli
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY protocol protocol
 COPY gateway gateway
 COPY penstock penstock
@@ -90,7 +96,7 @@ CMD ["python", "-m", "gateway"]
 # ---- setup: one-shots that make keys and fetch weights ------------------------------------------------
 FROM builder AS setup-build
 RUN /opt/build/bin/pip install --group serve
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY protocol protocol
 COPY penstock penstock
 RUN /opt/build/bin/pip install --no-deps .
@@ -102,7 +108,7 @@ CMD ["penstock", "keygen", "/keys", "--by-role", "--admin-key", "/admin/admin.ke
 # ---- engine on CPUs ----------------------------------------------------------------------------------
 FROM builder AS engine-build
 RUN /opt/build/bin/pip install --group engine-cpu
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY protocol protocol
 COPY engine_worker engine_worker
 RUN /opt/build/bin/pip install --no-deps . && rm /opt/venv/bin/penstock
@@ -123,7 +129,7 @@ CMD ["python", "-m", "engine_worker"]
 FROM builder AS engine-gpu-build
 RUN python3 -c 'import sys; sys.exit("engine-gpu needs a base image with Python 3.12 or newer" if sys.version_info < (3, 12) else 0)' \
  && /opt/build/bin/pip install --group engine-cuda
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY protocol protocol
 COPY engine_worker engine_worker
 RUN /opt/build/bin/pip install --no-deps . && rm /opt/venv/bin/penstock
