@@ -41,6 +41,7 @@ from auth_worker.usage_book import book_usage, save_leases, touch_keys
 DATABASE_NAME = "auth.sqlite3"
 LOCK_NAME = "auth.lock"
 BUSY_TIMEOUT_S = 5.0
+_LITTLE_ROOM_BYTES = 1024 * 1024
 
 
 class SqliteStore:
@@ -180,11 +181,19 @@ class SqliteStore:
             with self._engine.begin() as connection:
                 yield connection
         except OperationalError as error:
-            raise StoreUnavailableError(f"{self._path}: {error.orig}") from error
+            raise StoreUnavailableError(f"{self._path}: {error.orig}{self._room()}") from error
         except (IntegrityError, DataError):
             raise
         except DatabaseError as error:
             raise StoreError(f"{self._path}: {error.orig}") from error
+
+    def _room(self) -> str:
+        """What SQLite calls a "disk I/O error" is often no more than a full disk."""
+        state = os.statvfs(self._path.parent)
+        free_bytes = state.f_bavail * state.f_frsize
+        if free_bytes >= _LITTLE_ROOM_BYTES:
+            return ""
+        return f"; {free_bytes} bytes are free on that disk"
 
 
 def _change_keys(

@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +18,7 @@ from auth_worker.errors import (
     StoreFencedError,
     StoreLockedError,
     StoreTooNewError,
+    StoreUnavailableError,
 )
 from auth_worker.operations import (
     AddKey,
@@ -70,6 +72,27 @@ def test_a_second_auth_worker_is_refused_with_one_clear_line(store: SqliteStore)
     with pytest.raises(StoreLockedError, match="Another auth worker") as caught:
         SqliteStore(store.path.parent, clock=FakeClock())
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(("num_free", "says"), [(3, True), (1000, False)])
+def test_a_failed_write_says_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_free: int, says: bool
+) -> None:
+    monkeypatch.setattr("auth_worker.sqlite_store.BUSY_TIMEOUT_S", 0.0)
+    store = SqliteStore(tmp_path, clock=FakeClock())
+    monkeypatch.setattr(
+        "auth_worker.sqlite_store.os.statvfs",
+        lambda _: SimpleNamespace(f_bavail=num_free, f_frsize=4096),
+    )
+    blocker = sqlite3.connect(store.path, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(StoreUnavailableError) as caught:
+            store.apply([booking("lease-1")])
+    finally:
+        blocker.close()
+        store.close()
+    assert ("12288 bytes are free" in caught.value.message) == says
 
 
 def test_the_epoch_grows_with_each_opening(tmp_path: Path) -> None:
