@@ -14,7 +14,7 @@ def ask(url: str, body: dict[str, Any], timeout_s: float = 120.0) -> httpx.Respo
 
 
 def known_answer(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """What an undisturbed request answers: each choice's message and finish reason."""
+    """What an undisturbed request answers: each choice's message, tokens and finish reason."""
     reply = ask(url, body)
     assert reply.status_code == 200, reply.text
     return [_without_ids(choice) for choice in reply.json()["choices"]]
@@ -60,7 +60,8 @@ class LiveStream:
         choices: dict[int, dict[str, Any]] = {}
         for chunk in self.chunks:
             for one in chunk["choices"]:
-                choice = choices.setdefault(one["index"], {"ends": [], "message": {}})
+                choice = choices.setdefault(one["index"], {"ends": [], "message": {}, "tokens": []})
+                choice["tokens"] += (one["logprobs"] or {}).get("content", [])
                 _join(choice["message"], one["delta"])
                 if one["finish_reason"]:
                     choice["ends"].append(one["finish_reason"])
@@ -69,6 +70,7 @@ class LiveStream:
             {
                 "index": index,
                 "message": {**choice["message"], "content": choice["message"].get("content")},
+                "tokens": choice["tokens"],
                 "finish_reason": choice["ends"][0],
             }
             for index, choice in sorted(choices.items())
@@ -131,5 +133,6 @@ def _without_ids(choice: dict[str, Any]) -> dict[str, Any]:
     return {
         "index": choice["index"],
         "message": message,
+        "tokens": (choice["logprobs"] or {}).get("content", []),
         "finish_reason": choice["finish_reason"],
     }

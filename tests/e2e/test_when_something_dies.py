@@ -55,12 +55,15 @@ CHOICES = {
     "presence_penalty": 0.3,
     "repetition_penalty": 1.1,
     "max_tokens": 160,
+    "logprobs": True,
+    "top_logprobs": 2,
 }
 TOOLS = {
     **LONG,
     "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
     "tools": [WEATHER],
     "max_tokens": 200,
+    "logprobs": True,
 }
 
 
@@ -102,6 +105,7 @@ def known(frail: House) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]
     assert answers["stop"][1][0]["finish_reason"] == "stop"
     assert answers["tools"][1][0]["message"]["tool_calls"][0]["name"] == "get_weather"
     assert len({one["message"]["content"] for one in answers["choices"][1]}) == 2
+    assert [len(one["tokens"]) for one in answers["choices"][1]] == [160, 160]
     return answers
 
 
