@@ -1,7 +1,6 @@
 """The bounded queue before the engines: fair between tenants, by priority, within credits."""
 
 import asyncio
-import heapq
 import itertools
 import math
 import time
@@ -10,43 +9,42 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gateway.errors import OverloadedError, WorkerUnavailableError
+from gateway.fair_queue import CostEstimate, FairQueue
 from gateway.returning import ReturningWaiter, ReturningWork
-from gateway.seats import Accepts, EngineHandle, Seat, least_loaded
+from gateway.seats import Accepts, EngineHandle, Seat, Share, least_loaded
 
 MIN_RETRY_AFTER_S = 1.0
 MAX_RETRY_AFTER_S = 120.0
 _RATE_WINDOW = 128
-_MAX_GIVEN_UP = 64
 
 
-@dataclass(slots=True, order=True)
+@dataclass(slots=True, eq=False)
 class _Waiter:
-    """A request in the queue; the fields up to `number` are its place in it."""
+    """A request in the queue; `is_extra` as in `acquire`."""
 
+    tenant: str
     priority: int
-    virtual_start: float
-    number: int
-    tokens: int = field(compare=False)
-    future: "asyncio.Future[Seat]" = field(compare=False)
-    is_extra: bool = field(compare=False)
+    tokens: int
+    cost: int
+    future: "asyncio.Future[Seat]"
+    is_extra: bool
 
 
 @dataclass(slots=True)
 class _ModelQueue:
-    """The waiters of one model, and the virtual time that keeps them fair.
+    """The waiters of one model.
 
     Attributes:
-        waiters: A heap; who gave up stays in it until it comes to the top, or until they are many.
+        waiters: Who waits for a first seat.
         returning: Who was at an engine that is gone, in order; they go before everybody else.
-        num_live: Waiters that have not given up; `num_waiting` those to which the bound applies.
+        num_waiting: Waiters to which the bound applies.
+        departures: When the latest seats were given.
+        turn: Breaks ties between engines.
     """
 
-    waiters: list[_Waiter] = field(default_factory=list)
+    waiters: FairQueue[_Waiter] = field(default_factory=FairQueue)
     returning: ReturningWork = field(default_factory=ReturningWork)
-    num_live: int = 0
     num_waiting: int = 0
-    virtual_time: float = 0.0
-    last_finish: dict[tuple[int, str], float] = field(default_factory=dict)
     departures: deque[float] = field(default_factory=lambda: deque(maxlen=_RATE_WINDOW))
     turn: Iterator[int] = field(default_factory=itertools.count)
 
@@ -54,9 +52,8 @@ class _ModelQueue:
 class Admission:
     """Hands out seats at engines.
 
-    Waiting requests are ordered by priority, then by start-time fair queueing between tenants
-    (Goyal, Vin, Cheng 1996), with tokens as the cost: a tenant with a thousand requests delays
-    another's first one by one request, not by a thousand.
+    Waiting requests are ordered by priority with aging, then fair between tenants by tokens: a
+    tenant with a thousand requests delays another's first one by one request, not by a thousand.
 
     Args:
         engines: The live engines of a model.
@@ -73,8 +70,8 @@ class Admission:
         self._engines = engines
         self._max_queue = max_queue
         self._clock = clock
-        self._numbers = itertools.count()
         self._queues: dict[str, _ModelQueue] = {}
+        self._costs = CostEstimate()
 
     async def acquire(
         self, model: str, *, tenant: str, priority: int, tokens: int, is_extra: bool = False
@@ -97,10 +94,12 @@ class Admission:
         engines = self._engines(model)
         if not engines and not is_extra:
             raise _no_engine(model)
-        if queue.num_live == 0 and not queue.returning.holds_up(engines):
+        if not queue.waiters and not queue.returning.holds_up(engines):
             engine = least_loaded(engines, tokens, next(queue.turn))
             if engine is not None:
-                return self._seat(engine, tokens, queue)
+                seat = self._seat(engine, tokens, queue)
+                seat.share = Share(tenant, priority, tokens, cost=0)
+                return seat
         if not is_extra and queue.num_waiting >= self._max_queue:
             raise OverloadedError(
                 f"{queue.num_waiting} requests wait for the model `{model}` already; "
@@ -116,8 +115,7 @@ class Admission:
                     self.release(waiter.future.result())
             else:
                 waiter.future.cancel()
-                self._forget(queue, waiter)
-                self._sweep(queue)
+                self._leave(queue, waiter)
                 self.pump(model)  # the next one may fit where this one did not
             raise
 
@@ -184,16 +182,32 @@ class Admission:
         engine.num_tokens += seat.tokens
         self.pump(engine.offer.model)
 
-    def release(self, seat: Seat) -> None:
-        """Give a seat back; idempotent."""
+    def release(self, seat: Seat, used_tokens: int | None = None) -> None:
+        """Give a seat back; idempotent.
+
+        Args:
+            seat: May have been given back before.
+            used_tokens: Prompt and output, which the tenant's share pays for instead of what was
+                expected; None when nothing was begun.
+        """
         if seat.is_released:
             return
         seat.is_released = True
+        if seat.share is not None:
+            self._account(seat.engine.offer.model, seat.share, used_tokens)
         seat.engine.num_requests -= 1
         seat.engine.num_tokens -= seat.tokens
         if seat.is_alone:
             seat.engine.is_reserved = False
         self.pump(seat.engine.offer.model)
+
+    def _account(self, model: str, share: Share, used_tokens: int | None) -> None:
+        if used_tokens is not None:
+            self._costs.learn(share.tenant, share.bound, used_tokens)
+        queue = self._queues.get(model)
+        if queue is not None and share.cost:
+            tokens = (used_tokens or 0) - share.cost
+            queue.waiters.charge(tenant=share.tenant, priority=share.priority, tokens=tokens)
 
     def pump(self, model: str) -> None:
         """Seat who waits, as far as credits go; called when something may have become free."""
@@ -206,20 +220,18 @@ class Admission:
             return
         for back, place in queue.returning.placed(engines, queue.turn):
             back.future.set_result(self._seat(place, back.tokens, queue, is_alone=back.is_alone))
-        while queue.waiters and not queue.returning.holds_up(engines):
-            waiter = queue.waiters[0]
-            if waiter.future.done():
-                heapq.heappop(queue.waiters)
-                continue
+        while not queue.returning.holds_up(engines):
+            waiter = queue.waiters.first(self._clock())
+            if waiter is None:
+                return
             engine = least_loaded(engines, waiter.tokens, next(queue.turn))
             if engine is None:
                 return
-            heapq.heappop(queue.waiters)
-            self._forget(queue, waiter)
-            queue.virtual_time = max(queue.virtual_time, waiter.virtual_start)
-            waiter.future.set_result(self._seat(engine, waiter.tokens, queue))
-        if not queue.waiters:
-            queue.last_finish.clear()  # nobody waits: no debts are carried over
+            queue.waiters.take(waiter)
+            queue.num_waiting -= not waiter.is_extra
+            seat = self._seat(engine, waiter.tokens, queue)
+            seat.share = Share(waiter.tenant, waiter.priority, waiter.tokens, waiter.cost)
+            waiter.future.set_result(seat)
 
     def num_waiting(self, model: str) -> int:
         """Requests in the queue of a model."""
@@ -238,12 +250,10 @@ class Admission:
     def _enqueue(
         self, queue: _ModelQueue, tenant: str, priority: int, tokens: int, *, is_extra: bool
     ) -> _Waiter:
-        start = max(queue.virtual_time, queue.last_finish.get((priority, tenant), 0.0))
-        queue.last_finish[(priority, tenant)] = start + tokens
         future: asyncio.Future[Seat] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(priority, start, next(self._numbers), tokens, future, is_extra)
-        heapq.heappush(queue.waiters, waiter)
-        queue.num_live += 1
+        cost = self._costs.of(tenant, tokens)
+        waiter = _Waiter(tenant, priority, tokens, cost, future, is_extra)
+        queue.waiters.push(waiter, tenant=tenant, priority=priority, cost=cost, now=self._clock())
         queue.num_waiting += not is_extra
         return waiter
 
@@ -257,26 +267,18 @@ class Admission:
         return Seat(engine, tokens, is_alone=is_alone)
 
     @staticmethod
-    def _forget(queue: _ModelQueue, waiter: _Waiter) -> None:
-        queue.num_live -= 1
-        queue.num_waiting -= not waiter.is_extra
-
-    @staticmethod
-    def _sweep(queue: _ModelQueue) -> None:
-        """Drop who gave up once they are the most, so that the heap stays as long as the queue."""
-        if len(queue.waiters) > _MAX_GIVEN_UP + 2 * queue.num_live:
-            queue.waiters = [one for one in queue.waiters if not one.future.done()]
-            heapq.heapify(queue.waiters)
+    def _leave(queue: _ModelQueue, waiter: _Waiter) -> None:
+        if waiter in queue.waiters:
+            queue.waiters.discard(waiter)
+            queue.num_waiting -= not waiter.is_extra
 
     def _fail_newcomers(self, queue: _ModelQueue, model: str) -> None:
         """The last engine went: who has begun nothing yet had better ask elsewhere."""
-        waiters = [waiter for waiter in queue.waiters if not waiter.future.done()]
-        queue.waiters = [waiter for waiter in waiters if waiter.is_extra]
-        heapq.heapify(queue.waiters)
-        for waiter in waiters:
+        for waiter in queue.waiters:
             if not waiter.is_extra:
-                self._forget(queue, waiter)
-                waiter.future.set_exception(_no_engine(model))
+                self._leave(queue, waiter)
+                if not waiter.future.done():
+                    waiter.future.set_exception(_no_engine(model))
 
 
 def _no_engine(model: str) -> WorkerUnavailableError:

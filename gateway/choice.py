@@ -327,7 +327,8 @@ class EngineChoice:
     def _free_seat(self) -> None:
         seat, self._seat = self._seat, None
         if seat is not None:
-            self._admission.release(seat)
+            num_prompt_tokens = len(self.plan.prepared.prompt_token_ids)
+            self._admission.release(seat, num_prompt_tokens + self.num_output_tokens)
 
 
 def is_retryable(error: GatewayError) -> bool:

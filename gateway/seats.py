@@ -49,18 +49,35 @@ class EngineHandle:
         return max(load.num_running + load.num_waiting, self.num_requests)
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a seat takes of its tenant's share.
+
+    Attributes:
+        bound: Upper bound of the tokens when the seat was asked for.
+        cost: What the tenant was charged in the queue; 0 when nobody waited.
+    """
+
+    tenant: str
+    priority: int
+    bound: int
+    cost: int
+
+
 @dataclass(slots=True, eq=False)
 class Seat:
     """The right to one choice at one engine, until released.
 
     Attributes:
         is_alone: Nothing else may run at that engine meanwhile.
+        share: Of the queue, that pays for it; None for work that lost its engine.
     """
 
     engine: EngineHandle
     tokens: int
     is_released: bool = False
     is_alone: bool = False
+    share: "Share | None" = None
 
 
 Accepts = Callable[[EngineHandle], bool]

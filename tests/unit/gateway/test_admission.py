@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 
-from gateway import admission as admission_module
 from gateway.admission import Admission
 from gateway.errors import OverloadedError, WorkerLostError, WorkerUnavailableError
 from gateway.seats import EngineHandle, Seat
@@ -67,7 +66,7 @@ async def serve_all(desk: Desk, seat: Seat, tasks: list["asyncio.Task[Seat]"]) -
     while left:
         done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            desk.admission.release(task.result())
+            desk.admission.release(task.result(), task.result().tokens)
 
 
 async def test_a_free_engine_is_given_at_once() -> None:
@@ -199,8 +198,7 @@ async def test_when_the_last_engine_goes_everybody_learns_it() -> None:
     assert desk.admission.num_waiting("m") == 0
 
 
-async def test_who_gave_up_does_not_stay_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission_module, "_MAX_GIVEN_UP", 4)
+async def test_who_gave_up_does_not_stay_in_the_queue() -> None:
     desk = Desk(engine())
     seat = await desk.seat()
     patient = await desk.queued("patient")
@@ -208,7 +206,7 @@ async def test_who_gave_up_does_not_stay_in_the_queue(monkeypatch: pytest.Monkey
         leaving = await desk.queued("t")
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
-    assert len(desk.admission._queues["m"].waiters) <= 8
+    assert len(desk.admission._queues["m"].waiters) == 1
     desk.admission.release(seat)
     assert (await patient).engine.num_requests == 1
 
