@@ -14,6 +14,7 @@ from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.schemas.body import MAX_LISTED_FIELDS
 from gateway.schemas.chat import ChatRequest, parse_chat_body
 from gateway.schemas.completion import CompletionRequest, parse_completion_body
+from gateway.schemas.embedding import parse_embedding_body
 from gateway.schemas.fields import (
     CHAT_REFUSED_FIELDS,
     COMPLETION_REFUSED_FIELDS,
@@ -207,6 +208,8 @@ def ranged_body(name: str, value: float) -> bytes:
     """A body in which a field with bounds stands where it belongs."""
     if name in ("best_of", "logprobs"):
         return completion_body(**{name: value})
+    if name == "dimensions":
+        return json.dumps({"model": "m", "input": "x", name: value}).encode()
     extra = {"logprobs": True} if name == "top_logprobs" else {}
     return chat_body(**{name: value}, **extra)
 
@@ -214,6 +217,8 @@ def ranged_body(name: str, value: float) -> bytes:
 def parse(body: bytes) -> None:
     if b'"messages"' in body:
         parse_chat_body(body)
+    elif b'"input"' in body:
+        parse_embedding_body(body)
     else:
         parse_completion_body(body)
 
