@@ -20,7 +20,7 @@ from protocol.messages import (
     ParserCommand,
 )
 from toolparser_worker.errors import TooManySessionsError
-from toolparser_worker.metrics import BatchCounts, ParserMetrics
+from toolparser_worker.metrics import ParserMetrics
 from toolparser_worker.sessions import SessionKey, SessionStore
 
 MAX_REMEMBERED_FAILURES = 4096
@@ -87,6 +87,7 @@ class ParserHandler:
         for its engine, and must not make the worker look hung.
         """
         self._store.expire()
+        self.metrics.take_over()
         return Load(num_waiting=len(self._store))
 
     def credits(self, gateway_id: str) -> Credits | None:
@@ -128,7 +129,8 @@ class ParserHandler:
                 ),
             )
             return
-        self.metrics.opened(session)
+        session.counts = self.metrics.counts(session.format_names)
+        session.counts.num_streams += session.num_choices
         self._send(
             gateway_id,
             ParseOpened(
@@ -141,11 +143,11 @@ class ParserHandler:
     def _parse(self, gateway_id: str, batch: ParseBatch) -> None:
         parsed: list[ParsedDelta] = []
         failures: list[Failure] = []
-        counts = BatchCounts()
+        self._num_deltas += len(batch.deltas)
+        now_s = self._store.now_s()
         for delta in batch.deltas:
-            self._num_deltas += 1
             try:
-                answer = self._parse_one(gateway_id, delta, counts)
+                answer = self._parse_one(gateway_id, delta, now_s)
             except Exception:
                 # A bug of ours must cost one request, not the worker and all the others.
                 _logger.exception("parsing failed for request %s", delta.request_id)
@@ -156,16 +158,15 @@ class ParserHandler:
                 parsed.append(answer)
             elif answer is not None:
                 failures.append(answer)
-        self.metrics.add(counts)
         if parsed:
             self._send(gateway_id, ParsedBatch(deltas=tuple(parsed)))
         for failure in failures:
             self._send(gateway_id, failure)
 
     def _parse_one(
-        self, gateway_id: str, delta: ParseDelta, counts: BatchCounts
+        self, gateway_id: str, delta: ParseDelta, now_s: float
     ) -> ParsedDelta | Failure | None:
-        session = self._store.find((gateway_id, delta.request_id, delta.attempt))
+        session = self._store.find((gateway_id, delta.request_id, delta.attempt), now_s)
         if session is None:
             return self._fail(
                 gateway_id,
@@ -174,11 +175,9 @@ class ParserHandler:
                 "The parser does not know this request; open it first.",
             )
         try:
-            parsed = session.parse(delta)
+            return session.parse(delta)
         except PenstockError as error:
             return self._fail(gateway_id, delta, error.code, error.message)
-        counts.add(session, parsed)
-        return parsed
 
     def _fail(
         self, gateway_id: str, delta: ParseDelta, code: ErrorCode, message: str

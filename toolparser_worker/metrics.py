@@ -1,30 +1,28 @@
 """What a parser worker counts, by the formats of the text; gateways show it on /metrics."""
 
-from collections import Counter
 from collections.abc import Callable
 
-from protocol.messages import ParsedDelta
 from protocol.metrics import MetricRegistry
-from toolparser_worker.sessions import Session
 
-_FORMATS = ("tool_format", "reasoning_format")
+FormatNames = tuple[str, str]
+"""The names of a tool format and a reasoning format."""
+
+_LABELS = ("tool_format", "reasoning_format")
 
 
-class BatchCounts:
-    """Counts over the deltas of one batch, so that the metrics are locked once and not for each."""
+class FormatCounts:
+    """Counts of one pair of formats since they were last taken over into the metrics.
+
+    Sessions count here with every delta, so there is no lock; only the worker's loop touches it.
+    """
+
+    __slots__ = ("num_deltas", "num_events", "num_malformed", "num_streams")
 
     def __init__(self) -> None:
-        self.deltas: Counter[tuple[str, str]] = Counter()
-        self.events: Counter[tuple[str, str]] = Counter()
-        self.malformed: Counter[tuple[str, str]] = Counter()
-
-    def add(self, session: Session, parsed: ParsedDelta) -> None:
-        """One more delta was parsed."""
-        names = session.format_names
-        self.deltas[names] += 1
-        self.events[names] += len(parsed.events)
-        if session.num_new_malformed:
-            self.malformed[names] += session.num_new_malformed
+        self.num_streams = 0
+        self.num_deltas = 0
+        self.num_events = 0
+        self.num_malformed = 0
 
 
 class ParserMetrics:
@@ -43,27 +41,29 @@ class ParserMetrics:
         self.registry.gauge(
             "penstock_parser_open_sessions", "Requests whose text is parsed.", num_sessions
         )
-        self._streams = counter(
-            "penstock_parser_streams", "Choices of opened parser sessions.", _FORMATS
-        )
-        self._deltas = counter("penstock_parser_deltas", "Pieces of text parsed.", _FORMATS)
-        self._events = counter("penstock_parser_events", "Events found in text.", _FORMATS)
-        self._malformed = counter(
-            "penstock_parser_malformed_calls",
-            "Tool calls that broke, or were cut off, after their name was out.",
-            _FORMATS,
-        )
+        self._counters = {
+            "num_streams": counter(
+                "penstock_parser_streams", "Choices of opened parser sessions.", _LABELS
+            ),
+            "num_deltas": counter("penstock_parser_deltas", "Pieces of text parsed.", _LABELS),
+            "num_events": counter("penstock_parser_events", "Events found in text.", _LABELS),
+            "num_malformed": counter(
+                "penstock_parser_malformed_calls",
+                "Tool calls that broke, or were cut off, after their name was out.",
+                _LABELS,
+            ),
+        }
+        self._counts: dict[FormatNames, FormatCounts] = {}
 
-    def opened(self, session: Session) -> None:
-        """A session was opened."""
-        self._streams.add(session.num_choices, *session.format_names)
+    def counts(self, names: FormatNames) -> FormatCounts:
+        """Where a session of these formats counts; they are declared, so there are few."""
+        return self._counts.setdefault(names, FormatCounts())
 
-    def add(self, counts: BatchCounts) -> None:
-        """A batch was parsed."""
-        for metric, values in (
-            (self._deltas, counts.deltas),
-            (self._events, counts.events),
-            (self._malformed, counts.malformed),
-        ):
-            for names, value in values.items():
-                metric.add(value, *names)
+    def take_over(self) -> None:
+        """Adds to the metrics what was counted since the last time."""
+        for names, counts in self._counts.items():
+            for attribute, counter in self._counters.items():
+                amount = getattr(counts, attribute)
+                if amount:
+                    counter.add(amount, *names)
+                    setattr(counts, attribute, 0)

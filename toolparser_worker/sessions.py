@@ -9,6 +9,7 @@ from toolparser_worker.formats import NO_FORMAT, find_reasoning_format, find_too
 from toolparser_worker.machine.call_ids import call_id
 from toolparser_worker.machine.machine import Machine
 from toolparser_worker.machine.tool_schemas import ToolSchemas
+from toolparser_worker.metrics import FormatCounts
 from toolparser_worker.tools import MAX_TOOLS_BYTES, Tools, ToolsTable, check_choice
 
 MAX_CHOICES = 1024
@@ -29,7 +30,7 @@ class Session:
         tools: As given.
         format_names: The declared names of its tool format and its reasoning format.
         num_choices: Choices that may send text.
-        num_new_malformed: Calls that the last delta showed to be malformed.
+        counts: Where its deltas are counted.
         keep_special_tokens: Markers that the engine must leave in the text.
         last_used_s: When it was last opened or fed, on the store's clock.
 
@@ -57,7 +58,7 @@ class Session:
         self._id_style = tool_format.id_style if tool_format is not None else "call"
         self._request_id = opening.request_id
         self.num_choices = opening.num_choices
-        self.num_new_malformed = 0
+        self.counts = FormatCounts()
         self._prompt_tail = opening.prompt_tail
         self._thinking = opening.thinking
         self._parallel_tool_calls = opening.parallel_tool_calls
@@ -93,7 +94,10 @@ class Session:
             events += machine.finish()
             self._finished.add(choice)
             del self._machines[choice]
-        self.num_new_malformed = machine.num_malformed - num_malformed
+        counts = self.counts
+        counts.num_deltas += 1
+        counts.num_events += len(events)
+        counts.num_malformed += machine.num_malformed - num_malformed
         return ParsedDelta(
             request_id=delta.request_id,
             choice=choice,
@@ -170,14 +174,20 @@ class SessionStore:
             raise
         self._sessions[key] = session
         self._num_choices += session.num_choices
-        self._touch(key, session)
+        session.last_used_s = self._clock()
+        self._sessions.move_to_end(key)
         return session
 
-    def find(self, key: SessionKey) -> Session | None:
-        """The session, which counts as used; None when there is none (any more)."""
+    def now_s(self) -> float:
+        """The store's clock, seconds."""
+        return self._clock()
+
+    def find(self, key: SessionKey, now_s: float) -> Session | None:
+        """The session, which counts as used now; None when there is none (any more)."""
         session = self._sessions.get(key)
         if session is not None:
-            self._touch(key, session)
+            session.last_used_s = now_s
+            self._sessions.move_to_end(key)
         return session
 
     def close(self, key: SessionKey) -> None:
@@ -213,7 +223,3 @@ class SessionStore:
             self.close(key)
             num_expired += 1
         return num_expired
-
-    def _touch(self, key: SessionKey, session: Session) -> None:
-        session.last_used_s = self._clock()
-        self._sessions.move_to_end(key)

@@ -352,6 +352,7 @@ def test_metrics_count_by_format() -> None:
     world.feed(delta(CALL, "a"), delta("hm", "b"), delta("<tool_call>", "a", choice=1))
     broken = '{"name": "f", oops</tool_call>'
     world.feed(delta(broken, "a", choice=1), delta(broken, "a", choice=1, final=True))
+    assert world.handler.load().num_waiting == 2  # each heartbeat asks, and takes counts over
     samples = {
         (sample.name, *(value for _, value in sample.labels)): sample.value
         for sample in world.handler.metrics.registry.message().samples
