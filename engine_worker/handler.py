@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import structs
 
-from engine_worker.credits import CreditPolicy
+from engine_worker.credits import CreditPolicy, Held
 from engine_worker.errors import DeadlineError
 from engine_worker.grammar.compile_queue import CompileQueue, WaitingGrammar
 from engine_worker.grammar.compiler import GrammarCompiler
@@ -94,11 +94,16 @@ InboxItem = GatewayCommand | GatewayLost | StopLoop
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """What the step loop last said of itself; replaced whole, so any thread may read it."""
+    """What the step loop last said of itself; replaced whole, so any thread may read it.
+
+    Attributes:
+        held: What each gateway has unfinished.
+    """
 
     load: Load = field(default_factory=Load)
     progress_counter: int = 0
     num_unfinished: int = 0
+    held: Held = field(default_factory=dict)
 
 
 class EngineHandler:
@@ -207,10 +212,21 @@ class EngineHandler:
         return structs.replace(load, num_running=load.num_running + self._num_embeddings)
 
     def credits(self, gateway_id: str) -> Credits | None:
-        """The gateway's window; all gateways have the same, None while nothing is served."""
+        """The gateway's window after the last step; None while nothing is served."""
+        return self.window(gateway_id, self.status.held)
+
+    def window(self, gateway_id: str, held: Held) -> Credits | None:
+        """The gateway's window when gateways have so much; None while nothing is served."""
         if self._credit_policy is None or self._outlet is None:
             return None
-        return self._credit_policy.window(len(self._outlet.gateway_ids()))
+        return self._credit_policy.window(gateway_id, self._outlet.gateway_ids(), held)
+
+    def admits(self, gateway_id: str, held: Held, num_new_tokens: int) -> bool:
+        """Whether a gateway may have one more request when gateways have so much."""
+        if self._credit_policy is None or self._outlet is None:
+            return True
+        gateway_ids = self._outlet.gateway_ids()
+        return self._credit_policy.admits(gateway_id, gateway_ids, held, num_new_tokens)
 
     def progress_counter(self) -> int:
         """Steps, and batches of embeddings, computed so far."""

@@ -149,7 +149,7 @@ def _assemble(
         resume_version=RESUME_VERSION,
         max_model_len=engine.max_model_len,
         created=int((settings.path / "config.json").stat().st_mtime),
-        credits=credit_policy.window(1),
+        credits=credit_policy.whole,
         architecture=spec.architecture,
         dtype=dtype.name,
         has_chat_template=template.exists,

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 
 from engine_worker.cache_report import CacheReporter
-from engine_worker.credits import exceeds
 from engine_worker.engine import Engine, GatewayOutput
 from engine_worker.handler import (
     EngineHandler,
@@ -85,6 +84,7 @@ class StepLoop:
                 load=self._engine.load(),
                 progress_counter=self._engine.num_steps,
                 num_unfinished=self._engine.num_unfinished,
+                held=self._engine.held(),
             ),
             num_taken,
         )
@@ -142,10 +142,12 @@ class StepLoop:
                 gateway_id, command, constraint.code, constraint.message, param=constraint.param
             )
             return
-        window = self._handler.credits(gateway_id)
-        num_requests, num_tokens = self._engine.held().get(gateway_id, (0, 0))
+        held = self._engine.held()
         num_new_tokens = len(command.prompt_token_ids) + len(command.output_token_ids)
-        if window is not None and exceeds(window, num_requests, num_tokens, num_new_tokens):
+        if not self._handler.admits(gateway_id, held, num_new_tokens):
+            num_requests, num_tokens = held.get(gateway_id, (0, 0))
+            window = self._handler.window(gateway_id, held)
+            assert window is not None, "without a policy everything is admitted"
             self._engine.refuse(
                 gateway_id,
                 command,
@@ -194,6 +196,6 @@ class StepLoop:
                 ends=tuple(output.ends),
                 progress_counter=self._engine.num_steps,
                 load=self._engine.load(),
-                credits=self._handler.credits(gateway_id),
+                credits=self._handler.window(gateway_id, self._engine.held()),
             ),
         )

@@ -224,6 +224,9 @@ class Admission:
             waiter = queue.waiters.first(self._clock())
             if waiter is None:
                 return
+            if waiter.future.done():
+                self._leave(queue, waiter)  # it is being cancelled, and hasn't run yet
+                continue
             engine = least_loaded(engines, waiter.tokens, next(queue.turn))
             if engine is None:
                 return

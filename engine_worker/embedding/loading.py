@@ -101,7 +101,7 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
         resume_version=1,
         max_model_len=max_tokens,
         created=int((settings.path / "config.json").stat().st_mtime),
-        credits=credit_policy.window(1),
+        credits=credit_policy.whole,
         architecture=spec.architecture,
         dtype=str(dtype),
         vocab_size=spec.vocab_size,

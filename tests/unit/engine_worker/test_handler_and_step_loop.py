@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from engine_worker import handler as handler_module
 from engine_worker.chat_template import ChatTemplate
-from engine_worker.credits import CreditPolicy, exceeds
+from engine_worker.credits import CreditPolicy
 from engine_worker.engine import Engine
 from engine_worker.handler import EngineHandler
 from engine_worker.preparation import PromptPreparer
@@ -224,15 +224,6 @@ def test_a_request_that_waits_for_its_lease_under_an_endless_deadline_stops_noth
     waker.join()
     house.rest()
     assert [end.request_id for end in house.outlet.ends()] == ["next"]
-
-
-def test_windows_are_absolute_and_split_among_gateways() -> None:
-    policy = CreditPolicy(max_requests=9, max_tokens=1000, max_model_len=300)
-    assert policy.window(0) == policy.window(1) == Credits(max_requests=9, max_tokens=1000)
-    assert policy.window(4) == Credits(max_requests=2, max_tokens=300)
-    assert policy.window(100) == Credits(max_requests=1, max_tokens=300)
-    assert not exceeds(policy.window(4), 0, 0, 10_000)
-    assert exceeds(policy.window(4), 1, 200, 101)
 
 
 def test_a_lost_gateway_frees_what_it_held() -> None:

@@ -177,6 +177,17 @@ async def test_who_gives_up_waiting_leaves_no_trace() -> None:
     assert seat.engine.num_requests == 0
 
 
+async def test_who_is_leaving_but_has_not_left_yet_gets_no_seat() -> None:
+    desk = Desk(engine())
+    seat = await desk.seat()
+    leaving, next_one = await desk.queued("t"), await desk.queued("t")
+    leaving.cancel()
+    desk.admission.release(seat)  # before the one who leaves runs again
+    assert (await next_one).engine.num_requests == 1
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert desk.admission.num_waiting("m") == 0
+
+
 async def test_a_seat_granted_to_somebody_who_just_left_is_given_back() -> None:
     desk = Desk(engine())
     seat = await desk.seat()
