@@ -71,6 +71,7 @@ class Peer:
         phase_since: Since when phase, fraction and detail are what they are.
         is_silent: Not heard for `silent_s`.
         metrics: As it last sent them.
+        incarnation: Of its process; empty from workers that don't say it.
         loss_reason: Why it was lost; None while it is here.
     """
 
@@ -93,6 +94,7 @@ class Peer:
     progress_counter: int = 0
     is_silent: bool = False
     metrics: tuple[MetricSample, ...] = ()
+    incarnation: str = ""
     loss_reason: LossReason | None = None
 
     @property
@@ -240,7 +242,7 @@ class PeerTable:
         return tuple(events)
 
     def _on_ready(self, identity: bytes, ready: Ready, now: float) -> Outcome:
-        refusal = self._refusal(identity, ready)
+        refusal = self._refusal(identity, ready, now)
         if refusal is not None:
             return Outcome(replies=(refusal,))
         events: list[PeerEvent] = []
@@ -260,6 +262,7 @@ class PeerTable:
                 last_heard=now,
                 progress_since=now,
                 phase_since=now,
+                incarnation=ready.incarnation,
             )
             self._peers[identity] = peer
             events.append(PeerEvent("joined", peer))
@@ -272,7 +275,7 @@ class PeerTable:
         events.extend(_changes(peer, before, was_taking_work=was_taking_work))
         return Outcome(events=tuple(events), replies=(self._heartbeat(),))
 
-    def _refusal(self, identity: bytes, ready: Ready) -> Refused | None:
+    def _refusal(self, identity: bytes, ready: Ready, now: float) -> Refused | None:
         if not ready.protocol_version.speaks_with(PROTOCOL_VERSION):
             return Refused(
                 code=ErrorCode.VERSION_MISMATCH,
@@ -289,6 +292,26 @@ class PeerTable:
                 code=ErrorCode.OVERLOADED,
                 message=f"This gateway has {self._limits.max_peers} workers already.",
             )
+        twin = self._twin(identity, ready)
+        if twin is not None and now - twin.last_heard < self._limits.silent_s:
+            return Refused(
+                code=ErrorCode.INVALID_REQUEST,
+                message=f"Another worker is here as `{ready.instance_id}`; give each an instance "
+                "id of its own.",
+            )
+        return None
+
+    def _twin(self, identity: bytes, ready: Ready) -> Peer | None:
+        """Another process that has the same instance id."""
+        for peer in self._peers.values():
+            if (
+                peer.identity != identity
+                and peer.instance_id == ready.instance_id
+                and peer.incarnation
+                and ready.incarnation
+                and peer.incarnation != ready.incarnation
+            ):
+                return peer
         return None
 
     def _examine(self, peer: Peer, now: float) -> PeerEvent | None:

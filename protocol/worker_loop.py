@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,6 +147,7 @@ class WorkerLoop(Generic[CommandT]):
     ) -> None:
         self._role = role
         self._instance_id = instance_id
+        self._incarnation = secrets.token_hex(8)
         self._build = build
         self._decoder = decoder
         self._handler = handler
@@ -292,6 +294,7 @@ class WorkerLoop(Generic[CommandT]):
                 engine=self._announcement.engine,
                 auth=self._announcement.auth,
                 parser=self._announcement.parser,
+                incarnation=self._incarnation,
             )
         )
         link.send(self._heartbeat(link))

@@ -117,6 +117,10 @@ class Ready(Message, frozen=True, tag="ready"):
     The first message of every connection. Sent with a phase other than `ready` while the worker
     still loads, so that the gateway can show progress; it takes work once the phase is `ready`
     and the offer of its role is there.
+
+    Attributes:
+        incarnation: Random, of the process. It tells a worker that connects anew from another one
+            that was given the same instance id.
     """
 
     role: Role
@@ -127,6 +131,7 @@ class Ready(Message, frozen=True, tag="ready"):
     engine: EngineOffer | None = None
     auth: AuthOffer | None = None
     parser: ParserOffer | None = None
+    incarnation: str = ""
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):

@@ -174,6 +174,39 @@ def test_running_work_without_progress_is_hung() -> None:
     assert [(event.reason, now) for event in events] == [("hung", 60)]
 
 
+def test_a_compile_of_thirty_seconds_with_work_running_is_no_death() -> None:
+    table = joined(PeerLimits())
+    for second in range(1, 31):
+        # The engine's thread sits in the compiler; only the heartbeats go on.
+        beat = heartbeat(load=Load(num_running=3), progress_counter=7)
+        table.on_message(b"c1", beat, now=float(second))
+        assert table.sweep(float(second)) == ()
+    assert table.peers()[0].takes_work
+
+
+def test_a_starved_worker_that_beats_only_now_and_then_is_no_death() -> None:
+    table = joined(PeerLimits())
+    lost = []
+    for second in range(1, 121):
+        if second % 10 == 0:
+            beat = heartbeat(load=Load(num_running=3), progress_counter=second)
+            table.on_message(b"c1", beat, now=float(second))
+        lost += [event for event in table.sweep(float(second)) if event.kind == "lost"]
+    assert lost == []
+
+
+def test_a_hang_is_found_within_the_stall_timeout_although_the_heart_beats() -> None:
+    table = joined(PeerLimits(stall_timeout_s=60.0))
+    found = None
+    for second in range(1, 100):
+        beat = heartbeat(load=Load(num_running=1), progress_counter=min(second, 5))
+        table.on_message(b"c1", beat, now=float(second))
+        if any(event.reason == "hung" for event in table.sweep(float(second))):
+            found = second
+            break
+    assert found == 5 + 60
+
+
 @pytest.mark.parametrize("num_running", [0, 1])
 def test_idle_or_moving_workers_are_not_hung(num_running: int) -> None:
     table = joined()
@@ -220,6 +253,20 @@ def test_a_worker_that_connects_anew_replaces_its_old_self() -> None:
         ("joined", None),
     ]
     assert [peer.identity for peer in table.peers()] == [b"c2"]
+
+
+def test_another_worker_of_the_same_id_is_refused_and_the_first_one_stays() -> None:
+    table = joined(incarnation="one")
+    outcome = table.on_message(b"c2", ready(incarnation="two"), now=1.0)
+    assert outcome.events == ()
+    (refused,) = outcome.replies
+    assert isinstance(refused, Refused)
+    assert "`e1`" in refused.message
+    assert [peer.identity for peer in table.peers()] == [b"c1"]
+    # The same process on a new connection is welcome, and so is one whose namesake is silent.
+    assert kinds(table.on_message(b"c3", ready(incarnation="one"), now=1.0).events)[0] == "lost"
+    outcome = table.on_message(b"c4", ready(incarnation="two"), now=LIMITS.silent_s + 1.0)
+    assert kinds(outcome.events)[:2] == ["lost", "joined"]
 
 
 def test_goodbye_and_a_closed_connection_lose_a_peer_once() -> None:
