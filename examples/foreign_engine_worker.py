@@ -71,7 +71,9 @@ class EchoEngine:
             rest = list(reversed(message["prompt_token_ids"]))[
                 : min(limit, message["lease_tokens"])
             ]
-            self.running[key] = {"message": message, "rest": rest, "sent": 0}
+            # Go on where another engine stopped: what it has sent is not sent again.
+            sent = len(message.get("output_token_ids", ()))
+            self.running[key] = {"message": message, "rest": rest[sent:], "sent": sent}
         elif kind == "abort":
             for key in [key for key in self.running if key[0] == message["request_id"]]:
                 self.running[key]["rest"] = []

@@ -72,7 +72,13 @@ VOCAB_SIZE = 1000
 class FakeWorker(Generic[CommandT]):
     """The part that all roles share: records commands, and wakes a test that waits for one."""
 
-    def __init__(self, role: Role, directory: Path, decoder: Decoder[CommandT]) -> None:
+    def __init__(
+        self,
+        role: Role,
+        directory: Path,
+        decoder: Decoder[CommandT],
+        instance_id: str | None = None,
+    ) -> None:
         self.commands: list[CommandT] = []
         self.gateway_id = ""
         self._loop = asyncio.get_running_loop()
@@ -84,6 +90,7 @@ class FakeWorker(Generic[CommandT]):
             handler=self,
             endpoints=(endpoint,),
             settings=WorkerSettings(heartbeat_interval_s=0.05, handle_signals=False),
+            instance_id=instance_id,
         )
 
     def of(self, kind: type[Any]) -> list[Any]:
@@ -150,8 +157,9 @@ class FakeEngine(FakeWorker[EngineCommand]):
         resume_version: int = 1,
         is_mute: bool = False,
         max_logprobs: int = 20,
+        instance_id: str | None = None,
     ) -> None:
-        super().__init__("engine", directory, engine_command_decoder())
+        super().__init__("engine", directory, engine_command_decoder(), instance_id)
         self.text = text
         self.logprob_of_choice: dict[int, float] = {}
         self.finish_reason: FinishReason = "stop"

@@ -1,0 +1,195 @@
+"""The real engine's scheduler and texts behind a real gateway, step by step: cuts, hangs, giants."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.hand_driven_engine import TOKENIZER, HandDrivenEngine, expected_tokens
+from tests.fakes.running_gateway import RunningGateway, events_of, running_gateway
+
+PROMPT = "Once upon a time"
+NUM_PROMPT = len(TOKENIZER.encode(PROMPT, add_special_tokens=True))
+NUM_TOKENS = 24
+BODY: dict[str, Any] = {
+    "model": "demo",
+    "prompt": PROMPT,
+    "max_tokens": NUM_TOKENS,
+    "temperature": 0,
+    "stream": True,
+}
+
+
+@asynccontextmanager
+async def house(directory: Path, **settings: Any) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(directory, **settings) as gateway:
+        await gateway.auth()
+        yield gateway
+
+
+async def an_engine(gateway: RunningGateway, **options: Any) -> HandDrivenEngine:
+    engine = HandDrivenEngine(gateway.directory, **options)
+    await engine.start(gateway)
+    return engine
+
+
+def ask(gateway: RunningGateway, body: dict[str, Any]) -> "asyncio.Task[Any]":
+    return asyncio.create_task(gateway.client.post("/v1/completions", json=body))
+
+
+async def drive(engine: HandDrivenEngine, asking: "asyncio.Task[Any]") -> list[Any]:
+    """Let an engine compute until a request is answered; the events of its stream."""
+    async with asyncio.timeout(30):
+        while not asking.done():
+            await engine.step()
+            await asyncio.sleep(0.001)
+    response = asking.result()
+    assert response.status_code == 200, response.text
+    return events_of(response.text)
+
+
+def texts(events: list[Any]) -> dict[int, str]:
+    """The text of each choice."""
+    found: dict[int, str] = {}
+    for event in events[:-1]:
+        assert "error" not in event, event
+        for choice in event["choices"]:
+            found[choice["index"]] = found.get(choice["index"], "") + choice["text"]
+    return found
+
+
+def finish_reasons(events: list[Any]) -> list[str]:
+    return [
+        choice["finish_reason"]
+        for event in events[:-1]
+        for choice in event["choices"]
+        if choice["finish_reason"]
+    ]
+
+
+@pytest.mark.parametrize("num_steps", [3, 4, 9, 20])
+async def test_the_engine_that_goes_on_gets_the_tokens_and_samples_none_of_them_again(
+    socket_dir: Path, num_steps: int
+) -> None:
+    async with house(socket_dir) as gateway:
+        first = await an_engine(gateway)
+        undisturbed = await drive(first, ask(gateway, BODY))
+        num_before = len(first.runner.batches)
+        asking = ask(gateway, BODY)
+        await first.has_received(1)
+        while len(first.runner.batches) < num_before + num_steps:
+            await first.step()
+        second = await an_engine(gateway)
+        await first.crash()
+        events = await drive(second, asking)
+        assert texts(events) == texts(undisturbed)
+        assert finish_reasons(events) == ["length"]
+        (assigned,) = second.runner.assigned
+        _, prompt_token_ids, output_token_ids = assigned
+        num_had = len(output_token_ids)
+        assert num_had > 0
+        assert prompt_token_ids == tuple(TOKENIZER.encode(PROMPT, add_special_tokens=True))
+        assert list(output_token_ids) == expected_tokens(prompt_token_ids, num_had)
+        positions = second.sampled_positions()
+        assert positions == list(range(NUM_PROMPT + num_had, NUM_PROMPT + NUM_TOKENS))
+        await second.crash()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n": 3},
+        {"n": 2, "frequency_penalty": 1.0, "repetition_penalty": 1.2, "seed": 4},
+        {"logit_bias": {"65": 5}},
+    ],
+)
+async def test_choices_and_penalties_survive_the_cut(
+    socket_dir: Path, change: dict[str, Any]
+) -> None:
+    async with house(socket_dir) as gateway:
+        body = {**BODY, **change}
+        num_choices = change.get("n", 1)
+        first = await an_engine(gateway)
+        undisturbed = await drive(first, ask(gateway, body))
+        asking = ask(gateway, body)
+        await first.has_received(num_choices)
+        for _ in range(6):
+            await first.step()
+        second = await an_engine(gateway)
+        await first.crash()
+        assert texts(await drive(second, asking)) == texts(undisturbed)
+        # Counts for penalties are rebuilt from what each choice had.
+        had = [len(outputs) for _, _, outputs in second.runner.assigned]
+        assert len(had) == num_choices
+        assert min(had) > 0
+        await second.crash()
+
+
+@pytest.mark.parametrize("num_steps", range(4, 16, 3))
+async def test_a_stop_string_is_found_wherever_the_cut_falls(
+    socket_dir: Path, num_steps: int
+) -> None:
+    async with house(socket_dir) as gateway:
+        first = await an_engine(gateway)
+        whole = texts(await drive(first, ask(gateway, BODY)))[0]
+        stop = whole[6:11]
+        body = {**BODY, "stop": stop}
+        asking = ask(gateway, body)
+        await first.has_received(1)
+        for _ in range(num_steps):
+            await first.step()
+        if first.handler.status.num_unfinished:
+            second = await an_engine(gateway)
+            await first.crash()
+        else:
+            second = first
+        events = await drive(second, asking)
+        assert texts(events)[0] == whole[: whole.index(stop)]
+        assert finish_reasons(events) == ["stop"]
+        await second.crash()
+
+
+async def test_an_engine_that_hangs_with_its_heart_beating_is_found_and_left(
+    socket_dir: Path,
+) -> None:
+    async with house(socket_dir, stall_timeout_s=0.3) as gateway:
+        first = await an_engine(gateway)
+        undisturbed = await drive(first, ask(gateway, BODY))
+        asking = ask(gateway, BODY)
+        await first.has_received(1)
+        for _ in range(5):
+            await first.step()
+        # From here on nothing moves in the first one, but its I/O thread beats on.
+        second = await an_engine(gateway)
+        assert texts(await drive(second, asking)) == texts(undisturbed)
+        # It comes back, drops what it had, and is as good as new.
+        await first.step()
+        await gateway.until(lambda: len(gateway.house.services.engines.engines("demo")) == 2)
+        assert first.handler.status.num_unfinished == 0
+        await second.crash()
+        assert texts(await drive(first, ask(gateway, BODY))) == texts(undisturbed)
+        await first.crash()
+
+
+async def test_a_prompt_of_a_hundred_thousand_tokens_is_no_death(socket_dir: Path) -> None:
+    async with house(socket_dir, stall_timeout_s=1.5, worker_dead_s=2.0) as gateway:
+        engine = await an_engine(
+            gateway,
+            max_model_len=100_100,
+            num_blocks=6400,
+            block_size=16,
+            max_num_batched_tokens=2048,
+            prefill_chunk_size=2048,
+        )
+        joined = gateway.house.services.engines.engines("demo")[0]
+        prompt = "abcdefghij" * 10_000
+        events = await drive(
+            engine, ask(gateway, {**BODY, "prompt": prompt, "max_tokens": 2, "n": 1})
+        )
+        assert finish_reasons(events) == ["length"]
+        assert len(engine.runner.batches) >= 100_000 // 2048
+        assert gateway.house.services.engines.engines("demo") == [joined]
+        await engine.crash()
