@@ -188,6 +188,20 @@ def test_a_stopped_engine_is_left_and_what_it_says_later_counts_for_nothing(
     assert stopped in whole.pids("engine_worker")
 
 
+def test_four_busy_processes_beside_raise_no_false_death(whole: House, known: Known) -> None:
+    before = metric(whole, "penstock_gateway_resumptions_total")
+    some = {name: known[name] for name in ("plain", "tools")}
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        assert_undisturbed(some, start_all(whole, some))
+        assert _num_ready(whole) == {"engine": 2, "toolparser": 2, "auth": 1}
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert metric(whole, "penstock_gateway_resumptions_total") == before
+
+
 def test_killed_parsers_are_replaced_and_the_text_is_replayed(whole: House, known: Known) -> None:
     before = metric(whole, "penstock_gateway_resumptions_total", role="toolparser")
     body, answer = known["tools"]

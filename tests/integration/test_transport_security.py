@@ -1,6 +1,7 @@
 """CURVE between real sockets: the right key comes in, others stay outside."""
 
 import asyncio
+import logging
 import os
 import socket
 import subprocess
@@ -63,8 +64,12 @@ async def test_the_key_of_the_role_comes_in(gateway: Gateway, key_dir: Path) -> 
 
 
 @pytest.mark.parametrize("owner", ["toolparser", "engine", "stranger", "nobody"])
-async def test_other_keys_stay_outside(
-    gateway: Gateway, key_dir: Path, tmp_path: Path, owner: str
+async def test_other_keys_stay_outside_and_both_sides_say_so(
+    gateway: Gateway,
+    key_dir: Path,
+    tmp_path: Path,
+    owner: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     endpoint = gateway.start()
     generate_keys(tmp_path / "strange")
@@ -84,6 +89,9 @@ async def test_other_keys_stay_outside(
     await asyncio.to_thread(worker.stop)
     joined = {event.peer.instance_id for event in gateway.peer_events}
     assert joined == {worker.instance_id}
+    logged = {record.name for record in caplog.records if record.levelno >= logging.WARNING}
+    by_gateway = "penstock.transport" if owner == "nobody" else "penstock.security"
+    assert logged >= {by_gateway, "penstock.transport"}, caplog.text
 
 
 async def test_a_gateway_with_another_key_is_not_talked_to(
