@@ -46,6 +46,11 @@ class AnswerOptions:
         return self.echoes or self.shows_token_ids or self.num_prompt_logprobs is not None
 
     @property
+    def shows_logprobs(self) -> bool:
+        """Whether log probabilities of output or prompt are shown."""
+        return self.num_top_logprobs is not None or self.num_prompt_logprobs is not None
+
+    @property
     def engine_logprobs(self) -> int | None:
         """What an engine has to report for the output; ranking needs the tokens' own."""
         return 0 if self.num_top_logprobs is None and self.ranks else self.num_top_logprobs

@@ -67,6 +67,9 @@ async def collect_answer(generation: Generation, collector: AnswerCollector) -> 
     """
     while (events := await generation.next_events(_MAX_WAIT_S)) is not None:
         collector.add(events)
+    if generation.job.options.shows_logprobs:
+        # Those of a long prompt are a million objects; other streams must not wait for them.
+        return await asyncio.to_thread(collector.body, generation.usage())
     return collector.body(generation.usage())
 
 

@@ -99,6 +99,8 @@ class _Collector:
         self._head = head
         self._options = options
         self._choices = [_Choice() for _ in range(num_choices)]
+        # The choices of a prompt share its report, and what is made of it.
+        self._prompts: dict[int, orjson.Fragment] = {}
 
     def add(self, events: Sequence[GenerationEvent]) -> None:
         """Take the events of one wake-up."""
@@ -120,7 +122,11 @@ class _Collector:
         if choice.prompt is not None and self._options.shows_token_ids:
             extras["prompt_token_ids"] = choice.prompt.prepared.prompt_token_ids
         if choice.prompt is not None and self._options.num_prompt_logprobs is not None:
-            extras["prompt_logprobs"] = prompt_logprobs(choice.prompt, self._options)
+            shown = self._prompts.get(id(choice.prompt))
+            if shown is None:
+                listed = prompt_logprobs(choice.prompt, self._options)
+                shown = self._prompts[id(choice.prompt)] = orjson.Fragment(orjson.dumps(listed))
+            extras["prompt_logprobs"] = shown
         return extras
 
     def _render(

@@ -11,6 +11,7 @@ from gateway.events import (
     ChoiceFinished,
     ContentText,
     GenerationEvent,
+    PromptReport,
     PromptShown,
     ReasoningText,
     ToolCallArguments,
@@ -144,6 +145,8 @@ class CompletionStreamRenderer:
         # Of each choice: characters of its output and of its echo, for the offsets of tokens.
         self._lengths: dict[int, int] = {}
         self._echo_lengths: dict[int, int] = {}
+        # The choices of a prompt share its report, and what is made of it.
+        self._shown_prompts: dict[int, tuple[bytes, bytes]] = {}
 
     def render(self, events: Sequence[GenerationEvent]) -> bytes:
         """The events of one wake-up as one piece of bytes, in order."""
@@ -177,17 +180,24 @@ class CompletionStreamRenderer:
 
     def _prompt(self, event: PromptShown) -> tuple[bytes, bytes]:
         """The text and the rest of a choice that tells its prompt."""
-        prepared, options = event.prompt.prepared, self._options
+        if self._options.echoes:
+            self._echo_lengths[event.choice] = len(event.prompt.prepared.prompt_text)
+        shown = self._shown_prompts.get(id(event.prompt))
+        if shown is None:
+            shown = self._shown_prompts[id(event.prompt)] = self._show_prompt(event.prompt)
+        return shown
+
+    def _show_prompt(self, report: PromptReport) -> tuple[bytes, bytes]:
+        options = self._options
         text, logprobs, token_ids = "", b"null", b""
         if options.echoes:
-            text = prepared.prompt_text
-            self._echo_lengths[event.choice] = len(text)
+            text = report.prepared.prompt_text
             if options.num_top_logprobs is not None:
                 listed = CompletionLogprobs(options)
-                listed.add_prompt(event.prompt)
+                listed.add_prompt(report)
                 logprobs = orjson.dumps(listed.as_object())
         if options.shows_token_ids:
-            token_ids = b',"prompt_token_ids":' + orjson.dumps(prepared.prompt_token_ids)
+            token_ids = b',"prompt_token_ids":' + orjson.dumps(report.prepared.prompt_token_ids)
         end = b',"logprobs":%b,"finish_reason":null%b' % (logprobs, token_ids)
         return orjson.dumps(text), end
 

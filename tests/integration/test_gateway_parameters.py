@@ -248,6 +248,27 @@ async def test_prompt_logprobs_are_told_beside_the_choices_in_chat(socket_dir: P
         assert len(choice["prompt_logprobs"]) == 5
 
 
+async def test_every_choice_of_every_prompt_tells_its_own(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine()
+        fields = {"prompt": ["a", "b"], "n": 2, "echo": True, "logprobs": 0, "max_tokens": 2}
+        choices = (await complete(gateway, prompt_logprobs=0, **fields)).json()["choices"]
+        assert [choice["index"] for choice in choices] == [0, 1, 2, 3]
+        assert [len(choice["prompt_logprobs"]) for choice in choices] == [5] * 4
+        assert {choice["text"] for choice in choices} == {"t1t2t3t4t5Hello, world"}
+        told = [one for one in engine.of(Generate) if one.sampling.prompt_logprobs is not None]
+        assert len({one.request_id for one in told}) == len(told) == 2
+        events = events_of((await complete(gateway, stream=True, **fields)).text)
+        first: dict[int, Any] = {}
+        for event in events[:-1]:
+            first.setdefault(event["choices"][0]["index"], event["choices"][0])
+        assert sorted(first) == [0, 1, 2, 3]
+        for choice in first.values():
+            assert choice["text"] == "t1t2t3t4t5"
+            assert len(choice["logprobs"]["tokens"]) == 5
+
+
 async def test_a_prompt_that_was_half_told_is_told_anew_by_the_next_engine(
     socket_dir: Path,
 ) -> None:
