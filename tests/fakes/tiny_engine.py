@@ -8,7 +8,7 @@ from engine_worker.engine import Engine
 from engine_worker.models.decoder import DecoderWeights
 from engine_worker.runner.jax_runner import JaxModelRunner
 from engine_worker.tokenizer import Tokenizer
-from protocol.messages import Failure, Finished, Generate, SamplingParams, TokenLogprobs
+from protocol.messages import Delta, Failure, Finished, Generate, SamplingParams, TokenLogprobs
 from tests.fakes.tiny_decoder import tiny_spec, tiny_weights
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 
@@ -66,6 +66,21 @@ class Answer:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     end: Finished | Failure | None = None
 
+    def add(self, delta: Delta) -> None:
+        """Take one more delta."""
+        self.token_ids.extend(delta.token_ids)
+        self.text += delta.text
+        self.logprobs.extend(delta.logprobs)
+        self.prompt_logprobs.extend(delta.prompt_logprobs)
+
+    def join(self, rest: "Answer") -> None:
+        """Take what was told after it."""
+        self.token_ids += rest.token_ids
+        self.text += rest.text
+        self.logprobs += rest.logprobs
+        self.prompt_logprobs += rest.prompt_logprobs
+        self.end = rest.end
+
     @property
     def finish_reason(self) -> str:
         """Why it ended well."""
@@ -81,11 +96,7 @@ def run_all(engine: Engine, max_steps: int = 2000) -> dict[str, Answer]:
             return answers
         for told in engine.step().values():
             for delta in told.deltas:
-                answer = answers.setdefault(delta.request_id, Answer())
-                answer.token_ids.extend(delta.token_ids)
-                answer.text += delta.text
-                answer.logprobs.extend(delta.logprobs)
-                answer.prompt_logprobs.extend(delta.prompt_logprobs)
+                answers.setdefault(delta.request_id, Answer()).add(delta)
             for end in told.ends:
                 answers.setdefault(end.request_id, Answer()).end = end
     raise AssertionError("the engine doesn't come to rest")

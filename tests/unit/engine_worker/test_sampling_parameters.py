@@ -21,7 +21,6 @@ from tests.fakes.tiny_engine import (
     generate,
     run_all,
     tiny_engine_weights,
-    tiny_runner,
 )
 from tests.fakes.tiny_tokenizers import SPECIAL_TOKENS, byte_level_tokenizer
 
@@ -33,14 +32,9 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 RANDOM = SamplingParams(temperature=1.0, max_tokens=12, ignore_eos=True, seed=3)
 
 
-@pytest.fixture(scope="module")
-def runner() -> JaxModelRunner:
-    return tiny_runner()
-
-
 @pytest.fixture
-def engine(runner: JaxModelRunner) -> Engine:
-    return engine_on(runner, TOKENIZER)
+def engine(bucket_runner: JaxModelRunner) -> Engine:
+    return engine_on(bucket_runner, TOKENIZER)
 
 
 def changed(sampling: SamplingParams, **changes: Any) -> SamplingParams:
@@ -194,12 +188,12 @@ def test_each_token_of_the_prompt_but_the_first_comes_with_its_log_probability(
 
 
 def test_a_prompt_that_is_preempted_is_scored_once(
-    runner: JaxModelRunner, monkeypatch: pytest.MonkeyPatch
+    bucket_runner: JaxModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(JaxModelRunner, "num_blocks", property(lambda runner: 11))
-    engine = engine_on(runner, TOKENIZER)
+    engine = engine_on(bucket_runner, TOKENIZER)
     sampling = changed(GREEDY, max_tokens=40, prompt_logprobs=1, allowed_token_ids=LETTERS)
-    for name in ("a", "b", "c"):
+    for name in ("a", "b"):
         engine.add("g", generate(name, sampling))
     answers = run_all(engine)
     assert engine.num_preemptions > 0

@@ -11,42 +11,27 @@ from engine_worker.batch import RowSampling, RowWork, StepBatch, StepResult, Tok
 from engine_worker.runner.jax_runner import JaxModelRunner
 from engine_worker.token_mask import allow_all, allow_only, forbid
 from tests.fakes.runner_requests import GREEDY
-from tests.fakes.tiny_decoder import VOCAB_SIZE, GreedyReference, tiny_weights
+from tests.fakes.tiny_decoder import GreedyReference
+from tests.fakes.tiny_engine import MAX_MODEL_LEN, tiny_engine_weights
 
-WEIGHTS = tiny_weights()
+WEIGHTS = tiny_engine_weights()
+VOCAB_SIZE = WEIGHTS.graph.spec.vocab_size
 PROMPT = tuple(int(x) for x in np.random.default_rng(5).integers(0, VOCAB_SIZE, 21))
 BLOCKS = (0, 3, 1, 2)
 RANDOM = RowSampling(temperature=1.0, seed=9, top_p=0.95)
 
 
-def make_runner(*, deterministic: bool) -> JaxModelRunner:
-    return JaxModelRunner.create(
-        WEIGHTS,
-        num_blocks=20,
-        max_model_len=32,
-        block_size=8,
-        max_num_seqs=4,
-        max_num_batched_tokens=32,
-        deterministic=deterministic,
-    )
-
-
-@pytest.fixture(scope="module", params=["buckets", "deterministic"])
-def shared_runner(request: pytest.FixtureRequest) -> JaxModelRunner:
-    """Not warmed up: half of its programs are never called here."""
-    return make_runner(deterministic=request.param == "deterministic")
-
-
-@pytest.fixture
-def runner(shared_runner: JaxModelRunner) -> JaxModelRunner:
-    shared_runner.reset()
-    return shared_runner
+@pytest.fixture(params=["bucket_runner", "deterministic_runner"])
+def runner(request: pytest.FixtureRequest) -> JaxModelRunner:
+    shared: JaxModelRunner = request.getfixturevalue(request.param)
+    shared.reset()
+    return shared
 
 
 @pytest.fixture(scope="module")
 def logits() -> npt.NDArray[np.float32]:
     """[T, V] after each token of the prompt, by the dense reference."""
-    return GreedyReference(WEIGHTS, 32).logits(PROMPT)
+    return GreedyReference(WEIGHTS, MAX_MODEL_LEN).logits(PROMPT)
 
 
 def row(slot: int = 0, **changes: object) -> RowWork:
