@@ -2,7 +2,7 @@
 
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from engine_worker.cache_report import CacheReporter
 from engine_worker.engine import Engine, GatewayOutput
@@ -18,7 +18,7 @@ from engine_worker.handler import (
 from engine_worker.isolation import Isolation
 from engine_worker.orphans import OrphanBook
 from protocol.errors import ErrorCode, PenstockError
-from protocol.messages import Extend, Generate, OrphanUsageNoted, StepOutput
+from protocol.messages import Credits, Extend, Generate, OrphanUsageNoted, StepOutput
 from protocol.version import ORPHAN_USAGE_VERSION
 
 _MAX_SLEEP_S = 1.0
@@ -52,6 +52,7 @@ class StepLoop:
         self._isolation = Isolation(clock)
         self._orphans = OrphanBook(engine_id, clock)
         self._cache_reporter = CacheReporter(engine, outlet, clock)
+        self._windows: dict[str, Credits | None] = {}
         self._is_stopping = False
 
     def run(self) -> None:
@@ -75,8 +76,11 @@ class StepLoop:
         num_taken = self._take_commands(block=block)
         if self._is_stopping:
             return False
-        for gateway_id, output in self._engine.step().items():
+        outputs = self._engine.step()
+        for gateway_id, output in outputs.items():
             self._send(gateway_id, output)
+        if any(output.ends for output in outputs.values()):
+            self._share_out(outputs)
         self._report_orphans()
         self._cache_reporter.report(is_idle=not self._engine.has_work())
         self._handler.publish(
@@ -119,6 +123,7 @@ class StepLoop:
         elif isinstance(item, GatewayLost):
             self._engine.forget_gateway(item.gateway_id)
             self._isolation.forget_gateway(item.gateway_id)
+            self._windows.pop(item.gateway_id, None)
             self._cache_reporter.forget_gateway(item.gateway_id)
             self._orphans.on_gateway_lost(item.gateway_id)
         elif isinstance(item.command, Generate):
@@ -186,9 +191,19 @@ class StepLoop:
             else:
                 self._outlet.send(gateway_id, self._orphans.report())
 
+    def _share_out(self, told: Container[str]) -> None:
+        """Something was freed: tell the gateways that have no output, or only others would ask."""
+        held = self._engine.held()
+        for gateway_id in self._outlet.gateway_ids():
+            window = self._handler.window(gateway_id, held)
+            if gateway_id not in told and window != self._windows.get(gateway_id):
+                self._send(gateway_id, GatewayOutput())
+
     def _send(self, gateway_id: str, output: GatewayOutput) -> None:
         self._isolation.on_output(gateway_id, output.deltas, output.ends)
         self._orphans.on_output(gateway_id, output.deltas, output.ends)
+        window = self._handler.window(gateway_id, self._engine.held())
+        self._windows[gateway_id] = window
         self._outlet.send(
             gateway_id,
             StepOutput(
@@ -196,6 +211,6 @@ class StepLoop:
                 ends=tuple(output.ends),
                 progress_counter=self._engine.num_steps,
                 load=self._engine.load(),
-                credits=self._handler.window(gateway_id, self._engine.held()),
+                credits=window,
             ),
         )

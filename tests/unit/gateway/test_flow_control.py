@@ -100,6 +100,7 @@ class SimulatedGateway:
         for handle in self.handles:
             engine = self.engines[handle.peer.instance_id]
             handle.peer.credits = engine.handler.credits(self.name)
+        self.admission.pump("m")
 
     def send_seated(self) -> None:
         for task in [task for task in self.waiting if task.done()]:
@@ -128,6 +129,7 @@ class SimulatedGateway:
             self.admission.release(self.seats.pop(end.request_id))
             if asks_again:
                 self.ask(1)
+        self.admission.pump("m")
 
 
 def peer(name: str) -> Peer:
