@@ -133,10 +133,16 @@ class EventStreamResponse(Response):
         events = self._first
         try:
             while events is not None:
-                piece = renderer.render(events) if events else PING
+                piece = await self._render(events) if events else PING
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
                 events = await generation.next_events(self._ping_interval_s)
             last = renderer.finish(generation.usage())
         except GatewayError as error:
             last = render_stream_error(error)
         await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _render(self, events: list[GenerationEvent]) -> bytes:
+        options = self._generation.job.options
+        if options.echoes and options.shows_logprobs:
+            return await asyncio.to_thread(self._renderer.render, events)  # see collect_answer
+        return self._renderer.render(events)

@@ -57,6 +57,8 @@ async def test_every_sampling_parameter_reaches_the_engine(socket_dir: Path) -> 
             top_logprobs=2,
             prompt_logprobs=1,
             truncate_prompt_tokens=3,
+            presence_penalty=0.5,
+            frequency_penalty=-0.5,
             n=2,
         )
         assert answer.status_code == 200
@@ -71,6 +73,7 @@ async def test_every_sampling_parameter_reaches_the_engine(socket_dir: Path) -> 
         assert sampling.include_stop_str_in_output
         assert not sampling.skip_special_tokens
         assert sampling.seed == 11
+        assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -0.5)
         assert (sampling.logprobs, sampling.prompt_logprobs) == (2, 1)
         # One choice tells of the prompt that all share.
         assert second.sampling.prompt_logprobs is None
@@ -118,6 +121,17 @@ async def test_chat_tokens_come_with_their_log_probabilities(socket_dir: Path) -
         choices = [chunk.choices[0] async for chunk in stream]
         streamed = [one for choice in choices if choice.logprobs for one in choice.logprobs.content]
         assert streamed == content
+
+
+async def test_tokens_are_named_by_their_ids_when_asked(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        fields = {"logprobs": True, "top_logprobs": 1, "return_tokens_as_token_ids": True}
+        (choice,) = (await gateway.chat(**fields)).json()["choices"]
+        tokens = choice["logprobs"]["content"]
+        assert [token["token"] for token in tokens] == ["token_id:0", "token_id:1"]
+        assert tokens[0]["top_logprobs"][0]["token"] == "token_id:900"
 
 
 async def test_the_tokens_of_reasoning_and_calls_are_not_those_of_the_content(
