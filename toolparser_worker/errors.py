@@ -3,6 +3,7 @@
 PenstockError
 └── ParserError                what a request for parsing can be refused for
     ├── UnknownFormatError     a format that is declared nowhere; names the closest one
+    ├── UnsupportedToolsError  tools whose calls can not be enforced in this format
     ├── InvalidToolsError      `tools` or `tool_choice` that are not what the chat schema allows
     ├── FormatPluginError      formats of another package that cannot be used; stops the start
     ├── InvalidDeltaError      text for a choice that does not exist or has already ended
@@ -42,3 +43,9 @@ class TooManySessionsError(ParserError):
     """As many requests are open as the worker was configured for."""
 
     code = ErrorCode.OVERLOADED
+
+
+class UnsupportedToolsError(ParserError):
+    """Tools that the model's format can't be held to; the message says which and why."""
+
+    code = ErrorCode.UNSUPPORTED_GRAMMAR

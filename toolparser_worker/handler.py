@@ -137,6 +137,7 @@ class ParserHandler:
                 request_id=opening.request_id,
                 attempt=opening.attempt,
                 keep_special_tokens=session.keep_special_tokens,
+                grammar=session.grammar,
             ),
         )
 

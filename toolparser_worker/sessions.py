@@ -1,11 +1,13 @@
 """The requests that are being parsed: opened, fed, expired, bounded in number."""
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from protocol.messages import OpenParse, ParsedDelta, ParseDelta, ParseEvent
 from toolparser_worker.errors import InvalidDeltaError, ParserError, TooManySessionsError
 from toolparser_worker.formats import NO_FORMAT, find_reasoning_format, find_tool_format
+from toolparser_worker.grammar.request import Wish, request_grammar
 from toolparser_worker.machine.call_ids import call_id
 from toolparser_worker.machine.machine import Machine
 from toolparser_worker.machine.tool_schemas import ToolSchemas
@@ -32,6 +34,7 @@ class Session:
         num_choices: Choices that may send text.
         counts: Where its deltas are counted.
         keep_special_tokens: Markers that the engine must leave in the text.
+        grammar: What the engine has to hold the text to, if anything.
         last_used_s: When it was last opened or fed, on the store's clock.
 
     Raises:
@@ -69,6 +72,9 @@ class Session:
         self.keep_special_tokens = (
             *(tool_format.markers if tool_format is not None else ()),
             *(reasoning_format.markers if reasoning_format is not None else ()),
+        )
+        self.grammar = request_grammar(
+            tool_format, reasoning_format, _wish(opening, has_tools=tool_format is not None)
         )
         self.last_used_s = 0.0
 
@@ -120,6 +126,18 @@ class Session:
             thinking=self._thinking,
             parallel_tool_calls=self._parallel_tool_calls,
         )
+
+
+def _wish(opening: OpenParse, *, has_tools: bool) -> Wish:
+    listed = opening.tools_json if has_tools else None
+    return Wish(
+        tools=json.loads(listed) if listed is not None else (),
+        tool_choice=opening.tool_choice,
+        tool_name=opening.tool_name,
+        parallel_tool_calls=opening.parallel_tool_calls,
+        prompt_tail=opening.prompt_tail,
+        response=opening.response_grammar,
+    )
 
 
 class SessionStore:

@@ -165,23 +165,61 @@ def _written(pieces: tuple[Piece, ...]) -> str:
 def _armed_by(marker: str, body: str, special: SpecialTokens) -> str:
     """Free text, special tokens included, in which the body follows the first marker.
 
-    The marker may come as special tokens or be spelt with ordinary ones. Of several special
-    tokens the first one decides: the others have to follow.
+    The marker may come as special tokens or be spelt with ordinary ones. What follows its second
+    special token is no longer waited for: it has to follow.
     """
-    first, *rest = special.split(marker)
-    arming = frozenset({first}) if isinstance(first, int) else frozenset[int]()
-    others = special.ranges(without=arming)
     lines = [
-        f"start: {'part* ' if others else ''}(armed | free)",
-        "armed: spelt body",
-        "free: FREE",
         f"spelt[suffix={json.dumps(marker)}]: ANY",
         f"ANY: {_ANY}",
         f"FREE: ANY & ~(ANY {json.dumps(marker)} ANY)",
         f"body: %lark {{\n{body}\n}}",
     ]
-    if others:
-        lines.append(f"part: free {others}")
-    if isinstance(first, int):
-        lines[1] = f"armed: spelt body | free {_written((first, *rest))} body"
-    return "\n".join([*lines, ""])
+    first, *rest = special.split(marker)
+    if isinstance(first, str):
+        return "\n".join([*lines, *_text_first(first, tuple(rest), special), ""])
+    others = special.ranges(without=frozenset({first}))
+    part = f" | FREE {others} start" if others else ""
+    lines.insert(0, f"start: spelt body | FREE{part} | FREE <[{first}]> begun")
+    between = ""
+    for index, piece in enumerate(rest):
+        if isinstance(piece, int):
+            following = tuple(rest[index + 1 :])
+            lines += _two_tokens(first, between, piece, following, special)
+            return "\n".join([*lines, ""])
+        between = piece
+    return "\n".join([*lines, f"begun: {_written(tuple(rest))} body", ""])
+
+
+def _text_first(first: str, rest: tuple[Piece, ...], special: SpecialTokens) -> list[str]:
+    """Rules for a marker that begins with ordinary text, which may be all of it."""
+    token = next((piece for piece in rest if isinstance(piece, int)), None)
+    others = special.ranges(without=frozenset() if token is None else frozenset({token}))
+    part = f" | FREE {others} start" if others else ""
+    if token is None:
+        return [f"start: spelt body | FREE{part}"]
+    text = json.dumps(first)
+    return [
+        f"start: spelt body | FREE{part} | MEANT {_written(rest)} body | STRAY <[{token}]> start",
+        f"MEANT: FREE & (ANY {text})",
+        f"STRAY: FREE & ~(ANY {text})",
+    ]
+
+
+def _two_tokens(
+    first: int, between: str, second: int, rest: tuple[Piece, ...], special: SpecialTokens
+) -> list[str]:
+    """Rules for what may follow a marker's first special token, which others may begin with too."""
+    text = json.dumps(between)
+    others = special.ranges(without=frozenset({first}))
+    unlike = special.ranges(without=frozenset({first, second}))
+    again = f"<[{first}]> begun"
+    strays = [f"FREE_ELSE {again}", "FREE_ELSE"]
+    meant = f"{text} " if between else ""
+    strays += [f"FREE_ELSE {others} start"] if others else []
+    strays += [f"{meant}{unlike} start"] if unlike else []
+    strays += [f"{meant}{again}"] if first != second else []
+    strays += [text]
+    return [
+        f"FREE_ELSE: FREE & ~({text})",
+        f"begun: {meant}<[{second}]> {_written(rest)} body | {' | '.join(strays)}",
+    ]

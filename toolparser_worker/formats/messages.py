@@ -15,6 +15,7 @@ HARMONY = MessageFraming(
     header_ends=("<|message|>",),
     ends=("<|end|>", "<|return|>", "<|call|>"),
     first_header=("to=", "<|channel|>"),
+    rendered_content="<|channel|>final<|message|>",
     routes=(
         Route(
             header=r".*?to=(?:assistant|(?:python|browser|container)(?:\.[^\s<]*)?)(?:[\s<].*)",
@@ -36,6 +37,7 @@ INKLING = MessageFraming(
     ),
     ends=("<|end_message|>", "<|content_model_end_sampling|>"),
     bare_is_content=True,
+    rendered_content="<|content_text|>",
     routes=(
         Route(header=r".*<\|content_thinking\|>", to="reasoning"),
         Route(header=r".*<\|content_invoke_tool_json\|>", to="call"),
@@ -47,6 +49,7 @@ MUSE = MessageFraming(
     header_ends=("<|message|>",),
     ends=("<|eom|>", "<|eot|>"),
     first_header=("to=", "<|message|>"),
+    rendered_content=" to=user<|message|>",
     routes=(
         Route(header=r"\s*to=self\b.*", to="reasoning"),
         Route(header=r"\s*(?:to=(?:user|none)\b.*)?<\|message\|>", to="content"),

@@ -20,7 +20,7 @@ from toolparser_worker.machine.reading import (
     quoted,
     starts_with,
 )
-from toolparser_worker.machine.tool_schemas import Schema, ToolSchemas, schema_part
+from toolparser_worker.machine.tool_schemas import Schema, ToolSchemas, member_schema, schema_part
 
 _NAME = re.compile(r"[\w.\-]+")
 _BARE_KEY_END = re.compile(r"[:{}\[\],]")
@@ -232,7 +232,7 @@ class BracedCallReader(CallReader[BracedBody]):
         """The schema of the value that stands here."""
         if self._open[-1][0] == "[":
             return schema_part(self._schemas[-1], "items")
-        return schema_part(schema_part(self._schemas[-1], "properties"), self._key)
+        return member_schema(self._schemas[-1], self._key)
 
     def _bare_value(self, text: str, position: int) -> int:
         found = _BARE_VALUE_END.search(text, position)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from toolparser_worker.machine.reading import quoted
-from toolparser_worker.machine.tool_schemas import Schema
+from toolparser_worker.machine.tool_schemas import Schema, alternatives
 
 _MAX_DEPTH = 16
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
@@ -48,23 +48,18 @@ class _NoValue:
 _NO_VALUE = _NoValue()
 
 
-def schema_types(schema: Schema, depth: int = 0) -> frozenset[str]:
+def schema_types(schema: Schema) -> frozenset[str]:
     """The JSON types that a schema names anywhere at its top; empty when it names none."""
     found: set[str] = set()
-    if schema is None or depth > _MAX_DEPTH:
-        return frozenset()
-    declared = schema.get("type")
-    for name in declared if isinstance(declared, list) else [declared]:
-        if isinstance(name, str):
-            found.add(_TYPE_NAMES.get(name.lower(), name.lower()))
-    values = schema.get("enum")
-    for value in values if isinstance(values, list) else ():
-        found.add(_type_of(value))
-    for keyword in ("anyOf", "oneOf", "allOf"):
-        inner = schema.get(keyword)
-        for part in inner if isinstance(inner, list) else ():
-            if isinstance(part, Mapping):
-                found |= schema_types(part, depth + 1)
+    for part in alternatives(schema):
+        declared = part.get("type")
+        for name in declared if isinstance(declared, list) else [declared]:
+            if isinstance(name, str):
+                found.add(_TYPE_NAMES.get(name.lower(), name.lower()))
+        values = part.get("enum")
+        found.update(map(_type_of, values if isinstance(values, list) else ()))
+        if "const" in part:
+            found.add(_type_of(part["const"]))
     return frozenset(found)
 
 

@@ -239,6 +239,7 @@ class MessageFraming:
             being in the prompt; with none it always is.
         bare_is_content: Text in the place of a header, without a header's end, is content
             without the markers around it; otherwise it is with them.
+        rendered_content: What stands before content when the first message is written.
     """
 
     starts: tuple[str, ...]
@@ -247,6 +248,7 @@ class MessageFraming:
     routes: tuple[Route, ...]
     first_header: tuple[str, ...] = ()
     bare_is_content: bool = False
+    rendered_content: str = ""
 
     @property
     def markers(self) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """Reads one tool call spelt as a tree of elements and writes its arguments as JSON."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from toolparser_worker.machine.coercion import coerced, schema_types
@@ -17,7 +16,7 @@ from toolparser_worker.machine.reading import (
     plain_text,
     quoted,
 )
-from toolparser_worker.machine.tool_schemas import Schema, ToolSchemas, schema_part
+from toolparser_worker.machine.tool_schemas import Schema, ToolSchemas, member_schema, schema_part
 
 _MAX_DEPTH = 200
 
@@ -149,13 +148,11 @@ class ElementCallReader(CallReader[ElementBody]):
         if is_list and not as_dict:
             items = schema_part(schema, "items")
             return [self._value_of(child, items) for child in children]
-        properties = schema_part(schema, "properties") or {}
         others = schema_part(schema, "additionalProperties")
         found: dict[str, Any] = {}
         repeated: set[str] = set()
         for child in children:
-            declared = properties.get(child.tag)
-            inner = declared if isinstance(declared, Mapping) else others
+            inner = member_schema(schema, child.tag) or others
             value = self._value_of(child, inner)
             if child.tag in repeated:
                 found[child.tag].append(value)

@@ -1,11 +1,14 @@
 """The tools of a request as far as reading their calls depends on them."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
 from toolparser_worker.machine.declarations import CallBody
 
 Schema = Mapping[str, Any] | None
+
+_NOTHING: Final[Mapping[str, Any]] = {}
+_COMBINING: Final = ("anyOf", "oneOf", "allOf")
 
 
 class ToolSchemas:
@@ -21,7 +24,7 @@ class ToolSchemas:
             function = tool["function"]
             parameters = function.get("parameters")
             self._parameters[function["name"]] = (
-                parameters if isinstance(parameters, Mapping) else {}
+                _linked(parameters) if isinstance(parameters, Mapping) else {}
             )
 
     def has(self, name: str) -> bool:
@@ -44,7 +47,7 @@ class ToolSchemas:
     def parameter(self, name: str, key: str) -> Schema:
         """The JSON schema of a tool's parameter; None when nothing is known about it."""
         schema = self._properties(name).get(key)
-        return self._resolved(name, schema)
+        return schema if isinstance(schema, Mapping) else None
 
     def parameters(self, name: str) -> Schema:
         """The JSON schema of all the arguments of a tool; None when it is not known."""
@@ -54,20 +57,72 @@ class ToolSchemas:
         properties = self._parameters.get(name, {}).get("properties")
         return properties if isinstance(properties, Mapping) else {}
 
-    def _resolved(self, name: str, schema: object) -> Schema:
-        """The schema itself, or what its `$ref` to the tool's own definitions points to."""
-        if not isinstance(schema, Mapping):
-            return None
-        reference = schema.get("$ref")
-        if not isinstance(reference, str) or not reference.startswith("#/"):
-            return schema
-        target: object = self._parameters.get(name, {})
-        for part in reference[2:].split("/"):
-            target = target.get(part) if isinstance(target, Mapping) else None
-        return target if isinstance(target, Mapping) else None
+
+def alternatives(schema: Schema) -> Iterator[Mapping[str, Any]]:
+    """A schema and what it combines with `anyOf` and its kin, each once."""
+    waiting, seen = [schema], set[int]()
+    while waiting:
+        part = waiting.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        yield part
+        for keyword in reversed(_COMBINING):
+            inner = part.get(keyword)
+            if isinstance(inner, list):
+                waiting += (one for one in reversed(inner) if isinstance(one, Mapping))
 
 
 def schema_part(schema: Schema, keyword: str) -> Schema:
     """What stands under a keyword of a schema, if it is an object."""
-    inner = schema.get(keyword) if schema is not None else None
-    return inner if isinstance(inner, Mapping) else None
+    for part in alternatives(schema):
+        inner = part.get(keyword)
+        if isinstance(inner, Mapping):
+            return inner
+    return None
+
+
+def member_schema(schema: Schema, key: str) -> Schema:
+    """The schema of an object's member, if one is declared."""
+    for part in alternatives(schema):
+        properties = part.get("properties")
+        declared = properties.get(key) if isinstance(properties, Mapping) else None
+        if isinstance(declared, Mapping):
+            return declared
+    return None
+
+
+def _linked(root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A copy in which each reference is what it refers to; a recursive schema holds itself."""
+    copies: dict[int, dict[str, Any]] = {}
+
+    def linked(node: Any) -> Any:
+        if isinstance(node, list):
+            return [linked(item) for item in node]
+        if not isinstance(node, Mapping):
+            return node
+        node = _referred(root, node)
+        known = copies.get(id(node))
+        if known is None:
+            known = copies[id(node)] = {}
+            known.update((key, linked(value)) for key, value in node.items())
+        return known
+
+    found: Mapping[str, Any] = linked(root)
+    return found
+
+
+def _referred(root: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a schema refers to in the end: itself, or another one, or nothing."""
+    seen = set[int]()
+    node: Any = schema
+    while isinstance(node, Mapping) and id(node) not in seen:
+        seen.add(id(node))
+        reference = node.get("$ref")
+        if not isinstance(reference, str) or not reference.startswith("#"):
+            return node
+        target: Any = root
+        for part in reference[1:].split("/")[1:]:
+            target = target.get(part) if isinstance(target, Mapping) else None
+        node = target
+    return _NOTHING

@@ -1,0 +1,283 @@
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]
+import pytest
+
+from engine_worker.grammar.compiler import GrammarCompiler
+from protocol.errors import ErrorCode
+from protocol.messages import Grammar
+from tests.fakes.grammar_texts import compiler_for, random_walk
+from tests.fakes.parsed_text import REASONING, TOOLS, Parsed
+from tests.fakes.tiny_tokenizers import byte_level_tokenizer
+from tests.fakes.tool_schemas import PARAMETERS, TEXT, a_tool, an_object
+from toolparser_worker.errors import UnsupportedToolsError
+from toolparser_worker.grammar.request import Wish, request_grammar
+from toolparser_worker.machine.declarations import ReasoningFormat, ToolFormat
+from toolparser_worker.machine.machine import Machine
+from toolparser_worker.machine.render import render_calls
+from toolparser_worker.machine.tool_schemas import ToolSchemas
+
+TOKENIZER = byte_level_tokenizer()
+FORMATS = {name: declared for name, declared in TOOLS.items() if declared is not None}
+REASONING_FORMATS = {name: one for name, one in REASONING.items() if one is not None}
+OTHER = a_tool("other", an_object(z={"type": "integer"}))
+CITY = a_tool("get_weather", an_object(city=TEXT), strict=True)
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Iterator[GrammarCompiler]:
+    with compiler_for(TOKENIZER) as compiler:
+        yield compiler
+
+
+def required(grammar: Grammar | None) -> Grammar:
+    assert grammar is not None
+    return grammar
+
+
+def walk(compiler: GrammarCompiler, grammar: Grammar, seed: int, begin: str = "") -> str:
+    """A whole random text that goes on from a beginning."""
+    constraint = compiler.compile(grammar).start(jumps=True)
+    begun = TOKENIZER.encode(begin, add_special_tokens=False)
+    constraint.push_all(begun)
+    assert not constraint.failure, f"{begin!r} is refused"
+    token_ids, is_whole = random_walk(
+        constraint, TOKENIZER.eos_token_ids, seed=seed, max_tokens=4000, eager_to_end=0.8
+    )
+    assert is_whole, "the text has no end"
+    return TOKENIZER.decode([*begun, *token_ids])
+
+
+def parse(
+    text: str,
+    tools: list[dict[str, Any]],
+    tool_format: ToolFormat | None,
+    reasoning_format: ReasoningFormat | None = None,
+    prompt_tail: str = "",
+) -> Parsed:
+    machine = Machine(
+        tool_format=tool_format,
+        reasoning_format=reasoning_format,
+        call_id=lambda index, name: f"{index}",
+        tools=ToolSchemas(tools),
+        prompt_tail=prompt_tail,
+    )
+    parsed = Parsed()
+    parsed.add(machine.feed(text, ()))
+    parsed.add(machine.finish())
+    parsed.num_malformed = machine.num_malformed
+    return parsed
+
+
+def check_calls(parsed: Parsed, tools: list[dict[str, Any]]) -> None:
+    functions = {tool["function"]["name"]: tool["function"] for tool in tools}
+    assert parsed.calls
+    assert parsed.num_malformed == 0
+    for call in parsed.calls:
+        parameters = functions[call.name].get("parameters") or an_object()
+        jsonschema.validate(json.loads(call.arguments), parameters)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("kind", PARAMETERS)
+def test_a_named_call_is_one_valid_call(name: str, kind: str, compiler: GrammarCompiler) -> None:
+    tools = [OTHER, a_tool("do_it", PARAMETERS[kind])]
+    wish = Wish(tools=tools, tool_choice="named", tool_name="do_it")
+    grammar = required(request_grammar(FORMATS[name], None, wish))
+    for seed in range(2):
+        parsed = parse(walk(compiler, grammar, seed), tools, FORMATS[name])
+        check_calls(parsed, tools)
+        assert [call.name for call in parsed.calls] == ["do_it"]
+        assert not parsed.content.strip()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_required_choice_may_call_any_tool_and_several(
+    name: str, compiler: GrammarCompiler
+) -> None:
+    tools = [OTHER, CITY]
+    grammar = required(
+        request_grammar(FORMATS[name], None, Wish(tools=tools, tool_choice="required"))
+    )
+    found = []
+    for seed in range(12):
+        parsed = parse(walk(compiler, grammar, seed), tools, FORMATS[name])
+        check_calls(parsed, tools)
+        found.append([call.name for call in parsed.calls])
+    assert {called for calls in found for called in calls} == {"other", "get_weather"}
+    assert max(map(len, found)) > 1
+    alone = Wish(tools=tools, tool_choice="required", parallel_tool_calls=False)
+    grammar = required(request_grammar(FORMATS[name], None, alone))
+    for seed in range(4):
+        assert len(parse(walk(compiler, grammar, seed), tools, FORMATS[name]).calls) == 1
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_strict_tool_is_enforced_once_its_call_begins(
+    name: str, compiler: GrammarCompiler
+) -> None:
+    declared = FORMATS[name]
+    tools = [CITY, a_tool("loose", an_object(k={"type": "integer"}), strict=True)]
+    grammar = required(request_grammar(declared, None, Wish(tools=tools)))
+    if grammar.after_marker is None:
+        assert name == "pythonic"
+        begin, free = "[", "Hello [1, 2] there."
+    else:
+        free = "Hello, is [1] < {2}?"
+        is_first = declared.bare == "first" or declared.framing is not None
+        begin = f"{'' if is_first else 'Hello. '}{grammar.after_marker}"
+    constraint = compiler.compile(grammar).start(jumps=True)
+    constraint.push_all(TOKENIZER.encode(free, add_special_tokens=False))
+    assert constraint.is_accepting
+    names: set[str] = set()
+    for seed in range(6):
+        text = walk(compiler, grammar, seed, begin)
+        parsed = parse(text, tools, declared)
+        assert parsed.calls, text
+        check_calls(parsed, tools)
+        names.update(call.name for call in parsed.calls)
+    assert names == {"get_weather", "loose"}
+
+
+@pytest.mark.parametrize(
+    "name", ["hermes", "deepseek_v3", "qwen3_coder", "functiongemma", "gemma4"]
+)
+def test_beside_a_strict_tool_the_others_take_any_arguments(
+    name: str, compiler: GrammarCompiler
+) -> None:
+    declared = FORMATS[name]
+    tools = [CITY, a_tool("loose", an_object(k={"type": "integer"}))]
+    grammar = required(request_grammar(declared, None, Wish(tools=tools)))
+    constraint = compiler.compile(grammar).start(jumps=True)
+    written = render_calls(declared, [("loose", '{"anything": "at all"}')])
+    constraint.push_all(TOKENIZER.encode(written, add_special_tokens=False))
+    assert constraint.is_accepting
+
+
+def test_without_strict_tools_nothing_is_enforced() -> None:
+    for wish in (
+        Wish(tools=[OTHER]),
+        Wish(tools=[a_tool("f", None, strict=False)]),
+        Wish(tools=(), tool_choice="auto"),
+    ):
+        assert request_grammar(FORMATS["hermes"], None, wish) is None
+
+
+@pytest.mark.parametrize("name", REASONING_FORMATS)
+def test_reasoning_comes_before_a_required_call_where_the_format_has_it(
+    name: str, compiler: GrammarCompiler
+) -> None:
+    reasoning = REASONING_FORMATS[name]
+    tool_format = FORMATS.get(name, FORMATS["hermes"])
+    if reasoning.framing is not None:
+        tool_format = FORMATS[{"openai_gptoss": "openai"}.get(name, name)]
+    wish = Wish(tools=[CITY], tool_choice="required")
+    grammar = required(request_grammar(tool_format, reasoning, wish))
+    start = reasoning.rendered_start or next(iter(reasoning.starts), "")
+    end = reasoning.rendered_end or min(reasoning.ends, key=len, default="")
+    has_reasoning = bool(end) and reasoning.opens != "prompted"
+    begin = f"{start}Let me think.{end}" if has_reasoning else ""
+    parsed = parse(walk(compiler, grammar, 1, begin), [CITY], tool_format, reasoning)
+    check_calls(parsed, [CITY])
+    assert parsed.reasoning == ("Let me think." if has_reasoning else "")
+
+
+def test_a_prompt_that_closed_the_reasoning_leaves_none(compiler: GrammarCompiler) -> None:
+    wish = Wish(tools=[CITY], tool_choice="required", prompt_tail="<think>\n\n</think>\n\n")
+    grammar = required(request_grammar(FORMATS["hermes"], REASONING_FORMATS["qwen3"], wish))
+    assert walk(compiler, grammar, 0).startswith("<tool_call>")
+
+
+def test_a_prompt_that_opened_the_reasoning_must_see_its_end(compiler: GrammarCompiler) -> None:
+    wish = Wish(tools=[CITY], tool_choice="required", prompt_tail="<think>\n")
+    grammar = required(request_grammar(FORMATS["hermes"], REASONING_FORMATS["deepseek_v3"], wish))
+    text = walk(compiler, grammar, 0, "So. </think>")
+    parsed = parse(text, [CITY], FORMATS["hermes"], REASONING_FORMATS["deepseek_v3"], "<think>\n")
+    assert parsed.reasoning == "So. "
+    check_calls(parsed, [CITY])
+
+
+RESPONSES = {
+    "schema": Grammar(kind="json_schema", source=json.dumps(an_object(a={"enum": ["x"]}))),
+    "object": Grammar(kind="json_object", source=""),
+    "regex": Grammar(kind="regex", source="[ab]{3}/"),
+    "choice": Grammar(kind="choice", source='["yes", "no"]'),
+    "lark": Grammar(kind="lark", source='start: "{" X "}"\nX: /[0-9]{2}/\n'),
+}
+
+
+@pytest.mark.parametrize("kind", RESPONSES)
+def test_the_wanted_content_comes_after_the_reasoning(kind: str, compiler: GrammarCompiler) -> None:
+    reasoning = REASONING_FORMATS["deepseek_r1"]
+    wish = Wish(response=RESPONSES[kind])
+    grammar = required(request_grammar(None, reasoning, wish))
+    text = walk(compiler, grammar, 3, "<think>Hm.</think>")
+    parsed = parse(text, [], None, reasoning)
+    assert parsed.reasoning == "Hm."
+    alone = compiler.compile(RESPONSES[kind]).start(jumps=True)
+    if kind != "object":
+        alone.push_all(TOKENIZER.encode(parsed.content, add_special_tokens=False))
+        assert alone.is_accepting
+    else:
+        assert isinstance(json.loads(parsed.content), dict)
+
+
+def test_a_request_without_reasoning_keeps_its_own_grammar() -> None:
+    wanted = RESPONSES["schema"]
+    assert request_grammar(None, None, Wish(response=wanted)) == wanted
+    closed = Wish(response=wanted, prompt_tail="<think></think>")
+    assert request_grammar(None, REASONING_FORMATS["qwen3"], closed) == wanted
+
+
+@pytest.mark.parametrize("name", ["openai_gptoss", "inkling", "muse_glimmer"])
+def test_content_stands_in_the_message_that_the_format_has_for_it(
+    name: str, compiler: GrammarCompiler
+) -> None:
+    reasoning = REASONING_FORMATS[name]
+    grammar = required(request_grammar(None, reasoning, Wish(response=RESPONSES["choice"])))
+    framing = reasoning.framing
+    assert framing is not None
+    text = walk(compiler, grammar, 0, framing.rendered_content)
+    parsed = parse(text, [], None, reasoning)
+    assert parsed.content in ("yes", "no")
+
+
+def test_tools_and_wanted_content_are_one_or_the_other(compiler: GrammarCompiler) -> None:
+    wish = Wish(tools=[CITY], response=RESPONSES["choice"])
+    grammar = required(request_grammar(FORMATS["hermes"], None, wish))
+    texts = [walk(compiler, grammar, seed) for seed in range(12)]
+    contents = {text for text in texts if "<tool_call>" not in text}
+    assert contents
+    assert contents <= {"yes", "no"}
+    for text in set(texts) - contents:
+        check_calls(parse(text, [CITY], FORMATS["hermes"]), [CITY])
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "reason"),
+    [
+        ("pythonic", an_object(None, **{"not a name": TEXT}), "no name that Python has"),
+        ("gemma4", an_object(None, **{"a:b": TEXT}), "can't be written in this format"),
+        ("qwen3_coder", an_object(None, **{"a>b": TEXT}), "can't be written in this format"),
+        ("minimax_m3", an_object(item=TEXT), "read as a list"),
+        ("glm45", an_object(a={"type": "string", "allOf": [{"minLength": 2}]}), "`allOf`"),
+        ("glm45", an_object(a={"$ref": "#/$defs/nowhere"}), "goes nowhere"),
+        ("glm45", an_object(a={"$ref": "http://x/y"}), "goes outside"),
+        ("glm45", an_object(a={"type": "string", "format": "zip"}), "format 'zip'"),
+        ("glm45", an_object(a={"type": "string", "pattern": "^a|b$"}), "into parentheses"),
+        ("gemma4", an_object(a={"enum": [[1]]}), "can't be written"),
+        ("pythonic", {"anyOf": [an_object(a=TEXT), an_object(b=TEXT)]}, "one object"),
+    ],
+)
+def test_what_a_format_can_not_express_is_refused_with_the_tool_and_the_reason(
+    name: str, parameters: dict[str, Any], reason: str
+) -> None:
+    tools = [a_tool("do_it", parameters)]
+    with pytest.raises(UnsupportedToolsError) as caught:
+        request_grammar(FORMATS[name], None, Wish(tools=tools, tool_choice="required"))
+    assert caught.value.code is ErrorCode.UNSUPPORTED_GRAMMAR
+    assert caught.value.param == "tools"
+    assert "'do_it'" in caught.value.message
+    assert reason in caught.value.message

@@ -1,0 +1,115 @@
+"""Writes a Lark grammar of llguidance's dialect rule by rule; knows nothing of formats."""
+
+import json
+from collections.abc import Iterable
+from typing import Any, Final
+
+from protocol.messages import Grammar
+
+ANY_TEXT: Final = "/(?s:.*)/"
+JSON_STYLE: Final = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
+"""How JSON is written: as the templates of most models do, and with nothing left to choose."""
+
+
+class LarkWriter:
+    """Collects the rules of one grammar.
+
+    Args:
+        markers: Texts that may be special tokens of the model; only the engine knows.
+    """
+
+    def __init__(self, markers: Iterable[str]) -> None:
+        self._special = tuple(dict.fromkeys(marker for marker in markers if marker.strip()))
+        self._lines: list[str] = []
+        self._markers: dict[str, int] = {}
+        self._terminals: dict[str, str] = {}
+        self._num_names = 0
+
+    def text(self, text: str) -> str:
+        """An expression for exactly this text; the empty text is the empty expression."""
+        if not text:
+            return '""'
+        if any(marker in text for marker in self._special):
+            return self._marker(text)
+        return quoted(text)
+
+    def sequence(self, *parts: str) -> str:
+        """An expression for one after the other."""
+        return " ".join(part for part in parts if part != '""') or '""'
+
+    def rule(self, body: str, name: str | None = None) -> str:
+        """Adds a rule, under a new name when none is given; its name."""
+        name = name or self.new_name()
+        self._lines.append(f"{name}: {body}")
+        return name
+
+    def new_name(self) -> str:
+        """A name that no rule has yet."""
+        self._num_names += 1
+        return f"r{self._num_names}"
+
+    def terminal(self, body: str) -> str:
+        """The name of a terminal with this body."""
+        name = self._terminals.get(body)
+        if name is None:
+            name = self._terminals[body] = f"T{len(self._terminals)}"
+            self._lines.append(f"{name}: {body}")
+        return name
+
+    def until(self, end: str, body: str = ANY_TEXT, without: Iterable[str] = ()) -> str:
+        """A rule for text up to and with the first `end`.
+
+        Args:
+            end: Ends the text.
+            body: What the text looks like, a terminal's body.
+            without: Texts that don't occur in it.
+        """
+        name = self.new_name()
+        terminal = self.terminal(without_texts(body, without))
+        self._lines.append(f"{name}[suffix={self._marker(end)}]: {terminal}")
+        return name
+
+    def json(self, schema: dict[str, Any]) -> str:
+        """An expression for the JSON values of a schema."""
+        return f"%json {json.dumps({'x-guidance': JSON_STYLE, **schema}, ensure_ascii=False)}"
+
+    def grammar(self, start: str, after_marker: str | None = None) -> Grammar:
+        """What was collected, beginning with an expression."""
+        return Grammar(
+            kind="lark",
+            source="\n".join([f"start: {start}", *self._lines, ""]),
+            after_marker=after_marker,
+            markers=tuple(self._markers),
+        )
+
+    def _marker(self, text: str) -> str:
+        return f"MARKER_{self._markers.setdefault(text, len(self._markers))}"
+
+
+def quoted(text: str) -> str:
+    """A text as a Lark string, which is spelt as in JSON."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def without_texts(body: str, texts: Iterable[str]) -> str:
+    """A terminal's body without what contains one of some texts."""
+    alternatives = " | ".join(quoted(text) for text in dict.fromkeys(texts) if text)
+    if not alternatives:
+        return body
+    return f"({body}) & ~({ANY_TEXT} ({alternatives}) {ANY_TEXT})"
+
+
+def regex(pattern: str) -> str:
+    """A regular expression as Lark writes it between slashes."""
+    escaped = []
+    is_escaped = False
+    for character in pattern:
+        if character == "/" and not is_escaped:
+            escaped.append("\\")
+        escaped.append("\\n" if character == "\n" else character)
+        is_escaped = character == "\\" and not is_escaped
+    return f"/{''.join(escaped)}/"

@@ -1,0 +1,322 @@
+"""Rules for the values of a schema as formats spell them that don't write JSON."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from toolparser_worker.errors import UnsupportedToolsError
+from toolparser_worker.grammar.lark import LarkWriter, quoted
+from toolparser_worker.grammar.schemas import (
+    Form,
+    SchemaReader,
+    number_terminal,
+    text_terminals,
+)
+
+_NAME: Final = "/[A-Za-z_][A-Za-z0-9_]{0,39}/"
+_NO_ESCAPES: Final = {"json_allowed_escapes": 'nrt\\"'}
+
+
+class ValueRules(ABC):
+    """Writes rules for the values of one tool; a schema that recurs has one rule.
+
+    Args:
+        writer: Collects the rules.
+        reader: Of the tool's schemas.
+    """
+
+    def __init__(self, writer: LarkWriter, reader: SchemaReader) -> None:
+        self._writer = writer
+        self._reader = reader
+        # With the schema itself, so that its identity stays its own.
+        self._rules: dict[tuple[int, str], tuple[Mapping[str, Any], str]] = {}
+
+    def value(self, schema: Any) -> str:
+        """The rule of a schema's values.
+
+        Raises:
+            UnsupportedToolsError: This format has no spelling for them.
+        """
+        resolved = self._reader.resolved(schema)
+        name, is_new = self._name_of(resolved)
+        if is_new:
+            forms = self._reader.forms(resolved)
+            self._writer.rule(" | ".join(self._form(form) for form in forms), name)
+        return name
+
+    def _name_of(self, schema: Mapping[str, Any], tag: str = "") -> tuple[str, bool]:
+        """The rule's name of a schema, and whether the rule is still to be written."""
+        known = self._rules.get((id(schema), tag))
+        if known is not None:
+            return known[1], False
+        name = self._writer.new_name()
+        self._rules[id(schema), tag] = (schema, name)
+        return name, True
+
+    def number(self, form: Form) -> str:
+        """An expression for a form's numbers."""
+        terminal = number_terminal(form)
+        if terminal is not None:
+            return self._writer.terminal(terminal)
+        return self._writer.json(self._reader.json_schema(dict(form.schema)))
+
+    def listed(self, items: list[tuple[str, bool]], separator: str) -> str:
+        """An expression for some items in order, the needless ones left out or not."""
+        following = '""'
+        beginning = '""'
+        for expression, is_needed in reversed(items):
+            with_this = self._writer.rule(
+                self._writer.sequence(quoted(separator), expression, following)
+            )
+            first = self._writer.rule(self._writer.sequence(expression, following))
+            if not is_needed:
+                with_this = self._writer.rule(f"{with_this} | {following}")
+                first = self._writer.rule(f"{first} | {beginning}")
+            following, beginning = with_this, first
+        return beginning
+
+    def object_members(
+        self, form: Form, opening: Callable[[str], str], free_opening: str, separator: str
+    ) -> str:
+        """An expression for the members of an object, declared ones or any.
+
+        Args:
+            form: The object.
+            opening: What stands before the value of a member of some name; checks the name.
+            free_opening: The same for a name that the schema leaves open, an expression.
+            separator: Between two members.
+        """
+        declared = [
+            (self._writer.sequence(quoted(opening(key)), self.value(schema)), is_needed)
+            for key, schema, is_needed in members_of(form)
+        ]
+        others = form.schema.get("additionalProperties", True)
+        if declared or others is False:
+            return self.listed(declared, separator)
+        member = self._writer.rule(f"{free_opening} {self.value(others)}")
+        following = self._writer.rule(f"{quoted(separator)} {member}")
+        return f"({member} {following}*)?"
+
+    def repeated(self, form: Form, item: str, separator: str) -> str:
+        """An expression for as many items as an array has."""
+        least = int(form.schema.get("minItems", 0))
+        most = form.schema.get("maxItems")
+        if most == 0:
+            return '""'
+        more = "*" if most is None else f"{{0,{int(most) - 1}}}"
+        if least > 1:
+            more = f"{{{least - 1},{'' if most is None else int(most) - 1}}}"
+        following = self._writer.rule(self._writer.sequence(quoted(separator), item))
+        expression = f"{item} {following}{more}"
+        if separator == "":
+            expression = f"{item} ({item}){more}"
+        return expression if least else f"({expression})?"
+
+    def free_forms(self, form: Form) -> list[Form]:
+        """A few kinds of value for a schema that allows any."""
+        described = {
+            key: form.schema[key]
+            for key in ("minLength", "maxLength", "pattern", "format")
+            if key in form.schema
+        }
+        return [
+            Form("string", described),
+            Form("number", {}),
+            Form("boolean", {}),
+            Form("null", {}),
+        ]
+
+    @abstractmethod
+    def _form(self, form: Form) -> str:
+        """An expression for one kind of value."""
+
+
+class PythonValues(ValueRules):
+    """Values as Python's literals; strings in double quotes, with the escapes JSON has too."""
+
+    def arguments(self, form: Form) -> str:
+        """An expression for the members of an object as the arguments of a call."""
+
+        def opening(key: str) -> str:
+            if not key.isidentifier():
+                raise UnsupportedToolsError(f"{key[:100]!r} is no name that Python has.")
+            return f"{key}="
+
+        free = self._writer.terminal(f'{_NAME} "="')
+        return self.object_members(form, opening, free, ", ")
+
+    def _form(self, form: Form) -> str:
+        writer = self._writer
+        if form.values:
+            return " | ".join(quoted(python_text(value)) for value in form.values)
+        match form.type:
+            case "string":
+                keys = ("minLength", "maxLength", "pattern", "format")
+                schema = {key: form.schema[key] for key in keys if key in form.schema}
+                style = {"x-guidance": {"whitespace_flexible": False, **_NO_ESCAPES}}
+                return f"%json {json.dumps({**style, 'type': 'string', **schema})}"
+            case "integer" | "number":
+                return self.number(form)
+            case "boolean":
+                return '"True" | "False"'
+            case "null":
+                return '"None"'
+            case "array":
+                item = self.value(form.schema.get("items", True))
+                return f'"[" {self.repeated(form, item, ", ")} "]"'
+            case "object":
+                free = writer.terminal(f'"\'" {_NAME} "\': "')
+                members = self.object_members(form, lambda key: f"{key!r}: ", free, ", ")
+                return writer.sequence('"{"', members, '"}"')
+            case _:
+                return " | ".join(self._form(free) for free in self.free_forms(form))
+
+
+class BracedValues(ValueRules):
+    """Values with quotes of their own around strings, and nothing around names.
+
+    Args:
+        quote: The quote.
+    """
+
+    def __init__(self, writer: LarkWriter, reader: SchemaReader, quote: str) -> None:
+        super().__init__(writer, reader)
+        self._quote = quote
+
+    def _form(self, form: Form) -> str:
+        writer = self._writer
+        match form.type:
+            case "string":
+                opening = writer.text(self._quote)
+                if form.values:
+                    return " | ".join(
+                        writer.sequence(opening, quoted(value), opening) for value in form.values
+                    )
+                body = " & ".join(f"({one})" for one in text_terminals(form))
+                return writer.sequence(opening, writer.until(self._quote, body))
+            case "array" | "object" if form.values:
+                raise UnsupportedToolsError("lists and objects in `enum` can't be written.")
+            case _ if form.values:
+                return " | ".join(quoted(json.dumps(value)) for value in form.values)
+            case "integer" | "number":
+                return self.number(form)
+            case "boolean":
+                return '"true" | "false"'
+            case "null":
+                return '"null"'
+            case "array":
+                item = self.value(form.schema.get("items", True))
+                return f'"[" {self.repeated(form, item, ",")} "]"'
+            case "object":
+                return self.braces(form)
+            case _:
+                return " | ".join(self._form(free) for free in self.free_forms(form))
+
+    def braces(self, form: Form) -> str:
+        """An expression for an object."""
+
+        def opening(key: str) -> str:
+            check_key(key, ':{}[],"')
+            return f"{key}:"
+
+        free = self._writer.terminal(f'{_NAME} ":"')
+        members = self.object_members(form, opening, free, ",")
+        return self._writer.sequence('"{"', members, '"}"')
+
+
+class ElementValues(ValueRules):
+    """Values as the inside of elements, whose tags are the names of members.
+
+    Args:
+        tag_prefix: What stands before each tag.
+        item: The tag of an array's items.
+    """
+
+    def __init__(
+        self, writer: LarkWriter, reader: SchemaReader, *, tag_prefix: str, item: str
+    ) -> None:
+        super().__init__(writer, reader)
+        self._tag_prefix = tag_prefix
+        self._item = item
+
+    def elements(self, form: Form) -> str:
+        """An expression for the members of an object as elements."""
+        members = []
+        for key, schema, is_needed in members_of(form):
+            check_key(key, "<>/")
+            if key == self._item:
+                raise UnsupportedToolsError(f"a member named {key!r} would be read as a list.")
+            element = self._element(key, schema)
+            members.append(element if is_needed else f"({element})?")
+        return self._writer.sequence(*members) if members else '""'
+
+    def _element(self, tag: str, schema: Any) -> str:
+        """An element: its tag, its value and its end."""
+        resolved = self._reader.resolved(schema)
+        name, is_new = self._name_of(resolved, tag)
+        if not is_new:
+            return name
+        forms = self._reader.forms(resolved)
+        opening = self._writer.text(f"{self._tag_prefix}<{tag}>")
+        bodies = " | ".join(self._element_form(form, tag) for form in forms)
+        self._writer.rule(f"{opening} ({bodies})", name)
+        return name
+
+    def _element_form(self, form: Form, tag: str) -> str:
+        """An expression for a value and the end of its element."""
+        closing = f"{self._tag_prefix}</{tag}>"
+        if form.type == "any":
+            return " | ".join(self._element_form(free, tag) for free in self.free_forms(form))
+        if form.type == "string" and not form.values:
+            body = " & ".join(f"({one})" for one in text_terminals(form))
+            return self._writer.until(closing, body, without=(f"{self._tag_prefix}<",))
+        return self._writer.sequence(f"({self._form(form)})", self._writer.text(closing))
+
+    def _form(self, form: Form) -> str:
+        match form.type:
+            case "string":
+                return " | ".join(quoted(value) for value in form.values)
+            case "array" | "object" if form.values:
+                raise UnsupportedToolsError("lists and objects in `enum` can't be written.")
+            case _ if form.values:
+                return " | ".join(quoted(json.dumps(value)) for value in form.values)
+            case "integer" | "number":
+                return self.number(form)
+            case "boolean":
+                return '"true" | "false"'
+            case "null":
+                return '"null"'
+            case "array":
+                item = self._element(self._item, form.schema.get("items", True))
+                return self.repeated(form, item, "")
+            case _:
+                return self.elements(form)
+
+
+def members_of(form: Form) -> list[tuple[str, Any, bool]]:
+    """Name, schema and necessity of an object's members."""
+    properties = form.schema.get("properties", {})
+    required = form.schema.get("required", ())
+    others = form.schema.get("additionalProperties", True) or True
+    declared = [(name, schema, name in required) for name, schema in properties.items()]
+    return declared + [(name, others, True) for name in required if name not in properties]
+
+
+def check_key(key: str, forbidden: str) -> None:
+    """Refuses a name that the format's own marks would cut.
+
+    Raises:
+        UnsupportedToolsError: It has one of the forbidden characters, or white space around it.
+    """
+    if not key or key != key.strip() or any(one in key for one in (*forbidden, "\n")):
+        raise UnsupportedToolsError(f"the name {key[:100]!r} can't be written in this format.")
+
+
+def python_text(value: Any) -> str:
+    """A JSON value as Python writes it."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {python_text(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(python_text, value))}]"
+    return repr(value)
