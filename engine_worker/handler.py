@@ -207,9 +207,16 @@ class EngineHandler:
         return num_pending + num_prepares + self.status.num_unfinished + self._num_embeddings
 
     def load(self) -> Load:
-        """The load after the last step, with the requests for embeddings."""
+        """The load after the last step, with the requests for embeddings.
+
+        While commands wait for a step, something runs: an idle engine that hangs in its very first
+        step must not look idle.
+        """
         load = self.status.load
-        return structs.replace(load, num_running=load.num_running + self._num_embeddings)
+        num_running = load.num_running + self._num_embeddings
+        if self._num_received > self._num_taken:
+            num_running = max(1, num_running)
+        return structs.replace(load, num_running=num_running)
 
     def credits(self, gateway_id: str) -> Credits | None:
         """The gateway's window after the last step; None while nothing is served."""

@@ -78,6 +78,7 @@ class FakeWorker(Generic[CommandT]):
         directory: Path,
         decoder: Decoder[CommandT],
         instance_id: str | None = None,
+        heartbeat_interval_s: float = 0.05,
     ) -> None:
         self.commands: list[CommandT] = []
         self.gateway_id = ""
@@ -89,7 +90,9 @@ class FakeWorker(Generic[CommandT]):
             decoder=decoder,
             handler=self,
             endpoints=(endpoint,),
-            settings=WorkerSettings(heartbeat_interval_s=0.05, handle_signals=False),
+            settings=WorkerSettings(
+                heartbeat_interval_s=heartbeat_interval_s, handle_signals=False
+            ),
             instance_id=instance_id,
         )
 
@@ -158,8 +161,11 @@ class FakeEngine(FakeWorker[EngineCommand]):
         is_mute: bool = False,
         max_logprobs: int = 20,
         instance_id: str | None = None,
+        heartbeat_interval_s: float = 0.05,
     ) -> None:
-        super().__init__("engine", directory, engine_command_decoder(), instance_id)
+        super().__init__(
+            "engine", directory, engine_command_decoder(), instance_id, heartbeat_interval_s
+        )
         self.text = text
         self.logprob_of_choice: dict[int, float] = {}
         self.finish_reason: FinishReason = "stop"

@@ -83,6 +83,26 @@ async def test_another_engine_goes_on_with_the_tokens_that_came_and_the_client_s
         assert (await settled(auth)).completion_tokens == 4
 
 
+async def test_an_engine_that_falls_silent_is_left_after_the_time_that_is_set(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir, worker_dead_s=0.5) as gateway:
+        await gateway.auth()
+        # It announces itself and answers, but its heart doesn't beat.
+        silent = await gateway.engine(text=None, heartbeat_interval_s=1000.0)
+        asking = ask(gateway, stream=True)
+        (begun,) = await generates(silent)
+        silent.emit(begun, "be", token_ids=(4,))
+        await arrived(gateway, 1)
+        second = await gateway.engine(text=None)
+        (resumed,) = await generates(second)
+        # What the silent one says from now on counts for nothing.
+        silent.emit(begun, "hind", token_ids=(5,))
+        second.emit(resumed, "gun")
+        second.finish(resumed)
+        assert stream_text(events_of((await asking).text)) == "begun"
+
+
 async def test_each_choice_goes_on_from_its_own_tokens(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
         await gateway.auth()

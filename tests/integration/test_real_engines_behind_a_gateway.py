@@ -174,6 +174,20 @@ async def test_an_engine_that_hangs_with_its_heart_beating_is_found_and_left(
         await first.crash()
 
 
+async def test_an_engine_that_hangs_in_the_first_step_of_all_is_found_too(
+    socket_dir: Path,
+) -> None:
+    async with house(socket_dir, stall_timeout_s=0.3) as gateway:
+        first = await an_engine(gateway)
+        asking = ask(gateway, BODY)
+        await gateway.until(lambda: first.handler.num_unfinished() == 1)
+        second = await an_engine(gateway)
+        assert finish_reasons(await drive(second, asking)) == ["length"]
+        assert first.runner.batches == []
+        await first.crash()
+        await second.crash()
+
+
 async def test_a_prompt_of_a_hundred_thousand_tokens_is_no_death(socket_dir: Path) -> None:
     async with house(socket_dir, stall_timeout_s=1.5, worker_dead_s=2.0) as gateway:
         engine = await an_engine(

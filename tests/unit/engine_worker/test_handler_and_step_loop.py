@@ -390,3 +390,13 @@ def test_a_suspect_runs_alone_and_others_are_asked_to_try_again() -> None:
     house.handler.on_command("h", generate("other", attempt=2))
     house.rest()
     assert isinstance(house.outlet.ends()[-1], Finished)
+
+
+def test_an_engine_with_commands_that_wait_for_a_step_does_not_look_idle() -> None:
+    house = House()
+    house.serve()
+    assert house.handler.load().num_running == 0
+    house.handler.on_command("g", generate())
+    assert house.handler.load().num_running == 1
+    house.rest()
+    assert house.handler.load().num_running == 0

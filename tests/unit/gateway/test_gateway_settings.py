@@ -36,6 +36,7 @@ def test_settings_are_read_with_their_types() -> None:
             "PENSTOCK_ALLOWED_HOSTS": "Friend.example",
             "PENSTOCK_DATA_DIR": "/data",
             "PENSTOCK_STRICT_FIELDS": "yes",
+            "PENSTOCK_WORKER_DEAD_S": "7.5",
         }
     )
     assert settings.port == 0
@@ -43,6 +44,7 @@ def test_settings_are_read_with_their_types() -> None:
     assert settings.max_body_bytes == 2 * 1024 * 1024
     assert settings.allowed_hosts == ("friend.example",)
     assert settings.data_dir == Path("/data")
+    assert settings.worker_dead_s == 7.5
     assert settings.strict_fields
 
 
