@@ -92,12 +92,13 @@ def _serve_decoder(
     metrics: EngineMetrics,
 ) -> None:
     from engine_worker.embedding.queue import EmbeddingQueue
+    from engine_worker.embedding.service import Embeddings
     from engine_worker.loading import load_model
 
     served = load_model(settings, worker.set_phase, metrics)
     if served.embedder is not None:
         embeddings = EmbeddingQueue(
-            served.embedder, served.tokenizer, served.offer.vocab_size, worker
+            Embeddings(served.embedder, served.tokenizer, served.offer.vocab_size), worker
         )
         handler.serve_embeddings(embeddings)
         threading.Thread(target=embeddings.run, name="embedding", daemon=True).start()
@@ -111,9 +112,12 @@ def _serve_encoder(
 ) -> None:
     from engine_worker.embedding.loading import load_encoder
     from engine_worker.embedding.queue import EmbeddingQueue
+    from engine_worker.embedding.service import Embeddings
 
     served = load_encoder(settings, worker.set_phase)
-    embeddings = EmbeddingQueue(served.embedder, served.tokenizer, served.vocab_size, worker)
+    embeddings = EmbeddingQueue(
+        Embeddings(served.embedder, served.tokenizer, served.vocab_size), worker
+    )
     handler.serve_embeddings(embeddings, served.credit_policy)
     _announce(served.offer, worker)
     embeddings.run()

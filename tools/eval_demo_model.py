@@ -47,7 +47,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def generate_with_engine(model: Path) -> Generate:
     """Greedy generation through the engine that serves, in this process."""
-    llm = LLM.load(model)
+    llm = LLM(model, compile_cache_dir=None)
 
     def generate(prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
         return llm.generate_token_ids(

@@ -10,14 +10,9 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from engine_worker.embedding.embedder import Embedder, Vectors, shorten
-from engine_worker.errors import (
-    ContextLengthError,
-    DeadlineError,
-    InvalidRequestError,
-    RequestError,
-)
-from engine_worker.tokenizer import Tokenizer
+from engine_worker.embedding.embedder import Vectors, shorten
+from engine_worker.embedding.service import Embeddings
+from engine_worker.errors import DeadlineError, InvalidRequestError, RequestError
 from protocol.errors import ErrorCode
 from protocol.messages import Embed, Embedded, Failure, Message
 
@@ -27,8 +22,6 @@ _MAX_PENDING_INPUTS: Final = 8 * MAX_INPUTS
 _MAX_BATCH_INPUTS: Final = 256
 """Further requests join a batch until it has so many."""
 _RETRY_AFTER_S: Final = 1.0
-_MAX_CHARACTERS_PER_TOKEN: Final = 64
-"""A text with more cannot be worth tokenising to its end when it is to be cut."""
 
 _log = logging.getLogger("penstock.embedding")
 
@@ -52,24 +45,18 @@ class EmbeddingQueue:
     """Embeddings of one model; `submit` may be called from any thread, `run` has one of its own.
 
     Args:
-        embedder: Used by nobody else.
-        tokenizer: Of the model.
-        vocab_size: Token ids at or above it are refused.
+        embeddings: Used by nobody else.
         outlet: Where answers go.
         clock: Monotonic seconds.
     """
 
     def __init__(
         self,
-        embedder: Embedder,
-        tokenizer: Tokenizer,
-        vocab_size: int,
+        embeddings: Embeddings,
         outlet: Outlet,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._embedder = embedder
-        self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
+        self._embeddings = embeddings
         self._outlet = outlet
         self._clock = clock
         self._inbox: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
@@ -151,7 +138,7 @@ class EmbeddingQueue:
                 self._fail(item, error.code, error.message, error.param)
         rows = [row for _, group in asked for row in group]
         try:
-            vectors = self._embedder.embed(rows)
+            vectors = self._embeddings.embed(rows)
         except Exception:  # noqa: BLE001 - whatever the compute side raises, the next batch goes on
             _log.exception("a batch of %d texts failed", len(rows))
             for item, _ in asked:
@@ -178,67 +165,10 @@ class EmbeddingQueue:
             raise InvalidRequestError(
                 f"There are {item.num_inputs} inputs; at most {MAX_INPUTS} work.", param="input"
             )
-        dimensions = command.dimensions
-        if dimensions is not None and not 1 <= dimensions <= self._embedder.num_dimensions:
-            raise InvalidRequestError(
-                f"'dimensions' must be 1 to {self._embedder.num_dimensions}, not {dimensions}.",
-                param="dimensions",
-            )
-        limit = self._limit(command)
-        rows = [self._encode(text, limit) for text in command.texts]
-        rows += [self._checked(token_ids) for token_ids in command.token_ids]
-        return [self._fitted(row, index, limit) for index, row in enumerate(rows)]
-
-    def _limit(self, command: Embed) -> int | None:
-        """How many tokens of an input count; None refuses more than the model takes."""
-        limit, most = command.truncate_prompt_tokens, self._embedder.max_tokens
-        if limit is None:
-            return None
-        if limit != -1 and not 1 <= limit <= most:
-            raise InvalidRequestError(
-                f"'truncate_prompt_tokens' must be -1 or 1 to {most}, not {limit}.",
-                param="truncate_prompt_tokens",
-            )
-        return most if limit == -1 else limit
-
-    def _encode(self, text: str, limit: int | None) -> list[int]:
-        if limit is not None:
-            text = text[: limit * _MAX_CHARACTERS_PER_TOKEN]
-        return self._tokenizer.encode(text, add_special_tokens=True)
-
-    def _checked(self, token_ids: Sequence[int]) -> list[int]:
-        wrong = next((one for one in token_ids if not 0 <= one < self._vocab_size), None)
-        if wrong is not None:
-            raise InvalidRequestError(
-                f"Token id {wrong} is not between 0 and {self._vocab_size - 1}.", param="input"
-            )
-        return list(token_ids)
-
-    def _fitted(self, row: list[int], index: int, limit: int | None) -> list[int]:
-        if not row:
-            raise InvalidRequestError(f"Input {index} is empty.", param="input")
-        most = self._embedder.max_tokens
-        if limit is None:
-            if len(row) > most:
-                raise ContextLengthError(
-                    f"This model's maximum context length is {most} tokens, but input {index} has"
-                    f" {len(row)}. Shorten it, or set 'truncate_prompt_tokens' to -1.",
-                    param="input",
-                )
-            return row
-        if len(row) <= limit:
-            return row
-        # As sentence-transformers cuts: what the tokenizer adds at the end stays at the end.
-        num_added = self._num_added_at_end(row)
-        return (
-            row[: limit - num_added] + row[len(row) - num_added :]
-            if limit > num_added
-            else row[:limit]
+        self._embeddings.check_dimensions(command.dimensions)
+        return self._embeddings.rows(
+            command.texts, command.token_ids, command.truncate_prompt_tokens
         )
-
-    def _num_added_at_end(self, row: Sequence[int]) -> int:
-        """1 when a text's last token is the tokenizer's own, such as [SEP]."""
-        return int(row[-1] in self._tokenizer.special_token_ids)
 
     def _send(self, item: _Item, vectors: Vectors, rows: Sequence[Sequence[int]]) -> None:
         command = item.command

@@ -41,6 +41,12 @@ def test_the_tool_loop_calls_and_answers(house: House) -> None:
     assert "16" in output.splitlines()[-1]
 
 
+def test_the_offline_example_needs_no_server(house: House) -> None:
+    lines = run_example(house, "offline.py").splitlines()
+    assert lines[3].count("|") > 1
+    assert "is_capital" in lines[-1]
+
+
 @pytest.fixture
 def foreign_house(tmp_path: Path, socket_dir: Path) -> Iterator[str]:
     """Gateway, auth and parser of ours with the foreign engine worker; yields the URL."""

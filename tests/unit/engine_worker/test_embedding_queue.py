@@ -9,6 +9,7 @@ from engine_worker.demo import demo_model_path
 from engine_worker.embedding.embedder import Embedder, batch_shapes, shorten
 from engine_worker.embedding.pooling import PoolingSpec
 from engine_worker.embedding.queue import MAX_INPUTS, EmbeddingQueue
+from engine_worker.embedding.service import Embeddings
 from engine_worker.tokenizer import Tokenizer
 from protocol.errors import ErrorCode
 from protocol.messages import Embed, Embedded, Failure, Message
@@ -37,9 +38,8 @@ class Lab:
         self.embedder = Embedder(CountingModel(), pooling, MAX_TOKENS)
         tokenizer = Tokenizer.load(demo_model_path())
         self.vocab_size = tokenizer.num_tokens
-        self.queue = EmbeddingQueue(
-            self.embedder, tokenizer, self.vocab_size, self, clock=lambda: self.now
-        )
+        self.embeddings = Embeddings(self.embedder, tokenizer, self.vocab_size)
+        self.queue = EmbeddingQueue(self.embeddings, self, clock=lambda: self.now)
 
     def send(self, gateway_id: str, message: Message) -> None:
         self.sent.append((gateway_id, message))
@@ -110,9 +110,7 @@ def test_a_long_input_is_refused_with_both_numbers_or_cut(lab: Lab) -> None:
 def test_a_cut_text_keeps_the_special_token_at_its_end(lab: Lab) -> None:
     special = min(Tokenizer.load(demo_model_path()).special_token_ids)
     row = (*range(10, 30), special)
-    lab.ask(token_ids=(row,), truncate_prompt_tokens=4)
-    cut = lab.queue._fitted(list(row), 0, 4)
-    assert cut == [10, 11, 12, special]
+    assert lab.embeddings.rows((), (row,), 4) == [[10, 11, 12, special]]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=3)
 def make_llm() -> LLM:
     runner = DeterministicFakeRunner(lambda token_ids: token_ids[0] + len(token_ids))
     engine = Engine(runner, byte_level_tokenizer(), vocab_size=258, max_model_len=100)
-    return LLM(engine)
+    return LLM.of_engine(engine)
 
 
 def test_each_prompt_gets_its_own_output_in_order() -> None:
