@@ -167,7 +167,7 @@ class Generate(Message, frozen=True, tag="generate"):
         deadline_s: Remaining seconds when sent.
         priority: Lower runs first.
         template_time: As prepared.
-        block_hashes: As prepared, so that the engine needn't hash again.
+        block_hashes: As prepared; for tools that watch the wire, the engine makes its own.
         num_choices: Choices of this prompt under this request, so that the engine computes the
             prompt once for all of them.
         is_streaming: Whether somebody reads the output as it comes; if nobody does, the engine

@@ -1,6 +1,8 @@
 """The scheduler against a model: any order of events, with blocks whose contents are checked."""
 
 import itertools
+import sys
+from types import FrameType
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
@@ -300,3 +302,43 @@ def test_a_more_important_request_goes_first_among_those_that_wait() -> None:
     scheduler.add(urgent)
     scheduler.finish(first[0])
     assert run_step(scheduler, 5) == {urgent}
+
+
+def num_calls(scheduler: Scheduler) -> int:
+    """Function calls, also of C, that one step with a full batch takes."""
+    calls = 0
+
+    def count(_frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        scheduler.schedule()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_a_step_costs_the_same_however_many_requests_wait() -> None:
+    calls = []
+    for num_waiting in (10, 5000):
+        scheduler = Scheduler(LIMITS, BlockPool(NUM_BLOCKS, BLOCK_SIZE))
+        for index in range(LIMITS.max_num_seqs + num_waiting):
+            scheduler.add(make(index, 4, priority=index % 3))
+        run_step(scheduler, 5)
+        run_step(scheduler, 5)
+        calls.append(num_calls(scheduler))
+    assert calls[0] == calls[1]
+
+
+def test_requests_that_give_up_while_they_wait_cost_no_look_at_the_others() -> None:
+    scheduler = Scheduler(LIMITS, BlockPool(NUM_BLOCKS, BLOCK_SIZE))
+    requests = [make(index, 4, priority=0) for index in range(2000)]
+    for request in requests:
+        scheduler.add(request)
+    for request in requests[::-1]:
+        scheduler.finish(request)
+    assert scheduler.num_unfinished == 0
+    assert len(scheduler._waiting._heap) < 100
+    assert not scheduler.has_work()
