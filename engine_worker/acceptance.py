@@ -114,13 +114,19 @@ def _allowed_tokens(
         sequences = encode_words(sampling.bad_words) if sampling.bad_words else []
     except InvalidRequestError as error:
         raise InvalidRequestError(error.message, param="bad_words") from error
-    return AllowedTokens(
+    allowed = AllowedTokens(
         limits.vocab_size,
         allowed_token_ids=sampling.allowed_token_ids,
         forbidden_sequences=sequences,
         ending_token_ids=ending_token_ids,
         min_tokens=sampling.min_tokens,
     )
+    if allowed.is_contradictory:
+        raise InvalidRequestError(
+            "'allowed_token_ids' has no token that 'bad_words' and 'min_tokens' leave.",
+            param="allowed_token_ids",
+        )
+    return allowed
 
 
 def _check_command(command: Generate, limits: AcceptanceLimits) -> None:

@@ -45,6 +45,11 @@ class AllowedTokens:
         ending = {token_id for token_id in ending_token_ids if token_id < vocab_size}
         self._early = self._without(self._usual, ending if min_tokens else ())
 
+    @property
+    def is_contradictory(self) -> bool:
+        """Whether not even a first token is allowed."""
+        return self._early is not None and not self._early.any()
+
     def mask(self, output_token_ids: Sequence[int]) -> MaskWords | None:
         """The mask of the next token, not to be changed; None allows all tokens."""
         mask = self._early if len(output_token_ids) < self._min_tokens else self._usual

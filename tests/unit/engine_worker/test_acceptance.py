@@ -106,6 +106,12 @@ def test_what_contradicts_a_grammar_is_refused_beside_one(name: str, value: Any)
     accepted(grammar=grammar, temperature=0.5, stop=("a",), logit_bias=((1, 2.0),))
 
 
+def test_allowed_tokens_of_which_nothing_is_left_are_refused_before_anything_runs() -> None:
+    assert refusal(allowed_token_ids=(1,), min_tokens=2).param == "allowed_token_ids"
+    accepted(allowed_token_ids=(1,), min_tokens=2, ignore_eos=True)
+    accepted(allowed_token_ids=(1, 2), min_tokens=2)
+
+
 def test_words_that_cannot_be_encoded_are_refused_by_name() -> None:
     def encode(words: object) -> list[tuple[int, ...]]:
         raise InvalidRequestError("no")

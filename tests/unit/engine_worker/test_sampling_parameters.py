@@ -248,7 +248,8 @@ def test_a_bad_word_that_began_before_the_break_is_not_completed_after_it(
 
 
 def test_parameters_that_leave_no_token_fail_their_own_request(engine: Engine) -> None:
-    hopeless = changed(GREEDY, allowed_token_ids=(EOS,), ignore_eos=False, min_tokens=2)
+    """What was allowed at first is forbidden after one token."""
+    hopeless = changed(GREEDY, allowed_token_ids=(A,), bad_words=("AA",))
     engine.add("g", generate("hopeless", hopeless))
     engine.add("g", generate("other", GREEDY))
     answers: dict[str, Answer] = run_all(engine)
@@ -256,4 +257,5 @@ def test_parameters_that_leave_no_token_fail_their_own_request(engine: Engine) -
     assert isinstance(end, Failure)
     assert end.code is ErrorCode.INVALID_REQUEST
     assert "leave no token" in end.message
+    assert answers["hopeless"].token_ids == [A]
     assert len(answers["other"].token_ids) == 12

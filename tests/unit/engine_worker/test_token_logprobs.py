@@ -3,7 +3,11 @@
 from engine_worker.batch import RowSampling, TokenScores
 from engine_worker.request import Request
 from engine_worker.token_logprobs import describe, prompt_tokens_to_score, take_prompt_scores
-from tests.fakes.tiny_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
+from tests.fakes.tiny_tokenizers import (
+    byte_level_tokenizer,
+    sentencepiece_tokenizer,
+    wordpiece_tokenizer,
+)
 
 PROMPT = tuple(range(10, 20))
 
@@ -64,6 +68,13 @@ def test_a_token_is_described_by_its_own_bytes_and_text() -> None:
         (" t", b" t", 1),
         ("<|im_end|>", b"<|im_end|>", 2),
     ]
+
+
+def test_a_token_of_an_unknown_kind_of_tokenizer_is_what_it_decodes_to() -> None:
+    tokenizer = wordpiece_tokenizer()
+    token_id = tokenizer.encode("hello", add_special_tokens=False)[0]
+    assert tokenizer.token_text(token_id) == tokenizer.decode([token_id]) != ""
+    assert tokenizer.token_bytes(token_id).decode() == tokenizer.token_text(token_id)
 
 
 def test_a_sentencepiece_token_keeps_its_space_and_a_byte_token_its_byte() -> None:
