@@ -130,6 +130,17 @@ _REASONING_OF_TOOLS = {
 }
 """Where `<think>` follows the rules of a family that its tool calls tell of."""
 
+_REASONING_OF_MESSAGES = {
+    "openai": "openai_gptoss",
+    "inkling": "inkling",
+    "muse_glimmer": "muse_glimmer",
+    "kimi_k3": "kimi_k3",
+    "cohere_command3": "cohere_command3",
+    "cohere_command4": "cohere_command4",
+}
+"""Families that put markers around every answer: without their reasoning format the markers of a
+request without tools would be content."""
+
 CONFIGURED_NONE = "none"
 """The setting that switches a format off."""
 
@@ -159,13 +170,16 @@ def detect_formats(
     found_reasoning, reasoning_evidence = _found(
         "reasoning format", _REASONING_CLUES, template or "", tokens, model_type, by_type[1]
     )
+    if tool_format is not None:
+        found_tool, tool_evidence = _configured(tool_format), "tool format: configured"
     if found_reasoning == "think" and found_tool in _REASONING_OF_TOOLS:
         found_reasoning = _REASONING_OF_TOOLS[found_tool]
         reasoning_evidence = (
             f"reasoning format: {found_reasoning}, its tool format comes with <think>"
         )
-    if tool_format is not None:
-        found_tool, tool_evidence = _configured(tool_format), "tool format: configured"
+    elif found_reasoning is None and found_tool in _REASONING_OF_MESSAGES:
+        found_reasoning = _REASONING_OF_MESSAGES[found_tool]
+        reasoning_evidence = f"reasoning format: {found_reasoning}, as the tool format's messages"
     if reasoning_format is not None:
         found_reasoning = _configured(reasoning_format)
         reasoning_evidence = "reasoning format: configured"

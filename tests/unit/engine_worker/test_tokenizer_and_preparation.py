@@ -280,6 +280,19 @@ def test_configured_formats_win_and_none_switches_off() -> None:
     )
 
 
+def test_formats_made_of_messages_bring_their_reasoning_along() -> None:
+    found = detect_formats("<|START_ACTION|>")
+    assert (found.tool_format, found.reasoning_format) == ("cohere_command3", "cohere_command3")
+    assert "as the tool format's messages" in found.evidence
+    assert detect_formats(None, tool_format="openai").reasoning_format == "openai_gptoss"
+    off = detect_formats(None, tool_format="openai", reasoning_format="none")
+    assert off.reasoning_format is None
+
+
+def test_a_configured_tool_format_tells_of_the_reasoning_too() -> None:
+    assert detect_formats("<think>", tool_format="glm45").reasoning_format == "glm45"
+
+
 def test_the_pure_side_of_the_engine_imports_no_jax(tmp_path: Path) -> None:
     import subprocess
 
