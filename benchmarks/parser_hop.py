@@ -20,6 +20,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psutil
+
 from gateway.errors import GatewayError
 from gateway.workers.parsers import ParserLink
 from protocol.codec import parser_event_decoder
@@ -81,8 +83,8 @@ class Stream:
 
 
 @asynccontextmanager
-async def parser_process() -> AsyncIterator[ParserLink]:
-    """A parser in a process of its own, and a gateway's link to it."""
+async def parser_process() -> AsyncIterator[tuple[ParserLink, psutil.Process]]:
+    """A gateway's link to a parser, and the parser's process."""
     with tempfile.TemporaryDirectory() as directory:
         endpoint = f"ipc://{directory}/parser"
         is_ready = asyncio.Event()
@@ -115,7 +117,7 @@ async def parser_process() -> AsyncIterator[ParserLink]:
         )
         try:
             await is_ready.wait()
-            yield link
+            yield link, psutil.Process(process.pid)
         finally:
             process.kill()
             process.wait()
@@ -157,12 +159,16 @@ async def measure(
 
 async def run(streams: Sequence[int], num_steps: int, interval_s: float) -> None:
     """Prints the table."""
-    print("| streams | p50 ms | p99 ms |\n|---|---|---|")
-    async with parser_process() as link:
+    print("| streams | p50 ms | p99 ms | CPU µs a token: link | parser |\n|---|---|---|---|---|")
+    async with parser_process() as (link, process):
         for num_streams in streams:
+            before = time.process_time(), sum(process.cpu_times()[:2])
             found = await measure(link, num_streams, num_steps, interval_s)
+            after = time.process_time(), sum(process.cpu_times()[:2])
+            num_tokens = num_streams * (num_steps + _WARM_UP_STEPS)
+            own, parser = ((b - a) / num_tokens * 1e6 for a, b in zip(before, after, strict=True))
             p50, p99 = (found[int(len(found) * share)] * 1e3 for share in (0.5, 0.99))
-            print(f"| {num_streams} | {p50:.3f} | {p99:.3f} |")
+            print(f"| {num_streams} | {p50:.3f} | {p99:.3f} | {own:.1f} | {parser:.1f} |")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -116,17 +116,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row.append(f"{best / num_chars * 1e9:12.0f}")
         print(f"{name:28}" + "".join(row))
 
-    print("\nµs per delta, by the size of the delta in characters (100,000 characters of text)\n")
-    print(f"{'':28}" + "".join(f"{size:>12}" for size in DELTA_SIZES))
+    print(
+        "\nµs per delta, by the size of the delta in characters (100,000 characters of text);\n"
+        "and how much more a character costs when it comes alone than in fours\n"
+    )
+    print(f"{'':28}" + "".join(f"{size:>12}" for size in DELTA_SIZES) + f"{'1 : 4':>12}")
     means = []
     for name in SCENARIOS:
-        row = []
+        per_char = {}
         for size in DELTA_SIZES:
             best, num_chars = seconds(name, min(100_000, options.max_chars), size, options.repeat)
-            row.append(f"{best / num_chars * size * 1e6:12.2f}")
-            if size == 4 and name.endswith(" argument") and tools_of(name):
-                means.append(best / num_chars * size * 1e6)
-        print(f"{name:28}" + "".join(row))
+            per_char[size] = best / num_chars
+        if name.endswith(" argument") and tools_of(name):
+            means.append(per_char[4] * 4e6)
+        row = [f"{time * size * 1e6:12.2f}" for size, time in per_char.items()]
+        print(f"{name:28}" + "".join(row) + f"{per_char[1] / per_char[4]:12.2f}")
     print(f"\nmean over formats, 4-character deltas in arguments: {sum(means) / len(means):.2f} µs")
 
 

@@ -13,7 +13,7 @@ from toolparser_worker.machine.reading import (
     CallReader,
     CallSink,
     Ending,
-    PlainText,
+    Plain,
     Verdict,
     escaped,
     plain_text,
@@ -65,10 +65,10 @@ class BracedCallReader(CallReader[BracedBody]):
         opened = [first[0] for first in self._open]
         self._write("".join("}" if char == "{" else "]" for char in reversed(opened)), offset)
 
-    def plain(self) -> tuple[PlainText, list[str] | None] | None:
+    def plain(self) -> Plain | None:
         """Text within a string that leaves as it comes (`CallReader`)."""
         if self._in_string and self._streams:
-            return plain_text(self._quotes.first_chars + NEEDS_ESCAPE), None
+            return Plain(plain_text(self._quotes.first_chars + NEEDS_ESCAPE))
         return None
 
     def _write(self, text: str, offset: int) -> None:

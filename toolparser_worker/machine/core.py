@@ -86,6 +86,7 @@ class MachineCore(ABC):
         self._plain_kind: TextKind = "content"
         self._plain_index = 0
         self._plain_list: list[str] | None = None
+        self._plain_blank: list[str] | None = None
 
     @abstractmethod
     def _text(self, text: str, position: int) -> int:

@@ -11,7 +11,7 @@ from toolparser_worker.machine.reading import (
     CallReader,
     CallSink,
     Ending,
-    PlainText,
+    Plain,
     Verdict,
     plain_text,
     quoted,
@@ -58,10 +58,10 @@ class ElementCallReader(CallReader[ElementBody]):
         if self.verdict is Verdict.CALL:
             self._write(offset)
 
-    def plain(self) -> tuple[PlainText, list[str] | None] | None:
+    def plain(self) -> Plain | None:
         """Text within an element, which waits for the call's end (`CallReader`)."""
         if self._state == self._in_text and len(self._open) > 1:
-            return plain_text(self._tag_start.first_chars), self._open[-1].text
+            return Plain(plain_text(self._tag_start.first_chars), self._open[-1].text)
         return None
 
     def _until_tag_end(self, text: str, position: int) -> int:

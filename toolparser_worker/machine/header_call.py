@@ -12,7 +12,7 @@ from toolparser_worker.machine.reading import (
     CallReader,
     CallSink,
     Ending,
-    PlainText,
+    Plain,
     Verdict,
     find_at,
     plain_text,
@@ -40,10 +40,10 @@ class HeaderCallReader(CallReader[HeaderBody]):
         bare = (_BARE_ARGUMENTS,) if body.bare_arguments else ()
         self._separators = literal_matcher((*body.separators, *bare, body.end or "\0"))
 
-    def plain(self) -> tuple[PlainText, None] | None:
+    def plain(self) -> Plain | None:
         """Text within a string of the arguments (`CallReader`)."""
         if self._state == self._in_arguments and self._scanner.in_string:
-            return _IN_STRING, None
+            return Plain(_IN_STRING)
         return None
 
     def _in_header(self, text: str, position: int) -> int:

@@ -12,7 +12,7 @@ from toolparser_worker.machine.reading import (
     CallReader,
     CallSink,
     Ending,
-    PlainText,
+    Plain,
     Verdict,
     plain_text,
 )
@@ -54,7 +54,7 @@ class JsonCallReader(CallReader[JsonObjectBody]):
         self._unpacker: JsonStringDecoder | None = None
         self._unpacked_end = 0
 
-    def plain(self) -> tuple[PlainText, None] | None:
+    def plain(self) -> Plain | None:
         """Text within a string of the arguments (`CallReader`)."""
         if (
             self._role is _Role.ARGUMENTS
@@ -63,7 +63,7 @@ class JsonCallReader(CallReader[JsonObjectBody]):
             and self._scanner.in_string
             and self._state == self._in_value
         ):
-            return _IN_STRING, None
+            return Plain(_IN_STRING)
         return None
 
     def _next_char(self, text: str, position: int) -> tuple[str, int]:

@@ -116,7 +116,7 @@ class Machine(MessageStates):
             # Only more of what came last, as nearly all of a long stream is.
             if len(text) != 1:
                 if text and plain.search(text) is None:
-                    return self._take_plain(text, token_ends)
+                    return self._take_plain(text, token_ends, self._plain_list)
             elif text not in plain.chars:
                 # Character by character is the costliest cut of a text: not a call too many here.
                 start = self._base
@@ -125,11 +125,15 @@ class Machine(MessageStates):
                 if token_ends and (self._tokens.is_reasoning or token_ends[-1] > end):
                     self._tokens.add(token_ends)
                     self._tokens.settle(end)
-                if self._plain_list is None:
-                    kind, index = self._plain_kind, self._plain_index
-                    return (ParseEvent(kind=kind, text=text, index=index, start=start, end=end),)
-                self._plain_list.append(text)
-                return ()
+                if self._plain_list is not None:
+                    self._plain_list.append(text)
+                    return ()
+                if self._plain_blank:
+                    start, text = _with_blank(self._plain_blank, start, text)
+                kind, index = self._plain_kind, self._plain_index
+                return (ParseEvent(kind=kind, text=text, index=index, start=start, end=end),)
+            elif self._plain_blank is not None and text in plain.blanks:
+                return self._take_plain(text, token_ends, self._plain_blank)
         self._tokens.add(token_ends)
         self._run(self._carry + text if self._carry else text)
         undecided = self._held and self._state not in (self._text, self._closing)
@@ -137,17 +141,21 @@ class Machine(MessageStates):
         self._plain = None if self._carry else self._find_plain()
         return self._events.drain()
 
-    def _take_plain(self, text: str, token_ends: Sequence[int]) -> tuple[ParseEvent, ...]:
-        """Takes text that leaves as it is."""
+    def _take_plain(
+        self, text: str, token_ends: Sequence[int], gathers: list[str] | None
+    ) -> tuple[ParseEvent, ...]:
+        """Takes text that leaves as it is, or is gathered."""
         start = self._base
         self._base = end = start + len(text)
         self.num_operations += len(text) + 1
         if token_ends and (self._tokens.is_reasoning or token_ends[-1] > end):
             self._tokens.add(token_ends)
             self._tokens.settle(end)
-        if self._plain_list is not None:
-            self._plain_list.append(text)
+        if gathers is not None:
+            gathers.append(text)
             return ()
+        if self._plain_blank:
+            start, text = _with_blank(self._plain_blank, start, text)
         kind, index = self._plain_kind, self._plain_index
         return (ParseEvent(kind=kind, text=text, index=index, start=start, end=end),)
 
@@ -161,7 +169,7 @@ class Machine(MessageStates):
                 return None
             self._plain_kind = "tool_call_arguments"
             self._plain_index = self._num_calls - 1
-            plain, self._plain_list = found
+            plain, self._plain_list, self._plain_blank = found
             return plain
         if self._state != self._text:
             return None
@@ -170,7 +178,7 @@ class Machine(MessageStates):
             return None
         self._plain_kind, last = leaves
         self._plain_index = 0
-        self._plain_list = None
+        self._plain_list = self._plain_blank = None
         return plain_text(self._table.matcher.first_chars, last)
 
     def finish(self) -> tuple[ParseEvent, ...]:
@@ -287,3 +295,10 @@ class Machine(MessageStates):
         if stop > start:
             self._state = self._text
         return stop
+
+
+def _with_blank(blank: list[str], start: int, text: str) -> tuple[int, str]:
+    """Text and where it starts, with the blanks before it that waited."""
+    waited = "".join(blank)
+    blank.clear()
+    return start - len(waited), waited + text

@@ -13,7 +13,7 @@ from toolparser_worker.machine.reading import (
     CallReader,
     CallSink,
     Ending,
-    PlainText,
+    Plain,
     Verdict,
     escaped,
     plain_text,
@@ -65,16 +65,19 @@ class ParameterCallReader(CallReader[ParameterBody]):
             self._end_value(offset)
         self._end_arguments(offset)
 
-    def plain(self) -> tuple[PlainText, list[str] | None] | None:
+    def plain(self) -> Plain | None:
         """Text within a value (`CallReader`)."""
         if self._state != self._in_value:
             return None
         starts = self._value_matcher.first_chars
         if self._value is not None:
-            return plain_text(starts), self._value
+            return Plain(plain_text(starts), self._value)
         if self._body.trims != "space":
-            return plain_text(starts + NEEDS_ESCAPE), None
-        return None if any(self._blank) else (plain_text(starts + NEEDS_ESCAPE, BLANKS), None)
+            return Plain(plain_text(starts + NEEDS_ESCAPE))
+        text = plain_text(starts + NEEDS_ESCAPE, BLANKS)
+        if any(blank not in text.blanks for blank in "".join(self._blank)):
+            return None
+        return Plain(text, waits=self._blank)
 
     # The name and the keys: short texts that are collected whole.
 
@@ -235,7 +238,7 @@ class ParameterCallReader(CallReader[ParameterBody]):
                 self._blank.append(piece)
                 return
             blank = "".join(self._blank)
-            self._blank = [piece[size:]]
+            self._blank[:] = [piece[size:]]
             start -= len(blank)
             piece = blank + piece[:size]
         if piece:
@@ -243,7 +246,7 @@ class ParameterCallReader(CallReader[ParameterBody]):
 
     def _end_value(self, offset: int) -> None:
         self._value_matcher = _value_matcher(self._body)
-        self._blank = []
+        self._blank.clear()
         if self._value is None:
             self._sink.call_arguments('"', offset, offset)
             return

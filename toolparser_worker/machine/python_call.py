@@ -12,7 +12,7 @@ from toolparser_worker.machine.reading import (
     CallReader,
     CallSink,
     Ending,
-    PlainText,
+    Plain,
     Verdict,
     escaped,
     plain_text,
@@ -95,12 +95,12 @@ class PythonCallReader(CallReader[PythonBody]):
             self._out("null", offset, offset)
         self._out("}", offset, offset)
 
-    def plain(self) -> tuple[PlainText, list[str] | None] | None:
+    def plain(self) -> Plain | None:
         """Text within a string (`CallReader`)."""
         if self._state != self._in_string:
             return None
         captured = self._frames[-1].captured if self._frames else None
-        return plain_text(self._string.quote[0] + NEEDS_ESCAPE), captured
+        return Plain(plain_text(self._string.quote[0] + NEEDS_ESCAPE), captured)
 
     def _close_frame(self, frame: _Frame, offset: int) -> None:
         captured = "".join(frame.captured or ())

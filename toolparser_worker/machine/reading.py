@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from toolparser_worker.machine.declarations import CallBody
 from toolparser_worker.machine.tool_schemas import ToolSchemas
@@ -63,13 +63,15 @@ class PlainText:
 
     Attributes:
         chars: All characters that mean more than themselves when they come alone.
+        blanks: Those of them that only wait for what follows.
         search: Finds in a longer text what means more than itself.
     """
 
-    __slots__ = ("chars", "search")
+    __slots__ = ("blanks", "chars", "search")
 
     def __init__(self, special: str, last: str) -> None:
         self.chars = frozenset(special + last)
+        self.blanks = frozenset(last).difference(special)
         found = [f"[{re.escape(special)}]"] if special else []
         found += [f"[{re.escape(last)}]\\Z"] if last else []
         self.search = re.compile("|".join(found) or r"(?!)").search
@@ -79,6 +81,20 @@ class PlainText:
 def plain_text(special: str, last: str = "") -> PlainText:
     """The same for the same characters, made once in the process."""
     return PlainText(special, last)
+
+
+class Plain(NamedTuple):
+    """Where text goes that is only more of the arguments.
+
+    Attributes:
+        text: Tells which text that is.
+        gathers: Takes it; None when it leaves at once, verbatim.
+        waits: Takes blanks that wait for what follows, and then leave with it.
+    """
+
+    text: PlainText
+    gathers: list[str] | None = None
+    waits: list[str] | None = None
 
 
 class CallReader(Generic[BodyT]):
@@ -141,12 +157,8 @@ class CallReader(Generic[BodyT]):
         Nothing to do where the arguments are the model's own text.
         """
 
-    def plain(self) -> tuple[PlainText, list[str] | None] | None:
-        """Which text is now only more of the arguments; None where all needs to be looked at.
-
-        Returns:
-            With it the list that gathers such text; None when it leaves at once, verbatim.
-        """
+    def plain(self) -> Plain | None:
+        """Which text is now only more of the arguments; None where all needs to be looked at."""
         return None
 
     def _break(self, position: int) -> int:
