@@ -237,6 +237,8 @@ class EngineChoice:
             self._engines.generate(seat.engine, generate, self)
         except WorkerLostError as error:
             self.on_failure(error, None)
+        if self.is_at_lease_end:
+            self.cut()  # the lease ended while no engine worked on it; nothing else would end this
 
     def extend(self, lease_tokens: int) -> None:
         """The lease grew to so many output tokens in all."""

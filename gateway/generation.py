@@ -21,6 +21,7 @@ from gateway.event_queue import EventQueue
 from gateway.events import ChoiceFinished, ContentText, GenerationEvent, UsageTold, total_usage
 from gateway.launcher import Launcher, tokens_of
 from gateway.lease import Outcome, RequestLease
+from gateway.lease_watch import LeaseWatch
 from gateway.metrics import GenerationRecord
 from gateway.parsing import ParseSession, parse_opening
 from gateway.prompt_gate import PromptGate
@@ -66,6 +67,9 @@ class Generation:
         self._arrived_at = services.clock()
         self._first_output_at: float | None = None
         self._lease = RequestLease(services.auth, request_id)
+        self._lease_watch = LeaseWatch(
+            self._lease, services.settings.lease_slice_tokens, self._spawn
+        )
         self._budget = TokenBudget(job, services.settings.lease_slice_tokens)
         self._launcher = Launcher(services, job, request_id, self._lease, self._remaining_s)
         self._choices: list[EngineChoice] = []
@@ -288,7 +292,7 @@ class Generation:
             self._gate.open(choice.index, choice.prompt_logprobs)
         if not self.job.discards_output:
             self._take_output(choice, delta)
-        self._watch_lease(choice)
+        self._lease_watch.look_at(choice)
 
     def _take_output(self, choice: EngineChoice, delta: Delta) -> None:
         token_ids = delta.token_ids if self.job.options.shows_token_ids else ()
@@ -352,32 +356,7 @@ class Generation:
         if self._num_open == 0:
             self.close("finished")
 
-    # The lease.
-
-    def _watch_lease(self, choice: EngineChoice) -> None:
-        """Extend a choice's part of the lease before the engine runs dry."""
-        left = choice.lease_tokens - choice.num_output_tokens
-        if choice.is_lease_final:
-            if left <= 0:
-                choice.cut()
-        elif (
-            left <= self._services.settings.lease_slice_tokens // 4
-            and choice.lease_tokens < choice.plan.max_output_tokens
-            and not choice.is_extending
-        ):
-            choice.is_extending = True
-            self._spawn(self._extend(choice))
-
-    async def _extend(self, choice: EngineChoice) -> None:
-        step = self._services.settings.lease_slice_tokens
-        target = min(choice.lease_tokens + step, choice.plan.max_output_tokens)
-        if await self._lease.grow(target - choice.lease_tokens):
-            choice.is_extending = False
-            choice.extend(target)
-        else:
-            # The caller's own limit: the answer ends where its lease does, as "length".
-            choice.is_lease_final = True
-            self._watch_lease(choice)
+    # The end.
 
     def _settle_when_ended(self) -> None:
         """Settle once: when the request has its outcome and no engine works on it any more."""

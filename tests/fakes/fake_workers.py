@@ -42,6 +42,8 @@ from protocol.messages import (
     Load,
     Message,
     OpenParse,
+    OrphanUsage,
+    OrphanUsageNoted,
     ParseBatch,
     ParsedBatch,
     ParsedDelta,
@@ -378,6 +380,8 @@ class FakeAuth(FakeWorker[AuthCommand]):
         elif isinstance(command, Settle):
             if self.acknowledges:
                 self.send(Settled(lease_id=command.lease_id))
+        elif isinstance(command, OrphanUsage):
+            self.send(OrphanUsageNoted(report_id=command.report_id, engine_id=command.engine_id))
         elif isinstance(command, CreateKey | ListKeys | RevokeKey):
             self._keys(command)
 

@@ -29,20 +29,22 @@ class HandDrivenEngine:
     """All of the engine process but its step thread; `step` is one round of it.
 
     Args:
-        directory: Of the gateway's sockets.
+        directories: Of the gateways' sockets.
         max_model_len: Prompt and output together.
         runner_options: For the runner.
     """
 
-    def __init__(self, directory: Path, *, max_model_len: int = 200, **runner_options: Any) -> None:
+    def __init__(self, *directories: Path, max_model_len: int = 200, **runner_options: Any) -> None:
         self.runner = DeterministicFakeRunner(NEXT_TOKEN, **runner_options)
         self.handler = EngineHandler()
-        endpoint = parse_endpoint(f"ipc://{directory}/engine", setting="test", secured=False)
         self.worker: Worker[EngineCommand] = Worker(
             role="engine",
             decoder=engine_command_decoder(),
             handler=self.handler,
-            endpoints=(endpoint,),
+            endpoints=tuple(
+                parse_endpoint(f"ipc://{directory}/engine", setting="test", secured=False)
+                for directory in directories
+            ),
             settings=WorkerSettings(heartbeat_interval_s=0.05, handle_signals=False),
         )
         self.handler.connect(self.worker)
@@ -54,8 +56,8 @@ class HandDrivenEngine:
         )
         self._max_model_len = max_model_len
 
-    async def start(self, gateway: RunningGateway) -> None:
-        """Announce, and wait until the gateway gives it work."""
+    async def start(self, *gateways: RunningGateway) -> None:
+        """Announce, and wait until the gateways give it work."""
         preparer = PromptPreparer(
             TOKENIZER,
             ChatTemplate(TOKENIZER, "demo"),
@@ -77,12 +79,19 @@ class HandDrivenEngine:
                 has_chat_template=True,
             )
         )
-        await gateway.until(
-            lambda: any(
-                peer.instance_id == self.worker.instance_id and peer.takes_work
-                for peer in gateway.house.services.peers()
-            )
+        for gateway in gateways:
+            await gateway.until(lambda: self._is_known(gateway))  # noqa: B023 - awaited here
+
+    def _is_known(self, gateway: RunningGateway) -> bool:
+        return any(
+            peer.instance_id == self.worker.instance_id and peer.takes_work
+            for peer in gateway.house.services.peers()
         )
+
+    @property
+    def num_orphans(self) -> int:
+        """Streams of lost gateways that are still to be reported."""
+        return len(self._loop._orphans)
 
     async def step(self) -> None:
         """One round: commands, one step, outputs."""

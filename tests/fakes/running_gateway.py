@@ -43,6 +43,11 @@ class RunningGateway:
         self.client = client
         self.workers: list[FakeWorker[Any]] = []
 
+    @property
+    def gateway_id(self) -> str:
+        """As workers know it."""
+        return self.house._instance_id
+
     async def engine(self, **options: Any) -> FakeEngine:
         """A scripted engine that is ready for work."""
         engine = FakeEngine(self.directory, **options)

@@ -8,8 +8,8 @@ import pytest
 
 from gateway.quarantine import QUARANTINE_S
 from protocol.errors import ErrorCode
-from protocol.messages import Abort, Generate, Load, Prepare, Settle
-from tests.fakes.fake_workers import FakeAuth, FakeEngine
+from protocol.messages import Abort, Adjust, Generate, Load, Prepare, Settle
+from tests.fakes.fake_workers import FakeAuth, FakeEngine, renewals
 from tests.fakes.running_gateway import (
     MESSAGES,
     RunningGateway,
@@ -335,6 +335,54 @@ async def test_an_answer_that_had_all_its_lease_ends_there_when_its_engine_dies(
         events = events_of((await asking).text)
         assert events[-2]["choices"][0]["finish_reason"] == "length"
         assert (await settled(auth)).completion_tokens == 16
+
+
+async def test_a_lease_that_ends_while_no_engine_is_there_ends_the_answer_at_the_next_one(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir, lease_slice_tokens=16, auth_timeout_s=0.1) as gateway:
+        auth = await gateway.auth()
+        engine = await gateway.engine(text=None)
+        asking = ask(gateway, stream=True)
+        (begun,) = await generates(engine)
+        auth.is_mute = True
+        engine.emit(begun, "a" * 16, num_tokens=16)
+        await arrived(gateway, 16)
+        await gateway.crash(engine)
+        num_asked = len(auth.of(Adjust))
+        auth.adjust_denial = ErrorCode.INSUFFICIENT_QUOTA
+        auth.is_mute = False
+        await auth.until(lambda: len(auth.of(Adjust)) > num_asked)
+        second = await gateway.engine(text=None)
+        await second.until(lambda: len(second.of(Abort)) == 1)
+        events = events_of((await asking).text)
+        assert events[-2]["choices"][0]["finish_reason"] == "length"
+
+
+async def test_leases_of_several_choices_are_reported_stream_by_stream(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.house.RENEW_INTERVAL_S", 0.05)
+    async with running_gateway(socket_dir) as gateway:
+        auth = await gateway.auth()
+        engine = await gateway.engine(text=None)
+        asking = ask(gateway, stream=True, n=2)
+        first, second = await generates(engine, 2)
+        assert first.lease_id == second.lease_id == f"lease-{first.request_id}"
+        engine.emit(first, "a", num_tokens=3)
+        engine.emit(second, "b", num_tokens=4)
+        await arrived(gateway, 7)
+        num_before = len(renewals(auth))
+        await auth.until(lambda: len(renewals(auth)) > num_before)
+        (report,) = renewals(auth)[-1].leases
+        assert (report.prompt_tokens, report.completion_tokens) == (5, 7)
+        # As the engine would name and count them.
+        assert sorted(
+            (one.stream, one.prompt_tokens, one.completion_tokens) for one in report.streams
+        ) == [(f"{first.request_id}/0", 5, 3), (f"{first.request_id}/1", 0, 4)]
+        engine.finish(first)
+        engine.finish(second)
+        await asking
 
 
 # Requests that kill engines.

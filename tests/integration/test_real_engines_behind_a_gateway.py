@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from protocol.messages import OrphanUsage
 from tests.fakes.hand_driven_engine import TOKENIZER, HandDrivenEngine, expected_tokens
 from tests.fakes.running_gateway import RunningGateway, events_of, running_gateway
 
@@ -150,6 +151,43 @@ async def test_a_stop_string_is_found_wherever_the_cut_falls(
         assert texts(events)[0] == whole[: whole.index(stop)]
         assert finish_reasons(events) == ["stop"]
         await second.crash()
+
+
+async def test_what_a_dead_gateway_had_is_reported_through_another_and_then_forgotten(
+    socket_dir: Path,
+) -> None:
+    (socket_dir / "a").mkdir()
+    (socket_dir / "b").mkdir()
+    async with house(socket_dir / "a") as dying, running_gateway(socket_dir / "b") as living:
+        auth = await living.auth()
+        engine = HandDrivenEngine(dying.directory, living.directory)
+        await engine.start(dying, living)
+        asking = ask(dying, {**BODY, "n": 2})
+        await engine.has_received(2)
+        for _ in range(6):
+            await engine.step()
+        dying.house.engine_server.close()
+        await living.until(lambda: engine.worker.gateway_ids() == (living.gateway_id,))
+        await engine.step()
+        await auth.until(lambda: len(auth.of(OrphanUsage)) == 1)
+        (report,) = auth.of(OrphanUsage)
+        assert report.engine_id == engine.worker.instance_id
+        by_choice = {one.stream.rpartition("/")[2]: one for one in report.streams}
+        assert set(by_choice) == {"0", "1"}
+        assert {one.lease_id for one in report.streams} == {
+            f"lease-{report.streams[0].stream.partition('/')[0]}"
+        }
+        assert by_choice["0"].prompt_tokens == NUM_PROMPT
+        assert by_choice["1"].prompt_tokens == 0
+        assert all(one.completion_tokens > 0 for one in report.streams)
+        # Nothing of it runs on, and once the answer has come nothing is reported again.
+        assert engine.handler.status.num_unfinished == 0
+        await living.until(lambda: not engine.handler.inbox.empty())
+        await engine.step()
+        assert engine.num_orphans == 0
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await engine.crash()
 
 
 async def test_an_engine_that_hangs_with_its_heart_beating_is_found_and_left(
