@@ -63,6 +63,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 3,
         "head_dim": 64,
     },
+    "Qwen2.5-0.5B": LLAMA
+    | {
+        "architectures": ["Qwen2ForCausalLM"],
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+    },
 }
 KV_SIZES = (4_096, 65_536)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -136,7 +148,7 @@ QUICK = Plan(
     num_repeats=10,
 )
 FULL = Plan(
-    shapes=tuple(SHAPES),
+    shapes=("penstock-demo", "SmolLM2-135M"),
     dtypes=tuple(DTYPES),
     samplings=tuple(SAMPLINGS),
     batches=(1, 2, 8, 32),
