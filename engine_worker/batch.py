@@ -191,7 +191,7 @@ class ModelRunner(Protocol):
 
     @property
     def num_compiles(self) -> int:
-        """Programs compiled so far; constant after warm-up."""
+        """Programs compiled so far; constant once the warm-up is over."""
 
     def assign_slot(
         self, slot: int, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int]
@@ -202,7 +202,11 @@ class ModelRunner(Protocol):
         """Compute one step: write KV, sample; block until the tokens are on the host."""
 
     def warm_up(self, progress: ProgressCallback) -> None:
-        """Compile (or load from the persistent cache) every program that `run` can need."""
+        """Compile (or load from the persistent cache) what `run` needs for any work.
+
+        Programs that are only faster may still be compiled when this returns; `run` never
+        waits for them.
+        """
 
     def reset(self) -> None:
         """Start over with an empty KV cache after a step that raised; every slot is free."""

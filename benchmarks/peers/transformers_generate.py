@@ -106,6 +106,7 @@ class EngineSide:
             max_num_seqs=max_concurrency,
         )
         self.runner.warm_up(lambda done, text: None)
+        self.runner.finish_warm_up()
         self._engine = Engine(
             self.runner,
             wide_tokenizer(spec.vocab_size),

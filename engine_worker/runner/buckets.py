@@ -62,13 +62,23 @@ class Buckets:
         """The most tokens of one prefill program; 0 where decode programs do the prefill."""
         return self.prefill[-1].num_queries if self.prefill else 0
 
-    def for_decode(self, num_rows: int) -> Bucket:
-        """The smallest decode shape with room for some rows."""
-        return next(bucket for bucket in self.decode if bucket.num_rows >= num_rows)
+    @property
+    def largest(self) -> tuple[Bucket | int, ...]:
+        """What all work fits: one program of each kind; the full sampler by its rows."""
+        return (*self.decode[-1:], *self.prefill[-1:], self.sampler_rows[-1])
 
-    def for_prefill(self, num_tokens: int) -> Bucket:
-        """The smallest prefill shape with room for some tokens."""
-        return next(bucket for bucket in self.prefill if bucket.num_queries >= num_tokens)
+    @property
+    def by_demand(self) -> tuple[Bucket | int, ...]:
+        """All step shapes and full samplers, those that a lone request takes first."""
+        return (*self.decode[:1], *self.prefill, *self.decode[1:], *self.sampler_rows)
+
+    def for_decode(self, num_rows: int) -> tuple[Bucket, ...]:
+        """The decode shapes with room for some rows, smallest first."""
+        return tuple(bucket for bucket in self.decode if bucket.num_rows >= num_rows)
+
+    def for_prefill(self, num_tokens: int) -> tuple[Bucket, ...]:
+        """The prefill shapes with room for some tokens, smallest first."""
+        return tuple(bucket for bucket in self.prefill if bucket.num_queries >= num_tokens)
 
 
 def choose_buckets(

@@ -1,14 +1,8 @@
 """The model runner on jax: owns the device state and runs each step's rows through its programs."""
 
-import logging
-import os
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +16,12 @@ from engine_worker.batch import (
     StepBatch,
     StepResult,
 )
-from engine_worker.compile_cache import count_cache_hits
 from engine_worker.kv_cache import KvLayout
 from engine_worker.models.decoder import DecoderWeights
 from engine_worker.runner.buckets import DECODE_ROWS, Bucket, Buckets, choose_buckets
 from engine_worker.runner.full_sampler import FullSampler
 from engine_worker.runner.packing import PackedLayout
+from engine_worker.runner.program_store import ProgramStore
 from engine_worker.runner.programs import (
     MAX_NEW_TOKENS,
     DeviceState,
@@ -38,9 +32,6 @@ from engine_worker.runner.programs import (
 )
 from engine_worker.runner.step_outcome import StepOutcome
 from engine_worker.sampling.penalties import count_tokens
-
-_COMPILER_STACK_BYTES: Final = 64 * 2**20
-_log = logging.getLogger("penstock.runner")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +64,19 @@ class JaxModelRunner:
         group = blocks_per_turn(kv_layout.block_size)
         num_table_blocks = -(-limits.max_model_len // kv_layout.block_size)
         self._table_width = -(-num_table_blocks // group) * group
-        self._programs: dict[Bucket, Any] = {}
+        # Step programs by their bucket, full samplers by their number of rows.
+        self._store = ProgramStore[Bucket | int](self._compile, _describe)
         self._packed_layouts = {bucket: self._packed_layout(bucket) for bucket in buckets.all}
         self._samplers = {
             num_rows: FullSampler(weights.graph, num_rows, limits.max_num_seqs)
             for num_rows in buckets.sampler_rows
         }
-        self._sampler_programs: dict[int, Any] = {}
         self._set_counts: Any = None
-        self._num_compiles = 0
         # Tokens of slots whose counts are not on the device yet: most requests never need them.
         self._uncounted: dict[int, tuple[Sequence[int], Sequence[int]]] = {}
         self._state = self._new_state()
+        # What programs are compiled for, in any thread: a step donates the state itself.
+        self._abstract_state: DeviceState = jax.eval_shape(lambda state: state, self._state)
 
     @classmethod
     def create(
@@ -158,7 +150,7 @@ class JaxModelRunner:
 
     @property
     def num_compiles(self) -> int:
-        return self._num_compiles
+        return self._store.num_compiles + (self._set_counts is not None)
 
     @property
     def kv_layout(self) -> KvLayout:
@@ -172,8 +164,9 @@ class JaxModelRunner:
 
     @property
     def programs(self) -> Mapping[Bucket, Any]:
-        """The compiled programs so far, for tests and benchmarks."""
-        return self._programs
+        """The compiled step programs so far, for tests and benchmarks."""
+        programs = self._store.programs
+        return {bucket: programs[bucket] for bucket in self._buckets.all if bucket in programs}
 
     @property
     def packed_layouts(self) -> Mapping[Bucket, PackedLayout]:
@@ -203,34 +196,16 @@ class JaxModelRunner:
         return outcome.result()
 
     def warm_up(self, progress: ProgressCallback) -> None:
-        """Compiles every program; see the port."""
-        started = time.monotonic()
-        missing = [bucket for bucket in self._buckets.all if bucket not in self._programs]
-        samplers = [rows for rows in self._samplers if rows not in self._sampler_programs]
-        num_programs = len(missing) + len(samplers) + 1
-        progress(0.0, f"compiling {num_programs} programs")
-        # The compiler releases the interpreter but leaves cores idle between its own parallel parts.
-        with count_cache_hits() as hits, _compiler_threads() as threads:
-            futures: dict[Future[Any], Bucket | int] = {
-                **{threads.submit(self._compile, bucket): bucket for bucket in missing},
-                **{threads.submit(self._compile_sampler, rows): rows for rows in samplers},
-            }
-            for num_done, future in enumerate(as_completed(futures), start=1):
-                key = futures[future]
-                if isinstance(key, Bucket):
-                    self._programs[key] = future.result()
-                else:
-                    self._sampler_programs[key] = future.result()
-                self._num_compiles += 1
-                progress(num_done / num_programs, f"compiled {_describe(key)}")
-            self._count_slot(0, (), ())
-        progress(1.0, f"compiled {num_programs} programs")
-        _log.info(
-            "%d programs ready in %.1f s, %d of them from the compile cache",
-            num_programs,
-            time.monotonic() - started,
-            len(hits),
-        )
+        """Compiles the programs that any work fits, and the others behind; see the port."""
+        first = self._buckets.largest
+        progress(0.0, f"compiling {len(first)} programs")
+        self._store.warm_up(first, self._buckets.by_demand, progress)
+        self._count_slot(0, (), ())
+        progress(1.0, f"compiled {len(first)} programs, the others follow")
+
+    def finish_warm_up(self) -> None:
+        """Waits for the programs that `warm_up` left to be compiled behind."""
+        self._store.finish_warm_up()
 
     def reset(self) -> None:
         """Rebuilds the device state with an empty cache; see the port."""
@@ -278,11 +253,11 @@ class JaxModelRunner:
             if len(row.token_ids) == 1 and row.sample and not row.scored_token_ids
         ]
         if decodes:
-            bucket = self._buckets.for_decode(len(decodes))
+            bucket = self._store.first_ready(self._buckets.for_decode(len(decodes)))
             self._call(bucket, decodes, [rows[i] for i in decodes], outcome)
         for index in sorted(set(range(len(rows))) - set(decodes)):
             row = rows[index]
-            bucket = self._buckets.for_prefill(len(row.token_ids))
+            bucket = self._store.first_ready(self._buckets.for_prefill(len(row.token_ids)))
             output = self._call(bucket, [index], [row], outcome)
             if row.scored_token_ids:
                 self._score(index, row, np.asarray(output.hidden), outcome)
@@ -316,7 +291,7 @@ class JaxModelRunner:
 
     def _step(self, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool) -> StepOutput:
         packed = self._packed_layouts[bucket].pack(rows, samples=samples)
-        program = self._program(bucket)
+        program = self._store.get(bucket)
         output: StepOutput
         output, self._state = program(self._weights.leaves, self._state, packed)
         return output
@@ -330,9 +305,14 @@ class JaxModelRunner:
         outcome: StepOutcome,
     ) -> None:
         """Samples rows from their hidden states [R, hidden], or scores their targets."""
-        sampler = self._samplers[hidden.shape[0]]
+        fitting = [num for num in self._buckets.sampler_rows if num >= hidden.shape[0]]
+        num_rows = self._store.first_ready(fitting)
+        if num_rows > hidden.shape[0]:
+            # On the host: a padding program would be one more to compile.
+            hidden = np.pad(np.asarray(hidden), ((0, num_rows - hidden.shape[0]), (0, 0)))
+        sampler = self._samplers[num_rows]
         inputs = sampler.pack(rows, targets)
-        program = self._sampler_program(hidden.shape[0])
+        program = self._store.get(num_rows)
         outputs, counts = program(self._weights.leaves, self._state.counts, hidden, inputs)
         self._state = self._state._replace(counts=counts)
         for index, sample in zip(
@@ -357,35 +337,29 @@ class JaxModelRunner:
             num = len(targets)
             self._sample_fully(tile, [index] * num, [unsampled] * num, targets, outcome)
 
-    def _program(self, bucket: Bucket) -> Any:
-        if bucket not in self._programs:
-            self._programs[bucket] = self._compile(bucket)
-            self._num_compiles += 1
-        return self._programs[bucket]
-
-    def _compile(self, bucket: Bucket) -> Any:
-        """The step of a bucket, compiled ahead of time, so that a call can never retrace."""
-        layout = self._packed_layouts[bucket]
-        sampler_rows = self._buckets.sampler_rows_for(bucket.num_rows)
+    def _compile(self, key: Bucket | int) -> Any:
+        """A program, compiled ahead of time, so that a call can never retrace."""
+        if isinstance(key, int):
+            sampler = self._samplers[key]
+            hidden = np.zeros((key, self._weights.graph.spec.hidden_size), np.float32)
+            return (
+                jax.jit(sampler, donate_argnums=1)
+                .lower(
+                    self._weights.leaves,
+                    self._abstract_state.counts,
+                    hidden,
+                    sampler.pack((), ()),
+                )
+                .compile()
+            )
+        layout = self._packed_layouts[key]
+        sampler_rows = self._buckets.sampler_rows_for(key.num_rows)
         step = StepProgram(self._weights.graph, self._kv_layout, layout, sampler_rows)
-        lowered = jax.jit(step, donate_argnums=1).lower(
-            self._weights.leaves, self._state, layout.pack(())
+        return (
+            jax.jit(step, donate_argnums=1)
+            .lower(self._weights.leaves, self._abstract_state, layout.pack(()))
+            .compile()
         )
-        return lowered.compile()
-
-    def _sampler_program(self, num_rows: int) -> Any:
-        if num_rows not in self._sampler_programs:
-            self._sampler_programs[num_rows] = self._compile_sampler(num_rows)
-            self._num_compiles += 1
-        return self._sampler_programs[num_rows]
-
-    def _compile_sampler(self, num_rows: int) -> Any:
-        sampler = self._samplers[num_rows]
-        hidden = np.zeros((num_rows, self._weights.graph.spec.hidden_size), np.float32)
-        lowered = jax.jit(sampler, donate_argnums=1).lower(
-            self._weights.leaves, self._state.counts, hidden, sampler.pack((), ())
-        )
-        return lowered.compile()
 
     def _count_slots(self, rows: Sequence[RowWork]) -> None:
         for row in rows:
@@ -403,7 +377,6 @@ class JaxModelRunner:
                 self._state.counts, slot_index, slot_counts
             )
             self._set_counts = lowered.compile()
-            self._num_compiles += 1
         counts = self._set_counts(self._state.counts, slot_index, slot_counts)
         self._state = self._state._replace(counts=counts)
 
@@ -433,14 +406,3 @@ def _describe(program: Bucket | int) -> str:
     if program.is_prefill:
         return f"prefill of {program.num_queries} tokens"
     return f"decode of {program.num_rows} rows"
-
-
-@contextmanager
-def _compiler_threads() -> Iterator[ThreadPoolExecutor]:
-    """A pool for compiling; deep models overflow the compiler's stack at the usual 8 MiB."""
-    usual_stack_bytes = threading.stack_size(_COMPILER_STACK_BYTES)
-    try:
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1), "compile") as threads:
-            yield threads
-    finally:
-        threading.stack_size(usual_stack_bytes)

@@ -36,7 +36,7 @@ def test_decode_buckets_double_up_to_the_slots(
     )
     assert [bucket.num_rows for bucket in buckets.decode] == rows
     for num_rows in range(1, max_num_seqs + 1):
-        assert buckets.for_decode(num_rows).num_rows >= num_rows
+        assert buckets.for_decode(num_rows)[0].num_rows >= num_rows
     for bucket in buckets.decode:
         sampler_rows = buckets.sampler_rows_for(bucket.num_rows)
         assert sampler_rows in (bucket.num_rows, 2 * bucket.num_rows, max_num_seqs)
@@ -53,7 +53,7 @@ def test_prefill_buckets_end_at_the_token_budget(max_tokens: int, chunks: list[i
     )
     assert [bucket.num_queries for bucket in buckets.prefill] == chunks
     assert buckets.prefill_chunk_size == chunks[-1]
-    assert buckets.for_prefill(chunks[-1]).num_queries == chunks[-1]
+    assert buckets.for_prefill(chunks[-1])[0].num_queries == chunks[-1]
 
 
 def test_the_deterministic_mode_has_one_shape() -> None:
