@@ -144,12 +144,14 @@ class Engine:
             ),
             self._pool,
         )
-        self.grammars = grammars or GrammarCompiler(tokenizer, vocab_size)
+        self._metrics = metrics or EngineMetrics(self.load)
+        self.grammars = grammars or GrammarCompiler(
+            tokenizer, vocab_size, on_compiled=self._metrics.on_grammar_compiled
+        )
         self._lookahead = Lookahead(runner.max_new_tokens)
         self._streams: StreamTable[_Stream] = StreamTable()
         self._tombstones = Tombstones()
         self._outputs: dict[str, GatewayOutput] = {}
-        self._metrics = metrics or EngineMetrics(self.load)
         self._num_arrivals = 0
         self._tokens_per_s = 0.0
         self.num_steps = 0

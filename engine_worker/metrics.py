@@ -86,6 +86,11 @@ class EngineMetrics:
             bounds=_LATENCY_BOUNDS,
         )
 
+        self._grammar_s = histogram(
+            "penstock_engine_grammar_seconds",
+            "Compiling a grammar that was not in the cache, refused ones included.",
+        )
+
     def _add_gauges(self, load: Callable[[], Load]) -> None:
         gauge = self.registry.gauge
         gauge("penstock_engine_running", "Choices that run.", lambda: load().num_running)
@@ -153,6 +158,10 @@ class EngineMetrics:
         if times.first_token_at is not None:
             self._decode_s.observe(now - times.first_token_at)
         self._requests.add(1, end.finish_reason if isinstance(end, Finished) else "failed")
+
+    def on_grammar_compiled(self, duration_s: float) -> None:
+        """A grammar was compiled, or refused; called in any thread."""
+        self._grammar_s.observe(duration_s)
 
     def forget(self, request: Request) -> None:
         """A request is gone without an end."""

@@ -6,7 +6,7 @@ import pytest
 
 from engine_worker.engine import Engine
 from engine_worker.metrics import EngineMetrics
-from protocol.messages import Abort, Generate, Load, SamplingParams
+from protocol.messages import Abort, Generate, Grammar, Load, SamplingParams
 from tests.fakes.fake_runner import DeterministicFakeRunner, hashed_token
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 
@@ -127,6 +127,16 @@ def test_gauges_read_the_load() -> None:
     values = House().values()
     assert (values["running",], values["kv_blocks",]) == (3, 8)
     assert values["kv_use_ratio",] == pytest.approx(0.25)
+
+
+def test_grammars_that_are_compiled_are_timed_once() -> None:
+    house = House()
+    for name in ("first", "second"):
+        sampling = SamplingParams(temperature=0.0)
+        house.add(name, grammar=Grammar(kind="regex", source="[ab]{3}"), sampling=sampling)
+    house.rest()
+    house.engine.grammars.close()
+    assert house.values()["grammar_seconds", "count"] == 1
 
 
 def test_nothing_is_kept_of_requests_that_are_gone() -> None:
