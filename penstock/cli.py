@@ -283,6 +283,41 @@ def keygen(
         typer.echo(f"Admin key {'written to' if made else 'is already in'} {admin_key}.")
 
 
+@app.command("run-batch")
+def run_batch(
+    input_path: Annotated[Path, typer.Argument(metavar="INPUT", help="Requests, JSON lines.")],
+    output_path: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Answers, JSON lines.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", "-m", help="As of `serve`; the demo when none.", show_default=False
+        ),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", help="A running server; else one is started.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1024)] = 32,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="PENSTOCK_API_KEY", hidden=True, parser=str)
+    ] = None,
+    cache_dir: Annotated[str | None, _option("--cache-dir", "Compiled programs.")] = None,
+) -> None:
+    """Answer a file of requests in OpenAI's batch format; taken up again where it was cut off."""
+    from penstock.run_batch import run
+
+    settings = build_settings({"models": models, "cache_dir": cache_dir})
+    code = run(
+        input_path,
+        output_path,
+        url=url,
+        settings=settings,
+        api_key=api_key,
+        concurrency=concurrency,
+        console=Console(stderr=True),
+    )
+    raise typer.Exit(code)
+
+
 @app.command("fake-engine")
 def fake_engine(
     model: Annotated[str, typer.Option("--model", help="Public name of the model.")] = "fake",

@@ -3,6 +3,8 @@
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -56,12 +58,33 @@ def serve(settings: ServeSettings, console: Console) -> int:
     Raises:
         CommandError: It can't be done; the message says why and what to do.
     """
+    had_admin_key = (settings.data_dir / "admin.key").exists()
+    with running_house(settings, console) as (url, supervisor):
+        if url is not None:
+            announce(url, settings, console, admin_key_is_new=not had_admin_key)
+            supervisor.run()
+        logging.getLogger("penstock.serve").info("stopping")
+    return 0
+
+
+@contextmanager
+def running_house(
+    settings: ServeSettings, console: Console
+) -> Iterator[tuple[str | None, Supervisor]]:
+    """Start every process, wait until they serve, and end them all at the end.
+
+    Yields:
+        The server's URL, None when a stop was requested first, and who looks after the processes:
+        its `poll` is to be called several times a second.
+
+    Raises:
+        CommandError: It can't be done; the message says why and what to do.
+    """
     setup_logs("penstock", settings.log_level)
     require_free_port(settings.host, settings.port)
     _make_dir(settings.data_dir, "--data-dir")
     _make_dir(settings.cache_dir / "compile", "--cache-dir")
     folders = {model.name: resolve_model(model, settings) for model in settings.models}
-    had_admin_key = (settings.data_dir / "admin.key").exists()
     run_dir = make_run_dir(settings.child_environment)
     supervisor = Supervisor(
         process_specs(settings, folders),
@@ -73,9 +96,5 @@ def serve(settings: ServeSettings, console: Console) -> int:
         url = wait_until_ready(
             supervisor.poll, lambda: supervisor.stop_requested, run_dir, settings, console
         )
-        if url is not None:
-            supervisor.was_ready = True
-            announce(url, settings, console, admin_key_is_new=not had_admin_key)
-            supervisor.run()
-        logging.getLogger("penstock.serve").info("stopping")
-    return 0
+        supervisor.was_ready = url is not None
+        yield url, supervisor

@@ -1,0 +1,45 @@
+"""`penstock run-batch` at a running server."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.house import House
+
+pytestmark = pytest.mark.process
+
+
+def test_a_file_of_requests_is_answered_good_and_bad(house: House, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "What is 12 + 30?"}]
+    bodies = [
+        (
+            "/v1/chat/completions",
+            {"model": "penstock-demo", "messages": messages, "temperature": 0},
+        ),
+        ("/v1/completions", {"model": "penstock-demo", "prompt": "One, two,", "max_tokens": 3}),
+        ("/v1/chat/completions", {"model": "penstock-demo", "messages": messages, "n": 0}),
+    ]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(
+        "".join(
+            json.dumps({"custom_id": str(i), "method": "POST", "url": url, "body": body}) + "\n"
+            for i, (url, body) in enumerate(bodies)
+        ),
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "penstock", "run-batch", str(source), str(target)]
+    done = subprocess.run(
+        [*command, "--url", house.url], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "2 answered, 1 failed" in done.stderr
+    answers = {
+        answer["custom_id"]: answer["response"]
+        for answer in map(json.loads, target.read_text(encoding="utf-8").splitlines())
+    }
+    assert "42" in answers["0"]["body"]["choices"][0]["message"]["content"]
+    assert answers["1"]["body"]["object"] == "text_completion"
+    assert (answers["2"]["status_code"], answers["2"]["body"]["error"]["param"]) == (400, "n")
