@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,7 @@ class DockerEngine:
         self.scratch = self._dir / "scratch"
         self._daemon: subprocess.Popen[bytes] | None = None
         self._forward_policy: str | None = None
+        self._prefix = f"e2e{secrets.token_hex(3)}"
         self.python_image = ""
         self.environment: dict[str, str] = {"DOCKER_BUILDKIT": "1", "COMPOSE_DOCKER_CLI_BUILD": "1"}
 
@@ -91,6 +93,9 @@ class DockerEngine:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        for volume in self.docker("volume", "ls", "-q", check=False).split():
+            if volume.startswith(self._prefix):
+                self.docker("volume", "rm", volume, check=False)
         if self._daemon is not None:
             self._stop_daemon(self._daemon)
         if not self._keep:
@@ -117,6 +122,28 @@ class DockerEngine:
         )
         self.docker("build", "--quiet", "--tag", name, "-", stdin="\n".join(lines))
         return name
+
+    def give_programs(self, volume: str, kind: str) -> None:
+        """Fill a volume with what earlier engines of a kind compiled, if there were any."""
+        saved = self._programs(kind)
+        if self.docker("volume", "ls", "-q", "--filter", f"name=^{saved}$").strip():
+            self._copy_volume(saved, volume)
+
+    def keep_programs(self, volume: str, kind: str) -> None:
+        """Keep what the engines of a volume compiled; the first of a kind is enough."""
+        saved = self._programs(kind)
+        if not self.docker("volume", "ls", "-q", "--filter", f"name=^{saved}$").strip():
+            self._copy_volume(volume, saved)
+
+    def _programs(self, kind: str) -> str:
+        return f"{self._prefix}-programs-{kind}"
+
+    def _copy_volume(self, source: str, target: str) -> None:
+        self.docker(
+            "run", "--rm", "--network", "none", "--user", "0",
+            "--volume", f"{source}:/from:ro", "--volume", f"{target}:/to",
+            "penstock-setup", "cp", "-a", "/from/.", "/to",
+        )  # fmt: skip
 
     # ---- the engine --------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ from tests.e2e_docker.project import WORKERS, Project, eventually
 
 def one_command(engine: DockerEngine, compose: Sequence[str]) -> None:
     """`up` without any setting serves the bundled model, keys required, locked-down containers."""
-    with Project(engine, compose, settings={"PENSTOCK_MAX_NUM_SEQS": ""}) as project:
+    settings = {"PENSTOCK_MAX_NUM_SEQS": ""}
+    with Project(engine, compose, settings=settings, has_warm_cache=False) as project:
         begin = time.monotonic()
         project.up()
         project.wait_ready(engine=1, auth=1, toolparser=1)

@@ -23,7 +23,7 @@ def scaled_and_broken(engine: DockerEngine, compose: Sequence[str]) -> None:
     with Project(engine, compose, files, settings) as project:
         project.up(engine_worker=3, toolparser_worker=2, gateway=2)
         seconds = project.wait_ready(**_FULL)
-        say(f"  three engines on one empty compile cache and two gateways ready: {seconds:.1f} s")
+        say(f"  three engines on one compile cache and two gateways ready: {seconds:.1f} s")
         _one_compile_cache(project)
         front = project.url("nginx", 8080)
         key = project.new_key()

@@ -49,7 +49,7 @@ class Project:
         compose: `COMPOSE_1` or `COMPOSE_2`.
         files: Compose files, relative to the repository.
         settings: As a `.env` would give them.
-        name: Of the project; a random one when None.
+        has_warm_cache: Whether engines get what earlier ones with the same settings compiled.
     """
 
     def __init__(
@@ -58,10 +58,11 @@ class Project:
         compose: Sequence[str] = COMPOSE_2,
         files: Sequence[str] = ("compose.yaml",),
         settings: dict[str, str] | None = None,
-        name: str | None = None,
+        *,
+        has_warm_cache: bool = True,
     ) -> None:
         self.engine = engine
-        self.name = name or f"pst{secrets.token_hex(3)}"
+        self.name = f"pst{secrets.token_hex(3)}"
         self._http = httpx.Client(timeout=10.0)
         self._compose = tuple(compose)
         self._files = tuple(files)
@@ -73,6 +74,9 @@ class Project:
             "PENSTOCK_PROMETHEUS_PORT": "0",
             **(settings or {}),
         }
+        is_deterministic = "PENSTOCK_DETERMINISTIC" in self.settings
+        kind = "deterministic" if is_deterministic else "default"
+        self._kind = kind if has_warm_cache else None
 
     def __enter__(self) -> "Project":
         return self
@@ -92,6 +96,8 @@ class Project:
 
     def up(self, **scale: int) -> None:
         """`up -d`, with so many replicas of services."""
+        if self._kind is not None:
+            self.engine.give_programs(f"{self.name}_compile-cache", self._kind)
         flags = [part for name, number in scale.items() for part in ("--scale", f"{name}={number}")]
         self.compose("up", "-d", *flags)
 
@@ -165,11 +171,14 @@ class Project:
     def wait_ready(self, timeout_s: float = 900.0, **workers: int) -> float:
         """Until every gateway is ready with so many workers of each role; returns the seconds."""
         urls = self.gateway_urls()
-        return eventually(
+        seconds = eventually(
             f"every gateway of {self.name} is ready with {workers}",
             lambda: all(self.is_complete(url, **workers) for url in urls),
             timeout_s,
         )
+        if self._kind is not None and self.containers("engine_worker"):
+            self.engine.keep_programs(f"{self.name}_compile-cache", self._kind)
+        return seconds
 
     def new_key(self, name: str = "e2e") -> str:
         """A key, made as the README says."""
