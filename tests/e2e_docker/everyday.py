@@ -16,11 +16,11 @@ from tests.e2e_docker.project import WORKERS, Project, eventually
 def one_command(engine: DockerEngine, compose: Sequence[str]) -> None:
     """`up` without any setting serves the bundled model, keys required, locked-down containers."""
     settings = {"PENSTOCK_MAX_NUM_SEQS": ""}
-    with Project(engine, compose, settings=settings, has_warm_cache=False) as project:
+    with Project(engine, compose, settings=settings) as project:
         begin = time.monotonic()
         project.up()
         project.wait_ready(engine=1, auth=1, toolparser=1)
-        say(f"  ready {time.monotonic() - begin:.1f} s after `up`, nothing compiled before")
+        say(f"  ready {time.monotonic() - begin:.1f} s after `up`")
         base = project.gateway_urls()[0]
         _keys_are_required(base)
         use_unmodified_client(base, project.new_key("readme"))

@@ -49,7 +49,6 @@ class Project:
         compose: `COMPOSE_1` or `COMPOSE_2`.
         files: Compose files, relative to the repository.
         settings: As a `.env` would give them.
-        has_warm_cache: Whether engines get what earlier ones with the same settings compiled.
     """
 
     def __init__(
@@ -58,8 +57,6 @@ class Project:
         compose: Sequence[str] = COMPOSE_2,
         files: Sequence[str] = ("compose.yaml",),
         settings: dict[str, str] | None = None,
-        *,
-        has_warm_cache: bool = True,
     ) -> None:
         self.engine = engine
         self.name = f"pst{secrets.token_hex(3)}"
@@ -74,9 +71,11 @@ class Project:
             "PENSTOCK_PROMETHEUS_PORT": "0",
             **(settings or {}),
         }
-        is_deterministic = "PENSTOCK_DETERMINISTIC" in self.settings
-        kind = "deterministic" if is_deterministic else "default"
-        self._kind = kind if has_warm_cache else None
+        # Engines get what earlier ones with the same settings compiled.
+        self._kind = "-".join(
+            self.settings.get(f"PENSTOCK_{name}") or "default"
+            for name in ("MAX_NUM_SEQS", "DETERMINISTIC")
+        )
 
     def __enter__(self) -> "Project":
         return self
@@ -96,8 +95,7 @@ class Project:
 
     def up(self, **scale: int) -> None:
         """`up -d`, with so many replicas of services."""
-        if self._kind is not None:
-            self.engine.give_programs(f"{self.name}_compile-cache", self._kind)
+        self.engine.give_programs(f"{self.name}_compile-cache", self._kind)
         flags = [part for name, number in scale.items() for part in ("--scale", f"{name}={number}")]
         self.compose("up", "-d", *flags)
 
@@ -176,7 +174,7 @@ class Project:
             lambda: all(self.is_complete(url, **workers) for url in urls),
             timeout_s,
         )
-        if self._kind is not None and self.containers("engine_worker"):
+        if self.containers("engine_worker"):
             self.engine.keep_programs(f"{self.name}_compile-cache", self._kind)
         return seconds
 

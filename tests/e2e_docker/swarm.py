@@ -22,7 +22,7 @@ def swarm(engine: DockerEngine, compose: Sequence[str]) -> None:
         port = free_port()
         env = {**engine.environment, "PENSTOCK_PORT": str(port), "PENSTOCK_MAX_NUM_SEQS": "8"}
         run([ROOT / "deploy/swarm/make-secrets.sh"], env=env)
-        engine.give_programs(f"{_STACK}_compile-cache", "default")
+        engine.give_programs(f"{_STACK}_compile-cache", "8-default")
         stack = str(ROOT / "deploy/swarm/stack.yaml")
         deploy = ["docker", "stack", "deploy", "--resolve-image", "never", "-c", stack, _STACK]
         run(deploy, env=env, cwd=ROOT)
