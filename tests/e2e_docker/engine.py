@@ -124,16 +124,19 @@ class DockerEngine:
         return name
 
     def give_programs(self, volume: str, kind: str) -> None:
-        """Fill a volume with what earlier engines of a kind compiled, if there were any."""
+        """Make a volume of what earlier engines of a kind compiled, if there were any."""
         saved = self._programs(kind)
-        if self.docker("volume", "ls", "-q", "--filter", f"name=^{saved}$").strip():
+        if self._has_volume(saved) and not self._has_volume(volume):
             self._copy_volume(saved, volume)
 
     def keep_programs(self, volume: str, kind: str) -> None:
         """Keep what the engines of a volume compiled; the first of a kind is enough."""
         saved = self._programs(kind)
-        if not self.docker("volume", "ls", "-q", "--filter", f"name=^{saved}$").strip():
+        if not self._has_volume(saved):
             self._copy_volume(volume, saved)
+
+    def _has_volume(self, name: str) -> bool:
+        return bool(self.docker("volume", "ls", "-q", "--filter", f"name=^{name}$").strip())
 
     def _programs(self, kind: str) -> str:
         return f"{self._prefix}-programs-{kind}"

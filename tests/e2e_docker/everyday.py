@@ -28,7 +28,7 @@ def one_command(engine: DockerEngine, compose: Sequence[str]) -> None:
         _logs_are_json(project)
         for service in ("gateway", *WORKERS):
             (container,) = project.containers(service)
-            eventually(f"{service} is healthy", partial(_is_healthy, project, container), 90)
+            eventually(f"{service} is healthy", partial(_is_healthy, project, container), 300)
         project.compose("down", "--timeout", "15")
         begin = time.monotonic()
         project.up()
