@@ -335,7 +335,7 @@ class Engine:
                 if all(row.num_tokens == 1 for row in schedule.rows):
                     num_turns = 1 + max(map(len, result.more_token_ids.values()), default=0)
                     self._lookahead.measure(len(schedule.rows), num_turns, computed - scheduled)
-                num_sampled = self._take_result(schedule.rows, result)
+                num_sampled = self._take_result_or_fail(schedule.rows, result)
                 self._measure(num_sampled, self._clock() - started)
             self._count_step(schedule, result, started, scheduled, computed)
             self.num_steps += 1
@@ -433,6 +433,15 @@ class Engine:
             request.pending_mask = constraint.mask
             check_first_token(request, constraint)
         return stream
+
+    def _take_result_or_fail(self, rows: Sequence[ScheduledRow], result: StepResult) -> int:
+        """As `_take_result`; a bug in there costs the rows of this step and nobody else."""
+        try:
+            return self._take_result(rows, result)
+        except Exception:  # noqa: BLE001 - as after a step that raised, others go on
+            _log.exception("the result of a step of %d requests could not be read", len(rows))
+            self._fail_step(rows)
+            return 0
 
     def _take_result(self, rows: Sequence[ScheduledRow], result: StepResult) -> int:
         """Append what was sampled; how many tokens that were."""
@@ -603,8 +612,11 @@ class Engine:
 
     def _fail_step(self, rows: Sequence[ScheduledRow]) -> None:
         for row in rows:
+            stream = self._streams.get(row.request.key)
+            if stream is None or stream.request is not row.request:
+                continue  # it ended before the step failed
             self._fail(
-                self._streams[row.request.key],
+                stream,
                 # One of them may be the cause: the gateway tries each again, and finds out which.
                 ErrorCode.WORKER_LOST,
                 "The engine failed at a step of this request.",

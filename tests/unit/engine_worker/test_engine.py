@@ -361,6 +361,34 @@ def test_a_step_that_raises_ends_its_requests_and_the_others_go_on() -> None:
     assert text_of(first) + text_of(rest) == expected
 
 
+def test_a_result_that_cannot_be_read_costs_its_own_step_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    next_token = hashed_token(256)
+    calm, _ = make_engine(next_token)
+    calm.add("g", generate("paused", sampling=long_sampling()))
+    expected = text_of(run(calm))
+
+    engine, _ = make_engine(next_token)
+    engine.add("g", generate("paused", lease_tokens=2, sampling=long_sampling()))
+    first = run(engine)
+    for name in ("ended", "unlucky"):
+        engine.add("g", generate(name, sampling=long_sampling()))
+
+    def take_result(rows: Sequence[Any], _result: object) -> int:
+        engine.abort("g", Abort(request_id="ended", attempt=1))
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_take_result", take_result)
+        ends = {end.request_id: end for end in engine.step()["g"].ends}
+    assert isinstance(ends["ended"], Finished)
+    assert isinstance(ends["unlucky"], Failure)
+    assert ends["unlucky"].code is ErrorCode.WORKER_LOST
+    engine.extend("g", Extend(request_id="paused", choice=0, attempt=1, lease_tokens=1000))
+    assert text_of(first) + text_of(run(engine)) == expected
+
+
 def test_a_request_ends_at_its_deadline_even_while_it_waits_for_its_lease() -> None:
     engine, clock = make_engine(spelling("hello"))
     engine.add("g", generate(lease_tokens=1, deadline_s=5.0))
