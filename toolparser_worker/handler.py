@@ -140,6 +140,7 @@ class ParserHandler:
                 grammar=session.grammar,
             ),
         )
+        session.grammar = None  # the engine's from now on; it can be long
 
     def _parse(self, gateway_id: str, batch: ParseBatch) -> None:
         parsed: list[ParsedDelta] = []

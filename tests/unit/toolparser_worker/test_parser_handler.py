@@ -34,7 +34,7 @@ class World:
     def __init__(self, max_sessions: int = 10, max_tools_bytes: int = 100_000) -> None:
         self.now_s = 0.0
         self.sent: list[tuple[str, Message]] = []
-        store = SessionStore(
+        self.store = store = SessionStore(
             max_sessions=max_sessions,
             idle_timeout_s=60.0,
             clock=lambda: self.now_s,
@@ -111,6 +111,16 @@ def test_reasoning_that_the_request_switched_off_is_not_expected() -> None:
         world = World()
         world.open(reasoning_format="qwen3", thinking=thinking)
         assert only_delta(world.feed(delta("Hello"))).events[0].kind == kind
+
+
+def test_a_grammar_is_sent_and_not_kept() -> None:
+    world = World()
+    opened = world.open(tool_choice="required")
+    assert isinstance(opened, ParseOpened)
+    assert opened.grammar is not None
+    session = world.store.find(("g", "r", 0), 0.0)
+    assert session is not None
+    assert session.grammar is None
 
 
 def test_counts_travel_with_the_answer() -> None:
