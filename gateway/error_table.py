@@ -81,7 +81,11 @@ def render_error(error: PenstockError) -> tuple[int, bytes, dict[str, str]]:
     elif row.status == 413:
         # The rest of the body will not be read.
         headers["Connection"] = "close"
-    elif row.code == "insufficient_quota" or row.status == 402 or is_over_limit_alone:
+    elif (
+        row.code in ("insufficient_quota", "poison_request")
+        or row.status == 402
+        or is_over_limit_alone
+    ):
         # Waiting a little does not help; OpenAI's SDKs obey this header.
         headers["x-should-retry"] = "false"
     elif row.status in (429, 503):

@@ -269,6 +269,8 @@ def test_a_client_that_leaves_is_aborted(whole: House) -> None:
 
 
 def test_a_rolling_restart_fails_no_request(whole: House, known: Known) -> None:
+    log = whole.data_dir.parent / f"{whole.data_dir.name}.log"
+    num_clean_ends = log.read_text(encoding="utf-8").count("died (exit code 0)")
     streams = start_all(whole, known)
     for module in ("engine_worker", "toolparser_worker"):
         pid = whole.pids(module)[0]
@@ -283,6 +285,8 @@ def test_a_rolling_restart_fails_no_request(whole: House, known: Known) -> None:
     eventually(lambda: _is_gone(whole, "auth_worker", auth))
     assert stream.answer() == known["plain"][1]
     eventually(lambda: _num_ready(whole).get("auth") == 1)
+    ends = log.read_text(encoding="utf-8").count("died (exit code 0)")
+    assert ends == num_clean_ends + 3
 
 
 def test_a_gateway_told_to_stop_finishes_what_it_has(whole: House, known: Known) -> None:

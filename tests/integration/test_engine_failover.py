@@ -414,6 +414,7 @@ async def test_a_request_is_convicted_only_by_a_death_in_isolation(socket_dir: P
         response = await poison
         assert response.status_code == 500
         assert response.json()["error"]["code"] == "poison_request"
+        assert response.headers["x-should-retry"] == "false"
         assert (await settled(auth)).outcome == "failed"
 
 
