@@ -9,6 +9,7 @@ from protocol.errors import ConfigurationError
 from protocol.settings import SettingsReader
 
 DEFAULT_COMPILE_CACHE_DIR = Path("~/.cache/penstock/compile")
+DEFAULT_PROFILE_DIR = Path("~/.cache/penstock/profiles")
 DTYPES = ("auto", "float32", "bfloat16")
 NO_POOLING = "none"
 POOLING_CHOICES = ("auto", NO_POOLING, "mean", "cls", "last")
@@ -67,12 +68,14 @@ class EngineSettings:
         key_dir: `PENSTOCK_KEY_DIR`, the folder with the CURVE keys; None without encryption.
         drain_timeout_s: `PENSTOCK_DRAIN_TIMEOUT_S`, how long running requests may go on at the end.
         log_level: `PENSTOCK_LOG_LEVEL`.
+        profile_dir: `PENSTOCK_PROFILE_DIR`, where recordings of the engine's work go.
     """
 
     model: ModelSettings
     key_dir: Path | None = None
     drain_timeout_s: float = 30.0
     log_level: str = "info"
+    profile_dir: Path = DEFAULT_PROFILE_DIR
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "EngineSettings":
@@ -87,6 +90,7 @@ class EngineSettings:
             key_dir=reader.path("PENSTOCK_KEY_DIR"),
             drain_timeout_s=reader.float("PENSTOCK_DRAIN_TIMEOUT_S", 30.0, minimum=0.0),
             log_level=reader.choice("PENSTOCK_LOG_LEVEL", "info", LOG_LEVELS),
+            profile_dir=reader.path("PENSTOCK_PROFILE_DIR", DEFAULT_PROFILE_DIR).expanduser(),
         )
 
 

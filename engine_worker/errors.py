@@ -10,6 +10,7 @@ PenstockError
     │   ├── CheckpointError            a weights file is broken; names the file and the tensor
     │   ├── KvMemoryError              the KV cache's memory holds not even one whole request
     │   └── TokenizerLoadError         the tokenizer's files are missing or broken
+    ├── ProfileError                   a profile can't be recorded now
     └── RequestError                   one request can't be served; the others go on
         ├── InvalidRequestError        a field is wrong; names it
         ├── UnsupportedParameterError  a field asks for something that is not there (yet)
@@ -59,6 +60,12 @@ class KvMemoryError(ModelLoadError):
 
 class TokenizerLoadError(ModelLoadError):
     """The tokenizer's files are missing or broken."""
+
+
+class ProfileError(EngineError):
+    """A profile can't be recorded: another one runs, or its folder can't be written."""
+
+    code = ErrorCode.OVERLOADED
 
 
 class RequestError(EngineError):

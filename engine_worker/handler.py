@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec import structs
 
 from engine_worker.credits import CreditPolicy, Held
-from engine_worker.errors import DeadlineError
+from engine_worker.errors import DeadlineError, ProfileError
 from engine_worker.grammar.compile_queue import CompileQueue, WaitingGrammar
 from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.grammar.constraint import Constraint
 from engine_worker.preparation import PromptPreparer
+from engine_worker.profiling import Profiler
 from protocol.errors import ErrorCode, PenstockError
 from protocol.messages import (
     Abort,
@@ -31,6 +32,8 @@ from protocol.messages import (
     Message,
     OrphanUsageNoted,
     Prepare,
+    Profile,
+    Profiled,
 )
 from protocol.version import ProtocolVersion
 
@@ -114,9 +117,13 @@ class EngineHandler:
 
     Args:
         clock: Monotonic seconds.
+        profiler: Records what the engine does; None records nothing.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, profiler: Profiler | None = None
+    ) -> None:
+        self._profiler = profiler
         self.inbox: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
         self.is_draining = False
         self.status = EngineStatus()
@@ -174,6 +181,8 @@ class EngineHandler:
                 self._send(gateway_id, self._unavailable(command))
             else:
                 self._embeddings.submit(gateway_id, command)
+        elif isinstance(command, Profile):
+            self._take_profile(gateway_id, command)
         elif isinstance(command, Generate) and (self._preparer is None or self.is_draining):
             self._send(gateway_id, self._unavailable(command))
         elif isinstance(command, Generate) and command.grammar is not None:
@@ -248,6 +257,36 @@ class EngineHandler:
         """The step loop's report: its state, which includes so many more inbox items."""
         self.status = status
         self._num_taken += num_taken
+
+    def _take_profile(self, gateway_id: str, command: Profile) -> None:
+        """Record in a thread of its own; nobody else waits for it."""
+        args = (gateway_id, command)
+        threading.Thread(target=self._profile, args=args, name="profile", daemon=True).start()
+
+    def _profile(self, gateway_id: str, command: Profile) -> None:
+        answer: Message
+        try:
+            if self._profiler is None:
+                raise ProfileError("This engine records no profiles.")
+            folder, size_bytes = self._profiler.record(command.duration_s)
+            answer = Profiled(
+                request_id=command.request_id, directory=str(folder), size_bytes=size_bytes
+            )
+        except PenstockError as error:
+            answer = Failure(
+                request_id=command.request_id,
+                code=error.code,
+                message=error.message,
+                param=error.param,
+            )
+        except Exception:  # noqa: BLE001 - whatever the profiler raises, the engine serves on
+            _log.exception("a profile could not be recorded")
+            answer = Failure(
+                request_id=command.request_id,
+                code=ErrorCode.INTERNAL_ERROR,
+                message="The engine failed to record a profile.",
+            )
+        self._send(gateway_id, answer)
 
     def _take_constrained(self, gateway_id: str, command: Generate) -> None:
         """Have the grammar compiled; the request reaches the step loop with the result."""

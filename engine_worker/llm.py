@@ -61,6 +61,9 @@ class LLM:
         pooling: As the setting PENSTOCK_POOLING: what `embed` does with a decoder.
         compile_cache_dir: Where compiled programs are kept; None compiles afresh.
 
+    Attributes:
+        vocab_size: Token ids are below it; 0 when nobody knows.
+
     Raises:
         ModelLoadError: The folder can't be served.
         ConfigurationError: An option doesn't go with the model.
@@ -101,13 +104,16 @@ class LLM:
         self._preparer: PromptPreparer | None = None
         self._defaults = SamplingDefaults()
         self._embeddings: Embeddings | None = None
+        self.vocab_size = 0
         if is_encoder_folder(settings):
             encoder = load_encoder(settings, _tell_nobody)
             self._embeddings = Embeddings(encoder.embedder, encoder.tokenizer, encoder.vocab_size)
+            self.vocab_size = encoder.vocab_size
             return
         served = load_model(settings, _tell_nobody)
         self._engine, self._preparer = served.engine, served.preparer
         self._defaults = served.offer.sampling_defaults
+        self.vocab_size = served.offer.vocab_size
         if served.embedder is not None:
             self._embeddings = Embeddings(
                 served.embedder, served.tokenizer, served.offer.vocab_size
@@ -126,6 +132,7 @@ class LLM:
         llm._engine, llm._preparer = engine, preparer
         llm._defaults = SamplingDefaults()
         llm._embeddings = None
+        llm.vocab_size = 0
         return llm
 
     def __enter__(self) -> "LLM":

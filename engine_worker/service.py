@@ -8,6 +8,7 @@ from engine_worker.config import EngineSettings, ModelSettings
 from engine_worker.errors import ModelLoadError
 from engine_worker.handler import EngineHandler
 from engine_worker.metrics import EngineMetrics
+from engine_worker.profiling import Profiler
 from engine_worker.step_loop import StepLoop
 from protocol import codec
 from protocol.endpoints import Endpoint
@@ -39,7 +40,7 @@ def run(
     Returns:
         The exit code: 0 after a drain, 1 when the model can't be served or the engine broke.
     """
-    handler = EngineHandler()
+    handler = EngineHandler(profiler=Profiler(settings.profile_dir))
     metrics = EngineMetrics(handler.load)
     worker: Worker[EngineCommand] = Worker(
         role="engine",

@@ -43,6 +43,7 @@ ROUTE_ACCESS: dict[str, Access] = {
     "/v1/completions": Access.METERED,
     "/v1/embeddings": Access.METERED,
     "/v1/admin/keys": Access.ADMIN,
+    "/v1/admin/profile": Access.ADMIN,
     "/v1/admin/keys/{key_id}/revoke": Access.ADMIN,
 }
 """Every route that is not `Access.USER`."""

@@ -18,7 +18,17 @@ from gateway.error_table import (
 )
 from gateway.errors import ClientDisconnectedError
 from gateway.middleware import BodyLimitMiddleware, HostGuardMiddleware, RequestScopeMiddleware
-from gateway.routes import admin, docs, embeddings, generate, health, models, tokenize, tools
+from gateway.routes import (
+    admin,
+    docs,
+    embeddings,
+    generate,
+    health,
+    models,
+    profile,
+    tokenize,
+    tools,
+)
 from gateway.services import Services
 from protocol.errors import ErrorCode, PenstockError
 
@@ -31,7 +41,7 @@ def build_api(services: Services) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.services = services
     app.state.methods = []
-    for module in (generate, embeddings, tokenize, models, tools, health, admin, docs):
+    for module in (generate, embeddings, tokenize, models, tools, health, admin, profile, docs):
         app.include_router(module.router)
         for route in module.router.routes:
             if isinstance(route, APIRoute):

@@ -13,7 +13,7 @@ from gateway.schemas.functions import names_functions
 from gateway.schemas.messages import clean_messages, clean_tools
 from gateway.schemas.sampling import GenerationRequest
 from gateway.schemas.tokenize import TokenizeRequest
-from protocol.messages import Prepare, SamplingDefaults, SamplingParams, ToolChoiceMode
+from protocol.messages import Grammar, Prepare, SamplingDefaults, SamplingParams, ToolChoiceMode
 
 SEED_BITS = 63
 _SEED_MASK = (1 << SEED_BITS) - 1
@@ -41,6 +41,10 @@ class GenerationJob:
         max_tokens: Output tokens a choice; None = what context and lease allow.
         prompt_bytes: Upper bound of the prompt's tokens, all prompts together.
         tools_json: The tools that the model may call; None when it may call none.
+        enforced_tools_json: The tools with what is enforced of them, for the parser.
+        tool_name: The tool of a named choice.
+        response_grammar: What the content has to be; None when it is free.
+        grammar_param: The field that a grammar without a way to follow it came from.
         parse_reasoning: Whether reasoning is told apart from content (chat only).
         wants_reasoning: The client asked for a reasoning effort.
         thinking: Whether the client switched reasoning on or off; None when it said nothing.
@@ -56,7 +60,11 @@ class GenerationJob:
     max_tokens: int | None
     prompt_bytes: int
     tools_json: str | None = None
+    enforced_tools_json: str | None = None
     tool_choice: ToolChoiceMode = "none"
+    tool_name: str = ""
+    response_grammar: Grammar | None = None
+    grammar_param: str = "tools"
     parallel_tool_calls: bool = True
     parse_reasoning: bool = False
     wants_reasoning: bool = False
@@ -95,9 +103,11 @@ def chat_job(
     messages_json = dump_json(clean_messages(raw["messages"]), "messages")
     may_call = bool(request.tools) and request.tool_choice != "none"
     tools_json = dump_json(clean_tools(raw["tools"]), "tools") if may_call else None
+    enforced = clean_tools(raw["tools"], with_strict=True) if may_call else None
     kwargs = _template_kwargs(request)
     continues = bool(request.continue_final_message)
     adds_prompt = request.add_generation_prompt
+    wanted = request.wanted_content
     shows_reasoning = request.include_reasoning is not False
     options = replace(
         _options(request), shows_reasoning=shows_reasoning, names_functions=names_functions(raw)
@@ -124,7 +134,11 @@ def chat_job(
             len(messages_json.encode()) + len((tools_json or "").encode()), request
         ),
         tools_json=tools_json,
-        tool_choice="auto" if may_call else "none",
+        enforced_tools_json=dump_json(enforced, "tools") if enforced is not None else None,
+        tool_choice=_tool_choice(request) if may_call else "none",
+        tool_name=request.named_tool or "",
+        response_grammar=None if wanted is None else wanted.grammar,
+        grammar_param="tools" if wanted is None else wanted.param,
         parallel_tool_calls=request.parallel_tool_calls is not False,
         parse_reasoning=True,
         wants_reasoning=request.reasoning_effort not in (None, "none"),
@@ -142,6 +156,7 @@ def completion_job(
     prompts = request.prompts
     adds_special_tokens = request.add_special_tokens is not False
     options = replace(_options(request), echoes=bool(request.echo))
+    wanted = request.wanted_content
     max_tokens = request.output_limit or 1
     prepares = tuple(
         Prepare(
@@ -169,9 +184,17 @@ def completion_job(
             _bound(len(prompt.encode()) if isinstance(prompt, str) else len(prompt), request)
             for prompt in prompts
         ),
+        response_grammar=None if wanted is None else wanted.grammar,
+        grammar_param="prompt" if wanted is None else wanted.param,
         discards_output=request.output_limit == 0,
         options=options,
     )
+
+
+def _tool_choice(request: ChatRequest) -> ToolChoiceMode:
+    if request.named_tool is not None:
+        return "named"
+    return "required" if request.tool_choice == "required" else "auto"
 
 
 def tokenize_question(

@@ -26,6 +26,7 @@ from gateway.metrics import GenerationRecord
 from gateway.parsing import ParseSession, parse_opening
 from gateway.prompt_gate import PromptGate
 from gateway.services import Services
+from protocol.errors import ErrorCode
 from protocol.messages import (
     Authorize,
     Delta,
@@ -262,7 +263,7 @@ class Generation:
                 tenant=self._lease.tenant,
                 priority=self._lease.priority,
                 keep_special_tokens=() if opened is None else opened.keep_special_tokens,
-                grammar=None if opened is None else opened.grammar,
+                grammar=self.job.response_grammar if opened is None else opened.grammar,
                 num_choices=self.job.num_choices,
                 is_streaming=self.job.options.is_streaming,
             )
@@ -333,6 +334,9 @@ class Generation:
         elif choice.may_go_on and is_retryable(error):
             self._spawn(self._launcher.relaunch(choice, error))
         else:
+            if error.code is ErrorCode.UNSUPPORTED_GRAMMAR and error.param is None:
+                # An engine doesn't know where its grammar came from.
+                error.param = self.job.grammar_param
             self.fail(error)
 
     def _finish_choice(self, index: int) -> None:
@@ -346,7 +350,11 @@ class Generation:
         usage, reason = choice.usage, choice.finish_reason
         if self._parse is not None:
             usage = structs.replace(usage, reasoning_tokens=self._parse.num_reasoning_tokens(index))
-            if reason == "stop" and self._parse.num_calls(index):
+            if (
+                reason == "stop"
+                and self._parse.num_completed_calls(index)
+                and self.job.tool_choice != "named"
+            ):
                 reason = "tool_calls"
         if self.job.discards_output:
             usage = structs.replace(usage, completion_tokens=0)

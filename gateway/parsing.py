@@ -69,9 +69,11 @@ def parse_opening(job: GenerationJob, offer: EngineOffer, request_id: str) -> Op
         num_choices=job.num_choices,
         tool_format=tool_format,
         reasoning_format=reasoning_format,
-        tools_json=job.tools_json,
+        tools_json=job.enforced_tools_json,
         tool_choice=job.tool_choice,
+        tool_name=job.tool_name,
         parallel_tool_calls=job.parallel_tool_calls,
+        response_grammar=job.response_grammar,
         thinking=job.thinking,
     )
 
@@ -85,7 +87,7 @@ class _Choice:
         self.num_characters = 0
         self.spans = TokenSpans()
         self.is_final = False
-        self.num_calls = 0
+        self.num_completed_calls = 0
         self.num_reasoning_tokens = 0
         self.num_malformed = 0
         # Characters by channel: seen from the present parser, and sent on in all.
@@ -174,9 +176,9 @@ class ParseSession:
         self._choices[choice].is_final = True
         self._forward(choice, "", (), final=True)
 
-    def num_calls(self, choice: int) -> int:
-        """Tool calls of a choice so far."""
-        return self._choices[choice].num_calls
+    def num_completed_calls(self, choice: int) -> int:
+        """Tool calls of a choice that are whole."""
+        return self._choices[choice].num_completed_calls
 
     def num_reasoning_tokens(self, choice: int) -> int:
         """Tokens of reasoning of a choice so far."""
@@ -232,12 +234,12 @@ class ParseSession:
                 self._emit(ContentText(choice, text, logprobs))
             return
         state.spans.leave_content()
+        # One character stands for the start and one for the end: they are counted like text.
         if event.kind == "tool_call_end":
+            state.num_completed_calls += len(state.fresh(event.kind, event.index, "$"))
             return
         if event.kind == "tool_call_start":
-            # One character stands for the start, so that it is counted like text.
             if state.fresh(event.kind, event.index, "^"):
-                state.num_calls += 1
                 self._emit(ToolCallStarted(choice, event.index, event.id, event.name))
             return
         text = state.fresh(event.kind, event.index, event.text)

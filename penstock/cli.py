@@ -1,6 +1,7 @@
 """The commands and their options; each hands over to the module that does the work."""
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="Make, list and revoke API keys of a running server.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+bench = typer.Typer(help="Measure how fast this machine is.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 
 _PIPE_WIDTH = 500
 """Columns of a table that goes into a pipe: a row is a line, nothing is folded or cut."""
@@ -229,6 +232,34 @@ def revoke_key(
     with _admin(url, key_file, data_dir) as client:
         client.request("DELETE", f"/v1/admin/keys/{key_id}/revoke")
     typer.echo(f"{key_id} is revoked.")
+
+
+@bench.command(
+    "engine", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def bench_engine(context: typer.Context) -> None:
+    """Tokens per second of a model at several concurrencies, without sockets.
+
+    Takes a model folder and the options that `python -m engine_worker.bench --help` lists.
+    """
+    command = [sys.executable, "-m", "engine_worker.bench", *context.args]
+    done = subprocess.run(command, check=False)  # noqa: S603 - our own module, no shell
+    raise typer.Exit(done.returncode)
+
+
+@app.command()
+def profile(
+    seconds: Annotated[float, typer.Option("--seconds", help="How long.")] = 5.0,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="[the first served]")] = None,
+    url: Url = DEFAULT_URL,
+    key_file: KeyFile = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Record what a running engine does, as a trace for Perfetto or xprof."""
+    with _admin(url, key_file, data_dir) as client:
+        body = {"model": choose_model(client, model), "seconds": seconds}
+        recorded = client.request("POST", "/v1/admin/profile", body)
+    typer.echo(f"{recorded['directory']} ({recorded['size_bytes']} bytes, {recorded['engine']})")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Who is connected to a gateway and whether they still live; pure, told the time by its caller."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -73,6 +74,7 @@ class Peer:
         metrics: As it last sent them.
         incarnation: Of its process; empty from workers that don't say it.
         loss_reason: Why it was lost; None while it is here.
+        stuck_at: The progress counter at which its process was found hung and still stands.
     """
 
     identity: bytes
@@ -96,6 +98,7 @@ class Peer:
     metrics: tuple[MetricSample, ...] = ()
     incarnation: str = ""
     loss_reason: LossReason | None = None
+    stuck_at: int | None = None
 
     @property
     def has_offer(self) -> bool:
@@ -106,7 +109,8 @@ class Peer:
     @property
     def takes_work(self) -> bool:
         """Whether new work may go there."""
-        return self.phase == "ready" and self.has_offer and not self.is_silent
+        is_well = not self.is_silent and self.stuck_at is None
+        return self.phase == "ready" and self.has_offer and is_well
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,8 @@ class PeerTable:
         self._heartbeat = heartbeat
         self._limits = limits or PeerLimits()
         self._peers: dict[bytes, Peer] = {}
+        # Instance id → progress counter of who was hung: connecting anew alone heals nobody.
+        self._stuck: OrderedDict[str, int] = OrderedDict()
         self._last_sweep: float | None = None
 
     def peers(self) -> tuple[Peer, ...]:
@@ -199,6 +205,7 @@ class PeerTable:
         elif isinstance(message, Heartbeat):
             _set_phase(peer, message.phase, message.fraction, message.detail, now)
             _note_progress(peer, message.progress_counter, message.load, now)
+            self._note_recovery(peer)
             peer.credits = message.credits
         elif isinstance(message, Metrics):
             peer.metrics = message.samples[:MAX_METRIC_SAMPLES]
@@ -263,6 +270,7 @@ class PeerTable:
                 progress_since=now,
                 phase_since=now,
                 incarnation=ready.incarnation,
+                stuck_at=self._stuck.get(ready.instance_id),
             )
             self._peers[identity] = peer
             events.append(PeerEvent("joined", peer))
@@ -324,11 +332,22 @@ class PeerTable:
             return self._lose(peer, "hung", f"stuck in phase {peer.phase}")
         stalled_s = now - peer.progress_since
         if not is_starting and peer.load.num_running > 0 and stalled_s >= limits.stall_timeout_s:
+            self._stuck[peer.instance_id] = peer.progress_counter
+            if len(self._stuck) > limits.max_peers:
+                self._stuck.popitem(last=False)
             return self._lose(peer, "hung", f"no progress for {stalled_s:.1f} s with work running")
         if silence_s >= limits.silent_s and not peer.is_silent:
             peer.is_silent = True
             return PeerEvent("updated", peer)
         return None
+
+    def _note_recovery(self, peer: Peer) -> None:
+        """Who was hung is well again once it moves, or has nothing left to do."""
+        if peer.stuck_at is not None and (
+            peer.progress_counter != peer.stuck_at or peer.load.num_running == 0
+        ):
+            peer.stuck_at = None
+            self._stuck.pop(peer.instance_id, None)
 
     def _lose(self, peer: Peer, reason: LossReason, message: str) -> PeerEvent:
         self._peers.pop(peer.identity, None)

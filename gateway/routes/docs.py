@@ -14,6 +14,7 @@ from gateway.schemas.chat import ChatRequest
 from gateway.schemas.completion import CompletionRequest
 from gateway.schemas.embedding import EmbeddingRequest
 from gateway.schemas.keys import CreateKeyRequest
+from gateway.schemas.profile import ProfileRequest
 from gateway.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from gateway.schemas.tools import ExecuteRequest, ParseRequest
 
@@ -25,6 +26,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     CompletionRequest,
     TokenizeRequest,
     EmbeddingRequest,
+    ProfileRequest,
     DetokenizeRequest,
     CreateKeyRequest,
     ExecuteRequest,

@@ -55,14 +55,19 @@ class ChatRequest(GenerationRequest):
     @field_validator("tool_choice", mode="before")
     @classmethod
     def _choice_served(cls, value: Any) -> Any:
-        if value in (None, "none", "auto"):
+        if value in (None, "none", "auto", "required"):
             return value
-        if value == "required" or isinstance(value, dict):
+        if not isinstance(value, dict):
+            raise field_error("it must be `none`, `auto`, `required` or an object.")
+        kind = value.get("type")
+        if kind != "function":
             raise field_error(
-                "only `none` and `auto` are supported; required and named tool choices are not.",
-                unsupported=True,
+                "only a function can be named.", ".type", unsupported=isinstance(kind, str)
             )
-        raise field_error("it must be `none` or `auto`.")
+        function = value.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise field_error("the name of a function is expected.", ".function.name")
+        return value
 
     @model_validator(mode="after")
     def _consistent_chat(self) -> "ChatRequest":
@@ -74,8 +79,13 @@ class ChatRequest(GenerationRequest):
             raise field_error("it contradicts `max_completion_tokens`.", "max_tokens")
         if self.top_logprobs and not self.logprobs:
             raise field_error("it needs `logprobs`.", "top_logprobs")
-        if self.tool_choice == "auto" and not self.tools:
+        if self.tool_choice not in (None, "none") and not self.tools:
             raise field_error("it needs `tools`.", "tool_choice")
+        names = {tool.function.name for tool in self.tools or ()}
+        if self.named_tool is not None and self.named_tool not in names:
+            raise field_error(
+                f"there is no tool `{self.named_tool[:100]}` in `tools`.", "tool_choice"
+            )
         if self.continue_final_message and self.add_generation_prompt:
             raise field_error("it contradicts `add_generation_prompt`.", "continue_final_message")
         last = self.messages[-1]
@@ -90,6 +100,14 @@ class ChatRequest(GenerationRequest):
     def output_limit(self) -> int | None:
         """Output tokens at most, None when the client set no limit."""
         return self.max_completion_tokens if self.max_completion_tokens else self.max_tokens
+
+    @property
+    def named_tool(self) -> str | None:
+        """The tool that `tool_choice` names, if it names one."""
+        if not isinstance(self.tool_choice, dict):
+            return None
+        name: str = self.tool_choice["function"]["name"]
+        return name
 
     @property
     def num_top_logprobs(self) -> int | None:

@@ -17,15 +17,12 @@ HARMLESS_FIELDS: Final[dict[str, str]] = {
 }
 """Accepted and without effect: a client loses nothing when they do nothing."""
 
-_STRUCTURED: Final = "constrained decoding is not served yet"
-
 CHAT_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "audio": ((), "models here answer in text"),
     "echo": ((False,), "only completions repeat their prompt"),
     "modalities": ((["text"],), "models here answer in text"),
     "moderation": ((), "there is no moderation model"),
     "prediction": ((), "not served yet"),
-    "response_format": (({"type": "text"},), _STRUCTURED),
     "verbosity": (("medium",), "models here have no such control; ask for it in the prompt"),
     "web_search_options": ((), "there is no web search"),
 }
@@ -40,10 +37,6 @@ EXTENSION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "cache_salt": ((), "prompt caches are apart for each tenant already"),
     "chat_template": ((), "templates come with the model"),
     "documents": (([],), "put them into the messages"),
-    "guided_choice": ((), _STRUCTURED),
-    "guided_grammar": ((), _STRUCTURED),
-    "guided_json": ((), _STRUCTURED),
-    "guided_regex": ((), _STRUCTURED),
     "kv_transfer_params": ((), "an engine keeps its own cache"),
     "length_penalty": ((1, 1.0), "there is no beam search"),
     "logprob_token_ids": (([],), "ask for `top_logprobs`"),
@@ -53,7 +46,6 @@ EXTENSION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "repetition_detection": ((), "use the penalties"),
     "spaces_between_special_tokens": ((True,), "text is what the tokens say"),
     "stream_interval": ((1,), "every step is sent"),
-    "structured_outputs": ((), _STRUCTURED),
     "thinking_token_budget": ((-1,), "use `reasoning_effort`"),
     "truncation_side": (("left",), "prompts are cut at their beginning"),
     "use_beam_search": ((False,), "there is no beam search"),

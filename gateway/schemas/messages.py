@@ -110,13 +110,6 @@ class FunctionDefinition(RequestModel):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
-    @field_validator("strict")
-    @classmethod
-    def _not_strict(cls, value: bool | None) -> bool | None:
-        if value:
-            raise field_error("strict tool schemas are not supported yet.", unsupported=True)
-        return value
-
 
 class Tool(RequestModel):
     """A tool that the model may call."""
@@ -199,14 +192,20 @@ def _unknown_in_list(
     return unknown
 
 
-def clean_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The tools as an engine gets them: what has no meaning here must not reach the prompt."""
+def clean_tools(tools: list[dict[str, Any]], *, with_strict: bool = False) -> list[dict[str, Any]]:
+    """The tools as an engine gets them: what has no meaning there must not reach the prompt.
+
+    Args:
+        tools: Checked already.
+        with_strict: As a parser gets them, who enforces strict ones.
+    """
+    names = ("name", "description", "parameters", *(("strict",) if with_strict else ()))
     return [
         {
             "type": "function",
             "function": {
                 name: tool["function"][name]
-                for name in ("name", "description", "parameters")
+                for name in names
                 if tool["function"].get(name) is not None
             },
         }

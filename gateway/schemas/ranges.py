@@ -45,6 +45,7 @@ RANGES: Final[dict[str, Range]] = {
     "prompt_logprobs": Range(0, 20),
     "truncate_prompt_tokens": Range(-1, MAX_TOKENS),
     "dimensions": Range(1, MAX_TOKENS),
+    "seconds": Range(0, 60, exclusive_minimum=True),
 }
 """Numbers. `logprobs` is one in completions only; chat has a truth value and `top_logprobs`."""
 
@@ -64,6 +65,9 @@ MAX_TOOL_CALLS: Final = 1024
 MAX_CONTENT_PARTS: Final = 4096
 MAX_TOOL_NAME_CHARACTERS: Final = 128
 MAX_PROMPTS: Final = 128
+MAX_GRAMMAR_CHARACTERS: Final = 262_144
+MAX_GUIDED_CHOICES: Final = 4096
+MAX_CHOICE_CHARACTERS: Final = 4096
 MAX_CHOICES: Final = 128
 """Prompts times `n`, or times `best_of`, of one request at most."""
 

@@ -18,6 +18,7 @@ from gateway.schemas.ranges import (
     MAX_STOP_TOKEN_IDS,
     ranged,
 )
+from gateway.schemas.structured import StructuredFields
 
 _TOKEN_ID_KEY = re.compile(r"[1-9][0-9]{0,9}\Z")
 
@@ -32,7 +33,7 @@ class StreamOptions(RequestModel):
     include_obfuscation: bool | None = None
 
 
-class GenerationRequest(RequestModel):
+class GenerationRequest(StructuredFields):
     """How tokens are chosen, when to stop and how the answer travels; null means the default."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
@@ -137,6 +138,10 @@ class GenerationRequest(RequestModel):
             raise field_error("it is only allowed when `stream` is true.", "stream_options")
         if self.continuous_usage and not self.include_usage:
             raise field_error("it needs `include_usage`.", "stream_options.continuous_usage_stats")
+        if self.wanted_content is not None:
+            for name in ("ignore_eos", "bad_words"):
+                if getattr(self, name):
+                    raise field_error(f"it contradicts `{self.wanted_content.param}`.", name)
         if self.prompt_logprobs is not None and self.stream:
             raise field_error("it can't be streamed.", "prompt_logprobs")
         limit = self.output_limit

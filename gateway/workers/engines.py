@@ -29,6 +29,8 @@ from protocol.messages import (
     OrphanUsageNoted,
     Prepare,
     Prepared,
+    Profile,
+    Profiled,
     Refused,
     StepOutput,
 )
@@ -41,7 +43,7 @@ BACK_OFF_S = 0.25
 """After a refusal within its credit an engine is left alone for so long."""
 
 
-AnswerT = TypeVar("AnswerT", Prepared, Detokenized, Embedded)
+AnswerT = TypeVar("AnswerT", Prepared, Detokenized, Embedded, Profiled)
 
 
 class _Question(NamedTuple):
@@ -151,6 +153,15 @@ class EngineLink:
             WorkerLostError: The engine died.
         """
         return await self._ask(engine, embed, Embedded)
+
+    async def profile(self, engine: EngineHandle, profile: Profile) -> Profiled:
+        """Have an engine record what it does.
+
+        Raises:
+            RemoteFailureError: It records another one, or can't write.
+            WorkerLostError: The engine died.
+        """
+        return await self._ask(engine, profile, Profiled)
 
     async def prepare_all(
         self, engine: EngineHandle, prepares: Sequence[Prepare]
@@ -269,7 +280,7 @@ class EngineLink:
         """A message about requests."""
         if isinstance(event, StepOutput):
             self._on_step_output(peer, event)
-        elif isinstance(event, Prepared | Detokenized | Embedded):
+        elif isinstance(event, Prepared | Detokenized | Embedded | Profiled):
             question = self._questions.get(event.request_id)
             if question is not None and question.fits(peer, event):
                 question.answer.set_result(event)
@@ -316,7 +327,10 @@ class EngineLink:
                 sink.on_failure(RemoteFailureError.from_message(failure), failure)
 
     async def _ask(
-        self, engine: EngineHandle, message: Prepare | Detokenize | Embed, kind: type[AnswerT]
+        self,
+        engine: EngineHandle,
+        message: Prepare | Detokenize | Embed | Profile,
+        kind: type[AnswerT],
     ) -> AnswerT:
         """Send a question and wait for the only answer."""
         answer: asyncio.Future[AnswerT] = asyncio.get_running_loop().create_future()

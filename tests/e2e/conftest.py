@@ -18,7 +18,12 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def house(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[House]:
     """The house that most tests share; they leave it as they found it."""
-    house = start_house(tmp_path_factory.mktemp("house") / "data", cache_dir, "--deterministic")
+    house = start_house(
+        tmp_path_factory.mktemp("house") / "data",
+        cache_dir,
+        "--deterministic",
+        PENSTOCK_PROFILE_DIR=str(tmp_path_factory.mktemp("profiles")),
+    )
     yield house
     assert stop_house(house) == 0
 

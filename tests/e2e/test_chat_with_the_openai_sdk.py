@@ -174,8 +174,9 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(client: Any) -> 
         ({"temperature": 3}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"n": 0}, "n"),
-        ({"tool_choice": "required", "tools": [WEATHER]}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"guided_regex": "(a"}, "guided_regex"),
         ({"top_logprobs": 3}, "top_logprobs"),
     ],
 )

@@ -496,7 +496,11 @@ class FakeParser(FakeWorker[ParserCommand]):
                     choice=delta.choice,
                     attempt=delta.attempt,
                     events=tuple(
-                        self._events((delta.request_id, delta.choice, delta.attempt), delta.text)
+                        self._events(
+                            (delta.request_id, delta.choice, delta.attempt),
+                            delta.text,
+                            is_final=delta.final,
+                        )
                     ),
                     num_reasoning_tokens=3 if delta.final else 0,
                     final=delta.final,
@@ -508,12 +512,16 @@ class FakeParser(FakeWorker[ParserCommand]):
     def num_closed(self) -> int:
         return len(self.of(CloseParse))
 
-    def _events(self, key: tuple[str, int, int], text: str) -> list[ParseEvent]:
+    def _events(self, key: tuple[str, int, int], text: str, *, is_final: bool) -> list[ParseEvent]:
         offset = self._offsets.get(key, 0)
         self._offsets[key] = offset + len(text)
         if key in self._calling:
-            return [_found("tool_call_arguments", text, offset)] if text else []
-        events: list[ParseEvent] = []
+            events = [_found("tool_call_arguments", text, offset)] if text else []
+            end = offset + len(text)
+            if is_final:
+                events.append(ParseEvent(kind="tool_call_end", start=end, end=end))
+            return events
+        events = []
         if text.startswith("<think>"):
             offset += len("<think>")
             reasoning, _, text = text.removeprefix("<think>").partition("</think>")
@@ -531,6 +539,9 @@ class FakeParser(FakeWorker[ParserCommand]):
             )
             if after:
                 events.append(_found("tool_call_arguments", after, offset))
+            if is_final:
+                end = offset + len(after)
+                events.append(ParseEvent(kind="tool_call_end", start=end, end=end))
         return events
 
 

@@ -203,6 +203,9 @@ async def test_an_engine_that_hangs_with_its_heart_beating_is_found_and_left(
         # From here on nothing moves in the first one, but its I/O thread beats on.
         second = await an_engine(gateway)
         assert texts(await drive(second, asking)) == texts(undisturbed)
+        # While it hangs it gets no work, although it is connected again.
+        await gateway.until(lambda: len(gateway.house.engine_server.peers()) == 2)
+        assert len(gateway.house.services.engines.engines("demo")) == 1
         # It comes back, drops what it had, and is as good as new.
         await first.step()
         await gateway.until(lambda: len(gateway.house.services.engines.engines("demo")) == 2)

@@ -255,6 +255,29 @@ def test_a_worker_that_connects_anew_replaces_its_old_self() -> None:
     assert [peer.identity for peer in table.peers()] == [b"c2"]
 
 
+@pytest.mark.parametrize("recovery", [{"progress_counter": 6}, {"load": Load()}])
+def test_who_was_hung_gets_no_work_on_a_new_connection_until_it_moves(
+    recovery: dict[str, Any],
+) -> None:
+    table = joined(PeerLimits(stall_timeout_s=10.0))
+    stuck = {"load": Load(num_running=1), "progress_counter": 5}
+    lost = []
+    for second in range(1, 20):
+        table.on_message(b"c1", heartbeat(**stuck), now=float(second))
+        lost += [event.reason for event in table.sweep(float(second)) if event.kind == "lost"]
+    assert lost == ["hung"]
+    table.on_message(b"c2", ready(), now=20.0)
+    table.on_message(b"c2", heartbeat(**stuck), now=20.0)
+    (peer,) = table.peers()
+    assert not peer.takes_work
+    outcome = table.on_message(b"c2", heartbeat(**{**stuck, **recovery}), now=21.0)
+    assert kinds(outcome.events) == ["ready"]
+    # That is over: the next connection is taken as it comes.
+    table.on_gone(b"c2")
+    table.on_message(b"c3", ready(), now=22.0)
+    assert table.peers()[0].takes_work
+
+
 def test_another_worker_of_the_same_id_is_refused_and_the_first_one_stays() -> None:
     table = joined(incarnation="one")
     outcome = table.on_message(b"c2", ready(incarnation="two"), now=1.0)

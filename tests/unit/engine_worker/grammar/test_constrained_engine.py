@@ -273,6 +273,7 @@ def test_stop_strings_and_stop_ids_end_a_sentence_early() -> None:
     [
         (SamplingParams(ignore_eos=True), "ignore_eos"),
         (SamplingParams(bad_words=("a",)), "bad_words"),
+        (SamplingParams(allowed_token_ids=(ord("z"),)), "allowed_token_ids"),
     ],
 )
 def test_what_makes_no_sense_beside_a_grammar_is_refused_and_named(
@@ -284,6 +285,28 @@ def test_what_makes_no_sense_beside_a_grammar_is_refused_and_named(
     assert isinstance(end, Failure)
     assert (end.code, end.param) == (ErrorCode.INVALID_REQUEST, param)
     assert not runner.batches
+
+
+def test_allowed_token_ids_hold_within_a_grammar() -> None:
+    engine, _ = make_engine(hashed_token(VOCAB_SIZE))
+    allowed = tuple(b"XY-12")
+    sampling = SamplingParams(temperature=0.0, allowed_token_ids=allowed, max_tokens=9)
+    engine.add("g", generate(sampling=sampling, grammar=TICKET))
+    assert re.fullmatch("[XY]{2}-[12]{6}", text_of(run(engine)))
+
+
+def test_a_dead_end_fails_its_own_request_only() -> None:
+    engine, _ = make_engine(hashed_token(VOCAB_SIZE))
+    sampling = SamplingParams(temperature=0.0, allowed_token_ids=tuple(b"XY12"))
+    engine.add("g", generate("dead", sampling, grammar=TICKET))
+    engine.add("g", generate("alive", grammar=PERSON))
+    output = run(engine)
+    ends = {end.request_id: end for end in output.ends}
+    dead = ends["dead"]
+    assert isinstance(dead, Failure)
+    assert dead.code is ErrorCode.INVALID_REQUEST
+    assert "leave no token" in dead.message
+    assert fits_person(text_of(output, "alive"))
 
 
 def test_a_hopeless_grammar_is_a_failure_before_anything_is_generated() -> None:
