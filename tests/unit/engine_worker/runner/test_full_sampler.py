@@ -191,7 +191,9 @@ def test_masks_are_asked_for_after_the_forward_pass_has_begun(
         events.append("mask")
         return allow_all(VOCAB_SIZE)
 
-    monkeypatch.setattr(runner, "_programs", {bucket: watched(bucket) for bucket in programs})
+    samplers = dict(runner._store.programs)
+    steps = {bucket: watched(bucket) for bucket in programs}
+    monkeypatch.setattr(runner._store, "_programs", samplers | steps)
     run(runner, row(pending_mask=mask))
     assert events[0] == "forward"
     assert events.count("mask") == 1
