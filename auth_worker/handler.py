@@ -7,6 +7,7 @@ from auth_worker.administration import Administration
 from auth_worker.authority import Authority
 from auth_worker.committer import Committer, Delivery, OnDone
 from auth_worker.errors import AuthError, RefusedError
+from auth_worker.metrics import AuthMetrics
 from auth_worker.operations import KeyPage, Operation, Result
 from protocol.errors import ErrorCode, PenstockError
 from protocol.messages import (
@@ -45,6 +46,9 @@ class AuthHandler:
         administration: Checks admin commands.
         committer: Makes durable.
         send: Answers a gateway; silently drops what is for one that is gone.
+
+    Attributes:
+        metrics: What it counts.
     """
 
     def __init__(
@@ -59,6 +63,11 @@ class AuthHandler:
         self._administration = administration
         self._committer = committer
         self._send = send
+        self.metrics = AuthMetrics(
+            num_leases=lambda: authority.num_leases,
+            num_unanswered=lambda: committer.num_unanswered,
+            num_groups=lambda: committer.num_groups,
+        )
         self._is_draining = False
         self._num_due = 0
         self._settling: set[tuple[str, str]] = set()
@@ -67,7 +76,9 @@ class AuthHandler:
         """Carry out one command, or queue it and answer later."""
         match command:
             case Authorize():
-                self._send(gateway_id, self._authorize(command))
+                answer = self._authorize(command)
+                self.metrics.on_decision(answer)
+                self._send(gateway_id, answer)
             case Settle():
                 self._settle(gateway_id, command)
             case Adjust():
@@ -124,6 +135,7 @@ class AuthHandler:
     def expire(self) -> None:
         """Charge leases that nobody renewed or settled; to be called about every second."""
         num_expired = self._authority.expire()
+        self.metrics.on_expired(num_expired)
         if num_expired:
             _logger.warning("%d leases expired and were charged their last report", num_expired)
 

@@ -123,6 +123,7 @@ class AuthService:
             security=security,
             settings=WorkerSettings(drain_timeout_s=settings.drain_timeout_s),
             build=build,
+            metrics=self._handler.metrics.registry,
         )
         self._ticker = Ticker(
             EXPIRY_INTERVAL_S, lambda: self._worker.call_soon(self._handler.expire)

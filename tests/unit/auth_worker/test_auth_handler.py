@@ -347,3 +347,30 @@ def test_an_admin_is_not_asked_for_more_than_a_key(bench: Bench) -> None:
     )
     assert isinstance(answer, Granted)
     assert answer.role == "admin"
+
+
+def test_decisions_leases_and_commits_are_counted(bench: Bench) -> None:
+    settled = bench.ask(authorize())
+    assert isinstance(settled, Granted)
+    bench.ask(settle(settled.lease_id))
+    bench.ask(authorize())
+    bench.ask(authorize())
+    bench.handler.on_drain(5.0)
+    bench.ask(authorize())
+
+    def values() -> dict[str, float]:
+        return {
+            " ".join([sample.name.removeprefix("penstock_auth_"), *dict(sample.labels).values()]): (
+                sample.value
+            )
+            for sample in bench.handler.metrics.registry.message().samples
+        }
+
+    assert (values()["decisions granted"], values()["open_leases"]) == (3, 2)
+    assert values()["decisions worker_unavailable"] == 1
+    assert values()["waiting_commits"] == 1
+    bench.clock.advance(600)
+    bench.handler.expire()
+    bench.commit()
+    assert (values()["expired_leases"], values()["open_leases"]) == (2, 0)
+    assert (values()["waiting_commits"], values()["commit_groups"] >= 1) == (0, True)

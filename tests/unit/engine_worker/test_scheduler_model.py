@@ -69,8 +69,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.add(request)
         self.requests.append(request)
 
-    @rule(token=st.sampled_from([5, 5, 6]), num_steps=st.integers(1, 4))
-    def step(self, token: int, num_steps: int) -> None:
+    @rule(
+        token=st.sampled_from([5, 5, 6]), num_steps=st.integers(1, 4), lookahead=st.integers(1, 5)
+    )
+    def step(self, token: int, num_steps: int, lookahead: int = 1) -> None:
         for _ in range(num_steps):
             had_work = self.scheduler.has_work()
             schedule = self.scheduler.schedule()
@@ -78,16 +80,33 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert all(row.num_tokens > 0 for row in schedule.rows)
             assert sum(row.num_tokens for row in schedule.rows) <= LIMITS.max_num_batched_tokens
             assert len({row.request.slot for row in schedule.rows}) == len(schedule.rows)
+            rooms = [
+                self.scheduler.reserve(row.request, lookahead) if row.samples else 1
+                for row in schedule.rows
+            ]
             for row in schedule.rows:
                 self.write(row)
-            for row in schedule.rows:
+            for row, room in zip(schedule.rows, rooms, strict=True):
                 self.check_reads(row)
-                samples = row.samples
-                self.scheduler.advance(row)
-                if samples:
-                    row.request.output_token_ids.append(token)
-                    if row.request.num_output_tokens >= row.request.max_output_tokens:
-                        self.end(row.request)
+                self.take(row, token, room if row.num_tokens == 1 else 1)
+
+    def take(self, row: ScheduledRow, token: int, num_turns: int) -> None:
+        """What the engine does with a row's result; a row may compute several tokens in turn."""
+        request = row.request
+        samples = row.samples
+        self.scheduler.advance(row)
+        for turn in range(num_turns if samples else 0):
+            if turn:
+                following = ScheduledRow(request, 1)
+                self.write(following)
+                self.check_reads(following)
+                self.scheduler.advance(following)
+            request.output_token_ids.append(token)
+            if request.num_output_tokens >= request.max_output_tokens:
+                self.end(request)
+                return
+            if request.is_paused:
+                return
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -113,8 +132,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         schedule = self.scheduler.schedule()
         for row in schedule.rows[:1]:
             self.scheduler.distrust(row.request)
-            names = set(self.pool.contents())
-            assert not names & set(row.request.block_hashes[: row.request.num_named_blocks])
+            # Others may have computed the same for themselves; their blocks keep their names.
+            assert not {self.pool._hashes[block_id] for block_id in row.request.block_ids} - {None}
             self.end(row.request)
         for row in schedule.rows[1:]:
             self.write(row)

@@ -1,0 +1,53 @@
+"""What an auth worker counts; gateways show it on /metrics."""
+
+from collections.abc import Callable
+
+from protocol.messages import Denied, Granted, Message
+from protocol.metrics import MetricRegistry
+
+
+class AuthMetrics:
+    """The worker's metrics.
+
+    Args:
+        num_leases: Open leases.
+        num_unanswered: Operations that wait for their commit.
+        num_groups: Groups committed so far.
+
+    Attributes:
+        registry: Holds them for the worker's reports.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_leases: Callable[[], int],
+        num_unanswered: Callable[[], int],
+        num_groups: Callable[[], int],
+    ) -> None:
+        self.registry = MetricRegistry()
+        gauge, counter = self.registry.gauge, self.registry.counter
+        gauge("penstock_auth_open_leases", "Reservations that are not settled.", num_leases)
+        gauge(
+            "penstock_auth_waiting_commits",
+            "Operations that wait for their commit.",
+            num_unanswered,
+        )
+        gauge("penstock_auth_commit_groups", "Groups committed since the start.", num_groups)
+        self._decisions = counter(
+            "penstock_auth_decisions", "Answers to requests: granted, or why not.", ("outcome",)
+        )
+        self._expired = counter(
+            "penstock_auth_expired_leases", "Leases that nobody renewed or settled."
+        )
+
+    def on_decision(self, answer: Message) -> None:
+        """A request was granted or denied."""
+        if isinstance(answer, Granted):
+            self._decisions.add(1, "granted")
+        elif isinstance(answer, Denied):
+            self._decisions.add(1, str(answer.code))
+
+    def on_expired(self, num_leases: int) -> None:
+        """Leases were charged their last report."""
+        self._expired.add(num_leases)
