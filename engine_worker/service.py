@@ -18,6 +18,8 @@ from protocol.security import ClientSecurity
 from protocol.worker import Worker, WorkerSettings
 
 EXIT_FAILED = 1
+HANG_GRACE_S = 60.0
+"""Beyond the gateway's own patience; a program that compiles after all may need it."""
 
 _log = logging.getLogger("penstock.engine")
 
@@ -48,7 +50,9 @@ def run(
         handler=handler,
         endpoints=endpoints,
         security=security,
-        settings=WorkerSettings(drain_timeout_s=settings.drain_timeout_s),
+        settings=WorkerSettings(
+            drain_timeout_s=settings.drain_timeout_s, hang_grace_s=HANG_GRACE_S
+        ),
         build=build,
         metrics=metrics.registry,
     )

@@ -332,7 +332,7 @@ class PeerTable:
             return self._lose(peer, "hung", f"stuck in phase {peer.phase}")
         stalled_s = now - peer.progress_since
         if not is_starting and peer.load.num_running > 0 and stalled_s >= limits.stall_timeout_s:
-            self._stuck[peer.instance_id] = peer.progress_counter
+            peer.stuck_at = self._stuck[peer.instance_id] = peer.progress_counter
             if len(self._stuck) > limits.max_peers:
                 self._stuck.popitem(last=False)
             return self._lose(peer, "hung", f"no progress for {stalled_s:.1f} s with work running")

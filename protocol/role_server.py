@@ -194,7 +194,11 @@ class RoleServer(Generic[EventT]):
                 self._router.forget(peer.identity)
                 if event.reason in ("silent", "hung", "overflow"):
                     # It may live on: it shall drop what it had and announce itself anew.
-                    self._send(peer.identity, Goodbye(reason=f"declared lost: {event.message}"))
+                    goodbye = Goodbye(
+                        reason=f"declared lost: {event.message}",
+                        is_hung=peer.stuck_at is not None,
+                    )
+                    self._send(peer.identity, goodbye)
             elif event.kind != "updated":
                 _logger.info("%s worker %s %s", peer.role, peer.instance_id, event.kind)
             self._on_peer(event)

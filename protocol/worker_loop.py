@@ -84,6 +84,8 @@ class WorkerSettings:
             reach `Worker.wait`, then the process ends without it.
         handle_signals: Take over SIGTERM and SIGINT when started from the main thread.
         metrics_interval_s: Between two reports of the worker's metrics to each gateway.
+        hang_grace_s: Told by a gateway that it hangs, the worker ends if it has made no progress so
+            much later, for its supervisor to start it anew; None goes on hoping.
     """
 
     heartbeat_interval_s: float = 1.0
@@ -95,6 +97,7 @@ class WorkerSettings:
     exit_grace_s: float = 2.0
     handle_signals: bool = True
     metrics_interval_s: float = 5.0
+    hang_grace_s: float | None = None
 
 
 @dataclass
@@ -353,12 +356,21 @@ class WorkerLoop(Generic[CommandT]):
             _logger.info("the gateway at %s says goodbye: %s", link.address, message.reason)
             link.has_said_goodbye = True
             link.dealer.reset(self._settings.heartbeat_interval_s)
+            if message.is_hung and self._settings.hang_grace_s is not None:
+                counter = self._handler.progress_counter()
+                self._loop.call_later(self._settings.hang_grace_s, self._end_if_hung, counter)
         elif isinstance(message, Drain):
             self.begin_drain(message.timeout_s)
         elif isinstance(message, Refused):
             self._on_refused(link, message)
         elif not isinstance(message, Pong):
             self._on_command(link, message)
+
+    def _end_if_hung(self, counter: int) -> None:
+        is_hung = self._handler.progress_counter() == counter and self._handler.load().num_running
+        if is_hung and not self._is_finished:
+            _logger.error("this worker hangs: it has work and makes no progress; it ends")
+            self.finish("hung", EXIT_FAILED)
 
     def _on_command(self, link: WorkerLink[CommandT], command: CommandT) -> None:
         if link.gateway_id is None:

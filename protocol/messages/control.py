@@ -171,10 +171,13 @@ class Goodbye(Message, frozen=True, tag="goodbye"):
 
     Attributes:
         has_failed: The sender broke; what it worked on may have been the cause.
+        is_hung: The receiver has work and makes no progress; if that lasts, it had better end and
+            be started anew.
     """
 
     reason: str = ""
     has_failed: bool = False
+    is_hung: bool = False
 
 
 class Refused(Message, frozen=True, tag="refused"):

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -408,3 +409,34 @@ async def test_a_worker_that_cannot_dial_at_all_fails_instead_of_waiting_for_eve
 ) -> None:
     worker, _ = make_worker(Endpoint("carrier-pigeon://nowhere"))
     assert await asyncio.to_thread(worker.wait) == 1
+
+
+@pytest.mark.parametrize("recovers", [False, True])
+async def test_a_worker_told_that_it_hangs_ends_unless_it_moves(
+    socket_dir: Path,
+    make_gateway: MakeGateway,
+    make_worker: MakeWorker,
+    caplog: pytest.LogCaptureFixture,
+    recovers: bool,
+) -> None:
+    limits = PeerLimits(stall_timeout_s=0.2)
+    gateway = make_gateway(f"ipc://{socket_dir}/a.sock", peer_limits=limits)
+    # Shorter than the pause before it dials again, so that it is over once the worker is back.
+    settings = replace(SETTINGS, hang_grace_s=0.01)
+    worker, handler = make_worker(gateway.start(), settings=settings)
+    handler.unfinished = 1
+    note_loss = handler.on_gateway_lost
+
+    def on_gateway_lost(gateway_id: str) -> None:
+        handler.unfinished = 0 if recovers else 1
+        note_loss(gateway_id)
+
+    handler.on_gateway_lost = on_gateway_lost  # type: ignore[method-assign]
+    worker.announce(OFFER)
+    await gateway.until(lambda: gateway.losses()[:1] == ["hung"])
+    if recovers:
+        await gateway.until(lambda: gateway.kinds().count("ready") == 2)
+        assert not worker.is_finished
+    else:
+        assert await asyncio.to_thread(worker.wait) == 1
+        assert "this worker hangs" in caplog.text
