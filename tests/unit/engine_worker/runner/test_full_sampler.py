@@ -177,6 +177,8 @@ def test_nan_fails_its_own_row_although_only_scores_are_wanted(runner: JaxModelR
 def test_masks_are_asked_for_after_the_forward_pass_has_begun(
     runner: JaxModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # So that the programs exist.
+    run(runner, row(allowed_mask=allow_all(VOCAB_SIZE)))
     events: list[str] = []
     programs = dict(runner.programs)
 
