@@ -13,10 +13,7 @@ import argparse
 import json
 import os
 import platform
-import statistics
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,58 +21,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from benchmarks.host_share import HostShare, measure_host_share, print_host_shares
+from benchmarks.shapes import SHAPES
+from benchmarks.steps import (
+    BLOCK_SIZE,
+    decode_bytes,
+    measure_bandwidth,
+    median_s,
+    progress,
+    row_blocks,
+    time_decode,
+)
 from engine_worker.batch import RowSampling, RowWork, StepBatch
 from engine_worker.compile_cache import prepare_backend
-from engine_worker.kv_cache import KvLayout, block_bytes, store_tokens
+from engine_worker.kv_cache import KvLayout, store_tokens
 from engine_worker.models.decoder import DecoderWeights, declare, random_weights
 from engine_worker.models.hf_config import decoder_spec
 from engine_worker.runner.jax_runner import JaxModelRunner
 
-BLOCK_SIZE = 32
-MIN_SAMPLE_S = 0.3
-LLAMA: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 2048,
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "penstock-demo": LLAMA
-    | {
-        "vocab_size": 2048,
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "head_dim": 64,
-    },
-    "SmolLM2-135M": LLAMA
-    | {
-        "vocab_size": 49152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "head_dim": 64,
-    },
-    "Qwen2.5-0.5B": LLAMA
-    | {
-        "architectures": ["Qwen2ForCausalLM"],
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000.0,
-        "vocab_size": 151936,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-    },
-}
 KV_SIZES = (4_096, 65_536)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 SAMPLINGS = {
@@ -158,29 +122,6 @@ FULL = Plan(
 )
 
 
-def median_s(call: Callable[[], object], num_repeats: int) -> float:
-    """Median of `times_s`."""
-    return statistics.median(times_s(call, num_repeats))
-
-
-def times_s(call: Callable[[], object], num_repeats: int) -> list[float]:
-    """Times of calls after one that is not counted, for `MIN_SAMPLE_S` or more altogether."""
-    call()
-    times: list[float] = []
-    while len(times) < num_repeats or sum(times) < MIN_SAMPLE_S:
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return times
-
-
-def measure_bandwidth(size_bytes: int = 2**28) -> float:
-    """Bytes per second at which all cores together read an array that no cache holds, at best."""
-    array = jnp.ones(size_bytes // 4, jnp.float32)
-    read = jax.jit(jnp.max)
-    return size_bytes / min(times_s(lambda: read(array).block_until_ready(), 20))
-
-
 def time_kv_write(dtype: str, num_cached_tokens: int) -> float:
     """Seconds to store eight tokens in one layer of a donated cache of a given size.
 
@@ -212,41 +153,6 @@ def make_runner(weights: DecoderWeights, plan: Plan) -> JaxModelRunner:
         block_size=BLOCK_SIZE,
         max_num_seqs=max(plan.batches),
     )
-
-
-def row_blocks(runner: JaxModelRunner, num_rows: int) -> list[list[int]]:
-    """Blocks for rows of the longest kind, scattered over the cache as they are after a while."""
-    blocks = np.random.default_rng(0).permutation(runner.num_blocks)
-    return [[int(block) for block in part] for part in np.array_split(blocks, num_rows)]
-
-
-def decode_bytes(runner: JaxModelRunner, weights: DecoderWeights, rows: int, context: int) -> int:
-    """Bytes that a decode step can't avoid to read; embeddings of the tied head count once."""
-    layout = runner.kv_layout
-    token_bytes = block_bytes(weights.graph.spec, layout.dtype, BLOCK_SIZE) // BLOCK_SIZE
-    return weights.graph.size_bytes + rows * context * token_bytes
-
-
-def time_decode(
-    runner: JaxModelRunner, weights: DecoderWeights, rows: Sequence[RowWork], num_repeats: int
-) -> tuple[float, float]:
-    """Median seconds of a step through the runner, and of its bare program."""
-    batch = StepBatch(tuple(rows))
-    runner_s = median_s(lambda: runner.run(batch), num_repeats)
-    fitting = [b for b in runner.programs if not b.is_prefill and b.num_rows >= len(rows)]
-    bucket = min(fitting, key=lambda b: b.num_rows)
-    program, packed = runner.programs[bucket], runner.packed_layouts[bucket].pack(rows)
-    state = runner.state
-
-    def call() -> None:
-        nonlocal state
-        output, state = program(weights.leaves, state, packed)
-        np.asarray(output.tokens)
-
-    program_s = median_s(call, num_repeats)
-    # The runner's own arrays were donated to the first call.
-    runner.reset()
-    return runner_s, program_s
 
 
 def decode_points(
@@ -291,11 +197,6 @@ def prefill_points(
         batch = StepBatch((row,))
         first_token_s = median_s(partial(runner.run, batch), plan.num_repeats)
         yield PrefillResult(name, dtype, num_tokens, first_token_s, num_tokens / first_token_s)
-
-
-def progress(text: str) -> None:
-    """One line to stderr, so that stdout stays a table."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def print_tables(
@@ -344,6 +245,11 @@ def run(plan: Plan) -> dict[str, Any]:
     print("\n| type | cached tokens | KV write us |\n|---|---|---|")
     for result in kv_writes:
         print(f"| {result.dtype} | {result.num_cached_tokens} | {result.write_s * 1e6:.0f} |")
+    shares: list[HostShare] = []
+    for name in plan.shapes:
+        progress(f"{name}: host share")
+        shares.append(measure_host_share(name, max(plan.batches)))
+    print_host_shares(shares)
     return {
         "jax": jax.__version__,
         "machine": platform.machine(),
@@ -351,6 +257,7 @@ def run(plan: Plan) -> dict[str, Any]:
         "bandwidth_bytes_per_s": bandwidth,
         "decode": [asdict(result) for result in decodes],
         "prefill": [asdict(result) for result in prefills],
+        "host_share": [asdict(share) for share in shares],
         "kv_write": [asdict(result) for result in kv_writes],
     }
 

@@ -26,7 +26,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.engine import SHAPES
+from benchmarks.shapes import SHAPES
 from engine_worker.block_hashes import block_hashes
 from engine_worker.compile_cache import prepare_backend
 from engine_worker.demo import demo_model_path

@@ -10,6 +10,7 @@ bfloat16 is kept as its bits in uint16, because XLA:CPU stores into a bfloat16 a
 all of it to float32 and back; a uint16 array is updated in place.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ from engine_worker.models.spec import DecoderSpec
 
 MEMORY_SHARE = 0.3
 """Share of the memory now available that the cache takes when nothing says otherwise."""
+ACCELERATOR_SHARE = 0.85
+"""The same on a device with memory of its own, which nobody else needs; the rest is for programs."""
 
 
 class LayerPages(NamedTuple):
@@ -185,6 +188,24 @@ def size_kv_blocks(
     return kv_memory_bytes // block_bytes(spec, dtype, block_size) - 1
 
 
+def default_kv_memory_bytes(
+    weight_bytes: int = 0, device_stats: Mapping[str, int] | None = None
+) -> int:
+    """Memory for the cache when nothing says otherwise.
+
+    Args:
+        weight_bytes: Of weights that are not on the device yet.
+        device_stats: `Device.memory_stats()`; None asks the default device, and the system where
+            the device has no memory of its own.
+    """
+    if device_stats is None:
+        device_stats = jax.devices()[0].memory_stats()
+    if device_stats and "bytes_limit" in device_stats:
+        free_bytes = device_stats["bytes_limit"] - device_stats.get("bytes_in_use", 0)
+        return int(max(0, free_bytes - weight_bytes) * ACCELERATOR_SHARE)
+    return int(psutil.virtual_memory().available * MEMORY_SHARE)
+
+
 def choose_num_blocks(
     spec: DecoderSpec,
     dtype: DTypeLike,
@@ -203,16 +224,16 @@ def choose_num_blocks(
         block_size: Tokens a block.
         max_num_seqs: Rows that run at once.
         max_model_len: The longest row, tokens.
-        kv_memory_bytes: Memory for the cache; None takes `MEMORY_SHARE` of the available.
-        available_bytes: Memory now available; None asks the system.
+        kv_memory_bytes: Memory for the cache; None takes `default_kv_memory_bytes`.
+        available_bytes: Memory of which `MEMORY_SHARE` is taken instead.
 
     Raises:
         KvMemoryError: Not even one row of `max_model_len` tokens fits.
     """
-    if kv_memory_bytes is None:
-        if available_bytes is None:
-            available_bytes = psutil.virtual_memory().available
-        kv_memory_bytes = int(available_bytes * MEMORY_SHARE)
+    if kv_memory_bytes is None and available_bytes is None:
+        kv_memory_bytes = default_kv_memory_bytes()
+    elif kv_memory_bytes is None:
+        kv_memory_bytes = int((available_bytes or 0) * MEMORY_SHARE)
     blocks_per_row = -(-max_model_len // block_size)
     num_blocks = size_kv_blocks(kv_memory_bytes, spec, dtype, block_size)
     if num_blocks < blocks_per_row:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import psutil
 from jax.typing import DTypeLike
 
 from engine_worker.batch import MAX_LOGPROBS
@@ -19,7 +18,7 @@ from engine_worker.embedding.loading import decoder_embedder
 from engine_worker.engine import RESUME_VERSION, Engine
 from engine_worker.errors import KvMemoryError
 from engine_worker.format_detection import DetectedFormats, detect_formats
-from engine_worker.kv_cache import MEMORY_SHARE, choose_num_blocks, size_kv_blocks
+from engine_worker.kv_cache import choose_num_blocks, default_kv_memory_bytes, size_kv_blocks
 from engine_worker.metrics import EngineMetrics
 from engine_worker.models.decoder import DecoderGraph, declare
 from engine_worker.models.dtype import DtypeChoice, read_cpu_flags, resolve_dtype
@@ -232,7 +231,7 @@ def choose_max_model_len(settings: ModelSettings, spec: DecoderSpec, dtype: DTyp
         return settings.max_model_len
     kv_memory_bytes = settings.kv_memory_bytes
     if kv_memory_bytes is None:
-        kv_memory_bytes = int(psutil.virtual_memory().available * MEMORY_SHARE)
+        kv_memory_bytes = default_kv_memory_bytes(declare(spec, dtype).size_bytes)
     num_blocks = size_kv_blocks(kv_memory_bytes, spec, dtype, settings.block_size)
     fitting = num_blocks * settings.block_size
     if fitting < 1:

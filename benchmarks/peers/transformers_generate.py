@@ -19,26 +19,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from tokenizers import Tokenizer as BackendTokenizer
-from tokenizers import decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
-from benchmarks.engine import BLOCK_SIZE, SHAPES, progress, row_blocks, time_decode
-from engine_worker.batch import RowSampling, RowWork
+from benchmarks.shapes import SHAPES
+from benchmarks.steps import progress
+from benchmarks.whole_engine import (
+    NUM_NEW_TOKENS,
+    NUM_PROMPT_TOKENS,
+    WholeEngine,
+    served_dtype,
+)
 from engine_worker.compile_cache import prepare_backend
-from engine_worker.detokenizer import byte_level_table
-from engine_worker.engine import Engine
-from engine_worker.models.decoder import DecoderWeights, declare, random_weights
-from engine_worker.models.dtype import read_cpu_flags, resolve_dtype
+from engine_worker.models.decoder import declare, random_weights
 from engine_worker.models.hf_config import decoder_spec
-from engine_worker.runner.jax_runner import JaxModelRunner
-from engine_worker.tokenizer import Tokenizer
-from protocol.messages import Failure, Generate, SamplingParams
 
-NUM_PROMPT_TOKENS = 128
-NUM_NEW_TOKENS = 128
 CONCURRENCIES = (1, 8, 32)
 
 Generation = Callable[[int, int], float]
@@ -63,109 +55,16 @@ class Comparison:
         return self.engine / max(self.transformers_bfloat16, self.transformers_float32)
 
 
-def wide_tokenizer(vocab_size: int) -> Tokenizer:
-    """A byte-level tokenizer with as many tokens as the model has, so that any output is text."""
-    vocabulary = byte_level_table()
-    letters = list(vocabulary)
-    merges = []
-    stems = list(letters)
-    for stem in stems:
-        for letter in letters:
-            if len(vocabulary) >= vocab_size:
-                break
-            if stem + letter not in vocabulary:
-                merges.append((stem, letter))
-                vocabulary[stem + letter] = len(vocabulary)
-                stems.append(stem + letter)
-    backend = BackendTokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), frozenset())
-
-
-class EngineSide:
-    """The whole engine of one shape, without sockets.
-
-    Args:
-        shape: Of `benchmarks.engine.SHAPES`.
-        max_concurrency: The most requests at once.
-    """
-
-    def __init__(self, shape: str, max_concurrency: int) -> None:
-        spec = decoder_spec(SHAPES[shape])
-        dtype = resolve_dtype(
-            "auto", jax.default_backend(), declare(spec, "float32").num_parameters, read_cpu_flags()
-        ).dtype
-        self.weights: DecoderWeights = random_weights(declare(spec, dtype), seed=0)
-        self._max_model_len = NUM_PROMPT_TOKENS + NUM_NEW_TOKENS + 1
-        self.runner = JaxModelRunner.create(
-            self.weights,
-            num_blocks=(max_concurrency + 1) * -(-self._max_model_len // BLOCK_SIZE),
-            max_model_len=self._max_model_len,
-            block_size=BLOCK_SIZE,
-            max_num_seqs=max_concurrency,
-        )
-        self.runner.warm_up(lambda done, text: None)
-        self.runner.finish_warm_up()
-        self._engine = Engine(
-            self.runner,
-            wide_tokenizer(spec.vocab_size),
-            vocab_size=spec.vocab_size,
-            max_model_len=self._max_model_len,
-            prefix_cache=False,
-        )
-        self._vocab_size = spec.vocab_size
-        self._generator = np.random.default_rng(0)
-        self._num_requests = 0
-
-    def generate(self, concurrency: int, num_new_tokens: int, *, is_streaming: bool) -> float:
-        """Seconds from the first request to the last end."""
-        sampling = SamplingParams(temperature=0.0, max_tokens=num_new_tokens, ignore_eos=True)
-        started = time.perf_counter()
-        for _ in range(concurrency):
-            self._num_requests += 1
-            prompt = self._generator.integers(0, self._vocab_size, NUM_PROMPT_TOKENS)
-            self._engine.add(
-                "benchmark",
-                Generate(
-                    request_id=str(self._num_requests),
-                    choice=0,
-                    attempt=0,
-                    prompt_token_ids=tuple(prompt.tolist()),
-                    sampling=sampling,
-                    lease_tokens=self._max_model_len,
-                    deadline_s=3600.0,
-                    is_streaming=is_streaming,
-                ),
-            )
-        while self._engine.has_work():
-            for told in self._engine.step().values():
-                failed = [end for end in told.ends if isinstance(end, Failure)]
-                assert not failed, failed
-        return time.perf_counter() - started
-
-    def bare_tokens_per_s(self, concurrency: int) -> float:
-        """Of the decode program alone, at the middle of the outputs."""
-        context = NUM_PROMPT_TOKENS + NUM_NEW_TOKENS // 2
-        num_blocks = -(-self._max_model_len // BLOCK_SIZE)
-        blocks = row_blocks(self.runner, concurrency)
-        rows = [
-            RowWork(slot, (1,), context - 1, blocks[slot][:num_blocks], True, RowSampling())
-            for slot in range(concurrency)
-        ]
-        _, program_s = time_decode(self.runner, self.weights, rows, 15)
-        return concurrency / program_s
-
-
 class TransformersSide:
-    """transformers' own model of the shape with torch, on the CPU.
+    """transformers' own model of the shape with torch.
 
     Args:
-        shape: Of `benchmarks.engine.SHAPES`.
+        shape: Of `benchmarks.shapes.SHAPES`.
         dtype: bfloat16 or float32.
+        device: torch's name of it.
     """
 
-    def __init__(self, shape: str, dtype: str) -> None:
+    def __init__(self, shape: str, dtype: str, device: str = "cpu") -> None:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -176,12 +75,16 @@ class TransformersSide:
         self._vocab_size: int = config.vocab_size
         # Typed as Any: its stubs don't know `generate`.
         model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-        self._model = model.eval()
+        self._model = model.eval().to(device)
+        self._device = device
 
-    def generate(self, concurrency: int, num_new_tokens: int) -> float:
+    def generate(
+        self, concurrency: int, num_new_tokens: int, num_prompt_tokens: int = NUM_PROMPT_TOKENS
+    ) -> float:
         """Seconds of one call."""
         torch = self._torch
-        prompts = torch.randint(0, self._vocab_size, (concurrency, NUM_PROMPT_TOKENS))
+        shape = (concurrency, num_prompt_tokens)
+        prompts = torch.randint(0, self._vocab_size, shape, device=self._device)
         started = time.perf_counter()
         with torch.inference_mode():
             output = self._model.generate(
@@ -193,7 +96,9 @@ class TransformersSide:
                 pad_token_id=0,
                 eos_token_id=None,
             )
-        assert output.shape[1] == NUM_PROMPT_TOKENS + num_new_tokens
+        # Reading a token waits for an accelerator.
+        assert 0 <= int(output[0, -1]) < self._vocab_size
+        assert output.shape[1] == num_prompt_tokens + num_new_tokens
         return time.perf_counter() - started
 
 
@@ -218,7 +123,10 @@ def compare(
 ) -> list[Comparison]:
     """All concurrencies of one shape."""
     progress(f"{shape}: compiling")
-    engine = EngineSide(shape, max(concurrencies))
+    engine = WholeEngine(
+        random_weights(declare(decoder_spec(SHAPES[shape]), served_dtype(shape)), seed=0),
+        max(concurrencies),
+    )
     sides: dict[str, Generation] = {
         "engine": lambda num, new: engine.generate(num, new, is_streaming=False),
         "engine, streaming": lambda num, new: engine.generate(num, new, is_streaming=True),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +89,7 @@ class JaxModelRunner:
         max_num_seqs: int = 32,
         max_num_batched_tokens: int = 512,
         deterministic: bool = False,
-    ) -> "JaxModelRunner":
+    ) -> Self:
         """A runner with an empty cache and no program compiled yet.
 
         Args:

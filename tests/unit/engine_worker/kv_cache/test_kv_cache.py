@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 import pytest
 
 from engine_worker.errors import KvMemoryError
@@ -10,6 +11,7 @@ from engine_worker.kv_cache import (
     KvLayout,
     block_bytes,
     choose_num_blocks,
+    default_kv_memory_bytes,
     load_pages,
     size_kv_blocks,
     store_tokens,
@@ -96,3 +98,15 @@ def test_memory_for_less_than_one_request_is_refused_with_both_numbers() -> None
             max_model_len=30,
             kv_memory_bytes=3 * BLOCK_BYTES,
         )
+
+
+def test_a_device_with_memory_of_its_own_gives_most_of_what_the_weights_leave() -> None:
+    stats = {"bytes_limit": 1000, "bytes_in_use": 100}
+    assert default_kv_memory_bytes(device_stats=stats) == int(900 * 0.85)
+    assert default_kv_memory_bytes(400, stats) == int(500 * 0.85)
+    assert default_kv_memory_bytes(2000, stats) == 0
+
+
+def test_a_cpu_gives_a_share_of_the_systems_memory() -> None:
+    available = psutil.virtual_memory().available
+    assert 0.1 * available < default_kv_memory_bytes(device_stats={}) < 0.6 * available

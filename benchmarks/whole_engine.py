@@ -1,0 +1,166 @@
+"""The whole engine in this process, with random weights, as benchmarks drive it."""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer as BackendTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from benchmarks.shapes import SHAPES
+from benchmarks.steps import BLOCK_SIZE, row_blocks, time_decode
+from engine_worker.batch import RowSampling, RowWork
+from engine_worker.detokenizer import byte_level_table
+from engine_worker.engine import Engine
+from engine_worker.models.decoder import DecoderWeights, declare
+from engine_worker.models.dtype import read_cpu_flags, resolve_dtype
+from engine_worker.models.hf_config import decoder_spec
+from engine_worker.runner.buckets import Bucket
+from engine_worker.runner.jax_runner import JaxModelRunner
+from engine_worker.tokenizer import Tokenizer
+from protocol.messages import Failure, Generate, SamplingParams
+
+NUM_PROMPT_TOKENS = 128
+NUM_NEW_TOKENS = 128
+
+
+def wide_tokenizer(vocab_size: int) -> Tokenizer:
+    """A byte-level tokenizer with as many tokens as the model has, so that any output is text."""
+    vocabulary = byte_level_table()
+    letters = list(vocabulary)
+    merges = []
+    stems = list(letters)
+    for stem in stems:
+        for letter in letters:
+            if len(vocabulary) >= vocab_size:
+                break
+            if stem + letter not in vocabulary:
+                merges.append((stem, letter))
+                vocabulary[stem + letter] = len(vocabulary)
+                stems.append(stem + letter)
+    backend = BackendTokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), frozenset())
+
+
+def served_dtype(shape: str) -> np.dtype[Any]:
+    """The type that the engine would choose for a model of this shape here."""
+    num_parameters = declare(decoder_spec(SHAPES[shape]), "float32").num_parameters
+    return resolve_dtype("auto", jax.default_backend(), num_parameters, read_cpu_flags()).dtype
+
+
+class TimedRunner(JaxModelRunner):
+    """Adds up the time inside compiled programs, results included."""
+
+    program_s = 0.0
+
+    def _compile(self, key: Bucket | int) -> Any:
+        program = super()._compile(key)
+
+        def call(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            results = program(*arguments)
+            for array in jax.tree.leaves(results):
+                array.block_until_ready()
+            self.program_s += time.perf_counter() - started
+            return results
+
+        return call
+
+
+class WholeEngine:
+    """An engine of one shape without sockets, with prompts of random tokens.
+
+    Args:
+        weights: Of the shape.
+        max_concurrency: The most requests at once.
+        num_prompt_tokens: Of each request.
+        num_new_tokens: The most of each request.
+    """
+
+    def __init__(
+        self,
+        weights: DecoderWeights,
+        max_concurrency: int,
+        num_prompt_tokens: int = NUM_PROMPT_TOKENS,
+        num_new_tokens: int = NUM_NEW_TOKENS,
+    ) -> None:
+        spec = weights.graph.spec
+        self.weights = weights
+        self._num_prompt_tokens = num_prompt_tokens
+        self._num_new_tokens = num_new_tokens
+        self._max_model_len = num_prompt_tokens + num_new_tokens + 1
+        self.runner = TimedRunner.create(
+            self.weights,
+            num_blocks=(max_concurrency + 1) * -(-self._max_model_len // BLOCK_SIZE),
+            max_model_len=self._max_model_len,
+            block_size=BLOCK_SIZE,
+            max_num_seqs=max_concurrency,
+        )
+        self.runner.warm_up(lambda done, text: None)
+        self.runner.finish_warm_up()
+        self.engine = Engine(
+            self.runner,
+            wide_tokenizer(spec.vocab_size),
+            vocab_size=spec.vocab_size,
+            max_model_len=self._max_model_len,
+            prefix_cache=False,
+        )
+        self._vocab_size = spec.vocab_size
+        self._generator = np.random.default_rng(0)
+        self._num_requests = 0
+
+    def add(self, concurrency: int, num_new_tokens: int, *, is_streaming: bool) -> None:
+        """Hand in requests."""
+        sampling = SamplingParams(temperature=0.0, max_tokens=num_new_tokens, ignore_eos=True)
+        for _ in range(concurrency):
+            self._num_requests += 1
+            prompt = self._generator.integers(0, self._vocab_size, self._num_prompt_tokens)
+            self.engine.add(
+                "benchmark",
+                Generate(
+                    request_id=str(self._num_requests),
+                    choice=0,
+                    attempt=0,
+                    prompt_token_ids=tuple(prompt.tolist()),
+                    sampling=sampling,
+                    lease_tokens=self._max_model_len,
+                    deadline_s=3600.0,
+                    is_streaming=is_streaming,
+                ),
+            )
+
+    def generate(self, concurrency: int, num_new_tokens: int, *, is_streaming: bool) -> float:
+        """Seconds from the first request to the last end."""
+        started = time.perf_counter()
+        self.add(concurrency, num_new_tokens, is_streaming=is_streaming)
+        while self.engine.has_work():
+            self.step()
+        return time.perf_counter() - started
+
+    def step(self) -> None:
+        """One step, of which nothing may fail."""
+        for told in self.engine.step().values():
+            failed = [end for end in told.ends if isinstance(end, Failure)]
+            assert not failed, failed
+
+    def decode_rate(self, concurrency: int, *, is_streaming: bool) -> float:
+        """Decode tokens per second: a whole run less one that makes one token."""
+        first_s = self.generate(concurrency, 1, is_streaming=is_streaming)
+        whole_s = self.generate(concurrency, self._num_new_tokens, is_streaming=is_streaming)
+        return concurrency * (self._num_new_tokens - 1) / (whole_s - first_s)
+
+    def bare_tokens_per_s(self, concurrency: int) -> float:
+        """Of the decode program alone, at the middle of the outputs."""
+        context = self._num_prompt_tokens + self._num_new_tokens // 2
+        num_blocks = -(-self._max_model_len // BLOCK_SIZE)
+        blocks = row_blocks(self.runner, concurrency)
+        rows = [
+            RowWork(slot, (1,), context - 1, blocks[slot][:num_blocks], True, RowSampling())
+            for slot in range(concurrency)
+        ]
+        _, program_s = time_decode(self.runner, self.weights, rows, 15)
+        return concurrency / program_s
