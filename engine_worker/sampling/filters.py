@@ -104,8 +104,7 @@ def _top_p_bound(
 
     def mass_above(bound: jax.Array) -> jax.Array:
         kept = jnp.where(scores >= bound[:, None], units, 0)
-        low = jnp.sum(kept & _PART_MASK, axis=1, dtype=jnp.uint32)
-        return _mass(jnp.sum(kept >> _PART_BITS, axis=1, dtype=jnp.uint32), low)
+        return _mass(*_sums(kept >> _PART_BITS, kept & _PART_MASK))
 
     # At least the most likely token stays, whatever rounding makes of a tiny top-p.
     target = jnp.maximum(mass_above(floor) * top_ps, 1.0)
@@ -128,6 +127,23 @@ def _units(scores: jax.Array, maximum: jax.Array, floor: jax.Array) -> jax.Array
     """Probabilities as integers, the best score's being 2**24: [R, N] uint32; 0 below `floor`."""
     weights = exp(scores - maximum[:, None]) * float(_WEIGHT_ONE)
     return jnp.where(scores >= floor[:, None], jnp.round(weights), 0.0).astype(jnp.uint32)
+
+
+def _sums(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sums of the rows of two [R, N] uint32 arrays, [R] each.
+
+    As one reduction of both, which XLA:CPU vectorises without writing its inputs to memory; two
+    reductions take seven times as long.
+    """
+
+    def add(
+        sums: tuple[jax.Array, jax.Array], entries: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        return sums[0] + entries[0], sums[1] + entries[1]
+
+    zero = jnp.uint32(0)
+    of_first, of_second = lax.reduce((first, second), (zero, zero), add, (1,))
+    return of_first, of_second
 
 
 def _mass(high: jax.Array, low: jax.Array) -> jax.Array:
