@@ -66,6 +66,28 @@ TOOLS = {
     "logprobs": True,
 }
 
+REMEMBER = {
+    "type": "function",
+    "function": {
+        "name": "remember",
+        "parameters": {
+            "type": "object",
+            "properties": {"note": {"type": "string", "minLength": 120, "maxLength": 160}},
+            "required": ["note"],
+            "additionalProperties": False,
+        },
+    },
+}
+"""A tool whose calls take a while."""
+REQUIRED = {**TOOLS, "ignore_eos": False, "tools": [REMEMBER], "tool_choice": "required"}
+NAMED = {
+    **REQUIRED,
+    "tools": [WEATHER, REMEMBER],
+    "tool_choice": {"type": "function", "function": {"name": "remember"}},
+    "temperature": 1.2,
+    "seed": 7,
+}
+
 
 @pytest.fixture(scope="module")
 def frail(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[House]:
@@ -100,10 +122,14 @@ def known(frail: House) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]
         if text.find(text[start : start + 12]) == start
     )
     bodies = {"plain": LONG, "stop": {**sampled, "stop": [stop]}, "choices": CHOICES}
-    bodies["tools"] = TOOLS
+    bodies |= {"tools": TOOLS, "required": REQUIRED, "named": NAMED}
     answers = {name: (body, known_answer(frail.url, body)) for name, body in bodies.items()}
     assert answers["stop"][1][0]["finish_reason"] == "stop"
     assert answers["tools"][1][0]["message"]["tool_calls"][0]["name"] == "get_weather"
+    for name in ("required", "named"):
+        (call,) = answers[name][1][0]["message"]["tool_calls"]
+        assert call["name"] == "remember"
+        assert len(json.loads(call["arguments"])["note"]) >= 120
     assert len({one["message"]["content"] for one in answers["choices"][1]}) == 2
     assert [len(one["tokens"]) for one in answers["choices"][1]] == [160, 160]
     return answers
@@ -153,7 +179,7 @@ def test_a_killed_engines_streams_go_on_at_another_one_with_the_same_text(
     streams = start_all(whole, known)
     os.kill(whole.pids("engine_worker")[0], signal.SIGKILL)
     assert_undisturbed(known, streams)
-    # Five choices on two engines: some of them were on the one that was killed.
+    # Seven choices on two engines: some of them were on the one that was killed.
     assert metric(whole, "penstock_gateway_resumptions_total", role="engine") > before
 
 
@@ -204,12 +230,11 @@ def test_four_busy_processes_beside_raise_no_false_death(whole: House, known: Kn
 
 def test_killed_parsers_are_replaced_and_the_text_is_replayed(whole: House, known: Known) -> None:
     before = metric(whole, "penstock_gateway_resumptions_total", role="toolparser")
-    body, answer = known["tools"]
-    stream = LiveStream(whole.url, body)
-    stream.wait_started()
+    with_tools = {name: known[name] for name in ("tools", "required", "named")}
+    streams = start_all(whole, with_tools)
     for pid in whole.pids("toolparser_worker"):
         os.kill(pid, signal.SIGKILL)
-    assert stream.answer() == answer
+    assert_undisturbed(with_tools, streams)
     assert metric(whole, "penstock_gateway_resumptions_total", role="toolparser") > before
 
 

@@ -46,6 +46,8 @@ def test_functions_are_tools_and_their_choice_is_the_tools() -> None:
     assert made.options.names_functions
     assert ignored == []
     assert job(functions=[FUNCTION], function_call="none")[0].tools_json is None
+    named, _ = job(functions=[FUNCTION], function_call={"name": "f"})
+    assert (named.tool_choice, named.tool_name) == ("named", "f")
 
 
 def test_without_functions_answers_speak_of_tools() -> None:
@@ -81,6 +83,7 @@ def test_calls_and_results_in_messages_get_ids_that_match() -> None:
         ({"functions": [FUNCTION], "tool_choice": "auto"}, "functions", "contradicts"),
         ({"function_call": {"name": "f"}}, "function_call", "needs `functions`"),
         ({"functions": [FUNCTION], "function_call": "never"}, "function_call", "Invalid"),
+        ({"functions": [FUNCTION], "function_call": {"name": "g"}}, "function_call", "no tool `g`"),
         ({"functions": [{"name": "a b"}]}, "functions[0].name", "`functions[0].name`"),
         ({"functions": [1]}, "functions[0]", "`functions[0]`"),
         ({"functions": "f"}, "functions", "`functions`"),
