@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -18,6 +19,9 @@ from protocol.version import PROTOCOL_VERSION
 
 EventT = TypeVar("EventT")
 _logger = logging.getLogger("penstock.peers")
+
+_MAX_REFUSED = 256
+"""Refused connections that are remembered, so that each is logged once."""
 
 
 class RoleServer(Generic[EventT]):
@@ -65,6 +69,7 @@ class RoleServer(Generic[EventT]):
         self._table = PeerTable(role, self._heartbeat, peer_limits)
         self._malformed_bound = RateBound(1.0, max_burst=10, clock=clock)
         self._refusal_bound = RateBound(1.0, max_burst=10, clock=clock)
+        self._refused: OrderedDict[bytes, None] = OrderedDict()
         self._tick_timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._router = Router(
@@ -160,13 +165,22 @@ class RoleServer(Generic[EventT]):
     def _on_message(self, identity: bytes, message: EventT) -> None:
         outcome = self._table.on_message(identity, message, self._clock())
         for reply in outcome.replies:
-            if isinstance(reply, Refused) and self._refusal_bound.allow():
+            if isinstance(reply, Refused) and self._is_news(identity):
                 _logger.error("refused a worker on the %s socket: %s", self.role, reply.message)
             self._send(identity, reply)
         if outcome.events:
             self._report(outcome.events)
         if outcome.peer is not None:
             self._on_event(outcome.peer, message)
+
+    def _is_news(self, identity: bytes) -> bool:
+        """Whether the refusal of a connection, which may ask several times, is still to be logged."""
+        if identity in self._refused or not self._refusal_bound.allow():
+            return False
+        self._refused[identity] = None
+        if len(self._refused) > _MAX_REFUSED:
+            self._refused.popitem(last=False)
+        return True
 
     def _on_malformed(self, _identity: bytes, error: DecodeError | MessageTooLargeError) -> None:
         if self._malformed_bound.allow():
