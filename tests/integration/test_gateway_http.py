@@ -52,6 +52,8 @@ async def test_every_route_but_the_open_ones_demands_authorisation(socket_dir: P
             body: dict[str, Any] = {"model": "demo", "messages": MESSAGES}
             if path == "/v1/completions":
                 body = {"model": "demo", "prompt": "x"}
+            if path == "/v1/embeddings":
+                body = {"model": "demo", "input": "x"}
             key = {"X-API-Key": "psk-wrong"}
             response = await gateway.client.request(method, url, json=body, headers=key)
             if access is Access.OPEN:
