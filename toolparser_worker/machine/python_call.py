@@ -147,7 +147,7 @@ class PythonCallReader(CallReader[PythonBody]):
         if position == len(text):
             return position
         if text[position] == ")":
-            self._start_call(self._base + position + 1)
+            self._start_call(self._base + position + 1, self._base + position)
             return self._end_call(position)
         self._state = self._in_key
         self._short = ""
@@ -162,17 +162,18 @@ class PythonCallReader(CallReader[PythonBody]):
         if stop < 0:
             return len(text)
         at = self._base + stop + 1
-        self._start_call(at)
+        self._start_call(at, at)
         self._out(f"{self._separator}{quoted(key)}: ", at, at)
         self._separator = ", "
         self._awaits_value = True
         self._state = self._value
         return stop + 1
 
-    def _start_call(self, offset: int) -> None:
+    def _start_call(self, certain_at: int, offset: int) -> None:
+        """It is a call, certain at one offset, and its arguments begin at another."""
         if self.verdict is Verdict.UNDECIDED:
             self.verdict = Verdict.CALL
-            self._sink.call_started(self._name, offset)
+            self._sink.call_started(self._name, certain_at)
             self._sink.call_arguments("{", offset, offset)
 
     def _end_call(self, position: int) -> int:

@@ -1,5 +1,6 @@
 """The laws of the machine, as properties over every declared format and a made-up one."""
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -230,6 +231,26 @@ def test_nothing_is_lost_but_markers_and_nothing_is_invented(
             assert event.text == "{}"
     for gap in gaps(parsed, text, tool_format):
         assert re.fullmatch(droppable(tool_format, reasoning_format), gap, re.DOTALL), gap
+
+
+@pairs
+@settings(max_examples=5 * EFFORT)
+@given(data=st.data(), cuts=CUTS)
+def test_spans_follow_the_text_and_no_character_is_told_twice(
+    tool: str, reasoning: str, data: st.DataObject, cuts: list[int]
+) -> None:
+    text = data.draw(texts(tool, reasoning))
+    parsed = parse(cut(text, cuts), *formats(tool, reasoning))
+    reached: dict[tuple[str, int], int] = {}
+    for event in parsed.events:
+        assert 0 <= event.start <= event.end <= len(text)
+        channel = (event.kind, event.index)
+        assert reached.get(channel, 0) <= event.start
+        reached[channel] = event.end
+    told = sorted((e.start, e.end) for e in parsed.events if e.kind in ("content", "reasoning"))
+    inside = [(call.start, call.end) for call in parsed.calls if call.is_complete]
+    for (_, end), (start, _) in itertools.pairwise(sorted(told + inside)):
+        assert end <= start
 
 
 def droppable(tool_format: ToolFormat | None, reasoning_format: ReasoningFormat | None) -> str:
