@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from engine_worker.acceptance import AcceptanceLimits, accept, check_first_token
 from engine_worker.batch import ModelRunner, RowWork, StepBatch, StepResult, TokenScores
@@ -19,6 +20,7 @@ from engine_worker.scheduler import Schedule, ScheduledRow, Scheduler, Scheduler
 from engine_worker.stopping import Stop, StopStrings
 from engine_worker.stream_table import StreamTable
 from engine_worker.token_logprobs import describe, prompt_tokens_to_score, take_prompt_scores
+from engine_worker.token_mask import MaskWords
 from engine_worker.tokenizer import Tokenizer
 from engine_worker.tombstones import StreamKey, Tombstones
 from protocol.errors import ErrorCode
@@ -430,7 +432,7 @@ class Engine:
                 break
         stream.untold.clear()
         if constraint is not None:
-            request.pending_mask = constraint.mask
+            request.pending_mask = partial(self._make_mask, constraint)
             check_first_token(request, constraint)
         return stream
 
@@ -510,6 +512,12 @@ class Engine:
         self._tell(stream)
         if stream.stop is not None:
             self._finish(stream, stream.stop.reason, stream.stop.detail)
+
+    def _make_mask(self, constraint: Constraint) -> MaskWords:
+        started = self._clock()
+        mask = constraint.mask()
+        self._metrics.on_mask(self._clock() - started)
+        return mask
 
     def _end_without_choice(self, stream: _Stream) -> None:
         """Nothing may come next: the end of a sentence of the grammar, or a contradiction."""

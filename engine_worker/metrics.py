@@ -8,6 +8,7 @@ from protocol.messages import Failure, Finished, Load
 from protocol.metrics import MetricRegistry
 
 _ROW_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_MASK_BOUNDS = (0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 _LATENCY_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
@@ -90,6 +91,11 @@ class EngineMetrics:
             "penstock_engine_grammar_seconds",
             "Compiling a grammar that was not in the cache, refused ones included.",
         )
+        self._mask_s = histogram(
+            "penstock_engine_mask_seconds",
+            "Making the mask of the tokens that a grammar allows next, beside the forward pass.",
+            bounds=_MASK_BOUNDS,
+        )
 
     def _add_gauges(self, load: Callable[[], Load]) -> None:
         gauge = self.registry.gauge
@@ -162,6 +168,10 @@ class EngineMetrics:
     def on_grammar_compiled(self, duration_s: float) -> None:
         """A grammar was compiled, or refused; called in any thread."""
         self._grammar_s.observe(duration_s)
+
+    def on_mask(self, duration_s: float) -> None:
+        """The mask of one row was made."""
+        self._mask_s.observe(duration_s)
 
     def forget(self, request: Request) -> None:
         """A request is gone without an end."""

@@ -67,10 +67,14 @@ class Grammar(Part, frozen=True):
 
     Attributes:
         kind: The language of `source`.
-        source: JSON text, a regular expression, or a Lark grammar.
-        after_marker: None applies it at once; otherwise from the first occurrence of this text.
+        source: JSON text (a schema; for `choice` a list of texts; unused for `json_object`), a
+            regular expression, or a Lark grammar in llguidance's dialect.
+        after_marker: None applies it at once; otherwise text is free up to the first occurrence of
+            this text, special tokens or plain, and the grammar holds from there to the end.
         markers: Texts that `source` (Lark) names `MARKER_0`, `MARKER_1` and so on: the engine
-            defines each as the tokenizer's special token of that text, or as the plain text.
+            puts the special tokens of the text in their place, and plain text where there are
+            none. A rule `name[suffix=MARKER_0]: TERMINAL` is text that the terminal matches and
+            the marker ends.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "lark", "choice"]

@@ -66,6 +66,24 @@ TOOLS = {
     "logprobs": True,
 }
 
+NUMBERS = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 100, "maximum": 99_999},
+    "minItems": 50,
+    "maxItems": 50,
+}
+SCHEMA: dict[str, Any] = {
+    "model": "penstock-demo",
+    "messages": COUNTING,
+    "temperature": 1.2,
+    "seed": 9,
+    "guided_json": {
+        "type": "object",
+        "properties": {"first": NUMBERS, "second": {"enum": ["yes", "no"]}},
+        "required": ["first", "second"],
+        "additionalProperties": False,
+    },
+}
 REMEMBER = {
     "type": "function",
     "function": {
@@ -122,7 +140,7 @@ def known(frail: House) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]
         if text.find(text[start : start + 12]) == start
     )
     bodies = {"plain": LONG, "stop": {**sampled, "stop": [stop]}, "choices": CHOICES}
-    bodies |= {"tools": TOOLS, "required": REQUIRED, "named": NAMED}
+    bodies |= {"tools": TOOLS, "required": REQUIRED, "named": NAMED, "schema": SCHEMA}
     answers = {name: (body, known_answer(frail.url, body)) for name, body in bodies.items()}
     assert answers["stop"][1][0]["finish_reason"] == "stop"
     assert answers["tools"][1][0]["message"]["tool_calls"][0]["name"] == "get_weather"
@@ -130,6 +148,7 @@ def known(frail: House) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]
         (call,) = answers[name][1][0]["message"]["tool_calls"]
         assert call["name"] == "remember"
         assert len(json.loads(call["arguments"])["note"]) >= 120
+    assert len(json.loads(answers["schema"][1][0]["message"]["content"])["first"]) == 50
     assert len({one["message"]["content"] for one in answers["choices"][1]}) == 2
     assert [len(one["tokens"]) for one in answers["choices"][1]] == [160, 160]
     return answers

@@ -137,6 +137,8 @@ def test_grammars_that_are_compiled_are_timed_once() -> None:
     house.rest()
     house.engine.grammars.close()
     assert house.values()["grammar_seconds", "count"] == 1
+    # Two outputs of three drawn tokens; the end needs none.
+    assert house.values()["mask_seconds", "count"] == 6
 
 
 def test_nothing_is_kept_of_requests_that_are_gone() -> None:

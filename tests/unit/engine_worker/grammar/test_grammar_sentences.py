@@ -3,6 +3,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from engine_worker.demo import demo_model_path
@@ -10,11 +11,11 @@ from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.tokenizer import Tokenizer
 from protocol.messages import Grammar
 from tests.fakes.grammar_texts import allowed_tokens, compiler_for, random_walk, sentence
-from tests.fakes.schema_check import is_valid
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
 
 BYTES = byte_level_tokenizer()
 DEMO = Tokenizer.load(demo_model_path())
+FORMATS = jsonschema.Draft202012Validator.FORMAT_CHECKER
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_every_sentence_fits_its_schema(name: str, demo_compiler: GrammarCompile
     whole = [text for text in texts if text is not None]
     assert len(whole) == len(texts) if name in BOUNDED else whole
     for text in whole:
-        assert is_valid(json.loads(text), schema), text
+        jsonschema.validate(json.loads(text), schema, format_checker=FORMATS)
 
 
 @pytest.mark.parametrize("tokenizer", [BYTES, sentencepiece_tokenizer()], ids=["bytes", "pieces"])
@@ -98,7 +99,10 @@ def test_any_kind_of_tokenizer_follows_a_schema(tokenizer: Tokenizer) -> None:
     grammar = Grammar(kind="json_schema", source=json.dumps(schema))
     with compiler_for(tokenizer) as compiler:
         texts = [sentence(compiler, tokenizer, grammar, seed) for seed in range(6)]
-    assert any(text is not None and is_valid(json.loads(text), schema) for text in texts)
+    whole = [json.loads(text) for text in texts if text is not None]
+    assert whole
+    for value in whole:
+        jsonschema.validate(value, schema)
 
 
 def test_free_json_is_an_object(byte_compiler: GrammarCompiler) -> None:
@@ -187,3 +191,34 @@ def test_a_marker_that_ordinary_tokens_spell_arms_the_grammar_too(
     for piece in ("<tool", "_c", "all", ">"):
         constraint.push_all(DEMO.encode(piece, add_special_tokens=False))
     assert DEMO.decode(allowed_tokens(constraint)) == "x"
+
+
+ARMED_BY_TWO = "<tool_call>tools</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("marker", "text", "is_armed"),
+    [
+        (ARMED_BY_TWO, "<tool_call>tools", False),
+        (ARMED_BY_TWO, "<tool_call>other</tool_call> and", False),
+        (ARMED_BY_TWO, "<tool_call>toolsx</tool_call>", False),
+        (ARMED_BY_TWO, "<tool_call></tool_call>", False),
+        (ARMED_BY_TWO, "a<tools>b<tool_call><tool_call>tools</tool_call>", True),
+        ("<tool_call></tool_call>", "<tool_call>x</tool_call>", False),
+        ("<tool_call></tool_call>", "<tool_call></tool_call>", True),
+        ("]<[<tool_call>", "<tool_call> ]<[", False),
+        ("]<[<tool_call>", "]<[</tool_call>]<[<tool_call>", True),
+        ("a call:", "no call: a call", False),
+        ("a call:", "<tools>a call:", True),
+    ],
+)
+def test_markers_of_several_tokens_are_told_from_what_begins_like_them(
+    marker: str, text: str, is_armed: bool, demo_compiler: GrammarCompiler
+) -> None:
+    grammar = Grammar(kind="choice", source='["yes", "no"]', after_marker=marker)
+    constraint = demo_compiler.compile(grammar).start(jumps=False)
+    constraint.push_all(DEMO.encode(text, add_special_tokens=False))
+    assert not constraint.failure
+    assert constraint.is_accepting is not is_armed
+    constraint.push_all(DEMO.encode("yes", add_special_tokens=False))
+    assert constraint.is_complete is is_armed
