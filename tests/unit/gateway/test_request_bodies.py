@@ -11,7 +11,7 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.schemas.body import MAX_LISTED_FIELDS
+from gateway.schemas.body import MAX_LISTED_FIELDS, load_json_object, validate
 from gateway.schemas.chat import ChatRequest, parse_chat_body
 from gateway.schemas.completion import CompletionRequest, parse_completion_body
 from gateway.schemas.embedding import parse_embedding_body
@@ -22,6 +22,7 @@ from gateway.schemas.fields import (
 )
 from gateway.schemas.functions import FUNCTION_FIELDS
 from gateway.schemas.messages import REFUSED_MESSAGE_FIELDS, ChatMessage
+from gateway.schemas.profile import ProfileRequest
 from gateway.schemas.ranges import RANGES
 
 USER = {"role": "user", "content": "hi"}
@@ -213,6 +214,8 @@ def ranged_body(name: str, value: float) -> bytes:
         return completion_body(**{name: value})
     if name == "dimensions":
         return json.dumps({"model": "m", "input": "x", name: value}).encode()
+    if name == "seconds":
+        return json.dumps({"model": "m", name: value}).encode()
     extra = {"logprobs": True} if name == "top_logprobs" else {}
     return chat_body(**{name: value}, **extra)
 
@@ -222,6 +225,8 @@ def parse(body: bytes) -> None:
         parse_chat_body(body)
     elif b'"input"' in body:
         parse_embedding_body(body)
+    elif b'"seconds"' in body:
+        validate(ProfileRequest, load_json_object(body))
     else:
         parse_completion_body(body)
 
