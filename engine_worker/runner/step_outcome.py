@@ -29,6 +29,8 @@ class StepOutcome:
         Padding may follow the rows, and the tokens of each.
         """
         self._tokens[indices] = tokens[0, : len(indices)]
+        if tokens.shape[0] == 1 or (tokens[1, : len(indices)] < 0).all():
+            return
         for column, index in enumerate(indices):
             more = tokens[1:, column]
             num_more = int(np.argmax(more < 0)) if (more < 0).any() else len(more)
