@@ -113,7 +113,7 @@ def frail(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator
     house = start_house(
         tmp_path_factory.mktemp("frail") / "data",
         cache_dir,
-        *("--deterministic", "--engines", "2", "--parsers", "2", "--drain-timeout", "10"),
+        *("--deterministic", "--engines", "2", "--parsers", "2", "--drain-timeout", "25"),
         PENSTOCK_WORKER_DEAD_S="6",
     )
     yield house
