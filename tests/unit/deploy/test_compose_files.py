@@ -134,4 +134,14 @@ def test_nginx_holds_nothing_back() -> None:
     text = (ROOT / "deploy/nginx/nginx.conf").read_text(encoding="utf-8")
     assert "proxy_buffering off;" in text
     assert "listen 8080;" in text
+
+
+def test_nginx_passes_over_a_gateway_that_is_gone_or_drains() -> None:
+    text = (ROOT / "deploy/nginx/nginx.conf").read_text(encoding="utf-8")
+    assert "proxy_next_upstream error timeout http_503 non_idempotent;" in text
+    assert "proxy_next_upstream_timeout 10s;" in text
+
+
+def test_nginx_keeps_metrics_inside() -> None:
+    text = (ROOT / "deploy/nginx/nginx.conf").read_text(encoding="utf-8")
     assert re.search(r"location = /metrics \{\s*return 404;", text)
