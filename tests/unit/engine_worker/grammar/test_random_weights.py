@@ -109,14 +109,14 @@ def run(engine: Engine, *commands: Generate) -> dict[str, tuple[list[int], str, 
 def test_random_weights_write_valid_calls_and_json_beside_free_text(engines: list[Engine]) -> None:
     wish = Wish(tools=[CITY], tool_choice="required", parallel_tool_calls=False)
     calls = request_grammar(TOOLS["hermes"], None, wish)
-    sampling = [SamplingParams(temperature=1.0, seed=seed, max_tokens=200) for seed in range(4)]
+    sampling = [SamplingParams(temperature=1.0, seed=seed, max_tokens=200) for seed in range(2)]
     found = run(
         engines[0],
         *(generate(f"call {i}", calls, sampling=one) for i, one in enumerate(sampling)),
         *(generate(f"json {i}", SCHEMA, sampling=one) for i, one in enumerate(sampling)),
         generate("free", None, sampling=SamplingParams(temperature=1.0, max_tokens=40)),
     )
-    assert len(found) == 9
+    assert len(found) == 5
     for name, (_, text, end) in found.items():
         if name.startswith("json"):
             jsonschema.validate(json.loads(text), PERSON)
