@@ -3,37 +3,41 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 from engine_worker.acceptance import AcceptanceLimits, accept, check_first_token
 from engine_worker.batch import ModelRunner, RowWork, StepBatch, StepResult, TokenScores
 from engine_worker.block_pool import BlockPool, ContentChanges
+from engine_worker.engine_output import (
+    EngineOutput,
+    GatewayOutput,
+    aborted_unseen,
+    failed,
+    finished,
+    refused,
+)
 from engine_worker.errors import RequestError
 from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.grammar.constraint import Constraint
 from engine_worker.lookahead import Lookahead, extended, num_wanted
 from engine_worker.metrics import EngineMetrics
-from engine_worker.output_text import OutputText
 from engine_worker.request import Request
 from engine_worker.scheduler import Schedule, ScheduledRow, Scheduler, SchedulerLimits
-from engine_worker.stopping import Stop, StopStrings
+from engine_worker.step_rows import row_work
+from engine_worker.stream import Stream, resumed_stream
 from engine_worker.stream_table import StreamTable
-from engine_worker.token_logprobs import describe, prompt_tokens_to_score, take_prompt_scores
 from engine_worker.token_mask import MaskWords
 from engine_worker.tokenizer import Tokenizer
 from engine_worker.tombstones import StreamKey, Tombstones
 from protocol.errors import ErrorCode
 from protocol.messages import (
     Abort,
-    Delta,
     Extend,
     Failure,
     Finished,
     FinishReason,
     Generate,
     Load,
-    Usage,
 )
 
 RESUME_VERSION = 1
@@ -49,56 +53,6 @@ _NOTHING_ALLOWED = (
 )
 
 _log = logging.getLogger("penstock.engine")
-
-
-@dataclass(slots=True)
-class GatewayOutput:
-    """What is to be told to one gateway: first the deltas, then the ends."""
-
-    deltas: list[Delta] = field(default_factory=list)
-    ends: list[Finished | Failure] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Stream:
-    """A request together with the text side of its output.
-
-    Attributes:
-        constraint: The grammar that the output follows, if any.
-        stop: Why the output ends, once it does.
-        untold: Tokens that no delta held yet, each with the length of the text after it.
-        untold_scores: Of the tokens that were sampled, in their order, if they are wanted.
-    """
-
-    request: Request
-    text: OutputText
-    want_token_ids: bool
-    constraint: Constraint | None = None
-    stop: Stop | None = None
-    untold: list[tuple[int, int]] = field(default_factory=list)
-    untold_scores: list[TokenScores] = field(default_factory=list)
-
-    def append(self, token_id: int) -> None:
-        """Take the output's next token; `stop` is set when the output ends with it."""
-        self.request.output_token_ids.append(token_id)
-        is_complete = False
-        if self.constraint is not None:
-            self.constraint.push(token_id)
-            is_complete = self.constraint.is_complete
-        self.stop = self.text.push(self.request, is_complete=is_complete)
-        self.untold.append((token_id, self.text.num_characters))
-
-    def append_forced(self) -> bool:
-        """Take the tokens that the grammar forces, within the lease; whether there were any."""
-        num_before = len(self.untold)
-        while (
-            self.constraint is not None
-            and self.constraint.has_forced
-            and self.stop is None
-            and not self.request.is_paused
-        ):
-            self.append(self.constraint.next_forced())
-        return len(self.untold) > num_before
 
 
 class Engine:
@@ -151,9 +105,9 @@ class Engine:
             tokenizer, vocab_size, on_compiled=self._metrics.on_grammar_compiled
         )
         self._lookahead = Lookahead(runner.max_new_tokens)
-        self._streams: StreamTable[_Stream] = StreamTable()
+        self._streams: StreamTable[Stream] = StreamTable()
         self._tombstones = Tombstones()
-        self._outputs: dict[str, GatewayOutput] = {}
+        self._output = EngineOutput(tokenizer)
         self._num_arrivals = 0
         self._tokens_per_s = 0.0
         self.num_steps = 0
@@ -170,7 +124,7 @@ class Engine:
 
     def has_work(self) -> bool:
         """Whether `step` would compute something or has something to tell."""
-        return bool(self._outputs) or self._scheduler.has_work()
+        return bool(self._output) or self._scheduler.has_work()
 
     def next_deadline(self) -> float | None:
         """The earliest deadline of all requests, on the engine's clock."""
@@ -263,16 +217,7 @@ class Engine:
         """End a request that was not taken."""
         key = (gateway_id, command.request_id, command.choice)
         self._tombstones.put_ended(key, command.attempt)
-        self._output(gateway_id).ends.append(
-            Failure(
-                request_id=command.request_id,
-                choice=command.choice,
-                attempt=command.attempt,
-                code=code,
-                message=message,
-                param=param,
-            )
-        )
+        self._output.end(gateway_id, refused(command, code, message, param))
 
     def cached_blocks(self) -> tuple[bytes, ...]:
         """Names of all blocks that a request could find computed."""
@@ -311,7 +256,7 @@ class Engine:
             self._scheduler.finish(stream.request)
             self._streams.remove(stream)
             self._metrics.forget(stream.request)
-        self._outputs.pop(gateway_id, None)
+        self._output.forget_gateway(gateway_id)
         self._tombstones.forget_gateway(gateway_id)
 
     def step(self) -> dict[str, GatewayOutput]:
@@ -341,8 +286,7 @@ class Engine:
                 self._measure(num_sampled, self._clock() - started)
             self._count_step(schedule, result, started, scheduled, computed)
             self.num_steps += 1
-        outputs, self._outputs = self._outputs, {}
-        return outputs
+        return self._output.take()
 
     def _run(self, schedule: Schedule) -> StepResult | None:
         """What the runner computed; None when it raised."""
@@ -359,7 +303,7 @@ class Engine:
 
     def _works(self, rows: Sequence[ScheduledRow]) -> tuple[RowWork, ...]:
         """What each row computes; several tokens where every row may look ahead."""
-        works = tuple(_row_work(row) for row in rows)
+        works = tuple(map(row_work, rows))
         requests = [row.request for row in rows]
         num_new_tokens = self._lookahead.num_new_tokens(requests, works)
         if num_new_tokens == 1:
@@ -380,18 +324,7 @@ class Engine:
             return False
         if self._tombstones.is_aborted(key, attempt):
             self._tombstones.put_ended(key, attempt)
-            self._output(gateway_id).ends.append(
-                Finished(
-                    request_id=command.request_id,
-                    choice=command.choice,
-                    attempt=attempt,
-                    finish_reason="abort",
-                    usage=Usage(
-                        prompt_tokens=len(command.prompt_token_ids),
-                        completion_tokens=len(command.output_token_ids),
-                    ),
-                )
-            )
+            self._output.end(gateway_id, aborted_unseen(command))
             return False
         if self._tombstones.is_stale(key, attempt):
             self.refuse(
@@ -412,25 +345,8 @@ class Engine:
 
     def _make_stream(
         self, request: Request, command: Generate, constraint: Constraint | None
-    ) -> _Stream:
-        """The text side of a request, brought to where an earlier attempt left it."""
-        sampling = command.sampling
-        text = OutputText(
-            self._tokenizer.detokenizer(
-                request.prompt_token_ids,
-                skip_special_tokens=sampling.skip_special_tokens,
-                keep_special_tokens=command.keep_special_tokens,
-            ),
-            StopStrings(sampling.stop, include=sampling.include_stop_str_in_output),
-            num_sent_characters=command.num_sent_characters,
-            include_stop_text=sampling.include_stop_str_in_output,
-        )
-        stream = _Stream(request, text, command.want_token_ids, constraint)
-        for token_id in command.output_token_ids:
-            stream.append(token_id)
-            if stream.stop is not None:
-                break
-        stream.untold.clear()
+    ) -> Stream:
+        stream = resumed_stream(request, command, constraint, self._tokenizer)
         if constraint is not None:
             request.pending_mask = partial(self._make_mask, constraint)
             check_first_token(request, constraint)
@@ -459,7 +375,7 @@ class Engine:
                 continue
             self._scheduler.advance(row)
             if index in result.prompt_logprobs:
-                self._tell_prompt_scores(stream, start, result.prompt_logprobs[index])
+                self._output.tell_prompt_scores(stream, start, result.prompt_logprobs[index])
             if index in result.without_choice:
                 self._end_without_choice(stream)
             elif samples:
@@ -468,7 +384,7 @@ class Engine:
         return num_sampled
 
     def _take_tokens(
-        self, stream: _Stream, token_ids: Sequence[int], scores: TokenScores | None
+        self, stream: Stream, token_ids: Sequence[int], scores: TokenScores | None
     ) -> int:
         """Append sampled tokens up to the one that ends the output, and tell what follows.
 
@@ -500,7 +416,7 @@ class Engine:
             self._fail(stream, ErrorCode.INTERNAL_ERROR, message)
         return num_taken
 
-    def _go_on(self, stream: _Stream) -> None:
+    def _go_on(self, stream: Stream) -> None:
         """Append what a grammar forces, tell what is new, and end the output if it is over."""
         request = stream.request
         if stream.append_forced() and request.slot is not None:
@@ -509,7 +425,7 @@ class Engine:
                 request.slot, request.prompt_token_ids, request.output_token_ids
             )
         self._streams.count_tokens(request)
-        self._tell(stream)
+        self._output.tell(stream)
         if stream.stop is not None:
             self._finish(stream, stream.stop.reason, stream.stop.detail)
 
@@ -519,12 +435,12 @@ class Engine:
         self._metrics.on_mask(self._clock() - started)
         return mask
 
-    def _end_without_choice(self, stream: _Stream) -> None:
+    def _end_without_choice(self, stream: Stream) -> None:
         """Nothing may come next: the end of a sentence of the grammar, or a contradiction."""
         constraint = stream.constraint
         if constraint is not None and constraint.is_accepting:
             stream.text.close()
-            self._tell(stream)
+            self._output.tell(stream)
             self._finish(stream, "stop")
         elif constraint is not None and constraint.failure:
             message = f"The grammar can't be followed any further: {constraint.failure}"
@@ -532,83 +448,21 @@ class Engine:
         else:
             self._fail(stream, ErrorCode.INVALID_REQUEST, _NOTHING_ALLOWED)
 
-    def _tell(self, stream: _Stream) -> None:
-        """Add a delta with the new text, and the new tokens and their scores if wanted."""
-        text = stream.text.take()
-        untold, stream.untold = stream.untold, []
-        scores, stream.untold_scores = stream.untold_scores, []
-        if not (text or scores or (stream.want_token_ids and untold)):
-            return
-        request = stream.request
-        told = untold if stream.want_token_ids else []
-        self._output(request.gateway_id).deltas.append(
-            Delta(
-                request_id=request.request_id,
-                choice=request.choice,
-                attempt=request.attempt,
-                text=text,
-                token_ids=tuple(token_id for token_id, _ in told),
-                token_ends=tuple(end for _, end in told),
-                logprobs=tuple(describe(each, self._tokenizer) for each in scores),
-            )
-        )
-
-    def _tell_prompt_scores(
-        self, stream: _Stream, start: int, scores: Sequence[TokenScores]
-    ) -> None:
-        request = stream.request
-        self._output(request.gateway_id).deltas.append(
-            Delta(
-                request_id=request.request_id,
-                choice=request.choice,
-                attempt=request.attempt,
-                prompt_logprobs=tuple(
-                    describe(each, self._tokenizer)
-                    for each in take_prompt_scores(request, start, scores)
-                ),
-            )
-        )
-
     def _finish(
-        self,
-        stream: _Stream,
-        reason: FinishReason,
-        stop_reason: str | int | None = None,
+        self, stream: Stream, reason: FinishReason, stop_reason: str | int | None = None
     ) -> None:
-        request = stream.request
-        self._end(
-            stream,
-            Finished(
-                request_id=request.request_id,
-                choice=request.choice,
-                attempt=request.attempt,
-                finish_reason=reason,
-                usage=_usage(request),
-                stop_reason=stop_reason,
-            ),
-        )
+        self._end(stream, finished(stream.request, reason, stop_reason))
 
-    def _fail(self, stream: _Stream, code: ErrorCode, message: str) -> None:
-        request = stream.request
-        self._end(
-            stream,
-            Failure(
-                request_id=request.request_id,
-                choice=request.choice,
-                attempt=request.attempt,
-                code=code,
-                message=message,
-                usage=_usage(request),
-            ),
-        )
+    def _fail(self, stream: Stream, code: ErrorCode, message: str) -> None:
+        self._end(stream, failed(stream.request, code, message))
 
-    def _end(self, stream: _Stream, end: Finished | Failure) -> None:
+    def _end(self, stream: Stream, end: Finished | Failure) -> None:
         request = stream.request
         self._scheduler.finish(request)
         self._streams.remove(stream)
         self._tombstones.put_ended(request.key, request.attempt)
         self._metrics.on_ended(request, end, self._clock())
-        self._output(request.gateway_id).ends.append(end)
+        self._output.end(request.gateway_id, end)
 
     def _end_expired(self, now: float) -> None:
         for stream in self._streams.expired(now):
@@ -658,31 +512,3 @@ class Engine:
         if duration_s > 0:
             rate = num_sampled / duration_s
             self._tokens_per_s += _RATE_WEIGHT * (rate - self._tokens_per_s)
-
-    def _output(self, gateway_id: str) -> GatewayOutput:
-        return self._outputs.setdefault(gateway_id, GatewayOutput())
-
-
-def _row_work(row: ScheduledRow) -> RowWork:
-    request = row.request
-    assert request.slot is not None
-    start = request.num_computed_tokens
-    return RowWork(
-        slot=request.slot,
-        token_ids=request.token_ids(start, start + row.num_tokens),
-        start=start,
-        block_ids=request.block_ids,
-        sample=row.samples,
-        sampling=request.sampling,
-        allowed_mask=request.allowed_mask() if row.samples else None,
-        pending_mask=request.pending_mask if row.samples else None,
-        scored_token_ids=prompt_tokens_to_score(request, row.num_tokens),
-    )
-
-
-def _usage(request: Request) -> Usage:
-    return Usage(
-        prompt_tokens=request.num_prompt_tokens,
-        completion_tokens=request.num_output_tokens,
-        cached_tokens=request.num_cached_tokens or 0,
-    )

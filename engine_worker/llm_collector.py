@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from engine_worker.engine import GatewayOutput
+from engine_worker.engine_output import GatewayOutput
 from engine_worker.errors import EngineError
 from engine_worker.llm_outputs import Completion, RequestOutput
 from protocol.messages import Failure, Finished, TokenLogprobs

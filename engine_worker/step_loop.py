@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Container
 
 from engine_worker.cache_report import CacheReporter
-from engine_worker.engine import Engine, GatewayOutput
+from engine_worker.engine import Engine
+from engine_worker.engine_output import GatewayOutput
 from engine_worker.handler import (
     EngineHandler,
     EngineStatus,

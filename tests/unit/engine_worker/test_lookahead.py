@@ -3,7 +3,8 @@
 from typing import Any
 
 from engine_worker.batch import StepBatch, StepResult
-from engine_worker.engine import Engine, GatewayOutput
+from engine_worker.engine import Engine
+from engine_worker.engine_output import GatewayOutput
 from protocol.messages import Abort, Finished, Generate, SamplingParams
 from tests.fakes.fake_runner import DeterministicFakeRunner, NextToken, hashed_token
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_worker.engine import Engine, GatewayOutput
+from engine_worker.engine import Engine
+from engine_worker.engine_output import GatewayOutput
 from engine_worker.grammar.compiler import GrammarCompiler
 from protocol.errors import ErrorCode
 from protocol.messages import Abort, Extend, Failure, Finished, Generate, Grammar, SamplingParams
