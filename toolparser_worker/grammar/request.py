@@ -1,11 +1,12 @@
 """The grammar of one request: reasoning, then calls, the wanted content, or either."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from protocol.messages import Grammar, ToolChoiceMode
+from toolparser_worker.errors import UnsupportedToolsError
 from toolparser_worker.grammar.calls import CallableTool, CallRules
 from toolparser_worker.grammar.lark import ANY_TEXT, LarkWriter, quoted, regex
 from toolparser_worker.machine.declarations import ReasoningFormat, ToolFormat
@@ -42,8 +43,20 @@ def request_grammar(
         wish: What is asked for.
 
     Raises:
-        UnsupportedToolsError: A tool's calls can't be enforced in this format.
+        UnsupportedToolsError: A tool's calls can't be enforced in this format, or the wanted
+            content is no JSON where it should be.
     """
+    try:
+        return _request_grammar(tool_format, reasoning_format, wish)
+    except RecursionError as error:
+        raise UnsupportedToolsError(
+            "The schemas are nested too deep to be enforced.", param="tools"
+        ) from error
+
+
+def _request_grammar(
+    tool_format: ToolFormat | None, reasoning_format: ReasoningFormat | None, wish: Wish
+) -> Grammar | None:
     if tool_format is None or not wish.tools:
         return _content_grammar(reasoning_format, wish)
     is_forced = wish.tool_choice in ("required", "named")
@@ -134,15 +147,24 @@ def _wanted(writer: LarkWriter, response: Grammar) -> str:
         case "json_object":
             return writer.json({"type": "object"})
         case "json_schema":
-            schema = json.loads(response.source)
+            schema = _loaded(response.source)
             return writer.json(schema if isinstance(schema, dict) else {})
         case "choice":
-            return writer.rule(_alternatives(json.loads(response.source)))
+            return writer.rule(_alternatives(_loaded(response.source)))
         case "regex":
             return writer.terminal(regex(response.source))
         case _:
             return f"%lark {{\n{response.source}\n}}"
 
 
-def _alternatives(texts: Iterable[str]) -> str:
+def _loaded(source: str) -> Any:
+    try:
+        return json.loads(source)
+    except ValueError as error:
+        raise UnsupportedToolsError(f"The wanted content is not valid JSON: {error}.") from error
+
+
+def _alternatives(texts: Any) -> str:
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UnsupportedToolsError("The wanted content is no list of texts.")
     return " | ".join(quoted(text) for text in texts)

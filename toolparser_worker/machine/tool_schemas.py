@@ -108,7 +108,10 @@ def _linked(root: Mapping[str, Any]) -> Mapping[str, Any]:
             known.update((key, linked(value)) for key, value in node.items())
         return known
 
-    found: Mapping[str, Any] = linked(root)
+    try:
+        found: Mapping[str, Any] = linked(root)
+    except RecursionError:
+        return root
     return found
 
 

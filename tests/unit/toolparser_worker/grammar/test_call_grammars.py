@@ -281,3 +281,27 @@ def test_what_a_format_can_not_express_is_refused_with_the_tool_and_the_reason(
     assert caught.value.param == "tools"
     assert "'do_it'" in caught.value.message
     assert reason in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["pythonic", "gemma4", "minimax_m3", "hermes"])
+def test_schemas_of_any_depth_are_enforced_or_refused(name: str) -> None:
+    deep: dict[str, Any] = {"type": "string"}
+    for _ in range(300):
+        deep = an_object(a=deep)
+    tools = [a_tool("do_it", deep)]
+    wish = Wish(tools=tools, tool_choice="required")
+    if name == "hermes":
+        assert request_grammar(FORMATS[name], None, wish) is not None
+    else:
+        with pytest.raises(UnsupportedToolsError, match="too deep"):
+            request_grammar(FORMATS[name], None, wish)
+    assert ToolSchemas(tools).has("do_it")
+
+
+@pytest.mark.parametrize(
+    "response",
+    [Grammar(kind="json_schema", source="{"), Grammar(kind="choice", source='{"a": 1}')],
+)
+def test_wanted_content_that_is_no_json_is_refused(response: Grammar) -> None:
+    with pytest.raises(UnsupportedToolsError, match="wanted content"):
+        request_grammar(None, REASONING_FORMATS["deepseek_r1"], Wish(response=response))
