@@ -17,7 +17,8 @@ CITY = {
 
 def main() -> None:
     """Show what the API can do with the bundled model."""
-    with LLM() as llm:
+    # Few rows and short texts: less to compile at the first start.
+    with LLM(max_num_seqs=4, max_model_len=512) as llm:
         sampling = SamplingParams(temperature=0.0, max_tokens=16)
         for output in llm.generate(["One, two, three,", "Red, green,"], sampling):
             print(repr(output.text))

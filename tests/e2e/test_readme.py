@@ -49,6 +49,11 @@ def test_the_tool_snippet_calls_and_answers(house: House) -> None:
     assert "18" in output.splitlines()[-1]
 
 
+def test_the_structured_output_snippet_gives_the_object(house: House) -> None:
+    output = run_python(house, snippets("python")[2])
+    assert "is_capital" in output
+
+
 def test_the_curl_line_answers(house: House) -> None:
     (command,) = [snippet for snippet in snippets("sh") if snippet.startswith("curl")]
     done = subprocess.run(
