@@ -34,8 +34,9 @@ $(VENV)/.test: pyproject.toml $(VENV)/.serve
 serve: $(VENV)/.serve
 	$(BIN)/penstock serve $(ARGS)
 
+# Two processes, a file at a time: most end-to-end tests wait for others more than they work.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check $(SOURCES)
