@@ -136,6 +136,7 @@ class EngineHandler:
         self._pool = ThreadPoolExecutor(_NUM_PREPARE_THREADS, thread_name_prefix="prepare")
         self._lock = threading.Lock()
         self._num_prepares = 0
+        self._generates = True
         self._num_received = 0
         self._num_taken = 0
 
@@ -160,8 +161,12 @@ class EngineHandler:
             embeddings: Runs in a thread of its own.
             credit_policy: Of a model that generates nothing.
         """
-        self._credit_policy = credit_policy or self._credit_policy
         self._embeddings = embeddings
+        if credit_policy is not None:
+            self._credit_policy = credit_policy
+            # No step loop looks into the inbox; what came meanwhile would seem unfinished for ever.
+            self._generates = False
+            self._num_taken = self._num_received
 
     def close(self) -> None:
         """End the step loop and the threads; prompts that still wait are dropped."""
@@ -187,7 +192,7 @@ class EngineHandler:
             self._send(gateway_id, self._unavailable(command))
         elif isinstance(command, Generate) and command.grammar is not None:
             self._take_constrained(gateway_id, command)
-        elif isinstance(command, Generate | Extend | Abort | OrphanUsageNoted):
+        elif isinstance(command, Generate | Extend | Abort | OrphanUsageNoted) and self._generates:
             if isinstance(command, Extend) and self._compile_queue is not None:
                 self._compile_queue.extend(gateway_id, command)
             self._num_received += 1
@@ -197,8 +202,9 @@ class EngineHandler:
         """Abort all that the gateway wanted."""
         if self._compile_queue is not None:
             self._compile_queue.forget_gateway(gateway_id)
-        self._num_received += 1
-        self.inbox.put(GatewayLost(gateway_id))
+        if self._generates:
+            self._num_received += 1
+            self.inbox.put(GatewayLost(gateway_id))
         if self._embeddings is not None:
             self._embeddings.forget_gateway(gateway_id)
 

@@ -125,6 +125,8 @@ class EmbeddingQueue:
         with self._lock:
             self._num_pending_inputs -= num_inputs
             self.num_unfinished -= len(items)
+            if not self.num_unfinished:
+                self._lost.clear()  # nothing of theirs is left
         return item is not None
 
     def _answer(self, items: Sequence[_Item]) -> None:

@@ -400,3 +400,26 @@ def test_an_engine_with_commands_that_wait_for_a_step_does_not_look_idle() -> No
     assert house.handler.load().num_running == 1
     house.rest()
     assert house.handler.load().num_running == 0
+
+
+class NoEmbeddings:
+    """An embedding queue without work."""
+
+    num_unfinished = 0
+    num_batches = 0
+
+    def forget_gateway(self, gateway_id: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_an_engine_that_only_embeds_is_idle_whatever_else_is_said_to_it() -> None:
+    handler = EngineHandler()
+    handler.connect(FakeOutlet("a"))
+    handler.on_gateway_lost("while loading")
+    embeddings: Any = NoEmbeddings()
+    handler.serve_embeddings(embeddings, CreditPolicy(8, 1000, 100))
+    handler.on_gateway_lost("a")
+    handler.on_command("b", Abort(request_id="r", attempt=1))
+    assert (handler.num_unfinished(), handler.load().num_running) == (0, 0)
+    handler.close()
