@@ -103,7 +103,7 @@ class RunningGateway:
         await self.until(lambda: not self.is_known(worker))
 
     async def _arrival(self, worker: FakeWorker[Any]) -> None:
-        await self.until(lambda: self.is_known(worker))
+        await self.until(lambda: self.is_known(worker) and bool(worker.worker.gateway_ids()))
 
     async def until(self, fact: Any, timeout_s: float = 10.0) -> None:
         """Let the loop run until a fact about the gateway's own state holds."""

@@ -168,6 +168,8 @@ async def test_what_a_dead_gateway_had_is_reported_through_another_and_then_forg
             await engine.step()
         dying.house.engine_server.close()
         await living.until(lambda: engine.worker.gateway_ids() == (living.gateway_id,))
+        # That the gateway is gone stands in the inbox a moment later.
+        await living.until(lambda: not engine.handler.inbox.empty())
         await engine.step()
         await auth.until(lambda: len(auth.of(OrphanUsage)) == 1)
         (report,) = auth.of(OrphanUsage)
