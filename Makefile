@@ -34,9 +34,10 @@ $(VENV)/.test: pyproject.toml $(VENV)/.serve
 serve: $(VENV)/.serve
 	$(BIN)/penstock serve $(ARGS)
 
-# Two processes, a file at a time: most end-to-end tests wait for others more than they work.
+# Two processes, a file at a time in the order of their names: the end-to-end tests, which wait for
+# others more than they work, come first and have company to the end.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check $(SOURCES)
