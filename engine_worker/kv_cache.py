@@ -27,7 +27,7 @@ from engine_worker.models.spec import DecoderSpec
 MEMORY_SHARE = 0.3
 """Share of the memory now available that the cache takes when nothing says otherwise."""
 ACCELERATOR_SHARE = 0.85
-"""The same on a device with memory of its own, which nobody else needs; the rest is for programs."""
+"""The same on a device with memory of its own, of what weights and programs leave."""
 
 
 class LayerPages(NamedTuple):
@@ -188,22 +188,33 @@ def size_kv_blocks(
     return kv_memory_bytes // block_bytes(spec, dtype, block_size) - 1
 
 
+def device_memory_stats() -> Mapping[str, int] | None:
+    """`Device.memory_stats()` of the default device; None where it has no memory of its own."""
+    stats: Mapping[str, int] | None = jax.devices()[0].memory_stats()
+    return stats if stats and "bytes_limit" in stats else None
+
+
 def default_kv_memory_bytes(
-    weight_bytes: int = 0, device_stats: Mapping[str, int] | None = None
+    taken_bytes: int = 0, device_stats: Mapping[str, int] | None = None
 ) -> int:
     """Memory for the cache when nothing says otherwise.
 
     Args:
-        weight_bytes: Of weights that are not on the device yet.
-        device_stats: `Device.memory_stats()`; None asks the default device, and the system where
-            the device has no memory of its own.
+        taken_bytes: Of weights that are not on the device yet, or of programs that will run there.
+        device_stats: Of a device with memory of its own; None takes a share of the system's.
     """
-    if device_stats is None:
-        device_stats = jax.devices()[0].memory_stats()
-    if device_stats and "bytes_limit" in device_stats:
+    if device_stats is not None:
         free_bytes = device_stats["bytes_limit"] - device_stats.get("bytes_in_use", 0)
-        return int(max(0, free_bytes - weight_bytes) * ACCELERATOR_SHARE)
-    return int(psutil.virtual_memory().available * MEMORY_SHARE)
+        return int(max(0, free_bytes - taken_bytes) * ACCELERATOR_SHARE)
+    return _round_down(int(psutil.virtual_memory().available * MEMORY_SHARE))
+
+
+def _round_down(size_bytes: int) -> int:
+    """The size with its three leading bits only."""
+    # The cache's size is part of every program: a restart with a little more or less memory free
+    # gets the same one, and so finds its programs in the compile cache.
+    shift = max(0, size_bytes.bit_length() - 3)
+    return size_bytes >> shift << shift
 
 
 def choose_num_blocks(
@@ -213,8 +224,7 @@ def choose_num_blocks(
     block_size: int,
     max_num_seqs: int,
     max_model_len: int,
-    kv_memory_bytes: int | None = None,
-    available_bytes: int | None = None,
+    kv_memory_bytes: int,
 ) -> int:
     """How many blocks a runner gets: what fits, but no more than all its rows could ever fill.
 
@@ -224,16 +234,11 @@ def choose_num_blocks(
         block_size: Tokens a block.
         max_num_seqs: Rows that run at once.
         max_model_len: The longest row, tokens.
-        kv_memory_bytes: Memory for the cache; None takes `default_kv_memory_bytes`.
-        available_bytes: Memory of which `MEMORY_SHARE` is taken instead.
+        kv_memory_bytes: Memory for the cache.
 
     Raises:
         KvMemoryError: Not even one row of `max_model_len` tokens fits.
     """
-    if kv_memory_bytes is None and available_bytes is None:
-        kv_memory_bytes = default_kv_memory_bytes()
-    elif kv_memory_bytes is None:
-        kv_memory_bytes = int((available_bytes or 0) * MEMORY_SHARE)
     blocks_per_row = -(-max_model_len // block_size)
     num_blocks = size_kv_blocks(kv_memory_bytes, spec, dtype, block_size)
     if num_blocks < blocks_per_row:

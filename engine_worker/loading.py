@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,14 @@ from engine_worker.embedding.loading import decoder_embedder
 from engine_worker.engine import RESUME_VERSION, Engine
 from engine_worker.errors import KvMemoryError
 from engine_worker.format_detection import DetectedFormats, detect_formats
-from engine_worker.kv_cache import choose_num_blocks, default_kv_memory_bytes, size_kv_blocks
+from engine_worker.kv_cache import (
+    choose_num_blocks,
+    default_kv_memory_bytes,
+    device_memory_stats,
+    size_kv_blocks,
+)
 from engine_worker.metrics import EngineMetrics
-from engine_worker.models.decoder import DecoderGraph, declare
+from engine_worker.models.decoder import DecoderGraph, DecoderWeights, declare
 from engine_worker.models.dtype import DtypeChoice, read_cpu_flags, resolve_dtype
 from engine_worker.models.hf_config import load_spec
 from engine_worker.models.spec import DecoderSpec
@@ -87,22 +93,7 @@ def load_model(
     weights = load_weights(
         settings.path, graph, progress=lambda done, text: on_phase("loading", done, text)
     )
-    runner = JaxModelRunner.create(
-        weights,
-        num_blocks=choose_num_blocks(
-            spec,
-            dtype.dtype,
-            block_size=settings.block_size,
-            max_num_seqs=settings.max_num_seqs,
-            max_model_len=max_model_len,
-            kv_memory_bytes=settings.kv_memory_bytes,
-        ),
-        max_model_len=max_model_len,
-        block_size=settings.block_size,
-        max_num_seqs=settings.max_num_seqs,
-        max_num_batched_tokens=settings.max_num_batched_tokens,
-        deterministic=settings.deterministic,
-    )
+    runner = create_runner(weights, settings, max_model_len, device_memory_stats)
     runner.warm_up(lambda done, text: on_phase("compiling", done, text))
     engine = Engine(
         runner,
@@ -116,6 +107,55 @@ def load_model(
         settings, weights, max_model_len, lambda done, text: on_phase("compiling", done, text)
     )
     return _assemble(settings, graph, dtype, tokenizer, template, runner, engine, embedder)
+
+
+def create_runner(
+    weights: DecoderWeights,
+    settings: ModelSettings,
+    max_model_len: int,
+    read_device_stats: Callable[[], Mapping[str, int] | None],
+) -> JaxModelRunner:
+    """A runner whose cache has the configured size, or the size that memory allows.
+
+    Args:
+        weights: On the device.
+        settings: Of the model.
+        max_model_len: The longest request, tokens.
+        read_device_stats: See `device_memory_stats`.
+
+    Raises:
+        KvMemoryError: Not even one request of `max_model_len` fits.
+    """
+
+    def create(num_blocks: int) -> JaxModelRunner:
+        return JaxModelRunner.create(
+            weights,
+            num_blocks=num_blocks,
+            max_model_len=max_model_len,
+            block_size=settings.block_size,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            deterministic=settings.deterministic,
+        )
+
+    kv_memory_bytes = settings.kv_memory_bytes
+    if kv_memory_bytes is None:
+        taken_bytes = 0
+        if read_device_stats() is not None:
+            # Programs take as much beside a cache of one block as beside the whole one.
+            taken_bytes = create(1).program_bytes()
+            _log.info("programs take up to %d MiB of the device", taken_bytes // 2**20)
+        kv_memory_bytes = default_kv_memory_bytes(taken_bytes, read_device_stats())
+    return create(
+        choose_num_blocks(
+            weights.graph.spec,
+            weights.graph.dtype,
+            block_size=settings.block_size,
+            max_num_seqs=settings.max_num_seqs,
+            max_model_len=max_model_len,
+            kv_memory_bytes=kv_memory_bytes,
+        )
+    )
 
 
 def _assemble(
@@ -231,7 +271,9 @@ def choose_max_model_len(settings: ModelSettings, spec: DecoderSpec, dtype: DTyp
         return settings.max_model_len
     kv_memory_bytes = settings.kv_memory_bytes
     if kv_memory_bytes is None:
-        kv_memory_bytes = default_kv_memory_bytes(declare(spec, dtype).size_bytes)
+        kv_memory_bytes = default_kv_memory_bytes(
+            declare(spec, dtype).size_bytes, device_memory_stats()
+        )
     num_blocks = size_kv_blocks(kv_memory_bytes, spec, dtype, settings.block_size)
     fitting = num_blocks * settings.block_size
     if fitting < 1:

@@ -207,6 +207,16 @@ class JaxModelRunner:
         """Waits for the programs that `warm_up` left to be compiled behind."""
         self._store.finish_warm_up()
 
+    def program_bytes(self) -> int:
+        """Working memory of the program that takes most, beside weights and state; compiles three."""
+        compiled = [self._store.get(key).memory_analysis() for key in self._buckets.largest]
+        # What is donated is counted as an output too, but is no new memory.
+        sizes_bytes: list[int] = [
+            memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+            for memory in compiled
+        ]
+        return max(sizes_bytes)
+
     def reset(self) -> None:
         """Rebuilds the device state with an empty cache; see the port."""
         self._uncounted.clear()

@@ -6,10 +6,12 @@ import pytest
 
 from engine_worker.config import ModelSettings
 from engine_worker.errors import KvMemoryError, ModelConfigError
-from engine_worker.loading import choose_max_model_len, load_model
+from engine_worker.kv_cache import ACCELERATOR_SHARE, block_bytes
+from engine_worker.loading import choose_max_model_len, create_runner, load_model
 from engine_worker.models.hf_config import decoder_spec
 from protocol.errors import ConfigurationError
 from tests.fakes.tiny_checkpoint import TINY_LLAMA
+from tests.fakes.tiny_decoder import tiny_spec, tiny_weights
 
 SPEC = dataclasses.replace(decoder_spec(TINY_LLAMA), max_position_embeddings=1000)
 SETTINGS = ModelSettings(path=Path("/m"), name="m", block_size=16)
@@ -46,3 +48,21 @@ def test_a_folder_without_a_model_is_refused_before_anything_else(tmp_path: Path
     with pytest.raises(ModelConfigError):
         load_model(settings, lambda phase, fraction, detail: phases.append(phase))
     assert phases == ["loading"]
+
+
+def test_on_a_device_the_cache_gets_what_weights_and_programs_leave() -> None:
+    weights = tiny_weights(spec=tiny_spec([None]))
+    settings = dataclasses.replace(SETTINGS, max_num_seqs=2, max_num_batched_tokens=8)
+    per_block = block_bytes(weights.graph.spec, weights.graph.dtype, 16)
+    # All rows together could fill 64 blocks.
+    free_bytes = 60 * per_block
+
+    def stats(limit_bytes: int) -> dict[str, int]:
+        return {"bytes_limit": limit_bytes + 700, "bytes_in_use": 700}
+
+    program_bytes = create_runner(weights, settings, 512, lambda: None).program_bytes()
+    assert program_bytes > 0
+    runner = create_runner(weights, settings, 512, lambda: stats(free_bytes + program_bytes))
+    assert runner.num_blocks == int(free_bytes * ACCELERATOR_SHARE) // per_block - 1
+    configured = dataclasses.replace(settings, kv_memory_bytes=40 * per_block)
+    assert create_runner(weights, configured, 512, lambda: stats(0)).num_blocks == 39

@@ -1,5 +1,7 @@
 """The cache's layout, size and writes."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,18 +75,18 @@ def test_blocks_fill_the_given_memory_with_one_block_kept_for_padding() -> None:
     assert size_kv_blocks(BLOCK_BYTES, SPEC, np.float32, 4) == 0
 
 
-def test_the_default_is_a_share_of_the_available_memory_and_no_more_than_all_rows_need() -> None:
-    def choose(available_bytes: int) -> int:
+def test_a_runner_gets_what_fits_and_no_more_than_all_rows_need() -> None:
+    def choose(kv_memory_bytes: int) -> int:
         return choose_num_blocks(
             SPEC,
             np.float32,
             block_size=4,
             max_num_seqs=3,
             max_model_len=30,
-            available_bytes=available_bytes,
+            kv_memory_bytes=kv_memory_bytes,
         )
 
-    assert choose(100 * BLOCK_BYTES) < 100 // 2
+    assert choose(18 * BLOCK_BYTES) == 17
     assert choose(2**40) == 3 * 8
 
 
@@ -107,6 +109,14 @@ def test_a_device_with_memory_of_its_own_gives_most_of_what_the_weights_leave() 
     assert default_kv_memory_bytes(2000, stats) == 0
 
 
-def test_a_cpu_gives_a_share_of_the_systems_memory() -> None:
-    available = psutil.virtual_memory().available
-    assert 0.1 * available < default_kv_memory_bytes(device_stats={}) < 0.6 * available
+def test_a_cpu_gives_a_share_of_the_systems_memory_that_a_restart_gets_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def share_of(available_bytes: int) -> int:
+        memory = SimpleNamespace(available=available_bytes)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        return default_kv_memory_bytes()
+
+    assert share_of(21 * 2**30) == share_of(21 * 2**30 - 2**28) == 6 * 2**30
+    assert share_of(100 * 2**30) == 28 * 2**30
+    assert share_of(0) == 0
