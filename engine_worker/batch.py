@@ -210,3 +210,6 @@ class ModelRunner(Protocol):
 
     def reset(self) -> None:
         """Start over with an empty KV cache after a step that raised; every slot is free."""
+
+    def close(self) -> None:
+        """Leave nothing running behind; `run` works on, with the programs that are there."""

@@ -288,6 +288,11 @@ class Engine:
             self.num_steps += 1
         return self._output.take()
 
+    def close(self) -> None:
+        """End the helper process that grammars are tried in, if one was needed, and what compiles."""
+        self.grammars.close()
+        self._runner.close()
+
     def _run(self, schedule: Schedule) -> StepResult | None:
         """What the runner computed; None when it raised."""
         try:

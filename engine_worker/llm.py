@@ -142,9 +142,9 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """End the helper process that grammars are tried in, if one was needed."""
+        """End what runs behind: programs still compiling, the helper that grammars are tried in."""
         if self._engine is not None:
-            self._engine.grammars.close()
+            self._engine.close()
 
     def sampling(self, **changes: Any) -> SamplingParams:
         """Sampling parameters: what the model recommends, a fresh seed, and `changes` to both."""

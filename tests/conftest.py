@@ -1,16 +1,76 @@
-"""Fixtures for every test: a clean environment and short socket folders."""
+"""Fixtures for every test: a clean environment and short socket folders; and how tests are dealt out."""
 
+import gc
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.workermanage import WorkerController
+
+    from tests.fakes.dealing import DealtTogether
 
 # transformers and the hub library must never reach for the network in a test.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# How long an example takes says how busy the machine is, and nothing about what is tested.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and all that they import are there to stay: no collection looks at them."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "DealtTogether | None":
+    """With `--dist loadfile`, files that share something expensive go to the same process."""
+    from tests.fakes.dealing import DealtTogether
+
+    return DealtTogether(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: "WorkerController", error: object | None) -> None:
+    """What a test process that crashed had started would eat the time of all tests that follow."""
+    from tests.fakes.left_behind import end_left_behind
+
+    if error is not None:
+        end_left_behind(node.workerinput["testrunuid"], node.gateway.id)
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled programs of all engine processes of the run, whoever starts them."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return folder / "compiled"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a test process compiles itself, it compiles once.
+
+    A folder of its own: jax writes entries in place, and warns, which is an error here, about
+    one that another process has only half written.
+    """
+    if "jax" in sys.modules:
+        folder = str(tmp_path_factory.mktemp("compiled-here"))
+        sys.modules["jax"].config.update("jax_compilation_cache_dir", folder)
 
 
 @pytest.fixture(autouse=True)

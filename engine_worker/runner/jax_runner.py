@@ -217,6 +217,10 @@ class JaxModelRunner:
         ]
         return max(sizes_bytes)
 
+    def close(self) -> None:
+        """Ends compiling behind; see the port."""
+        self._store.stop()
+
     def reset(self) -> None:
         """Rebuilds the device state with an empty cache; see the port."""
         self._uncounted.clear()

@@ -38,6 +38,7 @@ class ProgramStore(Generic[Key]):
         self._programs: dict[Key, Any] = {}
         self._is_warm = False
         self._behind: threading.Thread | None = None
+        self._is_stopping = False
         self.num_compiles = 0
 
     @property
@@ -94,12 +95,17 @@ class ProgramStore(Generic[Key]):
         if self._behind is not None:
             self._behind.join()
 
+    def stop(self) -> None:
+        """End compiling behind after the program in hand, which nothing can stop; wait for it."""
+        self._is_stopping = True
+        self.finish_warm_up()
+
     def _compile_behind(self, keys: Iterable[Key]) -> None:
         started = time.monotonic()
         missing = [key for key in keys if key not in self._programs]
         with count_cache_hits() as hits:
             for key in missing:
-                if not threading.main_thread().is_alive():
+                if self._is_stopping or not threading.main_thread().is_alive():
                     return
                 try:
                     self._compile([key])

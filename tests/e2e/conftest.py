@@ -1,6 +1,5 @@
 """The houses that end-to-end tests share."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,15 +7,6 @@ from typing import Any
 import pytest
 
 from tests.e2e.house import House, start_house, stop_house
-
-
-@pytest.fixture(scope="session")
-def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compiled programs, shared by every house of the run and by the processes that run tests."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    return folder / "compiled"
 
 
 @pytest.fixture(scope="session")

@@ -85,6 +85,7 @@ class DeterministicFakeRunner:
         self.batches: list[StepBatch] = []
         self.assigned: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
         self.num_resets = 0
+        self.is_closed = False
 
     @property
     def num_blocks(self) -> int:
@@ -159,6 +160,9 @@ class DeterministicFakeRunner:
     def reset(self) -> None:
         self._cache[:] = -1
         self.num_resets += 1
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def _check(self, batch: StepBatch) -> None:
         assert 0 < len(batch.rows) <= self._max_num_seqs

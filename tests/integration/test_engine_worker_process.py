@@ -169,12 +169,6 @@ class EngineHouse:
 
 
 @pytest.fixture(scope="module")
-def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Programs are compiled once for all processes of this file."""
-    return tmp_path_factory.mktemp("compile-cache")
-
-
-@pytest.fixture(scope="module")
 def house(cache_dir: Path) -> Iterator[EngineHouse]:
     house = EngineHouse(cache_dir)
     try:

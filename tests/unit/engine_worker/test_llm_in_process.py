@@ -24,6 +24,14 @@ def test_each_prompt_gets_its_own_output_in_order() -> None:
     assert llm.generate_token_ids(prompts[:2], GREEDY) == expected[:2]
 
 
+def test_closing_leaves_nothing_running_behind() -> None:
+    runner = DeterministicFakeRunner(lambda token_ids: 1)
+    engine = Engine(runner, byte_level_tokenizer(), vocab_size=258, max_model_len=100)
+    with LLM.of_engine(engine):
+        assert not runner.is_closed
+    assert runner.is_closed
+
+
 def test_a_refused_prompt_raises_and_the_next_call_works() -> None:
     llm = make_llm()
     with pytest.raises(EngineError, match="empty"):

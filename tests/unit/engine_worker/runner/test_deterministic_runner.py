@@ -1,6 +1,6 @@
 """The deterministic mode: a request's bits depend on nothing but the request."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ Bits = list[npt.NDArray[np.uint32]]
 
 
 @pytest.fixture(scope="module")
-def warm_runner() -> JaxModelRunner:
+def warm_runner() -> Iterator[JaxModelRunner]:
     runner = JaxModelRunner.create(
         WEIGHTS,
         num_blocks=90,
@@ -33,7 +33,8 @@ def warm_runner() -> JaxModelRunner:
         deterministic=True,
     )
     runner.warm_up(lambda fraction, text: None)
-    return runner
+    yield runner
+    runner.close()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Programs that are compiled before and behind the start, and what stands in for them."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -18,11 +19,13 @@ class SlowCompiler:
     def __init__(self, *, held: frozenset[int] = frozenset(), broken: int | None = None) -> None:
         self._held = held
         self._broken = broken
+        self.is_held = threading.Event()
         self.may_go_on = threading.Event()
         self.compiled: list[int] = []
 
     def __call__(self, key: int) -> str:
         if key in self._held:
+            self.is_held.set()
             assert self.may_go_on.wait(30)
         if key == self._broken:
             raise RuntimeError("planned failure")
@@ -60,6 +63,26 @@ def test_a_program_that_cannot_be_compiled_behind_leaves_the_others_alone(
     store.finish_warm_up()
     assert [store.first_ready([size, 8]) for size in (1, 2, 4)] == [1, 8, 4]
     assert "2 could not be compiled" in caplog.text
+
+
+def test_stopping_waits_for_the_program_in_hand_and_leaves_the_rest() -> None:
+    compiler = SlowCompiler(held=frozenset({1}))
+    store = ProgramStore[int](compiler, str)
+    store.warm_up([8], [1, 2, 4], lambda done, text: None)
+    assert compiler.is_held.wait(30)
+    stopping = threading.Thread(target=store.stop)
+    stopping.start()
+    while not store._is_stopping:
+        time.sleep(0.001)
+    compiler.may_go_on.set()
+    stopping.join(30)
+    assert not stopping.is_alive()
+    assert compiler.compiled == [8, 1]
+    assert "compile" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_store_that_compiles_nothing_behind_is_stopped_too() -> None:
+    ProgramStore[int](SlowCompiler(), str).stop()
 
 
 def test_one_of_the_first_programs_that_fails_stops_the_start() -> None:

@@ -1,0 +1,34 @@
+"""Deals test files out to the processes that run tests: what shares something goes together."""
+
+from xdist.scheduler import LoadFileScheduling
+
+FUNCTION_BY_FUNCTION = ("tests/unit/toolparser_worker/test_parser_",)
+"""Large files whose tests share nothing, so that no process is left with one alone at the end."""
+
+TOGETHER = {
+    # One house serves most of these, and one cache of compiled programs is warm for the others.
+    "tests/e2e/": "tests/e2e",
+    # The runners of tests/unit/engine_worker/conftest.py, compiled once.
+    "tests/unit/engine_worker/runner/test_full_sampler.py": "shared runners",
+    "tests/unit/engine_worker/test_deterministic_engine.py": "shared runners",
+    "tests/unit/engine_worker/test_sampling_parameters.py": "shared runners",
+}
+"""Beginnings of paths, and the name of their group."""
+
+
+def group_of(nodeid: str) -> str:
+    """The group whose tests run in one process."""
+    path = nodeid.split("::", 1)[0]
+    for start, group in TOGETHER.items():
+        if path.startswith(start):
+            return group
+    if path.startswith(FUNCTION_BY_FUNCTION):
+        return nodeid.split("[", 1)[0]
+    return path
+
+
+class DealtTogether(LoadFileScheduling):
+    """As `--dist loadfile`, but by `group_of`; in the order in which tests were collected."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
