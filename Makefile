@@ -34,8 +34,8 @@ $(VENV)/.test: pyproject.toml $(VENV)/.serve
 serve: $(VENV)/.serve
 	$(BIN)/penstock serve $(ARGS)
 
-# Two processes, a file at a time in the order of their names: the end-to-end tests, which wait for
-# others more than they work, come first and have company to the end.
+# Two processes, a file at a time in the order of their names, but for what tests/fakes/dealing.py
+# keeps together: the end-to-end tests, which wait more than they work, all go to one process.
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

@@ -27,7 +27,7 @@ def group_of(nodeid: str) -> str:
     return path
 
 
-class DealtTogether(LoadFileScheduling):
+class DealtTogether(LoadFileScheduling):  # type: ignore[misc]
     """As `--dist loadfile`, but by `group_of`; in the order in which tests were collected."""
 
     def _split_scope(self, nodeid: str) -> str:
