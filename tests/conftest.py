@@ -69,8 +69,9 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     one that another process has only half written.
     """
     if "jax" in sys.modules:
-        folder = str(tmp_path_factory.mktemp("compiled-here"))
-        sys.modules["jax"].config.update("jax_compilation_cache_dir", folder)
+        config = sys.modules["jax"].config
+        config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled-here")))
+        config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture(autouse=True)
