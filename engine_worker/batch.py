@@ -88,6 +88,9 @@ class RowWork:
             hold all of them but the last. More than 1 only without the full sampler.
         stop_token_ids: A row that samples one of these samples no further; at most
             `MAX_ROW_STOP_TOKEN_IDS`.
+        draft_token_ids: In decode, guesses of the tokens that follow. All are computed at once, and
+            the draw after each counts as long as the guesses up to it equal the draws before;
+            `block_ids` hold them. Only without the full sampler, penalties and look-ahead.
     """
 
     slot: int
@@ -101,6 +104,7 @@ class RowWork:
     scored_token_ids: Sequence[int] = ()
     max_new_tokens: int = 1
     stop_token_ids: tuple[int, ...] = ()
+    draft_token_ids: tuple[int, ...] = ()
 
     @property
     def needs_full_sampler(self) -> bool:
@@ -150,8 +154,9 @@ class StepResult:
         without_choice: Indices of rows whose masks allowed no token; their requests must fail.
         logprobs: Of the sampled token, by index of the row, for rows that want them.
         prompt_logprobs: Of `scored_token_ids`, likewise.
-        more_token_ids: What a row with `max_new_tokens` sampled after its first token, by index
-            of the row; it ends early at a stop id, and before a step that gave no number.
+        more_token_ids: What a row with `max_new_tokens` or `draft_token_ids` sampled after its
+            first token, by index of the row; it ends early at a stop id, after a wrong guess, and
+            before a position that gave no number.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -188,6 +193,13 @@ class ModelRunner(Protocol):
     @property
     def max_new_tokens(self) -> int:
         """The most `RowWork.max_new_tokens`; 1 where a step is always one token."""
+
+    @property
+    def decode_rows(self) -> tuple[int, ...]:
+        """Rows of the programs that decode, rising: a step takes the smallest that fits.
+
+        A guessed token takes a row as well; with guesses a step has at most the last number.
+        """
 
     @property
     def num_compiles(self) -> int:

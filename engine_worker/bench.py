@@ -1,7 +1,8 @@
 """`python -m engine_worker.bench`: how fast this machine runs a model, without sockets.
 
 Random prompts of `--prompt-tokens`, `--new-tokens` each, greedy, end-of-sequence off, at several
-concurrencies, through the whole engine; the median of `--repeats`.
+concurrencies, through the whole engine; the median of `--repeats`. Requests guess no tokens unless
+`--speculation auto`: greedy answers to random prompts go in circles, which guessing makes fast.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from engine_worker.config import DEFAULT_COMPILE_CACHE_DIR, DTYPES
 from engine_worker.llm import LLM
+from engine_worker.speculation import SpeculationMode
 from protocol.errors import PenstockError
 from protocol.messages import SamplingParams
 
@@ -80,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
+    parser.add_argument("--speculation", choices=tuple(SpeculationMode), default="off")
     parser.add_argument("--compile-cache", type=Path, default=DEFAULT_COMPILE_CACHE_DIR)
     args = parser.parse_args(arguments)
     if min(*args.concurrency, args.prompt_tokens, args.repeats) < 1 or args.new_tokens < 2:
@@ -94,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             max_num_seqs=max(args.concurrency),
             max_model_len=args.prompt_tokens + args.new_tokens,
             compile_cache_dir=args.compile_cache,
+            speculation=args.speculation,
         )
     except PenstockError as error:
         sys.stderr.write(f"{error.message}\n")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine_worker.demo import DEMO_MODEL_NAME, demo_model_path
+from engine_worker.speculation import SpeculationMode
 from protocol.errors import ConfigurationError
 from protocol.settings import SettingsReader
 
@@ -33,6 +34,7 @@ class ModelSettings:
         max_num_batched_tokens: `PENSTOCK_MAX_NUM_BATCHED_TOKENS`, tokens of one step.
         prefix_cache: `PENSTOCK_PREFIX_CACHE`, whether computed prompts are kept for the next
             request of the same tenant.
+        speculation: `PENSTOCK_SPECULATION`, whether requests guess their next tokens.
         dtype: `PENSTOCK_DTYPE`, of the weights.
         deterministic: `PENSTOCK_DETERMINISTIC`, equal bits whatever runs beside a request.
         compile_cache_dir: `PENSTOCK_COMPILE_CACHE_DIR`, where compiled programs are kept.
@@ -51,6 +53,7 @@ class ModelSettings:
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
     prefix_cache: bool = True
+    speculation: SpeculationMode = SpeculationMode.AUTO
     dtype: str = "auto"
     deterministic: bool = False
     compile_cache_dir: Path | None = None
@@ -123,6 +126,9 @@ def _model_settings(reader: SettingsReader) -> ModelSettings:
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         prefix_cache=reader.bool("PENSTOCK_PREFIX_CACHE", True),
+        speculation=SpeculationMode(
+            reader.choice("PENSTOCK_SPECULATION", "auto", tuple(SpeculationMode))
+        ),
         dtype=reader.choice("PENSTOCK_DTYPE", "auto", DTYPES),
         deterministic=reader.bool("PENSTOCK_DETERMINISTIC", False),
         compile_cache_dir=cache_dir.expanduser(),

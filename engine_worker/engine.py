@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from engine_worker.acceptance import AcceptanceLimits, accept, check_first_token
-from engine_worker.batch import ModelRunner, RowWork, StepBatch, StepResult, TokenScores
+from engine_worker.batch import ModelRunner, StepBatch, StepResult, TokenScores
 from engine_worker.block_pool import BlockPool, ContentChanges
+from engine_worker.decode_plan import DecodePlanner
 from engine_worker.engine_output import (
     EngineOutput,
     GatewayOutput,
@@ -19,11 +20,10 @@ from engine_worker.engine_output import (
 from engine_worker.errors import RequestError
 from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.grammar.constraint import Constraint
-from engine_worker.lookahead import Lookahead, extended, num_wanted
 from engine_worker.metrics import EngineMetrics
 from engine_worker.request import Request
 from engine_worker.scheduler import Schedule, ScheduledRow, Scheduler, SchedulerLimits
-from engine_worker.step_rows import row_work
+from engine_worker.speculation import SpeculationMode
 from engine_worker.stream import Stream, resumed_stream
 from engine_worker.stream_table import StreamTable
 from engine_worker.token_mask import MaskWords
@@ -67,6 +67,7 @@ class Engine:
         max_model_len: Prompt and output together, tokens; cut to what the KV cache holds.
         prefix_cache: Whether requests of one tenant share the blocks of equal beginnings; if not,
             only the choices of one request do.
+        speculation: Whether requests guess their next tokens: where it pays, never, or always.
         grammars: Compiles what requests are constrained by; one of its own when None.
         metrics: Told what happens; of its own when None.
         clock: Monotonic seconds, for deadlines and rates.
@@ -80,6 +81,7 @@ class Engine:
         vocab_size: int,
         max_model_len: int,
         prefix_cache: bool = True,
+        speculation: SpeculationMode = SpeculationMode.OFF,
         grammars: GrammarCompiler | None = None,
         metrics: EngineMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -104,7 +106,7 @@ class Engine:
         self.grammars = grammars or GrammarCompiler(
             tokenizer, vocab_size, on_compiled=self._metrics.on_grammar_compiled
         )
-        self._lookahead = Lookahead(runner.max_new_tokens)
+        self._decodes = DecodePlanner(runner, self._scheduler, speculation, self._metrics.on_drafts)
         self._streams: StreamTable[Stream] = StreamTable()
         self._tombstones = Tombstones()
         self._output = EngineOutput(tokenizer)
@@ -279,11 +281,10 @@ class Engine:
             if result is None:
                 self._fail_step(schedule.rows)
             else:
-                if all(row.num_tokens == 1 for row in schedule.rows):
-                    num_turns = 1 + max(map(len, result.more_token_ids.values()), default=0)
-                    self._lookahead.measure(len(schedule.rows), num_turns, computed - scheduled)
                 num_sampled = self._take_result_or_fail(schedule.rows, result)
-                self._measure(num_sampled, self._clock() - started)
+                duration_s = self._clock() - started
+                self._decodes.measure(result, duration_s)
+                self._measure(num_sampled, duration_s)
             self._count_step(schedule, result, started, scheduled, computed)
             self.num_steps += 1
         return self._output.take()
@@ -301,23 +302,10 @@ class Engine:
                 self._runner.assign_slot(
                     request.slot, request.prompt_token_ids, request.output_token_ids
                 )
-            return self._runner.run(StepBatch(self._works(schedule.rows)))
+            return self._runner.run(StepBatch(self._decodes.works(schedule.rows)))
         except Exception:  # noqa: BLE001 - whatever the compute side raises, others go on
             _log.exception("a step of %d requests failed", len(schedule.rows))
             return None
-
-    def _works(self, rows: Sequence[ScheduledRow]) -> tuple[RowWork, ...]:
-        """What each row computes; several tokens where every row may look ahead."""
-        works = tuple(map(row_work, rows))
-        requests = [row.request for row in rows]
-        num_new_tokens = self._lookahead.num_new_tokens(requests, works)
-        if num_new_tokens == 1:
-            return works
-        rooms = [
-            self._scheduler.reserve(request, min(num_new_tokens, num_wanted(request)))
-            for request in requests
-        ]
-        return tuple(map(extended, requests, works, rooms))
 
     def _is_new(self, key: StreamKey, gateway_id: str, command: Generate) -> bool:
         """Whether this attempt is to be worked on; answers it otherwise, but never twice."""

@@ -27,6 +27,7 @@ from engine_worker.errors import EngineError, InvalidRequestError
 from engine_worker.llm_collector import Collector
 from engine_worker.llm_outputs import RequestOutput
 from engine_worker.preparation import PromptPreparer
+from engine_worker.speculation import SpeculationMode
 from protocol.messages import (
     Generate,
     Grammar,
@@ -58,6 +59,7 @@ class LLM:
         max_model_len: Prompt and output together, tokens; None takes the model's.
         max_num_seqs: Prompts that run at a time.
         kv_memory_bytes: Of the KV cache; None takes a share of what is free.
+        speculation: As the setting PENSTOCK_SPECULATION: auto, off or always.
         pooling: As the setting PENSTOCK_POOLING: what `embed` does with a decoder.
         compile_cache_dir: Where compiled programs are kept; None compiles afresh.
 
@@ -78,6 +80,7 @@ class LLM:
         max_model_len: int | None = None,
         max_num_seqs: int = 32,
         kv_memory_bytes: int | None = None,
+        speculation: str = "auto",
         pooling: str = "auto",
         compile_cache_dir: str | Path | None = DEFAULT_COMPILE_CACHE_DIR,
     ) -> None:
@@ -96,6 +99,7 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max(512, max_num_seqs),
             kv_memory_bytes=kv_memory_bytes,
+            speculation=SpeculationMode(speculation),
             pooling=pooling,
             compile_cache_dir=cache_dir,
         )

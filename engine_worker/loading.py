@@ -34,6 +34,7 @@ from engine_worker.phases import PhaseCallback
 from engine_worker.preparation import PromptPreparer
 from engine_worker.runner.jax_runner import JaxModelRunner
 from engine_worker.sampling_defaults import load_sampling_defaults
+from engine_worker.speculation import SpeculationMode
 from engine_worker.tokenizer import Tokenizer
 from engine_worker.weights.fingerprint import fingerprint
 from engine_worker.weights.loader import load_weights
@@ -101,6 +102,7 @@ def load_model(
         vocab_size=spec.vocab_size,
         max_model_len=max_model_len,
         prefix_cache=settings.prefix_cache,
+        speculation=settings.speculation,
         metrics=metrics,
     )
     embedder = decoder_embedder(
@@ -136,6 +138,7 @@ def create_runner(
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
             deterministic=settings.deterministic,
+            speculates=settings.speculation is not SpeculationMode.OFF,
         )
 
     kv_memory_bytes = settings.kv_memory_bytes

@@ -55,6 +55,11 @@ class EngineMetrics:
             "Tokens: of prompts, of these found cached, and of outputs.",
             ("kind",),
         )
+        self._draft_tokens = counter(
+            "penstock_engine_draft_tokens",
+            "Tokens of outputs that were guessed by prompt lookup, and of these those that were right.",
+            ("kind",),
+        )
         self._preemptions = counter(
             "penstock_engine_preemptions", "How often a choice gave up its KV blocks."
         )
@@ -164,6 +169,11 @@ class EngineMetrics:
         if times.first_token_at is not None:
             self._decode_s.observe(now - times.first_token_at)
         self._requests.add(1, end.finish_reason if isinstance(end, Finished) else "failed")
+
+    def on_drafts(self, num_drafted: int, num_accepted: int) -> None:
+        """A step computed guessed tokens, of which some were right."""
+        self._draft_tokens.add(num_drafted, "drafted")
+        self._draft_tokens.add(num_accepted, "accepted")
 
     def on_grammar_compiled(self, duration_s: float) -> None:
         """A grammar was compiled, or refused; called in any thread."""

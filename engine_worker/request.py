@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from engine_worker.allowed_tokens import AllowedTokens
 from engine_worker.batch import MaskSource, RowSampling
+from engine_worker.ngram_drafts import RequestDrafts
 from engine_worker.token_mask import MaskWords
 
 
@@ -50,6 +51,7 @@ class Request:
         awaited_block: Name of the block that another request computes and that it waits for.
         num_cached_tokens: Of the prompt, what was found computed when it first got a slot; None
             before.
+        drafts: Guesses its next tokens; None while nobody wanted any.
     """
 
     gateway_id: str
@@ -82,6 +84,7 @@ class Request:
     num_named_blocks: int = 0
     awaited_block: bytes | None = None
     num_cached_tokens: int | None = None
+    drafts: RequestDrafts | None = None
     status: RequestStatus = RequestStatus.WAITING
 
     @property

@@ -20,6 +20,7 @@ from engine_worker.kv_cache import KvLayout
 from engine_worker.models.decoder import DecoderWeights
 from engine_worker.runner.buckets import DECODE_ROWS, Bucket, Buckets, choose_buckets
 from engine_worker.runner.full_sampler import FullSampler
+from engine_worker.runner.guesses import join_guesses, split_guesses
 from engine_worker.runner.packing import PackedLayout
 from engine_worker.runner.program_store import ProgramStore
 from engine_worker.runner.programs import (
@@ -48,7 +49,7 @@ class JaxModelRunner:
     """Implements `engine_worker.batch.ModelRunner`; made by `create`.
 
     A step is one call of a decode program for all rows with a single token and one call of a
-    prefill program for each other row. A call whose rows want more than the program can do is
+    prefill program for each other row. Guessed tokens are further rows of the decode program. A call whose rows want more than the program can do is
     followed by one of the full sampler. In the deterministic mode all tokens, of prompts and of
     outputs, go through one program of a fixed shape, one token a row, and all are sampled by one
     full sampler, so that what a token computes depends on nothing but its own request.
@@ -89,6 +90,7 @@ class JaxModelRunner:
         max_num_seqs: int = 32,
         max_num_batched_tokens: int = 512,
         deterministic: bool = False,
+        speculates: bool = False,
     ) -> Self:
         """A runner with an empty cache and no program compiled yet.
 
@@ -100,6 +102,7 @@ class JaxModelRunner:
             max_num_seqs: Slots, and the most rows of a step.
             max_num_batched_tokens: The most tokens of a step.
             deterministic: Equal requests get equal bits, whatever runs beside them; float32 only.
+            speculates: Decode programs have room for guesses beside a few rows.
 
         Raises:
             ValueError: A number is out of range, or deterministic with other than float32.
@@ -119,6 +122,7 @@ class JaxModelRunner:
             max_num_batched_tokens=max_num_batched_tokens,
             min_rows=1 if graph.dtype == jnp.float32 else 2,
             deterministic=deterministic,
+            speculates=speculates,
         )
         limits = RunnerLimits(max_num_seqs, max_model_len, max_num_batched_tokens, deterministic)
         return cls(weights, kv_layout, buckets, limits)
@@ -147,6 +151,10 @@ class JaxModelRunner:
     def max_new_tokens(self) -> int:
         # The deterministic mode samples apart from its step.
         return 1 if self._limits.deterministic else MAX_NEW_TOKENS
+
+    @property
+    def decode_rows(self) -> tuple[int, ...]:
+        return tuple(bucket.num_rows for bucket in self._buckets.decode)
 
     @property
     def num_compiles(self) -> int:
@@ -185,15 +193,16 @@ class JaxModelRunner:
             ValueError: A row breaks the limits that the properties state; nothing was computed.
             Exception: Whatever jax raises; the state may be lost, so `reset` must follow.
         """
-        for row in batch.rows:
+        rows = split_guesses(batch.rows, self.decode_rows[-1])
+        for row in rows:
             self._check(row)
-        outcome = StepOutcome(len(batch.rows))
-        self._count_slots(batch.rows)
+        outcome = StepOutcome(len(rows))
+        self._count_slots(rows)
         if self._limits.deterministic:
-            self._run_tiles(batch.rows, outcome)
+            self._run_tiles(rows, outcome)
         else:
-            self._run_buckets(batch.rows, outcome)
-        return outcome.result()
+            self._run_buckets(rows, outcome)
+        return join_guesses(batch.rows, outcome.result())
 
     def warm_up(self, progress: ProgressCallback) -> None:
         """Compiles the programs that any work fits, and the others behind; see the port."""

@@ -69,6 +69,7 @@ class DeterministicFakeRunner:
         max_num_batched_tokens: int = 16,
         prefill_chunk_size: int = 8,
         max_new_tokens: int = 1,
+        decode_rows: tuple[int, ...] = (1, 2, 4),
         fail_steps: frozenset[int] = frozenset(),
         nan_prompts: frozenset[int] = frozenset(),
     ) -> None:
@@ -79,6 +80,7 @@ class DeterministicFakeRunner:
         self._max_num_batched_tokens = max_num_batched_tokens
         self._prefill_chunk_size = prefill_chunk_size
         self._max_new_tokens = max_new_tokens
+        self._decode_rows = decode_rows
         self._fail_steps = fail_steps
         self._nan_prompts = nan_prompts
         self._cache = np.full((num_blocks, block_size), -1, np.int64)
@@ -112,6 +114,10 @@ class DeterministicFakeRunner:
         return self._max_new_tokens
 
     @property
+    def decode_rows(self) -> tuple[int, ...]:
+        return self._decode_rows
+
+    @property
     def num_compiles(self) -> int:
         return 0
 
@@ -128,7 +134,7 @@ class DeterministicFakeRunner:
             self._cache[:] = -2
             raise RuntimeError("planned failure")
         for row in batch.rows:
-            for offset, token_id in enumerate(row.token_ids):
+            for offset, token_id in enumerate((*row.token_ids, *row.draft_token_ids)):
                 block_id, index = self._place(row, row.start + offset)
                 self._cache[block_id, index] = token_id
         token_ids = np.full(len(batch.rows), -1, np.int32)
@@ -142,6 +148,8 @@ class DeterministicFakeRunner:
                 token_ids[index] = _nearest_allowed(self._next_token(seen), row)
                 if row.max_new_tokens > 1:
                     more[index] = self._go_on(row, [*seen, int(token_ids[index])])
+                elif row.draft_token_ids:
+                    more[index] = self._check_guesses(row, [*seen, int(token_ids[index])])
         without_choice = frozenset(np.flatnonzero(token_ids == _NOTHING_ALLOWED).tolist())
         return StepResult(token_ids, has_nan, without_choice=without_choice, more_token_ids=more)
 
@@ -150,6 +158,17 @@ class DeterministicFakeRunner:
         more: list[int] = []
         while seen[-1] not in row.stop_token_ids and len(more) + 1 < row.max_new_tokens:
             self._cache[self._place(row, len(seen) - 1)] = seen[-1]
+            more.append(self._next_token(seen))
+            seen.append(more[-1])
+        return more
+
+    def _check_guesses(self, row: RowWork, seen: list[int]) -> list[int]:
+        """The tokens after the first one, up to a wrong guess; wrong ones stay in the cache."""
+        more: list[int] = []
+        for guess in row.draft_token_ids:
+            if guess != seen[-1]:
+                break
+            assert self._cache[self._place(row, len(seen) - 1)] == guess
             more.append(self._next_token(seen))
             seen.append(more[-1])
         return more
@@ -168,10 +187,14 @@ class DeterministicFakeRunner:
         assert 0 < len(batch.rows) <= self._max_num_seqs
         assert len({row.slot for row in batch.rows}) == len(batch.rows)
         assert sum(len(row.token_ids) for row in batch.rows) <= self._max_num_batched_tokens
+        num_guesses = sum(len(row.draft_token_ids) for row in batch.rows)
+        assert not num_guesses or len(batch.rows) + num_guesses <= self._decode_rows[-1]
         for row in batch.rows:
             assert 0 < len(row.token_ids) <= self._prefill_chunk_size
+            assert not row.draft_token_ids or (row.sample and len(row.token_ids) == 1)
             assert 1 <= row.max_new_tokens <= self._max_new_tokens
             num_stored = row.start + len(row.token_ids) + row.max_new_tokens - 1
+            num_stored += len(row.draft_token_ids)
             assert len(row.block_ids) * self._block_size >= num_stored
             written = set(row.block_ids[row.start // self._block_size :])
             for other in batch.rows:

@@ -35,11 +35,17 @@ def tiny_runner(*, deterministic: bool = False, num_blocks: int = 60) -> JaxMode
     )
 
 
-def engine_on(runner: JaxModelRunner, tokenizer: Tokenizer | None = None) -> Engine:
+def engine_on(runner: JaxModelRunner, tokenizer: Tokenizer | None = None, **options: Any) -> Engine:
     """A fresh engine on a runner that may have served another one."""
     runner.reset()
     tokenizer = tokenizer or byte_level_tokenizer()
-    return Engine(runner, tokenizer, vocab_size=tokenizer.num_tokens, max_model_len=MAX_MODEL_LEN)
+    return Engine(
+        runner,
+        tokenizer,
+        vocab_size=tokenizer.num_tokens,
+        max_model_len=MAX_MODEL_LEN,
+        **options,
+    )
 
 
 def generate(request_id: str, sampling: SamplingParams, **changes: Any) -> Generate:

@@ -70,9 +70,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.requests.append(request)
 
     @rule(
-        token=st.sampled_from([5, 5, 6]), num_steps=st.integers(1, 4), lookahead=st.integers(1, 5)
+        token=st.sampled_from([5, 5, 6]),
+        num_steps=st.integers(1, 4),
+        lookahead=st.integers(1, 5),
+        num_right=st.integers(0, 5),
     )
-    def step(self, token: int, num_steps: int, lookahead: int = 1) -> None:
+    def step(
+        self, token: int, num_steps: int, lookahead: int = 1, num_right: int | None = None
+    ) -> None:
+        """Steps of several tokens a row; with `num_right` these are guesses, the others wrong."""
         for _ in range(num_steps):
             had_work = self.scheduler.has_work()
             schedule = self.scheduler.schedule()
@@ -88,7 +94,11 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.write(row)
             for row, room in zip(schedule.rows, rooms, strict=True):
                 self.check_reads(row)
-                self.take(row, token, room if row.num_tokens == 1 else 1)
+                num_turns = room if row.num_tokens == 1 else 1
+                if num_right is not None and num_turns > 1:
+                    self.write_guesses(row, num_turns - 1)
+                    num_turns = min(num_turns, 1 + num_right)
+                self.take(row, token, num_turns)
 
     def take(self, row: ScheduledRow, token: int, num_turns: int) -> None:
         """What the engine does with a row's result; a row may compute several tokens in turn."""
@@ -156,6 +166,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.pool.num_holders(block_id) == 1, "a shared block is written to"
             assert self.pool._hashes[block_id] is None, "a named block is written to"
             self.memory[block_id][position % BLOCK_SIZE] = token
+
+    def write_guesses(self, row: ScheduledRow, num_guesses: int) -> None:
+        """Guesses are computed with the row; whatever they were, it is nobody's token."""
+        first = row.request.num_computed_tokens + 1
+        for position in range(first, first + num_guesses):
+            block_id = row.request.block_ids[position // BLOCK_SIZE]
+            assert self.pool.num_holders(block_id) == 1, "a guess is written to a shared block"
+            assert self.pool._hashes[block_id] is None, "a guess is written to a named block"
+            self.memory[block_id][position % BLOCK_SIZE] = -position
 
     def check_reads(self, row: ScheduledRow) -> None:
         request = row.request

@@ -44,6 +44,23 @@ def test_decode_buckets_double_up_to_the_slots(
 
 
 @pytest.mark.parametrize(
+    ("max_num_seqs", "max_tokens", "rows"),
+    [(1, 512, [2, 4, 8]), (1, 4, [2, 4]), (6, 512, [2, 4, 8]), (20, 512, [2, 4, 8, 16, 20])],
+)
+def test_few_requests_have_room_for_guesses(
+    max_num_seqs: int, max_tokens: int, rows: list[int]
+) -> None:
+    buckets = choose_buckets(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_tokens,
+        min_rows=2,
+        deterministic=False,
+        speculates=True,
+    )
+    assert [bucket.num_rows for bucket in buckets.decode] == rows
+
+
+@pytest.mark.parametrize(
     ("max_tokens", "chunks"),
     [(512, [32, 128, 512]), (4096, [32, 128, 512]), (100, [32, 100]), (1, [2])],
 )

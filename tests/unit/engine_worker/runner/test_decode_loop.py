@@ -1,4 +1,4 @@
-"""Decode programs that go on with their own tokens give what single steps give."""
+"""Several tokens a step, by going on or by checking guesses, are those of single steps."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -123,6 +123,64 @@ def test_rows_that_cannot_look_ahead_are_refused(runner: JaxModelRunner) -> None
         runner.run(StepBatch((replace(work, max_new_tokens=20, block_ids=[0, 1]),)))
     with pytest.raises(ValueError, match="at most 8 stop ids"):
         runner.run(StepBatch((replace(work, stop_token_ids=tuple(range(9))),)))
+
+
+def guess(
+    runner: JaxModelRunner, requests: Sequence[RunnerRequest], drafts: Sequence[Sequence[int]]
+) -> StepResult:
+    """One step with guesses; what counts is appended."""
+    works = [
+        replace(request.next_work(1), draft_token_ids=tuple(draft))
+        for request, draft in zip(requests, drafts, strict=True)
+    ]
+    result = runner.run(StepBatch(tuple(works)))
+    for index, request in enumerate(requests):
+        more = result.more_token_ids.get(index, [])
+        request.output += [int(result.token_ids[index]), *more]
+        request.num_computed += len(more)
+    return result
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("num_right", [0, 1, 2])
+def test_guesses_count_as_far_as_they_are_what_single_steps_draw(
+    runner: JaxModelRunner, index: int, num_right: int
+) -> None:
+    requests, single = begun_and_single(runner)
+    request, tokens = requests[index], single[index]
+    # Two guesses and the token before them take the program of three rows, as single steps did.
+    draft = [token if i < num_right else (token + 1) % 64 for i, token in enumerate(tokens[1:3])]
+    result = guess(runner, [request], [draft])
+    assert request.output == tokens[: 2 + num_right]
+    assert len(result.more_token_ids.get(0, [])) == num_right
+    # What was computed for wrong guesses disturbs nobody.
+    while len(request.output) < NUM_TOKENS:
+        guess(runner, [request], [tokens[len(request.output) :][:2]])
+    assert request.output[:NUM_TOKENS] == tokens
+
+
+def test_rows_with_guesses_and_without_share_a_step(runner: JaxModelRunner) -> None:
+    requests, single = begun_and_single(runner)
+    guess(runner, [requests[2], requests[0]], [(), single[0][1:2]])
+    assert requests[0].output == single[0][:3]
+    assert requests[2].output == single[2][:2]
+
+
+def test_rows_that_cannot_guess_are_refused(runner: JaxModelRunner) -> None:
+    requests, _ = begun_and_single(runner)
+    work = requests[0].next_work(1)
+    with pytest.raises(ValueError, match="at most 3 rows, not 4"):
+        runner.run(StepBatch((replace(work, draft_token_ids=(1, 2, 3)),)))
+    for changes in (
+        {"sampling": SAMPLINGS[2]},
+        {"sampling": RowSampling(num_logprobs=1)},
+        {"max_new_tokens": 2},
+        {"sample": False},
+    ):
+        with pytest.raises(ValueError, match="only decodes"):
+            runner.run(StepBatch((replace(work, draft_token_ids=(1,), **changes),)))
+    with pytest.raises(ValueError, match="blocks do not fit"):
+        runner.run(StepBatch((replace(work, draft_token_ids=(1, 2), block_ids=[0]),)))
 
 
 def test_the_deterministic_mode_computes_one_token_a_step() -> None:
