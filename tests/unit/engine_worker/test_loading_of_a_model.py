@@ -9,6 +9,7 @@ from engine_worker.errors import KvMemoryError, ModelConfigError
 from engine_worker.kv_cache import ACCELERATOR_SHARE, block_bytes
 from engine_worker.loading import choose_max_model_len, create_runner, load_model
 from engine_worker.models.hf_config import decoder_spec
+from engine_worker.speculation import SpeculationMode
 from protocol.errors import ConfigurationError
 from tests.fakes.tiny_checkpoint import TINY_LLAMA
 from tests.fakes.tiny_decoder import tiny_spec, tiny_weights
@@ -66,3 +67,12 @@ def test_on_a_device_the_cache_gets_what_weights_and_programs_leave() -> None:
     assert runner.num_blocks == int(free_bytes * ACCELERATOR_SHARE) // per_block - 1
     configured = dataclasses.replace(settings, kv_memory_bytes=40 * per_block)
     assert create_runner(weights, configured, 512, lambda: stats(0)).num_blocks == 39
+
+
+@pytest.mark.parametrize(("mode", "most"), [("auto", 8), ("off", 2)])
+def test_programs_have_room_for_guesses_unless_these_are_off(mode: str, most: int) -> None:
+    settings = dataclasses.replace(
+        SETTINGS, max_num_seqs=2, speculation=SpeculationMode(mode), kv_memory_bytes=2**20
+    )
+    weights = tiny_weights(spec=tiny_spec([None]))
+    assert create_runner(weights, settings, 64, lambda: None).decode_rows[-1] == most
