@@ -21,6 +21,7 @@ NUM_BLOCKS = 40
 LAYOUT = KvLayout.of(tiny_spec([None]), np.float32, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
 
 Floats = npt.NDArray[np.float32]
+_store = jax.jit(store_tokens)
 
 
 class PagedRows:
@@ -35,17 +36,14 @@ class PagedRows:
         self.tables = np.full((len(lengths), TABLE_WIDTH), LAYOUT.padding_block, np.int32)
         free = generator.permutation(NUM_BLOCKS)
         pages = LayerPages(*(jnp.full_like(pool, dirt) for pool in LAYOUT.allocate()[0]))
+        positions = np.arange(TABLE_WIDTH * BLOCK_SIZE, dtype=np.int32)
         for row, length in enumerate(lengths):
             num_blocks = -(-length // BLOCK_SIZE)
             self.tables[row, :num_blocks], free = free[:num_blocks], free[num_blocks:]
-            positions = np.arange(length)
-            pages = store_tokens(
-                pages,
-                jnp.asarray(self.keys[row, :length]),
-                jnp.asarray(self.values[row, :length]),
-                jnp.asarray(self.tables[row, positions // BLOCK_SIZE]),
-                jnp.asarray(positions % BLOCK_SIZE, jnp.int32),
-            )
+            # Padding takes all rows to one length, so that one program stores them.
+            blocks = self.tables[row, positions // BLOCK_SIZE]
+            blocks = np.where(positions < length, blocks, LAYOUT.padding_block).astype(np.int32)
+            pages = _store(pages, self.keys[row], self.values[row], blocks, positions % BLOCK_SIZE)
         self.pages = pages
 
     def attend(self, q: Floats, num_queries: int, attention: AttentionSpec) -> Floats:
@@ -55,12 +53,12 @@ class PagedRows:
         return np.asarray(program(q, self.pages, self.tables, self.lengths, positions))
 
     def expected(self, q: Floats, num_queries: int, attention: AttentionSpec) -> Floats:
+        dense = jax.jit(partial(dense_attention, attention=attention))
         rows = []
         for row, length in enumerate(self.lengths):
-            positions = jnp.arange(length - num_queries, length, dtype=jnp.int32)
-            keys, values = jnp.asarray(self.keys[row]), jnp.asarray(self.values[row])
-            rows.append(dense_attention(jnp.asarray(q[row]), keys, values, positions, attention))
-        return np.stack([np.asarray(row) for row in rows])
+            positions = np.arange(length - num_queries, length, dtype=np.int32)
+            rows.append(np.asarray(dense(q[row], self.keys[row], self.values[row], positions)))
+        return np.stack(rows)
 
 
 def random_queries(num_rows: int, num_queries: int) -> Floats:

@@ -1,6 +1,7 @@
 """top-k, top-p and min-p against a float64 oracle that sorts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import jax
 import numpy as np
@@ -25,9 +26,14 @@ def num_candidates(request: pytest.FixtureRequest) -> Iterator[int]:
     patch.undo()
 
 
+@cache
+def program(_num_candidates: int) -> Callable[[Floats, SamplingRows], jax.Array]:
+    """Compiled apart for each number: jit alone would remember that of another fixture."""
+    return jax.jit(lambda scores, rows: lowest_allowed(scores, rows))
+
+
 def bounds_of(scores: Floats, rows: SamplingRows) -> Floats:
-    """The bounds of a freshly traced program: jit would remember that of another fixture."""
-    return np.asarray(jax.jit(lambda scores, rows: lowest_allowed(scores, rows))(scores, rows))
+    return np.asarray(program(filters.NUM_CANDIDATES)(scores, rows))
 
 
 def allowed_by_sorting(
