@@ -102,20 +102,35 @@ class WholeEngine:
         )
         self.runner.warm_up(lambda done, text: None)
         self.runner.finish_warm_up()
-        self.engine = Engine(
-            self.runner,
-            wide_tokenizer(spec.vocab_size),
-            vocab_size=spec.vocab_size,
-            max_model_len=self._max_model_len,
-            prefix_cache=False,
-        )
+        self._tokenizer = wide_tokenizer(spec.vocab_size)
         self._vocab_size = spec.vocab_size
+        self.engine = self.make_engine()
         self._generator = np.random.default_rng(0)
         self._num_requests = 0
 
-    def add(self, concurrency: int, num_new_tokens: int, *, is_streaming: bool) -> None:
+    def make_engine(self, **options: Any) -> Engine:
+        """Another engine on the same runner, to be put into `engine` while nothing runs."""
+        return Engine(
+            self.runner,
+            self._tokenizer,
+            vocab_size=self._vocab_size,
+            max_model_len=self._max_model_len,
+            prefix_cache=False,
+            **options,
+        )
+
+    def add(
+        self,
+        concurrency: int,
+        num_new_tokens: int,
+        *,
+        is_streaming: bool,
+        temperature: float = 0.0,
+    ) -> None:
         """Hand in requests."""
-        sampling = SamplingParams(temperature=0.0, max_tokens=num_new_tokens, ignore_eos=True)
+        sampling = SamplingParams(
+            temperature=temperature, seed=1, max_tokens=num_new_tokens, ignore_eos=True
+        )
         for _ in range(concurrency):
             self._num_requests += 1
             prompt = self._generator.integers(0, self._vocab_size, self._num_prompt_tokens)

@@ -32,6 +32,8 @@ _FADE: Final = 0.998
 _NUM_FIRST: Final = 4
 """Of so many first times the smallest counts: what the machine does beside them only adds."""
 _FIRST_FADE: Final = 0.98
+_COLD_FADE: Final = 0.9
+"""After a single time, which may be that of a program that was never called before."""
 _MAX_JUMP: Final = 2.0
 """By how much more than the mean one later time counts."""
 _OPTIMISM: Final = 0.5
@@ -75,6 +77,9 @@ class RunningTime:
         Args:
             plain_s: Of a plain step. What takes long is looked at again more rarely.
         """
+        if self._num_measured == 1:
+            self._fade *= _COLD_FADE
+            return
         fade = _FADE if self._num_measured >= _NUM_FIRST else _FIRST_FADE
         self._fade *= fade ** min(1.0, plain_s / self._mean_s)
 
