@@ -122,9 +122,17 @@ class RowWork:
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """The rows of one step. Rows with one token and `sample` are decodes, the rest prefill."""
+    """The rows of one step. Rows with one token and `sample` are decodes, the rest prefill.
+
+    Attributes:
+        rows: Decodes first.
+        has_next: Whether the step after this one is likely to decode the same rows one token
+            further: a runner that `runs_ahead` may begin it. All rows are decodes of one token
+            without penalties and the full sampler, and their blocks hold one more.
+    """
 
     rows: tuple[RowWork, ...]
+    has_next: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +208,10 @@ class ModelRunner(Protocol):
 
         A guessed token takes a row as well; with guesses a step has at most the last number.
         """
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether `StepBatch.has_next` is of use."""
 
     @property
     def num_compiles(self) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from engine_worker.batch import ModelRunner, RowWork, StepResult
+from engine_worker.batch import ModelRunner, RowWork, StepBatch, StepResult
 from engine_worker.lookahead import Lookahead, extended, num_wanted
 from engine_worker.request import Request
 from engine_worker.scheduler import ScheduledRow, Scheduler
@@ -29,12 +29,13 @@ class DecodePlanner:
         on_drafts: Callable[[int, int], None],
     ) -> None:
         self._scheduler = scheduler
+        self._runs_ahead = runner.runs_ahead
         self._lookahead = Lookahead(runner.max_new_tokens)
         self._speculation = Speculation(speculation, runner.decode_rows)
         self._on_drafts = on_drafts
         self._planned: tuple[RowWork, ...] = ()
 
-    def works(self, rows: Sequence[ScheduledRow]) -> tuple[RowWork, ...]:
+    def batch(self, rows: Sequence[ScheduledRow]) -> StepBatch:
         """What the rows of a step compute."""
         works = tuple(map(row_work, rows))
         requests = [row.request for row in rows]
@@ -47,7 +48,8 @@ class DecodePlanner:
                 for request, work in zip(requests, works, strict=True)
             )
         self._planned = works
-        return works
+        has_next = self._runs_ahead and all(map(self._goes_on, requests, works))
+        return StepBatch(works, has_next)
 
     def measure(self, result: StepResult, duration_s: float) -> None:
         """Learn from the step that was planned last.
@@ -67,6 +69,21 @@ class DecodePlanner:
             num_turns = 1 + max(map(len, more.values()), default=0)
             self._lookahead.measure(num_rows, num_turns, duration_s)
             times.measure(num_rows, duration_s / num_turns, has_guesses=False)
+
+    def _goes_on(self, request: Request, work: RowWork) -> bool:
+        """Whether a row of one token likely has a next one, for which it then has room."""
+        return (
+            work.sample
+            and len(work.token_ids) == 1
+            and work.max_new_tokens == 1
+            and not work.draft_token_ids
+            and not work.needs_full_sampler
+            and not work.sampling.uses_penalties
+            # What may come next depends on what came: the host must see each token.
+            and request.allowed_tokens is None
+            and num_wanted(request) > 1
+            and self._scheduler.reserve(request, 2) > 1
+        )
 
     def _looking_ahead(self, request: Request, work: RowWork, num_new_tokens: int) -> RowWork:
         wanted = min(num_new_tokens, num_wanted(request))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from engine_worker.acceptance import AcceptanceLimits, accept, check_first_token
-from engine_worker.batch import ModelRunner, StepBatch, StepResult, TokenScores
+from engine_worker.batch import ModelRunner, StepResult, TokenScores
 from engine_worker.block_pool import BlockPool, ContentChanges
 from engine_worker.decode_plan import DecodePlanner
 from engine_worker.engine_output import (
@@ -302,7 +302,7 @@ class Engine:
                 self._runner.assign_slot(
                     request.slot, request.prompt_token_ids, request.output_token_ids
                 )
-            return self._runner.run(StepBatch(self._decodes.works(schedule.rows)))
+            return self._runner.run(self._decodes.batch(schedule.rows))
         except Exception:  # noqa: BLE001 - whatever the compute side raises, others go on
             _log.exception("a step of %d requests failed", len(schedule.rows))
             return None

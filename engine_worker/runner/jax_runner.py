@@ -31,6 +31,7 @@ from engine_worker.runner.programs import (
     blocks_per_turn,
     set_slot_counts,
 )
+from engine_worker.runner.run_ahead import RunAhead
 from engine_worker.runner.step_outcome import StepOutcome
 from engine_worker.sampling.penalties import count_tokens
 
@@ -43,6 +44,7 @@ class RunnerLimits:
     max_model_len: int
     max_num_batched_tokens: int
     deterministic: bool
+    run_ahead: bool
 
 
 class JaxModelRunner:
@@ -75,6 +77,7 @@ class JaxModelRunner:
         self._set_counts: Any = None
         # Tokens of slots whose counts are not on the device yet: most requests never need them.
         self._uncounted: dict[int, tuple[Sequence[int], Sequence[int]]] = {}
+        self._ahead = RunAhead(self._step)
         self._state = self._new_state()
         # What programs are compiled for, in any thread: a step donates the state itself.
         self._abstract_state: DeviceState = jax.eval_shape(lambda state: state, self._state)
@@ -91,6 +94,7 @@ class JaxModelRunner:
         max_num_batched_tokens: int = 512,
         deterministic: bool = False,
         speculates: bool = False,
+        run_ahead: bool | None = None,
     ) -> Self:
         """A runner with an empty cache and no program compiled yet.
 
@@ -103,6 +107,8 @@ class JaxModelRunner:
             max_num_batched_tokens: The most tokens of a step.
             deterministic: Equal requests get equal bits, whatever runs beside them; float32 only.
             speculates: Decode programs have room for guesses beside a few rows.
+            run_ahead: Whether steps are begun before they are asked for; None does it where the
+                device works while the host does something else.
 
         Raises:
             ValueError: A number is out of range, or deterministic with other than float32.
@@ -124,7 +130,11 @@ class JaxModelRunner:
             deterministic=deterministic,
             speculates=speculates,
         )
-        limits = RunnerLimits(max_num_seqs, max_model_len, max_num_batched_tokens, deterministic)
+        if run_ahead is None:
+            run_ahead = jax.default_backend() != "cpu"
+        limits = RunnerLimits(
+            max_num_seqs, max_model_len, max_num_batched_tokens, deterministic, run_ahead
+        )
         return cls(weights, kv_layout, buckets, limits)
 
     @property
@@ -157,6 +167,10 @@ class JaxModelRunner:
         return tuple(bucket.num_rows for bucket in self._buckets.decode)
 
     @property
+    def runs_ahead(self) -> bool:
+        return self._limits.run_ahead and not self._limits.deterministic
+
+    @property
     def num_compiles(self) -> int:
         return self._store.num_compiles + (self._set_counts is not None)
 
@@ -164,6 +178,11 @@ class JaxModelRunner:
     def kv_layout(self) -> KvLayout:
         """How the cache lies in memory."""
         return self._kv_layout
+
+    @property
+    def ahead(self) -> RunAhead:
+        """The step that was begun ahead, for tests and benchmarks."""
+        return self._ahead
 
     @property
     def state(self) -> DeviceState:
@@ -194,14 +213,15 @@ class JaxModelRunner:
             Exception: Whatever jax raises; the state may be lost, so `reset` must follow.
         """
         rows = split_guesses(batch.rows, self.decode_rows[-1])
+        has_next = batch.has_next and self.runs_ahead
         for row in rows:
-            self._check(row)
+            self._check(replace(row, max_new_tokens=2) if has_next else row)
         outcome = StepOutcome(len(rows))
         self._count_slots(rows)
         if self._limits.deterministic:
             self._run_tiles(rows, outcome)
         else:
-            self._run_buckets(rows, outcome)
+            self._run_buckets(rows, outcome, has_next=has_next)
         return join_guesses(batch.rows, outcome.result())
 
     def warm_up(self, progress: ProgressCallback) -> None:
@@ -233,11 +253,16 @@ class JaxModelRunner:
     def reset(self) -> None:
         """Rebuilds the device state with an empty cache; see the port."""
         self._uncounted.clear()
+        self._ahead.drop()
         self._state = self._new_state()
 
     def _new_state(self) -> DeviceState:
         shape = (self.max_num_seqs, self._weights.graph.spec.vocab_size)
-        return DeviceState(self._kv_layout.allocate(), jnp.zeros(shape, jnp.int32))
+        return DeviceState(
+            cache=self._kv_layout.allocate(),
+            counts=jnp.zeros(shape, jnp.int32),
+            last_tokens=jnp.zeros(self._buckets.decode[-1].num_rows, jnp.int32),
+        )
 
     def _packed_layout(self, bucket: Bucket) -> PackedLayout:
         return PackedLayout(
@@ -269,7 +294,9 @@ class JaxModelRunner:
         if len(row.scored_token_ids) > num_tokens:
             raise ValueError(f"a row of {num_tokens} tokens scores at most as many")
 
-    def _run_buckets(self, rows: Sequence[RowWork], outcome: StepOutcome) -> None:
+    def _run_buckets(
+        self, rows: Sequence[RowWork], outcome: StepOutcome, *, has_next: bool
+    ) -> None:
         decodes = [
             i
             for i, row in enumerate(rows)
@@ -277,7 +304,8 @@ class JaxModelRunner:
         ]
         if decodes:
             bucket = self._store.first_ready(self._buckets.for_decode(len(decodes)))
-            self._call(bucket, decodes, [rows[i] for i in decodes], outcome)
+            works = [rows[i] for i in decodes]
+            self._call(bucket, decodes, works, outcome, has_next=has_next)
         for index in sorted(set(range(len(rows))) - set(decodes)):
             row = rows[index]
             bucket = self._store.first_ready(self._buckets.for_prefill(len(row.token_ids)))
@@ -301,10 +329,16 @@ class JaxModelRunner:
         indices: Sequence[int],
         rows: Sequence[RowWork],
         outcome: StepOutcome,
+        *,
+        has_next: bool = False,
     ) -> StepOutput:
         """Runs and samples some of the step's rows, which `indices` names."""
         is_apart = any(row.sample and row.needs_full_sampler for row in rows)
-        output = self._step(bucket, rows, samples=not is_apart)
+        if is_apart or bucket.is_prefill:
+            self._ahead.drop()
+            output = self._step(bucket, rows, samples=not is_apart)
+        else:
+            output = self._ahead.run(bucket, rows, has_next=has_next)
         if is_apart:
             targets = [None] * len(rows)
             self._sample_fully(output.last_hidden, indices, rows, targets, outcome)
@@ -312,7 +346,7 @@ class JaxModelRunner:
             outcome.put_tokens(indices, np.asarray(output.tokens))
         return output
 
-    def _step(self, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool) -> StepOutput:
+    def _step(self, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool = True) -> StepOutput:
         packed = self._packed_layouts[bucket].pack(rows, samples=samples)
         program = self._store.get(bucket)
         output: StepOutput

@@ -23,6 +23,8 @@ from engine_worker.sampling.params import SamplingRows
 
 _UINT32: Final = (1 << 32) - 1
 _NUM_LIMITS: Final = 1 + MAX_ROW_STOP_TOKEN_IDS
+LAST_TOKEN: Final = -1
+"""As the token of a decode: what the same row of the decode before sampled, wherever that is."""
 
 
 class RowField(IntEnum):
@@ -52,7 +54,7 @@ class StepInputs(NamedTuple):
     """What a packed vector holds, inside a program.
 
     Attributes:
-        token_ids: [T, Q] int32, T the rows that have tokens.
+        token_ids: [T, Q] int32, T the rows that have tokens; or `LAST_TOKEN` in decode.
         positions: [T, Q] int32.
         is_token: [T, Q] bool; False is padding.
         num_stored: [T] int32, tokens of the row in the cache once this call has stored its own.

@@ -13,7 +13,7 @@ from jax import lax
 from engine_worker.attention.paged import attend_pages
 from engine_worker.kv_cache import KvCache, KvLayout, store_tokens
 from engine_worker.models.decoder import DecoderGraph, Leaves
-from engine_worker.runner.packing import PackedLayout, StepInputs
+from engine_worker.runner.packing import LAST_TOKEN, PackedLayout, StepInputs
 from engine_worker.sampling.params import SamplingRows
 from engine_worker.sampling.sampler import NOT_SAMPLED, count_sampled, sample_tokens
 
@@ -30,10 +30,12 @@ class DeviceState(NamedTuple):
     Attributes:
         cache: Keys and values.
         counts: [num_slots, V] int32 token counts for penalties.
+        last_tokens: [largest decode rows] int32, what each row of the newest decode sampled last.
     """
 
     cache: KvCache
     counts: jax.Array
+    last_tokens: jax.Array
 
 
 class StepOutput(NamedTuple):
@@ -145,13 +147,15 @@ class StepProgram:
         tokens = self._sample(leaves, last_hidden, state.counts, inputs.sampling)
         counts = count_sampled(state.counts, tokens, inputs.sampling)
         output = StepOutput(tokens[None], self._for_sampler(last_hidden), hidden)
-        return output, DeviceState(cache, counts)
+        return output, state._replace(cache=cache, counts=counts)
 
     def _decode(
         self, leaves: Leaves, state: DeviceState, inputs: StepInputs
     ) -> tuple[StepOutput, DeviceState]:
         num_rows = inputs.num_stored.shape[0]
         hidden_size = self._graph.spec.hidden_size
+        known_ids = inputs.token_ids[:, 0]
+        first_ids = jnp.where(known_ids == LAST_TOKEN, state.last_tokens[:num_rows], known_ids)
 
         def is_unfinished(loop: _DecodeLoop) -> jax.Array:
             return jnp.any(loop.is_live)
@@ -176,7 +180,7 @@ class StepProgram:
                     loop.tokens, tokens[None], (loop.turn, jnp.int32(0))
                 ),
                 hidden=hidden,
-                state=DeviceState(cache, counts),
+                state=loop.state._replace(cache=cache, counts=counts),
             )
 
         loop = lax.while_loop(
@@ -185,13 +189,15 @@ class StepProgram:
             _DecodeLoop(
                 turn=jnp.int32(0),
                 is_live=inputs.is_token[:, 0],
-                token_ids=inputs.token_ids[:, 0],
+                token_ids=first_ids,
                 tokens=jnp.full((MAX_NEW_TOKENS, num_rows), NOT_SAMPLED, jnp.int32),
                 hidden=jnp.zeros((num_rows, hidden_size), jnp.float32),
                 state=state,
             ),
         )
-        return StepOutput(loop.tokens, self._for_sampler(loop.hidden), None), loop.state
+        last_tokens = lax.dynamic_update_slice(state.last_tokens, loop.token_ids, (0,))
+        new_state = loop.state._replace(last_tokens=last_tokens)
+        return StepOutput(loop.tokens, self._for_sampler(loop.hidden), None), new_state
 
     def _for_sampler(self, hidden: jax.Array) -> jax.Array:
         num_missing = self._num_sampler_rows - hidden.shape[0]

@@ -70,6 +70,7 @@ class DeterministicFakeRunner:
         prefill_chunk_size: int = 8,
         max_new_tokens: int = 1,
         decode_rows: tuple[int, ...] = (1, 2, 4),
+        runs_ahead: bool = False,
         fail_steps: frozenset[int] = frozenset(),
         nan_prompts: frozenset[int] = frozenset(),
     ) -> None:
@@ -81,6 +82,7 @@ class DeterministicFakeRunner:
         self._prefill_chunk_size = prefill_chunk_size
         self._max_new_tokens = max_new_tokens
         self._decode_rows = decode_rows
+        self._runs_ahead = runs_ahead
         self._fail_steps = fail_steps
         self._nan_prompts = nan_prompts
         self._cache = np.full((num_blocks, block_size), -1, np.int64)
@@ -116,6 +118,10 @@ class DeterministicFakeRunner:
     @property
     def decode_rows(self) -> tuple[int, ...]:
         return self._decode_rows
+
+    @property
+    def runs_ahead(self) -> bool:
+        return self._runs_ahead
 
     @property
     def num_compiles(self) -> int:
@@ -195,6 +201,13 @@ class DeterministicFakeRunner:
             assert 1 <= row.max_new_tokens <= self._max_new_tokens
             num_stored = row.start + len(row.token_ids) + row.max_new_tokens - 1
             num_stored += len(row.draft_token_ids)
+            if batch.has_next:
+                assert self._runs_ahead
+                assert row.sample
+                assert len(row.token_ids) == row.max_new_tokens == 1
+                assert not row.needs_full_sampler
+                assert not row.draft_token_ids
+                num_stored += 1
             assert len(row.block_ids) * self._block_size >= num_stored
             written = set(row.block_ids[row.start // self._block_size :])
             for other in batch.rows:

@@ -185,3 +185,19 @@ def test_an_abort_between_steps_ends_a_request_that_looks_ahead() -> None:
     (end,) = run(engine).ends
     assert isinstance(end, Finished)
     assert end.finish_reason == "abort"
+
+
+def test_a_next_step_is_foreseen_while_all_rows_go_on_and_have_room() -> None:
+    def foreseen(*commands: Generate, runs_ahead: bool = True, **options: Any) -> list[bool]:
+        _, runner = outcome_of([*commands], runs_ahead=runs_ahead, max_new_tokens=1, **options)
+        return [batch.has_next for batch in runner.batches]
+
+    assert foreseen(generate(max_tokens=5)) == [False, True, True, True, False]
+    two = foreseen(generate("a", max_tokens=5), generate("b", max_tokens=3))
+    assert two == [False, True, False, True, False]
+    penalized = generate(max_tokens=5, sampling={"presence_penalty": 0.5})
+    assert not any(foreseen(penalized))
+    assert not any(foreseen(generate(max_tokens=5, sampling={"logprobs": 1})))
+    # Three blocks of four tokens for both: nobody is preempted for what is only foreseen.
+    assert foreseen(generate("a", max_tokens=4), generate("b", max_tokens=5), num_blocks=3)
+    assert not any(foreseen(generate(max_tokens=5), runs_ahead=False))
