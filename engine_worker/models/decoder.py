@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jax.typing import DTypeLike
 
 from engine_worker.models.layers import (
@@ -55,7 +56,7 @@ class Decoder(Block):
             table = None
             if rope is not None:
                 if (rope, head_dim) not in tables:
-                    tables[rope, head_dim] = rope_table(rope, head_dim, positions)
+                    tables[rope, head_dim] = _shared_table(rope, head_dim, positions)
                 table = tables[rope, head_dim]
             x = layer(index, x, table, attend)
         return self.norm(x)
@@ -64,6 +65,21 @@ class Decoder(Block):
         """Logits; see `DecoderGraph.logits`."""
         head = self.embedding if self.head is None else self.head
         return matmul(hidden, head.weight[...])
+
+
+def _shared_table(rope: RopeSpec, head_dim: int, positions: jax.Array) -> RopeTable:
+    """Computes a table once for all layers.
+
+    XLA:CPU would compute it again in each layer, for each head. The result of a branch is never
+    taken apart like that, so it stands in one that is always taken.
+    """
+    empty = (positions.shape[0], 1, head_dim // 2)
+    table: RopeTable = lax.cond(
+        positions[0] >= 0,
+        lambda: rope_table(rope, head_dim, positions),
+        lambda: (jnp.zeros(empty, jnp.float32), jnp.zeros(empty, jnp.float32)),
+    )
+    return table
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ NAN_LOGITS: Final = -2
 WITHOUT_CHOICE: Final = -3
 """In place of a token id: no token of the row is allowed."""
 
+_MAX_PART_SIZE: Final = 512
+"""The longest part of a row that is searched entry by entry for its maximum."""
+
 
 def sample_tokens(logits: jax.Array, counts: jax.Array, rows: SamplingRows) -> jax.Array:
     """Chooses one token per row.
@@ -37,15 +40,26 @@ def sample_tokens(logits: jax.Array, counts: jax.Array, rows: SamplingRows) -> j
     """
     # A masked token's minus infinity is fine.
     has_nan = jnp.any(~(logits < jnp.inf), axis=1)
-    logits = lax.cond(
-        jnp.any(uses_penalties(rows)),
-        lambda: penalize(logits, counts.at[rows.slots].get(mode="clip"), rows),
-        lambda: logits,
-    )
     is_random = rows.temperatures >= GREEDY_TEMPERATURE
+    has_penalties = jnp.any(uses_penalties(rows))
+
+    def choose_from_scores() -> jax.Array:
+        penalized = lax.cond(
+            has_penalties,
+            lambda: penalize(logits, counts.at[rows.slots].get(mode="clip"), rows),
+            lambda: logits,
+        )
+        tokens: jax.Array = lax.cond(
+            jnp.any(is_random),
+            lambda: first_of_maximum(_noisy_scores(penalized, is_random, rows)),
+            lambda: first_of_maximum(penalized),
+        )
+        return tokens
+
     tokens = lax.cond(
-        jnp.any(is_random),
-        lambda: first_of_maximum(_noisy_scores(logits, is_random, rows)),
+        jnp.any(is_random) | has_penalties,
+        choose_from_scores,
+        # Apart, because the result of an inner branch would be a copy of all logits.
         lambda: first_of_maximum(logits),
     )
     tokens = jnp.where(has_nan, NAN_LOGITS, tokens)
@@ -61,13 +75,27 @@ def count_sampled(counts: jax.Array, tokens: jax.Array, rows: SamplingRows) -> j
 def first_of_maximum(scores: jax.Array) -> jax.Array:
     """Index of the largest entry of each row, the lowest on a tie: [R, V] to [R] int32.
 
+    One pass for the maximum of each part of a row, then a search in the first part that has the
+    row's. Always in range; of no meaning for a row with NaN.
+    """
+    num_rows, vocab_size = scores.shape
+    part_size = max(size for size in range(1, _MAX_PART_SIZE + 1) if vocab_size % size == 0)
+    parts = scores.reshape(num_rows, vocab_size // part_size, part_size)
+    part_ids = _first_at_maximum(jnp.max(parts, axis=2))
+    chosen = jnp.take_along_axis(parts, part_ids[:, None, None], axis=1, mode="promise_in_bounds")
+    return part_ids * part_size + _first_at_maximum(chosen[:, 0])
+
+
+def _first_at_maximum(scores: jax.Array) -> jax.Array:
+    """`first_of_maximum` in two passes and with an array of ids as large as the scores.
+
     XLA:CPU compiles an argmax to a scalar loop; a maximum and a minimum are vectorised.
     """
-    vocab_size = scores.shape[1]
-    ids = jnp.arange(vocab_size, dtype=jnp.int32)
+    last_id = scores.shape[1] - 1
+    ids = jnp.arange(scores.shape[1], dtype=jnp.int32)
     at_maximum = scores == jnp.max(scores, axis=1, keepdims=True)
     # Without an equal entry (NaN) the last id stands in, so that the result is always in range.
-    return jnp.min(jnp.where(at_maximum, ids, vocab_size - 1), axis=1)
+    return jnp.min(jnp.where(at_maximum, ids, last_id), axis=1)
 
 
 def _noisy_scores(logits: jax.Array, is_random: jax.Array, rows: SamplingRows) -> jax.Array:

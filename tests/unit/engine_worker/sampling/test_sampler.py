@@ -180,9 +180,21 @@ def test_sampled_tokens_are_counted_in_their_slots_and_padding_is_not() -> None:
     assert np.argwhere(counted).tolist() == [[0, 3], [2, 1]]
 
 
-@pytest.mark.parametrize("vocab_size", [1, 7, 128, 1000])
+@pytest.mark.parametrize("vocab_size", [1, 7, 128, 1000, 1031, 1536])
 def test_first_of_maximum_agrees_with_argmax(vocab_size: int) -> None:
     scores = np.random.default_rng(2).integers(-3, 3, (5, vocab_size)).astype(np.float32)
     np.testing.assert_array_equal(
         np.asarray(first_of_maximum(jnp.asarray(scores))), scores.argmax(axis=1)
     )
+
+
+def test_the_first_of_equal_maxima_wins_across_the_parts_of_a_row() -> None:
+    scores = np.zeros((3, 1536), np.float32)
+    scores[0, [700, 1300]] = scores[1, [1023, 1024]] = scores[2, [0, 1535]] = 1.0
+    assert np.asarray(first_of_maximum(jnp.asarray(scores))).tolist() == [700, 1023, 0]
+
+
+def test_finding_the_maximum_makes_no_array_as_large_as_the_scores() -> None:
+    scores = np.zeros((4, 8192), np.float32)
+    compiled = jax.jit(first_of_maximum).lower(scores).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < scores.nbytes // 4
