@@ -2,8 +2,7 @@
 
 from xdist.scheduler import LoadFileScheduling
 
-FUNCTION_BY_FUNCTION = ("tests/unit/toolparser_worker/test_parser_",)
-"""Large files whose tests share nothing, so that no process is left with one alone at the end."""
+from tests.fakes.order import is_small_unit
 
 TOGETHER = {
     # One house serves most of these, and one cache of compiled programs is warm for the others.
@@ -12,6 +11,7 @@ TOGETHER = {
     "tests/unit/engine_worker/runner/test_full_sampler.py": "shared runners",
     "tests/unit/engine_worker/test_deterministic_engine.py": "shared runners",
     "tests/unit/engine_worker/test_sampling_parameters.py": "shared runners",
+    "tests/unit/engine_worker/test_speculating_engine.py": "shared runners",
 }
 """Beginnings of paths, and the name of their group."""
 
@@ -22,9 +22,7 @@ def group_of(nodeid: str) -> str:
     for start, group in TOGETHER.items():
         if path.startswith(start):
             return group
-    if path.startswith(FUNCTION_BY_FUNCTION):
-        return nodeid.split("[", 1)[0]
-    return path
+    return nodeid.split("[", 1)[0] if is_small_unit(nodeid) else path
 
 
 class DealtTogether(LoadFileScheduling):  # type: ignore[misc]

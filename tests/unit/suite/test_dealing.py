@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.dealing import FUNCTION_BY_FUNCTION, TOGETHER, group_of
+from tests.fakes.dealing import TOGETHER, group_of
 from tests.fakes.left_behind import RUN, WORKER, end_left_behind
+from tests.fakes.order import SMALL_UNITS
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,7 +29,7 @@ def test_other_files_go_alone_and_large_ones_function_by_function() -> None:
     assert group_of(f"{law}[hermes-think]") == group_of(f"{law}[none-none]") == law
 
 
-@pytest.mark.parametrize("start", [*TOGETHER, *FUNCTION_BY_FUNCTION])
+@pytest.mark.parametrize("start", [*TOGETHER, *SMALL_UNITS])
 def test_every_rule_is_about_files_that_exist(start: str) -> None:
     assert list(ROOT.glob(f"{start}*"))
 
