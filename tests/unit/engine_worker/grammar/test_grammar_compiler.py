@@ -2,6 +2,7 @@ import json
 import threading
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from engine_worker.errors import UnsupportedGrammarError
@@ -62,6 +63,22 @@ def test_a_grammar_that_compiles_for_ever_is_cut_off_and_the_next_one_works() ->
             compiler.compile(Grammar(kind="lark", source=f"start: A\nA: {ENDLESS}\n"))
         for pattern in ("a", "b", "c"):
             compiler.compile(Grammar(kind="regex", source=pattern))
+
+
+def test_a_grammar_is_not_refused_because_the_machine_was_busy() -> None:
+    with compiler_for(TOKENIZER, trial_timeout_s=0.3) as compiler:
+        compiler.compile(Grammar(kind="regex", source="a"))
+        (process,) = (
+            child
+            for child in psutil.Process().children()
+            if any(part.endswith("trial_process.py") for part in child.cmdline())
+        )
+        process.suspend()
+        resume = threading.Timer(1.0, process.resume)
+        resume.start()
+        compiler.compile(Grammar(kind="regex", source="b"))
+        resume.join()
+        assert process.is_running()
 
 
 def test_a_grammar_is_compiled_once_even_by_many_threads() -> None:
