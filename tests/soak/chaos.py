@@ -82,6 +82,7 @@ class Chaos:
         house: The processes.
         open_answers: Streams that are open now.
         rng: Chooses process and pause.
+        say: Told of each fault.
         ready_timeout_s: A house that is not whole again after a fault ends the run.
     """
 
@@ -91,9 +92,11 @@ class Chaos:
         open_answers: Callable[[], list[Answer]],
         rng: random.Random,
         *,
+        say: Callable[[str], None] = lambda text: None,
         ready_timeout_s: float = 180.0,
     ) -> None:
         self._house = house
+        self._say = say
         self._open_answers = open_answers
         self._rng = rng
         self._ready_timeout_s = ready_timeout_s
@@ -124,9 +127,11 @@ class Chaos:
         log_size = log.stat().st_size
         fault = Fault(kind, name, time.monotonic(), self._open_answers())
         self.faults.append(fault)
-        if kind.role == "gateway" and kind.action != "stop":
-            self.gateway_lives += 1
+        ends_gateway = kind.role == "gateway" and kind.action != "stop"
+        self.gateway_lives += ends_gateway
         await self._act(kind, name)
+        # Whoever came while the old one was going lost its socket with it, too.
+        self.gateway_lives += ends_gateway
         await self._house.wait_ready(self._ready_timeout_s)
         fault.ready_s = time.monotonic() - fault.at
         with log.open("rb") as lines:
@@ -135,6 +140,10 @@ class Chaos:
                 match = _MOVED.search(_message(line))
                 if match:
                     fault.moved.add(match[1])
+        self._say(
+            f"{kind} ({name}): {len(fault.open_streams)} streams open, {len(fault.moved)} requests"
+            f" moved, whole after {fault.ready_s:.1f} s"
+        )
         return fault
 
     async def _act(self, kind: FaultKind, name: str) -> None:

@@ -22,6 +22,7 @@ _END_TIMEOUT_S = 240.0
 _DATABASE = "auth.sqlite3"
 _CALM_CLIENTS = 16
 _LEASE_PATIENCE_S = 60.0
+_MAX_SAID_FAILURES = 20
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ async def _run(options: SoakOptions, house: SoakHouse) -> Findings:
     leavers = tuple(kind for kind in requests if kind.leaves_after is not None)
     # Keys of their own: what a client that left was charged, no client knows.
     keys = {group: await _make_key(house, group) for group in ("stayers", "leavers", "teacher")}
-    chaos = Chaos(house, lambda: crowd.open_answers(), rng)
+    chaos = Chaos(house, lambda: crowd.open_answers(), rng, say=options.say)
     num_leavers = max(1, options.num_clients // 8)
     clients = [
         Client(house.url, keys[group], kinds_of_group, lambda: chaos.gateway_lives)
@@ -103,6 +104,8 @@ async def _run(options: SoakOptions, house: SoakHouse) -> Findings:
     await crowd.stop(_END_TIMEOUT_S)
     findings = Findings(time.monotonic() - started, crowd.ledger, chaos.faults)
     options.say(f"chaos is over: {dict(crowd.ledger.endings)}")
+    for failure in crowd.ledger.failures[:_MAX_SAID_FAILURES]:
+        options.say(f"failed: {failure}")
     await _await_settlements(house)
     findings.open_leases = await _open_leases(options.directory / "data")
     usage = await _usage(house, "stayers")

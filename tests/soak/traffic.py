@@ -229,7 +229,8 @@ class Client:
         url: The gateway's.
         key: Of the API.
         requests: What it chooses from.
-        gateway_lives: How often the gateway was started; a socket that dies with it is no failure.
+        gateway_lives: Changes when a gateway is told to end, and when it is gone; a socket that dies
+            with it is no failure.
     """
 
     def __init__(
@@ -264,8 +265,8 @@ class Client:
                     await self._read(reply, answer)
         except httpx.TransportError as error:
             answer.error = f"{type(error).__name__}: {error}"
-            # A restart may not have been noticed yet when its sockets break.
-            await asyncio.sleep(0.2)
+            # A death may not have been noticed yet when its sockets break.
+            await asyncio.sleep(0.5)
             if not answer.response_id and isinstance(error, httpx.ConnectError):
                 answer.ending = "refused"
             elif self._gateway_lives() != life:
