@@ -11,6 +11,7 @@ from gateway.errors import (
     DeadlineExceededError,
     ModelNotFoundError,
     RemoteFailureError,
+    ShuttingDownError,
     UnsupportedFieldError,
     WorkerLostError,
     WorkerUnavailableError,
@@ -61,7 +62,7 @@ async def embed(
         GatewayError: It could not be done; whatever was reserved is given back.
     """
     if services.is_draining:
-        raise WorkerUnavailableError("This server is shutting down; please try again.")
+        raise ShuttingDownError()
     services.outbox.check_room()
     offer = services.engines.offer(job.model)
     lease = RequestLease(services.auth, request_id)

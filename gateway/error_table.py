@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, ShuttingDownError
 from protocol.errors import ErrorCode, PenstockError
 from protocol.messages import LimitState
 
@@ -91,6 +91,9 @@ def render_error(error: PenstockError) -> tuple[int, bytes, dict[str, str]]:
     elif row.status in (429, 503):
         wait_s = DEFAULT_RETRY_AFTER_S if retry_after_s is None else retry_after_s
         headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
+    if isinstance(error, ShuttingDownError):
+        # Whoever stays connected would lose a request to the end of this process.
+        headers["Connection"] = "close"
     return row.status, error_body(error.message, row, error.param), headers
 
 

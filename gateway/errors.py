@@ -12,6 +12,7 @@ PenstockError
 │   ├── DeniedError              the auth worker said no: 401, 402, 403 or 429
 │   ├── OverloadedError          503: a queue, an outbox or a quota of ours is full
 │   ├── WorkerUnavailableError   503: a part that the request needs is away
+│   │   └── ShuttingDownError        503, and the connection ends with it
 │   ├── WorkerLostError          503 (or an event in the stream): a worker died under the request
 │   ├── PoisonRequestError       500: engines die of this request
 │   ├── DeadlineExceededError    504
@@ -126,6 +127,13 @@ class WorkerUnavailableError(GatewayError):
     """A part that the request needs is away."""
 
     code = ErrorCode.WORKER_UNAVAILABLE
+
+
+class ShuttingDownError(WorkerUnavailableError):
+    """This gateway takes nothing new; its client had better connect to another one."""
+
+    def __init__(self) -> None:
+        super().__init__("This server is shutting down; please try again.")
 
 
 class WorkerLostError(GatewayError):

@@ -15,6 +15,7 @@ from gateway.errors import (
     DeadlineExceededError,
     GatewayError,
     ModelNotFoundError,
+    ShuttingDownError,
     WorkerUnavailableError,
 )
 from gateway.event_queue import EventQueue
@@ -175,7 +176,7 @@ class Generation:
     async def _start(self) -> None:
         services = self._services
         if services.is_draining:
-            raise WorkerUnavailableError("This server is shutting down; please try again.")
+            raise ShuttingDownError()
         services.outbox.check_room()
         prompt_tokens, completion_tokens = self._budget.first_reservation(
             services.engines.offer(self.job.model)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from gateway.admission import Admission
 from gateway.config import GatewaySettings
 from gateway.data_slot import DataSlot
-from gateway.errors import WorkerUnavailableError
+from gateway.errors import ShuttingDownError
 from gateway.metrics import Metrics, StateCollector
 from gateway.outbox import Outbox
 from gateway.quarantine import Quarantine
@@ -166,9 +166,7 @@ class House:
 
     def end_running(self) -> None:
         """End every request that runs with a clear event."""
-        self.services.sessions.fail_all(
-            WorkerUnavailableError("This server is shutting down; please try again.")
-        )
+        self.services.sessions.fail_all(ShuttingDownError())
 
     async def close(self) -> None:
         """Settle what can be settled, write down the rest, and let go of everything."""

@@ -275,7 +275,11 @@ async def test_draining_refuses_new_requests_and_lets_running_ones_finish(
         draining = asyncio.create_task(gateway.house.drain(10.0))
         await gateway.until(lambda: gateway.house.services.is_draining)
         assert (await gateway.client.get("/ready")).status_code == 503
-        assert (await gateway.chat()).status_code == 503
+        refused = await gateway.chat()
+        assert refused.status_code == 503
+        assert "retry-after" in refused.headers
+        # On the same connection the next request would meet the end of the process.
+        assert refused.headers["connection"] == "close"
         engine.finish(generate)
         await response.aread()
         assert events_of(response.text)[-1] == "[DONE]"

@@ -101,7 +101,8 @@ class Chaos:
         self._rng = rng
         self._ready_timeout_s = ready_timeout_s
         self.faults: list[Fault] = []
-        self.gateway_lives = 1
+        # Odd from the signal that ends a gateway until the process is gone.
+        self.gateway_turns = 0
 
     async def run(self, kinds: Sequence[FaultKind], until: float, pause_s: float) -> None:
         """Make faults in shuffled rounds, at least one, until a time has come.
@@ -128,10 +129,9 @@ class Chaos:
         fault = Fault(kind, name, time.monotonic(), self._open_answers())
         self.faults.append(fault)
         ends_gateway = kind.role == "gateway" and kind.action != "stop"
-        self.gateway_lives += ends_gateway
+        self.gateway_turns += ends_gateway
         await self._act(kind, name)
-        # Whoever came while the old one was going lost its socket with it, too.
-        self.gateway_lives += ends_gateway
+        self.gateway_turns += ends_gateway
         await self._house.wait_ready(self._ready_timeout_s)
         fault.ready_s = time.monotonic() - fault.at
         with log.open("rb") as lines:

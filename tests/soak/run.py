@@ -86,14 +86,14 @@ async def _run(options: SoakOptions, house: SoakHouse) -> Findings:
     chaos = Chaos(house, lambda: crowd.open_answers(), rng, say=options.say)
     num_leavers = max(1, options.num_clients // 8)
     clients = [
-        Client(house.url, keys[group], kinds_of_group, lambda: chaos.gateway_lives)
+        Client(house.url, keys[group], kinds_of_group, lambda: chaos.gateway_turns)
         for group, kinds_of_group, number in (
             ("stayers", stayers, options.num_clients - num_leavers),
             ("leavers", leavers, num_leavers),
         )
         for _ in range(number)
     ]
-    teacher = Client(house.url, keys["teacher"], requests, lambda: 1)
+    teacher = Client(house.url, keys["teacher"], requests, lambda: 0)
     known = await learn(teacher)
     options.say(f"learnt {len(known)} answers; {options.num_clients} clients begin")
     crowd = Crowd(clients, known, options.seed)

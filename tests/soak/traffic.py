@@ -229,15 +229,15 @@ class Client:
         url: The gateway's.
         key: Of the API.
         requests: What it chooses from.
-        gateway_lives: Changes when a gateway is told to end, and when it is gone; a socket that dies
-            with it is no failure.
+        gateway_turns: Grows when a gateway is told to end, and again when it is gone; a socket that
+            dies with it is no failure, nor is one that it never accepted.
     """
 
     def __init__(
-        self, url: str, key: str, requests: Sequence[Kind], gateway_lives: Callable[[], int]
+        self, url: str, key: str, requests: Sequence[Kind], gateway_turns: Callable[[], int]
     ) -> None:
         self.requests = requests
-        self._gateway_lives = gateway_lives
+        self._gateway_turns = gateway_turns
         self._http = httpx.AsyncClient(
             base_url=url,
             headers={"Authorization": f"Bearer {key}"},
@@ -253,7 +253,7 @@ class Client:
     async def ask(self, kind: Kind) -> Answer:
         """Send one request and read its answer to the end."""
         answer = self.current = Answer(kind, time.monotonic())
-        life = self._gateway_lives()
+        turn = self._gateway_turns()
         try:
             async with self._http.stream("POST", kind.path, json=dict(kind.body)) as reply:
                 if reply.status_code == 503 and "retry-after" in reply.headers:
@@ -264,12 +264,13 @@ class Client:
                 else:
                     await self._read(reply, answer)
         except httpx.TransportError as error:
-            answer.error = f"{type(error).__name__}: {error}"
+            when = "in mid-stream" if answer.response_id else "before the first byte"
+            answer.error = f"{type(error).__name__} {when} {error}"
             # A death may not have been noticed yet when its sockets break.
             await asyncio.sleep(0.5)
             if not answer.response_id and isinstance(error, httpx.ConnectError):
                 answer.ending = "refused"
-            elif self._gateway_lives() != life:
+            elif turn % 2 or self._gateway_turns() != turn:
                 answer.ending = "gateway_lost"
         answer.ended_at = time.monotonic()
         return answer
