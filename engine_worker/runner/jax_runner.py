@@ -51,10 +51,11 @@ class JaxModelRunner:
     """Implements `engine_worker.batch.ModelRunner`; made by `create`.
 
     A step is one call of a decode program for all rows with a single token and one call of a
-    prefill program for each other row. Guessed tokens are further rows of the decode program. A call whose rows want more than the program can do is
-    followed by one of the full sampler. In the deterministic mode all tokens, of prompts and of
-    outputs, go through one program of a fixed shape, one token a row, and all are sampled by one
-    full sampler, so that what a token computes depends on nothing but its own request.
+    prefill program for each other row. Guessed tokens are further rows of the decode program. A
+    call whose rows want more than the program can do is followed by one of the full sampler. In
+    the deterministic mode all tokens, of prompts and of outputs, go through one program of a fixed
+    shape, one token a row, and all are sampled by one full sampler, so that what a token computes
+    depends on nothing but its own request.
     """
 
     def __init__(
