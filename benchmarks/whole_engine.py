@@ -1,5 +1,6 @@
 """The whole engine in this process, with random weights, as benchmarks drive it."""
 
+import statistics
 import time
 from typing import Any
 
@@ -169,13 +170,15 @@ class WholeEngine:
         return concurrency * (self._num_new_tokens - 1) / (whole_s - first_s)
 
     def bare_tokens_per_s(self, concurrency: int) -> float:
-        """Of the decode program alone, at the middle of the outputs."""
-        context = self._num_prompt_tokens + self._num_new_tokens // 2
+        """Of the decode program alone, with the contexts that it has while outputs grow."""
         num_blocks = -(-self._max_model_len // BLOCK_SIZE)
         blocks = row_blocks(self.runner, concurrency)
-        rows = [
-            RowWork(slot, (1,), context - 1, blocks[slot][:num_blocks], True, RowSampling())
-            for slot in range(concurrency)
-        ]
-        _, program_s = time_decode(self.runner, self.weights, rows, 15)
-        return concurrency / program_s
+        program_s = []
+        for eighths in (1, 3, 5, 7):
+            context = self._num_prompt_tokens + self._num_new_tokens * eighths // 8
+            rows = [
+                RowWork(slot, (1,), context - 1, blocks[slot][:num_blocks], True, RowSampling())
+                for slot in range(concurrency)
+            ]
+            program_s.append(time_decode(self.runner, self.weights, rows, 10)[1])
+        return concurrency / statistics.mean(program_s)

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,7 @@ def load_model(
     """Load a model and compile its programs.
 
     What is quick to check comes first, so that a folder that can't be served is refused at once.
+    The tokenizer is loaded beside the weights: its library alone takes seconds to import.
 
     Args:
         settings: Which model, and how.
@@ -88,13 +90,19 @@ def load_model(
     spec = load_spec(settings.path)
     dtype = _choose_dtype(settings, spec)
     graph = declare(spec, dtype.dtype)
-    tokenizer = Tokenizer.load(settings.tokenizer_path or settings.path, settings.path)
-    template = ChatTemplate(tokenizer, settings.name)
     max_model_len = choose_max_model_len(settings, spec, dtype.dtype)
-    weights = load_weights(
-        settings.path, graph, progress=lambda done, text: on_phase("loading", done, text)
-    )
-    runner = create_runner(weights, settings, max_model_len, device_memory_stats)
+    with ThreadPoolExecutor(1, "tokenizer") as thread:
+        text_side = thread.submit(_load_text_side, settings)
+
+        def on_weights(done: float, text: str) -> None:
+            on_phase("loading", done, text)
+            if text_side.done():
+                # A tokenizer that can't be loaded is no reason to read all weights first.
+                text_side.result()
+
+        weights = load_weights(settings.path, graph, progress=on_weights)
+        runner = create_runner(weights, settings, max_model_len, device_memory_stats)
+        tokenizer, template = text_side.result()
     runner.warm_up(lambda done, text: on_phase("compiling", done, text))
     engine = Engine(
         runner,
@@ -109,6 +117,11 @@ def load_model(
         settings, weights, max_model_len, lambda done, text: on_phase("compiling", done, text)
     )
     return _assemble(settings, graph, dtype, tokenizer, template, runner, engine, embedder)
+
+
+def _load_text_side(settings: ModelSettings) -> tuple[Tokenizer, ChatTemplate]:
+    tokenizer = Tokenizer.load(settings.tokenizer_path or settings.path, settings.path)
+    return tokenizer, ChatTemplate(tokenizer, settings.name)
 
 
 def create_runner(

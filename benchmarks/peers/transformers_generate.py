@@ -7,7 +7,7 @@ Random weights of real models' shapes, prompts of 128 tokens, 128 new tokens, gr
 sequence, all requests at once. Both sides take turns, so that a noisy machine treats them alike,
 and medians are compared. transformers (torch on the CPU) runs in bfloat16 and in float32; the
 faster one counts. Decode is the time of a whole run less that of one which makes only one token.
-"Bare" is the compiled decode program alone, called with rows in the middle of their output.
+"Bare" is the compiled decode program alone, at four contexts of the output.
 """
 
 import argparse

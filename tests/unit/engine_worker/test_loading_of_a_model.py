@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 
 from engine_worker.config import ModelSettings
-from engine_worker.errors import KvMemoryError, ModelConfigError
+from engine_worker.errors import KvMemoryError, ModelConfigError, TokenizerLoadError
 from engine_worker.kv_cache import ACCELERATOR_SHARE, block_bytes
 from engine_worker.loading import choose_max_model_len, create_runner, load_model
 from engine_worker.models.hf_config import decoder_spec
 from engine_worker.speculation import SpeculationMode
 from protocol.errors import ConfigurationError
-from tests.fakes.tiny_checkpoint import TINY_LLAMA
+from tests.fakes.tiny_checkpoint import TINY_LLAMA, write_checkpoint
 from tests.fakes.tiny_decoder import tiny_spec, tiny_weights
 
 SPEC = dataclasses.replace(decoder_spec(TINY_LLAMA), max_position_embeddings=1000)
@@ -49,6 +49,15 @@ def test_a_folder_without_a_model_is_refused_before_anything_else(tmp_path: Path
     with pytest.raises(ModelConfigError):
         load_model(settings, lambda phase, fraction, detail: phases.append(phase))
     assert phases == ["loading"]
+
+
+def test_without_a_tokenizer_nothing_is_compiled(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, TINY_LLAMA)
+    settings = dataclasses.replace(SETTINGS, path=tmp_path, kv_memory_bytes=2**20)
+    phases: list[str] = []
+    with pytest.raises(TokenizerLoadError):
+        load_model(settings, lambda phase, fraction, detail: phases.append(phase))
+    assert set(phases) == {"loading"}
 
 
 def test_on_a_device_the_cache_gets_what_weights_and_programs_leave() -> None:
