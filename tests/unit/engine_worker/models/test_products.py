@@ -25,8 +25,9 @@ def linear_of(dtype: type[np.generic]) -> Linear:
         (jnp.float32, 1, True),
         (jnp.float32, 64, True),
         (jnp.float32, 65, False),
-        (jnp.bfloat16, 2, False),
-        (jnp.bfloat16, 16, True),
+        (jnp.bfloat16, 1, False),
+        (jnp.bfloat16, 2, True),
+        (jnp.bfloat16, 64, True),
         (jnp.bfloat16, 65, False),
     ],
 )
