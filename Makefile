@@ -43,7 +43,7 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/contract/test_imports.py
+	$(BIN)/python -m pytest -q tests/contract/test_imports.py tests/contract/test_rooms.py
 
 wheel: $(VENV)/.test
 	rm -rf build dist

@@ -12,12 +12,12 @@ from auth_worker.clock import SystemClock
 from auth_worker.config import AuthSettings
 from auth_worker.errors import StoreError
 from auth_worker.service import EXIT_FAILED, run
-from protocol import logs
-from protocol.endpoints import dial_endpoints
 from protocol.errors import ConfigurationError
-from protocol.lifetime import exit_with_parent
-from protocol.security import KEY_DIR_SETTING, ClientSecurity
-from protocol.settings import SettingsReader
+from protocol.runtime import logs
+from protocol.runtime.lifetime import exit_with_parent
+from protocol.runtime.settings import SettingsReader
+from protocol.wire.endpoints import dial_endpoints
+from protocol.wire.keys import KEY_DIR_SETTING, ClientSecurity
 
 _OPTIONS = {
     "data_dir": "PENSTOCK_DATA_DIR",

@@ -14,7 +14,7 @@ from auth_worker.keys import (
     key_from_command,
 )
 from auth_worker.operations import AddKey, AuditEntry, EndKey, ReadKeys
-from protocol.messages import CreateKey, ListKeys, RevokeKey
+from protocol.wire.messages import CreateKey, ListKeys, RevokeKey
 
 MAX_PAGE = 1000
 

@@ -18,7 +18,7 @@ from auth_worker.operations import (
     TouchKey,
 )
 from protocol.errors import ErrorCode
-from protocol.messages import (
+from protocol.wire.messages import (
     Adjust,
     Adjusted,
     Authorize,

@@ -7,7 +7,7 @@ from pathlib import Path
 from auth_worker.authority import Rules
 from auth_worker.keys import ENVIRONMENT_KEY_NAME, weakness_of
 from protocol.errors import ConfigurationError
-from protocol.settings import SettingsReader
+from protocol.runtime.settings import SettingsReader
 
 ADMIN_KEY_FILE_SETTING = "PENSTOCK_ADMIN_KEY_FILE"
 _MAX_KEY_FILE_BYTES = 4096

@@ -10,7 +10,7 @@ from auth_worker.errors import AuthError, RefusedError
 from auth_worker.metrics import AuthMetrics
 from auth_worker.operations import KeyPage, Operation, Result
 from protocol.errors import ErrorCode, PenstockError
-from protocol.messages import (
+from protocol.wire.messages import (
     Adjust,
     AuthCommand,
     Authorize,

@@ -9,7 +9,7 @@ from auth_worker import schema
 from auth_worker.errors import InvalidCommandError, KeyNotFoundError
 from auth_worker.keys import StoredKey
 from auth_worker.operations import AddKey, AuditEntry, EndKey, KeyPage, PutKey, ReadKeys, Result
-from protocol.messages import KeyRecord
+from protocol.wire.messages import KeyRecord
 
 Change = tuple[Result, AuditEntry | None]
 """What became of an operation, and what the audit log should say; None when nothing changed."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from auth_worker.errors import InvalidCommandError
-from protocol.messages import CreateKey, KeyRole
+from protocol.wire.messages import CreateKey, KeyRole
 
 KEY_PREFIX = "psk-"
 NUM_RANDOM_BYTES = 32  # 43 characters of URL-safe base64

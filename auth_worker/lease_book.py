@@ -8,7 +8,7 @@ from auth_worker.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKe
 from auth_worker.leases import MAX_LEASE_ID_CHARS, Lease, LeaseName, LeaseTable
 from auth_worker.limits import SPAN_S, KeyLimits, Refusal
 from auth_worker.operations import BookUsage, LeaseRow, Operation, SaveLease, Snapshot
-from protocol.messages import Authorize, LeaseReport, Settle, StreamUsage
+from protocol.wire.messages import Authorize, LeaseReport, Settle, StreamUsage
 
 ORPHAN_TERM_S = 30.0
 """Time for every engine, and for the outbox of a gateway that restarts, to say what they know."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from auth_worker.limits import KeyLimits
 from auth_worker.operations import LeaseRow
-from protocol.messages import StreamUsage
+from protocol.wire.messages import StreamUsage
 
 MAX_LEASE_ID_CHARS = 1024
 MAX_STREAMS_A_LEASE = 4096

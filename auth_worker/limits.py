@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass, field
 
-from protocol.messages import LimitState
+from protocol.wire.messages import LimitState
 
 SPAN_S = 60.0
 SLOT_S = 1.0

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from protocol.messages import Denied, Granted, Message
-from protocol.metrics import MetricRegistry
+from protocol.runtime.metrics import MetricRegistry
+from protocol.wire.messages import Denied, Granted, Message
 
 
 class AuthMetrics:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from auth_worker.errors import AuthError
 from auth_worker.keys import StoredKey
-from protocol.messages import KeyRecord
+from protocol.wire.messages import KeyRecord
 
 Outcome = Literal["finished", "aborted", "failed", "expired"]
 """How a lease ended. `expired` is provisional: a settlement that comes late corrects it."""

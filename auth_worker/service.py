@@ -18,11 +18,11 @@ from auth_worker.operations import Snapshot
 from auth_worker.sqlite_store import SqliteStore
 from auth_worker.store import Store
 from auth_worker.ticker import Ticker
-from protocol.codec import auth_command_decoder
-from protocol.endpoints import Endpoint
-from protocol.messages import AuthCommand, AuthOffer, Message
-from protocol.security import ClientSecurity
-from protocol.worker import Worker, WorkerSettings
+from protocol.wire.codec import auth_command_decoder
+from protocol.wire.endpoints import Endpoint
+from protocol.wire.keys import ClientSecurity
+from protocol.wire.messages import AuthCommand, AuthOffer, Message
+from protocol.wire.worker import Worker, WorkerSettings
 
 EXIT_FAILED = 1
 EXPIRY_INTERVAL_S = 1.0

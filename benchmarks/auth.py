@@ -21,10 +21,10 @@ from auth_worker.errors import StoreError
 from auth_worker.keys import StoredKey, digest_of
 from auth_worker.operations import AddKey, AuditEntry, BookUsage, Operation, Snapshot
 from auth_worker.sqlite_store import SqliteStore
-from protocol.codec import auth_event_decoder
-from protocol.messages import AuthEvent, Authorize, Granted, Settle, Settled
-from protocol.peers import Peer, PeerEvent
-from protocol.role_server import RoleServer
+from protocol.wire.codec import auth_event_decoder
+from protocol.wire.messages import AuthEvent, Authorize, Granted, Settle, Settled
+from protocol.wire.peers import Peer, PeerEvent
+from protocol.wire.role_server import RoleServer
 
 SECRET = "psk-benchmark"  # noqa: S105 - a made-up key for a throw-away database
 Row = tuple[str, float, str]

@@ -6,8 +6,8 @@ python -m benchmarks.deterministic
 import statistics
 import time
 
-from engine_worker.llm import LLM
-from protocol.messages import SamplingParams
+from engine_worker.python_api.llm import LLM
+from protocol.wire.messages import SamplingParams
 
 NUM_TOKENS = 64
 NUM_PROMPT_TOKENS = 32

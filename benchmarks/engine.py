@@ -33,12 +33,12 @@ from benchmarks.steps import (
     row_blocks,
     time_decode,
 )
-from engine_worker.batch import RowSampling, RowWork, StepBatch
-from engine_worker.compile_cache import prepare_backend
-from engine_worker.kv_cache import KvLayout, store_tokens
-from engine_worker.models.decoder import DecoderWeights, declare, random_weights
-from engine_worker.models.hf_config import decoder_spec
-from engine_worker.runner.jax_runner import JaxModelRunner
+from engine_worker.compute.attention.kv_cache import KvLayout, store_tokens
+from engine_worker.compute.models.decoder import DecoderWeights, declare, random_weights
+from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.compute.runner.compile_cache import prepare_backend
+from engine_worker.compute.runner.jax_runner import JaxModelRunner
+from engine_worker.core.choice.batch import RowSampling, RowWork, StepBatch
 
 KV_SIZES = (4_096, 65_536)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

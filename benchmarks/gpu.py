@@ -23,11 +23,11 @@ import numpy as np
 from benchmarks.shapes import SHAPES
 from benchmarks.steps import BLOCK_SIZE, decode_bytes, progress, row_blocks, time_decode, times_s
 from benchmarks.whole_engine import WholeEngine, served_dtype
-from engine_worker.batch import RowSampling, RowWork
-from engine_worker.compile_cache import prepare_backend
-from engine_worker.models.decoder import DecoderWeights, declare, random_weights
-from engine_worker.models.hf_config import decoder_spec
-from engine_worker.models.reference import ReferenceCache, reference_step
+from engine_worker.compute.models.decoder import DecoderWeights, declare, random_weights
+from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.compute.models.reference import ReferenceCache, reference_step
+from engine_worker.compute.runner.compile_cache import prepare_backend
+from engine_worker.core.choice.batch import RowSampling, RowWork
 
 PARITY_SHAPE = "penstock-demo"
 NUM_PARITY_TOKENS = 64

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from benchmarks.shapes import SHAPES
 from benchmarks.whole_engine import WholeEngine, served_dtype
-from engine_worker.models.decoder import declare, random_weights
-from engine_worker.models.hf_config import decoder_spec
+from engine_worker.compute.models.decoder import declare, random_weights
+from engine_worker.compute.models.hf_config import decoder_spec
 
 NUM_WARM_STEPS = 8
 NUM_NEW_TOKENS = 64

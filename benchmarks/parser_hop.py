@@ -24,10 +24,10 @@ import psutil
 
 from gateway.errors import GatewayError
 from gateway.workers.parsers import ParserLink
-from protocol.codec import parser_event_decoder
-from protocol.messages import OpenParse, ParsedDelta, ParserEvent
-from protocol.peers import Peer, PeerEvent
-from protocol.role_server import RoleServer
+from protocol.wire.codec import parser_event_decoder
+from protocol.wire.messages import OpenParse, ParsedDelta, ParserEvent
+from protocol.wire.peers import Peer, PeerEvent
+from protocol.wire.role_server import RoleServer
 
 START = '<tool_call>\n{"name": "write", "arguments": {"text": "'
 PIECE = "abc "

@@ -27,20 +27,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.shapes import SHAPES
-from engine_worker.block_hashes import block_hashes
-from engine_worker.compile_cache import prepare_backend
+from engine_worker.compute.models.decoder import DecoderWeights, declare, random_weights
+from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.compute.runner.compile_cache import prepare_backend
+from engine_worker.compute.runner.jax_runner import JaxModelRunner
+from engine_worker.core.engine import Engine
+from engine_worker.core.scheduling.block_hashes import block_hashes
 from engine_worker.demo import demo_model_path
-from engine_worker.engine import Engine
-from engine_worker.models.decoder import DecoderWeights, declare, random_weights
-from engine_worker.models.hf_config import decoder_spec
-from engine_worker.runner.jax_runner import JaxModelRunner
-from engine_worker.tokenizer import Tokenizer
-from gateway.admission import Admission
-from gateway.routing import PrefixRouter
-from gateway.seats import EngineHandle, Seat
-from protocol.messages import CachedBlocks, Credits, EngineOffer, Generate, SamplingParams
-from protocol.peers import Peer
+from engine_worker.text.tokenizer import Tokenizer
+from gateway.dispatch.admission import Admission
+from gateway.dispatch.routing import PrefixRouter
+from gateway.dispatch.seats import EngineHandle, Seat
 from protocol.version import PROTOCOL_VERSION
+from protocol.wire.messages import CachedBlocks, Credits, EngineOffer, Generate, SamplingParams
+from protocol.wire.peers import Peer
 
 BLOCK_SIZE = 32
 PROMPT_TOKENS = 1000

@@ -28,7 +28,7 @@ from typing import Literal
 import httpx
 import psutil
 
-from protocol.security import generate_keys
+from protocol.wire.keygen import generate_keys
 
 Wire = Literal["ipc", "tcp", "curve"]
 _BODY = {

@@ -19,11 +19,11 @@ from pathlib import Path
 from benchmarks.shapes import SHAPES
 from benchmarks.steps import progress
 from benchmarks.whole_engine import NUM_NEW_TOKENS, NUM_PROMPT_TOKENS, WholeEngine, served_dtype
-from engine_worker.compile_cache import prepare_backend
-from engine_worker.metrics import EngineMetrics
-from engine_worker.models.decoder import declare, random_weights
-from engine_worker.models.hf_config import decoder_spec
-from engine_worker.speculation import SpeculationMode
+from engine_worker.compute.models.decoder import declare, random_weights
+from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.compute.runner.compile_cache import prepare_backend
+from engine_worker.core.decoding.speculation import SpeculationMode
+from engine_worker.core.metrics import EngineMetrics
 
 TEXTS = {"repeats": 0.0, "doesn't": 1.0}
 """Temperatures that make outputs of random weights repeat or not."""

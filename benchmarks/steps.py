@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engine_worker.batch import RowWork, StepBatch
-from engine_worker.kv_cache import block_bytes
-from engine_worker.models.decoder import DecoderWeights
-from engine_worker.runner.jax_runner import JaxModelRunner
+from engine_worker.compute.attention.kv_cache import block_bytes
+from engine_worker.compute.models.decoder import DecoderWeights
+from engine_worker.compute.runner.jax_runner import JaxModelRunner
+from engine_worker.core.choice.batch import RowWork, StepBatch
 
 BLOCK_SIZE = 32
 MIN_SAMPLE_S = 0.3

@@ -12,16 +12,16 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.shapes import SHAPES
 from benchmarks.steps import BLOCK_SIZE, row_blocks, time_decode
-from engine_worker.batch import RowSampling, RowWork
-from engine_worker.detokenizer import byte_level_table
-from engine_worker.engine import Engine
-from engine_worker.models.decoder import DecoderWeights, declare
-from engine_worker.models.dtype import read_cpu_flags, resolve_dtype
-from engine_worker.models.hf_config import decoder_spec
-from engine_worker.runner.buckets import Bucket
-from engine_worker.runner.jax_runner import JaxModelRunner
-from engine_worker.tokenizer import Tokenizer
-from protocol.messages import Failure, Generate, SamplingParams
+from engine_worker.compute.models.decoder import DecoderWeights, declare
+from engine_worker.compute.models.dtype import read_cpu_flags, resolve_dtype
+from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.compute.runner.buckets import Bucket
+from engine_worker.compute.runner.jax_runner import JaxModelRunner
+from engine_worker.core.choice.batch import RowSampling, RowWork
+from engine_worker.core.engine import Engine
+from engine_worker.text.detokenizer import byte_level_table
+from engine_worker.text.tokenizer import Tokenizer
+from protocol.wire.messages import Failure, Generate, SamplingParams
 
 NUM_PROMPT_TOKENS = 128
 NUM_NEW_TOKENS = 128

@@ -1,13 +1,13 @@
 """The engine worker: scheduler, paged KV cache, models, sampling and tokenizer of one model.
 
-`from engine_worker import LLM` runs it within a script; see `engine_worker.llm`.
+`from engine_worker import LLM` runs it within a script; see `engine_worker.python_api.llm`.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from engine_worker.llm import LLM
-    from protocol.messages import Grammar, SamplingParams
+    from engine_worker.python_api.llm import LLM
+    from protocol.wire.messages import Grammar, SamplingParams
 
 __all__ = ["LLM", "Grammar", "SamplingParams"]
 
@@ -15,11 +15,11 @@ __all__ = ["LLM", "Grammar", "SamplingParams"]
 def __getattr__(name: str) -> Any:
     # Imported when asked for (PEP 562): the worker process has heartbeats to send first.
     if name == "LLM":
-        from engine_worker.llm import LLM
+        from engine_worker.python_api.llm import LLM
 
         return LLM
     if name in ("Grammar", "SamplingParams"):
-        from protocol import messages
+        from protocol.wire import messages
 
         return getattr(messages, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

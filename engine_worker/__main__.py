@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from engine_worker.config import EngineSettings
-from engine_worker.service import EXIT_FAILED, run
-from protocol import logs
-from protocol.endpoints import dial_endpoints
+from engine_worker.serving.service import EXIT_FAILED, run
 from protocol.errors import ConfigurationError
-from protocol.lifetime import exit_with_parent
-from protocol.security import ClientSecurity
+from protocol.runtime import logs
+from protocol.runtime.lifetime import exit_with_parent
+from protocol.wire.endpoints import dial_endpoints
+from protocol.wire.keys import ClientSecurity
 
 _OPTIONS = {
     "endpoint": "PENSTOCK_ENGINE_ENDPOINT",

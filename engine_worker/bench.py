@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine_worker.config import DEFAULT_COMPILE_CACHE_DIR, DTYPES
-from engine_worker.llm import LLM
-from engine_worker.speculation import SpeculationMode
+from engine_worker.core.decoding.speculation import SpeculationMode
+from engine_worker.python_api.llm import LLM
 from protocol.errors import PenstockError
-from protocol.messages import SamplingParams
+from protocol.wire.messages import SamplingParams
 
 _FIRST_ORDINARY_ID = 5
 """Ids below it are control tokens in most vocabularies."""

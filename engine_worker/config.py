@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.demo import DEMO_MODEL_NAME, demo_model_path
-from engine_worker.speculation import SpeculationMode
 from protocol.errors import ConfigurationError
-from protocol.settings import SettingsReader
+from protocol.runtime.settings import SettingsReader
 
 DEFAULT_COMPILE_CACHE_DIR = Path("~/.cache/penstock/compile")
 DEFAULT_PROFILE_DIR = Path("~/.cache/penstock/profiles")

@@ -1,1 +1,6 @@
-"""."""
+"""The gateway: HTTP in, messages out; knows no model, no key and no parser.
+
+`application.py` wires the rooms together and `__main__.py` starts it. From the ground up:
+`telemetry`, `tools`, `ledger`, `dispatch`, `workers`, `request`, `http`; a room imports only those
+before it. `errors.py` is the tree that all share, `config.py` the settings.
+"""

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable
 
 from gateway.config import GatewaySettings
-from gateway.server import bind_socket, serve
-from protocol import logs
+from gateway.http.server import bind_socket
+from gateway.service import serve
 from protocol.errors import ConfigurationError
-from protocol.lifetime import exit_with_parent, remove_orphaned_run_dir
+from protocol.runtime import logs
+from protocol.runtime.lifetime import exit_with_parent, remove_orphaned_run_dir
 
 _logger = logging.getLogger("penstock.gateway")
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from protocol.codec import MAX_MESSAGE_BYTES
-from protocol.endpoints import Endpoint, bind_endpoint, is_loopback
 from protocol.errors import ConfigurationError
-from protocol.settings import SettingsReader
+from protocol.runtime.settings import SettingsReader
+from protocol.wire.codec import MAX_MESSAGE_BYTES
+from protocol.wire.endpoints import Endpoint, bind_endpoint, is_loopback
 
 ROUTINGS = ("prefix", "load")
 LOG_LEVELS = ("debug", "info", "warning", "error")

@@ -22,8 +22,8 @@ PenstockError
 """
 
 from protocol.errors import ErrorCode, PenstockError
-from protocol.messages import Denied, Failure, LimitState
-from protocol.peers import DEATHS, LossReason
+from protocol.wire.messages import Denied, Failure, LimitState
+from protocol.wire.peers import DEATHS, LossReason
 
 
 class GatewayError(PenstockError):

@@ -17,7 +17,7 @@ from penstock.api_client import DEFAULT_URL, ApiClient, all_keys, read_admin_key
 from penstock.chat import answer, choose_model, converse
 from penstock.config import build_settings
 from penstock.parse import parse as parse_input
-from protocol.logs import setup as setup_logs
+from protocol.runtime.logs import setup as setup_logs
 
 app = typer.Typer(
     name=program,
@@ -304,7 +304,7 @@ def keygen(
 ) -> None:
     """Make the CURVE keys that workers and gateways on different machines need."""
     from penstock.admin_key import make_admin_key
-    from protocol.security import generate_keys, generate_keys_by_role
+    from protocol.wire.keygen import generate_keys, generate_keys_by_role
 
     written = generate_keys_by_role(directory) if by_role else generate_keys(directory)
     what = f"{len(written)} files written to" if written else "Nothing is missing in"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from penstock.errors import UsageError
-from protocol.endpoints import is_loopback
 from protocol.errors import ConfigurationError
-from protocol.settings import SettingsReader
+from protocol.runtime.settings import SettingsReader
+from protocol.wire.endpoints import is_loopback
 
 DEMO_MODEL = "penstock-demo"
 """The name of the bundled model, served when no model is named."""

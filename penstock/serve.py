@@ -14,7 +14,7 @@ from penstock.errors import CommandError, UsageError
 from penstock.model_source import resolve_model
 from penstock.startup import announce, wait_until_ready
 from penstock.supervisor import Supervisor, common_environment, make_run_dir, process_specs
-from protocol.logs import setup as setup_logs
+from protocol.runtime.logs import setup as setup_logs
 
 
 def require_free_port(host: str, port: int) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from protocol.endpoints import Endpoint, dial_endpoints, parse_endpoint
 from protocol.errors import ConfigurationError
-from protocol.security import KEY_DIR_SETTING, ClientSecurity, KeyOwner
-from protocol.transport_ping import ping
+from protocol.wire.endpoints import Endpoint, dial_endpoints, parse_endpoint
+from protocol.wire.keys import KEY_DIR_SETTING, ClientSecurity, KeyOwner
+from protocol.wire.transport_ping import ping
 
 EXIT_OK = 0
 EXIT_NO_ANSWER = 1

@@ -9,13 +9,14 @@ from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from protocol import codec, logs
-from protocol.endpoints import Endpoint, dial_endpoints
 from protocol.errors import ConfigurationError
-from protocol.lifetime import exit_with_parent
-from protocol.messages import Message, ParserCommand, ParserOffer
-from protocol.security import ClientSecurity
-from protocol.worker import Worker, WorkerSettings
+from protocol.runtime import logs
+from protocol.runtime.lifetime import exit_with_parent
+from protocol.wire import codec
+from protocol.wire.endpoints import Endpoint, dial_endpoints
+from protocol.wire.keys import ClientSecurity
+from protocol.wire.messages import Message, ParserCommand, ParserOffer
+from protocol.wire.worker import Worker, WorkerSettings
 from toolparser_worker.config import ParserSettings
 from toolparser_worker.formats import NO_FORMAT, REASONING_FORMATS, TOOL_FORMATS
 from toolparser_worker.handler import ParserHandler

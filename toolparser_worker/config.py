@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import ConfigurationError
-from protocol.security import KEY_DIR_SETTING
-from protocol.settings import SettingsReader
+from protocol.runtime.settings import SettingsReader
+from protocol.wire.keys import KEY_DIR_SETTING
 from toolparser_worker.errors import UnknownFormatError
 from toolparser_worker.formats import find_reasoning_format, find_tool_format
 from toolparser_worker.tools import MAX_TOOLS_BYTES

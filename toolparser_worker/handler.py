@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from protocol.errors import ErrorCode, PenstockError
-from protocol.messages import (
+from protocol.wire.messages import (
     CloseParse,
     Credits,
     Failure,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from protocol.metrics import MetricRegistry
+from protocol.runtime.metrics import MetricRegistry
 
 FormatNames = tuple[str, str]
 """The names of a tool format and a reasoning format."""

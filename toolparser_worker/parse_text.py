@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from protocol.errors import PenstockError
-from protocol.messages import OpenParse, ParseDelta, ParseEvent
+from protocol.wire.messages import OpenParse, ParseDelta, ParseEvent
 from toolparser_worker.sessions import Session
 from toolparser_worker.tools import ToolsTable
 

@@ -4,7 +4,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from protocol.messages import OpenParse, ParsedDelta, ParseDelta, ParseEvent
+from protocol.wire.messages import OpenParse, ParsedDelta, ParseDelta, ParseEvent
 from toolparser_worker.errors import InvalidDeltaError, ParserError, TooManySessionsError
 from toolparser_worker.formats import NO_FORMAT, find_reasoning_format, find_tool_format
 from toolparser_worker.grammar.request import Wish, request_grammar

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from protocol.messages import ToolChoiceMode
+from protocol.wire.messages import ToolChoiceMode
 from toolparser_worker.errors import InvalidToolsError, TooManySessionsError
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 from toolparser_worker.schema_check import SchemaError, check_parameters

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from engine_worker.llm import LLM
-from protocol.messages import SamplingParams
+from engine_worker.python_api.llm import LLM
+from protocol.wire.messages import SamplingParams
 from tools.demo_model.conversation import Conversation, Example
 from tools.demo_model.decode import GreedyDecoder
 from tools.demo_model.draw import Split

@@ -27,9 +27,9 @@ from benchmarks.whole_engine import (
     WholeEngine,
     served_dtype,
 )
-from engine_worker.compile_cache import prepare_backend
-from engine_worker.models.decoder import declare, random_weights
-from engine_worker.models.hf_config import decoder_spec
+from engine_worker.compute.models.decoder import declare, random_weights
+from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.compute.runner.compile_cache import prepare_backend
 
 CONCURRENCIES = (1, 8, 32)
 

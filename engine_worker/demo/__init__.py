@@ -1,4 +1,8 @@
-"""The bundled demo model `penstock-demo`: checkpoint, tokenizer and chat template as files."""
+"""The bundled demo model `penstock-demo`: checkpoint, tokenizer and chat template as files.
+
+Trained by `tools/train_demo_model.py`; loaded like any other checkpoint folder.
+May import nothing of ours.
+"""
 
 from pathlib import Path
 

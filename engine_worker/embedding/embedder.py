@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from engine_worker.batch import ProgressCallback
+from engine_worker.core.choice.batch import ProgressCallback
 from engine_worker.embedding.models import EmbeddingModel
 from engine_worker.embedding.pooling import PoolingSpec, pool
 

@@ -11,10 +11,10 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
+from engine_worker.compute.models.decoder import Leaves, Parameter, parameters_of
+from engine_worker.compute.models.layers import Block, Linear
+from engine_worker.compute.weights.sources import Source
 from engine_worker.embedding.encoder_spec import EncoderSpec
-from engine_worker.models.decoder import Leaves, Parameter, parameters_of
-from engine_worker.models.layers import Block, Linear
-from engine_worker.weights.sources import Source
 
 _ACTIVATIONS: Final[dict[str, Callable[[jax.Array], jax.Array]]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from engine_worker.compute.models.config_fields import ConfigFields, read_config
 from engine_worker.errors import UnsupportedArchitectureError, UnsupportedFeatureError
-from engine_worker.models.config_fields import ConfigFields, read_config
 
 _BERT: Final = frozenset({"bert"})
 _ROBERTA: Final = frozenset({"roberta", "xlm-roberta", "camembert"})

@@ -5,9 +5,9 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
+from engine_worker.compute.models.decoder import DecoderWeights, Leaves
+from engine_worker.compute.models.reference import dense_attention
 from engine_worker.embedding.encoder import EncoderGraph
-from engine_worker.models.decoder import DecoderWeights, Leaves
-from engine_worker.models.reference import dense_attention
 
 
 class EmbeddingModel(Protocol):

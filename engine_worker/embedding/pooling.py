@@ -8,8 +8,8 @@ from typing import Any, Final, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from engine_worker.compute.models.config_fields import ConfigFields
 from engine_worker.errors import ModelConfigError, UnsupportedFeatureError
-from engine_worker.models.config_fields import ConfigFields
 
 PoolingKind = Literal["mean", "cls", "last"]
 POOLING_KINDS: Final[tuple[PoolingKind, ...]] = get_args(PoolingKind)

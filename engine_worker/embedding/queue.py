@@ -14,7 +14,7 @@ from engine_worker.embedding.embedder import Vectors, shorten
 from engine_worker.embedding.service import Embeddings
 from engine_worker.errors import DeadlineError, InvalidRequestError, RequestError
 from protocol.errors import ErrorCode
-from protocol.messages import Embed, Embedded, Failure, Message
+from protocol.wire.messages import Embed, Embedded, Failure, Message
 
 MAX_INPUTS: Final = 2048
 """Texts of one request, as OpenAI has it."""

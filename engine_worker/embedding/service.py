@@ -5,7 +5,7 @@ from typing import Final
 
 from engine_worker.embedding.embedder import Embedder, Vectors, shorten
 from engine_worker.errors import ContextLengthError, InvalidRequestError
-from engine_worker.tokenizer import Tokenizer
+from engine_worker.text.tokenizer import Tokenizer
 
 _MAX_CHARACTERS_PER_TOKEN: Final = 64
 """A text with more cannot be worth tokenising to its end when it is to be cut."""

@@ -13,7 +13,7 @@ from engine_worker.errors import EngineError
 from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.grammar.constraint import Constraint
 from protocol.errors import PenstockError
-from protocol.messages import Extend, Generate
+from protocol.wire.messages import Extend, Generate
 
 MAX_WAITING: Final = 256
 """Requests that wait for their grammar; beyond them the engine says that it is overloaded."""

@@ -18,8 +18,8 @@ from engine_worker.grammar.limits import LIMITS
 from engine_worker.grammar.source import lark_source
 from engine_worker.grammar.trial import GrammarTrial, one_line
 from engine_worker.grammar.vocabulary import GrammarVocabulary
-from engine_worker.tokenizer import Tokenizer
-from protocol.messages import Grammar, SamplingParams
+from engine_worker.text.tokenizer import Tokenizer
+from protocol.wire.messages import Grammar, SamplingParams
 
 MAX_CACHED: Final = 64
 """Grammars that are kept compiled, refused ones included; the least recently used one goes."""

@@ -8,9 +8,9 @@ import numpy as np
 from llguidance import LLMatcher
 from llguidance.numpy import fill_next_token_bitmask
 
+from engine_worker.core.choice.token_mask import MaskWords
 from engine_worker.grammar.trial import one_line
 from engine_worker.grammar.vocabulary import GrammarVocabulary
-from engine_worker.token_mask import MaskWords
 
 _WORD_BITS: Final = 32
 

@@ -8,7 +8,7 @@ from llguidance import regex_to_lark
 
 from engine_worker.errors import UnsupportedGrammarError
 from engine_worker.grammar.vocabulary import Piece, SpecialTokens
-from protocol.messages import Grammar
+from protocol.wire.messages import Grammar
 
 MAX_SOURCE_BYTES: Final = 256 * 1024
 """A longer grammar is refused unread."""

@@ -7,7 +7,7 @@ from typing import Final
 from llguidance import LLTokenizer
 
 from engine_worker.errors import UnsupportedGrammarError
-from engine_worker.tokenizer import Tokenizer
+from engine_worker.text.tokenizer import Tokenizer
 
 Piece = str | int
 """A stretch of ordinary text, or the id of a special token."""

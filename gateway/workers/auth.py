@@ -9,7 +9,8 @@ from typing import TypeVar
 from gateway.errors import DeniedError, GatewayError, RemoteFailureError, WorkerUnavailableError
 from gateway.workers.wire import Wire
 from protocol.errors import ErrorCode
-from protocol.messages import (
+from protocol.version import ORPHAN_USAGE_VERSION
+from protocol.wire.messages import (
     Adjust,
     Adjusted,
     AuthEvent,
@@ -28,8 +29,7 @@ from protocol.messages import (
     Settle,
     Settled,
 )
-from protocol.peers import Peer
-from protocol.version import ORPHAN_USAGE_VERSION
+from protocol.wire.peers import Peer
 
 _logger = logging.getLogger("penstock.gateway.auth")
 _RETRY_AFTER_S = 2.0

@@ -5,12 +5,13 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from gateway.dispatch.routing import PrefixRouter
+from gateway.dispatch.seats import EngineHandle
 from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError
-from gateway.routing import PrefixRouter
-from gateway.seats import EngineHandle
 from gateway.workers.wire import Wire
 from protocol.errors import ErrorCode
-from protocol.messages import (
+from protocol.version import PROTOCOL_VERSION, ProtocolVersion
+from protocol.wire.messages import (
     Abort,
     CachedBlocks,
     Delta,
@@ -34,8 +35,7 @@ from protocol.messages import (
     Refused,
     StepOutput,
 )
-from protocol.peers import Peer
-from protocol.version import PROTOCOL_VERSION, ProtocolVersion
+from protocol.wire.peers import Peer
 
 _logger = logging.getLogger("penstock.gateway.engines")
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError, WorkerUnavailableError
 from gateway.workers.wire import Wire
-from protocol.messages import (
+from protocol.wire.messages import (
     CloseParse,
     Failure,
     OpenParse,
@@ -17,7 +17,7 @@ from protocol.messages import (
     ParseOpened,
     ParserEvent,
 )
-from protocol.peers import Peer
+from protocol.wire.peers import Peer
 
 
 class ParseSink(Protocol):

@@ -2,12 +2,12 @@
 
 from typing import Protocol, TypeVar
 
-from protocol.messages import Message
-from protocol.peers import Peer
+from protocol.wire.messages import Message
+from protocol.wire.peers import Peer
 
 
 class Wire(Protocol):
-    """Sends messages to the workers of one role; `protocol.role_server.RoleServer` is one."""
+    """Sends messages to the workers of one role; `protocol.wire.role_server.RoleServer` is one."""
 
     def send(self, peer: Peer, message: Message) -> None:
         """Send, or queue while the peer is slow; one that takes nothing is reported as lost."""

@@ -17,7 +17,7 @@ from penstock.fake_engine.script import (
     word_of,
 )
 from protocol.errors import ErrorCode
-from protocol.messages import (
+from protocol.wire.messages import (
     Abort,
     Credits,
     Delta,

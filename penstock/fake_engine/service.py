@@ -7,13 +7,13 @@ import time
 from collections.abc import Mapping
 
 from penstock.fake_engine.engine import FakeEngine, FakeEngineSettings
-from protocol import codec
-from protocol.endpoints import dial_endpoints
-from protocol.lifetime import exit_with_parent
-from protocol.messages import Credits, EngineCommand, Heartbeat, Load
-from protocol.security import KEY_DIR_SETTING, ClientSecurity
-from protocol.settings import SettingsReader
-from protocol.worker import Worker, WorkerSettings
+from protocol.runtime.lifetime import exit_with_parent
+from protocol.runtime.settings import SettingsReader
+from protocol.wire import codec
+from protocol.wire.endpoints import dial_endpoints
+from protocol.wire.keys import KEY_DIR_SETTING, ClientSecurity
+from protocol.wire.messages import Credits, EngineCommand, Heartbeat, Load
+from protocol.wire.worker import Worker, WorkerSettings
 
 _log = logging.getLogger("penstock.fake_engine")
 _Item = tuple[str, EngineCommand | None] | None

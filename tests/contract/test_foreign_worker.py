@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol import codec
-from protocol.messages import (
+from protocol.wire import codec
+from protocol.wire.messages import (
     OpenParse,
     ParseBatch,
     ParsedBatch,

@@ -9,8 +9,8 @@ import msgpack
 import msgspec
 import pytest
 
-from protocol import codec, messages
 from protocol.errors import DecodeError
+from protocol.wire import codec, messages
 
 GOLDEN_DIR = Path(__file__).parent / "golden"
 CLASSES = {str(cls.__struct_config__.tag): cls for cls in typing.get_args(messages.AnyMessage)}

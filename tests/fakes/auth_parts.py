@@ -6,7 +6,7 @@ from typing import Any
 from auth_worker.authority import Authority, Rules
 from auth_worker.keys import StoredKey, digest_of, hint_of
 from auth_worker.operations import BookUsage, Operation, Snapshot
-from protocol.messages import Authorize
+from protocol.wire.messages import Authorize
 
 START_S = 1_750_000_000.0
 ADMIN_SECRET = "psk-admin-0123456789abcdefghijklmnopqrstuvwxyz"

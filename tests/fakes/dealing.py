@@ -8,10 +8,10 @@ TOGETHER = {
     # One house serves most of these, and one cache of compiled programs is warm for the others.
     "tests/e2e/": "tests/e2e",
     # The runners of tests/unit/engine_worker/conftest.py, compiled once.
-    "tests/unit/engine_worker/runner/test_full_sampler.py": "shared runners",
-    "tests/unit/engine_worker/test_deterministic_engine.py": "shared runners",
-    "tests/unit/engine_worker/test_sampling_parameters.py": "shared runners",
-    "tests/unit/engine_worker/test_speculating_engine.py": "shared runners",
+    "tests/unit/engine_worker/compute/runner/test_full_sampler.py": "shared runners",
+    "tests/unit/engine_worker/core/test_deterministic_engine.py": "shared runners",
+    "tests/unit/engine_worker/core/test_sampling_parameters.py": "shared runners",
+    "tests/unit/engine_worker/core/test_speculating_engine.py": "shared runners",
 }
 """Beginnings of paths, and the name of their group."""
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from protocol.messages import Credits, Load
+from protocol.wire.messages import Credits, Load
 
 CommandT = TypeVar("CommandT")
 

@@ -6,7 +6,13 @@ from hashlib import blake2b
 
 import numpy as np
 
-from engine_worker.batch import ModelRunner, ProgressCallback, RowWork, StepBatch, StepResult
+from engine_worker.core.choice.batch import (
+    ModelRunner,
+    ProgressCallback,
+    RowWork,
+    StepBatch,
+    StepResult,
+)
 
 NextToken = Callable[[Sequence[int]], int]
 

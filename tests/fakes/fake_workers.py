@@ -5,15 +5,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from protocol.codec import (
+from protocol.errors import ErrorCode
+from protocol.wire.codec import (
     Decoder,
     auth_command_decoder,
     engine_command_decoder,
     parser_command_decoder,
 )
-from protocol.endpoints import parse_endpoint
-from protocol.errors import ErrorCode
-from protocol.messages import (
+from protocol.wire.endpoints import parse_endpoint
+from protocol.wire.messages import (
     Abort,
     Adjust,
     Adjusted,
@@ -63,8 +63,8 @@ from protocol.messages import (
     TokenLogprobs,
     Usage,
 )
-from protocol.worker import Worker, WorkerSettings
-from protocol.worker_loop import EXIT_FAILED
+from protocol.wire.worker import Worker, WorkerSettings
+from protocol.wire.worker_loop import EXIT_FAILED
 
 CommandT = TypeVar("CommandT")
 

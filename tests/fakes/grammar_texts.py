@@ -8,8 +8,8 @@ import numpy as np
 
 from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.grammar.constraint import Constraint
-from engine_worker.tokenizer import Tokenizer
-from protocol.messages import Grammar
+from engine_worker.text.tokenizer import Tokenizer
+from protocol.wire.messages import Grammar
 
 
 @contextmanager

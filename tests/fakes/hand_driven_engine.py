@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine_worker.chat_template import ChatTemplate
-from engine_worker.credits import CreditPolicy
-from engine_worker.engine import RESUME_VERSION, Engine
-from engine_worker.handler import EngineHandler
-from engine_worker.preparation import PromptPreparer
-from engine_worker.step_loop import StepLoop
-from protocol.codec import engine_command_decoder
-from protocol.endpoints import parse_endpoint
-from protocol.messages import Credits, EngineCommand, EngineOffer
-from protocol.worker import Worker, WorkerSettings
-from protocol.worker_loop import EXIT_FAILED
+from engine_worker.core.credits import CreditPolicy
+from engine_worker.core.engine import RESUME_VERSION, Engine
+from engine_worker.serving.handler import EngineHandler
+from engine_worker.serving.step_loop import StepLoop
+from engine_worker.text.chat_template import ChatTemplate
+from engine_worker.text.preparation import PromptPreparer
+from protocol.wire.codec import engine_command_decoder
+from protocol.wire.endpoints import parse_endpoint
+from protocol.wire.messages import Credits, EngineCommand, EngineOffer
+from protocol.wire.worker import Worker, WorkerSettings
+from protocol.wire.worker_loop import EXIT_FAILED
 from tests.fakes.fake_runner import DeterministicFakeRunner, hashed_token
 from tests.fakes.running_gateway import RunningGateway
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from protocol.messages import ParseEvent
+from protocol.wire.messages import ParseEvent
 from toolparser_worker.formats import REASONING_FORMATS, TOOL_FORMATS
 from toolparser_worker.machine.call_ids import call_id
 from toolparser_worker.machine.declarations import JsonObjectBody, ReasoningFormat, ToolFormat

@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from protocol.codec import Decoder
-from protocol.endpoints import Endpoint, parse_endpoint
-from protocol.messages import Role
-from protocol.peers import Peer, PeerEvent, PeerLimits
-from protocol.role_server import RoleServer
-from protocol.security import ServerSecurity
-from protocol.transport import TransportLimits
+from protocol.wire.codec import Decoder
+from protocol.wire.endpoints import Endpoint, parse_endpoint
+from protocol.wire.keys import ServerSecurity
+from protocol.wire.messages import Role
+from protocol.wire.peers import Peer, PeerEvent, PeerLimits
+from protocol.wire.role_server import RoleServer
+from protocol.wire.transport import TransportLimits
 
 EventT = TypeVar("EventT")
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine_worker.batch import ModelRunner, RowSampling, RowWork, StepBatch
+from engine_worker.core.choice.batch import ModelRunner, RowSampling, RowWork, StepBatch
 
 GREEDY = RowSampling()
 

@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import orjson
 
+from gateway.application import House
 from gateway.config import GatewaySettings
-from gateway.house import House
-from gateway.server import HttpServer, bind_socket
-from protocol.endpoints import Endpoint
-from protocol.messages import Load
+from gateway.http.server import HttpServer, bind_socket
+from protocol.wire.endpoints import Endpoint
+from protocol.wire.messages import Load
 from tests.fakes.fake_workers import FakeAuth, FakeEngine, FakeParser, FakeWorker
 
 MESSAGES = [{"role": "user", "content": "hi"}]

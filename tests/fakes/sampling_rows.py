@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from engine_worker.sampling.params import SamplingRows
+from engine_worker.compute.sampling.params import SamplingRows
 
 
 def sampling_rows(num_rows: int, **columns: Any) -> SamplingRows:

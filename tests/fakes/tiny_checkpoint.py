@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from engine_worker.models.decoder import declare
-from engine_worker.models.hf_config import decoder_spec
-from engine_worker.weights.sources import weight_sources
+from engine_worker.compute.models.decoder import declare
+from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.compute.weights.sources import weight_sources
 
 TINY_LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

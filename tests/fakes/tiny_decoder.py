@@ -8,9 +8,15 @@ import numpy as np
 import numpy.typing as npt
 from jax.typing import DTypeLike
 
-from engine_worker.models.decoder import DecoderWeights, declare, random_weights
-from engine_worker.models.reference import ReferenceCache, reference_step
-from engine_worker.models.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, RopeSpec
+from engine_worker.compute.models.decoder import DecoderWeights, declare, random_weights
+from engine_worker.compute.models.reference import ReferenceCache, reference_step
+from engine_worker.compute.models.spec import (
+    AttentionSpec,
+    DecoderSpec,
+    LayerSpec,
+    MlpSpec,
+    RopeSpec,
+)
 
 VOCAB_SIZE = 64
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine_worker.engine import Engine
-from engine_worker.models.decoder import DecoderWeights
-from engine_worker.runner.jax_runner import JaxModelRunner
-from engine_worker.tokenizer import Tokenizer
-from protocol.messages import Delta, Failure, Finished, Generate, SamplingParams, TokenLogprobs
+from engine_worker.compute.models.decoder import DecoderWeights
+from engine_worker.compute.runner.jax_runner import JaxModelRunner
+from engine_worker.core.engine import Engine
+from engine_worker.text.tokenizer import Tokenizer
+from protocol.wire.messages import Delta, Failure, Finished, Generate, SamplingParams, TokenLogprobs
 from tests.fakes.tiny_decoder import tiny_spec, tiny_weights
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 

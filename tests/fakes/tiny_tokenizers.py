@@ -6,8 +6,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as BackendTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from engine_worker.detokenizer import byte_level_table
-from engine_worker.tokenizer import Tokenizer
+from engine_worker.text.detokenizer import byte_level_table
+from engine_worker.text.tokenizer import Tokenizer
 
 SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 PLAIN_ADDED_TOKENS = ("<tool_call>", "</tool_call>")

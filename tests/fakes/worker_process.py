@@ -4,11 +4,11 @@ import ctypes
 import os
 import sys
 
-from protocol import codec
-from protocol.endpoints import dial_endpoints
-from protocol.lifetime import exit_with_parent
-from protocol.messages import AuthCommand, AuthOffer
-from protocol.worker import Worker, WorkerSettings
+from protocol.runtime.lifetime import exit_with_parent
+from protocol.wire import codec
+from protocol.wire.endpoints import dial_endpoints
+from protocol.wire.messages import AuthCommand, AuthOffer
+from protocol.wire.worker import Worker, WorkerSettings
 from tests.fakes.echo_worker import RecordingHandler
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from protocol.messages import ParseEvent
+from protocol.wire.messages import ParseEvent
 from toolparser_worker.formats import find_reasoning_format, find_tool_format
 from toolparser_worker.machine.call_ids import call_id
 from toolparser_worker.machine.declarations import ReasoningFormat

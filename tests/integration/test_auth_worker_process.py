@@ -17,8 +17,8 @@ import pytest
 import pytest_asyncio
 
 from auth_worker.keys import digest_of
-from protocol.codec import auth_event_decoder
-from protocol.messages import (
+from protocol.wire.codec import auth_event_decoder
+from protocol.wire.messages import (
     AuthEvent,
     Authorize,
     CreateKey,
@@ -32,8 +32,8 @@ from protocol.messages import (
     Settle,
     Settled,
 )
-from protocol.peers import Peer, PeerEvent
-from protocol.role_server import RoleServer
+from protocol.wire.peers import Peer, PeerEvent
+from protocol.wire.role_server import RoleServer
 
 pytestmark = pytest.mark.process
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.security import generate_keys_by_role
+from protocol.wire.keygen import generate_keys_by_role
 
 pytestmark = pytest.mark.process
 WAIT_S = 30.0

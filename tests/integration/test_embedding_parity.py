@@ -11,17 +11,17 @@ import pytest
 import torch
 import transformers
 
+from engine_worker.compute.models.decoder import declare
+from engine_worker.compute.models.hf_config import load_spec
+from engine_worker.compute.weights.checkpoint import open_checkpoint
+from engine_worker.compute.weights.loader import load_leaves, load_weights
 from engine_worker.config import ModelSettings
 from engine_worker.embedding.embedder import Embedder, Vectors
 from engine_worker.embedding.encoder import EncoderGraph, is_ignorable
 from engine_worker.embedding.encoder_spec import load_encoder_spec
-from engine_worker.embedding.loading import ServedEncoder, load_encoder
 from engine_worker.embedding.models import DecoderModel, EncoderModel
 from engine_worker.embedding.pooling import PoolingKind, PoolingSpec
-from engine_worker.models.decoder import declare
-from engine_worker.models.hf_config import load_spec
-from engine_worker.weights.checkpoint import open_checkpoint
-from engine_worker.weights.loader import load_leaves, load_weights
+from engine_worker.loading.encoder import ServedEncoder, load_encoder
 
 WORDS = [
     "river",

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gateway.quarantine import QUARANTINE_S
+from gateway.dispatch.quarantine import QUARANTINE_S
 from protocol.errors import ErrorCode
-from protocol.messages import Abort, Adjust, Generate, Load, Prepare, Settle
+from protocol.wire.messages import Abort, Adjust, Generate, Load, Prepare, Settle
 from tests.fakes.fake_workers import FakeAuth, FakeEngine, renewals
 from tests.fakes.running_gateway import (
     MESSAGES,
@@ -362,7 +362,7 @@ async def test_a_lease_that_ends_while_no_engine_is_there_ends_the_answer_at_the
 async def test_leases_of_several_choices_are_reported_stream_by_stream(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.house.RENEW_INTERVAL_S", 0.05)
+    monkeypatch.setattr("gateway.application.RENEW_INTERVAL_S", 0.05)
     async with running_gateway(socket_dir) as gateway:
         auth = await gateway.auth()
         engine = await gateway.engine(text=None)

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import pytest
 
 from engine_worker.demo import demo_model_path
-from protocol.codec import engine_event_decoder
 from protocol.errors import ErrorCode
-from protocol.messages import (
+from protocol.wire.codec import engine_event_decoder
+from protocol.wire.messages import (
     Abort,
     CachedBlocks,
     EngineEvent,
@@ -34,8 +34,8 @@ from protocol.messages import (
     SamplingParams,
     StepOutput,
 )
-from protocol.peers import Peer, PeerEvent
-from protocol.role_server import RoleServer
+from protocol.wire.peers import Peer, PeerEvent
+from protocol.wire.role_server import RoleServer
 
 pytestmark = pytest.mark.process
 

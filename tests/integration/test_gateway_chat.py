@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from protocol.errors import ErrorCode
-from protocol.messages import Adjust, Authorize, Generate, OpenParse, Prepare
+from protocol.wire.messages import Adjust, Authorize, Generate, OpenParse, Prepare
 from tests.fakes.fake_workers import extended_tokens
 from tests.fakes.running_gateway import events_of, running_gateway, stream_text
 

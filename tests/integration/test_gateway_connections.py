@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway import http_protocol, middleware
-from protocol.messages import Abort, Generate
+from gateway.http import http_protocol, middleware
+from protocol.wire.messages import Abort, Generate
 from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
 
 BODY = json.dumps({"model": "demo", "messages": MESSAGES}).encode()

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from protocol.errors import ErrorCode
-from protocol.messages import Abort, Authorize, Failure, Generate, Settle
+from protocol.wire.messages import Abort, Authorize, Failure, Generate, Settle
 from tests.fakes.fake_workers import FakeAuth, FakeEngine, renewals
 from tests.fakes.running_gateway import RunningGateway, events_of, running_gateway, stream_text
 
@@ -250,7 +250,7 @@ async def test_an_unknown_model_is_a_404_that_lists_the_known_ones(socket_dir: P
 async def test_open_leases_are_reported_with_what_they_used(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.house.RENEW_INTERVAL_S", 0.05)
+    monkeypatch.setattr("gateway.application.RENEW_INTERVAL_S", 0.05)
     async with running_gateway(socket_dir) as gateway:
         auth = await gateway.auth()
         engine = await gateway.engine(text=None)

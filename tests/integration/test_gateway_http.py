@@ -10,13 +10,13 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from gateway.access import ROUTE_ACCESS, Access, GuardedRoute
-from gateway.app import build_api
-from gateway.error_table import ERROR_TABLE
-from gateway.routes import generate
+from gateway.http.access import ROUTE_ACCESS, Access, GuardedRoute
+from gateway.http.app import build_api
+from gateway.http.error_table import ERROR_TABLE
+from gateway.http.routes import generate
 from protocol.errors import ErrorCode
-from protocol.messages import Authorize, CreateKey, Generate, LimitState
-from protocol.metrics import MetricRegistry
+from protocol.runtime.metrics import MetricRegistry
+from protocol.wire.messages import Authorize, CreateKey, Generate, LimitState
 from tests.fakes.fake_workers import FakeEngine
 from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
 
@@ -232,7 +232,7 @@ async def test_a_bug_of_ours_is_a_bland_500(
         def explode(*_: object) -> None:
             raise RuntimeError("secret detail")
 
-        monkeypatch.setattr("gateway.routes.health._readiness", explode)
+        monkeypatch.setattr("gateway.http.routes.health._readiness", explode)
         response = await gateway.client.get("/ready")
         assert response.status_code == 500
         assert "secret" not in response.text

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from protocol.errors import ErrorCode
-from protocol.messages import Generate, ParseBatch, Prepare
+from protocol.wire.messages import Generate, ParseBatch, Prepare
 from tests.fakes.fake_workers import VOCAB_SIZE
 from tests.fakes.running_gateway import MESSAGES, RunningGateway, events_of, running_gateway
 

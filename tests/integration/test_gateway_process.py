@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from protocol.messages import Generate, Settle
+from protocol.wire.messages import Generate, Settle
 from tests.fakes.fake_workers import FakeAuth, FakeEngine
 from tests.fakes.running_gateway import MESSAGES, events_of, stream_text
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from protocol.errors import ErrorCode
-from protocol.messages import Authorize, Detokenize, Failure, Prepare
+from protocol.wire.messages import Authorize, Detokenize, Failure, Prepare
 from tests.fakes.fake_workers import VOCAB_SIZE
 from tests.fakes.running_gateway import MESSAGES, running_gateway
 

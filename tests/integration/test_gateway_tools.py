@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gateway.toolbox import ToolBox
+from gateway.tools.toolbox import ToolBox
 from protocol.errors import ErrorCode
-from protocol.messages import OpenParse
+from protocol.wire.messages import OpenParse
 from tests.fakes.running_gateway import RunningGateway, running_gateway
 
 PLUGIN = """
@@ -130,7 +130,7 @@ async def test_tools_that_cannot_be_loaded_are_an_error_of_the_server(
 
 
 async def test_a_box_without_room_refuses_calls(plugin: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("gateway.toolbox.MAX_WAITING", 0)
+    monkeypatch.setattr("gateway.tools.toolbox.MAX_WAITING", 0)
     box = ToolBox(max_processes=1, timeout_s=1.0, environment={})
     with pytest.raises(Exception, match="Too many") as caught:
         await box.tools()

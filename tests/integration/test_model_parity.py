@@ -14,11 +14,11 @@ import torch
 import transformers
 from jax.typing import DTypeLike
 
-from engine_worker.models.decoder import DecoderWeights, declare
-from engine_worker.models.hf_config import load_spec
-from engine_worker.models.reference import ReferenceCache, reference_step
-from engine_worker.runner.jax_runner import JaxModelRunner
-from engine_worker.weights.loader import load_weights
+from engine_worker.compute.models.decoder import DecoderWeights, declare
+from engine_worker.compute.models.hf_config import load_spec
+from engine_worker.compute.models.reference import ReferenceCache, reference_step
+from engine_worker.compute.runner.jax_runner import JaxModelRunner
+from engine_worker.compute.weights.loader import load_weights
 from tests.fakes.runner_requests import RunnerRequest, generate
 
 NUM_TOKENS = 40

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from protocol.errors import ErrorCode
-from protocol.messages import Abort, Failure, Generate, OpenParse, ParseBatch
+from protocol.wire.messages import Abort, Failure, Generate, OpenParse, ParseBatch
 from tests.fakes.fake_workers import FakeEngine, FakeParser
 from tests.fakes.running_gateway import RunningGateway, events_of, running_gateway, stream_text
 

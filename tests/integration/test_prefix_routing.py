@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import CachedBlocks, Generate
+from protocol.wire.messages import CachedBlocks, Generate
 from tests.fakes.fake_workers import FakeEngine
 from tests.fakes.running_gateway import RunningGateway, running_gateway
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from protocol.messages import OrphanUsage
+from protocol.wire.messages import OrphanUsage
 from tests.fakes.hand_driven_engine import TOKENIZER, HandDrivenEngine, expected_tokens
 from tests.fakes.running_gateway import RunningGateway, events_of, running_gateway
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol import codec
-from protocol.messages import (
+from protocol.wire import codec
+from protocol.wire.messages import (
     CloseParse,
     OpenParse,
     ParseBatch,
@@ -20,7 +20,7 @@ from protocol.messages import (
     ParseOpened,
     ParserEvent,
 )
-from protocol.peers import Peer
+from protocol.wire.peers import Peer
 from tests.fakes.recording_gateway import RecordingGateway
 
 pytestmark = pytest.mark.process

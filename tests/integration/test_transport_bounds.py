@@ -14,9 +14,10 @@ import psutil
 import pytest
 import zmq
 
-from protocol import codec
-from protocol.endpoints import Endpoint
-from protocol.messages import (
+from protocol.version import PROTOCOL_VERSION
+from protocol.wire import codec
+from protocol.wire.endpoints import Endpoint
+from protocol.wire.messages import (
     Abort,
     AuthCommand,
     AuthEvent,
@@ -27,9 +28,8 @@ from protocol.messages import (
     Ready,
     StepOutput,
 )
-from protocol.transport import TransportLimits
-from protocol.version import PROTOCOL_VERSION
-from protocol.worker import Worker, WorkerSettings
+from protocol.wire.transport import TransportLimits
+from protocol.wire.worker import Worker, WorkerSettings
 from tests.fakes.echo_worker import RecordingHandler
 from tests.fakes.recording_gateway import RecordingGateway
 

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from protocol import codec
 from protocol.__main__ import main as ping_main
-from protocol.endpoints import Endpoint
-from protocol.messages import AuthCommand, AuthEvent, AuthOffer
-from protocol.security import ClientSecurity, KeyOwner, ServerSecurity, generate_keys
-from protocol.transport import TransportLimits
-from protocol.transport_ping import ping
-from protocol.worker import Worker, WorkerSettings
+from protocol.wire import codec
+from protocol.wire.endpoints import Endpoint
+from protocol.wire.keygen import generate_keys
+from protocol.wire.keys import ClientSecurity, KeyOwner, ServerSecurity
+from protocol.wire.messages import AuthCommand, AuthEvent, AuthOffer
+from protocol.wire.transport import TransportLimits
+from protocol.wire.transport_ping import ping
+from protocol.wire.worker import Worker, WorkerSettings
 from tests.fakes.echo_worker import RecordingHandler
 from tests.fakes.recording_gateway import RecordingGateway
 

@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from engine_worker.chat_messages import parse_messages, parse_tools
-from engine_worker.chat_template import ChatTemplate
-from engine_worker.tokenizer import Tokenizer
+from engine_worker.text.chat_messages import parse_messages, parse_tools
+from engine_worker.text.chat_template import ChatTemplate
+from engine_worker.text.tokenizer import Tokenizer
 from tests.fakes.parsed_text import TOOLS as FORMATS
 from tests.fakes.parsed_text import parse
 from toolparser_worker.formats import TOOL_FORMATS

@@ -38,7 +38,7 @@ def test_every_package_and_the_model_are_inside(wheel_names: list[str]) -> None:
         "auth_worker/__main__.py",
         "toolparser_worker/__main__.py",
         "toolparser_worker/formats/hermes.py",
-        "protocol/messages/generation.py",
+        "protocol/wire/messages/generation.py",
         "penstock/__main__.py",
         "engine_worker/demo/model.safetensors",
         "engine_worker/demo/tokenizer.json",

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from protocol import codec
-from protocol.endpoints import Endpoint
 from protocol.errors import ErrorCode
-from protocol.messages import (
+from protocol.wire import codec
+from protocol.wire.endpoints import Endpoint
+from protocol.wire.messages import (
     Abort,
     Delta,
     EngineCommand,
@@ -24,9 +24,9 @@ from protocol.messages import (
     StepOutput,
     Usage,
 )
-from protocol.messages.control import Credits
-from protocol.peers import PeerLimits
-from protocol.worker import Worker, WorkerSettings
+from protocol.wire.messages.control import Credits
+from protocol.wire.peers import PeerLimits
+from protocol.wire.worker import Worker, WorkerSettings
 from tests.fakes.echo_worker import RecordingHandler
 from tests.fakes.recording_gateway import RecordingGateway
 

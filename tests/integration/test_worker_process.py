@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol import codec
-from protocol.messages import AuthEvent
+from protocol.wire import codec
+from protocol.wire.messages import AuthEvent
 from tests.fakes.recording_gateway import RecordingGateway
 
 pytestmark = pytest.mark.process

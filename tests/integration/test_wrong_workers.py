@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.messages import Generate
 from protocol.version import PROTOCOL_VERSION, ProtocolVersion
+from protocol.wire.messages import Generate
 from tests.fakes.fake_workers import FakeEngine
 from tests.fakes.running_gateway import MESSAGES, events_of, running_gateway, stream_text
 
@@ -34,7 +34,7 @@ async def test_a_worker_of_another_major_version_is_refused_and_both_sides_say_w
         await gateway.auth()
         await gateway.engine()
         next_major = ProtocolVersion(PROTOCOL_VERSION.major + 1, 0)
-        monkeypatch.setattr("protocol.worker_loop.PROTOCOL_VERSION", next_major)
+        monkeypatch.setattr("protocol.wire.worker_loop.PROTOCOL_VERSION", next_major)
         other = FakeEngine(socket_dir)
         other.start()
         assert await asyncio.to_thread(other.worker.wait) == 1

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final
 
-from protocol.messages import Grammar
+from protocol.wire.messages import Grammar
 
 ANY_TEXT: Final = "/(?s:.*)/"
 JSON_STYLE: Final = {

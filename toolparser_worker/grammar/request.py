@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from protocol.messages import Grammar, ToolChoiceMode
+from protocol.wire.messages import Grammar, ToolChoiceMode
 from toolparser_worker.errors import UnsupportedToolsError
 from toolparser_worker.grammar.calls import CallableTool, CallRules
 from toolparser_worker.grammar.lark import ANY_TEXT, LarkWriter, quoted, regex

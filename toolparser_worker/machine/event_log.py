@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from protocol.messages import ParseEvent
+from protocol.wire.messages import ParseEvent
 
 TextKind = Literal["content", "reasoning", "tool_call_arguments"]
 

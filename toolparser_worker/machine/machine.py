@@ -20,7 +20,7 @@ the longest marker is long.
 
 from collections.abc import Callable, Sequence
 
-from protocol.messages import ParseEvent
+from protocol.wire.messages import ParseEvent
 from toolparser_worker.machine.channels import Action, Channel
 from toolparser_worker.machine.declarations import ReasoningFormat, ToolFormat
 from toolparser_worker.machine.literals import literal_matcher

@@ -17,7 +17,7 @@ from auth_worker.keys import digest_of
 from auth_worker.operations import AddKey, AuditEntry, PutKey
 from auth_worker.sqlite_store import SqliteStore
 from protocol.errors import ErrorCode
-from protocol.messages import (
+from protocol.wire.messages import (
     Adjust,
     Adjusted,
     CreateKey,

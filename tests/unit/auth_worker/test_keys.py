@@ -14,7 +14,7 @@ from auth_worker.keys import (
     make_key,
     weakness_of,
 )
-from protocol.messages import CreateKey
+from protocol.wire.messages import CreateKey
 from tests.fakes.auth_parts import START_S, USER_SECRET, stored_key
 
 

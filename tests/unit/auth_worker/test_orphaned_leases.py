@@ -6,7 +6,7 @@ from auth_worker.lease_book import ORPHAN_TERM_S
 from auth_worker.leases import MAX_STREAMS_A_LEASE, LeaseName
 from auth_worker.operations import BookUsage, SaveLease
 from auth_worker.sqlite_store import SqliteStore
-from protocol.messages import (
+from protocol.wire.messages import (
     Granted,
     LeaseReport,
     OrphanUsage,

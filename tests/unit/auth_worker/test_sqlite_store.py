@@ -35,7 +35,7 @@ from auth_worker.operations import (
     TouchKey,
 )
 from auth_worker.sqlite_store import DATABASE_NAME, SqliteStore
-from protocol.messages import KeyRecord
+from protocol.wire.messages import KeyRecord
 from tests.fakes.auth_parts import START_S, FakeClock, booking, stored_key
 
 AUDIT = AuditEntry(int(START_S * 1000), "key_admin", "key_created", "key_user", {"name": "ü"})

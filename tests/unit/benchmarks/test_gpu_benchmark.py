@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import gpu
-from engine_worker.runner import buckets
+from engine_worker.compute.runner import buckets
 
 
 def test_the_tiny_run_prints_parity_bandwidth_and_a_row_for_each_concurrency(

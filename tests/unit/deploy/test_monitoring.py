@@ -10,8 +10,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.metrics import GenerationRecord
-from protocol.messages import Usage
+from gateway.telemetry.metrics import GenerationRecord
+from protocol.wire.messages import Usage
 from tests.fakes.running_gateway import running_gateway
 
 MONITORING = Path(__file__).parents[3] / "deploy" / "monitoring"

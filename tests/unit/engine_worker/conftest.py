@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine_worker.runner.jax_runner import JaxModelRunner
+from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from tests.fakes.tiny_engine import tiny_runner
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from engine_worker.bench import main, measure
-from engine_worker.engine import Engine
-from engine_worker.llm import LLM
+from engine_worker.core.engine import Engine
+from engine_worker.python_api.llm import LLM
 from tests.fakes.fake_runner import DeterministicFakeRunner
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 

@@ -8,7 +8,7 @@ import pytest
 from penstock.fake_engine.engine import FakeEngine, FakeEngineSettings
 from penstock.fake_engine.script import Script, decode, encode, find_fault
 from protocol.errors import ErrorCode
-from protocol.messages import (
+from protocol.wire.messages import (
     Abort,
     Delta,
     Detokenize,

@@ -19,7 +19,7 @@ def test_what_shares_a_house_or_a_runner_goes_together() -> None:
     assert group_of("tests/e2e/test_readme.py::test_a") == group_of(
         "tests/e2e/test_tools.py::test_b"
     )
-    shared = "tests/unit/engine_worker/test_sampling_parameters.py::test_a[1]"
+    shared = "tests/unit/engine_worker/core/test_sampling_parameters.py::test_a[1]"
     assert group_of(shared) == "shared runners"
 
 

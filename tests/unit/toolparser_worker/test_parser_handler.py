@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from protocol import codec
 from protocol.errors import ErrorCode
-from protocol.messages import (
+from protocol.wire import codec
+from protocol.wire.messages import (
     CloseParse,
     Failure,
     Message,
@@ -276,7 +276,7 @@ def test_closing_is_idempotent_and_unanswered() -> None:
 def test_sessions_that_wait_for_their_engine_do_not_look_like_stuck_work() -> None:
     world = World()
     world.open()
-    # Work that runs without progress counts as hung (`protocol.peers`).
+    # Work that runs without progress counts as hung (`protocol.wire.peers`).
     assert world.handler.load().num_running == 0
     assert world.handler.num_unfinished() == 1
 

@@ -3,17 +3,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine_worker.chat_template import ChatTemplate
-from engine_worker.credits import CreditPolicy
-from engine_worker.engine import Engine
+from engine_worker.core.credits import CreditPolicy
+from engine_worker.core.engine import Engine
 from engine_worker.grammar import compile_queue as compile_queue_module
 from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.grammar.constraint import Constraint
-from engine_worker.handler import EngineHandler
-from engine_worker.preparation import PromptPreparer
-from engine_worker.step_loop import StepLoop
+from engine_worker.serving.handler import EngineHandler
+from engine_worker.serving.step_loop import StepLoop
+from engine_worker.text.chat_template import ChatTemplate
+from engine_worker.text.preparation import PromptPreparer
 from protocol.errors import ErrorCode
-from protocol.messages import (
+from protocol.version import PROTOCOL_VERSION, ProtocolVersion
+from protocol.wire.messages import (
     Abort,
     Delta,
     Extend,
@@ -25,7 +26,6 @@ from protocol.messages import (
     SamplingParams,
     StepOutput,
 )
-from protocol.version import PROTOCOL_VERSION, ProtocolVersion
 from tests.fakes.fake_runner import DeterministicFakeRunner, hashed_token
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 

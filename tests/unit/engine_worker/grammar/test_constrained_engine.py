@@ -7,11 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_worker.engine import Engine
-from engine_worker.engine_output import GatewayOutput
+from engine_worker.core.engine import Engine
+from engine_worker.core.engine_output import GatewayOutput
 from engine_worker.grammar.compiler import GrammarCompiler
 from protocol.errors import ErrorCode
-from protocol.messages import Abort, Extend, Failure, Finished, Generate, Grammar, SamplingParams
+from protocol.wire.messages import (
+    Abort,
+    Extend,
+    Failure,
+    Finished,
+    Generate,
+    Grammar,
+    SamplingParams,
+)
 from tests.fakes.fake_runner import DeterministicFakeRunner, NextToken, hashed_token
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 

@@ -10,7 +10,7 @@ from engine_worker.grammar.compiler import MAX_CACHED, GrammarCompiler
 from engine_worker.grammar.source import lark_source
 from engine_worker.grammar.vocabulary import SpecialTokens
 from protocol.errors import ErrorCode
-from protocol.messages import Grammar, SamplingParams
+from protocol.wire.messages import Grammar, SamplingParams
 from tests.fakes.grammar_texts import compiler_for
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer, wordpiece_tokenizer
 

@@ -8,8 +8,8 @@ import pytest
 
 from engine_worker.demo import demo_model_path
 from engine_worker.grammar.compiler import GrammarCompiler
-from engine_worker.tokenizer import Tokenizer
-from protocol.messages import Grammar
+from engine_worker.text.tokenizer import Tokenizer
+from protocol.wire.messages import Grammar
 from tests.fakes.grammar_texts import allowed_tokens, compiler_for, random_walk, sentence
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer, sentencepiece_tokenizer
 

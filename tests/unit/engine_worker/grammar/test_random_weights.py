@@ -9,13 +9,13 @@ import jsonschema  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 
-from engine_worker.engine import Engine
+from engine_worker.compute.models.decoder import DecoderWeights, declare
+from engine_worker.compute.models.hf_config import load_spec
+from engine_worker.compute.runner.jax_runner import JaxModelRunner
+from engine_worker.compute.weights.loader import load_weights
+from engine_worker.core.engine import Engine
 from engine_worker.grammar.compiler import GrammarCompiler
-from engine_worker.models.decoder import DecoderWeights, declare
-from engine_worker.models.hf_config import load_spec
-from engine_worker.runner.jax_runner import JaxModelRunner
-from engine_worker.weights.loader import load_weights
-from protocol.messages import Delta, Finished, Generate, Grammar, SamplingParams
+from protocol.wire.messages import Delta, Finished, Generate, Grammar, SamplingParams
 from tests.fakes.parsed_text import TOOLS, Parsed
 from tests.fakes.tiny_checkpoint import TINY_LLAMA, write_checkpoint
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer

@@ -7,7 +7,7 @@ import pytest
 
 from engine_worker.grammar.compiler import GrammarCompiler
 from protocol.errors import ErrorCode
-from protocol.messages import Grammar
+from protocol.wire.messages import Grammar
 from tests.fakes.grammar_texts import compiler_for, random_walk
 from tests.fakes.parsed_text import REASONING, TOOLS, Parsed
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer

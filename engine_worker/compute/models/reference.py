@@ -1,0 +1,100 @@
+"""The oracle of tests and benchmarks: dense float32 attention over a cache without pages.
+
+Slow and plain on purpose; every faster attention is held to it.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from engine_worker.compute.models.decoder import DecoderGraph, Leaves
+from engine_worker.compute.models.layers import Attend
+from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec
+
+LayerCache = tuple[jax.Array, jax.Array]
+"""Keys and values of one layer, each [capacity, KH, D] float32, indexed by position."""
+
+
+def dense_attention(
+    q: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    q_positions: jax.Array,
+    attention: AttentionSpec,
+) -> jax.Array:
+    """Causal attention of one sequence, written out.
+
+    Args:
+        q: [T, H, D], rotated, not scaled.
+        keys: [S, KH, D]; the key of position j is row j. Rows beyond the queries are not read.
+        values: [S, KH, D].
+        q_positions: [T] int32.
+        attention: Window, scale and softcap.
+
+    Returns:
+        [T, H, D] float32.
+    """
+    groups = attention.num_heads // attention.num_kv_heads
+    keys = jnp.repeat(keys.astype(jnp.float32), groups, axis=1)
+    values = jnp.repeat(values.astype(jnp.float32), groups, axis=1)
+    scores = jnp.einsum("thd,shd->hts", q.astype(jnp.float32), keys) * attention.scale
+    if attention.softcap is not None:
+        scores = attention.softcap * jnp.tanh(scores / attention.softcap)
+    key_positions = jnp.arange(keys.shape[0], dtype=jnp.int32)
+    distance = q_positions[:, None] - key_positions[None, :]
+    visible = distance >= 0
+    if attention.window is not None:
+        visible &= distance < attention.window
+    weights = jax.nn.softmax(jnp.where(visible[None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("hts,shd->thd", weights, values)
+
+
+class ReferenceCache:
+    """The dense cache of one sequence; `attend` writes to it and attends."""
+
+    def __init__(self, layers: tuple[LayerCache, ...]) -> None:
+        self.layers = layers
+
+    @classmethod
+    def empty(cls, spec: DecoderSpec, capacity: int) -> "ReferenceCache":
+        """A cache for `capacity` tokens of one sequence."""
+        shapes = [
+            (capacity, layer.attention.num_kv_heads, layer.attention.head_dim)
+            for layer in spec.layers
+        ]
+        return cls(tuple((jnp.zeros(s, jnp.float32), jnp.zeros(s, jnp.float32)) for s in shapes))
+
+    def attend(self, spec: DecoderSpec, positions: jax.Array) -> Attend:
+        """The `Attend` for tokens at `positions` [T]; it replaces `self.layers` as it goes."""
+
+        def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            keys, values = self.layers[layer]
+            keys, values = keys.at[positions].set(k), values.at[positions].set(v)
+            self.layers = (*self.layers[:layer], (keys, values), *self.layers[layer + 1 :])
+            return dense_attention(q, keys, values, positions, spec.layers[layer].attention)
+
+        return attend
+
+
+def reference_step(
+    graph: DecoderGraph,
+    leaves: Leaves,
+    cache: tuple[LayerCache, ...],
+    token_ids: jax.Array,
+    positions: jax.Array,
+) -> tuple[jax.Array, tuple[LayerCache, ...]]:
+    """Logits of every given token of one sequence; pure, may be jitted with `graph` static.
+
+    Args:
+        graph: The decoder.
+        leaves: Its weights.
+        cache: `ReferenceCache.layers`, holding every earlier position.
+        token_ids: [T] int32.
+        positions: [T] int32, below the cache's capacity.
+
+    Returns:
+        [T, vocab] float32 and the cache with these tokens in it.
+    """
+    state = ReferenceCache(cache)
+    attend = state.attend(graph.spec, positions)
+    hidden = graph.forward(leaves, token_ids, positions, attend)
+    return graph.logits(leaves, hidden), state.layers

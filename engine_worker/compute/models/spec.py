@@ -1,0 +1,192 @@
+"""What a decoder is, as frozen values: every axis on which model families differ.
+
+All families are one pre-norm residual stack that differs along these axes. A value that is named
+here but not computed by `engine_worker.compute.models.decoder` is refused at load by
+`engine_worker.compute.models.support.check_supported`; nothing is ever ignored.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class NormKind(StrEnum):
+    """How a vector is normalised."""
+
+    RMS = "rms"
+    RMS_PLUS_ONE = "rms_plus_one"
+    LAYER = "layer"
+
+
+class NormPlacement(StrEnum):
+    """Where a layer's norms stand relative to its two sublayers."""
+
+    PRE = "pre"
+    POST = "post"
+    SANDWICH = "sandwich"
+    PARALLEL = "parallel"
+
+
+class QkNorm(StrEnum):
+    """Normalisation of queries and keys before the rotary embedding."""
+
+    NONE = "none"
+    PER_HEAD = "per_head"
+    FULL_WIDTH = "full_width"
+
+
+class RopeKind(StrEnum):
+    """How the rotary frequencies are derived from theta (names of Hugging Face's `rope_type`)."""
+
+    DEFAULT = "default"
+    LINEAR = "linear"
+    LLAMA3 = "llama3"
+    YARN = "yarn"
+    DYNAMIC = "dynamic"
+    LONGROPE = "longrope"
+    PROPORTIONAL = "proportional"
+
+
+class Activation(StrEnum):
+    """The activation of the MLP's gate (names of Hugging Face's `hidden_act`)."""
+
+    SILU = "silu"
+    GELU_TANH = "gelu_pytorch_tanh"
+    GELU = "gelu"
+    RELU = "relu"
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """A rotary position embedding.
+
+    Attributes:
+        factor: Context extension: frequencies are divided by it (`linear`; in parts `llama3`,
+            `yarn`).
+        original_max_position_embeddings: Context length before the extension, in tokens.
+        low_freq_factor, high_freq_factor: Of `llama3`.
+        beta_fast, beta_slow: Rotations at which `yarn` blends from one regime to the other.
+        attention_factor: Multiplies cosine and sine (`yarn`'s mscale); 1 elsewhere.
+        truncate: Whether `yarn` rounds its correction range to whole dimensions.
+        partial_factor: Share of each head that is rotated.
+        interleaved: Pairs are neighbours (2i, 2i + 1) instead of halves (i, i + d/2).
+    """
+
+    kind: RopeKind = RopeKind.DEFAULT
+    theta: float = 10_000.0
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    truncate: bool = True
+    partial_factor: float = 1.0
+    interleaved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """The attention of one layer.
+
+    Attributes:
+        rope: None for a layer without positions (NoPE).
+        window: The query at position i sees keys j with i - window < j <= i; None is all j <= i.
+        scale: Multiplies the scores q·k.
+        softcap: Scores become softcap * tanh(scores / softcap); None is off.
+        sinks: A learnt logit per head joins the softmax's denominator.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    rope: RopeSpec | None
+    window: int | None = None
+    qkv_bias: bool = False
+    o_bias: bool = False
+    qk_norm: QkNorm = QkNorm.NONE
+    softcap: float | None = None
+    sinks: bool = False
+
+    @property
+    def q_size(self) -> int:
+        """Width of all query heads."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of all key heads, and of all value heads."""
+        return self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class MlpSpec:
+    """A dense MLP: `down(activation(gate(x)) * up(x))`, without `gate` when not gated."""
+
+    intermediate_size: int
+    activation: Activation = Activation.SILU
+    gated: bool = True
+    bias: bool = False
+    clamp: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MoeSpec:
+    """A mixture of experts in place of the MLP.
+
+    Attributes:
+        expert: Shape of each routed expert.
+        num_experts_per_token: Experts chosen for one token.
+        normalize_weights: The chosen experts' weights are rescaled to sum to 1.
+        shared_intermediate_size: Width of the expert that sees every token; 0 is none.
+    """
+
+    num_experts: int
+    num_experts_per_token: int
+    expert: MlpSpec
+    normalize_weights: bool = True
+    shared_intermediate_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One decoder layer: attention, then MLP or experts, each round a residual."""
+
+    attention: AttentionSpec
+    mlp: MlpSpec | MoeSpec
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """A whole decoder; hashable, so that programs can be keyed by it.
+
+    Attributes:
+        architecture: The name in `config.json`, for messages.
+        max_position_embeddings: Longest context that the model was made for, in tokens.
+        tied_head: The output head is the embedding matrix.
+        eos_token_ids: End-of-sequence ids of `config.json`; may be empty.
+        embedding_multiplier, residual_multiplier, logits_multiplier: Scale the embedding, each
+            sublayer's output and the logits.
+        final_softcap: Logits become softcap * tanh(logits / softcap); None is off.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    layers: tuple[LayerSpec, ...]
+    max_position_embeddings: int
+    norm_eps: float
+    tied_head: bool
+    norm_kind: NormKind = NormKind.RMS
+    norm_placement: NormPlacement = NormPlacement.PRE
+    eos_token_ids: tuple[int, ...] = ()
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_multiplier: float = 1.0
+    final_softcap: float | None = None
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self.layers)

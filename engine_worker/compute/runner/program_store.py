@@ -1,0 +1,145 @@
+"""Keeps compiled programs: the first few before serving starts, the others behind it."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from typing import Any, Final, Generic, TypeVar
+
+from engine_worker.compute.runner.compile_cache import count_cache_hits
+from engine_worker.core.choice.batch import ProgressCallback
+
+Key = TypeVar("Key")
+_SomeKey = TypeVar("_SomeKey")
+
+_COMPILER_STACK_BYTES: Final = 64 * 2**20
+_log = logging.getLogger("penstock.runner")
+
+
+class ProgramStore(Generic[Key]):
+    """Programs by key; one thread uses them while another may still compile.
+
+    Before `warm_up` a program is compiled when it is first asked for. Afterwards nothing is: who
+    asks takes the smallest one that is ready, and the largest ones are compiled first.
+
+    Args:
+        compile_program: Compiles the program of a key, in any thread.
+        describe: What a program is, for progress and logs.
+    """
+
+    def __init__(
+        self, compile_program: Callable[[Key], Any], describe: Callable[[Key], str]
+    ) -> None:
+        self._compile_program = compile_program
+        self._describe = describe
+        self._programs: dict[Key, Any] = {}
+        self._is_warm = False
+        self._behind: threading.Thread | None = None
+        self._is_stopping = False
+        self.num_compiles = 0
+
+    @property
+    def programs(self) -> Mapping[Key, Any]:
+        """The compiled programs so far."""
+        return self._programs
+
+    def get(self, key: Key) -> Any:
+        """The program of a key that `first_ready` gave."""
+        if key not in self._programs:
+            self._compile([key])
+        return self._programs[key]
+
+    def first_ready(self, keys: Sequence[_SomeKey]) -> _SomeKey:
+        """The first of some keys, in order of preference, whose program may be used now."""
+        if not self._is_warm:
+            return keys[0]
+        ready: Container[object] = self._programs
+        for key in keys:
+            if key in ready:
+                return key
+        raise AssertionError("the largest programs are compiled first")
+
+    def warm_up(
+        self, first: Sequence[Key], others: Sequence[Key], on_done: ProgressCallback
+    ) -> None:
+        """Compile the first programs, and begin to compile the others behind.
+
+        Args:
+            first: The least that any work needs.
+            others: All others, those that are wanted most first.
+            on_done: Told the share of `first` that is done, and what was compiled.
+        """
+        started = time.monotonic()
+        missing = [key for key in first if key not in self._programs]
+        # The compiler releases the interpreter but leaves cores idle between its own parallel parts.
+        with count_cache_hits() as hits, _large_stacks(), _pool() as threads:
+            futures = {threads.submit(self._compile_program, key): key for key in missing}
+            for num_done, future in enumerate(as_completed(futures), start=1):
+                key = futures[future]
+                self._put(key, future.result())
+                on_done(num_done / len(missing), f"compiled {self._describe(key)}")
+        _log_ready(len(missing), started, len(hits))
+        self._is_warm = True
+        with _large_stacks():
+            # Not a daemon: the end of the process waits for the compiler, which can't be stopped.
+            self._behind = threading.Thread(
+                target=self._compile_behind, args=(others,), name="compile"
+            )
+            self._behind.start()
+
+    def finish_warm_up(self) -> None:
+        """Wait until every program is compiled."""
+        if self._behind is not None:
+            self._behind.join()
+
+    def stop(self) -> None:
+        """End compiling behind after the program in hand, which nothing can stop; wait for it."""
+        self._is_stopping = True
+        self.finish_warm_up()
+
+    def _compile_behind(self, keys: Iterable[Key]) -> None:
+        started = time.monotonic()
+        missing = [key for key in keys if key not in self._programs]
+        with count_cache_hits() as hits:
+            for key in missing:
+                if self._is_stopping or not threading.main_thread().is_alive():
+                    return
+                try:
+                    self._compile([key])
+                except Exception:  # noqa: BLE001 - larger programs stand in for it
+                    _log.exception("%s could not be compiled", self._describe(key))
+        _log_ready(len(missing), started, len(hits))
+
+    def _compile(self, keys: Iterable[Key]) -> None:
+        for key in keys:
+            self._put(key, self._compile_program(key))
+
+    def _put(self, key: Key, program: Any) -> None:
+        self._programs[key] = program
+        self.num_compiles += 1
+
+
+def _log_ready(num_programs: int, started: float, num_hits: int) -> None:
+    _log.info(
+        "%d programs ready in %.1f s, %d of them from the compile cache",
+        num_programs,
+        time.monotonic() - started,
+        num_hits,
+    )
+
+
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(4, os.cpu_count() or 1), "compile")
+
+
+@contextmanager
+def _large_stacks() -> Iterator[None]:
+    """Threads that start meanwhile: deep models overflow the compiler's stack at the usual 8 MiB."""
+    usual_stack_bytes = threading.stack_size(_COMPILER_STACK_BYTES)
+    try:
+        yield
+    finally:
+        threading.stack_size(usual_stack_bytes)

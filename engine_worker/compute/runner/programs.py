@@ -1,0 +1,265 @@
+"""The step program of one bucket: forward, KV writes, attention, logits and sampling, fused.
+
+A decode program may go on with the tokens that it samples, without the host: that is a loop inside
+the program, whose number of turns is an input.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from engine_worker.compute.attention.kv_cache import KvCache, KvLayout, store_tokens
+from engine_worker.compute.attention.paged import attend_pages
+from engine_worker.compute.models.decoder import DecoderGraph, Leaves
+from engine_worker.compute.runner.packing import LAST_TOKEN, PackedLayout, StepInputs
+from engine_worker.compute.sampling.params import SamplingRows
+from engine_worker.compute.sampling.sampler import NOT_SAMPLED, count_sampled, sample_tokens
+
+MAX_ATTENTION_SPAN = 128
+"""The most tokens that one turn of the attention loop reads, or one block where that is larger."""
+_SOME_ROWS, _MANY_ROWS = 4, 16
+MAX_NEW_TOKENS = 32
+"""The most tokens that a row of a decode program samples in one call."""
+
+
+class DeviceState(NamedTuple):
+    """What lives on the device between steps; every program takes it donated and returns it.
+
+    Attributes:
+        cache: Keys and values.
+        counts: [num_slots, V] int32 token counts for penalties.
+        last_tokens: [largest decode rows] int32, what each row of the newest decode sampled last.
+    """
+
+    cache: KvCache
+    counts: jax.Array
+    last_tokens: jax.Array
+
+
+class StepOutput(NamedTuple):
+    """What a step program computed beside the new state.
+
+    Attributes:
+        tokens: [N, R] int32 token ids (`NOT_SAMPLED`, `NAN_LOGITS`), one below the other for rows
+            that sample several; N is 1 for a prefill and `MAX_NEW_TOKENS` in decode.
+        last_hidden: [S, hidden] float32, of each row's last token, for sampling apart from the
+            step; S the rows of the sampler that takes it, at least R.
+        hidden: [Q, hidden] float32, of each token of a prefill's row; None in decode.
+    """
+
+    tokens: jax.Array
+    last_hidden: jax.Array
+    hidden: jax.Array | None
+
+
+class _DecodeLoop(NamedTuple):
+    """The turns of a decode program so far.
+
+    Attributes:
+        turn: [] int32.
+        is_live: [R] bool, rows that compute a token in this turn.
+        token_ids: [R] int32, the token of each live row.
+        tokens: [`MAX_NEW_TOKENS`, R] int32, what was sampled.
+        hidden: [R, hidden] float32 of the last turn.
+        state: The arrays between steps.
+    """
+
+    turn: jax.Array
+    is_live: jax.Array
+    token_ids: jax.Array
+    tokens: jax.Array
+    hidden: jax.Array
+    state: DeviceState
+
+
+def _at_turn(inputs: StepInputs, loop: _DecodeLoop) -> StepInputs:
+    """The inputs as they would be if the host had made them for this turn."""
+    is_live, sampling = loop.is_live, inputs.sampling
+    return inputs._replace(
+        token_ids=loop.token_ids[:, None],
+        positions=inputs.positions + loop.turn,
+        is_token=is_live[:, None],
+        num_stored=jnp.where(is_live, inputs.num_stored + loop.turn, 0),
+        sampling=sampling._replace(
+            sampled=sampling.sampled & is_live,
+            positions=sampling.positions + loop.turn.astype(jnp.uint32),
+        ),
+    )
+
+
+def blocks_per_turn(block_size: int, num_token_rows: int = 1) -> int:
+    """Blocks of each row that one turn of the attention loop reads.
+
+    One or two rows take long turns, because a turn has its own cost; many rows take shorter ones,
+    because a row's last turn reads on average half a turn for nothing. On the CPU the rows between
+    take the shortest: then each operation is so small that XLA leaves it to the thread which is
+    awake. Waking the other one would take longer (a fifth less time for a step of 8 rows).
+    """
+    span = MAX_ATTENTION_SPAN
+    if num_token_rows >= _MANY_ROWS:
+        span //= 2
+    elif num_token_rows >= _SOME_ROWS and jax.default_backend() == "cpu":
+        span //= 4
+    return max(1, span // block_size)
+
+
+class StepProgram:
+    """A pure step over (weights, state, packed inputs) for one bucket.
+
+    Args:
+        graph: The decoder; its structure is closed over, its weights are arguments.
+        kv_layout: Of the cache in the state.
+        packed_layout: Of the packed inputs.
+        num_sampler_rows: Rows of the full sampler that goes on from this step.
+    """
+
+    def __init__(
+        self,
+        graph: DecoderGraph,
+        kv_layout: KvLayout,
+        packed_layout: PackedLayout,
+        num_sampler_rows: int,
+    ) -> None:
+        self._num_sampler_rows = num_sampler_rows
+        self._graph = graph
+        self._kv_layout = kv_layout
+        self._packed_layout = packed_layout
+
+    def __call__(
+        self, leaves: Leaves, state: DeviceState, packed: jax.Array
+    ) -> tuple[StepOutput, DeviceState]:
+        """Computes the step.
+
+        Args:
+            leaves: All weights.
+            state: Donated.
+            packed: [num_entries] int32, see `PackedLayout`.
+
+        Returns:
+            What was computed, and the new state.
+        """
+        inputs = self._packed_layout.unpack(packed)
+        if self._packed_layout.bucket.is_prefill:
+            return self._prefill(leaves, state, inputs)
+        return self._decode(leaves, state, inputs)
+
+    def _prefill(
+        self, leaves: Leaves, state: DeviceState, inputs: StepInputs
+    ) -> tuple[StepOutput, DeviceState]:
+        hidden, cache = self._forward(leaves, state.cache, inputs)
+        last_hidden = _last_of_chunk(hidden, inputs)
+        tokens = self._sample(leaves, last_hidden, state.counts, inputs.sampling)
+        counts = count_sampled(state.counts, tokens, inputs.sampling)
+        output = StepOutput(tokens[None], self._for_sampler(last_hidden), hidden)
+        return output, state._replace(cache=cache, counts=counts)
+
+    def _decode(
+        self, leaves: Leaves, state: DeviceState, inputs: StepInputs
+    ) -> tuple[StepOutput, DeviceState]:
+        num_rows = inputs.num_stored.shape[0]
+        hidden_size = self._graph.spec.hidden_size
+        known_ids = inputs.token_ids[:, 0]
+        first_ids = jnp.where(known_ids == LAST_TOKEN, state.last_tokens[:num_rows], known_ids)
+
+        def is_unfinished(loop: _DecodeLoop) -> jax.Array:
+            return jnp.any(loop.is_live)
+
+        def go_on(loop: _DecodeLoop) -> _DecodeLoop:
+            now = _at_turn(inputs, loop)
+            # Bound to the turn, or the compiler would convert whole matrices ahead of the loop.
+            bound, _ = lax.optimization_barrier(  # type: ignore[no-untyped-call]
+                (leaves, loop.turn)
+            )
+            hidden, cache = self._forward(bound, loop.state.cache, now)
+            tokens = self._sample(bound, hidden, loop.state.counts, now.sampling)
+            counts = count_sampled(loop.state.counts, tokens, now.sampling)
+            is_stop = jnp.any(tokens[:, None] == inputs.stop_token_ids, axis=1)
+            has_more = loop.turn + 1 < inputs.max_new_tokens
+            return _DecodeLoop(
+                turn=loop.turn + 1,
+                # Whoever samples nothing (no number, or apart from the step) has no next token.
+                is_live=loop.is_live & (tokens >= 0) & ~is_stop & has_more,
+                token_ids=jnp.maximum(tokens, 0),
+                tokens=lax.dynamic_update_slice(
+                    loop.tokens, tokens[None], (loop.turn, jnp.int32(0))
+                ),
+                hidden=hidden,
+                state=loop.state._replace(cache=cache, counts=counts),
+            )
+
+        loop = lax.while_loop(
+            is_unfinished,
+            go_on,
+            _DecodeLoop(
+                turn=jnp.int32(0),
+                is_live=inputs.is_token[:, 0],
+                token_ids=first_ids,
+                tokens=jnp.full((MAX_NEW_TOKENS, num_rows), NOT_SAMPLED, jnp.int32),
+                hidden=jnp.zeros((num_rows, hidden_size), jnp.float32),
+                state=state,
+            ),
+        )
+        last_tokens = lax.dynamic_update_slice(state.last_tokens, loop.token_ids, (0,))
+        new_state = loop.state._replace(last_tokens=last_tokens)
+        return StepOutput(loop.tokens, self._for_sampler(loop.hidden), None), new_state
+
+    def _for_sampler(self, hidden: jax.Array) -> jax.Array:
+        num_missing = self._num_sampler_rows - hidden.shape[0]
+        return jnp.pad(hidden, ((0, num_missing), (0, 0)))
+
+    def _forward(
+        self, leaves: Leaves, cache: KvCache, inputs: StepInputs
+    ) -> tuple[jax.Array, KvCache]:
+        """Hidden states [T * Q, hidden] of all tokens, and the cache with all tokens."""
+        block_size = self._kv_layout.block_size
+        tables = inputs.block_tables
+        own_blocks = jnp.take_along_axis(tables, inputs.positions // block_size, 1, mode="clip")
+        own_blocks = jnp.where(inputs.is_token, own_blocks, self._kv_layout.padding_block)
+        block_ids, offsets = own_blocks.reshape(-1), (inputs.positions % block_size).reshape(-1)
+        layers = list(cache)
+
+        def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            # Written before they are read: measured faster than attending to them apart, but for
+            # a single float32 row, and it makes a chunk, a decode and a recompute one and the same.
+            layers[layer] = store_tokens(layers[layer], k, v, block_ids, offsets)
+            out = attend_pages(
+                q.reshape(*inputs.positions.shape, *q.shape[1:]),
+                layers[layer],
+                tables,
+                inputs.num_stored,
+                inputs.positions,
+                self._graph.spec.layers[layer].attention,
+                blocks_per_turn(block_size, inputs.positions.shape[0]),
+            )
+            return out.reshape(q.shape)
+
+        hidden = self._graph.forward(
+            leaves, inputs.token_ids.reshape(-1), inputs.positions.reshape(-1), attend
+        )
+        return hidden, tuple(layers)
+
+    def _sample(
+        self, leaves: Leaves, hidden: jax.Array, counts: jax.Array, rows: SamplingRows
+    ) -> jax.Array:
+        def choose() -> jax.Array:
+            return sample_tokens(self._graph.logits(leaves, hidden), counts, rows)
+
+        # All chunks of a prompt but the last need no logits, nor do steps that sample apart.
+        nothing = jnp.full(rows.slots.shape, NOT_SAMPLED, jnp.int32)
+        is_wanted = jnp.any(rows.sampled)
+        tokens: jax.Array = lax.cond(is_wanted, choose, lambda: nothing)
+        return tokens
+
+
+def _last_of_chunk(hidden: jax.Array, inputs: StepInputs) -> jax.Array:
+    """The chunk's last token, as many times as there are rows: the head's product has them too."""
+    num_rows = inputs.sampling.slots.shape[0]
+    last = jnp.sum(inputs.is_token.astype(jnp.int32)) - 1
+    return hidden.at[jnp.repeat(last, num_rows)].get(mode="clip")
+
+
+def set_slot_counts(counts: jax.Array, slot: jax.Array, slot_counts: jax.Array) -> jax.Array:
+    """Counts [S, V] with the row of one slot replaced by [V]; `counts` is to be donated."""
+    return lax.dynamic_update_slice(counts, slot_counts[None], (slot, jnp.int32(0)))

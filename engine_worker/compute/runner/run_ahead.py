@@ -1,0 +1,100 @@
+"""Begins the step after this one while this one's tokens are on their way to the host.
+
+An accelerator would idle while the host reads tokens, tells them and plans the next step. But a step
+of decodes is mostly followed by one of the same rows, whose tokens the device has. So that one is
+begun at once; if the host then wants anything else, it is dropped. What a dropped step wrote lies
+behind the end of every row, in blocks that the rows had when it was begun, and whoever gets these
+blocks writes later, since a device works in order.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_worker.compute.runner.buckets import Bucket
+from engine_worker.compute.runner.packing import LAST_TOKEN
+from engine_worker.compute.runner.programs import StepOutput
+from engine_worker.core.choice.batch import RowWork
+
+Step = Callable[[Bucket, Sequence[RowWork]], StepOutput]
+
+
+@dataclass(frozen=True, slots=True)
+class _BegunStep:
+    bucket: Bucket
+    rows: tuple[RowWork, ...]
+    """Without their token, which is in `token_ids` once it is on the host."""
+    token_ids: npt.NDArray[np.int32]
+    output: StepOutput
+
+
+class RunAhead:
+    """Keeps the step that was begun before it was asked for; at most one.
+
+    Args:
+        step: Dispatches a decode and does not wait for it.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+        self._begun: _BegunStep | None = None
+        self.num_taken = 0
+        self.num_dropped = 0
+
+    def run(self, bucket: Bucket, rows: Sequence[RowWork], *, has_next: bool) -> StepOutput:
+        """Computes a decode, or takes what was begun of it.
+
+        Args:
+            bucket: Of its program.
+            rows: What is wanted.
+            has_next: Whether to begin the step after it, too; the rows' blocks hold its tokens.
+
+        Returns:
+            The output; its tokens are on the host when this returns.
+        """
+        begun, self._begun = self._begun, None
+        if begun is not None and _is_wanted(begun, bucket, rows):
+            output = begun.output
+            self.num_taken += 1
+        else:
+            output = self._step(bucket, rows)
+            self.num_dropped += begun is not None
+        if not has_next:
+            return output
+        following = tuple(map(_next, rows))
+        next_output = self._step(bucket, following)
+        # Only this waits.
+        token_ids = np.asarray(output.tokens)[0, : len(rows)]
+        self._begun = _BegunStep(bucket, following, token_ids, next_output)
+        return output
+
+    def drop(self) -> None:
+        """Forgets what was begun: something else comes next."""
+        self.num_dropped += self._begun is not None
+        self._begun = None
+
+
+def _next(row: RowWork) -> RowWork:
+    """The row one token further; its blocks as they are now."""
+    return replace(
+        row, token_ids=(LAST_TOKEN,), start=row.start + 1, block_ids=tuple(row.block_ids)
+    )
+
+
+def _is_wanted(begun: _BegunStep, bucket: Bucket, rows: Sequence[RowWork]) -> bool:
+    return (
+        begun.bucket == bucket
+        and len(begun.rows) == len(rows)
+        and all(map(_is_same, begun.rows, begun.token_ids.tolist(), rows))
+    )
+
+
+def _is_same(begun: RowWork, token_id: int, row: RowWork) -> bool:
+    num_blocks = len(begun.block_ids)
+    return (
+        tuple(row.token_ids) == (token_id,)
+        and tuple(row.block_ids[:num_blocks]) == begun.block_ids
+        and replace(row, token_ids=begun.token_ids, block_ids=begun.block_ids) == begun
+    )

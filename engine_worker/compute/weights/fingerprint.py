@@ -1,0 +1,100 @@
+"""A name for "the same model": equal fingerprints may continue each other's streams."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from engine_worker.compute.weights.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+
+WHOLE_BYTES = 64 * 2**20
+"""Checkpoints up to this size are hashed whole, which takes well below a second."""
+NUM_SAMPLES = 16
+SAMPLE_BYTES = 4096
+_BESIDE_WEIGHTS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
+)
+
+
+class _Hash(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+
+
+def fingerprint(folder: Path, dtype: str) -> str:
+    """Hashes what decides a model's output.
+
+    SHA-256 over the dtype, the config and tokenizer files, and of each safetensors file its size,
+    its header and its content. Content is taken whole while all files together hold at most
+    `WHOLE_BYTES`. Of larger checkpoints each tensor gives `NUM_SAMPLES` evenly spread windows of
+    `SAMPLE_BYTES` (small tensors whole): training changes every tensor almost everywhere, so other
+    weights give another fingerprint, but an edit of a few bytes by hand may go unseen. Names and
+    dates of folders don't count.
+
+    Args:
+        folder: A model folder with safetensors weights.
+        dtype: The resolved type of the weights, such as "bfloat16".
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        ModelLoadError: The checkpoint cannot be opened (see `open_checkpoint`).
+    """
+    checkpoint = open_checkpoint(folder)
+    digest = hashlib.sha256()
+    _add(digest, "dtype", dtype.encode())
+    for name in _BESIDE_WEIGHTS:
+        path = folder / name
+        if path.is_file():
+            _add(digest, name, path.read_bytes())
+    total_bytes = sum(file.stat().st_size for file in checkpoint.files)
+    for file in checkpoint.files:
+        _add(digest, file.name, str(file.stat().st_size).encode())
+        _add_file(digest, checkpoint, file, whole=total_bytes <= WHOLE_BYTES)
+    return digest.hexdigest()
+
+
+def _add(digest: _Hash, name: str, content: bytes) -> None:
+    """Adds one named part; the length keeps neighbours from running into each other."""
+    digest.update(f"{name}:{len(content)}:".encode())
+    digest.update(content)
+
+
+def _add_file(digest: _Hash, checkpoint: Checkpoint, file: Path, *, whole: bool) -> None:
+    tensors = [tensor for tensor in checkpoint.tensors.values() if tensor.file == file]
+    with file.open("rb") as stream:
+        if whole:
+            while chunk := stream.read(2**20):
+                digest.update(chunk)
+            return
+        header_bytes = min((tensor.start for tensor in tensors), default=0)
+        _add(digest, "header", stream.read(header_bytes))
+        for tensor in tensors:
+            for start, end in _windows(tensor):
+                stream.seek(start)
+                digest.update(stream.read(end - start))
+
+
+def _windows(tensor: TensorInfo) -> Iterator[tuple[int, int]]:
+    """Byte ranges of a tensor that are sampled; the first and the last bytes are among them."""
+    num_bytes = tensor.end - tensor.start
+    if num_bytes <= NUM_SAMPLES * SAMPLE_BYTES:
+        yield tensor.start, tensor.end
+        return
+    for index in range(NUM_SAMPLES):
+        start = tensor.start + index * (num_bytes - SAMPLE_BYTES) // (NUM_SAMPLES - 1)
+        yield start, start + SAMPLE_BYTES

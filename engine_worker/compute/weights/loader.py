@@ -1,0 +1,205 @@
+"""Streams the weights of a checkpoint onto the device, one tensor at a time, without torch."""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from jax.typing import DTypeLike
+from safetensors import SafetensorError, safe_open
+
+from engine_worker.compute.models.decoder import (
+    DecoderGraph,
+    DecoderWeights,
+    Leaves,
+    Parameter,
+    declare,
+)
+from engine_worker.compute.models.hf_config import load_spec
+from engine_worker.compute.weights.checkpoint import (
+    DTYPE_SIZES,
+    Checkpoint,
+    TensorInfo,
+    open_checkpoint,
+)
+from engine_worker.compute.weights.sources import Source, is_ignorable, weight_sources
+from engine_worker.core.choice.batch import ProgressCallback
+from engine_worker.errors import CheckpointError, UnsupportedFormatError
+
+logger = logging.getLogger("penstock.engine.weights")
+
+_NAMED_IN_LOG = 5
+_QUANTIZED_SUFFIXES = {".qweight": "AWQ or GPTQ", ".qzeros": "AWQ or GPTQ", ".g_idx": "GPTQ"}
+
+
+def load_weights(
+    folder: Path,
+    graph: DecoderGraph,
+    *,
+    device: jax.Device | jax.sharding.Sharding | None = None,
+    progress: ProgressCallback | None = None,
+) -> DecoderWeights:
+    """Loads every weight of a decoder.
+
+    All headers are checked first, so a checkpoint that doesn't fit is refused at once. Then one
+    weight after the other is read, joined (q|k|v, gate|up), cast to `graph.dtype` and put on the
+    device; the host never holds more than one of them.
+
+    Args:
+        folder: A Hugging Face model folder with safetensors files.
+        graph: The decoder declared from the folder's config.
+        device: Where the weights go; None is JAX's default device.
+        progress: Called after each weight with the share of all bytes loaded.
+
+    Returns:
+        The graph with its arrays.
+
+    Raises:
+        UnsupportedFormatError: The weights are in a format that is not read.
+        CheckpointError: A file is broken or doesn't fit the config; names file and tensor.
+    """
+    spec = graph.spec
+    leaves = load_leaves(
+        open_checkpoint(folder),
+        graph.parameters,
+        weight_sources(graph),
+        architecture=spec.architecture,
+        is_ignorable=lambda name: is_ignorable(name, spec),
+        device=device,
+        progress=progress,
+    )
+    return DecoderWeights(graph, leaves)
+
+
+def load_leaves(
+    checkpoint: Checkpoint,
+    parameters: Sequence[Parameter],
+    sources: Sequence[tuple[Source, ...]],
+    *,
+    architecture: str,
+    is_ignorable: Callable[[str], bool],
+    device: jax.Device | jax.sharding.Sharding | None = None,
+    progress: ProgressCallback | None = None,
+) -> Leaves:
+    """The part of `load_weights` that any kind of model shares.
+
+    Args:
+        checkpoint: Where the tensors are.
+        parameters: The model's weights.
+        sources: For each weight the tensors that fill it.
+        architecture: For messages.
+        is_ignorable: Whether a tensor that fills no weight is one that checkpoints rightly hold.
+        device: As in `load_weights`.
+        progress: As in `load_weights`.
+
+    Returns:
+        Arrays, aligned with `parameters`.
+
+    Raises:
+        ModelLoadError: As in `load_weights`.
+    """
+    _check(checkpoint, sources, architecture, is_ignorable)
+    leaves: list[jax.Array] = []
+    loaded_bytes, size_bytes = 0, sum(parameter.size_bytes for parameter in parameters)
+    with ExitStack() as stack:
+        # Kept open (each is one memory map): the tensors of a layer may lie in several shards.
+        files = {file: stack.enter_context(_open(file)) for file in checkpoint.files}
+        for parameter, parts in zip(parameters, sources, strict=True):
+            value = _read_parameter(checkpoint, files, parameter, parts)
+            leaves.append(jax.device_put(value, device).block_until_ready())
+            loaded_bytes += parameter.size_bytes
+            if progress is not None:
+                progress(loaded_bytes / size_bytes, f"loaded {parameter.path}")
+    return tuple(leaves)
+
+
+def estimate_bytes(folder: Path, dtype: DTypeLike) -> int:
+    """Bytes that the weights will take on the device, from `config.json` alone.
+
+    Args:
+        folder: Holds `config.json`; the weights needn't be there yet.
+        dtype: float32 or bfloat16.
+
+    Raises:
+        ModelLoadError: The config is refused (see `load_spec` and `declare`).
+    """
+    return declare(load_spec(folder), dtype).size_bytes
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: not a readable safetensors file: {error}") from error
+
+
+def _check(
+    checkpoint: Checkpoint,
+    sources: Sequence[tuple[Source, ...]],
+    architecture: str,
+    is_ignorable: Callable[[str], bool],
+) -> None:
+    for name in checkpoint.tensors:
+        for suffix, kind in _QUANTIZED_SUFFIXES.items():
+            if name.endswith(suffix):
+                raise UnsupportedFormatError(
+                    f"{checkpoint.tensors[name].file}: tensor {name!r} is quantised ({kind}), a "
+                    "format that is not read; use the original model"
+                )
+    wanted = {source.name: source for parts in sources for source in parts}
+    for source in wanted.values():
+        _check_source(checkpoint, source)
+    extra = [name for name in checkpoint.tensors if name not in wanted and not is_ignorable(name)]
+    if extra:
+        logger.warning(
+            "%s: %d tensors have no place in %s and are not used: %s",
+            checkpoint.listing,
+            len(extra),
+            architecture,
+            ", ".join(sorted(extra)[:_NAMED_IN_LOG]),
+        )
+
+
+def _check_source(checkpoint: Checkpoint, source: Source) -> None:
+    tensor = checkpoint.tensors.get(source.name)
+    if tensor is None:
+        raise CheckpointError(f"{checkpoint.listing}: tensor {source.name!r} is missing")
+    if tensor.dtype not in DTYPE_SIZES:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {source.name!r} is {tensor.dtype}; "
+            f"{', '.join(DTYPE_SIZES)} are read"
+        )
+    if tensor.shape != source.shape:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {source.name!r} has shape {list(tensor.shape)}, the config "
+            f"asks for {list(source.shape)}"
+        )
+
+
+def _read_parameter(
+    checkpoint: Checkpoint, files: dict[Path, Any], parameter: Parameter, parts: tuple[Source, ...]
+) -> npt.NDArray[Any]:
+    """One weight on the host, in its own type; fused weights are filled part by part."""
+    value = np.empty(parameter.shape, parameter.dtype)
+    row = 0
+    for part in parts:
+        tensor = checkpoint.tensors[part.name]
+        rows = part.shape[0]
+        value[row : row + rows] = _read_tensor(files[tensor.file], tensor)
+        row += rows
+    assert row == parameter.shape[0], parameter.path
+    return value
+
+
+def _read_tensor(file: Any, tensor: TensorInfo) -> npt.NDArray[Any]:
+    try:
+        values: npt.NDArray[Any] = file.get_tensor(tensor.name)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {tensor.name!r} cannot be read: {error}"
+        ) from error
+    return values

@@ -1,0 +1,239 @@
+"""What the scheduler asks of the model runner for one step, and what comes back; host data only.
+
+This file is the border between the policy side (scheduler, request, block pool; no jax) and the
+compute side (model runner, programs; jax).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_worker.core.choice.token_mask import MaskWords
+
+ProgressCallback = Callable[[float, str], None]
+"""Called with a fraction (0 to 1) and a short text while weights load or programs compile."""
+
+
+MAX_LOGIT_BIASES = 1024
+"""The most entries of `RowSampling.logit_bias`."""
+MAX_LOGPROBS = 20
+"""The most likely tokens that are reported beside one token."""
+
+MAX_ROW_STOP_TOKEN_IDS = 8
+"""The most ids of `RowWork.stop_token_ids`."""
+
+MaskSource = Callable[[], MaskWords]
+"""Gives a mask once it is made; called when the forward pass of its step is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowSampling:
+    """How one row's token is chosen.
+
+    Attributes:
+        temperature: 0 is greedy.
+        seed: With `choice`, the position of the new token and the token id, the key of the noise.
+        choice: Index of the choice within its request.
+        logit_bias: (token id, number added to its logit), at most `MAX_LOGIT_BIASES`, each id
+            once.
+        num_logprobs: How many likely tokens are reported beside the sampled one, at most
+            `MAX_LOGPROBS`; None reports nothing.
+        num_prompt_logprobs: The same for `RowWork.scored_token_ids`.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    choice: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
+
+    @property
+    def uses_penalties(self) -> bool:
+        """Whether the row needs token counts."""
+        return (
+            self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+            or self.repetition_penalty != 1.0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RowWork:
+    """The tokens of one request to compute in this step.
+
+    Attributes:
+        slot: Device row of the request, 0 ≤ slot < max_num_seqs, its own from admission to finish
+            or preemption. The runner keeps token counts for penalties by slot.
+        token_ids: Tokens to compute: one in decode, a chunk in prefill.
+        start: Position of `token_ids[0]` (= num_computed_tokens).
+        block_ids: KV blocks of the request, enough for position start + len(token_ids) - 1.
+        sample: Whether a token is sampled after the last of `token_ids`. Its position is
+            start + len(token_ids).
+        sampling: How.
+        allowed_mask: The tokens that may be sampled; None allows all.
+        pending_mask: A second mask that is still being made; both must allow a token.
+        scored_token_ids: The prompt's tokens that follow the first of `token_ids`, one each,
+            whose log probabilities are wanted.
+        max_new_tokens: In decode, how many tokens to sample one after the other; `block_ids`
+            hold all of them but the last. More than 1 only without the full sampler.
+        stop_token_ids: A row that samples one of these samples no further; at most
+            `MAX_ROW_STOP_TOKEN_IDS`.
+        draft_token_ids: In decode, guesses of the tokens that follow. All are computed at once, and
+            the draw after each counts as long as the guesses up to it equal the draws before;
+            `block_ids` hold them. Only without the full sampler, penalties and look-ahead.
+    """
+
+    slot: int
+    token_ids: Sequence[int]
+    start: int
+    block_ids: Sequence[int]
+    sample: bool
+    sampling: RowSampling
+    allowed_mask: MaskWords | None = None
+    pending_mask: MaskSource | None = None
+    scored_token_ids: Sequence[int] = ()
+    max_new_tokens: int = 1
+    stop_token_ids: tuple[int, ...] = ()
+    draft_token_ids: tuple[int, ...] = ()
+
+    @property
+    def needs_full_sampler(self) -> bool:
+        """Whether it takes more than the step program itself can do."""
+        return len(self.scored_token_ids) > 0 or (
+            self.sample
+            and (
+                self.allowed_mask is not None
+                or self.pending_mask is not None
+                or bool(self.sampling.logit_bias)
+                or self.sampling.num_logprobs is not None
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """The rows of one step. Rows with one token and `sample` are decodes, the rest prefill.
+
+    Attributes:
+        rows: Decodes first.
+        has_next: Whether the step after this one is likely to decode the same rows one token
+            further: a runner that `runs_ahead` may begin it. All rows are decodes of one token
+            without penalties and the full sampler, and their blocks hold one more.
+    """
+
+    rows: tuple[RowWork, ...]
+    has_next: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What the model thought of one token, before bias, masks, penalties and temperature.
+
+    Attributes:
+        token_id: The token.
+        logprob: Natural logarithm of its probability.
+        rank: 1 for the most likely token; tokens with equal logits share a rank.
+        top: (token id, log probability) of the likeliest tokens, best first.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step sampled.
+
+    Attributes:
+        token_ids: [num_rows] int32, aligned with the batch's rows; -1 where nothing was sampled.
+        has_nan: [num_rows] bool: the row's logits held NaN or infinity; its request must fail.
+        without_choice: Indices of rows whose masks allowed no token; their requests must fail.
+        logprobs: Of the sampled token, by index of the row, for rows that want them.
+        prompt_logprobs: Of `scored_token_ids`, likewise.
+        more_token_ids: What a row with `max_new_tokens` or `draft_token_ids` sampled after its
+            first token, by index of the row; it ends early at a stop id, after a wrong guess, and
+            before a position that gave no number.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    has_nan: npt.NDArray[np.bool_]
+    without_choice: frozenset[int] = frozenset()
+    logprobs: Mapping[int, TokenScores] = field(default_factory=dict)
+    prompt_logprobs: Mapping[int, Sequence[TokenScores]] = field(default_factory=dict)
+    more_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
+
+
+class ModelRunner(Protocol):
+    """The compute side as the engine sees it. One thread calls it; calls block until done."""
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks that block ids may name, 0 ≤ block_id < num_blocks."""
+
+    @property
+    def block_size(self) -> int:
+        """Tokens a KV block."""
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Slots; also the most rows of a step."""
+
+    @property
+    def max_num_batched_tokens(self) -> int:
+        """The most tokens of a step."""
+
+    @property
+    def prefill_chunk_size(self) -> int:
+        """The most tokens of one row; in deterministic mode also the boundary of chunks."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most `RowWork.max_new_tokens`; 1 where a step is always one token."""
+
+    @property
+    def decode_rows(self) -> tuple[int, ...]:
+        """Rows of the programs that decode, rising: a step takes the smallest that fits.
+
+        A guessed token takes a row as well; with guesses a step has at most the last number.
+        """
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether `StepBatch.has_next` is of use."""
+
+    @property
+    def num_compiles(self) -> int:
+        """Programs compiled so far; constant once the warm-up is over."""
+
+    def assign_slot(
+        self, slot: int, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int]
+    ) -> None:
+        """A request takes a slot: reset its token counts for penalties to these tokens."""
+
+    def run(self, batch: StepBatch) -> StepResult:
+        """Compute one step: write KV, sample; block until the tokens are on the host."""
+
+    def warm_up(self, progress: ProgressCallback) -> None:
+        """Compile (or load from the persistent cache) what `run` needs for any work.
+
+        Programs that are only faster may still be compiled when this returns; `run` never
+        waits for them.
+        """
+
+    def reset(self) -> None:
+        """Start over with an empty KV cache after a step that raised; every slot is free."""
+
+    def close(self) -> None:
+        """Leave nothing running behind; `run` works on, with the programs that are there."""

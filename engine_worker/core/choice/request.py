@@ -1,0 +1,138 @@
+"""One choice of one request as the engine works on it: mutable, private, host data only."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from engine_worker.core.choice.allowed_tokens import AllowedTokens
+from engine_worker.core.choice.batch import MaskSource, RowSampling
+from engine_worker.core.choice.ngram_drafts import RequestDrafts
+from engine_worker.core.choice.token_mask import MaskWords
+
+
+class RequestStatus(StrEnum):
+    """Where a request is: `waiting` → `running` ⇄ `preempted` → `finished`."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One choice of one request.
+
+    Attributes:
+        gateway_id: The gateway that wants it; with `request_id` and `choice` its identity.
+        attempt: Which try of the gateway this is; outputs carry it.
+        max_output_tokens: The smaller of what was asked for and what the context leaves.
+        lease_tokens: Output tokens that are paid for; at it the request pauses.
+        deadline: On the engine's monotonic clock, seconds.
+        priority: Lower runs first.
+        arrival: Grows with each request; the second sort key.
+        rank: The first sort key, given by the scheduler from priority and time of arrival.
+        cache_salt: Keeps its cached blocks apart from those of others, its tenant's excepted.
+        is_streaming: Whether somebody reads the output as it comes.
+        reads_cache: Whether blocks that are computed already may be used; not when something is
+            wanted of every token of the prompt.
+        eos_token_ids: Ids that end the output (empty with `ignore_eos`).
+        allowed_tokens: Which tokens may come next; None allows all.
+        pending_mask: Makes the mask of the output's grammar; None without one.
+        output_token_ids: What was sampled, an earlier attempt's tokens included.
+        num_computed_tokens: Tokens, from the first of the prompt, whose keys and values are in
+            the cache. In decode it is one less than `num_tokens`.
+        num_resumed_tokens: Of `output_token_ids`, how many an earlier attempt had sampled.
+        num_scored_tokens: Of the prompt from its second token on, how many log probabilities were
+            told.
+        block_ids: KV blocks in order of position.
+        slot: Device row, None while it doesn't run.
+        block_hashes: Names of its first full blocks, as far as the prefix cache asked for them.
+        num_named_blocks: Of `block_ids`, how many full ones from the first on are computed.
+        awaited_block: Name of the block that another request computes and that it waits for.
+        num_cached_tokens: Of the prompt, what was found computed when it first got a slot; None
+            before.
+        drafts: Guesses its next tokens; None while nobody wanted any.
+    """
+
+    gateway_id: str
+    request_id: str
+    choice: int
+    attempt: int
+    prompt_token_ids: tuple[int, ...]
+    sampling: RowSampling
+    max_output_tokens: int
+    lease_tokens: int
+    deadline: float
+    priority: int = 0
+    arrival: int = 0
+    rank: int = 0
+    cache_salt: str = ""
+    is_streaming: bool = True
+    reads_cache: bool = True
+    min_tokens: int = 0
+    eos_token_ids: frozenset[int] = frozenset()
+    stop_token_ids: frozenset[int] = frozenset()
+    allowed_tokens: AllowedTokens | None = None
+    pending_mask: MaskSource | None = None
+    output_token_ids: list[int] = field(default_factory=list)
+    num_resumed_tokens: int = 0
+    num_computed_tokens: int = 0
+    num_scored_tokens: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    slot: int | None = None
+    block_hashes: list[bytes] = field(default_factory=list)
+    num_named_blocks: int = 0
+    awaited_block: bytes | None = None
+    num_cached_tokens: int | None = None
+    drafts: RequestDrafts | None = None
+    status: RequestStatus = RequestStatus.WAITING
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """The identity of the stream, whatever the attempt."""
+        return (self.gateway_id, self.request_id, self.choice)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """The sort key: rank first, then arrival; the greatest is preempted first."""
+        return (self.rank, self.arrival)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Length of the output, an earlier attempt's tokens included."""
+        return len(self.output_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens known so far: prompt and output."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens to compute before the next one can be sampled; 1 in decode."""
+        return self.num_tokens - self.num_computed_tokens
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it has used up its lease: it keeps its place but doesn't run."""
+        return len(self.output_token_ids) >= self.lease_tokens
+
+    def token_ids(self, start: int, end: int) -> tuple[int, ...]:
+        """Tokens at positions start ≤ position < end, prompt and output as one sequence."""
+        num_prompt = len(self.prompt_token_ids)
+        if start >= num_prompt:
+            return tuple(self.output_token_ids[start - num_prompt : end - num_prompt])
+        if end <= num_prompt:
+            return self.prompt_token_ids[start:end]
+        return (*self.prompt_token_ids[start:], *self.output_token_ids[: end - num_prompt])
+
+    def allowed_mask(self) -> MaskWords | None:
+        """The tokens that may come next; None allows all."""
+        if self.allowed_tokens is None:
+            return None
+        return self.allowed_tokens.mask(self.output_token_ids)

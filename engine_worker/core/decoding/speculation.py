@@ -1,0 +1,263 @@
+"""Decides which rows of a step guess their next tokens, by what guesses and steps turned out to be.
+
+A token that was guessed is computed in the same step as the one before it, in a row of its own, and
+counts when it equals what is drawn there. That pays when the larger program costs less than the
+tokens are worth, so both are measured while serving: the share of right guesses by request
+(`ngram_drafts`), and the time of a step by the size of its program, with guesses and without. The
+choice is the one with the most tokens expected per second. Because guesses are judged whether or
+not they are computed, text that never repeats costs no step anything.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Final
+
+from engine_worker.core.choice.batch import RowWork
+from engine_worker.core.choice.ngram_drafts import WINDOW_TOKENS, RequestDrafts
+from engine_worker.core.choice.request import Request
+from engine_worker.core.decoding.lookahead import num_wanted
+
+MAX_DRAFT_TOKENS: Final = 15
+"""The longest guess of a row."""
+MAX_SLOWDOWN: Final = 1.5
+"""A row without a guess never waits longer for the others' guesses than this times a plain step."""
+_MAX_READ_TOKENS: Final = 2048
+"""Tokens that a step's guesses read at most, a few milliseconds of work."""
+_ADVANTAGE: Final = 1.05
+"""By how much more tokens per second a guess must promise; times vary."""
+_WEIGHT: Final = 0.3
+"""Of the newest time in the running mean."""
+_FADE: Final = 0.998
+"""A time that is not measured counts for less with every step, until it is worth another look."""
+_NUM_FIRST: Final = 4
+"""Of so many first times the smallest counts: what the machine does beside them only adds."""
+_FIRST_FADE: Final = 0.98
+_COLD_FADE: Final = 0.9
+"""After a single time, which may be that of a program that was never called before."""
+_MAX_JUMP: Final = 2.0
+"""By how much more than the mean one later time counts."""
+_OPTIMISM: Final = 0.5
+"""Of the time that a larger program should take longer, what is expected before it was tried."""
+
+
+class SpeculationMode(StrEnum):
+    """Whether rows guess: where it pays, never, or wherever they can (for tests)."""
+
+    AUTO = "auto"
+    OFF = "off"
+    ALWAYS = "always"
+
+
+class RunningTime:
+    """The time of one kind of step; `estimate_s` fades while nobody measures it."""
+
+    def __init__(self, duration_s: float) -> None:
+        self._mean_s = duration_s
+        self._fade = 1.0
+        self._num_measured = 1
+
+    @property
+    def estimate_s(self) -> float:
+        """Seconds."""
+        return self._mean_s * self._fade
+
+    def measure(self, duration_s: float) -> None:
+        """Learn from a step."""
+        if self._num_measured < _NUM_FIRST:
+            self._mean_s = min(self._mean_s, duration_s)
+        else:
+            duration_s = min(duration_s, _MAX_JUMP * self._mean_s)
+            self._mean_s += _WEIGHT * (duration_s - self._mean_s)
+        self._fade = 1.0
+        self._num_measured += 1
+
+    def fade(self, plain_s: float) -> None:
+        """A step of another kind was taken, though this one was possible.
+
+        Args:
+            plain_s: Of a plain step. What takes long is looked at again more rarely.
+        """
+        if self._num_measured == 1:
+            self._fade *= _COLD_FADE
+            return
+        fade = _FADE if self._num_measured >= _NUM_FIRST else _FIRST_FADE
+        self._fade *= fade ** min(1.0, plain_s / self._mean_s)
+
+
+class StepTimes:
+    """How long steps take, by the rows of their program, with guesses and without.
+
+    Args:
+        sizes: Rows of the programs, rising.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = tuple(sizes)
+        self._plain: dict[int, RunningTime] = {}
+        self._guessing: dict[int, RunningTime] = {}
+
+    def measure(self, num_rows: int, duration_s: float, *, has_guesses: bool) -> None:
+        """Learn from a step, or from one turn of several.
+
+        Args:
+            num_rows: Rows, those of guesses included.
+            duration_s: Seconds, from the first decision to the last token told.
+            has_guesses: Whether some rows were guesses.
+        """
+        size = next((size for size in self.sizes if size >= num_rows), None)
+        if size is None or duration_s <= 0:
+            return
+        times = self._guessing if has_guesses else self._plain
+        if size in times:
+            times[size].measure(duration_s)
+        else:
+            times[size] = RunningTime(duration_s)
+
+    def best_size(self, num_rows: int, chances: Sequence[tuple[float, int]]) -> int | None:
+        """The program with the most tokens expected per second.
+
+        Args:
+            num_rows: Rows without their guesses.
+            chances: For each guess the chance that it counts, and its row; best first.
+
+        Returns:
+            Its rows, which guesses may fill; None when plain steps are better, or how long they
+            take isn't known yet.
+        """
+        sizes = [size for size in self.sizes if size >= num_rows]
+        plain = self._plain.get(sizes[0])
+        if plain is None:
+            return None
+        plain_s = plain.estimate_s
+        best, best_rate = None, _ADVANTAGE * num_rows / plain_s
+        expected, num_taken, guessing_rows = float(num_rows), 0, set[int]()
+        smaller, slope = (sizes[0], plain_s), 0.0
+        for size in sizes:
+            for chance, row in chances[num_taken : size - num_rows]:
+                expected += chance
+                guessing_rows.add(row)
+            num_taken = min(size - num_rows, len(chances))
+            duration_s = self._guessing_s(size, plain_s, smaller, slope)
+            is_bearable = len(guessing_rows) == num_rows or duration_s <= MAX_SLOWDOWN * plain_s
+            if is_bearable and expected / duration_s > best_rate:
+                best, best_rate = size, expected / duration_s
+            if num_taken == len(chances):
+                break
+            if size > smaller[0]:
+                slope = (duration_s - smaller[1]) / (size - smaller[0])
+            smaller = (size, duration_s)
+        self._fade_others(sizes, best, plain_s)
+        return best
+
+    def _guessing_s(
+        self, size: int, plain_s: float, smaller: tuple[int, float], slope: float
+    ) -> float:
+        """How long a step with guesses takes.
+
+        What was never tried is thought to be cheap, so that it is tried, but not too cheap.
+
+        Args:
+            size: Rows of its program.
+            plain_s: Of a step without guesses.
+            smaller: Rows and time of the next smaller program.
+            slope: Seconds a row, from the two next smaller ones.
+        """
+        known = self._guessing.get(size)
+        if known is not None:
+            return max(plain_s, known.estimate_s)
+        alike = self._plain.get(size)
+        num_smaller, smaller_s = smaller
+        return max(
+            smaller_s + _OPTIMISM * slope * (size - num_smaller),
+            0.0 if alike is None else alike.estimate_s,
+        )
+
+    def _fade_others(self, sizes: Sequence[int], chosen: int | None, plain_s: float) -> None:
+        for size in sizes:
+            if size != chosen and size in self._guessing:
+                self._guessing[size].fade(plain_s)
+        if chosen is not None:
+            self._plain[sizes[0]].fade(plain_s)
+
+
+class Speculation:
+    """Gives the rows of a step their guesses.
+
+    Args:
+        mode: Whether guesses are made where they pay, never, or always.
+        decode_rows: Rows of the programs, rising.
+    """
+
+    def __init__(self, mode: SpeculationMode, decode_rows: Sequence[int]) -> None:
+        self._mode = mode
+        self.times = StepTimes(decode_rows)
+
+    def drafts(
+        self, requests: Sequence[Request], works: Sequence[RowWork]
+    ) -> list[tuple[int, ...]] | None:
+        """What each row guesses; None when no row is to.
+
+        Args:
+            requests: The rows of the step.
+            works: What each computes.
+        """
+        num_rows, largest = len(works), self.times.sizes[-1]
+        if (
+            self._mode is SpeculationMode.OFF
+            or num_rows >= largest
+            or not all(map(_is_decode, works))
+        ):
+            return None
+        self._read(requests, works)
+        chances: list[tuple[float, int]] = []
+        for row, request in enumerate(requests):
+            most = min(MAX_DRAFT_TOKENS, num_wanted(request) - 1)
+            chances += [(chance, row) for chance in self._chances(request, most)]
+        if not chances:
+            return None
+        chances.sort(reverse=True)
+        is_forced = self._mode is SpeculationMode.ALWAYS
+        size = largest if is_forced else self.times.best_size(num_rows, chances)
+        if size is None:
+            return None
+        lengths = [0] * num_rows
+        for _, row in chances[: size - num_rows]:
+            lengths[row] += 1
+        return [
+            request.drafts.draft(length) if request.drafts is not None and length else ()
+            for request, length in zip(requests, lengths, strict=True)
+        ]
+
+    def _chances(self, request: Request, num_tokens: int) -> list[float]:
+        drafts = request.drafts
+        if drafts is None or drafts.num_read < request.num_tokens:
+            return []
+        if self._mode is SpeculationMode.ALWAYS:
+            return [1.0 / (1 + index) for index in range(len(drafts.draft(num_tokens)))]
+        return drafts.chances(num_tokens)
+
+    def _read(self, requests: Sequence[Request], works: Sequence[RowWork]) -> None:
+        """Look at new tokens; the end of a long prompt takes several steps, none of which waits."""
+        num_left = _MAX_READ_TOKENS
+        for request, work in zip(requests, works, strict=True):
+            if request.drafts is None:
+                if not _may_guess(request, work):
+                    continue
+                request.drafts = RequestDrafts(max(0, request.num_tokens - 2 * WINDOW_TOKENS))
+            start = request.drafts.num_read
+            token_ids = request.token_ids(start, min(request.num_tokens, start + num_left))
+            request.drafts.read(token_ids, request.num_prompt_tokens)
+            num_left -= len(token_ids)
+
+
+def _is_decode(work: RowWork) -> bool:
+    return work.sample and len(work.token_ids) == 1 and not work.scored_token_ids
+
+
+def _may_guess(request: Request, work: RowWork) -> bool:
+    """Whether the draw at each position depends on nothing but the logits there."""
+    return (
+        request.allowed_tokens is None
+        and not work.needs_full_sampler
+        and not work.sampling.uses_penalties
+    )

@@ -1,0 +1,147 @@
+"""What the engine tells its gateways: deltas and ends, gathered over a step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine_worker.core.choice.batch import TokenScores
+from engine_worker.core.choice.request import Request
+from engine_worker.core.decoding.token_logprobs import describe, take_prompt_scores
+from engine_worker.core.stream import Stream
+from engine_worker.text.tokenizer import Tokenizer
+from protocol.errors import ErrorCode
+from protocol.wire.messages import Delta, Failure, Finished, FinishReason, Generate, Usage
+
+
+@dataclass(slots=True)
+class GatewayOutput:
+    """What is to be told to one gateway: first the deltas, then the ends."""
+
+    deltas: list[Delta] = field(default_factory=list)
+    ends: list[Finished | Failure] = field(default_factory=list)
+
+
+class EngineOutput:
+    """What is to be told to each gateway since the last `take`.
+
+    Args:
+        tokenizer: Spells the tokens whose log probabilities are told.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._gateways: dict[str, GatewayOutput] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._gateways)
+
+    def take(self) -> dict[str, GatewayOutput]:
+        """All of it, by gateway; it is forgotten here."""
+        gateways, self._gateways = self._gateways, {}
+        return gateways
+
+    def forget_gateway(self, gateway_id: str) -> None:
+        """Nobody listens any more."""
+        self._gateways.pop(gateway_id, None)
+
+    def tell(self, stream: Stream) -> None:
+        """Add a delta with the new text, and the new tokens and their scores if wanted."""
+        text = stream.text.take()
+        untold, stream.untold = stream.untold, []
+        scores, stream.untold_scores = stream.untold_scores, []
+        if not (text or scores or (stream.want_token_ids and untold)):
+            return
+        request = stream.request
+        told = untold if stream.want_token_ids else []
+        self._of(request.gateway_id).deltas.append(
+            Delta(
+                request_id=request.request_id,
+                choice=request.choice,
+                attempt=request.attempt,
+                text=text,
+                token_ids=tuple(token_id for token_id, _ in told),
+                token_ends=tuple(end for _, end in told),
+                logprobs=tuple(describe(each, self._tokenizer) for each in scores),
+            )
+        )
+
+    def tell_prompt_scores(self, stream: Stream, start: int, scores: Sequence[TokenScores]) -> None:
+        """Add the log probabilities of prompt tokens from position `start` on."""
+        request = stream.request
+        self._of(request.gateway_id).deltas.append(
+            Delta(
+                request_id=request.request_id,
+                choice=request.choice,
+                attempt=request.attempt,
+                prompt_logprobs=tuple(
+                    describe(each, self._tokenizer)
+                    for each in take_prompt_scores(request, start, scores)
+                ),
+            )
+        )
+
+    def end(self, gateway_id: str, end: Finished | Failure) -> None:
+        """Add the end of a choice."""
+        self._of(gateway_id).ends.append(end)
+
+    def _of(self, gateway_id: str) -> GatewayOutput:
+        return self._gateways.setdefault(gateway_id, GatewayOutput())
+
+
+def finished(
+    request: Request, reason: FinishReason, stop_reason: str | int | None = None
+) -> Finished:
+    """The good end of a request."""
+    return Finished(
+        request_id=request.request_id,
+        choice=request.choice,
+        attempt=request.attempt,
+        finish_reason=reason,
+        usage=_usage(request),
+        stop_reason=stop_reason,
+    )
+
+
+def failed(request: Request, code: ErrorCode, message: str) -> Failure:
+    """The bad end of a request, with what it used."""
+    return Failure(
+        request_id=request.request_id,
+        choice=request.choice,
+        attempt=request.attempt,
+        code=code,
+        message=message,
+        usage=_usage(request),
+    )
+
+
+def aborted_unseen(command: Generate) -> Finished:
+    """The end of a request whose abort came first."""
+    return Finished(
+        request_id=command.request_id,
+        choice=command.choice,
+        attempt=command.attempt,
+        finish_reason="abort",
+        usage=Usage(
+            prompt_tokens=len(command.prompt_token_ids),
+            completion_tokens=len(command.output_token_ids),
+        ),
+    )
+
+
+def refused(command: Generate, code: ErrorCode, message: str, param: str | None) -> Failure:
+    """The end of a request that was not taken."""
+    return Failure(
+        request_id=command.request_id,
+        choice=command.choice,
+        attempt=command.attempt,
+        code=code,
+        message=message,
+        param=param,
+    )
+
+
+def _usage(request: Request) -> Usage:
+    return Usage(
+        prompt_tokens=request.num_prompt_tokens,
+        completion_tokens=request.num_output_tokens,
+        cached_tokens=request.num_cached_tokens or 0,
+    )

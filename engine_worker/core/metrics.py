@@ -1,0 +1,210 @@
+"""What an engine counts and times; gateways show it on /metrics."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from engine_worker.core.choice.request import Request
+from protocol.runtime.metrics import MetricRegistry
+from protocol.wire.messages import Failure, Finished, Load
+
+_ROW_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_MASK_BOUNDS = (0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+_LATENCY_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+
+@dataclass(slots=True)
+class _Times:
+    """When things happened to one request, on the engine's clock, and what was counted of it.
+
+    Attributes:
+        num_tokens: Of its output; those that an earlier attempt had sampled are not new.
+    """
+
+    arrived_at: float
+    num_tokens: int
+    admitted_at: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float = 0.0
+
+
+class EngineMetrics:
+    """The metrics of one engine; the engine's thread counts, the I/O thread takes samples.
+
+    Args:
+        load: The engine's latest load.
+
+    Attributes:
+        registry: Holds them for the worker's reports.
+    """
+
+    def __init__(self, load: Callable[[], Load] = Load) -> None:
+        self.registry = MetricRegistry()
+        self._times: dict[Request, _Times] = {}
+        self._gaps: dict[float, int] = {}
+        self._num_preemptions = 0
+        self._num_compiles = 0
+        self._add_gauges(load)
+        counter, histogram = self.registry.counter, self.registry.histogram
+        self._requests = counter(
+            "penstock_engine_requests",
+            "Choices that ended: stop, length, abort or failed.",
+            ("outcome",),
+        )
+        self._tokens = counter(
+            "penstock_engine_tokens",
+            "Tokens: of prompts, of these found cached, and of outputs.",
+            ("kind",),
+        )
+        self._draft_tokens = counter(
+            "penstock_engine_draft_tokens",
+            "Tokens of outputs that were guessed by prompt lookup, and of these those that were right.",
+            ("kind",),
+        )
+        self._preemptions = counter(
+            "penstock_engine_preemptions", "How often a choice gave up its KV blocks."
+        )
+        self._compiles = counter("penstock_engine_compiles", "Programs compiled or loaded.")
+        self._steps = counter("penstock_engine_steps", "Steps: done or failed.", ("outcome",))
+        self._step_s = histogram(
+            "penstock_engine_step_seconds",
+            "Time of a step by phase: schedule, compute (device work and its inputs) or output.",
+            ("phase",),
+        )
+        self._step_rows = histogram(
+            "penstock_engine_step_rows", "Choices that a step worked on.", bounds=_ROW_BOUNDS
+        )
+        self._queue_s = histogram(
+            "penstock_engine_queue_seconds", "From a choice's arrival to its slot."
+        )
+        self._prefill_s = histogram(
+            "penstock_engine_prefill_seconds", "From a choice's slot to its first token."
+        )
+        self._decode_s = histogram(
+            "penstock_engine_decode_seconds", "From a choice's first token to its end."
+        )
+        self._first_token_s = histogram(
+            "penstock_engine_time_to_first_token_seconds",
+            "From a choice's arrival to its first token.",
+        )
+        self._inter_token_s = histogram(
+            "penstock_engine_inter_token_latency_seconds",
+            "Between two tokens of a choice.",
+            bounds=_LATENCY_BOUNDS,
+        )
+
+        self._grammar_s = histogram(
+            "penstock_engine_grammar_seconds",
+            "Compiling a grammar that was not in the cache, refused ones included.",
+        )
+        self._mask_s = histogram(
+            "penstock_engine_mask_seconds",
+            "Making the mask of the tokens that a grammar allows next, beside the forward pass.",
+            bounds=_MASK_BOUNDS,
+        )
+
+    def _add_gauges(self, load: Callable[[], Load]) -> None:
+        gauge = self.registry.gauge
+        gauge("penstock_engine_running", "Choices that run.", lambda: load().num_running)
+        gauge("penstock_engine_waiting", "Choices that wait.", lambda: load().num_waiting)
+        gauge(
+            "penstock_engine_kv_use_ratio",
+            "Share of the KV blocks that choices hold; cached blocks that nobody holds are free.",
+            lambda: _kv_use(load()),
+        )
+        gauge("penstock_engine_kv_blocks", "KV blocks.", lambda: load().num_blocks)
+
+    def on_added(self, request: Request, arrived_at: float) -> None:
+        """A request was taken."""
+        self._times[request] = _Times(arrived_at, request.num_output_tokens)
+
+    def on_admitted(self, requests: Iterable[Request], now: float) -> None:
+        """Requests have a slot; a preempted one has had its first before."""
+        for request in requests:
+            times = self._times[request]
+            if times.admitted_at is None:
+                times.admitted_at = now
+                self._queue_s.observe(now - times.arrived_at)
+                self._tokens.add(request.num_prompt_tokens, "prompt")
+                self._tokens.add(request.num_cached_tokens or 0, "cached")
+
+    def on_step(
+        self,
+        requests: Iterable[Request],
+        phases: dict[str, float],
+        now: float,
+        *,
+        has_failed: bool,
+    ) -> None:
+        """A step is over.
+
+        Args:
+            requests: Those in it; some may have ended.
+            phases: Seconds of each phase.
+            now: The end of the step.
+            has_failed: It raised.
+        """
+        num_rows = 0
+        for request in requests:
+            num_rows += 1
+            if request in self._times:
+                self._count_tokens(request, now)
+        for gap_s, times in self._gaps.items():
+            self._inter_token_s.observe(gap_s, times=times)
+        self._gaps.clear()
+        for phase, duration_s in phases.items():
+            self._step_s.observe(duration_s, phase)
+        self._step_rows.observe(num_rows)
+        self._steps.add(1, "failed" if has_failed else "done")
+
+    def on_totals(self, *, num_preemptions: int, num_compiles: int) -> None:
+        """Counts that others keep, as they stand now."""
+        self._preemptions.add(num_preemptions - self._num_preemptions)
+        self._compiles.add(num_compiles - self._num_compiles)
+        self._num_preemptions, self._num_compiles = num_preemptions, num_compiles
+
+    def on_ended(self, request: Request, end: Finished | Failure, now: float) -> None:
+        """A request has its end."""
+        self._count_tokens(request, now)
+        times = self._times.pop(request)
+        if times.first_token_at is not None:
+            self._decode_s.observe(now - times.first_token_at)
+        self._requests.add(1, end.finish_reason if isinstance(end, Finished) else "failed")
+
+    def on_drafts(self, num_drafted: int, num_accepted: int) -> None:
+        """A step computed guessed tokens, of which some were right."""
+        self._draft_tokens.add(num_drafted, "drafted")
+        self._draft_tokens.add(num_accepted, "accepted")
+
+    def on_grammar_compiled(self, duration_s: float) -> None:
+        """A grammar was compiled, or refused; called in any thread."""
+        self._grammar_s.observe(duration_s)
+
+    def on_mask(self, duration_s: float) -> None:
+        """The mask of one row was made."""
+        self._mask_s.observe(duration_s)
+
+    def forget(self, request: Request) -> None:
+        """A request is gone without an end."""
+        self._times.pop(request, None)
+
+    def _count_tokens(self, request: Request, now: float) -> None:
+        times = self._times[request]
+        num_new = request.num_output_tokens - times.num_tokens
+        if num_new <= 0:
+            return
+        times.num_tokens = request.num_output_tokens
+        self._tokens.add(num_new, "completion")
+        if times.first_token_at is None:
+            times.first_token_at = now
+            self._first_token_s.observe(now - times.arrived_at)
+            if times.admitted_at is not None:
+                self._prefill_s.observe(now - times.admitted_at)
+        else:
+            # Most rows of a step have waited for the same time: they are counted together.
+            gap_s = (now - times.last_token_at) / num_new
+            self._gaps[gap_s] = self._gaps.get(gap_s, 0) + num_new
+        times.last_token_at = now
+
+
+def _kv_use(load: Load) -> float:
+    return 1.0 - load.num_free_blocks / load.num_blocks if load.num_blocks else 0.0

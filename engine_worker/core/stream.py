@@ -1,0 +1,77 @@
+"""One choice as the engine generates it: the request, its text, and what nobody was told yet."""
+
+from dataclasses import dataclass, field
+
+from engine_worker.core.choice.batch import TokenScores
+from engine_worker.core.choice.request import Request
+from engine_worker.grammar.constraint import Constraint
+from engine_worker.text.output_text import OutputText
+from engine_worker.text.stopping import Stop, StopStrings
+from engine_worker.text.tokenizer import Tokenizer
+from protocol.wire.messages import Generate
+
+
+@dataclass(slots=True)
+class Stream:
+    """A request together with the text side of its output.
+
+    Attributes:
+        constraint: The grammar that the output follows, if any.
+        stop: Why the output ends, once it does.
+        untold: Tokens that no delta held yet, each with the length of the text after it.
+        untold_scores: Of the tokens that were sampled, in their order, if they are wanted.
+    """
+
+    request: Request
+    text: OutputText
+    want_token_ids: bool
+    constraint: Constraint | None = None
+    stop: Stop | None = None
+    untold: list[tuple[int, int]] = field(default_factory=list)
+    untold_scores: list[TokenScores] = field(default_factory=list)
+
+    def append(self, token_id: int) -> None:
+        """Take the output's next token; `stop` is set when the output ends with it."""
+        self.request.output_token_ids.append(token_id)
+        is_complete = False
+        if self.constraint is not None:
+            self.constraint.push(token_id)
+            is_complete = self.constraint.is_complete
+        self.stop = self.text.push(self.request, is_complete=is_complete)
+        self.untold.append((token_id, self.text.num_characters))
+
+    def append_forced(self) -> bool:
+        """Take the tokens that the grammar forces, within the lease; whether there were any."""
+        num_before = len(self.untold)
+        while (
+            self.constraint is not None
+            and self.constraint.has_forced
+            and self.stop is None
+            and not self.request.is_paused
+        ):
+            self.append(self.constraint.next_forced())
+        return len(self.untold) > num_before
+
+
+def resumed_stream(
+    request: Request, command: Generate, constraint: Constraint | None, tokenizer: Tokenizer
+) -> Stream:
+    """A request with its text side, brought to where an earlier attempt left it."""
+    sampling = command.sampling
+    text = OutputText(
+        tokenizer.detokenizer(
+            request.prompt_token_ids,
+            skip_special_tokens=sampling.skip_special_tokens,
+            keep_special_tokens=command.keep_special_tokens,
+        ),
+        StopStrings(sampling.stop, include=sampling.include_stop_str_in_output),
+        num_sent_characters=command.num_sent_characters,
+        include_stop_text=sampling.include_stop_str_in_output,
+    )
+    stream = Stream(request, text, command.want_token_ids, constraint)
+    for token_id in command.output_token_ids:
+        stream.append(token_id)
+        if stream.stop is not None:
+            break
+    stream.untold.clear()
+    return stream

@@ -1,0 +1,5 @@
+"""Assembles a served model from its folder: tokenizer, weights, runner, and what it offers.
+
+`decoder.py` for language models, `encoder.py` for embedding models, `phases.py` tells the progress.
+May import every room but `serving` and `python_api`.
+"""

@@ -1,0 +1,310 @@
+"""Assembles a served model from its folder: tokenizer, weights, runner, and what it offers."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from jax.typing import DTypeLike
+
+from engine_worker.compute.attention.kv_cache import (
+    choose_num_blocks,
+    default_kv_memory_bytes,
+    device_memory_stats,
+    size_kv_blocks,
+)
+from engine_worker.compute.models.decoder import DecoderGraph, DecoderWeights, declare
+from engine_worker.compute.models.dtype import DtypeChoice, read_cpu_flags, resolve_dtype
+from engine_worker.compute.models.hf_config import load_spec
+from engine_worker.compute.models.spec import DecoderSpec
+from engine_worker.compute.runner.compile_cache import prepare_backend
+from engine_worker.compute.runner.jax_runner import JaxModelRunner
+from engine_worker.compute.weights.fingerprint import fingerprint
+from engine_worker.compute.weights.loader import load_weights
+from engine_worker.compute.weights.sampling_defaults import load_sampling_defaults
+from engine_worker.config import ModelSettings
+from engine_worker.core.choice.batch import MAX_LOGPROBS
+from engine_worker.core.credits import CreditPolicy
+from engine_worker.core.decoding.speculation import SpeculationMode
+from engine_worker.core.engine import RESUME_VERSION, Engine
+from engine_worker.core.metrics import EngineMetrics
+from engine_worker.embedding.embedder import Embedder
+from engine_worker.errors import KvMemoryError
+from engine_worker.loading.encoder import decoder_embedder
+from engine_worker.loading.phases import PhaseCallback
+from engine_worker.text.chat_template import ChatTemplate
+from engine_worker.text.format_detection import DetectedFormats, detect_formats
+from engine_worker.text.preparation import PromptPreparer
+from engine_worker.text.tokenizer import Tokenizer
+from protocol.errors import ConfigurationError
+from protocol.wire.messages import EngineOffer
+
+_log = logging.getLogger("penstock.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that is ready to work.
+
+    Attributes:
+        engine: Warm; belongs to the thread that steps it.
+        preparer: Renders and tokenises, for any thread.
+        tokenizer: The model's.
+        template: The model's chat template; may not exist.
+        credit_policy: What gateways may have unfinished.
+        offer: What is announced to gateways.
+        embedder: Makes embeddings with the same weights; None when nobody asked for it.
+    """
+
+    engine: Engine
+    preparer: PromptPreparer
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    credit_policy: CreditPolicy
+    offer: EngineOffer
+    embedder: Embedder | None = None
+
+
+def load_model(
+    settings: ModelSettings, on_phase: PhaseCallback, metrics: EngineMetrics | None = None
+) -> ServedModel:
+    """Load a model and compile its programs.
+
+    What is quick to check comes first, so that a folder that can't be served is refused at once.
+    The tokenizer is loaded beside the weights: its library alone takes seconds to import.
+
+    Args:
+        settings: Which model, and how.
+        on_phase: Called in this thread, from `loading` to the end of `compiling`.
+        metrics: What the engine counts into; of its own when None.
+
+    Raises:
+        ModelLoadError: The folder can't be served; one line that says why.
+        ConfigurationError: A setting doesn't go with the model.
+    """
+    on_phase("loading", 0.0, "configuration")
+    prepare_backend(settings.compile_cache_dir)
+    spec = load_spec(settings.path)
+    dtype = _choose_dtype(settings, spec)
+    graph = declare(spec, dtype.dtype)
+    max_model_len = choose_max_model_len(settings, spec, dtype.dtype)
+    with ThreadPoolExecutor(1, "tokenizer") as thread:
+        text_side = thread.submit(_load_text_side, settings)
+
+        def on_weights(done: float, text: str) -> None:
+            on_phase("loading", done, text)
+            if text_side.done():
+                # A tokenizer that can't be loaded is no reason to read all weights first.
+                text_side.result()
+
+        weights = load_weights(settings.path, graph, progress=on_weights)
+        runner = create_runner(weights, settings, max_model_len, device_memory_stats)
+        tokenizer, template = text_side.result()
+    runner.warm_up(lambda done, text: on_phase("compiling", done, text))
+    engine = Engine(
+        runner,
+        tokenizer,
+        vocab_size=spec.vocab_size,
+        max_model_len=max_model_len,
+        prefix_cache=settings.prefix_cache,
+        speculation=settings.speculation,
+        metrics=metrics,
+    )
+    embedder = decoder_embedder(
+        settings, weights, max_model_len, lambda done, text: on_phase("compiling", done, text)
+    )
+    return _assemble(settings, graph, dtype, tokenizer, template, runner, engine, embedder)
+
+
+def _load_text_side(settings: ModelSettings) -> tuple[Tokenizer, ChatTemplate]:
+    tokenizer = Tokenizer.load(settings.tokenizer_path or settings.path, settings.path)
+    return tokenizer, ChatTemplate(tokenizer, settings.name)
+
+
+def create_runner(
+    weights: DecoderWeights,
+    settings: ModelSettings,
+    max_model_len: int,
+    read_device_stats: Callable[[], Mapping[str, int] | None],
+) -> JaxModelRunner:
+    """A runner whose cache has the configured size, or the size that memory allows.
+
+    Args:
+        weights: On the device.
+        settings: Of the model.
+        max_model_len: The longest request, tokens.
+        read_device_stats: See `device_memory_stats`.
+
+    Raises:
+        KvMemoryError: Not even one request of `max_model_len` fits.
+    """
+
+    def create(num_blocks: int) -> JaxModelRunner:
+        return JaxModelRunner.create(
+            weights,
+            num_blocks=num_blocks,
+            max_model_len=max_model_len,
+            block_size=settings.block_size,
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            deterministic=settings.deterministic,
+            speculates=settings.speculation is not SpeculationMode.OFF,
+        )
+
+    kv_memory_bytes = settings.kv_memory_bytes
+    if kv_memory_bytes is None:
+        taken_bytes = 0
+        if read_device_stats() is not None:
+            # Programs take as much beside a cache of one block as beside the whole one.
+            taken_bytes = create(1).program_bytes()
+            _log.info("programs take up to %d MiB of the device", taken_bytes // 2**20)
+        kv_memory_bytes = default_kv_memory_bytes(taken_bytes, read_device_stats())
+    return create(
+        choose_num_blocks(
+            weights.graph.spec,
+            weights.graph.dtype,
+            block_size=settings.block_size,
+            max_num_seqs=settings.max_num_seqs,
+            max_model_len=max_model_len,
+            kv_memory_bytes=kv_memory_bytes,
+        )
+    )
+
+
+def _assemble(
+    settings: ModelSettings,
+    graph: DecoderGraph,
+    dtype: DtypeChoice,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    runner: JaxModelRunner,
+    engine: Engine,
+    embedder: Embedder | None,
+) -> ServedModel:
+    spec = graph.spec
+    formats = detect_formats(
+        tokenizer.chat_template_source(has_tools=True),
+        special_tokens=tokenizer.added_tokens(),
+        model_type=_model_type(settings.path),
+        tool_format=settings.tool_format,
+        reasoning_format=settings.reasoning_format,
+    )
+    _log.info("%s", formats.evidence)
+    credit_policy = CreditPolicy.for_engine(
+        max_num_seqs=runner.max_num_seqs,
+        num_kv_tokens=runner.num_blocks * runner.block_size,
+        max_model_len=engine.max_model_len,
+    )
+    offer = EngineOffer(
+        model=settings.name,
+        fingerprint=fingerprint(settings.path, dtype.name),
+        resume_version=RESUME_VERSION,
+        max_model_len=engine.max_model_len,
+        created=int((settings.path / "config.json").stat().st_mtime),
+        credits=credit_policy.whole,
+        architecture=spec.architecture,
+        dtype=dtype.name,
+        has_chat_template=template.exists,
+        tool_format=formats.tool_format,
+        reasoning_format=formats.reasoning_format,
+        format_evidence=formats.evidence,
+        vocab_size=spec.vocab_size,
+        max_logprobs=MAX_LOGPROBS,
+        block_size=runner.block_size,
+        num_parameters=graph.num_parameters,
+        capabilities=_capabilities(template, formats, embedder),
+        sampling_defaults=load_sampling_defaults(settings.path),
+        max_num_seqs=runner.max_num_seqs,
+        num_kv_tokens=runner.num_blocks * runner.block_size,
+        num_embedding_dimensions=0 if embedder is None else embedder.num_dimensions,
+        pooling="" if embedder is None else embedder.pooling.kind,
+    )
+    preparer = PromptPreparer(
+        tokenizer,
+        template,
+        vocab_size=spec.vocab_size,
+        max_model_len=engine.max_model_len,
+        block_size=runner.block_size,
+    )
+    return ServedModel(engine, preparer, tokenizer, template, credit_policy, offer, embedder)
+
+
+def _model_type(folder: Path) -> str | None:
+    """`model_type` of a configuration that was read before, so that it is known to be good."""
+    value = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    return value if isinstance(value, str) else None
+
+
+def _capabilities(
+    template: ChatTemplate, formats: DetectedFormats, embedder: Embedder | None
+) -> tuple[str, ...]:
+    found = {
+        "completions": True,
+        "chat": template.exists,
+        "tools": formats.tool_format is not None,
+        "reasoning": formats.reasoning_format is not None,
+        "embeddings": embedder is not None,
+    }
+    return tuple(name for name, is_there in found.items() if is_there)
+
+
+def _choose_dtype(settings: ModelSettings, spec: DecoderSpec) -> DtypeChoice:
+    # Declaring allocates nothing; the number of parameters is the same in every type.
+    num_parameters = declare(spec, "float32").num_parameters
+    choice = resolve_dtype(
+        settings.dtype,
+        jax.default_backend(),
+        num_parameters,
+        read_cpu_flags(),
+        deterministic=settings.deterministic,
+    )
+    _log.info("%s in %s: %s", settings.name, choice.name, choice.reason)
+    return choice
+
+
+def choose_max_model_len(settings: ModelSettings, spec: DecoderSpec, dtype: DTypeLike) -> int:
+    """The context: as configured, or the model's own, cut to what the KV memory holds.
+
+    Args:
+        settings: Of the model.
+        spec: What it was made for.
+        dtype: Of the KV cache as numbers.
+
+    Raises:
+        ConfigurationError: The configured context is longer than the model's own.
+        KvMemoryError: Not one block fits.
+    """
+    longest = spec.max_position_embeddings
+    if settings.max_model_len is not None:
+        if settings.max_model_len > longest:
+            raise ConfigurationError(
+                f"PENSTOCK_MAX_MODEL_LEN is {settings.max_model_len}, but this model was made for"
+                f" at most {longest} tokens."
+            )
+        return settings.max_model_len
+    kv_memory_bytes = settings.kv_memory_bytes
+    if kv_memory_bytes is None:
+        kv_memory_bytes = default_kv_memory_bytes(
+            declare(spec, dtype).size_bytes, device_memory_stats()
+        )
+    num_blocks = size_kv_blocks(kv_memory_bytes, spec, dtype, settings.block_size)
+    fitting = num_blocks * settings.block_size
+    if fitting < 1:
+        raise KvMemoryError(
+            f"The KV cache gets {kv_memory_bytes} bytes, which hold not one block of"
+            f" {settings.block_size} tokens; raise PENSTOCK_KV_MEMORY."
+        )
+    if fitting < longest:
+        # A little less than fits now: the weights aren't loaded yet.
+        fitting = max(1, num_blocks * 3 // 4) * settings.block_size
+        _log.warning(
+            "the context is cut from %d to %d tokens, because the KV cache gets %d MiB; raise"
+            " PENSTOCK_KV_MEMORY, or set PENSTOCK_MAX_MODEL_LEN",
+            longest,
+            fitting,
+            kv_memory_bytes // 2**20,
+        )
+    return min(longest, fitting)

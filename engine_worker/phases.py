@@ -1,8 +1,0 @@
-"""How loading tells what it does."""
-
-from collections.abc import Callable
-
-from protocol.messages import Phase
-
-PhaseCallback = Callable[[Phase, float, str], None]
-"""Told what is being done, how far it is (0 to 1) and a short text."""

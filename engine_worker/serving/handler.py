@@ -1,0 +1,403 @@
+"""Takes commands in the I/O thread: prompts and grammars go to threads, the rest to the step loop."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import structs
+
+from engine_worker.compute.runner.profiling import Profiler
+from engine_worker.core.credits import CreditPolicy, Held
+from engine_worker.errors import DeadlineError, ProfileError
+from engine_worker.grammar.compile_queue import CompileQueue, WaitingGrammar
+from engine_worker.grammar.compiler import GrammarCompiler
+from engine_worker.grammar.constraint import Constraint
+from engine_worker.text.preparation import PromptPreparer
+from protocol.errors import ErrorCode, PenstockError
+from protocol.version import ProtocolVersion
+from protocol.wire.messages import (
+    Abort,
+    Credits,
+    Detokenize,
+    Embed,
+    EngineCommand,
+    Extend,
+    Failure,
+    Generate,
+    Load,
+    Message,
+    OrphanUsageNoted,
+    Prepare,
+    Profile,
+    Profiled,
+)
+
+if TYPE_CHECKING:
+    # jax comes with it, which a process must not import before its heartbeats flow.
+    from engine_worker.embedding.queue import EmbeddingQueue
+
+MAX_PENDING_PREPARES = 256
+"""Prompts that wait for a thread; beyond them the engine says that it is overloaded."""
+
+_NUM_PREPARE_THREADS = 2
+_RETRY_AFTER_S = 1.0
+
+_log = logging.getLogger("penstock.engine")
+
+
+class Outlet(Protocol):
+    """Where answers go: the worker's connection to its gateways; thread-safe."""
+
+    def send(self, gateway_id: str, message: Message) -> None:
+        """Send in order; dropped silently when the gateway is gone."""
+
+    def gateway_ids(self) -> tuple[str, ...]:
+        """The gateways that are connected."""
+
+    def gateway_version(self, gateway_id: str) -> ProtocolVersion:
+        """What a gateway speaks."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayCommand:
+    """A command for the step loop, and whose it is.
+
+    Attributes:
+        received_at: Monotonic seconds; deadlines count from it, not from when the loop looks.
+        constraint: Of the command's grammar, or why it can't be followed.
+        is_abandoned: Its gateway went away while its grammar was compiled.
+    """
+
+    gateway_id: str
+    command: Generate | Extend | Abort | OrphanUsageNoted
+    received_at: float
+    constraint: Constraint | PenstockError | None = None
+    is_abandoned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayLost:
+    """A gateway is gone; what it wanted is to be dropped."""
+
+    gateway_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopLoop:
+    """The step loop is to return."""
+
+
+InboxItem = GatewayCommand | GatewayLost | StopLoop
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """What the step loop last said of itself; replaced whole, so any thread may read it.
+
+    Attributes:
+        held: What each gateway has unfinished.
+    """
+
+    load: Load = field(default_factory=Load)
+    progress_counter: int = 0
+    num_unfinished: int = 0
+    held: Held = field(default_factory=dict)
+
+
+class EngineHandler:
+    """The engine's `WorkerHandler`; every method returns at once.
+
+    It exists before the model is loaded, because heartbeats start with the process; until `serve`
+    is called, work is refused as unavailable.
+
+    Args:
+        clock: Monotonic seconds.
+        profiler: Records what the engine does; None records nothing.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, profiler: Profiler | None = None
+    ) -> None:
+        self._profiler = profiler
+        self.inbox: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
+        self.is_draining = False
+        self.status = EngineStatus()
+        self._clock = clock
+        self._outlet: Outlet | None = None
+        self._preparer: PromptPreparer | None = None
+        self._credit_policy: CreditPolicy | None = None
+        self._compile_queue: CompileQueue | None = None
+        self._embeddings: EmbeddingQueue | None = None
+        self._pool = ThreadPoolExecutor(_NUM_PREPARE_THREADS, thread_name_prefix="prepare")
+        self._lock = threading.Lock()
+        self._num_prepares = 0
+        self._generates = True
+        self._num_received = 0
+        self._num_taken = 0
+
+    def connect(self, outlet: Outlet) -> None:
+        """Say where answers go; before the first command."""
+        self._outlet = outlet
+
+    def serve(
+        self, preparer: PromptPreparer, credit_policy: CreditPolicy, grammars: GrammarCompiler
+    ) -> None:
+        """The model is loaded: take work from now on."""
+        self._credit_policy = credit_policy
+        self._compile_queue = CompileQueue(grammars, self._hand_on)
+        self._preparer = preparer
+
+    def serve_embeddings(
+        self, embeddings: "EmbeddingQueue", credit_policy: CreditPolicy | None = None
+    ) -> None:
+        """Take embeddings from now on.
+
+        Args:
+            embeddings: Runs in a thread of its own.
+            credit_policy: Of a model that generates nothing.
+        """
+        self._embeddings = embeddings
+        if credit_policy is not None:
+            self._credit_policy = credit_policy
+            # No step loop looks into the inbox; what came meanwhile would seem unfinished for ever.
+            self._generates = False
+            self._num_taken = self._num_received
+
+    def close(self) -> None:
+        """End the step loop and the threads; prompts that still wait are dropped."""
+        self.inbox.put(StopLoop())
+        if self._embeddings is not None:
+            self._embeddings.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._compile_queue is not None:
+            self._compile_queue.close()
+
+    def on_command(self, gateway_id: str, command: EngineCommand) -> None:
+        """Queue a command; see `WorkerHandler`."""
+        if isinstance(command, Prepare | Detokenize):
+            self._take_prepare(gateway_id, command)
+        elif isinstance(command, Embed):
+            if self._embeddings is None or self.is_draining:
+                self._send(gateway_id, self._unavailable(command))
+            else:
+                self._embeddings.submit(gateway_id, command)
+        elif isinstance(command, Profile):
+            self._take_profile(gateway_id, command)
+        elif isinstance(command, Generate) and (self._preparer is None or self.is_draining):
+            self._send(gateway_id, self._unavailable(command))
+        elif isinstance(command, Generate) and command.grammar is not None:
+            self._take_constrained(gateway_id, command)
+        elif isinstance(command, Generate | Extend | Abort | OrphanUsageNoted) and self._generates:
+            if isinstance(command, Extend) and self._compile_queue is not None:
+                self._compile_queue.extend(gateway_id, command)
+            self._num_received += 1
+            self.inbox.put(GatewayCommand(gateway_id, command, self._clock()))
+
+    def on_gateway_lost(self, gateway_id: str) -> None:
+        """Abort all that the gateway wanted."""
+        if self._compile_queue is not None:
+            self._compile_queue.forget_gateway(gateway_id)
+        if self._generates:
+            self._num_received += 1
+            self.inbox.put(GatewayLost(gateway_id))
+        if self._embeddings is not None:
+            self._embeddings.forget_gateway(gateway_id)
+
+    def on_drain(self, timeout_s: float) -> None:
+        """Refuse new work from now on; what runs goes on."""
+        _log.info("draining, at most %.0f s", timeout_s)
+        self.is_draining = True
+
+    def num_unfinished(self) -> int:
+        """Commands not looked at yet, prompts in preparation, and requests that run or wait."""
+        # In this order: what leaves the first count is in the status before it does.
+        num_pending = self._num_received - self._num_taken
+        with self._lock:
+            num_prepares = self._num_prepares
+        return num_pending + num_prepares + self.status.num_unfinished + self._num_embeddings
+
+    def load(self) -> Load:
+        """The load after the last step, with the requests for embeddings.
+
+        While commands wait for a step, something runs: an idle engine that hangs in its very first
+        step must not look idle.
+        """
+        load = self.status.load
+        num_running = load.num_running + self._num_embeddings
+        if self._num_received > self._num_taken:
+            num_running = max(1, num_running)
+        return structs.replace(load, num_running=num_running)
+
+    def credits(self, gateway_id: str) -> Credits | None:
+        """The gateway's window after the last step; None while nothing is served."""
+        return self.window(gateway_id, self.status.held)
+
+    def window(self, gateway_id: str, held: Held) -> Credits | None:
+        """The gateway's window when gateways have so much; None while nothing is served."""
+        if self._credit_policy is None or self._outlet is None:
+            return None
+        return self._credit_policy.window(gateway_id, self._outlet.gateway_ids(), held)
+
+    def admits(self, gateway_id: str, held: Held, num_new_tokens: int) -> bool:
+        """Whether a gateway may have one more request when gateways have so much."""
+        if self._credit_policy is None or self._outlet is None:
+            return True
+        gateway_ids = self._outlet.gateway_ids()
+        return self._credit_policy.admits(gateway_id, gateway_ids, held, num_new_tokens)
+
+    def progress_counter(self) -> int:
+        """Steps, and batches of embeddings, computed so far."""
+        num_batches = 0 if self._embeddings is None else self._embeddings.num_batches
+        return self.status.progress_counter + num_batches
+
+    @property
+    def _num_embeddings(self) -> int:
+        return 0 if self._embeddings is None else self._embeddings.num_unfinished
+
+    def publish(self, status: EngineStatus, num_taken: int) -> None:
+        """The step loop's report: its state, which includes so many more inbox items."""
+        self.status = status
+        self._num_taken += num_taken
+
+    def _take_profile(self, gateway_id: str, command: Profile) -> None:
+        """Record in a thread of its own; nobody else waits for it."""
+        args = (gateway_id, command)
+        threading.Thread(target=self._profile, args=args, name="profile", daemon=True).start()
+
+    def _profile(self, gateway_id: str, command: Profile) -> None:
+        answer: Message
+        try:
+            if self._profiler is None:
+                raise ProfileError("This engine records no profiles.")
+            folder, size_bytes = self._profiler.record(command.duration_s)
+            answer = Profiled(
+                request_id=command.request_id, directory=str(folder), size_bytes=size_bytes
+            )
+        except PenstockError as error:
+            answer = Failure(
+                request_id=command.request_id,
+                code=error.code,
+                message=error.message,
+                param=error.param,
+            )
+        except Exception:  # noqa: BLE001 - whatever the profiler raises, the engine serves on
+            _log.exception("a profile could not be recorded")
+            answer = Failure(
+                request_id=command.request_id,
+                code=ErrorCode.INTERNAL_ERROR,
+                message="The engine failed to record a profile.",
+            )
+        self._send(gateway_id, answer)
+
+    def _take_constrained(self, gateway_id: str, command: Generate) -> None:
+        """Have the grammar compiled; the request reaches the step loop with the result."""
+        assert self._compile_queue is not None
+        if self._compile_queue.submit(gateway_id, command, self._clock()):
+            self._num_received += 1
+            return
+        self._send(
+            gateway_id,
+            Failure(
+                request_id=command.request_id,
+                choice=command.choice,
+                attempt=command.attempt,
+                code=ErrorCode.OVERLOADED,
+                message="Too many grammars are waiting to be compiled.",
+                retry_after_s=_RETRY_AFTER_S,
+            ),
+        )
+
+    def _hand_on(self, waiting: WaitingGrammar, result: Constraint | PenstockError) -> None:
+        """Runs in a compiling thread; `num_unfinished` counts the request since it came."""
+        self.inbox.put(
+            GatewayCommand(
+                waiting.gateway_id,
+                waiting.command,
+                waiting.received_at,
+                constraint=result,
+                is_abandoned=waiting.is_abandoned,
+            )
+        )
+
+    def _take_prepare(self, gateway_id: str, command: Prepare | Detokenize) -> None:
+        preparer = self._preparer
+        if preparer is None or self.is_draining:
+            self._send(gateway_id, self._unavailable(command))
+            return
+        with self._lock:
+            is_full = self._num_prepares >= MAX_PENDING_PREPARES
+            self._num_prepares += not is_full
+        if is_full:
+            self._send(
+                gateway_id,
+                Failure(
+                    request_id=command.request_id,
+                    code=ErrorCode.OVERLOADED,
+                    message="Too many prompts are waiting to be tokenised.",
+                    retry_after_s=_RETRY_AFTER_S,
+                ),
+            )
+            return
+        deadline = self._clock() + command.deadline_s
+        self._pool.submit(self._prepare, preparer, gateway_id, command, deadline)
+
+    def _prepare(
+        self,
+        preparer: PromptPreparer,
+        gateway_id: str,
+        command: Prepare | Detokenize,
+        deadline: float,
+    ) -> None:
+        """Runs in the pool: exactly one answer, whatever happens."""
+        answer: Message
+        try:
+            if self._clock() >= deadline:
+                raise DeadlineError("The request's time ran out before its prompt was tokenised.")
+            if isinstance(command, Detokenize):
+                answer = preparer.detokenize(command)
+            else:
+                answer = preparer.prepare(command)
+        except PenstockError as error:
+            answer = Failure(
+                request_id=command.request_id,
+                code=error.code,
+                message=error.message,
+                param=error.param,
+            )
+        except Exception:  # noqa: BLE001 - a bug here must not cost the request its answer
+            _log.exception("a prompt could not be prepared")
+            answer = Failure(
+                request_id=command.request_id,
+                code=ErrorCode.INTERNAL_ERROR,
+                message="The engine failed to prepare the prompt.",
+            )
+        self._send(gateway_id, answer)
+        with self._lock:
+            self._num_prepares -= 1
+
+    def _unavailable(self, command: Prepare | Detokenize | Generate | Embed) -> Failure:
+        if self.is_draining:
+            reason = "The engine is stopping."
+        elif isinstance(command, Embed) and self._preparer is not None:
+            reason = "This engine makes no embeddings; PENSTOCK_POOLING lets it."
+        elif self._embeddings is not None:
+            reason = "This engine makes nothing but embeddings."
+        else:
+            reason = "The engine is still loading."
+        return Failure(
+            request_id=command.request_id,
+            choice=command.choice if isinstance(command, Generate) else -1,
+            attempt=command.attempt if isinstance(command, Generate) else 0,
+            code=ErrorCode.WORKER_UNAVAILABLE,
+            message=reason,
+            retry_after_s=_RETRY_AFTER_S,
+        )
+
+    def _send(self, gateway_id: str, message: Message) -> None:
+        assert self._outlet is not None, "connect() comes before the first command"
+        self._outlet.send(gateway_id, message)

@@ -1,0 +1,140 @@
+"""Runs the engine process: connect first, then load, announce, and step until it is time to go."""
+
+import logging
+import threading
+from collections.abc import Sequence
+
+from engine_worker.compute.runner.profiling import Profiler
+from engine_worker.config import EngineSettings, ModelSettings
+from engine_worker.core.metrics import EngineMetrics
+from engine_worker.errors import ModelLoadError
+from engine_worker.serving.handler import EngineHandler
+from engine_worker.serving.step_loop import StepLoop
+from protocol.errors import ConfigurationError
+from protocol.wire import codec
+from protocol.wire.endpoints import Endpoint
+from protocol.wire.keys import ClientSecurity
+from protocol.wire.messages import EngineCommand, EngineOffer
+from protocol.wire.worker import Worker, WorkerSettings
+
+EXIT_FAILED = 1
+HANG_GRACE_S = 60.0
+"""Beyond the gateway's own patience; a program that compiles after all may need it."""
+
+_log = logging.getLogger("penstock.engine")
+
+
+def run(
+    settings: EngineSettings,
+    *,
+    endpoints: Sequence[Endpoint],
+    security: ClientSecurity | None,
+    build: str,
+) -> int:
+    """Serve until a signal, a refusal or a failure; call it from the main thread.
+
+    Args:
+        settings: Of the process.
+        endpoints: The gateways to dial.
+        security: CURVE keys; None for ipc and loopback.
+        build: Version of the code.
+
+    Returns:
+        The exit code: 0 after a drain, 1 when the model can't be served or the engine broke.
+    """
+    handler = EngineHandler(profiler=Profiler(settings.profile_dir))
+    metrics = EngineMetrics(handler.load)
+    worker: Worker[EngineCommand] = Worker(
+        role="engine",
+        decoder=codec.engine_command_decoder(),
+        handler=handler,
+        endpoints=endpoints,
+        security=security,
+        settings=WorkerSettings(
+            drain_timeout_s=settings.drain_timeout_s, hang_grace_s=HANG_GRACE_S
+        ),
+        build=build,
+        metrics=metrics.registry,
+    )
+    handler.connect(worker)
+    worker.start()
+    # The main thread stays free for signals; the engine's own thread loads, compiles and steps.
+    thread = threading.Thread(
+        target=_serve, args=(settings.model, handler, worker, metrics), name="engine", daemon=True
+    )
+    thread.start()
+    exit_code = worker.wait()
+    handler.close()
+    return exit_code
+
+
+def _serve(
+    settings: ModelSettings,
+    handler: EngineHandler,
+    worker: Worker[EngineCommand],
+    metrics: EngineMetrics,
+) -> None:
+    try:
+        # Imported here because jax takes a second, in which heartbeats already flow.
+        from engine_worker.loading.encoder import is_encoder_folder
+
+        if is_encoder_folder(settings):
+            _serve_encoder(settings, handler, worker)
+        else:
+            _serve_decoder(settings, handler, worker, metrics)
+    except (ConfigurationError, ModelLoadError) as error:
+        _log.error("%s", error.message)
+        worker.stop(error.message, EXIT_FAILED)
+    except Exception:  # noqa: BLE001 - the process ends with it, and says so
+        _log.exception("the engine broke")
+        worker.stop("The engine broke; its log says why.", EXIT_FAILED)
+
+
+def _serve_decoder(
+    settings: ModelSettings,
+    handler: EngineHandler,
+    worker: Worker[EngineCommand],
+    metrics: EngineMetrics,
+) -> None:
+    from engine_worker.embedding.queue import EmbeddingQueue
+    from engine_worker.embedding.service import Embeddings
+    from engine_worker.loading.decoder import load_model
+
+    served = load_model(settings, worker.set_phase, metrics)
+    if served.embedder is not None:
+        embeddings = EmbeddingQueue(
+            Embeddings(served.embedder, served.tokenizer, served.offer.vocab_size), worker
+        )
+        handler.serve_embeddings(embeddings)
+        threading.Thread(target=embeddings.run, name="embedding", daemon=True).start()
+    handler.serve(served.preparer, served.credit_policy, served.engine.grammars)
+    _announce(served.offer, worker)
+    StepLoop(served.engine, handler, worker, engine_id=worker.instance_id).run()
+
+
+def _serve_encoder(
+    settings: ModelSettings, handler: EngineHandler, worker: Worker[EngineCommand]
+) -> None:
+    from engine_worker.embedding.queue import EmbeddingQueue
+    from engine_worker.embedding.service import Embeddings
+    from engine_worker.loading.encoder import load_encoder
+
+    served = load_encoder(settings, worker.set_phase)
+    embeddings = EmbeddingQueue(
+        Embeddings(served.embedder, served.tokenizer, served.vocab_size), worker
+    )
+    handler.serve_embeddings(embeddings, served.credit_policy)
+    _announce(served.offer, worker)
+    embeddings.run()
+
+
+def _announce(offer: EngineOffer, worker: Worker[EngineCommand]) -> None:
+    worker.announce(offer)
+    _log.info(
+        "serving %s: %s, %d parameters in %s, context %d tokens",
+        offer.model,
+        offer.architecture,
+        offer.num_parameters,
+        offer.dtype,
+        offer.max_model_len,
+    )

@@ -1,0 +1,217 @@
+"""The engine's own thread: take commands, compute a step, send each gateway its output."""
+
+import queue
+import time
+from collections.abc import Callable, Container
+
+from engine_worker.core.engine import Engine
+from engine_worker.core.engine_output import GatewayOutput
+from engine_worker.serving.cache_report import CacheReporter
+from engine_worker.serving.handler import (
+    EngineHandler,
+    EngineStatus,
+    GatewayCommand,
+    GatewayLost,
+    InboxItem,
+    Outlet,
+    StopLoop,
+)
+from engine_worker.serving.isolation import Isolation
+from engine_worker.serving.orphans import OrphanBook
+from protocol.errors import ErrorCode, PenstockError
+from protocol.version import ORPHAN_USAGE_VERSION
+from protocol.wire.messages import Credits, Extend, Generate, OrphanUsageNoted, StepOutput
+
+_MAX_SLEEP_S = 1.0
+"""So soon a gateway that came to an idle engine learns what is cached there."""
+
+
+class StepLoop:
+    """Drives the engine from a handler's inbox.
+
+    Args:
+        engine: Owned by the thread that calls `run`.
+        handler: Holds the inbox, and is told the engine's state.
+        outlet: Where outputs go.
+        clock: Monotonic seconds, the engine's.
+        engine_id: The worker's instance id.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        handler: EngineHandler,
+        outlet: Outlet,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        engine_id: str = "engine",
+    ) -> None:
+        self._engine = engine
+        self._handler = handler
+        self._outlet = outlet
+        self._clock = clock
+        self._isolation = Isolation(clock)
+        self._orphans = OrphanBook(engine_id, clock)
+        self._cache_reporter = CacheReporter(engine, outlet, clock)
+        self._windows: dict[str, Credits | None] = {}
+        self._is_stopping = False
+
+    def run(self) -> None:
+        """Work until `StopLoop`; without work it sleeps in the inbox.
+
+        Raises:
+            Exception: The engine is broken beyond one step; the process has to start over.
+        """
+        while self.run_once():
+            pass
+
+    def run_once(self, *, block: bool = True) -> bool:
+        """One round: commands, one step, outputs.
+
+        Args:
+            block: Whether to wait for a command when there is nothing to compute.
+
+        Returns:
+            False once the loop is to end.
+        """
+        num_taken = self._take_commands(block=block)
+        if self._is_stopping:
+            return False
+        outputs = self._engine.step()
+        for gateway_id, output in outputs.items():
+            self._send(gateway_id, output)
+        if any(output.ends for output in outputs.values()):
+            self._share_out(outputs)
+        self._report_orphans()
+        self._cache_reporter.report(is_idle=not self._engine.has_work())
+        self._handler.publish(
+            EngineStatus(
+                load=self._engine.load(),
+                progress_counter=self._engine.num_steps,
+                num_unfinished=self._engine.num_unfinished,
+                held=self._engine.held(),
+            ),
+            num_taken,
+        )
+        return True
+
+    def _take_commands(self, *, block: bool) -> int:
+        """Handle all that is in the inbox; how many items that were."""
+        num_taken = 0
+        timeout_s = 0.0
+        if block and not self._engine.has_work():
+            wakes = [self._engine.next_deadline(), self._orphans.next_due()]
+            due = min((wake for wake in wakes if wake is not None), default=None)
+            timeout_s = _MAX_SLEEP_S
+            if due is not None:
+                timeout_s = min(max(0.0, due - self._clock()), _MAX_SLEEP_S)
+        try:
+            while not self._is_stopping:
+                self._handle(
+                    self._handler.inbox.get_nowait()
+                    if timeout_s == 0.0
+                    else self._handler.inbox.get(timeout=timeout_s)
+                )
+                timeout_s = 0.0
+                num_taken += 1
+        except queue.Empty:
+            pass
+        return num_taken
+
+    def _handle(self, item: InboxItem) -> None:
+        if isinstance(item, StopLoop):
+            self._is_stopping = True
+        elif isinstance(item, GatewayLost):
+            self._engine.forget_gateway(item.gateway_id)
+            self._isolation.forget_gateway(item.gateway_id)
+            self._windows.pop(item.gateway_id, None)
+            self._cache_reporter.forget_gateway(item.gateway_id)
+            self._orphans.on_gateway_lost(item.gateway_id)
+        elif isinstance(item.command, Generate):
+            if not item.is_abandoned:
+                self._generate(item, item.command)
+        elif isinstance(item.command, Extend):
+            self._engine.extend(item.gateway_id, item.command)
+        elif isinstance(item.command, OrphanUsageNoted):
+            self._orphans.on_noted(item.command.report_id)
+        else:
+            self._engine.abort(item.gateway_id, item.command)
+
+    def _generate(self, item: GatewayCommand, command: Generate) -> None:
+        gateway_id, constraint = item.gateway_id, item.constraint
+        if self._engine.knows(gateway_id, command):
+            # What is worked on or over already costs no credit, and has its one end elsewhere.
+            self._engine.add(gateway_id, command, received_at=item.received_at)
+            return
+        if isinstance(constraint, PenstockError):
+            self._engine.refuse(
+                gateway_id, command, constraint.code, constraint.message, param=constraint.param
+            )
+            return
+        held = self._engine.held()
+        num_new_tokens = len(command.prompt_token_ids) + len(command.output_token_ids)
+        if not self._handler.admits(gateway_id, held, num_new_tokens):
+            num_requests, num_tokens = held.get(gateway_id, (0, 0))
+            window = self._handler.window(gateway_id, held)
+            assert window is not None, "without a policy everything is admitted"
+            self._engine.refuse(
+                gateway_id,
+                command,
+                ErrorCode.CREDIT_EXCEEDED,
+                f"The gateway has {num_requests} requests with {num_tokens} tokens here; its"
+                f" credit is {window.max_requests} and {window.max_tokens}.",
+            )
+            return
+        if not self._isolation.admits(
+            (gateway_id, command.request_id, command.choice),
+            is_alone=command.is_alone,
+            num_unfinished=self._engine.num_unfinished,
+        ):
+            self._engine.refuse(
+                gateway_id,
+                command,
+                ErrorCode.CREDIT_EXCEEDED,
+                "A request runs alone here, or is about to; please try again.",
+            )
+            return
+        self._orphans.on_generate(gateway_id, command)
+        self._engine.add(gateway_id, command, received_at=item.received_at, constraint=constraint)
+
+    def _reporting_gateway(self) -> str | None:
+        for gateway_id in self._outlet.gateway_ids():
+            if self._outlet.gateway_version(gateway_id) >= ORPHAN_USAGE_VERSION:
+                return gateway_id
+        return None
+
+    def _report_orphans(self) -> None:
+        due = self._orphans.next_due()
+        if due is not None and due <= self._clock():
+            gateway_id = self._reporting_gateway()
+            if gateway_id is None:
+                self._orphans.postpone()
+            else:
+                self._outlet.send(gateway_id, self._orphans.report())
+
+    def _share_out(self, told: Container[str]) -> None:
+        """Something was freed: tell the gateways that have no output, or only others would ask."""
+        held = self._engine.held()
+        for gateway_id in self._outlet.gateway_ids():
+            window = self._handler.window(gateway_id, held)
+            if gateway_id not in told and window != self._windows.get(gateway_id):
+                self._send(gateway_id, GatewayOutput())
+
+    def _send(self, gateway_id: str, output: GatewayOutput) -> None:
+        self._isolation.on_output(gateway_id, output.deltas, output.ends)
+        self._orphans.on_output(gateway_id, output.deltas, output.ends)
+        window = self._handler.window(gateway_id, self._engine.held())
+        self._windows[gateway_id] = window
+        self._outlet.send(
+            gateway_id,
+            StepOutput(
+                deltas=tuple(output.deltas),
+                ends=tuple(output.ends),
+                progress_counter=self._engine.num_steps,
+                load=self._engine.load(),
+                credits=window,
+            ),
+        )

@@ -1,0 +1,256 @@
+"""Renders chat messages to the text of a prompt through the model's own template."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from engine_worker.errors import (
+    ChatTemplateError,
+    InvalidRequestError,
+    NoChatTemplateError,
+    UnsupportedParameterError,
+)
+from engine_worker.text.chat_messages import (
+    JsonObject,
+    arguments_as_object,
+    arguments_as_string,
+    with_arguments,
+)
+from engine_worker.text.tokenizer import Tokenizer
+
+# What the engine itself passes to templates; a client may not set it as a template argument.
+_RESERVED_ARGUMENTS = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversations",
+        "documents",
+        "messages",
+        "penstock_times",
+        "return_assistant_tokens_mask",
+        "strftime_now",
+        "tools",
+    }
+)
+# What template code raises besides Jinja's own errors.
+_RENDER_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+# Templates ask for the date with a format that is spelt in them; all are rendered beforehand from
+# the request's own time, because the prompt must come out the same on another engine, later.
+_TIME_MACRO = "{%- macro strftime_now(format) -%}{{- penstock_times[format] -}}{%- endmacro -%}"
+_TIME_FORMAT = re.compile(r"""(["'])((?:(?!\1).)*%(?:(?!\1).)*)\1""")
+_NULL_CONTENT = re.compile(r"""content(["']\])?\s+is\s+(not\s+)?none""", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """One template's source and what it wants.
+
+    Attributes:
+        wants_argument_objects: Tool arguments as objects, otherwise as JSON text.
+    """
+
+    source: str
+    time_formats: tuple[str, ...]
+    knows_developer: bool
+    knows_tools: bool
+    wants_null_content: bool
+    wants_argument_objects: bool
+
+
+class ChatTemplate:
+    """The chat template of one model; safe to use from several threads.
+
+    Args:
+        tokenizer: Holds the template.
+        model: Public name of the model, for messages.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, model: str) -> None:
+        self._model = model
+        self._special_tokens = tokenizer.special_tokens_map()
+        plain = tokenizer.chat_template_source(has_tools=False)
+        with_tools = tokenizer.chat_template_source(has_tools=True)
+        self._plain = None if plain is None else self._examine(plain)
+        self._with_tools = (
+            self._plain if with_tools is None or with_tools == plain else self._examine(with_tools)
+        )
+
+    @property
+    def exists(self) -> bool:
+        """Whether chat requests can be served."""
+        return self._plain is not None
+
+    def render(
+        self,
+        messages: list[JsonObject],
+        *,
+        tools: list[JsonObject] | None = None,
+        template_arguments: JsonObject | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        template_time: int,
+    ) -> str:
+        """The text of the prompt.
+
+        Args:
+            messages: As `parse_messages` returns them.
+            tools: As `parse_tools` returns them.
+            template_arguments: Further variables of the template (`enable_thinking` …).
+            add_generation_prompt: End with the header of the assistant's answer.
+            continue_final_message: Leave the last message open, so that the model goes on in it.
+            template_time: What the template sees as now, Unix seconds, in UTC.
+
+        Raises:
+            NoChatTemplateError: The model has none.
+            ChatTemplateError: The template refused the conversation or broke on it.
+            InvalidRequestError: A template argument with a reserved name; contradicting options.
+            UnsupportedParameterError: Tools for a template that knows none.
+        """
+        template = self._with_tools if tools else self._plain
+        if template is None:
+            raise NoChatTemplateError(
+                f"The model '{self._model}' has no chat template, so it can't take chat messages;"
+                " use /v1/completions with a prompt."
+            )
+        if tools and not template.knows_tools:
+            raise UnsupportedParameterError(
+                f"The chat template of the model '{self._model}' knows no tools.", param="tools"
+            )
+        if add_generation_prompt and continue_final_message:
+            raise InvalidRequestError(
+                "'continue_final_message' and 'add_generation_prompt' can't both be true.",
+                param="continue_final_message",
+            )
+        return self._render(
+            template,
+            _shape(messages, template),
+            tools,
+            _check_arguments(template_arguments or {}),
+            template_time,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+
+    def _render(
+        self,
+        template: _Template,
+        messages: list[JsonObject],
+        tools: list[JsonObject] | None,
+        arguments: JsonObject,
+        template_time: int,
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+    ) -> str:
+        # transformers' sandboxed renderer without `apply_chat_template` around it, which drops
+        # fields that are null although some templates look for them.
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        now = datetime.fromtimestamp(template_time, tz=UTC)
+        times = {format_: now.strftime(format_) for format_ in template.time_formats}
+        try:
+            rendered, _ = render_jinja_template(
+                conversations=[messages],
+                tools=tools,
+                chat_template=template.source,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **{**arguments, **self._special_tokens, "penstock_times": times},
+            )
+        except _RENDER_ERRORS as error:
+            message = str(error).strip() or type(error).__name__
+            raise ChatTemplateError(
+                f"The chat template of the model '{self._model}' refused the messages: "
+                f"{message:.500}",
+                param="messages",
+            ) from error
+        text: str = rendered[0]
+        return text
+
+    def _examine(self, source: str) -> _Template:
+        time_formats: tuple[str, ...] = ()
+        if "strftime_now" in source:
+            time_formats = tuple({match[2] for match in _TIME_FORMAT.finditer(source)})
+        template = _Template(
+            source=_TIME_MACRO + source if time_formats else source,
+            time_formats=time_formats,
+            knows_developer="developer" in source,
+            knows_tools="tools" in source,
+            wants_null_content=_NULL_CONTENT.search(source) is not None,
+            wants_argument_objects=True,
+        )
+        if self._shows_arguments(template, {"penstock_probe": "1"}):
+            return template
+        text = json.dumps({"penstock_probe": "1"})
+        if not self._shows_arguments(template, text):
+            return template
+        return replace(template, wants_argument_objects=False)
+
+    def _shows_arguments(self, template: _Template, arguments: Any) -> bool:
+        """Whether a tool call with these arguments comes out of the template as JSON."""
+        call = {
+            "id": "call_000000000",
+            "type": "function",
+            "function": {"name": "f", "arguments": arguments},
+        }
+        messages: list[JsonObject] = [
+            {"role": "user", "content": "?"},
+            {
+                "role": "assistant",
+                "content": None if template.wants_null_content else "",
+                "tool_calls": [call],
+            },
+        ]
+        try:
+            text = self._render(
+                template,
+                messages,
+                None,
+                {},
+                0,
+                add_generation_prompt=False,
+                continue_final_message=False,
+            )
+        except ChatTemplateError:
+            return False
+        return re.search(r'"penstock_probe":\s*"1"', text) is not None
+
+
+def _shape(messages: list[JsonObject], template: _Template) -> list[JsonObject]:
+    """Messages as this template wants them."""
+    shaped = []
+    for message in with_arguments(
+        messages,
+        arguments_as_object if template.wants_argument_objects else arguments_as_string,
+    ):
+        changed = dict(message)
+        if changed["role"] == "developer" and not template.knows_developer:
+            changed["role"] = "system"
+        if changed["content"] is None and not template.wants_null_content:
+            changed["content"] = ""
+        shaped.append(changed)
+    return shaped
+
+
+def _check_arguments(arguments: JsonObject) -> JsonObject:
+    for name in arguments:
+        if name in _RESERVED_ARGUMENTS or name.startswith("_"):
+            raise InvalidRequestError(
+                f"'chat_template_kwargs.{name:.80}' is set by the server and can't be given.",
+                param=f"chat_template_kwargs.{name:.80}",
+            )
+    return arguments

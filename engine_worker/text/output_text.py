@@ -1,0 +1,86 @@
+"""The text side of one output: tokens in, visible text and the reason to stop out."""
+
+from engine_worker.core.choice.request import Request
+from engine_worker.text.detokenizer import Detokenizer
+from engine_worker.text.stopping import Stop, StopStrings, length_stop, token_stop
+
+
+class OutputText:
+    """Follows one request's output, token by token.
+
+    What an earlier attempt generated is fed through the same way (`push` for each token), so that
+    the state after it is the same; text that the client already has is then left out.
+
+    Args:
+        detokenizer: Fresh.
+        stop_strings: Fresh.
+        num_sent_characters: Of the visible text, what the client already has.
+        include_stop_text: Whether a stop token's own text is shown.
+    """
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        stop_strings: StopStrings,
+        *,
+        num_sent_characters: int = 0,
+        include_stop_text: bool = False,
+    ) -> None:
+        self._detokenizer = detokenizer
+        self._stop_strings = stop_strings
+        self._num_to_skip = num_sent_characters
+        self._include_stop_text = include_stop_text
+        self._new_text: list[str] = []
+        self.num_characters = 0
+
+    def push(self, request: Request, *, is_complete: bool = False) -> Stop | None:
+        """Take the request's last output token; the reason when the output ends with it.
+
+        Args:
+            request: Whose output it is.
+            is_complete: Nothing may follow, because the output's grammar is at its end.
+
+        `num_characters` is afterwards how long the whole decoded text is, whether shown or not.
+        """
+        stop = token_stop(request)
+        text = ""
+        if stop is None or self._include_stop_text:
+            text = self._detokenizer.push(request.output_token_ids[-1])
+        if is_complete:
+            stop = stop or Stop("stop")
+        stop = stop or length_stop(request)
+        if stop is not None:
+            text += self._detokenizer.finish()
+        self.num_characters += len(text)
+        if request.num_output_tokens <= request.min_tokens:
+            visible, found = self._stop_strings.pass_through(text), None
+        else:
+            visible, found = self._stop_strings.feed(text)
+        if found is not None and (stop is None or stop.reason == "length"):
+            stop = Stop("stop", found)
+        elif stop is not None and found is None:
+            visible += self._stop_strings.flush()
+        self._show(visible)
+        return stop
+
+    def close(self) -> None:
+        """Nothing more comes, although no token said so: show what is held back."""
+        text = self._detokenizer.finish()
+        self.num_characters += len(text)
+        self._show(self._stop_strings.pass_through(text))
+
+    def take(self) -> str:
+        """The visible text since the last call."""
+        if not self._new_text:
+            return ""
+        text = "".join(self._new_text)
+        self._new_text.clear()
+        return text
+
+    def _show(self, text: str) -> None:
+        if self._num_to_skip:
+            num_skipped = min(self._num_to_skip, len(text))
+            self._num_to_skip -= num_skipped
+            text = text[num_skipped:]
+        if text:
+            self._new_text.append(text)

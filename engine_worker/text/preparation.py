@@ -1,0 +1,211 @@
+"""Answers Prepare and Detokenize: templates, tokens and text, lengths, hashes of blocks."""
+
+import time
+from collections.abc import Callable
+
+from engine_worker.core.choice.parameter_table import MAX_INT32
+from engine_worker.core.scheduling.block_hashes import block_hashes
+from engine_worker.errors import ContextLengthError, InvalidRequestError
+from engine_worker.text.chat_messages import parse_json, parse_messages, parse_tools
+from engine_worker.text.chat_template import ChatTemplate
+from engine_worker.text.tokenizer import Tokenizer
+from protocol.wire.messages import Detokenize, Detokenized, Prepare, Prepared
+
+# Enough for a parser to see whether the template opened a reasoning block.
+_NUM_TAIL_CHARACTERS = 256
+# Text normalisation may shorten a text a little before it becomes tokens; never by this factor.
+_MAX_NORMALISATION_FACTOR = 4
+_KEEP_WHAT_FITS = -1
+
+
+class PromptPreparer:
+    """Turns the prompts of one model into token ids; stateless, for any number of threads.
+
+    Args:
+        tokenizer: The model's.
+        template: The model's; may not exist.
+        vocab_size: Token ids at or above it are refused.
+        max_model_len: Prompt and output together, tokens.
+        block_size: Tokens a KV block.
+        now: Unix seconds, for templates that show the date.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        block_size: int,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
+        self._block_size = block_size
+        self._now = now
+
+    def prepare(self, command: Prepare) -> Prepared:
+        """The prompt as token ids.
+
+        Raises:
+            RequestError: The prompt is wrong or too long, or the template refuses it.
+        """
+        template_time = 0
+        if command.messages_json is not None:
+            template_time = command.template_time or int(self._now())
+        text, token_ids = self._tokenise(command, template_time)
+        if not token_ids:
+            raise InvalidRequestError("The prompt is empty.", param=_prompt_param(command))
+        kept = self._truncate(token_ids, command)
+        if kept is not token_ids:
+            token_ids = kept
+            text = self._tokenizer.decode(kept, skip_special_tokens=command.prompt is not None)
+        if command.kind != "count":
+            check_length(
+                len(token_ids), command.max_tokens, self._max_model_len, _prompt_param(command)
+            )
+        tokens: tuple[str, ...] = ()
+        if command.return_tokens:
+            tokens = tuple(map(self._tokenizer.token_text, token_ids))
+        return Prepared(
+            request_id=command.request_id,
+            prompt_token_ids=tuple(token_ids),
+            block_hashes=block_hashes(token_ids, self._block_size, command.tenant),
+            prompt_tail=text[-_NUM_TAIL_CHARACTERS:],
+            template_time=template_time,
+            max_output_tokens=max(0, self._max_model_len - len(token_ids)),
+            tokens=tokens,
+            prompt_text=text if command.kind == "completion" else "",
+        )
+
+    def detokenize(self, command: Detokenize) -> Detokenized:
+        """The text of token ids, special tokens included.
+
+        Raises:
+            InvalidRequestError: An id that the model doesn't have.
+        """
+        check_token_ids(command.token_ids, self._vocab_size, param="tokens")
+        text = self._tokenizer.decode(command.token_ids)
+        return Detokenized(request_id=command.request_id, text=text)
+
+    def _tokenise(self, command: Prepare, template_time: int) -> tuple[str, list[int]]:
+        """The text of the prompt and its tokens."""
+        if command.messages_json is not None:
+            text = self._render(command, template_time)
+            return text, self._encode(text, add_special_tokens=False, command=command)
+        if command.prompt_token_ids is not None:
+            token_ids = list(command.prompt_token_ids)
+            check_token_ids(token_ids, self._vocab_size)
+            return self._tokenizer.decode(token_ids), token_ids
+        if command.prompt is not None:
+            token_ids = self._encode(
+                command.prompt, add_special_tokens=command.add_special_tokens, command=command
+            )
+            return command.prompt, token_ids
+        raise InvalidRequestError(
+            "There is nothing to prepare: the request has neither messages nor a prompt.",
+            param="messages" if command.kind == "chat" else "prompt",
+        )
+
+    def _truncate(self, token_ids: list[int], command: Prepare) -> list[int]:
+        """The last tokens, as many as are wanted; the same list when nothing is left out."""
+        num_kept = command.truncate_prompt_tokens
+        if num_kept is None:
+            return token_ids
+        if num_kept != _KEEP_WHAT_FITS and not 1 <= num_kept <= MAX_INT32:
+            raise InvalidRequestError(
+                f"'truncate_prompt_tokens' must be -1 or 1 ≤ x ≤ {MAX_INT32}, not {num_kept}.",
+                param="truncate_prompt_tokens",
+            )
+        if num_kept == _KEEP_WHAT_FITS:
+            # When the output alone is too long, the check of the length says so.
+            num_kept = max(1, self._max_model_len - (command.max_tokens or 1))
+        return token_ids[-num_kept:] if len(token_ids) > num_kept else token_ids
+
+    def _render(self, command: Prepare, template_time: int) -> str:
+        assert command.messages_json is not None
+        arguments = {}
+        if command.template_kwargs_json is not None:
+            arguments = parse_json(command.template_kwargs_json, "chat_template_kwargs")
+            if not isinstance(arguments, dict):
+                raise InvalidRequestError(
+                    "'chat_template_kwargs' must be an object.", param="chat_template_kwargs"
+                )
+        return self._template.render(
+            parse_messages(command.messages_json),
+            tools=parse_tools(command.tools_json),
+            template_arguments=arguments,
+            add_generation_prompt=command.add_generation_prompt,
+            continue_final_message=command.continue_final_message,
+            template_time=template_time,
+        )
+
+    def _encode(self, text: str, *, add_special_tokens: bool, command: Prepare) -> list[int]:
+        if command.kind != "count" and command.truncate_prompt_tokens is None:
+            # A hopeless prompt is refused by its length, before minutes are spent on its tokens.
+            per_token = self._tokenizer.max_token_characters * _MAX_NORMALISATION_FACTOR
+            least = -(-len(text) // per_token)
+            if least > self._max_model_len:
+                raise _too_long(
+                    f"at least {least}",
+                    command.max_tokens,
+                    self._max_model_len,
+                    _prompt_param(command),
+                )
+        token_ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        # A tokenizer may have been given tokens that the model never learnt.
+        check_token_ids(token_ids, self._vocab_size)
+        return token_ids
+
+
+def check_token_ids(
+    token_ids: list[int] | tuple[int, ...], vocab_size: int, *, param: str = "prompt"
+) -> None:
+    """Refuse ids that the model doesn't have; `param` is the field that held them.
+
+    Raises:
+        InvalidRequestError: Names the first such id.
+    """
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+        raise InvalidRequestError(
+            f"There is a token id {wrong}, but this model's ids are 0 to {vocab_size - 1}.",
+            param=param,
+        )
+
+
+def check_length(
+    num_prompt_tokens: int, max_tokens: int | None, max_model_len: int, param: str | None
+) -> None:
+    """Refuse a prompt that doesn't fit the context together with its output.
+
+    Args:
+        num_prompt_tokens: Length of the prompt.
+        max_tokens: The output that was asked for; None needs room for one token.
+        max_model_len: The context.
+        param: The field that held the prompt.
+
+    Raises:
+        ContextLengthError: Names the context and both lengths.
+    """
+    if num_prompt_tokens + (max_tokens or 1) > max_model_len:
+        raise _too_long(str(num_prompt_tokens), max_tokens, max_model_len, param)
+
+
+def _too_long(
+    num_prompt_tokens: str, max_tokens: int | None, max_model_len: int, param: str | None
+) -> ContextLengthError:
+    output = "at least 1 output token" if max_tokens is None else f"{max_tokens} output tokens"
+    return ContextLengthError(
+        f"This model's maximum context length is {max_model_len} tokens. However, you requested"
+        f" {output} and your prompt contains {num_prompt_tokens} input tokens. Shorten the prompt"
+        " or ask for fewer output tokens.",
+        param=param,
+    )
+
+
+def _prompt_param(command: Prepare) -> str:
+    return "prompt" if command.messages_json is None else "messages"

@@ -1,0 +1,241 @@
+"""Loads a model's tokenizer from its folder and turns text into token ids and back."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine_worker.errors import InvalidRequestError, TokenizerLoadError
+from engine_worker.text.detokenizer import (
+    ByteDetokenizer,
+    Detokenizer,
+    TokenBytes,
+    WindowDetokenizer,
+    parse_decoder,
+)
+
+# How many tokens the table of bytes is checked against the tokenizer with, when it is loaded.
+_NUM_CHECKED_TOKENS = 512
+
+
+class Tokenizer:
+    """One model's tokenizer; safe to use from several threads.
+
+    Args:
+        hf_tokenizer: A fast tokenizer of transformers.
+        eos_token_ids: Ids that end an output.
+    """
+
+    def __init__(self, hf_tokenizer: Any, eos_token_ids: frozenset[int]) -> None:
+        self._hf = hf_tokenizer
+        self._backend = hf_tokenizer.backend_tokenizer
+        # Set once: switching them per call is what makes fast tokenizers unsafe among threads.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.eos_token_ids = eos_token_ids
+        vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        self.num_tokens = max(vocabulary.values(), default=-1) + 1
+        self.max_token_characters = max(map(len, vocabulary), default=1)
+        self._special_token_ids = {
+            token.content: token_id
+            for token_id, token in self._backend.get_added_tokens_decoder().items()
+            if token.special
+        }
+        self._all_special_token_ids = frozenset(self._special_token_ids.values())
+        self._token_bytes = self._make_token_bytes()
+
+    @classmethod
+    def load(cls, folder: Path, model_folder: Path | None = None) -> "Tokenizer":
+        """Load `tokenizer.json` and its companions through transformers; nothing is downloaded.
+
+        Args:
+            folder: Holds the tokenizer's files.
+            model_folder: Holds `generation_config.json` and `config.json`, which may name more
+                end-of-sequence ids; `folder` when None.
+
+        Raises:
+            TokenizerLoadError: The files are missing, broken, or of a kind without a fast form.
+        """
+        # transformers takes a second to import; whoever only needs the class shouldn't pay it.
+        from transformers import AutoTokenizer
+
+        if not folder.is_dir():
+            raise TokenizerLoadError(f"There is no tokenizer folder {folder}.")
+        # The libraries below raise bare Exceptions.
+        try:
+            hf_tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
+            )
+        except Exception as error:
+            summary = str(error).strip().split("\n")[0]
+            raise TokenizerLoadError(
+                f"The tokenizer in {folder} cannot be loaded: {summary}"
+            ) from error
+        if getattr(hf_tokenizer, "backend_tokenizer", None) is None:
+            raise TokenizerLoadError(
+                f"The tokenizer in {folder} ({type(hf_tokenizer).__name__}) has no tokenizer.json"
+                " form; convert it with transformers first."
+            )
+        eos_token_ids = _eos_token_ids(model_folder or folder)
+        if hf_tokenizer.eos_token_id is not None:
+            eos_token_ids.add(int(hf_tokenizer.eos_token_id))
+        return cls(hf_tokenizer, frozenset(eos_token_ids))
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text; other threads run meanwhile.
+
+        Raises:
+            InvalidRequestError: The text holds lone surrogates, which no UTF-8 can spell.
+        """
+        token_ids: list[int] = self._encode_batch([text], add_special_tokens=add_special_tokens)[
+            0
+        ].ids
+        return token_ids
+
+    def _encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Any]:
+        try:
+            for text in texts:
+                text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(
+                "The text holds a lone surrogate, which is no valid Unicode character."
+            ) from error
+        # The batch form releases the GIL while it works, the single form does not.
+        encodings: list[Any] = self._backend.encode_batch_fast(
+            list(texts), add_special_tokens=add_special_tokens
+        )
+        return encodings
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of a whole sequence, exactly as the tokenizer's decoder has it."""
+        text: str = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def word_sequences(self, words: Sequence[str]) -> list[tuple[int, ...]]:
+        """The token sequences that spell some words, with and without a space before them.
+
+        Args:
+            words: Non-empty texts; spaces at their beginnings make no difference.
+
+        Returns:
+            Each sequence once.
+
+        Raises:
+            InvalidRequestError: A text holds lone surrogates.
+        """
+        texts: list[str] = []
+        for word in words:
+            stripped = word.lstrip(" ")
+            texts.extend((stripped, f" {stripped}") if stripped else (word,))
+        sequences = (
+            tuple(encoding.ids) for encoding in self._encode_batch(texts, add_special_tokens=False)
+        )
+        return list(dict.fromkeys(sequence for sequence in sequences if sequence))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token stands for by itself; none for ids without a token."""
+        if self._token_bytes is None:
+            return self.decode([token_id]).encode()
+        return self._token_bytes[token_id]
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token by itself; U+FFFD where its bytes are a part of a character."""
+        return self.token_bytes(token_id).decode(errors="replace")
+
+    def detokenizer(
+        self,
+        prompt_token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        keep_special_tokens: Sequence[str] = (),
+    ) -> Detokenizer:
+        """A detokenizer for one output that continues a prompt.
+
+        Args:
+            prompt_token_ids: What the output follows; a tokenizer's rules for the beginning of a
+                text apply only when nothing visible is in it.
+            skip_special_tokens: Leave special tokens out of the text.
+            keep_special_tokens: Texts of special tokens that stay in it nevertheless.
+        """
+        skip = self._all_special_token_ids if skip_special_tokens else frozenset[int]()
+        kept = {self._special_token_ids.get(text) for text in keep_special_tokens}
+        skip = skip - {token_id for token_id in kept if token_id is not None}
+        if self._token_bytes is None:
+            return WindowDetokenizer(self.decode, skip, prompt_token_ids)
+        at_start = all(token_id in self._all_special_token_ids for token_id in prompt_token_ids)
+        return ByteDetokenizer(self._token_bytes, skip, at_start=at_start)
+
+    @property
+    def special_token_ids(self) -> frozenset[int]:
+        """Ids of all special tokens."""
+        return self._all_special_token_ids
+
+    def special_tokens_map(self) -> dict[str, Any]:
+        """Names of special tokens (`bos_token`, …) with their texts, for chat templates."""
+        return dict(self._hf.special_tokens_map)
+
+    def added_tokens(self) -> tuple[str, ...]:
+        """Texts of the tokens beside the learned vocabulary, special ones and markers alike."""
+        return tuple(token.content for token in self._hf.added_tokens_decoder.values())
+
+    def added_token_ids(self) -> dict[str, int]:
+        """Ids of the tokens of `added_tokens` by their text."""
+        return {
+            token.content: token_id
+            for token_id, token in self._backend.get_added_tokens_decoder().items()
+        }
+
+    def serialized(self) -> str:
+        """The whole tokenizer as the JSON text of a `tokenizer.json`."""
+        text: str = self._backend.to_str()
+        return text
+
+    def chat_template_source(self, *, has_tools: bool) -> str | None:
+        """The Jinja source of the chat template, None when the tokenizer has none.
+
+        Args:
+            has_tools: Some models have a template of their own for requests with tools.
+        """
+        template = self._hf.chat_template
+        if isinstance(template, dict):
+            name = "tool_use" if has_tools and "tool_use" in template else "default"
+            template = template.get(name)
+        return template if isinstance(template, str) and template.strip() else None
+
+    def _make_token_bytes(self) -> TokenBytes | None:
+        decoder = self._backend.decoder
+        if decoder is None:
+            return None
+        table = TokenBytes.from_decoder(
+            parse_decoder(decoder.__getstate__()), self._backend.id_to_token
+        )
+        if table is None:
+            return None
+        step = max(1, self.num_tokens // _NUM_CHECKED_TOKENS)
+        sample = [
+            token_id
+            for token_id in range(0, self.num_tokens, step)
+            if self._backend.id_to_token(token_id) is not None
+        ]
+        detokenizer = ByteDetokenizer(table, frozenset(), at_start=True)
+        pieces = [detokenizer.push(token_id) for token_id in sample if table[token_id].isascii()]
+        expected = self.decode([token_id for token_id in sample if table[token_id].isascii()])
+        # A decoder that only looks like a known kind is left to the general form.
+        return table if "".join(pieces) == expected else None
+
+
+def _eos_token_ids(folder: Path) -> set[int]:
+    """End-of-sequence ids of `generation_config.json`, else of `config.json`."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        try:
+            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, AttributeError) as error:
+            raise TokenizerLoadError(f"{path} cannot be read: {error}") from error
+        values = value if isinstance(value, list) else [value]
+        token_ids = {item for item in values if isinstance(item, int)}
+        if token_ids:
+            return token_ids
+    return set()

@@ -1,0 +1,6 @@
+"""Which engine takes a request, and when: admission, the fair queue, seats, routing, quarantine.
+
+Pure policy over the engines' reported loads; everything here is told the time and does no I/O.
+Start at `admission.py`. May import `gateway.errors` and `protocol`; knows neither HTTP, sockets
+nor what a request is for.
+"""

@@ -1,0 +1,129 @@
+"""The ASGI application: routes, OpenAI's error shape for everything, and the middleware."""
+
+import logging
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
+
+from gateway.errors import ClientDisconnectedError
+from gateway.http.error_table import (
+    ERROR_TABLE,
+    METHOD_NOT_ALLOWED,
+    ErrorRow,
+    error_body,
+    render_error,
+)
+from gateway.http.middleware import BodyLimitMiddleware, HostGuardMiddleware, RequestScopeMiddleware
+from gateway.http.routes import (
+    admin,
+    docs,
+    embeddings,
+    generate,
+    health,
+    models,
+    profile,
+    tokenize,
+    tools,
+)
+from gateway.request.services import Services
+from protocol.errors import ErrorCode, PenstockError
+
+_logger = logging.getLogger("penstock.gateway.http")
+
+
+def build_api(services: Services) -> FastAPI:
+    """The routes with their error handlers, without the middleware."""
+    # Documentation routes of our own stand behind the same guard as all others.
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.state.services = services
+    app.state.methods = []
+    for module in (generate, embeddings, tokenize, models, tools, health, admin, profile, docs):
+        app.include_router(module.router)
+        for route in module.router.routes:
+            if isinstance(route, APIRoute):
+                app.state.methods.append((route.path_regex, route.methods))
+    app.add_exception_handler(PenstockError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(ClientDisconnectedError, _on_disconnect)
+    app.add_exception_handler(Exception, _on_bug)
+    document = docs.describe(app)
+    app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's documented way
+    return app
+
+
+def build_app(services: Services) -> ASGIApp:
+    """The whole application."""
+    settings = services.settings
+    app: ASGIApp = BodyLimitMiddleware(build_api(services), settings.max_body_bytes)
+    if not settings.require_keys:
+        app = HostGuardMiddleware(app, (settings.host, *settings.allowed_hosts))
+    return RequestScopeMiddleware(app, services.metrics)
+
+
+def _json(status: int, body: bytes, headers: dict[str, str]) -> Response:
+    return Response(body, status, headers, "application/json")
+
+
+async def _on_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, PenstockError):
+        raise error
+    status, body, headers = render_error(error)
+    if status >= 500:
+        _logger.warning("answered %d: %s", status, error.message)
+    return _json(status, body, headers)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """What the router itself refuses: paths and methods that are not there."""
+    if not isinstance(error, HTTPException):
+        raise error
+    where = f"{request.method} {request.url.path}"
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        row = ERROR_TABLE[ErrorCode.NOT_FOUND]
+        body = error_body(f"Invalid URL ({where})", row)
+    elif error.status_code == 405:
+        # The router names the methods of the first route with this path only.
+        headers["Allow"] = ", ".join(
+            sorted(
+                method
+                for path, methods in request.app.state.methods
+                if path.match(request.url.path)
+                for method in methods
+            )
+        )
+        body = error_body(
+            f"Not allowed to {request.method} on {request.url.path}", METHOD_NOT_ALLOWED
+        )
+    else:
+        row = ErrorRow(error.status_code, "invalid_request_error", "invalid_request")
+        body = error_body(str(error.detail), row)
+    return _json(error.status_code, body, headers)
+
+
+async def _on_validation_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    first = error.errors()[0]
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
+    return _json(
+        400, error_body(str(first["msg"]), ERROR_TABLE[ErrorCode.INVALID_REQUEST], param), {}
+    )
+
+
+async def _on_disconnect(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=499)  # the client has left; nobody reads this
+
+
+async def _on_bug(_request: Request, _error: Exception) -> Response:
+    """A bug of ours: the trace goes to the log, the client learns nothing from it."""
+    row = ERROR_TABLE[ErrorCode.INTERNAL_ERROR]
+    body = error_body("Something went wrong in this server.", row)
+    # The exception goes on to the server, which closes the connection: the client must know.
+    return _json(row.status, body, {"Connection": "close"})

@@ -1,0 +1,254 @@
+"""The only bridge between the HTTP schemas and the wire messages."""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from gateway.http.schemas.body import dump_json
+from gateway.http.schemas.chat import ChatRequest
+from gateway.http.schemas.completion import CompletionRequest
+from gateway.http.schemas.functions import names_functions
+from gateway.http.schemas.messages import clean_messages, clean_tools
+from gateway.http.schemas.sampling import GenerationRequest
+from gateway.http.schemas.tokenize import TokenizeRequest
+from gateway.request.answer_options import AnswerOptions
+from gateway.request.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT, GenerationJob
+from protocol.wire.messages import Prepare, SamplingDefaults, SamplingParams, ToolChoiceMode
+
+SEED_BITS = 63
+_SEED_MASK = (1 << SEED_BITS) - 1
+
+NEUTRAL_DEFAULTS = SamplingDefaults()
+"""For a model that recommends nothing, or that nobody serves."""
+
+
+def random_seed() -> int:
+    """A seed for a request that brought none."""
+    return secrets.randbits(SEED_BITS)
+
+
+def chat_job(
+    request: ChatRequest,
+    raw: dict[str, Any],
+    defaults: SamplingDefaults = NEUTRAL_DEFAULTS,
+    make_seed: Callable[[], int] = random_seed,
+) -> GenerationJob:
+    """A chat request for the wire.
+
+    Args:
+        request: The checked request.
+        raw: The JSON object it came from; messages travel as the client wrote them.
+        defaults: The model's own, for parameters that the client left out.
+        make_seed: Gives the seed when the client gave none.
+
+    Raises:
+        InvalidRequestError: A part is nested too deep to be written again.
+    """
+    messages_json = dump_json(clean_messages(raw["messages"]), "messages")
+    may_call = bool(request.tools) and request.tool_choice != "none"
+    tools_json = dump_json(clean_tools(raw["tools"]), "tools") if may_call else None
+    enforced = clean_tools(raw["tools"], with_strict=True) if may_call else None
+    kwargs = _template_kwargs(request)
+    continues = bool(request.continue_final_message)
+    adds_prompt = request.add_generation_prompt
+    wanted = request.wanted_content
+    shows_reasoning = request.include_reasoning is not False
+    options = replace(
+        _options(request), shows_reasoning=shows_reasoning, names_functions=names_functions(raw)
+    )
+    prepare = Prepare(
+        request_id="",
+        kind="chat",
+        deadline_s=0.0,
+        messages_json=messages_json,
+        tools_json=tools_json,
+        template_kwargs_json=dump_json(kwargs, "chat_template_kwargs") if kwargs else None,
+        add_generation_prompt=not continues if adds_prompt is None else adds_prompt,
+        continue_final_message=continues,
+        max_tokens=request.output_limit,
+        truncate_prompt_tokens=request.truncate_prompt_tokens,
+    )
+    return GenerationJob(
+        endpoint=CHAT_ENDPOINT,
+        model=request.model,
+        prepares=(prepare,),
+        sampling=_sampling(request, options, request.output_limit, defaults, make_seed),
+        max_tokens=request.output_limit,
+        prompt_bytes=_bound(
+            len(messages_json.encode()) + len((tools_json or "").encode()), request
+        ),
+        tools_json=tools_json,
+        enforced_tools_json=dump_json(enforced, "tools") if enforced is not None else None,
+        tool_choice=_tool_choice(request) if may_call else "none",
+        tool_name=request.named_tool or "",
+        response_grammar=None if wanted is None else wanted.grammar,
+        grammar_param="tools" if wanted is None else wanted.param,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        parse_reasoning=True,
+        wants_reasoning=request.reasoning_effort not in (None, "none"),
+        thinking=_thinking(kwargs),
+        options=options,
+    )
+
+
+def completion_job(
+    request: CompletionRequest,
+    defaults: SamplingDefaults = NEUTRAL_DEFAULTS,
+    make_seed: Callable[[], int] = random_seed,
+) -> GenerationJob:
+    """A completion request for the wire; the arguments are those of `chat_job`."""
+    prompts = request.prompts
+    adds_special_tokens = request.add_special_tokens is not False
+    options = replace(_options(request), echoes=bool(request.echo))
+    wanted = request.wanted_content
+    max_tokens = request.output_limit or 1
+    prepares = tuple(
+        Prepare(
+            request_id="",
+            kind="completion",
+            deadline_s=0.0,
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_token_ids=None if isinstance(prompt, str) else tuple(prompt),
+            add_special_tokens=adds_special_tokens,
+            max_tokens=max_tokens,
+            truncate_prompt_tokens=request.truncate_prompt_tokens,
+            # The log probabilities of a prompt leave out its first token, its echo doesn't.
+            return_tokens=options.echoes and options.num_top_logprobs is not None,
+        )
+        for prompt in prompts
+    )
+    return GenerationJob(
+        endpoint=COMPLETION_ENDPOINT,
+        model=request.model,
+        prepares=prepares,
+        sampling=_sampling(request, options, max_tokens, defaults, make_seed),
+        max_tokens=max_tokens,
+        # A token of text has at least one byte; ids are tokens already.
+        prompt_bytes=sum(
+            _bound(len(prompt.encode()) if isinstance(prompt, str) else len(prompt), request)
+            for prompt in prompts
+        ),
+        response_grammar=None if wanted is None else wanted.grammar,
+        grammar_param="prompt" if wanted is None else wanted.param,
+        discards_output=request.output_limit == 0,
+        options=options,
+    )
+
+
+def _tool_choice(request: ChatRequest) -> ToolChoiceMode:
+    if request.named_tool is not None:
+        return "named"
+    return "required" if request.tool_choice == "required" else "auto"
+
+
+def tokenize_question(
+    request: TokenizeRequest, raw: dict[str, Any], *, request_id: str, deadline_s: float
+) -> Prepare:
+    """A tokenisation for the wire.
+
+    Args:
+        request: The checked request.
+        raw: The JSON object it came from; messages travel as the client wrote them.
+        request_id: Made by the gateway.
+        deadline_s: Seconds that it may take.
+
+    Raises:
+        InvalidRequestError: A part is nested too deep to be written again.
+    """
+    messages, tools, kwargs = raw.get("messages"), raw.get("tools"), request.chat_template_kwargs
+    continues = bool(request.continue_final_message)
+    adds_prompt = request.add_generation_prompt
+    return Prepare(
+        request_id=request_id,
+        kind="count",
+        deadline_s=deadline_s,
+        messages_json=dump_json(clean_messages(messages), "messages") if messages else None,
+        tools_json=dump_json(clean_tools(tools), "tools") if tools else None,
+        template_kwargs_json=dump_json(kwargs, "chat_template_kwargs") if kwargs else None,
+        prompt=request.prompt,
+        add_generation_prompt=not continues if adds_prompt is None else adds_prompt,
+        continue_final_message=continues,
+        add_special_tokens=request.add_special_tokens is not False,
+        return_tokens=bool(request.return_token_strs),
+    )
+
+
+def _options(request: GenerationRequest) -> AnswerOptions:
+    return AnswerOptions(
+        num_choices=request.num_generated,
+        num_answers=request.n or 1,
+        num_top_logprobs=request.num_top_logprobs,
+        num_prompt_logprobs=request.prompt_logprobs,
+        is_streaming=bool(request.stream),
+        shows_token_ids=bool(request.return_token_ids),
+        names_token_ids=bool(request.return_tokens_as_token_ids),
+        include_usage=request.include_usage,
+        continuous_usage=request.continuous_usage,
+    )
+
+
+def _bound(num_bytes: int, request: GenerationRequest) -> int:
+    """The most tokens that a prompt of so many bytes can have left."""
+    kept = request.truncate_prompt_tokens
+    return num_bytes if kept is None or kept < 0 else min(num_bytes, kept)
+
+
+def _template_kwargs(request: ChatRequest) -> dict[str, Any]:
+    kwargs = dict(request.chat_template_kwargs or {})
+    if request.reasoning_effort is not None:
+        # Templates know one or the other; both say the same.
+        kwargs.setdefault("reasoning_effort", request.reasoning_effort)
+        kwargs.setdefault("enable_thinking", request.reasoning_effort not in ("none", "minimal"))
+    return kwargs
+
+
+def _thinking(kwargs: dict[str, Any]) -> bool | None:
+    """What the arguments of the template say about reasoning, in the words that templates know."""
+    for name in ("enable_thinking", "thinking"):
+        if isinstance(kwargs.get(name), bool):
+            return bool(kwargs[name])
+    return None
+
+
+def _sampling(
+    request: GenerationRequest,
+    options: AnswerOptions,
+    max_tokens: int | None,
+    defaults: SamplingDefaults,
+    make_seed: Callable[[], int],
+) -> SamplingParams:
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    allowed = request.allowed_token_ids
+    return SamplingParams(
+        temperature=_first(request.temperature, defaults.temperature, 1.0),
+        # Other servers write -1 for "all".
+        top_k=max(0, int(_first(request.top_k, defaults.top_k, 0))),
+        top_p=_first(request.top_p, defaults.top_p, 1.0),
+        min_p=_first(request.min_p, defaults.min_p, 0.0),
+        presence_penalty=_first(request.presence_penalty, None, 0.0),
+        frequency_penalty=_first(request.frequency_penalty, None, 0.0),
+        repetition_penalty=_first(request.repetition_penalty, defaults.repetition_penalty, 1.0),
+        seed=make_seed() if request.seed is None else request.seed & _SEED_MASK,
+        max_tokens=max_tokens,
+        min_tokens=request.min_tokens or 0,
+        stop=stop,
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        ignore_eos=bool(request.ignore_eos),
+        skip_special_tokens=request.skip_special_tokens is not False,
+        include_stop_str_in_output=bool(request.include_stop_str_in_output),
+        logit_bias=tuple(
+            (int(token_id), float(bias)) for token_id, bias in (request.logit_bias or {}).items()
+        ),
+        allowed_token_ids=None if allowed is None else tuple(allowed),
+        bad_words=tuple(request.bad_words or ()),
+        logprobs=options.engine_logprobs,
+        prompt_logprobs=options.engine_prompt_logprobs,
+    )
+
+
+def _first(requested: float | None, recommended: float | None, neutral: float) -> float:
+    """What the client said, else what the model recommends, else what changes nothing."""
+    if requested is not None:
+        return float(requested)
+    return neutral if recommended is None else float(recommended)

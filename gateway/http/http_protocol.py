@@ -1,0 +1,170 @@
+"""HTTP/1.1 on one connection: uvicorn's protocol, with bounds on a head and on its patience."""
+
+import asyncio
+import contextlib
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from gateway.http.error_table import ERROR_TABLE, HEAD_TOO_LARGE, ErrorRow, error_body
+from protocol.errors import ErrorCode
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Request line and headers; what one read brings beyond it is let through."""
+HEAD_TIMEOUT_S = 60.0
+_LINGER_S = 1.0
+_NOT_FORWARDED = frozenset({b"upgrade", b"connection", b"http2-settings"})
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """uvicorn's httptools protocol, closed where a hostile or an odd client could hurt.
+
+    - A head has a bound and a time to arrive; httptools would gather one until memory ends.
+    - Trailers are dropped; uvicorn would add them to headers that have been checked already.
+    - An `Upgrade` is ignored, as RFC 9110 §7.8 allows (Java's client asks for h2c by default);
+      httptools would take the body for another protocol.
+    - What is no HTTP gets OpenAI's error shape, and never lands within a running answer.
+    - A client that leaves ends its running request also when another one waits behind it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._is_in_head = False
+        self._is_refused = False
+        self._num_head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._cycles: list[RequestResponseCycle] = []
+
+    # What the connection reports.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has come."""
+        super().connection_made(transport)
+        self._start_head_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left."""
+        self._stop_head_timer()
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """More of a request."""
+        if self._is_refused:
+            return
+        self._unset_keepalive_if_required()
+        self._num_head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("The request is not valid HTTP/1.1.")
+        else:
+            if self._num_head_bytes > MAX_HEAD_BYTES:
+                self._refuse(
+                    f"The request's headers are over the limit of {MAX_HEAD_BYTES} bytes.",
+                    HEAD_TOO_LARGE,
+                )
+
+    # What the parser reports.
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        self._is_in_head = True
+        if self._head_timer is None:
+            self._start_head_timer()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer."""
+        if self._is_in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is there: the request starts."""
+        self._is_in_head = False
+        self._num_head_bytes = 0
+        self._stop_head_timer()
+        if self.parser.should_upgrade():
+            return  # `data_received` goes on from here
+        super().on_headers_complete()
+        self._cycles = [one for one in self._cycles if not one.response_complete]
+        self._cycles.append(self.cycle)
+
+    def on_body(self, body: bytes) -> None:
+        """More of a body, which has bounds of its own."""
+        self._num_head_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The last byte of a request."""
+        self._num_head_bytes = 0
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP."""
+        self._refuse(msg, ERROR_TABLE[ErrorCode.INVALID_REQUEST])
+
+    # Small parts.
+
+    def _refuse(self, message: str, row: ErrorRow) -> None:
+        """Answer with an error and close; or only close, after the answers that are due."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if not cycle.more_body or cycle.response_started:
+                cycle.keep_alive = False
+                self.flow.pause_reading()
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
+        body = error_body(message, row)
+        head = (
+            f"HTTP/1.1 {row.status} {HTTPStatus(row.status).phrase}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            "connection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode("ascii") + body)
+        # Closing with unread data would reset the connection, and the client would see that instead
+        # of the answer (RFC 9112 §9.6).
+        self._is_refused = True
+        self._stop_head_timer()
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.close)
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Read the request again as the plain HTTP/1.1 that it is as well."""
+        method: bytes = self.parser.get_method()
+        if method == b"CONNECT":
+            self.send_400_response("This server is no proxy.")
+            return
+        head = [method, b" ", self.url, b" HTTP/1.1\r\n"]
+        for name, value in self.headers:
+            if name == b"connection" and b"close" in value.lower():
+                head.append(b"connection: close\r\n")
+            if name not in _NOT_FORWARDED:
+                head += (name, b": ", value, b"\r\n")
+        self.parser = httptools.HttpRequestParser(self)
+        with contextlib.suppress(AttributeError):  # httptools before 0.6.3
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.data_received(b"".join(head) + b"\r\n" + rest)
+
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_late_head)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _on_late_head(self) -> None:
+        if any(not cycle.response_complete for cycle in self._cycles):
+            self._start_head_timer()  # a pipelined head may wait for its turn
+        elif not self.transport.is_closing():
+            self.transport.close()

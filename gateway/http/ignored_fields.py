@@ -1,0 +1,27 @@
+"""Tells a client which of its fields had no meaning, or refuses them where that is configured."""
+
+from gateway.errors import InvalidRequestError
+from gateway.http.schemas.body import MAX_LISTED_FIELDS
+
+_MAX_LISTED_CHARACTERS = 2048
+"""Clients and proxies refuse answers with headers of more than a few kilobytes."""
+
+
+def ignored_headers(ignored: list[str], *, strict: bool) -> dict[str, str]:
+    """The header that lists fields without meaning.
+
+    Args:
+        ignored: Their paths.
+        strict: Refuse the first one instead.
+
+    Raises:
+        InvalidRequestError: There is one, and `strict` is set.
+    """
+    if not ignored:
+        return {}
+    if strict:
+        raise InvalidRequestError(f"Unknown field: `{ignored[0]}`.", param=ignored[0])
+    shown = [name[:64].encode("ascii", "backslashreplace").decode() for name in ignored]
+    printable = ["".join(c if c.isprintable() and c != "," else "?" for c in one) for one in shown]
+    listed = ", ".join(printable[:MAX_LISTED_FIELDS])
+    return {"X-Penstock-Ignored-Fields": listed[:_MAX_LISTED_CHARACTERS]}

@@ -1,0 +1,76 @@
+"""GET /v1/models and /v1/models/{id}."""
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from gateway.errors import ModelNotFoundError
+from gateway.http.access import GuardedRoute, services_of
+from gateway.http.schemas.ranges import MAX_CHOICES
+from protocol.wire.messages import EngineOffer, SamplingDefaults
+
+router = APIRouter(route_class=GuardedRoute, tags=["models"])
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> Response:
+    """The models that are or were served since the start."""
+    offers = services_of(request).engines.models()
+    data = [_card(name, offers[name]) for name in sorted(offers)]
+    return _json({"object": "list", "data": data})
+
+
+@router.get("/v1/models/{model_id:path}")
+async def get_model(request: Request, model_id: str) -> Response:
+    """One model; ids may hold slashes."""
+    offers = services_of(request).engines.models()
+    offer = offers.get(model_id)
+    if offer is None:
+        raise ModelNotFoundError(model_id, tuple(sorted(offers)))
+    return _json(_card(model_id, offer) | _details(offer))
+
+
+def _details(offer: EngineOffer) -> dict[str, Any]:
+    defaults = offer.sampling_defaults
+    return {
+        "architecture": offer.architecture,
+        "dtype": offer.dtype,
+        "num_parameters": offer.num_parameters,
+        "fingerprint": offer.fingerprint,
+        "has_chat_template": offer.has_chat_template,
+        "tool_format": offer.tool_format,
+        "reasoning_format": offer.reasoning_format,
+        "format_evidence": offer.format_evidence,
+        "sampling_defaults": {
+            name: getattr(defaults, name) for name in SamplingDefaults.__struct_fields__
+        },
+        "limits": {
+            "max_model_len": offer.max_model_len,
+            "vocab_size": offer.vocab_size,
+            "max_logprobs": offer.max_logprobs,
+            "max_num_seqs": offer.max_num_seqs,
+            "num_kv_tokens": offer.num_kv_tokens,
+            "max_choices": MAX_CHOICES,
+        },
+        "embeddings": (
+            {"num_dimensions": offer.num_embedding_dimensions, "pooling": offer.pooling}
+            if offer.num_embedding_dimensions
+            else None
+        ),
+    }
+
+
+def _card(name: str, offer: EngineOffer) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": offer.created,
+        "owned_by": "penstock",
+        "max_model_len": offer.max_model_len,
+        "capabilities": list(offer.capabilities),
+    }
+
+
+def _json(value: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")

@@ -1,0 +1,142 @@
+"""From the bytes of a request body to a checked model, with errors that name the field."""
+
+import re
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any, ClassVar, TypeVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from gateway.http.schemas.ranges import RANGES
+
+
+class RequestModel(BaseModel):
+    """The base of every request body: strict types, unknown fields left aside."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+
+    known_fields: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_kwargs: Any) -> None:
+        """Remember the field names, which every request compares its keys with."""
+        cls.known_fields = frozenset(cls.model_fields)
+
+
+_NAME_BEFORE_NUMBER = re.compile(r'"(\w{1,64})"\s*:\s*\[?[-+.,\deE\s]*\Z', re.ASCII)
+_MAX_LOOK_BACK = 128
+MAX_LISTED_FIELDS = 32
+"""Fields without meaning that are named to the client; a body can hold a million of them."""
+
+_OUT_OF_RANGE = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal"})
+
+BodyT = TypeVar("BodyT", bound=RequestModel)
+
+
+def load_json_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in a request body.
+
+    Raises:
+        InvalidRequestError: No JSON (NaN and Infinity are none), invalid UTF-8, nested too deep,
+            or not an object.
+    """
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        _refuse_non_finite(error)
+        raise InvalidRequestError(f"The request body is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise InvalidRequestError("The request body must be a JSON object.")
+    return value
+
+
+def validate(model: type[BodyT], value: dict[str, Any]) -> BodyT:
+    """The checked model of a JSON object.
+
+    Raises:
+        InvalidRequestError: With the name of the first wrong field in `param`.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _as_request_error(error.errors(include_url=False)[0], error.error_count()) from None
+
+
+def field_error(message: str, suffix: str = "", *, unsupported: bool = False) -> Exception:
+    """An error for validators: `suffix` goes on from the field, `[0].type`."""
+    return PydanticCustomError(
+        "request_field", "{text}", {"text": message, "suffix": suffix, "unsupported": unsupported}
+    )
+
+
+def unknown_keys(value: Iterable[str], known: frozenset[str], prefix: str = "") -> list[str]:
+    """The first keys that no schema knows, sorted, with a prefix."""
+    unknown = (key for key in value if key not in known)
+    return [f"{prefix}{key}" for key in sorted(islice(unknown, MAX_LISTED_FIELDS))]
+
+
+def dump_json(value: Any, param: str) -> str:
+    """A part of the body as JSON text again, for a worker.
+
+    Raises:
+        InvalidRequestError: It is nested deeper than anyone would want it to be.
+    """
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError as error:
+        raise InvalidRequestError(f"`{param}` is nested too deep.", param=param) from error
+
+
+def _refuse_non_finite(error: orjson.JSONDecodeError) -> None:
+    """Name the field when the parser stopped at NaN, Infinity or a number beyond all bounds.
+
+    Only the text around the parser's position is looked at: a body of megabytes must not be
+    searched on the event loop to make its error message nicer.
+
+    Raises:
+        InvalidRequestError: With the field's name, if the text before the number has one.
+    """
+    is_non_finite = error.doc.startswith(("NaN", "Infinity"), error.pos)
+    if not is_non_finite and "infinity" not in error.msg:
+        return
+    name = _NAME_BEFORE_NUMBER.search(error.doc, max(0, error.pos - _MAX_LOOK_BACK), error.pos)
+    if name is not None:
+        param = name[1]
+        raise InvalidRequestError(
+            f"Invalid `{param}`: NaN and Infinity are not JSON; send a finite number.",
+            param=param,
+        ) from error
+
+
+def _as_request_error(details: ErrorDetails, num_errors: int) -> InvalidRequestError:
+    context = details.get("ctx", {})
+    param = _dotted(details["loc"]) + str(context.get("suffix", ""))
+    if details["type"] == "missing":
+        text = f"Missing required field: `{param}`."
+    elif details["type"] in _OUT_OF_RANGE and param in RANGES:
+        text = f"Invalid `{param}`: {details['input']} is out of its range, {RANGES[param]}."
+    elif details["type"] == "request_field":
+        text = f"Invalid `{param}`: {details['msg']}" if param else details["msg"]
+    elif param in RANGES:
+        text = f"Invalid `{param}`: {details['msg']}, {RANGES[param]}."
+    else:
+        text = f"Invalid `{param}`: {details['msg']}."
+    if num_errors > 1:
+        text += f" ({num_errors - 1} more error{'s' if num_errors > 2 else ''}.)"
+    if context.get("unsupported"):
+        return UnsupportedFieldError(text, param=param)
+    return InvalidRequestError(text, param=param or None)
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    """`messages[0].content` of pydantic's `("messages", 0, "content")`."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.isidentifier():
+            path += f".{part}" if path else part
+    return path

@@ -1,0 +1,140 @@
+"""The body of POST /v1/chat/completions."""
+
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field, field_validator, model_validator
+
+from gateway.errors import InvalidRequestError
+from gateway.http.schemas.body import field_error, load_json_object, unknown_keys, validate
+from gateway.http.schemas.fields import (
+    CHAT_REFUSED_FIELDS,
+    EXTENSION_REFUSED_FIELDS,
+    refuse_fields,
+)
+from gateway.http.schemas.functions import (
+    FUNCTION_FIELDS,
+    in_words_of_functions,
+    names_functions,
+    with_tools,
+)
+from gateway.http.schemas.messages import (
+    ChatMessage,
+    Tool,
+    refuse_message_fields,
+    unknown_message_keys,
+    unknown_tool_keys,
+)
+from gateway.http.schemas.ranges import MAX_MESSAGES, MAX_TOOLS, ranged
+from gateway.http.schemas.sampling import GenerationRequest, unknown_stream_keys
+
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+_REFUSED = CHAT_REFUSED_FIELDS | EXTENSION_REFUSED_FIELDS
+
+
+class ChatRequest(GenerationRequest):
+    """A conversation to go on with."""
+
+    messages: Annotated[
+        list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    ]
+    max_completion_tokens: int | None = ranged("max_completion_tokens")
+    logprobs: bool | None = None
+    top_logprobs: int | None = ranged("top_logprobs")
+    tools: Annotated[
+        list[Tool] | None, Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)
+    ] = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    include_reasoning: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    @field_validator("tool_choice", mode="before")
+    @classmethod
+    def _choice_served(cls, value: Any) -> Any:
+        if value in (None, "none", "auto", "required"):
+            return value
+        if not isinstance(value, dict):
+            raise field_error("it must be `none`, `auto`, `required` or an object.")
+        kind = value.get("type")
+        if kind != "function":
+            raise field_error(
+                "only a function can be named.", ".type", unsupported=isinstance(kind, str)
+            )
+        function = value.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise field_error("the name of a function is expected.", ".function.name")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent_chat(self) -> "ChatRequest":
+        if (
+            self.max_tokens is not None
+            and self.max_completion_tokens is not None
+            and self.max_tokens != self.max_completion_tokens
+        ):
+            raise field_error("it contradicts `max_completion_tokens`.", "max_tokens")
+        if self.top_logprobs and not self.logprobs:
+            raise field_error("it needs `logprobs`.", "top_logprobs")
+        if self.tool_choice not in (None, "none") and not self.tools:
+            raise field_error("it needs `tools`.", "tool_choice")
+        names = {tool.function.name for tool in self.tools or ()}
+        if self.named_tool is not None and self.named_tool not in names:
+            raise field_error(
+                f"there is no tool `{self.named_tool[:100]}` in `tools`.", "tool_choice"
+            )
+        if self.continue_final_message and self.add_generation_prompt:
+            raise field_error("it contradicts `add_generation_prompt`.", "continue_final_message")
+        last = self.messages[-1]
+        if self.continue_final_message and (last.role != "assistant" or last.tool_calls):
+            raise field_error(
+                "the last message must be text of the assistant's to be continued.",
+                "continue_final_message",
+            )
+        return self
+
+    @property
+    def output_limit(self) -> int | None:
+        """Output tokens at most, None when the client set no limit."""
+        return self.max_completion_tokens if self.max_completion_tokens else self.max_tokens
+
+    @property
+    def named_tool(self) -> str | None:
+        """The tool that `tool_choice` names, if it names one."""
+        if not isinstance(self.tool_choice, dict):
+            return None
+        name: str = self.tool_choice["function"]["name"]
+        return name
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """Likely tokens to be reported beside each output token; None for no log probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+def parse_chat_body(body: bytes) -> tuple[ChatRequest, dict[str, Any], list[str]]:
+    """The checked request, the JSON object it came from, and the fields that no schema knows.
+
+    Raises:
+        InvalidRequestError: Naming the field that is wrong.
+    """
+    value = with_tools(load_json_object(body))
+    refuse_fields(value, _REFUSED)
+    refuse_message_fields(value.get("messages"))
+    if value.get("tools") == []:
+        raise InvalidRequestError(
+            "Invalid `tools`: the list is empty; leave it out.", param="tools"
+        )
+    try:
+        request = validate(ChatRequest, value)
+    except InvalidRequestError as error:
+        raise in_words_of_functions(error) if names_functions(value) else error from None
+    messages = cast("list[dict[str, Any]]", value["messages"])
+    ignored = unknown_keys(value, ChatRequest.known_fields | _REFUSED.keys() | FUNCTION_FIELDS)
+    ignored += unknown_stream_keys(value)
+    ignored += unknown_message_keys(messages)
+    ignored += unknown_tool_keys(value.get("tools") or [])
+    return request, value, ignored

@@ -1,0 +1,87 @@
+"""The body of POST /v1/embeddings."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from gateway.http.schemas.body import (
+    RequestModel,
+    field_error,
+    load_json_object,
+    unknown_keys,
+    validate,
+)
+from gateway.http.schemas.ranges import MAX_EMBEDDING_INPUTS, ranged
+
+EncodingFormat = Literal["float", "base64"]
+
+
+class EmbeddingRequest(RequestModel):
+    """Texts, or token ids, to be turned into vectors.
+
+    `input` is a text, a list of texts, one list of token ids, or a list of such lists.
+    """
+
+    model: Annotated[str, Field(min_length=1, max_length=512)]
+    input: str | list[str] | list[int] | list[list[int]]
+    encoding_format: EncodingFormat | None = None
+    dimensions: Annotated[int | None, ranged("dimensions")] = None
+    truncate_prompt_tokens: Annotated[int | None, ranged("truncate_prompt_tokens")] = None
+    user: str | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _of_one_kind(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return _not_empty(value)
+        if not isinstance(value, list) or not value:
+            raise field_error("a text, token ids, or a list of either is expected.")
+        if all(isinstance(one, int) and not isinstance(one, bool) for one in value):
+            return _ids(value, "")
+        if len(value) > MAX_EMBEDDING_INPUTS:
+            raise field_error(
+                f"there are {len(value)} inputs; at most {MAX_EMBEDDING_INPUTS} are accepted."
+            )
+        if all(isinstance(one, str) for one in value):
+            return [_not_empty(one, f"[{index}]") for index, one in enumerate(value)]
+        if all(isinstance(one, list) for one in value):
+            return [_ids(one, f"[{index}]") for index, one in enumerate(value)]
+        raise field_error("all inputs must be texts, or all lists of token ids.")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The inputs, when they are texts."""
+        if isinstance(self.input, str):
+            return (self.input,)
+        return tuple(one for one in self.input if isinstance(one, str))
+
+    @property
+    def token_ids(self) -> tuple[tuple[int, ...], ...]:
+        """The inputs, when they are token ids."""
+        if isinstance(self.input, str):
+            return ()
+        alone = tuple(one for one in self.input if isinstance(one, int))
+        rows = tuple(tuple(one) for one in self.input if isinstance(one, list))
+        return (alone,) if alone else rows
+
+
+def _not_empty(text: str, suffix: str = "") -> str:
+    if not text:
+        raise field_error("an input can't be empty.", suffix)
+    return text
+
+
+def _ids(value: list[Any], suffix: str) -> list[int]:
+    if not value or not all(type(one) is int and 0 <= one < 2**31 for one in value):
+        raise field_error("token ids are expected, at least one.", suffix)
+    return value
+
+
+def parse_embedding_body(body: bytes) -> tuple[EmbeddingRequest, list[str]]:
+    """The checked request and the fields that no schema knows.
+
+    Raises:
+        InvalidRequestError: Naming the field that is wrong.
+    """
+    value = load_json_object(body)
+    return validate(EmbeddingRequest, value), unknown_keys(value, EmbeddingRequest.known_fields)

@@ -1,0 +1,98 @@
+"""The bodies of POST /tokenize and /detokenize."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from gateway.http.schemas.body import (
+    RequestModel,
+    field_error,
+    load_json_object,
+    unknown_keys,
+    validate,
+)
+from gateway.http.schemas.messages import (
+    ChatMessage,
+    Tool,
+    refuse_message_fields,
+    unknown_message_keys,
+    unknown_tool_keys,
+)
+from gateway.http.schemas.ranges import MAX_DETOKENIZED_TOKENS, MAX_MESSAGES, MAX_TOOLS
+from gateway.http.schemas.sampling import TokenId
+
+ModelName = Annotated[str | None, Field(min_length=1, max_length=512)]
+
+_CHAT_ONLY = (
+    "tools",
+    "chat_template_kwargs",
+    "add_generation_prompt",
+    "continue_final_message",
+)
+
+
+class TokenizeRequest(RequestModel):
+    """A text or a conversation, to be shown as the model would read it."""
+
+    model: ModelName = None
+    prompt: str | None = None
+    messages: Annotated[
+        list[ChatMessage] | None, Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    ] = None
+    tools: Annotated[
+        list[Tool] | None, Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)
+    ] = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise field_error("either `prompt` or `messages` is expected.", "prompt")
+        if self.messages is None:
+            for name in _CHAT_ONLY:
+                if getattr(self, name) is not None:
+                    raise field_error("it needs `messages`.", name)
+        elif self.add_special_tokens:
+            raise field_error("a chat template writes its own.", "add_special_tokens")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise field_error("it contradicts `add_generation_prompt`.", "continue_final_message")
+        return self
+
+
+class DetokenizeRequest(RequestModel):
+    """Token ids to be spelt as text."""
+
+    model: ModelName = None
+    tokens: Annotated[
+        list[TokenId], Field(min_length=1, max_length=MAX_DETOKENIZED_TOKENS, fail_fast=True)
+    ]
+
+
+def parse_tokenize_body(body: bytes) -> tuple[TokenizeRequest, dict[str, Any], list[str]]:
+    """The checked request, the JSON object it came from, and the fields that no schema knows.
+
+    Raises:
+        InvalidRequestError: Naming the field that is wrong.
+    """
+    value = load_json_object(body)
+    refuse_message_fields(value.get("messages"))
+    request = validate(TokenizeRequest, value)
+    ignored = unknown_keys(value, TokenizeRequest.known_fields)
+    ignored += unknown_message_keys(value.get("messages") or [])
+    ignored += unknown_tool_keys(value.get("tools") or [])
+    return request, value, ignored
+
+
+def parse_detokenize_body(body: bytes) -> tuple[DetokenizeRequest, list[str]]:
+    """The checked request and the fields that no schema knows.
+
+    Raises:
+        InvalidRequestError: Naming the field that is wrong.
+    """
+    value = load_json_object(body)
+    request = validate(DetokenizeRequest, value)
+    return request, unknown_keys(value, DetokenizeRequest.known_fields)

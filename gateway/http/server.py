@@ -1,0 +1,100 @@
+"""The HTTP server: binds the port itself and runs uvicorn without its signal handlers."""
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+
+from gateway.http.app import build_app
+from gateway.http.http_protocol import BoundedHttpProtocol
+from gateway.request.services import Services
+from protocol.errors import ConfigurationError
+
+_BACKLOG = 2048
+_KEEP_ALIVE_S = 75
+_GRACE_S = 5
+_UNREAD_TIMEOUT_MS = 300_000
+"""A connection whose client takes nothing for so long is closed by the kernel, buffers and all."""
+
+
+def bind_socket(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ConfigurationError: The port is in use, or the address is not of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol named, asyncio turns Nagle's algorithm off for the connections; without it
+    # each answer of two writes would wait 40 ms for the client's delayed acknowledgement.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":
+            # Accepted connections inherit it (tcp(7)).
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_TIMEOUT_MS)
+        sock.bind((host, port))
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise ConfigurationError(
+            f"Cannot listen on {host}:{port} (PENSTOCK_HOST, PENSTOCK_PORT): {error.strerror}."
+        ) from error
+    return sock
+
+
+def write_port_file(path: Path, port: int) -> None:
+    """Write the bound port, atomically, so that a reader never sees half a number.
+
+    Raises:
+        ConfigurationError: The file can't be written.
+    """
+    try:
+        fresh = path.with_suffix(".new")
+        fresh.write_text(f"{port}\n", encoding="ascii")
+        fresh.replace(path)
+    except OSError as error:
+        raise ConfigurationError(
+            f"PENSTOCK_PORT_FILE: cannot write {path}: {error.strerror}."
+        ) from error
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers, because draining is ours.
+
+    Args:
+        services: What the routes work with.
+
+    Attributes:
+        has_started: Set once HTTP is answered.
+    """
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(
+            uvicorn.Config(
+                build_app(services),
+                http=BoundedHttpProtocol,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=_GRACE_S,
+            )
+        )
+        self.has_started = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        self.has_started.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield

@@ -1,1 +1,0 @@
-"""From events of a generation to the bytes of OpenAI's answers."""

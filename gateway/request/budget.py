@@ -1,0 +1,58 @@
+"""How many tokens a request reserves: before its prompts are tokenised, and after."""
+
+from collections.abc import Sequence
+
+from gateway.request.job import GenerationJob
+from protocol.wire.messages import EngineOffer, Prepared
+
+
+class TokenBudget:
+    """The bounds of one request in tokens.
+
+    Args:
+        job: What is asked for.
+        slice_tokens: What a choice reserves at a time when the client set no limit.
+    """
+
+    def __init__(self, job: GenerationJob, slice_tokens: int) -> None:
+        self._job = job
+        self._slice_tokens = slice_tokens
+
+    def first_reservation(self, offer: EngineOffer | None) -> tuple[int, int]:
+        """Prompt and output tokens of all choices together, before anything is tokenised.
+
+        Args:
+            offer: What is known of the model; a prompt beyond its context will be refused, so
+                nobody has to reserve more.
+        """
+        job = self._job
+        prompt_tokens, output_tokens = job.prompt_bytes, self._first_slice(offer)
+        if offer is not None:
+            prompt_tokens = min(prompt_tokens, offer.max_model_len * len(job.prepares))
+        return prompt_tokens, output_tokens * job.num_streams
+
+    def upper_bound(self, offer: EngineOffer) -> int:
+        """Tokens of one choice before its prompt is tokenised."""
+        return min(self._job.prompt_bytes + self._first_slice(offer), offer.max_model_len)
+
+    def output_limits(self, prepared: Sequence[Prepared]) -> list[int]:
+        """Output tokens at most, for each prompt."""
+        wanted = self._job.max_tokens
+        return [
+            one.max_output_tokens if wanted is None else min(wanted, one.max_output_tokens)
+            for one in prepared
+        ]
+
+    def slice_of(self, limit: int) -> int:
+        """Output tokens that a choice with such a limit reserves at first."""
+        return min(limit, self._job.max_tokens or self._slice_tokens)
+
+    def reservation(self, prepared: Sequence[Prepared]) -> tuple[int, int]:
+        """Prompt and output tokens of all choices together, now that the prompts are known."""
+        prompt_tokens = sum(len(one.prompt_token_ids) for one in prepared)
+        slices = (self.slice_of(limit) for limit in self.output_limits(prepared))
+        return prompt_tokens, sum(slices) * self._job.num_choices
+
+    def _first_slice(self, offer: EngineOffer | None) -> int:
+        wanted = self._job.max_tokens or self._slice_tokens
+        return wanted if offer is None else min(wanted, offer.max_model_len)

@@ -1,0 +1,338 @@
+"""One choice of a request, from engine to engine: its attempts, its output and its one end."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from msgspec import structs
+
+from gateway.dispatch.admission import Admission
+from gateway.dispatch.quarantine import Suspicion
+from gateway.dispatch.seats import EngineHandle, Seat
+from gateway.errors import GatewayError, WorkerLostError
+from gateway.workers.engines import EngineLink
+from protocol.errors import ErrorCode
+from protocol.wire.messages import (
+    Abort,
+    Delta,
+    Extend,
+    Failure,
+    Finished,
+    Generate,
+    Grammar,
+    Prepared,
+    SamplingParams,
+    StreamUsage,
+    TokenLogprobs,
+    Usage,
+)
+
+_MAX_PAUSE_S = 1.0
+_FIRST_PAUSE_S = 0.05
+_RETRYABLE = frozenset(
+    {
+        ErrorCode.WORKER_LOST,
+        ErrorCode.WORKER_UNAVAILABLE,
+        ErrorCode.CREDIT_EXCEEDED,
+        ErrorCode.OVERLOADED,
+    }
+)
+
+
+class ChoiceOwner(Protocol):
+    """What a choice tells its request; every method returns at once."""
+
+    def on_choice_text(self, choice: "EngineChoice", delta: Delta) -> None:
+        """New text, or only tokens."""
+        ...
+
+    def on_choice_ended(self, choice: "EngineChoice", finished: Finished) -> None:
+        """The engine's regular end."""
+        ...
+
+    def on_choice_aborted(self, choice: "EngineChoice") -> None:
+        """The end after `abort`: its usage is final."""
+        ...
+
+    def on_choice_failed(self, choice: "EngineChoice", error: GatewayError) -> None:
+        """It can't go on; `may_go_on` says whether another engine may try."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChoicePlan:
+    """What every choice of one prompt has in common.
+
+    Attributes:
+        request_id: Of the prompt on the wire.
+        max_output_tokens: What context and client allow.
+        lease_id: What the output is charged to.
+        num_choices: Of the prompt.
+        is_streaming: Whether the answer travels as it comes.
+    """
+
+    request_id: str
+    lease_id: str
+    prepared: Prepared
+    sampling: SamplingParams
+    max_output_tokens: int
+    tenant: str
+    priority: int
+    keep_special_tokens: tuple[str, ...]
+    grammar: Grammar | None
+    num_choices: int = 1
+    is_streaming: bool = True
+
+
+class EngineChoice:
+    """One choice; it holds a seat exactly as long as an engine works on it.
+
+    It keeps what an engine needs to go on where another one stopped: the tokens that came, and how
+    many characters of their text.
+
+    Args:
+        engines: The link to the engines.
+        plan: Shared by the choices of one prompt.
+        index: Of the answer; `number` is the index within the prompt.
+        lease_tokens: Output tokens that are reserved at first.
+        owner: Is told what happens.
+        admission: Takes seats back.
+        suspicion: What speaks against it.
+    """
+
+    def __init__(
+        self,
+        engines: EngineLink,
+        plan: ChoicePlan,
+        *,
+        index: int,
+        number: int,
+        lease_tokens: int,
+        owner: ChoiceOwner,
+        admission: Admission,
+        suspicion: Suspicion,
+    ) -> None:
+        self.plan = plan
+        self.index = index
+        self.attempt = 0
+        self.resume_version = 0
+        self.lease_tokens = lease_tokens
+        self.suspicion = suspicion
+        self.was_started = False
+        self.is_lease_final = False
+        self.is_extending = False
+        self.is_done = False
+        self.finish_reason = ""
+        self.stop_reason: str | int | None = None
+        self.prompt_logprobs: list[TokenLogprobs] = []
+        self._engines = engines
+        self._number = number
+        self._owner = owner
+        self._admission = admission
+        self._token_ids: list[int] = []
+        self._num_characters = 0
+        self._num_fruitless = 0
+        self._seat: Seat | None = None
+        self._is_aborted = False
+        self._usage: Usage | None = None
+
+    @property
+    def is_at_engine(self) -> bool:
+        """Whether an engine works on it, or may still."""
+        return self._seat is not None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is its prompt's first choice, whose engine tells of the prompt."""
+        return self._number == 0
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens that arrived, from all engines together."""
+        return len(self._token_ids)
+
+    @property
+    def has_output(self) -> bool:
+        """Whether anything arrived that an engine has to go on from."""
+        return bool(self._token_ids) or self._num_characters > 0
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether another engine can go on without repeating or losing anything.
+
+        Text without token ids comes from an engine that doesn't send them.
+        """
+        return not self._is_aborted and (bool(self._token_ids) or self._num_characters == 0)
+
+    @property
+    def is_at_lease_end(self) -> bool:
+        """Whether nothing more is paid for, or will be."""
+        return self.is_lease_final and self.num_output_tokens >= self.lease_tokens
+
+    @property
+    def pause_s(self) -> float:
+        """How long to wait before the next attempt: not at all unless several brought nothing."""
+        if self._num_fruitless < 2:
+            return 0.0
+        return float(min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self._num_fruitless - 2)))
+
+    @property
+    def usage(self) -> Usage:
+        """What the engine reported at its end, and until then what arrived."""
+        if self._usage is not None:
+            return self._usage
+        if not self.was_started:
+            return Usage()
+        return Usage(
+            prompt_tokens=len(self.plan.prepared.prompt_token_ids),
+            completion_tokens=self.num_output_tokens,
+        )
+
+    def stream_usage(self) -> StreamUsage:
+        """Its part of the lease, named as an engine would name it that reports to the auth worker."""
+        usage = self.usage
+        return StreamUsage(
+            stream=f"{self.plan.request_id}/{self._number}",
+            prompt_tokens=usage.prompt_tokens if self._number == 0 else 0,
+            completion_tokens=usage.completion_tokens,
+        )
+
+    def start(self, seat: Seat, deadline_s: float) -> None:
+        """Begin, or go on, at the engine of a seat, which now belongs to this choice.
+
+        Args:
+            seat: From admission.
+            deadline_s: Seconds that the request has left.
+        """
+        plan = self.plan
+        self._seat = seat
+        self._usage = None
+        self._num_fruitless += 1
+        self.attempt += 1
+        self.resume_version = seat.engine.offer.resume_version
+        self.was_started = True
+        self.suspicion.on_attempt()
+        generate = Generate(
+            request_id=plan.request_id,
+            choice=self._number,
+            attempt=self.attempt,
+            prompt_token_ids=plan.prepared.prompt_token_ids,
+            sampling=self._sampling(),
+            lease_tokens=self.lease_tokens,
+            deadline_s=deadline_s,
+            keep_special_tokens=plan.keep_special_tokens,
+            grammar=plan.grammar,
+            priority=plan.priority,
+            tenant=plan.tenant,
+            template_time=plan.prepared.template_time,
+            block_hashes=plan.prepared.block_hashes,
+            want_token_ids=True,
+            output_token_ids=tuple(self._token_ids),
+            num_sent_characters=self._num_characters,
+            is_alone=seat.is_alone,
+            lease_id=plan.lease_id,
+            num_choices=plan.num_choices,
+            is_streaming=plan.is_streaming,
+        )
+        try:
+            self._engines.generate(seat.engine, generate, self)
+        except WorkerLostError as error:
+            self.on_failure(error, None)
+        if self.is_at_lease_end:
+            self.cut()  # the lease ended while no engine worked on it; nothing else would end this
+
+    def extend(self, lease_tokens: int) -> None:
+        """The lease grew to so many output tokens in all."""
+        self.lease_tokens = lease_tokens
+        if self._seat is not None:
+            self._engines.extend(
+                self._seat.engine,
+                Extend(
+                    request_id=self.plan.request_id,
+                    choice=self._number,
+                    attempt=self.attempt,
+                    lease_tokens=lease_tokens,
+                ),
+            )
+
+    def abort(self) -> None:
+        """Stop, without another word to the client; `on_choice_aborted` follows."""
+        self._is_aborted = True
+        if self._seat is not None:
+            self._send_abort(self._seat.engine)
+
+    def cut(self) -> None:
+        """Stop here with what there is: the regular end follows."""
+        if self._seat is not None:
+            self._send_abort(self._seat.engine)
+
+    def give_up(self) -> None:
+        """No end came after an abort: take what arrived for the usage."""
+        if self._seat is not None:
+            self._engines.forget(self._seat.engine, self.plan.request_id, self._number)
+            self._free_seat()
+
+    @property
+    def has_prompt_logprobs(self) -> bool:
+        """Whether all log probabilities of the prompt have come, from the second token on."""
+        return len(self.prompt_logprobs) >= len(self.plan.prepared.prompt_token_ids) - 1
+
+    def _sampling(self) -> SamplingParams:
+        """The parameters for the next attempt: it tells of the prompt what is still missing."""
+        sampling = self.plan.sampling
+        if sampling.prompt_logprobs is None:
+            return sampling
+        if self.is_first and not self.has_prompt_logprobs:
+            self.prompt_logprobs.clear()
+            return sampling
+        return structs.replace(sampling, prompt_logprobs=None)
+
+    def on_delta(self, delta: Delta) -> None:
+        """New output of the current attempt."""
+        self._token_ids += delta.token_ids
+        self._num_characters += len(delta.text)
+        self._num_fruitless = 0
+        if self.suspicion.on_tokens(len(delta.token_ids)) and self._seat is not None:
+            self._admission.share(self._seat)
+        self.prompt_logprobs.extend(delta.prompt_logprobs)
+        if not self._is_aborted:
+            self._owner.on_choice_text(self, delta)
+
+    def on_finished(self, finished: Finished) -> None:
+        """The engine's end of the current attempt."""
+        self._usage = finished.usage
+        self._free_seat()
+        if self._is_aborted:
+            self._owner.on_choice_aborted(self)
+        elif finished.finish_reason == "abort" and not self.is_lease_final:
+            stopped = WorkerLostError("The engine stopped this request; please try again.")
+            self._owner.on_choice_failed(self, stopped)
+        else:
+            self._owner.on_choice_ended(self, finished)
+
+    def on_failure(self, error: GatewayError, failure: Failure | None) -> None:
+        """The current attempt failed."""
+        if failure is not None and failure.usage is not None:
+            self._usage = failure.usage
+        error = self.suspicion.on_failure(error, self._seat)
+        self._free_seat()
+        if self._is_aborted:
+            self._owner.on_choice_aborted(self)
+        else:
+            self._owner.on_choice_failed(self, error)
+
+    def _send_abort(self, engine: EngineHandle) -> None:
+        self._engines.abort(
+            engine,
+            Abort(request_id=self.plan.request_id, attempt=self.attempt, choice=self._number),
+        )
+
+    def _free_seat(self) -> None:
+        seat, self._seat = self._seat, None
+        if seat is not None:
+            num_prompt_tokens = len(self.plan.prepared.prompt_token_ids)
+            self._admission.release(seat, num_prompt_tokens + self.num_output_tokens)
+
+
+def is_retryable(error: GatewayError) -> bool:
+    """Whether another engine, or the same one later, may do better."""
+    return error.code in _RETRYABLE

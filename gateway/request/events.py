@@ -1,0 +1,122 @@
+"""What happens in a generation, as renderers see it: text, reasoning, tool calls, ends."""
+
+from dataclasses import dataclass
+
+from protocol.wire.messages import Prepared, TokenLogprobs, Usage
+
+
+@dataclass(slots=True)
+class PromptReport:
+    """What an answer tells of one prompt.
+
+    Attributes:
+        prepared: The prompt.
+        logprobs: Of its tokens from the second on, as far as they were asked for.
+    """
+
+    prepared: Prepared
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(slots=True)
+class PromptShown:
+    """A choice's prompt, before anything else of the choice, where the answer tells of prompts."""
+
+    choice: int
+    prompt: PromptReport
+
+
+@dataclass(slots=True)
+class ContentText:
+    """New visible text of a choice.
+
+    Attributes:
+        logprobs: Of the tokens that made it, when asked for; also tokens without visible text.
+        token_ends: For each of `logprobs`, the length of the whole text with it; only of text
+            that no parser has been through.
+        token_ids: New output tokens, whatever text they made, when asked for.
+    """
+
+    choice: int
+    text: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    token_ends: tuple[int, ...] = ()
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class ReasoningText:
+    """New reasoning text of a choice."""
+
+    choice: int
+    text: str
+
+
+@dataclass(slots=True)
+class ToolCallStarted:
+    """A choice calls a tool; `index` counts the calls of the choice."""
+
+    choice: int
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(slots=True)
+class ToolCallArguments:
+    """More of a call's arguments, JSON text."""
+
+    choice: int
+    index: int
+    text: str
+
+
+@dataclass(slots=True)
+class ChoiceFinished:
+    """The end of a choice; `finish_reason` in OpenAI's words."""
+
+    choice: int
+    finish_reason: str
+    usage: Usage
+    stop_reason: str | int | None = None
+
+
+@dataclass(slots=True)
+class UsageTold:
+    """What the request has used until now, before each event of a stream that tells it."""
+
+    choice: int
+    usage: Usage
+
+
+GenerationEvent = (
+    PromptShown
+    | UsageTold
+    | ContentText
+    | ReasoningText
+    | ToolCallStarted
+    | ToolCallArguments
+    | ChoiceFinished
+)
+
+
+def total_usage(usages: list[Usage], num_choices: int) -> Usage:
+    """The usage of a request from those of its choices.
+
+    Args:
+        usages: One a choice; choices of one prompt stand together.
+        num_choices: Choices a prompt (`n`); a prompt is counted once, as OpenAI does.
+    """
+    firsts = usages[::num_choices]
+    # The choice that computed the prompt found least of it; the others found what it computed.
+    prompts = [usages[start : start + num_choices] for start in range(0, len(usages), num_choices)]
+    num_cached = [
+        min((usage.cached_tokens for usage in prompt if usage.prompt_tokens), default=0)
+        for prompt in prompts
+    ]
+    return Usage(
+        prompt_tokens=sum(usage.prompt_tokens for usage in firsts),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        cached_tokens=sum(num_cached),
+        reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
+    )

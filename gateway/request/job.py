@@ -1,0 +1,74 @@
+"""What one client asks for, in the words of the wire, before anybody has been asked for it."""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from msgspec import structs
+
+from gateway.request.answer_options import PLAIN_ANSWER, AnswerOptions
+from protocol.wire import codec
+from protocol.wire.messages import Grammar, Prepare, SamplingParams, ToolChoiceMode
+
+CHAT_ENDPOINT = "/v1/chat/completions"
+COMPLETION_ENDPOINT = "/v1/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationJob:
+    """One client request in the words of the wire; ids, deadline and tenant come later.
+
+    Attributes:
+        endpoint: The route template.
+        prepares: One a prompt, without `request_id`, `deadline_s` and `tenant`.
+        sampling: With the seed set.
+        max_tokens: Output tokens a choice; None = what context and lease allow.
+        prompt_bytes: Upper bound of the prompt's tokens, all prompts together.
+        tools_json: The tools that the model may call; None when it may call none.
+        enforced_tools_json: The tools with what is enforced of them, for the parser.
+        tool_name: The tool of a named choice.
+        response_grammar: What the content has to be; None when it is free.
+        grammar_param: The field that a grammar without a way to follow it came from.
+        parse_reasoning: Whether reasoning is told apart from content (chat only).
+        wants_reasoning: The client asked for a reasoning effort.
+        thinking: Whether the client switched reasoning on or off; None when it said nothing.
+        discards_output: The client wants the prompt looked at and no output; an engine makes at
+            least one token, which nobody sees or pays.
+        options: What the answer shows beside text.
+    """
+
+    endpoint: str
+    model: str
+    prepares: tuple[Prepare, ...]
+    sampling: SamplingParams
+    max_tokens: int | None
+    prompt_bytes: int
+    tools_json: str | None = None
+    enforced_tools_json: str | None = None
+    tool_choice: ToolChoiceMode = "none"
+    tool_name: str = ""
+    response_grammar: Grammar | None = None
+    grammar_param: str = "tools"
+    parallel_tool_calls: bool = True
+    parse_reasoning: bool = False
+    wants_reasoning: bool = False
+    thinking: bool | None = None
+    discards_output: bool = False
+    options: AnswerOptions = PLAIN_ANSWER
+
+    @property
+    def num_choices(self) -> int:
+        """Choices generated for each prompt."""
+        return self.options.num_choices
+
+    @property
+    def num_streams(self) -> int:
+        """Choices of all prompts together."""
+        return len(self.prepares) * self.num_choices
+
+
+def prompt_fingerprint(job: GenerationJob) -> bytes:
+    """What makes two requests the same for the quarantine: the model and the prompts."""
+    digest = blake2b(job.model.encode(), digest_size=16)
+    for prepare in job.prepares:
+        digest.update(codec.encode(structs.replace(prepare, max_tokens=None)))
+    return digest.digest()

@@ -1,1 +1,0 @@
-"""What clients may send over HTTP, as pydantic models and field tables."""

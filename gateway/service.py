@@ -1,0 +1,69 @@
+"""Runs one gateway: the application and its HTTP server from start to drain."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Coroutine
+from typing import Any
+
+from gateway.application import House
+from gateway.config import GatewaySettings
+from gateway.http.server import HttpServer, write_port_file
+
+_logger = logging.getLogger("penstock.gateway")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT, then drain; the same signal again ends at once.
+
+    Args:
+        settings: Of this process.
+        sock: Listening.
+
+    Raises:
+        ConfigurationError: An endpoint, a folder or a key file can't be used.
+    """
+    loop = asyncio.get_running_loop()
+    house = House(settings)
+    house.start()
+    server = HttpServer(house.services)
+    stop, at_once = asyncio.Event(), asyncio.Event()
+    received: set[int] = set()
+
+    def on_signal(number: int) -> None:
+        # Ctrl-C reaches the whole process group and the supervisor's SIGTERM follows it, so only
+        # the same signal again means that somebody lost patience.
+        (at_once if number in received else stop).set()
+        received.add(number)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        serving = loop.create_task(server.serve(sockets=[sock]))
+        await _first(serving, server.has_started.wait())
+        if settings.port_file is not None:
+            write_port_file(settings.port_file, sock.getsockname()[1])
+        _logger.info("serving HTTP on %s port %d", settings.host, sock.getsockname()[1])
+        await _first(serving, stop.wait())
+        drain = loop.create_task(house.drain(settings.drain_timeout_s))
+        await _first(drain, at_once.wait())
+        drain.cancel()
+        house.end_running()
+        server.should_exit = True
+        await serving
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+        await house.close()
+
+
+async def _first(task: "asyncio.Task[None]", signal_wait: Coroutine[Any, Any, Any]) -> None:
+    """Wait for a task or a signal, whichever comes first; the task goes on."""
+    waiting = asyncio.ensure_future(signal_wait)
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()

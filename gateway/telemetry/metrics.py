@@ -1,0 +1,179 @@
+"""Prometheus metrics of one gateway, in a registry of its own."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from protocol.wire.messages import Usage
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_TTFT_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
+_ITL_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_E2E_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
+_LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRecord:
+    """What is counted of one generation.
+
+    Attributes:
+        duration_s: From arrival to end.
+        first_output_s: From arrival to the first output; None when there was none.
+        longest_choice: Output tokens of the choice that has most.
+        num_malformed: Tool calls that broke their format.
+        num_resumed: How often its choices went on at another engine.
+        num_replayed: How often its text was replayed to another parser.
+    """
+
+    model: str
+    outcome: str
+    usage: Usage
+    duration_s: float
+    first_output_s: float | None
+    longest_choice: int
+    num_malformed: int
+    num_resumed: int = 0
+    num_replayed: int = 0
+
+
+class Metrics:
+    """What a gateway counts; names begin with `penstock_gateway_`."""
+
+    def __init__(self) -> None:
+        # They double the number of series and nobody reads them.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        prefix = "penstock_gateway"
+        registry = self.registry
+        self.http_requests = Counter(
+            f"{prefix}_http_requests", "HTTP answers.", ("route", "status"), registry=registry
+        )
+        self.generations = Counter(
+            f"{prefix}_generations",
+            "Generations by how they ended: finished, aborted or failed.",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            f"{prefix}_requests_in_flight", "Generations under way.", registry=registry
+        )
+        self.time_to_first_token_s = Histogram(
+            f"{prefix}_time_to_first_token_seconds",
+            "From the request's arrival to its first output.",
+            ("model",),
+            buckets=_TTFT_BUCKETS,
+            registry=registry,
+        )
+        self.inter_token_latency_s = Histogram(
+            f"{prefix}_inter_token_latency_seconds",
+            "Mean time between the tokens of a choice, one observation a request.",
+            ("model",),
+            buckets=_ITL_BUCKETS,
+            registry=registry,
+        )
+        self.request_duration_s = Histogram(
+            f"{prefix}_request_duration_seconds",
+            "From the request's arrival to its end.",
+            ("model",),
+            buckets=_E2E_BUCKETS,
+            registry=registry,
+        )
+        self.tokens = Counter(
+            f"{prefix}_tokens",
+            "Tokens: prompt, cached, completion or reasoning.",
+            ("model", "kind"),
+            registry=registry,
+        )
+        self.routed_choices = Counter(
+            f"{prefix}_routed_choices",
+            "Choices by route: cached, overloaded (a longer prefix was passed over) or none.",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.resumptions = Counter(
+            f"{prefix}_resumptions",
+            "Choices that went on at another engine, and answers replayed to another parser.",
+            ("model", "role"),
+            registry=registry,
+        )
+        self.malformed_calls = Counter(
+            f"{prefix}_malformed_tool_calls",
+            "Tool calls of models that broke their format.",
+            ("model",),
+            registry=registry,
+        )
+        self.event_loop_lag_s = Histogram(
+            f"{prefix}_event_loop_lag_seconds",
+            "How late a timer of the event loop came.",
+            buckets=_LAG_BUCKETS,
+            registry=registry,
+        )
+
+    def observe_generation(self, record: GenerationRecord) -> None:
+        """Count one generation that has ended."""
+        model = record.model
+        self.generations.labels(model, record.outcome).inc()
+        self.request_duration_s.labels(model).observe(record.duration_s)
+        for kind, count in (
+            ("prompt", record.usage.prompt_tokens),
+            ("cached", record.usage.cached_tokens),
+            ("completion", record.usage.completion_tokens),
+            ("reasoning", record.usage.reasoning_tokens),
+        ):
+            if count:
+                self.tokens.labels(model, kind).inc(count)
+        if record.first_output_s is not None:
+            self.time_to_first_token_s.labels(model).observe(record.first_output_s)
+            if record.longest_choice > 1:
+                spent_s = record.duration_s - record.first_output_s
+                self.inter_token_latency_s.labels(model).observe(
+                    spent_s / (record.longest_choice - 1)
+                )
+        if record.num_malformed:
+            self.malformed_calls.labels(model).inc(record.num_malformed)
+        if record.num_resumed:
+            self.resumptions.labels(model, "engine").inc(record.num_resumed)
+        if record.num_replayed:
+            self.resumptions.labels(model, "toolparser").inc(record.num_replayed)
+
+    def render(self) -> bytes:
+        """The metrics as Prometheus text."""
+        return generate_latest(self.registry)
+
+
+class StateCollector(Collector):
+    """Values that are read from the gateway's state whenever somebody scrapes.
+
+    Args:
+        read: Gives rows of name, help, label names, and values by labels; a name that ends in
+            `_total` makes a counter.
+    """
+
+    def __init__(
+        self,
+        read: Callable[
+            [], Iterable[tuple[str, str, tuple[str, ...], dict[tuple[str, ...], float]]]
+        ],
+    ) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        """The values as they stand now."""
+        for name, documentation, labels, values in self._read():
+            kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            family = kind(f"penstock_gateway_{name}", documentation, labels=list(labels))
+            for label_values, value in values.items():
+                family.add_metric(list(label_values), value)
+            yield family

@@ -1,0 +1,248 @@
+"""Runs the tools that packages register, each call in a process of its own and within a time."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+import orjson
+
+from gateway.config import GatewaySettings
+from gateway.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    ToolNotFoundError,
+    ToolPluginsError,
+)
+
+START_TIMEOUT_S = 60.0
+"""What loading the packages may take."""
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
+MAX_WAITING = 64
+"""Calls that wait for a process; more are refused."""
+
+PLUGIN_GROUP = "penstock.tools"
+"""The group of entry points by which packages add tools."""
+
+_COMMAND = (sys.executable, "-m", "gateway.tools.tool_process")
+_logger = logging.getLogger("penstock.gateway.tools")
+
+
+@dataclass(frozen=True)
+class ToolCard:
+    """What a tool says about itself."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """What a call yielded.
+
+    Attributes:
+        result: A JSON value; None when the tool failed.
+        error: Type and message of the failure; None when there was none.
+    """
+
+    result: Any = None
+    error: dict[str, str] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The result's part of the answer."""
+        return {"is_error": self.error is not None, "result": self.result, "error": self.error}
+
+
+class _ToolProcess:
+    """One process, for one call at a time."""
+
+    def __init__(self, process: asyncio.subprocess.Process, tools: tuple[ToolCard, ...]) -> None:
+        self.tools = tools
+        self._process = process
+
+    @classmethod
+    async def start(cls, command: Sequence[str], environment: Mapping[str, str]) -> "_ToolProcess":
+        """Start one and read its tools.
+
+        Raises:
+            ToolPluginsError: They can't be loaded.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=environment,
+            limit=MAX_ANSWER_BYTES,
+            start_new_session=True,  # its own children end with it
+        )
+        started = cls(process, ())
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                greeting = await started._read() or {"error": "their process died"}
+            if "error" in greeting:
+                raise ValueError(greeting["error"])
+        except (TimeoutError, ValueError) as error:
+            await started.kill()
+            _logger.error("tools cannot be loaded: %s", error)
+            raise ToolPluginsError(
+                "The tools of this server can't be loaded; its log says why."
+            ) from error
+        except BaseException:
+            await started.kill()
+            raise
+        started.tools = tuple(ToolCard(**tool) for tool in greeting["tools"])
+        return started
+
+    async def call(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The answer to a call; None when the process died of it.
+
+        Raises:
+            ValueError: The answer is too long.
+        """
+        stdin = self._process.stdin
+        if stdin is None:
+            return None
+        with contextlib.suppress(ConnectionError):
+            stdin.write(orjson.dumps({"name": name, "arguments": arguments}) + b"\n")
+            await stdin.drain()
+        return await self._read()
+
+    async def _read(self) -> dict[str, Any] | None:
+        stdout = self._process.stdout
+        line = b"" if stdout is None else await stdout.readline()
+        return orjson.loads(line) if line.endswith(b"\n") else None
+
+    async def kill(self) -> None:
+        """End the process and its children, whatever they do."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await self._process.wait()
+
+
+class ToolBox:
+    """The registered tools and the processes that run them, started when they are needed.
+
+    Args:
+        max_processes: Calls that run at a time.
+        timeout_s: How long a call may run.
+        environment: Of the processes; settings of ours, which hold secrets, are left out.
+        command: Starts one.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_processes: int,
+        timeout_s: float,
+        environment: Mapping[str, str],
+        command: Sequence[str] = _COMMAND,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._command = command
+        self._environment = {
+            name: value for name, value in environment.items() if not name.startswith("PENSTOCK_")
+        }
+        self._slots = asyncio.Semaphore(max_processes)
+        self._num_waiting = 0
+        self._idle: list[_ToolProcess] = []
+        self._busy: set[_ToolProcess] = set()
+        self._tools: tuple[ToolCard, ...] | None = None
+
+    async def tools(self) -> tuple[ToolCard, ...]:
+        """The tools.
+
+        Raises:
+            GatewayError: They can't be loaded, or too many calls wait.
+        """
+        if self._tools is None:
+            process = await self._acquire()
+            self._release(process)
+            self._tools = process.tools
+        return self._tools
+
+    async def execute(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
+        """Run a tool. What it raises, its death and its delay are results.
+
+        Raises:
+            ToolNotFoundError: No tool is called so.
+            InvalidRequestError: The arguments don't fit its schema.
+            GatewayError: The tools can't be loaded, or too many calls wait.
+        """
+        known = [tool.name for tool in await self.tools()]
+        if name not in known:
+            raise ToolNotFoundError(name, tuple(known))
+        process = await self._acquire()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await process.call(name, arguments)
+        except TimeoutError:
+            return _failure("timeout", f"The tool ran longer than {self._timeout_s:g} s.")
+        except ValueError:
+            return _failure("too_long", f"The result is longer than {MAX_ANSWER_BYTES} bytes.")
+        else:
+            if answer is None:
+                return _failure("process_died", "The tool's process died.")
+            self._release(process)
+        finally:
+            if process in self._busy:  # it was not released: nobody knows what it does now
+                await self._discard(process)
+        if "invalid" in answer:
+            raise InvalidRequestError(answer["invalid"], param="arguments")
+        return ToolResult(answer.get("result"), answer.get("error"))
+
+    async def close(self) -> None:
+        """End all processes."""
+        for process in (*self._idle, *self._busy):
+            await process.kill()
+        self._idle.clear()
+
+    async def _acquire(self) -> _ToolProcess:
+        if self._num_waiting >= MAX_WAITING:
+            raise OverloadedError("Too many tool calls wait on this server; please try again.")
+        self._num_waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._num_waiting -= 1
+        try:
+            if self._idle:
+                process = self._idle.pop()
+            else:
+                process = await _ToolProcess.start(self._command, self._environment)
+        except BaseException:
+            self._slots.release()
+            raise
+        self._busy.add(process)
+        return process
+
+    def _release(self, process: _ToolProcess) -> None:
+        self._busy.discard(process)
+        self._idle.append(process)
+        self._slots.release()
+
+    async def _discard(self, process: _ToolProcess) -> None:
+        self._busy.discard(process)
+        self._slots.release()
+        await process.kill()
+
+
+def registered_toolbox(settings: GatewaySettings, environment: Mapping[str, str]) -> ToolBox | None:
+    """The tools that installed packages register; None when none does, or tools are off."""
+    if not settings.tools or not entry_points(group=PLUGIN_GROUP):
+        return None
+    return ToolBox(
+        max_processes=settings.max_tool_processes,
+        timeout_s=settings.tool_timeout_s,
+        environment=environment,
+    )
+
+
+def _failure(kind: str, message: str) -> ToolResult:
+    return ToolResult(error={"type": kind, "message": message})

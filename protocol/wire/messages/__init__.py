@@ -1,0 +1,212 @@
+"""The unions of messages that each socket carries: what a side may receive, nothing else.
+
+`…Command` travels from a gateway to a worker of that role, `…Event` the other way. A file a socket;
+a change here raises the minor in `protocol/version.py` and adds golden frames.
+May import `protocol.errors` and `protocol.version`.
+"""
+
+from protocol.wire.messages.access import (
+    Adjust,
+    Adjusted,
+    Authorize,
+    CreateKey,
+    Denied,
+    Granted,
+    KeyRecord,
+    KeyRole,
+    Keys,
+    LeaseReport,
+    LimitState,
+    ListKeys,
+    OrphanUsage,
+    OrphanUsageNoted,
+    Renew,
+    RevokeKey,
+    Settle,
+    Settled,
+    StreamUsage,
+)
+from protocol.wire.messages.base import Message, Part
+from protocol.wire.messages.control import (
+    AuthOffer,
+    Credits,
+    Drain,
+    EngineOffer,
+    Failure,
+    Goodbye,
+    Heartbeat,
+    Load,
+    ParserOffer,
+    Phase,
+    Ping,
+    Pong,
+    Ready,
+    Refused,
+    Role,
+    SamplingDefaults,
+    Usage,
+)
+from protocol.wire.messages.embedding import Embed, Embedded
+from protocol.wire.messages.generation import (
+    NUM_ALONE_TOKENS,
+    Abort,
+    CachedBlocks,
+    Delta,
+    Detokenize,
+    Detokenized,
+    Extend,
+    Finished,
+    FinishReason,
+    Generate,
+    Grammar,
+    Prepare,
+    Prepared,
+    PrepareKind,
+    Profile,
+    Profiled,
+    SamplingParams,
+    StepOutput,
+    TokenLogprob,
+    TokenLogprobs,
+)
+from protocol.wire.messages.metrics import MetricKind, Metrics, MetricSample
+from protocol.wire.messages.toolparse import (
+    CloseParse,
+    OpenParse,
+    ParseBatch,
+    ParsedBatch,
+    ParsedDelta,
+    ParseDelta,
+    ParseEvent,
+    ParseOpened,
+    ToolChoiceMode,
+)
+
+GatewayControl = Heartbeat | Drain | Goodbye | Refused | Pong
+"""What a gateway sends to a worker of any role about their connection."""
+
+WorkerControl = Ready | Heartbeat | Metrics | Drain | Goodbye | Failure | Ping
+"""What a worker of any role sends about its connection, and `Failure` for any request."""
+
+EngineCommand = (
+    Prepare
+    | Detokenize
+    | Embed
+    | Generate
+    | Extend
+    | Abort
+    | OrphanUsageNoted
+    | Profile
+    | GatewayControl
+)
+EngineEvent = (
+    Prepared
+    | Detokenized
+    | Embedded
+    | StepOutput
+    | CachedBlocks
+    | OrphanUsage
+    | Profiled
+    | WorkerControl
+)
+AuthCommand = (
+    Authorize
+    | Adjust
+    | Settle
+    | Renew
+    | OrphanUsage
+    | CreateKey
+    | ListKeys
+    | RevokeKey
+    | GatewayControl
+)
+AuthEvent = Granted | Denied | Adjusted | Settled | OrphanUsageNoted | Keys | WorkerControl
+ParserCommand = OpenParse | ParseBatch | CloseParse | GatewayControl
+ParserEvent = ParseOpened | ParsedBatch | WorkerControl
+
+AnyMessage = EngineCommand | EngineEvent | AuthCommand | AuthEvent | ParserCommand | ParserEvent
+"""Every message there is; for tools and tests, never for a socket."""
+
+__all__ = [
+    "NUM_ALONE_TOKENS",
+    "Abort",
+    "Adjust",
+    "Adjusted",
+    "AnyMessage",
+    "AuthCommand",
+    "AuthEvent",
+    "AuthOffer",
+    "Authorize",
+    "CachedBlocks",
+    "CloseParse",
+    "CreateKey",
+    "Credits",
+    "Delta",
+    "Denied",
+    "Detokenize",
+    "Detokenized",
+    "Drain",
+    "Embed",
+    "Embedded",
+    "EngineCommand",
+    "EngineEvent",
+    "EngineOffer",
+    "Extend",
+    "Failure",
+    "FinishReason",
+    "Finished",
+    "GatewayControl",
+    "Generate",
+    "Goodbye",
+    "Grammar",
+    "Granted",
+    "Heartbeat",
+    "KeyRecord",
+    "KeyRole",
+    "Keys",
+    "LeaseReport",
+    "LimitState",
+    "ListKeys",
+    "Load",
+    "Message",
+    "MetricKind",
+    "MetricSample",
+    "Metrics",
+    "OpenParse",
+    "OrphanUsage",
+    "OrphanUsageNoted",
+    "ParseBatch",
+    "ParseDelta",
+    "ParseEvent",
+    "ParseOpened",
+    "ParsedBatch",
+    "ParsedDelta",
+    "ParserCommand",
+    "ParserEvent",
+    "ParserOffer",
+    "Part",
+    "Phase",
+    "Ping",
+    "Pong",
+    "Prepare",
+    "PrepareKind",
+    "Prepared",
+    "Profile",
+    "Profiled",
+    "Ready",
+    "Refused",
+    "Renew",
+    "RevokeKey",
+    "Role",
+    "SamplingDefaults",
+    "SamplingParams",
+    "Settle",
+    "Settled",
+    "StepOutput",
+    "StreamUsage",
+    "TokenLogprob",
+    "TokenLogprobs",
+    "ToolChoiceMode",
+    "Usage",
+    "WorkerControl",
+]

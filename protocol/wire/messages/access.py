@@ -1,0 +1,223 @@
+"""Messages between gateway and auth worker: authorize, adjust, settle, and the keys."""
+
+from typing import Literal
+
+from protocol.errors import ErrorCode
+from protocol.wire.messages.base import Message, Part
+
+KeyRole = Literal["user", "admin"]
+
+
+class LimitState(Part, frozen=True):
+    """Where a caller stands in its windows, for the `x-ratelimit-*` headers; None = no limit."""
+
+    limit_requests: int | None = None
+    remaining_requests: int | None = None
+    reset_requests_s: float | None = None
+    limit_tokens: int | None = None
+    remaining_tokens: int | None = None
+    reset_tokens_s: float | None = None
+
+
+class Authorize(Message, frozen=True, tag="authorize"):
+    """May this caller do this, and reserve so much for it.
+
+    Attributes:
+        key_digest: SHA-256 of the presented API key; None when none was presented.
+        endpoint: The route template, `/v1/chat/completions`.
+        model: The public model name; empty for routes without one.
+        address: The client's address, for the audit log and address rules.
+        required_role: The least role that the route demands.
+        prompt_tokens: Upper bound (bytes of the prompt).
+        completion_tokens: Upper bound for all choices together.
+    """
+
+    request_id: str
+    key_digest: bytes | None
+    endpoint: str
+    model: str = ""
+    address: str = ""
+    required_role: KeyRole = "user"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Granted(Message, frozen=True, tag="granted"):
+    """Yes, under this lease. Routes that generate nothing get an empty `lease_id`."""
+
+    request_id: str
+    lease_id: str
+    tenant: str
+    key_id: str
+    role: KeyRole
+    priority: int = 0
+    limits: LimitState = LimitState()
+    expires_s: float = 0.0
+
+
+class Denied(Message, frozen=True, tag="denied"):
+    """No, and why: `invalid_api_key`, `permission_denied`, `rate_limit_exceeded` and so on."""
+
+    request_id: str
+    code: ErrorCode
+    message: str
+    retry_after_s: float | None = None
+    limits: LimitState = LimitState()
+
+
+class Adjust(Message, frozen=True, tag="adjust"):
+    """Replace a lease's upper bound by better numbers; may be refused when it grows."""
+
+    request_id: str
+    lease_id: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Adjusted(Message, frozen=True, tag="adjusted"):
+    """The lease now holds the numbers of the Adjust."""
+
+    request_id: str
+    lease_id: str
+    limits: LimitState = LimitState()
+
+
+class Settle(Message, frozen=True, tag="settle"):
+    """What was really used; sent until acknowledged, applied once a lease."""
+
+    lease_id: str
+    request_id: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    outcome: Literal["finished", "aborted", "failed"] = "finished"
+
+
+class Settled(Message, frozen=True, tag="settled"):
+    """The settlement is durable (or was so before)."""
+
+    lease_id: str
+
+
+class Renew(Message, frozen=True, tag="renew"):
+    """These leases are still in use, with what they used so far; sent every few seconds.
+
+    A lease that nobody settles is charged its last report and expires.
+    """
+
+    leases: tuple["LeaseReport", ...]
+
+
+class StreamUsage(Part, frozen=True):
+    """What one stream of a lease has used.
+
+    Attributes:
+        lease_id: What it is charged to; may be left out where that is clear.
+        stream: `request_id` and `choice` of its `Generate` with a slash between.
+        prompt_tokens: Only of a prompt's first choice, so that each prompt is counted once.
+    """
+
+    lease_id: str = ""
+    stream: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class LeaseReport(Part, frozen=True):
+    """The last known usage of one open lease.
+
+    Attributes:
+        streams: The same stream by stream, when there are several.
+    """
+
+    lease_id: str
+    prompt_tokens: int
+    completion_tokens: int
+    streams: tuple[StreamUsage, ...] = ()
+
+
+class OrphanUsage(Message, frozen=True, tag="orphan_usage"):
+    """What an engine did for a gateway that is gone; any gateway hands it on to the auth worker.
+
+    Sent until acknowledged. It settles nothing: each stream counts with the most that was reported
+    of it, and a lease that nobody renews or settles any more is soon charged the sum.
+
+    Attributes:
+        report_id: Of this report of this engine.
+        engine_id: The engine's instance id; the answer finds it by that.
+    """
+
+    report_id: str
+    engine_id: str
+    streams: tuple[StreamUsage, ...]
+
+
+class OrphanUsageNoted(Message, frozen=True, tag="orphan_usage_noted"):
+    """The report is durable at the auth worker; handed on to its engine."""
+
+    report_id: str
+    engine_id: str
+
+
+class KeyRecord(Part, frozen=True):
+    """A key as people may see it; never the key."""
+
+    key_id: str
+    name: str
+    role: KeyRole
+    hint: str
+    created_at: int
+    tenant: str
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    expires_at: int | None = None
+    revoked_at: int | None = None
+    last_used_at: int | None = None
+    total_requests: int = 0
+    total_prompt_tokens: int = 0
+    total_completion_tokens: int = 0
+
+
+class CreateKey(Message, frozen=True, tag="create_key"):
+    """Store a new key by its digest; the gateway made the key and shows it once.
+
+    Attributes:
+        hint: First and last characters for display, `psk-ab…wxyz`.
+        actor_key_id: Who asks, for the audit log.
+    """
+
+    request_id: str
+    key_digest: bytes
+    hint: str
+    name: str
+    role: KeyRole = "user"
+    tenant: str = ""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    expires_at: int | None = None
+    actor_key_id: str = ""
+
+
+class ListKeys(Message, frozen=True, tag="list_keys"):
+    """A page of keys, newest first."""
+
+    request_id: str
+    after_key_id: str = ""
+    limit: int = 100
+
+
+class RevokeKey(Message, frozen=True, tag="revoke_key"):
+    """End a key at once and for good; idempotent."""
+
+    request_id: str
+    key_id: str
+    actor_key_id: str = ""
+
+
+class Keys(Message, frozen=True, tag="keys"):
+    """The answer to CreateKey, ListKeys and RevokeKey: the records concerned."""
+
+    request_id: str
+    records: tuple[KeyRecord, ...]
+    has_more: bool = False

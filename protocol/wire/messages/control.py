@@ -1,0 +1,231 @@
+"""The life of a worker on the wire: ready, heartbeats, drain, goodbye, failures, pings."""
+
+from typing import Literal
+
+from protocol.errors import ErrorCode
+from protocol.version import ProtocolVersion
+from protocol.wire.messages.base import Message, Part
+
+Role = Literal["engine", "auth", "toolparser"]
+"""The roles that dial in; a gateway binds one ROUTER for each."""
+
+Phase = Literal["starting", "downloading", "loading", "compiling", "ready", "draining"]
+"""What a worker is doing. Only `ready` takes work; the first four have bounds of their own."""
+
+
+class Load(Part, frozen=True):
+    """How busy a worker is, as routing wants to know it."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_free_blocks: int = 0
+    num_blocks: int = 0
+    tokens_per_s: float = 0.0
+
+
+class Credits(Part, frozen=True):
+    """How much one gateway may have unfinished at one engine at a time.
+
+    Absolute windows, not increments, so that a lost message can't leak credit. Work beyond them is
+    refused with `credit_exceeded` before any output.
+    """
+
+    max_requests: int
+    max_tokens: int
+
+
+class SamplingDefaults(Part, frozen=True):
+    """What the checkpoint's `generation_config.json` recommends where a client says nothing.
+
+    None means that the checkpoint says nothing either; `temperature` is 0 when it asks for greedy.
+    """
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+class EngineOffer(Part, frozen=True):
+    """What an engine serves.
+
+    Attributes:
+        model: The public model name.
+        fingerprint: Hash of weights, tokenizer, template, dtype; engines of one model must agree.
+        resume_version: Streams move only between engines whose resume versions are equal.
+        max_model_len: Prompt and output together, tokens.
+        created: Unix time of the checkpoint, seconds, for `/v1/models`.
+        architecture: The checkpoint's architecture, `LlamaForCausalLM`.
+        dtype: How weights are held, `float32`, `bfloat16`.
+        has_chat_template: Whether chat requests can be served.
+        tool_format: Detected from the template, or configured; None when none was found.
+        reasoning_format: Likewise for reasoning.
+        format_evidence: Why these formats were chosen, one sentence.
+        vocab_size: Token ids at or above it are refused.
+        block_size: Tokens a KV block.
+        capabilities: `chat`, `completions`, `tools`, …
+        sampling_defaults: For requests that leave sampling parameters out.
+        max_num_seqs: Requests that run at a time.
+        num_kv_tokens: Tokens that the KV cache holds.
+        max_logprobs: The most likely tokens that are reported beside one.
+        num_embedding_dimensions: Numbers of a vector; 0 when it serves no embeddings.
+        pooling: How token vectors become one: `mean`, `cls`, `last`; empty without embeddings.
+    """
+
+    model: str
+    fingerprint: str
+    resume_version: int
+    max_model_len: int
+    created: int
+    credits: Credits
+    architecture: str = ""
+    dtype: str = ""
+    has_chat_template: bool = False
+    tool_format: str | None = None
+    reasoning_format: str | None = None
+    format_evidence: str = ""
+    vocab_size: int = 0
+    block_size: int = 0
+    num_parameters: int = 0
+    capabilities: tuple[str, ...] = ()
+    sampling_defaults: SamplingDefaults = SamplingDefaults()
+    max_num_seqs: int = 0
+    num_kv_tokens: int = 0
+    max_logprobs: int = 0
+    num_embedding_dimensions: int = 0
+    pooling: str = ""
+
+
+class AuthOffer(Part, frozen=True):
+    """What an auth worker serves: the epoch of its lease on the database."""
+
+    epoch: int
+    allow_anonymous: bool = False
+
+
+class ParserOffer(Part, frozen=True):
+    """What a parser worker serves: the formats by name, aliases included."""
+
+    tool_formats: tuple[str, ...]
+    reasoning_formats: tuple[str, ...]
+
+
+class Ready(Message, frozen=True, tag="ready"):
+    """A worker announces itself, on connecting and after each change of what it serves.
+
+    The first message of every connection. Sent with a phase other than `ready` while the worker
+    still loads, so that the gateway can show progress; it takes work once the phase is `ready`
+    and the offer of its role is there.
+
+    Attributes:
+        incarnation: Random, of the process. It tells a worker that connects anew from another one
+            that was given the same instance id.
+    """
+
+    role: Role
+    instance_id: str
+    protocol_version: ProtocolVersion
+    build: str
+    phase: Phase = "starting"
+    engine: EngineOffer | None = None
+    auth: AuthOffer | None = None
+    parser: ParserOffer | None = None
+    incarnation: str = ""
+
+
+class Heartbeat(Message, frozen=True, tag="heartbeat"):
+    """Sent both ways each second from an I/O thread that neither compiles nor generates.
+
+    Attributes:
+        instance_id: The sender's; a gateway whose instance changed is another gateway, and the
+            worker drops what the old one wanted and announces itself again.
+        phase: The sender's phase.
+        progress_counter: Grows with each step of work; standing still with work running = hung.
+        fraction: Of the phase, 0 to 1, for progress bars; negative when unknown.
+        detail: What the phase is about, for people (`weights`, `program 3 of 11`).
+        load: The sender's load.
+        credits: The receiver's credit at this engine.
+        protocol_version: Of the sender; None from before 1.1. Messages that came with a later
+            minor are sent to nobody older.
+    """
+
+    instance_id: str
+    phase: Phase
+    progress_counter: int = 0
+    fraction: float = -1.0
+    detail: str = ""
+    load: Load = Load()
+    credits: Credits | None = None
+    protocol_version: ProtocolVersion | None = None
+
+
+class Drain(Message, frozen=True, tag="drain"):
+    """No new work, please: from a worker that is about to stop, or to one that should."""
+
+    timeout_s: float
+
+
+class Goodbye(Message, frozen=True, tag="goodbye"):
+    """The last message of a connection, either way, with the reason.
+
+    Attributes:
+        has_failed: The sender broke; what it worked on may have been the cause.
+        is_hung: The receiver has work and makes no progress; if that lasts, it had better end and
+            be started anew.
+    """
+
+    reason: str = ""
+    has_failed: bool = False
+    is_hung: bool = False
+
+
+class Refused(Message, frozen=True, tag="refused"):
+    """The gateway will not work with this worker; the worker logs it and exits or retries."""
+
+    code: ErrorCode
+    message: str
+
+
+class Ping(Message, frozen=True, tag="ping"):
+    """Anybody may ask a gateway's socket for a sign of life; no Ready is needed."""
+
+    nonce: int
+
+
+class Pong(Message, frozen=True, tag="pong"):
+    """The answer to a Ping, with the same nonce."""
+
+    nonce: int
+    protocol_version: ProtocolVersion
+
+
+class Failure(Message, frozen=True, tag="failure"):
+    """A request's terminal event when it went wrong; the message is safe for clients.
+
+    Attributes:
+        request_id: The request; empty when a frame could not be decoded.
+        choice: The choice that ended, -1 for the whole request (a failed Prepare, OpenParse …).
+        attempt: The attempt that the sender was working on.
+        param: The request field that is wrong, if one is.
+        usage: What was generated before the failure; it is charged.
+        retry_after_s: When trying again makes sense.
+    """
+
+    request_id: str
+    code: ErrorCode
+    message: str
+    choice: int = -1
+    attempt: int = 0
+    param: str | None = None
+    usage: "Usage | None" = None
+    retry_after_s: float | None = None
+
+
+class Usage(Part, frozen=True):
+    """Tokens of one choice; what was computed but discarded is not in it."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0

@@ -1,0 +1,267 @@
+"""The gateway's end of the wire: one ROUTER for a role, a bounded queue for each slow peer."""
+
+import asyncio
+import logging
+import re
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from protocol.errors import ConfigurationError, DecodeError, MessageTooLargeError, PeerOverflowError
+from protocol.wire import codec
+from protocol.wire.keys import ServerSecurity
+from protocol.wire.messages.base import Message
+from protocol.wire.messages.control import Role
+from protocol.wire.rate_bound import RateBound
+from protocol.wire.send_queue import Merge, SendQueue
+from protocol.wire.transport_curve import ZapHandler, secure_server
+from protocol.wire.transport_io import EdgeTriggeredReader, TransportLimits, new_socket
+
+EventT = TypeVar("EventT")
+_logger = logging.getLogger("penstock.transport")
+_RETRY_INTERVAL_S = 0.05
+_WATCHED = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+
+
+class Router(Generic[EventT]):
+    """Receives typed events from many workers and sends each of them messages.
+
+    All methods and callbacks run in the thread of the event loop given to `bind`. A peer that
+    takes nothing costs at most `limits.max_queue_bytes`; nothing here ever blocks.
+
+    Args:
+        endpoint: What to bind, `ipc:///path` or `tcp://host:port`; port 0 takes a free one.
+        decoder: Of the events of this role.
+        on_message: Called with the sender's identity and each good message.
+        on_malformed: Called with the sender's identity for each frame that doesn't decode.
+        on_overflow: Called, later in the loop, when a peer's queue was full and has been dropped:
+            it has missed messages, so everything it works on must be given up.
+        on_gone: Called, later in the loop, when sending showed that a peer has disconnected.
+        on_disconnect: Called soon after some connection ended. ZeroMQ doesn't tell whose; sending
+            every peer a heartbeat then brings `on_gone` for the ones that left.
+        role: Whose key may connect; needed with `security` only.
+        security: CURVE keys for tcp; a Unix socket is guarded by its file mode.
+        limits: Bounds in bytes and messages.
+        merge: How queued messages to a slow peer become one.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        decoder: codec.Decoder[EventT],
+        *,
+        on_message: Callable[[bytes, EventT], None],
+        on_malformed: Callable[[bytes, DecodeError | MessageTooLargeError], None] | None = None,
+        on_overflow: Callable[[bytes], None] | None = None,
+        on_gone: Callable[[bytes], None] | None = None,
+        on_disconnect: Callable[[], None] | None = None,
+        role: Role | None = None,
+        security: ServerSecurity | None = None,
+        limits: TransportLimits | None = None,
+        merge: Merge | None = None,
+    ) -> None:
+        if security is not None and role is None:
+            raise ValueError("a secured Router needs the role whose key may connect")
+        self._endpoint = endpoint
+        self._decoder = decoder
+        self._on_message = on_message
+        self._on_malformed = on_malformed
+        self._on_overflow = on_overflow
+        self._on_gone = on_gone
+        self._on_disconnect = on_disconnect
+        self._role = role
+        self._security = None if endpoint.startswith("ipc://") else security
+        self._limits = limits or TransportLimits()
+        self._merge = merge
+        self._queues: dict[bytes, SendQueue] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._is_disconnect_planned = False
+        self._refusal_log_bound = RateBound(1 / 30, max_burst=2)
+        self.num_received = 0
+        self.num_malformed = 0
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> str:
+        """Begin listening; called in the loop's thread.
+
+        Returns:
+            The endpoint with the real port; an ipc socket is open to this user only (mode 0600).
+
+        Raises:
+            ConfigurationError: The address is in use or not of this machine.
+        """
+        self._loop = loop
+        # A context of its own, because libzmq asks one ZAP handler a context and each role has
+        # other keys.
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._zap: ZapHandler | None = None
+        if self._security is not None and self._role is not None:
+            self._zap = ZapHandler(self._context, self._security.allowed_names(self._role))
+            self._zap.start(loop)
+        self._socket = new_socket(self._context, zmq.ROUTER, self._limits)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        if self._security is not None:
+            secure_server(self._socket, self._security)
+        self._monitor = self._socket.get_monitor_socket(_WATCHED)
+        self._monitor_reader = EdgeTriggeredReader(self._monitor, self._on_monitor)
+        self._reader = EdgeTriggeredReader(
+            self._socket, self._on_frames, self._flush, self._limits.max_messages_per_wakeup
+        )
+        try:
+            bound = self._bind_socket()
+        except (zmq.ZMQError, OSError) as error:
+            self._release()
+            raise ConfigurationError(f"Cannot listen on {self._endpoint}: {error}.") from error
+        self._monitor_reader.start(loop)
+        self._reader.start(loop)
+        return bound
+
+    def send(self, identity: bytes, message: Message) -> None:
+        """Send a peer a message, or queue it while the peer is slow; dropped if it is gone.
+
+        Raises:
+            PeerOverflowError: Its queue is full. The queue has been dropped, `on_overflow` follows.
+        """
+        if self._loop is None:
+            return
+        frame = codec.encode(message)
+        queue = self._queues.get(identity)
+        if queue is None:
+            if self._try_send(identity, frame):
+                self._reader.recheck()
+                return
+            queue = self._queues[identity] = SendQueue(
+                self._limits.max_queue_bytes, self._limits.max_merged_bytes, self._merge
+            )
+        try:
+            queue.push(message, frame)
+        except PeerOverflowError:
+            self.forget(identity)
+            if self._on_overflow is not None:
+                self._loop.call_soon(self._on_overflow, identity)
+            raise
+        self._plan_retry()
+
+    def forget(self, identity: bytes) -> None:
+        """Drop what is queued for a peer."""
+        self._queues.pop(identity, None)
+
+    def num_queued_bytes(self, identity: bytes) -> int:
+        """How much waits for a slow peer."""
+        queue = self._queues.get(identity)
+        return 0 if queue is None else queue.num_bytes
+
+    def close(self) -> None:
+        """Stop listening; what was handed to libzmq may still leave within `limits.linger_s`."""
+        if self._loop is None:
+            return
+        self._loop = None
+        if self._retry is not None:
+            self._retry.cancel()
+        self._queues.clear()
+        self._reader.stop()
+        self._monitor_reader.stop()
+        self._release()
+        if self._endpoint.startswith("ipc://"):
+            with suppress(FileNotFoundError):
+                Path(self._endpoint.removeprefix("ipc://")).unlink()
+
+    def _bind_socket(self) -> str:
+        endpoint = self._endpoint
+        if endpoint.startswith("ipc://"):
+            self._socket.bind(endpoint)  # replaces a socket file left behind by a killed process
+            Path(endpoint.removeprefix("ipc://")).chmod(0o600)
+            return endpoint
+        self._socket.bind(endpoint)
+        bound = self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        # With IPv6 on, libzmq writes IPv4 addresses in their mapped form.
+        return re.sub(r"\[::ffff:([0-9.]+)\]", r"\1", bound)
+
+    def _release(self) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close()
+        if self._zap is not None:
+            self._zap.close()
+        # Waits for what lingers, so not in this thread, which has other work.
+        threading.Thread(target=self._context.term, name="zmq-term", daemon=True).start()
+
+    def _on_frames(self, frames: list[bytes]) -> None:
+        self.num_received += 1
+        identity = frames[0]
+        try:
+            if len(frames) != 2:
+                raise DecodeError(f"A message has one frame, not {len(frames) - 1}.")
+            message = self._decoder.decode(frames[1])
+        except (DecodeError, MessageTooLargeError) as error:
+            self.num_malformed += 1
+            if self._on_malformed is not None:
+                self._on_malformed(identity, error)
+            return
+        self._on_message(identity, message)
+
+    def _try_send(self, identity: bytes, frame: bytes) -> bool:
+        """Whether the message needs no more care: it was sent, or its peer is gone."""
+        try:
+            self._socket.send(identity, zmq.SNDMORE | zmq.NOBLOCK)
+            self._socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self.forget(identity)
+            if self._on_gone is not None and self._loop is not None:
+                # First its last words, such as a Goodbye, which may still wait unread.
+                self._reader.recheck()
+                self._loop.call_soon(self._on_gone, identity)
+        return True
+
+    def _flush(self) -> None:
+        for identity, queue in list(self._queues.items()):
+            while queue and self._try_send(identity, queue.first()):
+                if self._queues.get(identity) is not queue:
+                    break  # the peer is gone
+                queue.pop()
+            if not queue:
+                self._queues.pop(identity, None)
+
+    def _plan_retry(self) -> None:
+        # The descriptor also wakes us when a peer takes messages again; this is the safety net.
+        if self._retry is None and self._loop is not None:
+            self._retry = self._loop.call_later(_RETRY_INTERVAL_S, self._retry_now)
+
+    def _retry_now(self) -> None:
+        self._retry = None
+        self._flush()
+        self._reader.recheck()
+        if self._queues:
+            self._plan_retry()
+
+    def _on_monitor(self, frames: list[bytes]) -> None:
+        event = parse_monitor_message(frames)["event"]
+        if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and self._refusal_log_bound.allow():
+            _logger.warning(
+                "a connection to the %s socket failed its handshake: the peer has another public "
+                "key for us, or no keys",
+                self._role or "worker",
+            )
+        if event != zmq.EVENT_DISCONNECTED or self._on_disconnect is None or self._loop is None:
+            return
+        if not self._is_disconnect_planned:
+            # libzmq reports the end of a connection a moment before it takes down the pipe.
+            self._is_disconnect_planned = True
+            self._loop.call_later(0.02, self._report_disconnect)
+
+    def _report_disconnect(self) -> None:
+        self._is_disconnect_planned = False
+        if self._loop is not None and self._on_disconnect is not None:
+            self._socket.getsockopt(zmq.EVENTS)  # lets libzmq take down what has ended
+            self._on_disconnect()
+            self._reader.recheck()

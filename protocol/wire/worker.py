@@ -1,0 +1,276 @@
+"""The worker's side of the wire for other threads: start, send, announce, wait."""
+
+import asyncio
+import logging
+import os
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from protocol.version import OLDEST_VERSION, ProtocolVersion
+from protocol.wire.codec import Decoder
+from protocol.wire.endpoints import Endpoint, Resolver, resolve_endpoints, resolve_host
+from protocol.wire.keys import ClientSecurity
+from protocol.wire.messages.base import Message
+from protocol.wire.messages.control import AuthOffer, EngineOffer, ParserOffer, Phase, Role
+from protocol.wire.transport import TransportLimits
+from protocol.wire.worker_loop import (
+    EXIT_CLEAN,
+    EXIT_FAILED,
+    Announcement,
+    MetricSource,
+    Offer,
+    WorkerHandler,
+    WorkerLoop,
+    WorkerSettings,
+)
+from protocol.wire.worker_signals import SignalPipe
+
+__all__ = ["Worker", "WorkerHandler", "WorkerSettings"]
+
+CommandT = TypeVar("CommandT")
+_logger = logging.getLogger("penstock.worker")
+
+
+class Worker(Generic[CommandT]):
+    """Connects a handler to every gateway, from an I/O thread of its own.
+
+    The thread neither compiles nor computes, so heartbeats go on while the main thread is busy.
+    Every public method may be called from any thread.
+
+    Args:
+        role: What this worker is.
+        decoder: Of the commands of that role.
+        handler: Does the work; its methods are called in the I/O thread.
+        endpoints: What to dial; host names among them are looked up again and again.
+        security: CURVE keys for tcp; a Unix socket is guarded by its file mode.
+        settings: Times of the loop.
+        build: Version and fingerprint of the code, for people.
+        limits: Bounds of the sockets.
+        instance_id: Random when None.
+        resolve: Looks up host names.
+        metrics: What the worker counts, reported to every gateway; None reports nothing.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        role: Role,
+        decoder: Decoder[CommandT],
+        handler: WorkerHandler[CommandT],
+        endpoints: Sequence[Endpoint],
+        security: ClientSecurity | None = None,
+        settings: WorkerSettings | None = None,
+        build: str = "",
+        limits: TransportLimits | None = None,
+        instance_id: str | None = None,
+        resolve: Resolver = resolve_host,
+        metrics: MetricSource | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.instance_id = instance_id or f"{role}-{secrets.token_hex(8)}"
+        self._settings = settings or WorkerSettings()
+        self._endpoints = tuple(endpoints)
+        self._resolve = resolve
+        self._announcement = Announcement()
+        self._io = WorkerLoop(
+            role=role,
+            instance_id=self.instance_id,
+            build=build,
+            decoder=decoder,
+            handler=handler,
+            announcement=self._announcement,
+            security=security,
+            settings=self._settings,
+            limits=limits or TransportLimits(),
+            flush_outbox=self._send_outbox,
+            on_finished=self._on_finished,
+            metrics=metrics,
+            clock=clock,
+        )
+        self._loop = _new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="worker-io", daemon=True)
+        self._outbox: queue.SimpleQueue[tuple[str, Message]] = queue.SimpleQueue()
+        self._is_outbox_planned = False
+        self._signals: SignalPipe | None = None
+        self._received_signals: set[int] = set()
+        self._finished = threading.Event()
+        self._resolver_stop = threading.Event()
+        self._exit_code = EXIT_CLEAN
+        self._hard_exit: threading.Timer | None = None
+
+    def start(self) -> None:
+        """Start the I/O thread; it dials, announces phase `starting`, and beats from now on."""
+        if self._settings.handle_signals and SignalPipe.is_possible():
+            self._signals = SignalPipe()
+            self._signals.install()
+        self._thread.start()
+
+    def send(self, gateway_id: str, message: Message) -> None:
+        """Send a gateway a message, in order; dropped silently when that gateway is gone."""
+        self._outbox.put((gateway_id, message))
+        # At worst one wake-up too many: the flag is cleared before the queue is read.
+        if not self._is_outbox_planned:
+            self._is_outbox_planned = True
+            self.call_soon(self._send_outbox)
+
+    def call_soon(self, function: Callable[..., object], *args: Any) -> None:
+        """Run a function in the I/O thread; nothing happens once the worker has finished."""
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            _logger.debug("the worker has finished already")
+
+    def set_phase(self, phase: Phase, fraction: float = -1.0, detail: str = "") -> None:
+        """Say what the worker is doing; a new phase goes out at once, the rest with the next beat.
+
+        Args:
+            phase: What it does; `ready` is said by `announce`.
+            fraction: Of the phase, 0 to 1; negative when unknown.
+            detail: What the phase is about, for people.
+        """
+        is_new = phase != self._announcement.phase
+        self._announcement.phase = phase
+        self._announcement.fraction = fraction
+        self._announcement.detail = detail
+        if is_new:
+            self.call_soon(self._io.beat)
+
+    def announce(self, offer: Offer) -> None:
+        """Say what the worker serves, to every gateway now and later; the phase is `ready`."""
+        if isinstance(offer, EngineOffer):
+            self._announcement.engine = offer
+        elif isinstance(offer, AuthOffer):
+            self._announcement.auth = offer
+        elif isinstance(offer, ParserOffer):
+            self._announcement.parser = offer
+        self._announcement.phase = "ready"
+        self._announcement.fraction = -1.0
+        self._announcement.detail = ""
+        self.call_soon(self._io.announce)
+
+    def gateway_ids(self) -> tuple[str, ...]:
+        """The gateways that are here now."""
+        return tuple(self._io.gateway_versions)
+
+    def gateway_version(self, gateway_id: str) -> ProtocolVersion:
+        """What a gateway speaks; the oldest version when it is not there."""
+        return self._io.gateway_versions.get(gateway_id, OLDEST_VERSION)
+
+    def drain(self, timeout_s: float | None = None) -> None:
+        """Begin to drain, as SIGTERM does."""
+        limit = self._settings.drain_timeout_s if timeout_s is None else timeout_s
+        self.call_soon(self._io.begin_drain, limit)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the drain is over, or a gateway refused us, or `stop` was called."""
+        return self._finished.is_set()
+
+    def wait(self) -> int:
+        """Block until the worker has finished: drained after a signal, refused, or stopped.
+
+        Returns:
+            The exit code: 0 clean, 1 refused or failed, 128 + signal number when it was told twice.
+        """
+        self._finished.wait()
+        self._leave()
+        return self._exit_code
+
+    def stop(self, reason: str = "", exit_code: int = EXIT_CLEAN) -> None:
+        """Say goodbye with a reason and finish at once; blocks for the sockets' linger time."""
+        if self._thread.is_alive():
+            self.call_soon(self._io.finish, reason, exit_code)
+            self._finished.wait()
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._hard_exit is not None:
+            self._hard_exit.cancel()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+        if self._signals is not None and SignalPipe.is_possible():
+            self._signals.restore()
+            self._signals = None
+
+    def _run(self) -> None:
+        loop = self._loop
+        try:
+            if self._signals is not None:
+                self._signals.attach(loop, self._on_signal)
+            self._io.begin(loop)
+            if any(endpoint.needs_resolving for endpoint in self._endpoints):
+                threading.Thread(target=self._resolve_forever, name="resolver", daemon=True).start()
+            else:
+                self._io.set_addresses(resolve_endpoints(self._endpoints, self._resolve) or ())
+            loop.run_forever()
+        except Exception:
+            _logger.exception("the I/O thread failed")
+            self._io.finish("the worker failed", EXIT_FAILED)
+        finally:
+            if self._signals is not None:
+                self._signals.detach(loop)
+            loop.close()
+            self._io.close()
+            self._finished.set()
+
+    def _resolve_forever(self) -> None:
+        # A thread of its own, because a name server may take many seconds to answer.
+        while not self._resolver_stop.is_set():
+            addresses = resolve_endpoints(self._endpoints, self._resolve)
+            if addresses is not None:
+                self.call_soon(self._io.set_addresses, addresses)
+            self._resolver_stop.wait(self._settings.resolve_interval_s)
+
+    def _send_outbox(self) -> None:
+        self._is_outbox_planned = False
+        while True:
+            try:
+                gateway_id, message = self._outbox.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                self._io.send(gateway_id, message)
+            except (UnicodeEncodeError, OverflowError):
+                # A lone surrogate, or a number beyond 64 bits: a bug of ours, but whoever waits
+                # for the answer must get one.
+                _logger.exception("a %s can't be encoded", type(message).__name__)
+                self._io.fail(gateway_id, message, "The worker could not write its answer.")
+
+    def _on_signal(self, number: int) -> None:
+        # Ctrl-C reaches the whole process group and the supervisor's SIGTERM follows it, so only
+        # the same signal again means that somebody lost patience.
+        if number in self._received_signals:
+            self._plan_hard_exit(128 + number)
+            self._io.finish("told twice to stop", 128 + number)
+            return
+        self._received_signals.add(number)
+        self._io.begin_drain(self._settings.drain_timeout_s)
+
+    def _on_finished(self, exit_code: int) -> None:
+        self._exit_code = exit_code
+        self._resolver_stop.set()
+        if self._received_signals:
+            self._plan_hard_exit(exit_code)
+        self._loop.call_soon(self._loop.stop)
+
+    def _plan_hard_exit(self, exit_code: int) -> None:
+        """The main thread may sit in a compiler: end the process if it doesn't come to `wait`."""
+        if self._hard_exit is None:
+            self._hard_exit = threading.Timer(
+                self._settings.exit_grace_s, os._exit, args=(exit_code,)
+            )
+            self._hard_exit.daemon = True
+            self._hard_exit.start()
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # macOS, best effort
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

@@ -1,0 +1,458 @@
+"""What a worker's I/O thread does: sessions with gateways, heartbeats, drain, goodbye."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from protocol.errors import ErrorCode
+from protocol.version import METRICS_VERSION, OLDEST_VERSION, PROTOCOL_VERSION, ProtocolVersion
+from protocol.wire.codec import Decoder
+from protocol.wire.keys import ClientSecurity
+from protocol.wire.messages.base import Message
+from protocol.wire.messages.control import (
+    AuthOffer,
+    Credits,
+    Drain,
+    EngineOffer,
+    Goodbye,
+    Heartbeat,
+    Load,
+    ParserOffer,
+    Phase,
+    Pong,
+    Ready,
+    Refused,
+    Role,
+)
+from protocol.wire.rate_bound import RateBound
+from protocol.wire.send_queue import merge_step_outputs
+from protocol.wire.transport import Dealer, TransportLimits, new_context
+from protocol.wire.worker_link import WorkerLink
+
+CommandT = TypeVar("CommandT")
+CommandT_contra = TypeVar("CommandT_contra", contravariant=True)
+Offer = EngineOffer | AuthOffer | ParserOffer
+_logger = logging.getLogger("penstock.worker")
+
+EXIT_CLEAN = 0
+EXIT_FAILED = 1
+_DRAIN_CHECK_INTERVAL_S = 0.02
+
+
+class MetricSource(Protocol):
+    """What a worker counts; `protocol.runtime.metrics.MetricRegistry` is one."""
+
+    def message(self) -> Message:
+        """All values now, as one message."""
+        ...
+
+
+class WorkerHandler(Protocol[CommandT_contra]):
+    """What a worker does; called in the I/O thread, so each call returns within a millisecond."""
+
+    def on_command(self, gateway_id: str, command: CommandT_contra) -> None:
+        """A gateway wants something; answers go through `Worker.send` with the same gateway id."""
+
+    def on_gateway_lost(self, gateway_id: str) -> None:
+        """A gateway is gone: abort all it wanted. If it comes back, it starts from nothing."""
+
+    def on_drain(self, timeout_s: float) -> None:
+        """Take no new work; finish what runs, or end it with a clear event within the timeout."""
+
+    def num_unfinished(self) -> int:
+        """How many requests still run or wait; a drain ends when there are none."""
+
+    def load(self) -> Load:
+        """How busy the worker is."""
+
+    def credits(self, gateway_id: str) -> Credits | None:
+        """What this gateway may have unfinished here; None where there are no credits."""
+
+    def progress_counter(self) -> int:
+        """A number that grows with each step of work."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """Times of the worker loop, seconds.
+
+    Attributes:
+        heartbeat_interval_s: Between two heartbeats to each gateway.
+        gateway_silence_s: A gateway silent for so long is lost.
+        ready_interval_s: Ready is repeated so often until the gateway's first heartbeat.
+        drain_timeout_s: How long running work may go on after SIGTERM.
+        resolve_interval_s: Between two look-ups of gateway host names.
+        refused_redial_s: Pause before asking a gateway again that refused us.
+        exit_grace_s: After a signal and the end of the drain, the main thread has so long to
+            reach `Worker.wait`, then the process ends without it.
+        handle_signals: Take over SIGTERM and SIGINT when started from the main thread.
+        metrics_interval_s: Between two reports of the worker's metrics to each gateway.
+        hang_grace_s: Told by a gateway that it hangs, the worker ends if it has made no progress so
+            much later, for its supervisor to start it anew; None goes on hoping.
+    """
+
+    heartbeat_interval_s: float = 1.0
+    gateway_silence_s: float = 15.0
+    ready_interval_s: float = 3.0
+    drain_timeout_s: float = 30.0
+    resolve_interval_s: float = 5.0
+    refused_redial_s: float = 30.0
+    exit_grace_s: float = 2.0
+    handle_signals: bool = True
+    metrics_interval_s: float = 5.0
+    hang_grace_s: float | None = None
+
+
+@dataclass
+class Announcement:
+    """What a worker says of itself; replaced field by field, read by the I/O thread."""
+
+    phase: Phase = "starting"
+    fraction: float = -1.0
+    detail: str = ""
+    engine: EngineOffer | None = None
+    auth: AuthOffer | None = None
+    parser: ParserOffer | None = None
+
+
+class WorkerLoop(Generic[CommandT]):
+    """Everything that happens in the I/O thread; all methods are called there.
+
+    Args:
+        role: Of the worker.
+        instance_id: Random, of this process.
+        build: Version and fingerprint of the code, for people.
+        decoder: Of the commands of the role.
+        handler: Does the work.
+        announcement: Shared with the façade, which changes it from other threads.
+        security: CURVE keys for tcp; a Unix socket is guarded by its file mode.
+        settings: Times.
+        limits: Bounds of the sockets.
+        flush_outbox: Called before the goodbyes; hands over what other threads have sent.
+        on_finished: Called once, with the exit code, when everything is closed.
+        metrics: What the worker counts; None has nothing to report.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        role: Role,
+        instance_id: str,
+        build: str,
+        decoder: Decoder[CommandT],
+        handler: WorkerHandler[CommandT],
+        announcement: Announcement,
+        security: ClientSecurity | None,
+        settings: WorkerSettings,
+        limits: TransportLimits,
+        flush_outbox: Callable[[], None],
+        on_finished: Callable[[int], None],
+        metrics: MetricSource | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._role = role
+        self._instance_id = instance_id
+        self._incarnation = secrets.token_hex(8)
+        self._build = build
+        self._decoder = decoder
+        self._handler = handler
+        self._announcement = announcement
+        self._security = security
+        self._settings = settings
+        self._limits = limits
+        self._flush_outbox = flush_outbox
+        self._on_finished = on_finished
+        self._metrics = metrics
+        self._metrics_due = clock()
+        self._clock = clock
+        self._context = new_context()
+        self._links: dict[str, WorkerLink[CommandT]] = {}
+        self._gateways: dict[str, WorkerLink[CommandT]] = {}
+        self._last_tick = clock()
+        self._drain_deadline: float | None = None
+        self._is_finished = False
+        self._failure_log_bound = RateBound(1.0, max_burst=10, clock=clock)
+        # Replaced, never changed: other threads read it.
+        self.gateway_versions: Mapping[str, ProtocolVersion] = {}
+
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start beating; addresses come by `set_addresses`."""
+        self._loop = loop
+        loop.call_later(self._settings.heartbeat_interval_s, self._tick)
+
+    def set_addresses(self, addresses: Sequence[str]) -> None:
+        """Dial new addresses; leave those that are no longer named and lead nowhere."""
+        if self._is_finished:
+            return
+        for address in addresses:
+            if address not in self._links:
+                link = self._new_link(address)
+                self._links[address] = link
+                link.dealer.connect(self._loop)
+        for address, link in list(self._links.items()):
+            # A gateway that still talks to us stays, whatever the name service says.
+            if address not in addresses and link.gateway_id is None:
+                del self._links[address]
+                link.dealer.close()
+
+    def send(self, gateway_id: str, message: Message) -> None:
+        """Send to a gateway; dropped when it is gone."""
+        link = self._gateways.get(gateway_id)
+        if link is not None:
+            link.send(message)
+
+    def fail(self, gateway_id: str, answer: Message, text: str) -> None:
+        """Send a Failure in place of an answer; nothing when the gateway is gone."""
+        link = self._gateways.get(gateway_id)
+        if link is not None:
+            link.send_failure(answer, ErrorCode.INTERNAL_ERROR, text)
+
+    def beat(self) -> None:
+        """Send a heartbeat on every connection."""
+        for link in self._links.values():
+            if link.dealer.is_connected:
+                link.send(self._heartbeat(link))
+
+    def announce(self) -> None:
+        """Send Ready and a heartbeat on every connection."""
+        for link in self._links.values():
+            if link.dealer.is_connected:
+                self._announce_to(link)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether no new work is wanted."""
+        return self._drain_deadline is not None
+
+    def begin_drain(self, timeout_s: float) -> None:
+        """Tell everybody, let the handler finish, then say goodbye; a second call does nothing."""
+        if self.is_draining or self._is_finished:
+            return
+        # In this order a NaN from the wire becomes 0.
+        timeout_s = min(max(0.0, timeout_s), self._settings.drain_timeout_s)
+        self._drain_deadline = self._clock() + timeout_s
+        _logger.info("draining for at most %.1f s", timeout_s)
+        for link in self._links.values():
+            if link.dealer.is_connected:
+                link.send(Drain(timeout_s=timeout_s))
+        self.beat()
+        self._loop.call_soon(self._check_drain)
+        self._handler.on_drain(timeout_s)
+
+    def finish(self, reason: str, exit_code: int) -> None:
+        """Say goodbye to everybody and close; a second call does nothing."""
+        if self._is_finished:
+            return
+        self._flush_outbox()
+        self._is_finished = True
+        for link in list(self._links.values()):
+            if link.dealer.is_connected:
+                link.send(Goodbye(reason=reason, has_failed=exit_code == EXIT_FAILED))
+            link.gateway_id = None
+            link.dealer.close()
+        self._links.clear()
+        self._gateways.clear()
+        self._note_gateways()
+        self._on_finished(exit_code)
+
+    def close(self) -> None:
+        """Wait, at most for the sockets' linger time, until the goodbyes have left."""
+        self._context.term()
+
+    def _new_link(self, address: str) -> WorkerLink[CommandT]:
+        def make_dealer(link: WorkerLink[CommandT]) -> Dealer[CommandT]:
+            return Dealer(
+                address,
+                self._decoder,
+                context=self._context,
+                instance_id=self._instance_id,
+                on_message=link.handle_message,
+                on_connected=link.handle_connected,
+                on_disconnected=link.handle_disconnected,
+                on_malformed=link.handle_malformed,
+                security=self._security,
+                limits=self._limits,
+                merge=merge_step_outputs,
+            )
+
+        return WorkerLink(
+            address,
+            make_dealer,
+            on_message=self._on_message,
+            on_connected=self._announce_to,
+            on_lost=self._on_lost,
+            clock=self._clock,
+        )
+
+    def _phase(self) -> Phase:
+        return "draining" if self.is_draining else self._announcement.phase
+
+    def _announce_to(self, link: WorkerLink[CommandT]) -> None:
+        link.last_announced = self._clock()
+        link.send(
+            Ready(
+                role=self._role,
+                instance_id=self._instance_id,
+                protocol_version=PROTOCOL_VERSION,
+                build=self._build,
+                phase=self._phase(),
+                engine=self._announcement.engine,
+                auth=self._announcement.auth,
+                parser=self._announcement.parser,
+                incarnation=self._incarnation,
+            )
+        )
+        link.send(self._heartbeat(link))
+
+    def _heartbeat(self, link: WorkerLink[CommandT]) -> Heartbeat:
+        gateway_id = link.gateway_id
+        return Heartbeat(
+            instance_id=self._instance_id,
+            phase=self._phase(),
+            progress_counter=self._handler.progress_counter(),
+            fraction=self._announcement.fraction,
+            detail=self._announcement.detail,
+            load=self._handler.load(),
+            credits=None if gateway_id is None else self._handler.credits(gateway_id),
+        )
+
+    def _tick(self) -> None:
+        if self._is_finished:
+            return
+        # First the next one: whatever goes wrong below, the heart goes on beating.
+        self._loop.call_later(self._settings.heartbeat_interval_s, self._tick)
+        now = self._clock()
+        # While this thread did not run, gateways had no chance to be heard.
+        missed_s = now - self._last_tick - 2 * self._settings.heartbeat_interval_s
+        self._last_tick = now
+        self._report_metrics(now)
+        for link in list(self._links.values()):
+            if not link.dealer.is_connected:
+                continue
+            if missed_s > 0:
+                link.last_heard += missed_s
+            if now - link.last_heard >= self._settings.gateway_silence_s:
+                _logger.warning("the gateway at %s is silent", link.address)
+                link.dealer.reset()
+            elif (
+                link.gateway_id is None
+                and now - link.last_announced >= self._settings.ready_interval_s
+            ):
+                self._announce_to(link)
+            else:
+                link.send(self._heartbeat(link))
+
+    def _report_metrics(self, now: float) -> None:
+        if self._metrics is None or now < self._metrics_due:
+            return
+        self._metrics_due = now + self._settings.metrics_interval_s
+        message = self._metrics.message()
+        for link in list(self._gateways.values()):
+            if link.gateway_version >= METRICS_VERSION:
+                link.send(message)
+
+    def _on_message(self, link: WorkerLink[CommandT], message: CommandT) -> None:
+        if isinstance(message, Heartbeat):
+            self._on_heartbeat(link, message)
+        elif isinstance(message, Goodbye):
+            _logger.info("the gateway at %s says goodbye: %s", link.address, message.reason)
+            link.has_said_goodbye = True
+            link.dealer.reset(self._settings.heartbeat_interval_s)
+            if message.is_hung and self._settings.hang_grace_s is not None:
+                counter = self._handler.progress_counter()
+                self._loop.call_later(self._settings.hang_grace_s, self._end_if_hung, counter)
+        elif isinstance(message, Drain):
+            self.begin_drain(message.timeout_s)
+        elif isinstance(message, Refused):
+            self._on_refused(link, message)
+        elif not isinstance(message, Pong):
+            self._on_command(link, message)
+
+    def _end_if_hung(self, counter: int) -> None:
+        is_hung = self._handler.progress_counter() == counter and self._handler.load().num_running
+        if is_hung and not self._is_finished:
+            _logger.error("this worker hangs: it has work and makes no progress; it ends")
+            self.finish("hung", EXIT_FAILED)
+
+    def _on_command(self, link: WorkerLink[CommandT], command: CommandT) -> None:
+        if link.gateway_id is None:
+            message = "A gateway's heartbeat comes before its first command."
+            link.send_failure(command, ErrorCode.WORKER_UNAVAILABLE, message)
+            return
+        try:
+            self._handler.on_command(link.gateway_id, command)
+        except Exception:
+            if self._failure_log_bound.allow():
+                _logger.exception("a %s could not be handled", type(command).__name__)
+            message = "The worker could not handle this request."
+            link.send_failure(command, ErrorCode.INTERNAL_ERROR, message)
+
+    def _on_heartbeat(self, link: WorkerLink[CommandT], heartbeat: Heartbeat) -> None:
+        gateway_id = heartbeat.instance_id
+        if link.gateway_id == gateway_id:
+            return
+        if link.gateway_id is not None:
+            # A proxy between us put another gateway behind the same connection.
+            link.dealer.reset()
+            return
+        other = self._gateways.get(gateway_id)
+        if other is not None:
+            _logger.info("%s and %s lead to one gateway", other.address, link.address)
+            other.is_parked = True
+            # Not a loss that calls parked addresses back: three of them would take turns for ever.
+            other.gateway_id = None
+            other.dealer.close()
+            self._handler.on_gateway_lost(gateway_id)
+        link.gateway_id = gateway_id
+        link.gateway_version = heartbeat.protocol_version or OLDEST_VERSION
+        self._gateways[gateway_id] = link
+        self._note_gateways()
+        _logger.info("gateway %s at %s is here", gateway_id, link.address)
+        link.send(self._heartbeat(link))
+
+    def _on_lost(self, link: WorkerLink[CommandT], reason: str) -> None:
+        gateway_id, link.gateway_id = link.gateway_id, None
+        if gateway_id is None or self._gateways.get(gateway_id) is not link:
+            return
+        del self._gateways[gateway_id]
+        self._note_gateways()
+        if self._is_finished:
+            return
+        level = logging.INFO if link.has_said_goodbye else logging.WARNING
+        _logger.log(level, "lost gateway %s at %s: %s", gateway_id, link.address, reason)
+        for parked in self._links.values():
+            if parked.is_parked and parked is not link:
+                parked.is_parked = False
+                parked.dealer.connect(self._loop)
+        self._handler.on_gateway_lost(gateway_id)
+
+    def _on_refused(self, link: WorkerLink[CommandT], refused: Refused) -> None:
+        _logger.error("the gateway at %s refused us: %s", link.address, refused.message)
+        link.dealer.reset(self._settings.refused_redial_s)
+        if not self._gateways:
+            self.finish("refused", EXIT_FAILED)
+
+    def _note_gateways(self) -> None:
+        self.gateway_versions = {
+            gateway_id: link.gateway_version for gateway_id, link in self._gateways.items()
+        }
+
+    def _check_drain(self) -> None:
+        if self._is_finished:
+            return
+        assert self._drain_deadline is not None  # noqa: S101 - only a drain comes here
+        num_unfinished = self._handler.num_unfinished()
+        self._flush_outbox()
+        is_sent = all(not link.dealer.num_queued_bytes for link in self._links.values())
+        if num_unfinished == 0 and is_sent:
+            self.finish("drained", EXIT_CLEAN)
+        elif self._clock() >= self._drain_deadline:
+            _logger.warning("the drain ended with %d requests unfinished", num_unfinished)
+            self.finish(f"drained with {num_unfinished} requests unfinished", EXIT_CLEAN)
+        else:
+            self._loop.call_later(_DRAIN_CHECK_INTERVAL_S, self._check_drain)

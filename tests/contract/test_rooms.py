@@ -1,0 +1,123 @@
+"""The rooms of each package, from the ground up: a room imports only rooms named before it.
+
+docs/architecture.md draws them; each folder's `__init__` says what lives there.
+"""
+
+import pytest
+
+from tests.contract.test_imports import EVERY_FILE, ROOT, imported_modules
+
+ROOMS: dict[str, tuple[str, ...]] = {
+    "protocol": (
+        "protocol.errors",
+        "protocol.version",
+        "protocol.wire.messages",
+        "protocol.wire",
+        "protocol.runtime",
+        "protocol",
+    ),
+    "gateway": (
+        "gateway.errors",
+        "gateway.config",
+        "gateway.telemetry",
+        "gateway.tools",
+        "gateway.ledger",
+        "gateway.dispatch",
+        "gateway.workers",
+        "gateway.request",
+        "gateway.http.error_table",
+        "gateway.http.schemas",
+        "gateway.http.render",
+        "gateway.http",
+        "gateway.http.routes",
+        "gateway.http.app",
+        "gateway.http.server",
+        "gateway",
+    ),
+    "engine_worker": (
+        "engine_worker.errors",
+        "engine_worker.demo",
+        "engine_worker.core.choice",
+        "engine_worker.core.scheduling",
+        "engine_worker.text",
+        "engine_worker.grammar",
+        "engine_worker.core.decoding",
+        "engine_worker.core",
+        "engine_worker.compute.sampling",
+        "engine_worker.compute.models",
+        "engine_worker.compute.attention",
+        "engine_worker.compute.runner",
+        "engine_worker.compute.weights",
+        "engine_worker.embedding",
+        "engine_worker.config",
+        "engine_worker.loading",
+        "engine_worker.serving",
+        "engine_worker.python_api",
+        "engine_worker",
+    ),
+}
+"""Folders, and single files where a folder has more than one floor; the last entry starts it all."""
+
+FILES = {
+    path: path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in EVERY_FILE
+}
+NO_JAX = ("engine_worker.core", "engine_worker.text", "engine_worker.grammar")
+JAX = {"jax", "jaxlib", "flax"}
+
+
+def room_of(module: str) -> str:
+    """The innermost room that a dotted name lies in."""
+    rooms = ROOMS[module.split(".", maxsplit=1)[0]]
+    return max((room for room in rooms if is_within(module, room)), key=len)
+
+
+def is_within(module: str, room: str) -> bool:
+    return module == room or module.startswith(f"{room}.")
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_a_room_imports_only_rooms_below_it(package: str) -> None:
+    order = ROOMS[package]
+    for path, module in FILES.items():
+        if not is_within(module, package) or module == package:
+            continue  # the package itself hands out its public names
+        floor = order.index(room_of(module))
+        for imported in imported_modules(path):
+            if is_within(imported, package):
+                room = room_of(imported)
+                assert order.index(room) <= floor, f"{module} imports {imported} of {room}"
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_room_is_there_and_every_folder_is_a_room(package: str) -> None:
+    for room in ROOMS[package]:
+        place = ROOT / room.replace(".", "/")
+        assert place.is_dir() or place.with_suffix(".py").is_file(), room
+    for path in (ROOT / package).rglob("__init__.py"):
+        folder = path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        is_named = any(is_within(room, folder) for room in ROOMS[package])
+        assert is_named, f"{folder} is no room: name it in ROOMS"
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_a_room_says_what_lives_there_and_what_it_may_import(package: str) -> None:
+    for path in (ROOT / package).rglob("__init__.py"):
+        if path.parent != ROOT / package:
+            lines = path.read_text(encoding="utf-8").split('"""')[1].splitlines()
+            assert 3 <= len(lines) <= 12, f"{path}: a docstring of about five lines"
+            assert any("import" in line.lower() for line in lines), path
+
+
+def test_the_side_of_the_engine_that_decides_never_sees_jax() -> None:
+    for path, module in FILES.items():
+        if any(is_within(module, room) for room in NO_JAX):
+            seen = {imported.split(".")[0] for imported in imported_modules(path)} & JAX
+            assert not seen, f"{module} imports {seen}"
+
+
+def test_keys_are_read_below_the_transport_and_made_above_it() -> None:
+    by_module = {module: path for path, module in FILES.items()}
+    keys = imported_modules(by_module["protocol.wire.keys"])
+    curve = imported_modules(by_module["protocol.wire.transport_curve"])
+    assert not [name for name in keys if "transport" in name or "keygen" in name]
+    assert not [name for name in curve if "keygen" in name]

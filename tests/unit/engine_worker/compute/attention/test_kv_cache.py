@@ -1,0 +1,122 @@
+"""The cache's layout, size and writes."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+import pytest
+
+from engine_worker.compute.attention.kv_cache import (
+    KvLayout,
+    block_bytes,
+    choose_num_blocks,
+    default_kv_memory_bytes,
+    load_pages,
+    size_kv_blocks,
+    store_tokens,
+)
+from engine_worker.errors import KvMemoryError
+from tests.fakes.tiny_decoder import tiny_spec
+
+SPEC = tiny_spec([None, None])
+# Two layers, keys and values, two heads of eight float32 numbers, for four tokens.
+BLOCK_BYTES = 2 * 2 * 2 * 8 * 4 * 4
+
+
+def test_the_layout_states_the_bytes_that_are_allocated() -> None:
+    layout = KvLayout.of(SPEC, np.float32, num_blocks=7, block_size=4)
+    arrays = jax.tree.leaves(layout.allocate())
+    assert sum(array.nbytes for array in arrays) == layout.size_bytes == 8 * BLOCK_BYTES
+    assert block_bytes(SPEC, np.float32, 4) == BLOCK_BYTES
+
+
+def test_bfloat16_is_stored_as_bits_and_loaded_rounded() -> None:
+    layout = KvLayout.of(SPEC, jnp.bfloat16, num_blocks=3, block_size=4)
+    pages = layout.allocate()[0]
+    assert pages.keys.dtype == jnp.uint16
+    keys = np.random.default_rng(0).standard_normal((2, 2, 8), np.float32)
+    block_ids, offsets = jnp.array([2, 0]), jnp.array([3, 1])
+    pages = store_tokens(pages, jnp.asarray(keys), jnp.asarray(-keys), block_ids, offsets)
+    loaded, values = load_pages(pages, jnp.array([[0, 2]]))
+    assert loaded.shape == (1, 2, 2, 8, 4)
+    assert values.shape == (1, 2, 8, 8)
+    rounded = keys.astype(jnp.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(np.asarray(loaded)[0, :, 1, :, 3], rounded[0])
+    np.testing.assert_array_equal(np.asarray(values)[0, :, 1], -rounded[1])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_a_donated_write_aliases_the_cache_and_needs_little_beside_it(
+    dtype: np.dtype[np.generic],
+) -> None:
+    layout = KvLayout.of(SPEC, dtype, num_blocks=1000, block_size=4)
+    cache = layout.allocate()
+    new = jnp.ones((4, 2, 8), jnp.float32)
+    places = jnp.arange(4, dtype=jnp.int32)
+
+    def write(cache: object, new: jax.Array) -> object:
+        return jax.tree.map(
+            lambda pages: store_tokens(pages, new, new, places, places % 2),
+            cache,
+            is_leaf=lambda node: hasattr(node, "keys"),
+        )
+
+    compiled = jax.jit(write, donate_argnums=0).lower(cache, new).compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    assert memory.alias_size_in_bytes == layout.size_bytes
+    assert memory.temp_size_in_bytes < layout.size_bytes // 20
+
+
+def test_blocks_fill_the_given_memory_with_one_block_kept_for_padding() -> None:
+    assert size_kv_blocks(10 * BLOCK_BYTES + 5, SPEC, np.float32, 4) == 9
+    assert size_kv_blocks(BLOCK_BYTES, SPEC, np.float32, 4) == 0
+
+
+def test_a_runner_gets_what_fits_and_no_more_than_all_rows_need() -> None:
+    def choose(kv_memory_bytes: int) -> int:
+        return choose_num_blocks(
+            SPEC,
+            np.float32,
+            block_size=4,
+            max_num_seqs=3,
+            max_model_len=30,
+            kv_memory_bytes=kv_memory_bytes,
+        )
+
+    assert choose(18 * BLOCK_BYTES) == 17
+    assert choose(2**40) == 3 * 8
+
+
+def test_memory_for_less_than_one_request_is_refused_with_both_numbers() -> None:
+    with pytest.raises(KvMemoryError, match=r"gets 0\.0 MiB.*30 tokens needs 0\.0 MiB"):
+        choose_num_blocks(
+            SPEC,
+            np.float32,
+            block_size=4,
+            max_num_seqs=3,
+            max_model_len=30,
+            kv_memory_bytes=3 * BLOCK_BYTES,
+        )
+
+
+def test_a_device_with_memory_of_its_own_gives_most_of_what_the_weights_leave() -> None:
+    stats = {"bytes_limit": 1000, "bytes_in_use": 100}
+    assert default_kv_memory_bytes(device_stats=stats) == int(900 * 0.85)
+    assert default_kv_memory_bytes(400, stats) == int(500 * 0.85)
+    assert default_kv_memory_bytes(2000, stats) == 0
+
+
+def test_a_cpu_gives_a_share_of_the_systems_memory_that_a_restart_gets_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def share_of(available_bytes: int) -> int:
+        memory = SimpleNamespace(available=available_bytes)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        return default_kv_memory_bytes()
+
+    assert share_of(21 * 2**30) == share_of(21 * 2**30 - 2**28) == 6 * 2**30
+    assert share_of(100 * 2**30) == 28 * 2**30
+    assert share_of(0) == 0

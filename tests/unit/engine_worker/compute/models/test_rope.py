@@ -1,0 +1,103 @@
+"""Frequencies and rotation, against the formulas written out and against transformers."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.compute.models.rope import inverse_frequencies, rope_table, rotate
+from engine_worker.compute.models.spec import RopeSpec
+from tests.fakes.tiny_checkpoint import TINY_LLAMA
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"rope_type": "linear", "factor": 3.0},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 512,
+        },
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+        {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 128,
+            "truncate": False,
+            "beta_fast": 16.0,
+            "beta_slow": 2.0,
+        },
+        {
+            "rope_type": "yarn",
+            "factor": 40.0,
+            "original_max_position_embeddings": 64,
+            "mscale": 0.707,
+            "mscale_all_dim": 1.0,
+        },
+        {
+            "rope_type": "yarn",
+            "factor": 2.0,
+            "original_max_position_embeddings": 64,
+            "attention_factor": 1.25,
+        },
+    ],
+)
+def test_frequencies_and_attention_factor_are_those_of_transformers(
+    parameters: dict[str, Any],
+) -> None:
+    values = TINY_LLAMA | {
+        "head_dim": 64,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_theta": 10_000.0, **parameters},
+    }
+    config = LlamaConfig(**{k: v for k, v in values.items() if k != "rope_theta"})
+    theirs, attention_factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config)
+    rope = decoder_spec(values).layers[0].attention.rope
+    assert rope is not None
+    np.testing.assert_allclose(inverse_frequencies(rope, 64), theirs.numpy(), rtol=2e-6)
+    assert rope.attention_factor == pytest.approx(attention_factor)
+
+
+def test_default_frequencies_fall_geometrically_with_theta() -> None:
+    expected = [100.0 ** (-2 * i / 8) for i in range(4)]
+    np.testing.assert_allclose(inverse_frequencies(RopeSpec(theta=100.0), 8), expected, rtol=1e-6)
+
+
+def test_rotation_turns_each_pair_of_halves_by_position_times_frequency() -> None:
+    table = rope_table(RopeSpec(theta=100.0), 4, jnp.asarray([3], jnp.int32))
+    x = jnp.asarray([[[1.0, 2.0, 3.0, 4.0]]])
+    rotated = np.asarray(rotate(x, table))[0, 0]
+    for index, angle in enumerate((3.0, 0.3)):
+        a, b = float(x[0, 0, index]), float(x[0, 0, index + 2])
+        assert rotated[index] == pytest.approx(a * math.cos(angle) - b * math.sin(angle), rel=1e-5)
+        assert rotated[index + 2] == pytest.approx(
+            b * math.cos(angle) + a * math.sin(angle), rel=1e-5
+        )
+
+
+def test_scores_depend_only_on_the_distance_of_positions() -> None:
+    q = jnp.asarray(np.random.default_rng(0).standard_normal((1, 1, 8)), jnp.float32)
+    k = jnp.asarray(np.random.default_rng(1).standard_normal((1, 1, 8)), jnp.float32)
+
+    def score(q_position: int, k_position: int) -> float:
+        at = [jnp.asarray([position], jnp.int32) for position in (q_position, k_position)]
+        tables = [rope_table(RopeSpec(), 8, position) for position in at]
+        return float(jnp.sum(rotate(q, tables[0]) * rotate(k, tables[1])))
+
+    assert score(9, 4) == pytest.approx(score(105, 100), abs=1e-4)
+    assert score(9, 4) != pytest.approx(score(9, 8), abs=1e-2)
+
+
+def test_the_attention_factor_scales_the_rotation() -> None:
+    x = jnp.ones((1, 1, 4))
+    plain = rotate(x, rope_table(RopeSpec(), 4, jnp.asarray([2], jnp.int32)))
+    scaled = rotate(x, rope_table(RopeSpec(attention_factor=1.5), 4, jnp.asarray([2], jnp.int32)))
+    np.testing.assert_allclose(scaled, 1.5 * plain, rtol=1e-6)

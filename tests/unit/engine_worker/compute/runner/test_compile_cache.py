@@ -1,0 +1,74 @@
+"""The persistent compile cache: where it lies, that it is used, and that it never stops a start."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine_worker.compute.runner.compile_cache import cache_key, cpu_description
+
+PROGRAM = """
+import sys, warnings
+from pathlib import Path
+import jax
+from engine_worker.compute.runner.compile_cache import count_cache_hits, prepare_backend
+prepare_backend(Path(sys.argv[1]))
+warnings.simplefilter("ignore")
+with count_cache_hits() as hits:
+    print(float(jax.jit(lambda x: x * 2 + 1)(20.5)))
+print(len(hits))
+"""
+
+
+def run_program(folder: Path) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    return done.stdout.split()
+
+
+def test_a_second_process_loads_what_the_first_compiled_and_survives_broken_entries(
+    tmp_path: Path,
+) -> None:
+    assert run_program(tmp_path) == ["42.0", "0"]
+    value, num_hits = run_program(tmp_path)
+    assert (value, int(num_hits) >= 1) == ("42.0", True)
+    entries = [path for path in tmp_path.rglob("*-cache") if path.is_file()]
+    assert entries
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2])
+    assert run_program(tmp_path)[0] == "42.0"
+
+
+def test_a_folder_that_cannot_be_made_is_left_out(tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    assert run_program(blocker) == ["42.0", "0"]
+
+
+def test_the_key_changes_with_cpu_and_flags() -> None:
+    keys = {cache_key("", "a"), cache_key("--f", "a"), cache_key("", "b"), cache_key("", "a")}
+    assert len(keys) == 3
+
+
+def test_the_cpu_is_described_by_model_and_instruction_sets(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("model name\t: X\nflags\t: avx2\ncpu MHz\t: 1\n" * 2)
+    assert cpu_description(info).splitlines()[1:] == ["model name\t: X", "flags\t: avx2"]
+    info.write_text("model name\t: X\nflags\t: avx2\ncpu MHz\t: 2\n")
+    assert cpu_description(info).splitlines()[1:] == ["model name\t: X", "flags\t: avx2"]
+
+
+def test_a_system_without_cpu_info_is_described_too(tmp_path: Path) -> None:
+    assert cpu_description(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("xla_flags", ["", "--xla_cpu_max_isa=AVX2 --odd/../path"])
+def test_the_key_is_a_plain_folder_name(xla_flags: str) -> None:
+    assert "/" not in cache_key(xla_flags, "cpu")

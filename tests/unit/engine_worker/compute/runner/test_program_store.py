@@ -1,0 +1,116 @@
+"""Programs that are compiled before and behind the start, and what stands in for them."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from engine_worker.compute.models.decoder import declare, random_weights
+from engine_worker.compute.runner.jax_runner import JaxModelRunner
+from engine_worker.compute.runner.program_store import ProgramStore
+from tests.fakes.runner_requests import RunnerRequest, generate
+from tests.fakes.tiny_decoder import tiny_spec
+
+
+class SlowCompiler:
+    """Compiles numbers to texts; those in `held` only once they are let go, `broken` ones never."""
+
+    def __init__(self, *, held: frozenset[int] = frozenset(), broken: int | None = None) -> None:
+        self._held = held
+        self._broken = broken
+        self.is_held = threading.Event()
+        self.may_go_on = threading.Event()
+        self.compiled: list[int] = []
+
+    def __call__(self, key: int) -> str:
+        if key in self._held:
+            self.is_held.set()
+            assert self.may_go_on.wait(30)
+        if key == self._broken:
+            raise RuntimeError("planned failure")
+        self.compiled.append(key)
+        return f"program {key}"
+
+
+def test_a_larger_program_stands_in_until_the_right_one_is_ready() -> None:
+    compiler = SlowCompiler(held=frozenset({1}))
+    store = ProgramStore[int](compiler, str)
+    reports: list[tuple[float, str]] = []
+    store.warm_up([8], [1, 8], lambda done, text: reports.append((done, text)))
+    assert reports == [(1.0, "compiled 8")]
+    assert store.first_ready([1, 4, 8]) == 8
+    compiler.may_go_on.set()
+    store.finish_warm_up()
+    assert store.first_ready([1, 4, 8]) == 1
+    assert store.get(1) == "program 1"
+    assert (store.num_compiles, compiler.compiled) == (2, [8, 1])
+
+
+def test_before_the_warm_up_programs_are_compiled_when_they_are_asked_for() -> None:
+    compiler = SlowCompiler()
+    store = ProgramStore[int](compiler, str)
+    assert store.get(store.first_ready([4, 8])) == "program 4"
+    store.warm_up([4, 8], [], lambda done, text: None)
+    assert compiler.compiled == [4, 8]
+
+
+def test_a_program_that_cannot_be_compiled_behind_leaves_the_others_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = ProgramStore[int](SlowCompiler(broken=2), str)
+    store.warm_up([8], [1, 2, 4], lambda done, text: None)
+    store.finish_warm_up()
+    assert [store.first_ready([size, 8]) for size in (1, 2, 4)] == [1, 8, 4]
+    assert "2 could not be compiled" in caplog.text
+
+
+def test_stopping_waits_for_the_program_in_hand_and_leaves_the_rest() -> None:
+    compiler = SlowCompiler(held=frozenset({1}))
+    store = ProgramStore[int](compiler, str)
+    store.warm_up([8], [1, 2, 4], lambda done, text: None)
+    assert compiler.is_held.wait(30)
+    stopping = threading.Thread(target=store.stop)
+    stopping.start()
+    while not store._is_stopping:
+        time.sleep(0.001)
+    compiler.may_go_on.set()
+    stopping.join(30)
+    assert not stopping.is_alive()
+    assert compiler.compiled == [8, 1]
+    assert "compile" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_store_that_compiles_nothing_behind_is_stopped_too() -> None:
+    ProgramStore[int](SlowCompiler(), str).stop()
+
+
+def test_one_of_the_first_programs_that_fails_stops_the_start() -> None:
+    store = ProgramStore[int](SlowCompiler(broken=8), str)
+    with pytest.raises(RuntimeError, match="planned failure"):
+        store.warm_up([8], [1], lambda done, text: None)
+
+
+def test_work_that_comes_before_its_program_gives_the_same_tokens() -> None:
+    weights = random_weights(declare(tiny_spec([None]), np.float32), seed=1)
+
+    def fresh() -> JaxModelRunner:
+        return JaxModelRunner.create(
+            weights,
+            num_blocks=16,
+            max_model_len=48,
+            block_size=4,
+            max_num_seqs=2,
+            max_num_batched_tokens=64,
+        )
+
+    def output(runner: JaxModelRunner) -> list[int]:
+        return generate(runner, RunnerRequest(0, (5, 6, 7), range(12)), 5)
+
+    early = fresh()
+    # As if the thread behind had not come to anything yet.
+    largest = (early._buckets.decode[-1], early._buckets.prefill[-1])
+    early._store.warm_up(largest, [], lambda done, text: None)
+    num_compiles = early.num_compiles
+    assert output(early) == output(fresh())
+    assert early.num_compiles == num_compiles

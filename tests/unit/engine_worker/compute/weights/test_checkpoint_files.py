@@ -1,0 +1,146 @@
+"""Finding a model's weights, and every way in which the files can be broken."""
+
+import contextlib
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine_worker.compute.weights.checkpoint import open_checkpoint, read_header
+from engine_worker.errors import CheckpointError, UnsupportedFormatError
+from tests.fakes.tiny_checkpoint import write_checkpoint
+
+INDEX = "model.safetensors.index.json"
+
+
+def safetensors_bytes(header: object, data: bytes = b"") -> bytes:
+    encoded = json.dumps(header).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + data
+
+
+def test_a_header_tells_name_type_shape_and_place(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    entry = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
+    content = safetensors_bytes({"__metadata__": {"format": "pt"}, "a": entry}, bytes(24))
+    file.write_bytes(content)
+    (tensor,) = open_checkpoint(tmp_path).tensors.values()
+    assert (tensor.name, tensor.file, tensor.dtype, tensor.shape) == ("a", file, "F32", (2, 3))
+    assert (tensor.start, tensor.end) == (len(content) - 24, len(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("model-q4.gguf", "GGUF"),
+        ("pytorch_model.bin", "pickle"),
+        ("pytorch_model-00001-of-00002.bin", "pickle"),
+    ],
+)
+def test_weights_in_another_format_are_refused_naming_it(
+    tmp_path: Path, name: str, named: str
+) -> None:
+    (tmp_path / name).write_bytes(b"anything")
+    with pytest.raises(UnsupportedFormatError, match=named) as caught:
+        open_checkpoint(tmp_path)
+    assert name in str(caught.value)
+
+
+def test_a_pickle_beside_safetensors_is_not_looked_at(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
+    assert len(open_checkpoint(tmp_path).tensors) > 0
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
+        open_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        open_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"1234567",
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 50) + b"{}",
+        safetensors_bytes([]),
+        struct.pack("<Q", 4) + b"{{{{",
+        struct.pack("<Q", 2) + b"\xff\xfe",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 123456\n",
+    ],
+)
+def test_a_file_that_is_no_safetensors_file_is_refused_naming_it(
+    tmp_path: Path, content: bytes
+) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*safetensors file"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        (5, "broken header entry"),
+        ({"dtype": "F32", "shape": [1]}, "broken header entry"),
+        ({"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}, "broken header entry"),
+        ({"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}, "broken header entry"),
+        ({"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}, "broken header entry"),
+        ({"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}, "broken header entry"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "truncated"),
+        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}, "needs 8 bytes"),
+        ({"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}, "bytes, its entry"),
+    ],
+)
+def test_a_broken_header_entry_is_refused_naming_its_tensor(
+    tmp_path: Path, entry: object, named: str
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes({"norm": entry}, bytes(4)))
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: .*{named}") as caught:
+        open_checkpoint(tmp_path)
+    assert "'norm'" in str(caught.value)
+
+
+@given(content=st.binary(max_size=200))
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_no_bytes_make_the_header_reader_fail_otherwise_than_by_its_own_error(
+    tmp_path: Path, content: bytes
+) -> None:
+    file = tmp_path / "model.safetensors"
+    for prefix in (b"", struct.pack("<Q", max(len(content), 2))):
+        file.write_bytes(prefix + content)
+        with contextlib.suppress(CheckpointError):
+            read_header(file)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", '{"weight_map": 5}', '{"weight_map": {"a": "../model.safetensors"}}'],
+)
+def test_a_broken_index_is_refused_naming_it(tmp_path: Path, content: str) -> None:
+    (tmp_path / INDEX).write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, num_shards=2)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"00002-of-00002\.safetensors: the file is missing"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_tensor_that_its_shard_lacks_is_named(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, num_shards=2)
+    index = json.loads((tmp_path / INDEX).read_text(encoding="utf-8"))
+    index["weight_map"]["ghost"] = "model-00001-of-00002.safetensors"
+    (tmp_path / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"00001-of-00002\.safetensors: tensor 'ghost'"):
+        open_checkpoint(tmp_path)

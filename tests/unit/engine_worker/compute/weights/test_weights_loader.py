@@ -1,0 +1,151 @@
+"""Loading: the right numbers in the right leaf, and errors that name file and tensor."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from engine_worker.compute.models.decoder import DecoderGraph, declare
+from engine_worker.compute.models.hf_config import decoder_spec, load_spec
+from engine_worker.compute.weights.loader import estimate_bytes, load_weights
+from engine_worker.errors import CheckpointError, UnsupportedFormatError
+from tests.fakes.tiny_checkpoint import (
+    TINY_LLAMA,
+    Tensors,
+    random_tensors,
+    write_checkpoint,
+    write_config,
+)
+
+K_PROJ = "model.layers.1.self_attn.k_proj.weight"
+BIASED = TINY_LLAMA | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}
+
+
+def graph_of(config: dict[str, Any] = TINY_LLAMA, dtype: Any = jnp.float32) -> DecoderGraph:
+    return declare(decoder_spec(config), dtype)
+
+
+def loaded(folder: Path, graph: DecoderGraph) -> dict[str, Any]:
+    weights = load_weights(folder, graph)
+    return {
+        parameter.path: np.asarray(leaf)
+        for parameter, leaf in zip(graph.parameters, weights.leaves, strict=True)
+    }
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_every_tensor_lands_in_its_place_from_one_file_or_from_shards(
+    tmp_path: Path, num_shards: int
+) -> None:
+    tensors = write_checkpoint(tmp_path, BIASED, num_shards=num_shards)
+    leaves = loaded(tmp_path, graph_of(BIASED))
+    attention, mlp = "model.layers.1.self_attn.", "model.layers.1.mlp."
+    for kind in ("weight", "bias"):
+        qkv = np.concatenate([tensors[f"{attention}{name}_proj.{kind}"] for name in "qkv"])
+        np.testing.assert_array_equal(leaves[f"layers.1.attention.qkv.{kind}"], qkv)
+        fused = np.concatenate([tensors[f"{mlp}{name}_proj.{kind}"] for name in ("gate", "up")])
+        np.testing.assert_array_equal(leaves[f"layers.1.mlp.gate_up.{kind}"], fused)
+        np.testing.assert_array_equal(
+            leaves[f"layers.1.mlp.down.{kind}"], tensors[f"{mlp}down_proj.{kind}"]
+        )
+    np.testing.assert_array_equal(leaves["head.weight"], tensors["lm_head.weight"])
+    np.testing.assert_array_equal(leaves["embedding.weight"], tensors["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(leaves["norm.weight"], tensors["model.norm.weight"])
+    sizes = sum(tensor.size for tensor in tensors.values())
+    assert sum(leaf.size for leaf in leaves.values()) == sizes
+
+
+@pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("wanted", [jnp.float32, jnp.bfloat16])
+def test_tensors_are_cast_to_the_type_of_the_graph(
+    tmp_path: Path, stored: Any, wanted: Any
+) -> None:
+    tensors = write_checkpoint(tmp_path, tensors=random_tensors(TINY_LLAMA, stored))
+    leaf = loaded(tmp_path, graph_of(dtype=wanted))["layers.1.mlp.down.weight"]
+    expected = tensors["model.layers.1.mlp.down_proj.weight"].astype(wanted)
+    assert leaf.dtype == np.dtype(wanted)
+    np.testing.assert_array_equal(leaf, expected)
+
+
+def test_progress_rises_to_one_and_names_what_was_loaded(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    calls: list[tuple[float, str]] = []
+    graph = graph_of()
+    load_weights(tmp_path, graph, progress=lambda fraction, text: calls.append((fraction, text)))
+    fractions = [fraction for fraction, _ in calls]
+    assert len(calls) == len(graph.parameters)
+    assert fractions == sorted(fractions)
+    assert 0 < fractions[0] < fractions[-1] == 1.0
+    assert "embedding.weight" in calls[0][1]
+
+
+def test_the_estimate_is_what_the_weights_take(tmp_path: Path) -> None:
+    write_config(tmp_path, TINY_LLAMA)
+    graph = graph_of()
+    assert estimate_bytes(tmp_path, jnp.float32) == graph.size_bytes
+    assert estimate_bytes(tmp_path, jnp.bfloat16) == graph.size_bytes // 2
+
+
+def refused(folder: Path, error: type[Exception], *named: str) -> None:
+    graph = declare(load_spec(folder), jnp.float32)
+    with pytest.raises(error) as caught:
+        load_weights(folder, graph)
+    for text in named:
+        assert text in str(caught.value)
+
+
+def without(name: str) -> Tensors:
+    return {key: value for key, value in random_tensors(TINY_LLAMA).items() if key != name}
+
+
+def test_a_missing_tensor_is_named_with_the_file_that_should_hold_it(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, tensors=without(K_PROJ))
+    refused(tmp_path, CheckpointError, "model.safetensors", K_PROJ, "missing")
+
+
+def test_a_wrong_shape_is_named_with_both_shapes(tmp_path: Path) -> None:
+    tensors = without(K_PROJ) | {K_PROJ: np.zeros((8, 15), np.float32)}
+    write_checkpoint(tmp_path, tensors=tensors, num_shards=2)
+    refused(tmp_path, CheckpointError, "-of-00002.safetensors", K_PROJ, "[8, 15]", "[8, 16]")
+
+
+def test_an_unexpected_type_is_named(tmp_path: Path) -> None:
+    tensors = without(K_PROJ) | {K_PROJ: np.zeros((8, 16), np.int8)}
+    write_checkpoint(tmp_path, tensors=tensors)
+    refused(tmp_path, CheckpointError, "model.safetensors", K_PROJ, "I8")
+
+
+def test_quantised_tensors_are_refused_naming_the_format(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.qweight"
+    write_checkpoint(tmp_path, tensors=without(K_PROJ) | {name: np.zeros((2, 2), np.int32)})
+    refused(tmp_path, UnsupportedFormatError, name, "AWQ or GPTQ")
+
+
+def test_a_truncated_file_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    refused(tmp_path, CheckpointError, "model.safetensors", "truncated", "tensor '")
+
+
+def test_tensors_without_a_place_are_logged_and_ignorable_ones_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = {
+        "lm_head.weight": np.zeros((64, 16), np.float32),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(2, np.float32),
+    }
+    with caplog.at_level(logging.WARNING, logger="penstock.engine.weights"):
+        write_checkpoint(tmp_path, tensors=random_tensors(TINY_LLAMA) | known)
+        load_weights(tmp_path, graph_of())
+        assert caplog.messages == []
+        extra = known | {"model.vision.weight": np.zeros(2, np.float32)}
+        write_checkpoint(tmp_path, tensors=random_tensors(TINY_LLAMA) | extra)
+        load_weights(tmp_path, graph_of())
+    (message,) = caplog.messages
+    assert "1 tensors have no place" in message
+    assert "model.vision.weight" in message

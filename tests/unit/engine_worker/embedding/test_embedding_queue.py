@@ -1,0 +1,191 @@
+"""Commands for embeddings: checked, cut, batched over requests, each with exactly one answer."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine_worker.demo import demo_model_path
+from engine_worker.embedding.embedder import Embedder, batch_shapes, shorten
+from engine_worker.embedding.pooling import PoolingSpec
+from engine_worker.embedding.queue import MAX_INPUTS, EmbeddingQueue
+from engine_worker.embedding.service import Embeddings
+from engine_worker.text.tokenizer import Tokenizer
+from protocol.errors import ErrorCode
+from protocol.wire.messages import Embed, Embedded, Failure, Message
+
+MAX_TOKENS = 16
+
+
+class CountingModel:
+    """Each row's vector is its length and its first id; compiles nothing heavy."""
+
+    num_dimensions = 4
+    leaves = ()
+
+    def hidden(self, leaves: Any, token_ids: Any, lengths: Any) -> Any:
+        import jax.numpy as jnp
+
+        ones = jnp.ones(token_ids.shape, jnp.float32)
+        return jnp.stack([lengths[:, None] * ones, token_ids[:, :1] * ones, ones, ones], axis=-1)
+
+
+class Lab:
+    def __init__(self) -> None:
+        self.now = 10.0
+        self.sent: list[tuple[str, Message]] = []
+        pooling = PoolingSpec("mean", normalize=False)
+        self.embedder = Embedder(CountingModel(), pooling, MAX_TOKENS)
+        tokenizer = Tokenizer.load(demo_model_path())
+        self.vocab_size = tokenizer.num_tokens
+        self.embeddings = Embeddings(self.embedder, tokenizer, self.vocab_size)
+        self.queue = EmbeddingQueue(self.embeddings, self, clock=lambda: self.now)
+
+    def send(self, gateway_id: str, message: Message) -> None:
+        self.sent.append((gateway_id, message))
+
+    def ask(self, **fields: Any) -> Message:
+        command = Embed(**{"request_id": "r", "deadline_s": 5.0, **fields})
+        self.queue.submit("gw", command)
+        self.queue.run_once()
+        return self.sent[-1][1]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Lab:
+    return Lab()
+
+
+def vectors(answer: Message) -> Any:
+    assert isinstance(answer, Embedded), answer
+    return np.frombuffer(answer.vectors, "<f4").reshape(-1, answer.num_dimensions)
+
+
+def test_vectors_come_in_the_order_of_the_inputs(lab: Lab) -> None:
+    rows = ((7, 1, 1), (9,), (8, *[1] * 14), (5, 5))
+    answer = lab.ask(token_ids=rows)
+    assert isinstance(answer, Embedded)
+    assert answer.num_tokens == (3, 1, 15, 2)
+    expected = [[3, 7], [1, 9], [15, 8], [2, 5]]
+    np.testing.assert_allclose(vectors(answer)[:, :2], expected, rtol=1e-6)
+
+
+def test_requests_that_wait_are_computed_together_and_answered_apart(lab: Lab) -> None:
+    lab.sent.clear()
+    before = lab.queue.num_batches
+    for name in ("a", "b", "c"):
+        lab.queue.submit(name, Embed(request_id=name, deadline_s=5.0, token_ids=((1, 2),)))
+    assert lab.queue.num_unfinished == 3
+    lab.queue.run_once()
+    assert [gateway for gateway, _ in lab.sent] == ["a", "b", "c"]
+    assert (lab.queue.num_batches - before, lab.queue.num_unfinished) == (1, 0)
+
+
+def test_a_wrong_request_in_a_batch_fails_alone(lab: Lab) -> None:
+    lab.sent.clear()
+    lab.queue.submit("gw", Embed(request_id="bad", deadline_s=5.0, token_ids=((10**6,),)))
+    lab.queue.submit("gw", Embed(request_id="good", deadline_s=5.0, token_ids=((1,),)))
+    lab.queue.run_once()
+    kinds = {message.request_id: type(message) for _, message in lab.sent}  # type: ignore[attr-defined]
+    assert kinds == {"bad": Failure, "good": Embedded}
+
+
+def test_dimensions_keep_the_first_numbers_and_scale_them(lab: Lab) -> None:
+    answer = lab.ask(token_ids=((4, 1, 1),), dimensions=2)
+    np.testing.assert_allclose(vectors(answer), [[0.6, 0.8]], rtol=1e-6)
+
+
+def test_a_long_input_is_refused_with_both_numbers_or_cut(lab: Lab) -> None:
+    long = tuple(range(1, 21))
+    refused = lab.ask(token_ids=(long,))
+    assert isinstance(refused, Failure)
+    assert refused.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert "16" in refused.message
+    assert "20" in refused.message
+    assert lab.ask(token_ids=(long,), truncate_prompt_tokens=-1).num_tokens == (16,)  # type: ignore[attr-defined]
+    assert lab.ask(token_ids=(long,), truncate_prompt_tokens=5).num_tokens == (5,)  # type: ignore[attr-defined]
+    assert lab.ask(texts=("many words " * 50,), truncate_prompt_tokens=9).num_tokens == (9,)  # type: ignore[attr-defined]
+
+
+def test_a_cut_text_keeps_the_special_token_at_its_end(lab: Lab) -> None:
+    special = min(Tokenizer.load(demo_model_path()).special_token_ids)
+    row = (*range(10, 30), special)
+    assert lab.embeddings.rows((), (row,), 4) == [[10, 11, 12, special]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({}, "input"),
+        ({"texts": ("a",), "token_ids": ((1,),)}, "input"),
+        ({"token_ids": ((),)}, "input"),
+        ({"token_ids": ((-1,),)}, "input"),
+        ({"token_ids": ((1,),) * (MAX_INPUTS + 1)}, "input"),
+        ({"token_ids": ((1,),), "dimensions": 5}, "dimensions"),
+        ({"token_ids": ((1,),), "dimensions": 0}, "dimensions"),
+        ({"token_ids": ((1,),), "truncate_prompt_tokens": 17}, "truncate_prompt_tokens"),
+        ({"token_ids": ((1,),), "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(
+    lab: Lab, fields: dict[str, Any], param: str
+) -> None:
+    answer = lab.ask(**fields)
+    assert isinstance(answer, Failure)
+    assert answer.param == param
+
+
+def test_a_request_out_of_time_is_not_computed(lab: Lab) -> None:
+    lab.queue.submit("gw", Embed(request_id="late", deadline_s=1.0, token_ids=((1,),)))
+    lab.now += 2.0
+    lab.queue.run_once()
+    answer = lab.sent[-1][1]
+    assert isinstance(answer, Failure)
+    assert answer.code is ErrorCode.DEADLINE_EXCEEDED
+
+
+def test_what_a_lost_gateway_wanted_is_dropped(lab: Lab) -> None:
+    lab.queue.submit("lost", Embed(request_id="x", deadline_s=1.0, token_ids=((1,),)))
+    lab.queue.forget_gateway("lost")
+    lab.sent.clear()
+    lab.queue.run_once()
+    assert not lab.sent
+    assert lab.queue.num_unfinished == 0
+
+
+def test_too_much_waiting_work_is_refused_at_once() -> None:
+    lab = Lab()
+    rows = ((1,),) * MAX_INPUTS
+    for number in range(9):
+        lab.queue.submit("gw", Embed(request_id=str(number), deadline_s=5.0, token_ids=rows))
+    ((_, refused),) = lab.sent
+    assert isinstance(refused, Failure)
+    assert (refused.request_id, refused.code) == ("8", ErrorCode.OVERLOADED)
+
+
+def test_a_batch_that_raises_fails_its_requests_and_the_next_one_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = Lab()
+
+    def broken(rows: Any) -> Any:
+        raise RuntimeError("no device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.embedder, "embed", broken)
+        answer = lab.ask(token_ids=((1,),))
+    assert isinstance(answer, Failure)
+    assert answer.code is ErrorCode.INTERNAL_ERROR
+    assert isinstance(lab.ask(token_ids=((1,),)), Embedded)
+
+
+def test_no_program_is_larger_than_it_has_to_be() -> None:
+    shapes = batch_shapes(256)
+    assert {shape.num_tokens for shape in shapes} == {16, 32, 64, 128, 256}
+    assert all(shape.num_rows * shape.num_tokens <= 2048 for shape in shapes)
+    assert [shape.num_tokens for shape in batch_shapes(10)] == [10, 10]
+
+
+def test_shortened_vectors_have_length_one() -> None:
+    short = shorten(np.array([[3.0, 4.0, 9.0]], np.float32), 2)
+    np.testing.assert_allclose(short, [[0.6, 0.8]])

@@ -1,0 +1,87 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine_worker.compute.attention.kv_cache import ACCELERATOR_SHARE, block_bytes
+from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.config import ModelSettings
+from engine_worker.core.decoding.speculation import SpeculationMode
+from engine_worker.errors import KvMemoryError, ModelConfigError, TokenizerLoadError
+from engine_worker.loading.decoder import choose_max_model_len, create_runner, load_model
+from protocol.errors import ConfigurationError
+from tests.fakes.tiny_checkpoint import TINY_LLAMA, write_checkpoint
+from tests.fakes.tiny_decoder import tiny_spec, tiny_weights
+
+SPEC = dataclasses.replace(decoder_spec(TINY_LLAMA), max_position_embeddings=1000)
+SETTINGS = ModelSettings(path=Path("/m"), name="m", block_size=16)
+
+
+def choose(**changes: Any) -> int:
+    return choose_max_model_len(dataclasses.replace(SETTINGS, **changes), SPEC, "float32")
+
+
+def test_the_context_is_the_models_own_when_the_cache_holds_it() -> None:
+    assert choose(kv_memory_bytes=2**26) == 1000
+
+
+def test_the_context_is_cut_to_what_the_cache_holds() -> None:
+    length = choose(kv_memory_bytes=2**16)
+    assert 0 < length < 1000
+    assert length % 16 == 0
+
+
+def test_a_configured_context_is_taken_unless_the_model_was_not_made_for_it() -> None:
+    assert choose(max_model_len=500) == 500
+    with pytest.raises(ConfigurationError, match=r"PENSTOCK_MAX_MODEL_LEN is 1001.* 1000 tokens"):
+        choose(max_model_len=1001)
+
+
+def test_a_cache_without_room_for_one_block_is_refused() -> None:
+    with pytest.raises(KvMemoryError, match="PENSTOCK_KV_MEMORY"):
+        choose(kv_memory_bytes=100)
+
+
+def test_a_folder_without_a_model_is_refused_before_anything_else(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, path=tmp_path)
+    phases: list[str] = []
+    with pytest.raises(ModelConfigError):
+        load_model(settings, lambda phase, fraction, detail: phases.append(phase))
+    assert phases == ["loading"]
+
+
+def test_without_a_tokenizer_nothing_is_compiled(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, TINY_LLAMA)
+    settings = dataclasses.replace(SETTINGS, path=tmp_path, kv_memory_bytes=2**20)
+    phases: list[str] = []
+    with pytest.raises(TokenizerLoadError):
+        load_model(settings, lambda phase, fraction, detail: phases.append(phase))
+    assert set(phases) == {"loading"}
+
+
+def test_on_a_device_the_cache_gets_what_weights_and_programs_leave() -> None:
+    weights = tiny_weights(spec=tiny_spec([None]))
+    settings = dataclasses.replace(SETTINGS, max_num_seqs=2, max_num_batched_tokens=8)
+    per_block = block_bytes(weights.graph.spec, weights.graph.dtype, 16)
+    # All rows together could fill 64 blocks.
+    free_bytes = 60 * per_block
+
+    def stats(limit_bytes: int) -> dict[str, int]:
+        return {"bytes_limit": limit_bytes + 700, "bytes_in_use": 700}
+
+    program_bytes = create_runner(weights, settings, 512, lambda: None).program_bytes()
+    assert program_bytes > 0
+    runner = create_runner(weights, settings, 512, lambda: stats(free_bytes + program_bytes))
+    assert runner.num_blocks == int(free_bytes * ACCELERATOR_SHARE) // per_block - 1
+    configured = dataclasses.replace(settings, kv_memory_bytes=40 * per_block)
+    assert create_runner(weights, configured, 512, lambda: stats(0)).num_blocks == 39
+
+
+@pytest.mark.parametrize(("mode", "most"), [("auto", 8), ("off", 2)])
+def test_programs_have_room_for_guesses_unless_these_are_off(mode: str, most: int) -> None:
+    settings = dataclasses.replace(
+        SETTINGS, max_num_seqs=2, speculation=SpeculationMode(mode), kv_memory_bytes=2**20
+    )
+    weights = tiny_weights(spec=tiny_spec([None]))
+    assert create_runner(weights, settings, 64, lambda: None).decode_rows[-1] == most

@@ -1,0 +1,262 @@
+import json
+from typing import Any
+
+import pytest
+
+from engine_worker.demo import demo_model_path
+from engine_worker.errors import (
+    ChatTemplateError,
+    InvalidRequestError,
+    NoChatTemplateError,
+    UnsupportedParameterError,
+)
+from engine_worker.text.chat_messages import parse_messages, parse_tools
+from engine_worker.text.chat_template import ChatTemplate
+from engine_worker.text.tokenizer import Tokenizer
+from protocol.errors import ErrorCode
+from tests.fakes.tiny_tokenizers import CHATML, byte_level_tokenizer
+
+SHOW_ALL = "{{ messages | tojson }}|{{ tools | tojson }}"
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+TOOL = {"type": "function", "function": {"name": "f", "description": "d"}}
+
+
+def make_template(source: Any) -> ChatTemplate:
+    return ChatTemplate(byte_level_tokenizer(source), "m")
+
+
+def render(source: Any, messages: list[dict[str, Any]], **options: Any) -> str:
+    tools = options.pop("tools", None)
+    return make_template(source).render(
+        parse_messages(json.dumps(messages)),
+        tools=parse_tools(None if tools is None else json.dumps(tools)),
+        template_time=options.pop("template_time", 0),
+        **options,
+    )
+
+
+def test_all_roles_and_text_parts_are_rendered() -> None:
+    text = render(
+        CHATML,
+        [
+            {"role": "developer", "content": "be brief"},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+            },
+            {"role": "assistant", "content": "c"},
+            {"role": "tool", "content": "d", "tool_call_id": "call_1"},
+        ],
+    )
+    assert text == (
+        "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\na\nb<|im_end|>\n"
+        "<|im_start|>assistant\nc<|im_end|>\n<|im_start|>tool\nd<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_developer_stays_where_the_template_knows_it() -> None:
+    source = "{% if messages[0].role == 'developer' %}dev{% endif %}"
+    assert render(source, [{"role": "developer", "content": "x"}]) == "dev"
+
+
+def test_continuing_the_final_message_leaves_it_open() -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "I say"}]
+    text = render(CHATML, messages, add_generation_prompt=False, continue_final_message=True)
+    assert text.endswith("<|im_start|>assistant\nI say")
+
+
+def test_arguments_become_objects_for_templates_that_want_them() -> None:
+    source = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+        "{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    )
+    messages = [{"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    assert render(source, messages) == '{"a": 1}'
+    broken = {**CALL, "function": {"name": "f", "arguments": "no json"}}
+    messages = [{"role": "assistant", "content": None, "tool_calls": [broken]}]
+    assert render(source, messages) == '"no json"'
+
+
+def test_arguments_stay_strings_for_templates_that_concatenate_them() -> None:
+    source = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+        "{{ 'args: ' + c.function.arguments }}{% endfor %}{% endfor %}"
+    )
+    messages = [{"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    assert render(source, messages) == 'args: {"a": 1}'
+
+
+def test_a_missing_content_is_empty_unless_the_template_asks_for_none() -> None:
+    messages = [{"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    assert render("[{{ messages[0].content }}]", messages) == "[]"
+    source = "{% if messages[0]['content'] is none %}none{% endif %}"
+    assert render(source, messages) == "none"
+
+
+def test_reasoning_has_both_of_its_names() -> None:
+    for name in ("reasoning", "reasoning_content"):
+        messages = [{"role": "assistant", "content": "x", name: "because"}]
+        source = "{{ messages[0].reasoning_content }},{{ messages[0].reasoning }}"
+        assert render(source, messages) == "because,because"
+
+
+def test_a_tool_without_parameters_gets_an_empty_schema() -> None:
+    source = "{{ tools[0].function.parameters | tojson }}"
+    text = render(source, [{"role": "user", "content": "x"}], tools=[TOOL])
+    assert json.loads(text) == {"type": "object", "properties": {}}
+
+
+def test_tools_are_refused_when_the_template_would_ignore_them() -> None:
+    with pytest.raises(UnsupportedParameterError) as caught:
+        render(CHATML, [{"role": "user", "content": "x"}], tools=[TOOL])
+    assert caught.value.param == "tools"
+
+
+def test_a_model_may_have_a_template_of_its_own_for_tools() -> None:
+    source = {"default": "plain", "tool_use": "with {{ tools | length }}"}
+    messages = [{"role": "user", "content": "x"}]
+    assert render(source, messages) == "plain"
+    assert render(source, messages, tools=[TOOL]) == "with 1"
+
+
+def test_template_arguments_reach_the_template_but_reserved_names_do_not() -> None:
+    messages = [{"role": "user", "content": "x"}]
+    source = "{{ enable_thinking }}"
+    assert render(source, messages, template_arguments={"enable_thinking": False}) == "False"
+    for name in ("chat_template", "messages", "tools", "strftime_now", "_x"):
+        with pytest.raises(InvalidRequestError) as caught:
+            render(source, messages, template_arguments={name: "x"})
+        assert caught.value.param == f"chat_template_kwargs.{name}"
+
+
+def test_the_date_in_a_template_is_the_one_of_the_request() -> None:
+    source = "{% set f = '%d %b %Y' %}{{ strftime_now(f) }} {{ strftime_now(\"%H:%M\") }}"
+    text = render(source, [{"role": "user", "content": "x"}], template_time=86_400 + 3600)
+    assert text == "02 Jan 1970 01:00"
+
+
+def test_what_the_template_refuses_is_told_in_its_own_words() -> None:
+    source = "{{ raise_exception('Roles must alternate') }}"
+    with pytest.raises(ChatTemplateError, match="Roles must alternate") as caught:
+        render(source, [{"role": "user", "content": "x"}])
+    assert caught.value.code is ErrorCode.TEMPLATE_ERROR
+
+
+@pytest.mark.parametrize("source", ["{{ messages[0].x.y }}", "{{ 1 / 0 }}", "{{ none + 'a' }}"])
+def test_a_template_that_breaks_is_a_template_error(source: str) -> None:
+    with pytest.raises(ChatTemplateError):
+        render(source, [{"role": "user", "content": "x"}])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{{ messages.__class__.__init__.__globals__ }}",
+    ],
+)
+def test_templates_run_in_a_sandbox(source: str) -> None:
+    try:
+        text = render(source, [{"role": "user", "content": "x"}])
+    except ChatTemplateError:
+        return
+    assert "object" not in text
+
+
+def test_no_template_points_to_completions() -> None:
+    assert not make_template(None).exists
+    with pytest.raises(NoChatTemplateError, match="/v1/completions"):
+        render(None, [{"role": "user", "content": "x"}])
+
+
+BAD_MESSAGES: list[tuple[Any, str]] = [
+    ([], "messages"),
+    ({}, "messages"),
+    (["x"], "messages[0]"),
+    ([{"content": "x"}], "messages[0].role"),
+    ([{"role": "user", "content": "x"}, {"role": "wizard", "content": "x"}], "messages[1].role"),
+    ([{"role": ["user"], "content": "x"}], "messages[0].role"),
+    ([{"role": "user"}], "messages[0].content"),
+    ([{"role": "user", "content": 5}], "messages[0].content"),
+    ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
+    ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
+    ([{"role": "user", "content": "x", "tool_calls": [CALL]}], "messages[0].tool_calls"),
+    ([{"role": "assistant", "tool_calls": ["x"]}], "messages[0].tool_calls[0]"),
+    (
+        [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}],
+        "messages[0].tool_calls[0].function.name",
+    ),
+    (
+        [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 1}}]}],
+        "messages[0].tool_calls[0].function.arguments",
+    ),
+]
+
+
+@pytest.mark.parametrize(("messages", "param"), BAD_MESSAGES)
+def test_a_wrong_message_is_named(messages: Any, param: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_messages(json.dumps(messages))
+    assert caught.value.param == param
+
+
+def test_an_image_is_refused_by_its_type() -> None:
+    part = {"type": "image_url", "image_url": {"url": "http://x"}}
+    with pytest.raises(UnsupportedParameterError) as caught:
+        parse_messages(json.dumps([{"role": "user", "content": [part]}]))
+    assert caught.value.param == "messages[0].content[0].type"
+
+
+@pytest.mark.parametrize("text", ["", "[", "[" * 100_000, '[{"role": NaN}]', "[1e999, Infinity]"])
+def test_text_that_is_no_json_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_messages(text)
+    assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("tools", "param"),
+    [
+        ({}, "tools"),
+        ([1], "tools[0]"),
+        ([{"type": "function"}], "tools[0]"),
+        ([{"function": {}}], "tools[0].function.name"),
+        ([{"function": {"name": "f", "parameters": 1}}], "tools[0].function.parameters"),
+    ],
+)
+def test_a_wrong_tool_is_named(tools: Any, param: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_tools(json.dumps(tools))
+    assert caught.value.param == param
+
+
+def test_the_demo_model_renders_a_round_of_tool_use() -> None:
+    template = ChatTemplate(Tokenizer.load(demo_model_path()), "penstock-demo")
+    weather = {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}},
+                "required": ["city"],
+            },
+        },
+    }
+    call = {"id": "1", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
+    messages = [
+        {"role": "user", "content": "Weather in Paris?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": '{"temperature": 18}'},
+    ]
+    text = template.render(
+        parse_messages(json.dumps(messages)),
+        tools=parse_tools(json.dumps([weather])),
+        template_time=0,
+    )
+    assert (
+        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>' in text
+    )
+    assert text.endswith("assistant\n")

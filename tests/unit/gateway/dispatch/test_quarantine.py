@@ -1,0 +1,161 @@
+"""Who is under suspicion, who is convicted, and for how long."""
+
+from typing import Any
+
+import pytest
+
+from gateway.dispatch import quarantine as quarantine_module
+from gateway.dispatch.quarantine import QUARANTINE_S, Quarantine, Suspicion
+from gateway.dispatch.seats import EngineHandle, Seat
+from gateway.errors import (
+    GatewayError,
+    PoisonRequestError,
+    RemoteFailureError,
+    WorkerLostError,
+)
+from gateway.request.job import GenerationJob, prompt_fingerprint
+from protocol.errors import ErrorCode
+from protocol.version import PROTOCOL_VERSION
+from protocol.wire.messages import (
+    NUM_ALONE_TOKENS,
+    Credits,
+    EngineOffer,
+    Load,
+    Prepare,
+    SamplingParams,
+)
+from protocol.wire.peers import LossReason, Peer
+
+STEP_FAILED = RemoteFailureError("step", code=ErrorCode.WORKER_LOST)
+
+
+def seat(*, is_alone: bool = False, load: Load | None = None) -> Seat:
+    offer = EngineOffer(
+        model="m",
+        fingerprint="f",
+        resume_version=1,
+        max_model_len=100,
+        created=0,
+        credits=Credits(max_requests=4, max_tokens=1000),
+    )
+    peer = Peer(
+        identity=b"e",
+        role="engine",
+        instance_id="e",
+        protocol_version=PROTOCOL_VERSION,
+        build="",
+        last_heard=0.0,
+        progress_since=0.0,
+        phase_since=0.0,
+        load=load or Load(num_running=1),
+    )
+    return Seat(EngineHandle(peer, offer), 10, is_alone=is_alone)
+
+
+def lost(reason: LossReason) -> WorkerLostError:
+    return WorkerLostError("lost", reason=reason)
+
+
+def suspicion(deaths: int = 0) -> Suspicion:
+    suspect = Suspicion(Quarantine(lambda: 0.0), b"prompt")
+    for _ in range(deaths):
+        suspect.on_failure(lost("disconnected"), seat())
+    return suspect
+
+
+@pytest.mark.parametrize(
+    ("error", "counts"),
+    [
+        (lost("disconnected"), True),
+        (lost("failed"), True),
+        (lost("silent"), True),
+        (lost("hung"), True),
+        (STEP_FAILED, True),
+        (lost("goodbye"), False),
+        (lost("replaced"), False),
+        (lost("overflow"), False),
+        (WorkerLostError("it was never there"), False),
+        (RemoteFailureError("full", code=ErrorCode.CREDIT_EXCEEDED), False),
+    ],
+)
+def test_only_what_may_be_the_requests_fault_speaks_against_it(
+    error: GatewayError, counts: bool
+) -> None:
+    suspect = suspicion(deaths=1)
+    assert suspect.on_failure(error, seat()) is error
+    assert suspect.needs_isolation == counts
+    # Alone, the same convicts it, or doesn't.
+    convicted = suspect.on_failure(error, seat(is_alone=True))
+    assert isinstance(convicted, PoisonRequestError) == counts
+
+
+def test_what_never_began_is_nobodys_fault() -> None:
+    suspect = suspicion(deaths=1)
+    suspect.on_failure(lost("disconnected"), None)
+    assert not suspect.needs_isolation
+
+
+def test_company_is_an_alibi() -> None:
+    suspect = suspicion(deaths=2)
+    busy = seat(is_alone=True, load=Load(num_running=1, num_waiting=1))
+    assert isinstance(suspect.on_failure(lost("disconnected"), busy), WorkerLostError)
+
+
+def test_enough_tokens_in_one_attempt_clear_a_choice_once() -> None:
+    suspect = suspicion(deaths=2)
+    suspect.on_attempt()
+    assert not suspect.on_tokens(NUM_ALONE_TOKENS - 1)
+    suspect.on_attempt()
+    assert not suspect.on_tokens(NUM_ALONE_TOKENS - 1)
+    seen = [suspect.needs_isolation, suspect.on_tokens(5), suspect.needs_isolation]
+    assert seen == [True, True, False]
+    assert not suspect.on_tokens(500)
+
+
+def test_choices_inherit_what_their_prompt_did_and_then_go_their_own_way() -> None:
+    prompt = suspicion(deaths=1)
+    one, other = prompt.copy(), prompt.copy()
+    one.on_failure(lost("hung"), seat())
+    assert one.needs_isolation
+    assert not other.needs_isolation
+
+
+def test_quarantine_ends_by_time_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine_module, "MAX_QUARANTINED", 3)
+    now = 0.0
+    quarantine = Quarantine(lambda: now)
+    for number in range(5):
+        quarantine.convict(bytes([number]))
+    assert len(quarantine) == 3
+    quarantine.check(bytes([0]))
+    with pytest.raises(PoisonRequestError, match="10 more minutes"):
+        quarantine.check(bytes([4]))
+    now = QUARANTINE_S - 1.0
+    quarantine.convict(bytes([4]))
+    now += 2.0
+    assert len(quarantine) == 1
+    with pytest.raises(PoisonRequestError):
+        quarantine.check(bytes([4]))
+    now += QUARANTINE_S
+    quarantine.check(bytes([4]))
+
+
+def job(**changes: Any) -> GenerationJob:
+    fields: dict[str, Any] = {"kind": "completion", "prompt": "x", **changes}
+    model = fields.pop("model", "m")
+    prepare = Prepare(request_id="", deadline_s=0.0, **fields)
+    return GenerationJob(
+        endpoint="/v1/completions",
+        model=model,
+        prepares=(prepare,),
+        sampling=SamplingParams(),
+        max_tokens=None,
+        prompt_bytes=1,
+    )
+
+
+def test_a_prompt_is_known_by_its_text_and_model_whatever_else_is_asked() -> None:
+    same = prompt_fingerprint(job())
+    assert prompt_fingerprint(job(max_tokens=5)) == same
+    for other in ({"prompt": "y"}, {"model": "n"}, {"tools_json": "[]"}):
+        assert prompt_fingerprint(job(**other)) != same
