@@ -17,7 +17,7 @@ class ProtocolVersion(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-PROTOCOL_VERSION = ProtocolVersion(1, 1)
+PROTOCOL_VERSION = ProtocolVersion(1, 2)
 
 OLDEST_VERSION = ProtocolVersion(1, 0)
 """What a peer speaks that says nothing about it."""
@@ -31,3 +31,6 @@ ORPHAN_USAGE_VERSION = ProtocolVersion(1, 1)
 SURFACE_VERSION = ProtocolVersion(1, 1)
 """Since when engines take `Detokenize`, the texts of tokens in `Prepare`, and tokens that are
 biased, allowed or forbidden; an older one would leave them aside."""
+
+CANCEL_VERSION = ProtocolVersion(1, 2)
+"""Since when engines take `Cancel`."""

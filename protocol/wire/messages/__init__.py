@@ -51,6 +51,7 @@ from protocol.wire.messages.generation import (
     NUM_ALONE_TOKENS,
     Abort,
     CachedBlocks,
+    Cancel,
     Delta,
     Detokenize,
     Detokenized,
@@ -95,6 +96,7 @@ EngineCommand = (
     | Generate
     | Extend
     | Abort
+    | Cancel
     | OrphanUsageNoted
     | Profile
     | GatewayControl
@@ -138,6 +140,7 @@ __all__ = [
     "AuthOffer",
     "Authorize",
     "CachedBlocks",
+    "Cancel",
     "CloseParse",
     "CreateKey",
     "Credits",

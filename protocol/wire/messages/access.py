@@ -30,6 +30,10 @@ class Authorize(Message, frozen=True, tag="authorize"):
         required_role: The least role that the route demands.
         prompt_tokens: Upper bound (bytes of the prompt).
         completion_tokens: Upper bound for all choices together.
+        is_metered: It counts as a request although it uses no tokens, such as /tokenize.
+        wait_s: How long the gateway waits for the answer; what nobody waits for any more is not
+            granted. 0 says nothing.
+        trace_id: The client's `X-Request-ID`, for logs.
     """
 
     request_id: str
@@ -40,6 +44,9 @@ class Authorize(Message, frozen=True, tag="authorize"):
     required_role: KeyRole = "user"
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    is_metered: bool = False
+    wait_s: float = 0.0
+    trace_id: str = ""
 
 
 class Granted(Message, frozen=True, tag="granted"):
@@ -56,13 +63,18 @@ class Granted(Message, frozen=True, tag="granted"):
 
 
 class Denied(Message, frozen=True, tag="denied"):
-    """No, and why: `invalid_api_key`, `permission_denied`, `rate_limit_exceeded` and so on."""
+    """No, and why: `invalid_api_key`, `permission_denied`, `rate_limit_exceeded` and so on.
+
+    Attributes:
+        key_id: Whose request it was, as far as that is known; for the access log.
+    """
 
     request_id: str
     code: ErrorCode
     message: str
     retry_after_s: float | None = None
     limits: LimitState = LimitState()
+    key_id: str = ""
 
 
 class Adjust(Message, frozen=True, tag="adjust"):
@@ -83,7 +95,12 @@ class Adjusted(Message, frozen=True, tag="adjusted"):
 
 
 class Settle(Message, frozen=True, tag="settle"):
-    """What was really used; sent until acknowledged, applied once a lease."""
+    """What was really used; sent until acknowledged, applied once a lease.
+
+    Attributes:
+        is_unused: The grant came too late for anybody: it is taken back whole, and doesn't count
+            as a request either.
+    """
 
     lease_id: str
     request_id: str
@@ -92,6 +109,7 @@ class Settle(Message, frozen=True, tag="settle"):
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     outcome: Literal["finished", "aborted", "failed"] = "finished"
+    is_unused: bool = False
 
 
 class Settled(Message, frozen=True, tag="settled"):

@@ -71,6 +71,8 @@ class EngineOffer(Part, frozen=True):
         max_logprobs: The most likely tokens that are reported beside one.
         num_embedding_dimensions: Numbers of a vector; 0 when it serves no embeddings.
         pooling: How token vectors become one: `mean`, `cls`, `last`; empty without embeddings.
+        max_token_bytes: The longest text of a token in UTF-8 bytes, so that a hopeless prompt can
+            be refused by its length; 0 when the engine doesn't tell.
     """
 
     model: str
@@ -95,6 +97,7 @@ class EngineOffer(Part, frozen=True):
     max_logprobs: int = 0
     num_embedding_dimensions: int = 0
     pooling: str = ""
+    max_token_bytes: int = 0
 
 
 class AuthOffer(Part, frozen=True):
@@ -148,6 +151,7 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
         credits: The receiver's credit at this engine.
         protocol_version: Of the sender; None from before 1.1. Messages that came with a later
             minor are sent to nobody older.
+        takes_work: From a gateway: whether it gives this worker new work; None from before 1.2.
     """
 
     instance_id: str
@@ -158,6 +162,7 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
     load: Load = Load()
     credits: Credits | None = None
     protocol_version: ProtocolVersion | None = None
+    takes_work: bool | None = None
 
 
 class Drain(Message, frozen=True, tag="drain"):

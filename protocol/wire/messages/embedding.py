@@ -11,6 +11,8 @@ class Embed(Message, frozen=True, tag="embed"):
         dimensions: Keep so many leading numbers of each vector and normalise again; None all.
         truncate_prompt_tokens: Cut longer inputs; -1 to what the model takes; None refuses them.
         priority: Lower runs first.
+        tenant: Whose turn it is.
+        trace_id: The client's `X-Request-ID`, for logs.
     """
 
     request_id: str
@@ -20,6 +22,8 @@ class Embed(Message, frozen=True, tag="embed"):
     dimensions: int | None = None
     truncate_prompt_tokens: int | None = None
     priority: int = 0
+    tenant: str = ""
+    trace_id: str = ""
 
 
 class Embedded(Message, frozen=True, tag="embedded"):

@@ -98,7 +98,9 @@ class Prepare(Message, frozen=True, tag="prepare"):
         truncate_prompt_tokens: Keep only so many tokens of the prompt, the last ones; -1 keeps
             what the context has room for beside the requested output.
         return_tokens: Whether Prepared carries the text of each token, for /tokenize.
-        tenant: Salts the block hashes, so that tenants can't probe each other's prompts.
+        tenant: Salts the block hashes, so that tenants can't probe each other's prompts; also whose
+            turn it is.
+        trace_id: The client's `X-Request-ID`, for logs.
     """
 
     request_id: str
@@ -117,14 +119,31 @@ class Prepare(Message, frozen=True, tag="prepare"):
     max_tokens: int | None = None
     truncate_prompt_tokens: int | None = None
     return_tokens: bool = False
+    trace_id: str = ""
 
 
 class Detokenize(Message, frozen=True, tag="detokenize"):
-    """Give the text of token ids, special tokens included."""
+    """Give the text of token ids, special tokens included.
+
+    Attributes:
+        tenant: Whose turn it is.
+        trace_id: The client's `X-Request-ID`, for logs.
+    """
 
     request_id: str
     token_ids: tuple[int, ...]
     deadline_s: float
+    tenant: str = ""
+    trace_id: str = ""
+
+
+class Cancel(Message, frozen=True, tag="cancel"):
+    """Nobody waits any more for the answer to a Prepare, Detokenize or Embed; idempotent, unanswered.
+
+    Whoever has not begun with it drops it.
+    """
+
+    request_id: str
 
 
 class Detokenized(Message, frozen=True, tag="detokenized"):
@@ -171,7 +190,7 @@ class Generate(Message, frozen=True, tag="generate"):
         deadline_s: Remaining seconds when sent.
         priority: Lower runs first.
         template_time: As prepared.
-        block_hashes: As prepared; for tools that watch the wire, the engine makes its own.
+        block_hashes: Not sent since 1.2; the engine makes its own.
         num_choices: Choices of this prompt under this request, so that the engine computes the
             prompt once for all of them.
         is_streaming: Whether somebody reads the output as it comes; if nobody does, the engine
@@ -180,6 +199,7 @@ class Generate(Message, frozen=True, tag="generate"):
             tokens: it was there when engines died.
         lease_id: What the tokens are charged to; the engine reports them to another gateway
             when this one dies.
+        trace_id: The client's `X-Request-ID`, for logs.
     """
 
     request_id: str
@@ -202,6 +222,7 @@ class Generate(Message, frozen=True, tag="generate"):
     is_streaming: bool = True
     is_alone: bool = False
     lease_id: str = ""
+    trace_id: str = ""
 
 
 class Extend(Message, frozen=True, tag="extend"):

@@ -23,6 +23,7 @@ class OpenParse(Message, frozen=True, tag="open_parse"):
         num_choices: Choices 0 ≤ i < num_choices will send text.
         response_grammar: What the client wants the content to be; the parser joins it with the
             format's reasoning markers.
+        trace_id: The client's `X-Request-ID`, for logs.
     """
 
     request_id: str
@@ -37,6 +38,7 @@ class OpenParse(Message, frozen=True, tag="open_parse"):
     prompt_tail: str = ""
     thinking: bool | None = None
     response_grammar: Grammar | None = None
+    trace_id: str = ""
 
 
 class ParseOpened(Message, frozen=True, tag="parse_opened"):
