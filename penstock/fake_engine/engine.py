@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from penstock.fake_engine.script import (
+    NUM_DIMENSIONS,
     VOCAB_SIZE,
     Fault,
     Script,
     decode,
+    embedding,
     encode,
     find_fault,
     word_of,
@@ -23,6 +25,8 @@ from protocol.wire.messages import (
     Delta,
     Detokenize,
     Detokenized,
+    Embed,
+    Embedded,
     EngineCommand,
     EngineOffer,
     Extend,
@@ -43,6 +47,8 @@ FINGERPRINT: Final = "scripted-1"
 _PROMPT_TAIL_CHARACTERS: Final = 64
 _UNSUPPORTED: Final = ("stop", "logprobs", "prompt_logprobs")
 """Sampling parameters that would change what a client gets, and that a script can't honour."""
+
+_WANTED_FAILURE: Final = "The prompt asked for this failure."
 
 StreamKey = tuple[str, str, int]
 
@@ -134,8 +140,10 @@ class FakeEngine:
             architecture="Script",
             has_chat_template=True,
             vocab_size=VOCAB_SIZE,
-            capabilities=("chat", "completions"),
+            capabilities=("chat", "completions", "embeddings"),
             max_num_seqs=settings.max_num_seqs,
+            num_embedding_dimensions=NUM_DIMENSIONS,
+            pooling="mean",
         )
 
     def credits(self, num_gateways: int) -> Credits:
@@ -169,6 +177,8 @@ class FakeEngine:
         elif isinstance(command, Detokenize):
             text = decode(command.token_ids)
             self._send(gateway_id, Detokenized(request_id=command.request_id, text=text))
+        elif isinstance(command, Embed):
+            self._embed(gateway_id, command)
         elif isinstance(command, Generate):
             self._generate(gateway_id, command)
         elif isinstance(command, Extend):
@@ -178,13 +188,11 @@ class FakeEngine:
         elif isinstance(command, Abort):
             self._abort(gateway_id, command)
         elif hasattr(command, "request_id"):
-            self._send(
+            self._refuse(
                 gateway_id,
-                Failure(
-                    request_id=command.request_id,
-                    code=ErrorCode.UNSUPPORTED_PARAMETER,
-                    message="A scripted engine can't do that.",
-                ),
+                command.request_id,
+                ErrorCode.UNSUPPORTED_PARAMETER,
+                "A scripted engine can't do that.",
             )
         self._flush()
 
@@ -247,7 +255,7 @@ class FakeEngine:
                     choice=key[2],
                     attempt=stream.command.attempt,
                     code=ErrorCode.INTERNAL_ERROR,
-                    message="The prompt asked for this failure.",
+                    message=_WANTED_FAILURE,
                     usage=_usage(stream),
                 )
             )
@@ -271,14 +279,12 @@ class FakeEngine:
             token_ids = encode(command.prompt or _rendered(command.messages_json))
         room = self._settings.max_model_len - len(token_ids)
         if room < 1 and command.kind != "count":
-            self._send(
+            self._refuse(
                 gateway_id,
-                Failure(
-                    request_id=command.request_id,
-                    code=ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-                    message=f"The prompt has {len(token_ids)} tokens; this model takes "
-                    f"{self._settings.max_model_len} with the output.",
-                ),
+                command.request_id,
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+                f"The prompt has {len(token_ids)} tokens; this model takes "
+                f"{self._settings.max_model_len} with the output.",
             )
             return
         text = decode(token_ids)
@@ -293,6 +299,40 @@ class FakeEngine:
                 tokens=tuple(decode((t,)) for t in token_ids) if command.return_tokens else (),
             ),
         )
+
+    def _embed(self, gateway_id: str, command: Embed) -> None:
+        inputs = command.token_ids or tuple(encode(text) for text in command.texts)
+        longest = max(map(len, inputs))
+        if longest > self._settings.max_model_len:
+            self._refuse(
+                gateway_id,
+                command.request_id,
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+                f"An input has {longest} tokens; this model takes {self._settings.max_model_len}.",
+            )
+            return
+        num_dimensions = min(command.dimensions or NUM_DIMENSIONS, NUM_DIMENSIONS)
+        faults = [find_fault(decode(token_ids)) for token_ids in inputs]
+        fault = next((one for one in faults if one is not None), None)
+        if fault is not None and fault.kind == "crash":
+            self._crash()
+        elif fault is not None and fault.kind == "hang":
+            self.is_hanging = True
+        elif fault is not None:
+            self._refuse(gateway_id, command.request_id, ErrorCode.INTERNAL_ERROR, _WANTED_FAILURE)
+        else:
+            self._send(
+                gateway_id,
+                Embedded(
+                    request_id=command.request_id,
+                    num_dimensions=num_dimensions,
+                    vectors=b"".join(embedding(ids, num_dimensions) for ids in inputs),
+                    num_tokens=tuple(map(len, inputs)),
+                ),
+            )
+
+    def _refuse(self, gateway_id: str, request_id: str, code: ErrorCode, message: str) -> None:
+        self._send(gateway_id, Failure(request_id=request_id, code=code, message=message))
 
     def _generate(self, gateway_id: str, command: Generate) -> None:
         key = (gateway_id, command.request_id, command.choice)

@@ -1,11 +1,13 @@
 """What a scripted engine says: every token follows from the prompt and its place, so all engines agree.
 
 A prompt may ask for trouble: `[[crash]]`, `[[hang]]` and `[[fail]]` take effect before the first
-token, `[[crash@5]]` before the sixth.
+token, `[[crash@5]]` before the sixth. A text to be embedded may ask for it as well.
 """
 
 import hashlib
+import math
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
@@ -22,6 +24,9 @@ WORDS: Final = tuple(
 """What the other ids stand for, each with a space before it."""
 
 VOCAB_SIZE: Final = NUM_BYTE_IDS + len(WORDS)
+
+NUM_DIMENSIONS: Final = 8
+"""Of embeddings."""
 
 FaultKind = Literal["crash", "hang", "fail"]
 _FAULT = re.compile(rf"\[\[({'|'.join(get_args(FaultKind))})(?:@(\d{{1,9}}))?\]\]")
@@ -65,6 +70,14 @@ def decode(token_ids: Sequence[int]) -> str:
         else:
             parts.append(word_of(token_id))
     return prompt.decode("utf-8", "replace") + "".join(parts)
+
+
+def embedding(token_ids: Sequence[int], num_dimensions: int) -> bytes:
+    """A vector of length 1 that follows from the tokens: float32, little-endian, [D]."""
+    digest = hashlib.blake2b(repr(tuple(token_ids)).encode(), digest_size=NUM_DIMENSIONS).digest()
+    numbers = [byte - 127.5 for byte in digest[:num_dimensions]]
+    norm = math.hypot(*numbers)
+    return struct.pack(f"<{num_dimensions}f", *(number / norm for number in numbers))
 
 
 def word_of(token_id: int) -> str:

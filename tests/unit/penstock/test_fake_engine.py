@@ -1,6 +1,8 @@
 """The scripted engine: known words at a known rate, resumes, and trouble on request."""
 
 import json
+import math
+import struct
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from protocol.wire.messages import (
     Detokenize,
     Detokenized,
     Embed,
+    Embedded,
     Extend,
     Failure,
     Finished,
@@ -21,6 +24,7 @@ from protocol.wire.messages import (
     Message,
     Prepare,
     Prepared,
+    Profile,
     SamplingParams,
     StepOutput,
 )
@@ -265,7 +269,45 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
 
 def test_what_it_cannot_do_at_all_gets_an_answer() -> None:
     lab = Lab()
-    lab.engine.handle("gw", Embed(request_id="e", deadline_s=9.0, texts=("x",)))
+    lab.engine.handle("gw", Profile(request_id="p", duration_s=1.0))
     failure = lab.sent[-1][1]
     assert isinstance(failure, Failure)
-    assert failure.request_id == "e"
+    assert failure.request_id == "p"
+
+
+def embed(lab: Lab, *texts: str, **fields: Any) -> Message:
+    lab.engine.handle("gw", Embed(request_id="e", deadline_s=9.0, texts=texts, **fields))
+    return lab.sent[-1][1]
+
+
+def test_a_text_has_always_the_same_vector_of_length_one() -> None:
+    answer = embed(Lab(), "x", "yes")
+    assert isinstance(answer, Embedded)
+    assert answer == embed(Lab(), "x", "yes")
+    assert answer.num_tokens == (1, 3)
+    vectors = struct.unpack("<16f", answer.vectors)
+    assert vectors[:8] != vectors[8:]
+    assert math.isclose(math.hypot(*vectors[:8]), 1.0, rel_tol=1e-6)
+
+
+def test_dimensions_shorten_a_vector_to_length_one() -> None:
+    answer = embed(Lab(), "x", dimensions=3)
+    assert isinstance(answer, Embedded)
+    assert answer.num_dimensions == 3
+    assert math.isclose(math.hypot(*struct.unpack("<3f", answer.vectors)), 1.0, rel_tol=1e-6)
+
+
+def test_a_text_to_be_embedded_may_ask_for_trouble() -> None:
+    lab = Lab()
+    failure = embed(lab, "fine", "[[fail]]")
+    assert isinstance(failure, Failure)
+    assert failure.code is ErrorCode.INTERNAL_ERROR
+    assert lab.crashes == 0
+    embed(lab, "[[crash]]")
+    assert lab.crashes == 1
+
+
+def test_a_text_longer_than_the_context_is_not_embedded() -> None:
+    failure = embed(Lab(max_model_len=10), "x" * 11)
+    assert isinstance(failure, Failure)
+    assert failure.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
