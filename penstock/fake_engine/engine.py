@@ -1,5 +1,6 @@
 """The scripted engine as an ordinary object: commands in, one StepOutput a gateway and step out."""
 
+import itertools
 import json
 import os
 import signal
@@ -172,7 +173,15 @@ class FakeEngine:
 
     def handle(self, gateway_id: str, command: EngineCommand) -> None:
         """Do what a gateway wants."""
-        if isinstance(command, Prepare):
+        stranger = _unknown_token_id(command)
+        if stranger is not None:
+            self._refuse(
+                gateway_id,
+                stranger[0],
+                ErrorCode.INVALID_REQUEST,
+                f"The token id {stranger[1]} is not below {VOCAB_SIZE}.",
+            )
+        elif isinstance(command, Prepare):
             self._prepare(gateway_id, command)
         elif isinstance(command, Detokenize):
             text = decode(command.token_ids)
@@ -406,6 +415,20 @@ class FakeEngine:
                         load=self.load(),
                     ),
                 )
+
+
+def _unknown_token_id(command: EngineCommand) -> tuple[str, int] | None:
+    """The id of a request whose prompt no script can read, and the first unknown token id."""
+    if isinstance(command, Embed):
+        token_ids = itertools.chain.from_iterable(command.token_ids)
+    elif isinstance(command, Detokenize):
+        token_ids = itertools.chain(command.token_ids)
+    elif isinstance(command, Prepare):
+        token_ids = itertools.chain(command.prompt_token_ids or ())
+    else:
+        return None
+    unknown = next((one for one in token_ids if not 0 <= one < VOCAB_SIZE), None)
+    return None if unknown is None else (command.request_id, unknown)
 
 
 def _rendered(messages_json: str | None) -> str:

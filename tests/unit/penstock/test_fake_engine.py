@@ -17,6 +17,7 @@ from protocol.wire.messages import (
     Detokenized,
     Embed,
     Embedded,
+    EngineCommand,
     Extend,
     Failure,
     Finished,
@@ -311,3 +312,20 @@ def test_a_text_longer_than_the_context_is_not_embedded() -> None:
     failure = embed(Lab(max_model_len=10), "x" * 11)
     assert isinstance(failure, Failure)
     assert failure.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        Prepare(request_id="r", kind="completion", deadline_s=9.0, prompt_token_ids=(1, 2**31)),
+        Detokenize(request_id="r", token_ids=(1, 2**31), deadline_s=9.0),
+        Embed(request_id="r", deadline_s=9.0, token_ids=((1,), (2**31,))),
+    ],
+)
+def test_a_token_id_beyond_the_vocabulary_is_refused_by_its_number(command: EngineCommand) -> None:
+    lab = Lab()
+    lab.engine.handle("gw", command)
+    failure = lab.sent[-1][1]
+    assert isinstance(failure, Failure)
+    assert failure.code is ErrorCode.INVALID_REQUEST
+    assert str(2**31) in failure.message
