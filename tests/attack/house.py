@@ -1,0 +1,119 @@
+"""The house that is attacked: real processes, with scripted engines or with the bundled model."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+import psutil
+
+from penstock.supervisor import ProcessSpec
+from tests.attack.target import MODEL, HouseKind
+from tests.soak.processes import WatchedHouse
+
+NUM_SCRIPTED_ENGINES: Final = 2
+SCRIPTED_TOKENS_PER_S: Final = 200
+_USUAL_DESCRIPTORS: Final = 1024
+"""The soft limit that most systems give a process; what needs more has to raise it."""
+_TRACEBACK: Final = b"Traceback (most recent call last)"
+_BUSY_GAUGES: Final = (
+    "penstock_gateway_requests_in_flight",
+    "penstock_gateway_queue_depth",
+    "penstock_gateway_outbox_depth",
+    "penstock_auth_open_leases",
+)
+"""What stands at 0 when nothing is under way."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a house that does nothing holds.
+
+    Attributes:
+        memory_bytes: Process → its proportional share of memory, or what is resident.
+        num_descriptors: Open ones of the gateway.
+        busy: Gauges that are not 0, with their values.
+    """
+
+    memory_bytes: dict[str, int]
+    num_descriptors: int
+    busy: dict[str, float]
+
+
+class AttackHouse(WatchedHouse):
+    """A house with keys, whose gateway has the usual limit of descriptors.
+
+    Args:
+        kind: `scripted` for two engines that say known words at 200 tokens a second, `real` for
+            the bundled model, which makes embeddings, too.
+        directory: Data, logs and sockets; a short path.
+        cache_dir: Compiled programs.
+        port: Of the gateway.
+    """
+
+    def __init__(self, kind: HouseKind, directory: Path, cache_dir: Path, port: int) -> None:
+        self.kind = kind
+        super().__init__(
+            directory,
+            port,
+            arguments={"cache_dir": str(cache_dir)},
+            environment={"PENSTOCK_POOLING": "mean"} if kind == "real" else {},
+            num_engines=1 if kind == "real" else NUM_SCRIPTED_ENGINES,
+            num_parsers=1,
+        )
+
+    def _command(self, spec: ProcessSpec) -> list[str]:
+        if spec.module == "gateway":
+            limit = f'ulimit -S -n {_USUAL_DESCRIPTORS}; exec "$@"'
+            return ["/bin/sh", "-c", limit, "sh", *super()._command(spec)]
+        if spec.module == "engine_worker" and self.kind == "scripted":
+            options = ("--tokens-per-s", str(SCRIPTED_TOKENS_PER_S), "--max-num-seqs", "256")
+            return [sys.executable, "-m", "penstock", "fake-engine", "--model", MODEL, *options]
+        return super()._command(spec)
+
+    def log_sizes(self) -> dict[str, int]:
+        """How long each log is."""
+        return {name: self.log_path(name).stat().st_size for name in self.processes}
+
+    def tracebacks(self, since: dict[str, int]) -> list[str]:
+        """The last words of each traceback that was logged since logs had these sizes."""
+        found = []
+        for name, size in since.items():
+            with self.log_path(name).open("rb") as log:
+                log.seek(size)
+                found += [
+                    f"{name}: {line.strip()[-300:].decode('utf-8', 'replace')}"
+                    for line in log
+                    if _TRACEBACK in line
+                ]
+        return found
+
+    def process_memory_bytes(self) -> dict[str, int]:
+        """The memory of each process: its proportional share where the system tells it."""
+        return {name: _memory_bytes(process.pid) for name, process in self.processes.items()}
+
+    async def snapshot(self) -> Snapshot:
+        """What the house holds now; nobody else may be connected."""
+        async with httpx.AsyncClient(trust_env=False, timeout=60.0) as client:
+            metrics = (await client.get(f"{self.url}/metrics")).text
+        num_descriptors = psutil.Process(self.processes["gateway"].pid).num_fds()
+        return Snapshot(self.process_memory_bytes(), num_descriptors, _busy(metrics))
+
+
+def _memory_bytes(pid: int) -> int:
+    process = psutil.Process(pid)
+    try:
+        return int(process.memory_full_info().pss)
+    except (AttributeError, psutil.AccessDenied):  # not on Linux, or not allowed
+        return int(process.memory_info().rss)
+
+
+def _busy(metrics: str) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for line in metrics.splitlines():
+        name = line.split("{")[0].split(" ")[0]
+        if name in _BUSY_GAUGES:
+            values[name] = values.get(name, 0.0) + float(line.rsplit(" ", 1)[1])
+    missing = {name: -1.0 for name in _BUSY_GAUGES if name not in values}
+    return missing | {name: value for name, value in values.items() if value}
