@@ -5,13 +5,14 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Literal, get_args
 
-from tests.attack.raw_http import Connection, head, post, source_address
+from tests.attack.raw_http import Connection, connection, head, post, source_address
 from tests.attack.target import CHAT, COMPLETIONS, EMBEDDINGS, MODEL, Target
 
 BODY_BYTES: Final = 9_900_000
 """Just under the limit of bodies."""
-_DRIBBLE_BYTES: Final = 32 * 1024
-_DRIBBLE_S: Final = 0.05
+SLOW_BODY_BYTES: Final = 10 * 1024 * 1024
+"""Just the limit."""
+_DRIBBLE_BYTES: Final = 128 * 1024
 _NUM_AT_FULL_SPEED: Final = 4
 Shape = Literal["text", "nested", "token ids", "messages", "keys"]
 
@@ -43,40 +44,47 @@ def _chat(text: str) -> bytes:
     return json.dumps(body, separators=(",", ":")).encode()
 
 
-def dribble(size: int) -> Callable[[Target], Coroutine[Any, Any, None]]:
-    """So many strangers whose bodies of ten megabytes come slowly and never end."""
+def dribble(
+    size: int, caller: Literal["made-up keys", "with and without"]
+) -> Callable[[Target], Coroutine[Any, Any, None]]:
+    """So many strangers whose bodies of ten megabytes come slowly and lack their last byte."""
 
     async def run(target: Target) -> None:
-        body = _chat("x" * BODY_BYTES)
+        body = _chat("x" * (SLOW_BODY_BYTES - len(_chat(""))))
+        # All but the last byte is there when half of the time is over.
+        pause_s = target.seconds / 2 / (len(body) / _DRIBBLE_BYTES)
 
         async def one(number: int, source: str) -> None:
-            key = target.stranger() if number % 2 else None
-            connection = await Connection.open(target.port, source)
-            try:
-                await connection.send(head("POST", CHAT, key, len(body)))
-                reading = asyncio.ensure_future(connection.answer())
-                sent = 0
-                try:
-                    while not target.is_over and not reading.done() and sent < len(body) - 1:
-                        piece = body[sent : min(sent + _DRIBBLE_BYTES, len(body) - 1)]
-                        await connection.send(piece)
-                        sent += len(piece)
-                        await asyncio.wait([reading], timeout=_DRIBBLE_S)
-                    if reading.done():
-                        target.outcome.take(reading.result(), "a slow stranger")
-                    else:
-                        target.outcome.counts["unanswered"] += 1
-                finally:
-                    reading.cancel()
-                    await asyncio.gather(reading, return_exceptions=True)
-                    target.outcome.counts["body MB sent"] += sent // 1_000_000
-            finally:
-                connection.close()
-            await asyncio.sleep(_DRIBBLE_S)
+            is_keyless = caller == "with and without" and number % 2
+            key = None if is_keyless else target.stranger()
+            async with connection(target.port, source) as slow:
+                await slow.send(head("POST", CHAT, key, len(body)))
+                await _dribble(target, slow, body, pause_s)
+            await asyncio.sleep(pause_s)
 
         await target.crowd(size, one)
 
     return run
+
+
+async def _dribble(target: Target, slow: Connection, body: bytes, pause_s: float) -> None:
+    """Send all of a body but its last byte, until the time is up or an answer comes."""
+    reading = asyncio.ensure_future(slow.answer())
+    num_sent = 0
+    try:
+        while not target.is_over and not reading.done():
+            piece = body[num_sent : min(num_sent + _DRIBBLE_BYTES, len(body) - 1)]
+            await slow.send(piece)
+            num_sent += len(piece)
+            await asyncio.wait([reading], timeout=pause_s)
+        if reading.done():
+            target.outcome.take(reading.result(), "a slow stranger")
+        else:
+            target.outcome.counts["unanswered"] += 1
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        target.outcome.counts["body KB sent"] += num_sent // 1000
 
 
 def at_full_speed(
@@ -112,13 +120,10 @@ def leave(path: str, make: Callable[[], bytes]) -> Callable[[Target], Coroutine[
 
         async def one(number: int) -> None:
             for _ in range(3):
-                connection = await Connection.open(target.port, source_address(number))
-                try:
-                    await connection.send(post(path, body, target.key))
+                async with connection(target.port, source_address(number)) as leaver:
+                    await leaver.send(post(path, body, target.key))
                     await asyncio.sleep(0.2)
-                    target.outcome.counts["left"] += 1
-                finally:
-                    connection.close()
+                target.outcome.counts["left"] += 1
 
         await target.together(one(number) for number in range(12))
         await target.rest()

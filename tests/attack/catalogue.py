@@ -26,8 +26,12 @@ from tests.attack.target import CHAT, EMBEDDINGS, Attack
 from tests.attack.values import bad_values
 
 ATTACKS: Final = (
-    Attack("slow-32", "32 strangers dribble bodies of 10 MB", dribble(32)),
-    Attack("slow-200", "200 strangers dribble bodies of 10 MB", dribble(200)),
+    Attack("slow-32", "32 strangers with made-up keys dribble 10 MB", dribble(32, "made-up keys")),
+    Attack(
+        "slow-200",
+        "200 strangers, half of them with made-up keys, dribble 10 MB",
+        dribble(200, "with and without"),
+    ),
     Attack("large-no-key", "10 MB bodies without a key, 4 at a time", at_full_speed("no key")),
     Attack(
         "large-made-up",
@@ -44,24 +48,28 @@ ATTACKS: Final = (
         "12 clients send 9.5 MB to /tokenize and leave",
         leave("/tokenize", prompt_to_tokenize),
         house="real",
+        num_engines=1,
     ),
     Attack(
         "leave-truncate",
         "12 clients send a 9.5 MB chat with truncate_prompt_tokens and leave",
         leave(CHAT, chat_to_truncate),
         house="real",
+        num_engines=1,
     ),
     Attack(
         "leave-embed",
         "12 clients send 2,000 inputs to /v1/embeddings and leave",
         leave(EMBEDDINGS, inputs_to_embed),
         house="real",
+        num_engines=1,
     ),
     Attack(
         "leave-detokenize",
         "12 clients send a million ids to /detokenize and leave",
         leave("/detokenize", ids_to_detokenize),
         house="real",
+        num_engines=1,
     ),
     Attack(
         "leave-parse",
@@ -73,6 +81,7 @@ ATTACKS: Final = (
         "128 prompts with echo and logprobs 20; n=64 with top_logprobs 20",
         amplify,
         house="real",
+        num_engines=1,
     ),
     Attack("idle-5000", "5,000 idle connections of one address", idle(5000, spread=False)),
     Attack("idle-5000-spread", "5,000 idle connections of 50 addresses", idle(5000, spread=True)),
@@ -87,11 +96,13 @@ ATTACKS: Final = (
         "30 costly grammars at a time; the good client has small ones",
         grammar_bombs,
         house="real",
+        num_engines=1,
     ),
     Attack(
         "poison-embeddings",
-        "inputs of embeddings at which engines die, 3 at a time",
+        "two inputs of embeddings at which engines die, again and again",
         poison,
+        num_engines=ENGINE_DEATHS_A_PROMPT + 1,
         max_deaths=ENGINE_DEATHS_A_PROMPT * len(POISON),
     ),
     Attack("unread-streams", "50 long streams that nobody reads", unread_streams),

@@ -16,7 +16,7 @@ _PIPELINE: Final = 100
 _UNREAD_STREAMS: Final = 50
 _SMALL_BUFFER_BYTES: Final = 4096
 _MESSAGE = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
-_ROUTES: Final = (
+ODD_ROUTES: Final = (
     ("HEAD", "/live"),
     ("HEAD", "/v1/models"),
     ("PUT", CHAT),
@@ -144,23 +144,27 @@ async def odd_routes(target: Target) -> None:
     """Methods and paths that are not there."""
 
     async def one(number: int, source: str) -> None:
-        method, path = target.rng.choice(_ROUTES)
+        method, path = target.rng.choice(ODD_ROUTES)
         await target.ask(head(method, path, length=0), f"{method} {path[:40]}", source)
 
     await target.crowd(8, one)
 
 
+def long_stream() -> dict[str, Any]:
+    """A chat whose answer has sixty thousand tokens."""
+    return _MESSAGE | {"stream": True, "max_tokens": 60_000, "ignore_eos": True}
+
+
 async def unread_streams(target: Target) -> None:
     """Fifty long streams whose clients never read, with buffers that are full at once."""
-    body = _MESSAGE | {"stream": True, "max_tokens": 60_000, "ignore_eos": True}
-    body["stream_options"] = {"include_usage": True, "continuous_usage_stats": False}
+    request = post(CHAT, long_stream(), target.key)
 
     async def one(number: int) -> None:
         connection = await Connection.open(
             target.port, source_address(number), receive_buffer_bytes=_SMALL_BUFFER_BYTES
         )
         try:
-            await connection.send(post(CHAT, body, target.key))
+            await connection.send(request)
             await target.rest()
             target.outcome.counts["streams"] += 1
         finally:

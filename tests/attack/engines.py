@@ -1,15 +1,18 @@
 """Attacks on engines: small requests with huge answers, bombs of grammars, inputs that kill."""
 
+import asyncio
+import time
 from typing import Any, Final
 
-from tests.attack.raw_http import post
+from tests.attack.raw_http import post, source_address
 from tests.attack.target import CHAT, COMPLETIONS, EMBEDDINGS, MODEL, Target
 
 _BOMBS_AT_A_TIME: Final = 30
 _BOMB_TIMEOUT_S: Final = 30.0
 _MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 """An amplified answer above it was not bounded; the faults were 37 and 135 MB."""
-POISON: Final = ("[[crash]]", "poison [[crash]]", "[[crash]] poison")
+POISON: Final = ("[[crash]]", "another [[crash]]")
+_POISON_PAUSE_S: Final = 0.05
 ENGINE_DEATHS_A_PROMPT: Final = 3
 
 
@@ -60,16 +63,19 @@ async def amplify(target: Target) -> None:
 
 
 async def poison(target: Target) -> None:
-    """Inputs of embeddings at which engines die, asked for again and again, three at a time."""
+    """One input at which engines die, again and again; half-way another one.
 
-    async def one(number: int, source: str) -> None:
-        body = {"model": MODEL, "input": ["harmless", POISON[number]]}
+    One at a time: engines die until it is convicted, and the last one must be there for others.
+    """
+    half = target.until - target.seconds / 2
+    while not target.is_over:
+        text = POISON[time.monotonic() > half]
+        body = {"model": MODEL, "input": ["harmless", text]}
         request = post(EMBEDDINGS, body, target.key)
-        answer = await target.ask(request, "poison", source, excused="poison_request")
+        answer = await target.ask(request, "poison", source_address(0), excused="poison_request")
         if answer is not None and answer.status == 500:
-            target.outcome.counts["convicted"] += b"poison_request" in answer.body
-
-    await target.crowd(len(POISON), one)
+            target.outcome.counts["convicted"] += 1
+        await asyncio.sleep(_POISON_PAUSE_S)
 
 
 def bomb(kind: int, salt: int) -> dict[str, Any]:

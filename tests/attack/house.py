@@ -12,12 +12,11 @@ from penstock.supervisor import ProcessSpec
 from tests.attack.target import MODEL, HouseKind
 from tests.soak.processes import WatchedHouse
 
-NUM_SCRIPTED_ENGINES: Final = 2
 SCRIPTED_TOKENS_PER_S: Final = 200
 _USUAL_DESCRIPTORS: Final = 1024
 """The soft limit that most systems give a process; what needs more has to raise it."""
 _TRACEBACK: Final = b"Traceback (most recent call last)"
-_BUSY_GAUGES: Final = (
+BUSY_GAUGES: Final = (
     "penstock_gateway_requests_in_flight",
     "penstock_gateway_queue_depth",
     "penstock_gateway_outbox_depth",
@@ -45,21 +44,24 @@ class AttackHouse(WatchedHouse):
     """A house with keys, whose gateway has the usual limit of descriptors.
 
     Args:
-        kind: `scripted` for two engines that say known words at 200 tokens a second, `real` for
+        kind: `scripted` for engines that say known words at 200 tokens a second, `real` for
             the bundled model, which makes embeddings, too.
         directory: Data, logs and sockets; a short path.
         cache_dir: Compiled programs.
         port: Of the gateway.
+        num_engines: How many.
     """
 
-    def __init__(self, kind: HouseKind, directory: Path, cache_dir: Path, port: int) -> None:
+    def __init__(
+        self, kind: HouseKind, directory: Path, cache_dir: Path, port: int, num_engines: int
+    ) -> None:
         self.kind = kind
         super().__init__(
             directory,
             port,
             arguments={"cache_dir": str(cache_dir)},
             environment={"PENSTOCK_POOLING": "mean"} if kind == "real" else {},
-            num_engines=1 if kind == "real" else NUM_SCRIPTED_ENGINES,
+            num_engines=num_engines,
             num_parsers=1,
         )
 
@@ -93,12 +95,19 @@ class AttackHouse(WatchedHouse):
         """The memory of each process: its proportional share where the system tells it."""
         return {name: _memory_bytes(process.pid) for name, process in self.processes.items()}
 
+    async def gauges(self) -> dict[str, float]:
+        """What is under way: requests, their leases, what waits; -1 for a gauge that is missing."""
+        async with httpx.AsyncClient(trust_env=False, timeout=60.0) as client:
+            return _gauges((await client.get(f"{self.url}/metrics")).text)
+
+    def num_descriptors(self) -> int:
+        """Open descriptors of the gateway."""
+        return int(psutil.Process(self.processes["gateway"].pid).num_fds())
+
     async def snapshot(self) -> Snapshot:
         """What the house holds now; nobody else may be connected."""
-        async with httpx.AsyncClient(trust_env=False, timeout=60.0) as client:
-            metrics = (await client.get(f"{self.url}/metrics")).text
-        num_descriptors = psutil.Process(self.processes["gateway"].pid).num_fds()
-        return Snapshot(self.process_memory_bytes(), num_descriptors, _busy(metrics))
+        busy = {name: value for name, value in (await self.gauges()).items() if value}
+        return Snapshot(self.process_memory_bytes(), self.num_descriptors(), busy)
 
 
 def _memory_bytes(pid: int) -> int:
@@ -109,11 +118,10 @@ def _memory_bytes(pid: int) -> int:
         return int(process.memory_info().rss)
 
 
-def _busy(metrics: str) -> dict[str, float]:
+def _gauges(metrics: str) -> dict[str, float]:
     values: dict[str, float] = {}
     for line in metrics.splitlines():
         name = line.split("{")[0].split(" ")[0]
-        if name in _BUSY_GAUGES:
+        if name in BUSY_GAUGES:
             values[name] = values.get(name, 0.0) + float(line.rsplit(" ", 1)[1])
-    missing = {name: -1.0 for name in _BUSY_GAUGES if name not in values}
-    return missing | {name: value for name, value in values.items() if value}
+    return dict.fromkeys(BUSY_GAUGES, -1.0) | values

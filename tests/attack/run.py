@@ -151,7 +151,7 @@ async def run_attack(attack: Attack, options: Options) -> Finding:
     The logs of one that took harm stay where `options.say` tells.
     """
     directory = Path(tempfile.mkdtemp(prefix="attack-"))
-    house = AttackHouse(attack.house, directory, options.cache_dir, free_port())
+    house = AttackHouse(attack.house, directory, options.cache_dir, free_port(), attack.num_engines)
     try:
         await house.start(_START_TIMEOUT_S)
         async with _control() as control_port:

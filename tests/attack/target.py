@@ -146,6 +146,7 @@ class Attack:
         summary: One line for the report.
         run: What it does; ends by itself soon after `Target.seconds`.
         house: Whether it needs the real engine; a scripted one is fast and says known words.
+        num_engines: Of the house.
         max_deaths: Processes that may die of it.
     """
 
@@ -153,4 +154,5 @@ class Attack:
     summary: str
     run: Callable[[Target], Coroutine[Any, Any, None]]
     house: HouseKind = "scripted"
+    num_engines: int = 2
     max_deaths: int = 0

@@ -1,7 +1,7 @@
 """Values of any length and content, in every place of every route that a client fills."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from tests.attack.raw_http import head, post
@@ -9,6 +9,8 @@ from tests.attack.target import CHAT, COMPLETIONS, EMBEDDINGS, MODEL, Target
 
 DIGITS: Final = "9" * 5000
 """More than Python turns into a number."""
+_AT_A_TIME: Final = 8
+_PATIENCE_S: Final = 3.0
 _RAW_VALUES: Final[tuple[bytes, ...]] = (
     DIGITS.encode(),
     b"-" + DIGITS.encode(),
@@ -141,13 +143,14 @@ Case = tuple[str, bytes]
 
 def cases(key: str, admin_key: str) -> Iterator[Case]:
     """Every bad value in every place, as whole requests."""
-    yield from _in_headers(key)
-    yield from _in_addresses(admin_key)
-    yield from _in_bodies(key, admin_key)
-    yield from _in_framing(key)
+    yield from in_headers(key)
+    yield from in_addresses(admin_key)
+    yield from in_bodies(key, admin_key)
+    yield from in_framing(key)
 
 
-def _in_headers(key: str) -> Iterator[Case]:
+def in_headers(key: str) -> Iterator[Case]:
+    """Bad values of headers, known and unknown."""
     for name in _HEADERS:
         for value in _RAW_VALUES:
             text = value.decode("utf-8", "surrogateescape")
@@ -157,7 +160,8 @@ def _in_headers(key: str) -> Iterator[Case]:
                 yield f"{name}: {_short(value)} at {path}", request + b"{}" * has_body
 
 
-def _in_addresses(admin_key: str) -> Iterator[Case]:
+def in_addresses(admin_key: str) -> Iterator[Case]:
+    """Bad values in paths and queries, and bodies where there are none."""
     for value in _RAW_VALUES:
         text = value.replace(b" ", b"+").decode("utf-8", "surrogateescape")
         for path in (
@@ -178,7 +182,8 @@ def _in_addresses(admin_key: str) -> Iterator[Case]:
         )
 
 
-def _in_bodies(key: str, admin_key: str) -> Iterator[Case]:
+def in_bodies(key: str, admin_key: str) -> Iterator[Case]:
+    """Bad values of every field of every route, and bodies that are bad as a whole."""
     for path, fields in _FIELDS.items():
         caller = admin_key if path.startswith("/v1/admin/") else key
         for field in fields:
@@ -193,7 +198,8 @@ def _in_bodies(key: str, admin_key: str) -> Iterator[Case]:
             yield f"{path} {_short(whole)}", post(path, whole, caller)
 
 
-def _in_framing(key: str) -> Iterator[Case]:
+def in_framing(key: str) -> Iterator[Case]:
+    """What is no request at all, or hardly."""
     chunked = {"Transfer-Encoding": "chunked", "Content-Type": "application/json"}
     for size in (b"f" * 40, b"-1", b"zz", b"", DIGITS.encode(), b"0x2"):
         request = head("POST", CHAT, key, headers=chunked) + size + b"\r\n{}\r\n0\r\n\r\n"
@@ -210,16 +216,21 @@ def _short(value: bytes) -> str:
     return repr(value if len(value) <= 24 else value[:16] + b"..." + str(len(value)).encode())[1:]
 
 
-async def bad_values(target: Target) -> None:
-    """All of them in random order, eight at a time, again and again until the time is up."""
-    every = list(cases(target.key, target.admin_key))
-    target.outcome.notes.append(f"{len(every)} requests")
-    target.rng.shuffle(every)
+async def send_all(target: Target, every: Iterable[Case]) -> None:
+    """All of them, eight at a time."""
     left = iter(every)
 
     async def worker() -> None:
         for what, request in left:
             # The answer of a request that is not whole may never come.
-            await target.ask(request, what, timeout_s=3.0)
+            await target.ask(request, what, timeout_s=_PATIENCE_S)
 
-    await target.together(worker() for _ in range(8))
+    await target.together(worker() for _ in range(_AT_A_TIME))
+
+
+async def bad_values(target: Target) -> None:
+    """All of them once, in random order."""
+    every = list(cases(target.key, target.admin_key))
+    target.outcome.notes.append(f"{len(every)} requests")
+    target.rng.shuffle(every)
+    await send_all(target, every)
