@@ -11,9 +11,11 @@ import sys
 from typing import Any
 
 from tests.attack.catalogue import ATTACKS
-from tests.attack.target import Outcome, Target
+from tests.attack.target import Attack, Outcome, Target
 
 _NICENESS = 15
+_GRACE_S = 150.0
+"""For answers that an attack waits for when its time is up."""
 
 
 async def attack_from_elsewhere(name: str, **target: Any) -> Outcome:
@@ -47,6 +49,14 @@ async def attack_from_elsewhere(name: str, **target: Any) -> Outcome:
     return outcome
 
 
+async def _bounded(attack: Attack, target: Target) -> None:
+    try:
+        async with asyncio.timeout(target.seconds + _GRACE_S):
+            await attack.run(target)
+    except TimeoutError:
+        target.outcome.notes.append(f"cut off {_GRACE_S:g} s after its time")
+
+
 def main() -> int:
     """Attack as standard input says, and write what happened to standard output."""
     os.nice(_NICENESS)
@@ -54,7 +64,7 @@ def main() -> int:
     name, seed = order.pop("name"), order.pop("seed")
     (attack,) = (one for one in ATTACKS if one.name == name)
     target = Target(rng=random.Random(seed), **order)
-    asyncio.run(attack.run(target))
+    asyncio.run(_bounded(attack, target))
     json.dump(vars(target.outcome), sys.stdout)
     return 0
 

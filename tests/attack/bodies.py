@@ -14,6 +14,10 @@ SLOW_BODY_BYTES: Final = 10 * 1024 * 1024
 """Just the limit."""
 _DRIBBLE_BYTES: Final = 128 * 1024
 _NUM_AT_FULL_SPEED: Final = 4
+_NUM_LEAVERS: Final = 12
+_TIMES_LEFT: Final = 3
+_LEAVES_AFTER_S: Final = 0.2
+"""The body is with the gateway then, and its question on the way."""
 Shape = Literal["text", "nested", "token ids", "messages", "keys"]
 
 
@@ -116,16 +120,19 @@ def leave(path: str, make: Callable[[], bytes]) -> Callable[[Target], Coroutine[
     """Twelve clients send a body, and leave as soon as it has gone out; thrice."""
 
     async def run(target: Target) -> None:
-        body = make()
+        request = post(path, make(), target.key)
+
+        async def once(number: int) -> None:
+            async with connection(target.port, source_address(number)) as leaver:
+                await leaver.send(request)
+                await asyncio.sleep(_LEAVES_AFTER_S)
+            target.outcome.counts["left"] += 1
 
         async def one(number: int) -> None:
-            for _ in range(3):
-                async with connection(target.port, source_address(number)) as leaver:
-                    await leaver.send(post(path, body, target.key))
-                    await asyncio.sleep(0.2)
-                target.outcome.counts["left"] += 1
+            for _ in range(_TIMES_LEFT):
+                await target.attempt(once(number))
 
-        await target.together(one(number) for number in range(12))
+        await target.together(one(number) for number in range(_NUM_LEAVERS))
         await target.rest()
 
     return run

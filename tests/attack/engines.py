@@ -55,7 +55,7 @@ async def amplify(target: Target) -> None:
         target.outcome.counts["answer MB"] += len(answer.body) // 2**20
         if len(answer.body) > _MAX_ANSWER_BYTES:
             target.outcome.blame(
-                f"{path}: {len(request) // 1024} KB were answered with "
+                f"{path}: {len(request) / 1024:.1f} KB were answered with "
                 f"{len(answer.body) // 2**20} MB"
             )
 

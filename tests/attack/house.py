@@ -98,7 +98,7 @@ class AttackHouse(WatchedHouse):
     async def gauges(self) -> dict[str, float]:
         """What is under way: requests, their leases, what waits; -1 for a gauge that is missing."""
         async with httpx.AsyncClient(trust_env=False, timeout=60.0) as client:
-            return _gauges((await client.get(f"{self.url}/metrics")).text)
+            return gauges_of((await client.get(f"{self.url}/metrics")).text)
 
     def num_descriptors(self) -> int:
         """Open descriptors of the gateway."""
@@ -118,7 +118,8 @@ def _memory_bytes(pid: int) -> int:
         return int(process.memory_info().rss)
 
 
-def _gauges(metrics: str) -> dict[str, float]:
+def gauges_of(metrics: str) -> dict[str, float]:
+    """The gauges in the text of `/metrics`; -1 for one that is missing."""
     values: dict[str, float] = {}
     for line in metrics.splitlines():
         name = line.split("{")[0].split(" ")[0]

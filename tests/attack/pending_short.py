@@ -4,7 +4,6 @@ They take that file's fixtures `attacked` and `key` and its helpers, and the rea
 tests/e2e/conftest.py.
 """
 
-import asyncio
 import random
 import resource
 import signal

@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ EMBEDDINGS = "/v1/embeddings"
 HouseKind = Literal["scripted", "real"]
 ANSWER_TIMEOUT_S = 60.0
 _MAX_FAULTS = 20
+_AFTER_BREAK_S = 0.01
 
 
 @dataclass
@@ -107,7 +108,7 @@ class Target:
             return answer
         return None
 
-    async def crowd(self, size: int, one: Callable[[int, str], Awaitable[None]]) -> None:
+    async def crowd(self, size: int, one: Callable[[int, str], Coroutine[Any, Any, None]]) -> None:
         """So many attackers at a time, each again and again until the time is up.
 
         Args:
@@ -117,20 +118,21 @@ class Target:
 
         async def live(number: int) -> None:
             while not self.is_over:
-                await one(number, source_address(number))
+                await self.attempt(one(number, source_address(number)))
 
-        await self.together(live(number) for number in range(size))
+        await asyncio.gather(*(live(number) for number in range(size)))
 
-    async def together(self, attackers: Iterable[Coroutine[Any, Any, None]]) -> None:
-        """Run coroutines side by side; connections that break are counted, not raised."""
+    async def attempt(self, attack: Coroutine[Any, Any, None]) -> None:
+        """Do something; a connection that breaks meanwhile is counted, not raised."""
+        try:
+            await attack
+        except (OSError, EOFError) as error:
+            self.outcome.counts[type(error).__name__] += 1
+            await asyncio.sleep(_AFTER_BREAK_S)
 
-        async def guarded(attacker: Coroutine[Any, Any, None]) -> None:
-            try:
-                await attacker
-            except (OSError, EOFError) as error:
-                self.outcome.counts[type(error).__name__] += 1
-
-        await asyncio.gather(*(guarded(attacker) for attacker in attackers))
+    async def together(self, attacks: Iterable[Coroutine[Any, Any, None]]) -> None:
+        """Attempt all side by side."""
+        await asyncio.gather(*(self.attempt(attack) for attack in attacks))
 
     async def rest(self) -> None:
         """Wait until the time is up."""
