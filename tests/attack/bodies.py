@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, Literal, get_args
 
 from tests.attack.raw_http import Connection, connection, head, post, source_address
-from tests.attack.target import CHAT, COMPLETIONS, EMBEDDINGS, MODEL, Target
+from tests.attack.target import CHAT, COMPLETIONS, EMBEDDING_MODEL, EMBEDDINGS, MODEL, Target
 
 BODY_BYTES: Final = 9_900_000
 """Just under the limit of bodies."""
@@ -156,7 +156,9 @@ def inputs_to_embed() -> bytes:
     """Two thousand inputs that may be cut."""
     text = json.loads(prompt_to_tokenize())["prompt"]
     inputs = [text[start : start + 4600] for start in range(0, 2000 * 4600, 4600)]
-    return json.dumps({"model": MODEL, "input": inputs, "truncate_prompt_tokens": -1}).encode()
+    return json.dumps(
+        {"model": EMBEDDING_MODEL, "input": inputs, "truncate_prompt_tokens": -1}
+    ).encode()
 
 
 def ids_to_detokenize() -> bytes:

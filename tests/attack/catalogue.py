@@ -62,6 +62,7 @@ ATTACKS: Final = (
         "12 clients send 2,000 inputs to /v1/embeddings and leave",
         leave(EMBEDDINGS, inputs_to_embed),
         house="real",
+        good="embedding",
         num_engines=1,
     ),
     Attack(
@@ -96,6 +97,7 @@ ATTACKS: Final = (
         "30 costly grammars at a time; the good client has small ones",
         grammar_bombs,
         house="real",
+        good="grammar",
         num_engines=1,
     ),
     Attack(

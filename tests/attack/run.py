@@ -1,6 +1,7 @@
 """One attack from a fresh house to a verdict: calm, attack, settle, judge."""
 
 import asyncio
+import random
 import shutil
 import sys
 import tempfile
@@ -12,20 +13,22 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.attack.attacker import attack_from_elsewhere
-from tests.attack.client import GoodClient, Latencies, Prober
+from tests.attack.client import GoodClient, Latencies, Prober, good_request
 from tests.attack.house import AttackHouse, Snapshot
-from tests.attack.target import Attack, Outcome
+from tests.attack.raw_http import post
+from tests.attack.target import CHAT, MODEL, Attack, Outcome, Target
+from tests.attack.values import ORDINARY_BODIES
 from tests.soak.processes import free_port
 
 _START_TIMEOUT_S: Final = 240.0
 _WARM_UP_SHARE: Final = 0.5
+_USERS: Final = 32
 _SAMPLE_S: Final = 0.25
 _MAX_SLOWDOWN: Final = 3.0
 _MAX_LIVE_MS: Final = 100.0
 _MAX_GROWTH: Final = 1.10
 _MAX_MORE_DESCRIPTORS: Final = 2
 _RATES_PER_S: Final = {"scripted": 20.0, "real": 5.0}
-Fields = Callable[[int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Options:
 
     Attributes:
         cache_dir: Compiled programs.
-        calm_s: How long the calm is measured; half of it is warm-up before.
+        calm_s: How long the calm is measured; before it all routes are used, and the good client
+            is there for half as long.
         attack_s: How long an attack goes on.
         settle_s: Patience with memory, descriptors and gauges afterwards.
         seed: Of all choices.
@@ -170,15 +174,18 @@ async def run_attack(attack: Attack, options: Options) -> Finding:
 async def _attack(
     attack: Attack, options: Options, house: AttackHouse, control_port: int
 ) -> Finding:
-    fields = good_fields(attack)
+    good_key = await house.make_key("good", "good")
     good = GoodClient(
-        house.port, await house.make_key("good", "good"), _RATES_PER_S[attack.house], fields
+        house.port,
+        _RATES_PER_S[attack.house],
+        lambda number: good_request(attack.good, good_key, number),
     )
     key = await house.make_key("attacker", "attacker")
 
     async def measure(during: Any) -> Traffic:
         return await _measure(house, good, control_port, during)
 
+    await _use(house, key)
     await measure(asyncio.sleep(options.calm_s * _WARM_UP_SHARE))
     calm = await measure(asyncio.sleep(options.calm_s))
     before = await house.snapshot()
@@ -216,12 +223,19 @@ async def _attack(
         await asyncio.sleep(1.0)
 
 
-def good_fields(attack: Attack) -> Fields:
-    """What the good client asks for: sixteen tokens, or one of a few words if engines matter."""
-    if attack.name == "grammar-bombs":
-        # A new grammar each time: one that is compiled already would wait for nobody.
-        return lambda number: {"guided_regex": f"yes|no|n{number}", "max_tokens": 8}
-    return lambda number: {"max_tokens": 16, "temperature": 0, "seed": number}
+async def _use(house: AttackHouse, key: str) -> None:
+    """Ask for everything in ordinary sizes: what a server in use holds is not the attack's."""
+    target = Target(house.port, key, house.admin_key, 0.0, random.Random(0))
+    requests = [post(path, body, key) for path, body in ORDINARY_BODIES.items()]
+    requests += [post(path, {"unknown": 1}, "psk-unknown") for path in ORDINARY_BODIES]
+    long_chat = {"model": MODEL, "messages": [{"role": "user", "content": "word " * 12_000}]}
+    requests.append(post(CHAT, long_chat | {"max_tokens": 1}, key))
+
+    async def one() -> None:
+        for request in requests:
+            await target.ask(request, "warm-up")
+
+    await asyncio.gather(*(one() for _ in range(_USERS)))
 
 
 async def _measure(house: AttackHouse, good: GoodClient, control_port: int, during: Any) -> Traffic:

@@ -11,10 +11,13 @@ from typing import Any, Literal
 from tests.attack.raw_http import Answer, ask, made_up_key, source_address
 
 MODEL = "penstock-demo"
+EMBEDDING_MODEL = "minilm"
+"""Of the real house; a scripted engine makes embeddings itself."""
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
 HouseKind = Literal["scripted", "real"]
+GoodKind = Literal["chat", "grammar", "embedding"]
 ANSWER_TIMEOUT_S = 60.0
 _MAX_FAULTS = 20
 _AFTER_BREAK_S = 0.01
@@ -147,8 +150,9 @@ class Attack:
         name: For `--only`.
         summary: One line for the report.
         run: What it does; ends by itself soon after `Target.seconds`.
-        house: Whether it needs the real engine; a scripted one is fast and says known words.
-        num_engines: Of the house.
+        house: Whether it needs real engines; scripted ones are fast and say known words.
+        good: What the good client beside it asks for.
+        num_engines: Of each model.
         max_deaths: Processes that may die of it.
     """
 
@@ -156,5 +160,6 @@ class Attack:
     summary: str
     run: Callable[[Target], Coroutine[Any, Any, None]]
     house: HouseKind = "scripted"
+    good: GoodKind = "chat"
     num_engines: int = 2
     max_deaths: int = 0

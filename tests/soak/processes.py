@@ -33,7 +33,7 @@ class WatchedHouse:
         port: Of the gateway, the same after each of its restarts.
         arguments: Of `penstock serve`, beside those that follow from the others here.
         environment: More settings, of all processes.
-        num_engines: Engines of the one model.
+        num_engines: Engines of each model.
         num_parsers: Parser processes.
     """
 
@@ -51,7 +51,6 @@ class WatchedHouse:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.admin_key = f"psk-{secrets.token_urlsafe(32)}"
-        self.num_engines = num_engines
         self.num_parsers = num_parsers
         environ = {
             **os.environ,
@@ -70,7 +69,10 @@ class WatchedHouse:
         settings = build_settings(given, environ)
         self._run_dir = directory / "run"
         self._environment = common_environment(settings, self._run_dir) | dict(environment)
-        folders = {model.name: None for model in settings.models}
+        folders = {
+            model.name: None if model.source is None else Path(model.source)
+            for model in settings.models
+        }
         self._specs = {spec.name: self._changed(spec) for spec in process_specs(settings, folders)}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._logs: dict[str, IO[bytes]] = {}
@@ -107,7 +109,11 @@ class WatchedHouse:
         Raises:
             TimeoutError: They are not in time.
         """
-        wanted = {"engine": self.num_engines, "toolparser": self.num_parsers, "auth": 1}
+        wanted = {
+            "engine": len(self.names("engine_worker")),
+            "toolparser": self.num_parsers,
+            "auth": 1,
+        }
         async with (
             asyncio.timeout(timeout_s),
             httpx.AsyncClient(trust_env=False, timeout=5.0) as client,
