@@ -139,8 +139,9 @@ async def test_idle_connections_of_one_stranger_leave_room_for_everybody_else(
 
 
 @pytest.mark.parametrize(("path", "body"), [(COMPLETIONS, echo_body()), (CHAT, choices_body())])
-def test_a_small_request_for_a_huge_answer_is_a_400(
+async def test_a_small_request_for_a_huge_answer_is_a_400(
     house: House, path: str, body: dict[str, object]
 ) -> None:
-    reply = httpx.post(house.url + path, json=body, timeout=PATIENCE_S, trust_env=False)
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as client:
+        reply = await client.post(house.url + path, json=body)
     assert reply.status_code == 400
