@@ -78,6 +78,12 @@ class GatewaySettings:
     max_tool_processes: int = 4
     strict_fields: bool = False
     log_level: str = "info"
+    trusted_proxies: tuple[str, ...] = ()
+    max_connections: int = 0
+    max_connections_per_address: int = 0
+    max_answer_bytes: int = 32 * 1024 * 1024
+    access_log: bool = True
+    max_bodies_per_caller: int = 8
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "GatewaySettings":

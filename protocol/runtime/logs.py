@@ -14,6 +14,9 @@ LogFormat = Literal["json", "human"]
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The request that the current task works for; it stands on each of its log lines."""
 
+trace_id: ContextVar[str] = ContextVar("trace_id", default="")
+"""The client's own id for that request, likewise."""
+
 # API keys and bearer tokens of any kind. Hints such as `psk-ab…wxyz` are short and stay.
 _SECRETS = re.compile(r"(psk-)[A-Za-z0-9_\-]{6,}|((?i:bearer)\s+)[A-Za-z0-9._~+/\-]{6,}=*")
 
@@ -24,7 +27,10 @@ def redact(text: str) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, process, pid, logger, message, request_id, exception."""
+    """One JSON object a line: time, level, process, pid, logger, message, request_id, exception.
+
+    A record may bring more fields along, as `extra={"fields": {…}}`.
+    """
 
     def __init__(self, process_name: str) -> None:
         super().__init__()
@@ -41,6 +47,9 @@ class JsonFormatter(logging.Formatter):
         }
         if current := request_id.get():
             line["request_id"] = current
+        if trace := trace_id.get():
+            line["trace_id"] = trace
+        line.update(getattr(record, "fields", {}))
         if record.exc_info:
             line["exception"] = redact(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False)
@@ -56,6 +65,8 @@ class HumanFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         current = request_id.get()
         suffix = f" [{current}]" if current else ""
+        if fields := getattr(record, "fields", None):
+            suffix += " " + " ".join(f"{name}={value}" for name, value in fields.items())
         line = (
             f"{_timestamp(record)[11:23]} {record.levelname.lower():<7} {self._process_name}: "
             f"{redact(record.getMessage())}{suffix}"

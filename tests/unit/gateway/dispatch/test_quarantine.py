@@ -13,7 +13,7 @@ from gateway.errors import (
     RemoteFailureError,
     WorkerLostError,
 )
-from gateway.request.job import GenerationJob, prompt_fingerprint
+from gateway.request.job import GenerationJob, job_fingerprint
 from protocol.errors import ErrorCode
 from protocol.version import PROTOCOL_VERSION
 from protocol.wire.messages import (
@@ -57,7 +57,7 @@ def lost(reason: LossReason) -> WorkerLostError:
 
 
 def suspicion(deaths: int = 0) -> Suspicion:
-    suspect = Suspicion(Quarantine(lambda: 0.0), b"prompt")
+    suspect = Suspicion(Quarantine(lambda: 0.0), lambda: b"prompt")
     for _ in range(deaths):
         suspect.on_failure(lost("disconnected"), seat())
     return suspect
@@ -140,6 +140,27 @@ def test_quarantine_ends_by_time_and_is_bounded(monkeypatch: pytest.MonkeyPatch)
     quarantine.check(bytes([4]))
 
 
+def test_while_nothing_is_convicted_no_fingerprint_need_be_made() -> None:
+    now = 0.0
+    quarantine = Quarantine(lambda: now)
+    states = [quarantine.is_empty]
+    quarantine.convict(b"prompt")
+    states.append(quarantine.is_empty)
+    now = QUARANTINE_S - 0.1
+    states.append(quarantine.is_empty)
+    now = QUARANTINE_S
+    states.append(quarantine.is_empty)
+    assert states == [True, False, False, True]
+
+
+def test_a_conviction_concerns_its_own_fingerprint_only() -> None:
+    quarantine = Quarantine(lambda: 0.0)
+    quarantine.convict(b"tenant a, prompt")
+    quarantine.check(b"tenant b, prompt")
+    with pytest.raises(PoisonRequestError):
+        quarantine.check(b"tenant a, prompt")
+
+
 def job(**changes: Any) -> GenerationJob:
     fields: dict[str, Any] = {"kind": "completion", "prompt": "x", **changes}
     model = fields.pop("model", "m")
@@ -155,7 +176,7 @@ def job(**changes: Any) -> GenerationJob:
 
 
 def test_a_prompt_is_known_by_its_text_and_model_whatever_else_is_asked() -> None:
-    same = prompt_fingerprint(job())
-    assert prompt_fingerprint(job(max_tokens=5)) == same
+    same = job_fingerprint(job(), "tenant")
+    assert job_fingerprint(job(max_tokens=5), "tenant") == same
     for other in ({"prompt": "y"}, {"model": "n"}, {"tools_json": "[]"}):
-        assert prompt_fingerprint(job(**other)) != same
+        assert job_fingerprint(job(**other), "tenant") != same
