@@ -1,11 +1,13 @@
 """The gateway's settings, read once from the environment and frozen."""
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import ConfigurationError
 from protocol.runtime import shared_settings as shared
+from protocol.runtime.setting_kinds import UnfitValueError
 from protocol.runtime.settings import (
     choice,
     file_path,
@@ -29,6 +31,13 @@ _REQUIRE_KEYS = switch(
     shown_default="unless on loopback",
     meaning="whether keys are required; false is refused on addresses that others reach",
 )
+
+
+def _network(word: str) -> str:
+    try:
+        return str(ipaddress.ip_network(word))
+    except ValueError:
+        raise UnfitValueError(word, "addresses and networks such as 10.0.0.0/8") from None
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,15 @@ class GatewaySettings:
             ),
         )
     )
+    trusted_proxies: tuple[str, ...] = setting(
+        words(
+            "PENSTOCK_TRUSTED_PROXIES",
+            each=_network,
+            meaning=(
+                "addresses and networks (such as `10.0.0.0/8`) whose `X-Forwarded-For` is believed"
+            ),
+        )
+    )
     models: tuple[str, ...] = setting(
         words(
             "PENSTOCK_MODELS",
@@ -87,6 +105,45 @@ class GatewaySettings:
             minimum=1024,
             maximum=_MAX_BODY_BYTES,
             meaning="longer bodies are a 413",
+        )
+    )
+    max_bodies_per_caller: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_BODIES_PER_CALLER",
+            8,
+            minimum=1,
+            maximum=10**6,
+            meaning=(
+                "bodies over 64 KiB that one key, or one address without a key, may have under way"
+            ),
+        )
+    )
+    max_answer_bytes: int = setting(
+        size(
+            "PENSTOCK_MAX_ANSWER_BYTES",
+            32 * 1024 * 1024,
+            minimum=1024,
+            meaning="requests whose answer is estimated to be larger are refused",
+        )
+    )
+    max_connections: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_CONNECTIONS",
+            0,
+            minimum=0,
+            maximum=10**6,
+            shown_default="0: from the limit of file descriptors",
+            meaning="HTTP connections that may be open at a time",
+        )
+    )
+    max_connections_per_address: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_CONNECTIONS_PER_ADDRESS",
+            0,
+            minimum=0,
+            maximum=10**6,
+            shown_default="0: a share of the total",
+            meaning="of these, what one address may hold",
         )
     )
     max_queue: int = setting(
@@ -199,6 +256,9 @@ class GatewaySettings:
         )
     )
     strict_fields: bool = setting(shared.STRICT_FIELDS)
+    access_log: bool = setting(
+        switch("PENSTOCK_ACCESS_LOG", True, meaning="a log line for every request")
+    )
     log_level: str = setting(shared.LOG_LEVEL)
 
     @classmethod
