@@ -18,6 +18,7 @@ from penstock import __name__ as program
 from penstock.api_client import ApiClient, all_keys, read_admin_key
 from penstock.chat import answer, choose_model, converse
 from penstock.config import API_KEY, CACHE_DIR, REVISION, SERVE_OPTIONS, URL, build_settings
+from penstock.fake_engine.engine import FakeEngineSettings
 from penstock.parse import parse as parse_input
 from protocol.runtime.logs import setup as setup_logs
 from protocol.runtime.setting_kinds import Choice
@@ -37,6 +38,7 @@ app.add_typer(keys, name="keys")
 bench = typer.Typer(help="Measure how fast this machine is.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
+_FAKE = FakeEngineSettings()
 Command = TypeVar("Command", bound=Callable[..., None])
 
 _PIPE_WIDTH = 500
@@ -77,8 +79,8 @@ def _with_options(settings: Sequence[Setting[Any]]) -> Callable[[Command], Comma
             )
             for declared in settings
         ]
-        # What typer reads.
-        command.__signature__ = signature.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
+        full = signature.replace(parameters=[*named, *options])
+        command.__signature__ = full  # type: ignore[attr-defined]  # what typer reads
         return command
 
     return decorate
@@ -318,30 +320,29 @@ def run_batch(
 
 @app.command("fake-engine")
 def fake_engine(
-    model: Annotated[str, typer.Option("--model", help="Public name of the model.")] = "fake",
+    model: Annotated[str, typer.Option("--model", help="Public name of the model.")] = _FAKE.model,
     tokens_per_s: Annotated[
         float, typer.Option("--tokens-per-s", min=0.0, help="Of each stream; 0: no pauses.")
-    ] = 50.0,
+    ] = _FAKE.tokens_per_s,
     prefill_tokens_per_s: Annotated[
         float, typer.Option("--prefill-tokens-per-s", min=0.0, help="0: prompts take no time.")
-    ] = 0.0,
+    ] = _FAKE.prefill_tokens_per_s,
     max_num_seqs: Annotated[
         int, typer.Option("--max-num-seqs", min=1, help="Streams that run at a time.")
-    ] = 64,
+    ] = _FAKE.max_num_seqs,
     max_model_len: Annotated[
         int, typer.Option("--max-model-len", min=2, help="Prompt and output, tokens (bytes).")
-    ] = 65_536,
+    ] = _FAKE.max_model_len,
     output_tokens: Annotated[
         int, typer.Option("--output-tokens", min=1, help="Where answers end by themselves.")
-    ] = 64,
+    ] = _FAKE.num_output_tokens,
     log_level: Annotated[str, _option(LOG_LEVEL)] = LOG_LEVEL.default,
 ) -> None:
-    """Run an engine without a model, for load and failure tests.
+    r"""Run an engine without a model, for load and failure tests.
 
     It dials PENSTOCK_ENGINE_ENDPOINT as a real one does and says seeded words. A prompt that holds
-    [[crash]], [[hang]] or [[fail]] gets just that, [[crash@5]] after five tokens.
+    [\[crash]], [\[hang]] or [\[fail]] gets just that, [\[crash@5]] after five tokens.
     """
-    from penstock.fake_engine.engine import FakeEngineSettings
     from penstock.fake_engine.service import run
 
     setup_logs("fake-engine", LOG_LEVEL.accept(log_level, LOG_LEVEL.flag))

@@ -266,7 +266,7 @@ def file_path(
     option: str = "",
     shown_default: str = "",
 ) -> Setting[Path | DefaultT]:
-    """A path with `~` expanded, in the default as well; whether it exists is the reader's business."""
+    """A path with `~` expanded, also in the default; whether it exists is the caller's business."""
     kind = FilePath()
     return Setting(name, kind, default, meaning, aliases, option, shown_default=shown_default)
 

@@ -1,4 +1,4 @@
-"""The settings that more than one package reads, or the runtime itself; others stand in `config.py`.
+"""The settings that several packages read, or the runtime itself; others stand in `config.py`.
 
 The command line may import no worker, so what it offers for workers is declared here, for both.
 """
@@ -104,7 +104,9 @@ KV_MEMORY = size(
     None,
     minimum=1,
     option="--kv-memory",
-    shown_default="30% of the free memory; on an accelerator 85% of what weights and programs leave",
+    shown_default=(
+        "30% of the free memory; on an accelerator 85% of what weights and programs leave"
+    ),
     meaning="memory of one engine's KV cache, such as 2GiB",
 )
 BLOCK_SIZE = whole_number(

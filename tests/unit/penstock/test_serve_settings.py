@@ -147,3 +147,20 @@ def test_an_option_wins_over_its_variable_and_this_over_the_file_and_this_over_t
     assert (settings.port, settings.num_parsers, settings.max_num_seqs) == (3, 2, 1)
     assert (settings.tools, settings.block_size, settings.log_level) == (False, None, "warning")
     assert settings.models[0].tokenizer == Path("/tokenizer of mine")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("serve", ["default: (auto)", "default: (32)", "[[models]]", "float32"]),
+        ("chat", ["(the first served)"]),
+        ("fake-engine", ["[[crash@5]]"]),
+    ],
+)
+def test_help_shows_what_stands_in_brackets(
+    command: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = CliRunner().invoke(app, [command, "--help"]).output
+    for word in words:
+        assert word in shown
