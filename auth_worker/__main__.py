@@ -15,9 +15,8 @@ from auth_worker.service import EXIT_FAILED, run
 from protocol.errors import ConfigurationError
 from protocol.runtime import logs
 from protocol.runtime.lifetime import exit_with_parent
-from protocol.runtime.settings import SettingsReader
 from protocol.wire.endpoints import dial_endpoints
-from protocol.wire.keys import KEY_DIR_SETTING, ClientSecurity
+from protocol.wire.keys import ClientSecurity
 
 _OPTIONS = {
     "data_dir": "PENSTOCK_DATA_DIR",
@@ -48,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = AuthSettings.from_env(environ)
         logs.setup("auth", settings.log_level)
-        key_dir = SettingsReader(environ).path(KEY_DIR_SETTING)
-        security = None if key_dir is None else ClientSecurity.load(key_dir, "auth")
+        security = (
+            None if settings.key_dir is None else ClientSecurity.load(settings.key_dir, "auth")
+        )
         endpoints = dial_endpoints(environ, "auth", secured=security is not None)
         exit_with_parent(environ)
         return run(

@@ -18,6 +18,7 @@ from auth_worker.operations import (
     TouchKey,
 )
 from protocol.errors import ErrorCode
+from protocol.runtime.settings import number, setting, switch
 from protocol.wire.messages import (
     Adjust,
     Adjusted,
@@ -42,15 +43,30 @@ _UNLIMITED = LimitState()
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the authority was told at its start.
+    """What the authority was told at its start."""
 
-    Attributes:
-        allow_anonymous: Whether an absent or unknown key acts as role user.
-        lease_duration_s: A lease that is neither renewed nor settled for so long expires.
-    """
-
-    allow_anonymous: bool = False
-    lease_duration_s: float = 600.0
+    allow_anonymous: bool = setting(
+        switch(
+            "PENSTOCK_ALLOW_ANONYMOUS",
+            False,
+            meaning=(
+                "requests without a key, or with an unknown one, act as role user; set when the "
+                "gateway requires none"
+            ),
+        )
+    )
+    lease_duration_s: float = setting(
+        number(
+            "PENSTOCK_LEASE_DURATION_S",
+            600.0,
+            minimum=1,
+            maximum=86_400,
+            meaning=(
+                "a lease that is neither renewed nor settled for so long expires, charged its "
+                "last report"
+            ),
+        )
+    )
 
 
 class Authority:

@@ -11,8 +11,6 @@ import httpx
 
 from penstock.errors import ServerError, UsageError
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-
 
 def read_admin_key(key_file: Path | None, data_dir: Path) -> str:
     """The admin key: a named file, the environment or the file it names, or `serve`'s own file.

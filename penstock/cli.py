@@ -1,23 +1,29 @@
 """The commands and their options; each hands over to the module that does the work."""
 
+import inspect
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from penstock import __name__ as program
-from penstock.api_client import DEFAULT_URL, ApiClient, all_keys, read_admin_key
+from penstock.api_client import ApiClient, all_keys, read_admin_key
 from penstock.chat import answer, choose_model, converse
-from penstock.config import build_settings
+from penstock.config import API_KEY, CACHE_DIR, REVISION, SERVE_OPTIONS, URL, build_settings
+from penstock.fake_engine.engine import FakeEngineSettings
 from penstock.parse import parse as parse_input
 from protocol.runtime.logs import setup as setup_logs
+from protocol.runtime.setting_kinds import Choice
+from protocol.runtime.settings import NO_DEFAULT, Setting
+from protocol.runtime.shared_settings import DATA_DIR, LOG_LEVEL, MODEL_PATH
 
 app = typer.Typer(
     name=program,
@@ -32,31 +38,64 @@ app.add_typer(keys, name="keys")
 bench = typer.Typer(help="Measure how fast this machine is.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
+_FAKE = FakeEngineSettings()
+Command = TypeVar("Command", bound=Callable[..., None])
+
 _PIPE_WIDTH = 500
 """Columns of a table that goes into a pipe: a row is a line, nothing is folded or cut."""
 
-Url = Annotated[str, typer.Option("--url", envvar="PENSTOCK_URL", help="The server's root.")]
-KeyFile = Annotated[Path | None, typer.Option("--key-file", help="File that holds the admin key.")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", envvar="PENSTOCK_DATA_DIR", help="Where `serve` keeps its data."),
-]
 
-
-def _option(name: str, text: str, *variables: str) -> Any:
-    """An option that can also come from the environment; None when neither is given.
+def _option(declared: Setting[Any], name: str = "", text: str = "") -> Any:
+    """The option of a setting, which its variables fill as well; None when neither is given.
 
     Args:
-        name: As typed; `--kv-memory` also reads `PENSTOCK_KV_MEMORY` unless `variables` say else.
-        text: For `--help`.
-        variables: Names to read instead, first come first.
+        declared: The setting.
+        name: As typed, where another command calls the option differently than `serve`.
+        text: For `--help`, where another command means something else than `serve`.
     """
-    bare = name.split("/")[0].removeprefix("--").replace("-", "_").upper()
-    names = list(variables) or [f"PENSTOCK_{bare}"]
-    return typer.Option(name, envvar=names, help=text, show_default=False)
+    choices = f": {declared.kind.describe()}" if isinstance(declared.kind, Choice) else ""
+    meaning = text or f"{declared.meaning[0].upper()}{declared.meaning[1:]}{choices}."
+    default = declared.default_text().replace("`", "")
+    return typer.Option(
+        name or declared.option,
+        envvar=[declared.name, *declared.aliases],
+        help=escape(meaning.replace("`", "")),
+        show_default=False if default == NO_DEFAULT else default,
+    )
+
+
+def _with_options(settings: Sequence[Setting[Any]]) -> Callable[[Command], Command]:
+    """Gives a command that takes `**given` an option for each setting, named by its key."""
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command)
+        *named, _ = signature.parameters.values()
+        options = [
+            inspect.Parameter(
+                declared.key,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[declared.kind.option_type | None, _option(declared)],
+            )
+            for declared in settings
+        ]
+        full = signature.replace(parameters=[*named, *options])
+        command.__signature__ = full  # type: ignore[attr-defined]  # what typer reads
+        return command
+
+    return decorate
+
+
+Url = Annotated[str, _option(URL)]
+KeyFile = Annotated[Path | None, typer.Option("--key-file", help="File that holds the admin key.")]
+_MODEL_OPTION = typer.Option(
+    "--model", "-m", help="Name of a served model.", show_default="the first served"
+)
+DataDir = Annotated[Path | None, _option(DATA_DIR)]
 
 
 @app.command()
+@_with_options(SERVE_OPTIONS)
 def serve(
     models: Annotated[
         list[str] | None,
@@ -67,78 +106,13 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    config: Annotated[str | None, _option("--config", "TOML file with these settings.")] = None,
-    host: Annotated[str | None, _option("--host", "Address to bind. [127.0.0.1]")] = None,
-    port: Annotated[int | None, _option("--port", "Port, 0 for a free one. [8000]")] = None,
-    model_name: Annotated[
-        str | None,
-        _option(
-            "--model-name", "Public name of the one model.", "PENSTOCK_MODEL_NAME", "MODEL_NAME"
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        _option(
-            "--tokenizer",
-            "Folder of another tokenizer.",
-            "PENSTOCK_TOKENIZER_PATH",
-            "TOKENIZER_PATH",
-        ),
-    ] = None,
-    engines: Annotated[int | None, _option("--engines", "Engine processes a model. [1]")] = None,
-    parsers: Annotated[int | None, _option("--parsers", "Parser processes. [1]")] = None,
-    auth: Annotated[
-        bool | None, _option("--auth/--no-auth", "Require keys. [unless bound to loopback]")
-    ] = None,
-    data_dir: Annotated[str | None, _option("--data-dir", "Database and keys.")] = None,
-    cache_dir: Annotated[str | None, _option("--cache-dir", "Compiled programs.")] = None,
-    revision: Annotated[str | None, _option("--revision", "Hub revision of the model.")] = None,
-    dtype: Annotated[str | None, _option("--dtype", "auto, float32 or bfloat16. [auto]")] = None,
-    max_model_len: Annotated[
-        int | None, _option("--max-model-len", "Tokens of prompt and output. [the model's]")
-    ] = None,
-    max_num_seqs: Annotated[
-        int | None, _option("--max-num-seqs", "Requests that run together in one engine.")
-    ] = None,
-    kv_memory: Annotated[
-        str | None, _option("--kv-memory", "Memory of the KV cache, such as 2GiB.")
-    ] = None,
-    block_size: Annotated[int | None, _option("--block-size", "Tokens a KV block.")] = None,
-    tool_format: Annotated[
-        str | None, _option("--tool-format", "Tool-call format, or none. [from the template]")
-    ] = None,
-    reasoning_format: Annotated[
-        str | None, _option("--reasoning-format", "Reasoning format, or none. [from the template]")
-    ] = None,
-    tools: Annotated[
-        bool | None, _option("--tools/--no-tools", "Whether models may be given tools. [yes]")
-    ] = None,
-    deterministic: Annotated[
-        bool | None,
-        _option(
-            "--deterministic/--no-deterministic", "Bitwise equal results in any batch; slower."
-        ),
-    ] = None,
-    strict_fields: Annotated[
-        bool | None,
-        _option("--strict-fields/--ignore-fields", "Refuse unknown request fields. [ignore]"),
-    ] = None,
-    drain_timeout_s: Annotated[
-        float | None,
-        _option(
-            "--drain-timeout", "Seconds that a stop may take. [30]", "PENSTOCK_DRAIN_TIMEOUT_S"
-        ),
-    ] = None,
-    log_level: Annotated[
-        str | None, _option("--log-level", "debug, info, warning or error. [warning]")
-    ] = None,
+    **given: Any,
 ) -> None:
     """Start gateway, engines, parsers and auth on this machine and serve MODEL."""
-    arguments = {name: value for name, value in locals().items() if value not in (None, [])}
     # Imported here: an image that only talks to a server has none of what starting one needs.
     from penstock.serve import serve as run_server
 
-    raise typer.Exit(run_server(build_settings(arguments), Console()))
+    raise typer.Exit(run_server(build_settings({**given, "models": models}), Console()))
 
 
 @app.command()
@@ -146,11 +120,11 @@ def chat(
     message: Annotated[
         str | None, typer.Argument(help="One message; without it, a dialogue.")
     ] = None,
-    url: Url = DEFAULT_URL,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="[the first served]")] = None,
+    url: Url = URL.default,
+    model: Annotated[str | None, _MODEL_OPTION] = None,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
     api_key: Annotated[
-        str | None, typer.Option(envvar="PENSTOCK_API_KEY", hidden=True, parser=str)
+        str | None, typer.Option(envvar=API_KEY.name, hidden=True, parser=str)
     ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1)] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", min=0.0, max=2.0)] = None,
@@ -180,7 +154,7 @@ def create_key(
     role: Annotated[str, typer.Option("--role", help="user or admin.")] = "user",
     requests_per_minute: Annotated[int | None, typer.Option("--rpm", min=1)] = None,
     tokens_per_minute: Annotated[int | None, typer.Option("--tpm", min=1)] = None,
-    url: Url = DEFAULT_URL,
+    url: Url = URL.default,
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -206,7 +180,7 @@ def _key_state(key: Mapping[str, Any], now_s: float) -> str:
 
 
 @keys.command("list")
-def list_keys(url: Url = DEFAULT_URL, key_file: KeyFile = None, data_dir: DataDir = None) -> None:
+def list_keys(url: Url = URL.default, key_file: KeyFile = None, data_dir: DataDir = None) -> None:
     """List keys and what they used."""
     table = Table("id", "name", "role", "key", "requests", "tokens", "state")
     with _admin(url, key_file, data_dir) as client:
@@ -224,7 +198,7 @@ def list_keys(url: Url = DEFAULT_URL, key_file: KeyFile = None, data_dir: DataDi
 @keys.command("revoke")
 def revoke_key(
     key_id: Annotated[str, typer.Argument(help="The key's id, from `keys list`.")],
-    url: Url = DEFAULT_URL,
+    url: Url = URL.default,
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -250,8 +224,8 @@ def bench_engine(context: typer.Context) -> None:
 @app.command()
 def profile(
     seconds: Annotated[float, typer.Option("--seconds", help="How long.")] = 5.0,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="[the first served]")] = None,
-    url: Url = DEFAULT_URL,
+    model: Annotated[str | None, _MODEL_OPTION] = None,
+    url: Url = URL.default,
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -263,7 +237,7 @@ def profile(
 
 
 @app.command()
-def ping(url: Url = DEFAULT_URL) -> None:
+def ping(url: Url = URL.default) -> None:
     """Ask a server for a sign of life; exit code 0 when it answers."""
     started = time.perf_counter()
     with ApiClient(url) as client:
@@ -276,14 +250,9 @@ def fetch(
     folder: Annotated[Path, typer.Argument(help="Where models lie: MODEL is then FOLDER/MODEL.")],
     model: Annotated[
         str | None,
-        _option(
-            "--model",
-            "Hugging Face id; a folder or the demo needs no fetching.",
-            "PENSTOCK_MODEL_PATH",
-            "MODEL_PATH",
-        ),
+        _option(MODEL_PATH, "--model", "Hugging Face id; a folder or the demo needs no fetching."),
     ] = None,
-    revision: Annotated[str | None, _option("--revision", "Hub revision of the model.")] = None,
+    revision: Annotated[str | None, _option(REVISION)] = None,
 ) -> None:
     """Download a model once into a folder that engines share."""
     from penstock.fetch import fetch as fetch_model
@@ -329,9 +298,9 @@ def run_batch(
     ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1024)] = 32,
     api_key: Annotated[
-        str | None, typer.Option(envvar="PENSTOCK_API_KEY", hidden=True, parser=str)
+        str | None, typer.Option(envvar=API_KEY.name, hidden=True, parser=str)
     ] = None,
-    cache_dir: Annotated[str | None, _option("--cache-dir", "Compiled programs.")] = None,
+    cache_dir: Annotated[str | None, _option(CACHE_DIR)] = None,
 ) -> None:
     """Answer a file of requests in OpenAI's batch format; taken up again where it was cut off."""
     from penstock.run_batch import run
@@ -351,35 +320,32 @@ def run_batch(
 
 @app.command("fake-engine")
 def fake_engine(
-    model: Annotated[str, typer.Option("--model", help="Public name of the model.")] = "fake",
+    model: Annotated[str, typer.Option("--model", help="Public name of the model.")] = _FAKE.model,
     tokens_per_s: Annotated[
         float, typer.Option("--tokens-per-s", min=0.0, help="Of each stream; 0: no pauses.")
-    ] = 50.0,
+    ] = _FAKE.tokens_per_s,
     prefill_tokens_per_s: Annotated[
         float, typer.Option("--prefill-tokens-per-s", min=0.0, help="0: prompts take no time.")
-    ] = 0.0,
+    ] = _FAKE.prefill_tokens_per_s,
     max_num_seqs: Annotated[
         int, typer.Option("--max-num-seqs", min=1, help="Streams that run at a time.")
-    ] = 64,
+    ] = _FAKE.max_num_seqs,
     max_model_len: Annotated[
         int, typer.Option("--max-model-len", min=2, help="Prompt and output, tokens (bytes).")
-    ] = 65_536,
+    ] = _FAKE.max_model_len,
     output_tokens: Annotated[
         int, typer.Option("--output-tokens", min=1, help="Where answers end by themselves.")
-    ] = 64,
-    log_level: Annotated[
-        str, typer.Option("--log-level", envvar="PENSTOCK_LOG_LEVEL", help="As of `serve`.")
-    ] = "info",
+    ] = _FAKE.num_output_tokens,
+    log_level: Annotated[str, _option(LOG_LEVEL)] = LOG_LEVEL.default,
 ) -> None:
-    """Run an engine without a model, for load and failure tests.
+    r"""Run an engine without a model, for load and failure tests.
 
     It dials PENSTOCK_ENGINE_ENDPOINT as a real one does and says seeded words. A prompt that holds
-    [[crash]], [[hang]] or [[fail]] gets just that, [[crash@5]] after five tokens.
+    [\[crash]], [\[hang]] or [\[fail]] gets just that, [\[crash@5]] after five tokens.
     """
-    from penstock.fake_engine.engine import FakeEngineSettings
     from penstock.fake_engine.service import run
 
-    setup_logs("fake-engine", log_level)
+    setup_logs("fake-engine", LOG_LEVEL.accept(log_level, LOG_LEVEL.flag))
     settings = FakeEngineSettings(
         model=model,
         tokens_per_s=tokens_per_s,

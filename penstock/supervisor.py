@@ -17,6 +17,8 @@ from types import TracebackType
 from penstock.config import ServeSettings
 from penstock.errors import CommandError
 from penstock.restart_policy import MAX_EARLY_DEATHS, RestartPolicy
+from protocol.runtime.settings import environment_of
+from protocol.runtime.shared_settings import SHARED
 
 logger = logging.getLogger("penstock.supervisor")
 
@@ -86,11 +88,7 @@ def process_specs(
         folder = folders[model.name]
         if folder is not None:
             environment["PENSTOCK_MODEL_PATH"] = str(folder)
-        for key in ("tokenizer", "tool_format", "reasoning_format"):
-            value = getattr(model, key)
-            if value:
-                suffix = "TOKENIZER_PATH" if key == "tokenizer" else key.upper()
-                environment[f"PENSTOCK_{suffix}"] = value
+        environment |= environment_of(model, SHARED)
         specs += [
             ProcessSpec(f"engine[{model.name}]-{number}", "engine_worker", environment, 2)
             for number in range(model.num_engines)
@@ -119,6 +117,7 @@ def common_environment(settings: ServeSettings, run_dir: Path) -> dict[str, str]
     # The admin key is auth's alone.
     dropped = {*consumed, *(f"PENSTOCK_{name}" for name in consumed), ADMIN_KEY_SETTING}
     environment = {k: v for k, v in settings.child_environment.items() if k not in dropped}
+    environment |= environment_of(settings, SHARED)
     environment |= {
         "PENSTOCK_ENGINE_ENDPOINT": f"ipc://{run_dir}/engine",
         "PENSTOCK_AUTH_ENDPOINT": f"ipc://{run_dir}/auth",
@@ -126,28 +125,12 @@ def common_environment(settings: ServeSettings, run_dir: Path) -> dict[str, str]
         "PENSTOCK_PARENT_PID": str(os.getpid()),
         "PENSTOCK_RUN_DIR": str(run_dir),
         "PENSTOCK_PORT_FILE": str(run_dir / "port"),
-        "PENSTOCK_HOST": settings.host,
-        "PENSTOCK_PORT": str(settings.port),
         "PENSTOCK_MODELS": ",".join(model.name for model in settings.models),
         "PENSTOCK_REQUIRE_KEYS": str(settings.require_keys).lower(),
         "PENSTOCK_ALLOW_ANONYMOUS": str(not settings.require_keys).lower(),
-        "PENSTOCK_STRICT_FIELDS": str(settings.strict_fields).lower(),
-        "PENSTOCK_TOOLS": str(settings.tools).lower(),
-        "PENSTOCK_DATA_DIR": str(settings.data_dir),
         "PENSTOCK_COMPILE_CACHE_DIR": str(settings.cache_dir / "compile"),
-        "PENSTOCK_DTYPE": settings.dtype,
-        "PENSTOCK_DETERMINISTIC": str(settings.deterministic).lower(),
         "PENSTOCK_DRAIN_TIMEOUT_S": str(children_drain_timeout_s(settings.drain_timeout_s)),
-        "PENSTOCK_LOG_LEVEL": settings.log_level,
     }
-    for name, value in (
-        ("MAX_MODEL_LEN", settings.max_model_len),
-        ("MAX_NUM_SEQS", settings.max_num_seqs),
-        ("KV_MEMORY", settings.kv_memory_bytes),
-        ("BLOCK_SIZE", settings.block_size),
-    ):
-        if value is not None:
-            environment[f"PENSTOCK_{name}"] = str(value)
     environment.setdefault("PYTHONUNBUFFERED", "1")
     return environment
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.fakes.documented_settings import documented_settings
+from tools.settings_tables import tables
 
 ROOT = Path(__file__).parents[3]
 FILES = (
@@ -26,6 +27,13 @@ NOT_SETTINGS = re.compile(
     r"PENSTOCK_(IMAGE_PREFIX|PYTHON_IMAGE|\w+_IMAGE|BIND|WIRE_BIND|ENGINE_PORT|NGINX_PORT|"
     r"PROMETHEUS_PORT|GRAFANA_PORT|GPU_MEMORY_FRACTION)"
 )
+FIXED_BY_COMPOSE = {
+    "gateway": {"PENSTOCK_PORT_FILE", "PENSTOCK_REQUIRE_KEYS", "PENSTOCK_ALLOWED_HOSTS"},
+    "engine_worker": {"PENSTOCK_COMPILE_CACHE_DIR", "PENSTOCK_PROFILE_DIR"},
+    "auth_worker": {"PENSTOCK_ALLOW_ANONYMOUS"},
+    "toolparser_worker": set(),
+}
+"""What the images set, or what means nothing where keys are required."""
 Services = dict[str, dict[str, Any]]
 
 
@@ -55,6 +63,13 @@ def test_every_setting_of_a_compose_file_exists(file: str) -> None:
         assert {name for name in given if name.startswith("PENSTOCK_")} <= known
     named = set(re.findall(r"\$\{(PENSTOCK_\w+)", (ROOT / file).read_text(encoding="utf-8")))
     assert {name for name in named if not NOT_SETTINGS.fullmatch(name)} <= known
+
+
+def test_every_setting_of_a_service_can_be_given_to_compose() -> None:
+    settings, of_compose = tables(), of_ours("compose.yaml")
+    for name, fixed in FIXED_BY_COMPOSE.items():
+        own = {declared.name for declared in settings[name]}
+        assert own - set(of_compose[name]["environment"]) == fixed, name
 
 
 @pytest.mark.parametrize("file", FILES)

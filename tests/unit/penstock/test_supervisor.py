@@ -212,7 +212,7 @@ def test_the_run_dir_leaves_room_for_socket_names(tmp_path: Path) -> None:
 
 def test_a_model_choice_carries_its_formats_to_its_engine() -> None:
     settings = settings_of()
-    model = ModelChoice("m", None, 1, tokenizer="/t", tool_format="hermes")
+    model = ModelChoice("m", None, 1, tokenizer=Path("/t"), tool_format="hermes")
     specs = process_specs(ServeSettings(models=(model,), data_dir=settings.data_dir), {"m": None})
     environment = next(s for s in specs if s.module == "engine_worker").environment
     assert environment["PENSTOCK_TOKENIZER_PATH"] == "/t"
