@@ -16,6 +16,7 @@ from penstock import __name__ as program
 from penstock.api_client import DEFAULT_URL, ApiClient, all_keys, read_admin_key
 from penstock.chat import answer, choose_model, converse
 from penstock.config import build_settings
+from penstock.fake_engine.script import FINGERPRINT
 from penstock.parse import parse as parse_input
 from protocol.runtime.logs import setup as setup_logs
 
@@ -367,6 +368,9 @@ def fake_engine(
     output_tokens: Annotated[
         int, typer.Option("--output-tokens", min=1, help="Where answers end by themselves.")
     ] = 64,
+    fingerprint: Annotated[
+        str, typer.Option("--fingerprint", help="Of the weights it plays; others say other words.")
+    ] = FINGERPRINT,
     log_level: Annotated[
         str, typer.Option("--log-level", envvar="PENSTOCK_LOG_LEVEL", help="As of `serve`.")
     ] = "info",
@@ -387,6 +391,7 @@ def fake_engine(
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
         num_output_tokens=output_tokens,
+        fingerprint=fingerprint,
     )
     raise typer.Exit(run(settings, os.environ))
 
