@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from penstock.durable_files import sync_folder
 from penstock.errors import CommandError, UsageError
 
 SYNC_INTERVAL_S: Final = 5.0
@@ -125,7 +126,7 @@ class BatchOutput:
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(self._path)
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
         except OSError as error:
             with suppress(OSError):
                 fresh.unlink(missing_ok=True)
@@ -234,11 +235,3 @@ def _fills(order: Iterable[_Place], num_bytes: int) -> bool:
             return False
         end += place.num_bytes
     return end == num_bytes
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ import httpx
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from penstock.api_client import server_root
 from penstock.batch_output import BatchOutput
 from penstock.config import ServeSettings
 from penstock.errors import CommandError, UsageError
@@ -227,7 +228,7 @@ async def run_batch(
     Args:
         lines: From `read_batch`.
         output: Answers are appended as they come.
-        url: The server's root.
+        url: The server's root, with or without `/v1`.
         api_key: Of the server.
         default_model: For bodies that name none.
         concurrency: Requests under way at a time.
@@ -277,7 +278,7 @@ def _client(
 ) -> httpx.AsyncClient:
     try:
         return httpx.AsyncClient(
-            base_url=url,
+            base_url=server_root(url),
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(_REQUEST_TIMEOUT_S),
             limits=httpx.Limits(max_connections=concurrency),
