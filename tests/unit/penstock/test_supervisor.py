@@ -273,6 +273,22 @@ def test_a_start_that_fails_half_way_leaves_nothing_behind(tmp_path: Path) -> No
     assert not run_dir.exists()
 
 
+def test_a_first_start_that_the_system_refuses_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("penstock.supervisor.subprocess.Popen", refuse)
+    run_dir = tmp_path / "run"
+    with (
+        pytest.raises(CommandError, match="can't be started: Resource temporarily unavailable"),
+        supervise(child(tmp_path, "a", "run"), run_dir=run_dir),
+    ):
+        pass
+    assert not run_dir.exists()
+
+
 def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
