@@ -1,4 +1,4 @@
-"""The output of `penstock run-batch`: a file that only grows, put into the input's order at the end.
+"""The output of `penstock run-batch`: a file that only grows, put in the input's order at the end.
 
 Killed at any moment it holds every answer that was written and at most one half line, the last.
 """

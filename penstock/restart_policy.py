@@ -1,4 +1,4 @@
-"""When a process that died is started again, and what is said about it; pure, with an injected clock.
+"""When a process that died is started again, and what is said about it; pure, time is injected.
 
 A process is started again for ever, ever more slowly, because most causes pass: a full disk is
 emptied, a lock is released, memory becomes free. Only an exit code that stands for wrong settings

@@ -200,7 +200,7 @@ class FakeEngine:
         self._fill_up()
 
     def step(self) -> None:
-        """One token for each running stream whose time has come, or all where nobody reads along."""
+        """One token for each running stream whose time has come; all where nobody reads along."""
         now = self._clock()
         if self.is_hanging or now < self._step_due or not self._streams:
             return
