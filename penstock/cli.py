@@ -8,18 +8,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from penstock import __name__ as program
 from penstock.api_client import ApiClient, all_keys, read_admin_key
 from penstock.chat import answer, choose_model, converse
-from penstock.config import API_KEY, CACHE_DIR, REVISION, SERVE_OPTIONS, URL, build_settings
+from penstock.config import CACHE_DIR, REVISION, SERVE_OPTIONS, URL, build_settings
 from penstock.fake_engine.engine import FakeEngineSettings
+from penstock.fake_engine.script import FINGERPRINT
 from penstock.parse import parse as parse_input
+from penstock.terminal import visible_line
 from protocol.runtime.logs import setup as setup_logs
 from protocol.runtime.setting_kinds import Choice
 from protocol.runtime.settings import NO_DEFAULT, Setting
@@ -31,11 +34,19 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # As markup, what stands in brackets would vanish from the help.
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-keys = typer.Typer(help="Make, list and revoke API keys of a running server.", no_args_is_help=True)
+keys = typer.Typer(
+    help="Make, list and revoke API keys of a running server.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.add_typer(keys, name="keys")
-bench = typer.Typer(help="Measure how fast this machine is.", no_args_is_help=True)
+bench = typer.Typer(
+    help="Measure how fast this machine is.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(bench, name="bench")
 
 _FAKE = FakeEngineSettings()
@@ -59,7 +70,7 @@ def _option(declared: Setting[Any], name: str = "", text: str = "") -> Any:
     return typer.Option(
         name or declared.option,
         envvar=[declared.name, *declared.aliases],
-        help=escape(meaning.replace("`", "")),
+        help=meaning.replace("`", ""),
         show_default=False if default == NO_DEFAULT else default,
     )
 
@@ -100,7 +111,7 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...",
+            metavar="MODEL",
             help="NAME=PATH_OR_ID, a folder or a Hugging Face id; without one what "
             "PENSTOCK_MODEL_PATH or MODEL_PATH name, else the bundled demo.",
             show_default=False,
@@ -115,6 +126,11 @@ def serve(
     raise typer.Exit(run_server(build_settings({**given, "models": models}), Console()))
 
 
+def _api_key() -> str | None:
+    """From the environment alone: an argument would stand in every list of processes."""
+    return os.environ.get("PENSTOCK_API_KEY") or None
+
+
 @app.command()
 def chat(
     message: Annotated[
@@ -123,15 +139,12 @@ def chat(
     url: Url = URL.default,
     model: Annotated[str | None, _MODEL_OPTION] = None,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar=API_KEY.name, hidden=True, parser=str)
-    ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1)] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", min=0.0, max=2.0)] = None,
 ) -> None:
     """Talk to a running server; the key comes from PENSTOCK_API_KEY."""
     console = Console()
-    with ApiClient(url, api_key) as client:
+    with ApiClient(url, _api_key()) as client:
         body: dict[str, Any] = {"model": choose_model(client, model)}
         body |= {"max_tokens": max_tokens} if max_tokens is not None else {}
         body |= {"temperature": temperature} if temperature is not None else {}
@@ -168,7 +181,8 @@ def create_key(
     body = {key: value for key, value in body.items() if value is not None}
     with _admin(url, key_file, data_dir) as client:
         created = client.request("POST", "/v1/admin/keys", body)
-    typer.echo(created["key"])
+        with client.reading():
+            typer.echo(visible_line(str(created["key"])))
 
 
 def _key_state(key: Mapping[str, Any], now_s: float) -> str:
@@ -179,16 +193,22 @@ def _key_state(key: Mapping[str, Any], now_s: float) -> str:
     return "expired" if expires_at is not None and expires_at <= now_s else "active"
 
 
+def _row(key: Mapping[str, Any]) -> list[Text]:
+    """A key's cells: whoever named it writes neither markup nor commands to this terminal."""
+    used = key["total_prompt_tokens"] + key["total_completion_tokens"]
+    state = _key_state(key, time.time())
+    cells = (key["id"], key["name"], key["role"], key["hint"], key["total_requests"], used, state)
+    return [Text(visible_line(str(cell))) for cell in cells]
+
+
 @keys.command("list")
 def list_keys(url: Url = URL.default, key_file: KeyFile = None, data_dir: DataDir = None) -> None:
     """List keys and what they used."""
     table = Table("id", "name", "role", "key", "requests", "tokens", "state")
     with _admin(url, key_file, data_dir) as client:
         for key in all_keys(client):
-            used = key["total_prompt_tokens"] + key["total_completion_tokens"]
-            state = _key_state(key, time.time())
-            row = (key["id"], key["name"], key["role"], key["hint"], key["total_requests"], used)
-            table.add_row(*(str(cell) for cell in row), state)
+            with client.reading():
+                table.add_row(*_row(key))
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PIPE_WIDTH)
@@ -204,8 +224,8 @@ def revoke_key(
 ) -> None:
     """End a key at once and for good."""
     with _admin(url, key_file, data_dir) as client:
-        client.request("DELETE", f"/v1/admin/keys/{key_id}/revoke")
-    typer.echo(f"{key_id} is revoked.")
+        client.request("DELETE", f"/v1/admin/keys/{quote(key_id, safe='')}/revoke")
+    typer.echo(visible_line(f"{key_id} is revoked."))
 
 
 @bench.command(
@@ -233,7 +253,9 @@ def profile(
     with _admin(url, key_file, data_dir) as client:
         body = {"model": choose_model(client, model), "seconds": seconds}
         recorded = client.request("POST", "/v1/admin/profile", body)
-    typer.echo(f"{recorded['directory']} ({recorded['size_bytes']} bytes, {recorded['engine']})")
+        with client.reading():
+            size = f"({recorded['size_bytes']} bytes, {recorded['engine']})"
+            typer.echo(visible_line(f"{recorded['directory']} {size}"))
 
 
 @app.command()
@@ -242,7 +264,7 @@ def ping(url: Url = URL.default) -> None:
     started = time.perf_counter()
     with ApiClient(url) as client:
         client.request("GET", "/ping")
-    typer.echo(f"{url} answered in {(time.perf_counter() - started) * 1000:.1f} ms")
+    typer.echo(f"{client.url} answered in {(time.perf_counter() - started) * 1000:.1f} ms")
 
 
 @app.command()
@@ -297,12 +319,12 @@ def run_batch(
         str | None, typer.Option("--url", help="A running server; else one is started.")
     ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1024)] = 32,
-    api_key: Annotated[
-        str | None, typer.Option(envvar=API_KEY.name, hidden=True, parser=str)
-    ] = None,
     cache_dir: Annotated[str | None, _option(CACHE_DIR)] = None,
 ) -> None:
-    """Answer a file of requests in OpenAI's batch format; taken up again where it was cut off."""
+    """Answer a file of requests in OpenAI's batch format; taken up again where it was cut off.
+
+    The key of a server named by --url comes from PENSTOCK_API_KEY.
+    """
     from penstock.run_batch import run
 
     settings = build_settings({"models": models, "cache_dir": cache_dir})
@@ -311,7 +333,7 @@ def run_batch(
         output_path,
         url=url,
         settings=settings,
-        api_key=api_key,
+        api_key=_api_key(),
         concurrency=concurrency,
         console=Console(stderr=True),
     )
@@ -336,12 +358,15 @@ def fake_engine(
     output_tokens: Annotated[
         int, typer.Option("--output-tokens", min=1, help="Where answers end by themselves.")
     ] = _FAKE.num_output_tokens,
+    fingerprint: Annotated[
+        str, typer.Option("--fingerprint", help="Of the weights it plays; others say other words.")
+    ] = FINGERPRINT,
     log_level: Annotated[str, _option(LOG_LEVEL)] = LOG_LEVEL.default,
 ) -> None:
-    r"""Run an engine without a model, for load and failure tests.
+    """Run an engine without a model, for load and failure tests.
 
     It dials PENSTOCK_ENGINE_ENDPOINT as a real one does and says seeded words. A prompt that holds
-    [\[crash]], [\[hang]] or [\[fail]] gets just that, [\[crash@5]] after five tokens.
+    [[crash]], [[hang]] or [[fail]] gets just that, [[crash@5]] after five tokens.
     """
     from penstock.fake_engine.service import run
 
@@ -353,6 +378,7 @@ def fake_engine(
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
         num_output_tokens=output_tokens,
+        fingerprint=fingerprint,
     )
     raise typer.Exit(run(settings, os.environ))
 

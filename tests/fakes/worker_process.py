@@ -21,7 +21,11 @@ def main() -> int:
         decoder=codec.auth_command_decoder(),
         handler=handler,
         endpoints=dial_endpoints(os.environ, "auth", secured=False),
-        settings=WorkerSettings(heartbeat_interval_s=0.05, exit_grace_s=0.1, drain_timeout_s=5.0),
+        settings=WorkerSettings(
+            heartbeat_interval_s=0.05,
+            exit_grace_s=0.1,
+            drain_timeout_s=float(os.environ.get("FAKE_DRAIN_TIMEOUT_S", "5")),
+        ),
     )
     handler.unfinished = int(os.environ.get("FAKE_UNFINISHED", "0"))
     worker.start()

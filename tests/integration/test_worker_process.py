@@ -79,14 +79,17 @@ async def test_kill_nine_is_noticed_at_once(gateway: Gateway, socket_dir: Path) 
     await process.wait()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="prctl is of Linux")
-async def test_a_worker_drains_when_its_supervisor_was_killed(
-    gateway: Gateway, socket_dir: Path
+@pytest.mark.parametrize("mode", ["wait", "busy"])
+async def test_a_worker_ends_without_a_drain_when_its_supervisor_was_killed(
+    gateway: Gateway, socket_dir: Path, mode: str
 ) -> None:
+    run_dir = socket_dir / "run"
+    run_dir.mkdir()
     code = (
         "import os, subprocess, sys, time;"
         "os.environ['PENSTOCK_PARENT_PID'] = str(os.getpid());"
-        "subprocess.Popen([sys.executable, '-m', 'tests.fakes.worker_process', 'wait']);"
+        "subprocess.Popen([sys.executable, '-m', "
+        f"'tests.fakes.worker_process', '{mode}']);"
         "time.sleep(600)"
     )
     endpoint = f"ipc://{socket_dir}/a.sock"
@@ -94,10 +97,17 @@ async def test_a_worker_drains_when_its_supervisor_was_killed(
         sys.executable,
         "-c",
         code,
-        env={**os.environ, "PENSTOCK_AUTH_ENDPOINT": endpoint},
+        env={
+            **os.environ,
+            "PENSTOCK_AUTH_ENDPOINT": endpoint,
+            "PENSTOCK_RUN_DIR": str(run_dir),
+            "FAKE_UNFINISHED": "1",
+            "FAKE_DRAIN_TIMEOUT_S": "600",
+        },
         stderr=asyncio.subprocess.DEVNULL,
     )
     await gateway.a_ready_peer()
     supervisor.kill()
     await gateway.until(lambda: gateway.losses() == ["goodbye"])
     await supervisor.wait()
+    assert not run_dir.exists()
