@@ -20,7 +20,7 @@ import psutil
 import zmq
 
 NUM_TOKENS = 16
-QUESTIONS = ((230, 160, 1), (340, 420, 1), (560, 150, NUM_TOKENS), (190, 60, 1))
+QUESTIONS = ((200, 160, 1), (290, 250, 1), (320, 150, NUM_TOKENS), (120, 60, 1))
 """Bytes of a question, bytes of an answer, answers: authorize, prepare, generate, settle."""
 _QUIT = b"q"
 
