@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := protocol gateway engine_worker auth_worker toolparser_worker penstock tests tools benchmarks examples
 
-.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench fuzz soak e2e-docker clean
+.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak e2e-docker clean
 
 help:
 	@echo "make serve [ARGS=...]  install and serve the bundled model     make test   install and run the tests"
@@ -84,6 +84,11 @@ demo-eval: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+# The gateway beside a FastAPI echo, raw ASGI and bare ZeroMQ; ARGS="--pin", or "--profile" to see
+# where its time goes.
+bench-gateway: $(VENV)/.test
+	$(BIN)/python -m benchmarks.gateway $(ARGS)
 
 format: $(VENV)/.test
 	$(BIN)/ruff format $(SOURCES)

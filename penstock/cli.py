@@ -100,7 +100,7 @@ def _with_options(settings: Sequence[Setting[Any]]) -> Callable[[Command], Comma
 Url = Annotated[str, _option(URL)]
 KeyFile = Annotated[Path | None, typer.Option("--key-file", help="File that holds the admin key.")]
 _MODEL_OPTION = typer.Option(
-    "--model", "-m", help="Name of a served model.", show_default="the first served"
+    "--model", "-m", help="Name of a served model [the first served].", show_default=False
 )
 DataDir = Annotated[Path | None, _option(DATA_DIR)]
 
