@@ -140,6 +140,27 @@ def test_quarantine_ends_by_time_and_is_bounded(monkeypatch: pytest.MonkeyPatch)
     quarantine.check(bytes([4]))
 
 
+def test_while_nothing_is_convicted_no_fingerprint_need_be_made() -> None:
+    now = 0.0
+    quarantine = Quarantine(lambda: now)
+    states = [quarantine.is_empty]
+    quarantine.convict(b"prompt")
+    states.append(quarantine.is_empty)
+    now = QUARANTINE_S - 0.1
+    states.append(quarantine.is_empty)
+    now = QUARANTINE_S
+    states.append(quarantine.is_empty)
+    assert states == [True, False, False, True]
+
+
+def test_a_conviction_concerns_its_own_fingerprint_only() -> None:
+    quarantine = Quarantine(lambda: 0.0)
+    quarantine.convict(b"tenant a, prompt")
+    quarantine.check(b"tenant b, prompt")
+    with pytest.raises(PoisonRequestError):
+        quarantine.check(b"tenant a, prompt")
+
+
 def job(**changes: Any) -> GenerationJob:
     fields: dict[str, Any] = {"kind": "completion", "prompt": "x", **changes}
     model = fields.pop("model", "m")
