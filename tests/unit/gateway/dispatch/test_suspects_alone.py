@@ -60,19 +60,33 @@ async def test_an_engine_that_is_shared_again_can_be_kept_for_the_next_suspect()
     desk.admission.share(first)
     beside = await desk.seat()
     second = await desk.again(is_alone=True)
-    assert one.is_reserved
+    kept = [one.is_reserved]
     # Neither sharing twice nor the end of the first one lets anybody in.
     desk.admission.share(first)
-    assert one.is_reserved
+    kept.append(one.is_reserved)
     desk.admission.release(first)
-    assert one.is_reserved
+    kept.append(one.is_reserved)
+    assert kept == [True, True, True]
     newcomer = await desk.queued()
     desk.admission.release(beside)
     assert (await second).is_alone
     assert not newcomer.done()
     desk.admission.release(second.result())
-    assert not one.is_reserved
+    kept.append(one.is_reserved)
+    assert kept[3:] == [False]
     await newcomer
+
+
+async def test_an_engine_is_emptied_for_a_suspect_though_others_wait_for_all_of_them() -> None:
+    desk = Desk(engine("a"), engine("b"))
+    seats = [await desk.seat() for _ in desk.engines]
+    before = await desk.again()
+    alone = await desk.again(is_alone=True)
+    (kept,) = [one for one in desk.engines if one.is_reserved]
+    for seat in seats:
+        desk.admission.release(seat)
+    assert (await alone).engine is kept
+    assert (await before).engine is not kept
 
 
 async def test_returning_work_that_gives_up_makes_room_for_those_behind_it() -> None:
