@@ -152,7 +152,11 @@ class GatewaySettings:
             512,
             minimum=1,
             maximum=10**6,
-            meaning="requests of one model that wait for an engine; over it 503 with `Retry-After`",
+            meaning=(
+                "requests of one model that wait for an engine; over it 503 with `Retry-After`. One "
+                "tenant may hold as many places as are still free (half of them when it is alone), "
+                "and always 16"
+            ),
         )
     )
     max_outbox: int = setting(

@@ -314,7 +314,7 @@ def _seat_next(line: WaitingLine, free: list[EngineHandle], kind: SeatKind) -> b
         for engine in fitting:
             free.remove(engine)
         if not free:
-            return False
+            break
     return False
 
 

@@ -85,7 +85,6 @@ class ReturningWork:
         del self._waiters[waiter]
         seat = Seat(engine, waiter.tokens, is_alone=waiter.is_alone)
         seat.occupy()
-        engine.is_reserved |= waiter.is_alone
         waiter.future.set_result(seat)
         return True
 

@@ -73,11 +73,8 @@ def write_port_file(path: Path, port: int) -> None:
 
 def _limits(settings: GatewaySettings) -> ConnectionLimits:
     """The bounds of connections, from the settings and from what the system lets us have."""
-    num_descriptors = raise_descriptor_limit()
-    return ConnectionLimits(
-        settings.max_connections or default_max_connections(num_descriptors),
-        settings.max_connections_per_address,
-    )
+    in_all = settings.max_connections or default_max_connections(raise_descriptor_limit())
+    return ConnectionLimits(in_all, settings.max_connections_per_address or max(1, in_all // 2))
 
 
 class HttpServer(uvicorn.Server):

@@ -88,7 +88,7 @@ class Backlog:
                 skipped = len(file.readline()) - 1
                 start = start + skipped if start + skipped < end else start
             file.seek(start)
-            lines = file.read(end - start).splitlines()
+            lines = file.read().splitlines()
         settles: dict[str, Settle] = {}
         num_damaged = 0
         for line in reversed(lines):

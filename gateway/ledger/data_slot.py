@@ -69,11 +69,9 @@ def _claim(shared: Path) -> tuple[Path, TextIO]:
 
 def _adopt(shared: Path, own: Path) -> None:
     for folder in sorted(shared.glob("gateway-*")):
-        if folder == own or not _left_in(folder):
-            continue
-        lock = _try_lock(folder)
+        lock = _try_lock(folder) if _left_in(folder) else None
         if lock is None:
-            continue
+            continue  # there is nothing, or its gateway runs: our own as well
         with lock:
             for path in _left_in(folder):
                 path.rename(next_backlog_path(own))
@@ -100,7 +98,7 @@ def _try_lock(folder: Path) -> TextIO | None:
 
 
 def _sync(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    folder = os.open(path, os.O_RDONLY)
     try:
         sync_folder(folder)
     finally:

@@ -86,7 +86,7 @@ class Journal:
             stack.pop_all()
 
     def _open_files(self, stack: contextlib.ExitStack) -> None:
-        self._folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        self._folder = os.open(self._directory, os.O_RDONLY)
         stack.callback(os.close, self._folder)
         if self.path.exists() and self.path.stat().st_size > PAGE_BYTES:
             self.path.rename(next_backlog_path(self._directory))

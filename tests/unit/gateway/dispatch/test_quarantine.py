@@ -161,6 +161,59 @@ def test_a_conviction_concerns_its_own_fingerprint_only() -> None:
         quarantine.check(b"tenant a, prompt")
 
 
+def test_the_refusal_says_how_long_it_lasts() -> None:
+    now = 1000.0
+    quarantine = Quarantine(lambda: now)
+    assert str(quarantine.convict(b"prompt")) == (
+        "This request makes engines fail: several were lost while it ran, the last one when it "
+        "ran alone."
+    )
+    now += QUARANTINE_S - 60.5
+    with pytest.raises(PoisonRequestError) as caught:
+        quarantine.check(b"prompt")
+    assert str(caught.value) == (
+        "This request has made engines fail, also when it ran alone; it is refused for 2 more "
+        "minutes."
+    )
+
+
+def test_who_is_convicted_again_is_the_last_to_be_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quarantine_module, "MAX_QUARANTINED", 2)
+    quarantine = Quarantine(lambda: 0.0)
+    for name in (b"a", b"b", b"a", b"c"):
+        quarantine.convict(name)
+    quarantine.check(b"b")
+    for name in (b"a", b"c"):
+        with pytest.raises(PoisonRequestError):
+            quarantine.check(name)
+
+
+def test_a_conviction_is_of_the_request_and_names_the_engine_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    quarantine = Quarantine(lambda: 0.0)
+    suspect = Suspicion(quarantine, lambda: b"prompt").copy()
+    suspect.on_failure(lost("hung"), seat(is_alone=True))
+    with pytest.raises(PoisonRequestError):
+        quarantine.check(b"prompt")
+    assert [record.getMessage() for record in caplog.records] == [
+        "engine e died of a request that ran alone"
+    ]
+
+
+def test_a_choice_is_cleared_by_exactly_so_many_tokens() -> None:
+    suspect = suspicion(deaths=2)
+    assert not suspect.on_tokens(NUM_ALONE_TOKENS - 1)
+    assert suspect.on_tokens(1)
+    assert not suspect.on_tokens(1)
+    suspect.on_failure(lost("hung"), seat())
+    assert not suspect.needs_isolation
+    suspect.on_failure(lost("hung"), seat())
+    assert suspect.needs_isolation
+
+
 def job(**changes: Any) -> GenerationJob:
     fields: dict[str, Any] = {"kind": "completion", "prompt": "x", **changes}
     model = fields.pop("model", "m")

@@ -2,7 +2,12 @@
 
 import pytest
 
-from gateway.dispatch.waiting_line import MAX_RETRY_AFTER_S, MIN_RETRY_AFTER_S, MIN_TENANT_PLACES
+from gateway.dispatch.waiting_line import (
+    MAX_RETRY_AFTER_S,
+    MIN_RETRY_AFTER_S,
+    MIN_TENANT_PLACES,
+    WaitingLine,
+)
 from gateway.errors import OverloadedError
 from tests.fakes.engine_handles import Desk, engine, left
 
@@ -118,6 +123,51 @@ async def test_a_tenant_is_told_the_time_that_its_own_requests_need() -> None:
     assert await refused(desk, "many") == 27.0
     # Seven of all.
     assert desk.admission.retry_after_s("m") == 12.0
+
+
+async def test_requests_seated_from_the_line_count_for_their_tenant() -> None:
+    desk = Desk(engine(), max_queue=32)
+    seat = await desk.seat("running")
+    waiting = [await desk.queued(tenant) for tenant in ("many", "other")]
+    extra = await desk.queued("many", is_extra=True)
+    for task in (*waiting, extra):
+        desk.now += 4.0
+        desk.admission.release(seat)
+        seat = await task
+    await flood(desk, "many")
+    # One of its own and two of others in twelve seconds, sixteen waiting.
+    assert await refused(desk, "many") == MAX_RETRY_AFTER_S
+    assert desk.admission.retry_after_s("m") == 60.0
+    line = desk.admission._models["m"].lines["work"]
+    assert [tenant for _, tenant in line._departures] == ["running", "many", "other"]
+
+
+def line_with(*departures: tuple[float, str], now: float, waiting: int = 0) -> WaitingLine:
+    clock = [0.0]
+    line = WaitingLine(100, lambda: clock[0])
+    for at, tenant in departures:
+        clock[0] = at
+        line.note_departure(tenant, is_extra=False)
+    clock[0] = now
+    line.num_waiting = waiting
+    line._by_tenant["a"] = waiting
+    return line
+
+
+def test_two_departures_make_a_rate_and_one_makes_none() -> None:
+    assert line_with((0.0, "a"), now=50.0, waiting=3).retry_after_s() == MIN_RETRY_AFTER_S
+    assert line_with((0.0, "a"), (4.0, "a"), now=8.0, waiting=3).retry_after_s() == 12.0
+
+
+def test_who_was_never_seated_or_does_not_wait_counts_as_one() -> None:
+    line = line_with((0.0, "a"), (4.0, "a"), now=8.0, waiting=3)
+    assert line.retry_after_s("b") == 8.0
+    assert line.retry_after_s("a") == 12.0
+    assert line_with((0.0, "a"), (4.0, "b"), now=8.0).retry_after_s() == 4.0
+
+
+def test_parts_of_seconds_are_rounded_up() -> None:
+    assert line_with((0.0, "a"), (4.0, "b"), now=8.5).retry_after_s() == 5.0
 
 
 async def test_nobody_is_told_to_wait_for_more_than_a_minute() -> None:

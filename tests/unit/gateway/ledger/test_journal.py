@@ -221,10 +221,11 @@ def test_a_probe_fails_on_a_full_disk_and_leaves_nothing(
     with full_disk(), pytest.raises(OSError, match="No space"):
         journal.probe()
     assert probe.stat().st_size == 0
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space") as caught:
         # The last free bytes are given without a word.
         patch.setattr(os, "pwrite", lambda _descriptor, data, _offset: len(data) - 1)
         journal.probe()
+    assert caught.value.errno == errno.ENOSPC
     asked: list[tuple[int, int]] = []
 
     def spy(_descriptor: int, data: bytes, offset: int) -> int:

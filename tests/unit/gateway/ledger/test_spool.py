@@ -24,6 +24,10 @@ def kept(directory: Path) -> list[Settle]:
     return found
 
 
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
 def failed(spool: Spool) -> bool:
     return spool.has_failed
 
@@ -105,15 +109,14 @@ async def test_a_full_disk_is_noticed_said_once_and_forgotten_when_it_has_room(
         assert not await spool.write_out()
         assert failed(spool)
         assert len(spool) == 1
+        full = f"cannot write the outbox {tmp_path / FILE_NAME}: No space left on device"
+        assert said(caplog) == [full]
         assert not await spool.write_out()
     assert failed(spool)
+    assert said(caplog) == [full]
     assert await spool.write_out()
     assert not failed(spool)
-    path = tmp_path / FILE_NAME
-    assert [record.getMessage() for record in caplog.records] == [
-        f"cannot write the outbox {path}: No space left on device",
-        f"the outbox {path} can be written again",
-    ]
+    assert said(caplog) == [full, f"the outbox {tmp_path / FILE_NAME} can be written again"]
     spool.close()
     assert kept(tmp_path) == [settle(1)]
 
