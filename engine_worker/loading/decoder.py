@@ -221,6 +221,7 @@ def _assemble(
         num_kv_tokens=runner.num_blocks * runner.block_size,
         num_embedding_dimensions=0 if embedder is None else embedder.num_dimensions,
         pooling="" if embedder is None else embedder.pooling.kind,
+        max_token_bytes=tokenizer.max_token_bytes,
     )
     preparer = PromptPreparer(
         tokenizer,
