@@ -20,6 +20,7 @@ from engine_worker.grammar.constraint import Constraint
 from engine_worker.serving.prepare_queue import NUM_THREADS, PrepareQueue
 from engine_worker.text.preparation import PromptPreparer
 from protocol.errors import ErrorCode, PenstockError
+from protocol.runtime import logs
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import (
     Abort,
@@ -280,29 +281,28 @@ class EngineHandler:
         threading.Thread(target=self._profile, args=args, name="profile", daemon=True).start()
 
     def _profile(self, gateway_id: str, command: Profile) -> None:
-        answer: Message
+        with logs.about(command.request_id):
+            self._send(gateway_id, self._profiled(command))
+
+    def _profiled(self, command: Profile) -> Profiled | Failure:
         try:
             if self._profiler is None:
                 raise ProfileError("This engine records no profiles.")
             folder, size_bytes = self._profiler.record(command.duration_s)
-            answer = Profiled(
-                request_id=command.request_id, directory=str(folder), size_bytes=size_bytes
-            )
         except PenstockError as error:
-            answer = Failure(
-                request_id=command.request_id,
-                code=error.code,
-                message=error.message,
-                param=error.param,
-            )
+            code, message, param = error.code, error.message, error.param
         except Exception:  # noqa: BLE001 - whatever the profiler raises, the engine serves on
             _log.exception("a profile could not be recorded")
-            answer = Failure(
-                request_id=command.request_id,
-                code=ErrorCode.INTERNAL_ERROR,
-                message="The engine failed to record a profile.",
+            code, message, param = (
+                ErrorCode.INTERNAL_ERROR,
+                "The engine failed to record a profile.",
+                None,
             )
-        self._send(gateway_id, answer)
+        else:
+            return Profiled(
+                request_id=command.request_id, directory=str(folder), size_bytes=size_bytes
+            )
+        return Failure(request_id=command.request_id, code=code, message=message, param=param)
 
     def _take_constrained(self, gateway_id: str, command: Generate) -> None:
         """Have the grammar compiled; the request reaches the step loop with the result."""
