@@ -26,7 +26,6 @@ from engine_worker.compute.weights.fingerprint import fingerprint
 from engine_worker.compute.weights.loader import load_weights
 from engine_worker.compute.weights.sampling_defaults import load_sampling_defaults
 from engine_worker.config import ModelSettings
-from engine_worker.core.choice.batch import MAX_LOGPROBS
 from engine_worker.core.credits import CreditPolicy
 from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.core.engine import RESUME_VERSION, Engine
@@ -41,6 +40,7 @@ from engine_worker.text.preparation import PromptPreparer
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.errors import ConfigurationError
 from protocol.wire.messages import EngineOffer
+from protocol.wire.sampling_ranges import MAX_LOGPROBS
 
 _log = logging.getLogger("penstock.engine")
 

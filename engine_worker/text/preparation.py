@@ -3,13 +3,13 @@
 import time
 from collections.abc import Callable
 
-from engine_worker.core.choice.parameter_table import MAX_INT32
 from engine_worker.core.scheduling.block_hashes import block_hashes
 from engine_worker.errors import ContextLengthError, InvalidRequestError
 from engine_worker.text.chat_messages import parse_json, parse_messages, parse_tools
 from engine_worker.text.chat_template import ChatTemplate
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.wire.messages import Detokenize, Detokenized, Prepare, Prepared
+from protocol.wire.sampling_ranges import MAX_INT32
 
 # Enough for a parser to see whether the template opened a reasoning block.
 _NUM_TAIL_CHARACTERS = 256
