@@ -278,12 +278,12 @@ def test_what_is_cancelled_is_dropped_and_never_reaches_the_step_loop(monkeypatc
     house.serve()
     go, has_begun = threading.Event(), threading.Semaphore(0)
 
-    def wait_first(command: Any) -> Prepared:
+    def wait_first(preparer: PromptPreparer, command: Prepare) -> Prepared:
         has_begun.release()
         assert go.wait(10)
         return Prepared(request_id=command.request_id, prompt_token_ids=(1,))
 
-    monkeypatch.setattr(house.handler._prepares, "_answer", wait_first)
+    monkeypatch.setattr(PromptPreparer, "prepare", wait_first)
     for name in ("begun 1", "begun 2", "waiting 1", "waiting 2"):
         house.handler.on_command("g", structs.replace(prepare(), request_id=name))
     for _ in range(2):
@@ -305,12 +305,12 @@ def test_prompts_of_a_lost_gateway_are_dropped(monkeypatch: Any) -> None:
     house.serve()
     go, has_begun = threading.Event(), threading.Event()
 
-    def wait_first(command: Any) -> Prepared:
+    def wait_first(preparer: PromptPreparer, command: Prepare) -> Prepared:
         has_begun.set()
         assert go.wait(10)
         return Prepared(request_id=command.request_id, prompt_token_ids=(1,))
 
-    monkeypatch.setattr(house.handler._prepares, "_answer", wait_first)
+    monkeypatch.setattr(PromptPreparer, "prepare", wait_first)
     house.handler.on_command("lost", prepare())
     house.handler.on_command("lost", prepare())
     assert has_begun.wait(10)
