@@ -141,13 +141,17 @@ class AuthHandler:
 
     def _authorize(self, command: Authorize) -> Message:
         if self._is_draining or not self._committer.is_healthy:
-            return Denied(
-                request_id=command.request_id,
-                code=ErrorCode.WORKER_UNAVAILABLE,
-                message="Authorization is not available at the moment. Try again soon.",
-                retry_after_s=RETRY_AFTER_S,
-            )
+            return self._unavailable(command)
         return self._authority.authorize(command)
+
+    def _unavailable(self, command: Authorize) -> Denied:
+        return Denied(
+            request_id=command.request_id,
+            code=ErrorCode.WORKER_UNAVAILABLE,
+            message="Authorization is not available at the moment. Try again soon.",
+            retry_after_s=RETRY_AFTER_S,
+            key_id=self._authority.key_id_of(command),
+        )
 
     def _settle(self, gateway_id: str, command: Settle) -> None:
         # Gateways repeat what isn't acknowledged; while the disk is stuck that must not pile up.

@@ -72,10 +72,8 @@ class LeaseBook:
             refusal = limits.reserve(now_s, command.prompt_tokens + command.completion_tokens)
             if refusal is not None:
                 return refusal
-        self._num_granted += 1
-        name = LeaseName(self._epoch, self._num_granted, key.key_id, command.model)
         lease = Lease(
-            lease_id=str(name),
+            lease_id=self._new_lease_id(key, command.model),
             request_id=command.request_id,
             key_id=key.key_id,
             model=command.model,
@@ -88,6 +86,33 @@ class LeaseBook:
         self._leases.open(lease)
         self._emit(SaveLease(lease.row()))
         return lease
+
+    def count(self, key: StoredKey, command: Authorize) -> Refusal | None:
+        """Count a request that uses no tokens, if the key's windows have room.
+
+        Its line in the ledger is under a lease id that nobody ever gets, so that totals and the
+        windows after a restart follow from the ledger alone.
+        """
+        limits = self.limits_of(key)
+        refusal = None if limits is None else limits.reserve(self._clock.monotonic_s(), 0)
+        if refusal is None:
+            now_ms = self._wall_ms()
+            self._emit(
+                BookUsage(
+                    lease_id=self._new_lease_id(key, command.model),
+                    request_id=command.request_id,
+                    key_id=key.key_id,
+                    model=command.model,
+                    prompt_tokens=0,
+                    completion_tokens=0,
+                    cached_tokens=0,
+                    reasoning_tokens=0,
+                    outcome="finished",
+                    granted_at_ms=now_ms,
+                    settled_at_ms=now_ms,
+                )
+            )
+        return refusal
 
     def find(self, lease_id: str, request_id: str = "") -> Lease | None:
         """An open lease, or one of an earlier epoch that a kill forgot right after its grant.
@@ -227,6 +252,10 @@ class LeaseBook:
                 )
             )
         return num_expired
+
+    def _new_lease_id(self, key: StoredKey, model: str) -> str:
+        self._num_granted += 1
+        return str(LeaseName(self._epoch, self._num_granted, key.key_id, model))
 
     def _release(self, lease: Lease, num_used: int) -> None:
         if lease.limits is not None:

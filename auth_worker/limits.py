@@ -92,8 +92,10 @@ class KeyLimits:
     _tokens: SlidingWindow = field(default_factory=SlidingWindow)
 
     def reserve(self, now_s: float, num_tokens: int) -> Refusal | None:
-        """Take one request and its token bound, both or none."""
-        refusal = self._refuse_request(now_s) or self._refuse_tokens(now_s, num_tokens, num_tokens)
+        """Take one request and its token bound, both or none; without tokens it needs no room."""
+        refusal = self._refuse_request(now_s)
+        if refusal is None and num_tokens:
+            refusal = self._refuse_tokens(now_s, num_tokens, num_tokens)
         if refusal is None:
             self._requests.add(now_s, 1)
             self.reserved_tokens += num_tokens

@@ -287,6 +287,7 @@ def test_a_draining_worker_grants_nothing_but_settles(bench: Bench) -> None:
     assert isinstance(denied, Denied)
     assert denied.code is ErrorCode.WORKER_UNAVAILABLE
     assert denied.retry_after_s is not None
+    assert denied.key_id == "key_user"
     bench.ask(settle(granted.lease_id))
     assert bench.commit() == [Settled(lease_id=granted.lease_id)]
 
