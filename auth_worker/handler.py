@@ -46,6 +46,8 @@ class AuthHandler:
         administration: Checks admin commands.
         committer: Makes durable.
         send: Answers a gateway; silently drops what is for one that is gone.
+        age_s: How long the command being handled may have waited unread at most, because this
+            process stood still; 0.0 when it did not.
 
     Attributes:
         metrics: What it counts.
@@ -58,11 +60,13 @@ class AuthHandler:
         administration: Administration,
         committer: Committer,
         send: Send,
+        age_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._authority = authority
         self._administration = administration
         self._committer = committer
         self._send = send
+        self._age_s = age_s
         self.metrics = AuthMetrics(
             num_leases=lambda: authority.num_leases,
             num_unanswered=lambda: committer.num_unanswered,
@@ -141,6 +145,9 @@ class AuthHandler:
 
     def _authorize(self, command: Authorize) -> Message:
         if self._is_draining or not self._committer.is_healthy:
+            return self._unavailable(command)
+        if 0.0 < command.wait_s <= self._age_s():
+            # Its client was refused long ago: a lease would only hold tokens that others want.
             return self._unavailable(command)
         return self._authority.authorize(command)
 

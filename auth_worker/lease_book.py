@@ -82,6 +82,7 @@ class LeaseBook:
             completion_tokens=command.completion_tokens,
             expires_s=now_s + self._leases.duration_s,
             limits=limits,
+            counted_s=now_s,
         )
         self._leases.open(lease)
         self._emit(SaveLease(lease.row()))
@@ -204,6 +205,8 @@ class LeaseBook:
         was settled before (the ledger then changes nothing), it expired (the ledger corrects it),
         or a kill forgot it. An id that is none of ours is booked on no key, so that the gateway's
         outbox can't get stuck and the tokens can still be seen.
+        A grant that came too late for anybody goes back whole. One that has expired before is
+        taken out of the totals; only its request stays in the window, for the rest of its minute.
         """
         lease = self._leases.close(command.lease_id)
         self._settled[command.lease_id] = None
@@ -211,21 +214,25 @@ class LeaseBook:
             self._settled.popitem(last=False)
         granted_at_ms: int | None = None
         if lease is not None:
-            self._release(lease, command.prompt_tokens + command.completion_tokens)
+            if not command.is_unused:
+                self._release(lease, command.prompt_tokens + command.completion_tokens)
+            elif lease.limits is not None:
+                lease.limits.give_back(lease.reserved_tokens, lease.counted_s)
             key_id, model, granted_at_ms = lease.key_id, lease.model, lease.granted_at_ms
         else:
             name = LeaseName.parse(command.lease_id)
             key_id, model = ("", "") if name is None else (name.key_id, name.model)
+        is_used = not command.is_unused
         return BookUsage(
             lease_id=command.lease_id,
             request_id=command.request_id,
             key_id=key_id,
             model=model,
-            prompt_tokens=command.prompt_tokens,
-            completion_tokens=command.completion_tokens,
-            cached_tokens=command.cached_tokens,
-            reasoning_tokens=command.reasoning_tokens,
-            outcome=command.outcome,
+            prompt_tokens=command.prompt_tokens * is_used,
+            completion_tokens=command.completion_tokens * is_used,
+            cached_tokens=command.cached_tokens * is_used,
+            reasoning_tokens=command.reasoning_tokens * is_used,
+            outcome=command.outcome if is_used else "unused",
             granted_at_ms=granted_at_ms,
             settled_at_ms=self._wall_ms(),
         )
@@ -261,7 +268,7 @@ class LeaseBook:
         if lease.limits is not None:
             lease.limits.settle(self._clock.monotonic_s(), lease.reserved_tokens, num_used)
 
-    def _reopen(self, row: LeaseRow) -> Lease:
+    def _reopen(self, row: LeaseRow, counted_s: float | None = None) -> Lease:
         """Open a lease of an earlier epoch for a full new term, without asking for room."""
         key = self._keys.get(row.key_id)
         limits = None if key is None else self.limits_of(key)
@@ -275,6 +282,7 @@ class LeaseBook:
             completion_tokens=row.completion_tokens,
             expires_s=self._clock.monotonic_s() + self._leases.duration_s,
             limits=limits,
+            counted_s=counted_s,
             reported_prompt_tokens=row.reported_prompt_tokens,
             reported_completion_tokens=row.reported_completion_tokens,
         )
@@ -308,7 +316,7 @@ class LeaseBook:
             if limits is not None:
                 limits.restore_tokens(settled_s, num_tokens)
         for row in snapshot.leases:
-            self._reopen(row)
+            self._reopen(row, on_monotonic(row.granted_at_ms))
 
     def _wall_ms(self) -> int:
         return int(self._clock.wall_s() * 1000)

@@ -52,6 +52,8 @@ class Lease:
         prompt_tokens: Reserved, as is `completion_tokens`.
         reported_prompt_tokens: Used so far by the last report, as is the next.
         expires_s: On the monotonic clock.
+        counted_s: When its request was counted in the windows, on the monotonic clock; None when
+            it wasn't.
         limits: The windows of its key; None for a key without limits.
         streams: Prompt and completion tokens of its streams, as far as they were reported apart.
     """
@@ -65,6 +67,7 @@ class Lease:
     completion_tokens: int
     expires_s: float
     limits: KeyLimits | None
+    counted_s: float | None = None
     reported_prompt_tokens: int = 0
     reported_completion_tokens: int = 0
     streams: dict[str, tuple[int, int]] = field(default_factory=dict)

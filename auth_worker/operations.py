@@ -8,8 +8,10 @@ from auth_worker.errors import AuthError
 from auth_worker.keys import StoredKey
 from protocol.wire.messages import KeyRecord
 
-Outcome = Literal["finished", "aborted", "failed", "expired"]
-"""How a lease ended. `expired` is provisional: a settlement that comes late corrects it."""
+Outcome = Literal["finished", "aborted", "failed", "expired", "unused"]
+"""How a lease ended. `expired` is provisional: a settlement that comes late corrects it. `unused`
+was a grant that nobody waited for: it counts in no total and in no window, and its line in the
+ledger is there so that whatever else is told of that lease changes nothing."""
 
 AuditAction = Literal[
     "epoch_started", "key_created", "key_revoked", "admin_key_changed", "admin_access_denied"

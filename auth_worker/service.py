@@ -114,6 +114,7 @@ class AuthService:
             administration=Administration(authority.keys, clock=clock, new_key_id=new_key_id),
             committer=self._committer,
             send=self._send,
+            age_s=lambda: self._worker.command_age_s(),
         )
         self._worker: Worker[AuthCommand] = Worker(
             role="auth",

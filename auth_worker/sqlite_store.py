@@ -101,7 +101,7 @@ class SqliteStore:
                 ledger.settled_at_ms,
                 ledger.prompt_tokens + ledger.completion_tokens,
             )
-            .where(ledger.settled_at_ms >= recent_since_ms)
+            .where(ledger.settled_at_ms >= recent_since_ms, ledger.outcome != "unused")
             .order_by(ledger.settled_at_ms)
         )
         oldest_first = select(schema.leases).order_by(

@@ -81,7 +81,7 @@ def book_usage(connection: Connection, bookings: Sequence[BookUsage]) -> None:
 
     The first booking of a lease counts and later ones change nothing; only an `expired` one, which
     is the last report of a lease that nobody settled, gives way to the settlement that comes late,
-    or to a greater count that an engine reports late.
+    or to a greater count that an engine reports late. An `unused` one counts in no total.
     It keeps its key, model and day, so that the totals stay the sums of the ledger.
     """
     if not bookings:
@@ -93,6 +93,8 @@ def book_usage(connection: Connection, bookings: Sequence[BookUsage]) -> None:
     by_day: dict[tuple[str, str, int], _Sum] = {}
 
     def count(booking: BookUsage, sign: int) -> None:
+        if booking.outcome == "unused":
+            return
         day = booking.settled_at_ms // 1000 // SECONDS_A_DAY
         by_key.setdefault(booking.key_id, _Sum()).add(booking, sign)
         by_day.setdefault((booking.key_id, booking.model, day), _Sum()).add(booking, sign)

@@ -17,11 +17,13 @@ import pytest
 import pytest_asyncio
 
 from auth_worker.keys import digest_of
+from protocol.errors import ErrorCode
 from protocol.wire.codec import auth_event_decoder
 from protocol.wire.messages import (
     AuthEvent,
     Authorize,
     CreateKey,
+    Denied,
     Granted,
     KeyRecord,
     Keys,
@@ -291,6 +293,36 @@ async def test_a_lease_that_outlives_a_kill_is_charged_its_last_report(house: Ho
     assert late == Settled(lease_id=granted.lease_id)
     record = (await house.keys())["user"]
     assert (record.total_requests, record.total_completion_tokens) == (1, 6)
+
+
+async def test_a_worker_that_was_stopped_grants_nothing_that_nobody_waits_for_any_more(
+    house: House,
+) -> None:
+    await house.begin(PENSTOCK_ADMIN_KEY=ADMIN_SECRET)
+    await house.create_user(requests_per_minute=1)
+    assert house.worker is not None
+    house.worker.send_signal(signal.SIGSTOP)
+    house.send(authorize(1, wait_s=1.0))
+    # The time itself is the test: it must be beyond two heartbeats and beyond `wait_s`.
+    await asyncio.sleep(3.0)
+    house.worker.send_signal(signal.SIGCONT)
+    denied = await house.event()
+    assert isinstance(denied, Denied)
+    assert denied.code is ErrorCode.WORKER_UNAVAILABLE
+    late = await house.ask(authorize(2))  # says nothing about waiting, as gateways of before 1.2
+    assert isinstance(late, Granted)
+    assert late.limits.remaining_requests == 0
+    unused = Settle(
+        lease_id=late.lease_id,
+        request_id="req-2",
+        prompt_tokens=0,
+        completion_tokens=0,
+        is_unused=True,
+    )
+    assert await house.ask(unused) == Settled(lease_id=late.lease_id)
+    granted = await house.ask(authorize(3))
+    assert isinstance(granted, Granted)
+    assert (await house.keys())["user"].total_requests == 0
 
 
 @pytest.mark.parametrize(
