@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, insert, select, update
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, OperationalError
 
-from auth_worker import schema
+from auth_worker import database_files, schema
 from auth_worker.audit import GENESIS_HASH, ChainedEntry, chain, first_broken
 from auth_worker.clock import Clock
+from auth_worker.durable_file import unusable
 from auth_worker.errors import (
     StoreError,
     StoreFencedError,
@@ -42,6 +44,7 @@ DATABASE_NAME = "auth.sqlite3"
 LOCK_NAME = "auth.lock"
 BUSY_TIMEOUT_S = 5.0
 _LITTLE_ROOM_BYTES = 1024 * 1024
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class SqliteStore:
@@ -57,6 +60,9 @@ class SqliteStore:
     Raises:
         StoreLockedError: Another auth worker holds this database.
         StoreTooNewError: A newer Penstock wrote it.
+        StoreMissingError: There was a database, and it is gone or empty.
+        StoreDamagedError: One of its files is damaged.
+        StoreUnavailableError: The disk is full or failing.
         StoreError: It can't be opened.
     """
 
@@ -67,16 +73,18 @@ class SqliteStore:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock_fd: int | None = _take_lock(directory / LOCK_NAME)
         except OSError as error:
-            raise StoreError(
-                f"The data directory {directory} can't be used: {error.strerror}."
-            ) from error
+            raise unusable(directory, error) from error
         self._engine = _engine(self._path)
         try:
+            database_files.check_presence(self._path)
+            database_files.check_log(self._path)
             with self._transaction() as connection:
+                database_files.check_pages(connection, self._path)
                 schema.migrate(connection, now_s=clock.wall_s())
                 self._epoch = _next_epoch(connection, int(clock.wall_s()))
                 self._audit_seq, self._audit_head = _audit_head(connection)
             self.apply([AppendAudit(self._epoch_entry())])
+            database_files.mark(self._path)
         except BaseException:
             self.close()
             raise
@@ -185,11 +193,16 @@ class SqliteStore:
         except (IntegrityError, DataError):
             raise
         except DatabaseError as error:
+            if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+                raise database_files.damaged(self._path, str(error.orig)) from error
             raise StoreError(f"{self._path}: {error.orig}") from error
 
     def _room(self) -> str:
         """What SQLite calls a "disk I/O error" is often no more than a full disk."""
-        state = os.statvfs(self._path.parent)
+        try:
+            state = os.statvfs(self._path.parent)
+        except OSError:
+            return ""  # the folder itself is gone
         free_bytes = state.f_bavail * state.f_frsize
         if free_bytes >= _LITTLE_ROOM_BYTES:
             return ""

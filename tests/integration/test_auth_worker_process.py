@@ -69,15 +69,25 @@ class House:
         if event.kind == "ready":
             self.ready.put_nowait(event.peer)
 
-    def start_worker(self, **settings: str) -> subprocess.Popen[str]:
+    def start_worker(
+        self, max_file_bytes: int = resource.RLIM_INFINITY, /, **settings: str
+    ) -> subprocess.Popen[str]:
+        """Start a worker whose files can't grow beyond a size, as on a disk without room."""
         environ = {
             **os.environ,
             "PENSTOCK_AUTH_ENDPOINT": self.endpoint,
             "PENSTOCK_DATA_DIR": str(self.data_dir),
             **settings,
         }
+        limited = "import resource, runpy, sys; limit = int(sys.argv.pop(1))"
+        limited += "; hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]"
+        limited += "; resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))"
+        limited += "; runpy.run_module('auth_worker', run_name='__main__')"
         return subprocess.Popen(
-            [sys.executable, "-m", "auth_worker"], env=environ, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", limited, str(max_file_bytes)],
+            env=environ,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     async def begin(self, **settings: str) -> None:
@@ -86,6 +96,13 @@ class House:
         self.peer = await asyncio.wait_for(self.ready.get(), WAIT_S)
         while not self.events.empty():
             self.events.get_nowait()
+
+    async def outcome(self, worker: subprocess.Popen[str]) -> tuple[int, str]:
+        """The exit code and the one line of a worker that can't start."""
+        _, errors = await asyncio.to_thread(worker.communicate, timeout=WAIT_S)
+        assert len(errors.splitlines()) == 1, errors
+        assert "Traceback" not in errors
+        return worker.returncode, errors
 
     async def end(self, number: signal.Signals) -> int:
         assert self.worker is not None
@@ -258,6 +275,50 @@ async def test_a_full_disk_acknowledges_nothing_says_so_once_and_loses_nothing(
     resource.prlimit(house.worker.pid, resource.RLIMIT_FSIZE, (hard, hard))
     assert await house.event() == Settled(lease_id=granted.lease_id)
     assert ledger_of(house).keys() == {granted.lease_id}
+    assert await house.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize(
+    ("is_first", "max_file_bytes"),
+    [(True, 0), (True, 4096), (True, 40_000), (False, 0), (False, 4096)],
+)
+async def test_a_start_without_room_on_the_disk_is_worth_another_try(
+    house: House, is_first: bool, max_file_bytes: int
+) -> None:
+    if not is_first:
+        await house.begin()
+        assert await house.end(signal.SIGTERM) == 0
+    code, line = await house.outcome(house.start_worker(max_file_bytes))
+    assert code == 75
+    assert str(house.data_dir) in line
+    await house.begin()
+    assert await house.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("harm", ["missing", "empty", "damaged"])
+async def test_a_lost_database_ends_the_start_and_leaves_the_admin_key_alone(
+    house: House, harm: str
+) -> None:
+    await house.begin()
+    assert await house.end(signal.SIGTERM) == 0
+    database = house.data_dir / "auth.sqlite3"
+    good = database.read_bytes()
+    secret = (house.data_dir / "admin.key").read_text(encoding="ascii")
+    match harm:
+        case "missing":
+            database.unlink()
+        case "empty":
+            database.write_bytes(b"")
+        case _:
+            database.write_bytes(good[:8192] + bytes(4096) + good[12288:])
+    code, line = await house.outcome(house.start_worker())
+    assert code == 78
+    assert harm in line
+    assert "Restore a backup" in line
+    assert (house.data_dir / "admin.key").read_text(encoding="ascii") == secret
+    database.write_bytes(good)
+    await house.begin()
+    assert isinstance(await house.ask(authorize(0, secret.strip())), Granted)
     assert await house.end(signal.SIGTERM) == 0
 
 
