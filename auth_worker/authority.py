@@ -161,13 +161,11 @@ class Authority:
 
         See `LeaseBook.settle` for leases that aren't open.
         """
-        counts = (
-            command.prompt_tokens,
-            command.completion_tokens,
-            command.cached_tokens,
-            command.reasoning_tokens,
-        )
-        if not _are_token_counts(*counts) or len(command.lease_id) > MAX_LEASE_ID_CHARS:
+        if (
+            not _are_token_counts(command.prompt_tokens, command.completion_tokens)
+            or not _are_token_counts(command.cached_tokens, command.reasoning_tokens)
+            or len(command.lease_id) > MAX_LEASE_ID_CHARS
+        ):
             return _fail(
                 command.request_id,
                 ErrorCode.INVALID_REQUEST,
@@ -258,8 +256,8 @@ class Authority:
         return True
 
 
-def _are_token_counts(*counts: int) -> bool:
-    return all(0 <= count <= MAX_TOKENS for count in counts)
+def _are_token_counts(one: int, other: int) -> bool:
+    return 0 <= one <= MAX_TOKENS and 0 <= other <= MAX_TOKENS
 
 
 def _is_countable(usage: StreamUsage) -> bool:

@@ -10,7 +10,7 @@ from auth_worker.durable_file import unusable, write_durably
 from auth_worker.errors import StoreDamagedError, StoreMissingError
 
 MAX_FULL_CHECK_BYTES = 256 * 1024 * 1024
-"""Of a larger database the ledger, which is nearly all of it, is not looked through at the start."""
+"""Of a larger database the ledger, nearly all of it, is not looked through at the start."""
 
 _MARKER_TEXT = """\
 This file says that there was an auth database beside it, so that a lost one is not replaced by an

@@ -62,7 +62,7 @@ class StoreTooNewError(StoreError):
 
 
 class StoreMissingError(StoreError):
-    """There was a database, and it is gone or empty; a new one would hide that all keys are lost."""
+    """There was a database, and it is gone or empty; a new one would hide the loss of all keys."""
 
 
 class StoreDamagedError(StoreError):

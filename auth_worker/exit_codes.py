@@ -1,4 +1,4 @@
-"""How the auth worker's process ends, so that its supervisor knows whether another start can help."""
+"""How the auth worker's process ends, so that its supervisor knows whether to start it again."""
 
 from auth_worker.errors import (
     StoreDamagedError,

@@ -5,7 +5,13 @@ from collections.abc import Callable, Iterable
 
 from auth_worker.clock import Clock
 from auth_worker.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
-from auth_worker.leases import MAX_LEASE_ID_CHARS, Lease, LeaseName, LeaseTable
+from auth_worker.leases import (
+    MAX_LEASE_ID_CHARS,
+    Lease,
+    LeaseName,
+    LeaseTable,
+    lease_id_of,
+)
 from auth_worker.limits import SPAN_S, KeyLimits, Refusal
 from auth_worker.operations import BookUsage, LeaseRow, Operation, SaveLease, Snapshot
 from protocol.wire.messages import Authorize, LeaseReport, Settle, StreamUsage
@@ -262,7 +268,7 @@ class LeaseBook:
 
     def _new_lease_id(self, key: StoredKey, model: str) -> str:
         self._num_granted += 1
-        return str(LeaseName(self._epoch, self._num_granted, key.key_id, model))
+        return lease_id_of(self._epoch, self._num_granted, key.key_id, model)
 
     def _release(self, lease: Lease, num_used: int) -> None:
         if lease.limits is not None:

@@ -251,6 +251,39 @@ def test_with_a_backlog_that_grows_nothing_is_granted(bench: AuthHandlerBench) -
     assert answers[-1].code is ErrorCode.WORKER_UNAVAILABLE
 
 
+def test_while_the_disk_is_stuck_admin_commands_fail_and_do_not_pile_up(
+    bench: AuthHandlerBench,
+) -> None:
+    bench.committer._failing = True
+    for command in (create_key(), ListKeys(request_id="req-9")) * 100:
+        answer = bench.ask(command)
+        assert isinstance(answer, Failure)
+        assert (answer.request_id, answer.code) == ("req-9", ErrorCode.WORKER_UNAVAILABLE)
+    assert bench.committer.num_unanswered == 0
+    answers = [bench.ask(revoke("key_user")) for _ in range(60)]
+    assert [isinstance(answer, Failure) for answer in answers] == [False] * 50 + [True] * 10
+    bench.committer._failing = False
+    denied = bench.ask(authorize())
+    assert isinstance(denied, Denied)
+    assert denied.code is ErrorCode.WORKER_UNAVAILABLE  # the backlog is long
+    key = bench.handler._authority.keys.get("key_user")
+    assert key is not None
+    assert key.revoked_at is not None
+
+
+def test_an_engines_report_repeated_while_the_disk_is_stuck_is_queued_once(
+    bench: AuthHandlerBench,
+) -> None:
+    granted = bench.ask(authorize())
+    assert isinstance(granted, Granted)
+    usage = StreamUsage(lease_id=granted.lease_id, stream="r/0", completion_tokens=2)
+    report = OrphanUsage(report_id="e:1", engine_id="e", streams=(usage,))
+    for _ in range(100):
+        assert bench.ask(report) is None
+    assert bench.committer.num_unanswered == 1
+    assert bench.commit() == [OrphanUsageNoted(report_id="e:1", engine_id="e")]
+
+
 def test_an_expired_lease_is_charged_and_a_late_settlement_corrects_it(
     bench: AuthHandlerBench,
 ) -> None:

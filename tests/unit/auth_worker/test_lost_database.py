@@ -1,4 +1,4 @@
-"""A database that vanished, was emptied or damaged is refused by name; what a crash leaves is not."""
+"""A database that is gone, empty or damaged is refused by name; what a crash leaves is not."""
 
 import shutil
 import sqlite3
@@ -146,6 +146,18 @@ def test_of_a_large_database_all_but_the_ledger_is_looked_through(
     overwrite(closed / DATABASE_NAME, (root - 1) * 4096, bytes(4096))
     with pytest.raises(StoreDamagedError):
         open_store(closed)
+
+
+def test_damage_that_shows_while_it_runs_says_what_to_do(closed: Path) -> None:
+    store = open_store(closed)
+    with store._engine.connect() as connection:
+        query = "SELECT rootpage FROM sqlite_schema WHERE name = 'ledger'"
+        root: int = connection.exec_driver_sql(query).scalar_one()
+    store._engine.dispose()
+    overwrite(closed / DATABASE_NAME, (root - 1) * 4096, bytes(4096))
+    with pytest.raises(StoreDamagedError, match="Restore a backup"):
+        store.apply([booking("another")])
+    store.close()
 
 
 def test_what_a_kill_leaves_opens_with_everything_that_was_committed(killed: Path) -> None:

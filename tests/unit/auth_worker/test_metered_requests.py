@@ -1,4 +1,4 @@
-"""Requests that count without using tokens, and denied ones, which count nowhere but say whose they are."""
+"""Requests that count without using tokens, and denied ones: counted nowhere, but not nameless."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Grants that nobody waits for: not given where that is known, taken back whole where it turns out."""
+"""Grants that nobody waits for: not given where that is known, else taken back whole."""
 
 import math
 from collections.abc import Iterator
