@@ -46,6 +46,7 @@ class Dealer(Generic[CommandT]):
         on_connected: Called when the handshake is through.
         on_disconnected: Called once for each `on_connected`.
         on_malformed: Called for each frame that doesn't decode.
+        on_drained: Called whenever nothing is left to read.
         security: CURVE keys for tcp; a Unix socket is guarded by its file mode.
         limits: Bounds in bytes, messages and seconds.
         merge: How queued messages to a slow gateway become one.
@@ -62,6 +63,7 @@ class Dealer(Generic[CommandT]):
         on_connected: Callable[[], None],
         on_disconnected: Callable[[], None],
         on_malformed: Callable[[DecodeError | MessageTooLargeError], None] | None = None,
+        on_drained: Callable[[], None] | None = None,
         security: ClientSecurity | None = None,
         limits: TransportLimits | None = None,
         merge: Merge | None = None,
@@ -74,6 +76,7 @@ class Dealer(Generic[CommandT]):
         self._on_connected = on_connected
         self._on_disconnected = on_disconnected
         self._on_malformed = on_malformed
+        self._on_drained = on_drained
         self._security = None if address.startswith("ipc://") else security
         self._limits = limits or TransportLimits()
         self._queue = SendQueue(self._limits.max_queue_bytes, self._limits.max_merged_bytes, merge)
@@ -108,6 +111,11 @@ class Dealer(Generic[CommandT]):
         """How much waits because the gateway is slow."""
         return self._queue.num_bytes
 
+    def recheck(self) -> None:
+        """Look soon whether something is there to read."""
+        if self._connection is not None:
+            self._connection.recheck()
+
     def reset(self, redial_s: float = 0.0) -> None:
         """End this session and dial again, after a pause of at least `redial_s`."""
         self._end_session()
@@ -133,7 +141,12 @@ class Dealer(Generic[CommandT]):
         if self._security is not None:
             secure_client(socket, self._security)
         self._connection = _Connection(
-            socket, self._on_frames, self._flush, self._on_monitor, self._limits
+            socket,
+            self._on_frames,
+            self._flush,
+            self._on_monitor,
+            self._limits,
+            self._on_drained,
         )
         self._connection.start(self._loop, self.address)
         self._timer = self._loop.call_later(self._limits.handshake_timeout_s, self._on_timeout)
@@ -220,13 +233,14 @@ class _Connection:
         on_wake: Callable[[], None],
         on_event: Callable[[int], None],
         limits: TransportLimits,
+        on_drained: Callable[[], None] | None,
     ) -> None:
         self._socket = socket
         self._on_event = on_event
         self._monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _ENDS)
         self._monitor_reader = EdgeTriggeredReader(self._monitor, self._on_monitor)
         self._reader = EdgeTriggeredReader(
-            socket, on_frames, on_wake, limits.max_messages_per_wakeup
+            socket, on_frames, on_wake, limits.max_messages_per_wakeup, on_drained
         )
 
     def start(self, loop: asyncio.AbstractEventLoop, address: str) -> None:

@@ -79,6 +79,7 @@ class EdgeTriggeredReader:
         socket: Read only through this object.
         on_message: Called with all frames of a message; what it raises is logged.
         on_wake: Called once after each round of reading, such as to flush queues.
+        on_drained: Called whenever nothing is left to read.
         max_messages: Read at most so many in a row before other tasks of the loop run.
     """
 
@@ -88,10 +89,12 @@ class EdgeTriggeredReader:
         on_message: Callable[[list[bytes]], None],
         on_wake: Callable[[], None] | None = None,
         max_messages: int = 256,
+        on_drained: Callable[[], None] | None = None,
     ) -> None:
         self._socket = socket
         self._on_message = on_message
         self._on_wake = on_wake
+        self._on_drained = on_drained
         self._max_messages = max_messages
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd = -1
@@ -124,6 +127,8 @@ class EdgeTriggeredReader:
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
+                if self._on_drained is not None:
+                    self._on_drained()
                 break
             try:
                 self._on_message(frames)

@@ -161,6 +161,13 @@ class Worker(Generic[CommandT]):
         """What a gateway speaks; the oldest version when it is not there."""
         return self._io.gateway_versions.get(gateway_id, OLDEST_VERSION)
 
+    def command_age_s(self) -> float:
+        """Called in `on_command` only: how long at most the command may have waited unread, seconds.
+
+        0.0 unless the I/O thread did not run for at least two heartbeats.
+        """
+        return self._io.command_age_s()
+
     def drain(self, timeout_s: float | None = None) -> None:
         """Begin to drain, as SIGTERM does."""
         limit = self._settings.drain_timeout_s if timeout_s is None else timeout_s

@@ -6,8 +6,9 @@ from typing import Generic, TypeVar
 
 from protocol.errors import DecodeError, ErrorCode, MessageTooLargeError, PeerOverflowError
 from protocol.version import OLDEST_VERSION
+from protocol.wire.command_age import CommandAge
 from protocol.wire.messages.base import Message
-from protocol.wire.messages.control import Failure
+from protocol.wire.messages.control import Failure, Ping
 from protocol.wire.rate_bound import RateBound
 from protocol.wire.transport import Dealer
 
@@ -24,6 +25,7 @@ class WorkerLink(Generic[CommandT]):
         on_message: Called with this link and each good message.
         on_connected: Called with this link; it announces the worker.
         on_lost: Called with this link when its session ended for whatever reason.
+        max_gap_s: Between two rounds of reading in normal operation.
         clock: Monotonic seconds.
 
     Attributes:
@@ -31,6 +33,7 @@ class WorkerLink(Generic[CommandT]):
         gateway_version: Of the wire, as its first heartbeat of this session said.
         last_heard: When the gateway last said something, or the session began.
         last_announced: When Ready was last sent.
+        age: How long what is read may have waited.
         is_parked: Not dialled, because another address leads to the same gateway.
         has_said_goodbye: The gateway ended this session on purpose.
     """
@@ -43,6 +46,7 @@ class WorkerLink(Generic[CommandT]):
         on_message: Callable[["WorkerLink[CommandT]", CommandT], None],
         on_connected: Callable[["WorkerLink[CommandT]"], None],
         on_lost: Callable[["WorkerLink[CommandT]", str], None],
+        max_gap_s: float,
         clock: Callable[[], float],
     ) -> None:
         self.address = address
@@ -58,6 +62,7 @@ class WorkerLink(Generic[CommandT]):
         self._clock = clock
         # Answering and logging each bad frame would let a peer make us busy.
         self._malformed_bound = RateBound(1.0, max_burst=10, clock=clock)
+        self.age = CommandAge(max_gap_s, self._ping, clock)
         self.dealer = make_dealer(self)
 
     def send(self, message: Message) -> None:
@@ -94,6 +99,7 @@ class WorkerLink(Generic[CommandT]):
         """Callback of the dealer."""
         self.last_heard = self._clock()
         self.has_said_goodbye = False
+        self.age.begin()
         self._on_connected(self)
 
     def handle_disconnected(self) -> None:
@@ -117,3 +123,11 @@ class WorkerLink(Generic[CommandT]):
                 message="A frame is no message of this worker's role.",
             )
         )
+
+    def handle_drained(self) -> None:
+        """Callback of the dealer."""
+        if self.dealer.is_connected:
+            self.age.note_drained()
+
+    def _ping(self, nonce: int) -> None:
+        self.send(Ping(nonce=nonce))

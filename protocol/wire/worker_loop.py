@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 from protocol.errors import ErrorCode
 from protocol.version import METRICS_VERSION, OLDEST_VERSION, PROTOCOL_VERSION, ProtocolVersion
 from protocol.wire.codec import Decoder
+from protocol.wire.command_age import CommandAge
 from protocol.wire.keys import ClientSecurity
 from protocol.wire.messages.base import Message
 from protocol.wire.messages.control import (
@@ -41,6 +42,8 @@ _logger = logging.getLogger("penstock.worker")
 EXIT_CLEAN = 0
 EXIT_FAILED = 1
 _DRAIN_CHECK_INTERVAL_S = 0.02
+_NORMAL_BEATS = 2
+"""A loop that does nothing for so many heartbeats was stopped, swapped out or blocked."""
 
 
 class MetricSource(Protocol):
@@ -176,6 +179,7 @@ class WorkerLoop(Generic[CommandT]):
         self._last_tick = clock()
         self._drain_deadline: float | None = None
         self._is_finished = False
+        self._age: CommandAge | None = None
         self._failure_log_bound = RateBound(1.0, max_burst=10, clock=clock)
         # Replaced, never changed: other threads read it.
         self.gateway_versions: Mapping[str, ProtocolVersion] = {}
@@ -211,6 +215,14 @@ class WorkerLoop(Generic[CommandT]):
         link = self._gateways.get(gateway_id)
         if link is not None:
             link.send_failure(answer, ErrorCode.INTERNAL_ERROR, text)
+
+    def command_age_s(self) -> float:
+        """Called from `on_command`: upper bound of how long the command may have waited unread.
+
+        0.0 unless this loop did not run for at least two heartbeats, as when the process was
+        stopped or swapped out. Then the command may be one that nobody waits for any more.
+        """
+        return 0.0 if self._age is None else self._age.age_s()
 
     def beat(self) -> None:
         """Send a heartbeat on every connection."""
@@ -275,6 +287,7 @@ class WorkerLoop(Generic[CommandT]):
                 on_connected=link.handle_connected,
                 on_disconnected=link.handle_disconnected,
                 on_malformed=link.handle_malformed,
+                on_drained=link.handle_drained,
                 security=self._security,
                 limits=self._limits,
                 merge=merge_step_outputs,
@@ -286,6 +299,7 @@ class WorkerLoop(Generic[CommandT]):
             on_message=self._on_message,
             on_connected=self._announce_to,
             on_lost=self._on_lost,
+            max_gap_s=_NORMAL_BEATS * self._settings.heartbeat_interval_s,
             clock=self._clock,
         )
 
@@ -328,7 +342,7 @@ class WorkerLoop(Generic[CommandT]):
         self._loop.call_later(self._settings.heartbeat_interval_s, self._tick)
         now = self._clock()
         # While this thread did not run, gateways had no chance to be heard.
-        missed_s = now - self._last_tick - 2 * self._settings.heartbeat_interval_s
+        missed_s = now - self._last_tick - _NORMAL_BEATS * self._settings.heartbeat_interval_s
         self._last_tick = now
         self._report_metrics(now)
         for link in list(self._links.values()):
@@ -346,6 +360,7 @@ class WorkerLoop(Generic[CommandT]):
                 self._announce_to(link)
             else:
                 link.send(self._heartbeat(link))
+            link.dealer.recheck()  # so that each connection is read once a beat at least
 
     def _report_metrics(self, now: float) -> None:
         if self._metrics is None or now < self._metrics_due:
@@ -370,7 +385,9 @@ class WorkerLoop(Generic[CommandT]):
             self.begin_drain(message.timeout_s)
         elif isinstance(message, Refused):
             self._on_refused(link, message)
-        elif not isinstance(message, Pong):
+        elif isinstance(message, Pong):
+            link.age.note_pong(message.nonce)
+        else:
             self._on_command(link, message)
 
     def _end_if_hung(self, counter: int) -> None:
@@ -384,6 +401,7 @@ class WorkerLoop(Generic[CommandT]):
             message = "A gateway's heartbeat comes before its first command."
             link.send_failure(command, ErrorCode.WORKER_UNAVAILABLE, message)
             return
+        self._age = link.age
         try:
             self._handler.on_command(link.gateway_id, command)
         except Exception:
@@ -391,6 +409,8 @@ class WorkerLoop(Generic[CommandT]):
                 _logger.exception("a %s could not be handled", type(command).__name__)
             message = "The worker could not handle this request."
             link.send_failure(command, ErrorCode.INTERNAL_ERROR, message)
+        finally:
+            self._age = None
 
     def _on_heartbeat(self, link: WorkerLink[CommandT], heartbeat: Heartbeat) -> None:
         gateway_id = heartbeat.instance_id

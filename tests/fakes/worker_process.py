@@ -1,4 +1,7 @@
-"""A worker process for tests: announces itself, then sits in `wait` or is busy with a long call."""
+"""A worker process for tests: announces itself, then sits in `wait` or is busy with a long call.
+
+It grants everything, and says in `expires_s` how long the question may have waited unread.
+"""
 
 import ctypes
 import os
@@ -7,7 +10,7 @@ import sys
 from protocol.runtime.lifetime import exit_with_parent
 from protocol.wire import codec
 from protocol.wire.endpoints import dial_endpoints
-from protocol.wire.messages import AuthCommand, AuthOffer
+from protocol.wire.messages import AuthCommand, AuthOffer, Authorize, Granted
 from protocol.wire.worker import Worker, WorkerSettings
 from tests.fakes.echo_worker import RecordingHandler
 
@@ -23,6 +26,20 @@ def main() -> int:
         endpoints=dial_endpoints(os.environ, "auth", secured=False),
         settings=WorkerSettings(heartbeat_interval_s=0.05, exit_grace_s=0.1, drain_timeout_s=5.0),
     )
+
+    def answer(gateway_id: str, command: AuthCommand) -> None:
+        if isinstance(command, Authorize):
+            granted = Granted(
+                request_id=command.request_id,
+                lease_id="",
+                tenant="",
+                key_id="",
+                role="user",
+                expires_s=worker.command_age_s(),
+            )
+            worker.send(gateway_id, granted)
+
+    handler.answer = answer
     handler.unfinished = int(os.environ.get("FAKE_UNFINISHED", "0"))
     worker.start()
     worker.announce(AuthOffer(epoch=1))
