@@ -71,7 +71,7 @@ class ZapHandler:
         self._reader.stop()
         self._socket.close()
 
-    def _answer(self, frames: list[bytes]) -> None:
+    def _answer(self, frames: list[bytes]) -> int:
         # rfc.zeromq.org/27: version, request id, domain, address, identity, mechanism, credentials.
         request_id = frames[1] if len(frames) > 1 else b""
         name = None
@@ -93,3 +93,4 @@ class ZapHandler:
                 self._on_denied(address)
         self._socket.send_multipart(reply)
         self._reader.recheck()
+        return 1

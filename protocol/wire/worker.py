@@ -116,7 +116,10 @@ class Worker(Generic[CommandT]):
         # At worst one wake-up too many: the flag is cleared before the queue is read.
         if not self._is_outbox_planned:
             self._is_outbox_planned = True
-            self.call_soon(self._send_outbox)
+            if threading.current_thread() is self._thread:
+                self._loop.call_soon(self._send_outbox)
+            else:
+                self.call_soon(self._send_outbox)
 
     def call_soon(self, function: Callable[..., object], *args: Any) -> None:
         """Run a function in the I/O thread; nothing happens once the worker has finished."""
@@ -235,11 +238,10 @@ class Worker(Generic[CommandT]):
 
     def _send_outbox(self) -> None:
         self._is_outbox_planned = False
-        while True:
-            try:
-                gateway_id, message = self._outbox.get_nowait()
-            except queue.Empty:
-                return
+        if self._outbox.empty():
+            return
+        while not self._outbox.empty():
+            gateway_id, message = self._outbox.get_nowait()
             try:
                 self._io.send(gateway_id, message)
             except (UnicodeEncodeError, OverflowError):
@@ -247,6 +249,7 @@ class Worker(Generic[CommandT]):
                 # for the answer must get one.
                 _logger.exception("a %s can't be encoded", type(message).__name__)
                 self._io.fail(gateway_id, message, "The worker could not write its answer.")
+        self._io.flush()
 
     def _on_signal(self, number: int) -> None:
         # Ctrl-C reaches the whole process group and the supervisor's SIGTERM follows it, so only

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from protocol.errors import ErrorCode
-from protocol.version import METRICS_VERSION, OLDEST_VERSION, PROTOCOL_VERSION, ProtocolVersion
+from protocol.version import (
+    BATCH_VERSION,
+    METRICS_VERSION,
+    OLDEST_VERSION,
+    PROTOCOL_VERSION,
+    ProtocolVersion,
+)
 from protocol.wire.codec import Decoder
 from protocol.wire.command_age import CommandAge
 from protocol.wire.keys import ClientSecurity
@@ -135,7 +141,8 @@ class WorkerLoop(Generic[CommandT]):
         security: CURVE keys for tcp; a Unix socket is guarded by its file mode.
         settings: Times.
         limits: Bounds of the sockets.
-        flush_outbox: Called before the goodbyes; hands over what other threads have sent.
+        flush_outbox: Called after each round of commands and before the goodbyes; hands over what
+            the handler and other threads have sent.
         on_finished: Called once, with the exit code, when everything is closed.
         metrics: What the worker counts; None has nothing to report.
         clock: Monotonic seconds.
@@ -209,6 +216,11 @@ class WorkerLoop(Generic[CommandT]):
         link = self._gateways.get(gateway_id)
         if link is not None:
             link.send(message)
+
+    def flush(self) -> None:
+        """Let what was sent since the last turn leave now."""
+        for link in self._links.values():
+            link.dealer.flush()
 
     def fail(self, gateway_id: str, answer: Message, text: str) -> None:
         """Send a Failure in place of an answer; nothing when the gateway is gone."""
@@ -299,6 +311,7 @@ class WorkerLoop(Generic[CommandT]):
             on_message=self._on_message,
             on_connected=self._announce_to,
             on_lost=self._on_lost,
+            on_drained=self._flush_outbox,
             max_gap_s=_NORMAL_BEATS * self._settings.heartbeat_interval_s,
             clock=self._clock,
         )
@@ -430,6 +443,8 @@ class WorkerLoop(Generic[CommandT]):
             self._handler.on_gateway_lost(gateway_id)
         link.gateway_id = gateway_id
         link.gateway_version = heartbeat.protocol_version or OLDEST_VERSION
+        if link.gateway_version >= BATCH_VERSION:
+            link.dealer.send_batches()
         self._gateways[gateway_id] = link
         self._note_gateways()
         _logger.info("gateway %s at %s is here", gateway_id, link.address)
