@@ -8,6 +8,7 @@ from auth_worker.authority import Rules
 from auth_worker.keys import ENVIRONMENT_KEY_NAME, weakness_of
 from protocol.errors import ConfigurationError
 from protocol.runtime.settings import SettingsReader
+from protocol.wire.readiness import READY_FILE_SETTING
 
 ADMIN_KEY_FILE_SETTING = "PENSTOCK_ADMIN_KEY_FILE"
 _MAX_KEY_FILE_BYTES = 4096
@@ -42,6 +43,7 @@ class AuthSettings:
             when both are unset.
         drain_timeout_s: How long a stopping worker waits for its last commits.
         log_level: One of `LOG_LEVELS`.
+        ready_file: PENSTOCK_READY_FILE, there while a gateway gives this worker work.
     """
 
     data_dir: Path
@@ -49,6 +51,7 @@ class AuthSettings:
     admin_key: AdminKey | None = None
     drain_timeout_s: float = 30.0
     log_level: str = "info"
+    ready_file: Path | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "AuthSettings":
@@ -69,6 +72,7 @@ class AuthSettings:
             admin_key=_admin_key(reader),
             drain_timeout_s=reader.float("PENSTOCK_DRAIN_TIMEOUT_S", 30.0, minimum=0.0),
             log_level=reader.choice("PENSTOCK_LOG_LEVEL", "info", LOG_LEVELS),
+            ready_file=reader.path(READY_FILE_SETTING),
         )
 
 

@@ -8,6 +8,7 @@ from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.demo import DEMO_MODEL_NAME, demo_model_path
 from protocol.errors import ConfigurationError
 from protocol.runtime.settings import SettingsReader
+from protocol.wire.readiness import READY_FILE_SETTING
 
 DEFAULT_COMPILE_CACHE_DIR = Path("~/.cache/penstock/compile")
 DEFAULT_PROFILE_DIR = Path("~/.cache/penstock/profiles")
@@ -72,6 +73,7 @@ class EngineSettings:
         drain_timeout_s: `PENSTOCK_DRAIN_TIMEOUT_S`, how long running requests may go on at the end.
         log_level: `PENSTOCK_LOG_LEVEL`.
         profile_dir: `PENSTOCK_PROFILE_DIR`, where recordings of the engine's work go.
+        ready_file: `PENSTOCK_READY_FILE`, there while a gateway gives this engine work.
     """
 
     model: ModelSettings
@@ -79,6 +81,7 @@ class EngineSettings:
     drain_timeout_s: float = 30.0
     log_level: str = "info"
     profile_dir: Path = DEFAULT_PROFILE_DIR
+    ready_file: Path | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "EngineSettings":
@@ -94,6 +97,7 @@ class EngineSettings:
             drain_timeout_s=reader.float("PENSTOCK_DRAIN_TIMEOUT_S", 30.0, minimum=0.0),
             log_level=reader.choice("PENSTOCK_LOG_LEVEL", "info", LOG_LEVELS),
             profile_dir=reader.path("PENSTOCK_PROFILE_DIR", DEFAULT_PROFILE_DIR).expanduser(),
+            ready_file=reader.path(READY_FILE_SETTING),
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from protocol.errors import ConfigurationError
 from protocol.runtime.settings import SettingsReader
 from protocol.wire.keys import KEY_DIR_SETTING
+from protocol.wire.readiness import READY_FILE_SETTING
 from toolparser_worker.errors import UnknownFormatError
 from toolparser_worker.formats import find_reasoning_format, find_tool_format
 from toolparser_worker.tools import MAX_TOOLS_BYTES
@@ -27,6 +28,7 @@ class ParserSettings:
         required_tool_formats: `PENSTOCK_TOOL_FORMAT`, what engines were told to use; a name that
             nobody here knows stops the start. A comma list, since engines may differ.
         required_reasoning_formats: `PENSTOCK_REASONING_FORMAT`, likewise.
+        ready_file: `PENSTOCK_READY_FILE`, there while a gateway gives this worker work.
     """
 
     log_level: str = "info"
@@ -37,6 +39,7 @@ class ParserSettings:
     required_tool_formats: tuple[str, ...] = ()
     required_reasoning_formats: tuple[str, ...] = ()
     max_tools_bytes: int = MAX_TOOLS_BYTES
+    ready_file: Path | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "ParserSettings":
@@ -65,6 +68,7 @@ class ParserSettings:
             required_reasoning_formats=_known(
                 "PENSTOCK_REASONING_FORMAT", reader, find_reasoning_format
             ),
+            ready_file=reader.path(READY_FILE_SETTING),
         )
 
 

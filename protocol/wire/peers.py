@@ -151,14 +151,14 @@ class PeerTable:
 
     Args:
         role: Of this socket; a Ready of another role is refused.
-        heartbeat: Makes the gateway's heartbeat, the first answer to a Ready.
+        heartbeat: Makes the gateway's heartbeat to a peer, the first answer to a Ready.
         limits: When a peer counts as what.
     """
 
     def __init__(
         self,
         role: Role,
-        heartbeat: Callable[[], Heartbeat],
+        heartbeat: Callable[[Peer], Heartbeat],
         limits: PeerLimits | None = None,
     ) -> None:
         self.role: Role = role
@@ -281,7 +281,7 @@ class PeerTable:
         if peer.phase != ready.phase:
             _set_phase(peer, ready.phase, -1.0, "", now)
         events.extend(_changes(peer, before, was_taking_work=was_taking_work))
-        return Outcome(events=tuple(events), replies=(self._heartbeat(),))
+        return Outcome(events=tuple(events), replies=(self._heartbeat(peer),))
 
     def _refusal(self, identity: bytes, ready: Ready, now: float) -> Refused | None:
         if not ready.protocol_version.speaks_with(PROTOCOL_VERSION):

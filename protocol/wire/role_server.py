@@ -135,9 +135,8 @@ class RoleServer(Generic[EventT]):
 
     def beat(self) -> None:
         """Send every peer a heartbeat."""
-        heartbeat = self._heartbeat()
         for peer in self._table.peers():
-            self._send(peer.identity, heartbeat)
+            self._send(peer.identity, self._heartbeat(peer))
 
     def say_goodbye(self, reason: str = "the gateway stops") -> None:
         """Tell every peer that this is the end; a moment before `close`, or it may go unread."""
@@ -156,9 +155,12 @@ class RoleServer(Generic[EventT]):
         self._loop = None
         self._router.close()
 
-    def _heartbeat(self) -> Heartbeat:
+    def _heartbeat(self, peer: Peer) -> Heartbeat:
         return Heartbeat(
-            instance_id=self._instance_id, phase=self._phase, protocol_version=PROTOCOL_VERSION
+            instance_id=self._instance_id,
+            phase=self._phase,
+            protocol_version=PROTOCOL_VERSION,
+            takes_work=peer.takes_work and self._phase == "ready",
         )
 
     def _send(self, identity: bytes, message: Message) -> None:
