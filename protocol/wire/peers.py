@@ -31,7 +31,7 @@ from protocol.wire.messages.metrics import Metrics, MetricSample
 PeerEventKind = Literal["joined", "ready", "updated", "lost"]
 LossReason = Literal["goodbye", "failed", "disconnected", "silent", "hung", "overflow", "replaced"]
 DEATHS: frozenset[LossReason] = frozenset({"failed", "disconnected", "silent", "hung"})
-"""What may have been the fault of the work that ran; the others are the connection's or nobody's."""
+"""Losses that the work that ran may have caused; the others have no such cause."""
 MAX_METRIC_SAMPLES = 4096
 """Series of one peer that a gateway keeps."""
 _STARTING: frozenset[Phase] = frozenset({"starting", "downloading", "loading", "compiling"})
@@ -47,7 +47,7 @@ class PeerLimits:
         stall_timeout_s: Running work without progress for so long: hung, treated as lost.
         start_dead_s: As `dead_s`, for a peer that loads or compiles.
         start_stall_timeout_s: A start-up phase without any change for so long: hung.
-        max_sweep_gap_s: If the caller itself slept longer, its peers are not to blame.
+        max_sweep_gap_s: A longer gap means that the caller itself did not run; it doesn't count as silence.
         max_peers: Further ones are refused.
     """
 
@@ -165,7 +165,7 @@ class PeerTable:
         self._heartbeat = heartbeat
         self._limits = limits or PeerLimits()
         self._peers: dict[bytes, Peer] = {}
-        # Instance id → progress counter of who was hung: connecting anew alone heals nobody.
+        # Instance id → progress counter of who was hung: a new connection alone doesn't clear it.
         self._stuck: OrderedDict[str, int] = OrderedDict()
         self._last_sweep: float | None = None
 
@@ -342,7 +342,7 @@ class PeerTable:
         return None
 
     def _note_recovery(self, peer: Peer) -> None:
-        """Who was hung is well again once it moves, or has nothing left to do."""
+        """A hung peer takes work again once its counter moves, or it has nothing left to do."""
         if peer.stuck_at is not None and (
             peer.progress_counter != peer.stuck_at or peer.load.num_running == 0
         ):

@@ -28,7 +28,7 @@ def secure_server(socket: "zmq.Socket[bytes]", security: ServerSecurity) -> None
     socket.curve_server = True
     socket.curve_secretkey = security.secret_key.reveal()
     socket.zap_domain = _ZAP_DOMAIN
-    # Without a handler that says yes, nobody gets in.
+    # Without a ZAP handler that answers 200, no connection is accepted.
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
 
@@ -67,7 +67,7 @@ class ZapHandler:
         self._reader.start(loop)
 
     def close(self) -> None:
-        """Stop answering; from then on nobody new gets in."""
+        """Stop answering; from then on no new connection is accepted."""
         self._reader.stop()
         self._socket.close()
 

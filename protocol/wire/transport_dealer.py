@@ -226,7 +226,7 @@ class Dealer(Generic[CommandT]):
                 self.address,
             )
         if event & _ENDS and self._connection is not None and self._loop is not None:
-            # First its last words, such as a Goodbye, which may still wait unread.
+            # First what it sent last, such as a Goodbye, which may still wait unread.
             self._connection.recheck()
             self._loop.call_soon(self._on_end, self._connection)
 

@@ -268,7 +268,7 @@ class Router(Generic[EventT]):
                 raise
             self.forget(identity)
             if self._on_gone is not None and self._loop is not None:
-                # First its last words, such as a Goodbye, which may still wait unread.
+                # First what it sent last, such as a Goodbye, which may still wait unread.
                 self._reader.recheck()
                 self._loop.call_soon(self._on_gone, identity)
         finally:

@@ -260,7 +260,7 @@ class Worker(Generic[CommandT]):
 
     def _on_signal(self, number: int) -> None:
         # Ctrl-C reaches the whole process group and the supervisor's SIGTERM follows it, so only
-        # the same signal again means that somebody lost patience.
+        # the same signal again asks for the end at once.
         if number in self._received_signals:
             self._plan_hard_exit(128 + number)
             self._io.finish("told twice to stop", 128 + number)

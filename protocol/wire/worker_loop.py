@@ -176,7 +176,7 @@ class WorkerLoop(Generic[CommandT]):
         return self._drain_deadline is not None
 
     def begin_drain(self, timeout_s: float) -> None:
-        """Tell everybody, let the handler finish, then say goodbye; a second call does nothing."""
+        """Send Drain, let the handler finish, then send Goodbye; a second call does nothing."""
         if self.is_draining or self._is_finished:
             return
         # In this order a NaN from the wire becomes 0.
@@ -191,7 +191,7 @@ class WorkerLoop(Generic[CommandT]):
         self._handler.on_drain(timeout_s)
 
     def finish(self, reason: str, exit_code: int) -> None:
-        """Say goodbye to everybody and close; a second call does nothing."""
+        """Send every gateway a Goodbye and close; a second call does nothing."""
         if self._is_finished:
             return
         self._flush_outbox()
@@ -274,7 +274,7 @@ class WorkerLoop(Generic[CommandT]):
     def _tick(self) -> None:
         if self._is_finished:
             return
-        # First the next one: whatever goes wrong below, the heart goes on beating.
+        # Planned first, so that heartbeats go on whatever fails below.
         self._loop.call_later(self._settings.heartbeat_interval_s, self._tick)
         now = self._clock()
         # While this thread did not run, gateways had no chance to be heard.
