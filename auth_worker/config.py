@@ -45,6 +45,7 @@ class AuthSettings:
     admin_key: AdminKey | None = None
     key_dir: Path | None = setting(shared.KEY_DIR)
     drain_timeout_s: float = setting(shared.DRAIN_TIMEOUT_S)
+    ready_file: Path | None = setting(shared.READY_FILE)
     log_level: str = setting(shared.LOG_LEVEL)
 
     @classmethod

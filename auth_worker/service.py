@@ -126,6 +126,7 @@ class AuthService:
             settings=WorkerSettings(drain_timeout_s=settings.drain_timeout_s),
             build=build,
             metrics=self._handler.metrics.registry,
+            ready_file=settings.ready_file,
         )
         self._ticker = Ticker(
             EXPIRY_INTERVAL_S, lambda: self._worker.call_soon(self._handler.expire)

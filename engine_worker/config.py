@@ -137,6 +137,7 @@ class EngineSettings:
     model: ModelSettings
     key_dir: Path | None = setting(shared.KEY_DIR)
     drain_timeout_s: float = setting(shared.DRAIN_TIMEOUT_S)
+    ready_file: Path | None = setting(shared.READY_FILE)
     log_level: str = setting(shared.LOG_LEVEL)
     profile_dir: Path = setting(
         file_path(

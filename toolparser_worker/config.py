@@ -33,6 +33,7 @@ class ParserSettings:
     log_level: str = setting(shared.LOG_LEVEL)
     key_dir: Path | None = setting(shared.KEY_DIR)
     drain_timeout_s: float = setting(shared.DRAIN_TIMEOUT_S)
+    ready_file: Path | None = setting(shared.READY_FILE)
     max_sessions: int = setting(
         whole_number(
             "PENSTOCK_PARSER_MAX_SESSIONS",

@@ -55,6 +55,7 @@ def run(
         ),
         build=build,
         metrics=metrics.registry,
+        ready_file=settings.ready_file,
     )
     handler.connect(worker)
     worker.start()

@@ -18,6 +18,7 @@ from protocol.runtime.settings import (
 )
 from protocol.wire.endpoints import ENDPOINT_SETTINGS
 from protocol.wire.keys import KEY_DIR_SETTING
+from protocol.wire.readiness import READY_FILE_SETTING
 
 DTYPES = ("auto", "float32", "bfloat16")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -205,3 +206,13 @@ SHARED: tuple[Setting[object], ...] = tuple(
     value for value in list(globals().values()) if isinstance(value, Setting)
 )
 """All of the above."""
+
+READY_FILE = file_path(
+    READY_FILE_SETTING,
+    None,
+    meaning=(
+        "a file that a worker keeps while a gateway gives it new work; `python -m protocol ready` "
+        "looks at it. One for each worker"
+    ),
+)
+"""Not shared: each worker has its own file."""

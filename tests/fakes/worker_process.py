@@ -5,7 +5,9 @@ It grants everything, and says in `expires_s` how long the question may have wai
 
 import ctypes
 import os
+import signal
 import sys
+from pathlib import Path
 
 from protocol.runtime.lifetime import exit_with_parent
 from protocol.wire import codec
@@ -16,8 +18,15 @@ from tests.fakes.echo_worker import RecordingHandler
 
 
 def main() -> int:
-    """Arguments: `wait`, or `busy` for a main thread that sits in C code and never comes back."""
+    """Run one worker until it ends.
+
+    Arguments: `wait`; `busy` for a main thread that sits in C code and never comes back; `load` for
+    a worker that loads until SIGUSR1.
+    """
     exit_with_parent(os.environ)
+    ready_file = os.environ.get("PENSTOCK_READY_FILE")
+    # Before any thread starts, so that the signal waits for `sigwait`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     handler = RecordingHandler[AuthCommand]()
     worker = Worker(
         role="auth",
@@ -29,6 +38,7 @@ def main() -> int:
             exit_grace_s=0.1,
             drain_timeout_s=float(os.environ.get("FAKE_DRAIN_TIMEOUT_S", "5")),
         ),
+        ready_file=Path(ready_file) if ready_file else None,
     )
 
     def answer(gateway_id: str, command: AuthCommand) -> None:
@@ -46,6 +56,9 @@ def main() -> int:
     handler.answer = answer
     handler.unfinished = int(os.environ.get("FAKE_UNFINISHED", "0"))
     worker.start()
+    if sys.argv[1] == "load":
+        worker.set_phase("loading")
+        signal.sigwait({signal.SIGUSR1})
     worker.announce(AuthOffer(epoch=1))
     while sys.argv[1] == "busy":
         # As a compiler would: no bytecode runs in this thread, and no lock is held.
