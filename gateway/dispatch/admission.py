@@ -1,52 +1,42 @@
-"""The bounded queue before the engines: fair between tenants, by priority, within credits."""
+"""Gives out seats at engines: at once, in turn, again after a loss, and takes them back."""
 
 import asyncio
-import itertools
-import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
-from gateway.dispatch.fair_queue import CostEstimate, FairQueue
+from gateway.dispatch.fair_queue import CostEstimate
 from gateway.dispatch.returning import ReturningWaiter, ReturningWork
-from gateway.dispatch.seats import Accepts, EngineHandle, Seat, Share, least_loaded
-from gateway.errors import OverloadedError, WorkerUnavailableError
-
-MIN_RETRY_AFTER_S = 1.0
-MAX_RETRY_AFTER_S = 120.0
-_RATE_WINDOW = 128
-
-
-@dataclass(slots=True, eq=False)
-class _Waiter:
-    """A request in the queue; `is_extra` as in `acquire`."""
-
-    tenant: str
-    priority: int
-    tokens: int
-    cost: int
-    future: "asyncio.Future[Seat]"
-    is_extra: bool
+from gateway.dispatch.seats import (
+    Accepts,
+    EngineHandle,
+    Seat,
+    SeatKind,
+    Share,
+    any_engine,
+    least_loaded,
+)
+from gateway.dispatch.waiting_line import MIN_RETRY_AFTER_S, Waiter, WaitingLine
+from gateway.errors import WorkerUnavailableError
 
 
-@dataclass(slots=True)
-class _ModelQueue:
-    """The waiters of one model.
+class _Model:
+    """Who waits for engines of one model.
 
     Attributes:
-        waiters: Who waits for a first seat.
-        returning: Who was at an engine that is gone, in order; they go before everybody else.
-        num_waiting: Waiters to which the bound applies.
-        departures: When the latest seats were given.
-        turn: Breaks ties between engines.
+        lines: Who waits for a first seat, by its kind.
+        returning: Who was at an engine that is gone; before everybody else who waits for work.
     """
 
-    waiters: FairQueue[_Waiter] = field(default_factory=FairQueue)
-    returning: ReturningWork = field(default_factory=ReturningWork)
-    num_waiting: int = 0
-    departures: deque[float] = field(default_factory=lambda: deque(maxlen=_RATE_WINDOW))
-    turn: Iterator[int] = field(default_factory=itertools.count)
+    def __init__(self, max_queue: int, clock: Callable[[], float]) -> None:
+        self.lines: dict[SeatKind, WaitingLine] = {
+            "work": WaitingLine(max_queue, clock),
+            "question": WaitingLine(max_queue, clock),
+        }
+        self.returning = ReturningWork()
+
+    def is_behind(self, kind: SeatKind) -> bool:
+        """Whether somebody waits who goes before a newcomer of this kind."""
+        return bool(self.lines[kind]) or (kind == "work" and bool(self.returning))
 
 
 class Admission:
@@ -54,10 +44,12 @@ class Admission:
 
     Waiting requests are ordered by priority with aging, then fair between tenants by tokens: a
     tenant with a thousand requests delays another's first one by one request, not by a thousand.
+    Who finds no credit at the engines that can do its work keeps them free of those behind it,
+    and holds up nobody whose work other engines can do.
 
     Args:
         engines: The live engines of a model.
-        max_queue: Requests that may wait for one model.
+        max_queue: Requests that may wait for one model and kind of seat.
         clock: Monotonic seconds.
     """
 
@@ -70,11 +62,19 @@ class Admission:
         self._engines = engines
         self._max_queue = max_queue
         self._clock = clock
-        self._queues: dict[str, _ModelQueue] = {}
+        self._models: dict[str, _Model] = {}
         self._costs = CostEstimate()
 
     async def acquire(
-        self, model: str, *, tenant: str, priority: int, tokens: int, is_extra: bool = False
+        self,
+        model: str,
+        *,
+        tenant: str,
+        priority: int,
+        tokens: int,
+        is_extra: bool = False,
+        accepts: Accepts = any_engine,
+        kind: SeatKind = "work",
     ) -> Seat:
         """A seat at the least loaded engine that has credit; waits for its turn.
 
@@ -84,40 +84,71 @@ class Admission:
             priority: Lower goes first.
             tokens: Upper bound of prompt and output.
             is_extra: A further choice of a request that is in already: its client has been let
-                in, so the bound of the queue doesn't apply, and it waits while no engine is there.
+                in, so the bounds of the queue don't apply, and it waits while no engine is there.
+            accepts: Which engines can do the work.
+            kind: Of the seat.
 
         Raises:
-            OverloadedError: The queue is full.
+            OverloadedError: The queue is full, or this tenant has too much of it.
             WorkerUnavailableError: No engine of this model is there, or the last one went.
         """
-        queue = self._queues.setdefault(model, _ModelQueue())
-        engines = self._engines(model)
-        if not engines and not is_extra:
+        if not is_extra and not self._engines(model):
             raise _no_engine(model)
-        if not queue.waiters and not queue.returning.holds_up(engines):
-            engine = least_loaded(engines, tokens, next(queue.turn))
-            if engine is not None:
-                seat = self._seat(engine, tokens, queue)
-                seat.share = Share(tenant, priority, tokens, cost=0)
-                return seat
-        if not is_extra and queue.num_waiting >= self._max_queue:
-            raise OverloadedError(
-                f"{queue.num_waiting} requests wait for the model `{model}` already; "
-                "please try again later.",
-                retry_after_s=self.retry_after_s(model),
-            )
-        waiter = self._enqueue(queue, tenant, priority, tokens, is_extra=is_extra)
-        try:
-            return await waiter.future
-        except asyncio.CancelledError:
-            if waiter.future.done() and not waiter.future.cancelled():
-                if waiter.future.exception() is None:
-                    self.release(waiter.future.result())
-            else:
-                waiter.future.cancel()
-                self._leave(queue, waiter)
-                self.pump(model)  # the next one may fit where this one did not
-            raise
+        seat = self.take_now(
+            model,
+            tenant=tenant,
+            priority=priority,
+            tokens=tokens,
+            is_extra=is_extra,
+            accepts=accepts,
+            kind=kind,
+        )
+        if seat is not None:
+            return seat
+        queue = self._model(model)
+        line = queue.lines[kind]
+        is_behind = queue.is_behind(kind)
+        if not is_extra:
+            line.check_room(model, tenant)
+        waiter = Waiter(
+            tenant=tenant,
+            priority=priority,
+            tokens=tokens,
+            cost=self._costs.of(tenant, tokens),
+            accepts=accepts,
+            future=asyncio.get_running_loop().create_future(),
+            is_extra=is_extra,
+        )
+        line.add(waiter)
+        if is_behind:
+            self.pump(model)  # those before it may want other engines
+        return await self._wait(model, waiter.future, lambda: line.discard(waiter))
+
+    def take_now(
+        self,
+        model: str,
+        *,
+        tenant: str,
+        priority: int,
+        tokens: int,
+        is_extra: bool = False,
+        accepts: Accepts = any_engine,
+        kind: SeatKind = "work",
+    ) -> Seat | None:
+        """A seat as `acquire` gives one, if nobody waits before and an engine has credit.
+
+        The arguments are those of `acquire`.
+        """
+        queue = self._model(model)
+        if queue.is_behind(kind):
+            return None
+        line = queue.lines[kind]
+        fitting = [engine for engine in self._engines(model) if accepts(engine)]
+        engine = least_loaded(fitting, tokens, next(line.turn), kind)
+        if engine is None:
+            return None
+        line.note_departure(tenant, is_extra=is_extra)
+        return _seat(engine, tokens, kind, Share(tenant, priority, tokens, cost=0))
 
     async def acquire_again(
         self,
@@ -142,20 +173,27 @@ class Admission:
         Raises:
             WorkerLostError: It isn't patient, and only such engines are there.
         """
-        queue = self._queues.setdefault(model, _ModelQueue())
+        returning = self._model(model).returning
         future: asyncio.Future[Seat] = asyncio.get_running_loop().create_future()
         waiter = ReturningWaiter(tokens, accepts, is_alone, is_patient, future)
-        queue.returning.add(waiter)
+        returning.add(waiter)
         self.pump(model)
+        return await self._wait(model, future, lambda: returning.discard(waiter))
+
+    async def _wait(
+        self, model: str, future: "asyncio.Future[Seat]", leave: Callable[[], None]
+    ) -> Seat:
+        """The seat; who is cancelled meanwhile leaves nothing behind."""
         try:
             return await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                self.release(future.result())
+            if future.done() and not future.cancelled():
+                if future.exception() is None:
+                    self.release(future.result())
             else:
                 future.cancel()
-                queue.returning.discard(waiter)
-                self.pump(model)
+                leave()
+                self.pump(model)  # the next one may fit where this one did not
             raise
 
     def share(self, seat: Seat) -> None:
@@ -166,20 +204,26 @@ class Admission:
             self.pump(seat.engine.offer.model)
 
     def resize(self, seat: Seat, tokens: int) -> None:
-        """Replace the upper bound of a seat by a better number."""
-        if not seat.is_released:
-            seat.engine.num_tokens += tokens - seat.tokens
-            seat.tokens = tokens
+        """Replace the upper bound of a seat by a better number; what becomes free is given out."""
+        if seat.is_released:
+            return
+        has_shrunk = tokens < seat.tokens
+        seat.vacate()
+        seat.tokens = tokens
+        seat.occupy()
+        if has_shrunk:
+            self.pump(seat.engine.offer.model)
 
     def move(self, seat: Seat, engine: EngineHandle) -> None:
-        """Exchange a seat for one at another engine that can take its tokens."""
-        if seat.is_released or engine is seat.engine:
+        """Exchange a seat for one at another engine that can take its tokens.
+
+        One that is alone stays: the other engine may have work.
+        """
+        if seat.is_released or seat.is_alone or engine is seat.engine:
             return
-        seat.engine.num_requests -= 1
-        seat.engine.num_tokens -= seat.tokens
+        seat.vacate()
         seat.engine = engine
-        engine.num_requests += 1
-        engine.num_tokens += seat.tokens
+        seat.occupy()
         self.pump(engine.offer.model)
 
     def release(self, seat: Seat, used_tokens: int | None = None) -> None:
@@ -193,93 +237,93 @@ class Admission:
         if seat.is_released:
             return
         seat.is_released = True
+        model = seat.engine.offer.model
         if seat.share is not None:
-            self._account(seat.engine.offer.model, seat.share, used_tokens)
-        seat.engine.num_requests -= 1
-        seat.engine.num_tokens -= seat.tokens
+            self._account(self._model(model).lines[seat.kind], seat.share, used_tokens)
+        seat.vacate()
         if seat.is_alone:
             seat.engine.is_reserved = False
-        self.pump(seat.engine.offer.model)
+        self.pump(model)
 
-    def _account(self, model: str, share: Share, used_tokens: int | None) -> None:
+    def _account(self, line: WaitingLine, share: Share, used_tokens: int | None) -> None:
         if used_tokens is not None:
             self._costs.learn(share.tenant, share.bound, used_tokens)
-        queue = self._queues.get(model)
-        if queue is not None and share.cost:
-            tokens = (used_tokens or 0) - share.cost
-            queue.waiters.charge(tenant=share.tenant, priority=share.priority, tokens=tokens)
+        if share.cost:
+            line.charge(share.tenant, share.priority, (used_tokens or 0) - share.cost)
 
     def pump(self, model: str) -> None:
         """Seat who waits, as far as credits go; called when something may have become free."""
-        queue = self._queues.get(model)
-        if queue is None or not (queue.waiters or queue.returning):
+        queue = self._models.get(model)
+        if queue is None or not (queue.returning or any(queue.lines.values())):
             return
         engines = self._engines(model)
         if not engines:
-            self._fail_newcomers(queue, model)
+            _fail_newcomers(queue, model)
             return
-        for back, place in queue.returning.placed(engines, queue.turn):
-            back.future.set_result(self._seat(place, back.tokens, queue, is_alone=back.is_alone))
-        while not queue.returning.holds_up(engines):
-            waiter = queue.waiters.first(self._clock())
-            if waiter is None:
-                return
-            if waiter.future.done():
-                self._leave(queue, waiter)  # it is being cancelled, and hasn't run yet
-                continue
-            engine = least_loaded(engines, waiter.tokens, next(queue.turn))
-            if engine is None:
-                return
-            queue.waiters.take(waiter)
-            queue.num_waiting -= not waiter.is_extra
-            seat = self._seat(engine, waiter.tokens, queue)
-            seat.share = Share(waiter.tenant, waiter.priority, waiter.tokens, waiter.cost)
-            waiter.future.set_result(seat)
+        free = queue.returning.place(engines, queue.lines["work"].turn)
+        _seat_in_order(queue.lines["work"], free, "work")
+        _seat_in_order(queue.lines["question"], list(engines), "question")
 
     def num_waiting(self, model: str) -> int:
-        """Requests in the queue of a model."""
-        queue = self._queues.get(model)
-        return 0 if queue is None else queue.num_waiting
+        """Requests in the queues of a model."""
+        queue = self._models.get(model)
+        return 0 if queue is None else sum(line.num_waiting for line in queue.lines.values())
 
     def retry_after_s(self, model: str) -> float:
         """When the queue, at the rate measured last, will have moved on by its length."""
-        queue = self._queues.get(model)
-        if queue is None or len(queue.departures) < 2:
-            return MIN_RETRY_AFTER_S
-        span_s = self._clock() - queue.departures[0]
-        wait_s = span_s / len(queue.departures) * max(1, queue.num_waiting)
-        return float(min(MAX_RETRY_AFTER_S, max(MIN_RETRY_AFTER_S, math.ceil(wait_s))))
+        queue = self._models.get(model)
+        return MIN_RETRY_AFTER_S if queue is None else queue.lines["work"].retry_after_s()
 
-    def _enqueue(
-        self, queue: _ModelQueue, tenant: str, priority: int, tokens: int, *, is_extra: bool
-    ) -> _Waiter:
-        future: asyncio.Future[Seat] = asyncio.get_running_loop().create_future()
-        cost = self._costs.of(tenant, tokens)
-        waiter = _Waiter(tenant, priority, tokens, cost, future, is_extra)
-        queue.waiters.push(waiter, tenant=tenant, priority=priority, cost=cost, now=self._clock())
-        queue.num_waiting += not is_extra
-        return waiter
+    def _model(self, model: str) -> _Model:
+        queue = self._models.get(model)
+        if queue is None:
+            queue = self._models[model] = _Model(self._max_queue, self._clock)
+        return queue
 
-    def _seat(
-        self, engine: EngineHandle, tokens: int, queue: _ModelQueue, *, is_alone: bool = False
-    ) -> Seat:
-        engine.num_requests += 1
-        engine.num_tokens += tokens
-        engine.is_reserved |= is_alone
-        queue.departures.append(self._clock())
-        return Seat(engine, tokens, is_alone=is_alone)
 
-    @staticmethod
-    def _leave(queue: _ModelQueue, waiter: _Waiter) -> None:
-        if waiter in queue.waiters:
-            queue.waiters.discard(waiter)
-            queue.num_waiting -= not waiter.is_extra
+def _seat(engine: EngineHandle, tokens: int, kind: SeatKind, share: Share | None = None) -> Seat:
+    seat = Seat(engine, tokens, share=share, kind=kind)
+    seat.occupy()
+    return seat
 
-    def _fail_newcomers(self, queue: _ModelQueue, model: str) -> None:
-        """The last engine went: who has begun nothing yet had better ask elsewhere."""
-        for waiter in queue.waiters:
+
+def _seat_in_order(line: WaitingLine, free: list[EngineHandle], kind: SeatKind) -> None:
+    """Seat those of a line who find credit.
+
+    Args:
+        line: Who waits.
+        free: Engines that nobody more important waits for; used up.
+        kind: Of the line.
+    """
+    while free and _seat_next(line, free, kind):
+        pass
+
+
+def _seat_next(line: WaitingLine, free: list[EngineHandle], kind: SeatKind) -> bool:
+    for waiter in line.in_order():
+        if waiter.future.done():
+            line.discard(waiter)  # it is being cancelled, and hasn't run yet
+            return True
+        fitting = [engine for engine in free if waiter.accepts(engine)]
+        engine = least_loaded(fitting, waiter.tokens, next(line.turn), kind)
+        if engine is not None:
+            line.take(waiter)
+            share = Share(waiter.tenant, waiter.priority, waiter.tokens, waiter.cost)
+            waiter.future.set_result(_seat(engine, waiter.tokens, kind, share))
+            return True
+        for engine in fitting:
+            free.remove(engine)
+        if not free:
+            break
+    return False
+
+
+def _fail_newcomers(queue: _Model, model: str) -> None:
+    """The last engine went: who has begun nothing yet had better ask elsewhere."""
+    for line in queue.lines.values():
+        for waiter in line:
             if not waiter.is_extra:
-                self._leave(queue, waiter)
+                line.discard(waiter)
                 if not waiter.future.done():
                     waiter.future.set_exception(_no_engine(model))
 

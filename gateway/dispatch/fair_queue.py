@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from itertools import count
+from itertools import chain, count, islice
 from typing import Generic, TypeVar
 
 AGING_S = 10.0
@@ -75,6 +75,20 @@ class _PriorityClass(Generic[ItemT]):
                 return next(iter(flow.items))
             heappop(self._heap)
 
+    def in_order(self) -> Iterator[ItemT]:
+        """The tenant that is due first with all its requests, then the next one.
+
+        A request that is passed over costs its tenant nothing, so the next of the same tenant is
+        due at the same time.
+        """
+        yield self.first()
+        # Only who can't serve that one asks for more.
+        due = sorted(
+            ((flow.start(), flow.version, flow) for flow in self._flows.values() if flow.items),
+            key=lambda entry: entry[:2],
+        )
+        yield from islice(chain.from_iterable(flow.items for _, _, flow in due), 1, None)
+
     def take(self, item: ItemT) -> None:
         tenant, _ = self._tenants[item]
         flow = self._flows[tenant]
@@ -87,14 +101,13 @@ class _PriorityClass(Generic[ItemT]):
     def discard(self, item: ItemT) -> None:
         tenant, _ = self._tenants.pop(item)
         flow = self._flows[tenant]
-        was_first = next(iter(flow.items)) is item
         del flow.items[item]
-        if not self._tenants:
+        if self._tenants:
+            self._plan(tenant, flow)
+        else:
             # Nobody waits: no debts are carried over.
             self._flows.clear()
             self._heap.clear()
-        elif was_first:
-            self._plan(tenant, flow)
 
     def charge(self, tenant: str, tokens: int) -> None:
         flow = self._flows.get(tenant)
@@ -162,12 +175,15 @@ class FairQueue(Generic[ItemT]):
 
     def first(self, now: float) -> ItemT | None:
         """Who is next; stays in."""
-        if not self._classes:
-            return None
-        return min(
+        return next(self.in_order(now), None)
+
+    def in_order(self, now: float) -> Iterator[ItemT]:
+        """Everybody from who is next on; the queue may not change meanwhile."""
+        for _, found in sorted(
             self._classes.items(),
             key=lambda one: (one[0] - (now - one[1].oldest_arrival) / AGING_S, one[0]),
-        )[1].first()
+        ):
+            yield from found.in_order()
 
     def take(self, item: ItemT) -> None:
         """A request is served: it leaves, and its tenant is charged its cost."""

@@ -21,6 +21,11 @@ NUM_DEATHS_BEFORE_ISOLATION = 2
 class Quarantine:
     """The fingerprints of convicted requests, each for a while; bounded, the oldest goes first.
 
+    It compares fingerprints and knows nothing of what is in them. Whoever makes one puts in all
+    that the engine's death may have depended on, and the tenant: the prompt, the sampling
+    parameters and the grammar. A conviction then refuses one tenant one request, and neither the
+    same prompt asked for otherwise nor anybody else's.
+
     Args:
         clock: Monotonic seconds.
     """
@@ -32,6 +37,11 @@ class Quarantine:
     def __len__(self) -> int:
         self._expire()
         return len(self._until)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is convicted at the moment, so that no fingerprint need be made."""
+        return len(self) == 0
 
     def check(self, fingerprint: bytes) -> None:
         """Refuse a request that is in quarantine.
@@ -77,10 +87,10 @@ class Suspicion:
 
     Args:
         quarantine: Where it ends up when it is convicted.
-        fingerprint: Of the request.
+        fingerprint: Makes that of the request, which is costly and seldom needed.
     """
 
-    def __init__(self, quarantine: Quarantine, fingerprint: bytes) -> None:
+    def __init__(self, quarantine: Quarantine, fingerprint: Callable[[], bytes]) -> None:
         self._quarantine = quarantine
         self._fingerprint = fingerprint
         self._num_deaths = 0
@@ -126,7 +136,7 @@ class Suspicion:
         if seat.is_alone and load.num_running + load.num_waiting <= 1:
             name = seat.engine.peer.instance_id
             _logger.error("engine %s died of a request that ran alone", name)
-            return self._quarantine.convict(self._fingerprint)
+            return self._quarantine.convict(self._fingerprint())
         self._num_deaths += 1
         return error
 

@@ -33,58 +33,60 @@ class ReturningWork:
     """The waiters of one model, in order."""
 
     def __init__(self) -> None:
-        self._waiters: list[ReturningWaiter] = []
+        self._waiters: dict[ReturningWaiter, None] = {}
 
     def __len__(self) -> int:
         return len(self._waiters)
 
     def add(self, waiter: ReturningWaiter) -> None:
         """One more, behind the others."""
-        self._waiters.append(waiter)
+        self._waiters[waiter] = None
 
     def discard(self, waiter: ReturningWaiter) -> None:
         """It gave up; idempotent."""
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
+        self._waiters.pop(waiter, None)
         _unreserve(waiter)
 
-    def holds_up(self, engines: Sequence[EngineHandle]) -> bool:
-        """Whether others must wait behind somebody here who only lacks credit."""
-        return any(
-            not waiter.is_alone
-            and not waiter.future.done()
-            and any(engine.takes_work and waiter.accepts(engine) for engine in engines)
-            for waiter in self._waiters
-        )
+    def place(self, engines: Sequence[EngineHandle], turn: Iterator[int]) -> list[EngineHandle]:
+        """Seat those for whom there is an engine now.
 
-    def placed(
-        self, engines: Sequence[EngineHandle], turn: Iterator[int]
-    ) -> Iterator[tuple[ReturningWaiter, EngineHandle]]:
-        """Those for whom there is an engine now, taken out, one by one; the caller seats each.
-
-        Who is not patient and finds only engines that can't go on with its work gets its error.
+        Who only lacks credit keeps the engines that can go on with its work free of everybody
+        behind it. Who is not patient and finds only engines that can't gets its error.
 
         Args:
             engines: The live engines of the model, at least one.
             turn: Breaks ties.
+
+        Returns:
+            The engines that nobody here waits for.
         """
+        free = list(engines)
         for waiter in list(self._waiters):
             if waiter.future.done():
-                self._waiters.remove(waiter)
+                self.discard(waiter)
+                continue
+            if not free and waiter.is_patient and not waiter.is_alone:
                 continue
             fitting = [engine for engine in engines if waiter.accepts(engine)]
-            if not fitting:
-                if not waiter.is_patient:
-                    self._waiters.remove(waiter)
-                    waiter.future.set_exception(_replaced())
-                continue
-            if waiter.is_alone:
-                engine = _emptied(waiter, fitting)
+            if not fitting and not waiter.is_patient:
+                del self._waiters[waiter]
+                waiter.future.set_exception(_replaced())
+            elif waiter.is_alone:
+                self._seat(waiter, _emptied(waiter, fitting))
             else:
-                engine = least_loaded(fitting, waiter.tokens, next(turn))
-            if engine is not None:
-                self._waiters.remove(waiter)
-                yield waiter, engine
+                fitting = [engine for engine in free if engine in fitting]
+                if not self._seat(waiter, least_loaded(fitting, waiter.tokens, next(turn))):
+                    free = [engine for engine in free if engine not in fitting]
+        return free
+
+    def _seat(self, waiter: ReturningWaiter, engine: EngineHandle | None) -> bool:
+        if engine is None:
+            return False
+        del self._waiters[waiter]
+        seat = Seat(engine, waiter.tokens, is_alone=waiter.is_alone)
+        seat.occupy()
+        waiter.future.set_result(seat)
+        return True
 
 
 def _emptied(waiter: ReturningWaiter, fitting: Sequence[EngineHandle]) -> EngineHandle | None:

@@ -2,9 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from protocol.wire.messages import EngineOffer
 from protocol.wire.peers import Peer
+
+SeatKind = Literal["work", "question"]
+"""`work` runs in an engine's steps and takes of its credit: a choice, a batch of embeddings.
+A `question` is answered by the threads beside them (tokenise, detokenise) and takes no credit;
+`MAX_QUESTIONS` bounds how many one engine has of this gateway."""
+MAX_QUESTIONS = 16
+"""An engine lets 256 wait for its threads: those of several gateways, and every prompt."""
 
 
 @dataclass(slots=True, eq=False)
@@ -14,8 +22,10 @@ class EngineHandle:
     Attributes:
         peer: Its connection, with its latest load and credit.
         offer: What it serves.
-        num_requests: Choices that this gateway has there; `num_tokens` their tokens.
+        num_requests: Seats for work that this gateway has there; `num_tokens` their tokens.
+        num_questions: Seats for questions.
         is_backing_off: It just refused work that seemed to be within its credit.
+        backing_off_until: When that ends, in monotonic seconds.
         is_reserved: It is kept for a request that runs, or is about to run, with no other beside
             it.
     """
@@ -24,7 +34,9 @@ class EngineHandle:
     offer: EngineOffer
     num_requests: int = 0
     num_tokens: int = 0
+    num_questions: int = 0
     is_backing_off: bool = False
+    backing_off_until: float = 0.0
     is_reserved: bool = False
 
     @property
@@ -32,19 +44,46 @@ class EngineHandle:
         """Whether it may be given anything at all at the moment."""
         return self.peer.takes_work and not self.is_backing_off
 
-    def can_take(self, tokens: int) -> bool:
-        """Whether one more choice of so many tokens is within the credit."""
-        credits_now = self.peer.credits or self.offer.credits
+    def can_take(self, tokens: int, kind: SeatKind = "work") -> bool:
+        """Whether one more seat is within the credit, or the bound of questions.
+
+        Args:
+            tokens: Upper bound of prompt and output; a question takes none.
+            kind: Of the seat.
+        """
         if not self.takes_work or self.is_reserved:
             return False
+        if kind == "question":
+            return self.num_questions < MAX_QUESTIONS
+        credits_now = self.peer.credits or self.offer.credits
         if self.num_requests >= credits_now.max_requests:
             return False
         # One request alone may always go: the engine itself knows best whether it can ever fit.
         return self.num_requests == 0 or self.num_tokens + tokens <= credits_now.max_tokens
 
+    def back_off(self, until: float) -> None:
+        """It answered that it is overloaded: leave it alone.
+
+        Args:
+            until: Monotonic seconds; an earlier time than was asked for before changes nothing.
+        """
+        self.backing_off_until = max(self.backing_off_until, until)
+        self.is_backing_off = True
+
+    def end_back_off(self, until: float) -> bool:
+        """The time given to `back_off` has come; whether it may be given work again.
+
+        Args:
+            until: As given to `back_off`; it may have asked for longer since.
+        """
+        if until < self.backing_off_until:
+            return False
+        self.is_backing_off = False
+        return True
+
     @property
     def num_unfinished(self) -> int:
-        """Choices there: as reported, which is up to a second old, or as sent, if that is more."""
+        """Work there: as reported, which is up to a second old, or as sent, if that is more."""
         load = self.peer.load
         return max(load.num_running + load.num_waiting, self.num_requests)
 
@@ -66,39 +105,67 @@ class Share:
 
 @dataclass(slots=True, eq=False)
 class Seat:
-    """The right to one choice at one engine, until released.
+    """The right to one piece of work, or one question, at one engine, until released.
 
     Attributes:
+        tokens: Upper bound of prompt and output, which the engine's credit is reduced by.
         is_alone: Nothing else may run at that engine meanwhile.
         share: Of the queue, that pays for it; None for work that lost its engine.
+        kind: Of the seat.
     """
 
     engine: EngineHandle
     tokens: int
     is_released: bool = False
     is_alone: bool = False
-    share: "Share | None" = None
+    share: Share | None = None
+    kind: SeatKind = "work"
+
+    def occupy(self) -> None:
+        """Count it at its engine."""
+        self._count(1)
+
+    def vacate(self) -> None:
+        """Count it no more."""
+        self._count(-1)
+
+    def _count(self, sign: int) -> None:
+        if self.kind == "question":
+            self.engine.num_questions += sign
+        else:
+            self.engine.num_requests += sign
+            self.engine.num_tokens += sign * self.tokens
 
 
 Accepts = Callable[[EngineHandle], bool]
-"""Whether an engine can do a piece of work at all, credit aside."""
+"""Whether an engine can do a piece of work at all, credit aside: while weights are replaced,
+engines of two fingerprints serve one model, and a prompt stays with the one that tokenised it."""
 
 
-def least_loaded(engines: Sequence[EngineHandle], tokens: int, turn: int) -> EngineHandle | None:
-    """The engine with the least work among those with credit.
+def any_engine(_engine: EngineHandle) -> bool:
+    """For work that nothing binds to an engine."""
+    return True
+
+
+def least_loaded(
+    engines: Sequence[EngineHandle], tokens: int, turn: int, kind: SeatKind = "work"
+) -> EngineHandle | None:
+    """The engine with the least to do among those that can take one more.
 
     Args:
         engines: To choose from.
         tokens: Upper bound of prompt and output.
         turn: Grows with each choice, so that ties go round.
+        kind: Of the seat.
     """
     best: EngineHandle | None = None
-    best_score = (0, 0)
+    best_score = (0, 0, 0)
     for offset in range(len(engines)):
         engine = engines[(turn + offset) % len(engines)]
-        if not engine.can_take(tokens):
+        if not engine.can_take(tokens, kind):
             continue
-        score = (engine.num_unfinished, engine.num_tokens)
+        questions = engine.num_questions if kind == "question" else 0
+        score = (questions, engine.num_unfinished, engine.num_tokens)
         if best is None or score < best_score:
             best, best_score = engine, score
     return best

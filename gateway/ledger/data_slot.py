@@ -3,11 +3,15 @@
 import fcntl
 import logging
 import os
-import shutil
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TextIO
 
-from gateway.ledger.outbox import FILE_NAME
+from gateway.ledger.journal import (
+    BACKLOG_PATTERN,
+    FILE_NAME,
+    next_backlog_path,
+    sync_folder,
+)
 from protocol.errors import ConfigurationError
 
 MAX_SLOTS = 256
@@ -19,9 +23,9 @@ class DataSlot:
     """A folder `gateway-N` of the shared data folder, ours until `close` or the process ends.
 
     The first free number is taken, so that a restarted gateway finds an outbox again. What free
-    folders of gateways that are gone hold is moved here: a settlement must not wait for somebody
-    to start that many gateways again. A crash in between leaves a settlement twice, and the auth
-    worker books it once.
+    folders of gateways that are gone hold is moved here, as backlog files that the outbox reads
+    page by page: a settlement must not wait for somebody to start that many gateways again, and
+    their number must not matter. A name is moved, nothing is copied.
 
     Args:
         shared: The data folder that several gateways were given; made if missing.
@@ -36,7 +40,11 @@ class DataSlot:
     def __init__(self, shared: Path) -> None:
         try:
             self.folder, self._lock = _claim(shared)
-            _adopt(shared, self.folder)
+            try:
+                _adopt(shared, self.folder)
+            except BaseException:
+                self._lock.close()
+                raise
         except OSError as error:
             raise ConfigurationError(
                 f"PENSTOCK_DATA_DIR: cannot use {shared}: {error.strerror}."
@@ -50,7 +58,9 @@ class DataSlot:
 def _claim(shared: Path) -> tuple[Path, TextIO]:
     for number in range(MAX_SLOTS):
         folder = shared / f"gateway-{number}"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _sync(shared)
         lock = _try_lock(folder)
         if lock is not None:
             return folder, lock
@@ -59,29 +69,22 @@ def _claim(shared: Path) -> tuple[Path, TextIO]:
 
 def _adopt(shared: Path, own: Path) -> None:
     for folder in sorted(shared.glob("gateway-*")):
-        left = folder / FILE_NAME
-        if folder == own or not left.is_file() or left.stat().st_size == 0:
-            continue
-        lock = _try_lock(folder)
+        lock = _try_lock(folder) if _left_in(folder) else None
         if lock is None:
-            continue
+            continue  # there is nothing, or its gateway runs: our own as well
         with lock:
-            with left.open("rb") as source, (own / FILE_NAME).open("a+b") as target:
-                _end_line(target)
-                shutil.copyfileobj(source, target)
-                target.flush()
-                os.fsync(target.fileno())
-            left.unlink()
-        _logger.info("took over the outbox of a gateway that is gone, %s", left)
+            for path in _left_in(folder):
+                path.rename(next_backlog_path(own))
+                _logger.info("took over the outbox of a gateway that is gone, %s", path)
+            # Where they are now first: a crash in between may leave both names, never none.
+            _sync(own)
+            _sync(folder)
 
 
-def _end_line(file: BinaryIO) -> None:
-    """A crash may have left half a line at the end of ours, which the next must not go on from."""
-    if file.seek(0, os.SEEK_END) == 0:
-        return
-    file.seek(-1, os.SEEK_END)
-    if file.read(1) != b"\n":
-        file.write(b"\n")
+def _left_in(folder: Path) -> list[Path]:
+    """The files with settlements that a gateway left."""
+    paths = [folder / FILE_NAME, *sorted(folder.glob(BACKLOG_PATTERN))]
+    return [path for path in paths if path.is_file() and path.stat().st_size > 0]
 
 
 def _try_lock(folder: Path) -> TextIO | None:
@@ -92,3 +95,11 @@ def _try_lock(folder: Path) -> TextIO | None:
         lock.close()
         return None
     return lock
+
+
+def _sync(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        sync_folder(folder)
+    finally:
+        os.close(folder)

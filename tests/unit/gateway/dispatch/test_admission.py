@@ -4,59 +4,10 @@ import asyncio
 
 import pytest
 
-from gateway.dispatch.admission import Admission
 from gateway.dispatch.seats import EngineHandle, Seat
 from gateway.errors import OverloadedError, WorkerLostError, WorkerUnavailableError
-from protocol.version import PROTOCOL_VERSION
-from protocol.wire.messages import Credits, EngineOffer, Load
-from protocol.wire.peers import Peer
-
-
-def engine(name: str = "e", *, max_requests: int = 1, max_tokens: int = 1000) -> EngineHandle:
-    offer = EngineOffer(
-        model="m",
-        fingerprint="f",
-        resume_version=1,
-        max_model_len=100,
-        created=0,
-        credits=Credits(max_requests=max_requests, max_tokens=max_tokens),
-    )
-    peer = Peer(
-        identity=name.encode(),
-        role="engine",
-        instance_id=name,
-        protocol_version=PROTOCOL_VERSION,
-        build="",
-        last_heard=0.0,
-        progress_since=0.0,
-        phase_since=0.0,
-        phase="ready",
-        engine=offer,
-    )
-    return EngineHandle(peer, offer)
-
-
-class Desk:
-    """An admission over a list of engines, with a clock that the test moves."""
-
-    def __init__(self, *engines: EngineHandle, max_queue: int = 100) -> None:
-        self.engines = list(engines)
-        self.now = 0.0
-        self.admission = Admission(lambda _: self.engines, max_queue, lambda: self.now)
-        self.order: list[str] = []
-
-    async def seat(self, tenant: str = "t", priority: int = 0, tokens: int = 10) -> Seat:
-        seat = await self.admission.acquire("m", tenant=tenant, priority=priority, tokens=tokens)
-        self.order.append(tenant)
-        return seat
-
-    async def queued(
-        self, tenant: str, priority: int = 0, tokens: int = 10
-    ) -> "asyncio.Task[Seat]":
-        """A request that has taken its place in the queue."""
-        task = asyncio.create_task(self.seat(tenant, priority, tokens))
-        await asyncio.sleep(0)
-        return task
+from protocol.wire.messages import Load
+from tests.fakes.engine_handles import Desk, engine
 
 
 async def serve_all(desk: Desk, seat: Seat, tasks: list["asyncio.Task[Seat]"]) -> None:
@@ -217,7 +168,7 @@ async def test_who_gave_up_does_not_stay_in_the_queue() -> None:
         leaving = await desk.queued("t")
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
-    assert len(desk.admission._queues["m"].waiters) == 1
+    assert len(desk.admission._models["m"].lines["work"]) == 1
     desk.admission.release(seat)
     assert (await patient).engine.num_requests == 1
 
@@ -314,12 +265,14 @@ async def test_work_goes_on_only_where_it_can() -> None:
     await asyncio.sleep(0)
     assert busy.engine is old
     assert not waiting.done()
-    # A newcomer waits its turn behind it, although another engine would be free for both.
+    # A newcomer goes where this work can't, and waits its turn for where it can.
+    assert (await desk.seat()).engine is new
     newcomer = await desk.queued("t")
-    assert not newcomer.done()
     desk.admission.release(busy)
     assert (await waiting).engine is old
-    assert (await newcomer).engine is new
+    assert not newcomer.done()
+    desk.admission.release(waiting.result())
+    assert (await newcomer).engine is old
 
 
 async def test_who_is_not_patient_learns_that_only_other_versions_are_left() -> None:

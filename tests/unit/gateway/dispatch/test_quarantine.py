@@ -13,7 +13,7 @@ from gateway.errors import (
     RemoteFailureError,
     WorkerLostError,
 )
-from gateway.request.job import GenerationJob, prompt_fingerprint
+from gateway.request.job import GenerationJob, job_fingerprint
 from protocol.errors import ErrorCode
 from protocol.version import PROTOCOL_VERSION
 from protocol.wire.messages import (
@@ -57,7 +57,7 @@ def lost(reason: LossReason) -> WorkerLostError:
 
 
 def suspicion(deaths: int = 0) -> Suspicion:
-    suspect = Suspicion(Quarantine(lambda: 0.0), b"prompt")
+    suspect = Suspicion(Quarantine(lambda: 0.0), lambda: b"prompt")
     for _ in range(deaths):
         suspect.on_failure(lost("disconnected"), seat())
     return suspect
@@ -140,6 +140,80 @@ def test_quarantine_ends_by_time_and_is_bounded(monkeypatch: pytest.MonkeyPatch)
     quarantine.check(bytes([4]))
 
 
+def test_while_nothing_is_convicted_no_fingerprint_need_be_made() -> None:
+    now = 0.0
+    quarantine = Quarantine(lambda: now)
+    states = [quarantine.is_empty]
+    quarantine.convict(b"prompt")
+    states.append(quarantine.is_empty)
+    now = QUARANTINE_S - 0.1
+    states.append(quarantine.is_empty)
+    now = QUARANTINE_S
+    states.append(quarantine.is_empty)
+    assert states == [True, False, False, True]
+
+
+def test_a_conviction_concerns_its_own_fingerprint_only() -> None:
+    quarantine = Quarantine(lambda: 0.0)
+    quarantine.convict(b"tenant a, prompt")
+    quarantine.check(b"tenant b, prompt")
+    with pytest.raises(PoisonRequestError):
+        quarantine.check(b"tenant a, prompt")
+
+
+def test_the_refusal_says_how_long_it_lasts() -> None:
+    now = 1000.0
+    quarantine = Quarantine(lambda: now)
+    assert str(quarantine.convict(b"prompt")) == (
+        "This request makes engines fail: several were lost while it ran, the last one when it "
+        "ran alone."
+    )
+    now += QUARANTINE_S - 60.5
+    with pytest.raises(PoisonRequestError) as caught:
+        quarantine.check(b"prompt")
+    assert str(caught.value) == (
+        "This request has made engines fail, also when it ran alone; it is refused for 2 more "
+        "minutes."
+    )
+
+
+def test_who_is_convicted_again_is_the_last_to_be_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quarantine_module, "MAX_QUARANTINED", 2)
+    quarantine = Quarantine(lambda: 0.0)
+    for name in (b"a", b"b", b"a", b"c"):
+        quarantine.convict(name)
+    quarantine.check(b"b")
+    for name in (b"a", b"c"):
+        with pytest.raises(PoisonRequestError):
+            quarantine.check(name)
+
+
+def test_a_conviction_is_of_the_request_and_names_the_engine_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    quarantine = Quarantine(lambda: 0.0)
+    suspect = Suspicion(quarantine, lambda: b"prompt").copy()
+    suspect.on_failure(lost("hung"), seat(is_alone=True))
+    with pytest.raises(PoisonRequestError):
+        quarantine.check(b"prompt")
+    assert [record.getMessage() for record in caplog.records] == [
+        "engine e died of a request that ran alone"
+    ]
+
+
+def test_a_choice_is_cleared_by_exactly_so_many_tokens() -> None:
+    suspect = suspicion(deaths=2)
+    assert not suspect.on_tokens(NUM_ALONE_TOKENS - 1)
+    assert suspect.on_tokens(1)
+    assert not suspect.on_tokens(1)
+    suspect.on_failure(lost("hung"), seat())
+    assert not suspect.needs_isolation
+    suspect.on_failure(lost("hung"), seat())
+    assert suspect.needs_isolation
+
+
 def job(**changes: Any) -> GenerationJob:
     fields: dict[str, Any] = {"kind": "completion", "prompt": "x", **changes}
     model = fields.pop("model", "m")
@@ -155,7 +229,7 @@ def job(**changes: Any) -> GenerationJob:
 
 
 def test_a_prompt_is_known_by_its_text_and_model_whatever_else_is_asked() -> None:
-    same = prompt_fingerprint(job())
-    assert prompt_fingerprint(job(max_tokens=5)) == same
+    same = job_fingerprint(job(), "tenant")
+    assert job_fingerprint(job(max_tokens=5), "tenant") == same
     for other in ({"prompt": "y"}, {"model": "n"}, {"tools_json": "[]"}):
-        assert prompt_fingerprint(job(**other)) != same
+        assert job_fingerprint(job(**other), "tenant") != same

@@ -1,6 +1,7 @@
 """Routing by cached prefix: the longest wins, unless its engine has too much to do."""
 
 import pytest
+from msgspec import structs
 
 from gateway.dispatch import routing
 from gateway.dispatch.routing import PrefixRouter, Route
@@ -156,3 +157,53 @@ def test_what_is_kept_of_an_engine_is_bounded(monkeypatch: pytest.MonkeyPatch) -
     assert len(kept[desk.engines[1].peer].reported) == 2
     assert len(kept[desk.engines[2].peer].reported) == 0
     assert list(kept[desk.engines[2].peer].expected) == list(PROMPT[4:])
+
+
+def test_names_up_to_64_bytes_are_kept() -> None:
+    desk = Desk()
+    longest = b"x" * 64
+    desk.router.on_cached_blocks(desk.engines[1].peer, CachedBlocks(added=(longest, b"y" * 65)))
+    assert desk.choose((longest,)) == ("e1", "cached")
+    assert desk.choose((b"y" * 65,)) == ("e0", "none")
+
+
+def test_what_is_reported_is_expected_no_more() -> None:
+    desk = Desk()
+    desk.report(2, 0, is_reset=True)
+    desk.router.expect(desk.engines[2], PROMPT)
+    desk.report(2, 2)
+    desk.router.expect(desk.engines[2], PROMPT)
+    assert list(desk.router._blocks[desk.engines[2].peer].expected) == list(PROMPT[2:])
+
+
+def test_what_is_expected_again_stays_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing, "MAX_EXPECTED", 2)
+    desk = Desk()
+    desk.report(2, 0, is_reset=True)
+    for name in (PROMPT[0], PROMPT[1], PROMPT[0], PROMPT[2]):
+        desk.router.expect(desk.engines[2], (name,))
+    assert list(desk.router._blocks[desk.engines[2].peer].expected) == [PROMPT[0], PROMPT[2]]
+
+
+def test_an_engine_that_never_reported_can_be_forgotten() -> None:
+    desk = Desk()
+    desk.router.forget(desk.engines[1].peer)
+    assert desk.choose() == ("e0", "none")
+
+
+def test_an_engine_without_credit_for_the_tokens_is_passed_over() -> None:
+    desk = Desk()
+    desk.report(1, 6)
+    desk.engines[1].num_requests, desk.engines[1].num_tokens = 1, 9_990
+    assert desk.choose() == ("e1", "cached")
+    desk.engines[1].num_tokens = 9_991
+    assert desk.choose() == ("e0", "overloaded")
+
+
+def test_an_engine_that_runs_one_at_a_time_is_full_with_one() -> None:
+    desk = Desk(0, 1)
+    offers = [structs.replace(one.offer, max_num_seqs=1) for one in desk.engines]
+    for one, offer in zip(desk.engines, offers, strict=True):
+        one.offer = offer
+    desk.report(1, 6)
+    assert desk.choose() == ("e0", "overloaded")
