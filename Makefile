@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := protocol gateway engine_worker auth_worker toolparser_worker penstock tests tools benchmarks examples
 
-.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak e2e-docker clean
+.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak attack e2e-docker clean
 
 help:
 	@echo "make serve [ARGS=...]  install and serve the bundled model     make test   install and run the tests"
@@ -74,6 +74,11 @@ settings: $(VENV)/.test
 # for less. Its report belongs into docs/reliability.md.
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.soak $(ARGS)
+
+# Hostile clients at a house of this machine, about a minute each, beside one that behaves well;
+# ARGS="--only storm" for one of them, ARGS="--report docs/measurements/attack.md" to keep the page.
+attack: $(VENV)/.test
+	$(BIN)/python -m tests.attack $(ARGS)
 
 # Real containers with Compose 1.29 and 2; installs, starts and removes a Docker engine where none answers.
 e2e-docker: $(VENV)/.test

@@ -85,6 +85,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
+            cycle.body = bytearray()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -151,9 +152,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._num_head_bytes = 0
         if not self.parser.should_upgrade():
             super().on_message_complete()
+            if not self.pipeline:
+                # A last piece that was large has stopped the reading, and nobody would see the
+                # client leave any more.
+                self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         """An answer is out."""
+        for cycle in self._cycles:
+            if cycle.response_complete:
+                cycle.body = bytearray()  # what nobody read
         super().on_response_complete()
         if self._is_admitted and self._limits is not None and not self.pipeline:
             self._limits.on_idle(self)
