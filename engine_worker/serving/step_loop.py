@@ -151,14 +151,14 @@ class StepLoop:
         held = self._engine.held()
         num_new_tokens = len(command.prompt_token_ids) + len(command.output_token_ids)
         if not self._handler.admits(gateway_id, held, num_new_tokens):
-            num_requests, num_tokens = held.get(gateway_id, (0, 0))
+            num_choices, num_tokens = held.get(gateway_id, (0, 0))
             window = self._handler.window(gateway_id, held)
             assert window is not None, "without a policy everything is admitted"
             self._engine.refuse(
                 gateway_id,
                 command,
                 ErrorCode.CREDIT_EXCEEDED,
-                f"The gateway has {num_requests} requests with {num_tokens} tokens here; its"
+                f"The gateway has {num_choices} requests with {num_tokens} tokens here; its"
                 f" credit is {window.max_requests} and {window.max_tokens}.",
             )
             return

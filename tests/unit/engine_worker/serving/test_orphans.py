@@ -137,14 +137,14 @@ def test_what_comes_while_a_report_is_on_its_way_is_in_the_next_one() -> None:
 def test_reports_and_memory_are_bounded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(orphans_module, "MAX_STREAMS", 10)
-    monkeypatch.setattr(orphans_module, "MAX_STREAMS_A_REPORT", 4)
+    monkeypatch.setattr(orphans_module, "MAX_USAGES", 10)
+    monkeypatch.setattr(orphans_module, "MAX_USAGES_A_REPORT", 4)
     bench = Bench()
     for number in range(15):
         bench.begin(f"r{number}")
     bench.book.on_gateway_lost("g")
     assert len(bench.book) == 10
-    assert "the usage of 5 streams" in caplog.text
+    assert "the usage of 5 choices" in caplog.text
     reports: list[OrphanUsage] = []
     while bench.book.next_due() is not None:
         reports.append(bench.book.report())
