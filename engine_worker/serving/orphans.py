@@ -40,7 +40,7 @@ class _ChoiceUsage:
     completion_tokens: int
 
 
-class OrphanBook:
+class OrphanTracker:
     """Follows what gateways are told, so that it can be charged when one of them dies.
 
     Owned by the engine's thread. What was computed but never sent is not in it.

@@ -17,7 +17,7 @@ from engine_worker.serving.handler import (
     StopLoop,
 )
 from engine_worker.serving.isolation import Isolation
-from engine_worker.serving.orphans import OrphanBook
+from engine_worker.serving.orphans import OrphanTracker
 from protocol.errors import ErrorCode, PenstockError
 from protocol.version import ORPHAN_USAGE_VERSION
 from protocol.wire.messages import Credits, Extend, Generate, OrphanUsageNoted, StepOutput
@@ -51,7 +51,7 @@ class StepLoop:
         self._outlet = outlet
         self._clock = clock
         self._isolation = Isolation(clock)
-        self._orphans = OrphanBook(engine_id, clock)
+        self._orphans = OrphanTracker(engine_id, clock)
         self._cache_reporter = CacheReporter(engine, outlet, clock)
         self._windows: dict[str, Credits | None] = {}
         self._is_stopping = False
