@@ -81,7 +81,8 @@ async def embed(
     try:
         _check(services, job, offer)
         async with asyncio.timeout(timeout_s):
-            embedded = await _ask(services, job, lease, request_id)
+            bound = _upper_bound(job, offer)
+            embedded = await _ask(services, job, lease, request_id, bound)
         usage = Usage(prompt_tokens=sum(embedded.num_tokens))
     except TimeoutError:
         lease.settle(services.outbox, usage, "failed")
@@ -120,13 +121,17 @@ def _check(services: Services, job: EmbeddingJob, offer: EngineOffer | None) -> 
 
 
 async def _ask(
-    services: Services, job: EmbeddingJob, lease: RequestLease, request_id: str
+    services: Services, job: EmbeddingJob, lease: RequestLease, request_id: str, bound: int
 ) -> Embedded:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + services.settings.request_timeout_s
     for retry in range(_MAX_RETRIES + 1):
         seat = await services.admission.acquire(
-            job.model, tenant=lease.tenant, priority=lease.priority, tokens=0, is_extra=retry > 0
+            job.model,
+            tenant=lease.tenant,
+            priority=lease.priority,
+            tokens=bound,
+            is_extra=retry > 0,
         )
         question = structs.replace(
             job.question,

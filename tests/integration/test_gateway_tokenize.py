@@ -96,9 +96,9 @@ async def test_a_client_that_leaves_gives_its_seat_back(socket_dir: Path) -> Non
         answer = asyncio.create_task(gateway.client.post("/detokenize", json=body))
         await engine.until(lambda: len(engine.of(Detokenize)) == 1)
         (handle,) = gateway.house.services.engines.engines("demo")
-        assert handle.num_requests == 1
+        assert (handle.num_requests, handle.num_questions) == (0, 1)
         answer.cancel()
-        await gateway.until(lambda: handle.num_requests == 0)
+        await gateway.until(lambda: handle.num_questions == 0)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ async def _seat(request: Request, model: str) -> AsyncIterator[Seat]:
     try:
         async with asyncio.timeout(timeout_s), DisconnectGuard(request.receive):
             seat = await services.admission.acquire(
-                model, tenant=granted.tenant, priority=granted.priority, tokens=0
+                model, tenant=granted.tenant, priority=granted.priority, tokens=0, kind="question"
             )
             try:
                 yield seat
