@@ -17,6 +17,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PENSTOCK_LOG_FORMAT=json
+# Workers keep it while a gateway gives them work; their health check looks at it.
+ENV PENSTOCK_READY_FILE=/tmp/penstock-ready
 USER 10001:10001
 WORKDIR /var/lib/penstock
 
@@ -50,8 +52,8 @@ RUN /opt/build/bin/pip install --no-deps . && rm /opt/venv/bin/penstock
 FROM runtime AS toolparser
 COPY --from=toolparser-build /opt/venv /opt/venv
 ENV PENSTOCK_TOOLPARSER_ENDPOINT=tcp://gateway:5553 PENSTOCK_KEY_DIR=/keys/toolparser
-HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 \
-  CMD ["python", "-m", "protocol", "ping", "--as", "toolparser"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=600s --retries=3 \
+  CMD ["python", "-m", "protocol", "ready"]
 CMD ["python", "-m", "toolparser_worker"]
 
 # ---- auth ------------------------------------------------------------------------------------------
@@ -65,8 +67,8 @@ RUN /opt/build/bin/pip install --no-deps . && rm /opt/venv/bin/penstock
 FROM runtime AS auth
 COPY --from=auth-build /opt/venv /opt/venv
 ENV PENSTOCK_AUTH_ENDPOINT=tcp://gateway:5552 PENSTOCK_KEY_DIR=/keys/auth PENSTOCK_DATA_DIR=/var/lib/penstock
-HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 \
-  CMD ["python", "-m", "protocol", "ping", "--as", "auth"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=600s --retries=3 \
+  CMD ["python", "-m", "protocol", "ready"]
 CMD ["python", "-m", "auth_worker"]
 
 # ---- gateway, with the command line that talks to it -------------------------------------------------
@@ -89,8 +91,9 @@ ENV PENSTOCK_ENGINE_ENDPOINT=tcp://*:5551 \
     PENSTOCK_HOST=0.0.0.0 \
     PENSTOCK_PORT=8000
 EXPOSE 8000
-HEALTHCHECK --interval=15s --timeout=10s --start-period=300s --retries=3 \
-  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=5)"]
+# Alive, not ready: whoever restarts what is unhealthy must not end streams because an engine is away.
+HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 \
+  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/live', timeout=5)"]
 CMD ["python", "-m", "gateway"]
 
 # ---- setup: one-shots that make keys and fetch weights ------------------------------------------------
@@ -121,8 +124,8 @@ ENV PENSTOCK_ENGINE_ENDPOINT=tcp://gateway:5551 \
     JAX_PLATFORMS=cpu
 # A model that is named by a relative path is looked for where `penstock fetch` puts it.
 WORKDIR /models
-HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 \
-  CMD ["python", "-m", "protocol", "ping", "--as", "engine"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=600s --retries=3 \
+  CMD ["python", "-m", "protocol", "ready"]
 CMD ["python", "-m", "engine_worker"]
 
 # ---- engine on NVIDIA GPUs: jax's wheels bring CUDA, the host brings the driver ----------------------
@@ -143,6 +146,6 @@ ENV PENSTOCK_ENGINE_ENDPOINT=tcp://gateway:5551 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /models
-HEALTHCHECK --interval=15s --timeout=10s --start-period=120s --retries=3 \
-  CMD ["python", "-m", "protocol", "ping", "--as", "engine"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=600s --retries=3 \
+  CMD ["python", "-m", "protocol", "ready"]
 CMD ["python", "-m", "engine_worker"]

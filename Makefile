@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := protocol gateway engine_worker auth_worker toolparser_worker penstock tests tools benchmarks examples
 
-.PHONY: help serve test check format formats wheel wheel-check demo-eval bench fuzz mutants soak e2e-docker clean
+.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz mutants soak e2e-docker clean
 
 help:
 	@echo "make serve [ARGS=...]  install and serve the bundled model     make test   install and run the tests"
 	@echo "make check             ruff, mypy, import rules                 make wheel  build dist/penstock-*.whl"
 	@echo "make formats           a table of the sample cases of all tool-call and reasoning formats"
+	@echo "make settings          write the tables of settings in docs/operations.md"
 	@echo "make bench             write figures for docs/performance.md    make demo-eval  score the bundled model"
 
 # A stamp a group: a second run installs nothing and needs no network.
@@ -75,6 +76,10 @@ mutants: $(VENV)/.mutants
 formats: $(VENV)/.test
 	$(BIN)/python -m tests.formats.table $(ARGS)
 
+# The tables of settings in docs/operations.md, from the declarations in the code.
+settings: $(VENV)/.test
+	$(BIN)/python -m tools.settings_tables
+
 # Half an hour of load and chaos, then 100,000 calm requests; ARGS="--minutes 2 --calm-requests 0"
 # for less. Its report belongs into docs/reliability.md.
 soak: $(VENV)/.test
@@ -89,6 +94,11 @@ demo-eval: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+# The gateway beside a FastAPI echo, raw ASGI and bare ZeroMQ; ARGS="--pin", or "--profile" to see
+# where its time goes.
+bench-gateway: $(VENV)/.test
+	$(BIN)/python -m benchmarks.gateway $(ARGS)
 
 format: $(VENV)/.test
 	$(BIN)/ruff format $(SOURCES)

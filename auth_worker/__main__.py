@@ -11,13 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from auth_worker.clock import SystemClock
 from auth_worker.config import AuthSettings
 from auth_worker.errors import StoreError
-from auth_worker.service import EXIT_FAILED, run
+from auth_worker.exit_codes import exit_code_of
+from auth_worker.service import run
 from protocol.errors import ConfigurationError
 from protocol.runtime import logs
 from protocol.runtime.lifetime import exit_with_parent
-from protocol.runtime.settings import SettingsReader
 from protocol.wire.endpoints import dial_endpoints
-from protocol.wire.keys import KEY_DIR_SETTING, ClientSecurity
+from protocol.wire.keys import ClientSecurity
 
 _OPTIONS = {
     "data_dir": "PENSTOCK_DATA_DIR",
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the auth worker; options win over the environment.
 
     Returns:
-        The exit code: 0 clean, 1 when something stops the start or the store is lost.
+        The exit code: 0 clean, otherwise one of `exit_codes`.
     """
     parser = argparse.ArgumentParser(
         prog="python -m auth_worker", description="The owner of keys, limits and usage."
@@ -48,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = AuthSettings.from_env(environ)
         logs.setup("auth", settings.log_level)
-        key_dir = SettingsReader(environ).path(KEY_DIR_SETTING)
-        security = None if key_dir is None else ClientSecurity.load(key_dir, "auth")
+        security = (
+            None if settings.key_dir is None else ClientSecurity.load(settings.key_dir, "auth")
+        )
         endpoints = dial_endpoints(environ, "auth", secured=security is not None)
         exit_with_parent(environ)
         return run(
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except (ConfigurationError, StoreError) as error:
         _logger.error("%s", error.message)
-        return EXIT_FAILED
+        return exit_code_of(error)
 
 
 def _build() -> str:

@@ -18,6 +18,7 @@ from auth_worker.operations import (
     TouchKey,
 )
 from protocol.errors import ErrorCode
+from protocol.runtime.settings import number, setting, switch
 from protocol.wire.messages import (
     Adjust,
     Adjusted,
@@ -42,15 +43,30 @@ _UNLIMITED = LimitState()
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the authority was told at its start.
+    """What the authority was told at its start."""
 
-    Attributes:
-        allow_anonymous: Whether an absent or unknown key acts as role user.
-        lease_duration_s: A lease that is neither renewed nor settled for so long expires.
-    """
-
-    allow_anonymous: bool = False
-    lease_duration_s: float = 600.0
+    allow_anonymous: bool = setting(
+        switch(
+            "PENSTOCK_ALLOW_ANONYMOUS",
+            False,
+            meaning=(
+                "requests without a key, or with an unknown one, act as role user; set when the "
+                "gateway requires none"
+            ),
+        )
+    )
+    lease_duration_s: float = setting(
+        number(
+            "PENSTOCK_LEASE_DURATION_S",
+            600.0,
+            minimum=1,
+            maximum=86_400,
+            meaning=(
+                "a lease that is neither renewed nor settled for so long expires, charged its "
+                "last report"
+            ),
+        )
+    )
 
 
 class Authority:
@@ -96,28 +112,27 @@ class Authority:
     def authorize(self, command: Authorize) -> Granted | Denied:
         """May this caller do this; reserves the upper bound when the request uses tokens.
 
-        Only such requests count as requests; listing models costs nothing.
+        Such requests count as requests, and so do metered ones without tokens, which get no lease;
+        listing models costs nothing. A denied request consumes nothing.
         """
-        request_id = command.request_id
-        if not _are_token_counts(command.prompt_tokens, command.completion_tokens):
-            return _deny(request_id, ErrorCode.INVALID_REQUEST, "The token bound is out of range.")
-        if len(command.model) > MAX_MODEL_CHARS:
-            return _deny(request_id, ErrorCode.INVALID_REQUEST, "The model name is too long.")
         key = self._identify(command)
         if isinstance(key, Denied):
             return key
-        if command.required_role == "admin" and key.role != "admin":
-            self._note_knock(key, command)
-            return _deny(
-                request_id, ErrorCode.PERMISSION_DENIED, "This route needs a key of role admin."
-            )
-        if command.prompt_tokens + command.completion_tokens == 0:
+        denied = self._deny_command(key, command)
+        if denied is not None:
+            return denied
+        num_tokens = command.prompt_tokens + command.completion_tokens
+        if num_tokens == 0 and not command.is_metered:
             self._note_use(key)
-            return self._granted(key, request_id, None)
-        lease = self._book.grant(key, command)
-        if isinstance(lease, Refusal):
-            return self._deny_limit(request_id, self._book.limits_of(key), lease)
-        return self._granted(key, request_id, lease)
+            return self._granted(key, command.request_id, None)
+        granted = self._book.grant(key, command) if num_tokens else self._book.count(key, command)
+        if isinstance(granted, Refusal):
+            return self._deny_limit(command.request_id, key, self._book.limits_of(key), granted)
+        return self._granted(key, command.request_id, granted)
+
+    def key_id_of(self, command: Authorize) -> str:
+        """Whose request it is; empty when nobody's."""
+        return self._identify(command).key_id
 
     def adjust(self, command: Adjust) -> Adjusted | Denied | Failure:
         """Replace a lease's bound; growth needs room in the windows and a key that still works."""
@@ -137,7 +152,7 @@ class Authority:
                 return _deny_ended(request_id, key)
         refusal = self._book.resize(lease, command.prompt_tokens, command.completion_tokens)
         if refusal is not None:
-            return self._deny_limit(request_id, lease.limits, refusal)
+            return self._deny_limit(request_id, lease, lease.limits, refusal)
         return Adjusted(
             request_id=request_id, lease_id=lease.lease_id, limits=self._state(lease.limits)
         )
@@ -162,13 +177,11 @@ class Authority:
 
         See `LeaseBook.settle` for leases that aren't open.
         """
-        counts = (
-            command.prompt_tokens,
-            command.completion_tokens,
-            command.cached_tokens,
-            command.reasoning_tokens,
-        )
-        if not _are_token_counts(*counts) or len(command.lease_id) > MAX_LEASE_ID_CHARS:
+        if (
+            not _are_token_counts(command.prompt_tokens, command.completion_tokens)
+            or not _are_token_counts(command.cached_tokens, command.reasoning_tokens)
+            or len(command.lease_id) > MAX_LEASE_ID_CHARS
+        ):
             return _fail(
                 command.request_id,
                 ErrorCode.INVALID_REQUEST,
@@ -194,6 +207,20 @@ class Authority:
         message = missing if digest is None else "This API key is not known."
         return _deny(command.request_id, ErrorCode.INVALID_API_KEY, message)
 
+    def _deny_command(self, key: StoredKey, command: Authorize) -> Denied | None:
+        """Why this key may not ask for this at all."""
+        code, message = ErrorCode.INVALID_REQUEST, ""
+        if not _are_token_counts(command.prompt_tokens, command.completion_tokens):
+            message = "The token bound is out of range."
+        elif len(command.model) > MAX_MODEL_CHARS:
+            message = "The model name is too long."
+        elif command.required_role == "admin" and key.role != "admin":
+            self._note_knock(key, command)
+            code, message = ErrorCode.PERMISSION_DENIED, "This route needs a key of role admin."
+        if not message:
+            return None
+        return _deny(command.request_id, code, message, key.key_id)
+
     def _granted(self, key: StoredKey, request_id: str, lease: Lease | None) -> Granted:
         return Granted(
             request_id=request_id,
@@ -208,13 +235,16 @@ class Authority:
     def _state(self, limits: KeyLimits | None) -> LimitState:
         return _UNLIMITED if limits is None else limits.state(self._clock.monotonic_s())
 
-    def _deny_limit(self, request_id: str, limits: KeyLimits | None, refusal: Refusal) -> Denied:
+    def _deny_limit(
+        self, request_id: str, owner: StoredKey | Lease, limits: KeyLimits | None, refusal: Refusal
+    ) -> Denied:
         return Denied(
             request_id=request_id,
             code=ErrorCode.RATE_LIMIT_EXCEEDED,
             message=refusal.message,
             retry_after_s=refusal.retry_after_s,
             limits=self._state(limits),
+            key_id=owner.key_id,
         )
 
     def _note_use(self, key: StoredKey) -> None:
@@ -242,22 +272,22 @@ class Authority:
         return True
 
 
-def _are_token_counts(*counts: int) -> bool:
-    return all(0 <= count <= MAX_TOKENS for count in counts)
+def _are_token_counts(one: int, other: int) -> bool:
+    return 0 <= one <= MAX_TOKENS and 0 <= other <= MAX_TOKENS
 
 
 def _is_countable(usage: StreamUsage) -> bool:
     return _are_token_counts(usage.prompt_tokens, usage.completion_tokens)
 
 
-def _deny(request_id: str, code: ErrorCode, message: str) -> Denied:
-    return Denied(request_id=request_id, code=code, message=message)
+def _deny(request_id: str, code: ErrorCode, message: str, key_id: str = "") -> Denied:
+    return Denied(request_id=request_id, code=code, message=message, key_id=key_id)
 
 
 def _deny_ended(request_id: str, key: StoredKey) -> Denied:
     """Only who holds the whole key learns that it was once good."""
     why = "was revoked" if key.revoked_at is not None else "has expired"
-    return _deny(request_id, ErrorCode.INVALID_API_KEY, f"This API key {why}.")
+    return _deny(request_id, ErrorCode.INVALID_API_KEY, f"This API key {why}.", key.key_id)
 
 
 def _fail(request_id: str, code: ErrorCode, message: str) -> Failure:

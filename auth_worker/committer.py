@@ -1,47 +1,50 @@
 """The commit thread: gathers operations into groups, makes each group durable, then answers."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
+from auth_worker.backlog import Backlog, Item, OnDone
 from auth_worker.errors import AuthError, StoreError, StoreUnavailableError
 from auth_worker.operations import Operation, Result
 from auth_worker.store import Store
 
-MAX_GROUP = 1024
 MAX_BACKLOG = 100_000
 LINGER_S = 0.1
 """How long what nobody waits for may wait for company; also how much a kill may forget of it."""
 
+INTERVAL_S = 0.01
+"""Under load, groups begin no sooner after one another: a commit costs what fifty settlements do.
+
+Well below the time after which gateways write unacknowledged settlements to their own disks."""
+MIN_BUSY_GROUP = 4
+"""A group in which so many wait for an answer shows load."""
+
 FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 2.0
 
-OnDone = Callable[[Result], None]
 Delivery = Sequence[tuple[OnDone, Result]]
 
 _logger = logging.getLogger("penstock.auth")
-
-
-class _Item(NamedTuple):
-    operation: Operation
-    on_done: OnDone | None
 
 
 class Committer:
     """Makes operations durable, many in one transaction.
 
     While one group is being written the next one gathers, so the group grows with the load and a
-    single settlement waits for one commit only. A group that the disk refuses is tried again until
-    it is taken: nothing is dropped, `is_healthy` is False meanwhile, and the authority grants
-    nothing (it fails closed).
+    single settlement waits for one commit only; see also `INTERVAL_S`. A group that the disk
+    refuses is tried again until it is taken: nothing is dropped, `is_healthy` is False meanwhile,
+    and the authority grants nothing (it fails closed).
 
     Args:
         store: Used by the commit thread alone once `start` was called.
         deliver: Takes the answers of a group, in order; called in the commit thread.
         on_fatal: Called once, in the commit thread, when the store is lost for good.
         max_backlog: With more operations waiting, `is_healthy` is False.
+        linger_s: See `LINGER_S`.
+        interval_s: See `INTERVAL_S`.
     """
 
     def __init__(
@@ -52,18 +55,19 @@ class Committer:
         on_fatal: Callable[[StoreError], None],
         max_backlog: int = MAX_BACKLOG,
         linger_s: float = LINGER_S,
+        interval_s: float = INTERVAL_S,
     ) -> None:
         self._store = store
         self._deliver = deliver
         self._on_fatal = on_fatal
         self._max_backlog = max_backlog
-        self._linger_s = linger_s
+        self._interval_s = interval_s
         self._wake = threading.Condition()
-        self._items: list[_Item] = []
-        self._num_awaited = 0
+        self._backlog = Backlog(linger_s)
         self._num_unanswered = 0
         self._num_groups = 0
-        self._oldest_s = 0.0
+        self._next_s = 0.0  # the next group begins no sooner
+        self._sleeps_until_s = 0.0  # nobody sleeps, when it is over
         self._closing = False
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
@@ -71,7 +75,12 @@ class Committer:
     @property
     def is_healthy(self) -> bool:
         """Whether operations become durable as fast as they come."""
-        return not self._failing and len(self._items) < self._max_backlog
+        return not self._failing and not self.is_full
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits already that no more should be added."""
+        return len(self._backlog) >= self._max_backlog
 
     @property
     def num_unanswered(self) -> int:
@@ -96,15 +105,14 @@ class Committer:
                 waits for, which may linger a moment.
         """
         with self._wake:
-            if not self._items:
-                self._oldest_s = time.monotonic()
-                self._wake.notify()
-            self._items.append(_Item(operation, on_done))
+            now_s = time.monotonic()
+            self._backlog.add(operation, on_done, now_s)
             if on_done is not None:
                 self._num_unanswered += 1
-                self._num_awaited += 1
-                if self._num_awaited == 1:
-                    self._wake.notify()
+            # Checked first, because it is mostly false: the thread works, or wakes soon by itself.
+            if self._sleeps_until_s > now_s and self._due_s(now_s) < self._sleeps_until_s:
+                self._sleeps_until_s = 0.0
+                self._wake.notify()
 
     def close(self, timeout_s: float) -> bool:
         """Commit what is queued, then end the thread.
@@ -131,23 +139,33 @@ class Committer:
             self._failing = True
             self._on_fatal(error)
 
-    def _next_group(self) -> list[_Item]:
+    def _next_group(self) -> list[Item]:
         """Wait for work; empty when closing and nothing is left."""
         with self._wake:
-            while not (self._closing or self._num_awaited or len(self._items) >= MAX_GROUP):
-                if not self._items:
-                    self._wake.wait()
-                    continue
-                remaining_s = self._oldest_s + self._linger_s - time.monotonic()
-                if remaining_s <= 0:
+            while True:
+                now_s = time.monotonic()
+                if self._closing:
+                    return self._backlog.take(now_s, everything=True)
+                due_s = self._due_s(now_s)
+                if due_s <= now_s:
                     break
-                self._wake.wait(remaining_s)
-            group, self._items = self._items[:MAX_GROUP], self._items[MAX_GROUP:]
-            self._num_awaited -= sum(item.on_done is not None for item in group)
-            self._oldest_s = time.monotonic()
-            return group
+                self._sleeps_until_s = due_s
+                self._wake.wait(None if due_s == math.inf else due_s - now_s)
+                self._sleeps_until_s = 0.0
+            is_busy = self._backlog.num_awaited >= MIN_BUSY_GROUP
+            self._next_s = now_s + self._interval_s if is_busy else now_s
+            return self._backlog.take(now_s)
 
-    def _commit(self, group: list[_Item]) -> Delivery:
+    def _due_s(self, now_s: float) -> float:
+        """When the next group is to begin; infinite when there is nothing to write."""
+        if self._backlog.is_full:
+            return now_s
+        if self._backlog.num_awaited:
+            return max(now_s, self._next_s)
+        due_s = self._backlog.due_s()
+        return math.inf if due_s is None else due_s
+
+    def _commit(self, group: list[Item]) -> Delivery:
         try:
             results = self._apply([item.operation for item in group])
         except StoreError:

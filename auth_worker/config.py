@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from auth_worker.authority import Rules
-from auth_worker.keys import ENVIRONMENT_KEY_NAME, weakness_of
+from auth_worker.keys import weakness_of
 from protocol.errors import ConfigurationError
-from protocol.runtime.settings import SettingsReader
+from protocol.runtime import shared_settings as shared
+from protocol.runtime.settings import read_settings, setting
 
-ADMIN_KEY_FILE_SETTING = "PENSTOCK_ADMIN_KEY_FILE"
 _MAX_KEY_FILE_BYTES = 4096
-DEFAULT_DATA_DIR = Path("~/.local/share/penstock")
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class AdminKey:
@@ -36,19 +34,19 @@ class AuthSettings:
     """What the auth worker was told.
 
     Attributes:
-        data_dir: Holds the database, its lock and a made admin key.
+        data_dir: Holds the database, its lock and a made admin key; absolute.
         rules: What the authority decides by.
         admin_key: PENSTOCK_ADMIN_KEY, or what the file of PENSTOCK_ADMIN_KEY_FILE holds; None
             when both are unset.
-        drain_timeout_s: How long a stopping worker waits for its last commits.
-        log_level: One of `LOG_LEVELS`.
     """
 
     data_dir: Path
     rules: Rules = field(default_factory=Rules)
     admin_key: AdminKey | None = None
-    drain_timeout_s: float = 30.0
-    log_level: str = "info"
+    key_dir: Path | None = setting(shared.KEY_DIR)
+    drain_timeout_s: float = setting(shared.DRAIN_TIMEOUT_S)
+    ready_file: Path | None = setting(shared.READY_FILE)
+    log_level: str = setting(shared.LOG_LEVEL)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "AuthSettings":
@@ -57,36 +55,30 @@ class AuthSettings:
         Raises:
             ConfigurationError: A bad value; the message names the setting, never the key.
         """
-        reader = SettingsReader(environ)
-        return cls(
-            data_dir=reader.path("PENSTOCK_DATA_DIR", DEFAULT_DATA_DIR).expanduser().absolute(),
-            rules=Rules(
-                allow_anonymous=reader.bool("PENSTOCK_ALLOW_ANONYMOUS", False),
-                lease_duration_s=reader.float(
-                    "PENSTOCK_LEASE_DURATION_S", 600.0, minimum=1.0, maximum=86_400.0
-                ),
-            ),
-            admin_key=_admin_key(reader),
-            drain_timeout_s=reader.float("PENSTOCK_DRAIN_TIMEOUT_S", 30.0, minimum=0.0),
-            log_level=reader.choice("PENSTOCK_LOG_LEVEL", "info", LOG_LEVELS),
+        return read_settings(
+            cls,
+            environ,
+            data_dir=shared.DATA_DIR.read(environ).absolute(),
+            rules=read_settings(Rules, environ),
+            admin_key=_admin_key(environ),
         )
 
 
-def _admin_key(reader: SettingsReader) -> AdminKey | None:
-    secret, setting = reader.str(ENVIRONMENT_KEY_NAME), ENVIRONMENT_KEY_NAME
-    path = reader.path(ADMIN_KEY_FILE_SETTING)
+def _admin_key(environ: Mapping[str, str]) -> AdminKey | None:
+    secret, name = shared.ADMIN_KEY.read(environ), shared.ADMIN_KEY.name
+    path = shared.ADMIN_KEY_FILE.read(environ)
     if secret is not None and path is not None:
         raise ConfigurationError(
-            f"Set one of {ENVIRONMENT_KEY_NAME} and {ADMIN_KEY_FILE_SETTING}, not both."
+            f"Set one of {shared.ADMIN_KEY.name} and {shared.ADMIN_KEY_FILE.name}, not both."
         )
     if path is not None:
-        secret, setting = _read_secret(path), ADMIN_KEY_FILE_SETTING
+        secret, name = _read_secret(path), shared.ADMIN_KEY_FILE.name
     if secret is None:
         return None
     weakness = weakness_of(secret)
     if weakness is not None:
         raise ConfigurationError(
-            f"{setting} is too weak: {weakness}. Make one with"
+            f"{name} is too weak: {weakness}. Make one with"
             " `python3 -c \"import secrets; print('psk-' + secrets.token_urlsafe(32))\"`,"
             " or leave it unset to have one made."
         )
@@ -99,5 +91,5 @@ def _read_secret(path: Path) -> str:
             return file.read(_MAX_KEY_FILE_BYTES).decode("utf-8", "replace").strip()
     except OSError as error:
         raise ConfigurationError(
-            f"{ADMIN_KEY_FILE_SETTING}: cannot read {path} ({error.strerror})."
+            f"{shared.ADMIN_KEY_FILE.name}: cannot read {path} ({error.strerror})."
         ) from error

@@ -11,6 +11,8 @@ PenstockError
         ├── StoreLockedError       another auth worker holds this database
         ├── StoreFencedError       a later epoch took the database over; this process must stop
         ├── StoreTooNewError       the database was written by a newer Penstock
+        ├── StoreMissingError      there was a database, and it is gone or empty
+        ├── StoreDamagedError      the database's files are damaged
         └── StoreUnavailableError  the disk is full or failing; worth another try
 """
 
@@ -57,6 +59,14 @@ class StoreFencedError(StoreError):
 
 class StoreTooNewError(StoreError):
     """The database was written by a newer version of Penstock."""
+
+
+class StoreMissingError(StoreError):
+    """There was a database, and it is gone or empty; a new one would hide the loss of all keys."""
+
+
+class StoreDamagedError(StoreError):
+    """The database's files are damaged; a person must restore or repair them."""
 
 
 class StoreUnavailableError(StoreError):

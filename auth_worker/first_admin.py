@@ -1,13 +1,13 @@
 """Sees to it, at the start, that somebody can administer: the environment's key or a made one."""
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from auth_worker.clock import Clock
 from auth_worker.config import AdminKey
+from auth_worker.durable_file import write_durably
 from auth_worker.keys import (
     DEFAULT_TENANT,
     ENVIRONMENT_KEY_ID,
@@ -58,6 +58,7 @@ def ensure_admin(
 
     Raises:
         ConfigurationError: The given key is known already as one of another kind.
+        StoreError: The file can't be written, or the store refuses the key.
     """
     wall_s = clock.wall_s()
     directory_of_keys = KeyDirectory(known)
@@ -69,7 +70,7 @@ def ensure_admin(
     if directory_of_keys.num_active_admins(wall_s) == 0:
         secret = make_key(random_text)
         path = directory / ADMIN_KEY_FILE
-        _write_secret(path, secret)
+        write_durably(path, secret + "\n")
         key = _admin_key(new_key_id(), "first admin key", secret, wall_s)
         changes.append(AddKey(key, _entry("key_created", key, wall_s)))
         _logger.info("no admin key existed; a new one is in %s", path)
@@ -128,20 +129,3 @@ def _entry(action: AuditAction, key: StoredKey, wall_s: float) -> AuditEntry:
         subject=key.key_id,
         detail={"name": key.name, "hint": key.hint, "revoked_at": key.revoked_at},
     )
-
-
-def _write_secret(path: Path, secret: str) -> None:
-    """Write a file that only its owner reads, wholly or not at all, and durably."""
-    new = path.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "w", encoding="ascii") as file:
-        file.write(secret + "\n")
-        file.flush()
-        os.fsync(fd)
-    new.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

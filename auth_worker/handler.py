@@ -5,10 +5,11 @@ from collections.abc import Callable
 
 from auth_worker.administration import Administration
 from auth_worker.authority import Authority
-from auth_worker.committer import Committer, Delivery, OnDone
+from auth_worker.backlog import OnDone
+from auth_worker.committer import Committer, Delivery
 from auth_worker.errors import AuthError, RefusedError
 from auth_worker.metrics import AuthMetrics
-from auth_worker.operations import KeyPage, Operation, Result
+from auth_worker.operations import Flush, KeyPage, Operation, Result
 from protocol.errors import ErrorCode, PenstockError
 from protocol.wire.messages import (
     Adjust,
@@ -46,6 +47,8 @@ class AuthHandler:
         administration: Checks admin commands.
         committer: Makes durable.
         send: Answers a gateway; silently drops what is for one that is gone.
+        age_s: How long the command being handled may have waited unread at most, because this
+            process stood still; 0.0 when it did not.
 
     Attributes:
         metrics: What it counts.
@@ -58,11 +61,13 @@ class AuthHandler:
         administration: Administration,
         committer: Committer,
         send: Send,
+        age_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._authority = authority
         self._administration = administration
         self._committer = committer
         self._send = send
+        self._age_s = age_s
         self.metrics = AuthMetrics(
             num_leases=lambda: authority.num_leases,
             num_unanswered=lambda: committer.num_unanswered,
@@ -71,6 +76,7 @@ class AuthHandler:
         self._is_draining = False
         self._num_due = 0
         self._settling: set[tuple[str, str]] = set()
+        self._noting: set[tuple[str, str, str]] = set()
 
     def on_command(self, gateway_id: str, command: AuthCommand) -> None:
         """Carry out one command, or queue it and answer later."""
@@ -141,13 +147,20 @@ class AuthHandler:
 
     def _authorize(self, command: Authorize) -> Message:
         if self._is_draining or not self._committer.is_healthy:
-            return Denied(
-                request_id=command.request_id,
-                code=ErrorCode.WORKER_UNAVAILABLE,
-                message="Authorization is not available at the moment. Try again soon.",
-                retry_after_s=RETRY_AFTER_S,
-            )
+            return self._unavailable(command)
+        if 0.0 < command.wait_s <= self._age_s():
+            # Its client was refused long ago: a lease would only hold tokens that others want.
+            return self._unavailable(command)
         return self._authority.authorize(command)
+
+    def _unavailable(self, command: Authorize) -> Denied:
+        return Denied(
+            request_id=command.request_id,
+            code=ErrorCode.WORKER_UNAVAILABLE,
+            message="Authorization is not available at the moment. Try again soon.",
+            retry_after_s=RETRY_AFTER_S,
+            key_id=self._authority.key_id_of(command),
+        )
 
     def _settle(self, gateway_id: str, command: Settle) -> None:
         # Gateways repeat what isn't acknowledged; while the disk is stuck that must not pile up.
@@ -171,21 +184,33 @@ class AuthHandler:
 
     def _note_orphans(self, gateway_id: str, command: OrphanUsage) -> None:
         noted = OrphanUsageNoted(report_id=command.report_id, engine_id=command.engine_id)
+        # Engines repeat what isn't acknowledged, as gateways do.
+        noting = (gateway_id, command.engine_id, command.report_id)
+        if noting in self._noting:
+            return
         operations = self._authority.note_orphans(command)
         if not operations:
             self._send(gateway_id, noted)
             return
-        *others, last = operations
-        for operation in others:
+        for operation in operations:
             self._committer.submit(operation)
-        # Groups keep the order, so with the last one all are durable.
-        self._submit(last, lambda _result: self._send(gateway_id, noted))
+
+        def on_done(_result: Result) -> None:
+            self._noting.discard(noting)
+            self._send(gateway_id, noted)
+
+        self._noting.add(noting)
+        self._submit(Flush(), on_done)
 
     def _submit(self, operation: Operation, on_done: OnDone) -> None:
         self._num_due += 1
         self._committer.submit(operation, on_done)
 
     def _administer(self, gateway_id: str, command: CreateKey | ListKeys | RevokeKey) -> None:
+        # While the disk is stuck that must not pile up; only a revocation holds at once even so.
+        if not isinstance(command, RevokeKey) and not self._committer.is_healthy:
+            self._send(gateway_id, _stuck(command.request_id))
+            return
         operation: Operation
         on_done = self._key_answer(gateway_id, command.request_id)
         try:
@@ -208,6 +233,9 @@ class AuthHandler:
         except RefusedError as error:
             self._send(gateway_id, _failure(command.request_id, error))
             return
+        if self._committer.is_full:
+            self._send(gateway_id, _stuck(command.request_id))
+            return
         self._submit(operation, on_done)
 
     def _key_answer(self, gateway_id: str, request_id: str) -> OnDone:
@@ -222,6 +250,15 @@ class AuthHandler:
                 self._send(gateway_id, _failure(request_id, error))
 
         return on_done
+
+
+def _stuck(request_id: str) -> Failure:
+    return Failure(
+        request_id=request_id,
+        code=ErrorCode.WORKER_UNAVAILABLE,
+        message="The auth worker's database takes no writes at the moment. Try again soon.",
+        retry_after_s=RETRY_AFTER_S,
+    )
 
 
 def _failure(request_id: str, error: PenstockError) -> Failure:

@@ -5,7 +5,13 @@ from collections.abc import Callable, Iterable
 
 from auth_worker.clock import Clock
 from auth_worker.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
-from auth_worker.leases import MAX_LEASE_ID_CHARS, Lease, LeaseName, LeaseTable
+from auth_worker.leases import (
+    MAX_LEASE_ID_CHARS,
+    Lease,
+    LeaseName,
+    LeaseTable,
+    lease_id_of,
+)
 from auth_worker.limits import SPAN_S, KeyLimits, Refusal
 from auth_worker.operations import BookUsage, LeaseRow, Operation, SaveLease, Snapshot
 from protocol.wire.messages import Authorize, LeaseReport, Settle, StreamUsage
@@ -72,10 +78,8 @@ class LeaseBook:
             refusal = limits.reserve(now_s, command.prompt_tokens + command.completion_tokens)
             if refusal is not None:
                 return refusal
-        self._num_granted += 1
-        name = LeaseName(self._epoch, self._num_granted, key.key_id, command.model)
         lease = Lease(
-            lease_id=str(name),
+            lease_id=self._new_lease_id(key, command.model),
             request_id=command.request_id,
             key_id=key.key_id,
             model=command.model,
@@ -84,10 +88,38 @@ class LeaseBook:
             completion_tokens=command.completion_tokens,
             expires_s=now_s + self._leases.duration_s,
             limits=limits,
+            counted_s=now_s,
         )
         self._leases.open(lease)
         self._emit(SaveLease(lease.row()))
         return lease
+
+    def count(self, key: StoredKey, command: Authorize) -> Refusal | None:
+        """Count a request that uses no tokens, if the key's windows have room.
+
+        Its line in the ledger is under a lease id that nobody ever gets, so that totals and the
+        windows after a restart follow from the ledger alone.
+        """
+        limits = self.limits_of(key)
+        refusal = None if limits is None else limits.reserve(self._clock.monotonic_s(), 0)
+        if refusal is None:
+            now_ms = self._wall_ms()
+            self._emit(
+                BookUsage(
+                    lease_id=self._new_lease_id(key, command.model),
+                    request_id=command.request_id,
+                    key_id=key.key_id,
+                    model=command.model,
+                    prompt_tokens=0,
+                    completion_tokens=0,
+                    cached_tokens=0,
+                    reasoning_tokens=0,
+                    outcome="finished",
+                    granted_at_ms=now_ms,
+                    settled_at_ms=now_ms,
+                )
+            )
+        return refusal
 
     def find(self, lease_id: str, request_id: str = "") -> Lease | None:
         """An open lease, or one of an earlier epoch that a kill forgot right after its grant.
@@ -179,6 +211,8 @@ class LeaseBook:
         was settled before (the ledger then changes nothing), it expired (the ledger corrects it),
         or a kill forgot it. An id that is none of ours is booked on no key, so that the gateway's
         outbox can't get stuck and the tokens can still be seen.
+        A grant that came too late for anybody goes back whole. One that has expired before is
+        taken out of the totals; only its request stays in the window, for the rest of its minute.
         """
         lease = self._leases.close(command.lease_id)
         self._settled[command.lease_id] = None
@@ -186,21 +220,25 @@ class LeaseBook:
             self._settled.popitem(last=False)
         granted_at_ms: int | None = None
         if lease is not None:
-            self._release(lease, command.prompt_tokens + command.completion_tokens)
+            if not command.is_unused:
+                self._release(lease, command.prompt_tokens + command.completion_tokens)
+            elif lease.limits is not None:
+                lease.limits.give_back(lease.reserved_tokens, lease.counted_s)
             key_id, model, granted_at_ms = lease.key_id, lease.model, lease.granted_at_ms
         else:
             name = LeaseName.parse(command.lease_id)
             key_id, model = ("", "") if name is None else (name.key_id, name.model)
+        is_used = not command.is_unused
         return BookUsage(
             lease_id=command.lease_id,
             request_id=command.request_id,
             key_id=key_id,
             model=model,
-            prompt_tokens=command.prompt_tokens,
-            completion_tokens=command.completion_tokens,
-            cached_tokens=command.cached_tokens,
-            reasoning_tokens=command.reasoning_tokens,
-            outcome=command.outcome,
+            prompt_tokens=command.prompt_tokens * is_used,
+            completion_tokens=command.completion_tokens * is_used,
+            cached_tokens=command.cached_tokens * is_used,
+            reasoning_tokens=command.reasoning_tokens * is_used,
+            outcome=command.outcome if is_used else "unused",
             granted_at_ms=granted_at_ms,
             settled_at_ms=self._wall_ms(),
         )
@@ -228,11 +266,15 @@ class LeaseBook:
             )
         return num_expired
 
+    def _new_lease_id(self, key: StoredKey, model: str) -> str:
+        self._num_granted += 1
+        return lease_id_of(self._epoch, self._num_granted, key.key_id, model)
+
     def _release(self, lease: Lease, num_used: int) -> None:
         if lease.limits is not None:
             lease.limits.settle(self._clock.monotonic_s(), lease.reserved_tokens, num_used)
 
-    def _reopen(self, row: LeaseRow) -> Lease:
+    def _reopen(self, row: LeaseRow, counted_s: float | None = None) -> Lease:
         """Open a lease of an earlier epoch for a full new term, without asking for room."""
         key = self._keys.get(row.key_id)
         limits = None if key is None else self.limits_of(key)
@@ -246,6 +288,7 @@ class LeaseBook:
             completion_tokens=row.completion_tokens,
             expires_s=self._clock.monotonic_s() + self._leases.duration_s,
             limits=limits,
+            counted_s=counted_s,
             reported_prompt_tokens=row.reported_prompt_tokens,
             reported_completion_tokens=row.reported_completion_tokens,
         )
@@ -279,7 +322,7 @@ class LeaseBook:
             if limits is not None:
                 limits.restore_tokens(settled_s, num_tokens)
         for row in snapshot.leases:
-            self._reopen(row)
+            self._reopen(row, on_monotonic(row.granted_at_ms))
 
     def _wall_ms(self) -> int:
         return int(self._clock.wall_s() * 1000)

@@ -15,6 +15,11 @@ MAX_STREAM_NAME_CHARS = 256
 _PREFIX = "lease"
 
 
+def lease_id_of(epoch: int, counter: int, key_id: str, model: str) -> str:
+    """A lease id; see `LeaseName`."""
+    return f"{_PREFIX}:{epoch:06x}:{counter:010x}:{key_id}:{model}"
+
+
 class LeaseName(NamedTuple):
     """What a lease id says about itself.
 
@@ -29,7 +34,7 @@ class LeaseName(NamedTuple):
     model: str
 
     def __str__(self) -> str:
-        return f"{_PREFIX}:{self.epoch:06x}:{self.counter:010x}:{self.key_id}:{self.model}"
+        return lease_id_of(self.epoch, self.counter, self.key_id, self.model)
 
     @classmethod
     def parse(cls, lease_id: str) -> "LeaseName | None":
@@ -52,6 +57,8 @@ class Lease:
         prompt_tokens: Reserved, as is `completion_tokens`.
         reported_prompt_tokens: Used so far by the last report, as is the next.
         expires_s: On the monotonic clock.
+        counted_s: When its request was counted in the windows, on the monotonic clock; None when
+            it wasn't.
         limits: The windows of its key; None for a key without limits.
         streams: Prompt and completion tokens of its streams, as far as they were reported apart.
     """
@@ -65,6 +72,7 @@ class Lease:
     completion_tokens: int
     expires_s: float
     limits: KeyLimits | None
+    counted_s: float | None = None
     reported_prompt_tokens: int = 0
     reported_completion_tokens: int = 0
     streams: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -99,15 +107,15 @@ class Lease:
     def row(self) -> LeaseRow:
         """What the database should remember of it."""
         return LeaseRow(
-            lease_id=self.lease_id,
-            request_id=self.request_id,
-            key_id=self.key_id,
-            model=self.model,
-            granted_at_ms=self.granted_at_ms,
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            reported_prompt_tokens=self.reported_prompt_tokens,
-            reported_completion_tokens=self.reported_completion_tokens,
+            self.lease_id,
+            self.request_id,
+            self.key_id,
+            self.model,
+            self.granted_at_ms,
+            self.prompt_tokens,
+            self.completion_tokens,
+            self.reported_prompt_tokens,
+            self.reported_completion_tokens,
         )
 
 

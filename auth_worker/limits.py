@@ -36,6 +36,16 @@ class SlidingWindow:
             self._slots.append([slot, amount])
         self._total += amount
 
+    def take_back(self, at_s: float, amount: int) -> None:
+        """Uncount what was added at a moment; nothing, when it has left already."""
+        slot = int(at_s // SLOT_S)
+        for entry in reversed(self._slots):
+            if entry[0] == slot:
+                taken = min(amount, entry[1])
+                entry[1] -= taken
+                self._total -= taken
+                return
+
     def used(self, now_s: float) -> int:
         """What counts at this moment."""
         while self._slots and self._leaves_at(self._slots[0][0]) <= now_s:
@@ -92,8 +102,10 @@ class KeyLimits:
     _tokens: SlidingWindow = field(default_factory=SlidingWindow)
 
     def reserve(self, now_s: float, num_tokens: int) -> Refusal | None:
-        """Take one request and its token bound, both or none."""
-        refusal = self._refuse_request(now_s) or self._refuse_tokens(now_s, num_tokens, num_tokens)
+        """Take one request and its token bound, both or none; without tokens it needs no room."""
+        refusal = self._refuse_request(now_s)
+        if refusal is None and num_tokens:
+            refusal = self._refuse_tokens(now_s, num_tokens, num_tokens)
         if refusal is None:
             self._requests.add(now_s, 1)
             self.reserved_tokens += num_tokens
@@ -112,6 +124,17 @@ class KeyLimits:
         """Turn a reservation into use; more than was reserved counts in full."""
         self.reserved_tokens -= num_reserved
         self._tokens.add(now_s, num_used)
+
+    def give_back(self, num_reserved: int, counted_s: float | None) -> None:
+        """Take a grant back whole, as if it had never been: its tokens and its request.
+
+        Args:
+            num_reserved: Tokens.
+            counted_s: When the request was counted; None when it was not.
+        """
+        self.reserved_tokens -= num_reserved
+        if counted_s is not None:
+            self._requests.take_back(counted_s, 1)
 
     def readmit(self, num_tokens: int) -> None:
         """Reserve again, unasked, what a lease of before a restart holds."""

@@ -1,24 +1,28 @@
-"""What the authority wants written or read: plain values between the I/O thread and the store."""
+"""What the authority wants written or read: plain values between the I/O thread and the store.
+
+What each request makes is a named tuple: it costs half of a frozen dataclass and is a row as it is.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from auth_worker.errors import AuthError
 from auth_worker.keys import StoredKey
 from protocol.wire.messages import KeyRecord
 
-Outcome = Literal["finished", "aborted", "failed", "expired"]
-"""How a lease ended. `expired` is provisional: a settlement that comes late corrects it."""
+Outcome = Literal["finished", "aborted", "failed", "expired", "unused"]
+"""How a lease ended. `expired` is provisional: a settlement that comes late corrects it. `unused`
+was a grant that nobody waited for: it counts in no total and in no window, and its line in the
+ledger is there so that whatever else is told of that lease changes nothing."""
 
 AuditAction = Literal[
     "epoch_started", "key_created", "key_revoked", "admin_key_changed", "admin_access_denied"
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseRow:
-    """An open lease as the database remembers it; times in Unix milliseconds."""
+class LeaseRow(NamedTuple):
+    """An open lease as the database remembers it, in the order of its columns."""
 
     lease_id: str
     request_id: str
@@ -42,16 +46,16 @@ class AuditEntry:
     detail: Mapping[str, str | int | None] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class SaveLease:
+class SaveLease(NamedTuple):
     """Remember a lease, or what changed about it."""
 
     row: LeaseRow
 
 
-@dataclass(frozen=True, slots=True)
-class BookUsage:
+class BookUsage(NamedTuple):
     """Charge a lease and forget it; the ledger takes the first final booking of a lease id.
+
+    The fields stand in the order of the ledger's columns.
 
     Attributes:
         granted_at_ms: None when the lease was not remembered.
@@ -112,6 +116,11 @@ class AppendAudit:
 
 
 @dataclass(frozen=True, slots=True)
+class Flush:
+    """Changes nothing: its result says that every operation before it is durable."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReadKeys:
     """A page of keys, newest first, as of every operation before it."""
 
@@ -119,7 +128,9 @@ class ReadKeys:
     limit: int
 
 
-Operation = SaveLease | BookUsage | TouchKey | AddKey | PutKey | EndKey | AppendAudit | ReadKeys
+Operation = (
+    SaveLease | BookUsage | TouchKey | AddKey | PutKey | EndKey | AppendAudit | ReadKeys | Flush
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,7 @@ def migrate(
         StoreTooNewError: A newer Penstock wrote this database.
     """
     newest = migrations[-1].version if migrations else FIRST_VERSION
-    if not inspect(connection).has_table(schema_version.name):
+    if not is_made(connection):
         metadata.create_all(connection)
         _record(connection, newest, "all tables", now_s)
         return newest
@@ -172,6 +172,11 @@ def migrate(
             migration.run(connection)
             _record(connection, migration.version, migration.description, now_s)
     return newest
+
+
+def is_made(connection: Connection) -> bool:
+    """Whether the database holds tables of ours."""
+    return inspect(connection).has_table(schema_version.name)
 
 
 def _record(connection: Connection, version: int, description: str, now_s: float) -> None:

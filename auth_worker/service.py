@@ -11,6 +11,7 @@ from auth_worker.clock import Clock
 from auth_worker.committer import Committer, Delivery
 from auth_worker.config import AuthSettings
 from auth_worker.errors import StoreError
+from auth_worker.exit_codes import EXIT_FAILED, exit_code_of
 from auth_worker.first_admin import ensure_admin
 from auth_worker.handler import AuthHandler
 from auth_worker.limits import SPAN_S
@@ -24,7 +25,6 @@ from protocol.wire.keys import ClientSecurity
 from protocol.wire.messages import AuthCommand, AuthOffer, Message
 from protocol.wire.worker import Worker, WorkerSettings
 
-EXIT_FAILED = 1
 EXPIRY_INTERVAL_S = 1.0
 THREAD_SWITCH_INTERVAL_S = 0.0005
 """A decision must not wait Python's default 5 ms for the commit thread to let go of the GIL."""
@@ -48,11 +48,12 @@ def run(
     """Serve until told to stop.
 
     Returns:
-        The exit code: 0 clean, 1 refused, or the store was lost.
+        The exit code: 0 clean, 1 refused, otherwise one of `exit_codes`.
 
     Raises:
         ConfigurationError: PENSTOCK_ADMIN_KEY can't be used.
-        StoreError: The database is held by another auth worker, too new, or broken.
+        StoreError: The database is held by another auth worker, too new, lost or damaged, or the
+            disk is full.
     """
     store = SqliteStore(settings.data_dir, clock=clock)
     try:
@@ -114,6 +115,7 @@ class AuthService:
             administration=Administration(authority.keys, clock=clock, new_key_id=new_key_id),
             committer=self._committer,
             send=self._send,
+            age_s=lambda: self._worker.command_age_s(),
         )
         self._worker: Worker[AuthCommand] = Worker(
             role="auth",
@@ -124,6 +126,7 @@ class AuthService:
             settings=WorkerSettings(drain_timeout_s=settings.drain_timeout_s),
             build=build,
             metrics=self._handler.metrics.registry,
+            ready_file=settings.ready_file,
         )
         self._ticker = Ticker(
             EXPIRY_INTERVAL_S, lambda: self._worker.call_soon(self._handler.expire)
@@ -151,4 +154,4 @@ class AuthService:
 
     def _on_fatal(self, error: StoreError) -> None:
         _logger.error("%s", error.message)
-        self._worker.stop(error.message, EXIT_FAILED)
+        self._worker.stop(error.message, exit_code_of(error))

@@ -2,17 +2,20 @@
 
 import fcntl
 import os
+import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, insert, select, update
-from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, OperationalError
+from sqlalchemy.exc import DatabaseError
 
-from auth_worker import schema
+from auth_worker import database_files, schema
 from auth_worker.audit import GENESIS_HASH, ChainedEntry, chain, first_broken
+from auth_worker.bulk import run
 from auth_worker.clock import Clock
+from auth_worker.durable_file import unusable
 from auth_worker.errors import (
     StoreError,
     StoreFencedError,
@@ -36,12 +39,20 @@ from auth_worker.operations import (
     Snapshot,
     TouchKey,
 )
-from auth_worker.usage_book import book_usage, save_leases, touch_keys
+from auth_worker.usage_book import book_usage, forget_leases, save_leases, touch_keys
 
 DATABASE_NAME = "auth.sqlite3"
 LOCK_NAME = "auth.lock"
 BUSY_TIMEOUT_S = 5.0
+_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    # KiB. Settlements append, so a larger one only grows for some ten thousand requests.
+    "cache_size=-512",
+)
 _LITTLE_ROOM_BYTES = 1024 * 1024
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class SqliteStore:
@@ -57,6 +68,9 @@ class SqliteStore:
     Raises:
         StoreLockedError: Another auth worker holds this database.
         StoreTooNewError: A newer Penstock wrote it.
+        StoreMissingError: There was a database, and it is gone or empty.
+        StoreDamagedError: One of its files is damaged.
+        StoreUnavailableError: The disk is full or failing.
         StoreError: It can't be opened.
     """
 
@@ -67,16 +81,21 @@ class SqliteStore:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock_fd: int | None = _take_lock(directory / LOCK_NAME)
         except OSError as error:
-            raise StoreError(
-                f"The data directory {directory} can't be used: {error.strerror}."
-            ) from error
+            raise unusable(directory, error) from error
         self._engine = _engine(self._path)
         try:
+            database_files.check_presence(self._path)
+            database_files.check_log(self._path)
             with self._transaction() as connection:
+                database_files.check_pages(connection, self._path)
                 schema.migrate(connection, now_s=clock.wall_s())
                 self._epoch = _next_epoch(connection, int(clock.wall_s()))
                 self._audit_seq, self._audit_head = _audit_head(connection)
+                saved = connection.execute(select(schema.leases.c.lease_id)).scalars()
+                # Most leases are settled before they are saved, and needn't be looked for.
+                self._saved_leases = set(saved)
             self.apply([AppendAudit(self._epoch_entry())])
+            database_files.mark(self._path)
         except BaseException:
             self.close()
             raise
@@ -101,7 +120,7 @@ class SqliteStore:
                 ledger.settled_at_ms,
                 ledger.prompt_tokens + ledger.completion_tokens,
             )
-            .where(ledger.settled_at_ms >= recent_since_ms)
+            .where(ledger.settled_at_ms >= recent_since_ms, ledger.outcome != "unused")
             .order_by(ledger.settled_at_ms)
         )
         oldest_first = select(schema.leases).order_by(
@@ -119,15 +138,17 @@ class SqliteStore:
         with self._transaction() as connection:
             self._check_fence(connection)
             results, entries = _change_keys(KeyTable(connection), operations)
-            bookings = [item for item in operations if isinstance(item, BookUsage)]
-            save_leases(
-                connection, [i.row for i in operations if isinstance(i, SaveLease)], bookings
-            )
+            saved, bookings = _lease_changes(operations)
+            booked = {booking.lease_id for booking in bookings}
+            forget_leases(connection, booked & self._saved_leases)
+            save_leases(connection, saved.values())
             touch_keys(connection, [item for item in operations if isinstance(item, TouchKey)])
             book_usage(connection, bookings)
             results = _read_keys(KeyTable(connection), operations, results)
             links = self._append_audit(connection, entries)
-        # Only what was committed moves the head of the chain.
+        # Only what was committed moves the head of the chain, and is known to be in the tables.
+        self._saved_leases -= booked
+        self._saved_leases |= saved.keys()
         if links:
             self._audit_seq, self._audit_head = links[-1].seq, links[-1].hash
         return results
@@ -159,7 +180,7 @@ class SqliteStore:
         return links
 
     def _check_fence(self, connection: Connection) -> None:
-        epoch = connection.execute(select(schema.authority.c.epoch)).scalar_one()
+        (epoch,) = run(connection, "SELECT epoch FROM authority").fetchone()
         if epoch != self._epoch:
             raise StoreFencedError(
                 f"Another auth worker took the database over (epoch {epoch}, mine is"
@@ -180,16 +201,26 @@ class SqliteStore:
         try:
             with self._engine.begin() as connection:
                 yield connection
-        except OperationalError as error:
-            raise StoreUnavailableError(f"{self._path}: {error.orig}{self._room()}") from error
-        except (IntegrityError, DataError):
-            raise
-        except DatabaseError as error:
-            raise StoreError(f"{self._path}: {error.orig}") from error
+        except (DatabaseError, sqlite3.DatabaseError) as error:
+            # SQLAlchemy wraps what the driver raises; `bulk.run` goes past it.
+            of_driver = error.orig if isinstance(error, DatabaseError) else error
+            if isinstance(of_driver, sqlite3.IntegrityError | sqlite3.DataError):
+                raise  # only an operation is bad
+            raise self._store_error(of_driver) from error
+
+    def _store_error(self, error: BaseException | None) -> StoreError:
+        if isinstance(error, sqlite3.OperationalError):
+            return StoreUnavailableError(f"{self._path}: {error}{self._room()}")
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+            return database_files.damaged(self._path, str(error))
+        return StoreError(f"{self._path}: {error}")
 
     def _room(self) -> str:
         """What SQLite calls a "disk I/O error" is often no more than a full disk."""
-        state = os.statvfs(self._path.parent)
+        try:
+            state = os.statvfs(self._path.parent)
+        except OSError:
+            return ""  # the folder itself is gone
         free_bytes = state.f_bavail * state.f_frsize
         if free_bytes >= _LITTLE_ROOM_BYTES:
             return ""
@@ -217,6 +248,21 @@ def _change_keys(
         if entry is not None:
             entries.append(entry)
     return results, entries
+
+
+def _lease_changes(
+    operations: Sequence[Operation],
+) -> tuple[dict[str, LeaseRow], list[BookUsage]]:
+    """The leases to remember, as last given and not booked since, and what is to be booked."""
+    saved: dict[str, LeaseRow] = {}
+    bookings: list[BookUsage] = []
+    for operation in operations:
+        if isinstance(operation, BookUsage):
+            bookings.append(operation)
+            saved.pop(operation.lease_id, None)
+        elif isinstance(operation, SaveLease):
+            saved[operation.row.lease_id] = operation.row
+    return saved, bookings
 
 
 def _read_keys(
@@ -259,7 +305,7 @@ def _engine(path: Path) -> Engine:
     @event.listens_for(engine, "connect")
     def configure(dbapi_connection: Any, _record: Any) -> None:
         dbapi_connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in _PRAGMAS:
             dbapi_connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")

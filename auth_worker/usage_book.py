@@ -1,18 +1,26 @@
 """Books settlements: one ledger row a lease, totals a key, model and day, and the leases' end."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, bindparam, case, delete, select, update
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Executable,
+    Table,
+    bindparam,
+    case,
+    delete,
+    select,
+    update,
+)
+from sqlalchemy.dialects.sqlite import Insert, insert
 
 from auth_worker import schema
+from auth_worker.bulk import BulkStatement, NamedStatement, run
 from auth_worker.operations import BookUsage, LeaseRow, TouchKey
 
-SECONDS_A_DAY = 86_400
 _MAX_IDS_A_QUERY = 500
 
 _ledger = schema.ledger.c
@@ -20,58 +28,21 @@ _keys = schema.keys.c
 _totals = schema.usage_totals.c
 
 
-@dataclass(slots=True)
-class _Sum:
-    """What a group of settlements adds to one total."""
-
-    num_requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-    used_at: int = 0
-
-    def add(self, booking: BookUsage, sign: int = 1) -> None:
-        self.num_requests += sign
-        self.prompt_tokens += sign * booking.prompt_tokens
-        self.completion_tokens += sign * booking.completion_tokens
-        self.cached_tokens += sign * booking.cached_tokens
-        self.reasoning_tokens += sign * booking.reasoning_tokens
-        self.used_at = max(self.used_at, booking.settled_at_ms // 1000)
+def save_leases(connection: Connection, rows: Iterable[LeaseRow]) -> None:
+    """Remember leases, each once."""
+    _SAVE_LEASES.execute(connection, list(rows))
 
 
-def save_leases(
-    connection: Connection, rows: Iterable[LeaseRow], bookings: Iterable[BookUsage]
-) -> None:
-    """Remember leases as last given, but for those whose booking stands in the same group."""
-    newest = {row.lease_id: row for row in rows}
-    for booking in bookings:
-        newest.pop(booking.lease_id, None)
-    if not newest:
-        return
-    statement = insert(schema.leases)
-    changing = (
-        "prompt_tokens",
-        "completion_tokens",
-        "reported_prompt_tokens",
-        "reported_completion_tokens",
-    )
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=[schema.leases.c.lease_id],
-            set_={name: statement.excluded[name] for name in changing},
-        ),
-        [_lease_values(row) for row in newest.values()],
-    )
+def forget_leases(connection: Connection, lease_ids: Iterable[str]) -> None:
+    """Forget leases that were saved."""
+    _FORGET_LEASES.execute(connection, [(lease_id,) for lease_id in lease_ids])
 
 
 def touch_keys(connection: Connection, touches: Sequence[TouchKey]) -> None:
     """Move the keys' last use forward."""
     if touches:
-        connection.execute(
-            update(schema.keys)
-            .where(_keys.key_id == bindparam("of_key"))
-            .values(last_used_at=_later_use()),
+        _TOUCH_KEYS.execute(
+            connection,
             [{"of_key": touch.key_id, "used_at": touch.used_at} for touch in touches],
         )
 
@@ -81,32 +52,43 @@ def book_usage(connection: Connection, bookings: Sequence[BookUsage]) -> None:
 
     The first booking of a lease counts and later ones change nothing; only an `expired` one, which
     is the last report of a lease that nobody settled, gives way to the settlement that comes late,
-    or to a greater count that an engine reports late.
+    or to a greater count that an engine reports late. An `unused` one counts in no total.
     It keeps its key, model and day, so that the totals stay the sums of the ledger.
     """
     if not bookings:
         return
+    sums = _Sums()
+    if _insert_if_all_are_new(connection, bookings):
+        for booking in bookings:
+            sums.add(booking)
+    else:
+        _book_one_by_one(connection, bookings, sums)
+    sums.write(connection)
+
+
+def _insert_if_all_are_new(connection: Connection, bookings: Sequence[BookUsage]) -> bool:
+    """Insert a group that holds no lease twice and none of before; otherwise do nothing."""
+    run(connection, "SAVEPOINT new_bookings")
+    are_new = _INSERT_BOOKINGS.execute(connection, bookings) == len(bookings)
+    if not are_new:
+        run(connection, "ROLLBACK TO new_bookings")
+    run(connection, "RELEASE new_bookings")
+    return are_new
+
+
+def _book_one_by_one(connection: Connection, bookings: Sequence[BookUsage], sums: "_Sums") -> None:
     booked = _booked_before(connection, [booking.lease_id for booking in bookings])
     to_insert: dict[str, BookUsage] = {}
     to_update: dict[str, BookUsage] = {}
-    by_key: dict[str, _Sum] = {}
-    by_day: dict[tuple[str, str, int], _Sum] = {}
-
-    def count(booking: BookUsage, sign: int) -> None:
-        day = booking.settled_at_ms // 1000 // SECONDS_A_DAY
-        by_key.setdefault(booking.key_id, _Sum()).add(booking, sign)
-        by_day.setdefault((booking.key_id, booking.model, day), _Sum()).add(booking, sign)
-
     for booking in bookings:
         before = booked.get(booking.lease_id)
         if before is None:
             to_insert[booking.lease_id] = booked[booking.lease_id] = booking
-            count(booking, 1)
+            sums.add(booking)
         elif before.outcome == "expired" and (
             booking.outcome != "expired" or _num_tokens(booking) > _num_tokens(before)
         ):
-            corrected = replace(
-                booking,
+            corrected = booking._replace(
                 key_id=before.key_id,
                 model=before.model,
                 granted_at_ms=before.granted_at_ms,
@@ -114,18 +96,12 @@ def book_usage(connection: Connection, bookings: Sequence[BookUsage]) -> None:
             )
             target = to_insert if booking.lease_id in to_insert else to_update
             target[booking.lease_id] = booked[booking.lease_id] = corrected
-            count(before, -1)
-            count(corrected, 1)
+            sums.add(before, -1)
+            sums.add(corrected)
     if to_insert:
-        rows = [_booking_values(booking) for booking in to_insert.values()]
-        connection.execute(insert(schema.ledger), rows)
+        _INSERT_BOOKINGS.execute(connection, list(to_insert.values()))
     if to_update:
         _correct_ledger(connection, to_update.values())
-    if by_key:
-        _add_to_keys(connection, by_key)
-        _add_to_days(connection, by_day)
-    for some in _batches([booking.lease_id for booking in bookings]):
-        connection.execute(delete(schema.leases).where(schema.leases.c.lease_id.in_(some)))
 
 
 def _num_tokens(booking: BookUsage) -> int:
@@ -142,74 +118,126 @@ def _booked_before(connection: Connection, lease_ids: Sequence[str]) -> dict[str
 
 
 def _correct_ledger(connection: Connection, bookings: Iterable[BookUsage]) -> None:
-    rows = [{"of_lease": item.lease_id, **_booking_values(item)} for item in bookings]
+    rows = [{"of_lease": item.lease_id, **item._asdict()} for item in bookings]
     connection.execute(update(schema.ledger).where(_ledger.lease_id == bindparam("of_lease")), rows)
 
 
-def _add_to_keys(connection: Connection, sums: dict[str, _Sum]) -> None:
-    connection.execute(
-        update(schema.keys)
-        .where(_keys.key_id == bindparam("of_key"))
-        .values(
-            total_requests=_keys.total_requests + bindparam("more_requests"),
-            total_prompt_tokens=_keys.total_prompt_tokens + bindparam("more_prompt"),
-            total_completion_tokens=_keys.total_completion_tokens + bindparam("more_completion"),
-            last_used_at=_later_use(),
-        ),
-        [
-            {
-                "of_key": key_id,
-                "more_requests": total.num_requests,
-                "more_prompt": total.prompt_tokens,
-                "more_completion": total.completion_tokens,
-                "used_at": total.used_at,
-            }
-            for key_id, total in sums.items()
-        ],
-    )
+class _Sums:
+    """What a group of bookings adds to the totals of keys and of days."""
 
+    def __init__(self) -> None:
+        # By key, model and day; then requests, tokens in the order of _COUNTED, the last use.
+        self._sums: dict[tuple[str, str, int], list[int]] = {}
 
-def _add_to_days(connection: Connection, sums: dict[tuple[str, str, int], _Sum]) -> None:
-    statement = insert(schema.usage_totals)
-    counted = (
-        "num_requests",
-        "prompt_tokens",
-        "completion_tokens",
-        "cached_tokens",
-        "reasoning_tokens",
-    )
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=[_totals.key_id, _totals.model, _totals.day],
-            set_={name: _totals[name] + statement.excluded[name] for name in counted},
-        ),
-        [
-            {
-                "key_id": key_id,
-                "model": model,
-                "day": day,
-                **{name: getattr(total, name) for name in counted},
-            }
-            for (key_id, model, day), total in sums.items()
-        ],
-    )
+    def add(self, booking: BookUsage, sign: int = 1) -> None:
+        """Count a booking, or take it back with sign -1; an unused one counts nowhere."""
+        if booking.outcome == "unused":
+            return
+        day_key = (booking.key_id, booking.model, booking.settled_at_ms // _MS_A_DAY)
+        total = self._sums.get(day_key)
+        if total is None:
+            total = self._sums[day_key] = [0, 0, 0, 0, 0, 0]
+        total[0] += sign
+        total[1] += sign * booking.prompt_tokens
+        total[2] += sign * booking.completion_tokens
+        total[3] += sign * booking.cached_tokens
+        total[4] += sign * booking.reasoning_tokens
+        if booking.settled_at_ms > total[5]:
+            total[5] = booking.settled_at_ms
 
-
-def _values_of(kind: type[LeaseRow] | type[BookUsage]) -> Callable[[object], dict[str, Any]]:
-    """Turns flat dataclasses of a kind into rows; `asdict` copies deeply and costs ten times it."""
-    names = [field.name for field in fields(kind)]
-    get = attrgetter(*names)
-    return lambda value: dict(zip(names, get(value), strict=True))
-
-
-_lease_values = _values_of(LeaseRow)
-_booking_values = _values_of(BookUsage)
+    def write(self, connection: Connection) -> None:
+        """Add everything to the totals of before."""
+        if not self._sums:
+            return
+        by_key: dict[str, list[int]] = {}
+        for (key_id, _, _), total in self._sums.items():
+            of_key = by_key.setdefault(key_id, [0, 0, 0, 0])
+            for index in range(3):
+                of_key[index] += total[index]
+            of_key[3] = max(of_key[3], total[5] // 1000)
+        names = ("more_requests", "more_prompt", "more_completion", "used_at")
+        _ADD_TO_KEYS.execute(
+            connection,
+            [
+                {"of_key": key_id, **dict(zip(names, counts, strict=True))}
+                for key_id, counts in by_key.items()
+            ],
+        )
+        _ADD_TO_DAYS.execute(
+            connection, [(*day_key, *total[:5]) for day_key, total in self._sums.items()]
+        )
 
 
 def _later_use() -> Any:
     used_at: BindParameter[int] = bindparam("used_at")
     is_later = _keys.last_used_at.is_(None) | (_keys.last_used_at < used_at)
     return case((is_later, used_at), else_=_keys.last_used_at)
+
+
+def _insert_rows(table: Table, num_rows: int) -> Insert:
+    return insert(table).values(
+        [
+            {column.name: bindparam(f"{column.name}_{row}") for column in table.columns}
+            for row in range(num_rows)
+        ]
+    )
+
+
+def _save_leases(num_rows: int) -> Executable:
+    statement = _insert_rows(schema.leases, num_rows)
+    return statement.on_conflict_do_update(
+        index_elements=[schema.leases.c.lease_id],
+        set_={name: statement.excluded[name] for name in _CHANGING},
+    )
+
+
+def _add_to_days(num_rows: int) -> Executable:
+    statement = _insert_rows(schema.usage_totals, num_rows)
+    return statement.on_conflict_do_update(
+        index_elements=[_totals.key_id, _totals.model, _totals.day],
+        set_={name: _totals[name] + statement.excluded[name] for name in _COUNTED},
+    )
+
+
+def _forget_leases(num_rows: int) -> Executable:
+    lease_ids: list[BindParameter[str]] = [bindparam(f"lease_id_{row}") for row in range(num_rows)]
+    return delete(schema.leases).where(schema.leases.c.lease_id.in_(lease_ids))
+
+
+_MS_A_DAY = 86_400_000
+_CHANGING = (
+    "prompt_tokens",
+    "completion_tokens",
+    "reported_prompt_tokens",
+    "reported_completion_tokens",
+)
+_COUNTED = (
+    "num_requests",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "reasoning_tokens",
+)
+
+_SAVE_LEASES = BulkStatement(_save_leases)
+_FORGET_LEASES = BulkStatement(_forget_leases)
+_INSERT_BOOKINGS = BulkStatement(
+    lambda num_rows: _insert_rows(schema.ledger, num_rows).on_conflict_do_nothing()
+)
+_ADD_TO_DAYS = BulkStatement(_add_to_days)
+_TOUCH_KEYS = NamedStatement(
+    update(schema.keys).where(_keys.key_id == bindparam("of_key")).values(last_used_at=_later_use())
+)
+_ADD_TO_KEYS = NamedStatement(
+    update(schema.keys)
+    .where(_keys.key_id == bindparam("of_key"))
+    .values(
+        total_requests=_keys.total_requests + bindparam("more_requests"),
+        total_prompt_tokens=_keys.total_prompt_tokens + bindparam("more_prompt"),
+        total_completion_tokens=_keys.total_completion_tokens + bindparam("more_completion"),
+        last_used_at=_later_use(),
+    )
+)
 
 
 def _batches(lease_ids: Sequence[str]) -> Iterator[list[str]]:

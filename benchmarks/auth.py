@@ -27,6 +27,8 @@ from protocol.wire.peers import Peer, PeerEvent
 from protocol.wire.role_server import RoleServer
 
 SECRET = "psk-benchmark"  # noqa: S105 - a made-up key for a throw-away database
+PYTHON_THREADS = ("main", "commit", "worker-io", "ticker")
+"""Of an auth worker, in the order in which they begin; the system knows them all as python."""
 Row = tuple[str, float, str]
 
 
@@ -128,11 +130,28 @@ def measure_commits(num_requests: int, directory: Path, num_in_flight: int) -> R
     )
 
 
+def cpu_us_by_thread(pid: int) -> dict[str, float]:
+    """CPU time of each thread of a process so far, microseconds; empty where there is no /proc.
+
+    https://docs.kernel.org/scheduler/sched-stats.html#proc-pid-schedstat
+    """
+    used_us: dict[str, float] = {}
+    python_names = iter(PYTHON_THREADS)
+    for task in sorted(Path(f"/proc/{pid}/task").glob("*"), key=lambda task: int(task.name)):
+        name = (task / "comm").read_text().strip()
+        if name.startswith("python"):
+            name = next(python_names, name)
+        used_us[name] = int((task / "schedstat").read_text().split()[0]) / 1000
+    return used_us
+
+
 class WireClient:
     """Stands in for a gateway: authorizes, settles, and times both."""
 
     def __init__(self, endpoint: str) -> None:
         self.ready: asyncio.Queue[Peer] = asyncio.Queue()
+        self.peer: Peer
+        self.worker_pid = 0
         self.asked_s: dict[str, float] = {}
         self.waits_s: list[float] = []
         self.num_left = 0
@@ -150,9 +169,11 @@ class WireClient:
         self.server.start(asyncio.get_running_loop())
 
     async def measure(
-        self, label: str, peer: Peer, num_requests: int, num_in_flight: int, *, settles: bool
+        self, label: str, num_requests: int, num_in_flight: int, *, settles: bool
     ) -> Row:
         """Run so many requests, so many at a time; each ends with Granted or with Settled."""
+        peer = self.peer
+        before_us = cpu_us_by_thread(self.worker_pid)
         self.asked_s, self.waits_s = {}, []
         self.num_left = self.num_to_ask = num_requests
         self.settles = settles
@@ -165,7 +186,13 @@ class WireClient:
         ordered = sorted(self.waits_s)
         p50_us = ordered[len(ordered) // 2] * 1e6
         p99_us = ordered[len(ordered) * 99 // 100] * 1e6
-        return (label, num_requests / elapsed_s, f"p50 {p50_us:.0f} us, p99 {p99_us:.0f} us")
+        used_us = {
+            name: (us - before_us.get(name, 0.0)) / num_requests
+            for name, us in cpu_us_by_thread(self.worker_pid).items()
+        }
+        cpu = ", ".join(f"{name} {us:.0f}" for name, us in used_us.items() if us >= 0.5)
+        details = f"p50 {p50_us:.0f} us, p99 {p99_us:.0f} us; CPU us a request: {cpu}"
+        return (label, num_requests / elapsed_s, details)
 
     def _ask(self, peer: Peer) -> None:
         if self.num_to_ask:
@@ -209,19 +236,25 @@ async def measure_wire(num_requests: int, directory: Path) -> list[Row]:
     }
     worker = await asyncio.create_subprocess_exec(sys.executable, "-m", "auth_worker", env=environ)
     try:
-        peer = await asyncio.wait_for(client.ready.get(), 30)
+        client.peer = await asyncio.wait_for(client.ready.get(), 30)
+        client.worker_pid = worker.pid
         few = max(1, num_requests // 10)
         return [
-            await client.measure("over ipc: decision, 1 at a time", peer, few, 1, settles=False),
+            await client.measure("over ipc: decision, 1 at a time", few, 1, settles=False),
             await client.measure(
-                "over ipc: decision, 64 at a time", peer, num_requests, 64, settles=False
+                "over ipc: decision, 64 at a time", num_requests, 64, settles=False
             ),
             await client.measure(
-                "over ipc: decision + durable settlement, 1 at a time", peer, few, 1, settles=True
+                "over ipc: decision + durable settlement, 1 at a time", few, 1, settles=True
+            ),
+            await client.measure(
+                "over ipc: decision + durable settlement, 64 at a time",
+                num_requests,
+                64,
+                settles=True,
             ),
             await client.measure(
                 "over ipc: decision + durable settlement, 256 at a time",
-                peer,
                 num_requests,
                 256,
                 settles=True,

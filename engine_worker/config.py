@@ -7,78 +7,145 @@ from pathlib import Path
 from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.demo import DEMO_MODEL_NAME, demo_model_path
 from protocol.errors import ConfigurationError
-from protocol.runtime.settings import SettingsReader
+from protocol.runtime import shared_settings as shared
+from protocol.runtime.settings import (
+    choice,
+    file_path,
+    read_settings,
+    setting,
+    switch,
+    whole_number,
+)
 
 DEFAULT_COMPILE_CACHE_DIR = Path("~/.cache/penstock/compile")
-DEFAULT_PROFILE_DIR = Path("~/.cache/penstock/profiles")
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = shared.DTYPES
 NO_POOLING = "none"
-POOLING_CHOICES = ("auto", NO_POOLING, "mean", "cls", "last")
-LOG_LEVELS = ("debug", "info", "warning", "error")
+_COMPILE_CACHE_DIR = file_path(
+    "PENSTOCK_COMPILE_CACHE_DIR", DEFAULT_COMPILE_CACHE_DIR, meaning="folder of compiled programs"
+)
+_MAX_NUM_BATCHED_TOKENS = whole_number(
+    "PENSTOCK_MAX_NUM_BATCHED_TOKENS", 512, minimum=1, meaning="tokens of one step"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """Which model to load, and how.
+    """Which model to load, and how; `meaning` says what each field with a setting is.
 
     Attributes:
-        path: `PENSTOCK_MODEL_PATH` (or `MODEL_PATH`), a folder in Hugging Face's layout; the
-            bundled demo model when unset.
-        name: `PENSTOCK_MODEL_NAME` (or `MODEL_NAME`), the public name; the folder's when unset.
-        tokenizer_path: `PENSTOCK_TOKENIZER_PATH` (or `TOKENIZER_PATH`); `path` when unset.
-        max_model_len: `PENSTOCK_MAX_MODEL_LEN`, prompt and output together, tokens; when unset
-            what the model was made for and the KV memory holds.
-        kv_memory_bytes: `PENSTOCK_KV_MEMORY`, such as 2GiB; a share of what is free when unset.
-        block_size: `PENSTOCK_BLOCK_SIZE`, tokens a KV block.
-        max_num_seqs: `PENSTOCK_MAX_NUM_SEQS`, requests that run at a time.
-        max_num_batched_tokens: `PENSTOCK_MAX_NUM_BATCHED_TOKENS`, tokens of one step.
-        prefix_cache: `PENSTOCK_PREFIX_CACHE`, whether computed prompts are kept for the next
-            request of the same tenant.
-        speculation: `PENSTOCK_SPECULATION`, whether requests guess their next tokens.
-        dtype: `PENSTOCK_DTYPE`, of the weights.
-        deterministic: `PENSTOCK_DETERMINISTIC`, equal bits whatever runs beside a request.
-        compile_cache_dir: `PENSTOCK_COMPILE_CACHE_DIR`, where compiled programs are kept.
-        tool_format: `PENSTOCK_TOOL_FORMAT`, instead of what the chat template shows; or none.
-        reasoning_format: `PENSTOCK_REASONING_FORMAT`, likewise.
-        pooling: `PENSTOCK_POOLING`, how token vectors become an embedding; auto takes what the
-            folder says, and a decoder whose folder says nothing makes none.
+        path: `PENSTOCK_MODEL_PATH`, a folder in Hugging Face's layout; the bundled demo model when
+            unset.
+        name: `PENSTOCK_MODEL_NAME`, the public name; the folder's when unset.
+        compile_cache_dir: `PENSTOCK_COMPILE_CACHE_DIR`; None keeps no compiled programs.
     """
 
     path: Path
     name: str
-    tokenizer_path: Path | None = None
-    max_model_len: int | None = None
-    kv_memory_bytes: int | None = None
-    block_size: int = 32
-    max_num_seqs: int = 32
-    max_num_batched_tokens: int = 512
-    prefix_cache: bool = True
-    speculation: SpeculationMode = SpeculationMode.AUTO
-    dtype: str = "auto"
-    deterministic: bool = False
-    compile_cache_dir: Path | None = None
-    tool_format: str | None = None
-    reasoning_format: str | None = None
-    pooling: str = "auto"
+    tokenizer_path: Path | None = setting(shared.TOKENIZER_PATH)
+    max_model_len: int | None = setting(shared.MAX_MODEL_LEN)
+    kv_memory_bytes: int | None = setting(shared.KV_MEMORY)
+    block_size: int = setting(shared.BLOCK_SIZE)
+    max_num_seqs: int = setting(shared.MAX_NUM_SEQS)
+    max_num_batched_tokens: int = setting(_MAX_NUM_BATCHED_TOKENS)
+    prefix_cache: bool = setting(
+        switch(
+            "PENSTOCK_PREFIX_CACHE",
+            True,
+            meaning=(
+                "computed prompts and answers stay in free KV blocks, so that the next request of "
+                "the same tenant with the same beginning needn't compute it again; false shares a "
+                "prompt only among the choices (`n`) of one request"
+            ),
+        )
+    )
+    speculation: SpeculationMode = setting(
+        choice(
+            "PENSTOCK_SPECULATION",
+            SpeculationMode.AUTO,
+            tuple(SpeculationMode),
+            meaning=(
+                "requests whose text repeats guess their next tokens from it (prompt lookup), and "
+                "several guesses are computed in one step: `auto` where that makes more tokens a "
+                "second by what steps and guesses turned out to be, `off`, or `always` (for "
+                "tests). The tokens are the same as without"
+            ),
+        )
+    )
+    dtype: str = setting(shared.DTYPE)
+    deterministic: bool = setting(shared.DETERMINISTIC)
+    compile_cache_dir: Path | None = setting(_COMPILE_CACHE_DIR, default=None)
+    tool_format: str | None = setting(shared.TOOL_FORMAT)
+    reasoning_format: str | None = setting(shared.REASONING_FORMAT)
+    pooling: str = setting(
+        choice(
+            "PENSTOCK_POOLING",
+            "auto",
+            ("auto", NO_POOLING, "mean", "cls", "last"),
+            meaning=(
+                "how token vectors become an embedding: `mean`, `cls` (the first), `last`, or "
+                "`none`; auto takes what the model folder says, and a decoder whose folder says "
+                "nothing makes none"
+            ),
+        )
+    )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "ModelSettings":
+        """The settings in a mapping such as `os.environ`.
+
+        Raises:
+            ConfigurationError: A bad value; the message names the setting.
+        """
+        place, name = shared.MODEL_PATH.read(environ), shared.MODEL_NAME.read(environ)
+        if place is None:
+            path, name = demo_model_path(), name or DEMO_MODEL_NAME
+        else:
+            path = Path(place).expanduser().absolute()
+        if not path.is_dir():
+            raise ConfigurationError(
+                f"PENSTOCK_MODEL_PATH: there is no folder {path}. The engine loads local folders"
+                " only; `penstock serve` downloads models by their name."
+            )
+        settings = read_settings(
+            cls,
+            environ,
+            path=path,
+            name=name or path.name,
+            compile_cache_dir=_COMPILE_CACHE_DIR.read(environ),
+        )
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        """What no setting can say alone: a step has a token for each running request.
+
+        Raises:
+            ConfigurationError: It has not.
+        """
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigurationError(
+                f"{_MAX_NUM_BATCHED_TOKENS.name} ({self.max_num_batched_tokens}) must be at least"
+                f" {shared.MAX_NUM_SEQS.name} ({self.max_num_seqs}), one token for each running"
+                " request."
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What an engine worker was told.
-
-    Attributes:
-        model: The model and the compute side.
-        key_dir: `PENSTOCK_KEY_DIR`, the folder with the CURVE keys; None without encryption.
-        drain_timeout_s: `PENSTOCK_DRAIN_TIMEOUT_S`, how long running requests may go on at the end.
-        log_level: `PENSTOCK_LOG_LEVEL`.
-        profile_dir: `PENSTOCK_PROFILE_DIR`, where recordings of the engine's work go.
-    """
+    """What an engine worker was told: the model and the compute side, and the process around."""
 
     model: ModelSettings
-    key_dir: Path | None = None
-    drain_timeout_s: float = 30.0
-    log_level: str = "info"
-    profile_dir: Path = DEFAULT_PROFILE_DIR
+    key_dir: Path | None = setting(shared.KEY_DIR)
+    drain_timeout_s: float = setting(shared.DRAIN_TIMEOUT_S)
+    ready_file: Path | None = setting(shared.READY_FILE)
+    log_level: str = setting(shared.LOG_LEVEL)
+    profile_dir: Path = setting(
+        file_path(
+            "PENSTOCK_PROFILE_DIR",
+            Path("~/.cache/penstock/profiles"),
+            meaning=("where `penstock profile` has recordings written, on the engine's machine"),
+        )
+    )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "EngineSettings":
@@ -87,52 +154,4 @@ class EngineSettings:
         Raises:
             ConfigurationError: A bad value; the message names the setting.
         """
-        reader = SettingsReader(environ)
-        return cls(
-            model=_model_settings(reader),
-            key_dir=reader.path("PENSTOCK_KEY_DIR"),
-            drain_timeout_s=reader.float("PENSTOCK_DRAIN_TIMEOUT_S", 30.0, minimum=0.0),
-            log_level=reader.choice("PENSTOCK_LOG_LEVEL", "info", LOG_LEVELS),
-            profile_dir=reader.path("PENSTOCK_PROFILE_DIR", DEFAULT_PROFILE_DIR).expanduser(),
-        )
-
-
-def _model_settings(reader: SettingsReader) -> ModelSettings:
-    path = reader.path("PENSTOCK_MODEL_PATH", aliases=("MODEL_PATH",))
-    name = reader.str("PENSTOCK_MODEL_NAME", aliases=("MODEL_NAME",))
-    if path is None:
-        path, name = demo_model_path(), name or DEMO_MODEL_NAME
-    path = path.absolute()
-    if not path.is_dir():
-        raise ConfigurationError(
-            f"PENSTOCK_MODEL_PATH: there is no folder {path}. The engine loads local folders only;"
-            " `penstock serve` downloads models by their name."
-        )
-    max_num_seqs = reader.int("PENSTOCK_MAX_NUM_SEQS", 32, minimum=1, maximum=256)
-    max_num_batched_tokens = reader.int("PENSTOCK_MAX_NUM_BATCHED_TOKENS", 512, minimum=1)
-    if max_num_batched_tokens < max_num_seqs:
-        raise ConfigurationError(
-            f"PENSTOCK_MAX_NUM_BATCHED_TOKENS ({max_num_batched_tokens}) must be at least"
-            f" PENSTOCK_MAX_NUM_SEQS ({max_num_seqs}), one token for each running request."
-        )
-    cache_dir = reader.path("PENSTOCK_COMPILE_CACHE_DIR", DEFAULT_COMPILE_CACHE_DIR)
-    return ModelSettings(
-        path=path,
-        name=name or path.name,
-        tokenizer_path=reader.path("PENSTOCK_TOKENIZER_PATH", aliases=("TOKENIZER_PATH",)),
-        max_model_len=reader.int("PENSTOCK_MAX_MODEL_LEN", minimum=2),
-        kv_memory_bytes=reader.size_bytes("PENSTOCK_KV_MEMORY", minimum=1),
-        block_size=reader.int("PENSTOCK_BLOCK_SIZE", 32, minimum=1, maximum=1024),
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        prefix_cache=reader.bool("PENSTOCK_PREFIX_CACHE", True),
-        speculation=SpeculationMode(
-            reader.choice("PENSTOCK_SPECULATION", "auto", tuple(SpeculationMode))
-        ),
-        dtype=reader.choice("PENSTOCK_DTYPE", "auto", DTYPES),
-        deterministic=reader.bool("PENSTOCK_DETERMINISTIC", False),
-        compile_cache_dir=cache_dir.expanduser(),
-        tool_format=reader.str("PENSTOCK_TOOL_FORMAT"),
-        reasoning_format=reader.str("PENSTOCK_REASONING_FORMAT"),
-        pooling=reader.choice("PENSTOCK_POOLING", "auto", POOLING_CHOICES),
-    )
+        return read_settings(cls, environ, model=ModelSettings.from_env(environ))

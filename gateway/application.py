@@ -1,4 +1,4 @@
-"""The gateway as a whole: its parts wired together, its clocks, its start and its end."""
+"""The gateway as a whole: its rooms wired together, its start and its end."""
 
 import asyncio
 import logging
@@ -11,15 +11,24 @@ from typing import Any, TypeVar
 from gateway.config import GatewaySettings
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.quarantine import Quarantine
+from gateway.dispatch.routing import PrefixRouter
 from gateway.errors import ShuttingDownError
+from gateway.housekeeping import Housekeeping
+from gateway.http.bodies import Bodies
+from gateway.http.parts import HttpParts
+from gateway.http.readiness import Readiness
 from gateway.ledger.data_slot import DataSlot
 from gateway.ledger.outbox import Outbox
-from gateway.request.services import Services
+from gateway.request.factory import RequestFactory, RequestRules
+from gateway.request.identity import IdentityTable
+from gateway.request.launcher import EnginePool
 from gateway.request.sessions import SessionTable
+from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.metrics import Metrics, StateCollector
 from gateway.telemetry.worker_metrics import WorkerMetricsCollector
 from gateway.tools.toolbox import registered_toolbox
-from gateway.workers.auth import AuthLink
+from gateway.workers.auth import AuthLink, AuthNews
+from gateway.workers.engine_directory import EngineDirectory
 from gateway.workers.engines import EngineLink
 from gateway.workers.parsers import ParserLink
 from gateway.workers.wire import LinkHandler
@@ -46,12 +55,15 @@ _GOODBYE_S = 0.1
 _STEP_S = 0.02
 
 
-class House:
-    """Sockets for the workers, the services on top, and their housekeeping.
+class Application:
+    """Sockets for the workers, the rooms on top of them, and their housekeeping.
 
     Args:
         settings: Of this process.
         clock: Monotonic seconds.
+
+    Attributes:
+        parts: What HTTP works with.
 
     Raises:
         ConfigurationError: The data folder or the keys can't be used.
@@ -60,58 +72,114 @@ class House:
     def __init__(
         self, settings: GatewaySettings, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._settings = settings
-        self._tasks: list[asyncio.Task[None]] = []
-        self._instance_id = secrets.token_hex(8)
+        self.settings = settings
+        self.instance_id = secrets.token_hex(8)
         self._security = None if settings.key_dir is None else ServerSecurity.load(settings.key_dir)
         self._clock = clock
         self.engine_server: RoleServer[EngineEvent] = self._role_server(
-            "engine", settings.engine_endpoint, engine_event_decoder(), lambda: self._engines
+            "engine", settings.engine_endpoint, engine_event_decoder(), lambda: self.engines
         )
         self.auth_server: RoleServer[AuthEvent] = self._role_server(
-            "auth", settings.auth_endpoint, auth_event_decoder(), lambda: self._auth
+            "auth", settings.auth_endpoint, auth_event_decoder(), lambda: self.auth
         )
         self.parser_server: RoleServer[ParserEvent] = self._role_server(
             "toolparser",
             settings.toolparser_endpoint,
             parser_event_decoder(),
-            lambda: self._parsers,
+            lambda: self.parsers,
         )
-        self._engines = EngineLink(
-            self.engine_server,
-            lambda model: self._admission.pump(model),
-            lambda usage: self._auth.report_orphans(usage),
-        )
-        self._auth = AuthLink(
+        self.metrics = Metrics()
+        self.sessions = SessionTable()
+        self.identities = IdentityTable(clock)
+        self.quarantine = Quarantine(clock)
+        self.prefixes = PrefixRouter()
+        self.directory = EngineDirectory(lambda model: self.admission.pump(model))
+        self.admission = Admission(self.directory.engines, settings.max_queue, clock)
+        self.auth: AuthLink = AuthLink(
             self.auth_server,
             timeout_s=settings.auth_timeout_s,
             require_keys=settings.require_keys,
-            on_settled=lambda lease_id: self._outbox.acknowledge(lease_id),
-            on_settle_refused=lambda request_id: self._outbox.refuse(request_id),
-            on_ready=lambda: self._outbox.resend_all(),
-            on_orphans_noted=self._engines.orphans_noted,
+            news=AuthNews(
+                on_settled=lambda lease_id: self.outbox.acknowledge(lease_id),
+                on_settle_refused=lambda request_id: self.outbox.refuse(request_id),
+                on_ready=lambda: self.outbox.resend_all(),
+                on_orphans_noted=lambda noted: self.engines.orphans_noted(noted),
+            ),
         )
-        self._parsers = ParserLink(self.parser_server)
-        self._admission = Admission(self._engines.engines, settings.max_queue, clock)
+        self.engines: EngineLink = EngineLink(
+            self.engine_server, self.directory, self.prefixes, self.auth.report_orphans
+        )
+        self.parsers = ParserLink(self.parser_server)
         self._slot = DataSlot(settings.data_dir) if settings.share_data_dir else None
         data_dir = settings.data_dir if self._slot is None else self._slot.folder
-        self._outbox = Outbox(data_dir, self._auth.settle, settings.max_outbox, clock)
-        self.services = Services(
-            settings=settings,
-            engines=self._engines,
-            auth=self._auth,
-            parsers=self._parsers,
-            admission=self._admission,
-            outbox=self._outbox,
-            quarantine=Quarantine(clock),
-            sessions=SessionTable(),
-            metrics=Metrics(),
-            toolbox=registered_toolbox(settings, os.environ),
-            peers=self._peers,
-            clock=clock,
+        self.outbox = Outbox(data_dir, self.auth.settle, settings.max_outbox, clock)
+        self.toolbox = registered_toolbox(settings, os.environ)
+        self._lag_due: float | None = None
+        self._housekeeping = self._make_housekeeping()
+        self.requests = self._make_requests()
+        self.parts = self._make_parts()
+        self.metrics.registry.register(StateCollector(self._gauges))
+        self.metrics.registry.register(WorkerMetricsCollector(self.peers))
+
+    def _make_housekeeping(self) -> Housekeeping:
+        housekeeping = Housekeeping(self._clock)
+        housekeeping.add("renewing leases", RENEW_INTERVAL_S, self._renew)
+        housekeeping.add("resending settlements", _TICK_S, self.outbox.resend_old)
+        housekeeping.add("measuring the event loop", _TICK_S, self._measure_lag)
+        return housekeeping
+
+    def _make_requests(self) -> RequestFactory:
+        settings, metrics = self.settings, self.metrics
+        pool = EnginePool(
+            link=self.engines,
+            directory=self.directory,
+            admission=self.admission,
+            prefixes=self.prefixes if settings.routing == "prefix" else None,
+            quarantine=self.quarantine,
+            on_routed=lambda model, outcome: metrics.routed_choices.labels(model, outcome).inc(),
         )
-        self.services.metrics.registry.register(StateCollector(self._gauges))
-        self.services.metrics.registry.register(WorkerMetricsCollector(self._peers))
+        return RequestFactory(
+            auth=self.auth,
+            outbox=self.outbox,
+            identities=self.identities,
+            sessions=self.sessions,
+            pool=pool,
+            parsers=self.parsers,
+            metrics=metrics,
+            rules=RequestRules(
+                timeout_s=settings.request_timeout_s,
+                slice_tokens=settings.lease_slice_tokens,
+                max_answer_bytes=settings.max_answer_bytes,
+                models=settings.models,
+            ),
+            clock=self._clock,
+        )
+
+    def _make_parts(self) -> HttpParts:
+        settings = self.settings
+        return HttpParts(
+            settings=settings,
+            requests=self.requests,
+            identities=self.identities,
+            auth=self.auth,
+            directory=self.directory,
+            engines=self.engines,
+            bodies=Bodies(settings.max_body_bytes, settings.max_bodies_per_caller),
+            readiness=Readiness(
+                settings.models,
+                directory=self.directory,
+                auth=self.auth,
+                parsers=self.parsers,
+                outbox=self.outbox,
+                housekeeping=self._housekeeping,
+                peers=self.peers,
+                is_draining=lambda: self.requests.is_draining,
+            ),
+            metrics=self.metrics,
+            access_log=AccessLog(is_on=settings.access_log),
+            toolbox=self.toolbox,
+            peers=self.peers,
+        )
 
     def _role_server(
         self,
@@ -125,14 +193,14 @@ class House:
             role,
             endpoint.text,
             decoder,
-            instance_id=self._instance_id,
+            instance_id=self.instance_id,
             on_event=lambda peer, event: link().on_event(peer, event),
             on_peer=lambda event: _hand_on(link(), event),
             security=self._security,
             peer_limits=PeerLimits(
-                silent_s=min(PeerLimits.silent_s, self._settings.worker_dead_s / 2),
-                dead_s=self._settings.worker_dead_s,
-                stall_timeout_s=self._settings.stall_timeout_s,
+                silent_s=min(PeerLimits.silent_s, self.settings.worker_dead_s / 2),
+                dead_s=self.settings.worker_dead_s,
+                stall_timeout_s=self.settings.stall_timeout_s,
             ),
             clock=self._clock,
         )
@@ -150,14 +218,14 @@ class House:
         loop = asyncio.get_running_loop()
         for server in self._servers:
             server.start(loop)
-        self._tasks = [loop.create_task(self._renew()), loop.create_task(self._tick())]
+        self._housekeeping.start()
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, let what runs finish, and end the rest with a clear event."""
-        self.services.is_draining = True
+        self.requests.is_draining = True
         for server in self._servers:
             server.set_phase("draining")
-        sessions = self.services.sessions
+        sessions = self.sessions
         _logger.info("draining: %d requests run on", len(sessions))
         if not await _wait_for(lambda: len(sessions) == 0, timeout_s):
             _logger.warning("%d requests did not end in time", len(sessions))
@@ -166,42 +234,37 @@ class House:
 
     def end_running(self) -> None:
         """End every request that runs with a clear event."""
-        self.services.sessions.fail_all(ShuttingDownError())
+        self.sessions.fail_all(ShuttingDownError())
 
     async def close(self) -> None:
         """Settle what can be settled, write down the rest, and let go of everything."""
-        if self._auth.is_ready:
-            await _wait_for(lambda: len(self._outbox) == 0, _FLUSH_PATIENCE_S)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self.services.toolbox is not None:
-            await self.services.toolbox.close()
+        if self.auth.is_ready:
+            await _wait_for(lambda: len(self.outbox) == 0, _FLUSH_PATIENCE_S)
+        self._housekeeping.stop()
+        if self.toolbox is not None:
+            await self.toolbox.close()
         for server in self._servers:
             server.say_goodbye()
-        await self._outbox.close()
+        await self.outbox.close()
         if self._slot is not None:
             self._slot.close()
         await asyncio.sleep(_GOODBYE_S)
         for server in self._servers:
             server.close()
 
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(RENEW_INTERVAL_S)
-            reports = self.services.sessions.lease_reports()
-            if reports:
-                self._auth.renew(reports)
+    def _renew(self) -> None:
+        reports = self.sessions.lease_reports()
+        if reports:
+            self.auth.renew(reports)
 
-    async def _tick(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + _TICK_S
-            await asyncio.sleep(_TICK_S)
-            self.services.metrics.event_loop_lag_s.observe(max(0.0, loop.time() - due))
-            self._outbox.resend_old()
+    def _measure_lag(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._lag_due is not None:
+            self.metrics.event_loop_lag_s.observe(max(0.0, now - self._lag_due))
+        self._lag_due = now + _TICK_S
 
-    def _peers(self) -> Iterable[Peer]:
+    def peers(self) -> Iterable[Peer]:
+        """Every connected worker of any role."""
         for server in self._servers:
             yield from server.peers()
 
@@ -209,10 +272,10 @@ class House:
         self,
     ) -> Iterable[tuple[str, str, tuple[str, ...], dict[tuple[str, ...], float]]]:
         queues: dict[tuple[str, ...], float] = {
-            (model,): self._admission.num_waiting(model) for model in self._engines.models()
+            (model,): self.admission.num_waiting(model) for model in self.directory.models()
         }
         workers: dict[tuple[str, ...], float] = {}
-        for peer in self._peers():
+        for peer in self.peers():
             workers[peer.role, peer.phase] = workers.get((peer.role, peer.phase), 0) + 1
         malformed: dict[tuple[str, ...], float] = {
             (server.role,): server.num_malformed for server in self._servers
@@ -220,7 +283,8 @@ class House:
         yield "queue_depth", "Requests that wait for an engine.", ("model",), queues
         yield "workers", "Connected workers.", ("role", "phase"), workers
         yield "malformed_frames_total", "Frames that were no message.", ("role",), malformed
-        yield "outbox_depth", "Settlements not acknowledged.", (), {(): len(self._outbox)}
+        yield "outbox_depth", "Settlements not acknowledged.", (), {(): len(self.outbox)}
+        yield "requests_in_flight", "Metered requests under way.", (), {(): len(self.sessions)}
 
 
 def _hand_on(link: LinkHandler[Any], event: PeerEvent) -> None:

@@ -1,83 +1,269 @@
 """The gateway's settings, read once from the environment and frozen."""
 
+import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import ConfigurationError
-from protocol.runtime.settings import SettingsReader
+from protocol.runtime import shared_settings as shared
+from protocol.runtime.setting_kinds import UnfitValueError
+from protocol.runtime.settings import (
+    choice,
+    file_path,
+    number,
+    read_settings,
+    setting,
+    size,
+    switch,
+    whole_number,
+    words,
+)
 from protocol.wire.codec import MAX_MESSAGE_BYTES
 from protocol.wire.endpoints import Endpoint, bind_endpoint, is_loopback
 
-ROUTINGS = ("prefix", "load")
-LOG_LEVELS = ("debug", "info", "warning", "error")
-DEFAULT_MAX_BODY_BYTES = 10 * 1024 * 1024
-MAX_BODY_BYTES = MAX_MESSAGE_BYTES // 2
-"""A body travels on in one message of the wire, where escapes and the tools add to it."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_MAX_BODY_BYTES = MAX_MESSAGE_BYTES // 2
+"""A body travels on in one message of the wire, where escapes and the tools add to it."""
+_REQUIRE_KEYS = switch(
+    "PENSTOCK_REQUIRE_KEYS",
+    True,
+    shown_default="unless on loopback",
+    meaning="whether keys are required; false is refused on addresses that others reach",
+)
+
+
+def _network(word: str) -> str:
+    try:
+        return str(ipaddress.ip_network(word))
+    except ValueError:
+        raise UnfitValueError(word, "addresses and networks such as 10.0.0.0/8") from None
 
 
 @dataclass(frozen=True)
 class GatewaySettings:
-    """Everything that can be set about a gateway.
+    """Everything that can be set about a gateway; `meaning` says what each field is.
 
     Attributes:
         engine_endpoint: Where engines dial in; `auth_endpoint`, `toolparser_endpoint` likewise.
-        host: The HTTP address.
-        port: The HTTP port; 0 takes a free one.
-        port_file: Where the bound port is written, for whoever asked for port 0.
-        require_keys: Without keys only a loopback address may be served.
-        allowed_hosts: Names, beside the loopback ones, that `Host` and `Origin` may hold when no
-            key is needed.
-        models: Readiness waits for an engine of each; more may come by themselves.
-        data_dir: Holds the outbox of settlements.
-        share_data_dir: Other gateways use `data_dir` as well; each takes a folder in it.
-        max_body_bytes: Longer request bodies are refused.
-        max_queue: Requests of one model that wait for an engine; more are refused.
-        max_outbox: Settlements that wait for the auth worker; more refuse new requests.
-        request_timeout_s: A request that takes longer ends with a deadline error.
-        worker_dead_s: A worker not heard for so long counts as dead.
-        stall_timeout_s: A worker with work and no progress for so long counts as dead.
-        drain_timeout_s: How long running requests may go on after SIGTERM.
-        auth_timeout_s: How long one answer of the auth worker may take.
-        ping_interval_s: A stream silent for so long gets a comment, so that proxies keep it open.
-        lease_slice_tokens: What a choice reserves at a time when the client set no `max_tokens`.
-        tools: Whether models may be given tools, and tools of this server be run.
-        tool_timeout_s: How long a tool of this server may run.
-        max_tool_processes: Calls of tools of this server that run at a time.
-        routing: `prefix` prefers the engine that has a prompt's beginning cached, `load` looks at
-            the load alone.
-        strict_fields: Refuse fields that no schema knows, instead of listing them.
     """
 
     engine_endpoint: Endpoint
     auth_endpoint: Endpoint
     toolparser_endpoint: Endpoint
-    host: str = "127.0.0.1"
-    port: int = 8000
-    port_file: Path | None = None
-    require_keys: bool = True
-    allowed_hosts: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
-    data_dir: Path = field(default_factory=lambda: Path("~/.local/share/penstock").expanduser())
-    share_data_dir: bool = False
-    key_dir: Path | None = None
-    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
-    max_queue: int = 512
-    max_outbox: int = 10_000
-    request_timeout_s: float = 600.0
-    worker_dead_s: float = 15.0
-    stall_timeout_s: float = 60.0
-    drain_timeout_s: float = 30.0
-    auth_timeout_s: float = 5.0
-    ping_interval_s: float = 15.0
-    lease_slice_tokens: int = 1024
-    routing: str = "prefix"
-    tools: bool = True
-    tool_timeout_s: float = 30.0
-    max_tool_processes: int = 4
-    strict_fields: bool = False
-    log_level: str = "info"
+    host: str = setting(shared.HOST)
+    port: int = setting(shared.PORT)
+    port_file: Path | None = setting(
+        file_path(
+            "PENSTOCK_PORT_FILE",
+            None,
+            meaning="file that receives the bound port, for whoever asked for port 0",
+        )
+    )
+    require_keys: bool = setting(_REQUIRE_KEYS)
+    allowed_hosts: tuple[str, ...] = setting(
+        words(
+            "PENSTOCK_ALLOWED_HOSTS",
+            each=str.lower,
+            meaning=(
+                "names beside the loopback ones that `Host` and `Origin` may hold when no key is "
+                "needed"
+            ),
+        )
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        words(
+            "PENSTOCK_TRUSTED_PROXIES",
+            each=_network,
+            meaning=(
+                "addresses and networks (such as `10.0.0.0/8`) whose `X-Forwarded-For` is believed"
+            ),
+        )
+    )
+    models: tuple[str, ...] = setting(
+        words(
+            "PENSTOCK_MODELS",
+            meaning=("models without which the gateway is not ready; more may come by themselves"),
+        )
+    )
+    data_dir: Path = setting(shared.DATA_DIR)
+    share_data_dir: bool = setting(
+        switch(
+            "PENSTOCK_SHARE_DATA_DIR",
+            False,
+            meaning=(
+                "other gateways use `PENSTOCK_DATA_DIR` as well: each takes a folder `gateway-N` "
+                "in it, and the outbox of one that is gone"
+            ),
+        )
+    )
+    key_dir: Path | None = setting(shared.KEY_DIR)
+    max_body_bytes: int = setting(
+        size(
+            "PENSTOCK_MAX_BODY_BYTES",
+            10 * 1024 * 1024,
+            minimum=1024,
+            maximum=_MAX_BODY_BYTES,
+            meaning="longer bodies are a 413",
+        )
+    )
+    max_bodies_per_caller: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_BODIES_PER_CALLER",
+            8,
+            minimum=1,
+            maximum=10**6,
+            meaning=(
+                "bodies over 64 KiB that one key, or one address without a key, may have under way"
+            ),
+        )
+    )
+    max_answer_bytes: int = setting(
+        size(
+            "PENSTOCK_MAX_ANSWER_BYTES",
+            32 * 1024 * 1024,
+            minimum=1024,
+            meaning="requests whose answer is estimated to be larger are refused",
+        )
+    )
+    max_connections: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_CONNECTIONS",
+            0,
+            minimum=0,
+            maximum=10**6,
+            shown_default="0: from the limit of file descriptors",
+            meaning="HTTP connections that may be open at a time",
+        )
+    )
+    max_connections_per_address: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_CONNECTIONS_PER_ADDRESS",
+            0,
+            minimum=0,
+            maximum=10**6,
+            shown_default="0: a share of the total",
+            meaning="of these, what one address may hold",
+        )
+    )
+    max_queue: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_QUEUE",
+            512,
+            minimum=1,
+            maximum=10**6,
+            meaning=(
+                "requests of one model that wait for an engine; over it 503 with `Retry-After`. One "
+                "tenant may hold as many places as are still free (half of them when it is alone), "
+                "and always 16"
+            ),
+        )
+    )
+    max_outbox: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_OUTBOX",
+            10_000,
+            minimum=1,
+            maximum=10**6,
+            meaning="settlements that wait for the auth worker; over it 503",
+        )
+    )
+    request_timeout_s: float = setting(
+        number(
+            "PENSTOCK_REQUEST_TIMEOUT_S",
+            600.0,
+            minimum=0.1,
+            maximum=86_400,
+            meaning="a longer request is a 504",
+        )
+    )
+    worker_dead_s: float = setting(
+        number(
+            "PENSTOCK_WORKER_DEAD_S",
+            15.0,
+            minimum=2,
+            maximum=3600,
+            meaning=(
+                "a worker not heard for so long counts as dead (60 s while it loads or compiles); "
+                "its work goes on elsewhere"
+            ),
+        )
+    )
+    stall_timeout_s: float = setting(
+        number(
+            "PENSTOCK_STALL_TIMEOUT_S",
+            60.0,
+            minimum=1,
+            maximum=86_400,
+            meaning=(
+                "a worker with work but without progress for so long counts as dead; an engine "
+                "that hangs for a minute more ends, to be started anew"
+            ),
+        )
+    )
+    drain_timeout_s: float = setting(shared.DRAIN_TIMEOUT_S)
+    auth_timeout_s: float = setting(
+        number(
+            "PENSTOCK_AUTH_TIMEOUT_S",
+            5.0,
+            minimum=0.1,
+            maximum=600,
+            meaning="patience with one answer of the auth worker",
+        )
+    )
+    ping_interval_s: float = setting(
+        number(
+            "PENSTOCK_PING_INTERVAL_S",
+            15.0,
+            minimum=0.05,
+            maximum=3600,
+            meaning="a stream silent for so long gets a comment, so that proxies keep it open",
+        )
+    )
+    lease_slice_tokens: int = setting(
+        whole_number(
+            "PENSTOCK_LEASE_SLICE_TOKENS",
+            1024,
+            minimum=16,
+            maximum=2**20,
+            meaning="what a choice without `max_tokens` reserves at a time",
+        )
+    )
+    routing: str = setting(
+        choice(
+            "PENSTOCK_ROUTING",
+            "prefix",
+            ("prefix", "load"),
+            meaning=(
+                "`prefix` sends a prompt to the engine that has most of its beginning cached, "
+                "unless that one is overloaded; `load` looks at the load alone"
+            ),
+        )
+    )
+    tools: bool = setting(shared.TOOLS)
+    tool_timeout_s: float = setting(
+        number(
+            "PENSTOCK_TOOL_TIMEOUT_S",
+            30.0,
+            minimum=0.1,
+            maximum=86_400,
+            meaning="how long a tool of this server may run before its process is killed",
+        )
+    )
+    max_tool_processes: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_TOOL_PROCESSES",
+            4,
+            minimum=1,
+            maximum=256,
+            meaning="tools of this server that run at a time, each in a process of its own",
+        )
+    )
+    strict_fields: bool = setting(shared.STRICT_FIELDS)
+    access_log: bool = setting(
+        switch("PENSTOCK_ACCESS_LOG", True, meaning="a log line for every request")
+    )
+    log_level: str = setting(shared.LOG_LEVEL)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "GatewaySettings":
@@ -86,66 +272,28 @@ class GatewaySettings:
         Raises:
             ConfigurationError: A setting is missing or bad; the message names it.
         """
-        reader = SettingsReader(environ)
-        host = reader.str("PENSTOCK_HOST", cls.host)
-        on_loopback = is_loopback(host)
-        require_keys = reader.bool("PENSTOCK_REQUIRE_KEYS", not on_loopback)
-        if not require_keys and not on_loopback:
-            raise ConfigurationError(
-                f"PENSTOCK_REQUIRE_KEYS is false, but PENSTOCK_HOST {host} can be reached by "
-                "others; require keys or serve 127.0.0.1."
-            )
-        key_dir = reader.path("PENSTOCK_KEY_DIR")
-        secured = key_dir is not None
-        return cls(
+        secured = shared.KEY_DIR.read(environ) is not None
+        given_require_keys = _REQUIRE_KEYS.find(environ)
+        on_loopback = is_loopback(shared.HOST.read(environ))
+        settings = read_settings(
+            cls,
+            environ,
             engine_endpoint=bind_endpoint(environ, "engine", secured=secured),
             auth_endpoint=bind_endpoint(environ, "auth", secured=secured),
             toolparser_endpoint=bind_endpoint(environ, "toolparser", secured=secured),
-            host=host,
-            port=reader.int("PENSTOCK_PORT", cls.port, minimum=0, maximum=65535),
-            port_file=reader.path("PENSTOCK_PORT_FILE"),
-            require_keys=require_keys,
-            allowed_hosts=tuple(
-                name.lower() for name in reader.words("PENSTOCK_ALLOWED_HOSTS", cls.allowed_hosts)
-            ),
-            models=reader.words("PENSTOCK_MODELS", cls.models),
-            data_dir=reader.path("PENSTOCK_DATA_DIR", Path("~/.local/share/penstock").expanduser()),
-            share_data_dir=reader.bool("PENSTOCK_SHARE_DATA_DIR", cls.share_data_dir),
-            key_dir=key_dir,
-            max_body_bytes=reader.size_bytes(
-                "PENSTOCK_MAX_BODY_BYTES", cls.max_body_bytes, minimum=1024, maximum=MAX_BODY_BYTES
-            ),
-            max_queue=reader.int("PENSTOCK_MAX_QUEUE", cls.max_queue, minimum=1, maximum=10**6),
-            max_outbox=reader.int("PENSTOCK_MAX_OUTBOX", cls.max_outbox, minimum=1, maximum=10**6),
-            request_timeout_s=reader.float(
-                "PENSTOCK_REQUEST_TIMEOUT_S", cls.request_timeout_s, minimum=0.1, maximum=86_400
-            ),
-            worker_dead_s=reader.float(
-                "PENSTOCK_WORKER_DEAD_S", cls.worker_dead_s, minimum=2, maximum=3600
-            ),
-            stall_timeout_s=reader.float(
-                "PENSTOCK_STALL_TIMEOUT_S", cls.stall_timeout_s, minimum=1, maximum=86_400
-            ),
-            drain_timeout_s=reader.float(
-                "PENSTOCK_DRAIN_TIMEOUT_S", cls.drain_timeout_s, minimum=0, maximum=86_400
-            ),
-            auth_timeout_s=reader.float(
-                "PENSTOCK_AUTH_TIMEOUT_S", cls.auth_timeout_s, minimum=0.1, maximum=600
-            ),
-            ping_interval_s=reader.float(
-                "PENSTOCK_PING_INTERVAL_S", cls.ping_interval_s, minimum=0.05, maximum=3600
-            ),
-            lease_slice_tokens=reader.int(
-                "PENSTOCK_LEASE_SLICE_TOKENS", cls.lease_slice_tokens, minimum=16, maximum=2**20
-            ),
-            routing=reader.choice("PENSTOCK_ROUTING", cls.routing, ROUTINGS),
-            tools=reader.bool("PENSTOCK_TOOLS", cls.tools),
-            tool_timeout_s=reader.float(
-                "PENSTOCK_TOOL_TIMEOUT_S", cls.tool_timeout_s, minimum=0.1, maximum=86_400
-            ),
-            max_tool_processes=reader.int(
-                "PENSTOCK_MAX_TOOL_PROCESSES", cls.max_tool_processes, minimum=1, maximum=256
-            ),
-            strict_fields=reader.bool("PENSTOCK_STRICT_FIELDS", cls.strict_fields),
-            log_level=reader.choice("PENSTOCK_LOG_LEVEL", cls.log_level, LOG_LEVELS),
+            require_keys=not on_loopback if given_require_keys is None else given_require_keys,
         )
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        """What no setting can say alone: without keys only a loopback address may be served.
+
+        Raises:
+            ConfigurationError: Others would be served without keys.
+        """
+        if not self.require_keys and not is_loopback(self.host):
+            raise ConfigurationError(
+                f"PENSTOCK_REQUIRE_KEYS is false, but PENSTOCK_HOST {self.host} can be reached by "
+                "others; require keys or serve 127.0.0.1."
+            )

@@ -16,8 +16,8 @@ PenstockError
 │   ├── WorkerLostError          503 (or an event in the stream): a worker died under the request
 │   ├── PoisonRequestError       500: engines die of this request
 │   ├── DeadlineExceededError    504
-│   └── RemoteFailureError       a worker's Failure, with its code
-├── ClientDisconnectedError      nobody is left to answer
+│   ├── RemoteFailureError       a worker's Failure, with its code
+│   └── ClientDisconnectedError  nobody is left to answer
 └── ConfigurationError           (protocol) a setting that stops the start
 """
 
@@ -104,17 +104,25 @@ class RequestTooLargeError(GatewayError):
 
 
 class DeniedError(GatewayError):
-    """The auth worker said no."""
+    """The auth worker said no, or one of our own bounds of a caller did.
+
+    Attributes:
+        key_id: Whose request it was, as far as that is known.
+    """
+
+    key_id: str = ""
 
     @classmethod
     def from_message(cls, denied: Denied) -> "DeniedError":
         """The error of a `Denied`."""
-        return cls(
+        error = cls(
             denied.message,
             code=denied.code,
             retry_after_s=denied.retry_after_s,
             limits=denied.limits,
         )
+        error.key_id = denied.key_id
+        return error
 
 
 class OverloadedError(GatewayError):
@@ -186,5 +194,5 @@ class RemoteFailureError(GatewayError):
         )
 
 
-class ClientDisconnectedError(PenstockError):
+class ClientDisconnectedError(GatewayError):
     """The client went away; nobody is left to answer."""

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Coroutine
 from typing import Any
 
-from gateway.application import House
+from gateway.application import Application
 from gateway.config import GatewaySettings
 from gateway.http.server import HttpServer, write_port_file
 
@@ -27,9 +27,9 @@ async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
         ConfigurationError: An endpoint, a folder or a key file can't be used.
     """
     loop = asyncio.get_running_loop()
-    house = House(settings)
-    house.start()
-    server = HttpServer(house.services)
+    application = Application(settings)
+    application.start()
+    server = HttpServer(application.parts)
     stop, at_once = asyncio.Event(), asyncio.Event()
     received: set[int] = set()
 
@@ -48,16 +48,16 @@ async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
             write_port_file(settings.port_file, sock.getsockname()[1])
         _logger.info("serving HTTP on %s port %d", settings.host, sock.getsockname()[1])
         await _first(serving, stop.wait())
-        drain = loop.create_task(house.drain(settings.drain_timeout_s))
+        drain = loop.create_task(application.drain(settings.drain_timeout_s))
         await _first(drain, at_once.wait())
         drain.cancel()
-        house.end_running()
+        application.end_running()
         server.should_exit = True
         await serving
     finally:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
-        await house.close()
+        await application.close()
 
 
 async def _first(task: "asyncio.Task[None]", signal_wait: Coroutine[Any, Any, Any]) -> None:

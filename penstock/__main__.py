@@ -25,11 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     # Imported late: the refusal above must not need what may not be installable there.
     from penstock.cli import app
+    from penstock.terminal import visible
 
     try:
         app(args=None if arguments is None else list(arguments), prog_name="penstock")
     except PenstockError as error:
-        sys.stderr.write(f"penstock: {error.message}\n")
+        # It may hold a server's words, or an argument's.
+        sys.stderr.write(f"penstock: {visible(error.message)}\n")
         sys.exit(getattr(error, "exit_code", 1))
     except KeyboardInterrupt:
         sys.exit(130)

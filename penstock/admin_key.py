@@ -4,6 +4,7 @@ import os
 import secrets
 from pathlib import Path
 
+from penstock.durable_files import sync_folder
 from penstock.errors import CommandError
 
 _NUM_RANDOM_BYTES = 32
@@ -21,20 +22,24 @@ def make_admin_key(path: Path) -> bool:
     Raises:
         CommandError: The file can't be written, or it is there and empty.
     """
-    fresh = path.with_name(f"{path.name}.new")
+    # Of this process alone: another one that makes a key at the same time has its own.
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     try:
         if path.exists():
             if path.stat().st_size == 0:
                 raise CommandError(f"{path} is empty; remove it to have an admin key made.")
             return False
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh.unlink(missing_ok=True)
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(f"psk-{secrets.token_urlsafe(_NUM_RANDOM_BYTES)}\n")
-            file.flush()
-            os.fsync(descriptor)
-        fresh.replace(path)
+        try:
+            with os.fdopen(descriptor, "w", encoding="ascii") as file:
+                file.write(f"psk-{secrets.token_urlsafe(_NUM_RANDOM_BYTES)}\n")
+                file.flush()
+                os.fsync(descriptor)
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
+        sync_folder(path.parent)
     except OSError as error:
         raise CommandError(f"Cannot write the admin key to {path}: {error.strerror}.") from error
     return True

@@ -2,23 +2,27 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
+from penstock.config import URL
 from penstock.errors import ServerError, UsageError
 
-DEFAULT_URL = "http://127.0.0.1:8000"
+_KEY = re.compile(r"[\x21-\x7e]+")
+"""What may stand in an Authorization header."""
 
 
 def read_admin_key(key_file: Path | None, data_dir: Path) -> str:
     """The admin key: a named file, the environment or the file it names, or `serve`'s own file.
 
     Raises:
-        UsageError: There is none, or the file can't be read.
+        UsageError: There is none, the file can't be read, or what it holds is no key.
     """
     from_environment = os.environ.get("PENSTOCK_ADMIN_KEY")
     if from_environment and key_file is None:
@@ -26,11 +30,21 @@ def read_admin_key(key_file: Path | None, data_dir: Path) -> str:
     from_file = os.environ.get("PENSTOCK_ADMIN_KEY_FILE")
     path = key_file or (Path(from_file) if from_file else data_dir / "admin.key")
     try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
+        key = path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
         raise UsageError(
             f"No admin key: set PENSTOCK_ADMIN_KEY or --key-file (looked for {path})."
         ) from None
+    except OSError as error:
+        raise UsageError(
+            f"The admin key in {path} can't be read: {error.strerror}. Run this as the user of "
+            "`penstock serve`, or set PENSTOCK_ADMIN_KEY or --key-file."
+        ) from None
+    except UnicodeDecodeError:
+        key = ""
+    if not _KEY.fullmatch(key):
+        raise UsageError(f"{path} holds no key; set PENSTOCK_ADMIN_KEY or another --key-file.")
+    return key
 
 
 def all_keys(client: "ApiClient") -> Iterator[dict[str, Any]]:
@@ -41,47 +55,76 @@ def all_keys(client: "ApiClient") -> Iterator[dict[str, Any]]:
     """
     after = ""
     while True:
-        page = client.request("GET", f"/v1/admin/keys?limit=100&after={after}")
-        yield from page["data"]
-        if not page.get("has_more") or not page["data"]:
-            return
-        after = page["data"][-1]["id"]
+        page = client.request("GET", f"/v1/admin/keys?limit=100&after={quote(after, safe='')}")
+        with client.reading():
+            yield from page["data"]
+            if not page.get("has_more") or not page["data"]:
+                return
+            last, after = after, str(page["data"][-1]["id"])
+            if after == last:
+                raise ValueError("the same page again")
 
 
 def error_of(response: httpx.Response) -> ServerError:
-    """The server's own words about what went wrong."""
+    """The server's own words about what went wrong, and a way out where the key is the matter."""
     try:
         message = response.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         message = response.text[:200] or response.reason_phrase
-    return ServerError(f"{response.status_code}: {message}")
+    hint = ""
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        is_admin = response.request.url.path.startswith("/v1/admin/")
+        names = "PENSTOCK_ADMIN_KEY or --key-file" if is_admin else "PENSTOCK_API_KEY"
+        hint = f" The key comes from {names}."
+    return ServerError(f"{response.status_code}: {message}{hint}")
+
+
+def without_credentials(url: str) -> str:
+    """A URL as it may be shown: without user name and password."""
+    return re.sub(r"^([a-z+.-]+://)[^/?#]*@", r"\1", url, flags=re.IGNORECASE)
+
+
+def server_root(url: str) -> str:
+    """Where the paths start, whether or not `/v1` was given, as OpenAI's clients want it."""
+    return url.rstrip("/").removesuffix("/v1")
 
 
 class ApiClient:
     """Requests to one server; a context manager that closes its connections.
 
     Args:
-        url: The server's root, without `/v1`.
+        url: The server's root, with or without `/v1`.
         api_key: Sent as a bearer token when given.
         transport: For tests.
+
+    Attributes:
+        url: As it may be shown.
+
+    Raises:
+        UsageError: The URL or the key is malformed.
     """
 
     def __init__(
         self, url: str, api_key: str | None = None, transport: httpx.BaseTransport | None = None
     ) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self.url = url.rstrip("/")
+        if api_key and not _KEY.fullmatch(api_key):
+            raise UsageError(
+                "The API key is malformed: it holds spaces, line breaks or characters outside "
+                "ASCII. Look at PENSTOCK_API_KEY or PENSTOCK_ADMIN_KEY."
+            )
+        self.url = without_credentials(server_root(url))
+        if not re.match(r"https?://[^/]", url, re.IGNORECASE):
+            raise UsageError(f"--url is malformed: {self.url!r}; try {URL.default}.")
         try:
             self._client = httpx.Client(
-                base_url=self.url,
-                headers=headers,
+                base_url=server_root(url),
+                headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
                 timeout=httpx.Timeout(10.0, read=600.0),
                 transport=transport,
                 trust_env=False,
             )
-        except (httpx.InvalidURL, UnicodeEncodeError) as error:
-            what = "--url" if isinstance(error, httpx.InvalidURL) else "The API key"
-            raise UsageError(f"{what} is malformed.") from None
+        except httpx.InvalidURL:
+            raise UsageError(f"--url is malformed: {self.url!r}; try {URL.default}.") from None
 
     def __enter__(self) -> "ApiClient":
         return self
@@ -96,15 +139,13 @@ class ApiClient:
             ServerError: The server refused, or did not answer.
         """
         with self._reaching():
-            response = self._client.request(method, path, json=body)
+            response = self._client.request(method, path, **_json(body))
         if response.is_error:
             raise error_of(response)
         if not response.content:
             return None
-        try:
+        with self.reading():
             return response.json()
-        except ValueError:
-            raise ServerError(f"{self.url} answers, but not as Penstock does.") from None
 
     def stream_chat(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The chunks of a streamed chat completion.
@@ -114,7 +155,7 @@ class ApiClient:
         """
         with (
             self._reaching(),
-            self._client.stream("POST", "/v1/chat/completions", json=body) as response,
+            self._client.stream("POST", "/v1/chat/completions", **_json(body)) as response,
         ):
             if response.is_error:
                 response.read()
@@ -122,13 +163,34 @@ class ApiClient:
             yield from _chunks(response.iter_lines())
 
     @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turns what goes wrong with an answer of another shape into one clear line.
+
+        Raises:
+            ServerError: The answer is not Penstock's.
+        """
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+            raise ServerError(
+                f"{self.url} answers, but not as Penstock does; is --url right?"
+            ) from None
+
+    @contextmanager
     def _reaching(self) -> Iterator[None]:
         try:
             yield
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise ServerError(
                 f"{self.url} does not answer ({type(error).__name__}); is `penstock serve` running?"
             ) from error
+
+
+def _json(body: Any) -> dict[str, Any]:
+    """A body as httpx takes it; escaped, since an argument's odd bytes have no UTF-8."""
+    if body is None:
+        return {}
+    return {"content": json.dumps(body), "headers": {"content-type": "application/json"}}
 
 
 def _chunks(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
@@ -140,9 +202,13 @@ def _chunks(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
             return
         try:
             chunk = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ServerError("The stream holds what is no JSON.") from None
+        if not isinstance(chunk, dict):
+            raise ServerError("The stream holds what is no chunk of an answer.")
         if "error" in chunk:
-            raise ServerError(str(chunk["error"].get("message", "the stream failed")))
+            error = chunk["error"]
+            message = error.get("message") if isinstance(error, dict) else error
+            raise ServerError(str(message or "the stream failed"))
         yield chunk
     raise ServerError("The stream broke off before its end.")

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from penstock.api_client import ApiClient
 from penstock.errors import ServerError
+from penstock.terminal import visible
 
 
 def choose_model(client: ApiClient, wanted: str | None) -> str:
@@ -17,22 +18,29 @@ def choose_model(client: ApiClient, wanted: str | None) -> str:
     """
     if wanted:
         return wanted
-    models = client.request("GET", "/v1/models")["data"]
-    if not models:
+    listed = client.request("GET", "/v1/models")
+    with client.reading():
+        names = [str(model["id"]) for model in listed["data"]]
+    if not names:
         raise ServerError("The server serves no model yet.")
-    return str(models[0]["id"])
+    return names[0]
 
 
 def answer(
     client: ApiClient, body: dict[str, Any], messages: list[dict[str, str]], console: Console
 ) -> None:
-    """Stream one answer to the terminal and add it to the conversation."""
+    """Stream one answer to the terminal and add it to the conversation.
+
+    What a model writes may come from anywhere: nothing of it reaches the terminal as a command.
+    """
     parts: list[str] = []
     for chunk in client.stream_chat({**body, "messages": messages, "stream": True}):
-        for choice in chunk.get("choices", []):
-            text = choice["delta"].get("content") or ""
-            parts.append(text)
-            console.out(text, end="", highlight=False)
+        with client.reading():
+            text = "".join(
+                choice["delta"].get("content") or "" for choice in chunk.get("choices", [])
+            )
+        parts.append(text)
+        console.out(visible(text), end="", highlight=False)
     console.out("")
     messages.append({"role": "assistant", "content": "".join(parts)})
 
@@ -45,10 +53,13 @@ def converse(
     read_line: Callable[[], str],
 ) -> None:
     """Read lines and answer them until end of input, `/exit` or Ctrl-C."""
-    console.print(f"Talking to {body['model']}; /exit or Ctrl-D ends it.", highlight=False)
+    console.out(visible(f"Talking to {body['model']}; /exit or Ctrl-D ends it."), highlight=False)
     while True:
         try:
             line = read_line().strip()
+        except UnicodeDecodeError:
+            console.out("That line is not UTF-8 and was not sent.", highlight=False)
+            continue
         except (EOFError, KeyboardInterrupt):
             console.out("")
             return
@@ -61,4 +72,8 @@ def converse(
             answer(client, body, messages, console)
         except KeyboardInterrupt:
             console.out("")
+            messages.pop()
+        except ServerError as error:
+            # Such as a limit or a restart: what was said so far is worth another try.
+            console.out(visible(f"\n{error.message}"), highlight=False)
             messages.pop()

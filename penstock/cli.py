@@ -1,23 +1,32 @@
 """The commands and their options; each hands over to the module that does the work."""
 
+import inspect
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from penstock import __name__ as program
-from penstock.api_client import DEFAULT_URL, ApiClient, all_keys, read_admin_key
+from penstock.api_client import ApiClient, all_keys, read_admin_key
 from penstock.chat import answer, choose_model, converse
-from penstock.config import build_settings
+from penstock.config import CACHE_DIR, REVISION, SERVE_OPTIONS, URL, build_settings
+from penstock.fake_engine.engine import FakeEngineSettings
+from penstock.fake_engine.script import FINGERPRINT
 from penstock.parse import parse as parse_input
+from penstock.terminal import visible_line
 from protocol.runtime.logs import setup as setup_logs
+from protocol.runtime.setting_kinds import Choice
+from protocol.runtime.settings import NO_DEFAULT, Setting
+from protocol.runtime.shared_settings import DATA_DIR, LOG_LEVEL, MODEL_PATH
 
 app = typer.Typer(
     name=program,
@@ -25,120 +34,101 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # As markup, what stands in brackets would vanish from the help.
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-keys = typer.Typer(help="Make, list and revoke API keys of a running server.", no_args_is_help=True)
+keys = typer.Typer(
+    help="Make, list and revoke API keys of a running server.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app.add_typer(keys, name="keys")
-bench = typer.Typer(help="Measure how fast this machine is.", no_args_is_help=True)
+bench = typer.Typer(
+    help="Measure how fast this machine is.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(bench, name="bench")
+
+_FAKE = FakeEngineSettings()
+Command = TypeVar("Command", bound=Callable[..., None])
 
 _PIPE_WIDTH = 500
 """Columns of a table that goes into a pipe: a row is a line, nothing is folded or cut."""
 
-Url = Annotated[str, typer.Option("--url", envvar="PENSTOCK_URL", help="The server's root.")]
-KeyFile = Annotated[Path | None, typer.Option("--key-file", help="File that holds the admin key.")]
-DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", envvar="PENSTOCK_DATA_DIR", help="Where `serve` keeps its data."),
-]
 
-
-def _option(name: str, text: str, *variables: str) -> Any:
-    """An option that can also come from the environment; None when neither is given.
+def _option(declared: Setting[Any], name: str = "", text: str = "") -> Any:
+    """The option of a setting, which its variables fill as well; None when neither is given.
 
     Args:
-        name: As typed; `--kv-memory` also reads `PENSTOCK_KV_MEMORY` unless `variables` say else.
-        text: For `--help`.
-        variables: Names to read instead, first come first.
+        declared: The setting.
+        name: As typed, where another command calls the option differently than `serve`.
+        text: For `--help`, where another command means something else than `serve`.
     """
-    bare = name.split("/")[0].removeprefix("--").replace("-", "_").upper()
-    names = list(variables) or [f"PENSTOCK_{bare}"]
-    return typer.Option(name, envvar=names, help=text, show_default=False)
+    choices = f": {declared.kind.describe()}" if isinstance(declared.kind, Choice) else ""
+    meaning = text or f"{declared.meaning[0].upper()}{declared.meaning[1:]}{choices}."
+    default = declared.default_text().replace("`", "")
+    return typer.Option(
+        name or declared.option,
+        envvar=[declared.name, *declared.aliases],
+        help=meaning.replace("`", ""),
+        show_default=False if default == NO_DEFAULT else default,
+    )
+
+
+def _with_options(settings: Sequence[Setting[Any]]) -> Callable[[Command], Command]:
+    """Gives a command that takes `**given` an option for each setting, named by its key."""
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command)
+        *named, _ = signature.parameters.values()
+        options = [
+            inspect.Parameter(
+                declared.key,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[declared.kind.option_type | None, _option(declared)],
+            )
+            for declared in settings
+        ]
+        full = signature.replace(parameters=[*named, *options])
+        command.__signature__ = full  # type: ignore[attr-defined]  # what typer reads
+        return command
+
+    return decorate
+
+
+Url = Annotated[str, _option(URL)]
+KeyFile = Annotated[Path | None, typer.Option("--key-file", help="File that holds the admin key.")]
+_MODEL_OPTION = typer.Option(
+    "--model", "-m", help="Name of a served model [the first served].", show_default=False
+)
+DataDir = Annotated[Path | None, _option(DATA_DIR)]
 
 
 @app.command()
+@_with_options(SERVE_OPTIONS)
 def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]...",
+            metavar="MODEL",
             help="NAME=PATH_OR_ID, a folder or a Hugging Face id; without one what "
             "PENSTOCK_MODEL_PATH or MODEL_PATH name, else the bundled demo.",
             show_default=False,
         ),
     ] = None,
-    config: Annotated[str | None, _option("--config", "TOML file with these settings.")] = None,
-    host: Annotated[str | None, _option("--host", "Address to bind. [127.0.0.1]")] = None,
-    port: Annotated[int | None, _option("--port", "Port, 0 for a free one. [8000]")] = None,
-    model_name: Annotated[
-        str | None,
-        _option(
-            "--model-name", "Public name of the one model.", "PENSTOCK_MODEL_NAME", "MODEL_NAME"
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        _option(
-            "--tokenizer",
-            "Folder of another tokenizer.",
-            "PENSTOCK_TOKENIZER_PATH",
-            "TOKENIZER_PATH",
-        ),
-    ] = None,
-    engines: Annotated[int | None, _option("--engines", "Engine processes a model. [1]")] = None,
-    parsers: Annotated[int | None, _option("--parsers", "Parser processes. [1]")] = None,
-    auth: Annotated[
-        bool | None, _option("--auth/--no-auth", "Require keys. [unless bound to loopback]")
-    ] = None,
-    data_dir: Annotated[str | None, _option("--data-dir", "Database and keys.")] = None,
-    cache_dir: Annotated[str | None, _option("--cache-dir", "Compiled programs.")] = None,
-    revision: Annotated[str | None, _option("--revision", "Hub revision of the model.")] = None,
-    dtype: Annotated[str | None, _option("--dtype", "auto, float32 or bfloat16. [auto]")] = None,
-    max_model_len: Annotated[
-        int | None, _option("--max-model-len", "Tokens of prompt and output. [the model's]")
-    ] = None,
-    max_num_seqs: Annotated[
-        int | None, _option("--max-num-seqs", "Requests that run together in one engine.")
-    ] = None,
-    kv_memory: Annotated[
-        str | None, _option("--kv-memory", "Memory of the KV cache, such as 2GiB.")
-    ] = None,
-    block_size: Annotated[int | None, _option("--block-size", "Tokens a KV block.")] = None,
-    tool_format: Annotated[
-        str | None, _option("--tool-format", "Tool-call format, or none. [from the template]")
-    ] = None,
-    reasoning_format: Annotated[
-        str | None, _option("--reasoning-format", "Reasoning format, or none. [from the template]")
-    ] = None,
-    tools: Annotated[
-        bool | None, _option("--tools/--no-tools", "Whether models may be given tools. [yes]")
-    ] = None,
-    deterministic: Annotated[
-        bool | None,
-        _option(
-            "--deterministic/--no-deterministic", "Bitwise equal results in any batch; slower."
-        ),
-    ] = None,
-    strict_fields: Annotated[
-        bool | None,
-        _option("--strict-fields/--ignore-fields", "Refuse unknown request fields. [ignore]"),
-    ] = None,
-    drain_timeout_s: Annotated[
-        float | None,
-        _option(
-            "--drain-timeout", "Seconds that a stop may take. [30]", "PENSTOCK_DRAIN_TIMEOUT_S"
-        ),
-    ] = None,
-    log_level: Annotated[
-        str | None, _option("--log-level", "debug, info, warning or error. [warning]")
-    ] = None,
+    **given: Any,
 ) -> None:
     """Start gateway, engines, parsers and auth on this machine and serve MODEL."""
-    arguments = {name: value for name, value in locals().items() if value not in (None, [])}
     # Imported here: an image that only talks to a server has none of what starting one needs.
     from penstock.serve import serve as run_server
 
-    raise typer.Exit(run_server(build_settings(arguments), Console()))
+    raise typer.Exit(run_server(build_settings({**given, "models": models}), Console()))
+
+
+def _api_key() -> str | None:
+    """From the environment alone: an argument would stand in every list of processes."""
+    return os.environ.get("PENSTOCK_API_KEY") or None
 
 
 @app.command()
@@ -146,18 +136,15 @@ def chat(
     message: Annotated[
         str | None, typer.Argument(help="One message; without it, a dialogue.")
     ] = None,
-    url: Url = DEFAULT_URL,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="[the first served]")] = None,
+    url: Url = URL.default,
+    model: Annotated[str | None, _MODEL_OPTION] = None,
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="PENSTOCK_API_KEY", hidden=True, parser=str)
-    ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1)] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", min=0.0, max=2.0)] = None,
 ) -> None:
     """Talk to a running server; the key comes from PENSTOCK_API_KEY."""
     console = Console()
-    with ApiClient(url, api_key) as client:
+    with ApiClient(url, _api_key()) as client:
         body: dict[str, Any] = {"model": choose_model(client, model)}
         body |= {"max_tokens": max_tokens} if max_tokens is not None else {}
         body |= {"temperature": temperature} if temperature is not None else {}
@@ -180,7 +167,7 @@ def create_key(
     role: Annotated[str, typer.Option("--role", help="user or admin.")] = "user",
     requests_per_minute: Annotated[int | None, typer.Option("--rpm", min=1)] = None,
     tokens_per_minute: Annotated[int | None, typer.Option("--tpm", min=1)] = None,
-    url: Url = DEFAULT_URL,
+    url: Url = URL.default,
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -194,7 +181,8 @@ def create_key(
     body = {key: value for key, value in body.items() if value is not None}
     with _admin(url, key_file, data_dir) as client:
         created = client.request("POST", "/v1/admin/keys", body)
-    typer.echo(created["key"])
+        with client.reading():
+            typer.echo(visible_line(str(created["key"])))
 
 
 def _key_state(key: Mapping[str, Any], now_s: float) -> str:
@@ -205,16 +193,22 @@ def _key_state(key: Mapping[str, Any], now_s: float) -> str:
     return "expired" if expires_at is not None and expires_at <= now_s else "active"
 
 
+def _row(key: Mapping[str, Any]) -> list[Text]:
+    """A key's cells: whoever named it writes neither markup nor commands to this terminal."""
+    used = key["total_prompt_tokens"] + key["total_completion_tokens"]
+    state = _key_state(key, time.time())
+    cells = (key["id"], key["name"], key["role"], key["hint"], key["total_requests"], used, state)
+    return [Text(visible_line(str(cell))) for cell in cells]
+
+
 @keys.command("list")
-def list_keys(url: Url = DEFAULT_URL, key_file: KeyFile = None, data_dir: DataDir = None) -> None:
+def list_keys(url: Url = URL.default, key_file: KeyFile = None, data_dir: DataDir = None) -> None:
     """List keys and what they used."""
     table = Table("id", "name", "role", "key", "requests", "tokens", "state")
     with _admin(url, key_file, data_dir) as client:
         for key in all_keys(client):
-            used = key["total_prompt_tokens"] + key["total_completion_tokens"]
-            state = _key_state(key, time.time())
-            row = (key["id"], key["name"], key["role"], key["hint"], key["total_requests"], used)
-            table.add_row(*(str(cell) for cell in row), state)
+            with client.reading():
+                table.add_row(*_row(key))
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PIPE_WIDTH)
@@ -224,14 +218,14 @@ def list_keys(url: Url = DEFAULT_URL, key_file: KeyFile = None, data_dir: DataDi
 @keys.command("revoke")
 def revoke_key(
     key_id: Annotated[str, typer.Argument(help="The key's id, from `keys list`.")],
-    url: Url = DEFAULT_URL,
+    url: Url = URL.default,
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
     """End a key at once and for good."""
     with _admin(url, key_file, data_dir) as client:
-        client.request("DELETE", f"/v1/admin/keys/{key_id}/revoke")
-    typer.echo(f"{key_id} is revoked.")
+        client.request("DELETE", f"/v1/admin/keys/{quote(key_id, safe='')}/revoke")
+    typer.echo(visible_line(f"{key_id} is revoked."))
 
 
 @bench.command(
@@ -250,8 +244,8 @@ def bench_engine(context: typer.Context) -> None:
 @app.command()
 def profile(
     seconds: Annotated[float, typer.Option("--seconds", help="How long.")] = 5.0,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="[the first served]")] = None,
-    url: Url = DEFAULT_URL,
+    model: Annotated[str | None, _MODEL_OPTION] = None,
+    url: Url = URL.default,
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -259,16 +253,18 @@ def profile(
     with _admin(url, key_file, data_dir) as client:
         body = {"model": choose_model(client, model), "seconds": seconds}
         recorded = client.request("POST", "/v1/admin/profile", body)
-    typer.echo(f"{recorded['directory']} ({recorded['size_bytes']} bytes, {recorded['engine']})")
+        with client.reading():
+            size = f"({recorded['size_bytes']} bytes, {recorded['engine']})"
+            typer.echo(visible_line(f"{recorded['directory']} {size}"))
 
 
 @app.command()
-def ping(url: Url = DEFAULT_URL) -> None:
+def ping(url: Url = URL.default) -> None:
     """Ask a server for a sign of life; exit code 0 when it answers."""
     started = time.perf_counter()
     with ApiClient(url) as client:
         client.request("GET", "/ping")
-    typer.echo(f"{url} answered in {(time.perf_counter() - started) * 1000:.1f} ms")
+    typer.echo(f"{client.url} answered in {(time.perf_counter() - started) * 1000:.1f} ms")
 
 
 @app.command()
@@ -276,14 +272,9 @@ def fetch(
     folder: Annotated[Path, typer.Argument(help="Where models lie: MODEL is then FOLDER/MODEL.")],
     model: Annotated[
         str | None,
-        _option(
-            "--model",
-            "Hugging Face id; a folder or the demo needs no fetching.",
-            "PENSTOCK_MODEL_PATH",
-            "MODEL_PATH",
-        ),
+        _option(MODEL_PATH, "--model", "Hugging Face id; a folder or the demo needs no fetching."),
     ] = None,
-    revision: Annotated[str | None, _option("--revision", "Hub revision of the model.")] = None,
+    revision: Annotated[str | None, _option(REVISION)] = None,
 ) -> None:
     """Download a model once into a folder that engines share."""
     from penstock.fetch import fetch as fetch_model
@@ -328,12 +319,12 @@ def run_batch(
         str | None, typer.Option("--url", help="A running server; else one is started.")
     ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1024)] = 32,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="PENSTOCK_API_KEY", hidden=True, parser=str)
-    ] = None,
-    cache_dir: Annotated[str | None, _option("--cache-dir", "Compiled programs.")] = None,
+    cache_dir: Annotated[str | None, _option(CACHE_DIR)] = None,
 ) -> None:
-    """Answer a file of requests in OpenAI's batch format; taken up again where it was cut off."""
+    """Answer a file of requests in OpenAI's batch format; taken up again where it was cut off.
+
+    The key of a server named by --url comes from PENSTOCK_API_KEY.
+    """
     from penstock.run_batch import run
 
     settings = build_settings({"models": models, "cache_dir": cache_dir})
@@ -342,7 +333,7 @@ def run_batch(
         output_path,
         url=url,
         settings=settings,
-        api_key=api_key,
+        api_key=_api_key(),
         concurrency=concurrency,
         console=Console(stderr=True),
     )
@@ -351,35 +342,35 @@ def run_batch(
 
 @app.command("fake-engine")
 def fake_engine(
-    model: Annotated[str, typer.Option("--model", help="Public name of the model.")] = "fake",
+    model: Annotated[str, typer.Option("--model", help="Public name of the model.")] = _FAKE.model,
     tokens_per_s: Annotated[
         float, typer.Option("--tokens-per-s", min=0.0, help="Of each stream; 0: no pauses.")
-    ] = 50.0,
+    ] = _FAKE.tokens_per_s,
     prefill_tokens_per_s: Annotated[
         float, typer.Option("--prefill-tokens-per-s", min=0.0, help="0: prompts take no time.")
-    ] = 0.0,
+    ] = _FAKE.prefill_tokens_per_s,
     max_num_seqs: Annotated[
         int, typer.Option("--max-num-seqs", min=1, help="Streams that run at a time.")
-    ] = 64,
+    ] = _FAKE.max_num_seqs,
     max_model_len: Annotated[
         int, typer.Option("--max-model-len", min=2, help="Prompt and output, tokens (bytes).")
-    ] = 65_536,
+    ] = _FAKE.max_model_len,
     output_tokens: Annotated[
         int, typer.Option("--output-tokens", min=1, help="Where answers end by themselves.")
-    ] = 64,
-    log_level: Annotated[
-        str, typer.Option("--log-level", envvar="PENSTOCK_LOG_LEVEL", help="As of `serve`.")
-    ] = "info",
+    ] = _FAKE.num_output_tokens,
+    fingerprint: Annotated[
+        str, typer.Option("--fingerprint", help="Of the weights it plays; others say other words.")
+    ] = FINGERPRINT,
+    log_level: Annotated[str, _option(LOG_LEVEL)] = LOG_LEVEL.default,
 ) -> None:
     """Run an engine without a model, for load and failure tests.
 
     It dials PENSTOCK_ENGINE_ENDPOINT as a real one does and says seeded words. A prompt that holds
     [[crash]], [[hang]] or [[fail]] gets just that, [[crash@5]] after five tokens.
     """
-    from penstock.fake_engine.engine import FakeEngineSettings
     from penstock.fake_engine.service import run
 
-    setup_logs("fake-engine", log_level)
+    setup_logs("fake-engine", LOG_LEVEL.accept(log_level, LOG_LEVEL.flag))
     settings = FakeEngineSettings(
         model=model,
         tokens_per_s=tokens_per_s,
@@ -387,6 +378,7 @@ def fake_engine(
         max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
         num_output_tokens=output_tokens,
+        fingerprint=fingerprint,
     )
     raise typer.Exit(run(settings, os.environ))
 

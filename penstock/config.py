@@ -5,20 +5,73 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from penstock.errors import UsageError
 from protocol.errors import ConfigurationError
-from protocol.runtime.settings import SettingsReader
+from protocol.runtime import shared_settings as shared
+from protocol.runtime.settings import (
+    Setting,
+    declared_fields,
+    file_path,
+    fill_settings,
+    setting,
+    switch,
+    text,
+    whole_number,
+)
 from protocol.wire.endpoints import is_loopback
+
+ValueT = TypeVar("ValueT")
 
 DEMO_MODEL = "penstock-demo"
 """The name of the bundled model, served when no model is named."""
 
-_MODEL_TEXT_KEYS = ("name", "path", "tokenizer", "tool_format", "reasoning_format")
-_DTYPES = ("auto", "float32", "bfloat16")
-_LOG_LEVELS = ("debug", "info", "warning", "error")
-_MODEL_FILE_KEYS = {"name", "path", "tokenizer", "engines", "tool_format", "reasoning_format"}
+CONFIG = file_path(
+    "PENSTOCK_CONFIG",
+    None,
+    option="--config",
+    meaning=(
+        "TOML file with these settings; keys are the options' names with underscores (and "
+        "`drain_timeout_s`), models are `[[models]]` with `name`, `path`, `engines`, `tokenizer`, "
+        "`tool_format`, `reasoning_format`"
+    ),
+)
+ENGINES = whole_number(
+    "PENSTOCK_ENGINES", 1, minimum=1, option="--engines", meaning="engine processes of a model"
+)
+PARSERS = whole_number(
+    "PENSTOCK_PARSERS", 1, minimum=1, option="--parsers", meaning="parser processes"
+)
+AUTH = switch(
+    "PENSTOCK_AUTH",
+    False,
+    option="--auth/--no-auth",
+    shown_default="by address",
+    meaning="whether keys are required; always on addresses that others reach",
+)
+CACHE_DIR = file_path(
+    "PENSTOCK_CACHE_DIR",
+    Path("~/.cache/penstock"),
+    option="--cache-dir",
+    meaning="folder of compiled programs",
+)
+REVISION = text(
+    "PENSTOCK_REVISION",
+    None,
+    option="--revision",
+    shown_default="the hub's default",
+    meaning="branch, tag or commit of a hub model",
+)
+URL = text(
+    "PENSTOCK_URL",
+    "http://127.0.0.1:8000",
+    option="--url",
+    meaning="the server that `chat`, `keys`, `profile` and `ping` talk to",
+)
+API_KEY = text(
+    "PENSTOCK_API_KEY", None, meaning="the key of `penstock chat` and `penstock run-batch`"
+)
 
 
 @dataclass(frozen=True)
@@ -28,52 +81,112 @@ class ModelChoice:
     Attributes:
         name: The public name; may hold slashes.
         source: A local folder or a Hugging Face id; None is the bundled demo model.
-        num_engines: Engine processes for it.
     """
 
     name: str
     source: str | None
-    num_engines: int = 1
-    tokenizer: str | None = None
-    tool_format: str | None = None
-    reasoning_format: str | None = None
+    num_engines: int = setting(ENGINES)
+    tokenizer: Path | None = setting(shared.TOKENIZER_PATH)
+    tool_format: str | None = setting(shared.TOOL_FORMAT)
+    reasoning_format: str | None = setting(shared.REASONING_FORMAT)
 
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """Everything `penstock serve` was told, checked."""
+    """Everything `penstock serve` was told, checked.
+
+    Fields of None leave their process its own default.
+    """
 
     models: tuple[ModelChoice, ...]
-    host: str = "127.0.0.1"
-    port: int = 8000
-    num_parsers: int = 1
-    require_keys: bool = False
-    data_dir: Path = Path()
-    cache_dir: Path = Path()
-    revision: str | None = None
-    dtype: str = "auto"
-    max_model_len: int | None = None
-    max_num_seqs: int | None = None
-    kv_memory_bytes: int | None = None
-    block_size: int | None = None
-    deterministic: bool = False
-    strict_fields: bool = False
-    tools: bool = True
-    drain_timeout_s: float = 30.0
-    log_level: str = "warning"
+    host: str = setting(shared.HOST)
+    port: int = setting(shared.PORT)
+    num_parsers: int = setting(PARSERS)
+    require_keys: bool = setting(AUTH)
+    data_dir: Path = setting(shared.DATA_DIR)
+    cache_dir: Path = setting(CACHE_DIR)
+    revision: str | None = setting(REVISION)
+    dtype: str = setting(shared.DTYPE)
+    max_model_len: int | None = setting(shared.MAX_MODEL_LEN)
+    max_num_seqs: int | None = setting(shared.MAX_NUM_SEQS, default=None)
+    kv_memory_bytes: int | None = setting(shared.KV_MEMORY)
+    block_size: int | None = setting(shared.BLOCK_SIZE, default=None)
+    deterministic: bool = setting(shared.DETERMINISTIC)
+    strict_fields: bool = setting(shared.STRICT_FIELDS)
+    tools: bool = setting(shared.TOOLS)
+    drain_timeout_s: float = setting(shared.DRAIN_TIMEOUT_S)
+    log_level: str = setting(shared.LOG_LEVEL, default="warning")
     child_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
+    def check(self) -> None:
+        """What no setting can say alone: without keys only a loopback address may be served.
 
-def parse_bytes(text: str, setting: str) -> int:
-    """`"2GiB"`, `"500MB"` or `"1073741824"` in bytes.
+        Raises:
+            UsageError: Others would be served without keys.
+        """
+        if not self.require_keys and not is_loopback(self.host):
+            raise UsageError(
+                f"--no-auth: {self.host} can be reached from other machines, where keys are "
+                "required; bind 127.0.0.1 or leave --no-auth out."
+            )
 
-    Raises:
-        UsageError: Not a size; names the setting.
+
+_OF_ONE_MODEL: dict[str, Setting[Any]] = {
+    "name": shared.MODEL_NAME,
+    **{
+        name: declared for name, declared in declared_fields(ModelChoice) if declared is not ENGINES
+    },
+}
+"""What an option says of the one model: by the field of `ModelChoice`."""
+
+SERVE_OPTIONS: tuple[Setting[Any], ...] = (
+    CONFIG,
+    *_OF_ONE_MODEL.values(),
+    ENGINES,
+    *(declared for _, declared in declared_fields(ServeSettings)),
+)
+"""What `penstock serve` has an option for, in the order of `--help`."""
+
+_PATH_OF_MODEL = replace(shared.MODEL_PATH, key="path")
+_NAME_OF_MODEL = replace(shared.MODEL_NAME, key="name")
+"""As a table of `[[models]]` calls them."""
+
+_FILE_KEYS = {declared.key for declared in SERVE_OPTIONS} - {CONFIG.key, shared.MODEL_NAME.key} | {
+    "models"
+}
+_MODEL_FILE_KEYS = {
+    _PATH_OF_MODEL.key,
+    _NAME_OF_MODEL.key,
+    *(declared.key for _, declared in declared_fields(ModelChoice)),
+}
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Values by the keys of their settings: of options and variables, or of a table in the file.
+
+    Attributes:
+        values: None is unset.
+        place: The table, for messages; empty where settings go by their options.
     """
-    try:
-        return SettingsReader({setting: text}).size_bytes(setting, 0)
-    except ConfigurationError as error:
-        raise UsageError(error.message) from None
+
+    values: Mapping[str, Any]
+    place: str = ""
+
+    def find(self, declared: Setting[ValueT]) -> ValueT | None:
+        """The checked value of a setting; None when unset.
+
+        Raises:
+            UsageError: The value is wrong.
+        """
+        value = self.values.get(declared.key)
+        if value is None:
+            return None
+        name = f"{self.place}.{declared.key}" if self.place else declared.flag
+        try:
+            return declared.accept(value, name)
+        except ConfigurationError as error:
+            raise UsageError(error.message) from None
 
 
 def parse_model(text: str) -> ModelChoice:
@@ -108,9 +221,15 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"--config {path}: not TOML: {error}.") from error
 
 
-def _default_dir(variable: str, fallback: str, environ: Mapping[str, str]) -> Path:
-    base = environ.get(variable) or str(Path(environ.get("HOME", "~")).expanduser() / fallback)
-    return Path(base) / "penstock"
+def _folder(
+    given: _Given, declared: Setting[Path], variable: str, fallback: str, environ: Mapping[str, str]
+) -> Path:
+    """A folder as given, unless that is empty; else the one of the XDG base directories."""
+    found = given.find(declared) if given.values.get(declared.key) else None
+    if found is None:
+        base = environ.get(variable) or str(Path(environ.get("HOME", "~")).expanduser() / fallback)
+        found = Path(base) / "penstock"
+    return found.expanduser().absolute()
 
 
 def _models_of_file(entries: Any, default_num_engines: int) -> list[ModelChoice]:
@@ -127,101 +246,42 @@ def _models_of_file(entries: Any, default_num_engines: int) -> list[ModelChoice]
             )
         if "path" not in entry and "name" not in entry:
             raise UsageError(f"config file: models[{number}] needs a `path` or a `name`.")
-        texts = {key: _text(entry.get(key), f"models[{number}].{key}") for key in _MODEL_TEXT_KEYS}
-        parsed = parse_model(texts["path"] or DEMO_MODEL)
+        given = _Given(entry, f"models[{number}]")
+        path, name = given.find(_PATH_OF_MODEL), given.find(_NAME_OF_MODEL)
+        parsed = parse_model(path or DEMO_MODEL)
         models.append(
-            ModelChoice(
-                name=texts["name"] or parsed.name,
+            fill_settings(
+                ModelChoice,
+                given.find,
+                name=name or parsed.name,
                 source=parsed.source,
-                num_engines=_positive(
-                    entry.get("engines", default_num_engines), f"models[{number}].engines"
-                ),
-                tokenizer=texts["tokenizer"],
-                tool_format=texts["tool_format"],
-                reasoning_format=texts["reasoning_format"],
+                num_engines=given.find(ENGINES) or default_num_engines,
             )
         )
     return models
 
 
-def _text(value: Any, setting: str) -> str | None:
-    if value is not None and not (isinstance(value, str) and value.strip()):
-        raise UsageError(f"{setting}: {value!r} must be a text that is not empty.")
-    return value
-
-
-def _switch(value: Any, setting: str) -> bool:
-    if not isinstance(value, bool):
-        raise UsageError(f"{setting}: {value!r} must be true or false.")
-    return value
-
-
-def _one_of(value: Any, choices: tuple[str, ...], setting: str) -> str:
-    word = str(value).strip().lower()
-    if word not in choices:
-        raise UsageError(f"{setting}: {value!r} must be one of {', '.join(choices)}.")
-    return word
-
-
-def _positive(value: Any, setting: str) -> int:
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{setting}: {value!r} is no whole number.") from None
-    if number < 1:
-        raise UsageError(f"{setting}: {number} is below 1.")
-    return number
-
-
-def _number(value: Any, setting: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{setting}: {value!r} is no number.") from None
-    if not 0 <= number < float("inf"):
-        raise UsageError(f"{setting}: {value!r} must be 0 or more.")
-    return number
-
-
-def _port(value: Any) -> int:
-    try:
-        port = int(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"--port: {value!r} is no whole number.") from None
-    if not 0 <= port <= 65535:
-        raise UsageError(f"--port: {port} is not between 0 and 65535.")
-    return port
-
-
-_FILE_KEYS = {
-    "host", "port", "engines", "parsers", "auth", "data_dir", "cache_dir", "revision", "dtype",
-    "max_model_len", "max_num_seqs", "kv_memory", "block_size", "deterministic", "strict_fields", "tools",
-    "drain_timeout_s", "log_level", "tokenizer", "tool_format", "reasoning_format", "models",
-}  # fmt: skip
-
-
 def _choose_models(
-    named: Sequence[str], given: Mapping[str, Any], file: Mapping[str, Any]
+    named: Sequence[str], given: _Given, file: Mapping[str, Any]
 ) -> list[ModelChoice]:
     """The models of the command line, else of the file, else the demo, each with its options."""
-    num_engines = _positive(given.get("engines", 1), "--engines")
+    num_engines = given.find(ENGINES) or ENGINES.default
     if named or "models" not in file:
         chosen = [parse_model(text) for text in named] or [ModelChoice(DEMO_MODEL, None)]
         chosen = [replace(model, num_engines=num_engines) for model in chosen]
     else:
         chosen = _models_of_file(file["models"], num_engines)
-    fields = {"model_name": "name", **{key: key for key in _MODEL_TEXT_KEYS[2:]}}
-    of_one_model = {
-        key: value for key in fields if (value := _text(given.get(key), _flag(key))) is not None
+    changes = {
+        name: value
+        for name, declared in _OF_ONE_MODEL.items()
+        if (value := given.find(declared)) is not None
     }
-    if of_one_model and len(chosen) > 1:
+    if changes and len(chosen) > 1:
         raise UsageError(
-            f"{_flag(next(iter(of_one_model)))} fits one model; for several use [[models]] in a "
-            "config file."
+            f"{_OF_ONE_MODEL[next(iter(changes))].flag} fits one model; for several use "
+            "[[models]] in a config file."
         )
-    if of_one_model:
-        changes: dict[str, Any] = {fields[key]: value for key, value in of_one_model.items()}
-        chosen = [replace(model, **changes) for model in chosen]
+    chosen = [replace(model, **changes) for model in chosen]
     names = [model.name for model in chosen]
     if len(set(names)) < len(names):
         raise UsageError(f"MODEL: two models are named {max(names, key=names.count)!r}.")
@@ -234,17 +294,13 @@ def _choose_models(
     return chosen
 
 
-def _flag(key: str) -> str:
-    return f"--{key.replace('_', '-')}"
-
-
 def build_settings(
     arguments: Mapping[str, Any], environ: Mapping[str, str] | None = None
 ) -> ServeSettings:
     """Merge what was given on the command line and in the environment with the config file.
 
     Args:
-        arguments: Option name → value; None where neither option nor variable was given.
+        arguments: Key of a setting → value; None where neither option nor variable was given.
         environ: For the home directory and what children inherit.
 
     Raises:
@@ -255,44 +311,24 @@ def build_settings(
     unknown = set(file) - _FILE_KEYS
     if unknown:
         raise UsageError(f"config file: there is no setting {sorted(unknown)[0]!r}.")
-    given = {**file, **{key: value for key, value in arguments.items() if value is not None}}
+    given = _Given(
+        {**file, **{key: value for key, value in arguments.items() if value is not None}}
+    )
 
     # Not left to the option's own variable, which would cut a path at its blanks.
-    from_environment = SettingsReader(environ).str("PENSTOCK_MODEL_PATH", aliases=("MODEL_PATH",))
+    from_environment = shared.MODEL_PATH.find(environ)
     named = arguments.get("models") or (() if from_environment is None else (from_environment,))
-    chosen = _choose_models(named, given, file)
-
-    host = _text(given.get("host"), "--host") or "127.0.0.1"
-    loopback = is_loopback(host)
-    require_keys = _switch(given.get("auth", not loopback), "--auth")
-    if not require_keys and not loopback:
-        raise UsageError(
-            f"--no-auth: {host} can be reached from other machines, where keys are required; "
-            "bind 127.0.0.1 or leave --no-auth out."
-        )
-    kv_memory = given.get("kv_memory")
-    data_dir = given.get("data_dir") or _default_dir("XDG_DATA_HOME", ".local/share", environ)
-    cache_dir = given.get("cache_dir") or _default_dir("XDG_CACHE_HOME", ".cache", environ)
-    optional = {
-        key: None if given.get(key) is None else _positive(given[key], _flag(key))
-        for key in ("max_model_len", "max_num_seqs", "block_size")
-    }
-    return ServeSettings(
-        models=tuple(chosen),
+    host = given.find(shared.HOST) or shared.HOST.default
+    require_keys = given.find(AUTH)
+    settings = fill_settings(
+        ServeSettings,
+        given.find,
+        models=tuple(_choose_models(named, given, file)),
         host=host,
-        port=_port(given.get("port", 8000)),
-        num_parsers=_positive(given.get("parsers", 1), "--parsers"),
-        require_keys=require_keys,
-        data_dir=Path(data_dir).expanduser().absolute(),
-        cache_dir=Path(cache_dir).expanduser().absolute(),
-        revision=_text(given.get("revision"), "--revision"),
-        dtype=_one_of(given.get("dtype", "auto"), _DTYPES, "--dtype"),
-        kv_memory_bytes=None if kv_memory is None else parse_bytes(str(kv_memory), "--kv-memory"),
-        deterministic=_switch(given.get("deterministic", False), "--deterministic"),
-        strict_fields=_switch(given.get("strict_fields", False), "--strict-fields"),
-        tools=_switch(given.get("tools", True), "--tools"),
-        drain_timeout_s=_number(given.get("drain_timeout_s", 30.0), "--drain-timeout"),
-        log_level=_one_of(given.get("log_level", "warning"), _LOG_LEVELS, "--log-level"),
+        require_keys=not is_loopback(host) if require_keys is None else require_keys,
+        data_dir=_folder(given, shared.DATA_DIR, "XDG_DATA_HOME", ".local/share", environ),
+        cache_dir=_folder(given, CACHE_DIR, "XDG_CACHE_HOME", ".cache", environ),
         child_environment=dict(environ),
-        **optional,
     )
+    settings.check()
+    return settings

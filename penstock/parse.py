@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from penstock.terminal import visible_json
+
 
 def parse(
     tool_format: str | None, reasoning_format: str | None, tools: Path | None, prompt_tail: str
@@ -27,4 +29,8 @@ def parse(
     ):
         if value is not None:
             command.append(f"--{option}={value}")
-    return subprocess.run(command, check=False).returncode  # noqa: S603  # our own module
+    done = subprocess.run(  # noqa: S603  # our own module
+        command, check=False, stdout=subprocess.PIPE, encoding="utf-8", errors="surrogatepass"
+    )
+    sys.stdout.write(visible_json(done.stdout))
+    return done.returncode

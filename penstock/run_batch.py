@@ -2,8 +2,8 @@
 
 Each line of the input is `{"custom_id", "method": "POST", "url": "/v1/chat/completions", "body"}`; each
 line of the output `{"id", "custom_id", "response": {"status_code", "request_id", "body"}, "error"}`
-(https://platform.openai.com/docs/guides/batch). Answers are written as they come, so that a run that was
-cut off is taken up where it ended.
+(https://platform.openai.com/docs/guides/batch). Answers are appended as they come, so that a run that was
+cut off is taken up where it ended, and put into the order of the input at the end.
 """
 
 import asyncio
@@ -19,6 +19,8 @@ import httpx
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from penstock.api_client import server_root
+from penstock.batch_output import BatchOutput
 from penstock.config import ServeSettings
 from penstock.errors import CommandError, UsageError
 from penstock.serve import running_house
@@ -132,20 +134,19 @@ def run(
         CommandError: The files are wrong, or the server can't be started.
     """
     lines = read_batch(input_path)
-    if url is not None:
-        counts = _run_with_bar(lines, output_path, url, api_key, None, concurrency, console, None)
-    else:
-        with TemporaryDirectory(prefix="penstock-batch-") as data_dir:
-            private = replace(
-                settings, host="127.0.0.1", port=0, require_keys=False, data_dir=Path(data_dir)
-            )
-            with running_house(private, console) as (own_url, supervisor):
-                if own_url is None:
-                    return 1
-                model = settings.models[0].name if len(settings.models) == 1 else None
-                counts = _run_with_bar(
-                    lines, output_path, own_url, None, model, concurrency, console, supervisor
-                )
+    with BatchOutput(output_path) as output:
+        # Whatever is wrong with the output is said before a model is loaded for nothing.
+        missing = {line.custom_id for line in lines} - output.answered
+        if not missing:
+            counts = BatchCounts(total=len(lines), skipped=len(lines))
+        elif url is not None:
+            counts = _run_with_bar(lines, output, url, api_key, None, concurrency, console, None)
+        else:
+            found = _run_at_own_house(lines, output, settings, concurrency, console)
+            if found is None:
+                return 1
+            counts = found
+        output.put_in_order(line.custom_id for line in lines)
     console.print(
         f"{counts.succeeded} answered, {counts.failed} failed, {counts.skipped} were answered before",
         highlight=False,
@@ -153,9 +154,28 @@ def run(
     return 0 if counts.succeeded + counts.skipped == counts.total else 1
 
 
+def _run_at_own_house(
+    lines: list[BatchLine],
+    output: BatchOutput,
+    settings: ServeSettings,
+    concurrency: int,
+    console: Console,
+) -> BatchCounts | None:
+    """Start a server for the batch; None when it was told to stop before it served."""
+    with TemporaryDirectory(prefix="penstock-batch-") as data_dir:
+        private = replace(
+            settings, host="127.0.0.1", port=0, require_keys=False, data_dir=Path(data_dir)
+        )
+        with running_house(private, console) as (url, supervisor):
+            if url is None:
+                return None
+            model = settings.models[0].name if len(settings.models) == 1 else None
+            return _run_with_bar(lines, output, url, None, model, concurrency, console, supervisor)
+
+
 def _run_with_bar(
     lines: list[BatchLine],
-    output: Path,
+    output: BatchOutput,
     url: str,
     api_key: str | None,
     default_model: str | None,
@@ -192,37 +212,9 @@ def _run_with_bar(
         return asyncio.run(work())
 
 
-def answered(path: Path) -> set[str]:
-    """The requests that an earlier run has answered well; a last line cut in the middle is dropped.
-
-    Raises:
-        UsageError: The file holds something else.
-    """
-    if not path.exists():
-        return set()
-    done: set[str] = set()
-    kept: list[str] = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            value = json.loads(text)
-            is_good = value["response"] is not None and value["response"]["status_code"] == 200
-            custom_id = value["custom_id"]
-        except ValueError:
-            continue
-        except (KeyError, TypeError):
-            raise UsageError(
-                f"{path} exists and is no output of a batch; name another file."
-            ) from None
-        if is_good:
-            done.add(custom_id)
-            kept.append(text)
-    path.write_text("".join(f"{text}\n" for text in kept), encoding="utf-8")
-    return done
-
-
 async def run_batch(
     lines: list[BatchLine],
-    output: Path,
+    output: BatchOutput,
     *,
     url: str,
     api_key: str | None,
@@ -236,7 +228,7 @@ async def run_batch(
     Args:
         lines: From `read_batch`.
         output: Answers are appended as they come.
-        url: The server's root.
+        url: The server's root, with or without `/v1`.
         api_key: Of the server.
         default_model: For bodies that name none.
         concurrency: Requests under way at a time.
@@ -245,40 +237,57 @@ async def run_batch(
 
     Returns:
         How it went.
+
+    Raises:
+        CommandError: An answer can't be written, or the address or the key is malformed.
     """
-    done = answered(output)
+    done = output.answered
     counts = BatchCounts(total=len(lines), skipped=sum(line.custom_id in done for line in lines))
     waiting = iter([line for line in lines if line.custom_id not in done])
-    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    async with httpx.AsyncClient(
-        base_url=url,
-        headers=headers,
-        timeout=httpx.Timeout(_REQUEST_TIMEOUT_S),
-        limits=httpx.Limits(max_connections=concurrency),
-        transport=transport,
-        trust_env=False,
-    ) as client:
-        with output.open("a", encoding="utf-8") as file:
+    async with _client(url, api_key, concurrency, transport) as client:
 
-            async def work() -> None:
-                for line in waiting:
-                    body = line.body
-                    if default_model is not None:
-                        body = {"model": default_model, **body}
-                    answer = await _ask(client, line, body)
-                    file.write(json.dumps(answer, ensure_ascii=False) + "\n")
-                    file.flush()
-                    response = answer["response"]
-                    if response is not None and response["status_code"] == 200:
-                        counts.succeeded += 1
-                    else:
-                        counts.failed += 1
-                    on_progress(counts)
+        async def work() -> None:
+            for line in waiting:
+                body = line.body
+                if default_model is not None:
+                    body = {"model": default_model, **body}
+                answer = await _ask(client, line, body)
+                output.append(answer)
+                response = answer["response"]
+                if response is not None and response["status_code"] == 200:
+                    counts.succeeded += 1
+                else:
+                    counts.failed += 1
+                on_progress(counts)
 
+        try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(concurrency):
                     group.create_task(work())
+        except ExceptionGroup as errors:
+            # Several may tell of the same file; a person needs one line.
+            for error in errors.exceptions:
+                if isinstance(error, CommandError):
+                    raise error from None
+            raise
     return counts
+
+
+def _client(
+    url: str, api_key: str | None, concurrency: int, transport: httpx.AsyncBaseTransport | None
+) -> httpx.AsyncClient:
+    try:
+        return httpx.AsyncClient(
+            base_url=server_root(url),
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx.Timeout(_REQUEST_TIMEOUT_S),
+            limits=httpx.Limits(max_connections=concurrency),
+            transport=transport,
+            trust_env=False,
+        )
+    except (httpx.InvalidURL, UnicodeEncodeError) as error:
+        what = "--url" if isinstance(error, httpx.InvalidURL) else "PENSTOCK_API_KEY"
+        raise UsageError(f"{what} is malformed.") from None
 
 
 async def _ask(client: httpx.AsyncClient, line: BatchLine, body: dict[str, Any]) -> dict[str, Any]:
@@ -293,8 +302,13 @@ async def _ask(client: httpx.AsyncClient, line: BatchLine, body: dict[str, Any])
     for attempt in range(_MAX_TRIES):
         is_last = attempt == _MAX_TRIES - 1
         try:
-            reply = await client.post(line.path, json=body)
-        except httpx.TransportError as error:
+            # Escaped, so that half of a surrogate pair is the server's to refuse, as NaN is.
+            reply = await client.post(
+                line.path,
+                content=json.dumps(body),
+                headers={"content-type": "application/json"},
+            )
+        except httpx.RequestError as error:
             if is_last:
                 message = f"{type(error).__name__}: {error}"
                 return {**record, "error": {"code": "connection_error", "message": message}}
@@ -328,5 +342,5 @@ def _retry_after_s(reply: httpx.Response) -> float:
 def _body(reply: httpx.Response) -> Any:
     try:
         return reply.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"error": {"message": reply.text[:1000]}}

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from penstock.config import ServeSettings
+from penstock.terminal import visible_line
 
 _POLL_S = 0.1
 _PHASES = {
@@ -55,9 +56,9 @@ class StartupProgress:
         self._last_phase: dict[str, str] = {}
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             transient=True,
@@ -83,9 +84,12 @@ class StartupProgress:
                 self._draw(key, f"{title}: {phase}", worker, detail)
             elif self._last_phase.get(key) != phase:
                 self._last_phase[key] = phase
-                self._console.print(f"{title}: {phase}", highlight=False)
+                self._console.print(
+                    visible_line(f"{title}: {phase}"), highlight=False, markup=False
+                )
 
     def _draw(self, key: str, description: str, worker: dict[str, Any], detail: str) -> None:
+        description, detail = visible_line(description), visible_line(detail)
         fraction = float(worker.get("fraction", -1.0))
         if worker.get("phase") == "ready":
             fraction = 1.0

@@ -16,7 +16,13 @@ from types import TracebackType
 
 from penstock.config import ServeSettings
 from penstock.errors import CommandError
-from penstock.restart_policy import MAX_EARLY_DEATHS, RestartPolicy
+from penstock.restart_policy import (
+    EXIT_CANNOT_START,
+    RestartPolicy,
+    may_pass,
+)
+from protocol.runtime.settings import environment_of
+from protocol.runtime.shared_settings import SHARED
 
 logger = logging.getLogger("penstock.supervisor")
 
@@ -55,12 +61,20 @@ class Child:
         self.policy = RestartPolicy()
         self.process: subprocess.Popen[bytes] | None = None
         self.restart_at: float | None = None
+        self.last_cause = ""
         self.given_up = False
 
     @property
     def is_alive(self) -> bool:
         """Whether the process runs now."""
         return self.process is not None and self.process.poll() is None
+
+
+def _describe(status: int) -> str:
+    """An exit status in words; `subprocess` gives a signal as a negative one."""
+    if status == -signal.SIGKILL:
+        return "signal 9; the system kills what it has no memory for"
+    return f"signal {-status}" if status < 0 else f"exit code {status}"
 
 
 def process_specs(
@@ -86,11 +100,7 @@ def process_specs(
         folder = folders[model.name]
         if folder is not None:
             environment["PENSTOCK_MODEL_PATH"] = str(folder)
-        for key in ("tokenizer", "tool_format", "reasoning_format"):
-            value = getattr(model, key)
-            if value:
-                suffix = "TOKENIZER_PATH" if key == "tokenizer" else key.upper()
-                environment[f"PENSTOCK_{suffix}"] = value
+        environment |= environment_of(model, SHARED)
         specs += [
             ProcessSpec(f"engine[{model.name}]-{number}", "engine_worker", environment, 2)
             for number in range(model.num_engines)
@@ -119,6 +129,7 @@ def common_environment(settings: ServeSettings, run_dir: Path) -> dict[str, str]
     # The admin key is auth's alone.
     dropped = {*consumed, *(f"PENSTOCK_{name}" for name in consumed), ADMIN_KEY_SETTING}
     environment = {k: v for k, v in settings.child_environment.items() if k not in dropped}
+    environment |= environment_of(settings, SHARED)
     environment |= {
         "PENSTOCK_ENGINE_ENDPOINT": f"ipc://{run_dir}/engine",
         "PENSTOCK_AUTH_ENDPOINT": f"ipc://{run_dir}/auth",
@@ -126,28 +137,12 @@ def common_environment(settings: ServeSettings, run_dir: Path) -> dict[str, str]
         "PENSTOCK_PARENT_PID": str(os.getpid()),
         "PENSTOCK_RUN_DIR": str(run_dir),
         "PENSTOCK_PORT_FILE": str(run_dir / "port"),
-        "PENSTOCK_HOST": settings.host,
-        "PENSTOCK_PORT": str(settings.port),
         "PENSTOCK_MODELS": ",".join(model.name for model in settings.models),
         "PENSTOCK_REQUIRE_KEYS": str(settings.require_keys).lower(),
         "PENSTOCK_ALLOW_ANONYMOUS": str(not settings.require_keys).lower(),
-        "PENSTOCK_STRICT_FIELDS": str(settings.strict_fields).lower(),
-        "PENSTOCK_TOOLS": str(settings.tools).lower(),
-        "PENSTOCK_DATA_DIR": str(settings.data_dir),
         "PENSTOCK_COMPILE_CACHE_DIR": str(settings.cache_dir / "compile"),
-        "PENSTOCK_DTYPE": settings.dtype,
-        "PENSTOCK_DETERMINISTIC": str(settings.deterministic).lower(),
         "PENSTOCK_DRAIN_TIMEOUT_S": str(children_drain_timeout_s(settings.drain_timeout_s)),
-        "PENSTOCK_LOG_LEVEL": settings.log_level,
     }
-    for name, value in (
-        ("MAX_MODEL_LEN", settings.max_model_len),
-        ("MAX_NUM_SEQS", settings.max_num_seqs),
-        ("KV_MEMORY", settings.kv_memory_bytes),
-        ("BLOCK_SIZE", settings.block_size),
-    ):
-        if value is not None:
-            environment[f"PENSTOCK_{name}"] = str(value)
     environment.setdefault("PYTHONUNBUFFERED", "1")
     return environment
 
@@ -206,8 +201,10 @@ class Supervisor:
         try:
             for child in self.children:
                 self._start(child)
-        except BaseException:
+        except BaseException as error:
             self.__exit__(None, None, None)  # what was started already must not stay behind
+            if isinstance(error, OSError):
+                raise CommandError(f"A process can't be started: {error.strerror}.") from error
             raise
         return self
 
@@ -249,38 +246,60 @@ class Supervisor:
         """Look after the children once: note deaths, start again what is due.
 
         Raises:
-            CommandError: A process ended by itself before the house was ever ready, or what is
-                left can serve nothing.
+            CommandError: A process can't start before the house was ever ready, or none of a kind
+                is left that another start could help.
         """
         now = self._clock()
         for child in self.children:
-            if child.given_up or child.is_alive:
+            if child.given_up:
                 continue
-            if child.restart_at is None:
+            if child.is_alive:
+                self._note_life(child, now)
+            elif child.restart_at is None:
                 self._note_death(child, now)
             elif now >= child.restart_at:
-                self._start(child)
+                self._start_again(child, now)
+            if child.policy.is_reminder_due(now):
+                logger.warning(
+                    "%s is still away (last: %s); it is started again and again, see its log above",
+                    child.spec.name, child.last_cause,
+                )  # fmt: skip
         self._require_something_to_serve()
+
+    def _note_life(self, child: Child, now: float) -> None:
+        away_s = child.policy.came_back(now)
+        if away_s is not None:
+            logger.warning("%s is back after %.1f s", child.spec.name, away_s)
+
+    def _start_again(self, child: Child, now: float) -> None:
+        try:
+            self._start(child)
+        except OSError as error:  # No memory or no process id to be had now.
+            child.policy.started(now)
+            self._plan_start(child, now, f"could not be started: {error.strerror}")
 
     def _note_death(self, child: Child, now: float) -> None:
         assert child.process is not None  # noqa: S101
         status = child.process.returncode
-        how = f"signal {-status}" if status < 0 else f"exit code {status}"
-        if not self.was_ready and status in (1, 2):
-            raise CommandError(f"{child.spec.name} could not start ({how}); its error is above.")
-        delay_s = child.policy.died(now)
-        if delay_s is None:
-            child.given_up = True
-            logger.error(
-                "%s died %d times within a minute of its start (last: %s) and is given up; "
-                "restart penstock once the cause in its log above is mended",
-                child.spec.name, MAX_EARLY_DEATHS, how,
-            )  # fmt: skip
-            if not self.was_ready:
-                raise CommandError(f"{child.spec.name} never came up; see the errors above.")
+        how = _describe(status)
+        name = child.spec.name
+        if not self.was_ready and (status == EXIT_CANNOT_START or not may_pass(status)):
+            raise CommandError(f"{name} could not start ({how}); its error is above.")
+        if may_pass(status):
+            self._plan_start(child, now, f"died ({how})")
             return
+        child.given_up = True
+        logger.error(
+            "%s ended with %s, which means wrong settings, and isn't started again; mend what its "
+            "log above names and restart penstock", name, how,
+        )  # fmt: skip
+
+    def _plan_start(self, child: Child, now: float, cause: str) -> None:
+        delay_s, is_news = child.policy.died(now, cause)
+        child.last_cause = cause
         child.restart_at = now + delay_s
-        logger.warning("%s died (%s), starting again in %.2f s", child.spec.name, how, delay_s)
+        level = logging.WARNING if is_news else logging.INFO
+        logger.log(level, "%s %s, starting again in %.2f s", child.spec.name, cause, delay_s)
 
     def _require_something_to_serve(self) -> None:
         for module in {child.spec.module for child in self.children}:

@@ -1,4 +1,4 @@
-"""`python -m protocol ping [ENDPOINT]`: a health check that speaks the wire itself."""
+"""Health checks: `ping` asks a gateway for a sign of life, `ready` whether a worker gets work."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from typing import get_args
 from protocol.errors import ConfigurationError
 from protocol.wire.endpoints import Endpoint, dial_endpoints, parse_endpoint
 from protocol.wire.keys import KEY_DIR_SETTING, ClientSecurity, KeyOwner
-from protocol.wire.transport_ping import ping
+from protocol.wire.readiness import READY_FILE_SETTING, why_not_ready
 
 EXIT_OK = 0
 EXIT_NO_ANSWER = 1
@@ -21,7 +21,8 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run one command.
 
     Returns:
-        0 when the gateway answered, 1 when it did not, 2 when the question was wrong.
+        0 when the gateway answered, or the worker is ready; 1 when not; 2 when the question was
+        wrong.
     """
     parser = argparse.ArgumentParser(prog="python -m protocol", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -40,7 +41,17 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         default="gateway",
         help=f"whose key of {KEY_DIR_SETTING} to show on a secured socket (default gateway)",
     )
+    ready_parser = commands.add_parser("ready", help="ask whether a worker here gets new work")
+    ready_parser.add_argument(
+        "file", nargs="?", type=Path, help=f"the worker's {READY_FILE_SETTING}, by default ours"
+    )
     options = parser.parse_args(arguments)
+    return _ping(options, environ) if options.command == "ping" else _ready(options, environ)
+
+
+def _ping(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    from protocol.wire.transport_ping import ping  # loads ZeroMQ, which `ready` does without
+
     key_dir = environ.get(KEY_DIR_SETTING, "").strip()
     try:
         endpoints = _endpoints(options.endpoint, options.owner, environ, secured=bool(key_dir))
@@ -56,6 +67,18 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
             return EXIT_OK
     asked = ", ".join(endpoint.text for endpoint in endpoints)
     print(f"no answer from {asked} in {options.timeout} s", file=sys.stderr)  # noqa: T201
+    return EXIT_NO_ANSWER
+
+
+def _ready(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    path = options.file or environ.get(READY_FILE_SETTING, "").strip()
+    if not path:
+        print(f"Name a FILE, or set {READY_FILE_SETTING}.", file=sys.stderr)  # noqa: T201
+        return EXIT_USAGE
+    reason = why_not_ready(Path(path))
+    if reason is None:
+        return EXIT_OK
+    print(reason, file=sys.stderr)  # noqa: T201
     return EXIT_NO_ANSWER
 
 

@@ -34,3 +34,6 @@ biased, allowed or forbidden; an older one would leave them aside."""
 
 CANCEL_VERSION = ProtocolVersion(1, 2)
 """Since when engines take `Cancel`."""
+
+BATCH_VERSION = ProtocolVersion(1, 2)
+"""Since when both sides read a frame that holds an array of messages."""

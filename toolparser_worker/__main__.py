@@ -83,6 +83,7 @@ def _serve(settings: ParserSettings, environ: Mapping[str, str]) -> int:
         settings=WorkerSettings(drain_timeout_s=settings.drain_timeout_s),
         build=_build(),
         metrics=handler.metrics.registry,
+        ready_file=settings.ready_file,
     )
     worker.start()
     worker.announce(

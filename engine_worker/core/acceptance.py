@@ -5,24 +5,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine_worker.core.choice.allowed_tokens import AllowedTokens
-from engine_worker.core.choice.batch import MAX_LOGIT_BIASES, RowSampling
-from engine_worker.core.choice.parameter_table import (
+from engine_worker.core.choice.batch import RowSampling
+from engine_worker.core.choice.request import Request
+from engine_worker.errors import InvalidRequestError
+from engine_worker.grammar.constraint import Constraint
+from engine_worker.text.preparation import check_length, check_token_ids
+from protocol.wire.messages import Generate, SamplingParams
+from protocol.wire.sampling_ranges import (
     LOGIT_BIAS,
     MAX_ALLOWED_TOKEN_IDS,
     MAX_BAD_WORD_CHARACTERS,
     MAX_BAD_WORDS,
     MAX_INT32,
+    MAX_LOGIT_BIASES,
     MAX_STOP_CHARACTERS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
     NUMBER_RANGES,
     WORDS,
 )
-from engine_worker.core.choice.request import Request
-from engine_worker.errors import InvalidRequestError
-from engine_worker.grammar.constraint import Constraint
-from engine_worker.text.preparation import check_length, check_token_ids
-from protocol.wire.messages import Generate, SamplingParams
 
 # Below it softmax is an argmax in float32 anyway; dividing by it would only overflow.
 _GREEDY_TEMPERATURE = 1e-5
@@ -98,6 +99,7 @@ def accept(
         allowed_tokens=_allowed_tokens(
             sampling, limits, encode_words, eos_token_ids | stop_token_ids
         ),
+        trace_id=command.trace_id,
     )
 
 
@@ -175,7 +177,7 @@ def _check_beside_grammar(sampling: SamplingParams) -> None:
 
 
 def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
-    """Refuse sampling parameters that `parameter_table` doesn't allow.
+    """Refuse sampling parameters that the wire doesn't allow.
 
     Raises:
         InvalidRequestError: The first field that is wrong.
@@ -231,7 +233,8 @@ def _refused(name: str) -> InvalidRequestError:
 
 
 def _row_sampling(sampling: SamplingParams, choice: int) -> RowSampling:
-    greedy = sampling.temperature < _GREEDY_TEMPERATURE
+    # Of all tokens that a `top_p` of 0 may leave, the most likely one alone: ties too.
+    greedy = sampling.temperature < _GREEDY_TEMPERATURE or sampling.top_p == 0.0
     return RowSampling(
         temperature=0.0 if greedy else sampling.temperature,
         top_k=sampling.top_k,

@@ -19,7 +19,8 @@ from engine_worker.core.engine_output import (
     finished,
     refused,
 )
-from engine_worker.core.metrics import EngineMetrics
+from engine_worker.core.metrics import EngineMetrics, TokenRate
+from engine_worker.core.request_log import about, log_accepted, log_ended, log_refused
 from engine_worker.core.scheduling.block_pool import BlockPool, ContentChanges
 from engine_worker.core.scheduling.scheduler import (
     Schedule,
@@ -48,9 +49,6 @@ from protocol.wire.messages import (
 RESUME_VERSION = 1
 """Streams move only between engines that agree on it: it grows when sampling, detokenising or
 stopping change in a way that an output's continuation would show."""
-
-# Weight of the newest step in the running mean of tokens per second.
-_RATE_WEIGHT = 0.1
 
 _NOTHING_ALLOWED = (
     "The request's parameters (allowed_token_ids, bad_words, min_tokens, grammar) leave no token"
@@ -116,7 +114,7 @@ class Engine:
         self._tombstones = Tombstones()
         self._output = EngineOutput(tokenizer)
         self._num_arrivals = 0
-        self._tokens_per_s = 0.0
+        self._rate = TokenRate()
         self.num_steps = 0
 
     @property
@@ -145,7 +143,7 @@ class Engine:
             num_waiting=self._scheduler.num_unfinished - num_running,
             num_free_blocks=self._pool.num_free,
             num_blocks=self._pool.num_blocks,
-            tokens_per_s=self._tokens_per_s if num_running else 0.0,
+            tokens_per_s=self._rate.tokens_per_s if num_running else 0.0,
         )
 
     def held(self) -> dict[str, tuple[int, int]]:
@@ -188,13 +186,17 @@ class Engine:
                 arrival=self._num_arrivals,
             )
             self._num_arrivals += 1
-            request.cache_salt = self._cache_salt(gateway_id, command)
+            # The names of blocks are the border between tenants, so the engine makes them itself.
+            # Without the cache, only the choices of one request share them.
+            own = repr((command.tenant, gateway_id, command.request_id))
+            request.cache_salt = command.tenant if self._has_prefix_cache else own
             if constraint is None and command.grammar is not None:
                 constraint = self.grammars.start(command.grammar, command.sampling)
             stream = self._make_stream(request, command, constraint)
             self._scheduler.add(request)
             self._streams.add(stream)
             self._metrics.on_added(request, request.deadline - command.deadline_s)
+            log_accepted(request)
         except RequestError as error:
             self.refuse(gateway_id, command, error.code, error.message, param=error.param)
             return
@@ -224,7 +226,9 @@ class Engine:
         """End a request that was not taken."""
         key = (gateway_id, command.request_id, command.choice)
         self._tombstones.put_ended(key, command.attempt)
-        self._output.end(gateway_id, refused(command, code, message, param))
+        end = refused(command, code, message, param)
+        log_refused(command, end)
+        self._output.end(gateway_id, end)
 
     def cached_blocks(self) -> tuple[bytes, ...]:
         """Names of all blocks that a request could find computed."""
@@ -289,7 +293,7 @@ class Engine:
                 num_sampled = self._take_result_or_fail(schedule.rows, result)
                 duration_s = self._clock() - started
                 self._decodes.measure(result, duration_s)
-                self._measure(num_sampled, duration_s)
+                self._rate.measure(num_sampled, duration_s)
             self._count_step(schedule, result, started, scheduled, computed)
             self.num_steps += 1
         return self._output.take()
@@ -333,13 +337,6 @@ class Engine:
             )
             return False
         return True
-
-    def _cache_salt(self, gateway_id: str, command: Generate) -> str:
-        # The names of blocks are the border between tenants, so the engine makes them itself: the
-        # hashes that came with the request are only for routing.
-        if self._has_prefix_cache:
-            return command.tenant
-        return repr((command.tenant, gateway_id, command.request_id))
 
     def _make_stream(
         self, request: Request, command: Generate, constraint: Constraint | None
@@ -409,7 +406,8 @@ class Engine:
                 stream.untold_scores.append(scores)
             self._go_on(stream)
         except Exception:  # noqa: BLE001 - whatever one text does to its tokenizer, others go on
-            _log.exception("request %s: its output could not be read", stream.request.request_id)
+            with about(stream.request):
+                _log.exception("the output of a request could not be read")
             message = "The engine failed to read this request's output."
             self._fail(stream, ErrorCode.INTERNAL_ERROR, message)
         return num_taken
@@ -460,27 +458,22 @@ class Engine:
         self._streams.remove(stream)
         self._tombstones.put_ended(request.key, request.attempt)
         self._metrics.on_ended(request, end, self._clock())
+        log_ended(request, end)
         self._output.end(request.gateway_id, end)
 
     def _end_expired(self, now: float) -> None:
+        message = "The request's time ran out before its output was complete."
         for stream in self._streams.expired(now):
-            self._fail(
-                stream,
-                ErrorCode.DEADLINE_EXCEEDED,
-                "The request's time ran out before its output was complete.",
-            )
+            self._fail(stream, ErrorCode.DEADLINE_EXCEEDED, message)
 
     def _fail_step(self, rows: Sequence[ScheduledRow]) -> None:
         for row in rows:
             stream = self._streams.get(row.request.key)
             if stream is None or stream.request is not row.request:
                 continue  # it ended before the step failed
-            self._fail(
-                stream,
-                # One of them may be the cause: the gateway tries each again, and finds out which.
-                ErrorCode.WORKER_LOST,
-                "The engine failed at a step of this request.",
-            )
+            # One of them may be the cause: the gateway tries each again, and finds out which.
+            message = "The engine failed at a step of this request."
+            self._fail(stream, ErrorCode.WORKER_LOST, message)
         self._scheduler.reset()
         self._runner.reset()
 
@@ -493,20 +486,12 @@ class Engine:
         computed: float,
     ) -> None:
         """Tell the metrics of a step, by the times at which its parts were done."""
-        now = self._clock()
-        phases = {
-            "schedule": scheduled - started,
-            "compute": computed - scheduled,
-            "output": now - computed,
-        }
-        requests = [row.request for row in schedule.rows]
-        self._metrics.on_step(requests, phases, now, has_failed=result is None)
+        self._metrics.on_step(
+            [row.request for row in schedule.rows],
+            (started, scheduled, computed, self._clock()),
+            has_failed=result is None,
+        )
         self._metrics.on_totals(
             num_preemptions=self._scheduler.num_preemptions,
             num_compiles=self._runner.num_compiles,
         )
-
-    def _measure(self, num_sampled: int, duration_s: float) -> None:
-        if duration_s > 0:
-            rate = num_sampled / duration_s
-            self._tokens_per_s += _RATE_WEIGHT * (rate - self._tokens_per_s)

@@ -11,6 +11,10 @@ _ROW_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _MASK_BOUNDS = (0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 _LATENCY_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
+_PHASES = ("schedule", "compute", "output")
+_RATE_WEIGHT = 0.1
+"""Of the newest step in the running mean of tokens per second."""
+
 
 @dataclass(slots=True)
 class _Times:
@@ -25,6 +29,18 @@ class _Times:
     admitted_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float = 0.0
+
+
+class TokenRate:
+    """A running mean of tokens per second."""
+
+    def __init__(self) -> None:
+        self.tokens_per_s = 0.0
+
+    def measure(self, num_tokens: int, duration_s: float) -> None:
+        """A step sampled so many tokens in so many seconds."""
+        if duration_s > 0:
+            self.tokens_per_s += _RATE_WEIGHT * (num_tokens / duration_s - self.tokens_per_s)
 
 
 class EngineMetrics:
@@ -130,8 +146,7 @@ class EngineMetrics:
     def on_step(
         self,
         requests: Iterable[Request],
-        phases: dict[str, float],
-        now: float,
+        times: tuple[float, float, float, float],
         *,
         has_failed: bool,
     ) -> None:
@@ -139,20 +154,20 @@ class EngineMetrics:
 
         Args:
             requests: Those in it; some may have ended.
-            phases: Seconds of each phase.
-            now: The end of the step.
+            times: When it began and was scheduled, computed and told.
             has_failed: It raised.
         """
+        now = times[-1]
         num_rows = 0
         for request in requests:
             num_rows += 1
             if request in self._times:
                 self._count_tokens(request, now)
-        for gap_s, times in self._gaps.items():
-            self._inter_token_s.observe(gap_s, times=times)
+        for gap_s, num_times in self._gaps.items():
+            self._inter_token_s.observe(gap_s, times=num_times)
         self._gaps.clear()
-        for phase, duration_s in phases.items():
-            self._step_s.observe(duration_s, phase)
+        for phase, begin, end in zip(_PHASES, times, times[1:], strict=False):
+            self._step_s.observe(end - begin, phase)
         self._step_rows.observe(num_rows)
         self._steps.add(1, "failed" if has_failed else "done")
 

@@ -73,16 +73,24 @@ class Embeddings:
         texts: Sequence[str],
         token_ids: Sequence[Sequence[int]],
         truncate_prompt_tokens: int | None,
+        *,
+        first_index: int = 0,
     ) -> list[list[int]]:
         """Token ids of texts and of inputs that are ids already, none too long.
+
+        Args:
+            texts: Come first.
+            token_ids: Follow them.
+            truncate_prompt_tokens: See `embed_texts`.
+            first_index: Of the first of them within its request, for messages.
 
         Raises:
             RequestError: One of them can't be embedded.
         """
         limit = self._limit(truncate_prompt_tokens)
-        rows = [self._encode(text, limit) for text in texts]
+        rows = [self._encode(text, index, limit) for index, text in enumerate(texts, first_index)]
         rows += [self._checked(one) for one in token_ids]
-        return [self._fitted(row, index, limit) for index, row in enumerate(rows)]
+        return [self._fitted(row, index, limit) for index, row in enumerate(rows, first_index)]
 
     def _limit(self, limit: int | None) -> int | None:
         """How many tokens of an input count; None refuses more than the model takes."""
@@ -96,9 +104,13 @@ class Embeddings:
             )
         return most if limit == -1 else limit
 
-    def _encode(self, text: str, limit: int | None) -> list[int]:
+    def _encode(self, text: str, index: int, limit: int | None) -> list[int]:
+        per_token = self._tokenizer.max_token_bytes
         if limit is not None:
             text = text[: limit * _MAX_CHARACTERS_PER_TOKEN]
+        elif per_token and len(text) > self._embedder.max_tokens * per_token:
+            # A hopeless text is refused by its length, before seconds are spent on its tokens.
+            raise self._too_long(index, f"at least {-(-len(text) // per_token)}")
         return self._tokenizer.encode(text, add_special_tokens=True)
 
     def _checked(self, token_ids: Sequence[int]) -> list[int]:
@@ -112,14 +124,9 @@ class Embeddings:
     def _fitted(self, row: list[int], index: int, limit: int | None) -> list[int]:
         if not row:
             raise InvalidRequestError(f"Input {index} is empty.", param="input")
-        most = self._embedder.max_tokens
         if limit is None:
-            if len(row) > most:
-                raise ContextLengthError(
-                    f"This model's maximum context length is {most} tokens, but input {index} has"
-                    f" {len(row)}. Shorten it, or set 'truncate_prompt_tokens' to -1.",
-                    param="input",
-                )
+            if len(row) > self._embedder.max_tokens:
+                raise self._too_long(index, str(len(row)))
             return row
         if len(row) <= limit:
             return row
@@ -129,6 +136,13 @@ class Embeddings:
             row[: limit - num_added] + row[len(row) - num_added :]
             if limit > num_added
             else row[:limit]
+        )
+
+    def _too_long(self, index: int, num_tokens: str) -> ContextLengthError:
+        return ContextLengthError(
+            f"This model's maximum context length is {self._embedder.max_tokens} tokens, but input"
+            f" {index} has {num_tokens}. Shorten it, or set 'truncate_prompt_tokens' to -1.",
+            param="input",
         )
 
     def _num_added_at_end(self, row: Sequence[int]) -> int:

@@ -1,5 +1,6 @@
 """Constrained decoding: from a `Grammar` of the wire to the tokens that an output may take next.
 
 Compiled in threads of their own after a trial in a process that can be killed.
-May import `engine_worker.text` (the tokenizer) and `engine_worker.core.choice` (token masks).
+May import `engine_worker.text` (the tokenizer), `engine_worker.core.choice` (token masks) and
+`engine_worker.core.scheduling` (turns between tenants).
 """

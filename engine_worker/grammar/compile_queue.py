@@ -9,14 +9,18 @@ from typing import Final
 
 from msgspec import structs
 
-from engine_worker.errors import EngineError
+from engine_worker.core.scheduling.turn_queue import TurnQueue
+from engine_worker.errors import DeadlineError, EngineError
 from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.grammar.constraint import Constraint
 from protocol.errors import PenstockError
-from protocol.wire.messages import Extend, Generate
+from protocol.runtime import logs
+from protocol.wire.messages import Abort, Extend, Generate
 
-MAX_WAITING: Final = 256
+MAX_WAITING: Final = 1024
 """Requests that wait for their grammar; beyond them the engine says that it is overloaded."""
+MAX_TENANT_WAITING: Final = 256
+_ALL_CHOICES: Final = -1
 _NUM_THREADS: Final = 2
 
 _log = logging.getLogger("penstock.engine")
@@ -24,7 +28,7 @@ _log = logging.getLogger("penstock.engine")
 
 @dataclass(slots=True, eq=False)
 class WaitingGrammar:
-    """A request whose grammar is being compiled.
+    """A request whose grammar is to be compiled.
 
     Attributes:
         received_at: Monotonic seconds, when it came.
@@ -38,40 +42,47 @@ class WaitingGrammar:
 
 
 class CompileQueue:
-    """Requests that wait for their grammars; filled by the I/O thread.
+    """Requests that wait for their grammars, fair between tenants; filled by the I/O thread.
+
+    What nobody waits for any more is handed on at once and, unless it has begun, never compiled.
 
     Args:
         grammars: Compiles.
-        hand_on: Called once for each request, in a thread of the queue, with its constraint or
-            with what is wrong with its grammar.
+        hand_on: Called once for each request, in any thread, with its constraint, with what is
+            wrong with its grammar, or with None for one that was aborted or abandoned.
+        clock: Monotonic seconds, as of `received_at`.
     """
 
     def __init__(
         self,
         grammars: GrammarCompiler,
-        hand_on: Callable[[WaitingGrammar, Constraint | PenstockError], None],
+        hand_on: Callable[[WaitingGrammar, Constraint | PenstockError | None], None],
+        clock: Callable[[], float],
     ) -> None:
         self._grammars = grammars
         self._hand_on = hand_on
+        self._clock = clock
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="grammar")
         self._lock = threading.Lock()
-        self._waiting: set[WaitingGrammar] = set()
+        self._waiting = TurnQueue[WaitingGrammar](MAX_WAITING, MAX_TENANT_WAITING)
+        # In order of arrival: what wasn't handed on yet, begun or not.
+        self._pending: dict[WaitingGrammar, None] = {}
 
     def submit(self, gateway_id: str, command: Generate, received_at: float) -> bool:
         """Queue a request that has a grammar; False when too many wait already."""
         waiting = WaitingGrammar(gateway_id, command, received_at)
         with self._lock:
-            if len(self._waiting) >= MAX_WAITING:
+            if not self._waiting.push(command.tenant, waiting):
                 return False
-            self._waiting.add(waiting)
-        self._threads.submit(self._compile, waiting)
+            self._pending[waiting] = None
+        self._threads.submit(self._compile_next)
         return True
 
     def extend(self, gateway_id: str, command: Extend) -> None:
         """Raise the lease of a request that waits; the step loop doesn't know it yet."""
         identity = (gateway_id, command.request_id, command.choice, command.attempt)
         with self._lock:
-            for waiting in self._waiting:
+            for waiting in self._pending:
                 generate = waiting.command
                 if identity == (
                     waiting.gateway_id,
@@ -82,32 +93,67 @@ class CompileQueue:
                     lease_tokens = max(generate.lease_tokens, command.lease_tokens)
                     waiting.command = structs.replace(generate, lease_tokens=lease_tokens)
 
+    def abort(self, gateway_id: str, command: Abort) -> None:
+        """Hand on what an abort is about, to whoever knows of the abort and ends it."""
+        self._drop(
+            lambda waiting: (
+                waiting.gateway_id == gateway_id
+                and waiting.command.request_id == command.request_id
+                and command.choice in (_ALL_CHOICES, waiting.command.choice)
+                and waiting.command.attempt <= command.attempt
+            )
+        )
+
     def forget_gateway(self, gateway_id: str) -> None:
-        """Mark what a gateway wanted; it is handed on all the same, as abandoned.
+        """Hand on what a gateway wanted, as abandoned.
 
         What is handed on unmarked was handed on before this returned.
         """
+
+        def is_theirs(waiting: WaitingGrammar) -> bool:
+            return waiting.gateway_id == gateway_id
+
         with self._lock:
-            for waiting in self._waiting:
-                if waiting.gateway_id == gateway_id:
-                    waiting.is_abandoned = True
+            for waiting in self._pending:
+                waiting.is_abandoned = waiting.is_abandoned or is_theirs(waiting)
+        self._drop(is_theirs)
 
     def close(self) -> None:
         """End the threads; requests that still wait are dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._grammars.close()
 
-    def _compile(self, waiting: WaitingGrammar) -> None:
+    def _drop(self, is_unwanted: Callable[[WaitingGrammar], bool]) -> None:
+        with self._lock:
+            self._waiting.drop(is_unwanted)
+            for waiting in [waiting for waiting in self._pending if is_unwanted(waiting)]:
+                del self._pending[waiting]
+                self._hand_on(waiting, None)
+
+    def _compile_next(self) -> None:
+        """Runs in a thread, once for each request, for whichever is next; some were dropped."""
+        with self._lock:
+            waiting = self._waiting.take()
+        if waiting is None:
+            return
+        with logs.about(waiting.command.request_id, waiting.command.trace_id):
+            result = self._compiled(waiting)
+        with self._lock:
+            if waiting in self._pending:
+                del self._pending[waiting]
+                self._hand_on(waiting, result)
+
+    def _compiled(self, waiting: WaitingGrammar) -> Constraint | PenstockError:
         command = waiting.command
         assert command.grammar is not None
-        result: Constraint | PenstockError
         try:
-            result = self._grammars.start(command.grammar, command.sampling)
+            if self._clock() >= waiting.received_at + command.deadline_s:
+                raise DeadlineError("The request's time ran out before its grammar was compiled.")
+            return self._grammars.start(command.grammar, command.sampling)
         except PenstockError as error:
-            result = error
-        except Exception:  # noqa: BLE001 - a bug here must not cost the request its answer
+            return error
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:  # noqa: BLE001 - a panic of a native library is no Exception
             _log.exception("a grammar could not be compiled")
-            result = EngineError("The engine failed to compile the grammar.")
-        with self._lock:
-            self._waiting.remove(waiting)
-            self._hand_on(waiting, result)
+            return EngineError("The engine failed to compile the grammar.")

@@ -132,8 +132,9 @@ class GrammarCompiler:
             compiled = self._compile(grammar)
         except RequestError as error:
             future.set_exception(error)
-        except Exception as error:  # noqa: BLE001 - whoever waits for it must hear of it
-            # Not the grammar's fault: the next request tries again.
+        except BaseException as error:  # noqa: BLE001 - whoever waits for it must hear of it
+            # Not the grammar's fault: the next request tries again. A panic of the native library
+            # is no Exception.
             with self._lock:
                 self._cache.pop(grammar, None)
             future.set_exception(error)

@@ -26,7 +26,6 @@ from engine_worker.compute.weights.fingerprint import fingerprint
 from engine_worker.compute.weights.loader import load_weights
 from engine_worker.compute.weights.sampling_defaults import load_sampling_defaults
 from engine_worker.config import ModelSettings
-from engine_worker.core.choice.batch import MAX_LOGPROBS
 from engine_worker.core.credits import CreditPolicy
 from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.core.engine import RESUME_VERSION, Engine
@@ -41,6 +40,7 @@ from engine_worker.text.preparation import PromptPreparer
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.errors import ConfigurationError
 from protocol.wire.messages import EngineOffer
+from protocol.wire.sampling_ranges import MAX_LOGPROBS
 
 _log = logging.getLogger("penstock.engine")
 
@@ -221,6 +221,7 @@ def _assemble(
         num_kv_tokens=runner.num_blocks * runner.block_size,
         num_embedding_dimensions=0 if embedder is None else embedder.num_dimensions,
         pooling="" if embedder is None else embedder.pooling.kind,
+        max_token_bytes=tokenizer.max_token_bytes,
     )
     preparer = PromptPreparer(
         tokenizer,

@@ -109,6 +109,7 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
         capabilities=("embeddings",),
         num_embedding_dimensions=embedder.num_dimensions,
         pooling=pooling.kind,
+        max_token_bytes=tokenizer.max_token_bytes,
     )
     return ServedEncoder(embedder, tokenizer, spec.vocab_size, credit_policy, offer)
 

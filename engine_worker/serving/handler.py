@@ -13,15 +13,18 @@ from msgspec import structs
 
 from engine_worker.compute.runner.profiling import Profiler
 from engine_worker.core.credits import CreditPolicy, Held
-from engine_worker.errors import DeadlineError, ProfileError
+from engine_worker.errors import ProfileError
 from engine_worker.grammar.compile_queue import CompileQueue, WaitingGrammar
 from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.grammar.constraint import Constraint
+from engine_worker.serving.prepare_queue import NUM_THREADS, PrepareQueue
 from engine_worker.text.preparation import PromptPreparer
 from protocol.errors import ErrorCode, PenstockError
+from protocol.runtime import logs
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import (
     Abort,
+    Cancel,
     Credits,
     Detokenize,
     Embed,
@@ -41,10 +44,6 @@ if TYPE_CHECKING:
     # jax comes with it, which a process must not import before its heartbeats flow.
     from engine_worker.embedding.queue import EmbeddingQueue
 
-MAX_PENDING_PREPARES = 256
-"""Prompts that wait for a thread; beyond them the engine says that it is overloaded."""
-
-_NUM_PREPARE_THREADS = 2
 _RETRY_AFTER_S = 1.0
 
 _log = logging.getLogger("penstock.engine")
@@ -69,8 +68,9 @@ class GatewayCommand:
 
     Attributes:
         received_at: Monotonic seconds; deadlines count from it, not from when the loop looks.
-        constraint: Of the command's grammar, or why it can't be followed.
-        is_abandoned: Its gateway went away while its grammar was compiled.
+        constraint: Of the command's grammar, or why it can't be followed; None also for a request
+            that was aborted before its grammar was compiled.
+        is_abandoned: Its gateway went away before its grammar was compiled.
     """
 
     gateway_id: str
@@ -129,13 +129,11 @@ class EngineHandler:
         self.status = EngineStatus()
         self._clock = clock
         self._outlet: Outlet | None = None
-        self._preparer: PromptPreparer | None = None
         self._credit_policy: CreditPolicy | None = None
         self._compile_queue: CompileQueue | None = None
         self._embeddings: EmbeddingQueue | None = None
-        self._pool = ThreadPoolExecutor(_NUM_PREPARE_THREADS, thread_name_prefix="prepare")
-        self._lock = threading.Lock()
-        self._num_prepares = 0
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="prepare")
+        self._prepares: PrepareQueue | None = None
         self._generates = True
         self._num_received = 0
         self._num_taken = 0
@@ -149,8 +147,10 @@ class EngineHandler:
     ) -> None:
         """The model is loaded: take work from now on."""
         self._credit_policy = credit_policy
-        self._compile_queue = CompileQueue(grammars, self._hand_on)
-        self._preparer = preparer
+        self._compile_queue = CompileQueue(grammars, self._hand_on, self._clock)
+        self._prepares = PrepareQueue(
+            preparer.answer, self._send, execute=self._threads.submit, clock=self._clock
+        )
 
     def serve_embeddings(
         self, embeddings: "EmbeddingQueue", credit_policy: CreditPolicy | None = None
@@ -173,14 +173,21 @@ class EngineHandler:
         self.inbox.put(StopLoop())
         if self._embeddings is not None:
             self._embeddings.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._prepares is not None:
+            self._prepares.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
         if self._compile_queue is not None:
             self._compile_queue.close()
 
     def on_command(self, gateway_id: str, command: EngineCommand) -> None:
         """Queue a command; see `WorkerHandler`."""
         if isinstance(command, Prepare | Detokenize):
-            self._take_prepare(gateway_id, command)
+            if self._prepares is None or self.is_draining:
+                self._send(gateway_id, self._unavailable(command))
+            else:
+                self._prepares.submit(gateway_id, command)
+        elif isinstance(command, Cancel):
+            self._cancel(gateway_id, command)
         elif isinstance(command, Embed):
             if self._embeddings is None or self.is_draining:
                 self._send(gateway_id, self._unavailable(command))
@@ -188,7 +195,7 @@ class EngineHandler:
                 self._embeddings.submit(gateway_id, command)
         elif isinstance(command, Profile):
             self._take_profile(gateway_id, command)
-        elif isinstance(command, Generate) and (self._preparer is None or self.is_draining):
+        elif isinstance(command, Generate) and (self._prepares is None or self.is_draining):
             self._send(gateway_id, self._unavailable(command))
         elif isinstance(command, Generate) and command.grammar is not None:
             self._take_constrained(gateway_id, command)
@@ -197,9 +204,14 @@ class EngineHandler:
                 self._compile_queue.extend(gateway_id, command)
             self._num_received += 1
             self.inbox.put(GatewayCommand(gateway_id, command, self._clock()))
+            if isinstance(command, Abort) and self._compile_queue is not None:
+                # Behind the abort, which leaves the tombstone that ends what is handed on.
+                self._compile_queue.abort(gateway_id, command)
 
     def on_gateway_lost(self, gateway_id: str) -> None:
         """Abort all that the gateway wanted."""
+        if self._prepares is not None:
+            self._prepares.forget_gateway(gateway_id)
         if self._compile_queue is not None:
             self._compile_queue.forget_gateway(gateway_id)
         if self._generates:
@@ -217,8 +229,7 @@ class EngineHandler:
         """Commands not looked at yet, prompts in preparation, and requests that run or wait."""
         # In this order: what leaves the first count is in the status before it does.
         num_pending = self._num_received - self._num_taken
-        with self._lock:
-            num_prepares = self._num_prepares
+        num_prepares = 0 if self._prepares is None else self._prepares.num_unfinished
         return num_pending + num_prepares + self.status.num_unfinished + self._num_embeddings
 
     def load(self) -> Load:
@@ -270,29 +281,28 @@ class EngineHandler:
         threading.Thread(target=self._profile, args=args, name="profile", daemon=True).start()
 
     def _profile(self, gateway_id: str, command: Profile) -> None:
-        answer: Message
+        with logs.about(command.request_id):
+            self._send(gateway_id, self._profiled(command))
+
+    def _profiled(self, command: Profile) -> Profiled | Failure:
         try:
             if self._profiler is None:
                 raise ProfileError("This engine records no profiles.")
             folder, size_bytes = self._profiler.record(command.duration_s)
-            answer = Profiled(
-                request_id=command.request_id, directory=str(folder), size_bytes=size_bytes
-            )
         except PenstockError as error:
-            answer = Failure(
-                request_id=command.request_id,
-                code=error.code,
-                message=error.message,
-                param=error.param,
-            )
+            code, message, param = error.code, error.message, error.param
         except Exception:  # noqa: BLE001 - whatever the profiler raises, the engine serves on
             _log.exception("a profile could not be recorded")
-            answer = Failure(
-                request_id=command.request_id,
-                code=ErrorCode.INTERNAL_ERROR,
-                message="The engine failed to record a profile.",
+            code, message, param = (
+                ErrorCode.INTERNAL_ERROR,
+                "The engine failed to record a profile.",
+                None,
             )
-        self._send(gateway_id, answer)
+        else:
+            return Profiled(
+                request_id=command.request_id, directory=str(folder), size_bytes=size_bytes
+            )
+        return Failure(request_id=command.request_id, code=code, message=message, param=param)
 
     def _take_constrained(self, gateway_id: str, command: Generate) -> None:
         """Have the grammar compiled; the request reaches the step loop with the result."""
@@ -312,8 +322,8 @@ class EngineHandler:
             ),
         )
 
-    def _hand_on(self, waiting: WaitingGrammar, result: Constraint | PenstockError) -> None:
-        """Runs in a compiling thread; `num_unfinished` counts the request since it came."""
+    def _hand_on(self, waiting: WaitingGrammar, result: Constraint | PenstockError | None) -> None:
+        """Runs in any thread; `num_unfinished` counts the request since it came."""
         self.inbox.put(
             GatewayCommand(
                 waiting.gateway_id,
@@ -324,66 +334,17 @@ class EngineHandler:
             )
         )
 
-    def _take_prepare(self, gateway_id: str, command: Prepare | Detokenize) -> None:
-        preparer = self._preparer
-        if preparer is None or self.is_draining:
-            self._send(gateway_id, self._unavailable(command))
-            return
-        with self._lock:
-            is_full = self._num_prepares >= MAX_PENDING_PREPARES
-            self._num_prepares += not is_full
-        if is_full:
-            self._send(
-                gateway_id,
-                Failure(
-                    request_id=command.request_id,
-                    code=ErrorCode.OVERLOADED,
-                    message="Too many prompts are waiting to be tokenised.",
-                    retry_after_s=_RETRY_AFTER_S,
-                ),
-            )
-            return
-        deadline = self._clock() + command.deadline_s
-        self._pool.submit(self._prepare, preparer, gateway_id, command, deadline)
-
-    def _prepare(
-        self,
-        preparer: PromptPreparer,
-        gateway_id: str,
-        command: Prepare | Detokenize,
-        deadline: float,
-    ) -> None:
-        """Runs in the pool: exactly one answer, whatever happens."""
-        answer: Message
-        try:
-            if self._clock() >= deadline:
-                raise DeadlineError("The request's time ran out before its prompt was tokenised.")
-            if isinstance(command, Detokenize):
-                answer = preparer.detokenize(command)
-            else:
-                answer = preparer.prepare(command)
-        except PenstockError as error:
-            answer = Failure(
-                request_id=command.request_id,
-                code=error.code,
-                message=error.message,
-                param=error.param,
-            )
-        except Exception:  # noqa: BLE001 - a bug here must not cost the request its answer
-            _log.exception("a prompt could not be prepared")
-            answer = Failure(
-                request_id=command.request_id,
-                code=ErrorCode.INTERNAL_ERROR,
-                message="The engine failed to prepare the prompt.",
-            )
-        self._send(gateway_id, answer)
-        with self._lock:
-            self._num_prepares -= 1
+    def _cancel(self, gateway_id: str, command: Cancel) -> None:
+        """Drop a question that nobody waits for; it concerns no step, so the loop isn't told."""
+        if self._prepares is not None:
+            self._prepares.cancel(gateway_id, command.request_id)
+        if self._embeddings is not None:
+            self._embeddings.cancel(gateway_id, command.request_id)
 
     def _unavailable(self, command: Prepare | Detokenize | Generate | Embed) -> Failure:
         if self.is_draining:
             reason = "The engine is stopping."
-        elif isinstance(command, Embed) and self._preparer is not None:
+        elif isinstance(command, Embed) and self._prepares is not None:
             reason = "This engine makes no embeddings; PENSTOCK_POOLING lets it."
         elif self._embeddings is not None:
             reason = "This engine makes nothing but embeddings."

@@ -55,6 +55,7 @@ def run(
         ),
         build=build,
         metrics=metrics.registry,
+        ready_file=settings.ready_file,
     )
     handler.connect(worker)
     worker.start()
@@ -85,7 +86,7 @@ def _serve(
     except (ConfigurationError, ModelLoadError) as error:
         _log.error("%s", error.message)
         worker.stop(error.message, EXIT_FAILED)
-    except Exception:  # noqa: BLE001 - the process ends with it, and says so
+    except BaseException:  # noqa: BLE001 - the process ends with it, and says so; a panic too
         _log.exception("the engine broke")
         worker.stop("The engine broke; its log says why.", EXIT_FAILED)
 

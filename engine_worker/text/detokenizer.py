@@ -74,7 +74,7 @@ class TokenBytes:
         parts = (decoder or {}).get("decoders") or ([decoder] if decoder else [])
         kinds = [part["type"] for part in parts]
         if kinds == ["ByteLevel"]:
-            return cls(id_to_token, _byte_level_bytes, LeadingSpace.KEPT)
+            return cls(id_to_token, byte_level_bytes, LeadingSpace.KEPT)
         if kinds == ["Metaspace"] and parts[0]["replacement"] == _SENTENCEPIECE_SPACE:
             keeps = parts[0].get("prepend_scheme") == "never"
             leading = LeadingSpace.KEPT if keeps else LeadingSpace.DROPPED_IN_FIRST_TOKEN
@@ -198,7 +198,8 @@ def byte_level_table() -> dict[str, int]:
 _BYTE_LEVEL = byte_level_table()
 
 
-def _byte_level_bytes(token: str) -> bytes:
+def byte_level_bytes(token: str) -> bytes:
+    """The bytes that a token of a byte-level vocabulary stands for."""
     try:
         return bytes([_BYTE_LEVEL[character] for character in token])
     except KeyError:

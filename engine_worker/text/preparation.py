@@ -3,13 +3,13 @@
 import time
 from collections.abc import Callable
 
-from engine_worker.core.choice.parameter_table import MAX_INT32
 from engine_worker.core.scheduling.block_hashes import block_hashes
 from engine_worker.errors import ContextLengthError, InvalidRequestError
 from engine_worker.text.chat_messages import parse_json, parse_messages, parse_tools
 from engine_worker.text.chat_template import ChatTemplate
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.wire.messages import Detokenize, Detokenized, Prepare, Prepared
+from protocol.wire.sampling_ranges import MAX_INT32
 
 # Enough for a parser to see whether the template opened a reasoning block.
 _NUM_TAIL_CHARACTERS = 256
@@ -47,6 +47,16 @@ class PromptPreparer:
         self._block_size = block_size
         self._now = now
 
+    def answer(self, command: Prepare | Detokenize) -> Prepared | Detokenized:
+        """What a gateway asks.
+
+        Raises:
+            RequestError: See `prepare` and `detokenize`.
+        """
+        if isinstance(command, Detokenize):
+            return self.detokenize(command)
+        return self.prepare(command)
+
     def prepare(self, command: Prepare) -> Prepared:
         """The prompt as token ids.
 
@@ -56,17 +66,16 @@ class PromptPreparer:
         template_time = 0
         if command.messages_json is not None:
             template_time = command.template_time or int(self._now())
-        text, token_ids = self._tokenise(command, template_time)
-        if not token_ids:
+        text, whole = self._tokenise(command, template_time)
+        if not whole:
             raise InvalidRequestError("The prompt is empty.", param=_prompt_param(command))
-        kept = self._truncate(token_ids, command)
-        if kept is not token_ids:
-            token_ids = kept
-            text = self._tokenizer.decode(kept, skip_special_tokens=command.prompt is not None)
+        token_ids = self._truncate(whole, command)
         if command.kind != "count":
             check_length(
                 len(token_ids), command.max_tokens, self._max_model_len, _prompt_param(command)
             )
+        if text is None or token_ids is not whole:
+            text = self._tokenizer.decode(token_ids, skip_special_tokens=command.prompt is not None)
         tokens: tuple[str, ...] = ()
         if command.return_tokens:
             tokens = tuple(map(self._tokenizer.token_text, token_ids))
@@ -91,15 +100,22 @@ class PromptPreparer:
         text = self._tokenizer.decode(command.token_ids)
         return Detokenized(request_id=command.request_id, text=text)
 
-    def _tokenise(self, command: Prepare, template_time: int) -> tuple[str, list[int]]:
-        """The text of the prompt and its tokens."""
+    def _tokenise(self, command: Prepare, template_time: int) -> tuple[str | None, list[int]]:
+        """The text of the prompt, None when it came as token ids, and its tokens.
+
+        All of them, also of a prompt that is to be truncated: where tokens end depends on what
+        stands before (added tokens, the pre-tokenizer's pattern, merges), so the last tokens of a
+        text are not always those of its last part. What that costs is bounded by the queue, which
+        is fair, lets one such prompt run at a time, and drops those that nobody waits for.
+        """
         if command.messages_json is not None:
             text = self._render(command, template_time)
             return text, self._encode(text, add_special_tokens=False, command=command)
         if command.prompt_token_ids is not None:
             token_ids = list(command.prompt_token_ids)
             check_token_ids(token_ids, self._vocab_size)
-            return self._tokenizer.decode(token_ids), token_ids
+            # Spelt out once it is known how many of them count.
+            return None, token_ids
         if command.prompt is not None:
             token_ids = self._encode(
                 command.prompt, add_special_tokens=command.add_special_tokens, command=command

@@ -13,9 +13,13 @@ from engine_worker.text.detokenizer import (
     WindowDetokenizer,
     parse_decoder,
 )
+from engine_worker.text.token_length import max_token_bytes
 
 # How many tokens the table of bytes is checked against the tokenizer with, when it is loaded.
 _NUM_CHECKED_TOKENS = 512
+# The tokenizer decodes one sequence without letting other threads run, a batch of one it does not:
+# two million ids would stop every stream for a quarter of a second.
+_MAX_TOKENS_UNDER_GIL = 1024
 
 
 class Tokenizer:
@@ -24,6 +28,11 @@ class Tokenizer:
     Args:
         hf_tokenizer: A fast tokenizer of transformers.
         eos_token_ids: Ids that end an output.
+
+    Attributes:
+        num_tokens: Ids of the vocabulary, gaps included.
+        max_token_characters: Of the longest token as the vocabulary spells it.
+        max_token_bytes: No longer text, in UTF-8 bytes, becomes one token; 0 where any may.
     """
 
     def __init__(self, hf_tokenizer: Any, eos_token_ids: frozenset[int]) -> None:
@@ -36,6 +45,7 @@ class Tokenizer:
         vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         self.num_tokens = max(vocabulary.values(), default=-1) + 1
         self.max_token_characters = max(map(len, vocabulary), default=1)
+        self.max_token_bytes = max_token_bytes(self._backend)
         self._special_token_ids = {
             token.content: token_id
             for token_id, token in self._backend.get_added_tokens_decoder().items()
@@ -108,7 +118,13 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of a whole sequence, exactly as the tokenizer's decoder has it."""
-        text: str = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        text: str
+        if len(token_ids) > _MAX_TOKENS_UNDER_GIL:
+            (text,) = self._backend.decode_batch(
+                [list(token_ids)], skip_special_tokens=skip_special_tokens
+            )
+        else:
+            text = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def word_sequences(self, words: Sequence[str]) -> list[tuple[int, ...]]:

@@ -34,6 +34,10 @@ class _Model:
         }
         self.returning = ReturningWork()
 
+    def is_behind(self, kind: SeatKind) -> bool:
+        """Whether somebody waits who goes before a newcomer of this kind."""
+        return bool(self.lines[kind]) or (kind == "work" and bool(self.returning))
+
 
 class Admission:
     """Hands out seats at engines.
@@ -88,18 +92,22 @@ class Admission:
             OverloadedError: The queue is full, or this tenant has too much of it.
             WorkerUnavailableError: No engine of this model is there, or the last one went.
         """
-        engines = self._engines(model)
-        if not engines and not is_extra:
+        if not is_extra and not self._engines(model):
             raise _no_engine(model)
+        seat = self.take_now(
+            model,
+            tenant=tenant,
+            priority=priority,
+            tokens=tokens,
+            is_extra=is_extra,
+            accepts=accepts,
+            kind=kind,
+        )
+        if seat is not None:
+            return seat
         queue = self._model(model)
         line = queue.lines[kind]
-        is_behind = line or (kind == "work" and queue.returning)
-        if not is_behind:
-            fitting = [engine for engine in engines if accepts(engine)]
-            engine = least_loaded(fitting, tokens, next(line.turn), kind)
-            if engine is not None:
-                line.note_departure(tenant, is_extra=is_extra)
-                return _seat(engine, tokens, kind, Share(tenant, priority, tokens, cost=0))
+        is_behind = queue.is_behind(kind)
         if not is_extra:
             line.check_room(model, tenant)
         waiter = Waiter(
@@ -115,6 +123,32 @@ class Admission:
         if is_behind:
             self.pump(model)  # those before it may want other engines
         return await self._wait(model, waiter.future, lambda: line.discard(waiter))
+
+    def take_now(
+        self,
+        model: str,
+        *,
+        tenant: str,
+        priority: int,
+        tokens: int,
+        is_extra: bool = False,
+        accepts: Accepts = any_engine,
+        kind: SeatKind = "work",
+    ) -> Seat | None:
+        """A seat as `acquire` gives one, if nobody waits before and an engine has credit.
+
+        The arguments are those of `acquire`.
+        """
+        queue = self._model(model)
+        if queue.is_behind(kind):
+            return None
+        line = queue.lines[kind]
+        fitting = [engine for engine in self._engines(model) if accepts(engine)]
+        engine = least_loaded(fitting, tokens, next(line.turn), kind)
+        if engine is None:
+            return None
+        line.note_departure(tenant, is_extra=is_extra)
+        return _seat(engine, tokens, kind, Share(tenant, priority, tokens, cost=0))
 
     async def acquire_again(
         self,

@@ -87,10 +87,10 @@ class Suspicion:
 
     Args:
         quarantine: Where it ends up when it is convicted.
-        fingerprint: Of the request.
+        fingerprint: Makes that of the request, which is costly and seldom needed.
     """
 
-    def __init__(self, quarantine: Quarantine, fingerprint: bytes) -> None:
+    def __init__(self, quarantine: Quarantine, fingerprint: Callable[[], bytes]) -> None:
         self._quarantine = quarantine
         self._fingerprint = fingerprint
         self._num_deaths = 0
@@ -136,7 +136,7 @@ class Suspicion:
         if seat.is_alone and load.num_running + load.num_waiting <= 1:
             name = seat.engine.peer.instance_id
             _logger.error("engine %s died of a request that ran alone", name)
-            return self._quarantine.convict(self._fingerprint)
+            return self._quarantine.convict(self._fingerprint())
         self._num_deaths += 1
         return error
 

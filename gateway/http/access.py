@@ -1,19 +1,22 @@
-"""Who may use a route: authorised by default, open only by name."""
+"""Who may use a route: authorised by default, open only by name, and before a body is read."""
 
 import hashlib
 from collections.abc import Callable, Coroutine
 from enum import Enum
-from typing import Any, cast
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.types import Receive, Scope, Send
 
+from gateway import bridge
 from gateway.errors import DeniedError
+from gateway.http.bodies import SMALL_BYTES
+from gateway.http.parts import HttpParts, parts_of
 from gateway.request.caller import Caller
-from gateway.request.services import Services
 from protocol.errors import ErrorCode
 from protocol.wire.endpoints import is_loopback
-from protocol.wire.messages import Authorize, Granted, KeyRole
+from protocol.wire.messages import Granted, KeyRole
 
 
 class Access(Enum):
@@ -26,7 +29,7 @@ class Access(Enum):
     USER = "user"
     """A key; the default."""
     METERED = "metered"
-    """A key, with an upper bound of tokens; the route itself asks, once it has read the body."""
+    """A key, with an upper bound of what is used; the route reserves it, once it has read the body."""
     ADMIN = "admin"
     """The key of an administrator, even where no key is needed otherwise."""
 
@@ -42,6 +45,10 @@ ROUTE_ACCESS: dict[str, Access] = {
     "/v1/chat/completions": Access.METERED,
     "/v1/completions": Access.METERED,
     "/v1/embeddings": Access.METERED,
+    "/tokenize": Access.METERED,
+    "/detokenize": Access.METERED,
+    "/v1/parse": Access.METERED,
+    "/v1/tools/execute": Access.METERED,
     "/v1/admin/keys": Access.ADMIN,
     "/v1/admin/profile": Access.ADMIN,
     "/v1/admin/keys/{key_id}/revoke": Access.ADMIN,
@@ -50,7 +57,11 @@ ROUTE_ACCESS: dict[str, Access] = {
 
 
 class GuardedRoute(APIRoute):
-    """A route that asks for authorisation before its handler runs, unless the table opens it."""
+    """A route that knows its caller before its handler runs, unless the table opens it.
+
+    Handlers take the request and read it themselves, so nothing of FastAPI's own reading of
+    parameters and bodies runs for them.
+    """
 
     @property
     def access(self) -> Access:
@@ -59,52 +70,129 @@ class GuardedRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler behind the guard."""
-        handler = super().get_route_handler()
-        access, path = self.access, self.path
-        if access is Access.OPEN:
-            return handler
+        guard, endpoint = _GUARDS[self.access], self.endpoint
+        path = self.path
 
         async def guarded(request: Request) -> Response:
-            settings = services_of(request).settings
-            if access is Access.METERED:
-                if settings.require_keys and presented_key(request) is None:
-                    # Before the body is read: strangers shall not make us parse megabytes.
-                    raise DeniedError(
-                        "You didn't provide an API key. Send it as `Authorization: Bearer psk-…`.",
-                        code=ErrorCode.INVALID_API_KEY,
-                    )
-            elif access is not Access.LOCAL or not is_loopback(settings.host):
-                role: KeyRole = "admin" if access is Access.ADMIN else "user"
-                request.state.granted = await authorize(request, path, role)
-            return await handler(request)
+            if guard is not None:
+                await guard(request, path)
+            response: Response = await endpoint(request, **request.path_params)
+            return response
 
         return guarded
 
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, without the context managers that FastAPI keeps for dependencies."""
+        if self.methods and scope["method"] not in self.methods:
+            await super().handle(scope, receive, send)
+            return
+        request = Request(scope, receive, send)
+        response = await self._guarded(request)
+        await response(scope, receive, send)
 
-async def authorize(request: Request, endpoint: str, role: KeyRole) -> Granted:
-    """Ask the auth worker about a request that generates nothing.
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._guarded = self.get_route_handler()
+
+
+async def _guard_metered(request: Request, path: str) -> None:
+    """Know the caller before more than a little of the body is read.
 
     Raises:
-        DeniedError: No.
+        DeniedError: There is no key, or it was unknown a moment ago or is so now.
+    """
+    parts = parts_of(request)
+    if not parts.settings.require_keys:
+        return
+    caller = caller_of(request)
+    if caller.key_digest is None:
+        raise DeniedError(
+            "You didn't provide an API key. Send it as `Authorization: Bearer psk-…`.",
+            code=ErrorCode.INVALID_API_KEY,
+        )
+    refusal = parts.identities.refusal(caller.key_digest)
+    if refusal is not None:
+        raise DeniedError(refusal.message, code=refusal.code)
+    if parts.identities.find(caller.key_digest) is None and not _has_small_body(request):
+        await _identify(request, path, "user")
+
+
+async def _guard_user(request: Request, path: str) -> None:
+    request.state.granted = await _identify(request, path, "user")
+
+
+async def _guard_admin(request: Request, path: str) -> None:
+    request.state.granted = await _identify(request, path, "admin")
+
+
+async def _guard_local(request: Request, path: str) -> None:
+    if not is_loopback(parts_of(request).settings.host):
+        await _guard_user(request, path)
+
+
+_GUARDS: dict[Access, Callable[[Request, str], Coroutine[Any, Any, None]] | None] = {
+    Access.OPEN: None,
+    Access.LOCAL: _guard_local,
+    Access.USER: _guard_user,
+    Access.METERED: _guard_metered,
+    Access.ADMIN: _guard_admin,
+}
+
+
+async def _identify(request: Request, endpoint: str, role: KeyRole) -> Granted:
+    """Ask the auth worker who a caller is; it costs nothing and reserves nothing.
+
+    Raises:
+        DeniedError: Nobody who may use this.
         WorkerUnavailableError: Nobody answers, so nobody gets in.
     """
-    caller = caller_of(request)
-    return await services_of(request).auth.authorize(
-        Authorize(
-            request_id=request.state.request_id,
-            key_digest=caller.key_digest,
-            endpoint=endpoint,
-            address=caller.address,
-            required_role=role,
+    parts, caller = parts_of(request), caller_of(request)
+    if parts.settings.require_keys:
+        refusal = parts.identities.refusal(caller.key_digest)
+        if refusal is not None and caller.key_digest is not None:
+            raise DeniedError(refusal.message, code=refusal.code)
+    try:
+        granted = await parts.auth.authorize(
+            bridge.authorize(
+                request.state.request_id,
+                key_digest=caller.key_digest,
+                endpoint=endpoint,
+                address=caller.address,
+                wait_s=parts.auth.timeout_s,
+                trace_id=caller.trace_id,
+                role=role,
+            )
         )
+    except DeniedError as error:
+        request.state.log.key_id = error.key_id
+        if role == "user":
+            parts.identities.note_denied(caller.key_digest, error)
+        raise
+    request.state.log.key_id = granted.key_id
+    parts.identities.note_granted(caller.key_digest, granted)
+    return granted
+
+
+def _has_small_body(request: Request) -> bool:
+    length = request.headers.get("content-length", "")
+    return (
+        length.isascii() and length.isdecimal() and len(length) < 9 and int(length) <= SMALL_BYTES
     )
 
 
 def caller_of(request: Request) -> Caller:
-    """Digest of the presented key, and the client's address."""
-    key = presented_key(request)
-    digest = None if key is None else hashlib.sha256(key.encode()).digest()
-    return Caller(digest, request.client.host if request.client is not None else "")
+    """Digest of the presented key, the client's address, and its own id for the request."""
+    known = getattr(request.state, "caller", None)
+    if known is None:
+        key = presented_key(request)
+        known = Caller(
+            None if key is None else hashlib.sha256(key.encode()).digest(),
+            request.client.host if request.client is not None else "",
+            request.state.trace_id,
+        )
+        request.state.caller = known
+    caller: Caller = known
+    return caller
 
 
 def presented_key(request: Request) -> str | None:
@@ -118,7 +206,18 @@ def presented_key(request: Request) -> str | None:
     return key or None
 
 
-def services_of(request: Request) -> Services:
-    """The parts of the gateway, which the app carries."""
-    app: Any = request.app
-    return cast("Services", app.state.services)
+async def read_body(request: Request) -> bytes:
+    """The body of a request, within the bounds of its caller."""
+    parts: HttpParts = parts_of(request)
+    request.state.has_read_body = True
+    return await parts.bodies.read(request.receive, caller_of(request).name)
+
+
+def leaves_body_unread(request: Request) -> bool:
+    """Whether a large body is on its way that nobody has read: the connection had better end."""
+    has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
+    return (
+        has_body
+        and not getattr(request.state, "has_read_body", False)
+        and not _has_small_body(request)
+    )

@@ -6,10 +6,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from gateway.errors import ClientDisconnectedError
+from gateway.errors import ClientDisconnectedError, DeniedError
+from gateway.http.access import leaves_body_unread
 from gateway.http.error_table import (
     ERROR_TABLE,
     METHOD_NOT_ALLOWED,
@@ -17,7 +20,8 @@ from gateway.http.error_table import (
     error_body,
     render_error,
 )
-from gateway.http.middleware import BodyLimitMiddleware, HostGuardMiddleware, RequestScopeMiddleware
+from gateway.http.middleware import BodySizeMiddleware, HostGuardMiddleware, RequestScopeMiddleware
+from gateway.http.parts import HttpParts
 from gateway.http.routes import (
     admin,
     docs,
@@ -29,21 +33,22 @@ from gateway.http.routes import (
     tokenize,
     tools,
 )
-from gateway.request.services import Services
+from gateway.telemetry.access_log import AccessRecord
 from protocol.errors import ErrorCode, PenstockError
 
 _logger = logging.getLogger("penstock.gateway.http")
 
 
-def build_api(services: Services) -> FastAPI:
+def build_api(parts: HttpParts) -> FastAPI:
     """The routes with their error handlers, without the middleware."""
     # Documentation routes of our own stand behind the same guard as all others.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    app.state.services = services
+    app.state.parts = parts
     app.state.methods = []
     for module in (generate, embeddings, tokenize, models, tools, health, admin, profile, docs):
-        app.include_router(module.router)
         for route in module.router.routes:
+            # The routers bring nothing but routes, which stand in the app as they are.
+            app.router.routes.append(route)
             if isinstance(route, APIRoute):
                 app.state.methods.append((route.path_regex, route.methods))
     app.add_exception_handler(PenstockError, _on_error)
@@ -52,28 +57,48 @@ def build_api(services: Services) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(ClientDisconnectedError, _on_disconnect)
     app.add_exception_handler(Exception, _on_bug)
+    app.middleware_stack = _stack(app)
     document = docs.describe(app)
     app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
-def build_app(services: Services) -> ASGIApp:
+def _stack(app: FastAPI) -> ASGIApp:
+    """Error handling around the router, and no more.
+
+    FastAPI's own stack has layers for telemetry, body limits and dependencies, none of which these
+    routes have.
+    """
+    handlers = {
+        kind: handler for kind, handler in app.exception_handlers.items() if kind is not Exception
+    }
+    inner = ExceptionMiddleware(app.router, handlers=handlers)
+    return ServerErrorMiddleware(inner, handler=_on_bug)
+
+
+def build_app(parts: HttpParts) -> ASGIApp:
     """The whole application."""
-    settings = services.settings
-    app: ASGIApp = BodyLimitMiddleware(build_api(services), settings.max_body_bytes)
+    settings = parts.settings
+    app: ASGIApp = BodySizeMiddleware(build_api(parts), settings.max_body_bytes)
     if not settings.require_keys:
         app = HostGuardMiddleware(app, (settings.host, *settings.allowed_hosts))
-    return RequestScopeMiddleware(app, services.metrics)
+    return RequestScopeMiddleware(app, parts.metrics, parts.access_log)
 
 
 def _json(status: int, body: bytes, headers: dict[str, str]) -> Response:
     return Response(body, status, headers, "application/json")
 
 
-async def _on_error(_request: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, PenstockError):
         raise error
     status, body, headers = render_error(error)
+    record: AccessRecord = request.state.log
+    record.error_code = str(error.code)
+    if isinstance(error, DeniedError) and error.key_id:
+        record.key_id = error.key_id
+    if leaves_body_unread(request):
+        headers["Connection"] = "close"
     if status >= 500:
         _logger.warning("answered %d: %s", status, error.message)
     return _json(status, body, headers)

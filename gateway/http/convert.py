@@ -1,10 +1,11 @@
-"""The only bridge between the HTTP schemas and the wire messages."""
+"""From a checked HTTP body to what is asked of the wire: the only place that knows both."""
 
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from gateway import bridge
 from gateway.http.schemas.body import dump_json
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
@@ -57,10 +58,8 @@ def chat_job(
     options = replace(
         _options(request), shows_reasoning=shows_reasoning, names_functions=names_functions(raw)
     )
-    prepare = Prepare(
-        request_id="",
-        kind="chat",
-        deadline_s=0.0,
+    prepare = bridge.prompt(
+        "chat",
         messages_json=messages_json,
         tools_json=tools_json,
         template_kwargs_json=dump_json(kwargs, "chat_template_kwargs") if kwargs else None,
@@ -104,12 +103,10 @@ def completion_job(
     wanted = request.wanted_content
     max_tokens = request.output_limit or 1
     prepares = tuple(
-        Prepare(
-            request_id="",
-            kind="completion",
-            deadline_s=0.0,
-            prompt=prompt if isinstance(prompt, str) else None,
-            prompt_token_ids=None if isinstance(prompt, str) else tuple(prompt),
+        bridge.prompt(
+            "completion",
+            text=prompt if isinstance(prompt, str) else None,
+            token_ids=None if isinstance(prompt, str) else tuple(prompt),
             add_special_tokens=adds_special_tokens,
             max_tokens=max_tokens,
             truncate_prompt_tokens=request.truncate_prompt_tokens,
@@ -142,16 +139,12 @@ def _tool_choice(request: ChatRequest) -> ToolChoiceMode:
     return "required" if request.tool_choice == "required" else "auto"
 
 
-def tokenize_question(
-    request: TokenizeRequest, raw: dict[str, Any], *, request_id: str, deadline_s: float
-) -> Prepare:
+def tokenize_question(request: TokenizeRequest, raw: dict[str, Any]) -> Prepare:
     """A tokenisation for the wire.
 
     Args:
         request: The checked request.
         raw: The JSON object it came from; messages travel as the client wrote them.
-        request_id: Made by the gateway.
-        deadline_s: Seconds that it may take.
 
     Raises:
         InvalidRequestError: A part is nested too deep to be written again.
@@ -159,14 +152,12 @@ def tokenize_question(
     messages, tools, kwargs = raw.get("messages"), raw.get("tools"), request.chat_template_kwargs
     continues = bool(request.continue_final_message)
     adds_prompt = request.add_generation_prompt
-    return Prepare(
-        request_id=request_id,
-        kind="count",
-        deadline_s=deadline_s,
+    return bridge.prompt(
+        "count",
         messages_json=dump_json(clean_messages(messages), "messages") if messages else None,
         tools_json=dump_json(clean_tools(tools), "tools") if tools else None,
         template_kwargs_json=dump_json(kwargs, "chat_template_kwargs") if kwargs else None,
-        prompt=request.prompt,
+        text=request.prompt,
         add_generation_prompt=not continues if adds_prompt is None else adds_prompt,
         continue_final_message=continues,
         add_special_tokens=request.add_special_tokens is not False,

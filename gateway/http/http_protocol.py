@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from gateway.http.connections import ConnectionLimits
+from gateway.http.disconnect import EXTENSION, Disconnects
 from gateway.http.error_table import ERROR_TABLE, HEAD_TOO_LARGE, ErrorRow, error_body
 from protocol.errors import ErrorCode
 
@@ -15,6 +17,9 @@ MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers; what one read brings beyond it is let through."""
 HEAD_TIMEOUT_S = 60.0
 _LINGER_S = 1.0
+_LINGER_BYTES = 1024 * 1024
+"""Of a body that nobody reads, so much is taken in after the answer."""
+_OVERLOADED = ERROR_TABLE[ErrorCode.OVERLOADED]
 _NOT_FORWARDED = frozenset({b"upgrade", b"connection", b"http2-settings"})
 
 
@@ -26,11 +31,25 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     - An `Upgrade` is ignored, as RFC 9110 §7.8 allows (Java's client asks for h2c by default);
       httptools would take the body for another protocol.
     - What is no HTTP gets OpenAI's error shape, and never lands within a running answer.
-    - A client that leaves ends its running request also when another one waits behind it.
+    - A client that leaves ends its running request also when another one waits behind it, and
+      whoever asked for it (`Disconnects`) is told at once.
+    - Connections have bounds, in all and by address.
+    - An answer to a request whose body nobody read is followed by the end of the connection only
+      after the client had a moment to read it.
+
+    Args:
+        limits: The bounds of connections.
+        args: As uvicorn's protocol takes them.
+        kwargs: Likewise.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, limits: ConnectionLimits | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.address = ""
+        self._limits = limits
+        self._is_admitted = False
+        self._num_lingering_bytes = 0
+        self._disconnects: list[tuple[RequestResponseCycle, Disconnects]] = []
         self._is_in_head = False
         self._is_refused = False
         self._num_head_bytes = 0
@@ -42,11 +61,26 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come."""
         super().connection_made(transport)
+        # What an answer is written to; its end may have to wait for the client.
+        self._answer_transport = cast("asyncio.Transport", LingeringTransport(transport, self))
+        self.address = self.client[0] if self.client else ""
+        if self._limits is not None:
+            self._is_admitted = self._limits.admit(self)
+            if not self._is_admitted:
+                self._refuse("Too many connections; please try again later.", _OVERLOADED)
+                return
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left."""
         self._stop_head_timer()
+        if self._is_admitted and self._limits is not None:
+            self._is_admitted = False
+            self._limits.leave(self)
+        disconnects, self._disconnects = self._disconnects, []
+        for cycle, disconnect in disconnects:
+            if not cycle.response_complete:
+                disconnect.fire()
         for cycle in self._cycles:
             if not cycle.response_complete:
                 cycle.disconnected = True
@@ -56,6 +90,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """More of a request."""
         if self._is_refused:
+            self._num_lingering_bytes += len(data)
+            if self._num_lingering_bytes > _LINGER_BYTES:
+                self.transport.close()
             return
         self._unset_keepalive_if_required()
         self._num_head_bytes += len(data)
@@ -93,7 +130,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._stop_head_timer()
         if self.parser.should_upgrade():
             return  # `data_received` goes on from here
+        disconnect = Disconnects()
+        self.scope["extensions"] = {EXTENSION: disconnect}  # type: ignore[dict-item]
+        if self._limits is not None:
+            self._limits.on_busy(self)
         super().on_headers_complete()
+        self.cycle.transport = self._answer_transport
+        self._disconnects = [one for one in self._disconnects if not one[0].response_complete]
+        self._disconnects.append((self.cycle, disconnect))
         self._cycles = [one for one in self._cycles if not one.response_complete]
         self._cycles.append(self.cycle)
 
@@ -107,6 +151,20 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._num_head_bytes = 0
         if not self.parser.should_upgrade():
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer is out."""
+        super().on_response_complete()
+        if self._is_admitted and self._limits is not None and not self.pipeline:
+            self._limits.on_idle(self)
+
+    def close_idle(self) -> None:
+        """Make room for a newcomer: no request is under way here."""
+        self._stop_head_timer()
+        self.transport.close()
+        if self._is_admitted and self._limits is not None:
+            self._is_admitted = False
+            self._limits.leave(self)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""
@@ -125,18 +183,32 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         body = error_body(message, row)
+        retry = "retry-after: 1\r\n" if row.status == HTTPStatus.SERVICE_UNAVAILABLE else ""
         head = (
             f"HTTP/1.1 {row.status} {HTTPStatus(row.status).phrase}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            "connection: close\r\n\r\n"
+            f"connection: close\r\n{retry}\r\n"
         )
         self.transport.write(head.encode("ascii") + body)
-        # Closing with unread data would reset the connection, and the client would see that instead
-        # of the answer (RFC 9112 §9.6).
+        self.linger()
+
+    def linger(self) -> None:
+        """Close once the client had a moment to read.
+
+        Closing with unread data would reset the connection, and the client would see that instead
+        of the answer (RFC 9112 §9.6).
+        """
         self._is_refused = True
         self._stop_head_timer()
-        self.transport.write_eof()
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
         self.loop.call_later(_LINGER_S, self.transport.close)
+
+    @property
+    def has_unread_body(self) -> bool:
+        """Whether the request that is answered has sent, or will send, what nobody reads."""
+        return self.cycle is not None and self.cycle.more_body
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Read the request again as the plain HTTP/1.1 that it is as well."""
@@ -168,3 +240,28 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._start_head_timer()  # a pipelined head may wait for its turn
         elif not self.transport.is_closing():
             self.transport.close()
+
+
+class LingeringTransport:
+    """A connection's transport whose `close`, as uvicorn calls it after an answer, may linger.
+
+    Args:
+        transport: The real one.
+        protocol: Knows whether a body was left unread.
+    """
+
+    def __init__(self, transport: asyncio.Transport, protocol: BoundedHttpProtocol) -> None:
+        self._transport = transport
+        self._protocol = protocol
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.get_extra_info = transport.get_extra_info
+        self.pause_reading = transport.pause_reading
+        self.resume_reading = transport.resume_reading
+
+    def close(self) -> None:
+        """Close, after a moment where the client may still be sending."""
+        if self._protocol.has_unread_body and not self._transport.is_closing():
+            self._protocol.linger()
+        else:
+            self._transport.close()

@@ -1,10 +1,10 @@
 """What every HTTP request passes before any route: ids, hosts, sizes, headers; pure ASGI."""
 
-import asyncio
-import contextlib
 import re
 import secrets
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,32 +15,42 @@ from gateway.errors import (
     ForbiddenOriginError,
     GatewayError,
     InvalidRequestError,
-    OverloadedError,
     RequestTooLargeError,
 )
 from gateway.http.error_table import render_error
+from gateway.telemetry.access_log import AccessLog, AccessRecord
 from gateway.telemetry.metrics import Metrics
+from protocol.runtime import logs
 
-_CLIENT_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_TRACE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _OPEN_CONTENT_TYPES = ("application/json",)
-_DISCARD_FACTOR = 4
-_DISCARD_S = 5.0
-_BODY_TIMEOUT_S = 120.0
-_MAX_HELD_BODIES = 32
-"""So many bodies of the largest size may be in memory, of all requests under way together."""
 _METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+_MAX_LENGTH_DIGITS = 15
+_SAFE_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
 
 
 class RequestScopeMiddleware:
-    """Gives each request an id, echoes the client's, sets safe headers and counts the answer.
+    """Gives each request an id, sets safe headers, counts the answer and logs it.
 
-    The gateway's own `request_id` goes into `scope["state"]`; a client's `X-Request-ID` is an echo
-    and a log field, never a key.
+    The gateway's own `request_id` goes into `scope["state"]` and the header `X-Penstock-Request-ID`.
+    A client's `X-Request-ID` is its `trace_id`: echoed, on log lines of every process, never a key;
+    without one the header shows the gateway's.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        access_log: AccessLog,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._access_log = access_log
+        self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -48,25 +58,35 @@ class RequestScopeMiddleware:
             await self._app(scope, receive, send)
             return
         request_id = secrets.token_hex(16)
-        echo = request_id
-        for name, value in scope["headers"]:
-            if name == b"x-request-id":
-                text = value.decode("latin-1")
-                echo = text if _CLIENT_ID.fullmatch(text) else request_id
-        scope.setdefault("state", {})["request_id"] = request_id
-        scope["state"]["client_request_id"] = echo
+        trace_id = _trace_id(scope["headers"])
+        client = scope.get("client")
+        record = AccessRecord(
+            request_id,
+            trace_id,
+            scope["method"],
+            self._clock(),
+            address="" if client is None else client[0],
+        )
+        state = scope.setdefault("state", {})
+        state["request_id"], state["trace_id"], state["log"] = request_id, trace_id, record
+        logs.request_id.set(request_id)
+        logs.trace_id.set(trace_id)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = message.setdefault("headers", [])
-                headers.append((b"x-request-id", echo.encode("latin-1")))
-                headers.append((b"x-content-type-options", b"nosniff"))
-                headers.append((b"referrer-policy", b"no-referrer"))
-                route = getattr(scope.get("route"), "path", "unknown")
-                self._metrics.http_requests.labels(route, str(message["status"])).inc()
+                headers.append((b"x-request-id", (trace_id or request_id).encode("ascii")))
+                headers.append((b"x-penstock-request-id", request_id.encode("ascii")))
+                headers.extend(_SAFE_HEADERS)
+                record.route = getattr(scope.get("route"), "path", "unknown")
+                record.status = message["status"]
+                self._metrics.on_http_answer(record.route, record.status)
             await send(message)
 
-        await self._app(scope, receive, send_with_headers)
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            self._access_log.write(record, self._clock())
 
 
 class HostGuardMiddleware:
@@ -86,7 +106,7 @@ class HostGuardMiddleware:
         if scope["type"] == "http":
             error = self._refusal(scope["method"], Headers(scope=scope))
             if error is not None:
-                await send_error(send, error)
+                await send_error(scope, send, error)
                 return
         await self._app(scope, receive, send)
 
@@ -109,105 +129,59 @@ class HostGuardMiddleware:
         return None
 
 
-class BodyLimitMiddleware:
-    """Refuses bodies over a limit, by their declared length or as soon as they pass it; or late.
-
-    All bodies together have a bound too, so that many connections with a body each, sent slowly,
-    don't fill the memory.
-    """
+class BodySizeMiddleware:
+    """Refuses bodies over a limit by their declared length, and encoded ones."""
 
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
-        self._max_held_bytes = _MAX_HELD_BODIES * max_body_bytes
-        self._num_held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http":
+        error = self._refusal(scope["headers"]) if scope["type"] == "http" else None
+        if error is None:
             await self._app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        error = self._refusal(headers)
-        if error is not None:
-            # Who asks first (RFC 9110 §10.1.1) has not sent the body yet.
-            if headers.get("expect", "").lower() != "100-continue":
-                await self._discard(receive)
-            await send_error(send, error)
-            return
-        num_bytes = 0
-        has_body = False
-        late_at = asyncio.get_running_loop().time() + _BODY_TIMEOUT_S
+        else:
+            await send_error(scope, send, error)
 
-        async def receive_bounded() -> Message:
-            nonlocal num_bytes, has_body
-            try:
-                async with asyncio.timeout_at(None if has_body else late_at):
-                    message = await receive()
-            except TimeoutError:
-                raise InvalidRequestError(
-                    f"The request body did not arrive within {_BODY_TIMEOUT_S:g} seconds."
-                ) from None
-            if message["type"] == "http.request":
-                has_body = not message.get("more_body", False)
-                num_bytes += len(message.get("body", b""))
-                self._num_held_bytes += len(message.get("body", b""))
-                if num_bytes > self._max_body_bytes:
-                    if not has_body:
-                        await self._discard(receive)
-                    raise self._too_large()
-                if self._num_held_bytes > self._max_held_bytes:
-                    raise OverloadedError(
-                        "Too many large requests are under way; please try again later."
-                    )
-            return message
-
-        try:
-            await self._app(scope, receive_bounded, send)
-        finally:
-            self._num_held_bytes -= num_bytes
-
-    def _refusal(self, headers: Headers) -> GatewayError | None:
-        length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._max_body_bytes:
-            return self._too_large()
-        encoding = headers.get("content-encoding", "identity")
-        if encoding.lower() != "identity":
-            return InvalidRequestError(
-                f"The Content-Encoding {encoding!r} is not supported; send the body as plain JSON."
-            )
+    def _refusal(self, headers: Iterable[tuple[bytes, bytes]]) -> GatewayError | None:
+        for name, value in headers:
+            # No int() of a text of any length: longer numbers than this are too large anyway.
+            if name == b"content-length" and (
+                len(value) > _MAX_LENGTH_DIGITS
+                or (value.isdigit() and int(value) > self._max_body_bytes)
+            ):
+                return RequestTooLargeError(
+                    f"The request body is over the limit of {self._max_body_bytes} bytes."
+                )
+            if name == b"content-encoding" and value.lower() != b"identity":
+                shown = value[:64].decode("latin-1")
+                return InvalidRequestError(
+                    f"The Content-Encoding {shown!r} is not supported; send the body as plain JSON."
+                )
         return None
 
-    async def _discard(self, receive: Receive) -> None:
-        """Read on for a while, and throw it away.
 
-        Closing with unread data would reset the connection, and the client would see that instead
-        of the answer (RFC 9112 §9.6).
-        """
-        left = _DISCARD_FACTOR * self._max_body_bytes
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DISCARD_S):
-                while left > 0:
-                    message = await receive()
-                    if message["type"] != "http.request" or not message.get("more_body", False):
-                        return
-                    left -= len(message.get("body", b""))
-
-    def _too_large(self) -> RequestTooLargeError:
-        return RequestTooLargeError(
-            f"The request body is over the limit of {self._max_body_bytes} bytes."
-        )
-
-
-async def send_error(send: Send, error: GatewayError) -> None:
+async def send_error(scope: Scope, send: Send, error: GatewayError) -> None:
     """Answer with an error where no route has begun."""
     status, body, extra = render_error(error)
+    record = scope.get("state", {}).get("log")
+    if record is not None:
+        record.error_code = str(error.code)
     headers = MutableHeaders(headers={"content-type": "application/json", **extra})
     headers["content-length"] = str(len(body))
     # The body, if there is one, will not be read.
     headers["connection"] = "close"
     await send({"type": "http.response.start", "status": status, "headers": headers.raw})
     await send({"type": "http.response.body", "body": body})
+
+
+def _trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The client's own id of its request, if it is one that may stand in a log."""
+    for name, value in headers:
+        if name == b"x-request-id" and _TRACE_ID.fullmatch(value):
+            return value.decode("ascii")
+    return ""
 
 
 def _host_name(url: str) -> str:

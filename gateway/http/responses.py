@@ -1,89 +1,78 @@
 """Answers on their way out: one JSON body, or an event stream that ends when its client leaves."""
 
 import asyncio
-from collections.abc import Mapping
-from types import TracebackType
-from typing import Any
+from collections.abc import Callable, Mapping
 
+from fastapi import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import ClientDisconnectedError, GatewayError
+from gateway.http.disconnect import watch
 from gateway.http.render.answer import AnswerCollector
 from gateway.http.render.stream import PING, StreamRenderer, render_stream_error
 from gateway.request.events import GenerationEvent
-from gateway.request.generation import Generation
+from gateway.request.generation import GenerationWork
+from gateway.request.request import Request
+from gateway.telemetry.access_log import AccessRecord
 
-_MAX_WAIT_S = 3600.0
 
-
-class DisconnectGuard:
-    """Cancels the block it guards when the client leaves, and reports that as one clear error.
-
-    Args:
-        receive: Of the request, whose body has been read.
+async def run_to_end(http_request: HttpRequest, request: Request) -> None:
+    """Do work that is done when its start is; a client that leaves ends it.
 
     Raises:
-        ClientDisconnectedError: On leaving the block, when that has happened.
+        GatewayError: It could not be done.
+        ClientDisconnectedError: Nobody is left to answer.
     """
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._task: asyncio.Task[Any] | None = None
-        self._watcher: asyncio.Task[None] | None = None
-        self._has_left = False
-
-    async def __aenter__(self) -> "DisconnectGuard":
-        self._task = asyncio.current_task()
-        self._watcher = asyncio.get_running_loop().create_task(self._watch())
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._watcher is not None:
-            self._watcher.cancel()
-        if self._has_left and self._task is not None:
-            self._task.uncancel()
-            if kind is None or issubclass(kind, asyncio.CancelledError):
-                raise ClientDisconnectedError("The client has left.") from None
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._has_left = True
-        if self._task is not None:
-            self._task.cancel()
+    stop = watch(http_request.scope, http_request.receive, request.on_client_gone)
+    try:
+        await request.start()
+    finally:
+        stop()
+        request.end("aborted")
+        note(http_request.state.log, request)
 
 
-async def collect_answer(generation: Generation, collector: AnswerCollector) -> bytes:
+def note(record: AccessRecord, request: Request) -> None:
+    """Put what a request came to into its line of the access log."""
+    if request.identity is not None:
+        record.key_id = request.identity.key_id
+    usage = request.usage()
+    record.model = request.work.model
+    record.outcome = request.outcome or ""
+    record.prompt_tokens = usage.prompt_tokens
+    record.completion_tokens = usage.completion_tokens
+    record.cached_tokens = usage.cached_tokens
+
+
+async def collect_answer(work: GenerationWork, collector: AnswerCollector) -> bytes:
     """Wait for a whole answer.
 
     Raises:
         GatewayError: The request failed.
     """
-    while (events := await generation.next_events(_MAX_WAIT_S)) is not None:
+    while (events := await work.next_events(None)) is not None:
         collector.add(events)
-    if generation.job.options.shows_logprobs:
+    if work.job.options.shows_logprobs:
         # Those of a long prompt are a million objects; other streams must not wait for them.
-        return await asyncio.to_thread(collector.body, generation.usage())
-    return collector.body(generation.usage())
+        return await asyncio.to_thread(collector.body, work.usage())
+    return collector.body(work.usage())
 
 
 class EventStreamResponse(Response):
     """Server-sent events of one generation.
 
     What queued up while the last piece was written leaves in one write. A silent stream gets
-    comments. However it ends, the generation is closed.
+    comments. However it ends, the request is ended.
 
     Args:
-        generation: Started.
+        request: Started.
+        work: Of the request.
+        record: Its line of the access log.
         first: What happened already, so that earlier failures could get a status of their own.
         renderer: Makes the bytes.
         ping_interval_s: Silence before a comment.
+        stop_watching: Ends the watch for the client that leaves.
         headers: More headers.
     """
 
@@ -91,10 +80,14 @@ class EventStreamResponse(Response):
 
     def __init__(
         self,
-        generation: Generation,
+        request: Request,
+        work: GenerationWork,
+        *,
+        record: AccessRecord,
         first: list[GenerationEvent] | None,
         renderer: StreamRenderer,
         ping_interval_s: float,
+        stop_watching: Callable[[], None],
         headers: Mapping[str, str],
     ) -> None:
         super().__init__(
@@ -106,43 +99,50 @@ class EventStreamResponse(Response):
             }
         )
         del self.headers["content-length"]
-        self._generation = generation
+        self._request = request
+        self._work = work
+        self._record = record
         self._first = first
         self._renderer = renderer
         self._ping_interval_s = ping_interval_s
+        self._stop_watching = stop_watching
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream."""
         try:
-            async with DisconnectGuard(receive):
-                await send(
-                    {
-                        "type": "http.response.start",
-                        "status": self.status_code,
-                        "headers": self.raw_headers,
-                    }
-                )
-                await self._send_events(send)
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
+            await self._send_events(send)
         except ClientDisconnectedError:
             return  # nobody is there to be told
         finally:
-            self._generation.close("aborted")
+            self._stop_watching()
+            self._request.end("aborted")
+            note(self._record, self._request)
 
     async def _send_events(self, send: Send) -> None:
-        generation, renderer = self._generation, self._renderer
+        work, renderer = self._work, self._renderer
         events = self._first
         try:
             while events is not None:
                 piece = await self._render(events) if events else PING
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
-                events = await generation.next_events(self._ping_interval_s)
-            last = renderer.finish(generation.usage())
+                events = await work.next_events(self._ping_interval_s)
+            last = renderer.finish(work.usage())
+        except ClientDisconnectedError:
+            raise
         except GatewayError as error:
+            self._record.error_code = str(error.code)
             last = render_stream_error(error)
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _render(self, events: list[GenerationEvent]) -> bytes:
-        options = self._generation.job.options
+        options = self._work.job.options
         if options.echoes and options.shows_logprobs:
             return await asyncio.to_thread(self._renderer.render, events)  # see collect_answer
         return self._renderer.render(events)

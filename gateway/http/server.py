@@ -5,13 +5,21 @@ import contextlib
 import socket
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import uvicorn
 
+from gateway.config import GatewaySettings
 from gateway.http.app import build_app
+from gateway.http.connections import (
+    ConnectionLimits,
+    default_max_connections,
+    raise_descriptor_limit,
+)
 from gateway.http.http_protocol import BoundedHttpProtocol
-from gateway.request.services import Services
+from gateway.http.parts import HttpParts
 from protocol.errors import ConfigurationError
 
 _BACKLOG = 2048
@@ -63,26 +71,35 @@ def write_port_file(path: Path, port: int) -> None:
         ) from error
 
 
+def _limits(settings: GatewaySettings) -> ConnectionLimits:
+    """The bounds of connections, from the settings and from what the system lets us have."""
+    in_all = settings.max_connections or default_max_connections(raise_descriptor_limit())
+    return ConnectionLimits(in_all, settings.max_connections_per_address or max(1, in_all // 2))
+
+
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers, because draining is ours.
 
     Args:
-        services: What the routes work with.
+        parts: What the routes work with.
 
     Attributes:
         has_started: Set once HTTP is answered.
     """
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, parts: HttpParts) -> None:
         super().__init__(
             uvicorn.Config(
-                build_app(services),
-                http=BoundedHttpProtocol,
+                build_app(parts),
+                http=cast("Any", partial(BoundedHttpProtocol, limits=_limits(parts.settings))),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
                 ws="none",
                 server_header=False,
+                # Whose `X-Forwarded-For` is believed; nobody's unless it is configured.
+                proxy_headers=bool(parts.settings.trusted_proxies),
+                forwarded_allow_ips=",".join(parts.settings.trusted_proxies),
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_GRACE_S,
             )

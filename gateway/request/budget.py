@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from gateway.request.job import GenerationJob
 from protocol.wire.messages import EngineOffer, Prepared
 
+MIN_SLICE_TOKENS = 64
+
 
 class TokenBudget:
     """The bounds of one request in tokens.
@@ -46,6 +48,25 @@ class TokenBudget:
     def slice_of(self, limit: int) -> int:
         """Output tokens that a choice with such a limit reserves at first."""
         return min(limit, self._job.max_tokens or self._slice_tokens)
+
+    def released(self, reserved: int) -> int:
+        """Of what a choice has reserved, what its engine may make at once.
+
+        Of a stream only a slice, so that an engine never runs far ahead of a reader that has
+        stopped; the slice is smaller where a token brings many log probabilities along.
+        """
+        options = self._job.options
+        if not options.is_streaming:
+            return reserved
+        return min(reserved, self.slice_tokens)
+
+    @property
+    def slice_tokens(self) -> int:
+        """Output tokens that a choice gets at a time."""
+        options = self._job.options
+        if not options.is_streaming or not options.num_top_logprobs:
+            return self._slice_tokens
+        return max(MIN_SLICE_TOKENS, self._slice_tokens // (1 + options.num_top_logprobs))
 
     def reservation(self, prepared: Sequence[Prepared]) -> tuple[int, int]:
         """Prompt and output tokens of all choices together, now that the prompts are known."""

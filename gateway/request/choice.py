@@ -5,19 +5,16 @@ from typing import Protocol
 
 from msgspec import structs
 
+from gateway import bridge
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.quarantine import Suspicion
 from gateway.dispatch.seats import EngineHandle, Seat
 from gateway.errors import GatewayError, WorkerLostError
 from gateway.workers.engines import EngineLink
-from protocol.errors import ErrorCode
 from protocol.wire.messages import (
-    Abort,
     Delta,
-    Extend,
     Failure,
     Finished,
-    Generate,
     Grammar,
     Prepared,
     SamplingParams,
@@ -28,14 +25,6 @@ from protocol.wire.messages import (
 
 _MAX_PAUSE_S = 1.0
 _FIRST_PAUSE_S = 0.05
-_RETRYABLE = frozenset(
-    {
-        ErrorCode.WORKER_LOST,
-        ErrorCode.WORKER_UNAVAILABLE,
-        ErrorCode.CREDIT_EXCEEDED,
-        ErrorCode.OVERLOADED,
-    }
-)
 
 
 class ChoiceOwner(Protocol):
@@ -57,6 +46,10 @@ class ChoiceOwner(Protocol):
         """It can't go on; `may_go_on` says whether another engine may try."""
         ...
 
+    def on_choice_broken(self, choice: "EngineChoice", error: GatewayError) -> None:
+        """Something of ours raised while its output was handled: the request ends."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ChoicePlan:
@@ -68,6 +61,7 @@ class ChoicePlan:
         lease_id: What the output is charged to.
         num_choices: Of the prompt.
         is_streaming: Whether the answer travels as it comes.
+        trace_id: The client's `X-Request-ID`.
     """
 
     request_id: str
@@ -81,6 +75,7 @@ class ChoicePlan:
     grammar: Grammar | None
     num_choices: int = 1
     is_streaming: bool = True
+    trace_id: str = ""
 
 
 class EngineChoice:
@@ -93,7 +88,8 @@ class EngineChoice:
         engines: The link to the engines.
         plan: Shared by the choices of one prompt.
         index: Of the answer; `number` is the index within the prompt.
-        lease_tokens: Output tokens that are reserved at first.
+        reserved_tokens: Output tokens that are reserved at first.
+        lease_tokens: Of these, what its engine may make before it is told more.
         owner: Is told what happens.
         admission: Takes seats back.
         suspicion: What speaks against it.
@@ -106,6 +102,7 @@ class EngineChoice:
         *,
         index: int,
         number: int,
+        reserved_tokens: int,
         lease_tokens: int,
         owner: ChoiceOwner,
         admission: Admission,
@@ -115,6 +112,7 @@ class EngineChoice:
         self.index = index
         self.attempt = 0
         self.resume_version = 0
+        self.reserved_tokens = reserved_tokens
         self.lease_tokens = lease_tokens
         self.suspicion = suspicion
         self.was_started = False
@@ -169,6 +167,11 @@ class EngineChoice:
         return self.is_lease_final and self.num_output_tokens >= self.lease_tokens
 
     @property
+    def bound_tokens(self) -> int:
+        """Upper bound of its prompt and output, as far as its engine may go."""
+        return len(self.plan.prepared.prompt_token_ids) + self.lease_tokens
+
+    @property
     def pause_s(self) -> float:
         """How long to wait before the next attempt: not at all unless several brought nothing."""
         if self._num_fruitless < 2:
@@ -189,12 +192,7 @@ class EngineChoice:
 
     def stream_usage(self) -> StreamUsage:
         """Its part of the lease, named as an engine would name it that reports to the auth worker."""
-        usage = self.usage
-        return StreamUsage(
-            stream=f"{self.plan.request_id}/{self._number}",
-            prompt_tokens=usage.prompt_tokens if self._number == 0 else 0,
-            completion_tokens=usage.completion_tokens,
-        )
+        return bridge.stream_usage(self.plan.request_id, self._number, self.usage)
 
     def start(self, seat: Seat, deadline_s: float) -> None:
         """Begin, or go on, at the engine of a seat, which now belongs to this choice.
@@ -211,27 +209,25 @@ class EngineChoice:
         self.resume_version = seat.engine.offer.resume_version
         self.was_started = True
         self.suspicion.on_attempt()
-        generate = Generate(
-            request_id=plan.request_id,
-            choice=self._number,
+        generate = bridge.generate(
+            plan.request_id,
+            self._number,
+            plan.prepared,
+            self._sampling(),
             attempt=self.attempt,
-            prompt_token_ids=plan.prepared.prompt_token_ids,
-            sampling=self._sampling(),
+            lease_id=plan.lease_id,
             lease_tokens=self.lease_tokens,
             deadline_s=deadline_s,
+            tenant=plan.tenant,
+            trace_id=plan.trace_id,
+            priority=plan.priority,
             keep_special_tokens=plan.keep_special_tokens,
             grammar=plan.grammar,
-            priority=plan.priority,
-            tenant=plan.tenant,
-            template_time=plan.prepared.template_time,
-            block_hashes=plan.prepared.block_hashes,
-            want_token_ids=True,
-            output_token_ids=tuple(self._token_ids),
+            output_token_ids=self._token_ids,
             num_sent_characters=self._num_characters,
-            is_alone=seat.is_alone,
-            lease_id=plan.lease_id,
             num_choices=plan.num_choices,
             is_streaming=plan.is_streaming,
+            is_alone=seat.is_alone,
         )
         try:
             self._engines.generate(seat.engine, generate, self)
@@ -244,14 +240,10 @@ class EngineChoice:
         """The lease grew to so many output tokens in all."""
         self.lease_tokens = lease_tokens
         if self._seat is not None:
+            self._admission.resize(self._seat, self.bound_tokens)
             self._engines.extend(
                 self._seat.engine,
-                Extend(
-                    request_id=self.plan.request_id,
-                    choice=self._number,
-                    attempt=self.attempt,
-                    lease_tokens=lease_tokens,
-                ),
+                bridge.extend(self.plan.request_id, self._number, self.attempt, lease_tokens),
             )
 
     def abort(self) -> None:
@@ -320,19 +312,18 @@ class EngineChoice:
         else:
             self._owner.on_choice_failed(self, error)
 
+    def on_broken(self, error: GatewayError) -> None:
+        """What its output led to here raised; its engine is told to stop, and nobody listens."""
+        if self._seat is not None:
+            self._send_abort(self._seat.engine)
+            self._free_seat()
+        self._owner.on_choice_broken(self, error)
+
     def _send_abort(self, engine: EngineHandle) -> None:
-        self._engines.abort(
-            engine,
-            Abort(request_id=self.plan.request_id, attempt=self.attempt, choice=self._number),
-        )
+        self._engines.abort(engine, bridge.abort(self.plan.request_id, self._number, self.attempt))
 
     def _free_seat(self) -> None:
         seat, self._seat = self._seat, None
         if seat is not None:
             num_prompt_tokens = len(self.plan.prepared.prompt_token_ids)
             self._admission.release(seat, num_prompt_tokens + self.num_output_tokens)
-
-
-def is_retryable(error: GatewayError) -> bool:
-    """Whether another engine, or the same one later, may do better."""
-    return error.code in _RETRYABLE

@@ -1,24 +1,39 @@
 """The way of events from whoever makes them to the one consumer who renders them."""
 
 import asyncio
+from collections.abc import Callable
 
 from gateway.errors import GatewayError
 from gateway.request.events import GenerationEvent
 
+MAX_UNREAD = 128
+"""Events that may wait before the request's leases stop growing."""
+
 
 class EventQueue:
-    """Events gather until the consumer takes them all; its end comes after the last of them."""
+    """Events gather until the consumer takes them all; its end comes after the last of them.
 
-    def __init__(self) -> None:
+    Args:
+        on_caught_up: Called when the consumer took what there was, after it had lagged.
+    """
+
+    def __init__(self, on_caught_up: Callable[[], None] | None = None) -> None:
+        self._on_caught_up = on_caught_up
         self._events: list[GenerationEvent] = []
         self._waiter: asyncio.Future[None] | None = None
         self._error: GatewayError | None = None
         self._is_closed = False
 
+    @property
+    def is_lagging(self) -> bool:
+        """Whether the consumer has much left to take."""
+        return len(self._events) >= MAX_UNREAD
+
     def put(self, event: GenerationEvent) -> None:
-        """One more event."""
-        self._events.append(event)
-        self._wake()
+        """One more event; after `close` nobody wants it."""
+        if not self._is_closed:
+            self._events.append(event)
+            self._wake()
 
     def close(self, error: GatewayError | None = None) -> None:
         """No more events; with an error the consumer gets it after them. The first call counts."""
@@ -27,11 +42,11 @@ class EventQueue:
             self._error = error
             self._wake()
 
-    async def take(self, timeout_s: float) -> list[GenerationEvent] | None:
+    async def take(self, timeout_s: float | None) -> list[GenerationEvent] | None:
         """What has come since the last call, as soon as there is something.
 
         Args:
-            timeout_s: An empty list comes when nothing happened for so long.
+            timeout_s: An empty list comes when nothing happened for so long; None waits.
 
         Returns:
             None after the last event.
@@ -40,20 +55,27 @@ class EventQueue:
             GatewayError: The queue was closed with it; earlier events were returned before.
         """
         if not self._events and not self._is_closed:
-            loop = asyncio.get_running_loop()
-            self._waiter = loop.create_future()
-            timer = loop.call_later(timeout_s, self._wake)
-            try:
-                await self._waiter
-            finally:
-                timer.cancel()
-                self._waiter = None
+            await self._wait(timeout_s)
         if self._events:
+            has_lagged = self.is_lagging
             events, self._events = self._events, []
+            if has_lagged and self._on_caught_up is not None:
+                self._on_caught_up()
             return events
         if self._error is not None:
             raise self._error
         return None if self._is_closed else []
+
+    async def _wait(self, timeout_s: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        timer = None if timeout_s is None else loop.call_later(timeout_s, self._wake)
+        try:
+            await self._waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._waiter = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

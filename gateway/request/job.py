@@ -7,7 +7,7 @@ from msgspec import structs
 
 from gateway.request.answer_options import PLAIN_ANSWER, AnswerOptions
 from protocol.wire import codec
-from protocol.wire.messages import Grammar, Prepare, SamplingParams, ToolChoiceMode
+from protocol.wire.messages import Grammar, Message, Prepare, SamplingParams, ToolChoiceMode
 
 CHAT_ENDPOINT = "/v1/chat/completions"
 COMPLETION_ENDPOINT = "/v1/completions"
@@ -66,9 +66,24 @@ class GenerationJob:
         return len(self.prepares) * self.num_choices
 
 
-def prompt_fingerprint(job: GenerationJob) -> bytes:
-    """What makes two requests the same for the quarantine: the model and the prompts."""
-    digest = blake2b(job.model.encode(), digest_size=16)
+def job_fingerprint(job: GenerationJob, tenant: str) -> bytes:
+    """What makes two requests the same for the quarantine.
+
+    The tenant and everything that an engine computes with: another tenant's prompt, or the same
+    prompt with other parameters, is another request. Seeds and lengths are left out.
+    """
+    digest = blake2b(digest_size=16)
+    for part in (tenant, job.model, job.enforced_tools_json or "", job.tool_choice, job.tool_name):
+        digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    parts = (structs.replace(job.sampling, seed=0, max_tokens=None), job.response_grammar)
+    digest.update(repr(parts).encode("utf-8", "surrogatepass"))
     for prepare in job.prepares:
         digest.update(codec.encode(structs.replace(prepare, max_tokens=None)))
+    return digest.digest()
+
+
+def question_fingerprint(message: Message, model: str, tenant: str) -> bytes:
+    """The same for a question that is one message, as it was before it was addressed."""
+    digest = blake2b(f"{tenant}\0{model}\0".encode("utf-8", "surrogatepass"), digest_size=16)
+    digest.update(codec.encode(message))
     return digest.digest()

@@ -1,67 +1,104 @@
-"""Finds engines for one request: for its prompts, for each choice, and again after a loss."""
+"""Finds engines for one generation: for its prompts, for each choice, and again after a loss."""
 
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from msgspec import structs
-
-from gateway.dispatch.quarantine import Suspicion
+from gateway import bridge
+from gateway.dispatch.admission import Admission
+from gateway.dispatch.quarantine import Quarantine, Suspicion
+from gateway.dispatch.routing import PrefixRouter
 from gateway.dispatch.seats import EngineHandle, Seat
-from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError
-from gateway.request.budget import TokenBudget
-from gateway.request.choice import EngineChoice, is_retryable
-from gateway.request.job import GenerationJob, prompt_fingerprint
-from gateway.request.lease import RequestLease
-from gateway.request.services import Services
+from gateway.errors import GatewayError, WorkerLostError
+from gateway.request.choice import EngineChoice
+from gateway.request.engine_asker import EngineAsker
+from gateway.request.job import GenerationJob, job_fingerprint
+from gateway.request.prompts import PromptBatch
+from gateway.request.work import Owner
+from gateway.request.work_bound import Admitted
+from gateway.workers.engine_directory import EngineDirectory
+from gateway.workers.engines import EngineLink
 from protocol.wire.messages import EngineOffer, Prepare, Prepared
 
 _logger = logging.getLogger("penstock.gateway.launcher")
 
-_MAX_REFUSED_PREPARES = 3
+
+@dataclass(frozen=True, slots=True)
+class EnginePool:
+    """The engines as a generation needs them.
+
+    Attributes:
+        link: Messages to them.
+        directory: Who is there.
+        admission: Seats.
+        prefixes: What they have cached; None when nothing is routed by it.
+        quarantine: What they died of.
+        on_routed: Called with model and outcome of each routed choice, for the metrics.
+    """
+
+    link: EngineLink
+    directory: EngineDirectory
+    admission: Admission
+    prefixes: PrefixRouter | None
+    quarantine: Quarantine
+    on_routed: Callable[[str, str], None]
 
 
 class Launcher:
-    """The engines' side of one request.
+    """The engines' side of one generation.
 
     Args:
-        services: The parts of the gateway.
+        pool: The engines.
         job: What is asked for.
-        request_id: Made by the gateway.
-        lease: Whose tenant and priority count.
-        remaining_s: Seconds that the request has left.
+        owner: The request.
     """
 
-    def __init__(
-        self,
-        services: Services,
-        job: GenerationJob,
-        request_id: str,
-        lease: RequestLease,
-        remaining_s: Callable[[], float],
-    ) -> None:
-        self._admission = services.admission
-        self._engines = services.engines
-        self._metrics = services.metrics
-        self._routes_by_prefix = services.settings.routing == "prefix"
-        self._quarantine = services.quarantine
+    def __init__(self, pool: EnginePool, job: GenerationJob, owner: Owner) -> None:
+        self._pool = pool
         self._job = job
-        self._request_id = request_id
-        self._lease = lease
-        self._remaining_s = remaining_s
-        self._fingerprint = prompt_fingerprint(job)
-        self._suspicion = Suspicion(services.quarantine, self._fingerprint)
+        self._owner = owner
+        self._admitted = Admitted()
+        self._suspicion = Suspicion(pool.quarantine, self._fingerprint)
+        self._asker = EngineAsker(pool.admission, self._suspicion, job.model)
+        self._begun: tuple[Seat, PromptBatch] | None = None
         self._offer: EngineOffer | None = None
+        self.seat: Seat | None = None
 
-    async def prepare(self, budget: TokenBudget, offer: EngineOffer) -> tuple[Seat, list[Prepared]]:
-        """Find a first seat and have every prompt tokenised there; elsewhere if that engine dies.
+    def begin(self, admitted: Admitted, tokens: int) -> None:
+        """Send the prompts ahead of the grant, if there is a free seat."""
+        self._admitted = admitted
+        if not self._pool.quarantine.is_empty:
+            return
+        seat = self._pool.admission.take_now(
+            self._job.model, tenant=admitted.tenant, priority=admitted.priority, tokens=tokens
+        )
+        if seat is None:
+            return
+        batch = PromptBatch(self._pool.link, seat.engine, self._questions())
+        self._begun = (seat, batch)
+        try:
+            batch.send()
+        except WorkerLostError:
+            self.withdraw()
+
+    def withdraw(self) -> None:
+        """Take back what `begin` did; idempotent."""
+        if self._begun is not None:
+            seat, batch = self._begun
+            self._begun = None
+            batch.close()
+            self._pool.admission.release(seat)
+
+    async def prepare(self, admitted: Admitted, tokens: int) -> list[Prepared]:
+        """Have every prompt tokenised where a seat is; elsewhere if that engine dies.
 
         Args:
-            budget: Knows how much a choice may need.
-            offer: What the engines serve.
+            admitted: Whose request it is.
+            tokens: What a choice may need.
 
         Returns:
-            The seat, for the first choice, and the prompts.
+            The prompts; `seat` is the seat for the first choice.
 
         Raises:
             PoisonRequestError: Engines die of it, or died of it a while ago.
@@ -69,34 +106,50 @@ class Launcher:
             WorkerUnavailableError: No engine is there to begin with.
             RemoteFailureError: A prompt is wrong or too long, or the engines are full.
         """
-        self._quarantine.check(self._fingerprint)
-        seat = await self._acquire(budget.upper_bound(offer), is_extra=False)
-        num_refused = 0
-        while True:
-            try:
-                prepared = await self._engines.prepare_all(seat.engine, self._questions())
-            except (WorkerLostError, RemoteFailureError) as error:
-                self._admission.release(seat)
-                found = self._suspicion.on_failure(error, seat)
-                num_refused += not isinstance(error, WorkerLostError)
-                if not is_retryable(found) or num_refused > _MAX_REFUSED_PREPARES:
-                    raise found from None
-            except BaseException:
-                self._admission.release(seat)
-                raise
-            else:
-                self._offer = seat.engine.offer
-                return seat, prepared
-            seat = await self._admission.acquire_again(
-                self._job.model,
-                tokens=seat.tokens,
-                accepts=_any_engine,
-                is_alone=self._suspicion.needs_isolation,
+        self._admitted = admitted
+        if not self._pool.quarantine.is_empty:
+            self._pool.quarantine.check(self._fingerprint())
+        begun, self._begun = self._begun, None
+        if begun is None:
+            seat = await self._acquire(tokens, is_extra=False)
+        else:
+            seat = begun[0]
+        batches = [] if begun is None else [begun[1]]
+
+        async def ask(seat: Seat) -> list[Prepared]:
+            batch = (
+                batches.pop()
+                if batches
+                else PromptBatch(self._pool.link, seat.engine, self._questions())
             )
+            return await batch.wait()
+
+        self.seat, prepared = await self._asker.ask(seat, ask)
+        self._offer = self.seat.engine.offer
+        return prepared
+
+    def release(self) -> None:
+        """Give the first seat back if no choice has taken it; idempotent."""
+        self.withdraw()
+        seat, self.seat = self.seat, None
+        if seat is not None:
+            self._pool.admission.release(seat)
+
+    def take_seat(self, choice: EngineChoice) -> Seat:
+        """The first seat, for the first choice, which now owns it."""
+        seat, self.seat = self.seat, None
+        assert seat is not None, "prepare() found one"
+        self._pool.admission.resize(seat, choice.bound_tokens)
+        return seat
 
     def suspicion(self) -> Suspicion:
         """What speaks against a new choice of this request so far."""
         return self._suspicion.copy()
+
+    def wire_id(self, number: int) -> str:
+        """The id of a prompt on the wire; a request with one prompt gives it its own."""
+        alone = len(self._job.prepares) == 1
+        return self._owner.request_id if alone else f"{self._owner.request_id}-{number}"
 
     async def launch(self, choice: EngineChoice) -> None:
         """Wait for a seat and start a further choice.
@@ -104,36 +157,22 @@ class Launcher:
         Raises:
             GatewayError: It can't be.
         """
-        seat = await self._acquire(tokens_of(choice), is_extra=True)
+        seat = await self._acquire(choice.bound_tokens, is_extra=True)
         if self._can_go_on(choice, seat.engine):
-            self.route(choice, seat)
-            choice.start(seat, self._remaining_s())
+            self.start(choice, seat)
         else:
-            self._admission.release(seat)
+            self._pool.admission.release(seat)
             await self._start_again(choice, is_patient=True)
 
-    def route(self, choice: EngineChoice, seat: Seat) -> None:
-        """Move a choice's seat to the engine that has most of its prompt computed already.
+    def start(self, choice: EngineChoice, seat: Seat) -> None:
+        """Start a choice at the engine that has most of its prompt computed already.
 
         Args:
             choice: Not started yet.
             seat: Its own, for as many tokens as it may need.
         """
-        block_hashes = choice.plan.prepared.block_hashes
-        if not self._routes_by_prefix or not block_hashes or seat.is_alone:
-            return
-        model = self._job.model
-        router = self._engines.prefixes
-        route = router.choose(
-            self._engines.engines(model),
-            seat.engine,
-            block_hashes,
-            seat.tokens,
-            lambda engine: self._can_go_on(choice, engine),
-        )
-        self._admission.move(seat, route.engine)
-        router.expect(route.engine, block_hashes)
-        self._metrics.routed_choices.labels(model, route.outcome).inc()
+        self._route(choice, seat)
+        choice.start(seat, self._owner.remaining_s())
 
     async def relaunch(self, choice: EngineChoice, error: GatewayError) -> None:
         """Let a choice whose attempt failed go on at another engine, however long it takes.
@@ -145,21 +184,38 @@ class Launcher:
         Raises:
             WorkerLostError: Its engine left in good order, and those that are there can't go on.
         """
-        _logger.info("request %s goes to another engine: %s", self._request_id, error.code)
+        _logger.info("request %s goes to another engine: %s", self._owner.request_id, error.code)
         if choice.pause_s:
             await asyncio.sleep(choice.pause_s)
         has_left = isinstance(error, WorkerLostError) and error.reason == "goodbye"
         await self._start_again(choice, is_patient=not has_left)
 
+    def _route(self, choice: EngineChoice, seat: Seat) -> None:
+        block_hashes = choice.plan.prepared.block_hashes
+        router = self._pool.prefixes
+        if router is None or not block_hashes or seat.is_alone:
+            return
+        model = self._job.model
+        route = router.choose(
+            self._pool.directory.engines(model),
+            seat.engine,
+            block_hashes,
+            seat.tokens,
+            lambda engine: self._can_go_on(choice, engine),
+        )
+        self._pool.admission.move(seat, route.engine)
+        router.expect(route.engine, block_hashes)
+        self._pool.on_routed(model, route.outcome)
+
     async def _start_again(self, choice: EngineChoice, *, is_patient: bool) -> None:
-        seat = await self._admission.acquire_again(
+        seat = await self._pool.admission.acquire_again(
             self._job.model,
-            tokens=tokens_of(choice),
+            tokens=choice.bound_tokens,
             accepts=lambda engine: self._can_go_on(choice, engine),
             is_alone=choice.suspicion.needs_isolation,
             is_patient=is_patient,
         )
-        choice.start(seat, self._remaining_s())
+        choice.start(seat, self._owner.remaining_s())
 
     def _can_go_on(self, choice: EngineChoice, engine: EngineHandle) -> bool:
         """Whether an engine reads the prompt's tokens alike, and continues an output alike."""
@@ -171,34 +227,24 @@ class Launcher:
 
     def _questions(self) -> list[Prepare]:
         return [
-            structs.replace(
+            bridge.addressed(
                 prepare,
-                request_id=self.wire_id(number),
-                deadline_s=self._remaining_s(),
-                tenant=self._lease.tenant,
+                self.wire_id(number),
+                deadline_s=self._owner.remaining_s(),
+                tenant=self._admitted.tenant,
+                trace_id=self._owner.trace_id,
             )
             for number, prepare in enumerate(self._job.prepares)
         ]
 
-    def wire_id(self, number: int) -> str:
-        """The id of a prompt on the wire; a request with one prompt gives it its own."""
-        alone = len(self._job.prepares) == 1
-        return self._request_id if alone else f"{self._request_id}-{number}"
+    def _fingerprint(self) -> bytes:
+        return job_fingerprint(self._job, self._admitted.tenant)
 
     async def _acquire(self, tokens: int, *, is_extra: bool) -> Seat:
-        return await self._admission.acquire(
+        return await self._pool.admission.acquire(
             self._job.model,
-            tenant=self._lease.tenant,
-            priority=self._lease.priority,
+            tenant=self._admitted.tenant,
+            priority=self._admitted.priority,
             tokens=tokens,
             is_extra=is_extra,
         )
-
-
-def tokens_of(choice: EngineChoice) -> int:
-    """Upper bound of a choice's prompt and output."""
-    return len(choice.plan.prepared.prompt_token_ids) + choice.lease_tokens
-
-
-def _any_engine(_engine: EngineHandle) -> bool:
-    return True

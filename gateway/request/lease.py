@@ -1,61 +1,69 @@
-"""One request's reservation at the auth worker: made, corrected, grown, reported, settled."""
+"""One request's reservation at the auth worker: corrected, grown, reported, settled."""
 
 import asyncio
 import logging
-from typing import Literal
 
-from gateway.errors import DeniedError, RemoteFailureError, WorkerUnavailableError
+from gateway import bridge
+from gateway.bridge import Outcome
+from gateway.errors import DeniedError, GatewayError, RemoteFailureError, WorkerUnavailableError
 from gateway.ledger.outbox import Outbox
+from gateway.request.work_bound import Bound
 from gateway.workers.auth import AuthLink
-from protocol.wire.messages import Authorize, LeaseReport, LimitState, Settle, StreamUsage, Usage
+from protocol.errors import ErrorCode
+from protocol.wire.messages import Granted, LeaseReport, LimitState, StreamUsage, Usage
 
 _logger = logging.getLogger("penstock.gateway.lease")
 
-Outcome = Literal["finished", "aborted", "failed"]
 _AUTH_RETRY_S = 0.5
+_FINAL = frozenset(
+    {
+        ErrorCode.RATE_LIMIT_EXCEEDED,
+        ErrorCode.INSUFFICIENT_QUOTA,
+        ErrorCode.BUDGET_EXCEEDED,
+        ErrorCode.INVALID_API_KEY,
+        ErrorCode.PERMISSION_DENIED,
+        ErrorCode.UNKNOWN_LEASE,
+        ErrorCode.INVALID_REQUEST,
+    }
+)
+"""Refusals that are the caller's own; any other one may pass, and paid tokens are left meanwhile."""
 
 
 class RequestLease:
-    """What a request may use; without a `lease_id` (before `reserve`) nothing is booked.
+    """What a request may use; without a `lease_id` nothing is booked.
 
     Args:
         auth: The link to the auth worker.
         request_id: Of the request.
 
     Attributes:
-        tenant: Whose request it is; `priority` its priority.
         limits: Where the caller stands, as last reported.
-        lease_id: As granted; empty before.
+        lease_id: As granted; empty before, and for work that uses no tokens.
     """
 
     def __init__(self, auth: AuthLink, request_id: str) -> None:
-        self.tenant = ""
-        self.priority = 0
         self.limits = LimitState()
+        self.lease_id = ""
         self._auth = auth
         self._request_id = request_id
-        self.lease_id = ""
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._growing = asyncio.Lock()
 
-    async def reserve(self, authorize: Authorize) -> None:
-        """Ask for the upper bound in `authorize`.
+    @property
+    def completion_tokens(self) -> int:
+        """Output tokens that are reserved, all choices together."""
+        return self._completion_tokens
 
-        Raises:
-            DeniedError: No.
-            WorkerUnavailableError: Nobody answers.
-        """
-        granted = await self._auth.authorize(authorize)
-        self.tenant = granted.tenant
-        self.priority = granted.priority
+    def on_granted(self, granted: Granted, bound: Bound) -> None:
+        """The reservation of a bound was granted."""
         self.limits = granted.limits
         self.lease_id = granted.lease_id
-        self._prompt_tokens = authorize.prompt_tokens
-        self._completion_tokens = authorize.completion_tokens
+        self._prompt_tokens = bound.prompt_tokens
+        self._completion_tokens = bound.completion_tokens
 
     async def correct(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Replace the upper bound by real numbers.
+        """Replace the upper bound by real numbers; a smaller one waits for nobody.
 
         Raises:
             DeniedError: It grew beyond what the caller may have.
@@ -69,13 +77,16 @@ class RequestLease:
                 self._request_id, self.lease_id, prompt_tokens, completion_tokens
             )
             self.limits = adjusted.limits
-        elif (prompt_tokens, completion_tokens) != (self._prompt_tokens, self._completion_tokens):
-            # A smaller reservation is never refused, so nobody waits for the answer.
+        elif self._has_token_limit and (prompt_tokens, completion_tokens) != (
+            self._prompt_tokens,
+            self._completion_tokens,
+        ):
+            # What nobody counts against a limit need not be given back before the settlement.
             self._auth.shrink(self._request_id, self.lease_id, prompt_tokens, completion_tokens)
         self._prompt_tokens, self._completion_tokens = prompt_tokens, completion_tokens
 
     async def grow(self, tokens: int) -> bool:
-        """Reserve more output; while the auth worker is away this waits.
+        """Reserve more output; while the auth worker is away, or can't say, this waits.
 
         Returns:
             False when the caller's own limits say no.
@@ -88,37 +99,33 @@ class RequestLease:
                         self._request_id, self.lease_id, self._prompt_tokens, wanted
                     )
                     break
-                except (DeniedError, RemoteFailureError) as error:
-                    _logger.info("request %s gets no more tokens: %s", self._request_id, error.code)
-                    return False
-                except WorkerUnavailableError:
-                    await asyncio.sleep(_AUTH_RETRY_S)
+                except (DeniedError, RemoteFailureError, WorkerUnavailableError) as error:
+                    if error.code in _FINAL:
+                        _logger.info(
+                            "request %s gets no more tokens: %s", self._request_id, error.code
+                        )
+                        return False
+                    await asyncio.sleep(_pause_s(error))
             self._completion_tokens = wanted
             return True
 
     def report(self, usage: Usage, streams: tuple[StreamUsage, ...] = ()) -> LeaseReport | None:
-        """What was used so far, in all and by each of several streams; None before a lease."""
-        if not self.lease_id:
-            return None
-        return LeaseReport(
-            lease_id=self.lease_id,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            streams=streams,
-        )
+        """What was used so far, in all and by each of several choices; None before a lease."""
+        return bridge.lease_report(self.lease_id, usage, streams) if self.lease_id else None
 
-    def settle(self, outbox: Outbox, usage: Usage, outcome: Outcome) -> None:
+    def settle(
+        self, outbox: Outbox, usage: Usage, outcome: Outcome, *, is_unused: bool = False
+    ) -> None:
         """Book what was really used, and give the rest back."""
-        if not self.lease_id:
-            return
-        outbox.put(
-            Settle(
-                lease_id=self.lease_id,
-                request_id=self._request_id,
-                prompt_tokens=usage.prompt_tokens,
-                completion_tokens=usage.completion_tokens,
-                cached_tokens=usage.cached_tokens,
-                reasoning_tokens=usage.reasoning_tokens,
-                outcome=outcome,
+        if self.lease_id:
+            outbox.put(
+                bridge.settle(self.lease_id, self._request_id, usage, outcome, is_unused=is_unused)
             )
-        )
+
+    @property
+    def _has_token_limit(self) -> bool:
+        return self.limits.limit_tokens is not None
+
+
+def _pause_s(error: GatewayError) -> float:
+    return max(_AUTH_RETRY_S, min(error.retry_after_s or 0.0, 10 * _AUTH_RETRY_S))

@@ -1,4 +1,4 @@
-"""Keeps choices within what is paid for: grows the lease in time, or ends the answer where it ends."""
+"""Keeps choices within what is paid for, and within what their reader takes."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -10,9 +10,13 @@ from gateway.request.lease import RequestLease
 class LeaseWatch:
     """Looks after the parts of one request's lease that its choices have.
 
+    An engine stops at the end of its part, so this is where a slow reader pushes back: while events
+    of the request are unread, its choices get no more tokens, paid for or not.
+
     Args:
         lease: Of the request.
         slice_tokens: What a choice gets at a time.
+        is_lagging: Whether the reader has much left to read.
         spawn: Runs something beside the request, which ends with it.
     """
 
@@ -20,11 +24,14 @@ class LeaseWatch:
         self,
         lease: RequestLease,
         slice_tokens: int,
+        is_lagging: Callable[[], bool],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         self._lease = lease
         self._slice_tokens = slice_tokens
+        self._is_lagging = is_lagging
         self._spawn = spawn
+        self._waiting: set[EngineChoice] = set()
 
     def look_at(self, choice: EngineChoice) -> None:
         """Extend a choice's part before its engine runs dry; called after each output."""
@@ -36,13 +43,30 @@ class LeaseWatch:
             and choice.lease_tokens < choice.plan.max_output_tokens
             and not choice.is_extending
         ):
-            choice.is_extending = True
-            self._spawn(self._extend(choice))
+            if self._is_lagging():
+                self._waiting.add(choice)
+            else:
+                self._extend(choice)
 
-    async def _extend(self, choice: EngineChoice) -> None:
+    def on_caught_up(self) -> None:
+        """The reader has taken what there was."""
+        waiting, self._waiting = self._waiting, set()
+        for choice in waiting:
+            if not choice.is_done:
+                self.look_at(choice)
+
+    def _extend(self, choice: EngineChoice) -> None:
         target = min(choice.lease_tokens + self._slice_tokens, choice.plan.max_output_tokens)
-        if await self._lease.grow(target - choice.lease_tokens):
+        if target <= choice.reserved_tokens:
+            choice.extend(target)
+        else:
+            choice.is_extending = True
+            self._spawn(self._grow(choice, target))
+
+    async def _grow(self, choice: EngineChoice, target: int) -> None:
+        if await self._lease.grow(target - choice.reserved_tokens):
             choice.is_extending = False
+            choice.reserved_tokens = target
             choice.extend(target)
         else:
             # The caller's own limit: the answer ends where its lease does, as "length".

@@ -2,10 +2,36 @@
 
 from collections.abc import Iterable
 
-from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from gateway.errors import (
+    InvalidRequestError,
+    ModelNotFoundError,
+    UnsupportedFieldError,
+    WorkerUnavailableError,
+)
 from gateway.request.job import CHAT_ENDPOINT, GenerationJob
+from gateway.workers.engine_directory import EngineDirectory
 from protocol.version import SURFACE_VERSION, ProtocolVersion
 from protocol.wire.messages import EngineOffer
+
+
+def find_offer(directory: EngineDirectory, model: str, configured: tuple[str, ...]) -> EngineOffer:
+    """What the engines of a model serve.
+
+    Args:
+        directory: The engines.
+        model: As the client called it.
+        configured: Names that are served sooner or later.
+
+    Raises:
+        WorkerUnavailableError: It is still starting.
+        ModelNotFoundError: Nobody serves it; the message lists what there is.
+    """
+    offer = directory.offer(model)
+    if offer is not None:
+        return offer
+    if model in configured:
+        raise WorkerUnavailableError(f"The model `{model}` is still starting.")
+    raise ModelNotFoundError(model, tuple(sorted({*directory.models(), *configured})))
 
 
 def check_served(job: GenerationJob, offer: EngineOffer, version: ProtocolVersion) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from msgspec import structs
 
+from gateway import bridge
 from gateway.errors import (
     GatewayError,
     RemoteFailureError,
@@ -42,7 +43,9 @@ _PAUSE_S = 0.2
 _LATER = frozenset({ErrorCode.WORKER_UNAVAILABLE, ErrorCode.OVERLOADED})
 
 
-def parse_opening(job: GenerationJob, offer: EngineOffer, request_id: str) -> OpenParse | None:
+def parse_opening(
+    job: GenerationJob, offer: EngineOffer, request_id: str, trace_id: str
+) -> OpenParse | None:
     """The parser session that a request needs; None when its text needs no parsing.
 
     Raises:
@@ -63,9 +66,8 @@ def parse_opening(job: GenerationJob, offer: EngineOffer, request_id: str) -> Op
     reasoning_format = offer.reasoning_format if job.parse_reasoning else None
     if tool_format is None and reasoning_format is None:
         return None
-    return OpenParse(
-        request_id=request_id,
-        attempt=1,
+    return bridge.open_parse(
+        request_id,
         num_choices=job.num_choices,
         tool_format=tool_format,
         reasoning_format=reasoning_format,
@@ -75,6 +77,7 @@ def parse_opening(job: GenerationJob, offer: EngineOffer, request_id: str) -> Op
         parallel_tool_calls=job.parallel_tool_calls,
         response_grammar=job.response_grammar,
         thinking=job.thinking,
+        trace_id=trace_id,
     )
 
 

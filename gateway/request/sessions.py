@@ -1,14 +1,19 @@
-"""The requests that are under way: reported to the auth worker, ended when the house closes."""
+"""The requests that are under way: reported to the auth worker, ended when the gateway closes."""
 
+import logging
 from collections.abc import Iterable
 from typing import Protocol
 
 from gateway.errors import GatewayError
 from protocol.wire.messages import LeaseReport
 
+_logger = logging.getLogger("penstock.gateway.sessions")
+
 
 class OpenSession(Protocol):
-    """A request that has a lease."""
+    """A request that may have a lease."""
+
+    request_id: str
 
     def lease_report(self) -> LeaseReport | None:
         """What its lease has used so far; None before it has one."""
@@ -37,12 +42,23 @@ class SessionTable:
         self._sessions.discard(session)
 
     def lease_reports(self) -> tuple[LeaseReport, ...]:
-        """What open leases have used so far."""
-        reports = (session.lease_report() for session in self._sessions)
-        return tuple(report for report in reports if report is not None)
+        """What open leases have used so far; one request's trouble is its own."""
+        reports: list[LeaseReport] = []
+        for session in list(self._sessions):
+            try:
+                report = session.lease_report()
+            except Exception:
+                _logger.exception("request %s could not report its lease", session.request_id)
+                continue
+            if report is not None:
+                reports.append(report)
+        return tuple(reports)
 
     def fail_all(self, error: GatewayError) -> None:
         """End every request with an error."""
         sessions: Iterable[OpenSession] = list(self._sessions)
         for session in sessions:
-            session.fail(error)
+            try:
+                session.fail(error)
+            except Exception:
+                _logger.exception("request %s could not be ended", session.request_id)

@@ -1,14 +1,19 @@
-"""Parses one whole text through a parser worker, in pieces so that streams need not wait."""
+"""Parsing one whole text as a kind of work: through a parser worker, in pieces, replayed if it dies."""
 
 import asyncio
 from dataclasses import dataclass, field
 
-from gateway.errors import GatewayError
+from msgspec import structs
+
+from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError
+from gateway.request.work import SimpleWork
 from gateway.workers.parsers import ParserLink
+from protocol.errors import ErrorCode
 from protocol.wire.messages import OpenParse, ParsedDelta
 
 PIECE_CHARACTERS = 16_384
 """A parser answers a piece at once and whole, so it must be short beside its other work."""
+MAX_ATTEMPTS = 3
 
 
 @dataclass
@@ -82,7 +87,8 @@ class TextParse:
                 case "tool_call_start":
                     self.calls.append(ParsedCall(event.id, event.name))
                 case "tool_call_arguments":
-                    self.calls[event.index].arguments.append(event.text)
+                    if 0 <= event.index < len(self.calls):  # a foreign parser says anything
+                        self.calls[event.index].arguments.append(event.text)
         self.num_malformed = parsed.num_malformed
         if self._answered is not None and not self._answered.done():
             self._answered.set_result(None)
@@ -91,3 +97,53 @@ class TextParse:
         """The parser gave up, or was lost."""
         if self._answered is not None and not self._answered.done():
             self._answered.set_exception(error)
+
+
+class ParseWork(SimpleWork):
+    """One text to be told apart into content, reasoning and calls.
+
+    Args:
+        endpoint: The route template.
+        opening: The session, of one choice.
+        text: Of the model.
+        parsers: Where it is parsed.
+
+    Attributes:
+        parse: What was found; only after the start.
+    """
+
+    def __init__(self, endpoint: str, opening: OpenParse, text: str, parsers: ParserLink) -> None:
+        self.endpoint = endpoint
+        self.model = ""
+        self.parse = TextParse(parsers, opening)
+        self._opening = opening
+        self._text = text
+        self._parsers = parsers
+        self._was_sent = False
+
+    async def run(self) -> None:
+        """Parse; another parser begins anew when one is lost.
+
+        Raises:
+            GatewayError: No parser is there, or it refused.
+        """
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            opening = structs.replace(self._opening, attempt=attempt)
+            self.parse = TextParse(self._parsers, opening)
+            self._was_sent = True
+            try:
+                await self.parse.run(self._text)
+                break
+            except (WorkerLostError, RemoteFailureError) as error:
+                if attempt == MAX_ATTEMPTS or not _is_lost(error):
+                    raise
+        self.owner.end("finished")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a parser was asked."""
+        return self._was_sent
+
+
+def _is_lost(error: GatewayError) -> bool:
+    return isinstance(error, WorkerLostError) or error.code is ErrorCode.UNKNOWN_REQUEST

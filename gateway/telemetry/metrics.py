@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Gauge,
     Histogram,
     disable_created_metrics,
     generate_latest,
@@ -60,14 +59,12 @@ class Metrics:
         self.http_requests = Counter(
             f"{prefix}_http_requests", "HTTP answers.", ("route", "status"), registry=registry
         )
+        self._answers: dict[tuple[str, int], Counter] = {}
         self.generations = Counter(
             f"{prefix}_generations",
             "Generations by how they ended: finished, aborted or failed.",
             ("model", "outcome"),
             registry=registry,
-        )
-        self.in_flight = Gauge(
-            f"{prefix}_requests_in_flight", "Generations under way.", registry=registry
         )
         self.time_to_first_token_s = Histogram(
             f"{prefix}_time_to_first_token_seconds",
@@ -120,6 +117,15 @@ class Metrics:
             buckets=_LAG_BUCKETS,
             registry=registry,
         )
+
+    def on_http_answer(self, route: str, status: int) -> None:
+        """Count one HTTP answer."""
+        counter = self._answers.get((route, status))
+        if counter is None:
+            # Looking labels up costs more than counting.
+            counter = self.http_requests.labels(route, str(status))
+            self._answers[route, status] = counter
+        counter.inc()
 
     def observe_generation(self, record: GenerationRecord) -> None:
         """Count one generation that has ended."""

@@ -4,9 +4,12 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any
 
-from gateway.errors import DeniedError, GatewayError, RemoteFailureError, WorkerUnavailableError
+from gateway import bridge
+from gateway.errors import DeniedError, RemoteFailureError, WorkerUnavailableError
+from gateway.workers.questions import QuestionTable
 from gateway.workers.wire import Wire
 from protocol.errors import ErrorCode
 from protocol.version import ORPHAN_USAGE_VERSION
@@ -22,6 +25,7 @@ from protocol.wire.messages import (
     Keys,
     LeaseReport,
     ListKeys,
+    Message,
     OrphanUsage,
     OrphanUsageNoted,
     Renew,
@@ -34,9 +38,22 @@ from protocol.wire.peers import Peer
 _logger = logging.getLogger("penstock.gateway.auth")
 _RETRY_AFTER_S = 2.0
 
-_Question = Authorize | Adjust | CreateKey | ListKeys | RevokeKey
-_Answer = Granted | Adjusted | Keys
-AnswerT = TypeVar("AnswerT", Granted, Adjusted, Keys)
+
+@dataclass(frozen=True, slots=True)
+class AuthNews:
+    """Who is told what the auth worker says unasked; every callback returns at once.
+
+    Attributes:
+        on_settled: A lease whose settlement is durable.
+        on_settle_refused: The request id of a settlement that can never be booked.
+        on_ready: An auth worker came.
+        on_orphans_noted: An engine's report is durable.
+    """
+
+    on_settled: Callable[[str], None]
+    on_settle_refused: Callable[[str], None]
+    on_ready: Callable[[], None]
+    on_orphans_noted: Callable[[OrphanUsageNoted], None]
 
 
 class AuthLink:
@@ -46,38 +63,37 @@ class AuthLink:
         wire: The socket of the auth workers.
         timeout_s: How long an answer may take.
         require_keys: An auth worker that lets anonymous callers in is not asked when this is set.
-        on_settled: Called with each lease whose settlement is durable.
-        on_settle_refused: Called with the request id of a settlement that can never be booked.
-        on_ready: Called when an auth worker came.
-        on_orphans_noted: Called when an engine's report is durable.
+        news: Who is told the rest.
     """
 
-    def __init__(
-        self,
-        wire: Wire,
-        *,
-        timeout_s: float,
-        require_keys: bool,
-        on_settled: Callable[[str], None],
-        on_settle_refused: Callable[[str], None],
-        on_ready: Callable[[], None],
-        on_orphans_noted: Callable[[OrphanUsageNoted], None],
-    ) -> None:
+    def __init__(self, wire: Wire, *, timeout_s: float, require_keys: bool, news: AuthNews) -> None:
         self._wire = wire
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._require_keys = require_keys
-        self._on_settled = on_settled
-        self._on_settle_refused = on_settle_refused
-        self._on_ready = on_ready
-        self._on_orphans_noted = on_orphans_noted
+        self._news = news
         self._peers: list[Peer] = []
-        self._waiting: dict[str, tuple[Peer, asyncio.Future[_Answer]]] = {}
+        self._questions = QuestionTable(timeout_s, _unavailable)
         self._numbers = itertools.count(1)
 
     @property
     def is_ready(self) -> bool:
         """Whether an auth worker takes questions."""
         return self._active() is not None
+
+    def ask(self, authorize: Authorize) -> "asyncio.Future[Granted]":
+        """Ask whether a caller may do something, without waiting yet.
+
+        The future raises `DeniedError`, or `WorkerUnavailableError` when nobody answers. Whoever
+        asked calls `close` afterwards, however it ended; a grant that comes later is given back.
+
+        Raises:
+            WorkerUnavailableError: Nobody is there to be asked.
+        """
+        return self._open(authorize, authorize.request_id, Granted)
+
+    def close(self, question_id: str) -> None:
+        """Nobody waits for an answer any more; idempotent."""
+        self._questions.close(question_id)
 
     async def authorize(self, authorize: Authorize) -> Granted:
         """Ask whether a caller may do something.
@@ -86,7 +102,15 @@ class AuthLink:
             DeniedError: No.
             WorkerUnavailableError: Nobody answers.
         """
-        return await self._ask(authorize, authorize.request_id, Granted)
+        answer = self.ask(authorize)
+        granted: Granted | None = None
+        try:
+            granted = await answer
+        finally:
+            self.close(authorize.request_id)
+            if granted is None:
+                self.give_back(answer)
+        return granted
 
     async def adjust(
         self, request_id: str, lease_id: str, prompt_tokens: int, completion_tokens: int
@@ -98,28 +122,19 @@ class AuthLink:
             RemoteFailureError: The lease is not known.
             WorkerUnavailableError: Nobody answers.
         """
-        # Several may be on their way for one request, so each gets an id of its own.
-        question_id = f"{request_id}:{next(self._numbers)}"
-        question = Adjust(
-            request_id=question_id,
-            lease_id=lease_id,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-        )
-        return await self._ask(question, question_id, Adjusted)
+        question = self._adjustment(request_id, lease_id, prompt_tokens, completion_tokens)
+        answer = self._open(question, question.request_id, Adjusted)
+        try:
+            adjusted: Adjusted = await answer
+        finally:
+            self.close(question.request_id)
+        return adjusted
 
     def shrink(
         self, request_id: str, lease_id: str, prompt_tokens: int, completion_tokens: int
     ) -> None:
         """Lower a lease's bound; never refused, so nobody waits for the answer."""
-        self._send(
-            Adjust(
-                request_id=f"{request_id}:{next(self._numbers)}",
-                lease_id=lease_id,
-                prompt_tokens=prompt_tokens,
-                completion_tokens=completion_tokens,
-            )
-        )
+        self._send(self._adjustment(request_id, lease_id, prompt_tokens, completion_tokens))
 
     async def keys(self, question: CreateKey | ListKeys | RevokeKey) -> Keys:
         """Create, list or revoke keys; the records concerned.
@@ -128,7 +143,12 @@ class AuthLink:
             RemoteFailureError: It can't be done.
             WorkerUnavailableError: Nobody answers.
         """
-        return await self._ask(question, question.request_id, Keys)
+        answer = self._open(question, question.request_id, Keys)
+        try:
+            keys: Keys = await answer
+        finally:
+            self.close(question.request_id)
+        return keys
 
     def settle(self, settle: Settle) -> bool:
         """Send a settlement; False when no auth worker is there."""
@@ -136,13 +156,20 @@ class AuthLink:
 
     def renew(self, leases: tuple[LeaseReport, ...]) -> None:
         """Report open leases."""
-        self._send(Renew(leases=leases))
+        self._send(bridge.renew(leases))
 
     def report_orphans(self, usage: OrphanUsage) -> None:
         """Hand on an engine's report; the engine repeats it while no answer comes."""
         peer = self._active()
         if peer is not None and peer.protocol_version >= ORPHAN_USAGE_VERSION:
             self._wire.send(peer, usage)
+
+    def give_back(self, answer: "asyncio.Future[Granted]") -> None:
+        """A grant that came in the very moment in which nobody waited for it any more."""
+        if answer.done() and not answer.cancelled() and answer.exception() is None:
+            self._give_back(self._active(), answer.result())
+
+    # What the socket reports.
 
     def on_peer_ready(self, peer: Peer) -> None:
         """An auth worker takes questions: for the first time, or again after a silence."""
@@ -155,7 +182,7 @@ class AuthLink:
             return
         if peer not in self._peers:
             self._peers.append(peer)
-        self._on_ready()
+        self._news.on_ready()
 
     def on_peer_updated(self, peer: Peer) -> None:
         """Nothing to do: peers are read when they are asked."""
@@ -164,58 +191,49 @@ class AuthLink:
         """An auth worker is gone; who waits for it is told."""
         if peer in self._peers:
             self._peers.remove(peer)
-        for asked, future in list(self._waiting.values()):
-            if asked is peer and not future.done():
-                future.set_exception(_unavailable())
+        self._questions.fail_peer(peer, _unavailable())
 
     def on_event(self, peer: Peer, event: AuthEvent) -> None:
         """An answer."""
         if isinstance(event, Settled):
-            self._on_settled(event.lease_id)
-            return
-        if isinstance(event, OrphanUsageNoted):
-            self._on_orphans_noted(event)
-            return
-        if not isinstance(event, Granted | Denied | Adjusted | Keys | Failure):
-            return
-        asked, future = self._waiting.get(event.request_id, (None, None))
-        if future is None or asked is not peer or future.done():
-            if isinstance(event, Failure):
-                _logger.warning("the auth worker reports %s: %s", event.code, event.message)
-                if event.code is ErrorCode.INVALID_REQUEST:
-                    self._on_settle_refused(event.request_id)
-            elif not isinstance(event, Denied):
+            self._news.on_settled(event.lease_id)
+        elif isinstance(event, Granted | Adjusted | Keys):
+            if not self._questions.answer(event.request_id, peer, event) and isinstance(
+                event, Granted
+            ):
                 self._give_back(peer, event)
-            return
-        if isinstance(event, Denied):
-            future.set_exception(DeniedError.from_message(event))
+        elif isinstance(event, Denied):
+            self._questions.fail(event.request_id, peer, DeniedError.from_message(event))
+        elif isinstance(event, OrphanUsageNoted):
+            self._news.on_orphans_noted(event)
         elif isinstance(event, Failure):
-            future.set_exception(RemoteFailureError.from_message(event))
-        else:
-            future.set_result(event)
+            self._on_failure(peer, event)
 
-    async def _ask(self, question: _Question, question_id: str, kind: type[AnswerT]) -> AnswerT:
+    def _on_failure(self, peer: Peer, failure: Failure) -> None:
+        error = RemoteFailureError.from_message(failure)
+        if not self._questions.fail(failure.request_id, peer, error):
+            _logger.warning("the auth worker reports %s: %s", failure.code, failure.message)
+            if failure.code is ErrorCode.INVALID_REQUEST:
+                self._news.on_settle_refused(failure.request_id)
+
+    # Small parts.
+
+    def _open(
+        self, question: Message, question_id: str, kind: type[Message]
+    ) -> "asyncio.Future[Any]":
         peer = self._active()
         if peer is None:
             raise _unavailable()
-        future: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
-        self._waiting[question_id] = (peer, future)
-        answer: _Answer | None = None
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                self._wire.send(peer, question)
-                answer = await future
-        except TimeoutError:
-            raise _unavailable() from None
-        finally:
-            self._waiting.pop(question_id, None)
-            has_answer = future.done() and not future.cancelled() and future.exception() is None
-            if answer is None and has_answer:
-                # The client left, or time was up, in the very moment in which the grant came.
-                self._give_back(peer, future.result())
-        if not isinstance(answer, kind):
-            raise GatewayError("The auth worker gave an answer of another kind.")
+        answer = self._questions.open(question_id, peer, kind)
+        self._wire.send(peer, question)
         return answer
+
+    def _adjustment(
+        self, request_id: str, lease_id: str, prompt_tokens: int, completion_tokens: int
+    ) -> Adjust:
+        # Several may be on their way for one request, so each gets an id of its own.
+        question_id = f"{request_id}:{next(self._numbers)}"
+        return bridge.adjust(question_id, lease_id, prompt_tokens, completion_tokens)
 
     def _send(self, message: Adjust | Settle | Renew) -> bool:
         peer = self._active()
@@ -224,20 +242,10 @@ class AuthLink:
         self._wire.send(peer, message)
         return True
 
-    def _give_back(self, peer: Peer, granted: _Answer) -> None:
+    def _give_back(self, peer: Peer | None, granted: Granted) -> None:
         """A grant that came too late: its client has left or was told that nobody answers."""
-        if not isinstance(granted, Granted) or not granted.lease_id:
-            return
-        self._wire.send(
-            peer,
-            Settle(
-                lease_id=granted.lease_id,
-                request_id=granted.request_id,
-                prompt_tokens=0,
-                completion_tokens=0,
-                outcome="aborted",
-            ),
-        )
+        if peer is not None and granted.lease_id:
+            self._wire.send(peer, bridge.unused(granted))
 
     def _active(self) -> Peer | None:
         best: Peer | None = None

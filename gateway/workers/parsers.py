@@ -1,23 +1,25 @@
 """The parser workers: sessions spread over them, texts batched to them, events handed back."""
 
 import asyncio
-from collections.abc import Collection
+import logging
+from collections.abc import Callable, Collection
+from functools import partial
 from typing import Protocol
 
+from gateway import bridge
 from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError, WorkerUnavailableError
 from gateway.workers.wire import Wire
 from protocol.wire.messages import (
-    CloseParse,
     Failure,
     OpenParse,
-    ParseBatch,
     ParsedBatch,
     ParsedDelta,
-    ParseDelta,
     ParseOpened,
     ParserEvent,
 )
 from protocol.wire.peers import Peer
+
+_logger = logging.getLogger("penstock.gateway.parsers")
 
 
 class ParseSink(Protocol):
@@ -57,6 +59,8 @@ class ParserLink:
         self._wire = wire
         self._sessions: dict[Peer, dict[str, ParseSink]] = {}
         self._opening: dict[tuple[str, int], tuple[Peer, asyncio.Future[ParseOpened]]] = {}
+        # Sessions that failed between their answer and the moment in which their opener read it.
+        self._spoilt: dict[tuple[str, int], GatewayError] = {}
         self._outgoing: dict[Peer, dict[tuple[str, int], _Pending]] = {}
         self._is_flush_planned = False
         self._arrival: asyncio.Event = asyncio.Event()
@@ -89,6 +93,8 @@ class ParserLink:
         try:
             self._wire.send(parser, message)
             opened = await future
+            if key in self._spoilt:
+                raise self._spoilt[key]
             if parser not in self._sessions:
                 raise WorkerLostError("The parser was lost as soon as it had answered.")
             return parser, opened
@@ -98,6 +104,7 @@ class ParserLink:
             raise
         finally:
             self._opening.pop(key, None)
+            self._spoilt.pop(key, None)
 
     def feed(
         self,
@@ -129,7 +136,7 @@ class ParserLink:
             return
         for key in [key for key in self._outgoing.get(parser, {}) if key[0] == request_id]:
             del self._outgoing[parser][key]
-        self._wire.send(parser, CloseParse(request_id=request_id, attempt=attempt))
+        self._wire.send(parser, bridge.close_parse(request_id, attempt))
 
     def on_peer_ready(self, peer: Peer) -> None:
         """A parser takes work: for the first time, or again after a silence."""
@@ -151,8 +158,8 @@ class ParserLink:
                 sessions.pop(request_id, None)  # its opener learns it by itself
                 if not future.done():
                     future.set_exception(lost)
-        for sink in list(sessions.values()):
-            sink.on_parse_failure(lost)
+        for request_id, sink in list(sessions.items()):
+            self._deliver(request_id, sink, partial(sink.on_parse_failure, lost))
 
     def on_event(self, peer: Peer, event: ParserEvent) -> None:
         """A message about sessions."""
@@ -161,17 +168,41 @@ class ParserLink:
             for parsed in event.deltas:
                 sink = sessions.get(parsed.request_id)
                 if sink is not None and sink.attempt == parsed.attempt:
-                    sink.on_parsed(parsed)
+                    self._deliver(
+                        parsed.request_id,
+                        sink,
+                        partial(sink.on_parsed, parsed),
+                    )
         elif isinstance(event, ParseOpened):
             self._resolve(peer, event.request_id, event.attempt, event)
         elif isinstance(event, Failure):
-            error = RemoteFailureError.from_message(event)
-            sink = self._sessions.get(peer, {}).get(event.request_id)
-            if sink is None or event.attempt not in (0, sink.attempt):
-                return  # 0: refused before anybody looked into it
-            if not self._resolve(peer, event.request_id, sink.attempt, error):
-                self._sessions[peer].pop(event.request_id, None)
-                sink.on_parse_failure(error)
+            self._on_failure(peer, event)
+
+    def _on_failure(self, peer: Peer, failure: Failure) -> None:
+        error = RemoteFailureError.from_message(failure)
+        sink = self._sessions.get(peer, {}).get(failure.request_id)
+        if sink is None or failure.attempt not in (0, sink.attempt):
+            return  # 0: refused before anybody looked into it
+        if self._resolve(peer, failure.request_id, sink.attempt, error):
+            return
+        self._sessions[peer].pop(failure.request_id, None)
+        key = (failure.request_id, sink.attempt)
+        if key in self._opening:
+            self._spoilt[key] = error  # its opener is about to read that it was opened
+        else:
+            news = partial(sink.on_parse_failure, error)
+            self._deliver(failure.request_id, sink, news)
+
+    def _deliver(self, request_id: str, sink: ParseSink, news: Callable[[], None]) -> None:
+        """Tell one request; whatever it raises is its own trouble."""
+        try:
+            news()
+        except Exception:
+            _logger.exception("request %s failed while parsed text was delivered", request_id)
+            try:
+                sink.on_parse_failure(GatewayError("Something went wrong in this server."))
+            except Exception:
+                _logger.exception("request %s could not be ended", request_id)
 
     def _resolve(
         self, peer: Peer, request_id: str, attempt: int, outcome: ParseOpened | GatewayError
@@ -201,19 +232,19 @@ class ParserLink:
         self._is_flush_planned = False
         outgoing, self._outgoing = self._outgoing, {}
         for parser, batch in outgoing.items():
-            deltas = tuple(
-                ParseDelta(
-                    request_id=request_id,
-                    choice=choice,
-                    attempt=pending.attempt,
-                    text="".join(pending.texts),
-                    token_ends=tuple(pending.ends),
+            deltas = [
+                bridge.parse_delta(
+                    request_id,
+                    choice,
+                    pending.attempt,
+                    pending.texts,
+                    pending.ends,
                     final=pending.final,
                 )
                 for (request_id, choice), pending in batch.items()
-            )
+            ]
             if deltas:
-                self._wire.send(parser, ParseBatch(deltas=deltas))
+                self._wire.send(parser, bridge.parse_batch(deltas))
 
 
 def _knows(peer: Peer, message: OpenParse) -> bool:

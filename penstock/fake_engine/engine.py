@@ -3,22 +3,25 @@
 import json
 import os
 import signal
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from penstock.fake_engine.script import (
+    FINGERPRINT,
+    MAX_TOKEN_BYTES,
     VOCAB_SIZE,
-    Fault,
     Script,
     decode,
     encode,
     find_fault,
-    word_of,
 )
+from penstock.fake_engine.stream import Stream
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Abort,
+    Cancel,
     Credits,
     Delta,
     Detokenize,
@@ -36,11 +39,10 @@ from protocol.wire.messages import (
     Prepared,
     SamplingParams,
     StepOutput,
-    Usage,
 )
 
-FINGERPRINT: Final = "scripted-1"
 _PROMPT_TAIL_CHARACTERS: Final = 64
+_NEUTRAL: Final = SamplingParams()
 _UNSUPPORTED: Final = ("stop", "logprobs", "prompt_logprobs")
 """Sampling parameters that would change what a client gets, and that a script can't honour."""
 
@@ -53,11 +55,13 @@ class FakeEngineSettings:
 
     Attributes:
         model: Public name.
-        tokens_per_s: Of each stream; 0 is as fast as it goes.
+        tokens_per_s: Of each stream. 0 makes no pauses: a step follows a step, and outputs that
+            nobody reads as they come take one step altogether.
         prefill_tokens_per_s: Of prompts; 0 takes no time.
         max_num_seqs: Streams that run at a time; others wait.
         max_model_len: Prompt and output, tokens.
         num_output_tokens: Where an output ends by itself, unless `ignore_eos`.
+        fingerprint: Of the weights that it plays; another one says other words.
     """
 
     model: str = "fake"
@@ -66,19 +70,7 @@ class FakeEngineSettings:
     max_num_seqs: int = 64
     max_model_len: int = 65_536
     num_output_tokens: int = 64
-
-
-@dataclass(slots=True)
-class _Stream:
-    command: Generate
-    script: Script
-    num_tokens: int
-    limit: int
-    reason: FinishReason
-    ready_at: float
-    lease_tokens: int
-    fault: Fault | None
-    num_characters: int = 0
+    fingerprint: str = FINGERPRINT
 
 
 @dataclass(slots=True)
@@ -98,6 +90,7 @@ class FakeEngine:
         settings: How it behaves.
         send: Sends a gateway a message.
         clock: Monotonic seconds.
+        num_gateways: How many are connected now; they share the credits.
         crash: What `[[crash]]` does.
     """
 
@@ -107,16 +100,22 @@ class FakeEngine:
         send: Callable[[str, Message], None],
         *,
         clock: Callable[[], float],
+        num_gateways: Callable[[], int] = lambda: 1,
         crash: Callable[[], None] = _kill_self,
     ) -> None:
         self._settings = settings
         self._send = send
         self._clock = clock
+        self._num_gateways = num_gateways
         self._crash = crash
-        # In order of arrival: the first `max_num_seqs` run.
-        self._streams: dict[StreamKey, _Stream] = {}
+        self._streams: dict[StreamKey, Stream] = {}
+        # Of those, in order of arrival; what is over leaves them after the step.
+        self._running: list[Stream] = []
+        self._waiting: deque[Stream] = deque()
+        self._num_held: dict[str, int] = {}
         self._outputs: dict[str, _Output] = {}
         self._step_due = clock()
+        self._step_s = 1.0 / settings.tokens_per_s if settings.tokens_per_s else 0.0
         self.is_hanging = False
         self.num_steps = 0
 
@@ -126,29 +125,37 @@ class FakeEngine:
         settings = self._settings
         return EngineOffer(
             model=settings.model,
-            fingerprint=FINGERPRINT,
+            fingerprint=settings.fingerprint,
             resume_version=1,
             max_model_len=settings.max_model_len,
             created=0,
-            credits=self.credits(1),
+            credits=self._whole,
             architecture="Script",
             has_chat_template=True,
             vocab_size=VOCAB_SIZE,
             capabilities=("chat", "completions"),
             max_num_seqs=settings.max_num_seqs,
+            max_token_bytes=MAX_TOKEN_BYTES,
         )
 
-    def credits(self, num_gateways: int) -> Credits:
-        """The window of each of so many gateways: twice what runs, split evenly."""
-        share = max(1, num_gateways)
-        max_requests = max(1, 2 * self._settings.max_num_seqs // share)
+    @property
+    def _whole(self) -> Credits:
+        """The window of a gateway that is alone: twice what runs."""
+        num_requests = 2 * self._settings.max_num_seqs
+        return Credits(
+            max_requests=num_requests, max_tokens=num_requests * self._settings.max_model_len
+        )
+
+    def credits(self) -> Credits:
+        """The window of each gateway: the whole, split evenly."""
+        max_requests = max(1, 2 * self._settings.max_num_seqs // max(1, self._num_gateways()))
         return Credits(
             max_requests=max_requests, max_tokens=max_requests * self._settings.max_model_len
         )
 
     def load(self) -> Load:
         """How busy it is."""
-        num_running = min(len(self._streams), self._settings.max_num_seqs)
+        num_running = len(self._running)
         return Load(num_running=num_running, num_waiting=len(self._streams) - num_running)
 
     @property
@@ -157,139 +164,153 @@ class FakeEngine:
         return len(self._streams)
 
     def wait_s(self) -> float | None:
-        """Seconds until `step` has something to do; None without work."""
-        if self.is_hanging or not self._streams:
+        """Seconds until `step` has something to do; None as long as no command comes."""
+        if self.is_hanging:
             return None
-        return max(0.0, self._step_due - self._clock())
+        ready_at = min((one.ready_at for one in self._running if not one.is_paused), default=None)
+        return None if ready_at is None else max(0.0, max(self._step_due, ready_at) - self._clock())
 
     def handle(self, gateway_id: str, command: EngineCommand) -> None:
         """Do what a gateway wants."""
-        if isinstance(command, Prepare):
+        if isinstance(command, Generate):
+            self._generate(gateway_id, command)
+        elif isinstance(command, Prepare):
             self._prepare(gateway_id, command)
         elif isinstance(command, Detokenize):
-            text = decode(command.token_ids)
-            self._send(gateway_id, Detokenized(request_id=command.request_id, text=text))
-        elif isinstance(command, Generate):
-            self._generate(gateway_id, command)
+            self._detokenize(gateway_id, command)
         elif isinstance(command, Extend):
             stream = self._streams.get((gateway_id, command.request_id, command.choice))
-            if stream is not None and stream.command.attempt == command.attempt:
+            if stream is not None and stream.attempt == command.attempt:
                 stream.lease_tokens = max(stream.lease_tokens, command.lease_tokens)
         elif isinstance(command, Abort):
             self._abort(gateway_id, command)
+        elif isinstance(command, Cancel):
+            pass  # What it could drop was answered before it came: nothing waits here.
         elif hasattr(command, "request_id"):
-            self._send(
-                gateway_id,
-                Failure(
-                    request_id=command.request_id,
-                    code=ErrorCode.UNSUPPORTED_PARAMETER,
-                    message="A scripted engine can't do that.",
-                ),
-            )
+            message = "A scripted engine can't do that."
+            code = ErrorCode.UNSUPPORTED_PARAMETER
+            self._fail(gateway_id, command.request_id, code, message)
         self._flush()
 
     def forget_gateway(self, gateway_id: str) -> None:
         """Drop what a lost gateway wanted."""
-        for key in [key for key in self._streams if key[0] == gateway_id]:
-            del self._streams[key]
+        for stream in [one for one in self._streams.values() if one.gateway_id == gateway_id]:
+            self._remove(stream)
+        self._num_held.pop(gateway_id, None)
+        self._fill_up()
 
     def step(self) -> None:
-        """One token for each running stream whose time has come."""
+        """One token for each running stream whose time has come; all where nobody reads along."""
         now = self._clock()
         if self.is_hanging or now < self._step_due or not self._streams:
             return
-        rate = self._settings.tokens_per_s
         # Late steps are not made up for: an engine under load slows down, it doesn't sprint.
-        self._step_due = now + (1.0 / rate if rate else 0.0)
-        running = list(self._streams.items())[: self._settings.max_num_seqs]
-        for key, stream in running:
-            if now >= stream.ready_at and stream.num_tokens < stream.lease_tokens:
-                self._advance(key, stream)
+        self._step_due = now + self._step_s
+        outputs = self._outputs
+        num_before = len(self._streams)
+        for stream in self._running:
+            if now < stream.ready_at or stream.is_paused:
+                continue
+            output = outputs.get(stream.gateway_id)
+            if output is None:
+                output = outputs[stream.gateway_id] = _Output()
+            delta = stream.next_delta()
+            if delta is not None:
+                output.deltas.append(delta)
+            elif stream.num_tokens < stream.limit:
+                self._make_trouble(stream, output)
+                continue
+            if stream.num_tokens >= stream.limit:
+                self._finish(stream, stream.reason)
         self.num_steps += 1
+        if len(self._streams) != num_before:
+            self._fill_up()
         self._flush()
 
-    def _advance(self, key: StreamKey, stream: _Stream) -> None:
-        output = self._outputs.setdefault(key[0], _Output())
-        if stream.num_tokens < stream.limit:
-            if stream.fault is not None and stream.num_tokens >= stream.fault.num_tokens:
-                self._make_trouble(key, stream, stream.fault)
-                return
-            token_id = stream.script.token(stream.num_tokens)
-            text = word_of(token_id)
-            stream.num_tokens += 1
-            stream.num_characters += len(text)
-            # A resumed stream may have sent part of this text before it moved here.
-            num_sent = stream.command.num_sent_characters
-            begin = max(0, num_sent - (stream.num_characters - len(text)))
-            output.deltas.append(
-                Delta(
-                    request_id=key[1],
-                    choice=key[2],
-                    attempt=stream.command.attempt,
-                    text=text[begin:],
-                    token_ids=(token_id,),
-                    token_ends=(stream.num_characters,),
-                )
-            )
-        if stream.num_tokens >= stream.limit:
-            self._finish(key, stream, stream.reason)
-
-    def _make_trouble(self, key: StreamKey, stream: _Stream, fault: Fault) -> None:
-        if fault.kind == "crash":
+    def _make_trouble(self, stream: Stream, output: _Output) -> None:
+        kind = stream.fault_kind
+        if kind == "crash":
             self._crash()
-        elif fault.kind == "hang":
+        elif kind == "hang":
             self.is_hanging = True
         else:
-            del self._streams[key]
-            self._outputs[key[0]].ends.append(
+            self._remove(stream)
+            output.ends.append(
                 Failure(
-                    request_id=key[1],
-                    choice=key[2],
-                    attempt=stream.command.attempt,
+                    request_id=stream.request_id,
+                    choice=stream.choice,
+                    attempt=stream.attempt,
                     code=ErrorCode.INTERNAL_ERROR,
                     message="The prompt asked for this failure.",
-                    usage=_usage(stream),
+                    usage=stream.usage,
                 )
             )
 
-    def _finish(self, key: StreamKey, stream: _Stream, reason: FinishReason) -> None:
-        del self._streams[key]
-        self._outputs.setdefault(key[0], _Output()).ends.append(
+    def _remove(self, stream: Stream) -> None:
+        """Count it no more; `_fill_up` takes it from the lists."""
+        stream.is_over = True
+        del self._streams[stream.key]
+        self._num_held[stream.gateway_id] -= 1
+
+    def _fill_up(self) -> None:
+        """Streams that wait take the place of those that are over."""
+        self._running = [one for one in self._running if not one.is_over]
+        while self._waiting and len(self._running) < self._settings.max_num_seqs:
+            stream = self._waiting.popleft()
+            if not stream.is_over:
+                self._running.append(stream)
+
+    def _finish(self, stream: Stream, reason: FinishReason) -> None:
+        self._remove(stream)
+        self._output(stream.gateway_id).ends.append(
             Finished(
-                request_id=key[1],
-                choice=key[2],
-                attempt=stream.command.attempt,
+                request_id=stream.request_id,
+                choice=stream.choice,
+                attempt=stream.attempt,
                 finish_reason=reason,
-                usage=_usage(stream),
+                usage=stream.usage,
             )
         )
 
+    def _output(self, gateway_id: str) -> _Output:
+        return self._outputs.setdefault(gateway_id, _Output())
+
+    def _detokenize(self, gateway_id: str, command: Detokenize) -> None:
+        refusal = _unknown_tokens(command.token_ids)
+        if refusal is not None:
+            self._fail(gateway_id, command.request_id, *refusal)
+            return
+        text = decode(command.token_ids)
+        self._send(gateway_id, Detokenized(request_id=command.request_id, text=text))
+
+    def _fail(self, gateway_id: str, request_id: str, code: ErrorCode, message: str) -> None:
+        self._send(gateway_id, Failure(request_id=request_id, code=code, message=message))
+
     def _prepare(self, gateway_id: str, command: Prepare) -> None:
-        if command.prompt_token_ids is not None:
-            token_ids = command.prompt_token_ids
-        else:
+        token_ids = command.prompt_token_ids
+        if token_ids is None:
             token_ids = encode(command.prompt or _rendered(command.messages_json))
         room = self._settings.max_model_len - len(token_ids)
+        refusal = _unknown_tokens(token_ids)
         if room < 1 and command.kind != "count":
-            self._send(
-                gateway_id,
-                Failure(
-                    request_id=command.request_id,
-                    code=ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-                    message=f"The prompt has {len(token_ids)} tokens; this model takes "
-                    f"{self._settings.max_model_len} with the output.",
-                ),
+            refusal = (
+                ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+                f"The prompt has {len(token_ids)} tokens; this model takes "
+                f"{self._settings.max_model_len} with the output.",
             )
+        if refusal is not None:
+            self._fail(gateway_id, command.request_id, *refusal)
             return
-        text = decode(token_ids)
+        # A character has at most four bytes, which are a token each.
+        tail = decode(token_ids[-4 * _PROMPT_TAIL_CHARACTERS :])[-_PROMPT_TAIL_CHARACTERS:]
         self._send(
             gateway_id,
             Prepared(
                 request_id=command.request_id,
                 prompt_token_ids=token_ids,
-                prompt_tail=text[-_PROMPT_TAIL_CHARACTERS:],
+                prompt_tail=tail,
                 max_output_tokens=max(0, room),
-                prompt_text=text if command.kind == "completion" else "",
+                prompt_text=decode(token_ids) if command.kind == "completion" else "",
                 tokens=tuple(decode((t,)) for t in token_ids) if command.return_tokens else (),
             ),
         )
@@ -297,18 +318,22 @@ class FakeEngine:
     def _generate(self, gateway_id: str, command: Generate) -> None:
         key = (gateway_id, command.request_id, command.choice)
         old = self._streams.get(key)
-        if old is not None and old.command.attempt >= command.attempt:
+        if old is not None and old.attempt >= command.attempt:
             return
-        refusal = _refusal(command)
-        script = Script(command.prompt_token_ids, command.sampling.seed, command.choice)
-        num_tokens = len(command.output_token_ids)
-        if refusal is None and any(
-            script.token(place) != token_id
-            for place, token_id in enumerate(command.output_token_ids)
-        ):
-            refusal = (ErrorCode.INTERNAL_ERROR, "The resumed tokens are not those of the script.")
+        refusal = self._refusal(gateway_id, command)
+        if refusal is None:
+            script = Script(
+                command.prompt_token_ids,
+                command.sampling.seed,
+                command.choice,
+                self._settings.fingerprint,
+            )
+            num_tokens = len(command.output_token_ids)
+            if tuple(script.tokens(0, num_tokens)) != command.output_token_ids:
+                message = "The resumed tokens are not those of the script."
+                refusal = (ErrorCode.INTERNAL_ERROR, message)
         if refusal is not None:
-            self._outputs.setdefault(gateway_id, _Output()).ends.append(
+            self._output(gateway_id).ends.append(
                 Failure(
                     request_id=command.request_id,
                     choice=command.choice,
@@ -318,20 +343,44 @@ class FakeEngine:
                 )
             )
             return
+        if old is not None:
+            self._remove(old)
+        self._begin(key, command, script)
+
+    def _begin(self, key: StreamKey, command: Generate, script: Script) -> None:
         limit, reason = self._limit(command)
+        num_tokens = len(command.output_token_ids)
         rate = self._settings.prefill_tokens_per_s
         prefill_s = (len(command.prompt_token_ids) + num_tokens) / rate if rate else 0.0
-        self._streams[key] = _Stream(
-            command=command,
-            script=script,
-            num_tokens=num_tokens,
+        stream = Stream(
+            key,
+            command,
+            script,
             limit=limit,
             reason=reason,
             ready_at=self._clock() + prefill_s,
-            lease_tokens=command.lease_tokens,
             fault=find_fault(decode(command.prompt_token_ids)),
-            num_characters=len(script.text(num_tokens)),
+            reads_nobody=not command.is_streaming and not self._step_s,
         )
+        self._streams[key] = stream
+        self._num_held[key[0]] = self._num_held.get(key[0], 0) + 1
+        self._waiting.append(stream)
+        self._fill_up()
+
+    def _refusal(self, gateway_id: str, command: Generate) -> tuple[ErrorCode, str] | None:
+        """Why a script can't give what is asked for; None when it can."""
+        num_held = self._num_held.get(gateway_id, 0)
+        window = self.credits().max_requests
+        # Windows shrink while requests are under way: what there is room for is taken.
+        if num_held >= window and len(self._streams) >= self._whole.max_requests:
+            message = f"The gateway has {num_held} requests here; its credit is {window}."
+            return ErrorCode.CREDIT_EXCEEDED, message
+        for name in _UNSUPPORTED:
+            if getattr(command.sampling, name) != getattr(_NEUTRAL, name):
+                return ErrorCode.UNSUPPORTED_PARAMETER, f"A scripted engine has no '{name}'."
+        if command.grammar is not None:
+            return ErrorCode.UNSUPPORTED_GRAMMAR, "A scripted engine follows no grammar."
+        return _unknown_tokens(command.prompt_token_ids)
 
     def _limit(self, command: Generate) -> tuple[int, FinishReason]:
         """Where the output ends, and why."""
@@ -345,16 +394,20 @@ class FakeEngine:
         return end, "stop"
 
     def _abort(self, gateway_id: str, command: Abort) -> None:
-        for key, stream in list(self._streams.items()):
+        for stream in list(self._streams.values()):
             if (
-                key[:2] == (gateway_id, command.request_id)
-                and command.choice in (-1, key[2])
-                and stream.command.attempt <= command.attempt
+                stream.key[:2] == (gateway_id, command.request_id)
+                and command.choice in (-1, stream.choice)
+                and stream.attempt <= command.attempt
             ):
-                self._finish(key, stream, "abort")
+                self._finish(stream, "abort")
+        self._fill_up()
 
     def _flush(self) -> None:
+        if not self._outputs:
+            return
         outputs, self._outputs = self._outputs, {}
+        load, window = self.load(), self.credits()
         for gateway_id, output in outputs.items():
             if output.deltas or output.ends:
                 self._send(
@@ -363,9 +416,17 @@ class FakeEngine:
                         deltas=tuple(output.deltas),
                         ends=tuple(output.ends),
                         progress_counter=self.num_steps,
-                        load=self.load(),
+                        load=load,
+                        credits=window,
                     ),
                 )
+
+
+def _unknown_tokens(token_ids: tuple[int, ...]) -> tuple[ErrorCode, str] | None:
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < VOCAB_SIZE):
+        message = f"There are token ids that are not from 0 to {VOCAB_SIZE - 1}."
+        return ErrorCode.INVALID_REQUEST, message
+    return None
 
 
 def _rendered(messages_json: str | None) -> str:
@@ -379,20 +440,3 @@ def _content(message: dict[str, object]) -> str:
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content)
     return str(content or "")
-
-
-def _refusal(command: Generate) -> tuple[ErrorCode, str] | None:
-    """Why a script can't give what is asked for; None when it can."""
-    neutral = SamplingParams()
-    for name in _UNSUPPORTED:
-        if getattr(command.sampling, name) != getattr(neutral, name):
-            return ErrorCode.UNSUPPORTED_PARAMETER, f"A scripted engine has no '{name}'."
-    if command.grammar is not None:
-        return ErrorCode.UNSUPPORTED_GRAMMAR, "A scripted engine follows no grammar."
-    return None
-
-
-def _usage(stream: _Stream) -> Usage:
-    return Usage(
-        prompt_tokens=len(stream.command.prompt_token_ids), completion_tokens=stream.num_tokens
-    )

@@ -1,11 +1,13 @@
-"""What a scripted engine says: every token follows from the prompt and its place, so all engines agree.
+"""What a scripted engine says; all engines of one fingerprint say the same.
 
+Each token follows from the prompt, seed, choice, fingerprint and its place.
 A prompt may ask for trouble: `[[crash]]`, `[[hang]]` and `[[fail]]` take effect before the first
 token, `[[crash@5]]` before the sixth.
 """
 
 import hashlib
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
@@ -22,6 +24,14 @@ WORDS: Final = tuple(
 """What the other ids stand for, each with a space before it."""
 
 VOCAB_SIZE: Final = NUM_BYTE_IDS + len(WORDS)
+
+WORD_TEXTS: Final = tuple(f" {word}" for word in WORDS)
+"""The texts of the ids from `NUM_BYTE_IDS` on."""
+
+MAX_TOKEN_BYTES: Final = max(map(len, WORD_TEXTS))
+
+FINGERPRINT: Final = "scripted-2"
+"""Of the script unless another one is asked for; 2 since the hash of the prompt is another one."""
 
 FaultKind = Literal["crash", "hang", "fail"]
 _FAULT = re.compile(rf"\[\[({'|'.join(get_args(FaultKind))})(?:@(\d{{1,9}}))?\]\]")
@@ -43,7 +53,7 @@ class Fault:
 
 def find_fault(prompt: str) -> Fault | None:
     """The first trouble that a prompt asks for."""
-    match = _FAULT.search(prompt)
+    match = _FAULT.search(prompt) if "[[" in prompt else None
     if match is None:
         return None
     kind = next(kind for kind in get_args(FaultKind) if kind == match[1])
@@ -69,29 +79,44 @@ def decode(token_ids: Sequence[int]) -> str:
 
 def word_of(token_id: int) -> str:
     """The text of an output id."""
-    return f" {WORDS[token_id - NUM_BYTE_IDS]}"
+    return WORD_TEXTS[token_id - NUM_BYTE_IDS]
 
 
 class Script:
     """The output of one choice.
 
     Args:
-        prompt_token_ids: As the engine got them.
+        prompt_token_ids: As the engine got them; none of them is negative.
         seed: Of the request; other seeds give other outputs.
         choice: Of the request; other choices give other outputs.
+        fingerprint: Of the engine; other "weights" give other outputs.
     """
 
-    def __init__(self, prompt_token_ids: Sequence[int], seed: int, choice: int) -> None:
-        key = hashlib.blake2b(digest_size=8)
-        key.update(repr((tuple(prompt_token_ids), seed, choice)).encode())
+    def __init__(
+        self,
+        prompt_token_ids: Sequence[int],
+        seed: int,
+        choice: int,
+        fingerprint: str = FINGERPRINT,
+    ) -> None:
+        key = hashlib.blake2b(array("Q", prompt_token_ids), digest_size=8)
+        key.update(f"{seed} {choice} {fingerprint}".encode())
         self._state = int.from_bytes(key.digest(), "little")
 
     def token(self, place: int) -> int:
         """The output token at a place, counted from 0."""
+        return self.tokens(place, place + 1)[0]
+
+    def tokens(self, begin: int, end: int) -> list[int]:
+        """The output tokens at the places from `begin` to before `end`."""
         # A multiplicative hash (Knuth): its high bits are well mixed and cost next to nothing.
-        mixed = (self._state + place * 0x9E3779B97F4A7C15) * 0xD1342543DE82EF95
-        return NUM_BYTE_IDS + ((mixed >> 40) & 0xFFFF) % len(WORDS)
+        state, step, num_words = self._state, 0x9E3779B97F4A7C15, len(WORDS)
+        return [
+            NUM_BYTE_IDS
+            + (((state + place * step) * 0xD1342543DE82EF95 >> 40) & 0xFFFF) % num_words
+            for place in range(begin, end)
+        ]
 
     def text(self, num_tokens: int) -> str:
         """The first tokens as text."""
-        return "".join(word_of(self.token(place)) for place in range(num_tokens))
+        return "".join(map(word_of, self.tokens(0, num_tokens)))

@@ -1,53 +1,112 @@
-"""Runs a scripted engine as a process: a worker's I/O thread and a thread that steps."""
+"""Runs a scripted engine as a process, in a worker's I/O thread: it computes next to nothing."""
 
 import logging
-import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from penstock.fake_engine.engine import FakeEngine, FakeEngineSettings
 from protocol.runtime.lifetime import exit_with_parent
-from protocol.runtime.settings import SettingsReader
+from protocol.runtime.shared_settings import KEY_DIR
 from protocol.wire import codec
 from protocol.wire.endpoints import dial_endpoints
-from protocol.wire.keys import KEY_DIR_SETTING, ClientSecurity
+from protocol.wire.keys import ClientSecurity
 from protocol.wire.messages import Credits, EngineCommand, Heartbeat, Load
 from protocol.wire.worker import Worker, WorkerSettings
 
 _log = logging.getLogger("penstock.fake_engine")
-_Item = tuple[str, EngineCommand | None] | None
-"""A gateway and its command; without one the gateway is lost; None ends the thread."""
+
+
+class _AlarmClock:
+    """Calls a function once at a time that may be moved; a thread that sleeps in between.
+
+    Args:
+        ring: What is called, in that thread.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, ring: Callable[[], None], clock: Callable[[], float]) -> None:
+        self._ring = ring
+        self._clock = clock
+        self._due: float | None = None
+        self._changed = threading.Condition()
+        threading.Thread(target=self._run, name="pace", daemon=True).start()
+
+    def set(self, due: float) -> None:
+        """Ring at `due` instead of any time set before."""
+        with self._changed:
+            self._due = due
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while self._due is None or self._due > self._clock():
+                    self._changed.wait(None if self._due is None else self._due - self._clock())
+                self._due = None
+            self._ring()
 
 
 class _Handler:
-    """Hands commands to the stepping thread and answers the I/O thread's questions."""
+    """Hands commands to the engine and sees to its steps; all in the worker's I/O thread."""
 
-    def __init__(self) -> None:
-        self.inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-        self.engine: FakeEngine | None = None
-        self.num_gateways = 1
+    def __init__(self, settings: FakeEngineSettings) -> None:
+        self.worker: Worker[EngineCommand] | None = None
+        self._alarm = _AlarmClock(lambda: self._soon(self._look), time.monotonic)
+        self._is_step_planned = False
+        self.engine = FakeEngine(
+            settings,
+            lambda gateway_id, message: self._worker.send(gateway_id, message),
+            clock=time.monotonic,
+            num_gateways=lambda: len(self._worker.gateway_ids()),
+        )
+
+    @property
+    def _worker(self) -> Worker[EngineCommand]:
+        assert self.worker is not None, "set before anything comes"  # noqa: S101
+        return self.worker
 
     def on_command(self, gateway_id: str, command: EngineCommand) -> None:
         if not isinstance(command, Heartbeat):
-            self.inbox.put((gateway_id, command))
+            self.engine.handle(gateway_id, command)
+            self._look()
 
     def on_gateway_lost(self, gateway_id: str) -> None:
-        self.inbox.put((gateway_id, None))
+        self.engine.forget_gateway(gateway_id)
+        self._look()
 
     def on_drain(self, timeout_s: float) -> None: ...
 
     def num_unfinished(self) -> int:
-        return 0 if self.engine is None else self.engine.num_unfinished
+        return self.engine.num_unfinished
 
     def load(self) -> Load:
-        return Load() if self.engine is None else self.engine.load()
+        return self.engine.load()
 
     def credits(self, gateway_id: str) -> Credits | None:
-        return None if self.engine is None else self.engine.credits(self.num_gateways)
+        return self.engine.credits()
 
     def progress_counter(self) -> int:
-        return 0 if self.engine is None else self.engine.num_steps
+        return self.engine.num_steps
+
+    def _look(self) -> None:
+        """Plan the next step: after what has arrived meanwhile, so that a burst shares a step."""
+        if self._is_step_planned:
+            return
+        wait_s = self.engine.wait_s()
+        if wait_s is not None and wait_s > 0:
+            self._alarm.set(time.monotonic() + wait_s)
+        elif wait_s is not None:
+            self._is_step_planned = True
+            self._soon(self._step)
+
+    def _step(self) -> None:
+        self._is_step_planned = False
+        self.engine.step()
+        self._look()
+
+    def _soon(self, function: Callable[[], None]) -> None:
+        self._worker.call_soon(function)
 
 
 def run(settings: FakeEngineSettings, environ: Mapping[str, str]) -> int:
@@ -63,11 +122,11 @@ def run(settings: FakeEngineSettings, environ: Mapping[str, str]) -> int:
     Raises:
         ConfigurationError: An endpoint or a key is wrong.
     """
-    key_dir = SettingsReader(environ).path(KEY_DIR_SETTING)
+    key_dir = KEY_DIR.read(environ)
     security = None if key_dir is None else ClientSecurity.load(key_dir, "engine")
     endpoints = dial_endpoints(environ, "engine", secured=security is not None)
     exit_with_parent(environ)
-    handler = _Handler()
+    handler = _Handler(settings)
     worker: Worker[EngineCommand] = Worker(
         role="engine",
         decoder=codec.engine_command_decoder(),
@@ -77,31 +136,8 @@ def run(settings: FakeEngineSettings, environ: Mapping[str, str]) -> int:
         settings=WorkerSettings(),
         build="scripted",
     )
-    engine = FakeEngine(settings, worker.send, clock=time.monotonic)
-    handler.engine = engine
-    thread = threading.Thread(target=_step, args=(engine, handler, worker), daemon=True)
+    handler.worker = worker
     worker.start()
-    thread.start()
-    worker.announce(engine.offer)
+    worker.announce(handler.engine.offer)
     _log.info("a scripted engine serves %s", settings.model)
-    exit_code = worker.wait()
-    handler.inbox.put(None)
-    thread.join()
-    return exit_code
-
-
-def _step(engine: FakeEngine, handler: _Handler, worker: Worker[EngineCommand]) -> None:
-    while True:
-        try:
-            item = handler.inbox.get(timeout=engine.wait_s())
-        except queue.Empty:
-            item = ("", None)
-        if item is None:
-            return
-        gateway_id, command = item
-        handler.num_gateways = len(worker.gateway_ids())
-        if command is not None:
-            engine.handle(gateway_id, command)
-        elif gateway_id:
-            engine.forget_gateway(gateway_id)
-        engine.step()
+    return worker.wait()

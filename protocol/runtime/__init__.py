@@ -1,5 +1,6 @@
 """What every process needs to run: settings, logs, metrics, and an end with its supervisor.
 
-Not about the wire; `metrics.py` alone knows one message of it.
-May import `protocol.errors` and `protocol.wire.messages`.
+Not about the wire; `metrics.py` alone knows one message of it. How a setting is declared stands in
+`settings.py` and `setting_kinds.py`; `shared_settings.py` has those that several packages read.
+May import `protocol.errors`, `protocol.wire.messages` and names of settings from `protocol.wire`.
 """

@@ -5,6 +5,8 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal, TextIO
@@ -13,6 +15,21 @@ LogFormat = Literal["json", "human"]
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The request that the current task works for; it stands on each of its log lines."""
+
+trace_id: ContextVar[str] = ContextVar("trace_id", default="")
+"""The `X-Request-ID` that the client of that request gave it; beside it on each line."""
+
+
+@contextmanager
+def about(request: str, trace: str = "") -> Iterator[None]:
+    """What is logged within is about this request; `trace` is its client's `X-Request-ID`."""
+    request_token, trace_token = request_id.set(request), trace_id.set(trace)
+    try:
+        yield
+    finally:
+        request_id.reset(request_token)
+        trace_id.reset(trace_token)
+
 
 # API keys and bearer tokens of any kind. Hints such as `psk-ab…wxyz` are short and stay.
 _SECRETS = re.compile(r"(psk-)[A-Za-z0-9_\-]{6,}|((?i:bearer)\s+)[A-Za-z0-9._~+/\-]{6,}=*")
@@ -23,8 +40,19 @@ def redact(text: str) -> str:
     return _SECRETS.sub(lambda match: f"{match[1] or match[2]}***", text)
 
 
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    """What a record brings along beside its message, as `extra={"fields": {…}}`."""
+    return {
+        name: redact(value) if isinstance(value, str) else value
+        for name, value in getattr(record, "fields", {}).items()
+    }
+
+
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, process, pid, logger, message, request_id, exception."""
+    """One JSON object a line: time, level, process, pid, logger, message, request_id, trace_id, exception.
+
+    A record may bring more fields along, as `extra={"fields": {…}}`.
+    """
 
     def __init__(self, process_name: str) -> None:
         super().__init__()
@@ -41,21 +69,26 @@ class JsonFormatter(logging.Formatter):
         }
         if current := request_id.get():
             line["request_id"] = current
+        if trace := trace_id.get():
+            line["trace_id"] = redact(trace)
+        line.update(_fields(record))
         if record.exc_info:
             line["exception"] = redact(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False)
 
 
 class HumanFormatter(logging.Formatter):
-    """One readable line: time, level, process, message, and the request in brackets."""
+    """One readable line: time, level, process, message, and the request's ids in brackets."""
 
     def __init__(self, process_name: str) -> None:
         super().__init__()
         self._process_name = process_name
 
     def format(self, record: logging.LogRecord) -> str:
-        current = request_id.get()
-        suffix = f" [{current}]" if current else ""
+        current = " ".join(filter(None, (request_id.get(), trace_id.get())))
+        suffix = f" [{redact(current)}]" if current else ""
+        if fields := _fields(record):
+            suffix += " " + " ".join(f"{name}={value}" for name, value in fields.items())
         line = (
             f"{_timestamp(record)[11:23]} {record.levelname.lower():<7} {self._process_name}: "
             f"{redact(record.getMessage())}{suffix}"

@@ -1,276 +1,311 @@
-"""Reads typed settings from a mapping such as `os.environ`; a bad value names its setting."""
+"""A setting, declared once beside the field that it fills: name, kind, bounds, default, meaning.
 
-import builtins
-import math
-import re
-from collections.abc import Mapping, Sequence
+    @dataclass(frozen=True)
+    class Settings:
+        max_queue: int = setting(
+            whole_number("MAX_QUEUE", 512, minimum=1, meaning="requests that wait")
+        )
+
+    Settings, read: `read_settings(Settings, os.environ)`
+
+Reading, checking, the options of `penstock serve`, the environment of its children and the tables
+of docs/operations.md all come from the declaration. A bad value raises a ConfigurationError that
+names the setting, the value and what would be good.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from protocol.errors import ConfigurationError
+from protocol.runtime.setting_kinds import (
+    Choice,
+    FilePath,
+    Kind,
+    Number,
+    Size,
+    Switch,
+    Text,
+    UnfitValueError,
+    WholeNumber,
+    Words,
+)
 
-_TRUE = frozenset({"1", "true", "yes", "on"})
-_FALSE = frozenset({"0", "false", "no", "off"})
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]i?B?|B)?", re.IGNORECASE)
-_UNIT_EXPONENTS = {"": 0, "B": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-NumberT = TypeVar("NumberT", int, float)
+ValueT = TypeVar("ValueT")
+DefaultT = TypeVar("DefaultT")
+WordT = TypeVar("WordT", bound=str)
+SettingsT = TypeVar("SettingsT", bound="DataclassInstance")
+
+NO_DEFAULT = "none"
+"""How the documentation writes the default of a setting that has none."""
+
+_METADATA_KEY = "setting"
+_UNSET: Any = object()
 
 
-class SettingsReader:
-    """Typed look-ups in a mapping of strings.
-
-    An empty value counts as unset, because Compose hands unset variables on as empty ones. To let
-    command-line options win over the environment, pass `ChainMap(options, os.environ)`.
+@dataclass(frozen=True)
+class Setting(Generic[ValueT]):
+    """One setting of one or more processes.
 
     Attributes:
-        seen: The names asked for so far, aliases excluded; a test holds the documentation to them.
+        name: Its environment variable.
+        kind: Its values.
+        default: Its value while it is unset.
+        meaning: For the documentation and `--help`: a phrase without capital and full stop.
+        aliases: Other variables that are read when `name` is unset, first come first.
+        option: Its option of `penstock serve`, such as `--tools/--no-tools`, or its argument.
+        key: Its name in the file of `--config`; the option's with underscores unless given.
+        shown_default: What the documentation says instead of `default`.
     """
 
-    def __init__(self, environ: Mapping[builtins.str, builtins.str]) -> None:
-        self._environ = environ
-        self.seen: set[builtins.str] = set()
+    name: str
+    kind: Kind[Any]
+    default: ValueT
+    meaning: str
+    aliases: tuple[str, ...] = ()
+    option: str = ""
+    key: str = ""
+    shown_default: str = ""
 
-    def raw(self, name: builtins.str, aliases: Sequence[builtins.str] = ()) -> builtins.str | None:
-        """The stripped text of a setting, or of the first alias that is set; None when unset."""
-        self.seen.add(name)
-        for candidate in (name, *aliases):
-            text = self._environ.get(candidate, "").strip()
-            if text:
-                return text
+    def __post_init__(self) -> None:
+        if not self.key and self.option.startswith("--"):
+            object.__setattr__(self, "key", self.flag.removeprefix("--").replace("-", "_"))
+
+    @property
+    def flag(self) -> str:
+        """What `penstock serve` calls it: the option that turns it on, the variable without one."""
+        return self.option.split("/")[0] or self.name
+
+    def find(self, environ: Mapping[str, str]) -> ValueT | None:
+        """The value in a mapping such as `os.environ`; None when unset.
+
+        An empty value counts as unset, because Compose hands unset variables on as empty ones.
+
+        Raises:
+            ConfigurationError: The value is wrong.
+        """
+        for variable in (self.name, *self.aliases):
+            text = environ.get(variable, "").strip()
+            if not text:
+                continue
+            try:
+                return cast(ValueT, self.kind.parse(text))
+            except UnfitValueError as error:
+                raise ConfigurationError(
+                    f"{self.name} must be {error.good}, not {error.value}."
+                ) from None
         return None
 
-    @overload
-    def str(
-        self, name: builtins.str, default: builtins.str, *, aliases: Sequence[builtins.str] = ...
-    ) -> builtins.str: ...
-    @overload
-    def str(
-        self, name: builtins.str, default: None = None, *, aliases: Sequence[builtins.str] = ...
-    ) -> builtins.str | None: ...
-    def str(
-        self,
-        name: builtins.str,
-        default: builtins.str | None = None,
-        *,
-        aliases: Sequence[builtins.str] = (),
-    ) -> builtins.str | None:
-        """A text, stripped."""
-        text = self.raw(name, aliases)
-        return default if text is None else text
-
-    @overload
-    def int(
-        self,
-        name: builtins.str,
-        default: builtins.int,
-        *,
-        minimum: builtins.int | None = ...,
-        maximum: builtins.int | None = ...,
-        aliases: Sequence[builtins.str] = ...,
-    ) -> builtins.int: ...
-    @overload
-    def int(
-        self,
-        name: builtins.str,
-        default: None = None,
-        *,
-        minimum: builtins.int | None = ...,
-        maximum: builtins.int | None = ...,
-        aliases: Sequence[builtins.str] = ...,
-    ) -> builtins.int | None: ...
-    def int(
-        self,
-        name: builtins.str,
-        default: builtins.int | None = None,
-        *,
-        minimum: builtins.int | None = None,
-        maximum: builtins.int | None = None,
-        aliases: Sequence[builtins.str] = (),
-    ) -> builtins.int | None:
-        """A whole number within bounds, both inclusive.
+    def read(self, environ: Mapping[str, str]) -> ValueT:
+        """As `find`, with the default for what is unset.
 
         Raises:
-            ConfigurationError: Not a whole number, or out of bounds.
+            ConfigurationError: The value is wrong.
         """
-        text = self.raw(name, aliases)
-        if text is None:
-            return default
+        found = self.find(environ)
+        if found is not None:
+            return found
+        default = self.default
+        return cast(ValueT, default.expanduser()) if isinstance(default, Path) else default
+
+    def accept(self, value: object, name: str) -> ValueT:
+        """The value of a file or an option that goes by `name`.
+
+        Raises:
+            ConfigurationError: The value is wrong.
+        """
         try:
-            value = builtins.int(text)
-        except ValueError:
-            raise ConfigurationError(f"{name} must be a whole number, not {text!r}.") from None
-        return _bounded(name, value, minimum, maximum)
+            return cast(ValueT, self.kind.accept(value))
+        except UnfitValueError as error:
+            if error.wrong:
+                raise ConfigurationError(f"{name}: {error.value} {error.wrong}.") from None
+            raise ConfigurationError(f"{name} must be {error.good}, not {error.value}.") from None
 
-    @overload
-    def float(
-        self,
-        name: builtins.str,
-        default: builtins.float,
-        *,
-        minimum: builtins.float | None = ...,
-        maximum: builtins.float | None = ...,
-        aliases: Sequence[builtins.str] = ...,
-    ) -> builtins.float: ...
-    @overload
-    def float(
-        self,
-        name: builtins.str,
-        default: None = None,
-        *,
-        minimum: builtins.float | None = ...,
-        maximum: builtins.float | None = ...,
-        aliases: Sequence[builtins.str] = ...,
-    ) -> builtins.float | None: ...
-    def float(
-        self,
-        name: builtins.str,
-        default: builtins.float | None = None,
-        *,
-        minimum: builtins.float | None = None,
-        maximum: builtins.float | None = None,
-        aliases: Sequence[builtins.str] = (),
-    ) -> builtins.float | None:
-        """A finite number within bounds, both inclusive.
-
-        Raises:
-            ConfigurationError: Not a finite number, or out of bounds.
-        """
-        text = self.raw(name, aliases)
-        if text is None:
-            return default
-        try:
-            value = builtins.float(text)
-        except ValueError:
-            raise ConfigurationError(f"{name} must be a number, not {text!r}.") from None
-        if not math.isfinite(value):
-            raise ConfigurationError(f"{name} must be a finite number, not {text!r}.")
-        return _bounded(name, value, minimum, maximum)
-
-    def bool(
-        self, name: builtins.str, default: builtins.bool, *, aliases: Sequence[builtins.str] = ()
-    ) -> builtins.bool:
-        """A switch: 1/true/yes/on or 0/false/no/off, in any case.
-
-        Raises:
-            ConfigurationError: Anything else.
-        """
-        text = self.raw(name, aliases)
-        if text is None:
-            return default
-        if text.lower() in _TRUE:
-            return True
-        if text.lower() in _FALSE:
-            return False
-        raise ConfigurationError(f"{name} must be true or false, not {text!r}.")
-
-    @overload
-    def path(
-        self, name: builtins.str, default: Path, *, aliases: Sequence[builtins.str] = ...
-    ) -> Path: ...
-    @overload
-    def path(
-        self, name: builtins.str, default: None = None, *, aliases: Sequence[builtins.str] = ...
-    ) -> Path | None: ...
-    def path(
-        self,
-        name: builtins.str,
-        default: Path | None = None,
-        *,
-        aliases: Sequence[builtins.str] = (),
-    ) -> Path | None:
-        """A path with `~` expanded; whether it exists is the caller's business."""
-        text = self.raw(name, aliases)
-        return default if text is None else Path(text).expanduser()
-
-    def choice(
-        self,
-        name: builtins.str,
-        default: builtins.str,
-        choices: Sequence[builtins.str],
-        *,
-        aliases: Sequence[builtins.str] = (),
-    ) -> builtins.str:
-        """One of a few words, in lower case.
-
-        Raises:
-            ConfigurationError: Another word; the message lists the good ones.
-        """
-        text = self.raw(name, aliases)
-        if text is None:
-            return default
-        if text.lower() not in choices:
-            raise ConfigurationError(f"{name} must be one of {', '.join(choices)}, not {text!r}.")
-        return text.lower()
-
-    def words(
-        self,
-        name: builtins.str,
-        default: tuple[builtins.str, ...] = (),
-        *,
-        aliases: Sequence[builtins.str] = (),
-    ) -> tuple[builtins.str, ...]:
-        """A comma-separated list; blanks around its members and empty members are dropped."""
-        text = self.raw(name, aliases)
-        if text is None:
-            return default
-        return tuple(word for part in text.split(",") if (word := part.strip()))
-
-    @overload
-    def size_bytes(
-        self,
-        name: builtins.str,
-        default: builtins.int,
-        *,
-        minimum: builtins.int | None = ...,
-        maximum: builtins.int | None = ...,
-        aliases: Sequence[builtins.str] = ...,
-    ) -> builtins.int: ...
-    @overload
-    def size_bytes(
-        self,
-        name: builtins.str,
-        default: None = None,
-        *,
-        minimum: builtins.int | None = ...,
-        maximum: builtins.int | None = ...,
-        aliases: Sequence[builtins.str] = ...,
-    ) -> builtins.int | None: ...
-    def size_bytes(
-        self,
-        name: builtins.str,
-        default: builtins.int | None = None,
-        *,
-        minimum: builtins.int | None = None,
-        maximum: builtins.int | None = None,
-        aliases: Sequence[builtins.str] = (),
-    ) -> builtins.int | None:
-        """A size such as `1048576`, `512MiB`, `2GB` or `1.5G`.
-
-        `KB` is 1000 bytes; `KiB` and `K` are 1024.
-
-        Raises:
-            ConfigurationError: Not a size, or out of bounds.
-        """
-        text = self.raw(name, aliases)
-        if text is None:
-            return default
-        match = _SIZE.fullmatch(text)
-        if match is None:
-            raise ConfigurationError(f"{name} must be a size such as 512MiB or 2GiB, not {text!r}.")
-        unit = (match["unit"] or "").upper()
-        base = 1000 if len(unit) == 2 else 1024
-        value = round(
-            builtins.float(match["number"]) * builtins.float(base) ** _UNIT_EXPONENTS[unit[:1]]
-        )
-        return _bounded(name, value, minimum, maximum)
+    def default_text(self) -> str:
+        """The default, for people."""
+        if self.shown_default:
+            return self.shown_default
+        return NO_DEFAULT if self.default in (None, ()) else self.kind.show(self.default)
 
 
-def _bounded(
-    name: str, value: NumberT, minimum: NumberT | None, maximum: NumberT | None
-) -> NumberT:
-    if minimum is not None and value < minimum:
-        raise ConfigurationError(f"{name} must be at least {minimum}, not {value}.")
-    if maximum is not None and value > maximum:
-        raise ConfigurationError(f"{name} must be at most {maximum}, not {value}.")
-    return value
+@overload
+def setting(declared: Setting[ValueT]) -> ValueT: ...
+@overload
+def setting(declared: Setting[ValueT], default: DefaultT) -> ValueT | DefaultT: ...
+def setting(declared: Setting[Any], default: Any = _UNSET) -> Any:
+    """The field of a dataclass that a setting fills.
+
+    Args:
+        declared: The setting.
+        default: The field's, where this process has another one than the declaration.
+    """
+    value = declared.default if default is _UNSET else default
+    metadata = {_METADATA_KEY: declared}
+    if isinstance(value, Path):
+        return dataclasses.field(default_factory=value.expanduser, metadata=metadata)
+    return dataclasses.field(default=value, metadata=metadata)
+
+
+def declared_fields(
+    settings: "DataclassInstance | type[DataclassInstance]",
+) -> Iterator[tuple[str, Setting[Any]]]:
+    """The fields of a dataclass that settings fill: name and declaration, in order."""
+    for field in dataclasses.fields(settings):
+        if _METADATA_KEY in field.metadata:
+            yield field.name, field.metadata[_METADATA_KEY]
+
+
+def fill_settings(
+    cls: type[SettingsT], find: Callable[[Setting[Any]], Any | None], **given: Any
+) -> SettingsT:
+    """A settings object from wherever values lie.
+
+    Args:
+        cls: A dataclass with fields made by `setting`.
+        find: The value of a setting; None takes the field's default.
+        given: Values of fields that nothing has to be found for.
+    """
+    found = {name: find(declared) for name, declared in declared_fields(cls) if name not in given}
+    return cls(**given, **{name: value for name, value in found.items() if value is not None})
+
+
+def read_settings(cls: type[SettingsT], environ: Mapping[str, str], **given: Any) -> SettingsT:
+    """A settings object from a mapping such as `os.environ`; `given` fields are not read.
+
+    To let command-line options win over the environment, pass `ChainMap(options, os.environ)`.
+
+    Raises:
+        ConfigurationError: A value is wrong; the message names its setting.
+    """
+    return fill_settings(cls, lambda declared: declared.find(environ), **given)
+
+
+def environment_of(
+    settings: "DataclassInstance", handed_on: Sequence[Setting[Any]]
+) -> dict[str, str]:
+    """The environment that tells another process what a settings object says.
+
+    Args:
+        settings: Whose fields to tell; what is None is left out.
+        handed_on: The settings that the other process may read.
+    """
+    return {
+        declared.name: _as_variable(value)
+        for name, declared in declared_fields(settings)
+        if declared in handed_on and (value := getattr(settings, name)) is not None
+    }
+
+
+def _as_variable(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def text(
+    name: str,
+    default: DefaultT,
+    *,
+    meaning: str,
+    aliases: tuple[str, ...] = (),
+    option: str = "",
+    key: str = "",
+    shown_default: str = "",
+) -> Setting[str | DefaultT]:
+    """A text, stripped."""
+    return Setting(name, Text(), default, meaning, aliases, option, key, shown_default)
+
+
+def whole_number(
+    name: str,
+    default: DefaultT,
+    *,
+    minimum: int | None = None,
+    maximum: int | None = None,
+    meaning: str,
+    option: str = "",
+    shown_default: str = "",
+) -> Setting[int | DefaultT]:
+    """A whole number within bounds, both inclusive."""
+    kind = WholeNumber(minimum, maximum)
+    return Setting(name, kind, default, meaning, option=option, shown_default=shown_default)
+
+
+def number(
+    name: str,
+    default: float,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    meaning: str,
+    option: str = "",
+    key: str = "",
+) -> Setting[float]:
+    """A finite number within bounds, both inclusive."""
+    return Setting(name, Number(minimum, maximum), default, meaning, option=option, key=key)
+
+
+def switch(
+    name: str, default: bool, *, meaning: str, option: str = "", shown_default: str = ""
+) -> Setting[bool]:
+    """On or off: 1/true/yes/on or 0/false/no/off, in any case."""
+    return Setting(name, Switch(), default, meaning, option=option, shown_default=shown_default)
+
+
+def file_path(
+    name: str,
+    default: DefaultT,
+    *,
+    meaning: str,
+    aliases: tuple[str, ...] = (),
+    option: str = "",
+    shown_default: str = "",
+) -> Setting[Path | DefaultT]:
+    """A path with `~` expanded, also in the default; whether it exists is the caller's business."""
+    kind = FilePath()
+    return Setting(name, kind, default, meaning, aliases, option, shown_default=shown_default)
+
+
+def choice(
+    name: str,
+    default: WordT,
+    choices: Sequence[WordT],
+    *,
+    meaning: str,
+    option: str = "",
+    shown_default: str = "",
+) -> Setting[WordT]:
+    """One of a few words, given in any case."""
+    kind = Choice(tuple(choices))
+    return Setting(name, kind, default, meaning, option=option, shown_default=shown_default)
+
+
+def words(name: str, *, each: Callable[[str], str] = str, meaning: str) -> Setting[tuple[str, ...]]:
+    """A comma-separated list, empty by default.
+
+    Args:
+        name: As everywhere.
+        each: Makes a member of a word, or raises UnfitValueError.
+        meaning: As everywhere.
+    """
+    return Setting(name, Words(each), (), meaning)
+
+
+def size(
+    name: str,
+    default: DefaultT,
+    *,
+    minimum: int | None = None,
+    maximum: int | None = None,
+    meaning: str,
+    option: str = "",
+    shown_default: str = "",
+) -> Setting[int | DefaultT]:
+    """Bytes, such as `1048576`, `512MiB`, `2GB` or `1.5G`; `KB` is 1000, `KiB` and `K` are 1024."""
+    kind = Size(minimum, maximum)
+    return Setting(name, kind, default, meaning, option=option, shown_default=shown_default)

@@ -1,23 +1,46 @@
 """Messages to MessagePack bytes and back, with types; the only place that knows the format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from protocol.errors import DecodeError, MessageTooLargeError
+from protocol.errors import DecodeError, MessageTooLargeError, ProtocolError
 from protocol.wire import messages
 from protocol.wire.messages.base import Message
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """Default bound of one message; beyond it a socket drops the peer's message unread."""
 
+MAX_BATCH_MESSAGES = 1024
+"""In one frame; a longer batch is one malformed frame, so that no peer makes us busy for long."""
+
 MessageT = TypeVar("MessageT")
 
+_parts_decoder = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _encoder = msgspec.msgpack.Encoder()
 
 encode: Callable[[Message], bytes] = _encoder.encode
 """One message as MessagePack bytes."""
+
+
+def join(frames: Sequence[bytes]) -> bytes:
+    """Encoded messages as one frame: alone as it is, several as a MessagePack array of them."""
+    if len(frames) == 1:
+        return frames[0]
+    if len(frames) < 16:
+        return b"%c%b" % (0x90 | len(frames), b"".join(frames))
+    return b"\xdc%b%b" % (len(frames).to_bytes(2, "big"), b"".join(frames))
+
+
+def _batch_length(frame: bytes) -> int | None:
+    """How many messages the array in a frame says it has; None when it is no array."""
+    first = frame[0] if frame else 0
+    if 0x90 <= first <= 0x9F:
+        return first & 0x0F
+    if first == 0xDC:
+        return int.from_bytes(frame[1:3], "big")
+    return int.from_bytes(frame[1:5], "big") if first == 0xDD else None
 
 
 class Decoder(Generic[MessageT]):
@@ -30,6 +53,7 @@ class Decoder(Generic[MessageT]):
 
     def __init__(self, union: Any, max_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self._decoder = msgspec.msgpack.Decoder(union)
+        self._batch_decoder = msgspec.msgpack.Decoder(list[union])
         self._max_bytes = max_bytes
 
     def decode(self, frame: bytes | memoryview) -> MessageT:
@@ -47,6 +71,44 @@ class Decoder(Generic[MessageT]):
             return self._decoder.decode(frame)  # type: ignore[no-any-return]
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise DecodeError(f"Not a message of this socket: {error}") from error
+
+    def decode_all(self, frame: bytes) -> Sequence[MessageT | ProtocolError]:
+        """The messages in a frame: one, or an array of them.
+
+        What is no message of this union stands as a `DecodeError` or `MessageTooLargeError` in its
+        place, and so does a frame that can't be read at all.
+        """
+        try:
+            length = _batch_length(frame)
+            if length is None:
+                return (self.decode(frame),)
+            if not 1 <= length <= MAX_BATCH_MESSAGES:
+                raise DecodeError(
+                    f"A batch of {length}; it has 1 to {MAX_BATCH_MESSAGES} messages."
+                )
+            if len(frame) > self._max_bytes:
+                raise MessageTooLargeError(
+                    f"A batch of {len(frame)} bytes is over the limit of {self._max_bytes} bytes."
+                )
+        except ProtocolError as error:
+            return (error,)
+        try:
+            return self._batch_decoder.decode(frame)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return self._decode_one_by_one(frame)
+
+    def _decode_one_by_one(self, frame: bytes) -> Sequence[MessageT | ProtocolError]:
+        try:
+            parts = _parts_decoder.decode(frame)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            return (DecodeError(f"Not a batch of messages: {error}"),)
+        found: list[MessageT | ProtocolError] = []
+        for part in parts:
+            try:
+                found.append(self.decode(memoryview(part)))
+            except DecodeError as error:
+                found.append(error)
+        return found
 
 
 def engine_command_decoder() -> Decoder[messages.EngineCommand]:

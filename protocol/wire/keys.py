@@ -18,7 +18,7 @@ _Z85_KEY = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")  # rfc.zero
 
 
 class SecretKey:
-    """A secret that shows itself only when asked for by name."""
+    """A secret key that its repr leaves out, so that no log or traceback holds it."""
 
     __slots__ = ("_value",)
 
@@ -40,7 +40,7 @@ class ServerSecurity:
     Attributes:
         secret_key: The gateway's.
         role_keys: Public key of each role; the socket of a role takes only that role's key.
-        own_public_key: The gateway's; it may knock at its own sockets, for health checks.
+        own_public_key: The gateway's; its own sockets accept it too, for health checks.
     """
 
     secret_key: SecretKey

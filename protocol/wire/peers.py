@@ -31,7 +31,7 @@ from protocol.wire.messages.metrics import Metrics, MetricSample
 PeerEventKind = Literal["joined", "ready", "updated", "lost"]
 LossReason = Literal["goodbye", "failed", "disconnected", "silent", "hung", "overflow", "replaced"]
 DEATHS: frozenset[LossReason] = frozenset({"failed", "disconnected", "silent", "hung"})
-"""What may have been the fault of the work that ran; the others are the connection's or nobody's."""
+"""Losses that the work that ran may have caused; the others have no such cause."""
 MAX_METRIC_SAMPLES = 4096
 """Series of one peer that a gateway keeps."""
 _STARTING: frozenset[Phase] = frozenset({"starting", "downloading", "loading", "compiling"})
@@ -47,7 +47,7 @@ class PeerLimits:
         stall_timeout_s: Running work without progress for so long: hung, treated as lost.
         start_dead_s: As `dead_s`, for a peer that loads or compiles.
         start_stall_timeout_s: A start-up phase without any change for so long: hung.
-        max_sweep_gap_s: If the caller itself slept longer, its peers are not to blame.
+        max_sweep_gap_s: A longer gap means that the caller itself did not run; it doesn't count as silence.
         max_peers: Further ones are refused.
     """
 
@@ -151,21 +151,21 @@ class PeerTable:
 
     Args:
         role: Of this socket; a Ready of another role is refused.
-        heartbeat: Makes the gateway's heartbeat, the first answer to a Ready.
+        heartbeat: Makes the gateway's heartbeat to a peer, the first answer to a Ready.
         limits: When a peer counts as what.
     """
 
     def __init__(
         self,
         role: Role,
-        heartbeat: Callable[[], Heartbeat],
+        heartbeat: Callable[[Peer], Heartbeat],
         limits: PeerLimits | None = None,
     ) -> None:
         self.role: Role = role
         self._heartbeat = heartbeat
         self._limits = limits or PeerLimits()
         self._peers: dict[bytes, Peer] = {}
-        # Instance id → progress counter of who was hung: connecting anew alone heals nobody.
+        # Instance id → progress counter of who was hung: a new connection alone doesn't clear it.
         self._stuck: OrderedDict[str, int] = OrderedDict()
         self._last_sweep: float | None = None
 
@@ -281,7 +281,7 @@ class PeerTable:
         if peer.phase != ready.phase:
             _set_phase(peer, ready.phase, -1.0, "", now)
         events.extend(_changes(peer, before, was_taking_work=was_taking_work))
-        return Outcome(events=tuple(events), replies=(self._heartbeat(),))
+        return Outcome(events=tuple(events), replies=(self._heartbeat(peer),))
 
     def _refusal(self, identity: bytes, ready: Ready, now: float) -> Refused | None:
         if not ready.protocol_version.speaks_with(PROTOCOL_VERSION):
@@ -342,7 +342,7 @@ class PeerTable:
         return None
 
     def _note_recovery(self, peer: Peer) -> None:
-        """Who was hung is well again once it moves, or has nothing left to do."""
+        """A hung peer takes work again once its counter moves, or it has nothing left to do."""
         if peer.stuck_at is not None and (
             peer.progress_counter != peer.stuck_at or peer.load.num_running == 0
         ):

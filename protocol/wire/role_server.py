@@ -7,12 +7,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from protocol.errors import DecodeError, MessageTooLargeError, PeerOverflowError
-from protocol.version import PROTOCOL_VERSION
+from protocol.errors import PeerOverflowError, ProtocolError
+from protocol.version import BATCH_VERSION, CANCEL_VERSION, PROTOCOL_VERSION
 from protocol.wire.codec import Decoder
 from protocol.wire.keys import ServerSecurity
 from protocol.wire.messages.base import Message
 from protocol.wire.messages.control import Goodbye, Heartbeat, Phase, Refused, Role
+from protocol.wire.messages.generation import Cancel
 from protocol.wire.peers import Peer, PeerEvent, PeerLimits, PeerTable
 from protocol.wire.rate_bound import RateBound
 from protocol.wire.transport import Router, TransportLimits
@@ -112,6 +113,21 @@ class RoleServer(Generic[EventT]):
         if self._table.get(peer.identity) is peer:
             self._send(peer.identity, message)
 
+    def cancel(self, peer: Peer, request_id: str) -> bool:
+        """Take back a request's Prepare, Detokenize or Embed, of which nobody wants the answer.
+
+        Returns:
+            Whether it had not left yet, so that the peer will never know of it. Otherwise a peer
+            that takes `Cancel` is told.
+        """
+        if self._table.get(peer.identity) is not peer:
+            return False
+        if self._router.cancel(peer.identity, request_id):
+            return True
+        if peer.protocol_version >= CANCEL_VERSION:
+            self._send(peer.identity, Cancel(request_id=request_id))
+        return False
+
     def set_phase(self, phase: Phase) -> None:
         """Say in heartbeats what the gateway is doing."""
         self._phase = phase
@@ -119,9 +135,8 @@ class RoleServer(Generic[EventT]):
 
     def beat(self) -> None:
         """Send every peer a heartbeat."""
-        heartbeat = self._heartbeat()
         for peer in self._table.peers():
-            self._send(peer.identity, heartbeat)
+            self._send(peer.identity, self._heartbeat(peer))
 
     def say_goodbye(self, reason: str = "the gateway stops") -> None:
         """Tell every peer that this is the end; a moment before `close`, or it may go unread."""
@@ -140,9 +155,12 @@ class RoleServer(Generic[EventT]):
         self._loop = None
         self._router.close()
 
-    def _heartbeat(self) -> Heartbeat:
+    def _heartbeat(self, peer: Peer) -> Heartbeat:
         return Heartbeat(
-            instance_id=self._instance_id, phase=self._phase, protocol_version=PROTOCOL_VERSION
+            instance_id=self._instance_id,
+            phase=self._phase,
+            protocol_version=PROTOCOL_VERSION,
+            takes_work=peer.takes_work and self._phase == "ready",
         )
 
     def _send(self, identity: bytes, message: Message) -> None:
@@ -164,6 +182,9 @@ class RoleServer(Generic[EventT]):
 
     def _on_message(self, identity: bytes, message: EventT) -> None:
         outcome = self._table.on_message(identity, message, self._clock())
+        for event in outcome.events:
+            if event.kind == "joined" and event.peer.protocol_version >= BATCH_VERSION:
+                self._router.send_batches(identity)
         for reply in outcome.replies:
             if isinstance(reply, Refused) and self._is_news(identity):
                 _logger.error("refused a worker on the %s socket: %s", self.role, reply.message)
@@ -182,7 +203,7 @@ class RoleServer(Generic[EventT]):
             self._refused.popitem(last=False)
         return True
 
-    def _on_malformed(self, _identity: bytes, error: DecodeError | MessageTooLargeError) -> None:
+    def _on_malformed(self, _identity: bytes, error: ProtocolError) -> None:
         if self._malformed_bound.allow():
             _logger.warning(
                 "%d malformed frames on the %s socket so far: %s",

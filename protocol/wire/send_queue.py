@@ -1,37 +1,53 @@
-"""The queue to one slow peer: bounded in bytes, and outputs of one request merge in it."""
+"""What has not left for one peer: bounded in bytes, sent in batches, outputs of a request merge."""
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
+from itertools import islice
 
 from protocol.errors import PeerOverflowError
 from protocol.wire import codec
 from protocol.wire.messages.base import Message
 from protocol.wire.messages.control import Failure
-from protocol.wire.messages.generation import Delta, Finished, StepOutput
+from protocol.wire.messages.embedding import Embed
+from protocol.wire.messages.generation import Delta, Detokenize, Finished, Prepare, StepOutput
 
 Merge = Callable[[Message, Message], Message | None]
 """An earlier and a later queued message as one, or None when they must stay two."""
 
+_QUESTIONS = (Prepare, Detokenize, Embed)
+"""What can be taken back while it is here: its answer is all that it is for."""
+
 
 class SendQueue:
-    """First in, first out; the last message may grow by merging.
+    """First in, first out; while the peer is slow the last message may grow by merging.
 
     Args:
-        max_bytes: Bound of all messages together; one message alone is always taken.
+        max_bytes: Bound of all messages together while the peer is slow; one alone is always taken.
         max_merged_bytes: A message of this size or more doesn't grow further.
         merge: Says which neighbours become one; None keeps all apart.
+
+    Attributes:
+        num_bytes: Of all messages, encoded.
+        takes_batches: Whether the peer reads several messages in a frame.
+        is_blocked: Whether the peer took nothing when it was last tried; for the owner to set.
     """
 
     def __init__(self, max_bytes: int, max_merged_bytes: int, merge: Merge | None) -> None:
         self._max_bytes = max_bytes
         self._max_merged_bytes = max_merged_bytes
         self._merge = merge
-        self._frames: deque[bytes] = deque()
+        # By number of arrival: the frame, and the request whose question it is.
+        self._entries: OrderedDict[int, tuple[bytes, str | None]] = OrderedDict()
+        self._questions: dict[str, list[int]] = {}
+        self._next_number = 0
         self._last: Message | None = None
+        self._head: tuple[bytes, int] | None = None
         self.num_bytes = 0
+        self.takes_batches = False
+        self.is_blocked = False
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(self._entries)
 
     def push(self, message: Message, frame: bytes) -> None:
         """Append a message, with its encoding.
@@ -39,46 +55,88 @@ class SendQueue:
         Raises:
             PeerOverflowError: The bound is reached; the message was not taken.
         """
-        if self._frames and self.num_bytes + len(frame) > self._max_bytes:
+        if self.is_blocked and self._entries and self.num_bytes + len(frame) > self._max_bytes:
             raise PeerOverflowError(
                 f"A peer takes nothing and its queue holds {self.num_bytes} bytes already."
             )
-        if self._try_merge(message):
+        if self.is_blocked and self._try_merge(message):
             return
-        self._frames.append(frame)
+        request_id = message.request_id if isinstance(message, _QUESTIONS) else None
+        if request_id is not None:
+            self._questions.setdefault(request_id, []).append(self._next_number)
+        self._entries[self._next_number] = (frame, request_id)
+        self._next_number += 1
         self._last = message
         self.num_bytes += len(frame)
 
-    def first(self) -> bytes:
-        """The frame to send next; the queue must not be empty."""
-        return self._frames[0]
+    def head(self, max_batch_bytes: int) -> bytes:
+        """The frame to send next, of several messages if the peer takes that; see `pop`.
+
+        The queue must not be empty.
+        """
+        if self._head is None:
+            frames: list[bytes] = []
+            size = 0
+            max_messages = codec.MAX_BATCH_MESSAGES if self.takes_batches else 1
+            for frame, _ in islice(self._entries.values(), max_messages):
+                size += len(frame)
+                if frames and size > max_batch_bytes:
+                    break
+                frames.append(frame)
+            self._head = (codec.join(frames), len(frames))
+        return self._head[0]
 
     def pop(self) -> None:
-        """Forget the first frame: it was sent."""
-        self.num_bytes -= len(self._frames.popleft())
-        if not self._frames:
+        """Forget what `head` returned: it was sent."""
+        assert self._head is not None  # noqa: S101 - what was sent came from there
+        for _ in range(self._head[1]):
+            number, (frame, request_id) = self._entries.popitem(last=False)
+            self.num_bytes -= len(frame)
+            if request_id is not None:
+                self._forget_question(request_id, number)
+        self._head = None
+        if not self._entries:
             self._last = None
 
+    def cancel(self, request_id: str) -> bool:
+        """Drop the questions of a request that have not left; whether there were any."""
+        numbers = self._questions.pop(request_id, ())
+        for number in numbers:
+            if number == self._next_number - 1:
+                self._last = None
+            self.num_bytes -= len(self._entries.pop(number)[0])
+            self._head = None
+        return bool(numbers)
+
     def clear(self) -> None:
-        """Forget everything."""
-        self._frames.clear()
-        self._last = None
+        """Forget everything, and what was known of the peer."""
+        self._entries.clear()
+        self._questions.clear()
+        self._last = self._head = None
         self.num_bytes = 0
+        self.takes_batches = self.is_blocked = False
+
+    def _forget_question(self, request_id: str, number: int) -> None:
+        numbers = self._questions[request_id]
+        numbers.remove(number)
+        if not numbers:
+            del self._questions[request_id]
 
     def _try_merge(self, message: Message) -> bool:
-        if (
-            self._merge is None
-            or self._last is None
-            or len(self._frames[-1]) >= self._max_merged_bytes
-        ):
+        if self._merge is None or self._last is None:
+            return False
+        number = next(reversed(self._entries))
+        last_frame, _ = self._entries[number]
+        if len(last_frame) >= self._max_merged_bytes:
             return False
         merged = self._merge(self._last, message)
         if merged is None:
             return False
         frame = codec.encode(merged)
-        self.num_bytes += len(frame) - len(self._frames[-1])
-        self._frames[-1] = frame
+        self.num_bytes += len(frame) - len(last_frame)
+        self._entries[number] = (frame, None)
         self._last = merged
+        self._head = None
         return True
 
 

@@ -28,7 +28,7 @@ def secure_server(socket: "zmq.Socket[bytes]", security: ServerSecurity) -> None
     socket.curve_server = True
     socket.curve_secretkey = security.secret_key.reveal()
     socket.zap_domain = _ZAP_DOMAIN
-    # Without a handler that says yes, nobody gets in.
+    # Without a ZAP handler that answers 200, no connection is accepted.
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
 
@@ -67,11 +67,11 @@ class ZapHandler:
         self._reader.start(loop)
 
     def close(self) -> None:
-        """Stop answering; from then on nobody new gets in."""
+        """Stop answering; from then on no new connection is accepted."""
         self._reader.stop()
         self._socket.close()
 
-    def _answer(self, frames: list[bytes]) -> None:
+    def _answer(self, frames: list[bytes]) -> int:
         # rfc.zeromq.org/27: version, request id, domain, address, identity, mechanism, credentials.
         request_id = frames[1] if len(frames) > 1 else b""
         name = None
@@ -93,3 +93,4 @@ class ZapHandler:
                 self._on_denied(address)
         self._socket.send_multipart(reply)
         self._reader.recheck()
+        return 1

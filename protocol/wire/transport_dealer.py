@@ -3,20 +3,26 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from protocol.errors import DecodeError, MessageTooLargeError
+from protocol.errors import DecodeError, ProtocolError
 from protocol.wire import codec
 from protocol.wire.keys import ClientSecurity
 from protocol.wire.messages.base import Message
 from protocol.wire.rate_bound import RateBound
 from protocol.wire.send_queue import Merge, SendQueue
 from protocol.wire.transport_curve import secure_client
-from protocol.wire.transport_io import EdgeTriggeredReader, TransportLimits, new_socket
+from protocol.wire.transport_io import (
+    NOBLOCK,
+    EdgeTriggeredReader,
+    TransportLimits,
+    guarded,
+    new_socket,
+)
 
 CommandT = TypeVar("CommandT")
 _logger = logging.getLogger("penstock.transport")
@@ -46,9 +52,15 @@ class Dealer(Generic[CommandT]):
         on_connected: Called when the handshake is through.
         on_disconnected: Called once for each `on_connected`.
         on_malformed: Called for each frame that doesn't decode.
+        on_drained: Called whenever nothing is left to read.
         security: CURVE keys for tcp; a Unix socket is guarded by its file mode.
         limits: Bounds in bytes, messages and seconds.
         merge: How queued messages to a slow gateway become one.
+
+    Attributes:
+        is_connected: Whether a session lasts.
+        num_received: Messages so far, bad ones included.
+        num_malformed: Messages so far that were none of this role.
     """
 
     def __init__(
@@ -61,7 +73,8 @@ class Dealer(Generic[CommandT]):
         on_message: Callable[[CommandT], None],
         on_connected: Callable[[], None],
         on_disconnected: Callable[[], None],
-        on_malformed: Callable[[DecodeError | MessageTooLargeError], None] | None = None,
+        on_malformed: Callable[[ProtocolError], None],
+        on_drained: Callable[[], None],
         security: ClientSecurity | None = None,
         limits: TransportLimits | None = None,
         merge: Merge | None = None,
@@ -74,6 +87,7 @@ class Dealer(Generic[CommandT]):
         self._on_connected = on_connected
         self._on_disconnected = on_disconnected
         self._on_malformed = on_malformed
+        self._on_drained = on_drained
         self._security = None if address.startswith("ipc://") else security
         self._limits = limits or TransportLimits()
         self._queue = SendQueue(self._limits.max_queue_bytes, self._limits.max_merged_bytes, merge)
@@ -100,13 +114,35 @@ class Dealer(Generic[CommandT]):
         if not self.is_connected:
             return
         frame = codec.encode(message)
-        if self._queue or not self._try_send(frame):
-            self._queue.push(message, frame)
+        queue = self._queue
+        if not queue and not queue.takes_batches:
+            if self._try_send(frame):
+                return
+            queue.is_blocked = True
+        queue.push(message, frame)
+        if queue.num_bytes >= self._limits.max_batch_bytes:
+            self.flush()
+        elif not queue.is_blocked:
+            self.recheck()
+
+    def send_batches(self) -> None:
+        """From now until the session ends, messages of one turn of the loop share a frame."""
+        self._queue.takes_batches = True
+
+    def flush(self) -> None:
+        """Send what has queued up, unless the gateway took nothing when it was last tried."""
+        if not self._queue.is_blocked:
+            self._retry()
 
     @property
     def num_queued_bytes(self) -> int:
         """How much waits because the gateway is slow."""
         return self._queue.num_bytes
+
+    def recheck(self) -> None:
+        """Look soon whether something is there to read."""
+        if self._connection is not None:
+            self._connection.recheck()
 
     def reset(self, redial_s: float = 0.0) -> None:
         """End this session and dial again, after a pause of at least `redial_s`."""
@@ -133,7 +169,16 @@ class Dealer(Generic[CommandT]):
         if self._security is not None:
             secure_client(socket, self._security)
         self._connection = _Connection(
-            socket, self._on_frames, self._flush, self._on_monitor, self._limits
+            socket,
+            lambda reader_socket: EdgeTriggeredReader(
+                reader_socket,
+                self._on_frames,
+                retry=self._retry,
+                flush=self.flush,
+                on_drained=self._on_drained,
+                max_messages=self._limits.max_messages_per_wakeup,
+            ),
+            self._on_monitor,
         )
         self._connection.start(self._loop, self.address)
         self._timer = self._loop.call_later(self._limits.handshake_timeout_s, self._on_timeout)
@@ -151,6 +196,7 @@ class Dealer(Generic[CommandT]):
             self.reset()
 
     def _end_session(self) -> None:
+        self.flush()
         was_connected, self.is_connected = self.is_connected, False
         self._queue.clear()
         if self._connection is not None:
@@ -180,7 +226,7 @@ class Dealer(Generic[CommandT]):
                 self.address,
             )
         if event & _ENDS and self._connection is not None and self._loop is not None:
-            # First its last words, such as a Goodbye, which may still wait unread.
+            # First what it sent last, such as a Goodbye, which may still wait unread.
             self._connection.recheck()
             self._loop.call_soon(self._on_end, self._connection)
 
@@ -188,26 +234,36 @@ class Dealer(Generic[CommandT]):
         if self._connection is connection:
             self.reset()
 
-    def _on_frames(self, frames: list[bytes]) -> None:
-        self.num_received += 1
-        try:
-            if len(frames) != 1:
-                raise DecodeError(f"A message has one frame, not {len(frames)}.")
-            message = self._decoder.decode(frames[0])
-        except (DecodeError, MessageTooLargeError) as error:
-            self.num_malformed += 1
-            if self._on_malformed is not None:
-                self._on_malformed(error)
-            return
-        self._on_message(message)
+    def _on_frames(self, frames: list[bytes]) -> int:
+        messages: Sequence[CommandT | ProtocolError]
+        if len(frames) == 1:
+            messages = self._decoder.decode_all(frames[0])
+        else:
+            messages = (DecodeError(f"A message has one frame, not {len(frames)}."),)
+        self.num_received += len(messages)
+        connection = self._connection
+        for message in messages:
+            if self._connection is not connection:
+                break  # what an earlier message of the batch led to
+            if isinstance(message, ProtocolError):
+                self.num_malformed += 1
+                self._on_malformed(message)
+            else:
+                guarded(self._on_message, message)
+        return len(messages)
 
     def _try_send(self, frame: bytes) -> bool:
         assert self._connection is not None  # noqa: S101 - is_connected says so
         return self._connection.try_send(frame)
 
-    def _flush(self) -> None:
-        while self._queue and self.is_connected and self._try_send(self._queue.first()):
-            self._queue.pop()
+    def _retry(self) -> None:
+        queue = self._queue
+        while queue and self.is_connected:
+            if not self._try_send(queue.head(self._limits.max_batch_bytes)):
+                queue.is_blocked = True
+                return
+            queue.pop()
+        queue.is_blocked = False
 
 
 class _Connection:
@@ -216,18 +272,14 @@ class _Connection:
     def __init__(
         self,
         socket: "zmq.Socket[bytes]",
-        on_frames: Callable[[list[bytes]], None],
-        on_wake: Callable[[], None],
+        make_reader: Callable[["zmq.Socket[bytes]"], EdgeTriggeredReader],
         on_event: Callable[[int], None],
-        limits: TransportLimits,
     ) -> None:
         self._socket = socket
         self._on_event = on_event
         self._monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _ENDS)
         self._monitor_reader = EdgeTriggeredReader(self._monitor, self._on_monitor)
-        self._reader = EdgeTriggeredReader(
-            socket, on_frames, on_wake, limits.max_messages_per_wakeup
-        )
+        self._reader = make_reader(socket)
 
     def start(self, loop: asyncio.AbstractEventLoop, address: str) -> None:
         self._monitor_reader.start(loop)
@@ -236,7 +288,7 @@ class _Connection:
 
     def try_send(self, frame: bytes) -> bool:
         try:
-            self._socket.send(frame, zmq.NOBLOCK)
+            self._socket.send(frame, NOBLOCK)
         except zmq.Again:
             return False
         finally:
@@ -253,9 +305,10 @@ class _Connection:
         self._monitor.close(linger=0)
         self._socket.close()
 
-    def _on_monitor(self, frames: list[bytes]) -> None:
+    def _on_monitor(self, frames: list[bytes]) -> int:
         event = parse_monitor_message(frames)["event"]
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._socket.getsockopt(zmq.EVENTS)  # lets libzmq put up the pipe before we send
             self._reader.recheck()
         self._on_event(int(event))
+        return 1

@@ -4,12 +4,19 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import zmq
 
 from protocol.wire.codec import MAX_MESSAGE_BYTES
 
 _logger = logging.getLogger("penstock.transport")
+
+# As plain integers: combining pyzmq's flags costs as much as sending.
+NOBLOCK = int(zmq.NOBLOCK)
+SNDMORE_NOBLOCK = int(zmq.SNDMORE | zmq.NOBLOCK)
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class TransportLimits:
         send_high_water: Messages that libzmq holds for one peer before our own queue begins.
         max_queue_bytes: Our own queue to one slow peer, encoded.
         max_merged_bytes: Queued messages merge up to this size.
+        max_batch_bytes: Messages that are sent in one turn of the loop share frames of this size.
         max_messages_per_wakeup: Then other tasks of the loop get their turn.
         linger_s: How long closing waits for what is still unsent.
         handshake_timeout_s: A connection attempt takes no longer.
@@ -37,11 +45,24 @@ class TransportLimits:
     send_high_water: int = 64
     max_queue_bytes: int = 16 * 1024 * 1024
     max_merged_bytes: int = 64 * 1024
+    max_batch_bytes: int = 64 * 1024
     max_messages_per_wakeup: int = 256
     linger_s: float = 0.5
     handshake_timeout_s: float = 5.0
     min_redial_s: float = 0.05
     max_redial_s: float = 2.0
+
+
+def _nothing() -> None:
+    pass
+
+
+def guarded(callback: Callable[..., object], *arguments: Any) -> None:
+    """Call for one message of several; what it raises is logged and costs the others nothing."""
+    try:
+        callback(*arguments)
+    except Exception:
+        _logger.exception("a callback for incoming messages failed")
 
 
 def new_context() -> "zmq.Context[zmq.Socket[bytes]]":
@@ -77,25 +98,35 @@ class EdgeTriggeredReader:
 
     Args:
         socket: Read only through this object.
-        on_message: Called with all frames of a message; what it raises is logged.
-        on_wake: Called once after each round of reading, such as to flush queues.
-        max_messages: Read at most so many in a row before other tasks of the loop run.
+        on_frames: Called with all frames of a ZeroMQ message; returns how many messages of ours
+            they held.
+        retry: Called before reading, to send what has queued up, also to who took nothing before.
+        flush: Called after reading, to send what has queued up since; not to who took nothing.
+        on_drained: Called whenever nothing is left to read.
+        max_messages: Read about so many in a row before other tasks of the loop run.
     """
 
     def __init__(
         self,
         socket: "zmq.Socket[bytes]",
-        on_message: Callable[[list[bytes]], None],
-        on_wake: Callable[[], None] | None = None,
+        on_frames: Callable[[list[bytes]], int],
+        *,
+        retry: Callable[[], None] = _nothing,
+        flush: Callable[[], None] = _nothing,
+        on_drained: Callable[[], None] = _nothing,
         max_messages: int = 256,
     ) -> None:
         self._socket = socket
-        self._on_message = on_message
-        self._on_wake = on_wake
+        self._on_frames = on_frames
+        self._retry = retry
+        self._flush = flush
+        self._on_drained = on_drained
         self._max_messages = max_messages
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd = -1
         self._is_round_planned = False
+        self._is_in_round = False
+        self._looks_again = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin reading; called in the loop's thread."""
@@ -105,8 +136,10 @@ class EdgeTriggeredReader:
         self.recheck()
 
     def recheck(self) -> None:
-        """Plan one round of reading; needed after each use of the socket outside this object."""
-        if not self._is_round_planned and self._loop is not None:
+        """Read once more, soon or in this round; needed after each use of the socket elsewhere."""
+        if self._is_in_round:
+            self._looks_again = True
+        elif not self._is_round_planned and self._loop is not None:
             self._is_round_planned = True
             self._loop.call_soon(self._round)
 
@@ -117,19 +150,39 @@ class EdgeTriggeredReader:
         self._loop = None
 
     def _round(self) -> None:
+        if self._is_in_round:  # a callback runs the loop, as tests do
+            return
         self._is_round_planned = False
-        for _ in range(self._max_messages):
-            if self._loop is None:  # a callback stopped us
-                return
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            try:
-                self._on_message(frames)
-            except Exception:
-                _logger.exception("a callback for incoming messages failed")
-        else:
+        self._is_in_round = True
+        try:
+            is_drained = self._read()
+        finally:
+            self._is_in_round = False
+        if not is_drained:
             self.recheck()
-        if self._on_wake is not None and self._loop is not None:
-            self._on_wake()
+
+    def _has_input(self) -> bool:
+        return bool(int(self._socket.getsockopt(_EVENTS)) & _POLLIN)
+
+    def _read(self) -> bool:
+        """Send and read until nothing is left to do; False when it was enough for one turn."""
+        num_read = 0
+        if self._loop is not None:
+            self._retry()
+        while self._loop is not None:  # a callback may stop us
+            self._looks_again = False
+            try:
+                frames = self._socket.recv_multipart(NOBLOCK)
+            except zmq.Again:
+                self._on_drained()
+                self._flush()
+                # Cheaper than a second exception, and as good at finding a swallowed signal.
+                if self._looks_again and self._loop and self._has_input():
+                    continue
+                break
+            num_read += self._on_frames(frames)
+            if num_read >= self._max_messages:
+                if self._loop is not None:
+                    self._flush()
+                return False
+        return True

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from protocol.errors import ConfigurationError, DecodeError, MessageTooLargeError, PeerOverflowError
+from protocol.errors import ConfigurationError, DecodeError, PeerOverflowError, ProtocolError
 from protocol.wire import codec
 from protocol.wire.keys import ServerSecurity
 from protocol.wire.messages.base import Message
@@ -20,7 +20,14 @@ from protocol.wire.messages.control import Role
 from protocol.wire.rate_bound import RateBound
 from protocol.wire.send_queue import Merge, SendQueue
 from protocol.wire.transport_curve import ZapHandler, secure_server
-from protocol.wire.transport_io import EdgeTriggeredReader, TransportLimits, new_socket
+from protocol.wire.transport_io import (
+    NOBLOCK,
+    SNDMORE_NOBLOCK,
+    EdgeTriggeredReader,
+    TransportLimits,
+    guarded,
+    new_socket,
+)
 
 EventT = TypeVar("EventT")
 _logger = logging.getLogger("penstock.transport")
@@ -56,7 +63,7 @@ class Router(Generic[EventT]):
         decoder: codec.Decoder[EventT],
         *,
         on_message: Callable[[bytes, EventT], None],
-        on_malformed: Callable[[bytes, DecodeError | MessageTooLargeError], None] | None = None,
+        on_malformed: Callable[[bytes, ProtocolError], None] | None = None,
         on_overflow: Callable[[bytes], None] | None = None,
         on_gone: Callable[[bytes], None] | None = None,
         on_disconnect: Callable[[], None] | None = None,
@@ -78,9 +85,13 @@ class Router(Generic[EventT]):
         self._security = None if endpoint.startswith("ipc://") else security
         self._limits = limits or TransportLimits()
         self._merge = merge
+        # Of peers that take batches, or take nothing at present.
         self._queues: dict[bytes, SendQueue] = {}
+        # Who has something unsent and is not known to be slow, in order; and who is.
+        self._pending: dict[bytes, None] = {}
+        self._blocked: dict[bytes, None] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._retry: asyncio.TimerHandle | None = None
+        self._retry_timer: asyncio.TimerHandle | None = None
         self._is_disconnect_planned = False
         self._refusal_log_bound = RateBound(1 / 30, max_burst=2)
         self.num_received = 0
@@ -111,7 +122,11 @@ class Router(Generic[EventT]):
         self._monitor = self._socket.get_monitor_socket(_WATCHED)
         self._monitor_reader = EdgeTriggeredReader(self._monitor, self._on_monitor)
         self._reader = EdgeTriggeredReader(
-            self._socket, self._on_frames, self._flush, self._limits.max_messages_per_wakeup
+            self._socket,
+            self._on_frames,
+            retry=self._retry_blocked,
+            flush=self._flush,
+            max_messages=self._limits.max_messages_per_wakeup,
         )
         try:
             bound = self._bind_socket()
@@ -134,11 +149,9 @@ class Router(Generic[EventT]):
         queue = self._queues.get(identity)
         if queue is None:
             if self._try_send(identity, frame):
-                self._reader.recheck()
                 return
-            queue = self._queues[identity] = SendQueue(
-                self._limits.max_queue_bytes, self._limits.max_merged_bytes, self._merge
-            )
+            queue = self._new_queue(identity)
+            self._block(identity, queue)
         try:
             queue.push(message, frame)
         except PeerOverflowError:
@@ -146,11 +159,31 @@ class Router(Generic[EventT]):
             if self._on_overflow is not None:
                 self._loop.call_soon(self._on_overflow, identity)
             raise
-        self._plan_retry()
+        if queue.is_blocked:
+            return
+        if queue.num_bytes >= self._limits.max_batch_bytes:
+            self._send_queued(identity, queue)
+        else:
+            self._pending[identity] = None
+            self._reader.recheck()
+
+    def send_batches(self, identity: bytes) -> None:
+        """From now on, until `forget`, messages of one turn of the loop share a frame."""
+        queue = self._queues.get(identity)
+        if queue is None:
+            queue = self._new_queue(identity)
+        queue.takes_batches = True
+
+    def cancel(self, identity: bytes, request_id: str) -> bool:
+        """Drop a request's questions that have not left; whether there were any."""
+        queue = self._queues.get(identity)
+        return queue is not None and queue.cancel(request_id)
 
     def forget(self, identity: bytes) -> None:
-        """Drop what is queued for a peer."""
+        """Drop what is queued for a peer, and what is known of it."""
         self._queues.pop(identity, None)
+        self._pending.pop(identity, None)
+        self._blocked.pop(identity, None)
 
     def num_queued_bytes(self, identity: bytes) -> int:
         """How much waits for a slow peer."""
@@ -161,9 +194,10 @@ class Router(Generic[EventT]):
         """Stop listening; what was handed to libzmq may still leave within `limits.linger_s`."""
         if self._loop is None:
             return
+        self._flush()
         self._loop = None
-        if self._retry is not None:
-            self._retry.cancel()
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
         self._queues.clear()
         self._reader.stop()
         self._monitor_reader.stop()
@@ -192,25 +226,41 @@ class Router(Generic[EventT]):
         # Waits for what lingers, so not in this thread, which has other work.
         threading.Thread(target=self._context.term, name="zmq-term", daemon=True).start()
 
-    def _on_frames(self, frames: list[bytes]) -> None:
-        self.num_received += 1
+    def _on_frames(self, frames: list[bytes]) -> int:
         identity = frames[0]
-        try:
-            if len(frames) != 2:
-                raise DecodeError(f"A message has one frame, not {len(frames) - 1}.")
-            message = self._decoder.decode(frames[1])
-        except (DecodeError, MessageTooLargeError) as error:
-            self.num_malformed += 1
-            if self._on_malformed is not None:
-                self._on_malformed(identity, error)
-            return
-        self._on_message(identity, message)
+        messages: Sequence[EventT | ProtocolError]
+        if len(frames) == 2:
+            messages = self._decoder.decode_all(frames[1])
+        else:
+            messages = (DecodeError(f"A message has one frame, not {len(frames) - 1}."),)
+        self.num_received += len(messages)
+        for message in messages:
+            if self._loop is None:
+                break  # closed by what an earlier message of the batch led to
+            if isinstance(message, ProtocolError):
+                self.num_malformed += 1
+                if self._on_malformed is not None:
+                    self._on_malformed(identity, message)
+            else:
+                guarded(self._on_message, identity, message)
+        return len(messages)
+
+    def _new_queue(self, identity: bytes) -> SendQueue:
+        queue = self._queues[identity] = SendQueue(
+            self._limits.max_queue_bytes, self._limits.max_merged_bytes, self._merge
+        )
+        return queue
+
+    def _block(self, identity: bytes, queue: SendQueue) -> None:
+        queue.is_blocked = True
+        self._blocked[identity] = None
+        self._plan_retry()
 
     def _try_send(self, identity: bytes, frame: bytes) -> bool:
         """Whether the message needs no more care: it was sent, or its peer is gone."""
         try:
-            self._socket.send(identity, zmq.SNDMORE | zmq.NOBLOCK)
-            self._socket.send(frame, zmq.NOBLOCK)
+            self._socket.send(identity, SNDMORE_NOBLOCK)
+            self._socket.send(frame, NOBLOCK)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -218,33 +268,49 @@ class Router(Generic[EventT]):
                 raise
             self.forget(identity)
             if self._on_gone is not None and self._loop is not None:
-                # First its last words, such as a Goodbye, which may still wait unread.
+                # First what it sent last, such as a Goodbye, which may still wait unread.
                 self._reader.recheck()
                 self._loop.call_soon(self._on_gone, identity)
+        finally:
+            self._reader.recheck()
         return True
 
+    def _send_queued(self, identity: bytes, queue: SendQueue) -> None:
+        while queue:
+            if not self._try_send(identity, queue.head(self._limits.max_batch_bytes)):
+                self._block(identity, queue)
+                return
+            if self._queues.get(identity) is not queue:
+                return  # the peer is gone
+            queue.pop()
+        queue.is_blocked = False
+        if not queue.takes_batches:
+            del self._queues[identity]
+
     def _flush(self) -> None:
-        for identity, queue in list(self._queues.items()):
-            while queue and self._try_send(identity, queue.first()):
-                if self._queues.get(identity) is not queue:
-                    break  # the peer is gone
-                queue.pop()
-            if not queue:
-                self._queues.pop(identity, None)
+        while self._pending:
+            identity = next(iter(self._pending))
+            del self._pending[identity]
+            self._send_queued(identity, self._queues[identity])
+
+    def _retry_blocked(self) -> None:
+        blocked, self._blocked = self._blocked, {}
+        for identity in blocked:
+            self._send_queued(identity, self._queues[identity])
+        self._flush()
 
     def _plan_retry(self) -> None:
         # The descriptor also wakes us when a peer takes messages again; this is the safety net.
-        if self._retry is None and self._loop is not None:
-            self._retry = self._loop.call_later(_RETRY_INTERVAL_S, self._retry_now)
+        if self._retry_timer is None and self._loop is not None:
+            self._retry_timer = self._loop.call_later(_RETRY_INTERVAL_S, self._retry_now)
 
     def _retry_now(self) -> None:
-        self._retry = None
-        self._flush()
+        self._retry_timer = None
         self._reader.recheck()
-        if self._queues:
+        if self._blocked:
             self._plan_retry()
 
-    def _on_monitor(self, frames: list[bytes]) -> None:
+    def _on_monitor(self, frames: list[bytes]) -> int:
         event = parse_monitor_message(frames)["event"]
         if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and self._refusal_log_bound.allow():
             _logger.warning(
@@ -252,12 +318,12 @@ class Router(Generic[EventT]):
                 "key for us, or no keys",
                 self._role or "worker",
             )
-        if event != zmq.EVENT_DISCONNECTED or self._on_disconnect is None or self._loop is None:
-            return
-        if not self._is_disconnect_planned:
+        is_end = event == zmq.EVENT_DISCONNECTED and self._on_disconnect is not None
+        if is_end and self._loop is not None and not self._is_disconnect_planned:
             # libzmq reports the end of a connection a moment before it takes down the pipe.
             self._is_disconnect_planned = True
             self._loop.call_later(0.02, self._report_disconnect)
+        return 1
 
     def _report_disconnect(self) -> None:
         self._is_disconnect_planned = False

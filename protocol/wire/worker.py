@@ -8,6 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from protocol.version import OLDEST_VERSION, ProtocolVersion
@@ -16,17 +17,16 @@ from protocol.wire.endpoints import Endpoint, Resolver, resolve_endpoints, resol
 from protocol.wire.keys import ClientSecurity
 from protocol.wire.messages.base import Message
 from protocol.wire.messages.control import AuthOffer, EngineOffer, ParserOffer, Phase, Role
+from protocol.wire.readiness import ReadyFile
 from protocol.wire.transport import TransportLimits
-from protocol.wire.worker_loop import (
-    EXIT_CLEAN,
-    EXIT_FAILED,
+from protocol.wire.worker_handler import (
     Announcement,
     MetricSource,
     Offer,
     WorkerHandler,
-    WorkerLoop,
     WorkerSettings,
 )
+from protocol.wire.worker_loop import EXIT_CLEAN, EXIT_FAILED, WorkerLoop
 from protocol.wire.worker_signals import SignalPipe
 
 __all__ = ["Worker", "WorkerHandler", "WorkerSettings"]
@@ -53,7 +53,12 @@ class Worker(Generic[CommandT]):
         instance_id: Random when None.
         resolve: Looks up host names.
         metrics: What the worker counts, reported to every gateway; None reports nothing.
+        ready_file: There while the worker is ready and a gateway gives it work, for health checks;
+            None writes none.
         clock: Monotonic seconds.
+
+    Raises:
+        ConfigurationError: A `ready_file` of an earlier life can't be removed.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Worker(Generic[CommandT]):
         instance_id: str | None = None,
         resolve: Resolver = resolve_host,
         metrics: MetricSource | None = None,
+        ready_file: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.instance_id = instance_id or f"{role}-{secrets.token_hex(8)}"
@@ -90,6 +96,7 @@ class Worker(Generic[CommandT]):
             flush_outbox=self._send_outbox,
             on_finished=self._on_finished,
             metrics=metrics,
+            ready_file=None if ready_file is None else ReadyFile(ready_file),
             clock=clock,
         )
         self._loop = _new_event_loop()
@@ -116,7 +123,10 @@ class Worker(Generic[CommandT]):
         # At worst one wake-up too many: the flag is cleared before the queue is read.
         if not self._is_outbox_planned:
             self._is_outbox_planned = True
-            self.call_soon(self._send_outbox)
+            if threading.current_thread() is self._thread:
+                self._loop.call_soon(self._send_outbox)
+            else:
+                self.call_soon(self._send_outbox)
 
     def call_soon(self, function: Callable[..., object], *args: Any) -> None:
         """Run a function in the I/O thread; nothing happens once the worker has finished."""
@@ -160,6 +170,13 @@ class Worker(Generic[CommandT]):
     def gateway_version(self, gateway_id: str) -> ProtocolVersion:
         """What a gateway speaks; the oldest version when it is not there."""
         return self._io.gateway_versions.get(gateway_id, OLDEST_VERSION)
+
+    def command_age_s(self) -> float:
+        """Called in `on_command` only: how long at most the command may have waited unread, seconds.
+
+        0.0 unless the I/O thread did not run for at least two heartbeats.
+        """
+        return self._io.command_age_s()
 
     def drain(self, timeout_s: float | None = None) -> None:
         """Begin to drain, as SIGTERM does."""
@@ -228,11 +245,10 @@ class Worker(Generic[CommandT]):
 
     def _send_outbox(self) -> None:
         self._is_outbox_planned = False
-        while True:
-            try:
-                gateway_id, message = self._outbox.get_nowait()
-            except queue.Empty:
-                return
+        if self._outbox.empty():
+            return
+        while not self._outbox.empty():
+            gateway_id, message = self._outbox.get_nowait()
             try:
                 self._io.send(gateway_id, message)
             except (UnicodeEncodeError, OverflowError):
@@ -240,10 +256,11 @@ class Worker(Generic[CommandT]):
                 # for the answer must get one.
                 _logger.exception("a %s can't be encoded", type(message).__name__)
                 self._io.fail(gateway_id, message, "The worker could not write its answer.")
+        self._io.flush()
 
     def _on_signal(self, number: int) -> None:
         # Ctrl-C reaches the whole process group and the supervisor's SIGTERM follows it, so only
-        # the same signal again means that somebody lost patience.
+        # the same signal again asks for the end at once.
         if number in self._received_signals:
             self._plan_hard_exit(128 + number)
             self._io.finish("told twice to stop", 128 + number)

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from protocol.errors import DecodeError, ErrorCode, MessageTooLargeError, PeerOverflowError
+from protocol.errors import ErrorCode, PeerOverflowError, ProtocolError
 from protocol.version import OLDEST_VERSION
+from protocol.wire.command_age import CommandAge
 from protocol.wire.messages.base import Message
-from protocol.wire.messages.control import Failure
+from protocol.wire.messages.control import Failure, Ping
 from protocol.wire.rate_bound import RateBound
 from protocol.wire.transport import Dealer
 
@@ -24,6 +25,8 @@ class WorkerLink(Generic[CommandT]):
         on_message: Called with this link and each good message.
         on_connected: Called with this link; it announces the worker.
         on_lost: Called with this link when its session ended for whatever reason.
+        on_drained: Called whenever nothing is left to read from the gateway.
+        max_gap_s: Between two rounds of reading in normal operation.
         clock: Monotonic seconds.
 
     Attributes:
@@ -31,6 +34,8 @@ class WorkerLink(Generic[CommandT]):
         gateway_version: Of the wire, as its first heartbeat of this session said.
         last_heard: When the gateway last said something, or the session began.
         last_announced: When Ready was last sent.
+        age: How long what is read may have waited.
+        takes_work: Whether the gateway gives this worker new work, as its last heartbeat said.
         is_parked: Not dialled, because another address leads to the same gateway.
         has_said_goodbye: The gateway ended this session on purpose.
     """
@@ -43,6 +48,8 @@ class WorkerLink(Generic[CommandT]):
         on_message: Callable[["WorkerLink[CommandT]", CommandT], None],
         on_connected: Callable[["WorkerLink[CommandT]"], None],
         on_lost: Callable[["WorkerLink[CommandT]", str], None],
+        on_drained: Callable[[], None],
+        max_gap_s: float,
         clock: Callable[[], float],
     ) -> None:
         self.address = address
@@ -50,14 +57,17 @@ class WorkerLink(Generic[CommandT]):
         self.gateway_version = OLDEST_VERSION
         self.last_heard = clock()
         self.last_announced = clock()
+        self.takes_work = False
         self.is_parked = False
         self.has_said_goodbye = False
         self._on_message = on_message
         self._on_connected = on_connected
         self._on_lost = on_lost
+        self._on_drained = on_drained
         self._clock = clock
         # Answering and logging each bad frame would let a peer make us busy.
         self._malformed_bound = RateBound(1.0, max_burst=10, clock=clock)
+        self.age = CommandAge(max_gap_s, self._ping, clock)
         self.dealer = make_dealer(self)
 
     def send(self, message: Message) -> None:
@@ -94,13 +104,14 @@ class WorkerLink(Generic[CommandT]):
         """Callback of the dealer."""
         self.last_heard = self._clock()
         self.has_said_goodbye = False
+        self.age.begin()
         self._on_connected(self)
 
     def handle_disconnected(self) -> None:
         """Callback of the dealer."""
         self._on_lost(self, "the connection ended")
 
-    def handle_malformed(self, error: DecodeError | MessageTooLargeError) -> None:
+    def handle_malformed(self, error: ProtocolError) -> None:
         """Callback of the dealer: count, and now and then say so."""
         if not self._malformed_bound.allow():
             return
@@ -117,3 +128,12 @@ class WorkerLink(Generic[CommandT]):
                 message="A frame is no message of this worker's role.",
             )
         )
+
+    def handle_drained(self) -> None:
+        """Callback of the dealer."""
+        if self.dealer.is_connected:
+            self.age.note_drained()
+        self._on_drained()
+
+    def _ping(self, nonce: int) -> None:
+        self.send(Ping(nonce=nonce))

@@ -5,23 +5,24 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from protocol.errors import ErrorCode
-from protocol.version import METRICS_VERSION, OLDEST_VERSION, PROTOCOL_VERSION, ProtocolVersion
+from protocol.version import (
+    BATCH_VERSION,
+    METRICS_VERSION,
+    OLDEST_VERSION,
+    PROTOCOL_VERSION,
+    ProtocolVersion,
+)
 from protocol.wire.codec import Decoder
+from protocol.wire.command_age import CommandAge
 from protocol.wire.keys import ClientSecurity
 from protocol.wire.messages.base import Message
 from protocol.wire.messages.control import (
-    AuthOffer,
-    Credits,
     Drain,
-    EngineOffer,
     Goodbye,
     Heartbeat,
-    Load,
-    ParserOffer,
     Phase,
     Pong,
     Ready,
@@ -29,94 +30,20 @@ from protocol.wire.messages.control import (
     Role,
 )
 from protocol.wire.rate_bound import RateBound
+from protocol.wire.readiness import ReadyFile
 from protocol.wire.send_queue import merge_step_outputs
 from protocol.wire.transport import Dealer, TransportLimits, new_context
+from protocol.wire.worker_handler import Announcement, MetricSource, WorkerHandler, WorkerSettings
 from protocol.wire.worker_link import WorkerLink
 
 CommandT = TypeVar("CommandT")
-CommandT_contra = TypeVar("CommandT_contra", contravariant=True)
-Offer = EngineOffer | AuthOffer | ParserOffer
 _logger = logging.getLogger("penstock.worker")
 
 EXIT_CLEAN = 0
 EXIT_FAILED = 1
 _DRAIN_CHECK_INTERVAL_S = 0.02
-
-
-class MetricSource(Protocol):
-    """What a worker counts; `protocol.runtime.metrics.MetricRegistry` is one."""
-
-    def message(self) -> Message:
-        """All values now, as one message."""
-        ...
-
-
-class WorkerHandler(Protocol[CommandT_contra]):
-    """What a worker does; called in the I/O thread, so each call returns within a millisecond."""
-
-    def on_command(self, gateway_id: str, command: CommandT_contra) -> None:
-        """A gateway wants something; answers go through `Worker.send` with the same gateway id."""
-
-    def on_gateway_lost(self, gateway_id: str) -> None:
-        """A gateway is gone: abort all it wanted. If it comes back, it starts from nothing."""
-
-    def on_drain(self, timeout_s: float) -> None:
-        """Take no new work; finish what runs, or end it with a clear event within the timeout."""
-
-    def num_unfinished(self) -> int:
-        """How many requests still run or wait; a drain ends when there are none."""
-
-    def load(self) -> Load:
-        """How busy the worker is."""
-
-    def credits(self, gateway_id: str) -> Credits | None:
-        """What this gateway may have unfinished here; None where there are no credits."""
-
-    def progress_counter(self) -> int:
-        """A number that grows with each step of work."""
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """Times of the worker loop, seconds.
-
-    Attributes:
-        heartbeat_interval_s: Between two heartbeats to each gateway.
-        gateway_silence_s: A gateway silent for so long is lost.
-        ready_interval_s: Ready is repeated so often until the gateway's first heartbeat.
-        drain_timeout_s: How long running work may go on after SIGTERM.
-        resolve_interval_s: Between two look-ups of gateway host names.
-        refused_redial_s: Pause before asking a gateway again that refused us.
-        exit_grace_s: After a signal and the end of the drain, the main thread has so long to
-            reach `Worker.wait`, then the process ends without it.
-        handle_signals: Take over SIGTERM and SIGINT when started from the main thread.
-        metrics_interval_s: Between two reports of the worker's metrics to each gateway.
-        hang_grace_s: Told by a gateway that it hangs, the worker ends if it has made no progress so
-            much later, for its supervisor to start it anew; None goes on hoping.
-    """
-
-    heartbeat_interval_s: float = 1.0
-    gateway_silence_s: float = 15.0
-    ready_interval_s: float = 3.0
-    drain_timeout_s: float = 30.0
-    resolve_interval_s: float = 5.0
-    refused_redial_s: float = 30.0
-    exit_grace_s: float = 2.0
-    handle_signals: bool = True
-    metrics_interval_s: float = 5.0
-    hang_grace_s: float | None = None
-
-
-@dataclass
-class Announcement:
-    """What a worker says of itself; replaced field by field, read by the I/O thread."""
-
-    phase: Phase = "starting"
-    fraction: float = -1.0
-    detail: str = ""
-    engine: EngineOffer | None = None
-    auth: AuthOffer | None = None
-    parser: ParserOffer | None = None
+_NORMAL_BEATS = 2
+"""A loop that does nothing for so many heartbeats was stopped, swapped out or blocked."""
 
 
 class WorkerLoop(Generic[CommandT]):
@@ -132,9 +59,11 @@ class WorkerLoop(Generic[CommandT]):
         security: CURVE keys for tcp; a Unix socket is guarded by its file mode.
         settings: Times.
         limits: Bounds of the sockets.
-        flush_outbox: Called before the goodbyes; hands over what other threads have sent.
+        flush_outbox: Called after each round of commands and before the goodbyes; hands over what
+            the handler and other threads have sent.
         on_finished: Called once, with the exit code, when everything is closed.
         metrics: What the worker counts; None has nothing to report.
+        ready_file: Is there while a gateway gives this worker work; None writes none.
         clock: Monotonic seconds.
     """
 
@@ -153,6 +82,7 @@ class WorkerLoop(Generic[CommandT]):
         flush_outbox: Callable[[], None],
         on_finished: Callable[[int], None],
         metrics: MetricSource | None = None,
+        ready_file: ReadyFile | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._role = role
@@ -169,6 +99,7 @@ class WorkerLoop(Generic[CommandT]):
         self._on_finished = on_finished
         self._metrics = metrics
         self._metrics_due = clock()
+        self._ready_file = ready_file
         self._clock = clock
         self._context = new_context()
         self._links: dict[str, WorkerLink[CommandT]] = {}
@@ -176,6 +107,7 @@ class WorkerLoop(Generic[CommandT]):
         self._last_tick = clock()
         self._drain_deadline: float | None = None
         self._is_finished = False
+        self._age: CommandAge | None = None
         self._failure_log_bound = RateBound(1.0, max_burst=10, clock=clock)
         # Replaced, never changed: other threads read it.
         self.gateway_versions: Mapping[str, ProtocolVersion] = {}
@@ -206,20 +138,34 @@ class WorkerLoop(Generic[CommandT]):
         if link is not None:
             link.send(message)
 
+    def flush(self) -> None:
+        """Let what was sent since the last turn leave now."""
+        for link in self._links.values():
+            link.dealer.flush()
+
     def fail(self, gateway_id: str, answer: Message, text: str) -> None:
         """Send a Failure in place of an answer; nothing when the gateway is gone."""
         link = self._gateways.get(gateway_id)
         if link is not None:
             link.send_failure(answer, ErrorCode.INTERNAL_ERROR, text)
 
+    def command_age_s(self) -> float:
+        """Called from `on_command`: upper bound of how long the command may have waited unread.
+
+        0.0 unless this loop did not run for at least two heartbeats, as when the process was
+        stopped or swapped out. Then the command may be one that nobody waits for any more.
+        """
+        return 0.0 if self._age is None else self._age.age_s()
+
     def beat(self) -> None:
-        """Send a heartbeat on every connection."""
+        """Send a heartbeat on every connection; the phase may be new."""
+        self._note_readiness()
         for link in self._links.values():
             if link.dealer.is_connected:
                 link.send(self._heartbeat(link))
 
     def announce(self) -> None:
-        """Send Ready and a heartbeat on every connection."""
+        """Send Ready and a heartbeat on every connection; they answer whether they give work."""
         for link in self._links.values():
             if link.dealer.is_connected:
                 self._announce_to(link)
@@ -230,7 +176,7 @@ class WorkerLoop(Generic[CommandT]):
         return self._drain_deadline is not None
 
     def begin_drain(self, timeout_s: float) -> None:
-        """Tell everybody, let the handler finish, then say goodbye; a second call does nothing."""
+        """Send Drain, let the handler finish, then send Goodbye; a second call does nothing."""
         if self.is_draining or self._is_finished:
             return
         # In this order a NaN from the wire becomes 0.
@@ -245,11 +191,12 @@ class WorkerLoop(Generic[CommandT]):
         self._handler.on_drain(timeout_s)
 
     def finish(self, reason: str, exit_code: int) -> None:
-        """Say goodbye to everybody and close; a second call does nothing."""
+        """Send every gateway a Goodbye and close; a second call does nothing."""
         if self._is_finished:
             return
         self._flush_outbox()
         self._is_finished = True
+        self._note_readiness()
         for link in list(self._links.values()):
             if link.dealer.is_connected:
                 link.send(Goodbye(reason=reason, has_failed=exit_code == EXIT_FAILED))
@@ -275,6 +222,7 @@ class WorkerLoop(Generic[CommandT]):
                 on_connected=link.handle_connected,
                 on_disconnected=link.handle_disconnected,
                 on_malformed=link.handle_malformed,
+                on_drained=link.handle_drained,
                 security=self._security,
                 limits=self._limits,
                 merge=merge_step_outputs,
@@ -286,6 +234,8 @@ class WorkerLoop(Generic[CommandT]):
             on_message=self._on_message,
             on_connected=self._announce_to,
             on_lost=self._on_lost,
+            on_drained=self._flush_outbox,
+            max_gap_s=_NORMAL_BEATS * self._settings.heartbeat_interval_s,
             clock=self._clock,
         )
 
@@ -324,13 +274,16 @@ class WorkerLoop(Generic[CommandT]):
     def _tick(self) -> None:
         if self._is_finished:
             return
-        # First the next one: whatever goes wrong below, the heart goes on beating.
+        # Planned first, so that heartbeats go on whatever fails below.
         self._loop.call_later(self._settings.heartbeat_interval_s, self._tick)
         now = self._clock()
         # While this thread did not run, gateways had no chance to be heard.
-        missed_s = now - self._last_tick - 2 * self._settings.heartbeat_interval_s
+        missed_s = now - self._last_tick - _NORMAL_BEATS * self._settings.heartbeat_interval_s
         self._last_tick = now
         self._report_metrics(now)
+        self._note_readiness()
+        if self._ready_file is not None:
+            self._ready_file.touch()
         for link in list(self._links.values()):
             if not link.dealer.is_connected:
                 continue
@@ -346,6 +299,7 @@ class WorkerLoop(Generic[CommandT]):
                 self._announce_to(link)
             else:
                 link.send(self._heartbeat(link))
+            link.dealer.recheck()  # so that each connection is read once a beat at least
 
     def _report_metrics(self, now: float) -> None:
         if self._metrics is None or now < self._metrics_due:
@@ -370,7 +324,9 @@ class WorkerLoop(Generic[CommandT]):
             self.begin_drain(message.timeout_s)
         elif isinstance(message, Refused):
             self._on_refused(link, message)
-        elif not isinstance(message, Pong):
+        elif isinstance(message, Pong):
+            link.age.note_pong(message.nonce)
+        else:
             self._on_command(link, message)
 
     def _end_if_hung(self, counter: int) -> None:
@@ -384,6 +340,7 @@ class WorkerLoop(Generic[CommandT]):
             message = "A gateway's heartbeat comes before its first command."
             link.send_failure(command, ErrorCode.WORKER_UNAVAILABLE, message)
             return
+        self._age = link.age
         try:
             self._handler.on_command(link.gateway_id, command)
         except Exception:
@@ -391,10 +348,13 @@ class WorkerLoop(Generic[CommandT]):
                 _logger.exception("a %s could not be handled", type(command).__name__)
             message = "The worker could not handle this request."
             link.send_failure(command, ErrorCode.INTERNAL_ERROR, message)
+        finally:
+            self._age = None
 
     def _on_heartbeat(self, link: WorkerLink[CommandT], heartbeat: Heartbeat) -> None:
         gateway_id = heartbeat.instance_id
         if link.gateway_id == gateway_id:
+            self._note_takes_work(link, heartbeat)
             return
         if link.gateway_id is not None:
             # A proxy between us put another gateway behind the same connection.
@@ -410,8 +370,11 @@ class WorkerLoop(Generic[CommandT]):
             self._handler.on_gateway_lost(gateway_id)
         link.gateway_id = gateway_id
         link.gateway_version = heartbeat.protocol_version or OLDEST_VERSION
+        if link.gateway_version >= BATCH_VERSION:
+            link.dealer.send_batches()
         self._gateways[gateway_id] = link
         self._note_gateways()
+        self._note_takes_work(link, heartbeat)
         _logger.info("gateway %s at %s is here", gateway_id, link.address)
         link.send(self._heartbeat(link))
 
@@ -421,6 +384,7 @@ class WorkerLoop(Generic[CommandT]):
             return
         del self._gateways[gateway_id]
         self._note_gateways()
+        self._note_readiness()
         if self._is_finished:
             return
         level = logging.INFO if link.has_said_goodbye else logging.WARNING
@@ -436,6 +400,19 @@ class WorkerLoop(Generic[CommandT]):
         link.dealer.reset(self._settings.refused_redial_s)
         if not self._gateways:
             self.finish("refused", EXIT_FAILED)
+
+    def _note_takes_work(self, link: WorkerLink[CommandT], heartbeat: Heartbeat) -> None:
+        # A gateway from before 1.2 doesn't say; it gives work to whoever is ready.
+        is_ready = self._phase() == "ready"
+        link.takes_work = is_ready if heartbeat.takes_work is None else heartbeat.takes_work
+        self._note_readiness()
+
+    def _note_readiness(self) -> None:
+        if self._ready_file is not None:
+            gets_work = any(link.takes_work for link in self._gateways.values())
+            self._ready_file.set_ready(
+                gets_work and self._phase() == "ready" and not self._is_finished
+            )
 
     def _note_gateways(self) -> None:
         self.gateway_versions = {

@@ -3,8 +3,12 @@
 docs/architecture.md draws them; each folder's `__init__` says what lives there.
 """
 
+import ast
+import typing
+
 import pytest
 
+from protocol.wire import messages
 from tests.contract.test_imports import EVERY_FILE, ROOT, imported_modules
 
 ROOMS: dict[str, tuple[str, ...]] = {
@@ -19,6 +23,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "gateway": (
         "gateway.errors",
         "gateway.config",
+        "gateway.bridge",
+        "gateway.housekeeping",
         "gateway.telemetry",
         "gateway.tools",
         "gateway.ledger",
@@ -121,3 +127,22 @@ def test_keys_are_read_below_the_transport_and_made_above_it() -> None:
     curve = imported_modules(by_module["protocol.wire.transport_curve"])
     assert not [name for name in keys if "transport" in name or "keygen" in name]
     assert not [name for name in curve if "keygen" in name]
+
+
+def test_every_message_of_the_gateway_is_built_in_one_bridge() -> None:
+    kinds = {cls.__name__ for cls in typing.get_args(messages.AnyMessage)}
+    for path, module in FILES.items():
+        if not is_within(module, "gateway") or module == "gateway.bridge":
+            continue
+        imported = {
+            name.rsplit(".", 1)[1]
+            for name in imported_modules(path)
+            if name.startswith("protocol.wire.messages.")
+        } & kinds
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            built = (
+                node.func.id
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+                else ""
+            )
+            assert built not in imported, f"{module} builds a {built}; gateway.bridge does that"

@@ -40,6 +40,19 @@ def test_a_file_of_requests_is_answered_good_and_bad(house: House, tmp_path: Pat
         answer["custom_id"]: answer["response"]
         for answer in map(json.loads, target.read_text(encoding="utf-8").splitlines())
     }
+    assert list(answers) == ["0", "1", "2"]  # the input's order, whoever was ready first
     assert "42" in answers["0"]["body"]["choices"][0]["message"]["content"]
     assert answers["1"]["body"]["object"] == "text_completion"
     assert (answers["2"]["status_code"], answers["2"]["body"]["error"]["param"]) == (400, "n")
+
+    # Again: only what failed is asked, and the file holds one answer of each.
+    again = subprocess.run(
+        [*command, "--url", f"{house.url}/v1"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "0 answered, 1 failed, 2 were answered before" in again.stderr
+    ids = [json.loads(line)["custom_id"] for line in target.read_text("utf-8").splitlines()]
+    assert ids == ["0", "1", "2"]

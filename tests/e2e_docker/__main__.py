@@ -12,6 +12,7 @@ from tests.e2e_docker.everyday import one_command, second_model
 from tests.e2e_docker.hosts import two_hosts
 from tests.e2e_docker.losses import scaled_and_broken
 from tests.e2e_docker.monitoring import monitoring
+from tests.e2e_docker.new_weights import new_weights
 from tests.e2e_docker.project import COMPOSE_1, COMPOSE_2, Project
 from tests.e2e_docker.swarm import swarm
 
@@ -20,6 +21,7 @@ VERSIONS = {"1": COMPOSE_1, "2": COMPOSE_2}
 SCENARIOS: dict[str, tuple[Scenario, str]] = {
     "one_command": (one_command, "12"),
     "scaled_and_broken": (scaled_and_broken, "12"),
+    "new_weights": (new_weights, "12"),
     "second_model": (second_model, "2"),
     "two_hosts": (two_hosts, "2"),
     "bad_deployments": (bad_deployments, "2"),

@@ -116,6 +116,7 @@ class StreamingLoad:
         texts: Prompt → the text it must give.
         num_clients: Streams open at a time.
         excuse: Whether a stream that was open on an address may fail.
+        is_right: Whether a prompt may give a text; None holds it to `texts`.
     """
 
     def __init__(
@@ -125,9 +126,11 @@ class StreamingLoad:
         texts: dict[str, str],
         num_clients: int = 8,
         excuse: Callable[[str], bool] = lambda base: False,
+        is_right: Callable[[str, str], bool] | None = None,
     ) -> None:
         self._bases, self._key, self._texts = bases, key, texts
         self._excuse = excuse
+        self._is_right = is_right or (lambda prompt, text: text == texts[prompt])
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self.tally = Tally()
@@ -176,7 +179,7 @@ class StreamingLoad:
         with self._lock:
             if outcome.refused:
                 self.tally.num_refused += 1
-            elif outcome.problem is None and outcome.text == self._texts[prompt]:
+            elif outcome.problem is None and self._is_right(prompt, outcome.text):
                 self.tally.num_right += 1
                 return
             elif not self._excuse(outcome.base):

@@ -27,7 +27,8 @@ def monitoring(engine: DockerEngine, compose: Sequence[str]) -> None:
         files.append(_as_official(engine))
     with Project(engine, compose, files, settings) as project:
         names = ("gateway", "auth_worker", "toolparser_worker", "metrics_key", "prometheus")
-        project.compose("up", "-d", "--scale", "gateway=2", *names)
+        scale = ("--scale", "gateway=2", "--scale", "engine_worker=0")
+        project.compose("up", "-d", *scale, *names)
         base = project.url("prometheus", 9090)
         eventually("both gateways are scraped", lambda: _num_up(base) == 2, 120)
         groups = _get(base, "/api/v1/rules")["groups"]

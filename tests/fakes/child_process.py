@@ -1,4 +1,8 @@
-"""A process for supervisor tests: writes its pid, then obeys FAKE_CHILD (run, exit CODE, stubborn)."""
+"""A process for supervisor tests: writes its pid, then obeys FAKE_CHILD.
+
+`run` waits for SIGTERM, `stubborn` doesn't heed it, `exit CODE` ends at once; `need PATH` writes
+"here" and runs if the file is there and fails for now if not, as with a full disk.
+"""
 
 import os
 import signal
@@ -17,6 +21,11 @@ def main() -> int:
         file.write(f"{os.getpid()}\n")
     if behaviour.startswith("exit"):
         return int(behaviour.split()[1])
+    if behaviour.startswith("need"):
+        if not Path(behaviour.split()[1]).exists():
+            return os.EX_TEMPFAIL
+        with Path(os.environ["FAKE_CHILD_FILE"]).open("a", encoding="ascii") as file:
+            file.write("here\n")
     stopped.wait(60)
     with Path(os.environ["FAKE_CHILD_FILE"]).open("a", encoding="ascii") as file:
         file.write("stopped\n")

@@ -162,6 +162,7 @@ class FakeEngine(FakeWorker[EngineCommand]):
         resume_version: int = 1,
         is_mute: bool = False,
         max_logprobs: int = 20,
+        capabilities: tuple[str, ...] = ("chat", "completions"),
         instance_id: str | None = None,
         heartbeat_interval_s: float = 0.05,
     ) -> None:
@@ -188,7 +189,7 @@ class FakeEngine(FakeWorker[EngineCommand]):
             tool_format=tool_format,
             reasoning_format=reasoning_format,
             has_chat_template=True,
-            capabilities=("chat", "completions"),
+            capabilities=capabilities,
             vocab_size=VOCAB_SIZE,
             max_logprobs=max_logprobs,
         )

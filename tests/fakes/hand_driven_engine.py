@@ -85,7 +85,7 @@ class HandDrivenEngine:
     def _is_known(self, gateway: RunningGateway) -> bool:
         return any(
             peer.instance_id == self.worker.instance_id and peer.takes_work
-            for peer in gateway.house.services.peers()
+            for peer in gateway.application.peers()
         )
 
     @property

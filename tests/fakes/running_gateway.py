@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import orjson
 
-from gateway.application import House
+from gateway.application import Application
 from gateway.config import GatewaySettings
 from gateway.http.server import HttpServer, bind_socket
 from protocol.wire.endpoints import Endpoint
@@ -37,16 +37,18 @@ def gateway_settings(directory: Path, **changes: Any) -> GatewaySettings:
 class RunningGateway:
     """The gateway under test with a client; workers are added by the test."""
 
-    def __init__(self, directory: Path, house: House, client: httpx.AsyncClient) -> None:
+    def __init__(
+        self, directory: Path, application: Application, client: httpx.AsyncClient
+    ) -> None:
         self.directory = directory
-        self.house = house
+        self.application = application
         self.client = client
         self.workers: list[FakeWorker[Any]] = []
 
     @property
     def gateway_id(self) -> str:
         """As workers know it."""
-        return self.house._instance_id
+        return self.application.instance_id
 
     async def engine(self, **options: Any) -> FakeEngine:
         """A scripted engine that is ready for work."""
@@ -81,14 +83,14 @@ class RunningGateway:
         """Whether the gateway gives a worker work."""
         return any(
             peer.instance_id == worker.worker.instance_id and peer.takes_work
-            for peer in self.house.services.peers()
+            for peer in self.application.peers()
         )
 
     def load_of(self, worker: FakeWorker[Any]) -> Load:
         """What the gateway last heard of a worker's load."""
         return next(
             peer.load
-            for peer in self.house.services.peers()
+            for peer in self.application.peers()
             if peer.instance_id == worker.worker.instance_id
         )
 
@@ -116,9 +118,9 @@ class RunningGateway:
 async def running_gateway(directory: Path, **changes: Any) -> AsyncIterator[RunningGateway]:
     """Start a gateway, yield it, and take everything down again."""
     settings = gateway_settings(directory, **changes)
-    house = House(settings)
-    house.start()
-    server = HttpServer(house.services)
+    application = Application(settings)
+    application.start()
+    server = HttpServer(application.parts)
     with bind_socket(settings.host, 0) as sock:
         port = sock.getsockname()[1]
         serving = asyncio.get_running_loop().create_task(server.serve(sockets=[sock]))
@@ -126,14 +128,14 @@ async def running_gateway(directory: Path, **changes: Any) -> AsyncIterator[Runn
         async with httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}", timeout=30.0, trust_env=False
         ) as client:
-            gateway = RunningGateway(directory, house, client)
+            gateway = RunningGateway(directory, application, client)
             try:
                 yield gateway
             finally:
                 server.should_exit = True
                 await client.aclose()
                 await serving
-                await house.close()
+                await application.close()
                 for worker in gateway.workers:
                     await worker.stop()
 

@@ -17,11 +17,13 @@ import pytest
 import pytest_asyncio
 
 from auth_worker.keys import digest_of
+from protocol.errors import ErrorCode
 from protocol.wire.codec import auth_event_decoder
 from protocol.wire.messages import (
     AuthEvent,
     Authorize,
     CreateKey,
+    Denied,
     Granted,
     KeyRecord,
     Keys,
@@ -67,15 +69,25 @@ class House:
         if event.kind == "ready":
             self.ready.put_nowait(event.peer)
 
-    def start_worker(self, **settings: str) -> subprocess.Popen[str]:
+    def start_worker(
+        self, max_file_bytes: int = resource.RLIM_INFINITY, /, **settings: str
+    ) -> subprocess.Popen[str]:
+        """Start a worker whose files can't grow beyond a size, as on a disk without room."""
         environ = {
             **os.environ,
             "PENSTOCK_AUTH_ENDPOINT": self.endpoint,
             "PENSTOCK_DATA_DIR": str(self.data_dir),
             **settings,
         }
+        limited = "import resource, runpy, sys; limit = int(sys.argv.pop(1))"
+        limited += "; hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]"
+        limited += "; resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))"
+        limited += "; runpy.run_module('auth_worker', run_name='__main__')"
         return subprocess.Popen(
-            [sys.executable, "-m", "auth_worker"], env=environ, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", limited, str(max_file_bytes)],
+            env=environ,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     async def begin(self, **settings: str) -> None:
@@ -84,6 +96,13 @@ class House:
         self.peer = await asyncio.wait_for(self.ready.get(), WAIT_S)
         while not self.events.empty():
             self.events.get_nowait()
+
+    async def outcome(self, worker: subprocess.Popen[str]) -> tuple[int, str]:
+        """The exit code and the one line of a worker that can't start."""
+        _, errors = await asyncio.to_thread(worker.communicate, timeout=WAIT_S)
+        assert len(errors.splitlines()) == 1, errors
+        assert "Traceback" not in errors
+        return worker.returncode, errors
 
     async def end(self, number: signal.Signals) -> int:
         assert self.worker is not None
@@ -190,6 +209,16 @@ def ledger_of(house: House) -> dict[str, tuple[str, int]]:
         connection.close()
 
 
+def reported_tokens(house: House) -> list[int]:
+    """Completion tokens reported of the leases that are remembered, read beside the worker."""
+    connection = sqlite3.connect(house.data_dir / "auth.sqlite3")
+    try:
+        rows = connection.execute("SELECT reported_completion_tokens FROM leases")
+        return [tokens for (tokens,) in rows]
+    finally:
+        connection.close()
+
+
 async def test_kill_9_loses_no_acknowledged_settlement_and_books_none_twice(house: House) -> None:
     seed = random.SystemRandom().randrange(2**32)
     dice = random.Random(seed)
@@ -259,6 +288,50 @@ async def test_a_full_disk_acknowledges_nothing_says_so_once_and_loses_nothing(
     assert await house.end(signal.SIGTERM) == 0
 
 
+@pytest.mark.parametrize(
+    ("is_first", "max_file_bytes"),
+    [(True, 0), (True, 4096), (True, 40_000), (False, 0), (False, 4096)],
+)
+async def test_a_start_without_room_on_the_disk_is_worth_another_try(
+    house: House, is_first: bool, max_file_bytes: int
+) -> None:
+    if not is_first:
+        await house.begin()
+        assert await house.end(signal.SIGTERM) == 0
+    code, line = await house.outcome(house.start_worker(max_file_bytes))
+    assert code == 75
+    assert str(house.data_dir) in line
+    await house.begin()
+    assert await house.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("harm", ["missing", "empty", "damaged"])
+async def test_a_lost_database_ends_the_start_and_leaves_the_admin_key_alone(
+    house: House, harm: str
+) -> None:
+    await house.begin()
+    assert await house.end(signal.SIGTERM) == 0
+    database = house.data_dir / "auth.sqlite3"
+    good = database.read_bytes()
+    secret = (house.data_dir / "admin.key").read_text(encoding="ascii")
+    match harm:
+        case "missing":
+            database.unlink()
+        case "empty":
+            database.write_bytes(b"")
+        case _:
+            database.write_bytes(good[:8192] + bytes(4096) + good[12288:])
+    code, line = await house.outcome(house.start_worker())
+    assert code == 78
+    assert harm in line
+    assert "Restore a backup" in line
+    assert (house.data_dir / "admin.key").read_text(encoding="ascii") == secret
+    database.write_bytes(good)
+    await house.begin()
+    assert isinstance(await house.ask(authorize(0, secret.strip())), Granted)
+    assert await house.end(signal.SIGTERM) == 0
+
+
 async def test_the_made_admin_key_opens_admin_routes(house: House) -> None:
     await house.begin()
     path = house.data_dir / "admin.key"
@@ -280,7 +353,9 @@ async def test_a_lease_that_outlives_a_kill_is_charged_its_last_report(house: Ho
     assert isinstance(granted, Granted)
     report = LeaseReport(lease_id=granted.lease_id, prompt_tokens=10, completion_tokens=4)
     house.send(Renew(leases=(report,)))
-    await house.keys()  # answered by the same commit that takes the report
+    async with asyncio.timeout(WAIT_S):
+        while reported_tokens(house) != [4]:  # remembered in the background
+            await house.keys()
     await house.end(signal.SIGKILL)
     await house.begin(**environment)
     async with asyncio.timeout(WAIT_S):
@@ -291,6 +366,36 @@ async def test_a_lease_that_outlives_a_kill_is_charged_its_last_report(house: Ho
     assert late == Settled(lease_id=granted.lease_id)
     record = (await house.keys())["user"]
     assert (record.total_requests, record.total_completion_tokens) == (1, 6)
+
+
+async def test_a_worker_that_was_stopped_grants_nothing_that_nobody_waits_for_any_more(
+    house: House,
+) -> None:
+    await house.begin(PENSTOCK_ADMIN_KEY=ADMIN_SECRET)
+    await house.create_user(requests_per_minute=1)
+    assert house.worker is not None
+    house.worker.send_signal(signal.SIGSTOP)
+    house.send(authorize(1, wait_s=1.0))
+    # The time itself is the test: it must be beyond two heartbeats and beyond `wait_s`.
+    await asyncio.sleep(3.0)
+    house.worker.send_signal(signal.SIGCONT)
+    denied = await house.event()
+    assert isinstance(denied, Denied)
+    assert denied.code is ErrorCode.WORKER_UNAVAILABLE
+    late = await house.ask(authorize(2))  # says nothing about waiting, as gateways of before 1.2
+    assert isinstance(late, Granted)
+    assert late.limits.remaining_requests == 0
+    unused = Settle(
+        lease_id=late.lease_id,
+        request_id="req-2",
+        prompt_tokens=0,
+        completion_tokens=0,
+        is_unused=True,
+    )
+    assert await house.ask(unused) == Settled(lease_id=late.lease_id)
+    granted = await house.ask(authorize(3))
+    assert isinstance(granted, Granted)
+    assert (await house.keys())["user"].total_requests == 0
 
 
 @pytest.mark.parametrize(

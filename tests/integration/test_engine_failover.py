@@ -38,7 +38,7 @@ async def prepares(engine: FakeEngine) -> None:
 
 async def arrived(gateway: RunningGateway, num_tokens: int) -> None:
     """Until the gateway has read so many output tokens in all of its requests."""
-    sessions = gateway.house.services.sessions
+    sessions = gateway.application.sessions
     await gateway.until(
         lambda: sum(report.completion_tokens for report in sessions.lease_reports()) >= num_tokens
     )
@@ -242,22 +242,34 @@ async def test_a_request_that_ends_while_it_waits_for_an_engine_leaves_no_trace(
         assert len(second.of(Generate)) == 1
 
 
-async def test_an_engine_with_another_fingerprint_gets_no_work_and_both_sides_say_why(
+async def test_new_weights_serve_beside_the_old_ones_until_those_have_drained(
     socket_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running_gateway(socket_dir) as gateway:
         await gateway.auth()
-        await gateway.engine()
-        other = FakeEngine(socket_dir, fingerprint="another")
-        other.start()
-        await gateway.until(lambda: other.worker.is_finished)
-        for _ in range(4):
-            assert (await gateway.chat()).status_code == 200
-        assert other.of(Generate) == []
-        await other.stop()
-    lines = [record.message for record in caplog.records if record.levelname == "ERROR"]
+        old = await gateway.engine(text=None, fingerprint="old")
+        asking = ask(gateway, stream=True)
+        (begun,) = await generates(old)
+        old.emit(begun, "be")
+        await arrived(gateway, 1)
+        new = await gateway.engine(fingerprint="new")
+        # New requests go to either; the stream that was begun stays where it is.
+        assert (await gateway.chat()).status_code == 200
+        assert len(new.of(Generate)) == 1
+        offer = gateway.application.directory.offer("demo")
+        assert offer is not None
+        assert offer.fingerprint == "new"
+        health = (await gateway.client.get("/health")).json()
+        assert health["models"] == [
+            {"model": "demo", "ready": True, "fingerprints": ["old", "new"]}
+        ]
+        old.emit(begun, "gun")
+        old.finish(begun)
+        assert stream_text(events_of((await asking).text)) == "begun"
+        await gateway.departure(old)
+        assert (await gateway.chat()).status_code == 200
+    lines = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len([line for line in lines if "other weights or settings" in line]) == 1
-    assert len([line for line in lines if "refused us" in line and "fingerprint" in line]) == 1
 
 
 @pytest.mark.parametrize("change", [{"fingerprint": "new"}, {"resume_version": 2}])
@@ -435,8 +447,8 @@ async def test_a_convicted_prompt_is_refused_at_once_until_its_time_is_over(
         assert engine.of(Prepare) == []
         other = await gateway.chat(messages=[{"role": "user", "content": "another"}])
         assert other.status_code == 200
-        quarantine = gateway.house.services.quarantine
-        now = gateway.house.services.clock()
+        quarantine = gateway.application.quarantine
+        now = gateway.application._clock()
         quarantine._clock = lambda: now + QUARANTINE_S + 1
         assert (await gateway.chat()).status_code == 200
 
@@ -451,7 +463,7 @@ async def test_a_bystander_runs_alone_for_a_moment_and_then_finishes_in_company(
         (alone,) = await generates(third)
         assert alone.is_alone
         waiting = ask(gateway, messages=[{"role": "user", "content": "patience"}])
-        await gateway.until(lambda: gateway.house.services.admission.num_waiting("demo") == 1)
+        await gateway.until(lambda: gateway.application.admission.num_waiting("demo") == 1)
         third.emit(alone, "x" * 31, num_tokens=31)
         await arrived(gateway, 31)
         assert len(third.of(Generate)) == 1

@@ -22,6 +22,7 @@ from protocol.wire.codec import engine_event_decoder
 from protocol.wire.messages import (
     Abort,
     CachedBlocks,
+    Cancel,
     EngineEvent,
     EngineOffer,
     Extend,
@@ -200,6 +201,7 @@ def test_the_offer_says_what_is_served(house: EngineHouse) -> None:
     offer = house.offer
     assert (offer.model, offer.architecture) == ("penstock-demo", "LlamaForCausalLM")
     assert (offer.max_model_len, offer.block_size) == (512, 32)
+    assert 8 <= offer.max_token_bytes <= 64
     assert offer.tool_format == "hermes"
     assert set(offer.capabilities) == {"completions", "chat", "tools"}
 
@@ -240,6 +242,26 @@ def test_a_computed_prompt_is_found_again_and_reported_by_the_names_that_it_was_
     # The report follows the output of the last step.
     house.prepare("Hello!")
     assert set(prepared.block_hashes) <= house.cached_blocks
+
+
+def test_costly_prompts_keep_nobody_waiting_and_cancelled_ones_are_never_answered(
+    house: EngineHouse,
+) -> None:
+    costly: dict[str, Any] = {
+        "kind": "count",
+        "prompt": "many words " * 200_000,
+        "deadline_s": 60.0,
+    }
+    for number in range(6):
+        house.send(Prepare(request_id=f"costly {number}", tenant="flood", **costly))
+    for number in range(1, 6):
+        house.send(Cancel(request_id=f"costly {number}"))
+    house.send(Prepare(request_id="small", kind="count", prompt="a word", deadline_s=60.0))
+    answered = [house.expect(Prepared).request_id for _ in range(2)]
+    assert answered == ["small", "costly 0"]
+    # Whatever would come of the others comes before this.
+    house.send(Prepare(request_id="last", tenant="flood", **costly))
+    assert house.expect(Prepared).request_id == "last"
 
 
 def test_a_seeded_sample_is_repeated_by_its_seed(house: EngineHouse) -> None:

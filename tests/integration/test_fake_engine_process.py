@@ -2,7 +2,7 @@
 
 import os
 import sys
-from asyncio import create_subprocess_exec
+from asyncio import create_subprocess_exec, gather
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,7 +27,7 @@ async def fake_engine(gateway: RunningGateway, *options: str) -> AsyncIterator[P
         stderr=PIPE,
     )
     try:
-        await gateway.until(lambda: gateway.house.services.engines.offer("demo") is not None, 30)
+        await gateway.until(lambda: gateway.application.directory.offer("demo") is not None, 30)
         yield process
     finally:
         if process.returncode is None:
@@ -46,6 +46,20 @@ async def test_it_says_the_script_of_the_prompt_and_leaves_on_sigterm(socket_dir
         assert whole.json()["choices"][0]["message"]["content"] == expected
         assert whole.json()["usage"]["completion_tokens"] == 9
         assert process.returncode == 0
+
+
+async def test_it_plays_other_weights_at_a_rate(socket_dir: Path) -> None:
+    options = ("--fingerprint", "new", "--tokens-per-s", "500", "--prefill-tokens-per-s", "1000")
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        async with fake_engine(gateway, *options):
+            offer = gateway.application.directory.offer("demo")
+            assert offer is not None
+            assert offer.fingerprint == "new"
+            replies = await gather(*(gateway.chat(seed=seed, max_tokens=9) for seed in range(3)))
+    for seed, reply in enumerate(replies):
+        expected = Script(encode("user: hi\n"), seed, 0, "new").text(9)
+        assert reply.json()["choices"][0]["message"]["content"] == expected
 
 
 async def test_a_crash_on_request_takes_the_process_down(socket_dir: Path) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Adjust, Authorize, Generate, OpenParse, Prepare
+from protocol.wire.messages import Adjust, Authorize, Generate, LimitState, OpenParse, Prepare
 from tests.fakes.fake_workers import extended_tokens
 from tests.fakes.running_gateway import events_of, running_gateway, stream_text
 
@@ -70,6 +70,7 @@ async def test_without_include_usage_no_chunk_speaks_of_usage(socket_dir: Path) 
 async def test_a_request_is_reserved_corrected_and_settled_once(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
         auth = await gateway.auth()
+        auth.limits = LimitState(limit_tokens=1000, remaining_tokens=900)
         engine = await gateway.engine()
         await gateway.chat(max_tokens=10)
         await auth.until(lambda: len(auth.settled()) == 1)

@@ -50,7 +50,7 @@ async def test_a_client_that_leaves_a_stream_has_its_engine_work_aborted_and_set
         assert (abort.request_id, abort.attempt) == (generate.request_id, 1)
         settle = await settled(auth)
         assert (settle.outcome, settle.prompt_tokens, settle.completion_tokens) == ("aborted", 5, 2)
-        assert len(gateway.house.services.sessions) == 0
+        assert len(gateway.application.sessions) == 0
 
 
 async def test_a_client_that_leaves_a_json_request_has_its_engine_work_aborted(
@@ -102,7 +102,7 @@ async def test_a_full_queue_is_a_503_with_retry_after(socket_dir: Path) -> None:
         running = asyncio.create_task(gateway.chat())
         await engine.until(lambda: len(engine.of(Generate)) == 1)
         waiting = asyncio.create_task(gateway.chat())
-        await gateway.until(lambda: gateway.house.services.admission.num_waiting("demo") == 1)
+        await gateway.until(lambda: gateway.application.admission.num_waiting("demo") == 1)
         refused = await gateway.chat()
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "overloaded"
@@ -154,10 +154,10 @@ async def test_without_auth_new_requests_fail_closed_and_running_ones_go_on(
         await response.aread()
         assert stream_text(events_of(response.text)) == "begun well"
         # The settlement waits until an auth worker is there again.
-        assert len(gateway.house.services.outbox) == 1
+        assert len(gateway.application.outbox) == 1
         back = await gateway.auth()
         assert (await settled(back)).completion_tokens == 2
-        await gateway.until(lambda: len(gateway.house.services.outbox) == 0)
+        await gateway.until(lambda: len(gateway.application.outbox) == 0)
 
 
 async def test_an_auth_worker_that_does_not_answer_is_a_503(socket_dir: Path) -> None:
@@ -272,8 +272,8 @@ async def test_draining_refuses_new_requests_and_lets_running_ones_finish(
         await gateway.auth()
         engine = await gateway.engine(text=None)
         response, generate = await stream_until_text(gateway, engine)
-        draining = asyncio.create_task(gateway.house.drain(10.0))
-        await gateway.until(lambda: gateway.house.services.is_draining)
+        draining = asyncio.create_task(gateway.application.drain(10.0))
+        await gateway.until(lambda: gateway.application.requests.is_draining)
         assert (await gateway.client.get("/ready")).status_code == 503
         refused = await gateway.chat()
         assert refused.status_code == 503
@@ -291,7 +291,7 @@ async def test_what_outlasts_the_drain_ends_with_a_clear_event(socket_dir: Path)
         await gateway.auth()
         engine = await gateway.engine(text=None)
         response, _ = await stream_until_text(gateway, engine)
-        await gateway.house.drain(0.05)
+        await gateway.application.drain(0.05)
         await response.aread()
         *_, error, done = events_of(response.text)
         assert "shutting down" in error["error"]["message"]
@@ -319,4 +319,4 @@ async def test_many_streams_at_once_each_end_exactly_once(socket_dir: Path) -> N
                 assert "".join(choice["text"] for choice in own) == expected
                 assert [c["finish_reason"] for c in own if c["finish_reason"]] == ["stop"]
         await auth.until(lambda: len(auth.settled()) == 40)
-        assert len(gateway.house.services.sessions) == 0
+        assert len(gateway.application.sessions) == 0

@@ -32,7 +32,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 def guarded_routes(gateway: RunningGateway) -> list[tuple[str, str, Access]]:
     """Method, path and access of every route of the application."""
     found = []
-    for route in build_api(gateway.house.services).routes:
+    for route in build_api(gateway.application.parts).routes:
         candidates = getattr(getattr(route, "original_router", None), "routes", [route])
         for one in candidates:
             assert isinstance(one, GuardedRoute), one
@@ -232,7 +232,7 @@ async def test_a_bug_of_ours_is_a_bland_500(
         def explode(*_: object) -> None:
             raise RuntimeError("secret detail")
 
-        monkeypatch.setattr("gateway.http.routes.health._readiness", explode)
+        monkeypatch.setattr("gateway.http.readiness.Readiness.look", explode)
         response = await gateway.client.get("/ready")
         assert response.status_code == 500
         assert "secret" not in response.text
@@ -338,7 +338,7 @@ async def test_readiness_names_what_is_missing_and_shows_progress(socket_dir: Pa
         loading.start(announce=False)
         loading.worker.set_phase("loading", 0.5, "weights")
         await gateway.until(
-            lambda: any(peer.fraction == 0.5 for peer in gateway.house.services.peers())
+            lambda: any(peer.fraction == 0.5 for peer in gateway.application.peers())
         )
         (shown,) = (await gateway.client.get("/ready")).json()["workers"]
         assert (shown["role"], shown["phase"], shown["detail"]) == ("engine", "loading", "weights")
@@ -375,7 +375,7 @@ async def test_metrics_show_what_workers_report_until_they_leave(socket_dir: Pat
         registry.counter("penstock_engine_tokens", "Tokens.", ("kind",)).add(3, "prompt")
         engine.gateway_id = engine.worker.gateway_ids()[0]
         engine.send(registry.message())
-        await gateway.until(lambda: any(peer.metrics for peer in gateway.house.services.peers()))
+        await gateway.until(lambda: any(peer.metrics for peer in gateway.application.peers()))
         labels = f'instance="{engine.worker.instance_id}",kind="prompt",model="demo",role="engine"'
         series = f"penstock_engine_tokens_total{{{labels}}} 3.0"
         assert series in (await gateway.client.get("/metrics")).text

@@ -390,7 +390,7 @@ async def test_each_token_is_told_once_although_its_engine_dies(socket_dir: Path
         asking = asyncio.create_task(gateway.chat(stream=True, logprobs=True))
         await first.until(lambda: len(first.of(Generate)) == 1)
         first.emit(first.of(Generate)[0], "Hel", token_ids=(11,))
-        reports = gateway.house.services.sessions.lease_reports
+        reports = gateway.application.sessions.lease_reports
         await gateway.until(lambda: sum(one.completion_tokens for one in reports()) == 1)
         second = await gateway.engine(text=None)
         await gateway.crash(first)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Authorize, Detokenize, Failure, Prepare
+from protocol.wire.messages import Authorize, Cancel, Detokenize, Embed, Failure, Prepare
 from tests.fakes.fake_workers import VOCAB_SIZE
 from tests.fakes.running_gateway import MESSAGES, running_gateway
 
@@ -77,7 +77,9 @@ async def test_the_seat_is_given_back(socket_dir: Path) -> None:
         assert (await gateway.chat()).status_code == 200
 
 
-async def test_an_engine_that_dies_ends_the_question(socket_dir: Path) -> None:
+async def test_a_question_goes_to_another_engine_when_the_first_one_leaves(
+    socket_dir: Path,
+) -> None:
     async with running_gateway(socket_dir) as gateway:
         await gateway.auth()
         engine = await gateway.engine(is_mute=True)
@@ -85,20 +87,43 @@ async def test_an_engine_that_dies_ends_the_question(socket_dir: Path) -> None:
         answer = asyncio.create_task(gateway.client.post("/detokenize", json=body))
         await engine.until(lambda: len(engine.of(Detokenize)) == 1)
         await gateway.departure(engine)
-        assert (await answer).json()["error"]["code"] == "worker_lost"
+        await gateway.engine()
+        assert (await answer).status_code == 200
 
 
-async def test_a_client_that_leaves_gives_its_seat_back(socket_dir: Path) -> None:
-    async with running_gateway(socket_dir) as gateway:
+async def test_a_question_without_another_engine_ends_at_its_deadline(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, request_timeout_s=0.5) as gateway:
         await gateway.auth()
         engine = await gateway.engine(is_mute=True)
-        body = {"tokens": [1]}
-        answer = asyncio.create_task(gateway.client.post("/detokenize", json=body))
+        answer = asyncio.create_task(gateway.client.post("/detokenize", json={"tokens": [1]}))
         await engine.until(lambda: len(engine.of(Detokenize)) == 1)
-        (handle,) = gateway.house.services.engines.engines("demo")
-        assert (handle.num_requests, handle.num_questions) == (0, 1)
+        await gateway.departure(engine)
+        assert (await answer).json()["error"]["code"] == "worker_unavailable"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("/detokenize", {"tokens": [1]}, Detokenize),
+        ("/tokenize", {"prompt": "hi"}, Prepare),
+        ("/v1/embeddings", {"model": "demo", "input": "hi"}, Embed),
+    ],
+)
+async def test_a_client_that_leaves_gives_its_seat_back_and_the_engine_is_told(
+    socket_dir: Path, path: str, body: dict[str, Any], kind: type[Any]
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine(is_mute=True, capabilities=("embeddings",))
+        answer = asyncio.create_task(gateway.client.post(path, json=body))
+        await engine.until(lambda: len(engine.of(kind)) == 1)
+        (handle,) = gateway.application.directory.engines("demo")
+        assert handle.num_requests + handle.num_questions == 1
         answer.cancel()
-        await gateway.until(lambda: handle.num_questions == 0)
+        await engine.until(lambda: len(engine.of(Cancel)) == 1)
+        assert engine.of(Cancel)[0].request_id == engine.of(kind)[0].request_id
+        await gateway.until(lambda: handle.num_requests + handle.num_questions == 0)
+        assert len(gateway.application.sessions) == 0
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ async def test_when_the_only_parser_dies_the_answer_waits_for_the_next_one(
 
 
 def engine_is_idle(gateway: RunningGateway) -> bool:
-    return all(one.num_requests == 0 for one in gateway.house.services.engines.engines("demo"))
+    return all(one.num_requests == 0 for one in gateway.application.directory.engines("demo"))
 
 
 async def test_a_parser_that_never_comes_back_is_one_error_at_the_deadline(

@@ -62,7 +62,7 @@ async def two_slots(gateway: RunningGateway) -> AsyncIterator[list[Slot]]:
 
 
 async def both_ready(gateway: RunningGateway) -> None:
-    engines = gateway.house.services.engines
+    engines = gateway.application.directory
     await gateway.until(lambda: len(engines.engines("demo")) == 2, 30)
 
 

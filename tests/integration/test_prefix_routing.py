@@ -19,7 +19,7 @@ async def engines_with_a_prefix(gateway: RunningGateway) -> tuple[FakeEngine, Fa
         engine.block_hashes = NAMES
         engine.gateway_id = engine.worker.gateway_ids()[0]
         engine.send(CachedBlocks(is_reset=True, added=names))
-    known = gateway.house.services.engines.prefixes._blocks
+    known = gateway.application.prefixes._blocks
     await gateway.until(lambda: len(known) == 2)
     return cold, warm
 
@@ -34,7 +34,7 @@ async def test_every_choice_goes_to_the_engine_that_has_the_prompt(socket_dir: P
         counter = "penstock_gateway_routed_choices_total"
         assert f'{counter}{{model="demo",outcome="cached"}} 8.0' in page
         assert all(
-            engine.num_requests == 0 for engine in gateway.house.services.engines.engines("demo")
+            engine.num_requests == 0 for engine in gateway.application.directory.engines("demo")
         )
 
 
@@ -53,10 +53,10 @@ async def test_what_an_engine_lost_attracts_nothing(socket_dir: Path, is_reset: 
         warm.send(CachedBlocks(is_reset=is_reset, removed=NAMES))
         peer = next(
             engine.peer
-            for engine in gateway.house.services.engines.engines("demo")
+            for engine in gateway.application.directory.engines("demo")
             if engine.peer.instance_id == warm.worker.instance_id
         )
-        blocks = gateway.house.services.engines.prefixes._blocks
+        blocks = gateway.application.prefixes._blocks
         await gateway.until(lambda: not blocks[peer].reported)
         assert (await gateway.chat()).status_code == 200
         # It was expected of the first one that got it, so the next follow.

@@ -166,7 +166,7 @@ async def test_what_a_dead_gateway_had_is_reported_through_another_and_then_forg
         await engine.has_received(2)
         for _ in range(6):
             await engine.step()
-        dying.house.engine_server.close()
+        dying.application.engine_server.close()
         await living.until(lambda: engine.worker.gateway_ids() == (living.gateway_id,))
         # That the gateway is gone stands in the inbox a moment later.
         await living.until(lambda: not engine.handler.inbox.empty())
@@ -206,11 +206,11 @@ async def test_an_engine_that_hangs_with_its_heart_beating_is_found_and_left(
         second = await an_engine(gateway)
         assert texts(await drive(second, asking)) == texts(undisturbed)
         # While it hangs it gets no work, although it is connected again.
-        await gateway.until(lambda: len(gateway.house.engine_server.peers()) == 2)
-        assert len(gateway.house.services.engines.engines("demo")) == 1
+        await gateway.until(lambda: len(gateway.application.engine_server.peers()) == 2)
+        assert len(gateway.application.directory.engines("demo")) == 1
         # It comes back, drops what it had, and is as good as new.
         await first.step()
-        await gateway.until(lambda: len(gateway.house.services.engines.engines("demo")) == 2)
+        await gateway.until(lambda: len(gateway.application.directory.engines("demo")) == 2)
         assert first.handler.status.num_unfinished == 0
         await second.crash()
         assert texts(await drive(first, ask(gateway, BODY))) == texts(undisturbed)
@@ -241,12 +241,12 @@ async def test_a_prompt_of_a_hundred_thousand_tokens_is_no_death(socket_dir: Pat
             max_num_batched_tokens=2048,
             prefill_chunk_size=2048,
         )
-        joined = gateway.house.services.engines.engines("demo")[0]
+        joined = gateway.application.directory.engines("demo")[0]
         prompt = "abcdefghij" * 10_000
         events = await drive(
             engine, ask(gateway, {**BODY, "prompt": prompt, "max_tokens": 2, "n": 1})
         )
         assert finish_reasons(events) == ["length"]
         assert len(engine.runner.batches) >= 100_000 // 2048
-        assert gateway.house.services.engines.engines("demo") == [joined]
+        assert gateway.application.directory.engines("demo") == [joined]
         await engine.crash()

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from protocol.wire import codec
-from protocol.wire.messages import AuthEvent
+from protocol.wire.messages import AuthEvent, Authorize, Granted
+from protocol.wire.peers import PeerLimits
 from tests.fakes.recording_gateway import RecordingGateway
 
 pytestmark = pytest.mark.process
@@ -79,14 +80,17 @@ async def test_kill_nine_is_noticed_at_once(gateway: Gateway, socket_dir: Path) 
     await process.wait()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="prctl is of Linux")
-async def test_a_worker_drains_when_its_supervisor_was_killed(
-    gateway: Gateway, socket_dir: Path
+@pytest.mark.parametrize("mode", ["wait", "busy"])
+async def test_a_worker_ends_without_a_drain_when_its_supervisor_was_killed(
+    gateway: Gateway, socket_dir: Path, mode: str
 ) -> None:
+    run_dir = socket_dir / "run"
+    run_dir.mkdir()
     code = (
         "import os, subprocess, sys, time;"
         "os.environ['PENSTOCK_PARENT_PID'] = str(os.getpid());"
-        "subprocess.Popen([sys.executable, '-m', 'tests.fakes.worker_process', 'wait']);"
+        "subprocess.Popen([sys.executable, '-m', "
+        f"'tests.fakes.worker_process', '{mode}']);"
         "time.sleep(600)"
     )
     endpoint = f"ipc://{socket_dir}/a.sock"
@@ -94,10 +98,43 @@ async def test_a_worker_drains_when_its_supervisor_was_killed(
         sys.executable,
         "-c",
         code,
-        env={**os.environ, "PENSTOCK_AUTH_ENDPOINT": endpoint},
+        env={
+            **os.environ,
+            "PENSTOCK_AUTH_ENDPOINT": endpoint,
+            "PENSTOCK_RUN_DIR": str(run_dir),
+            "FAKE_UNFINISHED": "1",
+            "FAKE_DRAIN_TIMEOUT_S": "600",
+        },
         stderr=asyncio.subprocess.DEVNULL,
     )
     await gateway.a_ready_peer()
     supervisor.kill()
     await gateway.until(lambda: gateway.losses() == ["goodbye"])
     await supervisor.wait()
+    assert not run_dir.exists()
+
+
+async def test_what_was_asked_of_a_stopped_worker_is_known_to_be_old_when_it_goes_on(
+    socket_dir: Path,
+) -> None:
+    # Seconds after which a stopped worker is seen to be silent: the least that its stop lasts.
+    limits = PeerLimits(silent_s=0.6)
+    decoder = codec.auth_event_decoder()
+    gateway = Gateway("auth", f"ipc://{socket_dir}/a.sock", decoder, peer_limits=limits)
+    gateway.start()
+    process = await start(socket_dir)
+    peer = await gateway.a_ready_peer()
+    process.send_signal(signal.SIGSTOP)
+    num_asked = 300  # more than libzmq reads ahead, so that the kernel holds some too
+    for number in range(num_asked):
+        question = Authorize(request_id=str(number), key_digest=None, endpoint="/v1/models")
+        gateway.server.send(peer, question)
+    await gateway.until(lambda: peer.is_silent)
+    process.send_signal(signal.SIGCONT)
+    await gateway.until(lambda: len(gateway.events) == num_asked)
+    ages_s = [event.expires_s for event in gateway.events if isinstance(event, Granted)]
+    assert len(ages_s) == num_asked
+    assert min(ages_s) > 0.3
+    gateway.server.close()
+    process.terminate()
+    assert await asyncio.wait_for(process.wait(), 10) == 0

@@ -99,7 +99,7 @@ async def test_an_engine_of_an_older_minor_goes_on_with_a_newer_ones_answer(
         # The older one answers with the prompt's tokens backwards, one a character.
         newer.emit(generate, "\x05\x04", token_ids=(5, 4))
         with foreign_engine(socket_dir):
-            engines = gateway.house.services.engines
+            engines = gateway.application.directory
             await gateway.until(lambda: len(engines.engines("echo")) == 2)
             (older,) = [
                 one for one in engines.engines("echo") if one.peer.build == "foreign-example"

@@ -27,8 +27,9 @@ from engine_worker.compute.sampling.sampler import (
     count_sampled,
     sample_tokens,
 )
-from engine_worker.core.choice.batch import MAX_LOGIT_BIASES, MAX_LOGPROBS, RowWork, TokenScores
+from engine_worker.core.choice.batch import RowWork, TokenScores
 from engine_worker.core.choice.token_mask import MaskWords, allow_all
+from protocol.wire.sampling_ranges import MAX_LOGIT_BIASES, MAX_LOGPROBS
 
 _NO_TARGET: Final = -1
 

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 import numpy.typing as npt
-from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from engine_worker.compute.models.decoder import (
@@ -17,9 +16,7 @@ from engine_worker.compute.models.decoder import (
     DecoderWeights,
     Leaves,
     Parameter,
-    declare,
 )
-from engine_worker.compute.models.hf_config import load_spec
 from engine_worker.compute.weights.checkpoint import (
     DTYPE_SIZES,
     Checkpoint,
@@ -115,19 +112,6 @@ def load_leaves(
             if progress is not None:
                 progress(loaded_bytes / size_bytes, f"loaded {parameter.path}")
     return tuple(leaves)
-
-
-def estimate_bytes(folder: Path, dtype: DTypeLike) -> int:
-    """Bytes that the weights will take on the device, from `config.json` alone.
-
-    Args:
-        folder: Holds `config.json`; the weights needn't be there yet.
-        dtype: float32 or bfloat16.
-
-    Raises:
-        ModelLoadError: The config is refused (see `load_spec` and `declare`).
-    """
-    return declare(load_spec(folder), dtype).size_bytes
 
 
 def _open(file: Path) -> Any:

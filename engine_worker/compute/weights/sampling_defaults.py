@@ -1,12 +1,12 @@
 """Reads what a checkpoint's `generation_config.json` recommends for sampling."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from engine_worker.errors import ModelConfigError
 from protocol.wire.messages import SamplingDefaults
+from protocol.wire.sampling_ranges import NUMBER_RANGES
 
 
 def load_sampling_defaults(folder: Path) -> SamplingDefaults:
@@ -29,26 +29,25 @@ def load_sampling_defaults(folder: Path) -> SamplingDefaults:
     if config.get("do_sample") is False:
         return SamplingDefaults(temperature=0.0)
 
-    def number(name: str, minimum: float, maximum: float) -> float | None:
-        return _number(config, name, minimum, maximum, path)
+    def number(name: str) -> float | None:
+        return _number(config, name, path)
 
-    top_k = number("top_k", 0, 2**31 - 1)
+    top_k = number("top_k")
     return SamplingDefaults(
-        temperature=number("temperature", 0, 2),
+        temperature=number("temperature"),
         top_k=None if top_k is None else int(top_k),
-        top_p=number("top_p", 1e-9, 1),
-        min_p=number("min_p", 0, 1),
-        repetition_penalty=number("repetition_penalty", 1e-9, 100),
+        top_p=number("top_p"),
+        min_p=number("min_p"),
+        repetition_penalty=number("repetition_penalty"),
     )
 
 
-def _number(
-    config: dict[str, Any], name: str, minimum: float, maximum: float, path: Path
-) -> float | None:
+def _number(config: dict[str, Any], name: str, path: Path) -> float | None:
+    """A number that a request could send as well."""
     value = config.get(name)
     if value is None:
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not minimum <= value <= maximum:
-        raise ModelConfigError(f"{path}: {name} is {value!r}, not between {minimum} and {maximum}.")
+    if not is_number or not NUMBER_RANGES[name].holds(value):
+        raise ModelConfigError(f"{path}: {name} is {value!r}, not {NUMBER_RANGES[name]}.")
     return float(value)

@@ -16,12 +16,6 @@ from engine_worker.core.choice.token_mask import MaskWords
 ProgressCallback = Callable[[float, str], None]
 """Called with a fraction (0 to 1) and a short text while weights load or programs compile."""
 
-
-MAX_LOGIT_BIASES = 1024
-"""The most entries of `RowSampling.logit_bias`."""
-MAX_LOGPROBS = 20
-"""The most likely tokens that are reported beside one token."""
-
 MAX_ROW_STOP_TOKEN_IDS = 8
 """The most ids of `RowWork.stop_token_ids`."""
 
@@ -37,10 +31,10 @@ class RowSampling:
         temperature: 0 is greedy.
         seed: With `choice`, the position of the new token and the token id, the key of the noise.
         choice: Index of the choice within its request.
-        logit_bias: (token id, number added to its logit), at most `MAX_LOGIT_BIASES`, each id
-            once.
+        logit_bias: (token id, number added to its logit), at most `MAX_LOGIT_BIASES` of the wire,
+            each id once.
         num_logprobs: How many likely tokens are reported beside the sampled one, at most
-            `MAX_LOGPROBS`; None reports nothing.
+            `MAX_LOGPROBS` of the wire; None reports nothing.
         num_prompt_logprobs: The same for `RowWork.scored_token_ids`.
     """
 

@@ -41,7 +41,6 @@ class Request:
         output_token_ids: What was sampled, an earlier attempt's tokens included.
         num_computed_tokens: Tokens, from the first of the prompt, whose keys and values are in
             the cache. In decode it is one less than `num_tokens`.
-        num_resumed_tokens: Of `output_token_ids`, how many an earlier attempt had sampled.
         num_scored_tokens: Of the prompt from its second token on, how many log probabilities were
             told.
         block_ids: KV blocks in order of position.
@@ -52,6 +51,7 @@ class Request:
         num_cached_tokens: Of the prompt, what was found computed when it first got a slot; None
             before.
         drafts: Guesses its next tokens; None while nobody wanted any.
+        trace_id: The client's `X-Request-ID`, for logs.
     """
 
     gateway_id: str
@@ -75,7 +75,6 @@ class Request:
     allowed_tokens: AllowedTokens | None = None
     pending_mask: MaskSource | None = None
     output_token_ids: list[int] = field(default_factory=list)
-    num_resumed_tokens: int = 0
     num_computed_tokens: int = 0
     num_scored_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)
@@ -85,6 +84,7 @@ class Request:
     awaited_block: bytes | None = None
     num_cached_tokens: int | None = None
     drafts: RequestDrafts | None = None
+    trace_id: str = ""
     status: RequestStatus = RequestStatus.WAITING
 
     @property

@@ -49,11 +49,6 @@ class BlockPool:
         return len(self._empty) + len(self._cached)
 
     @property
-    def num_named(self) -> int:
-        """Blocks whose content is known, held or free."""
-        return len(self._block_of)
-
-    @property
     def num_token_capacity(self) -> int:
         """Tokens that fit when one request has every block."""
         return self.num_blocks * self.block_size

@@ -7,11 +7,13 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request, Response
 
+from gateway import bridge
 from gateway.errors import InvalidRequestError
-from gateway.http.access import GuardedRoute, services_of
+from gateway.http.access import GuardedRoute, read_body
+from gateway.http.parts import parts_of
 from gateway.http.schemas.body import load_json_object, unknown_keys, validate
 from gateway.http.schemas.keys import CreateKeyRequest
-from protocol.wire.messages import CreateKey, KeyRecord, ListKeys, RevokeKey
+from protocol.wire.messages import KeyRecord
 
 router = APIRouter(route_class=GuardedRoute, tags=["admin"])
 
@@ -19,6 +21,7 @@ KEY_PREFIX = "psk-"
 _KEY_BYTES = 32
 _DEFAULT_PAGE = 100
 _MAX_PAGE = 1000
+_MAX_DIGITS = 9
 
 
 _CREATE_SCHEMA = {
@@ -34,16 +37,16 @@ _CREATE_SCHEMA = {
 @router.post("/v1/admin/keys", openapi_extra=_CREATE_SCHEMA)
 async def create_key(request: Request) -> Response:
     """Make a key; the answer is the only place where it is ever shown."""
-    value = load_json_object(await request.body())
+    value = load_json_object(await read_body(request))
     body = validate(CreateKeyRequest, value)
     unknown = unknown_keys(value, CreateKeyRequest.known_fields)
     if unknown:
         # A misspelt limit would make a key without it.
         raise InvalidRequestError(f"Unknown field: `{unknown[0]}`.", param=unknown[0])
     key = KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
-    answer = await services_of(request).auth.keys(
-        CreateKey(
-            request_id=request.state.request_id,
+    answer = await parts_of(request).auth.keys(
+        bridge.create_key(
+            request.state.request_id,
             key_digest=hashlib.sha256(key.encode()).digest(),
             hint=f"{key[:6]}…{key[-4:]}",
             name=body.name,
@@ -55,6 +58,7 @@ async def create_key(request: Request) -> Response:
             actor_key_id=request.state.granted.key_id,
         )
     )
+    parts_of(request).identities.clear()
     return _json({**_record(answer.records[0]), "key": key}, status=201)
 
 
@@ -62,17 +66,13 @@ async def create_key(request: Request) -> Response:
 async def list_keys(request: Request) -> Response:
     """A page of keys, newest first; `after` is the last id of the page before."""
     limit_text = request.query_params.get("limit", str(_DEFAULT_PAGE))
-    if (
-        not limit_text.isascii()
-        or not limit_text.isdecimal()
-        or not 1 <= int(limit_text) <= _MAX_PAGE
-    ):
+    # No int() of a client's text of any length.
+    is_number = limit_text.isascii() and limit_text.isdecimal() and len(limit_text) <= _MAX_DIGITS
+    if not is_number or not 1 <= int(limit_text) <= _MAX_PAGE:
         raise InvalidRequestError(f"`limit` must be from 1 to {_MAX_PAGE}.", param="limit")
-    answer = await services_of(request).auth.keys(
-        ListKeys(
-            request_id=request.state.request_id,
-            after_key_id=request.query_params.get("after", ""),
-            limit=int(limit_text),
+    answer = await parts_of(request).auth.keys(
+        bridge.list_keys(
+            request.state.request_id, request.query_params.get("after", ""), int(limit_text)
         )
     )
     data = [_record(record) for record in answer.records]
@@ -82,13 +82,11 @@ async def list_keys(request: Request) -> Response:
 @router.delete("/v1/admin/keys/{key_id}/revoke")
 async def revoke_key(request: Request, key_id: str) -> Response:
     """End a key at once and for good."""
-    answer = await services_of(request).auth.keys(
-        RevokeKey(
-            request_id=request.state.request_id,
-            key_id=key_id,
-            actor_key_id=request.state.granted.key_id,
-        )
+    parts = parts_of(request)
+    answer = await parts.auth.keys(
+        bridge.revoke_key(request.state.request_id, key_id, request.state.granted.key_id)
     )
+    parts.identities.clear()
     return _json(_record(answer.records[0]))
 
 

@@ -1,28 +1,31 @@
 """POST /v1/chat/completions and /v1/completions."""
 
-import logging
-
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
 
 from gateway.errors import ClientDisconnectedError, UnsupportedFieldError
-from gateway.http.access import GuardedRoute, caller_of, services_of
+from gateway.http.access import GuardedRoute, caller_of, read_body
 from gateway.http.convert import NEUTRAL_DEFAULTS, chat_job, completion_job
+from gateway.http.disconnect import watch
 from gateway.http.error_table import limit_headers
 from gateway.http.ignored_fields import ignored_headers
+from gateway.http.parts import parts_of
 from gateway.http.render.answer import AnswerCollector, ChatCollector, CompletionCollector
 from gateway.http.render.common import AnswerHead
-from gateway.http.render.stream import ChatStreamRenderer, CompletionStreamRenderer, StreamRenderer
-from gateway.http.responses import DisconnectGuard, EventStreamResponse, collect_answer
+from gateway.http.render.stream import (
+    ChatStreamRenderer,
+    CompletionStreamRenderer,
+    StreamRenderer,
+)
+from gateway.http.responses import EventStreamResponse, collect_answer, note
 from gateway.http.schemas.chat import ChatRequest, parse_chat_body
 from gateway.http.schemas.completion import CompletionRequest, parse_completion_body
 from gateway.http.schemas.sampling import GenerationRequest
-from gateway.request.generation import Generation
+from gateway.request.generation import GenerationWork
 from gateway.request.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT, GenerationJob
-from gateway.request.model_limits import check_served
-from protocol.runtime import logs
+from gateway.request.request import Request
+from gateway.telemetry.access_log import AccessRecord
 from protocol.wire.messages import EngineOffer, SamplingDefaults
-
-_logger = logging.getLogger("penstock.gateway.http")
 
 router = APIRouter(route_class=GuardedRoute)
 
@@ -33,71 +36,86 @@ def _schema(model: type[GenerationRequest]) -> dict[str, object]:
 
 
 @router.post(CHAT_ENDPOINT, tags=["generation"], openapi_extra=_schema(ChatRequest))
-async def chat_completions(request: Request) -> Response:
+async def chat_completions(request: HttpRequest) -> Response:
     """Go on with a conversation."""
-    body, raw, ignored = parse_chat_body(await request.body())
-    if body.tools and not services_of(request).settings.tools:
-        raise UnsupportedFieldError("Tool calling is switched off on this server.", param="tools")
-    offer = services_of(request).engines.offer(body.model)
-    return await _answer(request, chat_job(body, raw, _defaults(offer)), offer, ignored)
+    parts, caller = parts_of(request), caller_of(request)
+
+    def job_of(body: bytes) -> tuple[GenerationJob, list[str]]:
+        chat, raw, ignored = parse_chat_body(body)
+        if chat.tools and not parts.settings.tools:
+            raise UnsupportedFieldError(
+                "Tool calling is switched off on this server.", param="tools"
+            )
+        return chat_job(chat, raw, _defaults(parts.directory.offer(chat.model))), ignored
+
+    body = await read_body(request)
+    return await _answer(request, *await parts.bodies.parse(body, caller.name, job_of))
 
 
 @router.post(COMPLETION_ENDPOINT, tags=["generation"], openapi_extra=_schema(CompletionRequest))
-async def completions(request: Request) -> Response:
+async def completions(request: HttpRequest) -> Response:
     """Go on with a text."""
-    body, ignored = parse_completion_body(await request.body())
-    offer = services_of(request).engines.offer(body.model)
-    return await _answer(request, completion_job(body, _defaults(offer)), offer, ignored)
+    parts, caller = parts_of(request), caller_of(request)
+
+    def job_of(body: bytes) -> tuple[GenerationJob, list[str]]:
+        completion, ignored = parse_completion_body(body)
+        return completion_job(
+            completion, _defaults(parts.directory.offer(completion.model))
+        ), ignored
+
+    body = await read_body(request)
+    return await _answer(request, *await parts.bodies.parse(body, caller.name, job_of))
 
 
 def _defaults(offer: EngineOffer | None) -> SamplingDefaults:
     return NEUTRAL_DEFAULTS if offer is None else offer.sampling_defaults
 
 
-async def _answer(
-    request: Request, job: GenerationJob, offer: EngineOffer | None, ignored: list[str]
-) -> Response:
-    services = services_of(request)
-    if offer is not None:
-        check_served(job, offer, services.engines.version(job.model))
-    headers = ignored_headers(ignored, strict=services.settings.strict_fields)
-    request_id: str = request.state.request_id
-    logs.request_id.set(request_id)
-    _logger.debug("client's request id: %s", request.state.client_request_id)
-    generation = Generation(services, job, caller_of(request), request_id)
+async def _answer(http_request: HttpRequest, job: GenerationJob, ignored: list[str]) -> Response:
+    parts = parts_of(http_request)
+    headers = ignored_headers(ignored, strict=parts.settings.strict_fields)
+    record: AccessRecord = http_request.state.log
+    request, work = parts.requests.generation(
+        job, caller_of(http_request), http_request.state.request_id
+    )
+    stop = watch(http_request.scope, http_request.receive, request.on_client_gone)
+    is_handed_on = False
     try:
-        async with DisconnectGuard(request.receive):
-            await generation.start()
-            head = _head(generation, int(services.wall_clock()))
-            headers.update(limit_headers(generation.limits))
-            if not job.options.is_streaming:
-                content = await collect_answer(generation, _collector(job, head))
-                return Response(content, media_type="application/json", headers=headers)
-            # Until the first output a failure still gets a status of its own.
-            first = await generation.next_events(services.settings.ping_interval_s)
+        await request.start()
+        head = _head(request, work, int(parts.wall_clock()))
+        headers.update(limit_headers(request.limits))
+        if not job.options.is_streaming:
+            content = await collect_answer(work, _collector(job, head))
+            return Response(content, media_type="application/json", headers=headers)
+        # Until the first output a failure still gets a status of its own.
+        first = await work.next_events(parts.settings.ping_interval_s)
+        is_handed_on = True
         return EventStreamResponse(
-            generation,
-            first,
-            _renderer(job, head),
-            services.settings.ping_interval_s,
-            headers,
+            request,
+            work,
+            record=record,
+            first=first,
+            renderer=_renderer(job, head),
+            ping_interval_s=parts.settings.ping_interval_s,
+            stop_watching=stop,
+            headers=headers,
         )
     except ClientDisconnectedError:
-        generation.close("aborted")
-        _logger.info("the client of request %s has left", request_id)
         return Response(status_code=499)  # nobody reads it; nginx's code, for the metrics
-    except BaseException:
-        generation.close("aborted")
-        raise
+    finally:
+        if not is_handed_on:
+            stop()
+            request.end("aborted")
+            note(record, request)
 
 
-def _head(generation: Generation, created: int) -> AnswerHead:
-    offer = generation.offer
-    prefix = "chatcmpl" if generation.job.endpoint == CHAT_ENDPOINT else "cmpl"
+def _head(request: Request, work: GenerationWork, created: int) -> AnswerHead:
+    offer = work.offer
+    prefix = "chatcmpl" if work.job.endpoint == CHAT_ENDPOINT else "cmpl"
     return AnswerHead(
-        id=f"{prefix}-{generation.request_id}",
+        id=f"{prefix}-{request.request_id}",
         created=created,
-        model=generation.job.model,
+        model=work.model,
         system_fingerprint=f"fp_{'' if offer is None else offer.fingerprint[:12]}",
     )
 

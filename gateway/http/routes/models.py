@@ -6,7 +6,8 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from gateway.errors import ModelNotFoundError
-from gateway.http.access import GuardedRoute, services_of
+from gateway.http.access import GuardedRoute
+from gateway.http.parts import parts_of
 from gateway.http.schemas.ranges import MAX_CHOICES
 from protocol.wire.messages import EngineOffer, SamplingDefaults
 
@@ -16,7 +17,7 @@ router = APIRouter(route_class=GuardedRoute, tags=["models"])
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
     """The models that are or were served since the start."""
-    offers = services_of(request).engines.models()
+    offers = parts_of(request).directory.models()
     data = [_card(name, offers[name]) for name in sorted(offers)]
     return _json({"object": "list", "data": data})
 
@@ -24,7 +25,7 @@ async def list_models(request: Request) -> Response:
 @router.get("/v1/models/{model_id:path}")
 async def get_model(request: Request, model_id: str) -> Response:
     """One model; ids may hold slashes."""
-    offers = services_of(request).engines.models()
+    offers = parts_of(request).directory.models()
     offer = offers.get(model_id)
     if offer is None:
         raise ModelNotFoundError(model_id, tuple(sorted(offers)))

@@ -5,18 +5,19 @@ import asyncio
 import orjson
 from fastapi import APIRouter, Request, Response
 
+from gateway import bridge
 from gateway.errors import (
     DeadlineExceededError,
     InvalidRequestError,
     ModelNotFoundError,
     WorkerUnavailableError,
 )
-from gateway.http.access import GuardedRoute, services_of
-from gateway.http.responses import DisconnectGuard
+from gateway.http.access import GuardedRoute, read_body
+from gateway.http.parts import parts_of
 from gateway.http.schemas.body import load_json_object, unknown_keys, validate
 from gateway.http.schemas.profile import ProfileRequest
 from gateway.request.model_limits import check_version
-from protocol.wire.messages import Profile
+from protocol.wire.messages import Profiled
 
 router = APIRouter(route_class=GuardedRoute, tags=["admin"])
 
@@ -34,27 +35,30 @@ _SCHEMA = {"$ref": f"#/components/schemas/{ProfileRequest.__name__}"}
 )
 async def profile(request: Request) -> Response:
     """Record one engine of a model; the answer says where the recording lies on its machine."""
-    value = load_json_object(await request.body())
+    value = load_json_object(await read_body(request))
     body = validate(ProfileRequest, value)
     unknown = unknown_keys(value, ProfileRequest.known_fields)
     if unknown:
         raise InvalidRequestError(f"Unknown field: `{unknown[0]}`.", param=unknown[0])
-    engines = services_of(request).engines
-    models = engines.models()
+    parts = parts_of(request)
+    models = parts.directory.models()
     if body.model not in models:
         raise ModelNotFoundError(body.model, tuple(sorted(models)))
-    live = [engine for engine in engines.engines(body.model) if engine.peer.takes_work]
+    live = [engine for engine in parts.directory.engines(body.model) if engine.peer.takes_work]
     if not live:
         raise WorkerUnavailableError(f"No engine of `{body.model}` is there at the moment.")
     busiest = max(live, key=lambda engine: engine.num_unfinished)
     check_version(busiest.peer.protocol_version, "seconds")
     duration_s = _DEFAULT_S if body.seconds is None else body.seconds
-    question = Profile(request_id=request.state.request_id, duration_s=duration_s)
+    question = bridge.profile(request.state.request_id, duration_s)
+    answer_future = parts.engines.ask(busiest, question, Profiled)
     try:
-        async with asyncio.timeout(duration_s + _WRITING_S), DisconnectGuard(request.receive):
-            answer = await engines.profile(busiest, question)
+        async with asyncio.timeout(duration_s + _WRITING_S):
+            answer = await answer_future
     except TimeoutError:
         raise DeadlineExceededError("The engine took too long to write its recording.") from None
+    finally:
+        parts.engines.close(busiest, question.request_id)
     content = {
         "object": "profile",
         "model": body.model,

@@ -1,23 +1,19 @@
 """POST /tokenize and /detokenize, in the shapes of vLLM: texts as a model reads them, and back."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
 
-from gateway.dispatch.seats import Seat
-from gateway.errors import (
-    DeadlineExceededError,
-    InvalidRequestError,
-    ModelNotFoundError,
-)
-from gateway.http.access import GuardedRoute, services_of
+from gateway import bridge
+from gateway.errors import ClientDisconnectedError, InvalidRequestError, ModelNotFoundError
+from gateway.http.access import GuardedRoute, caller_of, read_body
 from gateway.http.convert import tokenize_question
+from gateway.http.error_table import limit_headers
 from gateway.http.ignored_fields import ignored_headers
-from gateway.http.responses import DisconnectGuard
+from gateway.http.parts import HttpParts, parts_of
+from gateway.http.responses import run_to_end
 from gateway.http.schemas.tokenize import (
     DetokenizeRequest,
     TokenizeRequest,
@@ -25,10 +21,14 @@ from gateway.http.schemas.tokenize import (
     parse_tokenize_body,
 )
 from gateway.request.model_limits import check_token_ids, check_version
-from gateway.request.services import Services
-from protocol.wire.messages import Detokenize
+from gateway.request.questions import Question
+from protocol.version import ProtocolVersion
+from protocol.wire.messages import Detokenized, EngineOffer, Prepare, Prepared
 
 router = APIRouter(route_class=GuardedRoute, tags=["tokens"])
+
+_TOKENIZE = "/tokenize"
+_DETOKENIZE = "/detokenize"
 
 
 def _schema(name: str) -> dict[str, object]:
@@ -36,53 +36,81 @@ def _schema(name: str) -> dict[str, object]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-@router.post("/tokenize", openapi_extra=_schema(TokenizeRequest.__name__))
-async def tokenize(request: Request) -> Response:
+@router.post(_TOKENIZE, openapi_extra=_schema(TokenizeRequest.__name__))
+async def tokenize(http_request: HttpRequest) -> Response:
     """The tokens of a text, or of a conversation with the model's template."""
-    body, raw, ignored = parse_tokenize_body(await request.body())
-    services = services_of(request)
-    headers = ignored_headers(ignored, strict=services.settings.strict_fields)
-    model = _model(services, body.model)
-    question = tokenize_question(
-        body,
-        raw,
-        request_id=request.state.request_id,
-        deadline_s=services.settings.request_timeout_s,
-    )
-    async with _seat(request, model) as seat:
+    parts, caller = parts_of(http_request), caller_of(http_request)
+
+    def question_of(raw: bytes) -> tuple[TokenizeRequest, Prepare, list[str]]:
+        body, value, ignored = parse_tokenize_body(raw)
+        return body, tokenize_question(body, value), ignored
+
+    raw = await read_body(http_request)
+    body, message, ignored = await parts.bodies.parse(raw, caller.name, question_of)
+    headers = ignored_headers(ignored, strict=parts.settings.strict_fields)
+
+    def check(_offer: EngineOffer, version: ProtocolVersion) -> None:
         if body.return_token_strs:
-            check_version(seat.engine.peer.protocol_version, "return_token_strs")
-        prepared = await services.engines.prepare(seat.engine, question)
-        answer = {
-            "count": len(prepared.prompt_token_ids),
-            "max_model_len": seat.engine.offer.max_model_len,
-            "tokens": prepared.prompt_token_ids,
-            "token_strs": prepared.tokens if body.return_token_strs else None,
-        }
-    return _json(answer, headers)
+            check_version(version, "return_token_strs")
 
-
-@router.post("/detokenize", openapi_extra=_schema(DetokenizeRequest.__name__))
-async def detokenize(request: Request) -> Response:
-    """The text of tokens."""
-    body, ignored = parse_detokenize_body(await request.body())
-    services = services_of(request)
-    headers = ignored_headers(ignored, strict=services.settings.strict_fields)
-    question = Detokenize(
-        request_id=request.state.request_id,
-        token_ids=tuple(body.tokens),
-        deadline_s=services.settings.request_timeout_s,
+    request, work = parts.requests.question(
+        Question(
+            endpoint=_TOKENIZE,
+            model=_model(parts, body.model),
+            message=message,
+            answer_kind=Prepared,
+            check=check,
+        ),
+        caller,
+        http_request.state.request_id,
     )
-    async with _seat(request, _model(services, body.model)) as seat:
-        check_version(seat.engine.peer.protocol_version, "tokens")
-        check_token_ids("tokens", body.tokens, seat.engine.offer.vocab_size)
-        answer = await services.engines.detokenize(seat.engine, question)
-    return _json({"prompt": answer.text}, headers)
+    try:
+        await run_to_end(http_request, request)
+    except ClientDisconnectedError:
+        return Response(status_code=499)
+    prepared = work.answer
+    answer = {
+        "count": len(prepared.prompt_token_ids),
+        "max_model_len": 0 if work.offer is None else work.offer.max_model_len,
+        "tokens": prepared.prompt_token_ids,
+        "token_strs": prepared.tokens if body.return_token_strs else None,
+    }
+    return _json(answer, {**headers, **limit_headers(request.limits)})
 
 
-def _model(services: Services, name: str | None) -> str:
+@router.post(_DETOKENIZE, openapi_extra=_schema(DetokenizeRequest.__name__))
+async def detokenize(http_request: HttpRequest) -> Response:
+    """The text of tokens."""
+    parts, caller = parts_of(http_request), caller_of(http_request)
+    raw = await read_body(http_request)
+    body, ignored = await parts.bodies.parse(raw, caller.name, parse_detokenize_body)
+    headers = ignored_headers(ignored, strict=parts.settings.strict_fields)
+
+    def check(offer: EngineOffer, version: ProtocolVersion) -> None:
+        check_version(version, "tokens")
+        check_token_ids("tokens", body.tokens, offer.vocab_size)
+
+    request, work = parts.requests.question(
+        Question(
+            endpoint=_DETOKENIZE,
+            model=_model(parts, body.model),
+            message=bridge.token_ids(tuple(body.tokens)),
+            answer_kind=Detokenized,
+            check=check,
+        ),
+        caller,
+        http_request.state.request_id,
+    )
+    try:
+        await run_to_end(http_request, request)
+    except ClientDisconnectedError:
+        return Response(status_code=499)
+    return _json({"prompt": work.answer.text}, {**headers, **limit_headers(request.limits)})
+
+
+def _model(parts: HttpParts, name: str | None) -> str:
     """The model that is meant: the only one, when the request names none."""
-    models = services.engines.models()
+    models = parts.directory.models()
     if name is None:
         if len(models) != 1:
             there_are = ", ".join(f"`{one}`" for one in sorted(models)) or "none yet"
@@ -93,26 +121,6 @@ def _model(services: Services, name: str | None) -> str:
     if name not in models:
         raise ModelNotFoundError(name, tuple(sorted(models)))
     return name
-
-
-@asynccontextmanager
-async def _seat(request: Request, model: str) -> AsyncIterator[Seat]:
-    """A place at an engine for one question, in turn with everybody else's work."""
-    services, granted = services_of(request), request.state.granted
-    timeout_s = services.settings.request_timeout_s
-    try:
-        async with asyncio.timeout(timeout_s), DisconnectGuard(request.receive):
-            seat = await services.admission.acquire(
-                model, tenant=granted.tenant, priority=granted.priority, tokens=0, kind="question"
-            )
-            try:
-                yield seat
-            finally:
-                services.admission.release(seat)
-    except TimeoutError:
-        raise DeadlineExceededError(
-            f"The request took longer than {timeout_s:g} seconds."
-        ) from None
 
 
 def _json(value: dict[str, Any], headers: dict[str, str]) -> Response:

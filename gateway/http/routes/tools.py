@@ -1,6 +1,5 @@
 """GET /v1/tools, POST /v1/tools/execute and POST /v1/parse: tool calling, for people."""
 
-import asyncio
 import difflib
 from collections.abc import Iterable
 from typing import Any
@@ -8,14 +7,19 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from gateway.errors import DeadlineExceededError, InvalidRequestError, ModelNotFoundError
-from gateway.http.access import GuardedRoute, services_of
+from gateway import bridge
+from gateway.errors import (
+    ClientDisconnectedError,
+    InvalidRequestError,
+    ModelNotFoundError,
+)
+from gateway.http.access import GuardedRoute, caller_of, read_body
 from gateway.http.error_table import NOT_IMPLEMENTED, error_body
+from gateway.http.parts import HttpParts, parts_of
+from gateway.http.responses import run_to_end
 from gateway.http.schemas.body import dump_json, load_json_object, unknown_keys, validate
 from gateway.http.schemas.messages import clean_tools
 from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
-from gateway.request.services import Services
-from gateway.request.text_parse import TextParse
 from gateway.workers.parsers import knows_format
 from protocol.wire.messages import OpenParse
 
@@ -30,10 +34,10 @@ def _schema(name: str) -> dict[str, Any]:
 @router.get("/v1/tools")
 async def list_tools(request: Request) -> Response:
     """The tools of this server, the formats that are served and which model uses which."""
-    services = services_of(request)
-    toolbox = services.toolbox
+    parts = parts_of(request)
+    toolbox = parts.toolbox
     tools = [] if toolbox is None else await toolbox.tools()
-    offers = services.engines.models()
+    offers = parts.directory.models()
     models = [
         {
             "id": name,
@@ -57,48 +61,63 @@ async def list_tools(request: Request) -> Response:
                 }
                 for tool in tools
             ],
-            "enabled": services.settings.tools,
-            "tool_formats": _served(services, "tool_formats"),
-            "reasoning_formats": _served(services, "reasoning_formats"),
+            "enabled": parts.settings.tools,
+            "tool_formats": _served(parts, "tool_formats"),
+            "reasoning_formats": _served(parts, "reasoning_formats"),
             "models": models,
         }
     )
 
 
-@router.post("/v1/tools/execute", openapi_extra=_schema("ExecuteRequest"))
+_EXECUTE = "/v1/tools/execute"
+_PARSE = "/v1/parse"
+
+
+@router.post(_EXECUTE, openapi_extra=_schema("ExecuteRequest"))
 async def execute_tool(request: Request) -> Response:
     """Run a tool of this server; what goes wrong within the tool is a result, too."""
-    services = services_of(request)
-    if services.toolbox is None:
+    parts = parts_of(request)
+    if parts.toolbox is None:
         message = (
             "No tools are registered on this server; packages add some with the entry point "
             "`penstock.tools`."
-            if services.settings.tools
+            if parts.settings.tools
             else "Tool calling is switched off on this server."
         )
         body = error_body(message, NOT_IMPLEMENTED)
         return Response(body, NOT_IMPLEMENTED.status, media_type="application/json")
-    value = load_json_object(await request.body())
+    value = load_json_object(await read_body(request))
     _refuse_unknown(value, ExecuteRequest.known_fields)
     body_model = validate(ExecuteRequest, value)
-    result = await services.toolbox.execute(body_model.name, _arguments(body_model.arguments))
-    return _json({"object": "tool.result", "name": body_model.name, **result.as_json()})
+    call, work = parts.requests.tool(
+        _EXECUTE,
+        parts.toolbox,
+        body_model.name,
+        _arguments(body_model.arguments),
+        caller_of(request),
+        request.state.request_id,
+    )
+    try:
+        await run_to_end(request, call)
+    except ClientDisconnectedError:
+        return Response(status_code=499)
+    return _json({"object": "tool.result", "name": body_model.name, **work.result.as_json()})
 
 
-@router.post("/v1/parse", openapi_extra=_schema("ParseRequest"))
+@router.post(_PARSE, openapi_extra=_schema("ParseRequest"))
 async def parse_text(request: Request) -> Response:
     """Tell content, reasoning and tool calls apart in a model's text."""
-    services = services_of(request)
-    value = load_json_object(await request.body())
+    parts, caller = parts_of(request), caller_of(request)
+    value = await parts.bodies.parse(await read_body(request), caller.name, load_json_object)
     _refuse_unknown(value, ParseRequest.known_fields)
     body = validate(ParseRequest, value)
-    opening = _opening(services, body, value.get("tools"), request.state.request_id)
-    parse = TextParse(services.parsers, opening)
+    opening = _opening(parts, body, value.get("tools"), request.state.request_id, caller.trace_id)
+    call, work = parts.requests.parse(_PARSE, opening, body.text, caller)
     try:
-        async with asyncio.timeout(services.settings.request_timeout_s):
-            await parse.run(body.text)
-    except TimeoutError:
-        raise DeadlineExceededError("Parsing took longer than a request may.") from None
+        await run_to_end(request, call)
+    except ClientDisconnectedError:
+        return Response(status_code=499)
+    parse = work.parse
     return _json(
         {
             "object": "parsed_text",
@@ -119,7 +138,9 @@ async def parse_text(request: Request) -> Response:
     )
 
 
-def _opening(services: Services, body: ParseRequest, raw_tools: Any, request_id: str) -> OpenParse:
+def _opening(
+    parts: HttpParts, body: ParseRequest, raw_tools: Any, request_id: str, trace_id: str
+) -> OpenParse:
     """The parser session that a text needs.
 
     Raises:
@@ -128,16 +149,16 @@ def _opening(services: Services, body: ParseRequest, raw_tools: Any, request_id:
     """
     tool_format, reasoning_format = body.format, body.reasoning_format
     if body.model is not None:
-        offer = services.engines.offer(body.model)
+        offer = parts.directory.offer(body.model)
         if offer is None:
-            raise ModelNotFoundError(body.model, tuple(sorted(services.engines.models())))
+            raise ModelNotFoundError(body.model, tuple(sorted(parts.directory.models())))
         tool_format = tool_format or offer.tool_format
         reasoning_format = reasoning_format or offer.reasoning_format
-    _check_format(tool_format, _served(services, "tool_formats"), "format")
-    _check_format(reasoning_format, _served(services, "reasoning_formats"), "reasoning_format")
-    return OpenParse(
-        request_id=request_id,
-        attempt=1,
+    _check_format(tool_format, _served(parts, "tool_formats"), "format")
+    _check_format(reasoning_format, _served(parts, "reasoning_formats"), "reasoning_format")
+    return bridge.open_parse(
+        request_id,
+        trace_id=trace_id,
         tool_format=tool_format,
         reasoning_format=reasoning_format,
         tools_json=None if body.tools is None else dump_json(clean_tools(raw_tools), "tools"),
@@ -156,9 +177,9 @@ def _check_format(name: str | None, served: list[str], param: str) -> None:
     )
 
 
-def _served(services: Services, attribute: str) -> list[str]:
+def _served(parts: HttpParts, attribute: str) -> list[str]:
     """The formats that the parsers which are there know, sorted."""
-    offers = (peer.parser for peer in services.peers())
+    offers = (peer.parser for peer in parts.peers())
     found: Iterable[tuple[str, ...]] = (
         getattr(offer, attribute) for offer in offers if offer is not None
     )

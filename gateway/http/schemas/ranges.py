@@ -1,62 +1,31 @@
-"""The bounds of every request field that has some, one table for schemas, errors and documentation."""
+"""The bounds of every request field that has some, one table for schemas, errors and documentation.
 
-from dataclasses import dataclass
+What an engine bounds as well is the wire's fact: it comes from `protocol.wire.sampling_ranges`.
+"""
+
 from typing import Any, Final
 
 from pydantic import Field
 
+from protocol.wire.sampling_ranges import MAX_INT32, NUMBER_RANGES, WORDS, NumberRange
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Bounds of one field; `exclusive_minimum` leaves the lower bound itself out."""
+MAX_TOKENS: Final = MAX_INT32
 
-    minimum: float
-    maximum: float
-    exclusive_minimum: bool = False
-
-    def holds(self, value: float) -> bool:
-        """Whether a number is within; NaN never is."""
-        above = value > self.minimum if self.exclusive_minimum else value >= self.minimum
-        return above and value <= self.maximum
-
-    def __str__(self) -> str:
-        below = "<" if self.exclusive_minimum else "≤"
-        return f"{self.minimum} {below} x ≤ {self.maximum}"
-
-
-MAX_TOKENS: Final = 2**31 - 1
-
-RANGES: Final[dict[str, Range]] = {
-    "temperature": Range(0, 2),
-    "top_p": Range(0, 1, exclusive_minimum=True),
-    "top_k": Range(-1, MAX_TOKENS),
-    "min_p": Range(0, 1),
-    "presence_penalty": Range(-2, 2),
-    "frequency_penalty": Range(-2, 2),
-    "repetition_penalty": Range(0, 10, exclusive_minimum=True),
-    "n": Range(1, 128),
-    "max_tokens": Range(1, MAX_TOKENS),
-    "max_completion_tokens": Range(1, MAX_TOKENS),
-    "min_tokens": Range(0, MAX_TOKENS),
-    "seed": Range(-(2**63), 2**63 - 1),
-    "best_of": Range(1, 128),
-    "logprobs": Range(0, 20),
-    "top_logprobs": Range(0, 20),
-    "prompt_logprobs": Range(0, 20),
-    "truncate_prompt_tokens": Range(-1, MAX_TOKENS),
-    "dimensions": Range(1, MAX_TOKENS),
-    "seconds": Range(0, 60, exclusive_minimum=True),
+RANGES: Final[dict[str, NumberRange]] = {
+    **NUMBER_RANGES,
+    # Clients write -1 for a top_k that is off; the wire says 0.
+    "top_k": NumberRange(-1, NUMBER_RANGES["top_k"].maximum),
+    "n": NumberRange(1, 128),
+    "max_completion_tokens": NUMBER_RANGES["max_tokens"],
+    "seed": NumberRange(-(2**63), 2**63 - 1),
+    "best_of": NumberRange(1, 128),
+    "top_logprobs": NUMBER_RANGES["logprobs"],
+    "truncate_prompt_tokens": NumberRange(-1, MAX_TOKENS),
+    "dimensions": NumberRange(1, MAX_TOKENS),
+    "seconds": NumberRange(0, 60, exclusive_minimum=True),
 }
 """Numbers. `logprobs` is one in completions only; chat has a truth value and `top_logprobs`."""
 
-LOGIT_BIAS: Final = Range(-100, 100)
-MAX_LOGIT_BIASES: Final = 1024
-MAX_ALLOWED_TOKEN_IDS: Final = 2**18
-MAX_BAD_WORDS: Final = 128
-MAX_BAD_WORD_CHARACTERS: Final = 256
-MAX_STOP_STRINGS: Final = 16
-MAX_STOP_CHARACTERS: Final = 1024
-MAX_STOP_TOKEN_IDS: Final = 128
 MAX_DETOKENIZED_TOKENS: Final = 2**20
 MAX_EMBEDDING_INPUTS: Final = 2048
 MAX_MESSAGES: Final = 16_384
@@ -72,11 +41,10 @@ MAX_CHOICES: Final = 128
 """Prompts times `n`, or times `best_of`, of one request at most."""
 
 LIST_BOUNDS: Final[dict[str, str]] = {
-    "logit_bias": f"at most {MAX_LOGIT_BIASES} token ids, each with {LOGIT_BIAS}",
-    "allowed_token_ids": f"1 to {MAX_ALLOWED_TOKEN_IDS} token ids",
-    "bad_words": f"at most {MAX_BAD_WORDS} texts of 1 to {MAX_BAD_WORD_CHARACTERS} characters",
-    "stop": f"at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_CHARACTERS} characters",
-    "stop_token_ids": f"at most {MAX_STOP_TOKEN_IDS} token ids",
+    **{
+        name: WORDS[name]
+        for name in ("logit_bias", "allowed_token_ids", "bad_words", "stop", "stop_token_ids")
+    },
     "messages": (
         f"1 to {MAX_MESSAGES}, each with at most {MAX_CONTENT_PARTS} content parts and"
         f" {MAX_TOOL_CALLS} tool calls"

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from gateway.http.schemas.body import RequestModel, field_error, unknown_keys
-from gateway.http.schemas.ranges import (
-    LIST_BOUNDS,
+from gateway.http.schemas.ranges import LIST_BOUNDS, ranged
+from gateway.http.schemas.structured import StructuredFields
+from protocol.wire.sampling_ranges import (
     LOGIT_BIAS,
     MAX_ALLOWED_TOKEN_IDS,
     MAX_BAD_WORD_CHARACTERS,
@@ -16,9 +17,7 @@ from gateway.http.schemas.ranges import (
     MAX_STOP_CHARACTERS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
-    ranged,
 )
-from gateway.http.schemas.structured import StructuredFields
 
 _TOKEN_ID_KEY = re.compile(r"[1-9][0-9]{0,9}\Z")
 

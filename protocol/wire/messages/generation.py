@@ -18,7 +18,7 @@ class SamplingParams(Part, frozen=True):
     Attributes:
         temperature: 0 is greedy; otherwise logits are divided by it.
         top_k: Keep the k most likely tokens; 0 keeps all.
-        top_p: Keep the smallest set with at least this probability.
+        top_p: Keep the smallest set with at least this probability; 0 is greedy.
         min_p: Drop tokens below this fraction of the most likely one's probability.
         presence_penalty: Subtracted from the logit of each token already in the output.
         frequency_penalty: Subtracted times the count in the output.

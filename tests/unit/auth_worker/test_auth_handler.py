@@ -1,21 +1,14 @@
 """Commands in, answers out: at once what needs no disk, after its commit what does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from auth_worker.administration import Administration
-from auth_worker.authority import Authority, Rules
-from auth_worker.committer import Committer, Delivery
-from auth_worker.errors import StoreError
-from auth_worker.handler import AuthHandler
 from auth_worker.keys import digest_of
-from auth_worker.operations import AddKey, AuditEntry, PutKey
-from auth_worker.sqlite_store import SqliteStore
+from auth_worker.operations import AuditEntry, PutKey
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Adjust,
@@ -36,61 +29,16 @@ from protocol.wire.messages import (
     Settled,
     StreamUsage,
 )
-from tests.fakes.auth_parts import ADMIN_SECRET, FakeClock, admin_key, authorize, stored_key
+from tests.fakes.auth_handler_bench import AuthHandlerBench
+from tests.fakes.auth_parts import ADMIN_SECRET, authorize, stored_key
 
 AUDIT = AuditEntry(0, "", "key_created", "x")
 NEW_SECRET = "psk-new-0000000000000000"
 
 
-class Bench:
-    """A handler on a real store; commits happen when the test says so."""
-
-    def __init__(self, directory: Path) -> None:
-        self.clock = FakeClock()
-        self.store = SqliteStore(directory, clock=self.clock)
-        self.store.apply([AddKey(admin_key(), AUDIT), AddKey(stored_key(), AUDIT)])
-        self.sent: list[tuple[str, Message]] = []
-        self.lost: list[StoreError] = []
-        self._deliveries: list[Delivery] = []
-        self.committer = Committer(
-            self.store, deliver=self._deliveries.append, on_fatal=self.lost.append, max_backlog=50
-        )
-        authority = Authority(
-            epoch=self.store.epoch,
-            snapshot=self.store.load(recent_since_ms=0),
-            rules=Rules(),
-            clock=self.clock,
-            emit=self.committer.submit,
-        )
-        numbers = count(1)
-        self.handler = AuthHandler(
-            authority=authority,
-            administration=Administration(
-                authority.keys, clock=self.clock, new_key_id=lambda: f"key_{next(numbers)}"
-            ),
-            committer=self.committer,
-            send=lambda gateway_id, message: self.sent.append((gateway_id, message)),
-        )
-
-    def ask(self, command: Any) -> Message | None:
-        """The answer that comes without a commit."""
-        self.sent.clear()
-        self.handler.on_command("gateway-1", command)
-        return self.sent[0][1] if self.sent else None
-
-    def commit(self) -> Sequence[Message]:
-        """Write everything in the commit thread, then deliver as the I/O thread does."""
-        self.sent.clear()
-        self.committer.start()
-        assert self.committer.close(10.0)
-        for delivery in self._deliveries:
-            self.handler.deliver(delivery)
-        return [message for _, message in self.sent]
-
-
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path)
+def bench(tmp_path: Path) -> Iterator[AuthHandlerBench]:
+    bench = AuthHandlerBench(tmp_path)
     yield bench
     bench.store.close()
 
@@ -119,7 +67,7 @@ def records(message: Message) -> tuple[KeyRecord, ...]:
     return message.records
 
 
-def test_a_decision_needs_no_commit(bench: Bench) -> None:
+def test_a_decision_needs_no_commit(bench: AuthHandlerBench) -> None:
     answer = bench.ask(authorize())
     assert isinstance(answer, Granted)
     adjusted = bench.ask(
@@ -129,7 +77,7 @@ def test_a_decision_needs_no_commit(bench: Bench) -> None:
     assert bench.handler.num_unfinished() == 0
 
 
-def test_a_settlement_is_acknowledged_only_after_its_commit(bench: Bench) -> None:
+def test_a_settlement_is_acknowledged_only_after_its_commit(bench: AuthHandlerBench) -> None:
     granted = bench.ask(authorize())
     assert isinstance(granted, Granted)
     assert bench.ask(settle(granted.lease_id)) is None
@@ -141,7 +89,7 @@ def test_a_settlement_is_acknowledged_only_after_its_commit(bench: Bench) -> Non
 
 
 def test_a_settlement_from_several_gateways_is_acknowledged_to_each_and_booked_once(
-    bench: Bench,
+    bench: AuthHandlerBench,
 ) -> None:
     granted = bench.ask(authorize())
     assert isinstance(granted, Granted)
@@ -154,7 +102,9 @@ def test_a_settlement_from_several_gateways_is_acknowledged_to_each_and_booked_o
     assert (record.total_requests, record.total_completion_tokens) == (1, 2)
 
 
-def test_a_settlement_repeated_while_the_disk_is_stuck_is_queued_once(bench: Bench) -> None:
+def test_a_settlement_repeated_while_the_disk_is_stuck_is_queued_once(
+    bench: AuthHandlerBench,
+) -> None:
     granted = bench.ask(authorize())
     assert isinstance(granted, Granted)
     for _ in range(100):
@@ -163,7 +113,9 @@ def test_a_settlement_repeated_while_the_disk_is_stuck_is_queued_once(bench: Ben
     assert bench.commit() == [Settled(lease_id=granted.lease_id)]
 
 
-def test_a_drain_does_not_end_between_a_commit_and_its_acknowledgement(bench: Bench) -> None:
+def test_a_drain_does_not_end_between_a_commit_and_its_acknowledgement(
+    bench: AuthHandlerBench,
+) -> None:
     bench.ask(settle("lease"))
     bench.committer.start()
     assert bench.committer.close(10.0)
@@ -171,18 +123,18 @@ def test_a_drain_does_not_end_between_a_commit_and_its_acknowledgement(bench: Be
     assert bench.handler.num_unfinished() == 1
 
 
-def test_a_settlement_of_an_unknown_lease_is_acknowledged(bench: Bench) -> None:
+def test_a_settlement_of_an_unknown_lease_is_acknowledged(bench: AuthHandlerBench) -> None:
     bench.ask(settle("nobody's"))
     assert bench.commit() == [Settled(lease_id="nobody's")]
 
 
-def test_a_settlement_out_of_range_fails_at_once(bench: Bench) -> None:
+def test_a_settlement_out_of_range_fails_at_once(bench: AuthHandlerBench) -> None:
     answer = bench.ask(settle("x" * 5000))
     assert isinstance(answer, Failure)
     assert answer.request_id == "req-1"
 
 
-def test_a_new_key_opens_once_it_is_durable_and_not_before(bench: Bench) -> None:
+def test_a_new_key_opens_once_it_is_durable_and_not_before(bench: AuthHandlerBench) -> None:
     bench.ask(create_key(requests_per_minute=7))
     assert isinstance(bench.ask(authorize(NEW_SECRET)), Denied)
     (answer,) = bench.commit()
@@ -193,7 +145,7 @@ def test_a_new_key_opens_once_it_is_durable_and_not_before(bench: Bench) -> None
     assert granted.limits.limit_requests == 7
 
 
-def test_a_key_created_twice_has_one_id(bench: Bench) -> None:
+def test_a_key_created_twice_has_one_id(bench: AuthHandlerBench) -> None:
     bench.ask(create_key())
     bench.ask(create_key())
     first, second = bench.commit()
@@ -203,7 +155,7 @@ def test_a_key_created_twice_has_one_id(bench: Bench) -> None:
     assert granted.key_id == "key_1"
 
 
-def test_a_revoked_key_is_denied_at_once(bench: Bench) -> None:
+def test_a_revoked_key_is_denied_at_once(bench: AuthHandlerBench) -> None:
     assert isinstance(bench.ask(authorize()), Granted)
     assert bench.ask(revoke("key_user")) is None
     denied = bench.ask(authorize())
@@ -214,7 +166,7 @@ def test_a_revoked_key_is_denied_at_once(bench: Bench) -> None:
     assert records(answer)[0].revoked_at == int(bench.clock.wall)
 
 
-def test_revoking_twice_gives_the_same_answer(bench: Bench) -> None:
+def test_revoking_twice_gives_the_same_answer(bench: AuthHandlerBench) -> None:
     bench.ask(revoke("key_user"))
     bench.clock.advance(50)
     bench.ask(revoke("key_user"))
@@ -236,7 +188,7 @@ def test_revoking_twice_gives_the_same_answer(bench: Bench) -> None:
     ],
 )
 def test_what_may_not_be_fails_at_once_with_its_code(
-    bench: Bench, command: Any, code: ErrorCode
+    bench: AuthHandlerBench, command: Any, code: ErrorCode
 ) -> None:
     answer = bench.ask(command)
     assert isinstance(answer, Failure)
@@ -244,7 +196,7 @@ def test_what_may_not_be_fails_at_once_with_its_code(
     assert bench.handler.num_unfinished() == 0
 
 
-def test_the_last_admin_key_goes_once_another_is_there(bench: Bench) -> None:
+def test_the_last_admin_key_goes_once_another_is_there(bench: AuthHandlerBench) -> None:
     second = stored_key("key_admin_2", NEW_SECRET, role="admin")
     bench.handler._administration.added(second, second.key_id)
     assert bench.ask(revoke("key_admin")) is None
@@ -255,7 +207,7 @@ def test_the_last_admin_key_goes_once_another_is_there(bench: Bench) -> None:
     assert gone.code is ErrorCode.PERMISSION_DENIED
 
 
-def test_the_environments_key_is_changed_in_the_environment(bench: Bench) -> None:
+def test_the_environments_key_is_changed_in_the_environment(bench: AuthHandlerBench) -> None:
     key = replace(stored_key("key_environment", NEW_SECRET), role="admin")
     bench.store.apply([PutKey(key, AUDIT)])
     bench.handler._administration.added(key, key.key_id)
@@ -264,14 +216,14 @@ def test_the_environments_key_is_changed_in_the_environment(bench: Bench) -> Non
     assert "PENSTOCK_ADMIN_KEY" in refused.message
 
 
-def test_an_unknown_page_start_is_not_found(bench: Bench) -> None:
+def test_an_unknown_page_start_is_not_found(bench: AuthHandlerBench) -> None:
     bench.ask(ListKeys(request_id="req-2", after_key_id="key_none"))
     (answer,) = bench.commit()
     assert isinstance(answer, Failure)
     assert answer.code is ErrorCode.NOT_FOUND
 
 
-def test_pages_say_when_there_is_more(bench: Bench) -> None:
+def test_pages_say_when_there_is_more(bench: AuthHandlerBench) -> None:
     bench.ask(ListKeys(request_id="req-2", limit=1))
     (answer,) = bench.commit()
     assert isinstance(answer, Keys)
@@ -279,7 +231,7 @@ def test_pages_say_when_there_is_more(bench: Bench) -> None:
     assert [record.key_id for record in answer.records] == ["key_user"]
 
 
-def test_a_draining_worker_grants_nothing_but_settles(bench: Bench) -> None:
+def test_a_draining_worker_grants_nothing_but_settles(bench: AuthHandlerBench) -> None:
     granted = bench.ask(authorize())
     assert isinstance(granted, Granted)
     bench.handler.on_drain(5.0)
@@ -287,18 +239,54 @@ def test_a_draining_worker_grants_nothing_but_settles(bench: Bench) -> None:
     assert isinstance(denied, Denied)
     assert denied.code is ErrorCode.WORKER_UNAVAILABLE
     assert denied.retry_after_s is not None
+    assert denied.key_id == "key_user"
     bench.ask(settle(granted.lease_id))
     assert bench.commit() == [Settled(lease_id=granted.lease_id)]
 
 
-def test_with_a_backlog_that_grows_nothing_is_granted(bench: Bench) -> None:
+def test_with_a_backlog_that_grows_nothing_is_granted(bench: AuthHandlerBench) -> None:
     answers = [bench.ask(authorize()) for _ in range(60)]
     assert sum(isinstance(answer, Granted) for answer in answers) == 50
     assert isinstance(answers[-1], Denied)
     assert answers[-1].code is ErrorCode.WORKER_UNAVAILABLE
 
 
-def test_an_expired_lease_is_charged_and_a_late_settlement_corrects_it(bench: Bench) -> None:
+def test_while_the_disk_is_stuck_admin_commands_fail_and_do_not_pile_up(
+    bench: AuthHandlerBench,
+) -> None:
+    bench.committer._failing = True
+    for command in (create_key(), ListKeys(request_id="req-9")) * 100:
+        answer = bench.ask(command)
+        assert isinstance(answer, Failure)
+        assert (answer.request_id, answer.code) == ("req-9", ErrorCode.WORKER_UNAVAILABLE)
+    assert bench.committer.num_unanswered == 0
+    answers = [bench.ask(revoke("key_user")) for _ in range(60)]
+    assert [isinstance(answer, Failure) for answer in answers] == [False] * 50 + [True] * 10
+    bench.committer._failing = False
+    denied = bench.ask(authorize())
+    assert isinstance(denied, Denied)
+    assert denied.code is ErrorCode.WORKER_UNAVAILABLE  # the backlog is long
+    key = bench.handler._authority.keys.get("key_user")
+    assert key is not None
+    assert key.revoked_at is not None
+
+
+def test_an_engines_report_repeated_while_the_disk_is_stuck_is_queued_once(
+    bench: AuthHandlerBench,
+) -> None:
+    granted = bench.ask(authorize())
+    assert isinstance(granted, Granted)
+    usage = StreamUsage(lease_id=granted.lease_id, stream="r/0", completion_tokens=2)
+    report = OrphanUsage(report_id="e:1", engine_id="e", streams=(usage,))
+    for _ in range(100):
+        assert bench.ask(report) is None
+    assert bench.committer.num_unanswered == 1
+    assert bench.commit() == [OrphanUsageNoted(report_id="e:1", engine_id="e")]
+
+
+def test_an_expired_lease_is_charged_and_a_late_settlement_corrects_it(
+    bench: AuthHandlerBench,
+) -> None:
     granted = bench.ask(authorize())
     assert isinstance(granted, Granted)
     bench.clock.advance(600)
@@ -311,13 +299,13 @@ def test_an_expired_lease_is_charged_and_a_late_settlement_corrects_it(bench: Be
     assert (record.total_requests, record.total_prompt_tokens) == (1, 1)
 
 
-def test_a_lost_gateway_loses_no_lease(bench: Bench) -> None:
+def test_a_lost_gateway_loses_no_lease(bench: AuthHandlerBench) -> None:
     bench.ask(authorize())
     bench.handler.on_gateway_lost("gateway-1")
     assert bench.handler.num_leases == 1
 
 
-def test_an_engines_report_is_noted_once_it_is_durable(bench: Bench) -> None:
+def test_an_engines_report_is_noted_once_it_is_durable(bench: AuthHandlerBench) -> None:
     granted = [bench.ask(authorize()) for _ in range(2)]
     streams = tuple(
         StreamUsage(lease_id=one.lease_id, stream="r/0", prompt_tokens=1, completion_tokens=2)
@@ -336,12 +324,12 @@ def test_an_engines_report_is_noted_once_it_is_durable(bench: Bench) -> None:
     assert bench.ask(OrphanUsage(report_id="e:1", engine_id="e", streams=())) == noted
 
 
-def test_connection_messages_are_left_to_the_worker_loop(bench: Bench) -> None:
+def test_connection_messages_are_left_to_the_worker_loop(bench: AuthHandlerBench) -> None:
     assert bench.ask(Heartbeat(instance_id="g", phase="ready")) is None
     assert bench.handler.credits("gateway-1") is None
 
 
-def test_an_admin_is_not_asked_for_more_than_a_key(bench: Bench) -> None:
+def test_an_admin_is_not_asked_for_more_than_a_key(bench: AuthHandlerBench) -> None:
     answer = bench.ask(
         authorize(ADMIN_SECRET, required_role="admin", prompt_tokens=0, completion_tokens=0)
     )
@@ -349,7 +337,7 @@ def test_an_admin_is_not_asked_for_more_than_a_key(bench: Bench) -> None:
     assert answer.role == "admin"
 
 
-def test_decisions_leases_and_commits_are_counted(bench: Bench) -> None:
+def test_decisions_leases_and_commits_are_counted(bench: AuthHandlerBench) -> None:
     settled = bench.ask(authorize())
     assert isinstance(settled, Granted)
     bench.ask(settle(settled.lease_id))

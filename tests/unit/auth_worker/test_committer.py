@@ -6,7 +6,8 @@ from queue import Queue
 
 import pytest
 
-from auth_worker.committer import Committer, Delivery
+from auth_worker.backlog import MAX_GROUP
+from auth_worker.committer import MIN_BUSY_GROUP, Committer, Delivery
 from auth_worker.errors import AuthError, StoreError, StoreFencedError, StoreUnavailableError
 from auth_worker.operations import Operation, Result, Snapshot, TouchKey
 from tests.fakes.auth_parts import booking
@@ -38,7 +39,9 @@ class ScriptedStore:
 class Bench:
     """A committer whose answers and fatal errors can be awaited."""
 
-    def __init__(self, store: ScriptedStore, *, linger_s: float = 3600.0) -> None:
+    def __init__(
+        self, store: ScriptedStore, *, linger_s: float = 3600.0, interval_s: float = 0.0
+    ) -> None:
         self.answers: Queue[tuple[str, Result]] = Queue()
         self.fatal: Queue[StoreError] = Queue()
         self.committer = Committer(
@@ -47,6 +50,7 @@ class Bench:
             on_fatal=self.fatal.put,
             max_backlog=10,
             linger_s=linger_s,
+            interval_s=interval_s,
         )
 
     @staticmethod
@@ -89,6 +93,41 @@ def test_what_queues_up_during_a_commit_becomes_one_group_in_order() -> None:
     assert bench.committer.num_unanswered == 0
 
 
+def test_under_load_the_next_group_gathers_for_a_while() -> None:
+    store = ScriptedStore()
+    bench = Bench(store, interval_s=3600.0)
+    for number in range(MIN_BUSY_GROUP):
+        bench.submit(f"lease-{number}")
+    bench.committer.start()
+    for _ in range(MIN_BUSY_GROUP):
+        bench.answer()
+    for number in range(5):
+        bench.submit(f"next-{number}")
+    assert bench.committer.close(WAIT_S)
+    assert [len(group) for group in store.groups] == [MIN_BUSY_GROUP, 5]
+
+
+def test_without_load_nobody_waits_for_company() -> None:
+    bench = Bench(ScriptedStore(), interval_s=3600.0)
+    bench.committer.start()
+    for number in range(3):
+        bench.submit(f"lease-{number}")
+        assert bench.answer() == (f"lease-{number}", None)
+    assert bench.committer.close(WAIT_S)
+
+
+def test_a_whole_group_waits_no_longer() -> None:
+    store = ScriptedStore()
+    bench = Bench(store, interval_s=3600.0)
+    for number in range(3 * MAX_GROUP):
+        bench.submit(f"lease-{number}")
+    bench.committer.start()
+    for _ in range(3 * MAX_GROUP):
+        bench.answer()
+    assert bench.committer.close(WAIT_S)
+    assert [len(group) for group in store.groups] == [MAX_GROUP] * 3
+
+
 def test_what_nobody_waits_for_lingers_until_somebody_comes() -> None:
     store = ScriptedStore()
     bench = Bench(store)
@@ -113,7 +152,7 @@ def test_closing_writes_what_is_queued() -> None:
     store = ScriptedStore()
     bench = Bench(store)
     for number in range(2000):
-        bench.committer.submit(TouchKey("key_user", number))
+        bench.committer.submit(booking(f"lease-{number}"))
     bench.committer.start()
     assert bench.committer.close(WAIT_S)
     assert sum(len(group) for group in store.groups) == 2000
@@ -192,5 +231,5 @@ def test_a_fenced_store_ends_the_thread_and_answers_nobody() -> None:
 def test_a_long_backlog_is_not_healthy(num_waiting: int, is_healthy: bool) -> None:
     bench = Bench(ScriptedStore())
     for number in range(num_waiting):
-        bench.committer.submit(TouchKey("key_user", number))
+        bench.committer.submit(booking(f"lease-{number}"))
     assert bench.committer.is_healthy is is_healthy

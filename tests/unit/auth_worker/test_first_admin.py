@@ -86,7 +86,7 @@ def test_the_made_key_appears_in_no_log(bench: Bench, caplog: pytest.LogCaptureF
 def test_a_file_left_by_a_crash_before_its_digest_was_stored_is_overwritten(bench: Bench) -> None:
     path = bench.directory / ADMIN_KEY_FILE
     path.write_text("psk-lost\n")
-    (bench.directory / "admin.new").write_text("half")
+    (bench.directory / "admin.key.new").write_text("half")
     bench.start()
     assert bench.opens(path.read_text().strip())
 

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,7 +131,7 @@ def test_keys_leases_and_recent_use_come_back_after_a_restart(store: SqliteStore
 
 
 def test_a_saved_lease_takes_the_newest_numbers(store: SqliteStore) -> None:
-    grown = replace(LEASE, completion_tokens=50, reported_completion_tokens=40)
+    grown = LEASE._replace(completion_tokens=50, reported_completion_tokens=40)
     store.apply([SaveLease(LEASE)])
     store.apply([SaveLease(LEASE), SaveLease(grown)])
     assert store.load(recent_since_ms=0).leases == (grown,)
@@ -140,7 +140,7 @@ def test_a_saved_lease_takes_the_newest_numbers(store: SqliteStore) -> None:
 def test_booking_ends_the_lease_whether_it_was_written_before_or_comes_along(
     store: SqliteStore,
 ) -> None:
-    other = replace(LEASE, lease_id="other")
+    other = LEASE._replace(lease_id="other")
     store.apply([SaveLease(LEASE)])
     store.apply([SaveLease(other), booking(LEASE.lease_id), booking("other")])
     assert store.load(recent_since_ms=0).leases == ()
@@ -180,6 +180,27 @@ def test_a_late_settlement_corrects_an_expired_lease_once(
     assert rows(store, "SELECT model, outcome FROM ledger") == [("demo", "finished")]
     totals = rows(store, "SELECT num_requests, completion_tokens FROM usage_totals")
     assert totals == [(1, 20)]
+
+
+@pytest.mark.parametrize("num_bookings", [1, 2, 127, 128, 300])
+@pytest.mark.parametrize("is_one_known", [True, False])
+def test_groups_of_any_size_are_booked_whole(
+    store: SqliteStore, num_bookings: int, is_one_known: bool
+) -> None:
+    group = [booking(f"lease-{number}", prompt_tokens=number) for number in range(num_bookings)]
+    saved = [SaveLease(LEASE._replace(lease_id=item.lease_id)) for item in group]
+    store.apply([AddKey(stored_key(), AUDIT), *saved, SaveLease(LEASE)])
+    assert len(store.load(recent_since_ms=0).leases) == num_bookings + 1
+    if is_one_known:
+        store.apply(group[-1:])
+    store.apply(group)
+    assert rows(store, "SELECT * FROM ledger ORDER BY prompt_tokens") == [
+        tuple(item) for item in group
+    ]
+    record = the_key(store)
+    assert record.total_requests == num_bookings
+    assert record.total_prompt_tokens == sum(range(num_bookings))
+    assert store.load(recent_since_ms=0).leases == (LEASE,)
 
 
 def test_usage_of_nobody_is_in_the_ledger_and_harms_no_key(store: SqliteStore) -> None:
@@ -362,4 +383,4 @@ def test_totals_are_always_the_sums_of_the_ledger(
 def test_a_booking_reads_back_as_it_was_written(store: SqliteStore) -> None:
     given_booking = booking("a", granted_at_ms=None)
     store.apply([given_booking])
-    assert rows(store, "SELECT * FROM ledger") == [tuple(asdict(given_booking).values())]
+    assert rows(store, "SELECT * FROM ledger") == [tuple(given_booking)]

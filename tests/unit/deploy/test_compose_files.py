@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.fakes.documented_settings import documented_settings
+from tools.settings_tables import tables
 
 ROOT = Path(__file__).parents[3]
 FILES = (
@@ -26,6 +27,17 @@ NOT_SETTINGS = re.compile(
     r"PENSTOCK_(IMAGE_PREFIX|PYTHON_IMAGE|\w+_IMAGE|BIND|WIRE_BIND|ENGINE_PORT|NGINX_PORT|"
     r"PROMETHEUS_PORT|GRAFANA_PORT|GPU_MEMORY_FRACTION)"
 )
+FIXED_BY_COMPOSE = {
+    "gateway": {"PENSTOCK_PORT_FILE", "PENSTOCK_REQUIRE_KEYS", "PENSTOCK_ALLOWED_HOSTS"},
+    "engine_worker": {
+        "PENSTOCK_COMPILE_CACHE_DIR",
+        "PENSTOCK_PROFILE_DIR",
+        "PENSTOCK_READY_FILE",
+    },
+    "auth_worker": {"PENSTOCK_ALLOW_ANONYMOUS"},
+    "toolparser_worker": set(),
+}
+"""What the images set, or what means nothing where keys are required."""
 Services = dict[str, dict[str, Any]]
 
 
@@ -55,6 +67,13 @@ def test_every_setting_of_a_compose_file_exists(file: str) -> None:
         assert {name for name in given if name.startswith("PENSTOCK_")} <= known
     named = set(re.findall(r"\$\{(PENSTOCK_\w+)", (ROOT / file).read_text(encoding="utf-8")))
     assert {name for name in named if not NOT_SETTINGS.fullmatch(name)} <= known
+
+
+def test_every_setting_of_a_service_can_be_given_to_compose() -> None:
+    settings, of_compose = tables(), of_ours("compose.yaml")
+    for name, fixed in FIXED_BY_COMPOSE.items():
+        own = {declared.name for declared in settings[name]}
+        assert own - set(of_compose[name]["environment"]) == fixed, name
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -145,3 +164,41 @@ def test_nginx_passes_over_a_gateway_that_is_gone_or_drains() -> None:
 def test_nginx_keeps_metrics_inside() -> None:
     text = (ROOT / "deploy/nginx/nginx.conf").read_text(encoding="utf-8")
     assert re.search(r"location = /metrics \{\s*return 404;", text)
+
+
+def health_checks() -> dict[str, str]:
+    """Target of the Dockerfile → its health check."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    stages = re.split(r"^FROM \S+ AS (\S+)$", text, flags=re.MULTILINE)[1:]
+    found = dict(zip(stages[::2], stages[1::2], strict=True))
+    checks = {
+        name: re.search(r"HEALTHCHECK .*\n  CMD (.*)", stage) for name, stage in found.items()
+    }
+    return {name: match[1] for name, match in checks.items() if match is not None}
+
+
+def test_an_image_is_healthy_when_its_worker_gets_work_or_its_gateway_lives() -> None:
+    checks = health_checks()
+    assert set(checks) == {"gateway", "engine", "engine-gpu", "auth", "toolparser"}
+    assert "/live" in checks.pop("gateway")
+    assert set(checks.values()) == {'["python", "-m", "protocol", "ready"]'}
+    assert "\nENV PENSTOCK_READY_FILE=/tmp/" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_gateways_stop_before_whom_their_requests_need() -> None:
+    engines = {name for name in of_ours("compose.yaml") if name.endswith("_worker")}
+    assert engines <= set(services("compose.yaml")["gateway"]["depends_on"])
+    assert "engine_worker_second" in services("compose.second-model.yaml")["gateway"]["depends_on"]
+
+
+def test_a_rolling_update_of_the_stack_waits_for_workers_that_get_work() -> None:
+    for name, service in of_ours("deploy/swarm/stack.yaml").items():
+        check = service["healthcheck"]
+        if name == "gateway":
+            assert "/live" in check["test"][-1]
+            continue
+        assert check["test"] == ["CMD", "python", "-m", "protocol", "ready"]
+        # A gateway that is away for less than an hour costs no worker its life.
+        assert check["retries"] * seconds(check["interval"]) >= 3600
+        order = service["deploy"]["update_config"]["order"]
+        assert order == ("stop-first" if name == "auth_worker" else "start-first")

@@ -176,3 +176,19 @@ def test_the_autoscaler_asks_for_the_metric_that_the_rule_makes() -> None:
     (rule,) = yaml.safe_load((FOLDER / "prometheus-adapter-rule.yaml").read_text())
     assert metric["external"]["metric"]["name"] == rule["name"]["as"]
     assert rule["metricsQuery"].startswith("sum(penstock_gateway_queue_depth{")
+
+
+def test_a_rollout_waits_for_pods_that_really_serve() -> None:
+    for name, deployment in of("Deployment").items():
+        spec = deployment["spec"]
+        (container,) = spec["template"]["spec"]["containers"]
+        probe = container["readinessProbe"]
+        if name == "gateway":
+            assert container["livenessProbe"]["httpGet"]["path"] == "/live"
+        else:
+            assert probe["exec"]["command"] == ["python", "-m", "protocol", "ready"]
+            assert "livenessProbe" not in container
+        if name != "auth":
+            assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+        if name in {"engine", "toolparser"}:
+            assert spec["minReadySeconds"] >= probe["periodSeconds"]

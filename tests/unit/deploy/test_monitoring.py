@@ -73,7 +73,7 @@ async def exposed(socket_dir: Path) -> Exposed:
         answer = await gateway.chat()
         assert answer.status_code == 200
         usage = Usage(prompt_tokens=2, completion_tokens=2, cached_tokens=1, reasoning_tokens=1)
-        gateway.house.services.metrics.observe_generation(
+        gateway.application.metrics.observe_generation(
             GenerationRecord("demo", "failed", usage, 1.0, 0.5, 2, 1)
         )
         text = (await gateway.client.get("/metrics")).text

@@ -48,9 +48,39 @@ def test_settings_are_read_with_their_types() -> None:
     assert settings.strict_fields
 
 
+def test_a_stranger_is_bounded_and_no_proxy_believed_by_default() -> None:
+    settings = GatewaySettings.from_env(ENDPOINTS)
+    assert settings.trusted_proxies == ()
+    assert (settings.max_connections, settings.max_connections_per_address) == (0, 0)
+    assert settings.max_answer_bytes == 32 * 1024 * 1024
+    assert settings.max_bodies_per_caller == 8
+    assert settings.access_log
+
+
+def test_trusted_proxies_are_addresses_and_networks() -> None:
+    environ = {**ENDPOINTS, "PENSTOCK_TRUSTED_PROXIES": "10.0.0.7, fd00::/8, 172.16.0.0/12"}
+    proxies = GatewaySettings.from_env(environ).trusted_proxies
+    assert proxies == ("10.0.0.7/32", "fd00::/8", "172.16.0.0/12")
+
+
+@pytest.mark.parametrize("word", ["proxy.example", "10.0.0.0/33", "10.0.0.1/8", "*"])
+def test_a_proxy_that_is_no_network_is_named(word: str) -> None:
+    environ = {**ENDPOINTS, "PENSTOCK_TRUSTED_PROXIES": f"127.0.0.1,{word}"}
+    with pytest.raises(ConfigurationError) as caught:
+        GatewaySettings.from_env(environ)
+    assert caught.value.message == (
+        f"PENSTOCK_TRUSTED_PROXIES must be addresses and networks such as 10.0.0.0/8, not {word!r}."
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("PENSTOCK_MAX_CONNECTIONS", "-1"),
+        ("PENSTOCK_MAX_CONNECTIONS_PER_ADDRESS", "few"),
+        ("PENSTOCK_MAX_ANSWER_BYTES", "1"),
+        ("PENSTOCK_MAX_BODIES_PER_CALLER", "0"),
+        ("PENSTOCK_ACCESS_LOG", "perhaps"),
         ("PENSTOCK_PORT", "70000"),
         ("PENSTOCK_MAX_QUEUE", "0"),
         ("PENSTOCK_REQUEST_TIMEOUT_S", "nan"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from penstock.api_client import ApiClient, read_admin_key
+from penstock.api_client import ApiClient, all_keys, read_admin_key
 from penstock.errors import ServerError, UsageError
 
 
@@ -93,3 +93,117 @@ def test_the_admin_key_comes_from_environment_then_file(
     monkeypatch.setenv("PENSTOCK_ADMIN_KEY", "psk-environment")
     assert read_admin_key(None, tmp_path) == "psk-environment"
     assert read_admin_key(tmp_path / "admin.key", tmp_path) == "psk-file"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"two words", b"\xff\xfe", b"psk-a\npsk-b"])
+def test_a_file_that_holds_no_key_is_named_and_not_shown(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "admin.key"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"admin\.key holds no key; .*--key-file") as caught:
+        read_admin_key(None, tmp_path)
+    assert "psk-a" not in caught.value.message
+
+
+def test_a_key_file_that_may_not_be_read_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, encoding: str) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(UsageError, match="Permission denied.*--key-file"):
+        read_admin_key(None, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["two words", "psk-x\n", "psk-\u2013"])
+def test_a_malformed_key_is_refused_without_showing_it(key: str) -> None:
+    with pytest.raises(UsageError, match="PENSTOCK_API_KEY") as caught:
+        ApiClient("http://server", key)
+    assert key.strip() not in caught.value.message
+
+
+@pytest.mark.parametrize("url", ["server:8000", "ftp://server", "http://", "", "http://[::1"])
+def test_an_address_that_is_none_is_told_with_an_example(url: str) -> None:
+    with pytest.raises(UsageError, match="--url is malformed.*http://127.0.0.1:8000"):
+        ApiClient(url)
+
+
+def test_a_password_in_the_address_is_not_shown() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused", request=request)
+
+    client = ApiClient("http://me:pw@server/v1", transport=httpx.MockTransport(refuse))
+    with pytest.raises(ServerError, match="^http://server does not answer"):
+        client.request("GET", "/ping")
+    assert "pw" not in client.url
+
+
+def test_an_address_with_v1_as_other_clients_want_it_works() -> None:
+    seen: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(str(request.url))
+        return httpx.Response(200, json={})
+
+    client = ApiClient("http://server/v1/", transport=httpx.MockTransport(answer))
+    client.request("GET", "/v1/models")
+    assert seen == ["http://server/v1/models"]
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [("/v1/admin/keys", "PENSTOCK_ADMIN_KEY or --key-file"), ("/v1/models", "PENSTOCK_API_KEY")],
+)
+def test_an_unknown_key_is_told_with_where_it_came_from(path: str, named: str) -> None:
+    reply = httpx.Response(401, json={"error": {"message": "This API key is not known."}})
+    client = client_of(httpx.MockTransport(lambda _: reply))
+    with pytest.raises(ServerError, match=f"401: This API key is not known. .*{named}"):
+        client.request("GET", path)
+
+
+def test_a_body_with_odd_bytes_of_an_argument_is_sent_as_json() -> None:
+    seen: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.content)
+        assert request.headers["content-type"] == "application/json"
+        return httpx.Response(200, json={})
+
+    client_of(httpx.MockTransport(answer)).request("POST", "/", {"text": "\udcff"})
+    assert json.loads(seen[0]) == {"text": "\udcff"}
+
+
+@pytest.mark.parametrize("body", [{}, {"data": [1]}, {"data": [{}], "has_more": True}, [], None])
+def test_a_list_of_another_shape_is_one_clear_line(body: object) -> None:
+    client = client_of(httpx.MockTransport(lambda _: httpx.Response(200, json=body)))
+    with pytest.raises(ServerError, match="not as Penstock does"):
+        for key in all_keys(client):
+            with client.reading():
+                key["id"]
+
+
+def test_a_server_that_gives_the_same_page_for_ever_is_left() -> None:
+    page = {"data": [{"id": "a b"}], "has_more": True}
+    seen: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.url.query.decode())
+        return httpx.Response(200, json=page)
+
+    with pytest.raises(ServerError, match="not as Penstock does"):
+        list(all_keys(client_of(httpx.MockTransport(answer))))
+    assert seen == ["limit=100&after=", "limit=100&after=a%20b"]
+
+
+@pytest.mark.parametrize("event", ["5", "[1]", '{"error": "broken"}', '{"error": {}}', "{"])
+def test_a_stream_of_another_shape_is_one_clear_line(event: str) -> None:
+    with pytest.raises(ServerError):
+        list(client_of(httpx.MockTransport(lambda _: sse(event, "[DONE]"))).stream_chat({}))
+
+
+def test_an_answer_that_cannot_be_unpacked_is_one_clear_line() -> None:
+    def garble(request: httpx.Request) -> httpx.Response:
+        raise httpx.DecodingError("gzip", request=request)
+
+    with pytest.raises(ServerError, match="does not answer .DecodingError"):
+        client_of(httpx.MockTransport(garble)).request("GET", "/")

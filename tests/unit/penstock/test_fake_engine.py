@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from penstock.fake_engine.engine import FakeEngine, FakeEngineSettings
-from penstock.fake_engine.script import Script, decode, encode, find_fault
+from penstock.fake_engine.script import VOCAB_SIZE, Script, decode, encode, find_fault, word_of
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Abort,
+    Cancel,
     Delta,
     Detokenize,
     Detokenized,
@@ -33,17 +34,19 @@ class Lab:
         self.now = 100.0
         self.sent: list[tuple[str, Message]] = []
         self.crashes = 0
+        self.num_gateways = 1
         self.engine = FakeEngine(
             FakeEngineSettings(**settings),
             lambda gateway, message: self.sent.append((gateway, message)),
             clock=lambda: self.now,
+            num_gateways=lambda: self.num_gateways,
             crash=self._crash,
         )
 
     def _crash(self) -> None:
         self.crashes += 1
 
-    def generate(self, prompt: str = "Hello", **fields: Any) -> Generate:
+    def generate(self, prompt: str = "Hello", gateway: str = "gw", **fields: Any) -> Generate:
         sampling = SamplingParams(**fields.pop("sampling", {}))
         command = Generate(
             request_id=fields.pop("request_id", "r"),
@@ -55,7 +58,7 @@ class Lab:
             deadline_s=60.0,
             **fields,
         )
-        self.engine.handle("gw", command)
+        self.engine.handle(gateway, command)
         return command
 
     def run(self, num_steps: int = 200) -> None:
@@ -269,3 +272,154 @@ def test_what_it_cannot_do_at_all_gets_an_answer() -> None:
     failure = lab.sent[-1][1]
     assert isinstance(failure, Failure)
     assert failure.request_id == "e"
+
+
+def test_nobody_waits_for_the_answer_to_a_cancelled_question() -> None:
+    lab = Lab()
+    lab.engine.handle("gw", Cancel(request_id="p"))
+    assert not lab.sent
+
+
+def test_other_weights_say_other_words_and_refuse_what_the_old_ones_began() -> None:
+    old, new = Lab(num_output_tokens=9), Lab(num_output_tokens=9, fingerprint="new")
+    assert old.engine.offer.fingerprint != new.engine.offer.fingerprint == "new"
+    command = old.generate()
+    new.generate()
+    old.run()
+    new.run()
+    assert old.text != new.text == Script(command.prompt_token_ids, 0, 0, "new").text(9)
+    begun = tuple(token_id for delta in old.deltas[:3] for token_id in delta.token_ids)
+    new.generate(request_id="s", output_token_ids=begun, attempt=2)
+    assert isinstance(new.ends[-1], Failure)
+
+
+def test_without_pauses_what_nobody_reads_along_is_one_delta() -> None:
+    lab = Lab(tokens_per_s=0.0, num_output_tokens=9)
+    command = lab.generate(is_streaming=False)
+    lab.engine.step()
+    (output,) = lab.outputs
+    (delta,) = output.deltas
+    script = Script(command.prompt_token_ids, 0, 0)
+    assert delta.text == script.text(9)
+    assert delta.token_ids == tuple(script.tokens(0, 9))
+    assert [delta.text[:end] for end in delta.token_ends] == [script.text(n) for n in range(1, 10)]
+    assert len(output.ends) == 1
+
+
+def test_a_delta_of_many_tokens_keeps_to_lease_trouble_and_what_was_sent() -> None:
+    lab = Lab(tokens_per_s=0.0, num_output_tokens=9)
+    command = lab.generate(is_streaming=False, lease_tokens=4, num_sent_characters=8)
+    script = Script(command.prompt_token_ids, 0, 0)
+    lab.engine.step()
+    assert lab.text == script.text(4)[8:]
+    assert lab.engine.wait_s() is None
+    lab.engine.handle("gw", Extend(request_id="r", choice=0, attempt=1, lease_tokens=10))
+    assert lab.engine.wait_s() == 0.0
+    lab.engine.step()
+    assert lab.text == script.text(9)[8:]
+
+    lab = Lab(tokens_per_s=0.0)
+    lab.generate("[[fail@3]]", is_streaming=False)
+    lab.engine.step()
+    assert len(lab.deltas[0].token_ids) == 3
+    lab.engine.step()
+    assert isinstance(lab.ends[0], Failure)
+
+
+def test_without_pauses_a_burst_of_streams_shares_every_step() -> None:
+    lab = Lab(tokens_per_s=0.0, num_output_tokens=16)
+    for name in range(64):
+        lab.generate(request_id=f"r{name}")
+    while lab.engine.wait_s() is not None:
+        lab.engine.step()
+    assert [len(output.deltas) for output in lab.outputs] == [64] * 16
+    assert all(len(delta.token_ids) == 1 for delta in lab.deltas)
+    assert len(lab.outputs[-1].ends) == 64
+
+
+def test_streams_that_wait_take_the_places_of_those_that_end() -> None:
+    lab = Lab(tokens_per_s=0.0, max_num_seqs=2, num_output_tokens=3)
+    for name in "abcd":
+        lab.generate(request_id=name)
+    lab.engine.handle("gw", Abort(request_id="a", attempt=1))
+    while lab.engine.wait_s() is not None:
+        lab.engine.step()
+    assert [end.request_id for end in lab.ends] == ["a", "b", "c", "d"]
+    assert lab.engine.num_unfinished == 0
+
+
+def test_an_engine_whose_streams_all_wait_for_their_lease_or_prompt_does_not_spin() -> None:
+    lab = Lab(tokens_per_s=0.0, prefill_tokens_per_s=10.0)
+    lab.generate("x" * 20, lease_tokens=1)
+    assert lab.engine.wait_s() == pytest.approx(2.0)
+    lab.now += 2.0
+    lab.engine.step()
+    assert len(lab.deltas) == 1
+    assert lab.engine.wait_s() is None
+
+
+def test_an_output_of_no_token_ends_although_its_lease_is_empty() -> None:
+    lab = Lab()
+    lab.generate(sampling={"max_tokens": 0}, lease_tokens=0)
+    lab.run(1)
+    (end,) = lab.ends
+    assert isinstance(end, Finished)
+    assert (end.finish_reason, end.usage.completion_tokens) == ("length", 0)
+
+
+def test_outputs_carry_the_credit_and_more_than_it_is_refused_once_there_is_no_room() -> None:
+    lab = Lab(max_num_seqs=2)
+    lab.num_gateways = 2
+    for number in range(4):
+        lab.generate(request_id=f"r{number}", gateway="first")
+    lab.run(1)
+    window = lab.outputs[0].credits
+    assert window is not None
+    assert window.max_requests == 2
+    assert not lab.ends
+    lab.generate(request_id="over", gateway="first")
+    lab.generate(request_id="fine", gateway="second")
+    (end,) = lab.ends
+    assert isinstance(end, Failure)
+    assert (end.request_id, end.code) == ("over", ErrorCode.CREDIT_EXCEEDED)
+    lab.engine.forget_gateway("first")
+    lab.generate(request_id="again", gateway="first")
+    assert len(lab.ends) == 1
+
+
+def test_it_tells_how_long_a_token_can_be() -> None:
+    longest = max(len(word_of(token_id).encode()) for token_id in range(256, VOCAB_SIZE))
+    assert Lab().engine.offer.max_token_bytes == longest
+
+
+@pytest.mark.parametrize("token_id", [-1, VOCAB_SIZE, 2**62])
+def test_token_ids_that_it_does_not_have_are_refused(token_id: int) -> None:
+    lab = Lab()
+    ids = (1, token_id)
+    lab.engine.handle("gw", Detokenize(request_id="a", token_ids=ids, deadline_s=9.0))
+    lab.engine.handle(
+        "gw", Prepare(request_id="b", kind="completion", deadline_s=9.0, prompt_token_ids=ids)
+    )
+    refused = [message for _, message in lab.sent if isinstance(message, Failure)]
+    command = Generate(
+        request_id="c",
+        choice=0,
+        attempt=1,
+        prompt_token_ids=ids,
+        sampling=SamplingParams(),
+        lease_tokens=9,
+        deadline_s=9.0,
+    )
+    lab.engine.handle("gw", command)
+    refused += [end for end in lab.ends if isinstance(end, Failure)]
+    assert [failure.request_id for failure in refused] == ["a", "b", "c"]
+    assert {failure.code for failure in refused} == {ErrorCode.INVALID_REQUEST}
+
+
+def test_what_anyone_says_does_not_depend_on_how_many_tokens_are_made_at_a_time() -> None:
+    script = Script((1, 2, 3), 4, 5)
+    assert script.tokens(0, 200) == [script.token(place) for place in range(200)]
+    lab = Lab(num_output_tokens=200)
+    command = lab.generate()
+    lab.run(200)
+    assert lab.text == Script(command.prompt_token_ids, 0, 0).text(200)

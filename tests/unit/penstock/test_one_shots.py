@@ -45,6 +45,20 @@ def test_an_admin_key_that_cannot_be_written_is_one_clear_error(tmp_path: Path) 
         make_admin_key(tmp_path / "file" / "admin.key")
 
 
+def test_an_admin_key_that_is_cut_off_leaves_neither_half_a_key_nor_a_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("penstock.admin_key.os.fsync", fail)
+        with pytest.raises(CommandError, match="No space left"):
+            make_admin_key(tmp_path / "admin.key")
+    assert list(tmp_path.iterdir()) == []
+    assert make_admin_key(tmp_path / "admin.key")
+
+
 def test_keygen_makes_everything_once_and_says_so(tmp_path: Path) -> None:
     keys, admin = tmp_path / "keys", tmp_path / "admin.key"
     command = ["keygen", str(keys), "--by-role", "--admin-key", str(admin)]

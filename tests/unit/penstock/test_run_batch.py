@@ -7,8 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from penstock.errors import UsageError
-from penstock.run_batch import BatchCounts, answered, read_batch, run_batch
+from penstock.batch_output import BatchOutput
+from penstock.errors import CommandError, UsageError
+from penstock.run_batch import BatchCounts, read_batch, run_batch
 
 
 def request_line(custom_id: str, **changes: Any) -> dict[str, Any]:
@@ -38,22 +39,24 @@ class Server:
                 raise reply
             return reply
         text = self.asked[-1][1]["messages"][-1]["content"]
-        return httpx.Response(200, json={"echo": text}, headers={"x-request-id": "r1"})
+        content = json.dumps({"echo": text})
+        return httpx.Response(200, content=content, headers={"x-request-id": "r1"})
 
 
 async def run(
     server: Server, path: Path, output: Path, **options: Any
 ) -> tuple[BatchCounts, dict[str, Any]]:
-    counts = await run_batch(
-        read_batch(path),
-        output,
-        url="http://server",
-        api_key=options.get("api_key"),
-        default_model=options.get("default_model"),
-        concurrency=4,
-        on_progress=lambda counts: None,
-        transport=httpx.MockTransport(server),
-    )
+    with BatchOutput(output) as answers:
+        counts = await run_batch(
+            read_batch(path),
+            answers,
+            url=options.get("url", "http://server"),
+            api_key=options.get("api_key"),
+            default_model=options.get("default_model"),
+            concurrency=4,
+            on_progress=lambda counts: None,
+            transport=httpx.MockTransport(server),
+        )
     return counts, answers_of(output)
 
 
@@ -96,6 +99,7 @@ async def test_a_run_that_was_cut_off_goes_on_where_it_ended(tmp_path: Path) -> 
     good = {"id": "1", "custom_id": "a", "response": {"status_code": 200}, "error": None}
     bad = {"id": "2", "custom_id": "b", "response": {"status_code": 500}, "error": None}
     output = write(tmp_path / "out", good, bad, '{"id": "3", "custom_id": "c", "resp')
+    output.write_bytes(output.read_bytes()[:-1])
     server = Server()
     counts, answers = await run(server, path, output)
     assert {body["messages"][0]["content"] for _, body, _ in server.asked} == {"b", "c"}
@@ -161,8 +165,47 @@ def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
         read_batch(tmp_path / "missing")
 
 
-def test_a_file_that_is_no_output_is_not_overwritten(tmp_path: Path) -> None:
-    path = write(tmp_path / "precious", {"my": "data"})
-    with pytest.raises(UsageError, match="no output of a batch"):
-        answered(path)
-    assert json.loads(path.read_text(encoding="utf-8")) == {"my": "data"}
+async def test_what_is_no_unicode_or_no_json_number_goes_to_the_server_and_back(
+    tmp_path: Path,
+) -> None:
+    line = request_line("\ud800")
+    line["body"]["temperature"] = float("nan")
+    path = write(tmp_path / "in", line)
+    counts, answers = await run(Server(), path, tmp_path / "out")
+    assert counts.succeeded == 1
+    assert answers["\ud800"]["response"]["body"] == {"echo": "\ud800"}
+
+
+async def test_a_reply_that_cannot_be_unpacked_is_an_error_of_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.run_batch._FIRST_PAUSE_S", 0.0)
+    path = write(tmp_path / "in", request_line("a"))
+    counts, answers = await run(Server(*[httpx.DecodingError("gzip")] * 6), path, tmp_path / "out")
+    assert counts.failed == 1
+    assert answers["a"]["error"]["code"] == "connection_error"
+
+
+async def test_a_full_disk_is_one_clear_end_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "in", *(request_line(f"q{n}") for n in range(20)))
+
+    def write_nothing(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("penstock.batch_output.os.write", write_nothing)
+    with pytest.raises(CommandError, match=r"out can't be written: No space left on device\."):
+        await run(Server(), path, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"url": "http://[::1"}, "--url"), ({"api_key": "\u2013"}, "PENSTOCK_API_KEY")],
+)
+async def test_a_malformed_address_or_key_is_named(
+    tmp_path: Path, options: dict[str, str], named: str
+) -> None:
+    path = write(tmp_path / "in", request_line("a"))
+    with pytest.raises(UsageError, match=named):
+        await run(Server(), path, tmp_path / "out", **options)

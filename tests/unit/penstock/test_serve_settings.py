@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from penstock.config import DEMO_MODEL, build_settings, parse_bytes, parse_model
+from penstock.cli import app
+from penstock.config import DEMO_MODEL, ServeSettings, build_settings, parse_model
 from penstock.errors import UsageError
 
 HOME = {"HOME": "/home/someone"}
@@ -63,6 +65,10 @@ def test_options_beside_the_models_of_a_file_are_not_ignored(tmp_path: Path) -> 
         ("port = \n", "not TOML"),
         ("models = ['x']\n", r"written \[\[models\]\]"),
         ("[[models]]\npath = 'x'\ntokenizer = 5\n", r"models\[0\]\.tokenizer: 5 must be a text"),
+        ("data_dir = 5\n", "--data-dir: 5 must be a text"),
+        ("engines = true\n", "--engines: 'True' is no whole number"),
+        ("port = 80.5\n", "--port: '80.5' is no whole number"),
+        ("[[models]]\npath = 'x'\nengines = 0\n", r"models\[0\]\.engines: 0 is below 1"),
         ("auth = 'no'\n", "--auth: 'no' must be true or false"),
         ("tokenizer = 't'\n[[models]]\npath='a'\n[[models]]\npath='b'\n", "--tokenizer fits one"),
     ],
@@ -80,10 +86,13 @@ def test_a_wrong_config_file_is_refused_by_name(tmp_path: Path, text: str, messa
         ({"port": 70000}, "--port: 70000"),
         ({"engines": 0}, "--engines: 0 is below 1"),
         ({"kv_memory": "lots"}, "--kv-memory must be a size such as"),
-        ({"max_model_len": -1}, "--max-model-len: -1 is below 1"),
+        ({"max_model_len": -1}, "--max-model-len: -1 is below 2"),
         ({"models": ["a=x", "a=y"]}, "two models are named 'a'"),
         ({"models": ["a=x", "b=y"], "tokenizer": "t"}, "--tokenizer fits one model"),
         ({"models": ["=x"]}, "write NAME=PATH_OR_ID"),
+        ({"max_num_seqs": 300}, "--max-num-seqs: 300 is above 256"),
+        ({"block_size": 2048}, "--block-size: 2048 is above 1024"),
+        ({"kv_memory": "0"}, "--kv-memory: 0 is below 1"),
         ({"drain_timeout_s": float("nan")}, "--drain-timeout"),
         ({"log_level": "loud"}, "--log-level: 'loud' must be one of debug, info"),
         ({"dtype": "float8"}, "--dtype: 'float8' must be one of auto"),
@@ -103,13 +112,55 @@ def test_a_hub_id_keeps_its_slash_and_a_folder_gives_its_name(tmp_path: Path) ->
     assert parse_model("mine=org/model").source == "org/model"
 
 
-def test_sizes_are_read_in_binary_and_decimal_units() -> None:
-    assert parse_bytes("2GiB", "x") == 2 * 2**30
-    assert parse_bytes("500 MB", "x") == 500 * 10**6
-    assert parse_bytes("1024", "x") == 1024
+@pytest.mark.parametrize(
+    ("given", "num_bytes"), [("2GiB", 2 * 2**30), ("500 MB", 500 * 10**6), (1024, 1024)]
+)
+def test_sizes_are_read_in_binary_and_decimal_units(given: object, num_bytes: int) -> None:
+    assert build_settings({"kv_memory": given}, HOME).kv_memory_bytes == num_bytes
 
 
 def test_a_model_of_the_environment_may_hold_blanks_and_yields_to_an_argument() -> None:
     environ = {**HOME, "MODEL_PATH": "/models/my model"}
     assert build_settings({}, environ).models[0].source == "/models/my model"
     assert build_settings({"models": ["a=b"]}, environ).models[0].source == "b"
+
+
+def test_an_option_wins_over_its_variable_and_this_over_the_file_and_this_over_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "penstock.toml"
+    file.write_text("port = 1\nparsers = 1\nmax_num_seqs = 1\n", encoding="utf-8")
+    given: list[ServeSettings] = []
+
+    def serve(settings: ServeSettings, console: object) -> int:
+        given.append(settings)
+        return 0
+
+    monkeypatch.setattr("penstock.serve.serve", serve)
+    monkeypatch.setenv("PENSTOCK_PORT", "2")
+    monkeypatch.setenv("PENSTOCK_PARSERS", "2")
+    monkeypatch.setenv("PENSTOCK_TOKENIZER_PATH", "")
+    monkeypatch.setenv("TOKENIZER_PATH", "/tokenizer of mine")
+    arguments = ["serve", "--config", str(file), "--port", "3", "--no-tools"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    (settings,) = given
+    assert (settings.port, settings.num_parsers, settings.max_num_seqs) == (3, 2, 1)
+    assert (settings.tools, settings.block_size, settings.log_level) == (False, None, "warning")
+    assert settings.models[0].tokenizer == Path("/tokenizer of mine")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("serve", ["default: (auto)", "default: (32)", "[[models]]", "float32"]),
+        ("chat", ["[the first served]"]),
+        ("fake-engine", ["[[crash@5]]"]),
+    ],
+)
+def test_help_shows_what_stands_in_brackets(
+    command: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = CliRunner().invoke(app, [command, "--help"]).output
+    for word in words:
+        assert word in shown

@@ -10,7 +10,7 @@ import pytest
 
 from penstock.config import ModelChoice, ServeSettings, build_settings
 from penstock.errors import CommandError
-from penstock.restart_policy import MAX_EARLY_DEATHS
+from penstock.restart_policy import MAX_DELAY_S
 from penstock.supervisor import (
     ProcessSpec,
     Supervisor,
@@ -87,28 +87,111 @@ def test_a_process_that_dies_is_started_again(tmp_path: Path) -> None:
         eventually(lambda: len(lines(tmp_path / "a")) == 2)
 
 
-def test_a_process_that_cannot_start_stops_the_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [1, 2, 78])
+def test_a_process_that_cannot_start_stops_the_start(tmp_path: Path, code: int) -> None:
     with (
-        pytest.raises(CommandError, match=r"a could not start \(exit code 1\)"),
-        supervise(child(tmp_path, "a", "exit 1"), run_dir=tmp_path / "run") as house,
+        pytest.raises(CommandError, match=rf"a could not start \(exit code {code}\)"),
+        supervise(child(tmp_path, "a", f"exit {code}"), run_dir=tmp_path / "run") as house,
     ):
         eventually(lambda: not house.children[0].is_alive)
         house.poll()
 
 
-def test_five_early_deaths_give_the_process_up_and_the_last_of_a_kind_ends_the_house(
-    tmp_path: Path,
+def die(house: Supervisor, clock: Clock, num_deaths: int = 1) -> None:
+    """Let the only child die so often, each time started again when it is due."""
+    for _ in range(num_deaths):
+        eventually(lambda: not house.children[0].is_alive)
+        house.poll()
+        clock.offset += MAX_DELAY_S
+        house.poll()
+
+
+@pytest.mark.parametrize("code", [1, 3, 75])
+def test_once_the_house_was_ready_no_crash_makes_it_give_a_process_up(
+    tmp_path: Path, code: int
+) -> None:
+    clock = Clock()
+    spec = child(tmp_path, "a", f"exit {code}")
+    with supervise(spec, run_dir=tmp_path / "run", clock=clock) as house:
+        house.was_ready = True
+        die(house, clock, 9)
+        assert not house.children[0].given_up
+        eventually(lambda: len(lines(tmp_path / "a")) == 10)
+
+
+@pytest.mark.parametrize("code", [3, 75])
+def test_what_may_pass_does_not_end_the_first_start(tmp_path: Path, code: int) -> None:
+    clock = Clock()
+    spec = child(tmp_path, "a", f"exit {code}")
+    with supervise(spec, run_dir=tmp_path / "run", clock=clock) as house:
+        die(house, clock, 7)
+        assert not house.children[0].given_up
+
+
+def test_a_process_whose_cause_has_passed_comes_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    room = tmp_path / "room"
+    spec = child(tmp_path, "a", f"need {room}")
+    with supervise(spec, run_dir=tmp_path / "run", clock=clock) as house:
+        house.was_ready = True
+        die(house, clock, 7)
+        eventually(lambda: not house.children[0].is_alive)
+        house.poll()
+        room.touch()
+        clock.offset += MAX_DELAY_S
+        house.poll()
+        eventually(lambda: "here" in lines(tmp_path / "a"))
+        assert house.children[0].is_alive
+        clock.offset += 2 * MAX_DELAY_S
+        house.poll()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said[0] == "a died (exit code 75), starting again in 0.25 s"
+    assert all("still away" in line for line in said[1:-1])
+    # Seven pauses of half a minute each.
+    assert 2 <= len(said[1:-1]) <= 4
+    assert said[-1].startswith("a is back after 2")
+
+
+@pytest.mark.parametrize("code", [2, 78])
+def test_wrong_settings_end_the_process_and_with_the_last_of_a_kind_the_house(
+    tmp_path: Path, code: int
+) -> None:
+    clock = Clock()
+    wrong = child(tmp_path, "a", f"exit {code}")
+    with supervise(wrong, run_dir=tmp_path / "run", clock=clock) as house:
+        house.was_ready = True
+        eventually(lambda: not house.children[0].is_alive)
+        with pytest.raises(CommandError, match=f"No {CHILD} is left"):
+            house.poll()
+    fine = child(tmp_path, "b", "run")
+    with supervise(wrong, fine, run_dir=tmp_path / "run", clock=clock) as house:
+        house.was_ready = True
+        die(house, clock, 3)
+        assert [one.given_up for one in house.children] == [True, False]
+
+
+def test_a_start_that_the_system_refuses_now_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
     with supervise(child(tmp_path, "a", "exit 3"), run_dir=tmp_path / "run", clock=clock) as house:
         house.was_ready = True
-        with pytest.raises(CommandError, match=f"No {CHILD} is left"):
-            for _ in range(2 * MAX_EARLY_DEATHS):
-                eventually(lambda: not house.children[0].is_alive)
-                house.poll()
-                clock.offset += 11
-                house.poll()
-    assert len(lines(tmp_path / "a")) == MAX_EARLY_DEATHS
+        eventually(lambda: not house.children[0].is_alive)
+        house.poll()
+
+        def refuse(*arguments: object, **options: object) -> None:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("penstock.supervisor.subprocess.Popen", refuse)
+            clock.offset += MAX_DELAY_S
+            house.poll()
+            house.poll()
+        clock.offset += MAX_DELAY_S
+        house.poll()
+        eventually(lambda: len(lines(tmp_path / "a")) == 2)
 
 
 def test_a_process_that_ignores_the_stop_is_killed_at_the_timeout(tmp_path: Path) -> None:
@@ -190,6 +273,22 @@ def test_a_start_that_fails_half_way_leaves_nothing_behind(tmp_path: Path) -> No
     assert not run_dir.exists()
 
 
+def test_a_first_start_that_the_system_refuses_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("penstock.supervisor.subprocess.Popen", refuse)
+    run_dir = tmp_path / "run"
+    with (
+        pytest.raises(CommandError, match="can't be started: Resource temporarily unavailable"),
+        supervise(child(tmp_path, "a", "run"), run_dir=run_dir),
+    ):
+        pass
+    assert not run_dir.exists()
+
+
 def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -212,7 +311,7 @@ def test_the_run_dir_leaves_room_for_socket_names(tmp_path: Path) -> None:
 
 def test_a_model_choice_carries_its_formats_to_its_engine() -> None:
     settings = settings_of()
-    model = ModelChoice("m", None, 1, tokenizer="/t", tool_format="hermes")
+    model = ModelChoice("m", None, 1, tokenizer=Path("/t"), tool_format="hermes")
     specs = process_specs(ServeSettings(models=(model,), data_dir=settings.data_dir), {"m": None})
     environment = next(s for s in specs if s.module == "engine_worker").environment
     assert environment["PENSTOCK_TOKENIZER_PATH"] == "/t"

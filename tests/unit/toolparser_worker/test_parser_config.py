@@ -22,7 +22,7 @@ def test_every_setting_can_come_from_the_environment() -> None:
             "PENSTOCK_PARSER_SESSION_TIMEOUT_S": "11",
         }
     )
-    assert settings == ParserSettings("debug", Path("/keys"), 2.5, 7, 11.0)
+    assert settings == ParserSettings("debug", Path("/keys"), 2.5, None, 7, 11.0)
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,10 @@ import pytest
 from msgspec import UNSET, structs
 
 from engine_worker.core.acceptance import AcceptanceLimits, accept
-from engine_worker.core.choice.parameter_table import (
-    LOGIT_BIAS,
-    MAX_ALLOWED_TOKEN_IDS,
-    NUMBER_RANGES,
-    PARAMETERS,
-    WORDS,
-)
 from engine_worker.core.choice.request import Request
 from engine_worker.errors import InvalidRequestError
-from gateway.http.schemas import ranges
 from protocol.wire.messages import Generate, Grammar, SamplingParams
+from protocol.wire.sampling_ranges import MAX_ALLOWED_TOKEN_IDS, NUMBER_RANGES, PARAMETERS
 
 LIMITS = AcceptanceLimits(vocab_size=100, max_model_len=50, eos_token_ids=frozenset({1}))
 PROTOCOL_PAGE = Path(__file__).parents[4] / "docs" / "protocol.md"
@@ -141,14 +134,9 @@ def test_the_table_has_every_parameter_of_the_wire_with_its_default() -> None:
     assert {parameter.name: parameter.default for parameter in PARAMETERS} == defaults
 
 
-def test_the_gateway_has_the_same_ranges() -> None:
-    for name, bounds in NUMBER_RANGES.items():
-        # Clients write -1 for a top_k that is off; the gateway makes it 0.
-        expected = str(bounds).replace("0 ≤", "-1 ≤") if name == "top_k" else str(bounds)
-        assert str(ranges.RANGES[name]) == expected
-    assert str(ranges.LOGIT_BIAS) == str(LOGIT_BIAS)
-    for name in ("stop", "stop_token_ids", "bad_words", "logit_bias", "allowed_token_ids"):
-        assert ranges.LIST_BOUNDS[name] == WORDS[name]
+def test_a_top_p_of_zero_takes_the_most_likely_token_whatever_the_temperature() -> None:
+    assert accepted(top_p=0.0, temperature=1.5).sampling.temperature == 0.0
+    assert accepted(top_p=1e-6, temperature=1.5).sampling.temperature == 1.5
 
 
 def test_the_protocols_page_shows_the_table() -> None:

@@ -431,7 +431,7 @@ BAD: list[tuple[dict[str, Any], str, ErrorCode]] = [
             ("temperature", float("nan")),
             ("temperature", -0.1),
             ("temperature", float("inf")),
-            ("top_p", 0.0),
+            ("top_p", -0.1),
             ("top_p", 1.1),
             ("top_k", -1),
             ("min_p", 1.5),

@@ -47,7 +47,9 @@ def test_temperature_moves_away_from_the_best_tokens(engine: Engine) -> None:
     assert answer_of(engine, changed(RANDOM, temperature=1e-6)).token_ids == greedy.token_ids
 
 
-@pytest.mark.parametrize("only_the_best", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
+@pytest.mark.parametrize(
+    "only_the_best", [{"top_k": 1}, {"top_p": 1e-6}, {"top_p": 0.0}, {"min_p": 1.0}]
+)
 def test_a_filter_that_leaves_one_token_is_greedy(
     engine: Engine, only_the_best: dict[str, Any]
 ) -> None:

@@ -1,5 +1,9 @@
 """Commands for embeddings: checked, cut, batched over requests, each with exactly one answer."""
 
+import io
+import json
+import logging
+import threading
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,7 @@ from engine_worker.embedding.queue import MAX_INPUTS, EmbeddingQueue
 from engine_worker.embedding.service import Embeddings
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.errors import ErrorCode
+from protocol.runtime import logs
 from protocol.wire.messages import Embed, Embedded, Failure, Message
 
 MAX_TOKENS = 16
@@ -43,6 +48,21 @@ class Lab:
 
     def send(self, gateway_id: str, message: Message) -> None:
         self.sent.append((gateway_id, message))
+
+    def submit(self, request_id: str, tenant: str = "t", **fields: Any) -> None:
+        inputs = fields if "texts" in fields else {"token_ids": ((1,),), **fields}
+        command = Embed(**{"request_id": request_id, "tenant": tenant, "deadline_s": 5.0, **inputs})
+        self.queue.submit("gw", command)
+
+    def run(self) -> None:
+        while self.queue.num_unfinished:
+            self.queue.run_once(block=False)
+
+    def answered(self) -> list[str]:
+        return [message.request_id for _, message in self.sent]  # type: ignore[attr-defined]
+
+    def failures(self) -> dict[str, ErrorCode]:
+        return {m.request_id: m.code for _, m in self.sent if isinstance(m, Failure)}
 
     def ask(self, **fields: Any) -> Message:
         command = Embed(**{"request_id": "r", "deadline_s": 5.0, **fields})
@@ -148,19 +168,222 @@ def test_what_a_lost_gateway_wanted_is_dropped(lab: Lab) -> None:
     lab.queue.submit("lost", Embed(request_id="x", deadline_s=1.0, token_ids=((1,),)))
     lab.queue.forget_gateway("lost")
     lab.sent.clear()
-    lab.queue.run_once()
+    num_batches = lab.queue.num_batches
+    lab.queue.run_once(block=False)
     assert not lab.sent
-    assert lab.queue.num_unfinished == 0
+    assert (lab.queue.num_unfinished, lab.queue.num_batches) == (0, num_batches)
 
 
-def test_too_much_waiting_work_is_refused_at_once() -> None:
+def test_a_tenant_with_too_much_waiting_is_refused_at_once_and_others_are_not() -> None:
+    lab = Lab()
+    rows = ((1,),) * MAX_INPUTS
+    for number in range(5):
+        lab.submit(str(number), "flood", token_ids=rows)
+    lab.submit("calm", "calm")
+    ((_, refused),) = lab.sent
+    assert isinstance(refused, Failure)
+    assert (refused.request_id, refused.code) == ("4", ErrorCode.OVERLOADED)
+    assert lab.queue.num_unfinished == 5
+
+
+def test_too_much_waiting_work_of_all_tenants_is_refused_at_once() -> None:
     lab = Lab()
     rows = ((1,),) * MAX_INPUTS
     for number in range(9):
-        lab.queue.submit("gw", Embed(request_id=str(number), deadline_s=5.0, token_ids=rows))
+        lab.submit(str(number), str(number), token_ids=rows)
+    assert lab.answered() == ["8"]
+
+
+def test_long_texts_count_as_several_so_that_what_waits_is_bounded_in_bytes() -> None:
+    lab = Lab()
+    for number in range(20):
+        lab.submit(str(number), texts=("x" * 10_000_000,))
+    assert lab.queue.num_unfinished == 3
+
+
+def test_a_tenants_many_texts_delay_anothers_first_by_one_turn() -> None:
+    lab = Lab()
+    for number in range(4):
+        lab.submit(f"flood {number}", "flood", token_ids=((1,),) * MAX_INPUTS)
+    lab.queue.run_once()
+    lab.submit("calm", "calm")
+    lab.queue.run_once()
+    assert not lab.sent
+    lab.queue.run_once()
+    assert lab.answered() == ["calm"]
+    lab.run()
+    assert lab.answered() == ["calm", *(f"flood {number}" for number in range(4))]
+    assert lab.queue.num_unfinished == 0
+
+
+def test_a_request_of_several_turns_keeps_the_order_of_its_inputs() -> None:
+    lab = Lab()
+    rows = tuple((number % 1000 + 1,) * (1 + number % 3) for number in range(600))
+    lab.submit("large", token_ids=rows)
+    lab.submit("small", "other")
+    lab.run()
+    (answer,) = [m for _, m in lab.sent if isinstance(m, Embedded) and m.request_id == "large"]
+    assert answer.num_tokens == tuple(map(len, rows))
+    expected = [[len(row), row[0]] for row in rows]
+    np.testing.assert_allclose(vectors(answer)[:, :2], expected, rtol=1e-6)
+
+
+def test_a_wrong_input_of_a_later_turn_is_named_by_its_place() -> None:
+    lab = Lab()
+    lab.submit("r", token_ids=(*((1,),) * 300, ()))
+    lab.run()
     ((_, refused),) = lab.sent
     assert isinstance(refused, Failure)
-    assert (refused.request_id, refused.code) == ("8", ErrorCode.OVERLOADED)
+    assert "Input 300 is empty" in refused.message
+
+
+def test_what_is_cancelled_before_it_began_is_not_computed() -> None:
+    lab = Lab()
+    lab.submit("cancelled")
+    lab.submit("other")
+    lab.queue.cancel("gw", "cancelled")
+    lab.queue.cancel("gw", "cancelled")
+    lab.queue.cancel("someone else", "other")
+    assert lab.queue.num_unfinished == 1
+    lab.run()
+    assert lab.answered() == ["other"]
+
+
+def test_of_what_is_cancelled_while_it_runs_the_rest_is_not_computed() -> None:
+    lab = Lab()
+    lab.submit("large", token_ids=((1,),) * MAX_INPUTS)
+    lab.queue.run_once()
+    assert lab.queue.num_batches == 1
+    lab.queue.cancel("gw", "large")
+    lab.queue.run_once(block=False)
+    assert (lab.queue.num_batches, lab.queue.num_unfinished) == (1, 0)
+    assert not lab.sent
+
+
+def test_what_is_cancelled_during_its_last_batch_is_not_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = Lab()
+    embed = lab.embedder.embed
+
+    def cancel_meanwhile(rows: Any) -> Any:
+        lab.queue.cancel("gw", "r")
+        return embed(rows)
+
+    monkeypatch.setattr(lab.embedder, "embed", cancel_meanwhile)
+    lab.submit("r")
+    lab.submit("other")
+    lab.run()
+    assert lab.answered() == ["other"]
+    assert lab.queue.num_unfinished == 0
+
+
+class PanicException(BaseException):
+    """No Exception, like the panic of a native library."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no device"), PanicException("a panic")])
+def test_an_input_that_breaks_its_batch_fails_only_its_own_request(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    lab = Lab()
+    embed, calls = lab.embedder.embed, []
+
+    def break_at_poison(rows: Any) -> Any:
+        calls.append(len(rows))
+        if [666] in rows:
+            raise error
+        return embed(rows)
+
+    monkeypatch.setattr(lab.embedder, "embed", break_at_poison)
+    for name in ("good 1", "poison", "good 2"):
+        lab.submit(name, token_ids=((666 if name == "poison" else 1,),))
+    lab.run()
+    assert {type(m) for _, m in lab.sent if m.request_id.startswith("good")} == {Embedded}  # type: ignore[attr-defined]
+    assert lab.failures() == {"poison": ErrorCode.INTERNAL_ERROR}
+    assert calls == [3, 1, 1, 1]
+    assert lab.queue.num_unfinished == 0
+    assert "could not be embedded" in caplog.text
+
+
+def test_a_panic_of_the_tokenizer_fails_only_its_own_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = Lab()
+    rows = lab.embeddings.rows
+
+    def panic(texts: Any, *rest: Any, **options: Any) -> Any:
+        if texts == ("poison",):
+            raise PanicException("a panic")
+        return rows(texts, *rest, **options)
+
+    monkeypatch.setattr(lab.embeddings, "rows", panic)
+    lab.submit("bad", texts=("poison",))
+    lab.submit("good")
+    lab.run()
+    assert lab.failures() == {"bad": ErrorCode.INTERNAL_ERROR}
+    assert sorted(lab.answered()) == ["bad", "good"]
+
+
+def test_a_bug_of_the_thread_itself_fails_its_round_and_the_thread_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = Lab()
+    answered = threading.Semaphore(0)
+    send = lab.send
+
+    def send_and_tell(gateway_id: str, message: Message) -> None:
+        send(gateway_id, message)
+        answered.release()
+
+    monkeypatch.setattr(lab, "send", send_and_tell)
+    thread = threading.Thread(target=lab.queue.run, daemon=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "concatenate", lambda arrays: arrays.no_such_attribute)
+        lab.submit("bad")
+        thread.start()
+        assert answered.acquire(timeout=10)
+    lab.submit("good")
+    assert answered.acquire(timeout=10)
+    assert lab.failures() == {"bad": ErrorCode.INTERNAL_ERROR}
+    assert lab.answered() == ["bad", "good"]
+    lab.queue.close()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+def test_a_hopeless_text_is_refused_by_its_length_before_it_is_tokenised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = Lab()
+
+    def encode(text: str, *, add_special_tokens: bool) -> Any:
+        raise AssertionError("tokenised")
+
+    monkeypatch.setattr(lab.embeddings._tokenizer, "encode", encode)
+    answer = lab.ask(texts=("a" * 1_000_000,))
+    assert isinstance(answer, Failure)
+    assert answer.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    assert "at least" in answer.message
+
+
+def test_what_is_logged_of_a_request_carries_its_id_and_its_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = Lab()
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logs.JsonFormatter("engine"))
+    logger = logging.getLogger("penstock.embedding")
+    logger.addHandler(handler)
+    monkeypatch.setattr(lab.embedder, "embed", lambda rows: 1 // 0)
+    try:
+        lab.submit("bad", trace_id="mine-1")
+        lab.run()
+    finally:
+        logger.removeHandler(handler)
+    line = json.loads(stream.getvalue())
+    assert (line["request_id"], line["trace_id"]) == ("bad", "mine-1")
 
 
 def test_a_batch_that_raises_fails_its_requests_and_the_next_one_works(

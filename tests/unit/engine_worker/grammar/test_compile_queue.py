@@ -1,12 +1,13 @@
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from engine_worker.core.credits import CreditPolicy
 from engine_worker.core.engine import Engine
-from engine_worker.grammar import compile_queue as compile_queue_module
-from engine_worker.grammar.compiler import GrammarCompiler
+from engine_worker.grammar.compile_queue import MAX_TENANT_WAITING
+from engine_worker.grammar.compiler import CompiledGrammar, GrammarCompiler
 from engine_worker.grammar.constraint import Constraint
 from engine_worker.serving.handler import EngineHandler
 from engine_worker.serving.step_loop import StepLoop
@@ -39,10 +40,17 @@ class SlowCompiler(GrammarCompiler):
     def __init__(self) -> None:
         super().__init__(TOKENIZER, TOKENIZER.num_tokens)
         self.go = threading.Event()
+        self.has_begun = threading.Semaphore(0)
+        self.begun: list[Grammar] = []
+        self.compiled: list[Grammar] = []
 
     def start(self, grammar: Grammar, sampling: SamplingParams) -> Constraint:
+        self.begun.append(grammar)
+        self.has_begun.release()
         assert self.go.wait(10)
-        return super().start(grammar, sampling)
+        constraint = super().start(grammar, sampling)
+        self.compiled.append(grammar)
+        return constraint
 
 
 class House:
@@ -69,7 +77,7 @@ class House:
             max_model_len=100,
             block_size=4,
         )
-        self.handler.serve(preparer, CreditPolicy(8, 1000, 100), self.compiler)
+        self.handler.serve(preparer, CreditPolicy(300, 100_000, 100), self.compiler)
 
     def send(self, gateway_id: str, message: Message) -> None:
         self.sent.append(message)
@@ -79,6 +87,20 @@ class House:
 
     def gateway_version(self, gateway_id: str) -> ProtocolVersion:
         return PROTOCOL_VERSION
+
+    def fill_the_threads(self) -> None:
+        """Two requests are being compiled, so that whatever comes now waits."""
+        for name in ("first", "second"):
+            self.handler.on_command("g", generate(name, tenant=name))
+            assert self.compiler.has_begun.acquire(timeout=10)
+
+    def close(self) -> None:
+        """End the threads; what was being compiled may still come."""
+        self.compiler.go.set()
+        self.handler.close()
+        for thread in threading.enumerate():
+            if thread.name.startswith("grammar"):
+                thread.join(10)
 
     def rest(self) -> None:
         """Let the compiler go, wait for it, and step until all is done."""
@@ -100,25 +122,23 @@ class House:
 def house() -> Iterator[House]:
     house = House()
     yield house
-    house.compiler.go.set()
-    house.handler.close()
-    # What was being compiled may still come, and closes its process then.
-    for thread in threading.enumerate():
-        if thread.name.startswith("grammar"):
-            thread.join(10)
+    house.close()
 
 
-def generate(request_id: str = "r", grammar: Grammar | None = TICKET, lease: int = 100) -> Generate:
-    return Generate(
-        request_id=request_id,
-        choice=0,
-        attempt=1,
-        prompt_token_ids=(1, 2, 3),
-        sampling=SamplingParams(temperature=0.0, max_tokens=20),
-        lease_tokens=lease,
-        deadline_s=60.0,
-        grammar=grammar,
-    )
+def generate(
+    request_id: str = "r", grammar: Grammar | None = TICKET, lease: int = 100, **changes: Any
+) -> Generate:
+    options: dict[str, Any] = {
+        "choice": 0,
+        "attempt": 1,
+        "prompt_token_ids": (1, 2, 3),
+        "sampling": SamplingParams(temperature=0.0, max_tokens=20),
+        "lease_tokens": lease,
+        "deadline_s": 60.0,
+        "grammar": grammar,
+        **changes,
+    }
+    return Generate(request_id=request_id, **options)
 
 
 def test_other_requests_run_while_a_grammar_is_compiled(house: House) -> None:
@@ -189,12 +209,130 @@ def test_a_lease_that_grows_while_a_request_waits_is_not_lost(house: House) -> N
     assert [type(end) for end in house.ends()] == [Finished]
 
 
-def test_too_many_waiting_grammars_are_refused_at_once(
+def test_too_many_waiting_grammars_of_one_tenant_are_refused_at_once(house: House) -> None:
+    # Beside those that wait there may be two that are being compiled.
+    for number in range(MAX_TENANT_WAITING + 3):
+        house.handler.on_command("g", generate(str(number), tenant="flood"))
+    house.handler.on_command("g", generate("calm", tenant="calm"))
+    refusals = house.sent[:]
+    assert 1 <= len(refusals) <= 3
+    assert all(
+        isinstance(refusal, Failure)
+        and refusal.code is ErrorCode.OVERLOADED
+        and refusal.request_id != "calm"
+        for refusal in refusals
+    )
+
+
+def other_grammar(number: int) -> Grammar:
+    return Grammar(kind="regex", source=f"[A-Z]{{{number + 1}}}")
+
+
+def test_an_abort_takes_a_request_out_before_its_grammar_is_compiled(house: House) -> None:
+    house.fill_the_threads()
+    house.handler.on_command("g", generate("waiting", other_grammar(1)))
+    house.handler.on_command("g", generate("waiting", other_grammar(2), choice=1))
+    house.handler.on_command("g", generate("other", other_grammar(3)))
+    house.handler.on_command("g", Abort(request_id="waiting", attempt=1))
+    house.loop.run_once(block=False)
+    ends = {(end.request_id, end.choice): end for end in house.ends()}
+    assert set(ends) == {("waiting", 0), ("waiting", 1)}
+    for end in ends.values():
+        assert isinstance(end, Finished)
+        assert (end.finish_reason, end.usage.prompt_tokens) == ("abort", 3)
+    house.rest()
+    assert len([end for end in house.ends() if end.request_id == "waiting"]) == 2
+    assert other_grammar(3) in house.compiler.compiled
+    assert not {other_grammar(1), other_grammar(2)} & set(house.compiler.compiled)
+
+
+def test_an_abort_of_one_choice_or_of_an_older_attempt_leaves_the_others(house: House) -> None:
+    house.fill_the_threads()
+    house.handler.on_command("g", generate("r", other_grammar(1)))
+    house.handler.on_command("g", generate("r", other_grammar(2), choice=1, attempt=2))
+    house.handler.on_command("g", Abort(request_id="r", attempt=1))
+    house.handler.on_command("h", Abort(request_id="r", attempt=2))
+    house.handler.on_command("g", Abort(request_id="r", attempt=9, choice=7))
+    house.rest()
+    reasons = {
+        end.choice: end.finish_reason
+        for end in house.ends()
+        if isinstance(end, Finished) and end.request_id == "r"
+    }
+    assert reasons == {0: "abort", 1: "stop"}
+
+
+def test_an_abort_while_the_grammar_is_compiled_ends_the_request_at_once_and_once(
+    house: House,
+) -> None:
+    house.handler.on_command("g", generate())
+    assert house.compiler.has_begun.acquire(timeout=10)
+    house.handler.on_command("g", Abort(request_id="r", attempt=1))
+    house.loop.run_once(block=False)
+    (end,) = house.ends()
+    assert isinstance(end, Finished)
+    assert end.finish_reason == "abort"
+    assert house.handler.num_unfinished() == 0
+    house.rest()
+    house.close()
+    house.loop.run_once(block=False)
+    assert len(house.ends()) == 1
+
+
+def test_the_grammars_of_a_lost_gateway_are_not_compiled(house: House) -> None:
+    house.fill_the_threads()
+    house.handler.on_command("lost", generate("theirs", other_grammar(1)))
+    house.handler.on_command("g", generate("ours", other_grammar(2)))
+    house.handler.on_gateway_lost("lost")
+    house.rest()
+    assert "ours" in {end.request_id for end in house.ends()}
+    assert "theirs" not in {end.request_id for end in house.ends()}
+    assert other_grammar(1) not in house.compiler.compiled
+    assert house.handler.num_unfinished() == 0
+
+
+def test_a_request_whose_time_is_up_fails_without_its_grammar_being_compiled(house: House) -> None:
+    house.fill_the_threads()
+    house.handler.on_command("g", generate("late", other_grammar(1), deadline_s=0.0))
+    house.rest()
+    (late,) = [end for end in house.ends() if end.request_id == "late"]
+    assert isinstance(late, Failure)
+    assert late.code is ErrorCode.DEADLINE_EXCEEDED
+    assert other_grammar(1) not in house.compiler.compiled
+
+
+def test_many_grammars_of_one_tenant_delay_anothers_first_by_at_most_one(house: House) -> None:
+    house.fill_the_threads()
+    for number in range(20):
+        house.handler.on_command("g", generate(str(number), other_grammar(number), tenant="flood"))
+    house.handler.on_command("g", generate("calm", other_grammar(50), tenant="calm"))
+    house.rest()
+    order = [grammar for grammar in house.compiler.begun if grammar != TICKET]
+    # Two threads: one of them may have begun a second one of the others in between.
+    assert order.index(other_grammar(50)) <= 2
+    assert len(house.ends()) == 23
+
+
+class PanicException(BaseException):
+    """No Exception, like the panic of a native library."""
+
+
+def test_a_panic_while_compiling_is_a_failure_and_the_threads_live_on(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compile_queue_module, "MAX_WAITING", 1)
-    house.handler.on_command("g", generate("first"))
-    house.handler.on_command("g", generate("second"))
-    (refusal,) = house.sent
-    assert isinstance(refusal, Failure)
-    assert (refusal.request_id, refusal.code) == ("second", ErrorCode.OVERLOADED)
+    def panic(grammar: Grammar) -> CompiledGrammar:
+        raise PanicException("a bug in the library")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(house.compiler, "_compile", panic)
+        for number in range(4):
+            # The same grammar: who comes second waits for the first, and must hear of it.
+            house.handler.on_command("g", generate(f"bad {number}"))
+        house.rest()
+    assert [type(end) for end in house.ends()] == [Failure] * 4
+    assert {end.code for end in house.ends() if isinstance(end, Failure)} == {
+        ErrorCode.INTERNAL_ERROR
+    }
+    house.handler.on_command("g", generate("good"))
+    house.rest()
+    assert isinstance(house.ends()[-1], Finished)

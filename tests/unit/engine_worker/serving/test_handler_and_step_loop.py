@@ -3,10 +3,10 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from engine_worker.core.credits import CreditPolicy
 from engine_worker.core.engine import Engine
-from engine_worker.serving import handler as handler_module
 from engine_worker.serving.handler import EngineHandler
 from engine_worker.serving.step_loop import StepLoop
 from engine_worker.text.chat_template import ChatTemplate
@@ -15,6 +15,7 @@ from protocol.errors import ErrorCode
 from protocol.version import OLDEST_VERSION, PROTOCOL_VERSION, ProtocolVersion
 from protocol.wire.messages import (
     Abort,
+    Cancel,
     Credits,
     Detokenize,
     Detokenized,
@@ -272,14 +273,54 @@ def test_a_wrong_prompt_fails_with_its_field() -> None:
     house.handler.close()
 
 
-def test_too_many_waiting_prompts_are_refused_as_overload(monkeypatch: Any) -> None:
-    monkeypatch.setattr(handler_module, "MAX_PENDING_PREPARES", 0)
+def test_what_is_cancelled_is_dropped_and_never_reaches_the_step_loop(monkeypatch: Any) -> None:
     house = House()
     house.serve()
+    go, has_begun = threading.Event(), threading.Semaphore(0)
+
+    def wait_first(preparer: PromptPreparer, command: Prepare) -> Prepared:
+        has_begun.release()
+        assert go.wait(10)
+        return Prepared(request_id=command.request_id, prompt_token_ids=(1,))
+
+    monkeypatch.setattr(PromptPreparer, "prepare", wait_first)
+    for name in ("begun 1", "begun 2", "waiting 1", "waiting 2"):
+        house.handler.on_command("g", structs.replace(prepare(), request_id=name))
+    for _ in range(2):
+        assert has_begun.acquire(timeout=10)
+    assert house.handler.num_unfinished() == 4
+    house.handler.on_command("g", Cancel(request_id="waiting 1"))
+    house.handler.on_command("g", Cancel(request_id="begun 1"))
+    house.handler.on_command("h", Cancel(request_id="begun 2"))
+    assert house.handler.num_unfinished() == 2
+    assert house.handler.inbox.empty()
+    go.set()
+    answers = [message for _, message in house.outlet.wait_for(2)]
+    house.handler.close()
+    assert {one.request_id for one in answers} == {"begun 2", "waiting 2"}  # type: ignore[attr-defined]
+
+
+def test_prompts_of_a_lost_gateway_are_dropped(monkeypatch: Any) -> None:
+    house = House("lost", "g")
+    house.serve()
+    go, has_begun = threading.Event(), threading.Event()
+
+    def wait_first(preparer: PromptPreparer, command: Prepare) -> Prepared:
+        has_begun.set()
+        assert go.wait(10)
+        return Prepared(request_id=command.request_id, prompt_token_ids=(1,))
+
+    monkeypatch.setattr(PromptPreparer, "prepare", wait_first)
+    house.handler.on_command("lost", prepare())
+    house.handler.on_command("lost", prepare())
+    assert has_begun.wait(10)
     house.handler.on_command("g", prepare())
-    ((_, refused),) = house.outlet.sent
-    assert isinstance(refused, Failure)
-    assert refused.code is ErrorCode.OVERLOADED
+    house.handler.on_gateway_lost("lost")
+    go.set()
+    assert [gateway_id for gateway_id, _ in house.outlet.wait_for(1)] == ["g"]
+    house.rest()
+    house.handler.close()
+    assert house.handler.num_unfinished() == 0
 
 
 def test_the_loop_sleeps_in_its_inbox_and_wakes_for_work_and_for_the_end() -> None:
@@ -407,6 +448,8 @@ class NoEmbeddings:
 
     num_unfinished = 0
     num_batches = 0
+
+    def cancel(self, gateway_id: str, request_id: str) -> None: ...
 
     def forget_gateway(self, gateway_id: str) -> None: ...
 

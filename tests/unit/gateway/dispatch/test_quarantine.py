@@ -13,7 +13,7 @@ from gateway.errors import (
     RemoteFailureError,
     WorkerLostError,
 )
-from gateway.request.job import GenerationJob, prompt_fingerprint
+from gateway.request.job import GenerationJob, job_fingerprint
 from protocol.errors import ErrorCode
 from protocol.version import PROTOCOL_VERSION
 from protocol.wire.messages import (
@@ -57,7 +57,7 @@ def lost(reason: LossReason) -> WorkerLostError:
 
 
 def suspicion(deaths: int = 0) -> Suspicion:
-    suspect = Suspicion(Quarantine(lambda: 0.0), b"prompt")
+    suspect = Suspicion(Quarantine(lambda: 0.0), lambda: b"prompt")
     for _ in range(deaths):
         suspect.on_failure(lost("disconnected"), seat())
     return suspect
@@ -194,7 +194,7 @@ def test_a_conviction_is_of_the_request_and_names_the_engine_in_the_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     quarantine = Quarantine(lambda: 0.0)
-    suspect = Suspicion(quarantine, b"prompt").copy()
+    suspect = Suspicion(quarantine, lambda: b"prompt").copy()
     suspect.on_failure(lost("hung"), seat(is_alone=True))
     with pytest.raises(PoisonRequestError):
         quarantine.check(b"prompt")
@@ -229,7 +229,7 @@ def job(**changes: Any) -> GenerationJob:
 
 
 def test_a_prompt_is_known_by_its_text_and_model_whatever_else_is_asked() -> None:
-    same = prompt_fingerprint(job())
-    assert prompt_fingerprint(job(max_tokens=5)) == same
+    same = job_fingerprint(job(), "tenant")
+    assert job_fingerprint(job(max_tokens=5), "tenant") == same
     for other in ({"prompt": "y"}, {"model": "n"}, {"tools_json": "[]"}):
-        assert prompt_fingerprint(job(**other)) != same
+        assert job_fingerprint(job(**other), "tenant") != same

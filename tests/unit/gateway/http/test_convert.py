@@ -137,7 +137,7 @@ def test_the_parser_learns_whether_reasoning_was_switched(
 ) -> None:
     job = chat(**fields)
     assert job.thinking is thinking
-    opening = parse_opening(job, OFFER, "r")
+    opening = parse_opening(job, OFFER, "r", "")
     assert opening is not None
     assert opening.thinking is thinking
 

@@ -93,7 +93,7 @@ def test_a_refused_field_is_named_unless_it_changes_nothing(name: str) -> None:
         ({"temperature": True}, "temperature"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
-        ({"top_p": 0}, "top_p"),
+        ({"top_p": -0.001}, "top_p"),
         ({"top_p": float("inf")}, "top_p"),
         ({"top_k": -2}, "top_k"),
         ({"top_k": 1.5}, "top_k"),
@@ -246,6 +246,12 @@ def test_the_bounds_of_the_table_hold_and_are_told(name: str) -> None:
             parse(ranged_body(name, wrong))
         assert caught.value.param == name
         assert str(bounds) in caught.value.message
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, -0.0])
+def test_a_top_p_of_zero_is_in_openais_range(zero: float) -> None:
+    assert parse_chat_body(chat_body(top_p=zero))[0].top_p == 0
+    assert parse_completion_body(completion_body(top_p=zero))[0].top_p == 0
 
 
 def test_unknown_fields_are_reported_by_path() -> None:

@@ -71,7 +71,7 @@ def test_any_json_is_a_request_or_a_clear_error(body: dict[str, object]) -> None
             completion_job(completion)
         with suppress(InvalidRequestError):
             question, raw, _ = parse_tokenize_body(data)
-            tokenize_question(question, raw, request_id="r", deadline_s=1.0)
+            tokenize_question(question, raw)
         with suppress(InvalidRequestError):
             parse_detokenize_body(data)
 

@@ -4,9 +4,13 @@ import asyncio
 from typing import Any
 
 import pytest
+from msgspec import structs
 
+from gateway.dispatch.routing import PrefixRouter
 from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError, WorkerUnavailableError
-from gateway.workers.auth import AuthLink
+from gateway.request.prompts import PromptBatch
+from gateway.workers.auth import AuthLink, AuthNews
+from gateway.workers.engine_directory import EngineDirectory
 from gateway.workers.engines import EngineLink
 from gateway.workers.parsers import ParserLink
 from protocol.errors import ErrorCode
@@ -14,6 +18,7 @@ from protocol.version import PROTOCOL_VERSION, ProtocolVersion
 from protocol.wire.messages import (
     AuthOffer,
     Authorize,
+    Cancel,
     CloseParse,
     Credits,
     Delta,
@@ -31,11 +36,13 @@ from protocol.wire.messages import (
     ParseOpened,
     ParserOffer,
     Prepare,
+    Prepared,
     Role,
     SamplingParams,
     Settle,
     StepOutput,
     StreamUsage,
+    Usage,
 )
 from protocol.wire.peers import Peer
 
@@ -99,6 +106,30 @@ class Sink:
     def on_failure(self, error: GatewayError, failure: Failure | None) -> None:
         self.ends.append(error)
 
+    def on_broken(self, error: GatewayError) -> None:
+        self.ends.append(error)
+
+
+class BrokenSink:
+    """A choice of whose output something of ours can't make sense."""
+
+    attempt = 1
+
+    def __init__(self) -> None:
+        self.broken: list[GatewayError] = []
+
+    def on_delta(self, delta: Delta) -> None:
+        raise RuntimeError("a bug")
+
+    def on_finished(self, finished: Finished) -> None:
+        raise RuntimeError("a bug")
+
+    def on_failure(self, error: GatewayError, failure: Failure | None) -> None:
+        raise RuntimeError("a bug")
+
+    def on_broken(self, error: GatewayError) -> None:
+        self.broken.append(error)
+
 
 def generate() -> Generate:
     return Generate(
@@ -112,10 +143,19 @@ def generate() -> Generate:
     )
 
 
-def started() -> tuple[EngineLink, Peer, Sink]:
-    link, one, sink = EngineLink(Notes(), lambda _: None, lambda _: None), engine_peer(), Sink()
+def engine_link(
+    wire: Notes | None = None, reports: list[OrphanUsage] | None = None
+) -> tuple[EngineLink, EngineDirectory]:
+    directory = EngineDirectory(lambda _: None)
+    noted: list[OrphanUsage] = [] if reports is None else reports
+    return EngineLink(wire or Notes(), directory, PrefixRouter(), noted.append), directory
+
+
+def started(wire: Notes | None = None) -> tuple[EngineLink, Peer, Sink]:
+    link, directory = engine_link(wire)
+    one, sink = engine_peer(), Sink()
     link.on_peer_ready(one)
-    link.generate(link.engines("m")[0], generate(), sink)
+    link.generate(directory.engines("m")[0], generate(), sink)
     return link, one, sink
 
 
@@ -128,7 +168,7 @@ def test_a_failure_that_names_no_attempt_still_ends_the_choice() -> None:
     assert isinstance(sink.ends[0], RemoteFailureError)
 
 
-def test_a_stale_attempt_is_ignored() -> None:
+async def test_a_stale_attempt_is_ignored() -> None:
     link, one, sink = started()
     sink.attempt = 2
     link.on_event(one, StepOutput(deltas=(Delta(request_id="r", choice=0, attempt=1, text="x"),)))
@@ -152,13 +192,50 @@ def test_a_lost_engine_ends_each_of_its_choices_once() -> None:
     link.on_peer_lost(one)
     link.on_peer_lost(one)
     assert [type(end) for end in sink.ends] == [WorkerLostError]
-    assert list(link.engines("m")) == []
-    assert link.offer("m") is not None
+
+
+def test_a_sink_that_raises_costs_no_other_request_its_tokens() -> None:
+    """The old link let the exception through: the rest of the message was never delivered."""
+    wire = Notes()
+    link, directory = engine_link(wire)
+    one, good = engine_peer(), Sink()
+    link.on_peer_ready(one)
+    bad = BrokenSink()
+    (handle,) = directory.engines("m")
+    link.generate(handle, structs.replace(generate(), request_id="bad"), bad)
+    link.generate(handle, generate(), good)
+    deltas = tuple(Delta(request_id=name, choice=0, attempt=1, text="x") for name in ("bad", "r"))
+    end = Finished(
+        request_id="r", choice=0, attempt=1, finish_reason="stop", usage=Usage(completion_tokens=1)
+    )
+    link.on_event(one, StepOutput(deltas=deltas, ends=(end,)))
+    assert [delta.text for delta in good.deltas] == ["x"]
+    assert good.ends == [end]
+    assert len(bad.broken) == 1
+    # Nothing more comes to a sink that broke.
+    link.on_event(one, StepOutput(deltas=deltas[:1]))
+    assert len(bad.broken) == 1
+
+
+def test_a_sink_that_raises_does_not_hide_a_lost_engine_from_the_others() -> None:
+    link, directory = engine_link()
+    one, good = engine_peer(), Sink()
+    link.on_peer_ready(one)
+    (handle,) = directory.engines("m")
+    link.generate(handle, structs.replace(generate(), request_id="bad"), BrokenSink())
+    link.generate(handle, generate(), good)
+    link.on_peer_lost(one)
+    assert [type(end) for end in good.ends] == [WorkerLostError]
+    assert list(directory.engines("m")) == []
+    assert directory.offer("m") is not None
 
 
 async def test_an_engine_that_refuses_within_its_credit_is_left_alone_for_a_moment() -> None:
-    link, one, _ = started()
-    (handle,) = link.engines("m")
+    link, directory = engine_link()
+    one = engine_peer()
+    link.on_peer_ready(one)
+    (handle,) = directory.engines("m")
+    link.generate(handle, generate(), Sink())
     link.on_event(
         one,
         Failure(
@@ -168,19 +245,43 @@ async def test_an_engine_that_refuses_within_its_credit_is_left_alone_for_a_mome
     assert not handle.can_take(1)
 
 
-async def test_a_prepare_at_a_lost_engine_fails_and_leaves_nothing_behind() -> None:
-    link, one = EngineLink(Notes(), lambda _: None, lambda _: None), engine_peer()
+async def test_a_question_to_a_lost_engine_fails_and_leaves_nothing_behind() -> None:
+    link, directory = engine_link()
+    one = engine_peer()
     link.on_peer_ready(one)
-    (handle,) = link.engines("m")
+    (handle,) = directory.engines("m")
     prepares = [Prepare(request_id=f"r{n}", kind="completion", deadline_s=1.0) for n in range(2)]
-    asking = asyncio.create_task(link.prepare_all(handle, prepares))
+    asking = asyncio.create_task(PromptBatch(link, handle, prepares).wait())
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     link.on_peer_lost(one)
     with pytest.raises(WorkerLostError):
         await asking
     with pytest.raises(WorkerLostError):
-        await link.prepare(handle, prepares[0])
+        link.ask(handle, prepares[0], Prepared)
+    assert len(link._questions) == 0
+
+
+@pytest.mark.parametrize(("version", "num_cancels"), [((1, 2), 1), ((1, 1), 0)])
+async def test_an_engine_learns_that_nobody_waits_if_it_understands(
+    version: tuple[int, int], num_cancels: int
+) -> None:
+    wire = Notes()
+    link, directory = engine_link(wire)
+    one = engine_peer()
+    one.protocol_version = ProtocolVersion(*version)
+    link.on_peer_ready(one)
+    (handle,) = directory.engines("m")
+    question = Prepare(request_id="r", kind="count", deadline_s=1.0)
+    link.ask(handle, question, Prepared)
+    link.close(handle, "r")
+    link.close(handle, "r")
+    assert len(wire.of(Cancel)) == num_cancels
+    # What was answered needs no cancelling.
+    link.ask(handle, question, Prepared)
+    link.on_event(one, Prepared(request_id="r", prompt_token_ids=(1,)))
+    link.close(handle, "r")
+    assert len(wire.of(Cancel)) == num_cancels
 
 
 def auth_link(wire: Notes, timeout_s: float = 5.0) -> AuthLink:
@@ -188,10 +289,12 @@ def auth_link(wire: Notes, timeout_s: float = 5.0) -> AuthLink:
         wire,
         timeout_s=timeout_s,
         require_keys=False,
-        on_settled=lambda _: None,
-        on_settle_refused=wire.refused.append,
-        on_ready=lambda: None,
-        on_orphans_noted=wire.noted.append,
+        news=AuthNews(
+            on_settled=lambda _: None,
+            on_settle_refused=wire.refused.append,
+            on_ready=lambda: None,
+            on_orphans_noted=wire.noted.append,
+        ),
     )
 
 
@@ -214,7 +317,7 @@ async def test_a_grant_that_comes_too_late_is_given_back() -> None:
         one, Granted(request_id="r", lease_id="lease", tenant="t", key_id="k", role="user")
     )
     (settle,) = wire.of(Settle)
-    assert (settle.lease_id, settle.prompt_tokens, settle.outcome) == ("lease", 0, "aborted")
+    assert (settle.lease_id, settle.prompt_tokens, settle.is_unused) == ("lease", 0, True)
 
 
 async def test_a_grant_that_comes_as_its_client_leaves_is_given_back() -> None:
@@ -260,7 +363,7 @@ def orphan_usage() -> OrphanUsage:
 def test_an_engines_report_goes_to_auth_and_the_answer_back_to_that_engine() -> None:
     reports: list[OrphanUsage] = []
     wire, one = Notes(), engine_peer()
-    engines = EngineLink(wire, lambda _: None, reports.append)
+    engines, _ = engine_link(wire, reports)
     engines.on_peer_ready(one)
     engines.on_event(one, orphan_usage())
     auth_wire, two = Notes(), peer("auth", auth=AuthOffer(epoch=1))

@@ -33,6 +33,28 @@ def test_a_json_line_carries_process_request_and_message() -> None:
     assert line["time"].endswith("Z")
 
 
+@pytest.mark.parametrize("log_format", ["json", "human"])
+def test_lines_about_a_request_carry_its_id_and_its_clients(log_format: logs.LogFormat) -> None:
+    stream = io.StringIO()
+    logs.setup("engine", "info", stream, log_format)
+    logger = logging.getLogger("penstock.test")
+    with logs.about("req-1", "mine-7"):
+        logger.warning("in")
+        with logs.about("req-2"):
+            logger.warning("deeper")
+    logger.warning("out")
+    within, deeper, outside = stream.getvalue().splitlines()
+    if log_format == "json":
+        assert json.loads(within)["trace_id"] == "mine-7"
+        assert json.loads(within)["request_id"] == "req-1"
+        assert "trace_id" not in json.loads(deeper)
+    else:
+        assert within.endswith("in [req-1 mine-7]")
+        assert deeper.endswith("deeper [req-2]")
+    assert "req-1" not in outside
+    assert "mine-7" not in outside
+
+
 def test_human_lines_can_be_asked_for() -> None:
     stream = io.StringIO()
     logs.setup("engine", "debug", stream, "human")

@@ -1,43 +1,83 @@
 """Typed settings: bad values stop the start and name their setting."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from protocol.errors import ConfigurationError
-from protocol.runtime.settings import SettingsReader
+from protocol.runtime.setting_kinds import UnfitValueError
+from protocol.runtime.settings import (
+    Setting,
+    choice,
+    declared_fields,
+    environment_of,
+    file_path,
+    fill_settings,
+    number,
+    read_settings,
+    setting,
+    size,
+    switch,
+    text,
+    whole_number,
+    words,
+)
+
+COUNT = whole_number("COUNT", 3, minimum=1, maximum=10, option="--max-count", meaning="a count")
+SHARE = number("SHARE", 0.5, minimum=0, maximum=1, meaning="a share")
+MEMORY = size("MEMORY", None, minimum=1, meaning="memory")
+FAST = switch("FAST", False, option="--fast/--slow", meaning="speed")
+FOLDER = file_path("FOLDER", Path("~/models"), meaning="a folder")
+FORM = choice("FORM", "human", ("json", "human"), meaning="a form")
+NAME = text("NAME", None, aliases=("OLD_NAME", "OLDER_NAME"), meaning="a name")
+HOSTS = words("HOSTS", each=str.lower, meaning="hosts")
 
 
-def test_unset_and_empty_settings_take_their_default() -> None:
-    reader = SettingsReader({"PENSTOCK_PORT": "  "})
-    assert reader.int("PENSTOCK_PORT", 8000) == 8000
-    assert reader.str("PENSTOCK_HOST") is None
-    assert reader.path("PENSTOCK_DIR", Path("/x")) == Path("/x")
+@dataclass(frozen=True)
+class Settings:
+    """One field of each kind, and one that no setting fills."""
+
+    place: str
+    count: int = setting(COUNT)
+    share: float = setting(SHARE)
+    memory_bytes: int | None = setting(MEMORY)
+    fast: bool = setting(FAST)
+    folder: Path = setting(FOLDER)
+    form: str = setting(FORM, default="json")
+    name: str | None = setting(NAME)
+    hosts: tuple[str, ...] = setting(HOSTS)
+
+
+def read(**environ: str) -> Settings:
+    return read_settings(Settings, environ, place="here")
+
+
+def test_what_is_unset_or_empty_takes_the_default_of_the_field() -> None:
+    expected = Settings("here", 3, 0.5, None, False, Path("~/models").expanduser(), "json", None)
+    assert read() == Settings("here") == expected
+    assert read(COUNT="  ", FORM="", NAME=" ", HOSTS="") == expected
 
 
 def test_values_are_read_with_their_types() -> None:
-    reader = SettingsReader(
-        {
-            "A": " 7 ",
-            "B": "0.5",
-            "C": "Yes",
-            "D": "off",
-            "E": "~/models",
-            "F": "JSON",
-            "G": "a, b,,c",
-        }
+    settings = read(
+        COUNT=" 7 ",
+        SHARE="0.25",
+        MEMORY="1KiB",
+        FAST="Yes",
+        FOLDER="~/x",
+        FORM="JSON",
+        NAME=" me ",
+        HOSTS="A, b,,c",
     )
-    assert reader.int("A", 1) == 7
-    assert reader.float("B", 1.0) == 0.5
-    assert reader.bool("C", False) is True
-    assert reader.bool("D", True) is False
-    assert reader.path("E") == Path("~/models").expanduser()
-    assert reader.choice("F", "human", ("json", "human")) == "json"
-    assert reader.words("G") == ("a", "b", "c")
+    folder = Path("~/x").expanduser()
+    assert settings == Settings("here", 7, 0.25, 1024, True, folder, "json", "me", ("a", "b", "c"))
 
 
 @pytest.mark.parametrize(
-    ("text", "size"),
+    ("given", "num_bytes"),
     [
         ("1048576", 2**20),
         ("512MiB", 2**29),
@@ -47,34 +87,141 @@ def test_values_are_read_with_their_types() -> None:
         ("7B", 7),
     ],
 )
-def test_sizes_have_units(text: str, size: int) -> None:
-    assert SettingsReader({"S": text}).size_bytes("S", 0) == size
+def test_sizes_have_units(given: str, num_bytes: int) -> None:
+    assert MEMORY.read({"MEMORY": given}) == num_bytes
+
+
+@pytest.mark.parametrize("given", ["0", "off", "No", "FALSE"])
+def test_a_switch_that_is_on_can_be_turned_off(given: str) -> None:
+    assert switch("ON", True, meaning="").read({"ON": given}) is False
 
 
 @pytest.mark.parametrize(
-    "read",
+    ("environ", "message"),
     [
-        lambda reader: reader.int("BAD", 1),
-        lambda reader: reader.float("BAD", 1.0),
-        lambda reader: reader.bool("BAD", True),
-        lambda reader: reader.choice("BAD", "a", ("a", "b")),
-        lambda reader: reader.size_bytes("BAD", 1),
-        lambda reader: reader.float("NAN", 1.0),
-        lambda reader: reader.int("BIG", 1, maximum=10),
-        lambda reader: reader.float("BIG", 1.0, minimum=1000.0),
+        ({"COUNT": "many"}, "COUNT must be a whole number, not 'many'."),
+        ({"COUNT": "1.5"}, "COUNT must be a whole number, not '1.5'."),
+        ({"COUNT": "0"}, "COUNT must be at least 1, not 0."),
+        ({"COUNT": "11"}, "COUNT must be at most 10, not 11."),
+        ({"COUNT": "9" * 5000}, f"COUNT must be a whole number, not '{'9' * 79}…."),
+        ({"SHARE": "half"}, "SHARE must be a number, not 'half'."),
+        ({"SHARE": "nan"}, "SHARE must be a finite number, not 'nan'."),
+        ({"SHARE": "-1"}, "SHARE must be at least 0, not -1.0."),
+        ({"MEMORY": "much"}, "MEMORY must be a size such as 512MiB or 2GiB, not 'much'."),
+        ({"MEMORY": "0"}, "MEMORY must be at least 1, not 0."),
+        ({"MEMORY": "9" * 400}, f"MEMORY must be a size that memory can have, not '{'9' * 79}…."),
+        ({"FAST": "wat"}, "FAST must be true or false, not 'wat'."),
+        ({"FORM": "xml"}, "FORM must be one of json, human, not 'xml'."),
     ],
 )
-def test_a_bad_value_is_refused_with_the_name_of_its_setting(read) -> None:  # type: ignore[no-untyped-def]
-    reader = SettingsReader({"BAD": "wat", "NAN": "nan", "BIG": "100"})
-    with pytest.raises(ConfigurationError, match=r"BAD|NAN|BIG"):
-        read(reader)
+def test_a_bad_value_is_refused_with_its_setting_and_the_limit(
+    environ: Mapping[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read(**environ)
+    assert caught.value.message == message
 
 
-def test_the_name_itself_wins_over_its_aliases() -> None:
-    environ = {"MODEL_PATH": "/old", "PENSTOCK_MODEL_PATH": "/new"}
-    reader = SettingsReader(environ)
-    assert reader.str("PENSTOCK_MODEL_PATH", aliases=["MODEL_PATH"]) == "/new"
-    assert SettingsReader({"MODEL_PATH": "/old"}).str(
-        "PENSTOCK_MODEL_PATH", aliases=["MODEL_PATH"]
-    ) == ("/old")
-    assert reader.seen == {"PENSTOCK_MODEL_PATH"}
+def test_a_word_that_its_check_refuses_is_named() -> None:
+    def digit(word: str) -> str:
+        if not word.isdigit():
+            raise UnfitValueError(word, "digits")
+        return word
+
+    declared = words("DIGITS", each=digit, meaning="")
+    assert declared.read({"DIGITS": "1, 2"}) == ("1", "2")
+    with pytest.raises(ConfigurationError, match=r"^DIGITS must be digits, not 'x'\.$"):
+        declared.read({"DIGITS": "1, x"})
+
+
+def test_the_name_itself_wins_over_its_aliases_and_these_in_their_order() -> None:
+    environ = {"OLDER_NAME": "older", "OLD_NAME": "old", "NAME": "new"}
+    assert NAME.read(environ) == "new"
+    assert NAME.read({**environ, "NAME": " "}) == "old"
+    assert NAME.read({"OLDER_NAME": "older"}) == "older"
+
+
+def test_a_file_may_hold_typed_values_which_go_by_the_name_they_have_there() -> None:
+    assert COUNT.accept(4, "count") == 4
+    assert SHARE.accept(1, "share") == 1.0
+    assert FAST.accept(True, "fast") is True
+    assert MEMORY.accept(4096, "memory") == 4096
+    assert FORM.accept(" Json ", "form") == "json"
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "message"),
+    [
+        (COUNT, "many", "--max-count: 'many' is no whole number."),
+        (COUNT, True, "--max-count: 'True' is no whole number."),
+        (COUNT, 1.5, "--max-count: '1.5' is no whole number."),
+        (COUNT, [1], "--max-count: '[1]' is no whole number."),
+        (COUNT, 0, "--max-count: 0 is below 1."),
+        (COUNT, 11, "--max-count: 11 is above 10."),
+        (SHARE, {}, "SHARE: '{}' is no number."),
+        (SHARE, float("nan"), "SHARE: 'nan' is no finite number."),
+        (FAST, "yes", "--fast: 'yes' must be true or false."),
+        (FAST, 1, "--fast: 1 must be true or false."),
+        (MEMORY, False, "MEMORY must be a size such as 512MiB or 2GiB, not 'False'."),
+        (FOLDER, 5, "FOLDER: 5 must be a text that is not empty."),
+        (FOLDER, " ", "FOLDER: ' ' must be a text that is not empty."),
+        (FORM, 5, "FORM: 5 must be one of json, human."),
+        (NAME, 5, "NAME: 5 must be a text that is not empty."),
+        (HOSTS, ["a"], "HOSTS: ['a'] must be a text that is not empty."),
+    ],
+)
+def test_a_bad_value_of_a_file_or_an_option_is_refused_by_what_the_setting_is_called_there(
+    declared: Setting[Any], value: object, message: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        declared.accept(value, declared.flag)
+    assert caught.value.message == message
+
+
+def test_an_option_gives_a_setting_its_flag_and_its_key_in_a_file() -> None:
+    assert (COUNT.flag, COUNT.key) == ("--max-count", "max_count")
+    assert (FAST.flag, FAST.key) == ("--fast", "fast")
+    assert (NAME.flag, NAME.key) == ("NAME", "")
+
+
+def test_given_fields_are_not_looked_for() -> None:
+    looked_for: list[str] = []
+
+    def find(declared: Setting[Any]) -> Any:
+        looked_for.append(declared.name)
+
+    settings = fill_settings(Settings, find, place="here", count=9)
+    assert settings.count == 9
+    assert looked_for == [
+        declared.name for name, declared in declared_fields(Settings) if name != "count"
+    ]
+
+
+def test_another_process_is_told_only_what_it_may_read_and_what_is_set() -> None:
+    settings = Settings("here", 7, fast=True, hosts=("a", "b"))
+    told = environment_of(settings, (COUNT, FAST, HOSTS, MEMORY))
+    assert told == {"COUNT": "7", "FAST": "true", "HOSTS": "a,b"}
+    assert read_settings(Settings, told, place="here") == settings
+
+
+@pytest.mark.parametrize(
+    ("declared", "default", "values"),
+    [
+        (COUNT, "3", "1 to 10"),
+        (SHARE, "0.5", "0 to 1"),
+        (MEMORY, "none", "1B or more"),
+        (size("S", 10 * 2**20, maximum=2**30, meaning=""), "10MiB", "at most 1GiB"),
+        (size("S", 0, meaning=""), "0B", "size"),
+        (whole_number("W", None, meaning=""), "none", "whole number"),
+        (number("N", 600.0, meaning=""), "600", "number"),
+        (FAST, "false", "true, false"),
+        (FOLDER, "`~/models`", "path"),
+        (FORM, "human", "`json`, `human`"),
+        (NAME, "none", "text"),
+        (HOSTS, "none", "comma list"),
+    ],
+)
+def test_defaults_and_values_are_told_to_people(
+    declared: Setting[Any], default: str, values: str
+) -> None:
+    assert (declared.default_text(), declared.kind.describe()) == (default, values)

@@ -77,3 +77,62 @@ def test_a_frame_beyond_the_limit_is_refused_unread() -> None:
     decoder = codec.Decoder[Abort](Abort, max_bytes=10)
     with pytest.raises(MessageTooLargeError):
         decoder.decode(codec.encode(Abort(request_id="x" * 20, attempt=0)))
+
+
+def decode_all(frame: bytes) -> list[str]:
+    """The request ids of an engine's commands; a type's name for what is none."""
+    return [
+        message.request_id if isinstance(message, Abort) else type(message).__name__
+        for message in codec.engine_command_decoder().decode_all(frame)
+    ]
+
+
+def aborts(count: int) -> list[bytes]:
+    return [codec.encode(Abort(request_id=str(number), attempt=0)) for number in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 255, 256, codec.MAX_BATCH_MESSAGES])
+def test_messages_that_share_a_frame_come_out_in_order(count: int) -> None:
+    assert decode_all(codec.join(aborts(count))) == [str(number) for number in range(count)]
+
+
+def test_an_array_of_one_message_is_read_too() -> None:
+    assert decode_all(b"\x91" + aborts(1)[0]) == ["0"]
+    assert decode_all(b"\xdd\x00\x00\x00\x01" + aborts(1)[0]) == ["0"]
+
+
+def test_bad_messages_of_a_frame_are_told_one_by_one_and_the_good_ones_count() -> None:
+    frames = aborts(3)
+    frames[1:1] = [b"\xc0", b"\x81\xa4type\xa7unknown", codec.join(aborts(2))]
+    assert decode_all(codec.join(frames)) == ["0", *["DecodeError"] * 3, "1", "2"]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\x90",
+        b"\xdc",
+        b"\xdd\x00\x00",
+        codec.join(aborts(3))[:-1],
+        b"\x91" * 200_000,
+        b"\xdd\xff\xff\xff\xff" + b"\xc0" * 1000,
+        b"\xdc\x04\x01" + b"".join(aborts(codec.MAX_BATCH_MESSAGES + 1)),
+    ],
+)
+def test_an_array_that_is_no_batch_is_one_bad_message(frame: bytes) -> None:
+    assert decode_all(frame) == ["DecodeError"]
+
+
+def test_a_frame_beyond_the_limit_is_refused_before_it_is_looked_at() -> None:
+    decoder = codec.Decoder[Abort](Abort, max_bytes=100)
+    (error,) = decoder.decode_all(codec.join(aborts(10)))
+    assert isinstance(error, MessageTooLargeError)
+
+
+@given(decoders, st.binary(max_size=300), st.integers(0, 15))
+def test_a_random_array_gives_messages_or_errors_and_at_least_one(
+    decoder: codec.Decoder[Any], rest: bytes, length: int
+) -> None:
+    found = decoder.decode_all(bytes([0x90 | length]) + rest)
+    assert found
+    assert all(isinstance(message, Message | DecodeError) for message in found)

@@ -39,7 +39,7 @@ LIMITS = PeerLimits(
 
 
 def new_table(limits: PeerLimits = LIMITS) -> PeerTable:
-    return PeerTable("engine", lambda: GATEWAY_HEARTBEAT, limits)
+    return PeerTable("engine", lambda _peer: GATEWAY_HEARTBEAT, limits)
 
 
 def ready(instance_id: str = "e1", **changes: Any) -> Ready:

@@ -31,7 +31,15 @@ def test_do_sample_false_is_greedy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [{"temperature": "hot"}, {"top_p": 2}, {"top_k": -1}, {"min_p": True}, ["not an object"]],
+    [
+        {"temperature": "hot"},
+        {"top_p": 2},
+        {"top_k": -1},
+        {"min_p": True},
+        {"repetition_penalty": 11},
+        {"repetition_penalty": 0},
+        ["not an object"],
+    ],
 )
 def test_a_senseless_value_is_refused_with_the_file(tmp_path: Path, config: object) -> None:
     with pytest.raises(ModelConfigError, match=r"generation_config\.json"):

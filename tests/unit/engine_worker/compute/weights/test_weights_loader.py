@@ -11,14 +11,13 @@ import pytest
 
 from engine_worker.compute.models.decoder import DecoderGraph, declare
 from engine_worker.compute.models.hf_config import decoder_spec, load_spec
-from engine_worker.compute.weights.loader import estimate_bytes, load_weights
+from engine_worker.compute.weights.loader import load_weights
 from engine_worker.errors import CheckpointError, UnsupportedFormatError
 from tests.fakes.tiny_checkpoint import (
     TINY_LLAMA,
     Tensors,
     random_tensors,
     write_checkpoint,
-    write_config,
 )
 
 K_PROJ = "model.layers.1.self_attn.k_proj.weight"
@@ -81,13 +80,6 @@ def test_progress_rises_to_one_and_names_what_was_loaded(tmp_path: Path) -> None
     assert fractions == sorted(fractions)
     assert 0 < fractions[0] < fractions[-1] == 1.0
     assert "embedding.weight" in calls[0][1]
-
-
-def test_the_estimate_is_what_the_weights_take(tmp_path: Path) -> None:
-    write_config(tmp_path, TINY_LLAMA)
-    graph = graph_of()
-    assert estimate_bytes(tmp_path, jnp.float32) == graph.size_bytes
-    assert estimate_bytes(tmp_path, jnp.bfloat16) == graph.size_bytes // 2
 
 
 def refused(folder: Path, error: type[Exception], *named: str) -> None:

@@ -1,15 +1,16 @@
 """The sampling parameters of a Generate: type, range, default and meaning, in one table.
 
-`acceptance` refuses what the table doesn't allow, and docs/protocol.md shows it.
+Engines refuse what the table doesn't allow, the gateway's schemas take their bounds from it, and
+docs/protocol.md shows it.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
-from engine_worker.core.choice.batch import MAX_LOGIT_BIASES, MAX_LOGPROBS
-
 MAX_INT32: Final = 2**31 - 1
+MAX_LOGIT_BIASES: Final = 1024
+MAX_LOGPROBS: Final = 20
+"""The most likely tokens that are reported beside one token."""
 MAX_ALLOWED_TOKEN_IDS: Final = 2**18
 MAX_BAD_WORDS: Final = 128
 MAX_BAD_WORD_CHARACTERS: Final = 256
@@ -27,9 +28,9 @@ class NumberRange:
     exclusive_minimum: bool = False
 
     def holds(self, value: float) -> bool:
-        """Whether the value is a finite number within the bounds."""
+        """Whether the value is within the bounds; NaN never is."""
         is_above = value > self.minimum if self.exclusive_minimum else value >= self.minimum
-        return math.isfinite(value) and is_above and value <= self.maximum
+        return is_above and value <= self.maximum
 
     def __str__(self) -> str:
         below = "<" if self.exclusive_minimum else "≤"
@@ -64,9 +65,9 @@ PARAMETERS: Final = (
     Parameter(
         "top_p",
         "number",
-        NumberRange(0, 1, exclusive_minimum=True),
+        NumberRange(0, 1),
         "1.0",
-        "probability of the likeliest tokens, of those that `top_k` left",
+        "probability of the likeliest tokens, of those that `top_k` left; 0 is greedy",
     ),
     Parameter(
         "min_p", "number", NumberRange(0, 1), "0.0", "least share of the best token's probability"

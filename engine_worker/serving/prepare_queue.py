@@ -1,0 +1,214 @@
+"""Prompts that wait to be tokenised and tokens to become text: fair, bounded, and dropped in time."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from engine_worker.core.scheduling.turn_queue import TurnQueue
+from engine_worker.errors import DeadlineError
+from protocol.errors import ErrorCode, PenstockError
+from protocol.runtime import logs
+from protocol.wire.messages import Detokenize, Detokenized, Failure, Message, Prepare, Prepared
+
+MAX_PLACES: Final = 1024
+"""What may wait in all; beyond it the engine says that it is overloaded."""
+MAX_TENANT_PLACES: Final = 256
+"""Of one tenant: one request may have 128 prompts, and many are sent by one tenant at once."""
+NUM_THREADS: Final = 2
+COSTLY_SIZE: Final = 256 * 1024
+"""Bytes of text, or token ids, beyond which only one of the threads may work on it at a time.
+
+So much takes about a tenth of a second. It is also how much text takes one place.
+"""
+_TOKEN_ID_BYTES: Final = 8
+"""Of one token id while it waits."""
+_RETRY_AFTER_S: Final = 1.0
+
+PrepareCommand = Prepare | Detokenize
+
+_log = logging.getLogger("penstock.engine")
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A command of a gateway; `deadline` in monotonic seconds."""
+
+    gateway_id: str
+    command: PrepareCommand
+    deadline: float
+    is_costly: bool
+
+
+class PrepareQueue:
+    """Answers Prepare and Detokenize in the threads of an executor, each exactly once.
+
+    What nobody waits for any more, because it was cancelled or its gateway is gone, is dropped
+    when it has not begun, and left unanswered when it has.
+
+    Args:
+        answer: Does the work, in one of the threads; raises PenstockError for what is wrong.
+        send: Takes an answer to a gateway; thread-safe.
+        execute: Runs a function soon in one of `NUM_THREADS` threads, or more.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[PrepareCommand], Prepared | Detokenized],
+        send: Callable[[str, Message], None],
+        *,
+        execute: Callable[[Callable[[], None]], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._answer = answer
+        self._send = send
+        self._execute = execute
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._waiting = TurnQueue[_Waiting](MAX_PLACES, MAX_TENANT_PLACES)
+        # What somebody still waits for, begun or not.
+        self._wanted: set[_Waiting] = set()
+        self._num_workers = 0
+        self._has_costly = False
+        self._is_closed = False
+
+    @property
+    def num_unfinished(self) -> int:
+        """Commands that somebody waits for."""
+        return len(self._wanted)
+
+    def submit(self, gateway_id: str, command: PrepareCommand) -> None:
+        """Queue a command, or refuse it at once as overloaded."""
+        size_bytes, num_token_ids = _size(command)
+        waiting = _Waiting(
+            gateway_id,
+            command,
+            self._clock() + command.deadline_s,
+            is_costly=max(size_bytes, num_token_ids) > COSTLY_SIZE,
+        )
+        num_places = 1 + (size_bytes + num_token_ids * _TOKEN_ID_BYTES) // COSTLY_SIZE
+        with self._lock:
+            if self._is_closed:
+                return
+            is_taken = self._waiting.push(command.tenant, waiting, num_places)
+            needs_worker = is_taken and self._num_workers < NUM_THREADS
+            if is_taken:
+                self._wanted.add(waiting)
+            self._num_workers += needs_worker
+        if needs_worker:
+            self._execute(self._work)
+        if not is_taken:
+            self._send(gateway_id, _overloaded(command))
+
+    def cancel(self, gateway_id: str, request_id: str) -> None:
+        """Nobody waits for the answers to this request any more; unknown ones are fine."""
+        self._drop(
+            lambda waiting: (
+                waiting.command.request_id == request_id and waiting.gateway_id == gateway_id
+            )
+        )
+
+    def forget_gateway(self, gateway_id: str) -> None:
+        """A gateway is gone, and whoever waited there."""
+        self._drop(lambda waiting: waiting.gateway_id == gateway_id)
+
+    def close(self) -> None:
+        """Drop all that waits, and answer nothing any more."""
+        with self._lock:
+            self._is_closed = True
+        self._drop(lambda waiting: True)
+
+    def _drop(self, is_unwanted: Callable[[_Waiting], bool]) -> None:
+        with self._lock:
+            self._waiting.drop(is_unwanted)
+            self._wanted = {waiting for waiting in self._wanted if not is_unwanted(waiting)}
+
+    def _work(self) -> None:
+        """Runs in a thread, until nothing is left that it may do."""
+        while (waiting := self._begin_next()) is not None:
+            try:
+                with logs.about(waiting.command.request_id, waiting.command.trace_id):
+                    self._finish(waiting, self._answered(waiting))
+            except BaseException:
+                with self._lock:
+                    self._num_workers -= 1
+                raise
+            finally:
+                if waiting.is_costly:
+                    with self._lock:
+                        self._has_costly = False
+
+    def _begin_next(self) -> _Waiting | None:
+        with self._lock:
+            waiting = self._waiting.take(lambda next_: not (next_.is_costly and self._has_costly))
+            if waiting is None:
+                # Whoever works on the costly one goes on with what it kept from being taken.
+                self._num_workers -= 1
+            elif waiting.is_costly:
+                self._has_costly = True
+            return waiting
+
+    def _answered(self, waiting: _Waiting) -> Message:
+        """The answer, whatever happens."""
+        command = waiting.command
+        try:
+            if self._clock() >= waiting.deadline:
+                raise DeadlineError("The request's time ran out before its prompt was tokenised.")
+            return self._answer(command)
+        except PenstockError as error:
+            return _failure(command, error.code, error.message, error.param)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:  # noqa: BLE001 - a panic of a native library is no Exception
+            _log.exception("a prompt could not be prepared")
+            return _failure(
+                command, ErrorCode.INTERNAL_ERROR, "The engine failed to prepare the prompt."
+            )
+
+    def _finish(self, waiting: _Waiting, answer: Message) -> None:
+        with self._lock:
+            is_wanted = waiting in self._wanted
+        if is_wanted:
+            self._send(waiting.gateway_id, answer)
+            # Only now: a drain ends when nothing is unfinished, and then sends what was sent.
+            with self._lock:
+                self._wanted.discard(waiting)
+
+
+def _size(command: PrepareCommand) -> tuple[int, int]:
+    """Bytes of text, exact up to `COSTLY_SIZE` and at least that beyond, and token ids."""
+    if isinstance(command, Detokenize):
+        return 0, len(command.token_ids)
+    texts = (
+        command.prompt,
+        command.messages_json,
+        command.tools_json,
+        command.template_kwargs_json,
+    )
+    size_bytes = sum(_num_bytes(text) for text in texts if text is not None)
+    return size_bytes, len(command.prompt_token_ids or ())
+
+
+def _num_bytes(text: str) -> int:
+    # Spelling a longer text out would take the I/O thread a while, and it is costly in any case.
+    if text.isascii() or len(text) > COSTLY_SIZE:
+        return len(text)
+    return len(text.encode(errors="surrogatepass"))
+
+
+def _overloaded(command: PrepareCommand) -> Failure:
+    return Failure(
+        request_id=command.request_id,
+        code=ErrorCode.OVERLOADED,
+        message="Too many prompts are waiting to be tokenised.",
+        retry_after_s=_RETRY_AFTER_S,
+    )
+
+
+def _failure(
+    command: PrepareCommand, code: ErrorCode, message: str, param: str | None = None
+) -> Failure:
+    return Failure(request_id=command.request_id, code=code, message=message, param=param)

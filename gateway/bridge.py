@@ -1,0 +1,380 @@
+"""The bridge to the wire: every message that the gateway sends is built here, held by a test.
+
+Callers speak in the gateway's words; when the wire changes, this is the file that follows.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+from msgspec import structs
+
+from protocol.errors import ErrorCode
+from protocol.wire.messages import (
+    Abort,
+    Adjust,
+    Authorize,
+    Cancel,
+    CloseParse,
+    CreateKey,
+    Detokenize,
+    Embed,
+    Extend,
+    Generate,
+    Grammar,
+    Granted,
+    KeyRole,
+    LeaseReport,
+    ListKeys,
+    OpenParse,
+    ParseBatch,
+    ParseDelta,
+    Prepare,
+    Prepared,
+    PrepareKind,
+    Profile,
+    Refused,
+    Renew,
+    RevokeKey,
+    SamplingParams,
+    Settle,
+    StreamUsage,
+    ToolChoiceMode,
+    Usage,
+)
+
+Outcome = Literal["finished", "aborted", "failed"]
+"""How a request ended."""
+
+
+# To the auth worker.
+
+
+def authorize(
+    request_id: str,
+    *,
+    key_digest: bytes | None,
+    endpoint: str,
+    address: str,
+    wait_s: float,
+    trace_id: str = "",
+    model: str = "",
+    role: KeyRole = "user",
+    prompt_tokens: int = 0,
+    completion_tokens: int = 0,
+    is_metered: bool = False,
+) -> Authorize:
+    """May this caller do this; without tokens it only says who the caller is."""
+    return Authorize(
+        request_id=request_id,
+        key_digest=key_digest,
+        endpoint=endpoint,
+        model=model,
+        address=address,
+        required_role=role,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        is_metered=is_metered,
+        wait_s=wait_s,
+        trace_id=trace_id,
+    )
+
+
+def adjust(question_id: str, lease_id: str, prompt_tokens: int, completion_tokens: int) -> Adjust:
+    """Another bound for a lease."""
+    return Adjust(
+        request_id=question_id,
+        lease_id=lease_id,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+    )
+
+
+def settle(
+    lease_id: str, request_id: str, usage: Usage, outcome: Outcome, *, is_unused: bool = False
+) -> Settle:
+    """What a request really used; `is_unused` takes the grant back as if it had never been."""
+    return Settle(
+        lease_id=lease_id,
+        request_id=request_id,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        outcome=outcome,
+        is_unused=is_unused,
+    )
+
+
+def unused(granted: Granted) -> Settle:
+    """A grant that came too late for anybody."""
+    return settle(granted.lease_id, granted.request_id, Usage(), "aborted", is_unused=True)
+
+
+def lease_report(lease_id: str, usage: Usage, streams: tuple[StreamUsage, ...] = ()) -> LeaseReport:
+    """What an open lease has used so far, in all and by each of several choices."""
+    return LeaseReport(
+        lease_id=lease_id,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        streams=streams,
+    )
+
+
+def renew(leases: tuple[LeaseReport, ...]) -> Renew:
+    """These leases are in use."""
+    return Renew(leases=leases)
+
+
+def create_key(
+    request_id: str,
+    *,
+    key_digest: bytes,
+    hint: str,
+    name: str,
+    role: KeyRole,
+    tenant: str,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    expires_at: int | None,
+    actor_key_id: str,
+) -> CreateKey:
+    """Store a key that was just made."""
+    return CreateKey(
+        request_id=request_id,
+        key_digest=key_digest,
+        hint=hint,
+        name=name,
+        role=role,
+        tenant=tenant,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        expires_at=expires_at,
+        actor_key_id=actor_key_id,
+    )
+
+
+def list_keys(request_id: str, after_key_id: str, limit: int) -> ListKeys:
+    """A page of keys."""
+    return ListKeys(request_id=request_id, after_key_id=after_key_id, limit=limit)
+
+
+def revoke_key(request_id: str, key_id: str, actor_key_id: str) -> RevokeKey:
+    """End a key."""
+    return RevokeKey(request_id=request_id, key_id=key_id, actor_key_id=actor_key_id)
+
+
+# To engines.
+
+
+def prompt(
+    kind: PrepareKind,
+    *,
+    messages_json: str | None = None,
+    tools_json: str | None = None,
+    template_kwargs_json: str | None = None,
+    text: str | None = None,
+    token_ids: tuple[int, ...] | None = None,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    add_special_tokens: bool = True,
+    max_tokens: int | None = None,
+    truncate_prompt_tokens: int | None = None,
+    return_tokens: bool = False,
+) -> Prepare:
+    """A prompt to be rendered and tokenised; `addressed` says whose it is, and until when."""
+    return Prepare(
+        request_id="",
+        kind=kind,
+        deadline_s=0.0,
+        messages_json=messages_json,
+        tools_json=tools_json,
+        template_kwargs_json=template_kwargs_json,
+        prompt=text,
+        prompt_token_ids=token_ids,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+        add_special_tokens=add_special_tokens,
+        max_tokens=max_tokens,
+        truncate_prompt_tokens=truncate_prompt_tokens,
+        return_tokens=return_tokens,
+    )
+
+
+def token_ids(ids: tuple[int, ...]) -> Detokenize:
+    """Token ids to be spelt as text; not addressed yet."""
+    return Detokenize(request_id="", token_ids=ids, deadline_s=0.0)
+
+
+def embedding_inputs(
+    texts: tuple[str, ...],
+    ids: tuple[tuple[int, ...], ...],
+    dimensions: int | None,
+    truncate_prompt_tokens: int | None,
+) -> Embed:
+    """Texts, or token ids, to be turned into vectors; not addressed yet."""
+    return Embed(
+        request_id="",
+        deadline_s=0.0,
+        texts=texts,
+        token_ids=ids,
+        dimensions=dimensions,
+        truncate_prompt_tokens=truncate_prompt_tokens,
+    )
+
+
+QuestionT = TypeVar("QuestionT", Prepare, Detokenize, Embed)
+
+
+def addressed(
+    question: QuestionT, request_id: str, *, deadline_s: float, tenant: str, trace_id: str
+) -> QuestionT:
+    """A question with whose it is and how long it may take."""
+    return structs.replace(
+        question, request_id=request_id, deadline_s=deadline_s, tenant=tenant, trace_id=trace_id
+    )
+
+
+def cancel(request_id: str) -> Cancel:
+    """Nobody waits for the answer to a question any more."""
+    return Cancel(request_id=request_id)
+
+
+def generate(
+    request_id: str,
+    number: int,
+    prepared: Prepared,
+    sampling: SamplingParams,
+    *,
+    attempt: int,
+    lease_id: str,
+    lease_tokens: int,
+    deadline_s: float,
+    tenant: str,
+    trace_id: str,
+    priority: int,
+    keep_special_tokens: tuple[str, ...],
+    grammar: Grammar | None,
+    output_token_ids: Sequence[int],
+    num_sent_characters: int,
+    num_choices: int,
+    is_streaming: bool,
+    is_alone: bool,
+) -> Generate:
+    """One choice of a prompt, from its beginning or from where another engine stopped."""
+    return Generate(
+        request_id=request_id,
+        choice=number,
+        attempt=attempt,
+        prompt_token_ids=prepared.prompt_token_ids,
+        sampling=sampling,
+        lease_tokens=lease_tokens,
+        deadline_s=deadline_s,
+        output_token_ids=tuple(output_token_ids),
+        num_sent_characters=num_sent_characters,
+        keep_special_tokens=keep_special_tokens,
+        grammar=grammar,
+        priority=priority,
+        tenant=tenant,
+        template_time=prepared.template_time,
+        want_token_ids=True,
+        num_choices=num_choices,
+        is_streaming=is_streaming,
+        is_alone=is_alone,
+        lease_id=lease_id,
+        trace_id=trace_id,
+    )
+
+
+def extend(request_id: str, number: int, attempt: int, lease_tokens: int) -> Extend:
+    """A choice may go on to so many output tokens in all."""
+    return Extend(request_id=request_id, choice=number, attempt=attempt, lease_tokens=lease_tokens)
+
+
+def abort(request_id: str, number: int, attempt: int) -> Abort:
+    """Stop a choice."""
+    return Abort(request_id=request_id, attempt=attempt, choice=number)
+
+
+def stream_usage(request_id: str, number: int, usage: Usage) -> StreamUsage:
+    """One choice's part of a lease, named as an engine names it that reports to the auth worker."""
+    return StreamUsage(
+        stream=f"{request_id}/{number}",
+        prompt_tokens=usage.prompt_tokens if number == 0 else 0,
+        completion_tokens=usage.completion_tokens,
+    )
+
+
+def profile(request_id: str, duration_s: float) -> Profile:
+    """Record what an engine does."""
+    return Profile(request_id=request_id, duration_s=duration_s)
+
+
+def refused(code: ErrorCode, message: str) -> Refused:
+    """This worker gets no work from this gateway."""
+    return Refused(code=code, message=message)
+
+
+# To parser workers.
+
+
+def open_parse(
+    request_id: str,
+    *,
+    num_choices: int = 1,
+    tool_format: str | None,
+    reasoning_format: str | None,
+    tools_json: str | None,
+    tool_choice: ToolChoiceMode = "auto",
+    tool_name: str = "",
+    parallel_tool_calls: bool = True,
+    prompt_tail: str = "",
+    thinking: bool | None = None,
+    response_grammar: Grammar | None = None,
+    trace_id: str = "",
+) -> OpenParse:
+    """A session for the text of one request; its attempt grows with each replay."""
+    return OpenParse(
+        request_id=request_id,
+        attempt=1,
+        num_choices=num_choices,
+        tool_format=tool_format,
+        reasoning_format=reasoning_format,
+        tools_json=tools_json,
+        tool_choice=tool_choice,
+        tool_name=tool_name,
+        parallel_tool_calls=parallel_tool_calls,
+        prompt_tail=prompt_tail,
+        thinking=thinking,
+        response_grammar=response_grammar,
+        trace_id=trace_id,
+    )
+
+
+def parse_delta(
+    request_id: str,
+    choice: int,
+    attempt: int,
+    texts: Sequence[str],
+    ends: Sequence[int],
+    *,
+    final: bool,
+) -> ParseDelta:
+    """New text of one choice for its parser."""
+    return ParseDelta(
+        request_id=request_id,
+        choice=choice,
+        attempt=attempt,
+        text="".join(texts),
+        token_ends=tuple(ends),
+        final=final,
+    )
+
+
+def parse_batch(deltas: Sequence[ParseDelta]) -> ParseBatch:
+    """All new text for one parser."""
+    return ParseBatch(deltas=tuple(deltas))
+
+
+def close_parse(request_id: str, attempt: int) -> CloseParse:
+    """Forget a session."""
+    return CloseParse(request_id=request_id, attempt=attempt)

@@ -1,0 +1,60 @@
+"""What routes work with, wired together once; carried by the app."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from fastapi import Request
+
+from gateway.config import GatewaySettings
+from gateway.http.bodies import Bodies
+from gateway.http.readiness import Readiness
+from gateway.request.factory import RequestFactory
+from gateway.request.identity import IdentityTable
+from gateway.telemetry.access_log import AccessLog
+from gateway.telemetry.metrics import Metrics
+from gateway.tools.toolbox import ToolBox
+from gateway.workers.auth import AuthLink
+from gateway.workers.engine_directory import EngineDirectory
+from gateway.workers.engines import EngineLink
+from protocol.wire.peers import Peer
+
+
+@dataclass(slots=True)
+class HttpParts:
+    """The parts of the gateway as HTTP sees it.
+
+    Attributes:
+        requests: Makes requests of every kind.
+        identities: Who callers were a moment ago.
+        auth: For keys, and for routes that use nothing else.
+        directory: The engines and what they serve.
+        engines: For recordings of what an engine does.
+        bodies: Reads request bodies within their bounds.
+        readiness: What this gateway can do.
+        access_log: A line for every request.
+        toolbox: Runs the tools of this server; None when there are none, or tools are off.
+        peers: Every connected worker of any role.
+        wall_clock: Unix seconds.
+    """
+
+    settings: GatewaySettings
+    requests: RequestFactory
+    identities: IdentityTable
+    auth: AuthLink
+    directory: EngineDirectory
+    engines: EngineLink
+    bodies: Bodies
+    readiness: Readiness
+    metrics: Metrics
+    access_log: AccessLog
+    toolbox: ToolBox | None
+    peers: Callable[[], Iterable[Peer]]
+    wall_clock: Callable[[], float] = time.time
+
+
+def parts_of(request: Request) -> HttpParts:
+    """The parts of the gateway, which the app carries."""
+    app: Any = request.app
+    return cast("HttpParts", app.state.parts)

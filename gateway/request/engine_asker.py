@@ -1,0 +1,80 @@
+"""Asks one engine after another until one answers: what prompts, embeddings and tokens share."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from gateway.dispatch.admission import Admission
+from gateway.dispatch.quarantine import Suspicion
+from gateway.dispatch.seats import EngineHandle, Seat
+from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError
+from protocol.errors import ErrorCode
+
+AnswerT = TypeVar("AnswerT")
+
+MAX_REFUSALS = 3
+"""An engine that answers "full" this often answers so to the client."""
+_RETRYABLE = frozenset(
+    {
+        ErrorCode.WORKER_LOST,
+        ErrorCode.WORKER_UNAVAILABLE,
+        ErrorCode.CREDIT_EXCEEDED,
+        ErrorCode.OVERLOADED,
+    }
+)
+
+
+def is_retryable(error: GatewayError) -> bool:
+    """Whether another engine, or the same one later, may do better."""
+    return error.code in _RETRYABLE
+
+
+class EngineAsker:
+    """Finds seats for the questions of one request, and new ones when engines die or are full.
+
+    Args:
+        admission: Hands out seats.
+        suspicion: What speaks against the request: engines that died of it.
+        model: Whose engines are asked.
+    """
+
+    def __init__(self, admission: Admission, suspicion: Suspicion, model: str) -> None:
+        self._admission = admission
+        self._suspicion = suspicion
+        self._model = model
+
+    async def ask(
+        self, seat: Seat, question: Callable[[Seat], Awaitable[AnswerT]]
+    ) -> tuple[Seat, AnswerT]:
+        """The answer of this seat's engine, or of another one's, with the seat that gave it.
+
+        Args:
+            seat: Owned by this call until it returns; given back when it raises.
+            question: Asks the engine of a seat, perhaps several times.
+
+        Raises:
+            GatewayError: The question is wrong, engines die of it, or they are full.
+        """
+        num_refusals = 0
+        while True:
+            try:
+                return seat, await question(seat)
+            except (WorkerLostError, RemoteFailureError) as error:
+                self._admission.release(seat)
+                found = self._suspicion.on_failure(error, seat)
+                num_refusals += not isinstance(error, WorkerLostError)
+                if not is_retryable(found) or num_refusals > MAX_REFUSALS:
+                    raise found from None
+            except BaseException:
+                self._admission.release(seat)
+                raise
+            # An engine that is full is left alone for a while, so nobody asks it again at once.
+            seat = await self._admission.acquire_again(
+                self._model,
+                tokens=seat.tokens,
+                accepts=_any_engine,
+                is_alone=self._suspicion.needs_isolation,
+            )
+
+
+def _any_engine(_engine: EngineHandle) -> bool:
+    return True

@@ -1,0 +1,164 @@
+"""Makes requests of every kind, each with just the parts that its life and its work need."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.errors import (
+    DeadlineExceededError,
+    GatewayError,
+    ShuttingDownError,
+    WorkerUnavailableError,
+)
+from gateway.ledger.outbox import Outbox
+from gateway.request.caller import Caller
+from gateway.request.generation import GenerationWork
+from gateway.request.identity import IdentityTable
+from gateway.request.job import GenerationJob
+from gateway.request.launcher import EnginePool
+from gateway.request.questions import AnswerT, Question, QuestionT, QuestionWork
+from gateway.request.request import Request
+from gateway.request.sessions import SessionTable
+from gateway.request.text_parse import ParseWork
+from gateway.request.tool_call import ToolWork
+from gateway.request.work import Work
+from gateway.telemetry.metrics import Metrics
+from gateway.tools.toolbox import ToolBox
+from gateway.workers.auth import AuthLink
+from gateway.workers.parsers import ParserLink
+from protocol.wire.messages import OpenParse
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRules:
+    """The settings that requests live by.
+
+    Attributes:
+        timeout_s: How long a request may take.
+        slice_tokens: What a choice reserves at a time when the client set no limit.
+        max_answer_bytes: Answers estimated larger are refused.
+        models: Names that are served sooner or later.
+    """
+
+    timeout_s: float
+    slice_tokens: int
+    max_answer_bytes: int
+    models: tuple[str, ...]
+
+
+class RequestFactory:
+    """Makes requests; one a gateway.
+
+    Args:
+        auth: Decides what callers may use.
+        outbox: Keeps settlements.
+        identities: Who callers were a moment ago.
+        sessions: Every request under way.
+        pool: The engines.
+        parsers: The parser workers.
+        metrics: Where work is counted.
+        rules: From the settings.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        auth: AuthLink,
+        outbox: Outbox,
+        identities: IdentityTable,
+        sessions: SessionTable,
+        pool: EnginePool,
+        parsers: ParserLink,
+        metrics: Metrics,
+        rules: RequestRules,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._auth = auth
+        self._outbox = outbox
+        self._identities = identities
+        self._sessions = sessions
+        self._pool = pool
+        self._parsers = parsers
+        self._metrics = metrics
+        self._rules = rules
+        self._clock = clock
+        self.is_draining = False
+
+    def generation(
+        self, job: GenerationJob, caller: Caller, request_id: str
+    ) -> tuple[Request, GenerationWork]:
+        """Chat or a completion."""
+        work = GenerationWork(
+            job,
+            pool=self._pool,
+            parsers=self._parsers,
+            metrics=self._metrics,
+            configured_models=self._rules.models,
+            slice_tokens=self._rules.slice_tokens,
+            max_answer_bytes=self._rules.max_answer_bytes,
+            clock=self._clock,
+        )
+        return self._request(work, caller, request_id), work
+
+    def question(
+        self, question: Question[QuestionT, AnswerT], caller: Caller, request_id: str
+    ) -> tuple[Request, QuestionWork[QuestionT, AnswerT]]:
+        """Embeddings, tokens of a text, or the text of tokens."""
+        work = QuestionWork(
+            question,
+            pool=self._pool,
+            metrics=self._metrics,
+            configured_models=self._rules.models,
+        )
+        return self._request(work, caller, request_id), work
+
+    def parse(
+        self, endpoint: str, opening: OpenParse, text: str, caller: Caller
+    ) -> tuple[Request, ParseWork]:
+        """A text to be told apart; the session's id is the request's."""
+        work = ParseWork(endpoint, opening, text, self._parsers)
+        return self._request(work, caller, opening.request_id), work
+
+    def tool(
+        self,
+        endpoint: str,
+        toolbox: ToolBox,
+        name: str,
+        arguments: Mapping[str, Any],
+        caller: Caller,
+        request_id: str,
+    ) -> tuple[Request, ToolWork]:
+        """A call of one of this server's tools."""
+        work = ToolWork(endpoint, toolbox, name, arguments)
+        return self._request(work, caller, request_id), work
+
+    def _request(self, work: Work, caller: Caller, request_id: str) -> Request:
+        return Request(
+            work,
+            request_id=request_id,
+            caller=caller,
+            auth=self._auth,
+            outbox=self._outbox,
+            identities=self._identities,
+            sessions=self._sessions,
+            check_open=self._check_open,
+            too_late=self._too_late,
+            timeout_s=self._rules.timeout_s,
+            clock=self._clock,
+        )
+
+    def _check_open(self) -> None:
+        if self.is_draining:
+            raise ShuttingDownError()
+        self._outbox.check_room()
+
+    def _too_late(self, model: str) -> GatewayError:
+        limit_s = self._rules.timeout_s
+        if model and not self._pool.directory.engines(model):
+            return WorkerUnavailableError(
+                f"No engine of the model `{model}` came back within the {limit_s:g} "
+                "seconds that a request may take; please try again."
+            )
+        return DeadlineExceededError(f"The request took longer than {limit_s:g} seconds.")

@@ -1,0 +1,97 @@
+"""Who callers turned out to be a moment ago, so that strangers are refused before they cost anything."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gateway.errors import DeniedError
+from protocol.errors import ErrorCode
+from protocol.wire.messages import Granted
+
+GOOD_S = 10.0
+"""How long a key counts as known. It saves a question before the body; the reservation that follows
+is decided by the auth worker all the same, so a key that was revoked meanwhile gets nothing."""
+BAD_S = 2.0
+"""How long an unknown key is refused without asking again."""
+LIMITED_S = 5.0
+"""After a refusal by its limits nothing is begun for a caller before its reservation is granted."""
+MAX_GOOD = 65_536
+MAX_BAD = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose key it is.
+
+    Attributes:
+        tenant: Salts prompt caches, and shares the queue.
+        priority: Lower goes first.
+        key_id: For the access log.
+    """
+
+    tenant: str
+    priority: int
+    key_id: str
+
+
+class IdentityTable:
+    """Digests of keys that were good or bad a moment ago; bounded, the oldest goes first.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._good: OrderedDict[bytes | None, tuple[float, Identity]] = OrderedDict()
+        self._bad: OrderedDict[bytes | None, tuple[float, DeniedError]] = OrderedDict()
+        self._limited: OrderedDict[bytes | None, float] = OrderedDict()
+
+    def find(self, key_digest: bytes | None) -> Identity | None:
+        """Who a caller was a moment ago; None when nobody knows."""
+        until, identity = self._good.get(key_digest, (0.0, None))
+        return identity if until > self._clock() else None
+
+    def may_begin(self, key_digest: bytes | None) -> Identity | None:
+        """Who a caller was, if work may begin before its reservation is granted."""
+        identity = self.find(key_digest)
+        if identity is None or self._limited.get(key_digest, 0.0) > self._clock():
+            return None
+        return identity
+
+    def refusal(self, key_digest: bytes | None) -> DeniedError | None:
+        """Why a caller was refused a moment ago; None when it was not, or nobody knows."""
+        until, error = self._bad.get(key_digest, (0.0, None))
+        return error if until > self._clock() else None
+
+    def note_granted(self, key_digest: bytes | None, granted: Granted) -> Identity:
+        """A caller was let in."""
+        self._bad.pop(key_digest, None)
+        self._limited.pop(key_digest, None)
+        _, known = self._good.pop(key_digest, (0.0, None))
+        identity = Identity(granted.tenant, granted.priority, granted.key_id)
+        if known == identity:
+            identity = known
+        self._good[key_digest] = (self._clock() + GOOD_S, identity)
+        if len(self._good) > MAX_GOOD:
+            self._good.popitem(last=False)
+        return identity
+
+    def note_denied(self, key_digest: bytes | None, error: DeniedError) -> None:
+        """A caller was refused: as a stranger, or by its limits."""
+        if error.code is ErrorCode.INVALID_API_KEY:
+            self._good.pop(key_digest, None)
+            self._bad.pop(key_digest, None)
+            self._bad[key_digest] = (self._clock() + BAD_S, error)
+            if len(self._bad) > MAX_BAD:
+                self._bad.popitem(last=False)
+        else:
+            self._limited[key_digest] = self._clock() + LIMITED_S
+            if len(self._limited) > MAX_GOOD:
+                self._limited.popitem(last=False)
+
+    def clear(self) -> None:
+        """Keys were created or revoked here: nothing that was known counts any more."""
+        self._good.clear()
+        self._bad.clear()

@@ -1,0 +1,196 @@
+"""Work that is one question to an engine: embeddings, tokens of a text, the text of tokens."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from gateway import bridge
+from gateway.bridge import Outcome
+from gateway.dispatch.quarantine import Suspicion
+from gateway.dispatch.seats import Seat, SeatKind
+from gateway.errors import GatewayError
+from gateway.request.engine_asker import EngineAsker
+from gateway.request.job import question_fingerprint
+from gateway.request.launcher import EnginePool
+from gateway.request.model_limits import find_offer
+from gateway.request.work import Owner, SimpleWork
+from gateway.request.work_bound import Admitted, Bound
+from gateway.telemetry.metrics import Metrics
+from protocol.version import ProtocolVersion
+from protocol.wire.messages import (
+    Detokenize,
+    Detokenized,
+    Embed,
+    Embedded,
+    EngineOffer,
+    Prepare,
+    Prepared,
+    Usage,
+)
+
+QuestionT = TypeVar("QuestionT", Prepare, Detokenize, Embed)
+AnswerT = TypeVar("AnswerT", Prepared, Detokenized, Embedded)
+
+
+@dataclass(frozen=True)
+class Question(Generic[QuestionT, AnswerT]):
+    """What an engine is asked, and how it is counted.
+
+    Attributes:
+        endpoint: The route template.
+        model: Public name.
+        message: Not addressed yet.
+        answer_kind: The message that answers it.
+        prompt_tokens: Upper bound of what is charged; 0 charges nothing.
+        least_tokens: What is charged when the client leaves while an engine works on it.
+        check: Refuses what the engines of an offer, speaking at least a version, can't do.
+        tokens_of: What an answer is charged.
+        seat: Whether it runs in an engine's steps, or in the threads beside them.
+    """
+
+    endpoint: str
+    model: str
+    message: QuestionT
+    answer_kind: type[AnswerT]
+    check: Callable[[EngineOffer, ProtocolVersion], None]
+    prompt_tokens: Callable[[EngineOffer | None], int] = lambda _offer: 0
+    least_tokens: Callable[[EngineOffer], int] = lambda _offer: 0
+    tokens_of: Callable[[AnswerT], int] = lambda _answer: 0
+    seat: SeatKind = "question"
+
+
+class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
+    """One question: after `Request.start` its answer is there.
+
+    Args:
+        question: What is asked.
+        pool: The engines.
+        metrics: Where it is counted.
+        configured_models: Names that are served sooner or later.
+
+    Attributes:
+        offer: What the model's engines serve.
+    """
+
+    _asker: EngineAsker
+
+    def __init__(
+        self,
+        question: Question[QuestionT, AnswerT],
+        *,
+        pool: EnginePool,
+        metrics: Metrics,
+        configured_models: tuple[str, ...],
+    ) -> None:
+        self.endpoint = question.endpoint
+        self.model = question.model
+        self.offer: EngineOffer | None = None
+        self._question: Question[QuestionT, AnswerT] = question
+        self._pool = pool
+        self._metrics = metrics
+        self._configured_models = configured_models
+        self._admitted = Admitted()
+        self._seat: Seat | None = None
+        self._was_sent = False
+        self._answer: AnswerT | None = None
+
+    @property
+    def answer(self) -> AnswerT:
+        """What the engine said; only after the start."""
+        assert self._answer is not None, "the start raises unless there is an answer"
+        return self._answer
+
+    def attach(self, owner: Owner) -> None:
+        """Whose work it is."""
+        super().attach(owner)
+        suspicion = Suspicion(self._pool.quarantine, self._fingerprint)
+        self._asker = EngineAsker(self._pool.admission, suspicion, self.model)
+
+    def bound(self) -> Bound:
+        """What it may be charged; it counts as a request in any case."""
+        offer = self._pool.directory.offer(self.model)
+        return Bound(prompt_tokens=self._question.prompt_tokens(offer))
+
+    def check(self) -> None:
+        """Refuse what the model's engines can't do.
+
+        Raises:
+            GatewayError: No such model, or it doesn't do this.
+        """
+        directory = self._pool.directory
+        self.offer = find_offer(directory, self.model, self._configured_models)
+        self._question.check(self.offer, directory.version(self.model))
+
+    async def prepare(self, admitted: Admitted) -> None:
+        """Find a seat, in turn with everybody else's work.
+
+        Raises:
+            GatewayError: The queue is full, engines died of it a while ago, or none is there.
+        """
+        self._admitted = admitted
+        if not self._pool.quarantine.is_empty:
+            self._pool.quarantine.check(self._fingerprint())
+        self._seat = await self._pool.admission.acquire(
+            self.model,
+            tenant=admitted.tenant,
+            priority=admitted.priority,
+            tokens=self._question.prompt_tokens(self.offer),
+            kind=self._question.seat,
+        )
+
+    async def run(self) -> None:
+        """Ask, at another engine if the first one dies.
+
+        Raises:
+            GatewayError: The question is wrong, engines die of it, or they are full.
+        """
+        seat, self._seat = self._seat, None
+        assert seat is not None, "prepare() found one"
+        self._seat, self._answer = await self._asker.ask(seat, self._ask)
+        self.owner.end("finished")
+
+    def abort(self, error: GatewayError | None) -> None:
+        """Give the seat back; a question that is on its way is cancelled with the start."""
+        seat, self._seat = self._seat, None
+        if seat is not None:
+            self._pool.admission.release(seat, self.usage().prompt_tokens)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an engine was asked."""
+        return self._was_sent
+
+    def usage(self) -> Usage:
+        """What the answer is charged; of an abandoned question at least what must be computed."""
+        if self._answer is not None:
+            return Usage(prompt_tokens=self._question.tokens_of(self._answer))
+        if self._was_sent and self.offer is not None:
+            return Usage(prompt_tokens=self._question.least_tokens(self.offer))
+        return Usage()
+
+    def observe(self, outcome: Outcome, duration_s: float) -> None:
+        """Count its tokens."""
+        num_tokens = self.usage().prompt_tokens
+        if num_tokens and self.offer is not None:
+            self._metrics.tokens.labels(self.model, "prompt").inc(num_tokens)
+
+    async def _ask(self, seat: Seat) -> AnswerT:
+        request_id = self.owner.request_id
+        message = bridge.addressed(
+            self._question.message,
+            request_id,
+            deadline_s=self.owner.remaining_s(),
+            tenant=self._admitted.tenant,
+            trace_id=self.owner.trace_id,
+        )
+        link = self._pool.link
+        answer: asyncio.Future[AnswerT] = link.ask(seat.engine, message, self._question.answer_kind)
+        self._was_sent = True
+        try:
+            return await answer
+        finally:
+            link.close(seat.engine, request_id)
+
+    def _fingerprint(self) -> bytes:
+        return question_fingerprint(self._question.message, self.model, self._admitted.tenant)

@@ -1,0 +1,285 @@
+"""The one life of a request, whatever it asks for: identified, reserved, prepared, run, settled.
+
+```
+identified -> reserved -> admitted -> prepared -> running -> ending -> settled
+     |            |           |           |          |         ^
+     +------------+-----------+-----------+----------+---------+   any failure, a client that leaves
+```
+
+A `Request` alone owns outcome, deadline, lease and session; its `Work` owns what is at workers.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from enum import IntEnum
+
+from gateway import bridge
+from gateway.bridge import Outcome
+from gateway.errors import ClientDisconnectedError, DeniedError, GatewayError
+from gateway.ledger.outbox import Outbox
+from gateway.request.background import Background
+from gateway.request.caller import Caller
+from gateway.request.identity import Identity, IdentityTable
+from gateway.request.lease import RequestLease
+from gateway.request.sessions import SessionTable
+from gateway.request.work import Work
+from gateway.request.work_bound import Admitted
+from gateway.workers.auth import AuthLink
+from protocol.errors import ErrorCode
+from protocol.wire.messages import Granted, LeaseReport, LimitState, Usage
+
+_logger = logging.getLogger("penstock.gateway.request")
+
+ABORT_PATIENCE_S = 10.0
+"""How long the settlement of an aborted request waits for the workers' own count."""
+
+_OURS = frozenset(
+    {
+        ErrorCode.OVERLOADED,
+        ErrorCode.WORKER_UNAVAILABLE,
+        ErrorCode.WORKER_LOST,
+        ErrorCode.CREDIT_EXCEEDED,
+        ErrorCode.DEADLINE_EXCEEDED,
+        ErrorCode.INTERNAL_ERROR,
+    }
+)
+"""Failures that a caller is not to blame for: a request that met one before anything was computed
+for it is no request in its limits and totals."""
+
+
+class State(IntEnum):
+    """Where a request is in its life; it only ever moves on."""
+
+    IDENTIFIED = 0
+    RESERVED = 1
+    PREPARED = 2
+    RUNNING = 3
+    ENDING = 4
+    SETTLED = 5
+
+
+class Request:
+    """One piece of metered work: `start` it, and `end` it whatever happens.
+
+    `start` runs in its caller's task; an `end` that comes meanwhile, from a client that leaves, a
+    drain or the deadline, cancels it, so nothing goes out after the settlement.
+
+    Args:
+        work: What is asked for.
+        request_id: Made by the gateway.
+        caller: Who asks.
+        auth: Decides what the caller may use.
+        outbox: Keeps the settlement until it is durable.
+        identities: Who callers were a moment ago.
+        sessions: Every request under way.
+        check_open: Raises while this gateway takes nothing new.
+        too_late: Makes the error of a request whose time ran out, from its model.
+        timeout_s: How long it may take.
+        clock: Monotonic seconds.
+
+    Attributes:
+        state: Where it is in its life.
+        identity: Who the caller turned out to be; None before the grant.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        *,
+        request_id: str,
+        caller: Caller,
+        auth: AuthLink,
+        outbox: Outbox,
+        identities: IdentityTable,
+        sessions: SessionTable,
+        check_open: Callable[[], None],
+        too_late: Callable[[str], GatewayError],
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.work = work
+        self.request_id = request_id
+        self.caller = caller
+        self.state = State.IDENTIFIED
+        self.identity: Identity | None = None
+        self.lease = RequestLease(auth, request_id)
+        self.background = Background(request_id, self.fail)
+        self._auth = auth
+        self._outbox = outbox
+        self._identities = identities
+        self._sessions = sessions
+        self._check_open = check_open
+        self._too_late = too_late
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._arrived_at = clock()
+        self._starter: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._outcome: Outcome | None = None
+        self._error: GatewayError | None = None
+        work.attach(self)
+
+    @property
+    def trace_id(self) -> str:
+        """The client's `X-Request-ID`."""
+        return self.caller.trace_id
+
+    @property
+    def limits(self) -> LimitState:
+        """Where the caller stands, as last reported."""
+        return self.lease.limits
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it ended; None while it runs."""
+        return self._outcome
+
+    def usage(self) -> Usage:
+        """What was used so far; final once the request is settled."""
+        return self.work.usage()
+
+    def remaining_s(self) -> float:
+        """Seconds that the request has left."""
+        return max(0.0, self._timeout_s - (self._clock() - self._arrived_at))
+
+    async def start(self) -> None:
+        """Everything before the first output, and before any header.
+
+        Raises:
+            GatewayError: The request ended meanwhile; whatever was reserved is given back.
+        """
+        self._starter = asyncio.current_task()
+        self._sessions.add(self)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._timeout_s, self._on_deadline)
+        try:
+            await self._start()
+        except asyncio.CancelledError:
+            if self._outcome is None:
+                self.end("aborted")  # our caller's task is cancelled, and we with it
+                raise
+            if self._starter is not None:
+                self._starter.uncancel()
+            raise self._error or ClientDisconnectedError("The client has left.") from None
+        except GatewayError as error:
+            self.end("failed", error)
+            raise
+        except BaseException:
+            self.end("failed", GatewayError("Something went wrong in this server."))
+            raise
+        finally:
+            self._starter = None
+        if self._error is not None:
+            raise self._error
+
+    def end(self, outcome: Outcome, error: GatewayError | None = None) -> None:
+        """End the request; whatever still runs is stopped, and what was used is settled.
+
+        Idempotent: the first outcome counts. Called from every exit path of the consumer.
+
+        Args:
+            outcome: How it ended.
+            error: Why, for who still reads.
+        """
+        if self._outcome is not None:
+            return
+        self._outcome, self._error = outcome, error
+        self.state = State.ENDING
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._starter is not None and self._starter is not asyncio.current_task():
+            self._starter.cancel()
+        self.background.close()
+        self.work.abort(error)
+        if self.work.is_at_worker:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(ABORT_PATIENCE_S, self._give_up)
+        self.on_idle()
+
+    def fail(self, error: GatewayError) -> None:
+        """End the request with an error, unless it has ended already."""
+        self.end("failed", error)
+
+    def on_client_gone(self) -> None:
+        """Nobody is left to answer."""
+        self.end("aborted", ClientDisconnectedError("The client has left."))
+
+    def on_idle(self) -> None:
+        """Settle once: when the request has its outcome and nothing of it is at a worker."""
+        if self._outcome is None or self.state is State.SETTLED or self.work.is_at_worker:
+            return
+        self.state = State.SETTLED
+        if self._timer is not None:
+            self._timer.cancel()
+        self._sessions.discard(self)
+        usage = self.work.usage()
+        is_unused = self._outcome != "finished" and not self.work.has_begun and self._is_ours()
+        self.lease.settle(self._outbox, usage, self._outcome, is_unused=is_unused)
+        self.work.observe(self._outcome, self._clock() - self._arrived_at)
+
+    def lease_report(self) -> LeaseReport | None:
+        """What the lease has used so far, for the auth worker; None before it has one."""
+        return self.lease.report(self.work.usage(), self.work.stream_usages())
+
+    async def _start(self) -> None:
+        self._check_open()
+        granted = await self._reserve()
+        self.work.check()
+        corrected = await self.work.prepare(
+            Admitted(granted.tenant, granted.priority, granted.lease_id)
+        )
+        self.state = State.PREPARED
+        if corrected is not None:
+            await self.lease.correct(*corrected)
+        self.state = State.RUNNING
+        await self.work.run()
+
+    async def _reserve(self) -> Granted:
+        """Reserve the bound; what needs no grant goes out beside the question."""
+        digest, bound = self.caller.key_digest, self.work.bound()
+        answer = self._auth.ask(
+            bridge.authorize(
+                self.request_id,
+                key_digest=digest,
+                endpoint=self.work.endpoint,
+                model=self.work.model,
+                address=self.caller.address,
+                wait_s=self._auth.timeout_s,
+                trace_id=self.trace_id,
+                prompt_tokens=bound.prompt_tokens,
+                completion_tokens=bound.completion_tokens,
+                is_metered=bound.is_metered,
+            )
+        )
+        granted: Granted | None = None
+        try:
+            known = self._identities.may_begin(digest)
+            if known is not None:
+                self.work.begin(Admitted(known.tenant, known.priority))
+            granted = await answer
+        except DeniedError as error:
+            self._identities.note_denied(digest, error)
+            raise
+        finally:
+            self._auth.close(self.request_id)
+            if granted is None:
+                self._auth.give_back(answer)
+        self.identity = self._identities.note_granted(digest, granted)
+        self.lease.on_granted(granted, bound)
+        self.state = State.RESERVED
+        if known is not None and known != self.identity:
+            self.work.withdraw()
+        return granted
+
+    def _is_ours(self) -> bool:
+        error = self._error
+        return error is None or isinstance(error, ClientDisconnectedError) or error.code in _OURS
+
+    def _on_deadline(self) -> None:
+        self.fail(self._too_late(self.work.model))
+
+    def _give_up(self) -> None:
+        self.work.give_up()
+        self.on_idle()

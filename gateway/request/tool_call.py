@@ -1,0 +1,47 @@
+"""A call of one of this server's tools as a kind of work."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.request.work import SimpleWork
+from gateway.tools.toolbox import ToolBox, ToolResult
+
+
+class ToolWork(SimpleWork):
+    """One call of a tool: after `Request.start` its result is there.
+
+    Args:
+        endpoint: The route template.
+        toolbox: Runs it.
+        name: Of the tool.
+        arguments: By name.
+
+    Attributes:
+        result: What the call yielded.
+    """
+
+    def __init__(
+        self, endpoint: str, toolbox: ToolBox, name: str, arguments: Mapping[str, Any]
+    ) -> None:
+        self.endpoint = endpoint
+        self.model = ""
+        self.result = ToolResult()
+        self._toolbox = toolbox
+        self._name = name
+        self._arguments = arguments
+        self._was_begun = False
+
+    async def run(self) -> None:
+        """Run the tool; what goes wrong within it is a result.
+
+        Raises:
+            GatewayError: No such tool, wrong arguments, or too many calls wait.
+        """
+        self._was_begun = True
+        self.result = await self._toolbox.execute(self._name, self._arguments)
+        self.owner.end("finished")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the tool was begun."""
+        return self._was_begun

@@ -1,0 +1,132 @@
+"""Which engines are there and what they serve, also while old and new weights serve side by side."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from gateway.dispatch.seats import EngineHandle
+from protocol.version import PROTOCOL_VERSION, ProtocolVersion
+from protocol.wire.messages import EngineOffer
+from protocol.wire.peers import Peer
+
+_logger = logging.getLogger("penstock.gateway.engines")
+
+
+class EngineDirectory:
+    """The live engines by model.
+
+    Engines of one name may differ in their fingerprint: new weights are rolled out by starting
+    engines with them before the old ones stop. A prompt, and what was generated from it, stays with
+    engines of its fingerprint; new requests go to either until the old ones drain.
+
+    Args:
+        on_change: Called with a model's name when its engines, credits or loads changed.
+    """
+
+    def __init__(self, on_change: Callable[[str], None]) -> None:
+        self._on_change = on_change
+        self._handles: dict[Peer, EngineHandle] = {}
+        self._by_model: dict[str, list[EngineHandle]] = {}
+        self._known: dict[str, EngineOffer] = {}
+
+    def engines(self, model: str) -> Sequence[EngineHandle]:
+        """The live engines of a model."""
+        return self._by_model.get(model, ())
+
+    def handle(self, peer: Peer) -> EngineHandle | None:
+        """The engine of a connection, while it lives."""
+        return self._handles.get(peer)
+
+    def peers(self) -> Sequence[Peer]:
+        """The connections of all live engines."""
+        return tuple(self._handles)
+
+    def offer(self, model: str) -> EngineOffer | None:
+        """What the engines of a model serve, or served last; None for an unknown model.
+
+        While two fingerprints serve, it is the one that came last.
+        """
+        return self._known.get(model)
+
+    def models(self) -> Mapping[str, EngineOffer]:
+        """Every model that was offered since the start, by name."""
+        return self._known
+
+    def fingerprints(self, model: str) -> tuple[str, ...]:
+        """Of the live engines of a model, without repetition, in order of arrival."""
+        return tuple(dict.fromkeys(engine.offer.fingerprint for engine in self.engines(model)))
+
+    def is_serving(self, model: str) -> bool:
+        """Whether an engine takes new requests for a model."""
+        return any(engine.peer.takes_work for engine in self.engines(model))
+
+    def version(self, model: str) -> ProtocolVersion:
+        """The oldest wire that an engine of a model speaks."""
+        spoken = (engine.peer.protocol_version for engine in self.engines(model))
+        return min(spoken, default=PROTOCOL_VERSION)
+
+    def update(self, peer: Peer) -> None:
+        """An engine's offer, credit or phase changed; the first offer lets it in."""
+        offer = peer.engine
+        handle = self._handles.get(peer)
+        if handle is None and offer is not None and peer.takes_work:
+            handle = self._join(peer, offer)
+        if handle is None:
+            return
+        if offer is not None:
+            handle.offer = offer
+            if self._speaks_for_model(offer):
+                self._known[offer.model] = offer
+        self._on_change(handle.offer.model)
+
+    def remove(self, peer: Peer) -> EngineHandle | None:
+        """An engine is dead; who it was."""
+        handle = self._handles.pop(peer, None)
+        if handle is not None:
+            model = handle.offer.model
+            self._by_model[model].remove(handle)
+            left = self._by_model[model]
+            if left and not self._speaks_for_model(self._known[model], among=left):
+                self._known[model] = left[-1].offer
+        return handle
+
+    def changed(self, handle: EngineHandle) -> None:
+        """Something about an engine that `update` doesn't see: a request of it ended."""
+        self._on_change(handle.offer.model)
+
+    def back_off(self, peer: Peer, for_s: float) -> None:
+        """An engine refused work that seemed to be within its credit: leave it alone for a while."""
+        handle = self._handles.get(peer)
+        if handle is not None:
+            loop = asyncio.get_running_loop()
+            until = loop.time() + for_s
+            handle.back_off(until)
+            loop.call_at(until, self._end_back_off, handle, until)
+
+    def _end_back_off(self, handle: EngineHandle, until: float) -> None:
+        if handle.end_back_off(until):
+            self._on_change(handle.offer.model)
+
+    def _join(self, peer: Peer, offer: EngineOffer) -> EngineHandle:
+        others = self.fingerprints(offer.model)
+        if others and offer.fingerprint not in others:
+            _logger.warning(
+                "engine %s serves other weights or settings under the name %s than those that are"
+                " there; new requests go to both until the old engines drain",
+                peer.instance_id,
+                offer.model,
+            )
+        handle = EngineHandle(peer, offer)
+        self._handles[peer] = handle
+        self._by_model.setdefault(offer.model, []).append(handle)
+        self._known[offer.model] = offer
+        return handle
+
+    def _speaks_for_model(
+        self, offer: EngineOffer, among: Sequence[EngineHandle] | None = None
+    ) -> bool:
+        """Whether an offer is of the fingerprint that new requests are checked against."""
+        if among is not None:
+            return any(engine.offer.fingerprint == offer.fingerprint for engine in among)
+        known = self._known.get(offer.model)
+        return known is None or known.fingerprint == offer.fingerprint

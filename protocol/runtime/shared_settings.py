@@ -1,0 +1,218 @@
+"""The settings that several packages read, or the runtime itself; others stand in `config.py`.
+
+The command line may import no worker, so what it offers for workers is declared here, for both.
+"""
+
+from pathlib import Path
+
+from protocol.runtime.lifetime import PARENT_PID_SETTING, RUN_DIR_SETTING
+from protocol.runtime.settings import (
+    Setting,
+    choice,
+    file_path,
+    number,
+    size,
+    switch,
+    text,
+    whole_number,
+)
+from protocol.wire.endpoints import ENDPOINT_SETTINGS
+from protocol.wire.keys import KEY_DIR_SETTING
+from protocol.wire.readiness import READY_FILE_SETTING
+
+DTYPES = ("auto", "float32", "bfloat16")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("json", "human")
+
+MODEL_PATH = text(
+    "PENSTOCK_MODEL_PATH",
+    None,
+    aliases=("MODEL_PATH",),
+    option="MODEL",
+    shown_default="the bundled model",
+    meaning="a folder or a Hugging Face id; for an engine worker a local folder",
+)
+MODEL_NAME = text(
+    "PENSTOCK_MODEL_NAME",
+    None,
+    aliases=("MODEL_NAME",),
+    option="--model-name",
+    shown_default="folder or id",
+    meaning="public name of the one model",
+)
+TOKENIZER_PATH = file_path(
+    "PENSTOCK_TOKENIZER_PATH",
+    None,
+    aliases=("TOKENIZER_PATH",),
+    option="--tokenizer",
+    shown_default="the model's",
+    meaning="folder of another tokenizer",
+)
+TOOL_FORMAT = text(
+    "PENSTOCK_TOOL_FORMAT",
+    None,
+    option="--tool-format",
+    shown_default="from the template",
+    meaning="name of the model's format of tool calls, or `none`",
+)
+REASONING_FORMAT = text(
+    "PENSTOCK_REASONING_FORMAT",
+    None,
+    option="--reasoning-format",
+    shown_default="from the template",
+    meaning="name of the model's format of reasoning, or `none`",
+)
+HOST = text("PENSTOCK_HOST", "127.0.0.1", option="--host", meaning="address of the HTTP server")
+PORT = whole_number(
+    "PENSTOCK_PORT",
+    8000,
+    minimum=0,
+    maximum=65535,
+    option="--port",
+    meaning="port of the HTTP server; 0 takes a free one",
+)
+DATA_DIR = file_path(
+    "PENSTOCK_DATA_DIR",
+    Path("~/.local/share/penstock"),
+    option="--data-dir",
+    meaning="folder of keys and usage (SQLite), outbox, first admin key",
+)
+DTYPE = choice(
+    "PENSTOCK_DTYPE",
+    "auto",
+    DTYPES,
+    option="--dtype",
+    meaning="type of the weights",
+)
+MAX_MODEL_LEN = whole_number(
+    "PENSTOCK_MAX_MODEL_LEN",
+    None,
+    minimum=2,
+    option="--max-model-len",
+    shown_default="what the model was made for and the KV memory holds",
+    meaning="tokens of prompt and output together",
+)
+MAX_NUM_SEQS = whole_number(
+    "PENSTOCK_MAX_NUM_SEQS",
+    32,
+    minimum=1,
+    maximum=256,
+    option="--max-num-seqs",
+    meaning="requests that run together in one engine",
+)
+KV_MEMORY = size(
+    "PENSTOCK_KV_MEMORY",
+    None,
+    minimum=1,
+    option="--kv-memory",
+    shown_default=(
+        "30% of the free memory; on an accelerator 85% of what weights and programs leave"
+    ),
+    meaning="memory of one engine's KV cache, such as 2GiB",
+)
+BLOCK_SIZE = whole_number(
+    "PENSTOCK_BLOCK_SIZE",
+    32,
+    minimum=1,
+    maximum=1024,
+    option="--block-size",
+    meaning="tokens of a KV block",
+)
+DETERMINISTIC = switch(
+    "PENSTOCK_DETERMINISTIC",
+    False,
+    option="--deterministic/--no-deterministic",
+    meaning="bitwise equal results in any batch; slower",
+)
+STRICT_FIELDS = switch(
+    "PENSTOCK_STRICT_FIELDS",
+    False,
+    option="--strict-fields/--ignore-fields",
+    meaning="refuse request fields that no schema knows, instead of listing them",
+)
+TOOLS = switch(
+    "PENSTOCK_TOOLS",
+    True,
+    option="--tools/--no-tools",
+    meaning=(
+        "whether models may be given tools, and tools of this server be run; off, both are refused"
+    ),
+)
+DRAIN_TIMEOUT_S = number(
+    "PENSTOCK_DRAIN_TIMEOUT_S",
+    30.0,
+    minimum=0,
+    maximum=86_400,
+    option="--drain-timeout",
+    key="drain_timeout_s",
+    meaning="seconds that running work may take after SIGTERM",
+)
+LOG_LEVEL = choice(
+    "PENSTOCK_LOG_LEVEL",
+    "info",
+    LOG_LEVELS,
+    option="--log-level",
+    shown_default="warning; info for single processes",
+    meaning="the least important log lines that are written",
+)
+
+ENGINE_ENDPOINT = text(
+    ENDPOINT_SETTINGS["engine"],
+    None,
+    meaning=(
+        "where the gateway binds and engines dial: `ipc:///path` or `tcp://host:port`; for workers "
+        "a comma list of gateways"
+    ),
+)
+AUTH_ENDPOINT = text(ENDPOINT_SETTINGS["auth"], None, meaning="the same for the auth worker")
+TOOLPARSER_ENDPOINT = text(
+    ENDPOINT_SETTINGS["toolparser"], None, meaning="the same for parser workers"
+)
+KEY_DIR = file_path(
+    KEY_DIR_SETTING,
+    None,
+    meaning="folder of CURVE keys from `penstock keygen`; required for tcp beyond loopback",
+)
+ADMIN_KEY = text(
+    "PENSTOCK_ADMIN_KEY",
+    None,
+    meaning=(
+        "the admin key, for the auth worker and `penstock keys`; a weak one is refused. Without it "
+        "one is made and written to `DATA_DIR/admin.key`"
+    ),
+)
+ADMIN_KEY_FILE = file_path(
+    "PENSTOCK_ADMIN_KEY_FILE",
+    None,
+    meaning="a file that holds the admin key, such as a mounted secret; not both",
+)
+LOG_FORMAT = choice(
+    "PENSTOCK_LOG_FORMAT",
+    "",
+    LOG_FORMATS,
+    shown_default="by terminal",
+    meaning="form of log lines",
+)
+PARENT_PID = whole_number(
+    PARENT_PID_SETTING,
+    None,
+    meaning="set by the supervisor: the process ends when that one is gone",
+)
+RUN_DIR = file_path(
+    RUN_DIR_SETTING, None, meaning="set by the supervisor: folder of sockets, removed at the end"
+)
+
+SHARED: tuple[Setting[object], ...] = tuple(
+    value for value in list(globals().values()) if isinstance(value, Setting)
+)
+"""All of the above."""
+
+READY_FILE = file_path(
+    READY_FILE_SETTING,
+    None,
+    meaning=(
+        "a file that a worker keeps while a gateway gives it new work; `python -m protocol ready` "
+        "looks at it. One for each worker"
+    ),
+)
+"""Not shared: each worker has its own file."""

@@ -1,0 +1,70 @@
+"""`kill -9` of the supervisor while streams run: all of the house is gone soon, and starts again."""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.e2e.house import House, start_house, stop_house
+from tests.e2e.live_stream import LiveStream, ask
+
+pytestmark = pytest.mark.process
+
+NUM_POLLS = 100
+POLL_S = 0.1
+BODY: dict[str, Any] = {
+    "model": "penstock-demo",
+    "messages": [{"role": "user", "content": "Count from 1 to 100."}],
+    "ignore_eos": True,
+    "max_tokens": 1500,
+}
+WITH_TOOLS = {
+    **BODY,
+    "tools": [
+        {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},
+    ],
+}
+
+
+def kill_under_load(house: House) -> None:
+    """Streams that need engine, parser and another slice of their lease; then kill -9."""
+    children = psutil.Process(house.process.pid).children(recursive=True)
+    assert len(children) >= 6
+    run_dir = next(
+        Path(entry.partition("=")[2])
+        for entry in Path(f"/proc/{children[0].pid}/environ").read_text("utf-8").split("\0")
+        if entry.startswith("PENSTOCK_RUN_DIR=")
+    )
+    streams = [LiveStream(house.url, body) for body in (BODY, WITH_TOOLS) for _ in range(4)]
+    for stream in streams:
+        stream.wait_started()
+    house.process.send_signal(signal.SIGKILL)
+    house.process.wait()
+    for _ in range(NUM_POLLS):
+        left = [child for child in children if child.is_running()]
+        if not left:
+            break
+        time.sleep(POLL_S)
+    assert not left
+    assert not run_dir.exists()
+    for stream in streams:
+        stream.join()
+        assert len(stream.ends) == 1, "a stream has one end, an error of the house's or its own"
+    assert house.process.stdout is not None
+    house.process.stdout.close()
+
+
+def test_all_of_the_house_is_gone_soon_and_another_one_takes_its_place(
+    tmp_path: Path, cache_dir: Path
+) -> None:
+    options = ("--engines", "2", "--parsers", "2")
+    kill_under_load(start_house(tmp_path / "data", cache_dir, *options))
+    # At once, on the same data: no lock and no socket of the old one is in the way.
+    house = start_house(tmp_path / "data", cache_dir, *options)
+    try:
+        assert ask(house.url, {**BODY, "max_tokens": 3}).status_code == 200
+    finally:
+        assert stop_house(house) == 0

@@ -1,0 +1,107 @@
+"""New weights under one name while old ones serve: docs/deployment.md's recipe under load."""
+
+from collections.abc import Sequence
+
+from tests.e2e_docker.engine import DockerEngine, say
+from tests.e2e_docker.everyday import expect_nothing_left
+from tests.e2e_docker.load import StreamingLoad, learn
+from tests.e2e_docker.project import Project, eventually
+
+# Engines must give the same text whoever runs beside whom, since the load compares texts.
+_SETTINGS = {"PENSTOCK_DETERMINISTIC": "true", "PENSTOCK_DRAIN_TIMEOUT_S": "20"}
+_FOLDER = "trained-on"
+_MAKE_NEW_WEIGHTS = f"""
+import json, pathlib, shutil
+from engine_worker.demo import demo_model_path
+folder = pathlib.Path("/models/{_FOLDER}")
+shutil.copytree(demo_model_path(), folder)
+(file,) = folder.glob("*.safetensors")
+data = bytearray(file.read_bytes())
+header_bytes = int.from_bytes(data[:8], "little")
+tensors = json.loads(data[8 : 8 + header_bytes])
+width = dict(F32=4, BF16=2, F16=2)
+# Each vector of a norm's weights backwards: another model, as sane as the old one.
+for name, tensor in tensors.items():
+    if name != "__metadata__" and len(tensor["shape"]) == 1:
+        start, end = (8 + header_bytes + offset for offset in tensor["data_offsets"])
+        size = width[tensor["dtype"]]
+        values = [data[at : at + size] for at in range(start, end, size)]
+        data[start:end] = b"".join(reversed(values))
+file.write_bytes(data)
+"""
+
+
+def new_weights(engine: DockerEngine, compose: Sequence[str]) -> None:
+    """Two engines are replaced by two with other weights; no request fails or is refused."""
+    with Project(engine, compose, settings=_SETTINGS) as project:
+        project.up(engine_worker=2)
+        project.wait_ready(engine=2, auth=1, toolparser=1)
+        base, key = project.gateway_urls()[0], project.new_key()
+        old_texts = learn(base, key)
+        _make_new_weights(project)
+        other_texts: set[tuple[str, str]] = set()
+
+        def note(prompt: str, text: str) -> bool:
+            """Whose text it is shows when the new engines are asked in peace."""
+            if text != old_texts[prompt]:
+                other_texts.add((prompt, text))
+            return True
+
+        with StreamingLoad([base], key, old_texts, is_right=note) as load:
+            load.wait_for(8)
+            assert not other_texts
+            seconds = _roll(project)
+            load.wait_for(16)
+        tally = load.tally
+        say(
+            f"  new weights rolled out under load in {seconds:.1f} s: {tally.num_right} streams "
+            f"right, {tally.num_refused} refused with 503, {len(tally.failures)} failed"
+        )
+        assert not tally.failures, tally.failures[:3]
+        assert not tally.num_refused
+        texts = learn(base, key)
+        assert texts != old_texts
+        assert other_texts
+        assert other_texts <= set(texts.items()), "a stream mixed old and new weights"
+        _up_again_replaces_nothing(project)
+    expect_nothing_left(project)
+
+
+def _make_new_weights(project: Project) -> None:
+    project.engine.docker(
+        "run", "--rm", "--user", "0", "--network", "none",
+        "--volume", f"{project.name}_models:/models", "--entrypoint", "python",
+        "penstock-engine", "-c", _MAKE_NEW_WEIGHTS,
+    )  # fmt: skip
+
+
+def _roll(project: Project) -> float:
+    """The recipe: new engines beside the old ones, and the old ones stop once the new are healthy.
+
+    Returns:
+        The seconds until the new engines were healthy.
+    """
+    old = project.containers("engine_worker")
+    project.settings["PENSTOCK_MODEL_PATH"] = _FOLDER
+    project.compose("run", "--rm", "weights")
+    scale = f"engine_worker={2 * len(old)}"
+    project.compose("up", "-d", "--no-deps", "--no-recreate", "--scale", scale, "engine_worker")
+    new = [name for name in project.containers("engine_worker") if name not in old]
+    assert len(new) == len(old)
+    template = "{{.State.Health.Status}}"
+    seconds = eventually(
+        "the new engines are healthy",
+        lambda: all(project.inspect(name, template) == "healthy" for name in new),
+        900,
+    )
+    project.engine.docker("stop", "--time", "45", *old)
+    for name in old:
+        assert project.inspect(name, "{{.State.ExitCode}}") == "0", project.log_of(name)[-2000:]
+    project.engine.docker("rm", *old)
+    return seconds
+
+
+def _up_again_replaces_nothing(project: Project) -> None:
+    before = project.containers("engine_worker")
+    project.compose("up", "-d", "--scale", "engine_worker=2")
+    assert project.containers("engine_worker") == before

@@ -1,0 +1,65 @@
+"""An auth worker's handler on a real store, without sockets and threads of its own."""
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from auth_worker.administration import Administration
+from auth_worker.authority import Authority, Rules
+from auth_worker.committer import Committer, Delivery
+from auth_worker.errors import StoreError
+from auth_worker.handler import AuthHandler
+from auth_worker.operations import AddKey, AuditEntry
+from auth_worker.sqlite_store import SqliteStore
+from protocol.wire.messages import Message
+from tests.fakes.auth_parts import FakeClock, admin_key, stored_key
+
+_AUDIT = AuditEntry(0, "", "key_created", "x")
+
+
+class AuthHandlerBench:
+    """A handler on a real store; commits happen when the test says so."""
+
+    def __init__(self, directory: Path, age_s: Callable[[], float] = lambda: 0.0) -> None:
+        self.clock = FakeClock()
+        self.store = SqliteStore(directory, clock=self.clock)
+        self.store.apply([AddKey(admin_key(), _AUDIT), AddKey(stored_key(), _AUDIT)])
+        self.sent: list[tuple[str, Message]] = []
+        self.lost: list[StoreError] = []
+        self._deliveries: list[Delivery] = []
+        self.committer = Committer(
+            self.store, deliver=self._deliveries.append, on_fatal=self.lost.append, max_backlog=50
+        )
+        authority = Authority(
+            epoch=self.store.epoch,
+            snapshot=self.store.load(recent_since_ms=0),
+            rules=Rules(),
+            clock=self.clock,
+            emit=self.committer.submit,
+        )
+        numbers = count(1)
+        self.handler = AuthHandler(
+            authority=authority,
+            administration=Administration(
+                authority.keys, clock=self.clock, new_key_id=lambda: f"key_{next(numbers)}"
+            ),
+            committer=self.committer,
+            send=lambda gateway_id, message: self.sent.append((gateway_id, message)),
+            age_s=age_s,
+        )
+
+    def ask(self, command: Any) -> Message | None:
+        """The answer that comes without a commit."""
+        self.sent.clear()
+        self.handler.on_command("gateway-1", command)
+        return self.sent[0][1] if self.sent else None
+
+    def commit(self) -> Sequence[Message]:
+        """Write everything in the commit thread, then deliver as the I/O thread does."""
+        self.sent.clear()
+        self.committer.start()
+        assert self.committer.close(10.0)
+        for delivery in self._deliveries:
+            self.handler.deliver(delivery)
+        return [message for _, message in self.sent]

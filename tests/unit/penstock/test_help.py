@@ -1,0 +1,52 @@
+"""Help shows its texts as they were written: brackets are no markup."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from penstock.cli import app
+
+BRACKETED = re.compile(r"\[[^\[\]\s]+\]")
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Every command by its words; typer brings its own click, which has no public types."""
+    yield " ".join(path), command
+    for name, child in getattr(command, "commands", {}).items():
+        yield from commands(child, (*path, name))
+
+
+ALL = dict(commands(typer.main.get_command(app)))
+
+
+def help_of(path: str) -> str:
+    return CliRunner().invoke(app, [*path.split(), "--help"]).output
+
+
+def test_all_commands_are_looked_at() -> None:
+    assert {"", "serve", "keys", "keys create", "bench engine", "fake-engine"} <= ALL.keys()
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_every_bracketed_word_of_a_help_text_is_shown(path: str) -> None:
+    command = ALL[path]
+    texts = [command.help or "", *(getattr(one, "help", None) or "" for one in command.params)]
+    shown = help_of(path)
+    for word in BRACKETED.findall(" ".join(texts)):
+        assert word in shown, word
+
+
+def test_the_faults_on_request_are_in_the_help() -> None:
+    shown = help_of("fake-engine")
+    for word in ("[[crash]]", "[[hang]]", "[[fail]]", "[[crash@5]]"):
+        assert word in shown
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_no_option_takes_a_secret(path: str) -> None:
+    for parameter in ALL[path].params:
+        assert not re.search(r"api.?key|token$|secret|password", parameter.name or "")
