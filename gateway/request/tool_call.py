@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gateway.errors import GatewayError
 from gateway.request.work import SimpleWork
 from gateway.tools.toolbox import ToolBox, ToolResult
 
@@ -38,7 +39,11 @@ class ToolWork(SimpleWork):
             GatewayError: No such tool, wrong arguments, or too many calls wait.
         """
         self._was_begun = True
-        self.result = await self._toolbox.execute(self._name, self._arguments)
+        try:
+            self.result = await self._toolbox.execute(self._name, self._arguments)
+        except GatewayError:
+            self._was_begun = False  # it was refused; what a tool raises is a result
+            raise
         self.owner.end("finished")
 
     @property
