@@ -66,16 +66,14 @@ class NotedWire:
 
     def __init__(self) -> None:
         self.sent: list[tuple[Peer, Message]] = []
+        self.sent_at: list[float] = []
 
     def send(self, peer: Peer, message: Message) -> None:
         self.sent.append((peer, message))
+        self.sent_at.append(asyncio.get_running_loop().time())
 
     def of(self, kind: type[MessageT]) -> list[MessageT]:
         return [message for _, message in self.sent if isinstance(message, kind)]
-
-    @property
-    def kinds(self) -> list[str]:
-        return [type(message).__name__ for _, message in self.sent]
 
 
 class NotedOutbox(Outbox):
@@ -115,6 +113,7 @@ def engine_offer(*, max_requests: int = 4, max_tokens: int = 100_000, **fields: 
         "resume_version": 1,
         "max_model_len": 1000,
         "created": 0,
+        "max_logprobs": 20,
         "credits": Credits(max_requests=max_requests, max_tokens=max_tokens),
     }
     return EngineOffer(**{**defaults, **fields})

@@ -8,76 +8,32 @@ import pytest
 from gateway.errors import (
     ClientDisconnectedError,
     DeadlineExceededError,
-    DeniedError,
     GatewayError,
-    InvalidRequestError,
-    ModelNotFoundError,
     OverloadedError,
-    RemoteFailureError,
     ShuttingDownError,
     WorkerUnavailableError,
 )
 from gateway.request.identity import Identity
 from gateway.request.request import ABORT_PATIENCE_S, State
-from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Abort,
-    Adjust,
     Authorize,
     Cancel,
-    Generate,
     LeaseReport,
     LimitState,
-    OpenParse,
     Prepare,
     Settle,
     Usage,
 )
 from tests.fakes.request_parts import DIGEST, Generation, Parts, generation_job
-
-# Each of these brings a request to a stage of its start, in which it waits for somebody.
-
-
-async def waits_for_its_grant(parts: Parts) -> Generation:
-    parts.engine()
-    return await parts.generation()
-
-
-async def waits_for_its_grant_with_prompts_ahead(parts: Parts) -> Generation:
-    parts.engine()
-    parts.know_caller()
-    return await parts.generation()
-
-
-async def waits_for_a_seat(parts: Parts) -> Generation:
-    one = parts.engine(max_requests=1)
-    parts.handle(one).num_requests = 1
-    started = await parts.generation()
-    await parts.grant()
-    return started
-
-
-async def waits_for_its_prompt(parts: Parts) -> Generation:
-    parts.engine()
-    return await parts.prepared_generation()
-
-
-async def waits_for_its_lease(parts: Parts) -> Generation:
-    parts.engine()
-    started = await parts.prepared_generation()
-    await parts.prepare_next(num_tokens=50)  # more than its five bytes
-    assert len(parts.auth_wire.of(Adjust)) == 1
-    return started
-
-
-async def waits_for_its_parser(parts: Parts) -> Generation:
-    parts.engine(reasoning_format="think")
-    parts.parser()
-    started = await parts.prepared_generation(generation_job(parse_reasoning=True))
-    await parts.prepare_next()
-    assert len(parts.parser_wire.of(OpenParse)) == 1
-    return started
-
+from tests.fakes.request_stages import (
+    waits_for_a_seat,
+    waits_for_its_grant,
+    waits_for_its_grant_with_prompts_ahead,
+    waits_for_its_lease,
+    waits_for_its_parser,
+    waits_for_its_prompt,
+)
 
 STAGES: dict[Callable[[Parts], Awaitable[Generation]], State] = {
     waits_for_its_grant: State.IDENTIFIED,
@@ -417,273 +373,3 @@ async def test_a_finished_request_has_no_timer_left() -> None:
     await parts.finish(one)
     assert started.request._timer is not None
     assert started.request._timer.cancelled()
-
-
-# What counts as used.
-
-
-async def test_a_refusal_by_auth_is_the_callers_answer_and_settles_nothing() -> None:
-    parts = Parts()
-    started = await waits_for_its_grant(parts)
-    await parts.deny(ErrorCode.RATE_LIMIT_EXCEEDED, retry_after_s=3.0, key_id="k")
-    error = await started.error()
-    assert isinstance(error, DeniedError)
-    assert (error.code, error.retry_after_s) == (ErrorCode.RATE_LIMIT_EXCEEDED, 3.0)
-    assert parts.outbox.settles == []
-    assert len(parts.sessions) == 0
-
-
-async def test_a_prompt_that_the_engine_refuses_counts_as_a_request_without_tokens() -> None:
-    parts = Parts()
-    one = parts.engine()
-    started = await parts.prepared_generation()
-    await parts.fail(one, "r", ErrorCode.INVALID_REQUEST, param="prompt")
-    error = await started.error()
-    assert isinstance(error, RemoteFailureError)
-    assert error.param == "prompt"
-    (settle,) = parts.outbox.settles
-    assert (settle.outcome, settle.is_unused, settle.prompt_tokens) == ("failed", False, 0)
-    assert parts.num_seats == 0
-
-
-async def test_what_this_gateway_finds_wrong_counts_as_a_request() -> None:
-    parts = Parts(max_answer_bytes=10)
-    parts.engine()
-    started = await parts.prepared_generation()
-    await parts.prepare_next()
-    assert isinstance(await started.error(), InvalidRequestError)
-    assert [settle.is_unused for settle in parts.outbox.settles] == [False]
-    assert parts.num_seats == 0
-
-
-async def test_a_model_that_is_not_there_counts_as_a_request() -> None:
-    parts = Parts()
-    parts.engine()
-    started = await parts.generation(generation_job(model="nope"))
-    await parts.grant()
-    error = await started.error()
-    assert isinstance(error, ModelNotFoundError)
-    assert str(error) == ("The model `nope` does not exist here. Available models: `later`, `m`.")
-    assert [settle.is_unused for settle in parts.outbox.settles] == [False]
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        ErrorCode.OVERLOADED,
-        ErrorCode.WORKER_UNAVAILABLE,
-        ErrorCode.CREDIT_EXCEEDED,
-        ErrorCode.INTERNAL_ERROR,
-        ErrorCode.DEADLINE_EXCEEDED,
-    ],
-)
-async def test_failures_of_ours_before_anything_was_begun_are_unused(code: ErrorCode) -> None:
-    parts = Parts()
-    started = await waits_for_its_prompt(parts)
-    started.request.fail(GatewayError("ours", code=code))
-    await started.error()
-    assert [settle.is_unused for settle in parts.outbox.settles] == [True]
-
-
-async def test_a_full_queue_is_unused() -> None:
-    parts = Parts(max_queue=0)
-    one = parts.engine(max_requests=1)
-    parts.handle(one).num_requests = 1
-    started = await parts.generation()
-    await parts.grant()
-    assert isinstance(await started.error(), OverloadedError)
-    assert [settle.is_unused for settle in parts.outbox.settles] == [True]
-
-
-async def test_a_model_that_still_starts_is_unused() -> None:
-    parts = Parts()
-    started = await parts.generation(generation_job(model="later"))
-    await parts.grant()
-    error = await started.error()
-    assert isinstance(error, WorkerUnavailableError)
-    assert str(error) == "The model `later` is still starting."
-    assert [settle.is_unused for settle in parts.outbox.settles] == [True]
-
-
-async def test_a_failure_of_ours_after_something_was_begun_is_used() -> None:
-    parts = Parts(timeout_s=30.0)
-    one = parts.engine()
-    started = await parts.running()
-    await asyncio.sleep(30.0)
-    await parts.finish(one, "abort", Usage(prompt_tokens=5))
-    assert [settle.is_unused for settle in parts.outbox.settles] == [False]
-    assert started.request.outcome == "failed"
-
-
-async def test_an_engine_that_is_lost_before_it_was_asked_has_begun_nothing() -> None:
-    """The choice counted as started although its Generate never went out."""
-    parts = Parts(timeout_s=30.0)
-    started = await waits_for_its_lease(parts)
-    (one,) = parts.directory.peers()
-    parts.lose(one)
-    await parts.adjust()
-    await started.task
-    assert parts.generates() == []
-    await asyncio.sleep(30.0)
-    (settle,) = parts.outbox.settles
-    assert (settle.is_unused, settle.prompt_tokens, settle.outcome) == (True, 0, "failed")
-
-
-async def test_a_bug_of_ours_ends_the_request_in_words_and_settles_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    parts = Parts()
-    started = await waits_for_its_prompt(parts)
-
-    def broken(*_: object) -> None:
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr("gateway.request.generation.check_answer_size", broken)
-    await parts.prepare_next()
-    assert isinstance(await started.error(), RuntimeError)
-    assert started.request.outcome == "failed"
-    assert (parts.num_seats, len(parts.sessions)) == (0, 0)
-    with pytest.raises(GatewayError, match="Something went wrong in this server."):
-        await started.work.next_events(None)
-    assert [settle.is_unused for settle in parts.outbox.settles] == [True]
-
-
-async def test_what_is_left_of_the_time_travels_to_the_engine() -> None:
-    parts = Parts(timeout_s=60.0)
-    parts.engine()
-    started = await parts.generation()
-    await asyncio.sleep(1.0)
-    await parts.grant()
-    await asyncio.sleep(2.0)
-    await parts.prepare_next()
-    await started.task
-    (prepare,) = parts.engine_wire.of(Prepare)
-    (generate,) = parts.engine_wire.of(Generate)
-    assert (prepare.deadline_s, generate.deadline_s) == (59.0, 57.0)
-
-
-# What runs ahead of the grant.
-
-
-async def test_for_a_known_caller_the_prompt_goes_out_beside_the_question() -> None:
-    parts = Parts()
-    parts.engine()
-    parts.know_caller("tenant", priority=4)
-    started = await parts.generation()
-    (prepare,) = parts.engine_wire.of(Prepare)
-    assert prepare.tenant == "tenant"
-    assert parts.num_seats == 1
-    await parts.prepare_next()
-    assert started.request.state is State.IDENTIFIED
-    await parts.grant(tenant="tenant", priority=4)
-    await started.task
-    assert len(parts.engine_wire.of(Prepare)) == 1
-    (generate,) = parts.generates()
-    assert (generate.tenant, generate.priority, generate.lease_id) == ("tenant", 4, "lease")
-    assert parts.num_seats == 1
-
-
-async def test_for_an_unknown_caller_the_prompt_waits_for_the_grant() -> None:
-    parts = Parts()
-    parts.engine()
-    await parts.generation()
-    assert (parts.engine_wire.sent, parts.num_seats) == ([], 0)
-    await parts.grant()
-    assert len(parts.engine_wire.of(Prepare)) == 1
-
-
-async def test_a_caller_that_its_limits_refused_a_moment_ago_waits_for_the_grant() -> None:
-    parts = Parts()
-    parts.engine()
-    parts.know_caller()
-    started = await parts.generation()
-    await parts.deny(ErrorCode.RATE_LIMIT_EXCEEDED)
-    await started.error()
-    num_sent = len(parts.engine_wire.sent)
-    again = await parts.generation(request_id="again")
-    assert len(parts.engine_wire.sent) == num_sent
-    await parts.grant()
-    assert len(parts.engine_wire.sent) == num_sent + 1
-    again.request.end("aborted")
-    await again.error()
-    # Now that it was let in, it counts as known again.
-    await parts.generation(request_id="third")
-    assert parts.engine_wire.of(Prepare)[-1].request_id == "third"
-
-
-async def test_a_refusal_takes_back_what_went_ahead() -> None:
-    parts = Parts()
-    parts.engine()
-    parts.know_caller()
-    started = await parts.generation()
-    await parts.deny(ErrorCode.INVALID_API_KEY)
-    assert isinstance(await started.error(), DeniedError)
-    assert [cancel.request_id for cancel in parts.engine_wire.of(Cancel)] == ["r"]
-    assert parts.num_seats == 0
-    assert parts.identities.find(DIGEST) is None
-    assert parts.identities.refusal(DIGEST) is not None
-
-
-@pytest.mark.parametrize("changed", [{"tenant": "other"}, {"priority": 1}, {"key_id": "k2"}])
-async def test_a_caller_who_turns_out_to_be_somebody_else_is_prepared_anew(
-    changed: dict[str, object],
-) -> None:
-    parts = Parts()
-    parts.engine()
-    parts.know_caller()
-    started = await parts.generation()
-    await parts.grant(**{"tenant": "t", **changed})  # type: ignore[arg-type]
-    first, second = parts.engine_wire.of(Prepare)
-    assert (first.tenant, second.tenant) == ("t", changed.get("tenant", "t"))
-    assert len(parts.engine_wire.of(Cancel)) == 1
-    assert parts.num_seats == 1
-    await parts.prepare_next()
-    await started.task
-    assert parts.generates()[0].tenant == changed.get("tenant", "t")
-
-
-async def test_without_a_free_seat_nothing_goes_ahead() -> None:
-    parts = Parts()
-    one = parts.engine(max_requests=1)
-    parts.know_caller()
-    parts.handle(one).num_requests = 1
-    await parts.generation()
-    assert parts.engine_wire.sent == []
-    assert parts.admission.num_waiting("m") == 0
-
-
-async def test_for_a_model_that_nobody_serves_nothing_goes_ahead() -> None:
-    parts = Parts()
-    parts.know_caller()
-    started = await parts.generation(generation_job(model="later"))
-    await parts.grant()
-    assert isinstance(await started.error(), WorkerUnavailableError)
-    assert parts.engine_wire.sent == []
-
-
-async def test_what_can_not_be_served_is_taken_back_after_the_grant() -> None:
-    parts = Parts()
-    parts.engine(capabilities=("embeddings",))
-    parts.know_caller()
-    started = await parts.generation()
-    assert len(parts.engine_wire.of(Prepare)) == 1
-    await parts.grant()
-    assert isinstance(await started.error(), InvalidRequestError)
-    assert len(parts.engine_wire.of(Cancel)) == 1
-    assert parts.num_seats == 0
-
-
-async def test_an_engine_lost_while_the_grant_is_on_its_way_costs_only_time() -> None:
-    parts = Parts()
-    first = parts.engine("a")
-    parts.know_caller()
-    started = await parts.generation()
-    second = parts.engine("b")
-    parts.lose(first)
-    await parts.grant()
-    assert [one for one, _ in parts.engine_wire.sent] == [first, second]
-    await parts.prepare_next()
-    await started.task
-    assert len(parts.generates()) == 1
-    assert parts.num_seats == 1
-    assert parts.outbox.settles == []
