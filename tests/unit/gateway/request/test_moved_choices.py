@@ -178,13 +178,13 @@ async def test_attempts_that_bring_nothing_are_made_ever_more_slowly() -> None:
     pauses = []
     for attempt in range(1, 10):
         since = asyncio.get_running_loop().time()
-        await parts.fail(one, "r", ErrorCode.WORKER_LOST, choice=0, attempt=attempt)
+        await parts.finish(one, "abort", attempt=attempt)
         await asyncio.sleep(10.0)
         pauses.append(round(parts.engine_wire.sent_at[-1] - since, 6))
     assert pauses == [0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
     # An attempt that brought something begins anew with the pauses.
     await parts.output(one, attempt=10)
-    await parts.fail(one, "r", ErrorCode.WORKER_LOST, choice=0, attempt=10)
+    await parts.finish(one, "abort", attempt=10)
     assert len(parts.generates()) == 11
 
 
