@@ -15,6 +15,7 @@ from gateway.dispatch.routing import PrefixRouter
 from gateway.errors import ShuttingDownError
 from gateway.housekeeping import Housekeeping
 from gateway.http.bodies import Bodies
+from gateway.http.host_guard import HostGuard
 from gateway.http.parts import HttpParts
 from gateway.http.readiness import Readiness
 from gateway.ledger.data_slot import DataSlot
@@ -177,6 +178,7 @@ class Application:
             ),
             metrics=self.metrics,
             access_log=AccessLog(is_on=settings.access_log),
+            host_guard=HostGuard((settings.host, *settings.allowed_hosts)),
             toolbox=self.toolbox,
             peers=self.peers,
         )

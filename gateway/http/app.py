@@ -4,7 +4,6 @@ import logging
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
@@ -12,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from gateway.errors import ClientDisconnectedError, DeniedError
-from gateway.http.access import leaves_body_unread
+from gateway.http.access import GuardedRoute, leaves_body_unread
 from gateway.http.error_table import (
     ERROR_TABLE,
     METHOD_NOT_ALLOWED,
@@ -21,6 +20,7 @@ from gateway.http.error_table import (
     render_error,
 )
 from gateway.http.middleware import BodySizeMiddleware, HostGuardMiddleware, RequestScopeMiddleware
+from gateway.http.openapi import describe
 from gateway.http.parts import HttpParts
 from gateway.http.routes import (
     admin,
@@ -35,6 +35,7 @@ from gateway.http.routes import (
 )
 from gateway.telemetry.access_log import AccessRecord
 from protocol.errors import ErrorCode, PenstockError
+from protocol.wire.endpoints import is_loopback
 
 _logger = logging.getLogger("penstock.gateway.http")
 
@@ -49,8 +50,8 @@ def build_api(parts: HttpParts) -> FastAPI:
         for route in module.router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.
             app.router.routes.append(route)
-            if isinstance(route, APIRoute):
-                app.state.methods.append((route.path_regex, route.methods))
+            if isinstance(route, GuardedRoute):
+                app.state.methods.append((route.path_regex, route.answered_methods))
     app.add_exception_handler(PenstockError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -58,7 +59,11 @@ def build_api(parts: HttpParts) -> FastAPI:
     app.add_exception_handler(ClientDisconnectedError, _on_disconnect)
     app.add_exception_handler(Exception, _on_bug)
     app.middleware_stack = _stack(app)
-    document = docs.describe(app)
+    document = describe(
+        app,
+        requires_keys=parts.settings.require_keys,
+        is_local=is_loopback(parts.settings.host),
+    )
     app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
@@ -81,7 +86,7 @@ def build_app(parts: HttpParts) -> ASGIApp:
     settings = parts.settings
     app: ASGIApp = BodySizeMiddleware(build_api(parts), settings.max_body_bytes)
     if not settings.require_keys:
-        app = HostGuardMiddleware(app, (settings.host, *settings.allowed_hosts))
+        app = HostGuardMiddleware(app, parts.host_guard)
     return RequestScopeMiddleware(app, parts.metrics, parts.access_log)
 
 
