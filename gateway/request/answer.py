@@ -258,6 +258,7 @@ class Answer:
         if self._job.discards_output:
             usage = structs.replace(usage, completion_tokens=0)
         self._finals[index] = usage
+        choice.release()
         self._pipeline.put(ChoiceFinished(index, reason, usage, choice.stop_reason))
         self._num_open -= 1
         if self._num_open == 0:

@@ -79,8 +79,8 @@ class GenerationWork:
         self._opening: OpenParse | None = None
         self._prepared: list[Prepared] = []
         self._admitted = Admitted()
-        self._queue = EventQueue(lambda: self._lease_watch.on_caught_up())
-        self._pipeline = Pipeline(self._queue, job.options, self.usage)
+        self._queue = EventQueue()
+        self._pipeline = Pipeline(self._queue, job.options)
 
     def attach(self, owner: Owner) -> None:
         """Whose work it is."""
@@ -89,8 +89,8 @@ class GenerationWork:
         self._lease_watch = LeaseWatch(
             owner.lease,
             self._budget.slice_tokens,
-            lambda: self._queue.is_lagging,
-            owner.background.spawn,
+            self._queue,
+            owner.background,
         )
         self._answer = Answer(
             self.job,
@@ -183,7 +183,9 @@ class GenerationWork:
             GatewayError: No parser is there, or it refused.
         """
         self._pipeline.open(
-            self._prepared, needs_logprobs=self.job.sampling.prompt_logprobs is not None
+            self._prepared,
+            self.usage,
+            needs_logprobs=self.job.sampling.prompt_logprobs is not None,
         )
         opened = await self._open_parse()
         self._answer.start(self._prepared, self._admitted, self._parse, opened)

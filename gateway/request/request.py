@@ -24,7 +24,7 @@ from gateway.request.caller import Caller
 from gateway.request.identity import Identity, IdentityTable
 from gateway.request.lease import RequestLease
 from gateway.request.sessions import SessionTable
-from gateway.request.work import Work
+from gateway.request.work import SimpleWork, Work
 from gateway.request.work_bound import Admitted
 from gateway.workers.auth import AuthLink
 from protocol.errors import ErrorCode
@@ -47,6 +47,20 @@ _OURS = frozenset(
 )
 """Failures that a caller is not to blame for: a request that met one before anything was computed
 for it is no request in its limits and totals."""
+
+
+class _Done(SimpleWork):
+    """What is left of the work of a settled request."""
+
+    endpoint = ""
+    model = ""
+    has_begun = True
+
+    async def run(self) -> None:
+        """It is over."""
+
+
+_DONE = _Done()
 
 
 class State(IntEnum):
@@ -119,6 +133,8 @@ class Request:
         self._timer: asyncio.TimerHandle | None = None
         self._outcome: Outcome | None = None
         self._error: GatewayError | None = None
+        self._usage: Usage | None = None
+        self._is_released = False
         work.attach(self)
 
     @property
@@ -138,7 +154,17 @@ class Request:
 
     def usage(self) -> Usage:
         """What was used so far; final once the request is settled."""
-        return self.work.usage()
+        return self.work.usage() if self._usage is None else self._usage
+
+    def release(self) -> None:
+        """Whoever asked has read all it wants: once it is settled, nothing of the work is kept.
+
+        A request and its work know each other; without this only the garbage collector, which stops
+        every stream while it looks, would find them.
+        """
+        self._is_released = True
+        if self.state is State.SETTLED:
+            self.work = _DONE
 
     def remaining_s(self) -> float:
         """Seconds that the request has left."""
@@ -214,10 +240,12 @@ class Request:
         if self._timer is not None:
             self._timer.cancel()
         self._sessions.discard(self)
-        usage = self.work.usage()
+        usage = self._usage = self.work.usage()
         is_unused = self._outcome != "finished" and not self.work.has_begun and self._is_ours()
         self.lease.settle(self._outbox, usage, self._outcome, is_unused=is_unused)
         self.work.observe(self._outcome, self._clock() - self._arrived_at)
+        if self._is_released:
+            self.work = _DONE
 
     def lease_report(self) -> LeaseReport | None:
         """What the lease has used so far, for the auth worker; None before it has one."""

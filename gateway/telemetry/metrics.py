@@ -60,6 +60,7 @@ class Metrics:
             f"{prefix}_http_requests", "HTTP answers.", ("route", "status"), registry=registry
         )
         self._answers: dict[tuple[str, int], Counter] = {}
+        self._by_model: dict[str, _ModelMetrics] = {}
         self.generations = Counter(
             f"{prefix}_generations",
             "Generations by how they ended: finished, aborted or failed.",
@@ -129,34 +130,63 @@ class Metrics:
 
     def observe_generation(self, record: GenerationRecord) -> None:
         """Count one generation that has ended."""
-        model = record.model
-        self.generations.labels(model, record.outcome).inc()
-        self.request_duration_s.labels(model).observe(record.duration_s)
-        for kind, count in (
-            ("prompt", record.usage.prompt_tokens),
-            ("cached", record.usage.cached_tokens),
-            ("completion", record.usage.completion_tokens),
-            ("reasoning", record.usage.reasoning_tokens),
-        ):
-            if count:
-                self.tokens.labels(model, kind).inc(count)
-        if record.first_output_s is not None:
-            self.time_to_first_token_s.labels(model).observe(record.first_output_s)
-            if record.longest_choice > 1:
-                spent_s = record.duration_s - record.first_output_s
-                self.inter_token_latency_s.labels(model).observe(
-                    spent_s / (record.longest_choice - 1)
-                )
-        if record.num_malformed:
-            self.malformed_calls.labels(model).inc(record.num_malformed)
-        if record.num_resumed:
-            self.resumptions.labels(model, "engine").inc(record.num_resumed)
-        if record.num_replayed:
-            self.resumptions.labels(model, "toolparser").inc(record.num_replayed)
+        model = self._by_model.get(record.model)
+        if model is None:
+            model = self._by_model[record.model] = _ModelMetrics(self, record.model)
+        model.observe(record)
 
     def render(self) -> bytes:
         """The metrics as Prometheus text."""
         return generate_latest(self.registry)
+
+
+class _ModelMetrics:
+    """The series of one model, looked up once: that costs more than counting."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._outcomes: dict[str, Counter] = {}
+        self._tokens = {
+            kind: metrics.tokens.labels(model, kind)
+            for kind in ("prompt", "cached", "completion", "reasoning")
+        }
+        self._duration = metrics.request_duration_s.labels(model)
+        self._first_token = metrics.time_to_first_token_s.labels(model)
+        self._between_tokens = metrics.inter_token_latency_s.labels(model)
+
+    def observe(self, record: GenerationRecord) -> None:
+        """Count one generation."""
+        outcome = self._outcomes.get(record.outcome)
+        if outcome is None:
+            outcome = self._metrics.generations.labels(self._model, record.outcome)
+            self._outcomes[record.outcome] = outcome
+        outcome.inc()
+        self._duration.observe(record.duration_s)
+        usage = record.usage
+        for kind, count in (
+            ("prompt", usage.prompt_tokens),
+            ("cached", usage.cached_tokens),
+            ("completion", usage.completion_tokens),
+            ("reasoning", usage.reasoning_tokens),
+        ):
+            if count:
+                self._tokens[kind].inc(count)
+        if record.first_output_s is not None:
+            self._first_token.observe(record.first_output_s)
+            if record.longest_choice > 1:
+                spent_s = record.duration_s - record.first_output_s
+                self._between_tokens.observe(spent_s / (record.longest_choice - 1))
+        self._count_trouble(record)
+
+    def _count_trouble(self, record: GenerationRecord) -> None:
+        metrics, model = self._metrics, self._model
+        if record.num_malformed:
+            metrics.malformed_calls.labels(model).inc(record.num_malformed)
+        if record.num_resumed:
+            metrics.resumptions.labels(model, "engine").inc(record.num_resumed)
+        if record.num_replayed:
+            metrics.resumptions.labels(model, "toolparser").inc(record.num_replayed)
 
 
 class StateCollector(Collector):

@@ -36,6 +36,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "gateway.http.render",
         "gateway.http",
         "gateway.http.routes",
+        "gateway.http.dispatcher",
         "gateway.http.app",
         "gateway.http.server",
         "gateway",
