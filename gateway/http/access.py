@@ -1,9 +1,11 @@
 """Who may use a route: authorised by default, open only by name, and before a body is read."""
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine
 from enum import Enum
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
@@ -11,13 +13,17 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from gateway import bridge
-from gateway.errors import DeniedError, InvalidRequestError
-from gateway.http.bodies import SMALL_BYTES
+from gateway.errors import ClientDisconnectedError, DeniedError, InvalidRequestError
+from gateway.http.bodies import OFF_LOOP_BYTES, SMALL_BYTES
+from gateway.http.disconnect import watch
+from gateway.http.parsers import BodyKind
 from gateway.http.parts import HttpParts, parts_of
 from gateway.request.caller import Caller
 from protocol.errors import ErrorCode
 from protocol.wire.endpoints import is_loopback
 from protocol.wire.messages import Granted, KeyRole
+
+ResultT = TypeVar("ResultT")
 
 
 class Access(Enum):
@@ -56,6 +62,9 @@ ROUTE_ACCESS: dict[str, Access] = {
     "/v1/admin/keys/{key_id}/revoke": Access.ADMIN,
 }
 """Every route that is not `Access.USER`."""
+
+_RESERVED_FIRST = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+"""Metered routes that tell nothing of this server before the reservation."""
 
 
 class GuardedRoute(APIRoute):
@@ -118,6 +127,9 @@ class GuardedRoute(APIRoute):
 async def _guard_metered(request: Request, path: str) -> None:
     """Know the caller before more than a little of the body is read.
 
+    Where the body alone decides what is answered before a reservation, what is served here among
+    it, the caller is always known first.
+
     Raises:
         DeniedError: There is no key, or it was unknown a moment ago or is so now.
     """
@@ -133,7 +145,8 @@ async def _guard_metered(request: Request, path: str) -> None:
     refusal = parts.identities.refusal(caller.key_digest)
     if refusal is not None:
         raise DeniedError(refusal.message, code=refusal.code)
-    if parts.identities.find(caller.key_digest) is None and not _has_small_body(request):
+    is_reserved_first = path in _RESERVED_FIRST and _has_small_body(request)
+    if not is_reserved_first and parts.identities.find(caller.key_digest) is None:
         await _identify(request, path, "user")
 
 
@@ -258,6 +271,34 @@ def presented_key(request: Request) -> str | None:
     # Another scheme is no key of ours; taken whole, it is unknown to the auth worker.
     key = credentials.strip() if scheme.lower() == "bearer" else authorization
     return key or None
+
+
+async def parsed_body(request: Request, kind: BodyKind[ResultT]) -> ResultT:
+    """What the body of a request says; parsing ends when its client leaves.
+
+    Raises:
+        InvalidRequestError: It is wrong.
+        ClientDisconnectedError: The client has left.
+        GatewayError: It is too large, or too much is under way.
+    """
+    body = await read_body(request)
+    parsing = parts_of(request).bodies.parse(body, caller_of(request).name, kind)
+    if len(body) < OFF_LOOP_BYTES:
+        return await parsing
+    task = asyncio.get_running_loop().create_task(parsing)
+    stop = watch(request.scope, request.receive, partial(_cancel, task))
+    try:
+        await asyncio.wait((task,))
+    finally:
+        stop()
+        task.cancel()
+    if task.cancelled():
+        raise ClientDisconnectedError("The client has left.")
+    return task.result()
+
+
+def _cancel(task: "asyncio.Task[Any]") -> None:
+    task.cancel()
 
 
 async def read_body(request: Request) -> bytes:

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
+from gateway.http import parsers
 from gateway.http.access import ROUTE_ACCESS, Access, GuardedRoute
 from gateway.http.app import build_api
 from gateway.http.error_table import ERROR_TABLE
-from gateway.http.routes import generate
 from protocol.errors import ErrorCode
 from protocol.runtime.metrics import MetricRegistry
 from protocol.wire.messages import Authorize, CreateKey, Generate, LimitState
@@ -196,7 +196,7 @@ async def test_a_bug_of_ours_is_a_500_that_tells_nothing_and_closes(
     def broken(_body: bytes) -> None:
         raise KeyError("/secret/path")
 
-    monkeypatch.setattr(generate, "parse_chat_body", broken)
+    monkeypatch.setattr(parsers, "parse_chat_body", broken)
     async with running_gateway(socket_dir) as gateway:
         response = await gateway.chat()
         assert response.status_code == 500
