@@ -7,6 +7,7 @@ from gateway.errors import UnsupportedFieldError
 
 HARMLESS_FIELDS: Final[dict[str, str]] = {
     "metadata": "labels for the caller's own records",
+    "prediction": "a guess to be faster by; the text is the same without",
     "prompt_cache_key": "a routing hint; nothing depends on it",
     "prompt_cache_options": "a caching hint; nothing depends on it",
     "prompt_cache_retention": "a caching hint; nothing depends on it",
@@ -22,7 +23,6 @@ CHAT_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "echo": ((False,), "only completions repeat their prompt"),
     "modalities": ((["text"],), "models here answer in text"),
     "moderation": ((), "there is no moderation model"),
-    "prediction": ((), "not served yet"),
     "verbosity": (("medium",), "models here have no such control; ask for it in the prompt"),
     "web_search_options": ((), "there is no web search"),
 }
