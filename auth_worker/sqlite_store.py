@@ -23,6 +23,7 @@ from auth_worker.errors import (
     StoreUnavailableError,
 )
 from auth_worker.key_table import KeyTable, stored_key
+from auth_worker.ledger import book_usage, forget_leases, save_leases, touch_keys
 from auth_worker.operations import (
     AddKey,
     AppendAudit,
@@ -39,7 +40,6 @@ from auth_worker.operations import (
     Snapshot,
     TouchKey,
 )
-from auth_worker.usage_book import book_usage, forget_leases, save_leases, touch_keys
 
 DATABASE_NAME = "auth.sqlite3"
 LOCK_NAME = "auth.lock"

@@ -13,7 +13,6 @@ from protocol.wire.messages import (
     Abort,
     Adjust,
     Authorize,
-    Cancel,
     CloseParse,
     CreateKey,
     Detokenize,
@@ -232,11 +231,6 @@ def addressed(
     return structs.replace(
         question, request_id=request_id, deadline_s=deadline_s, tenant=tenant, trace_id=trace_id
     )
-
-
-def cancel(request_id: str) -> Cancel:
-    """Nobody waits for the answer to a question any more."""
-    return Cancel(request_id=request_id)
 
 
 def generate(

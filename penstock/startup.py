@@ -1,4 +1,4 @@
-"""What a person sees while the house starts: one progress line a worker, then where to go."""
+"""What a person sees while the server starts: one progress line a worker, then where to go."""
 
 import time
 from collections.abc import Callable
@@ -112,7 +112,7 @@ def wait_until_ready(
     settings: ServeSettings,
     console: Console,
 ) -> str | None:
-    """Look after the processes and show progress until the house can serve.
+    """Look after the processes and show progress until the server can serve.
 
     Args:
         poll: The supervisor's look at its children.

@@ -1,4 +1,4 @@
-"""Starts every process of the house on this machine, restarts what dies, ends all of it."""
+"""Starts every process of the server on this machine, restarts what dies, ends all of it."""
 
 import contextlib
 import logging
@@ -80,7 +80,7 @@ def _describe(status: int) -> str:
 def process_specs(
     settings: ServeSettings, folders: Mapping[str, Path | None]
 ) -> tuple[ProcessSpec, ...]:
-    """The processes of a house.
+    """The processes of a server.
 
     Args:
         settings: What to serve.
@@ -246,7 +246,7 @@ class Supervisor:
         """Look after the children once: note deaths, start again what is due.
 
         Raises:
-            CommandError: A process can't start before the house was ever ready, or none of a kind
+            CommandError: A process can't start before the server was ever ready, or none of a kind
                 is left that another start could help.
         """
         now = self._clock()

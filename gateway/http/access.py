@@ -249,16 +249,15 @@ def _has_small_body(request: Request) -> bool:
 
 def caller_of(request: Request) -> Caller:
     """Digest of the presented key, the client's address, and its own id for the request."""
-    known = getattr(request.state, "caller", None)
-    if known is None:
-        key = presented_key(request)
-        known = Caller(
+    state: dict[str, Any] = request.scope["state"]
+    caller: Caller | None = state.get("caller")
+    if caller is None:
+        key, client = presented_key(request), request.scope.get("client")
+        caller = state["caller"] = Caller(
             None if key is None else hashlib.sha256(key.encode()).digest(),
-            request.client.host if request.client is not None else "",
-            request.state.trace_id,
+            "" if client is None else client[0],
+            state["trace_id"],
         )
-        request.state.caller = known
-    caller: Caller = known
     return caller
 
 
@@ -304,7 +303,7 @@ def _cancel(task: "asyncio.Task[Any]") -> None:
 async def read_body(request: Request) -> bytes:
     """The body of a request, within the bounds of its caller."""
     parts: HttpParts = parts_of(request)
-    request.state.has_read_body = True
+    request.scope["state"]["has_read_body"] = True
     return await parts.bodies.read(request.receive, caller_of(request).name)
 
 

@@ -85,6 +85,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
+            cycle.body = bytearray()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -98,6 +99,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._num_head_bytes += len(data)
         try:
             self.parser.feed_data(data)
+            if self._is_in_head and self._head_timer is None:
+                self._start_head_timer()  # most heads come whole
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
@@ -115,8 +118,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """The first byte of a request."""
         super().on_message_begin()
         self._is_in_head = True
-        if self._head_timer is None:
-            self._start_head_timer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer."""
@@ -151,9 +152,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._num_head_bytes = 0
         if not self.parser.should_upgrade():
             super().on_message_complete()
+            if not self.pipeline:
+                # A last piece that was large has stopped the reading, and nobody would see the
+                # client leave any more.
+                self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         """An answer is out."""
+        for cycle in self._cycles:
+            if cycle.response_complete:
+                cycle.body = bytearray()  # what nobody read
         super().on_response_complete()
         if self._is_admitted and self._limits is not None and not self.pipeline:
             self._limits.on_idle(self)

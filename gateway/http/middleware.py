@@ -1,5 +1,6 @@
 """What every HTTP request passes before any route: ids, hosts, sizes, headers; pure ASGI."""
 
+import itertools
 import re
 import secrets
 import time
@@ -43,13 +44,16 @@ class RequestScopeMiddleware:
         self._metrics = metrics
         self._access_log = access_log
         self._clock = clock
+        # Unique among all processes, and in order within one; an id is a name, never a key.
+        self._id_prefix = secrets.token_hex(8)
+        self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = secrets.token_hex(16)
+        request_id = f"{self._id_prefix}{next(self._numbers):016x}"
         trace_id = _trace_id(scope["headers"])
         client = scope.get("client")
         record = AccessRecord(

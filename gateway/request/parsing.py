@@ -226,7 +226,7 @@ class ParseSession:
         if not isinstance(error, WorkerLostError) and error.code is not ErrorCode.UNKNOWN_REQUEST:
             self._on_failed(error)
             return
-        _logger.info("request %s goes to another parser", self._opening.request_id)
+        _logger.info("request %s goes to another toolparser", self._opening.request_id)
         self._replay = asyncio.get_running_loop().create_task(self._replay_elsewhere())
 
     def _on_event(self, choice: int, state: _Choice, event: ParseEvent) -> None:

@@ -1,5 +1,6 @@
 """A call of one of this server's tools as a kind of work."""
 
+from gateway.errors import GatewayError
 from gateway.request.work import SimpleWork
 from gateway.tools.toolbox import ToolBox, ToolResult
 
@@ -33,7 +34,11 @@ class ToolWork(SimpleWork):
             GatewayError: No such tool, wrong arguments, or too many calls wait.
         """
         self._was_begun = True
-        self.result = await self._toolbox.execute(self._name, self._arguments_json)
+        try:
+            self.result = await self._toolbox.execute(self._name, self._arguments_json)
+        except GatewayError:
+            self._was_begun = False  # it was refused; what a tool raises is a result
+            raise
         self.owner.end("finished")
 
     @property

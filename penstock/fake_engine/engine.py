@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from penstock.fake_engine.embedding import NUM_DIMENSIONS, POOLING, embed, wanted_trouble
 from penstock.fake_engine.script import (
     FINGERPRINT,
     MAX_TOKEN_BYTES,
@@ -26,6 +27,7 @@ from protocol.wire.messages import (
     Delta,
     Detokenize,
     Detokenized,
+    Embed,
     EngineCommand,
     EngineOffer,
     Extend,
@@ -45,6 +47,8 @@ _PROMPT_TAIL_CHARACTERS: Final = 64
 _NEUTRAL: Final = SamplingParams()
 _UNSUPPORTED: Final = ("stop", "logprobs", "prompt_logprobs")
 """Sampling parameters that would change what a client gets, and that a script can't honour."""
+
+_WANTED_FAILURE: Final = "The prompt asked for this failure."
 
 StreamKey = tuple[str, str, int]
 
@@ -133,8 +137,10 @@ class FakeEngine:
             architecture="Script",
             has_chat_template=True,
             vocab_size=VOCAB_SIZE,
-            capabilities=("chat", "completions"),
+            capabilities=("chat", "completions", "embeddings"),
             max_num_seqs=settings.max_num_seqs,
+            num_embedding_dimensions=NUM_DIMENSIONS,
+            pooling=POOLING,
             max_token_bytes=MAX_TOKEN_BYTES,
         )
 
@@ -178,6 +184,8 @@ class FakeEngine:
             self._prepare(gateway_id, command)
         elif isinstance(command, Detokenize):
             self._detokenize(gateway_id, command)
+        elif isinstance(command, Embed):
+            self._embed(gateway_id, command)
         elif isinstance(command, Extend):
             stream = self._streams.get((gateway_id, command.request_id, command.choice))
             if stream is not None and stream.attempt == command.attempt:
@@ -241,7 +249,7 @@ class FakeEngine:
                     choice=stream.choice,
                     attempt=stream.attempt,
                     code=ErrorCode.INTERNAL_ERROR,
-                    message="The prompt asked for this failure.",
+                    message=_WANTED_FAILURE,
                     usage=stream.usage,
                 )
             )
@@ -282,6 +290,17 @@ class FakeEngine:
             return
         text = decode(command.token_ids)
         self._send(gateway_id, Detokenized(request_id=command.request_id, text=text))
+
+    def _embed(self, gateway_id: str, command: Embed) -> None:
+        fault = wanted_trouble(command)
+        if fault is None:
+            self._send(gateway_id, embed(command, self._settings.max_model_len))
+        elif fault.kind == "crash":
+            self._crash()
+        elif fault.kind == "hang":
+            self.is_hanging = True
+        else:
+            self._fail(gateway_id, command.request_id, ErrorCode.INTERNAL_ERROR, _WANTED_FAILURE)
 
     def _fail(self, gateway_id: str, request_id: str, code: ErrorCode, message: str) -> None:
         self._send(gateway_id, Failure(request_id=request_id, code=code, message=message))

@@ -134,7 +134,8 @@ async def test_who_is_leaving_but_has_not_left_yet_gets_no_seat() -> None:
     leaving, next_one = await desk.queued("t"), await desk.queued("t")
     leaving.cancel()
     desk.admission.release(seat)  # before the one who leaves runs again
-    assert (await next_one).engine.num_requests == 1
+    assert seat.engine.num_requests == 1
+    assert (await next_one).engine is seat.engine
     await asyncio.gather(leaving, return_exceptions=True)
     assert desk.admission.num_waiting("m") == 0
 
