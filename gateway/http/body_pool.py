@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -153,6 +155,8 @@ async def _exchange(process: asyncio.subprocess.Process, task: bytes, body: byte
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            # Its own `kill` may reap a process that has just died, and asyncio would not learn how.
+            os.killpg(process.pid, signal.SIGKILL)
     await process.wait()

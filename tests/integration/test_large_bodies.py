@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from protocol.wire.messages import Abort, Authorize, Prepare
 from tests.fakes.raw_http import connected, post
 from tests.fakes.running_gateway import RunningGateway, running_gateway
 
+NEVER_ANSWERS = (sys.executable, "-c", "import sys; sys.stdin.read()")
 LARGE = "x" * (bodies.OFF_LOOP_BYTES + 1000)
 
 
@@ -99,8 +101,10 @@ async def test_a_process_that_is_killed_is_a_503_and_the_next_body_gets_another(
         await gateway.auth()
         await gateway.engine()
         pool = pool_of(gateway)
+        command, pool._command = pool._command, NEVER_ANSWERS
         asked = asyncio.ensure_future(completion(gateway, prompt=LARGE))
         await gateway.until(lambda: pool._busy)
+        pool._command = command
         (process,) = pool._busy
         os.kill(process.pid, signal.SIGKILL)
         status, body = await asked
@@ -118,6 +122,7 @@ async def test_parsing_ends_with_the_client_that_asked(socket_dir: Path) -> None
         auth = await gateway.auth()
         await gateway.engine()
         pool = pool_of(gateway)
+        pool._command = NEVER_ANSWERS
         async with connected(gateway) as leaving:
             leaving.writer.write(post(json.dumps({"model": "demo", "prompt": LARGE}).encode()))
             await gateway.until(lambda: pool._busy)
