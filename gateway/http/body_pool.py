@@ -3,13 +3,15 @@
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gateway.errors import GatewayError, InvalidRequestError, OverloadedError
 from gateway.http.body_process import LENGTH_BYTES, RESULT, ParseTask, Refusal
-from gateway.http.parsers import BodyKind, ParseContext
+from gateway.http.parsers import KINDS, BodyKind, ParseContext
 from gateway.http.turns import Turns
 from protocol.wire import codec
 
@@ -46,7 +48,10 @@ class BodyPool:
         self._idle: list[asyncio.subprocess.Process] = []
         self._busy: set[asyncio.subprocess.Process] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._decoders: dict[str, codec.Decoder[object]] = {}
+        # Made at the start: each takes milliseconds.
+        self._decoders: dict[str, codec.Decoder[Any]] = {
+            kind.name: codec.Decoder(kind.result) for kind in KINDS.values()
+        }
 
     async def parse(
         self, body: bytes, caller: bytes, kind: BodyKind[ResultT], context: ParseContext
@@ -66,10 +71,7 @@ class BodyPool:
         finally:
             self._turns.give(caller)
         if frame[:1] == RESULT:
-            decoder = self._decoders.get(kind.name)
-            if decoder is None:
-                decoder = self._decoders[kind.name] = codec.Decoder(kind.result)
-            result: ResultT = decoder.decode(memoryview(frame)[1:])  # type: ignore[assignment]
+            result: ResultT = self._decoders[kind.name].decode(memoryview(frame)[1:])
             return result
         refusal = _refusal_decoder.decode(memoryview(frame)[1:])
         raise InvalidRequestError(refusal.message, code=refusal.code, param=refusal.param)
@@ -153,6 +155,8 @@ async def _exchange(process: asyncio.subprocess.Process, task: bytes, body: byte
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            # Its own `kill` may reap a process that has just died, and asyncio would not learn how.
+            os.killpg(process.pid, signal.SIGKILL)
     await process.wait()

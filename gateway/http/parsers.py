@@ -19,6 +19,7 @@ from gateway.http.schemas.chat import parse_chat_body
 from gateway.http.schemas.completion import parse_completion_body
 from gateway.http.schemas.embedding import EncodingFormat, parse_embedding_body
 from gateway.http.schemas.messages import clean_tools
+from gateway.http.schemas.ranges import MAX_TOKEN_IDS
 from gateway.http.schemas.tokenize import parse_detokenize_body, parse_tokenize_body
 from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
 from gateway.request.job import GenerationJob
@@ -145,12 +146,12 @@ def _chat(body: bytes, context: ParseContext) -> GenerationBody:
 def _completion(body: bytes, context: ParseContext) -> GenerationBody:
     request, ignored = parse_completion_body(body)
     job = completion_job(request, context.defaults(request.model))
-    offer = context.offers.get(request.model)
-    if (
-        offer is not None
-        and sum(len(one.prompt_token_ids or ()) for one in job.prepares) > MANY_IDS
-    ):
-        check_prompts(job.prepares, offer)
+    num_ids = sum(len(one.prompt_token_ids or ()) for one in job.prepares)
+    if num_ids > MANY_IDS:
+        offer = context.offers.get(request.model)
+        if offer is not None:
+            check_prompts(job.prepares, offer)
+        _check_number(num_ids, "prompt")
     return GenerationBody(job, ignored)
 
 
@@ -161,9 +162,11 @@ def _embedding(body: bytes, context: ParseContext) -> EmbeddingBody:
         texts, token_ids, request.dimensions, request.truncate_prompt_tokens
     )
     num_ids = sum(map(len, token_ids))
-    offer = context.offers.get(request.model)
-    if offer is not None and num_ids > MANY_IDS:
-        check_inputs(message, offer)
+    if num_ids > MANY_IDS:
+        offer = context.offers.get(request.model)
+        if offer is not None:
+            check_inputs(message, offer)
+        _check_number(num_ids, "input")
     return EmbeddingBody(
         model=request.model,
         message=message,
@@ -173,6 +176,15 @@ def _embedding(body: bytes, context: ParseContext) -> EmbeddingBody:
         num_inputs=len(texts) + len(token_ids),
         ignored=ignored,
     )
+
+
+def _check_number(num_ids: int, param: str) -> None:
+    if num_ids > MAX_TOKEN_IDS:
+        raise InvalidRequestError(
+            f"Invalid `{param}`: there are {num_ids} token ids; at most {MAX_TOKEN_IDS} are "
+            "accepted.",
+            param=param,
+        )
 
 
 def _tokenize(body: bytes, _context: ParseContext) -> TokenizeBody:
