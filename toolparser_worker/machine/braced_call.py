@@ -30,6 +30,8 @@ _BARE_VALUE_END = re.compile(r"[{}\[\],]")
 class BracedCallReader(CallReader[BracedBody]):
     """Turns the private spelling into JSON as it comes (`CallReader`).
 
+    It is long because each state of the automaton is a method.
+
     Args:
         body: How the call is spelt.
         sink: Is told the name and the arguments.

@@ -35,6 +35,8 @@ class JsonCallReader(CallReader[JsonObjectBody]):
     An object that turns out to be no call is still followed to its end, so that what is nested
     in it is not taken for one.
 
+    It is long because each state of the automaton is a method.
+
     Args:
         body: How the call is spelt.
         sink: Is told the name and the arguments.

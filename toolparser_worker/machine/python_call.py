@@ -63,6 +63,8 @@ class _Frame:
 class PythonCallReader(CallReader[PythonBody]):
     """Turns `f(x=1)` into name and JSON as it comes (`CallReader`).
 
+    It is long because each state of the automaton is a method.
+
     Args:
         body: How the call is spelt.
         sink: Is told the name and the arguments.

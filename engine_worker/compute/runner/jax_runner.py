@@ -56,6 +56,8 @@ class JaxModelRunner:
     the deterministic mode all tokens, of prompts and of outputs, go through one program of a fixed
     shape, one token a row, and all are sampled by one full sampler, so that what a token computes
     depends on nothing but its own request.
+
+    It is long because the port alone has fourteen members, all on the one state of the device.
     """
 
     def __init__(

@@ -73,7 +73,10 @@ class Schedule:
 
 
 class Scheduler:
-    """Owns the waiting and running choices, their slots and their blocks."""
+    """Owns the waiting and running choices, their slots and their blocks.
+
+    It is long because slots, blocks and order have one invariant, which a split would spread.
+    """
 
     def __init__(self, limits: SchedulerLimits, pool: BlockPool) -> None:
         assert limits.max_num_batched_tokens >= limits.max_num_seqs
