@@ -19,7 +19,7 @@ from engine_worker.compute.runner.program_store import ProgramStore
 from engine_worker.compute.runner.programs import (
     MAX_NEW_TOKENS,
     DeviceState,
-    StepOutput,
+    ProgramOutput,
     StepProgram,
     blocks_per_turn,
     set_slot_counts,
@@ -334,7 +334,7 @@ class JaxModelRunner:
         outcome: StepOutcome,
         *,
         has_next: bool = False,
-    ) -> StepOutput:
+    ) -> ProgramOutput:
         """Runs and samples some of the step's rows, which `indices` names."""
         is_apart = any(row.sample and row.needs_full_sampler for row in rows)
         if is_apart or bucket.is_prefill:
@@ -349,10 +349,12 @@ class JaxModelRunner:
             outcome.put_tokens(indices, np.asarray(output.tokens))
         return output
 
-    def _step(self, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool = True) -> StepOutput:
+    def _step(
+        self, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool = True
+    ) -> ProgramOutput:
         packed = self._packed_layouts[bucket].pack(rows, samples=samples)
         program = self._store.get(bucket)
-        output: StepOutput
+        output: ProgramOutput
         output, self._state = program(self._weights.leaves, self._state, packed)
         return output
 
