@@ -91,6 +91,8 @@ def _kill_self() -> None:
 class FakeEngine:
     """Choices of scripted tokens; all methods are called in one thread.
 
+    It is long because it answers every command of an engine, each with a few lines.
+
     Args:
         settings: How it behaves.
         send: Sends a gateway a message.
