@@ -62,7 +62,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """A client has come."""
         super().connection_made(transport)
         # What an answer is written to; its end may have to wait for the client.
-        self._answer_transport = cast("asyncio.Transport", LingeringTransport(transport, self))
+        self._answer_transport = LingeringTransport(transport, self)
         self.address = self.client[0] if self.client else ""
         if self._limits is not None:
             self._is_admitted = self._limits.admit(self)
@@ -86,6 +86,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
             cycle.body = bytearray()
+        self._cycles = []
+        self._answer_transport.let_go()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -136,7 +138,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._limits is not None:
             self._limits.on_busy(self)
         super().on_headers_complete()
-        self.cycle.transport = self._answer_transport
+        self.cycle.transport = cast("asyncio.Transport", self._answer_transport)
         self._disconnects = [one for one in self._disconnects if not one[0].response_complete]
         self._disconnects.append((self.cycle, disconnect))
         self._cycles = [one for one in self._cycles if not one.response_complete]
@@ -260,7 +262,7 @@ class LingeringTransport:
 
     def __init__(self, transport: asyncio.Transport, protocol: BoundedHttpProtocol) -> None:
         self._transport = transport
-        self._protocol = protocol
+        self._protocol: BoundedHttpProtocol | None = protocol
         self.write = transport.write
         self.is_closing = transport.is_closing
         self.get_extra_info = transport.get_extra_info
@@ -269,7 +271,12 @@ class LingeringTransport:
 
     def close(self) -> None:
         """Close, after a moment where the client may still be sending."""
-        if self._protocol.has_unread_body and not self._transport.is_closing():
-            self._protocol.linger()
-        else:
+        protocol = self._protocol
+        if protocol is None or self._transport.is_closing() or not protocol.has_unread_body:
             self._transport.close()
+        else:
+            protocol.linger()
+
+    def let_go(self) -> None:
+        """The connection is gone: two that know each other would wait for the collector."""
+        self._protocol = None

@@ -156,6 +156,7 @@ class Answer:
 
     def on_choice_aborted(self, choice: EngineChoice) -> None:
         """A choice that was stopped has its final usage."""
+        choice.release()
         self._owner.on_idle()
 
     def on_choice_failed(self, choice: EngineChoice, error: GatewayError) -> None:
