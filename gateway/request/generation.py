@@ -250,5 +250,6 @@ class GenerationWork:
             emit=self._pipeline.put,
             on_choice_done=self._answer.on_choice_done,
             on_failed=lambda error: self._owner.end("failed", error),
+            spawn=self._owner.background.spawn,
         )
         return await self._parse.open()
