@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := protocol gateway engine_worker auth_worker toolparser_worker penstock tests tools benchmarks examples
 
-.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak attack e2e-docker clean
+.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak attack e2e-docker clean mutants
 
 help:
 	@echo "make serve [ARGS=...]  install and serve the bundled model     make test   install and run the tests"
@@ -61,6 +61,16 @@ fuzz: $(VENV)/.test
 	FUZZ_FRAMES=1000000 $(BIN)/python -m pytest tests/integration/test_transport_bounds.py
 	FUZZ_EFFORT=20 $(BIN)/python -m pytest tests/unit/toolparser_worker/test_parser_laws.py \
 		tests/unit/toolparser_worker/test_parser_early.py tests/unit/toolparser_worker/test_parser_work.py
+
+# Faults put into gateway/dispatch and gateway/ledger one by one: do their unit tests notice? A second
+# run tries only what changed, ARGS="gateway.ledger.*" all of some. See docs/measurements/mutants.md.
+$(VENV)/.mutants: pyproject.toml $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --group mutants
+	@touch $@
+
+mutants: $(VENV)/.mutants
+	$(BIN)/mutmut run $(ARGS)
+	@$(BIN)/mutmut results --all true | awk -f tools/mutation_scores.awk
 
 # How the sample cases of every tool-call and reasoning format fare.
 formats: $(VENV)/.test

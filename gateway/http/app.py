@@ -4,13 +4,12 @@ import logging
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from gateway.errors import ClientDisconnectedError, DeniedError
-from gateway.http.access import leaves_body_unread
+from gateway.http.access import GuardedRoute, leaves_body_unread
 from gateway.http.dispatcher import Dispatcher, ErrorHandler
 from gateway.http.error_table import (
     ERROR_TABLE,
@@ -20,6 +19,7 @@ from gateway.http.error_table import (
     render_error,
 )
 from gateway.http.middleware import BodySizeMiddleware, HostGuardMiddleware, RequestScopeMiddleware
+from gateway.http.openapi import describe
 from gateway.http.parts import HttpParts
 from gateway.http.routes import (
     admin,
@@ -34,6 +34,7 @@ from gateway.http.routes import (
 )
 from gateway.telemetry.access_log import AccessRecord
 from protocol.errors import ErrorCode, PenstockError
+from protocol.wire.endpoints import is_loopback
 
 _logger = logging.getLogger("penstock.gateway.http")
 
@@ -48,9 +49,13 @@ def build_api(parts: HttpParts) -> FastAPI:
         for route in module.router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.
             app.router.routes.append(route)
-            if isinstance(route, APIRoute):
-                app.state.methods.append((route.path_regex, route.methods))
-    document = docs.describe(app)
+            if isinstance(route, GuardedRoute):
+                app.state.methods.append((route.path_regex, route.answered_methods))
+    document = describe(
+        app,
+        requires_keys=parts.settings.require_keys,
+        is_local=is_loopback(parts.settings.host),
+    )
     app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
@@ -61,7 +66,7 @@ def build_app(parts: HttpParts) -> ASGIApp:
     dispatcher = Dispatcher(build_api(parts), _HANDLERS, _on_bug)
     app: ASGIApp = BodySizeMiddleware(dispatcher, settings.max_body_bytes)
     if not settings.require_keys:
-        app = HostGuardMiddleware(app, (settings.host, *settings.allowed_hosts))
+        app = HostGuardMiddleware(app, parts.host_guard)
     return RequestScopeMiddleware(app, parts.metrics, parts.access_log)
 
 

@@ -101,6 +101,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._num_head_bytes += len(data)
         try:
             self.parser.feed_data(data)
+            if self._is_in_head and self._head_timer is None:
+                self._start_head_timer()  # most heads come whole
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
@@ -118,8 +120,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """The first byte of a request."""
         super().on_message_begin()
         self._is_in_head = True
-        if self._head_timer is None:
-            self._start_head_timer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer."""

@@ -207,7 +207,6 @@ class EngineChoice:
         self._num_fruitless += 1
         self.attempt += 1
         self.resume_version = seat.engine.offer.resume_version
-        self.was_started = True
         self.suspicion.on_attempt()
         generate = bridge.generate(
             plan.request_id,
@@ -231,7 +230,8 @@ class EngineChoice:
         )
         try:
             self._engines.generate(seat.engine, generate, self)
-        except WorkerLostError as error:
+            self.was_started = True
+        except WorkerLostError as error:  # it went away unasked
             self.on_failure(error, None)
         if self.is_at_lease_end:
             self.cut()  # the lease ended while no engine worked on it; nothing else would end this

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from msgspec import structs
 
 from gateway.bridge import Outcome
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, InvalidRequestError
 from gateway.request.answer import Answer
 from gateway.request.answer_size import check_answer_size, lengths
 from gateway.request.budget import TokenBudget
@@ -18,6 +18,7 @@ from gateway.request.lease_watch import LeaseWatch
 from gateway.request.model_limits import check_served, find_offer
 from gateway.request.parsing import ParseSession, parse_opening
 from gateway.request.pipeline import Pipeline
+from gateway.request.prompt_length import check_prompts
 from gateway.request.work import Owner
 from gateway.request.work_bound import Admitted, Bound
 from gateway.telemetry.metrics import GenerationRecord, Metrics
@@ -137,7 +138,7 @@ class GenerationWork:
     def begin(self, admitted: Admitted) -> None:
         """Send the prompts ahead of the grant, if there is a free seat."""
         offer = self._pool.directory.offer(self.model)
-        if offer is not None:
+        if offer is not None and self._may_fit(offer):
             self._launcher.begin(admitted, self._budget.upper_bound(offer))
 
     def withdraw(self) -> None:
@@ -233,6 +234,13 @@ class GenerationWork:
 
     # Small parts.
 
+    def _may_fit(self, offer: EngineOffer) -> bool:
+        try:
+            check_prompts(self.job.prepares, offer)
+        except InvalidRequestError:
+            return False  # `check` says so, once the caller is known
+        return True
+
     async def _open_parse(self) -> ParseOpened | None:
         if self._opening is None:
             return None
@@ -242,5 +250,6 @@ class GenerationWork:
             emit=self._pipeline.put,
             on_choice_done=self._answer.on_choice_done,
             on_failed=lambda error: self._owner.end("failed", error),
+            spawn=self._owner.background.spawn,
         )
         return await self._parse.open()

@@ -90,6 +90,7 @@ class IdentityTable:
                 self._bad.popitem(last=False)
         else:
             self._limited[key_digest] = self._clock() + LIMITED_S
+            self._limited.move_to_end(key_digest)
             if len(self._limited) > MAX_GOOD:
                 self._limited.popitem(last=False)
 

@@ -218,6 +218,8 @@ class Launcher:
             is_alone=choice.suspicion.needs_isolation,
             is_patient=is_patient,
         )
+        # Its lease may have grown while it waited.
+        self._pool.admission.resize(seat, choice.bound_tokens)
         choice.start(seat, self._owner.remaining_s())
 
     def _can_go_on(self, choice: EngineChoice, engine: EngineHandle) -> bool:
@@ -235,6 +237,7 @@ class Launcher:
                 self.wire_id(number),
                 deadline_s=self._owner.remaining_s(),
                 tenant=self._admitted.tenant,
+                priority=self._admitted.priority,
                 trace_id=self._owner.trace_id,
             )
             for number, prepare in enumerate(self._job.prepares)

@@ -9,7 +9,7 @@ from gateway import bridge
 from gateway.bridge import Outcome
 from gateway.dispatch.quarantine import Suspicion
 from gateway.dispatch.seats import Seat, SeatKind
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, RemoteFailureError
 from gateway.request.engine_asker import EngineAsker
 from gateway.request.job import question_fingerprint
 from gateway.request.launcher import EnginePool
@@ -153,7 +153,7 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
 
     @property
     def has_begun(self) -> bool:
-        """Whether an engine was asked."""
+        """Whether an engine was asked, and didn't refuse."""
         return self._was_sent
 
     def usage(self) -> Usage:
@@ -177,6 +177,7 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
             request_id,
             deadline_s=self.owner.remaining_s(),
             tenant=self._admitted.tenant,
+            priority=self._admitted.priority,
             trace_id=self.owner.trace_id,
         )
         link = self._pool.link
@@ -184,6 +185,9 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         self._was_sent = True
         try:
             return await answer
+        except RemoteFailureError:
+            self._was_sent = False  # whoever refuses has computed nothing
+            raise
         finally:
             link.close(seat.engine, request_id)
 

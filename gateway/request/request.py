@@ -179,7 +179,7 @@ class Request:
             GatewayError: The request ended meanwhile, or had before: a client may leave while its
                 body is looked at. Whatever was reserved is given back.
         """
-        if self.state >= State.ENDING:
+        if self.outcome is not None:
             raise self._error or ClientDisconnectedError("The client has left.")
         self._starter = asyncio.current_task()
         self._sessions.add(self)

@@ -41,6 +41,7 @@ class TextParse:
         reasoning: Pieces of the reasoning.
         calls: The tool calls, in order.
         num_malformed: Calls that broke, or were cut off, after their name was out.
+        was_opened: A parser took the text.
     """
 
     def __init__(self, parsers: ParserLink, opening: OpenParse) -> None:
@@ -49,9 +50,11 @@ class TextParse:
         self.reasoning: list[str] = []
         self.calls: list[ParsedCall] = []
         self.num_malformed = 0
+        self.was_opened = False
         self._parsers = parsers
         self._opening = opening
         self._answered: asyncio.Future[None] | None = None
+        self._failure: GatewayError | None = None
 
     async def run(self, text: str) -> None:
         """Parses the text; what was found stands in the attributes afterwards.
@@ -60,8 +63,11 @@ class TextParse:
             GatewayError: The parser refused it or was lost, or none is there.
         """
         parser, _ = await self._parsers.open(self._opening, self)
+        self.was_opened = True
         try:
             for start in range(0, max(1, len(text)), PIECE_CHARACTERS):
+                if self._failure is not None:
+                    raise self._failure  # it came right behind the last answer
                 piece = text[start : start + PIECE_CHARACTERS]
                 self._answered = asyncio.get_running_loop().create_future()
                 self._parsers.feed(
@@ -95,6 +101,7 @@ class TextParse:
 
     def on_parse_failure(self, error: GatewayError) -> None:
         """The parser gave up, or was lost."""
+        self._failure = error
         if self._answered is not None and not self._answered.done():
             self._answered.set_exception(error)
 
@@ -119,7 +126,7 @@ class ParseWork(SimpleWork):
         self._opening = opening
         self._text = text
         self._parsers = parsers
-        self._was_sent = False
+        self._was_opened = False
 
     async def run(self) -> None:
         """Parse; another parser begins anew when one is lost.
@@ -130,19 +137,19 @@ class ParseWork(SimpleWork):
         for attempt in range(1, MAX_ATTEMPTS + 1):
             opening = structs.replace(self._opening, attempt=attempt)
             self.parse = TextParse(self._parsers, opening)
-            self._was_sent = True
             try:
                 await self.parse.run(self._text)
                 break
             except (WorkerLostError, RemoteFailureError) as error:
+                self._was_opened |= self.parse.was_opened
                 if attempt == MAX_ATTEMPTS or not _is_lost(error):
                     raise
         self.owner.end("finished")
 
     @property
     def has_begun(self) -> bool:
-        """Whether a parser was asked."""
-        return self._was_sent
+        """Whether a parser took the text."""
+        return self._was_opened or self.parse.was_opened
 
 
 def _is_lost(error: GatewayError) -> bool:

@@ -147,13 +147,11 @@ class _ModelMetrics:
         self._metrics = metrics
         self._model = model
         self._outcomes: dict[str, Counter] = {}
-        self._tokens = {
-            kind: metrics.tokens.labels(model, kind)
-            for kind in ("prompt", "cached", "completion", "reasoning")
-        }
+        self._tokens: dict[str, Counter] = {}
         self._duration = metrics.request_duration_s.labels(model)
-        self._first_token = metrics.time_to_first_token_s.labels(model)
-        self._between_tokens = metrics.inter_token_latency_s.labels(model)
+        # A series that nothing was observed for would only look like one.
+        self._first_token: Histogram | None = None
+        self._between_tokens: Histogram | None = None
 
     def observe(self, record: GenerationRecord) -> None:
         """Count one generation."""
@@ -171,10 +169,16 @@ class _ModelMetrics:
             ("reasoning", usage.reasoning_tokens),
         ):
             if count:
+                if kind not in self._tokens:
+                    self._tokens[kind] = self._metrics.tokens.labels(self._model, kind)
                 self._tokens[kind].inc(count)
         if record.first_output_s is not None:
+            if self._first_token is None:
+                self._first_token = self._metrics.time_to_first_token_s.labels(self._model)
             self._first_token.observe(record.first_output_s)
             if record.longest_choice > 1:
+                if self._between_tokens is None:
+                    self._between_tokens = self._metrics.inter_token_latency_s.labels(self._model)
                 spent_s = record.duration_s - record.first_output_s
                 self._between_tokens.observe(spent_s / (record.longest_choice - 1))
         self._count_trouble(record)

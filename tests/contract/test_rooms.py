@@ -24,6 +24,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "gateway.errors",
         "gateway.config",
         "gateway.bridge",
+        "gateway.child_environment",
         "gateway.housekeeping",
         "gateway.telemetry",
         "gateway.tools",
