@@ -11,7 +11,6 @@ from protocol.wire.messages import (
     Abort,
     Adjust,
     Authorize,
-    Cancel,
     CloseParse,
     CreateKey,
     Detokenize,
@@ -195,10 +194,11 @@ BUILT: list[tuple[Any, Any]] = [
         ),
     ),
     (
-        bridge.addressed(bridge.token_ids((1,)), "r", deadline_s=2.5, tenant="t", trace_id="trace"),
+        bridge.addressed(
+            bridge.token_ids((1,)), "r", deadline_s=2.5, tenant="t", priority=7, trace_id="trace"
+        ),
         Detokenize(request_id="r", token_ids=(1,), deadline_s=2.5, tenant="t", trace_id="trace"),
     ),
-    (bridge.cancel("r"), Cancel(request_id="r")),
     (
         bridge.generate(
             "r",
