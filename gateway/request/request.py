@@ -156,6 +156,12 @@ class Request:
         """What was used so far; final once the request is settled."""
         return self.work.usage() if self._usage is None else self._usage
 
+    @property
+    def first_output_s(self) -> float | None:
+        """Seconds from the arrival to the first output; None where there was none."""
+        first_at = self.work.first_output_at
+        return None if first_at is None else first_at - self._arrived_at
+
     def release(self) -> None:
         """Whoever asked has read all it wants: once it is settled, nothing of the work is kept.
 
@@ -176,6 +182,9 @@ class Request:
         Raises:
             GatewayError: The request ended meanwhile; whatever was reserved is given back.
         """
+        if self.state >= State.ENDING:
+            # Its client left while the body was parsed: nothing of it goes out.
+            raise self._error or ClientDisconnectedError("The client has left.")
         self._starter = asyncio.current_task()
         self._sessions.add(self)
         loop = asyncio.get_running_loop()

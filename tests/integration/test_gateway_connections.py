@@ -1,6 +1,7 @@
 """What clients do to a connection: odd heads, slow bodies, pipelines, upgrades, early ends."""
 
 import asyncio
+import json
 from contextlib import AsyncExitStack
 from pathlib import Path
 
