@@ -213,6 +213,11 @@ class GenerationWork:
         """Whether an engine may still report what it used."""
         return self._answer.is_at_worker
 
+    @property
+    def first_output_at(self) -> float | None:
+        """When the first output of any choice came."""
+        return self._answer.first_output_at
+
     def observe(self, outcome: Outcome, duration_s: float) -> None:
         """Count it."""
         if self.offer is None:

@@ -157,6 +157,12 @@ class Request:
         """What was used so far; final once the request is settled."""
         return self.work.usage() if self._usage is None else self._usage
 
+    @property
+    def first_output_s(self) -> float | None:
+        """Seconds from the arrival to the first output; None where there was none."""
+        first_at = self.work.first_output_at
+        return None if first_at is None else first_at - self._arrived_at
+
     def release(self) -> None:
         """Whoever asked has read all it wants: once it is settled, nothing of the work is kept.
 

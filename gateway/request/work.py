@@ -131,6 +131,11 @@ class Work(Protocol):
         """Whether a worker may still report what it used."""
         ...
 
+    @property
+    def first_output_at(self) -> float | None:
+        """When the first output came, on the request's clock; None where there was none."""
+        ...
+
     def usage(self) -> Usage:
         """What was used so far; final once nothing is at a worker."""
         ...
@@ -177,6 +182,11 @@ class SimpleWork:
 
     def give_up(self) -> None:
         """Nothing is waited for."""
+
+    @property
+    def first_output_at(self) -> float | None:
+        """It has no output before its end."""
+        return None
 
     @property
     def is_at_worker(self) -> bool:
