@@ -26,6 +26,8 @@ _NOT_FORWARDED = frozenset({b"upgrade", b"connection", b"http2-settings"})
 class BoundedHttpProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol, closed where a hostile or an odd client could hurt.
 
+    It is long because each callback of httptools and of the transport is a method.
+
     - A head has a bound and a time to arrive; httptools would gather one until memory ends.
     - Trailers are dropped; uvicorn would add them to headers that have been checked already.
     - An `Upgrade` is ignored, as RFC 9110 §7.8 allows (Java's client asks for h2c by default);

@@ -31,6 +31,8 @@ from protocol.wire.messages import (
 class Answer:
     """All choices of a request on their way from engines to events (`ChoiceOwner`).
 
+    It is long because it hears each way in which a choice can go on or end.
+
     Args:
         job: What is asked for.
         owner: The request, which ends with the last choice or the first failure.
