@@ -11,6 +11,7 @@ from auth_worker.errors import AuthError, RefusedError
 from auth_worker.metrics import AuthMetrics
 from auth_worker.operations import Flush, KeyPage, Operation, Result
 from protocol.errors import ErrorCode, PenstockError
+from protocol.runtime import logs
 from protocol.wire.messages import (
     Adjust,
     AuthCommand,
@@ -19,6 +20,7 @@ from protocol.wire.messages import (
     Credits,
     Denied,
     Failure,
+    Granted,
     Keys,
     ListKeys,
     Load,
@@ -145,7 +147,15 @@ class AuthHandler:
         if num_expired:
             _logger.warning("%d leases expired and were charged their last report", num_expired)
 
-    def _authorize(self, command: Authorize) -> Message:
+    def _authorize(self, command: Authorize) -> Granted | Denied:
+        answer = self._decide(command)
+        if _logger.isEnabledFor(logging.DEBUG):
+            verdict = f"denied: {answer.code}" if isinstance(answer, Denied) else "granted"
+            with logs.about(command.request_id, command.trace_id):
+                _logger.debug("key %s %s", answer.key_id or "unknown", verdict)
+        return answer
+
+    def _decide(self, command: Authorize) -> Granted | Denied:
         if self._is_draining or not self._committer.is_healthy:
             return self._unavailable(command)
         if 0.0 < command.wait_s <= self._age_s():

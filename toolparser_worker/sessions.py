@@ -60,6 +60,7 @@ class Session:
         self._schemas = tools.schemas if tool_format is not None else ToolSchemas()
         self._id_style = tool_format.id_style if tool_format is not None else "call"
         self._request_id = opening.request_id
+        self.trace_id = opening.trace_id
         self.num_choices = opening.num_choices
         self.counts = FormatCounts()
         self._prompt_tail = opening.prompt_tail

@@ -31,6 +31,7 @@ from protocol.wire.messages import (
 )
 from tests.fakes.auth_handler_bench import AuthHandlerBench
 from tests.fakes.auth_parts import ADMIN_SECRET, authorize, stored_key
+from tests.fakes.log_lines import log_lines
 
 AUDIT = AuditEntry(0, "", "key_created", "x")
 NEW_SECRET = "psk-new-0000000000000000"
@@ -362,3 +363,15 @@ def test_decisions_leases_and_commits_are_counted(bench: AuthHandlerBench) -> No
     bench.commit()
     assert (values()["expired_leases"], values()["open_leases"]) == (2, 0)
     assert (values()["waiting_commits"], values()["commit_groups"] >= 1) == (0, True)
+
+
+def test_a_decision_s_line_carries_the_ids_of_server_and_client(bench: AuthHandlerBench) -> None:
+    with log_lines("penstock.auth") as lines:
+        bench.ask(authorize(request_id="r", trace_id="mine-1"))
+        bench.ask(authorize("nobody's", request_id="r", trace_id="mine-2"))
+    ((level, text),) = lines.about("mine-1")
+    assert (level, text.split()[-1]) == ("debug", "granted")
+    assert lines.about("mine-2") == [("debug", "key unknown denied: invalid_api_key")]
+    with log_lines("penstock.auth", "INFO") as lines:
+        bench.ask(authorize(request_id="r", trace_id="mine-3"))
+    assert lines.lines == []
