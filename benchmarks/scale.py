@@ -199,7 +199,7 @@ def _wait_ready(port_file: Path, setup: Setup, timeout_s: float = 60.0) -> int:
             port = int(port_file.read_text())
             url = f"http://127.0.0.1:{port}"
             text = httpx.get(f"{url}/metrics", trust_env=False).text
-            ready = httpx.get(f"{url}/ready", trust_env=False).status_code == 200
+            ready = httpx.get(f"{url}/health", trust_env=False).status_code == 200
             if ready and f'workers{{phase="ready",role="engine"}} {setup.num_engines}.0' in text:
                 return port
         time.sleep(0.05)

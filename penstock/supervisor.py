@@ -23,6 +23,7 @@ from penstock.restart_policy import (
 )
 from protocol.runtime.settings import environment_of
 from protocol.runtime.shared_settings import SHARED
+from protocol.wire.readiness import READY_FILE_SETTING
 
 logger = logging.getLogger("penstock.supervisor")
 
@@ -126,8 +127,9 @@ def _admin_key(settings: ServeSettings) -> dict[str, str]:
 def common_environment(settings: ServeSettings, run_dir: Path) -> dict[str, str]:
     """What every child inherits: the caller's environment, the sockets, the checked settings."""
     consumed = ("MODEL_PATH", "MODEL_NAME", "TOKENIZER_PATH", "TOOL_FORMAT", "REASONING_FORMAT")
-    # The admin key is auth's alone.
-    dropped = {*consumed, *(f"PENSTOCK_{name}" for name in consumed), ADMIN_KEY_SETTING}
+    # The admin key is auth's alone; a ready file tells of one process, and there are several.
+    kept = (ADMIN_KEY_SETTING, READY_FILE_SETTING)
+    dropped = {*consumed, *(f"PENSTOCK_{name}" for name in consumed), *kept}
     environment = {k: v for k, v in settings.child_environment.items() if k not in dropped}
     environment |= environment_of(settings, SHARED)
     environment |= {

@@ -5,7 +5,8 @@ from heapq import heapify, heappop, heappush
 
 from engine_worker.core.choice.choice import Choice
 from engine_worker.core.choice_output import ChoiceOutput
-from engine_worker.core.tombstones import ALL_CHOICES, ChoiceKey
+from engine_worker.core.tombstones import ChoiceKey
+from protocol.wire.messages import ALL_CHOICES
 
 _MAX_STALE = 64
 

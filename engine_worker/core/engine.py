@@ -2,15 +2,16 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from engine_worker.core.acceptance import AcceptanceLimits, accept, check_first_token
-from engine_worker.core.choice.batch import ModelRunner, StepResult, TokenScores
+from engine_worker.core.choice.batch import ModelRunner, StepResult
 from engine_worker.core.choice.choice import Choice
 from engine_worker.core.choice.token_mask import MaskWords
-from engine_worker.core.choice_log import about, log_accepted, log_ended, log_refused
+from engine_worker.core.choice_log import log_accepted, log_refused
 from engine_worker.core.choice_output import ChoiceOutput, resumed_output
+from engine_worker.core.choice_progress import ChoiceProgress
 from engine_worker.core.choice_table import ChoiceTable
 from engine_worker.core.decoding.decode_plan import DecodePlanner
 from engine_worker.core.decoding.speculation import SpeculationMode
@@ -18,15 +19,12 @@ from engine_worker.core.engine_output import (
     EngineOutput,
     GatewayOutput,
     aborted_unseen,
-    failed,
-    finished,
     refused,
 )
 from engine_worker.core.metrics import EngineMetrics, TokenRate
 from engine_worker.core.scheduling.block_pool import BlockPool, ContentChanges
 from engine_worker.core.scheduling.scheduler import (
     Schedule,
-    ScheduledRow,
     Scheduler,
     SchedulerLimits,
 )
@@ -39,9 +37,6 @@ from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Abort,
     Extend,
-    Failure,
-    Finished,
-    FinishReason,
     Generate,
     Load,
 )
@@ -50,11 +45,6 @@ RESUME_VERSION = 1
 """Answers move only between engines that agree on it: it grows when sampling, detokenising or
 stopping change in a way that an output's continuation would show."""
 
-_NOTHING_ALLOWED = (
-    "The request's parameters (allowed_token_ids, bad_words, min_tokens, grammar) leave no token"
-    " that could come next."
-)
-
 _log = logging.getLogger("penstock.engine")
 
 
@@ -62,6 +52,7 @@ class Engine:
     """Schedules, computes and detokenises for all choices; owned by one thread.
 
     Every attempt that `add` takes ends in exactly one `Finished` or `Failure`.
+    Its many methods are one for each command and question; what follows is in `ChoiceProgress`.
 
     Args:
         runner: The compute side.
@@ -113,6 +104,15 @@ class Engine:
         self._choices = ChoiceTable()
         self._tombstones = Tombstones()
         self._to_gateways = EngineOutput(tokenizer)
+        self._progress = ChoiceProgress(
+            runner,
+            self._scheduler,
+            self._choices,
+            self._tombstones,
+            self._to_gateways,
+            self._metrics,
+            clock,
+        )
         self._num_arrivals = 0
         self._rate = TokenRate()
         self.num_steps = 0
@@ -175,7 +175,7 @@ class Engine:
         self._tombstones.put_started(key, command.attempt)
         live = self._choices.get(key)
         if live is not None:
-            self._finish(live, "abort")
+            self._progress.finish(live, "abort")
         try:
             choice = accept(
                 gateway_id,
@@ -201,7 +201,7 @@ class Engine:
             self.refuse(gateway_id, command, error.code, error.message, param=error.param)
             return
         # A grammar may force the first tokens; or the earlier attempt died before it could end.
-        self._go_on(output)
+        self._progress.go_on(output)
 
     def knows(self, gateway_id: str, command: Generate) -> bool:
         """Whether `add` would begin nothing: this attempt runs, is over, aborted or stale."""
@@ -246,7 +246,7 @@ class Engine:
             choice = output.choice
             choice.lease_tokens = max(choice.lease_tokens, command.lease_tokens)
             if output.append_forced():
-                self._go_on(output)
+                self._progress.go_on(output)
             if output.stop is None:
                 self._scheduler.extend(choice, command.lease_tokens)
 
@@ -259,7 +259,7 @@ class Engine:
         self._tombstones.put_aborted(key, command.attempt)
         for output in self._choices.of_request(key):
             if output.choice.attempt <= command.attempt:
-                self._finish(output, "abort")
+                self._progress.finish(output, "abort")
 
     def forget_gateway(self, gateway_id: str) -> None:
         """Drop all that a gateway wanted, without a word: nobody listens."""
@@ -280,7 +280,7 @@ class Engine:
             Exception: The runner could not be reset after a failed step; the engine is broken.
         """
         started = self._clock()
-        self._end_expired(started)
+        self._progress.end_expired(started)
         schedule = self._scheduler.schedule()
         if schedule.rows:
             scheduled = self._clock()
@@ -288,9 +288,9 @@ class Engine:
             result = self._run(schedule)
             computed = self._clock()
             if result is None:
-                self._fail_step(schedule.rows)
+                self._progress.fail_step(schedule.rows)
             else:
-                num_sampled = self._take_result_or_fail(schedule.rows, result)
+                num_sampled = self._progress.take_result(schedule.rows, result)
                 duration_s = self._clock() - started
                 self._decodes.measure(result, duration_s)
                 self._rate.measure(num_sampled, duration_s)
@@ -347,133 +347,11 @@ class Engine:
             check_first_token(choice, constraint)
         return output
 
-    def _take_result_or_fail(self, rows: Sequence[ScheduledRow], result: StepResult) -> int:
-        """As `_take_result`; a bug in there costs the rows of this step and nobody else."""
-        try:
-            return self._take_result(rows, result)
-        except Exception:  # noqa: BLE001 - as after a step that raised, others go on
-            _log.exception("the result of a step of %d choices could not be read", len(rows))
-            self._fail_step(rows)
-            return 0
-
-    def _take_result(self, rows: Sequence[ScheduledRow], result: StepResult) -> int:
-        """Append what was sampled; how many tokens that were."""
-        num_sampled = 0
-        first_ids = result.token_ids.tolist()
-        has_nan = result.has_nan.tolist()
-        for index, (row, token_id, is_nan) in enumerate(zip(rows, first_ids, has_nan, strict=True)):
-            samples, start = row.samples, row.choice.num_computed_tokens
-            output = self._choices[row.choice.key]
-            if is_nan:
-                self._scheduler.distrust(row.choice)
-                self._fail(output, ErrorCode.INTERNAL_ERROR, "The model computed no number (NaN).")
-                continue
-            self._scheduler.advance(row)
-            if index in result.prompt_logprobs:
-                self._to_gateways.tell_prompt_scores(output, start, result.prompt_logprobs[index])
-            if index in result.nothing_allowed:
-                self._end_nothing_allowed(output)
-            elif samples:
-                token_ids = (token_id, *result.more_token_ids.get(index, ()))
-                num_sampled += self._take_tokens(output, token_ids, result.logprobs.get(index))
-        return num_sampled
-
-    def _take_tokens(
-        self, output: ChoiceOutput, token_ids: Sequence[int], scores: TokenScores | None
-    ) -> int:
-        """Append sampled tokens up to the one that ends the output, and tell what follows.
-
-        A bug there ends only its row.
-
-        Args:
-            output: Of a choice; everything before the first token is computed.
-            token_ids: What comes before each of the others was computed with it.
-            scores: Of the first token, if they are wanted.
-
-        Returns:
-            How many tokens were appended.
-        """
-        num_taken = 0
-        try:
-            for token_id in token_ids:
-                if num_taken:
-                    self._scheduler.advance(ScheduledRow(output.choice, 1))
-                output.append(token_id)
-                num_taken += 1
-                if output.stop is not None:
-                    break
-            if scores is not None:
-                output.untold_scores.append(scores)
-            self._go_on(output)
-        except Exception:  # noqa: BLE001 - whatever one text does to its tokenizer, others go on
-            with about(output.choice):
-                _log.exception("the output of a choice could not be read")
-            message = "The engine failed to read this request's output."
-            self._fail(output, ErrorCode.INTERNAL_ERROR, message)
-        return num_taken
-
-    def _go_on(self, output: ChoiceOutput) -> None:
-        """Append what a grammar forces, tell what is new, and end the output if it is over."""
-        choice = output.choice
-        if output.append_forced() and choice.slot is not None:
-            # The device counts only what it sampled.
-            self._runner.assign_slot(choice.slot, choice.prompt_token_ids, choice.output_token_ids)
-        self._choices.count_tokens(choice)
-        self._to_gateways.tell(output)
-        if output.stop is not None:
-            self._finish(output, output.stop.reason, output.stop.detail)
-
     def _make_mask(self, constraint: Constraint) -> MaskWords:
         started = self._clock()
         mask = constraint.mask()
         self._metrics.on_mask(self._clock() - started)
         return mask
-
-    def _end_nothing_allowed(self, output: ChoiceOutput) -> None:
-        """Nothing may come next: the end of a sentence of the grammar, or a contradiction."""
-        constraint = output.constraint
-        if constraint is not None and constraint.is_accepting:
-            output.text.close()
-            self._to_gateways.tell(output)
-            self._finish(output, "stop")
-        elif constraint is not None and constraint.failure:
-            message = f"The grammar can't be followed any further: {constraint.failure}"
-            self._fail(output, ErrorCode.UNSUPPORTED_GRAMMAR, message)
-        else:
-            self._fail(output, ErrorCode.INVALID_REQUEST, _NOTHING_ALLOWED)
-
-    def _finish(
-        self, output: ChoiceOutput, reason: FinishReason, stop_reason: str | int | None = None
-    ) -> None:
-        self._end(output, finished(output.choice, reason, stop_reason))
-
-    def _fail(self, output: ChoiceOutput, code: ErrorCode, message: str) -> None:
-        self._end(output, failed(output.choice, code, message))
-
-    def _end(self, output: ChoiceOutput, end: Finished | Failure) -> None:
-        choice = output.choice
-        self._scheduler.finish(choice)
-        self._choices.remove(output)
-        self._tombstones.put_ended(choice.key, choice.attempt)
-        self._metrics.on_ended(choice, end, self._clock())
-        log_ended(choice, end)
-        self._to_gateways.end(choice.gateway_id, end)
-
-    def _end_expired(self, now: float) -> None:
-        message = "The request's time ran out before its output was complete."
-        for output in self._choices.expired(now):
-            self._fail(output, ErrorCode.DEADLINE_EXCEEDED, message)
-
-    def _fail_step(self, rows: Sequence[ScheduledRow]) -> None:
-        for row in rows:
-            output = self._choices.get(row.choice.key)
-            if output is None or output.choice is not row.choice:
-                continue  # it ended before the step failed
-            # One of them may be the cause: the gateway tries each again, and finds out which.
-            message = "The engine failed at a step of this request."
-            self._fail(output, ErrorCode.WORKER_LOST, message)
-        self._scheduler.reset()
-        self._runner.reset()
 
     def _count_step(
         self,

@@ -107,7 +107,10 @@ class EngineMetrics:
             "Between two tokens of a choice.",
             bounds=_LATENCY_BOUNDS,
         )
+        self._add_grammar_histograms()
 
+    def _add_grammar_histograms(self) -> None:
+        histogram = self.registry.histogram
         self._grammar_s = histogram(
             "penstock_engine_grammar_seconds",
             "Compiling a grammar that was not in the cache, refused ones included.",

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from typing import TypeVar
 
-ALL_CHOICES = -1
+from protocol.wire.messages import ALL_CHOICES
 
 ChoiceKey = tuple[str, str, int]
 """Gateway, request and choice."""

@@ -15,12 +15,11 @@ from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.grammar.constraint import Constraint
 from protocol.errors import PenstockError
 from protocol.runtime import logs
-from protocol.wire.messages import Abort, Extend, Generate
+from protocol.wire.messages import ALL_CHOICES, Abort, Extend, Generate
 
 MAX_WAITING: Final = 1024
 """Choices that wait for their grammar; beyond them the engine says that it is overloaded."""
 MAX_TENANT_WAITING: Final = 256
-_ALL_CHOICES: Final = -1
 _NUM_THREADS: Final = 2
 
 _log = logging.getLogger("penstock.engine")
@@ -99,7 +98,7 @@ class CompileQueue:
             lambda waiting: (
                 waiting.gateway_id == gateway_id
                 and waiting.command.request_id == command.request_id
-                and command.choice in (_ALL_CHOICES, waiting.command.choice)
+                and command.choice in (ALL_CHOICES, waiting.command.choice)
                 and waiting.command.attempt <= command.attempt
             )
         )

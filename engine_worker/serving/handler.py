@@ -112,6 +112,8 @@ class EngineStatus:
 class EngineHandler:
     """The engine's `WorkerHandler`; every method returns at once.
 
+    It is long because the protocol of workers and the step loop both ask questions of it.
+
     It exists before the model is loaded, because heartbeats start with the process; until `serve`
     is called, work is refused as unavailable.
 

@@ -56,9 +56,22 @@ class Dispatcher:
             await response(scope, receive, send)
             if handler is self._on_bug:
                 raise
+            _forget_frames(error)
 
     def _handler(self, error: Exception) -> ErrorHandler:
         for kind, handler in self._handlers:
             if isinstance(error, kind):
                 return handler
         return self._on_bug
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of the frames that an answered error went through.
+
+    Whoever still knows the error, a future in one of those frames for instance, would keep them
+    alive in a circle, and with them a body of megabytes until the garbage collector comes.
+    """
+    while error is not None:
+        before = error.__cause__ or error.__context__
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+        error = before

@@ -237,6 +237,7 @@ class Launcher:
                 self.wire_id(number),
                 deadline_s=self._owner.remaining_s(),
                 tenant=self._admitted.tenant,
+                priority=self._admitted.priority,
                 trace_id=self._owner.trace_id,
             )
             for number, prepare in enumerate(self._job.prepares)

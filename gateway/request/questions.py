@@ -182,6 +182,7 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
             request_id,
             deadline_s=self.owner.remaining_s(),
             tenant=self._admitted.tenant,
+            priority=self._admitted.priority,
             trace_id=self.owner.trace_id,
         )
         link = self._pool.link

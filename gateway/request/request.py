@@ -133,6 +133,7 @@ class Request:
         self._timer: asyncio.TimerHandle | None = None
         self._outcome: Outcome | None = None
         self._error: GatewayError | None = None
+        self._is_ours = True
         self._usage: Usage | None = None
         self._is_released = False
         work.attach(self)
@@ -169,6 +170,7 @@ class Request:
         every stream while it looks, would find them.
         """
         self._is_released = True
+        self._error = None  # it knows the frames that it went through, and they know the request
         if self.state is State.SETTLED:
             self.work = _DONE
 
@@ -180,10 +182,10 @@ class Request:
         """Everything before the first output, and before any header.
 
         Raises:
-            GatewayError: The request ended meanwhile; whatever was reserved is given back.
+            GatewayError: The request ended meanwhile, or had before: a client may leave while its
+                body is looked at. Whatever was reserved is given back.
         """
-        if self.state >= State.ENDING:
-            # Its client left while the body was parsed: nothing of it goes out.
+        if self.outcome is not None:
             raise self._error or ClientDisconnectedError("The client has left.")
         self._starter = asyncio.current_task()
         self._sessions.add(self)
@@ -221,6 +223,7 @@ class Request:
         if self._outcome is not None:
             return
         self._outcome, self._error = outcome, error
+        self._is_ours = _is_ours(error)
         self.state = State.ENDING
         if self._timer is not None:
             self._timer.cancel()
@@ -250,7 +253,7 @@ class Request:
             self._timer.cancel()
         self._sessions.discard(self)
         usage = self._usage = self.work.usage()
-        is_unused = self._outcome != "finished" and not self.work.has_begun and self._is_ours()
+        is_unused = self._outcome != "finished" and not self.work.has_begun and self._is_ours
         self.lease.settle(self._outbox, usage, self._outcome, is_unused=is_unused)
         self.work.observe(self._outcome, self._clock() - self._arrived_at)
         if self._is_released:
@@ -310,13 +313,13 @@ class Request:
             self.work.withdraw()
         return granted
 
-    def _is_ours(self) -> bool:
-        error = self._error
-        return error is None or isinstance(error, ClientDisconnectedError) or error.code in _OURS
-
     def _on_deadline(self) -> None:
         self.fail(self._too_late(self.work.model))
 
     def _give_up(self) -> None:
         self.work.give_up()
         self.on_idle()
+
+
+def _is_ours(error: GatewayError | None) -> bool:
+    return error is None or isinstance(error, ClientDisconnectedError) or error.code in _OURS

@@ -19,7 +19,7 @@ from engine_worker.compute.runner.program_store import ProgramStore
 from engine_worker.compute.runner.programs import (
     MAX_NEW_TOKENS,
     DeviceState,
-    StepOutput,
+    ProgramOutput,
     StepProgram,
     blocks_per_turn,
     set_slot_counts,
@@ -56,6 +56,8 @@ class JaxModelRunner:
     the deterministic mode all tokens, of prompts and of outputs, go through one program of a fixed
     shape, one token a row, and all are sampled by one full sampler, so that what a token computes
     depends on nothing but its own request.
+
+    It is long because the port alone has fourteen members, all on the one state of the device.
     """
 
     def __init__(
@@ -332,7 +334,7 @@ class JaxModelRunner:
         outcome: StepOutcome,
         *,
         has_next: bool = False,
-    ) -> StepOutput:
+    ) -> ProgramOutput:
         """Runs and samples some of the step's rows, which `indices` names."""
         is_apart = any(row.sample and row.needs_full_sampler for row in rows)
         if is_apart or bucket.is_prefill:
@@ -347,10 +349,12 @@ class JaxModelRunner:
             outcome.put_tokens(indices, np.asarray(output.tokens))
         return output
 
-    def _step(self, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool = True) -> StepOutput:
+    def _step(
+        self, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool = True
+    ) -> ProgramOutput:
         packed = self._packed_layouts[bucket].pack(rows, samples=samples)
         program = self._store.get(bucket)
-        output: StepOutput
+        output: ProgramOutput
         output, self._state = program(self._weights.leaves, self._state, packed)
         return output
 

@@ -73,7 +73,10 @@ class Schedule:
 
 
 class Scheduler:
-    """Owns the waiting and running choices, their slots and their blocks."""
+    """Owns the waiting and running choices, their slots and their blocks.
+
+    It is long because slots, blocks and order have one invariant, which a split would spread.
+    """
 
     def __init__(self, limits: SchedulerLimits, pool: BlockPool) -> None:
         assert limits.max_num_batched_tokens >= limits.max_num_seqs
@@ -84,7 +87,7 @@ class Scheduler:
         self._cache = PrefixCache(pool, self._waiting.push)
         self._running: list[Choice] = []
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
-        # A few blocks stay free at admission, or the next decode would preempt the newcomer.
+        # A few blocks stay free at admission, or the next decode would preempt the new choice.
         self._num_reserved_blocks = -(-pool.num_blocks // 100)
         self._num_steps = 0
         self.num_preemptions = 0
@@ -134,7 +137,7 @@ class Scheduler:
     def reserve(self, choice: Choice, num_new_tokens: int) -> int:
         """Take blocks for several tokens of a scheduled decode, as far as some are free.
 
-        Nobody is preempted for them, and the blocks kept for newcomers stay free.
+        Nobody is preempted for them, and the blocks kept for new choices stay free.
 
         Args:
             choice: Has the block of its next token already.
@@ -193,9 +196,9 @@ class Scheduler:
             if choice.num_uncomputed_tokens > 1 and not choice.is_paused:
                 budget -= self._add_chunk(choice, budget, chunks)
         admitted: list[Choice] = []
-        while budget > 0 and (newcomer := self._admit_next()) is not None:
-            admitted.append(newcomer)
-            budget -= self._add_chunk(newcomer, budget, chunks)
+        while budget > 0 and (admitted_choice := self._admit_next()) is not None:
+            admitted.append(admitted_choice)
+            budget -= self._add_chunk(admitted_choice, budget, chunks)
         return Schedule(rows=(*decodes, *chunks), admitted=tuple(admitted))
 
     def _schedule_decodes(self) -> list[ScheduledRow]:

@@ -320,7 +320,7 @@ def test_the_next_backlog_is_behind_the_last_however_many_there_are(tmp_path: Pa
 
 
 def test_only_this_user_can_read_what_is_written(tmp_path: Path) -> None:
-    folder = tmp_path / "new"
+    folder = tmp_path / "deep" / "new"
     journal = Journal(folder)
     modes = [(folder / name).stat().st_mode & 0o777 for name in (FILE_NAME, f"{FILE_NAME}.probe")]
     journal.rewrite([])
