@@ -95,6 +95,19 @@ async def test_bodies_may_hold_anything(
     await assert_refused_in_order(socket_dir, data, caplog)
 
 
+@pytest.mark.parametrize("line", [b"GET /nothing", b"PUT /live", b"POST /v1/models"])
+async def test_what_is_not_there_is_refused_in_order_under_any_host(
+    socket_dir: Path, caplog: pytest.LogCaptureFixture, line: bytes
+) -> None:
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        for host in (b"[::1", b"localhost:%b" % MANY, b"", b"a/b?c#d", b"\xff"):
+            async with connected(gateway) as connection:
+                data = line + b" HTTP/1.1\r\nHost: %b\r\n" % host + END
+                ((status, _),) = answers(await connection.until_closed(data))
+                assert status in (404, 405)
+        assert not [one for one in caplog.records if one.exc_info]
+
+
 async def test_ids_of_keys_may_be_of_any_length(
     socket_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
