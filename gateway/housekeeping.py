@@ -61,12 +61,6 @@ class Housekeeping:
             or now - chore.done_at > max(5.0, _MAX_MISSED * chore.interval_s)
         )
 
-    def run(self, name: str) -> None:
-        """Do a chore now, whatever it raises."""
-        for chore in self._chores:
-            if chore.name == name:
-                self._do(chore)
-
     def _plan(self, chore: _Chore) -> None:
         loop = asyncio.get_running_loop()
         self._timers[chore.name] = loop.call_later(chore.interval_s, self._on_time, chore)

@@ -26,6 +26,8 @@ _NOT_FORWARDED = frozenset({b"upgrade", b"connection", b"http2-settings"})
 class BoundedHttpProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol, closed where a hostile or an odd client could hurt.
 
+    It is long because each callback of httptools and of the transport is a method.
+
     - A head has a bound and a time to arrive; httptools would gather one until memory ends.
     - Trailers are dropped; uvicorn would add them to headers that have been checked already.
     - An `Upgrade` is ignored, as RFC 9110 §7.8 allows (Java's client asks for h2c by default);
@@ -63,7 +65,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """A client has come."""
         super().connection_made(transport)
         # What an answer is written to; its end may have to wait for the client.
-        self._answer_transport = cast("asyncio.Transport", LingeringTransport(transport, self))
+        self._answer_transport = LingeringTransport(transport, self)
         self.address = self.client[0] if self.client else ""
         if self._limits is not None:
             self._is_admitted = self._limits.admit(self)
@@ -87,6 +89,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
             cycle.body = bytearray()
+        self._cycles = []
+        self._answer_transport.let_go()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -137,7 +141,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._limits is not None:
             self._limits.on_busy(self)
         super().on_headers_complete()
-        self.cycle.transport = self._answer_transport
+        self.cycle.transport = cast("asyncio.Transport", self._answer_transport)
         if self.scope["http_version"] == "1.0":
             self.cycle.chunked_encoding = False
             self.cycle.expected_content_length = _AnyLength()
@@ -285,7 +289,7 @@ class LingeringTransport:
 
     def __init__(self, transport: asyncio.Transport, protocol: BoundedHttpProtocol) -> None:
         self._transport = transport
-        self._protocol = protocol
+        self._protocol: BoundedHttpProtocol | None = protocol
         self.write = transport.write
         self.is_closing = transport.is_closing
         self.get_extra_info = transport.get_extra_info
@@ -294,7 +298,12 @@ class LingeringTransport:
 
     def close(self) -> None:
         """Close, after a moment where the client may still be sending."""
-        if self._protocol.has_unread_body and not self._transport.is_closing():
-            self._protocol.linger()
-        else:
+        protocol = self._protocol
+        if protocol is None or self._transport.is_closing() or not protocol.has_unread_body:
             self._transport.close()
+        else:
+            protocol.linger()
+
+    def let_go(self) -> None:
+        """The connection is gone: two that know each other would wait for the collector."""
+        self._protocol = None

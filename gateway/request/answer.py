@@ -31,6 +31,8 @@ from protocol.wire.messages import (
 class Answer:
     """All choices of a request on their way from engines to events (`ChoiceOwner`).
 
+    It is long because it hears each way in which a choice can go on or end.
+
     Args:
         job: What is asked for.
         owner: The request, which ends with the last choice or the first failure.
@@ -156,6 +158,7 @@ class Answer:
 
     def on_choice_aborted(self, choice: EngineChoice) -> None:
         """A choice that was stopped has its final usage."""
+        choice.release()
         self._owner.on_idle()
 
     def on_choice_failed(self, choice: EngineChoice, error: GatewayError) -> None:

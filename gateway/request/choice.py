@@ -81,6 +81,8 @@ class ChoicePlan:
 class EngineChoice:
     """One choice; it holds a seat exactly as long as an engine works on it.
 
+    It is long because half of its methods are one-line questions of launcher, lease and answer.
+
     It keeps what an engine needs to go on where another one stopped: the tokens that came, and how
     many characters of their text.
 

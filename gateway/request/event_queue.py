@@ -53,7 +53,8 @@ class EventQueue:
             None after the last event.
 
         Raises:
-            GatewayError: The queue was closed with it; earlier events were returned before.
+            GatewayError: The queue was closed with it; earlier events were returned before. It
+                is raised once.
         """
         if not self._events and not self._is_closed:
             await self._wait(timeout_s)
@@ -64,7 +65,11 @@ class EventQueue:
                 told()
             return events
         if self._error is not None:
-            raise self._error
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error  # it knows the frames of its readers, and they know us
         return None if self._is_closed else []
 
     async def _wait(self, timeout_s: float | None) -> None:

@@ -36,6 +36,9 @@ from protocol.wire.messages import (
 class GenerationWork:
     """One generation: after `Request.start`, `next_events` until None.
 
+    It is long because it is a kind of work, whose every method `Request` calls, and a reader's
+    view of it.
+
     Args:
         job: What is asked for.
         pool: The engines.
@@ -255,5 +258,6 @@ class GenerationWork:
             emit=self._pipeline.put,
             on_choice_done=self._answer.on_choice_done,
             on_failed=lambda error: self._owner.end("failed", error),
+            spawn=self._owner.background.spawn,
         )
         return await self._parse.open()

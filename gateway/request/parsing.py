@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from msgspec import structs
 
@@ -121,7 +122,8 @@ class ParseSession:
         opening: The session; its attempt grows with each replay.
         emit: Called with each event.
         on_choice_done: Called with a choice after the last of its events.
-        on_failed: Called once when no parser can go on.
+        on_failed: Called when the parser gives up.
+        spawn: Runs something beside the request, which ends with it.
 
     Attributes:
         num_replayed: How often the text was sent again to another parser.
@@ -135,6 +137,7 @@ class ParseSession:
         emit: Callable[[GenerationEvent], None],
         on_choice_done: Callable[[int], None],
         on_failed: Callable[[GatewayError], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
         self.attempt = opening.attempt
         self._parsers = parsers
@@ -142,9 +145,9 @@ class ParseSession:
         self._emit = emit
         self._on_choice_done = on_choice_done
         self._on_failed = on_failed
+        self._spawn = spawn
         self._choices = [_Choice() for _ in range(opening.num_choices)]
         self._parser: Peer | None = None
-        self._replay: asyncio.Task[None] | None = None
         self.num_replayed = 0
         self._num_fruitless = 0
         self._is_unanswered = False
@@ -195,8 +198,6 @@ class ParseSession:
     def close(self) -> None:
         """Forget the session here and at the parser; idempotent."""
         self._is_closed = True
-        if self._replay is not None:
-            self._replay.cancel()
         if self._parser is not None:
             self._parsers.close(self._parser, self._opening.request_id, self.attempt)
             self._parser = None
@@ -222,12 +223,12 @@ class ParseSession:
         """The parser was lost, or lost the session: replay to another; it gave up: so do we."""
         if self._is_closed:
             return
-        self._parser = None
         if not isinstance(error, WorkerLostError) and error.code is not ErrorCode.UNKNOWN_REQUEST:
             self._on_failed(error)
             return
+        self._parser = None
         _logger.info("request %s goes to another toolparser", self._opening.request_id)
-        self._replay = asyncio.get_running_loop().create_task(self._replay_elsewhere())
+        self._spawn(self._replay_elsewhere())
 
     def _on_event(self, choice: int, state: _Choice, event: ParseEvent) -> None:
         if event.kind == "content":
@@ -254,15 +255,15 @@ class ParseSession:
             self._emit(ToolCallArguments(choice, event.index, text))
 
     async def _replay_elsewhere(self) -> None:
-        """Open the session at another parser, however long that takes, and send all text again."""
-        try:
-            if self._is_unanswered:
-                self._count_loss()
-            while self._parser is None:
-                await self._reopen()
-        except GatewayError as error:
-            self._on_failed(error)
-            return
+        """Open the session at another parser, however long that takes, and send all text again.
+
+        Raises:
+            GatewayError: No parser can go on.
+        """
+        if self._is_unanswered:
+            self._count_loss()
+        while self._parser is None:
+            await self._reopen()
         self.num_replayed += 1
         for choice, state in enumerate(self._choices):
             state.restart()

@@ -77,6 +77,8 @@ class State(IntEnum):
 class Request:
     """One piece of metered work: `start` it, and `end` it whatever happens.
 
+    It is long because whatever can end a request comes in by a method of its own.
+
     `start` runs in its caller's task; an `end` that comes meanwhile, from a client that leaves, a
     drain or the deadline, cancels it, so nothing goes out after the settlement.
 

@@ -44,6 +44,8 @@ class Owner(Protocol):
 class Work(Protocol):
     """One kind of metered work: chat, completion, embedding, tokenising, parsing, a tool.
 
+    It is long because each step of a request's life is a method.
+
     A `Request` calls `attach` once, then `bound`, `begin` or not, `check`, `prepare` and `run`, in
     this order, and `abort` at any time, once. `is_at_worker` says when the settlement has to wait.
 

@@ -252,6 +252,23 @@ async def test_a_lost_engine_makes_room_for_another_one() -> None:
     assert_settled(parts, 9, is_unused=False, outcome="finished")
 
 
+async def test_a_question_beside_the_steps_needs_no_credit_at_the_next_engine_either() -> None:
+    parts = Parts()
+    first = parts.engine("a")
+    started = await asked(parts, detokenizing())
+    second = parts.engine("b", max_requests=1)
+    parts.handle(second).num_requests = 1
+    parts.lose(first)
+    await idle()
+    assert [one for one, _ in parts.engine_wire.sent] == [first, second]
+    assert (parts.handle(second).num_requests, parts.handle(second).num_questions) == (1, 1)
+    parts.link.on_event(second, Detokenized(request_id="r", text="ab"))
+    await idle()
+    assert await started.error() is None
+    parts.handle(second).num_requests = 0
+    assert parts.num_seats == 0
+
+
 async def test_after_two_deaths_a_question_runs_alone_and_a_third_one_convicts_it() -> None:
     parts = Parts()
     engines = [parts.engine(name) for name in "abcd"]
