@@ -11,6 +11,7 @@ from auth_worker.errors import AuthError, RefusedError
 from auth_worker.metrics import AuthMetrics
 from auth_worker.operations import Flush, KeyPage, Operation, Result
 from protocol.errors import ErrorCode, PenstockError
+from protocol.runtime import logs
 from protocol.wire.messages import (
     Adjust,
     AuthCommand,
@@ -83,6 +84,8 @@ class AuthHandler:
         match command:
             case Authorize():
                 answer = self._authorize(command)
+                if isinstance(answer, Denied):
+                    _note(command, answer)
                 self.metrics.on_decision(answer)
                 self._send(gateway_id, answer)
             case Settle():
@@ -263,3 +266,10 @@ def _stuck(request_id: str) -> Failure:
 
 def _failure(request_id: str, error: PenstockError) -> Failure:
     return Failure(request_id=request_id, code=error.code, message=error.message, param=error.param)
+
+
+def _note(command: Authorize, denied: Denied) -> None:
+    """A log line for a refusal, under the request's id and its client's own."""
+    fields = {"code": str(denied.code), "key_id": denied.key_id, "endpoint": command.endpoint}
+    with logs.about(command.request_id, command.trace_id):
+        _logger.info("refused: %s", denied.code, extra={"fields": fields})

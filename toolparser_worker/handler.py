@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from protocol.errors import ErrorCode, PenstockError
+from protocol.runtime import logs
 from protocol.wire.messages import (
     CloseParse,
     Credits,
@@ -152,7 +153,9 @@ class ParserHandler:
                 answer = self._parse_one(gateway_id, delta, now_s)
             except Exception:
                 # A bug of ours must cost one request, not the worker and all the others.
-                _logger.exception("parsing failed for request %s", delta.request_id)
+                session = self._store.find((gateway_id, delta.request_id, delta.attempt), now_s)
+                with logs.about(delta.request_id, "" if session is None else session.trace_id):
+                    _logger.exception("parsing failed for request %s", delta.request_id)
                 answer = self._fail(
                     gateway_id, delta, ErrorCode.INTERNAL_ERROR, "The parser failed on this text."
                 )
