@@ -85,6 +85,7 @@ class AuthHandler:
         match command:
             case Authorize():
                 answer = self._authorize(command)
+                _log_decision(command, answer)
                 self.metrics.on_decision(answer)
                 self._send(gateway_id, answer)
             case Settle():
@@ -148,14 +149,6 @@ class AuthHandler:
             _logger.warning("%d leases expired and were charged their last report", num_expired)
 
     def _authorize(self, command: Authorize) -> Granted | Denied:
-        answer = self._decide(command)
-        if _logger.isEnabledFor(logging.DEBUG):
-            verdict = f"denied: {answer.code}" if isinstance(answer, Denied) else "granted"
-            with logs.about(command.request_id, command.trace_id):
-                _logger.debug("key %s %s", answer.key_id or "unknown", verdict)
-        return answer
-
-    def _decide(self, command: Authorize) -> Granted | Denied:
         if self._is_draining or not self._committer.is_healthy:
             return self._unavailable(command)
         if 0.0 < command.wait_s <= self._age_s():
@@ -273,3 +266,17 @@ def _stuck(request_id: str) -> Failure:
 
 def _failure(request_id: str, error: PenstockError) -> Failure:
     return Failure(request_id=request_id, code=error.code, message=error.message, param=error.param)
+
+
+def _log_decision(command: Authorize, answer: Granted | Denied) -> None:
+    """A log line under the request's id and its client's own; what is granted is only detail."""
+    level = logging.INFO if isinstance(answer, Denied) else logging.DEBUG
+    if not _logger.isEnabledFor(level):
+        return
+    fields = {"key_id": answer.key_id, "endpoint": command.endpoint}
+    text = "granted"
+    if isinstance(answer, Denied):
+        fields["code"] = str(answer.code)
+        text = f"refused: {answer.code}"
+    with logs.about(command.request_id, command.trace_id):
+        _logger.log(level, "%s", text, extra={"fields": fields})

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from protocol.errors import ErrorCode
+from protocol.runtime.logs import JsonFormatter
 from protocol.wire import codec
 from protocol.wire.messages import (
     CloseParse,
@@ -405,8 +406,9 @@ def test_a_draining_worker_finishes_what_is_open_and_opens_no_more() -> None:
 def test_a_bug_of_ours_costs_one_request(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.handler.setFormatter(JsonFormatter("toolparser"))
     world = World()
-    world.open("a")
+    world.open("a", trace_id="mine-1")
     world.open("b")
     feed = Machine.feed
 
@@ -422,7 +424,9 @@ def test_a_bug_of_ours_costs_one_request(
     assert (failure.request_id, failure.code) == ("a", ErrorCode.INTERNAL_ERROR)
     assert "secret" not in failure.message
     assert world.handler.num_unfinished() == 1
-    assert "parsing failed for request a" in caplog.text
+    line = json.loads(caplog.text)
+    assert line["message"] == "parsing failed for request a"
+    assert (line["request_id"], line["trace_id"]) == ("a", "mine-1")
 
 
 def test_progress_counts_deltas_and_credit_is_not_needed() -> None:
