@@ -154,7 +154,7 @@ class Answer:
         reason = "stop" if finished.finish_reason == "stop" else "length"
         self._end_choice(choice, reason, finished.stop_reason)
 
-    def on_choice_aborted(self, choice: EngineChoice) -> None:
+    def on_choice_aborted(self) -> None:
         """A choice that was stopped has its final usage."""
         self._owner.on_idle()
 
@@ -170,7 +170,7 @@ class Answer:
                 error.param = self._job.grammar_param
             self._owner.end("failed", error)
 
-    def on_choice_broken(self, choice: EngineChoice, error: GatewayError) -> None:
+    def on_choice_broken(self, error: GatewayError) -> None:
         """Something of ours raised: the request ends, and no other one does."""
         self._owner.end("failed", error)
         self._owner.on_idle()

@@ -38,16 +38,16 @@ class ChoiceOwner(Protocol):
         """The engine's regular end."""
         ...
 
-    def on_choice_aborted(self, choice: "EngineChoice") -> None:
-        """The end after `abort`: its usage is final."""
+    def on_choice_aborted(self) -> None:
+        """The end of one after `abort`: its usage is final."""
         ...
 
     def on_choice_failed(self, choice: "EngineChoice", error: GatewayError) -> None:
         """It can't go on; `may_go_on` says whether another engine may try."""
         ...
 
-    def on_choice_broken(self, choice: "EngineChoice", error: GatewayError) -> None:
-        """Something of ours raised while its output was handled: the request ends."""
+    def on_choice_broken(self, error: GatewayError) -> None:
+        """Something of ours raised while output was handled: the request ends."""
         ...
 
 
@@ -294,7 +294,7 @@ class EngineChoice:
         self._usage = finished.usage
         self._free_seat()
         if self._is_aborted:
-            self._owner.on_choice_aborted(self)
+            self._owner.on_choice_aborted()
         elif finished.finish_reason == "abort" and not self.is_lease_final:
             stopped = WorkerLostError("The engine stopped this request; please try again.")
             self._owner.on_choice_failed(self, stopped)
@@ -308,7 +308,7 @@ class EngineChoice:
         error = self.suspicion.on_failure(error, self._seat)
         self._free_seat()
         if self._is_aborted:
-            self._owner.on_choice_aborted(self)
+            self._owner.on_choice_aborted()
         else:
             self._owner.on_choice_failed(self, error)
 
@@ -317,7 +317,7 @@ class EngineChoice:
         if self._seat is not None:
             self._send_abort(self._seat.engine)
             self._free_seat()
-        self._owner.on_choice_broken(self, error)
+        self._owner.on_choice_broken(error)
 
     def _send_abort(self, engine: EngineHandle) -> None:
         self._engines.abort(engine, bridge.abort(self.plan.request_id, self._number, self.attempt))

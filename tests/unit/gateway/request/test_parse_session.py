@@ -245,6 +245,21 @@ async def test_log_probabilities_follow_the_content() -> None:
     assert rest == ContentText(0, "", told[:1])
 
 
+async def test_a_parser_that_ends_a_choice_twice_ends_no_other_one() -> None:
+    case = Parsed(options=AnswerOptions(num_choices=2, num_answers=2))
+    one = case.parts.parser()
+    started = await case.running(one)
+    await case.parts.finish(case.engine)
+    for _ in range(2):
+        await case.parsed(one, final=True)
+    assert len(await started.events()) == 1
+    assert started.request.outcome is None
+    await case.parts.finish(case.engine, choice=1)
+    await case.parsed(one, final=True, choice=1)
+    assert len(await started.events()) == 1
+    assert len(case.parts.outbox.settles) == 1
+
+
 async def test_token_ids_do_not_wait_for_the_parser() -> None:
     case = Parsed(options=AnswerOptions(shows_token_ids=True))
     started = await case.running(case.parts.parser())
