@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := protocol gateway engine_worker auth_worker toolparser_worker penstock tests tools benchmarks examples
 
-.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak e2e-docker clean
+.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak attack e2e-docker clean mutants
 
 help:
 	@echo "make serve [ARGS=...]  install and serve the bundled model     make test   install and run the tests"
@@ -62,6 +62,16 @@ fuzz: $(VENV)/.test
 	FUZZ_EFFORT=20 $(BIN)/python -m pytest tests/unit/toolparser_worker/test_parser_laws.py \
 		tests/unit/toolparser_worker/test_parser_early.py tests/unit/toolparser_worker/test_parser_work.py
 
+# Faults put into gateway/dispatch and gateway/ledger one by one: do their unit tests notice? A second
+# run tries only what changed, ARGS="gateway.ledger.*" all of some. See docs/measurements/mutants.md.
+$(VENV)/.mutants: pyproject.toml $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --group mutants
+	@touch $@
+
+mutants: $(VENV)/.mutants
+	$(BIN)/mutmut run $(ARGS)
+	@$(BIN)/mutmut results --all true | awk -f tools/mutation_scores.awk
+
 # How the sample cases of every tool-call and reasoning format fare.
 formats: $(VENV)/.test
 	$(BIN)/python -m tests.formats.table $(ARGS)
@@ -74,6 +84,11 @@ settings: $(VENV)/.test
 # for less. Its report belongs into docs/reliability.md.
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.soak $(ARGS)
+
+# Hostile clients at a house of this machine, about a minute each, beside one that behaves well;
+# ARGS="--only storm" for one of them, ARGS="--report docs/measurements/attack.md" to keep the page.
+attack: $(VENV)/.test
+	$(BIN)/python -m tests.attack $(ARGS)
 
 # Real containers with Compose 1.29 and 2; installs, starts and removes a Docker engine where none answers.
 e2e-docker: $(VENV)/.test

@@ -1,12 +1,9 @@
 """Starts the auth worker: `python -m auth_worker`."""
 
-import argparse
 import logging
 import os
 import sys
-from collections import ChainMap
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from auth_worker.clock import SystemClock
 from auth_worker.config import AuthSettings
@@ -16,8 +13,7 @@ from auth_worker.service import run
 from protocol.errors import ConfigurationError
 from protocol.runtime import logs
 from protocol.runtime.lifetime import exit_with_parent
-from protocol.wire.endpoints import dial_endpoints
-from protocol.wire.keys import ClientSecurity
+from protocol.wire import worker_start
 
 _OPTIONS = {
     "data_dir": "PENSTOCK_DATA_DIR",
@@ -34,38 +30,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 clean, otherwise one of `exit_codes`.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m auth_worker", description="The owner of keys, limits and usage."
+    environ = worker_start.environment(
+        "auth_worker", "The owner of keys, limits and usage.", _OPTIONS, arguments
     )
-    for option, setting in _OPTIONS.items():
-        parser.add_argument(f"--{option.replace('_', '-')}", help=f"instead of {setting}")
-    options = vars(parser.parse_args(arguments))
-    given = {setting: options[option] for option, setting in _OPTIONS.items() if options[option]}
-    environ = ChainMap(given, dict(os.environ))
     # What this process writes holds digests and usage: nobody else reads it.
     os.umask(0o077)
     logs.setup("auth")
     try:
         settings = AuthSettings.from_env(environ)
         logs.setup("auth", settings.log_level)
-        security = (
-            None if settings.key_dir is None else ClientSecurity.load(settings.key_dir, "auth")
-        )
-        endpoints = dial_endpoints(environ, "auth", secured=security is not None)
+        endpoints, security = worker_start.dialled(environ, "auth", settings.key_dir)
         exit_with_parent(environ)
         return run(
-            settings, endpoints=endpoints, security=security, clock=SystemClock(), build=_build()
+            settings,
+            endpoints=endpoints,
+            security=security,
+            clock=SystemClock(),
+            build=worker_start.build(),
         )
     except (ConfigurationError, StoreError) as error:
         _logger.error("%s", error.message)
         return exit_code_of(error)
-
-
-def _build() -> str:
-    try:
-        return version("penstock")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "source"
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from auth_worker.clock import Clock
 from auth_worker.keys import ANONYMOUS, KeyDirectory, StoredKey
-from auth_worker.lease_book import LeaseBook
 from auth_worker.leases import MAX_LEASE_ID_CHARS, Lease
 from auth_worker.limits import KeyLimits, Refusal
+from auth_worker.open_leases import OpenLeases
 from auth_worker.operations import (
     AppendAudit,
     AuditEntry,
@@ -95,7 +95,7 @@ class Authority:
         self._emit = emit
         self._used_s: dict[str, float] = {}
         self._knocked_s: dict[str, float] = {}
-        self._book = LeaseBook(
+        self._leases = OpenLeases(
             epoch=epoch,
             keys=self.keys,
             snapshot=snapshot,
@@ -107,7 +107,7 @@ class Authority:
     @property
     def num_leases(self) -> int:
         """Open leases."""
-        return len(self._book)
+        return len(self._leases)
 
     def authorize(self, command: Authorize) -> Granted | Denied:
         """May this caller do this; reserves the upper bound when the request uses tokens.
@@ -125,9 +125,11 @@ class Authority:
         if num_tokens == 0 and not command.is_metered:
             self._note_use(key)
             return self._granted(key, command.request_id, None)
-        granted = self._book.grant(key, command) if num_tokens else self._book.count(key, command)
+        granted = (
+            self._leases.grant(key, command) if num_tokens else self._leases.count(key, command)
+        )
         if isinstance(granted, Refusal):
-            return self._deny_limit(command.request_id, key, self._book.limits_of(key), granted)
+            return self._deny_limit(command.request_id, key, self._leases.limits_of(key), granted)
         return self._granted(key, command.request_id, granted)
 
     def key_id_of(self, command: Authorize) -> str:
@@ -139,7 +141,7 @@ class Authority:
         request_id = command.request_id
         if not _are_token_counts(command.prompt_tokens, command.completion_tokens):
             return _fail(request_id, ErrorCode.INVALID_REQUEST, "The token bound is out of range.")
-        lease = self._book.find(command.lease_id, request_id)
+        lease = self._leases.find(command.lease_id, request_id)
         if lease is None:
             return _fail(
                 request_id,
@@ -150,7 +152,7 @@ class Authority:
             key = self.keys.get(lease.key_id)
             if key is not None and not key.is_active(self._clock.wall_s()):
                 return _deny_ended(request_id, key)
-        refusal = self._book.resize(lease, command.prompt_tokens, command.completion_tokens)
+        refusal = self._leases.resize(lease, command.prompt_tokens, command.completion_tokens)
         if refusal is not None:
             return self._deny_limit(request_id, lease, lease.limits, refusal)
         return Adjusted(
@@ -163,19 +165,19 @@ class Authority:
             if _are_token_counts(report.prompt_tokens, report.completion_tokens) and all(
                 _is_countable(usage) for usage in report.streams
             ):
-                self._book.renew(report)
+                self._leases.renew(report)
 
     def note_orphans(self, command: OrphanUsage) -> list[SaveLease]:
         """What to remember of an engine's report; to be acknowledged once that is durable.
 
-        See `LeaseBook.note_orphans`. Counts out of range are passed over.
+        See `OpenLeases.note_orphans`. Counts out of range are passed over.
         """
-        return self._book.note_orphans(usage for usage in command.streams if _is_countable(usage))
+        return self._leases.note_orphans(usage for usage in command.streams if _is_countable(usage))
 
     def settle(self, command: Settle) -> BookUsage | Failure:
         """What to book for a settlement; to be acknowledged once that is durable.
 
-        See `LeaseBook.settle` for leases that aren't open.
+        See `OpenLeases.settle` for leases that aren't open.
         """
         if (
             not _are_token_counts(command.prompt_tokens, command.completion_tokens)
@@ -187,11 +189,11 @@ class Authority:
                 ErrorCode.INVALID_REQUEST,
                 "The settlement's lease id or token counts are out of range.",
             )
-        return self._book.settle(command)
+        return self._leases.settle(command)
 
     def expire(self) -> int:
         """Charge the leases whose term is over with their last report; how many there were."""
-        return self._book.expire()
+        return self._leases.expire()
 
     def _identify(self, command: Authorize) -> StoredKey | Denied:
         """Whose request it is. Anonymous callers never pass where an admin is needed."""
@@ -228,7 +230,7 @@ class Authority:
             tenant=key.tenant,
             key_id=key.key_id,
             role=key.role,
-            limits=self._state(self._book.limits_of(key) if lease is None else lease.limits),
+            limits=self._state(self._leases.limits_of(key) if lease is None else lease.limits),
             expires_s=0.0 if lease is None else self._rules.lease_duration_s,
         )
 

@@ -29,6 +29,9 @@ EXPIRY_INTERVAL_S = 1.0
 THREAD_SWITCH_INTERVAL_S = 0.0005
 """A decision must not wait Python's default 5 ms for the commit thread to let go of the GIL."""
 
+LOCK_PATIENCE_S = 5.0
+"""Its predecessor ends within two seconds of a parent that was killed."""
+
 _logger = logging.getLogger("penstock.auth")
 
 
@@ -55,7 +58,7 @@ def run(
         StoreError: The database is held by another auth worker, too new, lost or damaged, or the
             disk is full.
     """
-    store = SqliteStore(settings.data_dir, clock=clock)
+    store = SqliteStore(settings.data_dir, clock=clock, lock_patience_s=LOCK_PATIENCE_S)
     try:
         ensure_admin(
             store,

@@ -1,6 +1,5 @@
 """The store in one SQLite file: a lock on the file, an epoch, durable transactions."""
 
-import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -19,10 +18,11 @@ from auth_worker.durable_file import unusable
 from auth_worker.errors import (
     StoreError,
     StoreFencedError,
-    StoreLockedError,
     StoreUnavailableError,
 )
+from auth_worker.file_lock import take_lock
 from auth_worker.key_table import KeyTable, stored_key
+from auth_worker.ledger import book_usage, forget_leases, save_leases, touch_keys
 from auth_worker.operations import (
     AddKey,
     AppendAudit,
@@ -39,7 +39,6 @@ from auth_worker.operations import (
     Snapshot,
     TouchKey,
 )
-from auth_worker.usage_book import book_usage, forget_leases, save_leases, touch_keys
 
 DATABASE_NAME = "auth.sqlite3"
 LOCK_NAME = "auth.lock"
@@ -64,6 +63,8 @@ class SqliteStore:
     Args:
         directory: Is made, with mode 0700, when it is missing.
         clock: For the times of the epoch and the migrations.
+        lock_patience_s: How long to wait for another auth worker to let go of the database; one
+            whose parent was killed may still be about to end.
 
     Raises:
         StoreLockedError: Another auth worker holds this database.
@@ -74,12 +75,12 @@ class SqliteStore:
         StoreError: It can't be opened.
     """
 
-    def __init__(self, directory: Path, *, clock: Clock) -> None:
+    def __init__(self, directory: Path, *, clock: Clock, lock_patience_s: float = 0.0) -> None:
         self._clock = clock
         self._path = directory / DATABASE_NAME
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock_fd: int | None = _take_lock(directory / LOCK_NAME)
+            self._lock_fd: int | None = take_lock(directory / LOCK_NAME, lock_patience_s)
         except OSError as error:
             raise unusable(directory, error) from error
         self._engine = _engine(self._path)
@@ -272,24 +273,6 @@ def _read_keys(
         table.page(operation) if isinstance(operation, ReadKeys) else result
         for operation, result in zip(operations, results, strict=True)
     ]
-
-
-def _take_lock(path: Path) -> int:
-    """Hold an exclusive lock on a file; the kernel lets go of it when the process ends."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.read(fd, 32).decode("ascii", "replace").strip()
-        os.close(fd)
-        raise StoreLockedError(
-            f"Another auth worker (process {holder or 'unknown'}) holds {path.parent}; SQLite"
-            " carries one. Stop it, or give this one a data directory of its own"
-            " (PENSTOCK_DATA_DIR)."
-        ) from error
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
 
 
 def _engine(path: Path) -> Engine:

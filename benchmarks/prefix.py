@@ -160,7 +160,7 @@ class Load:
         ]
 
 
-class House:
+class Deployment:
     """Engines, and the part of a gateway that gives them work."""
 
     def __init__(self, runners: list[JaxModelRunner], *, by_prefix: bool) -> None:
@@ -259,11 +259,11 @@ def count_hits() -> None:
         for _ in range(NUM_ENGINES)
     ]
     for name, by_prefix in (("load", False), ("prefix", True)):
-        house = House(runners, by_prefix=by_prefix)
-        duration_s = asyncio.run(house.run(Load()))
+        deployment = Deployment(runners, by_prefix=by_prefix)
+        duration_s = asyncio.run(deployment.run(Load()))
         print(
-            f"| `{name}` | {house.num_cached / house.num_prompt:.0%} |"
-            f" {house.num_prompt - house.num_cached:,} | {duration_s:.1f} |",
+            f"| `{name}` | {deployment.num_cached / deployment.num_prompt:.0%} |"
+            f" {deployment.num_prompt - deployment.num_cached:,} | {duration_s:.1f} |",
             flush=True,
         )
 

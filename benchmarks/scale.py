@@ -1,4 +1,4 @@
-"""How the house scales: tokens/s and latencies with more scripted engines, gateways, and CURVE.
+"""How the server scales: tokens/s and latencies with more scripted engines, gateways, and CURVE.
 
     python -m benchmarks.scale
 
@@ -44,7 +44,7 @@ _ROLES = ("ENGINE", "AUTH", "TOOLPARSER")
 
 @dataclass(frozen=True)
 class Setup:
-    """One house."""
+    """One server."""
 
     num_engines: int
     num_gateways: int
@@ -114,7 +114,7 @@ class Streams:
 
 
 @contextmanager
-def house(
+def running_server(
     setup: Setup, rate: float, streams: int
 ) -> Iterator[tuple[list[int], dict[str, list[int]]]]:
     """Start the processes; gives the gateways' ports and the pids by kind."""
@@ -199,7 +199,7 @@ def _wait_ready(port_file: Path, setup: Setup, timeout_s: float = 60.0) -> int:
             port = int(port_file.read_text())
             url = f"http://127.0.0.1:{port}"
             text = httpx.get(f"{url}/metrics", trust_env=False).text
-            ready = httpx.get(f"{url}/ready", trust_env=False).status_code == 200
+            ready = httpx.get(f"{url}/health", trust_env=False).status_code == 200
             if ready and f'workers{{phase="ready",role="engine"}} {setup.num_engines}.0' in text:
                 return port
         time.sleep(0.05)
@@ -208,7 +208,7 @@ def _wait_ready(port_file: Path, setup: Setup, timeout_s: float = 60.0) -> int:
 
 async def measure(setup: Setup, args: argparse.Namespace) -> Figures:
     """Fill every engine with streams and count what arrives."""
-    with house(setup, args.rate, args.streams) as (ports, pids):
+    with running_server(setup, args.rate, args.streams) as (ports, pids):
         max_tokens = int(args.rate * args.seconds)
         counted = Streams()
         num_streams = args.streams * setup.num_engines

@@ -1,11 +1,11 @@
-"""Decode tokens per second with guessed tokens and without, on text that repeats and that doesn't.
+"""Decode tokens per second with draft tokens and without, on text that repeats and that doesn't.
 
     python -m benchmarks.speculation
     python -m benchmarks.speculation --shape SmolLM2-135M --concurrency 1 4
 
 Random weights, random prompts of 128 tokens, 128 new ones, all requests at once and read as they
 come. Greedy outputs of random weights soon go in circles, which is what prompt lookup finds; at
-temperature 1 they never repeat. Engines with and without guesses share the programs and take
+temperature 1 they never repeat. Engines with and without drafts share the programs and take
 turns; medians. CPU time says more than the clock where other processes share the cores.
 """
 
@@ -29,8 +29,8 @@ TEXTS = {"repeats": 0.0, "doesn't": 1.0}
 """Temperatures that make outputs of random weights repeat or not."""
 
 
-def guessed(metrics: EngineMetrics) -> tuple[float, float]:
-    """Tokens that were guessed so far, and of these the right ones."""
+def count_drafts(metrics: EngineMetrics) -> tuple[float, float]:
+    """Tokens that were drafted so far, and of these the right ones."""
     counts = {
         sample.labels[0][1]: sample.value
         for sample in metrics.registry.message().samples
@@ -78,7 +78,7 @@ def compare(shape: str, concurrencies: Sequence[int], num_repeats: int) -> None:
         }
         for concurrency in concurrencies:
             speeds: dict[SpeculationMode, list[Speed]] = {mode: [] for mode in engines}
-            before = guessed(metrics[SpeculationMode.AUTO])
+            before = count_drafts(metrics[SpeculationMode.AUTO])
             for repeat in range(num_repeats + 1):
                 for mode, engine in engines.items():
                     whole.engine = engine
@@ -89,7 +89,9 @@ def compare(shape: str, concurrencies: Sequence[int], num_repeats: int) -> None:
                         speeds[mode].append(speed)
             drafted, accepted = (
                 now - then
-                for now, then in zip(guessed(metrics[SpeculationMode.AUTO]), before, strict=True)
+                for now, then in zip(
+                    count_drafts(metrics[SpeculationMode.AUTO]), before, strict=True
+                )
             )
             off, auto = (
                 statistics.median(each.tokens_per_s for each in values)
@@ -108,7 +110,7 @@ def compare(shape: str, concurrencies: Sequence[int], num_repeats: int) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command line and runs."""
-    parser = argparse.ArgumentParser(description="Guessed tokens against none.")
+    parser = argparse.ArgumentParser(description="Draft tokens against none.")
     parser.add_argument("--shape", choices=tuple(SHAPES), nargs="+")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--repeats", type=int, default=3)
@@ -117,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare_backend(options.compile_cache)
     print(
         "| shape | text | requests | off, tokens/s | auto, tokens/s | auto / off "
-        "| off, CPU ms a token | auto, CPU ms a token | guesses right |"
+        "| off, CPU ms a token | auto, CPU ms a token | drafts right |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for shape in options.shape or ("penstock-demo", "SmolLM2-135M"):

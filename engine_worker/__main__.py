@@ -1,19 +1,15 @@
 """Starts an engine worker: `python -m engine_worker`."""
 
-import argparse
 import logging
 import os
-from collections import ChainMap
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from engine_worker.config import EngineSettings
 from engine_worker.serving.service import EXIT_FAILED, run
 from protocol.errors import ConfigurationError
 from protocol.runtime import logs
 from protocol.runtime.lifetime import exit_with_parent
-from protocol.wire.endpoints import dial_endpoints
-from protocol.wire.keys import ClientSecurity
+from protocol.wire import worker_start
 
 _OPTIONS = {
     "endpoint": "PENSTOCK_ENGINE_ENDPOINT",
@@ -30,22 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 clean, 1 when something stops the start or the engine broke.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m engine_worker", description="Generates text with one model."
+    environ = worker_start.environment(
+        "engine_worker", "Generates text with one model.", _OPTIONS, arguments
     )
-    for option, setting in _OPTIONS.items():
-        parser.add_argument(f"--{option.replace('_', '-')}", help=f"instead of {setting}")
-    options = vars(parser.parse_args(arguments))
-    given = {setting: options[option] for option, setting in _OPTIONS.items() if options[option]}
-    environ = ChainMap(given, dict(os.environ))
     logs.setup("engine")
     try:
         settings = EngineSettings.from_env(environ)
         logs.setup("engine", settings.log_level)
-        security = (
-            None if settings.key_dir is None else ClientSecurity.load(settings.key_dir, "engine")
-        )
-        endpoints = dial_endpoints(environ, "engine", secured=security is not None)
+        endpoints, security = worker_start.dialled(environ, "engine", settings.key_dir)
         exit_with_parent(environ)
         # Tokenising runs in threads of ours; the tokenizer's own would only fight for the cores.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -53,17 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         # The engine gets a folder; nothing in it may reach for the network.
         os.environ["HF_HUB_OFFLINE"] = "1"
-        return run(settings, endpoints=endpoints, security=security, build=_build())
+        return run(settings, endpoints=endpoints, security=security, build=worker_start.build())
     except ConfigurationError as error:
         _logger.error("%s", error.message)
         return EXIT_FAILED
-
-
-def _build() -> str:
-    try:
-        return version("penstock")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "source"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """`python -m engine_worker.bench`: how fast this machine runs a model, without sockets.
 
 Random prompts of `--prompt-tokens`, `--new-tokens` each, greedy, end-of-sequence off, at several
-concurrencies, through the whole engine; the median of `--repeats`. Requests guess no tokens unless
-`--speculation auto`: greedy answers to random prompts go in circles, which guessing makes fast.
+concurrencies, through the whole engine; the median of `--repeats`. Choices draft no tokens unless
+`--speculation auto`: greedy answers to random prompts go in circles, which speculation makes fast.
 """
 
 import argparse

@@ -64,9 +64,9 @@ class ModelSettings:
             SpeculationMode.AUTO,
             tuple(SpeculationMode),
             meaning=(
-                "requests whose text repeats guess their next tokens from it (prompt lookup), and "
-                "several guesses are computed in one step: `auto` where that makes more tokens a "
-                "second by what steps and guesses turned out to be, `off`, or `always` (for "
+                "answers whose text repeats draft their next tokens from it (prompt lookup), and "
+                "several draft tokens are computed in one step: `auto` where that makes more tokens a "
+                "second by what steps and drafts turned out to be, `off`, or `always` (for "
                 "tests). The tokens are the same as without"
             ),
         )

@@ -12,6 +12,7 @@ from gateway.http.server import bind_socket
 from gateway.service import serve
 from protocol.errors import ConfigurationError
 from protocol.runtime import logs
+from protocol.runtime.allocator import return_large_blocks
 from protocol.runtime.lifetime import exit_with_parent, remove_orphaned_run_dir
 
 _logger = logging.getLogger("penstock.gateway")
@@ -20,6 +21,7 @@ _logger = logging.getLogger("penstock.gateway")
 def main() -> int:
     """Run the gateway; the exit code is 0 after a drain, 1 or 2 when it could not start."""
     logs.setup("gateway")
+    return_large_blocks()
     try:
         settings = GatewaySettings.from_env(os.environ)
         logs.setup("gateway", settings.log_level)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from gateway.child_environment import child_environment
 from gateway.config import GatewaySettings
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.quarantine import Quarantine
@@ -15,6 +16,9 @@ from gateway.dispatch.routing import PrefixRouter
 from gateway.errors import ShuttingDownError
 from gateway.housekeeping import Housekeeping
 from gateway.http.bodies import Bodies
+from gateway.http.body_pool import BodyPool
+from gateway.http.host_guard import HostGuard
+from gateway.http.parsers import ParseContext
 from gateway.http.parts import HttpParts
 from gateway.http.readiness import Readiness
 from gateway.ledger.data_slot import DataSlot
@@ -114,6 +118,7 @@ class Application:
         data_dir = settings.data_dir if self._slot is None else self._slot.folder
         self.outbox = Outbox(data_dir, self.auth.settle, settings.max_outbox, clock)
         self.toolbox = registered_toolbox(settings, os.environ)
+        self._body_pool = BodyPool(child_environment(os.environ))
         self._lag_due: float | None = None
         self._housekeeping = self._make_housekeeping()
         self.requests = self._make_requests()
@@ -164,7 +169,12 @@ class Application:
             auth=self.auth,
             directory=self.directory,
             engines=self.engines,
-            bodies=Bodies(settings.max_body_bytes, settings.max_bodies_per_caller),
+            bodies=Bodies(
+                settings.max_body_bytes,
+                settings.max_bodies_per_caller,
+                self._body_pool,
+                ParseContext(self.directory.models(), settings.tools),
+            ),
             readiness=Readiness(
                 settings.models,
                 directory=self.directory,
@@ -177,6 +187,7 @@ class Application:
             ),
             metrics=self.metrics,
             access_log=AccessLog(is_on=settings.access_log),
+            host_guard=HostGuard((settings.host, *settings.allowed_hosts)),
             toolbox=self.toolbox,
             peers=self.peers,
         )
@@ -243,6 +254,7 @@ class Application:
         self._housekeeping.stop()
         if self.toolbox is not None:
             await self.toolbox.close()
+        await self._body_pool.close()
         for server in self._servers:
             server.say_goodbye()
         await self.outbox.close()

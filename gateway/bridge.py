@@ -13,7 +13,6 @@ from protocol.wire.messages import (
     Abort,
     Adjust,
     Authorize,
-    Cancel,
     CloseParse,
     CreateKey,
     Detokenize,
@@ -226,17 +225,20 @@ QuestionT = TypeVar("QuestionT", Prepare, Detokenize, Embed)
 
 
 def addressed(
-    question: QuestionT, request_id: str, *, deadline_s: float, tenant: str, trace_id: str
+    question: QuestionT,
+    request_id: str,
+    *,
+    deadline_s: float,
+    tenant: str,
+    priority: int,
+    trace_id: str,
 ) -> QuestionT:
     """A question with whose it is and how long it may take."""
-    return structs.replace(
+    sent = structs.replace(
         question, request_id=request_id, deadline_s=deadline_s, tenant=tenant, trace_id=trace_id
     )
-
-
-def cancel(request_id: str) -> Cancel:
-    """Nobody waits for the answer to a question any more."""
-    return Cancel(request_id=request_id)
+    # Prompts and tokens are read in turn by tenant alone.
+    return structs.replace(sent, priority=priority) if isinstance(sent, Embed) else sent
 
 
 def generate(

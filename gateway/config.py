@@ -259,6 +259,15 @@ class GatewaySettings:
             meaning="tools of this server that run at a time, each in a process of its own",
         )
     )
+    tool_env: tuple[str, ...] = setting(
+        words(
+            "PENSTOCK_TOOL_ENV",
+            meaning=(
+                "names of environment variables that tools of this server see, beside `PATH`, "
+                "`HOME`, `LANG`, `LC_*`, `TMPDIR`, `VIRTUAL_ENV` and `PYTHON*`"
+            ),
+        )
+    )
     strict_fields: bool = setting(shared.STRICT_FIELDS)
     access_log: bool = setting(
         switch("PENSTOCK_ACCESS_LOG", True, meaning="a log line for every request")

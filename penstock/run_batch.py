@@ -23,7 +23,7 @@ from penstock.api_client import server_root
 from penstock.batch_output import BatchOutput
 from penstock.config import ServeSettings
 from penstock.errors import CommandError, UsageError
-from penstock.serve import running_house
+from penstock.serve import running_server
 from penstock.supervisor import Supervisor
 
 PATHS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
@@ -142,7 +142,7 @@ def run(
         elif url is not None:
             counts = _run_with_bar(lines, output, url, api_key, None, concurrency, console, None)
         else:
-            found = _run_at_own_house(lines, output, settings, concurrency, console)
+            found = _run_at_own_server(lines, output, settings, concurrency, console)
             if found is None:
                 return 1
             counts = found
@@ -154,7 +154,7 @@ def run(
     return 0 if counts.succeeded + counts.skipped == counts.total else 1
 
 
-def _run_at_own_house(
+def _run_at_own_server(
     lines: list[BatchLine],
     output: BatchOutput,
     settings: ServeSettings,
@@ -166,7 +166,7 @@ def _run_at_own_house(
         private = replace(
             settings, host="127.0.0.1", port=0, require_keys=False, data_dir=Path(data_dir)
         )
-        with running_house(private, console) as (url, supervisor):
+        with running_server(private, console) as (url, supervisor):
             if url is None:
                 return None
             model = settings.models[0].name if len(settings.models) == 1 else None

@@ -59,7 +59,7 @@ def serve(settings: ServeSettings, console: Console) -> int:
         CommandError: It can't be done; the message says why and what to do.
     """
     had_admin_key = (settings.data_dir / "admin.key").exists()
-    with running_house(settings, console) as (url, supervisor):
+    with running_server(settings, console) as (url, supervisor):
         if url is not None:
             announce(url, settings, console, admin_key_is_new=not had_admin_key)
             supervisor.run()
@@ -68,7 +68,7 @@ def serve(settings: ServeSettings, console: Console) -> int:
 
 
 @contextmanager
-def running_house(
+def running_server(
     settings: ServeSettings, console: Console
 ) -> Iterator[tuple[str | None, Supervisor]]:
     """Start every process, wait until they serve, and end them all at the end.

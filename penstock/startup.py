@@ -1,6 +1,7 @@
-"""What a person sees while the house starts: one progress line a worker, then where to go."""
+"""What a person sees while the server starts: one progress line a worker, then where to go."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def reachable_url(host: str, port: int) -> str:
 
 
 class StartupProgress:
-    """Draws `/ready` as bars on a terminal, as lines elsewhere.
+    """Draws `/health` as bars on a terminal, as lines elsewhere.
 
     Args:
         console: Where to draw.
@@ -74,12 +75,15 @@ class StartupProgress:
             self._progress.stop()
 
     def show(self, status: dict[str, Any]) -> None:
-        """Draw one answer of `/ready`."""
+        """Draw one answer of `/health`; the workers of a role keep their order there."""
+        numbers: Counter[str] = Counter()
         for worker in status.get("workers", []):
             phase = _PHASES.get(str(worker.get("phase")), str(worker.get("phase")))
             title = str(worker.get("model") or worker.get("role"))
             detail = str(worker.get("detail") or "")
-            key = str(worker.get("instance_id"))
+            role = str(worker.get("role"))
+            numbers[role] += 1
+            key = f"{role} {numbers[role]}"
             if self._console.is_terminal:
                 self._draw(key, f"{title}: {phase}", worker, detail)
             elif self._last_phase.get(key) != phase:
@@ -112,7 +116,7 @@ def wait_until_ready(
     settings: ServeSettings,
     console: Console,
 ) -> str | None:
-    """Look after the processes and show progress until the house can serve.
+    """Look after the processes and show progress until the server can serve.
 
     Args:
         poll: The supervisor's look at its children.
@@ -134,7 +138,7 @@ def wait_until_ready(
             if port is not None:
                 url = reachable_url(settings.host, port)
                 try:
-                    response = client.get(f"{url}/ready")
+                    response = client.get(f"{url}/health")
                     status = response.json()
                 except (httpx.TransportError, ValueError):
                     status = {}

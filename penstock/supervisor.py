@@ -1,4 +1,4 @@
-"""Starts every process of the house on this machine, restarts what dies, ends all of it."""
+"""Starts every process of the server on this machine, restarts what dies, ends all of it."""
 
 import contextlib
 import logging
@@ -23,6 +23,7 @@ from penstock.restart_policy import (
 )
 from protocol.runtime.settings import environment_of
 from protocol.runtime.shared_settings import SHARED
+from protocol.wire.readiness import READY_FILE_SETTING
 
 logger = logging.getLogger("penstock.supervisor")
 
@@ -80,7 +81,7 @@ def _describe(status: int) -> str:
 def process_specs(
     settings: ServeSettings, folders: Mapping[str, Path | None]
 ) -> tuple[ProcessSpec, ...]:
-    """The processes of a house.
+    """The processes of a server.
 
     Args:
         settings: What to serve.
@@ -126,8 +127,9 @@ def _admin_key(settings: ServeSettings) -> dict[str, str]:
 def common_environment(settings: ServeSettings, run_dir: Path) -> dict[str, str]:
     """What every child inherits: the caller's environment, the sockets, the checked settings."""
     consumed = ("MODEL_PATH", "MODEL_NAME", "TOKENIZER_PATH", "TOOL_FORMAT", "REASONING_FORMAT")
-    # The admin key is auth's alone.
-    dropped = {*consumed, *(f"PENSTOCK_{name}" for name in consumed), ADMIN_KEY_SETTING}
+    # The admin key is auth's alone; a ready file tells of one process, and there are several.
+    kept = (ADMIN_KEY_SETTING, READY_FILE_SETTING)
+    dropped = {*consumed, *(f"PENSTOCK_{name}" for name in consumed), *kept}
     environment = {k: v for k, v in settings.child_environment.items() if k not in dropped}
     environment |= environment_of(settings, SHARED)
     environment |= {
@@ -246,7 +248,7 @@ class Supervisor:
         """Look after the children once: note deaths, start again what is due.
 
         Raises:
-            CommandError: A process can't start before the house was ever ready, or none of a kind
+            CommandError: A process can't start before the server was ever ready, or none of a kind
                 is left that another start could help.
         """
         now = self._clock()

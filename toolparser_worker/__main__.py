@@ -1,20 +1,14 @@
 """Starts the parser worker: `python -m toolparser_worker`."""
 
-import argparse
 import logging
-import os
 import sys
 import time
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from protocol.errors import ConfigurationError
 from protocol.runtime import logs
 from protocol.runtime.lifetime import exit_with_parent
-from protocol.wire import codec
-from protocol.wire.endpoints import Endpoint, dial_endpoints
-from protocol.wire.keys import ClientSecurity
+from protocol.wire import codec, worker_start
 from protocol.wire.messages import Message, ParserCommand, ParserOffer
 from protocol.wire.worker import Worker, WorkerSettings
 from toolparser_worker.config import ParserSettings
@@ -36,15 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 clean, 1 when something stops the start or a gateway refuses us.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m toolparser_worker",
-        description="Turns model text into content, reasoning and tool calls.",
+    environ = worker_start.environment(
+        "toolparser_worker",
+        "Turns model text into content, reasoning and tool calls.",
+        _OPTIONS,
+        arguments,
     )
-    for option, setting in _OPTIONS.items():
-        parser.add_argument(f"--{option.replace('_', '-')}", help=f"instead of {setting}")
-    options = vars(parser.parse_args(arguments))
-    given = {setting: options[option] for option, setting in _OPTIONS.items() if options[option]}
-    environ = ChainMap(given, dict(os.environ))
     logs.setup("toolparser")
     try:
         settings = ParserSettings.from_env(environ)
@@ -56,12 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: ParserSettings, environ: Mapping[str, str]) -> int:
-    security = (
-        None if settings.key_dir is None else ClientSecurity.load(settings.key_dir, "toolparser")
-    )
-    endpoints: tuple[Endpoint, ...] = dial_endpoints(
-        environ, "toolparser", secured=security is not None
-    )
+    endpoints, security = worker_start.dialled(environ, "toolparser", settings.key_dir)
     exit_with_parent(environ)
 
     def send(gateway_id: str, message: Message) -> None:
@@ -81,7 +67,7 @@ def _serve(settings: ParserSettings, environ: Mapping[str, str]) -> int:
         endpoints=endpoints,
         security=security,
         settings=WorkerSettings(drain_timeout_s=settings.drain_timeout_s),
-        build=_build(),
+        build=worker_start.build(),
         metrics=handler.metrics.registry,
         ready_file=settings.ready_file,
     )
@@ -98,13 +84,6 @@ def _serve(settings: ParserSettings, environ: Mapping[str, str]) -> int:
         len(REASONING_FORMATS),
     )
     return worker.wait()
-
-
-def _build() -> str:
-    try:
-        return version("penstock")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "source"
 
 
 if __name__ == "__main__":

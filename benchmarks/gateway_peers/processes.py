@@ -237,7 +237,7 @@ def start_penstock(
         )
         pids[f"engine {name}"] = engine.pid
     processes.start(("toolparser_worker",), base)
-    port = _wait_for_port(port_file, "/ready")
+    port = _wait_for_port(port_file, "/health")
     start_s = time.perf_counter() - started
     made = _post(port, "/v1/admin/keys", {"name": "benchmark"}, _ADMIN_KEY)
     return Server("penstock", port, pids, json.loads(made)["key"], start_s)

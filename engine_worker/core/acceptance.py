@@ -1,4 +1,4 @@
-"""Checks a Generate command field by field and makes the engine's own request of it."""
+"""Checks a Generate command field by field and makes the engine's choice of it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engine_worker.core.choice.allowed_tokens import AllowedTokens
 from engine_worker.core.choice.batch import RowSampling
-from engine_worker.core.choice.request import Request
+from engine_worker.core.choice.choice import Choice
 from engine_worker.errors import InvalidRequestError
 from engine_worker.grammar.constraint import Constraint
 from engine_worker.text.preparation import check_length, check_token_ids
@@ -35,7 +35,7 @@ EncodeWords = Callable[[Sequence[str]], list[tuple[int, ...]]]
 
 @dataclass(frozen=True, slots=True)
 class AcceptanceLimits:
-    """What requests are checked against.
+    """What choices are checked against.
 
     Attributes:
         vocab_size: Token ids at or above it are refused.
@@ -56,15 +56,15 @@ def accept(
     *,
     received_at: float,
     arrival: int,
-) -> Request:
-    """A request that can run, without the output of an earlier attempt.
+) -> Choice:
+    """A choice that can run, without the output of an earlier attempt.
 
     Args:
         gateway_id: Who wants it.
         command: What is wanted.
         limits: What it is checked against.
         encode_words: Spells `bad_words`.
-        arrival: Number of requests before it.
+        arrival: Number of choices before it.
         received_at: On the engine's monotonic clock; the deadline counts from it.
 
     Raises:
@@ -78,10 +78,10 @@ def accept(
     max_output_tokens = limits.max_model_len - num_prompt_tokens
     if sampling.max_tokens is not None:
         max_output_tokens = min(max_output_tokens, sampling.max_tokens)
-    return Request(
+    return Choice(
         gateway_id=gateway_id,
         request_id=command.request_id,
-        choice=command.choice,
+        index=command.choice,
         attempt=command.attempt,
         prompt_token_ids=command.prompt_token_ids,
         sampling=_row_sampling(sampling, command.choice),
@@ -146,14 +146,14 @@ def _check_command(command: Generate, limits: AcceptanceLimits) -> None:
         raise InvalidRequestError(f"'choice' must be 0 to {MAX_INT32}.", param="choice")
 
 
-def check_first_token(request: Request, constraint: Constraint) -> None:
-    """Refuse a request whose own parameters leave nothing of its grammar.
+def check_first_token(choice: Choice, constraint: Constraint) -> None:
+    """Refuse a choice whose own parameters leave nothing of its grammar.
 
     Raises:
         InvalidRequestError: No token may come first.
     """
-    allowed = request.allowed_mask()
-    if allowed is None or request.output_token_ids or constraint.has_forced:
+    allowed = choice.allowed_mask()
+    if allowed is None or choice.output_token_ids or constraint.has_forced:
         return
     if not (constraint.mask() & allowed).any() and not constraint.is_accepting:
         raise InvalidRequestError(

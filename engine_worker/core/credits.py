@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from protocol.wire.messages import Credits
 
 Held = Mapping[str, tuple[int, int]]
-"""By gateway: its unfinished requests and their tokens. Who has none may be missing."""
+"""By gateway: its unfinished choices and their tokens. Who has none may be missing."""
 
 _NOTHING = (0, 0)
 
@@ -16,13 +16,13 @@ class CreditPolicy:
     """What all gateways together may have unfinished, and how they share it.
 
     The queue belongs to the gateways; the engine takes about one batch more than it runs, so that
-    a finished request is replaced at once. Half of it is set aside in equal parts, so that a
+    a finished choice is replaced at once. Half of it is set aside in equal parts, so that a
     gateway whose clients come all at once never finds the engine full of another one's. The other
     half goes to those that have most here; among gateways that are all busy this becomes even, too.
     The windows of what gateways have and may still send never exceed the whole.
 
     Attributes:
-        max_requests: Running and waiting.
+        max_requests: Choices, running and waiting; each `Generate` counts as one.
         max_tokens: Of their prompts and outputs.
         max_model_len: Of one request; no window of tokens is smaller.
     """
@@ -35,7 +35,7 @@ class CreditPolicy:
     def for_engine(
         cls, *, max_num_seqs: int, num_kv_tokens: int, max_model_len: int
     ) -> "CreditPolicy":
-        """Twice what runs at a time, in requests and in tokens of KV cache."""
+        """Twice what runs at a time, in choices and in tokens of KV cache."""
         return cls(2 * max_num_seqs, 2 * num_kv_tokens, max_model_len)
 
     @property
@@ -73,23 +73,23 @@ class CreditPolicy:
     def admits(
         self, gateway_id: str, gateway_ids: Iterable[str], held: Held, num_new_tokens: int
     ) -> bool:
-        """Whether one more request of a gateway is taken.
+        """Whether one more choice of a gateway is taken.
 
-        More is taken than the window says, as long as there is room: windows shrink while requests
+        More is taken than the window says, as long as there is room: windows shrink while choices
         are under way. A gateway with nothing unfinished may always send one.
 
         Args:
             gateway_id: The gateway.
             gateway_ids: All that are connected.
             held: What they have now.
-            num_new_tokens: Prompt and resumed output of the request.
+            num_new_tokens: Prompt and resumed output of the choice.
         """
-        num_requests, num_tokens = held.get(gateway_id, _NOTHING)
-        if num_requests == 0:
+        num_choices, num_tokens = held.get(gateway_id, _NOTHING)
+        if num_choices == 0:
             return True
         others = set(gateway_ids) - {gateway_id}
         set_aside = self._set_aside(1 + len(others))
-        if num_requests >= max(set_aside, self._room(others, held, set_aside)):
+        if num_choices >= max(set_aside, self._room(others, held, set_aside)):
             return False
         token_room = max(self.max_model_len, self._token_room(others, held))
         return num_tokens + num_new_tokens <= token_room

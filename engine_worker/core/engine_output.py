@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine_worker.core.choice.batch import TokenScores
-from engine_worker.core.choice.request import Request
+from engine_worker.core.choice.choice import Choice
+from engine_worker.core.choice_output import ChoiceOutput
 from engine_worker.core.decoding.token_logprobs import describe, take_prompt_scores
-from engine_worker.core.stream import Stream
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Delta, Failure, Finished, FinishReason, Generate, Usage
@@ -43,20 +43,20 @@ class EngineOutput:
         """Nobody listens any more."""
         self._gateways.pop(gateway_id, None)
 
-    def tell(self, stream: Stream) -> None:
+    def tell(self, output: ChoiceOutput) -> None:
         """Add a delta with the new text, and the new tokens and their scores if wanted."""
-        text = stream.text.take()
-        untold, stream.untold = stream.untold, []
-        scores, stream.untold_scores = stream.untold_scores, []
-        if not (text or scores or (stream.want_token_ids and untold)):
+        text = output.text.take()
+        untold, output.untold = output.untold, []
+        scores, output.untold_scores = output.untold_scores, []
+        if not (text or scores or (output.want_token_ids and untold)):
             return
-        request = stream.request
-        told = untold if stream.want_token_ids else []
-        self._of(request.gateway_id).deltas.append(
+        choice = output.choice
+        told = untold if output.want_token_ids else []
+        self._of(choice.gateway_id).deltas.append(
             Delta(
-                request_id=request.request_id,
-                choice=request.choice,
-                attempt=request.attempt,
+                request_id=choice.request_id,
+                choice=choice.index,
+                attempt=choice.attempt,
                 text=text,
                 token_ids=tuple(token_id for token_id, _ in told),
                 token_ends=tuple(end for _, end in told),
@@ -64,17 +64,19 @@ class EngineOutput:
             )
         )
 
-    def tell_prompt_scores(self, stream: Stream, start: int, scores: Sequence[TokenScores]) -> None:
+    def tell_prompt_scores(
+        self, output: ChoiceOutput, start: int, scores: Sequence[TokenScores]
+    ) -> None:
         """Add the log probabilities of prompt tokens from position `start` on."""
-        request = stream.request
-        self._of(request.gateway_id).deltas.append(
+        choice = output.choice
+        self._of(choice.gateway_id).deltas.append(
             Delta(
-                request_id=request.request_id,
-                choice=request.choice,
-                attempt=request.attempt,
+                request_id=choice.request_id,
+                choice=choice.index,
+                attempt=choice.attempt,
                 prompt_logprobs=tuple(
                     describe(each, self._tokenizer)
-                    for each in take_prompt_scores(request, start, scores)
+                    for each in take_prompt_scores(choice, start, scores)
                 ),
             )
         )
@@ -88,33 +90,33 @@ class EngineOutput:
 
 
 def finished(
-    request: Request, reason: FinishReason, stop_reason: str | int | None = None
+    choice: Choice, reason: FinishReason, stop_reason: str | int | None = None
 ) -> Finished:
-    """The good end of a request."""
+    """The good end of a choice."""
     return Finished(
-        request_id=request.request_id,
-        choice=request.choice,
-        attempt=request.attempt,
+        request_id=choice.request_id,
+        choice=choice.index,
+        attempt=choice.attempt,
         finish_reason=reason,
-        usage=_usage(request),
+        usage=_usage(choice),
         stop_reason=stop_reason,
     )
 
 
-def failed(request: Request, code: ErrorCode, message: str) -> Failure:
-    """The bad end of a request, with what it used."""
+def failed(choice: Choice, code: ErrorCode, message: str) -> Failure:
+    """The bad end of a choice, with what it used."""
     return Failure(
-        request_id=request.request_id,
-        choice=request.choice,
-        attempt=request.attempt,
+        request_id=choice.request_id,
+        choice=choice.index,
+        attempt=choice.attempt,
         code=code,
         message=message,
-        usage=_usage(request),
+        usage=_usage(choice),
     )
 
 
 def aborted_unseen(command: Generate) -> Finished:
-    """The end of a request whose abort came first."""
+    """The end of a choice whose abort came first."""
     return Finished(
         request_id=command.request_id,
         choice=command.choice,
@@ -128,7 +130,7 @@ def aborted_unseen(command: Generate) -> Finished:
 
 
 def refused(command: Generate, code: ErrorCode, message: str, param: str | None) -> Failure:
-    """The end of a request that was not taken."""
+    """The end of a choice that was not taken."""
     return Failure(
         request_id=command.request_id,
         choice=command.choice,
@@ -139,9 +141,9 @@ def refused(command: Generate, code: ErrorCode, message: str, param: str | None)
     )
 
 
-def _usage(request: Request) -> Usage:
+def _usage(choice: Choice) -> Usage:
     return Usage(
-        prompt_tokens=request.num_prompt_tokens,
-        completion_tokens=request.num_output_tokens,
-        cached_tokens=request.num_cached_tokens or 0,
+        prompt_tokens=choice.num_prompt_tokens,
+        completion_tokens=choice.num_output_tokens,
+        cached_tokens=choice.num_cached_tokens or 0,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from engine_worker.core.choice.request import Request
+from engine_worker.core.choice.choice import Choice
 from protocol.runtime.metrics import MetricRegistry
 from protocol.wire.messages import Failure, Finished, Load
 
@@ -18,7 +18,7 @@ _RATE_WEIGHT = 0.1
 
 @dataclass(slots=True)
 class _Times:
-    """When things happened to one request, on the engine's clock, and what was counted of it.
+    """When things happened to one choice, on the engine's clock, and what was counted of it.
 
     Attributes:
         num_tokens: Of its output; those that an earlier attempt had sampled are not new.
@@ -55,7 +55,7 @@ class EngineMetrics:
 
     def __init__(self, load: Callable[[], Load] = Load) -> None:
         self.registry = MetricRegistry()
-        self._times: dict[Request, _Times] = {}
+        self._times: dict[Choice, _Times] = {}
         self._gaps: dict[float, int] = {}
         self._num_preemptions = 0
         self._num_compiles = 0
@@ -73,7 +73,7 @@ class EngineMetrics:
         )
         self._draft_tokens = counter(
             "penstock_engine_draft_tokens",
-            "Tokens of outputs that were guessed by prompt lookup, and of these those that were right.",
+            "Tokens of outputs that were drafted by prompt lookup, and of these those that were right.",
             ("kind",),
         )
         self._preemptions = counter(
@@ -107,7 +107,10 @@ class EngineMetrics:
             "Between two tokens of a choice.",
             bounds=_LATENCY_BOUNDS,
         )
+        self._add_grammar_histograms()
 
+    def _add_grammar_histograms(self) -> None:
+        histogram = self.registry.histogram
         self._grammar_s = histogram(
             "penstock_engine_grammar_seconds",
             "Compiling a grammar that was not in the cache, refused ones included.",
@@ -129,23 +132,23 @@ class EngineMetrics:
         )
         gauge("penstock_engine_kv_blocks", "KV blocks.", lambda: load().num_blocks)
 
-    def on_added(self, request: Request, arrived_at: float) -> None:
-        """A request was taken."""
-        self._times[request] = _Times(arrived_at, request.num_output_tokens)
+    def on_added(self, choice: Choice, arrived_at: float) -> None:
+        """A choice was taken."""
+        self._times[choice] = _Times(arrived_at, choice.num_output_tokens)
 
-    def on_admitted(self, requests: Iterable[Request], now: float) -> None:
-        """Requests have a slot; a preempted one has had its first before."""
-        for request in requests:
-            times = self._times[request]
+    def on_admitted(self, choices: Iterable[Choice], now: float) -> None:
+        """Choices have a slot; a preempted one has had its first before."""
+        for choice in choices:
+            times = self._times[choice]
             if times.admitted_at is None:
                 times.admitted_at = now
                 self._queue_s.observe(now - times.arrived_at)
-                self._tokens.add(request.num_prompt_tokens, "prompt")
-                self._tokens.add(request.num_cached_tokens or 0, "cached")
+                self._tokens.add(choice.num_prompt_tokens, "prompt")
+                self._tokens.add(choice.num_cached_tokens or 0, "cached")
 
     def on_step(
         self,
-        requests: Iterable[Request],
+        choices: Iterable[Choice],
         times: tuple[float, float, float, float],
         *,
         has_failed: bool,
@@ -153,16 +156,16 @@ class EngineMetrics:
         """A step is over.
 
         Args:
-            requests: Those in it; some may have ended.
+            choices: Those in it; some may have ended.
             times: When it began and was scheduled, computed and told.
             has_failed: It raised.
         """
         now = times[-1]
         num_rows = 0
-        for request in requests:
+        for choice in choices:
             num_rows += 1
-            if request in self._times:
-                self._count_tokens(request, now)
+            if choice in self._times:
+                self._count_tokens(choice, now)
         for gap_s, num_times in self._gaps.items():
             self._inter_token_s.observe(gap_s, times=num_times)
         self._gaps.clear()
@@ -177,16 +180,16 @@ class EngineMetrics:
         self._compiles.add(num_compiles - self._num_compiles)
         self._num_preemptions, self._num_compiles = num_preemptions, num_compiles
 
-    def on_ended(self, request: Request, end: Finished | Failure, now: float) -> None:
-        """A request has its end."""
-        self._count_tokens(request, now)
-        times = self._times.pop(request)
+    def on_ended(self, choice: Choice, end: Finished | Failure, now: float) -> None:
+        """A choice has its end."""
+        self._count_tokens(choice, now)
+        times = self._times.pop(choice)
         if times.first_token_at is not None:
             self._decode_s.observe(now - times.first_token_at)
         self._requests.add(1, end.finish_reason if isinstance(end, Finished) else "failed")
 
     def on_drafts(self, num_drafted: int, num_accepted: int) -> None:
-        """A step computed guessed tokens, of which some were right."""
+        """A step computed draft tokens, of which some were right."""
         self._draft_tokens.add(num_drafted, "drafted")
         self._draft_tokens.add(num_accepted, "accepted")
 
@@ -198,16 +201,16 @@ class EngineMetrics:
         """The mask of one row was made."""
         self._mask_s.observe(duration_s)
 
-    def forget(self, request: Request) -> None:
-        """A request is gone without an end."""
-        self._times.pop(request, None)
+    def forget(self, choice: Choice) -> None:
+        """A choice is gone without an end."""
+        self._times.pop(choice, None)
 
-    def _count_tokens(self, request: Request, now: float) -> None:
-        times = self._times[request]
-        num_new = request.num_output_tokens - times.num_tokens
+    def _count_tokens(self, choice: Choice, now: float) -> None:
+        times = self._times[choice]
+        num_new = choice.num_output_tokens - times.num_tokens
         if num_new <= 0:
             return
-        times.num_tokens = request.num_output_tokens
+        times.num_tokens = choice.num_output_tokens
         self._tokens.add(num_new, "completion")
         if times.first_token_at is None:
             times.first_token_at = now

@@ -1,11 +1,11 @@
-"""Remembers which attempts of which requests are over, within a bound."""
+"""Remembers which attempts of which choices are over, within a bound."""
 
 from collections import OrderedDict
 from typing import TypeVar
 
-ALL_CHOICES = -1
+from protocol.wire.messages import ALL_CHOICES
 
-StreamKey = tuple[str, str, int]
+ChoiceKey = tuple[str, str, int]
 """Gateway, request and choice."""
 
 KeyT = TypeVar("KeyT")
@@ -13,37 +13,37 @@ ValueT = TypeVar("ValueT")
 
 
 class Tombstones:
-    """What happened to the most recent streams; the oldest are forgotten beyond the bound.
+    """What happened to the most recent choices; the oldest are forgotten beyond the bound.
 
-    What is forgotten could only matter to a message that is older than `max_entries` requests.
+    What is forgotten could only matter to a message that is older than `max_entries` choices.
     """
 
     def __init__(self, max_entries: int = 10_000) -> None:
         self._max_entries = max_entries
-        self._ended: OrderedDict[tuple[StreamKey, int], None] = OrderedDict()
-        self._latest: OrderedDict[StreamKey, int] = OrderedDict()
-        self._aborted: OrderedDict[StreamKey, int] = OrderedDict()
+        self._ended: OrderedDict[tuple[ChoiceKey, int], None] = OrderedDict()
+        self._latest: OrderedDict[ChoiceKey, int] = OrderedDict()
+        self._aborted: OrderedDict[ChoiceKey, int] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._ended) + len(self._latest) + len(self._aborted)
 
-    def put_started(self, key: StreamKey, attempt: int) -> None:
+    def put_started(self, key: ChoiceKey, attempt: int) -> None:
         """An attempt is being worked on; older ones are stale from now on."""
         self._put(self._latest, key, max(attempt, self._latest.get(key, attempt)))
 
-    def put_aborted(self, key: StreamKey, attempt: int) -> None:
+    def put_aborted(self, key: ChoiceKey, attempt: int) -> None:
         """Attempts up to this one are not wanted, of one choice or of `ALL_CHOICES`."""
         self._put(self._aborted, key, max(attempt, self._aborted.get(key, attempt)))
 
-    def put_ended(self, key: StreamKey, attempt: int) -> None:
+    def put_ended(self, key: ChoiceKey, attempt: int) -> None:
         """The terminal event of an attempt was sent."""
         self._put(self._ended, (key, attempt), None)
 
-    def has_ended(self, key: StreamKey, attempt: int) -> bool:
+    def has_ended(self, key: ChoiceKey, attempt: int) -> bool:
         """Whether this very attempt had its terminal event."""
         return (key, attempt) in self._ended
 
-    def is_aborted(self, key: StreamKey, attempt: int) -> bool:
+    def is_aborted(self, key: ChoiceKey, attempt: int) -> bool:
         """Whether this attempt was aborted, by itself or with its whole request."""
         gateway_id, request_id, _ = key
         return any(
@@ -51,7 +51,7 @@ class Tombstones:
             for candidate in (key, (gateway_id, request_id, ALL_CHOICES))
         )
 
-    def is_stale(self, key: StreamKey, attempt: int) -> bool:
+    def is_stale(self, key: ChoiceKey, attempt: int) -> bool:
         """Whether a newer attempt was started here before."""
         return attempt < self._latest.get(key, attempt)
 

@@ -1,4 +1,4 @@
-"""Compiles the grammars of requests in threads of their own, so that no step waits for one."""
+"""Compiles the grammars of choices in threads of their own, so that no step waits for one."""
 
 import logging
 import threading
@@ -15,12 +15,11 @@ from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.grammar.constraint import Constraint
 from protocol.errors import PenstockError
 from protocol.runtime import logs
-from protocol.wire.messages import Abort, Extend, Generate
+from protocol.wire.messages import ALL_CHOICES, Abort, Extend, Generate
 
 MAX_WAITING: Final = 1024
-"""Requests that wait for their grammar; beyond them the engine says that it is overloaded."""
+"""Choices that wait for their grammar; beyond them the engine says that it is overloaded."""
 MAX_TENANT_WAITING: Final = 256
-_ALL_CHOICES: Final = -1
 _NUM_THREADS: Final = 2
 
 _log = logging.getLogger("penstock.engine")
@@ -28,7 +27,7 @@ _log = logging.getLogger("penstock.engine")
 
 @dataclass(slots=True, eq=False)
 class WaitingGrammar:
-    """A request whose grammar is to be compiled.
+    """A choice whose grammar is to be compiled.
 
     Attributes:
         received_at: Monotonic seconds, when it came.
@@ -42,13 +41,13 @@ class WaitingGrammar:
 
 
 class CompileQueue:
-    """Requests that wait for their grammars, fair between tenants; filled by the I/O thread.
+    """Choices that wait for their grammars, fair between tenants; filled by the I/O thread.
 
     What nobody waits for any more is handed on at once and, unless it has begun, never compiled.
 
     Args:
         grammars: Compiles.
-        hand_on: Called once for each request, in any thread, with its constraint, with what is
+        hand_on: Called once for each choice, in any thread, with its constraint, with what is
             wrong with its grammar, or with None for one that was aborted or abandoned.
         clock: Monotonic seconds, as of `received_at`.
     """
@@ -69,7 +68,7 @@ class CompileQueue:
         self._pending: dict[WaitingGrammar, None] = {}
 
     def submit(self, gateway_id: str, command: Generate, received_at: float) -> bool:
-        """Queue a request that has a grammar; False when too many wait already."""
+        """Queue a choice that has a grammar; False when too many wait already."""
         waiting = WaitingGrammar(gateway_id, command, received_at)
         with self._lock:
             if not self._waiting.push(command.tenant, waiting):
@@ -79,7 +78,7 @@ class CompileQueue:
         return True
 
     def extend(self, gateway_id: str, command: Extend) -> None:
-        """Raise the lease of a request that waits; the step loop doesn't know it yet."""
+        """Raise the lease of a choice that waits; the step loop doesn't know it yet."""
         identity = (gateway_id, command.request_id, command.choice, command.attempt)
         with self._lock:
             for waiting in self._pending:
@@ -99,7 +98,7 @@ class CompileQueue:
             lambda waiting: (
                 waiting.gateway_id == gateway_id
                 and waiting.command.request_id == command.request_id
-                and command.choice in (_ALL_CHOICES, waiting.command.choice)
+                and command.choice in (ALL_CHOICES, waiting.command.choice)
                 and waiting.command.attempt <= command.attempt
             )
         )
@@ -119,7 +118,7 @@ class CompileQueue:
         self._drop(is_theirs)
 
     def close(self) -> None:
-        """End the threads; requests that still wait are dropped."""
+        """End the threads; choices that still wait are dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._grammars.close()
 
@@ -131,7 +130,7 @@ class CompileQueue:
                 self._hand_on(waiting, None)
 
     def _compile_next(self) -> None:
-        """Runs in a thread, once for each request, for whichever is next; some were dropped."""
+        """Runs in a thread, once for each choice, for whichever is next; some were dropped."""
         with self._lock:
             waiting = self._waiting.take()
         if waiting is None:

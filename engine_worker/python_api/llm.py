@@ -51,6 +51,8 @@ _MAX_SEED = 2**63
 class LLM:
     """A loaded model; used by one thread at a time.
 
+    It is long because each kind of call has its one method, and most of it is their docstrings.
+
     Args:
         model: A folder in Hugging Face's layout; None is the bundled model. An encoder serves
             `embed` only.

@@ -68,7 +68,7 @@ class GatewayCommand:
 
     Attributes:
         received_at: Monotonic seconds; deadlines count from it, not from when the loop looks.
-        constraint: Of the command's grammar, or why it can't be followed; None also for a request
+        constraint: Of the command's grammar, or why it can't be followed; None also for a choice
             that was aborted before its grammar was compiled.
         is_abandoned: Its gateway went away before its grammar was compiled.
     """
@@ -111,6 +111,8 @@ class EngineStatus:
 
 class EngineHandler:
     """The engine's `WorkerHandler`; every method returns at once.
+
+    It is long because the protocol of workers and the step loop both ask questions of it.
 
     It exists before the model is loaded, because heartbeats start with the process; until `serve`
     is called, work is refused as unavailable.
@@ -226,7 +228,7 @@ class EngineHandler:
         self.is_draining = True
 
     def num_unfinished(self) -> int:
-        """Commands not looked at yet, prompts in preparation, and requests that run or wait."""
+        """Commands not looked at yet, prompts in preparation, and choices that run or wait."""
         # In this order: what leaves the first count is in the status before it does.
         num_pending = self._num_received - self._num_taken
         num_prepares = 0 if self._prepares is None else self._prepares.num_unfinished
@@ -255,7 +257,7 @@ class EngineHandler:
         return self._credit_policy.window(gateway_id, self._outlet.gateway_ids(), held)
 
     def admits(self, gateway_id: str, held: Held, num_new_tokens: int) -> bool:
-        """Whether a gateway may have one more request when gateways have so much."""
+        """Whether a gateway may have one more choice when gateways have so much."""
         if self._credit_policy is None or self._outlet is None:
             return True
         gateway_ids = self._outlet.gateway_ids()
@@ -305,7 +307,7 @@ class EngineHandler:
         return Failure(request_id=command.request_id, code=code, message=message, param=param)
 
     def _take_constrained(self, gateway_id: str, command: Generate) -> None:
-        """Have the grammar compiled; the request reaches the step loop with the result."""
+        """Have the grammar compiled; the choice reaches the step loop with the result."""
         assert self._compile_queue is not None
         if self._compile_queue.submit(gateway_id, command, self._clock()):
             self._num_received += 1
@@ -323,7 +325,7 @@ class EngineHandler:
         )
 
     def _hand_on(self, waiting: WaitingGrammar, result: Constraint | PenstockError | None) -> None:
-        """Runs in any thread; `num_unfinished` counts the request since it came."""
+        """Runs in any thread; `num_unfinished` counts the choice since it came."""
         self.inbox.put(
             GatewayCommand(
                 waiting.gateway_id,

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from engine_worker.core.tombstones import StreamKey
+from engine_worker.core.tombstones import ChoiceKey
 from protocol.wire.messages import NUM_ALONE_TOKENS, Delta, Failure, Finished
 
 HOLD_S = 5.0
@@ -19,18 +19,18 @@ class Isolation:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._alone: StreamKey | None = None
+        self._alone: ChoiceKey | None = None
         self._num_left = 0
-        self._awaited: StreamKey | None = None
+        self._awaited: ChoiceKey | None = None
         self._awaited_until = 0.0
 
-    def admits(self, key: StreamKey, *, is_alone: bool, num_unfinished: int) -> bool:
-        """Whether a stream may begin now; it is asked for again later if not.
+    def admits(self, key: ChoiceKey, *, is_alone: bool, num_unfinished: int) -> bool:
+        """Whether a choice may begin now; it is asked for again later if not.
 
         Args:
-            key: Of the stream.
+            key: Of the choice.
             is_alone: It is a suspect.
-            num_unfinished: Streams that the engine has.
+            num_unfinished: Choices that the engine has.
         """
         now = self._clock()
         if self._alone is not None and key != self._alone:

@@ -1,4 +1,4 @@
-"""What streams of lost gateways have used: kept, reported through another gateway, forgotten."""
+"""What choices of lost gateways have used: kept, reported through another gateway, forgotten."""
 
 import itertools
 import logging
@@ -16,11 +16,11 @@ from protocol.wire.messages import (
     StreamUsage,
 )
 
-MAX_STREAMS = 10_000
+MAX_USAGES = 10_000
 """Usages that are kept until somebody takes them; beyond it the oldest are dropped, loudly."""
-MAX_STREAMS_A_REPORT = 256
+MAX_USAGES_A_REPORT = 256
 KEEP_ENDED_S = 15.0
-"""A stream that ended longer ago is known to the auth worker: settled, or by the last renewal."""
+"""A choice that ended longer ago is known to the auth worker: settled, or by the last renewal."""
 RESEND_AFTER_S = 5.0
 RETRY_AFTER_S = 1.0
 
@@ -31,8 +31,8 @@ _Key = tuple[str, int]
 
 
 @dataclass(slots=True)
-class _Stream:
-    """One stream with a lease, as its gateway was told of it."""
+class _ChoiceUsage:
+    """What one choice with a lease has used, as its gateway was told of it."""
 
     lease_id: str
     attempt: int
@@ -40,7 +40,7 @@ class _Stream:
     completion_tokens: int
 
 
-class OrphanBook:
+class OrphanTracker:
     """Follows what gateways are told, so that it can be charged when one of them dies.
 
     Owned by the engine's thread. What was computed but never sent is not in it.
@@ -54,8 +54,8 @@ class OrphanBook:
         self._engine_id = engine_id
         self._clock = clock
         self._numbers = itertools.count(1)
-        self._running: dict[str, dict[_Key, _Stream]] = {}
-        self._ended: deque[tuple[float, str, _Key, _Stream]] = deque()
+        self._running: dict[str, dict[_Key, _ChoiceUsage]] = {}
+        self._ended: deque[tuple[float, str, _Key, _ChoiceUsage]] = deque()
         self._pending: OrderedDict[tuple[str, str], StreamUsage] = OrderedDict()
         self._sent: OrphanUsage | None = None
         self._due_at = 0.0
@@ -64,13 +64,15 @@ class OrphanBook:
         return len(self._pending)
 
     def on_generate(self, gateway_id: str, command: Generate) -> None:
-        """A gateway wants a stream; without a lease nobody is charged."""
+        """A gateway wants a choice; without a lease nobody is charged."""
         if command.lease_id:
-            self._running.setdefault(gateway_id, {})[command.request_id, command.choice] = _Stream(
-                command.lease_id,
-                command.attempt,
-                len(command.prompt_token_ids) if command.choice == 0 else 0,
-                len(command.output_token_ids),
+            self._running.setdefault(gateway_id, {})[command.request_id, command.choice] = (
+                _ChoiceUsage(
+                    command.lease_id,
+                    command.attempt,
+                    len(command.prompt_token_ids) if command.choice == 0 else 0,
+                    len(command.output_token_ids),
+                )
             )
 
     def on_output(
@@ -81,36 +83,36 @@ class OrphanBook:
         if not running:
             return
         for delta in deltas:
-            stream = running.get((delta.request_id, delta.choice))
-            if stream is not None and stream.attempt == delta.attempt:
-                stream.completion_tokens += len(delta.token_ids)
+            choice = running.get((delta.request_id, delta.choice))
+            if choice is not None and choice.attempt == delta.attempt:
+                choice.completion_tokens += len(delta.token_ids)
         for end in ends:
             key = (end.request_id, end.choice)
-            stream = running.get(key)
-            if stream is not None and stream.attempt == end.attempt:
+            choice = running.get(key)
+            if choice is not None and choice.attempt == end.attempt:
                 del running[key]
                 if end.usage is not None:  # without, it was refused before it ran
-                    stream.completion_tokens = end.usage.completion_tokens
-                    self._ended.append((self._clock(), gateway_id, key, stream))
+                    choice.completion_tokens = end.usage.completion_tokens
+                    self._ended.append((self._clock(), gateway_id, key, choice))
         self._forget_old()
 
     def on_gateway_lost(self, gateway_id: str) -> None:
         """All that the gateway may not have settled waits to be reported."""
         self._forget_old()
         lost = list(self._running.pop(gateway_id, {}).items())
-        lost += [(key, stream) for _, owner, key, stream in self._ended if owner == gateway_id]
+        lost += [(key, choice) for _, owner, key, choice in self._ended if owner == gateway_id]
         self._ended = deque(one for one in self._ended if one[1] != gateway_id)
-        for (request_id, choice), stream in lost:
-            name = f"{request_id}/{choice}"
-            self._pending[stream.lease_id, name] = StreamUsage(
-                lease_id=stream.lease_id,
+        for (request_id, index), choice in lost:
+            name = f"{request_id}/{index}"
+            self._pending[choice.lease_id, name] = StreamUsage(
+                lease_id=choice.lease_id,
                 stream=name,
-                prompt_tokens=stream.prompt_tokens,
-                completion_tokens=stream.completion_tokens,
+                prompt_tokens=choice.prompt_tokens,
+                completion_tokens=choice.completion_tokens,
             )
-        num_dropped = len(self._pending) - MAX_STREAMS
+        num_dropped = len(self._pending) - MAX_USAGES
         if num_dropped > 0:
-            _log.error("the usage of %d streams of lost gateways is dropped", num_dropped)
+            _log.error("the usage of %d choices of lost gateways is dropped", num_dropped)
             for _ in range(num_dropped):
                 self._pending.popitem(last=False)
 
@@ -139,12 +141,12 @@ class OrphanBook:
             self._sent = OrphanUsage(
                 report_id=f"{self._engine_id}:{next(self._numbers)}",
                 engine_id=self._engine_id,
-                streams=tuple(itertools.islice(self._pending.values(), MAX_STREAMS_A_REPORT)),
+                streams=tuple(itertools.islice(self._pending.values(), MAX_USAGES_A_REPORT)),
             )
         self._due_at = self._clock() + RESEND_AFTER_S
         return self._sent
 
     def _forget_old(self) -> None:
         oldest = self._clock() - KEEP_ENDED_S
-        while self._ended and (self._ended[0][0] < oldest or len(self._ended) > MAX_STREAMS):
+        while self._ended and (self._ended[0][0] < oldest or len(self._ended) > MAX_USAGES):
             self._ended.popleft()

@@ -17,7 +17,7 @@ from engine_worker.serving.handler import (
     StopLoop,
 )
 from engine_worker.serving.isolation import Isolation
-from engine_worker.serving.orphans import OrphanBook
+from engine_worker.serving.orphans import OrphanTracker
 from protocol.errors import ErrorCode, PenstockError
 from protocol.version import ORPHAN_USAGE_VERSION
 from protocol.wire.messages import Credits, Extend, Generate, OrphanUsageNoted, StepOutput
@@ -51,7 +51,7 @@ class StepLoop:
         self._outlet = outlet
         self._clock = clock
         self._isolation = Isolation(clock)
-        self._orphans = OrphanBook(engine_id, clock)
+        self._orphans = OrphanTracker(engine_id, clock)
         self._cache_reporter = CacheReporter(engine, outlet, clock)
         self._windows: dict[str, Credits | None] = {}
         self._is_stopping = False
@@ -151,14 +151,14 @@ class StepLoop:
         held = self._engine.held()
         num_new_tokens = len(command.prompt_token_ids) + len(command.output_token_ids)
         if not self._handler.admits(gateway_id, held, num_new_tokens):
-            num_requests, num_tokens = held.get(gateway_id, (0, 0))
+            num_choices, num_tokens = held.get(gateway_id, (0, 0))
             window = self._handler.window(gateway_id, held)
             assert window is not None, "without a policy everything is admitted"
             self._engine.refuse(
                 gateway_id,
                 command,
                 ErrorCode.CREDIT_EXCEEDED,
-                f"The gateway has {num_requests} requests with {num_tokens} tokens here; its"
+                f"The gateway has {num_choices} requests with {num_tokens} tokens here; its"
                 f" credit is {window.max_requests} and {window.max_tokens}.",
             )
             return

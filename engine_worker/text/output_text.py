@@ -1,12 +1,12 @@
 """The text side of one output: tokens in, visible text and the reason to stop out."""
 
-from engine_worker.core.choice.request import Request
+from engine_worker.core.choice.choice import Choice
 from engine_worker.text.detokenizer import Detokenizer
 from engine_worker.text.stopping import Stop, StopStrings, length_stop, token_stop
 
 
 class OutputText:
-    """Follows one request's output, token by token.
+    """Follows one choice's output, token by token.
 
     What an earlier attempt generated is fed through the same way (`push` for each token), so that
     the state after it is the same; text that the client already has is then left out.
@@ -33,26 +33,26 @@ class OutputText:
         self._new_text: list[str] = []
         self.num_characters = 0
 
-    def push(self, request: Request, *, is_complete: bool = False) -> Stop | None:
-        """Take the request's last output token; the reason when the output ends with it.
+    def push(self, choice: Choice, *, is_complete: bool = False) -> Stop | None:
+        """Take the choice's last output token; the reason when the output ends with it.
 
         Args:
-            request: Whose output it is.
+            choice: Whose output it is.
             is_complete: Nothing may follow, because the output's grammar is at its end.
 
         `num_characters` is afterwards how long the whole decoded text is, whether shown or not.
         """
-        stop = token_stop(request)
+        stop = token_stop(choice)
         text = ""
         if stop is None or self._include_stop_text:
-            text = self._detokenizer.push(request.output_token_ids[-1])
+            text = self._detokenizer.push(choice.output_token_ids[-1])
         if is_complete:
             stop = stop or Stop("stop")
-        stop = stop or length_stop(request)
+        stop = stop or length_stop(choice)
         if stop is not None:
             text += self._detokenizer.finish()
         self.num_characters += len(text)
-        if request.num_output_tokens <= request.min_tokens:
+        if choice.num_output_tokens <= choice.min_tokens:
             visible, found = self._stop_strings.pass_through(text), None
         else:
             visible, found = self._stop_strings.feed(text)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine_worker.core.choice.request import Request
+from engine_worker.core.choice.choice import Choice
 from protocol.wire.messages import FinishReason
 
 
@@ -20,21 +20,21 @@ class Stop:
     detail: str | int | None = None
 
 
-def token_stop(request: Request) -> Stop | None:
+def token_stop(choice: Choice) -> Stop | None:
     """Whether the last output token ends the output by itself (its text is then left out)."""
-    if request.num_output_tokens <= request.min_tokens:
+    if choice.num_output_tokens <= choice.min_tokens:
         return None
-    token_id = request.output_token_ids[-1]
-    if token_id in request.eos_token_ids:
+    token_id = choice.output_token_ids[-1]
+    if token_id in choice.eos_token_ids:
         return Stop("stop")
-    if token_id in request.stop_token_ids:
+    if token_id in choice.stop_token_ids:
         return Stop("stop", token_id)
     return None
 
 
-def length_stop(request: Request) -> Stop | None:
+def length_stop(choice: Choice) -> Stop | None:
     """Whether the output is as long as it may be: `max_tokens` or what the context left."""
-    return Stop("length") if request.num_output_tokens >= request.max_output_tokens else None
+    return Stop("length") if choice.num_output_tokens >= choice.max_output_tokens else None
 
 
 class StopStrings:

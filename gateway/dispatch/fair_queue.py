@@ -49,12 +49,6 @@ class _PriorityClass(Generic[ItemT]):
     def __len__(self) -> int:
         return len(self._tenants)
 
-    def __iter__(self) -> Iterator[ItemT]:
-        return iter(self._tenants)
-
-    def __contains__(self, item: ItemT) -> bool:
-        return item in self._tenants
-
     @property
     def oldest_arrival(self) -> float:
         """When the request came that waits longest."""

@@ -1,22 +1,29 @@
 """Who may use a route: authorised by default, open only by name, and before a body is read."""
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine
 from enum import Enum
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from gateway import bridge
-from gateway.errors import DeniedError
-from gateway.http.bodies import SMALL_BYTES
+from gateway.errors import ClientDisconnectedError, DeniedError, InvalidRequestError
+from gateway.http.bodies import OFF_LOOP_BYTES, SMALL_BYTES
+from gateway.http.disconnect import watch
+from gateway.http.parsers import BodyKind
 from gateway.http.parts import HttpParts, parts_of
 from gateway.request.caller import Caller
 from protocol.errors import ErrorCode
 from protocol.wire.endpoints import is_loopback
 from protocol.wire.messages import Granted, KeyRole
+
+ResultT = TypeVar("ResultT")
 
 
 class Access(Enum):
@@ -34,6 +41,7 @@ class Access(Enum):
     """The key of an administrator, even where no key is needed otherwise."""
 
 
+_METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 ROUTE_ACCESS: dict[str, Access] = {
     "/live": Access.OPEN,
     "/ready": Access.OPEN,
@@ -55,12 +63,18 @@ ROUTE_ACCESS: dict[str, Access] = {
 }
 """Every route that is not `Access.USER`."""
 
+_RESERVED_FIRST = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
+"""Metered routes that tell nothing of this server before the reservation."""
+
 
 class GuardedRoute(APIRoute):
     """A route that knows its caller before its handler runs, unless the table opens it.
 
     Handlers take the request and read it themselves, so nothing of FastAPI's own reading of
     parameters and bodies runs for them.
+
+    Attributes:
+        answered_methods: The declared ones, and HEAD wherever there is GET.
     """
 
     @property
@@ -72,10 +86,13 @@ class GuardedRoute(APIRoute):
         """The handler behind the guard."""
         guard, endpoint = _GUARDS[self.access], self.endpoint
         path = self.path
+        has_body = not _METHODS_WITH_BODY.isdisjoint(self.methods or ())
 
         async def guarded(request: Request) -> Response:
             if guard is not None:
                 await guard(request, path)
+            if has_body:
+                _check_kind_of_body(request)
             response: Response = await endpoint(request, **request.path_params)
             return response
 
@@ -83,20 +100,35 @@ class GuardedRoute(APIRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, without the context managers that FastAPI keeps for dependencies."""
-        if self.methods and scope["method"] not in self.methods:
+        if scope["method"] not in self.answered_methods:
             await super().handle(scope, receive, send)
             return
         request = Request(scope, receive, send)
         response = await self._guarded(request)
         await response(scope, receive, send)
 
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Whether this route answers a request; HEAD as GET (RFC 9110 §9.3.2).
+
+        The server sends no body in answer to HEAD, whatever the route says.
+        """
+        match, child_scope = super().matches(scope)
+        if match is Match.PARTIAL and scope["method"] in self.answered_methods:
+            match = Match.FULL
+        return match, child_scope
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        declared = frozenset(self.methods or ())
+        self.answered_methods = declared | {"HEAD"} if "GET" in declared else declared
         self._guarded = self.get_route_handler()
 
 
 async def _guard_metered(request: Request, path: str) -> None:
     """Know the caller before more than a little of the body is read.
+
+    Where the body alone decides what is answered before a reservation, what is served here among
+    it, the caller is always known first.
 
     Raises:
         DeniedError: There is no key, or it was unknown a moment ago or is so now.
@@ -113,7 +145,8 @@ async def _guard_metered(request: Request, path: str) -> None:
     refusal = parts.identities.refusal(caller.key_digest)
     if refusal is not None:
         raise DeniedError(refusal.message, code=refusal.code)
-    if parts.identities.find(caller.key_digest) is None and not _has_small_body(request):
+    is_reserved_first = path in _RESERVED_FIRST and _has_small_body(request)
+    if not is_reserved_first and parts.identities.find(caller.key_digest) is None:
         await _identify(request, path, "user")
 
 
@@ -126,8 +159,20 @@ async def _guard_admin(request: Request, path: str) -> None:
 
 
 async def _guard_local(request: Request, path: str) -> None:
-    if not is_loopback(parts_of(request).settings.host):
-        await _guard_user(request, path)
+    """Let everybody on this machine in, but no web page that a browser here shows.
+
+    Raises:
+        DeniedError: Elsewhere, or under a foreign name, there is no good key.
+        ForbiddenOriginError: The request has a foreign `Host` or `Origin`, and no key at all.
+    """
+    parts = parts_of(request)
+    if is_loopback(parts.settings.host):
+        foreign = parts.host_guard.refusal(request.headers)
+        if foreign is None:
+            return
+        if presented_key(request) is None:
+            raise foreign
+    await _guard_user(request, path)
 
 
 _GUARDS: dict[Access, Callable[[Request, str], Coroutine[Any, Any, None]] | None] = {
@@ -173,7 +218,29 @@ async def _identify(request: Request, endpoint: str, role: KeyRole) -> Granted:
     return granted
 
 
+def _check_kind_of_body(request: Request) -> None:
+    """Take plain JSON only.
+
+    Without keys the type is asked for: a web page may send any other one without a preflight.
+
+    Raises:
+        InvalidRequestError: The body is compressed, or of another type.
+    """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise InvalidRequestError(
+            f"The Content-Encoding {encoding[:64]!r} is not supported; send the body as plain JSON."
+        )
+    if not parts_of(request).settings.require_keys:
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != "application/json":
+            raise InvalidRequestError("The Content-Type must be application/json.")
+
+
 def _has_small_body(request: Request) -> bool:
+    """Whether the body is on its way with the head, or nearly so, whoever sends it."""
+    if "expect" in request.headers:
+        return False  # it comes when we ask for it
     length = request.headers.get("content-length", "")
     return (
         length.isascii() and length.isdecimal() and len(length) < 9 and int(length) <= SMALL_BYTES
@@ -182,16 +249,15 @@ def _has_small_body(request: Request) -> bool:
 
 def caller_of(request: Request) -> Caller:
     """Digest of the presented key, the client's address, and its own id for the request."""
-    known = getattr(request.state, "caller", None)
-    if known is None:
-        key = presented_key(request)
-        known = Caller(
+    state: dict[str, Any] = request.scope["state"]
+    caller: Caller | None = state.get("caller")
+    if caller is None:
+        key, client = presented_key(request), request.scope.get("client")
+        caller = state["caller"] = Caller(
             None if key is None else hashlib.sha256(key.encode()).digest(),
-            request.client.host if request.client is not None else "",
-            request.state.trace_id,
+            "" if client is None else client[0],
+            state["trace_id"],
         )
-        request.state.caller = known
-    caller: Caller = known
     return caller
 
 
@@ -206,10 +272,38 @@ def presented_key(request: Request) -> str | None:
     return key or None
 
 
+async def parsed_body(request: Request, kind: BodyKind[ResultT]) -> ResultT:
+    """What the body of a request says; parsing ends when its client leaves.
+
+    Raises:
+        InvalidRequestError: It is wrong.
+        ClientDisconnectedError: The client has left.
+        GatewayError: It is too large, or too much is under way.
+    """
+    body = await read_body(request)
+    parsing = parts_of(request).bodies.parse(body, caller_of(request).name, kind)
+    if len(body) < OFF_LOOP_BYTES:
+        return await parsing
+    task = asyncio.get_running_loop().create_task(parsing)
+    stop = watch(request.scope, request.receive, partial(_cancel, task))
+    try:
+        await asyncio.wait((task,))
+    finally:
+        stop()
+        task.cancel()
+    if task.cancelled():
+        raise ClientDisconnectedError("The client has left.")
+    return task.result()
+
+
+def _cancel(task: "asyncio.Task[Any]") -> None:
+    task.cancel()
+
+
 async def read_body(request: Request) -> bytes:
     """The body of a request, within the bounds of its caller."""
     parts: HttpParts = parts_of(request)
-    request.state.has_read_body = True
+    request.scope["state"]["has_read_body"] = True
     return await parts.bodies.read(request.receive, caller_of(request).name)
 
 

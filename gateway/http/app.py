@@ -4,15 +4,13 @@ import logging
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.middleware.errors import ServerErrorMiddleware
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from gateway.errors import ClientDisconnectedError, DeniedError
-from gateway.http.access import leaves_body_unread
+from gateway.http.access import GuardedRoute, leaves_body_unread
+from gateway.http.dispatcher import Dispatcher, ErrorHandler
 from gateway.http.error_table import (
     ERROR_TABLE,
     METHOD_NOT_ALLOWED,
@@ -21,6 +19,7 @@ from gateway.http.error_table import (
     render_error,
 )
 from gateway.http.middleware import BodySizeMiddleware, HostGuardMiddleware, RequestScopeMiddleware
+from gateway.http.openapi import describe
 from gateway.http.parts import HttpParts
 from gateway.http.routes import (
     admin,
@@ -35,12 +34,13 @@ from gateway.http.routes import (
 )
 from gateway.telemetry.access_log import AccessRecord
 from protocol.errors import ErrorCode, PenstockError
+from protocol.wire.endpoints import is_loopback
 
 _logger = logging.getLogger("penstock.gateway.http")
 
 
 def build_api(parts: HttpParts) -> FastAPI:
-    """The routes with their error handlers, without the middleware."""
+    """The routes, without what stands around them."""
     # Documentation routes of our own stand behind the same guard as all others.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.parts = parts
@@ -49,39 +49,24 @@ def build_api(parts: HttpParts) -> FastAPI:
         for route in module.router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.
             app.router.routes.append(route)
-            if isinstance(route, APIRoute):
-                app.state.methods.append((route.path_regex, route.methods))
-    app.add_exception_handler(PenstockError, _on_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    app.add_exception_handler(ClientDisconnectedError, _on_disconnect)
-    app.add_exception_handler(Exception, _on_bug)
-    app.middleware_stack = _stack(app)
-    document = docs.describe(app)
+            if isinstance(route, GuardedRoute):
+                app.state.methods.append((route.path_regex, route.answered_methods))
+    document = describe(
+        app,
+        requires_keys=parts.settings.require_keys,
+        is_local=is_loopback(parts.settings.host),
+    )
     app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's documented way
     return app
-
-
-def _stack(app: FastAPI) -> ASGIApp:
-    """Error handling around the router, and no more.
-
-    FastAPI's own stack has layers for telemetry, body limits and dependencies, none of which these
-    routes have.
-    """
-    handlers = {
-        kind: handler for kind, handler in app.exception_handlers.items() if kind is not Exception
-    }
-    inner = ExceptionMiddleware(app.router, handlers=handlers)
-    return ServerErrorMiddleware(inner, handler=_on_bug)
 
 
 def build_app(parts: HttpParts) -> ASGIApp:
     """The whole application."""
     settings = parts.settings
-    app: ASGIApp = BodySizeMiddleware(build_api(parts), settings.max_body_bytes)
+    dispatcher = Dispatcher(build_api(parts), _HANDLERS, _on_bug)
+    app: ASGIApp = BodySizeMiddleware(dispatcher, settings.max_body_bytes)
     if not settings.require_keys:
-        app = HostGuardMiddleware(app, (settings.host, *settings.allowed_hosts))
+        app = HostGuardMiddleware(app, parts.host_guard)
     return RequestScopeMiddleware(app, parts.metrics, parts.access_log)
 
 
@@ -152,3 +137,13 @@ async def _on_bug(_request: Request, _error: Exception) -> Response:
     body = error_body("Something went wrong in this server.", row)
     # The exception goes on to the server, which closes the connection: the client must know.
     return _json(row.status, body, {"Connection": "close"})
+
+
+_HANDLERS: dict[type[Exception], ErrorHandler] = {
+    ClientDisconnectedError: _on_disconnect,
+    ClientDisconnect: _on_disconnect,
+    PenstockError: _on_error,
+    HTTPException: _on_http_exception,
+    RequestValidationError: _on_validation_error,
+}
+"""The first that fits counts."""

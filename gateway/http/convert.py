@@ -1,5 +1,6 @@
 """From a checked HTTP body to what is asked of the wire: the only place that knows both."""
 
+import random
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,9 +25,12 @@ NEUTRAL_DEFAULTS = SamplingDefaults()
 """For a model that recommends nothing, or that nobody serves."""
 
 
+_seeds = random.Random(secrets.randbits(256))  # noqa: S311  # seeds are no secrets
+
+
 def random_seed() -> int:
     """A seed for a request that brought none."""
-    return secrets.randbits(SEED_BITS)
+    return _seeds.getrandbits(SEED_BITS)
 
 
 def chat_job(

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, MutableMapping
+from functools import partial
 from typing import Any
 
 from starlette.types import Receive
@@ -25,6 +26,11 @@ class Disconnects:
             callback()
         else:
             self._callbacks.append(callback)
+
+    def discard(self, callback: Callable[[], None]) -> None:
+        """Somebody needs to know no more; idempotent."""
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
 
     def fire(self) -> None:
         """The client has left; idempotent."""
@@ -51,7 +57,7 @@ def watch(
     extension = scope.get("extensions", {}).get(EXTENSION)
     if isinstance(extension, Disconnects):
         extension.add(callback)
-        return _nothing
+        return partial(extension.discard, callback)
     task = asyncio.get_running_loop().create_task(_watch(receive, callback))
     return lambda: _cancel(task)
 
@@ -64,7 +70,3 @@ async def _watch(receive: Receive, callback: Callable[[], None]) -> None:
 
 def _cancel(task: "asyncio.Task[None]") -> None:
     task.cancel()
-
-
-def _nothing() -> None:
-    pass

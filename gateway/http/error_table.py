@@ -58,6 +58,8 @@ HEAD_TOO_LARGE: Final = ErrorRow(431, _REQUEST, "headers_too_large")
 """Likewise."""
 
 DEFAULT_RETRY_AFTER_S: Final = 2.0
+MAX_RETRY_AFTER_S: Final = 60
+"""OpenAI's SDKs leave a longer wait aside and come back after half a second."""
 
 
 def error_body(message: str, row: ErrorRow, param: str | None = None) -> bytes:
@@ -90,7 +92,7 @@ def render_error(error: PenstockError) -> tuple[int, bytes, dict[str, str]]:
         headers["x-should-retry"] = "false"
     elif row.status in (429, 503):
         wait_s = DEFAULT_RETRY_AFTER_S if retry_after_s is None else retry_after_s
-        headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
+        headers["Retry-After"] = str(max(1, min(math.ceil(wait_s), MAX_RETRY_AFTER_S)))
     if isinstance(error, ShuttingDownError):
         # Whoever stays connected would lose a request to the end of this process.
         headers["Connection"] = "close"

@@ -26,10 +26,13 @@ _NOT_FORWARDED = frozenset({b"upgrade", b"connection", b"http2-settings"})
 class BoundedHttpProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol, closed where a hostile or an odd client could hurt.
 
+    It is long because each callback of httptools and of the transport is a method.
+
     - A head has a bound and a time to arrive; httptools would gather one until memory ends.
     - Trailers are dropped; uvicorn would add them to headers that have been checked already.
     - An `Upgrade` is ignored, as RFC 9110 §7.8 allows (Java's client asks for h2c by default);
       httptools would take the body for another protocol.
+    - A client of HTTP/1.0 gets answers that end with the connection, not chunks.
     - What is no HTTP gets OpenAI's error shape, and never lands within a running answer.
     - A client that leaves ends its running request also when another one waits behind it, and
       whoever asked for it (`Disconnects`) is told at once.
@@ -62,7 +65,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """A client has come."""
         super().connection_made(transport)
         # What an answer is written to; its end may have to wait for the client.
-        self._answer_transport = cast("asyncio.Transport", LingeringTransport(transport, self))
+        self._answer_transport = LingeringTransport(transport, self)
         self.address = self.client[0] if self.client else ""
         if self._limits is not None:
             self._is_admitted = self._limits.admit(self)
@@ -85,6 +88,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
+            cycle.body = bytearray()
+        self._cycles = []
+        self._answer_transport.let_go()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -98,6 +104,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._num_head_bytes += len(data)
         try:
             self.parser.feed_data(data)
+            if self._is_in_head and self._head_timer is None:
+                self._start_head_timer()  # most heads come whole
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
@@ -115,8 +123,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """The first byte of a request."""
         super().on_message_begin()
         self._is_in_head = True
-        if self._head_timer is None:
-            self._start_head_timer()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer."""
@@ -135,7 +141,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._limits is not None:
             self._limits.on_busy(self)
         super().on_headers_complete()
-        self.cycle.transport = self._answer_transport
+        self.cycle.transport = cast("asyncio.Transport", self._answer_transport)
+        if self.scope["http_version"] == "1.0":
+            self.cycle.chunked_encoding = False
+            self.cycle.expected_content_length = _AnyLength()
         self._disconnects = [one for one in self._disconnects if not one[0].response_complete]
         self._disconnects.append((self.cycle, disconnect))
         self._cycles = [one for one in self._cycles if not one.response_complete]
@@ -151,9 +160,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._num_head_bytes = 0
         if not self.parser.should_upgrade():
             super().on_message_complete()
+            if not self.pipeline:
+                # A last piece that was large has stopped the reading, and nobody would see the
+                # client leave any more.
+                self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         """An answer is out."""
+        for cycle in self._cycles:
+            if cycle.response_complete:
+                cycle.body = bytearray()  # what nobody read
         super().on_response_complete()
         if self._is_admitted and self._limits is not None and not self.pipeline:
             self._limits.on_idle(self)
@@ -242,6 +258,27 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
 
+class _AnyLength(int):
+    """The length of an answer that ends with its connection; uvicorn counts down from it.
+
+    An old client gets no chunks (RFC 9112 §6.1), which uvicorn would send to it.
+    """
+
+    def __lt__(self, _other: object) -> bool:
+        return False
+
+    def __sub__(self, _other: object) -> "_AnyLength":
+        return self
+
+    def __ne__(self, _other: object) -> bool:
+        return False
+
+    def __eq__(self, _other: object) -> bool:
+        return True
+
+    __hash__ = int.__hash__
+
+
 class LingeringTransport:
     """A connection's transport whose `close`, as uvicorn calls it after an answer, may linger.
 
@@ -252,7 +289,7 @@ class LingeringTransport:
 
     def __init__(self, transport: asyncio.Transport, protocol: BoundedHttpProtocol) -> None:
         self._transport = transport
-        self._protocol = protocol
+        self._protocol: BoundedHttpProtocol | None = protocol
         self.write = transport.write
         self.is_closing = transport.is_closing
         self.get_extra_info = transport.get_extra_info
@@ -261,7 +298,12 @@ class LingeringTransport:
 
     def close(self) -> None:
         """Close, after a moment where the client may still be sending."""
-        if self._protocol.has_unread_body and not self._transport.is_closing():
-            self._protocol.linger()
-        else:
+        protocol = self._protocol
+        if protocol is None or self._transport.is_closing() or not protocol.has_unread_body:
             self._transport.close()
+        else:
+            protocol.linger()
+
+    def let_go(self) -> None:
+        """The connection is gone: two that know each other would wait for the collector."""
+        self._protocol = None

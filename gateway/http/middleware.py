@@ -1,30 +1,23 @@
 """What every HTTP request passes before any route: ids, hosts, sizes, headers; pure ASGI."""
 
+import itertools
 import re
 import secrets
 import time
 from collections.abc import Callable, Iterable
 from typing import Final
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.config import LOOPBACK_NAMES
-from gateway.errors import (
-    ForbiddenOriginError,
-    GatewayError,
-    InvalidRequestError,
-    RequestTooLargeError,
-)
+from gateway.errors import GatewayError, RequestTooLargeError
 from gateway.http.error_table import render_error
+from gateway.http.host_guard import HostGuard
 from gateway.telemetry.access_log import AccessLog, AccessRecord
 from gateway.telemetry.metrics import Metrics
 from protocol.runtime import logs
 
 _TRACE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-_OPEN_CONTENT_TYPES = ("application/json",)
-_METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _MAX_LENGTH_DIGITS = 15
 _SAFE_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
@@ -51,13 +44,16 @@ class RequestScopeMiddleware:
         self._metrics = metrics
         self._access_log = access_log
         self._clock = clock
+        # Unique among all processes, and in order within one; an id is a name, never a key.
+        self._id_prefix = secrets.token_hex(8)
+        self._numbers = itertools.count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = secrets.token_hex(16)
+        request_id = f"{self._id_prefix}{next(self._numbers):016x}"
         trace_id = _trace_id(scope["headers"])
         client = scope.get("client")
         record = AccessRecord(
@@ -90,47 +86,24 @@ class RequestScopeMiddleware:
 
 
 class HostGuardMiddleware:
-    """Keeps web pages out of a server that asks for no key.
+    """Keeps web pages out of a server that asks for no key; see `host_guard`."""
 
-    A page in a browser on this machine can reach loopback addresses: by DNS rebinding its requests
-    carry a foreign `Host`, cross-site ones a foreign `Origin`, and without a preflight only other
-    content types than JSON. All three are refused.
-    """
-
-    def __init__(self, app: ASGIApp, allowed_hosts: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, guard: HostGuard) -> None:
         self._app = app
-        self._allowed = LOOPBACK_NAMES | {host.lower() for host in allowed_hosts}
+        self._guard = guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] == "http":
-            error = self._refusal(scope["method"], Headers(scope=scope))
+            error = self._guard.refusal(Headers(scope=scope))
             if error is not None:
                 await send_error(scope, send, error)
                 return
         await self._app(scope, receive, send)
 
-    def _refusal(self, method: str, headers: Headers) -> GatewayError | None:
-        host = _host_name("//" + headers.get("host", ""))
-        if host not in self._allowed:
-            return ForbiddenOriginError(
-                f"The host {host!r} is not served. Use 127.0.0.1 or localhost, or name it in "
-                "PENSTOCK_ALLOWED_HOSTS."
-            )
-        origin = headers.get("origin")
-        if origin is not None and _host_name(origin) not in self._allowed:
-            return ForbiddenOriginError(
-                "Pages of other origins may not use this server without a key; name their host in "
-                "PENSTOCK_ALLOWED_HOSTS to let them."
-            )
-        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if method in _METHODS_WITH_BODY and content_type not in _OPEN_CONTENT_TYPES:
-            return InvalidRequestError("The Content-Type must be application/json.")
-        return None
-
 
 class BodySizeMiddleware:
-    """Refuses bodies over a limit by their declared length, and encoded ones."""
+    """Refuses bodies over a limit by their declared length."""
 
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self._app = app
@@ -153,11 +126,6 @@ class BodySizeMiddleware:
             ):
                 return RequestTooLargeError(
                     f"The request body is over the limit of {self._max_body_bytes} bytes."
-                )
-            if name == b"content-encoding" and value.lower() != b"identity":
-                shown = value[:64].decode("latin-1")
-                return InvalidRequestError(
-                    f"The Content-Encoding {shown!r} is not supported; send the body as plain JSON."
                 )
         return None
 
@@ -182,11 +150,3 @@ def _trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
         if name == b"x-request-id" and _TRACE_ID.fullmatch(value):
             return value.decode("ascii")
     return ""
-
-
-def _host_name(url: str) -> str:
-    """The lower-case host of a URL, without port and brackets; empty when there is none."""
-    try:
-        return (urlsplit(url).hostname or "").lower()
-    except ValueError:
-        return ""

@@ -9,6 +9,7 @@ from fastapi import Request
 
 from gateway.config import GatewaySettings
 from gateway.http.bodies import Bodies
+from gateway.http.host_guard import HostGuard
 from gateway.http.readiness import Readiness
 from gateway.request.factory import RequestFactory
 from gateway.request.identity import IdentityTable
@@ -34,6 +35,7 @@ class HttpParts:
         bodies: Reads request bodies within their bounds.
         readiness: What this gateway can do.
         access_log: A line for every request.
+        host_guard: Tells requests of foreign web pages.
         toolbox: Runs the tools of this server; None when there are none, or tools are off.
         peers: Every connected worker of any role.
         wall_clock: Unix seconds.
@@ -49,6 +51,7 @@ class HttpParts:
     readiness: Readiness
     metrics: Metrics
     access_log: AccessLog
+    host_guard: HostGuard
     toolbox: ToolBox | None
     peers: Callable[[], Iterable[Peer]]
     wall_clock: Callable[[], float] = time.time

@@ -34,15 +34,17 @@ async def run_to_end(http_request: HttpRequest, request: Request) -> None:
 
 
 def note(record: AccessRecord, request: Request) -> None:
-    """Put what a request came to into its line of the access log."""
+    """Put what a request came to into its line of the access log, and let go of it."""
     if request.identity is not None:
         record.key_id = request.identity.key_id
     usage = request.usage()
     record.model = request.work.model
     record.outcome = request.outcome or ""
+    record.first_output_s = request.first_output_s
     record.prompt_tokens = usage.prompt_tokens
     record.completion_tokens = usage.completion_tokens
     record.cached_tokens = usage.cached_tokens
+    request.release()
 
 
 async def collect_answer(work: GenerationWork, collector: AnswerCollector) -> bytes:

@@ -31,6 +31,8 @@ from protocol.wire.messages import (
 class Answer:
     """All choices of a request on their way from engines to events (`ChoiceOwner`).
 
+    It is long because it hears each way in which a choice can go on or end.
+
     Args:
         job: What is asked for.
         owner: The request, which ends with the last choice or the first failure.
@@ -156,6 +158,7 @@ class Answer:
 
     def on_choice_aborted(self) -> None:
         """A choice that was stopped has its final usage."""
+        choice.release()
         self._owner.on_idle()
 
     def on_choice_failed(self, choice: EngineChoice, error: GatewayError) -> None:
@@ -258,6 +261,7 @@ class Answer:
         if self._job.discards_output:
             usage = structs.replace(usage, completion_tokens=0)
         self._finals[index] = usage
+        choice.release()
         self._pipeline.put(ChoiceFinished(index, reason, usage, choice.stop_reason))
         self._num_open -= 1
         if self._num_open == 0:

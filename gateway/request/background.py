@@ -10,6 +10,10 @@ from gateway.errors import GatewayError
 _logger = logging.getLogger("penstock.gateway.request")
 
 
+def _nobody(_error: GatewayError) -> None:
+    """The request has ended; its error was told."""
+
+
 class Background:
     """Tasks of one request.
 
@@ -36,6 +40,7 @@ class Background:
     def close(self) -> None:
         """Cancel whatever runs; idempotent."""
         self._is_closed = True
+        self._on_error = _nobody  # no circle of references outlives the request
         for task in self._tasks:
             task.cancel()
 

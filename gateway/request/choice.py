@@ -81,6 +81,8 @@ class ChoicePlan:
 class EngineChoice:
     """One choice; it holds a seat exactly as long as an engine works on it.
 
+    It is long because half of its methods are one-line questions of launcher, lease and answer.
+
     It keeps what an engine needs to go on where another one stopped: the tokens that came, and how
     many characters of their text.
 
@@ -257,6 +259,10 @@ class EngineChoice:
         if self._seat is not None:
             self._send_abort(self._seat.engine)
 
+    def release(self) -> None:
+        """Its end was told: nothing more is; a choice that is done keeps nobody alive."""
+        self._owner = _NOBODY
+
     def give_up(self) -> None:
         """No end came after an abort: take what arrived for the usage."""
         if self._seat is not None:
@@ -327,3 +333,25 @@ class EngineChoice:
         if seat is not None:
             num_prompt_tokens = len(self.plan.prepared.prompt_token_ids)
             self._admission.release(seat, num_prompt_tokens + self.num_output_tokens)
+
+
+class _Nobody:
+    """The owner of a choice whose end was told."""
+
+    def on_choice_text(self, choice: EngineChoice, delta: Delta) -> None:
+        """Not listened to."""
+
+    def on_choice_ended(self, choice: EngineChoice, finished: Finished) -> None:
+        """Not listened to."""
+
+    def on_choice_aborted(self, choice: EngineChoice) -> None:
+        """Not listened to."""
+
+    def on_choice_failed(self, choice: EngineChoice, error: GatewayError) -> None:
+        """Not listened to."""
+
+    def on_choice_broken(self, choice: EngineChoice, error: GatewayError) -> None:
+        """Not listened to."""
+
+
+_NOBODY = _Nobody()

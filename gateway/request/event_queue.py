@@ -13,12 +13,12 @@ MAX_UNREAD = 128
 class EventQueue:
     """Events gather until the consumer takes them all; its end comes after the last of them.
 
-    Args:
-        on_caught_up: Called when the consumer took what there was, after it had lagged.
+    Attributes:
+        on_caught_up: Called once when the consumer takes what there is, after it had lagged.
     """
 
-    def __init__(self, on_caught_up: Callable[[], None] | None = None) -> None:
-        self._on_caught_up = on_caught_up
+    def __init__(self) -> None:
+        self.on_caught_up: Callable[[], None] | None = None
         self._events: list[GenerationEvent] = []
         self._waiter: asyncio.Future[None] | None = None
         self._error: GatewayError | None = None
@@ -40,6 +40,7 @@ class EventQueue:
         if not self._is_closed:
             self._is_closed = True
             self._error = error
+            self.on_caught_up = None
             self._wake()
 
     async def take(self, timeout_s: float | None) -> list[GenerationEvent] | None:
@@ -52,18 +53,23 @@ class EventQueue:
             None after the last event.
 
         Raises:
-            GatewayError: The queue was closed with it; earlier events were returned before.
+            GatewayError: The queue was closed with it; earlier events were returned before. It
+                is raised once.
         """
         if not self._events and not self._is_closed:
             await self._wait(timeout_s)
         if self._events:
-            has_lagged = self.is_lagging
             events, self._events = self._events, []
-            if has_lagged and self._on_caught_up is not None:
-                self._on_caught_up()
+            if self.on_caught_up is not None:
+                told, self.on_caught_up = self.on_caught_up, None
+                told()
             return events
         if self._error is not None:
-            raise self._error
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error  # it knows the frames of its readers, and they know us
         return None if self._is_closed else []
 
     async def _wait(self, timeout_s: float | None) -> None:

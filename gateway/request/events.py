@@ -107,6 +107,8 @@ def total_usage(usages: list[Usage], num_choices: int) -> Usage:
         usages: One a choice; choices of one prompt stand together.
         num_choices: Choices a prompt (`n`); a prompt is counted once, as OpenAI does.
     """
+    if len(usages) == 1:
+        return usages[0]
     firsts = usages[::num_choices]
     # The choice that computed the prompt found least of it; the others found what it computed.
     prompts = [usages[start : start + num_choices] for start in range(0, len(usages), num_choices)]

@@ -1,9 +1,8 @@
 """Makes requests of every kind, each with just the parts that its life and its work need."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from gateway.errors import (
     DeadlineExceededError,
@@ -126,12 +125,12 @@ class RequestFactory:
         endpoint: str,
         toolbox: ToolBox,
         name: str,
-        arguments: Mapping[str, Any],
+        arguments_json: str,
         caller: Caller,
         request_id: str,
     ) -> tuple[Request, ToolWork]:
         """A call of one of this server's tools."""
-        work = ToolWork(endpoint, toolbox, name, arguments)
+        work = ToolWork(endpoint, toolbox, name, arguments_json)
         return self._request(work, caller, request_id), work
 
     def _request(self, work: Work, caller: Caller, request_id: str) -> Request:

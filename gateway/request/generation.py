@@ -6,7 +6,7 @@ from collections.abc import Callable
 from msgspec import structs
 
 from gateway.bridge import Outcome
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, InvalidRequestError
 from gateway.request.answer import Answer
 from gateway.request.answer_size import check_answer_size, lengths
 from gateway.request.budget import TokenBudget
@@ -18,6 +18,7 @@ from gateway.request.lease_watch import LeaseWatch
 from gateway.request.model_limits import check_served, find_offer
 from gateway.request.parsing import ParseSession, parse_opening
 from gateway.request.pipeline import Pipeline
+from gateway.request.prompt_length import check_prompts
 from gateway.request.work import Owner
 from gateway.request.work_bound import Admitted, Bound
 from gateway.telemetry.metrics import GenerationRecord, Metrics
@@ -34,6 +35,9 @@ from protocol.wire.messages import (
 
 class GenerationWork:
     """One generation: after `Request.start`, `next_events` until None.
+
+    It is long because it is a kind of work, whose every method `Request` calls, and a reader's
+    view of it.
 
     Args:
         job: What is asked for.
@@ -79,8 +83,8 @@ class GenerationWork:
         self._opening: OpenParse | None = None
         self._prepared: list[Prepared] = []
         self._admitted = Admitted()
-        self._queue = EventQueue(lambda: self._lease_watch.on_caught_up())
-        self._pipeline = Pipeline(self._queue, job.options, self.usage)
+        self._queue = EventQueue()
+        self._pipeline = Pipeline(self._queue, job.options)
 
     def attach(self, owner: Owner) -> None:
         """Whose work it is."""
@@ -89,8 +93,8 @@ class GenerationWork:
         self._lease_watch = LeaseWatch(
             owner.lease,
             self._budget.slice_tokens,
-            lambda: self._queue.is_lagging,
-            owner.background.spawn,
+            self._queue,
+            owner.background,
         )
         self._answer = Answer(
             self.job,
@@ -137,7 +141,7 @@ class GenerationWork:
     def begin(self, admitted: Admitted) -> None:
         """Send the prompts ahead of the grant, if there is a free seat."""
         offer = self._pool.directory.offer(self.model)
-        if offer is not None:
+        if offer is not None and self._may_fit(offer):
             self._launcher.begin(admitted, self._budget.upper_bound(offer))
 
     def withdraw(self) -> None:
@@ -183,7 +187,9 @@ class GenerationWork:
             GatewayError: No parser is there, or it refused.
         """
         self._pipeline.open(
-            self._prepared, needs_logprobs=self.job.sampling.prompt_logprobs is not None
+            self._prepared,
+            self.usage,
+            needs_logprobs=self.job.sampling.prompt_logprobs is not None,
         )
         opened = await self._open_parse()
         self._answer.start(self._prepared, self._admitted, self._parse, opened)
@@ -210,6 +216,11 @@ class GenerationWork:
         """Whether an engine may still report what it used."""
         return self._answer.is_at_worker
 
+    @property
+    def first_output_at(self) -> float | None:
+        """When the first output of any choice came."""
+        return self._answer.first_output_at
+
     def observe(self, outcome: Outcome, duration_s: float) -> None:
         """Count it."""
         if self.offer is None:
@@ -230,6 +241,13 @@ class GenerationWork:
         )
 
     # Small parts.
+
+    def _may_fit(self, offer: EngineOffer) -> bool:
+        try:
+            check_prompts(self.job.prepares, offer)
+        except InvalidRequestError:
+            return False  # `check` says so, once the caller is known
+        return True
 
     async def _open_parse(self) -> ParseOpened | None:
         if self._opening is None:

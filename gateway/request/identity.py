@@ -83,7 +83,9 @@ class IdentityTable:
         if error.code is ErrorCode.INVALID_API_KEY:
             self._good.pop(key_digest, None)
             self._bad.pop(key_digest, None)
-            self._bad[key_digest] = (self._clock() + BAD_S, error)
+            # Not the one that was raised: it would keep the frames, and a body, for as long.
+            kept = DeniedError(error.message, code=error.code)
+            self._bad[key_digest] = (self._clock() + BAD_S, kept)
             if len(self._bad) > MAX_BAD:
                 self._bad.popitem(last=False)
         else:

@@ -82,6 +82,21 @@ def job_fingerprint(job: GenerationJob, tenant: str) -> bytes:
     return digest.digest()
 
 
+class JobFingerprint:
+    """A job's fingerprint, made when it is called, which is seldom.
+
+    Attributes:
+        tenant: Whose job it is; known after the grant.
+    """
+
+    def __init__(self, job: GenerationJob) -> None:
+        self.tenant = ""
+        self._job = job
+
+    def __call__(self) -> bytes:
+        return job_fingerprint(self._job, self.tenant)
+
+
 def question_fingerprint(message: Message, model: str, tenant: str) -> bytes:
     """The same for a question that is one message, as it was before it was addressed."""
     digest = blake2b(f"{tenant}\0{model}\0".encode("utf-8", "surrogatepass"), digest_size=16)

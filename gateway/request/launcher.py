@@ -13,7 +13,7 @@ from gateway.dispatch.seats import EngineHandle, Seat
 from gateway.errors import GatewayError, WorkerLostError
 from gateway.request.choice import EngineChoice
 from gateway.request.engine_asker import EngineAsker
-from gateway.request.job import GenerationJob, job_fingerprint
+from gateway.request.job import GenerationJob, JobFingerprint
 from gateway.request.prompts import PromptBatch
 from gateway.request.work import Owner
 from gateway.request.work_bound import Admitted
@@ -59,6 +59,7 @@ class Launcher:
         self._job = job
         self._owner = owner
         self._admitted = Admitted()
+        self._fingerprint = JobFingerprint(job)
         self._suspicion = Suspicion(pool.quarantine, self._fingerprint)
         self._asker = EngineAsker(pool.admission, self._suspicion, job.model)
         self._begun: tuple[Seat, PromptBatch] | None = None
@@ -68,6 +69,7 @@ class Launcher:
     def begin(self, admitted: Admitted, tokens: int) -> None:
         """Send the prompts ahead of the grant, if there is a free seat."""
         self._admitted = admitted
+        self._fingerprint.tenant = admitted.tenant
         if not self._pool.quarantine.is_empty:
             return
         seat = self._pool.admission.take_now(
@@ -107,6 +109,7 @@ class Launcher:
             RemoteFailureError: A prompt is wrong or too long, or the engines are full.
         """
         self._admitted = admitted
+        self._fingerprint.tenant = admitted.tenant
         if not self._pool.quarantine.is_empty:
             self._pool.quarantine.check(self._fingerprint())
         begun, self._begun = self._begun, None
@@ -234,13 +237,11 @@ class Launcher:
                 self.wire_id(number),
                 deadline_s=self._owner.remaining_s(),
                 tenant=self._admitted.tenant,
+                priority=self._admitted.priority,
                 trace_id=self._owner.trace_id,
             )
             for number, prepare in enumerate(self._job.prepares)
         ]
-
-    def _fingerprint(self) -> bytes:
-        return job_fingerprint(self._job, self._admitted.tenant)
 
     async def _acquire(self, tokens: int, *, is_extra: bool) -> Seat:
         return await self._pool.admission.acquire(

@@ -1,9 +1,8 @@
 """Keeps choices within what is paid for, and within what their reader takes."""
 
-from collections.abc import Callable, Coroutine
-from typing import Any
-
+from gateway.request.background import Background
 from gateway.request.choice import EngineChoice
+from gateway.request.event_queue import EventQueue
 from gateway.request.lease import RequestLease
 
 
@@ -16,21 +15,17 @@ class LeaseWatch:
     Args:
         lease: Of the request.
         slice_tokens: What a choice gets at a time.
-        is_lagging: Whether the reader has much left to read.
-        spawn: Runs something beside the request, which ends with it.
+        queue: What the reader has not taken yet.
+        background: Runs what waits for the auth worker.
     """
 
     def __init__(
-        self,
-        lease: RequestLease,
-        slice_tokens: int,
-        is_lagging: Callable[[], bool],
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        self, lease: RequestLease, slice_tokens: int, queue: EventQueue, background: Background
     ) -> None:
         self._lease = lease
         self._slice_tokens = slice_tokens
-        self._is_lagging = is_lagging
-        self._spawn = spawn
+        self._queue = queue
+        self._background = background
         self._waiting: set[EngineChoice] = set()
 
     def look_at(self, choice: EngineChoice) -> None:
@@ -43,8 +38,9 @@ class LeaseWatch:
             and choice.lease_tokens < choice.plan.max_output_tokens
             and not choice.is_extending
         ):
-            if self._is_lagging():
+            if self._queue.is_lagging:
                 self._waiting.add(choice)
+                self._queue.on_caught_up = self.on_caught_up
             else:
                 self._extend(choice)
 
@@ -61,7 +57,7 @@ class LeaseWatch:
             choice.extend(target)
         else:
             choice.is_extending = True
-            self._spawn(self._grow(choice, target))
+            self._background.spawn(self._grow(choice, target))
 
     async def _grow(self, choice: EngineChoice, target: int) -> None:
         if await self._lease.grow(target - choice.reserved_tokens):

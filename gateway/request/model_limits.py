@@ -9,6 +9,7 @@ from gateway.errors import (
     WorkerUnavailableError,
 )
 from gateway.request.job import CHAT_ENDPOINT, GenerationJob
+from gateway.request.prompt_length import check_prompts
 from gateway.workers.engine_directory import EngineDirectory
 from protocol.version import SURFACE_VERSION, ProtocolVersion
 from protocol.wire.messages import EngineOffer
@@ -43,8 +44,8 @@ def check_served(job: GenerationJob, offer: EngineOffer, version: ProtocolVersio
         version: The oldest wire that one of them speaks.
 
     Raises:
-        InvalidRequestError: A token id that the model doesn't have, or more log probabilities
-            than its engines report; `param` names the field.
+        InvalidRequestError: A prompt that can't fit, a token id that the model doesn't have, or
+            more log probabilities than its engines report; `param` names the field.
         UnsupportedFieldError: Log probabilities, and its engines report none; or what an engine
             of an older release would leave aside.
     """
@@ -54,6 +55,7 @@ def check_served(job: GenerationJob, offer: EngineOffer, version: ProtocolVersio
             f"The model `{offer.model}` makes embeddings only; ask it at /v1/embeddings.",
             param="model",
         )
+    check_prompts(job.prepares, offer)
     sampling = job.sampling
     wanted = {
         "logit_bias": sampling.logit_bias,

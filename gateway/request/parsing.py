@@ -227,7 +227,7 @@ class ParseSession:
             self._on_failed(error)
             return
         self._parser = None
-        _logger.info("request %s goes to another parser", self._opening.request_id)
+        _logger.info("request %s goes to another toolparser", self._opening.request_id)
         self._spawn(self._replay_elsewhere())
 
     def _on_event(self, choice: int, state: _Choice, event: ParseEvent) -> None:

@@ -21,26 +21,27 @@ class Pipeline:
     Args:
         queue: The last stage.
         options: What the answer shows.
-        usage: The running usage of the request.
     """
 
-    def __init__(
-        self, queue: EventQueue, options: AnswerOptions, usage: Callable[[], Usage]
-    ) -> None:
+    def __init__(self, queue: EventQueue, options: AnswerOptions) -> None:
         self._queue = queue
         self._options = options
-        self._usage = usage
+        self._usage: Callable[[], Usage] = Usage
         self._gate: PromptGate | None = None
         self.put: Callable[[GenerationEvent], None] = queue.put
 
-    def open(self, prepared: Sequence[Prepared], *, needs_logprobs: bool) -> None:
+    def open(
+        self, prepared: Sequence[Prepared], usage: Callable[[], Usage], *, needs_logprobs: bool
+    ) -> None:
         """Choose the stages; before the first event.
 
         Args:
             prepared: The prompts.
+            usage: The running usage of the request.
             needs_logprobs: Whether their log probabilities belong to what is shown.
         """
         if self._options.continuous_usage:
+            self._usage = usage
             self.put = self._put_with_usage
         if self._options.shows_prompt:
             self._gate = PromptGate(

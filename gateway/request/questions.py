@@ -14,7 +14,7 @@ from gateway.request.engine_asker import EngineAsker
 from gateway.request.job import question_fingerprint
 from gateway.request.launcher import EnginePool
 from gateway.request.model_limits import find_offer
-from gateway.request.work import Owner, SimpleWork
+from gateway.request.work import SimpleWork
 from gateway.request.work_bound import Admitted, Bound
 from gateway.telemetry.metrics import Metrics
 from protocol.version import ProtocolVersion
@@ -73,8 +73,6 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         offer: What the model's engines serve.
     """
 
-    _asker: EngineAsker
-
     def __init__(
         self,
         question: Question[QuestionT, AnswerT],
@@ -100,12 +98,6 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         """What the engine said; only after the start."""
         assert self._answer is not None, "the start raises unless there is an answer"
         return self._answer
-
-    def attach(self, owner: Owner) -> None:
-        """Whose work it is."""
-        super().attach(owner)
-        suspicion = Suspicion(self._pool.quarantine, self._fingerprint)
-        self._asker = EngineAsker(self._pool.admission, suspicion, self.model)
 
     def bound(self) -> Bound:
         """What it may be charged; it counts as a request in any case."""
@@ -147,7 +139,10 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         """
         seat, self._seat = self._seat, None
         assert seat is not None, "prepare() found one"
-        self._seat, self._answer = await self._asker.ask(seat, self._ask)
+        asker = EngineAsker(
+            self._pool.admission, Suspicion(self._pool.quarantine, self._fingerprint), self.model
+        )
+        self._seat, self._answer = await asker.ask(seat, self._ask)
         self.owner.end("finished")
 
     def abort(self, error: GatewayError | None) -> None:
@@ -182,6 +177,7 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
             request_id,
             deadline_s=self.owner.remaining_s(),
             tenant=self._admitted.tenant,
+            priority=self._admitted.priority,
             trace_id=self.owner.trace_id,
         )
         link = self._pool.link

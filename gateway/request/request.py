@@ -24,7 +24,7 @@ from gateway.request.caller import Caller
 from gateway.request.identity import Identity, IdentityTable
 from gateway.request.lease import RequestLease
 from gateway.request.sessions import SessionTable
-from gateway.request.work import Work
+from gateway.request.work import SimpleWork, Work
 from gateway.request.work_bound import Admitted
 from gateway.workers.auth import AuthLink
 from protocol.errors import ErrorCode
@@ -49,6 +49,20 @@ _OURS = frozenset(
 for it is no request in its limits and totals."""
 
 
+class _Done(SimpleWork):
+    """What is left of the work of a settled request."""
+
+    endpoint = ""
+    model = ""
+    has_begun = True
+
+    async def run(self) -> None:
+        """It is over."""
+
+
+_DONE = _Done()
+
+
 class State(IntEnum):
     """Where a request is in its life; it only ever moves on."""
 
@@ -62,6 +76,8 @@ class State(IntEnum):
 
 class Request:
     """One piece of metered work: `start` it, and `end` it whatever happens.
+
+    It is long because whatever can end a request comes in by a method of its own.
 
     `start` runs in its caller's task; an `end` that comes meanwhile, from a client that leaves, a
     drain or the deadline, cancels it, so nothing goes out after the settlement.
@@ -119,6 +135,9 @@ class Request:
         self._timer: asyncio.TimerHandle | None = None
         self._outcome: Outcome | None = None
         self._error: GatewayError | None = None
+        self._is_ours = True
+        self._usage: Usage | None = None
+        self._is_released = False
         work.attach(self)
 
     @property
@@ -138,7 +157,24 @@ class Request:
 
     def usage(self) -> Usage:
         """What was used so far; final once the request is settled."""
-        return self.work.usage()
+        return self.work.usage() if self._usage is None else self._usage
+
+    @property
+    def first_output_s(self) -> float | None:
+        """Seconds from the arrival to the first output; None where there was none."""
+        first_at = self.work.first_output_at
+        return None if first_at is None else first_at - self._arrived_at
+
+    def release(self) -> None:
+        """Whoever asked has read all it wants: once it is settled, nothing of the work is kept.
+
+        A request and its work know each other; without this only the garbage collector, which stops
+        every stream while it looks, would find them.
+        """
+        self._is_released = True
+        self._error = None  # it knows the frames that it went through, and they know the request
+        if self.state is State.SETTLED:
+            self.work = _DONE
 
     def remaining_s(self) -> float:
         """Seconds that the request has left."""
@@ -148,8 +184,11 @@ class Request:
         """Everything before the first output, and before any header.
 
         Raises:
-            GatewayError: The request ended meanwhile; whatever was reserved is given back.
+            GatewayError: The request ended meanwhile, or had before: a client may leave while its
+                body is looked at. Whatever was reserved is given back.
         """
+        if self.outcome is not None:
+            raise self._error or ClientDisconnectedError("The client has left.")
         self._starter = asyncio.current_task()
         self._sessions.add(self)
         loop = asyncio.get_running_loop()
@@ -186,6 +225,7 @@ class Request:
         if self._outcome is not None:
             return
         self._outcome, self._error = outcome, error
+        self._is_ours = _is_ours(error)
         self.state = State.ENDING
         if self._timer is not None:
             self._timer.cancel()
@@ -214,10 +254,12 @@ class Request:
         if self._timer is not None:
             self._timer.cancel()
         self._sessions.discard(self)
-        usage = self.work.usage()
-        is_unused = self._outcome != "finished" and not self.work.has_begun and self._is_ours()
+        usage = self._usage = self.work.usage()
+        is_unused = self._outcome != "finished" and not self.work.has_begun and self._is_ours
         self.lease.settle(self._outbox, usage, self._outcome, is_unused=is_unused)
         self.work.observe(self._outcome, self._clock() - self._arrived_at)
+        if self._is_released:
+            self.work = _DONE
 
     def lease_report(self) -> LeaseReport | None:
         """What the lease has used so far, for the auth worker; None before it has one."""
@@ -273,13 +315,13 @@ class Request:
             self.work.withdraw()
         return granted
 
-    def _is_ours(self) -> bool:
-        error = self._error
-        return error is None or isinstance(error, ClientDisconnectedError) or error.code in _OURS
-
     def _on_deadline(self) -> None:
         self.fail(self._too_late(self.work.model))
 
     def _give_up(self) -> None:
         self.work.give_up()
         self.on_idle()
+
+
+def _is_ours(error: GatewayError | None) -> bool:
+    return error is None or isinstance(error, ClientDisconnectedError) or error.code in _OURS

@@ -1,8 +1,5 @@
 """A call of one of this server's tools as a kind of work."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from gateway.errors import GatewayError
 from gateway.request.work import SimpleWork
 from gateway.tools.toolbox import ToolBox, ToolResult
@@ -15,21 +12,19 @@ class ToolWork(SimpleWork):
         endpoint: The route template.
         toolbox: Runs it.
         name: Of the tool.
-        arguments: By name.
+        arguments_json: By name, as a JSON object.
 
     Attributes:
         result: What the call yielded.
     """
 
-    def __init__(
-        self, endpoint: str, toolbox: ToolBox, name: str, arguments: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, endpoint: str, toolbox: ToolBox, name: str, arguments_json: str) -> None:
         self.endpoint = endpoint
         self.model = ""
         self.result = ToolResult()
         self._toolbox = toolbox
         self._name = name
-        self._arguments = arguments
+        self._arguments_json = arguments_json
         self._was_begun = False
 
     async def run(self) -> None:
@@ -40,7 +35,7 @@ class ToolWork(SimpleWork):
         """
         self._was_begun = True
         try:
-            self.result = await self._toolbox.execute(self._name, self._arguments)
+            self.result = await self._toolbox.execute(self._name, self._arguments_json)
         except GatewayError:
             self._was_begun = False  # it was refused; what a tool raises is a result
             raise

@@ -1,6 +1,6 @@
 """A process that runs the tools of other packages, one call at a time: `python -m gateway.tools.tool_process`.
 
-It talks JSON lines: first the tools it found, then an answer to each call. Whatever a tool prints
+It talks JSON lines: first the tools it found, then that it took a call, and the call's answer. Whatever a tool prints
 goes to the log, what it raises is an answer, and what it does to its process hurts nobody else.
 """
 
@@ -128,6 +128,7 @@ def main() -> int:
     ]
     say({"tools": listed})
     for line in calls:
+        say({"begun": True})  # from here on a call is not made again elsewhere
         say(answer(tools, json.loads(line)))
     return 0
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from gateway.child_environment import child_environment
 from gateway.config import GatewaySettings
 from gateway.errors import (
     InvalidRequestError,
@@ -100,18 +101,22 @@ class _ToolProcess:
         started.tools = tuple(ToolCard(**tool) for tool in greeting["tools"])
         return started
 
-    async def call(self, name: str, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The answer to a call; None when the process died of it.
+    async def begin(self, call: bytes) -> bool:
+        """Hand a call over; False when the process had died before it took it."""
+        stdin = self._process.stdin
+        if stdin is None:
+            return False
+        with contextlib.suppress(ConnectionError):
+            stdin.write(call)
+            await stdin.drain()
+        return await self._read() is not None
+
+    async def result(self) -> dict[str, Any] | None:
+        """The answer to the call that was begun; None when the process died of it.
 
         Raises:
             ValueError: The answer is too long.
         """
-        stdin = self._process.stdin
-        if stdin is None:
-            return None
-        with contextlib.suppress(ConnectionError):
-            stdin.write(orjson.dumps({"name": name, "arguments": arguments}) + b"\n")
-            await stdin.drain()
         return await self._read()
 
     async def _read(self) -> dict[str, Any] | None:
@@ -132,7 +137,7 @@ class ToolBox:
     Args:
         max_processes: Calls that run at a time.
         timeout_s: How long a call may run.
-        environment: Of the processes; settings of ours, which hold secrets, are left out.
+        environment: Of the processes.
         command: Starts one.
     """
 
@@ -146,9 +151,7 @@ class ToolBox:
     ) -> None:
         self._timeout_s = timeout_s
         self._command = command
-        self._environment = {
-            name: value for name, value in environment.items() if not name.startswith("PENSTOCK_")
-        }
+        self._environment = dict(environment)
         self._slots = asyncio.Semaphore(max_processes)
         self._num_waiting = 0
         self._idle: list[_ToolProcess] = []
@@ -167,8 +170,12 @@ class ToolBox:
             self._tools = process.tools
         return self._tools
 
-    async def execute(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
+    async def execute(self, name: str, arguments_json: str) -> ToolResult:
         """Run a tool. What it raises, its death and its delay are results.
+
+        Args:
+            name: Of the tool.
+            arguments_json: A JSON object without line breaks.
 
         Raises:
             ToolNotFoundError: No tool is called so.
@@ -178,10 +185,14 @@ class ToolBox:
         known = [tool.name for tool in await self.tools()]
         if name not in known:
             raise ToolNotFoundError(name, tuple(known))
+        call = b'{"name":%b,"arguments":%b}\n' % (orjson.dumps(name), arguments_json.encode())
         process = await self._acquire()
         try:
             async with asyncio.timeout(self._timeout_s):
-                answer = await process.call(name, arguments)
+                while not await process.begin(call):
+                    # It died while it was idle, which is nothing to this caller.
+                    process = await self._exchange(process)
+                answer = await process.result()
         except TimeoutError:
             return _failure("timeout", f"The tool ran longer than {self._timeout_s:g} s.")
         except ValueError:
@@ -212,13 +223,23 @@ class ToolBox:
         finally:
             self._num_waiting -= 1
         try:
-            if self._idle:
-                process = self._idle.pop()
-            else:
-                process = await _ToolProcess.start(self._command, self._environment)
+            process = await self._find()
         except BaseException:
             self._slots.release()
             raise
+        self._busy.add(process)
+        return process
+
+    async def _find(self) -> _ToolProcess:
+        if self._idle:
+            return self._idle.pop()
+        return await _ToolProcess.start(self._command, self._environment)
+
+    async def _exchange(self, dead: _ToolProcess) -> _ToolProcess:
+        """Another process in the place of one that is dead."""
+        self._busy.discard(dead)
+        await dead.kill()
+        process = await self._find()
         self._busy.add(process)
         return process
 
@@ -240,7 +261,7 @@ def registered_toolbox(settings: GatewaySettings, environment: Mapping[str, str]
     return ToolBox(
         max_processes=settings.max_tool_processes,
         timeout_s=settings.tool_timeout_s,
-        environment=environment,
+        environment=child_environment(environment, settings.tool_env),
     )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol, TypeVar
 
-from gateway import bridge
 from gateway.dispatch.routing import PrefixRouter
 from gateway.dispatch.seats import EngineHandle
 from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError
@@ -14,7 +13,6 @@ from gateway.workers.engine_directory import EngineDirectory
 from gateway.workers.questions import QuestionTable
 from gateway.workers.wire import Wire
 from protocol.errors import ErrorCode
-from protocol.version import CANCEL_VERSION
 from protocol.wire.messages import (
     Abort,
     CachedBlocks,
@@ -78,6 +76,8 @@ class ChoiceSink(Protocol):
 class EngineLink:
     """Requests to engines, and their answers to whom they concern.
 
+    It is long because every message to and from an engine is a method.
+
     Args:
         wire: The socket of the engines.
         directory: Who is there.
@@ -125,12 +125,8 @@ class EngineLink:
 
     def close(self, engine: EngineHandle, request_id: str) -> None:
         """Nobody waits for an answer any more; one that is still to come is cancelled there."""
-        if (
-            self._questions.close(request_id)
-            and engine.peer.protocol_version >= CANCEL_VERSION
-            and self._directory.handle(engine.peer) is engine
-        ):
-            self._wire.send(engine.peer, bridge.cancel(request_id))
+        if self._questions.close(request_id) and self._directory.handle(engine.peer) is engine:
+            self._wire.cancel(engine.peer, request_id)
 
     def generate(self, engine: EngineHandle, generate: Generate, sink: ChoiceSink) -> None:
         """Start one choice; its output goes to `sink` until it ends or `forget` is called.

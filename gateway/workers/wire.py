@@ -13,6 +13,10 @@ class Wire(Protocol):
         """Send, or queue while the peer is slow; one that takes nothing is reported as lost."""
         ...
 
+    def cancel(self, peer: Peer, request_id: str) -> bool:
+        """Nobody waits for a question's answer: take it back, or tell the peer; whether it is back."""
+        ...
+
 
 EventT_contra = TypeVar("EventT_contra", contravariant=True)
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from penstock.fake_engine.choice import Choice
+from penstock.fake_engine.embedding import NUM_DIMENSIONS, POOLING, embed, wanted_trouble
 from penstock.fake_engine.script import (
     FINGERPRINT,
     MAX_TOKEN_BYTES,
@@ -17,15 +19,16 @@ from penstock.fake_engine.script import (
     encode,
     find_fault,
 )
-from penstock.fake_engine.stream import Stream
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
+    ALL_CHOICES,
     Abort,
     Cancel,
     Credits,
     Delta,
     Detokenize,
     Detokenized,
+    Embed,
     EngineCommand,
     EngineOffer,
     Extend,
@@ -46,7 +49,9 @@ _NEUTRAL: Final = SamplingParams()
 _UNSUPPORTED: Final = ("stop", "logprobs", "prompt_logprobs")
 """Sampling parameters that would change what a client gets, and that a script can't honour."""
 
-StreamKey = tuple[str, str, int]
+_WANTED_FAILURE: Final = "The prompt asked for this failure."
+
+ChoiceKey = tuple[str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +60,10 @@ class FakeEngineSettings:
 
     Attributes:
         model: Public name.
-        tokens_per_s: Of each stream. 0 makes no pauses: a step follows a step, and outputs that
+        tokens_per_s: Of each choice. 0 makes no pauses: a step follows a step, and outputs that
             nobody reads as they come take one step altogether.
         prefill_tokens_per_s: Of prompts; 0 takes no time.
-        max_num_seqs: Streams that run at a time; others wait.
+        max_num_seqs: Choices that run at a time; others wait.
         max_model_len: Prompt and output, tokens.
         num_output_tokens: Where an output ends by itself, unless `ignore_eos`.
         fingerprint: Of the weights that it plays; another one says other words.
@@ -84,7 +89,9 @@ def _kill_self() -> None:
 
 
 class FakeEngine:
-    """Streams of scripted tokens; all methods are called in one thread.
+    """Choices of scripted tokens; all methods are called in one thread.
+
+    It is long because it answers every command of an engine, each with a few lines.
 
     Args:
         settings: How it behaves.
@@ -108,10 +115,10 @@ class FakeEngine:
         self._clock = clock
         self._num_gateways = num_gateways
         self._crash = crash
-        self._streams: dict[StreamKey, Stream] = {}
+        self._choices: dict[ChoiceKey, Choice] = {}
         # Of those, in order of arrival; what is over leaves them after the step.
-        self._running: list[Stream] = []
-        self._waiting: deque[Stream] = deque()
+        self._running: list[Choice] = []
+        self._waiting: deque[Choice] = deque()
         self._num_held: dict[str, int] = {}
         self._outputs: dict[str, _Output] = {}
         self._step_due = clock()
@@ -133,8 +140,10 @@ class FakeEngine:
             architecture="Script",
             has_chat_template=True,
             vocab_size=VOCAB_SIZE,
-            capabilities=("chat", "completions"),
+            capabilities=("chat", "completions", "embeddings"),
             max_num_seqs=settings.max_num_seqs,
+            num_embedding_dimensions=NUM_DIMENSIONS,
+            pooling=POOLING,
             max_token_bytes=MAX_TOKEN_BYTES,
         )
 
@@ -156,12 +165,12 @@ class FakeEngine:
     def load(self) -> Load:
         """How busy it is."""
         num_running = len(self._running)
-        return Load(num_running=num_running, num_waiting=len(self._streams) - num_running)
+        return Load(num_running=num_running, num_waiting=len(self._choices) - num_running)
 
     @property
     def num_unfinished(self) -> int:
-        """Streams without an end."""
-        return len(self._streams)
+        """Choices without an end."""
+        return len(self._choices)
 
     def wait_s(self) -> float | None:
         """Seconds until `step` has something to do; None as long as no command comes."""
@@ -178,10 +187,12 @@ class FakeEngine:
             self._prepare(gateway_id, command)
         elif isinstance(command, Detokenize):
             self._detokenize(gateway_id, command)
+        elif isinstance(command, Embed):
+            self._embed(gateway_id, command)
         elif isinstance(command, Extend):
-            stream = self._streams.get((gateway_id, command.request_id, command.choice))
-            if stream is not None and stream.attempt == command.attempt:
-                stream.lease_tokens = max(stream.lease_tokens, command.lease_tokens)
+            choice = self._choices.get((gateway_id, command.request_id, command.choice))
+            if choice is not None and choice.attempt == command.attempt:
+                choice.lease_tokens = max(choice.lease_tokens, command.lease_tokens)
         elif isinstance(command, Abort):
             self._abort(gateway_id, command)
         elif isinstance(command, Cancel):
@@ -194,81 +205,81 @@ class FakeEngine:
 
     def forget_gateway(self, gateway_id: str) -> None:
         """Drop what a lost gateway wanted."""
-        for stream in [one for one in self._streams.values() if one.gateway_id == gateway_id]:
-            self._remove(stream)
+        for choice in [one for one in self._choices.values() if one.gateway_id == gateway_id]:
+            self._remove(choice)
         self._num_held.pop(gateway_id, None)
         self._fill_up()
 
     def step(self) -> None:
-        """One token for each running stream whose time has come; all where nobody reads along."""
+        """One token for each running choice whose time has come; all where nobody reads along."""
         now = self._clock()
-        if self.is_hanging or now < self._step_due or not self._streams:
+        if self.is_hanging or now < self._step_due or not self._choices:
             return
         # Late steps are not made up for: an engine under load slows down, it doesn't sprint.
         self._step_due = now + self._step_s
         outputs = self._outputs
-        num_before = len(self._streams)
-        for stream in self._running:
-            if now < stream.ready_at or stream.is_paused:
+        num_before = len(self._choices)
+        for choice in self._running:
+            if now < choice.ready_at or choice.is_paused:
                 continue
-            output = outputs.get(stream.gateway_id)
+            output = outputs.get(choice.gateway_id)
             if output is None:
-                output = outputs[stream.gateway_id] = _Output()
-            delta = stream.next_delta()
+                output = outputs[choice.gateway_id] = _Output()
+            delta = choice.next_delta()
             if delta is not None:
                 output.deltas.append(delta)
-            elif stream.num_tokens < stream.limit:
-                self._make_trouble(stream, output)
+            elif choice.num_tokens < choice.limit:
+                self._make_trouble(choice, output)
                 continue
-            if stream.num_tokens >= stream.limit:
-                self._finish(stream, stream.reason)
+            if choice.num_tokens >= choice.limit:
+                self._finish(choice, choice.reason)
         self.num_steps += 1
-        if len(self._streams) != num_before:
+        if len(self._choices) != num_before:
             self._fill_up()
         self._flush()
 
-    def _make_trouble(self, stream: Stream, output: _Output) -> None:
-        kind = stream.fault_kind
+    def _make_trouble(self, choice: Choice, output: _Output) -> None:
+        kind = choice.fault_kind
         if kind == "crash":
             self._crash()
         elif kind == "hang":
             self.is_hanging = True
         else:
-            self._remove(stream)
+            self._remove(choice)
             output.ends.append(
                 Failure(
-                    request_id=stream.request_id,
-                    choice=stream.choice,
-                    attempt=stream.attempt,
+                    request_id=choice.request_id,
+                    choice=choice.index,
+                    attempt=choice.attempt,
                     code=ErrorCode.INTERNAL_ERROR,
-                    message="The prompt asked for this failure.",
-                    usage=stream.usage,
+                    message=_WANTED_FAILURE,
+                    usage=choice.usage,
                 )
             )
 
-    def _remove(self, stream: Stream) -> None:
+    def _remove(self, choice: Choice) -> None:
         """Count it no more; `_fill_up` takes it from the lists."""
-        stream.is_over = True
-        del self._streams[stream.key]
-        self._num_held[stream.gateway_id] -= 1
+        choice.is_over = True
+        del self._choices[choice.key]
+        self._num_held[choice.gateway_id] -= 1
 
     def _fill_up(self) -> None:
-        """Streams that wait take the place of those that are over."""
+        """Choices that wait take the place of those that are over."""
         self._running = [one for one in self._running if not one.is_over]
         while self._waiting and len(self._running) < self._settings.max_num_seqs:
-            stream = self._waiting.popleft()
-            if not stream.is_over:
-                self._running.append(stream)
+            choice = self._waiting.popleft()
+            if not choice.is_over:
+                self._running.append(choice)
 
-    def _finish(self, stream: Stream, reason: FinishReason) -> None:
-        self._remove(stream)
-        self._output(stream.gateway_id).ends.append(
+    def _finish(self, choice: Choice, reason: FinishReason) -> None:
+        self._remove(choice)
+        self._output(choice.gateway_id).ends.append(
             Finished(
-                request_id=stream.request_id,
-                choice=stream.choice,
-                attempt=stream.attempt,
+                request_id=choice.request_id,
+                choice=choice.index,
+                attempt=choice.attempt,
                 finish_reason=reason,
-                usage=stream.usage,
+                usage=choice.usage,
             )
         )
 
@@ -282,6 +293,17 @@ class FakeEngine:
             return
         text = decode(command.token_ids)
         self._send(gateway_id, Detokenized(request_id=command.request_id, text=text))
+
+    def _embed(self, gateway_id: str, command: Embed) -> None:
+        fault = wanted_trouble(command)
+        if fault is None:
+            self._send(gateway_id, embed(command, self._settings.max_model_len))
+        elif fault.kind == "crash":
+            self._crash()
+        elif fault.kind == "hang":
+            self.is_hanging = True
+        else:
+            self._fail(gateway_id, command.request_id, ErrorCode.INTERNAL_ERROR, _WANTED_FAILURE)
 
     def _fail(self, gateway_id: str, request_id: str, code: ErrorCode, message: str) -> None:
         self._send(gateway_id, Failure(request_id=request_id, code=code, message=message))
@@ -317,7 +339,7 @@ class FakeEngine:
 
     def _generate(self, gateway_id: str, command: Generate) -> None:
         key = (gateway_id, command.request_id, command.choice)
-        old = self._streams.get(key)
+        old = self._choices.get(key)
         if old is not None and old.attempt >= command.attempt:
             return
         refusal = self._refusal(gateway_id, command)
@@ -347,12 +369,12 @@ class FakeEngine:
             self._remove(old)
         self._begin(key, command, script)
 
-    def _begin(self, key: StreamKey, command: Generate, script: Script) -> None:
+    def _begin(self, key: ChoiceKey, command: Generate, script: Script) -> None:
         limit, reason = self._limit(command)
         num_tokens = len(command.output_token_ids)
         rate = self._settings.prefill_tokens_per_s
         prefill_s = (len(command.prompt_token_ids) + num_tokens) / rate if rate else 0.0
-        stream = Stream(
+        choice = Choice(
             key,
             command,
             script,
@@ -362,9 +384,9 @@ class FakeEngine:
             fault=find_fault(decode(command.prompt_token_ids)),
             reads_nobody=not command.is_streaming and not self._step_s,
         )
-        self._streams[key] = stream
+        self._choices[key] = choice
         self._num_held[key[0]] = self._num_held.get(key[0], 0) + 1
-        self._waiting.append(stream)
+        self._waiting.append(choice)
         self._fill_up()
 
     def _refusal(self, gateway_id: str, command: Generate) -> tuple[ErrorCode, str] | None:
@@ -372,7 +394,7 @@ class FakeEngine:
         num_held = self._num_held.get(gateway_id, 0)
         window = self.credits().max_requests
         # Windows shrink while requests are under way: what there is room for is taken.
-        if num_held >= window and len(self._streams) >= self._whole.max_requests:
+        if num_held >= window and len(self._choices) >= self._whole.max_requests:
             message = f"The gateway has {num_held} requests here; its credit is {window}."
             return ErrorCode.CREDIT_EXCEEDED, message
         for name in _UNSUPPORTED:
@@ -394,13 +416,13 @@ class FakeEngine:
         return end, "stop"
 
     def _abort(self, gateway_id: str, command: Abort) -> None:
-        for stream in list(self._streams.values()):
+        for choice in list(self._choices.values()):
             if (
-                stream.key[:2] == (gateway_id, command.request_id)
-                and command.choice in (-1, stream.choice)
-                and stream.attempt <= command.attempt
+                choice.key[:2] == (gateway_id, command.request_id)
+                and command.choice in (ALL_CHOICES, choice.index)
+                and choice.attempt <= command.attempt
             ):
-                self._finish(stream, "abort")
+                self._finish(choice, "abort")
         self._fill_up()
 
     def _flush(self) -> None:

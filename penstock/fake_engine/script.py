@@ -2,7 +2,7 @@
 
 Each token follows from the prompt, seed, choice, fingerprint and its place.
 A prompt may ask for trouble: `[[crash]]`, `[[hang]]` and `[[fail]]` take effect before the first
-token, `[[crash@5]]` before the sixth.
+token, `[[crash@5]]` before the sixth. A text to be embedded may ask for it as well.
 """
 
 import hashlib

@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping
 from penstock.fake_engine.engine import FakeEngine, FakeEngineSettings
 from protocol.runtime.lifetime import exit_with_parent
 from protocol.runtime.shared_settings import KEY_DIR
-from protocol.wire import codec
-from protocol.wire.endpoints import dial_endpoints
-from protocol.wire.keys import ClientSecurity
+from protocol.wire import codec, worker_start
 from protocol.wire.messages import Credits, EngineCommand, Heartbeat, Load
 from protocol.wire.worker import Worker, WorkerSettings
 
@@ -122,9 +120,7 @@ def run(settings: FakeEngineSettings, environ: Mapping[str, str]) -> int:
     Raises:
         ConfigurationError: An endpoint or a key is wrong.
     """
-    key_dir = KEY_DIR.read(environ)
-    security = None if key_dir is None else ClientSecurity.load(key_dir, "engine")
-    endpoints = dial_endpoints(environ, "engine", secured=security is not None)
+    endpoints, security = worker_start.dialled(environ, "engine", KEY_DIR.read(environ))
     exit_with_parent(environ)
     handler = _Handler(settings)
     worker: Worker[EngineCommand] = Worker(

@@ -1,6 +1,6 @@
 """Ends a process when the supervisor that started it is gone, even one killed with -9.
 
-The end is a quick one. A drain would wait for parts of the house that end at the same moment: a
+The end is a quick one. A drain would wait for parts of the server that end at the same moment: a
 stream whose lease needs another slice, when auth is gone already, waits until the drain's limit.
 """
 

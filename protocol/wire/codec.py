@@ -23,6 +23,9 @@ _encoder = msgspec.msgpack.Encoder()
 encode: Callable[[Message], bytes] = _encoder.encode
 """One message as MessagePack bytes."""
 
+encode_value: Callable[[object], bytes] = _encoder.encode
+"""Anything that a `Decoder` of its type reads; for two processes of one release."""
+
 
 def join(frames: Sequence[bytes]) -> bytes:
     """Encoded messages as one frame: alone as it is, several as a MessagePack array of them."""

@@ -34,6 +34,7 @@ DEATHS: frozenset[LossReason] = frozenset({"failed", "disconnected", "silent", "
 """Losses that the work that ran may have caused; the others have no such cause."""
 MAX_METRIC_SAMPLES = 4096
 """Series of one peer that a gateway keeps."""
+_ABOUT_THE_CONNECTION = frozenset({Ping, Ready, Heartbeat, Drain, Goodbye, Metrics})
 _STARTING: frozenset[Phase] = frozenset({"starting", "downloading", "loading", "compiling"})
 
 
@@ -183,6 +184,8 @@ class PeerTable:
         Whoever was not introduced by a Ready is asked, by a Goodbye, to begin anew: a worker that
         was declared dead meanwhile drops what it had and announces itself.
         """
+        if type(message) not in _ABOUT_THE_CONNECTION:
+            return self._on_work(identity, message, now)
         if isinstance(message, Ping):
             return Outcome(replies=(Pong(nonce=message.nonce, protocol_version=PROTOCOL_VERSION),))
         if isinstance(message, Ready):
@@ -196,7 +199,6 @@ class PeerTable:
         was_taking_work = peer.takes_work
         peer.last_heard = now
         peer.is_silent = False
-        is_work = False
         if isinstance(message, Goodbye):
             reason: LossReason = "failed" if message.has_failed else "goodbye"
             return Outcome(events=(self._lose(peer, reason, message.reason or "goodbye"),))
@@ -209,16 +211,27 @@ class PeerTable:
             peer.credits = message.credits
         elif isinstance(message, Metrics):
             peer.metrics = message.samples[:MAX_METRIC_SAMPLES]
-        else:
-            is_work = True
-            if isinstance(message, StepOutput):
-                _note_progress(peer, message.progress_counter, message.load, now)
-                if message.credits is not None:
-                    peer.credits = message.credits
-            elif isinstance(message, Failure) and not message.request_id:
-                is_work = False  # it could not read a frame of ours, and has logged it
-        events = _changes(peer, before, was_taking_work=was_taking_work)
-        return Outcome(peer=peer if is_work else None, events=events)
+        return Outcome(events=_changes(peer, before, was_taking_work=was_taking_work))
+
+    def _on_work(self, identity: bytes, message: object, now: float) -> Outcome:
+        """A message about requests, of which there are thousands a second."""
+        peer = self._peers.get(identity)
+        if peer is None:
+            return Outcome()
+        peer.last_heard = now
+        credits_before, was_silent = peer.credits, peer.is_silent
+        if isinstance(message, StepOutput):
+            _note_progress(peer, message.progress_counter, message.load, now)
+            if message.credits is not None:
+                peer.credits = message.credits
+        elif isinstance(message, Failure) and not message.request_id:
+            peer = None  # it could not read a frame of ours, and has logged it
+        if not was_silent and (peer is None or peer.credits == credits_before):
+            return Outcome(peer=peer)
+        heard = self._peers[identity]
+        heard.is_silent = False
+        kind: PeerEventKind = "ready" if was_silent and heard.takes_work else "updated"
+        return Outcome(peer=peer, events=(PeerEvent(kind, heard),))
 
     def on_gone(self, identity: bytes) -> tuple[PeerEvent, ...]:
         """The connection ended: the peer is lost at once."""

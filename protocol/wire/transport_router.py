@@ -39,7 +39,8 @@ class Router(Generic[EventT]):
     """Receives typed events from many workers and sends each of them messages.
 
     All methods and callbacks run in the thread of the event loop given to `bind`. A peer that
-    takes nothing costs at most `limits.max_queue_bytes`; nothing here ever blocks.
+    takes nothing costs at most `limits.max_queue_bytes`; nothing here ever blocks. It is long
+    because sending, queueing and retrying share the state of one socket.
 
     Args:
         endpoint: What to bind, `ipc:///path` or `tcp://host:port`; port 0 takes a free one.

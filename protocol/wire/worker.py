@@ -39,7 +39,8 @@ class Worker(Generic[CommandT]):
     """Connects a handler to every gateway, from an I/O thread of its own.
 
     The thread neither compiles nor computes, so heartbeats go on while the main thread is busy.
-    Every public method may be called from any thread.
+    Every public method may be called from any thread. It is long because it is the whole façade of
+    a process: start, send, drain, signals and end.
 
     Args:
         role: What this worker is.

@@ -49,6 +49,8 @@ _NORMAL_BEATS = 2
 class WorkerLoop(Generic[CommandT]):
     """Everything that happens in the I/O thread; all methods are called there.
 
+    It is long because each kind of event has its method; what they decide is in modules beside it.
+
     Args:
         role: Of the worker.
         instance_id: Random, of this process.

@@ -47,13 +47,13 @@ class House:
         return found
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Until `/ready` is 200."""
+        """Until `/health` is 200: everything is there."""
         eventually(lambda: _is_ready(self.url), timeout_s)
 
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/ready", timeout=5.0, trust_env=False).status_code == 200
+        return httpx.get(f"{url}/health", timeout=5.0, trust_env=False).status_code == 200
     except httpx.TransportError:
         return False
 

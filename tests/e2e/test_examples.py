@@ -75,7 +75,7 @@ def foreign_house(tmp_path: Path, socket_dir: Path) -> Iterator[str]:
             return False
         url = f"http://127.0.0.1:{port_file.read_text(encoding='ascii').strip()}"
         try:
-            return httpx.get(f"{url}/ready", timeout=5, trust_env=False).status_code == 200
+            return httpx.get(f"{url}/health", timeout=5, trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
 

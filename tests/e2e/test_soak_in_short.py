@@ -13,7 +13,7 @@ pytestmark = pytest.mark.process
 
 FAULTS = (
     FaultKind("engine", "kill"),
-    FaultKind("parser", "kill"),
+    FaultKind("toolparser", "kill"),
     FaultKind("auth", "kill"),
     FaultKind("engine", "cut"),
 )

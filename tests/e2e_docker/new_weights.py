@@ -83,9 +83,9 @@ def _roll(project: Project) -> float:
     """
     old = project.containers("engine_worker")
     project.settings["PENSTOCK_MODEL_PATH"] = _FOLDER
-    project.compose("run", "--rm", "weights")
+    project.compose("up", "weights")
     scale = f"engine_worker={2 * len(old)}"
-    project.compose("up", "-d", "--no-deps", "--no-recreate", "--scale", scale, "engine_worker")
+    project.compose("up", "-d", "--no-recreate", "--scale", scale, "engine_worker")
     new = [name for name in project.containers("engine_worker") if name not in old]
     assert len(new) == len(old)
     template = "{{.State.Health.Status}}"

@@ -161,9 +161,9 @@ class DeterministicFakeRunner:
                 if row.max_new_tokens > 1:
                     more[index] = self._go_on(row, [*seen, int(token_ids[index])])
                 elif row.draft_token_ids:
-                    more[index] = self._check_guesses(row, [*seen, int(token_ids[index])])
-        without_choice = frozenset(np.flatnonzero(token_ids == _NOTHING_ALLOWED).tolist())
-        return StepResult(token_ids, has_nan, without_choice=without_choice, more_token_ids=more)
+                    more[index] = self._check_draft(row, [*seen, int(token_ids[index])])
+        nothing_allowed = frozenset(np.flatnonzero(token_ids == _NOTHING_ALLOWED).tolist())
+        return StepResult(token_ids, has_nan, nothing_allowed=nothing_allowed, more_token_ids=more)
 
     def _go_on(self, row: RowWork, seen: list[int]) -> list[int]:
         """The tokens after the first one, as the device would feed them back."""
@@ -174,13 +174,13 @@ class DeterministicFakeRunner:
             seen.append(more[-1])
         return more
 
-    def _check_guesses(self, row: RowWork, seen: list[int]) -> list[int]:
-        """The tokens after the first one, up to a wrong guess; wrong ones stay in the cache."""
+    def _check_draft(self, row: RowWork, seen: list[int]) -> list[int]:
+        """The tokens after the first one, up to a wrong draft token; wrong ones stay in the cache."""
         more: list[int] = []
-        for guess in row.draft_token_ids:
-            if guess != seen[-1]:
+        for drafted in row.draft_token_ids:
+            if drafted != seen[-1]:
                 break
-            assert self._cache[self._place(row, len(seen) - 1)] == guess
+            assert self._cache[self._place(row, len(seen) - 1)] == drafted
             more.append(self._next_token(seen))
             seen.append(more[-1])
         return more
@@ -199,8 +199,8 @@ class DeterministicFakeRunner:
         assert 0 < len(batch.rows) <= self._max_num_seqs
         assert len({row.slot for row in batch.rows}) == len(batch.rows)
         assert sum(len(row.token_ids) for row in batch.rows) <= self._max_num_batched_tokens
-        num_guesses = sum(len(row.draft_token_ids) for row in batch.rows)
-        assert not num_guesses or len(batch.rows) + num_guesses <= self._decode_rows[-1]
+        num_drafted = sum(len(row.draft_token_ids) for row in batch.rows)
+        assert not num_drafted or len(batch.rows) + num_drafted <= self._decode_rows[-1]
         for row in batch.rows:
             assert 0 < len(row.token_ids) <= self._prefill_chunk_size
             assert not row.draft_token_ids or (row.sample and len(row.token_ids) == 1)

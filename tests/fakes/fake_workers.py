@@ -1,6 +1,7 @@
 """Scripted workers that speak the real protocol over real sockets, for tests of the gateway."""
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -162,6 +163,7 @@ class FakeEngine(FakeWorker[EngineCommand]):
         resume_version: int = 1,
         is_mute: bool = False,
         max_logprobs: int = 20,
+        max_token_bytes: int = 0,
         capabilities: tuple[str, ...] = ("chat", "completions"),
         instance_id: str | None = None,
         heartbeat_interval_s: float = 0.05,
@@ -192,6 +194,7 @@ class FakeEngine(FakeWorker[EngineCommand]):
             capabilities=capabilities,
             vocab_size=VOCAB_SIZE,
             max_logprobs=max_logprobs,
+            max_token_bytes=max_token_bytes,
         )
 
     def start(self, *, announce: bool = True) -> None:
@@ -357,6 +360,7 @@ class FakeAuth(FakeWorker[AuthCommand]):
         super().__init__("auth", directory, auth_command_decoder())
         self.offer = AuthOffer(epoch=1, allow_anonymous=allow_anonymous)
         self.denial: ErrorCode | None = None
+        self.good_keys: tuple[str, ...] | None = None
         self.adjust_denial: ErrorCode | None = None
         self.retry_after_s: float | None = None
         self.limits = LimitState()
@@ -388,6 +392,9 @@ class FakeAuth(FakeWorker[AuthCommand]):
 
     def _authorize(self, command: Authorize) -> None:
         code = self.denial
+        good = None if self.good_keys is None else [key_digest(one) for one in self.good_keys]
+        if good is not None and command.key_digest not in good:
+            code = ErrorCode.INVALID_API_KEY
         if code is None and command.required_role == "admin" and command.key_digest is None:
             code = ErrorCode.INVALID_API_KEY
         if code is not None:
@@ -446,6 +453,11 @@ class FakeAuth(FakeWorker[AuthCommand]):
             retry_after_s=self.retry_after_s,
             limits=self.limits,
         )
+
+
+def key_digest(key: str) -> bytes:
+    """As gateways send it."""
+    return hashlib.sha256(key.encode()).digest()
 
 
 class FakeParser(FakeWorker[ParserCommand]):

@@ -26,12 +26,13 @@ from gateway.workers.engine_directory import EngineDirectory
 from gateway.workers.engines import EngineLink
 from gateway.workers.parsers import ParserLink
 from protocol.errors import ErrorCode
-from protocol.version import PROTOCOL_VERSION, ProtocolVersion
+from protocol.version import CANCEL_VERSION, PROTOCOL_VERSION, ProtocolVersion
 from protocol.wire.messages import (
     Adjust,
     Adjusted,
     AuthOffer,
     Authorize,
+    Cancel,
     Credits,
     Delta,
     Denied,
@@ -71,6 +72,11 @@ class NotedWire:
     def send(self, peer: Peer, message: Message) -> None:
         self.sent.append((peer, message))
         self.sent_at.append(asyncio.get_running_loop().time())
+
+    def cancel(self, peer: Peer, request_id: str) -> bool:
+        if peer.protocol_version >= CANCEL_VERSION:
+            self.send(peer, Cancel(request_id=request_id))
+        return False
 
     def of(self, kind: type[MessageT]) -> list[MessageT]:
         return [message for _, message in self.sent if isinstance(message, kind)]

@@ -2,66 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from gateway.http import bodies, http_protocol
 from protocol.wire.messages import Abort, Generate
-from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
-
-BODY = json.dumps({"model": "demo", "messages": MESSAGES}).encode()
-LIVE = b"GET /live HTTP/1.1\r\nHost: localhost\r\n"
-
-
-def post(body: bytes = BODY, headers: bytes = b"", *, length: int | None = None) -> bytes:
-    """A chat request as bytes."""
-    return (
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
-        b"Content-Type: application/json\r\n"
-        + headers
-        + b"Content-Length: %d\r\n\r\n" % (len(body) if length is None else length)
-        + body
-    )
-
-
-class Connection:
-    """A raw connection to the gateway."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    async def until_closed(self, data: bytes = b"") -> bytes:
-        """Send, and read all that comes until the server closes."""
-        async with asyncio.timeout(10):
-            self.writer.write(data)
-            return await self.reader.read()
-
-
-@asynccontextmanager
-async def connected(gateway: RunningGateway) -> AsyncIterator[Connection]:
-    url = gateway.client.base_url
-    reader, writer = await asyncio.open_connection(url.host, url.port)
-    try:
-        yield Connection(reader, writer)
-    finally:
-        writer.close()
-
-
-def answers(data: bytes) -> list[tuple[int, bytes]]:
-    """Status and rest of each answer on a connection."""
-    parts = data.split(b"HTTP/1.1 ")[1:]
-    return [(int(part[:3]), part) for part in parts]
-
-
-def error_code(answer: bytes) -> str:
-    error = json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    code: str = error["code"]
-    return code
+from tests.fakes.raw_http import LIVE, answers, connected, error_code, post
+from tests.fakes.running_gateway import running_gateway
 
 
 @pytest.mark.parametrize(
@@ -205,6 +154,23 @@ async def test_a_client_that_leaves_ends_its_request_though_another_waits_behind
         engine = await gateway.engine(text=None)
         async with connected(gateway) as connection:
             connection.writer.write(post() + LIVE + b"\r\n")
+            await engine.until(lambda: len(engine.of(Generate)) == 1)
+        await engine.until(lambda: len(engine.of(Abort)) == 1)
+
+
+async def test_a_client_that_leaves_after_a_large_last_piece_ends_its_request(
+    socket_dir: Path,
+) -> None:
+    text = "x" * 90_000
+    body = json.dumps({"model": "demo", "messages": [{"role": "user", "content": text}]}).encode()
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine(text=None)
+        async with connected(gateway) as connection:
+            connection.writer.write(post(body[:1000], length=len(body)))
+            await connection.writer.drain()
+            await gateway.client.get("/live")  # the first piece has been read now
+            connection.writer.write(body[1000:])
             await engine.until(lambda: len(engine.of(Generate)) == 1)
         await engine.until(lambda: len(engine.of(Abort)) == 1)
 

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
+from gateway.http import parsers
 from gateway.http.access import ROUTE_ACCESS, Access, GuardedRoute
 from gateway.http.app import build_api
 from gateway.http.error_table import ERROR_TABLE
-from gateway.http.routes import generate
 from protocol.errors import ErrorCode
 from protocol.runtime.metrics import MetricRegistry
 from protocol.wire.messages import Authorize, CreateKey, Generate, LimitState
@@ -187,7 +187,7 @@ async def test_unknown_paths_and_methods_have_openais_error_shape(socket_dir: Pa
         assert wrong.headers["allow"] == "POST"
         assert error_of(wrong)["code"] == "method_not_allowed"
         two = await gateway.client.put("/v1/admin/keys", json={})
-        assert (two.status_code, two.headers["allow"]) == (405, "GET, POST")
+        assert (two.status_code, two.headers["allow"]) == (405, "GET, HEAD, POST")
 
 
 async def test_a_bug_of_ours_is_a_500_that_tells_nothing_and_closes(
@@ -196,7 +196,7 @@ async def test_a_bug_of_ours_is_a_500_that_tells_nothing_and_closes(
     def broken(_body: bytes) -> None:
         raise KeyError("/secret/path")
 
-    monkeypatch.setattr(generate, "parse_chat_body", broken)
+    monkeypatch.setattr(parsers, "parse_chat_body", broken)
     async with running_gateway(socket_dir) as gateway:
         response = await gateway.chat()
         assert response.status_code == 500
@@ -393,7 +393,7 @@ async def test_the_documentation_offers_both_key_schemes(socket_dir: Path) -> No
         reference = body["content"]["application/json"]["schema"]["$ref"]
         assert reference.rsplit("/", 1)[1] in document["components"]["schemas"]
         for path, operations in document["paths"].items():
-            is_open = ROUTE_ACCESS.get(path) is Access.OPEN
+            is_open = ROUTE_ACCESS.get(path) in (Access.OPEN, Access.LOCAL)
             for operation in operations.values():
                 assert set(operation["responses"]) >= {"default"}, path
                 assert "422" not in operation["responses"], path

@@ -14,14 +14,14 @@ from tests.soak.processes import SoakHouse
 from tests.soak.traffic import Answer
 
 Action = Literal["kill", "stop", "cut", "restart"]
-_MOVED = re.compile(r"request ([0-9a-f]{32})\S* goes to another (engine|parser)")
+_MOVED = re.compile(r"request ([0-9a-f]{32})\S* goes to another (engine|toolparser)")
 _MODULES = {
     "engine": "engine_worker",
-    "parser": "toolparser_worker",
+    "toolparser": "toolparser_worker",
     "auth": "auth_worker",
     "gateway": "gateway",
 }
-_STOPPED_S = {"engine": 20.0, "parser": 20.0, "auth": 5.0, "gateway": 5.0}
+_STOPPED_S = {"engine": 20.0, "toolparser": 20.0, "auth": 5.0, "gateway": 5.0}
 """How long a stopped process sleeps: an engine and a parser are given up after 15 s of silence."""
 _CUT_S = 3.0
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import socket
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from tests.soak.chaos import ALL_FAULTS, Chaos, FaultKind
-from tests.soak.processes import SoakHouse
+from tests.soak.processes import SoakHouse, free_port
 from tests.soak.report import Findings, render
 from tests.soak.traffic import Client, Crowd, kinds, learn, short_requests
 
@@ -63,7 +62,7 @@ async def soak(options: SoakOptions) -> tuple[Findings, str]:
     house = SoakHouse(
         options.directory,
         options.cache_dir,
-        _free_port(),
+        free_port(),
         num_engines=options.num_engines,
         num_parsers=options.num_parsers,
     )
@@ -82,7 +81,7 @@ async def _run(options: SoakOptions, house: SoakHouse) -> Findings:
     stayers = tuple(kind for kind in requests if kind.leaves_after is None)
     leavers = tuple(kind for kind in requests if kind.leaves_after is not None)
     # Keys of their own: what a client that left was charged, no client knows.
-    keys = {group: await _make_key(house, group) for group in ("stayers", "leavers", "teacher")}
+    keys = {group: await house.make_key(group) for group in ("stayers", "leavers", "teacher")}
     chaos = Chaos(house, lambda: crowd.open_answers(), rng, say=options.say)
     num_leavers = max(1, options.num_clients // 8)
     clients = [
@@ -134,24 +133,6 @@ async def _stay_calm(
     after = house.memory_bytes()
     findings.num_calm_requests = options.num_calm_requests
     findings.growth = {name: after[name] / size for name, size in before.items()}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-async def _make_key(house: SoakHouse, name: str) -> str:
-    async with httpx.AsyncClient(trust_env=False) as client:
-        reply = await client.post(
-            f"{house.url}/v1/admin/keys",
-            json={"name": name},
-            headers={"Authorization": f"Bearer {house.admin_key}"},
-        )
-        reply.raise_for_status()
-        return str(reply.json()["key"])
 
 
 async def _usage(house: SoakHouse, name: str) -> tuple[int, int]:

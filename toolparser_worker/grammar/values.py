@@ -15,6 +15,7 @@ from toolparser_worker.grammar.schemas import (
 )
 
 _NAME: Final = "/[A-Za-z_][A-Za-z0-9_]{0,39}/"
+_JSON_SCALARS: Final = frozenset({"integer", "number", "boolean", "null"})
 _NO_ESCAPES: Final = {"json_allowed_escapes": 'nrt\\"'}
 
 
@@ -60,6 +61,20 @@ class ValueRules(ABC):
         if terminal is not None:
             return self._writer.terminal(terminal)
         return self._writer.json(self._reader.json_schema(dict(form.schema)))
+
+    def json_literal(self, form: Form) -> str:
+        """An expression for numbers, booleans, null or listed values, as JSON spells them.
+
+        Raises:
+            UnsupportedToolsError: Listed values that are lists or objects.
+        """
+        if form.values:
+            if form.type in ("array", "object"):
+                raise UnsupportedToolsError("lists and objects in `enum` can't be written.")
+            return " | ".join(quoted(json.dumps(value)) for value in form.values)
+        if form.type == "boolean":
+            return '"true" | "false"'
+        return '"null"' if form.type == "null" else self.number(form)
 
     def listed(self, items: list[tuple[str, bool]], separator: str) -> str:
         """An expression for some items in order, the needless ones left out or not."""
@@ -195,16 +210,8 @@ class BracedValues(ValueRules):
                     )
                 body = " & ".join(f"({one})" for one in text_terminals(form))
                 return writer.sequence(opening, writer.until(self._quote, body))
-            case "array" | "object" if form.values:
-                raise UnsupportedToolsError("lists and objects in `enum` can't be written.")
-            case _ if form.values:
-                return " | ".join(quoted(json.dumps(value)) for value in form.values)
-            case "integer" | "number":
-                return self.number(form)
-            case "boolean":
-                return '"true" | "false"'
-            case "null":
-                return '"null"'
+            case _ if form.values or form.type in _JSON_SCALARS:
+                return self.json_literal(form)
             case "array":
                 item = self.value(form.schema.get("items", True))
                 return f'"[" {self.repeated(form, item, ",")} "]"'
@@ -277,16 +284,8 @@ class ElementValues(ValueRules):
         match form.type:
             case "string":
                 return " | ".join(quoted(value) for value in form.values)
-            case "array" | "object" if form.values:
-                raise UnsupportedToolsError("lists and objects in `enum` can't be written.")
-            case _ if form.values:
-                return " | ".join(quoted(json.dumps(value)) for value in form.values)
-            case "integer" | "number":
-                return self.number(form)
-            case "boolean":
-                return '"true" | "false"'
-            case "null":
-                return '"null"'
+            case _ if form.values or form.type in _JSON_SCALARS:
+                return self.json_literal(form)
             case "array":
                 item = self._element(self._item, form.schema.get("items", True))
                 return self.repeated(form, item, "")

@@ -4,12 +4,11 @@ import re
 
 from toolparser_worker.machine.coercion import coerced, is_plain_text
 from toolparser_worker.machine.declarations import BracedBody
-from toolparser_worker.machine.json_value import MAX_NESTING
+from toolparser_worker.machine.json_value import MAX_NESTING, after_space
 from toolparser_worker.machine.literals import literal_matcher
 from toolparser_worker.machine.reading import (
     MAX_NAME_CHARS,
     NEEDS_ESCAPE,
-    SPACE,
     CallReader,
     CallSink,
     Ending,
@@ -29,6 +28,8 @@ _BARE_VALUE_END = re.compile(r"[{}\[\],]")
 
 class BracedCallReader(CallReader[BracedBody]):
     """Turns the private spelling into JSON as it comes (`CallReader`).
+
+    It is long because each state of the automaton is a method.
 
     Args:
         body: How the call is spelt.
@@ -101,7 +102,7 @@ class BracedCallReader(CallReader[BracedBody]):
         self._short = []
 
     def _before_key(self, text: str, position: int) -> int:
-        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        position = after_space(text, position)
         if position == len(text):
             return position
         if text[position] == "}":
@@ -130,7 +131,7 @@ class BracedCallReader(CallReader[BracedBody]):
         return self._end_key("".join(self._short).strip().strip('"'), stop)
 
     def _before_colon(self, text: str, position: int) -> int:
-        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        position = after_space(text, position)
         if position == len(text):
             return position
         if text[position] != ":":
@@ -155,7 +156,7 @@ class BracedCallReader(CallReader[BracedBody]):
         return ", "
 
     def _value(self, text: str, position: int) -> int:
-        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        position = after_space(text, position)
         if position == len(text):
             return position
         char = text[position]
@@ -250,7 +251,7 @@ class BracedCallReader(CallReader[BracedBody]):
         self._state = self._after_value
 
     def _after_value(self, text: str, position: int) -> int:
-        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        position = after_space(text, position)
         if position == len(text):
             return position
         char = text[position]

@@ -4,13 +4,13 @@ from typing import Any
 
 from toolparser_worker.machine.core import MachineCore
 from toolparser_worker.machine.declarations import CallBody
+from toolparser_worker.machine.json_value import after_space
 from toolparser_worker.machine.literals import literal_matcher
 from toolparser_worker.machine.readers import ends_itself, may_begin, new_reader
 from toolparser_worker.machine.reading import (
     COMMA,
     LIST_END,
     LIST_START,
-    SPACE,
     CallReader,
     Ending,
     Verdict,
@@ -32,7 +32,7 @@ class CallStates(MachineCore):
 
     def _block(self, text: str, position: int) -> int:
         """In a block of calls, between them."""
-        stop = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        stop = after_space(text, position)
         self.num_operations += stop - position + 1
         if not self._num_calls_in_block and stop > position:
             self._held.append(text[position:stop])

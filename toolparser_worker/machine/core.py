@@ -13,10 +13,11 @@ from toolparser_worker.machine.declarations import (
     ToolFormat,
 )
 from toolparser_worker.machine.event_log import EventLog, TextKind
+from toolparser_worker.machine.json_value import after_space
 from toolparser_worker.machine.literals import LiteralMatcher
 from toolparser_worker.machine.output import TextOutput
 from toolparser_worker.machine.readers import new_reader
-from toolparser_worker.machine.reading import LIST_START, SPACE, CallReader, PlainText, find_at
+from toolparser_worker.machine.reading import LIST_START, CallReader, PlainText, find_at
 from toolparser_worker.machine.token_counter import ReasoningTokenCounter
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 
@@ -126,7 +127,7 @@ class MachineCore(ABC):
         self, markers: tuple[str, ...], text: str, position: int
     ) -> tuple[int, str | None]:
         """Holds white space back and looks for a marker after it; None while undecided."""
-        stop = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        stop = after_space(text, position)
         self.num_operations += stop - position + 4
         marker, is_cut = find_at(text, stop, markers, final=self._final)
         if not self._held:

@@ -3,12 +3,11 @@
 import re
 
 from toolparser_worker.machine.declarations import HeaderBody
-from toolparser_worker.machine.json_value import JsonValueScanner
+from toolparser_worker.machine.json_value import JsonValueScanner, after_space
 from toolparser_worker.machine.literals import literal_matcher
 from toolparser_worker.machine.reading import (
     MAX_NAME_CHARS,
     NEEDS_ESCAPE,
-    SPACE,
     CallReader,
     CallSink,
     Ending,
@@ -67,7 +66,7 @@ class HeaderCallReader(CallReader[HeaderBody]):
         return start if bare else stop
 
     def _before_arguments(self, text: str, position: int) -> int:
-        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        position = after_space(text, position)
         if position == len(text):
             return position
         # A format may have more than one text between header and arguments.
@@ -94,7 +93,7 @@ class HeaderCallReader(CallReader[HeaderBody]):
         return stop
 
     def _after_arguments(self, text: str, position: int) -> int:
-        stop = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        stop = after_space(text, position)
         tail, is_cut = find_at(text, stop, self._body.tails, final=self._final)
         if not is_cut and (stop < len(text) or self._final):
             self.ending = Ending.COMPLETE

@@ -5,10 +5,9 @@ import json
 
 from toolparser_worker.machine.declarations import JsonObjectBody
 from toolparser_worker.machine.json_string import JsonStringDecoder
-from toolparser_worker.machine.json_value import JsonValueScanner
+from toolparser_worker.machine.json_value import JsonValueScanner, after_space
 from toolparser_worker.machine.reading import (
     NEEDS_ESCAPE,
-    SPACE,
     CallReader,
     CallSink,
     Ending,
@@ -34,6 +33,8 @@ class JsonCallReader(CallReader[JsonObjectBody]):
     Arguments are handed on verbatim as they come; those that come before the name wait for it.
     An object that turns out to be no call is still followed to its end, so that what is nested
     in it is not taken for one.
+
+    It is long because each state of the automaton is a method.
 
     Args:
         body: How the call is spelt.
@@ -68,7 +69,7 @@ class JsonCallReader(CallReader[JsonObjectBody]):
 
     def _next_char(self, text: str, position: int) -> tuple[str, int]:
         """Skips white space; the character there, or nothing at the end of the text."""
-        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        position = after_space(text, position)
         return text[position : position + 1], position
 
     def _before_object(self, text: str, position: int) -> int:

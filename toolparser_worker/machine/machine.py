@@ -23,9 +23,10 @@ from collections.abc import Callable, Sequence
 from protocol.wire.messages import ParseEvent
 from toolparser_worker.machine.channels import Action, Channel
 from toolparser_worker.machine.declarations import ReasoningFormat, ToolFormat
+from toolparser_worker.machine.json_value import after_space
 from toolparser_worker.machine.literals import literal_matcher
 from toolparser_worker.machine.message_states import MessageStates
-from toolparser_worker.machine.reading import SPACE, PlainText, Verdict, find_at, plain_text
+from toolparser_worker.machine.reading import PlainText, Verdict, find_at, plain_text
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 
 _ANY_TOOLS = ToolSchemas()
@@ -233,7 +234,7 @@ class Machine(MessageStates):
     def _text(self, text: str, position: int) -> int:
         """Plain text of the current channel up to the next marker."""
         if self._output.awaits_first and self._table.bare_first:
-            stop = SPACE.match(text, position).end()  # type: ignore[union-attr]
+            stop = after_space(text, position)
             if stop > position:
                 self._emit(text[position:stop], self._base + position)
                 return stop

@@ -6,8 +6,9 @@ from toolparser_worker.machine.call_states import CallStates
 from toolparser_worker.machine.channels import Channel
 from toolparser_worker.machine.core import NO_REASONING, NO_TOOLS
 from toolparser_worker.machine.header_call import ArgumentsReader
+from toolparser_worker.machine.json_value import after_space
 from toolparser_worker.machine.literals import literal_matcher
-from toolparser_worker.machine.reading import MAX_NAME_CHARS, SPACE, find_at
+from toolparser_worker.machine.reading import MAX_NAME_CHARS, find_at
 
 
 class MessageStates(CallStates):
@@ -16,7 +17,7 @@ class MessageStates(CallStates):
     def _first_header(self, text: str, position: int) -> int:
         """At the beginning of a text that may be made of messages."""
         framing = self._framing
-        stop = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        stop = after_space(text, position)
         self.num_operations += stop - position + 4
         if not self._held:
             self._held_start = self._base + position

@@ -4,12 +4,12 @@ import re
 
 from toolparser_worker.machine.coercion import coerced, is_plain_text, json_or_text
 from toolparser_worker.machine.declarations import ParameterBody
+from toolparser_worker.machine.json_value import after_space
 from toolparser_worker.machine.literals import LiteralMatcher, literal_matcher
 from toolparser_worker.machine.reading import (
     BLANKS,
     MAX_NAME_CHARS,
     NEEDS_ESCAPE,
-    SPACE,
     CallReader,
     CallSink,
     Ending,
@@ -85,7 +85,7 @@ class ParameterCallReader(CallReader[ParameterBody]):
         body = self._body
         more = (*body.parameters, *self._ends) if body.bare_name else self._ends
         if not self._num_short:
-            position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+            position = after_space(text, position)
         start, stop, collected = self._collect(text, position, (*body.name_ends, *more))
         if collected is None:
             return start
@@ -193,13 +193,13 @@ class ParameterCallReader(CallReader[ParameterBody]):
         body = self._body
         start = position
         if body.value_start:
-            start = SPACE.match(text, start).end()  # type: ignore[union-attr]
+            start = after_space(text, start)
             is_there = starts_with(text, start, body.value_start, final=self._final)
             if is_there is None:
                 return start
             start += len(body.value_start) if is_there else 0
         if body.trims == "space":
-            start = SPACE.match(text, start).end()  # type: ignore[union-attr]
+            start = after_space(text, start)
         if body.trims == "newline" or body.cdata:
             opening = _CDATA_START if body.cdata else "\n"
             is_there = starts_with(text, start, opening, final=self._final)

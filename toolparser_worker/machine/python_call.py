@@ -3,12 +3,11 @@
 import re
 
 from toolparser_worker.machine.declarations import PythonBody
-from toolparser_worker.machine.json_value import MAX_NESTING
+from toolparser_worker.machine.json_value import MAX_NESTING, after_space
 from toolparser_worker.machine.python_string import PythonStringDecoder
 from toolparser_worker.machine.reading import (
     MAX_NAME_CHARS,
     NEEDS_ESCAPE,
-    SPACE,
     CallReader,
     CallSink,
     Ending,
@@ -62,6 +61,8 @@ class _Frame:
 
 class PythonCallReader(CallReader[PythonBody]):
     """Turns `f(x=1)` into name and JSON as it comes (`CallReader`).
+
+    It is long because each state of the automaton is a method.
 
     Args:
         body: How the call is spelt.
@@ -126,7 +127,7 @@ class PythonCallReader(CallReader[PythonBody]):
 
     def _in_name(self, text: str, position: int) -> int:
         if not self._short:
-            position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+            position = after_space(text, position)
         stop = text.find("(", position)
         self._short += text[position : stop if stop >= 0 else len(text)]
         if not _NAME.fullmatch(self._short.rstrip(" ") or "_") or (
@@ -143,7 +144,7 @@ class PythonCallReader(CallReader[PythonBody]):
         return stop + 1
 
     def _before_key(self, text: str, position: int) -> int:
-        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        position = after_space(text, position)
         if position == len(text):
             return position
         if text[position] == ")":
@@ -185,7 +186,7 @@ class PythonCallReader(CallReader[PythonBody]):
     # Values.
 
     def _value(self, text: str, position: int) -> int:
-        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        position = after_space(text, position)
         if position == len(text):
             return position
         char = text[position]
@@ -278,7 +279,7 @@ class PythonCallReader(CallReader[PythonBody]):
             self._awaits_value = False
 
     def _after_value(self, text: str, position: int) -> int:
-        position = SPACE.match(text, position).end()  # type: ignore[union-attr]
+        position = after_space(text, position)
         if position == len(text):
             return position
         char = text[position]

@@ -22,7 +22,6 @@ BLANKS = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2028\u2029\u202f\u205f\u300
     map(chr, range(0x2000, 0x200B))
 )
 """All that `str.strip` takes for white space."""
-SPACE = re.compile(r"[ \t\n\r]*+")
 NEEDS_ESCAPE = '"\\' + "".join(map(chr, range(32)))
 """Characters that a JSON string can't have as they are."""
 _NEEDS_ESCAPE = re.compile(r'["\\\x00-\x1f]')

@@ -7,8 +7,8 @@ PREFILL_TOKENS = (32, 128, 512)
 """Larger chunks gain nothing on a CPU and delay the rows that decode."""
 DETERMINISTIC_ROWS = 16
 """Rows of the one program of the deterministic mode."""
-GUESS_ROWS = 8
-"""Rows of the largest decode program, at least, where requests guess their next tokens."""
+DRAFT_ROWS = 8
+"""Rows of the largest decode program, at least, where rows draft their next tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Bucket:
 
     @property
     def is_prefill(self) -> bool:
-        """Whether the program computes a chunk of one request."""
+        """Whether the program computes a chunk of one choice."""
         return self.num_queries > 1
 
     @property
@@ -98,13 +98,13 @@ def choose_buckets(
         max_num_batched_tokens: The most tokens of a step.
         min_rows: The fewest rows of a product: 2 where one row is slow (bfloat16 on XLA:CPU).
         deterministic: One fixed shape for everything.
-        speculates: Guessed tokens take rows as well.
+        speculates: Draft tokens take rows as well.
     """
     if deterministic:
         return Buckets(decode=(Bucket(DETERMINISTIC_ROWS, 1),), prefill=())
     most = max(min_rows, max_num_seqs)
     if speculates:
-        most = max(most, min(GUESS_ROWS, max_num_batched_tokens))
+        most = max(most, min(DRAFT_ROWS, max_num_batched_tokens))
     rows = [num for num in DECODE_ROWS if min_rows <= num < most] + [most]
     chunk = max(2, min(max_num_batched_tokens, PREFILL_TOKENS[-1]))
     tokens = [num for num in PREFILL_TOKENS if num < chunk]

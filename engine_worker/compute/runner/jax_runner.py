@@ -12,14 +12,14 @@ import numpy.typing as npt
 from engine_worker.compute.attention.kv_cache import KvLayout
 from engine_worker.compute.models.decoder import DecoderWeights
 from engine_worker.compute.runner.buckets import DECODE_ROWS, Bucket, Buckets, choose_buckets
+from engine_worker.compute.runner.drafts import join_drafts, split_drafts
 from engine_worker.compute.runner.full_sampler import FullSampler
-from engine_worker.compute.runner.guesses import join_guesses, split_guesses
 from engine_worker.compute.runner.packing import PackedLayout
 from engine_worker.compute.runner.program_store import ProgramStore
 from engine_worker.compute.runner.programs import (
     MAX_NEW_TOKENS,
     DeviceState,
-    StepOutput,
+    ProgramOutput,
     StepProgram,
     blocks_per_turn,
     set_slot_counts,
@@ -51,11 +51,13 @@ class JaxModelRunner:
     """Implements `engine_worker.core.choice.batch.ModelRunner`; made by `create`.
 
     A step is one call of a decode program for all rows with a single token and one call of a
-    prefill program for each other row. Guessed tokens are further rows of the decode program. A
+    prefill program for each other row. Draft tokens are further rows of the decode program. A
     call whose rows want more than the program can do is followed by one of the full sampler. In
     the deterministic mode all tokens, of prompts and of outputs, go through one program of a fixed
     shape, one token a row, and all are sampled by one full sampler, so that what a token computes
     depends on nothing but its own request.
+
+    It is long because the port alone has fourteen members, all on the one state of the device.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class JaxModelRunner:
             max_num_seqs: Slots, and the most rows of a step.
             max_num_batched_tokens: The most tokens of a step.
             deterministic: Equal requests get equal bits, whatever runs beside them; float32 only.
-            speculates: Decode programs have room for guesses beside a few rows.
+            speculates: Decode programs have room for draft tokens beside a few rows.
             run_ahead: Whether steps are begun before they are asked for; None does it where the
                 device works while the host does something else.
 
@@ -213,7 +215,7 @@ class JaxModelRunner:
             ValueError: A row breaks the limits that the properties state; nothing was computed.
             Exception: Whatever jax raises; the state may be lost, so `reset` must follow.
         """
-        rows = split_guesses(batch.rows, self.decode_rows[-1])
+        rows = split_drafts(batch.rows, self.decode_rows[-1])
         has_next = batch.has_next and self.runs_ahead
         for row in rows:
             self._check(replace(row, max_new_tokens=2) if has_next else row)
@@ -223,7 +225,7 @@ class JaxModelRunner:
             self._run_tiles(rows, outcome)
         else:
             self._run_buckets(rows, outcome, has_next=has_next)
-        return join_guesses(batch.rows, outcome.result())
+        return join_drafts(batch.rows, outcome.result())
 
     def warm_up(self, progress: ProgressCallback) -> None:
         """Compiles the programs that any work fits, and the others behind; see the port."""
@@ -332,7 +334,7 @@ class JaxModelRunner:
         outcome: StepOutcome,
         *,
         has_next: bool = False,
-    ) -> StepOutput:
+    ) -> ProgramOutput:
         """Runs and samples some of the step's rows, which `indices` names."""
         is_apart = any(row.sample and row.needs_full_sampler for row in rows)
         if is_apart or bucket.is_prefill:
@@ -347,10 +349,12 @@ class JaxModelRunner:
             outcome.put_tokens(indices, np.asarray(output.tokens))
         return output
 
-    def _step(self, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool = True) -> StepOutput:
+    def _step(
+        self, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool = True
+    ) -> ProgramOutput:
         packed = self._packed_layouts[bucket].pack(rows, samples=samples)
         program = self._store.get(bucket)
-        output: StepOutput
+        output: ProgramOutput
         output, self._state = program(self._weights.leaves, self._state, packed)
         return output
 

@@ -38,7 +38,7 @@ class DeviceState(NamedTuple):
     last_tokens: jax.Array
 
 
-class StepOutput(NamedTuple):
+class ProgramOutput(NamedTuple):
     """What a step program computed beside the new state.
 
     Attributes:
@@ -129,7 +129,7 @@ class StepProgram:
 
     def __call__(
         self, leaves: Leaves, state: DeviceState, packed: jax.Array
-    ) -> tuple[StepOutput, DeviceState]:
+    ) -> tuple[ProgramOutput, DeviceState]:
         """Computes the step.
 
         Args:
@@ -147,17 +147,17 @@ class StepProgram:
 
     def _prefill(
         self, leaves: Leaves, state: DeviceState, inputs: StepInputs
-    ) -> tuple[StepOutput, DeviceState]:
+    ) -> tuple[ProgramOutput, DeviceState]:
         hidden, cache = self._forward(leaves, state.cache, inputs)
         last_hidden = _last_of_chunk(hidden, inputs)
         tokens = self._sample(leaves, last_hidden, state.counts, inputs.sampling)
         counts = count_sampled(state.counts, tokens, inputs.sampling)
-        output = StepOutput(tokens[None], self._for_sampler(last_hidden), hidden)
+        output = ProgramOutput(tokens[None], self._for_sampler(last_hidden), hidden)
         return output, state._replace(cache=cache, counts=counts)
 
     def _decode(
         self, leaves: Leaves, state: DeviceState, inputs: StepInputs
-    ) -> tuple[StepOutput, DeviceState]:
+    ) -> tuple[ProgramOutput, DeviceState]:
         num_rows = inputs.num_stored.shape[0]
         hidden_size = self._graph.spec.hidden_size
         known_ids = inputs.token_ids[:, 0]
@@ -203,7 +203,7 @@ class StepProgram:
         )
         last_tokens = lax.dynamic_update_slice(state.last_tokens, loop.token_ids, (0,))
         new_state = loop.state._replace(last_tokens=last_tokens)
-        return StepOutput(loop.tokens, self._for_sampler(loop.hidden), None), new_state
+        return ProgramOutput(loop.tokens, self._for_sampler(loop.hidden), None), new_state
 
     def _for_sampler(self, hidden: jax.Array) -> jax.Array:
         num_missing = self._num_sampler_rows - hidden.shape[0]

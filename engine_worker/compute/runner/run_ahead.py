@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from engine_worker.compute.runner.buckets import Bucket
 from engine_worker.compute.runner.packing import LAST_TOKEN
-from engine_worker.compute.runner.programs import StepOutput
+from engine_worker.compute.runner.programs import ProgramOutput
 from engine_worker.core.choice.batch import RowWork
 
-Step = Callable[[Bucket, Sequence[RowWork]], StepOutput]
+Step = Callable[[Bucket, Sequence[RowWork]], ProgramOutput]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class _BegunStep:
     rows: tuple[RowWork, ...]
     """Without their token, which is in `token_ids` once it is on the host."""
     token_ids: npt.NDArray[np.int32]
-    output: StepOutput
+    output: ProgramOutput
 
 
 class RunAhead:
@@ -43,7 +43,7 @@ class RunAhead:
         self.num_taken = 0
         self.num_dropped = 0
 
-    def run(self, bucket: Bucket, rows: Sequence[RowWork], *, has_next: bool) -> StepOutput:
+    def run(self, bucket: Bucket, rows: Sequence[RowWork], *, has_next: bool) -> ProgramOutput:
         """Computes a decode, or takes what was begun of it.
 
         Args:

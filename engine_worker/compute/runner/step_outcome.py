@@ -57,7 +57,7 @@ class StepOutcome:
         return StepResult(
             token_ids=np.maximum(tokens, NOT_SAMPLED),
             has_nan=tokens == NAN_LOGITS,
-            without_choice=frozenset(np.flatnonzero(tokens == WITHOUT_CHOICE).tolist()),
+            nothing_allowed=frozenset(np.flatnonzero(tokens == WITHOUT_CHOICE).tolist()),
             logprobs=self._logprobs,
             prompt_logprobs=self._prompt_logprobs,
             more_token_ids=self._more,

@@ -1,5 +1,5 @@
 """One choice as the engine works on it, and what a step asks of a model runner: host data only.
 
-`request.py` is mutable and private to the engine; `batch.py` is the port to whoever computes.
+`choice.py` is mutable and private to the engine; `batch.py` is the port to whoever computes.
 May import nothing of ours but `protocol`.
 """

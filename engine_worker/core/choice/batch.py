@@ -1,6 +1,6 @@
 """What the scheduler asks of the model runner for one step, and what comes back; host data only.
 
-This file is the border between the policy side (scheduler, request, block pool; no jax) and the
+This file is the border between the policy side (scheduler, choice, block pool; no jax) and the
 compute side (model runner, programs; jax).
 """
 
@@ -63,14 +63,14 @@ class RowSampling:
 
 @dataclass(frozen=True, slots=True)
 class RowWork:
-    """The tokens of one request to compute in this step.
+    """The tokens of one choice to compute in this step.
 
     Attributes:
-        slot: Device row of the request, 0 ≤ slot < max_num_seqs, its own from admission to finish
+        slot: Device row of the choice, 0 ≤ slot < max_num_seqs, its own from admission to finish
             or preemption. The runner keeps token counts for penalties by slot.
         token_ids: Tokens to compute: one in decode, a chunk in prefill.
         start: Position of `token_ids[0]` (= num_computed_tokens).
-        block_ids: KV blocks of the request, enough for position start + len(token_ids) - 1.
+        block_ids: KV blocks of the choice, enough for position start + len(token_ids) - 1.
         sample: Whether a token is sampled after the last of `token_ids`. Its position is
             start + len(token_ids).
         sampling: How.
@@ -82,8 +82,8 @@ class RowWork:
             hold all of them but the last. More than 1 only without the full sampler.
         stop_token_ids: A row that samples one of these samples no further; at most
             `MAX_ROW_STOP_TOKEN_IDS`.
-        draft_token_ids: In decode, guesses of the tokens that follow. All are computed at once, and
-            the draw after each counts as long as the guesses up to it equal the draws before;
+        draft_token_ids: In decode, a draft of the tokens that follow. All are computed at once, and
+            the draw after each counts as long as the draft up to it equals the draws before;
             `block_ids` hold them. Only without the full sampler, penalties and look-ahead.
     """
 
@@ -152,18 +152,18 @@ class StepResult:
 
     Attributes:
         token_ids: [num_rows] int32, aligned with the batch's rows; -1 where nothing was sampled.
-        has_nan: [num_rows] bool: the row's logits held NaN or infinity; its request must fail.
-        without_choice: Indices of rows whose masks allowed no token; their requests must fail.
+        has_nan: [num_rows] bool: the row's logits held NaN or infinity; its choice must fail.
+        nothing_allowed: Indices of rows whose masks allowed no token; their choices must fail.
         logprobs: Of the sampled token, by index of the row, for rows that want them.
         prompt_logprobs: Of `scored_token_ids`, likewise.
         more_token_ids: What a row with `max_new_tokens` or `draft_token_ids` sampled after its
-            first token, by index of the row; it ends early at a stop id, after a wrong guess, and
-            before a position that gave no number.
+            first token, by index of the row; it ends early at a stop id, after a wrong draft token,
+            and before a position that gave no number.
     """
 
     token_ids: npt.NDArray[np.int32]
     has_nan: npt.NDArray[np.bool_]
-    without_choice: frozenset[int] = frozenset()
+    nothing_allowed: frozenset[int] = frozenset()
     logprobs: Mapping[int, TokenScores] = field(default_factory=dict)
     prompt_logprobs: Mapping[int, Sequence[TokenScores]] = field(default_factory=dict)
     more_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
@@ -200,7 +200,7 @@ class ModelRunner(Protocol):
     def decode_rows(self) -> tuple[int, ...]:
         """Rows of the programs that decode, rising: a step takes the smallest that fits.
 
-        A guessed token takes a row as well; with guesses a step has at most the last number.
+        A draft token takes a row as well; with drafts a step has at most the last number.
         """
 
     @property
@@ -214,7 +214,7 @@ class ModelRunner(Protocol):
     def assign_slot(
         self, slot: int, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int]
     ) -> None:
-        """A request takes a slot: reset its token counts for penalties to these tokens."""
+        """A choice takes a slot: reset its token counts for penalties to these tokens."""
 
     def run(self, batch: StepBatch) -> StepResult:
         """Compute one step: write KV, sample; block until the tokens are on the host."""

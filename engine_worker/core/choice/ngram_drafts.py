@@ -1,8 +1,8 @@
-"""Guesses the next tokens of a request by what followed the same few tokens before (prompt lookup).
+"""Drafts the next tokens of a choice by what followed the same few tokens before (prompt lookup).
 
-The guess goes on where the longest of the last `NGRAM_SIZES` tokens stood most recently (Saxena,
-"Prompt Lookup Decoding", 2023). A guess that nobody acts on costs nothing but the look-up, so each
-token of an output is held against it. How many guesses in a row were right, and how often another
+The draft goes on where the longest of the last `NGRAM_SIZES` tokens stood most recently (Saxena,
+"Prompt Lookup Decoding", 2023). A draft that nobody computes costs nothing but the look-up, so each
+token of an output is held against it. How many draft tokens in a row were right, and how often another
 one was after so many, says what a draft is worth before any is computed.
 """
 
@@ -15,10 +15,10 @@ WINDOW_TOKENS: Final = 4096
 """Tokens that are surely remembered; at most twice as many are."""
 
 _MIN_RATE_WEIGHT: Final = 0.1
-"""Of the newest guess in the running share of right ones, after the first few."""
+"""Of the newest draft token in the running share of right ones, after the first few."""
 _FIRST_RATE: Final = 0.3
 _LONG_STREAK: Final = 4
-"""Right guesses in a row, from which on all streaks count alike."""
+"""Right draft tokens in a row, from which on all streaks count alike."""
 _MIN_CHANCE: Final = 0.05
 """A token of a draft that is less likely to be right isn't worth its row."""
 
@@ -39,7 +39,7 @@ class NgramIndex:
         # Position of the first of `_tokens`, and the one at which the young generation began.
         self._base = 0
         self._young_start = 0
-        # By the hash of an n-gram, the position after it; another n-gram's only costs a guess.
+        # By the hash of an n-gram, the position after it; another n-gram's only costs a draft token.
         self._young: dict[int, int] = {}
         self._old: dict[int, int] = {}
         self._source = 0
@@ -68,7 +68,7 @@ class NgramIndex:
         if position - self._young_start == self._window:
             self._turn_over(position)
 
-    def guess(self) -> int | None:
+    def draft_token(self) -> int | None:
         """The token that followed the n-gram before."""
         return self._tokens[self._source - self._base] if self.match_length else None
 
@@ -95,21 +95,21 @@ class NgramIndex:
 
 
 class HitRate:
-    """The running share of right guesses; the first ones weigh more, as there are no others."""
+    """The running share of right draft tokens; the first ones weigh more, as there are no others."""
 
     def __init__(self) -> None:
         self.share = _FIRST_RATE
         self._num_judged = 0
 
     def judge(self, is_right: bool) -> None:
-        """One more guess was right or wrong."""
+        """One more draft token was right or wrong."""
         weight = max(_MIN_RATE_WEIGHT, 1 / (2 + self._num_judged))
         self.share += weight * (is_right - self.share)
         self._num_judged += 1
 
 
-class RequestDrafts:
-    """What one request said so far, and how well its guesses did.
+class ChoiceDrafts:
+    """What one choice said so far, and how well its drafts did.
 
     Args:
         num_skipped: Tokens of its beginning that it never looks at.
@@ -120,7 +120,7 @@ class RequestDrafts:
 
     def __init__(self, num_skipped: int = 0) -> None:
         self._index = NgramIndex()
-        # By the number of right guesses just before.
+        # By the number of right draft tokens just before.
         self._rates = tuple(HitRate() for _ in range(_LONG_STREAK + 1))
         self._streak = 0
         self.num_read = num_skipped
@@ -137,7 +137,7 @@ class RequestDrafts:
         """For each token of a draft, the estimated chance that it and all before it are right.
 
         Ends where a token would hardly be right. What begins to repeat gets a short draft at first,
-        because one right guess may be luck.
+        because one right token may be luck.
         """
         chances: list[float] = []
         if self._index.match_length:
@@ -150,11 +150,11 @@ class RequestDrafts:
         return chances
 
     def draft(self, num_tokens: int) -> tuple[int, ...]:
-        """The next tokens as guessed; none without a match."""
+        """The next tokens as drafted; none without a match."""
         return self._index.draft(num_tokens)
 
     def _judge(self, token_id: int) -> None:
-        guess = self._index.guess()
-        if guess is not None:
-            self._rates[min(self._streak, _LONG_STREAK)].judge(guess == token_id)
-        self._streak = self._streak + 1 if guess == token_id else 0
+        drafted = self._index.draft_token()
+        if drafted is not None:
+            self._rates[min(self._streak, _LONG_STREAK)].judge(drafted == token_id)
+        self._streak = self._streak + 1 if drafted == token_id else 0

@@ -1,4 +1,4 @@
-"""How many tokens a row computes in a step: one, several ahead, or guesses that a step confirms.
+"""How many tokens a row computes in a step: one, several ahead, or a draft that a step checks.
 
 Pure policy on schedules; the runner computes what is decided here.
 May import `engine_worker.core.choice`, `engine_worker.core.scheduling` and `engine_worker.text`.

@@ -1,10 +1,10 @@
-"""Turns the rows of a schedule into work: one token a row, or several by look-ahead or by guesses."""
+"""Turns the rows of a schedule into work: one token a row, or several by look-ahead or by a draft."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from engine_worker.core.choice.batch import ModelRunner, RowWork, StepBatch, StepResult
-from engine_worker.core.choice.request import Request
+from engine_worker.core.choice.choice import Choice
 from engine_worker.core.decoding.lookahead import Lookahead, extended, num_wanted
 from engine_worker.core.decoding.speculation import Speculation, SpeculationMode
 from engine_worker.core.decoding.step_rows import row_work
@@ -17,8 +17,8 @@ class DecodePlanner:
     Args:
         runner: Says what a step may hold.
         scheduler: Gives blocks for more tokens than one.
-        speculation: Whether rows may guess their next tokens.
-        on_drafts: Told how many tokens were guessed in a step, and how many of them were right.
+        speculation: Whether rows may draft their next tokens.
+        on_drafts: Told how many tokens were drafted in a step, and how many of them were right.
     """
 
     def __init__(
@@ -38,17 +38,17 @@ class DecodePlanner:
     def batch(self, rows: Sequence[ScheduledRow]) -> StepBatch:
         """What the rows of a step compute."""
         works = tuple(map(row_work, rows))
-        requests = [row.request for row in rows]
-        drafts = self._speculation.drafts(requests, works)
+        choices = [row.choice for row in rows]
+        drafts = self._speculation.drafts(choices, works)
         if drafts is not None:
-            works = tuple(map(self._guessing, requests, works, drafts))
-        elif (num_new_tokens := self._lookahead.num_new_tokens(requests, works)) > 1:
+            works = tuple(map(self._drafting, choices, works, drafts))
+        elif (num_new_tokens := self._lookahead.num_new_tokens(choices, works)) > 1:
             works = tuple(
-                self._looking_ahead(request, work, num_new_tokens)
-                for request, work in zip(requests, works, strict=True)
+                self._looking_ahead(choice, work, num_new_tokens)
+                for choice, work in zip(choices, works, strict=True)
             )
         self._planned = works
-        has_next = self._runs_ahead and all(map(self._goes_on, requests, works))
+        has_next = self._runs_ahead and all(map(self._goes_on, choices, works))
         return StepBatch(works, has_next)
 
     def measure(self, result: StepResult, duration_s: float) -> None:
@@ -63,14 +63,14 @@ class DecodePlanner:
         num_drafted = sum(len(work.draft_token_ids) for work in works)
         times = self._speculation.times
         if num_drafted:
-            times.measure(num_rows + num_drafted, duration_s, has_guesses=True)
+            times.measure(num_rows + num_drafted, duration_s, has_drafts=True)
             self._on_drafts(num_drafted, sum(map(len, more.values())))
         elif all(len(work.token_ids) == 1 for work in works):
             num_turns = 1 + max(map(len, more.values()), default=0)
             self._lookahead.measure(num_rows, num_turns, duration_s)
-            times.measure(num_rows, duration_s / num_turns, has_guesses=False)
+            times.measure(num_rows, duration_s / num_turns, has_drafts=False)
 
-    def _goes_on(self, request: Request, work: RowWork) -> bool:
+    def _goes_on(self, choice: Choice, work: RowWork) -> bool:
         """Whether a row of one token likely has a next one, for which it then has room."""
         return (
             work.sample
@@ -80,17 +80,17 @@ class DecodePlanner:
             and not work.needs_full_sampler
             and not work.sampling.uses_penalties
             # What may come next depends on what came: the host must see each token.
-            and request.allowed_tokens is None
-            and num_wanted(request) > 1
-            and self._scheduler.reserve(request, 2) > 1
+            and choice.allowed_tokens is None
+            and num_wanted(choice) > 1
+            and self._scheduler.reserve(choice, 2) > 1
         )
 
-    def _looking_ahead(self, request: Request, work: RowWork, num_new_tokens: int) -> RowWork:
-        wanted = min(num_new_tokens, num_wanted(request))
-        return extended(request, work, self._scheduler.reserve(request, wanted))
+    def _looking_ahead(self, choice: Choice, work: RowWork, num_new_tokens: int) -> RowWork:
+        wanted = min(num_new_tokens, num_wanted(choice))
+        return extended(choice, work, self._scheduler.reserve(choice, wanted))
 
-    def _guessing(self, request: Request, work: RowWork, draft: tuple[int, ...]) -> RowWork:
+    def _drafting(self, choice: Choice, work: RowWork, draft: tuple[int, ...]) -> RowWork:
         if not draft:
             return work
-        room = self._scheduler.reserve(request, 1 + len(draft))
+        room = self._scheduler.reserve(choice, 1 + len(draft))
         return replace(work, draft_token_ids=draft[: room - 1])

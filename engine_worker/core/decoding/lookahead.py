@@ -1,7 +1,7 @@
 """Decides how many tokens the rows of a step compute before the host sees them; pure policy.
 
 A step that computes several tokens for each row saves the work between steps, but whoever reads an
-output as it comes would get it in gusts, and a request that arrives or is aborted waits for the end
+output as it comes would get it in gusts, and a choice that arrives or is aborted waits for the end
 of the step. So only steps whose rows all may, look ahead, and none takes longer than
 `STEP_TARGET_S`, by the duration of earlier steps.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from engine_worker.core.choice.batch import MAX_ROW_STOP_TOKEN_IDS, RowWork
-from engine_worker.core.choice.request import Request
+from engine_worker.core.choice.choice import Choice
 
 STEP_TARGET_S = 0.1
 _WEIGHT = 0.3
@@ -29,16 +29,16 @@ class Lookahead:
         # By the bits of the number of rows: programs grow in powers of two.
         self._turn_s: dict[int, float] = {}
 
-    def num_new_tokens(self, requests: Sequence[Request], works: Sequence[RowWork]) -> int:
+    def num_new_tokens(self, choices: Sequence[Choice], works: Sequence[RowWork]) -> int:
         """How many tokens each row may get, if its own limits allow it.
 
         Args:
-            requests: The rows of the step.
+            choices: The rows of the step.
             works: What each computes.
         """
         if self._max_new_tokens == 1 or not works:
             return 1
-        if not all(map(_may_look_ahead, requests, works)):
+        if not all(map(_may_look_ahead, choices, works)):
             return 1
         turn_s = self._turn_s.get(len(works).bit_length())
         if turn_s is None:
@@ -54,27 +54,27 @@ class Lookahead:
         self._turn_s[key] = known + _WEIGHT * (turn_s - known)
 
 
-def extended(request: Request, work: RowWork, num_new_tokens: int) -> RowWork:
+def extended(choice: Choice, work: RowWork, num_new_tokens: int) -> RowWork:
     """A row that computes several tokens; its blocks must hold all but the last."""
     return replace(
         work,
         max_new_tokens=num_new_tokens,
-        stop_token_ids=tuple(sorted(request.eos_token_ids | request.stop_token_ids)),
+        stop_token_ids=tuple(sorted(choice.eos_token_ids | choice.stop_token_ids)),
     )
 
 
-def num_wanted(request: Request) -> int:
-    """Tokens that a request may still get before it ends or pauses for its lease."""
-    return min(request.max_output_tokens, request.lease_tokens) - request.num_output_tokens
+def num_wanted(choice: Choice) -> int:
+    """Tokens that a choice may still get before it ends or pauses for its lease."""
+    return min(choice.max_output_tokens, choice.lease_tokens) - choice.num_output_tokens
 
 
-def _may_look_ahead(request: Request, work: RowWork) -> bool:
+def _may_look_ahead(choice: Choice, work: RowWork) -> bool:
     return (
-        not request.is_streaming
+        not choice.is_streaming
         # What may come next depends on what came: the host must see each token.
-        and request.allowed_tokens is None
+        and choice.allowed_tokens is None
         and work.sample
         and len(work.token_ids) == 1
         and not work.needs_full_sampler
-        and len(request.eos_token_ids | request.stop_token_ids) <= MAX_ROW_STOP_TOKEN_IDS
+        and len(choice.eos_token_ids | choice.stop_token_ids) <= MAX_ROW_STOP_TOKEN_IDS
     )

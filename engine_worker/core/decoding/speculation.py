@@ -1,10 +1,10 @@
-"""Decides which rows of a step guess their next tokens, by what guesses and steps turned out to be.
+"""Decides which rows of a step draft their next tokens, by what drafts and steps turned out to be.
 
-A token that was guessed is computed in the same step as the one before it, in a row of its own, and
+A draft token is computed in the same step as the one before it, in a row of its own, and
 counts when it equals what is drawn there. That pays when the larger program costs less than the
-tokens are worth, so both are measured while serving: the share of right guesses by request
-(`ngram_drafts`), and the time of a step by the size of its program, with guesses and without. The
-choice is the one with the most tokens expected per second. Because guesses are judged whether or
+tokens are worth, so both are measured while serving: the share of right draft tokens by choice
+(`ngram_drafts`), and the time of a step by the size of its program, with drafts and without. The
+program taken is the one with the most tokens expected per second. Because drafts are judged whether or
 not they are computed, text that never repeats costs no step anything.
 """
 
@@ -13,18 +13,18 @@ from enum import StrEnum
 from typing import Final
 
 from engine_worker.core.choice.batch import RowWork
-from engine_worker.core.choice.ngram_drafts import WINDOW_TOKENS, RequestDrafts
-from engine_worker.core.choice.request import Request
+from engine_worker.core.choice.choice import Choice
+from engine_worker.core.choice.ngram_drafts import WINDOW_TOKENS, ChoiceDrafts
 from engine_worker.core.decoding.lookahead import num_wanted
 
 MAX_DRAFT_TOKENS: Final = 15
-"""The longest guess of a row."""
+"""The longest draft of a row, tokens."""
 MAX_SLOWDOWN: Final = 1.5
-"""A row without a guess never waits longer for the others' guesses than this times a plain step."""
+"""A row without a draft never waits longer for the others' drafts than this times a plain step."""
 _MAX_READ_TOKENS: Final = 2048
-"""Tokens that a step's guesses read at most, a few milliseconds of work."""
+"""Tokens that a step's drafts read at most, a few milliseconds of work."""
 _ADVANTAGE: Final = 1.05
-"""By how much more tokens per second a guess must promise; times vary."""
+"""By how much more tokens per second a draft must promise; times vary."""
 _WEIGHT: Final = 0.3
 """Of the newest time in the running mean."""
 _FADE: Final = 0.998
@@ -41,7 +41,7 @@ _OPTIMISM: Final = 0.5
 
 
 class SpeculationMode(StrEnum):
-    """Whether rows guess: where it pays, never, or wherever they can (for tests)."""
+    """Whether rows draft: where it pays, never, or wherever they can (for tests)."""
 
     AUTO = "auto"
     OFF = "off"
@@ -85,7 +85,7 @@ class RunningTime:
 
 
 class StepTimes:
-    """How long steps take, by the rows of their program, with guesses and without.
+    """How long steps take, by the rows of their program, with drafts and without.
 
     Args:
         sizes: Rows of the programs, rising.
@@ -94,20 +94,20 @@ class StepTimes:
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = tuple(sizes)
         self._plain: dict[int, RunningTime] = {}
-        self._guessing: dict[int, RunningTime] = {}
+        self._drafting: dict[int, RunningTime] = {}
 
-    def measure(self, num_rows: int, duration_s: float, *, has_guesses: bool) -> None:
+    def measure(self, num_rows: int, duration_s: float, *, has_drafts: bool) -> None:
         """Learn from a step, or from one turn of several.
 
         Args:
-            num_rows: Rows, those of guesses included.
+            num_rows: Rows, those of draft tokens included.
             duration_s: Seconds, from the first decision to the last token told.
-            has_guesses: Whether some rows were guesses.
+            has_drafts: Whether some rows were draft tokens.
         """
         size = next((size for size in self.sizes if size >= num_rows), None)
         if size is None or duration_s <= 0:
             return
-        times = self._guessing if has_guesses else self._plain
+        times = self._drafting if has_drafts else self._plain
         if size in times:
             times[size].measure(duration_s)
         else:
@@ -117,11 +117,11 @@ class StepTimes:
         """The program with the most tokens expected per second.
 
         Args:
-            num_rows: Rows without their guesses.
-            chances: For each guess the chance that it counts, and its row; best first.
+            num_rows: Rows without their drafts.
+            chances: For each draft token the chance that it counts, and its row; best first.
 
         Returns:
-            Its rows, which guesses may fill; None when plain steps are better, or how long they
+            Its rows, which draft tokens may fill; None when plain steps are better, or how long they
             take isn't known yet.
         """
         sizes = [size for size in self.sizes if size >= num_rows]
@@ -130,15 +130,15 @@ class StepTimes:
             return None
         plain_s = plain.estimate_s
         best, best_rate = None, _ADVANTAGE * num_rows / plain_s
-        expected, num_taken, guessing_rows = float(num_rows), 0, set[int]()
+        expected, num_taken, drafting_rows = float(num_rows), 0, set[int]()
         smaller, slope = (sizes[0], plain_s), 0.0
         for size in sizes:
             for chance, row in chances[num_taken : size - num_rows]:
                 expected += chance
-                guessing_rows.add(row)
+                drafting_rows.add(row)
             num_taken = min(size - num_rows, len(chances))
-            duration_s = self._guessing_s(size, plain_s, smaller, slope)
-            is_bearable = len(guessing_rows) == num_rows or duration_s <= MAX_SLOWDOWN * plain_s
+            duration_s = self._drafting_s(size, plain_s, smaller, slope)
+            is_bearable = len(drafting_rows) == num_rows or duration_s <= MAX_SLOWDOWN * plain_s
             if is_bearable and expected / duration_s > best_rate:
                 best, best_rate = size, expected / duration_s
             if num_taken == len(chances):
@@ -149,20 +149,20 @@ class StepTimes:
         self._fade_others(sizes, best, plain_s)
         return best
 
-    def _guessing_s(
+    def _drafting_s(
         self, size: int, plain_s: float, smaller: tuple[int, float], slope: float
     ) -> float:
-        """How long a step with guesses takes.
+        """How long a step with drafts takes.
 
         What was never tried is thought to be cheap, so that it is tried, but not too cheap.
 
         Args:
             size: Rows of its program.
-            plain_s: Of a step without guesses.
+            plain_s: Of a step without drafts.
             smaller: Rows and time of the next smaller program.
             slope: Seconds a row, from the two next smaller ones.
         """
-        known = self._guessing.get(size)
+        known = self._drafting.get(size)
         if known is not None:
             return max(plain_s, known.estimate_s)
         alike = self._plain.get(size)
@@ -174,17 +174,17 @@ class StepTimes:
 
     def _fade_others(self, sizes: Sequence[int], chosen: int | None, plain_s: float) -> None:
         for size in sizes:
-            if size != chosen and size in self._guessing:
-                self._guessing[size].fade(plain_s)
+            if size != chosen and size in self._drafting:
+                self._drafting[size].fade(plain_s)
         if chosen is not None:
             self._plain[sizes[0]].fade(plain_s)
 
 
 class Speculation:
-    """Gives the rows of a step their guesses.
+    """Gives the rows of a step their drafts.
 
     Args:
-        mode: Whether guesses are made where they pay, never, or always.
+        mode: Whether drafts are made where they pay, never, or always.
         decode_rows: Rows of the programs, rising.
     """
 
@@ -193,12 +193,12 @@ class Speculation:
         self.times = StepTimes(decode_rows)
 
     def drafts(
-        self, requests: Sequence[Request], works: Sequence[RowWork]
+        self, choices: Sequence[Choice], works: Sequence[RowWork]
     ) -> list[tuple[int, ...]] | None:
-        """What each row guesses; None when no row is to.
+        """What each row drafts; None when no row is to.
 
         Args:
-            requests: The rows of the step.
+            choices: The rows of the step.
             works: What each computes.
         """
         num_rows, largest = len(works), self.times.sizes[-1]
@@ -208,11 +208,11 @@ class Speculation:
             or not all(map(_is_decode, works))
         ):
             return None
-        self._read(requests, works)
+        self._read(choices, works)
         chances: list[tuple[float, int]] = []
-        for row, request in enumerate(requests):
-            most = min(MAX_DRAFT_TOKENS, num_wanted(request) - 1)
-            chances += [(chance, row) for chance in self._chances(request, most)]
+        for row, choice in enumerate(choices):
+            most = min(MAX_DRAFT_TOKENS, num_wanted(choice) - 1)
+            chances += [(chance, row) for chance in self._chances(choice, most)]
         if not chances:
             return None
         chances.sort(reverse=True)
@@ -224,29 +224,29 @@ class Speculation:
         for _, row in chances[: size - num_rows]:
             lengths[row] += 1
         return [
-            request.drafts.draft(length) if request.drafts is not None and length else ()
-            for request, length in zip(requests, lengths, strict=True)
+            choice.drafts.draft(length) if choice.drafts is not None and length else ()
+            for choice, length in zip(choices, lengths, strict=True)
         ]
 
-    def _chances(self, request: Request, num_tokens: int) -> list[float]:
-        drafts = request.drafts
-        if drafts is None or drafts.num_read < request.num_tokens:
+    def _chances(self, choice: Choice, num_tokens: int) -> list[float]:
+        drafts = choice.drafts
+        if drafts is None or drafts.num_read < choice.num_tokens:
             return []
         if self._mode is SpeculationMode.ALWAYS:
             return [1.0 / (1 + index) for index in range(len(drafts.draft(num_tokens)))]
         return drafts.chances(num_tokens)
 
-    def _read(self, requests: Sequence[Request], works: Sequence[RowWork]) -> None:
+    def _read(self, choices: Sequence[Choice], works: Sequence[RowWork]) -> None:
         """Look at new tokens; the end of a long prompt takes several steps, none of which waits."""
         num_left = _MAX_READ_TOKENS
-        for request, work in zip(requests, works, strict=True):
-            if request.drafts is None:
-                if not _may_guess(request, work):
+        for choice, work in zip(choices, works, strict=True):
+            if choice.drafts is None:
+                if not _may_draft(choice, work):
                     continue
-                request.drafts = RequestDrafts(max(0, request.num_tokens - 2 * WINDOW_TOKENS))
-            start = request.drafts.num_read
-            token_ids = request.token_ids(start, min(request.num_tokens, start + num_left))
-            request.drafts.read(token_ids, request.num_prompt_tokens)
+                choice.drafts = ChoiceDrafts(max(0, choice.num_tokens - 2 * WINDOW_TOKENS))
+            start = choice.drafts.num_read
+            token_ids = choice.token_ids(start, min(choice.num_tokens, start + num_left))
+            choice.drafts.read(token_ids, choice.num_prompt_tokens)
             num_left -= len(token_ids)
 
 
@@ -254,10 +254,10 @@ def _is_decode(work: RowWork) -> bool:
     return work.sample and len(work.token_ids) == 1 and not work.scored_token_ids
 
 
-def _may_guess(request: Request, work: RowWork) -> bool:
+def _may_draft(choice: Choice, work: RowWork) -> bool:
     """Whether the draw at each position depends on nothing but the logits there."""
     return (
-        request.allowed_tokens is None
+        choice.allowed_tokens is None
         and not work.needs_full_sampler
         and not work.sampling.uses_penalties
     )

@@ -3,36 +3,36 @@
 from collections.abc import Sequence
 
 from engine_worker.core.choice.batch import TokenScores
-from engine_worker.core.choice.request import Request
+from engine_worker.core.choice.choice import Choice
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.wire.messages import TokenLogprob, TokenLogprobs
 
 
-def prompt_tokens_to_score(request: Request, num_tokens: int) -> tuple[int, ...]:
+def prompt_tokens_to_score(choice: Choice, num_tokens: int) -> tuple[int, ...]:
     """The tokens that follow the next `num_tokens` of a prompt, if their scores are still wanted.
 
     Empty when they aren't; after a preemption some that were told already may come again.
     """
-    start = request.num_computed_tokens
-    if request.sampling.num_prompt_logprobs is None:
+    start = choice.num_computed_tokens
+    if choice.sampling.num_prompt_logprobs is None:
         return ()
-    if start + num_tokens <= request.num_scored_tokens:
+    if start + num_tokens <= choice.num_scored_tokens:
         return ()
-    return request.prompt_token_ids[start + 1 : start + num_tokens + 1]
+    return choice.prompt_token_ids[start + 1 : start + num_tokens + 1]
 
 
 def take_prompt_scores(
-    request: Request, start: int, scores: Sequence[TokenScores]
+    choice: Choice, start: int, scores: Sequence[TokenScores]
 ) -> Sequence[TokenScores]:
     """Those of a chunk's scores that are new; from now on they count as told.
 
     Args:
-        request: Whose prompt it is.
+        choice: Whose prompt it is.
         start: Position of the chunk's first token.
         scores: Of the tokens that follow the chunk's, from its first on.
     """
-    new = scores[max(0, request.num_scored_tokens - start) :]
-    request.num_scored_tokens = max(request.num_scored_tokens, start + len(scores))
+    new = scores[max(0, choice.num_scored_tokens - start) :]
+    choice.num_scored_tokens = max(choice.num_scored_tokens, start + len(scores))
     return new
 
 

@@ -1,15 +1,15 @@
-"""Decides which tokens of which requests are computed in the next step; pure policy, no device.
+"""Decides which tokens of which choices are computed in the next step; pure policy, no device.
 
-Each step has a token budget. Requests that decode take one token each, what is left goes to chunks
+Each step has a token budget. Choices that decode take one token each, what is left goes to chunks
 of prompts, first those that were begun, then new ones, each in order of rank. When KV blocks run
-out, the request that comes last in that order is preempted: its blocks are released, though they
+out, the choice that comes last in that order is preempted: its blocks are released, though they
 stay cached until somebody needs them, and what is lost of its tokens, output included, is computed
 again later.
 
-A request's rank is the step in which it came plus `AGING_STEPS` for each level of priority. So a
-request is overtaken only by more important ones that come within that many steps after it, and
-when no more of these come, every request that isn't paused gets its slot within
-`(a + 1) * (max_num_seqs + 1) * max_model_len` steps, with `a` requests ahead of it: the first in
+A choice's rank is the step in which it came plus `AGING_STEPS` for each level of priority. So a
+choice is overtaken only by more important ones that come within that many steps after it, and
+when no more of these come, every choice that isn't paused gets its slot within
+`(a + 1) * (max_num_seqs + 1) * max_model_len` steps, with `a` choices ahead of it: the first in
 order is never preempted and gets on in each step, and while it waits for room nobody else is let
 in.
 """
@@ -18,7 +18,7 @@ from bisect import insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from engine_worker.core.choice.request import Request, RequestStatus
+from engine_worker.core.choice.choice import Choice, ChoiceStatus
 from engine_worker.core.scheduling.block_pool import BlockPool
 from engine_worker.core.scheduling.prefix_cache import PrefixCache
 from engine_worker.core.scheduling.waiting_list import WaitingList
@@ -33,11 +33,11 @@ class SchedulerLimits:
     """What a step may hold.
 
     Attributes:
-        max_num_seqs: Requests that run at a time; also the number of slots.
+        max_num_seqs: Choices that run at a time; also the number of slots.
         max_num_batched_tokens: Tokens of one step; at least `max_num_seqs`.
-        prefill_chunk_size: Tokens of one request in one step.
-        max_model_len: Prompt and output of one request; no more than all KV blocks hold, so that
-            a request that runs alone always gets on.
+        prefill_chunk_size: Tokens of one choice in one step.
+        max_model_len: Prompt and output of one choice; no more than all KV blocks hold, so that
+            a choice that runs alone always gets on.
     """
 
     max_num_seqs: int
@@ -48,15 +48,15 @@ class SchedulerLimits:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRow:
-    """The next `num_tokens` tokens of a request, from its `num_computed_tokens` on."""
+    """The next `num_tokens` tokens of a choice, from its `num_computed_tokens` on."""
 
-    request: Request
+    choice: Choice
     num_tokens: int
 
     @property
     def samples(self) -> bool:
         """Whether a new token follows from this row."""
-        return self.num_tokens == self.request.num_uncomputed_tokens
+        return self.num_tokens == self.choice.num_uncomputed_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +65,18 @@ class Schedule:
 
     Attributes:
         rows: Decodes first, then chunks of prompts.
-        admitted: Requests that took a slot for this step.
+        admitted: Choices that took a slot for this step.
     """
 
     rows: tuple[ScheduledRow, ...]
-    admitted: tuple[Request, ...]
+    admitted: tuple[Choice, ...]
 
 
 class Scheduler:
-    """Owns the waiting and running requests, their slots and their blocks."""
+    """Owns the waiting and running choices, their slots and their blocks.
+
+    It is long because slots, blocks and order have one invariant, which a split would spread.
+    """
 
     def __init__(self, limits: SchedulerLimits, pool: BlockPool) -> None:
         assert limits.max_num_batched_tokens >= limits.max_num_seqs
@@ -82,25 +85,25 @@ class Scheduler:
         self._pool = pool
         self._waiting = WaitingList()
         self._cache = PrefixCache(pool, self._waiting.push)
-        self._running: list[Request] = []
+        self._running: list[Choice] = []
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
-        # A few blocks stay free at admission, or the next decode would preempt the newcomer.
+        # A few blocks stay free at admission, or the next decode would preempt the new choice.
         self._num_reserved_blocks = -(-pool.num_blocks // 100)
         self._num_steps = 0
         self.num_preemptions = 0
 
     @property
     def num_runnable(self) -> int:
-        """Requests with a slot that will run in the next step."""
-        return sum(not request.is_paused for request in self._running)
+        """Choices with a slot that will run in the next step."""
+        return sum(not choice.is_paused for choice in self._running)
 
     @property
     def num_unfinished(self) -> int:
-        """Requests that have not finished, wherever they are."""
+        """Choices that have not finished, wherever they are."""
         return len(self._running) + len(self._waiting) + self._cache.num_parked
 
-    def requests(self) -> Iterator[Request]:
-        """All unfinished requests."""
+    def choices(self) -> Iterator[Choice]:
+        """All unfinished choices."""
         yield from self._running
         yield from self._waiting
         yield from self._cache.parked()
@@ -110,70 +113,70 @@ class Scheduler:
         # Who waits for another one's block has that one running.
         return self._waiting.num_ready > 0 or self.num_runnable > 0
 
-    def add(self, request: Request) -> None:
-        """Take a request into the waiting list.
+    def add(self, choice: Choice) -> None:
+        """Take a choice into the waiting list.
 
         Raises:
             ContextLengthError: It could never run, not even alone; both numbers are named.
         """
-        num_tokens = request.num_prompt_tokens + max(1, request.num_output_tokens)
+        num_tokens = choice.num_prompt_tokens + max(1, choice.num_output_tokens)
         if num_tokens > self._limits.max_model_len:
             raise ContextLengthError(
                 f"This model's maximum context length is {self._limits.max_model_len} tokens, but"
                 f" the request has {num_tokens} tokens with its first output token."
             )
-        request.rank = self._num_steps + request.priority * AGING_STEPS
-        request.status = RequestStatus.WAITING
-        self._waiting.push(request)
+        choice.rank = self._num_steps + choice.priority * AGING_STEPS
+        choice.status = ChoiceStatus.WAITING
+        self._waiting.push(choice)
 
-    def extend(self, request: Request, lease_tokens: int) -> None:
-        """Raise a request's lease; a smaller one changes nothing."""
-        request.lease_tokens = max(request.lease_tokens, lease_tokens)
-        self._waiting.on_extended(request)
+    def extend(self, choice: Choice, lease_tokens: int) -> None:
+        """Raise a choice's lease; a smaller one changes nothing."""
+        choice.lease_tokens = max(choice.lease_tokens, lease_tokens)
+        self._waiting.on_extended(choice)
 
-    def reserve(self, request: Request, num_new_tokens: int) -> int:
+    def reserve(self, choice: Choice, num_new_tokens: int) -> int:
         """Take blocks for several tokens of a scheduled decode, as far as some are free.
 
-        Nobody is preempted for them, and the blocks kept for newcomers stay free.
+        Nobody is preempted for them, and the blocks kept for new choices stay free.
 
         Args:
-            request: Has the block of its next token already.
+            choice: Has the block of its next token already.
             num_new_tokens: How many tokens are wanted.
 
         Returns:
             How many tokens its blocks now have room for, at least 1.
         """
-        num_known = request.num_tokens - 1
+        num_known = choice.num_tokens - 1
         num_spare = max(0, self._pool.num_free - self._num_reserved_blocks)
-        wanted = self._pool.num_blocks_for(num_known + num_new_tokens) - len(request.block_ids)
+        wanted = self._pool.num_blocks_for(num_known + num_new_tokens) - len(choice.block_ids)
         block_ids = self._pool.allocate(min(max(wanted, 0), num_spare))
         assert block_ids is not None
-        request.block_ids.extend(block_ids)
-        room = len(request.block_ids) * self._pool.block_size - num_known
+        choice.block_ids.extend(block_ids)
+        room = len(choice.block_ids) * self._pool.block_size - num_known
         return min(num_new_tokens, room)
 
     def advance(self, row: ScheduledRow) -> None:
         """The tokens of a row were computed; called before anything is added to its output."""
-        row.request.num_computed_tokens += row.num_tokens
-        self._cache.commit(row.request)
+        row.choice.num_computed_tokens += row.num_tokens
+        self._cache.commit(row.choice)
 
-    def finish(self, request: Request) -> None:
-        """Forget a request and release what it holds; what it computed stays cached."""
-        if request.slot is not None:
-            self._running.remove(request)
-            self._vacate(request)
-        elif request.awaited_block is not None:
-            self._cache.unpark(request)
+    def finish(self, choice: Choice) -> None:
+        """Forget a choice and release what it holds; what it computed stays cached."""
+        if choice.slot is not None:
+            self._running.remove(choice)
+            self._vacate(choice)
+        elif choice.awaited_block is not None:
+            self._cache.unpark(choice)
         else:
-            self._waiting.finish(request)
-        request.status = RequestStatus.FINISHED
+            self._waiting.finish(choice)
+        choice.status = ChoiceStatus.FINISHED
 
-    def distrust(self, request: Request) -> None:
-        """What a request computed or read is not to be used by others: it gave no numbers."""
-        self._pool.forget(request.block_ids)
+    def distrust(self, choice: Choice) -> None:
+        """What a choice computed or read is not to be used by others: it gave no numbers."""
+        self._pool.forget(choice.block_ids)
 
     def reset(self) -> None:
-        """Every running request starts over from its tokens: the KV cache was lost."""
+        """Every running choice starts over from its tokens: the KV cache was lost."""
         while self._running:
             self._preempt(self._running[-1])
         self._pool.forget_all()
@@ -187,70 +190,70 @@ class Scheduler:
         decodes = self._schedule_decodes()
         budget = self._limits.max_num_batched_tokens - len(decodes)
         chunks: list[ScheduledRow] = []
-        for request in self._running:
+        for choice in self._running:
             if budget == 0:
                 break
-            if request.num_uncomputed_tokens > 1 and not request.is_paused:
-                budget -= self._add_chunk(request, budget, chunks)
-        admitted: list[Request] = []
-        while budget > 0 and (newcomer := self._admit_next()) is not None:
-            admitted.append(newcomer)
-            budget -= self._add_chunk(newcomer, budget, chunks)
+            if choice.num_uncomputed_tokens > 1 and not choice.is_paused:
+                budget -= self._add_chunk(choice, budget, chunks)
+        admitted: list[Choice] = []
+        while budget > 0 and (admitted_choice := self._admit_next()) is not None:
+            admitted.append(admitted_choice)
+            budget -= self._add_chunk(admitted_choice, budget, chunks)
         return Schedule(rows=(*decodes, *chunks), admitted=tuple(admitted))
 
     def _schedule_decodes(self) -> list[ScheduledRow]:
         rows: list[ScheduledRow] = []
-        # Best first: a victim is always behind the request that needs its blocks.
-        for request in tuple(self._running):
-            if request.slot is None or request.is_paused:
+        # Best first: a victim is always behind the choice that needs its blocks.
+        for choice in tuple(self._running):
+            if choice.slot is None or choice.is_paused:
                 continue
             # More than one token waits where a grammar forced some; prompts have their blocks.
-            if self._grow(request) and request.num_uncomputed_tokens == 1:
-                rows.append(ScheduledRow(request, 1))
+            if self._grow(choice) and choice.num_uncomputed_tokens == 1:
+                rows.append(ScheduledRow(choice, 1))
         return rows
 
-    def _grow(self, request: Request) -> bool:
-        """Give a running request the blocks of its tokens; False when it was preempted."""
-        num_missing = self._pool.num_blocks_for(request.num_tokens) - len(request.block_ids)
+    def _grow(self, choice: Choice) -> bool:
+        """Give a running choice the blocks of its tokens; False when it was preempted."""
+        num_missing = self._pool.num_blocks_for(choice.num_tokens) - len(choice.block_ids)
         while num_missing > 0:
             block_ids = self._pool.allocate(num_missing)
             if block_ids is not None:
-                request.block_ids.extend(block_ids)
+                choice.block_ids.extend(block_ids)
                 return True
             victim = self._paused_victim() or self._running[-1]
             self._preempt(victim)
-            if victim is request:
+            if victim is choice:
                 return False
         return True
 
-    def _add_chunk(self, request: Request, budget: int, rows: list[ScheduledRow]) -> int:
-        num_tokens = min(request.num_uncomputed_tokens, budget, self._limits.prefill_chunk_size)
-        rows.append(ScheduledRow(request, num_tokens))
+    def _add_chunk(self, choice: Choice, budget: int, rows: list[ScheduledRow]) -> int:
+        num_tokens = min(choice.num_uncomputed_tokens, budget, self._limits.prefill_chunk_size)
+        rows.append(ScheduledRow(choice, num_tokens))
         return num_tokens
 
-    def _admit_next(self) -> Request | None:
-        """Move the first request that can run into a slot, if there is room for it.
+    def _admit_next(self) -> Choice | None:
+        """Move the first choice that can run into a slot, if there is room for it.
 
         All blocks of its known tokens are taken at once, so that prompts that were begun never
-        wait for each other's blocks. A request that waits for another one's block lets the next
+        wait for each other's blocks. A choice that waits for another one's block lets the next
         one go first; one that lacks room does not, or it might wait for ever.
         """
         while self._waiting.num_ready > 0 and self._free_a_slot():
-            request = self._waiting.pop()
-            found = self._cache.find(request)
-            awaited = self._cache.awaited(request, len(found))
+            choice = self._waiting.pop()
+            found = self._cache.find(choice)
+            awaited = self._cache.awaited(choice, len(found))
             if awaited is not None:
-                self._cache.park(request, awaited)
-            elif self._make_room(request, found):
-                self._admit(request, found)
-                return request
+                self._cache.park(choice, awaited)
+            elif self._make_room(choice, found):
+                self._admit(choice, found)
+                return choice
             else:
-                self._waiting.push(request)
+                self._waiting.push(choice)
                 return None
         return None
 
     def _free_a_slot(self) -> bool:
-        """Paused requests give way: work that may run goes before work that waits for its lease."""
+        """Paused choices give way: work that may run goes before work that waits for its lease."""
         if self._free_slots:
             return True
         victim = self._paused_victim()
@@ -259,8 +262,8 @@ class Scheduler:
         self._preempt(victim)
         return True
 
-    def _make_room(self, request: Request, found: list[int]) -> bool:
-        num_new = self._pool.num_blocks_for(request.num_tokens) - len(found)
+    def _make_room(self, choice: Choice, found: list[int]) -> bool:
+        num_new = self._pool.num_blocks_for(choice.num_tokens) - len(found)
         while not self._has_room(num_new + self._pool.num_free_among(found)):
             victim = self._paused_victim()
             if victim is None:
@@ -272,38 +275,38 @@ class Scheduler:
         num_reserved = self._num_reserved_blocks if self._running else 0
         return num_blocks + num_reserved <= self._pool.num_free
 
-    def _admit(self, request: Request, found: list[int]) -> None:
+    def _admit(self, choice: Choice, found: list[int]) -> None:
         self._pool.share(found)
-        new = self._pool.allocate(self._pool.num_blocks_for(request.num_tokens) - len(found))
+        new = self._pool.allocate(self._pool.num_blocks_for(choice.num_tokens) - len(found))
         assert new is not None
-        request.block_ids = [*found, *new]
-        request.num_computed_tokens = len(found) * self._pool.block_size
-        if request.num_cached_tokens is None:
-            request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
-        self._cache.begin(request, len(found))
-        request.slot = self._free_slots.pop()
-        request.status = RequestStatus.RUNNING
-        insort(self._running, request, key=_order)
+        choice.block_ids = [*found, *new]
+        choice.num_computed_tokens = len(found) * self._pool.block_size
+        if choice.num_cached_tokens is None:
+            choice.num_cached_tokens = min(choice.num_computed_tokens, choice.num_prompt_tokens)
+        self._cache.begin(choice, len(found))
+        choice.slot = self._free_slots.pop()
+        choice.status = ChoiceStatus.RUNNING
+        insort(self._running, choice, key=_order)
 
-    def _paused_victim(self) -> Request | None:
-        return next((request for request in reversed(self._running) if request.is_paused), None)
+    def _paused_victim(self) -> Choice | None:
+        return next((choice for choice in reversed(self._running) if choice.is_paused), None)
 
-    def _preempt(self, request: Request) -> None:
-        self._running.remove(request)
-        self._vacate(request)
-        request.status = RequestStatus.PREEMPTED
-        self._waiting.push(request)
+    def _preempt(self, choice: Choice) -> None:
+        self._running.remove(choice)
+        self._vacate(choice)
+        choice.status = ChoiceStatus.PREEMPTED
+        self._waiting.push(choice)
         self.num_preemptions += 1
 
-    def _vacate(self, request: Request) -> None:
-        assert request.slot is not None
-        self._free_slots.append(request.slot)
-        request.slot = None
-        self._cache.end(request)
-        self._pool.release(request.block_ids)
-        request.block_ids = []
-        request.num_computed_tokens = 0
+    def _vacate(self, choice: Choice) -> None:
+        assert choice.slot is not None
+        self._free_slots.append(choice.slot)
+        choice.slot = None
+        self._cache.end(choice)
+        self._pool.release(choice.block_ids)
+        choice.block_ids = []
+        choice.num_computed_tokens = 0
 
 
-def _order(request: Request) -> tuple[int, int]:
-    return request.order
+def _order(choice: Choice) -> tuple[int, int]:
+    return choice.order

@@ -8,18 +8,15 @@ import orjson
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from gateway import bridge
 from gateway.errors import ClientDisconnectedError, UnsupportedFieldError
-from gateway.http.access import GuardedRoute, caller_of, read_body
+from gateway.http.access import GuardedRoute, caller_of, parsed_body
 from gateway.http.error_table import limit_headers
 from gateway.http.ignored_fields import ignored_headers
+from gateway.http.parsers import EMBEDDING, EmbeddingBody
 from gateway.http.parts import parts_of
 from gateway.http.responses import run_to_end
-from gateway.http.schemas.embedding import (
-    EmbeddingRequest,
-    EncodingFormat,
-    parse_embedding_body,
-)
+from gateway.http.schemas.embedding import EmbeddingRequest, EncodingFormat
+from gateway.request.prompt_length import check_inputs
 from gateway.request.questions import Question
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import Embed, Embedded, EngineOffer
@@ -42,56 +39,47 @@ _SCHEMA = {"$ref": f"#/components/schemas/{EmbeddingRequest.__name__}"}
 async def embeddings(http_request: HttpRequest) -> Response:
     """Turn texts into vectors."""
     parts, caller = parts_of(http_request), caller_of(http_request)
-    raw = await read_body(http_request)
-    body, ignored = await parts.bodies.parse(raw, caller.name, parse_embedding_body)
-    headers = ignored_headers(ignored, strict=parts.settings.strict_fields)
+    body = await parsed_body(http_request, EMBEDDING)
+    headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
     request, work = parts.requests.question(_question(body), caller, http_request.state.request_id)
     try:
         await run_to_end(http_request, request)
     except ClientDisconnectedError:
         return Response(status_code=499)
     headers.update(limit_headers(request.limits))
-    content = _render(
-        work.answer, request.usage().prompt_tokens, body.model, body.encoding_format or "float"
-    )
+    content = _render(work.answer, request.usage().prompt_tokens, body.model, body.encoding)
     return Response(content, media_type="application/json", headers=headers)
 
 
-def _question(body: EmbeddingRequest) -> Question[Embed, Embedded]:
-    texts, token_ids = body.texts, body.token_ids
-    num_ids = sum(map(len, token_ids))
-    num_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-    num_inputs = len(texts) + len(token_ids)
+def _question(body: EmbeddingBody) -> Question[Embed, Embedded]:
+    def check(offer: EngineOffer, _version: ProtocolVersion) -> None:
+        if "embeddings" not in offer.capabilities:
+            raise UnsupportedFieldError(
+                f"The model `{offer.model}` makes no embeddings; its engines can be told to with "
+                "PENSTOCK_POOLING.",
+                param="model",
+            )
+        check_inputs(body.message, offer)
 
     def bound(offer: EngineOffer | None) -> int:
-        most = num_bytes + num_ids + _SPECIAL_TOKENS * num_inputs
-        return most if offer is None else min(most, offer.max_model_len * num_inputs)
+        most = body.num_bytes + body.num_ids + _SPECIAL_TOKENS * body.num_inputs
+        return most if offer is None else min(most, offer.max_model_len * body.num_inputs)
 
     def least(offer: EngineOffer) -> int:
-        return num_ids + -(-num_bytes // max(1, offer.max_token_bytes or num_bytes))
+        longest = max(1, offer.max_token_bytes or body.num_bytes)
+        return body.num_ids + -(-body.num_bytes // longest)
 
     return Question(
         endpoint=_ENDPOINT,
         model=body.model,
-        message=bridge.embedding_inputs(
-            texts, token_ids, body.dimensions, body.truncate_prompt_tokens
-        ),
+        message=body.message,
         answer_kind=Embedded,
-        check=_check,
+        check=check,
         prompt_tokens=bound,
         least_tokens=least,
         tokens_of=lambda embedded: sum(embedded.num_tokens),
         seat="work",
     )
-
-
-def _check(offer: EngineOffer, _version: ProtocolVersion) -> None:
-    if "embeddings" not in offer.capabilities:
-        raise UnsupportedFieldError(
-            f"The model `{offer.model}` makes no embeddings; its engines can be told to with "
-            "PENSTOCK_POOLING.",
-            param="model",
-        )
 
 
 def _render(embedded: Embedded, num_tokens: int, model: str, encoding: EncodingFormat) -> bytes:

@@ -3,12 +3,12 @@
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from gateway.errors import ClientDisconnectedError, UnsupportedFieldError
-from gateway.http.access import GuardedRoute, caller_of, read_body
-from gateway.http.convert import NEUTRAL_DEFAULTS, chat_job, completion_job
+from gateway.errors import ClientDisconnectedError
+from gateway.http.access import GuardedRoute, caller_of, parsed_body
 from gateway.http.disconnect import watch
 from gateway.http.error_table import limit_headers
 from gateway.http.ignored_fields import ignored_headers
+from gateway.http.parsers import CHAT, COMPLETION, GenerationBody
 from gateway.http.parts import parts_of
 from gateway.http.render.answer import AnswerCollector, ChatCollector, CompletionCollector
 from gateway.http.render.common import AnswerHead
@@ -18,14 +18,13 @@ from gateway.http.render.stream import (
     StreamRenderer,
 )
 from gateway.http.responses import EventStreamResponse, collect_answer, note
-from gateway.http.schemas.chat import ChatRequest, parse_chat_body
-from gateway.http.schemas.completion import CompletionRequest, parse_completion_body
+from gateway.http.schemas.chat import ChatRequest
+from gateway.http.schemas.completion import CompletionRequest
 from gateway.http.schemas.sampling import GenerationRequest
 from gateway.request.generation import GenerationWork
 from gateway.request.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT, GenerationJob
 from gateway.request.request import Request
 from gateway.telemetry.access_log import AccessRecord
-from protocol.wire.messages import EngineOffer, SamplingDefaults
 
 router = APIRouter(route_class=GuardedRoute)
 
@@ -38,42 +37,18 @@ def _schema(model: type[GenerationRequest]) -> dict[str, object]:
 @router.post(CHAT_ENDPOINT, tags=["generation"], openapi_extra=_schema(ChatRequest))
 async def chat_completions(request: HttpRequest) -> Response:
     """Go on with a conversation."""
-    parts, caller = parts_of(request), caller_of(request)
-
-    def job_of(body: bytes) -> tuple[GenerationJob, list[str]]:
-        chat, raw, ignored = parse_chat_body(body)
-        if chat.tools and not parts.settings.tools:
-            raise UnsupportedFieldError(
-                "Tool calling is switched off on this server.", param="tools"
-            )
-        return chat_job(chat, raw, _defaults(parts.directory.offer(chat.model))), ignored
-
-    body = await read_body(request)
-    return await _answer(request, *await parts.bodies.parse(body, caller.name, job_of))
+    return await _answer(request, await parsed_body(request, CHAT))
 
 
 @router.post(COMPLETION_ENDPOINT, tags=["generation"], openapi_extra=_schema(CompletionRequest))
 async def completions(request: HttpRequest) -> Response:
     """Go on with a text."""
-    parts, caller = parts_of(request), caller_of(request)
-
-    def job_of(body: bytes) -> tuple[GenerationJob, list[str]]:
-        completion, ignored = parse_completion_body(body)
-        return completion_job(
-            completion, _defaults(parts.directory.offer(completion.model))
-        ), ignored
-
-    body = await read_body(request)
-    return await _answer(request, *await parts.bodies.parse(body, caller.name, job_of))
+    return await _answer(request, await parsed_body(request, COMPLETION))
 
 
-def _defaults(offer: EngineOffer | None) -> SamplingDefaults:
-    return NEUTRAL_DEFAULTS if offer is None else offer.sampling_defaults
-
-
-async def _answer(http_request: HttpRequest, job: GenerationJob, ignored: list[str]) -> Response:
-    parts = parts_of(http_request)
-    headers = ignored_headers(ignored, strict=parts.settings.strict_fields)
+async def _answer(http_request: HttpRequest, body: GenerationBody) -> Response:
+    parts, job = parts_of(http_request), body.job
+    headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
     record: AccessRecord = http_request.state.log
     request, work = parts.requests.generation(
         job, caller_of(http_request), http_request.state.request_id

@@ -6,24 +6,18 @@ import orjson
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from gateway import bridge
 from gateway.errors import ClientDisconnectedError, InvalidRequestError, ModelNotFoundError
-from gateway.http.access import GuardedRoute, caller_of, read_body
-from gateway.http.convert import tokenize_question
+from gateway.http.access import GuardedRoute, caller_of, parsed_body
 from gateway.http.error_table import limit_headers
 from gateway.http.ignored_fields import ignored_headers
+from gateway.http.parsers import DETOKENIZE, TOKENIZE
 from gateway.http.parts import HttpParts, parts_of
 from gateway.http.responses import run_to_end
-from gateway.http.schemas.tokenize import (
-    DetokenizeRequest,
-    TokenizeRequest,
-    parse_detokenize_body,
-    parse_tokenize_body,
-)
+from gateway.http.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from gateway.request.model_limits import check_token_ids, check_version
 from gateway.request.questions import Question
 from protocol.version import ProtocolVersion
-from protocol.wire.messages import Detokenized, EngineOffer, Prepare, Prepared
+from protocol.wire.messages import Detokenized, EngineOffer, Prepared
 
 router = APIRouter(route_class=GuardedRoute, tags=["tokens"])
 
@@ -40,24 +34,18 @@ def _schema(name: str) -> dict[str, object]:
 async def tokenize(http_request: HttpRequest) -> Response:
     """The tokens of a text, or of a conversation with the model's template."""
     parts, caller = parts_of(http_request), caller_of(http_request)
-
-    def question_of(raw: bytes) -> tuple[TokenizeRequest, Prepare, list[str]]:
-        body, value, ignored = parse_tokenize_body(raw)
-        return body, tokenize_question(body, value), ignored
-
-    raw = await read_body(http_request)
-    body, message, ignored = await parts.bodies.parse(raw, caller.name, question_of)
-    headers = ignored_headers(ignored, strict=parts.settings.strict_fields)
+    body = await parsed_body(http_request, TOKENIZE)
+    headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
 
     def check(_offer: EngineOffer, version: ProtocolVersion) -> None:
-        if body.return_token_strs:
+        if body.returns_strings:
             check_version(version, "return_token_strs")
 
     request, work = parts.requests.question(
         Question(
             endpoint=_TOKENIZE,
             model=_model(parts, body.model),
-            message=message,
+            message=body.message,
             answer_kind=Prepared,
             check=check,
         ),
@@ -73,7 +61,7 @@ async def tokenize(http_request: HttpRequest) -> Response:
         "count": len(prepared.prompt_token_ids),
         "max_model_len": 0 if work.offer is None else work.offer.max_model_len,
         "tokens": prepared.prompt_token_ids,
-        "token_strs": prepared.tokens if body.return_token_strs else None,
+        "token_strs": prepared.tokens if body.returns_strings else None,
     }
     return _json(answer, {**headers, **limit_headers(request.limits)})
 
@@ -82,19 +70,18 @@ async def tokenize(http_request: HttpRequest) -> Response:
 async def detokenize(http_request: HttpRequest) -> Response:
     """The text of tokens."""
     parts, caller = parts_of(http_request), caller_of(http_request)
-    raw = await read_body(http_request)
-    body, ignored = await parts.bodies.parse(raw, caller.name, parse_detokenize_body)
-    headers = ignored_headers(ignored, strict=parts.settings.strict_fields)
+    body = await parsed_body(http_request, DETOKENIZE)
+    headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
 
     def check(offer: EngineOffer, version: ProtocolVersion) -> None:
         check_version(version, "tokens")
-        check_token_ids("tokens", body.tokens, offer.vocab_size)
+        check_token_ids("tokens", body.message.token_ids, offer.vocab_size)
 
     request, work = parts.requests.question(
         Question(
             endpoint=_DETOKENIZE,
             model=_model(parts, body.model),
-            message=bridge.token_ids(tuple(body.tokens)),
+            message=body.message,
             answer_kind=Detokenized,
             check=check,
         ),

@@ -13,13 +13,11 @@ from gateway.errors import (
     InvalidRequestError,
     ModelNotFoundError,
 )
-from gateway.http.access import GuardedRoute, caller_of, read_body
+from gateway.http.access import GuardedRoute, caller_of, parsed_body
 from gateway.http.error_table import NOT_IMPLEMENTED, error_body
+from gateway.http.parsers import EXECUTE, PARSE, ParseBody
 from gateway.http.parts import HttpParts, parts_of
 from gateway.http.responses import run_to_end
-from gateway.http.schemas.body import dump_json, load_json_object, unknown_keys, validate
-from gateway.http.schemas.messages import clean_tools
-from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
 from gateway.workers.parsers import knows_format
 from protocol.wire.messages import OpenParse
 
@@ -84,16 +82,14 @@ async def execute_tool(request: Request) -> Response:
             if parts.settings.tools
             else "Tool calling is switched off on this server."
         )
-        body = error_body(message, NOT_IMPLEMENTED)
-        return Response(body, NOT_IMPLEMENTED.status, media_type="application/json")
-    value = load_json_object(await read_body(request))
-    _refuse_unknown(value, ExecuteRequest.known_fields)
-    body_model = validate(ExecuteRequest, value)
+        content = error_body(message, NOT_IMPLEMENTED)
+        return Response(content, NOT_IMPLEMENTED.status, media_type="application/json")
+    body = await parsed_body(request, EXECUTE)
     call, work = parts.requests.tool(
         _EXECUTE,
         parts.toolbox,
-        body_model.name,
-        _arguments(body_model.arguments),
+        body.name,
+        body.arguments_json,
         caller_of(request),
         request.state.request_id,
     )
@@ -101,17 +97,15 @@ async def execute_tool(request: Request) -> Response:
         await run_to_end(request, call)
     except ClientDisconnectedError:
         return Response(status_code=499)
-    return _json({"object": "tool.result", "name": body_model.name, **work.result.as_json()})
+    return _json({"object": "tool.result", "name": body.name, **work.result.as_json()})
 
 
 @router.post(_PARSE, openapi_extra=_schema("ParseRequest"))
 async def parse_text(request: Request) -> Response:
     """Tell content, reasoning and tool calls apart in a model's text."""
     parts, caller = parts_of(request), caller_of(request)
-    value = await parts.bodies.parse(await read_body(request), caller.name, load_json_object)
-    _refuse_unknown(value, ParseRequest.known_fields)
-    body = validate(ParseRequest, value)
-    opening = _opening(parts, body, value.get("tools"), request.state.request_id, caller.trace_id)
+    body = await parsed_body(request, PARSE)
+    opening = _opening(parts, body, request.state.request_id, caller.trace_id)
     call, work = parts.requests.parse(_PARSE, opening, body.text, caller)
     try:
         await run_to_end(request, call)
@@ -138,9 +132,7 @@ async def parse_text(request: Request) -> Response:
     )
 
 
-def _opening(
-    parts: HttpParts, body: ParseRequest, raw_tools: Any, request_id: str, trace_id: str
-) -> OpenParse:
+def _opening(parts: HttpParts, body: ParseBody, request_id: str, trace_id: str) -> OpenParse:
     """The parser session that a text needs.
 
     Raises:
@@ -161,9 +153,9 @@ def _opening(
         trace_id=trace_id,
         tool_format=tool_format,
         reasoning_format=reasoning_format,
-        tools_json=None if body.tools is None else dump_json(clean_tools(raw_tools), "tools"),
-        parallel_tool_calls=body.parallel_tool_calls is not False,
-        prompt_tail=body.prompt_tail or "",
+        tools_json=body.tools_json,
+        parallel_tool_calls=body.is_parallel,
+        prompt_tail=body.prompt_tail,
     )
 
 
@@ -184,31 +176,6 @@ def _served(parts: HttpParts, attribute: str) -> list[str]:
         getattr(offer, attribute) for offer in offers if offer is not None
     )
     return sorted({name for names in found for name in names})
-
-
-def _arguments(arguments: dict[str, Any] | str) -> dict[str, Any]:
-    """Arguments as an object.
-
-    Raises:
-        InvalidRequestError: Their text is no JSON object.
-    """
-    if isinstance(arguments, dict):
-        return arguments
-    try:
-        value = orjson.loads(arguments or "{}")
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequestError(
-            f"`arguments` is not valid JSON: {error}.", param="arguments"
-        ) from error
-    if not isinstance(value, dict):
-        raise InvalidRequestError("`arguments` must be a JSON object.", param="arguments")
-    return value
-
-
-def _refuse_unknown(value: dict[str, Any], known: frozenset[str]) -> None:
-    unknown = unknown_keys(value, known)
-    if unknown:
-        raise InvalidRequestError(f"Unknown field: `{unknown[0]}`.", param=unknown[0])
 
 
 def _json(value: dict[str, Any]) -> Response:

@@ -51,6 +51,8 @@ class ChatRequest(GenerationRequest):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    # Harmless, see `fields.HARMLESS_FIELDS`.
+    prediction: dict[str, Any] | None = None
 
     @field_validator("tool_choice", mode="before")
     @classmethod

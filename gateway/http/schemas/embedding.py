@@ -13,6 +13,8 @@ from gateway.http.schemas.body import (
 )
 from gateway.http.schemas.ranges import MAX_EMBEDDING_INPUTS, ranged
 
+Input = str | list[str] | list[int] | list[list[int]]
+_END_OF_IDS = 2**31
 EncodingFormat = Literal["float", "base64"]
 
 
@@ -23,20 +25,22 @@ class EmbeddingRequest(RequestModel):
     """
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
-    input: str | list[str] | list[int] | list[list[int]]
+    input: Input
     encoding_format: EncodingFormat | None = None
     dimensions: Annotated[int | None, ranged("dimensions")] = None
     truncate_prompt_tokens: Annotated[int | None, ranged("truncate_prompt_tokens")] = None
     user: str | None = None
 
-    @field_validator("input", mode="before")
+    # "plain": pydantic would try each kind of the union, and keep an error for every token id of
+    # a list that is no list of strings.
+    @field_validator("input", mode="plain", json_schema_input_type=Input)
     @classmethod
     def _of_one_kind(cls, value: Any) -> Any:
         if isinstance(value, str):
             return _not_empty(value)
         if not isinstance(value, list) or not value:
             raise field_error("a text, token ids, or a list of either is expected.")
-        if all(isinstance(one, int) and not isinstance(one, bool) for one in value):
+        if type(value[0]) is int:
             return _ids(value, "")
         if len(value) > MAX_EMBEDDING_INPUTS:
             raise field_error(
@@ -60,9 +64,9 @@ class EmbeddingRequest(RequestModel):
         """The inputs, when they are token ids."""
         if isinstance(self.input, str):
             return ()
-        alone = tuple(one for one in self.input if isinstance(one, int))
-        rows = tuple(tuple(one) for one in self.input if isinstance(one, list))
-        return (alone,) if alone else rows
+        if isinstance(self.input[0], int):
+            return (tuple(one for one in self.input if isinstance(one, int)),)
+        return tuple(tuple(one) for one in self.input if isinstance(one, list))
 
 
 def _not_empty(text: str, suffix: str = "") -> str:
@@ -72,7 +76,7 @@ def _not_empty(text: str, suffix: str = "") -> str:
 
 
 def _ids(value: list[Any], suffix: str) -> list[int]:
-    if not value or not all(type(one) is int and 0 <= one < 2**31 for one in value):
+    if not value or not all(type(one) is int and 0 <= one < _END_OF_IDS for one in value):
         raise field_error("token ids are expected, at least one.", suffix)
     return value
 

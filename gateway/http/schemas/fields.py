@@ -7,11 +7,12 @@ from gateway.errors import UnsupportedFieldError
 
 HARMLESS_FIELDS: Final[dict[str, str]] = {
     "metadata": "labels for the caller's own records",
+    "prediction": "a guess to be faster by; the text is the same without",
     "prompt_cache_key": "a routing hint; nothing depends on it",
     "prompt_cache_options": "a caching hint; nothing depends on it",
     "prompt_cache_retention": "a caching hint; nothing depends on it",
     "safety_identifier": "names an end user to a moderation service",
-    "service_tier": "there is one tier; priorities come with the key",
+    "service_tier": "there is one tier",
     "store": "nothing is ever stored",
     "user": "names an end user to a moderation service",
 }
@@ -22,7 +23,6 @@ CHAT_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "echo": ((False,), "only completions repeat their prompt"),
     "modalities": ((["text"],), "models here answer in text"),
     "moderation": ((), "there is no moderation model"),
-    "prediction": ((), "not served yet"),
     "verbosity": (("medium",), "models here have no such control; ask for it in the prompt"),
     "web_search_options": ((), "there is no web search"),
 }
@@ -41,7 +41,7 @@ EXTENSION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "length_penalty": ((1, 1.0), "there is no beam search"),
     "logprob_token_ids": (([],), "ask for `top_logprobs`"),
     "mm_processor_kwargs": (({},), "models here read text"),
-    "priority": ((0,), "priorities come with the key"),
+    "priority": ((0,), "requests have no priorities of their own"),
     "prompt_embeds": ((), "not served"),
     "repetition_detection": ((), "use the penalties"),
     "spaces_between_special_tokens": ((True,), "text is what the tokens say"),

@@ -3,7 +3,7 @@
 from itertools import islice
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gateway.errors import UnsupportedFieldError
 from gateway.http.schemas.body import MAX_LISTED_FIELDS, RequestModel, field_error, unknown_keys
@@ -21,7 +21,7 @@ REFUSED_MESSAGE_FIELDS: Final[dict[str, str]] = {
 }
 """Documented by OpenAI for messages, refused by name unless null."""
 
-_MEDIA_PARTS = frozenset({"image_url", "input_audio", "file", "video_url", "audio_url", "refusal"})
+_MEDIA_PARTS = frozenset({"image_url", "input_audio", "file", "video_url", "audio_url"})
 
 
 # Every list of models stops at its first wrong item (`fail_fast`, or a validator before it):
@@ -33,6 +33,16 @@ class TextPart(RequestModel):
 
     type: Literal["text"]
     text: str
+
+
+class RefusalPart(RequestModel):
+    """What an assistant said instead of an answer; it reaches the model as text."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+_PART_FIELDS = TextPart.known_fields | RefusalPart.known_fields
 
 
 class FunctionCall(RequestModel):
@@ -54,7 +64,7 @@ class ChatMessage(RequestModel):
     """One message of the conversation."""
 
     role: MessageRole
-    content: str | list[TextPart] | None = None
+    content: str | list[TextPart | RefusalPart] | None = None
     name: str | None = None
     tool_calls: Annotated[
         list[ToolCall] | None, Field(max_length=MAX_TOOL_CALLS, fail_fast=True)
@@ -65,7 +75,7 @@ class ChatMessage(RequestModel):
 
     @field_validator("content", mode="before")
     @classmethod
-    def _only_text(cls, value: Any) -> Any:
+    def _only_text(cls, value: Any, info: ValidationInfo) -> Any:
         if value is None or isinstance(value, str):
             return value
         if not isinstance(value, list):
@@ -74,7 +84,11 @@ class ChatMessage(RequestModel):
             raise field_error(f"at most {MAX_CONTENT_PARTS} content parts are accepted.")
         for index, part in enumerate(value):
             kind = part.get("type") if isinstance(part, dict) else None
-            if isinstance(kind, str) and kind in _MEDIA_PARTS:
+            if kind == "refusal" and info.data.get("role") == "assistant":
+                if not isinstance(part.get("refusal"), str):
+                    raise field_error("a string is expected.", f"[{index}].refusal")
+                continue
+            if isinstance(kind, str) and (kind in _MEDIA_PARTS or kind == "refusal"):
                 raise field_error(
                     f"content parts of type `{kind}` are not supported; send `text` parts.",
                     f"[{index}].type",
@@ -161,10 +175,10 @@ def unknown_message_keys(messages: list[dict[str, Any]]) -> list[str]:
             unknown += unknown_keys(message, known, where)
         content = message.get("content")
         if isinstance(content, list):
-            unknown += _unknown_in_list(content, TextPart, f"{where}content")
+            unknown += _unknown_in_list(content, _PART_FIELDS, f"{where}content")
         calls = message.get("tool_calls")
         if calls:
-            unknown += _unknown_in_list(calls, ToolCall, f"{where}tool_calls")
+            unknown += _unknown_in_list(calls, ToolCall.known_fields, f"{where}tool_calls")
             for number, call in enumerate(calls):
                 prefix = f"{where}tool_calls[{number}].function."
                 unknown += unknown_keys(call["function"], FunctionCall.known_fields, prefix)
@@ -175,20 +189,18 @@ def unknown_message_keys(messages: list[dict[str, Any]]) -> list[str]:
 
 def unknown_tool_keys(tools: list[dict[str, Any]]) -> list[str]:
     """Fields within tools that no schema knows, as `tools[0].field`."""
-    unknown = _unknown_in_list(tools, Tool, "tools")
+    unknown = _unknown_in_list(tools, Tool.known_fields, "tools")
     for index, tool in enumerate(tools):
         prefix = f"tools[{index}].function."
         unknown += unknown_keys(tool["function"], FunctionDefinition.known_fields, prefix)
     return unknown
 
 
-def _unknown_in_list(
-    items: list[dict[str, Any]], model: type[RequestModel], where: str
-) -> list[str]:
+def _unknown_in_list(items: list[dict[str, Any]], known: frozenset[str], where: str) -> list[str]:
     unknown: list[str] = []
     for index, item in enumerate(items):
-        if not item.keys() <= model.known_fields and len(unknown) < MAX_LISTED_FIELDS:
-            unknown += unknown_keys(item, model.known_fields, f"{where}[{index}].")
+        if not item.keys() <= known and len(unknown) < MAX_LISTED_FIELDS:
+            unknown += unknown_keys(item, known, f"{where}[{index}].")
     return unknown
 
 
@@ -214,12 +226,22 @@ def clean_tools(tools: list[dict[str, Any]], *, with_strict: bool = False) -> li
 
 
 def clean_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with known, non-null fields only, as an engine gets them."""
+    """The messages with known, non-null fields only, as an engine gets them.
+
+    Templates know parts of text alone, so a refusal becomes one.
+    """
     return [
         {
-            key: value
+            key: _as_text_parts(value) if key == "content" and isinstance(value, list) else value
             for key, value in message.items()
             if value is not None and key in ChatMessage.known_fields
         }
         for message in messages
+    ]
+
+
+def _as_text_parts(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"type": "text", "text": part["refusal"]} if part["type"] == "refusal" else part
+        for part in parts
     ]

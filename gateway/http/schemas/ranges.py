@@ -26,7 +26,8 @@ RANGES: Final[dict[str, NumberRange]] = {
 }
 """Numbers. `logprobs` is one in completions only; chat has a truth value and `top_logprobs`."""
 
-MAX_DETOKENIZED_TOKENS: Final = 2**20
+MAX_TOKEN_IDS: Final = 2**20
+"""Of one request; what is done for each of them adds up."""
 MAX_EMBEDDING_INPUTS: Final = 2048
 MAX_MESSAGES: Final = 16_384
 MAX_TOOLS: Final = 1024
@@ -51,10 +52,11 @@ LIST_BOUNDS: Final[dict[str, str]] = {
     ),
     "tools": f"1 to {MAX_TOOLS}",
     "prompt": (
-        f"at most {MAX_PROMPTS} prompts; prompts times `n` (or `best_of`) at most {MAX_CHOICES}"
+        f"at most {MAX_PROMPTS} prompts; prompts times `n` (or `best_of`) at most {MAX_CHOICES};"
+        f" {MAX_TOKEN_IDS} token ids in all"
     ),
-    "tokens": f"1 to {MAX_DETOKENIZED_TOKENS} token ids",
-    "input": f"1 to {MAX_EMBEDDING_INPUTS} texts or lists of token ids",
+    "tokens": f"1 to {MAX_TOKEN_IDS} token ids",
+    "input": f"1 to {MAX_EMBEDDING_INPUTS} texts or lists of token ids, {MAX_TOKEN_IDS} ids in all",
 }
 """How long lists may be, in words."""
 

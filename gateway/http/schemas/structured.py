@@ -65,6 +65,8 @@ class StructuredFields(RequestModel):
     @property
     def wanted_content(self) -> WantedContent | None:
         """The grammar of the content and the field it came from; None when any content will do."""
+        if self.model_fields_set.isdisjoint(STRUCTURED_FIELDS):
+            return None
         found = [
             WantedContent(grammar, name)
             for name in STRUCTURED_FIELDS

@@ -18,7 +18,7 @@ from gateway.http.schemas.messages import (
     unknown_message_keys,
     unknown_tool_keys,
 )
-from gateway.http.schemas.ranges import MAX_DETOKENIZED_TOKENS, MAX_MESSAGES, MAX_TOOLS
+from gateway.http.schemas.ranges import MAX_MESSAGES, MAX_TOKEN_IDS, MAX_TOOLS
 from gateway.http.schemas.sampling import TokenId
 
 ModelName = Annotated[str | None, Field(min_length=1, max_length=512)]
@@ -67,9 +67,7 @@ class DetokenizeRequest(RequestModel):
     """Token ids to be spelt as text."""
 
     model: ModelName = None
-    tokens: Annotated[
-        list[TokenId], Field(min_length=1, max_length=MAX_DETOKENIZED_TOKENS, fail_fast=True)
-    ]
+    tokens: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKEN_IDS, fail_fast=True)]
 
 
 def parse_tokenize_body(body: bytes) -> tuple[TokenizeRequest, dict[str, Any], list[str]]:

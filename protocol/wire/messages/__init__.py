@@ -48,6 +48,7 @@ from protocol.wire.messages.control import (
 )
 from protocol.wire.messages.embedding import Embed, Embedded
 from protocol.wire.messages.generation import (
+    ALL_CHOICES,
     NUM_ALONE_TOKENS,
     Abort,
     CachedBlocks,
@@ -130,6 +131,7 @@ AnyMessage = EngineCommand | EngineEvent | AuthCommand | AuthEvent | ParserComma
 """Every message there is; for tools and tests, never for a socket."""
 
 __all__ = [
+    "ALL_CHOICES",
     "NUM_ALONE_TOKENS",
     "Abort",
     "Adjust",

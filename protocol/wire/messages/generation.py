@@ -8,6 +8,8 @@ from protocol.wire.messages.control import Credits, Failure, Load, Usage
 PrepareKind = Literal["chat", "completion", "count"]
 FinishReason = Literal["stop", "length", "abort"]
 
+ALL_CHOICES = -1
+"""In `Abort.choice`: every choice of the request."""
 NUM_ALONE_TOKENS = 32
 """A request that has made so many new tokens in one attempt is past what killed engines before."""
 
@@ -237,12 +239,12 @@ class Extend(Message, frozen=True, tag="extend"):
 class Abort(Message, frozen=True, tag="abort"):
     """Stop generating; idempotent, leaves a tombstone, still yields `Finished(abort, usage)`.
 
-    A `choice` of -1 stops every choice of the request.
+    A `choice` of `ALL_CHOICES` stops every choice of the request.
     """
 
     request_id: str
     attempt: int
-    choice: int = -1
+    choice: int = ALL_CHOICES
 
 
 class TokenLogprob(Part, frozen=True):

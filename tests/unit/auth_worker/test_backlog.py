@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from auth_worker.backlog import MAX_GROUP, Backlog, Item
-from auth_worker.lease_book import ORPHAN_TERM_S
+from auth_worker.open_leases import ORPHAN_TERM_S
 from auth_worker.operations import (
     BookUsage,
     Flush,

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from auth_worker.lease_book import ORPHAN_TERM_S
 from auth_worker.leases import MAX_STREAMS_A_LEASE, LeaseName
+from auth_worker.open_leases import ORPHAN_TERM_S
 from auth_worker.operations import BookUsage, SaveLease
 from auth_worker.sqlite_store import SqliteStore
 from protocol.wire.messages import (

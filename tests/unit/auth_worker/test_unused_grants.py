@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from auth_worker.authority import Authority, Rules
-from auth_worker.lease_book import ORPHAN_TERM_S
+from auth_worker.open_leases import ORPHAN_TERM_S
 from auth_worker.operations import (
     AddKey,
     AuditEntry,

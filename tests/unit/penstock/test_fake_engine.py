@@ -1,6 +1,8 @@
 """The scripted engine: known words at a known rate, resumes, and trouble on request."""
 
 import json
+import math
+import struct
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from protocol.wire.messages import (
     Detokenize,
     Detokenized,
     Embed,
+    Embedded,
     Extend,
     Failure,
     Finished,
@@ -22,6 +25,7 @@ from protocol.wire.messages import (
     Message,
     Prepare,
     Prepared,
+    Profile,
     SamplingParams,
     StepOutput,
 )
@@ -268,10 +272,10 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
 
 def test_what_it_cannot_do_at_all_gets_an_answer() -> None:
     lab = Lab()
-    lab.engine.handle("gw", Embed(request_id="e", deadline_s=9.0, texts=("x",)))
+    lab.engine.handle("gw", Profile(request_id="p", duration_s=1.0))
     failure = lab.sent[-1][1]
     assert isinstance(failure, Failure)
-    assert failure.request_id == "e"
+    assert failure.request_id == "p"
 
 
 def test_nobody_waits_for_the_answer_to_a_cancelled_question() -> None:
@@ -400,6 +404,7 @@ def test_token_ids_that_it_does_not_have_are_refused(token_id: int) -> None:
     lab.engine.handle(
         "gw", Prepare(request_id="b", kind="completion", deadline_s=9.0, prompt_token_ids=ids)
     )
+    lab.engine.handle("gw", Embed(request_id="e", deadline_s=9.0, token_ids=((1,), ids)))
     refused = [message for _, message in lab.sent if isinstance(message, Failure)]
     command = Generate(
         request_id="c",
@@ -412,7 +417,7 @@ def test_token_ids_that_it_does_not_have_are_refused(token_id: int) -> None:
     )
     lab.engine.handle("gw", command)
     refused += [end for end in lab.ends if isinstance(end, Failure)]
-    assert [failure.request_id for failure in refused] == ["a", "b", "c"]
+    assert [failure.request_id for failure in refused] == ["a", "b", "e", "c"]
     assert {failure.code for failure in refused} == {ErrorCode.INVALID_REQUEST}
 
 
@@ -423,3 +428,71 @@ def test_what_anyone_says_does_not_depend_on_how_many_tokens_are_made_at_a_time(
     command = lab.generate()
     lab.run(200)
     assert lab.text == Script(command.prompt_token_ids, 0, 0).text(200)
+
+
+def embed(lab: Lab, *texts: str, **fields: Any) -> Message:
+    lab.engine.handle("gw", Embed(request_id="e", deadline_s=9.0, texts=texts, **fields))
+    return lab.sent[-1][1]
+
+
+def test_a_text_has_always_the_same_vector_of_length_one() -> None:
+    answer = embed(Lab(), "x", "yes")
+    assert isinstance(answer, Embedded)
+    assert answer == embed(Lab(), "x", "yes")
+    assert answer.num_tokens == (1, 3)
+    vectors = struct.unpack("<16f", answer.vectors)
+    assert vectors[:8] != vectors[8:]
+    assert math.isclose(math.hypot(*vectors[:8]), 1.0, rel_tol=1e-6)
+
+
+def test_dimensions_shorten_a_vector_to_length_one() -> None:
+    answer = embed(Lab(), "x", dimensions=3)
+    assert isinstance(answer, Embedded)
+    assert answer.num_dimensions == 3
+    assert math.isclose(math.hypot(*struct.unpack("<3f", answer.vectors)), 1.0, rel_tol=1e-6)
+
+
+def test_a_text_to_be_embedded_may_ask_for_trouble() -> None:
+    lab = Lab()
+    failure = embed(lab, "fine", "[[fail]]")
+    assert isinstance(failure, Failure)
+    assert failure.code is ErrorCode.INTERNAL_ERROR
+    assert lab.crashes == 0
+    embed(lab, "[[crash]]")
+    assert lab.crashes == 1
+    num_sent = len(lab.sent)
+    lab.engine.handle("gw", Embed(request_id="e", deadline_s=9.0, texts=("[[hang]]",)))
+    assert lab.engine.is_hanging
+    assert len(lab.sent) == num_sent
+
+
+def test_token_ids_to_be_embedded_may_ask_for_trouble() -> None:
+    lab = Lab()
+    ids = encode("[[crash]]")
+    lab.engine.handle("gw", Embed(request_id="e", deadline_s=9.0, token_ids=(ids,)))
+    assert lab.crashes == 1
+
+
+def test_a_text_longer_than_the_context_is_embedded_only_if_it_may_be_cut() -> None:
+    failure = embed(Lab(max_model_len=10), "x" * 11)
+    assert isinstance(failure, Failure)
+    assert failure.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    cut = embed(Lab(max_model_len=10), "x" * 11, truncate_prompt_tokens=-1)
+    assert cut == embed(Lab(max_model_len=10), "x" * 10)
+    shorter = embed(Lab(max_model_len=10), "x" * 11, truncate_prompt_tokens=4)
+    assert shorter == embed(Lab(max_model_len=10), "x" * 4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"dimensions": 9},
+        {"dimensions": 0},
+        {"truncate_prompt_tokens": 0},
+        {"truncate_prompt_tokens": 11},
+    ],
+)
+def test_numbers_that_fit_no_vector_and_no_context_are_refused(fields: dict[str, int]) -> None:
+    failure = embed(Lab(max_model_len=10), "x", **fields)
+    assert isinstance(failure, Failure)
+    assert failure.code is ErrorCode.INVALID_REQUEST

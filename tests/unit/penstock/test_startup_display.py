@@ -19,7 +19,7 @@ def test_each_phase_of_a_worker_is_one_line_without_a_terminal() -> None:
     progress = StartupProgress(where)
     with progress:
         for phase in ("loading", "loading", "compiling"):
-            worker = {"role": "engine", "model": "m", "instance_id": "1", "phase": phase}
+            worker = {"role": "engine", "model": "m", "phase": phase}
             progress.show({"workers": [worker]})
     assert out.getvalue().splitlines() == ["m: loading weights", "m: compiling programs"]
 
@@ -28,8 +28,8 @@ def test_two_engines_in_different_phases_do_not_repeat_each_other() -> None:
     where, out = console()
     with StartupProgress(where) as progress:
         workers = [
-            {"role": "engine", "instance_id": "1", "phase": "loading"},
-            {"role": "engine", "instance_id": "2", "phase": "compiling"},
+            {"role": "engine", "phase": "loading"},
+            {"role": "engine", "phase": "compiling"},
         ]
         for _ in range(3):
             progress.show({"workers": workers})

@@ -243,6 +243,13 @@ def test_children_inherit_the_environment_but_not_the_model_aliases(tmp_path: Pa
     assert environment["PENSTOCK_PARENT_PID"] == str(os.getpid())
 
 
+def test_a_ready_file_of_the_supervisor_is_no_child_s(tmp_path: Path) -> None:
+    environ = {"HOME": "/home/someone", "PENSTOCK_READY_FILE": "/tmp/ready"}
+    settings = build_settings({}, environ)
+    assert settings.child_environment["PENSTOCK_READY_FILE"] == "/tmp/ready"
+    assert "PENSTOCK_READY_FILE" not in common_environment(settings, tmp_path)
+
+
 def test_only_auth_is_told_the_admin_key(tmp_path: Path) -> None:
     settings = build_settings({}, {"HOME": "/home/someone", "PENSTOCK_ADMIN_KEY": "secret"})
     assert "PENSTOCK_ADMIN_KEY" not in common_environment(settings, tmp_path)

@@ -7,7 +7,7 @@ import pytest
 from msgspec import UNSET, structs
 
 from engine_worker.core.acceptance import AcceptanceLimits, accept
-from engine_worker.core.choice.request import Request
+from engine_worker.core.choice.choice import Choice
 from engine_worker.errors import InvalidRequestError
 from protocol.wire.messages import Generate, Grammar, SamplingParams
 from protocol.wire.sampling_ranges import MAX_ALLOWED_TOKEN_IDS, NUMBER_RANGES, PARAMETERS
@@ -16,7 +16,7 @@ LIMITS = AcceptanceLimits(vocab_size=100, max_model_len=50, eos_token_ids=frozen
 PROTOCOL_PAGE = Path(__file__).parents[4] / "docs" / "protocol.md"
 
 
-def accepted(**sampling: Any) -> Request:
+def accepted(**sampling: Any) -> Choice:
     """Accepts these sampling parameters, or `choice` and `grammar` of the command."""
     choice, grammar = sampling.pop("choice", 0), sampling.pop("grammar", None)
     command = Generate(
@@ -39,7 +39,7 @@ def refusal(**sampling: Any) -> InvalidRequestError:
 
 
 def test_a_choice_that_the_device_cannot_hold_is_refused() -> None:
-    assert accepted(choice=2**31 - 1).choice == 2**31 - 1
+    assert accepted(choice=2**31 - 1).index == 2**31 - 1
     assert refusal(choice=2**31).param == "choice"
 
 

@@ -381,7 +381,7 @@ def test_a_result_that_cannot_be_read_costs_its_own_step_only(
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_take_result", take_result)
+        patch.setattr(engine._progress, "_take_result", take_result)
         ends = {end.request_id: end for end in engine.step()["g"].ends}
     assert isinstance(ends["ended"], Finished)
     assert isinstance(ends["unlucky"], Failure)

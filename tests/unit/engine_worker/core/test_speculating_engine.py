@@ -1,4 +1,4 @@
-"""The whole engine with guesses on a real decoder says what it says without."""
+"""The whole engine with drafts on a real decoder says what it says without."""
 
 import random
 
@@ -21,7 +21,7 @@ PENALIZED = SamplingParams(temperature=0.5, presence_penalty=0.5, seed=2, max_to
 def answers(
     runner: JaxModelRunner, mode: SpeculationMode, samplings: list[SamplingParams], seed: int
 ) -> tuple[list[list[int]], dict[str, float]]:
-    """Token ids of requests that run together, and how many were guessed, how many of them right."""
+    """Token ids of requests that run together, and how many were drafted, how many of them right."""
     metrics = EngineMetrics()
     engine = engine_on(runner, speculation=mode, metrics=metrics)
     rng = random.Random(seed)
@@ -44,24 +44,24 @@ def answers(
     [[GREEDY], [SAMPLED], [GREEDY, LIVELY, PENALIZED]],
     ids=["greedy", "sampled", "mixed"],
 )
-def test_guesses_change_no_token(
+def test_drafts_change_no_token(
     bucket_runner: JaxModelRunner, samplings: list[SamplingParams]
 ) -> None:
     num_accepted = num_drafted = 0.0
     for seed in (1, 2):
         plain, _ = answers(bucket_runner, SpeculationMode.OFF, samplings, seed)
-        guessed, counted = answers(bucket_runner, SpeculationMode.ALWAYS, samplings, seed)
-        assert guessed == plain
+        drafted, counted = answers(bucket_runner, SpeculationMode.ALWAYS, samplings, seed)
+        assert drafted == plain
         num_drafted += counted.get("drafted", 0.0)
         num_accepted += counted.get("accepted", 0.0)
     assert 0 < num_accepted < num_drafted
 
 
-def test_the_deterministic_mode_guesses_within_its_one_program(
+def test_the_deterministic_mode_drafts_within_its_one_program(
     deterministic_runner: JaxModelRunner,
 ) -> None:
     samplings = [GREEDY, SAMPLED]
     plain, _ = answers(deterministic_runner, SpeculationMode.OFF, samplings, 1)
-    guessed, counted = answers(deterministic_runner, SpeculationMode.ALWAYS, samplings, 1)
-    assert guessed == plain
+    drafted, counted = answers(deterministic_runner, SpeculationMode.ALWAYS, samplings, 1)
+    assert drafted == plain
     assert counted["accepted"] > 0

@@ -1,4 +1,5 @@
-from engine_worker.core.tombstones import ALL_CHOICES, Tombstones
+from engine_worker.core.tombstones import Tombstones
+from protocol.wire.messages import ALL_CHOICES
 
 KEY = ("g", "r", 0)
 

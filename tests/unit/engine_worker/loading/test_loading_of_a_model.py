@@ -79,7 +79,7 @@ def test_on_a_device_the_cache_gets_what_weights_and_programs_leave() -> None:
 
 
 @pytest.mark.parametrize(("mode", "most"), [("auto", 8), ("off", 2)])
-def test_programs_have_room_for_guesses_unless_these_are_off(mode: str, most: int) -> None:
+def test_programs_have_room_for_drafts_unless_these_are_off(mode: str, most: int) -> None:
     settings = dataclasses.replace(
         SETTINGS, max_num_seqs=2, speculation=SpeculationMode(mode), kv_memory_bytes=2**20
     )

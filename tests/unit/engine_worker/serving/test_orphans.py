@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from engine_worker.serving import orphans as orphans_module
-from engine_worker.serving.orphans import KEEP_ENDED_S, RESEND_AFTER_S, OrphanBook
+from engine_worker.serving.orphans import KEEP_ENDED_S, RESEND_AFTER_S, OrphanTracker
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Delta,
@@ -20,15 +20,15 @@ from protocol.wire.messages import (
 
 
 class Bench:
-    """A book whose clock the test moves."""
+    """A tracker whose clock the test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.book = OrphanBook("engine-1", lambda: self.now)
+        self.tracker = OrphanTracker("engine-1", lambda: self.now)
 
     def begin(self, request_id: str, choice: int = 0, gateway_id: str = "g", **more: Any) -> None:
         fields: dict[str, Any] = {"attempt": 1, "lease_id": f"lease-{request_id}", **more}
-        self.book.on_generate(
+        self.tracker.on_generate(
             gateway_id,
             Generate(
                 request_id=request_id,
@@ -45,7 +45,7 @@ class Bench:
         delta = Delta(
             request_id=request_id, choice=choice, attempt=attempt, token_ids=(7,) * num_tokens
         )
-        self.book.on_output("g", [delta], [])
+        self.tracker.on_output("g", [delta], [])
 
     def end(self, request_id: str, num_tokens: int, attempt: int = 1) -> None:
         end = Finished(
@@ -55,16 +55,16 @@ class Bench:
             finish_reason="stop",
             usage=Usage(prompt_tokens=3, completion_tokens=num_tokens),
         )
-        self.book.on_output("g", [], [end])
+        self.tracker.on_output("g", [], [end])
 
     def reported(self) -> dict[str, tuple[str, int, int]]:
         """Stream → lease, prompt and completion tokens, once the gateway is lost."""
-        self.book.on_gateway_lost("g")
-        if self.book.next_due() is None:
+        self.tracker.on_gateway_lost("g")
+        if self.tracker.next_due() is None:
             return {}
         return {
             one.stream: (one.lease_id, one.prompt_tokens, one.completion_tokens)
-            for one in self.book.report().streams
+            for one in self.tracker.report().streams
         }
 
 
@@ -99,7 +99,7 @@ def test_a_stream_without_a_lease_and_one_that_was_refused_charge_nobody() -> No
     failure = Failure(
         request_id="refused", choice=0, attempt=1, code=ErrorCode.CREDIT_EXCEEDED, message="full"
     )
-    bench.book.on_output("g", [], [failure])
+    bench.tracker.on_output("g", [], [failure])
     assert bench.reported() == {}
 
 
@@ -107,28 +107,28 @@ def test_a_report_is_repeated_until_it_is_noted_and_then_forgotten() -> None:
     bench = Bench()
     bench.begin("r")
     bench.tell("r", 1)
-    bench.book.on_gateway_lost("g")
-    first = bench.book.report()
+    bench.tracker.on_gateway_lost("g")
+    first = bench.tracker.report()
     assert first.engine_id == "engine-1"
-    assert bench.book.next_due() == bench.now + RESEND_AFTER_S
-    assert bench.book.report() is first
-    bench.book.on_noted("another")
-    assert len(bench.book) == 1
-    bench.book.on_noted(first.report_id)
-    assert bench.book.next_due() is None
-    assert len(bench.book) == 0
+    assert bench.tracker.next_due() == bench.now + RESEND_AFTER_S
+    assert bench.tracker.report() is first
+    bench.tracker.on_noted("another")
+    assert len(bench.tracker) == 1
+    bench.tracker.on_noted(first.report_id)
+    assert bench.tracker.next_due() is None
+    assert len(bench.tracker) == 0
 
 
 def test_what_comes_while_a_report_is_on_its_way_is_in_the_next_one() -> None:
     bench = Bench()
     bench.begin("a")
-    bench.book.on_gateway_lost("g")
-    first = bench.book.report()
+    bench.tracker.on_gateway_lost("g")
+    first = bench.tracker.report()
     bench.begin("a")
     bench.tell("a", 5)
-    bench.book.on_gateway_lost("g")
-    bench.book.on_noted(first.report_id)
-    (again,) = bench.book.report().streams
+    bench.tracker.on_gateway_lost("g")
+    bench.tracker.on_noted(first.report_id)
+    (again,) = bench.tracker.report().streams
     assert again == StreamUsage(
         lease_id="lease-a", stream="a/0", prompt_tokens=3, completion_tokens=5
     )
@@ -137,22 +137,22 @@ def test_what_comes_while_a_report_is_on_its_way_is_in_the_next_one() -> None:
 def test_reports_and_memory_are_bounded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(orphans_module, "MAX_STREAMS", 10)
-    monkeypatch.setattr(orphans_module, "MAX_STREAMS_A_REPORT", 4)
+    monkeypatch.setattr(orphans_module, "MAX_USAGES", 10)
+    monkeypatch.setattr(orphans_module, "MAX_USAGES_A_REPORT", 4)
     bench = Bench()
     for number in range(15):
         bench.begin(f"r{number}")
-    bench.book.on_gateway_lost("g")
-    assert len(bench.book) == 10
-    assert "the usage of 5 streams" in caplog.text
+    bench.tracker.on_gateway_lost("g")
+    assert len(bench.tracker) == 10
+    assert "the usage of 5 choices" in caplog.text
     reports: list[OrphanUsage] = []
-    while bench.book.next_due() is not None:
-        reports.append(bench.book.report())
-        bench.book.on_noted(reports[-1].report_id)
+    while bench.tracker.next_due() is not None:
+        reports.append(bench.tracker.report())
+        bench.tracker.on_noted(reports[-1].report_id)
     assert [len(one.streams) for one in reports] == [4, 4, 2]
     assert len({one.report_id for one in reports}) == 3
     assert reports[0].streams[0].stream == "r5/0"
     for number in range(30):
         bench.begin(f"s{number}")
         bench.end(f"s{number}", 1)
-    assert len(bench.book._ended) <= 10
+    assert len(bench.tracker._ended) <= 10

@@ -2,15 +2,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_worker.core.choice.batch import RowSampling
-from engine_worker.core.choice.request import Request
+from engine_worker.core.choice.choice import Choice
 from engine_worker.text.stopping import Stop, StopStrings, length_stop, token_stop
 
 
-def make_request(output: list[int], **changes: object) -> Request:
-    request = Request(
+def make_choice(output: list[int], **changes: object) -> Choice:
+    choice = Choice(
         gateway_id="g",
         request_id="r",
-        choice=0,
+        index=0,
         attempt=0,
         prompt_token_ids=(1,),
         sampling=RowSampling(),
@@ -22,8 +22,8 @@ def make_request(output: list[int], **changes: object) -> Request:
         output_token_ids=output,
     )
     for name, value in changes.items():
-        setattr(request, name, value)
-    return request
+        setattr(choice, name, value)
+    return choice
 
 
 def feed_all(stops: StopStrings, parts: list[str]) -> tuple[str, str | None]:
@@ -47,29 +47,29 @@ def first_stop(text: str, strings: list[str], include: bool) -> tuple[str, str |
 
 
 def test_end_of_sequence_stops_without_a_detail() -> None:
-    assert token_stop(make_request([1, 7])) == Stop("stop", None)
+    assert token_stop(make_choice([1, 7])) == Stop("stop", None)
 
 
 def test_a_stop_id_stops_and_is_named() -> None:
-    assert token_stop(make_request([1, 8])) == Stop("stop", 8)
+    assert token_stop(make_choice([1, 8])) == Stop("stop", 8)
 
 
 def test_an_ordinary_token_does_not_stop() -> None:
-    assert token_stop(make_request([7, 1])) is None
+    assert token_stop(make_choice([7, 1])) is None
 
 
 def test_nothing_stops_within_min_tokens() -> None:
-    request = make_request([7], min_tokens=2)
-    assert token_stop(request) is None
-    request.output_token_ids.append(7)
-    assert token_stop(request) is None
-    request.output_token_ids.append(7)
-    assert token_stop(request) == Stop("stop")
+    choice = make_choice([7], min_tokens=2)
+    assert token_stop(choice) is None
+    choice.output_token_ids.append(7)
+    assert token_stop(choice) is None
+    choice.output_token_ids.append(7)
+    assert token_stop(choice) == Stop("stop")
 
 
 def test_the_length_stops_at_max_output_tokens() -> None:
-    assert length_stop(make_request([1] * 9)) is None
-    assert length_stop(make_request([1] * 10)) == Stop("length")
+    assert length_stop(make_choice([1] * 9)) is None
+    assert length_stop(make_choice([1] * 10)) == Stop("length")
 
 
 def test_a_stop_string_is_found_across_borders_and_cut_off() -> None:

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from gateway.dispatch.admission import Admission
 from gateway.dispatch.seats import EngineHandle, Seat
 from gateway.errors import OverloadedError, WorkerLostError, WorkerUnavailableError
 from protocol.wire.messages import Load
@@ -32,6 +33,25 @@ async def test_a_free_engine_is_given_at_once() -> None:
 async def test_without_an_engine_nobody_waits() -> None:
     with pytest.raises(WorkerUnavailableError):
         await Desk().seat()
+
+
+async def test_each_model_has_engines_and_a_queue_of_its_own() -> None:
+    engines = {"m": [engine("a")], "other": [engine("b")]}
+    admission = Admission(lambda model: engines.get(model, ()), 100, lambda: 0.0)
+
+    async def seat(model: str) -> Seat:
+        return await admission.acquire(model, tenant="t", priority=0, tokens=10)
+
+    first = await seat("m")
+    waiting = asyncio.create_task(seat("m"))
+    await asyncio.sleep(0)
+    assert (await seat("other")).engine is engines["other"][0]
+    with pytest.raises(WorkerUnavailableError):
+        await seat("third")
+    admission.pump("third")
+    assert (admission.num_waiting("m"), admission.num_waiting("other")) == (1, 0)
+    admission.release(first)
+    assert (await waiting).engine is engines["m"][0]
 
 
 async def test_requests_beyond_the_credit_wait_for_a_seat() -> None:
@@ -134,7 +154,8 @@ async def test_who_is_leaving_but_has_not_left_yet_gets_no_seat() -> None:
     leaving, next_one = await desk.queued("t"), await desk.queued("t")
     leaving.cancel()
     desk.admission.release(seat)  # before the one who leaves runs again
-    assert (await next_one).engine.num_requests == 1
+    assert seat.engine.num_requests == 1
+    assert (await next_one).engine is seat.engine
     await asyncio.gather(leaving, return_exceptions=True)
     assert desk.admission.num_waiting("m") == 0
 

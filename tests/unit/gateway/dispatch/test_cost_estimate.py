@@ -90,6 +90,16 @@ def test_a_debt_and_its_return_put_a_tenant_where_it_was() -> None:
     assert queue.first(0.0) == "a1"
 
 
+def test_who_gave_up_is_charged_nothing() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for item, cost in (("b1", 10), ("a1", 100), ("b2", 10), ("a2", 10)):
+        queue.push(item, tenant=item[0], priority=0, cost=cost, now=0.0)
+    queue.discard("a1")
+    queue.take("b1")
+    # Ten tokens of the other tenant are served, and none of this one.
+    assert queue.first(0.0) == "a2"
+
+
 def test_in_order_are_all_of_the_tenant_that_is_due_then_the_next_by_priority() -> None:
     queue: FairQueue[str] = FairQueue()
     for item, priority in (("a1", 0), ("b1", 0), ("a2", 0), ("c1", 1), ("b2", 0), ("a3", 0)):

@@ -84,7 +84,7 @@ async def test_impatient_work_without_a_fitting_engine_learns_it_behind_others_t
     desk: Desk, old: EngineHandle, new: EngineHandle
 ) -> None:
     seats = [await desk.seat() for _ in range(4)]
-    waiting = await desk.again()
+    waiting, behind = await desk.again(), await desk.again()
     assert not waiting.done()
     with pytest.raises(WorkerLostError, match="another version"):
         await (await desk.again(accepts=(), is_patient=False))
@@ -95,6 +95,7 @@ async def test_impatient_work_without_a_fitting_engine_learns_it_behind_others_t
     for seat in seats:
         desk.admission.release(seat)
     await waiting
+    await behind
     assert (await impatient).engine is old
     await left(patient)
 

@@ -134,6 +134,12 @@ async def test_questions_spread_over_engines_by_how_many_each_has() -> None:
     assert [seat.engine.peer.instance_id for seat in seats] == ["b", "a", "b", "a"]
 
 
+async def test_work_goes_where_least_work_is_however_many_questions_are_there() -> None:
+    desk = Desk(engine("a"), engine("b", num_running=1))
+    desk.engines[0].num_questions = 5
+    assert (await desk.seat()).engine is desk.engines[0]
+
+
 async def test_questions_do_not_go_beside_a_suspect() -> None:
     desk = Desk(engine())
     seat = await (await desk.again(is_alone=True))

@@ -105,8 +105,10 @@ async def test_returning_work_that_is_leaving_is_passed_over_for_the_next() -> N
     leaving, next_one = await desk.again(), await desk.again()
     leaving.cancel()
     desk.admission.release(seat)  # before the one who leaves runs again
-    assert (await next_one).engine.num_requests == 1
-    await left(leaving)
+    assert seat.engine.num_requests == 1
+    assert (await next_one).engine is seat.engine
+    await asyncio.wait([leaving])
+    assert leaving.cancelled()
 
 
 async def test_of_returning_work_that_left_while_no_engine_was_there_nothing_stays() -> None:

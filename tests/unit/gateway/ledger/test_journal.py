@@ -320,12 +320,14 @@ def test_the_next_backlog_is_behind_the_last_however_many_there_are(tmp_path: Pa
 
 
 def test_only_this_user_can_read_what_is_written(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "new")
+    folder = tmp_path / "deep" / "new"
+    journal = Journal(folder)
+    modes = [(folder / name).stat().st_mode & 0o777 for name in (FILE_NAME, f"{FILE_NAME}.probe")]
     journal.rewrite([])
     journal.close()
-    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
-    for name in (FILE_NAME, f"{FILE_NAME}.probe"):
-        assert (tmp_path / "new" / name).stat().st_mode & 0o777 == 0o600
+    modes.append((folder / FILE_NAME).stat().st_mode & 0o777)
+    assert modes == [0o600, 0o600, 0o600]
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_two_gateways_cannot_share_a_folder_and_the_first_keeps_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -368,18 +369,25 @@ async def test_closing_waits_for_a_write_that_has_begun(
     tmp_path: Path, post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outbox = post.outbox(tmp_path)
+    loop = asyncio.get_running_loop()
     append = Journal.append
-    running: list[str] = []
+    has_begun, may_go_on = asyncio.Event(), threading.Event()
 
     def append_slowly(journal: Journal, lines: list[bytes]) -> None:
-        running.append("begins")
+        loop.call_soon_threadsafe(has_begun.set)
+        may_go_on.wait(10)
         append(journal, lines)
-        running.append("ends")
 
     monkeypatch.setattr(Journal, "append", append_slowly)
     outbox.put(settle(1))
-    await outbox.close()
-    assert running == ["begins", "ends"]
+    await has_begun.wait()
+    closing = asyncio.create_task(outbox.close())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    is_closed_early = closing.done()
+    may_go_on.set()
+    await closing
+    assert not is_closed_early
     assert (tmp_path / FILE_NAME).read_bytes() == settle_line(settle(1))
 
 

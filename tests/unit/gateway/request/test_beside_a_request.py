@@ -159,10 +159,10 @@ async def test_an_error_comes_after_the_events_and_the_first_end_counts() -> Non
     queue.close()
     queue.close(GatewayError("another"))
     assert await queue.take(None) == [event()]
-    for _ in range(2):
-        with pytest.raises(GatewayError) as raised:
-            await queue.take(None)
-        assert raised.value is error
+    with pytest.raises(GatewayError) as raised:
+        await queue.take(None)
+    assert raised.value is error
+    assert await queue.take(None) is None  # it is told once
 
 
 async def test_a_reader_waits_for_the_next_event() -> None:
@@ -210,7 +210,7 @@ async def test_a_reader_that_was_cancelled_leaves_the_events_to_the_next() -> No
 
 async def test_a_reader_lags_from_many_unread_events_on_and_catches_up_at_once() -> None:
     caught_up: list[int] = []
-    queue = EventQueue(lambda: caught_up.append(1))
+    queue = EventQueue()
     for _ in range(MAX_UNREAD - 1):
         queue.put(event())
     lagging = [queue.is_lagging]
@@ -219,9 +219,14 @@ async def test_a_reader_lags_from_many_unread_events_on_and_catches_up_at_once()
     for _ in range(MAX_UNREAD):
         queue.put(event())
     lagging.append(queue.is_lagging)
+    queue.on_caught_up = lambda: caught_up.append(1)
     await queue.take(None)
     lagging.append(queue.is_lagging)
     assert (lagging, caught_up) == ([False, True, False], [1])
+    # Who waited was told, once.
+    queue.put(event())
+    await queue.take(None)
+    assert caught_up == [1]
 
 
 async def test_nobody_need_be_told_that_a_reader_caught_up() -> None:

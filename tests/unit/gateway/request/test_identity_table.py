@@ -20,6 +20,15 @@ class Clock:
         return self.now
 
 
+def is_strangers(error: DeniedError | None) -> bool:
+    """Whether it says what `STRANGER` says, without the frames that it went through."""
+    return (
+        error is not None
+        and error is not STRANGER
+        and (error.message, error.code) == (STRANGER.message, STRANGER.code)
+    )
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -70,7 +79,7 @@ def test_each_grant_makes_a_key_known_anew_without_another_copy(
 def test_an_unknown_key_is_refused_for_two_seconds(table: IdentityTable, clock: Clock) -> None:
     table.note_denied(b"a", STRANGER)
     clock.now += BAD_S - 0.1
-    assert table.refusal(b"a") is STRANGER
+    assert is_strangers(table.refusal(b"a"))
     assert table.refusal(b"b") is None
     clock.now += 0.1
     assert table.refusal(b"a") is None
@@ -80,7 +89,7 @@ def test_a_key_that_was_revoked_is_good_no_more(table: IdentityTable) -> None:
     table.note_granted(b"a", granted())
     table.note_denied(b"a", STRANGER)
     assert table.find(b"a") is None
-    assert table.refusal(b"a") is STRANGER
+    assert is_strangers(table.refusal(b"a"))
     table.note_granted(b"a", granted())
     assert table.refusal(b"a") is None
 

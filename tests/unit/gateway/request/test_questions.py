@@ -121,10 +121,15 @@ async def test_an_answered_question_is_charged_what_its_answer_says() -> None:
     assert (authorize.is_metered, authorize.model) == (True, "m")
     assert parts.engine_wire.sent == []
     await asyncio.sleep(2.0)
-    await parts.grant(tenant="tenant")
+    await parts.grant(tenant="tenant", priority=3)
     (embed,) = parts.engine_wire.of(Embed)
     assert embed == Embed(
-        request_id="r", deadline_s=58.0, texts=("hello",), tenant="tenant", trace_id="trace"
+        request_id="r",
+        deadline_s=58.0,
+        texts=("hello",),
+        priority=3,
+        tenant="tenant",
+        trace_id="trace",
     )
     assert (parts.num_seats, parts.handle(one).num_tokens) == (1, BOUND + 1)
     assert started.request.state is State.RUNNING

@@ -1,8 +1,6 @@
 """Parsing a text and calling a tool: replays, foreign parsers, and what counts as used."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
 
 import pytest
 
@@ -296,10 +294,10 @@ class ScriptedToolBox(ToolBox):
 
     def __init__(self, outcome: "asyncio.Future[ToolResult]") -> None:
         self.outcome = outcome
-        self.calls: list[tuple[str, Mapping[str, Any]]] = []
+        self.calls: list[tuple[str, str]] = []
 
-    async def execute(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
-        self.calls.append((name, arguments))
+    async def execute(self, name: str, arguments_json: str) -> ToolResult:
+        self.calls.append((name, arguments_json))
         return await self.outcome
 
 
@@ -310,7 +308,7 @@ class Calling:
         self.outcome: asyncio.Future[ToolResult] = asyncio.get_running_loop().create_future()
         self.toolbox = ScriptedToolBox(self.outcome)
         made: tuple[Request, ToolWork] = parts.factory.tool(
-            "/tools", self.toolbox, "add", {"x": 1}, CALLER, "r"
+            "/tools", self.toolbox, "add", '{"x": 1}', CALLER, "r"
         )
         self.request, self.work = made
         self.task = asyncio.create_task(self.request.start())
@@ -333,7 +331,7 @@ async def test_a_called_tool_yields_its_result_and_counts() -> None:
     calling = await Calling.granted(parts)
     (authorize,) = parts.auth_wire.of(Authorize)
     assert (authorize.request_id, authorize.endpoint, authorize.model) == ("r", "/tools", "")
-    assert calling.toolbox.calls == [("add", {"x": 1})]
+    assert calling.toolbox.calls == [("add", '{"x": 1}')]
     assert calling.work.result == ToolResult()
     calling.outcome.set_result(ToolResult(result=3))
     assert await calling.error() is None

@@ -18,7 +18,6 @@ from protocol.version import PROTOCOL_VERSION, ProtocolVersion
 from protocol.wire.messages import (
     AuthOffer,
     Authorize,
-    Cancel,
     CloseParse,
     Credits,
     Delta,
@@ -52,11 +51,16 @@ class Notes:
 
     def __init__(self) -> None:
         self.sent: list[tuple[Peer, Message]] = []
+        self.cancelled: list[tuple[Peer, str]] = []
         self.refused: list[str] = []
         self.noted: list[OrphanUsageNoted] = []
 
     def send(self, peer: Peer, message: Message) -> None:
         self.sent.append((peer, message))
+
+    def cancel(self, peer: Peer, request_id: str) -> bool:
+        self.cancelled.append((peer, request_id))
+        return False
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [message for _, message in self.sent if isinstance(message, kind)]
@@ -262,26 +266,25 @@ async def test_a_question_to_a_lost_engine_fails_and_leaves_nothing_behind() -> 
     assert len(link._questions) == 0
 
 
-@pytest.mark.parametrize(("version", "num_cancels"), [((1, 2), 1), ((1, 1), 0)])
-async def test_an_engine_learns_that_nobody_waits_if_it_understands(
-    version: tuple[int, int], num_cancels: int
-) -> None:
+async def test_a_question_that_nobody_waits_for_is_cancelled_once_unless_it_was_answered() -> None:
     wire = Notes()
     link, directory = engine_link(wire)
     one = engine_peer()
-    one.protocol_version = ProtocolVersion(*version)
     link.on_peer_ready(one)
     (handle,) = directory.engines("m")
     question = Prepare(request_id="r", kind="count", deadline_s=1.0)
     link.ask(handle, question, Prepared)
     link.close(handle, "r")
     link.close(handle, "r")
-    assert len(wire.of(Cancel)) == num_cancels
-    # What was answered needs no cancelling.
+    assert wire.cancelled == [(one, "r")]
     link.ask(handle, question, Prepared)
     link.on_event(one, Prepared(request_id="r", prompt_token_ids=(1,)))
     link.close(handle, "r")
-    assert len(wire.of(Cancel)) == num_cancels
+    # Nobody is there any more to be told.
+    link.ask(handle, question, Prepared)
+    link.on_peer_lost(one)
+    link.close(handle, "r")
+    assert wire.cancelled == [(one, "r")]
 
 
 def auth_link(wire: Notes, timeout_s: float = 5.0) -> AuthLink:

@@ -1,4 +1,4 @@
-"""Several tokens a step, by going on or by checking guesses, are those of single steps."""
+"""Several tokens a step, by going on or by checking drafts, are those of single steps."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -125,10 +125,10 @@ def test_rows_that_cannot_look_ahead_are_refused(runner: JaxModelRunner) -> None
         runner.run(StepBatch((replace(work, stop_token_ids=tuple(range(9))),)))
 
 
-def guess(
+def run_drafts(
     runner: JaxModelRunner, requests: Sequence[RunnerRequest], drafts: Sequence[Sequence[int]]
 ) -> StepResult:
-    """One step with guesses; what counts is appended."""
+    """One step with drafts; what counts is appended."""
     works = [
         replace(request.next_work(1), draft_token_ids=tuple(draft))
         for request, draft in zip(requests, drafts, strict=True)
@@ -143,30 +143,30 @@ def guess(
 
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("num_right", [0, 1, 2])
-def test_guesses_count_as_far_as_they_are_what_single_steps_draw(
+def test_drafts_count_as_far_as_they_are_what_single_steps_draw(
     runner: JaxModelRunner, index: int, num_right: int
 ) -> None:
     requests, single = begun_and_single(runner)
     request, tokens = requests[index], single[index]
-    # Two guesses and the token before them take the program of three rows, as single steps did.
+    # Two draft tokens and the token before them take the program of three rows, as single steps did.
     draft = [token if i < num_right else (token + 1) % 64 for i, token in enumerate(tokens[1:3])]
-    result = guess(runner, [request], [draft])
+    result = run_drafts(runner, [request], [draft])
     assert request.output == tokens[: 2 + num_right]
     assert len(result.more_token_ids.get(0, [])) == num_right
-    # What was computed for wrong guesses disturbs nobody.
+    # What was computed for wrong drafts disturbs nobody.
     while len(request.output) < NUM_TOKENS:
-        guess(runner, [request], [tokens[len(request.output) :][:2]])
+        run_drafts(runner, [request], [tokens[len(request.output) :][:2]])
     assert request.output[:NUM_TOKENS] == tokens
 
 
-def test_rows_with_guesses_and_without_share_a_step(runner: JaxModelRunner) -> None:
+def test_rows_with_drafts_and_without_share_a_step(runner: JaxModelRunner) -> None:
     requests, single = begun_and_single(runner)
-    guess(runner, [requests[2], requests[0]], [(), single[0][1:2]])
+    run_drafts(runner, [requests[2], requests[0]], [(), single[0][1:2]])
     assert requests[0].output == single[0][:3]
     assert requests[2].output == single[2][:2]
 
 
-def test_rows_that_cannot_guess_are_refused(runner: JaxModelRunner) -> None:
+def test_rows_that_cannot_draft_are_refused(runner: JaxModelRunner) -> None:
     requests, _ = begun_and_single(runner)
     work = requests[0].next_work(1)
     with pytest.raises(ValueError, match="at most 3 rows, not 4"):

@@ -86,7 +86,7 @@ def test_a_row_whose_masks_allow_nothing_is_named_and_the_others_go_on(
 ) -> None:
     nothing = allow_only([], VOCAB_SIZE)
     result = run(runner, row(allowed_mask=nothing, sampling=RANDOM), row(1))
-    assert result.without_choice == {0}
+    assert result.nothing_allowed == {0}
     assert result.token_ids[0] == -1
     assert result.token_ids[1] >= 0
     assert not result.has_nan.any()

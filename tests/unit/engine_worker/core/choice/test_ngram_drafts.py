@@ -1,11 +1,11 @@
-"""Guesses from what was said before: the same as a search through all of it, in bounded memory."""
+"""Drafts from what was said before: the same as a search through all of it, in bounded memory."""
 
 from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine_worker.core.choice.ngram_drafts import NGRAM_SIZES, NgramIndex, RequestDrafts
+from engine_worker.core.choice.ngram_drafts import NGRAM_SIZES, ChoiceDrafts, NgramIndex
 
 
 def index_of(token_ids: Sequence[int], window: int = 1000) -> NgramIndex:
@@ -49,10 +49,10 @@ def test_the_index_finds_what_a_search_finds(token_ids: list[int], window: int) 
         if found is not None and end % window == 0 and found[1] < end - window:
             found = None
         if found is None:
-            assert (index.match_length, index.guess(), index.draft(9)) == (0, None, ())
+            assert (index.match_length, index.draft_token(), index.draft(9)) == (0, None, ())
         else:
             size, source = found
-            assert (index.match_length, index.guess()) == (size, token_ids[source])
+            assert (index.match_length, index.draft_token()) == (size, token_ids[source])
             assert index.draft(9) == continued(token_ids[:end], source, 9)
 
 
@@ -64,15 +64,15 @@ def test_the_longest_match_wins_and_of_these_the_last() -> None:
     assert (index.match_length, index.draft(3)) == (2, (8, 4, 2))
 
 
-def test_what_goes_in_circles_is_guessed_without_end() -> None:
+def test_what_goes_in_circles_is_drafted_without_end() -> None:
     assert index_of([5, 1, 2, 3, 1, 2, 3, 1, 2, 3]).draft(7) == (1, 2, 3, 1, 2, 3, 1)
     assert index_of([4, 4, 4]).draft(4) == (4, 4, 4, 4)
 
 
-def test_without_a_match_there_is_no_guess() -> None:
+def test_without_a_match_there_is_no_draft() -> None:
     for token_ids in ([], [1], [1, 2], [1, 2, 3, 4]):
         index = index_of(token_ids)
-        assert (index.match_length, index.guess(), index.draft(3)) == (0, None, ())
+        assert (index.match_length, index.draft_token(), index.draft(3)) == (0, None, ())
 
 
 def test_memory_is_bounded_however_long_the_sequence() -> None:
@@ -83,8 +83,8 @@ def test_memory_is_bounded_however_long_the_sequence() -> None:
         assert len(index._young) + len(index._old) <= 2 * 3 * 50
 
 
-def test_drafts_grow_with_the_guesses_that_were_right_in_a_row() -> None:
-    drafts = RequestDrafts()
+def test_drafts_grow_with_the_tokens_that_were_right_in_a_row() -> None:
+    drafts = ChoiceDrafts()
     drafts.read([1, 2, 3, 4, 5, 6, 1, 2], num_prompt_tokens=8)
     lengths = []
     for token_id in (3, 4, 5, 6, 1, 2, 3, 4, 5):
@@ -100,8 +100,8 @@ def test_drafts_grow_with_the_guesses_that_were_right_in_a_row() -> None:
     assert drafts.draft(4) == (6, 1, 2, 3)
 
 
-def test_a_wrong_guess_shortens_drafts_and_right_ones_bring_them_back() -> None:
-    drafts = RequestDrafts()
+def test_a_wrong_draft_token_shortens_drafts_and_right_ones_bring_them_back() -> None:
+    drafts = ChoiceDrafts()
     drafts.read([7, 8, 9, 6] * 6, num_prompt_tokens=0)
     assert len(drafts.chances(15)) == 15
     # After 1, 2 comes always something else.
@@ -113,7 +113,7 @@ def test_a_wrong_guess_shortens_drafts_and_right_ones_bring_them_back() -> None:
 
 
 def test_tokens_of_the_prompt_are_no_judgement() -> None:
-    drafts = RequestDrafts()
+    drafts = ChoiceDrafts()
     drafts.read([1, 2, 3, 4, 5] * 10, num_prompt_tokens=50)
     assert drafts.chances(5) == [0.3]
     assert drafts.draft(3) == (1, 2, 3)

@@ -1,4 +1,4 @@
-"""Guessed tokens: the same outputs in fewer steps, used where they pay by what was measured."""
+"""Draft tokens: the same outputs in fewer steps, used where they pay by what was measured."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def song_with_mistakes(token_ids: Any) -> int:
 
 
 def two_letters(token_ids: Any) -> int:
-    """A model whose guesses are right half of the time."""
+    """A model whose drafts are right half of the time."""
     return 97 + LETTERS(token_ids) % 2
 
 
@@ -74,7 +74,7 @@ class TimedRunner(DeterministicFakeRunner):
         return result
 
     def drafts(self) -> list[int]:
-        """Guessed tokens by step."""
+        """Draft tokens by step."""
         return [sum(len(row.draft_token_ids) for row in batch.rows) for batch in self.batches]
 
 
@@ -168,7 +168,7 @@ MIXED: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("next_token", [song, song_with_mistakes, two_letters, letters])
 @pytest.mark.parametrize("mode", [ALWAYS, AUTO])
-def test_outputs_are_the_same_with_guesses_and_without(
+def test_outputs_are_the_same_with_drafts_and_without(
     next_token: NextToken, mode: SpeculationMode
 ) -> None:
     found = []
@@ -190,13 +190,13 @@ def test_what_repeats_takes_fewer_steps_and_each_tells_one_delta() -> None:
     house = House(song, AUTO)
     house.add(max_tokens=300)
     house.rest()
-    # The song is heard once before it can be guessed.
+    # The song is heard once before it can be drafted.
     assert len(house.runner.batches) < len(SONG) + 10 + (300 - len(SONG)) / 8
     assert max(house.runner.drafts()) == MAX_DRAFT_TOKENS
     assert len(house.told.deltas) <= len(house.runner.batches)
 
 
-def test_the_prompt_is_guessed_from_as_well() -> None:
+def test_the_prompt_is_drafted_from_as_well() -> None:
     house = House(song, AUTO)
     house.add(prompt_token_ids=SONG * 2, max_tokens=60)
     house.rest()
@@ -205,29 +205,29 @@ def test_the_prompt_is_guessed_from_as_well() -> None:
 
 def test_text_without_habits_costs_nothing() -> None:
     for step_s in (CHEAP, DEAR):
-        guessing, plain = House(letters, AUTO, step_s), House(letters, OFF, step_s)
-        for house in (guessing, plain):
+        drafting, plain = House(letters, AUTO, step_s), House(letters, OFF, step_s)
+        for house in (drafting, plain):
             house.add(max_tokens=400)
             house.rest()
-        assert guessing.clock.now - 100 < 1.02 * (plain.clock.now - 100)
+        assert drafting.clock.now - 100 < 1.02 * (plain.clock.now - 100)
 
 
 def test_steps_that_cost_too_much_are_hardly_tried() -> None:
-    # Twice the rows, twice the time: not even right guesses pay.
-    guessing, plain = House(song, AUTO, DEAR), House(song, OFF, DEAR)
+    # Twice the rows, twice the time: not even right drafts pay.
+    drafting, plain = House(song, AUTO, DEAR), House(song, OFF, DEAR)
     started = []
-    for house in (guessing, plain):
+    for house in (drafting, plain):
         house.add(max_tokens=400)
         house.rest()
         started.append(house.clock.now)
         house.add("again", max_tokens=600)
         house.rest()
     # Each size must be looked at now and then, and the largest takes as long as sixteen plain steps.
-    assert guessing.counted()["drafted"] > 0
-    assert guessing.clock.now - started[0] < 1.1 * (plain.clock.now - started[1])
+    assert drafting.counted()["drafted"] > 0
+    assert drafting.clock.now - started[0] < 1.1 * (plain.clock.now - started[1])
 
 
-def test_guesses_stop_when_they_are_wrong_and_come_back_when_the_text_repeats() -> None:
+def test_drafts_stop_when_they_are_wrong_and_come_back_when_the_text_repeats() -> None:
     def phases(token_ids: Any) -> int:
         return (letters if 200 <= len(token_ids) < 400 else song)(token_ids)
 
@@ -258,7 +258,7 @@ def test_a_program_that_became_faster_is_found_out() -> None:
     assert house.counted()["accepted"] - before > 200
 
 
-def test_a_row_without_guesses_is_not_held_up_much_by_the_others() -> None:
+def test_a_row_without_drafts_is_not_held_up_much_by_the_others() -> None:
     # A program of eight rows makes more tokens, but the neighbours would wait twice as long.
     step_s = {1: 0.010, 2: 0.010, 4: 0.010, 8: 0.020}
     house = House(song, AUTO, step_s, max_num_seqs=4)
@@ -275,7 +275,7 @@ def test_a_row_without_guesses_is_not_held_up_much_by_the_others() -> None:
     assert max(alone.runner.drafts()) == 7
 
 
-def test_rows_that_may_not_guess_ride_along() -> None:
+def test_rows_that_may_not_draft_ride_along() -> None:
     house = House(song, ALWAYS, max_num_seqs=4)
     house.add("singer")
     house.add("penalties", sampling={"frequency_penalty": 0.5})
@@ -296,7 +296,7 @@ def test_rows_that_may_not_guess_ride_along() -> None:
     assert len({token_ids for _, token_ids, _ in outputs.values()}) == 1
 
 
-def test_no_guess_goes_beyond_the_lease_the_length_or_the_program() -> None:
+def test_no_draft_goes_beyond_the_lease_the_length_or_the_program() -> None:
     house = House(song, ALWAYS)
     house.add(max_tokens=100, lease_tokens=61, prompt_token_ids=SONG * 2)
     house.rest()
@@ -312,7 +312,7 @@ def test_no_guess_goes_beyond_the_lease_the_length_or_the_program() -> None:
             assert end_position <= len(SONG) * 2 + 100
 
 
-def test_nobody_is_preempted_for_guesses_and_preempted_ones_go_on_as_before() -> None:
+def test_nobody_is_preempted_for_drafts_and_preempted_ones_go_on_as_before() -> None:
     found = []
     for mode in (OFF, ALWAYS):
         house = House(song_with_mistakes, mode, num_blocks=24, block_size=4, max_num_seqs=3)
@@ -331,7 +331,7 @@ def test_nobody_is_preempted_for_guesses_and_preempted_ones_go_on_as_before() ->
     assert roomy.counted()["accepted"] > 0
 
 
-def test_the_prefix_cache_holds_no_guess() -> None:
+def test_the_prefix_cache_holds_no_draft() -> None:
     house = House(two_letters, ALWAYS)
     house.add("first", max_tokens=80)
     house.rest()
@@ -349,7 +349,7 @@ def test_the_prefix_cache_holds_no_guess() -> None:
     assert second["ends"]["second"].usage.cached_tokens >= 76
 
 
-def test_an_abort_and_a_deadline_end_a_request_that_guesses() -> None:
+def test_an_abort_and_a_deadline_end_a_request_that_drafts() -> None:
     house = House(song, ALWAYS)
     house.add("a", prompt_token_ids=SONG * 2, max_tokens=500)
     house.add("b", prompt_token_ids=SONG * 2, max_tokens=500, deadline_s=0.3)
@@ -363,7 +363,7 @@ def test_an_abort_and_a_deadline_end_a_request_that_guesses() -> None:
     assert house.all_blocks_are_back()
 
 
-def test_a_resumed_output_is_guessed_from_too() -> None:
+def test_a_resumed_output_is_drafted_from_too() -> None:
     whole = House(song, OFF)
     whole.add(max_tokens=120)
     (_, tokens, _) = whole.rest().outcome()["outputs"]["r"]
@@ -388,29 +388,29 @@ def test_a_long_prompt_is_read_over_several_steps() -> None:
 def test_sizes_without_room_are_never_asked() -> None:
     times = StepTimes((2, 4))
     assert times.best_size(1, [(0.9, 0)]) is None
-    times.measure(1, 0.01, has_guesses=False)
+    times.measure(1, 0.01, has_drafts=False)
     assert times.best_size(1, [(0.9, 0)]) == 2
     assert times.best_size(1, [(0.9, 0), (0.8, 0), (0.7, 0)]) == 4
     # Not worth five hundredths.
     assert times.best_size(1, [(0.04, 0)]) is None
-    times.measure(5, 0.01, has_guesses=True)
-    times.measure(2, 0.0, has_guesses=True)
+    times.measure(5, 0.01, has_drafts=True)
+    times.measure(2, 0.0, has_drafts=True)
 
 
-def test_one_step_that_was_disturbed_does_not_end_guessing_for_long() -> None:
+def test_one_step_that_was_disturbed_does_not_end_drafting_for_long() -> None:
     chances = [(0.9, 0), (0.8, 0), (0.7, 0)]
     times = StepTimes((1, 4))
-    times.measure(1, 0.01, has_guesses=False)
-    times.measure(4, 0.05, has_guesses=True)
+    times.measure(1, 0.01, has_drafts=False)
+    times.measure(4, 0.05, has_drafts=True)
     # The first time may be that of a cold program, so it is tried again soon.
     pause = next(index for index in range(5000) if times.best_size(1, chances))
     assert 3 < pause < 15
     for _ in range(10):
-        times.measure(4, 0.015, has_guesses=True)
-    times.measure(4, 5.0, has_guesses=True)
+        times.measure(4, 0.015, has_drafts=True)
+    times.measure(4, 5.0, has_drafts=True)
     assert times.best_size(1, chances) == 4
     # What is slow again and again is believed, and then tried rarely.
     for _ in range(20):
-        times.measure(4, 0.05, has_guesses=True)
+        times.measure(4, 0.05, has_drafts=True)
     pause = next(index for index in range(5000) if times.best_size(1, chances))
     assert 300 < pause < 3000

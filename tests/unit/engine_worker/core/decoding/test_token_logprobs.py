@@ -1,7 +1,7 @@
 """Which scores of a prompt are asked for and told, also when its work was lost in between."""
 
 from engine_worker.core.choice.batch import RowSampling, TokenScores
-from engine_worker.core.choice.request import Request
+from engine_worker.core.choice.choice import Choice
 from engine_worker.core.decoding.token_logprobs import (
     describe,
     prompt_tokens_to_score,
@@ -16,11 +16,11 @@ from tests.fakes.tiny_tokenizers import (
 PROMPT = tuple(range(10, 20))
 
 
-def make_request(num_prompt_logprobs: int | None = 0) -> Request:
-    return Request(
+def make_choice(num_prompt_logprobs: int | None = 0) -> Choice:
+    return Choice(
         gateway_id="g",
         request_id="r",
-        choice=0,
+        index=0,
         attempt=0,
         prompt_token_ids=PROMPT,
         sampling=RowSampling(num_prompt_logprobs=num_prompt_logprobs),
@@ -30,35 +30,35 @@ def make_request(num_prompt_logprobs: int | None = 0) -> Request:
     )
 
 
-def compute(request: Request, num_tokens: int) -> list[int]:
+def compute(choice: Choice, num_tokens: int) -> list[int]:
     """A chunk of the prompt is computed and scored; the tokens whose scores are then told."""
-    start = request.num_computed_tokens
-    wanted = prompt_tokens_to_score(request, num_tokens)
+    start = choice.num_computed_tokens
+    wanted = prompt_tokens_to_score(choice, num_tokens)
     scores = [TokenScores(token_id, -1.0, 1, ()) for token_id in wanted]
-    request.num_computed_tokens += num_tokens
-    return [each.token_id for each in take_prompt_scores(request, start, scores)] if scores else []
+    choice.num_computed_tokens += num_tokens
+    return [each.token_id for each in take_prompt_scores(choice, start, scores)] if scores else []
 
 
 def test_a_chunk_asks_for_the_tokens_that_follow_its_own() -> None:
-    request = make_request()
-    assert compute(request, 4) == [11, 12, 13, 14]
-    assert compute(request, 6) == [15, 16, 17, 18, 19]
-    assert prompt_tokens_to_score(request, 1) == ()
+    choice = make_choice()
+    assert compute(choice, 4) == [11, 12, 13, 14]
+    assert compute(choice, 6) == [15, 16, 17, 18, 19]
+    assert prompt_tokens_to_score(choice, 1) == ()
 
 
 def test_nothing_is_asked_for_unless_it_is_wanted() -> None:
-    assert prompt_tokens_to_score(make_request(None), 4) == ()
+    assert prompt_tokens_to_score(make_choice(None), 4) == ()
 
 
 def test_what_was_told_before_a_preemption_is_not_told_again() -> None:
-    request = make_request()
-    assert compute(request, 5) == [11, 12, 13, 14, 15]
-    request.num_computed_tokens = 0
-    assert compute(request, 3) == []
-    assert compute(request, 4) == [16, 17]
-    assert compute(request, 3) == [18, 19]
-    request.num_computed_tokens = 0
-    assert compute(request, 10) == []
+    choice = make_choice()
+    assert compute(choice, 5) == [11, 12, 13, 14, 15]
+    choice.num_computed_tokens = 0
+    assert compute(choice, 3) == []
+    assert compute(choice, 4) == [16, 17]
+    assert compute(choice, 3) == [18, 19]
+    choice.num_computed_tokens = 0
+    assert compute(choice, 10) == []
 
 
 def test_a_token_is_described_by_its_own_bytes_and_text() -> None:

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_worker.core.choice.batch import RowSampling
-from engine_worker.core.choice.request import Request, RequestStatus
+from engine_worker.core.choice.choice import Choice, ChoiceStatus
 from engine_worker.core.scheduling.block_pool import BlockPool
 from engine_worker.core.scheduling.scheduler import Schedule, Scheduler, SchedulerLimits
 from engine_worker.errors import ContextLengthError
@@ -27,13 +27,13 @@ def make_scheduler(
     return Scheduler(limits, pool), pool
 
 
-def make_request(
+def make_choice(
     arrival: int, num_prompt: int, *, priority: int = 0, lease: int = 1000, resumed: int = 0
-) -> Request:
-    return Request(
+) -> Choice:
+    return Choice(
         gateway_id="g",
         request_id=str(arrival),
-        choice=0,
+        index=0,
         attempt=0,
         prompt_token_ids=(arrival + 10,) * num_prompt,
         sampling=RowSampling(),
@@ -52,11 +52,11 @@ def apply(scheduler: Scheduler, schedule: Schedule) -> None:
         samples = row.samples
         scheduler.advance(row)
         if samples:
-            row.request.output_token_ids.append(2)
+            row.choice.output_token_ids.append(2)
 
 
 def rows_of(schedule: Schedule) -> list[tuple[str, int]]:
-    return [(row.request.request_id, row.num_tokens) for row in schedule.rows]
+    return [(row.choice.request_id, row.num_tokens) for row in schedule.rows]
 
 
 def step(scheduler: Scheduler) -> list[tuple[str, int]]:
@@ -67,8 +67,8 @@ def step(scheduler: Scheduler) -> list[tuple[str, int]]:
 
 def test_a_long_prompt_is_computed_in_chunks_and_sampled_after_the_last() -> None:
     scheduler, _ = make_scheduler()
-    request = make_request(0, 20)
-    scheduler.add(request)
+    choice = make_choice(0, 20)
+    scheduler.add(choice)
     sampled = []
     for _ in range(4):
         schedule = scheduler.schedule()
@@ -84,39 +84,39 @@ def test_a_long_prompt_is_computed_in_chunks_and_sampled_after_the_last() -> Non
 
 def test_decodes_come_first_and_prompts_get_what_is_left_of_the_budget() -> None:
     scheduler, _ = make_scheduler(budget=8)
-    scheduler.add(make_request(0, 3))
+    scheduler.add(make_choice(0, 3))
     assert step(scheduler) == [("0", 3)]
-    scheduler.add(make_request(1, 20))
+    scheduler.add(make_choice(1, 20))
     assert step(scheduler) == [("0", 1), ("1", 7)]
     assert step(scheduler) == [("0", 1), ("1", 7)]
 
 
 def test_begun_prompts_go_before_new_ones() -> None:
     scheduler, _ = make_scheduler(budget=8)
-    scheduler.add(make_request(0, 12))
+    scheduler.add(make_choice(0, 12))
     assert step(scheduler) == [("0", 8)]
-    scheduler.add(make_request(1, 6))
+    scheduler.add(make_choice(1, 6))
     assert step(scheduler) == [("0", 4), ("1", 4)]
 
 
 def test_lower_priority_numbers_are_admitted_first() -> None:
     scheduler, _ = make_scheduler(budget=4)
-    scheduler.add(make_request(0, 4, priority=5))
-    scheduler.add(make_request(1, 4, priority=1))
+    scheduler.add(make_choice(0, 4, priority=5))
+    scheduler.add(make_choice(1, 4, priority=1))
     assert step(scheduler) == [("1", 4)]
 
 
 def test_no_more_requests_run_than_there_are_slots() -> None:
     scheduler, _ = make_scheduler(max_num_seqs=2)
     for arrival in range(3):
-        scheduler.add(make_request(arrival, 2))
+        scheduler.add(make_choice(arrival, 2))
     assert step(scheduler) == [("0", 2), ("1", 2)]
     assert scheduler.num_runnable == 2
 
 
-def test_a_request_waits_until_all_blocks_of_its_prompt_are_free() -> None:
+def test_a_choice_waits_until_all_blocks_of_its_prompt_are_free() -> None:
     scheduler, _ = make_scheduler(num_blocks=6)
-    first, second = make_request(0, 12), make_request(1, 12)
+    first, second = make_choice(0, 12), make_choice(1, 12)
     scheduler.add(first)
     scheduler.add(second)
     assert step(scheduler) == [("0", 8)]
@@ -126,13 +126,13 @@ def test_a_request_waits_until_all_blocks_of_its_prompt_are_free() -> None:
 
 def test_when_blocks_run_out_the_youngest_is_preempted_and_what_was_lost_is_computed() -> None:
     scheduler, pool = make_scheduler(num_blocks=4, budget=32, chunk=16)
-    old, young = make_request(0, 8), make_request(1, 4)
+    old, young = make_choice(0, 8), make_choice(1, 4)
     scheduler.add(old)
     scheduler.add(young)
     assert step(scheduler) == [("0", 8), ("1", 4)]
     for _ in range(4):
-        assert step(scheduler) == [("0", 1)] or young.status is RequestStatus.RUNNING
-    assert young.status is RequestStatus.PREEMPTED
+        assert step(scheduler) == [("0", 1)] or young.status is ChoiceStatus.RUNNING
+    assert young.status is ChoiceStatus.PREEMPTED
     assert (young.num_computed_tokens, young.block_ids, young.slot) == (0, [], None)
     num_tokens = young.num_tokens
     scheduler.finish(old)
@@ -143,36 +143,36 @@ def test_when_blocks_run_out_the_youngest_is_preempted_and_what_was_lost_is_comp
 
 def test_the_lowest_priority_is_preempted_before_the_youngest() -> None:
     scheduler, _ = make_scheduler(num_blocks=4, budget=32, chunk=16)
-    unimportant, important = make_request(0, 4, priority=9), make_request(1, 8)
+    unimportant, important = make_choice(0, 4, priority=9), make_choice(1, 8)
     scheduler.add(unimportant)
     scheduler.add(important)
-    while unimportant.status is not RequestStatus.PREEMPTED:
+    while unimportant.status is not ChoiceStatus.PREEMPTED:
         step(scheduler)
-    assert important.status is RequestStatus.RUNNING
+    assert important.status is ChoiceStatus.RUNNING
 
 
-def test_a_request_pauses_at_its_lease_and_goes_on_when_it_grows() -> None:
+def test_a_choice_pauses_at_its_lease_and_goes_on_when_it_grows() -> None:
     scheduler, _ = make_scheduler()
-    request = make_request(0, 4, lease=2)
-    scheduler.add(request)
+    choice = make_choice(0, 4, lease=2)
+    scheduler.add(choice)
     step(scheduler)
     step(scheduler)
-    assert request.num_output_tokens == 2
+    assert choice.num_output_tokens == 2
     assert not scheduler.has_work()
     assert step(scheduler) == []
-    scheduler.extend(request, 3)
+    scheduler.extend(choice, 3)
     assert scheduler.has_work()
     assert step(scheduler) == [("0", 1)]
 
 
 def test_a_paused_request_gives_way_to_one_that_may_run() -> None:
     scheduler, _ = make_scheduler(max_num_seqs=1)
-    paused, other = make_request(0, 4, lease=1), make_request(1, 4)
+    paused, other = make_choice(0, 4, lease=1), make_choice(1, 4)
     scheduler.add(paused)
     scheduler.add(other)
     step(scheduler)
     assert step(scheduler) == [("1", 4)]
-    assert paused.status is RequestStatus.PREEMPTED
+    assert paused.status is ChoiceStatus.PREEMPTED
     scheduler.finish(other)
     scheduler.extend(paused, 2)
     assert step(scheduler) == [("0", 1)]
@@ -180,22 +180,22 @@ def test_a_paused_request_gives_way_to_one_that_may_run() -> None:
 
 def test_a_resumed_output_is_computed_with_the_prompt_and_not_sampled_again() -> None:
     scheduler, _ = make_scheduler()
-    request = make_request(0, 4, resumed=3)
-    scheduler.add(request)
+    choice = make_choice(0, 4, resumed=3)
+    scheduler.add(choice)
     assert step(scheduler) == [("0", 7)]
-    assert request.num_output_tokens == 4
+    assert choice.num_output_tokens == 4
 
 
-def test_a_request_that_can_never_fit_is_refused_with_both_numbers() -> None:
+def test_a_choice_that_can_never_fit_is_refused_with_both_numbers() -> None:
     scheduler, _ = make_scheduler(num_blocks=4, block_size=4)
     with pytest.raises(ContextLengthError, match=r"16 tokens.* 17 tokens"):
-        scheduler.add(make_request(0, 16))
+        scheduler.add(make_choice(0, 16))
 
 
 def test_a_lost_cache_makes_everybody_start_over() -> None:
     scheduler, pool = make_scheduler()
     for arrival in range(3):
-        scheduler.add(make_request(arrival, 4))
+        scheduler.add(make_choice(arrival, 4))
     step(scheduler)
     scheduler.reset()
     assert pool.num_free == pool.num_blocks
@@ -222,12 +222,12 @@ def test_every_request_ends_and_every_block_and_slot_comes_back(
     scheduler, pool = make_scheduler(num_blocks=9, max_num_seqs=3, budget=8, chunk=5)
     pending = sorted(
         (
-            (arrival_step, make_request(index, prompt, priority=priority, lease=lease), output)
+            (arrival_step, make_choice(index, prompt, priority=priority, lease=lease), output)
             for index, (prompt, output, priority, lease, arrival_step) in enumerate(specs)
         ),
         key=lambda entry: entry[0],
     )
-    targets = {request.request_id: output for _, request, output in pending}
+    targets = {choice.request_id: output for _, choice, output in pending}
     for number in range(2000):
         while pending and pending[0][0] <= number:
             scheduler.add(pending.pop(0)[1])
@@ -238,15 +238,15 @@ def test_every_request_ends_and_every_block_and_slot_comes_back(
         assert bool(schedule.rows) == had_work
         assert sum(row.num_tokens for row in schedule.rows) <= 8
         for row in schedule.rows:
-            end = row.request.num_computed_tokens + row.num_tokens
-            assert len(row.request.block_ids) * 4 >= end
-            assert not row.request.is_paused
+            end = row.choice.num_computed_tokens + row.num_tokens
+            assert len(row.choice.block_ids) * 4 >= end
+            assert not row.choice.is_paused
         apply(scheduler, schedule)
-        for request in tuple(scheduler.requests()):
-            if request.num_output_tokens >= targets[request.request_id]:
-                scheduler.finish(request)
-            elif request.is_paused and number % 3 == 0:
-                scheduler.extend(request, request.lease_tokens + 2)
+        for choice in tuple(scheduler.choices()):
+            if choice.num_output_tokens >= targets[choice.request_id]:
+                scheduler.finish(choice)
+            elif choice.is_paused and number % 3 == 0:
+                scheduler.extend(choice, choice.lease_tokens + 2)
     assert not pending
     assert scheduler.num_unfinished == 0
     assert pool.num_free == pool.num_blocks

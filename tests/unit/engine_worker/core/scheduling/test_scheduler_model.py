@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine_worker.core.choice.batch import RowSampling
-from engine_worker.core.choice.request import Request, RequestStatus
+from engine_worker.core.choice.choice import Choice, ChoiceStatus
 from engine_worker.core.scheduling.block_hashes import block_hashes
 from engine_worker.core.scheduling.block_pool import BlockPool
 from engine_worker.core.scheduling.scheduler import (
@@ -25,7 +25,7 @@ BLOCK_SIZE = 3
 LIMITS = SchedulerLimits(
     max_num_seqs=3, max_num_batched_tokens=9, prefill_chunk_size=5, max_model_len=24
 )
-# Few beginnings, so that requests meet in the cache.
+# Few beginnings, so that choices meet in the cache.
 PROMPTS = st.builds(
     lambda beginning, length: (*beginning, *(5,) * length),
     st.sampled_from([(1, 2, 3), (1, 2, 4)]),
@@ -41,7 +41,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)
         self.scheduler = Scheduler(LIMITS, self.pool)
         self.memory: list[list[int | None]] = [[None] * BLOCK_SIZE for _ in range(NUM_BLOCKS)]
-        self.requests: list[Request] = []
+        self.choices: list[Choice] = []
         self.num_added = 0
         self.known: set[bytes] = set()
 
@@ -55,10 +55,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def add(self, prompt: tuple[int, ...], output: list[int], lease: int, **fields: Any) -> None:
         tenant = fields.pop("tenant")
-        request = Request(
+        choice = Choice(
             gateway_id="g",
             request_id=str(self.num_added),
-            choice=0,
+            index=0,
             attempt=1,
             prompt_token_ids=prompt,
             sampling=RowSampling(),
@@ -71,8 +71,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             **fields,
         )
         self.num_added += 1
-        self.scheduler.add(request)
-        self.requests.append(request)
+        self.scheduler.add(choice)
+        self.choices.append(choice)
 
     @rule(
         token=st.sampled_from([5, 5, 6]),
@@ -83,16 +83,16 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step(
         self, token: int, num_steps: int, lookahead: int = 1, num_right: int | None = None
     ) -> None:
-        """Steps of several tokens a row; with `num_right` these are guesses, the others wrong."""
+        """Steps of several tokens a row; with `num_right` these are drafts, the others wrong."""
         for _ in range(num_steps):
             had_work = self.scheduler.has_work()
             schedule = self.scheduler.schedule()
             assert bool(schedule.rows) == had_work
             assert all(row.num_tokens > 0 for row in schedule.rows)
             assert sum(row.num_tokens for row in schedule.rows) <= LIMITS.max_num_batched_tokens
-            assert len({row.request.slot for row in schedule.rows}) == len(schedule.rows)
+            assert len({row.choice.slot for row in schedule.rows}) == len(schedule.rows)
             rooms = [
-                self.scheduler.reserve(row.request, lookahead) if row.samples else 1
+                self.scheduler.reserve(row.choice, lookahead) if row.samples else 1
                 for row in schedule.rows
             ]
             for row in schedule.rows:
@@ -101,43 +101,43 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.check_reads(row)
                 num_turns = room if row.num_tokens == 1 else 1
                 if num_right is not None and num_turns > 1:
-                    self.write_guesses(row, num_turns - 1)
+                    self.write_draft(row, num_turns - 1)
                     num_turns = min(num_turns, 1 + num_right)
                 self.take(row, token, num_turns)
 
     def take(self, row: ScheduledRow, token: int, num_turns: int) -> None:
         """What the engine does with a row's result; a row may compute several tokens in turn."""
-        request = row.request
+        choice = row.choice
         samples = row.samples
         self.scheduler.advance(row)
         for turn in range(num_turns if samples else 0):
             if turn:
-                following = ScheduledRow(request, 1)
+                following = ScheduledRow(choice, 1)
                 self.write(following)
                 self.check_reads(following)
                 self.scheduler.advance(following)
-            request.output_token_ids.append(token)
-            if request.num_output_tokens >= request.max_output_tokens:
-                self.end(request)
+            choice.output_token_ids.append(token)
+            if choice.num_output_tokens >= choice.max_output_tokens:
+                self.end(choice)
                 return
-            if request.is_paused:
+            if choice.is_paused:
                 return
 
-    @precondition(lambda self: self.requests)
+    @precondition(lambda self: self.choices)
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
-        self.end(data.draw(st.sampled_from(self.requests)))
+        self.end(data.draw(st.sampled_from(self.choices)))
 
-    @precondition(lambda self: self.requests)
+    @precondition(lambda self: self.choices)
     @rule(data=st.data(), lease=st.integers(0, 30))
     def extend(self, data: st.DataObject, lease: int) -> None:
-        self.scheduler.extend(data.draw(st.sampled_from(self.requests)), lease)
+        self.scheduler.extend(data.draw(st.sampled_from(self.choices)), lease)
 
     @rule()
     def lose_a_step(self) -> None:
         """The rows of a step fail, and with them goes the cache."""
         for row in self.scheduler.schedule().rows:
-            self.end(row.request)
+            self.end(row.choice)
         self.scheduler.reset()
         self.memory = [[None] * BLOCK_SIZE for _ in range(NUM_BLOCKS)]
 
@@ -146,54 +146,54 @@ class SchedulerMachine(RuleBasedStateMachine):
         """A row computes NaN; what it was made of is not used again."""
         schedule = self.scheduler.schedule()
         for row in schedule.rows[:1]:
-            self.scheduler.distrust(row.request)
+            self.scheduler.distrust(row.choice)
             # Others may have computed the same for themselves; their blocks keep their names.
-            assert not {self.pool._hashes[block_id] for block_id in row.request.block_ids} - {None}
-            self.end(row.request)
+            assert not {self.pool._hashes[block_id] for block_id in row.choice.block_ids} - {None}
+            self.end(row.choice)
         for row in schedule.rows[1:]:
             self.write(row)
-            self.scheduler.advance(ScheduledRow(row.request, row.num_tokens))
-            if row.request.num_uncomputed_tokens == 0:
-                row.request.output_token_ids.append(5)
-                if row.request.num_output_tokens >= row.request.max_output_tokens:
-                    self.end(row.request)
+            self.scheduler.advance(ScheduledRow(row.choice, row.num_tokens))
+            if row.choice.num_uncomputed_tokens == 0:
+                row.choice.output_token_ids.append(5)
+                if row.choice.num_output_tokens >= row.choice.max_output_tokens:
+                    self.end(row.choice)
 
-    def end(self, request: Request) -> None:
-        self.scheduler.finish(request)
-        self.requests.remove(request)
+    def end(self, choice: Choice) -> None:
+        self.scheduler.finish(choice)
+        self.choices.remove(choice)
 
     def write(self, row: ScheduledRow) -> None:
-        request = row.request
-        start = request.num_computed_tokens
-        tokens = request.token_ids(start, start + row.num_tokens)
+        choice = row.choice
+        start = choice.num_computed_tokens
+        tokens = choice.token_ids(start, start + row.num_tokens)
         for position, token in enumerate(tokens, start=start):
-            block_id = request.block_ids[position // BLOCK_SIZE]
+            block_id = choice.block_ids[position // BLOCK_SIZE]
             assert self.pool.num_holders(block_id) == 1, "a shared block is written to"
             assert self.pool._hashes[block_id] is None, "a named block is written to"
             self.memory[block_id][position % BLOCK_SIZE] = token
 
-    def write_guesses(self, row: ScheduledRow, num_guesses: int) -> None:
-        """Guesses are computed with the row; whatever they were, it is nobody's token."""
-        first = row.request.num_computed_tokens + 1
-        for position in range(first, first + num_guesses):
-            block_id = row.request.block_ids[position // BLOCK_SIZE]
-            assert self.pool.num_holders(block_id) == 1, "a guess is written to a shared block"
-            assert self.pool._hashes[block_id] is None, "a guess is written to a named block"
+    def write_draft(self, row: ScheduledRow, num_drafted: int) -> None:
+        """Drafts are computed with the row; whatever they were, it is nobody's token."""
+        first = row.choice.num_computed_tokens + 1
+        for position in range(first, first + num_drafted):
+            block_id = row.choice.block_ids[position // BLOCK_SIZE]
+            assert self.pool.num_holders(block_id) == 1, "a draft is written to a shared block"
+            assert self.pool._hashes[block_id] is None, "a draft is written to a named block"
             self.memory[block_id][position % BLOCK_SIZE] = -position
 
     def check_reads(self, row: ScheduledRow) -> None:
-        request = row.request
-        end = request.num_computed_tokens + row.num_tokens
-        held = [token for block_id in request.block_ids for token in self.memory[block_id]]
-        assert tuple(held[:end]) == request.token_ids(0, end)
+        choice = row.choice
+        end = choice.num_computed_tokens + row.num_tokens
+        held = [token for block_id in choice.block_ids for token in self.memory[block_id]]
+        assert tuple(held[:end]) == choice.token_ids(0, end)
 
     @invariant()
     def every_block_is_counted(self) -> None:
         holders = [0] * NUM_BLOCKS
-        for request in self.requests:
-            assert (request.slot is not None) == (request.status is RequestStatus.RUNNING)
-            assert request.slot is not None or not request.block_ids
-            for block_id in request.block_ids:
+        for choice in self.choices:
+            assert (choice.slot is not None) == (choice.status is ChoiceStatus.RUNNING)
+            assert choice.slot is not None or not choice.block_ids
+            for block_id in choice.block_ids:
                 holders[block_id] += 1
         assert [self.pool.num_holders(block_id) for block_id in range(NUM_BLOCKS)] == holders
         assert self.pool.num_free == holders.count(0)
@@ -202,10 +202,10 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def everybody_is_somewhere_once(self) -> None:
-        listed = list(self.scheduler.requests())
+        listed = list(self.scheduler.choices())
         assert len(listed) == len(set(listed)) == self.scheduler.num_unfinished
-        assert set(listed) == set(self.requests)
-        slots = [request.slot for request in listed if request.slot is not None]
+        assert set(listed) == set(self.choices)
+        slots = [choice.slot for choice in listed if choice.slot is not None]
         assert len(slots) == len(set(slots)) <= LIMITS.max_num_seqs
 
     @invariant()
@@ -213,12 +213,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         for content, block_id in self.pool._block_of.items():
             assert self.pool._hashes[block_id] == content
             assert None not in self.memory[block_id]
-        for request in self.requests:
-            named = request.block_hashes[: request.num_named_blocks]
-            tokens = request.token_ids(0, request.num_computed_tokens)
-            assert (
-                tuple(named) == block_hashes(tokens, BLOCK_SIZE, request.cache_salt)[: len(named)]
-            )
+        for choice in self.choices:
+            named = choice.block_hashes[: choice.num_named_blocks]
+            tokens = choice.token_ids(0, choice.num_computed_tokens)
+            assert tuple(named) == block_hashes(tokens, BLOCK_SIZE, choice.cache_salt)[: len(named)]
 
     @invariant()
     def the_changes_add_up(self) -> None:
@@ -233,14 +231,14 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Everybody gets a lease and runs to the end; then every block is free."""
-        for request in tuple(self.requests):
-            self.scheduler.extend(request, 50)
-        bound = (len(self.requests) + 1) * (LIMITS.max_num_seqs + 1) * LIMITS.max_model_len
+        for choice in tuple(self.choices):
+            self.scheduler.extend(choice, 50)
+        bound = (len(self.choices) + 1) * (LIMITS.max_num_seqs + 1) * LIMITS.max_model_len
         for _ in range(bound):
-            if not self.requests:
+            if not self.choices:
                 break
             self.step(5, 1)
-        assert not self.requests
+        assert not self.choices
         assert self.pool.num_free == NUM_BLOCKS
 
 
@@ -250,11 +248,11 @@ TestSchedulerMachine.settings = settings(
 )
 
 
-def make(arrival: int, num_prompt: int, priority: int) -> Request:
-    return Request(
+def make(arrival: int, num_prompt: int, priority: int) -> Choice:
+    return Choice(
         gateway_id="g",
         request_id=str(arrival),
-        choice=0,
+        index=0,
         attempt=1,
         prompt_token_ids=(arrival,) * num_prompt,
         sampling=RowSampling(),
@@ -266,16 +264,16 @@ def make(arrival: int, num_prompt: int, priority: int) -> Request:
     )
 
 
-def run_step(scheduler: Scheduler, output: int) -> set[Request]:
-    """One step; requests end after so much output. Who got a slot."""
+def run_step(scheduler: Scheduler, output: int) -> set[Choice]:
+    """One step; choices end after so much output. Who got a slot."""
     schedule = scheduler.schedule()
     for row in schedule.rows:
         samples = row.samples
         scheduler.advance(row)
         if samples:
-            row.request.output_token_ids.append(1)
-            if row.request.num_output_tokens == output:
-                scheduler.finish(row.request)
+            row.choice.output_token_ids.append(1)
+            if row.choice.num_output_tokens == output:
+                scheduler.finish(row.choice)
     return set(schedule.admitted)
 
 
@@ -299,29 +297,29 @@ def test_every_request_gets_its_slot_within_the_stated_number_of_steps(
             sorted(specs, key=lambda spec: spec[2])
         )
     ]
-    waited: dict[Request, int] = {}
+    waited: dict[Choice, int] = {}
     last_arrival = pending[-1][0]
     number = 0
     while pending or waited:
         while pending and pending[0][0] <= number:
-            request = pending.pop(0)[1]
-            waited[request] = 0
-            scheduler.add(request)
-        for request in run_step(scheduler, output):
-            waited.pop(request, None)
+            choice = pending.pop(0)[1]
+            waited[choice] = 0
+            scheduler.add(choice)
+        for choice in run_step(scheduler, output):
+            waited.pop(choice, None)
         number += 1
-        for request in waited:
-            waited[request] += number > last_arrival
-            ahead = sum(other.order < request.order for other in scheduler.requests())
+        for choice in waited:
+            waited[choice] += number > last_arrival
+            ahead = sum(other.order < choice.order for other in scheduler.choices())
             bound = (ahead + 1) * (LIMITS.max_num_seqs + 1) * LIMITS.max_model_len
-            assert waited[request] <= bound
+            assert waited[choice] <= bound
 
 
 def test_a_stream_of_important_requests_does_not_starve_an_unimportant_one() -> None:
     pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)
     scheduler = Scheduler(LIMITS, pool)
     unimportant = make(0, 4, priority=1)
-    # More than the engine can take: three slots, two steps a request, two arrivals a step.
+    # More than the engine can take: three slots, two steps a choice, two arrivals a step.
     arrivals = itertools.count(1)
     for number in range(3 * AGING_STEPS):
         for _ in range(2):
@@ -337,8 +335,8 @@ def test_a_stream_of_important_requests_does_not_starve_an_unimportant_one() -> 
 def test_a_more_important_request_goes_first_among_those_that_wait() -> None:
     scheduler = Scheduler(LIMITS, BlockPool(NUM_BLOCKS, BLOCK_SIZE))
     first = [make(index, 1, priority=0) for index in range(3)]
-    for request in first:
-        scheduler.add(request)
+    for choice in first:
+        scheduler.add(choice)
     run_step(scheduler, 5)
     late, urgent = make(3, 1, priority=0), make(4, 1, priority=-1)
     scheduler.add(late)
@@ -377,11 +375,11 @@ def test_a_step_costs_the_same_however_many_requests_wait() -> None:
 
 def test_requests_that_give_up_while_they_wait_cost_no_look_at_the_others() -> None:
     scheduler = Scheduler(LIMITS, BlockPool(NUM_BLOCKS, BLOCK_SIZE))
-    requests = [make(index, 4, priority=0) for index in range(2000)]
-    for request in requests:
-        scheduler.add(request)
-    for request in requests[::-1]:
-        scheduler.finish(request)
+    choices = [make(index, 4, priority=0) for index in range(2000)]
+    for choice in choices:
+        scheduler.add(choice)
+    for choice in choices[::-1]:
+        scheduler.finish(choice)
     assert scheduler.num_unfinished == 0
     assert len(scheduler._waiting._heap) < 100
     assert not scheduler.has_work()

@@ -12,7 +12,7 @@ _BLOCK: Final = 64
 _ID_TUPLES: Final = tuple((NUM_BYTE_IDS + number,) for number in range(len(WORD_TEXTS)))
 
 
-class Stream:
+class Choice:
     """The state of one choice.
 
     Args:
@@ -41,9 +41,9 @@ class Stream:
         "_reads_nobody",
         "_script",
         "attempt",
-        "choice",
         "fault_kind",
         "gateway_id",
+        "index",
         "is_over",
         "key",
         "lease_tokens",
@@ -67,7 +67,7 @@ class Stream:
         reads_nobody: bool,
     ) -> None:
         self.key = key
-        self.gateway_id, self.request_id, self.choice = key
+        self.gateway_id, self.request_id, self.index = key
         self.attempt = command.attempt
         self.limit = limit
         self.reason = reason
@@ -112,11 +112,11 @@ class Stream:
         self.num_tokens = place + 1
         self._num_characters = end = self._num_characters + len(text)
         if self._num_sent > end - len(text):
-            # A resumed stream may have sent part of this text before it moved here.
+            # A resumed choice may have sent part of this text before it moved here.
             text = text[self._num_sent - end + len(text) :]
         return Delta(
             request_id=self.request_id,
-            choice=self.choice,
+            choice=self.index,
             attempt=self.attempt,
             text=text,
             token_ids=_ID_TUPLES[index],
@@ -135,7 +135,7 @@ class Stream:
         self.num_tokens, self._num_characters = stop, end
         return Delta(
             request_id=self.request_id,
-            choice=self.choice,
+            choice=self.index,
             attempt=self.attempt,
             text="".join(texts)[max(0, self._num_sent - begin) :],
             token_ids=tuple(token_ids),

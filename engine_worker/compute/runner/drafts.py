@@ -1,8 +1,8 @@
-"""Rows with guessed tokens as rows of one token each, and which of their draws count.
+"""Rows with draft tokens as rows of one token each, and which of their draws count.
 
-Any decode program computes them: a guess stands in a row of its own, one position after the row
-before it, with the same block table. Rows write their keys and values before any is read, so a guess
-sees all guesses before it, as it would one step after the other.
+Any decode program computes them: a draft token stands in a row of its own, one position after the row
+before it, with the same block table. Rows write their keys and values before any is read, so a draft
+token sees all before it, as it would one step after the other.
 """
 
 from collections.abc import Sequence
@@ -14,26 +14,26 @@ import numpy as np
 from engine_worker.core.choice.batch import RowWork, StepResult
 
 
-def split_guesses(rows: Sequence[RowWork], max_rows: int) -> tuple[RowWork, ...]:
-    """A row for each token and each guess, in order.
+def split_drafts(rows: Sequence[RowWork], max_rows: int) -> tuple[RowWork, ...]:
+    """A row for each token and each draft token, in order.
 
     Args:
         rows: Of a step.
-        max_rows: The most that a step with guesses may have.
+        max_rows: The most that a step with drafts may have.
 
     Raises:
-        ValueError: A row may not guess, or there are too many.
+        ValueError: A row may not draft, or there are too many.
     """
     if not any(row.draft_token_ids for row in rows):
         return tuple(rows)
     pieces = tuple(chain.from_iterable(map(_pieces, rows)))
     if len(pieces) > max_rows:
-        raise ValueError(f"a step with guesses has at most {max_rows} rows, not {len(pieces)}")
+        raise ValueError(f"a step with drafts has at most {max_rows} rows, not {len(pieces)}")
     return pieces
 
 
-def join_guesses(rows: Sequence[RowWork], result: StepResult) -> StepResult:
-    """What the rows sampled, from the result of their pieces: draws count up to a wrong guess."""
+def join_drafts(rows: Sequence[RowWork], result: StepResult) -> StepResult:
+    """What the rows sampled, from the result of their pieces: draws count up to a wrong draft token."""
     if not any(row.draft_token_ids for row in rows):
         return result
     sizes = [1 + len(row.draft_token_ids) for row in rows]
@@ -43,8 +43,8 @@ def join_guesses(rows: Sequence[RowWork], result: StepResult) -> StepResult:
     for index, (row, first) in enumerate(zip(rows, firsts, strict=True)):
         draws = result.token_ids[first : first + sizes[index]].tolist()
         num_right = 0
-        for guess, draw, following in zip(row.draft_token_ids, draws, draws[1:], strict=False):
-            if guess != draw or following < 0:
+        for drafted, draw, following in zip(row.draft_token_ids, draws, draws[1:], strict=False):
+            if drafted != draw or following < 0:
                 break
             num_right += 1
         if num_right:
@@ -52,8 +52,8 @@ def join_guesses(rows: Sequence[RowWork], result: StepResult) -> StepResult:
     return StepResult(
         token_ids=result.token_ids[firsts],
         has_nan=result.has_nan[firsts],
-        # Only rows without guesses have these, each in one piece.
-        without_choice=frozenset(index_of[piece] for piece in result.without_choice),
+        # Only rows without drafts have these, each in one piece.
+        nothing_allowed=frozenset(index_of[piece] for piece in result.nothing_allowed),
         logprobs={index_of[piece]: scores for piece, scores in result.logprobs.items()},
         prompt_logprobs={index_of[piece]: each for piece, each in result.prompt_logprobs.items()},
         more_token_ids=more,
@@ -70,7 +70,7 @@ def _pieces(row: RowWork) -> list[RowWork]:
         or row.needs_full_sampler
         or row.sampling.uses_penalties
     ):
-        raise ValueError("only decodes whose draws depend on nothing but logits guess tokens")
+        raise ValueError("only decodes whose draws depend on nothing but logits draft tokens")
     return [
         replace(row, token_ids=(token_id,), start=row.start + offset, draft_token_ids=())
         for offset, token_id in enumerate((*row.token_ids, *row.draft_token_ids))

@@ -1,4 +1,4 @@
-"""Books settlements: one ledger row a lease, totals a key, model and day, and the leases' end."""
+"""Writes bookings: one ledger row a lease, totals a key, model and day, and the leases' end."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -48,7 +48,7 @@ def touch_keys(connection: Connection, touches: Sequence[TouchKey]) -> None:
 
 
 def book_usage(connection: Connection, bookings: Sequence[BookUsage]) -> None:
-    """Book a group of settlements, each lease once.
+    """Write a group of bookings, each lease once.
 
     The first booking of a lease counts and later ones change nothing; only an `expired` one, which
     is the last report of a lease that nobody settled, gives way to the settlement that comes late,

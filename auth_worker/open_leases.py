@@ -22,7 +22,7 @@ MAX_SETTLED_REMEMBERED = 4096
 """Settled leases about which engines may still report; beyond it a report costs a look at the ledger."""
 
 
-class LeaseBook:
+class OpenLeases:
     """The open leases and the windows they draw on.
 
     Restarts err on the safe side: open leases come back with their reservations and a full new

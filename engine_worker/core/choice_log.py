@@ -1,10 +1,10 @@
-"""What is logged of single requests; each line carries the request's id and its client's."""
+"""What is logged of single choices; each line carries the request's id and its client's."""
 
 import logging
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from engine_worker.core.choice.request import Request
+from engine_worker.core.choice.choice import Choice
 from protocol.errors import ErrorCode
 from protocol.runtime import logs
 from protocol.wire.messages import Failure, Finished, Generate
@@ -15,7 +15,7 @@ _log = logging.getLogger("penstock.engine")
 
 
 class _Named(Protocol):
-    """A command, or the engine's own request."""
+    """A command, or the engine's choice."""
 
     @property
     def request_id(self) -> str: ...
@@ -24,21 +24,21 @@ class _Named(Protocol):
     def trace_id(self) -> str: ...
 
 
-def about(request: _Named) -> AbstractContextManager[None]:
-    """What is logged within is about this request."""
-    return logs.about(request.request_id, request.trace_id)
+def about(choice: _Named) -> AbstractContextManager[None]:
+    """What is logged within is about this choice."""
+    return logs.about(choice.request_id, choice.trace_id)
 
 
-def log_accepted(request: Request) -> None:
+def log_accepted(choice: Choice) -> None:
     """A choice was taken."""
     if _log.isEnabledFor(logging.DEBUG):
-        with about(request):
+        with about(choice):
             _log.debug(
                 "choice %d accepted, attempt %d: %d prompt tokens, %d of an earlier attempt",
-                request.choice,
-                request.attempt,
-                request.num_prompt_tokens,
-                request.num_output_tokens,
+                choice.index,
+                choice.attempt,
+                choice.num_prompt_tokens,
+                choice.num_output_tokens,
             )
 
 
@@ -49,7 +49,7 @@ def log_refused(command: Generate, end: Failure) -> None:
             _log.debug("choice %d refused: %s: %s", command.choice, end.code, end.message)
 
 
-def log_ended(request: Request, end: Finished | Failure) -> None:
+def log_ended(choice: Choice, end: Finished | Failure) -> None:
     """A choice that was taken has ended; a failure of the engine itself is a warning."""
     if isinstance(end, Finished):
         level, reason = logging.DEBUG, str(end.finish_reason)
@@ -57,12 +57,12 @@ def log_ended(request: Request, end: Finished | Failure) -> None:
         level = logging.WARNING if end.code in _OUR_FAULTS else logging.DEBUG
         reason = f"{end.code}: {end.message}"
     if _log.isEnabledFor(level):
-        with about(request):
+        with about(choice):
             _log.log(
                 level,
                 "choice %d ended, attempt %d, %d output tokens: %s",
-                request.choice,
-                request.attempt,
-                request.num_output_tokens,
+                choice.index,
+                choice.attempt,
+                choice.num_output_tokens,
                 reason,
             )

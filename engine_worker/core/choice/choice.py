@@ -5,12 +5,12 @@ from enum import StrEnum
 
 from engine_worker.core.choice.allowed_tokens import AllowedTokens
 from engine_worker.core.choice.batch import MaskSource, RowSampling
-from engine_worker.core.choice.ngram_drafts import RequestDrafts
+from engine_worker.core.choice.ngram_drafts import ChoiceDrafts
 from engine_worker.core.choice.token_mask import MaskWords
 
 
-class RequestStatus(StrEnum):
-    """Where a request is: `waiting` → `running` ⇄ `preempted` → `finished`."""
+class ChoiceStatus(StrEnum):
+    """Where a choice is: `waiting` → `running` ⇄ `preempted` → `finished`."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -19,17 +19,18 @@ class RequestStatus(StrEnum):
 
 
 @dataclass(slots=True, eq=False)
-class Request:
+class Choice:
     """One choice of one request.
 
     Attributes:
-        gateway_id: The gateway that wants it; with `request_id` and `choice` its identity.
+        gateway_id: The gateway that wants it; with `request_id` and `index` its identity.
+        index: Of the choice within its request; `choice` on the wire.
         attempt: Which try of the gateway this is; outputs carry it.
         max_output_tokens: The smaller of what was asked for and what the context leaves.
-        lease_tokens: Output tokens that are paid for; at it the request pauses.
+        lease_tokens: Output tokens that are paid for; at it the choice pauses.
         deadline: On the engine's monotonic clock, seconds.
         priority: Lower runs first.
-        arrival: Grows with each request; the second sort key.
+        arrival: Grows with each choice; the second sort key.
         rank: The first sort key, given by the scheduler from priority and time of arrival.
         cache_salt: Keeps its cached blocks apart from those of others, its tenant's excepted.
         is_streaming: Whether somebody reads the output as it comes.
@@ -47,16 +48,16 @@ class Request:
         slot: Device row, None while it doesn't run.
         block_hashes: Names of its first full blocks, as far as the prefix cache asked for them.
         num_named_blocks: Of `block_ids`, how many full ones from the first on are computed.
-        awaited_block: Name of the block that another request computes and that it waits for.
+        awaited_block: Name of the block that another choice computes and that it waits for.
         num_cached_tokens: Of the prompt, what was found computed when it first got a slot; None
             before.
-        drafts: Guesses its next tokens; None while nobody wanted any.
+        drafts: Drafts its next tokens; None while nobody wanted any.
         trace_id: The client's `X-Request-ID`, for logs.
     """
 
     gateway_id: str
     request_id: str
-    choice: int
+    index: int
     attempt: int
     prompt_token_ids: tuple[int, ...]
     sampling: RowSampling
@@ -83,14 +84,14 @@ class Request:
     num_named_blocks: int = 0
     awaited_block: bytes | None = None
     num_cached_tokens: int | None = None
-    drafts: RequestDrafts | None = None
+    drafts: ChoiceDrafts | None = None
     trace_id: str = ""
-    status: RequestStatus = RequestStatus.WAITING
+    status: ChoiceStatus = ChoiceStatus.WAITING
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """The identity of the stream, whatever the attempt."""
-        return (self.gateway_id, self.request_id, self.choice)
+        """The identity of the choice, whatever the attempt."""
+        return (self.gateway_id, self.request_id, self.index)
 
     @property
     def order(self) -> tuple[int, int]:

@@ -1,9 +1,9 @@
-"""One choice as the engine generates it: the request, its text, and what nobody was told yet."""
+"""One choice with its output: tokens, text, and what no gateway was told yet."""
 
 from dataclasses import dataclass, field
 
 from engine_worker.core.choice.batch import TokenScores
-from engine_worker.core.choice.request import Request
+from engine_worker.core.choice.choice import Choice
 from engine_worker.grammar.constraint import Constraint
 from engine_worker.text.output_text import OutputText
 from engine_worker.text.stopping import Stop, StopStrings
@@ -12,8 +12,8 @@ from protocol.wire.messages import Generate
 
 
 @dataclass(slots=True)
-class Stream:
-    """A request together with the text side of its output.
+class ChoiceOutput:
+    """A choice together with the text side of its output.
 
     Attributes:
         constraint: The grammar that the output follows, if any.
@@ -22,7 +22,7 @@ class Stream:
         untold_scores: Of the tokens that were sampled, in their order, if they are wanted.
     """
 
-    request: Request
+    choice: Choice
     text: OutputText
     want_token_ids: bool
     constraint: Constraint | None = None
@@ -32,12 +32,12 @@ class Stream:
 
     def append(self, token_id: int) -> None:
         """Take the output's next token; `stop` is set when the output ends with it."""
-        self.request.output_token_ids.append(token_id)
+        self.choice.output_token_ids.append(token_id)
         is_complete = False
         if self.constraint is not None:
             self.constraint.push(token_id)
             is_complete = self.constraint.is_complete
-        self.stop = self.text.push(self.request, is_complete=is_complete)
+        self.stop = self.text.push(self.choice, is_complete=is_complete)
         self.untold.append((token_id, self.text.num_characters))
 
     def append_forced(self) -> bool:
@@ -47,20 +47,20 @@ class Stream:
             self.constraint is not None
             and self.constraint.has_forced
             and self.stop is None
-            and not self.request.is_paused
+            and not self.choice.is_paused
         ):
             self.append(self.constraint.next_forced())
         return len(self.untold) > num_before
 
 
-def resumed_stream(
-    request: Request, command: Generate, constraint: Constraint | None, tokenizer: Tokenizer
-) -> Stream:
-    """A request with its text side, brought to where an earlier attempt left it."""
+def resumed_output(
+    choice: Choice, command: Generate, constraint: Constraint | None, tokenizer: Tokenizer
+) -> ChoiceOutput:
+    """A choice with its text side, brought to where an earlier attempt left it."""
     sampling = command.sampling
     text = OutputText(
         tokenizer.detokenizer(
-            request.prompt_token_ids,
+            choice.prompt_token_ids,
             skip_special_tokens=sampling.skip_special_tokens,
             keep_special_tokens=command.keep_special_tokens,
         ),
@@ -68,10 +68,10 @@ def resumed_stream(
         num_sent_characters=command.num_sent_characters,
         include_stop_text=sampling.include_stop_str_in_output,
     )
-    stream = Stream(request, text, command.want_token_ids, constraint)
+    output = ChoiceOutput(choice, text, command.want_token_ids, constraint)
     for token_id in command.output_token_ids:
-        stream.append(token_id)
-        if stream.stop is not None:
+        output.append(token_id)
+        if output.stop is not None:
             break
-    stream.untold.clear()
-    return stream
+    output.untold.clear()
+    return output

@@ -1,0 +1,182 @@
+"""What becomes of the choices of a step: their tokens are told, and each ends once, everywhere."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+from engine_worker.core.choice.batch import ModelRunner, StepResult, TokenScores
+from engine_worker.core.choice_log import about, log_ended
+from engine_worker.core.choice_output import ChoiceOutput
+from engine_worker.core.choice_table import ChoiceTable
+from engine_worker.core.engine_output import EngineOutput, failed, finished
+from engine_worker.core.metrics import EngineMetrics
+from engine_worker.core.scheduling.scheduler import ScheduledRow, Scheduler
+from engine_worker.core.tombstones import Tombstones
+from protocol.errors import ErrorCode
+from protocol.wire.messages import Failure, Finished, FinishReason
+
+_NOTHING_ALLOWED = (
+    "The request's parameters (allowed_token_ids, bad_words, min_tokens, grammar) leave no token"
+    " that could come next."
+)
+
+_log = logging.getLogger("penstock.engine")
+
+
+class ChoiceProgress:
+    """Reads the results of steps, tells gateways of them, and ends choices; the engine's thread's.
+
+    Args:
+        runner: Told when an output grew by what it did not sample, and after a step that failed.
+        scheduler: Has the choices that run and wait.
+        choices: All of them; whoever ends is removed.
+        tombstones: Remember who ended.
+        to_gateways: Gathers what is told.
+        metrics: Told of every end.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        scheduler: Scheduler,
+        choices: ChoiceTable,
+        tombstones: Tombstones,
+        to_gateways: EngineOutput,
+        metrics: EngineMetrics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._runner = runner
+        self._scheduler = scheduler
+        self._choices = choices
+        self._tombstones = tombstones
+        self._to_gateways = to_gateways
+        self._metrics = metrics
+        self._clock = clock
+
+    def go_on(self, output: ChoiceOutput) -> None:
+        """Append what a grammar forces, tell what is new, and end the output if it is over."""
+        choice = output.choice
+        if output.append_forced() and choice.slot is not None:
+            # The device counts only what it sampled.
+            self._runner.assign_slot(choice.slot, choice.prompt_token_ids, choice.output_token_ids)
+        self._choices.count_tokens(choice)
+        self._to_gateways.tell(output)
+        if output.stop is not None:
+            self.finish(output, output.stop.reason, output.stop.detail)
+
+    def finish(
+        self, output: ChoiceOutput, reason: FinishReason, stop_reason: str | int | None = None
+    ) -> None:
+        """A good end; `stop_reason` is the stop string or stop id that made it."""
+        self._end(output, finished(output.choice, reason, stop_reason))
+
+    def fail(self, output: ChoiceOutput, code: ErrorCode, message: str) -> None:
+        """A bad end, with what the choice used."""
+        self._end(output, failed(output.choice, code, message))
+
+    def end_expired(self, now: float) -> None:
+        """End the choices whose deadline has come."""
+        message = "The request's time ran out before its output was complete."
+        for output in self._choices.expired(now):
+            self.fail(output, ErrorCode.DEADLINE_EXCEEDED, message)
+
+    def take_result(self, rows: Sequence[ScheduledRow], result: StepResult) -> int:
+        """Append what a step sampled; how many tokens that were.
+
+        A bug in here costs the rows of this step and nobody else.
+        """
+        try:
+            return self._take_result(rows, result)
+        except Exception:  # noqa: BLE001 - as after a step that raised, others go on
+            _log.exception("the result of a step of %d choices could not be read", len(rows))
+            self.fail_step(rows)
+            return 0
+
+    def fail_step(self, rows: Sequence[ScheduledRow]) -> None:
+        """End the choices of a step that raised; all others start over from their tokens."""
+        for row in rows:
+            output = self._choices.get(row.choice.key)
+            if output is None or output.choice is not row.choice:
+                continue  # it ended before the step failed
+            # One of them may be the cause: the gateway tries each again, and finds out which.
+            message = "The engine failed at a step of this request."
+            self.fail(output, ErrorCode.WORKER_LOST, message)
+        self._scheduler.reset()
+        self._runner.reset()
+
+    def _take_result(self, rows: Sequence[ScheduledRow], result: StepResult) -> int:
+        num_sampled = 0
+        first_ids = result.token_ids.tolist()
+        has_nan = result.has_nan.tolist()
+        for index, (row, token_id, is_nan) in enumerate(zip(rows, first_ids, has_nan, strict=True)):
+            samples, start = row.samples, row.choice.num_computed_tokens
+            output = self._choices[row.choice.key]
+            if is_nan:
+                self._scheduler.distrust(row.choice)
+                self.fail(output, ErrorCode.INTERNAL_ERROR, "The model computed no number (NaN).")
+                continue
+            self._scheduler.advance(row)
+            if index in result.prompt_logprobs:
+                self._to_gateways.tell_prompt_scores(output, start, result.prompt_logprobs[index])
+            if index in result.nothing_allowed:
+                self._end_nothing_allowed(output)
+            elif samples:
+                token_ids = (token_id, *result.more_token_ids.get(index, ()))
+                num_sampled += self._take_tokens(output, token_ids, result.logprobs.get(index))
+        return num_sampled
+
+    def _take_tokens(
+        self, output: ChoiceOutput, token_ids: Sequence[int], scores: TokenScores | None
+    ) -> int:
+        """Append sampled tokens up to the one that ends the output, and tell what follows.
+
+        A bug there ends only its row.
+
+        Args:
+            output: Of a choice; everything before the first token is computed.
+            token_ids: What comes before each of the others was computed with it.
+            scores: Of the first token, if they are wanted.
+
+        Returns:
+            How many tokens were appended.
+        """
+        num_taken = 0
+        try:
+            for token_id in token_ids:
+                if num_taken:
+                    self._scheduler.advance(ScheduledRow(output.choice, 1))
+                output.append(token_id)
+                num_taken += 1
+                if output.stop is not None:
+                    break
+            if scores is not None:
+                output.untold_scores.append(scores)
+            self.go_on(output)
+        except Exception:  # noqa: BLE001 - whatever one text does to its tokenizer, others go on
+            with about(output.choice):
+                _log.exception("the output of a choice could not be read")
+            message = "The engine failed to read this request's output."
+            self.fail(output, ErrorCode.INTERNAL_ERROR, message)
+        return num_taken
+
+    def _end_nothing_allowed(self, output: ChoiceOutput) -> None:
+        """Nothing may come next: the end of a sentence of the grammar, or a contradiction."""
+        constraint = output.constraint
+        if constraint is not None and constraint.is_accepting:
+            output.text.close()
+            self._to_gateways.tell(output)
+            self.finish(output, "stop")
+        elif constraint is not None and constraint.failure:
+            message = f"The grammar can't be followed any further: {constraint.failure}"
+            self.fail(output, ErrorCode.UNSUPPORTED_GRAMMAR, message)
+        else:
+            self.fail(output, ErrorCode.INVALID_REQUEST, _NOTHING_ALLOWED)
+
+    def _end(self, output: ChoiceOutput, end: Finished | Failure) -> None:
+        choice = output.choice
+        self._scheduler.finish(choice)
+        self._choices.remove(output)
+        self._tombstones.put_ended(choice.key, choice.attempt)
+        self._metrics.on_ended(choice, end, self._clock())
+        log_ended(choice, end)
+        self._to_gateways.end(choice.gateway_id, end)

@@ -1,0 +1,108 @@
+"""The choices that an engine works on, found by identity, request, gateway and deadline."""
+
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
+
+from engine_worker.core.choice.choice import Choice
+from engine_worker.core.choice_output import ChoiceOutput
+from engine_worker.core.tombstones import ChoiceKey
+from protocol.wire.messages import ALL_CHOICES
+
+_MAX_STALE = 64
+
+
+class ChoiceTable:
+    """Every look-up costs as much as what it finds, however many choices wait."""
+
+    def __init__(self) -> None:
+        self._choices: dict[ChoiceKey, ChoiceOutput] = {}
+        self._by_request: dict[tuple[str, str], dict[int, ChoiceOutput]] = {}
+        self._num_choices: dict[str, int] = {}
+        self._num_tokens: dict[str, int] = {}
+        self._counted: dict[ChoiceKey, int] = {}
+        # (deadline, arrival, output); who ended earlier stays in until it comes to the top.
+        self._deadlines: list[tuple[float, int, ChoiceOutput]] = []
+
+    def __len__(self) -> int:
+        return len(self._choices)
+
+    def __getitem__(self, key: ChoiceKey) -> ChoiceOutput:
+        return self._choices[key]
+
+    def __iter__(self) -> Iterator[ChoiceOutput]:
+        return iter(self._choices.values())
+
+    def get(self, key: ChoiceKey) -> ChoiceOutput | None:
+        """The choice of this identity, with its output."""
+        return self._choices.get(key)
+
+    def add(self, output: ChoiceOutput) -> None:
+        """Take a choice in; its identity must not be in use."""
+        choice = output.choice
+        gateway_id, request_id, index = choice.key
+        assert choice.key not in self._choices
+        self._choices[choice.key] = output
+        self._by_request.setdefault((gateway_id, request_id), {})[index] = output
+        self._num_choices[gateway_id] = self._num_choices.get(gateway_id, 0) + 1
+        self.count_tokens(choice)
+        heappush(self._deadlines, (choice.deadline, choice.arrival, output))
+
+    def count_tokens(self, choice: Choice) -> None:
+        """A choice in the table has grown."""
+        num_new = choice.num_tokens - self._counted.get(choice.key, 0)
+        self._counted[choice.key] = choice.num_tokens
+        gateway_id = choice.gateway_id
+        self._num_tokens[gateway_id] = self._num_tokens.get(gateway_id, 0) + num_new
+
+    def remove(self, output: ChoiceOutput) -> None:
+        """Let a choice go."""
+        choice = output.choice
+        gateway_id, request_id, index = choice.key
+        del self._choices[choice.key]
+        siblings = self._by_request[gateway_id, request_id]
+        del siblings[index]
+        if not siblings:
+            del self._by_request[gateway_id, request_id]
+        self._num_choices[gateway_id] -= 1
+        self._num_tokens[gateway_id] -= self._counted.pop(choice.key)
+        if self._num_choices[gateway_id] == 0:
+            del self._num_choices[gateway_id]
+            del self._num_tokens[gateway_id]
+        if len(self._deadlines) > _MAX_STALE + 2 * len(self._choices):
+            self._deadlines = [entry for entry in self._deadlines if self._is_here(entry[2])]
+            heapify(self._deadlines)
+
+    def of_request(self, key: ChoiceKey) -> list[ChoiceOutput]:
+        """The choice of this identity; with `ALL_CHOICES` every choice of the request."""
+        gateway_id, request_id, index = key
+        if index == ALL_CHOICES:
+            return list(self._by_request.get((gateway_id, request_id), {}).values())
+        output = self._choices.get(key)
+        return [] if output is None else [output]
+
+    def of_gateway(self, gateway_id: str) -> list[ChoiceOutput]:
+        """All choices of a gateway; looks at everybody's."""
+        return [output for key, output in self._choices.items() if key[0] == gateway_id]
+
+    def held(self) -> dict[str, tuple[int, int]]:
+        """For each gateway that has any, its choices and their tokens, prompts and outputs."""
+        return {
+            gateway_id: (count, self._num_tokens[gateway_id])
+            for gateway_id, count in self._num_choices.items()
+        }
+
+    def next_deadline(self) -> float | None:
+        """The earliest deadline."""
+        while self._deadlines and not self._is_here(self._deadlines[0][2]):
+            heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def expired(self, now: float) -> list[ChoiceOutput]:
+        """Choices whose time is up; they stay in the table until they are removed."""
+        found = []
+        while (deadline := self.next_deadline()) is not None and deadline <= now:
+            found.append(heappop(self._deadlines)[2])
+        return found
+
+    def _is_here(self, output: ChoiceOutput) -> bool:
+        return self._choices.get(output.choice.key) is output

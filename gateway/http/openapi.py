@@ -1,0 +1,142 @@
+"""The OpenAPI document of routes that read their bodies, and write their answers, themselves."""
+
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from gateway.http.access import ROUTE_ACCESS, Access
+from gateway.http.schemas.chat import ChatRequest
+from gateway.http.schemas.completion import CompletionRequest
+from gateway.http.schemas.embedding import EmbeddingRequest
+from gateway.http.schemas.keys import CreateKeyRequest
+from gateway.http.schemas.profile import ProfileRequest
+from gateway.http.schemas.tokenize import DetokenizeRequest, TokenizeRequest
+from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
+
+_TITLE: Final = "Penstock"
+_BODIES: tuple[type[BaseModel], ...] = (
+    ChatRequest,
+    CompletionRequest,
+    TokenizeRequest,
+    EmbeddingRequest,
+    ProfileRequest,
+    DetokenizeRequest,
+    CreateKeyRequest,
+    ExecuteRequest,
+    ParseRequest,
+)
+_SCHEMES: Final = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer psk-…"},
+    "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+_KEY: Final[list[dict[str, Any]]] = [{"bearer": []}, {"api_key": []}]
+_KEY_IF_ANY: Final[list[dict[str, Any]]] = [{}, *_KEY]
+
+EXAMPLES: Final[dict[str, dict[str, Any]]] = {
+    "/v1/chat/completions": {
+        "model": "demo",
+        "messages": [{"role": "user", "content": "What is a penstock?"}],
+        "max_completion_tokens": 64,
+    },
+    "/v1/completions": {"model": "demo", "prompt": "A penstock is", "max_tokens": 16},
+    "/v1/embeddings": {"model": "demo", "input": ["a text", "another one"]},
+    "/tokenize": {"model": "demo", "prompt": "A penstock is"},
+    "/detokenize": {"model": "demo", "tokens": [1, 2, 3]},
+    "/v1/parse": {"format": "hermes", "text": "Let me see."},
+    "/v1/tools/execute": {"name": "now", "arguments": {}},
+    "/v1/admin/keys": {"name": "ci", "requests_per_minute": 60},
+    "/v1/admin/profile": {"model": "demo", "seconds": 5},
+}
+"""A body for each route that takes one."""
+
+_MEDIA_TYPES: Final[dict[str, tuple[str, ...]]] = {
+    "/v1/chat/completions": ("application/json", "text/event-stream"),
+    "/v1/completions": ("application/json", "text/event-stream"),
+    "/metrics": ("text/plain",),
+}
+"""What answers are, where it is not JSON alone."""
+_PROBES: Final = ("/ready", "/health")
+_PAGE_PARAMETERS: Final[list[dict[str, Any]]] = [
+    {
+        "name": "limit",
+        "in": "query",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+    },
+    {
+        "name": "after",
+        "in": "query",
+        "description": "The last id of the page before.",
+        "schema": {"type": "string"},
+    },
+]
+_ERROR_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_ERROR: Final[dict[str, Any]] = {
+    "description": "An error.",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+}
+
+
+def describe(app: FastAPI, *, requires_keys: bool, is_local: bool) -> dict[str, Any]:
+    """The document as it is true for one server.
+
+    Args:
+        app: With all routes.
+        requires_keys: Whether callers need a key.
+        is_local: Whether only this machine reaches the server, so that local routes are open.
+    """
+    document = get_openapi(
+        title=_TITLE,
+        version="1",
+        summary="Language models over the OpenAI API.",
+        routes=app.routes,
+    )
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in _BODIES],
+        ref_template="#/components/schemas/{model}",
+    )
+    components = document.setdefault("components", {})
+    # FastAPI's own validation errors are never sent; every error has OpenAI's shape.
+    components["schemas"] = {**definitions["$defs"], "Error": _ERROR_SCHEMA}
+    components["securitySchemes"] = _SCHEMES
+    document["security"] = _KEY if requires_keys else _KEY_IF_ANY
+    for path, operations in document["paths"].items():
+        access = ROUTE_ACCESS.get(path, Access.USER)
+        for method, operation in operations.items():
+            operation["responses"] = _responses(method, path)
+            body = operation.get("requestBody")
+            if body is not None:
+                body["content"]["application/json"]["example"] = EXAMPLES[path]
+            if access is Access.OPEN or (access is Access.LOCAL and is_local):
+                operation["security"] = []
+            elif access is Access.ADMIN:
+                operation["security"] = _KEY
+    document["paths"]["/v1/admin/keys"]["get"]["parameters"] = _PAGE_PARAMETERS
+    return document
+
+
+def _responses(method: str, path: str) -> dict[str, Any]:
+    content: dict[str, Any] = {kind: {} for kind in _MEDIA_TYPES.get(path, ("application/json",))}
+    is_creation = (method, path) == ("post", "/v1/admin/keys")
+    done = {"description": "Created." if is_creation else "Done.", "content": content}
+    responses = {"201" if is_creation else "200": done, "default": _ERROR}
+    if path in _PROBES:
+        responses["503"] = {"description": "What is missing.", "content": content}
+    return responses
