@@ -156,7 +156,7 @@ class Answer:
         reason = "stop" if finished.finish_reason == "stop" else "length"
         self._end_choice(choice, reason, finished.stop_reason)
 
-    def on_choice_aborted(self) -> None:
+    def on_choice_aborted(self, choice: EngineChoice) -> None:
         """A choice that was stopped has its final usage."""
         choice.release()
         self._owner.on_idle()

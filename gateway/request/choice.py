@@ -38,8 +38,8 @@ class ChoiceOwner(Protocol):
         """The engine's regular end."""
         ...
 
-    def on_choice_aborted(self) -> None:
-        """The end of one after `abort`: its usage is final."""
+    def on_choice_aborted(self, choice: "EngineChoice") -> None:
+        """The end after `abort`: its usage is final."""
         ...
 
     def on_choice_failed(self, choice: "EngineChoice", error: GatewayError) -> None:
@@ -300,7 +300,7 @@ class EngineChoice:
         self._usage = finished.usage
         self._free_seat()
         if self._is_aborted:
-            self._owner.on_choice_aborted()
+            self._owner.on_choice_aborted(self)
         elif finished.finish_reason == "abort" and not self.is_lease_final:
             stopped = WorkerLostError("The engine stopped this request; please try again.")
             self._owner.on_choice_failed(self, stopped)
@@ -314,7 +314,7 @@ class EngineChoice:
         error = self.suspicion.on_failure(error, self._seat)
         self._free_seat()
         if self._is_aborted:
-            self._owner.on_choice_aborted()
+            self._owner.on_choice_aborted(self)
         else:
             self._owner.on_choice_failed(self, error)
 
@@ -350,7 +350,7 @@ class _Nobody:
     def on_choice_failed(self, choice: EngineChoice, error: GatewayError) -> None:
         """Not listened to."""
 
-    def on_choice_broken(self, choice: EngineChoice, error: GatewayError) -> None:
+    def on_choice_broken(self, error: GatewayError) -> None:
         """Not listened to."""
 
 

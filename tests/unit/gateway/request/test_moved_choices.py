@@ -318,7 +318,7 @@ async def test_a_further_choice_is_not_begun_by_other_weights() -> None:
 
 
 async def test_what_raises_here_stops_the_engine_and_ends_the_request(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     parts = Parts()
     one = parts.engine()
@@ -336,6 +336,7 @@ async def test_what_raises_here_stops_the_engine_and_ends_the_request(
     assert parts.num_seats == 0
     (settle,) = parts.outbox.settles
     assert (settle.completion_tokens, settle.outcome) == (1, "failed")
+    caplog.clear()
 
 
 async def test_after_the_end_nothing_reaches_the_reader_and_every_choice_is_stopped() -> None:

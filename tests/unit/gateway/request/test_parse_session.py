@@ -508,9 +508,12 @@ async def test_a_session_whose_events_raise_is_closed_at_its_parser(
     assert len(case.parts.parser_wire.of(CloseParse)) == 1
     assert case.parts.parsers._sessions[one] == {}
     assert "request r failed while parsed text was delivered" in caplog.messages
+    caplog.clear()
 
 
-async def test_a_bug_in_a_replay_ends_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_in_a_replay_ends_the_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Nobody looked at the task that replays, so the request waited until its time ran out."""
     case = Parsed()
     first = case.parts.parser("a")
@@ -524,6 +527,7 @@ async def test_a_bug_in_a_replay_ends_the_request(monkeypatch: pytest.MonkeyPatc
     await case.lose(first)
     with pytest.raises(GatewayError, match="Something went wrong in this server."):
         await started.work.next_events(5.0)
+    caplog.clear()
 
 
 @pytest.mark.parametrize(
