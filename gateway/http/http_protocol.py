@@ -26,10 +26,13 @@ _NOT_FORWARDED = frozenset({b"upgrade", b"connection", b"http2-settings"})
 class BoundedHttpProtocol(HttpToolsProtocol):
     """uvicorn's httptools protocol, closed where a hostile or an odd client could hurt.
 
+    It is long because each callback of httptools and of the transport is a method.
+
     - A head has a bound and a time to arrive; httptools would gather one until memory ends.
     - Trailers are dropped; uvicorn would add them to headers that have been checked already.
     - An `Upgrade` is ignored, as RFC 9110 §7.8 allows (Java's client asks for h2c by default);
       httptools would take the body for another protocol.
+    - A client of HTTP/1.0 gets answers that end with the connection, not chunks.
     - What is no HTTP gets OpenAI's error shape, and never lands within a running answer.
     - A client that leaves ends its running request also when another one waits behind it, and
       whoever asked for it (`Disconnects`) is told at once.
@@ -139,6 +142,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._limits.on_busy(self)
         super().on_headers_complete()
         self.cycle.transport = cast("asyncio.Transport", self._answer_transport)
+        if self.scope["http_version"] == "1.0":
+            self.cycle.chunked_encoding = False
+            self.cycle.expected_content_length = _AnyLength()
         self._disconnects = [one for one in self._disconnects if not one[0].response_complete]
         self._disconnects.append((self.cycle, disconnect))
         self._cycles = [one for one in self._cycles if not one.response_complete]
@@ -250,6 +256,27 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._start_head_timer()  # a pipelined head may wait for its turn
         elif not self.transport.is_closing():
             self.transport.close()
+
+
+class _AnyLength(int):
+    """The length of an answer that ends with its connection; uvicorn counts down from it.
+
+    An old client gets no chunks (RFC 9112 §6.1), which uvicorn would send to it.
+    """
+
+    def __lt__(self, _other: object) -> bool:
+        return False
+
+    def __sub__(self, _other: object) -> "_AnyLength":
+        return self
+
+    def __ne__(self, _other: object) -> bool:
+        return False
+
+    def __eq__(self, _other: object) -> bool:
+        return True
+
+    __hash__ = int.__hash__
 
 
 class LingeringTransport:

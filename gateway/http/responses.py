@@ -40,6 +40,7 @@ def note(record: AccessRecord, request: Request) -> None:
     usage = request.usage()
     record.model = request.work.model
     record.outcome = request.outcome or ""
+    record.first_output_s = request.first_output_s
     record.prompt_tokens = usage.prompt_tokens
     record.completion_tokens = usage.completion_tokens
     record.cached_tokens = usage.cached_tokens

@@ -31,6 +31,8 @@ from protocol.wire.messages import (
 class Answer:
     """All choices of a request on their way from engines to events (`ChoiceOwner`).
 
+    It is long because it hears each way in which a choice can go on or end.
+
     Args:
         job: What is asked for.
         owner: The request, which ends with the last choice or the first failure.
@@ -171,7 +173,7 @@ class Answer:
                 error.param = self._job.grammar_param
             self._owner.end("failed", error)
 
-    def on_choice_broken(self, choice: EngineChoice, error: GatewayError) -> None:
+    def on_choice_broken(self, error: GatewayError) -> None:
         """Something of ours raised: the request ends, and no other one does."""
         self._owner.end("failed", error)
         self._owner.on_idle()

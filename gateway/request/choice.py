@@ -46,8 +46,8 @@ class ChoiceOwner(Protocol):
         """It can't go on; `may_go_on` says whether another engine may try."""
         ...
 
-    def on_choice_broken(self, choice: "EngineChoice", error: GatewayError) -> None:
-        """Something of ours raised while its output was handled: the request ends."""
+    def on_choice_broken(self, error: GatewayError) -> None:
+        """Something of ours raised while output was handled: the request ends."""
         ...
 
 
@@ -80,6 +80,8 @@ class ChoicePlan:
 
 class EngineChoice:
     """One choice; it holds a seat exactly as long as an engine works on it.
+
+    It is long because half of its methods are one-line questions of launcher, lease and answer.
 
     It keeps what an engine needs to go on where another one stopped: the tokens that came, and how
     many characters of their text.
@@ -321,7 +323,7 @@ class EngineChoice:
         if self._seat is not None:
             self._send_abort(self._seat.engine)
             self._free_seat()
-        self._owner.on_choice_broken(self, error)
+        self._owner.on_choice_broken(error)
 
     def _send_abort(self, engine: EngineHandle) -> None:
         self._engines.abort(engine, bridge.abort(self.plan.request_id, self._number, self.attempt))
@@ -348,7 +350,7 @@ class _Nobody:
     def on_choice_failed(self, choice: EngineChoice, error: GatewayError) -> None:
         """Not listened to."""
 
-    def on_choice_broken(self, choice: EngineChoice, error: GatewayError) -> None:
+    def on_choice_broken(self, error: GatewayError) -> None:
         """Not listened to."""
 
 

@@ -36,6 +36,9 @@ from protocol.wire.messages import (
 class GenerationWork:
     """One generation: after `Request.start`, `next_events` until None.
 
+    It is long because it is a kind of work, whose every method `Request` calls, and a reader's
+    view of it.
+
     Args:
         job: What is asked for.
         pool: The engines.
@@ -212,6 +215,11 @@ class GenerationWork:
     def is_at_worker(self) -> bool:
         """Whether an engine may still report what it used."""
         return self._answer.is_at_worker
+
+    @property
+    def first_output_at(self) -> float | None:
+        """When the first output of any choice came."""
+        return self._answer.first_output_at
 
     def observe(self, outcome: Outcome, duration_s: float) -> None:
         """Count it."""

@@ -77,6 +77,8 @@ class State(IntEnum):
 class Request:
     """One piece of metered work: `start` it, and `end` it whatever happens.
 
+    It is long because whatever can end a request comes in by a method of its own.
+
     `start` runs in its caller's task; an `end` that comes meanwhile, from a client that leaves, a
     drain or the deadline, cancels it, so nothing goes out after the settlement.
 
@@ -156,6 +158,12 @@ class Request:
     def usage(self) -> Usage:
         """What was used so far; final once the request is settled."""
         return self.work.usage() if self._usage is None else self._usage
+
+    @property
+    def first_output_s(self) -> float | None:
+        """Seconds from the arrival to the first output; None where there was none."""
+        first_at = self.work.first_output_at
+        return None if first_at is None else first_at - self._arrived_at
 
     def release(self) -> None:
         """Whoever asked has read all it wants: once it is settled, nothing of the work is kept.

@@ -44,6 +44,8 @@ class Owner(Protocol):
 class Work(Protocol):
     """One kind of metered work: chat, completion, embedding, tokenising, parsing, a tool.
 
+    It is long because each step of a request's life is a method.
+
     A `Request` calls `attach` once, then `bound`, `begin` or not, `check`, `prepare` and `run`, in
     this order, and `abort` at any time, once. `is_at_worker` says when the settlement has to wait.
 
@@ -131,6 +133,11 @@ class Work(Protocol):
         """Whether a worker may still report what it used."""
         ...
 
+    @property
+    def first_output_at(self) -> float | None:
+        """When the first output came, on the request's clock; None where there was none."""
+        ...
+
     def usage(self) -> Usage:
         """What was used so far; final once nothing is at a worker."""
         ...
@@ -177,6 +184,11 @@ class SimpleWork:
 
     def give_up(self) -> None:
         """Nothing is waited for."""
+
+    @property
+    def first_output_at(self) -> float | None:
+        """It has no output before its end."""
+        return None
 
     @property
     def is_at_worker(self) -> bool:

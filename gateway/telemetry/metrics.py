@@ -1,6 +1,6 @@
 """Prometheus metrics of one gateway, in a registry of its own."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import (
@@ -47,6 +47,9 @@ class GenerationRecord:
     num_replayed: int = 0
 
 
+_PREFIX = "penstock_gateway"
+
+
 class Metrics:
     """What a gateway counts; names begin with `penstock_gateway_`."""
 
@@ -54,69 +57,53 @@ class Metrics:
         # They double the number of series and nobody reads them.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
-        prefix = "penstock_gateway"
-        registry = self.registry
-        self.http_requests = Counter(
-            f"{prefix}_http_requests", "HTTP answers.", ("route", "status"), registry=registry
-        )
         self._answers: dict[tuple[str, int], Counter] = {}
         self._by_model: dict[str, _ModelMetrics] = {}
-        self.generations = Counter(
-            f"{prefix}_generations",
+        self.http_requests = self._counter("http_requests", "HTTP answers.", "route", "status")
+        self.generations = self._counter(
+            "generations",
             "Generations by how they ended: finished, aborted or failed.",
-            ("model", "outcome"),
-            registry=registry,
+            "model",
+            "outcome",
         )
-        self.time_to_first_token_s = Histogram(
-            f"{prefix}_time_to_first_token_seconds",
+        self.time_to_first_token_s = self._histogram(
+            "time_to_first_token_seconds",
             "From the request's arrival to its first output.",
-            ("model",),
-            buckets=_TTFT_BUCKETS,
-            registry=registry,
+            _TTFT_BUCKETS,
+            "model",
         )
-        self.inter_token_latency_s = Histogram(
-            f"{prefix}_inter_token_latency_seconds",
+        self.inter_token_latency_s = self._histogram(
+            "inter_token_latency_seconds",
             "Mean time between the tokens of a choice, one observation a request.",
-            ("model",),
-            buckets=_ITL_BUCKETS,
-            registry=registry,
+            _ITL_BUCKETS,
+            "model",
         )
-        self.request_duration_s = Histogram(
-            f"{prefix}_request_duration_seconds",
+        self.request_duration_s = self._histogram(
+            "request_duration_seconds",
             "From the request's arrival to its end.",
-            ("model",),
-            buckets=_E2E_BUCKETS,
-            registry=registry,
+            _E2E_BUCKETS,
+            "model",
         )
-        self.tokens = Counter(
-            f"{prefix}_tokens",
-            "Tokens: prompt, cached, completion or reasoning.",
-            ("model", "kind"),
-            registry=registry,
+        self.tokens = self._counter(
+            "tokens", "Tokens: prompt, cached, completion or reasoning.", "model", "kind"
         )
-        self.routed_choices = Counter(
-            f"{prefix}_routed_choices",
+        self.routed_choices = self._counter(
+            "routed_choices",
             "Choices by route: cached, overloaded (a longer prefix was passed over) or none.",
-            ("model", "outcome"),
-            registry=registry,
+            "model",
+            "outcome",
         )
-        self.resumptions = Counter(
-            f"{prefix}_resumptions",
+        self.resumptions = self._counter(
+            "resumptions",
             "Choices that went on at another engine, and answers replayed to another parser.",
-            ("model", "role"),
-            registry=registry,
+            "model",
+            "role",
         )
-        self.malformed_calls = Counter(
-            f"{prefix}_malformed_tool_calls",
-            "Tool calls of models that broke their format.",
-            ("model",),
-            registry=registry,
+        self.malformed_calls = self._counter(
+            "malformed_tool_calls", "Tool calls of models that broke their format.", "model"
         )
-        self.event_loop_lag_s = Histogram(
-            f"{prefix}_event_loop_lag_seconds",
-            "How late a timer of the event loop came.",
-            buckets=_LAG_BUCKETS,
-            registry=registry,
+        self.event_loop_lag_s = self._histogram(
+            "event_loop_lag_seconds", "How late a timer of the event loop came.", _LAG_BUCKETS
         )
 
     def on_http_answer(self, route: str, status: int) -> None:
@@ -138,6 +125,12 @@ class Metrics:
     def render(self) -> bytes:
         """The metrics as Prometheus text."""
         return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{_PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"{_PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
 
 
 class _ModelMetrics:

@@ -59,6 +59,8 @@ class AuthNews:
 class AuthLink:
     """Asks the auth worker with the highest epoch; fails closed while none is there.
 
+    It is long because every message to and from the auth worker is a method.
+
     Args:
         wire: The socket of the auth workers.
         timeout_s: How long an answer may take.

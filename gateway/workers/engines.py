@@ -76,6 +76,8 @@ class ChoiceSink(Protocol):
 class EngineLink:
     """Requests to engines, and their answers to whom they concern.
 
+    It is long because every message to and from an engine is a method.
+
     Args:
         wire: The socket of the engines.
         directory: Who is there.

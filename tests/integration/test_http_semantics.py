@@ -20,8 +20,8 @@ from gateway.http.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Prepare
-from tests.fakes.raw_http import answers, connected
-from tests.fakes.running_gateway import RunningGateway, running_gateway
+from tests.fakes.raw_http import LIVE, answers, connected, post
+from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
 
 ADMIN = {"Authorization": "Bearer psk-admin"}
 
@@ -187,3 +187,21 @@ async def test_every_route_with_a_body_has_an_example(socket_dir: Path) -> None:
             if isinstance(route, GuardedRoute) and "POST" in (route.methods or ())
         }
         assert with_body == set(EXAMPLES)
+
+
+async def test_a_request_of_http_1_0_is_answered_and_its_connection_ends(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        for stream in (False, True):
+            body = {"model": "demo", "messages": MESSAGES, "stream": stream}
+            data = post(orjson.dumps(body))
+            async with connected(gateway) as old:
+                answer = await old.until_closed(data.replace(b"HTTP/1.1", b"HTTP/1.0"))
+                assert answer.split(b" ", 2)[1] == b"200"
+                assert b"world" in answer
+                assert b"transfer-encoding" not in answer.lower()
+                assert answer.endswith(b"data: [DONE]\n\n" if stream else b"}")
+        async with connected(gateway) as old:
+            answer = await old.until_closed(LIVE.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\n")
+            assert answer.split(b" ", 2)[1] == b"200"

@@ -1,6 +1,6 @@
 """The bridge to the wire: every word of ours arrives in the field that means it."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 from msgspec import structs
@@ -37,6 +37,18 @@ from protocol.wire.messages import (
 )
 
 USAGE = Usage(prompt_tokens=1, completion_tokens=2, cached_tokens=3, reasoning_tokens=4)
+
+
+class Address(TypedDict):
+    """Whose a question is, and how long it may take."""
+
+    deadline_s: float
+    tenant: str
+    priority: int
+    trace_id: str
+
+
+ADDRESS: Address = {"deadline_s": 2.5, "tenant": "t", "priority": 3, "trace_id": "trace"}
 GRAMMAR = Grammar(kind="regex", source="a+")
 
 # What was built, and what it has to be: each value differs from every other one and from its default.
@@ -194,10 +206,19 @@ BUILT: list[tuple[Any, Any]] = [
         ),
     ),
     (
-        bridge.addressed(
-            bridge.token_ids((1,)), "r", deadline_s=2.5, tenant="t", priority=7, trace_id="trace"
-        ),
+        bridge.addressed(bridge.token_ids((1,)), "r", **ADDRESS),
         Detokenize(request_id="r", token_ids=(1,), deadline_s=2.5, tenant="t", trace_id="trace"),
+    ),
+    (
+        bridge.addressed(bridge.embedding_inputs(("x",), (), None, None), "r", **ADDRESS),
+        Embed(
+            request_id="r",
+            deadline_s=2.5,
+            texts=("x",),
+            priority=3,
+            tenant="t",
+            trace_id="trace",
+        ),
     ),
     (
         bridge.generate(
