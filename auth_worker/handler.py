@@ -20,6 +20,7 @@ from protocol.wire.messages import (
     Credits,
     Denied,
     Failure,
+    Granted,
     Keys,
     ListKeys,
     Load,
@@ -84,8 +85,7 @@ class AuthHandler:
         match command:
             case Authorize():
                 answer = self._authorize(command)
-                if isinstance(answer, Denied):
-                    _note(command, answer)
+                _log_decision(command, answer)
                 self.metrics.on_decision(answer)
                 self._send(gateway_id, answer)
             case Settle():
@@ -148,7 +148,7 @@ class AuthHandler:
         if num_expired:
             _logger.warning("%d leases expired and were charged their last report", num_expired)
 
-    def _authorize(self, command: Authorize) -> Message:
+    def _authorize(self, command: Authorize) -> Granted | Denied:
         if self._is_draining or not self._committer.is_healthy:
             return self._unavailable(command)
         if 0.0 < command.wait_s <= self._age_s():
@@ -268,8 +268,15 @@ def _failure(request_id: str, error: PenstockError) -> Failure:
     return Failure(request_id=request_id, code=error.code, message=error.message, param=error.param)
 
 
-def _note(command: Authorize, denied: Denied) -> None:
-    """A log line for a refusal, under the request's id and its client's own."""
-    fields = {"code": str(denied.code), "key_id": denied.key_id, "endpoint": command.endpoint}
+def _log_decision(command: Authorize, answer: Granted | Denied) -> None:
+    """A log line under the request's id and its client's own; what is granted is only detail."""
+    level = logging.INFO if isinstance(answer, Denied) else logging.DEBUG
+    if not _logger.isEnabledFor(level):
+        return
+    fields = {"key_id": answer.key_id, "endpoint": command.endpoint}
+    text = "granted"
+    if isinstance(answer, Denied):
+        fields["code"] = str(answer.code)
+        text = f"refused: {answer.code}"
     with logs.about(command.request_id, command.trace_id):
-        _logger.info("refused: %s", denied.code, extra={"fields": fields})
+        _logger.log(level, "%s", text, extra={"fields": fields})

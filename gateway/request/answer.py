@@ -173,7 +173,7 @@ class Answer:
                 error.param = self._job.grammar_param
             self._owner.end("failed", error)
 
-    def on_choice_broken(self, choice: EngineChoice, error: GatewayError) -> None:
+    def on_choice_broken(self, error: GatewayError) -> None:
         """Something of ours raised: the request ends, and no other one does."""
         self._owner.end("failed", error)
         self._owner.on_idle()

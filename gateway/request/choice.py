@@ -46,8 +46,8 @@ class ChoiceOwner(Protocol):
         """It can't go on; `may_go_on` says whether another engine may try."""
         ...
 
-    def on_choice_broken(self, choice: "EngineChoice", error: GatewayError) -> None:
-        """Something of ours raised while its output was handled: the request ends."""
+    def on_choice_broken(self, error: GatewayError) -> None:
+        """Something of ours raised while output was handled: the request ends."""
         ...
 
 
@@ -323,7 +323,7 @@ class EngineChoice:
         if self._seat is not None:
             self._send_abort(self._seat.engine)
             self._free_seat()
-        self._owner.on_choice_broken(self, error)
+        self._owner.on_choice_broken(error)
 
     def _send_abort(self, engine: EngineHandle) -> None:
         self._engines.abort(engine, bridge.abort(self.plan.request_id, self._number, self.attempt))
@@ -350,7 +350,7 @@ class _Nobody:
     def on_choice_failed(self, choice: EngineChoice, error: GatewayError) -> None:
         """Not listened to."""
 
-    def on_choice_broken(self, choice: EngineChoice, error: GatewayError) -> None:
+    def on_choice_broken(self, error: GatewayError) -> None:
         """Not listened to."""
 
 

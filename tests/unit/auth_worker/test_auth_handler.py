@@ -34,6 +34,7 @@ from protocol.wire.messages import (
 )
 from tests.fakes.auth_handler_bench import AuthHandlerBench
 from tests.fakes.auth_parts import ADMIN_SECRET, authorize, stored_key
+from tests.fakes.log_lines import log_lines
 
 AUDIT = AuditEntry(0, "", "key_created", "x")
 NEW_SECRET = "psk-new-0000000000000000"
@@ -377,3 +378,12 @@ def test_decisions_leases_and_commits_are_counted(bench: AuthHandlerBench) -> No
     bench.commit()
     assert (values()["expired_leases"], values()["open_leases"]) == (2, 0)
     assert (values()["waiting_commits"], values()["commit_groups"] >= 1) == (0, True)
+
+
+def test_what_is_granted_is_logged_as_detail_only(bench: AuthHandlerBench) -> None:
+    with log_lines("penstock.auth") as lines:
+        bench.ask(authorize(request_id="r", trace_id="mine-1"))
+    assert lines.about("mine-1") == [("debug", "granted")]
+    with log_lines("penstock.auth", "INFO") as lines:
+        bench.ask(authorize(request_id="r", trace_id="mine-2"))
+    assert lines.lines == []

@@ -21,6 +21,7 @@ from protocol.wire.messages import (
     ParseEvent,
     ParseOpened,
 )
+from tests.fakes.log_lines import log_lines
 from toolparser_worker.handler import MAX_REMEMBERED_FAILURES, ParserHandler
 from toolparser_worker.machine.machine import Machine
 from toolparser_worker.sessions import SessionStore
@@ -443,3 +444,24 @@ def test_every_answer_can_be_sent() -> None:
     decoded = codec.parser_event_decoder().decode(codec.encode(batch))
     assert decoded == batch
     assert only_delta([batch]).events[0].name == "🙂"
+
+
+def test_a_session_s_lines_carry_the_ids_of_server_and_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    with log_lines("penstock.toolparser") as lines:
+        world.open(trace_id="mine-1")
+        world.open("s", tool_format="nonsense", trace_id="mine-2")
+
+        def broken(self: Machine, *_: object, **__: object) -> None:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(Machine, "feed", broken)
+        world.feed(delta("text"))
+    assert lines.about("mine-1") == [
+        ("debug", "session opened, attempt 0"),
+        ("error", "parsing failed for request r"),
+    ]
+    ((level, text),) = lines.about("mine-2", "s")
+    assert (level, text.split(":")[0]) == ("debug", "session refused")

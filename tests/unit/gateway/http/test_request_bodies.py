@@ -11,7 +11,12 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.schemas.body import MAX_LISTED_FIELDS, load_json_object, validate
+from gateway.http.schemas.body import (
+    MAX_LISTED_FIELDS,
+    MAX_PARTS,
+    load_json_object,
+    validate,
+)
 from gateway.http.schemas.chat import ChatRequest, parse_chat_body
 from gateway.http.schemas.completion import CompletionRequest, parse_completion_body
 from gateway.http.schemas.embedding import parse_embedding_body
@@ -358,3 +363,31 @@ def test_null_means_the_default() -> None:
 def test_a_completion_defaults_to_sixteen_tokens() -> None:
     assert parse_completion_body(completion_body())[0].output_limit == 16
     assert parse_completion_body(completion_body(max_tokens=3))[0].output_limit == 3
+
+
+@pytest.mark.parametrize("one", ["[[]]", '{"k":0}', '{"[":{"":[]}}'])
+def test_a_body_of_too_many_parts_is_refused_before_they_are_made(one: str) -> None:
+    num_lists = MAX_PARTS // 2
+    with pytest.raises(InvalidRequestError, match=str(MAX_PARTS)):
+        load_json_object(f'{{"x":[{",".join([one] * num_lists)}]}}'.encode())
+
+
+def test_a_body_of_as_many_parts_as_allowed_is_read() -> None:
+    members = {str(number): 0 for number in range(MAX_PARTS - 3)}
+    body = json.dumps({"x": members})  # two objects and one member beside them
+    assert len(load_json_object(body.encode())["x"]) == MAX_PARTS - 3
+    members["one more"] = 0
+    with pytest.raises(InvalidRequestError, match=str(MAX_PARTS)):
+        load_json_object(json.dumps({"x": members}).encode())
+
+
+@pytest.mark.parametrize("text", ["[{:" * MAX_PARTS, '\\"[' * MAX_PARTS, "\\" * 999 + "["])
+def test_brackets_and_colons_within_texts_are_no_parts(text: str) -> None:
+    assert load_json_object(json.dumps({"x": [text, text]}).encode())["x"] == [text, text]
+
+
+@pytest.mark.parametrize("end", ["", "\\", '\\"'])
+def test_a_text_without_end_among_brackets_is_still_no_json(end: str) -> None:
+    body = '{"x":"' + '\\"[' * MAX_PARTS + end
+    with pytest.raises(InvalidRequestError, match="not valid JSON"):
+        load_json_object(body.encode())

@@ -69,6 +69,7 @@ async def test_a_bug_in_a_task_ends_its_request_in_words(caplog: pytest.LogCaptu
     (record,) = caplog.records
     assert record.exc_info is not None
     assert record.exc_info[1] is bug
+    caplog.clear()
 
 
 class Session:
@@ -113,6 +114,7 @@ def test_one_request_that_raises_hides_no_other_ones_lease(
     assert reports == [report("a"), report("d")]
     assert caplog.messages == ["request b could not report its lease"]
     assert caplog.records[0].exc_info is not None
+    caplog.clear()
 
 
 def test_one_request_that_raises_keeps_no_other_one_from_its_end(
@@ -127,6 +129,7 @@ def test_one_request_that_raises_keeps_no_other_one_from_its_end(
     assert [session.errors for session in good] == [[error]] * 3
     assert caplog.messages == ["request b could not be ended"]
     assert caplog.records[0].levelno == logging.ERROR
+    caplog.clear()
 
 
 def test_a_settled_request_is_reported_no_more() -> None:

@@ -2,12 +2,17 @@
 
 import asyncio
 
+import pytest
 from msgspec import structs
 
+from gateway.dispatch.seats import Seat
+from gateway.errors import UnsupportedFieldError
 from gateway.request.answer_options import AnswerOptions
 from gateway.request.events import ChoiceFinished, ContentText, PromptShown, UsageTold
+from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Authorize,
+    Failure,
     Generate,
     Grammar,
     Prepare,
@@ -191,6 +196,7 @@ async def test_an_engine_that_tells_less_of_the_prompt_than_it_was_asked_holds_n
 async def test_the_first_output_and_the_whole_are_timed() -> None:
     parts = Parts()
     one = parts.engine()
+    await asyncio.sleep(100.0)
     started = await parts.generation()
     await asyncio.sleep(1.0)
     await parts.grant()
@@ -241,3 +247,90 @@ async def test_what_is_reserved_for_all_choices_is_corrected_by_the_prompts() ->
     await idle()
     assert started.request.lease.completion_tokens == 18
     assert [generate.lease_tokens for generate in parts.generates()] == [9, 9]
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+async def test_an_engine_knows_whether_somebody_reads_along(is_streaming: bool) -> None:
+    parts = Parts()
+    parts.engine()
+    await parts.running(generation_job(options=AnswerOptions(is_streaming=is_streaming)))
+    assert [generate.is_streaming for generate in parts.generates()] == [is_streaming]
+
+
+async def test_two_choices_are_reported_each_and_one_is_not() -> None:
+    parts = Parts()
+    parts.engine()
+    options = AnswerOptions(num_choices=2, num_answers=2)
+    started = await parts.running(generation_job(options=options))
+    assert [usage.stream for usage in started.work.stream_usages()] == ["r/0", "r/1"]
+    alone = await parts.generation(generation_job(), "alone")
+    await parts.grant("alone")
+    await parts.prepare_next()
+    await alone.task
+    assert alone.work.stream_usages() == ()
+
+
+async def test_a_further_choice_finds_room_in_a_full_queue_and_waits_while_no_engine_is_there() -> (
+    None
+):
+    parts = Parts(max_queue=0)
+    one = parts.engine(max_requests=1)
+    options = AnswerOptions(num_choices=2, num_answers=2)
+    started = await parts.running(generation_job(options=options))
+    await idle()
+    parts.lose(one)
+    await idle()
+    parts.engine("next", max_requests=2)
+    await idle()
+    assert [generate.choice for generate in parts.generates()] == [0, 0, 1]
+    assert started.request.outcome is None
+
+
+async def test_an_engine_of_an_older_release_is_not_given_what_it_would_leave_aside() -> None:
+    parts = Parts()
+    parts.engine(version=(1, 0))
+    sampling = SamplingParams(bad_words=("x",))
+    started = await parts.generation(generation_job(sampling=sampling))
+    await parts.grant()
+    error = await started.error()
+    assert isinstance(error, UnsupportedFieldError)
+    assert error.param == "bad_words"
+
+
+async def test_the_queue_is_fair_between_tenants() -> None:
+    parts = Parts()
+    one = parts.engine(max_requests=1)
+    parts.handle(one).num_requests = 1
+    for name, tenant in (("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b")):
+        await parts.generation(request_id=name)
+        await parts.grant(name, tenant=tenant)
+    order = []
+    parts.handle(one).num_requests = 0
+    parts.admission.pump("m")
+    for _ in range(4):
+        await idle()
+        order.append(parts.engine_wire.of(Prepare)[-1].request_id)
+        parts.link.on_event(
+            one, Failure(request_id=order[-1], code=ErrorCode.INVALID_REQUEST, message="wrong")
+        )
+    assert order.index("b1") == 1
+    assert sorted(order) == ["a1", "a2", "a3", "b1"]
+
+
+async def test_what_a_choice_used_is_what_its_tenant_has_paid_in_the_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paid: list[int | None] = []
+    parts = Parts()
+    one = parts.engine()
+    release = parts.admission.release
+
+    def noting(seat: Seat, used_tokens: int | None = None) -> None:
+        paid.append(used_tokens)
+        release(seat, used_tokens)
+
+    monkeypatch.setattr(parts.admission, "release", noting)
+    await parts.running()
+    await parts.output(one, 2)
+    await parts.finish(one)
+    assert paid == [7]

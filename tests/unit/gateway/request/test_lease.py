@@ -79,6 +79,7 @@ async def test_a_larger_bound_waits_for_the_answer(
     assert not correcting.done()
     (adjust,) = parts.auth_wire.of(Adjust)
     assert (adjust.prompt_tokens, adjust.completion_tokens) == corrected
+    assert (adjust.lease_id, adjust.request_id) == ("lease", "r:1")
     await parts.adjust(LimitState(remaining_tokens=1))
     await correcting
     assert lease.limits == LimitState(remaining_tokens=1)
@@ -104,6 +105,7 @@ async def test_growing_asks_for_all_that_is_held_and_the_rest() -> None:
     await idle()
     adjust = parts.auth_wire.of(Adjust)[-1]
     assert (adjust.lease_id, adjust.prompt_tokens, adjust.completion_tokens) == ("lease", 7, 20)
+    assert adjust.request_id == "r:2"
     await parts.adjust()
     assert await growing
 

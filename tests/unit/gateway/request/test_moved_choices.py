@@ -318,7 +318,7 @@ async def test_a_further_choice_is_not_begun_by_other_weights() -> None:
 
 
 async def test_what_raises_here_stops_the_engine_and_ends_the_request(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     parts = Parts()
     one = parts.engine()
@@ -336,6 +336,7 @@ async def test_what_raises_here_stops_the_engine_and_ends_the_request(
     assert parts.num_seats == 0
     (settle,) = parts.outbox.settles
     assert (settle.completion_tokens, settle.outcome) == (1, "failed")
+    caplog.clear()
 
 
 async def test_after_the_end_nothing_reaches_the_reader_and_every_choice_is_stopped() -> None:
@@ -462,3 +463,32 @@ async def test_the_next_engine_tells_of_the_prompt_what_is_missing() -> None:
     parts.lose(second)
     await idle()
     assert parts.generates()[-1].sampling.prompt_logprobs is None
+
+
+async def test_each_move_tells_the_next_engine_all_that_was_made() -> None:
+    parts = Parts()
+    one = parts.engine()
+    await parts.running()
+    await parts.output(one, 2, text="ab")
+    await parts.output(one, 1, text="c")
+    await parts.finish(one, "abort")
+    again = parts.generates()[-1]
+    assert (again.output_token_ids, again.num_sent_characters) == ((7, 7, 7), 3)
+    # A move that brought something makes the next ones wait for nothing; two in vain do.
+    for attempt in (2, 3):
+        since = asyncio.get_running_loop().time()
+        await parts.finish(one, "abort", attempt=attempt)
+        assert parts.engine_wire.sent_at[-1] == since
+
+
+async def test_a_further_choice_that_finds_other_weights_waits_for_its_own() -> None:
+    parts = Parts()
+    one = parts.engine("a", max_requests=1)
+    options = AnswerOptions(num_choices=2, num_answers=2)
+    started = await parts.running(generation_job(options=options))
+    parts.lose(one, "goodbye")
+    parts.engine("b", fingerprint="g")
+    await idle()
+    # The first one had begun there, and its engine left for good: it has ended with it.
+    assert started.request.outcome == "failed"
+    assert parts.num_seats == 0

@@ -245,6 +245,21 @@ async def test_log_probabilities_follow_the_content() -> None:
     assert rest == ContentText(0, "", told[:1])
 
 
+async def test_a_parser_that_ends_a_choice_twice_ends_no_other_one() -> None:
+    case = Parsed(options=AnswerOptions(num_choices=2, num_answers=2))
+    one = case.parts.parser()
+    started = await case.running(one)
+    await case.parts.finish(case.engine)
+    for _ in range(2):
+        await case.parsed(one, final=True)
+    assert len(await started.events()) == 1
+    assert started.request.outcome is None
+    await case.parts.finish(case.engine, choice=1)
+    await case.parsed(one, final=True, choice=1)
+    assert len(await started.events()) == 1
+    assert len(case.parts.outbox.settles) == 1
+
+
 async def test_token_ids_do_not_wait_for_the_parser() -> None:
     case = Parsed(options=AnswerOptions(shows_token_ids=True))
     started = await case.running(case.parts.parser())
@@ -493,9 +508,12 @@ async def test_a_session_whose_events_raise_is_closed_at_its_parser(
     assert len(case.parts.parser_wire.of(CloseParse)) == 1
     assert case.parts.parsers._sessions[one] == {}
     assert "request r failed while parsed text was delivered" in caplog.messages
+    caplog.clear()
 
 
-async def test_a_bug_in_a_replay_ends_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_in_a_replay_ends_the_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Nobody looked at the task that replays, so the request waited until its time ran out."""
     case = Parsed()
     first = case.parts.parser("a")
@@ -509,6 +527,7 @@ async def test_a_bug_in_a_replay_ends_the_request(monkeypatch: pytest.MonkeyPatc
     await case.lose(first)
     with pytest.raises(GatewayError, match="Something went wrong in this server."):
         await started.work.next_events(5.0)
+    caplog.clear()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from gateway import bridge
 from gateway.dispatch.quarantine import Suspicion
-from gateway.dispatch.seats import SeatKind
+from gateway.dispatch.seats import Seat, SeatKind
 from gateway.errors import (
     ClientDisconnectedError,
     DeadlineExceededError,
@@ -23,7 +23,7 @@ from gateway.request.job import question_fingerprint
 from gateway.request.questions import Question, QuestionWork
 from gateway.request.request import Request, State
 from protocol.errors import ErrorCode
-from protocol.version import PROTOCOL_VERSION, ProtocolVersion
+from protocol.version import ProtocolVersion
 from protocol.wire.messages import (
     Authorize,
     Cancel,
@@ -51,7 +51,7 @@ def embedding(
         answer_kind=Embedded,
         check=check,
         prompt_tokens=lambda offer: BOUND if offer is None else BOUND + 1,
-        least_tokens=lambda _offer: LEAST,
+        least_tokens=lambda offer: LEAST * offer.resume_version,
         tokens_of=lambda embedded: sum(embedded.num_tokens),
         seat="work",
     )
@@ -325,13 +325,13 @@ async def test_what_the_model_does_not_do_is_refused_after_the_grant() -> None:
         raise UnsupportedFieldError("not here")
 
     parts = Parts()
-    one = parts.engine()
+    one = parts.engine(version=(1, 1))
     started = Asked(parts, embedding(check=check))
     await idle()
     assert told == []
     await parts.grant()
     assert isinstance(await started.error(), UnsupportedFieldError)
-    assert told == [(one.engine, PROTOCOL_VERSION)]
+    assert told == [(one.engine, ProtocolVersion(1, 1))]
     assert_settled(parts, 0, is_unused=False, outcome="failed")
 
 
@@ -424,3 +424,36 @@ async def test_suspicion_is_kept_from_engine_to_engine(monkeypatch: pytest.Monke
     await answer(parts, one)
     await started.error()
     assert len(made) == 1
+
+
+async def test_questions_are_fair_between_tenants_and_pay_what_they_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paid: list[int | None] = []
+    parts = Parts()
+    one = parts.engine(max_requests=1)
+    release = parts.admission.release
+
+    def noting(seat: Seat, used_tokens: int | None = None) -> None:
+        paid.append(used_tokens)
+        release(seat, used_tokens)
+
+    monkeypatch.setattr(parts.admission, "release", noting)
+    parts.handle(one).num_requests = 1
+    for name, tenant in (("a1", "a"), ("a2", "a"), ("b1", "b")):
+        Asked(parts, embedding(), name)
+        await idle()
+        await parts.grant(name, tenant=tenant)
+    parts.handle(one).num_requests = 0
+    parts.admission.pump("m")
+    order = []
+    for _ in range(3):
+        await idle()
+        order.append(parts.engine_wire.of(Embed)[-1].request_id)
+        parts.link.on_event(
+            one,
+            Embedded(request_id=order[-1], num_dimensions=1, vectors=b"", num_tokens=(6,)),
+        )
+    await idle()
+    assert order == ["a1", "b1", "a2"]
+    assert paid == [6, 6, 6]
