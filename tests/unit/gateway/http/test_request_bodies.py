@@ -32,6 +32,30 @@ from gateway.http.schemas.ranges import RANGES
 
 USER = {"role": "user", "content": "hi"}
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+WRONG_ALLOWED_TOOLS: list[tuple[dict[str, Any], str]] = [
+    ({}, "tool_choice.allowed_tools"),
+    ({"allowed_tools": [1]}, "tool_choice.allowed_tools"),
+    ({"allowed_tools": {"tools": TOOLS}}, "tool_choice.allowed_tools.mode"),
+    (
+        {"allowed_tools": {"mode": "none", "tools": TOOLS}},
+        "tool_choice.allowed_tools.mode",
+    ),
+    ({"allowed_tools": {"mode": "auto"}}, "tool_choice.allowed_tools.tools"),
+    (
+        {"allowed_tools": {"mode": "auto", "tools": []}},
+        "tool_choice.allowed_tools.tools",
+    ),
+    (
+        {"allowed_tools": {"mode": "auto", "tools": [*TOOLS, {"type": "mcp"}]}},
+        "tool_choice.allowed_tools.tools[1]",
+    ),
+    (
+        {"allowed_tools": {"mode": "auto", "tools": [{"type": "function"}]}},
+        "tool_choice.allowed_tools.tools[0].function.name",
+    ),
+]
+
 
 def chat_body(**fields: Any) -> bytes:
     return json.dumps({"model": "m", "messages": [USER], **fields}).encode()
@@ -124,6 +148,10 @@ def test_a_refused_field_is_named_unless_it_changes_nothing(name: str) -> None:
         ),
         ({"tool_choice": {"type": "custom"}}, "tool_choice.type"),
         ({"tool_choice": {"type": "function"}}, "tool_choice.function.name"),
+        *(
+            ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", **wrong}}, param)
+            for wrong, param in WRONG_ALLOWED_TOOLS
+        ),
         ({"tool_choice": "any"}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
