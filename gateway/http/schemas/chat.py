@@ -13,6 +13,7 @@ from gateway.http.schemas.fields import (
 )
 from gateway.http.schemas.functions import (
     FUNCTION_FIELDS,
+    allowed_tools,
     in_words_of_functions,
     names_functions,
     with_tools,
@@ -62,6 +63,9 @@ class ChatRequest(GenerationRequest):
         if not isinstance(value, dict):
             raise field_error("it must be `none`, `auto`, `required` or an object.")
         kind = value.get("type")
+        if kind == "allowed_tools":
+            allowed_tools(value)
+            return value
         if kind != "function":
             raise field_error(
                 "only a function can be named.", ".type", unsupported=isinstance(kind, str)
@@ -84,10 +88,9 @@ class ChatRequest(GenerationRequest):
         if self.tool_choice not in (None, "none") and not self.tools:
             raise field_error("it needs `tools`.", "tool_choice")
         names = {tool.function.name for tool in self.tools or ()}
-        if self.named_tool is not None and self.named_tool not in names:
-            raise field_error(
-                f"there is no tool `{self.named_tool[:100]}` in `tools`.", "tool_choice"
-            )
+        for name in (self.named_tool, *sorted(self.allowed_tools or ())):
+            if name is not None and name not in names:
+                raise field_error(f"there is no tool `{name[:100]}` in `tools`.", "tool_choice")
         if self.continue_final_message and self.add_generation_prompt:
             raise field_error("it contradicts `add_generation_prompt`.", "continue_final_message")
         last = self.messages[-1]
@@ -106,10 +109,17 @@ class ChatRequest(GenerationRequest):
     @property
     def named_tool(self) -> str | None:
         """The tool that `tool_choice` names, if it names one."""
-        if not isinstance(self.tool_choice, dict):
+        if not isinstance(self.tool_choice, dict) or self.tool_choice["type"] != "function":
             return None
         name: str = self.tool_choice["function"]["name"]
         return name
+
+    @property
+    def allowed_tools(self) -> frozenset[str] | None:
+        """The tools that `tool_choice` allows, where it allows some only."""
+        if not isinstance(self.tool_choice, dict) or self.tool_choice["type"] != "allowed_tools":
+            return None
+        return allowed_tools(self.tool_choice)[1]
 
     @property
     def num_top_logprobs(self) -> int | None:
@@ -134,9 +144,25 @@ def parse_chat_body(body: bytes) -> tuple[ChatRequest, dict[str, Any], list[str]
         request = validate(ChatRequest, value)
     except InvalidRequestError as error:
         raise in_words_of_functions(error) if names_functions(value) else error from None
+    ignored_of_tools = unknown_tool_keys(value.get("tools") or [])
+    request, value = with_allowed_tools(request, value)
     messages = cast("list[dict[str, Any]]", value["messages"])
     ignored = unknown_keys(value, ChatRequest.known_fields | _REFUSED.keys() | FUNCTION_FIELDS)
     ignored += unknown_stream_keys(value)
     ignored += unknown_message_keys(messages)
-    ignored += unknown_tool_keys(value.get("tools") or [])
+    ignored += ignored_of_tools
     return request, value, ignored
+
+
+def with_allowed_tools(
+    request: ChatRequest, value: dict[str, Any]
+) -> tuple[ChatRequest, dict[str, Any]]:
+    """A checked request whose other tools are gone; the same one where all are allowed."""
+    allowed = request.allowed_tools
+    if allowed is None:
+        return request, value
+    mode, _ = allowed_tools(cast("dict[str, Any]", request.tool_choice))
+    tools = [tool for tool in request.tools or () if tool.function.name in allowed]
+    raw = [tool for tool in value["tools"] if tool["function"]["name"] in allowed]
+    changed = request.model_copy(update={"tools": tools, "tool_choice": mode})
+    return changed, {**value, "tools": raw}

@@ -1,9 +1,11 @@
-"""OpenAI's deprecated `functions` and `function_call`, told in the words of tools."""
+"""OpenAI's deprecated `functions` and `function_call` in the words of tools, and allowed tools."""
 
 import re
 from typing import Any, Final
 
 from gateway.errors import InvalidRequestError
+from gateway.http.schemas.body import field_error
+from gateway.http.schemas.ranges import MAX_TOOLS
 
 FUNCTION_FIELDS: Final = frozenset({"functions", "function_call"})
 _MAX_CALL_NUMBER = 10**5
@@ -39,6 +41,28 @@ def with_tools(value: dict[str, Any]) -> dict[str, Any]:
     if isinstance(messages, list) and any(map(_has_function, messages)):
         found["messages"] = _messages_with_tools(messages)
     return found
+
+
+def allowed_tools(choice: dict[str, Any]) -> tuple[str, frozenset[str]]:
+    """What a `tool_choice` of type `allowed_tools` says: its mode, and names of functions.
+
+    Raises:
+        PydanticCustomError: It is of another shape.
+    """
+    allowed = choice.get("allowed_tools")
+    if not isinstance(allowed, dict) or allowed.get("mode") not in ("auto", "required"):
+        raise field_error("its `mode` must be `auto` or `required`.", ".allowed_tools.mode")
+    tools = allowed.get("tools")
+    if not isinstance(tools, list) or not 0 < len(tools) <= MAX_TOOLS:
+        raise field_error("a list of tools is expected.", ".allowed_tools.tools")
+    names = []
+    for index, tool in enumerate(tools):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            where = f".allowed_tools.tools[{index}].function.name"
+            raise field_error("the name of a function is expected.", where)
+        names.append(function["name"])
+    return allowed["mode"], frozenset(names)
 
 
 def names_functions(value: dict[str, Any]) -> bool:

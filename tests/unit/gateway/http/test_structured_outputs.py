@@ -144,6 +144,40 @@ def test_tool_choices_reach_the_parser(choice: Any, mode: str, name: str) -> Non
     assert (made.tool_choice, made.tool_name) == (mode, name)
 
 
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_of_the_tools_only_the_allowed_ones_can_be_called(mode: str) -> None:
+    """OpenAI's clients send all tools each time and allow some: it was a 400."""
+    tools = [{**TOOL, "function": {**TOOL["function"], "name": name}} for name in "fgh"]  # type: ignore[dict-item]
+    made = job(tools=tools, tool_choice=allowed(mode, "h", "f"))
+    assert (made.tool_choice, made.tool_name) == (mode, "")
+    for written in (made.tools_json, made.enforced_tools_json):
+        assert [one["function"]["name"] for one in json.loads(written)] == ["f", "h"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "param"),
+    [
+        (allowed("none", "f"), "tool_choice.allowed_tools.mode"),
+        (allowed("auto"), "tool_choice.allowed_tools.tools"),
+        (allowed("auto", "f", "x"), "tool_choice"),
+        ({"type": "allowed_tools"}, "tool_choice.allowed_tools.mode"),
+        (
+            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"name": "f"}]}},
+            "tool_choice.allowed_tools.tools[0].function.name",
+        ),
+    ],
+)
+def test_what_is_wrong_about_allowed_tools_is_named(choice: Any, param: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        job(tools=[TOOL], tool_choice=choice)
+    assert caught.value.param == param
+
+
 def test_strict_reaches_the_parser_and_not_the_prompt() -> None:
     made = job(tools=[TOOL])
     assert "strict" not in made.prepares[0].tools_json
