@@ -527,6 +527,7 @@ async def test_a_bug_in_a_replay_ends_the_request(
     await case.lose(first)
     with pytest.raises(GatewayError, match="Something went wrong in this server."):
         await started.work.next_events(5.0)
+    assert caplog.messages == ["request r failed"]
     caplog.clear()
 
 
