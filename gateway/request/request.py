@@ -232,7 +232,10 @@ class Request:
         if self._starter is not None and self._starter is not asyncio.current_task():
             self._starter.cancel()
         self.background.close()
-        self.work.abort(error)
+        try:
+            self.work.abort(error)
+        except Exception:  # what it used is settled all the same
+            _logger.exception("request %s could not be stopped", self.request_id)
         if self.work.is_at_worker:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(ABORT_PATIENCE_S, self._give_up)

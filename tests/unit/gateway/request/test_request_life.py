@@ -394,3 +394,24 @@ async def test_who_still_reads_after_the_client_left_learns_of_it() -> None:
     started.request.on_client_gone()
     with pytest.raises(ClientDisconnectedError, match="^The client has left.$"):
         await started.work.next_events(None)
+
+
+async def test_work_that_can_not_be_stopped_is_settled_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stayed among the requests under way: never settled, its lease renewed for ever."""
+    parts = Parts()
+    one = parts.engine()
+    started = await parts.running()
+    await parts.output(one, 2)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(started.work, "abort", broken)
+    started.request.on_client_gone()
+    assert caplog.messages == ["request r could not be stopped"]
+    caplog.clear()
+    await asyncio.sleep(ABORT_PATIENCE_S + 0.1)
+    assert [settle.completion_tokens for settle in parts.outbox.settles] == [2]
+    assert (parts.num_seats, len(parts.sessions)) == (0, 0)
