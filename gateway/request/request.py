@@ -295,7 +295,7 @@ class Request:
                 trace_id=self.trace_id,
                 prompt_tokens=bound.prompt_tokens,
                 completion_tokens=bound.completion_tokens,
-                is_metered=bound.is_metered,
+                is_metered=True,  # it counts as a request even if it uses no tokens
             )
         )
         granted: Granted | None = None
