@@ -73,9 +73,9 @@ class ChoicePlan:
     priority: int
     keep_special_tokens: tuple[str, ...]
     grammar: Grammar | None
-    num_choices: int = 1
-    is_streaming: bool = True
-    trace_id: str = ""
+    num_choices: int
+    is_streaming: bool
+    trace_id: str
 
 
 class EngineChoice:

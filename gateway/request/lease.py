@@ -50,11 +50,6 @@ class RequestLease:
         self._completion_tokens = 0
         self._growing = asyncio.Lock()
 
-    @property
-    def completion_tokens(self) -> int:
-        """Output tokens that are reserved, all choices together."""
-        return self._completion_tokens
-
     def on_granted(self, granted: Granted, bound: Bound) -> None:
         """The reservation of a bound was granted."""
         self.limits = granted.limits

@@ -232,7 +232,10 @@ class Request:
         if self._starter is not None and self._starter is not asyncio.current_task():
             self._starter.cancel()
         self.background.close()
-        self.work.abort(error)
+        try:
+            self.work.abort(error)
+        except Exception:  # what it used is settled all the same
+            _logger.exception("request %s could not be stopped", self.request_id)
         if self.work.is_at_worker:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(ABORT_PATIENCE_S, self._give_up)
@@ -292,7 +295,7 @@ class Request:
                 trace_id=self.trace_id,
                 prompt_tokens=bound.prompt_tokens,
                 completion_tokens=bound.completion_tokens,
-                is_metered=bound.is_metered,
+                is_metered=True,  # it counts as a request even if it uses no tokens
             )
         )
         granted: Granted | None = None

@@ -10,12 +10,10 @@ class Bound:
     Attributes:
         prompt_tokens: Of all prompts together.
         completion_tokens: Of all choices together.
-        is_metered: It counts as a request even if it uses no tokens.
     """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    is_metered: bool = True
 
 
 @dataclass(slots=True)

@@ -1,13 +1,15 @@
 """Answers that would be too large, and readers that take nothing."""
 
 import asyncio
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from protocol.wire.messages import Abort, Authorize, Generate, Prepare
+from gateway.http.render.answer import ChatCollector
+from protocol.wire.messages import Abort, Authorize, Generate, Prepare, Usage
 from tests.fakes.fake_workers import FakeEngine, extended_tokens
 from tests.fakes.raw_http import connected, post
 from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
@@ -89,3 +91,29 @@ async def test_a_stream_that_nobody_reads_gets_no_more_tokens(socket_dir: Path) 
                 lease = extended_tokens(engine)[-1]
                 assert num_sent < 20_000, "it would go on for ever"
         await engine.until(lambda: bool(engine.of(Abort)))
+
+
+async def test_others_are_served_while_log_probabilities_are_written(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One answer of 135 MB left everybody without service for 25 s."""
+    begun, may_end = threading.Event(), threading.Event()
+    body = ChatCollector.body
+
+    def slow(collector: ChatCollector, usage: Usage) -> bytes:
+        if collector._options.shows_logprobs:
+            begun.set()
+            assert may_end.wait(10.0)
+        return body(collector, usage)
+
+    monkeypatch.setattr(ChatCollector, "body", slow)
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        await gateway.engine(capabilities=("chat", "completions", "logprobs"))
+        large = asyncio.ensure_future(gateway.chat(logprobs=True, top_logprobs=2))
+        await gateway.until(begun.is_set)
+        assert (await gateway.chat()).status_code == 200
+        assert not large.done()
+        may_end.set()
+        answer = (await large).json()
+        assert answer["choices"][0]["logprobs"]["content"]

@@ -32,6 +32,38 @@ from gateway.http.schemas.ranges import RANGES
 
 USER = {"role": "user", "content": "hi"}
 
+TOOLS: list[dict[str, Any]] = [{"type": "function", "function": {"name": "f"}}]
+WRONG_ALLOWED_TOOLS: list[tuple[dict[str, Any], str]] = [
+    ({}, "tool_choice.allowed_tools"),
+    ({"allowed_tools": [1]}, "tool_choice.allowed_tools"),
+    ({"allowed_tools": {"tools": TOOLS}}, "tool_choice.allowed_tools.mode"),
+    (
+        {"allowed_tools": {"mode": "none", "tools": TOOLS}},
+        "tool_choice.allowed_tools.mode",
+    ),
+    ({"allowed_tools": {"mode": "auto"}}, "tool_choice.allowed_tools.tools"),
+    (
+        {"allowed_tools": {"mode": "auto", "tools": []}},
+        "tool_choice.allowed_tools.tools",
+    ),
+    (
+        {"allowed_tools": {"mode": "auto", "tools": [*TOOLS, {"type": "mcp"}]}},
+        "tool_choice.allowed_tools.tools[1]",
+    ),
+    (
+        {"allowed_tools": {"mode": "auto", "tools": [{"type": "function"}]}},
+        "tool_choice.allowed_tools.tools[0].function.name",
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrong", "param"), WRONG_ALLOWED_TOOLS)
+def test_wrong_allowed_tools_are_named(wrong: dict[str, Any], param: str) -> None:
+    body = chat_body(tools=TOOLS, tool_choice={"type": "allowed_tools", **wrong})
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_chat_body(body)
+    assert caught.value.param == param
+
 
 def chat_body(**fields: Any) -> bytes:
     return json.dumps({"model": "m", "messages": [USER], **fields}).encode()

@@ -11,10 +11,12 @@ from gateway.request.answer_options import AnswerOptions
 from gateway.request.events import ChoiceFinished, ContentText, PromptShown, UsageTold
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
+    Adjust,
     Authorize,
     Failure,
     Generate,
     Grammar,
+    LimitState,
     Prepare,
     SamplingParams,
     StreamUsage,
@@ -241,11 +243,12 @@ async def test_what_is_reserved_for_all_choices_is_corrected_by_the_prompts() ->
     started = await parts.generation(job)
     (authorize,) = parts.auth_wire.of(Authorize)
     assert (authorize.prompt_tokens, authorize.completion_tokens) == (40, 32)
-    await parts.grant()
+    await parts.grant(limits=LimitState(limit_tokens=1000))
     await parts.prepare_next(max_output_tokens=9)
     await started.task
     await idle()
-    assert started.request.lease.completion_tokens == 18
+    (adjust,) = parts.auth_wire.of(Adjust)
+    assert (adjust.prompt_tokens, adjust.completion_tokens) == (5, 18)
     assert [generate.lease_tokens for generate in parts.generates()] == [9, 9]
 
 

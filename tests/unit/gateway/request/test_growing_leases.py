@@ -8,7 +8,7 @@ from gateway.request.answer_options import AnswerOptions
 from gateway.request.event_queue import MAX_UNREAD
 from gateway.request.events import ChoiceFinished
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Abort, Adjust, Extend, Usage
+from protocol.wire.messages import Abort, Adjust, Authorize, Extend, Usage
 from tests.fakes.request_parts import Generation, Parts, generation_job
 from tests.fakes.virtual_time import idle
 
@@ -92,8 +92,8 @@ async def test_no_slice_goes_beyond_the_context() -> None:
 async def test_a_limited_stream_is_paid_at_once_and_released_in_slices() -> None:
     parts = Parts(slice_tokens=16)
     one = parts.engine()
-    started = await parts.running(generation_job(max_tokens=40, options=STREAM))
-    assert started.request.lease.completion_tokens == 40
+    await parts.running(generation_job(max_tokens=40, options=STREAM))
+    assert parts.auth_wire.of(Authorize)[-1].completion_tokens == 40
     assert parts.generates()[0].lease_tokens == 16
     for _ in range(3):
         await parts.output(one, 12)

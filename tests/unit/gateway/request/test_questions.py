@@ -142,6 +142,19 @@ async def test_an_answered_question_is_charged_what_its_answer_says() -> None:
     assert parts.metrics.tokens.labels("m", "prompt")._value.get() == 9
 
 
+async def test_the_lease_of_a_question_is_renewed_and_a_drain_waits_for_it() -> None:
+    """Neither a drain nor the renewal knew of embeddings."""
+    parts = Parts()
+    one = parts.engine()
+    started = await asked(parts)
+    assert len(parts.sessions) == 1
+    (report,) = parts.sessions.lease_reports()
+    assert report.lease_id == started.request.lease.lease_id
+    await answer(parts, one)
+    assert await started.error() is None
+    assert (len(parts.sessions), parts.sessions.lease_reports()) == (0, ())
+
+
 async def test_what_charges_no_tokens_counts_as_a_request() -> None:
     parts = Parts()
     one = parts.engine()

@@ -85,7 +85,9 @@ async def test_a_client_that_leaves_while_it_starts_is_told_nothing_and_pays_not
     parts = Parts()
     started = await begin(parts)
     started.request.on_client_gone()
-    assert isinstance(await started.error(), ClientDisconnectedError)
+    error = await started.error()
+    assert isinstance(error, ClientDisconnectedError)
+    assert str(error) == "The client has left."
     assert_nothing_is_left(parts, started)
     assert all(settle.is_unused for settle in parts.outbox.settles)
     assert all(settle.outcome == "aborted" for settle in parts.outbox.settles)
@@ -358,6 +360,7 @@ async def test_while_no_engine_is_there_the_deadline_is_a_503_that_says_so() -> 
 async def test_the_time_left_is_never_negative() -> None:
     parts = Parts(timeout_s=3.0)
     parts.engine()
+    await asyncio.sleep(100.0)
     started = await parts.generation()
     await asyncio.sleep(1.0)
     assert started.request.remaining_s() == 2.0
@@ -373,3 +376,42 @@ async def test_a_finished_request_has_no_timer_left() -> None:
     await parts.finish(one)
     assert started.request._timer is not None
     assert started.request._timer.cancelled()
+
+
+async def test_a_start_that_was_ended_without_a_reason_says_that_nobody_is_left() -> None:
+    parts = Parts()
+    started = await waits_for_its_prompt(parts)
+    started.request.end("aborted")
+    error = await started.error()
+    assert isinstance(error, ClientDisconnectedError)
+    assert str(error) == "The client has left."
+
+
+async def test_who_still_reads_after_the_client_left_learns_of_it() -> None:
+    parts = Parts()
+    parts.engine()
+    started = await parts.running()
+    started.request.on_client_gone()
+    with pytest.raises(ClientDisconnectedError, match="^The client has left.$"):
+        await started.work.next_events(None)
+
+
+async def test_work_that_can_not_be_stopped_is_settled_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stayed among the requests under way: never settled, its lease renewed for ever."""
+    parts = Parts()
+    one = parts.engine()
+    started = await parts.running()
+    await parts.output(one, 2)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(started.work, "abort", broken)
+    started.request.on_client_gone()
+    assert caplog.messages == ["request r could not be stopped"]
+    caplog.clear()
+    await asyncio.sleep(ABORT_PATIENCE_S + 0.1)
+    assert [settle.completion_tokens for settle in parts.outbox.settles] == [2]
+    assert (parts.num_seats, len(parts.sessions)) == (0, 0)

@@ -101,6 +101,9 @@ async def test_a_text_travels_in_pieces_and_comes_back_told_apart() -> None:
     assert (authorize.prompt_tokens, authorize.completion_tokens) == (0, 0)
     await started.opened(one)
     assert started.pieces() == [(one, "x" * PIECE_CHARACTERS, False)]
+    (batch,) = parts.parser_wire.of(ParseBatch)
+    (delta,) = batch.deltas
+    assert (delta.request_id, delta.choice, delta.attempt) == ("r", 0, 1)
     await started.parsed(
         one, ParseEvent(kind="reasoning", text="r"), ParseEvent(kind="content", text="a")
     )
@@ -115,6 +118,7 @@ async def test_a_text_travels_in_pieces_and_comes_back_told_apart() -> None:
         num_malformed=2,
     )
     assert await started.error() is None
+    assert parts.parser_wire.of(CloseParse) == [CloseParse(request_id="r", attempt=1)]
     parse = started.work.parse
     assert (parse.content, parse.reasoning) == (["a", "b"], ["r"])
     assert parse.calls == [ParsedCall("i", "f", ["{", "}"])]
@@ -128,7 +132,7 @@ async def test_a_text_travels_in_pieces_and_comes_back_told_apart() -> None:
 
 @pytest.mark.parametrize(
     ("text", "num_pieces"),
-    [("", 1), ("x" * PIECE_CHARACTERS, 1), ("x" * (PIECE_CHARACTERS + 1), 2)],
+    [("", 1), ("x", 1), ("x" * PIECE_CHARACTERS, 1), ("x" * (PIECE_CHARACTERS + 1), 2)],
 )
 async def test_every_text_has_one_last_piece(text: str, num_pieces: int) -> None:
     parts = Parts()
@@ -240,6 +244,17 @@ async def test_after_three_lost_parsers_it_is_the_text() -> None:
         await idle()
     assert isinstance(await started.error(), WorkerLostError)
     assert [opening.attempt for opening in parts.parser_wire.of(OpenParse)] == [1, 2, 3]
+    assert [settle.is_unused for settle in parts.outbox.settles] == [False]
+
+
+async def test_a_text_that_one_parser_took_is_used_even_if_the_next_ones_are_away() -> None:
+    parts = Parts()
+    one = parts.parser()
+    started = await Parsing.granted(parts)
+    assert started.work.parse.num_malformed == 0
+    await started.opened(one)
+    parts.parsers.on_peer_lost(one)
+    assert isinstance(await started.error(), WorkerUnavailableError)
     assert [settle.is_unused for settle in parts.outbox.settles] == [False]
 
 

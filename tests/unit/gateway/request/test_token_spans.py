@@ -49,6 +49,13 @@ def test_parts_of_a_character_belong_where_it_stands() -> None:
     assert ids(made.take(8, 9)) == [1, 2]
 
 
+def test_a_text_that_was_nothing_but_tokens_is_content() -> None:
+    made = TokenSpans()
+    made.add(0, (0,), [logprobs(0)])
+    assert ids(made.take_rest()) == [0]
+    assert made.take_rest() == ()
+
+
 def test_the_end_of_a_text_belongs_to_it_only_when_it_ended_as_content() -> None:
     made = spans(2, 2)
     assert ids(made.take(0, 2)) == [0]
