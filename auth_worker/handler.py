@@ -11,6 +11,7 @@ from auth_worker.errors import AuthError, RefusedError
 from auth_worker.metrics import AuthMetrics
 from auth_worker.operations import Flush, KeyPage, Operation, Result
 from protocol.errors import ErrorCode, PenstockError
+from protocol.runtime import logs
 from protocol.wire.messages import (
     Adjust,
     AuthCommand,
@@ -19,6 +20,7 @@ from protocol.wire.messages import (
     Credits,
     Denied,
     Failure,
+    Granted,
     Keys,
     ListKeys,
     Load,
@@ -83,6 +85,7 @@ class AuthHandler:
         match command:
             case Authorize():
                 answer = self._authorize(command)
+                _log_decision(command, answer)
                 self.metrics.on_decision(answer)
                 self._send(gateway_id, answer)
             case Settle():
@@ -145,7 +148,7 @@ class AuthHandler:
         if num_expired:
             _logger.warning("%d leases expired and were charged their last report", num_expired)
 
-    def _authorize(self, command: Authorize) -> Message:
+    def _authorize(self, command: Authorize) -> Granted | Denied:
         if self._is_draining or not self._committer.is_healthy:
             return self._unavailable(command)
         if 0.0 < command.wait_s <= self._age_s():
@@ -263,3 +266,17 @@ def _stuck(request_id: str) -> Failure:
 
 def _failure(request_id: str, error: PenstockError) -> Failure:
     return Failure(request_id=request_id, code=error.code, message=error.message, param=error.param)
+
+
+def _log_decision(command: Authorize, answer: Granted | Denied) -> None:
+    """A log line under the request's id and its client's own; what is granted is only detail."""
+    level = logging.INFO if isinstance(answer, Denied) else logging.DEBUG
+    if not _logger.isEnabledFor(level):
+        return
+    fields = {"key_id": answer.key_id, "endpoint": command.endpoint}
+    text = "granted"
+    if isinstance(answer, Denied):
+        fields["code"] = str(answer.code)
+        text = f"refused: {answer.code}"
+    with logs.about(command.request_id, command.trace_id):
+        _logger.log(level, "%s", text, extra={"fields": fields})

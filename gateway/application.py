@@ -36,6 +36,7 @@ from gateway.workers.engine_directory import EngineDirectory
 from gateway.workers.engines import EngineLink
 from gateway.workers.parsers import ParserLink
 from gateway.workers.wire import LinkHandler
+from protocol.runtime.allocator import HeapTrimmer
 from protocol.wire.codec import (
     Decoder,
     auth_event_decoder,
@@ -52,6 +53,7 @@ EventT = TypeVar("EventT")
 _logger = logging.getLogger("penstock.gateway")
 
 RENEW_INTERVAL_S = 5.0
+TRIM_INTERVAL_S = 5.0
 _TICK_S = 0.5
 _FLUSH_PATIENCE_S = 2.0
 _GOODBYE_S = 0.1
@@ -120,6 +122,7 @@ class Application:
         self.toolbox = registered_toolbox(settings, os.environ)
         self._body_pool = BodyPool(child_environment(os.environ))
         self._lag_due: float | None = None
+        self._trimmer = HeapTrimmer()
         self._housekeeping = self._make_housekeeping()
         self.requests = self._make_requests()
         self.parts = self._make_parts()
@@ -131,6 +134,7 @@ class Application:
         housekeeping.add("renewing leases", RENEW_INTERVAL_S, self._renew)
         housekeeping.add("resending settlements", _TICK_S, self.outbox.resend_old)
         housekeeping.add("measuring the event loop", _TICK_S, self._measure_lag)
+        housekeeping.add("giving back memory", TRIM_INTERVAL_S, self._trim)
         return housekeeping
 
     def _make_requests(self) -> RequestFactory:
@@ -268,6 +272,9 @@ class Application:
         reports = self.sessions.lease_reports()
         if reports:
             self.auth.renew(reports)
+
+    def _trim(self) -> None:
+        asyncio.get_running_loop().run_in_executor(None, self._trimmer.look)
 
     def _measure_lag(self) -> None:
         now = asyncio.get_running_loop().time()

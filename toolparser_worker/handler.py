@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from protocol.errors import ErrorCode, PenstockError
+from protocol.runtime import logs
 from protocol.wire.messages import (
     CloseParse,
     Credits,
@@ -115,6 +116,7 @@ class ParserHandler:
         try:
             session = self._store.open(key, opening)
         except PenstockError as error:
+            _log_decision(opening, f"session refused: {error.code}")
             self._send(
                 gateway_id,
                 Failure(
@@ -129,6 +131,7 @@ class ParserHandler:
                 ),
             )
             return
+        _log_decision(opening, f"session opened, attempt {opening.attempt}")
         session.counts = self.metrics.counts(session.format_names)
         session.counts.num_streams += session.num_choices
         self._send(
@@ -152,7 +155,8 @@ class ParserHandler:
                 answer = self._parse_one(gateway_id, delta, now_s)
             except Exception:
                 # A bug of ours must cost one request, not the worker and all the others.
-                _logger.exception("parsing failed for request %s", delta.request_id)
+                with logs.about(delta.request_id, self._trace_id(gateway_id, delta)):
+                    _logger.exception("parsing failed for request %s", delta.request_id)
                 answer = self._fail(
                     gateway_id, delta, ErrorCode.INTERNAL_ERROR, "The parser failed on this text."
                 )
@@ -181,6 +185,11 @@ class ParserHandler:
         except PenstockError as error:
             return self._fail(gateway_id, delta, error.code, error.message)
 
+    def _trace_id(self, gateway_id: str, delta: ParseDelta) -> str:
+        key = (gateway_id, delta.request_id, delta.attempt)
+        session = self._store.find(key, self._store.now_s())
+        return "" if session is None else session.trace_id
+
     def _fail(
         self, gateway_id: str, delta: ParseDelta, code: ErrorCode, message: str
     ) -> Failure | None:
@@ -196,3 +205,9 @@ class ParserHandler:
         return Failure(
             request_id=delta.request_id, attempt=delta.attempt, code=code, message=message
         )
+
+
+def _log_decision(opening: OpenParse, text: str) -> None:
+    if _logger.isEnabledFor(logging.DEBUG):
+        with logs.about(opening.request_id, opening.trace_id):
+            _logger.debug("%s", text)

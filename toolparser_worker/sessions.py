@@ -32,6 +32,7 @@ class Session:
         tools: As given.
         format_names: The declared names of its tool format and its reasoning format.
         num_choices: Choices that may send text.
+        trace_id: The client's `X-Request-ID`, for logs.
         counts: Where its deltas are counted.
         keep_special_tokens: Markers that the engine must leave in the text.
         grammar: What the engine has to hold the text to, if anything.
@@ -61,6 +62,7 @@ class Session:
         self._id_style = tool_format.id_style if tool_format is not None else "call"
         self._request_id = opening.request_id
         self.num_choices = opening.num_choices
+        self.trace_id = opening.trace_id
         self.counts = FormatCounts()
         self._prompt_tail = opening.prompt_tail
         self._thinking = opening.thinking

@@ -19,6 +19,8 @@ _NOTHING_ALLOWED = (
     " that could come next."
 )
 
+_UNREADABLE = "The engine failed to read this request's output."
+
 _log = logging.getLogger("penstock.engine")
 
 
@@ -63,6 +65,19 @@ class ChoiceProgress:
         self._to_gateways.tell(output)
         if output.stop is not None:
             self.finish(output, output.stop.reason, output.stop.detail)
+
+    def try_to_go_on(self, output: ChoiceOutput) -> None:
+        """`go_on`, in which a bug ends this output and nothing else."""
+        try:
+            self.go_on(output)
+        except Exception:  # noqa: BLE001 - whatever one text does to its tokenizer, others go on
+            self.fail_unreadable(output)
+
+    def fail_unreadable(self, output: ChoiceOutput) -> None:
+        """End a choice at a bug of ours, from within its `except`."""
+        with about(output.choice):
+            _log.exception("the output of a choice could not be read")
+        self.fail(output, ErrorCode.INTERNAL_ERROR, _UNREADABLE)
 
     def finish(
         self, output: ChoiceOutput, reason: FinishReason, stop_reason: str | int | None = None
@@ -153,10 +168,7 @@ class ChoiceProgress:
                 output.untold_scores.append(scores)
             self.go_on(output)
         except Exception:  # noqa: BLE001 - whatever one text does to its tokenizer, others go on
-            with about(output.choice):
-                _log.exception("the output of a choice could not be read")
-            message = "The engine failed to read this request's output."
-            self.fail(output, ErrorCode.INTERNAL_ERROR, message)
+            self.fail_unreadable(output)
         return num_taken
 
     def _end_nothing_allowed(self, output: ChoiceOutput) -> None:

@@ -200,8 +200,15 @@ class Engine:
         except RequestError as error:
             self.refuse(gateway_id, command, error.code, error.message, param=error.param)
             return
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001 - a panic of a native library is no Exception
+            _log.exception("request %s could not be taken", command.request_id)
+            message = "The engine failed to take this request."
+            self.refuse(gateway_id, command, ErrorCode.INTERNAL_ERROR, message)
+            return
         # A grammar may force the first tokens; or the earlier attempt died before it could end.
-        self._progress.go_on(output)
+        self._progress.try_to_go_on(output)
 
     def knows(self, gateway_id: str, command: Generate) -> bool:
         """Whether `add` would begin nothing: this attempt runs, is over, aborted or stale."""
@@ -245,8 +252,12 @@ class Engine:
         if output is not None and output.choice.attempt == command.attempt:
             choice = output.choice
             choice.lease_tokens = max(choice.lease_tokens, command.lease_tokens)
-            if output.append_forced():
-                self._progress.go_on(output)
+            try:
+                if output.append_forced():
+                    self._progress.go_on(output)
+            except Exception:  # noqa: BLE001 - as in `add`
+                self._progress.fail_unreadable(output)
+                return
             if output.stop is None:
                 self._scheduler.extend(choice, command.lease_tokens)
 

@@ -158,6 +158,7 @@ class Admission:
         accepts: Accepts,
         is_alone: bool = False,
         is_patient: bool = True,
+        kind: SeatKind = "work",
     ) -> Seat:
         """A seat for work that lost its engine: before everybody who waits for a first one.
 
@@ -169,13 +170,14 @@ class Admission:
             accepts: Which engines can go on with it.
             is_alone: Take an engine with nothing else on it, and keep it so until `share`.
             is_patient: Wait also while only engines that can't go on with it are there.
+            kind: Of the seat.
 
         Raises:
             WorkerLostError: It isn't patient, and only such engines are there.
         """
         returning = self._model(model).returning
         future: asyncio.Future[Seat] = asyncio.get_running_loop().create_future()
-        waiter = ReturningWaiter(tokens, accepts, is_alone, is_patient, future)
+        waiter = ReturningWaiter(tokens, accepts, is_alone, is_patient, future, kind)
         returning.add(waiter)
         self.pump(model)
         return await self._wait(model, future, lambda: returning.discard(waiter))

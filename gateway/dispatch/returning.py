@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gateway.dispatch.seats import Accepts, EngineHandle, Seat, least_loaded
+from gateway.dispatch.seats import Accepts, EngineHandle, Seat, SeatKind, least_loaded
 from gateway.errors import WorkerLostError
 
 
@@ -18,6 +18,7 @@ class ReturningWaiter:
         is_alone: It wants an engine with nothing else on it.
         is_patient: It waits for a fitting engine even while only others are there.
         future: Gets the seat.
+        kind: Of the seat.
         reserved: The engine that is being emptied for it.
     """
 
@@ -26,6 +27,7 @@ class ReturningWaiter:
     is_alone: bool
     is_patient: bool
     future: "asyncio.Future[Seat]"
+    kind: SeatKind = "work"
     reserved: EngineHandle | None = None
 
 
@@ -75,7 +77,8 @@ class ReturningWork:
                 self._seat(waiter, _emptied(waiter, fitting))
             else:
                 fitting = [engine for engine in free if engine in fitting]
-                if not self._seat(waiter, least_loaded(fitting, waiter.tokens, next(turn))):
+                found = least_loaded(fitting, waiter.tokens, next(turn), waiter.kind)
+                if not self._seat(waiter, found):
                     free = [engine for engine in free if engine not in fitting]
         return free
 
@@ -83,7 +86,7 @@ class ReturningWork:
         if engine is None:
             return False
         del self._waiters[waiter]
-        seat = Seat(engine, waiter.tokens, is_alone=waiter.is_alone)
+        seat = Seat(engine, waiter.tokens, is_alone=waiter.is_alone, kind=waiter.kind)
         seat.occupy()
         waiter.future.set_result(seat)
         return True

@@ -36,6 +36,7 @@ from gateway.telemetry.access_log import AccessRecord
 from protocol.errors import ErrorCode, PenstockError
 from protocol.wire.endpoints import is_loopback
 
+_MAX_SHOWN_CHARACTERS = 200
 _logger = logging.getLogger("penstock.gateway.http")
 
 
@@ -93,7 +94,9 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     """What the router itself refuses: paths and methods that are not there."""
     if not isinstance(error, HTTPException):
         raise error
-    where = f"{request.method} {request.url.path}"
+    # Not `request.url`, which is made with the client's own `Host` and may be no URL at all.
+    full_path: str = request.scope["path"]
+    where = f"{request.method} {full_path[:_MAX_SHOWN_CHARACTERS]}"
     headers = dict(error.headers or {})
     if error.status_code == 404:
         row = ERROR_TABLE[ErrorCode.NOT_FOUND]
@@ -104,16 +107,18 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
             sorted(
                 method
                 for path, methods in request.app.state.methods
-                if path.match(request.url.path)
+                if path.match(full_path)
                 for method in methods
             )
         )
-        body = error_body(
-            f"Not allowed to {request.method} on {request.url.path}", METHOD_NOT_ALLOWED
-        )
+        row = METHOD_NOT_ALLOWED
+        body = error_body(f"Not allowed to {where.replace(' ', ' on ', 1)}", row)
     else:
         row = ErrorRow(error.status_code, "invalid_request_error", "invalid_request")
         body = error_body(str(error.detail), row)
+    request.state.log.error_code = row.code
+    if leaves_body_unread(request):
+        headers["Connection"] = "close"
     return _json(error.status_code, body, headers)
 
 
@@ -131,9 +136,10 @@ async def _on_disconnect(_request: Request, _error: Exception) -> Response:
     return Response(status_code=499)  # the client has left; nobody reads this
 
 
-async def _on_bug(_request: Request, _error: Exception) -> Response:
+async def _on_bug(request: Request, _error: Exception) -> Response:
     """A bug of ours: the trace goes to the log, the client learns nothing from it."""
     row = ERROR_TABLE[ErrorCode.INTERNAL_ERROR]
+    request.state.log.error_code = row.code
     body = error_body("Something went wrong in this server.", row)
     # The exception goes on to the server, which closes the connection: the client must know.
     return _json(row.status, body, {"Connection": "close"})

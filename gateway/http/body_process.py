@@ -77,9 +77,12 @@ def main() -> int:
         frame = answer(task, body)
         del task, body  # of a parsed body only the answer is kept
         gc.collect()
-        answers.write(len(frame).to_bytes(LENGTH_BYTES, "big"))
-        answers.write(frame)
-        answers.flush()
+        try:
+            answers.write(len(frame).to_bytes(LENGTH_BYTES, "big"))
+            answers.write(frame)
+            answers.flush()
+        except BrokenPipeError:
+            return 0  # the gateway has died meanwhile
 
 
 def _read_frame(stream: BinaryIO) -> bytes | None:

@@ -2,6 +2,8 @@
 
 import resource
 from collections import OrderedDict
+from collections.abc import Iterable
+from ipaddress import ip_address, ip_network
 from typing import Protocol
 
 RESERVED_DESCRIPTORS = 256
@@ -29,11 +31,15 @@ class ConnectionLimits:
     Args:
         max_connections: In all.
         max_per_address: From one address; 0 has no bound of its own.
+        proxies: Networks whose connections are those of many clients: no bound by address.
     """
 
-    def __init__(self, max_connections: int, max_per_address: int = 0) -> None:
+    def __init__(
+        self, max_connections: int, max_per_address: int = 0, proxies: Iterable[str] = ()
+    ) -> None:
         self._max_connections = max_connections
         self._max_per_address = max_per_address
+        self._proxies = tuple(map(ip_network, proxies))
         self._idle: OrderedDict[Connection, None] = OrderedDict()
         self._by_address: dict[str, int] = {}
         self._num_open = 0
@@ -45,7 +51,8 @@ class ConnectionLimits:
         """A client has come; whether there is a place, made by closing an idle one if need be."""
         address = connection.address
         bound = self._max_per_address
-        if bound and self._by_address.get(address, 0) >= bound and not self._evict(address):
+        has_enough = bound and self._by_address.get(address, 0) >= bound
+        if has_enough and not self._is_proxy(address) and not self._evict(address):
             return False
         if self._num_open >= self._max_connections and not self._evict():
             return False
@@ -71,6 +78,13 @@ class ConnectionLimits:
             self._by_address[connection.address] = left
         else:
             del self._by_address[connection.address]
+
+    def _is_proxy(self, address: str) -> bool:
+        try:
+            parsed = ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._proxies)
 
     def _evict(self, address: str | None = None) -> bool:
         for connection in self._idle:

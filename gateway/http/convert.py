@@ -14,9 +14,10 @@ from gateway.http.schemas.functions import names_functions
 from gateway.http.schemas.messages import clean_messages, clean_tools
 from gateway.http.schemas.sampling import GenerationRequest
 from gateway.http.schemas.tokenize import TokenizeRequest
+from gateway.http.schemas.tool_choice import choice_mode
 from gateway.request.answer_options import AnswerOptions
 from gateway.request.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT, GenerationJob
-from protocol.wire.messages import Prepare, SamplingDefaults, SamplingParams, ToolChoiceMode
+from protocol.wire.messages import Prepare, SamplingDefaults, SamplingParams
 
 SEED_BITS = 63
 _SEED_MASK = (1 << SEED_BITS) - 1
@@ -52,8 +53,9 @@ def chat_job(
     """
     messages_json = dump_json(clean_messages(raw["messages"]), "messages")
     may_call = bool(request.tools) and request.tool_choice != "none"
-    tools_json = dump_json(clean_tools(raw["tools"]), "tools") if may_call else None
-    enforced = clean_tools(raw["tools"], with_strict=True) if may_call else None
+    tools = _callable_tools(request, raw["tools"]) if may_call else []
+    tools_json = dump_json(clean_tools(tools), "tools") if may_call else None
+    enforced = clean_tools(tools, with_strict=True) if may_call else None
     kwargs = _template_kwargs(request)
     continues = bool(request.continue_final_message)
     adds_prompt = request.add_generation_prompt
@@ -83,7 +85,7 @@ def chat_job(
         ),
         tools_json=tools_json,
         enforced_tools_json=dump_json(enforced, "tools") if enforced is not None else None,
-        tool_choice=_tool_choice(request) if may_call else "none",
+        tool_choice=choice_mode(request.tool_choice) if may_call else "none",
         tool_name=request.named_tool or "",
         response_grammar=None if wanted is None else wanted.grammar,
         grammar_param="tools" if wanted is None else wanted.param,
@@ -137,10 +139,11 @@ def completion_job(
     )
 
 
-def _tool_choice(request: ChatRequest) -> ToolChoiceMode:
-    if request.named_tool is not None:
-        return "named"
-    return "required" if request.tool_choice == "required" else "auto"
+def _callable_tools(request: ChatRequest, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    allowed = request.allowed_tools
+    if allowed is None:
+        return tools
+    return [tool for tool in tools if tool["function"]["name"] in allowed]
 
 
 def tokenize_question(request: TokenizeRequest, raw: dict[str, Any]) -> Prepare:

@@ -74,7 +74,8 @@ def write_port_file(path: Path, port: int) -> None:
 def _limits(settings: GatewaySettings) -> ConnectionLimits:
     """The bounds of connections, from the settings and from what the system lets us have."""
     in_all = settings.max_connections or default_max_connections(raise_descriptor_limit())
-    return ConnectionLimits(in_all, settings.max_connections_per_address or max(1, in_all // 2))
+    by_address = settings.max_connections_per_address or max(1, in_all // 2)
+    return ConnectionLimits(in_all, by_address, settings.trusted_proxies)
 
 
 class HttpServer(uvicorn.Server):

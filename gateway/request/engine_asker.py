@@ -73,6 +73,7 @@ class EngineAsker:
                 tokens=seat.tokens,
                 accepts=_any_engine,
                 is_alone=self._suspicion.needs_isolation,
+                kind=seat.kind,
             )
 
 

@@ -2,12 +2,16 @@
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 LARGE_BLOCK_BYTES = 256 * 1024
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _TRIM_BYTES = 1024 * 1024
+ENOUGH_BYTES = 4 * 1024 * 1024
+"""A heap that has changed by more since it was trimmed is trimmed again."""
 _USERS_OWN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -33,3 +37,87 @@ def return_large_blocks(environ: Mapping[str, str] = os.environ) -> bool:
     return bool(
         mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES) and mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
     )
+
+
+@dataclass(frozen=True)
+class Heap:
+    """What a process holds.
+
+    Attributes:
+        resident_bytes: Of the whole process.
+        used_bytes: Of the allocator's heap: what is not freed.
+    """
+
+    resident_bytes: int
+    used_bytes: int
+
+
+class HeapTrimmer:
+    """Gives what was freed in small pieces back to the system.
+
+    glibc gives back only the top of its heap by itself, where nearly always something small stands:
+    what five thousand connections took that are gone would be held for good.
+
+    Args:
+        measure: What the process holds now; None where that can't be told.
+        trim: Gives back what it can; takes milliseconds, in which other threads go on.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[], Heap | None] | None = None,
+        trim: Callable[[], object] | None = None,
+    ) -> None:
+        self._measure = measure or _measure
+        self._trim = trim or _malloc_trim
+        self._least_resident = 0
+        self._most_used = 0
+        self._was_busy = False
+
+    def look(self) -> None:
+        """Trim if much was freed since the last time, or if there is much more than then.
+
+        And once more at the next look: what was in use at this one may be free by then, without
+        having been seen in use.
+        """
+        heap = self._measure()
+        if heap is None:
+            return
+        self._most_used = max(self._most_used, heap.used_bytes)
+        was_busy = self._was_busy
+        self._was_busy = (
+            heap.resident_bytes > self._least_resident + ENOUGH_BYTES
+            or heap.used_bytes < self._most_used - ENOUGH_BYTES
+        )
+        if self._was_busy or was_busy:
+            self._trim()
+            heap = self._measure() or heap
+            self._least_resident, self._most_used = heap.resident_bytes, heap.used_bytes
+        self._least_resident = min(self._least_resident, heap.resident_bytes)
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks"),
+            *("uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def _measure() -> Heap | None:
+    try:
+        mallinfo = ctypes.CDLL(None).mallinfo2
+        mallinfo.restype = _MallInfo
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        used: int = mallinfo().uordblks
+    except (AttributeError, OSError, TypeError, ValueError, IndexError):
+        return None
+    return Heap(pages * os.sysconf("SC_PAGE_SIZE"), used)
+
+
+def _malloc_trim() -> None:
+    ctypes.CDLL(None).malloc_trim(0)  # a library that can be measured has it

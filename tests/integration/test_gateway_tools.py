@@ -1,6 +1,8 @@
 """Parsing a text and running tools over HTTP, with tools in real processes."""
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ import pytest
 
 from gateway.tools.toolbox import ToolBox
 from protocol.errors import ErrorCode
-from protocol.wire.messages import OpenParse
+from protocol.wire.messages import Authorize, OpenParse
+from tests.fakes.raw_http import connected, post
 from tests.fakes.running_gateway import RunningGateway, running_gateway
 
 PLUGIN = """
@@ -58,6 +61,8 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = f"{tmp_path}:{Path(__file__).parents[2]}"
     monkeypatch.setenv("PYTHONPATH", path)
     monkeypatch.setenv("PENSTOCK_ADMIN_KEY", "psk-secret")
+    monkeypatch.setenv("HF_TOKEN", "hf-secret")
+    monkeypatch.setenv("OTHER", "x")
     return tmp_path
 
 
@@ -114,9 +119,53 @@ async def test_what_tools_do_to_their_process_is_a_result(socket_dir: Path, plug
         assert (await execute(gateway, "read"))[1]["result"] == ""
         _, answer = await execute(gateway, "environment")
         assert "PYTHONPATH" in answer["result"]
-        assert not any(name.startswith("PENSTOCK_") for name in answer["result"])
+        assert "PATH" in answer["result"]
+        assert not set(answer["result"]) & {"PENSTOCK_ADMIN_KEY", "HF_TOKEN", "OTHER"}
         answers = await asyncio.gather(*(execute(gateway, "add", a=n, b=0) for n in range(8)))
         assert [answer["result"] for _, answer in answers] == list(range(8))
+
+
+async def test_tools_see_the_variables_that_are_named_for_them(
+    socket_dir: Path, plugin: Path
+) -> None:
+    async with running_gateway(socket_dir, tool_env=("OTHER", "NOT_SET")) as gateway:
+        await gateway.auth()
+        _, answer = await execute(gateway, "environment")
+        assert "OTHER" in answer["result"]
+        assert not set(answer["result"]) & {"PENSTOCK_ADMIN_KEY", "HF_TOKEN", "NOT_SET"}
+
+
+async def test_a_process_that_died_while_it_was_idle_is_nothing_to_the_next_caller(
+    socket_dir: Path, plugin: Path
+) -> None:
+    async with running_gateway(socket_dir, max_tool_processes=1) as gateway:
+        await gateway.auth()
+        toolbox = gateway.application.toolbox
+        assert toolbox is not None
+        for is_noticed in (True, False):
+            assert (await execute(gateway, "add", a=1, b=2))[1]["result"] == 3
+            (idle,) = toolbox._idle
+            os.killpg(idle._process.pid, signal.SIGKILL)
+            if is_noticed:
+                await idle._process.wait()
+            assert (await execute(gateway, "add", a=1, b=2))[1]["result"] == 3
+        # A call that ends its process is not made again.
+        assert (await execute(gateway, "crash"))[1]["error"]["type"] == "process_died"
+
+
+async def test_a_client_that_leaves_ends_its_tool(socket_dir: Path, plugin: Path) -> None:
+    async with running_gateway(socket_dir, max_tool_processes=1) as gateway:
+        auth = await gateway.auth()
+        toolbox = gateway.application.toolbox
+        assert toolbox is not None
+        await toolbox.tools()
+        async with connected(gateway) as leaving:
+            leaving.writer.write(post(b'{"name":"sleep"}', path="/v1/tools/execute"))
+            await gateway.until(lambda: bool(toolbox._busy))
+        await gateway.until(lambda: not toolbox._busy)
+        await gateway.until(lambda: len(gateway.application.sessions) == 0)
+        assert (await execute(gateway, "add", a=1, b=2))[1]["result"] == 3
+        assert all(one.is_metered for one in auth.of(Authorize))
 
 
 async def test_tools_that_cannot_be_loaded_are_an_error_of_the_server(

@@ -22,6 +22,9 @@ from gateway.request.events import (
 )
 from protocol.wire.messages import TokenLogprobs, Usage
 
+PIECE_TOKENS = 500
+"""Tokens with their log probabilities that are written to JSON at a time: some milliseconds."""
+
 
 class AnswerCollector(Protocol):
     """Collects the events of one request."""
@@ -125,7 +128,7 @@ class _Collector:
             shown = self._prompts.get(id(choice.prompt))
             if shown is None:
                 listed = prompt_logprobs(choice.prompt, self._options)
-                shown = self._prompts[id(choice.prompt)] = orjson.Fragment(orjson.dumps(listed))
+                shown = self._prompts[id(choice.prompt)] = _in_pieces(listed)
             extras["prompt_logprobs"] = shown
         return extras
 
@@ -168,7 +171,7 @@ class ChatCollector(_Collector):
     def _logprobs(self, choice: _Choice) -> dict[str, Any] | None:
         if self._options.num_top_logprobs is None:
             return None
-        return chat_logprobs(choice.logprobs, self._options)
+        return _lists_in_pieces(chat_logprobs(choice.logprobs, self._options))
 
 
 class CompletionCollector(_Collector):
@@ -216,7 +219,21 @@ class CompletionCollector(_Collector):
         if choice.prompt is not None and self._options.echoes:
             logprobs.add_prompt(choice.prompt)
         logprobs.add_output(choice.logprobs, choice.token_ends, 0, len(self._echo(choice)))
-        return logprobs.as_object()
+        return _lists_in_pieces(logprobs.as_object())
+
+
+def _in_pieces(items: list[Any]) -> orjson.Fragment:
+    """A list as JSON, some items at a time: others run between two calls of the library only."""
+    starts = range(0, len(items), PIECE_TOKENS)
+    written = [orjson.dumps(items[start : start + PIECE_TOKENS])[1:-1] for start in starts]
+    return orjson.Fragment(b"[" + b",".join(written) + b"]")
+
+
+def _lists_in_pieces(value: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _in_pieces(item) if isinstance(item, list) and len(item) > PIECE_TOKENS else item
+        for name, item in value.items()
+    }
 
 
 def _message(choice: _Choice, options: AnswerOptions) -> dict[str, Any]:

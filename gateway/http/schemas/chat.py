@@ -26,6 +26,7 @@ from gateway.http.schemas.messages import (
 )
 from gateway.http.schemas.ranges import MAX_MESSAGES, MAX_TOOLS, ranged
 from gateway.http.schemas.sampling import GenerationRequest, unknown_stream_keys
+from gateway.http.schemas.tool_choice import allowed_tools, checked_tool_choice, named_tool
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -57,19 +58,7 @@ class ChatRequest(GenerationRequest):
     @field_validator("tool_choice", mode="before")
     @classmethod
     def _choice_served(cls, value: Any) -> Any:
-        if value in (None, "none", "auto", "required"):
-            return value
-        if not isinstance(value, dict):
-            raise field_error("it must be `none`, `auto`, `required` or an object.")
-        kind = value.get("type")
-        if kind != "function":
-            raise field_error(
-                "only a function can be named.", ".type", unsupported=isinstance(kind, str)
-            )
-        function = value.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise field_error("the name of a function is expected.", ".function.name")
-        return value
+        return checked_tool_choice(value)
 
     @model_validator(mode="after")
     def _consistent_chat(self) -> "ChatRequest":
@@ -84,10 +73,9 @@ class ChatRequest(GenerationRequest):
         if self.tool_choice not in (None, "none") and not self.tools:
             raise field_error("it needs `tools`.", "tool_choice")
         names = {tool.function.name for tool in self.tools or ()}
-        if self.named_tool is not None and self.named_tool not in names:
-            raise field_error(
-                f"there is no tool `{self.named_tool[:100]}` in `tools`.", "tool_choice"
-            )
+        for name in (self.named_tool, *(self.allowed_tools or ())):
+            if name is not None and name not in names:
+                raise field_error(f"there is no tool `{name[:100]}` in `tools`.", "tool_choice")
         if self.continue_final_message and self.add_generation_prompt:
             raise field_error("it contradicts `add_generation_prompt`.", "continue_final_message")
         last = self.messages[-1]
@@ -106,10 +94,12 @@ class ChatRequest(GenerationRequest):
     @property
     def named_tool(self) -> str | None:
         """The tool that `tool_choice` names, if it names one."""
-        if not isinstance(self.tool_choice, dict):
-            return None
-        name: str = self.tool_choice["function"]["name"]
-        return name
+        return named_tool(self.tool_choice)
+
+    @property
+    def allowed_tools(self) -> tuple[str, ...] | None:
+        """The tools that `tool_choice` lets the model see; None for all."""
+        return allowed_tools(self.tool_choice)
 
     @property
     def num_top_logprobs(self) -> int | None:

@@ -1,5 +1,7 @@
 """Commands in, answers out: at once what needs no disk, after its commit what does."""
 
+import json
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from auth_worker.keys import digest_of
 from auth_worker.operations import AuditEntry, PutKey
 from protocol.errors import ErrorCode
+from protocol.runtime.logs import JsonFormatter
 from protocol.wire.messages import (
     Adjust,
     Adjusted,
@@ -31,6 +34,7 @@ from protocol.wire.messages import (
 )
 from tests.fakes.auth_handler_bench import AuthHandlerBench
 from tests.fakes.auth_parts import ADMIN_SECRET, authorize, stored_key
+from tests.fakes.log_lines import log_lines
 
 AUDIT = AuditEntry(0, "", "key_created", "x")
 NEW_SECRET = "psk-new-0000000000000000"
@@ -75,6 +79,18 @@ def test_a_decision_needs_no_commit(bench: AuthHandlerBench) -> None:
     )
     assert isinstance(adjusted, Adjusted)
     assert bench.handler.num_unfinished() == 0
+
+
+def test_a_refusal_is_logged_under_the_clients_own_id_and_without_the_key(
+    bench: AuthHandlerBench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="penstock.auth")
+    caplog.handler.setFormatter(JsonFormatter("auth"))
+    assert isinstance(bench.ask(authorize("psk-made-up-0000", trace_id="mine-1")), Denied)
+    line = json.loads(caplog.text)
+    assert (line["request_id"], line["trace_id"]) == ("req-1", "mine-1")
+    assert (line["code"], line["endpoint"]) == ("invalid_api_key", "/v1/chat/completions")
+    assert "made-up" not in caplog.text
 
 
 def test_a_settlement_is_acknowledged_only_after_its_commit(bench: AuthHandlerBench) -> None:
@@ -362,3 +378,12 @@ def test_decisions_leases_and_commits_are_counted(bench: AuthHandlerBench) -> No
     bench.commit()
     assert (values()["expired_leases"], values()["open_leases"]) == (2, 0)
     assert (values()["waiting_commits"], values()["commit_groups"] >= 1) == (0, True)
+
+
+def test_what_is_granted_is_logged_as_detail_only(bench: AuthHandlerBench) -> None:
+    with log_lines("penstock.auth") as lines:
+        bench.ask(authorize(request_id="r", trace_id="mine-1"))
+    assert lines.about("mine-1") == [("debug", "granted")]
+    with log_lines("penstock.auth", "INFO") as lines:
+        bench.ask(authorize(request_id="r", trace_id="mine-2"))
+    assert lines.lines == []

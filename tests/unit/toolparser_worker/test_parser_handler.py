@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from protocol.errors import ErrorCode
+from protocol.runtime.logs import JsonFormatter
 from protocol.wire import codec
 from protocol.wire.messages import (
     CloseParse,
@@ -20,6 +21,7 @@ from protocol.wire.messages import (
     ParseEvent,
     ParseOpened,
 )
+from tests.fakes.log_lines import log_lines
 from toolparser_worker.handler import MAX_REMEMBERED_FAILURES, ParserHandler
 from toolparser_worker.machine.machine import Machine
 from toolparser_worker.sessions import SessionStore
@@ -404,8 +406,9 @@ def test_a_draining_worker_finishes_what_is_open_and_opens_no_more() -> None:
 def test_a_bug_of_ours_costs_one_request(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.handler.setFormatter(JsonFormatter("toolparser"))
     world = World()
-    world.open("a")
+    world.open("a", trace_id="mine-1")
     world.open("b")
     feed = Machine.feed
 
@@ -421,7 +424,9 @@ def test_a_bug_of_ours_costs_one_request(
     assert (failure.request_id, failure.code) == ("a", ErrorCode.INTERNAL_ERROR)
     assert "secret" not in failure.message
     assert world.handler.num_unfinished() == 1
-    assert "parsing failed for request a" in caplog.text
+    line = json.loads(caplog.text)
+    assert line["message"] == "parsing failed for request a"
+    assert (line["request_id"], line["trace_id"]) == ("a", "mine-1")
 
 
 def test_progress_counts_deltas_and_credit_is_not_needed() -> None:
@@ -439,3 +444,24 @@ def test_every_answer_can_be_sent() -> None:
     decoded = codec.parser_event_decoder().decode(codec.encode(batch))
     assert decoded == batch
     assert only_delta([batch]).events[0].name == "🙂"
+
+
+def test_a_session_s_lines_carry_the_ids_of_server_and_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    with log_lines("penstock.toolparser") as lines:
+        world.open(trace_id="mine-1")
+        world.open("s", tool_format="nonsense", trace_id="mine-2")
+
+        def broken(self: Machine, *_: object, **__: object) -> None:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(Machine, "feed", broken)
+        world.feed(delta("text"))
+    assert lines.about("mine-1") == [
+        ("debug", "session opened, attempt 0"),
+        ("error", "parsing failed for request r"),
+    ]
+    ((level, text),) = lines.about("mine-2", "s")
+    assert (level, text.split(":")[0]) == ("debug", "session refused")

@@ -1,6 +1,5 @@
 """What an engine logs of a request stands on lines with its id and its client's."""
 
-import json
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -9,43 +8,18 @@ import pytest
 
 from engine_worker.core.choice.batch import StepBatch, StepResult
 from engine_worker.core.engine import Engine
-from protocol.runtime import logs
 from protocol.wire.messages import Generate, SamplingParams
 from tests.fakes.fake_runner import DeterministicFakeRunner, hashed_token
+from tests.fakes.log_lines import LogLines, log_lines
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 
 TOKENIZER = byte_level_tokenizer()
 
 
-class Lines(logging.Handler):
-    """Collects lines as the engine's process writes them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.setFormatter(logs.JsonFormatter("engine"))
-        self.lines: list[dict[str, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(json.loads(self.format(record)))
-
-    def about(self, trace_id: str) -> list[tuple[str, str]]:
-        return [
-            (line["level"], line["message"])
-            for line in self.lines
-            if line.get("trace_id") == trace_id and line["request_id"] == "r"
-        ]
-
-
 @pytest.fixture
-def lines() -> Iterator[Lines]:
-    handler = Lines()
-    logger = logging.getLogger("penstock.engine")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel("DEBUG")
-    yield handler
-    logger.removeHandler(handler)
-    logger.setLevel(level)
+def lines() -> Iterator[LogLines]:
+    with log_lines("penstock.engine") as found:
+        yield found
 
 
 def make_engine() -> tuple[Engine, DeterministicFakeRunner]:
@@ -73,7 +47,7 @@ def run(engine: Engine) -> None:
         engine.step()
 
 
-def test_the_beginning_and_the_end_of_a_choice_are_logged(lines: Lines) -> None:
+def test_the_beginning_and_the_end_of_a_choice_are_logged(lines: LogLines) -> None:
     engine, _ = make_engine()
     engine.add("g", generate())
     run(engine)
@@ -83,7 +57,7 @@ def test_the_beginning_and_the_end_of_a_choice_are_logged(lines: Lines) -> None:
     ]
 
 
-def test_a_refusal_is_logged(lines: Lines) -> None:
+def test_a_refusal_is_logged(lines: LogLines) -> None:
     engine, _ = make_engine()
     engine.add("g", generate(prompt_token_ids=()))
     ((level, message),) = lines.about("mine-1")
@@ -91,7 +65,7 @@ def test_a_refusal_is_logged(lines: Lines) -> None:
     assert message == "choice 0 refused: invalid_request: The prompt is empty."
 
 
-def test_each_request_of_a_step_that_failed_has_a_warning(lines: Lines) -> None:
+def test_each_request_of_a_step_that_failed_has_a_warning(lines: LogLines) -> None:
     engine, runner = make_engine()
 
     def broken(batch: StepBatch) -> StepResult:
@@ -107,7 +81,7 @@ def test_each_request_of_a_step_that_failed_has_a_warning(lines: Lines) -> None:
         assert "worker_lost" in message
 
 
-def test_at_a_higher_level_nothing_is_said_of_what_goes_well(lines: Lines) -> None:
+def test_at_a_higher_level_nothing_is_said_of_what_goes_well(lines: LogLines) -> None:
     logging.getLogger("penstock.engine").setLevel("INFO")
     engine, _ = make_engine()
     engine.add("g", generate())

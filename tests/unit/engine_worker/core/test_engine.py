@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_worker.core.choice.token_mask import is_allowed
+from engine_worker.core.choice_output import ChoiceOutput
 from engine_worker.core.engine import Engine
 from engine_worker.core.engine_output import GatewayOutput
 from protocol.errors import ErrorCode
@@ -388,6 +389,57 @@ def test_a_result_that_cannot_be_read_costs_its_own_step_only(
     assert ends["unlucky"].code is ErrorCode.WORKER_LOST
     engine.extend("g", Extend(request_id="paused", choice=0, attempt=1, lease_tokens=1000))
     assert text_of(first) + text_of(run(engine)) == expected
+
+
+class Panic(BaseException):
+    """As a native library's, which is no `Exception`."""
+
+
+@pytest.mark.parametrize(
+    ("name", "bug"),
+    [("_make_output", RuntimeError), ("_make_output", Panic), ("_progress.go_on", RuntimeError)],
+)
+def test_a_bug_while_a_request_is_taken_costs_that_request_only(
+    monkeypatch: pytest.MonkeyPatch, name: str, bug: type[BaseException]
+) -> None:
+    """It ended the process with everybody's requests."""
+
+    def broken(*_: object) -> None:
+        raise bug("a bug")
+
+    engine, _ = make_engine(hashed_token(256))
+    engine.add("g", generate("good", sampling=long_sampling()))
+    owner, _, attribute = name.rpartition(".")
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(engine, owner) if owner else engine, attribute, broken)
+        engine.add("g", generate("bad", sampling=long_sampling()))
+    ends = {end.request_id: end for end in run(engine).ends}
+    assert isinstance(ends["good"], Finished)
+    assert isinstance(ends["bad"], Failure)
+    assert ends["bad"].code is ErrorCode.INTERNAL_ERROR
+    assert engine.num_unfinished == 0
+
+
+def test_a_bug_while_a_lease_grows_costs_that_request_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, _ = make_engine(hashed_token(256))
+    for name in ("good", "bad"):
+        engine.add("g", generate(name, lease_tokens=2, sampling=long_sampling()))
+    run(engine)
+
+    def broken(_output: object) -> bool:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ChoiceOutput, "append_forced", broken)
+        engine.extend("g", Extend(request_id="bad", choice=0, attempt=1, lease_tokens=1000))
+    engine.extend("g", Extend(request_id="good", choice=0, attempt=1, lease_tokens=1000))
+    ends = {end.request_id: end for end in run(engine).ends}
+    assert isinstance(ends["good"], Finished)
+    assert isinstance(ends["bad"], Failure)
+    assert ends["bad"].code is ErrorCode.INTERNAL_ERROR
+    assert engine.num_unfinished == 0
 
 
 def test_a_request_ends_at_its_deadline_even_while_it_waits_for_its_lease() -> None:

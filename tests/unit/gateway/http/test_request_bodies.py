@@ -11,7 +11,12 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.schemas.body import MAX_LISTED_FIELDS, load_json_object, validate
+from gateway.http.schemas.body import (
+    MAX_LISTED_FIELDS,
+    MAX_PARTS,
+    load_json_object,
+    validate,
+)
 from gateway.http.schemas.chat import ChatRequest, parse_chat_body
 from gateway.http.schemas.completion import CompletionRequest, parse_completion_body
 from gateway.http.schemas.embedding import parse_embedding_body
@@ -26,6 +31,38 @@ from gateway.http.schemas.profile import ProfileRequest
 from gateway.http.schemas.ranges import RANGES
 
 USER = {"role": "user", "content": "hi"}
+
+TOOLS: list[dict[str, Any]] = [{"type": "function", "function": {"name": "f"}}]
+WRONG_ALLOWED_TOOLS: list[tuple[dict[str, Any], str]] = [
+    ({}, "tool_choice.allowed_tools"),
+    ({"allowed_tools": [1]}, "tool_choice.allowed_tools"),
+    ({"allowed_tools": {"tools": TOOLS}}, "tool_choice.allowed_tools.mode"),
+    (
+        {"allowed_tools": {"mode": "none", "tools": TOOLS}},
+        "tool_choice.allowed_tools.mode",
+    ),
+    ({"allowed_tools": {"mode": "auto"}}, "tool_choice.allowed_tools.tools"),
+    (
+        {"allowed_tools": {"mode": "auto", "tools": []}},
+        "tool_choice.allowed_tools.tools",
+    ),
+    (
+        {"allowed_tools": {"mode": "auto", "tools": [*TOOLS, {"type": "mcp"}]}},
+        "tool_choice.allowed_tools.tools[1]",
+    ),
+    (
+        {"allowed_tools": {"mode": "auto", "tools": [{"type": "function"}]}},
+        "tool_choice.allowed_tools.tools[0].function.name",
+    ),
+]
+
+
+@pytest.mark.parametrize(("wrong", "param"), WRONG_ALLOWED_TOOLS)
+def test_wrong_allowed_tools_are_named(wrong: dict[str, Any], param: str) -> None:
+    body = chat_body(tools=TOOLS, tool_choice={"type": "allowed_tools", **wrong})
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_chat_body(body)
+    assert caught.value.param == param
 
 
 def chat_body(**fields: Any) -> bytes:
@@ -358,3 +395,31 @@ def test_null_means_the_default() -> None:
 def test_a_completion_defaults_to_sixteen_tokens() -> None:
     assert parse_completion_body(completion_body())[0].output_limit == 16
     assert parse_completion_body(completion_body(max_tokens=3))[0].output_limit == 3
+
+
+@pytest.mark.parametrize("one", ["[[]]", '{"k":0}', '{"[":{"":[]}}'])
+def test_a_body_of_too_many_parts_is_refused_before_they_are_made(one: str) -> None:
+    num_lists = MAX_PARTS // 2
+    with pytest.raises(InvalidRequestError, match=str(MAX_PARTS)):
+        load_json_object(f'{{"x":[{",".join([one] * num_lists)}]}}'.encode())
+
+
+def test_a_body_of_as_many_parts_as_allowed_is_read() -> None:
+    members = {str(number): 0 for number in range(MAX_PARTS - 3)}
+    body = json.dumps({"x": members})  # two objects and one member beside them
+    assert len(load_json_object(body.encode())["x"]) == MAX_PARTS - 3
+    members["one more"] = 0
+    with pytest.raises(InvalidRequestError, match=str(MAX_PARTS)):
+        load_json_object(json.dumps({"x": members}).encode())
+
+
+@pytest.mark.parametrize("text", ["[{:" * MAX_PARTS, '\\"[' * MAX_PARTS, "\\" * 999 + "["])
+def test_brackets_and_colons_within_texts_are_no_parts(text: str) -> None:
+    assert load_json_object(json.dumps({"x": [text, text]}).encode())["x"] == [text, text]
+
+
+@pytest.mark.parametrize("end", ["", "\\", '\\"'])
+def test_a_text_without_end_among_brackets_is_still_no_json(end: str) -> None:
+    body = '{"x":"' + '\\"[' * MAX_PARTS + end
+    with pytest.raises(InvalidRequestError, match="not valid JSON"):
+        load_json_object(body.encode())

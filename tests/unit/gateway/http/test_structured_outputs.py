@@ -155,3 +155,23 @@ def test_a_named_tool_must_be_there() -> None:
     with pytest.raises(InvalidRequestError, match="no tool `g`") as caught:
         job(tools=[TOOL], tool_choice=choice)
     assert caught.value.param == "tool_choice"
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_only_allowed_tools_are_seen_and_called(mode: str) -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in "fgh"]
+    made = job(tools=tools, tool_choice=allowed(mode, "h", "f"))
+    assert (made.tool_choice, made.tool_name) == (mode, "")
+    for listed in (made.tools_json, made.prepares[0].tools_json, made.enforced_tools_json):
+        assert [tool["function"]["name"] for tool in json.loads(listed)] == ["f", "h"]
+
+
+def test_an_allowed_tool_must_be_there() -> None:
+    with pytest.raises(InvalidRequestError, match="no tool `g`") as caught:
+        job(tools=[TOOL], tool_choice=allowed("auto", "f", "g"))
+    assert caught.value.param == "tool_choice"

@@ -142,6 +142,19 @@ async def test_an_answered_question_is_charged_what_its_answer_says() -> None:
     assert parts.metrics.tokens.labels("m", "prompt")._value.get() == 9
 
 
+async def test_the_lease_of_a_question_is_renewed_and_a_drain_waits_for_it() -> None:
+    """Neither a drain nor the renewal knew of embeddings."""
+    parts = Parts()
+    one = parts.engine()
+    started = await asked(parts)
+    assert len(parts.sessions) == 1
+    (report,) = parts.sessions.lease_reports()
+    assert report.lease_id == started.request.lease.lease_id
+    await answer(parts, one)
+    assert await started.error() is None
+    assert (len(parts.sessions), parts.sessions.lease_reports()) == (0, ())
+
+
 async def test_what_charges_no_tokens_counts_as_a_request() -> None:
     parts = Parts()
     one = parts.engine()
@@ -250,6 +263,23 @@ async def test_a_lost_engine_makes_room_for_another_one() -> None:
     await answer(parts, second)
     assert await started.error() is None
     assert_settled(parts, 9, is_unused=False, outcome="finished")
+
+
+async def test_a_question_beside_the_steps_needs_no_credit_at_the_next_engine_either() -> None:
+    parts = Parts()
+    first = parts.engine("a")
+    started = await asked(parts, detokenizing())
+    second = parts.engine("b", max_requests=1)
+    parts.handle(second).num_requests = 1
+    parts.lose(first)
+    await idle()
+    assert [one for one, _ in parts.engine_wire.sent] == [first, second]
+    assert (parts.handle(second).num_requests, parts.handle(second).num_questions) == (1, 1)
+    parts.link.on_event(second, Detokenized(request_id="r", text="ab"))
+    await idle()
+    assert await started.error() is None
+    parts.handle(second).num_requests = 0
+    assert parts.num_seats == 0
 
 
 async def test_after_two_deaths_a_question_runs_alone_and_a_third_one_convicts_it() -> None:

@@ -453,3 +453,22 @@ async def test_who_gives_up_opening_closes_what_may_have_been_opened() -> None:
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     assert len(wire.of(CloseParse)) == 1
+
+
+async def test_a_session_that_fails_right_behind_its_answer_is_fed_nothing() -> None:
+    """Its opener took the answer for good and fed a session that was gone."""
+    wire = Notes()
+    link = ParserLink(wire)
+    one = parser_peer("a", "hermes")
+    link.on_peer_ready(one)
+    opening = OpenParse(request_id="r", attempt=1, tool_format="hermes")
+    asking = asyncio.create_task(link.open(opening, ParseNotes()))
+    await asyncio.sleep(0)
+    # Both in one turn of the loop, before whoever asked has run again.
+    link.on_event(one, ParseOpened(request_id="r", attempt=1))
+    link.on_event(
+        one, Failure(request_id="r", attempt=1, code=ErrorCode.UNKNOWN_REQUEST, message="gone")
+    )
+    with pytest.raises(RemoteFailureError, match="gone"):
+        await asking
+    assert wire.of(ParseBatch) == []

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from protocol.runtime.allocator import return_large_blocks
+from protocol.runtime.allocator import ENOUGH_BYTES, Heap, HeapTrimmer, return_large_blocks
 
 _PROGRAM = """
 import os
@@ -51,3 +51,91 @@ def test_large_blocks_go_back_to_the_system() -> None:
 @pytest.mark.parametrize("name", ["MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
 def test_what_somebody_told_the_allocator_counts(name: str) -> None:
     assert not return_large_blocks({name: "1"})
+
+
+class _Process:
+    """One whose heap a test changes."""
+
+    def __init__(self) -> None:
+        self.resident = 10 * ENOUGH_BYTES
+        self.used = 8 * ENOUGH_BYTES
+        self.num_trims = 0
+
+    def measure(self) -> Heap:
+        return Heap(self.resident, self.used)
+
+    def trim(self) -> None:
+        self.num_trims += 1
+        self.resident = self.used
+
+
+def trimmed_after_the_start(process: _Process) -> HeapTrimmer:
+    trimmer = HeapTrimmer(process.measure, process.trim)
+    for _ in range(3):
+        trimmer.look()
+    assert process.num_trims == 2  # what the start has left, and once more
+    process.num_trims = 0
+    return trimmer
+
+
+def test_a_heap_is_trimmed_twice_when_the_process_has_grown_since_the_last_time() -> None:
+    process = _Process()
+    trimmer = trimmed_after_the_start(process)
+    process.resident += ENOUGH_BYTES
+    trimmer.look()
+    assert process.num_trims == 0
+    process.resident += 1
+    for _ in range(3):
+        trimmer.look()
+    assert process.num_trims == 2
+
+
+def test_a_heap_is_trimmed_when_much_of_it_was_freed_though_the_process_is_as_large() -> None:
+    process = _Process()
+    trimmer = trimmed_after_the_start(process)
+    process.used -= ENOUGH_BYTES
+    trimmer.look()
+    assert process.num_trims == 0
+    process.used -= 1
+    trimmer.look()
+    assert process.num_trims == 1
+
+
+def test_what_went_away_by_itself_counts_as_growth_when_it_comes_again() -> None:
+    process = _Process()
+    trimmer = trimmed_after_the_start(process)
+    process.resident -= 2 * ENOUGH_BYTES
+    trimmer.look()
+    process.resident += ENOUGH_BYTES + 1
+    trimmer.look()
+    assert process.num_trims == 1
+
+
+def test_where_the_heap_cannot_be_measured_nothing_is_trimmed() -> None:
+    process = _Process()
+    HeapTrimmer(lambda: None, process.trim).look()
+    assert process.num_trims == 0
+
+
+_SMALL_PIECES = """
+from protocol.runtime import allocator
+trimmer = allocator.HeapTrimmer()
+pieces = [b"x" * 5000 for _ in range(10_000)]
+kept = pieces[::1000] + [pieces[-1]]
+before = allocator._measure()
+if before is None:
+    raise SystemExit(3)
+del pieces
+trimmer.look()
+print((before.resident_bytes - allocator._measure().resident_bytes) / 2**20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_small_pieces_that_were_freed_below_one_that_stays_go_back() -> None:
+    command = [sys.executable, "-c", _SMALL_PIECES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 3:
+        pytest.skip("this C library can't be told")
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 30

@@ -1,0 +1,78 @@
+"""The `tool_choice` of a chat: whether tools may or must be called, and which.
+
+https://platform.openai.com/docs/api-reference/chat/create
+"""
+
+from typing import Any
+
+from gateway.http.schemas.body import field_error
+from gateway.http.schemas.ranges import MAX_TOOLS
+from protocol.wire.messages import ToolChoiceMode
+
+ToolChoice = str | dict[str, Any] | None
+
+
+def checked_tool_choice(value: Any) -> Any:
+    """The value itself, which the other functions of this file can read.
+
+    Raises:
+        PydanticCustomError: It is none of the kinds that are served.
+    """
+    if value in (None, "none", "auto", "required"):
+        return value
+    if not isinstance(value, dict):
+        raise field_error("it must be `none`, `auto`, `required` or an object.")
+    kind = value.get("type")
+    if kind == "allowed_tools":
+        _check_allowed(value.get("allowed_tools"))
+    elif kind != "function":
+        raise field_error(
+            "it must be `function` or `allowed_tools`.", ".type", unsupported=isinstance(kind, str)
+        )
+    elif _name_of(value) is None:
+        raise field_error("the name of a function is expected.", ".function.name")
+    return value
+
+
+def named_tool(choice: ToolChoice) -> str | None:
+    """The one tool that must be called."""
+    if not isinstance(choice, dict) or choice["type"] != "function":
+        return None
+    return _name_of(choice)
+
+
+def allowed_tools(choice: ToolChoice) -> tuple[str, ...] | None:
+    """The names of the tools that may be called; None for all."""
+    if not isinstance(choice, dict) or choice["type"] != "allowed_tools":
+        return None
+    return tuple(str(_name_of(tool)) for tool in choice["allowed_tools"]["tools"])
+
+
+def choice_mode(choice: ToolChoice) -> ToolChoiceMode:
+    """How the parser worker is told, for a request with tools."""
+    if named_tool(choice) is not None:
+        return "named"
+    mode = choice["allowed_tools"]["mode"] if isinstance(choice, dict) else choice
+    return "required" if mode == "required" else "auto"
+
+
+def _check_allowed(allowed: Any) -> None:
+    if not isinstance(allowed, dict):
+        raise field_error("an object is expected.", ".allowed_tools")
+    if allowed.get("mode") not in ("auto", "required"):
+        raise field_error("it must be `auto` or `required`.", ".allowed_tools.mode")
+    tools = allowed.get("tools")
+    if not isinstance(tools, list) or not 1 <= len(tools) <= MAX_TOOLS:
+        raise field_error(f"a list of 1 to {MAX_TOOLS} tools is expected.", ".allowed_tools.tools")
+    for index, tool in enumerate(tools):
+        where = f".allowed_tools.tools[{index}]"
+        if not isinstance(tool, dict) or tool.get("type") != "function":
+            raise field_error("a tool of type `function` is expected.", where)
+        if _name_of(tool) is None:
+            raise field_error("the name of a function is expected.", f"{where}.function.name")
+
+
+def _name_of(tool: dict[str, Any]) -> str | None:
+    function = tool.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None

@@ -1,0 +1,105 @@
+"""What probes are told: whether this gateway can serve, and what is missing."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.ledger import journal
+from tests.fakes.running_gateway import RunningGateway, running_gateway
+
+
+async def status_of(gateway: RunningGateway, path: str) -> tuple[int, dict[str, Any]]:
+    response = await gateway.client.get(path)
+    return response.status_code, response.json()
+
+
+async def test_one_absent_model_of_two_is_told_by_health_and_stops_nobody(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir, models=("demo", "other")) as gateway:
+        await gateway.auth()
+        await gateway.parser()
+        await gateway.engine()
+        status, body = await status_of(gateway, "/ready")
+        assert (status, body["status"]) == (200, "degraded")
+        status, body = await status_of(gateway, "/health")
+        assert (status, body["missing"]) == (503, ["engine of model other"])
+        assert [(one["model"], one["ready"]) for one in body["models"]] == [
+            ("demo", True),
+            ("other", False),
+        ]
+        assert (await gateway.chat()).status_code == 200
+        await gateway.engine(model="other")
+        assert (await status_of(gateway, "/health"))[0] == 200
+
+
+async def test_a_full_disk_is_told_by_ready_until_there_is_room(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_file: int, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with running_gateway(socket_dir) as gateway:
+        auth = await gateway.auth()
+        await gateway.engine()
+        assert (await status_of(gateway, "/ready"))[0] == 200
+        auth.acknowledges = False
+        with monkeypatch.context() as disk:
+            disk.setattr(journal, "_write_all", full)
+            assert (await gateway.chat()).status_code == 200
+            await gateway.until(lambda: not gateway.application.outbox.can_keep)
+            status, body = await status_of(gateway, "/ready")
+            assert status == 503
+            assert "PENSTOCK_DATA_DIR" in body["missing"][0]
+            refused = await gateway.chat()
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+        await gateway.until(lambda: gateway.application.outbox.can_keep)
+        assert (await status_of(gateway, "/ready"))[0] == 200
+        assert (await gateway.chat()).status_code == 200
+
+
+async def test_an_outbox_without_room_is_told_by_ready(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, max_outbox=1) as gateway:
+        auth = await gateway.auth()
+        await gateway.engine()
+        auth.acknowledges = False
+        assert (await gateway.chat()).status_code == 200
+        await gateway.until(lambda: len(gateway.application.outbox) == 1)
+        assert (await status_of(gateway, "/ready"))[0] == 503
+
+
+async def test_housekeeping_that_fails_goes_on_and_is_told_by_ready(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("no reports")
+
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        housekeeping = gateway.application._housekeeping
+        chore = next(one for one in housekeeping._chores if one.name == "renewing leases")
+        work, chore.work = chore.work, broken
+        for _ in range(3):
+            housekeeping._do(chore)
+        status, body = await status_of(gateway, "/ready")
+        assert (status, body["missing"][0]) == (503, "housekeeping: renewing leases")
+        chore.work = work
+        housekeeping._do(chore)
+        assert (await status_of(gateway, "/ready"))[0] == 200
+
+
+async def test_a_gateway_without_an_auth_worker_or_an_engine_is_not_ready(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        engine = await gateway.engine()
+        assert (await status_of(gateway, "/ready"))[0] == 503
+        await gateway.auth()
+        assert (await status_of(gateway, "/ready"))[0] == 200
+        await gateway.departure(engine)
+        assert (await status_of(gateway, "/ready"))[0] == 503
+        assert (await status_of(gateway, "/live"))[0] == 200
