@@ -1,6 +1,7 @@
 """A text that is sent again to the next parser when the first is lost, and sessions that end."""
 
 import asyncio
+import logging
 
 import pytest
 
@@ -23,6 +24,9 @@ from protocol.wire.messages import (
     CloseParse,
     ParsedDelta,
     ParseEvent,
+    SamplingParams,
+    TokenLogprob,
+    TokenLogprobs,
 )
 from tests.fakes.parsed_generation import Parsed, content
 from tests.fakes.virtual_time import idle
@@ -177,7 +181,9 @@ async def test_four_parsers_lost_over_the_same_text_are_the_text_s_fault() -> No
         if attempt <= MAX_FRUITLESS:
             await case.opened(peers[-1], attempt + 1)
     assert case.openings() == [1, 2, 3, 4]
-    with pytest.raises(WorkerLostError, match="The parsers of this request were lost"):
+    with pytest.raises(
+        WorkerLostError, match="^The parsers of this request were lost; please try again.$"
+    ):
         await started.work.next_events(None)
 
 
@@ -289,3 +295,62 @@ async def test_a_bug_in_a_replay_ends_the_request(
         await started.work.next_events(5.0)
     assert caplog.messages == ["request r failed"]
     caplog.clear()
+
+
+async def test_each_call_is_replayed_by_itself() -> None:
+    case = Parsed()
+    first = case.parts.parser("a")
+    started = await case.running(first)
+    calls = [
+        event
+        for index in (0, 1)
+        for event in (
+            ParseEvent(kind="tool_call_start", index=index, id=f"id{index}", name="f"),
+            ParseEvent(kind="tool_call_arguments", index=index, text="{"),
+        )
+    ]
+    await case.parts.output(case.engine, text="x")
+    await case.parsed(first, *calls[:2])
+    assert len(await started.events()) == 2
+    second = case.parts.parser("b")
+    await case.lose(first)
+    await case.opened(second, 2)
+    await case.parsed(second, *calls, attempt=2)
+    assert await started.events() == [
+        ToolCallStarted(0, 1, "id1", "f"),
+        ToolCallArguments(0, 1, "{"),
+    ]
+
+
+async def test_only_losses_since_the_last_answer_speak_against_the_text(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "penstock.gateway.parsing")
+    case = Parsed()
+    peers = [case.parts.parser("0")]
+    started = await case.running(peers[0])
+    await case.parts.output(case.engine, text="a")
+    await case.parsed(peers[0])
+    for attempt in range(1, MAX_FRUITLESS + 2):  # the first of them had answered
+        peers.append(case.parts.parser(str(attempt)))
+        await case.lose(peers[-2])
+        await case.opened(peers[-1], attempt + 1)
+    assert started.request.outcome is None
+    session = started.work._parse
+    assert session is not None
+    assert session.num_replayed == MAX_FRUITLESS + 1
+    assert caplog.messages == ["request r goes to another toolparser"] * (MAX_FRUITLESS + 1)
+
+
+async def test_tokens_of_an_engine_that_tells_no_offsets_follow_the_content_all_the_same() -> None:
+    case = Parsed(options=AnswerOptions(num_top_logprobs=0), sampling=SamplingParams(logprobs=0))
+    one = case.parts.parser()
+    started = await case.running(one)
+    told = tuple(TokenLogprobs(chosen=TokenLogprob(number, "x", b"x", -1.0)) for number in range(2))
+    await case.parts.output(case.engine, 1, text="ab", logprobs=told[:1])
+    await case.parts.output(case.engine, 1, text="c", logprobs=told[1:])
+    await case.parsed(one, content("ab"), content("c", start=2))
+    assert await started.events() == [
+        ContentText(0, "ab", told[:1]),
+        ContentText(0, "c", told[1:]),
+    ]

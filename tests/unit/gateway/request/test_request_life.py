@@ -415,3 +415,23 @@ async def test_work_that_can_not_be_stopped_is_settled_all_the_same(
     await asyncio.sleep(ABORT_PATIENCE_S + 0.1)
     assert [settle.completion_tokens for settle in parts.outbox.settles] == [2]
     assert (parts.num_seats, len(parts.sessions)) == (0, 0)
+
+
+@pytest.mark.parametrize("is_settled", [True, False])
+async def test_whoever_asked_lets_go_of_the_work_once_it_is_settled(is_settled: bool) -> None:
+    parts = Parts()
+    one = parts.engine()
+    started = await parts.running()
+    await parts.output(one, 2)
+    started.request.on_client_gone()
+    usage = Usage(prompt_tokens=5, completion_tokens=3)
+    if is_settled:
+        await parts.finish(one, "abort", usage)
+    started.request.release()
+    assert (started.request.work is started.work) is not is_settled
+    assert started.request._error is None
+    if not is_settled:
+        await parts.finish(one, "abort", usage)
+    assert started.request.work is not started.work
+    assert started.request.usage() == usage
+    assert len(parts.outbox.settles) == 1
