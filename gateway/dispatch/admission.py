@@ -32,11 +32,14 @@ class _Model:
             "work": WaitingLine(max_queue, clock),
             "question": WaitingLine(max_queue, clock),
         }
-        self.returning = ReturningWork()
+        self.returning: dict[SeatKind, ReturningWork] = {
+            "work": ReturningWork(),
+            "question": ReturningWork(),
+        }
 
     def is_behind(self, kind: SeatKind) -> bool:
         """Whether somebody waits who goes before a newcomer of this kind."""
-        return bool(self.lines[kind]) or (kind == "work" and bool(self.returning))
+        return bool(self.lines[kind]) or bool(self.returning[kind])
 
 
 class Admission:
@@ -175,7 +178,7 @@ class Admission:
         Raises:
             WorkerLostError: It isn't patient, and only such engines are there.
         """
-        returning = self._model(model).returning
+        returning = self._model(model).returning[kind]
         future: asyncio.Future[Seat] = asyncio.get_running_loop().create_future()
         waiter = ReturningWaiter(tokens, accepts, is_alone, is_patient, future, kind)
         returning.add(waiter)
@@ -256,15 +259,15 @@ class Admission:
     def pump(self, model: str) -> None:
         """Seat who waits, as far as credits go; called when something may have become free."""
         queue = self._models.get(model)
-        if queue is None or not (queue.returning or any(queue.lines.values())):
+        if queue is None or not (any(queue.returning.values()) or any(queue.lines.values())):
             return
         engines = self._engines(model)
         if not engines:
             _fail_newcomers(queue, model)
             return
-        free = queue.returning.place(engines, queue.lines["work"].turn)
-        _seat_in_order(queue.lines["work"], free, "work")
-        _seat_in_order(queue.lines["question"], list(engines), "question")
+        for kind, line in queue.lines.items():
+            free = queue.returning[kind].place(engines, line.turn)
+            _seat_in_order(line, free, kind)
 
     def num_waiting(self, model: str) -> int:
         """Requests in the queues of a model."""

@@ -14,10 +14,10 @@ from starlette.types import Receive, Scope, Send
 
 from gateway import bridge
 from gateway.errors import ClientDisconnectedError, DeniedError, InvalidRequestError
-from gateway.http.bodies import OFF_LOOP_BYTES, SMALL_BYTES
+from gateway.http.bodies import OFF_LOOP_BYTES, SMALL_BYTES, BodyPlace
 from gateway.http.disconnect import watch
 from gateway.http.parsers import BodyKind
-from gateway.http.parts import HttpParts, parts_of
+from gateway.http.parts import parts_of
 from gateway.request.caller import Caller
 from protocol.errors import ErrorCode
 from protocol.wire.endpoints import is_loopback
@@ -210,7 +210,7 @@ async def _identify(request: Request, endpoint: str, role: KeyRole) -> Granted:
         )
     except DeniedError as error:
         request.state.log.key_id = error.key_id
-        if role == "user":
+        if role == "user" or error.code is ErrorCode.INVALID_API_KEY:
             parts.identities.note_denied(caller.key_digest, error)
         raise
     request.state.log.key_id = granted.key_id
@@ -280,8 +280,13 @@ async def parsed_body(request: Request, kind: BodyKind[ResultT]) -> ResultT:
         ClientDisconnectedError: The client has left.
         GatewayError: It is too large, or too much is under way.
     """
-    body = await read_body(request)
-    parsing = parts_of(request).bodies.parse(body, caller_of(request).name, kind)
+    with parts_of(request).bodies.place(caller_of(request).name) as place:
+        return await _parsed(request, place, kind)
+
+
+async def _parsed(request: Request, place: BodyPlace, kind: BodyKind[ResultT]) -> ResultT:
+    body = await _read(request, place)
+    parsing = parts_of(request).bodies.parse(body, place.caller, kind)
     if len(body) < OFF_LOOP_BYTES:
         return await parsing
     task = asyncio.get_running_loop().create_task(parsing)
@@ -302,16 +307,22 @@ def _cancel(task: "asyncio.Task[Any]") -> None:
 
 async def read_body(request: Request) -> bytes:
     """The body of a request, within the bounds of its caller."""
-    parts: HttpParts = parts_of(request)
-    request.scope["state"]["has_read_body"] = True
-    return await parts.bodies.read(request.receive, caller_of(request).name)
+    with parts_of(request).bodies.place(caller_of(request).name) as place:
+        return await _read(request, place)
+
+
+async def _read(request: Request, place: BodyPlace) -> bytes:
+    state = request.scope["state"]
+    state["has_read_body"] = False
+    body = await parts_of(request).bodies.read(request.receive, place)
+    state["has_read_body"] = True
+    return body
 
 
 def leaves_body_unread(request: Request) -> bool:
-    """Whether a large body is on its way that nobody has read: the connection had better end."""
+    """Whether a body that is large, or late, is on its way: the connection had better end."""
     has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
-    return (
-        has_body
-        and not getattr(request.state, "has_read_body", False)
-        and not _has_small_body(request)
-    )
+    has_read: bool | None = getattr(request.state, "has_read_body", None)
+    if not has_body or has_read:
+        return False
+    return has_read is not None or not _has_small_body(request)

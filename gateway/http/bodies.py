@@ -1,12 +1,16 @@
 """Request bodies: read within bounds by caller and in sum, parsed elsewhere when they are large."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from gateway.errors import (
     ClientDisconnectedError,
+    DeniedError,
     InvalidRequestError,
     OverloadedError,
     RequestTooLargeError,
@@ -14,16 +18,32 @@ from gateway.errors import (
 from gateway.http.body_pool import BodyPool
 from gateway.http.parsers import BodyKind, ParseContext
 from gateway.http.turns import Turns
+from protocol.errors import ErrorCode
 
 SMALL_BYTES = 64 * 1024
 """A body up to this needs no place: it is read with the head, or nearly so."""
 OFF_LOOP_BYTES = 256 * 1024
 """A body from this size on is parsed in a process of its own."""
 BODY_TIMEOUT_S = 120.0
+PLACE_TIMEOUT_S = 120.0
+"""How long a large body waits, unread, for its caller's others."""
 _MAX_HELD_BODIES = 32
 """So many bodies of the largest size may be in memory, of all callers together."""
 
 ResultT = TypeVar("ResultT")
+
+
+@dataclass(slots=True)
+class BodyPlace:
+    """What one body takes of its caller's bounds.
+
+    Attributes:
+        num_bytes: Counted as held.
+    """
+
+    caller: bytes
+    is_taken: bool = False
+    num_bytes: int = 0
 
 
 class Bodies:
@@ -51,12 +71,23 @@ class Bodies:
         self._max_held_bytes = _MAX_HELD_BODIES * max_body_bytes
         self._num_held_bytes = 0
 
-    async def read(self, receive: Receive, caller: bytes) -> bytes:
+    @contextmanager
+    def place(self, caller: bytes) -> Iterator[BodyPlace]:
+        """Where a body is from its first byte until it is parsed."""
+        place = BodyPlace(caller)
+        try:
+            yield place
+        finally:
+            self._num_held_bytes -= place.num_bytes
+            if place.is_taken:
+                self._large.give(caller)
+
+    async def read(self, receive: Receive, place: BodyPlace) -> bytes:
         """A whole body.
 
         Args:
             receive: Of the request.
-            caller: Whose bounds count.
+            place: Holds it until it is parsed.
 
         Raises:
             RequestTooLargeError: It is over the limit.
@@ -64,13 +95,19 @@ class Bodies:
             OverloadedError: All callers together send too much.
             ClientDisconnectedError: The client has left.
         """
-        message = await receive()
-        if message["type"] == "http.request" and not message.get("more_body", False):
-            body: bytes = message.get("body", b"")
-            if len(body) > self._max_body_bytes:
-                raise self._too_large()
-            return body
-        return await self._read_on(message, receive, caller)
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S) as limit:
+                message = await receive()
+                if message["type"] == "http.request" and not message.get("more_body", False):
+                    body: bytes = message.get("body", b"")
+                    if len(body) > self._max_body_bytes:
+                        raise self._too_large()
+                    return body
+                return await self._read_on(message, receive, place, limit)
+        except TimeoutError:
+            raise InvalidRequestError(
+                f"The request body did not arrive within {BODY_TIMEOUT_S:g} seconds."
+            ) from None
 
     async def parse(self, body: bytes, caller: bytes, kind: BodyKind[ResultT]) -> ResultT:
         """What a body says; a large one is parsed beside the loop, in turn.
@@ -84,41 +121,47 @@ class Bodies:
             return kind.parse(body, self._context)
         return await self._pool.parse(body, caller, kind, self._context)
 
-    async def _read_on(self, message: object, receive: Receive, caller: bytes) -> bytes:
+    async def _read_on(
+        self, message: Message, receive: Receive, place: BodyPlace, limit: asyncio.Timeout
+    ) -> bytes:
         """A body that comes in pieces."""
         gathered = bytearray()
-        has_place = False
-        num_counted = 0
+        while True:
+            if message["type"] != "http.request":
+                raise ClientDisconnectedError("The client has left.")
+            gathered += message.get("body", b"")
+            if len(gathered) > self._max_body_bytes:
+                raise self._too_large()
+            if len(gathered) > SMALL_BYTES:
+                if not place.is_taken:
+                    await self._take(place, limit)
+                self._num_held_bytes += len(gathered) - place.num_bytes
+                place.num_bytes = len(gathered)
+                if self._num_held_bytes > self._max_held_bytes:
+                    raise OverloadedError(
+                        "Too many large requests are under way; please try again later."
+                    )
+            if not message.get("more_body", False):
+                return bytes(gathered)
+            message = await receive()
+
+    async def _take(self, place: BodyPlace, limit: asyncio.Timeout) -> None:
+        """Wait for a place; that time is not the body's."""
+        loop = asyncio.get_running_loop()
+        asked_at, due_at = loop.time(), limit.when()
+        limit.reschedule(None)
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                while True:
-                    assert isinstance(message, dict)
-                    if message["type"] != "http.request":
-                        raise ClientDisconnectedError("The client has left.")
-                    gathered += message.get("body", b"")
-                    if len(gathered) > self._max_body_bytes:
-                        raise self._too_large()
-                    if not message.get("more_body", False):
-                        return bytes(gathered)
-                    if len(gathered) > SMALL_BYTES:
-                        if not has_place:
-                            await self._large.take(caller)
-                            has_place = True
-                        self._num_held_bytes += len(gathered) - num_counted
-                        num_counted = len(gathered)
-                        if self._num_held_bytes > self._max_held_bytes:
-                            raise OverloadedError(
-                                "Too many large requests are under way; please try again later."
-                            )
-                    message = await receive()
+            async with asyncio.timeout(PLACE_TIMEOUT_S):
+                await self._large.take(place.caller)
         except TimeoutError:
-            raise InvalidRequestError(
-                f"The request body did not arrive within {BODY_TIMEOUT_S:g} seconds."
+            raise DeniedError(
+                "Your other large requests take all places; please try again later.",
+                code=ErrorCode.RATE_LIMIT_EXCEEDED,
+                retry_after_s=1.0,
             ) from None
-        finally:
-            self._num_held_bytes -= num_counted
-            if has_place:
-                self._large.give(caller)
+        place.is_taken = True
+        if due_at is not None:
+            limit.reschedule(due_at + loop.time() - asked_at)
 
     def _too_large(self) -> RequestTooLargeError:
         return RequestTooLargeError(

@@ -85,7 +85,23 @@ class BodyPool:
         self._idle.clear()
 
     async def _ask(self, task: bytes, body: bytes) -> bytes:
-        process = await self._process()
+        while True:
+            process, is_new = await self._process()
+            try:
+                return await self._ask_one(process, task, body)
+            except (ConnectionError, asyncio.IncompleteReadError) as error:
+                code = process.returncode or 0
+                if code > 0:
+                    raise GatewayError("Something went wrong in this server.") from error
+                if is_new:
+                    raise _could_not_parse() from error
+                # It was killed while it was idle: nothing is wrong with this body.
+            except TimeoutError as error:
+                raise _could_not_parse() from error
+
+    async def _ask_one(
+        self, process: asyncio.subprocess.Process, task: bytes, body: bytes
+    ) -> bytes:
         self._busy.add(process)
         is_well = False
         try:
@@ -100,11 +116,7 @@ class BodyPool:
                 process.returncode,
                 type(error).__name__,
             )
-            if (process.returncode or 0) > 0:
-                raise GatewayError("Something went wrong in this server.") from error
-            raise OverloadedError(
-                "The request body could not be parsed; please try again later."
-            ) from error
+            raise
         finally:
             self._busy.discard(process)
             if is_well:
@@ -113,20 +125,25 @@ class BodyPool:
             else:
                 await _end(process)
 
-    async def _process(self) -> asyncio.subprocess.Process:
-        """An idle one that lives, else a new one."""
+    async def _process(self) -> tuple[asyncio.subprocess.Process, bool]:
+        """An idle one that lives, else a new one; whether it is new."""
         while self._idle:
             process = self._idle.pop()
             if process.returncode is None:
-                return process
-        return await asyncio.create_subprocess_exec(
-            *self._command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=self._environment,
-            limit=_PIPE_BYTES,
-            start_new_session=True,  # Ctrl-C is for the gateway, which lets requests finish
-        )
+                return process, False
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=self._environment,
+                limit=_PIPE_BYTES,
+                start_new_session=True,  # Ctrl-C is for the gateway, which lets requests finish
+            )
+        except OSError as error:
+            _logger.error("no process that parses bodies can be started: %s", error.strerror)
+            raise _could_not_parse() from error
+        return process, True
 
     def _plan_end(self) -> None:
         if self._timer is not None:
@@ -138,6 +155,10 @@ class BodyPool:
         for process in idle:
             if process.stdin is not None:
                 process.stdin.close()  # its end of input
+
+
+def _could_not_parse() -> OverloadedError:
+    return OverloadedError("The request body could not be parsed; please try again later.")
 
 
 async def _exchange(process: asyncio.subprocess.Process, task: bytes, body: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import select
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers; what one read brings beyond it is let through."""
 HEAD_TIMEOUT_S = 60.0
 _LINGER_S = 1.0
+_UNREAD_S = 0.1
 _LINGER_BYTES = 1024 * 1024
 """Of a body that nobody reads, so much is taken in after the answer."""
 _OVERLOADED = ERROR_TABLE[ErrorCode.OVERLOADED]
@@ -57,6 +59,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._is_refused = False
         self._num_head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
         self._cycles: list[RequestResponseCycle] = []
 
     # What the connection reports.
@@ -77,6 +80,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has left."""
         self._stop_head_timer()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
         if self._is_admitted and self._limits is not None:
             self._is_admitted = False
             self._limits.leave(self)
@@ -104,8 +109,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._num_head_bytes += len(data)
         try:
             self.parser.feed_data(data)
-            if self._is_in_head and self._head_timer is None:
-                self._start_head_timer()  # most heads come whole
+            is_between = self.cycle is None or self.cycle.response_complete
+            if (self._is_in_head or is_between) and self._head_timer is None:
+                self._start_head_timer()  # most heads come whole; empty lines are no head
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
@@ -149,6 +155,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._disconnects.append((self.cycle, disconnect))
         self._cycles = [one for one in self._cycles if not one.response_complete]
         self._cycles.append(self.cycle)
+        if self.pipeline:
+            self._watch_unread()
 
     def on_body(self, body: bytes) -> None:
         """More of a body, which has bounds of its own."""
@@ -171,7 +179,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if cycle.response_complete:
                 cycle.body = bytearray()  # what nobody read
         super().on_response_complete()
-        if self._is_admitted and self._limits is not None and not self.pipeline:
+        # A pipelined request has just begun where there was one.
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if self._is_admitted and self._limits is not None and is_idle:
             self._limits.on_idle(self)
 
     def close_idle(self) -> None:
@@ -195,6 +205,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if not cycle.more_body or cycle.response_started:
                 cycle.keep_alive = False
                 self.flow.pause_reading()
+                self._watch_unread()
                 return
             cycle.disconnected = True
             cycle.message_event.set()
@@ -242,6 +253,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         with contextlib.suppress(AttributeError):  # httptools before 0.6.3
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.data_received(b"".join(head) + b"\r\n" + rest)
+
+    def _watch_unread(self) -> None:
+        """Look now and then whether the client has left, while nothing is read from it."""
+        if self._unread_timer is None:
+            self._unread_timer = self.loop.call_later(_UNREAD_S, self._on_unread)
+
+    def _on_unread(self) -> None:
+        self._unread_timer = None
+        if self.transport.is_closing() or not self.flow.read_paused:
+            return
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        if poll.poll(0):
+            self.transport.abort()
+        else:
+            self._watch_unread()
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_late_head)

@@ -83,6 +83,8 @@ class Turns:
                 continue
             line = self._waiting[caller]
             turn = line.popleft()
+            while turn.done() and line:  # it is being cancelled, and hasn't run yet
+                turn = line.popleft()
             # Who had a turn goes behind everybody else.
             self._waiting.move_to_end(caller)
             if not line:

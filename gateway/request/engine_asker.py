@@ -43,13 +43,17 @@ class EngineAsker:
         self._model = model
 
     async def ask(
-        self, seat: Seat, question: Callable[[Seat], Awaitable[AnswerT]]
+        self,
+        seat: Seat,
+        question: Callable[[Seat], Awaitable[AnswerT]],
+        used: Callable[[], int | None] = lambda: None,
     ) -> tuple[Seat, AnswerT]:
         """The answer of this seat's engine, or of another one's, with the seat that gave it.
 
         Args:
             seat: Owned by this call until it returns; given back when it raises.
             question: Asks the engine of a seat, perhaps several times.
+            used: Tokens that its tenant's share pays for when it is given up.
 
         Raises:
             GatewayError: The question is wrong, engines die of it, or they are full.
@@ -65,7 +69,7 @@ class EngineAsker:
                 if not is_retryable(found) or num_refusals > MAX_REFUSALS:
                     raise found from None
             except BaseException:
-                self._admission.release(seat)
+                self._admission.release(seat, used())
                 raise
             # An engine that is full is left alone for a while, so nobody asks it again at once.
             seat = await self._admission.acquire_again(

@@ -196,11 +196,13 @@ class GenerationWork:
 
     def abort(self, error: GatewayError | None) -> None:
         """Stop the choices and the parser; the reader gets the error after the events so far."""
-        self._launcher.release()
-        self._answer.abort()
-        if self._parse is not None:
-            self._parse.close()
-        self._queue.close(error)
+        try:
+            self._launcher.release()
+            self._answer.abort()
+            if self._parse is not None:
+                self._parse.close()
+        finally:
+            self._queue.close(error)  # whatever raised above: its reader must not wait for ever
 
     def give_up(self) -> None:
         """No end came after an abort: what arrived counts."""

@@ -68,9 +68,17 @@ class RequestLease:
             return
         grows = prompt_tokens > self._prompt_tokens or completion_tokens > self._completion_tokens
         if grows:
-            adjusted = await self._auth.adjust(
-                self._request_id, self.lease_id, prompt_tokens, completion_tokens
-            )
+            try:
+                adjusted = await self._auth.adjust(
+                    self._request_id, self.lease_id, prompt_tokens, completion_tokens
+                )
+            except RemoteFailureError as error:
+                if error.code is not ErrorCode.UNKNOWN_LEASE:
+                    raise
+                # Another auth worker has taken over since the grant.
+                raise WorkerUnavailableError(
+                    "The reservation of this request was lost; please try again."
+                ) from error
             self.limits = adjusted.limits
         elif self._has_token_limit and (prompt_tokens, completion_tokens) != (
             self._prompt_tokens,

@@ -142,7 +142,9 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         asker = EngineAsker(
             self._pool.admission, Suspicion(self._pool.quarantine, self._fingerprint), self.model
         )
-        self._seat, self._answer = await asker.ask(seat, self._ask)
+        self._seat, self._answer = await asker.ask(
+            seat, self._ask, lambda: self.usage().prompt_tokens if self._was_sent else None
+        )
         self.owner.end("finished")
 
     def abort(self, error: GatewayError | None) -> None:

@@ -74,15 +74,22 @@ class _ToolProcess:
 
         Raises:
             ToolPluginsError: They can't be loaded.
+            OverloadedError: The system has no room for a process.
         """
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=environment,
-            limit=MAX_ANSWER_BYTES,
-            start_new_session=True,  # its own children end with it
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=environment,
+                limit=MAX_ANSWER_BYTES,
+                start_new_session=True,  # its own children end with it
+            )
+        except OSError as error:
+            _logger.error("no process of the tools can be started: %s", error.strerror)
+            raise OverloadedError(
+                "This server can't start its tools at the moment; please try again later."
+            ) from error
         started = cls(process, ())
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -238,8 +245,12 @@ class ToolBox:
     async def _exchange(self, dead: _ToolProcess) -> _ToolProcess:
         """Another process in the place of one that is dead."""
         self._busy.discard(dead)
-        await dead.kill()
-        process = await self._find()
+        try:
+            await dead.kill()
+            process = await self._find()
+        except BaseException:
+            self._slots.release()
+            raise
         self._busy.add(process)
         return process
 

@@ -73,7 +73,14 @@ class EngineDirectory:
             handle = self._join(peer, offer)
         if handle is None:
             return
-        if offer is not None:
+        if offer is not None and offer.model != handle.offer.model:
+            _logger.error(
+                "engine %s renames its model %s to %s; that takes a new connection",
+                peer.instance_id,
+                handle.offer.model,
+                offer.model,
+            )
+        elif offer is not None:
             handle.offer = offer
             if self._speaks_for_model(offer):
                 self._known[offer.model] = offer

@@ -141,6 +141,8 @@ class EngineLink:
             self._send(engine, generate)
         except WorkerLostError:
             choices.pop(key, None)
+            if not choices:
+                self._choices.pop(engine.peer, None)
             raise
 
     def extend(self, engine: EngineHandle, extend: Extend) -> None:

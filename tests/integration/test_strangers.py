@@ -37,6 +37,17 @@ async def test_a_made_up_key_is_refused_before_its_large_body_comes(socket_dir: 
         assert len(auth.of(Authorize)) == 1
 
 
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/admin/keys"])
+async def test_a_made_up_key_costs_the_auth_worker_one_question(
+    socket_dir: Path, path: str
+) -> None:
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        auth = await guarded_by_keys(gateway)
+        for _ in range(5):
+            assert (await gateway.client.get(path, headers=BAD_KEY)).status_code == 401
+        assert len(auth.of(Authorize)) == 1
+
+
 async def test_a_body_of_unknown_length_waits_until_its_sender_is_known(socket_dir: Path) -> None:
     async with running_gateway(socket_dir, require_keys=True) as gateway:
         auth = await guarded_by_keys(gateway)

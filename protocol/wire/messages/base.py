@@ -1,6 +1,11 @@
 """The base of every message: a frozen, tagged struct that MessagePack carries as a map."""
 
+from typing import Annotated
+
 import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+"""Where a negative number of a foreign peer would be charged or handed on."""
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", omit_defaults=True, kw_only=True):

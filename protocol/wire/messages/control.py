@@ -4,7 +4,7 @@ from typing import Literal
 
 from protocol.errors import ErrorCode
 from protocol.version import ProtocolVersion
-from protocol.wire.messages.base import Message, Part
+from protocol.wire.messages.base import Count, Message, Part
 
 Role = Literal["engine", "auth", "toolparser"]
 """The roles that dial in; a gateway binds one ROUTER for each."""
@@ -230,7 +230,7 @@ class Failure(Message, frozen=True, tag="failure"):
 class Usage(Part, frozen=True):
     """Tokens of one choice; what was computed but discarded is not in it."""
 
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    cached_tokens: Count = 0
+    reasoning_tokens: Count = 0

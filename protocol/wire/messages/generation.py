@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from protocol.wire.messages.base import Message, Part
+from protocol.wire.messages.base import Count, Message, Part
 from protocol.wire.messages.control import Credits, Failure, Load, Usage
 
 PrepareKind = Literal["chat", "completion", "count"]
@@ -171,7 +171,7 @@ class Prepared(Message, frozen=True, tag="prepared"):
     block_hashes: tuple[bytes, ...] = ()
     prompt_tail: str = ""
     template_time: int = 0
-    max_output_tokens: int = 0
+    max_output_tokens: Count = 0
     tokens: tuple[str, ...] = ()
     prompt_text: str = ""
 

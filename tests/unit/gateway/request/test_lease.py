@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from gateway.errors import DeniedError, RemoteFailureError, WorkerUnavailableError
+from gateway.errors import DeniedError, WorkerUnavailableError
 from gateway.request.lease import RequestLease
 from gateway.request.work_bound import Bound
 from protocol.errors import ErrorCode
@@ -225,12 +225,13 @@ async def test_a_correction_while_auth_is_away_is_a_503() -> None:
     await leased(parts).correct(9, 20)
 
 
-async def test_a_lease_that_auth_does_not_know_is_no_lease() -> None:
+async def test_a_lease_that_auth_does_not_know_is_worth_another_try() -> None:
+    """Another auth worker took over between the grant and this: it was a 500."""
     parts = Parts()
     correcting = asyncio.create_task(leased(parts).correct(11, 20))
     await idle()
     await parts.refuse_adjust(ErrorCode.UNKNOWN_LEASE, is_denied=False)
-    with pytest.raises(RemoteFailureError):
+    with pytest.raises(WorkerUnavailableError):
         await correcting
 
 

@@ -470,3 +470,29 @@ async def test_questions_are_fair_between_tenants_and_pay_what_they_used(
     await idle()
     assert order == ["a1", "b1", "a2"]
     assert paid == [6, 6, 6]
+
+
+async def test_a_question_that_was_left_is_paid_by_its_tenants_share() -> None:
+    parts = Parts()
+    parts.engine(max_requests=1)
+    line = parts.admission._model("m").lines["work"]
+    corrected: list[int] = []
+    charge = line.charge
+
+    def charged(tenant: str, priority: int, tokens: int) -> None:
+        corrected.append(tokens)
+        charge(tenant, priority, tokens)
+
+    line.charge = charged  # type: ignore[method-assign]
+    first = await asked(parts)
+    second = Asked(parts, embedding(), "s")
+    await idle()
+    await parts.grant(lease_id="another")
+    first.request.on_client_gone()
+    await idle()
+    assert len(parts.engine_wire.of(Embed)) == 2
+    second.request.on_client_gone()
+    await idle()
+    assert parts.outbox.settles[-1].prompt_tokens == LEAST
+    assert corrected[-1] == LEAST - (BOUND + 1)
+    await asyncio.gather(first.task, second.task, return_exceptions=True)

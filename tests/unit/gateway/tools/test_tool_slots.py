@@ -1,0 +1,51 @@
+"""Places of tool processes: none is lost, whatever happens to the processes."""
+
+import asyncio
+
+import pytest
+
+from gateway.tools import toolbox
+from gateway.tools.toolbox import ToolBox
+
+
+class _Tool:
+    name = "t"
+
+
+class _Process:
+    tools = (_Tool(),)
+
+    def __init__(self, *, lives: bool) -> None:
+        self._lives = lives
+
+    async def begin(self, _call: object) -> bool:
+        return self._lives
+
+    async def result(self) -> dict[str, int]:
+        return {"result": 1}
+
+    async def kill(self) -> None:
+        """Nothing of it is left."""
+
+
+async def test_the_place_of_a_dead_process_whose_successor_does_not_start_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def dead(*_: object) -> _Process:
+        return _Process(lives=False)
+
+    async def fails(*_: object) -> _Process:
+        raise OSError(24, "Too many open files")
+
+    async def lives(*_: object) -> _Process:
+        return _Process(lives=True)
+
+    box = ToolBox(max_processes=1, timeout_s=1.0, environment={})
+    monkeypatch.setattr(toolbox._ToolProcess, "start", staticmethod(dead))
+    await box.tools()
+    monkeypatch.setattr(toolbox._ToolProcess, "start", staticmethod(fails))
+    with pytest.raises(OSError, match="Too many open files"):
+        await box.execute("t", "{}")
+    monkeypatch.setattr(toolbox._ToolProcess, "start", staticmethod(lives))
+    async with asyncio.timeout(5):
+        await box.execute("t", "{}")
