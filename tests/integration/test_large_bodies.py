@@ -145,8 +145,9 @@ async def test_idle_processes_end_by_themselves(
         find = pool._process
 
         async def note() -> Any:
-            started.append(await find())
-            return started[-1]
+            process, is_new = await find()
+            started.append(process)
+            return process, is_new
 
         monkeypatch.setattr(pool, "_process", note)
         assert (await completion(gateway, prompt=LARGE))[0] == 200

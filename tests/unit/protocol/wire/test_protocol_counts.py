@@ -4,18 +4,22 @@ import msgspec
 import pytest
 
 from protocol.wire import codec
-from protocol.wire.messages import Finished, Message, Prepared, Usage
+from protocol.wire.messages import Finished, Message, Prepared, StepOutput, Usage
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        Finished(
-            request_id="r",
-            choice=0,
-            attempt=1,
-            finish_reason="stop",
-            usage=Usage(prompt_tokens=1, completion_tokens=-1),
+        StepOutput(
+            finished=(
+                Finished(
+                    request_id="r",
+                    choice=0,
+                    attempt=1,
+                    finish_reason="stop",
+                    usage=Usage(prompt_tokens=1, completion_tokens=-1),
+                ),
+            )
         ),
         Prepared(request_id="r", prompt_token_ids=(1,), max_output_tokens=-5),
     ],
