@@ -11,7 +11,7 @@ from protocol.wire.messages import Finished, Message, Prepared, StepOutput, Usag
     "message",
     [
         StepOutput(
-            finished=(
+            ends=(
                 Finished(
                     request_id="r",
                     choice=0,
