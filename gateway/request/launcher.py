@@ -63,6 +63,7 @@ class Launcher:
         self._suspicion = Suspicion(pool.quarantine, self._fingerprint)
         self._asker = EngineAsker(pool.admission, self._suspicion, job.model)
         self._begun: tuple[Seat, PromptBatch] | None = None
+        self._num_withdrawn = 0
         self._offer: EngineOffer | None = None
         self.seat: Seat | None = None
 
@@ -89,6 +90,7 @@ class Launcher:
         if self._begun is not None:
             seat, batch = self._begun
             self._begun = None
+            self._num_withdrawn += 1
             batch.close()
             self._pool.admission.release(seat)
 
@@ -150,9 +152,14 @@ class Launcher:
         return self._suspicion.copy()
 
     def wire_id(self, number: int) -> str:
-        """The id of a prompt on the wire; a request with one prompt gives it its own."""
-        alone = len(self._job.prepares) == 1
-        return self._owner.request_id if alone else f"{self._owner.request_id}-{number}"
+        """The id of a prompt on the wire; a request with one prompt gives it its own.
+
+        After `withdraw` it is another one: an answer to what was withdrawn may be on its way.
+        """
+        request_id = self._owner.request_id
+        if self._num_withdrawn:
+            request_id += f"-again{self._num_withdrawn}"
+        return request_id if len(self._job.prepares) == 1 else f"{request_id}-{number}"
 
     async def launch(self, choice: EngineChoice) -> None:
         """Wait for a seat and start a further choice.

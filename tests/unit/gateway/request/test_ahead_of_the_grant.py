@@ -12,8 +12,10 @@ from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Cancel,
     Prepare,
+    Prepared,
 )
 from tests.fakes.request_parts import DIGEST, Parts, generation_job
+from tests.fakes.virtual_time import idle
 
 
 async def test_for_a_known_caller_the_prompt_goes_out_beside_the_question() -> None:
@@ -91,6 +93,21 @@ async def test_a_caller_who_turns_out_to_be_somebody_else_is_prepared_anew(
     await parts.prepare_next()
     await started.task
     assert parts.generates()[0].tenant == changed.get("tenant", "t")
+
+
+async def test_an_answer_made_for_the_withdrawn_prompt_is_nobodys() -> None:
+    parts = Parts()
+    one = parts.engine()
+    parts.know_caller(tenant="old")
+    started = await parts.generation()
+    await parts.grant(tenant="new")
+    first, second = parts.engine_wire.of(Prepare)
+    assert first.request_id != second.request_id
+    answer = Prepared(request_id=first.request_id, prompt_token_ids=(1,), max_output_tokens=9)
+    parts.link.on_event(one, answer)
+    await idle()
+    assert parts.generates() == []
+    started.request.end("aborted")
 
 
 async def test_without_a_free_seat_nothing_goes_ahead() -> None:
