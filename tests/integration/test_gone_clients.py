@@ -182,15 +182,15 @@ async def test_who_leaves_before_the_request_begins_reserves_nothing(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed, may_go_on = asyncio.Event(), asyncio.Event()
-    read_body = access.read_body
+    read = access._read
 
-    async def slow(request: Any) -> bytes:
-        body = await read_body(request)
+    async def slow(request: Any, place: Any) -> bytes:
+        body = await read(request, place)
         parsed.set()
         await may_go_on.wait()
         return body
 
-    monkeypatch.setattr(access, "read_body", slow)
+    monkeypatch.setattr(access, "_read", slow)
     async with running_gateway(socket_dir) as gateway:
         auth, engine, _ = await workers_of(gateway)
         for path, body in METERED:
