@@ -379,7 +379,7 @@ async def test_a_worker_that_was_stopped_grants_nothing_that_nobody_waits_for_an
     assert house.worker is not None
     house.worker.send_signal(signal.SIGSTOP)
     # Every thread of it: one that still ran would answer.
-    os.waitid(os.P_PID, house.worker.pid, os.WSTOPPED | os.WNOWAIT)
+    await asyncio.to_thread(os.waitid, os.P_PID, house.worker.pid, os.WSTOPPED | os.WNOWAIT)
     house.send(authorize(1, wait_s=1.0))
     # The time itself is the test: it must be beyond two heartbeats and beyond `wait_s`.
     await asyncio.sleep(3.0)

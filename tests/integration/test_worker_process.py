@@ -125,7 +125,7 @@ async def test_what_was_asked_of_a_stopped_worker_is_known_to_be_old_when_it_goe
     process = await start(socket_dir)
     peer = await gateway.a_ready_peer()
     process.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
     num_asked = 300  # more than libzmq reads ahead, so that the kernel holds some too
     for number in range(num_asked):
         question = Authorize(request_id=str(number), key_digest=None, endpoint="/v1/models")
