@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# How long an example takes says how busy the machine is, and nothing about what is tested.
+# How long an example takes says how busy the machine is, and nothing about what is tested. The same
+# examples for everybody, in CI and elsewhere; `make fuzz` draws others each time.
+_IS_FUZZING = "FUZZ_EFFORT" in os.environ
 hypothesis.settings.register_profile(
     "untimed",
-    hypothesis.settings(),  # in CI another one than elsewhere
+    derandomize=not _IS_FUZZING,
     deadline=None,
+    print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    **({} if _IS_FUZZING else {"database": None}),
 )
 hypothesis.settings.load_profile("untimed")
 
