@@ -11,7 +11,7 @@ from gateway.http.schemas.body import dump_json
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
 from gateway.http.schemas.functions import names_functions
-from gateway.http.schemas.messages import clean_messages, clean_tools
+from gateway.http.schemas.messages import clean_messages, clean_tools, custom_names, tool_name
 from gateway.http.schemas.sampling import GenerationRequest
 from gateway.http.schemas.tokenize import TokenizeRequest
 from gateway.http.schemas.tool_choice import choice_mode
@@ -62,7 +62,10 @@ def chat_job(
     wanted = request.wanted_content
     shows_reasoning = request.include_reasoning is not False
     options = replace(
-        _options(request), shows_reasoning=shows_reasoning, names_functions=names_functions(raw)
+        _options(request),
+        shows_reasoning=shows_reasoning,
+        names_functions=names_functions(raw),
+        custom_tools=custom_names(request.tools),
     )
     prepare = bridge.prompt(
         "chat",
@@ -143,7 +146,7 @@ def _callable_tools(request: ChatRequest, tools: list[dict[str, Any]]) -> list[d
     allowed = request.allowed_tools
     if allowed is None:
         return tools
-    return [tool for tool in tools if tool["function"]["name"] in allowed]
+    return [tool for tool in tools if tool_name(tool) in allowed]
 
 
 def tokenize_question(request: TokenizeRequest, raw: dict[str, Any]) -> Prepare:

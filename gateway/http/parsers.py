@@ -18,7 +18,7 @@ from gateway.http.schemas.body import dump_json, load_json_object, unknown_keys,
 from gateway.http.schemas.chat import parse_chat_body
 from gateway.http.schemas.completion import parse_completion_body
 from gateway.http.schemas.embedding import EncodingFormat, parse_embedding_body
-from gateway.http.schemas.messages import clean_tools
+from gateway.http.schemas.messages import clean_tools, custom_names
 from gateway.http.schemas.ranges import MAX_TOKEN_IDS
 from gateway.http.schemas.tokenize import parse_detokenize_body, parse_tokenize_body
 from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
@@ -113,13 +113,18 @@ class DetokenizeBody:
 
 @dataclass(frozen=True, slots=True)
 class ParseBody:
-    """Of /v1/parse; the fields are those of `ParseRequest`."""
+    """Of /v1/parse; the fields are those of `ParseRequest`.
+
+    Attributes:
+        custom_tools: Names of those among `tools` whose calls are told with a text as input.
+    """
 
     text: str
     model: str | None
     format: str | None
     reasoning_format: str | None
     tools_json: str | None
+    custom_tools: frozenset[str]
     is_parallel: bool
     prompt_tail: str
 
@@ -211,6 +216,7 @@ def _parse(body: bytes, _context: ParseContext) -> ParseBody:
         tools_json=(
             None if request.tools is None else dump_json(clean_tools(value["tools"]), "tools")
         ),
+        custom_tools=custom_names(request.tools),
         is_parallel=request.parallel_tool_calls is not False,
         prompt_tail=request.prompt_tail or "",
     )

@@ -19,6 +19,7 @@ class AnswerOptions:
         names_token_ids: Tokens are written as `token_id:…`, which no two of them share.
         shows_reasoning: Reasoning is told.
         names_functions: A call is told as OpenAI's deprecated `function_call`.
+        custom_tools: Names of the tools whose calls are told with a text as `input`.
         include_usage: A stream ends with the usage; `continuous_usage` tells it in every chunk.
     """
 
@@ -32,6 +33,7 @@ class AnswerOptions:
     names_token_ids: bool = False
     shows_reasoning: bool = True
     names_functions: bool = False
+    custom_tools: frozenset[str] = frozenset()
     include_usage: bool = False
     continuous_usage: bool = False
 

@@ -1,6 +1,7 @@
 """The main job with the real `openai` package against the real processes."""
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -98,6 +99,39 @@ def test_a_streamed_tool_call_joins_to_the_same_call(client: Any) -> None:
     assert len([d.id for d in deltas if d.id]) == 1
     arguments = "".join(d.function.arguments or "" for d in deltas if d.function)
     assert json.loads(arguments) == {"city": "Tokyo"}
+
+
+def test_a_custom_tool_is_called_with_a_text_that_its_regular_expression_allows(
+    client: Any,
+) -> None:
+    grammar = {"syntax": "regex", "definition": r"SELECT [a-z]{1,9} FROM \"[a-z]{1,9}\";"}
+    tool = {
+        "type": "custom",
+        "custom": {"name": "query", "format": {"type": "grammar", "grammar": grammar}},
+    }
+    wanted = {
+        "model": MODEL,
+        "messages": ask("Which users are there?"),
+        "tools": [tool],
+        "tool_choice": {"type": "custom", "custom": {"name": "query"}},
+        "temperature": 0,
+    }
+    message = client.chat.completions.create(**wanted).choices[0].message
+    (call,) = message.tool_calls
+    assert (call.type, call.custom.name) == ("custom", "query")
+    assert re.fullmatch(grammar["definition"], call.custom.input)
+    stream = client.chat.completions.create(**wanted, stream=True)
+    deltas = [one for c in stream if c.choices for one in c.choices[0].delta.tool_calls or []]
+    assert "".join(one.custom["input"] for one in deltas) == call.custom.input
+    history = [
+        *ask("Which users are there?"),
+        message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "Ada"},
+    ]
+    answer = client.chat.completions.create(
+        model=MODEL, messages=history, tools=[tool], temperature=0, max_tokens=40
+    )
+    assert answer.choices[0].finish_reason in ("stop", "length", "tool_calls")
 
 
 def test_a_stop_string_ends_the_text_before_it(client: Any) -> None:

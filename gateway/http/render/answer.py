@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import orjson
 
 from gateway.http.render.common import AnswerHead, usage_object
+from gateway.http.render.custom_calls import tool_call
 from gateway.http.render.functions import finish_reason, function_call
 from gateway.http.render.logprobs import CompletionLogprobs, chat_logprobs, prompt_logprobs
 from gateway.request.answer_options import PLAIN_ANSWER, AnswerOptions
@@ -251,11 +252,7 @@ def _message(choice: _Choice, options: AnswerOptions) -> dict[str, Any]:
         message["function_call"] = function_call(call.name, "".join(call.arguments))
     elif choice.calls:
         message["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": "".join(call.arguments)},
-            }
+            tool_call(call.id, call.name, "".join(call.arguments), options.custom_tools)
             for call in choice.calls
         ]
     return message

@@ -7,6 +7,7 @@ import orjson
 
 from gateway.http.error_table import render_error_event
 from gateway.http.render.common import AnswerHead, usage_object
+from gateway.http.render.custom_calls import CustomDeltas
 from gateway.http.render.functions import finish_reason, function_delta
 from gateway.http.render.logprobs import CompletionLogprobs, chat_logprobs
 from gateway.request.answer_options import PLAIN_ANSWER, AnswerOptions
@@ -67,6 +68,7 @@ class ChatStreamRenderer:
         self._head = b'data: %b,"choices":[' % _open_object(head, "chat.completion.chunk")
         self._empty = _empty_chunk(head, "chat.completion.chunk")
         self._options = options
+        self._custom = CustomDeltas(options.custom_tools) if options.custom_tools else None
         self._close_chunks(None)
         self._openings: dict[int, bytes] = {}
         self._has_shown_prompt = False
@@ -89,19 +91,28 @@ class ChatStreamRenderer:
                 else:
                     parts += (opening, b'"content":', orjson.dumps(event.text), self._tail)
             elif isinstance(event, ChoiceFinished):
+                if self._custom is not None:
+                    for delta in self._custom.rest(event.choice):
+                        parts += (opening, delta, self._tail)
                 parts += (opening, b"}", _finish(event, self._options), self._closing)
             elif isinstance(event, ReasoningText):
                 if self._options.shows_reasoning:
                     text = orjson.dumps(event.text)
                     parts += (opening, b'"reasoning_content":', text, self._tail)
             elif not isinstance(event, PromptShown):
-                make = function_delta if self._options.names_functions else _tool_delta
-                parts += (opening, make(event), self._tail)
+                piece = self._call_delta(event)
+                if piece is not None:
+                    parts += (opening, piece, self._tail)
         return b"".join(parts)
 
     def finish(self, usage: Usage) -> bytes:
         """The usage chunk, if the client asked for it, and the closing mark."""
         return _usage_chunk(self._empty, usage) + DONE if self._options.include_usage else DONE
+
+    def _call_delta(self, event: ToolCallStarted | ToolCallArguments) -> bytes | None:
+        if self._custom is not None and self._custom.takes(event):
+            return self._custom.delta(event)
+        return function_delta(event) if self._options.names_functions else _tool_delta(event)
 
     def _close_chunks(self, usage: Usage | None) -> None:
         self._closing = _closing(self._options, usage)

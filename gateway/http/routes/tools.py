@@ -17,6 +17,7 @@ from gateway.http.access import GuardedRoute, caller_of, parsed_body
 from gateway.http.error_table import NOT_IMPLEMENTED, error_body
 from gateway.http.parsers import EXECUTE, PARSE, ParseBody
 from gateway.http.parts import HttpParts, parts_of
+from gateway.http.render.custom_calls import tool_call
 from gateway.http.responses import run_to_end
 from gateway.workers.parsers import knows_format
 from protocol.wire.messages import OpenParse
@@ -120,11 +121,7 @@ async def parse_text(request: Request) -> Response:
             "content": "".join(parse.content) or None,
             "reasoning": "".join(parse.reasoning) or None,
             "tool_calls": [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": "".join(call.arguments)},
-                }
+                tool_call(call.id, call.name, "".join(call.arguments), body.custom_tools)
                 for call in parse.calls
             ],
             "num_malformed": parse.num_malformed,

@@ -72,7 +72,7 @@ class ChatRequest(GenerationRequest):
             raise field_error("it needs `logprobs`.", "top_logprobs")
         if self.tool_choice not in (None, "none") and not self.tools:
             raise field_error("it needs `tools`.", "tool_choice")
-        names = {tool.function.name for tool in self.tools or ()}
+        names = {tool.name for tool in self.tools or ()}
         for name in (self.named_tool, *(self.allowed_tools or ())):
             if name is not None and name not in names:
                 raise field_error(f"there is no tool `{name[:100]}` in `tools`.", "tool_choice")

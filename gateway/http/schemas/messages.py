@@ -7,12 +7,14 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gateway.errors import UnsupportedFieldError
 from gateway.http.schemas.body import MAX_LISTED_FIELDS, RequestModel, field_error, unknown_keys
-from gateway.http.schemas.ranges import (
-    MAX_CONTENT_PARTS,
-    MAX_MESSAGES,
-    MAX_TOOL_CALLS,
-    MAX_TOOL_NAME_CHARACTERS,
+from gateway.http.schemas.custom_tools import (
+    CustomCall,
+    CustomDefinition,
+    ToolName,
+    function_of_call,
+    function_of_tool,
 )
+from gateway.http.schemas.ranges import MAX_CONTENT_PARTS, MAX_MESSAGES, MAX_TOOL_CALLS
 
 MessageRole = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -53,11 +55,17 @@ class FunctionCall(RequestModel):
 
 
 class ToolCall(RequestModel):
-    """One call of an earlier assistant message."""
+    """One call of an earlier assistant message, of a function or of a custom tool."""
 
     id: str
-    type: Literal["function"] = "function"
-    function: FunctionCall
+    type: Literal["function", "custom"] = "function"
+    function: FunctionCall | None = None
+    custom: CustomCall | None = None
+
+    @model_validator(mode="after")
+    def _says_what_was_called(self) -> "ToolCall":
+        _need_its_part(self)
+        return self
 
 
 class ChatMessage(RequestModel):
@@ -117,30 +125,56 @@ class ChatMessage(RequestModel):
 class FunctionDefinition(RequestModel):
     """A function that the model may call; `parameters` is a JSON schema."""
 
-    name: Annotated[
-        str, Field(min_length=1, max_length=MAX_TOOL_NAME_CHARACTERS, pattern=r"^[A-Za-z0-9_.-]+$")
-    ]
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
 class Tool(RequestModel):
-    """A tool that the model may call."""
+    """A tool that the model may call: a function, or one whose input is text."""
 
     type: str
-    function: FunctionDefinition
+    function: FunctionDefinition | None = None
+    custom: CustomDefinition | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _functions_only(cls, value: Any) -> Any:
+    def _of_a_served_type(cls, value: Any) -> Any:
         if isinstance(value, dict):
             kind = value.get("type")
-            if isinstance(kind, str) and kind != "function":
+            if isinstance(kind, str) and kind not in ("function", "custom"):
                 raise field_error(
-                    f"tools of type `{kind}` are not supported.", ".type", unsupported=True
+                    f"tools of type `{kind[:100]}` are not supported.", ".type", unsupported=True
                 )
         return value
+
+    @model_validator(mode="after")
+    def _says_what_it_is(self) -> "Tool":
+        _need_its_part(self)
+        return self
+
+    @property
+    def name(self) -> str:
+        """What the model calls it by."""
+        part = self.function if self.type == "function" else self.custom
+        assert part is not None  # held by the validator
+        return part.name
+
+
+def _need_its_part(tool: Tool | ToolCall) -> None:
+    if (tool.function if tool.type == "function" else tool.custom) is None:
+        raise field_error(f"an object is expected with the type `{tool.type}`.", f".{tool.type}")
+
+
+def tool_name(tool: dict[str, Any]) -> str:
+    """The name of a tool as it was sent, checked already."""
+    return str(tool[tool["type"]]["name"])
+
+
+def custom_names(tools: list[Tool] | None) -> frozenset[str]:
+    """The names of those tools whose input is text."""
+    return frozenset(tool.name for tool in tools or () if tool.type == "custom")
 
 
 def refuse_message_fields(messages: Any) -> None:
@@ -180,8 +214,9 @@ def unknown_message_keys(messages: list[dict[str, Any]]) -> list[str]:
         if calls:
             unknown += _unknown_in_list(calls, ToolCall.known_fields, f"{where}tool_calls")
             for number, call in enumerate(calls):
-                prefix = f"{where}tool_calls[{number}].function."
-                unknown += unknown_keys(call["function"], FunctionCall.known_fields, prefix)
+                unknown += _unknown_in_part(
+                    call, f"{where}tool_calls[{number}]", FunctionCall, CustomCall
+                )
         if len(unknown) >= MAX_LISTED_FIELDS:
             break
     return unknown
@@ -191,9 +226,20 @@ def unknown_tool_keys(tools: list[dict[str, Any]]) -> list[str]:
     """Fields within tools that no schema knows, as `tools[0].field`."""
     unknown = _unknown_in_list(tools, Tool.known_fields, "tools")
     for index, tool in enumerate(tools):
-        prefix = f"tools[{index}].function."
-        unknown += unknown_keys(tool["function"], FunctionDefinition.known_fields, prefix)
+        unknown += _unknown_in_part(tool, f"tools[{index}]", FunctionDefinition, CustomDefinition)
     return unknown
+
+
+def _unknown_in_part(
+    tool: dict[str, Any],
+    where: str,
+    function: type[RequestModel],
+    custom: type[RequestModel],
+) -> list[str]:
+    """Of a tool or a call: within what its type names."""
+    kind = tool.get("type", "function")
+    known = (function if kind == "function" else custom).known_fields
+    return unknown_keys(tool[kind], known, f"{where}.{kind}.")
 
 
 def _unknown_in_list(items: list[dict[str, Any]], known: frozenset[str], where: str) -> list[str]:
@@ -212,31 +258,40 @@ def clean_tools(tools: list[dict[str, Any]], *, with_strict: bool = False) -> li
         with_strict: As a parser gets them, who enforces strict ones.
     """
     names = ("name", "description", "parameters", *(("strict",) if with_strict else ()))
+    functions = [
+        function_of_tool(tool["custom"]) if tool["type"] == "custom" else tool["function"]
+        for tool in tools
+    ]
     return [
         {
             "type": "function",
-            "function": {
-                name: tool["function"][name]
-                for name in names
-                if tool["function"].get(name) is not None
-            },
+            "function": {name: function[name] for name in names if function.get(name) is not None},
         }
-        for tool in tools
+        for function in functions
     ]
 
 
 def clean_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The messages with known, non-null fields only, as an engine gets them.
 
-    Templates know parts of text alone, so a refusal becomes one.
+    Templates know parts of text alone, so a refusal becomes one, and functions alone.
     """
     return [
         {
-            key: _as_text_parts(value) if key == "content" and isinstance(value, list) else value
+            key: _REWRITTEN[key](value) if key in _REWRITTEN and isinstance(value, list) else value
             for key, value in message.items()
             if value is not None and key in ChatMessage.known_fields
         }
         for message in messages
+    ]
+
+
+def _as_functions(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"id": call["id"], "type": "function", "function": function_of_call(call["custom"])}
+        if call.get("type") == "custom"
+        else call
+        for call in calls
     ]
 
 
@@ -245,3 +300,6 @@ def _as_text_parts(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {"type": "text", "text": part["refusal"]} if part["type"] == "refusal" else part
         for part in parts
     ]
+
+
+_REWRITTEN: Final = {"content": _as_text_parts, "tool_calls": _as_functions}

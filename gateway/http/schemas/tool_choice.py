@@ -9,6 +9,7 @@ from gateway.http.schemas.body import field_error
 from gateway.http.schemas.ranges import MAX_TOOLS
 from protocol.wire.messages import ToolChoiceMode
 
+_NAMED = ("function", "custom")
 ToolChoice = str | dict[str, Any] | None
 
 
@@ -25,18 +26,20 @@ def checked_tool_choice(value: Any) -> Any:
     kind = value.get("type")
     if kind == "allowed_tools":
         _check_allowed(value.get("allowed_tools"))
-    elif kind != "function":
+    elif kind not in _NAMED:
         raise field_error(
-            "it must be `function` or `allowed_tools`.", ".type", unsupported=isinstance(kind, str)
+            "it must be `function`, `custom` or `allowed_tools`.",
+            ".type",
+            unsupported=isinstance(kind, str),
         )
     elif _name_of(value) is None:
-        raise field_error("the name of a function is expected.", ".function.name")
+        raise field_error("the name of a tool is expected.", f".{kind}.name")
     return value
 
 
 def named_tool(choice: ToolChoice) -> str | None:
     """The one tool that must be called."""
-    if not isinstance(choice, dict) or choice["type"] != "function":
+    if not isinstance(choice, dict) or choice["type"] not in _NAMED:
         return None
     return _name_of(choice)
 
@@ -66,13 +69,13 @@ def _check_allowed(allowed: Any) -> None:
         raise field_error(f"a list of 1 to {MAX_TOOLS} tools is expected.", ".allowed_tools.tools")
     for index, tool in enumerate(tools):
         where = f".allowed_tools.tools[{index}]"
-        if not isinstance(tool, dict) or tool.get("type") != "function":
-            raise field_error("a tool of type `function` is expected.", where)
+        if not isinstance(tool, dict) or tool.get("type") not in _NAMED:
+            raise field_error("a tool of type `function` or `custom` is expected.", where)
         if _name_of(tool) is None:
-            raise field_error("the name of a function is expected.", f"{where}.function.name")
+            raise field_error("the name of a tool is expected.", f"{where}.{tool['type']}.name")
 
 
 def _name_of(tool: dict[str, Any]) -> str | None:
-    function = tool.get("function")
-    name = function.get("name") if isinstance(function, dict) else None
+    part = tool.get(tool["type"])
+    name = part.get("name") if isinstance(part, dict) else None
     return name if isinstance(name, str) else None

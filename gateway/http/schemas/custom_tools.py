@@ -1,0 +1,94 @@
+"""OpenAI's `custom` tools, whose input is text: told to models as functions of one string.
+
+https://platform.openai.com/docs/guides/function-calling#custom-tools
+"""
+
+from typing import Annotated, Any, Final
+
+import orjson
+from pydantic import Field, field_validator
+
+from gateway.http.schemas.body import RequestModel, field_error
+from gateway.http.schemas.ranges import MAX_GRAMMAR_CHARACTERS, MAX_TOOL_NAME_CHARACTERS
+
+INPUT: Final = "input"
+"""The one argument of the function that a custom tool becomes."""
+
+ToolName = Annotated[
+    str, Field(min_length=1, max_length=MAX_TOOL_NAME_CHARACTERS, pattern=r"^[A-Za-z0-9_.-]+$")
+]
+
+
+class CustomCall(RequestModel):
+    """The custom tool that an assistant message called."""
+
+    name: str
+    input: str
+
+
+class CustomDefinition(RequestModel):
+    """A tool whose input is text, free or held to a regular expression."""
+
+    name: ToolName
+    description: str | None = None
+    format: dict[str, Any] | None = None
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _format_served(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise field_error("an object is expected.")
+        if value.get("type") == "text":
+            return value
+        if value.get("type") != "grammar":
+            raise field_error("it must be `text` or `grammar`.", ".type")
+        grammar = value.get("grammar")
+        if not isinstance(grammar, dict):
+            raise field_error("an object is expected.", ".grammar")
+        syntax = grammar.get("syntax")
+        if syntax == "lark":
+            raise field_error(
+                "the input is a JSON string of the call, which a Lark grammar can't be applied to;"
+                " use `regex`, or `guided_grammar` for an answer without tools.",
+                ".grammar.syntax",
+                unsupported=True,
+            )
+        if syntax != "regex":
+            raise field_error("it must be `regex` or `lark`.", ".grammar.syntax")
+        definition = grammar.get("definition")
+        if not isinstance(definition, str) or not 1 <= len(definition) <= MAX_GRAMMAR_CHARACTERS:
+            raise field_error(
+                f"a string of 1 to {MAX_GRAMMAR_CHARACTERS} characters is expected.",
+                ".grammar.definition",
+            )
+        return value
+
+
+def function_of_tool(custom: dict[str, Any]) -> dict[str, Any]:
+    """The function that stands for a custom tool; with a grammar it is strict."""
+    text: dict[str, Any] = {"type": "string"}
+    wanted: dict[str, Any] = custom.get("format") or {"type": "text"}
+    is_held = wanted["type"] == "grammar"
+    if is_held:
+        text["pattern"] = f"^(?:{wanted['grammar']['definition']})$"
+    function = {
+        "name": custom["name"],
+        "parameters": {
+            "type": "object",
+            "properties": {INPUT: text},
+            "required": [INPUT],
+            "additionalProperties": False,
+        },
+        "strict": is_held,
+    }
+    if custom.get("description") is not None:
+        function["description"] = custom["description"]
+    return function
+
+
+def function_of_call(custom: dict[str, Any]) -> dict[str, Any]:
+    """The call of that function, as it stands in a history."""
+    arguments = orjson.dumps({INPUT: custom["input"]}).decode()
+    return {"name": custom["name"], "arguments": arguments}
