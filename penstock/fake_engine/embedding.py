@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Final
 
-from penstock.fake_engine.script import VOCAB_SIZE, Fault, decode, encode, find_fault
+from penstock.fake_engine.script import (
+    NUM_BYTE_IDS,
+    VOCAB_SIZE,
+    Fault,
+    decode,
+    encoded,
+    find_fault,
+)
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Embed, Embedded, Failure
 
@@ -31,7 +38,8 @@ def embed(command: Embed, max_tokens: int) -> Embedded | Failure:
         command: What to embed.
         max_tokens: Of an input.
     """
-    inputs = [*map(encode, command.texts), *command.token_ids]
+    # Bytes are the ids of a text already, and ten megabytes of them must hold nobody up.
+    inputs: list[Sequence[int]] = [*map(encoded, command.texts), *command.token_ids]
     refusal = _refusal(command, inputs, max_tokens)
     if refusal is not None:
         return Failure(request_id=command.request_id, code=refusal[0], message=refusal[1])
@@ -74,7 +82,9 @@ def _known(inputs: Sequence[Sequence[int]]) -> list[Sequence[int]]:
 
 def _vector(token_ids: Sequence[int], num_dimensions: int) -> bytes:
     """Of length 1: float32, little-endian, [D]."""
-    digest = hashlib.blake2b(array("Q", token_ids), digest_size=NUM_DIMENSIONS).digest()
+    is_text = isinstance(token_ids, bytes) or max(token_ids, default=0) < NUM_BYTE_IDS
+    content = bytes(token_ids) if is_text else array("Q", token_ids)
+    digest = hashlib.blake2b(content, digest_size=NUM_DIMENSIONS).digest()
     numbers = [byte - 127.5 for byte in digest[:num_dimensions]]
     norm = math.hypot(*numbers)
     return struct.pack(f"<{num_dimensions}f", *(number / norm for number in numbers))

@@ -62,7 +62,12 @@ def find_fault(prompt: str) -> Fault | None:
 
 def encode(text: str) -> tuple[int, ...]:
     """A prompt as token ids: its UTF-8 bytes."""
-    return tuple(text.encode("utf-8", "surrogatepass"))
+    return tuple(encoded(text))
+
+
+def encoded(text: str) -> bytes:
+    """The ids of a text as the bytes that they are."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def decode(token_ids: Sequence[int]) -> str:
