@@ -45,7 +45,7 @@ class Administration:
         detail: dict[str, str | int | None] = {
             "name": key.name,
             "role": key.role,
-            "tenant": key.tenant,
+            "tenant": key.tenant_id,
             "hint": key.hint,
             "requests_per_minute": key.requests_per_minute,
             "tokens_per_minute": key.tokens_per_minute,
@@ -71,7 +71,8 @@ class Administration:
         Raises:
             ActorNotAllowedError: Who asks holds no active admin key.
             KeyNotFoundError: No key has this id.
-            InvalidCommandError: It is the last active admin key, or the environment's.
+            InvalidCommandError: It is the last admin key that doesn't expire, or the
+                environment's.
         """
         self._check_actor(command.actor_key_id)
         key = self._keys.get(command.key_id)
@@ -83,10 +84,12 @@ class Administration:
                 param="key_id",
             )
         wall_s = self._clock.wall_s()
-        is_last = key.role == "admin" and self._keys.num_active_admins(wall_s) == 1
-        if is_last and key.is_active(wall_s):
+        # Temporary ones don't count: when the last of them expires, nobody could make another.
+        is_lasting = key.role == "admin" and key.revoked_at is None and key.expires_at is None
+        if is_lasting and self._keys.num_lasting_admins() == 1:
             raise InvalidCommandError(
-                "This is the last active admin key; create another one before revoking it.",
+                "This is the last admin key that does not expire; create another one without "
+                "'expires_at' before revoking it.",
                 param="key_id",
             )
         self._keys.revoke(key.key_id, int(wall_s))

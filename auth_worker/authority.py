@@ -227,7 +227,7 @@ class Authority:
         return Granted(
             request_id=request_id,
             lease_id="" if lease is None else lease.lease_id,
-            tenant=key.tenant,
+            tenant=key.tenant_id,
             key_id=key.key_id,
             role=key.role,
             limits=self._state(self._leases.limits_of(key) if lease is None else lease.limits),

@@ -37,11 +37,11 @@ def ensure_admin(
     random_text: Callable[[int], str],
     new_key_id: Callable[[], str],
 ) -> Path | None:
-    """Make the store hold an admin key.
+    """Make the store hold an admin key that doesn't expire.
 
     A given key is stored under one fixed id: another value replaces it, and without one it ends,
-    so that a secret taken out of the environment opens nothing any more. When no active admin key
-    is left then, one is made and written to a file before its digest is stored: a crash between
+    so that a secret taken out of the environment opens nothing any more. When no admin key without
+    an expiry is left then, one is made and written to a file before its digest is stored: a crash between
     the two leaves a file that the next start overwrites, never a key that nobody knows.
 
     Args:
@@ -67,13 +67,13 @@ def ensure_admin(
         directory_of_keys.put(operation.key)
     path: Path | None = None
     changes: list[Operation] = list(operations)
-    if directory_of_keys.num_active_admins(wall_s) == 0:
+    if directory_of_keys.num_lasting_admins() == 0:
         secret = make_key(random_text)
         path = directory / ADMIN_KEY_FILE
         write_durably(path, secret + "\n")
         key = _admin_key(new_key_id(), "first admin key", secret, wall_s)
         changes.append(AddKey(key, _entry("key_created", key, wall_s)))
-        _logger.info("no admin key existed; a new one is in %s", path)
+        _logger.info("no admin key without an expiry existed; a new one is in %s", path)
     if changes:
         store.apply(changes)
     return path

@@ -166,9 +166,10 @@ class AuthHandler:
         )
 
     def _settle(self, gateway_id: str, command: Settle) -> None:
-        # Gateways repeat what isn't acknowledged; while the disk is stuck that must not pile up.
+        # Gateways repeat what isn't acknowledged; while the disk is stuck that must not pile up,
+        # however many of them come and go meanwhile.
         settling = (gateway_id, command.lease_id)
-        if settling in self._settling:
+        if settling in self._settling or self._committer.is_full:
             return
         booking = self._authority.settle(command)
         if isinstance(booking, Failure):
@@ -189,7 +190,7 @@ class AuthHandler:
         noted = OrphanUsageNoted(report_id=command.report_id, engine_id=command.engine_id)
         # Engines repeat what isn't acknowledged, as gateways do.
         noting = (gateway_id, command.engine_id, command.report_id)
-        if noting in self._noting:
+        if noting in self._noting or self._committer.is_full:
             return
         operations = self._authority.note_orphans(command)
         if not operations:

@@ -101,13 +101,14 @@ def stored_key(row: Row[Any]) -> StoredKey:
 
 def key_record(row: Row[Any]) -> KeyRecord:
     """A row of the table as people may see it."""
+    tenant_id = stored_key(row).tenant_id
     return KeyRecord(
         key_id=row.key_id,
         name=row.name,
         role=row.role,
         hint=row.hint,
         created_at=row.created_at,
-        tenant=row.tenant,
+        tenant=tenant_id,
         requests_per_minute=row.requests_per_minute,
         tokens_per_minute=row.tokens_per_minute,
         expires_at=row.expires_at,

@@ -26,6 +26,8 @@ ENVIRONMENT_KEY_NAME = "PENSTOCK_ADMIN_KEY"
 ANONYMOUS_KEY_ID = "anonymous"
 ANONYMOUS_TENANT = "local"
 DEFAULT_TENANT = "default"
+"""What is stored of a key that names no tenant. It names none either: such a key is a tenant by
+itself, and so are the keys of databases from before that was so."""
 
 # Cut out before the rest is judged; longest first, so that "password" goes before "pass".
 _WEAK_WORDS = sorted(
@@ -108,6 +110,7 @@ class StoredKey:
     Attributes:
         requests_per_minute: None = no limit.
         tokens_per_minute: Prompt and completion together; None = no limit.
+        tenant: As it was named; see `tenant_id`.
         created_at: Unix seconds, as are `expires_at` and `revoked_at`.
     """
 
@@ -122,6 +125,15 @@ class StoredKey:
     tokens_per_minute: int | None = None
     expires_at: int | None = None
     revoked_at: int | None = None
+
+    @property
+    def tenant_id(self) -> str:
+        """Whose cached prompts, fair share and places in the queue its requests use.
+
+        The named tenant, or the key's own id: nobody shares with strangers by default, since the
+        time of an answer tells which prompts were cached.
+        """
+        return self.key_id if self.tenant in ("", DEFAULT_TENANT) else self.tenant
 
     def is_active(self, wall_s: float) -> bool:
         """Whether the key opens anything at this moment."""
@@ -181,9 +193,12 @@ class KeyDirectory:
         if key.revoked_at is None:
             self.put(replace(key, revoked_at=revoked_at))
 
-    def num_active_admins(self, wall_s: float) -> int:
-        """How many admin keys work at this moment."""
-        return sum(key.role == "admin" and key.is_active(wall_s) for key in self._by_id.values())
+    def num_lasting_admins(self) -> int:
+        """How many admin keys work and will not end by themselves."""
+        return sum(
+            key.role == "admin" and key.revoked_at is None and key.expires_at is None
+            for key in self._by_id.values()
+        )
 
 
 def key_from_command(command: CreateKey, *, key_id: str, wall_s: float) -> StoredKey:

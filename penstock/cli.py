@@ -167,6 +167,14 @@ def create_key(
     role: Annotated[str, typer.Option("--role", help="user or admin.")] = "user",
     requests_per_minute: Annotated[int | None, typer.Option("--rpm", min=1)] = None,
     tokens_per_minute: Annotated[int | None, typer.Option("--tpm", min=1)] = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option(
+            "--tenant",
+            help="Keys of one tenant share cached prompts, and one fair share of the server; "
+            "without a name, the key is a tenant by itself.",
+        ),
+    ] = None,
     url: Url = URL.default,
     key_file: KeyFile = None,
     data_dir: DataDir = None,
@@ -177,6 +185,7 @@ def create_key(
         "role": role,
         "requests_per_minute": requests_per_minute,
         "tokens_per_minute": tokens_per_minute,
+        "tenant": tenant,
     }
     body = {key: value for key, value in body.items() if value is not None}
     with _admin(url, key_file, data_dir) as client:

@@ -15,6 +15,7 @@ from auth_worker.sqlite_store import SqliteStore
 from protocol.wire.messages import Message
 from tests.fakes.auth_parts import FakeClock, admin_key, stored_key
 
+MAX_BACKLOG = 50
 _AUDIT = AuditEntry(0, "", "key_created", "x")
 
 
@@ -29,7 +30,10 @@ class AuthHandlerBench:
         self.lost: list[StoreError] = []
         self._deliveries: list[Delivery] = []
         self.committer = Committer(
-            self.store, deliver=self._deliveries.append, on_fatal=self.lost.append, max_backlog=50
+            self.store,
+            deliver=self._deliveries.append,
+            on_fatal=self.lost.append,
+            max_backlog=MAX_BACKLOG,
         )
         authority = Authority(
             epoch=self.store.epoch,

@@ -32,7 +32,7 @@ from protocol.wire.messages import (
     Settled,
     StreamUsage,
 )
-from tests.fakes.auth_handler_bench import AuthHandlerBench
+from tests.fakes.auth_handler_bench import MAX_BACKLOG, AuthHandlerBench
 from tests.fakes.auth_parts import ADMIN_SECRET, authorize, stored_key
 from tests.fakes.log_lines import log_lines
 
@@ -223,6 +223,29 @@ def test_the_last_admin_key_goes_once_another_is_there(bench: AuthHandlerBench) 
     assert gone.code is ErrorCode.PERMISSION_DENIED
 
 
+def test_the_last_lasting_admin_key_stays_while_only_a_temporary_one_is_there(
+    bench: AuthHandlerBench,
+) -> None:
+    expires_at = int(bench.clock.wall) + 60
+    temporary = stored_key("key_temporary", NEW_SECRET, role="admin", expires_at=expires_at)
+    bench.handler._administration.added(temporary, temporary.key_id)
+    for actor in ("key_admin", "key_temporary"):
+        refused = bench.ask(revoke("key_admin", actor=actor))
+        assert isinstance(refused, Failure)
+        assert (refused.code, refused.param) == (ErrorCode.INVALID_REQUEST, "key_id")
+        assert "does not expire" in refused.message
+    bench.clock.advance(60)
+    assert isinstance(bench.ask(authorize(ADMIN_SECRET, required_role="admin")), Granted)
+
+
+def test_a_temporary_admin_key_can_always_be_revoked(bench: AuthHandlerBench) -> None:
+    expires_at = int(bench.clock.wall) + 60
+    temporary = stored_key("key_temporary", NEW_SECRET, role="admin", expires_at=expires_at)
+    bench.handler._administration.added(temporary, temporary.key_id)
+    assert bench.ask(revoke("key_temporary", actor="key_temporary")) is None
+    assert isinstance(bench.ask(authorize(NEW_SECRET)), Denied)
+
+
 def test_the_environments_key_is_changed_in_the_environment(bench: AuthHandlerBench) -> None:
     key = replace(stored_key("key_environment", NEW_SECRET), role="admin")
     bench.store.apply([PutKey(key, AUDIT)])
@@ -285,6 +308,30 @@ def test_while_the_disk_is_stuck_admin_commands_fail_and_do_not_pile_up(
     key = bench.handler._authority.keys.get("key_user")
     assert key is not None
     assert key.revoked_at is not None
+
+
+def test_settlements_of_ever_new_gateways_do_not_pile_up_while_the_disk_is_stuck(
+    bench: AuthHandlerBench,
+) -> None:
+    granted = bench.ask(authorize())
+    assert isinstance(granted, Granted)
+    for number in range(200):
+        bench.handler.on_command(f"gateway-{number}", settle(granted.lease_id))
+    assert bench.committer.num_unanswered == MAX_BACKLOG
+    assert bench.commit() == [Settled(lease_id=granted.lease_id)] * MAX_BACKLOG
+
+
+def test_reports_of_ever_new_engines_do_not_pile_up_while_the_disk_is_stuck(
+    bench: AuthHandlerBench,
+) -> None:
+    granted = bench.ask(authorize())
+    assert isinstance(granted, Granted)
+    usage = StreamUsage(lease_id=granted.lease_id, stream="r/0", completion_tokens=2)
+    for number in range(200):
+        bench.ask(OrphanUsage(report_id=f"{number}:1", engine_id=str(number), streams=(usage,)))
+    # Each report that is taken brings the lease along once more.
+    assert bench.committer.num_unanswered <= MAX_BACKLOG
+    assert len(bench.committer._backlog) <= MAX_BACKLOG + 1
 
 
 def test_an_engines_report_repeated_while_the_disk_is_stuck_is_queued_once(

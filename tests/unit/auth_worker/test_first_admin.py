@@ -147,6 +147,20 @@ def test_when_every_admin_key_has_ended_a_new_one_is_made(bench: Bench) -> None:
     assert bench.start() is not None
 
 
+def test_a_temporary_admin_key_does_not_stand_for_the_lasting_one(bench: Bench) -> None:
+    temporary = admin_key(expires_at=int(START_S) + 60)
+    bench.store.apply([AddKey(temporary, AUDIT)])
+    path = bench.start()
+    assert path is not None
+    bench.clock.advance(60)
+    assert bench.opens(path.read_text().strip())
+
+
+def test_the_environments_key_is_a_lasting_one(bench: Bench) -> None:
+    bench.store.apply([AddKey(admin_key(expires_at=int(START_S) + 60), AUDIT)])
+    assert bench.start(FIRST) is None
+
+
 def test_each_change_is_on_record_without_the_key(bench: Bench) -> None:
     bench.start(FIRST)
     bench.start(SECOND)

@@ -88,16 +88,17 @@ def test_a_replaced_key_opens_nothing_any_more() -> None:
     assert directory.find(digest_of("psk-other")) is not None
 
 
-def test_active_admins_are_neither_users_nor_revoked_nor_expired() -> None:
+def test_lasting_admins_are_neither_users_nor_revoked_nor_going_to_expire() -> None:
     directory = KeyDirectory(
         [
             stored_key("user", "a"),
             stored_key("ended", "b", role="admin", revoked_at=1),
             stored_key("old", "c", role="admin", expires_at=int(START_S)),
-            stored_key("good", "d", role="admin", expires_at=int(START_S) + 1),
+            stored_key("temporary", "d", role="admin", expires_at=int(START_S) + 1),
+            stored_key("good", "e", role="admin"),
         ]
     )
-    assert directory.num_active_admins(START_S) == 1
+    assert directory.num_lasting_admins() == 1
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,10 @@ def test_a_value_out_of_bounds_is_refused_and_named(param: str, value: object) -
     assert param in caught.value.message
 
 
-def test_a_key_without_a_tenant_belongs_to_the_default_one() -> None:
-    key = key_from_command(create_key(name=" laptop "), key_id="key_1", wall_s=START_S)
-    assert (key.name, key.tenant, key.role) == ("laptop", "default", "user")
+@pytest.mark.parametrize(
+    ("named", "tenant_id"), [("", "key_1"), ("default", "key_1"), ("team", "team")]
+)
+def test_a_key_without_a_named_tenant_is_one_by_itself(named: str, tenant_id: str) -> None:
+    command = create_key(name=" laptop ", tenant=named)
+    key = key_from_command(command, key_id="key_1", wall_s=START_S)
+    assert (key.name, key.tenant_id, key.role) == ("laptop", tenant_id, "user")

@@ -16,7 +16,9 @@ from gateway.http.schemas.fields import (
 from gateway.http.schemas.messages import REFUSED_MESSAGE_FIELDS
 from gateway.http.schemas.ranges import LIST_BOUNDS, RANGES
 
-PAGE = (Path(__file__).parents[4] / "docs" / "http-api.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[4]
+PAGE = (ROOT / "docs" / "http-api.md").read_text(encoding="utf-8")
+OF_OTHER_AUTH_WORKERS = {"budget_exceeded", "insufficient_quota"}
 
 
 def section(title: str) -> str:
@@ -59,7 +61,17 @@ def test_the_ranges_are_those_of_the_code() -> None:
 
 def test_every_error_code_that_clients_can_see_is_on_the_page() -> None:
     codes = set(re.findall(r"`([a-z_]+)`", section("## Errors")))
-    assert {row.code for row in ERROR_TABLE.values()} <= codes
+    assert {row.code for row in ERROR_TABLE.values()} - OF_OTHER_AUTH_WORKERS <= codes
+
+
+def test_no_error_code_is_on_the_page_that_nothing_of_ours_ever_gives() -> None:
+    assert not OF_OTHER_AUTH_WORKERS & set(re.findall(r"[a-z_]+", PAGE))
+    sources = {path: path.read_text(encoding="utf-8") for path in ROOT.glob("auth_worker/*.py")}
+    assert sources
+    for code in OF_OTHER_AUTH_WORKERS:
+        # An auth worker that gives it belongs on the page.
+        assert [path for path, text in sources.items() if code.upper() in text] == []
+        assert f"`{code}`" in (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
 
 
 def test_every_special_route_is_on_the_page() -> None:
