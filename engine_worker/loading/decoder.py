@@ -116,7 +116,7 @@ def load_model(
     embedder = decoder_embedder(
         settings, weights, max_model_len, lambda done, text: on_phase("compiling", done, text)
     )
-    return _assemble(settings, graph, dtype, tokenizer, template, runner, engine, embedder)
+    return _assemble(settings, weights.graph, dtype, tokenizer, template, runner, engine, embedder)
 
 
 def _load_text_side(settings: ModelSettings) -> tuple[Tokenizer, ChatTemplate]:

@@ -1,6 +1,7 @@
 """Our decoder against transformers (torch, CPU, float32) on small random models per family."""
 
 import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,15 @@ def test_the_paged_runner_chooses_what_transformers_would_choose(
     forced = logits[len(prompt) - 1 : -1]
     chosen = forced[np.arange(len(output)), output]
     assert (forced.max(-1) - chosen <= 1e-3 * forced.std()).all()
+
+
+def test_a_head_beside_a_tied_config_is_used_as_by_transformers(tmp_path: Path) -> None:
+    make_reference(tmp_path, "LlamaConfig", SIZES | {"tie_word_embeddings": False})
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"tie_word_embeddings": True}), encoding="utf-8")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    token_ids = np.arange(3, 3 + NUM_TOKENS, dtype=np.int32)
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(token_ids[None].astype(np.int64))).logits[0].numpy()
+    assert_parity(compute(load(tmp_path), token_ids, [NUM_TOKENS]), theirs)

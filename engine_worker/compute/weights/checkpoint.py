@@ -21,6 +21,7 @@ MAX_HEADER_BYTES = 100 * 2**20
 DTYPE_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
 """Types of numbers that are read, and their bytes."""
 _LENGTH_BYTES = 8
+_COMPARED_BYTES = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,29 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         name: _tensor_info(file, name, entry, data_start, file_bytes)
         for name, entry in header.items()
     }
+
+
+def have_same_bytes(first: TensorInfo, second: TensorInfo) -> bool:
+    """Whether two tensors hold the same numbers in the same type.
+
+    Raises:
+        CheckpointError: A file can't be read.
+    """
+    num_bytes = first.end - first.start
+    if first.dtype != second.dtype or num_bytes != second.end - second.start:
+        return False
+    try:
+        with first.file.open("rb") as one, second.file.open("rb") as other:
+            one.seek(first.start)
+            other.seek(second.start)
+            while num_bytes:
+                step = min(num_bytes, _COMPARED_BYTES)
+                if one.read(step) != other.read(step):
+                    return False
+                num_bytes -= step
+    except OSError as error:
+        raise CheckpointError(f"{first.file} or {second.file}: cannot be read: {error}") from error
+    return True
 
 
 def _tensor_info(

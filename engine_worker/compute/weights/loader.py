@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,22 @@ from engine_worker.compute.models.decoder import (
     DecoderWeights,
     Leaves,
     Parameter,
+    declare,
 )
 from engine_worker.compute.weights.checkpoint import (
     DTYPE_SIZES,
     Checkpoint,
     TensorInfo,
+    have_same_bytes,
     open_checkpoint,
 )
-from engine_worker.compute.weights.sources import Source, is_ignorable, weight_sources
+from engine_worker.compute.weights.sources import (
+    EMBEDDING,
+    HEAD,
+    Source,
+    is_ignorable,
+    weight_sources,
+)
 from engine_worker.core.choice.batch import ProgressCallback
 from engine_worker.errors import CheckpointError, UnsupportedFormatError
 
@@ -46,6 +55,9 @@ def load_weights(
     weight after the other is read, joined (q|k|v, gate|up), cast to `graph.dtype` and put on the
     device; the host never holds more than one of them.
 
+    A head of its own in the file goes before a config that ties it to the embedding, as in
+    transformers 5, and is told in the log.
+
     Args:
         folder: A Hugging Face model folder with safetensors files.
         graph: The decoder declared from the folder's config.
@@ -53,15 +65,25 @@ def load_weights(
         progress: Called after each weight with the share of all bytes loaded.
 
     Returns:
-        The graph with its arrays.
+        The graph with its arrays: `graph`, or one whose head is not tied after all.
 
     Raises:
         UnsupportedFormatError: The weights are in a format that is not read.
         CheckpointError: A file is broken or doesn't fit the config; names file and tensor.
     """
+    checkpoint = open_checkpoint(folder)
+    if graph.spec.tied_head and has_own_head(checkpoint):
+        logger.warning(
+            "%s: config.json says tie_word_embeddings, but %s is there and differs from %s; it is"
+            " used",
+            checkpoint.listing,
+            HEAD,
+            EMBEDDING,
+        )
+        graph = declare(replace(graph.spec, tied_head=False), graph.dtype)
     spec = graph.spec
     leaves = load_leaves(
-        open_checkpoint(folder),
+        checkpoint,
         graph.parameters,
         weight_sources(graph),
         architecture=spec.architecture,
@@ -70,6 +92,15 @@ def load_weights(
         progress=progress,
     )
     return DecoderWeights(graph, leaves)
+
+
+def has_own_head(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint holds an output head that is not the embedding matrix once more."""
+    head, embedding = checkpoint.tensors.get(HEAD), checkpoint.tensors.get(EMBEDDING)
+    # Of another shape it could be no head of this vocabulary.
+    if head is None or embedding is None or head.shape != embedding.shape:
+        return False
+    return not have_same_bytes(head, embedding)
 
 
 def load_leaves(

@@ -1,31 +1,51 @@
-"""Reads what a checkpoint's `generation_config.json` recommends for sampling."""
+"""Reads what a checkpoint's `generation_config.json` recommends for sampling.
+
+What it says is advice: a file that can't be read, or a value that no request could send, stops
+nothing. It is told in the log, and the nearest value that works is taken, or the server's own.
+"""
 
 import json
+import logging
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from engine_worker.errors import ModelConfigError
 from protocol.wire.messages import SamplingDefaults
 from protocol.wire.sampling_ranges import NUMBER_RANGES
+
+_FILE: Final = "generation_config.json"
+
+_log = logging.getLogger("penstock.engine")
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint's `generation_config.json`; empty when it has none that is read.
+
+    A broken file is told in the log.
+    """
+    path = folder / _FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        _log.warning("%s can't be read and is left out: %s", path, error)
+        return {}
+    if not isinstance(config, dict):
+        _log.warning("%s is no JSON object and is left out", path)
+        return {}
+    return config
 
 
 def load_sampling_defaults(folder: Path) -> SamplingDefaults:
     """The recommendations of a checkpoint; empty when it has no `generation_config.json`.
 
-    `do_sample: false` asks for greedy choice and overrules the rest, as in transformers.
-
-    Raises:
-        ModelConfigError: The file can't be read, or holds a value that is no sensible number.
+    `do_sample: false` asks for greedy choice and overrules the rest, as in transformers. A
+    number outside its range becomes the nearest one inside. What has no nearest one, and what is
+    no number, is left out.
     """
-    path = folder / "generation_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return SamplingDefaults()
-    except (OSError, ValueError) as error:
-        raise ModelConfigError(f"{path} can't be read: {error}.") from error
-    if not isinstance(config, dict):
-        raise ModelConfigError(f"{path} is no JSON object.")
+    config = read_generation_config(folder)
+    path = folder / _FILE
     if config.get("do_sample") is False:
         return SamplingDefaults(temperature=0.0)
 
@@ -43,11 +63,19 @@ def load_sampling_defaults(folder: Path) -> SamplingDefaults:
 
 
 def _number(config: dict[str, Any], name: str, path: Path) -> float | None:
-    """A number that a request could send as well."""
+    """A number that a request could send as well; None leaves the server's own."""
     value = config.get(name)
     if value is None:
         return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not NUMBER_RANGES[name].holds(value):
-        raise ModelConfigError(f"{path}: {name} is {value!r}, not {NUMBER_RANGES[name]}.")
-    return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        _log.warning("%s: %s is %r, no number; it is left out", path, name, value)
+        return None
+    allowed = NUMBER_RANGES[name]
+    if allowed.holds(value):
+        return float(value)
+    nearest = allowed.minimum if value < allowed.maximum else allowed.maximum
+    if not allowed.holds(nearest):
+        _log.warning("%s: %s is %r, not %s; it is left out", path, name, value, allowed)
+        return None
+    _log.warning("%s: %s is %r, not %s; %s is taken", path, name, value, allowed, nearest)
+    return float(nearest)

@@ -8,6 +8,9 @@ from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec, MlpSpe
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 """Buffers that old checkpoints carry along; they are computed, not loaded."""
 
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -32,16 +35,16 @@ def weight_sources(graph: DecoderGraph) -> tuple[tuple[Source, ...], ...]:
 
 def is_ignorable(name: str, spec: DecoderSpec) -> bool:
     """Whether a tensor that no weight asks for is one that checkpoints rightly hold."""
-    return name.endswith(IGNORED_SUFFIXES) or (spec.tied_head and name == "lm_head.weight")
+    return name.endswith(IGNORED_SUFFIXES) or (spec.tied_head and name == HEAD)
 
 
 def _by_path(spec: DecoderSpec) -> dict[str, tuple[Source, ...]]:
     hidden = spec.hidden_size
     table = (spec.vocab_size, hidden)
     sources: dict[str, tuple[Source, ...]] = {
-        "embedding.weight": (Source("model.embed_tokens.weight", table),),
+        "embedding.weight": (Source(EMBEDDING, table),),
         "norm.weight": (Source("model.norm.weight", (hidden,)),),
-        "head.weight": (Source("lm_head.weight", table),),
+        "head.weight": (Source(HEAD, table),),
     }
     for index, layer in enumerate(spec.layers):
         ours, theirs = f"layers.{index}.", f"model.layers.{index}."

@@ -124,15 +124,45 @@ def test_a_truncated_file_is_refused_before_anything_is_loaded(tmp_path: Path) -
     refused(tmp_path, CheckpointError, "model.safetensors", "truncated", "tensor '")
 
 
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_a_head_of_its_own_in_the_file_goes_before_a_tied_config(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, num_shards: int
+) -> None:
+    tied = {**TINY_LLAMA, "tie_word_embeddings": True}
+    tensors = random_tensors({**TINY_LLAMA, "tie_word_embeddings": False})
+    write_checkpoint(tmp_path, tied, tensors=tensors, num_shards=num_shards)
+    weights = load_weights(tmp_path, declare(load_spec(tmp_path), jnp.float32))
+    assert not weights.graph.spec.tied_head
+    by_path = {
+        parameter.path: leaf
+        for parameter, leaf in zip(weights.graph.parameters, weights.leaves, strict=True)
+    }
+    np.testing.assert_array_equal(by_path["head.weight"], tensors["lm_head.weight"])
+    assert "tie_word_embeddings" in caplog.text
+
+
+def test_a_head_that_repeats_the_embedding_stays_tied(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tied = {**TINY_LLAMA, "tie_word_embeddings": True}
+    tensors = random_tensors(TINY_LLAMA)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    write_checkpoint(tmp_path, tied, tensors=tensors)
+    weights = load_weights(tmp_path, declare(load_spec(tmp_path), jnp.float32))
+    assert weights.graph.spec.tied_head
+    assert "tie_word_embeddings" not in caplog.text
+
+
 def test_tensors_without_a_place_are_logged_and_ignorable_ones_are_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    tensors = random_tensors(TINY_LLAMA)
     known = {
-        "lm_head.weight": np.zeros((64, 16), np.float32),
+        "lm_head.weight": tensors["model.embed_tokens.weight"],
         "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(2, np.float32),
     }
     with caplog.at_level(logging.WARNING, logger="penstock.engine.weights"):
-        write_checkpoint(tmp_path, tensors=random_tensors(TINY_LLAMA) | known)
+        write_checkpoint(tmp_path, tensors=tensors | known)
         load_weights(tmp_path, graph_of())
         assert caplog.messages == []
         extra = known | {"model.vision.weight": np.zeros(2, np.float32)}
