@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers import decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from benchmarks.shapes import SHAPES
 from benchmarks.steps import BLOCK_SIZE, row_blocks, time_decode
@@ -21,6 +20,7 @@ from engine_worker.core.choice.batch import RowSampling, RowWork
 from engine_worker.core.engine import Engine
 from engine_worker.text.detokenizer import byte_level_table
 from engine_worker.text.tokenizer import Tokenizer
+from engine_worker.text.tokenizer_files import TokenizerFiles
 from protocol.wire.messages import Failure, Generate, SamplingParams
 
 NUM_PROMPT_TOKENS = 128
@@ -44,7 +44,7 @@ def wide_tokenizer(vocab_size: int) -> Tokenizer:
     backend = BackendTokenizer(models.BPE(vocab=vocabulary, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend), frozenset())
+    return Tokenizer(TokenizerFiles(backend, {}, None), frozenset())
 
 
 def served_dtype(shape: str) -> np.dtype[Any]:

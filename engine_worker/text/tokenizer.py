@@ -1,11 +1,10 @@
-"""Loads a model's tokenizer from its folder and turns text into token ids and back."""
+"""Turns text into a model's token ids and back."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine_worker.errors import InvalidRequestError, TokenizerLoadError
+from engine_worker.errors import InvalidRequestError
 from engine_worker.text.detokenizer import (
     ByteDetokenizer,
     Detokenizer,
@@ -14,6 +13,7 @@ from engine_worker.text.detokenizer import (
     parse_decoder,
 )
 from engine_worker.text.token_length import max_token_bytes
+from engine_worker.text.tokenizer_files import TokenizerFiles, eos_token_ids, read_tokenizer
 
 # How many tokens the table of bytes is checked against the tokenizer with, when it is loaded.
 _NUM_CHECKED_TOKENS = 512
@@ -26,22 +26,24 @@ class Tokenizer:
     """One model's tokenizer; safe to use from several threads.
 
     Args:
-        hf_tokenizer: A fast tokenizer of transformers.
+        files: What its files say; the backend belongs to this object from now on.
         eos_token_ids: Ids that end an output.
 
     Attributes:
         num_tokens: Ids of the vocabulary, gaps included.
         max_token_characters: Of the longest token as the vocabulary spells it.
         max_token_bytes: No longer text, in UTF-8 bytes, becomes one token; 0 where any may.
+        max_length: The longest text that the tokenizer was made for; None says nothing.
     """
 
-    def __init__(self, hf_tokenizer: Any, eos_token_ids: frozenset[int]) -> None:
-        self._hf = hf_tokenizer
-        self._backend = hf_tokenizer.backend_tokenizer
+    def __init__(self, files: TokenizerFiles, eos_token_ids: frozenset[int]) -> None:
+        self._files = files
+        self._backend = files.backend
         # Set once: switching them per call is what makes fast tokenizers unsafe among threads.
         self._backend.no_truncation()
         self._backend.no_padding()
         self.eos_token_ids = eos_token_ids
+        self.max_length = files.max_length
         vocabulary: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         self.num_tokens = max(vocabulary.values(), default=-1) + 1
         self.max_token_characters = max(map(len, vocabulary), default=1)
@@ -56,7 +58,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path, model_folder: Path | None = None) -> "Tokenizer":
-        """Load `tokenizer.json` and its companions through transformers; nothing is downloaded.
+        """Load a folder's tokenizer as `read_tokenizer` says; nothing is downloaded.
 
         Args:
             folder: Holds the tokenizer's files.
@@ -66,30 +68,12 @@ class Tokenizer:
         Raises:
             TokenizerLoadError: The files are missing, broken, or of a kind without a fast form.
         """
-        # transformers takes a second to import; whoever only needs the class shouldn't pay it.
-        from transformers import AutoTokenizer
-
-        if not folder.is_dir():
-            raise TokenizerLoadError(f"There is no tokenizer folder {folder}.")
-        # The libraries below raise bare Exceptions.
-        try:
-            hf_tokenizer = AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
-            )
-        except Exception as error:
-            summary = str(error).strip().split("\n")[0]
-            raise TokenizerLoadError(
-                f"The tokenizer in {folder} cannot be loaded: {summary}"
-            ) from error
-        if getattr(hf_tokenizer, "backend_tokenizer", None) is None:
-            raise TokenizerLoadError(
-                f"The tokenizer in {folder} ({type(hf_tokenizer).__name__}) has no tokenizer.json"
-                " form; convert it with transformers first."
-            )
-        eos_token_ids = _eos_token_ids(model_folder or folder)
-        if hf_tokenizer.eos_token_id is not None:
-            eos_token_ids.add(int(hf_tokenizer.eos_token_id))
-        return cls(hf_tokenizer, frozenset(eos_token_ids))
+        files = read_tokenizer(folder)
+        found = eos_token_ids(model_folder or folder)
+        stated = files.backend.token_to_id(files.special_tokens.get("eos_token", ""))
+        if stated is not None:
+            found.add(stated)
+        return cls(files, frozenset(found))
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text; other threads run meanwhile.
@@ -188,11 +172,12 @@ class Tokenizer:
 
     def special_tokens_map(self) -> dict[str, Any]:
         """Names of special tokens (`bos_token`, …) with their texts, for chat templates."""
-        return dict(self._hf.special_tokens_map)
+        return dict(self._files.special_tokens)
 
     def added_tokens(self) -> tuple[str, ...]:
         """Texts of the tokens beside the learned vocabulary, special ones and markers alike."""
-        return tuple(token.content for token in self._hf.added_tokens_decoder.values())
+        added = sorted(self._backend.get_added_tokens_decoder().items())
+        return tuple(token.content for _, token in added)
 
     def added_token_ids(self) -> dict[str, int]:
         """Ids of the tokens of `added_tokens` by their text."""
@@ -212,7 +197,7 @@ class Tokenizer:
         Args:
             has_tools: Some models have a template of their own for requests with tools.
         """
-        template = self._hf.chat_template
+        template = self._files.chat_template
         if isinstance(template, dict):
             name = "tool_use" if has_tools and "tool_use" in template else "default"
             template = template.get(name)
@@ -238,20 +223,3 @@ class Tokenizer:
         expected = self.decode([token_id for token_id in sample if table[token_id].isascii()])
         # A decoder that only looks like a known kind is left to the general form.
         return table if "".join(pieces) == expected else None
-
-
-def _eos_token_ids(folder: Path) -> set[int]:
-    """End-of-sequence ids of `generation_config.json`, else of `config.json`."""
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        try:
-            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, AttributeError) as error:
-            raise TokenizerLoadError(f"{path} cannot be read: {error}") from error
-        values = value if isinstance(value, list) else [value]
-        token_ids = {item for item in values if isinstance(item, int)}
-        if token_ids:
-            return token_ids
-    return set()

@@ -4,10 +4,10 @@ from typing import Any
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as BackendTokenizer
-from transformers import PreTrainedTokenizerFast
 
 from engine_worker.text.detokenizer import byte_level_table
 from engine_worker.text.tokenizer import Tokenizer
+from engine_worker.text.tokenizer_files import TokenizerFiles
 
 SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 PLAIN_ADDED_TOKENS = ("<tool_call>", "</tool_call>")
@@ -76,8 +76,7 @@ def wordpiece_tokenizer() -> Tokenizer:
 def _wrap(backend: BackendTokenizer, chat_template: Any) -> Tokenizer:
     backend.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL_TOKENS])
     backend.add_tokens([AddedToken(text, special=False) for text in PLAIN_ADDED_TOKENS])
-    hf_tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", clean_up_tokenization_spaces=False
-    )
-    hf_tokenizer.chat_template = chat_template
-    return Tokenizer(hf_tokenizer, frozenset({hf_tokenizer.eos_token_id}))
+    files = TokenizerFiles(backend, {"eos_token": "<|im_end|>"}, chat_template)
+    eos_token_id = backend.token_to_id("<|im_end|>")
+    assert eos_token_id is not None
+    return Tokenizer(files, frozenset({eos_token_id}))

@@ -4,37 +4,16 @@ What it says is advice: a file that can't be read, or a value that no request co
 nothing. It is told in the log, and the nearest value that works is taken, or the server's own.
 """
 
-import json
 import logging
 import math
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from engine_worker.text.generation_config import GENERATION_CONFIG, read_generation_config
 from protocol.wire.messages import SamplingDefaults
 from protocol.wire.sampling_ranges import NUMBER_RANGES
 
-_FILE: Final = "generation_config.json"
-
 _log = logging.getLogger("penstock.engine")
-
-
-def read_generation_config(folder: Path) -> dict[str, Any]:
-    """The content of a checkpoint's `generation_config.json`; empty when it has none that is read.
-
-    A broken file is told in the log.
-    """
-    path = folder / _FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        _log.warning("%s can't be read and is left out: %s", path, error)
-        return {}
-    if not isinstance(config, dict):
-        _log.warning("%s is no JSON object and is left out", path)
-        return {}
-    return config
 
 
 def load_sampling_defaults(folder: Path) -> SamplingDefaults:
@@ -45,7 +24,7 @@ def load_sampling_defaults(folder: Path) -> SamplingDefaults:
     no number, is left out.
     """
     config = read_generation_config(folder)
-    path = folder / _FILE
+    path = folder / GENERATION_CONFIG
     if config.get("do_sample") is False:
         return SamplingDefaults(temperature=0.0)
 

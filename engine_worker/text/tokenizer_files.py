@@ -1,0 +1,328 @@
+"""Reads a tokenizer from the files of a model folder.
+
+`tokenizer.json` itself decides how text becomes tokens: it is loaded by `tokenizers` as it is,
+whatever class `tokenizer_config.json` names, because classes put normalizers and pre-tokenizers
+of their own in its place. From `tokenizer_config.json` come the roles of tokens, the chat template
+and tokens that were added to the vocabulary without being written into `tokenizer.json`.
+
+Without `tokenizer.json`, a SentencePiece `tokenizer.model` is read; other forms (`vocab.json` with
+`merges.txt`, `tekken.json`, …) are converted by transformers.
+"""
+
+import inspect
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+from tokenizers.processors import Sequence as PostProcessors
+from tokenizers.processors import TemplateProcessing
+
+from engine_worker.errors import TokenizerLoadError
+from engine_worker.text.generation_config import read_generation_config
+from engine_worker.text.sentencepiece_model import is_sentencepiece, read_sentencepiece
+
+TOKENIZER_JSON: Final = "tokenizer.json"
+TOKENIZER_MODEL: Final = "tokenizer.model"
+_CONFIG: Final = "tokenizer_config.json"
+_ROLES: Final = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+# Of the classes in transformers, those that put `<s>` before, or `</s>` after, each text by default.
+_BEGINS_WITH_BOS: Final = frozenset(
+    {
+        "LlamaTokenizer",
+        "LlamaTokenizerFast",
+        "CodeLlamaTokenizer",
+        "CodeLlamaTokenizerFast",
+        "GemmaTokenizer",
+        "GemmaTokenizerFast",
+    }
+)
+_ENDS_WITH_EOS: Final = frozenset({"T5Tokenizer", "T5TokenizerFast", "PegasusTokenizer"})
+_FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized")
+_MAX_STATED_LENGTH: Final = 10**9
+_LISTS: Final = ("additional_special_tokens", "extra_special_tokens")
+
+_log = logging.getLogger("penstock.engine")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """What a folder's files say.
+
+    Attributes:
+        backend: A `tokenizers.Tokenizer`.
+        special_tokens: Roles (`bos_token` …) with the text of their tokens, and
+            `additional_special_tokens` with a list of texts.
+        chat_template: One Jinja source, or several by name; None when there is none.
+        class_name: What `tokenizer_config.json` calls the tokenizer; empty when it doesn't.
+        max_length: The longest text that the tokenizer was made for, tokens; None says nothing.
+    """
+
+    backend: Any
+    special_tokens: dict[str, Any]
+    chat_template: str | dict[str, str] | None
+    class_name: str = ""
+    max_length: int | None = None
+
+
+def read_tokenizer(folder: Path) -> TokenizerFiles:
+    """Read the tokenizer of a folder; nothing is downloaded and no code of it is run.
+
+    Raises:
+        TokenizerLoadError: The files are missing, broken, or of a kind without a fast form.
+    """
+    if not folder.is_dir():
+        raise TokenizerLoadError(f"There is no tokenizer folder {folder}.")
+    config = _read_object(folder / _CONFIG)
+    class_name = config.get("tokenizer_class")
+    class_name = class_name if isinstance(class_name, str) else ""
+    roles = _roles(config, _read_object(folder / "special_tokens_map.json"))
+    if (folder / TOKENIZER_JSON).is_file():
+        backend = _guarded(folder, lambda: Backend.from_file(str(folder / TOKENIZER_JSON)))
+    elif is_sentencepiece(folder / TOKENIZER_MODEL):
+        model = read_sentencepiece(folder / TOKENIZER_MODEL)
+        is_legacy = config.get("legacy") is not False
+        backend = _guarded(folder, lambda: model.backend(prefix_every_part=is_legacy))
+        roles = {**model.roles, **roles}
+        # What SentencePiece models are trained with; a config that says otherwise is followed.
+        config = {"add_bos_token": class_name in _BEGINS_WITH_BOS, **config}
+        config = {"add_eos_token": class_name in _ENDS_WITH_EOS, **config}
+    else:
+        backend, class_roles = _guarded(folder, lambda: _converted(folder))
+        roles = {**class_roles, **roles}
+    _add_missing_tokens(folder, backend, config, roles)
+    if class_name:
+        roles = {**_class_roles(class_name, config, backend), **roles}
+    _add_ends(backend, config, roles)
+    return TokenizerFiles(
+        backend, roles, _chat_template(folder, config), class_name, _max_length(config)
+    )
+
+
+def eos_token_ids(folder: Path) -> set[int]:
+    """End-of-sequence ids of `generation_config.json`, else of `config.json`; empty without any."""
+    for config in (read_generation_config(folder), _read_object(folder / "config.json")):
+        value = config.get("eos_token_id")
+        values = value if isinstance(value, list) else [value]
+        found = {item for item in values if isinstance(item, int) and not isinstance(item, bool)}
+        found = {item for item in found if item >= 0}
+        if found:
+            return found
+        if value not in (None, []):
+            _log.warning("%s: eos_token_id is %.80r, no token id; it is left out", folder, value)
+    return set()
+
+
+def _guarded(folder: Path, load: Any) -> Any:
+    try:
+        return load()
+    except (TokenizerLoadError, KeyboardInterrupt, SystemExit):
+        raise
+    # The libraries raise bare Exceptions, and panic.
+    except BaseException as error:
+        summary = str(error).strip().split("\n")[0]
+        raise TokenizerLoadError(
+            f"The tokenizer in {folder} cannot be loaded: {summary:.500}"
+        ) from error
+
+
+def _converted(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The tokenizer of files that only transformers reads, and the roles that its class knows."""
+    # transformers takes a second to import.
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
+    )
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise TokenizerLoadError(
+            f"The tokenizer in {folder} ({type(loaded).__name__}) has no tokenizer.json form;"
+            " convert it with transformers first."
+        )
+    return backend, dict(loaded.special_tokens_map)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise TokenizerLoadError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise TokenizerLoadError(f"{path} must hold a JSON object.")
+    return value
+
+
+def _roles(config: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str, Any]:
+    """Texts of special tokens by role; `older` is what `special_tokens_map.json` says."""
+    roles: dict[str, Any] = {}
+    others: list[str] = []
+    for source in (older, config):
+        for name, value in source.items():
+            text = _text_of(value)
+            if name in _LISTS:
+                if isinstance(value, dict):
+                    named = {key: _text_of(one) for key, one in value.items()}
+                    roles |= {key: one for key, one in named.items() if one}
+                    others += [one for one in named.values() if one]
+                elif isinstance(value, list):
+                    others += [one for one in map(_text_of, value) if one]
+            elif name.endswith("_token") and text:
+                roles[name] = text
+            elif name in _ROLES and value is None:
+                roles.pop(name, None)
+    if others:
+        roles["additional_special_tokens"] = list(dict.fromkeys(others))
+    return roles
+
+
+def _text_of(token: Any) -> str | None:
+    """The text of a token that is written as such or as an object with its flags."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) and content else None
+
+
+def _class_roles(class_name: str, config: Mapping[str, Any], backend: Any) -> dict[str, str]:
+    """Roles that files leave to the class that they name, where the vocabulary has the tokens."""
+    silent = [name for name in ("bos_token", "eos_token") if name not in config]
+    if not silent:
+        return {}
+    from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+    try:
+        known = tokenizer_class_from_name(class_name)
+    except (ImportError, AttributeError, ValueError):
+        return {}
+    if known is None:
+        return {}
+    parameters = inspect.signature(known.__init__).parameters
+    found = {name: _text_of(parameters[name].default) for name in silent if name in parameters}
+    return {
+        name: text
+        for name, text in found.items()
+        if text is not None and backend.token_to_id(text) is not None
+    }
+
+
+def _add_missing_tokens(
+    folder: Path, backend: Any, config: Mapping[str, Any], roles: Mapping[str, Any]
+) -> None:
+    """Make tokens known that `tokenizer.json` doesn't list; what it says of others stays."""
+    listed = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    for number, token in _stated_tokens(config):
+        if token.content in listed:
+            continue
+        expected = backend.token_to_id(token.content)
+        if expected is None:
+            expected = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        if expected != number:
+            _log.warning(
+                "%s: token %r is listed with id %d in %s, but would get %d; it is left out",
+                folder,
+                token.content,
+                number,
+                _CONFIG,
+                expected,
+            )
+            continue
+        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+        listed[token.content] = token
+    for name, value in roles.items():
+        if isinstance(value, list):
+            # Where the file knows them, it may well say that they are markers that stay visible.
+            texts = [text for text in value if text not in listed]
+        else:
+            texts = [value] if name in _ROLES else []
+        for text in texts:
+            known = listed.get(text)
+            if backend.token_to_id(text) is not None and (known is None or not known.special):
+                special = _as_special(known or AddedToken(text, normalized=False))
+                backend.add_special_tokens([special])
+                listed[text] = special
+
+
+def _stated_tokens(config: Mapping[str, Any]) -> list[tuple[int, AddedToken]]:
+    """Ids and tokens of `added_tokens_decoder`, by id."""
+    stated = config.get("added_tokens_decoder")
+    found: list[tuple[int, AddedToken]] = []
+    for key, state in stated.items() if isinstance(stated, dict) else ():
+        text = _text_of(state)
+        if text is None or not isinstance(state, dict) or not re.fullmatch("[0-9]{1,9}", key):
+            continue
+        flags = {name: bool(state.get(name, False)) for name in (*_FLAGS, "special")}
+        found.append((int(key), AddedToken(text, **flags)))
+    return sorted(found, key=lambda item: item[0])
+
+
+def _as_special(token: AddedToken) -> AddedToken:
+    flags = {name: bool(getattr(token, name)) for name in _FLAGS}
+    return AddedToken(token.content, special=True, **flags)
+
+
+def _add_ends(backend: Any, config: Mapping[str, Any], roles: Mapping[str, Any]) -> None:
+    """Put bos or eos around texts where the config says so and the file's own adds nothing."""
+    before: list[tuple[str, int]] = []
+    after: list[tuple[str, int]] = []
+    for switch, role, side in (
+        ("add_bos_token", "bos_token", before),
+        ("add_eos_token", "eos_token", after),
+    ):
+        token_id = backend.token_to_id(roles[role]) if role in roles else None
+        if config.get(switch) is True and token_id is not None:
+            side.append((roles[role], token_id))
+    if not (before or after) or backend.num_special_tokens_to_add(is_pair=False):
+        return
+    template = [*(text for text, _ in before), "$A", *(text for text, _ in after)]
+    ends = TemplateProcessing(single=template, special_tokens=[*before, *after])
+    own = backend.post_processor
+    backend.post_processor = ends if own is None else PostProcessors([own, ends])
+
+
+def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | dict[str, str] | None:
+    """The template's source: of a file of its own, else of the config."""
+    sources: dict[str, str] = {}
+    stated = config.get("chat_template")
+    if isinstance(stated, str):
+        sources["default"] = stated
+    elif isinstance(stated, list):
+        for entry in stated:
+            if isinstance(entry, dict) and isinstance(entry.get("template"), str):
+                sources[str(entry.get("name"))] = entry["template"]
+    elif isinstance(stated, dict):
+        sources |= {str(name): one for name, one in stated.items() if isinstance(one, str)}
+    paths = {"default": folder / "chat_template.jinja"}
+    paths |= {
+        path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    }
+    for name, path in paths.items():
+        if path.is_file():
+            try:
+                sources[name] = path.read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise TokenizerLoadError(f"{path} cannot be read: {error}") from error
+    if set(sources) == {"default"}:
+        return sources["default"]
+    return sources or None
+
+
+def _max_length(config: Mapping[str, Any]) -> int | None:
+    """`model_max_length`, unless it is transformers' way to say that there is none."""
+    value = config.get("model_max_length")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if 0 < value <= _MAX_STATED_LENGTH else None
