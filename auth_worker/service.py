@@ -29,6 +29,9 @@ EXPIRY_INTERVAL_S = 1.0
 THREAD_SWITCH_INTERVAL_S = 0.0005
 """A decision must not wait Python's default 5 ms for the commit thread to let go of the GIL."""
 
+SETTLEMENT_PATIENCE_S = 5.0
+"""Beyond the drain of a gateway that was told to stop together with this process."""
+
 LOCK_PATIENCE_S = 5.0
 """Its predecessor ends within two seconds of a parent that was killed."""
 
@@ -126,7 +129,10 @@ class AuthService:
             handler=self._handler,
             endpoints=endpoints,
             security=security,
-            settings=WorkerSettings(drain_timeout_s=settings.drain_timeout_s),
+            settings=WorkerSettings(
+                drain_timeout_s=settings.drain_timeout_s,
+                outlast_gateways_s=settings.drain_timeout_s + SETTLEMENT_PATIENCE_S,
+            ),
             build=build,
             metrics=self._handler.metrics.registry,
             ready_file=settings.ready_file,

@@ -267,7 +267,7 @@ class Worker(Generic[CommandT]):
             self._io.finish("told twice to stop", 128 + number)
             return
         self._received_signals.add(number)
-        self._io.begin_drain(self._settings.drain_timeout_s)
+        self._io.begin_stop()
 
     def _on_finished(self, exit_code: int) -> None:
         self._exit_code = exit_code

@@ -52,6 +52,9 @@ class WorkerSettings:
         gateway_silence_s: A gateway silent for so long is lost.
         ready_interval_s: Ready is repeated so often until the gateway's first heartbeat.
         drain_timeout_s: How long running work may go on after SIGTERM.
+        outlast_gateways_s: After SIGTERM, stay in service for so long at most while a connected
+            gateway drains, and drain after it; 0.0 drains at once. Gateways that get SIGTERM
+            within the next `STOP_LOOK_S` count, so that all may be stopped together.
         resolve_interval_s: Between two look-ups of gateway host names.
         refused_redial_s: Pause before asking a gateway again that refused us.
         exit_grace_s: After a signal and the end of the drain, the main thread has so long to
@@ -66,6 +69,7 @@ class WorkerSettings:
     gateway_silence_s: float = 15.0
     ready_interval_s: float = 3.0
     drain_timeout_s: float = 30.0
+    outlast_gateways_s: float = 0.0
     resolve_interval_s: float = 5.0
     refused_redial_s: float = 30.0
     exit_grace_s: float = 2.0

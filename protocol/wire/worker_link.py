@@ -35,6 +35,7 @@ class WorkerLink(Generic[CommandT]):
         last_heard: When the gateway last said something, or the session began.
         last_announced: When Ready was last sent.
         age: How long what is read may have waited.
+        is_gateway_draining: Whether the gateway drains, as its last heartbeat said.
         takes_work: Whether the gateway gives this worker new work, as its last heartbeat said.
         is_parked: Not dialled, because another address leads to the same gateway.
         has_said_goodbye: The gateway ended this session on purpose.
@@ -58,6 +59,7 @@ class WorkerLink(Generic[CommandT]):
         self.last_heard = clock()
         self.last_announced = clock()
         self.takes_work = False
+        self.is_gateway_draining = False
         self.is_parked = False
         self.has_said_goodbye = False
         self._on_message = on_message

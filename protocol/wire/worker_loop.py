@@ -42,6 +42,8 @@ _logger = logging.getLogger("penstock.worker")
 EXIT_CLEAN = 0
 EXIT_FAILED = 1
 _DRAIN_CHECK_INTERVAL_S = 0.02
+STOP_LOOK_S = 1.0
+"""Who stops all containers at once signals them one by one; gateways tell of their drain at once."""
 _NORMAL_BEATS = 2
 """A loop that does nothing for so many heartbeats was stopped, swapped out or blocked."""
 
@@ -108,6 +110,7 @@ class WorkerLoop(Generic[CommandT]):
         self._gateways: dict[str, WorkerLink[CommandT]] = {}
         self._last_tick = clock()
         self._drain_deadline: float | None = None
+        self._is_stopping = False
         self._is_finished = False
         self._age: CommandAge | None = None
         self._failure_log_bound = RateBound(1.0, max_burst=10, clock=clock)
@@ -176,6 +179,35 @@ class WorkerLoop(Generic[CommandT]):
     def is_draining(self) -> bool:
         """Whether no new work is wanted."""
         return self._drain_deadline is not None
+
+    def begin_stop(self) -> None:
+        """After SIGTERM: drain, but only after the gateways that drain, where the settings say so.
+
+        Meanwhile everything goes on as before, for running requests still need this worker.
+        """
+        if self._is_stopping:
+            return
+        self._is_stopping = True
+        now = self._clock()
+        self._wait_for_gateways(now + STOP_LOOK_S, now + self._settings.outlast_gateways_s)
+
+    def _wait_for_gateways(self, look_until: float, deadline: float, is_told: bool = False) -> None:
+        if self._is_finished or self.is_draining:
+            return
+        now = self._clock()
+        are_draining = any(link.is_gateway_draining for link in self._gateways.values())
+        is_looking = bool(self._gateways) and now < look_until
+        if now >= deadline or not (are_draining or is_looking):
+            if is_told and are_draining:
+                _logger.warning("a gateway still drains; this worker waits no longer for it")
+            self.begin_drain(self._settings.drain_timeout_s)
+            return
+        if not is_looking and not is_told:
+            _logger.info("a gateway drains; this worker serves it to its end, and then stops")
+            is_told = True
+        self._loop.call_later(
+            _DRAIN_CHECK_INTERVAL_S, self._wait_for_gateways, look_until, deadline, is_told
+        )
 
     def begin_drain(self, timeout_s: float) -> None:
         """Send Drain, let the handler finish, then send Goodbye; a second call does nothing."""
@@ -356,7 +388,7 @@ class WorkerLoop(Generic[CommandT]):
     def _on_heartbeat(self, link: WorkerLink[CommandT], heartbeat: Heartbeat) -> None:
         gateway_id = heartbeat.instance_id
         if link.gateway_id == gateway_id:
-            self._note_takes_work(link, heartbeat)
+            self._note_gateway_state(link, heartbeat)
             return
         if link.gateway_id is not None:
             # A proxy between us put another gateway behind the same connection.
@@ -376,7 +408,7 @@ class WorkerLoop(Generic[CommandT]):
             link.dealer.send_batches()
         self._gateways[gateway_id] = link
         self._note_gateways()
-        self._note_takes_work(link, heartbeat)
+        self._note_gateway_state(link, heartbeat)
         _logger.info("gateway %s at %s is here", gateway_id, link.address)
         link.send(self._heartbeat(link))
 
@@ -403,7 +435,8 @@ class WorkerLoop(Generic[CommandT]):
         if not self._gateways:
             self.finish("refused", EXIT_FAILED)
 
-    def _note_takes_work(self, link: WorkerLink[CommandT], heartbeat: Heartbeat) -> None:
+    def _note_gateway_state(self, link: WorkerLink[CommandT], heartbeat: Heartbeat) -> None:
+        link.is_gateway_draining = heartbeat.phase == "draining"
         # A gateway from before 1.2 doesn't say; it gives work to whoever is ready.
         is_ready = self._phase() == "ready"
         link.takes_work = is_ready if heartbeat.takes_work is None else heartbeat.takes_work

@@ -20,6 +20,8 @@ from auth_worker.keys import digest_of
 from protocol.errors import ErrorCode
 from protocol.wire.codec import auth_event_decoder
 from protocol.wire.messages import (
+    Adjust,
+    Adjusted,
     AuthEvent,
     Authorize,
     CreateKey,
@@ -107,12 +109,33 @@ class House:
     async def end(self, number: signal.Signals) -> int:
         assert self.worker is not None
         self.worker.send_signal(number)
+        return await self.ended()
+
+    async def ended(self) -> int:
+        """The exit code, once the worker has ended."""
+        assert self.worker is not None
         await asyncio.to_thread(self.worker.communicate, timeout=WAIT_S)
         return self.worker.returncode
 
     def send(self, message: Message) -> None:
         assert self.peer is not None
         self._server.send(self.peer, message)
+
+    def drain(self) -> None:
+        """Say what a gateway says after SIGTERM."""
+        self._server.set_phase("draining")
+
+    def say_goodbye(self) -> None:
+        """Say what a gateway says at its end."""
+        self._server.say_goodbye()
+
+    async def logged(self, text: str) -> None:
+        """Wait for a line of the worker's log."""
+        assert self.worker is not None
+        assert self.worker.stderr is not None
+        async with asyncio.timeout(WAIT_S):
+            while text not in (line := await asyncio.to_thread(self.worker.stderr.readline)):
+                assert line, f"the worker ended without saying: {text}"
 
     async def event(self) -> AuthEvent:
         return await asyncio.wait_for(self.events.get(), WAIT_S)
@@ -249,6 +272,38 @@ async def test_kill_9_loses_no_acknowledged_settlement_and_books_none_twice(hous
         assert record.total_prompt_tokens == 3 * len(expected)
         assert record.total_completion_tokens == sum(tokens for _, tokens in expected.values())
     assert await house.end(signal.SIGTERM) == 0
+
+
+async def test_it_outlasts_a_gateway_that_is_stopped_together_with_it(house: House) -> None:
+    await house.begin(PENSTOCK_ADMIN_KEY=ADMIN_SECRET)
+    await house.create_user()
+    running = await house.ask(authorize(1))
+    assert isinstance(running, Granted)
+    # In the worst order: the worker hears of its own end first.
+    assert house.worker is not None
+    house.worker.send_signal(signal.SIGTERM)
+    house.drain()
+    await house.logged("a gateway drains")
+    # A stream that needs another slice still gets it, and its end is written down.
+    more = Adjust(
+        request_id="req-1", lease_id=running.lease_id, prompt_tokens=10, completion_tokens=90
+    )
+    assert isinstance(await house.ask(more), Adjusted)
+    assert isinstance(await house.ask(authorize(2)), Granted)
+    assert await house.ask(settlement(running.lease_id, 1)) == Settled(lease_id=running.lease_id)
+    assert house.worker.poll() is None
+    house.say_goodbye()
+    await house.logged("draining")
+    assert await house.ended() == 0
+
+
+async def test_a_gateway_that_never_ends_does_not_keep_it_for_ever(house: House) -> None:
+    await house.begin(PENSTOCK_ADMIN_KEY=ADMIN_SECRET, PENSTOCK_DRAIN_TIMEOUT_S="0.1")
+    house.drain()
+    assert house.worker is not None
+    house.worker.send_signal(signal.SIGTERM)
+    await house.logged("waits no longer")
+    assert await house.ended() == 0
 
 
 async def test_a_second_auth_worker_on_the_same_data_waits_and_ends_with_one_line(
