@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import platform
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ import jaxlib.version
 
 _log = logging.getLogger("penstock.compile_cache")
 _CACHE_HIT_EVENT: Final = "/jax/compilation_cache/cache_hits"
+_CACHE_MISS_EVENT: Final = "/jax/compilation_cache/cache_misses"
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 
 
@@ -49,20 +51,42 @@ def _configure(name: str, value: bool | float | str) -> None:
     jax.config.update(name, value)  # type: ignore[no-untyped-call]
 
 
+class CacheLookups:
+    """What this thread found in the persistent cache, and what it compiled anew.
+
+    Only this thread's: others compile at the same time.
+
+    Attributes:
+        num_hits: Modules that were loaded; a program is one or more of them.
+        num_misses: Modules that were compiled and written to the cache.
+    """
+
+    def __init__(self) -> None:
+        self._thread_id = threading.get_ident()
+        self.num_hits = 0
+        self.num_misses = 0
+
+    @property
+    def found_all(self) -> bool:
+        """Whether something was looked for, and all of it was there."""
+        return self.num_hits > 0 and self.num_misses == 0
+
+    def note(self, event: str, **_: str | int) -> None:
+        """Listener of jax, called in the thread that compiles."""
+        if threading.get_ident() == self._thread_id:
+            self.num_hits += event == _CACHE_HIT_EVENT
+            self.num_misses += event == _CACHE_MISS_EVENT
+
+
 @contextmanager
-def count_cache_hits() -> Iterator[list[str]]:
-    """Lists the programs that are loaded from the persistent cache meanwhile, one entry each."""
-    hits: list[str] = []
-
-    def listen(event: str, **_: str | int) -> None:
-        if event == _CACHE_HIT_EVENT:
-            hits.append(event)
-
-    jax.monitoring.register_event_listener(listen)
+def watch_cache() -> Iterator[CacheLookups]:
+    """Counts this thread's look-ups in the persistent cache meanwhile."""
+    lookups = CacheLookups()
+    jax.monitoring.register_event_listener(lookups.note)
     try:
-        yield hits
+        yield lookups
     finally:
-        jax.monitoring.unregister_event_listener(listen)
+        jax.monitoring.unregister_event_listener(lookups.note)
 
 
 def cache_key(xla_flags: str, cpu: str) -> str:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeVar
 
-from engine_worker.compute.runner.compile_cache import count_cache_hits
+from engine_worker.compute.runner.compile_cache import watch_cache
 from engine_worker.core.choice.batch import ProgressCallback
 
 Key = TypeVar("Key")
@@ -49,7 +49,7 @@ class ProgramStore(Generic[Key]):
     def get(self, key: Key) -> Any:
         """The program of a key that `first_ready` gave."""
         if key not in self._programs:
-            self._compile([key])
+            self._put(key, self._compile_program(key))
         return self._programs[key]
 
     def first_ready(self, keys: Sequence[_SomeKey]) -> _SomeKey:
@@ -75,13 +75,16 @@ class ProgramStore(Generic[Key]):
         started = time.monotonic()
         missing = [key for key in first if key not in self._programs]
         # The compiler releases the interpreter but leaves cores idle between its own parallel parts.
-        with count_cache_hits() as hits, _large_stacks(), _pool() as threads:
-            futures = {threads.submit(self._compile_program, key): key for key in missing}
+        num_cached = 0
+        with _large_stacks(), _pool() as threads:
+            futures = {threads.submit(self._compile_watched, key): key for key in missing}
             for num_done, future in enumerate(as_completed(futures), start=1):
                 key = futures[future]
-                self._put(key, future.result())
+                program, is_cached = future.result()
+                num_cached += is_cached
+                self._put(key, program)
                 on_done(num_done / len(missing), f"compiled {self._describe(key)}")
-        _log_ready(len(missing), started, len(hits))
+        _log_ready(len(missing), started, num_cached)
         self._is_warm = True
         with _large_stacks():
             # Not a daemon: the end of the process waits for the compiler, which can't be stopped.
@@ -102,32 +105,39 @@ class ProgramStore(Generic[Key]):
 
     def _compile_behind(self, keys: Iterable[Key]) -> None:
         started = time.monotonic()
-        missing = [key for key in keys if key not in self._programs]
-        with count_cache_hits() as hits:
-            for key in missing:
-                if self._is_stopping or not threading.main_thread().is_alive():
-                    return
-                try:
-                    self._compile([key])
-                except Exception:  # noqa: BLE001 - larger programs stand in for it
-                    _log.exception("%s could not be compiled", self._describe(key))
-        _log_ready(len(missing), started, len(hits))
-
-    def _compile(self, keys: Iterable[Key]) -> None:
+        num_ready = num_cached = 0
         for key in keys:
-            self._put(key, self._compile_program(key))
+            if key in self._programs:
+                continue
+            if self._is_stopping or not threading.main_thread().is_alive():
+                return
+            try:
+                program, is_cached = self._compile_watched(key)
+            except Exception:  # noqa: BLE001 - larger programs stand in for it
+                _log.exception("%s could not be compiled", self._describe(key))
+                continue
+            self._put(key, program)
+            num_ready += 1
+            num_cached += is_cached
+        _log_ready(num_ready, started, num_cached)
+
+    def _compile_watched(self, key: Key) -> tuple[Any, bool]:
+        """The program of a key, and whether all of it came from the persistent cache."""
+        with watch_cache() as lookups:
+            program = self._compile_program(key)
+        return program, lookups.found_all
 
     def _put(self, key: Key, program: Any) -> None:
         self._programs[key] = program
         self.num_compiles += 1
 
 
-def _log_ready(num_programs: int, started: float, num_hits: int) -> None:
+def _log_ready(num_programs: int, started: float, num_cached: int) -> None:
     _log.info(
         "%d programs ready in %.1f s, %d of them from the compile cache",
         num_programs,
         time.monotonic() - started,
-        num_hits,
+        num_cached,
     )
 
 

@@ -13,12 +13,12 @@ PROGRAM = """
 import sys, warnings
 from pathlib import Path
 import jax
-from engine_worker.compute.runner.compile_cache import count_cache_hits, prepare_backend
+from engine_worker.compute.runner.compile_cache import prepare_backend, watch_cache
 prepare_backend(Path(sys.argv[1]))
 warnings.simplefilter("ignore")
-with count_cache_hits() as hits:
+with watch_cache() as lookups:
     print(float(jax.jit(lambda x: x * 2 + 1)(20.5)))
-print(len(hits))
+print(lookups.num_hits)
 """
 
 

@@ -1,8 +1,11 @@
 """Programs that are compiled before and behind the start, and what stands in for them."""
 
+import logging
+import re
 import threading
 import time
 
+import jax.monitoring
 import numpy as np
 import pytest
 
@@ -83,6 +86,30 @@ def test_stopping_waits_for_the_program_in_hand_and_leaves_the_rest() -> None:
 
 def test_a_store_that_compiles_nothing_behind_is_stopped_too() -> None:
     ProgramStore[int](SlowCompiler(), str).stop()
+
+
+def test_the_log_counts_programs_that_came_from_the_cache_and_not_what_else_was_loaded(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As jax tells it: one event a module, in the thread that compiles; key 1 has two modules."""
+    caplog.set_level(logging.INFO, logger="penstock.runner")
+    hit, miss = (f"/jax/compilation_cache/cache_{what}" for what in ("hits", "misses"))
+    events = {1: (hit, hit), 2: (hit,), 3: (miss,), 4: (hit, miss)}
+
+    def compile_program(key: int) -> str:
+        for event in events[key]:
+            jax.monitoring.record_event(event)
+        other = threading.Thread(target=jax.monitoring.record_event, args=(hit,))
+        other.start()
+        other.join()
+        return f"program {key}"
+
+    store = ProgramStore[int](compile_program, str)
+    store.warm_up([1, 2], [3, 4], lambda done, text: None)
+    store.finish_warm_up()
+    first, behind = caplog.messages
+    assert re.fullmatch(r"2 programs ready in .* s, 2 of them from the compile cache", first)
+    assert re.fullmatch(r"2 programs ready in .* s, 0 of them from the compile cache", behind)
 
 
 def test_one_of_the_first_programs_that_fails_stops_the_start() -> None:
