@@ -30,6 +30,16 @@ class ChoiceOutput:
     untold: list[tuple[int, int]] = field(default_factory=list)
     untold_scores: list[TokenScores] = field(default_factory=list)
 
+    @property
+    def grammar_failure(self) -> str:
+        """Why the output can't follow its grammar any further; empty while it can."""
+        return "" if self.constraint is None else self.constraint.failure
+
+    @property
+    def is_sentence(self) -> bool:
+        """Whether the output may end here by itself; without a grammar it may end anywhere."""
+        return self.constraint is None or self.constraint.is_sentence
+
     def append(self, token_id: int) -> None:
         """Take the output's next token; `stop` is set when the output ends with it."""
         self.choice.output_token_ids.append(token_id)
@@ -71,7 +81,7 @@ def resumed_output(
     output = ChoiceOutput(choice, text, command.want_token_ids, constraint)
     for token_id in command.output_token_ids:
         output.append(token_id)
-        if output.stop is not None:
+        if output.stop is not None or output.grammar_failure:
             break
     output.untold.clear()
     return output

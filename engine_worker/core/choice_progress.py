@@ -19,6 +19,9 @@ _NOTHING_ALLOWED = (
     " that could come next."
 )
 
+_BROKEN_GRAMMAR = "The grammar can't be followed any further: "
+_NO_SENTENCE = "it ends before its text is whole."
+
 _UNREADABLE = "The engine failed to read this request's output."
 
 _log = logging.getLogger("penstock.engine")
@@ -58,10 +61,14 @@ class ChoiceProgress:
     def go_on(self, output: ChoiceOutput) -> None:
         """Append what a grammar forces, tell what is new, and end the output if it is over."""
         choice = output.choice
-        if output.append_forced() and choice.slot is not None:
+        if output.append_forced() and choice.slot is not None and not output.grammar_failure:
             # The device counts only what it sampled.
             self._runner.assign_slot(choice.slot, choice.prompt_token_ids, choice.output_token_ids)
         self._choices.count_tokens(choice)
+        if output.grammar_failure:
+            # Before its text is told: what a grammar allows not is nobody's answer.
+            self._fail_grammar(output, output.grammar_failure)
+            return
         self._to_gateways.tell(output)
         if output.stop is not None:
             self.finish(output, output.stop.reason, output.stop.detail)
@@ -82,7 +89,13 @@ class ChoiceProgress:
     def finish(
         self, output: ChoiceOutput, reason: FinishReason, stop_reason: str | int | None = None
     ) -> None:
-        """A good end; `stop_reason` is the stop string or stop id that made it."""
+        """A good end; `stop_reason` is the stop string or stop id that made it.
+
+        An output that ends by itself must be a sentence of its grammar, else it is no good end.
+        """
+        if reason == "stop" and stop_reason is None and not output.is_sentence:
+            self._fail_grammar(output, _NO_SENTENCE)
+            return
         self._end(output, finished(output.choice, reason, stop_reason))
 
     def fail(self, output: ChoiceOutput, code: ErrorCode, message: str) -> None:
@@ -162,7 +175,7 @@ class ChoiceProgress:
                     self._scheduler.advance(ScheduledRow(output.choice, 1))
                 output.append(token_id)
                 num_taken += 1
-                if output.stop is not None:
+                if output.stop is not None or output.grammar_failure:
                     break
             if scores is not None:
                 output.untold_scores.append(scores)
@@ -179,10 +192,12 @@ class ChoiceProgress:
             self._to_gateways.tell(output)
             self.finish(output, "stop")
         elif constraint is not None and constraint.failure:
-            message = f"The grammar can't be followed any further: {constraint.failure}"
-            self.fail(output, ErrorCode.UNSUPPORTED_GRAMMAR, message)
+            self._fail_grammar(output, constraint.failure)
         else:
             self.fail(output, ErrorCode.INVALID_REQUEST, _NOTHING_ALLOWED)
+
+    def _fail_grammar(self, output: ChoiceOutput, reason: str) -> None:
+        self.fail(output, ErrorCode.UNSUPPORTED_GRAMMAR, _BROKEN_GRAMMAR + reason)
 
     def _end(self, output: ChoiceOutput, end: Finished | Failure) -> None:
         choice = output.choice

@@ -19,8 +19,11 @@ class Constraint:
     """The state of one output; every method is quick, and none raises for what a model draws.
 
     After each token that was drawn, the tokens that the grammar then forces are known at once:
-    they are to be appended without sampling (`take_forced`). The same tokens replayed give the
+    they are to be appended without sampling (`next_forced`). The same tokens replayed give the
     same state, so an output goes on elsewhere exactly as it would have here.
+
+    A state that has failed stays failed: it allows and forces nothing, and `failure` says why. The
+    output must end then, because its tokens are no longer looked at.
 
     Args:
         matcher: At the beginning of the text, used by nobody else.
@@ -34,6 +37,7 @@ class Constraint:
         self._jumps = jumps
         self._forced: deque[int] = deque()
         self._has_ended = False
+        self._failure = ""
         self._find_forced()
 
     @property
@@ -49,7 +53,14 @@ class Constraint:
     @property
     def failure(self) -> str:
         """Why it can't go on, in one line; empty while it can."""
-        return one_line(self._matcher.get_error()) if self._matcher.is_error() else ""
+        if not self._failure and self._matcher.is_error():
+            self._fail(one_line(self._matcher.get_error()) or "it failed.")
+        return self._failure
+
+    @property
+    def is_sentence(self) -> bool:
+        """Whether the output may end here by itself."""
+        return not self.failure and (self._has_ended or self.is_accepting)
 
     @property
     def has_forced(self) -> bool:
@@ -69,12 +80,15 @@ class Constraint:
                 self._forced.popleft()
                 return
             # The output of an attempt that did not jump: go back to where they part.
-            self._matcher.rollback(len(self._forced))
+            if not self._matcher.rollback(len(self._forced)):
+                self._fail("it could not be taken back to where an earlier attempt stood.")
+                return
             self._forced.clear()
         if token_id in self._vocabulary.special.eos_token_ids and self._matcher.is_accepting():
             self._has_ended = True
             return
-        self._matcher.consume_token(token_id)
+        if not self._matcher.consume_token(token_id) and not self.failure:
+            self._fail("the output has a token that it doesn't allow.")
         self._find_forced()
 
     def push_all(self, token_ids: Sequence[int]) -> None:
@@ -93,19 +107,61 @@ class Constraint:
             fill_next_token_bitmask(self._matcher, bits)
         if self.failure:
             bits[:] = 0
-        return self._within_vocabulary(bits[0].view(np.uint32))
+        words = bits[0].view(np.uint32)
+        self._spell_special(words)
+        return self._within_vocabulary(words)
+
+    def _spell_special(self, words: MaskWords) -> None:
+        """Put an ordinary token where the only one allowed is special and can't be taken.
+
+        A text with one way to go on is read by the tokenizer, which sees special tokens in it.
+        """
+        (places,) = np.nonzero(words)
+        if len(places) != 1:
+            return
+        word = int(words[places[0]])
+        if word & (word - 1):
+            return
+        token_id = int(places[0]) * _WORD_BITS + word.bit_length() - 1
+        spelling = self._vocabulary.spelling(token_id)
+        if spelling and not self._matcher.validate_tokens([token_id]):
+            words[:] = 0
+            if self._matcher.validate_tokens(spelling[:1]):
+                words[spelling[0] // _WORD_BITS] = np.uint32(1 << spelling[0] % _WORD_BITS)
 
     def _find_forced(self) -> None:
         if not self._jumps or self.failure or self._matcher.is_stopped():
             return
-        forced = self._matcher.compute_ff_tokens()
-        unknown = next(
-            (i for i, one in enumerate(forced) if one >= self._vocabulary.vocab_size), len(forced)
-        )
-        forced = forced[:unknown]
-        if forced:
-            self._matcher.consume_tokens(forced)
+        forced = self._consumable(self._matcher.compute_ff_tokens())
+        if not forced or self.failure:
+            return
+        if self._matcher.consume_tokens(forced):
             self._forced.extend(forced)
+        elif not self.failure:
+            self._fail("the tokens that it forces can't be taken.")
+
+    def _consumable(self, forced: list[int]) -> list[int]:
+        """The forced tokens that can be taken; what is left over comes through the mask.
+
+        The tokenizer reads a special token where the grammar means the text of it, which only
+        ordinary tokens spell.
+        """
+        num_valid = self._matcher.validate_tokens(forced)
+        while num_valid < len(forced):
+            spelling = self._vocabulary.spelling(forced[num_valid])
+            spelt = [*forced[:num_valid], *spelling, *forced[num_valid + 1 :]]
+            num_spelt = self._matcher.validate_tokens(spelt) if spelling else 0
+            if num_spelt <= num_valid:
+                forced = forced[:num_valid]
+                break
+            forced, num_valid = spelt, num_spelt
+        vocab_size = self._vocabulary.vocab_size
+        unknown = (i for i, token_id in enumerate(forced) if token_id >= vocab_size)
+        return forced[: next(unknown, len(forced))]
+
+    def _fail(self, reason: str) -> None:
+        self._failure = reason
+        self._forced.clear()
 
     def _within_vocabulary(self, words: MaskWords) -> MaskWords:
         """The mask without ids that the model doesn't have."""

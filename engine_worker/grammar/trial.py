@@ -29,6 +29,10 @@ _MAX_TURNS: Final = 20
 """How many times its time a process gets by the clock, on a machine that lets it compute little."""
 
 
+_LIMIT_MESSAGES: Final = ("fuel", "too many items", "Current row has", "too complex")
+"""Parts of llguidance's messages about the work of one step."""
+
+
 class GrammarTrial:
     """One such process, started at the first grammar; used by one thread at a time.
 
@@ -122,4 +126,9 @@ def one_line(message: str) -> str:
     """A compiler's message as one bounded line."""
     if message.startswith("NoExtension"):
         return "no text satisfies it."
+    if "too many states" in message:
+        return "it needs more states than the engine keeps for one grammar."
+    if any(limit in message for limit in _LIMIT_MESSAGES):
+        return "one step of it takes more work than the engine allows."
+    message = message.removesuffix("<non-verbose/>")
     return " ".join(message.split())[:_MAX_MESSAGE_CHARACTERS]

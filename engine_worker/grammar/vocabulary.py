@@ -81,3 +81,9 @@ class GrammarVocabulary:
             },
             eos_token_ids=frozenset(eos_token_ids),
         )
+        self._texts = {token_id: text for text, token_id in self.special.ids.items()}
+
+    def spelling(self, token_id: int) -> list[int]:
+        """Ordinary tokens with the text of a special one; none for a token that is ordinary."""
+        text = self._texts.get(token_id)
+        return [] if text is None else self.ll_tokenizer.greedy_tokenize(text)

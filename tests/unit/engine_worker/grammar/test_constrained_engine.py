@@ -3,13 +3,17 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher, LLParserLimits
 
 from engine_worker.core.engine import Engine
 from engine_worker.core.engine_output import GatewayOutput
 from engine_worker.grammar.compiler import GrammarCompiler
+from engine_worker.grammar.constraint import Constraint
+from engine_worker.grammar.vocabulary import GrammarVocabulary
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Abort,
@@ -333,3 +337,83 @@ def test_a_constrained_request_can_be_aborted() -> None:
     engine.add("g", generate(grammar=PERSON))
     engine.abort("g", Abort(request_id="r", attempt=1))
     assert reason(run(engine)) == "abort"
+
+
+SPECIAL_TEXTS = [
+    (Grammar(kind="json_schema", source='{"const": "<|im_end|>"}'), '"<|im_end|>"'),
+    (Grammar(kind="json_schema", source='{"enum": ["a<tool_call>"]}'), '"a<tool_call>"'),
+    (Grammar(kind="choice", source='["<tool_call>"]'), "<tool_call>"),
+    (Grammar(kind="choice", source='["<|im_start|><|im_end|>"]'), "<|im_start|><|im_end|>"),
+    (Grammar(kind="regex", source="x <\\|im_end\\|> y"), "x <|im_end|> y"),
+    (Grammar(kind="lark", source='start: "</tool_call>" "!"'), "</tool_call>!"),
+]
+
+
+@pytest.mark.parametrize("logprobs", [None, 0], ids=["forced", "sampled"])
+@pytest.mark.parametrize(("grammar", "text"), SPECIAL_TEXTS)
+def test_a_text_that_spells_special_tokens_is_written_with_ordinary_ones(
+    grammar: Grammar, text: str, logprobs: int | None
+) -> None:
+    engine, _ = make_engine(hashed_token(VOCAB_SIZE))
+    engine.add(
+        "g", generate(sampling=SamplingParams(temperature=0.0, logprobs=logprobs), grammar=grammar)
+    )
+    output = run(engine)
+    assert text_of(output) == text
+    assert reason(output) == "stop"
+    assert not set(ids_of(output)) & (set(TOKENIZER.added_token_ids().values()) - {EOS})
+
+
+def exhausted_after(num_states: int) -> Constraint:
+    """A constraint whose lexer may have only so many states, which a text soon uses up."""
+    vocabulary = GrammarVocabulary(TOKENIZER, VOCAB_SIZE)
+    limits = LLParserLimits(max_lexer_states=num_states, verbose_errors=False)
+    source = "start: /[a-z]*e[a-z]{30}/"
+    matcher = LLMatcher(vocabulary.ll_tokenizer, source, log_level=0, limits=limits)
+    return Constraint(matcher, vocabulary, jumps=True)
+
+
+@pytest.mark.parametrize("num_states", range(60, 110, 10))
+def test_a_constraint_that_meets_a_limit_ends_its_request_and_nothing_follows(
+    num_states: int,
+) -> None:
+    engine, _ = make_engine(lambda ids: ord("e") if len(ids) % 3 else ord("a"))
+    engine.add(
+        "g",
+        generate(grammar=Grammar(kind="regex", source="-")),
+        constraint=exhausted_after(num_states),
+    )
+    output = run(engine)
+    end = only_end(output)
+    assert isinstance(end, Failure)
+    assert end.code is ErrorCode.UNSUPPORTED_GRAMMAR
+    assert "states" in end.message
+    assert re.fullmatch("[ae]*", text_of(output))
+
+
+def test_an_output_that_ended_outside_its_grammar_elsewhere_is_no_good_end() -> None:
+    engine, _ = make_engine(always(0))
+    resumed = generate(grammar=TICKET, attempt=2, output_token_ids=(ord("A"), ord("B"), EOS))
+    engine.add("g", resumed)
+    end = only_end(run(engine))
+    assert isinstance(end, Failure)
+    assert end.code is ErrorCode.UNSUPPORTED_GRAMMAR
+
+
+def test_what_an_earlier_attempt_wrote_against_the_grammar_fails_at_once() -> None:
+    engine, runner = make_engine(always(0))
+    engine.add("g", generate(grammar=TICKET, attempt=2, output_token_ids=(ord("A"), ord("7"))))
+    output = run(engine)
+    assert isinstance(only_end(output), Failure)
+    assert not runner.batches
+    assert not text_of(output)
+
+
+def test_an_output_that_says_it_ends_must_be_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = make_engine(always(EOS))
+    # A mask with a fault: it allows what the grammar doesn't.
+    monkeypatch.setattr(
+        Constraint, "mask", lambda self: np.full(-(-VOCAB_SIZE // 32), -1, "i4").view("u4")
+    )
+    engine.add("g", generate(grammar=TICKET))
+    assert isinstance(only_end(run(engine)), Failure)
