@@ -11,13 +11,8 @@ from starlette.types import ASGIApp
 from gateway.errors import ClientDisconnectedError, DeniedError
 from gateway.http.access import GuardedRoute, leaves_body_unread
 from gateway.http.dispatcher import Dispatcher, ErrorHandler
-from gateway.http.error_table import (
-    ERROR_TABLE,
-    METHOD_NOT_ALLOWED,
-    ErrorRow,
-    error_body,
-    render_error,
-)
+from gateway.http.error_shape import error_answer, raised_answer
+from gateway.http.error_table import ERROR_TABLE, METHOD_NOT_ALLOWED, ErrorRow
 from gateway.http.middleware import BodySizeMiddleware, HostGuardMiddleware, RequestScopeMiddleware
 from gateway.http.openapi import describe
 from gateway.http.parts import HttpParts
@@ -27,6 +22,7 @@ from gateway.http.routes import (
     embeddings,
     generate,
     health,
+    messages,
     models,
     profile,
     tokenize,
@@ -46,7 +42,9 @@ def build_api(parts: HttpParts) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.parts = parts
     app.state.methods = []
-    for module in (generate, embeddings, tokenize, models, tools, health, admin, profile, docs):
+    for module in (
+        *(generate, messages, embeddings, tokenize, models, tools, health, admin, profile, docs),
+    ):
         for route in module.router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.
             app.router.routes.append(route)
@@ -78,7 +76,7 @@ def _json(status: int, body: bytes, headers: dict[str, str]) -> Response:
 async def _on_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, PenstockError):
         raise error
-    status, body, headers = render_error(error)
+    status, body, headers = raised_answer(request.scope, error)
     record: AccessRecord = request.state.log
     record.error_code = str(error.code)
     if isinstance(error, DeniedError) and error.key_id:
@@ -100,7 +98,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 404:
         row = ERROR_TABLE[ErrorCode.NOT_FOUND]
-        body = error_body(f"Invalid URL ({where})", row)
+        message = f"Invalid URL ({where})"
     elif error.status_code == 405:
         # The router names the methods of the first route with this path only.
         headers["Allow"] = ", ".join(
@@ -112,24 +110,23 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
             )
         )
         row = METHOD_NOT_ALLOWED
-        body = error_body(f"Not allowed to {where.replace(' ', ' on ', 1)}", row)
+        message = f"Not allowed to {where.replace(' ', ' on ', 1)}"
     else:
         row = ErrorRow(error.status_code, "invalid_request_error", "invalid_request")
-        body = error_body(str(error.detail), row)
+        message = str(error.detail)
     request.state.log.error_code = row.code
     if leaves_body_unread(request):
         headers["Connection"] = "close"
-    return _json(error.status_code, body, headers)
+    return _json(*error_answer(request.scope, message, row), headers)
 
 
-async def _on_validation_error(_request: Request, error: Exception) -> Response:
+async def _on_validation_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
     first = error.errors()[0]
     param = ".".join(str(part) for part in first["loc"][1:]) or None
-    return _json(
-        400, error_body(str(first["msg"]), ERROR_TABLE[ErrorCode.INVALID_REQUEST], param), {}
-    )
+    row = ERROR_TABLE[ErrorCode.INVALID_REQUEST]
+    return _json(*error_answer(request.scope, str(first["msg"]), row, param), {})
 
 
 async def _on_disconnect(_request: Request, _error: Exception) -> Response:
@@ -140,9 +137,9 @@ async def _on_bug(request: Request, _error: Exception) -> Response:
     """A bug of ours: the trace goes to the log, the client learns nothing from it."""
     row = ERROR_TABLE[ErrorCode.INTERNAL_ERROR]
     request.state.log.error_code = row.code
-    body = error_body("Something went wrong in this server.", row)
+    answer = error_answer(request.scope, "Something went wrong in this server.", row)
     # The exception goes on to the server, which closes the connection: the client must know.
-    return _json(row.status, body, {"Connection": "close"})
+    return _json(*answer, {"Connection": "close"})
 
 
 _HANDLERS: dict[type[Exception], ErrorHandler] = {

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import GatewayError, RequestTooLargeError
-from gateway.http.error_table import render_error
+from gateway.http.error_shape import is_anthropic, raised_answer
 from gateway.http.host_guard import HostGuard
 from gateway.telemetry.access_log import AccessLog, AccessRecord
 from gateway.telemetry.metrics import Metrics
@@ -73,6 +73,8 @@ class RequestScopeMiddleware:
                 headers = message.setdefault("headers", [])
                 headers.append((b"x-request-id", (trace_id or request_id).encode("ascii")))
                 headers.append((b"x-penstock-request-id", request_id.encode("ascii")))
+                if is_anthropic(scope):
+                    headers.append((b"request-id", (trace_id or request_id).encode("ascii")))
                 headers.extend(_SAFE_HEADERS)
                 record.route = getattr(scope.get("route"), "path", "unknown")
                 record.status = message["status"]
@@ -132,7 +134,7 @@ class BodySizeMiddleware:
 
 async def send_error(scope: Scope, send: Send, error: GatewayError) -> None:
     """Answer with an error where no route has begun."""
-    status, body, extra = render_error(error)
+    status, body, extra = raised_answer(scope, error)
     record = scope.get("state", {}).get("log")
     if record is not None:
         record.error_code = str(error.code)

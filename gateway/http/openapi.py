@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gateway.http.access import ROUTE_ACCESS, Access
+from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
 from gateway.http.schemas.embedding import EmbeddingRequest
@@ -20,6 +21,8 @@ _TITLE: Final = "Penstock"
 _BODIES: tuple[type[BaseModel], ...] = (
     ChatRequest,
     CompletionRequest,
+    MessagesRequest,
+    CountTokensRequest,
     TokenizeRequest,
     EmbeddingRequest,
     ProfileRequest,
@@ -42,6 +45,15 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "max_completion_tokens": 64,
     },
     "/v1/completions": {"model": "demo", "prompt": "A penstock is", "max_tokens": 16},
+    "/v1/messages": {
+        "model": "demo",
+        "max_tokens": 64,
+        "messages": [{"role": "user", "content": "What is a penstock?"}],
+    },
+    "/v1/messages/count_tokens": {
+        "model": "demo",
+        "messages": [{"role": "user", "content": "What is a penstock?"}],
+    },
     "/v1/embeddings": {"model": "demo", "input": ["a text", "another one"]},
     "/tokenize": {"model": "demo", "prompt": "A penstock is"},
     "/detokenize": {"model": "demo", "tokens": [1, 2, 3]},
@@ -55,6 +67,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
 _MEDIA_TYPES: Final[dict[str, tuple[str, ...]]] = {
     "/v1/chat/completions": ("application/json", "text/event-stream"),
     "/v1/completions": ("application/json", "text/event-stream"),
+    "/v1/messages": ("application/json", "text/event-stream"),
     "/metrics": ("text/plain",),
 }
 """What answers are, where it is not JSON alone."""

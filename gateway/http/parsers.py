@@ -13,6 +13,9 @@ import orjson
 
 from gateway import bridge
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from gateway.http.anthropic.convert import count_question, messages_job
+from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
+from gateway.http.anthropic.schemas import parse as parse_messages
 from gateway.http.convert import NEUTRAL_DEFAULTS, chat_job, completion_job, tokenize_question
 from gateway.http.schemas.body import dump_json, load_json_object, unknown_keys, validate
 from gateway.http.schemas.chat import parse_chat_body
@@ -148,6 +151,20 @@ def _chat(body: bytes, context: ParseContext) -> GenerationBody:
     return GenerationBody(chat_job(request, value, context.defaults(request.model)), ignored)
 
 
+def _messages(body: bytes, context: ParseContext) -> GenerationBody:
+    request, ignored = parse_messages(MessagesRequest, body)
+    job, left_out = messages_job(request, context.defaults(request.model))
+    if job.tools_json is not None and not context.has_tools:
+        raise UnsupportedFieldError("Tool calling is switched off on this server.", param="tools")
+    return GenerationBody(job, ignored + left_out)
+
+
+def _count_tokens(body: bytes, _context: ParseContext) -> TokenizeBody:
+    request, ignored = parse_messages(CountTokensRequest, body)
+    question, left_out = count_question(request)
+    return TokenizeBody(request.model, question, False, ignored + left_out)
+
+
 def _completion(body: bytes, context: ParseContext) -> GenerationBody:
     request, ignored = parse_completion_body(body)
     job = completion_job(request, context.defaults(request.model))
@@ -256,6 +273,8 @@ def _refuse_unknown(value: Iterable[str], known: frozenset[str]) -> None:
 
 CHAT: Final = BodyKind("chat", _chat, GenerationBody)
 COMPLETION: Final = BodyKind("completion", _completion, GenerationBody)
+MESSAGES: Final = BodyKind("messages", _messages, GenerationBody)
+COUNT_TOKENS: Final = BodyKind("count_tokens", _count_tokens, TokenizeBody)
 EMBEDDING: Final = BodyKind("embedding", _embedding, EmbeddingBody)
 TOKENIZE: Final = BodyKind("tokenize", _tokenize, TokenizeBody)
 DETOKENIZE: Final = BodyKind("detokenize", _detokenize, DetokenizeBody)
@@ -263,5 +282,9 @@ PARSE: Final = BodyKind("parse", _parse, ParseBody)
 EXECUTE: Final = BodyKind("execute", _execute, ExecuteBody)
 
 KINDS: Final[Mapping[str, BodyKind[Any]]] = {
-    kind.name: kind for kind in (CHAT, COMPLETION, EMBEDDING, TOKENIZE, DETOKENIZE, PARSE, EXECUTE)
+    kind.name: kind
+    for kind in (
+        *(CHAT, COMPLETION, MESSAGES, COUNT_TOKENS, EMBEDDING, TOKENIZE, DETOKENIZE, PARSE),
+        EXECUTE,
+    )
 }

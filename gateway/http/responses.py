@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.errors import ClientDisconnectedError, GatewayError
 from gateway.http.disconnect import watch
 from gateway.http.render.answer import AnswerCollector
-from gateway.http.render.stream import PING, StreamRenderer, render_stream_error
+from gateway.http.render.stream import StreamRenderer
 from gateway.request.events import GenerationEvent
 from gateway.request.generation import GenerationWork
 from gateway.request.request import Request
@@ -132,7 +132,7 @@ class EventStreamResponse(Response):
         events = self._first
         try:
             while events is not None:
-                piece = await self._render(events) if events else PING
+                piece = await self._render(events) if events else renderer.ping
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
                 events = await work.next_events(self._ping_interval_s)
             last = renderer.finish(work.usage())
@@ -140,7 +140,7 @@ class EventStreamResponse(Response):
             raise
         except GatewayError as error:
             self._record.error_code = str(error.code)
-            last = render_stream_error(error)
+            last = renderer.fail(error)
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _render(self, events: list[GenerationEvent]) -> bytes:

@@ -11,6 +11,7 @@ from protocol.wire.messages import Grammar, Message, Prepare, SamplingParams, To
 
 CHAT_ENDPOINT = "/v1/chat/completions"
 COMPLETION_ENDPOINT = "/v1/completions"
+MESSAGES_ENDPOINT = "/v1/messages"
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,11 @@ _GETS: Final = (
 ORDINARY_BODIES: Final[dict[str, dict[str, Any]]] = {
     CHAT: {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1},
     COMPLETIONS: {"model": MODEL, "prompt": "hi", "max_tokens": 1},
+    "/v1/messages": {
+        "model": MODEL,
+        "max_tokens": 1,
+        "messages": [{"role": "user", "content": "hi"}],
+    },
     EMBEDDINGS: {"model": MODEL, "input": "hi"},
     "/tokenize": {"model": MODEL, "prompt": "hi"},
     "/detokenize": {"model": MODEL, "tokens": [104]},
@@ -128,6 +133,19 @@ _FIELDS: Final[dict[str, tuple[str, ...]]] = {
         *("bad_words", "allowed_token_ids", "prompt_logprobs", "priority", "unknown"),
     ),
     COMPLETIONS: ("prompt", "echo", "best_of", "logprobs", "suffix", "n", "max_tokens"),
+    "/v1/messages": (
+        *(
+            "messages",
+            "model",
+            "max_tokens",
+            "system",
+            "tools",
+            "tool_choice",
+            "thinking",
+            "stream",
+        ),
+        *("stop_sequences", "temperature", "top_p", "top_k", "output_config", "metadata"),
+    ),
     EMBEDDINGS: ("input", "dimensions", "encoding_format", "truncate_prompt_tokens", "model"),
     "/tokenize": ("prompt", "messages", "tools", "model", "return_token_strs"),
     "/detokenize": ("tokens", "model"),

@@ -35,6 +35,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "gateway.http.error_table",
         "gateway.http.schemas",
         "gateway.http.render",
+        "gateway.http.convert",
+        "gateway.http.anthropic",
         "gateway.http",
         "gateway.http.routes",
         "gateway.http.dispatcher",

@@ -54,6 +54,8 @@ async def test_every_route_but_the_open_ones_demands_authorisation(socket_dir: P
                 body = {"model": "demo", "prompt": "x"}
             if path == "/v1/embeddings":
                 body = {"model": "demo", "input": "x"}
+            if path == "/v1/messages":
+                body["max_tokens"] = 1
             key = {"X-API-Key": "psk-wrong"}
             response = await gateway.client.request(method, url, json=body, headers=key)
             if access is Access.OPEN:
@@ -61,6 +63,9 @@ async def test_every_route_but_the_open_ones_demands_authorisation(socket_dir: P
             else:
                 assert response.status_code == 401, path
                 assert response.headers["www-authenticate"] == "Bearer"
+                if path.startswith("/v1/messages"):
+                    assert response.json()["error"]["type"] == "authentication_error"
+                    continue
                 assert error_of(response)["code"] == "invalid_api_key"
 
 

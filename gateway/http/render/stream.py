@@ -37,6 +37,11 @@ _END = b"}\n\n"
 class StreamRenderer(Protocol):
     """Turns the events of one request into the bytes of its event stream."""
 
+    @property
+    def ping(self) -> bytes:
+        """What a silent stream gets."""
+        ...
+
     def render(self, events: Sequence[GenerationEvent]) -> bytes:
         """The events of one wake-up as one piece of bytes, in order."""
         ...
@@ -45,13 +50,22 @@ class StreamRenderer(Protocol):
         """The usage chunk, if the client asked for it, and the closing mark."""
         ...
 
+    def fail(self, error: PenstockError) -> bytes:
+        """The end of a stream that had begun when it failed."""
+        ...
 
-def render_stream_error(error: PenstockError) -> bytes:
-    """A stream that already began ends with the error object and the closing mark."""
-    return b"data: " + render_error_event(error) + b"\n\n" + DONE
+
+class _ChunkRenderer:
+    """What streams of OpenAI's chunks have in common."""
+
+    ping = PING
+
+    def fail(self, error: PenstockError) -> bytes:
+        """The error object and the closing mark."""
+        return b"data: " + render_error_event(error) + b"\n\n" + DONE
 
 
-class ChatStreamRenderer:
+class ChatStreamRenderer(_ChunkRenderer):
     """Chunks of `chat.completion.chunk`.
 
     Args:
@@ -141,7 +155,7 @@ class ChatStreamRenderer:
         )
 
 
-class CompletionStreamRenderer:
+class CompletionStreamRenderer(_ChunkRenderer):
     """Chunks of `text_completion`; the arguments are those of `ChatStreamRenderer`."""
 
     def __init__(

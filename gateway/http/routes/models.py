@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.errors import ModelNotFoundError
 from gateway.http.access import GuardedRoute
+from gateway.http.anthropic.models import VERSION_HEADER, model_info, model_page
 from gateway.http.parts import parts_of
 from gateway.http.schemas.ranges import MAX_CHOICES
 from protocol.wire.messages import EngineOffer, SamplingDefaults
@@ -16,8 +17,10 @@ router = APIRouter(route_class=GuardedRoute, tags=["models"])
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
-    """The models that are or were served since the start."""
+    """The models that are or were served since the start; to Anthropic's clients in their shape."""
     offers = parts_of(request).directory.models()
+    if VERSION_HEADER in request.headers:
+        return _json(model_page(offers, request.query_params))
     data = [_card(name, offers[name]) for name in sorted(offers)]
     return _json({"object": "list", "data": data})
 
@@ -29,6 +32,8 @@ async def get_model(request: Request, model_id: str) -> Response:
     offer = offers.get(model_id)
     if offer is None:
         raise ModelNotFoundError(model_id, tuple(sorted(offers)))
+    if VERSION_HEADER in request.headers:
+        return _json(model_info(model_id, offer))
     return _json(_card(model_id, offer) | _details(offer))
 
 

@@ -12,7 +12,6 @@ from gateway.http.render.common import AnswerHead
 from gateway.http.render.stream import (
     ChatStreamRenderer,
     CompletionStreamRenderer,
-    render_stream_error,
 )
 from gateway.request.answer_options import AnswerOptions
 from gateway.request.events import (
@@ -118,7 +117,7 @@ def test_a_whole_completion_is_one_that_openais_own_types_accept() -> None:
 
 
 def test_an_error_in_a_stream_is_one_event_and_the_closing_mark() -> None:
-    error, done = events_of(render_stream_error(WorkerLostError("gone")).decode())
+    error, done = events_of(ChatStreamRenderer(HEAD).fail(WorkerLostError("gone")).decode())
     assert error["error"]["message"] == "gone"
     assert done == "[DONE]"
 

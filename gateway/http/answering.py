@@ -1,0 +1,78 @@
+"""One generation over HTTP, in the shape of whichever API asked for it."""
+
+from typing import Protocol
+
+from fastapi import Request as HttpRequest
+from fastapi import Response
+
+from gateway.errors import ClientDisconnectedError
+from gateway.http.access import caller_of
+from gateway.http.disconnect import watch
+from gateway.http.ignored_fields import ignored_headers
+from gateway.http.parsers import GenerationBody
+from gateway.http.parts import parts_of
+from gateway.http.render.answer import AnswerCollector
+from gateway.http.render.stream import StreamRenderer
+from gateway.http.responses import EventStreamResponse, collect_answer, note
+from gateway.request.generation import GenerationWork
+from gateway.request.request import Request
+from gateway.telemetry.access_log import AccessRecord
+from protocol.wire.messages import LimitState
+
+
+class AnswerShape(Protocol):
+    """How an API tells what a generation came to."""
+
+    def limit_headers(self, limits: LimitState) -> dict[str, str]:
+        """Where the caller stands in its limits."""
+        ...
+
+    def collector(self, request: Request, work: GenerationWork) -> AnswerCollector:
+        """For a whole answer, of a request that has started."""
+        ...
+
+    def renderer(self, request: Request, work: GenerationWork) -> StreamRenderer:
+        """For a stream, likewise."""
+        ...
+
+
+async def answer(http_request: HttpRequest, body: GenerationBody, shape: AnswerShape) -> Response:
+    """Run a generation; its whole answer, or the stream that tells it.
+
+    Raises:
+        GatewayError: It failed before anything of an answer was there.
+    """
+    parts, job = parts_of(http_request), body.job
+    headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
+    record: AccessRecord = http_request.state.log
+    request, work = parts.requests.generation(
+        job, caller_of(http_request), http_request.state.request_id
+    )
+    stop = watch(http_request.scope, http_request.receive, request.on_client_gone)
+    is_handed_on = False
+    try:
+        await request.start()
+        headers.update(shape.limit_headers(request.limits))
+        if not job.options.is_streaming:
+            content = await collect_answer(work, shape.collector(request, work))
+            return Response(content, media_type="application/json", headers=headers)
+        # Until the first output a failure still gets a status of its own.
+        first = await work.next_events(parts.settings.ping_interval_s)
+        is_handed_on = True
+        return EventStreamResponse(
+            request,
+            work,
+            record=record,
+            first=first,
+            renderer=shape.renderer(request, work),
+            ping_interval_s=parts.settings.ping_interval_s,
+            stop_watching=stop,
+            headers=headers,
+        )
+    except ClientDisconnectedError:
+        return Response(status_code=499)  # nobody reads it; nginx's code, for the metrics
+    finally:
+        if not is_handed_on:
+            stop()
+            request.end("aborted")
+            note(record, request)

@@ -1,0 +1,121 @@
+"""From a checked Messages body to a chat's job, and to the question that counts its tokens."""
+
+import re
+from dataclasses import replace
+from typing import Any, Final
+
+from gateway.errors import InvalidRequestError
+from gateway.http.anthropic.conversation import (
+    chat_messages,
+    chat_tool_choice,
+    chat_tools,
+    continues_answer,
+)
+from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
+from gateway.http.convert import chat_job, tokenize_question
+from gateway.http.schemas.body import validate
+from gateway.http.schemas.chat import ChatRequest
+from gateway.http.schemas.tokenize import TokenizeRequest
+from gateway.request.job import MESSAGES_ENDPOINT, GenerationJob
+from protocol.wire.messages import Prepare, SamplingDefaults
+
+_SCHEMA_NAME: Final = "answer"
+_THEIR_WORDS: Final = (
+    (re.compile(r"\btools\[(\d+)\]\.function\.parameters\b"), r"tools[\1].input_schema"),
+    (re.compile(r"\btools\[(\d+)\]\.function\b"), r"tools[\1]"),
+    (re.compile(r"\bresponse_format\.json_schema\b"), "output_config.format"),
+    (re.compile(r"\bresponse_format\b"), "output_config.format"),
+    (re.compile(r"\bmax_completion_tokens\b"), "max_tokens"),
+    (re.compile(r"\bstop\b(?=[`\[])"), "stop_sequences"),
+)
+"""What a chat's checks call by its own names."""
+
+
+def messages_job(
+    request: MessagesRequest, defaults: SamplingDefaults
+) -> tuple[GenerationJob, list[str]]:
+    """The job of a Messages request, and what of it has no effect here.
+
+    Raises:
+        InvalidRequestError: Naming the field that is wrong.
+    """
+    chat, left_out = _chat(request)
+    reads_only = request.max_tokens == 0
+    sampling = {
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "stop": request.stop_sequences or None,
+    }
+    chat |= {name: value for name, value in sampling.items() if value is not None}
+    chat["max_completion_tokens"] = request.max_tokens or 1
+    if request.stream:
+        chat |= {
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        }
+    schema = request.wanted_schema
+    if schema is not None:
+        wanted = {"name": _SCHEMA_NAME, "schema": schema}
+        chat["response_format"] = {"type": "json_schema", "json_schema": wanted}
+    try:
+        job = chat_job(validate(ChatRequest, chat), chat, defaults)
+    except InvalidRequestError as error:
+        raise _in_their_words(error) from None
+    options = replace(job.options, shows_reasoning=request.shows_thinking)
+    job = replace(job, endpoint=MESSAGES_ENDPOINT, options=options)
+    if reads_only:
+        job = replace(job, discards_output=True, parse_reasoning=False, tool_choice="none")
+    return job, left_out
+
+
+def count_question(request: CountTokensRequest) -> tuple[Prepare, list[str]]:
+    """The question that counts a conversation's tokens, and what of it has no effect here.
+
+    Raises:
+        InvalidRequestError: Naming the field that is wrong.
+    """
+    chat, left_out = _chat(request)
+    names = ("model", "messages", "tools", "chat_template_kwargs", "continue_final_message")
+    question = {name: chat[name] for name in names if name in chat}
+    if chat.get("tool_choice") == "none":
+        question.pop("tools", None)
+    try:
+        return tokenize_question(validate(TokenizeRequest, question), question), left_out
+    except InvalidRequestError as error:
+        raise _in_their_words(error) from None
+
+
+def _chat(request: CountTokensRequest) -> tuple[dict[str, Any], list[str]]:
+    """What both have in common, as the body of a chat."""
+    messages = chat_messages(request.system, request.messages)
+    tools, left_out = chat_tools(request.tools)
+    if request.thinking is not None and request.thinking.budget_tokens is not None:
+        left_out.append("thinking.budget_tokens")
+    kwargs: dict[str, Any] = {"enable_thinking": request.thinks, "thinking": request.thinks}
+    if request.output_config is not None and request.output_config.effort is not None:
+        kwargs["reasoning_effort"] = request.output_config.effort
+    chat: dict[str, Any] = {
+        "model": request.model,
+        "messages": messages,
+        "chat_template_kwargs": kwargs,
+    }
+    if continues_answer(messages):
+        chat["continue_final_message"] = True
+    choice = chat_tool_choice(request.tool_choice)
+    if tools:
+        chat |= {"tools": tools, **choice}
+    elif choice.get("tool_choice") not in (None, "auto", "none"):
+        raise InvalidRequestError(
+            "Invalid `tool_choice`: it needs `tools` that this server can call.",
+            param="tool_choice",
+        )
+    return chat, left_out
+
+
+def _in_their_words(error: InvalidRequestError) -> InvalidRequestError:
+    message, param = error.message, error.param or ""
+    for pattern, words in _THEIR_WORDS:
+        message = pattern.sub(words, message)
+        param = pattern.sub(words, f"{param}`").removesuffix("`")
+    return type(error)(message, param=param or None)

@@ -1,0 +1,77 @@
+"""Errors and headers as Anthropic's clients read them."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+
+from gateway.http.error_table import ERROR_TABLE, ErrorRow
+from protocol.errors import PenstockError
+from protocol.wire.messages import LimitState
+
+_TYPES: Final[Mapping[int, str]] = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+_OVERLOADED: Final = 529
+"""Anthropic's own status for what HTTP calls 503; their clients try again on both."""
+
+
+def status_of(row: ErrorRow) -> int:
+    """The HTTP status that their clients expect."""
+    return _OVERLOADED if row.status == 503 else row.status
+
+
+def error_object(message: str, row: ErrorRow, request_id: str) -> bytes:
+    """Anthropic's error as JSON; `details` has the code of the error table."""
+    kind = _TYPES.get(row.status, "api_error" if row.status >= 500 else "invalid_request_error")
+    error: dict[str, Any] = {
+        "type": kind,
+        "message": message,
+        "details": {"error_code": row.code},
+    }
+    return orjson.dumps({"type": "error", "error": error, "request_id": request_id})
+
+
+def render_error_object(error: PenstockError, request_id: str) -> bytes:
+    """The same of an error that was raised."""
+    return error_object(error.message, ERROR_TABLE[error.code], request_id)
+
+
+def limit_headers(limits: LimitState, now: float) -> dict[str, str]:
+    """`anthropic-ratelimit-*`; what has no limit has no header.
+
+    Args:
+        limits: Of the caller.
+        now: Unix seconds.
+    """
+    headers: dict[str, str] = {}
+    for name, value in (
+        ("requests-limit", limits.limit_requests),
+        ("requests-remaining", limits.remaining_requests),
+        ("tokens-limit", limits.limit_tokens),
+        ("tokens-remaining", limits.remaining_tokens),
+    ):
+        if value is not None:
+            headers[f"anthropic-ratelimit-{name}"] = str(max(0, value))
+    for name, seconds in (
+        ("requests-reset", limits.reset_requests_s),
+        ("tokens-reset", limits.reset_tokens_s),
+    ):
+        if seconds is not None:
+            headers[f"anthropic-ratelimit-{name}"] = _time(now + max(0.0, seconds))
+    return headers
+
+
+def _time(at: float) -> str:
+    """Unix seconds as RFC 3339, in whole seconds from the next one on."""
+    return datetime.fromtimestamp(-(-at // 1), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

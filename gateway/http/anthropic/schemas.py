@@ -1,0 +1,148 @@
+"""The bodies of POST /v1/messages and /v1/messages/count_tokens."""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, field_validator
+
+from gateway.errors import UnsupportedFieldError
+from gateway.http.schemas.body import RequestModel, field_error, load_json_object, unknown_keys
+from gateway.http.schemas.body import validate as validated
+from gateway.http.schemas.ranges import MAX_MESSAGES, MAX_TOOLS
+
+MAX_TOKENS: Final = 2**31 - 1
+HARMLESS_FIELDS: Final[dict[str, str]] = {
+    "cache_control": "prompts are cached by themselves",
+    "context_management": "histories are taken as they are sent",
+    "diagnostics": "nothing is diagnosed",
+    "inference_geo": "there is one place",
+    "metadata": "labels for the caller's own records",
+    "service_tier": "there is one tier",
+    "speed": "there is one speed",
+    "user_profile_id": "names an end user",
+    "workspace_id": "the key says whose request it is",
+}
+"""Accepted and without effect: a client loses nothing when they do nothing."""
+REFUSED_FIELDS: Final[dict[str, str]] = {
+    "container": "there are no containers for code",
+    "mcp_servers": "this server calls no tools of others",
+}
+
+
+class Thinking(RequestModel):
+    """Whether the model thinks before it answers, and whether that is shown."""
+
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    budget_tokens: int | None = Field(default=None, ge=1)
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class OutputConfig(RequestModel):
+    """How much effort an answer is worth, and what it must be."""
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: dict[str, Any] | None = None
+
+
+class CountTokensRequest(RequestModel):
+    """A conversation whose tokens are counted."""
+
+    model: Annotated[str, Field(min_length=1, max_length=512)]
+    messages: Annotated[
+        list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    ]
+    system: str | list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]] | None, Field(max_length=MAX_TOOLS, fail_fast=True)] = (
+        None
+    )
+    tool_choice: dict[str, Any] | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    output_format: dict[str, Any] | None = None
+    # Harmless, see `HARMLESS_FIELDS`.
+    cache_control: Any = None
+    context_management: Any = None
+    speed: Any = None
+    user_profile_id: Any = None
+    workspace_id: Any = None
+
+    @field_validator("output_format")
+    @classmethod
+    def _a_known_format(cls, value: Any) -> Any:
+        return checked_format(value)
+
+    @field_validator("output_config")
+    @classmethod
+    def _with_a_known_format(cls, value: OutputConfig | None) -> OutputConfig | None:
+        if value is not None and value.format is not None:
+            checked_format(value.format, ".format")
+        return value
+
+    @property
+    def thinks(self) -> bool:
+        """Whether reasoning is switched on; without a word of the client it is not."""
+        return self.thinking is not None and self.thinking.type != "disabled"
+
+    @property
+    def shows_thinking(self) -> bool:
+        """Whether the answer tells the reasoning."""
+        return self.thinks and self.thinking is not None and self.thinking.display != "omitted"
+
+    @property
+    def wanted_schema(self) -> dict[str, Any] | None:
+        """The JSON schema that the text must have."""
+        wanted = self.output_format
+        if wanted is None and self.output_config is not None:
+            wanted = self.output_config.format
+        schema: dict[str, Any] | None = None if wanted is None else wanted["schema"]
+        return schema
+
+
+class MessagesRequest(CountTokensRequest):
+    """A conversation to go on with; `max_tokens` 0 only reads it."""
+
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+    stream: bool | None = None
+    stop_sequences: list[str] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    # Harmless, see `HARMLESS_FIELDS`.
+    diagnostics: Any = None
+    inference_geo: Any = None
+    metadata: Any = None
+    service_tier: Any = None
+
+
+def checked_format(value: Any, suffix: str = "") -> Any:
+    """A wanted form of the text.
+
+    Raises:
+        PydanticCustomError: It is none.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, dict) or value.get("type") != "json_schema":
+        raise field_error("it must be `json_schema`.", f"{suffix}.type")
+    if not isinstance(value.get("schema"), dict):
+        raise field_error("an object is expected.", f"{suffix}.schema")
+    return value
+
+
+def parse(
+    model: type[MessagesRequest] | type[CountTokensRequest], body: bytes
+) -> tuple[Any, list[str]]:
+    """The checked request and the fields that no schema knows.
+
+    Raises:
+        InvalidRequestError: Naming the field that is wrong.
+    """
+    value = load_json_object(body)
+    for name in REFUSED_FIELDS.keys() & value.keys():
+        if value[name] not in (None, []):
+            raise UnsupportedFieldError(
+                f"`{name}` is not supported: {REFUSED_FIELDS[name]}.", param=name
+            )
+    request = validated(model, value)
+    # Every field of the larger request may come to be counted, too.
+    known = MessagesRequest.known_fields | REFUSED_FIELDS.keys()
+    return request, unknown_keys(value, known)

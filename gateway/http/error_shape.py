@@ -1,0 +1,47 @@
+"""In whose words a request's errors are told: OpenAI's, or Anthropic's at the paths of Messages."""
+
+import time
+
+from starlette.types import Scope
+
+from gateway.errors import GatewayError
+from gateway.http.anthropic import errors as anthropic
+from gateway.http.anthropic.models import VERSION_HEADER
+from gateway.http.error_table import ERROR_TABLE, ErrorRow, error_body, render_error
+from gateway.request.job import MESSAGES_ENDPOINT
+from protocol.errors import PenstockError
+
+_MODELS = "/v1/models"
+_VERSION = VERSION_HEADER.encode("ascii")
+
+
+def is_anthropic(scope: Scope) -> bool:
+    """Whether a request is for Anthropic's API: by its path, or at the list of models by header."""
+    path: str = scope["path"]
+    if path.startswith(MESSAGES_ENDPOINT):
+        return (path + "/")[len(MESSAGES_ENDPOINT)] == "/"
+    return path.startswith(_MODELS) and any(name == _VERSION for name, _ in scope["headers"])
+
+
+def error_answer(
+    scope: Scope, message: str, row: ErrorRow, param: str | None = None
+) -> tuple[int, bytes]:
+    """Status and body of an error that is no exception of ours."""
+    if is_anthropic(scope):
+        return anthropic.status_of(row), anthropic.error_object(message, row, _request_id(scope))
+    return row.status, error_body(message, row, param)
+
+
+def raised_answer(scope: Scope, error: PenstockError) -> tuple[int, bytes, dict[str, str]]:
+    """Status, body and extra headers of an error that was raised."""
+    status, body, headers = render_error(error)
+    if is_anthropic(scope):
+        status, body = error_answer(scope, error.message, ERROR_TABLE[error.code])
+        if isinstance(error, GatewayError) and error.limits is not None:
+            headers |= anthropic.limit_headers(error.limits, time.time())
+    return status, body, headers
+
+
+def _request_id(scope: Scope) -> str:
+    state = scope.get("state", {})
+    return str(state.get("trace_id") or state.get("request_id", ""))

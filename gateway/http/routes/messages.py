@@ -1,0 +1,101 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API."""
+
+import time
+
+import orjson
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
+
+from gateway.errors import ClientDisconnectedError, ModelNotFoundError
+from gateway.http.access import GuardedRoute, caller_of, parsed_body
+from gateway.http.answering import answer
+from gateway.http.anthropic.errors import limit_headers
+from gateway.http.anthropic.render import MessageCollector, MessageHead, MessageStreamRenderer
+from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
+from gateway.http.ignored_fields import ignored_headers
+from gateway.http.parsers import COUNT_TOKENS, MESSAGES
+from gateway.http.parts import parts_of
+from gateway.http.responses import run_to_end
+from gateway.request.generation import GenerationWork
+from gateway.request.job import MESSAGES_ENDPOINT
+from gateway.request.questions import Question
+from gateway.request.request import Request
+from protocol.version import ProtocolVersion
+from protocol.wire.messages import EngineOffer, LimitState, Prepared
+
+router = APIRouter(route_class=GuardedRoute, tags=["messages"])
+
+_COUNT = f"{MESSAGES_ENDPOINT}/count_tokens"
+
+
+def _schema(model: type[CountTokensRequest]) -> dict[str, object]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+class _MessageShape:
+    """Answers of Messages."""
+
+    def limit_headers(self, limits: LimitState) -> dict[str, str]:
+        """Where the caller stands in its limits."""
+        return limit_headers(limits, time.time())
+
+    def collector(self, request: Request, work: GenerationWork) -> MessageCollector:
+        """For a whole answer."""
+        return MessageCollector(_head(request, work))
+
+    def renderer(self, request: Request, work: GenerationWork) -> MessageStreamRenderer:
+        """For a stream."""
+        return MessageStreamRenderer(_head(request, work))
+
+
+_SHAPE = _MessageShape()
+
+
+def _head(request: Request, work: GenerationWork) -> MessageHead:
+    return MessageHead(
+        id=f"msg_{request.request_id}",
+        model=work.model,
+        request_id=request.trace_id or request.request_id,
+        max_model_len=0 if work.offer is None else work.offer.max_model_len,
+        shows_thinking=work.job.options.shows_reasoning,
+    )
+
+
+@router.post(MESSAGES_ENDPOINT, openapi_extra=_schema(MessagesRequest))
+async def create_message(request: HttpRequest) -> Response:
+    """Go on with a conversation."""
+    return await answer(request, await parsed_body(request, MESSAGES), _SHAPE)
+
+
+@router.post(_COUNT, openapi_extra=_schema(CountTokensRequest))
+async def count_tokens(http_request: HttpRequest) -> Response:
+    """The tokens of a conversation, as the model would read it."""
+    parts, caller = parts_of(http_request), caller_of(http_request)
+    body = await parsed_body(http_request, COUNT_TOKENS)
+    headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
+    models = parts.directory.models()
+    if body.model is None or body.model not in models:
+        raise ModelNotFoundError(body.model or "", tuple(sorted(models)))
+    request, work = parts.requests.question(
+        Question(
+            endpoint=_COUNT,
+            model=body.model,
+            message=body.message,
+            answer_kind=Prepared,
+            check=_nothing_more,
+        ),
+        caller,
+        http_request.state.request_id,
+    )
+    try:
+        await run_to_end(http_request, request)
+    except ClientDisconnectedError:
+        return Response(status_code=499)
+    content = orjson.dumps({"input_tokens": len(work.answer.prompt_token_ids)})
+    headers |= limit_headers(request.limits, time.time())
+    return Response(content, headers=headers, media_type="application/json")
+
+
+def _nothing_more(_offer: EngineOffer, _version: ProtocolVersion) -> None:
+    """Every engine counts."""

@@ -1,0 +1,209 @@
+"""Events to Messages answers, streams, errors and headers."""
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from anthropic.types import Message, RawMessageStreamEvent
+from pydantic import TypeAdapter
+
+from gateway.errors import WorkerLostError
+from gateway.http.anthropic.errors import limit_headers
+from gateway.http.anthropic.render import (
+    MessageCollector,
+    MessageHead,
+    MessageStreamRenderer,
+    signature_of,
+)
+from gateway.http.error_shape import is_anthropic, raised_answer
+from gateway.request.events import (
+    ChoiceFinished,
+    ContentText,
+    GenerationEvent,
+    ReasoningText,
+    ToolCallArguments,
+    ToolCallStarted,
+    UsageTold,
+)
+from protocol.wire.messages import LimitState, Usage
+
+HEAD = MessageHead(id="msg_1", model="m", request_id="r1", max_model_len=100)
+USAGE = Usage(prompt_tokens=30, completion_tokens=4, cached_tokens=10, reasoning_tokens=2)
+CALL: list[GenerationEvent] = [
+    ToolCallStarted(0, 0, "call_1", "f"),
+    ToolCallArguments(0, 0, '{"x": '),
+    ToolCallArguments(0, 0, "1}"),
+]
+EVENTS: list[GenerationEvent] = [
+    ReasoningText(0, "hm"),
+    ReasoningText(0, "?"),
+    ContentText(0, 'a"\n\u2028é😀'),
+    ContentText(0, "b"),
+    *CALL,
+    ToolCallStarted(0, 1, "functions.g:1", "g"),
+    ChoiceFinished(0, "tool_calls", USAGE),
+]
+TOLD = UsageTold(0, Usage(prompt_tokens=30, completion_tokens=1, cached_tokens=10))
+
+
+def whole(*events: GenerationEvent, head: MessageHead = HEAD) -> dict[str, Any]:
+    collector = MessageCollector(head)
+    collector.add(events)
+    found: dict[str, Any] = orjson.loads(collector.body(USAGE))
+    return found
+
+
+def streamed(*events: GenerationEvent, head: MessageHead = HEAD) -> list[dict[str, Any]]:
+    renderer = MessageStreamRenderer(head)
+    sent = b"".join(renderer.render([event]) for event in events) + renderer.finish(USAGE)
+    found = []
+    for event in sent.decode().removesuffix("\n\n").split("\n\n"):
+        name, data = event.split("\n")
+        found.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {found[-1]['type']}"
+    return found
+
+
+def test_a_whole_answer_is_one_that_anthropics_own_types_accept() -> None:
+    answer = whole(*EVENTS)
+    Message.model_validate(answer)
+    assert answer["content"] == [
+        {"type": "thinking", "thinking": "hm?", "signature": signature_of("hm?")},
+        {"type": "text", "text": 'a"\n\u2028é😀b'},
+        {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"x": 1}},
+        {"type": "tool_use", "id": "functions.g:1", "name": "g", "input": {}},
+    ]
+    assert answer["stop_reason"] == "tool_use"
+    usage = answer["usage"]
+    assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (20, 10)
+    assert (usage["output_tokens"], usage["output_tokens_details"]) == (4, {"thinking_tokens": 2})
+
+
+def test_a_stream_tells_block_after_block_and_anthropics_own_types_accept_each_event() -> None:
+    events = streamed(TOLD, *EVENTS)
+    for event in events:
+        TypeAdapter(RawMessageStreamEvent).validate_python(event)
+    kinds = [(event["type"], event.get("index")) for event in events]
+    start, delta, stop = "content_block_start", "content_block_delta", "content_block_stop"
+    assert kinds == [
+        ("message_start", None),
+        *((start, 0), (delta, 0), (delta, 0), (delta, 0), (stop, 0)),
+        *((start, 1), (delta, 1), (delta, 1), (stop, 1)),
+        *((start, 2), (delta, 2), (delta, 2), (stop, 2)),
+        *((start, 3), (stop, 3)),
+        ("message_delta", None),
+        ("message_stop", None),
+    ]
+    message = events[0]["message"]
+    assert (message["content"], message["stop_reason"]) == ([], None)
+    assert message["usage"]["input_tokens"] == 20
+    assert events[4]["delta"] == {"type": "signature_delta", "signature": signature_of("hm?")}
+    assert events[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
+    assert events[-2]["usage"]["output_tokens"] == 4
+
+
+def test_a_stream_joins_to_the_whole_answer() -> None:
+    content: list[dict[str, Any]] = []
+    for event in streamed(*EVENTS):
+        if event["type"] == "content_block_start":
+            content.append(dict(event["content_block"]))
+        elif event["type"] == "content_block_delta":
+            delta = event["delta"]
+            (name,) = delta.keys() - {"type"}
+            content[-1][name] = content[-1].get(name, "") + delta[name]
+    for block in content:
+        if block["type"] == "tool_use":
+            block["input"] = json.loads(block.pop("partial_json", "{}"))
+    assert content == whole(*EVENTS)["content"]
+
+
+def test_reasoning_that_nobody_asked_for_is_not_told() -> None:
+    head = MessageHead("msg_1", "m", "r1", shows_thinking=False)
+    kinds = [block["type"] for block in whole(*EVENTS, head=head)["content"]]
+    assert kinds == ["text", "tool_use", "tool_use"]
+    assert "thinking" not in json.dumps(streamed(*EVENTS, head=head)[1:-2])
+
+
+@pytest.mark.parametrize(
+    ("end", "stop"),
+    [
+        (ChoiceFinished(0, "stop", USAGE), ("end_turn", None)),
+        (ChoiceFinished(0, "stop", USAGE, "END"), ("stop_sequence", "END")),
+        (ChoiceFinished(0, "stop", USAGE, 7), ("end_turn", None)),
+        (ChoiceFinished(0, "length", USAGE), ("max_tokens", None)),
+        (
+            ChoiceFinished(0, "length", Usage(prompt_tokens=90, completion_tokens=10)),
+            ("model_context_window_exceeded", None),
+        ),
+    ],
+)
+def test_why_it_ended(end: ChoiceFinished, stop: tuple[str, str | None]) -> None:
+    answer = whole(ContentText(0, "x"), end)
+    assert (answer["stop_reason"], answer["stop_sequence"]) == stop
+    assert streamed(ContentText(0, "x"), end)[-2]["delta"] == {
+        "stop_reason": stop[0],
+        "stop_sequence": stop[1],
+    }
+
+
+def test_a_named_tool_ends_with_tool_use() -> None:
+    assert whole(*CALL, ChoiceFinished(0, "stop", USAGE))["stop_reason"] == "tool_use"
+
+
+def test_arguments_that_were_cut_are_no_input() -> None:
+    answer = whole(*CALL[:2], ChoiceFinished(0, "length", USAGE))
+    assert answer["content"][0]["input"] == {}
+    assert answer["stop_reason"] == "max_tokens"
+
+
+def test_an_answer_without_output_is_whole() -> None:
+    end = ChoiceFinished(0, "length", USAGE)
+    assert whole(end)["content"] == []
+    assert [event["type"] for event in streamed(end)] == [
+        "message_start",
+        "message_delta",
+        "message_stop",
+    ]
+
+
+def test_a_late_failure_is_an_event() -> None:
+    event = MessageStreamRenderer(HEAD).fail(WorkerLostError("gone")).decode()
+    name, data = event.strip().split("\n")
+    assert name == "event: error"
+    error = json.loads(data.removeprefix("data: "))
+    assert (error["type"], error["request_id"]) == ("error", "r1")
+    assert error["error"]["type"] == "overloaded_error"
+
+
+def scope(path: str, *headers: tuple[bytes, bytes]) -> dict[str, Any]:
+    return {"path": path, "headers": headers, "state": {"request_id": "r", "trace_id": ""}}
+
+
+def test_errors_speak_the_language_of_their_path() -> None:
+    status, body, headers = raised_answer(scope("/v1/messages"), WorkerLostError("gone"))
+    assert (status, json.loads(body)["error"]["type"]) == (529, "overloaded_error")
+    assert headers["Retry-After"]
+    status, body, _ = raised_answer(scope("/v1/chat/completions"), WorkerLostError("gone"))
+    assert (status, json.loads(body)["error"]["type"]) == (503, "server_error")
+
+
+def test_which_paths_are_anthropics() -> None:
+    version = (b"anthropic-version", b"2023-06-01")
+    assert is_anthropic(scope("/v1/messages"))
+    assert is_anthropic(scope("/v1/messages/count_tokens"))
+    assert not is_anthropic(scope("/v1/messagesx"))
+    assert not is_anthropic(scope("/v1/models"))
+    assert is_anthropic(scope("/v1/models", version))
+
+
+def test_limits_are_told_in_their_headers() -> None:
+    limits = LimitState(
+        limit_requests=9, remaining_requests=-1, reset_requests_s=1.5, limit_tokens=10
+    )
+    assert limit_headers(limits, 0.0) == {
+        "anthropic-ratelimit-requests-limit": "9",
+        "anthropic-ratelimit-requests-remaining": "0",
+        "anthropic-ratelimit-requests-reset": "1970-01-01T00:00:02Z",
+        "anthropic-ratelimit-tokens-limit": "10",
+    }
