@@ -1,0 +1,80 @@
+"""Every page of the repository: lines of at most 100 columns, and links that lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "deploy").rglob("*.md"),
+    ]
+)
+NOT_WRAPPED_YET = {
+    "docs/deployment.md",
+    "docs/formats.md",
+    "docs/structured-outputs.md",
+    "docs/measurements/faults.md",
+}
+MAX_COLUMNS = 100
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def without_code(text: str) -> str:
+    """Fenced blocks and code spans blanked, so that what looks like a link in them is none."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"(`+)[^`].*?\1", "", text)
+
+
+def anchors(page: Path) -> set[str]:
+    """The fragments by which the headings of a page are reached, as GitHub makes them."""
+    found: set[str] = set()
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+        twin = next(n for n in range(len(found) + 1) if (f"{slug}-{n}" if n else slug) not in found)
+        found.add(f"{slug}-{twin}" if twin else slug)
+    return found
+
+
+def too_long(text: str) -> list[int]:
+    """Numbers of the lines that ought to be broken: no table, and no address that fills them."""
+    return [
+        number
+        for number, line in enumerate(text.splitlines(), 1)
+        if len(line) > MAX_COLUMNS
+        and not line.lstrip().startswith("|")
+        and not re.fullmatch(r"\s*(?:[-*] )?\S*://\S+", line)
+    ]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if name(page) not in NOT_WRAPPED_YET], ids=name
+)
+def test_a_page_is_wrapped_at_100_columns(page: Path) -> None:
+    assert too_long(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_exist(page: Path) -> None:
+    dead = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text(encoding="utf-8"))):
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        path, _, fragment = target.partition("#")
+        leads_to = (page.parent / path).resolve() if path else page
+        if not leads_to.exists() or (fragment and fragment not in anchors(leads_to)):
+            dead.append(target)
+    assert dead == []
+
+
+def test_what_the_rules_are_for_is_found() -> None:
+    assert len(PAGES) > 40
+    assert too_long(f"{'word ' * 21}\n| {'cell ' * 30} |\nhttps://example.org/{'a' * 100}") == [1]
+    assert "log-fields" in anchors(ROOT / "docs" / "operations.md")
