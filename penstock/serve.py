@@ -58,10 +58,9 @@ def serve(settings: ServeSettings, console: Console) -> int:
     Raises:
         CommandError: It can't be done; the message says why and what to do.
     """
-    had_admin_key = (settings.data_dir / "admin.key").exists()
     with running_server(settings, console) as (url, supervisor):
         if url is not None:
-            announce(url, settings, console, admin_key_is_new=not had_admin_key)
+            announce(url, settings, console)
             supervisor.run()
         logging.getLogger("penstock.serve").info("stopping")
     return 0

@@ -1,5 +1,9 @@
 """What a person sees while the server starts: one progress line a worker, then where to go."""
 
+import os
+import shlex
+import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,7 +14,7 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from penstock.config import ServeSettings
+from penstock.config import URL, ServeSettings, build_settings
 from penstock.terminal import visible_line
 
 _POLL_S = 0.1
@@ -150,10 +154,40 @@ def wait_until_ready(
     return None
 
 
-def announce(
-    url: str, settings: ServeSettings, console: Console, *, admin_key_is_new: bool
-) -> None:
-    """Print address, models, where the key is, and a line to try."""
+def own_command(called: str) -> str:
+    """How a shell starts this program again.
+
+    Args:
+        called: `sys.argv[0]`.
+
+    Returns:
+        Its bare name where PATH leads to it (an active environment), else its path as it was
+        called, such as `.venv/bin/penstock`.
+    """
+    path = Path(called)
+    if path.suffix == ".py":
+        return shlex.join([sys.executable, "-m", "penstock"])
+    found = shutil.which(path.name)
+    on_path = found is not None and path.exists() and path.samefile(found)
+    return path.name if on_path else shlex.quote(called)
+
+
+def keys_command(url: str, settings: ServeSettings) -> str:
+    """What makes a key of this server from another shell: with the options that it needs there."""
+    words = [own_command(sys.argv[0]), "keys create NAME"]
+    if url != URL.default:
+        words.append(f"--url {url}")
+    elsewhere = {name: os.environ[name] for name in ("HOME", "XDG_DATA_HOME") if name in os.environ}
+    if settings.data_dir != build_settings({}, elsewhere).data_dir:
+        words.append(f"--data-dir {shlex.quote(str(settings.data_dir))}")
+    return " ".join(words)
+
+
+def announce(url: str, settings: ServeSettings, console: Console) -> None:
+    """Print address, models, where the admin key is, and a line to try.
+
+    The key itself is not shown: `penstock keys` reads the file, and a terminal keeps what it shows.
+    """
     key_file = settings.data_dir / "admin.key"
     names = ", ".join(model.name for model in settings.models)
 
@@ -161,14 +195,11 @@ def announce(
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     say(f"Penstock serves {names} at {url}/v1  (docs: {url}/docs)")
-    if admin_key_is_new and console.is_terminal and key_file.exists():
-        say(f"Admin key, shown this once: {key_file.read_text(encoding='utf-8').strip()}")
-        key_file.unlink()
-    elif key_file.exists():
-        say(f"Admin key: in {key_file}")
+    if key_file.exists():
+        say(f"Admin key: in {key_file}, where `penstock keys` finds it.")
     header = ""
     if settings.require_keys:
-        say("API keys are required: make one with `penstock keys create NAME`.")
+        say(f"API keys are required; this makes one: {keys_command(url, settings)}")
         header = " -H 'Authorization: Bearer YOUR_KEY'"
     else:
         say("No API key is needed from this machine.")

@@ -1,12 +1,20 @@
-"""What a person sees at the start: phases, address, the key once."""
+"""What a person sees at the start: phases, address, where the key is."""
 
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from penstock.config import build_settings
-from penstock.startup import StartupProgress, announce, reachable_url, read_port
+from penstock.startup import (
+    StartupProgress,
+    announce,
+    keys_command,
+    own_command,
+    reachable_url,
+    read_port,
+)
 
 
 def console(*, terminal: bool = False) -> tuple[Console, io.StringIO]:
@@ -49,20 +57,43 @@ def test_the_port_is_unknown_until_the_gateway_wrote_it(tmp_path: Path) -> None:
     assert read_port(tmp_path) == 8123
 
 
-def test_a_new_admin_key_is_shown_on_a_terminal_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_admin_key_stays_in_its_file_and_only_its_path_is_printed(
+    tmp_path: Path, terminal: bool
+) -> None:
     settings = build_settings({"data_dir": str(tmp_path)}, {"HOME": "/home/someone"})
     (tmp_path / "admin.key").write_text("psk-secret\n", encoding="utf-8")
-    where, out = console(terminal=True)
-    announce("http://127.0.0.1:1", settings, where, admin_key_is_new=True)
-    assert "psk-secret" in out.getvalue()
-    assert not (tmp_path / "admin.key").exists()
-
-
-def test_without_a_terminal_only_the_path_of_the_key_is_printed(tmp_path: Path) -> None:
-    settings = build_settings({"data_dir": str(tmp_path)}, {"HOME": "/home/someone"})
-    (tmp_path / "admin.key").write_text("psk-secret\n", encoding="utf-8")
-    where, out = console()
-    announce("http://127.0.0.1:1", settings, where, admin_key_is_new=True)
+    where, out = console(terminal=terminal)
+    announce("http://127.0.0.1:1", settings, where)
     assert "psk-secret" not in out.getvalue()
     assert str(tmp_path / "admin.key") in out.getvalue()
-    assert (tmp_path / "admin.key").exists()
+    assert (tmp_path / "admin.key").read_text(encoding="utf-8") == "psk-secret\n"
+
+
+def test_a_command_that_is_not_on_the_path_is_told_as_it_was_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "penstock"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n", encoding="ascii")
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert own_command("bin/penstock") == "bin/penstock"
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert own_command(str(program)) == "penstock"
+    assert own_command("/elsewhere/penstock/__main__.py").endswith(" -m penstock")
+
+
+def test_the_command_for_a_key_names_what_another_shell_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["/x/penstock", "serve"])
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    usual = build_settings({}, {"HOME": "/home/someone"})
+    assert keys_command("http://127.0.0.1:8000", usual) == "/x/penstock keys create NAME"
+    other = build_settings({"data_dir": str(tmp_path)}, {"HOME": "/home/someone"})
+    assert keys_command("http://127.0.0.1:81", other) == (
+        f"/x/penstock keys create NAME --url http://127.0.0.1:81 --data-dir {tmp_path}"
+    )
