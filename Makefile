@@ -27,7 +27,7 @@ $(VENV)/.pip: requirements/build.txt
 $(VENV)/.serve: pyproject.toml requirements/serve.txt $(VENV)/.pip
 	@echo "Installing Penstock into $(VENV) (about a minute, once)"
 	$(LOCKED) -r requirements/serve.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.test: requirements/test.txt requirements/weights.txt $(VENV)/.serve

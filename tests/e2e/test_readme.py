@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from penstock.cli import app
 from tests.e2e.house import House
 
 pytestmark = pytest.mark.process
@@ -30,8 +32,8 @@ def run_python(house: House, snippet: str) -> str:
     return done.stdout
 
 
-def test_the_first_screen_shows_the_two_commands() -> None:
-    first_screen = README.read_text(encoding="utf-8").splitlines()[:30]
+def test_the_two_commands_come_before_anything_else_to_run() -> None:
+    first_screen = README.read_text(encoding="utf-8").splitlines()[:45]
     assert any(line.startswith("make serve") for line in first_screen)
     assert any(line.startswith("make test") for line in first_screen)
 
@@ -65,3 +67,16 @@ def test_the_curl_line_answers(house: House) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert '"chat.completion"' in done.stdout
+
+
+def test_every_command_line_of_the_readme_names_the_program_where_make_puts_it() -> None:
+    text = README.read_text(encoding="utf-8")
+    bare = re.findall(r"^ *penstock .*|`penstock [a-z].*?`", text, re.MULTILINE)
+    assert bare == []
+
+
+def test_every_subcommand_of_the_readme_exists() -> None:
+    named = set(re.findall(r"\.venv/bin/penstock ([a-z-]+)", README.read_text(encoding="utf-8")))
+    command = typer.main.get_command(app)
+    assert isinstance(command, typer.core.TyperGroup)
+    assert {"chat", "keys"} <= named <= set(command.commands)

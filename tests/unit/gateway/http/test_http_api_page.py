@@ -3,8 +3,25 @@
 import re
 from pathlib import Path
 
-from gateway.http.access import ROUTE_ACCESS
-from gateway.http.error_table import ERROR_TABLE
+from gateway.http.access import ROUTE_ACCESS, GuardedRoute
+from gateway.http.error_table import (
+    ERROR_TABLE,
+    HEAD_TOO_LARGE,
+    METHOD_NOT_ALLOWED,
+    NOT_IMPLEMENTED,
+    limit_headers,
+)
+from gateway.http.routes import (
+    admin,
+    docs,
+    embeddings,
+    generate,
+    health,
+    models,
+    profile,
+    tokenize,
+    tools,
+)
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
 from gateway.http.schemas.fields import (
@@ -15,9 +32,15 @@ from gateway.http.schemas.fields import (
 )
 from gateway.http.schemas.messages import REFUSED_MESSAGE_FIELDS
 from gateway.http.schemas.ranges import LIST_BOUNDS, RANGES
+from protocol.wire.messages import LimitState
 
 ROOT = Path(__file__).parents[4]
 PAGE = (ROOT / "docs" / "http-api.md").read_text(encoding="utf-8")
+PACKAGES = ("protocol", "gateway", "engine_worker", "auth_worker", "toolparser_worker")
+HEADER = re.compile(
+    r'b?"(x-[a-z-]+|retry-after|www-authenticate|allow|connection|cache-control|referrer-policy)"',
+    re.IGNORECASE,
+)
 OF_OTHER_AUTH_WORKERS = {"budget_exceeded", "insufficient_quota"}
 
 
@@ -78,3 +101,81 @@ def test_every_special_route_is_on_the_page() -> None:
     text = section("## Routes")
     for path in ROUTE_ACCESS:
         assert path.replace("{key_id}", "{id}") in text
+
+
+def test_the_routes_of_the_page_are_those_of_the_code() -> None:
+    on_the_page = set()
+    for row in re.findall(r"^\| (`[A-Z]+ /.*?) \|", section("## Routes"), re.MULTILINE):
+        method = ""
+        for words in re.findall(r"`([^`]+)`", row):
+            *named, path = words.split(" ")
+            method = named[0] if named else method
+            on_the_page.add((method, re.sub(r"\{[^}]*\}", "{id}", path)))
+    modules = (generate, embeddings, tokenize, models, tools, health, admin, profile, docs)
+    assert on_the_page == {
+        (method, re.sub(r"\{[^}]*\}", "{id}", route.path))
+        for module in modules
+        for route in module.router.routes
+        if isinstance(route, GuardedRoute)
+        for method in route.methods or ()
+    }
+
+
+def test_the_statuses_and_codes_of_the_page_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| (\d{3}) \| (`.*?) \|", section("## Errors"), re.MULTILINE)
+    on_the_page = {(int(status), code) for status, text in rows for code in text.split("`")[1::2]}
+    of_http = {(row.status, row.code) for row in (METHOD_NOT_ALLOWED, NOT_IMPLEMENTED)}
+    of_http.add((HEAD_TOO_LARGE.status, HEAD_TOO_LARGE.code))
+    of_the_wire = {(row.status, row.code) for row in ERROR_TABLE.values()}
+    given = {pair for pair in of_http | of_the_wire if pair[1] not in OF_OTHER_AUTH_WORKERS}
+    assert on_the_page == given
+
+
+def test_every_error_code_of_the_page_is_raised_somewhere() -> None:
+    declared_in = {ROOT / "protocol" / "errors.py", ROOT / "gateway" / "http" / "error_table.py"}
+    text = "\n".join(
+        path.read_text(encoding="utf-8")
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if path not in declared_in
+    )
+    raised = {
+        row.code
+        for code, row in ERROR_TABLE.items()
+        if re.search(rf"ErrorCode\.{code.name}\b", text)
+    }
+    assert {row.code for row in ERROR_TABLE.values()} - OF_OTHER_AUTH_WORKERS <= raised
+
+
+def test_the_headers_of_the_page_are_those_of_the_code() -> None:
+    cells = re.findall(r"^\| (`[^|]*?) \|", section("## Headers"), re.MULTILINE)
+    on_the_page = {name.lower() for cell in cells for name in cell.split("`")[1::2]}
+    limits = LimitState(
+        limit_requests=1,
+        remaining_requests=1,
+        reset_requests_s=1.0,
+        limit_tokens=1,
+        remaining_tokens=1,
+        reset_tokens_s=1.0,
+    )
+    in_the_code = {
+        name.lower()
+        for path in (ROOT / "gateway" / "http").rglob("*.py")
+        for name in HEADER.findall(path.read_text(encoding="utf-8"))
+    }
+    of_requests = {"x-api-key"}
+    assert on_the_page == (in_the_code | set(limit_headers(limits))) - of_requests
+
+
+def test_no_field_is_on_the_page_that_no_schema_knows() -> None:
+    text = section("## Request fields")
+    known = {"Chat": ChatRequest.known_fields, "Completions": CompletionRequest.known_fields}
+    for kind, fields in known.items():
+        (honoured,) = re.findall(rf"^\*\*{kind}\*\*, honoured: (.*?)\n\n", text, re.M | re.S)
+        outside_brackets = re.sub(r"\([^)]*\)", "", honoured)
+        named = re.findall(r"`([a-z_]+)[.`]", outside_brackets)
+        assert set(named) - {"reasoning_content"} <= fields
+    beyond = text.split("**Beyond OpenAI**", 1)[1].split("**Log probabilities**", 1)[0]
+    rows = re.findall(r"^\| (`[^|]*?) \|", beyond, re.MULTILINE)
+    names = {name.split(".")[0] for row in rows for name in row.split("`")[1::2]}
+    assert names <= known["Chat"] | known["Completions"]
