@@ -61,7 +61,7 @@ def _serve(settings: ParserSettings, environ: Mapping[str, str]) -> int:
         clock=time.monotonic,
         max_tools_bytes=settings.max_tools_bytes,
     )
-    handler = ParserHandler(store, send)
+    handler = ParserHandler(store, send, lambda: worker.flush())
     worker: Worker[ParserCommand] = Worker(
         role="toolparser",
         decoder=codec.parser_command_decoder(),

@@ -27,6 +27,10 @@ from toolparser_worker.sessions import SessionKey, SessionStore
 MAX_REMEMBERED_FAILURES = 4096
 """Requests that are remembered as failed, so that each is told only once."""
 
+MAX_ANSWERED_TOGETHER = 32
+"""Deltas whose events leave in one message. The gateway reads them while the next ones are parsed;
+with fewer, messages would cost more than the deltas in them."""
+
 _RETRY_AFTER_S = 1.0
 _logger = logging.getLogger("penstock.toolparser")
 
@@ -40,15 +44,22 @@ class ParserHandler:
     Args:
         store: The open sessions.
         send: Sends a message to a gateway.
+        flush: Lets what was sent leave at once.
 
     Attributes:
         metrics: What was counted.
     """
 
-    def __init__(self, store: SessionStore, send: Callable[[str, Message], None]) -> None:
+    def __init__(
+        self,
+        store: SessionStore,
+        send: Callable[[str, Message], None],
+        flush: Callable[[], None],
+    ) -> None:
         self.metrics = ParserMetrics(lambda: len(store))
         self._store = store
         self._send = send
+        self._flush = flush
         self._failed: OrderedDict[SessionKey, None] = OrderedDict()
         self._num_deltas = 0
         self._is_draining = False
@@ -151,6 +162,10 @@ class ParserHandler:
         self._num_deltas += len(batch.deltas)
         now_s = self._store.now_s()
         for delta in batch.deltas:
+            if len(parsed) == MAX_ANSWERED_TOGETHER:
+                self._send(gateway_id, ParsedBatch(deltas=tuple(parsed)))
+                self._flush()
+                parsed.clear()
             try:
                 answer = self._parse_one(gateway_id, delta, now_s)
             except Exception:

@@ -52,6 +52,7 @@ class Dealer(Generic[CommandT]):
         on_connected: Called when the handshake is through.
         on_disconnected: Called once for each `on_connected`.
         on_malformed: Called for each frame that doesn't decode.
+        on_first: Called after the first frame of a wake-up; what it led to can leave.
         on_drained: Called whenever nothing is left to read.
         security: CURVE keys for tcp; a Unix socket is guarded by its file mode.
         limits: Bounds in bytes, messages and seconds.
@@ -74,6 +75,7 @@ class Dealer(Generic[CommandT]):
         on_connected: Callable[[], None],
         on_disconnected: Callable[[], None],
         on_malformed: Callable[[ProtocolError], None],
+        on_first: Callable[[], None],
         on_drained: Callable[[], None],
         security: ClientSecurity | None = None,
         limits: TransportLimits | None = None,
@@ -87,6 +89,7 @@ class Dealer(Generic[CommandT]):
         self._on_connected = on_connected
         self._on_disconnected = on_disconnected
         self._on_malformed = on_malformed
+        self._on_first = on_first
         self._on_drained = on_drained
         self._security = None if address.startswith("ipc://") else security
         self._limits = limits or TransportLimits()
@@ -175,6 +178,7 @@ class Dealer(Generic[CommandT]):
                 self._on_frames,
                 retry=self._retry,
                 flush=self.flush,
+                on_first=self._on_first,
                 on_drained=self._on_drained,
                 max_messages=self._limits.max_messages_per_wakeup,
             ),

@@ -102,6 +102,8 @@ class EdgeTriggeredReader:
             they held.
         retry: Called before reading, to send what has queued up, also to who took nothing before.
         flush: Called after reading, to send what has queued up since; not to who took nothing.
+        on_first: Called after the first message of a wake-up. What it led to can leave at once: to
+            find that no other one is there takes a process that slept as long as to send.
         on_drained: Called whenever nothing is left to read.
         max_messages: Read about so many in a row before other tasks of the loop run.
     """
@@ -113,6 +115,7 @@ class EdgeTriggeredReader:
         *,
         retry: Callable[[], None] = _nothing,
         flush: Callable[[], None] = _nothing,
+        on_first: Callable[[], None] = _nothing,
         on_drained: Callable[[], None] = _nothing,
         max_messages: int = 256,
     ) -> None:
@@ -120,6 +123,7 @@ class EdgeTriggeredReader:
         self._on_frames = on_frames
         self._retry = retry
         self._flush = flush
+        self._on_first = on_first
         self._on_drained = on_drained
         self._max_messages = max_messages
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -180,7 +184,10 @@ class EdgeTriggeredReader:
                 if self._looks_again and self._loop and self._has_input():
                     continue
                 break
+            is_first = not num_read
             num_read += self._on_frames(frames)
+            if is_first and self._loop is not None:
+                self._on_first()
             if num_read >= self._max_messages:
                 if self._loop is not None:
                     self._flush()

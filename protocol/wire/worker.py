@@ -129,6 +129,10 @@ class Worker(Generic[CommandT]):
             else:
                 self.call_soon(self._send_outbox)
 
+    def flush(self) -> None:
+        """Let what was sent leave now; called in the I/O thread, by a handler with more to do."""
+        self._send_outbox()
+
     def call_soon(self, function: Callable[..., object], *args: Any) -> None:
         """Run a function in the I/O thread; nothing happens once the worker has finished."""
         try:

@@ -63,8 +63,8 @@ class WorkerLoop(Generic[CommandT]):
         security: CURVE keys for tcp; a Unix socket is guarded by its file mode.
         settings: Times.
         limits: Bounds of the sockets.
-        flush_outbox: Called after each round of commands and before the goodbyes; hands over what
-            the handler and other threads have sent.
+        flush_outbox: Called after the first command of a round, after the last, and before the
+            goodbyes; hands over what the handler and other threads have sent.
         on_finished: Called once, with the exit code, when everything is closed.
         metrics: What the worker counts; None has nothing to report.
         ready_file: Is there while a gateway gives this worker work; None writes none.
@@ -256,6 +256,7 @@ class WorkerLoop(Generic[CommandT]):
                 on_connected=link.handle_connected,
                 on_disconnected=link.handle_disconnected,
                 on_malformed=link.handle_malformed,
+                on_first=self._flush_outbox,
                 on_drained=link.handle_drained,
                 security=self._security,
                 limits=self._limits,

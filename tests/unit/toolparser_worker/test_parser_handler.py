@@ -22,7 +22,11 @@ from protocol.wire.messages import (
     ParseOpened,
 )
 from tests.fakes.log_lines import log_lines
-from toolparser_worker.handler import MAX_REMEMBERED_FAILURES, ParserHandler
+from toolparser_worker.handler import (
+    MAX_ANSWERED_TOGETHER,
+    MAX_REMEMBERED_FAILURES,
+    ParserHandler,
+)
 from toolparser_worker.machine.machine import Machine
 from toolparser_worker.sessions import SessionStore
 
@@ -42,7 +46,12 @@ class World:
             clock=lambda: self.now_s,
             max_tools_bytes=max_tools_bytes,
         )
-        self.handler = ParserHandler(store, lambda gateway, m: self.sent.append((gateway, m)))
+        self.flushed: list[int] = []
+        self.handler = ParserHandler(
+            store,
+            lambda gateway, m: self.sent.append((gateway, m)),
+            lambda: self.flushed.append(len(self.sent)),
+        )
 
     def open(self, request_id: str = "r", gateway: str = "g", **options: Any) -> Message:
         defaults: dict[str, Any] = {"tool_format": "hermes", "tools_json": TOOLS, "attempt": 0}
@@ -106,6 +115,21 @@ def test_a_batch_is_answered_entry_by_entry() -> None:
         "tool_call_end",
     ]
     assert batch.deltas[2].events == ()
+
+
+@pytest.mark.parametrize("num_more", [0, 1, MAX_ANSWERED_TOGETHER])
+def test_the_events_of_a_large_batch_leave_in_parts_and_in_order(num_more: int) -> None:
+    world = World(max_sessions=100)
+    world.open(num_choices=2 * MAX_ANSWERED_TOGETHER)
+    num_deltas = MAX_ANSWERED_TOGETHER + num_more
+    answers = world.feed(*(delta(str(n), choice=n) for n in range(num_deltas)))
+    batches = [answer.deltas for answer in answers if isinstance(answer, ParsedBatch)]
+    assert [len(batch) for batch in batches] == [MAX_ANSWERED_TOGETHER, num_more][
+        : 1 + (num_more > 0)
+    ]
+    assert [one.choice for batch in batches for one in batch] == list(range(num_deltas))
+    # The first part has left before anything else is parsed; the worker sends the last one.
+    assert world.flushed == [1] * (num_more > 0)
 
 
 def test_reasoning_that_the_request_switched_off_is_not_expected() -> None:

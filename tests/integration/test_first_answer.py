@@ -1,0 +1,104 @@
+"""What the first message of a wake-up led to leaves before the next one is looked for."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import zmq
+
+from protocol.version import PROTOCOL_VERSION
+from protocol.wire import codec
+from protocol.wire.endpoints import Endpoint
+from protocol.wire.messages import Adjust, AuthCommand, Heartbeat, Renew, Settle, Settled
+from protocol.wire.transport_io import EdgeTriggeredReader
+from protocol.wire.worker import Worker, WorkerSettings
+from tests.fakes.echo_worker import RecordingHandler
+
+
+async def test_a_reader_says_so_once_a_round_and_before_it_reads_on() -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    sender, socket = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    sender.bind("inproc://first")
+    socket.connect("inproc://first")
+    seen: list[str] = []
+    is_drained = asyncio.Event()
+
+    def on_frames(frames: list[bytes]) -> int:
+        seen.append(frames[0].decode())
+        return 1
+
+    def on_drained() -> None:
+        seen.append("drained")
+        is_drained.set()
+
+    reader = EdgeTriggeredReader(
+        socket, on_frames, on_first=lambda: seen.append("first"), on_drained=on_drained
+    )
+    for name in ("a", "b", "c"):
+        sender.send(name.encode())
+    reader.start(asyncio.get_running_loop())
+    await asyncio.wait_for(is_drained.wait(), 10)
+    reader.stop()
+    assert seen == ["a", "first", "b", "c", "drained"]
+    sender.close(linger=0)
+    socket.close(linger=0)
+    context.term()
+
+
+async def test_a_worker_sends_its_first_answer_before_it_reads_the_next_command(
+    socket_dir: Path,
+) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.ROUTER)
+    address = f"ipc://{socket_dir}/a.sock"
+    socket.bind(address)
+    handler = RecordingHandler[AuthCommand]()
+    worker = Worker(
+        role="auth",
+        decoder=codec.auth_command_decoder(),
+        handler=handler,
+        endpoints=[Endpoint(address)],
+        settings=WorkerSettings(handle_signals=False),
+    )
+    has_left = threading.Event()
+
+    def answer(gateway_id: str, command: AuthCommand) -> None:
+        if isinstance(command, Settle):
+            (link,) = worker._io._links.values()
+            connection = link.dealer._connection
+            assert connection is not None
+            assert connection._socket.poll(10_000)  # the next command waits already
+            worker.send(gateway_id, Settled(lease_id=command.lease_id))
+        elif isinstance(command, Renew):
+            assert has_left.wait(10)
+
+    handler.answer = answer
+    worker.start()
+    identity, _ = await asyncio.to_thread(socket.recv_multipart)
+    settle = Settle(lease_id="l", request_id="r", prompt_tokens=1, completion_tokens=1)
+    heartbeat = Heartbeat(instance_id="gw", phase="ready", protocol_version=PROTOCOL_VERSION)
+    adjust = Adjust(request_id="r", lease_id="l", prompt_tokens=1, completion_tokens=1)
+    for message in (heartbeat, adjust):
+        socket.send_multipart([identity, codec.encode(message)])
+    await asyncio.to_thread(handler.wait_until, lambda: len(handler.commands) == 1)
+    is_over = threading.Event()
+    worker.call_soon(is_over.set)  # the round in which these were read
+    await asyncio.to_thread(is_over.wait, 10)
+    for command in (settle, Renew(leases=())):
+        socket.send_multipart([identity, codec.encode(command)])
+
+    def read_settled() -> bool:
+        decoder = codec.auth_event_decoder()
+        while socket.poll(5_000):
+            messages = decoder.decode_all(socket.recv_multipart()[1])
+            if any(isinstance(message, Settled) for message in messages):
+                return True
+        return False
+
+    assert await asyncio.to_thread(read_settled)
+    assert len(handler.commands) == 2
+    has_left.set()
+    await asyncio.to_thread(handler.wait_until, lambda: len(handler.commands) == 3)
+    await asyncio.to_thread(worker.stop)
+    socket.close(linger=0)
+    context.term()
