@@ -1,10 +1,13 @@
 """How much later a token leaves because it passes a parser process.
 
-    python -m benchmarks.parser_hop [--steps 400] [--interval-ms 20] [--streams 1 64 256]
+    python -m benchmarks.parser_hop [--steps 150] [--interval-ms 10] [--streams 1 64 256]
 
-A gateway's own link to the parsers (`ParserLink`) in this process, `python -m toolparser_worker` in
-another, one ipc socket between. Each step, as an engine does, every stream gets four characters at
-once; the latency of a stream's token is the time from there until its events are back.
+A gateway's own link to the parsers (`ParserLink`) in this process, under uvloop as in a gateway,
+`python -m toolparser_worker` in another, one ipc socket between. Each step, as an engine does,
+every stream gets four characters at once; the latency of a stream's token is the time from there
+until its events are back. In turn with it, in the same rounds and at the same pace, what no parser
+could go below: bare round trips of as many bytes over ZeroMQ (six wake-ups) and over Unix sockets
+(two), see `benchmarks.round_trips`.
 """
 
 import argparse
@@ -12,6 +15,7 @@ import asyncio
 import contextlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,7 +25,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
+import uvloop
 
+from benchmarks import round_trips
 from gateway.errors import GatewayError
 from gateway.workers.parsers import ParserLink
 from protocol.wire.codec import parser_event_decoder
@@ -33,6 +39,8 @@ START = '<tool_call>\n{"name": "write", "arguments": {"text": "'
 PIECE = "abc "
 TOOLS = [{"type": "function", "function": {"name": "write", "parameters": {"type": "object"}}}]
 _WARM_UP_STEPS = 50
+_BYTES_ASKED, _BYTES_ANSWERED = 65, 100
+"""Of a stream's token on the wire, each way; and about 25 once."""
 
 
 class Step:
@@ -157,29 +165,46 @@ async def measure(
     return sorted(step.latencies_s)
 
 
-async def run(streams: Sequence[int], num_steps: int, interval_s: float) -> None:
-    """Prints the table."""
-    print("| streams | p50 ms | p99 ms | CPU µs a token: link | parser |\n|---|---|---|---|---|")
+async def run(streams: Sequence[int], num_rounds: int, num_steps: int, interval_s: float) -> None:
+    """Prints the table: medians of all rounds."""
+    print("| streams | p50 ms | p99 ms | bare ZeroMQ p50 | Unix sockets p50 |", end="")
+    print(" CPU µs a token: link | parser |\n|---|---|---|---|---|---|---|")
     async with parser_process() as (link, process):
         for num_streams in streams:
-            before = time.process_time(), sum(process.cpu_times()[:2])
-            found = await measure(link, num_streams, num_steps, interval_s)
-            after = time.process_time(), sum(process.cpu_times()[:2])
+            asked, answered = 25 + _BYTES_ASKED * num_streams, 25 + _BYTES_ANSWERED * num_streams
             num_tokens = num_streams * (num_steps + _WARM_UP_STEPS)
-            own, parser = ((b - a) / num_tokens * 1e6 for a, b in zip(before, after, strict=True))
-            p50, p99 = (found[int(len(found) * share)] * 1e3 for share in (0.5, 0.99))
-            print(f"| {num_streams} | {p50:.3f} | {p99:.3f} | {own:.1f} | {parser:.1f} |")
+            rounds: list[list[float]] = []
+            for _ in range(num_rounds):
+                row = []
+                for measure_floor in (round_trips.zeromq, round_trips.sockets):
+                    # In a thread, so that the parser goes on hearing our heartbeats.
+                    floor = await asyncio.to_thread(
+                        measure_floor, asked, answered, num_steps, interval_s
+                    )
+                    row.append(statistics.median(floor) * 1e3)
+                before = time.process_time(), sum(process.cpu_times()[:2])
+                found = await measure(link, num_streams, num_steps, interval_s)
+                after = time.process_time(), sum(process.cpu_times()[:2])
+                row += [(b - a) / num_tokens * 1e6 for a, b in zip(before, after, strict=True)]
+                rounds.append([found[int(len(found) * share)] * 1e3 for share in (0.5, 0.99)] + row)
+            p50, p99, bare, pair, own, parser = (
+                statistics.median(column) for column in zip(*rounds, strict=True)
+            )
+            print(f"| {num_streams} | {p50:.3f} | {p99:.3f} | {bare:.3f} | {pair:.3f} |", end="")
+            print(f" {own:.1f} | {parser:.1f} |", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description="Times the hop through a parser process.")
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--interval-ms", type=float, default=20.0, help="between two steps")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--interval-ms", type=float, default=10.0, help="between two steps")
+    parser.add_argument("--rounds", type=int, default=3, help="the median of each figure is shown")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 64, 256])
     options = parser.parse_args(arguments)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(run(options.streams, options.steps, options.interval_ms / 1e3))
+        interval_s = options.interval_ms / 1e3
+        uvloop.run(run(options.streams, options.rounds, options.steps, interval_s))
 
 
 if __name__ == "__main__":

@@ -126,10 +126,12 @@ async def _stay_calm(
     """Measure how memory grows over many short requests after some for warm-up."""
     await house.wait_ready(_START_TIMEOUT_S)
     busy = clients[:_CALM_CLIENTS]
-    await short_requests(busy, options.num_calm_requests // 10)
+    await short_requests(busy, options.num_calm_requests // 10, options.say)
     before = house.memory_bytes()
     options.say(f"calm: {options.num_calm_requests} requests")
-    findings.num_calm_failures = await short_requests(busy, options.num_calm_requests)
+    findings.num_calm_failures = await short_requests(
+        busy, options.num_calm_requests, options.say
+    )
     after = house.memory_bytes()
     findings.num_calm_requests = options.num_calm_requests
     findings.growth = {name: after[name] / size for name, size in before.items()}

@@ -371,8 +371,15 @@ async def learn(client: Client) -> dict[str, Answer]:
     return known
 
 
-async def short_requests(clients: Sequence[Client], number: int) -> int:
+async def short_requests(
+    clients: Sequence[Client], number: int, say: Callable[[str], None]
+) -> int:
     """So many one-token requests as fast as they go.
+
+    Args:
+        clients: Of them.
+        number: Of requests.
+        say: Is told what went wrong.
 
     Returns:
         How many did not end well.
@@ -385,7 +392,9 @@ async def short_requests(clients: Sequence[Client], number: int) -> int:
         nonlocal failures
         for _ in left:
             answer = await client.ask(kind)
-            failures += answer.ending != "finished"
+            if answer.ending != "finished":
+                failures += 1
+                say(f"a calm request {answer.ending}: {answer.error} ({answer.response_id})")
 
     with contextlib.suppress(StopIteration):
         await asyncio.gather(*(work(client) for client in clients))
