@@ -129,9 +129,7 @@ async def _stay_calm(
     await short_requests(busy, options.num_calm_requests // 10, options.say)
     before = house.memory_bytes()
     options.say(f"calm: {options.num_calm_requests} requests")
-    findings.num_calm_failures = await short_requests(
-        busy, options.num_calm_requests, options.say
-    )
+    findings.num_calm_failures = await short_requests(busy, options.num_calm_requests, options.say)
     after = house.memory_bytes()
     findings.num_calm_requests = options.num_calm_requests
     findings.growth = {name: after[name] / size for name, size in before.items()}

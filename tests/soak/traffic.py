@@ -371,9 +371,7 @@ async def learn(client: Client) -> dict[str, Answer]:
     return known
 
 
-async def short_requests(
-    clients: Sequence[Client], number: int, say: Callable[[str], None]
-) -> int:
+async def short_requests(clients: Sequence[Client], number: int, say: Callable[[str], None]) -> int:
     """So many one-token requests as fast as they go.
 
     Args:

@@ -112,7 +112,18 @@ def test_the_routes_of_the_page_are_those_of_the_code() -> None:
             *named, path = words.split(" ")
             method = named[0] if named else method
             on_the_page.add((method, re.sub(r"\{[^}]*\}", "{id}", path)))
-    modules = (generate, messages, embeddings, tokenize, models, tools, health, admin, profile, docs)
+    modules = (
+        generate,
+        messages,
+        embeddings,
+        tokenize,
+        models,
+        tools,
+        health,
+        admin,
+        profile,
+        docs,
+    )
     assert on_the_page == {
         (method, re.sub(r"\{[^}]*\}", "{id}", route.path))
         for module in modules
