@@ -76,6 +76,17 @@ class ModelSettings:
     compile_cache_dir: Path | None = setting(_COMPILE_CACHE_DIR, default=None)
     tool_format: str | None = setting(shared.TOOL_FORMAT)
     reasoning_format: str | None = setting(shared.REASONING_FORMAT)
+    special_tokens_in_text: bool = setting(
+        switch(
+            "PENSTOCK_SPECIAL_TOKENS_IN_TEXT",
+            False,
+            meaning=(
+                "text in messages, tools and tool results of chats that spells a special token "
+                "(`</s>`) becomes that token; false leaves it text, so that nobody can forge "
+                "the end of a message. Raw prompts of `/v1/completions` always may hold them"
+            ),
+        )
+    )
     pooling: str = setting(
         choice(
             "PENSTOCK_POOLING",

@@ -121,7 +121,10 @@ def load_model(
 
 def _load_text_side(settings: ModelSettings) -> tuple[Tokenizer, ChatTemplate]:
     tokenizer = Tokenizer.load(settings.tokenizer_path or settings.path, settings.path)
-    return tokenizer, ChatTemplate(tokenizer, settings.name)
+    template = ChatTemplate(
+        tokenizer, settings.name, special_tokens_in_text=settings.special_tokens_in_text
+    )
+    return tokenizer, template
 
 
 def create_runner(

@@ -20,6 +20,7 @@ from engine_worker.text.chat_messages import (
     arguments_as_string,
     with_arguments,
 )
+from engine_worker.text.control_tokens import ControlTokens, Rendered
 from engine_worker.text.tokenizer import Tokenizer
 
 # What the engine itself passes to templates; a client may not set it as a template argument.
@@ -77,10 +78,15 @@ class ChatTemplate:
     Args:
         tokenizer: Holds the template.
         model: Public name of the model, for messages.
+        special_tokens_in_text: Text of a client that spells a control token becomes that token;
+            otherwise it stays text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, model: str) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, model: str, *, special_tokens_in_text: bool = False
+    ) -> None:
         self._model = model
+        self._tokenizer = tokenizer
         self._special_tokens = tokenizer.special_tokens_map()
         plain = tokenizer.chat_template_source(has_tools=False)
         with_tools = tokenizer.chat_template_source(has_tools=True)
@@ -88,6 +94,10 @@ class ChatTemplate:
         self._with_tools = (
             self._plain if with_tools is None or with_tools == plain else self._examine(with_tools)
         )
+        self._controls: ControlTokens | None = None
+        sources = {source for source in (plain, with_tools) if source is not None}
+        if sources and not special_tokens_in_text:
+            self._controls = ControlTokens(tokenizer, sources)
 
     @property
     def exists(self) -> bool:
@@ -103,8 +113,8 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_time: int,
-    ) -> str:
-        """The text of the prompt.
+    ) -> Rendered:
+        """The text of the prompt, for `encode`.
 
         Args:
             messages: As `parse_messages` returns them.
@@ -135,15 +145,32 @@ class ChatTemplate:
                 "'continue_final_message' and 'add_generation_prompt' can't both be true.",
                 param="continue_final_message",
             )
-        return self._render(
+        shaped = _shape(messages, template)
+        arguments = _check_arguments(template_arguments or {})
+        controls = self._controls
+        if controls is not None:
+            shaped = [controls.mark(message) for message in shaped]
+            tools, arguments = controls.mark_deeply(tools), controls.mark_deeply(arguments)
+        text = self._render(
             template,
-            _shape(messages, template),
+            shaped,
             tools,
-            _check_arguments(template_arguments or {}),
+            arguments,
             template_time,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
+        return Rendered(text) if controls is None else controls.rendered(text)
+
+    def encode(self, prompt: Rendered) -> list[int]:
+        """The token ids of a prompt that this template made; other threads run meanwhile.
+
+        Raises:
+            InvalidRequestError: The text holds lone surrogates, which no UTF-8 can spell.
+        """
+        if self._controls is None:
+            return self._tokenizer.encode(prompt, add_special_tokens=False)
+        return self._controls.encode(prompt)
 
     def _render(
         self,

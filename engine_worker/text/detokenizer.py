@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _SENTENCEPIECE_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # Nobody's character takes more tokens than this; a window that is longer holds broken bytes.
 _MAX_WINDOW_TOKENS = 16
 
@@ -212,7 +212,7 @@ def _sentencepiece_text_bytes(token: str) -> bytes:
 
 
 def _sentencepiece_bytes(token: str) -> bytes:
-    match = _BYTE_TOKEN.fullmatch(token)
+    match = BYTE_TOKEN.fullmatch(token)
     if match is not None:
         return bytes([int(match[1], 16)])
     return _sentencepiece_text_bytes(token)

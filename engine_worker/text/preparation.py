@@ -7,6 +7,7 @@ from engine_worker.core.scheduling.block_hashes import block_hashes
 from engine_worker.errors import ContextLengthError, InvalidRequestError
 from engine_worker.text.chat_messages import parse_json, parse_messages, parse_tools
 from engine_worker.text.chat_template import ChatTemplate
+from engine_worker.text.control_tokens import Rendered
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.wire.messages import Detokenize, Detokenized, Prepare, Prepared
 from protocol.wire.sampling_ranges import MAX_INT32
@@ -109,18 +110,20 @@ class PromptPreparer:
         is fair, lets one such prompt run at a time, and drops those that nobody waits for.
         """
         if command.messages_json is not None:
-            text = self._render(command, template_time)
-            return text, self._encode(text, add_special_tokens=False, command=command)
+            rendered = self._render(command, template_time)
+            self._refuse_hopeless(rendered, command)
+            return rendered, self._checked(self._template.encode(rendered))
         if command.prompt_token_ids is not None:
             token_ids = list(command.prompt_token_ids)
             check_token_ids(token_ids, self._vocab_size)
             # Spelt out once it is known how many of them count.
             return None, token_ids
         if command.prompt is not None:
-            token_ids = self._encode(
-                command.prompt, add_special_tokens=command.add_special_tokens, command=command
+            self._refuse_hopeless(command.prompt, command)
+            token_ids = self._tokenizer.encode(
+                command.prompt, add_special_tokens=command.add_special_tokens
             )
-            return command.prompt, token_ids
+            return command.prompt, self._checked(token_ids)
         raise InvalidRequestError(
             "There is nothing to prepare: the request has neither messages nor a prompt.",
             param="messages" if command.kind == "chat" else "prompt",
@@ -141,7 +144,7 @@ class PromptPreparer:
             num_kept = max(1, self._max_model_len - (command.max_tokens or 1))
         return token_ids[-num_kept:] if len(token_ids) > num_kept else token_ids
 
-    def _render(self, command: Prepare, template_time: int) -> str:
+    def _render(self, command: Prepare, template_time: int) -> Rendered:
         assert command.messages_json is not None
         arguments = {}
         if command.template_kwargs_json is not None:
@@ -159,9 +162,9 @@ class PromptPreparer:
             template_time=template_time,
         )
 
-    def _encode(self, text: str, *, add_special_tokens: bool, command: Prepare) -> list[int]:
+    def _refuse_hopeless(self, text: str, command: Prepare) -> None:
+        """Refuse a text that is too long by its length, before minutes are spent on its tokens."""
         if command.kind != "count" and command.truncate_prompt_tokens is None:
-            # A hopeless prompt is refused by its length, before minutes are spent on its tokens.
             per_token = self._tokenizer.max_token_characters * _MAX_NORMALISATION_FACTOR
             least = -(-len(text) // per_token)
             if least > self._max_model_len:
@@ -171,7 +174,8 @@ class PromptPreparer:
                     self._max_model_len,
                     _prompt_param(command),
                 )
-        token_ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def _checked(self, token_ids: list[int]) -> list[int]:
         # A tokenizer may have been given tokens that the model never learnt.
         check_token_ids(token_ids, self._vocab_size)
         return token_ids

@@ -1,6 +1,7 @@
 """Turns text into a model's token ids and back."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,19 @@ class Tokenizer:
     def special_token_ids(self) -> frozenset[int]:
         """Ids of all special tokens."""
         return self._all_special_token_ids
+
+    @property
+    def unknown_token_id(self) -> int | None:
+        """The id of what the vocabulary has no token for; None where everything has one."""
+        unknown = getattr(self._backend.model, "unk_token", None)
+        if unknown is None:
+            unknown = self._files.special_tokens.get("unk_token", "")
+        token_id: int | None = self._backend.token_to_id(unknown)
+        return token_id
+
+    def with_backend(self, backend: Any) -> "Tokenizer":
+        """The same but for its backend, which belongs to the new object."""
+        return Tokenizer(replace(self._files, backend=backend), self.eos_token_ids)
 
     def special_tokens_map(self) -> dict[str, Any]:
         """Names of special tokens (`bos_token`, …) with their texts, for chat templates."""
