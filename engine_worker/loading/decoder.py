@@ -225,6 +225,7 @@ def _assemble(
         num_embedding_dimensions=0 if embedder is None else embedder.num_dimensions,
         pooling="" if embedder is None else embedder.pooling.kind,
         max_token_bytes=tokenizer.max_token_bytes,
+        tokenizer_info_json=json.dumps(tokenizer.info()),
     )
     preparer = PromptPreparer(
         tokenizer,

@@ -1,5 +1,6 @@
 """Assembles what makes embeddings: an encoder from its folder, or a decoder that is loaded already."""
 
+import json
 import logging
 from dataclasses import dataclass
 from typing import Final
@@ -110,6 +111,7 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
         num_embedding_dimensions=embedder.num_dimensions,
         pooling=pooling.kind,
         max_token_bytes=tokenizer.max_token_bytes,
+        tokenizer_info_json=json.dumps(tokenizer.info()),
     )
     return ServedEncoder(embedder, tokenizer, spec.vocab_size, credit_policy, offer)
 

@@ -21,6 +21,8 @@ _NUM_CHECKED_TOKENS = 512
 # The tokenizer decodes one sequence without letting other threads run, a batch of one it does not:
 # two million ids would stop every stream for a quarter of a second.
 _MAX_TOKENS_UNDER_GIL = 1024
+# Of a chat template; it travels with what the engine announces.
+_MAX_TOLD_CHARACTERS = 2**18
 
 
 class Tokenizer:
@@ -216,6 +218,23 @@ class Tokenizer:
             name = "tool_use" if has_tools and "tool_use" in template else "default"
             template = template.get(name)
         return template if isinstance(template, str) and template.strip() else None
+
+    def info(self) -> dict[str, Any]:
+        """What clients that tokenise by themselves want to know, named as in vLLM.
+
+        A template that is longer than anybody's is left out (null).
+        """
+        template = self.chat_template_source(has_tools=False)
+        if template is not None and len(template) > _MAX_TOLD_CHARACTERS:
+            template = None
+        roles = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"))
+        return {
+            "tokenizer_class": self._files.class_name or "PreTrainedTokenizerFast",
+            **roles,
+            **self._files.special_tokens,
+            "model_max_length": self.max_length,
+            "chat_template": template,
+        }
 
     def _make_token_bytes(self) -> TokenBytes | None:
         decoder = self._backend.decoder

@@ -164,6 +164,7 @@ class FakeEngine(FakeWorker[EngineCommand]):
         is_mute: bool = False,
         max_logprobs: int = 20,
         max_token_bytes: int = 0,
+        tokenizer_info_json: str = "",
         capabilities: tuple[str, ...] = ("chat", "completions"),
         instance_id: str | None = None,
         heartbeat_interval_s: float = 0.05,
@@ -195,6 +196,7 @@ class FakeEngine(FakeWorker[EngineCommand]):
             vocab_size=VOCAB_SIZE,
             max_logprobs=max_logprobs,
             max_token_bytes=max_token_bytes,
+            tokenizer_info_json=tokenizer_info_json,
         )
 
     def start(self, *, announce: bool = True) -> None:

@@ -202,6 +202,7 @@ def test_the_offer_says_what_is_served(house: EngineHouse) -> None:
     assert (offer.model, offer.architecture) == ("penstock-demo", "LlamaForCausalLM")
     assert (offer.max_model_len, offer.block_size) == (512, 32)
     assert 8 <= offer.max_token_bytes <= 64
+    assert json.loads(offer.tokenizer_info_json)["eos_token"] == "<|im_end|>"
     assert offer.tool_format == "hermes"
     assert set(offer.capabilities) == {"completions", "chat", "tools"}
 

@@ -172,6 +172,27 @@ async def test_the_model_must_be_named_only_when_there_are_several(socket_dir: P
         assert right.status_code == 200
 
 
+async def test_the_tokenizer_is_described_as_its_engine_says(socket_dir: Path) -> None:
+    info = {"tokenizer_class": "X", "eos_token": "</s>", "bos_token": None, "chat_template": "{{}}"}
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        nothing = await gateway.client.get("/tokenizer_info")
+        assert (nothing.status_code, nothing.json()["error"]["param"]) == (400, "model")
+        await gateway.engine(tokenizer_info_json=json.dumps(info))
+        answer = await gateway.client.get("/tokenizer_info")
+        assert (answer.status_code, answer.json()) == (200, info)
+        assert answer.headers["content-type"] == "application/json"
+        await gateway.engine(model="older", fingerprint="ff")
+        several = await gateway.client.get("/tokenizer_info")
+        assert several.json()["error"]["param"] == "model"
+        named = await gateway.client.get("/tokenizer_info", params={"model": "demo"})
+        assert named.json() == info
+        older = await gateway.client.get("/tokenizer_info", params={"model": "older"})
+        assert (older.status_code, older.json()["error"]["code"]) == (400, "unsupported_parameter")
+        wrong = await gateway.client.get("/tokenizer_info", params={"model": "none"})
+        assert wrong.status_code == 404
+
+
 async def test_a_models_card_tells_its_limits_and_defaults(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
         await gateway.auth()

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, in the shapes of vLLM: texts as a model reads them, and back."""
+"""/tokenize, /detokenize and /tokenizer_info, in the shapes of vLLM: texts as a model reads them."""
 
 from typing import Any
 
@@ -6,7 +6,12 @@ import orjson
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from gateway.errors import ClientDisconnectedError, InvalidRequestError, ModelNotFoundError
+from gateway.errors import (
+    ClientDisconnectedError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    UnsupportedFieldError,
+)
 from gateway.http.access import GuardedRoute, caller_of, parsed_body
 from gateway.http.error_table import limit_headers
 from gateway.http.ignored_fields import ignored_headers
@@ -23,6 +28,7 @@ router = APIRouter(route_class=GuardedRoute, tags=["tokens"])
 
 _TOKENIZE = "/tokenize"
 _DETOKENIZE = "/detokenize"
+_INFO = "/tokenizer_info"
 
 
 def _schema(name: str) -> dict[str, object]:
@@ -93,6 +99,34 @@ async def detokenize(http_request: HttpRequest) -> Response:
     except ClientDisconnectedError:
         return Response(status_code=499)
     return _json({"prompt": work.answer.text}, {**headers, **limit_headers(request.limits)})
+
+
+@router.get(
+    _INFO,
+    openapi_extra={
+        "parameters": [
+            {
+                "name": "model",
+                "in": "query",
+                "required": False,
+                "description": "Needed when several are served.",
+                "schema": {"type": "string"},
+            }
+        ]
+    },
+)
+async def tokenizer_info(http_request: HttpRequest) -> Response:
+    """The special tokens, the chat template and the class of a model's tokenizer."""
+    parts = parts_of(http_request)
+    model = _model(parts, http_request.query_params.get("model"))
+    info = parts.directory.models()[model].tokenizer_info_json
+    if not info:
+        raise UnsupportedFieldError(
+            f"The engines of the model `{model}` tell nothing of their tokenizer; they are of an"
+            " earlier release.",
+            param="model",
+        )
+    return Response(info, media_type="application/json")
 
 
 def _model(parts: HttpParts, name: str | None) -> str:

@@ -73,6 +73,8 @@ class EngineOffer(Part, frozen=True):
         pooling: How token vectors become one: `mean`, `cls`, `last`; empty without embeddings.
         max_token_bytes: The longest text of a token in UTF-8 bytes, so that a hopeless prompt can
             be refused by its length; 0 when the engine doesn't tell.
+        tokenizer_info_json: What `GET /tokenizer_info` answers, a JSON object; empty when the
+            engine doesn't tell.
     """
 
     model: str
@@ -98,6 +100,7 @@ class EngineOffer(Part, frozen=True):
     num_embedding_dimensions: int = 0
     pooling: str = ""
     max_token_bytes: int = 0
+    tokenizer_info_json: str = ""
 
 
 class AuthOffer(Part, frozen=True):

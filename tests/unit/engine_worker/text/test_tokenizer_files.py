@@ -116,6 +116,30 @@ def test_roles_templates_and_lengths_come_from_the_config(tmp_path: Path) -> Non
     assert tokenizer.token_text(eos) == "<|im_end|>"
 
 
+def test_a_tokenizer_describes_itself_for_clients(tmp_path: Path) -> None:
+    folder = folder_of(
+        tmp_path,
+        "digits",
+        tokenizer_class="GPT2Tokenizer",
+        eos_token={"content": "<|im_end|>"},
+        pad_token="</s>",
+        bos_token=None,
+        additional_special_tokens=["<|im_start|>"],
+        model_max_length=2048,
+        chat_template="{{ messages }}",
+    )
+    assert Tokenizer.load(folder).info() == {
+        "tokenizer_class": "GPT2Tokenizer",
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "</s>",
+        "unk_token": None,
+        "additional_special_tokens": ["<|im_start|>"],
+        "model_max_length": 2048,
+        "chat_template": "{{ messages }}",
+    }
+
+
 def test_a_length_that_means_none_is_none(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "digits", model_max_length=1000000000000000019884624838656)
     assert Tokenizer.load(folder).max_length is None
