@@ -1,7 +1,6 @@
 """Reads the messages and tools of a chat request and gives them the shape that templates want."""
 
 import json
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from engine_worker.errors import InvalidRequestError, UnsupportedParameterError
@@ -61,46 +60,6 @@ def parse_json(text: str, param: str) -> Any:
         raise InvalidRequestError(f"'{param}' is not valid JSON: {error}", param=param) from error
 
 
-def with_arguments(
-    messages: list[JsonObject], convert: Callable[[str | JsonObject], Any]
-) -> list[JsonObject]:
-    """The same messages with the arguments of each tool call converted."""
-    return [
-        message
-        if "tool_calls" not in message
-        else {
-            **message,
-            "tool_calls": [
-                {
-                    **call,
-                    "function": {
-                        **call["function"],
-                        "arguments": convert(call["function"]["arguments"]),
-                    },
-                }
-                for call in message["tool_calls"]
-            ],
-        }
-        for message in messages
-    ]
-
-
-def arguments_as_object(arguments: str | JsonObject) -> Any:
-    """Arguments as a JSON object where they are one; a text that is no JSON object stays a text."""
-    if not isinstance(arguments, str):
-        return arguments
-    try:
-        value = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return arguments
-    return value if isinstance(value, dict) else arguments
-
-
-def arguments_as_string(arguments: str | JsonObject) -> str:
-    """Arguments as JSON text."""
-    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-
-
 def _parse_message(message: Any, path: str) -> JsonObject:
     if not isinstance(message, dict):
         raise InvalidRequestError(f"'{path}' must be an object.", param=path)
@@ -127,6 +86,9 @@ def _parse_message(message: Any, path: str) -> JsonObject:
                 param=f"{path}.tool_calls",
             )
         result["tool_calls"] = _parse_tool_calls(message["tool_calls"], f"{path}.tool_calls")
+    if result["content"] is None and role == "tool":
+        # What a function returns that returns nothing.
+        result["content"] = ""
     if result["content"] is None and role != "assistant":
         raise InvalidRequestError(f"'{path}.content' is missing.", param=f"{path}.content")
     return result
@@ -169,8 +131,8 @@ def _parse_tool_call(call: Any, path: str) -> JsonObject:
     if not isinstance(function, dict):
         raise InvalidRequestError(f"'{path}' must be an object with a function.", param=path)
     name = _string(function.get("name"), f"{path}.function.name")
-    arguments = function.get("arguments", "{}")
-    if not isinstance(arguments, str | dict):
+    arguments = function.get("arguments")
+    if not (arguments is None or isinstance(arguments, str | dict)):
         raise InvalidRequestError(
             f"'{path}.function.arguments' must be JSON text.", param=f"{path}.function.arguments"
         )

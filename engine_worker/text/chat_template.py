@@ -14,13 +14,9 @@ from engine_worker.errors import (
     NoChatTemplateError,
     UnsupportedParameterError,
 )
-from engine_worker.text.chat_messages import (
-    JsonObject,
-    arguments_as_object,
-    arguments_as_string,
-    with_arguments,
-)
+from engine_worker.text.chat_messages import JsonObject
 from engine_worker.text.control_tokens import ControlTokens, Rendered
+from engine_worker.text.history import HistoryRules, probe_rules, shaped
 from engine_worker.text.tokenizer import Tokenizer
 
 # What the engine itself passes to templates; a client may not set it as a template argument.
@@ -58,18 +54,12 @@ _NULL_CONTENT = re.compile(r"""content(["']\])?\s+is\s+(not\s+)?none""", re.IGNO
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """One template's source and what it wants.
-
-    Attributes:
-        wants_argument_objects: Tool arguments as objects, otherwise as JSON text.
-    """
+    """One template's source, what it knows, and which messages it can take."""
 
     source: str
     time_formats: tuple[str, ...]
-    knows_developer: bool
     knows_tools: bool
-    wants_null_content: bool
-    wants_argument_objects: bool
+    rules: HistoryRules
 
 
 class ChatTemplate:
@@ -145,15 +135,15 @@ class ChatTemplate:
                 "'continue_final_message' and 'add_generation_prompt' can't both be true.",
                 param="continue_final_message",
             )
-        shaped = _shape(messages, template)
+        history = shaped(messages, template.rules)
         arguments = _check_arguments(template_arguments or {})
         controls = self._controls
         if controls is not None:
-            shaped = [controls.mark(message) for message in shaped]
+            history = [controls.mark(message) for message in history]
             tools, arguments = controls.mark_deeply(tools), controls.mark_deeply(arguments)
         text = self._render(
             template,
-            shaped,
+            history,
             tools,
             arguments,
             template_time,
@@ -215,35 +205,44 @@ class ChatTemplate:
         template = _Template(
             source=_TIME_MACRO + source if time_formats else source,
             time_formats=time_formats,
-            knows_developer="developer" in source,
             knows_tools="tools" in source,
-            wants_null_content=_NULL_CONTENT.search(source) is not None,
-            wants_argument_objects=True,
+            rules=HistoryRules(),
         )
-        if self._shows_arguments(template, {"penstock_probe": "1"}):
-            return template
-        text = json.dumps({"penstock_probe": "1"})
-        if not self._shows_arguments(template, text):
-            return template
-        return replace(template, wants_argument_objects=False)
+        wants_null_content = _NULL_CONTENT.search(source) is not None
 
-    def _shows_arguments(self, template: _Template, arguments: Any) -> bool:
-        """Whether a tool call with these arguments comes out of the template as JSON."""
-        call = {
-            "id": "call_000000000",
-            "type": "function",
-            "function": {"name": "f", "arguments": arguments},
-        }
-        messages: list[JsonObject] = [
-            {"role": "user", "content": "?"},
-            {
-                "role": "assistant",
-                "content": None if template.wants_null_content else "",
-                "tool_calls": [call],
-            },
-        ]
+        def render(messages: list[JsonObject]) -> str | None:
+            return self._try(template, messages)
+
+        def shows_arguments(arguments: Any) -> bool:
+            """Whether a tool call with these arguments comes out of the template as JSON."""
+            call = {
+                "id": "call_000000000",
+                "type": "function",
+                "function": {"name": "f", "arguments": arguments},
+            }
+            content = None if wants_null_content else ""
+            text = render(
+                [
+                    {"role": "user", "content": "?"},
+                    {"role": "assistant", "content": content, "tool_calls": [call]},
+                ]
+            )
+            return text is not None and re.search(r'"penstock_probe":\s*"1"', text) is not None
+
+        probe = {"penstock_probe": "1"}
+        wants_text = not shows_arguments(probe) and shows_arguments(json.dumps(probe))
+        rules = probe_rules(
+            render,
+            developer="developer" in source,
+            null_content=wants_null_content,
+            argument_objects=not wants_text,
+        )
+        return replace(template, rules=rules)
+
+    def _try(self, template: _Template, messages: list[JsonObject]) -> str | None:
+        """The text of a short conversation; None when the template refuses it."""
         try:
-            text = self._render(
+            return self._render(
                 template,
                 messages,
                 None,
@@ -253,24 +252,7 @@ class ChatTemplate:
                 continue_final_message=False,
             )
         except ChatTemplateError:
-            return False
-        return re.search(r'"penstock_probe":\s*"1"', text) is not None
-
-
-def _shape(messages: list[JsonObject], template: _Template) -> list[JsonObject]:
-    """Messages as this template wants them."""
-    shaped = []
-    for message in with_arguments(
-        messages,
-        arguments_as_object if template.wants_argument_objects else arguments_as_string,
-    ):
-        changed = dict(message)
-        if changed["role"] == "developer" and not template.knows_developer:
-            changed["role"] = "system"
-        if changed["content"] is None and not template.wants_null_content:
-            changed["content"] = ""
-        shaped.append(changed)
-    return shaped
+            return None
 
 
 def _check_arguments(arguments: JsonObject) -> JsonObject:

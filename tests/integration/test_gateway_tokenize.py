@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from engine_worker.text.chat_messages import parse_messages
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Authorize, Cancel, Detokenize, Embed, Failure, Prepare
 from tests.fakes.fake_workers import VOCAB_SIZE
@@ -209,3 +210,21 @@ async def test_a_models_card_tells_its_limits_and_defaults(socket_dir: Path) -> 
         }
         assert card["sampling_defaults"]["temperature"] is None
         assert card["embeddings"] is None
+
+
+@pytest.mark.parametrize("arguments", ["", None, '{"a": 1', {"a": 1}, "null"])
+async def test_a_call_of_any_history_reaches_the_engine(socket_dir: Path, arguments: Any) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": None, "tool_call_id": "c"},
+    ]
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine()
+        answer = await gateway.client.post("/tokenize", json={"messages": messages})
+        assert answer.status_code == 200
+        (prepare,) = engine.of(Prepare)
+        assert prepare.messages_json is not None
+        parse_messages(prepare.messages_json)

@@ -48,10 +48,13 @@ _PART_FIELDS = TextPart.known_fields | RefusalPart.known_fields
 
 
 class FunctionCall(RequestModel):
-    """The function that an assistant message called; `arguments` is JSON text."""
+    """The function that an assistant message called.
+
+    `arguments` is JSON text; other clients' histories hold objects, nothing, or text that was cut.
+    """
 
     name: str
-    arguments: str
+    arguments: str | dict[str, Any] | None
 
 
 class ToolCall(RequestModel):
@@ -113,7 +116,7 @@ class ChatMessage(RequestModel):
         if self.role == "assistant":
             if self.content is None and not self.tool_calls and self.refusal is None:
                 raise field_error("an assistant message needs content or tool_calls.", ".content")
-        elif self.content is None:
+        elif self.content is None and self.role != "tool":
             raise field_error(f"a {self.role} message needs content.", ".content")
         if self.role == "tool" and self.tool_call_id is None:
             raise field_error("a tool message needs the id of the call.", ".tool_call_id")

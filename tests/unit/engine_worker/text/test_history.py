@@ -1,0 +1,273 @@
+"""Conversations that clients really send go on under the templates of the common families."""
+
+import json
+from typing import Any
+
+import pytest
+
+from engine_worker.errors import ChatTemplateError
+from engine_worker.text.chat_messages import parse_messages
+from engine_worker.text.chat_template import ChatTemplate
+from engine_worker.text.history import arguments_as_object, arguments_as_string
+from tests.fakes.tiny_tokenizers import CHATML, byte_level_tokenizer
+
+# What the families' templates demand, in their own words, without their wording around it.
+ALTERNATING = (
+    "{% for m in messages %}{% if m.role == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}"
+    "{% endif %}<{{ 'model' if m.role == 'assistant' else m.role }}>{{ m.content | trim }}"
+    "{% endfor %}"
+)
+"""Gemma 2's."""
+MISTRAL = (
+    "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
+    "{% set loop_messages = messages[1:] %}{% else %}{% set loop_messages = messages %}{% endif %}"
+    "{% set ns = namespace(index=0) %}"
+    "{% for m in loop_messages %}{% if not (m.role == 'tool' or m.tool_calls) %}"
+    "{% if (m.role == 'user') != (ns.index % 2 == 0) %}"
+    "{{ raise_exception('After the optional system message, roles must alternate') }}{% endif %}"
+    "{% set ns.index = ns.index + 1 %}{% endif %}{% endfor %}"
+    "{% for m in loop_messages %}{% if m.role == 'user' %}[INST]{{ system if loop.first }}|"
+    "{{ m.content }}[/INST]{% elif m.tool_calls %}[TOOL_CALLS]["
+    "{% for call in m.tool_calls %}{{ call.function | tojson }}"
+    "{% if call.id is not defined or call.id | length != 9 %}"
+    "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}{% endif %}"
+    "#{{ call.id }}{% endfor %}]"
+    "{% elif m.role == 'tool' %}{% if m.tool_call_id is not defined or m.tool_call_id | length != 9 %}"
+    "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}{% endif %}"
+    "[RESULT]{{ m.content }}#{{ m.tool_call_id }}"
+    "{% elif m.role == 'assistant' and m.content %}{{ m.content }}</s>"
+    "{% else %}{{ raise_exception('Only user, system, tool and non-empty assistant messages') }}"
+    "{% endif %}{% endfor %}"
+)
+SYSTEM_FIRST = (
+    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
+    "{{ raise_exception('System message must be at the beginning.') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}{% endfor %}"
+)
+"""Qwen 3.5's."""
+DROPS_LATER_SYSTEM = (
+    "{% if messages[0].role in ['system', 'developer'] %}<dev>{{ messages[0].content }}"
+    "{% set rest = messages[1:] %}{% else %}{% set rest = messages %}{% endif %}"
+    "{% for m in rest %}{% if m.role in ['user', 'assistant'] %}<{{ m.role }}>{{ m.content }}"
+    "{% endif %}{% endfor %}"
+)
+"""gpt-oss's."""
+ITEMS = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for call in m.tool_calls or [] %}"
+    "{{ call.function.name }}({% for key, value in call.function.arguments | items %}"
+    "{{ key }}={{ value }}{% endfor %}){% endfor %}{% endfor %}"
+)
+"""Qwen3-Coder's."""
+TO_JSON = ITEMS.replace(
+    "{% for key, value in call.function.arguments | items %}{{ key }}={{ value }}{% endfor %}",
+    "{{ call.function.arguments | tojson }}",
+)
+AS_TEXT = TO_JSON.replace("arguments | tojson", "arguments + ''")
+EITHER = TO_JSON.replace(
+    "{{ call.function.arguments | tojson }}",
+    "{% if call.function.arguments is string %}{{ call.function.arguments }}{% else %}"
+    "{{ call.function.arguments | tojson }}{% endif %}",
+)
+TEMPLATES = {
+    "chatml": CHATML,
+    "gemma2": ALTERNATING,
+    "mistral": MISTRAL,
+    "system first": SYSTEM_FIRST,
+    "gpt-oss": DROPS_LATER_SYSTEM,
+    "qwen3-coder": ITEMS,
+}
+
+
+def rendered(source: str, *messages: dict[str, Any], **options: Any) -> str:
+    template = ChatTemplate(byte_level_tokenizer(source), "m")
+    options = {"add_generation_prompt": False, "template_time": 0, **options}
+    return str(template.render(parse_messages(json.dumps(messages)), **options))
+
+
+def say(role: str, content: str | None, **fields: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **fields}
+
+
+def call(arguments: Any, call_id: str | None = "call_1", name: str = "f") -> dict[str, Any]:
+    made: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    return made if call_id is None else {**made, "id": call_id}
+
+
+BROKEN = [
+    "",
+    None,
+    " ",
+    '{"a": 1',
+    "{'a': 1}",
+    "null",
+    "[1, 2]",
+    '"text"',
+    "1",
+    "NaN",
+    '{"a": NaN}',
+]
+
+
+@pytest.mark.parametrize("arguments", BROKEN)
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [(ITEMS, "f()"), (TO_JSON, "f({})"), (AS_TEXT, "f({})"), (EITHER, "f({})")],
+    ids=["items", "tojson", "text", "either"],
+)
+def test_a_call_whose_arguments_are_broken_is_one_without_any(
+    source: str, expected: str, arguments: Any
+) -> None:
+    messages = [
+        say("user", "?"),
+        say("assistant", None, tool_calls=[call(arguments)]),
+        say("tool", "!", tool_call_id="call_1"),
+        say("user", "go on"),
+    ]
+    text = rendered(source, *messages)
+    assert expected in text
+    assert text.endswith("<user>go on")
+
+
+def test_arguments_that_are_left_out_are_none_too() -> None:
+    bare = {"id": "c", "type": "function", "function": {"name": "f"}}
+    assert "f({})" in rendered(TO_JSON, say("user", "?"), say("assistant", None, tool_calls=[bare]))
+
+
+@pytest.mark.parametrize("arguments", ['"{\\"a\\": 1}"', '{"a": 1}', {"a": 1}, ' \n{"a": 1}'])
+def test_arguments_in_a_text_of_a_text_are_the_object_that_it_holds(arguments: Any) -> None:
+    assert arguments_as_object(arguments) == {"a": 1}
+    assert json.loads(arguments_as_string(arguments)) == {"a": 1}
+
+
+def test_arguments_stay_as_they_were_written_for_templates_that_want_text() -> None:
+    assert arguments_as_string('{"a":1.0,  "b":1e2}') == '{"a":1.0,  "b":1e2}'
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_system_and_developer_are_one_message(name: str) -> None:
+    text = rendered(
+        TEMPLATES[name], say("system", "Be brief."), say("developer", "Be kind."), say("user", "Hi")
+    )
+    assert "Be brief.\n\nBe kind." in text
+    assert text.count("<|im_start|>system") == (1 if name == "chatml" else 0)
+    assert text.index("kind") < text.index("Hi")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_no_instruction_is_lost_wherever_it_stands(name: str) -> None:
+    text = rendered(
+        TEMPLATES[name],
+        say("system", "One."),
+        say("user", "Hi"),
+        say("assistant", "Yes?"),
+        say("system", "Two."),
+        say("user", "Go"),
+        say("developer", "Three."),
+    )
+    for part in ("One.", "Two.", "Three.", "Hi", "Yes?", "Go"):
+        assert text.count(part) == 1, part
+
+
+def test_a_template_that_shows_later_instructions_keeps_them_in_their_place() -> None:
+    text = rendered(CHATML, say("system", "A"), say("user", "B"), say("system", "C"))
+    assert text == (
+        "<|im_start|>system\nA<|im_end|>\n<|im_start|>user\nB<|im_end|>\n"
+        "<|im_start|>system\nC<|im_end|>\n"
+    )
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(
+    "roles",
+    [
+        ("user", "user", "assistant", "assistant", "user"),
+        ("assistant", "user"),
+        ("system", "assistant", "user", "assistant", "user"),
+        ("user", "assistant", "empty", "user"),
+        ("system", "user", "empty", "user"),
+        ("user", "empty", "empty", "user", "assistant", "user"),
+    ],
+)
+def test_turns_that_do_not_alternate_go_on(name: str, roles: tuple[str, ...]) -> None:
+    messages = [
+        say("assistant", "") if role == "empty" else say(role, f"text{index}")
+        for index, role in enumerate(roles)
+    ]
+    text = rendered(TEMPLATES[name], *messages)
+    places = [text.find(f"text{index}") for index, role in enumerate(roles) if role != "empty"]
+    assert places == sorted(places)
+    assert min(places) >= 0
+
+
+def test_instructions_of_a_model_without_a_system_role_go_before_the_first_question() -> None:
+    text = rendered(ALTERNATING, say("system", "Be brief."), say("user", "Hi"))
+    assert text == "<user>Be brief.\n\nHi"
+    assert rendered(ALTERNATING, say("system", "Be brief.")) == "<user>Be brief."
+
+
+def ids_of(text: str) -> list[str]:
+    return [part[:9] for part in text.split("#")[1:]]
+
+
+def test_ids_of_other_servers_become_mistral_s_and_stay_together() -> None:
+    long, other = "call_BxK3-7f9a2c41e0", "toolu_01"
+    messages = [
+        say("user", "?"),
+        say("assistant", None, tool_calls=[call("{}", long), call("{}", other)]),
+        say("tool", "a", tool_call_id=long),
+        say("tool", "b", tool_call_id=other),
+        say("assistant", "so"),
+        say("user", "?"),
+        say("assistant", "", tool_calls=[call("{}", "abcDEF123"), call("{}", long)]),
+        say("tool", "c", tool_call_id="abcDEF123"),
+    ]
+    first, second, a, b, kept, again, c = ids_of(rendered(MISTRAL, *messages))
+    assert (a, b) == (first, second)
+    assert first != second
+    assert (kept, c) == ("abcDEF123", "abcDEF123")
+    assert again == first
+    assert ids_of(rendered(MISTRAL, *messages))[0] == first
+
+
+def test_calls_without_ids_get_some_that_their_results_share() -> None:
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": None, "tool_calls": [call("{}", None), call("{}", None)]},
+        {"role": "tool", "content": "a"},
+        {"role": "tool", "content": "b"},
+    ]
+    first, second, a, b = ids_of(rendered(MISTRAL, *messages))
+    assert (a, b) == (first, second)
+    assert first != second
+
+
+def test_ids_stay_where_the_template_takes_any() -> None:
+    source = "{% for m in messages %}{{ m.tool_call_id }}{{ m.content }}{% endfor %}"
+    assert "call_1-x" in rendered(
+        source, say("user", "?"), say("tool", "!", tool_call_id="call_1-x")
+    )
+
+
+def test_a_tool_that_returned_nothing_returned_an_empty_text() -> None:
+    text = rendered(CHATML, say("user", "?"), {"role": "tool", "content": None})
+    assert text.endswith("<|im_start|>tool\n<|im_end|>\n")
+
+
+def test_what_a_template_refuses_for_other_reasons_is_told() -> None:
+    with pytest.raises(ChatTemplateError, match="must alternate"):
+        rendered(
+            MISTRAL,
+            say("user", "?"),
+            say("assistant", "", tool_calls=[call("{}")]),
+            say("tool", "!", tool_call_id="x"),
+            say("user", "?"),
+        )
+
+
+def test_an_answer_to_go_on_with_stays_the_last_message() -> None:
+    messages = [say("user", "a"), say("user", "b"), say("assistant", "I say")]
+    text = rendered(ALTERNATING, *messages, continue_final_message=True)
+    assert text == "<user>a\n\nb<model>I say"
