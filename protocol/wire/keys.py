@@ -16,6 +16,12 @@ KeyOwner = Literal["gateway", "engine", "auth", "toolparser"]
 
 _Z85_KEY = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")  # rfc.zeromq.org/32
 
+_MAKE = "`penstock keygen` makes the keys"
+_BRING = (
+    "copy the folder of this role from where `penstock keygen` made the gateway's keys; "
+    "a gateway refuses keys that are made apart from its own"
+)
+
 
 class SecretKey:
     """A secret key that its repr leaves out, so that no log or traceback holds it."""
@@ -55,7 +61,7 @@ class ServerSecurity:
             ConfigurationError: A file is missing, malformed, or a secret open to everybody.
         """
         return cls(
-            secret_key=_read_secret(directory, "gateway"),
+            secret_key=_read_secret(directory, "gateway", _MAKE),
             role_keys={role: read_public(directory, role) for role in get_args(Role)},
             own_public_key=read_public(directory, "gateway"),
         )
@@ -81,15 +87,15 @@ class ClientSecurity:
             ConfigurationError: A file is missing, malformed, or a secret open to everybody.
         """
         return cls(
-            public_key=read_public(directory, owner),
-            secret_key=_read_secret(directory, owner),
-            server_public_key=read_public(directory, "gateway"),
+            public_key=_read(directory / f"{owner}.public", _BRING),
+            secret_key=_read_secret(directory, owner, _BRING),
+            server_public_key=_read(directory / "gateway.public", _BRING),
         )
 
 
-def _read_secret(directory: Path, owner: KeyOwner) -> SecretKey:
+def _read_secret(directory: Path, owner: KeyOwner, way_out: str) -> SecretKey:
     path = directory / f"{owner}.secret"
-    key = _read(path)
+    key = _read(path, way_out)
     if path.stat().st_mode & stat.S_IROTH:
         raise ConfigurationError(
             f"{KEY_DIR_SETTING}: everybody may read {path}; close it with `chmod 600 {path}`."
@@ -103,17 +109,16 @@ def read_public(directory: Path, owner: KeyOwner) -> bytes:
     Raises:
         ConfigurationError: It is missing or malformed.
     """
-    return _read(directory / f"{owner}.public")
+    return _read(directory / f"{owner}.public", _MAKE)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, way_out: str) -> bytes:
     try:
         with path.open("rb") as file:
             key = file.read(64).strip()
     except OSError as error:
         raise ConfigurationError(
-            f"{KEY_DIR_SETTING}: cannot read {path} ({error.strerror}); "
-            "`penstock keygen` makes the keys."
+            f"{KEY_DIR_SETTING}: cannot read {path} ({error.strerror}); {way_out}."
         ) from error
     if _Z85_KEY.fullmatch(key) is None:
         raise ConfigurationError(f"{KEY_DIR_SETTING}: {path} holds no CURVE key.")

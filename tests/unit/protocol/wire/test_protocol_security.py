@@ -66,6 +66,14 @@ def test_missing_keys_lead_to_keygen(tmp_path: Path) -> None:
         ServerSecurity.load(tmp_path)
 
 
+def test_a_worker_without_keys_is_told_to_copy_them_and_not_to_make_foreign_ones(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigurationError, match="copy the folder of this role") as raised:
+        ClientSecurity.load(tmp_path, "engine")
+    assert "makes the keys" not in raised.value.message
+
+
 def test_a_secret_does_not_show_itself() -> None:
     assert "topsecret" not in f"{SecretKey(b'topsecret')!r} {SecretKey(b'topsecret')}"
 
