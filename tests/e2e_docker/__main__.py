@@ -15,6 +15,7 @@ from tests.e2e_docker.monitoring import monitoring
 from tests.e2e_docker.new_weights import new_weights
 from tests.e2e_docker.project import COMPOSE_1, COMPOSE_2, Project
 from tests.e2e_docker.swarm import swarm
+from tests.e2e_docker.upgrade import upgrade
 
 Scenario = Callable[[DockerEngine, Sequence[str]], None]
 VERSIONS = {"1": COMPOSE_1, "2": COMPOSE_2}
@@ -22,6 +23,7 @@ SCENARIOS: dict[str, tuple[Scenario, str]] = {
     "one_command": (one_command, "12"),
     "scaled_and_broken": (scaled_and_broken, "12"),
     "new_weights": (new_weights, "12"),
+    "upgrade": (upgrade, "12"),
     "second_model": (second_model, "2"),
     "two_hosts": (two_hosts, "2"),
     "bad_deployments": (bad_deployments, "2"),

@@ -4,9 +4,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.e2e_docker.engine import DockerEngine, say
+from tests.e2e_docker.engine import DockerEngine, run, say
 from tests.e2e_docker.everyday import use_unmodified_client
-from tests.e2e_docker.project import Project, eventually
+from tests.e2e_docker.project import ROOT, Project, eventually
+
+TAKE_KEYS_OUT = "run --rm --no-deps -T keygen tar -C /keys/engine -c ."
+"""Of `docker compose`; a unit test holds the guide to it."""
 
 
 def two_hosts(engine: DockerEngine, compose: Sequence[str]) -> None:
@@ -40,11 +43,9 @@ def networks(project: Project, container: str) -> list[str]:
 
 def _carry_keys(near: Project, keys: Path) -> None:
     """The command of docs/deployment.md that takes the engines' folder of keys out."""
-    near.engine.docker(
-        "run", "--rm", "--user", "0", "--network", "none",
-        "--volume", f"{near.name}_keys-engine:/from:ro", "--volume", f"{keys}:/to",
-        "penstock-setup", "cp", "-a", "/from/.", "/to",
-    )  # fmt: skip
+    env = {**near.engine.environment, **near.settings, **near.as_environment()}
+    command = f"$COMPOSE {TAKE_KEYS_OUT} | tar -C {keys} -x"
+    run(["bash", "-euo", "pipefail", "-c", command], env=env, cwd=ROOT)
     assert sorted(path.name for path in keys.iterdir()) == [
         "engine.public", "engine.secret", "gateway.public",
     ]  # fmt: skip

@@ -33,6 +33,7 @@ def scaled_and_broken(engine: DockerEngine, compose: Sequence[str]) -> None:
         _lose_workers(project, front, key, texts)
         _drain(project, front, key, texts)
         _lose_a_gateway(project, key, texts)
+        _nginx_answers_as_gateways_do(project, front)
     expect_nothing_left(project)
 
 
@@ -43,6 +44,24 @@ def _one_compile_cache(project: Project) -> None:
     folders, files = (int(number) for number in shared.split())
     assert folders == 1
     assert files > 0
+
+
+def _nginx_answers_as_gateways_do(project: Project, front: str) -> None:
+    """What nginx itself refuses is OpenAI's error object, with Retry-After where it helps."""
+    large = httpx.post(f"{front}/v1/chat/completions", content=bytes(33 * 2**20), timeout=60.0)
+    address = httpx.get(f"{front}/{'x' * 40_000}")
+    head = httpx.get(f"{front}/live", headers={"X-Long": "x" * 40_000})
+    project.compose("stop", "gateway")
+    away = httpx.get(f"{front}/v1/models", timeout=60.0)
+    for answer, status, code in (
+        (large, 413, "request_too_large"),
+        (address, 414, "invalid_request"),
+        (head, 431, "headers_too_large"),
+        (away, 502, "worker_unavailable"),
+    ):
+        assert answer.status_code == status, (answer.status_code, answer.text)
+        assert answer.json()["error"]["code"] == code
+        assert ("retry-after" in answer.headers) == (status >= 500)
 
 
 def _streams_arrive_piece_by_piece(front: str, key: str) -> None:

@@ -1,11 +1,13 @@
 """New weights under one name while old ones serve: docs/deployment.md's recipe under load."""
 
+import time
 from collections.abc import Sequence
 
 from tests.e2e_docker.engine import DockerEngine, say
 from tests.e2e_docker.everyday import expect_nothing_left
 from tests.e2e_docker.load import StreamingLoad, learn
-from tests.e2e_docker.project import Project, eventually
+from tests.e2e_docker.project import Project
+from tests.e2e_docker.upgrade import roll
 
 # Engines must give the same text whoever runs beside whom, since the load compares texts.
 _SETTINGS = {"PENSTOCK_DETERMINISTIC": "true", "PENSTOCK_DRAIN_TIMEOUT_S": "20"}
@@ -79,26 +81,17 @@ def _roll(project: Project) -> float:
     """The recipe: new engines beside the old ones, and the old ones stop once the new are healthy.
 
     Returns:
-        The seconds until the new engines were healthy.
+        The seconds until the old engines were gone.
     """
     old = project.containers("engine_worker")
+    begin = time.monotonic()
     project.settings["PENSTOCK_MODEL_PATH"] = _FOLDER
     project.compose("up", "weights")
-    scale = f"engine_worker={2 * len(old)}"
-    project.compose("up", "-d", "--no-recreate", "--scale", scale, "engine_worker")
-    new = [name for name in project.containers("engine_worker") if name not in old]
+    roll(project, "engine_worker")
+    new = project.containers("engine_worker")
     assert len(new) == len(old)
-    template = "{{.State.Health.Status}}"
-    seconds = eventually(
-        "the new engines are healthy",
-        lambda: all(project.inspect(name, template) == "healthy" for name in new),
-        900,
-    )
-    project.engine.docker("stop", "--time", "45", *old)
-    for name in old:
-        assert project.inspect(name, "{{.State.ExitCode}}") == "0", project.log_of(name)[-2000:]
-    project.engine.docker("rm", *old)
-    return seconds
+    assert not set(new) & set(old)
+    return time.monotonic() - begin
 
 
 def _up_again_replaces_nothing(project: Project) -> None:

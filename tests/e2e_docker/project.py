@@ -69,6 +69,7 @@ class Project:
             "PENSTOCK_PORT": "",
             "PENSTOCK_NGINX_PORT": "0",
             "PENSTOCK_PROMETHEUS_PORT": "0",
+            "PENSTOCK_PROXY_SUBNET": f"172.31.{secrets.randbelow(250)}.0/24",
             **(settings or {}),
         }
         # Engines get what earlier ones with the same settings compiled.
@@ -92,6 +93,14 @@ class Project:
         command = [*self._compose, "-p", self.name, *files, *arguments]
         env = {**self.engine.environment, **self.settings}
         return run(command, env=env, check=check, timeout_s=timeout_s, cwd=ROOT)
+
+    def as_environment(self) -> dict[str, str]:
+        """What tells a Compose command, of a script, which project this is."""
+        return {
+            "COMPOSE": " ".join(self._compose),
+            "COMPOSE_PROJECT_NAME": self.name,
+            "COMPOSE_FILE": ":".join(str(ROOT / name) for name in self._files),
+        }
 
     def up(self, **scale: int) -> None:
         """`up -d`, with so many replicas of services."""

@@ -6,6 +6,7 @@ import httpx
 
 from tests.e2e_docker.engine import DockerEngine, run, say
 from tests.e2e_docker.everyday import use_unmodified_client
+from tests.e2e_docker.load import StreamingLoad, learn
 from tests.e2e_docker.project import ROOT, eventually, free_port
 
 _STACK = "pst-swarm"
@@ -20,15 +21,26 @@ def swarm(engine: DockerEngine, compose: Sequence[str]) -> None:
     engine.docker("swarm", "init", "--advertise-addr", "127.0.0.1")
     try:
         port = free_port()
-        env = {**engine.environment, "PENSTOCK_PORT": str(port), "PENSTOCK_MAX_NUM_SEQS": "8"}
+        env = {
+            **engine.environment,
+            "PENSTOCK_PORT": str(port),
+            "PENSTOCK_MAX_NUM_SEQS": "8",
+            "PENSTOCK_DETERMINISTIC": "true",
+            "PENSTOCK_NGINX_IMAGE": engine.image_with(
+                "penstock-e2e-nginx", "nginx-light", "nginx:1.28-alpine"
+            ),
+        }
         run([ROOT / "deploy/swarm/make-secrets.sh"], env=env)
-        engine.give_programs(f"{_STACK}_compile-cache", "8-default")
+        run([ROOT / "deploy/swarm/make-secrets.sh"], env=env)  # a second run keeps them
+        engine.give_programs(f"{_STACK}_compile-cache", "8-true")
         stack = str(ROOT / "deploy/swarm/stack.yaml")
         deploy = ["docker", "stack", "deploy", "--resolve-image", "never", "-c", stack, _STACK]
         run(deploy, env=env, cwd=ROOT)
         base = f"http://127.0.0.1:{port}"
         eventually("the stack has two engines", lambda: _num_engines(base) == 2, 900)
-        use_unmodified_client(base, _new_key(engine))
+        key = _new_key(engine)
+        use_unmodified_client(base, key)
+        _update_gateways(base, key, env)
         run(["docker", "service", "scale", "--detach", f"{_STACK}_engine_worker=3"], env=env)
         eventually("the stack has three engines", lambda: _num_engines(base) == 3, 900)
         say("  the stack serves, and scales to three engines")
@@ -39,6 +51,22 @@ def swarm(engine: DockerEngine, compose: Sequence[str]) -> None:
         for volume in engine.docker("volume", "ls", "-q").split():
             if volume.startswith(f"{_STACK}_"):
                 engine.docker("volume", "rm", "--force", volume, check=False)
+
+
+def _update_gateways(base: str, key: str, env: dict[str, str]) -> None:
+    texts = learn(base, key)
+    with StreamingLoad([base], key, texts, num_clients=4) as load:
+        load.wait_for(4)
+        service = f"{_STACK}_gateway"
+        run(["docker", "service", "update", "--force", "--detach=false", service], env=env)
+        load.wait_for(8)
+    tally = load.tally
+    say(
+        f"  gateways updated by force under load: {tally.num_right} streams right, "
+        f"{tally.num_refused} refused with 503, {len(tally.failures)} failed"
+    )
+    assert not tally.failures, tally.failures[:3]
+    assert not tally.num_refused
 
 
 def _containers(engine: DockerEngine, service: str = "") -> list[str]:
@@ -59,5 +87,5 @@ def _num_engines(base: str) -> int:
 
 
 def _new_key(engine: DockerEngine) -> str:
-    (gateway,) = _containers(engine, "gateway")
+    gateway = _containers(engine, "gateway")[0]
     return engine.docker("exec", gateway, "penstock", "keys", "create", "swarm").strip()

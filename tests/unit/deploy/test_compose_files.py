@@ -1,12 +1,22 @@
 """The compose files and the Swarm stack: settings that exist, time to drain, and one truth."""
 
+import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from gateway.http.error_table import (
+    ERROR_TABLE,
+    HEAD_TOO_LARGE,
+    METHOD_NOT_ALLOWED,
+    NOT_IMPLEMENTED,
+)
+from protocol.wire.worker_handler import WorkerSettings
+from tests.e2e_docker.hosts import TAKE_KEYS_OUT
 from tests.fakes.documented_settings import documented_settings
 from tools.settings_tables import tables
 
@@ -22,11 +32,15 @@ FILES = (
     "deploy/swarm/stack.yaml",
 )
 OURS = ("gateway", "engine_worker", "auth_worker", "toolparser_worker")
-PENSTOCK_IMAGE = re.compile(r"\$\{PENSTOCK_IMAGE_PREFIX:-penstock\}-(\S+)")
-NOT_SETTINGS = re.compile(
-    r"PENSTOCK_(IMAGE_PREFIX|PYTHON_IMAGE|\w+_IMAGE|BIND|WIRE_BIND|ENGINE_PORT|NGINX_PORT|"
-    r"PROMETHEUS_PORT|GRAFANA_PORT|GPU_MEMORY_FRACTION)"
+PENSTOCK_IMAGE = re.compile(
+    r"\$\{PENSTOCK_IMAGE_PREFIX:-penstock\}-([a-z-]+):\$\{PENSTOCK_TAG:-latest\}"
 )
+NOT_SETTINGS = re.compile(
+    r"PENSTOCK_(IMAGE_PREFIX|TAG|PYTHON_IMAGE|\w+_IMAGE|BIND|WIRE_BIND|ENGINE_PORT|NGINX_PORT|"
+    r"PROMETHEUS_PORT|GRAFANA_PORT|GPU_MEMORY_FRACTION|GATEWAYS|ENGINES|PARSERS|"
+    r"(GATEWAY|ENGINE|AUTH|PARSER)_MEMORY|PROXY_SUBNET)"
+)
+"""What only Compose reads: images, ports, counts and limits."""
 FIXED_BY_COMPOSE = {
     "gateway": {"PENSTOCK_PORT_FILE", "PENSTOCK_REQUIRE_KEYS", "PENSTOCK_ALLOWED_HOSTS"},
     "engine_worker": {
@@ -97,6 +111,70 @@ def test_containers_of_ours_are_locked_down(file: str) -> None:
         assert service["cap_drop"] == ["ALL"], name
 
 
+def merged_into_another_file(file: str, name: str) -> bool:
+    """Whether a service only adds to the one of compose.yaml."""
+    return file != "compose.yaml" and name in services("compose.yaml") and "/" not in file
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if "swarm" not in file])
+def test_every_container_has_limits_and_rotates_its_log(file: str) -> None:
+    """Ours and others': a log without bounds, or a leak, would fill the host."""
+    for name, service in services(file).items():
+        if merged_into_another_file(file, name):
+            continue
+        assert service["mem_limit"], name
+        assert service["pids_limit"] >= 64, name
+        assert set(service["logging"]["options"]) == {"max-size", "max-file"}, name
+
+
+def test_every_service_of_the_stack_has_limits_and_rotates_its_log() -> None:
+    for name, service in services("deploy/swarm/stack.yaml").items():
+        assert set(service["deploy"]["resources"]["limits"]) == {"memory", "pids"}, name
+        assert set(service["logging"]["options"]) == {"max-size", "max-file"}, name
+
+
+def test_counts_stand_in_the_environment_so_that_a_plain_up_keeps_them() -> None:
+    found = {name: service.get("scale") for name, service in of_ours("compose.yaml").items()}
+    assert found == {
+        "gateway": "${PENSTOCK_GATEWAYS:-1}",
+        "engine_worker": "${PENSTOCK_ENGINES:-1}",
+        "toolparser_worker": "${PENSTOCK_PARSERS:-1}",
+        "auth_worker": None,  # one authority
+    }
+    far = services("deploy/engine-host/compose.yaml")["engine_worker"]
+    assert far["scale"] == found["engine_worker"]
+
+
+def test_an_engine_host_fetches_models_of_the_hub_as_the_gateways_host_does() -> None:
+    far, near = services("deploy/engine-host/compose.yaml"), services("compose.yaml")
+    assert far["weights"]["environment"] == near["weights"]["environment"]
+    assert far["weights"]["command"] == near["weights"]["command"]
+    assert far["engine_worker"]["depends_on"]["weights"] == {
+        "condition": "service_completed_successfully"
+    }
+
+
+@pytest.mark.parametrize("folder", ["", "deploy/engine-host"])
+def test_every_variable_of_an_example_of_settings_is_read_by_a_compose_file(folder: str) -> None:
+    text = (ROOT / folder / ".env.example").read_text(encoding="utf-8")
+    named = set(re.findall(r"^#?([A-Z_]+)=", text, re.MULTILINE))
+    assert len(named) > 5
+    files = [file for file in FILES if file.startswith(folder)]
+    read = {
+        name
+        for file in files
+        for name in re.findall(r"\$\{([A-Z_]+)", (ROOT / file).read_text(encoding="utf-8"))
+    }
+    assert named - {"COMPOSE_PROJECT_NAME", "COMPOSE_FILE"} <= read
+
+
+def test_no_command_of_the_guide_depends_on_the_name_of_the_folder() -> None:
+    """Names of volumes begin with the project's, which is the folder's unless `.env` says so."""
+    guide = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    assert not re.findall(r"(?:-v|--volume) penstock_\S+", guide)
+    assert f"docker compose {TAKE_KEYS_OUT}" in guide
+
+
 def test_every_image_is_a_target_of_the_dockerfile() -> None:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^FROM runtime AS (\S+)", text, re.MULTILINE))
@@ -132,7 +210,7 @@ def test_the_stack_has_the_services_and_settings_of_compose() -> None:
     assert set(stack) == set(compose)
     for name, service in stack.items():
         ours, theirs = service["environment"], compose[name]["environment"]
-        for setting in set(ours) - {"PENSTOCK_ADMIN_KEY_FILE"}:
+        for setting in set(ours) - {"PENSTOCK_ADMIN_KEY_FILE", "PENSTOCK_TRUSTED_PROXIES"}:
             assert ours[setting] == theirs[setting], (name, setting)
         assert service["image"] == compose[name]["image"]
         assert service["stop_grace_period"] == compose[name]["stop_grace_period"]
@@ -142,11 +220,87 @@ def test_the_stack_has_the_services_and_settings_of_compose() -> None:
 def test_the_script_makes_every_secret_that_the_stack_names() -> None:
     stack = yaml.safe_load((ROOT / "deploy/swarm/stack.yaml").read_text(encoding="utf-8"))
     script = (ROOT / "deploy/swarm/make-secrets.sh").read_text(encoding="utf-8")
-    (roles,) = re.findall(r"^for role in (.*); do$", script, re.MULTILINE)
+    (roles,) = re.findall(r'^roles="(.*)"$', script, re.MULTILINE)
     secrets = {entry["name"] for entry in stack["secrets"].values()}
-    configs = {entry["name"] for entry in stack["configs"].values()}
+    configs = {entry["name"] for entry in stack["configs"].values() if entry.get("external")}
     assert secrets == {f"penstock_{role}_secret" for role in roles.split()} | {"penstock_admin_key"}
     assert configs == {f"penstock_{role}_public" for role in roles.split()}
+
+
+FAKE_DOCKER = """#!/usr/bin/env bash
+# Keeps secrets and configs as files of $STATE, and makes keys that tell the call they come from.
+case "$1 $2" in
+  "secret inspect"|"config inspect") [ -e "$STATE/$1-$3" ] ;;
+  "secret create"|"config create") [ ! -e "$STATE/$1-$3" ] && cp "$4" "$STATE/$1-$3" ;;
+  "info --format") echo node ;;
+  "node update") echo "$@" >> "$STATE/labels" ;;
+  "create --network") echo container ;;
+  "cp container:/keys")
+    for role in gateway engine auth toolparser; do
+      mkdir -p "$3/$role"; echo $$ > "$3/$role/$role.secret"; echo $$ > "$3/$role/$role.public"
+    done ;;
+  "cp container:/admin/admin.key") echo $$ > "$3" ;;
+  "start --attach"|"rm --force") ;;
+  *) echo "unexpected: $*" >&2; exit 9 ;;
+esac
+"""
+
+
+def make_secrets(tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Run the script with a docker that keeps things in `tmp_path / "state"`."""
+    state, folder = tmp_path / "state", tmp_path / "bin"
+    state.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    docker = folder / "docker"
+    docker.write_text(FAKE_DOCKER, encoding="utf-8")
+    docker.chmod(0o755)
+    return subprocess.run(
+        [ROOT / "deploy/swarm/make-secrets.sh"],
+        env={"PATH": f"{folder}:/usr/bin:/bin", "STATE": str(state)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def kept(tmp_path: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in (tmp_path / "state").glob("*-penstock_*")}
+
+
+def test_the_script_may_run_twice_and_keeps_the_keys(tmp_path: Path) -> None:
+    first = make_secrets(tmp_path)
+    assert (first.returncode, first.stderr) == (0, "")
+    made = kept(tmp_path)
+    assert len(made) == 9
+    second = make_secrets(tmp_path)
+    assert (second.returncode, second.stderr) == (0, "")
+    assert "already" in second.stdout
+    assert kept(tmp_path) == made
+
+
+def test_the_script_mixes_no_old_keys_with_new_ones(tmp_path: Path) -> None:
+    assert make_secrets(tmp_path).returncode == 0
+    (tmp_path / "state" / "secret-penstock_engine_secret").unlink()
+    left = kept(tmp_path)
+    refused = make_secrets(tmp_path)
+    assert refused.returncode == 1
+    assert "missing: penstock_engine_secret" in refused.stderr
+    assert "docker secret rm penstock_gateway_secret" in refused.stderr
+    assert kept(tmp_path) == left
+
+
+def test_a_gateway_of_the_stack_is_updated_while_another_serves() -> None:
+    stack = services("deploy/swarm/stack.yaml")
+    deploy = stack["gateway"]["deploy"]
+    assert deploy["replicas"] == "${PENSTOCK_GATEWAYS:-2}"
+    assert deploy["update_config"]["order"] == "start-first"
+    # Beyond the time in which workers find a new gateway's address.
+    assert seconds(deploy["update_config"]["delay"]) >= 2 * WorkerSettings().resolve_interval_s
+    # A port of the node would forbid it.
+    assert "ports" not in stack["gateway"]
+    assert [port["mode"] for port in stack["nginx"]["ports"]] == ["host"]
+    assert "gateway-http" in stack["gateway"]["networks"]["proxy"]["aliases"]
+    assert "proxy" in stack["nginx"]["networks"]
 
 
 def test_nginx_holds_nothing_back() -> None:
@@ -159,6 +313,46 @@ def test_nginx_passes_over_a_gateway_that_is_gone_or_drains() -> None:
     text = (ROOT / "deploy/nginx/nginx.conf").read_text(encoding="utf-8")
     assert "proxy_next_upstream error timeout http_503 non_idempotent;" in text
     assert "proxy_next_upstream_timeout 10s;" in text
+
+
+def test_nginx_answers_as_a_gateway_does_when_it_answers_itself() -> None:
+    """OpenAI's error object with the gateway's codes, and Retry-After where trying again helps."""
+    text = (ROOT / "deploy/nginx/nginx.conf").read_text(encoding="utf-8")
+    bodies = dict(re.findall(r"^ +(default|\d{3}) '(\{.*\})';$", text, re.MULTILINE))
+    handled = re.findall(r"error_page ([\d ]+)(?:=(\d+) )?/-/error;", text)
+    statuses = {status or code for codes, status in handled for code in codes.split()}
+    assert {"400", "404", "413", "431", "502", "503", "504"} <= statuses
+    rows = {
+        (str(row.status), row.type, row.code)
+        for row in (*ERROR_TABLE.values(), HEAD_TOO_LARGE, METHOD_NOT_ALLOWED, NOT_IMPLEMENTED)
+    }
+    known = {(type_, code) for _, type_, code in rows}
+    for status, body in bodies.items():
+        error = json.loads(body)["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert (error["type"], error["code"]) in known, status
+        # These have no row of their own.
+        if status not in {"default", "414", "502"}:
+            assert (status, error["type"], error["code"]) in rows
+    assert statuses - set(bodies) <= {"500", "505"}  # the default speaks for them
+    assert "add_header Retry-After $error_retry_after always;" in text
+    assert re.search(r"map \$status \$error_retry_after \{[^}]*~\^50\[234\]\$ 2;", text)
+
+
+def test_gateways_believe_nginx_and_nobody_else_about_addresses() -> None:
+    loaded = yaml.safe_load((ROOT / "compose.nginx.yaml").read_text(encoding="utf-8"))
+    gateway, nginx = loaded["services"]["gateway"], loaded["services"]["nginx"]
+    ((name, network),) = loaded["networks"].items()
+    assert network["internal"]
+    (subnet,) = network["ipam"]["config"]
+    assert gateway["environment"]["PENSTOCK_TRUSTED_PROXIES"] == subnet["subnet"]
+    assert name in nginx["networks"]
+    assert set(gateway["networks"]) == {name}
+    (alias,) = gateway["networks"][name]["aliases"]
+    # By that name nginx comes from its address on that network, not from one that clients share.
+    text = (ROOT / "deploy/nginx/nginx.conf").read_text(encoding="utf-8")
+    assert f"set $gateways {alias}:8000;" in text
+    assert "proxy_set_header X-Forwarded-For $remote_addr;" in text
 
 
 def test_nginx_keeps_metrics_inside() -> None:
