@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from auth_worker.service import SETTLEMENT_PATIENCE_S
 from tests.fakes.documented_settings import documented_settings
 
 FOLDER = Path(__file__).parents[3] / "deploy" / "kubernetes"
@@ -169,6 +170,47 @@ def test_every_setting_exists() -> None:
         for container in spec["containers"]:
             given |= {entry["name"] for entry in container.get("env", [])}
     assert {name for name in given if name.startswith("PENSTOCK_")} <= documented_settings()
+
+
+def test_gateways_drain_before_whom_their_requests_need() -> None:
+    """Where all pods end at once, workers get SIGTERM after the gateways, and time for it."""
+    drain_timeout_s = float(
+        of("ConfigMap")["penstock-settings"]["data"]["PENSTOCK_DRAIN_TIMEOUT_S"]
+    )
+    pauses_s = {}
+    for name, deployment in of("Deployment").items():
+        spec = deployment["spec"]["template"]["spec"]
+        (container,) = spec["containers"]
+        command, pause_s = container["lifecycle"]["preStop"]["exec"]["command"]
+        assert command == "sleep"
+        pauses_s[name] = float(pause_s)
+        longest_s = pauses_s[name] + drain_timeout_s + SETTLEMENT_PATIENCE_S
+        assert spec["terminationGracePeriodSeconds"] > longest_s, name
+    assert pauses_s.pop("gateway") < min(pauses_s.values())
+    assert set(pauses_s) == {"engine", "auth", "toolparser"}
+
+
+def test_prometheus_has_a_key_and_finds_every_gateway() -> None:
+    """By the fields of prometheus-operator's `PodMonitor`; the API's schemas don't know it."""
+    (monitor,) = yaml.safe_load_all((FOLDER / "metrics" / "podmonitor.yaml").read_text())
+    assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "PodMonitor")
+    assert monitor["spec"]["selector"]["matchLabels"] == {NAME: "gateway"}
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    (gateway,) = of("Deployment")["gateway"]["spec"]["template"]["spec"]["containers"]
+    assert endpoint["port"] in {port["name"] for port in gateway["ports"]}
+    assert endpoint["path"] == "/metrics"
+    secret = endpoint["authorization"]["credentials"]
+    applied = (FOLDER / "metrics" / "kustomization.yaml").read_text()
+    make = f"create secret generic {secret['name']} --from-literal={secret['key']}="
+    guide = (FOLDER.parents[1] / "docs" / "deployment.md").read_text()
+    assert make in applied
+    assert make in guide
+    # The alerts ask for that job.
+    (relabeling,) = endpoint["relabelings"]
+    assert (relabeling["targetLabel"], relabeling["replacement"]) == ("job", "penstock")
+    loaded = yaml.safe_load(applied)
+    assert loaded["resources"] == ["podmonitor.yaml"]
+    assert loaded["namespace"] == kustomization()["namespace"]
 
 
 def test_the_autoscaler_asks_for_the_metric_that_the_rule_makes() -> None:

@@ -98,6 +98,15 @@ async def test_every_expression_names_metrics_and_labels_that_exist(exposed: Exp
     assert checked > 30
 
 
+async def test_the_autoscaler_of_kubernetes_reads_what_a_gateway_exposes(exposed: Exposed) -> None:
+    folder = MONITORING.parent / "kubernetes"
+    (rule,) = yaml.safe_load((folder / "prometheus-adapter-rule.yaml").read_text())
+    (metric,) = re.findall(r"^(\w+)\{", rule["seriesQuery"])
+    scaler = yaml.safe_load((folder / "autoscaling.yaml").read_text())
+    (asked,) = scaler["spec"]["metrics"]
+    assert set(asked["external"]["metric"]["selector"]["matchLabels"]) <= exposed[metric]
+
+
 async def test_label_values_that_are_compared_with_exist(exposed: Exposed) -> None:
     phases = {"starting", "downloading", "loading", "compiling", "ready", "draining"}
     allowed = {
