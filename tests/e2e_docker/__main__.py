@@ -14,6 +14,7 @@ from tests.e2e_docker.losses import scaled_and_broken
 from tests.e2e_docker.monitoring import monitoring
 from tests.e2e_docker.new_weights import new_weights
 from tests.e2e_docker.project import COMPOSE_1, COMPOSE_2, Project
+from tests.e2e_docker.stop import stop_everything
 from tests.e2e_docker.swarm import swarm
 from tests.e2e_docker.upgrade import upgrade
 
@@ -24,6 +25,7 @@ SCENARIOS: dict[str, tuple[Scenario, str]] = {
     "scaled_and_broken": (scaled_and_broken, "12"),
     "new_weights": (new_weights, "12"),
     "upgrade": (upgrade, "12"),
+    "stop_everything": (stop_everything, "2"),
     "second_model": (second_model, "2"),
     "two_hosts": (two_hosts, "2"),
     "bad_deployments": (bad_deployments, "2"),

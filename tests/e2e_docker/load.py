@@ -20,16 +20,15 @@ PROMPTS = (
 _MAX_TOKENS = 96
 
 
-def body(prompt: str) -> dict[str, object]:
-    """A greedy streamed request that always runs to its token limit."""
-    return {
+def body(prompt: str, max_tokens: int | None) -> dict[str, object]:
+    """A greedy streamed request that runs to its token limit, or to its own end without one."""
+    asked: dict[str, object] = {
         "model": "penstock-demo",
         "messages": [{"role": "user", "content": prompt}],
         "stream": True,
         "temperature": 0,
-        "max_tokens": _MAX_TOKENS,
-        "ignore_eos": True,
     }
+    return asked if max_tokens is None else asked | {"max_tokens": max_tokens, "ignore_eos": True}
 
 
 @dataclass
@@ -49,14 +48,21 @@ class Outcome:
     refused: bool = False
 
 
-def stream(client: httpx.Client, base: str, key: str, prompt: str) -> Outcome:
-    """One streamed chat completion."""
+def stream(
+    client: httpx.Client,
+    base: str,
+    key: str,
+    prompt: str,
+    max_tokens: int | None = _MAX_TOKENS,
+    on_begun: Callable[[], object] = lambda: None,
+) -> Outcome:
+    """One streamed chat completion; `on_begun` is called with the first text."""
     outcome = Outcome(base)
     headers = {"Authorization": f"Bearer {key}"}
     done = False
     try:
         with client.stream(
-            "POST", f"{base}/v1/chat/completions", json=body(prompt), headers=headers
+            "POST", f"{base}/v1/chat/completions", json=body(prompt, max_tokens), headers=headers
         ) as response:
             if response.status_code != httpx.codes.OK:
                 response.read()
@@ -74,7 +80,10 @@ def stream(client: httpx.Client, base: str, key: str, prompt: str) -> Outcome:
                     if "error" in event:
                         outcome.problem = str(event["error"])
                     for choice in event.get("choices", []):
-                        outcome.text += choice["delta"].get("content") or ""
+                        text = choice["delta"].get("content") or ""
+                        if text and not outcome.text:
+                            on_begun()
+                        outcome.text += text
     except httpx.TransportError as error:
         outcome.problem = f"{type(error).__name__}: {error}"
     if not done and outcome.problem is None:
