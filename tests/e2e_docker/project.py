@@ -69,7 +69,7 @@ class Project:
             "PENSTOCK_PORT": "",
             "PENSTOCK_NGINX_PORT": "0",
             "PENSTOCK_PROMETHEUS_PORT": "0",
-            "PENSTOCK_PROXY_SUBNET": f"172.31.{secrets.randbelow(250)}.0/24",
+            "PENSTOCK_PROXY_SUBNET": f"172.16.{secrets.randbelow(250)}.0/24",
             **(settings or {}),
         }
         # Engines get what earlier ones with the same settings compiled.
