@@ -55,7 +55,6 @@ def accept(
     encode_words: EncodeWords,
     *,
     received_at: float,
-    arrival: int,
 ) -> Choice:
     """A choice that can run, without the output of an earlier attempt.
 
@@ -64,7 +63,6 @@ def accept(
         command: What is wanted.
         limits: What it is checked against.
         encode_words: Spells `bad_words`.
-        arrival: Number of choices before it.
         received_at: On the engine's monotonic clock; the deadline counts from it.
 
     Raises:
@@ -89,7 +87,6 @@ def accept(
         lease_tokens=command.lease_tokens,
         deadline=received_at + command.deadline_s,
         priority=command.priority,
-        arrival=arrival,
         is_streaming=command.is_streaming,
         # The log probabilities of a prompt come from computing all of it.
         reads_cache=sampling.prompt_logprobs is None,

@@ -1,5 +1,6 @@
 """One choice with its output: tokens, text, and what no gateway was told yet."""
 
+import time
 from dataclasses import dataclass, field
 
 from engine_worker.core.choice.batch import TokenScores
@@ -9,6 +10,9 @@ from engine_worker.text.output_text import OutputText
 from engine_worker.text.stopping import Stop, StopStrings
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.wire.messages import Generate
+
+_TOKENS_A_TURN = 64
+"""Read again before other threads get the interpreter: about half a millisecond."""
 
 
 @dataclass(slots=True)
@@ -20,6 +24,8 @@ class ChoiceOutput:
         stop: Why the output ends, once it does.
         untold: Tokens that no delta held yet, each with the length of the text after it.
         untold_scores: Of the tokens that were sampled, in their order, if they are wanted.
+        num_resumed_tokens: Of the output, what an earlier attempt generated.
+        has_broken_mask: The grammar's mask could not be made, which allows no token.
     """
 
     choice: Choice
@@ -29,6 +35,8 @@ class ChoiceOutput:
     stop: Stop | None = None
     untold: list[tuple[int, int]] = field(default_factory=list)
     untold_scores: list[TokenScores] = field(default_factory=list)
+    num_resumed_tokens: int = 0
+    has_broken_mask: bool = False
 
     @property
     def grammar_failure(self) -> str:
@@ -79,9 +87,13 @@ def resumed_output(
         include_stop_text=sampling.include_stop_str_in_output,
     )
     output = ChoiceOutput(choice, text, command.want_token_ids, constraint)
-    for token_id in command.output_token_ids:
+    for num_read, token_id in enumerate(command.output_token_ids, start=1):
         output.append(token_id)
         if output.stop is not None or output.grammar_failure:
             break
+        if num_read % _TOKENS_A_TURN == 0:
+            # A thread that computes keeps the interpreter for 5 ms, which would delay every step.
+            time.sleep(0)
     output.untold.clear()
+    output.num_resumed_tokens = choice.num_output_tokens
     return output

@@ -77,11 +77,13 @@ class ChoiceProgress:
         """`go_on`, in which a bug ends this output and nothing else."""
         try:
             self.go_on(output)
-        except Exception:  # noqa: BLE001 - whatever one text does to its tokenizer, others go on
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001 - whatever one text does to its tokenizer, others go on
             self.fail_unreadable(output)
 
     def fail_unreadable(self, output: ChoiceOutput) -> None:
-        """End a choice at a bug of ours, from within its `except`."""
+        """End a choice at a bug of ours or a panic of a native library, within its `except`."""
         with about(output.choice):
             _log.exception("the output of a choice could not be read")
         self.fail(output, ErrorCode.INTERNAL_ERROR, _UNREADABLE)
@@ -115,7 +117,9 @@ class ChoiceProgress:
         """
         try:
             return self._take_result(rows, result)
-        except Exception:  # noqa: BLE001 - as after a step that raised, others go on
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001 - as after a step that raised, others go on
             _log.exception("the result of a step of %d choices could not be read", len(rows))
             self.fail_step(rows)
             return 0
@@ -180,14 +184,18 @@ class ChoiceProgress:
             if scores is not None:
                 output.untold_scores.append(scores)
             self.go_on(output)
-        except Exception:  # noqa: BLE001 - whatever one text does to its tokenizer, others go on
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001 - whatever one text does to its tokenizer, others go on
             self.fail_unreadable(output)
         return num_taken
 
     def _end_nothing_allowed(self, output: ChoiceOutput) -> None:
         """Nothing may come next: the end of a sentence of the grammar, or a contradiction."""
         constraint = output.constraint
-        if constraint is not None and constraint.is_accepting:
+        if output.has_broken_mask:
+            self.fail(output, ErrorCode.INTERNAL_ERROR, _UNREADABLE)
+        elif constraint is not None and constraint.is_accepting:
             output.text.close()
             self._to_gateways.tell(output)
             self.finish(output, "stop")

@@ -3,14 +3,12 @@
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
 
-from engine_worker.core.acceptance import AcceptanceLimits, accept, check_first_token
+from engine_worker.core.acceptance import AcceptanceLimits
 from engine_worker.core.choice.batch import ModelRunner, StepResult
-from engine_worker.core.choice.choice import Choice
-from engine_worker.core.choice.token_mask import MaskWords
+from engine_worker.core.choice_acceptor import ChoiceAcceptor
 from engine_worker.core.choice_log import log_accepted, log_refused
-from engine_worker.core.choice_output import ChoiceOutput, resumed_output
+from engine_worker.core.choice_output import ChoiceOutput
 from engine_worker.core.choice_progress import ChoiceProgress
 from engine_worker.core.choice_table import ChoiceTable
 from engine_worker.core.decoding.decode_plan import DecodePlanner
@@ -31,7 +29,6 @@ from engine_worker.core.scheduling.scheduler import (
 from engine_worker.core.tombstones import ChoiceKey, Tombstones
 from engine_worker.errors import RequestError
 from engine_worker.grammar.compiler import GrammarCompiler
-from engine_worker.grammar.constraint import Constraint
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
@@ -81,12 +78,10 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
-        self._tokenizer = tokenizer
         self._clock = clock
         self._has_prefix_cache = prefix_cache
         self._pool = BlockPool(runner.num_blocks, runner.block_size)
         self.max_model_len = min(max_model_len, self._pool.num_token_capacity)
-        self._limits = AcceptanceLimits(vocab_size, self.max_model_len, tokenizer.eos_token_ids)
         self._scheduler = Scheduler(
             SchedulerLimits(
                 max_num_seqs=runner.max_num_seqs,
@@ -97,6 +92,14 @@ class Engine:
             self._pool,
         )
         self._metrics = metrics or EngineMetrics(self.load)
+        self.acceptor = ChoiceAcceptor(
+            AcceptanceLimits(vocab_size, self.max_model_len, tokenizer.eos_token_ids),
+            tokenizer,
+            block_size=runner.block_size,
+            shares_cache=prefix_cache,
+            metrics=self._metrics,
+            clock=clock,
+        )
         self.grammars = grammars or GrammarCompiler(
             tokenizer, vocab_size, on_compiled=self._metrics.on_grammar_compiled
         )
@@ -156,7 +159,7 @@ class Engine:
         command: Generate,
         *,
         received_at: float | None = None,
-        constraint: Constraint | None = None,
+        accepted: ChoiceOutput | None = None,
     ) -> None:
         """Take a choice; if something is wrong with it, it ends with a Failure at once.
 
@@ -165,9 +168,10 @@ class Engine:
 
         Args:
             gateway_id: Who wants it.
-            command: What is wanted.
+            command: What is wanted; its lease counts, even if it was smaller when it was accepted.
             received_at: When it came, on the engine's clock; now when None.
-            constraint: Of its grammar; compiled here and now when None.
+            accepted: What `acceptor` made of the command; made here and now when None, with its
+                grammar.
         """
         key = (gateway_id, command.request_id, command.choice)
         if not self._is_new(key, gateway_id, command):
@@ -177,26 +181,8 @@ class Engine:
         if live is not None:
             self._progress.finish(live, "abort")
         try:
-            choice = accept(
-                gateway_id,
-                command,
-                self._limits,
-                self._tokenizer.word_sequences,
-                received_at=self._clock() if received_at is None else received_at,
-                arrival=self._num_arrivals,
-            )
-            self._num_arrivals += 1
-            # The names of blocks are the border between tenants, so the engine makes them itself.
-            # Without the cache, only the choices of one request share them.
-            own = repr((command.tenant, gateway_id, command.request_id))
-            choice.cache_salt = command.tenant if self._has_prefix_cache else own
-            if constraint is None and command.grammar is not None:
-                constraint = self.grammars.start(command.grammar, command.sampling)
-            output = self._make_output(choice, command, constraint)
-            self._scheduler.add(choice)
-            self._choices.add(output)
-            self._metrics.on_added(choice, choice.deadline - command.deadline_s)
-            log_accepted(choice)
+            output = accepted or self._accept(gateway_id, command, received_at)
+            self._take(output, command)
         except RequestError as error:
             self.refuse(gateway_id, command, error.code, error.message, param=error.param)
             return
@@ -207,7 +193,7 @@ class Engine:
             message = "The engine failed to take this request."
             self.refuse(gateway_id, command, ErrorCode.INTERNAL_ERROR, message)
             return
-        # A grammar may force the first tokens; or the earlier attempt died before it could end.
+        # A grammar may have forced tokens; or the earlier attempt died before it could end.
         self._progress.try_to_go_on(output)
 
     def knows(self, gateway_id: str, command: Generate) -> bool:
@@ -252,14 +238,9 @@ class Engine:
         if output is not None and output.choice.attempt == command.attempt:
             choice = output.choice
             choice.lease_tokens = max(choice.lease_tokens, command.lease_tokens)
-            try:
-                if output.append_forced():
-                    self._progress.go_on(output)
-            except Exception:  # noqa: BLE001 - as in `add`
-                self._progress.fail_unreadable(output)
-                return
-            if output.stop is None:
-                self._scheduler.extend(choice, command.lease_tokens)
+            # Before it may be scheduled: what the grammar forces may use up this lease, too.
+            self._progress.try_to_go_on(output)
+            self._scheduler.extend(choice, command.lease_tokens)
 
     def abort(self, gateway_id: str, command: Abort) -> None:
         """Stop a choice, or all of its request, up to this attempt; idempotent.
@@ -275,9 +256,7 @@ class Engine:
     def forget_gateway(self, gateway_id: str) -> None:
         """Drop all that a gateway wanted, without a word: nobody listens."""
         for output in self._choices.of_gateway(gateway_id):
-            self._scheduler.finish(output.choice)
-            self._choices.remove(output)
-            self._metrics.forget(output.choice)
+            self._forget(output)
         self._to_gateways.forget_gateway(gateway_id)
         self._tombstones.forget_gateway(gateway_id)
 
@@ -323,7 +302,9 @@ class Engine:
                     choice.slot, choice.prompt_token_ids, choice.output_token_ids
                 )
             return self._runner.run(self._decodes.batch(schedule.rows))
-        except Exception:  # noqa: BLE001 - whatever the compute side raises, others go on
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001 - whatever the compute side raises, others go on
             _log.exception("a step of %d choices failed", len(schedule.rows))
             return None
 
@@ -349,20 +330,44 @@ class Engine:
             return False
         return True
 
-    def _make_output(
-        self, choice: Choice, command: Generate, constraint: Constraint | None
+    def _accept(
+        self, gateway_id: str, command: Generate, received_at: float | None
     ) -> ChoiceOutput:
-        output = resumed_output(choice, command, constraint, self._tokenizer)
-        if constraint is not None:
-            choice.pending_mask = partial(self._make_mask, constraint)
-            check_first_token(choice, constraint)
-        return output
+        constraint = None
+        if command.grammar is not None:
+            constraint = self.grammars.start(command.grammar, command.sampling)
+        return self.acceptor.accept(
+            gateway_id,
+            command,
+            received_at=self._clock() if received_at is None else received_at,
+            constraint=constraint,
+        )
 
-    def _make_mask(self, constraint: Constraint) -> MaskWords:
-        started = self._clock()
-        mask = constraint.mask()
-        self._metrics.on_mask(self._clock() - started)
-        return mask
+    def _take(self, output: ChoiceOutput, command: Generate) -> None:
+        """Put an accepted choice where it is scheduled and found; nothing is left of a failure."""
+        choice = output.choice
+        choice.arrival = self._num_arrivals
+        self._num_arrivals += 1
+        choice.lease_tokens = max(choice.lease_tokens, command.lease_tokens)
+        # Here, because whoever waits for a slot must not come to pause while it waits.
+        output.append_forced()
+        self._scheduler.add(choice)
+        try:
+            self._choices.add(output)
+            self._metrics.on_added(
+                choice, choice.deadline - command.deadline_s, output.num_resumed_tokens
+            )
+            log_accepted(choice)
+        except BaseException:
+            self._forget(output)
+            raise
+
+    def _forget(self, output: ChoiceOutput) -> None:
+        """Let go of a choice without a word."""
+        self._scheduler.finish(output.choice)
+        if self._choices.get(output.choice.key) is output:
+            self._choices.remove(output)
+        self._metrics.forget(output.choice)
 
     def _count_step(
         self,

@@ -132,9 +132,9 @@ class EngineMetrics:
         )
         gauge("penstock_engine_kv_blocks", "KV blocks.", lambda: load().num_blocks)
 
-    def on_added(self, choice: Choice, arrived_at: float) -> None:
-        """A choice was taken."""
-        self._times[choice] = _Times(arrived_at, choice.num_output_tokens)
+    def on_added(self, choice: Choice, arrived_at: float, num_resumed_tokens: int) -> None:
+        """A choice was taken; tokens of an earlier attempt were counted there."""
+        self._times[choice] = _Times(arrived_at, num_resumed_tokens)
 
     def on_admitted(self, choices: Iterable[Choice], now: float) -> None:
         """Choices have a slot; a preempted one has had its first before."""

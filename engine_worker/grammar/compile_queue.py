@@ -3,7 +3,6 @@
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +14,7 @@ from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.grammar.constraint import Constraint
 from protocol.errors import PenstockError
 from protocol.runtime import logs
+from protocol.runtime.threads import WatchedPool
 from protocol.wire.messages import ALL_CHOICES, Abort, Extend, Generate
 
 MAX_WAITING: Final = 1024
@@ -61,7 +61,7 @@ class CompileQueue:
         self._grammars = grammars
         self._hand_on = hand_on
         self._clock = clock
-        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="grammar")
+        self._threads = WatchedPool(_NUM_THREADS, thread_name_prefix="grammar")
         self._lock = threading.Lock()
         self._waiting = TurnQueue[WaitingGrammar](MAX_WAITING, MAX_TENANT_WAITING)
         # In order of arrival: what wasn't handed on yet, begun or not.

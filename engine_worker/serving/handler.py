@@ -1,11 +1,10 @@
-"""Takes commands in the I/O thread: prompts and grammars go to threads, the rest to the step loop."""
+"""Takes commands in the I/O thread: what takes a while goes to threads, the rest to the step loop."""
 
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,10 +16,18 @@ from engine_worker.errors import ProfileError
 from engine_worker.grammar.compile_queue import CompileQueue, WaitingGrammar
 from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.grammar.constraint import Constraint
+from engine_worker.serving.acceptance_queue import (
+    AcceptanceQueue,
+    Accepted,
+    Acceptor,
+    WaitingChoice,
+    is_quick,
+)
 from engine_worker.serving.prepare_queue import NUM_THREADS, PrepareQueue
 from engine_worker.text.preparation import PromptPreparer
 from protocol.errors import ErrorCode, PenstockError
 from protocol.runtime import logs
+from protocol.runtime.threads import WatchedPool
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import (
     Abort,
@@ -68,15 +75,15 @@ class GatewayCommand:
 
     Attributes:
         received_at: Monotonic seconds; deadlines count from it, not from when the loop looks.
-        constraint: Of the command's grammar, or why it can't be followed; None also for a choice
-            that was aborted before its grammar was compiled.
-        is_abandoned: Its gateway went away before its grammar was compiled.
+        accepted: A choice that was accepted elsewhere, or why it can't be; None for a command that
+            the engine takes as it is, and for a choice that was aborted before it was accepted.
+        is_abandoned: Its gateway went away before it was accepted.
     """
 
     gateway_id: str
     command: Generate | Extend | Abort | OrphanUsageNoted
     received_at: float
-    constraint: Constraint | PenstockError | None = None
+    accepted: Accepted = None
     is_abandoned: bool = False
 
 
@@ -133,8 +140,9 @@ class EngineHandler:
         self._outlet: Outlet | None = None
         self._credit_policy: CreditPolicy | None = None
         self._compile_queue: CompileQueue | None = None
+        self._acceptances: AcceptanceQueue | None = None
         self._embeddings: EmbeddingQueue | None = None
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="prepare")
+        self._threads = WatchedPool(NUM_THREADS, thread_name_prefix="prepare")
         self._prepares: PrepareQueue | None = None
         self._generates = True
         self._num_received = 0
@@ -145,11 +153,16 @@ class EngineHandler:
         self._outlet = outlet
 
     def serve(
-        self, preparer: PromptPreparer, credit_policy: CreditPolicy, grammars: GrammarCompiler
+        self,
+        preparer: PromptPreparer,
+        credit_policy: CreditPolicy,
+        grammars: GrammarCompiler,
+        acceptor: Acceptor,
     ) -> None:
         """The model is loaded: take work from now on."""
         self._credit_policy = credit_policy
-        self._compile_queue = CompileQueue(grammars, self._hand_on, self._clock)
+        self._acceptances = AcceptanceQueue(acceptor, self._hand_on)
+        self._compile_queue = CompileQueue(grammars, self._on_compiled, self._clock)
         self._prepares = PrepareQueue(
             preparer.answer, self._send, execute=self._threads.submit, clock=self._clock
         )
@@ -178,8 +191,8 @@ class EngineHandler:
         if self._prepares is not None:
             self._prepares.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        if self._compile_queue is not None:
-            self._compile_queue.close()
+        for waiting in self._choice_queues:
+            waiting.close()
 
     def on_command(self, gateway_id: str, command: EngineCommand) -> None:
         """Queue a command; see `WorkerHandler`."""
@@ -201,21 +214,26 @@ class EngineHandler:
             self._send(gateway_id, self._unavailable(command))
         elif isinstance(command, Generate) and command.grammar is not None:
             self._take_constrained(gateway_id, command)
+        elif isinstance(command, Generate) and not is_quick(command):
+            self._take_slow(gateway_id, command)
         elif isinstance(command, Generate | Extend | Abort | OrphanUsageNoted) and self._generates:
-            if isinstance(command, Extend) and self._compile_queue is not None:
-                self._compile_queue.extend(gateway_id, command)
+            # Choices go from the first queue to the second, so these are asked in this order.
+            if isinstance(command, Extend):
+                for waiting in self._choice_queues:
+                    waiting.extend(gateway_id, command)
             self._num_received += 1
             self.inbox.put(GatewayCommand(gateway_id, command, self._clock()))
-            if isinstance(command, Abort) and self._compile_queue is not None:
-                # Behind the abort, which leaves the tombstone that ends what is handed on.
-                self._compile_queue.abort(gateway_id, command)
+            # Behind the abort, which leaves the tombstone that ends what is handed on.
+            if isinstance(command, Abort):
+                for waiting in self._choice_queues:
+                    waiting.abort(gateway_id, command)
 
     def on_gateway_lost(self, gateway_id: str) -> None:
         """Abort all that the gateway wanted."""
         if self._prepares is not None:
             self._prepares.forget_gateway(gateway_id)
-        if self._compile_queue is not None:
-            self._compile_queue.forget_gateway(gateway_id)
+        for waiting in self._choice_queues:
+            waiting.forget_gateway(gateway_id)
         if self._generates:
             self._num_received += 1
             self.inbox.put(GatewayLost(gateway_id))
@@ -272,6 +290,12 @@ class EngineHandler:
     def _num_embeddings(self) -> int:
         return 0 if self._embeddings is None else self._embeddings.num_unfinished
 
+    @property
+    def _choice_queues(self) -> tuple[CompileQueue | AcceptanceQueue, ...]:
+        """Where choices wait before the step loop knows them, in the order in which they pass."""
+        queues = (self._compile_queue, self._acceptances)
+        return tuple(waiting for waiting in queues if waiting is not None)
+
     def publish(self, status: EngineStatus, num_taken: int) -> None:
         """The step loop's report: its state, which includes so many more inbox items."""
         self.status = status
@@ -293,7 +317,9 @@ class EngineHandler:
             folder, size_bytes = self._profiler.record(command.duration_s)
         except PenstockError as error:
             code, message, param = error.code, error.message, error.param
-        except Exception:  # noqa: BLE001 - whatever the profiler raises, the engine serves on
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:  # noqa: BLE001 - whatever the profiler raises, the engine serves on
             _log.exception("a profile could not be recorded")
             code, message, param = (
                 ErrorCode.INTERNAL_ERROR,
@@ -309,9 +335,22 @@ class EngineHandler:
     def _take_constrained(self, gateway_id: str, command: Generate) -> None:
         """Have the grammar compiled; the choice reaches the step loop with the result."""
         assert self._compile_queue is not None
-        if self._compile_queue.submit(gateway_id, command, self._clock()):
-            self._num_received += 1
-            return
+        # Counted first: it may be handed on before `submit` returns.
+        self._num_received += 1
+        if not self._compile_queue.submit(gateway_id, command, self._clock()):
+            self._num_received -= 1
+            message = "Too many grammars are waiting to be compiled."
+            self._refuse_overloaded(gateway_id, command, message)
+
+    def _take_slow(self, gateway_id: str, command: Generate) -> None:
+        """Have a choice accepted in a thread; it reaches the step loop with the result."""
+        assert self._acceptances is not None
+        self._num_received += 1  # first, as above
+        if not self._acceptances.submit(gateway_id, command, self._clock()):
+            self._num_received -= 1
+            self._refuse_overloaded(gateway_id, command, "Too many requests are waiting to begin.")
+
+    def _refuse_overloaded(self, gateway_id: str, command: Generate, message: str) -> None:
         self._send(
             gateway_id,
             Failure(
@@ -319,19 +358,30 @@ class EngineHandler:
                 choice=command.choice,
                 attempt=command.attempt,
                 code=ErrorCode.OVERLOADED,
-                message="Too many grammars are waiting to be compiled.",
+                message=message,
                 retry_after_s=_RETRY_AFTER_S,
             ),
         )
 
-    def _hand_on(self, waiting: WaitingGrammar, result: Constraint | PenstockError | None) -> None:
+    def _on_compiled(
+        self, waiting: WaitingGrammar, result: Constraint | PenstockError | None
+    ) -> None:
         """Runs in any thread; `num_unfinished` counts the choice since it came."""
+        assert self._acceptances is not None
+        command, received_at = waiting.command, waiting.received_at
+        if isinstance(result, Constraint):
+            self._acceptances.submit_compiled(waiting.gateway_id, command, received_at, result)
+        else:
+            self._hand_on(waiting, result)
+
+    def _hand_on(self, waiting: WaitingGrammar | WaitingChoice, accepted: Accepted) -> None:
+        """As `_on_compiled`."""
         self.inbox.put(
             GatewayCommand(
                 waiting.gateway_id,
                 waiting.command,
                 waiting.received_at,
-                constraint=result,
+                accepted=accepted,
                 is_abandoned=waiting.is_abandoned,
             )
         )

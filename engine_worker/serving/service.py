@@ -11,6 +11,7 @@ from engine_worker.errors import ModelLoadError
 from engine_worker.serving.handler import EngineHandler
 from engine_worker.serving.step_loop import StepLoop
 from protocol.errors import ConfigurationError
+from protocol.runtime.threads import watch_threads
 from protocol.wire import codec
 from protocol.wire.endpoints import Endpoint
 from protocol.wire.keys import ClientSecurity
@@ -58,6 +59,7 @@ def run(
         ready_file=settings.ready_file,
     )
     handler.connect(worker)
+    watch_threads(lambda name: worker.stop(f"The engine's thread {name} died.", EXIT_FAILED))
     worker.start()
     # The main thread stays free for signals; the engine's own thread loads, compiles and steps.
     thread = threading.Thread(
@@ -108,9 +110,10 @@ def _serve_decoder(
         )
         handler.serve_embeddings(embeddings)
         threading.Thread(target=embeddings.run, name="embedding", daemon=True).start()
-    handler.serve(served.preparer, served.credit_policy, served.engine.grammars)
+    engine = served.engine
+    handler.serve(served.preparer, served.credit_policy, engine.grammars, engine.acceptor)
     _announce(served.offer, worker)
-    StepLoop(served.engine, handler, worker, engine_id=worker.instance_id).run()
+    StepLoop(engine, handler, worker, engine_id=worker.instance_id).run()
 
 
 def _serve_encoder(

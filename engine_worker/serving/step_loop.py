@@ -138,14 +138,14 @@ class StepLoop:
             self._engine.abort(item.gateway_id, item.command)
 
     def _generate(self, item: GatewayCommand, command: Generate) -> None:
-        gateway_id, constraint = item.gateway_id, item.constraint
+        gateway_id, accepted = item.gateway_id, item.accepted
         if self._engine.knows(gateway_id, command):
             # What is worked on or over already costs no credit, and has its one end elsewhere.
             self._engine.add(gateway_id, command, received_at=item.received_at)
             return
-        if isinstance(constraint, PenstockError):
+        if isinstance(accepted, PenstockError):
             self._engine.refuse(
-                gateway_id, command, constraint.code, constraint.message, param=constraint.param
+                gateway_id, command, accepted.code, accepted.message, param=accepted.param
             )
             return
         held = self._engine.held()
@@ -175,7 +175,7 @@ class StepLoop:
             )
             return
         self._orphans.on_generate(gateway_id, command)
-        self._engine.add(gateway_id, command, received_at=item.received_at, constraint=constraint)
+        self._engine.add(gateway_id, command, received_at=item.received_at, accepted=accepted)
 
     def _reporting_gateway(self) -> str | None:
         for gateway_id in self._outlet.gateway_ids():

@@ -2,6 +2,6 @@
 
 Not about the wire; `metrics.py` alone knows one message of it. How a setting is declared stands in
 `settings.py` and `setting_kinds.py`; `shared_settings.py` has those that several packages read.
-`allocator.py` is for processes that read large bodies.
+`allocator.py` is for processes that read large bodies, `threads.py` for those with threads.
 May import `protocol.errors`, `protocol.wire.messages` and names of settings from `protocol.wire`.
 """

@@ -230,8 +230,9 @@ class Worker(Generic[CommandT]):
             else:
                 self._io.set_addresses(resolve_endpoints(self._endpoints, self._resolve) or ())
             loop.run_forever()
-        except Exception:
+        except BaseException:
             _logger.exception("the I/O thread failed")
+            self._exit_code = EXIT_FAILED  # whatever becomes of the goodbyes
             self._io.finish("the worker failed", EXIT_FAILED)
         finally:
             if self._signals is not None:
@@ -243,7 +244,12 @@ class Worker(Generic[CommandT]):
     def _resolve_forever(self) -> None:
         # A thread of its own, because a name server may take many seconds to answer.
         while not self._resolver_stop.is_set():
-            addresses = resolve_endpoints(self._endpoints, self._resolve)
+            try:
+                addresses = resolve_endpoints(self._endpoints, self._resolve)
+            except Exception:
+                # Such as a name that no name server could have: keep what is there, ask again.
+                _logger.exception("the names of the gateways could not be looked up")
+                addresses = None
             if addresses is not None:
                 self.call_soon(self._io.set_addresses, addresses)
             self._resolver_stop.wait(self._settings.resolve_interval_s)

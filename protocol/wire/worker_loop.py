@@ -378,7 +378,9 @@ class WorkerLoop(Generic[CommandT]):
         self._age = link.age
         try:
             self._handler.on_command(link.gateway_id, command)
-        except Exception:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # a panic of a native library is no Exception
             if self._failure_log_bound.allow():
                 _logger.exception("a %s could not be handled", type(command).__name__)
             message = "The worker could not handle this request."

@@ -57,7 +57,8 @@ class DeterministicFakeRunner:
     """Implements `ModelRunner` on a paged cache that stores the token ids themselves.
 
     A token is read back through the block table, so that wrong blocks, freed blocks and wrong
-    positions give wrong tokens, as they would in a real cache.
+    positions give wrong tokens, as they would in a real cache. It also keeps what a device has
+    counted for penalties in each slot, and checks before it samples that this is every token so far.
 
     Args:
         next_token: From all tokens of a request to its next one.
@@ -94,6 +95,7 @@ class DeterministicFakeRunner:
         self._cache = np.full((num_blocks, block_size), -1, np.int64)
         self.batches: list[StepBatch] = []
         self.assigned: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
+        self._counted: dict[int, list[int]] = {}
         self.num_resets = 0
         self.is_closed = False
 
@@ -138,6 +140,7 @@ class DeterministicFakeRunner:
     ) -> None:
         assert 0 <= slot < self._max_num_seqs
         self.assigned.append((slot, tuple(prompt_token_ids), tuple(output_token_ids)))
+        self._counted[slot] = [*prompt_token_ids, *output_token_ids]
 
     def run(self, batch: StepBatch) -> StepResult:
         self._check(batch)
@@ -156,12 +159,14 @@ class DeterministicFakeRunner:
             if row.sample:
                 seen = self._seen(row)
                 assert min(seen) >= 0, "a position was read that nobody wrote"
+                assert self._counted[row.slot] == seen, "tokens are missing in the counts"
                 has_nan[index] = seen[0] in self._nan_prompts
                 token_ids[index] = _nearest_allowed(self._next_token(seen), row)
                 if row.max_new_tokens > 1:
                     more[index] = self._go_on(row, [*seen, int(token_ids[index])])
                 elif row.draft_token_ids:
                     more[index] = self._check_draft(row, [*seen, int(token_ids[index])])
+                self._counted[row.slot] = [*seen, int(token_ids[index]), *more.get(index, ())]
         nothing_allowed = frozenset(np.flatnonzero(token_ids == _NOTHING_ALLOWED).tolist())
         return StepResult(token_ids, has_nan, nothing_allowed=nothing_allowed, more_token_ids=more)
 
@@ -190,6 +195,7 @@ class DeterministicFakeRunner:
 
     def reset(self) -> None:
         self._cache[:] = -1
+        self._counted.clear()
         self.num_resets += 1
 
     def close(self) -> None:

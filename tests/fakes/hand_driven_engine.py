@@ -66,7 +66,7 @@ class HandDrivenEngine:
             block_size=self.runner.block_size,
         )
         policy = CreditPolicy(8, 10**6, self._max_model_len)
-        self.handler.serve(preparer, policy, self._engine.grammars)
+        self.handler.serve(preparer, policy, self._engine.grammars, self._engine.acceptor)
         self.worker.start()
         self.worker.announce(
             EngineOffer(

@@ -312,13 +312,13 @@ async def test_new_addresses_of_a_name_are_found_and_dialled(
     gateway = make_gateway("tcp://127.0.0.1:0")
     bound = gateway.start()
     name = Endpoint(f"tcp://gateway:{bound.port}", "gateway", bound.port)
-    answers: list[list[str]] = [[], ["127.0.0.1"]]
+    # The second is what Python raises for a name that is too long for any server.
+    errors: list[Exception] = [OSError("no such name yet"), UnicodeError("label too long")]
 
     def resolve(_host: str, _port: int) -> list[str]:
-        if len(answers) > 1:
-            answers.pop(0)
-            raise OSError("no such name yet")
-        return answers[0]
+        if errors:
+            raise errors.pop(0)
+        return ["127.0.0.1"]
 
     settings = WorkerSettings(
         heartbeat_interval_s=0.05, resolve_interval_s=0.05, handle_signals=False
@@ -328,8 +328,16 @@ async def test_new_addresses_of_a_name_are_found_and_dialled(
     await gateway.a_ready_peer()
 
 
+class Panic(BaseException):
+    """As a native library's, which is no `Exception`."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Panic])
 async def test_a_handler_that_fails_costs_one_request_not_the_worker(
-    socket_dir: Path, make_gateway: MakeGateway, make_worker: MakeWorker
+    socket_dir: Path,
+    make_gateway: MakeGateway,
+    make_worker: MakeWorker,
+    error: type[BaseException],
 ) -> None:
     gateway = make_gateway(f"ipc://{socket_dir}/e.sock")
     worker, handler = make_worker(gateway.start())
@@ -338,7 +346,7 @@ async def test_a_handler_that_fails_costs_one_request_not_the_worker(
     await gateway.until(lambda: peer.credits is not None)
 
     def fail(_gateway_id: str, _command: EngineCommand) -> None:
-        raise RuntimeError("boom")
+        raise error("boom")
 
     handler.answer = fail
     gateway.server.send(peer, Abort(request_id="r1", attempt=0))
@@ -350,6 +358,23 @@ async def test_a_handler_that_fails_costs_one_request_not_the_worker(
     handler.answer = None
     gateway.server.send(peer, Abort(request_id="r2", attempt=0))
     await asyncio.to_thread(handler.wait_until, lambda: len(handler.commands) == 1)
+
+
+async def test_an_io_thread_that_ends_is_a_failure(
+    socket_dir: Path, make_gateway: MakeGateway, make_worker: MakeWorker
+) -> None:
+    """The process ended as if it had been asked to."""
+    gateway = make_gateway(f"ipc://{socket_dir}/e.sock")
+    worker, handler = make_worker(gateway.start())
+    worker.announce(OFFER)
+    peer = await gateway.a_ready_peer()
+
+    def leave(_gateway_id: str, _command: EngineCommand) -> None:
+        raise SystemExit(0)
+
+    handler.answer = leave
+    gateway.server.send(peer, Abort(request_id="r", attempt=0))
+    assert await asyncio.to_thread(worker.wait) == 1
 
 
 async def test_a_failure_of_the_handler_names_choice_and_attempt(

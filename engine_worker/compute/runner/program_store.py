@@ -113,7 +113,7 @@ class ProgramStore(Generic[Key]):
                 return
             try:
                 program, is_cached = self._compile_watched(key)
-            except Exception:  # noqa: BLE001 - larger programs stand in for it
+            except BaseException:  # noqa: BLE001 - larger programs stand in for it
                 _log.exception("%s could not be compiled", self._describe(key))
                 continue
             self._put(key, program)

@@ -29,7 +29,7 @@ def accepted(**sampling: Any) -> Choice:
         deadline_s=1.0,
         grammar=grammar,
     )
-    return accept("g", command, LIMITS, lambda words: [], received_at=0.0, arrival=0)
+    return accept("g", command, LIMITS, lambda words: [], received_at=0.0)
 
 
 def refusal(**sampling: Any) -> InvalidRequestError:
@@ -119,7 +119,7 @@ def test_words_that_cannot_be_encoded_are_refused_by_name() -> None:
         deadline_s=1.0,
     )
     with pytest.raises(InvalidRequestError) as caught:
-        accept("g", command, LIMITS, encode, received_at=0.0, arrival=0)
+        accept("g", command, LIMITS, encode, received_at=0.0)
     assert caught.value.param == "bad_words"
 
 

@@ -396,22 +396,23 @@ class Panic(BaseException):
 
 
 @pytest.mark.parametrize(
-    ("name", "bug"),
-    [("_make_output", RuntimeError), ("_make_output", Panic), ("_progress.go_on", RuntimeError)],
+    "name",
+    ["acceptor.accept", "_scheduler.add", "_choices.add", "_metrics.on_added", "_progress.go_on"],
 )
+@pytest.mark.parametrize("bug", [RuntimeError, Panic])
 def test_a_bug_while_a_request_is_taken_costs_that_request_only(
     monkeypatch: pytest.MonkeyPatch, name: str, bug: type[BaseException]
 ) -> None:
     """It ended the process with everybody's requests."""
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise bug("a bug")
 
     engine, _ = make_engine(hashed_token(256))
     engine.add("g", generate("good", sampling=long_sampling()))
-    owner, _, attribute = name.rpartition(".")
+    owner, _, attribute = name.partition(".")
     with monkeypatch.context() as patch:
-        patch.setattr(getattr(engine, owner) if owner else engine, attribute, broken)
+        patch.setattr(getattr(engine, owner), attribute, broken)
         engine.add("g", generate("bad", sampling=long_sampling()))
     ends = {end.request_id: end for end in run(engine).ends}
     assert isinstance(ends["good"], Finished)
@@ -420,8 +421,9 @@ def test_a_bug_while_a_request_is_taken_costs_that_request_only(
     assert engine.num_unfinished == 0
 
 
+@pytest.mark.parametrize("bug", [RuntimeError, Panic])
 def test_a_bug_while_a_lease_grows_costs_that_request_only(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, bug: type[BaseException]
 ) -> None:
     engine, _ = make_engine(hashed_token(256))
     for name in ("good", "bad"):
@@ -429,7 +431,7 @@ def test_a_bug_while_a_lease_grows_costs_that_request_only(
     run(engine)
 
     def broken(_output: object) -> bool:
-        raise RuntimeError("a bug")
+        raise bug("a bug")
 
     with monkeypatch.context() as patch:
         patch.setattr(ChoiceOutput, "append_forced", broken)

@@ -77,7 +77,8 @@ class House:
             max_model_len=100,
             block_size=4,
         )
-        self.handler.serve(preparer, CreditPolicy(300, 100_000, 100), self.compiler)
+        policy = CreditPolicy(300, 100_000, 100)
+        self.handler.serve(preparer, policy, self.compiler, self.engine.acceptor)
 
     def send(self, gateway_id: str, message: Message) -> None:
         self.sent.append(message)

@@ -91,7 +91,8 @@ class House:
             max_model_len=100,
             block_size=4,
         )
-        self.handler.serve(preparer, policy or CreditPolicy(8, 1000, 100), self.engine.grammars)
+        policy = policy or CreditPolicy(8, 1000, 100)
+        self.handler.serve(preparer, policy, self.engine.grammars, self.engine.acceptor)
 
     def rest(self) -> None:
         """Step until all is done."""

@@ -62,7 +62,7 @@ class SimulatedEngine:
             max_model_len=50,
             block_size=4,
         )
-        self.handler.serve(preparer, POLICY, self.engine.grammars)
+        self.handler.serve(preparer, POLICY, self.engine.grammars, self.engine.acceptor)
         self.loop = StepLoop(self.engine, self.handler, self, clock=lambda: self.now)
 
     def send(self, gateway_id: str, message: Message) -> None:

@@ -19,9 +19,16 @@ from tests.fakes.tiny_decoder import tiny_spec
 class SlowCompiler:
     """Compiles numbers to texts; those in `held` only once they are let go, `broken` ones never."""
 
-    def __init__(self, *, held: frozenset[int] = frozenset(), broken: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        held: frozenset[int] = frozenset(),
+        broken: int | None = None,
+        error: type[BaseException] = RuntimeError,
+    ) -> None:
         self._held = held
         self._broken = broken
+        self._error = error
         self.is_held = threading.Event()
         self.may_go_on = threading.Event()
         self.compiled: list[int] = []
@@ -31,7 +38,7 @@ class SlowCompiler:
             self.is_held.set()
             assert self.may_go_on.wait(30)
         if key == self._broken:
-            raise RuntimeError("planned failure")
+            raise self._error("planned failure")
         self.compiled.append(key)
         return f"program {key}"
 
@@ -58,10 +65,15 @@ def test_before_the_warm_up_programs_are_compiled_when_they_are_asked_for() -> N
     assert compiler.compiled == [4, 8]
 
 
+class Panic(BaseException):
+    """As a native library's, which is no `Exception`."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Panic])
 def test_a_program_that_cannot_be_compiled_behind_leaves_the_others_alone(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, error: type[BaseException]
 ) -> None:
-    store = ProgramStore[int](SlowCompiler(broken=2), str)
+    store = ProgramStore[int](SlowCompiler(broken=2, error=error), str)
     store.warm_up([8], [1, 2, 4], lambda done, text: None)
     store.finish_warm_up()
     assert [store.first_ready([size, 8]) for size in (1, 2, 4)] == [1, 8, 4]

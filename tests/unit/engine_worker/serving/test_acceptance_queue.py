@@ -1,0 +1,326 @@
+"""What takes a while when a choice is taken is done beside the steps, which go on."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from engine_worker.core.choice.choice import Choice
+from engine_worker.core.choice_acceptor import ChoiceAcceptor
+from engine_worker.core.choice_output import ChoiceOutput
+from engine_worker.core.credits import CreditPolicy
+from engine_worker.core.engine import Engine
+from engine_worker.serving import acceptance_queue
+from engine_worker.serving.acceptance_queue import (
+    QUICK_PROMPT_TOKENS,
+    QUICK_STOP_CHARACTERS,
+    is_quick,
+)
+from engine_worker.serving.handler import EngineHandler
+from engine_worker.serving.step_loop import StepLoop
+from engine_worker.text.chat_template import ChatTemplate
+from engine_worker.text.output_text import OutputText
+from engine_worker.text.preparation import PromptPreparer
+from engine_worker.text.stopping import Stop
+from engine_worker.text.tokenizer import Tokenizer
+from protocol.errors import ErrorCode
+from protocol.version import PROTOCOL_VERSION, ProtocolVersion
+from protocol.wire.messages import (
+    Abort,
+    Delta,
+    Extend,
+    Failure,
+    Finished,
+    Generate,
+    Grammar,
+    Message,
+    SamplingParams,
+    StepOutput,
+)
+from tests.fakes.fake_runner import DeterministicFakeRunner
+from tests.fakes.hand_driven_engine import NEXT_TOKEN, expected_tokens
+from tests.fakes.tiny_tokenizers import byte_level_tokenizer
+
+PROMPT = (104, 105)
+WITH_BAD_WORDS = SamplingParams(temperature=0.0, max_tokens=20, bad_words=("never",))
+
+
+class WatchedTokenizer(Tokenizer):
+    """Notes which threads have it work on whole texts, or read an output from its beginning."""
+
+    def __init__(self) -> None:
+        plain = byte_level_tokenizer()
+        super().__init__(plain._hf, plain.eos_token_ids)
+        self.threads: set[threading.Thread] = set()
+
+    def _encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Any]:
+        self.threads.add(threading.current_thread())
+        return super()._encode_batch(texts, add_special_tokens=add_special_tokens)
+
+
+class HeldAcceptor:
+    """Accepts as the engine does, once it is let go; choices named `broken` raise."""
+
+    def __init__(self, acceptor: ChoiceAcceptor) -> None:
+        self._acceptor = acceptor
+        self.go = threading.Event()
+        self.go.set()
+        self.has_begun = threading.Semaphore(0)
+        self.begun: list[str] = []
+
+    def accept(self, gateway_id: str, command: Generate, **options: Any) -> ChoiceOutput:
+        self.begun.append(command.request_id)
+        self.has_begun.release()
+        assert self.go.wait(10)
+        if command.request_id == "broken":
+            raise BaseException("a panic")
+        return self._acceptor.accept(gateway_id, command, **options)
+
+
+class House:
+    """A handler and its step loop, which the test's own thread runs."""
+
+    def __init__(self) -> None:
+        self.sent: list[Message] = []
+        self.tokenizer = WatchedTokenizer()
+        vocab_size = self.tokenizer.num_tokens
+        runner = DeterministicFakeRunner(NEXT_TOKEN, num_blocks=200)
+        self.engine = Engine(runner, self.tokenizer, vocab_size=vocab_size, max_model_len=100)
+        self.acceptor = HeldAcceptor(self.engine.acceptor)
+        self.handler = EngineHandler()
+        self.handler.connect(self)
+        self.loop = StepLoop(self.engine, self.handler, self)
+        preparer = PromptPreparer(
+            self.tokenizer,
+            ChatTemplate(self.tokenizer, "m"),
+            vocab_size=vocab_size,
+            max_model_len=100,
+            block_size=4,
+        )
+        policy = CreditPolicy(10_000, 1_000_000, 100)
+        self.handler.serve(preparer, policy, self.engine.grammars, self.acceptor)
+
+    def send(self, gateway_id: str, message: Message) -> None:
+        self.sent.append(message)
+
+    def gateway_ids(self) -> tuple[str, ...]:
+        return ("g",)
+
+    def gateway_version(self, gateway_id: str) -> ProtocolVersion:
+        return PROTOCOL_VERSION
+
+    def fill_the_threads(self) -> None:
+        """Two choices are being accepted, so that whatever comes now waits."""
+        self.acceptor.go.clear()
+        for name in ("first", "second"):
+            self.handler.on_command("g", generate(name, tenant=name))
+            assert self.acceptor.has_begun.acquire(timeout=10)
+
+    def rest(self) -> None:
+        """Let the threads go, and step until all is done."""
+        self.acceptor.go.set()
+        while self.handler.num_unfinished() or self.engine.has_work():
+            self.loop.run_once(block=False)
+            time.sleep(0)
+
+    def outputs(self) -> list[StepOutput]:
+        return [message for message in self.sent if isinstance(message, StepOutput)]
+
+    def deltas(self) -> list[Delta]:
+        return [delta for output in self.outputs() for delta in output.deltas]
+
+    def token_ids(self, request_id: str = "r") -> list[int]:
+        return [
+            token_id
+            for delta in self.deltas()
+            if delta.request_id == request_id
+            for token_id in delta.token_ids
+        ]
+
+    def ends(self) -> dict[str, Finished | Failure]:
+        ends = [end for output in self.outputs() for end in output.ends]
+        assert len({end.request_id for end in ends}) == len(ends)
+        return {end.request_id: end for end in ends}
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    house = House()
+    yield house
+    house.acceptor.go.set()
+    house.handler.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith(("accept", "grammar")):
+            thread.join(10)
+
+
+def generate(request_id: str = "r", **changes: Any) -> Generate:
+    options: dict[str, Any] = {
+        "choice": 0,
+        "attempt": 1,
+        "prompt_token_ids": PROMPT,
+        "sampling": WITH_BAD_WORDS,
+        "lease_tokens": 100,
+        "deadline_s": 60.0,
+        "want_token_ids": True,
+        **changes,
+    }
+    return Generate(request_id=request_id, **options)
+
+
+def test_the_steps_thread_never_has_a_text_tokenised(house: House) -> None:
+    house.handler.on_command("g", generate())
+    house.handler.on_command("g", generate("two", output_token_ids=(97, 98)))
+    house.rest()
+    assert all(isinstance(end, Finished) for end in house.ends().values())
+    assert house.tokenizer.threads
+    assert threading.current_thread() not in house.tokenizer.threads
+
+
+@pytest.mark.parametrize("grammar", [None, Grammar(kind="regex", source="[ -~]{30}")])
+def test_the_steps_thread_reads_no_token_of_an_earlier_attempt(
+    house: House, monkeypatch: pytest.MonkeyPatch, grammar: Grammar | None
+) -> None:
+    plain = SamplingParams(temperature=0.0, max_tokens=30)
+    output = tuple(b"from an earlier attempt")
+    threads: list[threading.Thread] = []
+    push = OutputText.push
+
+    def watched(text: OutputText, choice: Choice, *, is_complete: bool = False) -> Stop | None:
+        threads.append(threading.current_thread())
+        return push(text, choice, is_complete=is_complete)
+
+    monkeypatch.setattr(OutputText, "push", watched)
+    house.handler.on_command(
+        "g", generate(output_token_ids=output, sampling=plain, grammar=grammar)
+    )
+    house.rest()
+    assert isinstance(house.ends()["r"], Finished)
+    assert len(threads) == 30
+    assert threads.count(threading.current_thread()) == 30 - len(output)
+
+
+def test_others_run_while_a_choice_is_accepted(house: House) -> None:
+    house.fill_the_threads()
+    plain = SamplingParams(temperature=0.0, max_tokens=5)
+    house.handler.on_command("g", generate("quick", sampling=plain))
+    house.loop.run_once(block=False)
+    while house.engine.has_work():
+        house.loop.run_once(block=False)
+    assert set(house.ends()) == {"quick"}
+    assert house.handler.num_unfinished() == 2
+    house.rest()
+    assert set(house.ends()) == {"quick", "first", "second"}
+
+
+def test_a_lease_that_grows_meanwhile_counts(house: House) -> None:
+    house.acceptor.go.clear()
+    house.handler.on_command("g", generate("begun", lease_tokens=1, tenant="a"))
+    house.handler.on_command("g", generate("begun too", lease_tokens=1, tenant="b"))
+    house.handler.on_command("g", generate("waits", lease_tokens=1, tenant="c"))
+    for name in ("begun", "begun too", "waits"):
+        extend = Extend(request_id=name, choice=0, attempt=1, lease_tokens=100)
+        house.handler.on_command("g", extend)
+        house.loop.run_once(block=False)
+    house.rest()
+    for name in ("begun", "begun too", "waits"):
+        assert house.token_ids(name) == expected_tokens(PROMPT, 20)
+
+
+def test_an_abort_ends_what_waits_and_what_is_being_accepted(house: House) -> None:
+    house.fill_the_threads()
+    house.handler.on_command("g", generate("waits"))
+    for name in ("first", "waits"):
+        house.handler.on_command("g", Abort(request_id=name, choice=0, attempt=1))
+    house.loop.run_once(block=False)
+    ends = house.ends()
+    assert {name: end.finish_reason for name, end in ends.items() if isinstance(end, Finished)} == {
+        "first": "abort",
+        "waits": "abort",
+    }
+    house.rest()
+    assert house.acceptor.begun == ["first", "second"]
+    assert set(house.ends()) == {"first", "second", "waits"}
+
+
+def test_what_a_lost_gateway_wanted_is_dropped(house: House) -> None:
+    house.fill_the_threads()
+    house.handler.on_command("g", generate("waits"))
+    house.handler.on_command("other", generate("theirs"))
+    house.handler.on_gateway_lost("g")
+    house.rest()
+    assert set(house.ends()) == {"theirs"}
+    assert house.acceptor.begun == ["first", "second", "theirs"]
+
+
+def test_a_bug_in_accepting_costs_that_request_only(house: House) -> None:
+    house.handler.on_command("g", generate("broken"))
+    house.handler.on_command("g", generate("broken", choice=1))
+    house.handler.on_command("g", generate("good"))
+    house.acceptor.go.set()
+    while house.handler.num_unfinished() or house.engine.has_work():
+        house.loop.run_once(block=False)
+    ends = [end for output in house.outputs() for end in output.ends]
+    failures = [end for end in ends if isinstance(end, Failure)]
+    assert [end.code for end in failures] == [ErrorCode.INTERNAL_ERROR] * 2
+    assert house.token_ids("good") == expected_tokens(PROMPT, 20)
+
+
+def test_what_is_wrong_with_a_request_is_told_as_if_it_were_quick(house: House) -> None:
+    sampling = SamplingParams(bad_words=("never",), temperature=-1.0)
+    house.handler.on_command("g", generate(sampling=sampling))
+    house.rest()
+    (end,) = house.ends().values()
+    assert isinstance(end, Failure)
+    assert (end.code, end.param) == (ErrorCode.INVALID_REQUEST, "temperature")
+
+
+def test_more_than_may_wait_is_refused_as_overload(house: House) -> None:
+    assert acceptance_queue.MAX_TENANT_WAITING < acceptance_queue.MAX_WAITING
+    house.fill_the_threads()
+    for index in range(acceptance_queue.MAX_TENANT_WAITING + 1):
+        house.handler.on_command("g", generate(str(index)))
+    house.handler.on_command("g", generate("another tenant's", tenant="other"))
+    refused = [message for message in house.sent if isinstance(message, Failure)]
+    assert [failure.code for failure in refused] == [ErrorCode.OVERLOADED]
+    assert refused[0].retry_after_s is not None
+    house.handler.on_gateway_lost("g")
+    house.rest()
+    assert house.handler.num_unfinished() == 0
+
+
+def test_tenants_take_turns(house: House) -> None:
+    house.fill_the_threads()
+    for index in range(5):
+        house.handler.on_command("g", generate(f"many {index}", tenant="many"))
+    house.handler.on_command("g", generate("one", tenant="one"))
+    house.rest()
+    assert house.acceptor.begun.index("one") <= 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"sampling": SamplingParams(stop=("\n", "User:"))}, True),
+        ({"sampling": SamplingParams(bad_words=("a",))}, False),
+        ({"sampling": SamplingParams(stop=("a" * (QUICK_STOP_CHARACTERS + 1),))}, False),
+        ({"output_token_ids": (5,)}, False),
+        ({"grammar": Grammar(kind="regex", source="a")}, False),
+        ({"prompt_token_ids": (5,) * QUICK_PROMPT_TOKENS}, True),
+        ({"prompt_token_ids": (5,) * (QUICK_PROMPT_TOKENS + 1)}, False),
+    ],
+)
+def test_only_what_is_quick_is_left_to_the_steps_thread(
+    changes: dict[str, Any], expected: bool
+) -> None:
+    assert is_quick(generate(**{"sampling": SamplingParams(), **changes})) is expected
+
+
+def test_the_same_tokens_come_as_from_an_engine_that_accepts_by_itself(house: House) -> None:
+    tokens = expected_tokens(PROMPT, 20)
+    house.handler.on_command("g", generate("resumed", output_token_ids=tuple(tokens[:7])))
+    house.rest()
+    assert house.token_ids("resumed") == tokens[7:]
