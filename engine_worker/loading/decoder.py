@@ -22,7 +22,6 @@ from engine_worker.compute.models.hf_config import load_spec
 from engine_worker.compute.models.spec import DecoderSpec
 from engine_worker.compute.runner.compile_cache import prepare_backend
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
-from engine_worker.compute.weights.fingerprint import fingerprint
 from engine_worker.compute.weights.loader import load_weights
 from engine_worker.compute.weights.sampling_defaults import load_sampling_defaults
 from engine_worker.config import ModelSettings
@@ -33,6 +32,7 @@ from engine_worker.core.metrics import EngineMetrics
 from engine_worker.embedding.embedder import Embedder
 from engine_worker.errors import KvMemoryError
 from engine_worker.loading.encoder import decoder_embedder
+from engine_worker.loading.identity import model_fingerprint
 from engine_worker.loading.phases import PhaseCallback
 from engine_worker.text.chat_template import ChatTemplate
 from engine_worker.text.format_detection import DetectedFormats, detect_formats
@@ -203,7 +203,9 @@ def _assemble(
     )
     offer = EngineOffer(
         model=settings.name,
-        fingerprint=fingerprint(settings.path, dtype.name),
+        fingerprint=model_fingerprint(
+            settings, tokenizer, {"weights": dtype.name, "cache": str(runner.kv_layout.dtype)}
+        ),
         resume_version=RESUME_VERSION,
         max_model_len=engine.max_model_len,
         created=int((settings.path / "config.json").stat().st_mtime),

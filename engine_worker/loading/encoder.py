@@ -10,7 +10,6 @@ from engine_worker.compute.models.decoder import DecoderWeights
 from engine_worker.compute.models.dtype import DTYPES
 from engine_worker.compute.runner.compile_cache import prepare_backend
 from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
-from engine_worker.compute.weights.fingerprint import fingerprint
 from engine_worker.compute.weights.loader import load_leaves
 from engine_worker.config import NO_POOLING, ModelSettings
 from engine_worker.core.choice.batch import ProgressCallback
@@ -21,6 +20,7 @@ from engine_worker.embedding.encoder_spec import EncoderSpec, is_encoder, load_e
 from engine_worker.embedding.models import DecoderModel, EncoderModel
 from engine_worker.embedding.pooling import POOLING_KINDS, PoolingSpec, load_pooling
 from engine_worker.embedding.queue import MAX_INPUTS
+from engine_worker.loading.identity import model_fingerprint
 from engine_worker.loading.phases import PhaseCallback
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.errors import ConfigurationError
@@ -98,7 +98,7 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
     credit_policy = CreditPolicy(_MAX_REQUESTS, _MAX_REQUESTS * MAX_INPUTS * max_tokens, max_tokens)
     offer = EngineOffer(
         model=settings.name,
-        fingerprint=fingerprint(settings.path, str(dtype)),
+        fingerprint=model_fingerprint(settings, tokenizer, {"weights": str(dtype)}),
         resume_version=1,
         max_model_len=max_tokens,
         created=int((settings.path / "config.json").stat().st_mtime),

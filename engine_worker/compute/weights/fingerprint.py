@@ -1,7 +1,7 @@
 """A name for "the same model": equal fingerprints may continue each other's streams."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -14,16 +14,6 @@ SAMPLE_BYTES = 4096
 _BESIDE_WEIGHTS = (
     "config.json",
     "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
     "modules.json",
     "sentence_bert_config.json",
     "1_Pooling/config.json",
@@ -34,19 +24,19 @@ class _Hash(Protocol):
     def update(self, data: bytes, /) -> None: ...
 
 
-def fingerprint(folder: Path, dtype: str) -> str:
+def fingerprint(folder: Path, parts: Mapping[str, str]) -> str:
     """Hashes what decides a model's output.
 
-    SHA-256 over the dtype, the config and tokenizer files, and of each safetensors file its size,
-    its header and its content. Content is taken whole while all files together hold at most
-    `WHOLE_BYTES`. Of larger checkpoints each tensor gives `NUM_SAMPLES` evenly spread windows of
-    `SAMPLE_BYTES` (small tensors whole): training changes every tensor almost everywhere, so other
-    weights give another fingerprint, but an edit of a few bytes by hand may go unseen. Names and
-    dates of folders don't count.
+    SHA-256 over `parts`, the config files, and of each safetensors file its size, its header and
+    its content. Content is taken whole while all files together hold at most `WHOLE_BYTES`. Of
+    larger checkpoints each tensor gives `NUM_SAMPLES` evenly spread windows of `SAMPLE_BYTES`
+    (small tensors whole): training changes every tensor almost everywhere, so other weights give
+    another fingerprint, but an edit of a few bytes by hand may go unseen. Names and dates of
+    folders don't count.
 
     Args:
         folder: A model folder with safetensors weights.
-        dtype: The resolved type of the weights, such as "bfloat16".
+        parts: What else decides, by name: types, the tokenizer, the chat template.
 
     Returns:
         64 hexadecimal digits.
@@ -56,7 +46,8 @@ def fingerprint(folder: Path, dtype: str) -> str:
     """
     checkpoint = open_checkpoint(folder)
     digest = hashlib.sha256()
-    _add(digest, "dtype", dtype.encode())
+    for name, text in sorted(parts.items()):
+        _add(digest, name, text.encode("utf-8", "surrogatepass"))
     for name in _BESIDE_WEIGHTS:
         path = folder / name
         if path.is_file():

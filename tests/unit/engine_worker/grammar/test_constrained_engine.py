@@ -1,5 +1,6 @@
 import json
 import re
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -378,11 +379,12 @@ def test_a_constraint_that_meets_a_limit_ends_its_request_and_nothing_follows(
     num_states: int,
 ) -> None:
     engine, _ = make_engine(lambda ids: ord("e") if len(ids) % 3 else ord("a"))
-    engine.add(
-        "g",
-        generate(grammar=Grammar(kind="regex", source="-")),
-        constraint=exhausted_after(num_states),
+    command = generate(grammar=Grammar(kind="regex", source="-"))
+    constraint = exhausted_after(num_states)
+    accepted = engine.acceptor.accept(
+        "g", command, received_at=time.monotonic(), constraint=constraint
     )
+    engine.add("g", command, accepted=accepted)
     output = run(engine)
     end = only_end(output)
     assert isinstance(end, Failure)

@@ -52,7 +52,7 @@ class WatchedTokenizer(Tokenizer):
 
     def __init__(self) -> None:
         plain = byte_level_tokenizer()
-        super().__init__(plain._hf, plain.eos_token_ids)
+        super().__init__(plain._files, plain.eos_token_ids)
         self.threads: set[threading.Thread] = set()
 
     def _encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Any]:

@@ -11,6 +11,7 @@ from engine_worker.compute.weights import fingerprint as module
 from engine_worker.compute.weights.fingerprint import fingerprint
 from tests.fakes.tiny_checkpoint import TINY_LLAMA, random_tensors, write_checkpoint
 
+PARTS = {"weights": "float32", "tokenizer": "{}"}
 EMBEDDING = "model.embed_tokens.weight"
 
 
@@ -23,7 +24,6 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     folder = tmp_path / "model"
     folder.mkdir()
     write_checkpoint(folder)
-    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
     return folder
 
 
@@ -33,43 +33,48 @@ def rewrite(folder: Path, **differences: Any) -> None:
 
 def test_a_copy_of_a_folder_is_the_same_model(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "elsewhere")
-    assert fingerprint(folder, "float32") == fingerprint(tmp_path / "elsewhere", "float32")
-    assert len(fingerprint(folder, "float32")) == 64
+    assert fingerprint(folder, PARTS) == fingerprint(tmp_path / "elsewhere", PARTS)
+    assert len(fingerprint(folder, PARTS)) == 64
 
 
-def test_the_type_of_the_weights_counts(folder: Path) -> None:
-    assert fingerprint(folder, "float32") != fingerprint(folder, "bfloat16")
+def test_every_part_counts_by_name_and_in_any_order(folder: Path) -> None:
+    prints = {
+        fingerprint(folder, PARTS),
+        fingerprint(folder, dict(reversed(PARTS.items()))),
+        fingerprint(folder, PARTS | {"weights": "bfloat16"}),
+        fingerprint(folder, PARTS | {"tokenizer": "{}\n"}),
+        fingerprint(folder, {"weights": "{}", "tokenizer": "float32"}),
+    }
+    assert len(prints) == 4
 
 
-def test_config_and_tokenizer_count(folder: Path) -> None:
-    before = fingerprint(folder, "float32")
-    (folder / "tokenizer.json").write_text('{"a": 1}', encoding="utf-8")
-    with_other_tokenizer = fingerprint(folder, "float32")
+def test_the_config_counts(folder: Path) -> None:
+    before = fingerprint(folder, PARTS)
     rewrite(folder, rope_theta=5.0)
-    assert len({before, with_other_tokenizer, fingerprint(folder, "float32")}) == 3
+    assert fingerprint(folder, PARTS) != before
 
 
 def test_readme_files_do_not_count(folder: Path) -> None:
-    before = fingerprint(folder, "float32")
+    before = fingerprint(folder, PARTS)
     (folder / "README.md").write_text("hello", encoding="utf-8")
-    assert fingerprint(folder, "float32") == before
+    assert fingerprint(folder, PARTS) == before
 
 
 @pytest.mark.parametrize("name", [EMBEDDING, "model.norm.weight"])
 def test_other_weights_of_the_same_shapes_are_another_model(folder: Path, name: str) -> None:
-    before = fingerprint(folder, "float32")
+    before = fingerprint(folder, PARTS)
     tensors = random_tensors(TINY_LLAMA)
     tensors[name] = tensors[name] + np.float32(1e-3)
     write_checkpoint(folder, tensors=tensors)
-    assert fingerprint(folder, "float32") != before
+    assert fingerprint(folder, PARTS) != before
 
 
 @pytest.mark.parametrize("index", [0, -1])
 def test_the_first_and_the_last_number_of_a_tensor_are_always_looked_at(
     folder: Path, index: int
 ) -> None:
-    before = fingerprint(folder, "float32")
+    before = fingerprint(folder, PARTS)
     tensors = random_tensors(TINY_LLAMA)
     tensors[EMBEDDING].reshape(-1)[index] += 1
     write_checkpoint(folder, tensors=tensors)
-    assert fingerprint(folder, "float32") != before
+    assert fingerprint(folder, PARTS) != before
