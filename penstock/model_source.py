@@ -11,6 +11,7 @@ import psutil
 
 from penstock.config import ModelChoice, ServeSettings
 from penstock.errors import ModelError
+from protocol.runtime.container_limits import free_memory_bytes
 
 _PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
 _KV_BYTES_PER_VALUE = 2
@@ -165,7 +166,8 @@ def _require_room(
         )
     except (TypeError, ValueError, ArithmeticError) as error:
         raise ModelError(f"The config.json of {model.name} makes no sense: {error}.") from error
-    require_memory(model.name, estimate, psutil.virtual_memory().available)
+    free_bytes = free_memory_bytes(psutil.virtual_memory().available)
+    require_memory(model.name, estimate, free_bytes)
 
 
 def resolve_model(model: ModelChoice, settings: ServeSettings) -> Path | None:

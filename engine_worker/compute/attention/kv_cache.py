@@ -12,6 +12,7 @@ all of it to float32 and back; a uint16 array is updated in place.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from jax.typing import DTypeLike
 
 from engine_worker.compute.models.spec import DecoderSpec
 from engine_worker.errors import KvMemoryError
+from protocol.runtime.container_limits import free_memory_bytes
 
 MEMORY_SHARE = 0.3
 """Share of the memory now available that the cache takes when nothing says otherwise."""
@@ -195,18 +197,21 @@ def device_memory_stats() -> Mapping[str, int] | None:
 
 
 def default_kv_memory_bytes(
-    taken_bytes: int = 0, device_stats: Mapping[str, int] | None = None
+    taken_bytes: int = 0, device_stats: Mapping[str, int] | None = None, root: Path = Path("/")
 ) -> int:
     """Memory for the cache when nothing says otherwise.
 
     Args:
-        taken_bytes: Of weights that are not on the device yet, or of programs that will run there.
-        device_stats: Of a device with memory of its own; None takes a share of the system's.
+        taken_bytes: Of weights that are not loaded yet, or of programs that will run on the device.
+        device_stats: Of a device with memory of its own; None takes a share of what this process
+            may still take of the system's, which in a container is what the container may.
+        root: Of the file system that tells a container's limits.
     """
     if device_stats is not None:
         free_bytes = device_stats["bytes_limit"] - device_stats.get("bytes_in_use", 0)
         return int(max(0, free_bytes - taken_bytes) * ACCELERATOR_SHARE)
-    return _round_down(int(psutil.virtual_memory().available * MEMORY_SHARE))
+    free_bytes = free_memory_bytes(psutil.virtual_memory().available, root)
+    return _round_down(int(max(0, free_bytes - taken_bytes) * MEMORY_SHARE))
 
 
 def _round_down(size_bytes: int) -> int:

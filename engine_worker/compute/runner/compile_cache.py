@@ -5,7 +5,7 @@ import logging
 import os
 import platform
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -13,20 +13,27 @@ from typing import Final
 import jax
 import jaxlib.version
 
+from protocol.runtime.container_limits import num_schedulable_cores, num_usable_cores
+
 _log = logging.getLogger("penstock.compile_cache")
 _CACHE_HIT_EVENT: Final = "/jax/compilation_cache/cache_hits"
 _CACHE_MISS_EVENT: Final = "/jax/compilation_cache/cache_misses"
 _CPU_INFO: Final = Path("/proc/cpuinfo")
 
 
-def prepare_backend(cache_dir: Path | None, environment: Mapping[str, str] = os.environ) -> None:
+def prepare_backend(
+    cache_dir: Path | None, environment: MutableMapping[str, str] = os.environ
+) -> None:
     """Sets jax up for serving; must run before the first array is made.
 
     Args:
         cache_dir: Folder of the persistent cache, made if missing; None for no cache. A folder
             that can't be written is logged and left out.
-        environment: Whose `XLA_FLAGS` decide about the cache's subfolder.
+        environment: Whose `XLA_FLAGS` decide about the cache's subfolder, and whose `NPROC` says
+            how many threads XLA makes for computing; set here in a container with fewer cores' time
+            than cores.
     """
+    limit_threads(environment)
     # The engine waits for every step, so dispatching from another thread only costs a core.
     _configure("jax_cpu_enable_async_dispatch", False)
     if cache_dir is None:
@@ -45,6 +52,19 @@ def prepare_backend(cache_dir: Path | None, environment: Mapping[str, str] = os.
     _configure("jax_persistent_cache_min_entry_size_bytes", -1)
     # A broken entry is a warning and a fresh compile.
     _configure("jax_raise_persistent_cache_errors", False)
+
+
+def limit_threads(environment: MutableMapping[str, str]) -> None:
+    """Has XLA make no more threads than a container's share of time keeps busy; before jax starts.
+
+    XLA counts the cores that it may run on and knows nothing of such a share: it would make a thread
+    for each core of the machine, and these would take the share from each other.
+
+    Args:
+        environment: Gets `NPROC`, which XLA reads, where it has none and there is such a share.
+    """
+    if (num_cores := num_usable_cores()) < num_schedulable_cores():
+        environment.setdefault("NPROC", str(num_cores))
 
 
 def _configure(name: str, value: bool | float | str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,8 @@ from penstock.model_source import (
     require_memory,
     resolve_model,
 )
+from protocol.runtime.container_limits import free_memory_bytes
+from tests.fakes.container import v2_container
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -108,6 +111,23 @@ def test_deterministic_counts_as_float32(tmp_path: Path, monkeypatch: pytest.Mon
     assert resolve_model(model, SETTINGS) == folder
     with pytest.raises(ModelError, match="m needs about"):
         resolve_model(model, replace(SETTINGS, deterministic=True))
+
+
+def test_a_model_that_fits_the_machine_but_not_the_container_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_folder(tmp_path / "m")
+    needed = estimate_memory(CONFIG, 100, dtype="auto", max_model_len=None).total_bytes
+    model = ModelChoice("m", str(folder))
+    machine = SimpleNamespace(available=100 * needed)
+    monkeypatch.setattr("penstock.model_source.psutil.virtual_memory", lambda: machine)
+    v2_container(tmp_path, limit_bytes=2 * needed, used_bytes=0)
+    within = partial(free_memory_bytes, root=tmp_path)
+    monkeypatch.setattr("penstock.model_source.free_memory_bytes", within)
+    assert resolve_model(model, SETTINGS) == folder
+    v2_container(tmp_path, limit_bytes=2 * needed, used_bytes=needed + needed // 2)
+    with pytest.raises(ModelError, match="m needs about"):
+        resolve_model(model, SETTINGS)
 
 
 def test_a_download_that_was_interrupted_is_not_taken_for_a_model(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The cache's layout, size and writes."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -18,6 +19,7 @@ from engine_worker.compute.attention.kv_cache import (
     store_tokens,
 )
 from engine_worker.errors import KvMemoryError
+from tests.fakes.container import v2_container
 from tests.fakes.tiny_decoder import tiny_spec
 
 SPEC = tiny_spec([None, None])
@@ -110,13 +112,27 @@ def test_a_device_with_memory_of_its_own_gives_most_of_what_the_weights_leave() 
 
 
 def test_a_cpu_gives_a_share_of_the_systems_memory_that_a_restart_gets_again(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def share_of(available_bytes: int) -> int:
         memory = SimpleNamespace(available=available_bytes)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-        return default_kv_memory_bytes()
+        return default_kv_memory_bytes(root=tmp_path)
 
     assert share_of(21 * 2**30) == share_of(21 * 2**30 - 2**28) == 6 * 2**30
     assert share_of(100 * 2**30) == 28 * 2**30
     assert share_of(0) == 0
+
+
+def test_in_a_container_its_limit_is_the_memory_that_there_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A share of the machine's memory was more than the container might have: it was killed."""
+    memory = SimpleNamespace(available=100 * 2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    v2_container(tmp_path, limit_bytes=10 * 2**30, used_bytes=0)
+    assert default_kv_memory_bytes(root=tmp_path) == 3 * 2**30
+    v2_container(tmp_path, limit_bytes=10 * 2**30, used_bytes=5 * 2**30)
+    assert default_kv_memory_bytes(root=tmp_path) == 3 * 2**29
+    # Weights that are still to be loaded take their part first.
+    assert default_kv_memory_bytes(2**32 + 2**28, root=tmp_path) < 2**28

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine_worker.compute.runner.compile_cache import cache_key, cpu_description
+from engine_worker.compute.runner import compile_cache
+from engine_worker.compute.runner.compile_cache import cache_key, cpu_description, limit_threads
 
 PROGRAM = """
 import sys, warnings
@@ -50,6 +51,39 @@ def test_a_folder_that_cannot_be_made_is_left_out(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("")
     assert run_program(blocker) == ["42.0", "0"]
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "set_before", "expected"), [(2, None, "2"), (64, None, None), (2, "5", "5")]
+)
+def test_a_containers_share_of_cores_is_how_many_threads_compute(
+    monkeypatch: pytest.MonkeyPatch, num_cores: int, set_before: str | None, expected: str | None
+) -> None:
+    """A thread for each core of the machine took the container's share from the others."""
+    monkeypatch.setattr(compile_cache, "num_usable_cores", lambda: num_cores)
+    monkeypatch.setattr(compile_cache, "num_schedulable_cores", lambda: 64)
+    environment = {} if set_before is None else {"NPROC": set_before}
+    limit_threads(environment)
+    assert environment.get("NPROC") == expected
+
+
+def test_xla_makes_as_many_threads_as_it_is_told() -> None:
+    def num_threads(nproc: str) -> int:
+        script = (
+            "import jax, pathlib; jax.numpy.ones(3).block_until_ready();"
+            "print(sum('XLAEigen' in (task / 'comm').read_text()"
+            " for task in pathlib.Path('/proc/self/task').iterdir()))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"NPROC": nproc},
+        )
+        return int(done.stdout)
+
+    assert num_threads("3") == 3
 
 
 def test_the_key_changes_with_cpu_and_flags() -> None:
