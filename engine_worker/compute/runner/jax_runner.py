@@ -12,6 +12,7 @@ import numpy.typing as npt
 from engine_worker.compute.attention.kv_cache import KvLayout
 from engine_worker.compute.models.decoder import DecoderWeights
 from engine_worker.compute.runner.buckets import DECODE_ROWS, Bucket, Buckets, choose_buckets
+from engine_worker.compute.runner.compiler_threads import CompilerThreads
 from engine_worker.compute.runner.drafts import join_drafts, split_drafts
 from engine_worker.compute.runner.full_sampler import FullSampler
 from engine_worker.compute.runner.packing import PackedLayout
@@ -71,7 +72,9 @@ class JaxModelRunner:
         num_table_blocks = -(-limits.max_model_len // kv_layout.block_size)
         self._table_width = -(-num_table_blocks // group) * group
         # Step programs by their bucket, full samplers by their number of rows.
-        self._store = ProgramStore[Bucket | int](self._compile, _describe)
+        # On an accelerator steps don't need the cores that the compiler takes.
+        threads = CompilerThreads() if jax.default_backend() == "cpu" else None
+        self._store = ProgramStore[Bucket | int](self._compile, _describe, compiler_threads=threads)
         self._packed_layouts = {bucket: self._packed_layout(bucket) for bucket in buckets.all}
         self._samplers = {
             num_rows: FullSampler(weights.graph, num_rows, limits.max_num_seqs)

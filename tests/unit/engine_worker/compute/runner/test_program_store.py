@@ -4,14 +4,17 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax.monitoring
 import numpy as np
 import pytest
 
 from engine_worker.compute.models.decoder import declare, random_weights
+from engine_worker.compute.runner.compiler_threads import CompilerThreads
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
-from engine_worker.compute.runner.program_store import ProgramStore
+from engine_worker.compute.runner.program_store import NEEDED_USES, ProgramStore
 from tests.fakes.runner_requests import RunnerRequest, generate
 from tests.fakes.tiny_decoder import tiny_spec
 
@@ -82,7 +85,7 @@ def test_a_program_that_cannot_be_compiled_behind_leaves_the_others_alone(
 
 def test_stopping_waits_for_the_program_in_hand_and_leaves_the_rest() -> None:
     compiler = SlowCompiler(held=frozenset({1}))
-    store = ProgramStore[int](compiler, str)
+    store = ProgramStore[int](compiler, str, idle_s=0.0)
     store.warm_up([8], [1, 2, 4], lambda done, text: None)
     assert compiler.is_held.wait(30)
     stopping = threading.Thread(target=store.stop)
@@ -94,6 +97,83 @@ def test_stopping_waits_for_the_program_in_hand_and_leaves_the_rest() -> None:
     assert not stopping.is_alive()
     assert compiler.compiled == [8, 1]
     assert "compile" not in {thread.name for thread in threading.enumerate()}
+
+
+def never_idle(compiler: SlowCompiler) -> ProgramStore[int]:
+    """A store at which a step has always just begun."""
+    return ProgramStore[int](compiler, str, idle_s=1e9)
+
+
+def test_while_steps_run_nothing_is_compiled_that_they_do_not_need() -> None:
+    """All of it was compiled at once, and took the cores from the first users."""
+    compiler = SlowCompiler()
+    store = never_idle(compiler)
+    store.warm_up([8], [1, 2, 4, 8], lambda done, text: None)
+    for _ in range(NEEDED_USES - 1):
+        assert store.first_ready([4, 8]) == 8
+    assert compiler.compiled == [8]
+    assert store.first_ready([4, 8]) == 8
+    while store.first_ready([4, 8]) == 8:
+        time.sleep(0.001)
+    assert compiler.compiled == [8, 4]
+    store.stop()
+    assert compiler.compiled == [8, 4]
+
+
+def test_what_steps_miss_most_is_compiled_first() -> None:
+    compiler = SlowCompiler(held=frozenset({1}))
+    store = never_idle(compiler)
+    store.warm_up([8], [1, 2, 4], lambda done, text: None)
+    for _ in range(NEEDED_USES):
+        store.first_ready([1, 8])
+    assert compiler.is_held.wait(30)
+    for size, num_uses in ((2, NEEDED_USES), (4, NEEDED_USES + 1)):
+        for _ in range(num_uses):
+            store.first_ready([size, 8])
+    compiler.may_go_on.set()
+    while 2 not in store.programs:
+        time.sleep(0.001)
+    store.stop()
+    assert compiler.compiled == [8, 1, 4, 2]
+
+
+def test_without_steps_all_is_compiled_in_order_of_demand() -> None:
+    compiler = SlowCompiler()
+    store = ProgramStore[int](compiler, str, idle_s=0.0)
+    store.warm_up([8], [1, 2, 4], lambda done, text: None)
+    store.finish_warm_up()
+    assert compiler.compiled == [8, 1, 2, 4]
+
+
+def test_who_waits_for_all_programs_gets_them_though_steps_run() -> None:
+    compiler = SlowCompiler()
+    store = never_idle(compiler)
+    store.warm_up([8], [1, 2, 4], lambda done, text: None)
+    store.finish_warm_up()
+    assert compiler.compiled == [8, 1, 2, 4]
+
+
+def test_the_compilers_threads_give_way_once_the_first_programs_are_there() -> None:
+    order: list[str] = []
+
+    class Threads(CompilerThreads):
+        @contextmanager
+        def watch(self) -> Iterator[None]:
+            order.append("watched")
+            yield
+
+        def give_way(self) -> None:
+            order.append("gives way")
+
+    def compile_program(key: int) -> str:
+        order.append(f"compiles {key}")
+        return ""
+
+    store = ProgramStore[int](compile_program, str, compiler_threads=Threads(), idle_s=0.0)
+    store.warm_up([8], [1], lambda done, text: None)
+    store.finish_warm_up()
+    turn = ["watched", "compiles {}", "gives way"]
+    assert order == [text.format(key) for key in (8, 1) for text in turn]
 
 
 def test_a_store_that_compiles_nothing_behind_is_stopped_too() -> None:
