@@ -106,7 +106,8 @@ KV_MEMORY = size(
     minimum=1,
     option="--kv-memory",
     shown_default=(
-        "30% of the free memory; on an accelerator 85% of what weights and programs leave"
+        "30% of the memory that is free to it; on an accelerator 85% of what weights and programs"
+        " leave"
     ),
     meaning="memory of one engine's KV cache, such as 2GiB",
 )
