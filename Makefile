@@ -60,12 +60,15 @@ wheel: $(VENV)/.test
 wheel-check: wheel
 	tools/check_wheel.sh dist/*.whl
 
-# A million hostile frames each to a gateway and a worker, and twenty times the examples of the
-# parsers' laws; `make test` tries fewer.
+# Ten minutes: a million hostile frames each to a gateway and a worker, 25 times the texts of the
+# parsers' law of cuts, four times the examples of their other laws; other ones each time.
 fuzz: $(VENV)/.test
 	FUZZ_FRAMES=1000000 $(BIN)/python -m pytest tests/integration/test_transport_bounds.py
-	FUZZ_EFFORT=20 $(BIN)/python -m pytest tests/unit/toolparser_worker/test_parser_laws.py \
-		tests/unit/toolparser_worker/test_parser_early.py tests/unit/toolparser_worker/test_parser_work.py
+	FUZZ_EFFORT=25 FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -n 2 \
+		tests/unit/toolparser_worker/test_parser_cuts.py
+	FUZZ_EFFORT=4 $(BIN)/python -m pytest -n 2 tests/unit/toolparser_worker/test_parser_laws.py \
+		tests/unit/toolparser_worker/test_parser_early.py \
+		tests/unit/toolparser_worker/test_parser_work.py
 
 # Faults put into gateway/dispatch and gateway/ledger one by one: do their unit tests notice? A second
 # run tries only what changed, ARGS="gateway.ledger.*" all of some. See docs/measurements/mutants.md.

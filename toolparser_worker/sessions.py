@@ -9,6 +9,7 @@ from toolparser_worker.errors import InvalidDeltaError, ParserError, TooManySess
 from toolparser_worker.formats import NO_FORMAT, find_reasoning_format, find_tool_format
 from toolparser_worker.grammar.request import Wish, request_grammar
 from toolparser_worker.machine.call_ids import call_id
+from toolparser_worker.machine.declarations import special_texts
 from toolparser_worker.machine.machine import Machine
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 from toolparser_worker.metrics import FormatCounts
@@ -71,9 +72,11 @@ class Session:
         self._reasoning_format = reasoning_format
         self._machines: dict[int, Machine] = {}
         self._finished: set[int] = set()
-        self.keep_special_tokens = (
-            *(tool_format.markers if tool_format is not None else ()),
-            *(reasoning_format.markers if reasoning_format is not None else ()),
+        self.keep_special_tokens = special_texts(
+            marker
+            for declared in (tool_format, reasoning_format)
+            if declared is not None
+            for marker in declared.markers
         )
         self.grammar = request_grammar(
             tool_format, reasoning_format, _wish(opening, has_tools=tool_format is not None)

@@ -35,6 +35,7 @@ FORMATS = (
         first_starts=("thought\n",),
         opens="marked",
         reopens=True,
-        interrupted_by=("<|tool_call>",),
+        interrupted_by=("<|tool_call>call:",),
+        calls_end_it=True,
     ),
 )

@@ -16,8 +16,8 @@ FORMATS = (
         body=HeaderBody(
             starts=CALL_START,
             end=CALL_END,
-            header=r"function<｜tool▁sep｜>(?P<name>\S+)",
-            separators=("\n```json", "```json"),
+            header_start="function<｜tool▁sep｜>",
+            separators=("```json",),
             tails=("```",),
             rendered_header="function<｜tool▁sep｜>{name}\n```json\n",
             rendered_tail="\n```",
@@ -49,12 +49,12 @@ FORMATS = (
     ToolFormat(
         name="kimi_k2",
         aliases=("kimi-k2", "kimi"),
-        wrapper_starts=("<|tool_calls_section_begin|>",),
-        wrapper_ends=("<|tool_calls_section_end|>",),
+        wrapper_starts=("<|tool_calls_section_begin|>", "<|tool_call_section_begin|>"),
+        wrapper_ends=("<|tool_calls_section_end|>", "<|tool_call_section_end|>"),
         body=HeaderBody(
             starts=("<|tool_call_begin|>",),
             end="<|tool_call_end|>",
-            header=r"(?:functions\.)?(?P<name>\S+?):\d+",
+            header=r"(?:functions\.)?(?P<name>.+?):\d+",
             separators=("<|tool_call_argument_begin|>",),
             rendered_header="functions.{name}:{index}<|tool_call_argument_begin|>",
         ),

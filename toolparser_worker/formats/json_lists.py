@@ -67,7 +67,7 @@ FORMATS = (
         wrapper_starts=("[TOOL_CALLS]",),
         listed="may",
         body=JsonObjectBody(),
-        other_body=HeaderBody(separators=("[ARGS]",), bare_arguments=True),
+        other_body=HeaderBody(id_start="[CALL_ID]", separators=("[ARGS]",), bare_arguments=True),
         text_after_calls="drop",
         trims=True,
         id_style="nine",

@@ -13,7 +13,7 @@ FORMATS = (
     ToolFormat(
         name="granite4",
         aliases=("granite-4", "granite4.0"),
-        body=JsonObjectBody(starts=("<tool_call>",), end="</tool_call>", unpacks_strings=True),
+        body=JsonObjectBody(starts=("<tool_call>",), end="</tool_call>"),
         rendered_call_start="<tool_call>\n",
         rendered_call_end="\n</tool_call>",
     ),

@@ -51,6 +51,7 @@ FORMATS = (
         starts=spaced("<|open|>", "think", "<|sep|>"),
         ends=spaced("<|close|>", "think", "<|sep|>"),
         interrupted_by=RESPONSE_START + TOOLS_START,
+        calls_end_it=True,
         drops_stray_ends=True,
         dropped_markers=RESPONSE_START + RESPONSE_END + MESSAGE_END,
     ),

@@ -18,12 +18,12 @@ HARMONY = MessageFraming(
     rendered_content="<|channel|>final<|message|>",
     routes=(
         Route(
-            header=r".*?to=(?:assistant|(?:python|browser|container)(?:\.[^\s<]*)?)(?:[\s<].*)",
+            header=r".*?to=(?:assistant|(?:python|browser|container)(?:\.[^ \t\n\r<]*)?)(?:[ \t\n\r<].*)",
             to="dropped",
         ),
-        Route(header=r".*?to=(?:functions\.)?(?P<name>[^\s<]+).*", to="arguments"),
-        Route(header=r".*<\|channel\|>\s*analysis.*", to="reasoning"),
-        Route(header=r".*<\|channel\|>\s*(?:final|commentary).*", to="content"),
+        Route(header=r".*?to=(?:functions\.)?(?P<name>[^ \t\n\r<]+).*", to="arguments"),
+        Route(header=r".*<\|channel\|>[ \t\n\r]*analysis.*", to="reasoning"),
+        Route(header=r".*<\|channel\|>[ \t\n\r]*(?:final|commentary).*", to="content"),
     ),
 )
 INKLING = MessageFraming(
@@ -51,9 +51,9 @@ MUSE = MessageFraming(
     first_header=("to=", "<|message|>"),
     rendered_content=" to=user<|message|>",
     routes=(
-        Route(header=r"\s*to=self\b.*", to="reasoning"),
-        Route(header=r"\s*(?:to=(?:user|none)\b.*)?<\|message\|>", to="content"),
-        Route(header=r"\s*to=.*", to="calls"),
+        Route(header=r"[ \t\n\r]*to=self\b.*", to="reasoning"),
+        Route(header=r"[ \t\n\r]*(?:to=(?:user|none)\b.*)?<\|message\|>", to="content"),
+        Route(header=r"[ \t\n\r]*to=.*", to="calls"),
     ),
 )
 

@@ -1,6 +1,11 @@
 """MiniMax M3: a tree of elements, each tag after a prefix of its own."""
 
-from toolparser_worker.machine.declarations import ElementBody, ReasoningFormat, ToolFormat
+from toolparser_worker.machine.declarations import (
+    ElementBody,
+    ReasoningFormat,
+    ToolFormat,
+    begins,
+)
 
 FORMATS = (
     ToolFormat(
@@ -25,6 +30,7 @@ FORMATS = (
         opens="marked",
         drops_stray_ends=True,
         reopens=True,
-        interrupted_by=("]<]minimax[>[<tool_call>",),
+        interrupted_by=begins("]<]minimax[>[<tool_call>", "]<]minimax[>[<invoke"),
+        calls_end_it=True,
     ),
 )

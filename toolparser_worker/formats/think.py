@@ -1,9 +1,10 @@
 """Reasoning between `<think>` tags, as most open reasoning models write it, and its kin."""
 
-from toolparser_worker.machine.declarations import ReasoningFormat
+from toolparser_worker.machine.declarations import ReasoningFormat, begins
 
 START = ("<think>",)
 END = ("</think>",)
+QWEN_CALLS = begins("<tool_call>", '{"', "<function=")
 RESPONSE = (
     "<response>\n",
     "<response>",
@@ -49,7 +50,8 @@ FORMATS = (
         aliases=("deepseek-v4",),
         starts=START,
         ends=END,
-        interrupted_by=("<｜DSML｜tool_calls>",),
+        interrupted_by=begins("<｜DSML｜tool_calls>", "<｜DSML｜invoke"),
+        calls_end_it=True,
         reopens=True,
         trims="end",
     ),
@@ -58,7 +60,8 @@ FORMATS = (
         aliases=("mimo", "qwen-3"),
         starts=START,
         ends=END,
-        interrupted_by=("<tool_call>",),
+        interrupted_by=QWEN_CALLS,
+        calls_end_it=True,
         drops_stray_ends=True,
     ),
     ReasoningFormat(
@@ -66,7 +69,8 @@ FORMATS = (
         aliases=("nemotron-v3",),
         starts=START,
         ends=END,
-        interrupted_by=("<tool_call>",),
+        interrupted_by=QWEN_CALLS,
+        calls_end_it=True,
         drops_stray_ends=True,
         trims="end",
     ),
@@ -86,7 +90,7 @@ FORMATS = (
         ),
         starts=START,
         ends=END,
-        interrupted_by=("<tool_call>",),
+        calls_end_it=True,
         reopens=True,
         trims="end",
     ),
@@ -96,6 +100,7 @@ FORMATS = (
         starts=START,
         ends=END,
         interrupted_by=("<|tool_calls_section_begin|>",),
+        calls_end_it=True,
         trims="end",
     ),
     ReasoningFormat(
@@ -103,7 +108,8 @@ FORMATS = (
         aliases=("minimax-m2",),
         starts=START,
         ends=END,
-        interrupted_by=("<minimax:tool_call>",),
+        interrupted_by=begins("<minimax:tool_call>", "<invoke name="),
+        calls_end_it=True,
         trims="end",
     ),
     ReasoningFormat(
@@ -129,7 +135,8 @@ FORMATS = (
         aliases=("seed-oss",),
         starts=("<seed:think>",),
         ends=("</seed:think>",),
-        interrupted_by=("<seed:tool_call>",),
+        interrupted_by=begins("<seed:tool_call>", "<function="),
+        calls_end_it=True,
         drops_stray_ends=True,
     ),
     ReasoningFormat(
@@ -139,6 +146,7 @@ FORMATS = (
         ends=("[/THINK]", "</think>"),
         opens="marked",
         interrupted_by=("[TOOL_CALLS]",),
+        calls_end_it=True,
         reopens=True,
         trims="end",
     ),

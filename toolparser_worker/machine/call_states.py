@@ -2,15 +2,25 @@
 
 from typing import Any
 
+from toolparser_worker.machine.blanks import after_space
+from toolparser_worker.machine.channels import Channel
 from toolparser_worker.machine.core import MachineCore
-from toolparser_worker.machine.declarations import CallBody
-from toolparser_worker.machine.json_value import after_space
+from toolparser_worker.machine.declarations import CallBody, JsonObjectBody
 from toolparser_worker.machine.literals import literal_matcher
-from toolparser_worker.machine.readers import ends_itself, may_begin, new_reader
+from toolparser_worker.machine.readers import (
+    ends_itself,
+    is_repeatable,
+    may_begin,
+    new_reader,
+)
 from toolparser_worker.machine.reading import (
     COMMA,
+    DONE,
     LIST_END,
     LIST_START,
+    MORE,
+    MOVED,
+    Answer,
     CallReader,
     Ending,
     Verdict,
@@ -21,26 +31,26 @@ from toolparser_worker.machine.reading import (
 class CallStates(MachineCore):
     """Blocks of calls, lists of calls, and calls."""
 
-    def _begin_block(self, literal: str, start: int, stop: int) -> int:
-        self._state = self._block
+    def _begin_block(self, literal: str, start: int, stop: int) -> Answer:
+        self._at = "block"
         self._in_block = True
         self._list_state = ""
         self._num_calls_in_block = 0
         self._held_start = self._base + start
         self._held = [literal] if literal else []
-        return stop
+        return MOVED, stop
 
-    def _block(self, text: str, position: int) -> int:
+    def _block(self, text: str, position: int) -> Answer:
         """In a block of calls, between them."""
         stop = after_space(text, position)
         self.num_operations += stop - position + 1
         if not self._num_calls_in_block and stop > position:
             self._held.append(text[position:stop])
         if stop == len(text):
-            return stop
+            return MOVED, stop
         literal, is_cut = find_at(text, stop, self._block_markers(), final=self._final)
         if is_cut:
-            return stop
+            return MORE, stop
         body = self._tables.block_bodies.get(literal) if literal else None
         if body is not None:
             return self._begin_call(body, literal, stop, stop + len(literal))
@@ -50,13 +60,13 @@ class CallStates(MachineCore):
             self._held.append(literal)
         stop += len(literal)
         if literal in self._tools.wrapper_starts:
-            return stop
+            return MOVED, stop
         if literal in self._tools.wrapper_ends:
             return self._end_block(stop)
         self._list_state = literal
         if literal == LIST_END and not self._tools.wrapper_ends:
             return self._end_block(stop)
-        return stop
+        return MOVED, stop
 
     def _block_markers(self) -> tuple[str, ...]:
         """What may come next in a block, white space aside."""
@@ -65,7 +75,8 @@ class CallStates(MachineCore):
             opening = (LIST_START,) if tools.listed != "never" else ()
             if self._num_calls_in_block:
                 opening = ()
-            again = tools.wrapper_starts if self._num_calls_in_block else ()
+            # The opening marker may be doubled, or begin a block where the last one's end lacks.
+            again = tools.wrapper_starts
             return (*opening, *self._tables.block_bodies, *tools.wrapper_ends, *again)
         if self._list_state == LIST_END:
             return tools.wrapper_ends
@@ -73,7 +84,7 @@ class CallStates(MachineCore):
             return (*self._tables.block_bodies, LIST_END)
         return (COMMA, LIST_END)
 
-    def _begin_bare(self, text: str, position: int) -> int:
+    def _begin_bare(self, text: str, position: int) -> Answer:
         """A call without marker of its own, if one may begin here."""
         tools = self._tools
         in_list = self._list_state in (LIST_START, COMMA)
@@ -83,32 +94,49 @@ class CallStates(MachineCore):
             for body in tools.bodies:
                 if not body.starts and may_begin(body, text[position]):
                     return self._begin_call(body, "", position, position)
+        if self._num_calls_in_block:
+            # Unless another marker stands here, the block's end has got lost.
+            markers = tuple(self._table.actions)
+            literal, is_cut = find_at(text, position, markers, final=self._final)
+            if is_cut:
+                return MORE, position
+            if not literal:
+                self._count_malformed()
         self._leave_block()
-        return position
+        return MOVED, position
 
-    def _end_block(self, position: int) -> int:
-        if not self._num_calls_in_block and self._tables.needs_calls:
+    def _end_block(self, position: int) -> Answer:
+        if not self._num_calls_in_block and (
+            self._tables.needs_calls or self._channel is Channel.REASONING
+        ):
             self._release()
         self._held.clear()
         self._leave_block()
-        return position
+        return MOVED, position
 
     def _leave_block(self) -> None:
         """Goes back to plain text; what was held for a call that never came is plain text."""
         if not self._num_calls_in_block:
             self._release()
         self._in_block = False
-        self._state = self._text
+        self._at = "text"
 
     def _begin_call(
         self, body: CallBody, literal: str, start: int, stop: int, *, keeps_held: bool = False
-    ) -> int:
+    ) -> Answer:
         self._body = body
         self._ends = () if ends_itself(body) or not body.end else (body.end,)
         if keeps_held:
             self._ends = self._framing.ends
-        self._reader = new_reader(body, self, self._schemas)
-        self._state = self._call
+        tools = self._tools
+        self._reader = new_reader(
+            body,
+            self,
+            self._schemas,
+            (*self._ends, *tools.wrapper_starts, *tools.wrapper_ends),
+            follows_text=self._channel is not Channel.REASONING,
+        )
+        self._at = "call"
         if not self._in_block and not keeps_held:
             self._held_start = self._base + start
             self._held.clear()
@@ -118,12 +146,25 @@ class CallStates(MachineCore):
             self._held.clear()
         if literal:
             self._held.append(literal)
-        return stop
+            if is_repeatable(body):
+                self._at = "opened"
+        return MOVED, stop
 
-    def _call(self, text: str, position: int) -> int:
+    def _opened(self, text: str, position: int) -> Answer:
+        """After the start marker of a call, which may be doubled."""
+        position, marker = self._after_space(self._body.starts, text, position)
+        if marker is None:
+            return MORE, position
+        if marker:
+            self._held.append(marker)
+        else:
+            self._at = "call"
+        return MOVED, position + len(marker)
+
+    def _call(self, text: str, position: int) -> Answer:
         """The body of a call, or of what may become one."""
         reader = self._reader
-        stop = reader.feed(text, position, self._base, final=self._final)
+        step, stop = reader.feed(text, position, self._base, final=self._final)
         self.num_operations += stop - position + 1
         if reader.verdict is Verdict.UNDECIDED:
             if stop > position:
@@ -133,54 +174,76 @@ class CallStates(MachineCore):
             self._emit(text[position:stop], self._base + position)
         else:
             self._held.clear()
-        if reader.ending is not Ending.OPEN:
+        if step is DONE:
             self._end_body(reader, self._base + stop)
-        return stop
+            return MOVED, stop
+        return MORE, stop
 
-    def _closing(self, text: str, position: int) -> int:
+    def _closing(self, text: str, position: int) -> Answer:
         """After the body of a call: white space, and the end marker."""
-        position, marker = self._after_space(self._ends, text, position)
+        anew = tuple(self._table.actions) + self._tools.wrapper_ends
+        position, marker = self._after_space((*self._ends, *anew), text, position)
         if marker is None:
-            return position
-        if not marker and not self._in_block:
+            return MORE, position
+        if marker in self._ends:
+            self._held.clear()
+            self._after_call()
+            if marker in self._framing.ends:
+                self._end_message(self._base + position + len(marker))
+            return MOVED, position + len(marker)
+        if not marker and position < len(text):
+            is_second = isinstance(self._body, JsonObjectBody) and text[position] == "{"
+            if is_second and not self._in_block and self._body.end in self._ends:
+                return self._begin_call(self._body, "", position, position)
+            self._count_malformed()
+        if not self._in_block:
             self._release()
         self._held.clear()
         self._after_call()
-        if marker in self._framing.ends:
-            self._end_message(self._base + position + len(marker))
-        return position + len(marker)
+        return MOVED, position
 
-    def _broken(self, text: str, position: int) -> int:
+    def _broken(self, text: str, position: int) -> Answer:
         """The rest of a call that broke after its name was out."""
         matcher = literal_matcher((*self._ends, *self._tools.wrapper_ends))
         start, stop = self._find(matcher, text, position)
-        if start > position:
+        if start > position and self._reader.takes_rest:
             at = self._base + position
             self.call_arguments(text[position:start], at, at + start - position)
-        if stop > start:
-            self._end_call(self._base + start)
-            literal = text[start:stop]
-            self._after_call()
-            if literal in self._tools.wrapper_ends:
-                self._leave_block()
-            if literal in self._framing.ends:
-                self._end_message(self._base + stop)
-        return stop
+        if stop == start:
+            return MORE, start
+        self._end_call(self._base + start)
+        literal = text[start:stop]
+        self._after_call()
+        if literal in self._tools.wrapper_ends:
+            self._leave_block()
+        if literal in self._framing.ends:
+            self._end_message(self._base + stop)
+        return MOVED, stop
+
+    def _end_message(self, offset: int) -> None:
+        """A message of the text's framing ends."""
+        if self._channel is Channel.REASONING:
+            self._leave_reasoning(offset)
+        self._tables.keeps_message_ends = False
+        self._enter(Channel.OUTSIDE)
+        self._at = "text"
 
     def _end_body(self, reader: CallReader[Any], offset: int) -> None:
         if reader.verdict is Verdict.TEXT:
             self._in_block = False
-            self._state = self._text
+            self._at = "text"
             return
         if reader.ending is Ending.BROKEN:
-            self.num_malformed += not self._is_muted
-            self._state = self._broken
+            self._count_malformed()
+            if reader.writes_json:
+                reader.close(offset)
+            self._at = "broken"
             return
         if reader.flawed:
-            self.num_malformed += not self._is_muted
+            self._count_malformed()
         self._end_call(offset)
         if self._ends:
-            self._state = self._closing
+            self._at = "closing"
         else:
             self._after_call()
 
@@ -190,6 +253,6 @@ class CallStates(MachineCore):
         is_over = not self._list_state and tools.wrapper_starts and not tools.wrapper_ends
         if not self._in_block or is_over:
             self._in_block = False
-            self._state = self._text
+            self._at = "text"
         else:
-            self._state = self._block
+            self._at = "block"

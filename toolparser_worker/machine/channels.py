@@ -131,12 +131,16 @@ class ChannelTables:
     def _add_reasoning(self, table: ChannelTable) -> None:
         reasoning = self._reasoning
         table.add(Action.END_REASONING, *reasoning.ends)
-        table.add(Action.INTERRUPT_REASONING, *reasoning.interrupted_by)
+        known: tuple[str, ...] = ()
+        if reasoning.calls_end_it and self._finds_calls:
+            self._add_calls(table)
+            known = tuple(table.bodies) + self._tools.wrapper_starts
+        # Where calls are read, a call ends the reasoning, and its mere beginning does not.
+        interrupting = (one for one in reasoning.interrupted_by if not one.startswith(known))
+        table.add(Action.INTERRUPT_REASONING, *interrupting)
         self._add_spans(table, Action.DROP_SPAN, *reasoning.dropped_spans)
         if reasoning.dropped_spans:
             table.add(Action.DROP, *reasoning.dropped_markers)
-        if reasoning.calls_end_it and self._finds_calls:
-            self._add_calls(table)
 
     def _add_content(self, table: ChannelTable, channel: Channel) -> None:
         tools, reasoning = self._tools, self._reasoning

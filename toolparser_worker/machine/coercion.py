@@ -7,11 +7,16 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from toolparser_worker.machine.blanks import stripped
 from toolparser_worker.machine.reading import quoted
 from toolparser_worker.machine.tool_schemas import Schema, alternatives
 
 _MAX_DEPTH = 16
-_INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
+_MAX_DIGITS = 4000
+"""Of an integer; Python's own parser reads no more than 4,300."""
+
+_INTEGER = re.compile(rf"[+-]?[0-9]{{1,{_MAX_DIGITS}}}")
+_JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?")
 _TYPE_NAMES = {
     "str": "string",
     "text": "string",
@@ -48,6 +53,15 @@ class _NoValue:
 _NO_VALUE = _NoValue()
 
 
+class _Number:
+    """A JSON number as it is written, as no float has all its digits."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
 def schema_types(schema: Schema) -> frozenset[str]:
     """The JSON types that a schema names anywhere at its top; empty when it names none."""
     found: set[str] = set()
@@ -82,25 +96,62 @@ def coerced(
         text: What the model wrote.
         schema: The parameter's JSON schema; None when there is none.
         undeclared: What to make of a text without declared type.
-        reads_python: Try Python's literals where JSON fails.
+        reads_python: Try Python's literals where JSON fails, for text without declared type, too.
     """
+    value = read_value(text, schema, undeclared=undeclared, reads_python=reads_python)
+    try:
+        return written(value)
+    except RecursionError:
+        return quoted(text)
+
+
+def read_value(
+    text: str,
+    schema: Schema,
+    *,
+    undeclared: Literal["text", "json"] = "text",
+    reads_python: bool = False,
+) -> Any:
+    """The value that a text stands for, as `coerced` has it, for `written`."""
     types = schema_types(schema)
     if not types:
-        return quoted(text) if undeclared == "text" else json_or_text(text, reads_python)
+        return text if undeclared == "text" else _json_or_text(text, reads_python)
     for kind in ("null", "integer", "number", "boolean", "object", "array"):
         if kind in types:
             value = _read(text, kind)
             if not isinstance(value, _NoValue):
-                return _written(conformed(value, schema), text)
-    return quoted(text) if "string" in types else json_or_text(text, reads_python)
+                return conformed(value, schema)
+    return text if "string" in types else _json_or_text(text, reads_python)
 
 
-def json_or_text(text: str, reads_python: bool = False) -> str:
+def written(value: Any) -> str:
+    """The JSON of a value, with the digits of its numbers as they were.
+
+    Raises:
+        RecursionError: It nests too deep.
+    """
+    if isinstance(value, _Number):
+        return value.text
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{quoted(key)}: {written(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(written, value))}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def json_or_text(text: str) -> str:
     """The text itself when it is JSON, otherwise the text as a JSON string."""
+    try:
+        return written(_json_or_text(text, False))
+    except RecursionError:
+        return quoted(text)
+
+
+def _json_or_text(text: str, reads_python: bool) -> Any:
     value = _loaded(text)
     if isinstance(value, _NoValue) and reads_python:
         value = _python_value(text)
-    return quoted(text) if isinstance(value, _NoValue) else _written(value, text)
+    return text if isinstance(value, _NoValue) else value
 
 
 def conformed(value: Any, schema: Schema, depth: int = 0) -> Any:
@@ -132,67 +183,74 @@ def _fitted(value: Any, schema: Any, depth: int) -> Any:
                     value = read
                     break
     elif types == {"string"} and not isinstance(value, str) and value is not None:
-        return json.dumps(value, ensure_ascii=False)
+        return written(value)
     return conformed(value, schema, depth + 1)
 
 
 def _read(text: str, kind: str) -> Any:
     """The value of a text as one JSON type."""
-    stripped = text.strip()
+    bare = stripped(text)
     if kind == "null":
-        return None if stripped.lower() == "null" else _NO_VALUE
+        return None if bare.lower() == "null" else _NO_VALUE
     if kind == "integer":
-        return int(stripped) if _INTEGER.fullmatch(stripped) else _NO_VALUE
+        return _integer(bare)
     if kind == "number":
-        return _number(stripped)
+        return _number(bare)
     if kind == "boolean":
-        return {"true": True, "1": True, "false": False, "0": False}.get(
-            stripped.lower(), _NO_VALUE
-        )
+        return {"true": True, "1": True, "false": False, "0": False}.get(bare.lower(), _NO_VALUE)
+    wanted = dict if kind == "object" else list
     value = _loaded(text)
-    return value if isinstance(value, dict if kind == "object" else list) else _NO_VALUE
+    if not isinstance(value, wanted):
+        value = _python_value(text)
+    return value if isinstance(value, wanted) else _NO_VALUE
+
+
+def _integer(text: str) -> Any:
+    if not _INTEGER.fullmatch(text):
+        return _NO_VALUE
+    return _Number(text) if _JSON_NUMBER.fullmatch(text) else int(text)
 
 
 def _number(text: str) -> Any:
     if _INTEGER.fullmatch(text):
-        return int(text)
+        return _integer(text)
     try:
         number = float(text)
     except ValueError:
         return _NO_VALUE
     if not math.isfinite(number):
         return _NO_VALUE
+    if _JSON_NUMBER.fullmatch(text):
+        return _Number(text)
     return int(number) if number.is_integer() else number
 
 
 def _loaded(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_int=_digits, parse_float=_Number, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return _NO_VALUE
+
+
+def _digits(text: str) -> _Number:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError("too many digits")
+    return _Number(text)
 
 
 def _python_value(text: str) -> Any:
     if len(text) > 65_536:  # Python's own parser is neither linear nor safe with huge text.
         return _NO_VALUE
     try:
-        value = ast.literal_eval(text.strip())
-        json.dumps(value, allow_nan=False)
+        value = ast.literal_eval(stripped(text))
+        # Tuples become lists on this way, and all keys strings.
+        return json.loads(json.dumps(value, allow_nan=False))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return _NO_VALUE
-    return value
 
 
 def _refuse(word: str) -> None:
     raise ValueError(word)
-
-
-def _written(value: Any, text: str) -> str:
-    """The JSON of a value; of its text when the value nests too deep to be written."""
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except RecursionError:
-        return quoted(text)
 
 
 def _type_of(value: object) -> str:

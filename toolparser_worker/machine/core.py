@@ -1,9 +1,10 @@
 """What all states of the machine share: what is held back, where text goes, what was found."""
 
-from abc import ABC, abstractmethod
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
+from toolparser_worker.machine.blanks import after_space
 from toolparser_worker.machine.channels import Channel, ChannelTables
 from toolparser_worker.machine.declarations import (
     CallBody,
@@ -13,7 +14,6 @@ from toolparser_worker.machine.declarations import (
     ToolFormat,
 )
 from toolparser_worker.machine.event_log import EventLog, TextKind
-from toolparser_worker.machine.json_value import after_space
 from toolparser_worker.machine.literals import LiteralMatcher
 from toolparser_worker.machine.output import TextOutput
 from toolparser_worker.machine.readers import new_reader
@@ -21,12 +21,20 @@ from toolparser_worker.machine.reading import LIST_START, CallReader, PlainText,
 from toolparser_worker.machine.token_counter import ReasoningTokenCounter
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 
+_GIVEN_ID = re.compile(r"[a-zA-Z0-9]{9}")
+"""Ids that the model gives and that clients may give back to its template (Mistral)."""
+
 NO_TOOLS = ToolFormat(name="none", body=JsonObjectBody())
 NO_REASONING = ReasoningFormat(name="none", opens="marked")
+At = Literal[
+    "first header", "header", "lead", "text", "span", "block", "opened", "call", "closing", "broken"
+]
+"""The states of the machine; `machine.py` has the table of them."""
+
 _NO_FRAMING = MessageFraming(starts=(), header_ends=(), ends=(), routes=())
 
 
-class MachineCore(ABC):
+class MachineCore:
     """The machine without its states (`CallSink`).
 
     Args:
@@ -52,6 +60,7 @@ class MachineCore(ABC):
         self._reasoning = reasoning_format or NO_REASONING
         self._schemas = tools
         self._call_id = call_id
+        self._ids: set[str] = set()
         self._parallel_tool_calls = parallel_tool_calls
         self._events = EventLog()
         self._tokens = ReasoningTokenCounter()
@@ -72,6 +81,7 @@ class MachineCore(ABC):
         self._num_calls = 0
         self._num_calls_in_block = 0
         self._is_muted = False
+        self._is_counted = False
         self._in_block = False
         self._list_state = ""
         self._body: CallBody = self._tools.body
@@ -82,20 +92,12 @@ class MachineCore(ABC):
         self._header = ""
         self._channel = Channel.CONTENT
         self._table = self._tables.table(Channel.CONTENT)
-        self._state: Callable[[str, int], int] = self._text
+        self._at: At = "text"
         self._plain: PlainText | None = None
         self._plain_kind: TextKind = "content"
         self._plain_index = 0
         self._plain_list: list[str] | None = None
         self._plain_blank: list[str] | None = None
-
-    @abstractmethod
-    def _text(self, text: str, position: int) -> int:
-        """The state of plain text."""
-
-    @abstractmethod
-    def _end_message(self, offset: int) -> None:
-        """A message of the text's framing ends."""
 
     @property
     def num_reasoning_tokens(self) -> int:
@@ -126,7 +128,10 @@ class MachineCore(ABC):
     def _after_space(
         self, markers: tuple[str, ...], text: str, position: int
     ) -> tuple[int, str | None]:
-        """Holds white space back and looks for a marker after it; None while undecided."""
+        """Holds white space back and looks for a marker after it; None while undecided.
+
+        Without a marker there is other text, or no text any more, at the position.
+        """
         stop = after_space(text, position)
         self.num_operations += stop - position + 4
         marker, is_cut = find_at(text, stop, markers, final=self._final)
@@ -138,7 +143,17 @@ class MachineCore(ABC):
             return stop, None
         return stop, marker
 
-    def call_started(self, name: str, end: int) -> None:
+    def allows(self, name: str) -> bool:
+        """Whether a call may have this name where it stands (`CallSink`).
+
+        In reasoning, a call like others of a tool that is none is only talked of.
+        """
+        unknown = self._body.unknown_names
+        if unknown == "text" or (unknown == "call" and self._channel is Channel.REASONING):
+            return self._schemas.has(name)
+        return True
+
+    def call_started(self, name: str, end: int, given_id: str = "") -> None:
         """The reader is certain of a call (`CallSink`)."""
         if self._channel is Channel.REASONING:
             self._leave_reasoning(self._held_start)
@@ -151,11 +166,22 @@ class MachineCore(ABC):
             self._list_state = LIST_START
         is_dropped = self._body.unknown_names == "dropped" and not self._schemas.has(name)
         self.num_malformed += is_dropped
+        self._is_counted = is_dropped
         self._is_muted = is_dropped or (bool(self._num_calls) and not self._parallel_tool_calls)
         if not self._is_muted:
             index = self._num_calls
             self._num_calls += 1
-            self._events.call_start(index, self._call_id(index, name), name, self._held_start, end)
+            call_id = given_id
+            if not _GIVEN_ID.fullmatch(given_id) or given_id in self._ids:
+                call_id = self._call_id(index, name)
+            self._ids.add(call_id)
+            self._events.call_start(index, call_id, name, self._held_start, end)
+
+    def _count_malformed(self) -> None:
+        """The last call is not as it must be; it counts once, and only if it is told of."""
+        if not self._is_muted and not self._is_counted:
+            self._is_counted = True
+            self.num_malformed += 1
 
     def call_arguments(self, text: str, start: int, end: int) -> None:
         """The reader has more of the arguments (`CallSink`)."""

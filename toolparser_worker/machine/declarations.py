@@ -1,7 +1,11 @@
 """What a format can say about itself: the vocabulary of the declarations in `formats/`."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from toolparser_worker.machine.blanks import BLANKS
 
 
 def spaced(*parts: str) -> tuple[str, ...]:
@@ -16,6 +20,33 @@ def spaced(*parts: str) -> tuple[str, ...]:
     found = [parts[0]]
     for part in parts[1:]:
         found = [f"{start}{blank}{part}" for blank in ("", " ") for start in found]
+    return tuple(found)
+
+
+def begins(marker: str, *following: str) -> tuple[str, ...]:
+    """How a call begins for certain: its marker, with what then follows on the same or next line.
+
+    Args:
+        marker: What alone may be only talked of.
+        following: Texts of which one follows it in a call.
+    """
+    return tuple(f"{marker}{blank}{text}" for text in following for blank in ("", "\n"))
+
+
+_TOKEN = re.compile(r"<[^<> \t\n\r]+>|\[[^\[\] \t\n\r]+\]")
+
+
+def special_texts(markers: Iterable[str]) -> tuple[str, ...]:
+    """What markers may be made of: themselves, and what in them looks like a special token.
+
+    Args:
+        markers: Of a format; one of them may be several tokens, such as
+            `<|action_start|><|plugin|>`.
+    """
+    found: dict[str, None] = {}
+    for marker in markers:
+        found[marker] = None
+        found.update(dict.fromkeys(_TOKEN.findall(marker)))
     return tuple(found)
 
 
@@ -47,13 +78,13 @@ class JsonObjectBody(CallBody):
 
     Attributes:
         name_keys: Members that may hold the tool's name; the first one is used for rendering.
-        argument_keys: Members that may hold the arguments; the first one is used for rendering.
+        argument_keys: Members that may hold the arguments, beside the usual ones (`arguments`,
+            `parameters` and `args`); the first one is used for rendering.
         arguments_required: Without arguments it is no call. Otherwise they default to `{}`, and
             the name is certain as soon as it is read.
         other_keys: The members a call may have besides, until it is certain that it is one; None
             allows any. Formats without markers tell calls from plain JSON answers by it.
         name_is_key: The only member's key is the name and its value the arguments.
-        unpacks_strings: Arguments that are one JSON string stand for the text in that string.
     """
 
     name_keys: tuple[str, ...] = ("name",)
@@ -61,7 +92,6 @@ class JsonObjectBody(CallBody):
     arguments_required: bool = False
     other_keys: tuple[str, ...] | None = None
     name_is_key: bool = False
-    unpacks_strings: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +99,10 @@ class HeaderBody(CallBody):
     """A call spelt as a header with its name, then the arguments as plain JSON.
 
     Attributes:
-        header: What the header must look like, a regular expression with the group `name`.
+        header_start: What stands before the name.
+        header: What the name is in the text up to the first character that no name has, a regular
+            expression with the group `name`.
+        id_start: What stands between the name and an id that the model gives the call.
         separators: Texts between header and arguments, white space around them allowed.
         bare_arguments: The arguments' `{` may end the header without a separator.
         rendered_header: The header as it is written, with `{name}` and `{index}`.
@@ -77,7 +110,9 @@ class HeaderBody(CallBody):
         tails: Texts that may stand between the arguments and the end marker.
     """
 
-    header: str = r"(?P<name>\S+)"
+    header_start: str = ""
+    header: str = r"(?P<name>.+)"
+    id_start: str = ""
     separators: tuple[str, ...] = ()
     bare_arguments: bool = False
     rendered_header: str = "{name}"
@@ -87,7 +122,8 @@ class HeaderBody(CallBody):
     @property
     def markers(self) -> tuple[str, ...]:
         """Texts that the reader needs to see although their tokens may be special."""
-        return (*self.starts, *self.separators, *self.tails, *((self.end,) if self.end else ()))
+        inner = (self.header_start, self.id_start, *self.separators, *self.tails, self.end)
+        return (*self.starts, *(text for text in inner if text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +151,8 @@ class ParameterBody(CallBody):
         text_values: The values of that attribute that mean plain text.
         trims: What of the white space around a value is not part of it.
         undeclared: What a value is that the tool's schema says nothing about.
-        reads_python: Values of declared types may be spelt as Python spells them.
+        reads_python: Values that the schema says nothing about may be spelt as Python spells
+            them, as declared lists and objects may everywhere.
         drops_undeclared: Parameters are left out that the tool does not declare, if it does any.
         unwrapped: Keys of which a lone one that the schema lacks holds the whole arguments.
         unescapes: Pairs of a text in attributes and what it stands for, in this order.
@@ -158,7 +195,7 @@ class ParameterBody(CallBody):
         """Texts that the reader needs to see although their tokens may be special."""
         inner = (*self.name_ends, *self.parameters, self.key_end, self.value_start, self.value_end)
         ends = (*self.other_value_ends, self.end, *self.other_ends)
-        return (*self.starts, *(text for text in inner if text.strip()), *ends)
+        return (*self.starts, *(text for text in inner if text.strip(BLANKS)), *ends)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +222,8 @@ class BracedBody(CallBody):
     Attributes:
         quote: The text before and after a string.
         parses_strings: A quoted text that is JSON stands for that value.
-        undeclared: What an unquoted value is that the tool's schema says nothing about.
+        undeclared: What an unquoted argument is of a tool that is not known at all; where the
+            tool is known, and within lists and objects, it is JSON.
     """
 
     quote: str
@@ -343,7 +381,8 @@ class ReasoningFormat:
             the prompt closed it. `marked`: it does only after a start marker, in the text or at
             the end of the prompt. `prompted`: only if the prompt opened it.
         interrupted_by: Texts that end the reasoning without its end marker; what follows,
-            themselves included, is not reasoning.
+            themselves included, is not reasoning. Markers of calls that are looked for are not
+            among them, as `calls_end_it` says more.
         calls_end_it: A marked tool call inside the reasoning, once its name is out, is a call
             and ends the reasoning; what only resembles a call stays reasoning.
         drops_stray_ends: An end marker outside of reasoning is no content.
@@ -398,5 +437,5 @@ class ReasoningFormat:
 
 
 def _ends_with(prompt_tail: str, markers: tuple[str, ...]) -> bool:
-    tail = prompt_tail.rstrip()
-    return any(tail.endswith(marker.rstrip()) for marker in markers)
+    tail = prompt_tail.rstrip(BLANKS)
+    return any(tail.endswith(marker.rstrip(BLANKS)) for marker in markers)

@@ -2,15 +2,18 @@
 
 import re
 
+from toolparser_worker.machine.arguments import NO_ARGUMENTS, ArgumentsScanner
+from toolparser_worker.machine.blanks import after_space
 from toolparser_worker.machine.declarations import HeaderBody
-from toolparser_worker.machine.json_value import JsonValueScanner, after_space
-from toolparser_worker.machine.literals import literal_matcher
+from toolparser_worker.machine.names import NameReader
 from toolparser_worker.machine.reading import (
-    MAX_NAME_CHARS,
+    DONE,
+    MORE,
+    MOVED,
     NEEDS_ESCAPE,
+    Answer,
     CallReader,
     CallSink,
-    Ending,
     Plain,
     Verdict,
     find_at,
@@ -23,94 +26,133 @@ _IN_STRING = plain_text(NEEDS_ESCAPE)
 
 
 class HeaderCallReader(CallReader[HeaderBody]):
-    """Reads the header, then hands the arguments on verbatim (`CallReader`).
+    """Reads the header, then hands the arguments on (`CallReader`).
 
     Args:
         body: How the call is spelt.
         sink: Is told the name and the arguments.
         tools: The request's tools.
+        stops: What may follow arguments that are missing.
     """
 
-    def __init__(self, body: HeaderBody, sink: CallSink, tools: ToolSchemas) -> None:
-        super().__init__(body, sink, tools)
-        self._state = self._in_header
-        self._header = ""
-        self._scanner = JsonValueScanner()
+    writes_json = False
+
+    def __init__(
+        self, body: HeaderBody, sink: CallSink, tools: ToolSchemas, stops: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(body, sink, tools, (*stops, *body.tails))
+        self._state = self._in_name
+        self._name = ""
         bare = (_BARE_ARGUMENTS,) if body.bare_arguments else ()
-        self._separators = literal_matcher((*body.separators, *bare, body.end or "\0"))
+        self._begins = (*body.separators, *bare)
+        ends = (*self._begins, body.id_start) if body.id_start else self._begins
+        self._reader = NameReader(ends, lead=body.header_start)
+        self._arguments = ArgumentsScanner(sink.call_arguments)
+
+    @property
+    def is_whole(self) -> bool:
+        """After its arguments, or without any where no end marker is due (`CallReader`)."""
+        if self._state == self._before_arguments:
+            return not self._body.end
+        return self._state == self._after_arguments
+
+    @property
+    def takes_rest(self) -> bool:
+        """Until the arguments are complete (`CallReader`)."""
+        return not self._arguments.done
+
+    def close(self, offset: int) -> None:
+        """Gives a call whose arguments have not begun an empty object (`CallReader`)."""
+        if self.verdict is Verdict.CALL and self._state == self._before_arguments:
+            self._sink.call_arguments(NO_ARGUMENTS, offset, offset)
 
     def plain(self) -> Plain | None:
         """Text within a string of the arguments (`CallReader`)."""
-        if self._state == self._in_arguments and self._scanner.in_string:
+        if self._state == self._in_arguments and self._arguments.is_plain:
             return Plain(_IN_STRING)
         return None
 
-    def _in_header(self, text: str, position: int) -> int:
-        start, stop = self._separators.find(text, position, final=self._final)
-        self._header += text[position:start]
-        separator = text[start:stop]
-        if len(self._header) > MAX_NAME_CHARS:
-            return self._break(start)
-        if not separator:
-            return start
-        match = re.fullmatch(self._body.header, self._header.strip())
-        if match is None or separator == self._body.end:
-            return self._break(start)
-        name = match["name"]
-        if not self._tools.allows(name, self._body):
-            return self._break(start)
-        self.verdict = Verdict.CALL
-        self._state = self._before_arguments
-        bare = separator == _BARE_ARGUMENTS
-        self._sink.call_started(name, self._base + (start if bare else stop))
-        return start if bare else stop
+    def _in_name(self, text: str, position: int) -> Answer:
+        step, position = self._reader.feed(text, position, final=self._final)
+        if step is not DONE:
+            return step, position
+        body = self._body
+        match = re.fullmatch(body.header, self._reader.name)
+        if not self._reader.end or match is None or not self._sink.allows(match["name"]):
+            return self._break(position)
+        self._name = match["name"]
+        if self._reader.end == body.id_start:
+            self._reader = NameReader(self._begins)
+            self._state = self._in_id
+            return MOVED, position + len(body.id_start)
+        return self._end_header(position, "")
 
-    def _before_arguments(self, text: str, position: int) -> int:
+    def _in_id(self, text: str, position: int) -> Answer:
+        step, position = self._reader.feed(text, position, final=self._final)
+        if step is not DONE:
+            return step, position
+        if not self._reader.end:
+            return self._break(position)
+        return self._end_header(position, self._reader.name)
+
+    def _end_header(self, position: int, given_id: str) -> Answer:
+        if self._reader.end != _BARE_ARGUMENTS:
+            position += len(self._reader.end)
+        self._start(self._name, self._base + position, given_id)
+        self._state = self._before_arguments
+        return MOVED, position
+
+    def _before_arguments(self, text: str, position: int) -> Answer:
         position = after_space(text, position)
         if position == len(text):
-            return position
+            return MOVED, position
         # A format may have more than one text between header and arguments.
-        separator, is_cut = find_at(text, position, self._body.separators, final=self._final)
+        between = (*self._body.separators, *self._stops)
+        literal, is_cut = find_at(text, position, between, final=self._final)
         if is_cut:
-            return position
-        if separator:
-            return position + len(separator)
-        self._state = self._in_arguments
-        return position
-
-    def _in_arguments(self, text: str, position: int) -> int:
-        scanner = self._scanner
-        stop = scanner.feed(text, position)
-        if stop > position:
-            self._sink.call_arguments(text[position:stop], self._base + position, self._base + stop)
-        if scanner.broken:
-            return self._break(stop)
-        if scanner.done:
-            self.flawed = scanner.flawed
+            return MORE, position
+        if literal in self._stops:
+            at = self._base + position
+            self._sink.call_arguments(NO_ARGUMENTS, at, at)
             self._state = self._after_arguments
-            if not self._body.tails:
-                self.ending = Ending.COMPLETE
-        return stop
+        elif literal:
+            position += len(literal)
+        else:
+            self._state = self._in_arguments
+        return MOVED, position
 
-    def _after_arguments(self, text: str, position: int) -> int:
+    def _in_arguments(self, text: str, position: int) -> Answer:
+        arguments = self._arguments
+        stop = arguments.feed(text, position, self._base)
+        if arguments.broken:
+            return self._break(stop)
+        if not arguments.done:
+            return MORE, stop
+        self.flawed = arguments.flawed
+        self._state = self._after_arguments
+        return (MOVED, stop) if self._body.tails else self._complete(stop)
+
+    def _after_arguments(self, text: str, position: int) -> Answer:
         stop = after_space(text, position)
+        if stop == len(text):
+            return MOVED, stop
         tail, is_cut = find_at(text, stop, self._body.tails, final=self._final)
-        if not is_cut and (stop < len(text) or self._final):
-            self.ending = Ending.COMPLETE
-        return stop + len(tail)
+        if is_cut:
+            return MORE, stop
+        return self._complete(stop + len(tail))
 
 
-class ArgumentsReader(HeaderCallReader):
+class NamedCallReader(HeaderCallReader):
     """Reads the arguments of a call whose name is known already (`CallReader`).
 
     Args:
         name: The tool's name.
         offset: Where the arguments begin in the whole text.
         sink: Is told the name and the arguments.
+        stops: What may follow arguments that are missing.
     """
 
-    def __init__(self, name: str, offset: int, sink: CallSink) -> None:
-        super().__init__(HeaderBody(), sink, ToolSchemas())
-        self.verdict = Verdict.CALL
+    def __init__(self, name: str, offset: int, sink: CallSink, stops: tuple[str, ...]) -> None:
+        super().__init__(HeaderBody(), sink, ToolSchemas(), stops)
         self._state = self._before_arguments
-        sink.call_started(name, offset)
+        self._start(name, offset)

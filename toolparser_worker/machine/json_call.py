@@ -3,14 +3,17 @@
 import enum
 import json
 
+from toolparser_worker.machine.arguments import NO_ARGUMENTS, ArgumentsScanner
+from toolparser_worker.machine.blanks import after_space
 from toolparser_worker.machine.declarations import JsonObjectBody
-from toolparser_worker.machine.json_string import JsonStringDecoder
-from toolparser_worker.machine.json_value import JsonValueScanner, after_space
+from toolparser_worker.machine.json_value import JsonValueScanner
 from toolparser_worker.machine.reading import (
+    MORE,
+    MOVED,
     NEEDS_ESCAPE,
+    Answer,
     CallReader,
     CallSink,
-    Ending,
     Plain,
     Verdict,
     plain_text,
@@ -18,6 +21,9 @@ from toolparser_worker.machine.reading import (
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 
 _IN_STRING = plain_text(NEEDS_ESCAPE)
+_ARGUMENT_KEYS = frozenset({"arguments", "parameters", "args"})
+_SAYS_NOTHING = frozenset({"id", "call_id", "tool_call_id", "index", "type"})
+"""Members beside name and arguments that may be left out without a word."""
 
 
 class _Role(enum.Enum):
@@ -30,9 +36,9 @@ class _Role(enum.Enum):
 class JsonCallReader(CallReader[JsonObjectBody]):
     """Follows one JSON object and tells whether it is a call.
 
-    Arguments are handed on verbatim as they come; those that come before the name wait for it.
-    An object that turns out to be no call is still followed to its end, so that what is nested
-    in it is not taken for one.
+    Arguments are handed on as they come; those that come before the name wait for it. An object
+    that turns out to be no call is still followed to its end, so that what is nested in it is not
+    taken for one; but not in reasoning, whose end may stand in what only looks like an object.
 
     It is long because each state of the automaton is a method.
 
@@ -40,157 +46,168 @@ class JsonCallReader(CallReader[JsonObjectBody]):
         body: How the call is spelt.
         sink: Is told the name and the arguments.
         tools: The request's tools.
+        stops: Not needed, as the object has an end of its own.
+        follows_text: Whether to follow what is no call.
     """
 
-    def __init__(self, body: JsonObjectBody, sink: CallSink, tools: ToolSchemas) -> None:
-        super().__init__(body, sink, tools)
+    writes_json = False
+
+    def __init__(
+        self,
+        body: JsonObjectBody,
+        sink: CallSink,
+        tools: ToolSchemas,
+        stops: tuple[str, ...] = (),
+        *,
+        follows_text: bool = True,
+    ) -> None:
+        super().__init__(body, sink, tools, stops)
         self._state = self._before_object
         self._role = _Role.KEY
         self._scanner = JsonValueScanner()
         self._captured: list[str] = []
         self._name: str | None = None
+        self._arguments = ArgumentsScanner(self._take_arguments)
         self._has_arguments = False
-        self._early_arguments: list[str] = []
-        self._arguments_start = 0
-        self._unpacker: JsonStringDecoder | None = None
-        self._unpacked_end = 0
+        self._early: list[tuple[str, int, int]] = []
+        self._follows_text = follows_text
+
+    @property
+    def takes_rest(self) -> bool:
+        """Until the arguments are complete (`CallReader`)."""
+        return not self._arguments.done
 
     def plain(self) -> Plain | None:
         """Text within a string of the arguments (`CallReader`)."""
         if (
             self._role is _Role.ARGUMENTS
             and self.verdict is Verdict.CALL
-            and self._unpacker is None
-            and self._scanner.in_string
-            and self._state == self._in_value
+            and self._arguments.is_plain
+            and self._state == self._in_arguments
         ):
             return Plain(_IN_STRING)
         return None
 
-    def _next_char(self, text: str, position: int) -> tuple[str, int]:
-        """Skips white space; the character there, or nothing at the end of the text."""
+    def _before_object(self, text: str, position: int) -> Answer:
         position = after_space(text, position)
-        return text[position : position + 1], position
+        if position == len(text):
+            return MOVED, position
+        if text[position] != "{":
+            return self._break(position)
+        self._state = self._first_key
+        return MOVED, position + 1
 
-    def _before_object(self, text: str, position: int) -> int:
-        char, position = self._next_char(text, position)
-        if char == "{":
-            self._state = self._first_key
-            return position + 1
-        return self._break_at(char, position)
-
-    def _first_key(self, text: str, position: int) -> int:
-        char, position = self._next_char(text, position)
-        if char == "}":
+    def _first_key(self, text: str, position: int) -> Answer:
+        position = after_space(text, position)
+        if text[position : position + 1] == "}":
             return self._close(position)
-        return self._begin_key(char, position)
+        return self._next_key(text, position)
 
-    def _next_key(self, text: str, position: int) -> int:
-        char, position = self._next_char(text, position)
-        return self._begin_key(char, position)
-
-    def _begin_key(self, char: str, position: int) -> int:
-        if char != '"':
-            return self._break_at(char, position)
+    def _next_key(self, text: str, position: int) -> Answer:
+        position = after_space(text, position)
+        if position == len(text):
+            return MOVED, position
+        if text[position] != '"':
+            return self._break(position)
         self._begin_value(_Role.KEY)
-        return position
+        return MOVED, position
 
-    def _before_colon(self, text: str, position: int) -> int:
-        char, position = self._next_char(text, position)
-        if char != ":":
-            return self._break_at(char, position)
+    def _before_colon(self, text: str, position: int) -> Answer:
+        position = after_space(text, position)
+        if position == len(text):
+            return MOVED, position
+        if text[position] != ":":
+            return self._break(position)
         self._state = self._before_value
         if self._role is _Role.ARGUMENTS:
             self._has_arguments = True
             self._decide(self._base + position + 1)
-        return position + 1
+        return self._unless_text(position + 1)
 
-    def _before_value(self, text: str, position: int) -> int:
-        char, position = self._next_char(text, position)
-        if char:
-            if self._role is _Role.ARGUMENTS:
-                self._arguments_start = self._base + position
-                if char == '"' and self._body.unpacks_strings:
-                    self._unpacker = JsonStringDecoder()
-                    self._unpacked_end = self._arguments_start
+    def _before_value(self, text: str, position: int) -> Answer:
+        position = after_space(text, position)
+        if position < len(text):
             self._begin_value(self._role)
-        return position
+        return MOVED, position
 
     def _begin_value(self, role: _Role) -> None:
         self._role = role
-        self._scanner = JsonValueScanner()
         self._captured = []
-        self._state = self._in_value
+        if role is _Role.ARGUMENTS:
+            self._state = self._in_arguments
+        else:
+            self._scanner = JsonValueScanner()
+            self._state = self._in_value
 
-    def _in_value(self, text: str, position: int) -> int:
+    def _in_value(self, text: str, position: int) -> Answer:
         scanner = self._scanner
         stop = scanner.feed(text, position)
-        if stop > position:
-            if self._role is _Role.ARGUMENTS:
-                self._take_arguments(text[position:stop], self._base + position)
-            elif self._role is not _Role.OTHER:
-                self._captured.append(text[position:stop])
+        if stop > position and self._role is not _Role.OTHER:
+            self._captured.append(text[position:stop])
         if scanner.broken:
-            return self._break_at(text[stop], stop)
-        if scanner.done:
-            self._end_value(stop)
-        return stop
-
-    def _take_arguments(self, piece: str, start: int) -> None:
-        end = start + len(piece)
-        if self._unpacker is not None:
-            piece = self._unpacker.feed(piece)
-            if not piece:
-                return  # Its text belongs to what comes out with the next piece.
-            start, self._unpacked_end = self._unpacked_end, end
-        if self.verdict is Verdict.CALL:
-            self._sink.call_arguments(piece, start, end)
-        elif self.verdict is Verdict.UNDECIDED:
-            self._early_arguments.append(piece)
-
-    def _end_value(self, position: int) -> None:
+            return self._break(stop)
+        if not scanner.done:
+            return MORE, stop
         self._state = self._after_value
         if self._role is _Role.KEY:
             self._state = self._before_colon
-            self._end_key(_decoded("".join(self._captured)), position)
+            self._end_key(_decoded("".join(self._captured)))
         elif self._role is _Role.NAME:
             self._name = _decoded("".join(self._captured)) or None
             if self._name is None:
                 self._give_up()
             else:
-                self._decide(self._base + position)
-        elif self._role is _Role.ARGUMENTS:
-            self.flawed = self._scanner.flawed
-            if self._unpacker is not None:
-                self.flawed = self.flawed or not self._unpacker.holds_json
+                self._decide(self._base + stop)
         self._captured = []
+        return self._unless_text(stop)
 
-    def _end_key(self, key: str | None, position: int) -> None:
-        self._role = self._role_of(key)
-        if self._body.name_is_key and self._name is None:
+    def _in_arguments(self, text: str, position: int) -> Answer:
+        arguments = self._arguments
+        stop = arguments.feed(text, position, self._base)
+        if arguments.broken:
+            return self._break(stop)
+        if not arguments.done:
+            return MORE, stop
+        self.flawed = self.flawed or arguments.flawed
+        self._state = self._after_value
+        return MOVED, stop
+
+    def _take_arguments(self, piece: str, start: int, end: int) -> None:
+        if self.verdict is Verdict.CALL:
+            self._sink.call_arguments(piece, start, end)
+        elif self.verdict is Verdict.UNDECIDED:
+            self._early.append((piece, start, end))
+
+    def _end_key(self, key: str | None) -> None:
+        body = self._body
+        if body.name_is_key and self._name is None:
             self._name = key or None
             self._role = _Role.ARGUMENTS
             if self._name is None:
                 self._give_up()
+        elif key in body.name_keys and self._name is None:
+            self._role = _Role.NAME
+        elif not body.name_is_key and not self._has_arguments and self._holds_arguments(key):
+            self._role = _Role.ARGUMENTS
+        else:
+            self._role = _Role.OTHER
+            self.flawed = self.flawed or key not in _SAYS_NOTHING
+            if body.other_keys is not None and key not in body.other_keys:
+                self._give_up()
 
-    def _role_of(self, key: str | None) -> _Role:
-        if key in self._body.name_keys and self._name is None:
-            return _Role.NAME
-        if key in self._body.argument_keys and not self._has_arguments:
-            return _Role.ARGUMENTS
-        allowed = self._body.other_keys
-        if self.verdict is Verdict.UNDECIDED and allowed is not None and key not in allowed:
-            self._give_up()
-        return _Role.OTHER
+    def _holds_arguments(self, key: str | None) -> bool:
+        return key in _ARGUMENT_KEYS or key in self._body.argument_keys
 
-    def _after_value(self, text: str, position: int) -> int:
-        char, position = self._next_char(text, position)
-        if char == ",":
-            self._state = self._next_key
-            return position + 1
-        if char == "}":
+    def _after_value(self, text: str, position: int) -> Answer:
+        position = after_space(text, position)
+        if position == len(text):
+            return MOVED, position
+        if text[position] == "}":
             return self._close(position)
-        return self._break_at(char, position)
+        if text[position] != ",":
+            return self._break(position)
+        self._state = self._next_key
+        return MOVED, position + 1
 
     def _decide(self, certain_at: int) -> None:
         """Calls it a call once the name and whatever else it needs are there."""
@@ -198,36 +215,35 @@ class JsonCallReader(CallReader[JsonObjectBody]):
             return
         if self._body.arguments_required and not self._has_arguments:
             return
-        if not self._tools.allows(self._name, self._body):
+        if not self._sink.allows(self._name):
             self._give_up()
             return
-        self.verdict = Verdict.CALL
-        self._sink.call_started(self._name, certain_at)
-        early = "".join(self._early_arguments)
-        self._early_arguments = []
-        if early:
-            start = self._arguments_start
-            end = start + len(early) if self._unpacker is None else self._unpacked_end
-            self._sink.call_arguments(early, start, end)
+        self._start(self._name, certain_at)
+        for early in self._early:
+            self._sink.call_arguments(*early)
+        self._early = []
 
     def _give_up(self) -> None:
         if self.verdict is Verdict.UNDECIDED:
             self.verdict = Verdict.TEXT
-            self._early_arguments = []
+            self._early = []
 
-    def _close(self, position: int) -> int:
+    def _unless_text(self, position: int) -> Answer:
+        """Goes on, unless it is known to be no call and text is not followed."""
+        if self.verdict is Verdict.TEXT and not self._follows_text:
+            return self._complete(position)
+        return MOVED, position
+
+    def _close(self, position: int) -> Answer:
         self._give_up()
         if self.verdict is Verdict.CALL and not self._has_arguments:
-            self._sink.call_arguments("{}", self._base + position, self._base + position)
-        self.ending = Ending.COMPLETE
-        return position + 1
+            at = self._base + position
+            self._sink.call_arguments(NO_ARGUMENTS, at, at)
+        return self._complete(position + 1)
 
-    def _break_at(self, char: str, position: int) -> int:
-        """Ends the reading at a character that cannot be; none at all only means more to come."""
-        if char:
-            self._give_up()
-            return self._break(position)
-        return position
+    def _break(self, position: int) -> Answer:
+        self._give_up()
+        return super()._break(position)
 
 
 def _decoded(literal: str) -> str | None:

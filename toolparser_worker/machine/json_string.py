@@ -3,6 +3,7 @@
 import json
 import re
 
+from toolparser_worker.machine.blanks import BLANKS, stripped
 from toolparser_worker.machine.json_value import JsonValueScanner
 
 _RUN = re.compile(r'[^"\\]++')
@@ -12,9 +13,17 @@ _PAIR = 2 * _LONGEST_ESCAPE
 
 
 class JsonStringDecoder:
-    """Takes a string literal from its opening quote on, and gives the text it stands for."""
+    """Takes a string literal from its opening quote on, and gives the text it stands for.
+
+    Attributes:
+        beginning: The first text that is more than white space, with what came with it; empty
+            until then.
+    """
+
+    __slots__ = ("_is_open", "_rest", "_scanner", "beginning")
 
     def __init__(self) -> None:
+        self.beginning = ""
         self._rest = ""
         self._is_open = False
         self._scanner = JsonValueScanner()
@@ -54,6 +63,8 @@ class JsonStringDecoder:
         self._rest = text[position:]
         decoded = "".join(found)
         self._check(decoded)
+        if not self.beginning:
+            self.beginning = decoded.lstrip(BLANKS)
         return decoded
 
     def _escape_end(self, text: str, position: int) -> int | None:
@@ -75,7 +86,7 @@ class JsonStringDecoder:
     def _check(self, decoded: str) -> None:
         scanner = self._scanner
         rest = decoded[scanner.feed(decoded, 0) :] if not scanner.broken else ""
-        if scanner.done and rest.strip():
+        if scanner.done and stripped(rest):
             scanner.flawed = True
 
 

@@ -2,10 +2,11 @@
 
 import re
 
+from toolparser_worker.machine.blanks import after_space
+
 MAX_NESTING = 16_384
 """Brackets that may be open at once; a value that nests deeper counts as broken."""
 
-_SPACE = re.compile(r"[ \t\n\r]*+")
 _STRING_RUN = re.compile(r'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+')
 _SIMPLE_ESCAPES = frozenset('"\\/bfnrt')
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
@@ -47,11 +48,6 @@ def _scalar_steps() -> dict[str, dict[str, str]]:
 
 _SCALAR_STEPS = _scalar_steps()
 _SCALAR_ENDS = frozenset({"0", "int", "fraction", "exponent", "true", "false", "null"})
-
-
-def after_space(text: str, position: int) -> int:
-    """The position of the first character, from one on, that isn't white space of JSON."""
-    return _SPACE.match(text, position).end()  # type: ignore[union-attr]
 
 
 class JsonValueScanner:

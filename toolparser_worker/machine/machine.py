@@ -18,15 +18,25 @@ Everything else leaves in the feed that brought it, and no character is looked a
 the longest marker is long.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from protocol.wire.messages import ParseEvent
+from toolparser_worker.machine.blanks import after_space
 from toolparser_worker.machine.channels import Action, Channel
+from toolparser_worker.machine.core import At
 from toolparser_worker.machine.declarations import ReasoningFormat, ToolFormat
-from toolparser_worker.machine.json_value import after_space
 from toolparser_worker.machine.literals import literal_matcher
 from toolparser_worker.machine.message_states import MessageStates
-from toolparser_worker.machine.reading import PlainText, Verdict, find_at, plain_text
+from toolparser_worker.machine.reading import (
+    MORE,
+    MOVED,
+    Answer,
+    PlainText,
+    Verdict,
+    find_at,
+    plain_text,
+)
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 
 _ANY_TOOLS = ToolSchemas()
@@ -89,7 +99,7 @@ class Machine(MessageStates):
         self._enter(Channel.CONTENT)
         framing = self._tables.framing
         if framing is not None:
-            self._state = self._first_header if framing.first_header else self._header_state
+            self._at = "first header" if framing.first_header else "header"
             return
         if not reasoning.ends:
             return
@@ -97,7 +107,7 @@ class Machine(MessageStates):
         if reasoning.closed_by(prompt_tail) or (reasoning.opens == "prompted" and not is_opened):
             return
         if self._lead_markers:
-            self._state = self._lead
+            self._at = "lead"
         if is_opened or (reasoning.opens == "always" and thinking is not False):
             self._tokens.is_reasoning = True
             self._enter(Channel.REASONING)
@@ -137,7 +147,7 @@ class Machine(MessageStates):
                 return self._take_plain(text, token_ends, self._plain_blank)
         self._tokens.add(token_ends)
         self._run(self._carry + text if self._carry else text)
-        undecided = self._held and self._state not in (self._text, self._closing)
+        undecided = self._held and self._at not in ("text", "closing")
         self._tokens.settle(self._held_start if undecided else self._base)
         self._plain = None if self._carry else self._find_plain()
         return self._events.drain()
@@ -162,7 +172,7 @@ class Machine(MessageStates):
 
     def _find_plain(self) -> PlainText | None:
         """Which text could only be more of what came last."""
-        if self._state == self._call:
+        if self._at == "call":
             if self._is_muted or self._reader.verdict is not Verdict.CALL:
                 return None
             found = self._reader.plain()
@@ -172,7 +182,7 @@ class Machine(MessageStates):
             self._plain_index = self._num_calls - 1
             plain, self._plain_list, self._plain_blank = found
             return plain
-        if self._state != self._text:
+        if self._at != "text":
             return None
         leaves = self._output.plain()
         if leaves is None or (self._output.awaits_first and self._table.bare_first):
@@ -186,17 +196,7 @@ class Machine(MessageStates):
         """No more text will come: decides what was held back."""
         self._final = True
         self._run(self._carry)
-        if self._state == self._call:
-            if self._reader.verdict is Verdict.CALL:
-                self.num_malformed += not self._is_muted
-                self._reader.close(self._base)
-            self._release()
-        elif self._state == self._header_state:
-            self._break_header()
-        elif self._state in (self._lead, self._closing, self._first_header) or (
-            self._state == self._block and not self._num_calls_in_block
-        ):
-            self._release()
+        _STATES[self._at].end(self)
         self._output.finish(has_calls=bool(self._num_calls))
         self._tokens.finish()
         return self._events.drain()
@@ -205,43 +205,41 @@ class Machine(MessageStates):
         position = 0
         end = len(text)
         while position < end:
-            state = self._state
-            following = state(text, position)
+            step, position = _STATES[self._at].take(self, text, position)
             self.num_operations += 1
-            if following == position and self._state == state:
+            if step is MORE:
                 break
-            position = following
         self._carry = text[position:]
         self._base += position
 
-    def _lead(self, text: str, position: int) -> int:
+    def _lead(self, text: str, position: int) -> Answer:
         """Before anything else: white space, and the start marker of reasoning."""
         position, marker = self._after_space(self._lead_markers, text, position)
         if marker is None:
-            return position
-        self._state = self._text
+            return MORE, position
+        self._at = "text"
         if not marker:
             self._release()
-            return position
+            return MOVED, position
         if marker in self._reasoning.starts + self._reasoning.first_starts:
             self._tokens.switch(self._held_start, is_reasoning=True)
             self._held.clear()
             self._enter(Channel.REASONING)
         else:
             self._release()
-        return position + len(marker)
+        return MOVED, position + len(marker)
 
-    def _text(self, text: str, position: int) -> int:
+    def _text(self, text: str, position: int) -> Answer:
         """Plain text of the current channel up to the next marker."""
         if self._output.awaits_first and self._table.bare_first:
             stop = after_space(text, position)
             if stop > position:
                 self._emit(text[position:stop], self._base + position)
-                return stop
+                return MOVED, stop
             markers = tuple(self._table.actions)
             literal, is_cut = find_at(text, position, markers, final=self._final)
             if is_cut:
-                return position
+                return MORE, position
             if not literal and text[position] in self._table.bare_first:
                 return self._begin_block("", position, position)
         table = self._table
@@ -249,17 +247,17 @@ class Machine(MessageStates):
         if start > position:
             self._emit(text[position:start], self._base + position)
         if stop == start:
-            return start
+            return MORE, start
         return self._act(text[start:stop], start, stop)
 
-    def _act(self, literal: str, start: int, stop: int) -> int:
+    def _act(self, literal: str, start: int, stop: int) -> Answer:
         """Does what a marker in the text asks for."""
         match self._table.actions[literal]:
             case Action.END_REASONING:
                 self._end_reasoning(self._base + stop)
             case Action.INTERRUPT_REASONING:
                 self._end_reasoning(self._base + start)
-                return start
+                return MOVED, start
             case Action.START_REASONING:
                 self._tokens.switch(self._base + start, is_reasoning=True)
                 self._enter(Channel.REASONING)
@@ -268,7 +266,7 @@ class Machine(MessageStates):
             case Action.DROP_SPAN | Action.OPAQUE_SPAN as action:
                 self._emits_span = action is Action.OPAQUE_SPAN
                 self._span_end = self._table.span_ends[literal]
-                self._state = self._span
+                self._at = "span"
                 if self._emits_span:
                     self._emit(literal, self._base + start)
             case Action.BLOCK:
@@ -280,22 +278,66 @@ class Machine(MessageStates):
             case Action.MESSAGE_START:
                 return self._begin_header(literal, start, stop)
             case Action.MESSAGE_KIND:
-                self._begin_header("", start, start)
-                self._state = self._header_state
-                return start
+                return self._begin_header("", start, start)
             case Action.MESSAGE_END:
                 self._end_message(self._base + stop)
-        return stop
+        return MOVED, stop
 
-    def _span(self, text: str, position: int) -> int:
+    def _span(self, text: str, position: int) -> Answer:
         """Between two markers where nothing is looked for but the second."""
         matcher = literal_matcher((self._span_end,))
         start, stop = self._find(matcher, text, position)
         if self._emits_span and stop > position:
             self._emit(text[position:stop], self._base + position)
-        if stop > start:
-            self._state = self._text
-        return stop
+        if stop == start:
+            return MORE, start
+        self._at = "text"
+        return MOVED, stop
+
+    # What the end of the text means in a state.
+
+    def _nothing(self) -> None:
+        """All that came is out."""
+
+    def _end_in_call(self) -> None:
+        reader = self._reader
+        if reader.verdict is Verdict.CALL:
+            reader.close(self._base)
+            if not reader.is_whole or reader.flawed:
+                self._count_malformed()
+            if reader.is_whole:
+                self._end_call(self._base)
+        self._release()
+
+    def _end_in_block(self) -> None:
+        if not self._num_calls_in_block:
+            self._release()
+
+
+class _State(NamedTuple):
+    """A state of the machine.
+
+    Attributes:
+        take: Takes text from a position on, and answers how it went and how far it came.
+        end: Decides what is undecided when the text ends in this state.
+    """
+
+    take: Callable[[Machine, str, int], Answer]
+    end: Callable[[Machine], None]
+
+
+_STATES: Final[Mapping[At, _State]] = {
+    "first header": _State(Machine._first_header, Machine._release),
+    "header": _State(Machine._header_state, Machine._break_header),
+    "lead": _State(Machine._lead, Machine._release),
+    "text": _State(Machine._text, Machine._nothing),
+    "span": _State(Machine._span, Machine._nothing),
+    "block": _State(Machine._block, Machine._end_in_block),
+    "opened": _State(Machine._opened, Machine._release),
+    "call": _State(Machine._call, Machine._end_in_call),
+    "closing": _State(Machine._closing, Machine._release),
+    "broken": _State(Machine._broken, Machine._nothing),
+}
 
 
 def _with_blank(blank: list[str], start: int, text: str) -> tuple[int, str]:

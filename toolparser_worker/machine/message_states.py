@@ -2,19 +2,24 @@
 
 import re
 
+from toolparser_worker.machine.blanks import after_space
 from toolparser_worker.machine.call_states import CallStates
 from toolparser_worker.machine.channels import Channel
 from toolparser_worker.machine.core import NO_REASONING, NO_TOOLS
-from toolparser_worker.machine.header_call import ArgumentsReader
-from toolparser_worker.machine.json_value import after_space
+from toolparser_worker.machine.declarations import HeaderBody
+from toolparser_worker.machine.header_call import NamedCallReader
 from toolparser_worker.machine.literals import literal_matcher
-from toolparser_worker.machine.reading import MAX_NAME_CHARS, find_at
+from toolparser_worker.machine.names import MAX_NAME_CHARS
+from toolparser_worker.machine.reading import MORE, MOVED, Answer, find_at
+
+_NAMED = HeaderBody()
+"""What is left of a call whose name stood in the message's header."""
 
 
 class MessageStates(CallStates):
     """Headers of messages."""
 
-    def _first_header(self, text: str, position: int) -> int:
+    def _first_header(self, text: str, position: int) -> Answer:
         """At the beginning of a text that may be made of messages."""
         framing = self._framing
         stop = after_space(text, position)
@@ -24,52 +29,57 @@ class MessageStates(CallStates):
         if stop > position:
             self._held.append(text[position:stop])
         if stop == len(text):
-            return stop
+            return MOVED, stop
         openings = (*framing.starts, *framing.first_header)
         literal, is_cut = find_at(text, stop, openings, final=self._final)
         if is_cut:
-            return stop
+            return MORE, stop
         if not literal:
             self._tables.is_framed = False
             self._enter(Channel.CONTENT)
-            self._state = self._text
+            self._at = "text"
             self._release()
-            return stop
-        self._state = self._header_state
+            return MOVED, stop
+        self._at = "header"
         if literal in framing.starts:
             self._held.append(literal)
-            return stop + len(literal)
-        return stop
+            return MOVED, stop + len(literal)
+        return MOVED, stop
 
-    def _begin_header(self, literal: str, start: int, stop: int) -> int:
+    def _begin_header(self, literal: str, start: int, stop: int) -> Answer:
         if self._channel is Channel.REASONING:
             self._leave_reasoning(self._base + start)
         self._held_start = self._base + start
         self._held = [literal] if literal else []
         self._header = ""
-        self._state = self._header_state
-        return stop
+        self._at = "header"
+        return MOVED, stop
 
-    def _header_state(self, text: str, position: int) -> int:
+    def _header_state(self, text: str, position: int) -> Answer:
         """In the header of a message."""
         framing = self._framing
         matcher = literal_matcher((*framing.header_ends, *framing.ends, *framing.starts))
         start, stop = self._find(matcher, text, position)
+        last = position + MAX_NAME_CHARS - len(self._header)
+        is_over = start > last
+        if is_over:
+            start = stop = last
         if start > position:
             self._held.append(text[position:start])
             self._header += text[position:start]
         literal = text[start:stop]
-        if literal in framing.header_ends and len(self._header) <= MAX_NAME_CHARS:
+        if literal in framing.header_ends:
             self._held.append(literal)
             self._header += literal
             self._begin_message(stop)
-            return stop
-        if literal or len(self._header) > MAX_NAME_CHARS:
-            self._break_header()
-            self._state = self._text
-            if framing.bare_is_content and literal in framing.ends:
-                return stop
-        return start
+            return MOVED, stop
+        if not literal and not is_over:
+            return MORE, start
+        self._break_header()
+        self._at = "text"
+        if framing.bare_is_content and literal in framing.ends:
+            return MOVED, stop
+        return MOVED, start
 
     def _break_header(self) -> None:
         """What was taken for a header is none, but text."""
@@ -89,10 +99,10 @@ class MessageStates(CallStates):
                 break
         else:
             self._break_header()
-            self._state = self._text
+            self._at = "text"
             return
         at = self._base + position
-        self._state = self._text
+        self._at = "text"
         if to in ("calls", "call", "arguments") and self._tools is NO_TOOLS:
             self._enter(Channel.CONTENT)
             self._release()
@@ -107,8 +117,9 @@ class MessageStates(CallStates):
             self._enter(Channel.CONTENT)
             self._ends = self._framing.ends
             self._in_block = False
-            self._state = self._call
-            self._reader = ArgumentsReader(name, at, self)
+            self._at = "call"
+            self._body = _NAMED
+            self._reader = NamedCallReader(name, at, self, (*self._ends, *self._framing.starts))
         elif to == "reasoning" and self._reasoning is not NO_REASONING:
             self._tokens.switch(self._held_start, is_reasoning=True)
             self._enter(Channel.REASONING)
@@ -116,10 +127,3 @@ class MessageStates(CallStates):
             self._enter(Channel.CALLS)
         else:
             self._enter(Channel.CONTENT if to == "content" else Channel.DROPPED)
-
-    def _end_message(self, offset: int) -> None:
-        if self._channel is Channel.REASONING:
-            self._leave_reasoning(offset)
-        self._tables.keeps_message_ends = False
-        self._enter(Channel.OUTSIDE)
-        self._state = self._text

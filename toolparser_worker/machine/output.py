@@ -2,9 +2,9 @@
 
 from typing import Literal
 
+from toolparser_worker.machine.blanks import BLANKS
 from toolparser_worker.machine.channels import Channel
 from toolparser_worker.machine.event_log import EventLog, TextKind
-from toolparser_worker.machine.reading import BLANKS
 
 
 class TextOutput:
@@ -96,7 +96,7 @@ class TextOutput:
         if not self._finds_calls or (self._has_content and not self._trims_content):
             self._events.text("content", piece, start, start + len(piece))
             return
-        size = len(piece.rstrip())
+        size = len(piece.rstrip(BLANKS))
         if size and not self._trims_content:
             size = len(piece)
         if size:
@@ -109,13 +109,13 @@ class TextOutput:
 
     def _emit_reasoning(self, piece: str, start: int) -> None:
         if self._trims_reasoning == "both" and self._at_reasoning_start:
-            stripped = piece.lstrip()
+            stripped = piece.lstrip(BLANKS)
             start += len(piece) - len(stripped)
             piece = stripped
             if not piece:
                 return
         self._at_reasoning_start = False
-        size = len(piece) if self._trims_reasoning == "none" else len(piece.rstrip())
+        size = len(piece) if self._trims_reasoning == "none" else len(piece.rstrip(BLANKS))
         if size:
             self._release_reasoning()
             self._events.text("reasoning", piece[:size], start, start + size)

@@ -2,6 +2,9 @@
 
 import re
 
+from toolparser_worker.machine.blanks import BLANK
+from toolparser_worker.machine.reading import DONE, MORE, MOVED, Step
+
 _SIMPLE = {
     "n": "\n",
     "t": "\t",
@@ -19,8 +22,11 @@ _SIMPLE = {
 _NUM_HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 _HEX = re.compile(r"[0-9a-fA-F]*")
 _LOOKAHEAD_CHARS = 64
-_ENDS_ARGUMENT = re.compile(r"\s*(?:,\s*[^\W\d]\w*\s*=|,?\s*\)\s*(?:[,\]<]|\Z))")
-_ENDS_ITEM = re.compile(r"\s*[,\]}:)]")
+_ENDS_ARGUMENT = re.compile(
+    rf"{BLANK}*(?:,{BLANK}*[^\W\d]\w*{BLANK}*=|,?{BLANK}*\){BLANK}*(?:[,\]<]|\Z))"
+)
+_ENDS_ITEM = re.compile(rf"{BLANK}*[,\]}}:)]")
+_MAY_YET_END = re.compile(rf"{BLANK}*(?:,{BLANK}*(?:[^\W\d]\w*{BLANK}*)?|,?{BLANK}*\){BLANK}*)?")
 
 
 class PythonStringDecoder:
@@ -33,71 +39,71 @@ class PythonStringDecoder:
         is_argument: The string is the whole value of an argument, not an item of one.
 
     Attributes:
-        done: The closing quote was read.
         quote: As given.
     """
 
     def __init__(self, quote: str, *, is_raw: bool, repairs: bool, is_argument: bool) -> None:
-        self.done = False
         self.quote = quote
         self._is_raw = is_raw
         self._run = re.compile(rf"[^{quote[0]}\\]++")
         self._repairs = (_ENDS_ARGUMENT if is_argument else _ENDS_ITEM) if repairs else None
 
-    def step(self, text: str, position: int, *, final: bool) -> tuple[str, int]:
+    def step(self, text: str, position: int, *, final: bool) -> tuple[Step, int, str]:
         """Takes one run of characters, one escape or the closing quote.
 
         Returns:
-            The text that it stands for, and the position after it; the same position when more
-            text is needed to tell.
+            How it went (`DONE` after the closing quote), the position after it, and the text that
+            it stands for.
         """
         char = text[position]
         if char == "\\":
             return self._escape(text, position, final=final)
         if char != self.quote[0]:
             stop = self._run.match(text, position).end()  # type: ignore[union-attr]
-            return text[position:stop], stop
+            return MOVED, stop, text[position:stop]
         if not text.startswith(self.quote, position):
             if self.quote.startswith(text[position:]) and not final:
-                return "", position
-            return char, position + 1
+                return MORE, position, ""
+            return MOVED, position + 1, char
         stop = position + len(self.quote)
         if self._repairs is not None:
-            rest = text[stop : stop + _LOOKAHEAD_CHARS]
-            if self._repairs.match(rest) is None:
-                is_cut = len(rest) < _LOOKAHEAD_CHARS and not final
-                return ("", position) if is_cut and _may_yet_end(rest) else (char, position + 1)
-            if not final and self._repairs.match(rest + "x") is None:
-                return "", position  # It matches only if the text ends here.
-        self.done = True
-        return "", stop
+            step = self._is_end(self._repairs, text, stop, final=final)
+            if step is not DONE:
+                return step, position + (step is MOVED), char if step is MOVED else ""
+        return DONE, stop, ""
 
-    def _escape(self, text: str, position: int, *, final: bool) -> tuple[str, int]:
+    def _is_end(self, ends: re.Pattern[str], text: str, stop: int, *, final: bool) -> Step:
+        """Whether a quote before `stop` ends the string: `MOVED` when it is one of its characters."""
+        rest = text[stop : stop + _LOOKAHEAD_CHARS]
+        if ends.match(rest + "x") is not None:
+            return DONE
+        is_all = stop + len(rest) == len(text)
+        if final:
+            return DONE if is_all and ends.match(rest) is not None else MOVED
+        is_cut = is_all and len(rest) < _LOOKAHEAD_CHARS
+        return MORE if is_cut and _MAY_YET_END.fullmatch(rest) is not None else MOVED
+
+    def _escape(self, text: str, position: int, *, final: bool) -> tuple[Step, int, str]:
         if position + 1 == len(text):
-            return ("\\", position + 1) if final else ("", position)
+            return (MOVED, position + 1, "\\") if final else (MORE, position, "")
         following = text[position + 1]
         if self._is_raw:
-            return text[position : position + 2], position + 2
+            return MOVED, position + 2, text[position : position + 2]
         if following in _NUM_HEX_DIGITS:
             return self._hex_escape(text, position, _NUM_HEX_DIGITS[following], final=final)
         meant = _SIMPLE.get(following)
         if meant is not None:
-            return meant, position + 2
-        return "\\", position + 1  # Python keeps the backslash of an unknown escape.
+            return MOVED, position + 2, meant
+        return MOVED, position + 1, "\\"  # Python keeps the backslash of an unknown escape.
 
     def _hex_escape(
         self, text: str, position: int, num_digits: int, *, final: bool
-    ) -> tuple[str, int]:
+    ) -> tuple[Step, int, str]:
         start = position + 2
         stop = _HEX.match(text, start, start + num_digits).end()  # type: ignore[union-attr]
         if stop - start == num_digits:
             code = int(text[start:stop], 16)
-            return (chr(code) if code <= 0x10FFFF else "\ufffd"), stop
+            return MOVED, stop, chr(code) if code <= 0x10FFFF else "\ufffd"
         if stop == len(text) and not final:
-            return "", position
-        return "\\", position + 1
-
-
-def _may_yet_end(rest: str) -> bool:
-    """Whether text after a quote could still become what follows the end of a string."""
-    return re.fullmatch(r"\s*(?:,\s*(?:[^\W\d]\w*\s*)?|,?\s*\)\s*)?", rest) is not None
+            return MORE, position, ""
+        return MOVED, position + 1, "\\"

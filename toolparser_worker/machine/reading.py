@@ -5,23 +5,16 @@ import json
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from toolparser_worker.machine.declarations import CallBody
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 
 BodyT = TypeVar("BodyT", bound=CallBody)
 
-MAX_NAME_CHARS = 512
-"""The longest name, header or tag; what goes on for longer is no call."""
-
 LIST_START, LIST_END, COMMA = "[", "]", ","
 """What a list of calls is written with."""
 
-BLANKS = "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
-    map(chr, range(0x2000, 0x200B))
-)
-"""All that `str.strip` takes for white space."""
 NEEDS_ESCAPE = '"\\' + "".join(map(chr, range(32)))
 """Characters that a JSON string can't have as they are."""
 _NEEDS_ESCAPE = re.compile(r'["\\\x00-\x1f]')
@@ -30,11 +23,36 @@ _NEEDS_ESCAPE = re.compile(r'["\\\x00-\x1f]')
 class CallSink(Protocol):
     """Takes what a call turns out to be, in the order of the text; offsets are absolute."""
 
-    def call_started(self, name: str, end: int) -> None:
-        """It is a call for certain; `end` is the offset after what made it so."""
+    def allows(self, name: str) -> bool:
+        """Whether a call may have this name where it stands, and is not plain text."""
+
+    def call_started(self, name: str, end: int, given_id: str = "") -> None:
+        """It is a call for certain; `end` is the offset after what made it so.
+
+        The model may have given it an id.
+        """
 
     def call_arguments(self, text: str, start: int, end: int) -> None:
         """More of the arguments' JSON text; `start == end` for what the model left out."""
+
+
+class Step(enum.Enum):
+    """What a state answers, with the position that it came to.
+
+    `MOVED`: the text up to there is dealt with, or another state follows; go on from there.
+    `MORE`: what stands there means nothing yet; it comes again with more text. Never the answer
+    when no more text will follow, unless all of it was taken.
+    `DONE`: the reading is over there.
+    """
+
+    MOVED = enum.auto()
+    MORE = enum.auto()
+    DONE = enum.auto()
+
+
+MOVED, MORE, DONE = Step
+Answer = tuple[Step, int]
+State = Callable[[str, int], Answer]
 
 
 class Verdict(enum.Enum):
@@ -99,34 +117,41 @@ class Plain(NamedTuple):
 class CallReader(Generic[BodyT]):
     """Reads one call of one shape, in states that each take as much text as they can.
 
-    A state is a method that takes the text and a position and returns the position of the first
-    character that it left. `_state` is the next one to be asked; subclasses set the first.
+    A state is a method that takes the text and a position, and answers how it went and the
+    position of the first character that it left (`Step`). `_state` is the next one to be asked;
+    subclasses set the first.
 
     Args:
         body: How the call is spelt.
         sink: Is told the name and the arguments.
         tools: The request's tools.
+        stops: Texts that end the arguments even where they have not begun.
 
     Attributes:
         verdict: `UNDECIDED` until it is certain what the text is.
         ending: `COMPLETE` after the call's own end; `BROKEN` when the character at the returned
             position cannot be.
-        flawed: The call is complete but its arguments are not valid.
+        flawed: The call is complete but something in it is not as it must be, or is left out.
+        writes_json: The arguments' JSON is the reader's own and not the model's.
     """
 
-    _state: Callable[[str, int], int]
+    writes_json: ClassVar[bool] = True
+    _state: State
 
-    def __init__(self, body: BodyT, sink: CallSink, tools: ToolSchemas) -> None:
+    def __init__(
+        self, body: BodyT, sink: CallSink, tools: ToolSchemas, stops: tuple[str, ...] = ()
+    ) -> None:
         self.verdict = Verdict.UNDECIDED
         self.ending = Ending.OPEN
         self.flawed = False
         self._body = body
         self._sink = sink
         self._tools = tools
+        self._stops = stops
         self._base = 0
         self._final = False
 
-    def feed(self, text: str, position: int, base: int, *, final: bool) -> int:
+    def feed(self, text: str, position: int, base: int, *, final: bool) -> Answer:
         """Takes `text[position:]` up to the end of the call.
 
         Args:
@@ -136,36 +161,55 @@ class CallReader(Generic[BodyT]):
             final: No more text will follow.
 
         Returns:
-            The position of the first character that was not taken. While `ending` is `OPEN`, a
-            short rest may be left that means nothing yet; it comes again with more text.
+            `DONE` when the call has ended, as `ending` says; else `MORE`. With it the position
+            of the first character that was not taken.
         """
         self._base = base
         self._final = final
         end = len(text)
-        while position < end and self.ending is Ending.OPEN:
-            state = self._state
-            following = state(text, position)
-            if following == position and state == self._state:
-                break
-            position = following
-        return position
+        step = MORE
+        while position < end:
+            step, position = self._state(text, position)
+            if step is not MOVED:
+                return step, position
+        return MORE, position
 
     def close(self, offset: int) -> None:
-        """The text ended within the call: makes JSON that the reader itself writes whole.
+        """The text ended or broke within the call: makes JSON that the reader itself writes whole.
 
         Nothing to do where the arguments are the model's own text.
         """
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the call may end where it is, at the end of the text."""
+        return False
+
+    @property
+    def takes_rest(self) -> bool:
+        """Whether what follows a break still is part of the arguments, which are the model's."""
+        return False
 
     def plain(self) -> Plain | None:
         """Which text is now only more of the arguments; None where all needs to be looked at."""
         return None
 
-    def _break(self, position: int) -> int:
+    def _start(self, name: str, certain_at: int, given_id: str = "") -> None:
+        """It is a call for certain."""
+        self.verdict = Verdict.CALL
+        self._sink.call_started(name, certain_at, given_id)
+
+    def _complete(self, position: int) -> Answer:
+        """The call ends at a position."""
+        self.ending = Ending.COMPLETE
+        return DONE, position
+
+    def _break(self, position: int) -> Answer:
         """Ends the reading at a character that cannot be."""
         if self.verdict is Verdict.UNDECIDED:
             self.verdict = Verdict.TEXT
         self.ending = Ending.BROKEN
-        return position
+        return DONE, position
 
 
 def starts_with(text: str, position: int, literal: str, *, final: bool) -> bool | None:

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -41,7 +40,6 @@ COMMON_FRAGMENTS = [
     *("f(x={'a': 1, 2", "f(x={'a', ", "f(x='''a", "\\'", "r'", "1_0", "-.5", "<![CDATA[", "]]>"),
 ]
 CUTS = st.lists(st.integers(1, 200), max_size=12)
-TOKEN_SIZES = st.lists(st.integers(0, 6), max_size=40)
 TAG_NAMES = st.from_regex(r"[a-z_][a-z0-9_]{0,7}", fullmatch=True)
 
 
@@ -140,20 +138,6 @@ def assert_same(parsed: Parsed, wanted: Sequence[tuple[str, str]], tool: str) ->
 # The laws.
 
 
-@pairs
-@settings(max_examples=10 * EFFORT)
-@given(data=st.data(), cuts=CUTS, sizes=TOKEN_SIZES)
-def test_the_cut_of_the_text_changes_nothing(
-    tool: str, reasoning: str, data: st.DataObject, cuts: list[int], sizes: list[int]
-) -> None:
-    text = data.draw(texts(tool, reasoning))
-    chosen = formats(tool, reasoning)
-    token_ends = list(accumulate(sizes))
-    whole = parse(text, *chosen, token_ends)
-    assert parse(cut(text, cuts), *chosen, token_ends) == whole
-    assert parse(list(text), *chosen, token_ends) == whole
-
-
 @some_tool
 @settings(max_examples=10 * EFFORT)
 @given(data=st.data(), cuts=CUTS, content=st.sampled_from(("", "Well. ", "a\n\n")))
@@ -215,8 +199,7 @@ def test_nothing_is_lost_but_markers_and_nothing_is_invented(
     tool_format, reasoning_format = formats(tool, reasoning)
     parsed = parse(text, tool_format, reasoning_format)
     is_verbatim = tool_format is not None and all(
-        isinstance(body, VERBATIM) and not getattr(body, "unpacks_strings", False)
-        for body in tool_format.bodies
+        isinstance(body, VERBATIM) for body in tool_format.bodies
     )
     for event in parsed.events:
         if event.kind in ("content", "reasoning") or (is_verbatim and event.end > event.start):
@@ -228,7 +211,8 @@ def test_nothing_is_lost_but_markers_and_nothing_is_invented(
                     text[event.start : event.end] == event.text
                 )
         elif event.text and is_verbatim:
-            assert event.text == "{}"
+            # An empty object, or what a string in the text holds.
+            assert event.text == "{}" or text[event.start] == '"'
     for gap in gaps(parsed, text, tool_format):
         assert re.fullmatch(droppable(tool_format, reasoning_format), gap, re.DOTALL), gap
 

@@ -193,7 +193,8 @@ def test_json_in_an_answer_streams_once_it_cannot_be_a_call() -> None:
         (R1, "<think>a</think>b</think>c", ("a", "b</think>c")),
         (R1, "a<tool_call>b", ("a<tool_call>b", "")),
         (QWEN3, "a</think>b</think>c", ("a", "bc")),
-        (QWEN3, "a<tool_call>b</think>", ("a", "<tool_call>b")),
+        (QWEN3, "a<tool_call>b</think>", ("a<tool_call>b", "")),
+        (QWEN3, "a<tool_call>\n<function=f>", ("a", "<tool_call>\n<function=f>")),
         (QWEN3, "  ", ("  ", "")),
     ],
 )
@@ -277,7 +278,7 @@ def test_a_number_of_a_million_digits_passes() -> None:
 
 
 def test_ten_thousand_brackets_pass() -> None:
-    arguments = "[" * 10_000 + "]" * 10_000
+    arguments = '{"x": ' + "[" * 10_000 + "]" * 10_000 + "}"
     parsed = parse(f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>', HERMES)
     assert parsed.calls[0].arguments == arguments
     assert parsed.num_malformed == 0
