@@ -54,6 +54,6 @@ def test_work_of_a_pool_that_raises_is_told_though_nobody_asks_for_its_result(
 
 def test_work_that_ends_well_has_its_result_and_tells_nobody(dead: list[str]) -> None:
     with WatchedPool(1) as pool:
-        future = pool.submit(lambda number, *, added: number + added, 1, added=2)
-    assert future.result() == 3
+        future = pool.submit(sum, (1, 2), start=3)
+    assert future.result() == 6
     assert dead == []
