@@ -53,6 +53,8 @@ ROUTE_ACCESS: dict[str, Access] = {
     "/v1/chat/completions": Access.METERED,
     "/v1/completions": Access.METERED,
     "/v1/embeddings": Access.METERED,
+    "/v1/responses": Access.METERED,
+    "/v1/responses/input_tokens": Access.METERED,
     "/v1/messages": Access.METERED,
     "/v1/messages/count_tokens": Access.METERED,
     "/tokenize": Access.METERED,
@@ -66,7 +68,10 @@ ROUTE_ACCESS: dict[str, Access] = {
 """Every route that is not `Access.USER`."""
 
 _RESERVED_FIRST = frozenset(
-    {"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/embeddings"}
+    {
+        *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"),
+        "/v1/embeddings",
+    }
 )
 """Metered routes that tell nothing of this server before the reservation."""
 

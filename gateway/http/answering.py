@@ -9,12 +9,12 @@ from gateway.errors import ClientDisconnectedError
 from gateway.http.access import caller_of
 from gateway.http.disconnect import watch
 from gateway.http.ignored_fields import ignored_headers
-from gateway.http.parsers import GenerationBody
 from gateway.http.parts import parts_of
 from gateway.http.render.answer import AnswerCollector
 from gateway.http.render.stream import StreamRenderer
 from gateway.http.responses import EventStreamResponse, collect_answer, note
 from gateway.request.generation import GenerationWork
+from gateway.request.job import GenerationJob
 from gateway.request.request import Request
 from gateway.telemetry.access_log import AccessRecord
 from protocol.wire.messages import LimitState
@@ -36,7 +36,21 @@ class AnswerShape(Protocol):
         ...
 
 
-async def answer(http_request: HttpRequest, body: GenerationBody, shape: AnswerShape) -> Response:
+class AskedGeneration(Protocol):
+    """What a body asks for, of whichever API."""
+
+    @property
+    def job(self) -> GenerationJob:
+        """In the words of the wire."""
+        ...
+
+    @property
+    def ignored(self) -> list[str]:
+        """Fields without a meaning here."""
+        ...
+
+
+async def answer(http_request: HttpRequest, body: AskedGeneration, shape: AnswerShape) -> Response:
     """Run a generation; its whole answer, or the stream that tells it.
 
     Raises:

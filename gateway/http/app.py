@@ -25,6 +25,7 @@ from gateway.http.routes import (
     messages,
     models,
     profile,
+    responses,
     tokenize,
     tools,
 )
@@ -43,7 +44,8 @@ def build_api(parts: HttpParts) -> FastAPI:
     app.state.parts = parts
     app.state.methods = []
     for module in (
-        *(generate, messages, embeddings, tokenize, models, tools, health, admin, profile, docs),
+        *(generate, responses, messages, embeddings, tokenize, models, tools, health, admin),
+        *(profile, docs),
     ):
         for route in module.router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.

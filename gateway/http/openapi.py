@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from gateway.http.access import ROUTE_ACCESS, Access
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
+from gateway.http.openresponses.schemas import InputTokensRequest, ResponsesRequest
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
 from gateway.http.schemas.embedding import EmbeddingRequest
@@ -21,6 +22,8 @@ _TITLE: Final = "Penstock"
 _BODIES: tuple[type[BaseModel], ...] = (
     ChatRequest,
     CompletionRequest,
+    ResponsesRequest,
+    InputTokensRequest,
     MessagesRequest,
     CountTokensRequest,
     TokenizeRequest,
@@ -45,6 +48,8 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "max_completion_tokens": 64,
     },
     "/v1/completions": {"model": "demo", "prompt": "A penstock is", "max_tokens": 16},
+    "/v1/responses": {"model": "demo", "input": "What is a penstock?"},
+    "/v1/responses/input_tokens": {"model": "demo", "input": "What is a penstock?"},
     "/v1/messages": {
         "model": "demo",
         "max_tokens": 64,
@@ -67,6 +72,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
 _MEDIA_TYPES: Final[dict[str, tuple[str, ...]]] = {
     "/v1/chat/completions": ("application/json", "text/event-stream"),
     "/v1/completions": ("application/json", "text/event-stream"),
+    "/v1/responses": ("application/json", "text/event-stream"),
     "/v1/messages": ("application/json", "text/event-stream"),
     "/metrics": ("text/plain",),
 }

@@ -17,6 +17,10 @@ from gateway.http.anthropic.convert import count_question, messages_job
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
 from gateway.http.anthropic.schemas import parse as parse_messages
 from gateway.http.convert import NEUTRAL_DEFAULTS, chat_job, completion_job, tokenize_question
+from gateway.http.openresponses.convert import ResponsesBody, responses_body
+from gateway.http.openresponses.convert import count_question as count_input_question
+from gateway.http.openresponses.schemas import InputTokensRequest, ResponsesRequest
+from gateway.http.openresponses.schemas import parse as parse_responses
 from gateway.http.schemas.body import dump_json, load_json_object, unknown_keys, validate
 from gateway.http.schemas.chat import parse_chat_body
 from gateway.http.schemas.completion import parse_completion_body
@@ -165,6 +169,20 @@ def _count_tokens(body: bytes, _context: ParseContext) -> TokenizeBody:
     return TokenizeBody(request.model, question, False, ignored + left_out)
 
 
+def _responses(body: bytes, context: ParseContext) -> ResponsesBody:
+    request, ignored = parse_responses(ResponsesRequest, body)
+    found = responses_body(request, ignored, context.defaults(request.model))
+    if found.job.tools_json is not None and not context.has_tools:
+        raise UnsupportedFieldError("Tool calling is switched off on this server.", param="tools")
+    return found
+
+
+def _input_tokens(body: bytes, _context: ParseContext) -> TokenizeBody:
+    request, ignored = parse_responses(InputTokensRequest, body)
+    question, left_out = count_input_question(request)
+    return TokenizeBody(request.model, question, False, ignored + left_out)
+
+
 def _completion(body: bytes, context: ParseContext) -> GenerationBody:
     request, ignored = parse_completion_body(body)
     job = completion_job(request, context.defaults(request.model))
@@ -275,6 +293,8 @@ CHAT: Final = BodyKind("chat", _chat, GenerationBody)
 COMPLETION: Final = BodyKind("completion", _completion, GenerationBody)
 MESSAGES: Final = BodyKind("messages", _messages, GenerationBody)
 COUNT_TOKENS: Final = BodyKind("count_tokens", _count_tokens, TokenizeBody)
+RESPONSES: Final = BodyKind("responses", _responses, ResponsesBody)
+INPUT_TOKENS: Final = BodyKind("input_tokens", _input_tokens, TokenizeBody)
 EMBEDDING: Final = BodyKind("embedding", _embedding, EmbeddingBody)
 TOKENIZE: Final = BodyKind("tokenize", _tokenize, TokenizeBody)
 DETOKENIZE: Final = BodyKind("detokenize", _detokenize, DetokenizeBody)
@@ -284,7 +304,7 @@ EXECUTE: Final = BodyKind("execute", _execute, ExecuteBody)
 KINDS: Final[Mapping[str, BodyKind[Any]]] = {
     kind.name: kind
     for kind in (
-        *(CHAT, COMPLETION, MESSAGES, COUNT_TOKENS, EMBEDDING, TOKENIZE, DETOKENIZE, PARSE),
-        EXECUTE,
+        *(CHAT, COMPLETION, MESSAGES, COUNT_TOKENS, RESPONSES, INPUT_TOKENS, EMBEDDING),
+        *(TOKENIZE, DETOKENIZE, PARSE, EXECUTE),
     )
 }

@@ -12,6 +12,7 @@ from protocol.wire.messages import Grammar, Message, Prepare, SamplingParams, To
 CHAT_ENDPOINT = "/v1/chat/completions"
 COMPLETION_ENDPOINT = "/v1/completions"
 MESSAGES_ENDPOINT = "/v1/messages"
+RESPONSES_ENDPOINT = "/v1/responses"
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,7 @@ _GETS: Final = (
 ORDINARY_BODIES: Final[dict[str, dict[str, Any]]] = {
     CHAT: {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1},
     COMPLETIONS: {"model": MODEL, "prompt": "hi", "max_tokens": 1},
+    "/v1/responses": {"model": MODEL, "input": "hi", "max_output_tokens": 1},
     "/v1/messages": {
         "model": MODEL,
         "max_tokens": 1,
@@ -133,6 +134,10 @@ _FIELDS: Final[dict[str, tuple[str, ...]]] = {
         *("bad_words", "allowed_token_ids", "prompt_logprobs", "priority", "unknown"),
     ),
     COMPLETIONS: ("prompt", "echo", "best_of", "logprobs", "suffix", "n", "max_tokens"),
+    "/v1/responses": (
+        *("input", "model", "instructions", "tools", "tool_choice", "text", "reasoning", "stream"),
+        *("max_output_tokens", "temperature", "include", "metadata", "top_logprobs"),
+    ),
     "/v1/messages": (
         *(
             "messages",

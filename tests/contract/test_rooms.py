@@ -37,6 +37,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "gateway.http.render",
         "gateway.http.convert",
         "gateway.http.anthropic",
+        "gateway.http.openresponses",
         "gateway.http",
         "gateway.http.routes",
         "gateway.http.dispatcher",

@@ -52,7 +52,7 @@ async def test_every_route_but_the_open_ones_demands_authorisation(socket_dir: P
             body: dict[str, Any] = {"model": "demo", "messages": MESSAGES}
             if path == "/v1/completions":
                 body = {"model": "demo", "prompt": "x"}
-            if path == "/v1/embeddings":
+            if path in ("/v1/embeddings", "/v1/responses"):
                 body = {"model": "demo", "input": "x"}
             if path == "/v1/messages":
                 body["max_tokens"] = 1

@@ -11,6 +11,7 @@ from gateway.http.access import GuardedRoute
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
 from gateway.http.app import build_api
 from gateway.http.openapi import EXAMPLES
+from gateway.http.openresponses.schemas import InputTokensRequest, ResponsesRequest
 from gateway.http.schemas.body import validate
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
@@ -165,6 +166,8 @@ async def test_the_document_says_what_routes_answer_and_who_needs_a_key(socket_d
     [
         ("/v1/chat/completions", ChatRequest),
         ("/v1/completions", CompletionRequest),
+        ("/v1/responses", ResponsesRequest),
+        ("/v1/responses/input_tokens", InputTokensRequest),
         ("/v1/messages", MessagesRequest),
         ("/v1/messages/count_tokens", CountTokensRequest),
         ("/v1/embeddings", EmbeddingRequest),
@@ -177,7 +180,7 @@ async def test_the_document_says_what_routes_answer_and_who_needs_a_key(socket_d
     ],
 )
 def test_every_example_of_the_document_is_a_good_body(path: str, model: type[BaseModel]) -> None:
-    assert len(EXAMPLES) == 11
+    assert len(EXAMPLES) == 13
     validate(model, EXAMPLES[path])  # type: ignore[type-var]  # each is a RequestModel
 
 

@@ -65,7 +65,8 @@ def _head(request: Request, work: GenerationWork) -> MessageHead:
 @router.post(MESSAGES_ENDPOINT, openapi_extra=_schema(MessagesRequest))
 async def create_message(request: HttpRequest) -> Response:
     """Go on with a conversation."""
-    return await answer(request, await parsed_body(request, MESSAGES), _SHAPE)
+    body = await parsed_body(request, MESSAGES)
+    return await answer(request, body, _SHAPE)
 
 
 @router.post(_COUNT, openapi_extra=_schema(CountTokensRequest))

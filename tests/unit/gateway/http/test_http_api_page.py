@@ -20,6 +20,7 @@ from gateway.http.routes import (
     messages,
     models,
     profile,
+    responses,
     tokenize,
     tools,
 )
@@ -114,6 +115,7 @@ def test_the_routes_of_the_page_are_those_of_the_code() -> None:
             on_the_page.add((method, re.sub(r"\{[^}]*\}", "{id}", path)))
     modules = (
         generate,
+        responses,
         messages,
         embeddings,
         tokenize,

@@ -1,0 +1,271 @@
+"""From items and flat tools to the messages and tools of a chat."""
+
+from base64 import b64decode, urlsafe_b64encode
+from binascii import Error as Base64Error
+from collections.abc import Iterator
+from typing import Any, Final
+
+from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from gateway.http.schemas.ranges import MAX_CONTENT_PARTS
+
+Item = dict[str, Any]
+_TEXT_PARTS: Final = frozenset(("input_text", "output_text", "text", "summary_text"))
+_MEDIA_PARTS: Final = frozenset(("input_image", "input_file", "input_audio"))
+_ROLES: Final = ("user", "assistant", "system", "developer")
+_JOINT: Final = "__"
+"""Between the name of a namespace and that of its tool, as the model sees them."""
+_STORED: Final = "nothing is stored; send the item itself"
+_REFUSED_ITEMS: Final[dict[str, str]] = {
+    "item_reference": _STORED,
+    "compaction": "contexts are not compacted",
+    "compaction_trigger": "contexts are not compacted",
+    "configuration_update": "it has no effect here",
+}
+_REASONED: Final = {"role", "reasoning_content"}
+HOSTED_TOOLS: Final = frozenset(
+    (
+        *("web_search", "web_search_preview", "web_search_2025_08_26", "file_search", "mcp"),
+        *("web_search_preview_2025_03_11", "code_interpreter", "image_generation", "shell"),
+        *("local_shell", "apply_patch", "tool_search", "computer", "computer_use_preview"),
+    )
+)
+"""Run by OpenAI's own server; clients send some of them unasked."""
+
+
+class Tools:
+    """The tools of a request, as a chat and as an answer name them.
+
+    Args:
+        tools: Of the request.
+
+    Attributes:
+        chat: As a chat has them.
+        left_out: Paths of those that this server can't run.
+        spaces: By the name that the model sees: namespace and own name, where a tool is in one.
+
+    Raises:
+        InvalidRequestError: A tool is none.
+    """
+
+    def __init__(self, tools: list[Item] | None) -> None:
+        self.chat: list[Item] = []
+        self.left_out: list[str] = []
+        self.spaces: dict[str, tuple[str, str]] = {}
+        for index, tool in enumerate(tools or ()):
+            self._add(tool, f"tools[{index}]", "")
+
+    def _add(self, tool: Any, path: str, space: str) -> None:
+        if not isinstance(tool, dict) or not isinstance(tool.get("type"), str):
+            raise _wrong(path, "an object with a `type` is expected.")
+        kind = tool["type"]
+        if kind == "namespace" and not space:
+            within = tool.get("tools")
+            if not isinstance(within, list):
+                raise _wrong(f"{path}.tools", "a list is expected.")
+            for index, one in enumerate(within):
+                self._add(one, f"{path}.tools[{index}]", text_of(tool, "name", path))
+        elif kind in ("function", "custom"):
+            own = text_of(tool, "name", path)
+            name = f"{space}{_JOINT}{own}" if space else own
+            if space:
+                self.spaces[name] = (space, own)
+            kept = ("description", "parameters", "strict", "format")
+            part = {key: tool[key] for key in kept if tool.get(key) is not None}
+            self.chat.append({"type": kind, kind: {"name": name, **part}})
+        elif kind in HOSTED_TOOLS:
+            self.left_out.append(path)
+        else:
+            raise UnsupportedFieldError(
+                f"Invalid `{path}.type`: tools of type `{kind[:100]}` are not supported.",
+                param=f"{path}.type",
+            )
+
+    def seen_name(self, name: str, space: str | None) -> str:
+        """The name that the model sees of a tool."""
+        return f"{space}{_JOINT}{name}" if space else name
+
+
+def chat_tool_choice(choice: str | Item | None) -> Any:
+    """A `tool_choice` as a chat has it.
+
+    Raises:
+        InvalidRequestError: It is none, or forces what this server can't run.
+    """
+    if not isinstance(choice, dict):
+        return choice
+    kind = choice.get("type")
+    if kind in ("function", "custom"):
+        return {"type": kind, kind: {"name": choice.get("name")}}
+    if kind == "allowed_tools":
+        tools = choice.get("tools")
+        if not isinstance(tools, list):
+            raise _wrong("tool_choice.tools", "a list is expected.")
+        named = [one for one in tools if isinstance(one, dict)]
+        kinds = [one for one in named if one.get("type") in ("function", "custom")]
+        if len(kinds) != len(tools):
+            raise _wrong("tool_choice.tools", "functions and custom tools are expected.")
+        listed = [{"type": one["type"], one["type"]: {"name": one.get("name")}} for one in kinds]
+        return {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": choice.get("mode"), "tools": listed},
+        }
+    raise UnsupportedFieldError(
+        "Invalid `tool_choice.type`: it must be `function`, `custom` or `allowed_tools`.",
+        param="tool_choice.type",
+    )
+
+
+def chat_messages(instructions: str | None, items: str | list[Item], tools: Tools) -> list[Item]:
+    """The messages of a chat.
+
+    Raises:
+        InvalidRequestError: Naming the item that is wrong, or not served.
+    """
+    found: list[Item] = []
+    if instructions:
+        found.append({"role": "system", "content": instructions})
+    if isinstance(items, str):
+        return [*found, {"role": "user", "content": items}]
+    calls: set[str] = set()
+    for index, item in enumerate(items):
+        path = f"input[{index}]"
+        kind = item.get("type", "message")
+        if kind == "message":
+            _add_message(found, _message(item, path))
+        elif kind == "reasoning":
+            _turn(found)["reasoning_content"] = _reasoning(item, path)
+        elif kind in ("function_call", "custom_tool_call"):
+            call = _call(item, path, tools)
+            calls.add(call["id"])
+            _turn(found).setdefault("tool_calls", []).append(call)
+        elif kind in ("function_call_output", "custom_tool_call_output"):
+            call_id = text_of(item, "call_id", path)
+            if call_id not in calls:
+                raise _wrong(f"{path}.call_id", f"there is no call `{call_id[:100]}` before it.")
+            content = _content(item.get("output"), f"{path}.output")
+            found.append({"role": "tool", "tool_call_id": call_id, "content": content})
+        elif kind in _REFUSED_ITEMS:
+            raise UnsupportedFieldError(
+                f"Invalid `{path}.type`: items of type `{kind}` are not supported:"
+                f" {_REFUSED_ITEMS[kind]}.",
+                param=f"{path}.type",
+            )
+        else:
+            raise UnsupportedFieldError(
+                f"Invalid `{path}.type`: items of type `{str(kind)[:100]}` are not supported.",
+                param=f"{path}.type",
+            )
+    return [_whole(message) for message in found]
+
+
+def _add_message(found: list[Item], message: Item) -> None:
+    """Append a message; what the assistant says belongs to what it has just reasoned."""
+    last = found[-1] if found else message
+    if message["role"] == last["role"] == "assistant" and last.keys() == _REASONED:
+        last["content"] = message["content"]
+    else:
+        found.append(message)
+
+
+def _turn(found: list[Item]) -> Item:
+    """The assistant's turn that an item belongs to: the one under way, or a new one."""
+    if not found or found[-1]["role"] != "assistant":
+        found.append({"role": "assistant"})
+    return found[-1]
+
+
+def _whole(message: Item) -> Item:
+    """A turn that has only reasoned says nothing."""
+    if message["role"] == "assistant" and not message.get("tool_calls"):
+        message.setdefault("content", "")
+    return message
+
+
+def _message(item: Item, path: str) -> Item:
+    role = item.get("role")
+    if role not in _ROLES:
+        raise _wrong(f"{path}.role", f"it must be one of {', '.join(_ROLES)}.")
+    return {"role": role, "content": _content(item.get("content"), f"{path}.content")}
+
+
+def _call(item: Item, path: str, tools: Tools) -> Item:
+    space = item.get("namespace")
+    name = tools.seen_name(text_of(item, "name", path), space if isinstance(space, str) else None)
+    call_id = text_of(item, "call_id", path)
+    if item["type"] == "custom_tool_call":
+        custom = {"name": name, "input": text_of(item, "input", path)}
+        return {"id": call_id, "type": "custom", "custom": custom}
+    function = {"name": name, "arguments": text_of(item, "arguments", path)}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def _reasoning(item: Item, path: str) -> str:
+    """What was thought: the raw text where it came along, else the summary, else what was sealed."""
+    for name in ("content", "summary"):
+        parts = item.get(name)
+        if parts:
+            return _content(parts, f"{path}.{name}", also="reasoning_text")
+    sealed = item.get("encrypted_content")
+    return "" if sealed is None else unsealed(sealed, f"{path}.encrypted_content")
+
+
+def sealed(reasoning: str) -> str:
+    """Reasoning as the opaque text that a client may send back."""
+    return urlsafe_b64encode(reasoning.encode("utf-8", "surrogatepass")).decode("ascii")
+
+
+def unsealed(text: Any, path: str) -> str:
+    """The reasoning of such a text.
+
+    Raises:
+        InvalidRequestError: It is none of this server's.
+    """
+    try:
+        return b64decode(text, b"-_", validate=True).decode("utf-8", "surrogatepass")
+    except (Base64Error, UnicodeError, TypeError, ValueError):
+        raise _wrong(path, "it was not made by this server.") from None
+
+
+def _content(content: Any, path: str, also: str = "") -> str:
+    """A text, or its parts, a line each."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(_parts(content, path, also))
+
+
+def _parts(content: Any, path: str, also: str) -> Iterator[str]:
+    if not isinstance(content, list):
+        raise _wrong(path, "a string or a list of parts is expected.")
+    if len(content) > MAX_CONTENT_PARTS:
+        raise _wrong(path, f"at most {MAX_CONTENT_PARTS} parts are accepted.")
+    for index, part in enumerate(content):
+        where = f"{path}[{index}]"
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in _TEXT_PARTS or (also and kind == also):
+            yield text_of(part, "text", where)
+        elif kind == "refusal":
+            yield text_of(part, "refusal", where)
+        elif kind in _MEDIA_PARTS:
+            raise UnsupportedFieldError(
+                f"Invalid `{where}.type`: parts of type `{kind}` are not supported: models here"
+                " read text.",
+                param=f"{where}.type",
+            )
+        else:
+            raise _wrong(where, "a part of text is expected.")
+
+
+def text_of(item: Item, name: str, path: str) -> str:
+    """A field that must be text.
+
+    Raises:
+        InvalidRequestError: It isn't.
+    """
+    value = item.get(name)
+    if not isinstance(value, str):
+        raise _wrong(f"{path}.{name}", "a string is expected.")
+    return value
+
+
+def _wrong(param: str, rule: str) -> InvalidRequestError:
+    return InvalidRequestError(f"Invalid `{param}`: {rule}", param=param)

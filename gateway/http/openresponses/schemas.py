@@ -1,0 +1,177 @@
+"""The bodies of POST /v1/responses and /v1/responses/input_tokens."""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from gateway.errors import UnsupportedFieldError
+from gateway.http.schemas.body import (
+    RequestModel,
+    field_error,
+    load_json_object,
+    unknown_keys,
+    validate,
+)
+from gateway.http.schemas.ranges import MAX_MESSAGES, MAX_TOOLS, ranged
+
+MAX_TEXT_CHARACTERS: Final = 10_485_760
+MAX_METADATA: Final = 16
+MAX_METADATA_KEY: Final = 64
+MAX_METADATA_VALUE: Final = 512
+LOGPROBS: Final = "message.output_text.logprobs"
+
+HARMLESS_FIELDS: Final[dict[str, str]] = {
+    "background_options": "nothing runs in the background",
+    "client_metadata": "labels for the caller's own records",
+    "continuation_id": "names nothing here",
+    "cyber": "there is one mode",
+    "image": "models here answer in text",
+    "max_tool_calls": "counts tools that run in the server, and none do",
+    "prompt_cache_key": "a routing hint; nothing depends on it",
+    "prompt_cache_options": "a caching hint; nothing depends on it",
+    "prompt_cache_retention": "a caching hint; nothing depends on it",
+    "safety_identifier": "names an end user to a moderation service",
+    "service_tier": "there is one tier",
+    "store": "nothing is stored; the answer says so",
+    "stream_options": "no padding is sent",
+    "user": "names an end user to a moderation service",
+}
+"""Accepted and without effect: a client loses nothing when they do nothing."""
+REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
+    "access_programs": ((), "there are none"),
+    "background": ((False,), "a response ends with its request"),
+    "completion_window": (("soonest",), "every response is made at once"),
+    "context_management": (([],), "send what is to be read"),
+    "conversation": ((), "nothing is stored; send the items"),
+    "moderation": ((), "there is no moderation model"),
+    "previous_response_id": ((), "nothing is stored; send its items with the new ones"),
+    "prompt": ((), "there are no stored prompts"),
+    "truncation": (("disabled",), "a context that is too long is refused"),
+}
+"""Refused by name unless null or one of the neutral values."""
+
+
+class Reasoning(RequestModel):
+    """How much a model reasons."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    # Harmless: both are about reasoning that other servers keep.
+    context: Any = None
+    mode: Any = None
+    generate_summary: Any = None
+
+
+class TextConfig(RequestModel):
+    """What the text must be."""
+
+    format: dict[str, Any] | None = None
+    # Harmless: models here have no such control, and clients send it unasked.
+    verbosity: Any = None
+
+
+class InputTokensRequest(RequestModel):
+    """An input whose tokens are counted."""
+
+    model: Annotated[str, Field(min_length=1, max_length=512)]
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    tools: Annotated[list[dict[str, Any]] | None, Field(max_length=MAX_TOOLS, fail_fast=True)] = (
+        None
+    )
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: Reasoning | None = None
+    text: TextConfig | None = None
+
+    @field_validator("input")
+    @classmethod
+    def _of_some_length(cls, value: Any) -> Any:
+        if isinstance(value, list) and not 1 <= len(value) <= MAX_MESSAGES:
+            raise field_error(f"1 to {MAX_MESSAGES} items are expected.")
+        if isinstance(value, str) and len(value) > MAX_TEXT_CHARACTERS:
+            raise field_error(f"at most {MAX_TEXT_CHARACTERS} characters are accepted.")
+        return value
+
+    @property
+    def effort(self) -> str | None:
+        """Of reasoning."""
+        return None if self.reasoning is None else self.reasoning.effort
+
+
+class ResponsesRequest(InputTokensRequest):
+    """Items to answer."""
+
+    stream: bool | None = None
+    max_output_tokens: int | None = ranged("max_tokens")
+    temperature: float | None = ranged("temperature")
+    top_p: float | None = ranged("top_p")
+    presence_penalty: float | None = ranged("presence_penalty")
+    frequency_penalty: float | None = ranged("frequency_penalty")
+    top_logprobs: int | None = ranged("top_logprobs")
+    include: list[str] | None = None
+    metadata: dict[str, str] | None = None
+    # Harmless, see `HARMLESS_FIELDS`.
+    background_options: Any = None
+    client_metadata: Any = None
+    continuation_id: Any = None
+    cyber: Any = None
+    image: Any = None
+    max_tool_calls: int | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    safety_identifier: str | None = None
+    service_tier: Any = None
+    store: bool | None = None
+    stream_options: Any = None
+    user: Any = None
+
+    @field_validator("metadata")
+    @classmethod
+    def _a_few_labels(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        if value is not None and (
+            len(value) > MAX_METADATA
+            or any(
+                len(key) > MAX_METADATA_KEY or len(text) > MAX_METADATA_VALUE
+                for key, text in value.items()
+            )
+        ):
+            raise field_error(
+                f"at most {MAX_METADATA} pairs are accepted, of {MAX_METADATA_KEY} and"
+                f" {MAX_METADATA_VALUE} characters."
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _log_probabilities_that_are_shown(self) -> "ResponsesRequest":
+        if self.top_logprobs and not self.shows_logprobs:
+            raise field_error(f"it needs `{LOGPROBS}` in `include`.", "top_logprobs")
+        return self
+
+    @property
+    def shows_logprobs(self) -> bool:
+        """Whether the answer tells log probabilities."""
+        return LOGPROBS in (self.include or ())
+
+
+def parse(
+    model: type[ResponsesRequest] | type[InputTokensRequest], body: bytes
+) -> tuple[Any, list[str]]:
+    """The checked request and the fields that have no meaning here.
+
+    Raises:
+        InvalidRequestError: Naming the field that is wrong.
+    """
+    value = load_json_object(body)
+    for name in REFUSED_FIELDS.keys() & value.keys():
+        neutral, reason = REFUSED_FIELDS[name]
+        if value[name] is not None and value[name] not in neutral:
+            raise UnsupportedFieldError(f"`{name}` is not supported: {reason}.", param=name)
+    request = validate(model, value)
+    # Every field of the larger request may come to be counted, too.
+    known = ResponsesRequest.known_fields | REFUSED_FIELDS.keys()
+    ignored = unknown_keys(value, known)
+    if value.get("store") is True:
+        ignored.append("store")
+    return request, ignored

@@ -1,0 +1,241 @@
+"""What a chat is told of a Responses body, and what an answer repeats of it."""
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from gateway.http.openresponses.conversation import sealed
+from gateway.http.openresponses.convert import ResponsesBody
+from gateway.http.parsers import INPUT_TOKENS, RESPONSES, ParseContext
+from gateway.request.job import RESPONSES_ENDPOINT
+from protocol.wire import codec
+
+FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+CALL = {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"}
+RESULT = {"type": "function_call_output", "call_id": "call_1", "output": "1"}
+CONTEXT = ParseContext({})
+
+
+def body(**fields: Any) -> ResponsesBody:
+    value = {"model": "m", "input": "hi", **fields}
+    return RESPONSES.parse(json.dumps(value).encode(), CONTEXT)
+
+
+def sent(items: Any, **fields: Any) -> list[dict[str, Any]]:
+    job = body(input=items, **fields).job
+    found: list[dict[str, Any]] = json.loads(job.prepares[0].messages_json or "")
+    return found
+
+
+def echo(**fields: Any) -> Any:
+    return json.loads(body(**fields).echo_json)
+
+
+def test_a_text_is_what_the_user_says() -> None:
+    assert sent("hi") == [{"role": "user", "content": "hi"}]
+    assert body().job.endpoint == RESPONSES_ENDPOINT
+
+
+def test_instructions_come_first() -> None:
+    assert sent("hi", instructions="short")[0] == {"role": "system", "content": "short"}
+
+
+def test_parts_of_text_are_lines_and_messages_need_no_type() -> None:
+    parts = [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]
+    said = [{"type": "output_text", "text": "c", "annotations": []}]
+    found = sent(
+        [
+            {"role": "developer", "content": "d"},
+            {"type": "message", "role": "user", "content": parts},
+            {"role": "assistant", "content": said, "phase": "final_answer", "id": "msg_1"},
+        ]
+    )
+    assert [message["content"] for message in found] == ["d", "a\nb", "c"]
+
+
+def test_reasoning_text_and_calls_of_a_turn_are_one_message() -> None:
+    thought = {
+        "type": "reasoning",
+        "id": "rs_1",
+        "summary": [{"type": "summary_text", "text": "t"}],
+    }
+    said = {"role": "assistant", "content": "so"}
+    found = sent([{"role": "user", "content": "x"}, thought, said, CALL, RESULT])
+    function = {"name": "f", "arguments": "{}"}
+    assert found[1] == {
+        "role": "assistant",
+        "reasoning_content": "t",
+        "content": "so",
+        "tool_calls": [{"id": "call_1", "type": "function", "function": function}],
+    }
+    assert found[2] == {"role": "tool", "tool_call_id": "call_1", "content": "1"}
+
+
+def test_sealed_reasoning_is_opened_again() -> None:
+    thought = {"type": "reasoning", "summary": [], "encrypted_content": sealed("hm é")}
+    assert sent([thought, CALL, RESULT])[0]["reasoning_content"] == "hm é"
+    with pytest.raises(InvalidRequestError, match="encrypted_content"):
+        sent([{**thought, "encrypted_content": "???"}])
+
+
+def test_raw_reasoning_goes_before_its_summary() -> None:
+    thought = {
+        "type": "reasoning",
+        "content": [{"type": "reasoning_text", "text": "raw"}],
+        "summary": [{"type": "summary_text", "text": "short"}],
+    }
+    assert sent([thought])[0] == {"role": "assistant", "reasoning_content": "raw", "content": ""}
+
+
+def test_tools_are_those_of_a_chat_and_what_runs_elsewhere_is_left_out() -> None:
+    custom = {"type": "custom", "name": "run"}
+    made = body(tools=[FUNCTION, {"type": "web_search"}, custom])
+    names = [tool["function"]["name"] for tool in json.loads(made.job.tools_json or "")]
+    assert names == ["f", "run"]
+    assert made.job.options.custom_tools == {"run"}
+    assert made.ignored == ["tools[1]"]
+
+
+def test_tools_of_a_namespace_carry_its_name_there_and_back() -> None:
+    space = {"type": "namespace", "name": "files", "description": "d", "tools": [FUNCTION]}
+    call = {**CALL, "namespace": "files"}
+    made = body(tools=[space], input=[{"role": "user", "content": "x"}, call, RESULT])
+    assert json.loads(made.job.tools_json or "")[0]["function"]["name"] == "files__f"
+    assert made.spaces == {"files__f": ("files", "f")}
+    messages = json.loads(made.job.prepares[0].messages_json or "")
+    assert messages[1]["tool_calls"][0]["function"]["name"] == "files__f"
+
+
+@pytest.mark.parametrize(
+    ("choice", "mode", "name"),
+    [
+        ("auto", "auto", ""),
+        ("required", "required", ""),
+        ("none", "none", ""),
+        ({"type": "function", "name": "f"}, "named", "f"),
+    ],
+)
+def test_choices_of_tools(choice: Any, mode: str, name: str) -> None:
+    job = body(tools=[FUNCTION], tool_choice=choice).job
+    assert (job.tool_choice, job.tool_name) == (mode, name)
+
+
+def test_allowed_tools_are_all_that_the_model_sees() -> None:
+    other = {**FUNCTION, "name": "g"}
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{**FUNCTION}]}
+    job = body(tools=[FUNCTION, other], tool_choice=allowed).job
+    assert job.tool_choice == "required"
+    assert [tool["function"]["name"] for tool in json.loads(job.tools_json or "")] == ["f"]
+
+
+def test_a_schema_holds_the_text() -> None:
+    wanted = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
+    made = body(text={"format": wanted})
+    assert made.job.response_grammar is not None
+    assert echo(text={"format": wanted})["text"] == {"format": wanted}
+
+
+def test_an_effort_demands_nothing_of_the_model() -> None:
+    job = body(reasoning={"effort": "high", "summary": "auto"}).job
+    assert json.loads(job.prepares[0].template_kwargs_json or "") == {
+        "reasoning_effort": "high",
+        "enable_thinking": True,
+    }
+    assert not job.wants_reasoning
+
+
+def test_an_answer_repeats_every_field_with_what_counts() -> None:
+    found = echo(temperature=0.5, metadata={"a": "b"}, tools=[FUNCTION], store=True)
+    assert (found["temperature"], found["top_p"]) == (0.5, 1.0)
+    assert found["tools"] == [{**FUNCTION, "description": None, "strict": None}]
+    assert found["metadata"] == {"a": "b"}
+    assert found["store"] is False
+
+
+def test_what_has_no_effect_is_said() -> None:
+    assert body(store=True, strange=1).ignored == ["strange", "store"]
+    assert body(store=False, service_tier="auto", client_metadata={}).ignored == []
+
+
+def test_log_probabilities_are_told_when_they_are_included() -> None:
+    job = body(include=["message.output_text.logprobs"], top_logprobs=2).job
+    assert job.options.num_top_logprobs == 2
+    with pytest.raises(InvalidRequestError, match="include"):
+        body(top_logprobs=2)
+
+
+def test_a_body_travels_between_processes() -> None:
+    made = body(tools=[FUNCTION], instructions="x")
+    assert codec.Decoder(ResponsesBody).decode(codec.encode_value(made)) == made
+
+
+def test_counting_reads_the_same_prompt() -> None:
+    fields = {"instructions": "s", "input": [CALL, RESULT], "tools": [FUNCTION]}
+    asked = body(**fields).job.prepares[0]
+    value = json.dumps({"model": "m", **fields}).encode()
+    question = INPUT_TOKENS.parse(value, CONTEXT).message
+    for name in ("messages_json", "tools_json", "template_kwargs_json"):
+        assert getattr(question, name) == getattr(asked, name)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": None}, "input.str"),
+        ({"input": []}, "input"),
+        ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
+        ({"input": [{"role": "user"}]}, "input[0].content"),
+        ({"input": [{"role": "user", "content": [1]}]}, "input[0].content[0]"),
+        ({"input": [RESULT]}, "input[0].call_id"),
+        ({"input": [CALL, {**RESULT, "call_id": "2"}]}, "input[1].call_id"),
+        ({"input": [{**CALL, "arguments": {}}]}, "input[0].arguments"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name"),
+        ({"tools": [{**FUNCTION, "name": "a b"}]}, "tools[0].name"),
+        ({"tools": [{**FUNCTION, "parameters": 1}]}, "tools[0].parameters"),
+        ({"tools": [{"type": "namespace", "name": "n"}]}, "tools[0].tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "function"}}, "tool_choice.name"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.tools"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.name"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"temperature": 9}, "temperature"),
+        ({"metadata": {"k" * 65: "v"}}, "metadata"),
+        ({"reasoning": {"effort": "some"}}, "reasoning.effort"),
+    ],
+)
+def test_what_is_wrong_is_named_in_their_words(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        body(**fields)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"background": True}, "background"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"prompt": {"id": "p"}}, "prompt"),
+        ({"truncation": "auto"}, "truncation"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": [{"type": "novel"}]}, "input[0].type"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            "input[0].content[0].type",
+        ),
+        ({"tools": [{"type": "novel"}]}, "tools[0].type"),
+        ({"tools": [FUNCTION], "tool_choice": {"type": "file_search"}}, "tool_choice.type"),
+    ],
+)
+def test_what_is_not_served_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(UnsupportedFieldError) as caught:
+        body(**fields)
+    assert caught.value.param == param
+
+
+def test_neutral_values_of_refused_fields_are_taken() -> None:
+    fields = {"background": False, "truncation": "disabled", "previous_response_id": None}
+    assert body(**fields).ignored == []

@@ -1,0 +1,33 @@
+"""docs/responses-api.md: every field of the official client's requests is in its table."""
+
+import re
+from pathlib import Path
+
+from openai.types.responses.input_token_count_params import InputTokenCountParams
+from openai.types.responses.response_create_params import ResponseCreateParamsBase
+
+from gateway.http.openresponses.schemas import HARMLESS_FIELDS, REFUSED_FIELDS, ResponsesRequest
+
+PAGE = Path(__file__).parents[5] / "docs" / "responses-api.md"
+
+
+def table() -> tuple[set[str], set[str], set[str]]:
+    text = PAGE.read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if line.startswith("| `model`"))
+    honoured, harmless, refused = (
+        set(re.findall(r"`(\w+)`", cell)) for cell in row.strip("|").split("|")
+    )
+    return honoured, harmless, refused
+
+
+def test_every_field_of_the_official_client_is_in_the_table() -> None:
+    honoured, harmless, refused = table()
+    fields = ResponseCreateParamsBase.__annotations__ | InputTokenCountParams.__annotations__
+    assert fields.keys() - {"personality"} <= honoured | harmless | refused
+
+
+def test_the_table_says_what_the_code_does() -> None:
+    honoured, harmless, refused = table()
+    assert harmless == HARMLESS_FIELDS.keys()
+    assert refused == REFUSED_FIELDS.keys()
+    assert honoured | harmless == ResponsesRequest.known_fields
