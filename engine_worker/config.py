@@ -94,8 +94,8 @@ class ModelSettings:
             ("auto", NO_POOLING, "mean", "cls", "last"),
             meaning=(
                 "how token vectors become an embedding: `mean`, `cls` (the first), `last`, or "
-                "`none`; auto takes what the model folder says, and a decoder whose folder says "
-                "nothing makes none"
+                "`none`; auto takes what the model folder says; of decoders whose folder says "
+                "nothing the bundled model pools by `mean`, others make none"
             ),
         )
     )

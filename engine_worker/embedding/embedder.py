@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
 from engine_worker.core.choice.batch import ProgressCallback
+from engine_worker.embedding.dense import DenseWeights
 from engine_worker.embedding.models import EmbeddingModel
 from engine_worker.embedding.pooling import PoolingSpec, pool
+from engine_worker.errors import ModelConfigError
 
 _MIN_TOKENS: Final = 16
 _MAX_BATCH_TOKENS: Final = 2048
@@ -51,11 +54,29 @@ class Embedder:
         model: The model with its weights.
         pooling: What follows its last layer.
         max_tokens: The longest row.
+        dense: The weights of the layers that pooling names.
+
+    Raises:
+        ModelConfigError: A layer doesn't fit what stands before it.
     """
 
-    def __init__(self, model: EmbeddingModel, pooling: PoolingSpec, max_tokens: int) -> None:
+    def __init__(
+        self,
+        model: EmbeddingModel,
+        pooling: PoolingSpec,
+        max_tokens: int,
+        dense: Sequence[DenseWeights] = (),
+    ) -> None:
         self.max_tokens = max_tokens
         self.num_dimensions = model.num_dimensions
+        for layer in pooling.dense:
+            if layer.num_in != self.num_dimensions:
+                raise ModelConfigError(
+                    f"{layer.folder}: in_features is {layer.num_in}, but vectors have"
+                    f" {self.num_dimensions} numbers there"
+                )
+            self.num_dimensions = layer.num_out
+        self._dense = tuple((jnp.asarray(one.weight), jnp.asarray(one.bias)) for one in dense)
         self.pooling = pooling
         self.num_compiles = 0
         self._model = model
@@ -100,7 +121,8 @@ class Embedder:
         for index, row in enumerate(rows):
             token_ids[index, : len(row)] = row
             lengths[index] = len(row)
-        vectors = self._program(shape)(self._model.leaves, token_ids, lengths)
+        program = self._program(shape)
+        vectors = program(self._model.leaves, self._dense, token_ids, lengths)
         return np.asarray(vectors)[: len(rows)]
 
     def _program(self, shape: BatchShape) -> Any:
@@ -109,12 +131,14 @@ class Embedder:
         if program is None:
             model, pooling = self._model, self.pooling
 
-            def embed(leaves: Any, token_ids: jax.Array, lengths: jax.Array) -> jax.Array:
-                return pool(model.hidden(leaves, token_ids, lengths), lengths, pooling)
+            def embed(
+                leaves: Any, dense: Any, token_ids: jax.Array, lengths: jax.Array
+            ) -> jax.Array:
+                return pool(model.hidden(leaves, token_ids, lengths), lengths, pooling, dense)
 
             token_ids = np.zeros((shape.num_rows, shape.num_tokens), np.int32)
             lengths = np.zeros(shape.num_rows, np.int32)
-            program = jax.jit(embed).lower(model.leaves, token_ids, lengths).compile()
+            program = jax.jit(embed).lower(model.leaves, self._dense, token_ids, lengths).compile()
             self._programs[shape] = program
             self.num_compiles += 1
         return program

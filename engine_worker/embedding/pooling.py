@@ -1,6 +1,7 @@
 """How the vectors of a text's tokens become one vector, and where a model folder says so."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -8,18 +9,26 @@ from typing import Any, Final, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from engine_worker.compute.models.config_fields import ConfigFields
+from engine_worker.compute.models.config_fields import MAX_SIZE, ConfigFields
+from engine_worker.embedding.dense import DenseSpec, apply_dense, dense_spec
 from engine_worker.errors import ModelConfigError, UnsupportedFeatureError
 
 PoolingKind = Literal["mean", "cls", "last"]
 POOLING_KINDS: Final[tuple[PoolingKind, ...]] = get_args(PoolingKind)
-_MODE_FLAGS: Final[dict[str, PoolingKind]] = {
+_MODES: Final[dict[str, PoolingKind]] = {
+    # By a switch each until release 5.4, by name since.
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
     "pooling_mode_lasttoken": "last",
+    "mean": "mean",
+    "cls": "cls",
+    "lasttoken": "last",
+    "last": "last",
 }
 _MODULES: Final = "modules.json"
-_LENGTH: Final = "sentence_bert_config.json"
+_TRANSFORMER: Final = "sentence_bert_config.json"
+_TOKENIZER: Final = "tokenizer_config.json"
+_PROMPTS: Final = "config_sentence_transformers.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +39,25 @@ class PoolingSpec:
         kind: `mean` of all tokens, `cls` the first one, `last` the last one.
         normalize: Whether vectors are scaled to length 1.
         max_tokens: The longest text the model was trained with; None says nothing.
+        dense: Layers between pooling and normalising.
+        prompt: Stands before each text.
+        lowercase: Whether texts are put in lower case.
     """
 
     kind: PoolingKind
     normalize: bool = True
     max_tokens: int | None = None
+    dense: tuple[DenseSpec, ...] = ()
+    prompt: str = ""
+    lowercase: bool = False
 
 
 def load_pooling(folder: Path) -> PoolingSpec | None:
-    """Read the layout of `sentence-transformers`; None when the folder has none.
+    """Read the layout of `sentence-transformers`, old and new; None when the folder has none.
 
-    See https://sbert.net/docs/package_reference/sentence_transformer/models.html.
+    See https://sbert.net/docs/package_reference/sentence_transformer/modules.html. The longest text
+    is `max_seq_length` of `sentence_bert_config.json`, or since release 5.4 the tokenizer's
+    `model_max_length`.
 
     Raises:
         ModelConfigError: A file is broken.
@@ -49,34 +66,89 @@ def load_pooling(folder: Path) -> PoolingSpec | None:
     path = folder / _MODULES
     if not path.is_file():
         return None
+    prompt = _default_prompt(folder)
     kind: PoolingKind = "mean"
     normalize = False
+    dense: list[DenseSpec] = []
     for module in _read(path, list):
         name = str(module.get("type", "")).rpartition(".")[2] if isinstance(module, dict) else ""
+        place = _module_folder(folder, module.get("path", "")) if name else folder
         if name == "Pooling":
-            kind = _pooling_kind(folder / str(module.get("path", "")) / "config.json")
+            kind = _pooling_kind(place / "config.json", has_prompt=bool(prompt))
+        elif name == "Dense":
+            if normalize:
+                raise UnsupportedFeatureError(f"{path}: not supported yet: Dense after Normalize")
+            dense.append(dense_spec(place, _read(place / "config.json", dict)))
         elif name == "Normalize":
             normalize = True
         elif name != "Transformer":
             raise UnsupportedFeatureError(f"{path}: not supported yet: module {name!r}")
-    max_tokens = None
-    if (folder / _LENGTH).is_file():
-        fields = ConfigFields(_read(folder / _LENGTH, dict), _LENGTH)
-        if fields.present("max_seq_length"):
-            max_tokens = fields.size("max_seq_length", minimum=2)
-    return PoolingSpec(kind, normalize, max_tokens)
+    transformer = {}
+    if (folder / _TRANSFORMER).is_file():
+        transformer = _read(folder / _TRANSFORMER, dict)
+    return PoolingSpec(
+        kind,
+        normalize,
+        _max_tokens(folder, transformer),
+        tuple(dense),
+        prompt,
+        lowercase=transformer.get("do_lower_case") is True,
+    )
 
 
-def _pooling_kind(path: Path) -> PoolingKind:
+def _module_folder(folder: Path, path: object) -> Path:
+    """Where a module's files lie: within the model's folder."""
+    place = folder / str(path)
+    if not place.resolve().is_relative_to(folder.resolve()):
+        raise ModelConfigError(f"{folder / _MODULES}: {path!r} is not within the model's folder")
+    return place
+
+
+def _max_tokens(folder: Path, transformer: dict[str, Any]) -> int | None:
+    fields = ConfigFields(transformer, _TRANSFORMER)
+    if fields.present("max_seq_length"):
+        return fields.size("max_seq_length", minimum=2)
+    if not (folder / _TOKENIZER).is_file():
+        return None
+    value = _read(folder / _TOKENIZER, dict).get("model_max_length")
+    # transformers writes 10**30 where there is no bound.
+    is_length = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_length and 2 <= value <= MAX_SIZE else None
+
+
+def _default_prompt(folder: Path) -> str:
+    """The text that stands before each input unless a client says otherwise."""
+    path = folder / _PROMPTS
+    if not path.is_file():
+        return ""
     config = _read(path, dict)
-    modes = [name for name, value in config.items() if name.startswith("pooling_mode") and value]
-    if config.get("pooling_mode") in POOLING_KINDS:
-        modes = [name for name, kind in _MODE_FLAGS.items() if kind == config["pooling_mode"]]
-    if len(modes) != 1 or modes[0] not in _MODE_FLAGS:
+    name = config.get("default_prompt_name")
+    if name is None:
+        return ""
+    prompts = config.get("prompts")
+    prompt = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
+    if not isinstance(prompt, str):
+        raise ModelConfigError(f"{path}: default_prompt_name is {name!r}, which is no prompt there")
+    return prompt
+
+
+def _pooling_kind(path: Path, *, has_prompt: bool) -> PoolingKind:
+    config = _read(path, dict)
+    named = config.get("pooling_mode")
+    if named is None:
+        modes = [key for key, value in config.items() if key.startswith("pooling_mode") and value]
+    else:
+        modes = [str(one) for one in named] if isinstance(named, list) else [str(named)]
+    if len(modes) != 1 or modes[0] not in _MODES:
         raise UnsupportedFeatureError(
             f"{path}: not supported yet: pooling {', '.join(modes) or 'without a mode'}"
         )
-    return _MODE_FLAGS[modes[0]]
+    kind = _MODES[modes[0]]
+    if config.get("include_prompt") is False and has_prompt and kind != "last":
+        raise UnsupportedFeatureError(
+            f"{path}: not supported yet: include_prompt false with a default prompt"
+        )
+    return kind
 
 
 def _read(path: Path, kind: type[Any]) -> Any:
@@ -89,16 +161,23 @@ def _read(path: Path, kind: type[Any]) -> Any:
     return value
 
 
-def pool(hidden: jax.Array, lengths: jax.Array, spec: PoolingSpec) -> jax.Array:
+def pool(
+    hidden: jax.Array,
+    lengths: jax.Array,
+    spec: PoolingSpec,
+    dense: Sequence[tuple[jax.Array, jax.Array]] = (),
+) -> jax.Array:
     """One vector a row; called while the caller's program is traced.
 
     Args:
         hidden: [B, T, D] float32.
         lengths: [B] int32, tokens of each row; 0 for padding rows.
         spec: How.
+        dense: Weight and bias of each of its layers.
 
     Returns:
-        [B, D] float32; zeros for padding rows when it normalises.
+        [B, D] float32, or as wide as the last layer; zeros for padding rows when it normalises and
+        has no layers.
     """
     if spec.kind == "cls":
         vectors = hidden[:, 0]
@@ -109,6 +188,8 @@ def pool(hidden: jax.Array, lengths: jax.Array, spec: PoolingSpec) -> jax.Array:
         visible = jnp.arange(hidden.shape[1]) < lengths[:, None]
         total = jnp.sum(jnp.where(visible[..., None], hidden, 0.0), axis=1)
         vectors = total / jnp.maximum(lengths, 1)[:, None].astype(jnp.float32)
+    for layer, (weight, bias) in zip(spec.dense, dense, strict=True):
+        vectors = apply_dense(vectors, weight, bias, layer)
     if spec.normalize:
         norm = jnp.linalg.norm(vectors, axis=1, keepdims=True)
         vectors = vectors / jnp.maximum(norm, 1e-12)

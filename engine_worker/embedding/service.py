@@ -105,6 +105,8 @@ class Embeddings:
         return most if limit == -1 else limit
 
     def _encode(self, text: str, index: int, limit: int | None) -> list[int]:
+        pooling = self._embedder.pooling
+        text = pooling.prompt + (text.lower() if pooling.lowercase else text)
         per_token = self._tokenizer.max_token_bytes
         if limit is not None:
             text = text[: limit * _MAX_CHARACTERS_PER_TOKEN]

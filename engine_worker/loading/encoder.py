@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from engine_worker.compute.models.config_fields import read_config
@@ -14,6 +14,8 @@ from engine_worker.compute.weights.loader import load_leaves
 from engine_worker.config import NO_POOLING, ModelSettings
 from engine_worker.core.choice.batch import ProgressCallback
 from engine_worker.core.credits import CreditPolicy
+from engine_worker.demo import demo_model_path
+from engine_worker.embedding.dense import DenseWeights, load_dense
 from engine_worker.embedding.embedder import Embedder
 from engine_worker.embedding.encoder import EncoderGraph, is_ignorable
 from engine_worker.embedding.encoder_spec import EncoderSpec, is_encoder, load_encoder_spec
@@ -93,7 +95,7 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
         is_ignorable=is_ignorable,
         progress=lambda done, text: on_phase("loading", done, text),
     )
-    embedder = Embedder(EncoderModel(graph, leaves), pooling, max_tokens)
+    embedder = Embedder(EncoderModel(graph, leaves), pooling, max_tokens, load_layers(pooling))
     embedder.warm_up(lambda done, text: on_phase("compiling", done, text))
     credit_policy = CreditPolicy(_MAX_REQUESTS, _MAX_REQUESTS * MAX_INPUTS * max_tokens, max_tokens)
     offer = EngineOffer(
@@ -119,7 +121,10 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
 def decoder_embedder(
     settings: ModelSettings, weights: DecoderWeights, max_model_len: int, progress: ProgressCallback
 ) -> Embedder | None:
-    """What makes embeddings with a decoder's own weights, compiled; None when nobody asked for it.
+    """What makes embeddings with a decoder's own weights; None when nobody asked for it.
+
+    The bundled model pools by mean without being asked. Its programs are compiled when they are
+    first needed, because most who serve it want no embeddings; those of others are compiled now.
 
     Args:
         settings: Name a pooling, unless the folder does.
@@ -130,13 +135,24 @@ def decoder_embedder(
     Raises:
         ModelLoadError: The folder's pooling is broken or unknown.
     """
-    pooling = choose_pooling(settings, None)
+    is_bundled = settings.path == demo_model_path()
+    pooling = choose_pooling(settings, PoolingSpec("mean") if is_bundled else None)
     if pooling is None:
         return None
     limits = (max_model_len, MAX_DECODER_TOKENS, pooling.max_tokens or MAX_DECODER_TOKENS)
-    embedder = Embedder(DecoderModel(weights), pooling, min(limits))
-    embedder.warm_up(progress)
+    embedder = Embedder(DecoderModel(weights), pooling, min(limits), load_layers(pooling))
+    if not is_bundled:
+        embedder.warm_up(progress)
     return embedder
+
+
+def load_layers(pooling: PoolingSpec) -> tuple[DenseWeights, ...]:
+    """The weights of the layers behind pooling.
+
+    Raises:
+        ModelLoadError: They are missing, broken, in another format or of another shape.
+    """
+    return tuple(load_dense(layer) for layer in pooling.dense)
 
 
 def choose_pooling(settings: ModelSettings, default: PoolingSpec | None) -> PoolingSpec | None:
@@ -150,7 +166,7 @@ def choose_pooling(settings: ModelSettings, default: PoolingSpec | None) -> Pool
     found = load_pooling(settings.path) or default
     for kind in POOLING_KINDS:
         if settings.pooling == kind:
-            return PoolingSpec(kind, max_tokens=None if found is None else found.max_tokens)
+            return replace(found or PoolingSpec(kind), kind=kind, normalize=True)
     return found
 
 

@@ -113,9 +113,8 @@ def test_a_long_text_is_cut_when_asked_for(client: Any) -> None:
 
 
 def test_each_model_is_asked_for_what_it_does(client: Any) -> None:
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.embeddings.create(model="penstock-demo", input="x")
-    assert caught.value.param == "model"
+    answer = client.embeddings.create(model="penstock-demo", input="x")
+    assert answer.usage.prompt_tokens == 1
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="minilm", messages=[{"role": "user", "content": "x"}])
     assert caught.value.param == "model"

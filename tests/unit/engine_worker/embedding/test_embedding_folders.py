@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from engine_worker.config import ModelSettings
+from engine_worker.embedding.dense import DenseSpec, load_dense
 from engine_worker.embedding.encoder_spec import load_encoder_spec
 from engine_worker.embedding.pooling import PoolingSpec, load_pooling
 from engine_worker.errors import ModelLoadError
@@ -65,11 +68,142 @@ def test_a_folder_that_says_nothing_has_no_pooling_of_its_own(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("mean", "mean"), ("cls", "cls"), ("lasttoken", "last"), (["lasttoken"], "last")],
+)
+def test_the_layout_since_release_5_4_names_its_pooling(
+    tmp_path: Path, mode: Any, kind: str
+) -> None:
+    folder = sentence_folder(
+        tmp_path, {"embedding_dimension": 32, "pooling_mode": mode, "include_prompt": True}
+    )
+    write(
+        folder / "modules.json",
+        [
+            {"type": "sentence_transformers.base.modules.transformer.Transformer", "path": ""},
+            {
+                "type": "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
+                "path": "Pooling",
+            },
+            {
+                "type": "sentence_transformers.base.modules.normalize.Normalize",
+                "path": "2_Normalize",
+            },
+        ],
+    )
+    write(folder / "sentence_bert_config.json", {"transformer_task": "feature-extraction"})
+    write(folder / "tokenizer_config.json", {"model_max_length": 96})
+    spec = load_pooling(folder)
+    assert spec == PoolingSpec(spec.kind if spec else "cls", True, 96)
+    assert spec.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("stated", "length", "expected"),
+    [
+        ({"max_seq_length": 64}, 96, 64),
+        ({"max_seq_length": None}, 96, 96),
+        ({}, 96, 96),
+        ({}, 10**30, None),
+        ({}, 1e30, None),
+        ({}, "96", None),
+    ],
+)
+def test_the_longest_text_is_the_folder_s_or_the_tokenizer_s(
+    tmp_path: Path, stated: dict[str, Any], length: Any, expected: int | None
+) -> None:
+    folder = sentence_folder(tmp_path, {"pooling_mode": "mean"})
+    write(folder / "sentence_bert_config.json", stated)
+    write(folder / "tokenizer_config.json", {"model_max_length": length})
+    spec = load_pooling(folder)
+    assert spec is not None
+    assert spec.max_tokens == expected
+
+
+def test_a_default_prompt_stands_before_texts(tmp_path: Path) -> None:
+    folder = sentence_folder(tmp_path, {"pooling_mode": "mean"})
+    prompts = {"query": "query: ", "document": ""}
+    for name, expected in (("query", "query: "), ("document", ""), (None, "")):
+        write(
+            folder / "config_sentence_transformers.json",
+            {"prompts": prompts, "default_prompt_name": name},
+        )
+        spec = load_pooling(folder)
+        assert spec is not None
+        assert spec.prompt == expected
+    write(folder / "config_sentence_transformers.json", {"default_prompt_name": "none"})
+    with pytest.raises(ModelLoadError, match="default_prompt_name"):
+        load_pooling(folder)
+
+
+def test_a_pooling_that_leaves_the_prompt_out_is_refused_where_there_is_one(
+    tmp_path: Path,
+) -> None:
+    folder = sentence_folder(tmp_path, {"pooling_mode": "mean", "include_prompt": False})
+    assert load_pooling(folder) is not None
+    write(
+        folder / "config_sentence_transformers.json",
+        {"prompts": {"query": "q: "}, "default_prompt_name": "query"},
+    )
+    with pytest.raises(ModelLoadError, match="include_prompt"):
+        load_pooling(folder)
+
+
+def test_dense_layers_are_read_in_their_order(tmp_path: Path) -> None:
+    folder = sentence_folder(tmp_path, {"pooling_mode": "mean"}, "Dense", "Normalize")
+    tanh = "torch.nn.modules.activation.Tanh"
+    write(
+        folder / "Dense" / "config.json",
+        {"in_features": 32, "out_features": 8, "bias": False, "activation_function": tanh},
+    )
+    spec = load_pooling(folder)
+    assert spec is not None
+    assert spec.dense == (DenseSpec(folder / "Dense", 32, 8, False, "Tanh"),)
+    save_file({"linear.weight": np.ones((8, 32), np.float16)}, folder / "Dense/model.safetensors")
+    weights = load_dense(spec.dense[0])
+    assert weights.weight.shape == (8, 32)
+    assert weights.weight.dtype == np.dtype(np.float32)
+    assert not weights.bias.any()
+    save_file({"linear.weight": np.ones((8, 31), np.float32)}, folder / "Dense/model.safetensors")
+    with pytest.raises(ModelLoadError, match=r"linear\.weight"):
+        load_dense(spec.dense[0])
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"activation_function": "torch.nn.Softplus"}, "Softplus"),
+        ({"use_residual": True}, "use_residual"),
+        ({"module_input_name": "token_embeddings"}, "token_embeddings"),
+        ({"in_features": 0}, "in_features"),
+    ],
+)
+def test_a_dense_layer_that_is_not_computed_is_refused_by_name(
+    tmp_path: Path, config: dict[str, Any], named: str
+) -> None:
+    folder = sentence_folder(tmp_path, {"pooling_mode": "mean"}, "Dense")
+    write(folder / "Dense" / "config.json", {"in_features": 32, "out_features": 8, **config})
+    with pytest.raises(ModelLoadError, match=named):
+        load_pooling(folder)
+
+
+def test_modules_stay_within_their_folder(tmp_path: Path) -> None:
+    folder = sentence_folder(tmp_path, {"pooling_mode": "mean"})
+    write(folder / "modules.json", [{"type": "x.Pooling", "path": "../elsewhere"}])
+    with pytest.raises(ModelLoadError, match="elsewhere"):
+        load_pooling(folder)
+
+
+@pytest.mark.parametrize(
     ("pooling", "modules", "named"),
     [
         ({"pooling_mode_max_tokens": True}, (), "pooling_mode_max_tokens"),
         ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}, (), "mean_tokens"),
         ({}, (), "without a mode"),
+        ({"pooling_mode": "weightedmean"}, (), "weightedmean"),
+        ({"pooling_mode": ["mean", "max"]}, (), "mean, max"),
+        ({"pooling_mode": 5}, (), "5"),
+        ({"pooling_mode_mean_tokens": True}, ("LSTM",), "LSTM"),
         ({"pooling_mode_mean_tokens": True}, ("Dense",), "Dense"),
     ],
 )
@@ -95,6 +229,11 @@ def test_the_setting_goes_before_the_folder(tmp_path: Path) -> None:
     assert chosen("auto") == PoolingSpec("cls", normalize=False)
     assert chosen("last") == PoolingSpec("last")
     assert chosen("none") is None
+    write(
+        folder / "config_sentence_transformers.json",
+        {"prompts": {"query": "q: "}, "default_prompt_name": "query"},
+    )
+    assert chosen("last") == PoolingSpec("last", prompt="q: ")
 
 
 @pytest.mark.parametrize(
