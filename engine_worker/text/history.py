@@ -39,7 +39,10 @@ class HistoryRules:
         opening_answer: An assistant's message at the beginning; otherwise an empty one of the user
             goes before it.
         empty_answer: An assistant's message without text; otherwise it is left out.
-        any_ids: Ids of tool calls of any form; otherwise they are mapped to nine letters and digits.
+        any_ids: Ids of tool calls of any form; otherwise they are mapped to nine letters and
+            digits.
+        several_calls: Several calls in one message; otherwise each has a message of its own, with
+            its result behind it.
     """
 
     developer: bool = True
@@ -51,6 +54,7 @@ class HistoryRules:
     opening_answer: bool = True
     empty_answer: bool = True
     any_ids: bool = True
+    several_calls: bool = True
 
 
 def probe_rules(
@@ -98,25 +102,23 @@ def probe_rules(
         repeats=shows(first, second) and shows(first, answer, ("assistant", "probe-a2"), second),
         opening_answer=shows(answer, first),
         empty_answer=shows(first, ("assistant", ""), second),
-        any_ids=_takes_any_ids(render, known),
+        any_ids=_takes_calls(render, known, "call_0123456789abcdef")
+        or not _takes_calls(render, known, "abcdefghi"),
+        several_calls=_takes_calls(render, known, "abcdefghi", "jklmnopqr")
+        or not _takes_calls(render, known, "abcdefghi"),
     )
 
 
-def _takes_any_ids(render: Callable[[list[JsonObject]], str | None], rules: HistoryRules) -> bool:
-    def text_with(call_id: str) -> str | None:
-        call = {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
-        return render(
-            shaped(
-                [
-                    {"role": "user", "content": "?"},
-                    {"role": "assistant", "content": None, "tool_calls": [call]},
-                    {"role": "tool", "content": "!", "tool_call_id": call_id, "name": "f"},
-                ],
-                rules,
-            )
-        )
-
-    return text_with("call_0123456789abcdef") is not None or text_with("abcdefghi") is None
+def _takes_calls(
+    render: Callable[[list[JsonObject]], str | None], rules: HistoryRules, *ids: str
+) -> bool:
+    """Whether the template takes one message with calls of these ids, and their results."""
+    function = {"name": "f", "arguments": "{}"}
+    calls = [{"id": call_id, "type": "function", "function": function} for call_id in ids]
+    results = [{"role": "tool", "content": "!", "tool_call_id": one, "name": "f"} for one in ids]
+    question = {"role": "user", "content": "?"}
+    answer = {"role": "assistant", "content": None, "tool_calls": calls}
+    return render(shaped([question, answer, *results], rules)) is not None
 
 
 def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
@@ -141,6 +143,8 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
                 break
     if not rules.any_ids:
         shaped_messages = _with_short_ids(shaped_messages)
+    if not rules.several_calls:
+        shaped_messages = _with_one_call_each(shaped_messages)
     return shaped_messages
 
 
@@ -258,6 +262,30 @@ def _with_short_ids(messages: list[JsonObject]) -> list[JsonObject]:
             changed.append({**message, "tool_call_id": call_id})
         else:
             changed.append(message)
+    return changed
+
+
+def _with_one_call_each(messages: list[JsonObject]) -> list[JsonObject]:
+    """Each call in a message of its own; results follow their calls, those of no call the last."""
+    changed: list[JsonObject] = []
+    place = 0
+    while place < len(messages):
+        message = messages[place]
+        place += 1
+        calls = message.get("tool_calls") or ()
+        if len(calls) < 2:
+            changed.append(message)
+            continue
+        results: list[JsonObject] = []
+        while place < len(messages) and messages[place]["role"] == "tool":
+            results.append(messages[place])
+            place += 1
+        for number, call in enumerate(calls):
+            is_last = number == len(calls) - 1
+            own = [one for one in results if is_last or one.get("tool_call_id") == call.get("id")]
+            results = [one for one in results if one not in own]
+            text = {} if number == 0 else {"content": ""}
+            changed += [{**message, **text, "tool_calls": [call]}, *own]
     return changed
 
 

@@ -244,6 +244,32 @@ def test_calls_without_ids_get_some_that_their_results_share() -> None:
     assert first != second
 
 
+SINGLE_CALLS = ITEMS.replace(
+    "{% for call in m.tool_calls or [] %}",
+    "{% if (m.tool_calls or []) | length > 1 %}"
+    "{{ raise_exception('This model only supports single tool-calls at once!') }}{% endif %}"
+    "{% for call in m.tool_calls or [] %}",
+)
+"""Llama 3.1's."""
+
+
+def test_calls_at_once_follow_each_other_where_the_template_takes_one() -> None:
+    messages = [
+        say("user", "?"),
+        say("assistant", "Well.", tool_calls=[call("{}", "1", "f"), call("{}", "2", "g")]),
+        say("tool", "of g", tool_call_id="2"),
+        say("tool", "of f", tool_call_id="1"),
+        say("tool", "of none", tool_call_id="9"),
+        say("assistant", "So."),
+    ]
+    assert rendered(SINGLE_CALLS, *messages) == (
+        "<user>?<assistant>Well.f()<tool>of f<assistant>g()<tool>of g<tool>of none<assistant>So."
+    )
+    assert rendered(ITEMS, *messages) == (
+        "<user>?<assistant>Well.f()g()<tool>of g<tool>of f<tool>of none<assistant>So."
+    )
+
+
 def test_ids_stay_where_the_template_takes_any() -> None:
     source = "{% for m in messages %}{{ m.tool_call_id }}{{ m.content }}{% endfor %}"
     assert "call_1-x" in rendered(
