@@ -148,9 +148,10 @@ class ControlTokens:
         text, marks = str(rendered), rendered.marks
         parts: list[str] = []
         done = place = 0
-        while (start := self._spellings_in_tools.find(text, place)) is not None:
+        while (found := self._spellings_in_tools.find(text, place)) is not None:
+            start, spellings = found
             place = start + 1
-            for spelling in self._spellings_in_tools.at(text, start):
+            for spelling in spellings:
                 end = start + len(spelling)
                 if bisect_right(marks, start) == bisect_right(marks, end):
                     parts += (text[done:start], self._aliases[spelling])
@@ -164,27 +165,20 @@ class _Spellings:
 
     def __init__(self, texts: Collection[str]) -> None:
         self.texts = tuple(text for text in texts if text)
-        self._by_first: dict[str, list[str]] = {}
-        for text in sorted(self.texts, key=len, reverse=True):
-            self._by_first.setdefault(text[0], []).append(text)
         self._pattern = re.compile(_alternatives(self.texts)) if self.texts else None
         self._beginnings = {text[:end] for text in self.texts for end in range(1, len(text))}
         self._longest = max(map(len, self._beginnings), default=0)
-        self._inner = {
-            text: [other for other in self.texts if other in text and other != text]
-            for text in self.texts
+        self._inner = _inner(self.texts)
+        self._beginning_alike = {
+            text: (text, *sorted(filter(text.startswith, inner), key=len, reverse=True))
+            for text, inner in self._inner.items()
         }
         self._nest = any(self._inner.values())
 
-    def find(self, text: str, place: int) -> int | None:
-        """Where the next spelling begins."""
+    def find(self, text: str, place: int) -> tuple[int, tuple[str, ...]] | None:
+        """Where the next spelling begins, and all that begin there, the longest first."""
         match = None if self._pattern is None else self._pattern.search(text, place)
-        return None if match is None else match.start()
-
-    def at(self, text: str, place: int) -> list[str]:
-        """All spellings that begin at a place, the longest first."""
-        candidates = self._by_first.get(text[place], [])
-        return [one for one in candidates if text.startswith(one, place)]
+        return None if match is None else (match.start(), self._beginning_alike[match[0]])
 
     def count(self, text: str) -> int:
         """How many there are."""
@@ -223,6 +217,22 @@ class _Spellings:
         places = [0, *sorted(ends)]
         pieces = (text[a:b] for a, b in pairwise(places))
         return "".join(f"{piece}{_MARK}" for piece in pieces)
+
+
+def _inner(texts: Collection[str]) -> dict[str, list[str]]:
+    """For each text the others that stand in it; vocabularies have thousands."""
+    known = set(texts)
+    lengths = {len(text) for text in texts}
+    return {
+        text: [
+            part
+            for length in lengths
+            if length < len(text)
+            for place in range(len(text) - length + 1)
+            if (part := text[place : place + length]) in known
+        ]
+        for text in texts
+    }
 
 
 def _alternatives(texts: Collection[str]) -> str:
