@@ -10,7 +10,7 @@ from msgspec import structs
 
 from engine_worker.core.choice_output import ChoiceOutput
 from engine_worker.core.scheduling.turn_queue import TurnQueue
-from engine_worker.errors import EngineError
+from engine_worker.errors import DeadlineError, EngineError
 from engine_worker.grammar.constraint import Constraint
 from protocol.errors import PenstockError
 from protocol.runtime import logs
@@ -86,18 +86,24 @@ class AcceptanceQueue:
         acceptor: Does the work.
         hand_on: Called once for each choice, in any thread, with what became of it. The command
             has the newest lease.
+        clock: Monotonic seconds, as of `received_at`.
     """
 
     def __init__(
-        self, acceptor: Acceptor, hand_on: Callable[[WaitingChoice, Accepted], None]
+        self,
+        acceptor: Acceptor,
+        hand_on: Callable[[WaitingChoice, Accepted], None],
+        clock: Callable[[], float],
     ) -> None:
         self._acceptor = acceptor
         self._hand_on = hand_on
+        self._clock = clock
         self._threads = WatchedPool(_NUM_THREADS, thread_name_prefix="accept")
         self._lock = threading.Lock()
         self._waiting = TurnQueue[WaitingChoice](MAX_WAITING, MAX_TENANT_WAITING)
         # What wasn't handed on yet, begun or not, by request.
         self._pending: dict[tuple[str, str], list[WaitingChoice]] = {}
+        self._is_closed = False
 
     def submit(self, gateway_id: str, command: Generate, received_at: float) -> bool:
         """Queue a choice without a grammar; False when too many wait already."""
@@ -152,10 +158,14 @@ class AcceptanceQueue:
                 self._drop(waiting)
 
     def close(self) -> None:
-        """End the threads; choices that still wait are dropped."""
+        """End the threads; choices that wait, or come still, are dropped."""
+        with self._lock:
+            self._is_closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self, waiting: WaitingChoice) -> None:
+        if self._is_closed:  # a grammar may be ready only now
+            return
         key = (waiting.gateway_id, waiting.command.request_id)
         self._pending.setdefault(key, []).append(waiting)
         self._threads.submit(self._accept_next)
@@ -187,10 +197,13 @@ class AcceptanceQueue:
                 self._end(waiting, accepted)
 
     def _accepted(self, waiting: WaitingChoice) -> Accepted:
+        command = waiting.command
         try:
+            if self._clock() >= waiting.received_at + command.deadline_s:
+                raise DeadlineError("The request's time ran out before it could begin.")
             return self._acceptor.accept(
                 waiting.gateway_id,
-                waiting.command,
+                command,
                 received_at=waiting.received_at,
                 constraint=waiting.constraint,
             )

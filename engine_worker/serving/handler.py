@@ -161,7 +161,7 @@ class EngineHandler:
     ) -> None:
         """The model is loaded: take work from now on."""
         self._credit_policy = credit_policy
-        self._acceptances = AcceptanceQueue(acceptor, self._hand_on)
+        self._acceptances = AcceptanceQueue(acceptor, self._hand_on, self._clock)
         self._compile_queue = CompileQueue(grammars, self._on_compiled, self._clock)
         self._prepares = PrepareQueue(
             preparer.answer, self._send, execute=self._threads.submit, clock=self._clock

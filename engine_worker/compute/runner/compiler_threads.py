@@ -1,4 +1,4 @@
-"""Lets the compiler have only what others leave of the cores."""
+"""Has the compiler give way to the steps of the engine."""
 
 import logging
 import os
@@ -13,14 +13,16 @@ _COMPUTES: Final = "tf_XLAEigen"
 """How XLA names the threads in which programs run; they must keep their priority."""
 _BUSY_TICKS: Final = 10
 """A tenth of a second of CPU time, in the ticks of `/proc`."""
-_LEAST_PRIORITY: Final = 19
+NICENESS: Final = 5
+"""Added to that of the process. With as much to do, a thread of a niceness of 5 gets a third of what
+one of 0 gets, so a program that steps need is there soon, on a machine with other work too."""
 _UTIME, _STIME = 11, 12
 """Fields of `/proc/self/task/*/stat` behind the name, see proc_pid_stat(5)."""
 
 _log = logging.getLogger("penstock.runner")
 
-SetPriority = Callable[[int, int], None]
-"""Sets the niceness of a thread by its id in the system."""
+AddNiceness = Callable[[int, int], None]
+"""Makes a thread, by its id in the system, nicer than the calling one."""
 
 
 class CompilerThreads:
@@ -28,17 +30,17 @@ class CompilerThreads:
 
     They are found by the CPU time that they take while something compiles: they are those threads
     that neither Python knows nor run programs. They never hold the interpreter's lock and no step
-    waits for them, so a low priority of theirs delays nobody. Linux only; elsewhere nothing is
+    waits for them, so a lower priority of theirs delays nobody. Linux only; elsewhere nothing is
     found.
 
     Args:
         tasks: Folder of this process's threads.
-        set_priority: See `SetPriority`.
+        add_niceness: See `AddNiceness`.
     """
 
-    def __init__(self, tasks: Path = _TASKS, set_priority: SetPriority | None = None) -> None:
+    def __init__(self, tasks: Path = _TASKS, add_niceness: AddNiceness | None = None) -> None:
         self._tasks = tasks
-        self._set_priority = set_priority or _set_niceness
+        self._add_niceness = add_niceness or _add_niceness
         self._found: set[int] = set()
 
     @contextmanager
@@ -52,10 +54,10 @@ class CompilerThreads:
                 self._found.add(thread_id)
 
     def give_way(self) -> None:
-        """From now on the threads that were found work when nobody else wants to."""
+        """From now on the threads that were found get less of the cores than others."""
         for thread_id in self._found:
             try:
-                self._set_priority(thread_id, _LEAST_PRIORITY)
+                self._add_niceness(thread_id, NICENESS)
             except OSError as error:  # it is gone, or a sandbox forbids it
                 _log.debug("thread %d keeps its priority: %s", thread_id, error)
 
@@ -75,5 +77,6 @@ class CompilerThreads:
         return ticks
 
 
-def _set_niceness(thread_id: int, niceness: int) -> None:
-    os.setpriority(os.PRIO_PROCESS, thread_id, niceness)
+def _add_niceness(thread_id: int, niceness: int) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, thread_id, own + niceness)

@@ -20,7 +20,7 @@ _COMPILER_STACK_BYTES: Final = 64 * 2**20
 IDLE_S: Final = 1.0
 """After so long without a step, programs are compiled that nobody needs yet."""
 NEEDED_USES: Final = 8
-"""A program is needed when larger ones had to stand in for it so often."""
+"""A program is needed when larger ones had to stand in for it so often since the last compile."""
 _log = logging.getLogger("penstock.runner")
 
 
@@ -30,7 +30,7 @@ class ProgramStore(Generic[Key]):
     Before `warm_up` a program is compiled when it is first asked for. Afterwards nothing is: who
     asks takes the smallest one that is ready, and the largest ones are compiled first. The others
     follow while no step runs. While steps do, only those are compiled that these steps need, the
-    one that is missed most often first, with what the steps leave of the cores.
+    one that is missed most often first, and the compiler gives way to the steps.
 
     Args:
         compile_program: Compiles the program of a key, in any thread.
@@ -111,6 +111,7 @@ class ProgramStore(Generic[Key]):
                 self._put(key, program)
                 on_done(num_done / len(missing), f"compiled {self._describe(key)}")
         _log_ready(len(missing), started, num_cached)
+        self._used_at = self._clock()
         self._is_warm = True
         with _large_stacks():
             # Not a daemon: the end of the process waits for the compiler, which can't be stopped.
@@ -168,6 +169,8 @@ class ProgramStore(Generic[Key]):
             while not self._is_stopping and threading.main_thread().is_alive():
                 key = max(missing, key=lambda key: self._num_misses.get(key, 0))
                 if self._num_misses.get(key, 0) >= NEEDED_USES:
+                    # What is missed from now on says what is needed after it.
+                    self._num_misses = {}
                     return key
                 idle_s = self._clock() - self._used_at
                 if self._is_hurried or idle_s >= self._idle_s:

@@ -16,6 +16,7 @@ from engine_worker.serving import acceptance_queue
 from engine_worker.serving.acceptance_queue import (
     QUICK_PROMPT_TOKENS,
     QUICK_STOP_CHARACTERS,
+    AcceptanceQueue,
     is_quick,
 )
 from engine_worker.serving.handler import EngineHandler
@@ -289,6 +290,29 @@ def test_more_than_may_wait_is_refused_as_overload(house: House) -> None:
     house.handler.on_gateway_lost("g")
     house.rest()
     assert house.handler.num_unfinished() == 0
+
+
+def test_a_request_whose_time_is_up_fails_without_being_looked_at(house: House) -> None:
+    house.fill_the_threads()
+    house.handler.on_command("g", generate("late", deadline_s=0.0))
+    house.rest()
+    end = house.ends()["late"]
+    assert isinstance(end, Failure)
+    assert end.code is ErrorCode.DEADLINE_EXCEEDED
+    assert "late" not in house.acceptor.begun
+
+
+def test_a_grammar_that_is_ready_only_after_the_end_is_dropped(house: House) -> None:
+    grammar = Grammar(kind="regex", source="a")
+    queue = AcceptanceQueue(house.acceptor, fail_if_called, lambda: 0.0)
+    queue.close()
+    constraint = house.engine.grammars.start(grammar, SamplingParams())
+    queue.submit_compiled("g", generate(grammar=grammar), 0.0, constraint)
+    assert house.acceptor.begun == []
+
+
+def fail_if_called(*_: object) -> None:
+    pytest.fail("nobody listens any more")
 
 
 def test_tenants_take_turns(house: House) -> None:

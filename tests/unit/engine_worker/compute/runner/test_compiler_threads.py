@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine_worker.compute.runner.compiler_threads import CompilerThreads
+from engine_worker.compute.runner.compiler_threads import NICENESS, CompilerThreads
 
 
 class Tasks:
@@ -49,10 +49,10 @@ def test_native_threads_that_worked_while_something_compiled_give_way(tasks: Tas
         tasks.put(4, "tf_XLAEigen", 150)  # programs run in it
         tasks.put(own, "python", 150)  # Python knows it: it holds the interpreter's lock at times
         tasks.put(5, "python", 50)  # it is new
-    assert given_way(threads, priorities) == {1: 19, 2: 19, 5: 19}
+    assert given_way(threads, priorities) == dict.fromkeys((1, 2, 5), NICENESS)
     with threads.watch():
         tasks.put(3, "python", 200)
-    assert given_way(threads, priorities) == {1: 19, 2: 19, 3: 19, 5: 19}
+    assert given_way(threads, priorities) == dict.fromkeys((1, 2, 3, 5), NICENESS)
 
 
 def test_a_thread_that_is_gone_or_may_not_be_changed_is_left_alone(tasks: Tasks) -> None:
@@ -94,4 +94,4 @@ def test_the_priority_of_a_single_thread_is_lowered() -> None:
     priorities.append(os.getpriority(os.PRIO_PROCESS, 0))
     release.set()
     thread.join()
-    assert priorities == [19, before]
+    assert priorities == [min(19, before + NICENESS), before]

@@ -131,10 +131,30 @@ def test_what_steps_miss_most_is_compiled_first() -> None:
         for _ in range(num_uses):
             store.first_ready([size, 8])
     compiler.may_go_on.set()
+    while 4 not in store.programs:
+        time.sleep(0.001)
+    # What was missed before that is no need now.
+    store.first_ready([2, 8])
+    assert compiler.compiled == [8, 1, 4]
     while 2 not in store.programs:
+        store.first_ready([2, 8])
         time.sleep(0.001)
     store.stop()
     assert compiler.compiled == [8, 1, 4, 2]
+
+
+def test_right_after_the_start_the_first_users_come_first() -> None:
+    """The seconds of the warm-up are no idle time: it began with what nobody asked for."""
+    times = iter([0.0])
+    compiler = SlowCompiler()
+    store = ProgramStore[int](compiler, str, idle_s=5.0, clock=lambda: next(times, 1000.0))
+    store.warm_up([8], [1, 2], lambda done, text: None)
+    for _ in range(NEEDED_USES):
+        store.first_ready([2, 8])
+    while 2 not in store.programs:
+        time.sleep(0.001)
+    store.stop()
+    assert compiler.compiled == [8, 2]
 
 
 def test_without_steps_all_is_compiled_in_order_of_demand() -> None:
