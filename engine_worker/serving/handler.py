@@ -214,7 +214,8 @@ class EngineHandler:
             self._send(gateway_id, self._unavailable(command))
         elif isinstance(command, Generate) and command.grammar is not None:
             self._take_constrained(gateway_id, command)
-        elif isinstance(command, Generate) and not is_quick(command):
+        elif isinstance(command, Generate) and not (command.is_alone or is_quick(command)):
+            # A suspect is accepted by the step loop, once it is alone: that may be what kills.
             self._take_slow(gateway_id, command)
         elif isinstance(command, Generate | Extend | Abort | OrphanUsageNoted) and self._generates:
             # Choices go from the first queue to the second, so these are asked in this order.

@@ -142,7 +142,7 @@ class House:
 
     def ends(self) -> dict[str, Finished | Failure]:
         ends = [end for output in self.outputs() for end in output.ends]
-        assert len({end.request_id for end in ends}) == len(ends)
+        assert len({(end.request_id, end.attempt) for end in ends}) == len(ends)
         return {end.request_id: end for end in ends}
 
 
@@ -313,6 +313,23 @@ def test_a_grammar_that_is_ready_only_after_the_end_is_dropped(house: House) -> 
 
 def fail_if_called(*_: object) -> None:
     pytest.fail("nobody listens any more")
+
+
+def test_a_suspect_is_accepted_only_when_it_is_alone(house: House) -> None:
+    """What it has tokenised may be what kills engines, and others would die with it."""
+    sampling = SamplingParams(temperature=0.0, max_tokens=5)
+    house.handler.on_command("g", generate("other", sampling=sampling))
+    house.loop.run_once(block=False)
+    house.handler.on_command("g", generate("suspect", is_alone=True))
+    house.rest()
+    refused = house.ends()["suspect"]
+    assert isinstance(refused, Failure)
+    assert refused.code is ErrorCode.CREDIT_EXCEEDED
+    assert not house.tokenizer.threads
+    house.handler.on_command("g", generate("suspect", is_alone=True, attempt=2))
+    house.rest()
+    assert house.tokenizer.threads == {threading.current_thread()}
+    assert house.token_ids("suspect") == expected_tokens(PROMPT, 20)
 
 
 def test_tenants_take_turns(house: House) -> None:
