@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -41,21 +41,21 @@ class CompilerThreads:
     def __init__(self, tasks: Path = _TASKS, add_niceness: AddNiceness | None = None) -> None:
         self._tasks = tasks
         self._add_niceness = add_niceness or _add_niceness
-        self._found: set[int] = set()
 
     @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Find those that work meanwhile; what is compiled within is compiled as fast as it can."""
+    def watch(self) -> Iterator[set[int]]:
+        """Find those that work meanwhile; their ids are there afterwards."""
+        found: set[int] = set()
         before = self._ticks()
-        yield
+        yield found
         known = {thread.native_id for thread in threading.enumerate()}
         for thread_id, ticks in self._ticks().items():
             if ticks - before.get(thread_id, 0) >= _BUSY_TICKS and thread_id not in known:
-                self._found.add(thread_id)
+                found.add(thread_id)
 
-    def give_way(self) -> None:
-        """From now on the threads that were found get less of the cores than others."""
-        for thread_id in self._found:
+    def give_way(self, thread_ids: Iterable[int]) -> None:
+        """From now on these threads get less of the cores than others."""
+        for thread_id in thread_ids:
             try:
                 self._add_niceness(thread_id, NICENESS)
             except OSError as error:  # it is gone, or a sandbox forbids it

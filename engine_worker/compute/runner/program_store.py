@@ -184,9 +184,11 @@ class ProgramStore(Generic[Key]):
         if self._compiler_threads is None:
             yield
             return
-        with self._compiler_threads.watch():
+        used_at = self._used_at
+        with self._compiler_threads.watch() as found:
             yield
-        self._compiler_threads.give_way()
+        if self._used_at == used_at:  # else threads of a step may be among them
+            self._compiler_threads.give_way(found)
 
     def _compile_watched(self, key: Key) -> tuple[Any, bool]:
         """The program of a key, and whether all of it came from the persistent cache."""

@@ -29,30 +29,23 @@ def tasks(tmp_path: Path) -> Tasks:
     return Tasks(tmp_path)
 
 
-def given_way(threads: CompilerThreads, priorities: dict[int, int]) -> dict[int, int]:
-    priorities.clear()
-    threads.give_way()
-    return priorities
-
-
 def test_native_threads_that_worked_while_something_compiled_give_way(tasks: Tasks) -> None:
     own = threading.get_native_id()
-    priorities: dict[int, int] = {}
-    threads = CompilerThreads(tasks.folder, priorities.__setitem__)
+    niceness: dict[int, int] = {}
+    threads = CompilerThreads(tasks.folder, niceness.__setitem__)
     for thread_id, name in ((1, "python"), (2, "odd) name"), (3, "python"), (4, "tf_XLAEigen")):
         tasks.put(thread_id, name, 100)
     tasks.put(own, "python", 100)
-    with threads.watch():
+    with threads.watch() as found:
         tasks.put(1, "python", 150)
         tasks.put(2, "odd) name", 150)
         tasks.put(3, "python", 101)  # it did next to nothing
         tasks.put(4, "tf_XLAEigen", 150)  # programs run in it
         tasks.put(own, "python", 150)  # Python knows it: it holds the interpreter's lock at times
         tasks.put(5, "python", 50)  # it is new
-    assert given_way(threads, priorities) == dict.fromkeys((1, 2, 5), NICENESS)
-    with threads.watch():
-        tasks.put(3, "python", 200)
-    assert given_way(threads, priorities) == dict.fromkeys((1, 2, 3, 5), NICENESS)
+    assert found == {1, 2, 5}
+    threads.give_way(found)
+    assert niceness == dict.fromkeys((1, 2, 5), NICENESS)
 
 
 def test_a_thread_that_is_gone_or_may_not_be_changed_is_left_alone(tasks: Tasks) -> None:
@@ -60,17 +53,18 @@ def test_a_thread_that_is_gone_or_may_not_be_changed_is_left_alone(tasks: Tasks)
         raise PermissionError
 
     threads = CompilerThreads(tasks.folder, refuse)
-    with threads.watch():
+    with threads.watch() as found:
         tasks.put(1, "python", 50)
         (tasks.folder / "2").mkdir()
-    threads.give_way()
+    assert found == {1}
+    threads.give_way(found)
 
 
 def test_elsewhere_than_on_linux_nothing_is_found(tmp_path: Path) -> None:
-    threads = CompilerThreads(tmp_path / "missing", lambda *_: pytest.fail("nothing to change"))
-    with threads.watch():
+    threads = CompilerThreads(tmp_path / "missing")
+    with threads.watch() as found:
         pass
-    threads.give_way()
+    assert found == set()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities by thread are Linux's")
@@ -87,9 +81,7 @@ def test_the_priority_of_a_single_thread_is_lowered() -> None:
     thread = threading.Thread(target=wait)
     thread.start()
     assert ready.wait(10)
-    threads = CompilerThreads()
-    threads._found.update(native_ids)
-    threads.give_way()
+    CompilerThreads().give_way(native_ids)
     priorities = [os.getpriority(os.PRIO_PROCESS, native_ids[0])]
     priorities.append(os.getpriority(os.PRIO_PROCESS, 0))
     release.set()

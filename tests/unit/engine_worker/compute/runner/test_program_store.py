@@ -4,7 +4,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import jax.monitoring
@@ -173,27 +173,48 @@ def test_who_waits_for_all_programs_gets_them_though_steps_run() -> None:
     assert compiler.compiled == [8, 1, 2, 4]
 
 
-def test_the_compilers_threads_give_way_once_the_first_programs_are_there() -> None:
-    order: list[str] = []
+class NotingThreads(CompilerThreads):
+    """Notes what is done, and finds the thread 5 each time."""
 
-    class Threads(CompilerThreads):
-        @contextmanager
-        def watch(self) -> Iterator[None]:
-            order.append("watched")
-            yield
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[str] = []
 
-        def give_way(self) -> None:
-            order.append("gives way")
+    @contextmanager
+    def watch(self) -> Iterator[set[int]]:
+        self.order.append("watched")
+        yield {5}
 
-    def compile_program(key: int) -> str:
-        order.append(f"compiles {key}")
+    def give_way(self, thread_ids: Iterable[int]) -> None:
+        self.order.append(f"{thread_ids} give way")
+
+    def compile(self, key: int) -> str:
+        self.order.append(f"compiles {key}")
         return ""
 
-    store = ProgramStore[int](compile_program, str, compiler_threads=Threads(), idle_s=0.0)
+
+def test_the_compilers_threads_give_way_once_the_first_programs_are_there() -> None:
+    threads = NotingThreads()
+    store = ProgramStore[int](threads.compile, str, compiler_threads=threads, idle_s=0.0)
     store.warm_up([8], [1], lambda done, text: None)
     store.finish_warm_up()
-    turn = ["watched", "compiles {}", "gives way"]
-    assert order == [text.format(key) for key in (8, 1) for text in turn]
+    turn = ["watched", "compiles {}", "{{5}} give way"]
+    assert threads.order == [text.format(key) for key in (8, 1) for text in turn]
+
+
+def test_threads_that_worked_beside_a_step_keep_their_priority() -> None:
+    """They may be the step's own."""
+    threads = NotingThreads()
+
+    def compile_program(key: int) -> str:
+        if key == 1:
+            store.first_ready([8])
+        return threads.compile(key)
+
+    store = ProgramStore[int](compile_program, str, compiler_threads=threads, idle_s=0.0)
+    store.warm_up([8], [1], lambda done, text: None)
+    store.finish_warm_up()
+    assert threads.order[-2:] == ["watched", "compiles 1"]
 
 
 def test_a_store_that_compiles_nothing_behind_is_stopped_too() -> None:
