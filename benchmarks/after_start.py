@@ -68,7 +68,7 @@ def main() -> None:
     settings = dataclasses.replace(
         ModelSettings.from_env({"PENSTOCK_KV_MEMORY": "256MiB"}), compile_cache_dir=None
     )
-    served = load_model(settings, lambda phase, fraction, detail: None)
+    served = load_model(settings, lambda phase, fraction, detail: None, compiler_yields=True)
     streams = Streams(served.engine, served.tokenizer, options.streams)
     counts = [0] * -(-options.seconds // _WINDOW_S)
     started = time.monotonic()

@@ -69,7 +69,11 @@ class ServedModel:
 
 
 def load_model(
-    settings: ModelSettings, on_phase: PhaseCallback, metrics: EngineMetrics | None = None
+    settings: ModelSettings,
+    on_phase: PhaseCallback,
+    metrics: EngineMetrics | None = None,
+    *,
+    compiler_yields: bool = False,
 ) -> ServedModel:
     """Load a model and compile its programs.
 
@@ -80,6 +84,7 @@ def load_model(
         settings: Which model, and how.
         on_phase: Called in this thread, from `loading` to the end of `compiling`.
         metrics: What the engine counts into; of its own when None.
+        compiler_yields: See `JaxModelRunner.create`; for a process that serves one model.
 
     Raises:
         ModelLoadError: The folder can't be served; one line that says why.
@@ -101,7 +106,13 @@ def load_model(
                 text_side.result()
 
         weights = load_weights(settings.path, graph, progress=on_weights)
-        runner = create_runner(weights, settings, max_model_len, device_memory_stats)
+        runner = create_runner(
+            weights,
+            settings,
+            max_model_len,
+            device_memory_stats,
+            compiler_yields=compiler_yields,
+        )
         tokenizer, template = text_side.result()
     runner.warm_up(lambda done, text: on_phase("compiling", done, text))
     engine = Engine(
@@ -132,6 +143,8 @@ def create_runner(
     settings: ModelSettings,
     max_model_len: int,
     read_device_stats: Callable[[], Mapping[str, int] | None],
+    *,
+    compiler_yields: bool = False,
 ) -> JaxModelRunner:
     """A runner whose cache has the configured size, or the size that memory allows.
 
@@ -140,6 +153,7 @@ def create_runner(
         settings: Of the model.
         max_model_len: The longest request, tokens.
         read_device_stats: See `device_memory_stats`.
+        compiler_yields: See `JaxModelRunner.create`.
 
     Raises:
         KvMemoryError: Not even one request of `max_model_len` fits.
@@ -155,6 +169,7 @@ def create_runner(
             max_num_batched_tokens=settings.max_num_batched_tokens,
             deterministic=settings.deterministic,
             speculates=settings.speculation is not SpeculationMode.OFF,
+            compiler_yields=compiler_yields,
         )
 
     kv_memory_bytes = settings.kv_memory_bytes

@@ -103,7 +103,7 @@ def _serve_decoder(
     from engine_worker.embedding.service import Embeddings
     from engine_worker.loading.decoder import load_model
 
-    served = load_model(settings, worker.set_phase, metrics)
+    served = load_model(settings, worker.set_phase, metrics, compiler_yields=True)
     if served.embedder is not None:
         embeddings = EmbeddingQueue(
             Embeddings(served.embedder, served.tokenizer, served.offer.vocab_size), worker

@@ -46,6 +46,7 @@ class RunnerLimits:
     max_num_batched_tokens: int
     deterministic: bool
     run_ahead: bool
+    compiler_yields: bool = False
 
 
 class JaxModelRunner:
@@ -73,7 +74,8 @@ class JaxModelRunner:
         self._table_width = -(-num_table_blocks // group) * group
         # Step programs by their bucket, full samplers by their number of rows.
         # On an accelerator steps don't need the cores that the compiler takes.
-        threads = CompilerThreads() if jax.default_backend() == "cpu" else None
+        is_cpu = jax.default_backend() == "cpu"
+        threads = CompilerThreads() if is_cpu and limits.compiler_yields else None
         self._store = ProgramStore[Bucket | int](self._compile, _describe, compiler_threads=threads)
         self._packed_layouts = {bucket: self._packed_layout(bucket) for bucket in buckets.all}
         self._samplers = {
@@ -101,6 +103,7 @@ class JaxModelRunner:
         deterministic: bool = False,
         speculates: bool = False,
         run_ahead: bool | None = None,
+        compiler_yields: bool = False,
     ) -> Self:
         """A runner with an empty cache and no program compiled yet.
 
@@ -115,6 +118,8 @@ class JaxModelRunner:
             speculates: Decode programs have room for draft tokens beside a few rows.
             run_ahead: Whether steps are begun before they are asked for; None does it where the
                 device works while the host does something else.
+            compiler_yields: Whether the compiler's threads, which all runners of a process share,
+                get a lower priority for good once the first programs are compiled.
 
         Raises:
             ValueError: A number is out of range, or deterministic with other than float32.
@@ -139,7 +144,12 @@ class JaxModelRunner:
         if run_ahead is None:
             run_ahead = jax.default_backend() != "cpu"
         limits = RunnerLimits(
-            max_num_seqs, max_model_len, max_num_batched_tokens, deterministic, run_ahead
+            max_num_seqs,
+            max_model_len,
+            max_num_batched_tokens,
+            deterministic,
+            run_ahead,
+            compiler_yields,
         )
         return cls(weights, kv_layout, buckets, limits)
 

@@ -274,3 +274,13 @@ def test_work_that_comes_before_its_program_gives_the_same_tokens() -> None:
     num_compiles = early.num_compiles
     assert output(early) == output(fresh())
     assert early.num_compiles == num_compiles
+
+
+@pytest.mark.parametrize("yields", [False, True])
+def test_only_a_process_that_serves_has_the_compiler_give_way(*, yields: bool) -> None:
+    """Its threads are all runners' of a process, and nothing makes them faster again."""
+    weights = random_weights(declare(tiny_spec([None]), np.float32), seed=1)
+    runner = JaxModelRunner.create(
+        weights, num_blocks=4, max_model_len=16, block_size=4, compiler_yields=yields
+    )
+    assert (runner._store._compiler_threads is not None) is yields
