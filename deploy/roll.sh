@@ -12,7 +12,7 @@ service=${1:?say which service, such as gateway}
 read -ra compose <<<"${COMPOSE:-docker compose}"
 timeout_s=${ROLL_TIMEOUT_S:-900}
 if [ "$service" = auth_worker ]; then
-  echo "There is one auth worker on a database: ${compose[*]} up -d --no-deps auth_worker" >&2
+  echo "There is one auth worker on a database: ${compose[*]} up -d auth_worker" >&2
   exit 1
 fi
 
@@ -33,7 +33,9 @@ serves() {
   fi
 }
 
-"${compose[@]}" up -d --no-deps --no-recreate --scale "$service=$((2 * ${#old[@]}))" "$service"
+# Without --no-deps, which Compose 2 counts as another configuration: a later `up -d` would replace
+# everything once more. What the service depends on is left as it is.
+"${compose[@]}" up -d --no-recreate --scale "$service=$((2 * ${#old[@]}))" "$service"
 mapfile -t new < <("${compose[@]}" ps -q "$service" | grep -v -F -x "$(printf '%s\n' "${old[@]}")")
 end=$((SECONDS + timeout_s))
 for container in "${new[@]}"; do

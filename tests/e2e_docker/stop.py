@@ -16,7 +16,7 @@ _SETTINGS = {
     # Texts must not depend on who runs beside whom, since they are compared.
     "PENSTOCK_DETERMINISTIC": "true",
     # A stream asks for more of its lease again and again.
-    "PENSTOCK_LEASE_SLICE_TOKENS": "8",
+    "PENSTOCK_LEASE_SLICE_TOKENS": "16",
 }
 
 

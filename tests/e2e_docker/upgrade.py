@@ -10,6 +10,7 @@ from tests.e2e_docker.project import ROOT, Project
 _FULL = {"engine": 1, "auth": 1, "toolparser": 1}
 _ROLLED = ("gateway", "toolparser_worker", "engine_worker")
 _NEXT = "e2e-next"
+_IMAGES = ("setup", "gateway", "engine", "auth", "toolparser")
 # The images of today with a wire version of tomorrow.
 _NEXT_DOCKERFILE = """
 FROM {image}
@@ -48,7 +49,7 @@ def upgrade(engine: DockerEngine, compose: Sequence[str]) -> None:
                     roll(project, service)
                 num_refused = load.tally.num_refused
                 assert not num_refused, "a service was refused that had a substitute"
-                project.compose("up", "-d", "--no-deps", "auth_worker")
+                project.compose("up", "-d", "auth_worker")
                 load.wait_for(8)
             tally = load.tally
             say(
@@ -60,12 +61,12 @@ def upgrade(engine: DockerEngine, compose: Sequence[str]) -> None:
             _everything_is(project, tag)
         _a_plain_up_replaces_nothing(project)
     expect_nothing_left(project)
-    for role in ("gateway", "engine", "auth", "toolparser"):
+    for role in _IMAGES:
         engine.docker("rmi", f"penstock-{role}:{_NEXT}", check=False)
 
 
 def _make_next_images(engine: DockerEngine) -> None:
-    for role in ("gateway", "engine", "auth", "toolparser"):
+    for role in _IMAGES:
         text = _NEXT_DOCKERFILE.format(image=f"penstock-{role}:latest")
         engine.docker("build", "--quiet", "--tag", f"penstock-{role}:{_NEXT}", "-", stdin=text)
 
@@ -86,6 +87,7 @@ def _everything_is(project: Project, tag: str) -> None:
 
 
 def _a_plain_up_replaces_nothing(project: Project) -> None:
-    before = {service: project.containers(service) for service in _ROLLED}
+    services = (*_ROLLED, "auth_worker")
+    before = {service: project.containers(service) for service in services}
     project.compose("up", "-d")
-    assert {service: project.containers(service) for service in _ROLLED} == before
+    assert {service: project.containers(service) for service in services} == before

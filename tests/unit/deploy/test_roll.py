@@ -11,7 +11,7 @@ FAKE_DOCKER = """#!/usr/bin/env bash
 echo "$*" >> "$STATE.log"
 case "$*" in
   "compose ps -q"*) ls "$STATE" ;;
-  "compose up -d --no-deps --no-recreate --scale engine_worker=4 engine_worker")
+  "compose up -d --no-recreate --scale engine_worker=4 engine_worker")
     touch "$STATE/new-1" "$STATE/new-2" ;;
   "inspect -f {{.State.Health.Status}}"*) echo "$HEALTH" ;;
   "inspect -f {{.State.ExitCode}}"*) echo 0 ;;
