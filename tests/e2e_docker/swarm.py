@@ -80,7 +80,7 @@ def _num_engines(base: str) -> int:
         answer = httpx.get(f"{base}/ready", timeout=10.0).json()
     except (httpx.TransportError, ValueError):
         return 0
-    if answer["status"] != "ready":
+    if answer.get("status") != "ready":  # nginx says 502 while no gateway is there
         return 0
     phases = [(worker["role"], worker["phase"]) for worker in answer["workers"]]
     return phases.count(("engine", "ready"))
