@@ -35,8 +35,16 @@ serves() {
 
 # Without --no-deps, which Compose 2 counts as another configuration: a later `up -d` would replace
 # everything once more. What the service depends on is left as it is.
-"${compose[@]}" up -d --no-recreate --scale "$service=$((2 * ${#old[@]}))" "$service"
-mapfile -t new < <("${compose[@]}" ps -q "$service" | grep -v -F -x "$(printf '%s\n' "${old[@]}")")
+before=$("${compose[@]}" ps -a -q "$service")
+is_started=yes
+"${compose[@]}" up -d --no-recreate --scale "$service=$((2 * ${#old[@]}))" "$service" || is_started=no
+mapfile -t new < <("${compose[@]}" ps -a -q "$service" | grep -v -F -x "$before")
+if [ $is_started = no ]; then
+  echo "The new containers of $service could not start; the old ones stay." >&2
+  if [ "$service" = gateway ]; then echo "Two gateways need an empty PENSTOCK_PORT." >&2; fi
+  [ ${#new[@]} -eq 0 ] || docker rm --force "${new[@]}" >/dev/null
+  exit 1
+fi
 end=$((SECONDS + timeout_s))
 for container in "${new[@]}"; do
   until serves "$container"; do

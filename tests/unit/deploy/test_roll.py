@@ -10,9 +10,9 @@ FAKE_DOCKER = """#!/usr/bin/env bash
 # A container is a file of $STATE; every call is a line of $STATE.log.
 echo "$*" >> "$STATE.log"
 case "$*" in
-  "compose ps -q"*) ls "$STATE" ;;
+  "compose ps "*) ls "$STATE" ;;
   "compose up -d --no-recreate --scale engine_worker=4 engine_worker")
-    touch "$STATE/new-1" "$STATE/new-2" ;;
+    touch "$STATE/new-1" "$STATE/new-2"; [ "$HEALTH" != "port is taken" ] ;;
   "inspect -f {{.State.Health.Status}}"*) echo "$HEALTH" ;;
   "inspect -f {{.State.ExitCode}}"*) echo 0 ;;
   "logs"*) echo "the last line" ;;
@@ -71,6 +71,13 @@ def test_new_containers_that_do_not_serve_go_and_the_old_ones_stay(tmp_path: Pat
     assert "the last line" in roll.done.stderr
     assert roll.left == ["old-1", "old-2"]
     assert not [call for call in roll.calls if call.startswith("stop")]
+
+
+def test_new_containers_that_cannot_start_go_and_the_old_ones_stay(tmp_path: Path) -> None:
+    roll = Roll(tmp_path, "engine_worker", "port is taken")
+    assert roll.done.returncode == 1
+    assert "could not start; the old ones stay" in roll.done.stderr
+    assert roll.left == ["old-1", "old-2"]
 
 
 @pytest.mark.parametrize(
