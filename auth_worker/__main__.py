@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 clean, otherwise one of `exit_codes`.
     """
     environ = worker_start.environment(
-        "auth_worker", "The owner of keys, limits and usage.", _OPTIONS, arguments
+        "auth_worker", "Auth worker: API keys, limits and usage.", _OPTIONS, arguments
     )
     # What this process writes holds digests and usage: nobody else reads it.
     os.umask(0o077)

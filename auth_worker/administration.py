@@ -115,7 +115,7 @@ class Administration:
         """The gateway asked before; a key may have been revoked in between."""
         actor = None if key_id == ANONYMOUS_KEY_ID else self._keys.get(key_id)
         if actor is None or actor.role != "admin" or not actor.is_active(self._clock.wall_s()):
-            raise ActorNotAllowedError("Keys are changed with an active key of role admin.")
+            raise ActorNotAllowedError("Managing keys needs an active key of role admin.")
 
     def _wall_ms(self) -> int:
         return int(self._clock.wall_s() * 1000)

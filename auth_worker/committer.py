@@ -186,8 +186,8 @@ class Committer:
         except StoreError:
             raise
         except Exception:
-            _logger.exception("an operation could not be carried out: %s", type(operation).__name__)
-            return AuthError("The auth worker could not carry this out.")
+            _logger.exception("an operation failed: %s", type(operation).__name__)
+            return AuthError("The auth worker could not complete this operation.")
 
     def _apply(self, operations: Sequence[Operation]) -> list[Result]:
         retry_s = FIRST_RETRY_S
@@ -205,6 +205,6 @@ class Committer:
                 retry_s = min(2 * retry_s, LAST_RETRY_S)
             else:
                 if self._failing:
-                    _logger.info("the database takes writes again")
+                    _logger.info("the database accepts writes again")
                     self._failing = False
                 return results

@@ -14,7 +14,7 @@ MAX_FULL_CHECK_BYTES = 256 * 1024 * 1024
 
 _MARKER_TEXT = """\
 This file says that there was an auth database beside it, so that a lost one is not replaced by an
-empty one. Remove it only to begin anew: without keys, limits and usage.
+empty one. Remove it only to start over: without keys, limits and usage.
 """
 
 _logger = logging.getLogger("penstock.auth")
@@ -64,7 +64,7 @@ def check_log(database: Path) -> None:
         raise unusable(log, error) from error
     if damage is not None:
         raise StoreDamagedError(
-            f"{log} is damaged: {damage}. Changes of {database.name} that stood in it are lost."
+            f"{log} is damaged: {damage}. Changes of {database.name} that were only there are lost."
             f" Restore a backup of {database} and remove {log.name}, or move {log.name} away to go"
             f" on with the older state in {database.name}."
         )
@@ -106,5 +106,5 @@ def _lost(database: Path, how: str) -> StoreMissingError:
     marker = marker_of(database)
     return StoreMissingError(
         f"{database} {how}, but {marker.name} says that there was a database. Restore a backup of"
-        f" it, or remove {marker} to begin anew, which loses all keys, limits and usage."
+        f" it, or remove {marker} to start over, which loses all keys, limits and usage."
     )

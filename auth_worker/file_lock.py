@@ -47,13 +47,13 @@ def take_lock(
         if clock() >= ends_at:
             os.close(fd)
             raise StoreLockedError(
-                f"Another auth worker (process {holder}) holds {path.parent}; SQLite carries one."
+                f"Another auth worker (process {holder}) holds {path.parent}; SQLite supports only one."
                 " Stop it, or give this one a data directory of its own (PENSTOCK_DATA_DIR)."
             )
         if not is_told:
             is_told = True
             _logger.warning(
-                "another auth worker (process %s) holds %s; waiting %.0f s for its end",
+                "another auth worker (process %s) holds %s; waiting up to %.0f s for it to stop",
                 holder,
                 path.parent,
                 patience_s,

@@ -86,7 +86,7 @@ def _operations_for_given(
     if given is None:
         if current is None or current.revoked_at is not None:
             return []
-        _logger.info("%s is not set any more; its key ends", ENVIRONMENT_KEY_NAME)
+        _logger.info("%s is no longer set; its key is revoked", ENVIRONMENT_KEY_NAME)
         return [_replacing(replace(current, revoked_at=int(wall_s)), wall_s)]
     digest = digest_of(given.reveal())
     same = keys.find(digest)

@@ -146,7 +146,9 @@ class AuthHandler:
         num_expired = self._authority.expire()
         self.metrics.on_expired(num_expired)
         if num_expired:
-            _logger.warning("%d leases expired and were charged their last report", num_expired)
+            _logger.warning(
+                "%d leases expired and were charged by their last usage report", num_expired
+            )
 
     def _authorize(self, command: Authorize) -> Granted | Denied:
         if self._is_draining or not self._committer.is_healthy:
@@ -160,7 +162,7 @@ class AuthHandler:
         return Denied(
             request_id=command.request_id,
             code=ErrorCode.WORKER_UNAVAILABLE,
-            message="Authorization is not available at the moment. Try again soon.",
+            message="Authorization is not available at the moment. Please try again.",
             retry_after_s=RETRY_AFTER_S,
             key_id=self._authority.key_id_of(command),
         )
@@ -260,7 +262,7 @@ def _stuck(request_id: str) -> Failure:
     return Failure(
         request_id=request_id,
         code=ErrorCode.WORKER_UNAVAILABLE,
-        message="The auth worker's database takes no writes at the moment. Try again soon.",
+        message="The auth worker's database accepts no writes at the moment. Please try again.",
         retry_after_s=RETRY_AFTER_S,
     )
 

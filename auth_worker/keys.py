@@ -80,7 +80,7 @@ def weakness_of(key: str) -> str | None:
     if len(key) < MIN_GIVEN_KEY_CHARS:
         return f"it has {len(key)} characters, at least {MIN_GIVEN_KEY_CHARS} are needed"
     if len(key) > MAX_GIVEN_KEY_CHARS:
-        return f"it has {len(key)} characters, at most {MAX_GIVEN_KEY_CHARS} are taken"
+        return f"it has {len(key)} characters, at most {MAX_GIVEN_KEY_CHARS} are allowed"
     rest = _without_runs(_WEAK_PATTERN.sub("", key))
     num_distinct = len(set(rest))
     bits = len(rest) * math.log2(num_distinct) if num_distinct > 1 else 0.0

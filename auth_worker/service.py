@@ -151,7 +151,7 @@ class AuthService:
         exit_code = self._worker.wait()
         self._ticker.stop()
         if not self._committer.close(self._settings.drain_timeout_s):
-            _logger.error("the last commits did not end in time; they were not acknowledged")
+            _logger.error("the last commits did not finish in time; they were not acknowledged")
             exit_code = exit_code or EXIT_FAILED
         return exit_code
 

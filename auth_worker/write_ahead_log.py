@@ -42,10 +42,10 @@ def _damage(file: BinaryIO) -> str | None:
     magic, version, page_bytes, _, salt_1, salt_2, *stored = struct.unpack(">8I", header)
     order = ">" if magic & 1 else "<"
     if magic & ~1 != _MAGIC or version != _VERSION:
-        return "it doesn't begin as a write-ahead log"
+        return "it has no header of a write-ahead log"
     sums = _checksum(header[:24], (0, 0), order)
     if list(sums) != stored:
-        return "its first 32 bytes don't check"
+        return "the checksum of its header is wrong"
     frames = _Frames(file, page_bytes, (salt_1, salt_2), order)
     return frames.damage_after(frames.num_good(sums))
 
@@ -94,9 +94,9 @@ class _Frames:
             elif salts[0] == self._salts[0] or not any(header):
                 continue  # half written, or not at all
             elif (self._salts[0] - salts[0]) & _MASK > _MAX_OLDER_GENERATIONS:
-                return f"frame {number + 1} is none of this log's"
+                return f"frame {number + 1} does not belong to this log"
             if num_commits > 1:
-                return f"frame {num_good + 1} doesn't check, and commits stand behind it"
+                return f"frame {num_good + 1} has a wrong checksum, and committed frames follow it"
         return None
 
 

@@ -241,9 +241,9 @@ class Application:
         for server in self._servers:
             server.set_phase("draining")
         sessions = self.sessions
-        _logger.info("draining: %d requests run on", len(sessions))
+        _logger.info("draining: %d requests are still running", len(sessions))
         if not await _wait_for(lambda: len(sessions) == 0, timeout_s):
-            _logger.warning("%d requests did not end in time", len(sessions))
+            _logger.warning("%d requests did not finish in time", len(sessions))
             self.end_running()
             await _wait_for(lambda: len(sessions) == 0, _FLUSH_PATIENCE_S)
 
@@ -301,9 +301,9 @@ class Application:
         }
         yield "queue_depth", "Requests that wait for an engine.", ("model",), queues
         yield "workers", "Connected workers.", ("role", "phase"), workers
-        yield "malformed_frames_total", "Frames that were no message.", ("role",), malformed
+        yield "malformed_frames_total", "Malformed frames.", ("role",), malformed
         yield "outbox_depth", "Settlements not acknowledged.", (), {(): len(self.outbox)}
-        yield "requests_in_flight", "Metered requests under way.", (), {(): len(self.sessions)}
+        yield "requests_in_flight", "Metered requests in progress.", (), {(): len(self.sessions)}
 
 
 def _hand_on(link: LinkHandler[Any], event: PeerEvent) -> None:

@@ -57,7 +57,7 @@ class GatewaySettings:
         file_path(
             "PENSTOCK_PORT_FILE",
             None,
-            meaning="file that receives the bound port, for whoever asked for port 0",
+            meaning="file to which the bound port is written, for use with port 0",
         )
     )
     require_keys: bool = setting(_REQUIRE_KEYS)
@@ -76,14 +76,16 @@ class GatewaySettings:
             "PENSTOCK_TRUSTED_PROXIES",
             each=_network,
             meaning=(
-                "addresses and networks (such as `10.0.0.0/8`) whose `X-Forwarded-For` is believed"
+                "addresses and networks (such as `10.0.0.0/8`) whose `X-Forwarded-For` is trusted"
             ),
         )
     )
     models: tuple[str, ...] = setting(
         words(
             "PENSTOCK_MODELS",
-            meaning=("models without which the gateway is not ready; more may come by themselves"),
+            meaning=(
+                "models that `/health` expects to be served; engines of other models may connect, too"
+            ),
         )
     )
     data_dir: Path = setting(shared.DATA_DIR)
@@ -184,8 +186,8 @@ class GatewaySettings:
             minimum=2,
             maximum=3600,
             meaning=(
-                "a worker not heard for so long counts as dead (60 s while it loads or compiles); "
-                "its work goes on elsewhere"
+                "a worker silent for this long counts as dead (60 s while it loads or compiles); "
+                "its requests move to other workers"
             ),
         )
     )
@@ -196,8 +198,8 @@ class GatewaySettings:
             minimum=1,
             maximum=86_400,
             meaning=(
-                "a worker with work but without progress for so long counts as dead; an engine "
-                "that hangs for a minute more ends, to be started anew"
+                "a worker that has requests and makes no progress for this long counts as dead; an "
+                "engine that hangs for another minute exits, so that it is restarted"
             ),
         )
     )
@@ -208,7 +210,7 @@ class GatewaySettings:
             5.0,
             minimum=0.1,
             maximum=600,
-            meaning="patience with one answer of the auth worker",
+            meaning="timeout of one request to the auth worker",
         )
     )
     ping_interval_s: float = setting(
@@ -217,7 +219,7 @@ class GatewaySettings:
             15.0,
             minimum=0.05,
             maximum=3600,
-            meaning="a stream silent for so long gets a comment, so that proxies keep it open",
+            meaning="a stream without events for this long gets a comment, so that proxies keep it open",
         )
     )
     lease_slice_tokens: int = setting(

@@ -89,7 +89,7 @@ class ToolNotFoundError(GatewayError):
     def __init__(self, name: str, known: tuple[str, ...]) -> None:
         there_are = ", ".join(f"`{tool}`" for tool in known)
         super().__init__(
-            f"No tool of this server is called `{name}`. There are: {there_are}.", param="name"
+            f"This server has no tool named `{name}`. Available tools: {there_are}.", param="name"
         )
 
 

@@ -74,7 +74,7 @@ class Housekeeping:
             chore.work()
         except Exception:
             chore.num_failures += 1
-            _logger.exception("%s failed; it goes on", chore.name)
+            _logger.exception("%s failed; it will run again", chore.name)
         else:
             chore.num_failures = 0
             chore.done_at = self._clock()

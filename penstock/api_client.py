@@ -204,12 +204,12 @@ def _chunks(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
         try:
             chunk = json.loads(data)
         except (ValueError, RecursionError):
-            raise ServerError("The stream holds what is no JSON.") from None
+            raise ServerError("The stream has an event that is not JSON.") from None
         if not isinstance(chunk, dict):
-            raise ServerError("The stream holds what is no chunk of an answer.")
+            raise ServerError("The stream has an event that is not a completion chunk.")
         if "error" in chunk:
             error = chunk["error"]
             message = error.get("message") if isinstance(error, dict) else error
             raise ServerError(str(message or "the stream failed"))
         yield chunk
-    raise ServerError("The stream broke off before its end.")
+    raise ServerError("The stream ended early.")

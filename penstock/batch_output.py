@@ -140,7 +140,9 @@ class BatchOutput:
             descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise UsageError(f"{self._path} is no file; name one to be taken up later.")
+                    raise UsageError(
+                        f"{self._path} is not a regular file; name one that a later run can resume."
+                    )
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The run that held the lock until now may just have replaced the file.
                 if os.fstat(descriptor).st_ino == self._path.stat().st_ino:
@@ -162,7 +164,7 @@ class BatchOutput:
                 answer = _decode(line)
                 if answer is None and line.strip() and not _is_torn(line):
                     raise UsageError(
-                        f"{self._path}:{number}: the file exists and is no output of a batch; "
+                        f"{self._path}:{number}: the file exists and is not the output of a batch; "
                         "name another file."
                     )
                 if answer is None and not line.endswith(b"\n"):

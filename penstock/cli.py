@@ -269,7 +269,7 @@ def profile(
 
 @app.command()
 def ping(url: Url = URL.default) -> None:
-    """Ask a server for a sign of life; exit code 0 when it answers."""
+    """Check that a server answers; exit code 0 when it does."""
     started = time.perf_counter()
     with ApiClient(url) as client:
         client.request("GET", "/ping")
@@ -278,7 +278,7 @@ def ping(url: Url = URL.default) -> None:
 
 @app.command()
 def fetch(
-    folder: Annotated[Path, typer.Argument(help="Where models lie: MODEL is then FOLDER/MODEL.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of models: MODEL is then FOLDER/MODEL.")],
     model: Annotated[
         str | None,
         _option(MODEL_PATH, "--model", "Hugging Face id; a folder or the demo needs no fetching."),
@@ -299,7 +299,7 @@ def keygen(
     ] = False,
     admin_key: Annotated[
         Path | None,
-        typer.Option("--admin-key", help="File that gets an admin key, unless it is there."),
+        typer.Option("--admin-key", help="File to write a new admin key to, unless it exists."),
     ] = None,
 ) -> None:
     """Make the CURVE keys that workers and gateways on different machines need."""
@@ -321,11 +321,14 @@ def run_batch(
     models: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", "-m", help="As of `serve`; the demo when none.", show_default=False
+            "--model",
+            "-m",
+            help="As for `serve`; by default the bundled model.",
+            show_default=False,
         ),
     ] = None,
     url: Annotated[
-        str | None, typer.Option("--url", help="A running server; else one is started.")
+        str | None, typer.Option("--url", help="A running server; without it one is started.")
     ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1024)] = 32,
     cache_dir: Annotated[str | None, _option(CACHE_DIR)] = None,
@@ -368,7 +371,10 @@ def fake_engine(
         int, typer.Option("--output-tokens", min=1, help="Where answers end by themselves.")
     ] = _FAKE.num_output_tokens,
     fingerprint: Annotated[
-        str, typer.Option("--fingerprint", help="Of the weights it plays; others say other words.")
+        str,
+        typer.Option(
+            "--fingerprint", help="Of the pretended weights; another one gives other text."
+        ),
     ] = FINGERPRINT,
     log_level: Annotated[str, _option(LOG_LEVEL)] = LOG_LEVEL.default,
 ) -> None:

@@ -136,7 +136,7 @@ def _local_config(folder: Path) -> dict[str, Any]:
         refuse_foreign_formats(str(folder), {}, files)
         raise ModelError(f"{folder} has no config.json; is it a Hugging Face checkpoint folder?")
     if not isinstance(config, dict):
-        raise ModelError(f"{path} is no JSON object.")
+        raise ModelError(f"{path} is not a JSON object.")
     return config
 
 
@@ -165,7 +165,7 @@ def _require_room(
             max_model_len=settings.max_model_len,
         )
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise ModelError(f"The config.json of {model.name} makes no sense: {error}.") from error
+        raise ModelError(f"The config.json of {model.name} is not valid: {error}.") from error
     free_bytes = free_memory_bytes(psutil.virtual_memory().available)
     require_memory(model.name, estimate, free_bytes)
 
@@ -240,10 +240,10 @@ def _fetch(model: ModelChoice, settings: ServeSettings) -> Path:
         raise ModelError(f"{source} has no revision {settings.revision!r}.") from None
     except RepositoryNotFoundError:
         raise ModelError(
-            f"{source} is no folder here and no model on the hub (private ones need HF_TOKEN)."
+            f"{source} is neither a local folder nor a model on the hub (private ones need HF_TOKEN)."
         ) from None
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(
-            f"{source} is no folder here and the hub can't be reached: {type(error).__name__}. "
+            f"{source} is not a local folder and the hub can't be reached: {type(error).__name__}. "
             "Give the path of a local checkpoint folder."
         ) from error

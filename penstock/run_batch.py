@@ -206,7 +206,7 @@ def _run_with_bar(
                 await asyncio.wait([batch], timeout=_POLL_S)
             if supervisor is not None and supervisor.stop_requested:
                 batch.cancel()
-                raise CommandError("Stopped; the same command goes on where this one ended.")
+                raise CommandError("Stopped; run the same command to continue.")
             return await batch
 
         return asyncio.run(work())

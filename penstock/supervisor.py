@@ -74,7 +74,7 @@ class Child:
 def _describe(status: int) -> str:
     """An exit status in words; `subprocess` gives a signal as a negative one."""
     if status == -signal.SIGKILL:
-        return "signal 9; the system kills what it has no memory for"
+        return "signal 9; the system kills processes when it runs out of memory"
     return f"signal {-status}" if status < 0 else f"exit code {status}"
 
 
@@ -263,7 +263,7 @@ class Supervisor:
                 self._start_again(child, now)
             if child.policy.is_reminder_due(now):
                 logger.warning(
-                    "%s is still away (last: %s); it is started again and again, see its log above",
+                    "%s is still down (last: %s); it is restarted until it stays up, see its log above",
                     child.spec.name, child.last_cause,
                 )  # fmt: skip
         self._require_something_to_serve()
@@ -292,7 +292,7 @@ class Supervisor:
             return
         child.given_up = True
         logger.error(
-            "%s ended with %s, which means wrong settings, and isn't started again; mend what its "
+            "%s ended with %s, which means wrong settings, and isn't started again; fix what its "
             "log above names and restart penstock", name, how,
         )  # fmt: skip
 

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m protocol", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    ping_parser = commands.add_parser("ping", help="ask a gateway's socket for a sign of life")
+    ping_parser = commands.add_parser("ping", help="check that a gateway's socket answers")
     ping_parser.add_argument(
         "endpoint",
         nargs="?",

@@ -70,7 +70,7 @@ def load_encoder_spec(folder: Path) -> EncoderSpec:
     model_type = config.get("model_type")
     if not is_encoder(config):
         raise UnsupportedArchitectureError(
-            f"{folder}: model type {model_type!r} is no encoder that is served; these are: "
+            f"{folder}: model type {model_type!r} is not a supported encoder; supported: "
             f"{', '.join(sorted(ENCODER_MODEL_TYPES))}"
         )
     _refuse_unsupported(folder, config)

@@ -379,7 +379,7 @@ class LLM:
 
     def _require_engine(self) -> Engine:
         if self._engine is None:
-            raise EngineError("This model makes nothing but embeddings.")
+            raise EngineError("This model only makes embeddings.")
         return self._engine
 
     def _require_preparer(self) -> PromptPreparer:

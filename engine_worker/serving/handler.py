@@ -398,9 +398,9 @@ class EngineHandler:
         if self.is_draining:
             reason = "The engine is stopping."
         elif isinstance(command, Embed) and self._prepares is not None:
-            reason = "This engine makes no embeddings; PENSTOCK_POOLING lets it."
+            reason = "This engine makes no embeddings; set PENSTOCK_POOLING to enable them."
         elif self._embeddings is not None:
-            reason = "This engine makes nothing but embeddings."
+            reason = "This engine only makes embeddings."
         else:
             reason = "The engine is still loading."
         return Failure(

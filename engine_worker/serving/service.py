@@ -90,7 +90,7 @@ def _serve(
         worker.stop(error.message, EXIT_FAILED)
     except BaseException:  # noqa: BLE001 - the process ends with it, and says so; a panic too
         _log.exception("the engine broke")
-        worker.stop("The engine broke; its log says why.", EXIT_FAILED)
+        worker.stop("The engine failed; see its log.", EXIT_FAILED)
 
 
 def _serve_decoder(

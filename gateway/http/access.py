@@ -286,7 +286,7 @@ async def parsed_body(request: Request, kind: BodyKind[ResultT]) -> ResultT:
 
     Raises:
         InvalidRequestError: It is wrong.
-        ClientDisconnectedError: The client has left.
+        ClientDisconnectedError: The client disconnected.
         GatewayError: It is too large, or too much is under way.
     """
     with parts_of(request).bodies.place(caller_of(request).name) as place:
@@ -306,7 +306,7 @@ async def _parsed(request: Request, place: BodyPlace, kind: BodyKind[ResultT]) -
         stop()
         task.cancel()
     if task.cancelled():
-        raise ClientDisconnectedError("The client has left.")
+        raise ClientDisconnectedError("The client disconnected.")
     return task.result()
 
 

@@ -139,7 +139,7 @@ async def _on_bug(request: Request, _error: Exception) -> Response:
     """A bug of ours: the trace goes to the log, the client learns nothing from it."""
     row = ERROR_TABLE[ErrorCode.INTERNAL_ERROR]
     request.state.log.error_code = row.code
-    answer = error_answer(request.scope, "Something went wrong in this server.", row)
+    answer = error_answer(request.scope, "Internal server error.", row)
     # The exception goes on to the server, which closes the connection: the client must know.
     return _json(*answer, {"Connection": "close"})
 

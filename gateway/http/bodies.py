@@ -93,7 +93,7 @@ class Bodies:
             RequestTooLargeError: It is over the limit.
             InvalidRequestError: It did not arrive in time.
             OverloadedError: All callers together send too much.
-            ClientDisconnectedError: The client has left.
+            ClientDisconnectedError: The client disconnected.
         """
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S) as limit:
@@ -128,7 +128,7 @@ class Bodies:
         gathered = bytearray()
         while True:
             if message["type"] != "http.request":
-                raise ClientDisconnectedError("The client has left.")
+                raise ClientDisconnectedError("The client disconnected.")
             gathered += message.get("body", b"")
             if len(gathered) > self._max_body_bytes:
                 raise self._too_large()
@@ -139,7 +139,7 @@ class Bodies:
                 place.num_bytes = len(gathered)
                 if self._num_held_bytes > self._max_held_bytes:
                     raise OverloadedError(
-                        "Too many large requests are under way; please try again later."
+                        "Too many large requests are in progress; please try again later."
                     )
             if not message.get("more_body", False):
                 return bytes(gathered)
@@ -155,7 +155,7 @@ class Bodies:
                 await self._large.take(place.caller)
         except TimeoutError:
             raise DeniedError(
-                "Your other large requests take all places; please try again later.",
+                "Too many large requests of yours are in progress; please try again later.",
                 code=ErrorCode.RATE_LIMIT_EXCEEDED,
                 retry_after_s=1.0,
             ) from None

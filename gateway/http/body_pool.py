@@ -92,7 +92,7 @@ class BodyPool:
             except (ConnectionError, asyncio.IncompleteReadError) as error:
                 code = process.returncode or 0
                 if code > 0:
-                    raise GatewayError("Something went wrong in this server.") from error
+                    raise GatewayError("Internal server error.") from error
                 if is_new:
                     raise _could_not_parse() from error
                 # It was killed while it was idle: nothing is wrong with this body.
@@ -141,7 +141,7 @@ class BodyPool:
                 start_new_session=True,  # Ctrl-C is for the gateway, which lets requests finish
             )
         except OSError as error:
-            _logger.error("no process that parses bodies can be started: %s", error.strerror)
+            _logger.error("cannot start a process that parses bodies: %s", error.strerror)
             raise _could_not_parse() from error
         return process, True
 

@@ -37,7 +37,7 @@ class HostGuard:
         if origin is not None and _host_name(origin) not in self._allowed:
             return ForbiddenOriginError(
                 "Pages of other origins may not use this server without a key; name their host in "
-                "PENSTOCK_ALLOWED_HOSTS to let them."
+                "PENSTOCK_ALLOWED_HOSTS to allow them."
             )
         return None
 

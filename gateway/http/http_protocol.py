@@ -78,7 +78,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has left."""
+        """The client disconnected."""
         self._stop_head_timer()
         if self._unread_timer is not None:
             self._unread_timer.cancel()
@@ -241,7 +241,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Read the request again as the plain HTTP/1.1 that it is as well."""
         method: bytes = self.parser.get_method()
         if method == b"CONNECT":
-            self.send_400_response("This server is no proxy.")
+            self.send_400_response("This server is not a proxy.")
             return
         head = [method, b" ", self.url, b" HTTP/1.1\r\n"]
         for name, value in self.headers:

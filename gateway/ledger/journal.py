@@ -223,7 +223,7 @@ def sync_folder(folder: int) -> None:
 def warn_of_damage(path: Path, num_damaged: int) -> None:
     """Log lines that were neither a settlement nor an acknowledgement, if there were any."""
     if num_damaged:
-        _logger.warning("%d lines of the outbox %s are damaged and left aside", num_damaged, path)
+        _logger.warning("%d lines of the outbox %s are damaged and skipped", num_damaged, path)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -147,7 +147,7 @@ class Outbox:
         try:
             settles = await asyncio.to_thread(self._backlog.turn)
         except OSError as error:
-            _logger.error("cannot read on in a backlog of the outbox: %s", error.strerror)
+            _logger.error("cannot read further in a backlog of the outbox: %s", error.strerror)
             return False
         self._take_page(settles)
         return bool(settles)

@@ -53,4 +53,4 @@ class Background:
             self._on_error(error)
         elif error is not None:
             _logger.error("request %s failed", self._request_id, exc_info=error)
-            self._on_error(GatewayError("Something went wrong in this server."))
+            self._on_error(GatewayError("Internal server error."))

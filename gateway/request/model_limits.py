@@ -52,7 +52,7 @@ def check_served(job: GenerationJob, offer: EngineOffer, version: ProtocolVersio
     # An engine that tells nothing of what it can do refuses by itself.
     if offer.capabilities and "completions" not in offer.capabilities:
         raise UnsupportedFieldError(
-            f"The model `{offer.model}` makes embeddings only; ask it at /v1/embeddings.",
+            f"The model `{offer.model}` only makes embeddings; use /v1/embeddings.",
             param="model",
         )
     check_prompts(job.prepares, offer)
@@ -91,7 +91,7 @@ def check_version(version: ProtocolVersion, *names: str) -> None:
     """
     if names and version < SURFACE_VERSION:
         raise UnsupportedFieldError(
-            f"`{names[0]}` is not supported: an engine of this model is of an older release.",
+            f"`{names[0]}` is not supported: an engine of this model runs an older release.",
             param=names[0],
         )
 

@@ -188,7 +188,7 @@ class Request:
                 body is looked at. Whatever was reserved is given back.
         """
         if self.outcome is not None:
-            raise self._error or ClientDisconnectedError("The client has left.")
+            raise self._error or ClientDisconnectedError("The client disconnected.")
         self._starter = asyncio.current_task()
         self._sessions.add(self)
         loop = asyncio.get_running_loop()
@@ -201,12 +201,12 @@ class Request:
                 raise
             if self._starter is not None:
                 self._starter.uncancel()
-            raise self._error or ClientDisconnectedError("The client has left.") from None
+            raise self._error or ClientDisconnectedError("The client disconnected.") from None
         except GatewayError as error:
             self.end("failed", error)
             raise
         except BaseException:
-            self.end("failed", GatewayError("Something went wrong in this server."))
+            self.end("failed", GatewayError("Internal server error."))
             raise
         finally:
             self._starter = None
@@ -247,7 +247,7 @@ class Request:
 
     def on_client_gone(self) -> None:
         """Nobody is left to answer."""
-        self.end("aborted", ClientDisconnectedError("The client has left."))
+        self.end("aborted", ClientDisconnectedError("The client disconnected."))
 
     def on_idle(self) -> None:
         """Settle once: when the request has its outcome and nothing of it is at a worker."""

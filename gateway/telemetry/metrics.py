@@ -95,7 +95,7 @@ class Metrics:
         )
         self.resumptions = self._counter(
             "resumptions",
-            "Choices that went on at another engine, and answers replayed to another parser.",
+            "Choices that continued on another engine, and answers replayed to another parser.",
             "model",
             "role",
         )

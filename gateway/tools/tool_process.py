@@ -71,7 +71,7 @@ def _tool(declared: Mapping[str, Any]) -> RegisteredTool:
     name, call = declared["name"], declared["call"]
     parameters = declared.get("parameters") or {"type": "object", "properties": {}}
     if not isinstance(name, str) or not name or not callable(call):
-        raise ToolPluginError("a tool needs a name and something to call")
+        raise ToolPluginError("a tool needs a name and a callable")
     Draft202012Validator.check_schema(parameters)
     return RegisteredTool(name, str(declared.get("description", "")), parameters, call)
 

@@ -86,7 +86,7 @@ class _ToolProcess:
                 start_new_session=True,  # its own children end with it
             )
         except OSError as error:
-            _logger.error("no process of the tools can be started: %s", error.strerror)
+            _logger.error("cannot start a tool process: %s", error.strerror)
             raise OverloadedError(
                 "This server can't start its tools at the moment; please try again later."
             ) from error

@@ -256,7 +256,7 @@ class EngineLink:
         _logger.error("request %s failed while its output was delivered", key[0], exc_info=error)
         self._choices.get(peer, {}).pop(key, None)
         try:
-            sink.on_broken(GatewayError("Something went wrong in this server."))
+            sink.on_broken(GatewayError("Internal server error."))
         except Exception:
             _logger.exception("request %s could not be ended", key[0])
 

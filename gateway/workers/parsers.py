@@ -200,7 +200,7 @@ class ParserLink:
         except Exception:
             _logger.exception("request %s failed while parsed text was delivered", request_id)
             try:
-                sink.on_parse_failure(GatewayError("Something went wrong in this server."))
+                sink.on_parse_failure(GatewayError("Internal server error."))
             except Exception:
                 _logger.exception("request %s could not be ended", request_id)
 
@@ -219,13 +219,13 @@ class ParserLink:
     def _choose(self, message: OpenParse) -> Peer:
         ready = [peer for peer in self._sessions if peer.takes_work]
         if not ready:
-            raise WorkerUnavailableError("No parser is there at the moment; please try again.")
+            raise WorkerUnavailableError("No parser is available at the moment; please try again.")
         able = [peer for peer in ready if _knows(peer, message)]
         if not able:
             wanted = " and ".join(
                 f"`{name}`" for name in (message.tool_format, message.reasoning_format) if name
             )
-            raise WorkerUnavailableError(f"No parser that is there knows the format {wanted}.")
+            raise WorkerUnavailableError(f"No connected parser knows the format {wanted}.")
         return min(able, key=lambda peer: len(self._sessions[peer]))
 
     def _flush(self) -> None:

@@ -57,7 +57,7 @@ class Kind(Generic[ValueT]):
             UnfitValueError: As `parse`, or its type is wrong.
         """
         if not isinstance(value, str) or not value.strip():
-            good = "a text that is not empty"
+            good = "a non-empty string"
             raise UnfitValueError(value, good, f"must be {good}")
         return self.parse(value.strip())
 

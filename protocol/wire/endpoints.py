@@ -121,7 +121,7 @@ def parse_endpoint(text: str, *, setting: str, secured: bool) -> Endpoint:
     match = _TCP.fullmatch(text)
     if match is None:
         raise ConfigurationError(
-            f"{setting}: {text!r} is no endpoint; use ipc:///path/to/socket or tcp://host:port."
+            f"{setting}: {text!r} is not an endpoint; use ipc:///path/to/socket or tcp://host:port."
         )
     host = match["ipv6"] or match["host"]
     port = 0 if match["port"] == "*" else int(match["port"])
@@ -129,7 +129,7 @@ def parse_endpoint(text: str, *, setting: str, secured: bool) -> Endpoint:
     if port > 65535 or (match["ipv6"] is not None and address is None):
         raise ConfigurationError(f"{setting}: {text!r} has no valid address and port.")
     if address is None and host != "*" and _HOST_NAME.fullmatch(host) is None:
-        raise ConfigurationError(f"{setting}: {host!r} is no host name.")
+        raise ConfigurationError(f"{setting}: {host!r} is not a host name.")
     if not secured and not is_loopback(host):
         raise ConfigurationError(
             f"{setting}: {text} leaves this machine in plaintext. Make keys with `penstock keygen` "

@@ -57,7 +57,7 @@ class SendQueue:
         """
         if self.is_blocked and self._entries and self.num_bytes + len(frame) > self._max_bytes:
             raise PeerOverflowError(
-                f"A peer takes nothing and its queue holds {self.num_bytes} bytes already."
+                f"A peer reads nothing and its queue holds {self.num_bytes} bytes already."
             )
         if self.is_blocked and self._try_merge(message):
             return

@@ -349,7 +349,9 @@ class WorkerLoop(Generic[CommandT]):
         if isinstance(message, Heartbeat):
             self._on_heartbeat(link, message)
         elif isinstance(message, Goodbye):
-            _logger.info("the gateway at %s says goodbye: %s", link.address, message.reason)
+            _logger.info(
+                "the gateway at %s closed the connection: %s", link.address, message.reason
+            )
             link.has_said_goodbye = True
             link.dealer.reset(self._settings.heartbeat_interval_s)
             if message.is_hung and self._settings.hang_grace_s is not None:
@@ -367,7 +369,7 @@ class WorkerLoop(Generic[CommandT]):
     def _end_if_hung(self, counter: int) -> None:
         is_hung = self._handler.progress_counter() == counter and self._handler.load().num_running
         if is_hung and not self._is_finished:
-            _logger.error("this worker hangs: it has work and makes no progress; it ends")
+            _logger.error("this worker hangs: it has work and makes no progress; it exits")
             self.finish("hung", EXIT_FAILED)
 
     def _on_command(self, link: WorkerLink[CommandT], command: CommandT) -> None:
@@ -412,7 +414,7 @@ class WorkerLoop(Generic[CommandT]):
         self._gateways[gateway_id] = link
         self._note_gateways()
         self._note_gateway_state(link, heartbeat)
-        _logger.info("gateway %s at %s is here", gateway_id, link.address)
+        _logger.info("connected to gateway %s at %s", gateway_id, link.address)
         link.send(self._heartbeat(link))
 
     def _on_lost(self, link: WorkerLink[CommandT], reason: str) -> None:

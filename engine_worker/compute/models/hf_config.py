@@ -123,7 +123,7 @@ def _refuse_quantized(fields: ConfigFields) -> None:
         "quant_method", "an unnamed method"
     )
     raise UnsupportedFormatError(
-        f"the weights are quantised ({method}), a format that is not read; use the original "
+        f"the weights are quantised ({method}), a format that is not supported; use the original "
         "model with float32, float16 or bfloat16 safetensors"
     )
 

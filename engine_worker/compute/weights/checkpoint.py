@@ -102,7 +102,7 @@ def _nothing_readable(folder: Path) -> CheckpointError | UnsupportedFormatError:
     for name in names:
         if name.endswith(".gguf"):
             return UnsupportedFormatError(
-                f"{folder}: {name} is GGUF, a format that is not read; use the model's "
+                f"{folder}: {name} is GGUF, a format that is not supported; use the model's "
                 "safetensors files"
             )
     for name in names:

@@ -39,14 +39,14 @@ class CustomDefinition(RequestModel):
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise field_error("an object is expected.")
+            raise field_error("must be an object.")
         if value.get("type") == "text":
             return value
         if value.get("type") != "grammar":
             raise field_error("it must be `text` or `grammar`.", ".type")
         grammar = value.get("grammar")
         if not isinstance(grammar, dict):
-            raise field_error("an object is expected.", ".grammar")
+            raise field_error("must be an object.", ".grammar")
         syntax = grammar.get("syntax")
         if syntax == "lark":
             raise field_error(

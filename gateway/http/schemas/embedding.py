@@ -39,7 +39,7 @@ class EmbeddingRequest(RequestModel):
         if isinstance(value, str):
             return _not_empty(value)
         if not isinstance(value, list) or not value:
-            raise field_error("a text, token ids, or a list of either is expected.")
+            raise field_error("must be a string, token ids, or a list of either.")
         if type(value[0]) is int:
             return _ids(value, "")
         if len(value) > MAX_EMBEDDING_INPUTS:

@@ -7,7 +7,7 @@ from gateway.errors import UnsupportedFieldError
 
 HARMLESS_FIELDS: Final[dict[str, str]] = {
     "metadata": "labels for the caller's own records",
-    "prediction": "a guess to be faster by; the text is the same without",
+    "prediction": "a hint for speed; the text is the same without it",
     "prompt_cache_key": "a routing hint; nothing depends on it",
     "prompt_cache_options": "a caching hint; nothing depends on it",
     "prompt_cache_retention": "a caching hint; nothing depends on it",
@@ -34,20 +34,20 @@ COMPLETION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
 """Documented by OpenAI for completions, refused likewise."""
 
 EXTENSION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
-    "cache_salt": ((), "prompt caches are apart for each tenant already"),
+    "cache_salt": ((), "prompt caches are already separate for each tenant"),
     "chat_template": ((), "templates come with the model"),
     "documents": (([],), "put them into the messages"),
-    "kv_transfer_params": ((), "an engine keeps its own cache"),
+    "kv_transfer_params": ((), "each engine manages its own cache"),
     "length_penalty": ((1, 1.0), "there is no beam search"),
     "logprob_token_ids": (([],), "ask for `top_logprobs`"),
     "mm_processor_kwargs": (({},), "models here read text"),
     "priority": ((0,), "requests have no priorities of their own"),
     "prompt_embeds": ((), "not served"),
     "repetition_detection": ((), "use the penalties"),
-    "spaces_between_special_tokens": ((True,), "text is what the tokens say"),
+    "spaces_between_special_tokens": ((True,), "special tokens are decoded as they are"),
     "stream_interval": ((1,), "every step is sent"),
     "thinking_token_budget": ((-1,), "use `reasoning_effort`"),
-    "truncation_side": (("left",), "prompts are cut at their beginning"),
+    "truncation_side": (("left",), "prompts are truncated on the left"),
     "use_beam_search": ((False,), "there is no beam search"),
 }
 """Extensions of other servers that would change the answer: refused, not ignored."""

@@ -90,14 +90,14 @@ class ChatMessage(RequestModel):
         if value is None or isinstance(value, str):
             return value
         if not isinstance(value, list):
-            raise field_error("a string or a list of text parts is expected.")
+            raise field_error("must be a string or a list of text parts.")
         if len(value) > MAX_CONTENT_PARTS:
             raise field_error(f"at most {MAX_CONTENT_PARTS} content parts are accepted.")
         for index, part in enumerate(value):
             kind = part.get("type") if isinstance(part, dict) else None
             if kind == "refusal" and info.data.get("role") == "assistant":
                 if not isinstance(part.get("refusal"), str):
-                    raise field_error("a string is expected.", f"[{index}].refusal")
+                    raise field_error("must be a string.", f"[{index}].refusal")
                 continue
             if isinstance(kind, str) and (kind in _MEDIA_PARTS or kind == "refusal"):
                 raise field_error(

@@ -83,7 +83,7 @@ class GenerationRequest(StructuredFields):
             return value
         strings = [value] if isinstance(value, str) else value
         if not isinstance(strings, list) or not all(isinstance(one, str) for one in strings):
-            raise field_error("a string or a list of strings is expected.")
+            raise field_error("must be a string or a list of strings.")
         if len(strings) > MAX_STOP_STRINGS:
             raise field_error(f"at most {MAX_STOP_STRINGS} stop strings are accepted.")
         for index, one in enumerate(strings):
@@ -104,7 +104,7 @@ class GenerationRequest(StructuredFields):
         for key, bias in value.items():
             # No leading zeros: two spellings of one id could contradict each other.
             if not (key == "0" or _TOKEN_ID_KEY.match(key)):
-                raise field_error(f"`{key[:64]}` is no token id.")
+                raise field_error(f"`{key[:64]}` is not a token id.")
             if type(bias) not in (int, float) or not LOGIT_BIAS.holds(bias):
                 raise field_error(f"the bias of token {key} must be a number, {LOGIT_BIAS}.")
         return value

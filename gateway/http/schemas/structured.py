@@ -29,9 +29,9 @@ _SCHEMA_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _SCHEMA_FIELDS: Final = frozenset({"name", "description", "schema", "strict"})
 _REFUSED_OPTIONS: Final = {
     "structural_tag": "use `tools`, or a `grammar`",
-    "disable_any_whitespace": "JSON is written in one way already",
+    "disable_any_whitespace": "the format of JSON is fixed",
     "disable_additional_properties": "say `additionalProperties: false` in the schema",
-    "whitespace_pattern": "JSON is written in one way",
+    "whitespace_pattern": "the format of JSON is fixed",
 }
 
 
@@ -89,14 +89,14 @@ def _response_format(value: dict[str, Any], name: str) -> Grammar | None:
     wanted = value.get("json_schema")
     where = f"{name}.json_schema"
     if not isinstance(wanted, dict):
-        raise field_error("an object with `name` and `schema` is expected.", where)
+        raise field_error("must be an object with `name` and `schema`.", where)
     if not isinstance(wanted.get("name"), str) or not _SCHEMA_NAME.fullmatch(wanted["name"]):
-        raise field_error("1 to 64 letters, digits, `_` and `-` are expected.", f"{where}.name")
+        raise field_error("must be 1 to 64 letters, digits, `_` and `-`.", f"{where}.name")
     if not isinstance(wanted.get("strict"), bool | None):
-        raise field_error("true or false is expected.", f"{where}.strict")
+        raise field_error("must be true or false.", f"{where}.strict")
     unknown = next((key for key in wanted if key not in _SCHEMA_FIELDS), None)
     if unknown is not None:
-        raise field_error("there is no such field.", f"{where}.{unknown[:64]}")
+        raise field_error("unknown field.", f"{where}.{unknown[:64]}")
     schema = wanted.get("schema")
     if schema is None:
         return Grammar(kind="json_object", source="")
@@ -140,7 +140,7 @@ def _choice(value: Any, name: str) -> Grammar:
 
 def _json_object(value: Any, name: str) -> Grammar | None:
     if not isinstance(value, bool):
-        raise field_error("true or false is expected.", name)
+        raise field_error("must be true or false.", name)
     return Grammar(kind="json_object", source="") if value else None
 
 
@@ -152,7 +152,7 @@ def _structured_outputs(value: dict[str, Any], name: str) -> Grammar | None:
                 f"it is not supported: {_REFUSED_OPTIONS[key]}.", f"{name}.{key}", unsupported=True
             )
         if key not in _OPTIONS:
-            raise field_error("there is no such field.", f"{name}.{key[:64]}")
+            raise field_error("unknown field.", f"{name}.{key[:64]}")
     if len(given) != 1:
         raise field_error(f"exactly one of {', '.join(_OPTIONS)} is expected.", name)
     ((key, item),) = given.items()
@@ -161,7 +161,7 @@ def _structured_outputs(value: dict[str, Any], name: str) -> Grammar | None:
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value:
-        raise field_error("a text is expected.", name)
+        raise field_error("must be a string.", name)
     return _bounded(value, name)
 
 

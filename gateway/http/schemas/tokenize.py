@@ -51,13 +51,16 @@ class TokenizeRequest(RequestModel):
     @model_validator(mode="after")
     def _of_one_kind(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
-            raise field_error("either `prompt` or `messages` is expected.", "prompt")
+            raise field_error("exactly one of `prompt` and `messages` is required.", "prompt")
         if self.messages is None:
             for name in _CHAT_ONLY:
                 if getattr(self, name) is not None:
                     raise field_error("it needs `messages`.", name)
         elif self.add_special_tokens:
-            raise field_error("a chat template writes its own.", "add_special_tokens")
+            raise field_error(
+                "it is for `prompt`; a chat template adds its own special tokens.",
+                "add_special_tokens",
+            )
         if self.continue_final_message and self.add_generation_prompt:
             raise field_error("it contradicts `add_generation_prompt`.", "continue_final_message")
         return self

@@ -33,7 +33,7 @@ def checked_tool_choice(value: Any) -> Any:
             unsupported=isinstance(kind, str),
         )
     elif _name_of(value) is None:
-        raise field_error("the name of a tool is expected.", f".{kind}.name")
+        raise field_error("must be the name of a tool.", f".{kind}.name")
     return value
 
 
@@ -61,7 +61,7 @@ def choice_mode(choice: ToolChoice) -> ToolChoiceMode:
 
 def _check_allowed(allowed: Any) -> None:
     if not isinstance(allowed, dict):
-        raise field_error("an object is expected.", ".allowed_tools")
+        raise field_error("must be an object.", ".allowed_tools")
     if allowed.get("mode") not in ("auto", "required"):
         raise field_error("it must be `auto` or `required`.", ".allowed_tools.mode")
     tools = allowed.get("tools")
@@ -70,9 +70,9 @@ def _check_allowed(allowed: Any) -> None:
     for index, tool in enumerate(tools):
         where = f".allowed_tools.tools[{index}]"
         if not isinstance(tool, dict) or tool.get("type") not in _NAMED:
-            raise field_error("a tool of type `function` or `custom` is expected.", where)
+            raise field_error("must be a tool of type `function` or `custom`.", where)
         if _name_of(tool) is None:
-            raise field_error("the name of a tool is expected.", f"{where}.{tool['type']}.name")
+            raise field_error("must be the name of a tool.", f"{where}.{tool['type']}.name")
 
 
 def _name_of(tool: dict[str, Any]) -> str | None:

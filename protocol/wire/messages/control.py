@@ -196,7 +196,7 @@ class Refused(Message, frozen=True, tag="refused"):
 
 
 class Ping(Message, frozen=True, tag="ping"):
-    """Anybody may ask a gateway's socket for a sign of life; no Ready is needed."""
+    """Anybody may check that a gateway's socket answers; no Ready is needed."""
 
     nonce: int
 

@@ -38,7 +38,7 @@ def test_a_predecessor_that_is_about_to_end_is_waited_for(
     os.close(fd)
     assert 2.0 <= waiting.now < 2.1
     (line,) = caplog.messages
-    assert f"(process {os.getpid()}) holds {tmp_path}; waiting 5 s" in line
+    assert f"(process {os.getpid()}) holds {tmp_path}; waiting up to 5 s" in line
 
 
 def test_one_that_stays_is_named_when_the_patience_is_over(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
 def test_the_first_start_makes_a_database_and_says_so_beside_it(tmp_path: Path) -> None:
     open_store(tmp_path).close()
     marker = tmp_path / MARKER_NAME
-    assert "Remove it only to begin anew" in marker.read_text(encoding="utf-8")
+    assert "Remove it only to start over" in marker.read_text(encoding="utf-8")
     assert marker.stat().st_mode & 0o077 == 0
     open_store(tmp_path).close()
 
@@ -167,8 +167,8 @@ def test_what_a_kill_leaves_opens_with_everything_that_was_committed(killed: Pat
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"garbage!" * 4, "doesn't begin as a write-ahead log"),
-        (struct.pack(">8I", 0x377F0682, 3007000, 4096, 0, 1, 2, 3, 4), "first 32 bytes"),
+        (b"garbage!" * 4, "no header of a write-ahead log"),
+        (struct.pack(">8I", 0x377F0682, 3007000, 4096, 0, 1, 2, 3, 4), "checksum of its header"),
     ],
 )
 def test_a_log_whose_beginning_is_garbage_is_refused(killed: Path, data: bytes, words: str) -> None:
@@ -196,7 +196,7 @@ def test_a_log_that_lost_a_frame_in_its_middle_is_refused(
 def test_a_log_of_random_bytes_behind_a_good_beginning_is_refused(killed: Path) -> None:
     log = killed / LOG_NAME
     overwrite(log, 32, bytes(range(1, 252)) * ((log.stat().st_size - 32) // 251))
-    with pytest.raises(StoreDamagedError, match="none of this log's"):
+    with pytest.raises(StoreDamagedError, match="does not belong to this log"):
         open_store(killed)
 
 

@@ -92,7 +92,7 @@ def test_a_file_that_is_no_output_is_refused_and_untouched(tmp_path: Path, conte
     path = tmp_path / "precious"
     path.write_text(content, "utf-8")
     with (
-        pytest.raises(UsageError, match=r"precious:\d: .* no output of a batch"),
+        pytest.raises(UsageError, match=r"precious:\d: .* not the output of a batch"),
         BatchOutput(path),
     ):
         pass
@@ -100,7 +100,7 @@ def test_a_file_that_is_no_output_is_refused_and_untouched(tmp_path: Path, conte
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no file"), BatchOutput(Path("/dev/null")):
+    with pytest.raises(UsageError, match="is not a regular file"), BatchOutput(Path("/dev/null")):
         pass
     with pytest.raises(CommandError, match="can't be opened"), BatchOutput(tmp_path / "no" / "out"):
         pass

@@ -98,7 +98,7 @@ def test_an_unreadable_config_names_the_file(tmp_path: Path) -> None:
 
 def test_a_config_with_nonsense_numbers_is_one_clear_line(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m", config={**CONFIG, "num_attention_heads": "many"})
-    with pytest.raises(ModelError, match=r"config\.json of m makes no sense"):
+    with pytest.raises(ModelError, match=r"config\.json of m is not valid"):
         resolve_model(ModelChoice("m", str(folder)), SETTINGS)
 
 

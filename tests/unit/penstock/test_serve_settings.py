@@ -64,8 +64,11 @@ def test_options_beside_the_models_of_a_file_are_not_ignored(tmp_path: Path) -> 
         ("[[models]]\nengines = 1\n", r"models\[0\] needs a `path`"),
         ("port = \n", "not TOML"),
         ("models = ['x']\n", r"written \[\[models\]\]"),
-        ("[[models]]\npath = 'x'\ntokenizer = 5\n", r"models\[0\]\.tokenizer: 5 must be a text"),
-        ("data_dir = 5\n", "--data-dir: 5 must be a text"),
+        (
+            "[[models]]\npath = 'x'\ntokenizer = 5\n",
+            r"models\[0\]\.tokenizer: 5 must be a non-empty string",
+        ),
+        ("data_dir = 5\n", "--data-dir: 5 must be a non-empty string"),
         ("engines = true\n", "--engines: 'True' is no whole number"),
         ("port = 80.5\n", "--port: '80.5' is no whole number"),
         ("[[models]]\npath = 'x'\nengines = 0\n", r"models\[0\]\.engines: 0 is below 1"),

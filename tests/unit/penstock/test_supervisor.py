@@ -148,7 +148,7 @@ def test_a_process_whose_cause_has_passed_comes_back(
         house.poll()
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert said[0] == "a died (exit code 75), starting again in 0.25 s"
-    assert all("still away" in line for line in said[1:-1])
+    assert all("still down" in line for line in said[1:-1])
     # Seven pauses of half a minute each.
     assert 2 <= len(said[1:-1]) <= 4
     assert said[-1].startswith("a is back after 2")

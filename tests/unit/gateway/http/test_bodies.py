@@ -59,7 +59,7 @@ async def test_a_place_that_does_not_come_is_the_callers_own_limit() -> None:
     bodies = bodies_of()
     first = asyncio.create_task(read(bodies, pieces(0.0, 0.0), held_s=2 * PLACE_TIMEOUT_S))
     await asyncio.sleep(0.1)
-    with pytest.raises(DeniedError, match="Your other large requests"):
+    with pytest.raises(DeniedError, match="Too many large requests of yours"):
         await read(bodies, pieces(0.0, 0.0))
     await first
 

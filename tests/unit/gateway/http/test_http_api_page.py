@@ -189,7 +189,7 @@ def test_no_field_is_on_the_page_that_no_schema_knows() -> None:
         outside_brackets = re.sub(r"\([^)]*\)", "", honoured)
         named = re.findall(r"`([a-z_]+)[.`]", outside_brackets)
         assert set(named) - {"reasoning_content"} <= fields
-    beyond = text.split("**Beyond OpenAI**", 1)[1].split("**Log probabilities**", 1)[0]
+    beyond = text.split("**Extensions to OpenAI's API**", 1)[1].split("**Log probabilities**", 1)[0]
     rows = re.findall(r"^\| (`[^|]*?) \|", beyond, re.MULTILINE)
     names = {name.split(".")[0] for row in rows for name in row.split("`")[1::2]}
     assert names <= known["Chat"] | known["Completions"]

@@ -121,7 +121,7 @@ def test_damaged_lines_cost_only_themselves_and_are_counted(
     path = write(tmp_path, b"{x\n", *settles(1), b"\n", settle_line(settle(2))[:-9])
     assert numbers(Backlog(tmp_path)) == [1]
     assert [record.getMessage() for record in caplog.records] == [
-        f"2 lines of the outbox {path} are damaged and left aside"
+        f"2 lines of the outbox {path} are damaged and skipped"
     ]
 
 

@@ -97,7 +97,7 @@ def test_damaged_lines_cost_only_themselves_and_are_counted(
     assert journal.num_lines == 4
     journal.close()
     assert [record.getMessage() for record in caplog.records] == [
-        f"2 lines of the outbox {tmp_path / FILE_NAME} are damaged and left aside"
+        f"2 lines of the outbox {tmp_path / FILE_NAME} are damaged and skipped"
     ]
 
 

@@ -217,7 +217,7 @@ async def test_a_backlog_that_could_not_be_read_is_tried_again(
             outbox.acknowledge(lease_id)
         await spilled(outbox)
     assert [record.getMessage() for record in caplog.records] == [
-        "cannot read on in a backlog of the outbox: Input/output error"
+        "cannot read further in a backlog of the outbox: Input/output error"
     ]
     assert len(post.sent) == 10
     outbox.resend_old()

@@ -64,7 +64,7 @@ async def test_a_bug_in_a_task_ends_its_request_in_words(caplog: pytest.LogCaptu
     bug = RuntimeError("a bug")
     Background("r", errors.append).spawn(Ran(bug).work())
     await asyncio.sleep(2.0)
-    assert [str(error) for error in errors] == ["Something went wrong in this server."]
+    assert [str(error) for error in errors] == ["Internal server error."]
     assert caplog.messages == ["request r failed"]
     (record,) = caplog.records
     assert record.exc_info is not None

@@ -60,7 +60,7 @@ def test_the_message_names_the_field_and_the_reason() -> None:
     with pytest.raises(UnsupportedFieldError) as raised:
         check_version(OLDEST_VERSION, "a", "b")
     assert str(raised.value) == (
-        "`a` is not supported: an engine of this model is of an older release."
+        "`a` is not supported: an engine of this model runs an older release."
     )
     assert raised.value.param == "a"
 
@@ -86,7 +86,7 @@ def test_a_model_that_completes_or_does_not_say_is_asked(capabilities: tuple[str
 def test_a_model_for_embeddings_completes_nothing() -> None:
     with pytest.raises(UnsupportedFieldError) as raised:
         check_served(generation_job(), engine_offer(capabilities=("embeddings",)), PROTOCOL_VERSION)
-    assert str(raised.value) == ("The model `m` makes embeddings only; ask it at /v1/embeddings.")
+    assert str(raised.value) == ("The model `m` only makes embeddings; use /v1/embeddings.")
     assert raised.value.param == "model"
 
 

@@ -330,7 +330,7 @@ async def test_what_raises_here_stops_the_engine_and_ends_the_request(
     monkeypatch.setattr("gateway.request.lease_watch.LeaseWatch.look_at", broken)
     await parts.output(one, text="a")
     assert [type(event) for event in await started.events()] == [ContentText]
-    with pytest.raises(GatewayError, match="Something went wrong"):
+    with pytest.raises(GatewayError, match="Internal server error"):
         await started.work.next_events(None)
     assert parts.engine_wire.of(Abort) == [Abort(request_id="r", attempt=1, choice=0)]
     assert parts.num_seats == 0

@@ -269,7 +269,7 @@ async def test_a_session_whose_events_raise_is_closed_at_its_parser(
 
     monkeypatch.setattr("gateway.request.parsing.ParseSession._on_event", broken)
     await case.parsed(one, content("a"))
-    with pytest.raises(GatewayError, match="Something went wrong"):
+    with pytest.raises(GatewayError, match="Internal server error"):
         await started.work.next_events(None)
     assert len(case.parts.parser_wire.of(CloseParse)) == 1
     assert case.parts.parsers._sessions[one] == {}
@@ -291,7 +291,7 @@ async def test_a_bug_in_a_replay_ends_the_request(
 
     monkeypatch.setattr("gateway.request.parsing.ParseSession._reopen", broken)
     await case.lose(first)
-    with pytest.raises(GatewayError, match="Something went wrong in this server."):
+    with pytest.raises(GatewayError, match="Internal server error."):
         await started.work.next_events(5.0)
     assert caplog.messages == ["request r failed"]
     caplog.clear()

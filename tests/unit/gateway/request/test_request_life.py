@@ -87,7 +87,7 @@ async def test_a_client_that_leaves_while_it_starts_is_told_nothing_and_pays_not
     started.request.on_client_gone()
     error = await started.error()
     assert isinstance(error, ClientDisconnectedError)
-    assert str(error) == "The client has left."
+    assert str(error) == "The client disconnected."
     assert_nothing_is_left(parts, started)
     assert all(settle.is_unused for settle in parts.outbox.settles)
     assert all(settle.outcome == "aborted" for settle in parts.outbox.settles)
@@ -384,7 +384,7 @@ async def test_a_start_that_was_ended_without_a_reason_says_that_nobody_is_left(
     started.request.end("aborted")
     error = await started.error()
     assert isinstance(error, ClientDisconnectedError)
-    assert str(error) == "The client has left."
+    assert str(error) == "The client disconnected."
 
 
 async def test_who_still_reads_after_the_client_left_learns_of_it() -> None:
@@ -392,7 +392,7 @@ async def test_who_still_reads_after_the_client_left_learns_of_it() -> None:
     parts.engine()
     started = await parts.running()
     started.request.on_client_gone()
-    with pytest.raises(ClientDisconnectedError, match="^The client has left.$"):
+    with pytest.raises(ClientDisconnectedError, match="^The client disconnected.$"):
         await started.work.next_events(None)
 
 

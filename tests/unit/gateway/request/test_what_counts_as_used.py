@@ -148,7 +148,7 @@ async def test_a_bug_of_ours_ends_the_request_in_words_and_settles_it(
     assert isinstance(await started.error(), RuntimeError)
     assert started.request.outcome == "failed"
     assert (parts.num_seats, len(parts.sessions)) == (0, 0)
-    with pytest.raises(GatewayError, match="^Something went wrong in this server.$"):
+    with pytest.raises(GatewayError, match="^Internal server error.$"):
         await started.work.next_events(None)
     assert [settle.is_unused for settle in parts.outbox.settles] == [True]
 

@@ -163,11 +163,11 @@ def test_a_file_may_hold_typed_values_which_go_by_the_name_they_have_there() -> 
         (FAST, "yes", "--fast: 'yes' must be true or false."),
         (FAST, 1, "--fast: 1 must be true or false."),
         (MEMORY, False, "MEMORY must be a size such as 512MiB or 2GiB, not 'False'."),
-        (FOLDER, 5, "FOLDER: 5 must be a text that is not empty."),
-        (FOLDER, " ", "FOLDER: ' ' must be a text that is not empty."),
+        (FOLDER, 5, "FOLDER: 5 must be a non-empty string."),
+        (FOLDER, " ", "FOLDER: ' ' must be a non-empty string."),
         (FORM, 5, "FORM: 5 must be one of json, human."),
-        (NAME, 5, "NAME: 5 must be a text that is not empty."),
-        (HOSTS, ["a"], "HOSTS: ['a'] must be a text that is not empty."),
+        (NAME, 5, "NAME: 5 must be a non-empty string."),
+        (HOSTS, ["a"], "HOSTS: ['a'] must be a non-empty string."),
     ],
 )
 def test_a_bad_value_of_a_file_or_an_option_is_refused_by_what_the_setting_is_called_there(
