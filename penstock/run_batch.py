@@ -95,7 +95,7 @@ def _parse(text: str, where: str) -> BatchLine:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: no JSON: {error}.") from None
     if not isinstance(value, dict) or not isinstance(value.get("custom_id"), str):
-        raise UsageError(f"{where}: an object with a `custom_id` is expected.")
+        raise UsageError(f"{where}: must be an object with a `custom_id`.")
     if value.get("method") != "POST" or value.get("url") not in PATHS:
         raise UsageError(f"{where}: `method` must be POST and `url` one of {', '.join(PATHS)}.")
     body = value.get("body")

@@ -17,7 +17,6 @@ NOT_WRAPPED_YET = {
     "docs/deployment.md",
     "docs/formats.md",
     "docs/structured-outputs.md",
-    "docs/measurements/faults.md",
 }
 MAX_COLUMNS = 100
 

@@ -75,6 +75,18 @@ def test_every_command_line_of_the_readme_names_the_program_where_make_puts_it()
     assert bare == []
 
 
+def test_the_figures_of_the_readme_stand_in_the_pages_that_it_names() -> None:
+    text = README.read_text(encoding="utf-8").split("Three numbers", 1)[1]
+    text = text.split("\n- ", 1)[1].split("\n\n", 1)[0]
+    pages = "".join(
+        (README.parent / "docs" / name).read_text(encoding="utf-8")
+        for name in ("performance.md", "reliability.md")
+    )
+    figures = re.findall(r"(?<![\w-])\d[\d,]*(?:\.\d+)?(?![\w-])", text.replace("503", ""))
+    assert len(figures) > 6
+    assert [figure for figure in figures if figure not in pages] == []
+
+
 def test_every_subcommand_of_the_readme_exists() -> None:
     named = set(re.findall(r"\.venv/bin/penstock ([a-z-]+)", README.read_text(encoding="utf-8")))
     command = typer.main.get_command(app)

@@ -73,7 +73,7 @@ def continues_answer(messages: list[Block]) -> bool:
     last = messages[-1]
     if last["role"] == "assistant" and last.get("tool_calls"):
         raise InvalidRequestError(
-            "The last message calls a tool; its `tool_result` is expected behind it.",
+            "The last message calls a tool; a `tool_result` must follow it.",
             param="messages",
         )
     return bool(last["role"] == "assistant")
@@ -93,10 +93,10 @@ def chat_tools(tools: list[Block] | None) -> tuple[list[Block], list[str]]:
             continue
         if not isinstance(tool.get("name"), str):
             param = f"tools[{index}].name"
-            raise InvalidRequestError(f"Invalid `{param}`: a string is expected.", param=param)
+            raise InvalidRequestError(f"Invalid `{param}`: must be a string.", param=param)
         if not isinstance(tool.get("input_schema"), dict):
             param = f"tools[{index}].input_schema"
-            raise InvalidRequestError(f"Invalid `{param}`: an object is expected.", param=param)
+            raise InvalidRequestError(f"Invalid `{param}`: must be an object.", param=param)
         function = {"name": tool["name"], "parameters": tool["input_schema"]}
         function |= {
             name: tool[name] for name in ("description", "strict") if tool.get(name) is not None
@@ -123,13 +123,13 @@ def chat_tool_choice(choice: Block | None) -> Block:
     if kind == "tool":
         if not isinstance(choice.get("name"), str):
             raise InvalidRequestError(
-                "Invalid `tool_choice.name`: a string is expected.", param="tool_choice.name"
+                "Invalid `tool_choice.name`: must be a string.", param="tool_choice.name"
             )
         wanted = {"type": "function", "function": {"name": choice["name"]}}
     is_single = choice.get("disable_parallel_tool_use")
     if not isinstance(is_single, bool | None):
         param = "tool_choice.disable_parallel_tool_use"
-        raise InvalidRequestError(f"Invalid `{param}`: a boolean is expected.", param=param)
+        raise InvalidRequestError(f"Invalid `{param}`: must be a boolean.", param=param)
     return {"tool_choice": wanted} | ({"parallel_tool_calls": False} if is_single else {})
 
 
@@ -169,7 +169,7 @@ def _call(block: Block, path: str) -> Block:
     arguments = block.get("input")
     if not isinstance(arguments, dict):
         raise InvalidRequestError(
-            f"Invalid `{path}.input`: an object is expected.", param=f"{path}.input"
+            f"Invalid `{path}.input`: must be an object.", param=f"{path}.input"
         )
     return {
         "id": our_call_id(_string(block, "id", path)),
@@ -232,7 +232,7 @@ def _blocks(content: Any, where: str) -> Iterator[tuple[str, Block]]:
         return
     if not isinstance(content, list):
         raise InvalidRequestError(
-            f"Invalid `{where}`: a string or a list of blocks is expected.", param=where
+            f"Invalid `{where}`: must be a string or a list of blocks.", param=where
         )
     if len(content) > MAX_CONTENT_PARTS:
         raise InvalidRequestError(
@@ -242,7 +242,7 @@ def _blocks(content: Any, where: str) -> Iterator[tuple[str, Block]]:
         path = f"{where}[{index}]"
         if not isinstance(block, dict) or not isinstance(block.get("type"), str):
             raise InvalidRequestError(
-                f"Invalid `{path}`: an object with a `type` is expected.", param=path
+                f"Invalid `{path}`: must be an object with a `type`.", param=path
             )
         yield path, block
 
@@ -251,7 +251,7 @@ def _string(block: Block, name: str, path: str) -> str:
     value = block.get(name)
     if not isinstance(value, str):
         param = f"{path}.{name}"
-        raise InvalidRequestError(f"Invalid `{param}`: a string is expected.", param=param)
+        raise InvalidRequestError(f"Invalid `{param}`: must be a string.", param=param)
     return value
 
 

@@ -124,7 +124,7 @@ def checked_format(value: Any, suffix: str = "") -> Any:
     if not isinstance(value, dict) or value.get("type") != "json_schema":
         raise field_error("it must be `json_schema`.", f"{suffix}.type")
     if not isinstance(value.get("schema"), dict):
-        raise field_error("an object is expected.", f"{suffix}.schema")
+        raise field_error("must be an object.", f"{suffix}.schema")
     return value
 
 

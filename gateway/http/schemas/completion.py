@@ -45,7 +45,7 @@ class CompletionRequest(GenerationRequest):
         if isinstance(value, str) or (isinstance(value, list) and _are_token_ids(value)):
             return value
         if not isinstance(value, list) or not value:
-            raise field_error("a string, a list of strings or lists of token ids is expected.")
+            raise field_error("must be a string, a list of strings or lists of token ids.")
         if len(value) > MAX_PROMPTS:
             raise field_error(f"at most {MAX_PROMPTS} prompts are accepted.")
         kind = type(value[0])

@@ -60,7 +60,7 @@ class CustomDefinition(RequestModel):
         definition = grammar.get("definition")
         if not isinstance(definition, str) or not 1 <= len(definition) <= MAX_GRAMMAR_CHARACTERS:
             raise field_error(
-                f"a string of 1 to {MAX_GRAMMAR_CHARACTERS} characters is expected.",
+                f"must be a string of 1 to {MAX_GRAMMAR_CHARACTERS} characters.",
                 ".grammar.definition",
             )
         return value

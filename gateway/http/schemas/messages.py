@@ -167,7 +167,7 @@ class Tool(RequestModel):
 
 def _need_its_part(tool: Tool | ToolCall) -> None:
     if (tool.function if tool.type == "function" else tool.custom) is None:
-        raise field_error(f"an object is expected with the type `{tool.type}`.", f".{tool.type}")
+        raise field_error(f"must be an object for the type `{tool.type}`.", f".{tool.type}")
 
 
 def tool_name(tool: dict[str, Any]) -> str:

@@ -119,7 +119,7 @@ class GenerationRequest(StructuredFields):
         for index, word in enumerate(value):
             if not isinstance(word, str) or not 0 < len(word) <= MAX_BAD_WORD_CHARACTERS:
                 raise field_error(
-                    f"a text of 1 to {MAX_BAD_WORD_CHARACTERS} characters is expected.",
+                    f"must be a string of 1 to {MAX_BAD_WORD_CHARACTERS} characters.",
                     f"[{index}]",
                 )
         return value

@@ -128,11 +128,11 @@ def _lark(value: Any, name: str) -> Grammar:
 
 def _choice(value: Any, name: str) -> Grammar:
     if not isinstance(value, list) or not 0 < len(value) <= MAX_GUIDED_CHOICES:
-        raise field_error(f"1 to {MAX_GUIDED_CHOICES} texts are expected.", name)
+        raise field_error(f"must be a list of 1 to {MAX_GUIDED_CHOICES} strings.", name)
     for index, one in enumerate(value):
         if not isinstance(one, str) or not 0 < len(one) <= MAX_CHOICE_CHARACTERS:
             raise field_error(
-                f"a text of 1 to {MAX_CHOICE_CHARACTERS} characters is expected.",
+                f"must be a string of 1 to {MAX_CHOICE_CHARACTERS} characters.",
                 f"{name}[{index}]",
             )
     return Grammar(kind="choice", source=_bounded(orjson.dumps(value).decode(), name))
@@ -154,7 +154,7 @@ def _structured_outputs(value: dict[str, Any], name: str) -> Grammar | None:
         if key not in _OPTIONS:
             raise field_error("unknown field.", f"{name}.{key[:64]}")
     if len(given) != 1:
-        raise field_error(f"exactly one of {', '.join(_OPTIONS)} is expected.", name)
+        raise field_error(f"must have exactly one of {', '.join(_OPTIONS)}.", name)
     ((key, item),) = given.items()
     return _OPTIONS[key](item, f"{name}.{key}")
 

@@ -66,7 +66,7 @@ def _check_allowed(allowed: Any) -> None:
         raise field_error("it must be `auto` or `required`.", ".allowed_tools.mode")
     tools = allowed.get("tools")
     if not isinstance(tools, list) or not 1 <= len(tools) <= MAX_TOOLS:
-        raise field_error(f"a list of 1 to {MAX_TOOLS} tools is expected.", ".allowed_tools.tools")
+        raise field_error(f"must be a list of 1 to {MAX_TOOLS} tools.", ".allowed_tools.tools")
     for index, tool in enumerate(tools):
         where = f".allowed_tools.tools[{index}]"
         if not isinstance(tool, dict) or tool.get("type") not in _NAMED:
