@@ -47,7 +47,8 @@ def take_lock(
         if clock() >= ends_at:
             os.close(fd)
             raise StoreLockedError(
-                f"Another auth worker (process {holder}) holds {path.parent}; SQLite supports only one."
+                f"Another auth worker (process {holder}) holds {path.parent}; "
+                "SQLite supports only one."
                 " Stop it, or give this one a data directory of its own (PENSTOCK_DATA_DIR)."
             )
         if not is_told:

@@ -41,8 +41,8 @@ def ensure_admin(
 
     A given key is stored under one fixed id: another value replaces it, and without one it ends,
     so that a secret taken out of the environment opens nothing any more. When no admin key without
-    an expiry is left then, one is made and written to a file before its digest is stored: a crash between
-    the two leaves a file that the next start overwrites, never a key that nobody knows.
+    an expiry is left then, one is made and written to a file before its digest is stored: a crash
+    between the two leaves a file that the next start overwrites, never a key that nobody knows.
 
     Args:
         store: Not yet in use by a commit thread.

@@ -19,7 +19,7 @@ from protocol.wire.messages import Authorize, LeaseReport, Settle, StreamUsage
 ORPHAN_TERM_S = 30.0
 """Time for every engine, and for the outbox of a gateway that restarts, to say what they know."""
 MAX_SETTLED_REMEMBERED = 4096
-"""Settled leases about which engines may still report; beyond it a report costs a look at the ledger."""
+"""Settled leases about which engines may still report; beyond it a report reads the ledger."""
 
 
 class OpenLeases:

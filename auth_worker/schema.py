@@ -1,6 +1,7 @@
 """The tables of the auth database and the migrations that lead to them, forward only.
 
-A change edits the tables below *and* adds a migration that makes it in databases of before. Times end in `_at` (Unix seconds) or `_at_ms`.
+A change edits the tables below *and* adds a migration that makes it in databases of before. Times
+end in `_at` (Unix seconds) or `_at_ms`.
 """
 
 from collections.abc import Callable, Sequence

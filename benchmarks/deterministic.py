@@ -1,4 +1,4 @@
-"""What `--deterministic` costs and shares: tokens per second of the demo model, one and eight streams.
+"""What `--deterministic` costs and shares: tokens per second of the demo model, 1 and 8 streams.
 
 python -m benchmarks.deterministic
 """

@@ -5,9 +5,9 @@
 
 A whole Penstock (gateway, auth worker with a real key, scripted engine without pauses, parser)
 takes turns with a FastAPI server of a pydantic body, raw ASGI under the same uvicorn, and bare
-ZeroMQ round trips of the same sizes. All answer the same bytes, all are processes of this machine, and
-the client is one too. Figures are medians over the rounds; ratios are made within each round, so
-that what else the machine does weighs on both sides.
+ZeroMQ round trips of the same sizes. All answer the same bytes, all are processes of this machine,
+and the client is one too. Figures are medians over the rounds; ratios are made within each round,
+so that what else the machine does weighs on both sides.
 """
 
 import argparse

@@ -76,7 +76,7 @@ def measure_copy_bandwidth(size_bytes: int) -> float:
 
 
 def parity_error() -> float:
-    """The largest difference of logits between this device and the CPU, float32, over their spread."""
+    """The largest float32 difference of logits of this device and the CPU, over their spread."""
     graph = declare(decoder_spec(SHAPES[PARITY_SHAPE]), np.float32)
     generator = np.random.default_rng(0)
     token_ids = generator.integers(0, graph.spec.vocab_size, NUM_PARITY_TOKENS, np.int32)

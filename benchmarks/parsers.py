@@ -2,7 +2,8 @@
 
     python benchmarks/parsers.py [--max-chars 1000000] [--repeat 3]
 
-CPU time of one core. Straight lines are the point: the time per character is the same at 1 KB and at 1 MB.
+CPU time of one core. Straight lines are the point: the time per character is the same at 1 KB and
+at 1 MB.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Load generator for any OpenAI-compatible server: TTFT, ITL, E2E, tokens/s, errors, by concurrency.
+"""Load generator for any OpenAI-compatible server: TTFT, ITL, E2E, tokens/s, errors by concurrency.
 
     python -m benchmarks.serve --url http://127.0.0.1:8000 --concurrency 1 8 32 --requests 64
 
 Times are the client's. TTFT is the time to the first event with text (not the role-only chunk), ITL
 the gaps between later events with text, E2E the time to the last byte. Output tokens come from the
-server's own usage chunk. Prompts are seeded words, different in each request, so that a prefix cache
-helps no more than it would in life; `--shared-prefix` makes it.
+server's own usage chunk. Prompts are seeded words, different in each request, so that a prefix
+cache helps no more than it would in life; `--shared-prefix` makes it.
 """
 
 import argparse

@@ -65,9 +65,9 @@ class ModelSettings:
             tuple(SpeculationMode),
             meaning=(
                 "answers whose text repeats draft their next tokens from it (prompt lookup), and "
-                "several draft tokens are computed in one step: `auto` where that makes more tokens a "
-                "second by what steps and drafts turned out to be, `off`, or `always` (for "
-                "tests). The tokens are the same as without"
+                "several draft tokens are computed in one step: `auto` where that makes more "
+                "tokens a second by what steps and drafts turned out to be, `off`, or `always` "
+                "(for tests). The tokens are the same as without"
             ),
         )
     )

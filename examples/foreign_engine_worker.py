@@ -1,7 +1,7 @@
 """An engine worker that imports nothing of Penstock: plain `msgpack` and `pyzmq`, a hundred lines.
 
-It serves a model called `echo` that spells the prompt backwards, one character a token. Anything that
-speaks MessagePack can be an engine like this; docs/protocol.md has the messages.
+It serves a model called `echo` that spells the prompt backwards, one character a token. Anything
+that speaks MessagePack can be an engine like this; docs/protocol.md has the messages.
 
     PENSTOCK_ENGINE_ENDPOINT=ipc:///path/to/engine python examples/foreign_engine_worker.py
 """

@@ -84,7 +84,7 @@ class GatewaySettings:
         words(
             "PENSTOCK_MODELS",
             meaning=(
-                "models that `/health` expects to be served; engines of other models may connect, too"
+                "models that `/health` expects to be served; engines of others may connect, too"
             ),
         )
     )
@@ -155,8 +155,8 @@ class GatewaySettings:
             minimum=1,
             maximum=10**6,
             meaning=(
-                "requests of one model that wait for an engine; over it 503 with `Retry-After`. One "
-                "tenant may hold as many places as are still free (half of them when it is alone), "
+                "requests of one model that wait for an engine; over it 503 with `Retry-After`. "
+                "One tenant may hold as many places as are still free (half of them when alone), "
                 "and always 16"
             ),
         )
@@ -219,7 +219,7 @@ class GatewaySettings:
             15.0,
             minimum=0.05,
             maximum=3600,
-            meaning="a stream without events for this long gets a comment, so that proxies keep it open",
+            meaning="a stream silent for this long gets a comment, so that proxies keep it open",
         )
     )
     lease_slice_tokens: int = setting(

@@ -1,1 +1,1 @@
-"""The command line: `penstock serve` starts the server on one machine; chat, keys and ping talk to it."""
+"""The command line: `penstock serve` starts the server on one machine; others talk to it."""

@@ -1,4 +1,4 @@
-"""Makes the first admin key as a file, for auth workers and command lines that get it as a secret."""
+"""Makes the first admin key as a file, for auth workers and commands that get it as a secret."""
 
 import os
 import secrets

@@ -33,8 +33,8 @@ def read_admin_key(key_file: Path | None, data_dir: Path) -> str:
         key = path.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         raise UsageError(
-            f"No admin key in {path}: set PENSTOCK_ADMIN_KEY or --key-file. How to get another where "
-            "it is lost is in docs/runbook.md."
+            f"No admin key in {path}: set PENSTOCK_ADMIN_KEY or --key-file. Where it is lost, "
+            "docs/runbook.md says how to get another."
         ) from None
     except OSError as error:
         raise UsageError(

@@ -240,7 +240,7 @@ def _fetch(model: ModelChoice, settings: ServeSettings) -> Path:
         raise ModelError(f"{source} has no revision {settings.revision!r}.") from None
     except RepositoryNotFoundError:
         raise ModelError(
-            f"{source} is neither a local folder nor a model on the hub (private ones need HF_TOKEN)."
+            f"{source} is no local folder and no hub model; private ones need HF_TOKEN."
         ) from None
     except (HfHubHTTPError, OSError) as error:
         raise ModelError(

@@ -1,4 +1,4 @@
-"""`penstock parse`: a model's text from a pipe, through the parser's own machine, without a server."""
+"""`penstock parse`: a model's text from a pipe, by the parser's own code, without a server."""
 
 import subprocess
 import sys

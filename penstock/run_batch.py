@@ -1,9 +1,10 @@
 """`penstock run-batch`: a file of requests in, a file of answers out, in OpenAI's batch format.
 
-Each line of the input is `{"custom_id", "method": "POST", "url": "/v1/chat/completions", "body"}`; each
-line of the output `{"id", "custom_id", "response": {"status_code", "request_id", "body"}, "error"}`
-(https://platform.openai.com/docs/guides/batch). Answers are appended as they come, so that a run that was
-cut off is taken up where it ended, and put into the order of the input at the end.
+Each line of the input is `{"custom_id", "method": "POST", "url": "/v1/chat/completions", "body"}`;
+each line of the output `{"id", "custom_id", "response": {"status_code", "request_id", "body"},
+"error"}` (https://platform.openai.com/docs/guides/batch). Answers are appended as they come, so
+that a run that was cut off continues where it ended, and put into the order of the input at the
+end.
 """
 
 import asyncio
@@ -70,7 +71,7 @@ def read_batch(path: Path) -> list[BatchLine]:
                 if line.custom_id in seen:
                     first = seen[line.custom_id]
                     raise UsageError(
-                        f"{path}:{number}: custom_id {line.custom_id!r} is that of line {first} too."
+                        f"{path}:{number}: custom_id {line.custom_id!r} repeats line {first}."
                     )
                 seen[line.custom_id] = number
                 lines.append(line)
@@ -148,7 +149,8 @@ def run(
             counts = found
         output.put_in_order(line.custom_id for line in lines)
     console.print(
-        f"{counts.succeeded} answered, {counts.failed} failed, {counts.skipped} were answered before",
+        f"{counts.succeeded} answered, {counts.failed} failed, "
+        f"{counts.skipped} were answered before",
         highlight=False,
     )
     return 0 if counts.succeeded + counts.skipped == counts.total else 1

@@ -208,5 +208,6 @@ def announce(url: str, settings: ServeSettings, console: Console) -> None:
         '"messages": [{"role": "user", "content": "Hello!"}]}'
     )
     say(
-        f"Try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} -d '{body}'"
+        f"Try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header}"
+        f" -d '{body}'"
     )

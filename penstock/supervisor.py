@@ -263,7 +263,7 @@ class Supervisor:
                 self._start_again(child, now)
             if child.policy.is_reminder_due(now):
                 logger.warning(
-                    "%s is still down (last: %s); it is restarted until it stays up, see its log above",
+                    "%s is still down (last: %s); restarting it goes on, see its log above",
                     child.spec.name, child.last_cause,
                 )  # fmt: skip
         self._require_something_to_serve()

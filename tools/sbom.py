@@ -1,8 +1,8 @@
 """Writes a software bill of materials (CycloneDX 1.6, JSON) for each lock of what users run.
 
 Packages, versions and the hashes of their files come from requirements/, licences and who needs
-whom from the metadata of the packages that are installed here; of one that is not installed (CUDA's)
-neither is told.
+whom from the metadata of the packages that are installed here; of one that is not installed
+(CUDA's) neither is told.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Everything that runs on the device: models, sampling, attention, weights, and the runner of steps.
+"""What runs on the device: models, sampling, attention, weights, and the runner of steps.
 
 The only rooms that may import jax, beside `embedding` and `loading`. Each is a folder of its own.
 May import `engine_worker.core.choice` (what a step asks for) and `engine_worker.errors`.

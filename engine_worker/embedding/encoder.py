@@ -1,4 +1,4 @@
-"""The encoder of the BERT family: declared once with flax.nnx, split at load, then a pure function."""
+"""The encoder of the BERT family: declared with flax.nnx, split at load, then a pure function."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""Assembles what makes embeddings: an encoder from its folder, or a decoder that is loaded already."""
+"""Assembles what makes embeddings: an encoder from its folder, or a loaded decoder."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Takes commands in the I/O thread: what takes a while goes to threads, the rest to the step loop."""
+"""Takes commands in the I/O thread: what takes a while goes to threads, the rest to the steps."""
 
 import logging
 import queue

@@ -1,4 +1,4 @@
-"""Prompts that wait to be tokenised and tokens to become text: fair, bounded, and dropped in time."""
+"""Prompts that wait to be tokenised and tokens to become text: fair, bounded, dropped in time."""
 
 import logging
 import threading

@@ -1,4 +1,4 @@
-"""Requests that engines died of: found out by running them alone, refused for a while afterwards."""
+"""Requests that engines died of: found by running them alone, refused for a while afterwards."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Work that lost its engine and needs another one: seated before everybody who waits for a first."""
+"""Work that lost its engine and needs another one: served before all that wait for a first."""
 
 import asyncio
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""HTTP in, bytes out: the ASGI app, uvicorn's server, who may use a route, and how bodies and errors look.
+"""HTTP in, bytes out: the ASGI app, uvicorn's server, access to routes, bodies and errors.
 
 `app.py` wires it, `access.py` guards every route, `convert.py` turns a checked body into a job.
 `routes/` has one file a resource, `schemas/` the bodies, `render/` the answers.

@@ -36,7 +36,7 @@ class Access(Enum):
     USER = "user"
     """A key; the default."""
     METERED = "metered"
-    """A key, with an upper bound of what is used; the route reserves it, once it has read the body."""
+    """A key, with an upper bound of what is used; the route reserves it after reading the body."""
     ADMIN = "admin"
     """The key of an administrator, even where no key is needed otherwise."""
 

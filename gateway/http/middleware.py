@@ -28,7 +28,7 @@ _SAFE_HEADERS: Final = (
 class RequestScopeMiddleware:
     """Gives each request an id, sets safe headers, counts the answer and logs it.
 
-    The gateway's own `request_id` goes into `scope["state"]` and the header `X-Penstock-Request-ID`.
+    The gateway's `request_id` goes into `scope["state"]` and the header `X-Penstock-Request-ID`.
     A client's `X-Request-ID` is its `trace_id`: echoed, on log lines of every process, never a key;
     without one the header shows the gateway's.
     """

@@ -35,7 +35,8 @@ class Turns:
         line = self._waiting.setdefault(caller, deque())
         if len(line) >= _MAX_WAITING_PER_CALLER:
             raise DeniedError(
-                f"{len(line)} large requests of this caller are already waiting; please try again later.",
+                f"{len(line)} large requests of this caller are already waiting; "
+                "please try again later.",
                 code=ErrorCode.RATE_LIMIT_EXCEEDED,
                 retry_after_s=1.0,
             )

@@ -1,4 +1,4 @@
-"""Gives each gateway of one shared data folder a folder of its own, and hands on what a lost one left."""
+"""Gives each gateway of a shared data folder its own folder, and hands on what a lost one left."""
 
 import fcntl
 import logging

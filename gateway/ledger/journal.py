@@ -1,4 +1,4 @@
-"""The outbox's file: one JSON object a line, appended and fsynced, rewritten when most of it is void."""
+"""The outbox's file: one JSON object a line, appended and fsynced, rewritten when mostly void."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Settlements until the auth worker has acknowledged them, also across a restart of this process."""
+"""Settlements until the auth worker has acknowledged them, also across restarts of this process."""
 
 import asyncio
 import logging
@@ -102,7 +102,7 @@ class Outbox:
         self._window.acknowledge(lease_id)
 
     def refuse(self, request_id: str) -> None:
-        """The auth worker can't book a request's settlement, now or later; it is dropped, loudly."""
+        """The auth worker can't book a settlement, now or later; it is logged and dropped."""
         for lease_id in self._window.leases_of(request_id):
             _logger.error("the settlement of lease %s was refused and is dropped", lease_id)
             self.acknowledge(lease_id)

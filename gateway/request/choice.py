@@ -193,7 +193,7 @@ class EngineChoice:
         )
 
     def stream_usage(self) -> StreamUsage:
-        """Its part of the lease, named as an engine would name it that reports to the auth worker."""
+        """Its part of the lease, named as an engine names it that reports to the auth worker."""
         return bridge.stream_usage(self.plan.request_id, self._number, self.usage)
 
     def start(self, seat: Seat, deadline_s: float) -> None:

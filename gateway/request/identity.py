@@ -1,4 +1,4 @@
-"""Who callers turned out to be a moment ago, so that strangers are refused before they cost anything."""
+"""Callers that were identified a moment ago, so that strangers are refused at no cost."""
 
 import time
 from collections import OrderedDict

@@ -26,7 +26,7 @@ _FINAL = frozenset(
         ErrorCode.INVALID_REQUEST,
     }
 )
-"""Refusals that are the caller's own; any other one may pass, and paid tokens are left meanwhile."""
+"""Refusals that are the caller's own; any other one may pass, and paid tokens are left."""
 
 
 class RequestLease:

@@ -1,4 +1,4 @@
-"""The fixed way of a request's events outward: what the prompt shows, what usage is told, the queue."""
+"""The fixed path of a request's events: what the prompt shows, what usage is told, the queue."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""The prompts of one request at one engine: a few at a time, so that nobody else waits for them all."""
+"""The prompts of one request at one engine: a few at a time, so that others don't wait for all."""
 
 import asyncio
 from collections.abc import Sequence

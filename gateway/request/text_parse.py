@@ -1,4 +1,4 @@
-"""Parsing one whole text as a kind of work: through a parser worker, in pieces, replayed if it dies."""
+"""Parsing a whole text as a kind of work: by a parser worker, in pieces, replayed if it dies."""
 
 import asyncio
 from dataclasses import dataclass, field

@@ -1,7 +1,8 @@
-"""A process that runs the tools of other packages, one call at a time: `python -m gateway.tools.tool_process`.
+"""Runs tools of other packages, one call at a time: `python -m gateway.tools.tool_process`.
 
-It talks JSON lines: first the tools it found, then that it took a call, and the call's answer. Whatever a tool prints
-goes to the log, what it raises is an answer, and what it does to its process hurts nobody else.
+It talks JSON lines: first the tools it found, then that it took a call, and the call's answer.
+Whatever a tool prints goes to the log, what it raises is an answer, and what it does to its process
+hurts nobody else.
 """
 
 import asyncio

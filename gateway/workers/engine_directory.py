@@ -1,4 +1,4 @@
-"""Which engines are there and what they serve, also while old and new weights serve side by side."""
+"""Which engines there are and what they serve, also while old and new weights are served."""
 
 import asyncio
 import logging
@@ -102,7 +102,7 @@ class EngineDirectory:
         self._on_change(handle.offer.model)
 
     def back_off(self, peer: Peer, for_s: float) -> None:
-        """An engine refused work that seemed to be within its credit: leave it alone for a while."""
+        """An engine refused work that seemed within its credit: leave it alone for a while."""
         handle = self._handles.get(peer)
         if handle is not None:
             loop = asyncio.get_running_loop()

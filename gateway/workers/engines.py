@@ -40,7 +40,7 @@ from protocol.wire.peers import Peer
 _logger = logging.getLogger("penstock.gateway.engines")
 
 BACK_OFF_S = 0.25
-"""After a refusal within its credit an engine is left alone for so long, unless it says how long."""
+"""After a refusal within its credit an engine is left alone this long, unless it says how long."""
 MAX_BACK_OFF_S = 5.0
 _BACK_OFF_CODES = frozenset(
     {ErrorCode.CREDIT_EXCEEDED, ErrorCode.WORKER_UNAVAILABLE, ErrorCode.OVERLOADED}

@@ -257,5 +257,5 @@ def _knows(peer: Peer, message: OpenParse) -> bool:
 
 
 def knows_format(name: str | None, offered: Collection[str]) -> bool:
-    """Whether a format is among those offered; `name:suffix` is `name` with a suffix in its tags."""
+    """Whether a format is offered; `name:suffix` is `name` with a suffix in its tags."""
     return name is None or name in offered or name.partition(":")[0] in offered

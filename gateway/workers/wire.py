@@ -14,7 +14,7 @@ class Wire(Protocol):
         ...
 
     def cancel(self, peer: Peer, request_id: str) -> bool:
-        """Nobody waits for a question's answer: take it back, or tell the peer; whether it is back."""
+        """Nobody waits for an answer: take the question back, or tell the peer; whether back."""
         ...
 
 

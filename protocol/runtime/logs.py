@@ -49,7 +49,7 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, process, pid, logger, message, request_id, trace_id, exception.
+    """One JSON object a line: time, level, process, pid, logger, message, ids, exception.
 
     A record may bring more fields along, as `extra={"fields": {…}}`.
     """

@@ -1,7 +1,7 @@
 """A worker's counters, gauges and histograms, taken as one message that gateways show on /metrics.
 
-Thread-safe: compute threads count, the I/O thread takes samples. A series is a name with a value for
-each of its labels; the number of series is bounded by the caller's choice of labels.
+Thread-safe: compute threads count, the I/O thread takes samples. A series is a name with a value
+for each of its labels; the number of series is bounded by the caller's choice of labels.
 """
 
 import threading

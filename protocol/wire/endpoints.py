@@ -1,4 +1,4 @@
-"""Where gateways listen and workers dial: addresses from settings, names resolved again and again."""
+"""Where gateways listen and workers dial: addresses from settings, names resolved repeatedly."""
 
 import ipaddress
 import logging

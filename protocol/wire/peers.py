@@ -48,7 +48,7 @@ class PeerLimits:
         stall_timeout_s: Running work without progress for so long: hung, treated as lost.
         start_dead_s: As `dead_s`, for a peer that loads or compiles.
         start_stall_timeout_s: A start-up phase without any change for so long: hung.
-        max_sweep_gap_s: A longer gap means that the caller itself did not run; it doesn't count as silence.
+        max_sweep_gap_s: A longer gap means that the caller itself did not run; it is not silence.
         max_peers: Further ones are refused.
     """
 

@@ -11,7 +11,7 @@ from protocol.errors import ConfigurationError
 
 READY_FILE_SETTING = "PENSTOCK_READY_FILE"
 MAX_AGE_S = 15.0
-"""A worker touches its file with each heartbeat; one that did not for so long hangs or is stopped."""
+"""A worker touches its file with each heartbeat; one that did not for this long hangs."""
 
 _logger = logging.getLogger("penstock.worker")
 

@@ -195,7 +195,7 @@ class RoleServer(Generic[EventT]):
             self._on_event(outcome.peer, message)
 
     def _is_news(self, identity: bytes) -> bool:
-        """Whether the refusal of a connection, which may ask several times, is still to be logged."""
+        """Whether the refusal of a connection, which may repeat itself, is still to be logged."""
         if identity in self._refused or not self._refusal_bound.allow():
             return False
         self._refused[identity] = None

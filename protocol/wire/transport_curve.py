@@ -1,4 +1,4 @@
-"""CURVE on ZeroMQ sockets: key pairs, socket options, and who may connect (ZAP, rfc.zeromq.org/27)."""
+"""CURVE on ZeroMQ sockets: key pairs, socket options, who may connect (ZAP, rfc.zeromq.org/27)."""
 
 import asyncio
 import logging

@@ -177,7 +177,7 @@ class Worker(Generic[CommandT]):
         return self._io.gateway_versions.get(gateway_id, OLDEST_VERSION)
 
     def command_age_s(self) -> float:
-        """Called in `on_command` only: how long at most the command may have waited unread, seconds.
+        """In `on_command` only: how long at most the command may have waited unread, seconds.
 
         0.0 unless the I/O thread did not run for at least two heartbeats.
         """

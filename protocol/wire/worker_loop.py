@@ -43,7 +43,7 @@ EXIT_CLEAN = 0
 EXIT_FAILED = 1
 _DRAIN_CHECK_INTERVAL_S = 0.02
 STOP_LOOK_S = 1.0
-"""Who stops all containers at once signals them one by one; gateways tell of their drain at once."""
+"""Stopping all containers signals them one by one; gateways tell of their drain at once."""
 _NORMAL_BEATS = 2
 """A loop that does nothing for so many heartbeats was stopped, swapped out or blocked."""
 

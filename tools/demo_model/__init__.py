@@ -1,1 +1,1 @@
-"""The written grammar, tokenizer, packing, model and training loop behind the bundled demo model."""
+"""The written grammar, tokenizer, packing, model and training loop of the bundled demo model."""

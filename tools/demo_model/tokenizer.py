@@ -1,4 +1,4 @@
-"""The demo model's tokenizer: a small byte-level BPE, trained on the grammar and saved for transformers."""
+"""The demo model's tokenizer: a small byte-level BPE, trained on the grammar."""
 
 import json
 from collections.abc import Iterable

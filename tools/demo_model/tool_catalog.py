@@ -31,7 +31,7 @@ class Tool:
             that ends in "?" is a question.
         result: result fields (aliases) and the kind of each value.
         answer: what the assistant says about the result, with the first alias of each field.
-        short_answer: what it says when the result has only the first field; "" if it always has all.
+        short_answer: what it says when the result has only the first field; "" if it has all.
     """
 
     names: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Attention of a few rows over their pages of the KV cache, as an online softmax (arXiv 1805.02867).
+"""Attention of a few rows over their pages of the KV cache, by online softmax (arXiv 1805.02867).
 
 Pages are visited in groups by a loop whose trip count follows the longest row of the step, so one
 program serves every context length and no copy of a whole context is ever made. Query heads that

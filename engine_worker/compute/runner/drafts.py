@@ -1,8 +1,8 @@
 """Rows with draft tokens as rows of one token each, and which of their draws count.
 
-Any decode program computes them: a draft token stands in a row of its own, one position after the row
-before it, with the same block table. Rows write their keys and values before any is read, so a draft
-token sees all before it, as it would one step after the other.
+Any decode program computes them: a draft token stands in a row of its own, one position after the
+row before it, with the same block table. Rows write their keys and values before any is read, so a
+draft token sees all before it, as it would one step after the other.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def split_drafts(rows: Sequence[RowWork], max_rows: int) -> tuple[RowWork, ...]:
 
 
 def join_drafts(rows: Sequence[RowWork], result: StepResult) -> StepResult:
-    """What the rows sampled, from the result of their pieces: draws count up to a wrong draft token."""
+    """What the rows sampled, from the result of their pieces: draws up to a wrong draft token."""
     if not any(row.draft_token_ids for row in rows):
         return result
     sizes = [1 + len(row.draft_token_ids) for row in rows]

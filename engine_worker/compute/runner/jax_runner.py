@@ -253,7 +253,7 @@ class JaxModelRunner:
         self._store.finish_warm_up()
 
     def program_bytes(self) -> int:
-        """Working memory of the program that takes most, beside weights and state; compiles three."""
+        """Working memory of the largest program, beside weights and state; compiles three."""
         compiled = [self._store.get(key).memory_analysis() for key in self._buckets.largest]
         # What is donated is counted as an output too, but is no new memory.
         sizes_bytes: list[int] = [

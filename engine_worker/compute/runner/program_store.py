@@ -100,7 +100,7 @@ class ProgramStore(Generic[Key]):
         """
         started = time.monotonic()
         missing = [key for key in first if key not in self._programs]
-        # The compiler releases the interpreter but leaves cores idle between its own parallel parts.
+        # The compiler releases the interpreter but leaves cores idle between its parallel parts.
         num_cached = 0
         with self._watched(), _large_stacks(), _pool() as threads:
             futures = {threads.submit(self._compile_watched, key): key for key in missing}
@@ -216,7 +216,7 @@ def _pool() -> ThreadPoolExecutor:
 
 @contextmanager
 def _large_stacks() -> Iterator[None]:
-    """Threads that start meanwhile: deep models overflow the compiler's stack at the usual 8 MiB."""
+    """Threads started meanwhile: deep models overflow the compiler's stack at the usual 8 MiB."""
     usual_stack_bytes = threading.stack_size(_COMPILER_STACK_BYTES)
     try:
         yield

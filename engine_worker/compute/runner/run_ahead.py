@@ -1,10 +1,10 @@
 """Begins the step after this one while this one's tokens are on their way to the host.
 
-An accelerator would idle while the host reads tokens, tells them and plans the next step. But a step
-of decodes is mostly followed by one of the same rows, whose tokens the device has. So that one is
-begun at once; if the host then wants anything else, it is dropped. What a dropped step wrote lies
-behind the end of every row, in blocks that the rows had when it was begun, and whoever gets these
-blocks writes later, since a device works in order.
+An accelerator would idle while the host reads tokens, tells them and plans the next step. But a
+step of decodes is mostly followed by one of the same rows, whose tokens the device has. So that one
+is begun at once; if the host then wants anything else, it is dropped. What a dropped step wrote
+lies behind the end of every row, in blocks that the rows had when it was begun, and whoever gets
+these blocks writes later, since a device works in order.
 """
 
 from collections.abc import Callable, Sequence

@@ -60,7 +60,7 @@ def scale_by_power_of_two(x: jax.Array, exponent: int) -> jax.Array:
 
 
 def split_mantissa(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Parts of x = (1 + t) * 2**e with 1 + t in [sqrt(1/2), sqrt(2)): t float32 (exact) and e int32.
+    """Parts of x = (1 + t) * 2**e with 1 + t in [sqrt(1/2), sqrt(2)): t float32, exact, e int32.
 
     Args:
         x: Positive, normal, float32.

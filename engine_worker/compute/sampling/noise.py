@@ -1,4 +1,4 @@
-"""The noise of a draw: a Gumbel number for each (seed, choice, position, token id), from nothing else.
+"""The noise of a draw: a Gumbel number for each (seed, choice, position, token id).
 
 There is no generator state. The same four numbers give the same bits in any batch, row, program,
 process and engine, so a choice can be continued elsewhere, and `argmax(logits / temperature +

@@ -58,7 +58,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 
 
 def signature_of(thinking: str) -> str:
-    """What a thinking block is signed with; opaque to clients, and not looked at when it comes back."""
+    """What a thinking block is signed with; opaque to clients, and ignored when it comes back."""
     digest = blake2b(thinking.encode("utf-8", "surrogatepass"), digest_size=24).digest()
     return b64encode(digest).decode("ascii")
 

@@ -1,4 +1,4 @@
-"""Log probabilities in the shapes that clients know: chat's, the older one of completions, prompts'."""
+"""Log probabilities in the shapes of clients: chat's, the older one of completions, prompts'."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any

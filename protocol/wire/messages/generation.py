@@ -140,7 +140,7 @@ class Detokenize(Message, frozen=True, tag="detokenize"):
 
 
 class Cancel(Message, frozen=True, tag="cancel"):
-    """Nobody waits any more for the answer to a Prepare, Detokenize or Embed; idempotent, unanswered.
+    """Nobody waits any more for the answer to a Prepare, Detokenize or Embed; not answered.
 
     Whoever has not begun with it drops it.
     """
