@@ -125,6 +125,7 @@ bench-gateway: $(VENV)/.test
 format: $(VENV)/.test
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/python -m tools.wrap_markdown
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,4 +1,4 @@
-"""What an engine's fingerprint is made of: all that decides what comes after a prompt and an output.
+"""What an engine's fingerprint is made of: all that decides what follows a prompt and an output.
 
 Engines of one fingerprint go on with each other's streams, so whatever changes how text becomes
 tokens, how tokens become text, or which numbers are computed belongs in here. How fast an engine is

@@ -1,4 +1,4 @@
-"""No thread of a process dies in silence: what escapes one is logged and told to whoever ends it."""
+"""No thread of a process dies silently: what escapes is logged and told to whoever ends it."""
 
 import logging
 import threading

@@ -57,8 +57,8 @@ def prepare_backend(
 def limit_threads(environment: MutableMapping[str, str]) -> None:
     """Has XLA make no more threads than a container's share of time keeps busy; before jax starts.
 
-    XLA counts the cores that it may run on and knows nothing of such a share: it would make a thread
-    for each core of the machine, and these would take the share from each other.
+    XLA counts the cores that it may run on and knows nothing of such a share: it would make a
+    thread for each core of the machine, and these would take the share from each other.
 
     Args:
         environment: Gets `NPROC`, which XLA reads, where it has none and there is such a share.

@@ -1,4 +1,4 @@
-"""/tokenize, /detokenize and /tokenizer_info, in the shapes of vLLM: texts as a model reads them."""
+"""/tokenize, /detokenize and /tokenizer_info in the shapes of vLLM: texts as a model reads them."""
 
 from typing import Any
 
