@@ -14,8 +14,8 @@ _COMPUTES: Final = "tf_XLAEigen"
 _BUSY_TICKS: Final = 10
 """A tenth of a second of CPU time, in the ticks of `/proc`."""
 NICENESS: Final = 5
-"""Added to that of the process. With as much to do, a thread of a niceness of 5 gets a third of what
-one of 0 gets, so a program that steps need is there soon, on a machine with other work too."""
+"""Added to that of the process. With as much to do, a thread of a niceness of 5 gets a third of
+what one of 0 gets, so a program that steps need is there soon, on a machine with other work too."""
 _UTIME, _STIME = 11, 12
 """Fields of `/proc/self/task/*/stat` behind the name, see proc_pid_stat(5)."""
 

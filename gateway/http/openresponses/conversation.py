@@ -200,7 +200,7 @@ def _call(item: Item, path: str, tools: Tools) -> Item:
 
 
 def _reasoning(item: Item, path: str) -> str:
-    """What was thought: the raw text where it came along, else the summary, else what was sealed."""
+    """What was thought: the raw text if there is one, else the summary, else what was sealed."""
     for name in ("content", "summary"):
         parts = item.get(name)
         if parts:
