@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import Final
 
 from engine_worker.core.choice.batch import TokenScores
 from engine_worker.core.choice.choice import Choice
@@ -13,6 +14,8 @@ from protocol.wire.messages import Generate
 
 _TOKENS_A_TURN = 64
 """Read again before other threads get the interpreter: about half a millisecond."""
+MAX_UNENFORCED: Final = 32
+"""Keywords that gateways are told of; a schema may have thousands."""
 
 
 @dataclass(slots=True)
@@ -47,6 +50,13 @@ class ChoiceOutput:
     def is_sentence(self) -> bool:
         """Whether the output may end here by itself; without a grammar it may end anywhere."""
         return self.constraint is None or self.constraint.is_sentence
+
+    def take_unenforced(self) -> tuple[str, ...]:
+        """Keywords of the grammar's schemas that are left to the model; once."""
+        if self.constraint is None:
+            return ()
+        unenforced, self.constraint.unenforced = self.constraint.unenforced, ()
+        return unenforced[:MAX_UNENFORCED]
 
     def append(self, token_id: int) -> None:
         """Take the output's next token; `stop` is set when the output ends with it."""

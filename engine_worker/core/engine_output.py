@@ -48,7 +48,8 @@ class EngineOutput:
         text = output.text.take()
         untold, output.untold = output.untold, []
         scores, output.untold_scores = output.untold_scores, []
-        if not (text or scores or (output.want_token_ids and untold)):
+        unenforced = output.take_unenforced()
+        if not (text or scores or unenforced or (output.want_token_ids and untold)):
             return
         choice = output.choice
         told = untold if output.want_token_ids else []
@@ -61,6 +62,7 @@ class EngineOutput:
                 token_ids=tuple(token_id for token_id, _ in told),
                 token_ends=tuple(end for _, end in told),
                 logprobs=tuple(describe(each, self._tokenizer) for each in scores),
+                unenforced=unenforced,
             )
         )
 

@@ -44,6 +44,7 @@ class CompileQueue:
     """Choices that wait for their grammars, fair between tenants; filled by the I/O thread.
 
     What nobody waits for any more is handed on at once and, unless it has begun, never compiled.
+    A tenant has one thread at a time: its slow grammars hold up nobody else's.
 
     Args:
         grammars: Compiles.
@@ -66,6 +67,8 @@ class CompileQueue:
         self._waiting = TurnQueue[WaitingGrammar](MAX_WAITING, MAX_TENANT_WAITING)
         # In order of arrival: what wasn't handed on yet, begun or not.
         self._pending: dict[WaitingGrammar, None] = {}
+        # Tenants that have a thread.
+        self._compiling: set[str] = set()
 
     def submit(self, gateway_id: str, command: Generate, received_at: float) -> bool:
         """Queue a choice that has a grammar; False when too many wait already."""
@@ -130,17 +133,26 @@ class CompileQueue:
                 self._hand_on(waiting, None)
 
     def _compile_next(self) -> None:
-        """Runs in a thread, once for each choice, for whichever is next; some were dropped."""
+        """Runs in a thread, at least once for each choice, for whichever is next."""
+        while (waiting := self._take()) is not None:
+            with logs.about(waiting.command.request_id, waiting.command.trace_id):
+                result = self._compiled(waiting)
+            with self._lock:
+                self._compiling.discard(waiting.command.tenant)
+                if waiting in self._pending:
+                    del self._pending[waiting]
+                    self._hand_on(waiting, result)
+
+    def _take(self) -> WaitingGrammar | None:
+        """The next choice; None when no more wait, or only those of tenants that have a thread.
+
+        The thread that one of these has looks again when it is done.
+        """
         with self._lock:
-            waiting = self._waiting.take()
-        if waiting is None:
-            return
-        with logs.about(waiting.command.request_id, waiting.command.trace_id):
-            result = self._compiled(waiting)
-        with self._lock:
-            if waiting in self._pending:
-                del self._pending[waiting]
-                self._hand_on(waiting, result)
+            waiting = self._waiting.take(lambda one: one.command.tenant not in self._compiling)
+            if waiting is not None:
+                self._compiling.add(waiting.command.tenant)
+            return waiting
 
     def _compiled(self, waiting: WaitingGrammar) -> Constraint | PenstockError:
         command = waiting.command

@@ -7,41 +7,83 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from llguidance import LLMatcher, LLParserLimits
+from llguidance import LLMatcher
 
 from engine_worker.errors import RequestError, UnsupportedGrammarError
 from engine_worker.grammar.constraint import Constraint
-from engine_worker.grammar.limits import LIMITS
-from engine_worker.grammar.source import lark_source
-from engine_worker.grammar.trial import GrammarTrial, one_line
+from engine_worker.grammar.limits import parser_limits
+from engine_worker.grammar.messages import one_line
+from engine_worker.grammar.trial import GrammarTrial
+from engine_worker.grammar.trial_process import TrialResult
 from engine_worker.grammar.vocabulary import GrammarVocabulary
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.wire.messages import Grammar, SamplingParams
 
 MAX_CACHED: Final = 64
 """Grammars that are kept compiled, refused ones included; the least recently used one goes."""
+MAX_SHARED: Final = 32
+"""Outputs that share the states of one matcher, one after the other or at a time."""
 TRIAL_TIMEOUT_S: Final = 5.0
 NUM_TRIALS: Final = 2
 """Grammars that are tried at a time."""
 
 
-@dataclass(frozen=True, slots=True)
 class CompiledGrammar:
     """A grammar at its beginning, for any number of outputs.
 
-    Attributes:
-        matcher: Never advanced; every output gets a copy.
+    What is copied from one matcher shares the states of its lexer, and their limit. So outputs
+    share a matcher only while their grammar needs few states, and only so many of them; the others
+    get one that is compiled anew.
+
+    Args:
+        result: What its trial said.
+        vocabulary: Of the model.
+
+    Raises:
+        UnsupportedGrammarError: It doesn't compile after all.
     """
 
-    matcher: LLMatcher
-    vocabulary: GrammarVocabulary
+    def __init__(self, result: TrialResult, vocabulary: GrammarVocabulary) -> None:
+        self._result = result
+        self._vocabulary = vocabulary
+        self._lock = threading.Lock()
+        self._shared: LLMatcher | None = self._compile()
+        self._num_outputs = 0
 
     def start(self, *, jumps: bool) -> Constraint:
-        """The state of a new output; see `Constraint`."""
-        return Constraint(self.matcher.deep_copy(), self.vocabulary, jumps=jumps)
+        """The state of a new output; see `Constraint`. May compile, so no step may wait for it."""
+        with self._lock:
+            matcher = self._next_matcher()
+        unenforced = self._result.unenforced
+        return Constraint(matcher, self._vocabulary, jumps=jumps, unenforced=unenforced)
+
+    def _next_matcher(self) -> LLMatcher:
+        matcher, self._shared = self._shared, None
+        self._num_outputs += 1
+        if matcher is None or self._num_outputs > MAX_SHARED:
+            matcher, self._num_outputs = self._compile(), 1
+        if self._result.is_calm:
+            self._shared = matcher
+            return matcher.deep_copy()
+        return matcher
+
+    def _compile(self) -> LLMatcher:
+        matcher = LLMatcher(
+            self._vocabulary.ll_tokenizer,
+            self._result.source,
+            log_level=0,
+            limits=parser_limits(),
+        )
+        if not matcher.is_error():
+            # The first mask builds much of the automaton, which all outputs then share.
+            matcher.compute_bitmask()
+        if matcher.is_error():
+            raise UnsupportedGrammarError(
+                f"The grammar is not supported: {one_line(matcher.get_error())}"
+            )
+        return matcher
 
 
 class GrammarCompiler:
@@ -73,9 +115,11 @@ class GrammarCompiler:
         self._vocabulary_lock = threading.Lock()
         self._vocabulary: GrammarVocabulary | None = None
         self._is_closed = False
-        self._trials: queue.SimpleQueue[GrammarTrial | None] = queue.SimpleQueue()
-        for _ in range(NUM_TRIALS):
-            self._trials.put(None)
+        # Those whose process runs come first: another one takes a second to start.
+        self._trials: queue.PriorityQueue[tuple[bool, int]] = queue.PriorityQueue()
+        self._trial_of: list[GrammarTrial | None] = [None] * NUM_TRIALS
+        for number in range(NUM_TRIALS):
+            self._trials.put((True, number))
         # What is being compiled is in it too: whoever comes second waits for the first.
         self._cache: OrderedDict[Grammar, Future[CompiledGrammar]] = OrderedDict()
 
@@ -117,14 +161,15 @@ class GrammarCompiler:
     def close(self) -> None:
         """End the trial processes: the idle ones now, the others after their grammar."""
         self._is_closed = True
-        idle: list[GrammarTrial | None] = []
+        idle: list[int] = []
         with suppress(queue.Empty):
             while True:
-                idle.append(self._trials.get_nowait())
-        for trial in idle:
+                idle.append(self._trials.get_nowait()[1])
+        for number in idle:
+            trial = self._trial_of[number]
             if trial is not None:
                 trial.close()
-            self._trials.put(trial)
+            self._trials.put((True, number))
 
     def _fulfil(self, future: Future[CompiledGrammar], grammar: Grammar) -> None:
         started = self._clock()
@@ -144,24 +189,18 @@ class GrammarCompiler:
 
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         vocabulary = self._get_vocabulary()
-        source = lark_source(grammar, vocabulary.special)
-        trial = self._trials.get() or GrammarTrial(vocabulary, timeout_s=self._trial_timeout_s)
+        _, number = self._trials.get()
+        trial = self._trial_of[number]
+        if trial is None:
+            trial = GrammarTrial(vocabulary, timeout_s=self._trial_timeout_s)
+            self._trial_of[number] = trial
         try:
-            trial.check(source)
+            result = trial.check(grammar)
         finally:
             if self._is_closed:
                 trial.close()
-            self._trials.put(trial)
-        limits = LLParserLimits(**_arguments(LIMITS))
-        matcher = LLMatcher(vocabulary.ll_tokenizer, source, log_level=0, limits=limits)
-        if not matcher.is_error():
-            # The first mask builds much of the automaton, which all outputs then share.
-            matcher.compute_bitmask()
-        if matcher.is_error():
-            raise UnsupportedGrammarError(
-                f"The grammar is not supported: {one_line(matcher.get_error())}"
-            )
-        return CompiledGrammar(matcher, vocabulary)
+            self._trials.put((not trial.is_alive, number))
+        return CompiledGrammar(result, vocabulary)
 
     def _get_vocabulary(self) -> GrammarVocabulary:
         # Made at the first grammar: it takes a second for a large vocabulary.
@@ -169,8 +208,3 @@ class GrammarCompiler:
             if self._vocabulary is None:
                 self._vocabulary = GrammarVocabulary(self._tokenizer, self._vocab_size)
             return self._vocabulary
-
-
-def _arguments(limits: dict[str, int]) -> dict[str, Any]:
-    """The limits as keyword arguments, which the library types one by one."""
-    return dict(limits)

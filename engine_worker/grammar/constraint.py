@@ -9,7 +9,7 @@ from llguidance import LLMatcher
 from llguidance.numpy import fill_next_token_bitmask
 
 from engine_worker.core.choice.token_mask import MaskWords
-from engine_worker.grammar.trial import one_line
+from engine_worker.grammar.messages import one_line
 from engine_worker.grammar.vocabulary import GrammarVocabulary
 
 _WORD_BITS: Final = 32
@@ -29,9 +29,18 @@ class Constraint:
         matcher: At the beginning of the text, used by nobody else.
         vocabulary: That the matcher was made with.
         jumps: Whether forced tokens are appended without sampling.
+        unenforced: Keywords of the grammar's schemas that are left to the model.
     """
 
-    def __init__(self, matcher: LLMatcher, vocabulary: GrammarVocabulary, *, jumps: bool) -> None:
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        vocabulary: GrammarVocabulary,
+        *,
+        jumps: bool,
+        unenforced: tuple[str, ...] = (),
+    ) -> None:
+        self.unenforced = unenforced
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._jumps = jumps

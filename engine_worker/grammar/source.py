@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Any, Final
 
 from llguidance import regex_to_lark
 
 from engine_worker.errors import UnsupportedGrammarError
-from engine_worker.grammar.vocabulary import Piece, SpecialTokens
+from engine_worker.grammar.json_schema.compiler import schema_rules
+from engine_worker.grammar.special_tokens import Piece, SpecialTokens
 from protocol.wire.messages import Grammar
 
 MAX_SOURCE_BYTES: Final = 256 * 1024
@@ -17,29 +19,37 @@ MAX_NESTING: Final = 64
 MAX_MARKERS: Final = 128
 MAX_MARKER_CHARACTERS: Final = 256
 
-_SCHEMA_STYLE: Final = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-}
-"""One way to write each value, the usual one: a bounded schema has a bounded text, and the text
-between values is forced, which costs no decode step."""
 _OBJECT_STYLE: Final = {"whitespace_flexible": True, "whitespace_pattern": "\\n {0,32}| "}
 """Free JSON may be indented, but can't run on in white space."""
 
 _ANY: Final = "/(?s:.*)/"
 # Strings, regular expressions and comments are passed over; what is left may be a marker.
-_MARKER_OR_OPAQUE: Final = re.compile(
+_OPAQUE: Final = (
     r'"(?:[^"\\\n]|\\.)*"'
     r"|/(?![/*])(?:[^/\\\n]|\\.)+/"
     r"|(?://|#)[^\n]*"
-    r"|^(?P<rule>[a-z_][a-z0-9_]*)\[suffix=MARKER_(?P<suffix>\d+)\]:(?P<body>[^\n]*)"
+)
+_SCHEMA_OR_OPAQUE: Final = re.compile(rf"{_OPAQUE}|(?P<json>%json\s*)(?=\{{)")
+_MARKER_OR_OPAQUE: Final = re.compile(
+    _OPAQUE + r"|^(?P<rule>[a-z_][a-z0-9_]*)\[suffix=MARKER_(?P<suffix>\d+)\]:(?P<body>[^\n]*)"
     r"|\bMARKER_(?P<marker>\d+)\b",
     re.MULTILINE,
 )
 
 
-def lark_source(grammar: Grammar, special: SpecialTokens) -> str:
+@dataclass(frozen=True, slots=True)
+class LarkSource:
+    """A grammar as one Lark text for llguidance.
+
+    Attributes:
+        unenforced: Keywords of its JSON schemas that are left to the model.
+    """
+
+    text: str
+    unenforced: tuple[str, ...] = ()
+
+
+def lark_source(grammar: Grammar, special: SpecialTokens) -> LarkSource:
     """The grammar as one Lark text for llguidance.
 
     Args:
@@ -47,7 +57,8 @@ def lark_source(grammar: Grammar, special: SpecialTokens) -> str:
         special: The model's special tokens, which markers may be made of.
 
     Raises:
-        UnsupportedGrammarError: It is too large, too deep, or not what its kind says.
+        UnsupportedGrammarError: It is too large, too deep, not what its kind says, or strict and
+            more than can be enforced.
     """
     if len(grammar.source.encode(errors="replace")) > MAX_SOURCE_BYTES:
         raise UnsupportedGrammarError(f"The grammar is longer than {MAX_SOURCE_BYTES} bytes.")
@@ -58,23 +69,50 @@ def lark_source(grammar: Grammar, special: SpecialTokens) -> str:
             raise UnsupportedGrammarError(
                 f"A marker of the grammar has 1 to {MAX_MARKER_CHARACTERS} characters."
             )
-    body = _body(grammar, special)
-    if grammar.after_marker is None:
-        return body
-    return _armed_by(grammar.after_marker, body, special)
+    unenforced: dict[str, None] = {}
+    body = _body(grammar, special, unenforced)
+    if grammar.after_marker is not None:
+        body = _armed_by(grammar.after_marker, body, special)
+    return LarkSource(body, tuple(unenforced))
 
 
-def _body(grammar: Grammar, special: SpecialTokens) -> str:
+def _body(grammar: Grammar, special: SpecialTokens, unenforced: dict[str, None]) -> str:
     source = grammar.source
     if grammar.kind == "lark":
-        return _with_markers(source, grammar.markers, special)
+        return _with_markers(_with_schemas(source, unenforced), grammar.markers, special)
     if grammar.kind == "regex":
         return f"start: /{regex_to_lark(source, use_ascii='d')}/\n"
     if grammar.kind == "choice":
-        return f"start: {' | '.join(map(json.dumps, _choices(source)))}\n"
+        first, *others = map(json.dumps, dict.fromkeys(_choices(source)))
+        # One lexeme, of which there may be thousands; of rules not.
+        return f"start: C\nC: {' | '.join([first, *others])}\n" if others else f"start: {first}\n"
     if grammar.kind == "json_object":
-        return _json_rule({"type": "object"}, _OBJECT_STYLE)
-    return _json_rule(_schema(source), _SCHEMA_STYLE)
+        return f"start: %json {json.dumps({'x-guidance': _OBJECT_STYLE, 'type': 'object'})}\n"
+    _check_nesting(source)
+    rules = schema_rules(source, is_strict=grammar.is_strict, has_style=False)
+    unenforced.update(dict.fromkeys(rules.unenforced))
+    return rules.lark
+
+
+def _with_schemas(source: str, unenforced: dict[str, None]) -> str:
+    """A Lark text in which the rules of each JSON schema stand in its place."""
+    written, position = [], 0
+    for match in _SCHEMA_OR_OPAQUE.finditer(source):
+        if match["json"] is None or match.start() < position:
+            continue
+        try:
+            _, end = json.JSONDecoder().raw_decode(source, match.end())
+        except ValueError as error:
+            raise UnsupportedGrammarError(f"A schema is not valid JSON: {error}.") from error
+        except RecursionError as error:
+            raise UnsupportedGrammarError("A schema is nested too deep.") from error
+        schema = source[match.end() : end]
+        _check_nesting(schema)
+        rules = schema_rules(schema)
+        unenforced.update(dict.fromkeys(rules.unenforced))
+        written += [source[position : match.start()], f"%lark {{\n{rules.lark}}}"]
+        position = end
+    return "".join([*written, source[position:]])
 
 
 def _choices(source: str) -> list[str]:
@@ -88,24 +126,17 @@ def _choices(source: str) -> list[str]:
     return value
 
 
-def _schema(source: str) -> dict[str, Any]:
-    schema = _load(source)
-    if schema is True:
-        return {}
-    if not isinstance(schema, dict):
-        raise UnsupportedGrammarError("A JSON schema is an object.")
-    # How the text is written is the engine's own affair.
-    schema.pop("x-guidance", None)
-    return schema
-
-
 def _load(source: str) -> Any:
-    if _nesting(source) > MAX_NESTING:
-        raise UnsupportedGrammarError(f"The schema is nested deeper than {MAX_NESTING} levels.")
+    _check_nesting(source)
     try:
         return json.loads(source)
     except ValueError as error:
         raise UnsupportedGrammarError(f"The schema is not valid JSON: {error}.") from error
+
+
+def _check_nesting(source: str) -> None:
+    if _nesting(source) > MAX_NESTING:
+        raise UnsupportedGrammarError(f"The schema is nested deeper than {MAX_NESTING} levels.")
 
 
 def _nesting(source: str) -> int:
@@ -115,10 +146,6 @@ def _nesting(source: str) -> int:
         depth += 1 if bracket in "[{" else -1
         deepest = max(deepest, depth)
     return deepest
-
-
-def _json_rule(schema: dict[str, Any], style: dict[str, Any]) -> str:
-    return f"start: %json {json.dumps({'x-guidance': style, **schema})}\n"
 
 
 def _with_markers(source: str, markers: tuple[str, ...], special: SpecialTokens) -> str:

@@ -1,9 +1,10 @@
-"""Compiles a grammar in a process of its own first, because only a process can be cut off.
+"""Reads, compiles and tries a grammar in a process first, because only that can be cut off.
 
-The compiler has limits, but some grammars make it run for minutes before it meets one.
+The compiler has limits, but some grammars make it run for minutes before it meets one. The process
+has a low priority, so that steps go first.
 """
 
-import json
+import os
 import socket
 import subprocess
 import sys
@@ -12,15 +13,18 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import psutil
 
 from engine_worker.errors import UnsupportedGrammarError
-from engine_worker.grammar.limits import LIMITS
+from engine_worker.grammar.trial_process import Setup, TrialResult
 from engine_worker.grammar.vocabulary import GrammarVocabulary
+from protocol.wire.messages import Grammar
 
 MAX_MEMORY_BYTES: Final = 2**31
 """Address space of the process."""
-_PROCESS_FILE: Final = Path(__file__).with_name("trial_process.py")
+_MODULE: Final = "engine_worker.grammar.trial_process"
+_PACKAGES: Final = str(Path(__file__).parents[2])
 _STOP_TIMEOUT_S: Final = 5.0
 _MAX_MESSAGE_CHARACTERS: Final = 300
 _BUSY_SHARE: Final = 0.5
@@ -48,32 +52,36 @@ class GrammarTrial:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
-    def check(self, source: str) -> None:
-        """Compile a grammar, there.
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process was started, and not replaced since."""
+        return self._connection is not None
 
-        Args:
-            source: Lark text.
+    def check(self, grammar: Grammar) -> TrialResult:
+        """Read, compile and try a grammar, there.
 
         Raises:
             UnsupportedGrammarError: It is wrong, or takes more time or memory than there is.
         """
         connection = self._connection or self._start()
         try:
-            connection.send_bytes(source.encode())
+            connection.send_bytes(msgspec.json.encode(grammar))
             if not self._has_answer(connection):
                 self.close()
                 raise UnsupportedGrammarError(
                     f"The grammar is too complex: it takes more than {self._timeout_s:g} s to"
                     " compile."
                 )
-            message = connection.recv_bytes().decode()
+            answer = connection.recv_bytes()
         except (EOFError, OSError) as error:
             self.close()
             raise UnsupportedGrammarError(
                 "The grammar is too complex: it takes too much memory to compile."
             ) from error
-        if message:
-            raise UnsupportedGrammarError(f"The grammar is not supported: {one_line(message)}")
+        result = msgspec.json.decode(answer, type=TrialResult)
+        if result.refusal:
+            raise UnsupportedGrammarError(result.refusal)
+        return result
 
     def close(self) -> None:
         """End the process, whatever it is doing; the next grammar starts another."""
@@ -104,31 +112,23 @@ class GrammarTrial:
     def _start(self) -> Connection:
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            command = [sys.executable, "-P", str(_PROCESS_FILE), str(theirs.fileno())]
-            self._process = subprocess.Popen(  # noqa: S603 - our own file, no shell
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+            command = [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno())]
+            path = [_PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])]
+            self._process = subprocess.Popen(  # noqa: S603 - our own module, no shell
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
             )
             connection = Connection(ours.detach())
         self._connection = connection
-        special = self._vocabulary.special
-        setup = {
-            "num_tokens": self._vocabulary.num_tokens,
-            "special": {token_id: text for text, token_id in special.ids.items()},
-            "eos_token_ids": sorted(special.eos_token_ids),
-            "limits": LIMITS,
-            "max_memory_bytes": MAX_MEMORY_BYTES,
-        }
-        connection.send_bytes(json.dumps(setup).encode())
+        vocabulary = self._vocabulary
+        setup = Setup(
+            tokenizer=vocabulary.serialized,
+            num_tokens=vocabulary.num_tokens,
+            special=vocabulary.special.ids,
+            eos_token_ids=sorted(vocabulary.special.eos_token_ids),
+            max_memory_bytes=MAX_MEMORY_BYTES,
+        )
+        connection.send_bytes(msgspec.json.encode(setup))
         return connection
-
-
-def one_line(message: str) -> str:
-    """A compiler's message as one bounded line."""
-    if message.startswith("NoExtension"):
-        return "no text satisfies it."
-    if "too many states" in message:
-        return "it needs more states than the engine keeps for one grammar."
-    if any(limit in message for limit in _LIMIT_MESSAGES):
-        return "one step of it takes more work than the engine allows."
-    message = message.removesuffix("<non-verbose/>")
-    return " ".join(message.split())[:_MAX_MESSAGE_CHARACTERS]

@@ -1,62 +1,147 @@
-"""The process that compiles a grammar first: it may be killed when that takes too long.
+"""The process that reads, compiles and tries a grammar first: it may be killed meanwhile.
 
-It is run as a file, imports nothing of ours, and ends when its parent does.
+It is run as a module, and ends when its parent does.
 """
 
-import json
+import os
+import random
 import resource
 import sys
+import time
 from multiprocessing.connection import Connection
+from typing import Final
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from llguidance._tokenizer import TokenizerWrapper
+import msgspec
+from llguidance import LLMatcher, LLTokenizer
+
+from engine_worker.errors import UnsupportedGrammarError
+from engine_worker.grammar.limits import CALM_LEXER_STATES, parser_limits
+from engine_worker.grammar.messages import one_line
+from engine_worker.grammar.source import lark_source
+from engine_worker.grammar.special_tokens import SpecialTokens
+from protocol.wire.messages import Grammar
+
+_NICENESS: Final = 10
+_WALK_TOKENS: Final = 400
+_WALK_S: Final = 0.5
+_NUM_WALKS: Final = 3
+_COMMON: Final = 64
+"""Of the tokens that may come next, how many a walk chooses between: the first, most common ones."""
 
 
-class _ByteVocabulary:
-    """One token a byte beside the model's special tokens, all under ids that the model has.
+class Setup(msgspec.Struct, frozen=True):
+    """What the process is told once.
 
-    Args:
-        num_tokens: Size of the model's vocabulary.
-        special: Text of each special token by its id.
-        eos_token_id: One that ends an output.
+    Attributes:
+        tokenizer: The model's, as JSON text.
+        num_tokens: Of its vocabulary.
+        special: Ids of the tokens that no text spells.
+        eos_token_ids: Those that end an output.
+        max_memory_bytes: Address space of the process.
     """
 
-    def __init__(self, num_tokens: int, special: dict[int, str], eos_token_id: int) -> None:
-        self.eos_token_id = eos_token_id
-        self.bos_token_id = None
-        self.special_token_ids = list(special)
-        self.tokens = [b""] * max(num_tokens, 256 + len(special))
-        free = (token_id for token_id in range(len(self.tokens)) if token_id not in special)
-        self._token_ids = [next(free) for _ in range(256)]
-        for byte, token_id in enumerate(self._token_ids):
-            self.tokens[token_id] = bytes([byte])
-        for token_id, text in special.items():
-            self.tokens[token_id] = text.encode()
+    tokenizer: str
+    num_tokens: int
+    special: dict[str, int]
+    eos_token_ids: list[int]
+    max_memory_bytes: int
 
-    def __call__(self, data: bytes) -> list[int]:
-        """Token ids of some bytes."""
-        return [self._token_ids[byte] for byte in data]
+
+class TrialResult(msgspec.Struct, frozen=True):
+    """What became of a grammar.
+
+    Attributes:
+        refusal: Why it can't be used; empty when it can.
+        source: Lark text.
+        unenforced: Keywords of its schemas that are left to the model.
+        is_calm: Whether long outputs need few states, so that outputs may share them.
+    """
+
+    refusal: str = ""
+    source: str = ""
+    unenforced: tuple[str, ...] = ()
+    is_calm: bool = True
+
+
+class Trial:
+    """Tries grammars for one tokenizer.
+
+    Args:
+        setup: Of the process.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._special = SpecialTokens(setup.special, frozenset(setup.eos_token_ids))
+        self._tokenizer = LLTokenizer(
+            setup.tokenizer, n_vocab=setup.num_tokens, eos_token=setup.eos_token_ids
+        )
+
+    def check(self, grammar: Grammar) -> TrialResult:
+        """Read, compile and try a grammar."""
+        try:
+            source = lark_source(grammar, self._special)
+        except UnsupportedGrammarError as error:
+            return TrialResult(refusal=error.message)
+        is_calm = not self._failure_of(source.text, CALM_LEXER_STATES)
+        failure = "" if is_calm else self._failure_of(source.text, None)
+        if failure:
+            reason = one_line(failure, is_own=grammar.kind in ("lark", "regex"))
+            return TrialResult(refusal=f"The grammar is not supported: {reason}")
+        return TrialResult("", source.text, source.unenforced, is_calm)
+
+    def _failure_of(self, source: str, max_lexer_states: int | None) -> str:
+        """What goes wrong when a grammar is compiled, or in long outputs; empty for nothing."""
+        changes = {} if max_lexer_states is None else {"max_lexer_states": max_lexer_states}
+        limits = parser_limits(**changes)
+        matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
+        if not matcher.is_error():
+            matcher.compute_bitmask()
+        until = time.process_time() + _WALK_S
+        for seed in range(_NUM_WALKS):
+            if matcher.is_error():
+                break
+            failure = self._walk(matcher, random.Random(seed), until)  # noqa: S311 - no secret
+            if failure:
+                return failure
+            matcher.reset()
+        return matcher.get_error()
+
+    def _walk(self, matcher: LLMatcher, rng: random.Random, until: float) -> str:
+        """Write a long output; what went wrong, empty for nothing."""
+        for _ in range(_WALK_TOKENS):
+            if matcher.is_stopped() or time.process_time() >= until:
+                break
+            bits = int.from_bytes(matcher.compute_bitmask(), "little")
+            for token_id in self._special.eos_token_ids:
+                bits &= ~(1 << token_id)
+            common: list[int] = []
+            while bits and len(common) < _COMMON:
+                lowest = bits & -bits
+                common.append(lowest.bit_length() - 1)
+                bits ^= lowest
+            if not common or matcher.is_error():
+                break
+            # What the tokenizer spells with a special token can't always be taken: it is no fault.
+            if not matcher.try_consume_tokens([rng.choice(common)]):
+                break
+        return matcher.get_error() if matcher.is_error() else ""
 
 
 def main(file_descriptor: int) -> None:
     """Answer grammar after grammar until the parent closes the connection."""
+    os.nice(_NICENESS)
     connection = Connection(file_descriptor)
-    setup = json.loads(connection.recv_bytes())
-    max_bytes = setup["max_memory_bytes"]
+    setup = msgspec.json.decode(connection.recv_bytes(), type=Setup)
+    max_bytes = setup.max_memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
-    special = {int(token_id): text for token_id, text in setup["special"].items()}
-    vocabulary = _ByteVocabulary(setup["num_tokens"], special, setup["eos_token_ids"][0])
-    tokenizer = LLTokenizer(TokenizerWrapper(vocabulary), eos_token=setup["eos_token_ids"])
-    limits = LLParserLimits(**setup["limits"])
+    trial = Trial(setup)
     while True:
         try:
-            source = connection.recv_bytes().decode()
+            request = connection.recv_bytes()
         except EOFError:
             return
-        matcher = LLMatcher(tokenizer, source, log_level=0, limits=limits)
-        if not matcher.is_error():
-            matcher.compute_bitmask()
-        connection.send_bytes(matcher.get_error().encode())
+        result = trial.check(msgspec.json.decode(request, type=Grammar))
+        connection.send_bytes(msgspec.json.encode(result))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from fastapi import Response
 from gateway.errors import ClientDisconnectedError
 from gateway.http.access import caller_of
 from gateway.http.disconnect import watch
-from gateway.http.ignored_fields import ignored_headers
+from gateway.http.ignored_fields import ignored_headers, unenforced_headers
 from gateway.http.parts import parts_of
 from gateway.http.render.answer import AnswerCollector
 from gateway.http.render.stream import StreamRenderer
@@ -69,9 +69,11 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
         headers.update(shape.limit_headers(request.limits))
         if not job.options.is_streaming:
             content = await collect_answer(work, shape.collector(request, work))
+            headers.update(unenforced_headers(work.unenforced))
             return Response(content, media_type="application/json", headers=headers)
         # Until the first output a failure still gets a status of its own.
         first = await work.next_events(parts.settings.ping_interval_s)
+        headers.update(unenforced_headers(work.unenforced))
         is_handed_on = True
         return EventStreamResponse(
             request,

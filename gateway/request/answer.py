@@ -45,6 +45,8 @@ class Answer:
 
     Attributes:
         first_output_at: When the first output came; None before.
+        unenforced: Keywords of the output's schemas that its engine leaves to the model; known
+            before the first event.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Answer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.first_output_at: float | None = None
+        self.unenforced: tuple[str, ...] = ()
         self._job = job
         self._owner = owner
         self._pool = pool
@@ -143,6 +146,10 @@ class Answer:
 
     def on_choice_text(self, choice: EngineChoice, delta: Delta) -> None:
         """New output: to the parser, or to the client."""
+        if delta.unenforced:
+            self.unenforced = delta.unenforced
+            if not (delta.text or delta.token_ids or delta.logprobs or delta.prompt_logprobs):
+                return
         if self.first_output_at is None:
             self.first_output_at = self._clock()
         if choice.is_first and choice.has_prompt_logprobs:

@@ -131,6 +131,11 @@ class GenerationWork:
         """The same by choice, where there are several."""
         return self._answer.stream_usages()
 
+    @property
+    def unenforced(self) -> tuple[str, ...]:
+        """Keywords of the output's schemas that are left to the model."""
+        return self._answer.unenforced
+
     # The stages of a request.
 
     def bound(self) -> Bound:

@@ -51,6 +51,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "engine_worker.core.choice",
         "engine_worker.core.scheduling",
         "engine_worker.text",
+        "engine_worker.grammar.json_schema",
         "engine_worker.grammar",
         "engine_worker.core.decoding",
         "engine_worker.core",

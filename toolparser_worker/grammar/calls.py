@@ -37,10 +37,12 @@ class CallableTool:
 
     Attributes:
         parameters: The JSON schema of its arguments.
+        is_strict: All of the schema is enforced, or the request refused.
     """
 
     name: str
     parameters: Mapping[str, Any]
+    is_strict: bool = False
 
     @classmethod
     def of(cls, tool: Mapping[str, Any], *, is_enforced: bool) -> "CallableTool":
@@ -62,7 +64,7 @@ class CallableTool:
         if schema.get("properties") and "patternProperties" not in schema:
             # A call with what nobody asked for helps nobody.
             schema.setdefault("additionalProperties", False)
-        return cls(function["name"], schema)
+        return cls(function["name"], schema, is_enforced and bool(function.get("strict")))
 
 
 class CallRules:
@@ -118,6 +120,7 @@ class CallRules:
     def _tail(self, tool: CallableTool) -> str:
         """An expression for a call from its tool's name on."""
         reader = SchemaReader(tool.parameters)
+        self._writer.is_strict = tool.is_strict
         match self._format.body:
             case JsonObjectBody() as body:
                 tail = self._json_tail(body, tool)

@@ -20,6 +20,9 @@ class LarkWriter:
 
     Args:
         markers: Texts that may be special tokens of the model; only the engine knows.
+
+    Attributes:
+        is_strict: A schema that is written now is refused by an engine that can't enforce it all.
     """
 
     def __init__(self, markers: Iterable[str]) -> None:
@@ -28,6 +31,7 @@ class LarkWriter:
         self._markers: dict[str, int] = {}
         self._terminals: dict[str, str] = {}
         self._num_names = 0
+        self.is_strict = False
 
     def text(self, text: str) -> str:
         """An expression for exactly this text; the empty text is the empty expression."""
@@ -75,7 +79,10 @@ class LarkWriter:
 
     def json(self, schema: dict[str, Any]) -> str:
         """An expression for the JSON values of a schema."""
-        return f"%json {json.dumps({'x-guidance': JSON_STYLE, **schema}, ensure_ascii=False)}"
+        written: dict[str, Any] = {"x-guidance": JSON_STYLE, **schema}
+        if self.is_strict:
+            written["x-penstock-strict"] = True
+        return f"%json {json.dumps(written, ensure_ascii=False)}"
 
     def grammar(self, start: str, after_marker: str | None = None) -> Grammar:
         """What was collected, beginning with an expression."""

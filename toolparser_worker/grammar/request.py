@@ -145,12 +145,14 @@ def _content(writer: LarkWriter, declared: ToolFormat | ReasoningFormat, respons
 def _wanted(writer: LarkWriter, response: Grammar) -> str:
     match response.kind:
         case "json_object":
+            writer.is_strict = False
             return writer.json({"type": "object"})
         case "json_schema":
             schema = _loaded(response.source)
+            writer.is_strict = response.is_strict
             return writer.json(schema if isinstance(schema, dict) else {})
         case "choice":
-            return writer.rule(_alternatives(_loaded(response.source)))
+            return _alternatives(writer, _loaded(response.source))
         case "regex":
             return writer.terminal(regex(response.source))
         case _:
@@ -164,7 +166,8 @@ def _loaded(source: str) -> Any:
         raise UnsupportedToolsError(f"The wanted content is not valid JSON: {error}.") from error
 
 
-def _alternatives(texts: Any) -> str:
+def _alternatives(writer: LarkWriter, texts: Any) -> str:
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise UnsupportedToolsError("The wanted content is no list of texts.")
-    return " | ".join(quoted(text) for text in texts)
+    # One lexeme, of which there may be thousands; of rules not.
+    return writer.terminal(" | ".join(map(quoted, texts)))

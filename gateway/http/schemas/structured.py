@@ -83,6 +83,10 @@ def _response_format(value: dict[str, Any], name: str) -> Grammar | None:
     if kind == "text":
         return None
     if kind == "json_object":
+        schema = value.get("schema")
+        # Not OpenAI's, but other servers take a schema here; leaving it aside would be worse.
+        if schema is not None:
+            return _json(schema, f"{name}.schema")
         return Grammar(kind="json_object", source="")
     if kind != "json_schema":
         raise field_error("it must be `text`, `json_object` or `json_schema`.", f"{name}.type")
@@ -100,22 +104,24 @@ def _response_format(value: dict[str, Any], name: str) -> Grammar | None:
     schema = wanted.get("schema")
     if schema is None:
         return Grammar(kind="json_object", source="")
-    return _json(schema, f"{where}.schema")
+    return _json(schema, f"{where}.schema", is_strict=wanted.get("strict") is True)
 
 
-def _json(value: Any, name: str) -> Grammar:
-    if isinstance(value, str):
+def _json(value: Any, name: str, *, is_strict: bool = False) -> Grammar:
+    text = value if isinstance(value, str) else None
+    if text is not None:
         try:
-            value = orjson.loads(value)
+            value = orjson.loads(text)
         except orjson.JSONDecodeError as error:
             raise field_error(f"it is not valid JSON: {error}.", name) from error
     if not isinstance(value, dict):
         raise field_error("a JSON schema is an object.", name)
     try:
-        source = orjson.dumps(value).decode()
+        # A text goes on as it is, with all digits of its numbers.
+        source = orjson.dumps(value).decode() if text is None else text
     except orjson.JSONEncodeError as error:
         raise field_error("it is nested too deep.", name) from error
-    return Grammar(kind="json_schema", source=_bounded(source, name))
+    return Grammar(kind="json_schema", source=_bounded(source, name), is_strict=is_strict)
 
 
 def _regex(value: Any, name: str) -> Grammar:

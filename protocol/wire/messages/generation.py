@@ -77,12 +77,15 @@ class Grammar(Part, frozen=True):
             puts the special tokens of the text in their place, and plain text where there are
             none. A rule `name[suffix=MARKER_0]: TERMINAL` is text that the terminal matches and
             the marker ends.
+        is_strict: A JSON schema of which a keyword can't be enforced is refused; otherwise such
+            keywords are left to the model and named in the first `Delta`.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "lark", "choice"]
     source: str
     after_marker: str | None = None
     markers: tuple[str, ...] = ()
+    is_strict: bool = False
 
 
 class Prepare(Message, frozen=True, tag="prepare"):
@@ -291,6 +294,7 @@ class Delta(Part, frozen=True):
     token_ends: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    unenforced: tuple[str, ...] = ()
 
 
 class Finished(Message, frozen=True, tag="finished"):

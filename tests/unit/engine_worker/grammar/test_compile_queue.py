@@ -314,6 +314,17 @@ def test_many_grammars_of_one_tenant_delay_anothers_first_by_at_most_one(house: 
     assert len(house.ends()) == 23
 
 
+def test_slow_grammars_of_one_tenant_leave_a_thread_to_others(house: House) -> None:
+    for number in range(3):
+        house.handler.on_command("g", generate(str(number), other_grammar(number), tenant="flood"))
+    assert house.compiler.has_begun.acquire(timeout=10)
+    house.handler.on_command("g", generate("calm", other_grammar(50), tenant="calm"))
+    assert house.compiler.has_begun.acquire(timeout=10)
+    assert house.compiler.begun == [other_grammar(0), other_grammar(50)]
+    house.rest()
+    assert len(house.ends()) == 4
+
+
 class PanicException(BaseException):
     """No Exception, like the panic of a native library."""
 

@@ -1,17 +1,22 @@
 import json
+import re
 import threading
 from collections.abc import Iterator
 
 import psutil
 import pytest
+from llguidance import LLMatcher
 
 from engine_worker.errors import UnsupportedGrammarError
+from engine_worker.grammar import trial_process
 from engine_worker.grammar.compiler import MAX_CACHED, GrammarCompiler
+from engine_worker.grammar.limits import LIMITS, parser_limits
 from engine_worker.grammar.source import lark_source
-from engine_worker.grammar.vocabulary import SpecialTokens
+from engine_worker.grammar.special_tokens import SpecialTokens
+from engine_worker.grammar.vocabulary import GrammarVocabulary
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Grammar, SamplingParams
-from tests.fakes.grammar_texts import compiler_for
+from tests.fakes.grammar_texts import compiler_for, random_walk
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer, wordpiece_tokenizer
 
 TOKENIZER = byte_level_tokenizer()
@@ -29,11 +34,10 @@ def compiler() -> Iterator[GrammarCompiler]:
     [
         (Grammar(kind="json_schema", source="{"), "not valid JSON"),
         (Grammar(kind="json_schema", source="[]"), "is an object"),
-        (Grammar(kind="json_schema", source='{"type": "strin"}'), "Invalid type: strin"),
-        (Grammar(kind="json_schema", source='{"type": "string", "format": "no"}'), "no"),
-        (Grammar(kind="json_schema", source='{"$ref": "#"}'), "no text satisfies"),
-        (Grammar(kind="json_schema", source='{"$ref": "http://x/y"}'), "http://x/y"),
-        (Grammar(kind="json_schema", source='{"not": {}}'), "not"),
+        (Grammar(kind="json_schema", source='{"type": "strin"}'), "/type: there is no type"),
+        (Grammar(kind="json_schema", source='{"$ref": "#/$defs/x"}'), "goes nowhere"),
+        (Grammar(kind="json_schema", source='{"minimum": "1"}'), "/minimum: it is a number"),
+        (Grammar(kind="json_schema", source='{"not": {}}'), "no value is valid"),
         (Grammar(kind="json_schema", source="[" * 70 + "]" * 70), "nested deeper than 64"),
         (Grammar(kind="json_schema", source=f'"{"x" * 300_000}"'), "longer than 262144 bytes"),
         (Grammar(kind="regex", source="(a"), "unclosed group"),
@@ -71,7 +75,7 @@ def test_a_grammar_is_not_refused_because_the_machine_was_busy() -> None:
         (process,) = (
             child
             for child in psutil.Process().children()
-            if any(part.endswith("trial_process.py") for part in child.cmdline())
+            if any(part.endswith("trial_process") for part in child.cmdline())
         )
         process.suspend()
         resume = threading.Timer(1.0, process.resume)
@@ -116,8 +120,8 @@ def test_a_clients_own_compiler_options_are_left_out() -> None:
     options = json.dumps({"x-guidance": {"whitespace_flexible": True}, "type": "array"})
     special = SpecialTokens({}, frozenset())
     written = lark_source(Grammar(kind="json_schema", source=options), special)
-    assert '"whitespace_flexible": false' in written
-    assert "true" not in written
+    assert '"whitespace_flexible": false' in written.text
+    assert "true" not in written.text
 
 
 @pytest.mark.parametrize(
@@ -148,3 +152,103 @@ def test_an_output_that_jumped_elsewhere_is_followed_token_by_token(
     assert token_ids == [ord("x")]
     assert jumping.is_complete
     assert stepping.is_complete
+
+
+def object_with(**properties: object) -> Grammar:
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return Grammar(kind="json_schema", source=json.dumps(schema))
+
+
+COUNTING = {"type": "string", "pattern": "^[a-z ]*e[a-z ]{30}$", "maxLength": 160}
+WORDS = {"type": "string", "maxLength": 500, "pattern": "^(?:\\S+\\s+){0,49}\\S+$"}
+
+
+def test_the_outputs_of_a_grammar_use_up_nothing_of_those_after_them(
+    compiler: GrammarCompiler,
+) -> None:
+    compiled = compiler.compile(object_with(s=COUNTING))
+    for seed in range(150):
+        token_ids, is_whole = random_walk(
+            compiled.start(jumps=True), TOKENIZER.eos_token_ids, seed=seed
+        )
+        assert is_whole
+        assert re.fullmatch('{"s": "[a-z ]*e[a-z ]{30}"}', TOKENIZER.decode(token_ids))
+
+
+def test_long_outputs_of_ordinary_patterns_meet_no_limit(compiler: GrammarCompiler) -> None:
+    compiled = compiler.compile(object_with(a={"type": "integer"}, b=WORDS))
+    for seed in range(3):
+        random_walk(compiled.start(jumps=True), TOKENIZER.eos_token_ids, seed=seed, max_tokens=900)
+
+
+def test_a_limit_that_only_long_outputs_meet_is_told_before_the_first_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trial_process, "CALM_LEXER_STATES", 200)
+    vocabulary = GrammarVocabulary(TOKENIZER, TOKENIZER.num_tokens)
+    trial = trial_process.Trial(
+        trial_process.Setup(
+            tokenizer=vocabulary.serialized,
+            num_tokens=vocabulary.num_tokens,
+            special=vocabulary.special.ids,
+            eos_token_ids=sorted(vocabulary.special.eos_token_ids),
+            max_memory_bytes=0,
+        )
+    )
+    source = 'start: e\ne: e "+" e | e e e | e e | /[a-z]{1,40}e[a-z]{30}/ | "(" e ")"\n'
+    grammar = Grammar(kind="lark", source=source)
+    assert not trial.check(grammar).refusal
+    monkeypatch.setitem(LIMITS, "max_lexer_states", 300)
+    matcher = LLMatcher(vocabulary.ll_tokenizer, source, log_level=0, limits=parser_limits())
+    matcher.compute_bitmask()
+    assert not matcher.is_error()
+    assert "more states than the engine keeps" in trial.check(grammar).refusal
+
+
+def test_thousands_of_choices_are_one_lexeme(compiler: GrammarCompiler) -> None:
+    choices = [f"word {number} " * 3 for number in range(4000)]
+    compiled = compiler.compile(Grammar(kind="choice", source=json.dumps(choices)))
+    token_ids, _ = random_walk(compiled.start(jumps=True), TOKENIZER.eos_token_ids, seed=1)
+    assert TOKENIZER.decode(token_ids) in choices
+
+
+def test_the_values_of_a_long_enum_are_read_in_time(compiler: GrammarCompiler) -> None:
+    values = [f"word {number}" for number in range(4000)]
+    compiled = compiler.compile(Grammar(kind="json_schema", source=json.dumps({"enum": values})))
+    token_ids, _ = random_walk(compiled.start(jumps=True), TOKENIZER.eos_token_ids, seed=1)
+    assert json.loads(TOKENIZER.decode(token_ids)) in values
+
+
+def test_no_message_shows_the_grammar_within(compiler: GrammarCompiler) -> None:
+    heavy = [{"type": "string", "pattern": f"[a-z]*z[a-z]{{{n}}}"} for n in range(12)]
+    schema = {"allOf": heavy}
+    with pytest.raises(UnsupportedGrammarError) as caught:
+        compiler.compile(Grammar(kind="json_schema", source=json.dumps(schema)))
+    assert not re.search(r"%json|start|And|failed to compile|lexer", caught.value.message)
+
+
+def test_a_strict_schema_that_can_not_be_enforced_is_refused_in_words(
+    compiler: GrammarCompiler,
+) -> None:
+    source = json.dumps({"type": "array", "items": {"type": "string"}, "uniqueItems": True})
+    lenient = compiler.start(Grammar(kind="json_schema", source=source), SamplingParams())
+    assert lenient.unenforced == ("/uniqueItems",)
+    with pytest.raises(UnsupportedGrammarError, match="`uniqueItems` at /uniqueItems can't be"):
+        compiler.compile(Grammar(kind="json_schema", source=source, is_strict=True))
+
+
+def test_schemas_within_lark_are_read_by_the_same_rules(compiler: GrammarCompiler) -> None:
+    schema = '{"type": "array", "items": {"type": "string"}, "uniqueItems": true}'
+    source = f'start: "a: " %json {schema} " b: " %json {{"const": 9007199254740993}}\n'
+    constraint = compiler.start(Grammar(kind="lark", source=source), SamplingParams(logprobs=0))
+    assert constraint.unenforced == ("/uniqueItems",)
+    constraint.push_all(b'a: ["x", "y"] b: 9007199254740993')
+    assert constraint.is_complete
+    strict = source.replace('{"type"', '{"x-penstock-strict": true, "type"')
+    with pytest.raises(UnsupportedGrammarError, match="`uniqueItems`"):
+        compiler.compile(Grammar(kind="lark", source=strict))

@@ -1,0 +1,231 @@
+"""Rules for objects: declared members in their order, then others."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Final
+
+from engine_worker.grammar.json_schema.document import Schema
+from engine_worker.grammar.json_schema.rules import (
+    EMPTY,
+    NEVER,
+    Expr,
+    JsonValue,
+    Repeat,
+    Terminal,
+    Text,
+    alt,
+    quoted,
+    seq,
+)
+from engine_worker.grammar.json_schema.scalars import STRING_BODY
+from engine_worker.grammar.json_schema.shape import Shape
+from engine_worker.grammar.json_schema.style import dumped
+from engine_worker.grammar.json_schema.value_rules import ValueRules
+from engine_worker.grammar.json_schema.values import has_pattern
+
+MAX_PATTERNS: Final = 4
+"""Patterns of names in one object: each set of them has a rule."""
+MAX_STATES: Final = 5000
+"""Rules of one object whose members are counted."""
+_PLAIN: Final = r'/[^"\\\x00-\x1F\x7F]*/'
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    name: str
+    schemas: tuple[Schema, ...]
+    is_required: bool
+
+
+class ObjectRules:
+    """Writes expressions for objects.
+
+    Args:
+        inner: Writes their members' values.
+    """
+
+    def __init__(self, inner: ValueRules) -> None:
+        self._inner = inner
+
+    def object(self, shape: Shape) -> Expr:
+        """An expression for the objects of a shape."""
+        document = self._inner.document
+        least, most = shape.min_properties, shape.max_properties
+        for value, origin in shape.excluded:
+            if value == {}:
+                least = max(least, 1)
+            elif isinstance(value, dict):
+                document.leave_out(origin, "not", "it lists an object.")
+        if not (shape.objects or shape.required or shape.names or least or most is not None):
+            return JsonValue(self._inner.style.schema({"type": "object"}))
+        bodies, listed = self._names(shape)
+        patterns = self._patterns(shape)
+        members = self._members(shape, patterns)
+        if listed is not None:
+            declared = {member.name for member in members}
+            members += [
+                _Member(name, shape.member(name, _matches(name, patterns)), is_required=False)
+                for name in listed
+                if name not in declared
+            ]
+        free: Expr = NEVER
+        if listed is None:
+            free = alt(*self._free(shape, patterns, [one.name for one in members], bodies))
+        if free == NEVER and most is not None and most >= len(members):
+            most = None
+        if (least or most is not None) and len(members) * (max(least, most or 0) + 1) > MAX_STATES:
+            keyword = "minProperties" if least else "maxProperties"
+            document.leave_out(shape.counted_by, keyword, "there are too many members to count.")
+            least, most = 0, None
+        return seq(Text("{"), self._sequence(members, free, least, most), Text("}"))
+
+    def _sequence(self, members: list[_Member], free: Expr, least: int, most: int | None) -> Expr:
+        """Members in order, the needless ones left out or not, then free ones.
+
+        Args:
+            members: Those that have names.
+            free: Any other one.
+            least: Members that there must be.
+            most: Members that there may be.
+        """
+        rules, separator = self._inner.rules, Text(self._inner.style.item_separator)
+        # How many members are counted to: whether one came before is always needed.
+        most_counted = max(1, least, most or 0)
+        following: list[Expr] = []
+        for count in range(most_counted + 1):
+            left = None if most is None else most - count
+            if left is not None and left < 0:
+                following.append(NEVER)
+            elif count:
+                more = Repeat(seq(separator, free), max(0, least - count), left)
+                following.append(rules.put(rules.new(), more))
+            elif left == 0:
+                following.append(EMPTY)
+            else:
+                others = None if left is None else left - 1
+                some = seq(free, Repeat(seq(separator, free), max(0, least - 1), others))
+                following.append(rules.put(rules.new(), some if least else alt(EMPTY, some)))
+        for member in reversed(members):
+            value = self._inner.value(member.schemas)
+            opening = f"{dumped(member.name)}{self._inner.style.key_separator}"
+            before = following
+            following = []
+            for count in range(most_counted + 1):
+                after = min(count + 1, most_counted)
+                ways: list[Expr] = []
+                if most is None or count < most:
+                    start = seq(separator if count else EMPTY, Text(opening))
+                    ways.append(seq(start, value, before[after]))
+                if not member.is_required:
+                    ways.append(before[count])
+                following.append(rules.put(rules.new(), alt(*ways)))
+        return following[0]
+
+    def _members(self, shape: Shape, patterns: dict[str, str | None]) -> list[_Member]:
+        names = dict.fromkeys(name for part in shape.objects for name in part.properties)
+        names.update(shape.required)
+        members = []
+        for name in names:
+            schemas = shape.member(name, _matches(name, patterns))
+            if not all(self._inner.admits((schema,), name) for schema, _ in shape.names):
+                schemas = (False,)
+            members.append(_Member(name, schemas, name in shape.required))
+        return members
+
+    def _patterns(self, shape: Shape) -> dict[str, str | None]:
+        """The patterns of names with their terminals; None where only the model can follow."""
+        found: dict[str, str | None] = {}
+        for part in shape.objects:
+            for pattern in part.patterns:
+                if pattern in found:
+                    continue
+                body = self._inner.patterns.terminal(pattern)
+                if len([one for one in found.values() if one is not None]) >= MAX_PATTERNS:
+                    body = None
+                if body is None:
+                    self._inner.document.leave_out(
+                        part.schema, "patternProperties", f"{pattern[:100]!r} can't be followed."
+                    )
+                found[pattern] = body
+        return found
+
+    def _names(self, shape: Shape) -> tuple[list[str], list[str] | None]:
+        """Terminals that free names have to fit, and all possible names where they are listed."""
+        bodies: list[str] = []
+        closed: list[str] | None = None
+        for schema, origin in shape.names:
+            if schema is True or schema == {}:
+                continue
+            listed = self._inner.listed((schema,))
+            if listed is not None:
+                names = [name for name in listed if isinstance(name, str)]
+                closed = names if closed is None else [one for one in closed if one in names]
+                continue
+            body = self._name_body(schema)
+            if body is None:
+                self._inner.document.leave_out(
+                    origin, "propertyNames", "it isn't a pattern, a length or a list of names."
+                )
+            else:
+                bodies += body
+        return bodies, closed
+
+    def _name_body(self, schema: Schema) -> list[str] | None:
+        shapes = self._inner.shapes((schema,))
+        if len(shapes) != 1 or "string" not in shapes[0].types:
+            return None
+        (shape,) = shapes
+        bodies = []
+        for pattern, _ in shape.patterns:
+            body = self._inner.patterns.terminal(pattern)
+            if body is None:
+                return None
+            bodies.append(body)
+        if shape.formats:
+            return None
+        for value, _ in shape.excluded:
+            if isinstance(value, str):
+                bodies.append(f"/(?s:.*)/ & ~({quoted(value)})")
+        if shape.min_length or shape.max_length is not None:
+            most = "" if shape.max_length is None else shape.max_length
+            bodies.append(f"/(?s:.){{{shape.min_length},{most}}}/")
+        return bodies
+
+    def _free(
+        self,
+        shape: Shape,
+        patterns: dict[str, str | None],
+        declared: list[str],
+        bodies: list[str],
+    ) -> Iterator[Expr]:
+        """Expressions for members that nobody declared, by which patterns their names have."""
+        known = {pattern: body for pattern, body in patterns.items() if body is not None}
+        unknown = {pattern for pattern, body in patterns.items() if body is None}
+        for hits in product((True, False), repeat=len(known)):
+            matches = dict(zip(known, hits, strict=True))
+            schemas = shape.free_member(matches, unknown)
+            if False in schemas:
+                continue
+            wanted = [
+                f"({body})" if hit else f"~({body})"
+                for body, hit in zip(known.values(), hits, strict=True)
+            ]
+            name = Terminal(self._key(declared, [*wanted, *(f"({one})" for one in bodies)]))
+            value = self._inner.value(schemas)
+            yield seq(name, Text(self._inner.style.key_separator), value)
+
+    def _key(self, declared: list[str], bodies: list[str]) -> str:
+        """A terminal's body for names in quotes, without those that are declared."""
+        if not bodies:
+            if not declared:
+                return STRING_BODY
+            return f"{STRING_BODY} & ~({' | '.join(quoted(dumped(one)) for one in declared)})"
+        others = " & ".join(bodies)
+        if declared:
+            others += f" & ~({' | '.join(map(quoted, declared))})"
+        return f'"\\"" ({_PLAIN} & {others}) "\\""'
+
+
+def _matches(name: str, patterns: dict[str, str | None]) -> dict[str, bool]:
+    return {pattern: has_pattern(name, pattern) for pattern in patterns}

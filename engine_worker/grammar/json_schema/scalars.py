@@ -1,0 +1,169 @@
+"""Rules for numbers and strings."""
+
+from decimal import Decimal
+from fractions import Fraction
+from math import gcd, lcm
+from typing import Any, Final
+
+from engine_worker.grammar.json_schema.document import Document
+from engine_worker.grammar.json_schema.formats import (
+    MAX_LENGTHS,
+    NATIVE_FORMATS,
+    OWN_FORMATS,
+    UNENFORCED_FORMATS,
+)
+from engine_worker.grammar.json_schema.numbers import (
+    MAX_DIGITS,
+    has_room,
+    has_whole,
+    num_digits,
+    number_body,
+)
+from engine_worker.grammar.json_schema.patterns import Patterns
+from engine_worker.grammar.json_schema.rules import NEVER, Expr, JsonValue, Terminal, quoted
+from engine_worker.grammar.json_schema.shape import Bound, Shape, type_of
+from engine_worker.grammar.json_schema.style import Style, dumped, spelt
+
+STRING_BODY: Final = (
+    r'/"([^"\\\x00-\x1F\x7F]|\\["\\bfnrt]|\\u00(0[0-7bBeEfF]|1[0-9a-fA-F]|7[fF]))*"/'
+)
+"""Strings in which each character is written in one way, so that texts can be told apart."""
+_MAX_EXACT: Final = 2**53
+_MAX_FRACTION_DIGITS: Final = 9
+_MAX_MULTIPLE: Final = 10_000
+"""Remainders of a division that are told apart: each is a state."""
+
+
+class ScalarRules:
+    """Writes expressions for numbers and strings.
+
+    Args:
+        document: Learns what is left to the model.
+        style: How strings are written.
+        patterns: Knows which can be enforced.
+    """
+
+    def __init__(self, document: Document, style: Style, patterns: Patterns) -> None:
+        self._document = document
+        self._style = style
+        self._patterns = patterns
+
+    def number(self, shape: Shape, *, is_integer: bool) -> Expr:
+        """An expression for the numbers of a shape."""
+        low, high = (
+            self._bound(shape, shape.low, "minimum"),
+            self._bound(shape, shape.high, "maximum"),
+        )
+        if not (has_whole(low, high) if is_integer else has_room(low, high)):
+            return NEVER
+        if shape.is_fraction and is_integer:
+            return NEVER
+        multiple = self._multiple(shape, low, high, is_integer=is_integer)
+        excluded = [(one, schema) for one, schema in shape.excluded if type_of(one) == "number"]
+        if multiple is not None:
+            for schema in [schema for _, schema in excluded] + [True] * shape.is_fraction:
+                self._document.leave_out(schema, "not", "it stands beside `multipleOf`.")
+            return JsonValue(self._style.schema(multiple))
+        body = number_body(low, high, is_integer=is_integer)
+        if excluded or shape.is_fraction:
+            spellings = [
+                f"{quoted(text)}" if "." in text or is_integer else f"({quoted(text)} /(\\.0*)?/)"
+                for one, _ in excluded
+                for text in spelt(one, self._style)
+            ]
+            if shape.is_fraction:
+                spellings.append(r"/-?(0|[1-9][0-9]*)(\.0+)?/")
+            if not is_integer and low is None and high is None:
+                # Without exponents, in which a number has many spellings.
+                body = r"/-?(0|[1-9][0-9]*)(\.[0-9]+)?/"
+            body = f"({body}) & ~({' | '.join(spellings)})"
+        return Terminal(body)
+
+    def _bound(self, shape: Shape, bound: Bound | None, keyword: str) -> Bound | None:
+        if bound is None or num_digits(bound[0]) <= MAX_DIGITS:
+            return bound
+        self._document.leave_out(True, keyword, f"it has more than {MAX_DIGITS} digits.")
+        return None
+
+    def _multiple(
+        self, shape: Shape, low: Bound | None, high: Bound | None, *, is_integer: bool
+    ) -> dict[str, Any] | None:
+        """A schema of llguidance's for numbers that are multiples; None without any."""
+        multiples = [Fraction(one) for one, _ in shape.multiples]
+        if is_integer and not any(one != 1 for one in multiples):
+            return None
+        if not multiples:
+            return None
+        common = multiples[0]
+        for one in multiples[1:]:
+            common = Fraction(
+                lcm(common.numerator, one.numerator), gcd(common.denominator, one.denominator)
+            )
+        if is_integer:
+            common = Fraction(common.numerator)  # the least integer that is one
+        schema: dict[str, Any] = {"type": "integer" if common.denominator == 1 else "number"}
+        digits = Decimal(common.numerator) / Decimal(common.denominator)
+        exponent = digits.as_tuple().exponent
+        is_exact = (
+            common.numerator <= _MAX_MULTIPLE
+            and isinstance(exponent, int)
+            and -exponent <= _MAX_FRACTION_DIGITS
+        )
+        for bound, inclusive, exclusive in (
+            (low, "minimum", "exclusiveMinimum"),
+            (high, "maximum", "exclusiveMaximum"),
+        ):
+            if bound is not None:
+                is_exact = is_exact and abs(bound[0]) < _MAX_EXACT and num_digits(bound[0]) <= 15
+                schema[exclusive if bound[1] else inclusive] = bound[0]
+        if not is_exact:
+            _, origin = shape.multiples[0]
+            self._document.leave_out(origin, "multipleOf", "its digits are too many.")
+            return None
+        schema["multipleOf"] = digits
+        return schema
+
+    def string(self, shape: Shape) -> Expr:
+        """An expression for the strings of a shape."""
+        schema: dict[str, Any] = {"type": "string"}
+        least, most = shape.min_length, shape.max_length
+        excluded = [(one, schema) for one, schema in shape.excluded if isinstance(one, str)]
+        if any(one == "" for one, _ in excluded):
+            least = max(least, 1)
+            excluded = [(one, origin) for one, origin in excluded if one]
+        patterns = []
+        for pattern, origin in dict(shape.patterns).items():
+            if self._patterns.are_known(pattern):
+                patterns.append(self._patterns.as_rust(pattern))
+            else:
+                self._document.leave_out(
+                    origin, "pattern", "it has parts that no grammar can follow."
+                )
+        native = None
+        for name, origin in dict(shape.formats).items():
+            if name in OWN_FORMATS:
+                patterns.append(f"^({OWN_FORMATS[name]})$")
+                if name in MAX_LENGTHS:
+                    most = MAX_LENGTHS[name] if most is None else min(most, MAX_LENGTHS[name])
+            elif name in NATIVE_FORMATS and native in (None, name):
+                native = name
+            elif name in NATIVE_FORMATS or name in UNENFORCED_FORMATS:
+                self._document.leave_out(origin, "format", f"{name!r} is none that is enforced.")
+        if most is not None and least > most:
+            return NEVER
+        if least:
+            schema["minLength"] = least
+        if most is not None:
+            schema["maxLength"] = most
+        if native is not None:
+            schema["format"] = native
+        if len(patterns) == 1:
+            schema["pattern"] = patterns[0]
+        elif patterns:
+            schema["allOf"] = [{"pattern": pattern} for pattern in patterns]
+        if excluded and len(schema) == 1:
+            spellings = " | ".join(quoted(dumped(one)) for one, _ in excluded)
+            return Terminal(f"{STRING_BODY} & ~({spellings})")
+        for _, origin in excluded:
+            self._document.leave_out(origin, "not", "it stands beside other keywords of strings.")
+        return JsonValue(self._style.schema(schema))

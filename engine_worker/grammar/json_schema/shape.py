@@ -1,0 +1,219 @@
+"""What a schema asks of one kind of value: a conjunction without alternatives."""
+
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Any, Final
+
+from engine_worker.grammar.json_schema.document import Schema
+
+TYPES: Final = ("object", "array", "string", "number", "integer", "boolean", "null")
+ALL_TYPES: Final = frozenset(TYPES) - {"integer"}
+
+Bound = tuple[Decimal, bool]
+"""A number, and whether it is itself left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectPart:
+    """What one schema says of an object's members.
+
+    Attributes:
+        owners: Identities of the schemas that it is part of, its own included.
+        additional: Of members that neither names nor patterns describe; None says nothing, and
+            leaves them unevaluated.
+    """
+
+    owners: frozenset[int]
+    schema: Schema
+    properties: dict[str, Schema]
+    patterns: dict[str, Schema]
+    additional: Schema | None
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayPart:
+    """What one schema says of an array's items.
+
+    Attributes:
+        owners: As in `ObjectPart`.
+        prefix: Of the first items.
+        rest: Of the others; None says nothing, and leaves them unevaluated.
+    """
+
+    owners: frozenset[int]
+    schema: Schema
+    prefix: tuple[Schema, ...]
+    rest: Schema | None
+
+
+@dataclass(slots=True)
+class Shape:
+    """All that has to be true of a value at once.
+
+    Attributes:
+        values: The only values; None for any.
+        excluded: Values that are forbidden, and the schema that said so.
+        is_fraction: Its numbers are no integers.
+        patterns: Of strings, with the schema that said so; formats likewise.
+        contains: Schemas of items, with how many of them there must be.
+        names: What the names of an object's members have to be.
+    """
+
+    types: frozenset[str] = ALL_TYPES
+    values: list[Any] | None = None
+    excluded: list[tuple[Any, Schema]] = field(default_factory=list)
+    is_fraction: bool = False
+    low: Bound | None = None
+    high: Bound | None = None
+    multiples: list[tuple[Decimal, Schema]] = field(default_factory=list)
+    min_length: int = 0
+    max_length: int | None = None
+    patterns: list[tuple[str, Schema]] = field(default_factory=list)
+    formats: list[tuple[str, Schema]] = field(default_factory=list)
+    arrays: list[ArrayPart] = field(default_factory=list)
+    min_items: int = 0
+    max_items: int | None = None
+    unique: Schema | None = None
+    contains: list[tuple[Schema, int, Schema]] = field(default_factory=list)
+    objects: list[ObjectPart] = field(default_factory=list)
+    required: dict[str, None] = field(default_factory=dict)
+    min_properties: int = 0
+    max_properties: int | None = None
+    counted_by: Schema = True
+    names: list[tuple[Schema, Schema]] = field(default_factory=list)
+
+    def copy(self) -> "Shape":
+        """A shape that grows on its own."""
+        shape = replace(self)
+        for name in _GROWING:
+            setattr(shape, name, getattr(self, name).copy())
+        return shape
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the bounds alone leave nothing."""
+        return not self.types or self.values == []
+
+    def member(self, name: str, matches: dict[str, bool]) -> tuple[Schema, ...]:
+        """The schemas of a member.
+
+        Args:
+            name: Of the member.
+            matches: For each pattern whether the name has it.
+        """
+        found: list[Schema] = []
+        for part in self.objects:
+            hit = [part.properties[name]] if name in part.properties else []
+            hit += [schema for pattern, schema in part.patterns.items() if matches[pattern]]
+            if not hit and part.additional is not None:
+                hit = [part.additional]
+            found += hit
+        return conjunction(found)
+
+    def free_member(self, matches: dict[str, bool], unknown: set[str]) -> tuple[Schema, ...]:
+        """The schemas of a member that no schema declares.
+
+        Args:
+            matches: For each known pattern whether the name has it.
+            unknown: Patterns of which that can't be told: what they belong to says nothing.
+        """
+        found: list[Schema] = []
+        for part in self.objects:
+            hit = [schema for pattern, schema in part.patterns.items() if matches.get(pattern)]
+            if not hit and part.additional is not None and not unknown & part.patterns.keys():
+                hit = [part.additional]
+            found += hit
+        return conjunction(found)
+
+    def item(self, index: int) -> tuple[Schema, ...]:
+        """The schemas of the item at an index."""
+        found: list[Schema] = []
+        for part in self.arrays:
+            if index < len(part.prefix):
+                found.append(part.prefix[index])
+            elif part.rest is not None:
+                found.append(part.rest)
+        return conjunction(found)
+
+    @property
+    def num_prefix(self) -> int:
+        """Items that have a schema of their own."""
+        return max((len(part.prefix) for part in self.arrays), default=0)
+
+
+_GROWING: Final = [
+    "excluded",
+    "multiples",
+    "patterns",
+    "formats",
+    "arrays",
+    "contains",
+    "objects",
+    "required",
+    "names",
+]
+"""Attributes of a shape that are added to; the others are replaced."""
+
+
+def conjunction(schemas: list[Schema]) -> tuple[Schema, ...]:
+    """Some schemas at once, each counted once; `(False,)` when one allows nothing."""
+    if any(schema is False for schema in schemas):
+        return (False,)
+    distinct = {id(schema): schema for schema in schemas if schema is not True and schema != {}}
+    return tuple(distinct.values())
+
+
+def meet_types(left: frozenset[str], right: frozenset[str]) -> frozenset[str]:
+    """Types that both allow; an integer is a number."""
+    found = set(left & right)
+    for one, other in ((left, right), (right, left)):
+        if "integer" in one and "number" in other:
+            found.add("integer")
+    if "number" in found:
+        found.discard("integer")
+    return frozenset(found)
+
+
+def higher(left: Bound | None, right: Bound) -> Bound:
+    """The narrower of two lower bounds."""
+    return right if left is None else max(left, right)
+
+
+def lower(left: Bound | None, right: Bound) -> Bound:
+    """The narrower of two upper bounds."""
+    if left is None:
+        return right
+    return min(left, right, key=lambda bound: (bound[0], not bound[1]))
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two JSON values are equal; numbers by value, and no number is a boolean."""
+    if isinstance(left, bool) or isinstance(right, bool):
+        return left is right
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    return type_of(left) == type_of(right) and bool(left == right)
+
+
+def type_of(value: Any) -> str:
+    """The JSON type of a value; any number is `number`."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case int() | Decimal():
+            return "number"
+        case str():
+            return "string"
+        case list():
+            return "array"
+        case _:
+            return "object"
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a number is an integer, as JSON Schema counts 1.0."""
+    return isinstance(value, int) or value == value.to_integral_value()
