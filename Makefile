@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := protocol gateway engine_worker auth_worker toolparser_worker penstock tests tools benchmarks examples
 
-.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak attack e2e-docker clean mutants lock sbom
+.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak attack e2e-docker clean mutants suites lock sbom
 
 help:
 	@echo "make serve [ARGS=...]  install and serve the bundled model     make test   install and run the tests"
@@ -96,6 +96,11 @@ formats: $(VENV)/.test
 # The tables of settings in docs/operations.md, from the declarations in the code.
 settings: $(VENV)/.test
 	$(BIN)/python -m tools.settings_tables
+
+# Public suites through the engine's own code; their data lies in ../shared, without it they are skipped.
+# ARGS="--report docs/measurements/suites.md" keeps the page.
+suites: $(VENV)/.test
+	$(BIN)/python -m tests.suites $(ARGS)
 
 # Half an hour of load and chaos, then 100,000 calm requests; ARGS="--minutes 2 --calm-requests 0"
 # for less. Its report belongs into docs/reliability.md.

@@ -21,10 +21,10 @@ from engine_worker.grammar.source import lark_source
 from engine_worker.grammar.special_tokens import SpecialTokens
 from protocol.wire.messages import Grammar
 
-_NICENESS: Final = 10
+_NICENESS: Final = 5
 _WALK_TOKENS: Final = 400
-_WALK_S: Final = 0.5
-_NUM_WALKS: Final = 3
+_WALK_S: Final = 0.25
+_NUM_WALKS: Final = 2
 _COMMON: Final = 64
 """Of the tokens that may come next, how many a walk chooses between: the first, most common ones."""
 
