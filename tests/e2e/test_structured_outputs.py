@@ -242,3 +242,60 @@ def test_constrained_and_free_answers_share_the_engine(house: House) -> None:
     texts = [choice["text"] for choice in response.json()["choices"]]
     assert len(texts) == 8
     assert set(texts) <= {"big", "small"}
+
+
+TAGS = {
+    "type": "object",
+    "properties": {
+        "tags": {
+            "type": "array",
+            "items": {"type": "string", "maxLength": 4},
+            "uniqueItems": True,
+            "maxItems": 2,
+        }
+    },
+    "required": ["tags"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_what_is_left_to_the_model_is_named_in_a_header(house: House, is_streaming: bool) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "tags", "schema": TAGS}}
+    response = post(
+        house, "/v1/chat/completions", messages=ASK, response_format=wanted, stream=is_streaming
+    )
+    assert response.status_code == 200, response.text
+    assert response.headers["X-Penstock-Unenforced"] == "/properties/tags/uniqueItems"
+    wanted["json_schema"]["strict"] = True  # type: ignore[index]
+    response = post(
+        house, "/v1/chat/completions", messages=ASK, response_format=wanted, stream=is_streaming
+    )
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["code"] == "unsupported_grammar"
+    assert error["param"] == "response_format"
+    assert error["message"].startswith("`uniqueItems` at /properties/tags/uniqueItems can't be")
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_a_strict_tool_asks_for_all_of_its_schema(house: House, is_strict: bool) -> None:
+    function = {"name": "tag", "parameters": TAGS, "strict": is_strict}
+    response = post(
+        house,
+        "/v1/chat/completions",
+        messages=ASK,
+        tools=[{"type": "function", "function": function}],
+        tool_choice="required",
+    )
+    assert response.status_code == (400 if is_strict else 200), response.text
+    assert ("X-Penstock-Unenforced" in response.headers) is not is_strict
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "<tool_call>"])
+def test_a_choice_that_spells_a_special_token_is_that_text(house: House, text: str) -> None:
+    body = {"prompt": "x", "guided_choice": [text]}
+    response = post(house, "/v1/completions", **body)
+    assert response.status_code == 200, response.text
+    (choice,) = response.json()["choices"]
+    assert (choice["text"], choice["finish_reason"]) == (text, "stop")

@@ -64,6 +64,33 @@ def test_each_spelling_becomes_a_grammar(
 
 
 @BOTH
+def test_free_json_may_have_a_schema_which_is_not_left_aside(is_chat: bool) -> None:
+    made = job(is_chat, response_format={"type": "json_object", "schema": SCHEMA})
+    assert made.response_grammar == Grammar(
+        "json_schema", json.dumps(SCHEMA, separators=(",", ":"))
+    )
+    with pytest.raises(InvalidRequestError) as caught:
+        job(is_chat, response_format={"type": "json_object", "schema": []})
+    assert caught.value.param == "response_format.schema"
+
+
+@BOTH
+def test_only_a_strict_schema_is_held_to_all_of_itself(is_chat: bool) -> None:
+    wanted = named(SCHEMA)
+    assert job(is_chat, response_format=wanted).response_grammar.is_strict
+    for strict in (False, None):
+        wanted["json_schema"]["strict"] = strict
+        assert not job(is_chat, response_format=wanted).response_grammar.is_strict
+    assert not job(is_chat, guided_json=SCHEMA).response_grammar.is_strict
+
+
+@BOTH
+def test_a_schema_as_text_keeps_every_digit(is_chat: bool) -> None:
+    text = '{"const": 123456789012345678901234567890.0100}'
+    assert job(is_chat, guided_json=text).response_grammar.source == text
+
+
+@BOTH
 @pytest.mark.parametrize(
     "fields", [{}, {"response_format": {"type": "text"}}, {"response_format": None}]
 )

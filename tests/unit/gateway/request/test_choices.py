@@ -337,3 +337,17 @@ async def test_what_a_choice_used_is_what_its_tenant_has_paid_in_the_queue(
     await parts.output(one, 2)
     await parts.finish(one)
     assert paid == [7]
+
+
+async def test_what_an_engine_leaves_to_the_model_is_known_before_the_first_event() -> None:
+    parts = Parts()
+    one = parts.engine()
+    started = await parts.running(generation_job(response_grammar=SECRET))
+    await idle()
+    await parts.output(one, text="", num_tokens=0, unenforced=("/uniqueItems",))
+    assert started.work.unenforced == ("/uniqueItems",)
+    assert started.work.first_output_at is None
+    await parts.output(one, text="a")
+    await parts.finish(one)
+    assert await started.events() == [ContentText(0, "a"), finished()]
+    assert started.work.unenforced == ("/uniqueItems",)
