@@ -190,9 +190,8 @@ def text_terminals(form: Form, *, is_trimmed: bool = False) -> list[str]:
     bodies = []
     if "pattern" in schema:
         bodies.append(_pattern(schema["pattern"]))
-    if "format" in schema:
-        if schema["format"] not in _FORMATS:
-            raise UnsupportedToolsError(f"the format {schema['format']!r} is not known.")
+    # A format that is not known says nothing, as JSON Schema has it.
+    if schema.get("format") in _FORMATS:
         bodies.append(regex(_FORMATS[schema["format"]]))
     if "minLength" in schema or "maxLength" in schema:
         least, most = schema.get("minLength", 0), schema.get("maxLength", "")
