@@ -26,6 +26,7 @@ from tests.suites.report import SuiteReport
 DRAFT_7: Final = "http://json-schema.org/draft-07/schema#"
 # What one whose writer can't foresee members may put anywhere: so many orders are tried.
 _MAX_ORDERS: Final = 120
+_MAX_INVALID_ORDERS: Final = 8
 _MAX_ORDERED: Final = 4
 _NUM_SENTENCES: Final = 2
 _COLUMNS: Final = (
@@ -151,7 +152,8 @@ def _judge(case: Case, compiler: GrammarCompiler, figures: Figures) -> None:
         if test["valid"] and _has_two_spellings(test["data"]):
             counts["apart"] += 1
             continue
-        is_accepted = _accepts_written(compiled, case.schema, test["data"])
+        max_orders = _MAX_ORDERS if test["valid"] else _MAX_INVALID_ORDERS
+        is_accepted = _accepts_written(compiled, case.schema, test["data"], max_orders=max_orders)
         kind = "valid" if test["valid"] else "left_invalid" if left else "invalid"
         counts[kind] += 1
         counts[f"{kind}_ok"] += is_accepted
@@ -182,27 +184,24 @@ def _try_sentences(case: Case, compiled: CompiledGrammar, counts: Counter[str]) 
         counts["sentences_ok"] += is_valid
 
 
-def _accepts_written(compiled: CompiledGrammar, schema: Any, instance: Any) -> bool:
+def _accepts_written(
+    compiled: CompiledGrammar, schema: Any, instance: Any, *, max_orders: int
+) -> bool:
     """Whether an instance is accepted as the engine writes it, or in another order of members."""
-    orders = itertools.islice(_orders(instance), _MAX_ORDERS)
-    written = (
-        json.dumps(one, ensure_ascii=False)
-        for one in (_arranged(instance, [schema], schema), *orders)
-    )
+    orders = itertools.islice(_orders(instance), max_orders)
+    ways = (_arranged(instance, [schema], schema), *orders)
+    written = (json.dumps(one, ensure_ascii=False) for one in ways)
     return any(_accepts(compiled, text) for text in dict.fromkeys(written))
 
 
 def _accepts(compiled: CompiledGrammar, text: str) -> bool:
-    constraint = compiled.start(jumps=False)
+    # At once, not one by one through the constraint: it is the same, and minutes less.
+    matcher = compiled.start(jumps=False)._matcher
     try:
-        token_ids = text.encode()
+        token_ids = list(text.encode())
     except UnicodeEncodeError:
         return False
-    for token_id in token_ids:
-        constraint.push(token_id)
-        if constraint.failure:
-            return False
-    return constraint.is_accepting
+    return bool(matcher.try_consume_tokens(token_ids) == len(token_ids)) and matcher.is_accepting()
 
 
 def _has_two_spellings(value: Any) -> bool:
