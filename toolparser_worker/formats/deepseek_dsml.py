@@ -2,6 +2,7 @@
 
 from toolparser_worker.machine.declarations import ParameterBody, ToolFormat
 
+WRAPPER_ENDS = ("</｜DSML｜function_calls>", "</｜DSML｜tool_calls>")
 BODY = ParameterBody(
     starts=("<｜DSML｜invoke",),
     name_ends=(">",),
@@ -11,7 +12,8 @@ BODY = ParameterBody(
     key_end=">",
     key_attribute="name",
     value_end="</｜DSML｜parameter>",
-    also_ends=("</｜DSML｜function_calls>", "</｜DSML｜tool_calls>", "<｜DSML｜invoke"),
+    also_ends=(*WRAPPER_ENDS, "<｜DSML｜invoke"),
+    value_also_ends=WRAPPER_ENDS,
     text_attribute="string",
     text_values=("true",),
     unwrapped=("arguments", "input"),

@@ -48,9 +48,14 @@ class CallStates(MachineCore):
             self._held.append(text[position:stop])
         if stop == len(text):
             return MOVED, stop
-        literal, is_cut = find_at(text, stop, self._block_markers(), final=self._final)
+        markers = self._block_markers()
+        others = tuple(self._table.actions)
+        literal, is_cut = find_at(text, stop, (*markers, *others), final=self._final)
         if is_cut:
             return MORE, stop
+        if literal and literal not in markers:
+            self._leave_block()  # A marker from outside of blocks ends this one, too.
+            return MOVED, stop
         body = self._tables.block_bodies.get(literal) if literal else None
         if body is not None:
             return self._begin_call(body, literal, stop, stop + len(literal))
@@ -95,13 +100,7 @@ class CallStates(MachineCore):
                 if not body.starts and may_begin(body, text[position]):
                     return self._begin_call(body, "", position, position)
         if self._num_calls_in_block:
-            # Unless another marker stands here, the block's end has got lost.
-            markers = tuple(self._table.actions)
-            literal, is_cut = find_at(text, position, markers, final=self._final)
-            if is_cut:
-                return MORE, position
-            if not literal:
-                self._count_malformed()
+            self._count_malformed()  # The block's end has got lost.
         self._leave_block()
         return MOVED, position
 
@@ -192,8 +191,10 @@ class CallStates(MachineCore):
                 self._end_message(self._base + position + len(marker))
             return MOVED, position + len(marker)
         if not marker and position < len(text):
-            is_second = isinstance(self._body, JsonObjectBody) and text[position] == "{"
-            if is_second and not self._in_block and self._body.end in self._ends:
+            is_object = isinstance(self._body, JsonObjectBody) and text[position] == "{"
+            if is_object and not self._in_block and self._body.end in self._ends:
+                # Two calls between one pair of markers.
+                self._is_second = True
                 return self._begin_call(self._body, "", position, position)
             self._count_malformed()
         if not self._in_block:
@@ -230,6 +231,7 @@ class CallStates(MachineCore):
 
     def _end_body(self, reader: CallReader[Any], offset: int) -> None:
         if reader.verdict is Verdict.TEXT:
+            self._end_second()
             self._in_block = False
             self._at = "text"
             return
@@ -246,6 +248,12 @@ class CallStates(MachineCore):
             self._at = "closing"
         else:
             self._after_call()
+
+    def _end_second(self) -> None:
+        """What followed a call between its markers is no call: the one before it is flawed."""
+        if self._is_second:
+            self._is_second = False
+            self._count_malformed()
 
     def _after_call(self) -> None:
         """Goes back to the block that the call stood in, or to plain text."""

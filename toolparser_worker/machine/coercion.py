@@ -53,7 +53,7 @@ class _NoValue:
 _NO_VALUE = _NoValue()
 
 
-class _Number:
+class Number:
     """A JSON number as it is written, as no float has all its digits."""
 
     __slots__ = ("text",)
@@ -130,13 +130,23 @@ def written(value: Any) -> str:
     Raises:
         RecursionError: It nests too deep.
     """
-    if isinstance(value, _Number):
+    if isinstance(value, Number):
         return value.text
     if isinstance(value, dict):
         return f"{{{', '.join(f'{quoted(key)}: {written(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(written, value))}]"
     return json.dumps(value, ensure_ascii=False)
+
+
+def loaded(text: str) -> Any:
+    """The value of a JSON text, whose numbers keep their digits, for `written`.
+
+    Raises:
+        ValueError: It is no JSON, or has an integer of more digits than Python reads.
+        RecursionError: It nests too deep.
+    """
+    return json.loads(text, parse_int=_digits, parse_float=Number, parse_constant=_refuse)
 
 
 def json_or_text(text: str) -> str:
@@ -208,7 +218,7 @@ def _read(text: str, kind: str) -> Any:
 def _integer(text: str) -> Any:
     if not _INTEGER.fullmatch(text):
         return _NO_VALUE
-    return _Number(text) if _JSON_NUMBER.fullmatch(text) else int(text)
+    return Number(text) if _JSON_NUMBER.fullmatch(text) else int(text)
 
 
 def _number(text: str) -> Any:
@@ -221,21 +231,21 @@ def _number(text: str) -> Any:
     if not math.isfinite(number):
         return _NO_VALUE
     if _JSON_NUMBER.fullmatch(text):
-        return _Number(text)
+        return Number(text)
     return int(number) if number.is_integer() else number
 
 
 def _loaded(text: str) -> Any:
     try:
-        return json.loads(text, parse_int=_digits, parse_float=_Number, parse_constant=_refuse)
+        return loaded(text)
     except (ValueError, RecursionError):
         return _NO_VALUE
 
 
-def _digits(text: str) -> _Number:
+def _digits(text: str) -> Number:
     if len(text) > _MAX_DIGITS:
         raise ValueError("too many digits")
-    return _Number(text)
+    return Number(text)
 
 
 def _python_value(text: str) -> Any:

@@ -82,6 +82,7 @@ class MachineCore:
         self._num_calls_in_block = 0
         self._is_muted = False
         self._is_counted = False
+        self._is_second = False
         self._in_block = False
         self._list_state = ""
         self._body: CallBody = self._tools.body
@@ -166,6 +167,7 @@ class MachineCore:
             self._list_state = LIST_START
         is_dropped = self._body.unknown_names == "dropped" and not self._schemas.has(name)
         self.num_malformed += is_dropped
+        self._is_second = False
         self._is_counted = is_dropped
         self._is_muted = is_dropped or (bool(self._num_calls) and not self._parallel_tool_calls)
         if not self._is_muted:

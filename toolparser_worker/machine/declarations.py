@@ -144,6 +144,7 @@ class ParameterBody(CallBody):
         value_start: What stands between the end of the key and the value, if anything.
         value_end: The text after a value.
         other_value_ends: Other spellings of it.
+        value_also_ends: Those of `also_ends` that no value has in it.
         other_ends: Other spellings of `end`.
         doubled_names: A name `x.x` that no tool has stands for the tool `x`.
         also_ends: Texts that end a call without its own end, and are no part of it.
@@ -174,6 +175,7 @@ class ParameterBody(CallBody):
     value_start: str = ""
     also_ends: tuple[str, ...] = ()
     other_value_ends: tuple[str, ...] = ()
+    value_also_ends: tuple[str, ...] = ()
     other_ends: tuple[str, ...] = ()
     doubled_names: bool = False
     text_attribute: str = ""

@@ -307,6 +307,8 @@ class Machine(MessageStates):
                 self._count_malformed()
             if reader.is_whole:
                 self._end_call(self._base)
+        else:
+            self._end_second()
         self._release()
 
     def _end_in_block(self) -> None:

@@ -316,7 +316,7 @@ class ParameterCallReader(CallReader[ParameterBody]):
             self._end_value(self._base + start)
             self._state = self._between
             return MOVED, stop
-        if literal.endswith(self._ends):
+        if literal.endswith((*self._ends, *self._body.value_also_ends)):
             self._end_value(self._base + start)
             self._state = self._between
             self.flawed = True  # Nothing tells a call's end in a value from its real end.
@@ -388,7 +388,7 @@ def _value_matcher(body: ParameterBody) -> LiteralMatcher:
     The line feed before what follows a missing end marker belongs to the markup, not the value.
     """
     ends = (body.value_end, *body.other_value_ends)
-    others = (*body.parameters, body.end, *body.other_ends)
+    others = (*body.parameters, body.end, *body.other_ends, *body.value_also_ends)
     if body.trims == "newline":
         ends += tuple(_LINE_FEED + end for end in ends)
     return literal_matcher((*ends, *others, *(_LINE_FEED + other for other in others)))

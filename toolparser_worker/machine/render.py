@@ -1,9 +1,9 @@
 """Writes calls and reasoning as a format spells them: the way back from events to text."""
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
+from toolparser_worker.machine.coercion import Number, loaded, written
 from toolparser_worker.machine.declarations import (
     BracedBody,
     CallBody,
@@ -28,7 +28,7 @@ def render_calls(tool_format: ToolFormat, calls: Iterable[tuple[str, str]]) -> s
     Raises:
         ValueError: The arguments are no JSON object though the format needs one.
     """
-    written = [
+    parts = [
         f"{tool_format.rendered_call_start}"
         f"{_call(tool_format.body, name, arguments, index)}"
         f"{tool_format.rendered_call_end}"
@@ -36,7 +36,7 @@ def render_calls(tool_format: ToolFormat, calls: Iterable[tuple[str, str]]) -> s
     ]
     return (
         tool_format.rendered_start
-        + tool_format.rendered_separator.join(written)
+        + tool_format.rendered_separator.join(parts)
         + tool_format.rendered_end
     )
 
@@ -54,10 +54,10 @@ def render_reasoning(reasoning_format: ReasoningFormat, reasoning: str) -> str:
 def _call(body: CallBody, name: str, arguments: str, index: int) -> str:
     match body:
         case JsonObjectBody(name_is_key=True):
-            return f"{{{_json(name)}: {arguments}}}"
+            return f"{{{written(name)}: {arguments}}}"
         case JsonObjectBody():
-            keys = _json(body.name_keys[0]), _json(body.argument_keys[0])
-            return f"{{{keys[0]}: {_json(name)}, {keys[1]}: {arguments}}}"
+            keys = written(body.name_keys[0]), written(body.argument_keys[0])
+            return f"{{{keys[0]}: {written(name)}, {keys[1]}: {arguments}}}"
         case HeaderBody():
             header = body.rendered_header.format(name=name, index=index)
             return f"{header}{arguments}{body.rendered_tail}"
@@ -68,27 +68,23 @@ def _call(body: CallBody, name: str, arguments: str, index: int) -> str:
         case BracedBody():
             return _with_braces(body, name, _object(arguments))
         case PythonBody():
-            written = (f"{key}={_python(value)}" for key, value in _object(arguments).items())
-            return f"{name}({', '.join(written)})"
+            given = (f"{key}={_python(value)}" for key, value in _object(arguments).items())
+            return f"{name}({', '.join(given)})"
         case _:
             raise ValueError(f"{type(body).__name__} cannot be written")
 
 
 def _object(arguments: str) -> dict[str, Any]:
-    value = json.loads(arguments)
+    value = loaded(arguments)
     if not isinstance(value, dict):
         raise ValueError("arguments must be an object")
     return value
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
 def _with_parameters(body: ParameterBody, name: str, arguments: dict[str, Any], index: int) -> str:
     def in_tag(text: str) -> str:
-        for written, meant in reversed(body.unescapes):
-            text = text.replace(meant, written)
+        for escape, meant in reversed(body.unescapes):
+            text = text.replace(meant, escape)
         return text
 
     parts = [body.starts[0] + body.rendered_name.format(name=in_tag(name), index=index + 1)]
@@ -99,7 +95,7 @@ def _with_parameters(body: ParameterBody, name: str, arguments: dict[str, Any], 
         )
         trim = body.rendered_trim
         parts.append(
-            f"{body.parameters[0]}{tag}{trim}{value if is_text else _json(value)}{trim}"
+            f"{body.parameters[0]}{tag}{trim}{value if is_text else written(value)}{trim}"
             f"{body.value_end}"
         )
     return body.rendered_space.join([*parts, body.end])
@@ -111,7 +107,7 @@ def _type_of(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return "boolean"
-    if isinstance(value, int | float):
+    if isinstance(value, Number):
         return "number"
     if isinstance(value, str):
         return "string"
@@ -126,7 +122,7 @@ def _with_elements(body: ElementBody, name: str, arguments: dict[str, Any]) -> s
             return "".join(element(key, item) for key, item in value.items())
         if isinstance(value, list):
             return "".join(element(body.item, item) for item in value)
-        return value if isinstance(value, str) else _json(value)
+        return value if isinstance(value, str) else written(value)
 
     def element(tag: str, value: Any) -> str:
         return f"{prefix}<{tag}>{inside(value)}{prefix}</{tag}>"
@@ -137,19 +133,19 @@ def _with_elements(body: ElementBody, name: str, arguments: dict[str, Any]) -> s
 def _with_braces(body: BracedBody, name: str, arguments: dict[str, Any]) -> str:
     quote = body.quote
 
-    def written(value: Any) -> str:
+    def braced(value: Any) -> str:
         if isinstance(value, str):
             return f"{quote}{value}{quote}"
         if body.parses_strings:
-            return f"{quote}{_json(value)}{quote}"
+            return f"{quote}{written(value)}{quote}"
         if isinstance(value, dict):
             return members(value)
         if isinstance(value, list):
-            return f"[{','.join(map(written, value))}]"
-        return _json(value)
+            return f"[{','.join(map(braced, value))}]"
+        return written(value)
 
     def members(value: dict[str, Any]) -> str:
-        return f"{{{','.join(f'{key}:{written(item)}' for key, item in value.items())}}}"
+        return f"{{{','.join(f'{key}:{braced(item)}' for key, item in value.items())}}}"
 
     return f"{body.starts[0]}{name}{members(arguments)}"
 
@@ -160,4 +156,4 @@ def _python(value: Any) -> str:
         return f"{{{', '.join(f'{key!r}: {_python(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(_python, value))}]"
-    return repr(value)
+    return value.text if isinstance(value, Number) else repr(value)
