@@ -67,6 +67,7 @@ FORMATS = (
             also_ends=("<｜tool_calls_end｜>", "<｜tool_call_begin｜>"),
             trims="space",
         ),
+        dropped_markers=("<｜tool_sep｜>",),
         trims=True,
         rendered_start="<｜tool_calls_begin｜>",
         rendered_end="<｜tool_calls_end｜>",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from toolparser_worker.machine.blanks import after_space
-from toolparser_worker.machine.channels import Channel
+from toolparser_worker.machine.channels import Action, Channel
 from toolparser_worker.machine.core import MachineCore
 from toolparser_worker.machine.declarations import CallBody, JsonObjectBody
 from toolparser_worker.machine.literals import literal_matcher
@@ -54,7 +54,9 @@ class CallStates(MachineCore):
         if is_cut:
             return MORE, stop
         if literal and literal not in markers:
-            self._leave_block()  # A marker from outside of blocks ends this one, too.
+            if self._table.actions[literal] is Action.DROP and self._num_calls_in_block:
+                return MOVED, stop + len(literal)
+            self._lose_block()  # A marker from outside of blocks ends this one, too.
             return MOVED, stop
         body = self._tables.block_bodies.get(literal) if literal else None
         if body is not None:
@@ -100,9 +102,15 @@ class CallStates(MachineCore):
                 if not body.starts and may_begin(body, text[position]):
                     return self._begin_call(body, "", position, position)
         if self._num_calls_in_block:
-            self._count_malformed()  # The block's end has got lost.
-        self._leave_block()
+            self._count_malformed()
+        self._lose_block()
         return MOVED, position
+
+    def _lose_block(self) -> None:
+        """Leaves a block without its end; calls of it that follow are found in the text."""
+        self._tables.open_block = "after" if self._num_calls_in_block else "before"
+        self._enter(self._channel)
+        self._leave_block()
 
     def _end_block(self, position: int) -> Answer:
         if not self._num_calls_in_block and (
@@ -231,8 +239,9 @@ class CallStates(MachineCore):
 
     def _end_body(self, reader: CallReader[Any], offset: int) -> None:
         if reader.verdict is Verdict.TEXT:
-            self._end_second()
-            self._in_block = False
+            self._end_attempt()
+            if self._in_block:
+                self._lose_block()
             self._at = "text"
             return
         if reader.ending is Ending.BROKEN:
@@ -249,9 +258,9 @@ class CallStates(MachineCore):
         else:
             self._after_call()
 
-    def _end_second(self) -> None:
-        """What followed a call between its markers is no call: the one before it is flawed."""
-        if self._is_second:
+    def _end_attempt(self) -> None:
+        """What began like a call is none: where that leaves it out, the call before is flawed."""
+        if self._is_second or self._num_calls_in_block or self._channel is Channel.DROPPED:
             self._is_second = False
             self._count_malformed()
 

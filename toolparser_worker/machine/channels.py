@@ -3,6 +3,7 @@
 import enum
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Literal
 
 from toolparser_worker.machine.declarations import CallBody, ReasoningFormat, ToolFormat
 from toolparser_worker.machine.literals import LiteralMatcher, literal_matcher
@@ -10,6 +11,7 @@ from toolparser_worker.machine.readers import may_begin
 from toolparser_worker.machine.reading import LIST_START
 
 _BARE_OBJECT = "{"
+OpenBlock = Literal["none", "before", "after"]
 
 
 class Channel(enum.Enum):
@@ -66,7 +68,7 @@ class ChannelTable:
 @lru_cache(maxsize=256)
 def _tables_of(
     _tools: ToolFormat, _reasoning: ReasoningFormat, _finds_calls: bool
-) -> "dict[tuple[Channel, bool, bool, bool], ChannelTable]":
+) -> "dict[tuple[Channel, bool, bool, bool, OpenBlock], ChannelTable]":
     """The tables made so far for a pair of formats, the same for all their streams."""
     return {}
 
@@ -84,6 +86,8 @@ class ChannelTables:
         is_framed: The text did begin like messages.
         reasoning_ended: There was reasoning, and it is over.
         keeps_message_ends: The ends of messages are content like the rest.
+        open_block: Whether a block of calls was left without its end, before or after its first
+            call: more of its calls may follow.
         block_bodies: The spelling of the calls that these markers start inside a block.
         needs_calls: A block without calls is no block.
     """
@@ -93,6 +97,7 @@ class ChannelTables:
         self.is_framed = self.framing is not None
         self.reasoning_ended = False
         self.keeps_message_ends = False
+        self.open_block: OpenBlock = "none"
         self.block_bodies = {start: body for body in tools.bodies for start in body.starts}
         self.needs_calls = tools.listed != "never" or not self.block_bodies
         self._made = _tables_of(tools, reasoning, finds_calls)
@@ -106,7 +111,13 @@ class ChannelTables:
 
     def table(self, channel: Channel) -> ChannelTable:
         """What means something in a channel, as things stand."""
-        key = (channel, self.is_framed, self.reasoning_ended, self.keeps_message_ends)
+        key = (
+            channel,
+            self.is_framed,
+            self.reasoning_ended,
+            self.keeps_message_ends,
+            self.open_block,
+        )
         table = self._made.get(key)
         if table is None:
             table = self._made[key] = self._make(channel)
@@ -165,10 +176,14 @@ class ChannelTables:
     def _add_calls(self, table: ChannelTable) -> None:
         tools = self._tools
         table.add(Action.BLOCK, *tools.wrapper_starts)
-        if not tools.wrapper_starts or tools.wrapper_optional:
-            for body in tools.bodies:
-                table.add(Action.CALL, *body.starts)
-                for start in body.starts:
+        if self.open_block == "after":
+            table.add(Action.DROP, *tools.wrapper_ends)
+        is_bare = not tools.wrapper_starts or tools.wrapper_optional
+        for body in tools.bodies:
+            for start in body.starts:
+                # In the text, only what no text has by chance begins a call.
+                if is_bare or (self.open_block != "none" and "<" in start):
+                    table.add(Action.CALL, start)
                     table.bodies.setdefault(start, body)
 
     def _add_spans(self, table: ChannelTable, action: Action, *spans: tuple[str, str]) -> None:

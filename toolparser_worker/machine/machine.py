@@ -308,7 +308,7 @@ class Machine(MessageStates):
             if reader.is_whole:
                 self._end_call(self._base)
         else:
-            self._end_second()
+            self._end_attempt()
         self._release()
 
     def _end_in_block(self) -> None:

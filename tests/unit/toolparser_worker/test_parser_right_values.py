@@ -124,6 +124,29 @@ def test_what_follows_in_a_block_and_is_no_call_is_counted() -> None:
     assert (len(parsed.calls), parsed.num_malformed) == (1, 1)
 
 
+KIMI = "<|tool_call_begin|>{} <|tool_call_argument_begin|>{{}}<|tool_call_end|>"
+
+
+@pytest.mark.parametrize("noise", [" noise ", KIMI.format("functions.invalid.0"), "<|tool_call"])
+def test_a_block_that_is_broken_does_not_hide_the_calls_after_it(noise: str) -> None:
+    call = KIMI.format("functions.f:1")
+    section = "<|tool_calls_section_begin|>{}<|tool_calls_section_end|>"
+    before = read("kimi_k2", "Help. " + section.format(noise + call))
+    assert values(before) == [("f", {})]
+    assert before.content == f"Help. <|tool_calls_section_begin|>{noise}"
+    after = read("kimi_k2", "Help. " + section.format(call + noise + call) + " x")
+    assert values(after) == [("f", {}), ("f", {})]
+    assert (after.content, after.num_malformed) == ("Help. ", 1)
+
+
+def test_step3_may_write_its_separator_between_calls() -> None:
+    call = "<｜tool_call_begin｜><steptml:invoke name={}></steptml:invoke><｜tool_call_end｜>"
+    calls = "<｜tool_sep｜>".join(map(call.format, "fg"))
+    parsed = read("step3", f"<｜tool_calls_begin｜>{calls}<｜tool_calls_end｜>")
+    assert values(parsed) == [("f", {}), ("g", {})]
+    assert (parsed.content, parsed.num_malformed) == ("", 0)
+
+
 def test_an_end_marker_inside_a_value_is_counted() -> None:
     text = (
         "<tool_call>f\n<arg_key>x</arg_key>\n<arg_value>the </tool_call> tag</arg_value>\n"
