@@ -1,13 +1,14 @@
 """The incremental machine: model text in any cut in; content, reasoning and tool calls out.
 
-It is a table of states, each of which takes as much text as it can:
+It is a table of states (`_STATES`), each of which takes as much text as it can and answers that it
+moved on, or needs more text to tell (`Step`); nothing is inferred from how far it came:
 
     header ─▶ lead ─▶ text ◀─────────────────────────┐
       ▲ end of      │  │ start of a block or call    │
       └─ a message ─┘  ▼                             │
                      block ◀──────────┐              │
                        │ ▲            │              │
-                       ▼ │ , or ]     │              │
+         (opened) ─▶   ▼ │ , or ]     │              │
                       call ─▶ closing ┴──────────────┤ end marker, or something else
                        │ │                           │
                        │ └── no call after all: given back to the channel it stood in
