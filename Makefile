@@ -97,7 +97,8 @@ formats: $(VENV)/.test
 settings: $(VENV)/.test
 	$(BIN)/python -m tools.settings_tables
 
-# Public suites through the engine's own code; their data lies in ../shared, without it they are skipped.
+# Public suites: JSON schemas (their data lies in ../shared), function calls and conformance of the
+# API (fetched by version and digest). What can't be had is skipped, with a message.
 # ARGS="--report docs/measurements/suites.md" keeps the page.
 suites: $(VENV)/.test
 	$(BIN)/python -m tests.suites $(ARGS)

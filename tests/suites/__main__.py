@@ -1,18 +1,35 @@
 """Runs public suites and prints what they show; `--report FILE` also writes a page.
 
-Each suite is a module with `run(data: Path) -> list[SuiteReport]`; a new one is named in `SUITES`.
+Each suite is a module with a `run` that takes the folder of data; a new one is named in `SUITES`.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
-from tests.suites import json_schema
-from tests.suites.report import SuiteReport
+from tests.suites import function_calls, json_schema, llmprobe
 
-SUITES: Final[dict[str, Callable[[Path], list[SuiteReport]]]] = {"json-schema": json_schema.run}
+
+class Report(Protocol):
+    """What one suite showed."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it showed what must not be."""
+        ...
+
+    def markdown(self) -> str:
+        """A section of a page."""
+        ...
+
+
+SUITES: Final[dict[str, Callable[[Path], Sequence[Report]]]] = {
+    "json-schema": json_schema.run,
+    "function-calls": function_calls.run,
+    "llmprobe": lambda _data: llmprobe.run(),
+}
 
 _DATA: Final = Path(__file__).parents[3] / "shared"
 _HEAD: Final = """# Public suites
