@@ -1,30 +1,74 @@
 """Turns admin commands into operations, after checking who asks and what may not happen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from auth_worker.clock import Clock
 from auth_worker.errors import ActorNotAllowedError, InvalidCommandError, KeyNotFoundError
+from auth_worker.key_definition import (
+    MAX_OVERLAP_S,
+    audited,
+    changed,
+    check_digest,
+    checked,
+    stored,
+)
+from auth_worker.key_table import setting_values
 from auth_worker.keys import (
+    ADMINISTERING,
     ANONYMOUS_KEY_ID,
     ENVIRONMENT_KEY_ID,
     ENVIRONMENT_KEY_NAME,
     KeyDirectory,
     StoredKey,
-    key_from_command,
+    is_lasting_admin,
 )
-from auth_worker.operations import AddKey, AuditEntry, EndKey, ReadKeys
-from protocol.wire.messages import CreateKey, ListKeys, RevokeKey
+from auth_worker.operations import (
+    AddKey,
+    AuditAction,
+    AuditEntry,
+    ChangeKey,
+    CountKeyRows,
+    DropKey,
+    ReadAuditRows,
+    ReadKeys,
+)
+from protocol.wire.messages import (
+    Actor,
+    ChangeKeyStatus,
+    CountKeys,
+    FindKeys,
+    KeyAction,
+    KeySettings,
+    MakeKey,
+    ReadAudit,
+    RotateKey,
+    Scope,
+    UpdateKey,
+)
 
 MAX_PAGE = 1000
 
+_DEFAULTS = KeySettings(name="")
+
+_ACTIONS: Mapping[KeyAction, AuditAction] = {
+    "suspend": "key_suspended",
+    "reactivate": "key_reactivated",
+    "revoke": "key_revoked",
+    "delete": "key_deleted",
+}
+
 
 class Administration:
-    """Keys, as admins make and end them.
+    """Keys and the audit log, as admins change and read them.
+
+    What it changes holds in memory at once, before it is durable, so that the next command is
+    judged by it; only a new key opens nothing until then.
 
     Args:
-        keys: All keys; a revocation changes it at once, before it is durable.
-        clock: For creation and revocation times.
+        keys: All keys.
+        clock: For creation, revocation and audit times.
         new_key_id: Makes ids for keys.
     """
 
@@ -33,89 +77,278 @@ class Administration:
         self._clock = clock
         self._new_key_id = new_key_id
 
-    def create(self, command: CreateKey) -> AddKey:
+    def make(self, command: MakeKey) -> AddKey:
         """A new key; it opens nothing before `added` is called.
 
         Raises:
-            ActorNotAllowedError: Who asks holds no active admin key.
+            ActorNotAllowedError: Who asks may not administer keys, or not such a one.
             InvalidCommandError: A value is out of bounds.
         """
-        self._check_actor(command.actor_key_id)
-        key = key_from_command(command, key_id=self._new_key_id(), wall_s=self._clock.wall_s())
-        detail: dict[str, str | int | None] = {
-            "name": key.name,
-            "role": key.role,
-            "tenant": key.tenant_id,
-            "hint": key.hint,
-            "requests_per_minute": key.requests_per_minute,
-            "tokens_per_minute": key.tokens_per_minute,
-            "expires_at": key.expires_at,
-        }
-        entry = AuditEntry(
-            at_ms=self._wall_ms(),
-            actor_key_id=command.actor_key_id,
-            action="key_created",
-            subject=key.key_id,
-            detail=detail,
+        actor = self._actor(command.actor, ADMINISTERING)
+        check_digest(command.key_digest, command.hint)
+        wall_s = self._clock.wall_s()
+        settings = checked(command.settings, wall_s=wall_s)
+        key = stored(
+            settings,
+            key_id=self._new_key_id(),
+            digest=command.key_digest,
+            hint=command.hint,
+            created_at=int(wall_s),
         )
-        return AddKey(key, entry)
+        _check_reach(actor, key)
+        entry = self._entry(command, "key_created", key.key_id)
+        said = set(_differing(command.settings))
+        entry = replace(entry, detail=audited(settings, said | {"role"}))
+        return AddKey(key, entry, settings, created_by=command.actor.key_id)
 
     def added(self, key: StoredKey, key_id: str) -> None:
         """The store holds the key now, under this id: it opens doors from here on."""
         if self._keys.get(key_id) is None:
             self._keys.put(replace(key, key_id=key_id))
 
-    def revoke(self, command: RevokeKey) -> EndKey:
-        """End a key. It opens nothing from this moment on, even if the disk should fail.
+    def update(self, command: UpdateKey) -> ChangeKey:
+        """Other settings for a key, which keeps its secret.
 
         Raises:
-            ActorNotAllowedError: Who asks holds no active admin key.
+            ActorNotAllowedError: Who asks may not administer keys, or not such a one.
             KeyNotFoundError: No key has this id.
-            InvalidCommandError: It is the last admin key that doesn't expire, or the
-                environment's.
+            InvalidCommandError: A value is out of bounds, the key has ended for good, it is the
+                environment's, or nobody could administer any more.
         """
-        self._check_actor(command.actor_key_id)
-        key = self._keys.get(command.key_id)
+        actor = self._actor(command.actor, ADMINISTERING)
+        key = self._changeable(command.key_id)
+        settings = checked(command.settings, wall_s=self._clock.wall_s(), fields=command.fields)
+        after = changed(key, settings, command.fields)
+        self._put(actor, key, after, at=command.fields)
+        values = {
+            name: value
+            for name, value in setting_values(settings).items()
+            if name in command.fields
+        }
+        entry = self._entry(command, "key_updated", key.key_id)
+        return ChangeKey(
+            key.key_id, values, replace(entry, detail=audited(settings, set(command.fields)))
+        )
+
+    def rotate(self, command: RotateKey) -> ChangeKey:
+        """A new secret for a key; the old one works on for a while, one still older no more.
+
+        Raises:
+            As `update`.
+        """
+        actor = self._actor(command.actor, ADMINISTERING)
+        key = self._changeable(command.key_id)
+        check_digest(command.key_digest, command.hint)
+        if not 0 <= command.overlap_s <= MAX_OVERLAP_S:
+            raise InvalidCommandError(
+                f"'overlap_s' must be 0 to {MAX_OVERLAP_S}.", param="overlap_s"
+            )
+        if self._keys.find(command.key_digest) is not None:
+            raise InvalidCommandError("This key exists already.", param="key_digest")
+        now = int(self._clock.wall_s())
+        overlaps = command.overlap_s > 0
+        after = replace(
+            key,
+            digest=command.key_digest,
+            hint=command.hint,
+            previous_digest=key.digest if overlaps else None,
+            previous_until=now + command.overlap_s if overlaps else None,
+        )
+        self._put(actor, key, after)
+        values = {
+            "digest": after.digest,
+            "hint": after.hint,
+            "previous_digest": after.previous_digest,
+            "previous_until": after.previous_until,
+            "last_rotated_at": now,
+            "last_rotated_by": command.actor.key_id,
+        }
+        entry = self._entry(command, "key_rotated", key.key_id)
+        detail = {"hint": command.hint, "overlap_s": command.overlap_s}
+        return ChangeKey(key.key_id, values, replace(entry, detail=detail))
+
+    def change_status(self, command: ChangeKeyStatus) -> ChangeKey | DropKey:
+        """Suspend, reactivate, revoke or delete a key; what it is already stays so.
+
+        A key that is suspended, revoked or deleted opens nothing from this moment on, even if the
+        disk should fail.
+
+        Raises:
+            As `update`; a revoked key can be deleted, and nothing else.
+        """
+        actor = self._actor(command.actor, ADMINISTERING)
+        key = self._get(command.key_id)
+        entry = self._entry(command, _ACTIONS[command.action], key.key_id)
+        now = int(self._clock.wall_s())
+        if command.action == "delete":
+            self._check_not_of_environment(key)
+            _check_reach(actor, key)
+            self._check_not_last(key, None, "delete")
+            self._keys.remove(key.key_id)
+            return DropKey(key.key_id, entry)
+        # What is so already keeps its time, and is written all the same: while the disk was stuck
+        # it may have come into memory alone. The store puts on record only what changes a row.
+        values: dict[str, Any]
+        if command.action == "revoke":
+            self._check_not_of_environment(key)
+            values = {"revoked_at": now if key.revoked_at is None else key.revoked_at}
+        else:
+            key = self._changeable(command.key_id)
+            since = now if key.suspended_at is None else key.suspended_at
+            values = {"suspended_at": since if command.action == "suspend" else None}
+        self._put(actor, key, replace(key, **values), verb=command.action)
+        return ChangeKey(key.key_id, values, entry)
+
+    def find(self, command: FindKeys) -> ReadKeys:
+        """A page of keys.
+
+        Raises:
+            ActorNotAllowedError: Who asks may not administer keys.
+            InvalidCommandError: The limit is out of range.
+        """
+        self._actor(command.actor, ADMINISTERING)
+        check_page(command.limit)
+        return ReadKeys(
+            command.after_key_id,
+            command.limit,
+            key_id=command.key_id,
+            role=command.role,
+            status=command.status,
+            owner=command.owner,
+            tag=command.tag,
+        )
+
+    def count(self, command: CountKeys) -> CountKeyRows:
+        """How many keys there are.
+
+        Raises:
+            ActorNotAllowedError: Who asks may not administer keys.
+        """
+        self._actor(command.actor, ADMINISTERING)
+        return CountKeyRows()
+
+    def read_audit(self, command: ReadAudit) -> ReadAuditRows:
+        """A page of the audit log.
+
+        Raises:
+            ActorNotAllowedError: Who asks may not read it.
+            InvalidCommandError: The limit is out of range.
+        """
+        self._actor(command.reader, "admin.audit")
+        check_page(command.limit)
+        return ReadAuditRows(
+            command.limit,
+            key_id=command.key_id,
+            actor=command.actor,
+            action=command.action,
+            outcome=command.outcome,
+            since_ms=command.since_ms,
+            until_ms=command.until_ms,
+            after_seq=command.after_seq,
+            oldest_first=command.oldest_first,
+        )
+
+    def _actor(self, actor: Actor, scope: Scope) -> StoredKey:
+        """The gateway asked before; a key may have been revoked in between."""
+        key = None if actor.key_id == ANONYMOUS_KEY_ID else self._keys.get(actor.key_id)
+        if key is None or not key.is_active(self._clock.wall_s()) or scope not in key.scopes:
+            raise ActorNotAllowedError(f"This needs an active key with the scope {scope}.")
+        return key
+
+    def _get(self, key_id: str) -> StoredKey:
+        key = self._keys.get(key_id)
         if key is None:
-            raise KeyNotFoundError(f"There is no key '{command.key_id[:100]}'.", param="key_id")
+            raise KeyNotFoundError(f"There is no key '{key_id[:100]}'.", param="key_id")
+        return key
+
+    def _changeable(self, key_id: str) -> StoredKey:
+        key = self._get(key_id)
+        self._check_not_of_environment(key)
+        if key.revoked_at is not None:
+            raise InvalidCommandError(
+                "This key is revoked, which is for good; make another one.", param="key_id"
+            )
+        return key
+
+    def _check_not_of_environment(self, key: StoredKey) -> None:
         if key.key_id == ENVIRONMENT_KEY_ID and key.revoked_at is None:
             raise InvalidCommandError(
                 f"This key is set by {ENVIRONMENT_KEY_NAME}; change or remove it there.",
                 param="key_id",
             )
-        wall_s = self._clock.wall_s()
-        # Temporary ones don't count: when the last of them expires, nobody could make another.
-        is_lasting = key.role == "admin" and key.revoked_at is None and key.expires_at is None
-        if is_lasting and self._keys.num_lasting_admins() == 1:
+
+    def _put(
+        self,
+        actor: StoredKey,
+        before: StoredKey,
+        after: StoredKey,
+        *,
+        at: Iterable[str] = (),
+        verb: str = "change",
+    ) -> None:
+        """Let a change hold, if this actor may make it and somebody can still administer."""
+        _check_reach(actor, before)
+        _check_reach(actor, after)
+        self._check_not_last(before, after, verb, next(iter(at), "key_id"))
+        self._keys.put(after)
+
+    def _check_not_last(
+        self, before: StoredKey, after: StoredKey | None, verb: str, param: str = "key_id"
+    ) -> None:
+        if not is_lasting_admin(before) or (after is not None and is_lasting_admin(after)):
+            return
+        # Temporary and bounded ones don't count: when the last of them ends, or its network is
+        # gone, nobody could make another.
+        if self._keys.num_lasting_admins() == 1:
             raise InvalidCommandError(
-                "This is the last admin key that does not expire; create another one without "
-                "'expires_at' before revoking it.",
-                param="key_id",
+                f"To {verb} this key so would leave none that administers keys from everywhere and"
+                " without an end (role admin, no 'expires_at', no bounds of scopes, endpoints or"
+                " addresses that keep it from it); make another such key first.",
+                param=param,
             )
-        self._keys.revoke(key.key_id, int(wall_s))
-        entry = AuditEntry(
-            at_ms=self._wall_ms(),
-            actor_key_id=command.actor_key_id,
-            action="key_revoked",
-            subject=key.key_id,
+
+    def _entry(
+        self,
+        command: MakeKey | UpdateKey | RotateKey | ChangeKeyStatus,
+        action: AuditAction,
+        of: str,
+    ) -> AuditEntry:
+        return AuditEntry(
+            at_ms=int(self._clock.wall_s() * 1000),
+            actor_key_id=command.actor.key_id,
+            action=action,
+            subject=of,
+            address=command.actor.address[:64],
+            request_id=command.request_id[:64],
         )
-        return EndKey(key.key_id, int(wall_s), entry)
 
-    def list(self, command: ListKeys) -> ReadKeys:
-        """A page of keys.
 
-        Raises:
-            InvalidCommandError: The limit is out of range.
-        """
-        if not 1 <= command.limit <= MAX_PAGE:
-            raise InvalidCommandError(f"'limit' must be 1 to {MAX_PAGE}.", param="limit")
-        return ReadKeys(command.after_key_id, command.limit)
+def check_page(limit: int) -> None:
+    """Refuse a page of no size, or of too many.
 
-    def _check_actor(self, key_id: str) -> None:
-        """The gateway asked before; a key may have been revoked in between."""
-        actor = None if key_id == ANONYMOUS_KEY_ID else self._keys.get(key_id)
-        if actor is None or actor.role != "admin" or not actor.is_active(self._clock.wall_s()):
-            raise ActorNotAllowedError("Managing keys needs an active key of role admin.")
+    Raises:
+        InvalidCommandError: The limit is out of range.
+    """
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidCommandError(f"'limit' must be 1 to {MAX_PAGE}.", param="limit")
 
-    def _wall_ms(self) -> int:
-        return int(self._clock.wall_s() * 1000)
+
+def _check_reach(actor: StoredKey, key: StoredKey) -> None:
+    """A narrowed admin makes and changes no key that may do more to this server than itself.
+
+    Otherwise it could give itself, by another key, what was kept from it.
+    """
+    beyond = sorted(scope for scope in key.scopes - actor.scopes if scope.startswith("admin."))
+    if beyond:
+        raise ActorNotAllowedError(
+            f"A key without the scope {beyond[0]} can't make or change one that has it."
+        )
+
+
+def _differing(settings: KeySettings) -> list[str]:
+    """The names of settings that aren't at their default."""
+    return [
+        name
+        for name in KeySettings.__struct_fields__
+        if getattr(settings, name) != getattr(_DEFAULTS, name)
+    ]

@@ -1,15 +1,17 @@
 """Decides in memory who may do what; pure: no disk, no socket, no thread, time is injected."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from auth_worker.clock import Clock
-from auth_worker.keys import ANONYMOUS, KeyDirectory, StoredKey
+from auth_worker.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
 from auth_worker.leases import MAX_LEASE_ID_CHARS, Lease
 from auth_worker.limits import KeyLimits, Refusal
 from auth_worker.open_leases import OpenLeases
 from auth_worker.operations import (
     AppendAudit,
+    AuditAction,
     AuditEntry,
     BookUsage,
     Operation,
@@ -17,6 +19,8 @@ from auth_worker.operations import (
     Snapshot,
     TouchKey,
 )
+from auth_worker.refusals import RefusalLog
+from auth_worker.roles import OF_OLD_GATEWAYS
 from protocol.errors import ErrorCode
 from protocol.runtime.settings import number, setting, switch
 from protocol.wire.messages import (
@@ -26,6 +30,7 @@ from protocol.wire.messages import (
     Denied,
     Failure,
     Granted,
+    KeyStatus,
     LimitState,
     OrphanUsage,
     Renew,
@@ -36,9 +41,19 @@ from protocol.wire.messages import (
 MAX_TOKENS = 2**40
 MAX_MODEL_CHARS = 512
 NOTE_INTERVAL_S = 60.0
-"""A key's last use and its knocking at admin routes are noted at most once in so long."""
+"""A key's last use is noted at most once in so long."""
 
 _UNLIMITED = LimitState()
+
+_RECORDED_SCOPES: Final[Mapping[str, AuditAction]] = {"admin.profile": "engine_profiled"}
+"""Administration that isn't carried out here; each grant is an entry of the audit log."""
+
+_ENDED: Final[Mapping[KeyStatus, str]] = {
+    "revoked": "was revoked",
+    "expired": "has expired",
+    "suspended": "is suspended",
+    "active": "was rotated: this is its old secret",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +65,8 @@ class Rules:
             "PENSTOCK_ALLOW_ANONYMOUS",
             False,
             meaning=(
-                "requests without a key, or with an unknown one, act as role user; set when the "
-                "gateway requires none"
+                "requests without a key, or with an unknown one, are let in, but not where an "
+                "administrator is asked for; set when the gateway requires none"
             ),
         )
     )
@@ -78,6 +93,10 @@ class Authority:
         rules: See `Rules`.
         clock: Both clocks.
         emit: Takes operations that nobody waits for.
+
+    Attributes:
+        keys: All of them; administration changes it.
+        refusals: Puts refusals on record.
     """
 
     def __init__(
@@ -94,7 +113,7 @@ class Authority:
         self._clock = clock
         self._emit = emit
         self._used_s: dict[str, float] = {}
-        self._knocked_s: dict[str, float] = {}
+        self.refusals = RefusalLog(clock, emit)
         self._leases = OpenLeases(
             epoch=epoch,
             keys=self.keys,
@@ -115,6 +134,17 @@ class Authority:
         Such requests count as requests, and so do metered ones without tokens, which get no lease;
         listing models costs nothing. A denied request consumes nothing.
         """
+        answer = self._decide(command)
+        if isinstance(answer, Denied):
+            self._note_refusal(command, answer)
+        return answer
+
+    def forget(self, key_id: str) -> None:
+        """A key was deleted."""
+        self._used_s.pop(key_id, None)
+        self._leases.forget(key_id)
+
+    def _decide(self, command: Authorize) -> Granted | Denied:
         key = self._identify(command)
         if isinstance(key, Denied):
             return key
@@ -124,6 +154,7 @@ class Authority:
         num_tokens = command.prompt_tokens + command.completion_tokens
         if num_tokens == 0 and not command.is_metered:
             self._note_use(key)
+            self._note_action(key, command)
             return self._granted(key, command.request_id, None)
         granted = (
             self._leases.grant(key, command) if num_tokens else self._leases.count(key, command)
@@ -149,9 +180,9 @@ class Authority:
                 "This lease is not open: it expired or was settled.",
             )
         if command.prompt_tokens + command.completion_tokens > lease.reserved_tokens:
-            key = self.keys.get(lease.key_id)
-            if key is not None and not key.is_active(self._clock.wall_s()):
-                return _deny_ended(request_id, key)
+            denied = self._deny_growth(lease, command)
+            if denied is not None:
+                return denied
         refusal = self._leases.resize(lease, command.prompt_tokens, command.completion_tokens)
         if refusal is not None:
             return self._deny_limit(request_id, lease, lease.limits, refusal)
@@ -197,14 +228,15 @@ class Authority:
 
     def _identify(self, command: Authorize) -> StoredKey | Denied:
         """Whose request it is. Anonymous callers never pass where an admin is needed."""
-        digest = command.key_digest
+        digest, wall_s = command.key_digest, self._clock.wall_s()
         key = None if digest is None else self.keys.find(digest)
-        if key is not None and key.is_active(self._clock.wall_s()):
+        is_open = key is not None and key.is_active(wall_s)
+        if key is not None and digest is not None and is_open and key.takes(digest, wall_s):
             return key
         if self._rules.allow_anonymous and command.required_role == "user":
             return ANONYMOUS
         if key is not None:
-            return _deny_ended(command.request_id, key)
+            return _deny_ended(command.request_id, key, wall_s)
         missing = "No API key was given. Send it as 'Authorization: Bearer psk-…'."
         message = missing if digest is None else "This API key is not known."
         return _deny(command.request_id, ErrorCode.INVALID_API_KEY, message)
@@ -216,12 +248,27 @@ class Authority:
             message = "The token bound is out of range."
         elif len(command.model) > MAX_MODEL_CHARS:
             message = "The model name is too long."
-        elif command.required_role == "admin" and key.role != "admin":
-            self._note_knock(key, command)
-            code, message = ErrorCode.PERMISSION_DENIED, "This route needs a key of role admin."
+        else:
+            code = ErrorCode.PERMISSION_DENIED
+            message = _missing_scope(key, command) or key.rules.refusal(command) or ""
         if not message:
             return None
         return _deny(command.request_id, code, message, key.key_id)
+
+    def _deny_growth(self, lease: Lease, command: Adjust) -> Denied | None:
+        """Why a lease may not grow, whatever room the windows have."""
+        key = ANONYMOUS if lease.key_id == ANONYMOUS_KEY_ID else self.keys.get(lease.key_id)
+        request_id, wall_s = command.request_id, self._clock.wall_s()
+        if key is None:
+            message = "This API key is not known any more."
+            return _deny(request_id, ErrorCode.INVALID_API_KEY, message, lease.key_id)
+        if not key.is_active(wall_s):
+            return _deny_ended(request_id, key, wall_s)
+        limit = key.rules.max_tokens_per_request
+        if limit is not None and command.completion_tokens > max(limit, lease.completion_tokens):
+            message = f"This key may generate {limit} tokens a request, all choices together."
+            return _deny(request_id, ErrorCode.PERMISSION_DENIED, message, key.key_id)
+        return None
 
     def _granted(self, key: StoredKey, request_id: str, lease: Lease | None) -> Granted:
         return Granted(
@@ -229,9 +276,12 @@ class Authority:
             lease_id="" if lease is None else lease.lease_id,
             tenant=key.tenant_id,
             key_id=key.key_id,
-            role=key.role,
+            role="admin" if key.role == "admin" else "user",
+            priority=key.rules.priority,
             limits=self._state(self._leases.limits_of(key) if lease is None else lease.limits),
             expires_s=0.0 if lease is None else self._rules.lease_duration_s,
+            allowed_models=key.rules.allowed_models,
+            max_completion_tokens=key.rules.max_tokens_per_request,
         )
 
     def _state(self, limits: KeyLimits | None) -> LimitState:
@@ -254,15 +304,35 @@ class Authority:
         if self._is_due(self._used_s, key.key_id):
             self._emit(TouchKey(key.key_id, int(self._clock.wall_s())))
 
-    def _note_knock(self, key: StoredKey, command: Authorize) -> None:
-        """Put a user key that knocks at an admin route on record."""
-        if self._is_due(self._knocked_s, key.key_id):
+    def _note_refusal(self, command: Authorize, denied: Denied) -> None:
+        self.refusals.note(
+            AuditEntry(
+                at_ms=int(self._clock.wall_s() * 1000),
+                actor_key_id=denied.key_id,
+                action="request_refused",
+                subject=command.endpoint[:200],
+                detail={
+                    "code": str(denied.code),
+                    "model": command.model[:200],
+                    "scope": command.scope[:64],
+                },
+                outcome="refused",
+                address=command.address[:64],
+                request_id=command.request_id[:64],
+            )
+        )
+
+    def _note_action(self, key: StoredKey, command: Authorize) -> None:
+        """Put on record what an administrator does elsewhere than here."""
+        action = _RECORDED_SCOPES.get(command.scope)
+        if action is not None:
             entry = AuditEntry(
                 at_ms=int(self._clock.wall_s() * 1000),
                 actor_key_id=key.key_id,
-                action="admin_access_denied",
+                action=action,
                 subject=command.endpoint[:200],
-                detail={"address": command.address[:64]},
+                address=command.address[:64],
+                request_id=command.request_id[:64],
             )
             self._emit(AppendAudit(entry))
 
@@ -272,6 +342,24 @@ class Authority:
             return False
         noted_s[key_id] = now_s
         return True
+
+
+def _missing_scope(key: StoredKey, command: Authorize) -> str | None:
+    """Why a key may not use a route; None when it may."""
+    if command.scope:
+        if command.scope in key.scopes:
+            return None
+        return (
+            f"This needs the scope {command.scope[:64]}, which this key of role {key.role} does"
+            " not have."
+        )
+    if key is ANONYMOUS:
+        return None  # never where an admin is asked for
+    if command.required_role == "admin" and key.role != "admin":
+        return "This route needs a key of role admin."
+    if key.role not in OF_OLD_GATEWAYS or key.rules.scopes is not None:
+        return "This gateway is too old to know what this key may do; use a newer one."
+    return None
 
 
 def _are_token_counts(one: int, other: int) -> bool:
@@ -286,9 +374,9 @@ def _deny(request_id: str, code: ErrorCode, message: str, key_id: str = "") -> D
     return Denied(request_id=request_id, code=code, message=message, key_id=key_id)
 
 
-def _deny_ended(request_id: str, key: StoredKey) -> Denied:
+def _deny_ended(request_id: str, key: StoredKey, wall_s: float) -> Denied:
     """Only who holds the whole key learns that it was once good."""
-    why = "was revoked" if key.revoked_at is not None else "has expired"
+    why = _ENDED[key.status(wall_s)]
     return _deny(request_id, ErrorCode.INVALID_API_KEY, f"This API key {why}.", key.key_id)
 
 

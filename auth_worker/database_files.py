@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from auth_worker import schema, write_ahead_log
+from auth_worker import migrations, schema, write_ahead_log
 from auth_worker.durable_file import unusable, write_durably
 from auth_worker.errors import StoreDamagedError, StoreMissingError
 
@@ -89,7 +89,7 @@ def check_pages(connection: Connection, database: Path) -> None:
         found = connection.exec_driver_sql(check).scalars().all()
         if list(found) != ["ok"]:
             raise damaged(database, str(found[0]))
-    if marker_of(database).exists() and not schema.is_made(connection):
+    if marker_of(database).exists() and not migrations.is_made(connection):
         raise _lost(database, "holds no tables")
 
 

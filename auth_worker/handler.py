@@ -3,32 +3,30 @@
 import logging
 from collections.abc import Callable
 
+from auth_worker.admin_commands import AdminCommand, AdminCommands
 from auth_worker.administration import Administration
 from auth_worker.authority import Authority
 from auth_worker.backlog import OnDone
+from auth_worker.clock import Clock
 from auth_worker.committer import Committer, Delivery
-from auth_worker.errors import AuthError, RefusedError
+from auth_worker.errors import AuthError
 from auth_worker.metrics import AuthMetrics
-from auth_worker.operations import Flush, KeyPage, Operation, Result
+from auth_worker.operations import Flush, Operation, Result
 from protocol.errors import ErrorCode, PenstockError
 from protocol.runtime import logs
 from protocol.wire.messages import (
     Adjust,
     AuthCommand,
     Authorize,
-    CreateKey,
     Credits,
     Denied,
     Failure,
     Granted,
-    Keys,
-    ListKeys,
     Load,
     Message,
     OrphanUsage,
     OrphanUsageNoted,
     Renew,
-    RevokeKey,
     Settle,
     Settled,
 )
@@ -48,12 +46,14 @@ class AuthHandler:
         authority: Decides.
         administration: Checks admin commands.
         committer: Makes durable.
+        clock: For the times of refused changes.
         send: Answers a gateway; silently drops what is for one that is gone.
         age_s: How long the command being handled may have waited unread at most, because this
             process stood still; 0.0 when it did not.
 
     Attributes:
         metrics: What it counts.
+        is_draining: Whether nothing new is granted.
     """
 
     def __init__(
@@ -62,11 +62,18 @@ class AuthHandler:
         authority: Authority,
         administration: Administration,
         committer: Committer,
+        clock: Clock,
         send: Send,
         age_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._authority = authority
-        self._administration = administration
+        self._admin = AdminCommands(
+            administration,
+            authority,
+            committer=committer,
+            clock=clock,
+            before_reading=self.expire,
+        )
         self._committer = committer
         self._send = send
         self._age_s = age_s
@@ -75,7 +82,7 @@ class AuthHandler:
             num_unanswered=lambda: committer.num_unanswered,
             num_groups=lambda: committer.num_groups,
         )
-        self._is_draining = False
+        self.is_draining = False
         self._num_due = 0
         self._settling: set[tuple[str, str]] = set()
         self._noting: set[tuple[str, str, str]] = set()
@@ -96,7 +103,7 @@ class AuthHandler:
                 self._authority.renew(command)
             case OrphanUsage():
                 self._note_orphans(gateway_id, command)
-            case CreateKey() | ListKeys() | RevokeKey():
+            case _ if isinstance(command, AdminCommand):
                 self._administer(gateway_id, command)
             case _:
                 pass  # connection messages are the worker loop's
@@ -107,7 +114,7 @@ class AuthHandler:
 
     def on_drain(self, timeout_s: float) -> None:
         """Grant nothing new; settlements go on until the end."""
-        self._is_draining = True
+        self.is_draining = True
         _logger.info("draining for up to %.0f s", timeout_s)
 
     def num_unfinished(self) -> int:
@@ -151,7 +158,7 @@ class AuthHandler:
             )
 
     def _authorize(self, command: Authorize) -> Granted | Denied:
-        if self._is_draining or not self._committer.is_healthy:
+        if self.is_draining or not self._committer.is_healthy:
             return self._unavailable(command)
         if 0.0 < command.wait_s <= self._age_s():
             # Its client was refused long ago: a lease would only hold tokens that others want.
@@ -208,63 +215,17 @@ class AuthHandler:
         self._noting.add(noting)
         self._submit(Flush(), on_done)
 
+    def _administer(self, gateway_id: str, command: AdminCommand) -> None:
+        def answer(message: Message) -> None:
+            self._send(gateway_id, message)
+
+        prepared = self._admin.prepare(command, answer)
+        if prepared is not None:
+            self._submit(*prepared)
+
     def _submit(self, operation: Operation, on_done: OnDone) -> None:
         self._num_due += 1
         self._committer.submit(operation, on_done)
-
-    def _administer(self, gateway_id: str, command: CreateKey | ListKeys | RevokeKey) -> None:
-        # While the disk is stuck that must not pile up; only a revocation holds at once even so.
-        if not isinstance(command, RevokeKey) and not self._committer.is_healthy:
-            self._send(gateway_id, _stuck(command.request_id))
-            return
-        operation: Operation
-        on_done = self._key_answer(gateway_id, command.request_id)
-        try:
-            match command:
-                case CreateKey():
-                    addition = self._administration.create(command)
-                    operation, answer = addition, on_done
-
-                    def on_done(result: Result) -> None:
-                        if isinstance(result, KeyPage):
-                            key_id = result.records[0].key_id
-                            self._administration.added(addition.key, key_id)
-                        answer(result)
-
-                case RevokeKey():
-                    operation = self._administration.revoke(command)
-                case ListKeys():
-                    self.expire()
-                    operation = self._administration.list(command)
-        except RefusedError as error:
-            self._send(gateway_id, _failure(command.request_id, error))
-            return
-        if self._committer.is_full:
-            self._send(gateway_id, _stuck(command.request_id))
-            return
-        self._submit(operation, on_done)
-
-    def _key_answer(self, gateway_id: str, request_id: str) -> OnDone:
-        def on_done(result: Result) -> None:
-            if isinstance(result, KeyPage):
-                self._send(
-                    gateway_id,
-                    Keys(request_id=request_id, records=result.records, has_more=result.has_more),
-                )
-            else:
-                error = result or AuthError("The auth worker gave no answer.")
-                self._send(gateway_id, _failure(request_id, error))
-
-        return on_done
-
-
-def _stuck(request_id: str) -> Failure:
-    return Failure(
-        request_id=request_id,
-        code=ErrorCode.WORKER_UNAVAILABLE,
-        message="The auth worker's database accepts no writes at the moment. Please try again.",
-        retry_after_s=RETRY_AFTER_S,
-    )
 
 
 def _failure(request_id: str, error: PenstockError) -> Failure:

@@ -1,85 +1,165 @@
-"""The rows of keys: added, replaced, ended and read in pages."""
+"""The rows of keys: added, changed, dropped and read in pages."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, insert, or_, select, update
 
 from auth_worker import schema
 from auth_worker.errors import InvalidCommandError, KeyNotFoundError
-from auth_worker.keys import StoredKey
-from auth_worker.operations import AddKey, AuditEntry, EndKey, KeyPage, PutKey, ReadKeys, Result
-from protocol.wire.messages import KeyRecord
+from auth_worker.key_rules import NO_RULES, PRIORITIES, KeyRules, networks_of
+from auth_worker.keys import StoredKey, status_of
+from auth_worker.operations import (
+    AddKey,
+    AuditEntry,
+    ChangeKey,
+    DropKey,
+    KeyPage,
+    PutKey,
+    ReadKeys,
+    Result,
+)
+from protocol.wire.messages import KeyDetails, KeySettings
 
 Change = tuple[Result, AuditEntry | None]
 """What became of an operation, and what the audit log should say; None when nothing changed."""
 
+_LISTS: Final = (
+    "scopes",
+    "tags",
+    "allowed_models",
+    "allowed_endpoints",
+    "allowed_ip_addresses",
+    "blocked_ip_addresses",
+)
+_NEVER_NULL: Final = {"tags": (), "blocked_ip_addresses": ()}
+"""Lists that say nothing when they are empty; an empty one of the others lets nothing through."""
+
+_columns = schema.keys.c
+
 
 class KeyTable:
-    """The table of keys within one transaction."""
+    """The table of keys within one transaction.
 
-    def __init__(self, connection: Connection) -> None:
+    Args:
+        connection: In the transaction.
+        wall_s: Unix seconds, for what a key's status is now.
+    """
+
+    def __init__(self, connection: Connection, wall_s: float) -> None:
         self._connection = connection
+        self._wall_s = wall_s
 
     def add(self, operation: AddKey) -> Change:
         """Insert a key. Asked again for the very same key, the answer is the first one's."""
         key = operation.key
-        row = self._row(schema.keys.c.digest == key.digest)
+        row = self._row(_columns.digest == key.digest)
         if row is None:
-            self._connection.execute(insert(schema.keys).values(_values(key)))
+            settings = {} if operation.settings is None else setting_values(operation.settings)
+            values = settings | _values(key) | {"created_by": operation.created_by}
+            self._connection.execute(insert(schema.keys).values(values))
             return self._answer(key.key_id), operation.audit
         known = stored_key(row)
         if known != replace(key, key_id=known.key_id, created_at=known.created_at):
             return InvalidCommandError("This key exists already.", param="key_digest"), None
-        return KeyPage(records=(key_record(row),)), None
+        return KeyPage(records=(self._details(row),)), None
 
     def put(self, operation: PutKey) -> Change:
         """Insert a key or replace the one of its id, whose totals stay."""
         key = operation.key
-        same_id = schema.keys.c.key_id == key.key_id
+        same_id = _columns.key_id == key.key_id
         if self._row(same_id) is None:
             self._connection.execute(insert(schema.keys).values(_values(key)))
         else:
             self._connection.execute(update(schema.keys).where(same_id).values(_values(key)))
         return self._answer(key.key_id), operation.audit
 
-    def end(self, operation: EndKey) -> Change:
-        """Mark a key as revoked, once."""
-        same_id = schema.keys.c.key_id == operation.key_id
+    def change(self, operation: ChangeKey) -> Change:
+        """Change some columns of a key; nothing when they say so already."""
+        same_id = _columns.key_id == operation.key_id
         row = self._row(same_id)
         if row is None:
-            return KeyNotFoundError(f"There is no key '{operation.key_id}'.", param="key_id"), None
-        if row.revoked_at is not None:
-            return KeyPage(records=(key_record(row),)), None
-        self._connection.execute(
-            update(schema.keys).where(same_id).values(revoked_at=operation.revoked_at)
-        )
+            return _missing(operation.key_id), None
+        values = dict(operation.values)
+        if all(getattr(row, name) == value for name, value in values.items()):
+            return KeyPage(records=(self._details(row),)), None
+        self._connection.execute(update(schema.keys).where(same_id).values(values))
         return self._answer(operation.key_id), operation.audit
 
+    def drop(self, operation: DropKey) -> Change:
+        """Delete a key; the answer is what it was."""
+        same_id = _columns.key_id == operation.key_id
+        row = self._row(same_id)
+        if row is None:
+            return _missing(operation.key_id), None
+        self._connection.execute(delete(schema.keys).where(same_id))
+        return KeyPage(records=(self._details(row),)), operation.audit
+
     def page(self, operation: ReadKeys) -> Result:
-        """A page of keys, newest first."""
-        column = schema.keys.c
-        newest_first = select(schema.keys).order_by(column.seq.desc()).limit(operation.limit + 1)
+        """The key of an id, or a page of those that fit, newest first."""
+        if operation.key_id:
+            row = self._row(_columns.key_id == operation.key_id)
+            return _missing(operation.key_id) if row is None else self._answer(operation.key_id)
+        newest_first = (
+            select(schema.keys)
+            .where(*self._conditions(operation))
+            .order_by(_columns.seq.desc())
+            .limit(operation.limit + 1)
+        )
         if operation.after_key_id:
-            after = self._row(column.key_id == operation.after_key_id)
+            after = self._row(_columns.key_id == operation.after_key_id)
             if after is None:
                 return KeyNotFoundError(
                     f"There is no key '{operation.after_key_id}' to continue after.", param="after"
                 )
-            newest_first = newest_first.where(column.seq < after.seq)
+            newest_first = newest_first.where(_columns.seq < after.seq)
         rows = self._connection.execute(newest_first).all()
         return KeyPage(
-            records=tuple(key_record(row) for row in rows[: operation.limit]),
+            records=tuple(self._details(row) for row in rows[: operation.limit]),
             has_more=len(rows) > operation.limit,
         )
 
-    def _row(self, condition: Any) -> Row[Any] | None:
+    def _conditions(self, operation: ReadKeys) -> list[ColumnElement[bool]]:
+        conditions: list[ColumnElement[bool]] = []
+        if operation.role:
+            conditions.append(_columns.role == operation.role)
+        if operation.owner:
+            conditions.append(_columns.owner == operation.owner)
+        if operation.tag:
+            # As an entry of the JSON list, whole.
+            tag = _json(operation.tag)
+            conditions.append(_columns.tags.contains(tag, autoescape=True))
+        if operation.status:
+            conditions.append(status_conditions(self._wall_s)[operation.status])
+        return conditions
+
+    def _row(self, condition: ColumnElement[bool]) -> Row[Any] | None:
         return self._connection.execute(select(schema.keys).where(condition)).one_or_none()
 
     def _answer(self, key_id: str) -> KeyPage:
-        same_id = schema.keys.c.key_id == key_id
-        row = self._connection.execute(select(schema.keys).where(same_id)).one()
-        return KeyPage(records=(key_record(row),))
+        row = self._connection.execute(select(schema.keys).where(_columns.key_id == key_id)).one()
+        return KeyPage(records=(self._details(row),))
+
+    def _details(self, row: Row[Any]) -> KeyDetails:
+        return key_details(row, self._wall_s)
+
+
+def status_conditions(wall_s: float) -> dict[str, ColumnElement[bool]]:
+    """The same as `status_of`, for the database."""
+    is_ended = _columns.revoked_at.is_not(None)
+    has_expired = and_(_columns.expires_at.is_not(None), _columns.expires_at <= int(wall_s))
+    lives = and_(
+        _columns.revoked_at.is_(None),
+        or_(_columns.expires_at.is_(None), _columns.expires_at > int(wall_s)),
+    )
+    return {
+        "revoked": is_ended,
+        "expired": and_(_columns.revoked_at.is_(None), has_expired),
+        "suspended": and_(lives, _columns.suspended_at.is_not(None)),
+        "active": and_(lives, _columns.suspended_at.is_(None)),
+    }
 
 
 def stored_key(row: Row[Any]) -> StoredKey:
@@ -96,41 +176,95 @@ def stored_key(row: Row[Any]) -> StoredKey:
         tokens_per_minute=row.tokens_per_minute,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
+        suspended_at=row.suspended_at,
+        rules=_rules(row),
+        previous_digest=row.previous_digest,
+        previous_until=row.previous_until,
     )
 
 
-def key_record(row: Row[Any]) -> KeyRecord:
+def key_details(row: Row[Any], wall_s: float) -> KeyDetails:
     """A row of the table as people may see it."""
-    tenant_id = stored_key(row).tenant_id
-    return KeyRecord(
+    settings: dict[str, Any] = {
+        name: getattr(row, name) for name in KeySettings.__struct_fields__ if name != "metadata"
+    }
+    for name in _LISTS:
+        settings[name] = _list(getattr(row, name), _NEVER_NULL.get(name))
+    metadata = {} if row.metadata is None else json.loads(row.metadata)
+    key = stored_key(row)
+    if key.tenant_id == key.key_id:
+        settings["tenant"] = ""
+    return KeyDetails(
         key_id=row.key_id,
-        name=row.name,
-        role=row.role,
         hint=row.hint,
+        status=status_of(row.revoked_at, row.expires_at, row.suspended_at, wall_s),
+        settings=KeySettings(metadata=metadata, **settings),
+        tenant_id=key.tenant_id,
         created_at=row.created_at,
-        tenant=tenant_id,
-        requests_per_minute=row.requests_per_minute,
-        tokens_per_minute=row.tokens_per_minute,
-        expires_at=row.expires_at,
+        created_by=row.created_by,
+        suspended_at=row.suspended_at,
         revoked_at=row.revoked_at,
         last_used_at=row.last_used_at,
+        last_rotated_at=row.last_rotated_at,
+        last_rotated_by=row.last_rotated_by,
+        previous_until=row.previous_until,
         total_requests=row.total_requests,
         total_prompt_tokens=row.total_prompt_tokens,
         total_completion_tokens=row.total_completion_tokens,
     )
 
 
-def _values(key: StoredKey) -> dict[str, Any]:
-    return {
-        "key_id": key.key_id,
-        "digest": key.digest,
-        "hint": key.hint,
-        "name": key.name,
-        "role": key.role,
-        "tenant": key.tenant,
-        "created_at": key.created_at,
-        "requests_per_minute": key.requests_per_minute,
-        "tokens_per_minute": key.tokens_per_minute,
-        "expires_at": key.expires_at,
-        "revoked_at": key.revoked_at,
+def setting_values(settings: KeySettings) -> dict[str, Any]:
+    """Settings by column."""
+    values: dict[str, Any] = {
+        name: getattr(settings, name) for name in KeySettings.__struct_fields__
     }
+    for name in _LISTS:
+        if values[name] == _NEVER_NULL.get(name):
+            values[name] = None
+        else:
+            values[name] = _json(list(values[name]))
+    values["metadata"] = _json(settings.metadata) if settings.metadata else None
+    return values
+
+
+def _values(key: StoredKey) -> dict[str, Any]:
+    """What a key of the authority says by itself, by column; its rules come with its settings."""
+    return {
+        name: getattr(key, name)
+        for name in (
+            *("key_id", "digest", "hint", "name", "role", "tenant", "created_at"),
+            *("requests_per_minute", "tokens_per_minute", "expires_at"),
+            *("revoked_at", "suspended_at", "previous_digest", "previous_until"),
+        )
+    }
+
+
+def _rules(row: Row[Any]) -> KeyRules:
+    allowed = _list(row.allowed_ip_addresses, None)
+    scopes = _list(row.scopes, None)
+    rules = KeyRules(
+        scopes=None if scopes is None else frozenset(scopes),
+        allowed_models=_list(row.allowed_models, None),
+        allowed_endpoints=_list(row.allowed_endpoints, None),
+        allowed_networks=None if allowed is None else networks_of(allowed),
+        blocked_networks=networks_of(_list(row.blocked_ip_addresses, ()) or ()),
+        max_parallel_requests=row.max_parallel_requests,
+        max_tokens_per_request=row.max_tokens_per_request,
+        enable_streaming=row.enable_streaming,
+        enable_function_calling=row.enable_function_calling,
+        priority=PRIORITIES[row.priority],
+    )
+    return NO_RULES if rules == NO_RULES else rules
+
+
+def _list(text: str | None, if_null: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    return if_null if text is None else tuple(json.loads(text))
+
+
+def _json(value: list[str] | Mapping[str, str] | str) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+
+
+def _missing(key_id: str) -> KeyNotFoundError:
+    return KeyNotFoundError(f"There is no key '{key_id[:100]}'.", param="key_id")

@@ -5,10 +5,12 @@ import hmac
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Final
 
-from auth_worker.errors import InvalidCommandError
-from protocol.wire.messages import CreateKey, KeyRole
+from auth_worker.key_rules import NO_RULES, KeyRules
+from auth_worker.roles import scopes_of
+from protocol.wire.messages import KeyStatus, PrincipalRole, Scope
 
 KEY_PREFIX = "psk-"
 NUM_RANDOM_BYTES = 32  # 43 characters of URL-safe base64
@@ -16,11 +18,10 @@ DIGEST_BYTES = 32
 MIN_GIVEN_KEY_CHARS = 24
 MAX_GIVEN_KEY_CHARS = 512
 MIN_GIVEN_KEY_BITS = 64.0
-MAX_NAME_CHARS = 200
-MAX_TENANT_CHARS = 200
-MAX_HINT_CHARS = 24
-MAX_LIMIT = 2**53 - 1  # what every JSON reader keeps exact
 
+ADMINISTERING: Final[Scope] = "admin.keys"
+ADMINISTERING_ENDPOINTS: Final = ("/v1/admin/keys", "/v1/admin/keys/{key_id}")
+"""Routes by which a key can make others and open up itself."""
 ENVIRONMENT_KEY_ID = "key_environment"
 ENVIRONMENT_KEY_NAME = "PENSTOCK_ADMIN_KEY"
 ANONYMOUS_KEY_ID = "anonymous"
@@ -105,26 +106,35 @@ def _without_runs(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """A key as the authority knows it; the digest stays out of every repr.
+    """A key as the authority knows it: what a decision needs, the rest stays in the database.
+
+    The digests stay out of every repr.
 
     Attributes:
         requests_per_minute: None = no limit.
         tokens_per_minute: Prompt and completion together; None = no limit.
         tenant: As it was named; see `tenant_id`.
-        created_at: Unix seconds, as are `expires_at` and `revoked_at`.
+        created_at: Unix seconds, as are all times.
+        rules: What else bounds it.
+        previous_digest: Of the secret before the last rotation, which works until
+            `previous_until`.
     """
 
     key_id: str
     digest: bytes = field(repr=False)
     hint: str
     name: str
-    role: KeyRole
+    role: PrincipalRole
     tenant: str
     created_at: int
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     expires_at: int | None = None
     revoked_at: int | None = None
+    suspended_at: int | None = None
+    rules: KeyRules = NO_RULES
+    previous_digest: bytes | None = field(default=None, repr=False)
+    previous_until: int | None = None
 
     @property
     def tenant_id(self) -> str:
@@ -135,13 +145,43 @@ class StoredKey:
         """
         return self.key_id if self.tenant in ("", DEFAULT_TENANT) else self.tenant
 
+    @property
+    def scopes(self) -> frozenset[str]:
+        """What it may do, its role narrowed by its own scopes."""
+        return scopes_of(self.role, self.rules.scopes)
+
     def is_active(self, wall_s: float) -> bool:
         """Whether the key opens anything at this moment."""
-        return self.revoked_at is None and not self.has_expired(wall_s)
+        return (
+            self.revoked_at is None
+            and self.suspended_at is None
+            and (self.expires_at is None or wall_s < self.expires_at)
+        )
+
+    def status(self, wall_s: float) -> KeyStatus:
+        """What it is at this moment; what can't be undone is said first."""
+        return status_of(self.revoked_at, self.expires_at, self.suspended_at, wall_s)
 
     def has_expired(self, wall_s: float) -> bool:
         """Whether its expiry has come."""
         return self.expires_at is not None and wall_s >= self.expires_at
+
+    def takes(self, digest: bytes, wall_s: float) -> bool:
+        """Whether this digest is of its secret, or of the one before, whose time isn't over."""
+        if hmac.compare_digest(self.digest, digest):
+            return True
+        return self.previous_until is not None and wall_s < self.previous_until
+
+
+def status_of(
+    revoked_at: int | None, expires_at: int | None, suspended_at: int | None, wall_s: float
+) -> KeyStatus:
+    """The status that follows from a key's times."""
+    if revoked_at is not None:
+        return "revoked"
+    if expires_at is not None and wall_s >= expires_at:
+        return "expired"
+    return "active" if suspended_at is None else "suspended"
 
 
 ANONYMOUS = StoredKey(
@@ -149,7 +189,8 @@ ANONYMOUS = StoredKey(
     digest=b"",
     hint="",
     name="anonymous",
-    role="user",
+    # Nothing is kept from whoever needs no key, but what asks for an administrator's.
+    role="service",
     tenant=ANONYMOUS_TENANT,
     created_at=0,
 )
@@ -165,85 +206,56 @@ class KeyDirectory:
         for key in keys:
             self.put(key)
 
+    def __len__(self) -> int:
+        return len(self._by_id)
+
     def put(self, key: StoredKey) -> None:
-        """Add a key, or replace the one of this id (whose old digest then opens nothing)."""
-        previous = self._by_id.get(key.key_id)
-        if previous is not None:
-            self._by_digest.pop(previous.digest, None)
+        """Add a key, or replace the one of this id (whose other digests then open nothing)."""
+        self.remove(key.key_id)
         self._by_id[key.key_id] = key
+        if key.previous_digest is not None:
+            self._by_digest[key.previous_digest] = key
         self._by_digest[key.digest] = key
 
-    def find(self, digest: bytes) -> StoredKey | None:
-        """The key of a digest, revoked and expired ones included.
+    def remove(self, key_id: str) -> None:
+        """Forget a key; one that isn't there is no error."""
+        key = self._by_id.pop(key_id, None)
+        if key is not None:
+            self._by_digest.pop(key.digest, None)
+            if key.previous_digest is not None:
+                self._by_digest.pop(key.previous_digest, None)
 
-        The dict only narrows down; equality is decided in constant time.
+    def find(self, digest: bytes) -> StoredKey | None:
+        """The key of a digest: of its secret, or of the one before its last rotation.
+
+        Keys that open nothing are found, too. The dict only narrows down; equality is decided in
+        constant time.
         """
         key = self._by_digest.get(digest)
-        if key is None or not hmac.compare_digest(key.digest, digest):
+        if key is None:
             return None
-        return key
+        is_current = hmac.compare_digest(key.digest, digest)
+        is_previous = hmac.compare_digest(key.previous_digest or b"", digest)
+        return key if is_current or is_previous else None
 
     def get(self, key_id: str) -> StoredKey | None:
         """The key of an id."""
         return self._by_id.get(key_id)
 
-    def revoke(self, key_id: str, revoked_at: int) -> None:
-        """Mark a key as revoked; a key that is so already keeps its time."""
-        key = self._by_id[key_id]
-        if key.revoked_at is None:
-            self.put(replace(key, revoked_at=revoked_at))
-
     def num_lasting_admins(self) -> int:
-        """How many admin keys work and will not end by themselves."""
-        return sum(
-            key.role == "admin" and key.revoked_at is None and key.expires_at is None
-            for key in self._by_id.values()
-        )
+        """How many keys can administer keys, from anywhere, and will not end by themselves."""
+        return sum(map(is_lasting_admin, self._by_id.values()))
 
 
-def key_from_command(command: CreateKey, *, key_id: str, wall_s: float) -> StoredKey:
-    """The key that a `CreateKey` asks for.
-
-    Raises:
-        InvalidCommandError: A value is out of bounds; `param` names the field.
-    """
-    _require(len(command.key_digest) == DIGEST_BYTES, "key_digest", "must be 32 bytes")
-    name = command.name.strip()
-    _require(0 < len(name) <= MAX_NAME_CHARS, "name", f"must have 1 to {MAX_NAME_CHARS} characters")
-    _require(name.isprintable(), "name", "must hold printable characters only")
-    _require(
-        len(command.tenant) <= MAX_TENANT_CHARS and command.tenant.isprintable(),
-        "tenant",
-        f"must have at most {MAX_TENANT_CHARS} printable characters",
+def is_lasting_admin(key: StoredKey) -> bool:
+    """Whether a key alone keeps the house from being locked: it makes keys, always, anywhere."""
+    return (
+        key.role == "admin"
+        and key.revoked_at is None
+        and key.suspended_at is None
+        and key.expires_at is None
+        and ADMINISTERING in key.scopes
+        and all(map(key.rules.allows_endpoint, ADMINISTERING_ENDPOINTS))
+        and key.rules.allowed_networks is None
+        and not key.rules.blocked_networks
     )
-    # A longer hint might be the key itself.
-    _require(len(command.hint) <= MAX_HINT_CHARS, "hint", f"has over {MAX_HINT_CHARS} characters")
-    for field_name in ("requests_per_minute", "tokens_per_minute"):
-        limit = getattr(command, field_name)
-        _require(
-            limit is None or 1 <= limit <= MAX_LIMIT,
-            field_name,
-            f"must be 1 to {MAX_LIMIT}, or null",
-        )
-    _require(
-        command.expires_at is None or wall_s < command.expires_at <= MAX_LIMIT,
-        "expires_at",
-        "must be a time in the future, in Unix seconds",
-    )
-    return StoredKey(
-        key_id=key_id,
-        digest=command.key_digest,
-        hint=command.hint,
-        name=name,
-        role=command.role,
-        tenant=command.tenant or DEFAULT_TENANT,
-        created_at=int(wall_s),
-        requests_per_minute=command.requests_per_minute,
-        tokens_per_minute=command.tokens_per_minute,
-        expires_at=command.expires_at,
-    )
-
-
-def _require(holds: bool, param: str, rule: str) -> None:
-    if not holds:
-        raise InvalidCommandError(f"'{param}' {rule}.", param=param)

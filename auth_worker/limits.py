@@ -174,6 +174,8 @@ class KeyLimits:
         excess = self._requests.used(now_s) + 1 - limit
         if excess <= 0:
             return None
+        if limit == 0:
+            return Refusal("This key may send no requests: its limit is 0 per minute.", None)
         wait_s = _wait_s(self._requests, now_s, excess)
         return Refusal(
             f"Rate limit reached: this key may send {limit} requests per minute."

@@ -34,6 +34,12 @@ class AuthMetrics:
             num_unanswered,
         )
         gauge("penstock_auth_commit_groups", "Groups committed since the start.", num_groups)
+        self._is_audit_broken = False
+        gauge(
+            "penstock_auth_audit_log_broken",
+            "1 when the audit log was found changed since it was written, at the start.",
+            lambda: int(self._is_audit_broken),
+        )
         self._decisions = counter(
             "penstock_auth_decisions", "Answers to requests: granted, or why not.", ("outcome",)
         )
@@ -47,6 +53,10 @@ class AuthMetrics:
             self._decisions.add(1, "granted")
         elif isinstance(answer, Denied):
             self._decisions.add(1, str(answer.code))
+
+    def on_broken_audit_log(self) -> None:
+        """The audit log doesn't hold."""
+        self._is_audit_broken = True
 
     def on_expired(self, num_leases: int) -> None:
         """Leases were charged their last report."""

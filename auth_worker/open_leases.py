@@ -12,7 +12,7 @@ from auth_worker.leases import (
     LeaseTable,
     lease_id_of,
 )
-from auth_worker.limits import SPAN_S, KeyLimits, Refusal
+from auth_worker.limits import SETTLEMENT_RETRY_S, SPAN_S, KeyLimits, Refusal
 from auth_worker.operations import BookUsage, LeaseRow, Operation, SaveLease, Snapshot
 from protocol.wire.messages import Authorize, LeaseReport, Settle, StreamUsage
 
@@ -54,6 +54,7 @@ class OpenLeases:
         self._leases = LeaseTable(duration_s, min(duration_s, ORPHAN_TERM_S))
         self._settled: OrderedDict[str, None] = OrderedDict()
         self._limits: dict[str, KeyLimits] = {}
+        self._num_open: dict[str, int] = {}
         self._num_granted = 0
         self._restore(snapshot)
 
@@ -62,20 +63,37 @@ class OpenLeases:
 
     def limits_of(self, key: StoredKey) -> KeyLimits | None:
         """The windows of a key; None when it has no limits."""
-        if key.requests_per_minute is None and key.tokens_per_minute is None:
-            return None
         limits = self._limits.get(key.key_id)
-        if limits is None:
+        has_limits = key.requests_per_minute is not None or key.tokens_per_minute is not None
+        if limits is not None:
+            # An administrator may have changed them; what was counted stays.
+            limits.requests_per_minute = key.requests_per_minute
+            limits.tokens_per_minute = key.tokens_per_minute
+        elif has_limits:
             limits = KeyLimits(key.requests_per_minute, key.tokens_per_minute)
             self._limits[key.key_id] = limits
-        return limits
+        return limits if has_limits else None
+
+    def num_open(self, key_id: str) -> int:
+        """Open leases of a key."""
+        return self._num_open.get(key_id, 0)
+
+    def forget(self, key_id: str) -> None:
+        """A key was deleted; its open leases end by themselves."""
+        self._limits.pop(key_id, None)
 
     def grant(self, key: StoredKey, command: Authorize) -> Lease | Refusal:
         """A lease over the command's bound, if the key's windows have room."""
         now_s = self._clock.monotonic_s()
-        limits = self.limits_of(key)
+        limits, rules = self.limits_of(key), key.rules
+        most_parallel = rules.max_parallel_requests
+        if most_parallel is not None and self.num_open(key.key_id) >= most_parallel:
+            return _refuse_parallel(most_parallel)
+        completion_tokens = command.completion_tokens
+        if rules.max_tokens_per_request is not None:
+            completion_tokens = min(completion_tokens, rules.max_tokens_per_request)
         if limits is not None:
-            refusal = limits.reserve(now_s, command.prompt_tokens + command.completion_tokens)
+            refusal = limits.reserve(now_s, command.prompt_tokens + completion_tokens)
             if refusal is not None:
                 return refusal
         lease = Lease(
@@ -85,12 +103,12 @@ class OpenLeases:
             model=command.model,
             granted_at_ms=self._wall_ms(),
             prompt_tokens=command.prompt_tokens,
-            completion_tokens=command.completion_tokens,
+            completion_tokens=completion_tokens,
             expires_s=now_s + self._leases.duration_s,
             limits=limits,
             counted_s=now_s,
         )
-        self._leases.open(lease)
+        self._open(lease)
         self._emit(SaveLease(lease.row()))
         return lease
 
@@ -156,6 +174,9 @@ class OpenLeases:
         """Replace a lease's bound and begin a new term; growth needs room in the windows."""
         now_s = self._clock.monotonic_s()
         if lease.limits is not None:
+            key = self._keys.get(lease.key_id)
+            if key is not None:
+                self.limits_of(key)  # they may have changed since the grant
             refusal = lease.limits.resize(
                 now_s, lease.reserved_tokens, prompt_tokens + completion_tokens
             )
@@ -215,6 +236,8 @@ class OpenLeases:
         taken out of the totals; only its request stays in the window, for the rest of its minute.
         """
         lease = self._leases.close(command.lease_id)
+        if lease is not None:
+            self._count_closed(lease)
         self._settled[command.lease_id] = None
         if len(self._settled) > MAX_SETTLED_REMEMBERED:
             self._settled.popitem(last=False)
@@ -248,6 +271,7 @@ class OpenLeases:
         num_expired = 0
         for lease in self._leases.pop_expired(self._clock.monotonic_s()):
             num_expired += 1
+            self._count_closed(lease)
             self._release(lease, lease.reported_prompt_tokens + lease.reported_completion_tokens)
             self._emit(
                 BookUsage(
@@ -294,8 +318,17 @@ class OpenLeases:
         )
         if limits is not None:
             limits.readmit(lease.reserved_tokens)
-        self._leases.open(lease)
+        self._open(lease)
         return lease
+
+    def _open(self, lease: Lease) -> None:
+        self._num_open[lease.key_id] = self._num_open.get(lease.key_id, 0) + 1
+        self._leases.open(lease)
+
+    def _count_closed(self, lease: Lease) -> None:
+        num_open = self._num_open.pop(lease.key_id) - 1
+        if num_open:
+            self._num_open[lease.key_id] = num_open
 
     def _restore(self, snapshot: Snapshot) -> None:
         now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
@@ -326,3 +359,13 @@ class OpenLeases:
 
     def _wall_ms(self) -> int:
         return int(self._clock.wall_s() * 1000)
+
+
+def _refuse_parallel(most_parallel: int) -> Refusal:
+    if most_parallel == 0:
+        return Refusal("This key may have no request running.", None)
+    return Refusal(
+        f"Rate limit reached: this key may have {most_parallel} requests running at a time, and"
+        " as many are. Try again when one of them has ended.",
+        SETTLEMENT_RETRY_S,
+    )

@@ -5,11 +5,11 @@ What each request makes is a named tuple: it costs half of a frozen dataclass an
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from auth_worker.errors import AuthError
 from auth_worker.keys import StoredKey
-from protocol.wire.messages import KeyRecord
+from protocol.wire.messages import AuditOutcome, AuditRecord, KeyDetails, KeySettings
 
 Outcome = Literal["finished", "aborted", "failed", "expired", "unused"]
 """How a lease ended. `expired` is provisional: a settlement that comes late corrects it. `unused`
@@ -17,8 +17,20 @@ was a grant that nobody waited for: it counts in no total and in no window, and 
 ledger is there so that whatever else is told of that lease changes nothing."""
 
 AuditAction = Literal[
-    "epoch_started", "key_created", "key_revoked", "admin_key_changed", "admin_access_denied"
+    "epoch_started",
+    "key_created",
+    "key_updated",
+    "key_suspended",
+    "key_reactivated",
+    "key_rotated",
+    "key_revoked",
+    "key_deleted",
+    "admin_key_changed",
+    "engine_profiled",
+    "request_refused",
+    "change_refused",
 ]
+"""`admin_access_denied`, of releases before this table had outcomes, may stand there as well."""
 
 
 class LeaseRow(NamedTuple):
@@ -37,13 +49,23 @@ class LeaseRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One line of the audit log; never holds a key or a prompt."""
+    """One line of the audit log; never holds a key or a prompt.
+
+    Attributes:
+        actor_key_id: Empty for the server itself, and for unknown callers.
+        detail: What JSON can say.
+        address: The client's, as far as there was one.
+        request_id: Empty when no request was behind it.
+    """
 
     at_ms: int
     actor_key_id: str
     action: AuditAction
     subject: str
-    detail: Mapping[str, str | int | None] = field(default_factory=dict)
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    outcome: AuditOutcome = "done"
+    address: str = ""
+    request_id: str = ""
 
 
 class SaveLease(NamedTuple):
@@ -85,10 +107,16 @@ class TouchKey:
 
 @dataclass(frozen=True, slots=True)
 class AddKey:
-    """Store a new key; the same key once more is answered as the first time."""
+    """Store a new key; the same key once more is answered as the first time.
+
+    Attributes:
+        settings: All of it; None = what the key itself says, and defaults.
+    """
 
     key: StoredKey
     audit: AuditEntry
+    settings: KeySettings | None = None
+    created_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +128,23 @@ class PutKey:
 
 
 @dataclass(frozen=True, slots=True)
-class EndKey:
-    """Mark a key as revoked at Unix seconds; one that is so already stays as it is."""
+class ChangeKey:
+    """Change the row of a key; a row that is so already is left as it is, and nothing is recorded.
+
+    Attributes:
+        values: By column.
+    """
 
     key_id: str
-    revoked_at: int
+    values: Mapping[str, Any]
+    audit: AuditEntry
+
+
+@dataclass(frozen=True, slots=True)
+class DropKey:
+    """Forget a key; what it used stays in the ledger under its id."""
+
+    key_id: str
     audit: AuditEntry
 
 
@@ -122,14 +162,51 @@ class Flush:
 
 @dataclass(frozen=True, slots=True)
 class ReadKeys:
-    """A page of keys, newest first, as of every operation before it."""
+    """A page of keys, newest first, as of every operation before it; empty texts mean any."""
 
     after_key_id: str
     limit: int
+    key_id: str = ""
+    role: str = ""
+    status: str = ""
+    owner: str = ""
+    tag: str = ""
 
+
+@dataclass(frozen=True, slots=True)
+class CountKeyRows:
+    """How many keys of which kind there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAuditRows:
+    """A page of the audit log; see `ReadAudit`."""
+
+    limit: int
+    key_id: str = ""
+    actor: str = ""
+    action: str = ""
+    outcome: str = ""
+    since_ms: int | None = None
+    until_ms: int | None = None
+    after_seq: int | None = None
+    oldest_first: bool = False
+
+
+Reading = ReadKeys | CountKeyRows | ReadAuditRows
+"""What is read after everything else of its group was written."""
 
 Operation = (
-    SaveLease | BookUsage | TouchKey | AddKey | PutKey | EndKey | AppendAudit | ReadKeys | Flush
+    SaveLease
+    | BookUsage
+    | TouchKey
+    | AddKey
+    | PutKey
+    | ChangeKey
+    | DropKey
+    | AppendAudit
+    | Reading
+    | Flush
 )
 
 
@@ -137,11 +214,33 @@ Operation = (
 class KeyPage:
     """The answer to an operation on keys."""
 
-    records: tuple[KeyRecord, ...]
+    records: tuple[KeyDetails, ...]
     has_more: bool = False
 
 
-Result = KeyPage | AuthError | None
+@dataclass(frozen=True, slots=True)
+class KeyCounts:
+    """The answer to `CountKeyRows`; see `KeysCounted`."""
+
+    num_keys: int
+    by_role: dict[str, int]
+    by_status: dict[str, int]
+    histograms: dict[str, dict[str, int]]
+    total_requests: int
+    total_prompt_tokens: int
+    total_completion_tokens: int
+    num_audit_entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRows:
+    """The answer to `ReadAuditRows`."""
+
+    entries: tuple[AuditRecord, ...]
+    has_more: bool
+
+
+Result = KeyPage | KeyCounts | AuditRows | AuthError | None
 """What became of an operation, once it is durable; an AuthError when it was refused."""
 
 

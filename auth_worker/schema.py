@@ -1,30 +1,22 @@
 """The tables of the auth database and the migrations that lead to them, forward only.
 
-A change edits the tables below *and* adds a migration that makes it in databases of before. Times
-end in `_at` (Unix seconds) or `_at_ms`.
+A change edits the tables below *and* adds a migration that makes it in databases of before
+(`migrations.py`). Times end in `_at` (Unix seconds) or `_at_ms`.
 """
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
-    Connection,
     Index,
     Integer,
     LargeBinary,
     MetaData,
     String,
     Table,
-    insert,
-    inspect,
-    select,
+    true,
 )
-from sqlalchemy.sql import func
-
-from auth_worker.errors import StoreTooNewError
 
 metadata = MetaData()
 
@@ -59,15 +51,39 @@ keys = Table(
     Column("role", String, nullable=False),
     Column("tenant", String, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("created_by", String, nullable=False, server_default=""),
+    Column("description", String, nullable=False, server_default=""),
+    Column("owner", String, nullable=False, server_default=""),
+    # Lists and maps are JSON; NULL where the key says nothing.
+    Column("scopes", String),
+    Column("tags", String),
+    Column("metadata", String),
     Column("requests_per_minute", BigInteger),
     Column("tokens_per_minute", BigInteger),
+    Column("max_parallel_requests", BigInteger),
+    Column("max_tokens_per_request", BigInteger),
+    Column("allowed_models", String),
+    Column("allowed_endpoints", String),
+    Column("allowed_ip_addresses", String),
+    Column("blocked_ip_addresses", String),
+    Column("enable_streaming", Boolean, nullable=False, server_default=true()),
+    Column("enable_function_calling", Boolean, nullable=False, server_default=true()),
+    Column("priority", String, nullable=False, server_default="normal"),
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
+    Column("suspended_at", BigInteger),
+    Column("previous_digest", LargeBinary(32)),
+    Column("previous_until", BigInteger),
+    Column("last_rotated_at", BigInteger),
+    Column("last_rotated_by", String, nullable=False, server_default=""),
     Column("last_used_at", BigInteger),
     Column("total_requests", BigInteger, nullable=False, default=0),
     Column("total_prompt_tokens", BigInteger, nullable=False, default=0),
     Column("total_completion_tokens", BigInteger, nullable=False, default=0),
-    CheckConstraint("role IN ('user', 'admin')", name="key_has_a_known_role"),
+    CheckConstraint(
+        "role IN ('admin', 'service', 'user', 'readonly')", name="key_has_a_known_role"
+    ),
+    Index("keys_by_owner", "owner"),
     sqlite_autoincrement=True,
 )
 
@@ -126,63 +142,12 @@ audit_log = Table(
     Column("detail", String, nullable=False),  # canonical JSON
     Column("previous_hash", LargeBinary(32), nullable=False),
     Column("hash", LargeBinary(32), nullable=False, unique=True),
+    # Empty in entries of before these columns; see `audit.hash_of`.
+    Column("outcome", String, nullable=False, server_default=""),
+    Column("address", String, nullable=False, server_default=""),
+    Column("request_id", String, nullable=False, server_default=""),
+    Index("audit_by_actor", "actor_key_id", "seq"),
+    Index("audit_by_subject", "subject", "seq"),
+    Index("audit_by_action", "action", "seq"),
+    Index("audit_by_time", "at_ms"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """One step forward, to `version`, for databases made before it."""
-
-    version: int
-    description: str
-    run: Callable[[Connection], None]
-
-
-FIRST_VERSION = 1
-
-MIGRATIONS: tuple[Migration, ...] = ()
-"""In order, without gaps, from FIRST_VERSION + 1 on."""
-
-
-def migrate(
-    connection: Connection, *, now_s: float, migrations: Sequence[Migration] = MIGRATIONS
-) -> int:
-    """Bring the database to the newest version, inside the caller's transaction.
-
-    An empty database gets the tables above at once; an older one runs what it has not seen.
-
-    Returns:
-        The version of the schema.
-
-    Raises:
-        StoreTooNewError: A newer Penstock wrote this database.
-    """
-    newest = migrations[-1].version if migrations else FIRST_VERSION
-    if not is_made(connection):
-        metadata.create_all(connection)
-        _record(connection, newest, "all tables", now_s)
-        return newest
-    current = connection.execute(select(func.max(schema_version.c.version))).scalar_one()
-    if current > newest:
-        raise StoreTooNewError(
-            f"The auth database has schema version {current}, this Penstock knows versions up to"
-            f" {newest}. Start the Penstock that wrote it, or restore a backup."
-        )
-    for migration in migrations:
-        if migration.version > current:
-            migration.run(connection)
-            _record(connection, migration.version, migration.description, now_s)
-    return newest
-
-
-def is_made(connection: Connection) -> bool:
-    """Whether the database holds tables of ours."""
-    return inspect(connection).has_table(schema_version.name)
-
-
-def _record(connection: Connection, version: int, description: str, now_s: float) -> None:
-    connection.execute(
-        insert(schema_version).values(
-            version=version, description=description, applied_at=int(now_s)
-        )
-    )

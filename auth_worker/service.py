@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from auth_worker.administration import Administration
+from auth_worker.audit_check import BackgroundCheck, CheckedLog
 from auth_worker.authority import Authority
 from auth_worker.clock import Clock
 from auth_worker.committer import Committer, Delivery
@@ -98,7 +99,7 @@ class AuthService:
 
     def __init__(
         self,
-        store: Store,
+        store: SqliteStore,
         settings: AuthSettings,
         *,
         endpoints: Sequence[Endpoint],
@@ -120,6 +121,7 @@ class AuthService:
             authority=authority,
             administration=Administration(authority.keys, clock=clock, new_key_id=new_key_id),
             committer=self._committer,
+            clock=clock,
             send=self._send,
             age_s=lambda: self._worker.command_age_s(),
         )
@@ -137,6 +139,11 @@ class AuthService:
             metrics=self._handler.metrics.registry,
             ready_file=settings.ready_file,
         )
+        self._audit_check = BackgroundCheck(
+            store.path,
+            on_done=lambda checked: self._worker.call_soon(self._on_audit_checked, checked),
+            on_failed=lambda reason: _logger.error("the audit log can't be read: %s", reason),
+        )
         self._ticker = Ticker(
             EXPIRY_INTERVAL_S, lambda: self._worker.call_soon(self._handler.expire)
         )
@@ -148,8 +155,10 @@ class AuthService:
         self._worker.start()
         self._worker.announce(self._offer)
         self._ticker.start()
+        self._audit_check.start()
         exit_code = self._worker.wait()
         self._ticker.stop()
+        self._audit_check.stop()
         if not self._committer.close(self._settings.drain_timeout_s):
             _logger.error("the last commits did not finish in time; they were not acknowledged")
             exit_code = exit_code or EXIT_FAILED
@@ -160,6 +169,16 @@ class AuthService:
 
     def _deliver(self, delivery: Delivery) -> None:
         self._worker.call_soon(self._handler.deliver, delivery)
+
+    def _on_audit_checked(self, checked: CheckedLog) -> None:
+        if checked.trouble is None:
+            _logger.info("%s", checked)
+            return
+        _logger.error("%s", checked)
+        self._handler.metrics.on_broken_audit_log()
+        if not self._handler.is_draining:
+            # Gateways show it on /health.
+            self._worker.set_phase("ready", detail=str(checked))
 
     def _on_fatal(self, error: StoreError) -> None:
         _logger.error("%s", error.message)

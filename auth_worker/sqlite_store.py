@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, insert, select, update
 from sqlalchemy.exc import DatabaseError
 
-from auth_worker import database_files, schema
-from auth_worker.audit import GENESIS_HASH, ChainedEntry, chain, first_broken
+from auth_worker import audit_table, database_files, key_counts, migrations, schema
+from auth_worker.audit import GENESIS_HASH, ChainedEntry, chain
 from auth_worker.bulk import run
 from auth_worker.clock import Clock
 from auth_worker.durable_file import unusable
@@ -28,10 +28,13 @@ from auth_worker.operations import (
     AppendAudit,
     AuditEntry,
     BookUsage,
-    EndKey,
+    ChangeKey,
+    CountKeyRows,
+    DropKey,
     LeaseRow,
     Operation,
     PutKey,
+    ReadAuditRows,
     ReadKeys,
     RecentUse,
     Result,
@@ -89,7 +92,7 @@ class SqliteStore:
             database_files.check_log(self._path)
             with self._transaction() as connection:
                 database_files.check_pages(connection, self._path)
-                schema.migrate(connection, now_s=clock.wall_s())
+                migrations.migrate(connection, now_s=clock.wall_s())
                 self._epoch = _next_epoch(connection, int(clock.wall_s()))
                 self._audit_seq, self._audit_head = _audit_head(connection)
                 saved = connection.execute(select(schema.leases.c.lease_id)).scalars()
@@ -138,27 +141,22 @@ class SqliteStore:
         """Carry out all operations in one durable transaction, or none; see `Store.apply`."""
         with self._transaction() as connection:
             self._check_fence(connection)
-            results, entries = _change_keys(KeyTable(connection), operations)
+            table = KeyTable(connection, self._clock.wall_s())
+            results, entries = _change_keys(table, operations)
             saved, bookings = _lease_changes(operations)
             booked = {booking.lease_id for booking in bookings}
             forget_leases(connection, booked & self._saved_leases)
             save_leases(connection, saved.values())
             touch_keys(connection, [item for item in operations if isinstance(item, TouchKey)])
             book_usage(connection, bookings)
-            results = _read_keys(KeyTable(connection), operations, results)
             links = self._append_audit(connection, entries)
+            results = self._read(connection, table, operations, results)
         # Only what was committed moves the head of the chain, and is known to be in the tables.
         self._saved_leases -= booked
         self._saved_leases |= saved.keys()
         if links:
             self._audit_seq, self._audit_head = links[-1].seq, links[-1].hash
         return results
-
-    def first_broken_audit_entry(self) -> int | None:
-        """The number of the first audit entry that was tampered with; None when the chain holds."""
-        ordered = select(schema.audit_log).order_by(schema.audit_log.c.seq)
-        with self._transaction() as connection:
-            return first_broken(ChainedEntry(*row) for row in connection.execute(ordered))
 
     def close(self) -> None:
         """Close the database, then let go of its lock; once more does nothing."""
@@ -179,6 +177,26 @@ class SqliteStore:
         if links:
             connection.execute(insert(schema.audit_log), [link._asdict() for link in links])
         return links
+
+    def _read(
+        self,
+        connection: Connection,
+        table: KeyTable,
+        operations: Sequence[Operation],
+        results: Sequence[Result],
+    ) -> list[Result]:
+        """The results, with those of what was to be read."""
+        read: list[Result] = []
+        for operation, result in zip(operations, results, strict=True):
+            if isinstance(operation, ReadKeys):
+                read.append(table.page(operation))
+            elif isinstance(operation, CountKeyRows):
+                read.append(key_counts.count_keys(connection, self._clock.wall_s()))
+            elif isinstance(operation, ReadAuditRows):
+                read.append(audit_table.read_page(connection, operation))
+            else:
+                read.append(result)
+        return read
 
     def _check_fence(self, connection: Connection) -> None:
         (epoch,) = run(connection, "SELECT epoch FROM authority").fetchone()
@@ -241,8 +259,10 @@ def _change_keys(
             result, entry = table.add(operation)
         elif isinstance(operation, PutKey):
             result, entry = table.put(operation)
-        elif isinstance(operation, EndKey):
-            result, entry = table.end(operation)
+        elif isinstance(operation, ChangeKey):
+            result, entry = table.change(operation)
+        elif isinstance(operation, DropKey):
+            result, entry = table.drop(operation)
         elif isinstance(operation, AppendAudit):
             entry = operation.entry
         results.append(result)
@@ -264,15 +284,6 @@ def _lease_changes(
         elif isinstance(operation, SaveLease):
             saved[operation.row.lease_id] = operation.row
     return saved, bookings
-
-
-def _read_keys(
-    table: KeyTable, operations: Sequence[Operation], results: Sequence[Result]
-) -> list[Result]:
-    return [
-        table.page(operation) if isinstance(operation, ReadKeys) else result
-        for operation, result in zip(operations, results, strict=True)
-    ]
 
 
 def _engine(path: Path) -> Engine:

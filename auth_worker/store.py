@@ -24,9 +24,9 @@ class Store(Protocol):
     def apply(self, operations: Sequence[Operation]) -> list[Result]:
         """Carry out all operations in one durable transaction, or none.
 
-        Keys are changed first, then leases are remembered and usage is booked, then pages are read;
-        each kind in order. When this returns, the results survive the loss of the process and of
-        power.
+        Keys are changed first, then leases are remembered, usage is booked and the audit log grows,
+        then pages are read; each kind in order. When this returns, the results survive the loss of
+        the process and of power.
 
         Raises:
             StoreUnavailableError: Nothing was written; the same call may succeed later.

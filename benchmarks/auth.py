@@ -41,6 +41,8 @@ def authorize(number: int) -> Authorize:
         model="penstock-demo",
         prompt_tokens=500,
         completion_tokens=500,
+        scope="chat.completions",
+        asked_tokens=500,
     )
 
 

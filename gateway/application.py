@@ -21,6 +21,7 @@ from gateway.http.host_guard import HostGuard
 from gateway.http.parsers import ParseContext
 from gateway.http.parts import HttpParts
 from gateway.http.readiness import Readiness
+from gateway.http.route_rules import ROUTE_RULES
 from gateway.ledger.data_slot import DataSlot
 from gateway.ledger.outbox import Outbox
 from gateway.request.factory import RequestFactory, RequestRules
@@ -160,6 +161,9 @@ class Application:
                 slice_tokens=settings.lease_slice_tokens,
                 max_answer_bytes=settings.max_answer_bytes,
                 models=settings.models,
+                scopes={
+                    path: rule.scope for path, rule in ROUTE_RULES.items() if rule.scope is not None
+                },
             ),
             clock=self._clock,
         )

@@ -4,26 +4,31 @@ Callers speak in the gateway's words; when the wire changes, this is the file th
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from msgspec import structs
 
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Abort,
+    Actor,
     Adjust,
     Authorize,
+    ChangeKeyStatus,
     CloseParse,
-    CreateKey,
+    CountKeys,
     Detokenize,
     Embed,
     Extend,
+    FindKeys,
     Generate,
     Grammar,
     Granted,
+    KeyAction,
     KeyRole,
+    KeySettings,
     LeaseReport,
-    ListKeys,
+    MakeKey,
     OpenParse,
     ParseBatch,
     ParseDelta,
@@ -31,13 +36,16 @@ from protocol.wire.messages import (
     Prepared,
     PrepareKind,
     Profile,
+    ReadAudit,
     Refused,
     Renew,
-    RevokeKey,
+    RotateKey,
     SamplingParams,
+    Scope,
     Settle,
     StreamUsage,
     ToolChoiceMode,
+    UpdateKey,
     Usage,
 )
 
@@ -61,6 +69,10 @@ def authorize(
     prompt_tokens: int = 0,
     completion_tokens: int = 0,
     is_metered: bool = False,
+    scope: Scope,
+    asked_tokens: int = 0,
+    is_streaming: bool = False,
+    uses_tools: bool = False,
 ) -> Authorize:
     """May this caller do this; without tokens it only says who the caller is."""
     return Authorize(
@@ -75,6 +87,10 @@ def authorize(
         is_metered=is_metered,
         wait_s=wait_s,
         trace_id=trace_id,
+        scope=scope,
+        asked_tokens=asked_tokens,
+        is_streaming=is_streaming,
+        uses_tools=uses_tools,
     )
 
 
@@ -124,42 +140,58 @@ def renew(leases: tuple[LeaseReport, ...]) -> Renew:
     return Renew(leases=leases)
 
 
-def create_key(
-    request_id: str,
-    *,
-    key_digest: bytes,
-    hint: str,
-    name: str,
-    role: KeyRole,
-    tenant: str,
-    requests_per_minute: int | None,
-    tokens_per_minute: int | None,
-    expires_at: int | None,
-    actor_key_id: str,
-) -> CreateKey:
+def make_key(
+    request_id: str, actor: Actor, *, key_digest: bytes, hint: str, settings: KeySettings
+) -> MakeKey:
     """Store a key that was just made."""
-    return CreateKey(
-        request_id=request_id,
-        key_digest=key_digest,
-        hint=hint,
-        name=name,
-        role=role,
-        tenant=tenant,
-        requests_per_minute=requests_per_minute,
-        tokens_per_minute=tokens_per_minute,
-        expires_at=expires_at,
-        actor_key_id=actor_key_id,
+    return MakeKey(
+        request_id=request_id, actor=actor, key_digest=key_digest, hint=hint, settings=settings
     )
 
 
-def list_keys(request_id: str, after_key_id: str, limit: int) -> ListKeys:
-    """A page of keys."""
-    return ListKeys(request_id=request_id, after_key_id=after_key_id, limit=limit)
+def update_key(
+    request_id: str, actor: Actor, key_id: str, fields: tuple[str, ...], settings: KeySettings
+) -> UpdateKey:
+    """Change the named settings of a key."""
+    return UpdateKey(
+        request_id=request_id, actor=actor, key_id=key_id, fields=fields, settings=settings
+    )
 
 
-def revoke_key(request_id: str, key_id: str, actor_key_id: str) -> RevokeKey:
-    """End a key."""
-    return RevokeKey(request_id=request_id, key_id=key_id, actor_key_id=actor_key_id)
+def rotate_key(
+    request_id: str, actor: Actor, key_id: str, *, key_digest: bytes, hint: str, overlap_s: int
+) -> RotateKey:
+    """Give a key a secret that was just made."""
+    return RotateKey(
+        request_id=request_id,
+        actor=actor,
+        key_id=key_id,
+        key_digest=key_digest,
+        hint=hint,
+        overlap_s=overlap_s,
+    )
+
+
+def change_key_status(
+    request_id: str, actor: Actor, key_id: str, action: KeyAction
+) -> ChangeKeyStatus:
+    """Suspend, reactivate, revoke or delete a key."""
+    return ChangeKeyStatus(request_id=request_id, actor=actor, key_id=key_id, action=action)
+
+
+def find_keys(request_id: str, actor: Actor, **wanted: Any) -> FindKeys:
+    """The key of an id, or a page of keys; see `FindKeys`."""
+    return FindKeys(request_id=request_id, actor=actor, **wanted)
+
+
+def count_keys(request_id: str, actor: Actor) -> CountKeys:
+    """How many keys there are."""
+    return CountKeys(request_id=request_id, actor=actor)
+
+
+def read_audit(request_id: str, reader: Actor, **wanted: Any) -> ReadAudit:
+    """A page of the audit log; see `ReadAudit`."""
+    return ReadAudit(request_id=request_id, reader=reader, **wanted)
 
 
 # To engines.

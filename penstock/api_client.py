@@ -3,11 +3,11 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 import httpx
 
@@ -48,20 +48,30 @@ def read_admin_key(key_file: Path | None, data_dir: Path) -> str:
     return key
 
 
-def all_keys(client: "ApiClient") -> Iterator[dict[str, Any]]:
-    """Every key record of the server, page by page.
+def all_pages(
+    client: "ApiClient", path: str, query: Mapping[str, Any], *, cursor: str = "id"
+) -> Iterator[dict[str, Any]]:
+    """Every entry of a list of the server, page by page.
+
+    Args:
+        client: Asks.
+        path: Of the list.
+        query: What else is asked for; what is None or empty is left out.
+        cursor: The field of an entry after which the next page begins.
 
     Raises:
         ServerError: The server refused, or did not answer.
     """
+    asked = {name: value for name, value in query.items() if value not in (None, "")}
     after = ""
     while True:
-        page = client.request("GET", f"/v1/admin/keys?limit=100&after={quote(after, safe='')}")
+        wanted = {"limit": 100, **asked} | ({"after": after} if after else {})
+        page = client.request("GET", f"{path}?{urlencode(wanted)}")
         with client.reading():
             yield from page["data"]
             if not page.get("has_more") or not page["data"]:
                 return
-            last, after = after, str(page["data"][-1]["id"])
+            last, after = after, str(page["data"][-1][cursor])
             if after == last:
                 raise ValueError("the same page again")
 

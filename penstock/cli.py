@@ -5,28 +5,27 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
-from urllib.parse import quote
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from penstock import __name__ as program
-from penstock.api_client import ApiClient, all_keys, read_admin_key
+from penstock.admin_options import DataDir, KeyFile, Url, admin_client, option_of
+from penstock.api_client import ApiClient
+from penstock.audit_commands import audit
 from penstock.chat import answer, choose_model, converse
 from penstock.config import CACHE_DIR, REVISION, SERVE_OPTIONS, URL, build_settings
 from penstock.fake_engine.engine import FakeEngineSettings
 from penstock.fake_engine.script import FINGERPRINT
+from penstock.key_commands import keys
 from penstock.parse import parse as parse_input
 from penstock.terminal import visible_line
 from protocol.runtime.logs import setup as setup_logs
-from protocol.runtime.setting_kinds import Choice
-from protocol.runtime.settings import NO_DEFAULT, Setting
-from protocol.runtime.shared_settings import DATA_DIR, LOG_LEVEL, MODEL_PATH
+from protocol.runtime.settings import Setting
+from protocol.runtime.shared_settings import LOG_LEVEL, MODEL_PATH
 
 app = typer.Typer(
     name=program,
@@ -38,12 +37,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-keys = typer.Typer(
-    help="Make, list and revoke API keys of a running server.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
 app.add_typer(keys, name="keys")
+app.add_typer(audit, name="audit")
 bench = typer.Typer(
     help="Measure how fast this machine is.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -51,28 +46,6 @@ app.add_typer(bench, name="bench")
 
 _FAKE = FakeEngineSettings()
 Command = TypeVar("Command", bound=Callable[..., None])
-
-_PIPE_WIDTH = 500
-"""Columns of a table that goes into a pipe: a row is a line, nothing is folded or cut."""
-
-
-def _option(declared: Setting[Any], name: str = "", text: str = "") -> Any:
-    """The option of a setting, which its variables fill as well; None when neither is given.
-
-    Args:
-        declared: The setting.
-        name: As typed, where another command calls the option differently than `serve`.
-        text: For `--help`, where another command means something else than `serve`.
-    """
-    choices = f": {declared.kind.describe()}" if isinstance(declared.kind, Choice) else ""
-    meaning = text or f"{declared.meaning[0].upper()}{declared.meaning[1:]}{choices}."
-    default = declared.default_text().replace("`", "")
-    return typer.Option(
-        name or declared.option,
-        envvar=[declared.name, *declared.aliases],
-        help=meaning.replace("`", ""),
-        show_default=False if default == NO_DEFAULT else default,
-    )
 
 
 def _with_options(settings: Sequence[Setting[Any]]) -> Callable[[Command], Command]:
@@ -86,7 +59,7 @@ def _with_options(settings: Sequence[Setting[Any]]) -> Callable[[Command], Comma
                 declared.key,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=None,
-                annotation=Annotated[declared.kind.option_type | None, _option(declared)],
+                annotation=Annotated[declared.kind.option_type | None, option_of(declared)],
             )
             for declared in settings
         ]
@@ -97,12 +70,9 @@ def _with_options(settings: Sequence[Setting[Any]]) -> Callable[[Command], Comma
     return decorate
 
 
-Url = Annotated[str, _option(URL)]
-KeyFile = Annotated[Path | None, typer.Option("--key-file", help="File that holds the admin key.")]
 _MODEL_OPTION = typer.Option(
     "--model", "-m", help="Name of a served model [the first served].", show_default=False
 )
-DataDir = Annotated[Path | None, _option(DATA_DIR)]
 
 
 @app.command()
@@ -156,87 +126,6 @@ def chat(
         answer(client, body, messages, console)
 
 
-def _admin(url: str, key_file: Path | None, data_dir: Path | None) -> ApiClient:
-    directory = data_dir or build_settings({}).data_dir
-    return ApiClient(url, read_admin_key(key_file, directory))
-
-
-@keys.command("create")
-def create_key(
-    name: Annotated[str, typer.Argument(help="What the key is for.")],
-    role: Annotated[str, typer.Option("--role", help="user or admin.")] = "user",
-    requests_per_minute: Annotated[int | None, typer.Option("--rpm", min=1)] = None,
-    tokens_per_minute: Annotated[int | None, typer.Option("--tpm", min=1)] = None,
-    tenant: Annotated[
-        str | None,
-        typer.Option(
-            "--tenant",
-            help="Keys of one tenant share cached prompts, and one fair share of the server; "
-            "without a name, the key is a tenant by itself.",
-        ),
-    ] = None,
-    url: Url = URL.default,
-    key_file: KeyFile = None,
-    data_dir: DataDir = None,
-) -> None:
-    """Make a key and print it, once; only its digest is kept."""
-    body = {
-        "name": name,
-        "role": role,
-        "requests_per_minute": requests_per_minute,
-        "tokens_per_minute": tokens_per_minute,
-        "tenant": tenant,
-    }
-    body = {key: value for key, value in body.items() if value is not None}
-    with _admin(url, key_file, data_dir) as client:
-        created = client.request("POST", "/v1/admin/keys", body)
-        with client.reading():
-            typer.echo(visible_line(str(created["key"])))
-
-
-def _key_state(key: Mapping[str, Any], now_s: float) -> str:
-    """`active`, `expired` or `revoked`; `now_s` in Unix seconds."""
-    if key.get("revoked_at"):
-        return "revoked"
-    expires_at = key.get("expires_at")
-    return "expired" if expires_at is not None and expires_at <= now_s else "active"
-
-
-def _row(key: Mapping[str, Any]) -> list[Text]:
-    """A key's cells: whoever named it writes neither markup nor commands to this terminal."""
-    used = key["total_prompt_tokens"] + key["total_completion_tokens"]
-    state = _key_state(key, time.time())
-    cells = (key["id"], key["name"], key["role"], key["hint"], key["total_requests"], used, state)
-    return [Text(visible_line(str(cell))) for cell in cells]
-
-
-@keys.command("list")
-def list_keys(url: Url = URL.default, key_file: KeyFile = None, data_dir: DataDir = None) -> None:
-    """List keys and what they used."""
-    table = Table("id", "name", "role", "key", "requests", "tokens", "state")
-    with _admin(url, key_file, data_dir) as client:
-        for key in all_keys(client):
-            with client.reading():
-                table.add_row(*_row(key))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH)
-    console.print(table)
-
-
-@keys.command("revoke")
-def revoke_key(
-    key_id: Annotated[str, typer.Argument(help="The key's id, from `keys list`.")],
-    url: Url = URL.default,
-    key_file: KeyFile = None,
-    data_dir: DataDir = None,
-) -> None:
-    """End a key at once and for good."""
-    with _admin(url, key_file, data_dir) as client:
-        client.request("DELETE", f"/v1/admin/keys/{quote(key_id, safe='')}/revoke")
-    typer.echo(visible_line(f"{key_id} is revoked."))
-
-
 @bench.command(
     "engine", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )
@@ -259,7 +148,7 @@ def profile(
     data_dir: DataDir = None,
 ) -> None:
     """Record what a running engine does, as a trace for Perfetto or xprof."""
-    with _admin(url, key_file, data_dir) as client:
+    with admin_client(url, key_file, data_dir) as client:
         body = {"model": choose_model(client, model), "seconds": seconds}
         recorded = client.request("POST", "/v1/admin/profile", body)
         with client.reading():
@@ -281,9 +170,11 @@ def fetch(
     folder: Annotated[Path, typer.Argument(help="Folder of models: MODEL is then FOLDER/MODEL.")],
     model: Annotated[
         str | None,
-        _option(MODEL_PATH, "--model", "Hugging Face id; a folder or the demo needs no fetching."),
+        option_of(
+            MODEL_PATH, "--model", "Hugging Face id; a folder or the demo needs no fetching."
+        ),
     ] = None,
-    revision: Annotated[str | None, _option(REVISION)] = None,
+    revision: Annotated[str | None, option_of(REVISION)] = None,
 ) -> None:
     """Download a model once into a folder that engines share."""
     from penstock.fetch import fetch as fetch_model
@@ -331,7 +222,7 @@ def run_batch(
         str | None, typer.Option("--url", help="A running server; without it one is started.")
     ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1024)] = 32,
-    cache_dir: Annotated[str | None, _option(CACHE_DIR)] = None,
+    cache_dir: Annotated[str | None, option_of(CACHE_DIR)] = None,
 ) -> None:
     """Answer a file of requests in OpenAI's batch format; taken up again where it was cut off.
 
@@ -376,7 +267,7 @@ def fake_engine(
             "--fingerprint", help="Of the pretended weights; another one gives other text."
         ),
     ] = FINGERPRINT,
-    log_level: Annotated[str, _option(LOG_LEVEL)] = LOG_LEVEL.default,
+    log_level: Annotated[str, option_of(LOG_LEVEL)] = LOG_LEVEL.default,
 ) -> None:
     """Run an engine without a model, for load and failure tests.
 

@@ -17,7 +17,7 @@ class ProtocolVersion(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-PROTOCOL_VERSION = ProtocolVersion(1, 2)
+PROTOCOL_VERSION = ProtocolVersion(1, 3)
 
 OLDEST_VERSION = ProtocolVersion(1, 0)
 """What a peer speaks that says nothing about it."""
@@ -37,3 +37,7 @@ CANCEL_VERSION = ProtocolVersion(1, 2)
 
 BATCH_VERSION = ProtocolVersion(1, 2)
 """Since when both sides read a frame that holds an array of messages."""
+
+PRINCIPALS_VERSION = ProtocolVersion(1, 3)
+"""Since when auth workers take scopes, and every command on keys and the audit log but the three
+of 1.0; an older one would let rules aside."""

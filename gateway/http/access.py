@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine
-from enum import Enum
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from gateway.http.bodies import OFF_LOOP_BYTES, SMALL_BYTES, BodyPlace
 from gateway.http.disconnect import watch
 from gateway.http.parsers import BodyKind
 from gateway.http.parts import parts_of
+from gateway.http.route_rules import ROUTE_RULES, Access, RouteRule, scope_of
 from gateway.request.caller import Caller
 from protocol.errors import ErrorCode
 from protocol.wire.endpoints import is_loopback
@@ -26,46 +26,8 @@ from protocol.wire.messages import Granted, KeyRole
 ResultT = TypeVar("ResultT")
 
 
-class Access(Enum):
-    """What a route asks of its caller."""
-
-    OPEN = "open"
-    """Nothing: probes."""
-    LOCAL = "local"
-    """Nothing on a loopback address, a key elsewhere: metrics and documentation."""
-    USER = "user"
-    """A key; the default."""
-    METERED = "metered"
-    """A key, with an upper bound of what is used; the route reserves it after reading the body."""
-    ADMIN = "admin"
-    """The key of an administrator, even where no key is needed otherwise."""
-
-
 _METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
-ROUTE_ACCESS: dict[str, Access] = {
-    "/live": Access.OPEN,
-    "/ready": Access.OPEN,
-    "/health": Access.OPEN,
-    "/ping": Access.OPEN,
-    "/metrics": Access.LOCAL,
-    "/docs": Access.LOCAL,
-    "/openapi.json": Access.LOCAL,
-    "/v1/chat/completions": Access.METERED,
-    "/v1/completions": Access.METERED,
-    "/v1/embeddings": Access.METERED,
-    "/v1/responses": Access.METERED,
-    "/v1/responses/input_tokens": Access.METERED,
-    "/v1/messages": Access.METERED,
-    "/v1/messages/count_tokens": Access.METERED,
-    "/tokenize": Access.METERED,
-    "/detokenize": Access.METERED,
-    "/v1/parse": Access.METERED,
-    "/v1/tools/execute": Access.METERED,
-    "/v1/admin/keys": Access.ADMIN,
-    "/v1/admin/profile": Access.ADMIN,
-    "/v1/admin/keys/{key_id}/revoke": Access.ADMIN,
-}
-"""Every route that is not `Access.USER`."""
+
 
 _RESERVED_FIRST = frozenset(
     {
@@ -77,7 +39,7 @@ _RESERVED_FIRST = frozenset(
 
 
 class GuardedRoute(APIRoute):
-    """A route that knows its caller before its handler runs, unless the table opens it.
+    """A route that knows its caller before its handler runs, unless `ROUTE_RULES` opens it.
 
     Handlers take the request and read it themselves, so nothing of FastAPI's own reading of
     parameters and bodies runs for them.
@@ -87,13 +49,20 @@ class GuardedRoute(APIRoute):
     """
 
     @property
-    def access(self) -> Access:
-        """What this route asks of its caller."""
-        return ROUTE_ACCESS.get(self.path, Access.USER)
+    def rule(self) -> RouteRule:
+        """What this route asks of its caller.
+
+        Raises:
+            LookupError: Nobody has said so.
+        """
+        rule = ROUTE_RULES.get(self.path)
+        if rule is None:
+            raise LookupError(f"ROUTE_RULES doesn't say who may use {self.path}")
+        return rule
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler behind the guard."""
-        guard, endpoint = _GUARDS[self.access], self.endpoint
+        guard, endpoint = _GUARDS[self.rule.access], self.endpoint
         path = self.path
         has_body = not _METHODS_WITH_BODY.isdisjoint(self.methods or ())
 
@@ -155,16 +124,16 @@ async def _guard_metered(request: Request, path: str) -> None:
     if refusal is not None:
         raise DeniedError(refusal.message, code=refusal.code)
     is_reserved_first = path in _RESERVED_FIRST and _has_small_body(request)
-    if not is_reserved_first and parts.identities.find(caller.key_digest) is None:
-        await _identify(request, path, "user")
+    if not is_reserved_first and parts.identities.find(caller.key_digest, scope_of(path)) is None:
+        await _identify(request, path)
 
 
 async def _guard_user(request: Request, path: str) -> None:
-    request.state.granted = await _identify(request, path, "user")
+    request.state.granted = await _identify(request, path)
 
 
 async def _guard_admin(request: Request, path: str) -> None:
-    request.state.granted = await _identify(request, path, "admin")
+    request.state.granted = await _identify(request, path, role="admin")
 
 
 async def _guard_local(request: Request, path: str) -> None:
@@ -193,8 +162,8 @@ _GUARDS: dict[Access, Callable[[Request, str], Coroutine[Any, Any, None]] | None
 }
 
 
-async def _identify(request: Request, endpoint: str, role: KeyRole) -> Granted:
-    """Ask the auth worker who a caller is; it costs nothing and reserves nothing.
+async def _identify(request: Request, endpoint: str, *, role: KeyRole = "user") -> Granted:
+    """Ask the auth worker who a caller is, and whether it may use a route; that reserves nothing.
 
     Raises:
         DeniedError: Nobody who may use this.
@@ -215,6 +184,7 @@ async def _identify(request: Request, endpoint: str, role: KeyRole) -> Granted:
                 wait_s=parts.auth.timeout_s,
                 trace_id=caller.trace_id,
                 role=role,
+                scope=scope_of(endpoint),
             )
         )
     except DeniedError as error:
@@ -223,7 +193,7 @@ async def _identify(request: Request, endpoint: str, role: KeyRole) -> Granted:
             parts.identities.note_denied(caller.key_digest, error)
         raise
     request.state.log.key_id = granted.key_id
-    parts.identities.note_granted(caller.key_digest, granted)
+    parts.identities.note_granted(caller.key_digest, granted, scope_of(endpoint))
     return granted
 
 
@@ -271,14 +241,26 @@ def caller_of(request: Request) -> Caller:
 
 
 def presented_key(request: Request) -> str | None:
-    """The key of `Authorization: Bearer` or of `X-API-Key`; None when neither was sent."""
-    authorization = request.headers.get("authorization")
-    if authorization is None:
-        return request.headers.get("x-api-key") or None
+    """The key of `Authorization: Bearer` or of `X-API-Key`; None when neither was sent.
+
+    Raises:
+        DeniedError: Several were sent that differ: which one counts must be nobody's guess.
+    """
+    keys = {_bearer(value) for value in request.headers.getlist("authorization")}
+    keys.update(request.headers.getlist("x-api-key"))
+    keys.discard("")
+    if len(keys) > 1:
+        raise DeniedError(
+            "Several keys that differ were sent in `Authorization` and `X-API-Key`; send one.",
+            code=ErrorCode.INVALID_API_KEY,
+        )
+    return keys.pop() if keys else None
+
+
+def _bearer(authorization: str) -> str:
     scheme, _, credentials = authorization.partition(" ")
     # Another scheme is no key of ours; taken whole, it is unknown to the auth worker.
-    key = credentials.strip() if scheme.lower() == "bearer" else authorization
-    return key or None
+    return credentials.strip() if scheme.lower() == "bearer" else authorization
 
 
 async def parsed_body(request: Request, kind: BodyKind[ResultT]) -> ResultT:

@@ -18,6 +18,7 @@ from gateway.http.openapi import describe
 from gateway.http.parts import HttpParts
 from gateway.http.routes import (
     admin,
+    audit,
     docs,
     embeddings,
     generate,
@@ -44,8 +45,8 @@ def build_api(parts: HttpParts) -> FastAPI:
     app.state.parts = parts
     app.state.methods = []
     for module in (
-        *(generate, responses, messages, embeddings, tokenize, models, tools, health, admin),
-        *(profile, docs),
+        *(generate, responses, messages, embeddings, tokenize, models, tools, health),
+        *(admin, audit, profile, docs),
     ):
         for route in module.router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.

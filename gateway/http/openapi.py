@@ -1,22 +1,24 @@
 """The OpenAPI document of routes that read their bodies, and write their answers, themselves."""
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, get_args
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from gateway.http.access import ROUTE_ACCESS, Access
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
 from gateway.http.openresponses.schemas import InputTokensRequest, ResponsesRequest
+from gateway.http.route_rules import ROUTE_RULES, Access
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
 from gateway.http.schemas.embedding import EmbeddingRequest
-from gateway.http.schemas.keys import CreateKeyRequest
+from gateway.http.schemas.keys import ChangeKeyRequest, CreateKeyRequest, RotateKeyRequest
 from gateway.http.schemas.profile import ProfileRequest
 from gateway.http.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
+from protocol.wire.messages import AuditOutcome, KeyStatus, PrincipalRole
 
 _TITLE: Final = "Penstock"
 _BODIES: tuple[type[BaseModel], ...] = (
@@ -31,6 +33,8 @@ _BODIES: tuple[type[BaseModel], ...] = (
     ProfileRequest,
     DetokenizeRequest,
     CreateKeyRequest,
+    ChangeKeyRequest,
+    RotateKeyRequest,
     ExecuteRequest,
     ParseRequest,
 )
@@ -64,7 +68,15 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "/detokenize": {"model": "demo", "tokens": [1, 2, 3]},
     "/v1/parse": {"format": "hermes", "text": "Let me see."},
     "/v1/tools/execute": {"name": "now", "arguments": {}},
-    "/v1/admin/keys": {"name": "ci", "requests_per_minute": 60},
+    "/v1/admin/keys": {
+        "name": "ci",
+        "role": "service",
+        "scopes": ["chat.completions", "models.list"],
+        "requests_per_minute": 60,
+        "allowed_models": ["demo*"],
+    },
+    "/v1/admin/keys/{key_id}": {"requests_per_minute": 0, "expires_at": None},
+    "/v1/admin/keys/{key_id}/rotate": {"overlap_s": 3600},
     "/v1/admin/profile": {"model": "demo", "seconds": 5},
 }
 """A body for each route that takes one."""
@@ -78,19 +90,49 @@ _MEDIA_TYPES: Final[dict[str, tuple[str, ...]]] = {
 }
 """What answers are, where it is not JSON alone."""
 _PROBES: Final = ("/ready", "/health")
-_PAGE_PARAMETERS: Final[list[dict[str, Any]]] = [
-    {
-        "name": "limit",
+_LIMIT: Final[dict[str, Any]] = {
+    "name": "limit",
+    "in": "query",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+}
+
+
+def _text(name: str, description: str, one_of: Sequence[str] = ()) -> dict[str, Any]:
+    schema = {"type": "string"} | ({"enum": list(one_of)} if one_of else {})
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+def _number(name: str, description: str) -> dict[str, Any]:
+    return {
+        "name": name,
         "in": "query",
-        "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
-    },
-    {
-        "name": "after",
-        "in": "query",
-        "description": "The last id of the page before.",
-        "schema": {"type": "string"},
-    },
-]
+        "description": description,
+        "schema": {"type": "integer", "minimum": 0},
+    }
+
+
+_QUERIES: Final[dict[str, list[dict[str, Any]]]] = {
+    "/v1/admin/keys": [
+        _LIMIT,
+        _text("after", "The last id of the page before."),
+        _text("role", "Only keys of this role.", get_args(PrincipalRole)),
+        _text("status", "Only keys of this status.", get_args(KeyStatus)),
+        _text("owner", "Only keys of this owner."),
+        _text("tag", "Only keys with this tag."),
+    ],
+    "/v1/admin/audit-logs": [
+        _LIMIT,
+        _number("after", "`last_id` of the page before."),
+        _text("order", "Newest or oldest first.", ("desc", "asc")),
+        _text("key_id", "What this key did, and what was done to it."),
+        _text("actor", "What this key did."),
+        _text("action", "Only this action."),
+        _text("outcome", "Only what was done, or refused.", get_args(AuditOutcome)),
+        _number("since", "Unix seconds, inclusive."),
+        _number("until", "Unix seconds, exclusive."),
+    ],
+}
+"""What may stand in the query of a GET."""
 _ERROR_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
     "required": ["error"],
@@ -136,8 +178,10 @@ def describe(app: FastAPI, *, requires_keys: bool, is_local: bool) -> dict[str, 
     components["schemas"] = {**definitions["$defs"], "Error": _ERROR_SCHEMA}
     components["securitySchemes"] = _SCHEMES
     document["security"] = _KEY if requires_keys else _KEY_IF_ANY
+    # The document names path parameters without their converters.
+    rules = {path.replace(":path}", "}"): rule for path, rule in ROUTE_RULES.items()}
     for path, operations in document["paths"].items():
-        access = ROUTE_ACCESS.get(path, Access.USER)
+        access = rules[path].access
         for method, operation in operations.items():
             operation["responses"] = _responses(method, path)
             body = operation.get("requestBody")
@@ -147,7 +191,8 @@ def describe(app: FastAPI, *, requires_keys: bool, is_local: bool) -> dict[str, 
                 operation["security"] = []
             elif access is Access.ADMIN:
                 operation["security"] = _KEY
-    document["paths"]["/v1/admin/keys"]["get"]["parameters"] = _PAGE_PARAMETERS
+    for path, parameters in _QUERIES.items():
+        document["paths"][path]["get"]["parameters"] = parameters
     return document
 
 

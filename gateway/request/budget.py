@@ -19,6 +19,17 @@ class TokenBudget:
     def __init__(self, job: GenerationJob, slice_tokens: int) -> None:
         self._job = job
         self._slice_tokens = slice_tokens
+        self._max_output_tokens: int | None = None
+
+    @property
+    def asked_tokens(self) -> int:
+        """Output tokens that the client named, all choices together; one each if it named none."""
+        return (self._job.max_tokens or 1) * self._job.num_streams
+
+    def cap(self, max_completion_tokens: int | None) -> None:
+        """The caller may have so many output tokens in all; every choice the same of them."""
+        if max_completion_tokens is not None:
+            self._max_output_tokens = max_completion_tokens // self._job.num_streams
 
     def first_reservation(self, offer: EngineOffer | None) -> tuple[int, int]:
         """Prompt and output tokens of all choices together, before anything is tokenised.
@@ -40,6 +51,9 @@ class TokenBudget:
     def output_limits(self, prepared: Sequence[Prepared]) -> list[int]:
         """Output tokens at most, for each prompt."""
         wanted = self._job.max_tokens
+        if self._max_output_tokens is not None:
+            most = self._max_output_tokens
+            wanted = most if wanted is None else min(wanted, most)
         return [
             one.max_output_tokens if wanted is None else min(wanted, one.max_output_tokens)
             for one in prepared

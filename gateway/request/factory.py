@@ -1,7 +1,7 @@
 """Makes requests of every kind, each with just the parts that its life and its work need."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from gateway.errors import (
@@ -26,7 +26,7 @@ from gateway.telemetry.metrics import Metrics
 from gateway.tools.toolbox import ToolBox
 from gateway.workers.auth import AuthLink
 from gateway.workers.parsers import ParserLink
-from protocol.wire.messages import OpenParse
+from protocol.wire.messages import OpenParse, Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,14 @@ class RequestRules:
         slice_tokens: What a choice reserves at a time when the client set no limit.
         max_answer_bytes: Answers estimated larger are refused.
         models: Names that are served sooner or later.
+        scopes: What a key must be good for, by route template.
     """
 
     timeout_s: float
     slice_tokens: int
     max_answer_bytes: int
     models: tuple[str, ...]
+    scopes: Mapping[str, Scope]
 
 
 class RequestFactory:
@@ -138,6 +140,7 @@ class RequestFactory:
             work,
             request_id=request_id,
             caller=caller,
+            scope=self._rules.scopes[work.endpoint],
             auth=self._auth,
             outbox=self._outbox,
             identities=self._identities,

@@ -141,7 +141,14 @@ class GenerationWork:
     def bound(self) -> Bound:
         """The prompt by its bytes and a first slice of output for every choice."""
         offer = self._pool.directory.offer(self.model)
-        return Bound(*self._budget.first_reservation(offer))
+        prompt_tokens, completion_tokens = self._budget.first_reservation(offer)
+        return Bound(
+            prompt_tokens,
+            completion_tokens,
+            asked_tokens=self._budget.asked_tokens,
+            is_streaming=self.job.options.is_streaming,
+            uses_tools=self.job.tools_json is not None,
+        )
 
     def begin(self, admitted: Admitted) -> None:
         """Send the prompts ahead of the grant, if there is a free seat."""
@@ -175,6 +182,7 @@ class GenerationWork:
         """
         assert self.offer is not None, "check() found it"
         self._admitted = admitted
+        self._budget.cap(admitted.max_completion_tokens)
         prepared = await self._launcher.prepare(admitted, self._budget.upper_bound(self.offer))
         self._prepared = prepared
         check_answer_size(

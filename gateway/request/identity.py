@@ -3,11 +3,11 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from gateway.errors import DeniedError
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Granted
+from protocol.wire.messages import Granted, Scope
 
 GOOD_S = 10.0
 """How long a key counts as known. It saves a question before the body; the reservation that follows
@@ -28,11 +28,13 @@ class Identity:
         tenant: Salts prompt caches, and shares the queue.
         priority: Lower goes first.
         key_id: For the access log.
+        scopes: What its key turned out to be good for.
     """
 
     tenant: str
     priority: int
     key_id: str
+    scopes: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 class IdentityTable:
@@ -48,14 +50,16 @@ class IdentityTable:
         self._bad: OrderedDict[bytes | None, tuple[float, DeniedError]] = OrderedDict()
         self._limited: OrderedDict[bytes | None, float] = OrderedDict()
 
-    def find(self, key_digest: bytes | None) -> Identity | None:
-        """Who a caller was a moment ago; None when nobody knows."""
+    def find(self, key_digest: bytes | None, scope: Scope) -> Identity | None:
+        """Who a caller was a moment ago that might do this; None when nobody knows."""
         until, identity = self._good.get(key_digest, (0.0, None))
-        return identity if until > self._clock() else None
+        if identity is None or until <= self._clock() or scope not in identity.scopes:
+            return None
+        return identity
 
-    def may_begin(self, key_digest: bytes | None) -> Identity | None:
+    def may_begin(self, key_digest: bytes | None, scope: Scope) -> Identity | None:
         """Who a caller was, if work may begin before its reservation is granted."""
-        identity = self.find(key_digest)
+        identity = self.find(key_digest, scope)
         if identity is None or self._limited.get(key_digest, 0.0) > self._clock():
             return None
         return identity
@@ -65,13 +69,15 @@ class IdentityTable:
         until, error = self._bad.get(key_digest, (0.0, None))
         return error if until > self._clock() else None
 
-    def note_granted(self, key_digest: bytes | None, granted: Granted) -> Identity:
-        """A caller was let in."""
+    def note_granted(self, key_digest: bytes | None, granted: Granted, scope: Scope) -> Identity:
+        """A caller was let in, to do this."""
         self._bad.pop(key_digest, None)
         self._limited.pop(key_digest, None)
         _, known = self._good.pop(key_digest, (0.0, None))
-        identity = Identity(granted.tenant, granted.priority, granted.key_id)
+        identity = Identity(granted.tenant, granted.priority, granted.key_id, frozenset((scope,)))
         if known == identity:
+            if scope not in known.scopes:
+                known = replace(known, scopes=known.scopes | identity.scopes)
             identity = known
         self._good[key_digest] = (self._clock() + GOOD_S, identity)
         if len(self._good) > MAX_GOOD:

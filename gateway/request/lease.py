@@ -55,7 +55,10 @@ class RequestLease:
         self.limits = granted.limits
         self.lease_id = granted.lease_id
         self._prompt_tokens = bound.prompt_tokens
-        self._completion_tokens = bound.completion_tokens
+        # The auth worker reserves no more than the key may have, whatever was asked for.
+        most = granted.max_completion_tokens
+        asked = bound.completion_tokens
+        self._completion_tokens = asked if most is None else min(asked, most)
 
     async def correct(self, prompt_tokens: int, completion_tokens: int) -> None:
         """Replace the upper bound by real numbers; a smaller one waits for nobody.

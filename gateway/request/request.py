@@ -28,7 +28,7 @@ from gateway.request.work import SimpleWork, Work
 from gateway.request.work_bound import Admitted
 from gateway.workers.auth import AuthLink
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Granted, LeaseReport, LimitState, Usage
+from protocol.wire.messages import Granted, LeaseReport, LimitState, Scope, Usage
 
 _logger = logging.getLogger("penstock.gateway.request")
 
@@ -86,6 +86,7 @@ class Request:
         work: What is asked for.
         request_id: Made by the gateway.
         caller: Who asks.
+        scope: What its key must be good for.
         auth: Decides what the caller may use.
         outbox: Keeps the settlement until it is durable.
         identities: Who callers were a moment ago.
@@ -106,6 +107,7 @@ class Request:
         *,
         request_id: str,
         caller: Caller,
+        scope: Scope,
         auth: AuthLink,
         outbox: Outbox,
         identities: IdentityTable,
@@ -122,6 +124,7 @@ class Request:
         self.identity: Identity | None = None
         self.lease = RequestLease(auth, request_id)
         self.background = Background(request_id, self.fail)
+        self._scope = scope
         self._auth = auth
         self._outbox = outbox
         self._identities = identities
@@ -273,7 +276,9 @@ class Request:
         granted = await self._reserve()
         self.work.check()
         corrected = await self.work.prepare(
-            Admitted(granted.tenant, granted.priority, granted.lease_id)
+            Admitted(
+                granted.tenant, granted.priority, granted.lease_id, granted.max_completion_tokens
+            )
         )
         self.state = State.PREPARED
         if corrected is not None:
@@ -296,11 +301,15 @@ class Request:
                 prompt_tokens=bound.prompt_tokens,
                 completion_tokens=bound.completion_tokens,
                 is_metered=True,  # it counts as a request even if it uses no tokens
+                scope=self._scope,
+                asked_tokens=bound.asked_tokens,
+                is_streaming=bound.is_streaming,
+                uses_tools=bound.uses_tools,
             )
         )
         granted: Granted | None = None
         try:
-            known = self._identities.may_begin(digest)
+            known = self._identities.may_begin(digest, self._scope)
             if known is not None:
                 self.work.begin(Admitted(known.tenant, known.priority))
             granted = await answer
@@ -311,7 +320,7 @@ class Request:
             self._auth.close(self.request_id)
             if granted is None:
                 self._auth.give_back(answer)
-        self.identity = self._identities.note_granted(digest, granted)
+        self.identity = self._identities.note_granted(digest, granted, self._scope)
         self.lease.on_granted(granted, bound)
         self.state = State.RESERVED
         if known is not None and known != self.identity:

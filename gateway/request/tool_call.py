@@ -2,6 +2,7 @@
 
 from gateway.errors import GatewayError
 from gateway.request.work import SimpleWork
+from gateway.request.work_bound import Bound
 from gateway.tools.toolbox import ToolBox, ToolResult
 
 
@@ -26,6 +27,10 @@ class ToolWork(SimpleWork):
         self._name = name
         self._arguments_json = arguments_json
         self._was_begun = False
+
+    def bound(self) -> Bound:
+        """No tokens; it counts as a request."""
+        return Bound(uses_tools=True)
 
     async def run(self) -> None:
         """Run the tool; what goes wrong within it is a result.

@@ -5,15 +5,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What a piece of work may use at most, before anything is tokenised.
+    """What a piece of work asks for, before anything is tokenised.
 
     Attributes:
-        prompt_tokens: Of all prompts together.
-        completion_tokens: Of all choices together.
+        prompt_tokens: It may use so many at most, of all prompts together.
+        completion_tokens: The same of all choices together.
+        asked_tokens: Completion tokens that the client named, of all choices together; one each
+            where it named none.
+        is_streaming: The answer is to be streamed.
+        uses_tools: Tools are offered to the model, or one is run.
     """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    asked_tokens: int = 0
+    is_streaming: bool = False
+    uses_tools: bool = False
 
 
 @dataclass(slots=True)
@@ -24,8 +31,10 @@ class Admitted:
         tenant: Salts prompt caches, and shares the queue.
         priority: Lower goes first.
         lease_id: What tokens are charged to; empty for work that uses none.
+        max_completion_tokens: All choices together; None = as many as were asked for.
     """
 
     tenant: str = ""
     priority: int = 0
     lease_id: str = ""
+    max_completion_tokens: int | None = None

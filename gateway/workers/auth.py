@@ -5,35 +5,44 @@ import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from gateway import bridge
 from gateway.errors import DeniedError, RemoteFailureError, WorkerUnavailableError
 from gateway.workers.questions import QuestionTable
 from gateway.workers.wire import Wire
 from protocol.errors import ErrorCode
-from protocol.version import ORPHAN_USAGE_VERSION
+from protocol.version import ORPHAN_USAGE_VERSION, PRINCIPALS_VERSION
 from protocol.wire.messages import (
     Adjust,
     Adjusted,
+    AuditPage,
     AuthEvent,
     Authorize,
-    CreateKey,
+    ChangeKeyStatus,
+    CountKeys,
     Denied,
     Failure,
+    FindKeys,
     Granted,
-    Keys,
+    KeysCounted,
+    KeysFound,
     LeaseReport,
-    ListKeys,
+    MakeKey,
     Message,
     OrphanUsage,
     OrphanUsageNoted,
+    ReadAudit,
     Renew,
-    RevokeKey,
+    RotateKey,
     Settle,
     Settled,
+    UpdateKey,
 )
 from protocol.wire.peers import Peer
+
+AdminQuestion = MakeKey | UpdateKey | RotateKey | ChangeKeyStatus | FindKeys | CountKeys | ReadAudit
+AnswerT = TypeVar("AnswerT", KeysFound, KeysCounted, AuditPage)
 
 _logger = logging.getLogger("penstock.gateway.auth")
 _RETRY_AFTER_S = 2.0
@@ -138,19 +147,26 @@ class AuthLink:
         """Lower a lease's bound; never refused, so nobody waits for the answer."""
         self._send(self._adjustment(request_id, lease_id, prompt_tokens, completion_tokens))
 
-    async def keys(self, question: CreateKey | ListKeys | RevokeKey) -> Keys:
-        """Create, list or revoke keys; the records concerned.
+    async def administer(self, question: AdminQuestion, kind: type[AnswerT]) -> AnswerT:
+        """Read or change keys, or read the audit log.
 
         Raises:
             RemoteFailureError: It can't be done.
-            WorkerUnavailableError: Nobody answers.
+            WorkerUnavailableError: Nobody answers, or an auth worker of an older release would
+                leave rules aside.
         """
-        answer = self._open(question, question.request_id, Keys)
+        peer = self._active()
+        if peer is not None and peer.protocol_version < PRINCIPALS_VERSION:
+            raise WorkerUnavailableError(
+                "The auth worker is of an older release, which knows no such commands; upgrade it.",
+                retry_after_s=_RETRY_AFTER_S,
+            )
+        answer = self._open(question, question.request_id, kind)
         try:
-            keys: Keys = await answer
+            found: AnswerT = await answer
         finally:
             self.close(question.request_id)
-        return keys
+        return found
 
     def settle(self, settle: Settle) -> bool:
         """Send a settlement; False when no auth worker is there."""
@@ -199,7 +215,7 @@ class AuthLink:
         """An answer."""
         if isinstance(event, Settled):
             self._news.on_settled(event.lease_id)
-        elif isinstance(event, Granted | Adjusted | Keys):
+        elif isinstance(event, Granted | Adjusted | KeysFound | KeysCounted | AuditPage):
             if not self._questions.answer(event.request_id, peer, event) and isinstance(
                 event, Granted
             ):

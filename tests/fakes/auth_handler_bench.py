@@ -43,12 +43,14 @@ class AuthHandlerBench:
             emit=self.committer.submit,
         )
         numbers = count(1)
+        self.administration = Administration(
+            authority.keys, clock=self.clock, new_key_id=lambda: f"key_{next(numbers)}"
+        )
         self.handler = AuthHandler(
             authority=authority,
-            administration=Administration(
-                authority.keys, clock=self.clock, new_key_id=lambda: f"key_{next(numbers)}"
-            ),
+            administration=self.administration,
             committer=self.committer,
+            clock=self.clock,
             send=lambda gateway_id, message: self.sent.append((gateway_id, message)),
             age_s=age_s,
         )
@@ -65,5 +67,16 @@ class AuthHandlerBench:
         self.committer.start()
         assert self.committer.close(10.0)
         for delivery in self._deliveries:
+            self.handler.deliver(delivery)
+        return [message for _, message in self.sent]
+
+    def write(self) -> Sequence[Message]:
+        """Write everything here and now, and deliver; more may come afterwards."""
+        self.sent.clear()
+        self.committer._closing = True  # so that it doesn't wait for more
+        self.committer._run()
+        self.committer._closing = False
+        deliveries, self._deliveries[:] = list(self._deliveries), []
+        for delivery in deliveries:
             self.handler.deliver(delivery)
         return [message for _, message in self.sent]

@@ -1,6 +1,6 @@
 """A clock under control and small builders for the tests of the auth worker."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from auth_worker.authority import Authority, Rules
@@ -82,6 +82,13 @@ class AuthorityBench:
     authority: Authority
     clock: FakeClock
     emitted: list[Operation]
+
+
+def revoke(bench: AuthorityBench, key_id: str) -> None:
+    """As an administrator's command would, at this moment."""
+    key = bench.authority.keys.get(key_id)
+    assert key is not None
+    bench.authority.keys.put(replace(key, revoked_at=int(bench.clock.wall)))
 
 
 def authority_bench(

@@ -21,8 +21,8 @@ from protocol.wire.messages import (
     AuthCommand,
     AuthOffer,
     Authorize,
+    ChangeKeyStatus,
     CloseParse,
-    CreateKey,
     Credits,
     Delta,
     Denied,
@@ -32,15 +32,16 @@ from protocol.wire.messages import (
     EngineOffer,
     Extend,
     Failure,
+    FindKeys,
     Finished,
     FinishReason,
     Generate,
     Granted,
-    KeyRecord,
-    Keys,
+    KeyDetails,
+    KeysFound,
     LimitState,
-    ListKeys,
     Load,
+    MakeKey,
     Message,
     OpenParse,
     OrphanUsage,
@@ -55,7 +56,6 @@ from protocol.wire.messages import (
     Prepare,
     Prepared,
     Renew,
-    RevokeKey,
     Role,
     Settle,
     Settled,
@@ -368,7 +368,7 @@ class FakeAuth(FakeWorker[AuthCommand]):
         self.limits = LimitState()
         self.acknowledges = True
         self.is_mute = False
-        self.records: list[KeyRecord] = []
+        self.records: list[KeyDetails] = []
 
     def start(self) -> None:
         self.worker.start()
@@ -389,7 +389,7 @@ class FakeAuth(FakeWorker[AuthCommand]):
                 self.send(Settled(lease_id=command.lease_id))
         elif isinstance(command, OrphanUsage):
             self.send(OrphanUsageNoted(report_id=command.report_id, engine_id=command.engine_id))
-        elif isinstance(command, CreateKey | ListKeys | RevokeKey):
+        elif isinstance(command, MakeKey | FindKeys | ChangeKeyStatus):
             self._keys(command)
 
     def _authorize(self, command: Authorize) -> None:
@@ -420,32 +420,30 @@ class FakeAuth(FakeWorker[AuthCommand]):
         else:
             self.send(Adjusted(request_id=command.request_id, lease_id=command.lease_id))
 
-    def _keys(self, command: CreateKey | ListKeys | RevokeKey) -> None:
-        if isinstance(command, CreateKey):
-            record = KeyRecord(
+    def _keys(self, command: MakeKey | FindKeys | ChangeKeyStatus) -> None:
+        if isinstance(command, MakeKey):
+            made = KeyDetails(
                 key_id=f"key-{len(self.records) + 1}",
-                name=command.name,
-                role=command.role,
                 hint=command.hint,
+                status="active",
+                settings=command.settings,
+                tenant_id=command.settings.tenant,
                 created_at=1,
-                tenant=command.tenant,
             )
-            self.records.append(record)
-            self.send(Keys(request_id=command.request_id, records=(record,)))
-        elif isinstance(command, ListKeys):
-            self.send(Keys(request_id=command.request_id, records=tuple(self.records)))
+            self.records.append(made)
+            self.send(KeysFound(request_id=command.request_id, keys=(made,)))
+            return
+        found = tuple(one for one in self.records if command.key_id in ("", one.key_id))
+        if found or not command.key_id:
+            self.send(KeysFound(request_id=command.request_id, keys=found))
         else:
-            found = tuple(one for one in self.records if one.key_id == command.key_id)
-            if found:
-                self.send(Keys(request_id=command.request_id, records=found))
-            else:
-                self.send(
-                    Failure(
-                        request_id=command.request_id,
-                        code=ErrorCode.NOT_FOUND,
-                        message="There is no such key.",
-                    )
+            self.send(
+                Failure(
+                    request_id=command.request_id,
+                    code=ErrorCode.NOT_FOUND,
+                    message="There is no such key.",
                 )
+            )
 
     def _denied(self, request_id: str, code: ErrorCode) -> Denied:
         return Denied(

@@ -1,6 +1,7 @@
 """All that requests are made of, over wires that only take notes: the test plays every worker."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -202,6 +203,7 @@ class Parts:
                 slice_tokens=slice_tokens,
                 max_answer_bytes=max_answer_bytes,
                 models=("m", "later"),
+                scopes=defaultdict(lambda: "chat.completions"),
             ),
             clock=now,
         )
@@ -251,7 +253,7 @@ class Parts:
             role="user",
             priority=priority,
         )
-        self.identities.note_granted(DIGEST, granted)
+        self.identities.note_granted(DIGEST, granted, "chat.completions")
 
     async def generation(
         self, job: GenerationJob | None = None, request_id: str = "r"

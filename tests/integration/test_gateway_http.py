@@ -11,12 +11,13 @@ import pytest
 from fastapi.routing import APIRoute
 
 from gateway.http import parsers
-from gateway.http.access import ROUTE_ACCESS, Access, GuardedRoute
+from gateway.http.access import GuardedRoute
 from gateway.http.app import build_api
 from gateway.http.error_table import ERROR_TABLE
+from gateway.http.route_rules import ROUTE_RULES, Access
 from protocol.errors import ErrorCode
 from protocol.runtime.metrics import MetricRegistry
-from protocol.wire.messages import Authorize, CreateKey, Generate, LimitState
+from protocol.wire.messages import Authorize, Generate, LimitState, MakeKey
 from tests.fakes.fake_workers import FakeEngine
 from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
 
@@ -36,7 +37,7 @@ def guarded_routes(gateway: RunningGateway) -> list[tuple[str, str, Access]]:
         candidates = getattr(getattr(route, "original_router", None), "routes", [route])
         for one in candidates:
             assert isinstance(one, GuardedRoute), one
-            found += [(method, one.path, one.access) for method in one.methods or ()]
+            found += [(method, one.path, one.rule.access) for method in one.methods or ()]
     return found
 
 
@@ -81,7 +82,7 @@ async def test_without_a_key_the_body_is_not_even_read(socket_dir: Path) -> None
 
 
 def test_only_probes_are_open() -> None:
-    assert {path for path, access in ROUTE_ACCESS.items() if access is Access.OPEN} == {
+    assert {path for path, rule in ROUTE_RULES.items() if rule.access is Access.OPEN} == {
         "/live",
         "/ready",
         "/health",
@@ -137,7 +138,7 @@ async def test_keys_are_created_listed_and_revoked(socket_dir: Path) -> None:
         assert made.status_code == 201
         key = made.json()["key"]
         assert key.startswith("psk-")
-        (command,) = auth.of(CreateKey)
+        (command,) = auth.of(MakeKey)
         assert command.key_digest == hashlib.sha256(key.encode()).digest()
         assert key not in command.hint
         listed = (await gateway.client.get("/v1/admin/keys")).json()
@@ -398,7 +399,8 @@ async def test_the_documentation_offers_both_key_schemes(socket_dir: Path) -> No
         reference = body["content"]["application/json"]["schema"]["$ref"]
         assert reference.rsplit("/", 1)[1] in document["components"]["schemas"]
         for path, operations in document["paths"].items():
-            is_open = ROUTE_ACCESS.get(path) in (Access.OPEN, Access.LOCAL)
+            rule = ROUTE_RULES[path.replace("{model_id}", "{model_id:path}")]
+            is_open = rule.access in (Access.OPEN, Access.LOCAL)
             for operation in operations.values():
                 assert set(operation["responses"]) >= {"default"}, path
                 assert "422" not in operation["responses"], path

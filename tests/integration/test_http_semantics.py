@@ -16,7 +16,7 @@ from gateway.http.schemas.body import validate
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
 from gateway.http.schemas.embedding import EmbeddingRequest
-from gateway.http.schemas.keys import CreateKeyRequest
+from gateway.http.schemas.keys import ChangeKeyRequest, CreateKeyRequest, RotateKeyRequest
 from gateway.http.schemas.profile import ProfileRequest
 from gateway.http.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
@@ -152,7 +152,7 @@ async def test_the_document_says_what_routes_answer_and_who_needs_a_key(socket_d
         assert paths["/metrics"]["get"]["security"] == []
         assert paths["/v1/admin/keys"]["get"]["security"] == key
         names = [one["name"] for one in paths["/v1/admin/keys"]["get"]["parameters"]]
-        assert names == ["limit", "after"]
+        assert names == ["limit", "after", "role", "status", "owner", "tag"]
     async with running_gateway(socket_dir, require_keys=True, host="0.0.0.0") as gateway:
         await gateway.auth(allow_anonymous=False)
         response = await gateway.client.get("/openapi.json", headers=ADMIN)
@@ -176,11 +176,13 @@ async def test_the_document_says_what_routes_answer_and_who_needs_a_key(socket_d
         ("/v1/parse", ParseRequest),
         ("/v1/tools/execute", ExecuteRequest),
         ("/v1/admin/keys", CreateKeyRequest),
+        ("/v1/admin/keys/{key_id}", ChangeKeyRequest),
+        ("/v1/admin/keys/{key_id}/rotate", RotateKeyRequest),
         ("/v1/admin/profile", ProfileRequest),
     ],
 )
 def test_every_example_of_the_document_is_a_good_body(path: str, model: type[BaseModel]) -> None:
-    assert len(EXAMPLES) == 13
+    assert len(EXAMPLES) == 15
     validate(model, EXAMPLES[path])  # type: ignore[type-var]  # each is a RequestModel
 
 
@@ -190,9 +192,10 @@ async def test_every_route_with_a_body_has_an_example(socket_dir: Path) -> None:
         with_body = {
             route.path
             for route in routes
-            if isinstance(route, GuardedRoute) and "POST" in (route.methods or ())
+            if isinstance(route, GuardedRoute) and {"POST", "PATCH"} & set(route.methods or ())
         }
-        assert with_body == set(EXAMPLES)
+        without = {f"/v1/admin/keys/{{key_id}}/{action}" for action in ("suspend", "reactivate")}
+        assert with_body - without == set(EXAMPLES)
 
 
 async def test_a_request_of_http_1_0_is_answered_and_its_connection_ends(socket_dir: Path) -> None:

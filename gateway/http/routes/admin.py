@@ -1,100 +1,206 @@
-"""Keys: created, listed and revoked by administrators; a key is shown once and never stored."""
+"""Keys, as administrators make, change and end them; a key is shown once and never stored."""
 
 import hashlib
 import secrets
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import orjson
 from fastapi import APIRouter, Request, Response
 
 from gateway import bridge
 from gateway.errors import InvalidRequestError
-from gateway.http.access import GuardedRoute, read_body
+from gateway.http.access import GuardedRoute, caller_of, read_body
 from gateway.http.parts import parts_of
-from gateway.http.schemas.body import load_json_object, unknown_keys, validate
-from gateway.http.schemas.keys import CreateKeyRequest
-from protocol.wire.messages import KeyRecord
+from gateway.http.query import page_size, query_text
+from gateway.http.schemas.body import RequestModel, load_json_object, unknown_keys, validate
+from gateway.http.schemas.keys import ChangeKeyRequest, CreateKeyRequest, RotateKeyRequest
+from gateway.workers.auth import AdminQuestion
+from protocol.wire.messages import (
+    Actor,
+    KeyAction,
+    KeyDetails,
+    KeysCounted,
+    KeySettings,
+    KeysFound,
+    KeyStatus,
+    PrincipalRole,
+)
 
 router = APIRouter(route_class=GuardedRoute, tags=["admin"])
 
 KEY_PREFIX = "psk-"
 _KEY_BYTES = 32
-_DEFAULT_PAGE = 100
-_MAX_PAGE = 1000
-_MAX_DIGITS = 9
+_KEYS = "/v1/admin/keys"
+_KEY = f"{_KEYS}/{{key_id}}"
+
+BodyT = TypeVar("BodyT", bound=RequestModel)
 
 
-_CREATE_SCHEMA = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/CreateKeyRequest"}}
-        },
-    }
-}
+def _schema(model: type[RequestModel], *, is_required: bool = True) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+    return {"requestBody": {"required": is_required, "content": content}}
 
 
-@router.post("/v1/admin/keys", openapi_extra=_CREATE_SCHEMA)
+@router.post(_KEYS, openapi_extra=_schema(CreateKeyRequest))
 async def create_key(request: Request) -> Response:
     """Make a key; the answer is the only place where it is ever shown."""
-    value = load_json_object(await read_body(request))
-    body = validate(CreateKeyRequest, value)
-    unknown = unknown_keys(value, CreateKeyRequest.known_fields)
+    _, settings = (await _body(request, CreateKeyRequest)).settings()
+    key, digest, hint = _make_secret()
+    made = await _administer(
+        request,
+        bridge.make_key(
+            request.state.request_id,
+            actor_of(request),
+            key_digest=digest,
+            hint=hint,
+            settings=settings,
+        ),
+    )
+    return admin_json({**_record(made.keys[0]), "key": key}, status=201)
+
+
+@router.get(_KEYS)
+async def list_keys(request: Request) -> Response:
+    """A page of keys, newest first; `after` is the last id of the page before."""
+    question = bridge.find_keys(
+        request.state.request_id,
+        actor_of(request),
+        role=query_text(request, "role", one_of=get_args(PrincipalRole)),
+        status=query_text(request, "status", one_of=get_args(KeyStatus)),
+        owner=query_text(request, "owner"),
+        tag=query_text(request, "tag"),
+        after_key_id=query_text(request, "after"),
+        limit=page_size(request),
+    )
+    found = await parts_of(request).auth.administer(question, KeysFound)
+    data = [_record(key) for key in found.keys]
+    return admin_json({"object": "list", "data": data, "has_more": found.has_more})
+
+
+# Before the route of one key, which would take `stats` for an id.
+@router.get(f"{_KEYS}/stats")
+async def count_keys(request: Request) -> Response:
+    """How many keys of which kind there are, and how much they are used."""
+    question = bridge.count_keys(request.state.request_id, actor_of(request))
+    counted = await parts_of(request).auth.administer(question, KeysCounted)
+    fields = {name: getattr(counted, name) for name in KeysCounted.__struct_fields__}
+    del fields["request_id"]
+    return admin_json({"object": "key.stats", **fields})
+
+
+@router.get(_KEY)
+async def get_key(request: Request, key_id: str) -> Response:
+    """One key."""
+    question = bridge.find_keys(request.state.request_id, actor_of(request), key_id=key_id)
+    found = await parts_of(request).auth.administer(question, KeysFound)
+    return admin_json(_record(found.keys[0]))
+
+
+@router.patch(_KEY, openapi_extra=_schema(ChangeKeyRequest))
+async def change_key(request: Request, key_id: str) -> Response:
+    """Change what is sent; null clears, what isn't sent stays, and the secret does, too."""
+    fields, settings = (await _body(request, ChangeKeyRequest)).settings()
+    if not fields:
+        raise InvalidRequestError("The body names nothing to change.")
+    question = bridge.update_key(
+        request.state.request_id, actor_of(request), key_id, fields, settings
+    )
+    return admin_json(_record((await _administer(request, question)).keys[0]))
+
+
+@router.post(f"{_KEY}/rotate", openapi_extra=_schema(RotateKeyRequest, is_required=False))
+async def rotate_key(request: Request, key_id: str) -> Response:
+    """Give a key a new secret, shown here alone; the old one works for `overlap_s` more seconds."""
+    overlap_s = (await _body(request, RotateKeyRequest, is_required=False)).overlap_s
+    key, digest, hint = _make_secret()
+    rotated = await _administer(
+        request,
+        bridge.rotate_key(
+            request.state.request_id,
+            actor_of(request),
+            key_id,
+            key_digest=digest,
+            hint=hint,
+            overlap_s=overlap_s,
+        ),
+    )
+    return admin_json({**_record(rotated.keys[0]), "key": key})
+
+
+@router.post(f"{_KEY}/suspend")
+async def suspend_key(request: Request, key_id: str) -> Response:
+    """End a key for the time being, at once."""
+    return await _change_status(request, key_id, "suspend")
+
+
+@router.post(f"{_KEY}/reactivate")
+async def reactivate_key(request: Request, key_id: str) -> Response:
+    """Let a suspended key work again."""
+    return await _change_status(request, key_id, "reactivate")
+
+
+@router.delete(f"{_KEY}/revoke")
+async def revoke_key(request: Request, key_id: str) -> Response:
+    """End a key at once and for good."""
+    return await _change_status(request, key_id, "revoke")
+
+
+@router.delete(_KEY)
+async def delete_key(request: Request, key_id: str) -> Response:
+    """Forget a key; what it used stays in the totals under its id, which names nobody."""
+    await _change_status(request, key_id, "delete")
+    return admin_json({"object": "key.deleted", "id": key_id, "deleted": True})
+
+
+def actor_of(request: Request) -> Actor:
+    """Who administers, as the guard found out."""
+    return Actor(key_id=request.state.granted.key_id, address=caller_of(request).address)
+
+
+def admin_json(value: dict[str, Any], status: int = 200) -> Response:
+    """An answer that no cache keeps."""
+    headers = {"cache-control": "no-store"}
+    return Response(orjson.dumps(value), status, headers, "application/json")
+
+
+async def _change_status(request: Request, key_id: str, action: KeyAction) -> Response:
+    question = bridge.change_key_status(request.state.request_id, actor_of(request), key_id, action)
+    return admin_json(_record((await _administer(request, question)).keys[0]))
+
+
+async def _administer(request: Request, question: AdminQuestion) -> KeysFound:
+    """A change of keys; what this gateway knew of callers counts no more, whatever came of it."""
+    parts = parts_of(request)
+    try:
+        return await parts.auth.administer(question, KeysFound)
+    finally:
+        parts.identities.clear()
+
+
+async def _body(request: Request, model: type[BodyT], *, is_required: bool = True) -> BodyT:
+    content = await read_body(request)
+    value = load_json_object(content) if content or is_required else {}
+    unknown = unknown_keys(value, model.known_fields)
     if unknown:
         # A misspelt limit would make a key without it.
         raise InvalidRequestError(f"Unknown field: `{unknown[0]}`.", param=unknown[0])
+    return validate(model, value)
+
+
+def _make_secret() -> tuple[str, bytes, str]:
+    """A new key, its digest and its hint."""
     key = KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
-    answer = await parts_of(request).auth.keys(
-        bridge.create_key(
-            request.state.request_id,
-            key_digest=hashlib.sha256(key.encode()).digest(),
-            hint=f"{key[:6]}…{key[-4:]}",
-            name=body.name,
-            role=body.role,
-            tenant=body.tenant,
-            requests_per_minute=body.requests_per_minute,
-            tokens_per_minute=body.tokens_per_minute,
-            expires_at=body.expires_at,
-            actor_key_id=request.state.granted.key_id,
-        )
-    )
-    parts_of(request).identities.clear()
-    return _json({**_record(answer.records[0]), "key": key}, status=201)
+    return key, hashlib.sha256(key.encode()).digest(), f"{key[:6]}…{key[-4:]}"
 
 
-@router.get("/v1/admin/keys")
-async def list_keys(request: Request) -> Response:
-    """A page of keys, newest first; `after` is the last id of the page before."""
-    limit_text = request.query_params.get("limit", str(_DEFAULT_PAGE))
-    # No int() of a client's text of any length.
-    is_number = limit_text.isascii() and limit_text.isdecimal() and len(limit_text) <= _MAX_DIGITS
-    if not is_number or not 1 <= int(limit_text) <= _MAX_PAGE:
-        raise InvalidRequestError(f"`limit` must be from 1 to {_MAX_PAGE}.", param="limit")
-    answer = await parts_of(request).auth.keys(
-        bridge.list_keys(
-            request.state.request_id, request.query_params.get("after", ""), int(limit_text)
-        )
-    )
-    data = [_record(record) for record in answer.records]
-    return _json({"object": "list", "data": data, "has_more": answer.has_more})
-
-
-@router.delete("/v1/admin/keys/{key_id}/revoke")
-async def revoke_key(request: Request, key_id: str) -> Response:
-    """End a key at once and for good."""
-    parts = parts_of(request)
-    answer = await parts.auth.keys(
-        bridge.revoke_key(request.state.request_id, key_id, request.state.granted.key_id)
-    )
-    parts.identities.clear()
-    return _json(_record(answer.records[0]))
-
-
-def _record(record: KeyRecord) -> dict[str, Any]:
-    fields = {name: getattr(record, name) for name in KeyRecord.__struct_fields__}
-    return {"object": "key", "id": fields.pop("key_id"), **fields}
-
-
-def _json(value: dict[str, Any], status: int = 200) -> Response:
-    headers = {"cache-control": "no-store"}
-    return Response(orjson.dumps(value), status, headers, "application/json")
+def _record(key: KeyDetails) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        name: getattr(key.settings, name) for name in KeySettings.__struct_fields__
+    }
+    fields = {
+        name: getattr(key, name)
+        for name in KeyDetails.__struct_fields__
+        if name not in ("key_id", "settings", "tenant_id")
+    }
+    settings["tenant"] = key.tenant_id
+    return {"object": "key", "id": key.key_id, **settings, **fields}

@@ -1,5 +1,6 @@
 """GET /v1/models and /v1/models/{id}."""
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 import orjson
@@ -10,15 +11,18 @@ from gateway.http.access import GuardedRoute
 from gateway.http.anthropic.models import VERSION_HEADER, model_info, model_page
 from gateway.http.parts import parts_of
 from gateway.http.schemas.ranges import MAX_CHOICES
-from protocol.wire.messages import EngineOffer, SamplingDefaults
+from protocol.wire.messages import EngineOffer, Granted, SamplingDefaults
 
 router = APIRouter(route_class=GuardedRoute, tags=["models"])
 
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> Response:
-    """The models that are or were served since the start; to Anthropic's clients in their shape."""
-    offers = parts_of(request).directory.models()
+    """The models that are or were served since the start, as far as the caller may use them.
+
+    To Anthropic's clients in their shape.
+    """
+    offers = visible_models(request)
     if VERSION_HEADER in request.headers:
         return _json(model_page(offers, request.query_params))
     data = [_card(name, offers[name]) for name in sorted(offers)]
@@ -28,13 +32,27 @@ async def list_models(request: Request) -> Response:
 @router.get("/v1/models/{model_id:path}")
 async def get_model(request: Request, model_id: str) -> Response:
     """One model; ids may hold slashes."""
-    offers = parts_of(request).directory.models()
+    offers = visible_models(request)
     offer = offers.get(model_id)
     if offer is None:
         raise ModelNotFoundError(model_id, tuple(sorted(offers)))
     if VERSION_HEADER in request.headers:
         return _json(model_info(model_id, offer))
     return _json(_card(model_id, offer) | _details(offer))
+
+
+def visible_models(request: Request) -> dict[str, EngineOffer]:
+    """The models by name that the caller of a guarded route may use."""
+    offers = parts_of(request).directory.models()
+    granted: Granted = request.state.granted
+    globs = granted.allowed_models
+    if globs is None:
+        return dict(offers)
+    return {
+        name: offer
+        for name, offer in offers.items()
+        if any(fnmatchcase(name, glob) for glob in globs)
+    }
 
 
 def _details(offer: EngineOffer) -> dict[str, Any]:

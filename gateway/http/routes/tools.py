@@ -19,6 +19,7 @@ from gateway.http.parsers import EXECUTE, PARSE, ParseBody
 from gateway.http.parts import HttpParts, parts_of
 from gateway.http.render.custom_calls import tool_call
 from gateway.http.responses import run_to_end
+from gateway.http.routes.models import visible_models
 from gateway.workers.parsers import knows_format
 from protocol.wire.messages import OpenParse
 
@@ -36,7 +37,7 @@ async def list_tools(request: Request) -> Response:
     parts = parts_of(request)
     toolbox = parts.toolbox
     tools = [] if toolbox is None else await toolbox.tools()
-    offers = parts.directory.models()
+    offers = visible_models(request)
     models = [
         {
             "id": name,

@@ -22,9 +22,31 @@ from protocol.wire.messages.access import (
     OrphanUsageNoted,
     Renew,
     RevokeKey,
+    Scope,
     Settle,
     Settled,
     StreamUsage,
+)
+from protocol.wire.messages.administration import (
+    Actor,
+    AuditOutcome,
+    AuditPage,
+    AuditRecord,
+    ChangeKeyStatus,
+    CountKeys,
+    FindKeys,
+    KeyAction,
+    KeyDetails,
+    KeysCounted,
+    KeySettings,
+    KeysFound,
+    KeyStatus,
+    MakeKey,
+    PrincipalRole,
+    PriorityClass,
+    ReadAudit,
+    RotateKey,
+    UpdateKey,
 )
 from protocol.wire.messages.base import Message, Part
 from protocol.wire.messages.control import (
@@ -121,9 +143,27 @@ AuthCommand = (
     | CreateKey
     | ListKeys
     | RevokeKey
+    | MakeKey
+    | UpdateKey
+    | RotateKey
+    | ChangeKeyStatus
+    | FindKeys
+    | CountKeys
+    | ReadAudit
     | GatewayControl
 )
-AuthEvent = Granted | Denied | Adjusted | Settled | OrphanUsageNoted | Keys | WorkerControl
+AuthEvent = (
+    Granted
+    | Denied
+    | Adjusted
+    | Settled
+    | OrphanUsageNoted
+    | Keys
+    | KeysFound
+    | KeysCounted
+    | AuditPage
+    | WorkerControl
+)
 ParserCommand = OpenParse | ParseBatch | CloseParse | GatewayControl
 ParserEvent = ParseOpened | ParsedBatch | WorkerControl
 
@@ -134,16 +174,22 @@ __all__ = [
     "ALL_CHOICES",
     "NUM_ALONE_TOKENS",
     "Abort",
+    "Actor",
     "Adjust",
     "Adjusted",
     "AnyMessage",
+    "AuditOutcome",
+    "AuditPage",
+    "AuditRecord",
     "AuthCommand",
     "AuthEvent",
     "AuthOffer",
     "Authorize",
     "CachedBlocks",
     "Cancel",
+    "ChangeKeyStatus",
     "CloseParse",
+    "CountKeys",
     "CreateKey",
     "Credits",
     "Delta",
@@ -158,6 +204,7 @@ __all__ = [
     "EngineOffer",
     "Extend",
     "Failure",
+    "FindKeys",
     "FinishReason",
     "Finished",
     "GatewayControl",
@@ -166,13 +213,20 @@ __all__ = [
     "Grammar",
     "Granted",
     "Heartbeat",
+    "KeyAction",
+    "KeyDetails",
     "KeyRecord",
     "KeyRole",
+    "KeySettings",
+    "KeyStatus",
     "Keys",
+    "KeysCounted",
+    "KeysFound",
     "LeaseReport",
     "LimitState",
     "ListKeys",
     "Load",
+    "MakeKey",
     "Message",
     "MetricKind",
     "MetricSample",
@@ -196,15 +250,20 @@ __all__ = [
     "Prepare",
     "PrepareKind",
     "Prepared",
+    "PrincipalRole",
+    "PriorityClass",
     "Profile",
     "Profiled",
+    "ReadAudit",
     "Ready",
     "Refused",
     "Renew",
     "RevokeKey",
     "Role",
+    "RotateKey",
     "SamplingDefaults",
     "SamplingParams",
+    "Scope",
     "Settle",
     "Settled",
     "StepOutput",
@@ -212,6 +271,7 @@ __all__ = [
     "TokenLogprob",
     "TokenLogprobs",
     "ToolChoiceMode",
+    "UpdateKey",
     "Usage",
     "WorkerControl",
 ]

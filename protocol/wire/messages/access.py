@@ -6,6 +6,25 @@ from protocol.errors import ErrorCode
 from protocol.wire.messages.base import Message, Part
 
 KeyRole = Literal["user", "admin"]
+"""What gateways before 1.3 know: everybody who isn't an admin counts as a user."""
+
+Scope = Literal[
+    "chat.completions",
+    "completions",
+    "embeddings.create",
+    "responses",
+    "tokenize",
+    "models.list",
+    "tools.list",
+    "tools.parse",
+    "tools.execute",
+    "docs.read",
+    "admin.metrics",
+    "admin.keys",
+    "admin.audit",
+    "admin.profile",
+]
+"""What a route asks of its caller, and a key may be narrowed to."""
 
 
 class LimitState(Part, frozen=True):
@@ -27,13 +46,20 @@ class Authorize(Message, frozen=True, tag="authorize"):
         endpoint: The route template, `/v1/chat/completions`.
         model: The public model name; empty for routes without one.
         address: The client's address, for the audit log and address rules.
-        required_role: The least role that the route demands.
+        required_role: `admin` on routes that ask for a key even where none is needed otherwise.
+        scope: A `Scope`: what the route needs (since 1.3). Text, because a later gateway may know
+            more of them than an auth worker, which then refuses it. Empty says nothing; such a
+            request passes with keys of role user or admin that aren't narrowed.
         prompt_tokens: Upper bound (bytes of the prompt).
         completion_tokens: Upper bound for all choices together.
         is_metered: It counts as a request although it uses no tokens, such as /tokenize.
         wait_s: How long the gateway waits for the answer; what nobody waits for any more is not
             granted. 0 says nothing.
         trace_id: The client's `X-Request-ID`, for logs.
+        asked_tokens: Completion tokens that the client asked for, all choices together, one each
+            where it named no number (since 1.3, as the next two).
+        is_streaming: The answer is to be streamed.
+        uses_tools: Tools are offered to the model, or one is to be run.
     """
 
     request_id: str
@@ -47,10 +73,21 @@ class Authorize(Message, frozen=True, tag="authorize"):
     is_metered: bool = False
     wait_s: float = 0.0
     trace_id: str = ""
+    scope: str = ""
+    asked_tokens: int = 0
+    is_streaming: bool = False
+    uses_tools: bool = False
 
 
 class Granted(Message, frozen=True, tag="granted"):
-    """Yes, under this lease. Routes that generate nothing get an empty `lease_id`."""
+    """Yes, under this lease. Routes that generate nothing get an empty `lease_id`.
+
+    Attributes:
+        priority: Lower goes first.
+        allowed_models: Globs of the models that the caller may use and see; None = all (since 1.3).
+        max_completion_tokens: What a request may generate at most, all choices together; the lease
+            holds no more, whatever was asked for (since 1.3). None = no such bound.
+    """
 
     request_id: str
     lease_id: str
@@ -60,6 +97,8 @@ class Granted(Message, frozen=True, tag="granted"):
     priority: int = 0
     limits: LimitState = LimitState()
     expires_s: float = 0.0
+    allowed_models: tuple[str, ...] | None = None
+    max_completion_tokens: int | None = None
 
 
 class Denied(Message, frozen=True, tag="denied"):

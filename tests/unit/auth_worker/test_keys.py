@@ -6,14 +6,16 @@ from typing import Any
 import pytest
 
 from auth_worker.errors import InvalidCommandError
+from auth_worker.key_definition import check_digest, checked, stored
 from auth_worker.keys import (
     KeyDirectory,
+    StoredKey,
     digest_of,
     hint_of,
-    key_from_command,
     make_key,
     weakness_of,
 )
+from auth_worker.old_commands import make_key as as_now
 from protocol.wire.messages import CreateKey
 from tests.fakes.auth_parts import START_S, USER_SECRET, stored_key
 
@@ -26,6 +28,18 @@ def create_key(**fields: Any) -> CreateKey:
         "name": "laptop",
     }
     return CreateKey(**{**defaults, **fields})
+
+
+def made(command: CreateKey) -> StoredKey:
+    now = as_now(command)
+    check_digest(now.key_digest, now.hint)
+    return stored(
+        checked(now.settings, wall_s=START_S),
+        key_id="key_1",
+        digest=now.key_digest,
+        hint=now.hint,
+        created_at=int(START_S),
+    )
 
 
 def test_a_made_key_has_the_prefix_and_43_characters() -> None:
@@ -110,7 +124,7 @@ def test_lasting_admins_are_neither_users_nor_revoked_nor_going_to_expire() -> N
         ("name", "two\nlines"),
         ("tenant", "t" * 201),
         ("hint", "psk-abcdefghijklmnopqrstuvwxyz0123456789"),
-        ("requests_per_minute", 0),
+        ("requests_per_minute", -1),
         ("tokens_per_minute", -5),
         ("tokens_per_minute", 2**63),
         ("expires_at", int(START_S)),
@@ -118,7 +132,7 @@ def test_lasting_admins_are_neither_users_nor_revoked_nor_going_to_expire() -> N
 )
 def test_a_value_out_of_bounds_is_refused_and_named(param: str, value: object) -> None:
     with pytest.raises(InvalidCommandError) as caught:
-        key_from_command(create_key(**{param: value}), key_id="key_1", wall_s=START_S)
+        made(create_key(**{param: value}))
     assert caught.value.param == param
     assert param in caught.value.message
 
@@ -128,5 +142,5 @@ def test_a_value_out_of_bounds_is_refused_and_named(param: str, value: object) -
 )
 def test_a_key_without_a_named_tenant_is_one_by_itself(named: str, tenant_id: str) -> None:
     command = create_key(name=" laptop ", tenant=named)
-    key = key_from_command(command, key_id="key_1", wall_s=START_S)
+    key = made(command)
     assert (key.name, key.tenant_id, key.role) == ("laptop", tenant_id, "user")

@@ -18,6 +18,7 @@ from tests.fakes.auth_parts import (
     admin_key,
     authority_bench,
     authorize,
+    revoke,
     stored_key,
 )
 
@@ -135,7 +136,7 @@ def test_a_denied_growth_says_whose_request_it_was() -> None:
         answer = bench.authority.adjust(growth)
         assert isinstance(answer, Denied)
         assert (answer.code, answer.key_id) == (reason, "key_user")
-        bench.authority.keys.revoke("key_user", int(START_S))
+        revoke(bench, "key_user")
 
 
 @pytest.mark.parametrize("secret", [None, "psk-unknown"])

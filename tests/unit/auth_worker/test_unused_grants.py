@@ -22,7 +22,7 @@ from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Denied,
     Granted,
-    KeyRecord,
+    KeyDetails,
     OrphanUsage,
     Settle,
     StreamUsage,
@@ -77,7 +77,7 @@ class Process:
         assert isinstance(booking, BookUsage)
         self.write(booking)
 
-    def record(self) -> KeyRecord:
+    def record(self) -> KeyDetails:
         (page,) = self.store.apply([ReadKeys("", 10)])
         assert isinstance(page, KeyPage)
         return page.records[0]

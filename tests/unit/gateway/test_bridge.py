@@ -9,30 +9,36 @@ from gateway import bridge
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Abort,
+    Actor,
     Adjust,
     Authorize,
+    ChangeKeyStatus,
     CloseParse,
-    CreateKey,
+    CountKeys,
     Detokenize,
     Embed,
     Extend,
+    FindKeys,
     Generate,
     Grammar,
     Granted,
+    KeySettings,
     LeaseReport,
-    ListKeys,
+    MakeKey,
     OpenParse,
     ParseBatch,
     ParseDelta,
     Prepare,
     Prepared,
     Profile,
+    ReadAudit,
     Refused,
     Renew,
-    RevokeKey,
+    RotateKey,
     SamplingParams,
     Settle,
     StreamUsage,
+    UpdateKey,
     Usage,
 )
 
@@ -51,6 +57,9 @@ class Address(TypedDict):
 ADDRESS: Address = {"deadline_s": 2.5, "tenant": "t", "priority": 3, "trace_id": "trace"}
 GRAMMAR = Grammar(kind="regex", source="a+")
 
+ACTOR = Actor(key_id="a", address="192.0.2.1")
+SETTINGS = KeySettings(name="n", role="service", requests_per_minute=7)
+
 # What was built, and what it has to be: each value differs from every other one and from its default.
 BUILT: list[tuple[Any, Any]] = [
     (
@@ -66,6 +75,10 @@ BUILT: list[tuple[Any, Any]] = [
             prompt_tokens=7,
             completion_tokens=8,
             is_metered=True,
+            scope="tokenize",
+            asked_tokens=9,
+            is_streaming=True,
+            uses_tools=True,
         ),
         Authorize(
             request_id="r",
@@ -79,11 +92,24 @@ BUILT: list[tuple[Any, Any]] = [
             is_metered=True,
             wait_s=1.5,
             trace_id="trace",
+            scope="tokenize",
+            asked_tokens=9,
+            is_streaming=True,
+            uses_tools=True,
         ),
     ),
     (
-        bridge.authorize("r", key_digest=None, endpoint="/e", address="a", wait_s=1.5),
-        Authorize(request_id="r", key_digest=None, endpoint="/e", address="a", wait_s=1.5),
+        bridge.authorize(
+            "r", key_digest=None, endpoint="/e", address="a", wait_s=1.5, scope="docs.read"
+        ),
+        Authorize(
+            request_id="r",
+            key_digest=None,
+            endpoint="/e",
+            address="a",
+            wait_s=1.5,
+            scope="docs.read",
+        ),
     ),
     (
         bridge.adjust("q", "l", 7, 8),
@@ -130,33 +156,32 @@ BUILT: list[tuple[Any, Any]] = [
         Renew(leases=(LeaseReport(lease_id="l", prompt_tokens=1, completion_tokens=2),)),
     ),
     (
-        bridge.create_key(
-            "r",
-            key_digest=b"d",
-            hint="h",
-            name="n",
-            role="admin",
-            tenant="t",
-            requests_per_minute=5,
-            tokens_per_minute=6,
-            expires_at=7,
-            actor_key_id="k",
-        ),
-        CreateKey(
-            request_id="r",
-            key_digest=b"d",
-            hint="h",
-            name="n",
-            role="admin",
-            tenant="t",
-            requests_per_minute=5,
-            tokens_per_minute=6,
-            expires_at=7,
-            actor_key_id="k",
+        bridge.make_key("r", ACTOR, key_digest=b"d", hint="h", settings=SETTINGS),
+        MakeKey(request_id="r", actor=ACTOR, key_digest=b"d", hint="h", settings=SETTINGS),
+    ),
+    (
+        bridge.update_key("r", ACTOR, "k", ("name", "role"), SETTINGS),
+        UpdateKey(
+            request_id="r", actor=ACTOR, key_id="k", fields=("name", "role"), settings=SETTINGS
         ),
     ),
-    (bridge.list_keys("r", "k", 9), ListKeys(request_id="r", after_key_id="k", limit=9)),
-    (bridge.revoke_key("r", "k", "a"), RevokeKey(request_id="r", key_id="k", actor_key_id="a")),
+    (
+        bridge.rotate_key("r", ACTOR, "k", key_digest=b"d", hint="h", overlap_s=9),
+        RotateKey(request_id="r", actor=ACTOR, key_id="k", key_digest=b"d", hint="h", overlap_s=9),
+    ),
+    (
+        bridge.change_key_status("r", ACTOR, "k", "suspend"),
+        ChangeKeyStatus(request_id="r", actor=ACTOR, key_id="k", action="suspend"),
+    ),
+    (
+        bridge.find_keys("r", ACTOR, role="user", after_key_id="k", limit=9),
+        FindKeys(request_id="r", actor=ACTOR, role="user", after_key_id="k", limit=9),
+    ),
+    (bridge.count_keys("r", ACTOR), CountKeys(request_id="r", actor=ACTOR)),
+    (
+        bridge.read_audit("r", ACTOR, action="a", after_seq=7),
+        ReadAudit(request_id="r", reader=ACTOR, action="a", after_seq=7),
+    ),
     (
         bridge.prompt(
             "chat",

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from penstock.api_client import ApiClient, all_keys, read_admin_key
+from penstock.api_client import ApiClient, all_pages, read_admin_key
 from penstock.errors import ServerError, UsageError
 
 
@@ -177,7 +177,7 @@ def test_a_body_with_odd_bytes_of_an_argument_is_sent_as_json() -> None:
 def test_a_list_of_another_shape_is_one_clear_line(body: object) -> None:
     client = client_of(httpx.MockTransport(lambda _: httpx.Response(200, json=body)))
     with pytest.raises(ServerError, match="not as Penstock does"):
-        for key in all_keys(client):
+        for key in all_pages(client, "/keys", {}):
             with client.reading():
                 key["id"]
 
@@ -191,8 +191,8 @@ def test_a_server_that_gives_the_same_page_for_ever_is_left() -> None:
         return httpx.Response(200, json=page)
 
     with pytest.raises(ServerError, match="not as Penstock does"):
-        list(all_keys(client_of(httpx.MockTransport(answer))))
-    assert seen == ["limit=100&after=", "limit=100&after=a%20b"]
+        list(all_pages(client_of(httpx.MockTransport(answer)), "/keys", {"tag": "a&b", "x": None}))
+    assert seen == ["limit=100&tag=a%26b", "limit=100&tag=a%26b&after=a+b"]
 
 
 @pytest.mark.parametrize("event", ["5", "[1]", '{"error": "broken"}', '{"error": {}}', "{"])

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from penstock import api_client, cli
+from penstock import admin_options, api_client, cli
 from penstock.__main__ import main
 from penstock.api_client import ApiClient
 from penstock.chat import answer, converse
@@ -120,6 +120,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> dict[str, httpx.Response]:
             super().__init__(url, api_key, transport)
 
     monkeypatch.setattr(cli, "ApiClient", Client)
+    monkeypatch.setattr(admin_options, "ApiClient", Client)
     monkeypatch.setattr(api_client, "ApiClient", Client)
     monkeypatch.setenv("PENSTOCK_ADMIN_KEY", "psk-x")
     return replies

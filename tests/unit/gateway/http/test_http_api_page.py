@@ -8,7 +8,7 @@ from pathlib import Path
 from fastapi import APIRouter
 
 from gateway.http import routes
-from gateway.http.access import ROUTE_ACCESS, GuardedRoute
+from gateway.http.access import GuardedRoute
 from gateway.http.error_table import (
     ERROR_TABLE,
     HEAD_TOO_LARGE,
@@ -16,6 +16,7 @@ from gateway.http.error_table import (
     NOT_IMPLEMENTED,
     limit_headers,
 )
+from gateway.http.route_rules import ROUTE_RULES
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
 from gateway.http.schemas.fields import (
@@ -93,8 +94,8 @@ def test_no_error_code_is_on_the_page_that_nothing_of_ours_ever_gives() -> None:
 
 def test_every_special_route_is_on_the_page() -> None:
     text = section("## Routes")
-    for path in ROUTE_ACCESS:
-        assert path.replace("{key_id}", "{id}") in text
+    for path in ROUTE_RULES:
+        assert path.replace("{key_id}", "{id}").replace("{model_id:path}", "{id}") in text
 
 
 def test_the_routes_of_the_page_are_those_of_the_code() -> None:

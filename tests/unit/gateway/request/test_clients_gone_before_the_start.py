@@ -31,6 +31,7 @@ def request_of(work: _Work, sessions: SessionTable) -> Request:
     return Request(
         work,
         request_id="r",
+        scope="chat.completions",
         caller=Caller(None, "127.0.0.1", ""),
         auth=nobody,
         outbox=nobody,

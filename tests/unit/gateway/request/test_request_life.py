@@ -238,6 +238,8 @@ async def test_what_auth_is_asked() -> None:
             is_metered=True,
             wait_s=5.0,
             trace_id="trace",
+            scope="chat.completions",
+            asked_tokens=14,
         )
     ]
 

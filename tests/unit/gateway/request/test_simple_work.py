@@ -389,7 +389,7 @@ async def test_who_leaves_while_a_tool_runs_has_used_it() -> None:
 async def test_simple_work_reserves_nothing_and_is_never_at_a_worker() -> None:
     parts = Parts()
     work = Calling(parts).work
-    assert work.bound() == Bound()
+    assert work.bound() == Bound(uses_tools=True)
     assert (work.usage(), work.stream_usages()) == (Usage(), ())
     assert not work.is_at_worker
     assert not work.has_begun

@@ -1,0 +1,226 @@
+"""The admin commands of gateways: what each writes or reads, and its answer once that is done."""
+
+from collections.abc import Callable
+from typing import Any
+
+from auth_worker import old_commands
+from auth_worker.administration import Administration, check_page
+from auth_worker.authority import Authority
+from auth_worker.backlog import OnDone
+from auth_worker.clock import Clock
+from auth_worker.committer import Committer
+from auth_worker.errors import AuthError, RefusedError
+from auth_worker.operations import (
+    AuditEntry,
+    AuditRows,
+    KeyCounts,
+    KeyPage,
+    Operation,
+    Reading,
+    ReadKeys,
+    Result,
+)
+from protocol.errors import ErrorCode
+from protocol.wire.messages import (
+    Actor,
+    AuditPage,
+    ChangeKeyStatus,
+    CountKeys,
+    CreateKey,
+    Failure,
+    FindKeys,
+    Keys,
+    KeysCounted,
+    KeysFound,
+    ListKeys,
+    MakeKey,
+    Message,
+    ReadAudit,
+    RevokeKey,
+    RotateKey,
+    UpdateKey,
+)
+
+RETRY_AFTER_S = 2.0
+
+OldCommand = CreateKey | ListKeys | RevokeKey
+AdminCommand = (
+    OldCommand
+    | MakeKey
+    | UpdateKey
+    | RotateKey
+    | ChangeKeyStatus
+    | FindKeys
+    | CountKeys
+    | ReadAudit
+)
+"""What an administrator asks for; the first three are of gateways before 1.3."""
+
+Answer = Callable[[Message], None]
+
+
+class AdminCommands:
+    """Turns each admin command into one operation and the answer to its result.
+
+    Args:
+        administration: Judges them.
+        authority: Is told of deleted keys and of refusals.
+        committer: Asked whether anything may be written.
+        clock: For the times of refusals.
+        before_reading: Called before keys are read, so that what is due is counted.
+    """
+
+    def __init__(
+        self,
+        administration: Administration,
+        authority: Authority,
+        *,
+        committer: Committer,
+        clock: Clock,
+        before_reading: Callable[[], None],
+    ) -> None:
+        self._administration = administration
+        self._authority = authority
+        self._committer = committer
+        self._clock = clock
+        self._before_reading = before_reading
+
+    def prepare(self, command: AdminCommand, answer: Answer) -> tuple[Operation, OnDone] | None:
+        """What to make durable, and what to do then; None when it was answered already.
+
+        While the disk is stuck nothing is taken in; only what closes a key holds at once even so.
+        """
+        if not _closes(command) and not self._committer.is_healthy:
+            answer(_stuck(command.request_id))
+            return None
+        try:
+            operation, on_done = self._operation(command, answer)
+        except RefusedError as error:
+            if self._committer.is_healthy:
+                self._note_refusal(command, error)
+            answer(_failure(command.request_id, error))
+            return None
+        if self._committer.is_full:
+            answer(_stuck(command.request_id))
+            return None
+        return operation, on_done
+
+    def _operation(self, command: AdminCommand, answer: Answer) -> tuple[Operation, OnDone]:
+        administration = self._administration
+        on_done = self._answering(command, answer)
+        match command:
+            case MakeKey() | CreateKey():
+                as_now = (
+                    old_commands.make_key(command) if isinstance(command, CreateKey) else command
+                )
+                addition = administration.make(as_now)
+
+                def on_added(result: Result) -> None:
+                    if isinstance(result, KeyPage):
+                        administration.added(addition.key, result.records[0].key_id)
+                    on_done(result)
+
+                return addition, on_added
+            case UpdateKey():
+                return administration.update(command), on_done
+            case RotateKey():
+                return administration.rotate(command), on_done
+            case RevokeKey():
+                return administration.change_status(old_commands.revoke_key(command)), on_done
+            case ChangeKeyStatus():
+                operation = administration.change_status(command)
+                if command.action == "delete":
+                    self._authority.forget(command.key_id)
+                return operation, on_done
+            case _:
+                return self._reading(command), on_done
+
+    def _reading(self, command: ListKeys | FindKeys | CountKeys | ReadAudit) -> Reading:
+        if isinstance(command, ReadAudit):
+            return self._administration.read_audit(command)
+        self._before_reading()
+        if isinstance(command, FindKeys):
+            return self._administration.find(command)
+        if isinstance(command, CountKeys):
+            return self._administration.count(command)
+        check_page(command.limit)
+        return ReadKeys(command.after_key_id, command.limit)
+
+    def _note_refusal(self, command: AdminCommand, error: RefusedError) -> None:
+        actor = _actor(command)
+        self._authority.refusals.note(
+            AuditEntry(
+                at_ms=int(self._clock.wall_s() * 1000),
+                actor_key_id=actor.key_id[:200],
+                action="change_refused",
+                subject=str(getattr(command, "key_id", ""))[:200],
+                detail={
+                    "command": type(command).__struct_config__.tag,
+                    "code": str(error.code),
+                    "param": error.param,
+                },
+                outcome="refused",
+                address=actor.address[:64],
+                request_id=command.request_id[:64],
+            )
+        )
+
+    def _answering(self, command: AdminCommand, answer: Answer) -> OnDone:
+        request_id = command.request_id
+
+        def on_done(result: Result) -> None:
+            if isinstance(result, KeyPage):
+                answer(_keys(command, result))
+            elif isinstance(result, KeyCounts):
+                fields: dict[str, Any] = {
+                    name: getattr(result, name) for name in KeyCounts.__dataclass_fields__
+                }
+                answer(KeysCounted(request_id=request_id, **fields))
+            elif isinstance(result, AuditRows):
+                answer(
+                    AuditPage(
+                        request_id=request_id, entries=result.entries, has_more=result.has_more
+                    )
+                )
+            else:
+                error = result or AuthError("The auth worker gave no answer.")
+                answer(_failure(request_id, error))
+
+        return on_done
+
+
+def _actor(command: AdminCommand) -> Actor:
+    if isinstance(command, ListKeys):
+        return Actor(key_id="")
+    if isinstance(command, CreateKey | RevokeKey):
+        return Actor(key_id=command.actor_key_id)
+    return command.reader if isinstance(command, ReadAudit) else command.actor
+
+
+def _closes(command: AdminCommand) -> bool:
+    return isinstance(command, RevokeKey) or (
+        isinstance(command, ChangeKeyStatus) and command.action in ("revoke", "suspend")
+    )
+
+
+def _keys(command: AdminCommand, page: KeyPage) -> Message:
+    if isinstance(command, OldCommand):
+        return Keys(
+            request_id=command.request_id,
+            records=tuple(map(old_commands.key_record, page.records)),
+            has_more=page.has_more,
+        )
+    return KeysFound(request_id=command.request_id, keys=page.records, has_more=page.has_more)
+
+
+def _stuck(request_id: str) -> Failure:
+    return Failure(
+        request_id=request_id,
+        code=ErrorCode.WORKER_UNAVAILABLE,
+        message="The auth worker's database takes no writes at the moment. Try again soon.",
+        retry_after_s=RETRY_AFTER_S,
+    )
+
+
+def _failure(request_id: str, error: AuthError) -> Failure:
+    return Failure(request_id=request_id, code=error.code, message=error.message, param=error.param)

@@ -1,0 +1,57 @@
+"""The rows of the audit log, read in pages."""
+
+from sqlalchemy import ColumnElement, Connection, or_, select
+
+from auth_worker import schema
+from auth_worker.operations import AuditRows, ReadAuditRows
+from protocol.wire.messages import AuditRecord
+
+_columns = schema.audit_log.c
+
+
+def read_page(connection: Connection, wanted: ReadAuditRows) -> AuditRows:
+    """The entries that fit, in order."""
+    order = _columns.seq.asc() if wanted.oldest_first else _columns.seq.desc()
+    statement = (
+        select(schema.audit_log).where(*_conditions(wanted)).order_by(order).limit(wanted.limit + 1)
+    )
+    rows = connection.execute(statement).all()
+    entries = tuple(
+        AuditRecord(
+            seq=row.seq,
+            at_ms=row.at_ms,
+            actor=row.actor_key_id,
+            action=row.action,
+            subject=row.subject,
+            detail=row.detail,
+            previous_hash=row.previous_hash,
+            hash=row.hash,
+            outcome=row.outcome,
+            address=row.address,
+            request_id=row.request_id,
+        )
+        for row in rows[: wanted.limit]
+    )
+    return AuditRows(entries, has_more=len(rows) > wanted.limit)
+
+
+def _conditions(wanted: ReadAuditRows) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if wanted.key_id:
+        conditions.append(
+            or_(_columns.subject == wanted.key_id, _columns.actor_key_id == wanted.key_id)
+        )
+    if wanted.actor:
+        conditions.append(_columns.actor_key_id == wanted.actor)
+    if wanted.action:
+        conditions.append(_columns.action == wanted.action)
+    if wanted.outcome:
+        conditions.append(_columns.outcome == wanted.outcome)
+    if wanted.since_ms is not None:
+        conditions.append(_columns.at_ms >= wanted.since_ms)
+    if wanted.until_ms is not None:
+        conditions.append(_columns.at_ms < wanted.until_ms)
+    if wanted.after_seq is not None:
+        is_next = _columns.seq > wanted.after_seq
+        conditions.append(is_next if wanted.oldest_first else _columns.seq < wanted.after_seq)
+    return conditions

@@ -1,0 +1,147 @@
+"""The steps that bring an auth database to the newest tables, forward only.
+
+Each says in plain SQL what it does: the tables of `schema.py` go on changing, what a step makes
+doesn't.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, insert, inspect, select
+from sqlalchemy.sql import func
+
+from auth_worker import schema
+from auth_worker.errors import StoreTooNewError
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step forward, to `version`, for databases made before it."""
+
+    version: int
+    description: str
+    run: Callable[[Connection], None]
+
+
+FIRST_VERSION = 1
+
+
+def _add_principals(connection: Connection) -> None:
+    """Keys get everything that bounds them but two limits, and audit entries their outcomes."""
+    # SQLite can't change a constraint: the table is made anew, and its rows are copied.
+    run = connection.exec_driver_sql
+    run("ALTER TABLE keys RENAME TO keys_1")
+    run(_KEYS_2)
+    run(_COPY_1)
+    run("DROP TABLE keys_1")
+    run("CREATE INDEX keys_by_owner ON keys (owner)")
+    for column in ("outcome", "address", "request_id"):
+        run(f"ALTER TABLE audit_log ADD COLUMN {column} VARCHAR DEFAULT '' NOT NULL")
+    run("CREATE INDEX audit_by_actor ON audit_log (actor_key_id, seq)")
+    run("CREATE INDEX audit_by_subject ON audit_log (subject, seq)")
+    run("CREATE INDEX audit_by_action ON audit_log (action, seq)")
+    run("CREATE INDEX audit_by_time ON audit_log (at_ms)")
+
+
+_COPY_1 = """
+INSERT INTO keys (
+    seq, key_id, digest, hint, name, role, tenant, created_at, requests_per_minute,
+    tokens_per_minute, expires_at, revoked_at, last_used_at, total_requests, total_prompt_tokens,
+    total_completion_tokens
+)
+SELECT
+    seq, key_id, digest, hint, name, role, tenant, created_at, requests_per_minute,
+    tokens_per_minute, expires_at, revoked_at, last_used_at, total_requests, total_prompt_tokens,
+    total_completion_tokens
+FROM keys_1
+"""
+_KEYS_2 = """
+CREATE TABLE keys (
+    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    key_id VARCHAR NOT NULL UNIQUE,
+    digest BLOB NOT NULL UNIQUE,
+    hint VARCHAR NOT NULL,
+    name VARCHAR NOT NULL,
+    role VARCHAR NOT NULL,
+    tenant VARCHAR NOT NULL,
+    created_at BIGINT NOT NULL,
+    created_by VARCHAR DEFAULT '' NOT NULL,
+    description VARCHAR DEFAULT '' NOT NULL,
+    owner VARCHAR DEFAULT '' NOT NULL,
+    scopes VARCHAR,
+    tags VARCHAR,
+    metadata VARCHAR,
+    requests_per_minute BIGINT,
+    tokens_per_minute BIGINT,
+    max_parallel_requests BIGINT,
+    max_tokens_per_request BIGINT,
+    allowed_models VARCHAR,
+    allowed_endpoints VARCHAR,
+    allowed_ip_addresses VARCHAR,
+    blocked_ip_addresses VARCHAR,
+    enable_streaming BOOLEAN DEFAULT 1 NOT NULL,
+    enable_function_calling BOOLEAN DEFAULT 1 NOT NULL,
+    priority VARCHAR DEFAULT 'normal' NOT NULL,
+    expires_at BIGINT,
+    revoked_at BIGINT,
+    suspended_at BIGINT,
+    previous_digest BLOB,
+    previous_until BIGINT,
+    last_rotated_at BIGINT,
+    last_rotated_by VARCHAR DEFAULT '' NOT NULL,
+    last_used_at BIGINT,
+    total_requests BIGINT NOT NULL,
+    total_prompt_tokens BIGINT NOT NULL,
+    total_completion_tokens BIGINT NOT NULL,
+    CONSTRAINT key_has_a_known_role CHECK (role IN ('admin', 'service', 'user', 'readonly'))
+)
+"""
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(2, "what bounds a key, and outcomes in the audit log", _add_principals),
+)
+"""In order, without gaps, from FIRST_VERSION + 1 on."""
+
+
+def migrate(
+    connection: Connection, *, now_s: float, migrations: Sequence[Migration] = MIGRATIONS
+) -> int:
+    """Bring the database to the newest version, inside the caller's transaction.
+
+    An empty database gets the tables above at once; an older one runs what it has not seen.
+
+    Returns:
+        The version of the schema.
+
+    Raises:
+        StoreTooNewError: A newer Penstock wrote this database.
+    """
+    newest = migrations[-1].version if migrations else FIRST_VERSION
+    if not is_made(connection):
+        schema.metadata.create_all(connection)
+        _record(connection, newest, "all tables", now_s)
+        return newest
+    current = connection.execute(select(func.max(schema.schema_version.c.version))).scalar_one()
+    if current > newest:
+        raise StoreTooNewError(
+            f"The auth database has schema version {current}, this Penstock knows versions up to"
+            f" {newest}. Start the Penstock that wrote it, or restore a backup."
+        )
+    for migration in migrations:
+        if migration.version > current:
+            migration.run(connection)
+            _record(connection, migration.version, migration.description, now_s)
+    return newest
+
+
+def is_made(connection: Connection) -> bool:
+    """Whether the database holds tables of ours."""
+    return inspect(connection).has_table(schema.schema_version.name)
+
+
+def _record(connection: Connection, version: int, description: str, now_s: float) -> None:
+    connection.execute(
+        insert(schema.schema_version).values(
+            version=version, description=description, applied_at=int(now_s)
+        )
+    )

@@ -1,0 +1,126 @@
+"""Says whether an audit log holds: what `penstock audit verify` runs.
+
+It reads the database of a running or a stopped auth worker, or a file that `penstock audit export`
+wrote, and changes nothing.
+"""
+
+import argparse
+import json
+import sqlite3
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from auth_worker.audit import ChainCheck, ChainedEntry
+from auth_worker.audit_check import CheckedLog, check_log, checked_log
+from auth_worker.sqlite_store import DATABASE_NAME
+
+HOLDS, BROKEN, UNREADABLE = 0, 1, 2
+MAX_LINE_CHARS = 1024 * 1024
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check one log and say so.
+
+    Returns:
+        0 when it holds, 1 when it doesn't, 2 when it can't be read.
+    """
+    parser = argparse.ArgumentParser(prog="auth_worker.verify_audit", description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data-dir", type=Path, help="Folder of the auth database.")
+    what.add_argument("--file", type=Path, help="An export, as JSON lines, oldest first.")
+    parser.add_argument(
+        "--holds",
+        metavar="SEQ:HASH",
+        help="An entry noted earlier, which must still be there; shows an end that was cut off.",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        expected = None if options.holds is None else _noted(options.holds)
+        if options.file is not None:
+            checked, seen = check_export(options.file, expected)
+        else:
+            database = options.data_dir / DATABASE_NAME
+            if not database.exists():
+                raise FileNotFoundError(f"there is no {database}")
+            checked, seen = check_log(database), _is_in(database, expected)
+    except (OSError, sqlite3.Error, ValueError) as error:
+        sys.stderr.write(f"The audit log can't be read: {error}.\n")
+        return UNREADABLE
+    sys.stdout.write(f"{str(checked)[0].upper()}{str(checked)[1:]}.\n")
+    if checked.trouble is None and not seen:
+        sys.stdout.write(f"Entry {options.holds} is not there any more.\n")
+        return BROKEN
+    return HOLDS if checked.trouble is None else BROKEN
+
+
+def check_export(path: Path, expected: tuple[int, bytes] | None) -> tuple[CheckedLog, bool]:
+    """Follow the chain of an export, which may begin in the middle of a log.
+
+    Returns:
+        What came of it, and whether the expected entry was seen.
+
+    Raises:
+        ValueError: A line is no entry.
+        OSError: The file can't be read.
+    """
+    is_seen = expected is None
+
+    def watched(entries: Iterable[ChainedEntry]) -> Iterator[ChainedEntry]:
+        nonlocal is_seen
+        for entry in entries:
+            is_seen = is_seen or (entry.seq, entry.hash) == expected
+            yield entry
+
+    check = ChainCheck(is_whole=False)
+    with path.open(encoding="utf-8") as file:
+        lines = iter(lambda: file.readline(MAX_LINE_CHARS), "")
+        entries = (_entry(line, number) for number, line in enumerate(lines, start=1))
+        trouble = check.first_broken(watched(entries))
+    return checked_log(check, trouble), is_seen
+
+
+def _entry(line: str, number: int) -> ChainedEntry:
+    try:
+        fields: dict[str, Any] = json.loads(line)
+        return ChainedEntry(
+            seq=int(fields["seq"]),
+            at_ms=int(fields["at_ms"]),
+            actor_key_id=str(fields["actor"]),
+            action=str(fields["action"]),
+            subject=str(fields["subject"]),
+            detail=json.dumps(
+                fields["detail"], sort_keys=True, separators=(",", ":"), ensure_ascii=True
+            ),
+            previous_hash=bytes.fromhex(fields["previous_hash"]),
+            hash=bytes.fromhex(fields["hash"]),
+            outcome=str(fields["outcome"]),
+            address=str(fields["address"]),
+            request_id=str(fields["request_id"]),
+        )
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"line {number} is no entry of an audit log") from error
+
+
+def _noted(text: str) -> tuple[int, bytes]:
+    number, _, digest = text.partition(":")
+    try:
+        return int(number), bytes.fromhex(digest)
+    except ValueError:
+        raise ValueError("--holds takes SEQ:HASH, as this command prints them") from None
+
+
+def _is_in(database: Path, expected: tuple[int, bytes] | None) -> bool:
+    if expected is None:
+        return True
+    connection = sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        found = connection.execute("SELECT hash FROM audit_log WHERE seq = ?", expected[:1])
+        return bool(found.fetchone() == expected[1:])
+    finally:
+        connection.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

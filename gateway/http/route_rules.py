@@ -1,0 +1,76 @@
+"""What each route asks of its caller: one table, which every route has a line in."""
+
+from enum import Enum
+from typing import Final, NamedTuple
+
+from protocol.wire.messages import Scope
+
+
+class Access(Enum):
+    """What a route asks of its caller."""
+
+    OPEN = "open"
+    """Nothing: probes."""
+    LOCAL = "local"
+    """Nothing on a loopback address, a key elsewhere: metrics and documentation."""
+    USER = "user"
+    """A key."""
+    METERED = "metered"
+    """A key, with an upper bound of what is used; the route reserves it after reading the body."""
+    ADMIN = "admin"
+    """The key of an administrator, even where no key is needed otherwise."""
+
+
+class RouteRule(NamedTuple):
+    """What a route asks of its caller.
+
+    Attributes:
+        scope: What the caller's key must be good for; None on routes that are open to all.
+    """
+
+    access: Access
+    scope: Scope | None
+
+
+ROUTE_RULES: Final[dict[str, RouteRule]] = {
+    "/live": RouteRule(Access.OPEN, None),
+    "/ready": RouteRule(Access.OPEN, None),
+    "/health": RouteRule(Access.OPEN, None),
+    "/ping": RouteRule(Access.OPEN, None),
+    "/metrics": RouteRule(Access.LOCAL, "admin.metrics"),
+    "/docs": RouteRule(Access.LOCAL, "docs.read"),
+    "/openapi.json": RouteRule(Access.LOCAL, "docs.read"),
+    "/v1/models": RouteRule(Access.USER, "models.list"),
+    "/v1/models/{model_id:path}": RouteRule(Access.USER, "models.list"),
+    "/v1/tools": RouteRule(Access.USER, "tools.list"),
+    "/v1/chat/completions": RouteRule(Access.METERED, "chat.completions"),
+    "/v1/completions": RouteRule(Access.METERED, "completions"),
+    "/v1/embeddings": RouteRule(Access.METERED, "embeddings.create"),
+    "/v1/responses": RouteRule(Access.METERED, "responses"),
+    "/v1/responses/input_tokens": RouteRule(Access.METERED, "tokenize"),
+    "/v1/messages": RouteRule(Access.METERED, "chat.completions"),
+    "/v1/messages/count_tokens": RouteRule(Access.METERED, "tokenize"),
+    "/tokenizer_info": RouteRule(Access.USER, "tokenize"),
+    "/tokenize": RouteRule(Access.METERED, "tokenize"),
+    "/detokenize": RouteRule(Access.METERED, "tokenize"),
+    "/v1/parse": RouteRule(Access.METERED, "tools.parse"),
+    "/v1/tools/execute": RouteRule(Access.METERED, "tools.execute"),
+    "/v1/admin/keys": RouteRule(Access.ADMIN, "admin.keys"),
+    "/v1/admin/keys/stats": RouteRule(Access.ADMIN, "admin.keys"),
+    "/v1/admin/keys/{key_id}": RouteRule(Access.ADMIN, "admin.keys"),
+    "/v1/admin/keys/{key_id}/revoke": RouteRule(Access.ADMIN, "admin.keys"),
+    "/v1/admin/keys/{key_id}/suspend": RouteRule(Access.ADMIN, "admin.keys"),
+    "/v1/admin/keys/{key_id}/reactivate": RouteRule(Access.ADMIN, "admin.keys"),
+    "/v1/admin/keys/{key_id}/rotate": RouteRule(Access.ADMIN, "admin.keys"),
+    "/v1/admin/audit-logs": RouteRule(Access.ADMIN, "admin.audit"),
+    "/v1/admin/profile": RouteRule(Access.ADMIN, "admin.profile"),
+}
+"""Every route by its template; one that isn't here stops the start. Which roles have which scope is
+the auth worker's business."""
+
+
+def scope_of(endpoint: str) -> Scope:
+    """What a key must be good for at a route that asks for one."""
+    scope = ROUTE_RULES[endpoint].scope
+    assert scope is not None, f"{endpoint} is open to all"
+    return scope

@@ -1,0 +1,256 @@
+"""Messages about keys and the audit log, from administrators (since 1.3).
+
+`create_key`, `list_keys`, `revoke_key` and `keys` of `access.py` are what gateways of before send.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from protocol.wire.messages.base import Message, Part
+
+PrincipalRole = Literal["admin", "service", "user", "readonly"]
+KeyStatus = Literal["active", "suspended", "expired", "revoked"]
+KeyAction = Literal["suspend", "reactivate", "revoke", "delete"]
+PriorityClass = Literal["high", "normal", "low"]
+AuditOutcome = Literal["done", "refused"]
+
+
+class KeySettings(Part, frozen=True):
+    """Everything about a key that an administrator sets and may change without a new secret.
+
+    Attributes:
+        owner: Whose key it is, a user id as free text.
+        scopes: What it may do of what its role may; None = all of that.
+        tenant: Empty = the key is a tenant of its own.
+        expires_at: Unix seconds; None = never.
+        metadata: Texts that mean nothing to Penstock.
+        requests_per_minute: None = no limit, as with every limit; 0 lets nothing through.
+        tokens_per_minute: Prompt and completion together.
+        max_parallel_requests: Open leases at a time.
+        max_tokens_per_request: Completion tokens of one request, all choices together.
+        allowed_models: Globs of public names; None = every model, empty = none.
+        allowed_endpoints: Globs of route templates; None = every route, empty = none.
+        allowed_ip_addresses: Addresses and CIDR networks; None = from everywhere.
+        blocked_ip_addresses: The same; they win.
+        enable_streaming: May ask for `stream`.
+        enable_function_calling: May offer tools to a model, and run this server's.
+        priority: Where its requests stand in the queue.
+    """
+
+    name: str
+    description: str = ""
+    owner: str = ""
+    role: PrincipalRole = "user"
+    scopes: tuple[str, ...] | None = None
+    tenant: str = ""
+    expires_at: int | None = None
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, str] = msgspec.field(default_factory=dict)
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_parallel_requests: int | None = None
+    max_tokens_per_request: int | None = None
+    allowed_models: tuple[str, ...] | None = None
+    allowed_endpoints: tuple[str, ...] | None = None
+    allowed_ip_addresses: tuple[str, ...] | None = None
+    blocked_ip_addresses: tuple[str, ...] = ()
+    enable_streaming: bool = True
+    enable_function_calling: bool = True
+    priority: PriorityClass = "normal"
+
+
+class KeyDetails(Part, frozen=True):
+    """A key as people may see it; never the key. Times are Unix seconds.
+
+    Attributes:
+        hint: First and last characters, `psk-ab…wxyz`.
+        tenant_id: The tenant that its requests belong to: the named one, or the key's own id.
+        created_by: The id of the key that made it; empty when the server did.
+        previous_until: Until when the secret of before the last rotation still works.
+    """
+
+    key_id: str
+    hint: str
+    status: KeyStatus
+    settings: KeySettings
+    tenant_id: str
+    created_at: int
+    created_by: str = ""
+    suspended_at: int | None = None
+    revoked_at: int | None = None
+    last_used_at: int | None = None
+    last_rotated_at: int | None = None
+    last_rotated_by: str = ""
+    previous_until: int | None = None
+    total_requests: int = 0
+    total_prompt_tokens: int = 0
+    total_completion_tokens: int = 0
+
+
+class Actor(Part, frozen=True):
+    """Who asks, for the audit log; the auth worker looks again whether that key may."""
+
+    key_id: str
+    address: str = ""
+
+
+class MakeKey(Message, frozen=True, tag="make_key"):
+    """Store a new key by its digest; the gateway made the key and shows it once."""
+
+    request_id: str
+    actor: Actor
+    key_digest: bytes
+    hint: str
+    settings: KeySettings
+
+
+class UpdateKey(Message, frozen=True, tag="update_key"):
+    """Change a key.
+
+    Attributes:
+        fields: Names of `KeySettings` that change; a name at its default clears.
+        settings: Their new values; what isn't named in `fields` is not looked at.
+    """
+
+    request_id: str
+    actor: Actor
+    key_id: str
+    fields: tuple[str, ...]
+    settings: KeySettings
+
+
+class RotateKey(Message, frozen=True, tag="rotate_key"):
+    """Give a key a new secret.
+
+    Attributes:
+        overlap_s: How long the old secret still works.
+    """
+
+    request_id: str
+    actor: Actor
+    key_id: str
+    key_digest: bytes
+    hint: str
+    overlap_s: int = 0
+
+
+class ChangeKeyStatus(Message, frozen=True, tag="change_key_status"):
+    """Suspend, reactivate, revoke or delete a key; the answer to `delete` is what was deleted."""
+
+    request_id: str
+    actor: Actor
+    key_id: str
+    action: KeyAction
+
+
+class FindKeys(Message, frozen=True, tag="find_keys"):
+    """The key of an id, or a page of those that fit, newest first.
+
+    Attributes:
+        key_id: That key alone; not found is a failure.
+        role: Empty = any, as with the next three.
+        after_key_id: The last id of the page before.
+    """
+
+    request_id: str
+    actor: Actor
+    key_id: str = ""
+    role: PrincipalRole | Literal[""] = ""
+    status: KeyStatus | Literal[""] = ""
+    owner: str = ""
+    tag: str = ""
+    after_key_id: str = ""
+    limit: int = 100
+
+
+class KeysFound(Message, frozen=True, tag="keys_found"):
+    """The answer to every command on keys: the keys concerned."""
+
+    request_id: str
+    keys: tuple[KeyDetails, ...]
+    has_more: bool = False
+
+
+class CountKeys(Message, frozen=True, tag="count_keys"):
+    """How many keys of which kind there are, and how much they are used."""
+
+    request_id: str
+    actor: Actor
+
+
+class KeysCounted(Message, frozen=True, tag="keys_counted"):
+    """The answer to `CountKeys`.
+
+    Attributes:
+        by_role: Number of keys of each role.
+        by_status: The same of each status.
+        histograms: Of last use, age, expiry, requests and tokens: bucket → number of keys.
+        num_audit_entries: Lines of the audit log.
+    """
+
+    request_id: str
+    num_keys: int
+    by_role: dict[str, int]
+    by_status: dict[str, int]
+    histograms: dict[str, dict[str, int]]
+    total_requests: int
+    total_prompt_tokens: int
+    total_completion_tokens: int
+    num_audit_entries: int
+
+
+class AuditRecord(Part, frozen=True):
+    """One line of the audit log, with its place in the chain of hashes.
+
+    Attributes:
+        at_ms: Unix milliseconds.
+        actor: Id of the key that acted; empty for the server itself, and for unknown callers.
+        subject: What was acted on: a key's id, or the route that was refused.
+        detail: Canonical JSON.
+        request_id: Of the request; empty for the server's own entries.
+    """
+
+    seq: int
+    at_ms: int
+    actor: str
+    action: str
+    subject: str
+    detail: str
+    previous_hash: bytes
+    hash: bytes
+    outcome: str = ""
+    address: str = ""
+    request_id: str = ""
+
+
+class ReadAudit(Message, frozen=True, tag="read_audit"):
+    """A page of the audit log.
+
+    Attributes:
+        key_id: Only what that key did, or what was done to it; empty = any, as with the next.
+        since_ms: Unix milliseconds, inclusive; None = from the beginning.
+        until_ms: Exclusive.
+        after_seq: The last number of the page before; None = the first page.
+        oldest_first: Otherwise newest first.
+    """
+
+    request_id: str
+    reader: Actor
+    key_id: str = ""
+    actor: str = ""
+    action: str = ""
+    outcome: AuditOutcome | Literal[""] = ""
+    since_ms: int | None = None
+    until_ms: int | None = None
+    after_seq: int | None = None
+    oldest_first: bool = False
+    limit: int = 100
+
+
+class AuditPage(Message, frozen=True, tag="audit_page"):
+    """The answer to `ReadAudit`."""
+
+    request_id: str
+    entries: tuple[AuditRecord, ...]
+    has_more: bool = False

@@ -1,0 +1,238 @@
+"""Every route, role and scope over HTTP, decided by a real authority: nobody gets past the table."""
+
+from itertools import count
+from pathlib import Path
+from typing import Any, get_args
+
+import httpx
+import pytest
+
+from auth_worker.authority import Authority, Rules
+from auth_worker.key_definition import checked, stored
+from auth_worker.keys import StoredKey, digest_of
+from auth_worker.operations import Snapshot
+from auth_worker.roles import ROLE_SCOPES, SCOPES
+from gateway.http.access import GuardedRoute
+from gateway.http.app import build_api
+from gateway.http.route_rules import ROUTE_RULES, Access
+from protocol.wire.messages import AuthCommand, Authorize, Generate, KeySettings, PrincipalRole
+from tests.fakes.auth_parts import START_S, FakeClock
+from tests.fakes.fake_workers import FakeAuth
+from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
+
+ROLES: tuple[PrincipalRole, ...] = get_args(PrincipalRole)
+_NUMBERS = count(1)
+
+
+def secret_of(role: str, scope: str | None) -> str:
+    return f"psk-{role}-{scope}"
+
+
+def key_of(secret: str, **settings: Any) -> StoredKey:
+    return stored(
+        checked(KeySettings(name="k", **settings), wall_s=START_S),
+        key_id=f"key_{next(_NUMBERS)}",
+        digest=digest_of(secret),
+        hint="",
+        created_at=int(START_S),
+    )
+
+
+async def real_auth(gateway: RunningGateway, *keys: StoredKey) -> FakeAuth:
+    """An auth worker that decides by an authority with these keys."""
+    authority = Authority(
+        epoch=1,
+        snapshot=Snapshot(keys=keys, leases=(), recent=()),
+        rules=Rules(),
+        clock=FakeClock(),
+        emit=lambda operation: None,
+    )
+    auth = await gateway.auth(allow_anonymous=False)
+    answer = auth.answer
+
+    def decide(command: AuthCommand) -> None:
+        if isinstance(command, Authorize):
+            auth.send(authority.authorize(command))
+        else:
+            answer(command)
+
+    auth.answer = decide  # type: ignore[method-assign]
+    return auth
+
+
+def routes(gateway: RunningGateway) -> list[tuple[str, str]]:
+    """Method and template of every route that asks for a key."""
+    found = []
+    for route in build_api(gateway.application.parts).routes:
+        assert isinstance(route, GuardedRoute)
+        if route.rule.access is not Access.OPEN:
+            found += [(method, route.path) for method in sorted(route.methods or ())]
+    return found
+
+
+async def call(
+    gateway: RunningGateway, method: str, template: str, headers: dict[str, str]
+) -> httpx.Response:
+    url = template.replace("{model_id:path}", "none").replace("{key_id}", "key_none")
+    body: dict[str, Any] = {"model": "none", "messages": MESSAGES}
+    if template == "/v1/completions":
+        body = {"model": "none", "prompt": "x"}
+    elif template in ("/v1/embeddings", "/v1/responses", "/v1/responses/input_tokens"):
+        body = {"model": "none", "input": "x"}
+    elif template == "/detokenize":
+        body = {"model": "none", "tokens": [1]}
+    elif template == "/v1/messages":
+        body["max_tokens"] = 5
+    elif template == "/v1/parse":
+        body = {"text": "x"}
+    elif template == "/v1/tools/execute":
+        body = {"name": "none"}
+    elif template.startswith("/v1/admin"):
+        body = {"wrong": 1}
+    # Without a body where the route reads none: nothing of what the walk does changes a key.
+    has_body = method in ("POST", "PATCH")
+    return await gateway.client.request(
+        method, url, json=body if has_body else None, headers=headers
+    )
+
+
+async def test_every_route_is_open_to_just_the_roles_and_scopes_of_the_table(
+    socket_dir: Path,
+) -> None:
+    holders = [(role, scope) for role in ROLES for scope in (None, *SCOPES)]
+    keys = [
+        key_of(secret_of(role, scope), role=role, scopes=None if scope is None else (scope,))
+        for role, scope in holders
+    ]
+    async with running_gateway(socket_dir, require_keys=True, host="0.0.0.0") as gateway:
+        await real_auth(gateway, *keys)
+        walked = set()
+        for method, template in routes(gateway):
+            needed = ROUTE_RULES[template].scope
+            for role, scope in holders:
+                headers = {"X-API-Key": secret_of(role, scope)}
+                response = await call(gateway, method, template, headers)
+                may = needed in ROLE_SCOPES[role] and scope in (None, needed)
+                where = (method, template, role, scope, response.status_code, response.text)
+                assert (response.status_code == 403) is not may, where
+                assert response.status_code != 401, where
+            walked.add(template)
+        assert walked == {path for path, rule in ROUTE_RULES.items() if rule.scope is not None}
+
+
+async def test_a_key_sees_only_the_models_that_it_may_use(socket_dir: Path) -> None:
+    narrow = key_of("psk-narrow", allowed_models=("de*",))
+    other = key_of("psk-other", allowed_models=("llama*",))
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        await real_auth(gateway, narrow, other, key_of("psk-all"))
+        await gateway.engine()
+        seen = {}
+        for name in ("narrow", "other", "all"):
+            headers = {"X-API-Key": f"psk-{name}"}
+            listed = (await gateway.client.get("/v1/models", headers=headers)).json()
+            one = await gateway.client.get("/v1/models/demo", headers=headers)
+            tools = (await gateway.client.get("/v1/tools", headers=headers)).json()
+            as_anthropic = await gateway.client.get(
+                "/v1/models", headers={**headers, "anthropic-version": "2023-06-01"}
+            )
+            seen[name] = (
+                [model["id"] for model in listed["data"]],
+                one.status_code,
+                [model["id"] for model in tools["models"]],
+                [model["id"] for model in as_anthropic.json()["data"]],
+            )
+        assert seen == {
+            "narrow": (["demo"], 200, ["demo"], ["demo"]),
+            "other": ([], 404, [], []),
+            "all": (["demo"], 200, ["demo"], ["demo"]),
+        }
+        refused = await gateway.client.post(
+            "/v1/chat/completions",
+            json={"model": "demo", "messages": MESSAGES},
+            headers={"X-API-Key": "psk-other"},
+        )
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields", "status"),
+    [
+        ({"enable_streaming": False}, {"stream": True}, 403),
+        ({"enable_streaming": False}, {}, 200),
+        ({"enable_function_calling": False}, {}, 200),
+        ({"max_tokens_per_request": 8}, {"max_tokens": 9}, 403),
+        ({"max_tokens_per_request": 8}, {"max_tokens": 5, "n": 2}, 403),
+        ({"max_tokens_per_request": 8}, {"max_tokens": 8}, 200),
+        ({"allowed_ip_addresses": ["127.0.0.0/8"]}, {}, 200),
+        ({"allowed_ip_addresses": ["10.0.0.0/8"]}, {}, 403),
+        ({"allowed_endpoints": ["/v1/models"]}, {}, 403),
+        ({"requests_per_minute": 0}, {}, 429),
+        ({"max_parallel_requests": 0}, {}, 429),
+    ],
+)
+async def test_what_a_key_may_not_do_is_refused_before_any_work(
+    socket_dir: Path, settings: dict[str, Any], fields: dict[str, Any], status: int
+) -> None:
+    settings = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    }
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        await real_auth(gateway, key_of("psk-k", **settings))
+        await gateway.engine()
+        gateway.client.headers["X-API-Key"] = "psk-k"
+        response = await gateway.chat(**fields)
+        assert response.status_code == status, response.text
+        if status == 429:
+            assert response.headers["x-should-retry"] == "false"
+
+
+async def test_a_tool_offered_by_a_key_that_may_use_none_is_refused(socket_dir: Path) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        await real_auth(gateway, key_of("psk-k", enable_function_calling=False))
+        await gateway.engine()
+        await gateway.parser()
+        gateway.client.headers["X-API-Key"] = "psk-k"
+        assert (await gateway.chat(tools=[tool])).status_code == 403
+        assert (await gateway.chat(tools=[tool], tool_choice="none")).status_code == 200
+
+
+async def test_an_answer_ends_at_what_the_key_may_have(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        await real_auth(gateway, key_of("psk-k", max_tokens_per_request=7))
+        engine = await gateway.engine()
+        gateway.client.headers["X-API-Key"] = "psk-k"
+        assert (await gateway.chat(n=3)).status_code == 200
+        assert [one.lease_tokens for one in engine.of(Generate)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([("Authorization", "Bearer psk-a")], 200),
+        ([("X-API-Key", "psk-a")], 200),
+        ([("Authorization", "bearer psk-a"), ("X-API-Key", "psk-a")], 200),
+        ([("Authorization", "Bearer psk-a"), ("X-API-Key", "psk-b")], 401),
+        ([("X-API-Key", "psk-a"), ("X-API-Key", "psk-b")], 401),
+        ([("Authorization", "Bearer psk-a"), ("Authorization", "Bearer psk-b")], 401),
+        ([("Authorization", "Basic psk-a"), ("X-API-Key", "psk-a")], 401),
+        ([("Authorization", ""), ("X-API-Key", "psk-a")], 200),
+        ([("Authorization", "Bearer"), ("X-API-Key", "psk-a")], 200),
+        ([("X-API-Key", "")], 401),
+        ([("api-key", "psk-a")], 401),
+    ],
+)
+async def test_keys_come_from_two_headers_that_must_agree(
+    socket_dir: Path, headers: list[tuple[str, str]], status: int
+) -> None:
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        await real_auth(gateway, key_of("psk-a"), key_of("psk-b"))
+        await gateway.engine()
+        for method, path in (("GET", "/v1/models"), ("POST", "/v1/chat/completions")):
+            body = {"model": "demo", "messages": MESSAGES, "api_key": "psk-a"}
+            response = await gateway.client.request(
+                method, f"{path}?api_key=psk-a&key=psk-a", headers=headers, json=body
+            )
+            assert response.status_code == status, (path, response.text)
+            if status == 401:
+                assert response.json()["error"]["code"] == "invalid_api_key"
