@@ -9,11 +9,6 @@ from tools.wrap_markdown import MAX_COLUMNS, pages
 
 ROOT = Path(__file__).parents[2]
 PAGES = pages()
-NOT_WRAPPED_YET = {
-    "docs/deployment.md",
-    "docs/formats.md",
-    "docs/structured-outputs.md",
-}
 
 
 def name(page: Path) -> str:
@@ -48,9 +43,7 @@ def too_long(text: str) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if name(page) not in NOT_WRAPPED_YET], ids=name
-)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_a_page_is_wrapped_at_100_columns(page: Path) -> None:
     assert too_long(page.read_text(encoding="utf-8")) == [], "`make format` wraps it"
 

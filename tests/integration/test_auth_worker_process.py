@@ -299,6 +299,7 @@ async def test_it_outlasts_a_gateway_that_is_stopped_together_with_it(house: Hou
 
 async def test_a_gateway_that_never_ends_does_not_keep_it_for_ever(house: House) -> None:
     await house.begin(PENSTOCK_ADMIN_KEY=ADMIN_SECRET, PENSTOCK_DRAIN_TIMEOUT_S="0.1")
+    await house.create_user()  # whoever answers has heard of the gateway
     house.drain()
     assert house.worker is not None
     house.worker.send_signal(signal.SIGTERM)
