@@ -259,12 +259,18 @@ STYLES: dict[str, Style] = {
 
 
 class OneTemplate:
-    """A tokenizer as far as rendering asks for one."""
+    """A tokenizer as far as rendering asks for one; it has no tokens beside learned ones."""
+
+    special_token_ids: frozenset[int] = frozenset()
+    unknown_token_id: int | None = None
 
     def __init__(self, source: str) -> None:
         self._source = source
 
     def special_tokens_map(self) -> dict[str, str]:
+        return {}
+
+    def added_token_ids(self) -> dict[str, int]:
         return {}
 
     def chat_template_source(self, *, has_tools: bool) -> str:

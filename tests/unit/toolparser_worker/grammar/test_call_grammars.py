@@ -265,7 +265,6 @@ def test_tools_and_wanted_content_are_one_or_the_other(compiler: GrammarCompiler
         ("glm45", an_object(a={"type": "string", "allOf": [{"minLength": 2}]}), "`allOf`"),
         ("glm45", an_object(a={"$ref": "#/$defs/nowhere"}), "goes nowhere"),
         ("glm45", an_object(a={"$ref": "http://x/y"}), "goes outside"),
-        ("glm45", an_object(a={"type": "string", "format": "zip"}), "format 'zip'"),
         ("glm45", an_object(a={"type": "string", "pattern": "^a|b$"}), "into parentheses"),
         ("gemma4", an_object(a={"enum": [[1]]}), "can't be written"),
         ("pythonic", {"anyOf": [an_object(a=TEXT), an_object(b=TEXT)]}, "one object"),

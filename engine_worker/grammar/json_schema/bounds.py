@@ -1,0 +1,101 @@
+"""Reads the keywords that bound a value of one type: lengths, counts, numbers, patterns."""
+
+from decimal import Decimal
+from typing import Any, Final
+
+from engine_worker.grammar.json_schema.document import Document
+from engine_worker.grammar.json_schema.shape import Shape, higher, lower
+
+_MAX_COUNT: Final = 10**6
+
+
+class BoundsReader:
+    """Reads the bounds of one schema."""
+
+    def __init__(self, document: Document, schema: dict[str, Any]) -> None:
+        self._document = document
+        self._schema = schema
+
+    def read(self, shape: Shape) -> None:
+        """Narrow a shape by them."""
+        self._read_numbers(shape)
+        shape.min_length = max(shape.min_length, self._count("minLength") or 0)
+        shape.max_length = _least(shape.max_length, self._count("maxLength"))
+        shape.min_items = max(shape.min_items, self._count("minItems") or 0)
+        shape.max_items = _least(shape.max_items, self._count("maxItems"))
+        for keyword in ("minProperties", "maxProperties"):
+            if keyword in self._schema:
+                shape.counted_by = self._schema
+        shape.min_properties = max(shape.min_properties, self._count("minProperties") or 0)
+        shape.max_properties = _least(shape.max_properties, self._count("maxProperties"))
+        schema = self._schema
+        for keyword, found in (("pattern", shape.patterns), ("format", shape.formats)):
+            if keyword in schema:
+                if not isinstance(schema[keyword], str):
+                    raise self._document.refuse(schema, keyword, "it is a string.")
+                found.append((schema[keyword], schema))
+        if schema.get("uniqueItems") is True:
+            shape.unique = schema
+        required = schema.get("required", [])
+        if isinstance(required, bool):
+            self._document.leave_out(schema, "required", "it is a list of names.")
+        elif not isinstance(required, list) or not all(isinstance(one, str) for one in required):
+            raise self._document.refuse(schema, "required", "it is a list of names.")
+        else:
+            shape.required.update(dict.fromkeys(required))
+        self._read_contains(shape)
+
+    def _read_contains(self, shape: Shape) -> None:
+        schema = self._schema
+        if "contains" not in schema:
+            return
+        least = self._count("minContains")
+        least = 1 if least is None else least
+        if "maxContains" in schema:
+            self._document.leave_out(schema, "maxContains", "items are not counted.")
+        if least:
+            shape.contains.append((schema["contains"], least, schema))
+
+    def _read_numbers(self, shape: Shape) -> None:
+        schema = self._schema
+        for inclusive, exclusive, is_low in (
+            ("minimum", "exclusiveMinimum", True),
+            ("maximum", "exclusiveMaximum", False),
+        ):
+            bounds = []
+            is_left_out = schema.get(exclusive) is True  # as in draft 4
+            if inclusive in schema:
+                bounds.append((self._number(inclusive), is_left_out))
+            if exclusive in schema and not isinstance(schema[exclusive], bool):
+                bounds.append((self._number(exclusive), True))
+            for bound in bounds:
+                if is_low:
+                    shape.low = higher(shape.low, bound)
+                else:
+                    shape.high = lower(shape.high, bound)
+        if "multipleOf" in schema:
+            multiple = self._number("multipleOf")
+            if multiple <= 0:
+                raise self._document.refuse(schema, "multipleOf", "it is above 0.")
+            shape.multiples.append((multiple, schema))
+
+    def _number(self, keyword: str) -> Decimal:
+        value = self._schema[keyword]
+        if isinstance(value, bool) or not isinstance(value, int | Decimal):
+            raise self._document.refuse(self._schema, keyword, "it is a number.")
+        return Decimal(value)
+
+    def _count(self, keyword: str) -> int | None:
+        """A number of things; 1.0 is 1."""
+        if keyword not in self._schema:
+            return None
+        value = self._number(keyword)
+        if value < 0 or value != value.to_integral_value():
+            raise self._document.refuse(self._schema, keyword, "it is an integer from 0 on.")
+        return min(int(value), _MAX_COUNT)
+
+
+def _least(left: int | None, right: int | None) -> int | None:
+    if left is None or right is None:
+        return right if left is None else left
+    return min(left, right)
