@@ -16,7 +16,7 @@ from penstock.fake_engine.script import (
     VOCAB_SIZE,
     Script,
     decode,
-    encode,
+    encoded,
     find_fault,
 )
 from protocol.errors import ErrorCode
@@ -309,20 +309,27 @@ class FakeEngine:
         self._send(gateway_id, Failure(request_id=request_id, code=code, message=message))
 
     def _prepare(self, gateway_id: str, command: Prepare) -> None:
+        text = b""
         token_ids = command.prompt_token_ids
         if token_ids is None:
-            token_ids = encode(command.prompt or _rendered(command.messages_json))
-        room = self._settings.max_model_len - len(token_ids)
-        refusal = _unknown_tokens(token_ids)
+            text = encoded(command.prompt or _rendered(command.messages_json))
+        num_tokens = len(text if token_ids is None else token_ids)
+        room = self._settings.max_model_len - num_tokens
+        refusal = None
         if room < 1 and command.kind != "count":
+            # Before an id is made of each of ten million bytes, which would hold all streams up.
             refusal = (
                 ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-                f"The prompt has {len(token_ids)} tokens; this model takes "
+                f"The prompt has {num_tokens} tokens; this model takes "
                 f"{self._settings.max_model_len} with the output.",
             )
+        elif token_ids is not None:
+            refusal = _unknown_tokens(token_ids)
         if refusal is not None:
             self._fail(gateway_id, command.request_id, *refusal)
             return
+        if token_ids is None:
+            token_ids = tuple(text)
         # A character has at most four bytes, which are a token each.
         tail = decode(token_ids[-4 * _PROMPT_TAIL_CHARACTERS :])[-_PROMPT_TAIL_CHARACTERS:]
         self._send(
