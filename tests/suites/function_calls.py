@@ -61,7 +61,8 @@ def judge(title: str, tried: Sequence[Case]) -> SuiteReport:
             report.rows.append((name, f"{len(tried) - len(wrong)} of {len(tried)}"))
         else:
             num_exact += 1
-    report.rows.append((f"{num_exact} other formats", f"{len(tried)} of {len(tried)}"))
+    others = "other formats" if misread else "formats"
+    report.rows.append((f"{num_exact} {others}", f"{len(tried)} of {len(tried)}"))
     report.has_failed = bool(misread)
     num_calls = sum(len(case.calls) for case in tried)
     report.notes.append(
