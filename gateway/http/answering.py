@@ -1,23 +1,27 @@
 """One generation over HTTP, in the shape of whichever API asked for it."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from fastapi import Request as HttpRequest
 from fastapi import Response
 
-from gateway.errors import ClientDisconnectedError
+from gateway.errors import ClientDisconnectedError, ModelNotFoundError
 from gateway.http.access import caller_of
 from gateway.http.disconnect import watch
 from gateway.http.ignored_fields import ignored_headers, unenforced_headers
+from gateway.http.parsers import TokenizeBody
 from gateway.http.parts import parts_of
 from gateway.http.render.answer import AnswerCollector
 from gateway.http.render.stream import StreamRenderer
-from gateway.http.responses import EventStreamResponse, collect_answer, note
+from gateway.http.responses import EventStreamResponse, collect_answer, note, run_to_end
 from gateway.request.generation import GenerationWork
 from gateway.request.job import GenerationJob
+from gateway.request.questions import Question
 from gateway.request.request import Request
 from gateway.telemetry.access_log import AccessRecord
-from protocol.wire.messages import LimitState
+from protocol.version import ProtocolVersion
+from protocol.wire.messages import EngineOffer, LimitState, Prepared
 
 
 class AnswerShape(Protocol):
@@ -92,3 +96,49 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
             stop()
             request.end("aborted")
             note(record, request)
+
+
+@dataclass(frozen=True, slots=True)
+class CountedTokens:
+    """What became of the question how many tokens a prompt has.
+
+    Attributes:
+        headers: Which fields had no meaning.
+        limits: Where the caller stands.
+    """
+
+    number: int
+    headers: dict[str, str]
+    limits: LimitState
+
+
+async def count_tokens(
+    http_request: HttpRequest, endpoint: str, body: TokenizeBody
+) -> CountedTokens:
+    """Have an engine count the tokens of a prompt, as a model would read it.
+
+    Raises:
+        GatewayError: It can't be counted; there is no such model, for instance.
+        ClientDisconnectedError: Nobody is left to answer.
+    """
+    parts = parts_of(http_request)
+    headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
+    models = parts.directory.models()
+    if body.model is None or body.model not in models:
+        raise ModelNotFoundError(body.model or "", tuple(sorted(models)))
+    question = Question(
+        endpoint=endpoint,
+        model=body.model,
+        message=body.message,
+        answer_kind=Prepared,
+        check=_every_engine_counts,
+    )
+    request, work = parts.requests.question(
+        question, caller_of(http_request), http_request.state.request_id
+    )
+    await run_to_end(http_request, request)
+    return CountedTokens(len(work.answer.prompt_token_ids), headers, request.limits)
+
+
+def _every_engine_counts(_offer: EngineOffer, _version: ProtocolVersion) -> None:
+    pass

@@ -6,22 +6,17 @@ import orjson
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from gateway.errors import ClientDisconnectedError, ModelNotFoundError
-from gateway.http.access import GuardedRoute, caller_of, parsed_body
-from gateway.http.answering import answer
+from gateway.errors import ClientDisconnectedError
+from gateway.http.access import GuardedRoute, parsed_body
+from gateway.http.answering import answer, count_tokens
 from gateway.http.anthropic.errors import limit_headers
 from gateway.http.anthropic.render import MessageCollector, MessageHead, MessageStreamRenderer
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
-from gateway.http.ignored_fields import ignored_headers
 from gateway.http.parsers import COUNT_TOKENS, MESSAGES
-from gateway.http.parts import parts_of
-from gateway.http.responses import run_to_end
 from gateway.request.generation import GenerationWork
 from gateway.request.job import MESSAGES_ENDPOINT
-from gateway.request.questions import Question
 from gateway.request.request import Request
-from protocol.version import ProtocolVersion
-from protocol.wire.messages import EngineOffer, LimitState, Prepared
+from protocol.wire.messages import LimitState
 
 router = APIRouter(route_class=GuardedRoute, tags=["messages"])
 
@@ -70,33 +65,13 @@ async def create_message(request: HttpRequest) -> Response:
 
 
 @router.post(_COUNT, openapi_extra=_schema(CountTokensRequest))
-async def count_tokens(http_request: HttpRequest) -> Response:
+async def count_message_tokens(http_request: HttpRequest) -> Response:
     """The tokens of a conversation, as the model would read it."""
-    parts, caller = parts_of(http_request), caller_of(http_request)
     body = await parsed_body(http_request, COUNT_TOKENS)
-    headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
-    models = parts.directory.models()
-    if body.model is None or body.model not in models:
-        raise ModelNotFoundError(body.model or "", tuple(sorted(models)))
-    request, work = parts.requests.question(
-        Question(
-            endpoint=_COUNT,
-            model=body.model,
-            message=body.message,
-            answer_kind=Prepared,
-            check=_nothing_more,
-        ),
-        caller,
-        http_request.state.request_id,
-    )
     try:
-        await run_to_end(http_request, request)
+        counted = await count_tokens(http_request, _COUNT, body)
     except ClientDisconnectedError:
         return Response(status_code=499)
-    content = orjson.dumps({"input_tokens": len(work.answer.prompt_token_ids)})
-    headers |= limit_headers(request.limits, time.time())
+    content = orjson.dumps({"input_tokens": counted.number})
+    headers = counted.headers | limit_headers(counted.limits, time.time())
     return Response(content, headers=headers, media_type="application/json")
-
-
-def _nothing_more(_offer: EngineOffer, _version: ProtocolVersion) -> None:
-    """Every engine counts."""

@@ -4,11 +4,10 @@ import orjson
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from gateway.errors import ClientDisconnectedError, ModelNotFoundError
-from gateway.http.access import GuardedRoute, caller_of, parsed_body
-from gateway.http.answering import answer
+from gateway.errors import ClientDisconnectedError
+from gateway.http.access import GuardedRoute, parsed_body
+from gateway.http.answering import answer, count_tokens
 from gateway.http.error_table import limit_headers
-from gateway.http.ignored_fields import ignored_headers
 from gateway.http.openresponses.convert import ResponsesBody
 from gateway.http.openresponses.items import ItemMaker
 from gateway.http.openresponses.render import (
@@ -19,13 +18,10 @@ from gateway.http.openresponses.render import (
 from gateway.http.openresponses.schemas import InputTokensRequest, ResponsesRequest
 from gateway.http.parsers import INPUT_TOKENS, RESPONSES
 from gateway.http.parts import HttpParts, parts_of
-from gateway.http.responses import run_to_end
 from gateway.request.generation import GenerationWork
 from gateway.request.job import RESPONSES_ENDPOINT
-from gateway.request.questions import Question
 from gateway.request.request import Request
-from protocol.version import ProtocolVersion
-from protocol.wire.messages import EngineOffer, LimitState, Prepared
+from protocol.wire.messages import LimitState
 
 router = APIRouter(route_class=GuardedRoute, tags=["responses"])
 
@@ -89,34 +85,11 @@ async def create_response(request: HttpRequest) -> Response:
 @router.post(_COUNT, openapi_extra=_schema(InputTokensRequest))
 async def count_input_tokens(http_request: HttpRequest) -> Response:
     """The tokens of items, as the model would read them."""
-    parts, caller = parts_of(http_request), caller_of(http_request)
     body = await parsed_body(http_request, INPUT_TOKENS)
-    headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
-    models = parts.directory.models()
-    if body.model is None or body.model not in models:
-        raise ModelNotFoundError(body.model or "", tuple(sorted(models)))
-    request, work = parts.requests.question(
-        Question(
-            endpoint=_COUNT,
-            model=body.model,
-            message=body.message,
-            answer_kind=Prepared,
-            check=_nothing_more,
-        ),
-        caller,
-        http_request.state.request_id,
-    )
     try:
-        await run_to_end(http_request, request)
+        counted = await count_tokens(http_request, _COUNT, body)
     except ClientDisconnectedError:
         return Response(status_code=499)
-    counted = {
-        "object": "response.input_tokens",
-        "input_tokens": len(work.answer.prompt_token_ids),
-    }
-    headers |= limit_headers(request.limits)
-    return Response(orjson.dumps(counted), headers=headers, media_type="application/json")
-
-
-def _nothing_more(_offer: EngineOffer, _version: ProtocolVersion) -> None:
-    """Every engine counts."""
+    content = orjson.dumps({"object": "response.input_tokens", "input_tokens": counted.number})
+    headers = counted.headers | limit_headers(counted.limits)
+    return Response(content, headers=headers, media_type="application/json")
