@@ -22,6 +22,7 @@ _REFUSED_BLOCKS: Final = frozenset(
         "text_editor_code_execution_tool_result",
     )
 )
+_JOINED: Final = ("content", "reasoning_content")
 Block = dict[str, Any]
 
 
@@ -61,7 +62,7 @@ def chat_messages(system: str | list[Block] | None, messages: list[Block]) -> li
                 f"Invalid `{where}.role`: it must be `user`, `assistant` or `system`.",
                 param=f"{where}.role",
             )
-    return found
+    return [_whole(message) for message in found]
 
 
 def continues_answer(messages: list[Block]) -> bool:
@@ -221,8 +222,17 @@ def _shown(block: Block, path: str) -> str:
         return _string(block, "tool_name", path)
     if kind == "search_result":
         title, source = _string(block, "title", path), _string(block, "source", path)
-        return f"{title}\n{source}\n{_texts(block.get('content'), f'{path}.content')}"
+        # Of texts alone: blocks within blocks within blocks would have no end.
+        within = _blocks(block.get("content"), f"{path}.content")
+        texts = [_only_text(one, where) for where, one in within]
+        return "\n".join((title, source, *texts))
     raise _unexpected(kind, path)
+
+
+def _only_text(block: Block, path: str) -> str:
+    if block["type"] != "text":
+        raise _unexpected(block["type"], path)
+    return _string(block, "text", path)
 
 
 def _blocks(content: Any, where: str) -> Iterator[tuple[str, Block]]:
@@ -268,17 +278,28 @@ def _unexpected(kind: str, path: str) -> InvalidRequestError:
 
 
 def _join(found: list[Block], message: Block) -> None:
-    """Append a message; it goes on with the last one where both are of one speaker."""
+    """Append a message; it goes on with the last one where both are of one speaker.
+
+    Texts are kept in lists until all is read: sixteen thousand neighbours are joined once.
+    """
     last = found[-1] if found else None
+    for name in _JOINED:
+        if name in message:
+            message[name] = [message[name]]
     if last is None or last["role"] != message["role"] or last["role"] == "tool":
         found.append(message)
         return
-    for name, joint in (("content", "\n"), ("reasoning_content", "\n")):
-        both = [one[name] for one in (last, message) if one.get(name)]
-        if both:
-            last[name] = joint.join(both)
-    if message.get("tool_calls"):
-        last["tool_calls"] = [*last.get("tool_calls", ()), *message["tool_calls"]]
+    for name in (*_JOINED, "tool_calls"):
+        if name in message:
+            last.setdefault(name, []).extend(message[name])
+
+
+def _whole(message: Block) -> Block:
+    """A message with its texts joined."""
+    for name in _JOINED:
+        if isinstance(message.get(name), list):
+            message[name] = "\n".join(filter(None, message[name]))
+    return message
 
 
 def tool_input(arguments: str) -> dict[str, Any]:

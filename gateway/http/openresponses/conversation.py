@@ -62,8 +62,11 @@ class Tools:
             within = tool.get("tools")
             if not isinstance(within, list):
                 raise _wrong(f"{path}.tools", "a list is expected.")
+            name = text_of(tool, "name", path)
+            if not name:
+                raise _wrong(f"{path}.name", "a name is expected.")
             for index, one in enumerate(within):
-                self._add(one, f"{path}.tools[{index}]", text_of(tool, "name", path))
+                self._add(one, f"{path}.tools[{index}]", name)
         elif kind in ("function", "custom"):
             own = text_of(tool, "name", path)
             name = f"{space}{_JOINT}{own}" if space else own
@@ -133,7 +136,7 @@ def chat_messages(instructions: str | None, items: str | list[Item], tools: Tool
         if kind == "message":
             _add_message(found, _message(item, path))
         elif kind == "reasoning":
-            _turn(found)["reasoning_content"] = _reasoning(item, path)
+            _turn(found).setdefault("reasoning_content", []).append(_reasoning(item, path))
         elif kind in ("function_call", "custom_tool_call"):
             call = _call(item, path, tools)
             calls.add(call["id"])
@@ -175,7 +178,9 @@ def _turn(found: list[Item]) -> Item:
 
 
 def _whole(message: Item) -> Item:
-    """A turn that has only reasoned says nothing."""
+    """A turn with its reasoning joined; one that has only reasoned says nothing."""
+    if "reasoning_content" in message:
+        message["reasoning_content"] = "\n".join(message["reasoning_content"])
     if message["role"] == "assistant" and not message.get("tool_calls"):
         message.setdefault("content", "")
     return message

@@ -97,6 +97,33 @@ def test_neighbours_of_one_role_are_one_message() -> None:
     assert found == [{"role": "user", "content": "hi\nyou"}]
 
 
+def test_thousands_of_neighbours_are_joined_once_and_in_order() -> None:
+    calls = [
+        {"type": "tool_use", "id": f"toolu_{number}", "name": "f", "input": {}}
+        for number in range(3)
+    ]
+    turns = [{"role": "assistant", "content": [call]} for call in calls]
+    found = sent(*[{"role": "user", "content": str(n)} for n in range(5000)], *turns, USER)
+    assert found[0]["content"] == "\n".join(map(str, range(5000)))
+    assert [call["id"] for call in found[1]["tool_calls"]] == ["call_0", "call_1", "call_2"]
+    assert len(found) == 3
+
+
+def test_results_within_results_without_end_are_refused() -> None:
+    block: dict[str, Any] = {"type": "text", "text": "x"}
+    for _ in range(400):
+        block = {"type": "search_result", "title": "t", "source": "s", "content": [block]}
+    with pytest.raises(InvalidRequestError) as caught:
+        sent({"role": "user", "content": [block]})
+    assert caught.value.param == "messages[0].content[0].content[0].type"
+
+
+def test_a_search_result_is_its_title_source_and_texts() -> None:
+    texts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    block = {"type": "search_result", "title": "t", "source": "s", "content": texts}
+    assert sent({"role": "user", "content": [block]})[0]["content"] == "t\ns\na\nb"
+
+
 def test_thinking_that_comes_back_is_reasoning_and_the_redacted_is_nothing() -> None:
     blocks = [
         {"type": "thinking", "thinking": "hm", "signature": "s"},

@@ -80,6 +80,14 @@ def test_sealed_reasoning_is_opened_again() -> None:
         sent([{**thought, "encrypted_content": "???"}])
 
 
+def test_all_reasoning_of_a_turn_is_kept() -> None:
+    first, second = (
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": text}]}
+        for text in ("a", "b")
+    )
+    assert sent([first, CALL, second, RESULT])[0]["reasoning_content"] == "a\nb"
+
+
 def test_raw_reasoning_goes_before_its_summary() -> None:
     thought = {
         "type": "reasoning",
@@ -195,6 +203,7 @@ def test_counting_reads_the_same_prompt() -> None:
         ({"tools": [{**FUNCTION, "name": "a b"}]}, "tools[0].name"),
         ({"tools": [{**FUNCTION, "parameters": 1}]}, "tools[0].parameters"),
         ({"tools": [{"type": "namespace", "name": "n"}]}, "tools[0].tools"),
+        ({"tools": [{"type": "namespace", "name": "", "tools": []}]}, "tools[0].name"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [FUNCTION], "tool_choice": {"type": "function"}}, "tool_choice.name"),
         ({"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.tools"),
