@@ -164,6 +164,30 @@ async def test_who_leaves_an_answer_ends_it_at_the_engine(
         assert len(auth.settled()) == 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"model": "demo", "input": "hi"}),
+        ("/v1/messages", {"model": "demo", "max_tokens": 9, "messages": CHAT["messages"]}),
+    ],
+)
+async def test_who_leaves_an_answer_of_the_other_apis_ends_it_too(
+    socket_dir: Path, path: str, body: dict[str, Any], *, stream: bool
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        auth, engine, _ = await workers_of(gateway)
+
+        async def stage() -> None:
+            await engine.until(lambda: len(engine.of(Generate)) == 1)
+            engine.emit(engine.of(Generate)[0], "x")
+
+        await leave_when(gateway, request_to(path, {**body, "stream": stream}), stage)
+        await engine.until(lambda: bool(engine.of(Abort)))
+        await all_gone(gateway, auth)
+        assert len(auth.settled()) == 1
+
+
 async def test_who_leaves_while_a_text_is_parsed_closes_the_session(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
         auth, _, parser = await workers_of(gateway)
