@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from auth_worker.authority import Rules
-from auth_worker.keys import weakness_of
+from auth_worker.decisions.authority import Rules
+from auth_worker.principals.keys import weakness_of
 from protocol.errors import ConfigurationError
 from protocol.runtime import shared_settings as shared
 from protocol.runtime.settings import read_settings, setting

@@ -5,21 +5,21 @@ import secrets
 import sys
 from collections.abc import Sequence
 
-from auth_worker.administration import Administration
-from auth_worker.audit_check import BackgroundCheck, CheckedLog
-from auth_worker.authority import Authority
+from auth_worker.administration.first_admin import ensure_admin
+from auth_worker.administration.key_administration import Administration
+from auth_worker.auditing.audit_check import BackgroundCheck, CheckedLog
 from auth_worker.clock import Clock
-from auth_worker.committer import Committer, Delivery
 from auth_worker.config import AuthSettings
+from auth_worker.decisions.authority import Authority
+from auth_worker.decisions.limits import SPAN_S
 from auth_worker.errors import StoreError
 from auth_worker.exit_codes import EXIT_FAILED, exit_code_of
-from auth_worker.first_admin import ensure_admin
-from auth_worker.handler import AuthHandler
-from auth_worker.limits import SPAN_S
-from auth_worker.operations import Snapshot
-from auth_worker.sqlite_store import SqliteStore
-from auth_worker.store import Store
-from auth_worker.ticker import Ticker
+from auth_worker.records.operations import Snapshot
+from auth_worker.serving.handler import AuthHandler
+from auth_worker.serving.ticker import Ticker
+from auth_worker.storage.committer import Committer, Delivery
+from auth_worker.storage.sqlite_store import SqliteStore
+from auth_worker.storage.store import Store
 from protocol.wire.codec import auth_command_decoder
 from protocol.wire.endpoints import Endpoint
 from protocol.wire.keys import ClientSecurity

@@ -14,13 +14,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from auth_worker.authority import Authority, Rules
 from auth_worker.clock import SystemClock
-from auth_worker.committer import Committer, Delivery
+from auth_worker.decisions.authority import Authority, Rules
 from auth_worker.errors import StoreError
-from auth_worker.keys import StoredKey, digest_of
-from auth_worker.operations import AddKey, AuditEntry, BookUsage, Operation, Snapshot
-from auth_worker.sqlite_store import SqliteStore
+from auth_worker.principals.keys import StoredKey, digest_of
+from auth_worker.records.operations import AddKey, AuditEntry, BookUsage, Operation, Snapshot
+from auth_worker.storage.committer import Committer, Delivery
+from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.wire.codec import auth_event_decoder
 from protocol.wire.messages import AuthEvent, Authorize, Granted, Settle, Settled
 from protocol.wire.peers import Peer, PeerEvent

@@ -98,7 +98,7 @@ def verify(
     The server may run meanwhile. Exit code 0 when the log holds, 1 when it does not, 2 when it
     can't be read.
     """
-    command = [sys.executable, "-m", "auth_worker.verify_audit"]
+    command = [sys.executable, "-m", "auth_worker.auditing.verify_audit"]
     if file is not None:
         command += ["--file", str(file)]
     else:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from auth_worker.authority import Rules
 from auth_worker.config import AuthSettings
+from auth_worker.decisions.authority import Rules
 from engine_worker.config import EngineSettings, ModelSettings
 from gateway.config import GatewaySettings
 from penstock.config import API_KEY, SERVE_OPTIONS, URL

@@ -5,13 +5,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from auth_worker.administration import Administration
-from auth_worker.authority import Authority, Rules
-from auth_worker.committer import Committer, Delivery
+from auth_worker.administration.key_administration import Administration
+from auth_worker.decisions.authority import Authority, Rules
 from auth_worker.errors import StoreError
-from auth_worker.handler import AuthHandler
-from auth_worker.operations import AddKey, AuditEntry
-from auth_worker.sqlite_store import SqliteStore
+from auth_worker.records.operations import AddKey, AuditEntry
+from auth_worker.serving.handler import AuthHandler
+from auth_worker.storage.committer import Committer, Delivery
+from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.wire.messages import Message
 from tests.fakes.auth_parts import FakeClock, admin_key, stored_key
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from auth_worker.authority import Authority, Rules
-from auth_worker.keys import StoredKey, digest_of, hint_of
-from auth_worker.operations import BookUsage, Operation, Snapshot
+from auth_worker.decisions.authority import Authority, Rules
+from auth_worker.principals.keys import StoredKey, digest_of, hint_of
+from auth_worker.records.operations import BookUsage, Operation, Snapshot
 from protocol.wire.messages import Authorize
 
 START_S = 1_750_000_000.0

@@ -11,9 +11,9 @@ from typing import get_args
 
 import pytest
 
-from auth_worker.key_definition import FIELDS
-from auth_worker.operations import AuditAction
-from auth_worker.roles import ROLE_SCOPES, SCOPES
+from auth_worker.principals.key_definition import FIELDS
+from auth_worker.principals.roles import ROLE_SCOPES, SCOPES
+from auth_worker.records.operations import AuditAction
 from gateway.http.route_rules import ROUTE_RULES
 from tests.fakes.running_gateway import running_gateway
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from auth_worker.keys import digest_of
+from auth_worker.principals.keys import digest_of
 from protocol.errors import ErrorCode
 from protocol.wire.codec import auth_event_decoder
 from protocol.wire.messages import (

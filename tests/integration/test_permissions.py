@@ -7,11 +7,11 @@ from typing import Any, get_args
 import httpx
 import pytest
 
-from auth_worker.authority import Authority, Rules
-from auth_worker.key_definition import checked, stored
-from auth_worker.keys import StoredKey, digest_of
-from auth_worker.operations import Snapshot
-from auth_worker.roles import ROLE_SCOPES, SCOPES
+from auth_worker.decisions.authority import Authority, Rules
+from auth_worker.principals.key_definition import checked, stored
+from auth_worker.principals.keys import StoredKey, digest_of
+from auth_worker.principals.roles import ROLE_SCOPES, SCOPES
+from auth_worker.records.operations import Snapshot
 from gateway.http.access import GuardedRoute
 from gateway.http.app import build_api
 from gateway.http.route_rules import ROUTE_RULES, Access

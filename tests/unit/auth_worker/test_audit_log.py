@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from auth_worker import verify_audit
-from auth_worker.audit import ChainCheck, ChainedEntry, chain, hash_of
-from auth_worker.audit_check import BATCH_ENTRIES, BackgroundCheck, CheckedLog, check_log
-from auth_worker.operations import AppendAudit, AuditEntry, AuditRows, ReadAuditRows
-from auth_worker.refusals import BURST, HOUSE_BURST, INTERVAL_S, MAX_CALLERS, RefusalLog
-from auth_worker.sqlite_store import SqliteStore
+from auth_worker.auditing import verify_audit
+from auth_worker.auditing.audit_check import BATCH_ENTRIES, BackgroundCheck, CheckedLog, check_log
+from auth_worker.decisions.refusals import BURST, HOUSE_BURST, INTERVAL_S, MAX_CALLERS, RefusalLog
+from auth_worker.records.audit_chain import ChainCheck, ChainedEntry, chain, hash_of
+from auth_worker.records.operations import AppendAudit, AuditEntry, AuditRows, ReadAuditRows
+from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.wire.messages import Actor, AuditPage, Denied, Failure, Granted, MakeKey, ReadAudit
 from protocol.wire.messages import KeySettings as Settings
 from tests.fakes.auth_handler_bench import AuthHandlerBench

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from auth_worker.keys import digest_of
-from auth_worker.operations import AuditEntry, PutKey
+from auth_worker.principals.keys import digest_of
+from auth_worker.records.operations import AuditEntry, PutKey
 from protocol.errors import ErrorCode
 from protocol.runtime.logs import JsonFormatter
 from protocol.wire.messages import (

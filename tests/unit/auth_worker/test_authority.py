@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auth_worker.authority import Rules
-from auth_worker.keys import digest_of
-from auth_worker.leases import LeaseName
-from auth_worker.operations import (
+from auth_worker.decisions.authority import Rules
+from auth_worker.decisions.leases import LeaseName
+from auth_worker.principals.keys import digest_of
+from auth_worker.records.operations import (
     AppendAudit,
     BookUsage,
     LeaseRow,

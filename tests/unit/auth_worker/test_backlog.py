@@ -7,9 +7,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auth_worker.backlog import MAX_GROUP, Backlog, Item
-from auth_worker.open_leases import ORPHAN_TERM_S
-from auth_worker.operations import (
+from auth_worker.decisions.open_leases import ORPHAN_TERM_S
+from auth_worker.records.operations import (
     BookUsage,
     Flush,
     LeaseRow,
@@ -19,7 +18,8 @@ from auth_worker.operations import (
     SaveLease,
     TouchKey,
 )
-from auth_worker.sqlite_store import SqliteStore
+from auth_worker.storage.backlog import MAX_GROUP, Backlog, Item
+from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.wire.messages import (
     Adjust,
     Granted,

@@ -6,10 +6,10 @@ from queue import Queue
 
 import pytest
 
-from auth_worker.backlog import MAX_GROUP
-from auth_worker.committer import MIN_BUSY_GROUP, Committer, Delivery
 from auth_worker.errors import AuthError, StoreError, StoreFencedError, StoreUnavailableError
-from auth_worker.operations import Operation, Result, Snapshot, TouchKey
+from auth_worker.records.operations import Operation, Result, Snapshot, TouchKey
+from auth_worker.storage.backlog import MAX_GROUP
+from auth_worker.storage.committer import MIN_BUSY_GROUP, Committer, Delivery
 from tests.fakes.auth_parts import booking
 
 WAIT_S = 10.0

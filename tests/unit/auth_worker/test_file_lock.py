@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from auth_worker.errors import StoreLockedError
-from auth_worker.file_lock import take_lock
+from auth_worker.storage.file_lock import take_lock
 
 
 class Waiting:

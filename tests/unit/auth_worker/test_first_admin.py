@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from auth_worker.audit_check import check_log
+from auth_worker.administration.first_admin import ADMIN_KEY_FILE, ensure_admin
+from auth_worker.auditing.audit_check import check_log
 from auth_worker.config import AdminKey
-from auth_worker.first_admin import ADMIN_KEY_FILE, ensure_admin
-from auth_worker.keys import ENVIRONMENT_KEY_ID, KeyDirectory, StoredKey, digest_of
-from auth_worker.operations import AddKey, AuditEntry, ChangeKey
-from auth_worker.sqlite_store import SqliteStore
+from auth_worker.principals.keys import ENVIRONMENT_KEY_ID, KeyDirectory, StoredKey, digest_of
+from auth_worker.records.operations import AddKey, AuditEntry, ChangeKey
+from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.errors import ConfigurationError
 from tests.fakes.auth_parts import START_S, FakeClock, admin_key, stored_key
 

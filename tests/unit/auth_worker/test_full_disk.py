@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from auth_worker.committer import Committer
 from auth_worker.errors import StoreUnavailableError
-from auth_worker.operations import AddKey, AuditEntry, Operation, Result
-from auth_worker.sqlite_store import SqliteStore
+from auth_worker.records.operations import AddKey, AuditEntry, Operation, Result
+from auth_worker.storage.committer import Committer
+from auth_worker.storage.sqlite_store import SqliteStore
 from tests.fakes.auth_parts import FakeClock, booking, stored_key
 
 AUDIT = AuditEntry(0, "", "key_created", "x")

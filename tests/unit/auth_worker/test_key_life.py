@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from auth_worker.keys import digest_of
-from auth_worker.operations import KeyCounts
-from auth_worker.sqlite_store import SqliteStore
+from auth_worker.principals.keys import digest_of
+from auth_worker.records.operations import KeyCounts
+from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Actor,

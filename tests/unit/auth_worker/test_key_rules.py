@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from auth_worker.key_definition import checked, stored
-from auth_worker.keys import digest_of
+from auth_worker.principals.key_definition import checked, stored
+from auth_worker.principals.keys import digest_of
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Adjust, Adjusted, Denied, Granted, KeySettings, Settle
 from tests.fakes.auth_parts import (

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from auth_worker.administration.old_commands import make_key as as_now
 from auth_worker.errors import InvalidCommandError
-from auth_worker.key_definition import check_digest, checked, stored
-from auth_worker.keys import (
+from auth_worker.principals.key_definition import check_digest, checked, stored
+from auth_worker.principals.keys import (
     KeyDirectory,
     StoredKey,
     digest_of,
@@ -15,7 +16,6 @@ from auth_worker.keys import (
     make_key,
     weakness_of,
 )
-from auth_worker.old_commands import make_key as as_now
 from protocol.wire.messages import CreateKey
 from tests.fakes.auth_parts import START_S, USER_SECRET, stored_key
 

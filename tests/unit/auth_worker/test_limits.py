@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auth_worker.limits import SETTLEMENT_RETRY_S, KeyLimits, Refusal, SlidingWindow
+from auth_worker.decisions.limits import SETTLEMENT_RETRY_S, KeyLimits, Refusal, SlidingWindow
 
 
 def admitted_times(limit: int, times: list[float]) -> list[float]:

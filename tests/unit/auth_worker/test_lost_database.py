@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from auth_worker import database_files
 from auth_worker.errors import StoreDamagedError, StoreMissingError, StoreUnavailableError
 from auth_worker.exit_codes import exit_code_of
-from auth_worker.operations import AddKey, AuditEntry
-from auth_worker.sqlite_store import DATABASE_NAME, SqliteStore
+from auth_worker.records.operations import AddKey, AuditEntry
+from auth_worker.storage import database_files
+from auth_worker.storage.sqlite_store import DATABASE_NAME, SqliteStore
 from tests.fakes.auth_parts import FakeClock, booking, stored_key
 
 AUDIT = AuditEntry(0, "", "key_created", "key_user")

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from auth_worker.authority import MAX_MODEL_CHARS, Rules
-from auth_worker.operations import AddKey, AuditEntry, BookUsage, KeyPage, ReadKeys
-from auth_worker.sqlite_store import SqliteStore
+from auth_worker.decisions.authority import MAX_MODEL_CHARS, Rules
+from auth_worker.records.operations import AddKey, AuditEntry, BookUsage, KeyPage, ReadKeys
+from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Adjust, Denied, Granted
 from tests.fakes.auth_parts import (

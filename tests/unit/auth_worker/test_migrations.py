@@ -4,9 +4,9 @@ import hashlib
 import sqlite3
 from pathlib import Path
 
-from auth_worker.audit_check import check_log
-from auth_worker.operations import AddKey, AuditEntry, KeyPage, ReadKeys
-from auth_worker.sqlite_store import DATABASE_NAME, SqliteStore
+from auth_worker.auditing.audit_check import check_log
+from auth_worker.records.operations import AddKey, AuditEntry, KeyPage, ReadKeys
+from auth_worker.storage.sqlite_store import DATABASE_NAME, SqliteStore
 from tests.fakes.auth_parts import FakeClock, admin_key, stored_key
 
 VERSION_1 = """

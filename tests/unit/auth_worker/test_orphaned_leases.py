@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from auth_worker.leases import MAX_STREAMS_A_LEASE, LeaseName
-from auth_worker.open_leases import ORPHAN_TERM_S
-from auth_worker.operations import BookUsage, SaveLease
-from auth_worker.sqlite_store import SqliteStore
+from auth_worker.decisions.leases import MAX_STREAMS_A_LEASE, LeaseName
+from auth_worker.decisions.open_leases import ORPHAN_TERM_S
+from auth_worker.records.operations import BookUsage, SaveLease
+from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.wire.messages import (
     Granted,
     LeaseReport,

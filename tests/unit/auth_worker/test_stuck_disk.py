@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from auth_worker.operations import Operation, Result
+from auth_worker.records.operations import Operation, Result
 from protocol.wire.messages import (
     Adjust,
     CreateKey,

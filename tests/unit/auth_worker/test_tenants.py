@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from auth_worker.keys import digest_of
-from auth_worker.operations import AddKey, AuditEntry
-from auth_worker.sqlite_store import SqliteStore
+from auth_worker.principals.keys import digest_of
+from auth_worker.records.operations import AddKey, AuditEntry
+from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.wire.messages import CreateKey, Granted, KeyRecord, Keys, ListKeys
 from tests.fakes.auth_handler_bench import AuthHandlerBench
 from tests.fakes.auth_parts import FakeClock, authority_bench, authorize, stored_key

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from auth_worker.authority import Authority, Rules
-from auth_worker.open_leases import ORPHAN_TERM_S
-from auth_worker.operations import (
+from auth_worker.decisions.authority import Authority, Rules
+from auth_worker.decisions.open_leases import ORPHAN_TERM_S
+from auth_worker.records.operations import (
     AddKey,
     AuditEntry,
     BookUsage,
@@ -17,7 +17,7 @@ from auth_worker.operations import (
     Operation,
     ReadKeys,
 )
-from auth_worker.sqlite_store import SqliteStore
+from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Denied,

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from auth_worker.limits import KeyLimits
-from auth_worker.operations import LeaseRow
+from auth_worker.decisions.limits import KeyLimits
+from auth_worker.records.operations import LeaseRow
 from protocol.wire.messages import StreamUsage
 
 MAX_LEASE_ID_CHARS = 1024

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from auth_worker.key_rules import NO_RULES, KeyRules
-from auth_worker.roles import scopes_of
+from auth_worker.principals.key_rules import NO_RULES, KeyRules
+from auth_worker.principals.roles import scopes_of
 from protocol.wire.messages import KeyStatus, PrincipalRole, Scope
 
 KEY_PREFIX = "psk-"

@@ -6,7 +6,7 @@ from typing import Any
 
 from auth_worker.clock import Clock
 from auth_worker.errors import ActorNotAllowedError, InvalidCommandError, KeyNotFoundError
-from auth_worker.key_definition import (
+from auth_worker.principals.key_definition import (
     MAX_OVERLAP_S,
     audited,
     changed,
@@ -14,8 +14,7 @@ from auth_worker.key_definition import (
     checked,
     stored,
 )
-from auth_worker.key_table import setting_values
-from auth_worker.keys import (
+from auth_worker.principals.keys import (
     ADMINISTERING,
     ANONYMOUS_KEY_ID,
     ENVIRONMENT_KEY_ID,
@@ -24,7 +23,7 @@ from auth_worker.keys import (
     StoredKey,
     is_lasting_admin,
 )
-from auth_worker.operations import (
+from auth_worker.records.operations import (
     AddKey,
     AuditAction,
     AuditEntry,
@@ -34,6 +33,7 @@ from auth_worker.operations import (
     ReadAuditRows,
     ReadKeys,
 )
+from auth_worker.storage.key_table import setting_values
 from protocol.wire.messages import (
     Actor,
     ChangeKeyStatus,

@@ -17,9 +17,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.sqlite import Insert, insert
 
-from auth_worker import schema
-from auth_worker.bulk import BulkStatement, NamedStatement, run
-from auth_worker.operations import BookUsage, LeaseRow, TouchKey
+from auth_worker.records.operations import BookUsage, LeaseRow, TouchKey
+from auth_worker.storage import schema
+from auth_worker.storage.bulk import BulkStatement, NamedStatement, run
 
 _MAX_IDS_A_QUERY = 500
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from auth_worker.errors import AuthError
-from auth_worker.keys import StoredKey
+from auth_worker.principals.keys import StoredKey
 from protocol.wire.messages import AuditOutcome, AuditRecord, KeyDetails, KeySettings
 
 Outcome = Literal["finished", "aborted", "failed", "expired", "unused"]

@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from auth_worker import old_commands
-from auth_worker.administration import Administration, check_page
-from auth_worker.authority import Authority
-from auth_worker.backlog import OnDone
+from auth_worker.administration import old_commands
+from auth_worker.administration.key_administration import Administration, check_page
 from auth_worker.clock import Clock
-from auth_worker.committer import Committer
+from auth_worker.decisions.authority import Authority
 from auth_worker.errors import AuthError, RefusedError
-from auth_worker.operations import (
+from auth_worker.records.operations import (
     AuditEntry,
     AuditRows,
     KeyCounts,
@@ -20,6 +18,8 @@ from auth_worker.operations import (
     ReadKeys,
     Result,
 )
+from auth_worker.storage.backlog import OnDone
+from auth_worker.storage.committer import Committer
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Actor,

@@ -2,8 +2,8 @@
 
 from sqlalchemy import ColumnElement, Connection, or_, select
 
-from auth_worker import schema
-from auth_worker.operations import AuditRows, ReadAuditRows
+from auth_worker.records.operations import AuditRows, ReadAuditRows
+from auth_worker.storage import schema
 from protocol.wire.messages import AuditRecord
 
 _columns = schema.audit_log.c

@@ -6,10 +6,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from auth_worker.backlog import Backlog, Item, OnDone
 from auth_worker.errors import AuthError, StoreError, StoreUnavailableError
-from auth_worker.operations import Operation, Result
-from auth_worker.store import Store
+from auth_worker.records.operations import Operation, Result
+from auth_worker.storage.backlog import Backlog, Item, OnDone
+from auth_worker.storage.store import Store
 
 MAX_BACKLOG = 100_000
 LINGER_S = 0.1

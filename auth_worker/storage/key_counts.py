@@ -5,9 +5,9 @@ from typing import Any, Final
 
 from sqlalchemy import Column, ColumnElement, Connection, case, func, literal, select
 
-from auth_worker import schema
-from auth_worker.key_table import status_conditions
-from auth_worker.operations import KeyCounts
+from auth_worker.records.operations import KeyCounts
+from auth_worker.storage import schema
+from auth_worker.storage.key_table import status_conditions
 
 _DAY_S: Final = 86_400
 _AGES: Final = (

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from auth_worker.audit import ChainCheck, ChainedEntry
-from auth_worker.audit_check import CheckedLog, check_log, checked_log
-from auth_worker.sqlite_store import DATABASE_NAME
+from auth_worker.auditing.audit_check import CheckedLog, check_log, checked_log
+from auth_worker.records.audit_chain import ChainCheck, ChainedEntry
+from auth_worker.storage.sqlite_store import DATABASE_NAME
 
 HOLDS, BROKEN, UNREADABLE = 0, 1, 2
 MAX_LINE_CHARS = 1024 * 1024
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when it holds, 1 when it doesn't, 2 when it can't be read.
     """
-    parser = argparse.ArgumentParser(prog="auth_worker.verify_audit", description=__doc__)
+    parser = argparse.ArgumentParser(prog="auth_worker.auditing.verify_audit", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--data-dir", type=Path, help="Folder of the auth database.")
     what.add_argument("--file", type=Path, help="An export, as JSON lines, oldest first.")

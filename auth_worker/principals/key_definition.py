@@ -7,9 +7,9 @@ from typing import Any, Final
 from msgspec import structs
 
 from auth_worker.errors import InvalidCommandError
-from auth_worker.key_rules import NO_RULES, networks_of, rules_of
-from auth_worker.keys import DEFAULT_TENANT, DIGEST_BYTES, StoredKey
-from auth_worker.roles import SCOPES
+from auth_worker.principals.key_rules import NO_RULES, networks_of, rules_of
+from auth_worker.principals.keys import DEFAULT_TENANT, DIGEST_BYTES, StoredKey
+from auth_worker.principals.roles import SCOPES
 from protocol.wire.messages import KeySettings
 
 MAX_NAME_CHARS = 200

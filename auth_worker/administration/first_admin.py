@@ -7,8 +7,7 @@ from pathlib import Path
 
 from auth_worker.clock import Clock
 from auth_worker.config import AdminKey
-from auth_worker.durable_file import write_durably
-from auth_worker.keys import (
+from auth_worker.principals.keys import (
     DEFAULT_TENANT,
     ENVIRONMENT_KEY_ID,
     ENVIRONMENT_KEY_NAME,
@@ -18,8 +17,9 @@ from auth_worker.keys import (
     hint_of,
     make_key,
 )
-from auth_worker.operations import AddKey, AuditAction, AuditEntry, Operation, PutKey
-from auth_worker.store import Store
+from auth_worker.records.operations import AddKey, AuditAction, AuditEntry, Operation, PutKey
+from auth_worker.storage.durable_file import write_durably
+from auth_worker.storage.store import Store
 from protocol.errors import ConfigurationError
 
 ADMIN_KEY_FILE = "admin.key"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from auth_worker.clock import Clock
-from auth_worker.operations import AppendAudit, AuditEntry, Operation
+from auth_worker.records.operations import AppendAudit, AuditEntry, Operation
 
 BURST = 10
 INTERVAL_S = 10.0

@@ -3,15 +3,15 @@
 import logging
 from collections.abc import Callable
 
-from auth_worker.admin_commands import AdminCommand, AdminCommands
-from auth_worker.administration import Administration
-from auth_worker.authority import Authority
-from auth_worker.backlog import OnDone
+from auth_worker.administration.admin_commands import AdminCommand, AdminCommands
+from auth_worker.administration.key_administration import Administration
 from auth_worker.clock import Clock
-from auth_worker.committer import Committer, Delivery
+from auth_worker.decisions.authority import Authority
 from auth_worker.errors import AuthError
-from auth_worker.metrics import AuthMetrics
-from auth_worker.operations import Flush, Operation, Result
+from auth_worker.records.operations import Flush, Operation, Result
+from auth_worker.serving.metrics import AuthMetrics
+from auth_worker.storage.backlog import OnDone
+from auth_worker.storage.committer import Committer, Delivery
 from protocol.errors import ErrorCode, PenstockError
 from protocol.runtime import logs
 from protocol.wire.messages import (

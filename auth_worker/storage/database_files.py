@@ -5,9 +5,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from auth_worker import migrations, schema, write_ahead_log
-from auth_worker.durable_file import unusable, write_durably
 from auth_worker.errors import StoreDamagedError, StoreMissingError
+from auth_worker.storage import migrations, schema, write_ahead_log
+from auth_worker.storage.durable_file import unusable, write_durably
 
 MAX_FULL_CHECK_BYTES = 256 * 1024 * 1024
 """Of a larger database the ledger, nearly all of it, is not looked through at the start."""

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from auth_worker.clock import Clock
-from auth_worker.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
-from auth_worker.leases import MAX_LEASE_ID_CHARS, Lease
-from auth_worker.limits import KeyLimits, Refusal
-from auth_worker.open_leases import OpenLeases
-from auth_worker.operations import (
+from auth_worker.decisions.leases import MAX_LEASE_ID_CHARS, Lease
+from auth_worker.decisions.limits import KeyLimits, Refusal
+from auth_worker.decisions.open_leases import OpenLeases
+from auth_worker.decisions.refusals import RefusalLog
+from auth_worker.principals.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
+from auth_worker.principals.roles import OF_OLD_GATEWAYS
+from auth_worker.records.operations import (
     AppendAudit,
     AuditAction,
     AuditEntry,
@@ -19,8 +21,6 @@ from auth_worker.operations import (
     Snapshot,
     TouchKey,
 )
-from auth_worker.refusals import RefusalLog
-from auth_worker.roles import OF_OLD_GATEWAYS
 from protocol.errors import ErrorCode
 from protocol.runtime.settings import number, setting, switch
 from protocol.wire.messages import (

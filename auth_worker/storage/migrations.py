@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, insert, inspect, select
 from sqlalchemy.sql import func
 
-from auth_worker import schema
 from auth_worker.errors import StoreTooNewError
+from auth_worker.storage import schema
 
 
 @dataclass(frozen=True, slots=True)

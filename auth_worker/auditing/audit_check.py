@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from auth_worker.audit import ChainCheck, ChainedEntry
+from auth_worker.records.audit_chain import ChainCheck, ChainedEntry
 
 _BEFORE_ALL = -(2**63)
 BATCH_ENTRIES = 2000

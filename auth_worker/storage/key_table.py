@@ -7,11 +7,10 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, insert, or_, select, update
 
-from auth_worker import schema
 from auth_worker.errors import InvalidCommandError, KeyNotFoundError
-from auth_worker.key_rules import NO_RULES, PRIORITIES, KeyRules, networks_of
-from auth_worker.keys import StoredKey, status_of
-from auth_worker.operations import (
+from auth_worker.principals.key_rules import NO_RULES, PRIORITIES, KeyRules, networks_of
+from auth_worker.principals.keys import StoredKey, status_of
+from auth_worker.records.operations import (
     AddKey,
     AuditEntry,
     ChangeKey,
@@ -21,6 +20,7 @@ from auth_worker.operations import (
     ReadKeys,
     Result,
 )
+from auth_worker.storage import schema
 from protocol.wire.messages import KeyDetails, KeySettings
 
 Change = tuple[Result, AuditEntry | None]

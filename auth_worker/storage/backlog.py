@@ -4,7 +4,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
 
-from auth_worker.operations import BookUsage, Flush, Operation, Result, SaveLease, TouchKey
+from auth_worker.records.operations import BookUsage, Flush, Operation, Result, SaveLease, TouchKey
 
 MAX_GROUP = 1024
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from auth_worker.operations import Operation, Result, Snapshot
+from auth_worker.records.operations import Operation, Result, Snapshot
 
 
 class Store(Protocol):

@@ -4,16 +4,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from auth_worker.clock import Clock
-from auth_worker.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
-from auth_worker.leases import (
+from auth_worker.decisions.leases import (
     MAX_LEASE_ID_CHARS,
     Lease,
     LeaseName,
     LeaseTable,
     lease_id_of,
 )
-from auth_worker.limits import SETTLEMENT_RETRY_S, SPAN_S, KeyLimits, Refusal
-from auth_worker.operations import BookUsage, LeaseRow, Operation, SaveLease, Snapshot
+from auth_worker.decisions.limits import SETTLEMENT_RETRY_S, SPAN_S, KeyLimits, Refusal
+from auth_worker.principals.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
+from auth_worker.records.operations import BookUsage, LeaseRow, Operation, SaveLease, Snapshot
 from protocol.wire.messages import Authorize, LeaseReport, Settle, StreamUsage
 
 ORPHAN_TERM_S = 30.0

@@ -10,20 +10,14 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, insert, select, update
 from sqlalchemy.exc import DatabaseError
 
-from auth_worker import audit_table, database_files, key_counts, migrations, schema
-from auth_worker.audit import GENESIS_HASH, ChainedEntry, chain
-from auth_worker.bulk import run
 from auth_worker.clock import Clock
-from auth_worker.durable_file import unusable
 from auth_worker.errors import (
     StoreError,
     StoreFencedError,
     StoreUnavailableError,
 )
-from auth_worker.file_lock import take_lock
-from auth_worker.key_table import KeyTable, stored_key
-from auth_worker.ledger import book_usage, forget_leases, save_leases, touch_keys
-from auth_worker.operations import (
+from auth_worker.records.audit_chain import GENESIS_HASH, ChainedEntry, chain
+from auth_worker.records.operations import (
     AddKey,
     AppendAudit,
     AuditEntry,
@@ -42,6 +36,12 @@ from auth_worker.operations import (
     Snapshot,
     TouchKey,
 )
+from auth_worker.storage import audit_table, database_files, key_counts, migrations, schema
+from auth_worker.storage.bulk import run
+from auth_worker.storage.durable_file import unusable
+from auth_worker.storage.file_lock import take_lock
+from auth_worker.storage.key_table import KeyTable, stored_key
+from auth_worker.storage.ledger import book_usage, forget_leases, save_leases, touch_keys
 
 DATABASE_NAME = "auth.sqlite3"
 LOCK_NAME = "auth.lock"

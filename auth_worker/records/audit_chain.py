@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from auth_worker.operations import AuditEntry
+from auth_worker.records.operations import AuditEntry
 
 GENESIS_HASH = bytes(32)
 """What the first entry takes for its predecessor's hash."""
