@@ -8,10 +8,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from sqlalchemy import Connection, Executable
+from sqlalchemy import Connection, Executable, Table, bindparam
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.elements import ClauseElement
 
 _SIZES = (128, 64, 32, 16, 8, 4, 2, 1)
+
+Insert = sqlite.Insert | postgresql.Insert
+"""An insert that may say what happens to rows that are there already; both spell it alike."""
+
+
+def insert_rows(dialect: str, table: Table, num_rows: int) -> Insert:
+    """An insert of so many whole rows, whose parameters come row by row."""
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return insert(table).values(
+        [
+            {column.name: bindparam(f"{column.name}_{row}") for column in table.columns}
+            for row in range(num_rows)
+        ]
+    )
 
 
 def run(connection: Connection, text: str, values: Sequence[Any] = ()) -> Any:
@@ -30,10 +45,10 @@ class BulkStatement:
     """A statement over some number of rows of positional values.
 
     Args:
-        build: Makes it for so many rows; its parameters come row by row.
+        build: Makes it for a dialect and so many rows; its parameters come row by row.
     """
 
-    def __init__(self, build: Callable[[int], Executable]) -> None:
+    def __init__(self, build: Callable[[str, int], Executable]) -> None:
         self._build = build
         self._texts: dict[tuple[str, int], str] = {}
 
@@ -49,10 +64,11 @@ class BulkStatement:
         return num_changed
 
     def _text(self, connection: Connection, size: int) -> str:
-        text = self._texts.get((connection.dialect.name, size))
+        dialect = connection.dialect.name
+        text = self._texts.get((dialect, size))
         if text is None:
-            text, _ = _compile(self._build(size), connection)
-            self._texts[connection.dialect.name, size] = text
+            text, _ = _compile(self._build(dialect, size), connection)
+            self._texts[dialect, size] = text
         return text
 
 

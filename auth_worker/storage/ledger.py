@@ -8,18 +8,16 @@ from sqlalchemy import (
     BindParameter,
     Connection,
     Executable,
-    Table,
     bindparam,
     case,
     delete,
     select,
     update,
 )
-from sqlalchemy.dialects.sqlite import Insert, insert
 
 from auth_worker.records.operations import BookUsage, LeaseRow, TouchKey
 from auth_worker.storage import schema
-from auth_worker.storage.bulk import BulkStatement, NamedStatement, run
+from auth_worker.storage.bulk import BulkStatement, NamedStatement, insert_rows, run
 
 _MAX_IDS_A_QUERY = 500
 
@@ -174,32 +172,23 @@ def _later_use() -> Any:
     return case((is_later, used_at), else_=_keys.last_used_at)
 
 
-def _insert_rows(table: Table, num_rows: int) -> Insert:
-    return insert(table).values(
-        [
-            {column.name: bindparam(f"{column.name}_{row}") for column in table.columns}
-            for row in range(num_rows)
-        ]
-    )
-
-
-def _save_leases(num_rows: int) -> Executable:
-    statement = _insert_rows(schema.leases, num_rows)
+def _save_leases(dialect: str, num_rows: int) -> Executable:
+    statement = insert_rows(dialect, schema.leases, num_rows)
     return statement.on_conflict_do_update(
         index_elements=[schema.leases.c.lease_id],
         set_={name: statement.excluded[name] for name in _CHANGING},
     )
 
 
-def _add_to_days(num_rows: int) -> Executable:
-    statement = _insert_rows(schema.usage_totals, num_rows)
+def _add_to_days(dialect: str, num_rows: int) -> Executable:
+    statement = insert_rows(dialect, schema.usage_totals, num_rows)
     return statement.on_conflict_do_update(
         index_elements=[_totals.key_id, _totals.model, _totals.day],
         set_={name: _totals[name] + statement.excluded[name] for name in _COUNTED},
     )
 
 
-def _forget_leases(num_rows: int) -> Executable:
+def _forget_leases(_dialect: str, num_rows: int) -> Executable:
     lease_ids: list[BindParameter[str]] = [bindparam(f"lease_id_{row}") for row in range(num_rows)]
     return delete(schema.leases).where(schema.leases.c.lease_id.in_(lease_ids))
 
@@ -222,7 +211,7 @@ _COUNTED = (
 _SAVE_LEASES = BulkStatement(_save_leases)
 _FORGET_LEASES = BulkStatement(_forget_leases)
 _INSERT_BOOKINGS = BulkStatement(
-    lambda num_rows: _insert_rows(schema.ledger, num_rows).on_conflict_do_nothing()
+    lambda dialect, num_rows: insert_rows(dialect, schema.ledger, num_rows).on_conflict_do_nothing()
 )
 _ADD_TO_DAYS = BulkStatement(_add_to_days)
 _TOUCH_KEYS = NamedStatement(

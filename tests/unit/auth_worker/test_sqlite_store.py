@@ -77,10 +77,10 @@ def test_a_second_auth_worker_is_refused_with_one_clear_line(store: SqliteStore)
 def test_a_failed_write_says_when_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_free: int, says: bool
 ) -> None:
-    monkeypatch.setattr("auth_worker.storage.sqlite_store.BUSY_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("auth_worker.storage.sqlite_database.BUSY_TIMEOUT_S", 0.0)
     store = SqliteStore(tmp_path, clock=FakeClock())
     monkeypatch.setattr(
-        "auth_worker.storage.sqlite_store.os.statvfs",
+        "auth_worker.storage.sqlite_database.os.statvfs",
         lambda _: SimpleNamespace(f_bavail=num_free, f_frsize=4096),
     )
     blocker = sqlite3.connect(store.path, isolation_level=None)

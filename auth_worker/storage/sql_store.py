@@ -1,0 +1,209 @@
+"""The store over one SQL database: an epoch, one writer, transactions of many operations."""
+
+import os
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, insert, select, update
+
+from auth_worker.clock import Clock
+from auth_worker.records.audit_chain import GENESIS_HASH, ChainedEntry, chain
+from auth_worker.records.operations import (
+    AddKey,
+    AppendAudit,
+    AuditEntry,
+    BookUsage,
+    ChangeKey,
+    CountKeyRows,
+    DropKey,
+    LeaseRow,
+    Operation,
+    PutKey,
+    ReadAuditRows,
+    ReadKeys,
+    RecentUse,
+    Result,
+    SaveLease,
+    Snapshot,
+    TouchKey,
+)
+from auth_worker.storage import audit_table, key_counts, migrations, schema
+from auth_worker.storage.database import Database
+from auth_worker.storage.key_table import KeyTable, stored_key
+from auth_worker.storage.ledger import book_usage, forget_leases, save_leases, touch_keys
+
+
+class SqlStore:
+    """Keys, leases, ledger and audit log in one database; see `Store`.
+
+    Args:
+        database: Opened; closed by `close`.
+        clock: For the times of the epoch and the migrations.
+
+    Raises:
+        StoreTooNewError: A newer Penstock wrote it.
+        StoreError: As `Database.transaction`.
+    """
+
+    def __init__(self, database: Database, *, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        with database.transaction() as connection:
+            migrations.migrate(connection, now_s=clock.wall_s())
+            self._epoch = _next_epoch(connection, int(clock.wall_s()))
+            self._audit_seq, self._audit_head = _audit_head(connection)
+            saved = connection.execute(select(schema.leases.c.lease_id)).scalars()
+            # Most leases are settled before they are saved, and needn't be looked for.
+            self._saved_leases = set(saved)
+        self.apply([AppendAudit(self._epoch_entry())])
+
+    @property
+    def epoch(self) -> int:
+        """Grows with each authority that opens the database."""
+        return self._epoch
+
+    def load(self, *, recent_since_ms: int) -> Snapshot:
+        """All keys and open leases, and what was settled since that Unix millisecond."""
+        ledger = schema.ledger.c
+        recent = (
+            select(
+                ledger.key_id,
+                ledger.granted_at_ms,
+                ledger.settled_at_ms,
+                ledger.prompt_tokens + ledger.completion_tokens,
+            )
+            .where(ledger.settled_at_ms >= recent_since_ms, ledger.outcome != "unused")
+            .order_by(ledger.settled_at_ms)
+        )
+        oldest_first = select(schema.leases).order_by(
+            schema.leases.c.granted_at_ms, schema.leases.c.lease_id
+        )
+        with self._database.transaction() as connection:
+            return Snapshot(
+                keys=tuple(stored_key(row) for row in connection.execute(select(schema.keys))),
+                leases=tuple(LeaseRow(*row) for row in connection.execute(oldest_first)),
+                recent=tuple(RecentUse(*row) for row in connection.execute(recent)),
+            )
+
+    def apply(self, operations: Sequence[Operation]) -> list[Result]:
+        """Carry out all operations in one durable transaction, or none; see `Store.apply`."""
+        with self._database.transaction() as connection:
+            self._database.check_fence(connection, self._epoch)
+            table = KeyTable(connection, self._clock.wall_s())
+            results, entries = _change_keys(table, operations)
+            saved, bookings = _lease_changes(operations)
+            booked = {booking.lease_id for booking in bookings}
+            forget_leases(connection, booked & self._saved_leases)
+            save_leases(connection, saved.values())
+            touch_keys(connection, [item for item in operations if isinstance(item, TouchKey)])
+            book_usage(connection, bookings)
+            links = self._append_audit(connection, entries)
+            results = self._read(connection, table, operations, results)
+        # Only what was committed moves the head of the chain, and is known to be in the tables.
+        self._saved_leases -= booked
+        self._saved_leases |= saved.keys()
+        if links:
+            self._audit_seq, self._audit_head = links[-1].seq, links[-1].hash
+        return results
+
+    def close(self) -> None:
+        """Let go of the database; once more does nothing."""
+        self._database.close()
+
+    def _append_audit(
+        self, connection: Connection, entries: Sequence[AuditEntry]
+    ) -> list[ChainedEntry]:
+        links: list[ChainedEntry] = []
+        seq, head = self._audit_seq, self._audit_head
+        for entry in entries:
+            link = chain(entry, seq=seq + 1, previous_hash=head)
+            seq, head = link.seq, link.hash
+            links.append(link)
+        if links:
+            connection.execute(insert(schema.audit_log), [link._asdict() for link in links])
+        return links
+
+    def _read(
+        self,
+        connection: Connection,
+        table: KeyTable,
+        operations: Sequence[Operation],
+        results: Sequence[Result],
+    ) -> list[Result]:
+        """The results, with those of what was to be read."""
+        read: list[Result] = []
+        for operation, result in zip(operations, results, strict=True):
+            if isinstance(operation, ReadKeys):
+                read.append(table.page(operation))
+            elif isinstance(operation, CountKeyRows):
+                read.append(key_counts.count_keys(connection, self._clock.wall_s()))
+            elif isinstance(operation, ReadAuditRows):
+                read.append(audit_table.read_page(connection, operation))
+            else:
+                read.append(result)
+        return read
+
+    def _epoch_entry(self) -> AuditEntry:
+        return AuditEntry(
+            at_ms=int(self._clock.wall_s() * 1000),
+            actor_key_id="",
+            action="epoch_started",
+            subject=str(self._epoch),
+            detail={"pid": os.getpid()},
+        )
+
+
+def _change_keys(
+    table: KeyTable, operations: Sequence[Operation]
+) -> tuple[list[Result], list[AuditEntry]]:
+    """The results, one an operation (None for those of other kinds), and what to put on record."""
+    results: list[Result] = []
+    entries: list[AuditEntry] = []
+    for operation in operations:
+        result: Result = None
+        entry: AuditEntry | None = None
+        if isinstance(operation, AddKey):
+            result, entry = table.add(operation)
+        elif isinstance(operation, PutKey):
+            result, entry = table.put(operation)
+        elif isinstance(operation, ChangeKey):
+            result, entry = table.change(operation)
+        elif isinstance(operation, DropKey):
+            result, entry = table.drop(operation)
+        elif isinstance(operation, AppendAudit):
+            entry = operation.entry
+        results.append(result)
+        if entry is not None:
+            entries.append(entry)
+    return results, entries
+
+
+def _lease_changes(
+    operations: Sequence[Operation],
+) -> tuple[dict[str, LeaseRow], list[BookUsage]]:
+    """The leases to remember, as last given and not booked since, and what is to be booked."""
+    saved: dict[str, LeaseRow] = {}
+    bookings: list[BookUsage] = []
+    for operation in operations:
+        if isinstance(operation, BookUsage):
+            bookings.append(operation)
+            saved.pop(operation.lease_id, None)
+        elif isinstance(operation, SaveLease):
+            saved[operation.row.lease_id] = operation.row
+    return saved, bookings
+
+
+def _next_epoch(connection: Connection, acquired_at: int) -> int:
+    before = connection.execute(select(schema.authority.c.epoch)).scalar_one_or_none()
+    values = {"epoch": (before or 0) + 1, "acquired_at": acquired_at}
+    if before is None:
+        connection.execute(insert(schema.authority).values(id=1, **values))
+    else:
+        connection.execute(update(schema.authority).values(**values))
+    return values["epoch"]
+
+
+def _audit_head(connection: Connection) -> tuple[int, bytes]:
+    log = schema.audit_log.c
+    newest = select(log.seq, log.hash).order_by(log.seq.desc()).limit(1)
+    row = connection.execute(newest).one_or_none()
+    return (0, GENESIS_HASH) if row is None else (row.seq, row.hash)

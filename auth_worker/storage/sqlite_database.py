@@ -1,0 +1,138 @@
+"""One SQLite file as a database: its lock, its checks, its durable transactions."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DatabaseError
+
+from auth_worker.errors import StoreError, StoreFencedError, StoreUnavailableError
+from auth_worker.storage import database_files
+from auth_worker.storage.bulk import run
+from auth_worker.storage.durable_file import unusable
+from auth_worker.storage.file_lock import take_lock
+
+DATABASE_NAME = "auth.sqlite3"
+LOCK_NAME = "auth.lock"
+BUSY_TIMEOUT_S = 5.0
+_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    # KiB. Settlements append, so a larger one only grows for some ten thousand requests.
+    "cache_size=-512",
+)
+_LITTLE_ROOM_BYTES = 1024 * 1024
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+class SqliteDatabase:
+    """`<directory>/auth.sqlite3`, held by this process alone.
+
+    WAL with synchronous=FULL: a transaction that returned is on the disk
+    (https://www.sqlite.org/pragma.html#pragma_synchronous).
+
+    Args:
+        directory: Is made, with mode 0700, when it is missing.
+        lock_patience_s: How long to wait for another auth worker to let go of the database.
+
+    Attributes:
+        path: The file.
+        engine: Of SQLAlchemy.
+
+    Raises:
+        StoreLockedError: Another auth worker holds this database.
+        StoreMissingError: There was a database, and it is gone or empty.
+        StoreDamagedError: Its write-ahead log is damaged.
+        StoreUnavailableError: The disk is full or failing.
+        StoreError: It can't be opened.
+    """
+
+    def __init__(self, directory: Path, *, lock_patience_s: float = 0.0) -> None:
+        self.path = directory / DATABASE_NAME
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock_fd: int | None = take_lock(directory / LOCK_NAME, lock_patience_s)
+        except OSError as error:
+            raise unusable(directory, error) from error
+        self.engine = _engine(self.path)
+        try:
+            database_files.check_presence(self.path)
+            database_files.check_log(self.path)
+        except BaseException:
+            self.close()
+            raise
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """See `Database.transaction`."""
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except (DatabaseError, sqlite3.DatabaseError) as error:
+            # SQLAlchemy wraps what the driver raises; `bulk.run` goes past it.
+            of_driver = error.orig if isinstance(error, DatabaseError) else error
+            if isinstance(of_driver, sqlite3.IntegrityError | sqlite3.DataError):
+                raise  # only an operation is bad
+            raise self._store_error(of_driver) from error
+
+    def check_fence(self, connection: Connection, epoch: int) -> None:
+        """The lock keeps others away; this shows one who went past it."""
+        (found,) = run(connection, "SELECT epoch FROM authority").fetchone()
+        if found != epoch:
+            raise StoreFencedError(
+                f"Another auth worker took the database over (epoch {found}, mine is {epoch});"
+                " this one stops."
+            )
+
+    def close(self) -> None:
+        """Close the database, then let go of its lock; once more does nothing."""
+        self.engine.dispose()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    def _store_error(self, error: BaseException | None) -> StoreError:
+        if isinstance(error, sqlite3.OperationalError):
+            return StoreUnavailableError(f"{self.path}: {error}{self._room()}")
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+            return database_files.damaged(self.path, str(error))
+        return StoreError(f"{self.path}: {error}")
+
+    def _room(self) -> str:
+        """What SQLite calls a "disk I/O error" is often no more than a full disk."""
+        try:
+            state = os.statvfs(self.path.parent)
+        except OSError:
+            return ""  # the folder itself is gone
+        free_bytes = state.f_bavail * state.f_frsize
+        if free_bytes >= _LITTLE_ROOM_BYTES:
+            return ""
+        return f"; {free_bytes} bytes are free on that disk"
+
+
+def _engine(path: Path) -> Engine:
+    # One connection: there is one writer, and it reads in its own order. The driver must not open
+    # transactions behind our back, so that BEGIN IMMEDIATE takes the write lock at once.
+    engine = create_engine(
+        f"sqlite:///{path}",
+        pool_size=1,
+        max_overflow=0,
+        connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def configure(dbapi_connection: Any, _record: Any) -> None:
+        dbapi_connection.isolation_level = None
+        for pragma in _PRAGMAS:
+            dbapi_connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
