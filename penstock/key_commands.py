@@ -38,6 +38,8 @@ class _Field(NamedTuple):
 _FIELDS = (
     _Field("description", "--description", str, "What it is for, at length."),
     _Field("owner", "--owner", str, "Whose key it is, a user id."),
+    _Field("user_id", "--user", str, "The user whose key it is, an id from `users list`."),
+    _Field("team_id", "--team", str, "The team for whose work it is, an id from `teams list`."),
     _Field("role", "--role", str, "admin, service, user or readonly."),
     _Field("scopes", "--scope", list[str], "Narrow it to this scope of its role; repeat it."),
     _Field(
@@ -68,6 +70,12 @@ _FIELDS = (
     _Field("enable_streaming", "--streaming/--no-streaming", bool, "Whether it may stream."),
     _Field("enable_function_calling", "--tools/--no-tools", bool, "Whether it may use tools."),
     _Field("priority", "--priority", str, "high, normal or low."),
+    _Field(
+        "may_name_end_users",
+        "--end-users/--no-end-users",
+        bool,
+        "Whether it may say which end user a request is for.",
+    ),
 )
 
 

@@ -17,7 +17,7 @@ class ProtocolVersion(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-PROTOCOL_VERSION = ProtocolVersion(1, 3)
+PROTOCOL_VERSION = ProtocolVersion(1, 4)
 
 OLDEST_VERSION = ProtocolVersion(1, 0)
 """What a peer speaks that says nothing about it."""
@@ -41,3 +41,7 @@ BATCH_VERSION = ProtocolVersion(1, 2)
 PRINCIPALS_VERSION = ProtocolVersion(1, 3)
 """Since when auth workers take scopes, and every command on keys and the audit log but the three
 of 1.0; an older one would let rules aside."""
+
+PEOPLE_VERSION = ProtocolVersion(1, 4)
+"""Since when auth workers know users, teams, limits, budgets and prices, and a key's part in them;
+an older one would let them aside."""

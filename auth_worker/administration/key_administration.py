@@ -88,6 +88,7 @@ class Administration:
         check_digest(command.key_digest, command.hint)
         wall_s = self._clock.wall_s()
         settings = checked(command.settings, wall_s=wall_s)
+        self._check_people(settings.user_id, settings.team_id)
         key = stored(
             settings,
             key_id=self._new_key_id(),
@@ -119,6 +120,8 @@ class Administration:
         key = self._changeable(command.key_id)
         settings = checked(command.settings, wall_s=self._clock.wall_s(), fields=command.fields)
         after = changed(key, settings, command.fields)
+        if not {"user_id", "team_id"}.isdisjoint(command.fields):
+            self._check_people(after.user_id, after.team_id)
         self._put(actor, key, after, at=command.fields)
         values = {
             name: value
@@ -269,6 +272,20 @@ class Administration:
                 "This key is revoked, which is for good; make another one.", param="key_id"
             )
         return key
+
+    def _check_people(self, user_id: str, team_id: str) -> None:
+        """Refuse a key of somebody who isn't there, or of a team that its user isn't in."""
+        if user_id and user_id not in self._keys.users:
+            raise InvalidCommandError(f"There is no user '{user_id[:100]}'.", param="user_id")
+        team = self._keys.teams.get(team_id)
+        if team_id and team is None:
+            raise InvalidCommandError(f"There is no team '{team_id[:100]}'.", param="team_id")
+        if user_id and team is not None and user_id not in team.members:
+            raise InvalidCommandError(
+                f"The user '{user_id[:100]}' is no member of the team '{team_id[:100]}'; make it"
+                " one first.",
+                param="team_id",
+            )
 
     def _check_not_of_environment(self, key: StoredKey) -> None:
         if key.key_id == ENVIRONMENT_KEY_ID and key.revoked_at is None:

@@ -30,7 +30,6 @@ from protocol.wire.messages import (
     Denied,
     Failure,
     Granted,
-    KeyStatus,
     LimitState,
     OrphanUsage,
     Renew,
@@ -47,13 +46,6 @@ _UNLIMITED = LimitState()
 
 _RECORDED_SCOPES: Final[Mapping[str, AuditAction]] = {"admin.profile": "engine_profiled"}
 """Administration that isn't carried out here; each grant is an entry of the audit log."""
-
-_ENDED: Final[Mapping[KeyStatus, str]] = {
-    "revoked": "was revoked",
-    "expired": "has expired",
-    "suspended": "is suspended",
-    "active": "was rotated: this is its old secret",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +100,7 @@ class Authority:
         clock: Clock,
         emit: Callable[[Operation], None],
     ) -> None:
-        self.keys = KeyDirectory(snapshot.keys)
+        self.keys = KeyDirectory(snapshot.keys, snapshot.users, snapshot.teams)
         self._rules = rules
         self._clock = clock
         self._emit = emit
@@ -250,7 +242,7 @@ class Authority:
             message = "The model name is too long."
         else:
             code = ErrorCode.PERMISSION_DENIED
-            message = _missing_scope(key, command) or key.rules.refusal(command) or ""
+            message = _missing_scope(key, command) or key.refusal(command) or ""
         if not message:
             return None
         return _deny(command.request_id, code, message, key.key_id)
@@ -276,11 +268,12 @@ class Authority:
             lease_id="" if lease is None else lease.lease_id,
             tenant=key.tenant_id,
             key_id=key.key_id,
-            role="admin" if key.role == "admin" else "user",
+            role="admin" if key.is_of_admin else "user",
             priority=key.rules.priority,
             limits=self._state(self._leases.limits_of(key) if lease is None else lease.limits),
             expires_s=0.0 if lease is None else self._rules.lease_duration_s,
             allowed_models=key.rules.allowed_models,
+            team_allowed_models=None if key.team is None else key.team.allowed_models,
             max_completion_tokens=key.rules.max_tokens_per_request,
         )
 
@@ -355,7 +348,7 @@ def _missing_scope(key: StoredKey, command: Authorize) -> str | None:
         )
     if key is ANONYMOUS:
         return None  # never where an admin is asked for
-    if command.required_role == "admin" and key.role != "admin":
+    if command.required_role == "admin" and not key.is_of_admin:
         return "This route needs a key of role admin."
     if key.role not in OF_OLD_GATEWAYS or key.rules.scopes is not None:
         return "This gateway is too old to know what this key may do; use a newer one."
@@ -376,8 +369,8 @@ def _deny(request_id: str, code: ErrorCode, message: str, key_id: str = "") -> D
 
 def _deny_ended(request_id: str, key: StoredKey, wall_s: float) -> Denied:
     """Only who holds the whole key learns that it was once good."""
-    why = _ENDED[key.status(wall_s)]
-    return _deny(request_id, ErrorCode.INVALID_API_KEY, f"This API key {why}.", key.key_id)
+    message = f"This API key {key.ending(wall_s)}."
+    return _deny(request_id, ErrorCode.INVALID_API_KEY, message, key.key_id)
 
 
 def _fail(request_id: str, code: ErrorCode, message: str) -> Failure:

@@ -38,6 +38,9 @@ _KEPT_AS_THEY_ARE: Final = (
     "expires_at",
     "requests_per_minute",
     "tokens_per_minute",
+    "user_id",
+    "team_id",
+    "may_name_end_users",
 )
 """Settings that a `StoredKey` has under the same name."""
 

@@ -4,13 +4,14 @@ import hashlib
 import hmac
 import math
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from auth_worker.principals.key_rules import NO_RULES, KeyRules
+from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.roles import scopes_of
-from protocol.wire.messages import KeyStatus, PrincipalRole, Scope
+from protocol.wire.messages import Authorize, KeyStatus, PrincipalRole, Scope
 
 KEY_PREFIX = "psk-"
 NUM_RANDOM_BYTES = 32  # 43 characters of URL-safe base64
@@ -118,6 +119,10 @@ class StoredKey:
         rules: What else bounds it.
         previous_digest: Of the secret before the last rotation, which works until
             `previous_until`.
+        user_id: Whose key it is; empty = nobody's in particular.
+        team_id: For which team's work and on whose limits; empty = no team's.
+        may_name_end_users: Whether it is trusted to say which end user a request is for.
+        user: The user of `user_id`, as it is now; put there by the directory, as is `team`.
     """
 
     key_id: str
@@ -135,20 +140,34 @@ class StoredKey:
     rules: KeyRules = NO_RULES
     previous_digest: bytes | None = field(default=None, repr=False)
     previous_until: int | None = None
+    user_id: str = ""
+    team_id: str = ""
+    may_name_end_users: bool = False
+    user: StoredUser | None = field(default=None, repr=False, compare=False)
+    team: StoredTeam | None = field(default=None, repr=False, compare=False)
 
     @property
     def tenant_id(self) -> str:
         """Whose cached prompts, fair share and places in the queue its requests use.
 
-        The named tenant, or the key's own id: nobody shares with strangers by default, since the
-        time of an answer tells which prompts were cached.
+        The named tenant, its team if that says so, or the key's own id: nobody shares with
+        strangers by default, since the time of an answer tells which prompts were cached.
         """
-        return self.key_id if self.tenant in ("", DEFAULT_TENANT) else self.tenant
+        if self.tenant not in ("", DEFAULT_TENANT):
+            return self.tenant
+        shares = self.team is not None and self.team.tenant_is_shared
+        return self.team_id if shares else self.key_id
 
     @property
     def scopes(self) -> frozenset[str]:
-        """What it may do, its role narrowed by its own scopes."""
-        return scopes_of(self.role, self.rules.scopes)
+        """What it may do: its role and that of its user, narrowed by its own scopes."""
+        user_role = None if self.user is None else self.user.role
+        return scopes_of(self.role, self.rules.scopes, user_role)
+
+    @property
+    def is_of_admin(self) -> bool:
+        """Whether it is an administrator's, and so is its user."""
+        return self.role == "admin" and (self.user is None or self.user.role == "admin")
 
     def is_active(self, wall_s: float) -> bool:
         """Whether the key opens anything at this moment."""
@@ -156,7 +175,31 @@ class StoredKey:
             self.revoked_at is None
             and self.suspended_at is None
             and (self.expires_at is None or wall_s < self.expires_at)
+            and (not (self.user_id or self.team_id) or self._closed_with() is None)
         )
+
+    def refusal(self, command: Authorize) -> str | None:
+        """Why a request may not be made with this key, or by its team; None when it may."""
+        if self.team is not None and not self.team.allows_model(command.model):
+            return f"The team of this key may not use the model '{command.model}'."
+        return self.rules.refusal(command)
+
+    def ending(self, wall_s: float) -> str:
+        """Why it opens nothing, as the end of a sentence that begins with the key."""
+        status = self.status(wall_s)
+        with_others = self._closed_with() if status == "active" else None
+        return with_others or _ENDINGS[status]
+
+    def _closed_with(self) -> str | None:
+        """What about its user or team keeps it from opening anything; None = nothing."""
+        user, team = self.user, self.team
+        if self.user_id and (user is None or user.suspended_at is not None):
+            return "belongs to a user who " + ("is suspended" if user else "no longer exists")
+        if self.team_id and (team is None or team.suspended_at is not None):
+            return "belongs to a team that " + ("is suspended" if team else "no longer exists")
+        if team is not None and self.user_id and self.user_id not in team.members:
+            return "belongs to a user who is no longer a member of its team"
+        return None
 
     def status(self, wall_s: float) -> KeyStatus:
         """What it is at this moment; what can't be undone is said first."""
@@ -171,6 +214,14 @@ class StoredKey:
         if hmac.compare_digest(self.digest, digest):
             return True
         return self.previous_until is not None and wall_s < self.previous_until
+
+
+_ENDINGS: Final[dict[KeyStatus, str]] = {
+    "revoked": "was revoked",
+    "expired": "has expired",
+    "suspended": "is suspended",
+    "active": "was rotated: this is its old secret",
+}
 
 
 def status_of(
@@ -198,9 +249,21 @@ ANONYMOUS = StoredKey(
 
 
 class KeyDirectory:
-    """All keys in memory, found by digest or id."""
+    """All keys in memory, found by digest or id, with their users and teams.
 
-    def __init__(self, keys: Iterable[StoredKey] = ()) -> None:
+    Attributes:
+        users: By id.
+        teams: By id.
+    """
+
+    def __init__(
+        self,
+        keys: Iterable[StoredKey] = (),
+        users: Iterable[StoredUser] = (),
+        teams: Iterable[StoredTeam] = (),
+    ) -> None:
+        self.users = {user.user_id: user for user in users}
+        self.teams = {team.team_id: team for team in teams}
         self._by_id: dict[str, StoredKey] = {}
         self._by_digest: dict[bytes, StoredKey] = {}
         for key in keys:
@@ -209,9 +272,15 @@ class KeyDirectory:
     def __len__(self) -> int:
         return len(self._by_id)
 
+    def __iter__(self) -> Iterator[StoredKey]:
+        return iter(self._by_id.values())
+
     def put(self, key: StoredKey) -> None:
         """Add a key, or replace the one of this id (whose other digests then open nothing)."""
         self.remove(key.key_id)
+        user, team = self.users.get(key.user_id), self.teams.get(key.team_id)
+        if key.user is not user or key.team is not team:
+            key = replace(key, user=user, team=team)
         self._by_id[key.key_id] = key
         if key.previous_digest is not None:
             self._by_digest[key.previous_digest] = key
@@ -250,10 +319,9 @@ class KeyDirectory:
 def is_lasting_admin(key: StoredKey) -> bool:
     """Whether a key alone keeps the house from being locked: it makes keys, always, anywhere."""
     return (
-        key.role == "admin"
-        and key.revoked_at is None
-        and key.suspended_at is None
+        key.is_of_admin
         and key.expires_at is None
+        and key.is_active(0.0)
         and ADMINISTERING in key.scopes
         and all(map(key.rules.allows_endpoint, ADMINISTERING_ENDPOINTS))
         and key.rules.allowed_networks is None

@@ -35,7 +35,19 @@ OF_OLD_GATEWAYS: Final[frozenset[PrincipalRole]] = frozenset({"user", "admin"})
 
 
 @lru_cache(maxsize=4096)
-def scopes_of(role: PrincipalRole, narrowed_to: frozenset[str] | None) -> frozenset[str]:
-    """What a key of a role may do, if it was narrowed to these scopes; None narrows nothing."""
+def scopes_of(
+    role: PrincipalRole,
+    narrowed_to: frozenset[str] | None,
+    user_role: PrincipalRole | None = None,
+) -> frozenset[str]:
+    """What a key of a role may do, if it was narrowed to these scopes; None narrows nothing.
+
+    Args:
+        role: Of the key.
+        narrowed_to: Its own scopes.
+        user_role: Of its user, who can do no more by a key than by this role.
+    """
     allowed = ROLE_SCOPES[role]
+    if user_role is not None:
+        allowed = allowed & ROLE_SCOPES[user_role]
     return allowed if narrowed_to is None else allowed & narrowed_to

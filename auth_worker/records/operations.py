@@ -9,6 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 from auth_worker.errors import AuthError
 from auth_worker.principals.keys import StoredKey
+from auth_worker.principals.limit_rules import Limit
+from auth_worker.principals.people import StoredTeam, StoredUser
+from auth_worker.principals.prices import Price
 from protocol.wire.messages import AuditOutcome, AuditRecord, KeyDetails, KeySettings
 
 Outcome = Literal["finished", "aborted", "failed", "expired", "unused"]
@@ -261,3 +264,7 @@ class Snapshot:
     keys: tuple[StoredKey, ...]
     leases: tuple[LeaseRow, ...]
     recent: tuple[RecentUse, ...]
+    users: tuple[StoredUser, ...] = ()
+    teams: tuple[StoredTeam, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    prices: tuple[Price, ...] = ()

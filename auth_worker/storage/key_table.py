@@ -180,6 +180,9 @@ def stored_key(row: Row[Any]) -> StoredKey:
         rules=_rules(row),
         previous_digest=row.previous_digest,
         previous_until=row.previous_until,
+        user_id=row.user_id,
+        team_id=row.team_id,
+        may_name_end_users=row.may_name_end_users,
     )
 
 
@@ -236,6 +239,7 @@ def _values(key: StoredKey) -> dict[str, Any]:
             *("key_id", "digest", "hint", "name", "role", "tenant", "created_at"),
             *("requests_per_minute", "tokens_per_minute", "expires_at"),
             *("revoked_at", "suspended_at", "previous_digest", "previous_until"),
+            *("user_id", "team_id", "may_name_end_users"),
         )
     }
 

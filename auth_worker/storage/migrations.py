@@ -43,6 +43,94 @@ def _add_principals(connection: Connection) -> None:
     run("CREATE INDEX audit_by_time ON audit_log (at_ms)")
 
 
+def _add_people(connection: Connection) -> None:
+    """Users, teams, limits and prices; keys belong to users and teams."""
+    run = connection.exec_driver_sql
+    for column in ("user_id VARCHAR DEFAULT ''", "team_id VARCHAR DEFAULT ''"):
+        run(f"ALTER TABLE keys ADD COLUMN {column} NOT NULL")
+    run("ALTER TABLE keys ADD COLUMN may_name_end_users BOOLEAN DEFAULT 0 NOT NULL")
+    run("CREATE INDEX keys_by_user ON keys (user_id)")
+    run("CREATE INDEX keys_by_team ON keys (team_id)")
+    for statement in _PEOPLE_3.split(";"):
+        run(statement)
+
+
+_PEOPLE_3 = """
+CREATE TABLE users (
+    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    user_id VARCHAR NOT NULL UNIQUE,
+    name VARCHAR NOT NULL,
+    email VARCHAR NOT NULL,
+    role VARCHAR NOT NULL,
+    kind VARCHAR NOT NULL,
+    tags VARCHAR,
+    metadata VARCHAR,
+    suspended_at BIGINT,
+    created_at BIGINT NOT NULL,
+    created_by VARCHAR NOT NULL
+);
+CREATE TABLE teams (
+    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    team_id VARCHAR NOT NULL UNIQUE,
+    name VARCHAR NOT NULL,
+    tenant_is_shared BOOLEAN NOT NULL,
+    allowed_models VARCHAR,
+    tags VARCHAR,
+    metadata VARCHAR,
+    suspended_at BIGINT,
+    created_at BIGINT NOT NULL,
+    created_by VARCHAR NOT NULL
+);
+CREATE TABLE team_members (
+    team_id VARCHAR NOT NULL,
+    user_id VARCHAR NOT NULL,
+    role VARCHAR NOT NULL,
+    added_at BIGINT NOT NULL,
+    PRIMARY KEY (team_id, user_id)
+);
+CREATE INDEX team_members_by_user ON team_members (user_id);
+CREATE TABLE limits (
+    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    limit_id VARCHAR NOT NULL UNIQUE,
+    name VARCHAR NOT NULL,
+    holder VARCHAR NOT NULL,
+    holder_id VARCHAR NOT NULL,
+    measure VARCHAR NOT NULL,
+    amount BIGINT NOT NULL,
+    "window" VARCHAR NOT NULL,
+    time_zone VARCHAR NOT NULL,
+    starts_at BIGINT,
+    length_s BIGINT,
+    models VARCHAR,
+    endpoints VARCHAR,
+    is_hard BOOLEAN NOT NULL,
+    thresholds VARCHAR,
+    rolls_over BOOLEAN NOT NULL,
+    auto_renews BOOLEAN NOT NULL,
+    raised_by BIGINT NOT NULL,
+    raised_until BIGINT,
+    created_at BIGINT NOT NULL,
+    created_by VARCHAR NOT NULL
+);
+CREATE INDEX limits_by_holder ON limits (holder, holder_id);
+CREATE TABLE prices (
+    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+    price_id VARCHAR NOT NULL,
+    version INTEGER NOT NULL,
+    models VARCHAR NOT NULL,
+    valid_from_ms BIGINT NOT NULL,
+    prompt BIGINT NOT NULL,
+    cached_prompt BIGINT,
+    completion BIGINT NOT NULL,
+    reasoning BIGINT,
+    embedding BIGINT,
+    request BIGINT NOT NULL,
+    is_ended BOOLEAN NOT NULL,
+    created_at BIGINT NOT NULL,
+    created_by VARCHAR NOT NULL,
+    UNIQUE (price_id, version)
+)
+"""
 _COPY_1 = """
 INSERT INTO keys (
     seq, key_id, digest, hint, name, role, tenant, created_at, requests_per_minute,
@@ -99,6 +187,7 @@ CREATE TABLE keys (
 
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(2, "what bounds a key, and outcomes in the audit log", _add_principals),
+    Migration(3, "users, teams, limits and prices", _add_people),
 )
 """In order, without gaps, from FIRST_VERSION + 1 on."""
 

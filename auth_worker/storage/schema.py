@@ -15,6 +15,8 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    UniqueConstraint,
+    false,
     true,
 )
 
@@ -69,6 +71,9 @@ keys = Table(
     Column("enable_streaming", Boolean, nullable=False, server_default=true()),
     Column("enable_function_calling", Boolean, nullable=False, server_default=true()),
     Column("priority", String, nullable=False, server_default="normal"),
+    Column("user_id", String, nullable=False, server_default=""),
+    Column("team_id", String, nullable=False, server_default=""),
+    Column("may_name_end_users", Boolean, nullable=False, server_default=false()),
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
     Column("suspended_at", BigInteger),
@@ -84,6 +89,101 @@ keys = Table(
         "role IN ('admin', 'service', 'user', 'readonly')", name="key_has_a_known_role"
     ),
     Index("keys_by_owner", "owner"),
+    Index("keys_by_user", "user_id"),
+    Index("keys_by_team", "team_id"),
+    sqlite_autoincrement=True,
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("seq", _SERIAL, primary_key=True, autoincrement=True),
+    Column("user_id", String, nullable=False, unique=True),
+    Column("name", String, nullable=False),
+    Column("email", String, nullable=False),
+    Column("role", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("tags", String),
+    Column("metadata", String),
+    Column("suspended_at", BigInteger),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", String, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+teams = Table(
+    "teams",
+    metadata,
+    Column("seq", _SERIAL, primary_key=True, autoincrement=True),
+    Column("team_id", String, nullable=False, unique=True),
+    Column("name", String, nullable=False),
+    Column("tenant_is_shared", Boolean, nullable=False),
+    Column("allowed_models", String),
+    Column("tags", String),
+    Column("metadata", String),
+    Column("suspended_at", BigInteger),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", String, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+team_members = Table(
+    "team_members",
+    metadata,
+    Column("team_id", String, primary_key=True),
+    Column("user_id", String, primary_key=True),
+    Column("role", String, nullable=False),
+    Column("added_at", BigInteger, nullable=False),
+    Index("team_members_by_user", "user_id"),
+)
+
+limits = Table(
+    "limits",
+    metadata,
+    Column("seq", _SERIAL, primary_key=True, autoincrement=True),
+    Column("limit_id", String, nullable=False, unique=True),
+    Column("name", String, nullable=False),
+    Column("holder", String, nullable=False),
+    Column("holder_id", String, nullable=False),
+    Column("measure", String, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("window", String, nullable=False),
+    Column("time_zone", String, nullable=False),
+    Column("starts_at", BigInteger),
+    Column("length_s", BigInteger),
+    Column("models", String),
+    Column("endpoints", String),
+    Column("is_hard", Boolean, nullable=False),
+    Column("thresholds", String),
+    Column("rolls_over", Boolean, nullable=False),
+    Column("auto_renews", Boolean, nullable=False),
+    Column("raised_by", BigInteger, nullable=False),
+    Column("raised_until", BigInteger),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", String, nullable=False),
+    Index("limits_by_holder", "holder", "holder_id"),
+    sqlite_autoincrement=True,
+)
+
+# A row a version: what was said once is never changed.
+prices = Table(
+    "prices",
+    metadata,
+    Column("seq", _SERIAL, primary_key=True, autoincrement=True),
+    Column("price_id", String, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("models", String, nullable=False),
+    Column("valid_from_ms", BigInteger, nullable=False),
+    Column("prompt", BigInteger, nullable=False),
+    Column("cached_prompt", BigInteger),
+    Column("completion", BigInteger, nullable=False),
+    Column("reasoning", BigInteger),
+    Column("embedding", BigInteger),
+    Column("request", BigInteger, nullable=False),
+    Column("is_ended", Boolean, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", String, nullable=False),
+    UniqueConstraint("price_id", "version"),
     sqlite_autoincrement=True,
 )
 

@@ -12,7 +12,12 @@ from gateway.errors import DeniedError, RemoteFailureError, WorkerUnavailableErr
 from gateway.workers.questions import QuestionTable
 from gateway.workers.wire import Wire
 from protocol.errors import ErrorCode
-from protocol.version import ORPHAN_USAGE_VERSION, PRINCIPALS_VERSION
+from protocol.version import (
+    ORPHAN_USAGE_VERSION,
+    PEOPLE_VERSION,
+    PRINCIPALS_VERSION,
+    ProtocolVersion,
+)
 from protocol.wire.messages import (
     Adjust,
     Adjusted,
@@ -156,7 +161,7 @@ class AuthLink:
                 leave rules aside.
         """
         peer = self._active()
-        if peer is not None and peer.protocol_version < PRINCIPALS_VERSION:
+        if peer is not None and peer.protocol_version < _needed_version(question):
             raise WorkerUnavailableError(
                 "The auth worker is of an older release, which knows no such commands; upgrade it.",
                 retry_after_s=_RETRY_AFTER_S,
@@ -271,6 +276,15 @@ class AuthLink:
             if peer.takes_work and (best is None or _epoch(peer) > _epoch(best)):
                 best = peer
         return best
+
+
+def _needed_version(question: AdminQuestion) -> ProtocolVersion:
+    """What an auth worker has to speak that leaves nothing of a command aside."""
+    if isinstance(question, MakeKey | UpdateKey):
+        settings = question.settings
+        if settings.user_id or settings.team_id or settings.may_name_end_users:
+            return PEOPLE_VERSION
+    return PRINCIPALS_VERSION
 
 
 def _epoch(peer: Peer) -> int:

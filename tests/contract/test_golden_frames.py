@@ -25,7 +25,10 @@ DECODERS: list[codec.Decoder[Any]] = [
 ANY = codec.Decoder[Any](messages.AnyMessage)
 
 
-OLD_DIRS = [Path(__file__).parent / name for name in ("golden_1_0", "golden_1_1", "golden_1_2")]
+OLD_DIRS = [
+    Path(__file__).parent / name
+    for name in ("golden_1_0", "golden_1_1", "golden_1_2", "golden_1_3")
+]
 
 
 def load(directory: Path = GOLDEN_DIR) -> dict[str, tuple[dict[str, Any], bytes]]:

@@ -1,5 +1,6 @@
 """GET /v1/models and /v1/models/{id}."""
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -45,14 +46,15 @@ def visible_models(request: Request) -> dict[str, EngineOffer]:
     """The models by name that the caller of a guarded route may use."""
     offers = parts_of(request).directory.models()
     granted: Granted = request.state.granted
-    globs = granted.allowed_models
-    if globs is None:
-        return dict(offers)
     return {
         name: offer
         for name, offer in offers.items()
-        if any(fnmatchcase(name, glob) for glob in globs)
+        if _fits(name, granted.allowed_models) and _fits(name, granted.team_allowed_models)
     }
+
+
+def _fits(name: str, globs: Sequence[str] | None) -> bool:
+    return globs is None or any(fnmatchcase(name, glob) for glob in globs)
 
 
 def _details(offer: EngineOffer) -> dict[str, Any]:

@@ -24,6 +24,7 @@ _Metadata = Annotated[
     Field(max_length=16),
 ]
 _Scopes = Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=100)]
+_Id = Annotated[str, Field(max_length=64)]
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -49,6 +50,9 @@ class KeyFields(RequestModel):
     enable_streaming: bool | None = None
     enable_function_calling: bool | None = None
     priority: PriorityClass | None = None
+    user_id: _Id | None = None
+    team_id: _Id | None = None
+    may_name_end_users: bool | None = None
 
     def settings(self) -> tuple[tuple[str, ...], KeySettings]:
         """The names of the fields that were sent, and the settings with their values."""

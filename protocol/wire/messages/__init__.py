@@ -42,11 +42,13 @@ from protocol.wire.messages.administration import (
     KeysFound,
     KeyStatus,
     MakeKey,
+    MemberRole,
     PrincipalRole,
     PriorityClass,
     ReadAudit,
     RotateKey,
     UpdateKey,
+    UserKind,
 )
 from protocol.wire.messages.base import Message, Part
 from protocol.wire.messages.control import (
@@ -227,6 +229,7 @@ __all__ = [
     "ListKeys",
     "Load",
     "MakeKey",
+    "MemberRole",
     "Message",
     "MetricKind",
     "MetricSample",
@@ -273,5 +276,6 @@ __all__ = [
     "ToolChoiceMode",
     "UpdateKey",
     "Usage",
+    "UserKind",
     "WorkerControl",
 ]

@@ -87,6 +87,7 @@ class Granted(Message, frozen=True, tag="granted"):
         allowed_models: Globs of the models that the caller may use and see; None = all (since 1.3).
         max_completion_tokens: What a request may generate at most, all choices together; the lease
             holds no more, whatever was asked for (since 1.3). None = no such bound.
+        team_allowed_models: Globs of the caller's team, which a model must fit as well (since 1.4).
     """
 
     request_id: str
@@ -99,6 +100,7 @@ class Granted(Message, frozen=True, tag="granted"):
     expires_s: float = 0.0
     allowed_models: tuple[str, ...] | None = None
     max_completion_tokens: int | None = None
+    team_allowed_models: tuple[str, ...] | None = None
 
 
 class Denied(Message, frozen=True, tag="denied"):

@@ -14,6 +14,8 @@ KeyStatus = Literal["active", "suspended", "expired", "revoked"]
 KeyAction = Literal["suspend", "reactivate", "revoke", "delete"]
 PriorityClass = Literal["high", "normal", "low"]
 AuditOutcome = Literal["done", "refused"]
+UserKind = Literal["person", "service_account"]
+MemberRole = Literal["owner", "member"]
 
 
 class KeySettings(Part, frozen=True):
@@ -36,6 +38,10 @@ class KeySettings(Part, frozen=True):
         enable_streaming: May ask for `stream`.
         enable_function_calling: May offer tools to a model, and run this server's.
         priority: Where its requests stand in the queue.
+        user_id: The user whose key it is, as far as this server knows users (since 1.4, as the
+            next two); empty = nobody's in particular.
+        team_id: The team for whose work it is; empty = no team's.
+        may_name_end_users: Whether it is trusted to say which end user a request is for.
     """
 
     name: str
@@ -58,6 +64,9 @@ class KeySettings(Part, frozen=True):
     enable_streaming: bool = True
     enable_function_calling: bool = True
     priority: PriorityClass = "normal"
+    user_id: str = ""
+    team_id: str = ""
+    may_name_end_users: bool = False
 
 
 class KeyDetails(Part, frozen=True):

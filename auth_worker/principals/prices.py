@@ -1,0 +1,162 @@
+"""What tokens and requests cost: versioned prices by model, and the sum of one request."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+EMBEDDINGS_ENDPOINT: Final = "/v1/embeddings"
+TOKENS_PER_PRICE: Final = 1_000_000
+"""Prices of tokens are for so many of them."""
+_MAX_CACHED_MODELS: Final = 4096
+_WILDCARDS: Final = frozenset("*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """One version of the price of some models, in micro-units of the house's currency.
+
+    Attributes:
+        models: A public name or an alias, or a glob of such; `*` is the price of everything that
+            has none of its own.
+        valid_from_ms: Unix milliseconds; the version before holds until then.
+        prompt: A million prompt tokens that were not cached, as are the next three.
+        cached_prompt: Prompt tokens whose computation was saved.
+        completion: Completion tokens that are no reasoning.
+        reasoning: Completion tokens that are.
+        embedding: Tokens that were embedded.
+        request: One request, whatever its tokens.
+        is_ended: From `valid_from_ms` on there is no price.
+    """
+
+    price_id: str
+    version: int
+    models: str
+    valid_from_ms: int
+    prompt: int
+    cached_prompt: int
+    completion: int
+    reasoning: int
+    embedding: int
+    request: int = 0
+    is_ended: bool = False
+
+
+class PriceTable:
+    """All prices with all their versions; a model's is the one that names it most closely.
+
+    That is its own name before a glob, a glob with more characters of its own before one with
+    fewer, and of equals the newest.
+    """
+
+    def __init__(self, prices: Iterable[Price] = ()) -> None:
+        self._versions: dict[str, tuple[Price, ...]] = {}  # by price id, the newest first
+        self._of_model: dict[str, tuple[tuple[Price, ...], ...]] = {}
+        for price in prices:
+            self.put(price)
+
+    def put(self, price: Price) -> None:
+        """Take a version in, or replace the one of its number."""
+        others = (
+            known
+            for known in self._versions.get(price.price_id, ())
+            if known.version != price.version
+        )
+        self._versions[price.price_id] = tuple(
+            sorted([*others, price], key=lambda known: -known.version)
+        )
+        self._of_model.clear()
+
+    def versions(self, price_id: str) -> tuple[Price, ...]:
+        """All versions of a price, the newest first; the newest may begin later."""
+        return self._versions.get(price_id, ())
+
+    def find(self, models: str) -> Price | None:
+        """The newest version of the price whose `models` are just this text; None without one."""
+        for newest, *_ in self._versions.values():
+            if newest.models == models and not newest.is_ended:
+                return newest
+        return None
+
+    def price_of(self, model: str, at_ms: int) -> Price | None:
+        """What a model costs at that Unix millisecond; None when nobody has said."""
+        candidates = self._of_model.get(model)
+        if candidates is None:
+            candidates = tuple(
+                versions
+                for versions in self._versions.values()
+                if any(fnmatchcase(model, price.models) for price in versions)
+            )
+            if len(self._of_model) >= _MAX_CACHED_MODELS:
+                self._of_model.clear()  # callers choose the names
+            self._of_model[model] = candidates
+        best: Price | None = None
+        for versions in candidates:
+            price = _valid(versions, at_ms)
+            if price is None or not fnmatchcase(model, price.models):
+                continue
+            if best is None or _closeness(price) > _closeness(best):
+                best = price
+        return best
+
+
+def cost(
+    price: Price,
+    *,
+    prompt_tokens: int,
+    completion_tokens: int,
+    cached_tokens: int = 0,
+    reasoning_tokens: int = 0,
+    endpoint: str = "",
+) -> int:
+    """What one request costs in micro-units, rounded once, half up.
+
+    Args:
+        price: Of its model.
+        prompt_tokens: With the cached ones.
+        completion_tokens: With those of reasoning.
+        cached_tokens: Of the prompt.
+        reasoning_tokens: Of the completion.
+        endpoint: The route template; embedding has a price of its own.
+    """
+    if endpoint == EMBEDDINGS_ENDPOINT:
+        total = prompt_tokens * price.embedding
+    else:
+        cached, reasoning = min(cached_tokens, prompt_tokens), reasoning_tokens
+        reasoning = min(reasoning, completion_tokens)
+        total = (
+            (prompt_tokens - cached) * price.prompt
+            + cached * price.cached_prompt
+            + (completion_tokens - reasoning) * price.completion
+            + reasoning * price.reasoning
+        )
+    return (total + TOKENS_PER_PRICE // 2) // TOKENS_PER_PRICE + price.request
+
+
+def highest_cost(
+    price: Price, *, prompt_tokens: int, completion_tokens: int, endpoint: str = ""
+) -> int:
+    """The most that so many tokens can cost, whichever of them are cached or reasoning."""
+    is_cached = price.cached_prompt > price.prompt
+    is_reasoning = price.reasoning > price.completion
+    return cost(
+        price,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        cached_tokens=prompt_tokens if is_cached else 0,
+        reasoning_tokens=completion_tokens if is_reasoning else 0,
+        endpoint=endpoint,
+    )
+
+
+def _valid(versions: tuple[Price, ...], at_ms: int) -> Price | None:
+    """The version of a moment; None before the first, and when it says that there is none."""
+    for price in versions:
+        if price.valid_from_ms <= at_ms:
+            return None if price.is_ended else price
+    return None
+
+
+def _closeness(price: Price) -> tuple[bool, int, int, str]:
+    num_own = sum(char not in _WILDCARDS for char in price.models)
+    return _WILDCARDS.isdisjoint(price.models), num_own, price.valid_from_ms, price.price_id
