@@ -11,6 +11,7 @@ PenstockError
         ├── StoreLockedError       another auth worker holds this database
         ├── StoreFencedError       a later epoch took the database over; this process must stop
         ├── StoreTooNewError       the database was written by a newer Penstock
+        ├── StoreForeignError      the tables in the database are not ours
         ├── StoreMissingError      there was a database, and it is gone or empty
         ├── StoreDamagedError      the database's files are damaged
         └── StoreUnavailableError  the disk is full or failing; worth another try
@@ -59,6 +60,10 @@ class StoreFencedError(StoreError):
 
 class StoreTooNewError(StoreError):
     """The database was written by a newer version of Penstock."""
+
+
+class StoreForeignError(StoreError):
+    """The tables in the database are not Penstock's; it needs a database of its own."""
 
 
 class StoreMissingError(StoreError):

@@ -1,231 +1,156 @@
-"""The steps that bring an auth database to the newest tables, forward only.
+"""Brings an auth database to the newest tables, or back to older ones; Alembic runs the versions.
 
-Each says in plain SQL what it does: the tables of `schema.py` go on changing, what a step makes
-doesn't.
+A database says its version twice: in `schema_version`, which every release reads and which refuses
+databases newer than itself, and in Alembic's own table.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from pathlib import Path
+from typing import Final
 
-from sqlalchemy import Connection, insert, inspect, select
+from sqlalchemy import Connection, delete, insert, inspect, select
 from sqlalchemy.sql import func
 
-from auth_worker.errors import StoreTooNewError
+from auth_worker.errors import StoreError, StoreForeignError, StoreTooNewError
 from auth_worker.storage import schema
 
+FOLDER: Final = Path(__file__).with_name("migration")
+FIRST_VERSION: Final = 1
+OLDEST_OF_POSTGRESQL: Final = 3
+"""Releases of before knew no PostgreSQL, so there is no way back to them."""
 
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """One step forward, to `version`, for databases made before it."""
-
-    version: int
-    description: str
-    run: Callable[[Connection], None]
+_logger = logging.getLogger("penstock.auth")
 
 
-FIRST_VERSION = 1
+def newest_version(folder: Path = FOLDER) -> int:
+    """Of the schema, as the names of the files say: `vNNNN_words.py`."""
+    return max(int(path.name[1:5]) for path in (folder / "versions").glob("v[0-9]*.py"))
 
 
-def _add_principals(connection: Connection) -> None:
-    """Keys get everything that bounds them but two limits, and audit entries their outcomes."""
-    # SQLite can't change a constraint: the table is made anew, and its rows are copied.
-    run = connection.exec_driver_sql
-    run("ALTER TABLE keys RENAME TO keys_1")
-    run(_KEYS_2)
-    run(_COPY_1)
-    run("DROP TABLE keys_1")
-    run("CREATE INDEX keys_by_owner ON keys (owner)")
-    for column in ("outcome", "address", "request_id"):
-        run(f"ALTER TABLE audit_log ADD COLUMN {column} VARCHAR DEFAULT '' NOT NULL")
-    run("CREATE INDEX audit_by_actor ON audit_log (actor_key_id, seq)")
-    run("CREATE INDEX audit_by_subject ON audit_log (subject, seq)")
-    run("CREATE INDEX audit_by_action ON audit_log (action, seq)")
-    run("CREATE INDEX audit_by_time ON audit_log (at_ms)")
-
-
-def _add_people(connection: Connection) -> None:
-    """Users, teams, limits and prices; keys belong to users and teams."""
-    run = connection.exec_driver_sql
-    for column in ("user_id VARCHAR DEFAULT ''", "team_id VARCHAR DEFAULT ''"):
-        run(f"ALTER TABLE keys ADD COLUMN {column} NOT NULL")
-    run("ALTER TABLE keys ADD COLUMN may_name_end_users BOOLEAN DEFAULT 0 NOT NULL")
-    run("CREATE INDEX keys_by_user ON keys (user_id)")
-    run("CREATE INDEX keys_by_team ON keys (team_id)")
-    for statement in _PEOPLE_3.split(";"):
-        run(statement)
-
-
-_PEOPLE_3 = """
-CREATE TABLE users (
-    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    user_id VARCHAR NOT NULL UNIQUE,
-    name VARCHAR NOT NULL,
-    email VARCHAR NOT NULL,
-    role VARCHAR NOT NULL,
-    kind VARCHAR NOT NULL,
-    tags VARCHAR,
-    metadata VARCHAR,
-    suspended_at BIGINT,
-    created_at BIGINT NOT NULL,
-    created_by VARCHAR NOT NULL
-);
-CREATE TABLE teams (
-    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    team_id VARCHAR NOT NULL UNIQUE,
-    name VARCHAR NOT NULL,
-    tenant_is_shared BOOLEAN NOT NULL,
-    allowed_models VARCHAR,
-    tags VARCHAR,
-    metadata VARCHAR,
-    suspended_at BIGINT,
-    created_at BIGINT NOT NULL,
-    created_by VARCHAR NOT NULL
-);
-CREATE TABLE team_members (
-    team_id VARCHAR NOT NULL,
-    user_id VARCHAR NOT NULL,
-    role VARCHAR NOT NULL,
-    added_at BIGINT NOT NULL,
-    PRIMARY KEY (team_id, user_id)
-);
-CREATE INDEX team_members_by_user ON team_members (user_id);
-CREATE TABLE limits (
-    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    limit_id VARCHAR NOT NULL UNIQUE,
-    name VARCHAR NOT NULL,
-    holder VARCHAR NOT NULL,
-    holder_id VARCHAR NOT NULL,
-    measure VARCHAR NOT NULL,
-    amount BIGINT NOT NULL,
-    "window" VARCHAR NOT NULL,
-    time_zone VARCHAR NOT NULL,
-    starts_at BIGINT,
-    length_s BIGINT,
-    models VARCHAR,
-    endpoints VARCHAR,
-    is_hard BOOLEAN NOT NULL,
-    thresholds VARCHAR,
-    rolls_over BOOLEAN NOT NULL,
-    auto_renews BOOLEAN NOT NULL,
-    raised_by BIGINT NOT NULL,
-    raised_until BIGINT,
-    created_at BIGINT NOT NULL,
-    created_by VARCHAR NOT NULL
-);
-CREATE INDEX limits_by_holder ON limits (holder, holder_id);
-CREATE TABLE prices (
-    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    price_id VARCHAR NOT NULL,
-    version INTEGER NOT NULL,
-    models VARCHAR NOT NULL,
-    valid_from_ms BIGINT NOT NULL,
-    prompt BIGINT NOT NULL,
-    cached_prompt BIGINT,
-    completion BIGINT NOT NULL,
-    reasoning BIGINT,
-    embedding BIGINT,
-    request BIGINT NOT NULL,
-    is_ended BOOLEAN NOT NULL,
-    created_at BIGINT NOT NULL,
-    created_by VARCHAR NOT NULL,
-    UNIQUE (price_id, version)
-)
-"""
-_COPY_1 = """
-INSERT INTO keys (
-    seq, key_id, digest, hint, name, role, tenant, created_at, requests_per_minute,
-    tokens_per_minute, expires_at, revoked_at, last_used_at, total_requests, total_prompt_tokens,
-    total_completion_tokens
-)
-SELECT
-    seq, key_id, digest, hint, name, role, tenant, created_at, requests_per_minute,
-    tokens_per_minute, expires_at, revoked_at, last_used_at, total_requests, total_prompt_tokens,
-    total_completion_tokens
-FROM keys_1
-"""
-_KEYS_2 = """
-CREATE TABLE keys (
-    seq INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
-    key_id VARCHAR NOT NULL UNIQUE,
-    digest BLOB NOT NULL UNIQUE,
-    hint VARCHAR NOT NULL,
-    name VARCHAR NOT NULL,
-    role VARCHAR NOT NULL,
-    tenant VARCHAR NOT NULL,
-    created_at BIGINT NOT NULL,
-    created_by VARCHAR DEFAULT '' NOT NULL,
-    description VARCHAR DEFAULT '' NOT NULL,
-    owner VARCHAR DEFAULT '' NOT NULL,
-    scopes VARCHAR,
-    tags VARCHAR,
-    metadata VARCHAR,
-    requests_per_minute BIGINT,
-    tokens_per_minute BIGINT,
-    max_parallel_requests BIGINT,
-    max_tokens_per_request BIGINT,
-    allowed_models VARCHAR,
-    allowed_endpoints VARCHAR,
-    allowed_ip_addresses VARCHAR,
-    blocked_ip_addresses VARCHAR,
-    enable_streaming BOOLEAN DEFAULT 1 NOT NULL,
-    enable_function_calling BOOLEAN DEFAULT 1 NOT NULL,
-    priority VARCHAR DEFAULT 'normal' NOT NULL,
-    expires_at BIGINT,
-    revoked_at BIGINT,
-    suspended_at BIGINT,
-    previous_digest BLOB,
-    previous_until BIGINT,
-    last_rotated_at BIGINT,
-    last_rotated_by VARCHAR DEFAULT '' NOT NULL,
-    last_used_at BIGINT,
-    total_requests BIGINT NOT NULL,
-    total_prompt_tokens BIGINT NOT NULL,
-    total_completion_tokens BIGINT NOT NULL,
-    CONSTRAINT key_has_a_known_role CHECK (role IN ('admin', 'service', 'user', 'readonly'))
-)
-"""
-
-MIGRATIONS: tuple[Migration, ...] = (
-    Migration(2, "what bounds a key, and outcomes in the audit log", _add_principals),
-    Migration(3, "users, teams, limits and prices", _add_people),
-)
-"""In order, without gaps, from FIRST_VERSION + 1 on."""
-
-
-def migrate(
-    connection: Connection, *, now_s: float, migrations: Sequence[Migration] = MIGRATIONS
-) -> int:
+def migrate(connection: Connection, *, now_s: float, folder: Path = FOLDER) -> int:
     """Bring the database to the newest version, inside the caller's transaction.
 
-    An empty database gets the tables above at once; an older one runs what it has not seen.
+    An empty database gets the tables of `schema.py` at once; an older one runs what it has not
+    seen.
 
     Returns:
         The version of the schema.
 
     Raises:
         StoreTooNewError: A newer Penstock wrote this database.
+        StoreForeignError: The tables there are not Penstock's.
     """
-    newest = migrations[-1].version if migrations else FIRST_VERSION
-    if not is_made(connection):
+    newest = newest_version(folder)
+    current = version_of(connection)
+    if current is None:
         schema.metadata.create_all(connection)
+        _Alembic(connection, folder).stamp(newest)
         _record(connection, newest, "all tables", now_s)
         return newest
-    current = connection.execute(select(func.max(schema.schema_version.c.version))).scalar_one()
     if current > newest:
         raise StoreTooNewError(
             f"The auth database has schema version {current}, this Penstock knows versions up to"
             f" {newest}. Start the Penstock that wrote it, or restore a backup."
         )
-    for migration in migrations:
-        if migration.version > current:
-            migration.run(connection)
-            _record(connection, migration.version, migration.description, now_s)
+    if current < newest:
+        alembic = _Alembic(connection, folder)
+        alembic.stamp(current)  # databases of before Alembic don't know it
+        alembic.upgrade(newest)
+        for version in range(current + 1, newest + 1):
+            _record(connection, version, alembic.description(version), now_s)
+        _logger.info("the auth database went from schema version %d to %d", current, newest)
     return newest
+
+
+def downgrade(connection: Connection, version: int, *, now_s: float, folder: Path = FOLDER) -> None:
+    """Bring the database back to an older version, inside the caller's transaction.
+
+    What the older tables can't hold is lost, and a key whose bounds an older release would not heed
+    is revoked; each version's file says what.
+
+    Raises:
+        StoreError: There is no such version, or the database is older already.
+    """
+    current = version_of(connection)
+    if current is None:
+        raise StoreError("There are no tables to bring back to an older version.")
+    is_sqlite = connection.dialect.name == "sqlite"
+    oldest = FIRST_VERSION if is_sqlite else OLDEST_OF_POSTGRESQL
+    if not oldest <= version <= current:
+        raise StoreError(
+            f"The auth database has schema version {current}; it can go back to {oldest} to"
+            f" {current}, not to {version}."
+        )
+    _Alembic(connection, folder).downgrade(version)
+    table = schema.schema_version
+    connection.execute(delete(table).where(table.c.version > version))
+    if connection.execute(select(func.max(table.c.version))).scalar_one() != version:
+        _record(connection, version, f"back from {current}", now_s)
+    _logger.info("the auth database went back from schema version %d to %d", current, version)
+
+
+def version_of(connection: Connection) -> int | None:
+    """The version of the schema; None when the database is empty.
+
+    Raises:
+        StoreForeignError: It holds tables, and they are not Penstock's.
+    """
+    names = set(inspect(connection).get_table_names())
+    if not names:
+        return None
+    ours = {table.name for table in (schema.schema_version, schema.authority, schema.keys)}
+    version: int | None = None
+    if ours <= names:
+        column = schema.schema_version.c.version
+        version = connection.execute(select(func.max(column))).scalar_one()
+    if version is None:
+        some = ", ".join(sorted(names)[:3])
+        raise StoreForeignError(
+            f"The database holds tables that are not Penstock's ({some}). Give the auth worker a"
+            " database of its own, or restore a backup."
+        )
+    return version
 
 
 def is_made(connection: Connection) -> bool:
     """Whether the database holds tables of ours."""
     return inspect(connection).has_table(schema.schema_version.name)
+
+
+class _Alembic:
+    """Alembic's commands on one connection, in its transaction."""
+
+    def __init__(self, connection: Connection, folder: Path) -> None:
+        # Only here: most starts have nothing to migrate.
+        from alembic import command
+        from alembic.config import Config
+        from alembic.script import ScriptDirectory
+
+        # Says each step at INFO in words of its own.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        self._command = command
+        self._config = Config()
+        self._config.set_main_option("script_location", str(folder))
+        self._config.set_main_option("path_separator", "os")
+        self._config.attributes["connection"] = connection
+        self._scripts = ScriptDirectory.from_config(self._config)
+
+    def stamp(self, version: int) -> None:
+        """Say that this version is there."""
+        self._command.stamp(self._config, f"{version:04}")
+
+    def upgrade(self, version: int) -> None:
+        """Run forward."""
+        self._command.upgrade(self._config, f"{version:04}")
+
+    def downgrade(self, version: int) -> None:
+        """Run backward."""
+        self._command.downgrade(self._config, f"{version:04}")
+
+    def description(self, version: int) -> str:
+        """The first line of a version's file."""
+        script = self._scripts.get_revision(f"{version:04}")
+        return script.doc.rstrip(".")
 
 
 def _record(connection: Connection, version: int, description: str, now_s: float) -> None:

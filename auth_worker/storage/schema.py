@@ -1,7 +1,7 @@
-"""The tables of the auth database and the migrations that lead to them, forward only.
+"""The tables of the auth database, as its newest version has them.
 
-A change edits the tables below *and* adds a migration that makes it in databases of before
-(`migrations.py`). Times end in `_at` (Unix seconds) or `_at_ms`.
+A change edits the tables below *and* adds a file to `migration/versions/` that makes it in
+databases of before, and takes it back. Times end in `_at` (Unix seconds) or `_at_ms`.
 """
 
 from sqlalchemy import (

@@ -53,6 +53,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "auth_worker.records",
         "auth_worker.decisions",
         "auth_worker.config",
+        "auth_worker.storage.migration.versions",
+        "auth_worker.storage.migration",
         "auth_worker.storage",
         "auth_worker.auditing",
         "auth_worker.administration",

@@ -115,7 +115,7 @@ def test_a_start_that_a_kill_cut_off_before_its_first_commit_begins_again(tmp_pa
 def test_a_database_is_refused_whichever_of_its_pages_is_zeroed(closed: Path) -> None:
     database = closed / DATABASE_NAME
     good = database.read_bytes()
-    assert len(good) == 41 * 4096
+    assert len(good) > 20 * 4096
     for offset in range(0, len(good), 4096):
         database.write_bytes(good)
         overwrite(database, offset, bytes(4096))

@@ -1,11 +1,28 @@
 """A database of an older release ends up as a new one would be, with everything that it held."""
 
+import ast
 import hashlib
+import shutil
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+from sqlalchemy import Connection, create_engine, event, text
+
 from auth_worker.auditing.audit_check import check_log
-from auth_worker.records.operations import AddKey, AuditEntry, KeyPage, ReadKeys
+from auth_worker.errors import StoreError, StoreForeignError, StoreTooNewError
+from auth_worker.exit_codes import EXIT_FAILED, exit_code_of
+from auth_worker.records.operations import AddKey, AuditEntry, ChangeKey, KeyPage, ReadKeys
+from auth_worker.storage.migrations import (
+    FIRST_VERSION,
+    FOLDER,
+    downgrade,
+    migrate,
+    newest_version,
+    version_of,
+)
 from auth_worker.storage.sqlite_store import DATABASE_NAME, SqliteStore
 from tests.fakes.auth_parts import FakeClock, admin_key, stored_key
 
@@ -115,6 +132,26 @@ def shape(path: Path) -> dict[str, object]:
         connection.close()
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[Connection]:
+    """One transaction, begun as the store begins its own."""
+    engine = create_engine(f"sqlite:///{path}")
+
+    @event.listens_for(engine, "connect")
+    def configure(dbapi_connection: sqlite3.Connection, _record: object) -> None:
+        dbapi_connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
 def test_an_old_database_becomes_what_a_new_one_is(tmp_path: Path) -> None:
     old_database(tmp_path / "old")
     for name in ("old", "new"):
@@ -148,3 +185,144 @@ def test_new_keys_of_a_migrated_database_come_after_the_old_ones(tmp_path: Path)
     numbers = [seq for (seq,) in connection.execute("SELECT seq FROM keys ORDER BY seq")]
     connection.close()
     assert numbers == [1, 2, 3]
+
+
+def test_the_file_of_the_first_version_makes_what_the_first_release_made(tmp_path: Path) -> None:
+    old_database(tmp_path / "old")
+    new = tmp_path / "new.sqlite3"
+    SqliteStore(tmp_path, clock=FakeClock()).close()
+    (tmp_path / DATABASE_NAME).rename(new)
+    with writing(new) as connection:
+        downgrade(connection, FIRST_VERSION, now_s=5.0)
+    expected = shape(tmp_path / "old" / DATABASE_NAME)
+    back = shape(new)
+    del back["alembic_version"]
+    assert back == expected
+
+
+def test_every_version_goes_back_and_forward_again_and_keeps_keys_and_totals(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / DATABASE_NAME
+    store = SqliteStore(tmp_path, clock=FakeClock())
+    audit = AuditEntry(0, "", "key_created", "x")
+    keys = (admin_key(), stored_key(requests_per_minute=6))
+    store.apply([AddKey(key, audit) for key in keys])
+    store.close()
+    made = shape(path)
+    for version in range(newest_version() - 1, FIRST_VERSION - 1, -1):
+        with writing(path) as connection:
+            downgrade(connection, version, now_s=5.0)
+            assert version_of(connection) == version
+        with writing(path) as connection:
+            assert migrate(connection, now_s=6.0) == newest_version()
+        assert shape(path) == made, version
+        store = SqliteStore(tmp_path, clock=FakeClock())
+        assert store.load(recent_since_ms=0).keys == keys
+        store.close()
+
+
+def test_a_key_that_an_older_release_would_leave_unbound_is_revoked_on_the_way_back(
+    tmp_path: Path,
+) -> None:
+    store = SqliteStore(tmp_path, clock=FakeClock())
+    audit = AuditEntry(0, "", "key_created", "x")
+    narrow: dict[str, dict[str, object]] = {
+        "scoped": {"scopes": '["models.list"]'},
+        "of_models": {"allowed_models": '["demo"]'},
+        "of_addresses": {"allowed_ip_addresses": '["192.0.2.0/24"]'},
+        "suspended": {"suspended_at": 77},
+        "readonly": {"role": "readonly"},
+        "service": {"role": "service"},
+        "free": {},
+    }
+    for name, values in narrow.items():
+        store.apply([AddKey(stored_key(name, f"psk-{name}"), audit)])
+        store.apply([ChangeKey(name, values, audit)])
+    store.close()
+    with writing(tmp_path / DATABASE_NAME) as connection:
+        downgrade(connection, 1, now_s=5.0)
+        rows = connection.execute(text("SELECT key_id, role, revoked_at FROM keys")).all()
+    assert {row.key_id for row in rows if row.revoked_at is None} == {"free", "service"}
+    assert {row.role for row in rows} == {"user"}
+
+
+@pytest.mark.parametrize("version", [0, -1, 999])
+def test_there_is_no_way_to_a_version_that_is_not_before_this_one(
+    tmp_path: Path, version: int
+) -> None:
+    SqliteStore(tmp_path, clock=FakeClock()).close()
+    with (
+        pytest.raises(StoreError, match=rf"not to {version}\."),
+        writing(tmp_path / DATABASE_NAME) as connection,
+    ):
+        downgrade(connection, version, now_s=5.0)
+
+
+def test_a_step_that_fails_leaves_the_database_as_it_was(tmp_path: Path) -> None:
+    old_database(tmp_path / "data")
+    path = tmp_path / "data" / DATABASE_NAME
+    before = shape(path)
+    folder = tmp_path / "migration"
+    shutil.copytree(FOLDER, folder)
+    newest = newest_version()
+    failing = folder / "versions" / f"v{newest + 1:04}_fails.py"
+    failing.write_text(
+        f'"""It fails."""\nfrom alembic import op\nrevision = "{newest + 1:04}"\n'
+        f'down_revision = "{newest:04}"\n\n'
+        'def upgrade():\n    op.execute("CREATE TABLE half (id INTEGER)")\n    raise OSError("no")\n'
+    )
+    with pytest.raises(OSError, match="no"), writing(path) as connection:
+        migrate(connection, now_s=5.0, folder=folder)
+    assert shape(path) == before
+    failing.write_text(failing.read_text().replace('raise OSError("no")', "pass"))
+    with writing(path) as connection:
+        assert migrate(connection, now_s=5.0, folder=folder) == newest + 1
+        versions = connection.execute(
+            text("SELECT version FROM schema_version ORDER BY version")
+        ).scalars()
+        assert list(versions) == list(range(1, newest + 2))
+    with pytest.raises(StoreTooNewError, match=f"has schema version {newest + 1}"):
+        SqliteStore(tmp_path / "data", clock=FakeClock())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE customers (id INTEGER)",
+        "CREATE TABLE schema_version (version INTEGER)",
+        "CREATE TABLE alembic_version (version_num VARCHAR)",
+    ],
+)
+def test_a_database_of_another_program_is_refused_and_left_alone(
+    tmp_path: Path, statement: str
+) -> None:
+    connection = sqlite3.connect(tmp_path / DATABASE_NAME)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+    before = shape(tmp_path / DATABASE_NAME)
+    with pytest.raises(StoreForeignError, match="not Penstock's") as caught:
+        SqliteStore(tmp_path, clock=FakeClock())
+    assert "\n" not in caught.value.message
+    assert exit_code_of(caught.value) == EXIT_FAILED
+    assert shape(tmp_path / DATABASE_NAME) == before
+
+
+def test_versions_follow_one_another_and_import_nothing_that_goes_on_changing() -> None:
+    paths = sorted((FOLDER / "versions").glob("v*.py"))
+    assert [int(path.name[1:5]) for path in paths] == list(range(1, newest_version() + 1))
+    for number, path in enumerate(paths, start=1):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        values = {
+            node.targets[0].id: ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id in ("revision", "down_revision")
+        }
+        before = None if number == 1 else f"{number - 1:04}"
+        assert values == {"revision": f"{number:04}", "down_revision": before}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] in {"alembic", "sqlalchemy", "collections"}

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import text
 
 from auth_worker.errors import (
     InvalidCommandError,
@@ -32,7 +32,6 @@ from auth_worker.records.operations import (
     SaveLease,
     TouchKey,
 )
-from auth_worker.storage.migrations import Migration, migrate
 from auth_worker.storage.sqlite_store import DATABASE_NAME, SqliteStore
 from protocol.wire.messages import KeyDetails
 from tests.fakes.auth_parts import START_S, FakeClock, booking, stored_key
@@ -283,23 +282,6 @@ def test_a_database_of_a_newer_penstock_is_refused_and_its_lock_let_go(tmp_path:
     connection.commit()
     connection.close()
     SqliteStore(tmp_path, clock=FakeClock()).close()
-
-
-def test_an_older_database_runs_the_migrations_it_has_not_seen(tmp_path: Path) -> None:
-    def add_note(connection: Connection) -> None:
-        connection.execute(text("ALTER TABLE keys ADD COLUMN note VARCHAR"))
-
-    migrations = (Migration(2, "a note on keys", add_note),)
-    engine = create_engine(f"sqlite:///{tmp_path / 'old.sqlite3'}")
-    for expected in (1, 2, 2):
-        with engine.begin() as connection:
-            steps = () if expected == 1 else migrations
-            assert migrate(connection, now_s=5.0, migrations=steps) == expected
-    with engine.begin() as connection:
-        versions = connection.execute(text("SELECT version FROM schema_version")).scalars().all()
-        assert list(versions) == [1, 2]
-        connection.execute(text("SELECT note FROM keys"))
-    engine.dispose()
 
 
 OUTCOMES = st.sampled_from(["finished", "aborted", "failed", "expired"])
