@@ -86,8 +86,10 @@ class NamedStatement:
             compiled = _compile(self._statement, connection)
             self._compiled[connection.dialect.name] = compiled
         text, names = compiled
-        for row in rows:
-            run(connection, text, tuple(row[name] for name in names))
+        # psycopg sends them all before it waits for the first answer.
+        values = [tuple(row[name] for name in names) for row in rows]
+        if values:
+            connection.connection.cursor().executemany(text, values)
 
 
 def _compile(statement: Executable, connection: Connection) -> tuple[str, Sequence[str]]:

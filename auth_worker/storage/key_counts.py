@@ -51,9 +51,10 @@ def count_keys(connection: Connection, wall_s: float) -> KeyCounts:
             "requests": _by_amount(connection, _columns.total_requests),
             "tokens": _by_amount(connection, tokens),
         },
-        total_requests=sums[1],
-        total_prompt_tokens=sums[2],
-        total_completion_tokens=sums[3],
+        # PostgreSQL's sums are decimals.
+        total_requests=int(sums[1]),
+        total_prompt_tokens=int(sums[2]),
+        total_completion_tokens=int(sums[3]),
         num_audit_entries=num_entries or 0,
     )
 
@@ -81,9 +82,9 @@ def _by_amount(connection: Connection, amount: ColumnElement[Any]) -> dict[str, 
 def _group(
     connection: Connection, expression: ColumnElement[Any], names: Sequence[str]
 ) -> dict[str, int]:
-    bucket = expression.label("bucket")
-    rows = connection.execute(
-        select(bucket, func.count()).select_from(schema.keys).group_by(bucket)
-    )
+    # Grouped by its name: PostgreSQL takes no two parameters of one value for the same.
+    buckets = select(expression.label("bucket")).select_from(schema.keys).subquery()
+    bucket = buckets.c.bucket
+    rows = connection.execute(select(bucket, func.count()).group_by(bucket))
     found = {str(name): int(number) for name, number in rows}
     return {name: found.get(name, 0) for name in names}

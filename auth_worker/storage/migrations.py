@@ -16,7 +16,7 @@ from auth_worker.storage import schema
 
 FOLDER: Final = Path(__file__).with_name("migration")
 FIRST_VERSION: Final = 1
-OLDEST_OF_POSTGRESQL: Final = 3
+OLDEST_OF_POSTGRESQL: Final = 4
 """Releases of before knew no PostgreSQL, so there is no way back to them."""
 
 _logger = logging.getLogger("penstock.auth")

@@ -1,11 +1,14 @@
 """The store over one SQL database: an epoch, one writer, transactions of many operations."""
 
 import os
-from collections.abc import Sequence
+import secrets
+from collections.abc import Sequence, Set
+from typing import NamedTuple
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, select
 
 from auth_worker.clock import Clock
+from auth_worker.errors import StoreUnavailableError
 from auth_worker.records.audit_chain import GENESIS_HASH, ChainedEntry, chain
 from auth_worker.records.operations import (
     AddKey,
@@ -32,6 +35,16 @@ from auth_worker.storage.key_table import KeyTable, stored_key
 from auth_worker.storage.ledger import book_usage, forget_leases, save_leases, touch_keys
 
 
+class _Done(NamedTuple):
+    """What a transaction has done, for once it is known to have lasted."""
+
+    operations: Sequence[Operation]
+    results: list[Result]
+    booked: Set[str]
+    saved: Set[str]
+    links: Sequence[ChainedEntry]
+
+
 class SqlStore:
     """Keys, leases, ledger and audit log in one database; see `Store`.
 
@@ -40,21 +53,33 @@ class SqlStore:
         clock: For the times of the epoch and the migrations.
 
     Raises:
+        StoreLockedError: Somebody else writes it.
         StoreTooNewError: A newer Penstock wrote it.
-        StoreError: As `Database.transaction`.
+        StoreForeignError: It holds tables of another program.
+        StoreError: As `Database.transaction` and `Database.prepare`.
     """
 
     def __init__(self, database: Database, *, clock: Clock) -> None:
         self._database = database
         self._clock = clock
+        self._is_closed = False
+        self._num_commits = 0
+        self._in_doubt: _Done | None = None
         with database.transaction() as connection:
+            database.prepare(connection)
             migrations.migrate(connection, now_s=clock.wall_s())
-            self._epoch = _next_epoch(connection, int(clock.wall_s()))
+            self._epoch = database.take(connection, int(clock.wall_s()), secrets.token_hex(8))
             self._audit_seq, self._audit_head = _audit_head(connection)
             saved = connection.execute(select(schema.leases.c.lease_id)).scalars()
             # Most leases are settled before they are saved, and needn't be looked for.
             self._saved_leases = set(saved)
         self.apply([AppendAudit(self._epoch_entry())])
+        database.opened()
+
+    @property
+    def database(self) -> Database:
+        """What it is in."""
+        return self._database
 
     @property
     def epoch(self) -> int:
@@ -86,27 +111,51 @@ class SqlStore:
 
     def apply(self, operations: Sequence[Operation]) -> list[Result]:
         """Carry out all operations in one durable transaction, or none; see `Store.apply`."""
-        with self._database.transaction() as connection:
-            self._database.check_fence(connection, self._epoch)
-            table = KeyTable(connection, self._clock.wall_s())
-            results, entries = _change_keys(table, operations)
-            saved, bookings = _lease_changes(operations)
-            booked = {booking.lease_id for booking in bookings}
-            forget_leases(connection, booked & self._saved_leases)
-            save_leases(connection, saved.values())
-            touch_keys(connection, [item for item in operations if isinstance(item, TouchKey)])
-            book_usage(connection, bookings)
-            links = self._append_audit(connection, entries)
-            results = self._read(connection, table, operations, results)
-        # Only what was committed moves the head of the chain, and is known to be in the tables.
-        self._saved_leases -= booked
-        self._saved_leases |= saved.keys()
-        if links:
-            self._audit_seq, self._audit_head = links[-1].seq, links[-1].hash
-        return results
+        done: _Done | None = None
+        number = self._num_commits + 1
+        try:
+            with self._database.transaction() as connection:
+                if self._database.hold(connection, self._epoch, number):
+                    done = self._carry_out(connection, operations)
+        except StoreUnavailableError:
+            # If all that is missing is the answer to the commit, it may have come through.
+            self._in_doubt = done or self._in_doubt
+            raise
+        came_through = self._in_doubt if done is None else None
+        done = done or came_through
+        assert done is not None  # noqa: S101 - only a commit of ours has this number
+        self._adopt(done)
+        if came_through is not None and came_through.operations != operations:
+            return self.apply(operations)
+        return done.results
+
+    def _carry_out(self, connection: Connection, operations: Sequence[Operation]) -> "_Done":
+        table = KeyTable(connection, self._clock.wall_s())
+        results, entries = _change_keys(table, operations)
+        saved, bookings = _lease_changes(operations)
+        booked = {booking.lease_id for booking in bookings}
+        forget_leases(connection, booked & self._saved_leases)
+        save_leases(connection, saved.values())
+        touch_keys(connection, [item for item in operations if isinstance(item, TouchKey)])
+        book_usage(connection, bookings)
+        links = self._append_audit(connection, entries)
+        results = self._read(connection, table, operations, results)
+        return _Done(operations, results, booked, saved.keys(), links)
+
+    def _adopt(self, done: "_Done") -> None:
+        """Only what was committed moves the head of the chain, and is known to be in the tables."""
+        self._in_doubt = None
+        self._num_commits += 1
+        self._saved_leases -= done.booked
+        self._saved_leases |= done.saved
+        if done.links:
+            self._audit_seq, self._audit_head = done.links[-1].seq, done.links[-1].hash
 
     def close(self) -> None:
         """Let go of the database; once more does nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._database.release(self._epoch)
         self._database.close()
 
     def _append_audit(
@@ -190,16 +239,6 @@ def _lease_changes(
         elif isinstance(operation, SaveLease):
             saved[operation.row.lease_id] = operation.row
     return saved, bookings
-
-
-def _next_epoch(connection: Connection, acquired_at: int) -> int:
-    before = connection.execute(select(schema.authority.c.epoch)).scalar_one_or_none()
-    values = {"epoch": (before or 0) + 1, "acquired_at": acquired_at}
-    if before is None:
-        connection.execute(insert(schema.authority).values(id=1, **values))
-    else:
-        connection.execute(update(schema.authority).values(**values))
-    return values["epoch"]
 
 
 def _audit_head(connection: Connection) -> tuple[int, bytes]:

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select, update
 from sqlalchemy.exc import DatabaseError
 
 from auth_worker.errors import StoreError, StoreFencedError, StoreUnavailableError
-from auth_worker.storage import database_files
+from auth_worker.storage import database_files, schema
 from auth_worker.storage.bulk import run
 from auth_worker.storage.durable_file import unusable
 from auth_worker.storage.file_lock import take_lock
@@ -43,6 +44,7 @@ class SqliteDatabase:
     Attributes:
         path: The file.
         engine: Of SQLAlchemy.
+        database_id: Empty: nobody stands by.
 
     Raises:
         StoreLockedError: Another auth worker holds this database.
@@ -54,6 +56,7 @@ class SqliteDatabase:
 
     def __init__(self, directory: Path, *, lock_patience_s: float = 0.0) -> None:
         self.path = directory / DATABASE_NAME
+        self.database_id = ""
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock_fd: int | None = take_lock(directory / LOCK_NAME, lock_patience_s)
@@ -66,6 +69,13 @@ class SqliteDatabase:
         except BaseException:
             self.close()
             raise
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def holds(self) -> bool:
+        """Always: the lock on the file goes with the process."""
+        return True
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -80,7 +90,43 @@ class SqliteDatabase:
                 raise  # only an operation is bad
             raise self._store_error(of_driver) from error
 
-    def check_fence(self, connection: Connection, epoch: int) -> None:
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """See `Database.reading`."""
+        engine = create_engine(f"sqlite:///file:{quote(str(self.path))}?mode=ro&uri=true")
+        try:
+            with engine.connect() as connection:
+                yield connection
+        except DatabaseError as error:
+            raise self._store_error(error.orig) from error
+        finally:
+            engine.dispose()
+
+    def prepare(self, connection: Connection) -> None:
+        """Look through the pages before anything is read from them."""
+        database_files.check_pages(connection, self.path)
+
+    def take(self, connection: Connection, acquired_at: int, database_id: str) -> int:
+        """The next epoch; the lock on the file keeps everybody else away."""
+        table = schema.authority
+        before = connection.execute(select(table)).one_or_none()
+        epoch = 1 if before is None else before.epoch + 1
+        values = {
+            "epoch": epoch,
+            "acquired_at": acquired_at,
+            "database_id": database_id if before is None else before.database_id or database_id,
+        }
+        if before is None:
+            connection.execute(insert(table).values(id=1, **values))
+        else:
+            connection.execute(update(table).values(**values))
+        return epoch
+
+    def opened(self) -> None:
+        """Note beside it that there is a database."""
+        database_files.mark(self.path)
+
+    def hold(self, connection: Connection, epoch: int, _number: int) -> bool:
         """The lock keeps others away; this shows one who went past it."""
         (found,) = run(connection, "SELECT epoch FROM authority").fetchone()
         if found != epoch:
@@ -88,6 +134,10 @@ class SqliteDatabase:
                 f"Another auth worker took the database over (epoch {found}, mine is {epoch});"
                 " this one stops."
             )
+        return True  # what SQLite fails to commit is not committed
+
+    def release(self, epoch: int) -> None:
+        """Nothing to do: the lock goes with `close`."""
 
     def close(self) -> None:
         """Close the database, then let go of its lock; once more does nothing."""

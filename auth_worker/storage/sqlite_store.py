@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from auth_worker.clock import Clock
-from auth_worker.storage import database_files
 from auth_worker.storage.sql_store import SqlStore
 from auth_worker.storage.sqlite_database import DATABASE_NAME, SqliteDatabase
 
@@ -33,10 +32,7 @@ class SqliteStore(SqlStore):
         self._path = database.path
         self._engine = database.engine
         try:
-            with database.transaction() as connection:
-                database_files.check_pages(connection, database.path)
             super().__init__(database, clock=clock)
-            database_files.mark(database.path)
         except BaseException:
             database.close()
             raise
