@@ -10,6 +10,7 @@ PenstockError
     │   ├── CheckpointError            a weights file is broken; names the file and the tensor
     │   ├── KvMemoryError              the KV cache's memory holds not even one whole request
     │   └── TokenizerLoadError         the tokenizer's files are missing or broken
+    ├── NativeUnavailableError         there are no native kernels here: XLA computes instead
     ├── ProfileError                   a profile can't be recorded now
     └── RequestError                   one request can't be served; the others go on
         ├── InvalidRequestError        a field is wrong; names it
@@ -60,6 +61,10 @@ class KvMemoryError(ModelLoadError):
 
 class TokenizerLoadError(ModelLoadError):
     """The tokenizer's files are missing or broken."""
+
+
+class NativeUnavailableError(EngineError):
+    """The native CPU kernels are missing, broken or of another version; the message says which."""
 
 
 class ProfileError(EngineError):

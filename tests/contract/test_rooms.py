@@ -74,6 +74,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "engine_worker.compute.sampling",
         "engine_worker.compute.models",
         "engine_worker.compute.attention",
+        "engine_worker.compute.backends",
+        "engine_worker.compute.backends.cpu_native",
         "engine_worker.compute.runner",
         "engine_worker.compute.weights",
         "engine_worker.embedding",

@@ -1,0 +1,485 @@
+"""The native kernels as pure jax functions.
+
+    x = embedding(token_ids, table, spec.vocab_size, spec.hidden_size, "bfloat16")
+    x, pages = run_blocks(x, step, ropes, [Attention(...), Mlp(...), ...])
+    logits = head(hidden, table, spec.vocab_size, "bfloat16", wanted)
+
+Weights and cache are arguments, and nothing else decides what is computed. `run_blocks` takes any
+row of neighbouring blocks, up to a whole decoder, and is one call of the library: the residual and
+the pages are updated in place where the caller's program donates them. `handlers.cc` checks every
+shape, alias and block id, so a wrong call is an error of the program.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jax
+import jax.ffi
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax.typing import DTypeLike
+
+from engine_worker.compute.backends.cpu_native.packing import WEIGHT_TYPES
+from engine_worker.compute.models.spec import (
+    Activation,
+    DecoderSpec,
+    LayerSpec,
+    MlpSpec,
+    NormKind,
+    NormPlacement,
+    QkNorm,
+)
+
+CACHE_TYPES: Final = ("float32", "bfloat16")
+"""In the order of `CacheType` in `calls.h`."""
+MAX_HEAD_DIM: Final = 256
+_CONFIG_VERSION: Final = 1
+_NORMS: Final = ("none", "rms", "layer")
+_QK_NORMS: Final = (QkNorm.NONE, QkNorm.PER_HEAD, QkNorm.FULL_WIDTH)
+_ACTIVATIONS: Final = (
+    Activation.SILU,
+    Activation.GELU_TANH,
+    Activation.GELU,
+    Activation.RELU,
+)
+_BLOCK_FIELDS: Final = 16
+_BLOCK_SCALARS: Final = 4
+
+Rope = tuple[jax.Array, jax.Array]
+"""Cosine and sine, each [T, rotated pairs] float32: pair i is numbers i and i + pairs of a head."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """The tokens of a call, in any order.
+
+    Attributes:
+        positions: [T] int32 in the token's own sequence; -1 is padding, which is skipped.
+        rows: [T] int32, the token's row of `block_tables`.
+        block_tables: [R, MB] int32; those of a row's blocks that its tokens need, in order.
+    """
+
+    positions: jax.Array
+    rows: jax.Array
+    block_tables: jax.Array
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionConfig:
+    """What an attention block computes; see `AttentionSpec` for most of it.
+
+    Attributes:
+        window: 0 is none.
+        norm: Before the block: `none`, `rms` or `layer`.
+        softcap: 0 is none.
+        multiplier: Of what the block adds to the residual.
+        has_post_norm: An RMS norm stands between the output projection and the residual.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    eps: float
+    weight_type: str = "bfloat16"
+    cache_type: str = "bfloat16"
+    group_size: int = 64
+    window: int = 0
+    softcap: float = 0.0
+    multiplier: float = 1.0
+    norm: str = "rms"
+    qk_norm: QkNorm = QkNorm.NONE
+    has_norm_bias: bool = False
+    has_qkv_bias: bool = False
+    has_o_bias: bool = False
+    has_post_norm: bool = False
+    has_sinks: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        spec: DecoderSpec,
+        layer: LayerSpec,
+        *,
+        weight_type: str,
+        cache_type: str,
+        group_size: int = 64,
+    ) -> "AttentionConfig":
+        """The attention block of a layer that `uncovered` has nothing against."""
+        attention = layer.attention
+        return cls(
+            num_heads=attention.num_heads,
+            num_kv_heads=attention.num_kv_heads,
+            head_dim=attention.head_dim,
+            scale=attention.scale,
+            eps=spec.norm_eps,
+            weight_type=weight_type,
+            cache_type=cache_type,
+            group_size=group_size,
+            window=attention.window or 0,
+            softcap=attention.softcap or 0.0,
+            multiplier=spec.residual_multiplier,
+            norm=_norm_of(spec),
+            qk_norm=attention.qk_norm,
+            has_qkv_bias=attention.qkv_bias,
+            has_o_bias=attention.o_bias,
+            has_post_norm=_has_post_norm(spec),
+            has_sinks=attention.sinks,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MlpConfig:
+    """What an MLP block computes; fields as in `AttentionConfig` and `MlpSpec`."""
+
+    intermediate_size: int
+    eps: float
+    weight_type: str = "bfloat16"
+    group_size: int = 64
+    activation: Activation = Activation.SILU
+    is_gated: bool = True
+    multiplier: float = 1.0
+    norm: str = "rms"
+    has_norm_bias: bool = False
+    has_gate_up_bias: bool = False
+    has_down_bias: bool = False
+    has_post_norm: bool = False
+
+    @classmethod
+    def of(
+        cls, spec: DecoderSpec, layer: LayerSpec, *, weight_type: str, group_size: int = 64
+    ) -> "MlpConfig":
+        """The MLP block of a layer that `uncovered` has nothing against."""
+        mlp = layer.mlp
+        assert isinstance(mlp, MlpSpec), "experts are not covered"
+        return cls(
+            intermediate_size=mlp.intermediate_size,
+            eps=spec.norm_eps,
+            weight_type=weight_type,
+            group_size=group_size,
+            activation=mlp.activation,
+            is_gated=mlp.gated,
+            multiplier=spec.residual_multiplier,
+            norm=_norm_of(spec),
+            has_gate_up_bias=mlp.bias,
+            has_down_bias=mlp.bias,
+            has_post_norm=_has_post_norm(spec),
+        )
+
+
+def _norm_of(spec: DecoderSpec) -> str:
+    if spec.norm_placement is NormPlacement.POST:
+        return "none"
+    return "layer" if spec.norm_kind is NormKind.LAYER else "rms"
+
+
+def _has_post_norm(spec: DecoderSpec) -> bool:
+    return spec.norm_placement in {NormPlacement.POST, NormPlacement.SANDWICH}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attention:
+    """One attention block of a call.
+
+    Attributes:
+        config: What it computes.
+        vectors: From `attention_vectors`.
+        qkv: Packed; outputs are all q heads, all k heads, all v heads.
+        o: Packed.
+        keys: Of this layer, see `page_shapes`.
+        values: Of this layer.
+        rope: Index of its rope in the call; None for a layer without positions.
+    """
+
+    config: AttentionConfig
+    vectors: jax.Array
+    qkv: jax.Array
+    o: jax.Array
+    keys: jax.Array
+    values: jax.Array
+    rope: int | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mlp:
+    """One MLP block of a call.
+
+    Attributes:
+        config: What it computes.
+        vectors: From `mlp_vectors`.
+        gate_up: Packed as `gate_up`, or as `linear` where it isn't gated.
+        down: Packed.
+    """
+
+    config: MlpConfig
+    vectors: jax.Array
+    gate_up: jax.Array
+    down: jax.Array
+
+
+Vector = npt.NDArray[np.float32] | None
+
+
+def attention_vectors(
+    *,
+    norm: Vector = None,
+    norm_bias: Vector = None,
+    qkv_bias: Vector = None,
+    q_norm: Vector = None,
+    k_norm: Vector = None,
+    o_bias: Vector = None,
+    post_norm: Vector = None,
+    sinks: Vector = None,
+) -> npt.NDArray[np.float32]:
+    """All small vectors of an attention block as one; None for those that its config has not.
+
+    Norms are what is multiplied: of a norm whose checkpoint has w for 1 + w, 1 + w.
+    """
+    return _joined(norm, norm_bias, qkv_bias, q_norm, k_norm, o_bias, post_norm, sinks)
+
+
+def mlp_vectors(
+    *,
+    norm: Vector = None,
+    norm_bias: Vector = None,
+    gate_up_bias: Vector = None,
+    down_bias: Vector = None,
+    post_norm: Vector = None,
+) -> npt.NDArray[np.float32]:
+    """All small vectors of an MLP block as one, as in `attention_vectors`."""
+    return _joined(norm, norm_bias, gate_up_bias, down_bias, post_norm)
+
+
+def _joined(*vectors: Vector) -> npt.NDArray[np.float32]:
+    there = [np.asarray(vector, np.float32).reshape(-1) for vector in vectors if vector is not None]
+    return np.concatenate([np.zeros(0, np.float32), *there])
+
+
+def page_shapes(
+    num_blocks: int, num_kv_heads: int, head_dim: int, block_size: int, cache_type: str
+) -> tuple[tuple[tuple[int, ...], np.dtype[Any]], tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and type of one layer's keys and of its values.
+
+    Neighbouring numbers of a key stand together so that a lane of four bytes holds them, and the
+    tokens of a block side by side, as the outputs of a packed matrix do.
+
+    Args:
+        num_blocks: All that a block table may name, the padding block among them.
+        num_kv_heads: Key heads.
+        head_dim: Even, at most `MAX_HEAD_DIM`.
+        block_size: Tokens a block; multiples of 32 are fastest.
+        cache_type: `bfloat16` (as bits in uint16) or `float32`.
+    """
+    is_half = CACHE_TYPES.index(cache_type) == 1
+    dtype, lane = (np.dtype(np.uint16), 2) if is_half else (np.dtype(np.float32), 1)
+    keys = (num_blocks, num_kv_heads, head_dim // lane, block_size, lane)
+    return (keys, dtype), ((num_blocks, num_kv_heads, block_size, head_dim), dtype)
+
+
+def run_blocks(
+    x: jax.Array, step: Step, ropes: Sequence[Rope], blocks: Sequence[Attention | Mlp]
+) -> tuple[jax.Array, tuple[tuple[jax.Array, jax.Array], ...]]:
+    """Runs neighbouring blocks on the residual.
+
+    All keys and values of the step are stored before any is read. A token's result has the same
+    bits whatever else the step holds. Tokens after the last one that isn't padding cost nothing.
+
+    Args:
+        x: [T, hidden] float32.
+        step: The tokens.
+        ropes: What the attention blocks name.
+        blocks: In order.
+
+    Returns:
+        x after the blocks (as it was for padding), and (keys, values) of each attention block.
+    """
+    arguments: list[jax.Array] = [x, step.positions, step.rows, step.block_tables]
+    for cosine, sine in ropes:
+        arguments += [cosine, sine]
+    config, scalars = [_CONFIG_VERSION, len(ropes), len(blocks)], []
+    results, aliases = [_like(x)], {0: 0}
+    for block in blocks:
+        fields, block_scalars = _fields_of(block)
+        config += fields + [0] * (_BLOCK_FIELDS - len(fields))
+        scalars += block_scalars + [0.0] * (_BLOCK_SCALARS - len(block_scalars))
+        if isinstance(block, Mlp):
+            arguments += [block.vectors, block.gate_up, block.down]
+            continue
+        arguments += [block.vectors, block.qkv, block.o]
+        for pages in (block.keys, block.values):
+            aliases[len(arguments)] = len(results)
+            arguments.append(pages)
+            results.append(_like(pages))
+    out = jax.ffi.ffi_call("penstock_blocks", results, input_output_aliases=aliases)(
+        *arguments, config=np.array(config, np.int64), scalars=np.array(scalars, np.float32)
+    )
+    pages_out = tuple(zip(out[1::2], out[2::2], strict=True))
+    return out[0], pages_out
+
+
+def _like(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return _result(*array.shape, dtype=array.dtype)
+
+
+def _result(*shape: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+
+
+def _fields_of(block: Attention | Mlp) -> tuple[list[int], list[float]]:
+    """A block's attributes in the order in which `handlers.cc` reads them."""
+    config = block.config
+    weights = [WEIGHT_TYPES.index(config.weight_type), config.group_size]
+    if isinstance(block, Mlp):
+        mlp = block.config
+        flags = (mlp.has_norm_bias, mlp.has_gate_up_bias, mlp.has_down_bias, mlp.has_post_norm)
+        return [
+            1,
+            *weights,
+            mlp.intermediate_size,
+            _ACTIVATIONS.index(mlp.activation),
+            int(mlp.is_gated),
+            _NORMS.index(mlp.norm),
+            *map(int, flags),
+        ], [mlp.eps, mlp.multiplier]
+    attention = block.config
+    bits = (
+        attention.has_norm_bias,
+        attention.has_qkv_bias,
+        attention.has_o_bias,
+        attention.has_post_norm,
+        attention.has_sinks,
+    )
+    return [
+        0,
+        *weights,
+        attention.num_heads,
+        attention.num_kv_heads,
+        attention.head_dim,
+        attention.window,
+        -1 if block.rope is None else block.rope,
+        _NORMS.index(attention.norm),
+        _QK_NORMS.index(attention.qk_norm),
+        CACHE_TYPES.index(attention.cache_type),
+        *map(int, bits),
+    ], [attention.eps, attention.scale, attention.softcap, attention.multiplier]
+
+
+def head(
+    hidden: jax.Array,
+    table: jax.Array,
+    vocab_size: int,
+    weight_type: str,
+    wanted: jax.Array | None = None,
+    *,
+    group_size: int = 64,
+    multiplier: float = 1.0,
+    softcap: float = 0.0,
+) -> jax.Array:
+    """Scores of every token of the vocabulary.
+
+    Args:
+        hidden: [R, hidden] float32, after the final norm.
+        table: Packed head, or the tied embedding.
+        vocab_size: Its outputs.
+        weight_type: As packed.
+        wanted: [R] bool or int32; rows after the last wanted one are zeros. None wants all.
+        group_size: As packed.
+        multiplier: Of the scores.
+        softcap: Scores become softcap * tanh(scores / softcap); 0 is none.
+
+    Returns:
+        [R, vocab_size] float32.
+    """
+    if wanted is None:
+        wanted = jnp.ones(hidden.shape[0], jnp.int32)
+    return jax.ffi.ffi_call("penstock_head", _result(hidden.shape[0], vocab_size))(
+        hidden,
+        wanted.astype(jnp.int32),
+        table,
+        config=_table_config(weight_type, group_size),
+        scalars=np.array([multiplier, softcap], np.float32),
+    )
+
+
+def embedding(
+    token_ids: jax.Array,
+    table: jax.Array,
+    vocab_size: int,
+    hidden_size: int,
+    weight_type: str,
+    *,
+    group_size: int = 64,
+    multiplier: float = 1.0,
+) -> jax.Array:
+    """Looks up [T] int32 ids (clamped to the vocabulary) in a packed table: [T, hidden] float32."""
+    return jax.ffi.ffi_call("penstock_embedding", _result(token_ids.shape[0], hidden_size))(
+        token_ids,
+        table,
+        config=_table_config(weight_type, group_size),
+        scalars=np.array([multiplier, 0.0], np.float32),
+        vocabulary=np.array([vocab_size], np.int64),
+    )
+
+
+def _table_config(weight_type: str, group_size: int) -> npt.NDArray[np.int64]:
+    fields = (_CONFIG_VERSION, WEIGHT_TYPES.index(weight_type), group_size)
+    return np.array(fields, np.int64)
+
+
+def uncovered(
+    spec: DecoderSpec,
+    layer: LayerSpec,
+    block: str,
+    weight_type: str,
+    cache_type: str,
+    block_size: int,
+) -> str | None:
+    """Why the kernels don't compute a block; None where they do.
+
+    Args:
+        spec: The decoder.
+        layer: Of the block; whichever for the embedding and the head.
+        block: `embedding`, `attention`, `mlp` or `head`.
+        weight_type: Of its matrices.
+        cache_type: Of keys and values.
+        block_size: Tokens of a cache block.
+    """
+    if weight_type not in WEIGHT_TYPES:
+        return f"no kernel multiplies {weight_type} weights"
+    if weight_type == "int8" and _widest(spec, layer) > 65536:
+        return "int8 products have at most 65536 inputs"
+    if block in {"embedding", "head"}:
+        return None
+    if spec.norm_placement is NormPlacement.PARALLEL:
+        return "attention and MLP read the same norm side by side"
+    if spec.norm_kind is NormKind.LAYER and spec.norm_placement is not NormPlacement.PRE:
+        return "LayerNorm stands behind the block"
+    if block == "attention":
+        return _uncovered_attention(layer, cache_type, block_size)
+    if not isinstance(layer.mlp, MlpSpec):
+        return "experts have no kernel"
+    if layer.mlp.clamp is not None:
+        return "no kernel clamps the gate"
+    return None
+
+
+def _widest(spec: DecoderSpec, layer: LayerSpec) -> int:
+    inner = layer.mlp.intermediate_size if isinstance(layer.mlp, MlpSpec) else 0
+    return max(spec.hidden_size, layer.attention.q_size, inner)
+
+
+def _uncovered_attention(layer: LayerSpec, cache_type: str, block_size: int) -> str | None:
+    attention = layer.attention
+    if cache_type not in CACHE_TYPES:
+        return f"no kernel reads a cache of {cache_type}"
+    if attention.head_dim > MAX_HEAD_DIM or attention.head_dim % 2:
+        return f"heads are even and at most {MAX_HEAD_DIM} wide, not {attention.head_dim}"
+    if attention.num_heads > 256 * attention.num_kv_heads:
+        return "more than 256 heads share a key head"
+    if block_size > 65536:
+        return "a cache block has at most 65536 tokens"
+    if attention.rope is not None and attention.rope.interleaved:
+        return "no kernel rotates neighbouring pairs"
+    return None

@@ -1,0 +1,133 @@
+"""Finds, checks and loads the shared library with the native CPU kernels.
+
+    library = load()                 # raises NativeUnavailableError with a reason for the log
+    library.level, library.num_threads
+
+The library is built with the package (`setup.py`) and holds the kernels for several instruction
+levels, of which it takes the best that the processor has. docs/kernels.md describes them.
+"""
+
+import ctypes
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import jax.ffi
+
+from engine_worker.errors import NativeUnavailableError
+from protocol.runtime.container_limits import num_usable_cores
+
+INTERFACE_VERSION: Final = 1
+"""Of the library's calls, attributes and packed layouts: `kInterfaceVersion` of `library.cc`."""
+LIBRARY_PATH: Final = Path(__file__).with_name("libpenstock_kernels.so")
+_TARGETS: Final = ("penstock_blocks", "penstock_head", "penstock_embedding")
+_lock = threading.Lock()
+_loaded: dict[Path, ctypes.CDLL] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The loaded library.
+
+    Attributes:
+        handle: For `packing`.
+        levels: Instruction levels that it was compiled for, the best first.
+        num_threads: Threads of a call, the caller's among them.
+    """
+
+    handle: ctypes.CDLL
+    levels: tuple[str, ...]
+    num_threads: int
+
+    @property
+    def level(self) -> str:
+        """The instruction level that calls use."""
+        name: bytes = self.handle.penstock_level()
+        return name.decode()
+
+    def choose_level(self, level: str) -> None:
+        """Makes all later calls of this process use a level.
+
+        Raises:
+            NativeUnavailableError: It was not compiled, or the processor lacks it.
+        """
+        if not self.handle.penstock_choose_level(level.encode()):
+            raise NativeUnavailableError(
+                f"the native kernels have no level {level} for this processor; "
+                f"compiled are {', '.join(self.levels)}"
+            )
+
+
+def load(
+    *, num_threads: int | None = None, level: str | None = None, path: Path = LIBRARY_PATH
+) -> Library:
+    """Loads the library once and registers its targets with jax.
+
+    Args:
+        num_threads: Threads of a call; None takes the cores that this process may use, by its CPU
+            set and its control group. Only the first load of a process sets it.
+        level: The instruction level; None is the best one.
+        path: Of the library.
+
+    Raises:
+        NativeUnavailableError: With the reason, in one line.
+    """
+    with _lock:
+        handle = _loaded.get(path)
+        if handle is None:
+            handle = _open(path)
+            for target in _TARGETS:
+                capsule = jax.ffi.pycapsule(  # type: ignore[no-untyped-call]
+                    getattr(handle, target)
+                )
+                jax.ffi.register_ffi_target(target, capsule, platform="cpu")
+            _loaded[path] = handle
+    threads = handle.penstock_start_threads(num_threads or num_usable_cores())
+    library = Library(
+        handle, tuple(handle.penstock_compiled_levels().decode().split()), num_threads=threads
+    )
+    if level is not None:
+        library.choose_level(level)
+    return library
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    if not path.exists():
+        raise NativeUnavailableError(
+            "the native kernels were not built: install Penstock where there is a C++ compiler"
+        )
+    try:
+        handle = ctypes.CDLL(str(path))
+        version = handle.penstock_interface_version()
+        _declare(handle)
+    except (OSError, AttributeError) as error:
+        raise NativeUnavailableError(
+            f"the native kernels can't be loaded: {error}; install Penstock again"
+        ) from error
+    if version != INTERFACE_VERSION:
+        raise NativeUnavailableError(
+            f"the native kernels are of version {version} instead of {INTERFACE_VERSION}: "
+            "install Penstock again"
+        )
+    return handle
+
+
+def _declare(handle: ctypes.CDLL) -> None:
+    """Types of all functions; an AttributeError names one that is missing."""
+    number, text, pointer, size = ctypes.c_int32, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64
+    functions: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "penstock_compiled_levels": (text, ()),
+        "penstock_level": (text, ()),
+        "penstock_choose_level": (number, (text,)),
+        "penstock_start_threads": (number, (number,)),
+        "penstock_pack": (
+            number,
+            (pointer, number, size, size, number, number, size, pointer, size),
+        ),
+    }
+    for name, (result, arguments) in functions.items():
+        function = getattr(handle, name)
+        function.restype, function.argtypes = result, arguments
+    for target in _TARGETS:
+        getattr(handle, target)

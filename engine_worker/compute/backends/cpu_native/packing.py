@@ -1,0 +1,183 @@
+"""How matrices are packed for the native kernels: once, when a model is loaded.
+
+A packed matrix is one uint8 array [num_panels, panel_bytes]. A panel holds the weights of 32
+outputs in the order in which a product reads them, with their scales behind them; its layout is
+the same for every instruction level (docs/kernels.md has a picture, `calls.h` the sizes).
+"""
+
+from enum import StrEnum
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from engine_worker.compute.backends.cpu_native.library import load
+
+LAYOUT_VERSION: Final = 1
+"""Of everything below; files of packed weights carry it."""
+PANEL_OUTPUTS: Final = 32
+GROUP_SIZES: Final = (32, 64, 128)
+"""Inputs that share an int4 scale."""
+_ROW_BYTES: Final = PANEL_OUTPUTS * 4
+_OK, _NOT_FINITE = 0, 1
+
+
+class MatrixKind(StrEnum):
+    """What a matrix is used for; `gate_up` has its two halves interleaved by 16 outputs."""
+
+    LINEAR = "linear"
+    GATE_UP = "gate_up"
+    TABLE = "table"
+
+
+WEIGHT_TYPES: Final = ("float32", "bfloat16", "int8", "int4")
+"""In the order of `WeightType` in `calls.h`."""
+_INPUTS_BY_LANE: Final = {"float32": 1, "bfloat16": 2, "int8": 4}
+
+
+def panel_bytes(num_inputs: int, weight_type: str, group_size: int = 64) -> int:
+    """Bytes of one panel of a matrix with so many inputs."""
+    if weight_type == "int4":
+        num_groups = -(-num_inputs // group_size)
+        return num_groups * (group_size // 8 * _ROW_BYTES + PANEL_OUTPUTS * 2)
+    num_lanes = -(-num_inputs // _INPUTS_BY_LANE[weight_type])
+    return num_lanes * _ROW_BYTES + (PANEL_OUTPUTS * 4 if weight_type == "int8" else 0)
+
+
+def packed_parts(
+    shape: tuple[int, int], weight_type: str, kind: str, group_size: int = 64
+) -> tuple[tuple[tuple[int, int], np.dtype[Any]], ...]:
+    """Shapes and types of what `pack` returns.
+
+    Args:
+        shape: (outputs, inputs) of the matrix.
+        weight_type: One of `WEIGHT_TYPES`.
+        kind: A `MatrixKind`.
+        group_size: Of int4, one of `GROUP_SIZES`.
+    """
+    _check(weight_type, group_size)
+    outputs, inputs = shape
+    if MatrixKind(kind) is MatrixKind.GATE_UP:
+        num_panels = -(-(outputs // 2) // (PANEL_OUTPUTS // 2))
+    else:
+        num_panels = -(-outputs // PANEL_OUTPUTS)
+    size = panel_bytes(inputs, weight_type, group_size)
+    return (((num_panels, size), np.dtype(np.uint8)),)
+
+
+def pack(
+    values: npt.NDArray[Any], weight_type: str, kind: str, *, group_size: int = 64
+) -> tuple[npt.NDArray[np.uint8], ...]:
+    """Packs, and quantises where the type asks for it, with all threads of the library.
+
+    int8 has one scale for each output: its largest weight becomes 127. int4 has one for each
+    output and group of inputs, that of a few candidates with the least squared error.
+
+    Args:
+        values: [outputs, inputs] float32 or bfloat16.
+        weight_type: One of `WEIGHT_TYPES`.
+        kind: A `MatrixKind`.
+        group_size: Of int4, one of `GROUP_SIZES`.
+
+    Raises:
+        ValueError: A weight is NaN or infinite (also: too large for bfloat16).
+        NativeUnavailableError: There is no library.
+    """
+    (shape, _), *_ = packed_parts((values.shape[0], values.shape[1]), weight_type, kind, group_size)
+    is_bfloat16 = values.dtype == ml_dtypes.bfloat16
+    if not is_bfloat16 and values.dtype != np.float32:
+        raise ValueError(f"weights to pack are float32 or bfloat16, not {values.dtype}")
+    values = np.ascontiguousarray(values)
+    packed = aligned_empty(shape)
+    status = load().handle.penstock_pack(
+        values.ctypes.data,
+        is_bfloat16,
+        *values.shape,
+        WEIGHT_TYPES.index(weight_type),
+        MatrixKind(kind) is MatrixKind.GATE_UP,
+        group_size,
+        packed.ctypes.data,
+        packed.nbytes,
+    )
+    if status == _NOT_FINITE:
+        raise ValueError(f"a weight is not a finite number in {weight_type}")
+    if status != _OK:
+        raise ValueError(f"a matrix {values.shape} can't be packed as {weight_type} {kind}")
+    return (packed,)
+
+
+def aligned_empty(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Bytes that start at a multiple of 64, as the kernels ask for and jax takes without a copy."""
+    size = int(np.prod(shape))
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].reshape(shape)
+
+
+def unpack(
+    packed: npt.NDArray[np.uint8],
+    shape: tuple[int, int],
+    weight_type: str,
+    kind: str,
+    *,
+    group_size: int = 64,
+) -> npt.NDArray[np.float32]:
+    """The numbers that a packed matrix stands for: [outputs, inputs] float32.
+
+    Args:
+        packed: From `pack`.
+        shape: (outputs, inputs) before it was packed.
+        weight_type: As packed.
+        kind: As packed.
+        group_size: As packed.
+    """
+    _check(weight_type, group_size)
+    outputs, inputs = shape
+    num_panels = packed.shape[0]
+    if weight_type == "int4":
+        lanes = _int4_values(packed, group_size)
+    else:
+        end = -(-inputs // _INPUTS_BY_LANE[weight_type]) * _ROW_BYTES
+        words = np.ascontiguousarray(packed[:, :end]).reshape(num_panels, -1, PANEL_OUTPUTS, 4)
+        scales = np.ascontiguousarray(packed[:, end:]).view(np.float32)
+        lanes = _values(words, weight_type, scales)
+    # [panel, group, output, input] to [panel, output, input].
+    rows = lanes.transpose(0, 2, 1, 3).reshape(num_panels, PANEL_OUTPUTS, -1)[:, :, :inputs]
+    if MatrixKind(kind) is MatrixKind.GATE_UP:
+        half = PANEL_OUTPUTS // 2
+        gate, up = (part.reshape(-1, inputs) for part in (rows[:, :half], rows[:, half:]))
+        inner = outputs // 2
+        return np.concatenate([gate[:inner], up[:inner]])
+    return rows.reshape(-1, inputs)[:outputs]
+
+
+def _values(
+    words: npt.NDArray[np.uint8], weight_type: str, scales: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """[panel, lane group, output, inputs of a lane] float32."""
+    numbers: npt.NDArray[np.float32]
+    if weight_type == "float32":
+        numbers = words.view(np.float32)
+    elif weight_type == "bfloat16":
+        numbers = words.view(ml_dtypes.bfloat16).astype(np.float32)
+    else:
+        numbers = (words.astype(np.float32) - np.float32(128)) * scales[:, None, :, None]
+    return numbers
+
+
+def _int4_values(packed: npt.NDArray[np.uint8], group_size: int) -> npt.NDArray[np.float32]:
+    num_panels, words_bytes = packed.shape[0], group_size // 8 * _ROW_BYTES
+    groups = packed.reshape(num_panels, -1, words_bytes + PANEL_OUTPUTS * 2)
+    words = groups[:, :, :words_bytes].reshape(num_panels, -1, group_size // 8, PANEL_OUTPUTS, 4)
+    nibbles = np.stack([words & 15, words >> 4], axis=4).astype(np.float32) - np.float32(8)
+    scales = np.ascontiguousarray(groups[:, :, words_bytes:]).view(ml_dtypes.bfloat16)
+    scaled: npt.NDArray[np.float32] = nibbles * scales.astype(np.float32)[:, :, None, :, None, None]
+    return scaled.reshape(num_panels, -1, PANEL_OUTPUTS, 8)
+
+
+def _check(weight_type: str, group_size: int) -> None:
+    if weight_type not in WEIGHT_TYPES:
+        raise ValueError(f"no weight type {weight_type!r}; there are {', '.join(WEIGHT_TYPES)}")
+    if weight_type == "int4" and group_size not in GROUP_SIZES:
+        raise ValueError(f"the group size of int4 is 32, 64 or 128, not {group_size}")

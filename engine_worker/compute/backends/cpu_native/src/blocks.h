@@ -1,0 +1,435 @@
+// The blocks of a decoder. Every function runs on all threads of the team at once. Include inside
+// the namespace.
+
+// Memory between the phases of a call, kept for the next one.
+struct Scratch {
+  ActivationMemory narrow, wide;  // what is multiplied; wide is the MLP's inner width
+  Memory projected;               // [M, widest] q|k|v, or an output before its norm
+  Memory inner;                   // [M, q] after attention, or [M, intermediate]
+  Memory normed;                  // one row a thread
+  AttentionScratch attention[ThreadPool::kMaxThreads];
+};
+
+inline Scratch& scratch() {
+  static Scratch* kept = new Scratch;  // Never destroyed: see ThreadPool::instance.
+  return *kept;
+}
+
+// ---- norms --------------------------------------------------------------------------------------------
+
+inline void normalize(const Norm& norm, const float* x, int64_t size, float* to) {
+  if (norm.kind == NormKind::kNone) {
+    std::memcpy(to, x, static_cast<size_t>(size) * 4);
+    return;
+  }
+  float mean = 0.0f;
+  if (norm.kind == NormKind::kLayer) {
+    Vector sum{};
+    for (int64_t i = 0; i < size; i += kLanes) sum += load_part(x + i, size - i);
+    mean = sum_of(sum) / static_cast<float>(size);
+  }
+  Vector squares{};
+  for (int64_t i = 0; i < size; i += kLanes) {
+    Vector centred = load_part(x + i, size - i) - mean;
+    for (int64_t lane = size - i; lane < kLanes; lane++) centred[lane] = 0.0f;
+    squares += centred * centred;
+  }
+  const float variance = sum_of(squares) / static_cast<float>(size);
+  const float scale = 1.0f / std::sqrt(variance + norm.eps);
+  for (int64_t i = 0; i < size; i += kLanes) {
+    Vector y = (load_part(x + i, size - i) - mean) * scale;
+    if (norm.weight) y *= load_part(norm.weight + i, size - i);
+    if (norm.bias) y += load_part(norm.bias + i, size - i);
+    store_part(to + i, y, size - i);
+  }
+}
+
+inline void normalize_rms(const float* weight, float eps, float* x, int64_t size) {
+  normalize({NormKind::kRms, eps, weight, nullptr}, x, size, x);
+}
+
+// ---- blocks -------------------------------------------------------------------------------------------
+
+class BlockRunner {
+ public:
+  BlockRunner(Team& team, int num_threads, const BlocksCall& call, Scratch& scratch,
+              const std::vector<QueryTile>& tiles)
+      : team_(team),
+        num_threads_(num_threads),
+        call_(call),
+        scratch_(scratch),
+        tiles_(tiles),
+        num_live_(static_cast<int64_t>(call.live.size())) {}
+
+  static constexpr int kPhases = 9;  // the most of any block
+
+  void run(const Block& block) {
+    if (block.is_attention) {
+      run_attention(block.attention);
+    } else {
+      run_mlp(block.mlp);
+    }
+  }
+
+ private:
+  int32_t token_of(int64_t row) const { return call_.live[static_cast<size_t>(row)]; }
+  float* x_of(int64_t row) const { return call_.x + token_of(row) * call_.hidden_size; }
+  float* thread_row() const {
+    return scratch_.normed.at<float>() + team_.thread() * round_up(call_.hidden_size, 16);
+  }
+
+  void run_attention(const AttentionBlock& block) {
+    const Activations normed = pack_normed(block.norm, block.qkv);
+    const int64_t width = block.qkv.outputs;
+    float* qkv = scratch_.projected.at<float>();
+    multiply(team_, num_threads_, normed, block.qkv,
+             [&](int64_t row, int64_t panel, const float* out) {
+               store_panel(qkv + row * width, out, block.qkv_bias, panel, width);
+             });
+    team_.each(num_live_, [&](int64_t row) { prepare_token(block, row, qkv + row * width); });
+    float* attended = scratch_.inner.at<float>();
+    // The last tiles of a prompt see the most: they come first.
+    const int64_t num_items = static_cast<int64_t>(tiles_.size()) * block.num_kv_heads;
+    team_.each(num_items, [&](int64_t item) {
+      const int64_t index = num_items - 1 - item;
+      const QueryTile& tile = tiles_[static_cast<size_t>(index / block.num_kv_heads)];
+      attend(block, tile, index % block.num_kv_heads, qkv + tile.first * width, width,
+             attended + tile.first * block.q_size());
+    });
+    add_output(pack_rows(attended, block.o, scratch_.narrow), block.o, block.o_bias, block.post_norm, block.norm.eps,
+               block.multiplier);
+  }
+
+  void attend(const AttentionBlock& block, const QueryTile& tile, int64_t kv_head, const float* q,
+              int64_t q_stride, float* out) {
+    AttentionScratch& own = scratch_.attention[team_.thread()];
+    if (block.cache_type == CacheType::kBfloat16) {
+      Attention<CacheType::kBfloat16>(call_, block, own)
+          .run(tile, kv_head, q, q_stride, out, block.q_size());
+    } else {
+      Attention<CacheType::kFloat32>(call_, block, own)
+          .run(tile, kv_head, q, q_stride, out, block.q_size());
+    }
+  }
+
+  // Norms and rotation of one token's q and k, in place; k and v go to their page.
+  void prepare_token(const AttentionBlock& block, int64_t row, float* qkv) {
+    const int64_t dim = block.head_dim;
+    float *q = qkv, *k = qkv + block.q_size(), *v = k + block.kv_size();
+    const float eps = block.norm.eps;
+    if (block.qk_norm == QkNorm::kFullWidth) {
+      normalize_rms(block.q_norm, eps, q, block.q_size());
+      normalize_rms(block.k_norm, eps, k, block.kv_size());
+    } else if (block.qk_norm == QkNorm::kPerHead) {
+      for (int64_t h = 0; h < block.num_heads; h++) normalize_rms(block.q_norm, eps, q + h * dim, dim);
+      for (int64_t h = 0; h < block.num_kv_heads; h++) {
+        normalize_rms(block.k_norm, eps, k + h * dim, dim);
+      }
+    }
+    const int32_t token = token_of(row);
+    const float* cosine = block.cosine + token * block.rotary_pairs;
+    const float* sine = block.sine + token * block.rotary_pairs;
+    for (int64_t h = 0; h < block.num_heads; h++) {
+      rotate(q + h * dim, cosine, sine, block.rotary_pairs);
+    }
+    const int64_t position = call_.positions[token];
+    const int64_t page =
+        call_.block_tables[call_.rows[token] * call_.table_width + position / call_.block_size];
+    for (int64_t h = 0; h < block.num_kv_heads; h++) {
+      rotate(k + h * dim, cosine, sine, block.rotary_pairs);
+      const int64_t offset = (page * block.num_kv_heads + h) * call_.block_size * dim;
+      store_token(block, offset, position % call_.block_size, k + h * dim, v + h * dim);
+    }
+  }
+
+  // Pairs (i, i + pairs) of one head.
+  static void rotate(float* x, const float* cosine, const float* sine, int64_t pairs) {
+    for (int64_t i = 0; i < pairs; i += kLanes) {
+      const int64_t left = pairs - i;
+      Vector a = load_part(x + i, left), b = load_part(x + pairs + i, left);
+      Vector c = load_part(cosine + i, left), s = load_part(sine + i, left);
+      store_part(x + i, a * c - b * s, left);
+      store_part(x + pairs + i, b * c + a * s, left);
+    }
+  }
+
+  void store_token(const AttentionBlock& block, int64_t offset, int64_t slot, const float* k,
+                   const float* v) const {
+    const int64_t dim = block.head_dim, size = call_.block_size;
+    if (block.cache_type == CacheType::kFloat32) {
+      float* keys = static_cast<float*>(block.keys) + offset + slot;
+      for (int64_t i = 0; i < dim; i++) keys[i * size] = k[i];
+      std::memcpy(static_cast<float*>(block.values) + offset + slot * dim, v,
+                  static_cast<size_t>(dim) * 4);
+      return;
+    }
+    auto* keys = static_cast<uint16_t*>(block.keys) + offset + slot * 2;
+    auto* values = static_cast<uint16_t*>(block.values) + offset + slot * dim;
+    for (int64_t i = 0; i < dim; i += kLanes) {
+      HalfVector bits = to_bfloat16(load_part(k + i, dim - i));
+      for (int64_t lane = 0; lane < kLanes && i + lane < dim; lane += 2) {
+        keys[(i + lane) * size] = bits[lane];
+        keys[(i + lane) * size + 1] = bits[lane + 1];
+      }
+      bits = to_bfloat16(load_part(v + i, dim - i));
+      std::memcpy(values + i, &bits, 2 * static_cast<size_t>(std::min<int64_t>(kLanes, dim - i)));
+    }
+  }
+
+  // ---- MLP block --------------------------------------------------------------------------------------
+
+  void run_mlp(const MlpBlock& block) {
+    const Activations normed = pack_normed(block.norm, block.gate_up);
+    const int64_t width = block.intermediate_size;
+    const bool packs_at_once = block.down.type == WeightType::kBfloat16 && width % 16 == 0;
+    const Activations packed(scratch_.wide, num_live_, block.down);
+    float* inner = scratch_.inner.at<float>();
+    if (block.is_gated) {
+      multiply(team_, num_threads_, normed, block.gate_up,
+               [&](int64_t row, int64_t panel, const float* out) {
+                 alignas(64) float products[16];
+                 gate(block, panel, out, products);
+                 const int64_t first = panel * 16, count = std::min<int64_t>(16, width - first);
+                 if (packs_at_once) {
+                   packed.put_part(row, products, first, count);
+                 } else {
+                   std::memcpy(inner + row * width + first, products,
+                               static_cast<size_t>(count) * 4);
+                 }
+               });
+    } else {
+      multiply(team_, num_threads_, normed, block.gate_up,
+               [&](int64_t row, int64_t panel, const float* out) {
+                 float* to = inner + row * width;
+                 store_panel(to, out, block.gate_up_bias, panel, width);
+                 const int64_t end = std::min(width, (panel + 1) * kPanelOutputs);
+                 for (int64_t i = panel * kPanelOutputs; i < end; i += kLanes) {
+                   store_part(to + i, activate(block.activation, load_part(to + i, end - i)),
+                              end - i);
+                 }
+               });
+    }
+    if (!(block.is_gated && packs_at_once)) pack_rows(inner, block.down, scratch_.wide);
+    add_output(packed, block.down, block.down_bias, block.post_norm, block.norm.eps,
+               block.multiplier);
+  }
+
+  // A panel holds 16 gates and the same 16 of up.
+  static void gate(const MlpBlock& block, int64_t panel, const float* out, float* products) {
+    const int64_t first = panel * 16, left = block.intermediate_size - first;
+    for (int64_t i = 0; i < 16; i += kLanes) {
+      Vector gates = load(out + i), ups = load(out + 16 + i);
+      if (block.gate_up_bias && i < left) {
+        const float* bias = block.gate_up_bias + first + i;
+        gates += load_part(bias, left - i);
+        ups += load_part(bias + block.intermediate_size, left - i);
+      }
+      store(products + i, activate(block.activation, gates) * ups);
+    }
+  }
+
+  // ---- what both do -----------------------------------------------------------------------------------
+
+  Activations pack_normed(const Norm& norm, const Matrix& matrix) {
+    const Activations to(scratch_.narrow, num_live_, matrix);
+    team_.each(num_live_, [&](int64_t row) {
+      float* normed = thread_row();
+      normalize(norm, x_of(row), call_.hidden_size, normed);
+      to.put_row(row, normed);
+    });
+    return to;
+  }
+
+  Activations pack_rows(const float* rows, const Matrix& matrix, const ActivationMemory& memory) {
+    const Activations to(memory, num_live_, matrix);
+    team_.each(num_live_,
+               [&](int64_t row) { to.put_row(row, rows + row * matrix.inputs); });
+    return to;
+  }
+
+  static void store_panel(float* row, const float* out, const float* bias, int64_t panel,
+                          int64_t width) {
+    const int64_t first = panel * kPanelOutputs, count = std::min(kPanelOutputs, width - first);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      Vector y = load(out + i);
+      if (bias) y += load_part(bias + first + i, count - i);
+      store_part(row + first + i, y, count - i);
+    }
+  }
+
+  // Adds the product to the residual, after its norm where it has one.
+  void add_output(const Activations& input, const Matrix& matrix, const float* bias,
+                  const float* post_norm, float eps, float multiplier) {
+    const int64_t size = call_.hidden_size;
+    if (post_norm == nullptr) {
+      multiply(team_, num_threads_, input, matrix,
+               [&](int64_t row, int64_t panel, const float* out) {
+                 add_panel(x_of(row), out, bias, panel, size, multiplier);
+               });
+      return;
+    }
+    float* outputs = scratch_.projected.at<float>();
+    multiply(team_, num_threads_, input, matrix,
+             [&](int64_t row, int64_t panel, const float* out) {
+               store_panel(outputs + row * size, out, bias, panel, size);
+             });
+    team_.each(num_live_, [&](int64_t row) {
+      float *y = outputs + row * size, *x = x_of(row);
+      normalize_rms(post_norm, eps, y, size);
+      for (int64_t i = 0; i < size; i++) x[i] += y[i] * multiplier;
+    });
+  }
+
+  static void add_panel(float* row, const float* out, const float* bias, int64_t panel,
+                        int64_t width, float multiplier) {
+    const int64_t first = panel * kPanelOutputs, count = std::min(kPanelOutputs, width - first);
+    for (int64_t i = 0; i < count; i += kLanes) {
+      Vector y = load(out + i);
+      if (bias) y += load_part(bias + first + i, count - i);
+      float* at = row + first + i;
+      store_part(at, load_part(at, count - i) + y * multiplier, count - i);
+    }
+  }
+
+  Team& team_;
+  const int num_threads_;
+  const BlocksCall& call_;
+  Scratch& scratch_;
+  const std::vector<QueryTile>& tiles_;
+  const int64_t num_live_;
+};
+
+// ---- calls --------------------------------------------------------------------------------------------
+
+// Neighbours among the live tokens that attention takes together.
+inline std::vector<QueryTile> query_tiles(const BlocksCall& call) {
+  int64_t most = 1, heads = 1;
+  for (const Block& block : call.blocks) {
+    if (block.is_attention) heads = std::max(heads, block.attention.heads_per_kv_head());
+  }
+  most = std::max<int64_t>(1, kFoldedRows / heads);
+  std::vector<QueryTile> tiles;
+  for (size_t i = 0; i < call.live.size(); i++) {
+    const int32_t token = call.live[i];
+    if (!tiles.empty() && tiles.back().count < most) {
+      const int32_t before = call.live[i - 1];
+      if (call.rows[token] == call.rows[before] &&
+          call.positions[token] == call.positions[before] + 1) {
+        tiles.back().count++;
+        continue;
+      }
+    }
+    tiles.push_back({static_cast<int64_t>(i), 1});
+  }
+  return tiles;
+}
+
+inline bool reserve(Scratch& kept, const BlocksCall& call, int num_threads) {
+  const auto num_rows = static_cast<int64_t>(call.live.size());
+  bool is_enough = kept.normed.reserve(num_threads * round_up(call.hidden_size, 16) * 4);
+  for (const Block& block : call.blocks) {
+    int64_t projected = call.hidden_size, inner = 0;
+    if (block.is_attention) {
+      const AttentionBlock& attention = block.attention;
+      projected = std::max(projected, attention.qkv.outputs);
+      inner = attention.q_size();
+      is_enough = is_enough && kept.narrow.reserve(num_rows, attention.qkv) &&
+                  kept.narrow.reserve(num_rows, attention.o);
+      const int64_t folded = std::max(kFoldedRows, attention.heads_per_kv_head());
+      for (int thread = 0; thread < num_threads; thread++) {
+        is_enough = is_enough && kept.attention[thread].reserve(folded, attention.head_dim,
+                                                                call.block_size);
+      }
+    } else {
+      inner = block.mlp.intermediate_size;
+      is_enough = is_enough && kept.narrow.reserve(num_rows, block.mlp.gate_up) &&
+                  kept.wide.reserve(num_rows, block.mlp.down);
+    }
+    is_enough = is_enough && kept.projected.reserve(num_rows * projected * 4) &&
+                kept.inner.reserve(num_rows * inner * 4);
+  }
+  return is_enough;
+}
+
+inline bool run_blocks(const BlocksCall& call) {
+  if (call.live.empty()) return true;
+  ThreadPool& pool = ThreadPool::instance();
+  const auto lock = pool.begin_call();
+  const int num_threads = pool.num_threads();
+  Scratch& kept = scratch();
+  if (!reserve(kept, call, num_threads)) return false;
+  const std::vector<QueryTile> tiles = query_tiles(call);
+  const int num_phases = static_cast<int>(call.blocks.size()) * BlockRunner::kPhases;
+  pool.run(lock, num_phases, [&](Team& team) {
+    BlockRunner runner(team, num_threads, call, kept, tiles);
+    for (const Block& block : call.blocks) runner.run(block);
+  });
+  return true;
+}
+
+inline bool run_head(const HeadCall& call) {
+  ThreadPool& pool = ThreadPool::instance();
+  const auto lock = pool.begin_call();
+  Scratch& kept = scratch();
+  if (!kept.narrow.reserve(call.num_rows, call.matrix)) return false;
+  pool.run(lock, 2, [&](Team& team) {
+    const Activations x(kept.narrow, call.num_rows, call.matrix);
+    const int64_t width = call.matrix.outputs;
+    team.each(call.num_rows,
+              [&](int64_t row) { x.put_row(row, call.hidden + row * call.matrix.inputs); });
+    multiply(team, pool.num_threads(), x, call.matrix,
+             [&](int64_t row, int64_t panel, const float* out) {
+               const int64_t first = panel * kPanelOutputs;
+               const int64_t count = std::min(kPanelOutputs, width - first);
+               for (int64_t i = 0; i < count; i += kLanes) {
+                 Vector y = load(out + i) * call.multiplier;
+                 if (call.softcap > 0.0f) y = call.softcap * tanh_of(y / call.softcap);
+                 store_part(call.logits + row * width + first + i, y, count - i);
+               }
+             });
+  });
+  return true;
+}
+
+// One weight of a packed matrix.
+inline float weight_at(const Matrix& matrix, const char* panel, int64_t lane, int64_t input) {
+  const char* lanes = panel + lane * kLaneBytes;
+  switch (matrix.type) {
+    case WeightType::kFloat32: return load_as<float>(lanes + input * kRowBytes);
+    case WeightType::kBfloat16: {
+      const auto bits = load_as<uint16_t>(lanes + input / 2 * kRowBytes + input % 2 * 2);
+      return bits_as<float>(static_cast<uint32_t>(bits) << 16);
+    }
+    case WeightType::kInt8: {
+      const auto byte = load_as<uint8_t>(lanes + input / 4 * kRowBytes + input % 4);
+      const int64_t end = padded_inputs(matrix.type, matrix.inputs, 0) / 4 * kRowBytes;
+      return static_cast<float>(byte - 128) * load_as<float>(panel + end + lane * 4);
+    }
+    case WeightType::kInt4: break;
+  }
+  const int64_t size = matrix.group_size, words = size / 8 * kRowBytes;
+  const int64_t group = input / size * (words + kPanelOutputs * 2), within = input % size;
+  const auto byte = load_as<uint8_t>(lanes + group + within / 8 * kRowBytes + within % 4);
+  const int nibble = within % 8 < 4 ? byte & 15 : byte >> 4;
+  const auto scale = load_as<uint16_t>(panel + group + words + lane * 2);
+  return static_cast<float>(nibble - 8) * bits_as<float>(static_cast<uint32_t>(scale) << 16);
+}
+
+inline bool run_embedding(const EmbeddingCall& call) {
+  ThreadPool& pool = ThreadPool::instance();
+  const auto lock = pool.begin_call();
+  pool.run(lock, 1, [&](Team& team) {
+    team.each(call.num_tokens, [&](int64_t token) {
+      const Matrix& matrix = call.matrix;
+      // As XLA's gather does: ids beyond the vocabulary are clamped.
+      const int64_t id =
+          std::clamp<int64_t>(call.token_ids[token], 0, matrix.outputs - 1);
+      const char* panel = matrix.data + id / kPanelOutputs * matrix.panel_stride();
+      float* x = call.x + token * matrix.inputs;
+      for (int64_t i = 0; i < matrix.inputs; i++) {
+        x[i] = weight_at(matrix, panel, id % kPanelOutputs, i) * call.multiplier;
+      }
+    });
+  });
+  return true;
+}

@@ -1,0 +1,143 @@
+// What a call computes, as plain structs: filled and checked by ffi.cc, computed by every level.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "thread_pool.h"
+
+namespace penstock {
+
+// A panel is the weights of 32 outputs: for each group of inputs, 32 lanes of four bytes. A lane
+// holds one float, two bfloat16, four int8 or eight int4 of one output. See docs/kernels.md.
+constexpr int64_t kPanelOutputs = 32;
+constexpr int64_t kLaneBytes = 4;
+constexpr int64_t kRowBytes = kPanelOutputs * kLaneBytes;
+constexpr int64_t kMaxHeadDim = 256;
+constexpr int64_t kMaxInt8Inputs = 65536;  // The sum of products then still fits 32 bits.
+
+enum class WeightType : int64_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kInt4 = 3 };
+enum class CacheType : int64_t { kFloat32 = 0, kBfloat16 = 1 };
+enum class NormKind : int64_t { kNone = 0, kRms = 1, kLayer = 2 };
+enum class QkNorm : int64_t { kNone = 0, kPerHead = 1, kFullWidth = 2 };
+enum class Activation : int64_t { kSilu = 0, kGeluTanh = 1, kGelu = 2, kRelu = 3 };
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+// Inputs that share one scale of a row of activations or weights; int4 only has several of them.
+inline int64_t num_scale_groups(WeightType type, int64_t inputs, int64_t group_size) {
+  return type == WeightType::kInt4 ? divide_up(inputs, group_size) : 1;
+}
+
+// Inputs as they are multiplied: with zeros up to whole lanes, or whole groups.
+inline int64_t padded_inputs(WeightType type, int64_t inputs, int64_t group_size) {
+  switch (type) {
+    case WeightType::kFloat32: return inputs;
+    case WeightType::kBfloat16: return round_up(inputs, 2);
+    case WeightType::kInt8: return round_up(inputs, 4);
+    case WeightType::kInt4: return round_up(inputs, group_size);
+  }
+  return 0;
+}
+
+inline int64_t panel_bytes(WeightType type, int64_t inputs, int64_t group_size) {
+  int64_t padded = padded_inputs(type, inputs, group_size);
+  switch (type) {
+    case WeightType::kFloat32: return padded * kRowBytes;
+    case WeightType::kBfloat16: return padded / 2 * kRowBytes;
+    case WeightType::kInt8: return padded / 4 * kRowBytes + kPanelOutputs * 4;  // float32 scales
+    case WeightType::kInt4:  // bfloat16 scales behind each group
+      return padded / group_size * (group_size / 8 * kRowBytes + kPanelOutputs * 2);
+  }
+  return 0;
+}
+
+struct Matrix {
+  const char* data;
+  int64_t outputs, inputs;
+  WeightType type;
+  int64_t group_size;
+
+  int64_t num_panels() const { return divide_up(outputs, kPanelOutputs); }
+  int64_t panel_stride() const { return panel_bytes(type, inputs, group_size); }
+  int64_t num_groups() const { return num_scale_groups(type, inputs, group_size); }
+};
+
+// The vectors of a block; null where it has none.
+struct Norm {
+  NormKind kind;
+  float eps;
+  const float *weight, *bias;
+};
+
+struct AttentionBlock {
+  Norm norm;
+  Matrix qkv, o;
+  const float *qkv_bias, *q_norm, *k_norm, *o_bias, *post_norm, *sinks;
+  int64_t num_heads, num_kv_heads, head_dim, window;
+  QkNorm qk_norm;
+  float scale, softcap, multiplier;
+  const float *cosine, *sine;  // [T, rotary_pairs]
+  int64_t rotary_pairs;
+  CacheType cache_type;
+  void *keys, *values;  // One layer's pages.
+
+  int64_t q_size() const { return num_heads * head_dim; }
+  int64_t kv_size() const { return num_kv_heads * head_dim; }
+  int64_t heads_per_kv_head() const { return num_heads / num_kv_heads; }
+};
+
+struct MlpBlock {
+  Norm norm;
+  Matrix gate_up, down;
+  const float *gate_up_bias, *down_bias, *post_norm;
+  int64_t intermediate_size;
+  Activation activation;
+  bool is_gated;
+  float multiplier;
+};
+
+struct Block {
+  bool is_attention;
+  AttentionBlock attention;
+  MlpBlock mlp;
+};
+
+struct BlocksCall {
+  float* x;  // [T, hidden], updated in place.
+  int64_t num_tokens, hidden_size;
+  const int32_t *positions, *rows;  // [T]
+  const int32_t* block_tables;      // [R, table_width]
+  int64_t num_rows, table_width, num_blocks, block_size;
+  std::vector<Block> blocks;
+  std::vector<int32_t> live;  // Indices of the tokens that are not padding.
+};
+
+struct HeadCall {
+  const float* hidden;  // [R, inputs]
+  float* logits;        // [R, outputs]
+  int64_t num_rows;     // Those that are computed.
+  Matrix matrix;
+  float multiplier, softcap;
+};
+
+struct EmbeddingCall {
+  const int32_t* token_ids;  // [T]
+  float* x;                  // [T, inputs]
+  int64_t num_tokens;
+  Matrix matrix;
+  float multiplier;
+};
+
+// One instruction level: the same sources, compiled with other options.
+struct Level {
+  const char* name;
+  // Each returns false when there is not enough memory for what it keeps in between.
+  bool (*run_blocks)(const BlocksCall&);
+  bool (*run_head)(const HeadCall&);
+  bool (*run_embedding)(const EmbeddingCall&);
+};
+
+}  // namespace penstock

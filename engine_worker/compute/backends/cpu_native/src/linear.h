@@ -1,0 +1,321 @@
+// Products of packed activations and packed matrices. Include inside the level's namespace.
+
+// What a tile of kRows rows and one panel is computed from.
+struct TileInput {
+  const void* x;            // The tile's rows, packed.
+  const char* panel;
+  int64_t inputs;           // Padded, see padded_inputs.
+  int64_t group_size;       // int4: inputs of a scale.
+  const float* scales;      // int8 and int4: one for each row,
+  const int32_t* sums;      // and the sum of the inputs of each row and group.
+};
+
+// Writes [kRows, 32] float32.
+using Tile = void (*)(const TileInput&, float* out);
+
+template <class Product, int kRows>
+void float_tile(const TileInput& in, float* out) {
+  constexpr int kStep = 2 * kLanes;
+  const auto* x = static_cast<const typename Product::Input*>(in.x);
+  for (int64_t first = 0; first < kPanelOutputs; first += kStep) {
+    typename Product::Sum sums[kRows][2] = {};
+    multiply_groups<Product, kRows, 2>(x, in.panel + first * kLaneBytes, kRowBytes,
+                                       in.inputs / Product::kInputs, sums);
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; row++) {
+      store(out + row * kPanelOutputs + first, bits_as<Vector>(sums[row][0]));
+      store(out + row * kPanelOutputs + first + kLanes, bits_as<Vector>(sums[row][1]));
+    }
+  }
+}
+
+template <int kRows>
+void int8_tile(const TileInput& in, float* out) {
+  using Product = IntegerProduct<false>;
+  constexpr int kStep = 2 * kLanes;
+  const auto* x = static_cast<const uint32_t*>(in.x);
+  const int64_t num_groups = in.inputs / 4;
+  const char* weight_scales = in.panel + num_groups * kRowBytes;
+  for (int64_t first = 0; first < kPanelOutputs; first += kStep) {
+    IntVector sums[kRows][2] = {};
+    multiply_groups<Product, kRows, 2>(x, in.panel + first * kLaneBytes, kRowBytes, num_groups,
+                                       sums);
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; row++) {
+      for (int v = 0; v < 2; v++) {
+        // Weights are stored as w + 128.
+        IntVector sum = sums[row][v] - in.sums[row] * 128;
+        Vector scale = load_as<Vector>(weight_scales + (first + v * kLanes) * 4);
+        store(out + row * kPanelOutputs + first + v * kLanes,
+              __builtin_convertvector(sum, Vector) * (in.scales[row] * scale));
+      }
+    }
+  }
+}
+
+template <int kRows>
+void int4_tile(const TileInput& in, float* out) {
+  using Product = IntegerProduct<true>;
+  constexpr int kStep = 2 * kLanes;
+  const int64_t num_groups = in.inputs / in.group_size, num_words = in.group_size / 8;
+  const int64_t group_bytes = num_words * kRowBytes + kPanelOutputs * 2;
+  for (int64_t first = 0; first < kPanelOutputs; first += kStep) {
+    const auto* x = static_cast<const uint32_t*>(in.x);
+    Vector totals[kRows][2] = {};
+    for (int64_t group = 0; group < num_groups; group++) {
+      const char* words = in.panel + group * group_bytes + first * kLaneBytes;
+      IntVector sums[kRows][2] = {};
+      for (int64_t word = 0; word < num_words; word++, words += kRowBytes) {
+        typename Product::Weight low[2], high[2];
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; v++) {
+          IntVector nibbles = load_as<IntVector>(words + v * (kLaneBytes * kLanes));
+          __builtin_prefetch(words + v * (kLaneBytes * kLanes) + 1024);
+          low[v] = Product::prepare(nibbles & 0x0f0f0f0f);
+          high[v] = Product::prepare((nibbles >> 4) & 0x0f0f0f0f);
+        }
+#pragma GCC unroll 16
+        for (int row = 0; row < kRows; row++) {
+          auto b = Product::broadcast(x + row);
+          Product::multiply_add(sums[row][0], low[0], b);
+          Product::multiply_add(sums[row][1], low[1], b);
+        }
+#pragma GCC unroll 16
+        for (int row = 0; row < kRows; row++) {
+          auto b = Product::broadcast(x + kRows + row);
+          Product::multiply_add(sums[row][0], high[0], b);
+          Product::multiply_add(sums[row][1], high[1], b);
+        }
+        x += 2 * kRows;
+      }
+      const char* scales = in.panel + group * group_bytes + num_words * kRowBytes + first * 2;
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; v++) {
+        Vector scale = from_bfloat16(load_as<HalfVector>(scales + v * kLanes * 2));
+#pragma GCC unroll 16
+        for (int row = 0; row < kRows; row++) {
+          // Weights are stored as w + 8.
+          IntVector sum = sums[row][v] - in.sums[row * num_groups + group] * 8;
+          totals[row][v] += __builtin_convertvector(sum, Vector) * scale;
+        }
+      }
+    }
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; row++) {
+      for (int v = 0; v < 2; v++) {
+        store(out + row * kPanelOutputs + first + v * kLanes, totals[row][v] * in.scales[row]);
+      }
+    }
+  }
+}
+
+constexpr int kMostRows = 14;
+
+template <class Product, int... kRows>
+constexpr std::array<Tile, kMostRows + 1> float_tiles(std::integer_sequence<int, kRows...>) {
+  return {nullptr, float_tile<Product, kRows + 1>...};
+}
+template <int... kRows>
+constexpr std::array<Tile, kMostRows + 1> int8_tiles(std::integer_sequence<int, kRows...>) {
+  return {nullptr, int8_tile<kRows + 1>...};
+}
+template <int... kRows>
+constexpr std::array<Tile, kMostRows + 1> int4_tiles(std::integer_sequence<int, kRows...>) {
+  return {nullptr, int4_tile<kRows + 1>...};
+}
+
+struct TileTable {
+  int max_rows;
+  std::array<Tile, kMostRows + 1> tiles;  // by number of rows
+};
+
+// int4 keeps twice as many sums.
+constexpr int kMaxInt4Rows = (IntegerProduct<true>::kMaxRows + 1) / 2;
+
+inline const TileTable& tile_table(WeightType type) {
+  static constexpr TileTable kFloat32{
+      Float32Product::kMaxRows,
+      float_tiles<Float32Product>(std::make_integer_sequence<int, Float32Product::kMaxRows>())};
+  static constexpr TileTable kBfloat16{
+      Bfloat16Product::kMaxRows,
+      float_tiles<Bfloat16Product>(std::make_integer_sequence<int, Bfloat16Product::kMaxRows>())};
+  static constexpr TileTable kInt8{
+      IntegerProduct<false>::kMaxRows,
+      int8_tiles(std::make_integer_sequence<int, IntegerProduct<false>::kMaxRows>())};
+  static constexpr TileTable kInt4{
+      kMaxInt4Rows, int4_tiles(std::make_integer_sequence<int, kMaxInt4Rows>())};
+  switch (type) {
+    case WeightType::kFloat32: return kFloat32;
+    case WeightType::kBfloat16: return kBfloat16;
+    case WeightType::kInt8: return kInt8;
+    case WeightType::kInt4: break;
+  }
+  return kInt4;
+}
+
+// ---- activations ----------------------------------------------------------------------------------
+
+// Memory of packed rows.
+struct ActivationMemory {
+  Memory packed, scales, sums;
+
+  bool reserve(int64_t num_rows, const Matrix& matrix) {
+    const int64_t inputs = padded_inputs(matrix.type, matrix.inputs, matrix.group_size);
+    // Four bytes an input hold float32 and, on levels without bfloat16 products, its pairs.
+    return packed.reserve(num_rows * inputs * 4) && scales.reserve(num_rows * 4) &&
+           sums.reserve(num_rows * matrix.num_groups() * 4);
+  }
+};
+
+// Rows in the type that a matrix is multiplied in. They stand in blocks of nearly equal size, at
+// most a tile; in a block the group of inputs is the outer index and the row the inner one. Each
+// thread has its own view of the one memory.
+class Activations {
+ public:
+  Activations(const ActivationMemory& memory, int64_t num_rows, const Matrix& matrix)
+      : packed_(memory.packed.at<char>()),
+        scales_(memory.scales.at<float>()),
+        sums_(memory.sums.at<int32_t>()),
+        type_(matrix.type),
+        num_rows_(num_rows),
+        num_inputs_(matrix.inputs),
+        padded_(padded_inputs(matrix.type, matrix.inputs, matrix.group_size)),
+        group_size_(matrix.group_size),
+        num_groups_(matrix.num_groups()),
+        num_blocks_(divide_up(num_rows, tile_table(matrix.type).max_rows)),
+        block_rows_(num_blocks_ > 0 ? divide_up(num_rows, num_blocks_) : 0) {}
+
+  int64_t num_rows() const { return num_rows_; }
+  int64_t num_blocks() const { return num_blocks_; }
+  int64_t first_row(int64_t block) const { return block * block_rows_; }
+  int64_t rows_of(int64_t block) const {
+    int64_t left = num_rows_ - block * block_rows_;
+    return left < block_rows_ ? left : block_rows_;
+  }
+
+  // Packs `values`, as many as the matrix has inputs.
+  void put_row(int64_t row, const float* values) const {
+    switch (type_) {
+      case WeightType::kFloat32: return put_floats<Float32Product>(row, values, 0, num_inputs_);
+      case WeightType::kBfloat16: return put_floats<Bfloat16Product>(row, values, 0, num_inputs_);
+      case WeightType::kInt8:
+      case WeightType::kInt4: return put_integers(row, values);
+    }
+  }
+
+  // Packs `count` values from input `first` on, a multiple of 16; bfloat16 and float32 only.
+  void put_part(int64_t row, const float* values, int64_t first, int64_t count) const {
+    if (type_ == WeightType::kFloat32) {
+      put_floats<Float32Product>(row, values, first, count);
+    } else {
+      put_floats<Bfloat16Product>(row, values, first, count);
+    }
+  }
+
+  TileInput tile(int64_t block, const char* panel) const {
+    int64_t row = first_row(block);
+    return {packed_ + row * padded_ * input_bytes(),
+            panel,
+            padded_,
+            group_size_,
+            scales_ + row,
+            sums_ + row * num_groups_};
+  }
+
+ private:
+  int64_t input_bytes() const {
+    switch (type_) {
+      case WeightType::kFloat32: return sizeof(Float32Product::Input);
+      case WeightType::kBfloat16: return sizeof(Bfloat16Product::Input) / 2;
+      default: return 1;
+    }
+  }
+
+  template <class Product>
+  void put_floats(int64_t row, const float* values, int64_t first, int64_t count) const {
+    int64_t block = row / block_rows_, stride = rows_of(block);
+    auto* to = reinterpret_cast<typename Product::Input*>(packed_) +
+               first_row(block) * (padded_ / Product::kInputs) +
+               first / Product::kInputs * stride + (row - first_row(block));
+    Product::put(to, stride, values, count);
+  }
+
+  // One scale for the whole row: the largest value becomes 127.
+  void put_integers(int64_t row, const float* values) const {
+    Vector largest{}, probe{};
+    for (int64_t i = 0; i < num_inputs_; i += kLanes) {
+      Vector x = load_part(values + i, num_inputs_ - i);
+      largest = maximum(absolute(x), largest);
+      probe += x * 0.0f;
+    }
+    const float limit = maximum_of(largest);
+    const float inverse = limit > 0.0f ? 127.0f / limit : 0.0f;
+    // A row with NaN or infinity stays one without a number.
+    scales_[row] = limit / 127.0f + sum_of(probe);
+    const int64_t block = row / block_rows_, stride = rows_of(block);
+    uint32_t* to = reinterpret_cast<uint32_t*>(packed_) + first_row(block) * (padded_ / 4) +
+                   (row - first_row(block));
+    int32_t* sums = sums_ + row * num_groups_;
+    for (int64_t group = 0; group < num_groups_; group++) sums[group] = 0;
+    for (int64_t i = 0; i < padded_; i += kLanes) {
+      Vector x = i < num_inputs_ ? load_part(values + i, num_inputs_ - i) : Vector{};
+      IntVector rounded = round_to_integers(x * inverse);
+      for (int64_t k = 0; k < kLanes && i + k < padded_; k += 4) {
+        int8_t bytes[4];
+        int32_t sum = 0;
+        for (int64_t j = 0; j < 4; j++) {
+          bytes[j] = static_cast<int8_t>(rounded[k + j]);
+          sum += bytes[j];
+        }
+        std::memcpy(to + (i + k) / 4 * stride, bytes, 4);
+        sums[num_groups_ == 1 ? 0 : (i + k) / group_size_] += sum;
+      }
+    }
+  }
+
+  static IntVector round_to_integers(Vector x) {
+    const float magic = 12582912.0f;
+    Vector shifted = x + magic;
+    return bits_as<IntVector>(shifted) - bits_as<IntVector>(splat(magic));
+  }
+
+  char* packed_;
+  float* scales_;
+  int32_t* sums_;
+  WeightType type_;
+  int64_t num_rows_, num_inputs_, padded_, group_size_, num_groups_, num_blocks_, block_rows_;
+};
+
+// ---- products --------------------------------------------------------------------------------------
+
+// Calls finish(row, panel, const float* [32]) for every row and panel, spread over the team.
+template <class Finish>
+void multiply(Team& team, int num_threads, const Activations& x, const Matrix& matrix,
+              Finish&& finish) {
+  const TileTable& table = tile_table(matrix.type);
+  const int64_t num_panels = matrix.num_panels(), stride = matrix.panel_stride();
+  // A few panels an item where there are plenty; a part of the rows where there are few.
+  int64_t item_panels = num_panels / (int64_t{8} * num_threads);
+  item_panels = item_panels < 1 ? 1 : item_panels > 8 ? 8 : item_panels;
+  const int64_t num_columns = divide_up(num_panels, item_panels);
+  int64_t row_parts = divide_up(int64_t{4} * num_threads, num_columns);
+  const int64_t most_parts = divide_up(x.num_blocks(), 4);
+  row_parts = row_parts > most_parts ? most_parts : row_parts;
+  row_parts = row_parts < 1 ? 1 : row_parts;
+  team.each(num_columns * row_parts, [&](int64_t item) {
+    const int64_t column = item / row_parts, part = item % row_parts;
+    const int64_t first_block = x.num_blocks() * part / row_parts;
+    const int64_t end_block = x.num_blocks() * (part + 1) / row_parts;
+    const int64_t end_panel = std::min(num_panels, (column + 1) * item_panels);
+    alignas(64) float out[kMostRows * kPanelOutputs];
+    for (int64_t panel = column * item_panels; panel < end_panel; panel++) {
+      for (int64_t block = first_block; block < end_block; block++) {
+        const int64_t num_rows = x.rows_of(block);
+        table.tiles[num_rows](x.tile(block, matrix.data + panel * stride), out);
+        for (int64_t row = 0; row < num_rows; row++) {
+          finish(x.first_row(block) + row, panel, out + row * kPanelOutputs);
+        }
+      }
+    }
+  });
+}

@@ -1,0 +1,390 @@
+"""Random blocks, the native kernels' answer to them, and the same computed in float64.
+
+The oracle rounds where the kernels are said to round (activations before a product, queries before
+a bfloat16 cache, keys and values) and nowhere else, so what is left is the order of sums.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from engine_worker.compute.backends.cpu_native import calls, packing
+from engine_worker.compute.backends.cpu_native.calls import (
+    Attention,
+    AttentionConfig,
+    Mlp,
+    MlpConfig,
+    Step,
+)
+from engine_worker.compute.models.spec import Activation, QkNorm
+
+Array = npt.NDArray[Any]
+TOLERANCE = {"float32": 3e-6, "bfloat16": 3e-3, "int8": 1e-2, "int4": 1e-2}
+"""Of the relative distance to the oracle: a float32 sum; a rounding that went the other way."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a step: tokens that are stored already, and new ones."""
+
+    num_stored: int
+    num_new: int
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """The tokens of a call."""
+
+    rows: tuple[Row, ...]
+    block_size: int
+    num_padding: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(row.num_new for row in self.rows) + self.num_padding
+
+
+class Problem:
+    """A residual, a cache with its pages shuffled, and random blocks over them."""
+
+    def __init__(self, shape: StepShape, hidden_size: int, seed: int = 0) -> None:
+        self.shape = shape
+        self.hidden_size = hidden_size
+        self.random = np.random.default_rng(seed)
+        self._lay_out_tokens()
+        self.x = self.normal(shape.num_tokens, hidden_size)
+
+    def _lay_out_tokens(self) -> None:
+        shape = self.shape
+        positions: list[int] = []
+        rows: list[int] = []
+        for index, row in enumerate(shape.rows):
+            positions += range(row.num_stored, row.num_stored + row.num_new)
+            rows += [index] * row.num_new
+        for _ in range(shape.num_padding):
+            place = int(self.random.integers(len(positions) + 1))
+            if 0 < place < len(positions) and rows[place - 1] == rows[place]:
+                place = len(positions)
+            positions.insert(place, -1)
+            rows.insert(place, 0)
+        self.positions = np.array(positions, np.int32)
+        self.rows = np.array(rows, np.int32)
+        lengths = [row.num_stored + row.num_new for row in shape.rows]
+        width = max(1, max(-(-length // shape.block_size) for length in lengths))
+        self.num_blocks = width * len(lengths) + 1
+        ids = self.random.permutation(self.num_blocks - 1)[: width * len(lengths)]
+        self.block_tables = ids.reshape(len(lengths), width).astype(np.int32)
+        for table, length in zip(self.block_tables, lengths, strict=True):
+            table[-(-length // shape.block_size) :] = -7  # never looked at
+
+    def normal(self, *shape: int, scale: float = 1.0) -> npt.NDArray[np.float32]:
+        numbers: npt.NDArray[np.float32] = self.random.standard_normal(shape, np.float32)
+        return numbers * np.float32(scale)
+
+    @property
+    def step(self) -> Step:
+        return Step(
+            jnp.asarray(self.positions), jnp.asarray(self.rows), jnp.asarray(self.block_tables)
+        )
+
+    def matrix(
+        self, outputs: int, inputs: int, weight_type: str, kind: str, group_size: int
+    ) -> tuple[Array, Array]:
+        """A packed matrix, and what it stands for in float64."""
+        values = self.normal(outputs, inputs, scale=inputs**-0.5)
+        (packed,) = packing.pack(values, weight_type, kind, group_size=group_size)
+        unpacked = packing.unpack(
+            packed, (outputs, inputs), weight_type, kind, group_size=group_size
+        )
+        return packed, unpacked.astype(np.float64)
+
+    def attention(self, config: AttentionConfig, rotary_pairs: int | None) -> "AttentionProblem":
+        return AttentionProblem(self, config, rotary_pairs)
+
+    def mlp(self, config: MlpConfig) -> "MlpProblem":
+        return MlpProblem(self, config)
+
+
+class AttentionProblem:
+    """One attention block with random weights and a random cache."""
+
+    def __init__(self, problem: Problem, config: AttentionConfig, rotary_pairs: int | None) -> None:
+        self.problem, self.config = problem, config
+        hidden, heads, kv_heads = problem.hidden_size, config.num_heads, config.num_kv_heads
+        dim = config.head_dim
+        q_size, kv_size = heads * dim, kv_heads * dim
+        is_full = config.qk_norm is QkNorm.FULL_WIDTH
+        has_qk = config.qk_norm is not QkNorm.NONE
+        normal = problem.normal
+
+        def vector(is_there: bool, size: int, mean: float = 0.0) -> Array | None:
+            return normal(size, scale=0.2) + np.float32(mean) if is_there else None
+
+        self.vectors: dict[str, Array | None] = {
+            "norm": vector(config.norm != "none", hidden, 1.0),
+            "norm_bias": vector(config.has_norm_bias, hidden),
+            "qkv_bias": vector(config.has_qkv_bias, q_size + 2 * kv_size),
+            "q_norm": vector(has_qk, q_size if is_full else dim, 1.0),
+            "k_norm": vector(has_qk, kv_size if is_full else dim, 1.0),
+            "o_bias": vector(config.has_o_bias, hidden),
+            "post_norm": vector(config.has_post_norm, hidden, 1.0),
+            "sinks": vector(config.has_sinks, heads),
+        }
+        types = (config.weight_type, "linear", config.group_size)
+        self.qkv, self.qkv_values = problem.matrix(q_size + 2 * kv_size, hidden, *types)
+        self.o, self.o_values = problem.matrix(hidden, q_size, *types)
+        self.cosine = self.sine = None
+        if rotary_pairs is not None:
+            angles = problem.random.uniform(0, 6.28, (problem.shape.num_tokens, rotary_pairs))
+            self.cosine, self.sine = (
+                np.cos(angles).astype(np.float32),
+                np.sin(angles).astype(np.float32),
+            )
+        (key_shape, _), (value_shape, _) = calls.page_shapes(
+            problem.num_blocks, kv_heads, dim, problem.shape.block_size, config.cache_type
+        )
+        # What nobody may see is no number, in the scores nor in the values.
+        self.keys = np.full(key_shape, np.nan, np.float32)
+        self.values = np.full(value_shape, np.nan, np.float32)
+        for index, row in enumerate(problem.shape.rows):
+            for position in range(row.num_stored):
+                self._put(self.keys, self.values, index, position, normal(2, kv_heads, dim))
+
+    def _put(self, keys: Array, values: Array, row: int, position: int, both: Array) -> None:
+        size = self.problem.shape.block_size
+        page = self.problem.block_tables[row, position // size]
+        lane = keys.shape[-1]
+        keys[page, :, :, position % size] = both[0].reshape(*both[0].shape[:1], -1, lane)
+        values[page, :, position % size] = both[1]
+
+    def _get(self, keys: Array, values: Array, row: int, count: int) -> tuple[Array, Array]:
+        """[count, KH, D] keys and values of a row's first positions."""
+        size = self.problem.shape.block_size
+        at = np.arange(count)
+        pages = self.problem.block_tables[row, at // size]
+        found = keys[pages, :, :, at % size]
+        return found.reshape(count, keys.shape[1], -1), values[pages, :, at % size]
+
+    def _stored(self, numbers: Array) -> Array:
+        if self.config.cache_type == "bfloat16":
+            return numbers.astype(ml_dtypes.bfloat16).view(np.uint16)
+        return numbers.astype(np.float32)
+
+    def numbers(self, pages: Any) -> Array:
+        """A page array's numbers, float32."""
+        pages = np.asarray(pages)
+        if pages.dtype == np.uint16:
+            pages = pages.view(ml_dtypes.bfloat16)
+        numbers: Array = pages.astype(np.float32)
+        return numbers
+
+    def block(self, rope: int | None) -> Attention:
+        return Attention(
+            self.config,
+            jnp.asarray(calls.attention_vectors(**self.vectors)),
+            jnp.asarray(self.qkv),
+            jnp.asarray(self.o),
+            jnp.asarray(self._stored(self.keys)),
+            jnp.asarray(self._stored(self.values)),
+            rope,
+        )
+
+    @property
+    def ropes(self) -> list[calls.Rope]:
+        if self.cosine is None or self.sine is None:
+            return []
+        return [(jnp.asarray(self.cosine), jnp.asarray(self.sine))]
+
+    def oracle(self, x: Array, *, rounds: bool = True) -> tuple[Array, Array, Array]:
+        """x after the block, and the cache's keys and values, all float64.
+
+        Args:
+            x: [T, hidden].
+            rounds: False computes everything in full precision.
+        """
+        config, problem, vectors = self.config, self.problem, self.vectors
+        heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
+        rounding = config.weight_type if rounds else "float64"
+        live = np.flatnonzero(problem.positions >= 0)
+        normed = normalized(x[live], config.norm, config.eps, vectors["norm"], vectors["norm_bias"])
+        qkv = rounded(normed, rounding, config.group_size) @ self.qkv_values.T
+        if vectors["qkv_bias"] is not None:
+            qkv = qkv + vectors["qkv_bias"]
+        q, k, v = np.split(qkv, [heads * dim, (heads + kv_heads) * dim], axis=1)
+        if config.qk_norm is QkNorm.FULL_WIDTH:
+            q = normalized(q, "rms", config.eps, vectors["q_norm"])
+            k = normalized(k, "rms", config.eps, vectors["k_norm"])
+        q, k, v = (part.reshape(len(live), -1, dim) for part in (q, k, v))
+        if config.qk_norm is QkNorm.PER_HEAD:
+            q = normalized(q, "rms", config.eps, vectors["q_norm"])
+            k = normalized(k, "rms", config.eps, vectors["k_norm"])
+        q, k = self._rotated(q, live), self._rotated(k, live)
+        keys, values = self.keys.astype(np.float64), self.values.astype(np.float64)
+        cache_rounding = config.cache_type if rounds else "float64"
+        for index, token in enumerate(live):
+            both = rounded(np.stack([k[index], v[index]]), cache_rounding, 0)
+            self._put(keys, values, problem.rows[token], problem.positions[token], both)
+        seen_keys = rounded(keys, cache_rounding, 0)
+        seen_values = rounded(values, cache_rounding, 0)
+        attended = np.stack(
+            [
+                self._attended(
+                    rounded(q[index] * config.scale, cache_rounding, 0),
+                    *self._get(
+                        seen_keys,
+                        seen_values,
+                        problem.rows[token],
+                        problem.positions[token] + 1,
+                    ),
+                )
+                for index, token in enumerate(live)
+            ]
+        )
+        out = rounded(attended, rounding, config.group_size) @ self.o_values.T
+        result = x.astype(np.float64)
+        result[live] += added(
+            out, vectors["o_bias"], vectors["post_norm"], config.eps, config.multiplier
+        )
+        return result, keys, values
+
+    def _rotated(self, heads: Array, live: Array) -> Array:
+        if self.cosine is None or self.sine is None:
+            return heads
+        pairs = self.cosine.shape[1]
+        cosine = self.cosine[live][:, None].astype(np.float64)
+        sine = self.sine[live][:, None].astype(np.float64)
+        first, second = heads[..., :pairs], heads[..., pairs : 2 * pairs]
+        turned = [first * cosine - second * sine, second * cosine + first * sine]
+        return np.concatenate([*turned, heads[..., 2 * pairs :]], axis=-1)
+
+    def _attended(self, q: Array, keys: Array, values: Array) -> Array:
+        config = self.config
+        if config.window:
+            keys, values = keys[-config.window :], values[-config.window :]
+        groups = config.num_heads // config.num_kv_heads
+        keys, values = np.repeat(keys, groups, axis=1), np.repeat(values, groups, axis=1)
+        scores = np.einsum("hd,shd->hs", q, keys)
+        if config.softcap:
+            scores = config.softcap * np.tanh(scores / config.softcap)
+        sinks = self.vectors["sinks"]
+        if sinks is not None:
+            scores = np.concatenate([scores, sinks[:, None]], axis=1)
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+        attended: Array = np.einsum("hs,shd->hd", weights[:, : len(values)], values)
+        return attended.reshape(-1)
+
+
+class MlpProblem:
+    """One MLP block with random weights."""
+
+    def __init__(self, problem: Problem, config: MlpConfig) -> None:
+        self.problem, self.config = problem, config
+        hidden, inner, normal = problem.hidden_size, config.intermediate_size, problem.normal
+        outputs = 2 * inner if config.is_gated else inner
+        self.vectors: dict[str, Array | None] = {
+            "norm": normal(hidden, scale=0.2) + np.float32(1) if config.norm != "none" else None,
+            "norm_bias": normal(hidden, scale=0.2) if config.has_norm_bias else None,
+            "gate_up_bias": normal(outputs, scale=0.2) if config.has_gate_up_bias else None,
+            "down_bias": normal(hidden, scale=0.2) if config.has_down_bias else None,
+            "post_norm": normal(hidden, scale=0.2) + np.float32(1)
+            if config.has_post_norm
+            else None,
+        }
+        kind = "gate_up" if config.is_gated else "linear"
+        types = (config.weight_type, kind, config.group_size)
+        self.gate_up, self.gate_up_values = problem.matrix(outputs, hidden, *types)
+        self.down, self.down_values = problem.matrix(
+            hidden, inner, config.weight_type, "linear", config.group_size
+        )
+
+    def block(self) -> Mlp:
+        return Mlp(
+            self.config,
+            jnp.asarray(calls.mlp_vectors(**self.vectors)),
+            jnp.asarray(self.gate_up),
+            jnp.asarray(self.down),
+        )
+
+    def oracle(self, x: Array, *, rounds: bool = True) -> Array:
+        """x after the block in float64; see `AttentionProblem.oracle`."""
+        config, vectors = self.config, self.vectors
+        rounding = config.weight_type if rounds else "float64"
+        live = np.flatnonzero(self.problem.positions >= 0)
+        normed = normalized(x[live], config.norm, config.eps, vectors["norm"], vectors["norm_bias"])
+        inner = rounded(normed, rounding, config.group_size) @ self.gate_up_values.T
+        if vectors["gate_up_bias"] is not None:
+            inner = inner + vectors["gate_up_bias"]
+        if config.is_gated:
+            gate, up = np.split(inner, 2, axis=1)
+            inner = activated(gate, config.activation) * up
+        else:
+            inner = activated(inner, config.activation)
+        out = rounded(inner, rounding, config.group_size) @ self.down_values.T
+        result = x.astype(np.float64)
+        result[live] += added(
+            out, vectors["down_bias"], vectors["post_norm"], config.eps, config.multiplier
+        )
+        return result
+
+
+def added(
+    out: Array, bias: Array | None, post_norm: Array | None, eps: float, multiplier: float
+) -> Array:
+    if bias is not None:
+        out = out + bias
+    if post_norm is not None:
+        out = normalized(out, "rms", eps, post_norm)
+    return out * multiplier
+
+
+def normalized(
+    x: Array, kind: str, eps: float, weight: Array | None, bias: Array | None = None
+) -> Array:
+    x = x.astype(np.float64)
+    if kind == "none":
+        return x
+    if kind == "layer":
+        x = x - x.mean(axis=-1, keepdims=True)
+    y: Array = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def rounded(x: Array, to: str, group_size: int) -> Array:
+    """What a product sees of activations in float64."""
+    if to == "float64":
+        return x.astype(np.float64)
+    if to in {"float32", "bfloat16"}:
+        dtype = np.float32 if to == "float32" else ml_dtypes.bfloat16
+        return x.astype(np.float32).astype(dtype).astype(np.float64)
+    scales = np.abs(x).max(axis=-1, keepdims=True) / 127
+    scales = np.where(scales == 0, 1, scales)
+    quantised: Array = np.rint(x / scales) * scales
+    return quantised
+
+
+def activated(x: Array, activation: Activation) -> Array:
+    values: Array
+    if activation is Activation.SILU:
+        values = x / (1 + np.exp(-x))
+    elif activation is Activation.RELU:
+        values = np.maximum(x, 0)
+    elif activation is Activation.GELU_TANH:
+        values = 0.5 * x * (1 + np.tanh(0.7978845608028654 * (x + 0.044715 * x**3)))
+    else:
+        values = 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    return values
+
+
+def distance(found: Any, expected: Any) -> float:
+    """The relative L2 distance; infinite where either holds no number."""
+    found, expected = (np.asarray(numbers, np.float64) for numbers in (found, expected))
+    scale = max(float(np.linalg.norm(expected)), 1e-30)
+    value = float(np.linalg.norm(found - expected)) / scale
+    return value if np.isfinite(value) else math.inf

@@ -1,0 +1,18 @@
+"""The library of native kernels, at its best level again after each test."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from engine_worker.compute.backends.cpu_native.library import LIBRARY_PATH, Library, load
+
+
+@pytest.fixture
+def kernels() -> Iterator[Library]:
+    """The library; the test is skipped where it wasn't built, for want of a compiler."""
+    if not LIBRARY_PATH.exists():
+        pytest.skip("the native kernels were not built: python setup.py build_ext --inplace")
+    library = load(num_threads=2)
+    level = library.level
+    yield library
+    library.choose_level(level)

@@ -1,0 +1,317 @@
+"""Blocks of the native kernels at every level and in every type, held to float64 and to XLA."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine_worker.compute.backends.cpu_native import calls, packing
+from engine_worker.compute.backends.cpu_native.calls import AttentionConfig, MlpConfig
+from engine_worker.compute.backends.cpu_native.library import Library
+from engine_worker.compute.models.spec import Activation, QkNorm
+from engine_worker.errors import NativeUnavailableError
+from tests.fakes.block_oracle import (
+    TOLERANCE,
+    Problem,
+    Row,
+    StepShape,
+    distance,
+    rounded,
+)
+
+LEVELS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "generic")
+SOME_ROWS = StepShape((Row(0, 5), Row(70, 1), Row(31, 2), Row(300, 30)), 32, num_padding=2)
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest, kernels: Library) -> str:
+    """Each level in turn; skipped where it wasn't compiled or the processor lacks it."""
+    try:
+        kernels.choose_level(request.param)
+    except NativeUnavailableError as error:
+        pytest.skip(str(error))
+    return str(request.param)
+
+
+rows = st.lists(st.builds(Row, st.integers(0, 70), st.integers(1, 20)), min_size=1, max_size=5)
+steps = st.builds(
+    StepShape,
+    rows.map(tuple),
+    st.sampled_from([1, 8, 16, 24, 32, 64]),
+    st.integers(0, 3),
+)
+
+
+@st.composite
+def attention_configs(draw: st.DrawFn) -> tuple[AttentionConfig, int | None]:
+    """Any attention block, with odd numbers of heads and odd widths; and its rotated pairs."""
+    kv_heads = draw(st.integers(1, 3))
+    dim = 2 * draw(st.sampled_from([1, 3, 8, 16, 20, 32, 40, 64]))
+    norm = draw(st.sampled_from(["none", "rms", "layer"]))
+    flags = [draw(st.booleans()) for _ in range(5)]
+    pairs = draw(st.one_of(st.none(), st.integers(1, dim // 2)))
+    return AttentionConfig(
+        num_heads=kv_heads * draw(st.sampled_from([1, 2, 3, 7, 13])),
+        num_kv_heads=kv_heads,
+        head_dim=dim,
+        scale=dim**-0.5,
+        eps=1e-5,
+        weight_type=draw(st.sampled_from(packing.WEIGHT_TYPES)),
+        cache_type=draw(st.sampled_from(calls.CACHE_TYPES)),
+        group_size=draw(st.sampled_from(packing.GROUP_SIZES)),
+        window=draw(st.sampled_from([0, 0, 1, 7, 33])),
+        softcap=draw(st.sampled_from([0.0, 0.0, 3.0])),
+        multiplier=draw(st.sampled_from([1.0, 0.22])),
+        norm=norm,
+        qk_norm=draw(st.sampled_from(QkNorm)),
+        has_norm_bias=norm == "layer" and flags[0],
+        has_qkv_bias=flags[1],
+        has_o_bias=flags[2],
+        has_post_norm=flags[3],
+        has_sinks=flags[4],
+    ), pairs
+
+
+@st.composite
+def mlp_configs(draw: st.DrawFn) -> MlpConfig:
+    """Any MLP block."""
+    return MlpConfig(
+        intermediate_size=draw(st.sampled_from([1, 15, 16, 50, 96, 130])),
+        eps=1e-5,
+        weight_type=draw(st.sampled_from(packing.WEIGHT_TYPES)),
+        group_size=draw(st.sampled_from(packing.GROUP_SIZES)),
+        activation=draw(st.sampled_from(Activation)),
+        is_gated=draw(st.booleans()),
+        norm=draw(st.sampled_from(["none", "rms", "layer"])),
+        has_gate_up_bias=draw(st.booleans()),
+        has_down_bias=draw(st.booleans()),
+        has_post_norm=draw(st.booleans()),
+    )
+
+
+def tolerance(config: AttentionConfig | MlpConfig) -> float:
+    cache = config.cache_type if isinstance(config, AttentionConfig) else "float32"
+    return max(TOLERANCE[config.weight_type], TOLERANCE[cache])
+
+
+def test_the_levels_of_this_page_are_all_that_there_are(kernels: Library) -> None:
+    assert set(kernels.levels) <= set(LEVELS)
+    assert kernels.levels[-1] == "generic"
+
+
+@settings(max_examples=25)
+@given(
+    step=steps,
+    config=attention_configs(),
+    hidden=st.sampled_from([1, 17, 64, 100]),
+    seed=st.integers(0, 99),
+)
+def check_attention(
+    step: StepShape, config: tuple[AttentionConfig, int | None], hidden: int, seed: int
+) -> None:
+    problem = Problem(step, hidden, seed)
+    block = problem.attention(*config)
+    rope = 0 if block.ropes else None
+    found, ((keys, values),) = calls.run_blocks(
+        jnp.asarray(problem.x), problem.step, block.ropes, [block.block(rope)]
+    )
+    expected, expected_keys, expected_values = block.oracle(problem.x)
+    limit = tolerance(config[0])
+    assert distance(found - problem.x, expected - problem.x) < limit, config
+    for pages, wanted in ((keys, expected_keys), (values, expected_values)):
+        numbers = block.numbers(pages)
+        is_known = ~np.isnan(wanted)
+        rounding = rounded(wanted[is_known], config[0].cache_type, 0)
+        assert distance(numbers[is_known], rounding) < limit
+        # Nothing is written but the tokens of the step.
+        assert np.isnan(numbers[~is_known]).all()
+    is_padding = problem.positions < 0
+    assert np.array_equal(np.asarray(found)[is_padding], problem.x[is_padding])
+
+
+def test_an_attention_block_is_the_oracles(level: str) -> None:
+    check_attention()
+
+
+@settings(max_examples=25)
+@given(
+    step=steps,
+    config=mlp_configs(),
+    hidden=st.sampled_from([1, 17, 64, 100]),
+    seed=st.integers(0, 99),
+)
+def check_mlp(step: StepShape, config: MlpConfig, hidden: int, seed: int) -> None:
+    problem = Problem(step, hidden, seed)
+    block = problem.mlp(config)
+    found, _ = calls.run_blocks(jnp.asarray(problem.x), problem.step, [], [block.block()])
+    expected = block.oracle(problem.x)
+    assert distance(found - problem.x, expected - problem.x) < tolerance(config), config
+
+
+def test_an_mlp_block_is_the_oracles(level: str) -> None:
+    check_mlp()
+
+
+@settings(max_examples=15)
+@given(
+    num_rows=st.integers(1, 40),
+    outputs=st.sampled_from([1, 31, 32, 100]),
+    inputs=st.sampled_from([1, 3, 64, 130]),
+    weight_type=st.sampled_from(packing.WEIGHT_TYPES),
+    softcap=st.sampled_from([0.0, 2.0]),
+)
+def check_head(num_rows: int, outputs: int, inputs: int, weight_type: str, softcap: float) -> None:
+    random = np.random.default_rng(num_rows)
+    weights = random.standard_normal((outputs, inputs), np.float32)
+    (packed,) = packing.pack(weights, weight_type, "table", group_size=32)
+    values = packing.unpack(packed, weights.shape, weight_type, "table", group_size=32)
+    hidden = random.standard_normal((num_rows, inputs), np.float32)
+    wanted = random.integers(0, 2, num_rows)
+    logits = calls.head(
+        jnp.asarray(hidden),
+        jnp.asarray(packed),
+        outputs,
+        weight_type,
+        jnp.asarray(wanted),
+        group_size=32,
+        multiplier=0.5,
+        softcap=softcap,
+    )
+    expected = rounded(hidden, weight_type, 32) @ values.T.astype(np.float64) * 0.5
+    if softcap:
+        expected = softcap * np.tanh(expected / softcap)
+    num_computed = int(np.max(np.flatnonzero(wanted), initial=-1)) + 1
+    assert not np.asarray(logits)[num_computed:].any()
+    if num_computed:
+        found = np.asarray(logits)[:num_computed]
+        assert distance(found, expected[:num_computed]) < TOLERANCE[weight_type]
+    ids = np.array([0, outputs - 1, outputs + 5, -3], np.int32)
+    rows = calls.embedding(
+        jnp.asarray(ids), jnp.asarray(packed), outputs, inputs, weight_type, group_size=32
+    )
+    assert np.array_equal(rows, values[np.clip(ids, 0, outputs - 1)])
+
+
+def test_a_head_is_the_oracles_and_its_table_looks_up(level: str) -> None:
+    check_head()
+
+
+@pytest.mark.parametrize("weight_type", packing.WEIGHT_TYPES)
+@pytest.mark.parametrize("cache_type", calls.CACHE_TYPES)
+def test_every_type_is_near_plain_xla_in_float32(
+    level: str, weight_type: str, cache_type: str
+) -> None:
+    limits = {"float32": 5e-3, "bfloat16": 1e-2, "int8": 2e-2, "int4": 2e-2}
+    problem = Problem(SOME_ROWS, 96)
+    config = AttentionConfig(6, 2, 64, 0.125, 1e-5, weight_type, cache_type)
+    attention = problem.attention(config, 32)
+    mlp = problem.mlp(MlpConfig(200, 1e-5, weight_type))
+    found, _ = calls.run_blocks(
+        jnp.asarray(problem.x), problem.step, attention.ropes, [attention.block(0), mlp.block()]
+    )
+    middle, _, _ = attention.oracle(problem.x, rounds=False)
+    expected = xla_mlp(mlp, middle)
+    assert distance(found, expected) < limits[weight_type]
+
+
+def xla_mlp(block: Any, x: Any) -> jax.Array:
+    """The XLA form of an MLP block, with the weights that the packed ones stand for."""
+    residual = jnp.asarray(x, jnp.float32)
+    mean_square = jnp.mean(jnp.square(residual), axis=-1, keepdims=True)
+    normed = residual * jax.lax.rsqrt(mean_square + block.config.eps) * block.vectors["norm"]
+    gate, up = jnp.split(normed @ jnp.asarray(block.gate_up_values.T, jnp.float32), 2, axis=-1)
+    inner = jax.nn.silu(gate) * up
+    out = residual + inner @ jnp.asarray(block.down_values.T, jnp.float32)
+    is_live = jnp.asarray(block.problem.positions >= 0)[:, None]
+    return jnp.where(is_live, out, residual)
+
+
+@pytest.mark.parametrize("weight_type", packing.WEIGHT_TYPES)
+def test_a_tokens_bits_do_not_depend_on_what_else_a_call_computes(
+    level: str, weight_type: str
+) -> None:
+    """Alone or among others, in one chunk or token by token, as one call or block by block."""
+    window = 40
+    together = Problem(StepShape((Row(0, 37), Row(300, 1), Row(29, 30)), 16, 3), 80)
+    config = AttentionConfig(
+        9, 3, 32, 0.2, 1e-5, weight_type, window=window, softcap=4.0, has_sinks=True
+    )
+    attention = together.attention(config, 16)
+    mlp = together.mlp(MlpConfig(144, 1e-5, weight_type))
+    first, second = attention.block(0), mlp.block()
+    x = jnp.asarray(together.x)
+    whole, ((keys, values),) = calls.run_blocks(x, together.step, attention.ropes, [first, second])
+    step = together.step
+    part, own_keys, own_values = x, first.keys, first.values
+    for token in np.flatnonzero(together.positions >= 0):
+        only = jnp.where(jnp.arange(len(together.positions)) == token, step.positions, -1)
+        block = replace(first, keys=own_keys, values=own_values)
+        part, ((own_keys, own_values),) = calls.run_blocks(
+            part, replace(step, positions=only), attention.ropes, [block]
+        )
+        part, _ = calls.run_blocks(part, replace(step, positions=only), [], [second])
+    assert np.array_equal(whole, part)
+    assert np.array_equal(keys, own_keys)
+    assert np.array_equal(values, own_values)
+
+
+@pytest.mark.parametrize("weight_type", packing.WEIGHT_TYPES)
+def test_a_number_that_is_none_stays_none_in_its_token_and_reaches_no_other(
+    level: str, weight_type: str
+) -> None:
+    problem = Problem(StepShape((Row(0, 1), Row(0, 1)), 32), 64)
+    attention = problem.attention(
+        AttentionConfig(2, 1, 32, 0.2, 1e-5, weight_type, norm="none"), 16
+    )
+    mlp = problem.mlp(MlpConfig(64, 1e-5, weight_type))
+    for number in (np.nan, np.inf):
+        x = problem.x.copy()
+        x[0, 5] = number
+        for block in (attention.block(0), mlp.block()):
+            found, _ = calls.run_blocks(jnp.asarray(x), problem.step, attention.ropes, [block])
+            assert not np.isfinite(np.asarray(found)[0]).any()
+            assert np.isfinite(np.asarray(found)[1]).all()
+
+
+def test_two_rows_over_the_same_blocks_see_each_others_tokens(kernels: Library) -> None:
+    problem = Problem(StepShape((Row(20, 4),), 16), 64)
+    attention = problem.attention(AttentionConfig(2, 1, 32, 0.2, 1e-5), 16)
+    x, step = jnp.asarray(problem.x), problem.step
+    one, _ = calls.run_blocks(x, step, attention.ropes, [attention.block(0)])
+    doubled = replace(
+        step,
+        rows=jnp.array([0, 1, 0, 1]),
+        block_tables=jnp.concatenate([step.block_tables, step.block_tables]),
+    )
+    two, _ = calls.run_blocks(x, doubled, attention.ropes, [attention.block(0)])
+    assert np.array_equal(one, two)
+
+
+def test_a_donated_cache_is_updated_in_place_within_a_loop(kernels: Library) -> None:
+    problem = Problem(StepShape((Row(20, 1), Row(3, 1)), 32), 64)
+    attention = problem.attention(AttentionConfig(2, 1, 32, 0.2, 1e-5), None)
+    block = attention.block(None)
+
+    def decode(x: Any, keys: Any, values: Any) -> Any:
+        def turn(index: Any, state: Any) -> Any:
+            x, keys, values = state
+            step = replace(problem.step, positions=problem.step.positions + index)
+            x, (pages,) = calls.run_blocks(x, step, [], [replace(block, keys=keys, values=values)])
+            return x, *pages
+
+        return jax.lax.fori_loop(0, 4, turn, (x, keys, values))
+
+    program = jax.jit(decode, donate_argnums=(0, 1, 2))
+    arguments = (jnp.asarray(problem.x), block.keys + 0, block.values + 0)
+    compiled = program.lower(*arguments).compile()
+    copied = re.findall(r"(\S+) copy\(", compiled.as_text() or "")
+    assert not [shape for shape in copied if not shape.startswith("s32")]
+    places = [argument.unsafe_buffer_pointer() for argument in arguments]
+    results = compiled(*arguments)
+    assert [result.unsafe_buffer_pointer() for result in results] == places
