@@ -1,5 +1,6 @@
 """Limits are found by whom they hold for, and every change shows."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from auth_worker.principals.limit_directory import LimitDirectory
@@ -26,12 +27,13 @@ def test_a_limit_that_moves_to_another_holder_is_gone_from_the_first() -> None:
 def test_every_change_raises_the_version() -> None:
     directory = LimitDirectory()
     versions = [directory.version]
-    for change in (
+    changes: tuple[Callable[[], object], ...] = (
         lambda: directory.put(BUDGET),
         lambda: directory.put(replace(BUDGET, amount=1)),
         lambda: directory.remove("bud_1"),
         lambda: directory.remove("bud_unknown"),
-    ):
+    )
+    for change in changes:
         change()
         versions.append(directory.version)
     assert versions == sorted(set(versions))
