@@ -20,8 +20,6 @@ class TextOutput:
         finds_calls: Calls are looked for; otherwise all content is content.
         prefix: What the content begins with although the model did not write it.
 
-    Attributes:
-        awaits_first: No content but white space has come so far, and no call.
     """
 
     def __init__(
@@ -33,7 +31,8 @@ class TextOutput:
         finds_calls: bool,
         prefix: str,
     ) -> None:
-        self.awaits_first = True
+        self._has_begun = False
+        self._has_dropped = False
         self._events = events
         self._trims_content = trims_content
         self._trims_reasoning = trims_reasoning
@@ -46,8 +45,14 @@ class TextOutput:
         if prefix:
             events.text("content", prefix, 0, 0)
 
+    @property
+    def awaits_first(self) -> bool:
+        """No content but white space has come so far, no call, and nothing in this channel."""
+        return not (self._has_begun or self._has_dropped)
+
     def enter(self, channel: Channel) -> None:
         """Text that comes belongs to this channel."""
+        self._has_dropped = False
         if channel is Channel.REASONING and self._channel is not Channel.REASONING:
             self._at_reasoning_start = True
         self._channel = channel
@@ -59,6 +64,8 @@ class TextOutput:
             self._emit_reasoning(piece, start)
         elif channel is Channel.CONTENT or channel is Channel.OUTSIDE:
             self._emit_content(piece, start)
+        elif piece.strip(BLANKS):
+            self._has_dropped = True
 
     def plain(self) -> tuple[TextKind, str] | None:
         """How text leaves that now comes, if it does so whatever follows it.
@@ -80,7 +87,7 @@ class TextOutput:
     def drop_blank(self) -> None:
         """A call follows: the white space before it is no content."""
         self._blank.clear()
-        self.awaits_first = False
+        self._has_begun = True
 
     def end_reasoning(self) -> None:
         """The reasoning is over: the white space at its end is none of it."""
@@ -100,7 +107,7 @@ class TextOutput:
         if size and not self._trims_content:
             size = len(piece)
         if size:
-            self.awaits_first = False
+            self._has_begun = True
             self._has_content = True
             self._release_content()
             self._events.text("content", piece[:size], start, start + size)

@@ -119,6 +119,7 @@ def test_a_fault_that_is_put_back_is_found(
         ("minimax_m3", "none", f"]<]minimax[>[<invoke name={'x' * 600}<f>"),
         ("minimax_m2", "none", '<invoke name="f">a{"":""}<parameter name="x">1</parameter>'),
         ("lfm2", "none", f"<|tool_call_start|>[f(x='a'){' ' * 70}x'y')]<|tool_call_end|>"),
+        ("pythonic", "muse_glimmer", "to=<|message|>][f()"),
     ],
 )
 def test_texts_that_once_broke_the_law(tool: str, reasoning: str, text: str) -> None:

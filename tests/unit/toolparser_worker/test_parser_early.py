@@ -17,6 +17,7 @@ from toolparser_worker.formats import (
 from toolparser_worker.machine.declarations import (
     BracedBody,
     ElementBody,
+    PythonBody,
     ReasoningFormat,
     ToolFormat,
 )
@@ -53,6 +54,8 @@ def endings(tools: ToolFormat | None, reasoning: ReasoningFormat | None) -> list
                 known.append(f"{start}r{reasoning.ends[0]}{call}")
         if isinstance(tools.body, BracedBody):
             known += ["[1]}", "{z:1}}"]
+        if isinstance(tools.body, PythonBody):
+            known.append(", b=1)")  # after a string, there may be another argument
         if isinstance(tools.body, ElementBody):
             prefix = tools.body.tag_prefix
             known.append(f"{prefix}</a>{prefix}<a>more{prefix}</a>{tools.body.end}")
