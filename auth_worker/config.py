@@ -6,6 +6,7 @@ from pathlib import Path
 
 from auth_worker.decisions.authority import Rules
 from auth_worker.principals.keys import weakness_of
+from auth_worker.tokens.token_rules import INTERNAL_TARGETS, TokenRules, read_token_rules
 from protocol.errors import ConfigurationError
 from protocol.runtime import shared_settings as shared
 from protocol.runtime.settings import read_settings, setting
@@ -38,11 +39,14 @@ class AuthSettings:
         rules: What the authority decides by.
         admin_key: PENSTOCK_ADMIN_KEY, or what the file of PENSTOCK_ADMIN_KEY_FILE holds; None
             when both are unset.
+        tokens: Which bearer tokens are accepted beside keys.
     """
 
     data_dir: Path
     rules: Rules = field(default_factory=Rules)
     admin_key: AdminKey | None = None
+    tokens: TokenRules = field(default_factory=TokenRules)
+    internal_targets: tuple[str, ...] = setting(INTERNAL_TARGETS)
     key_dir: Path | None = setting(shared.KEY_DIR)
     drain_timeout_s: float = setting(shared.DRAIN_TIMEOUT_S)
     ready_file: Path | None = setting(shared.READY_FILE)
@@ -61,6 +65,7 @@ class AuthSettings:
             data_dir=shared.DATA_DIR.read(environ).absolute(),
             rules=read_settings(Rules, environ),
             admin_key=_admin_key(environ),
+            tokens=read_token_rules(environ),
         )
 
 

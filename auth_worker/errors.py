@@ -7,6 +7,9 @@ PenstockError
     │   ├── InvalidCommandError    values out of bounds, a duplicate key, the last admin key
     │   ├── KeyNotFoundError       no key has this id
     │   └── ActorNotAllowedError   who asks for an admin change is no admin (any more)
+    ├── TokenRefusedError      a bearer token that opens nothing, and why
+    │   └── UnknownSigningKeyError  signed with a key that is not in the set that was fetched last
+    ├── OutboundError          an HTTP exchange with another server that may not be or didn't work
     └── StoreError             the database
         ├── StoreLockedError       another auth worker holds this database
         ├── StoreFencedError       a later epoch took the database over; this process must stop
@@ -44,6 +47,20 @@ class ActorNotAllowedError(RefusedError):
     """Who asks for an admin change holds no active admin key."""
 
     code = ErrorCode.PERMISSION_DENIED
+
+
+class TokenRefusedError(AuthError):
+    """A bearer token that opens nothing; the message says why and is safe for clients."""
+
+    code = ErrorCode.INVALID_API_KEY
+
+
+class UnknownSigningKeyError(TokenRefusedError):
+    """Signed with a key that is not in the set that was fetched last; a newer one may hold it."""
+
+
+class OutboundError(AuthError):
+    """Another server may not be reached, doesn't answer, or says too much; a phrase for logs."""
 
 
 class StoreError(AuthError):

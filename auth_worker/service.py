@@ -3,7 +3,8 @@
 import logging
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from auth_worker.administration.first_admin import ensure_admin
 from auth_worker.administration.key_administration import Administration
@@ -14,12 +15,18 @@ from auth_worker.decisions.authority import Authority
 from auth_worker.decisions.limits import SPAN_S
 from auth_worker.errors import StoreError
 from auth_worker.exit_codes import EXIT_FAILED, exit_code_of
+from auth_worker.outbound.exchange import Exchanger
+from auth_worker.outbound.targets import TargetGuard
+from auth_worker.principals.key_rules import networks_of
 from auth_worker.records.operations import Snapshot
 from auth_worker.serving.handler import AuthHandler
 from auth_worker.serving.ticker import Ticker
 from auth_worker.storage.committer import Committer, Delivery
 from auth_worker.storage.sqlite_store import SqliteStore
 from auth_worker.storage.store import Store
+from auth_worker.tokens.checker import TokenChecker
+from auth_worker.tokens.key_source import KeySource, fetch_keys
+from auth_worker.tokens.verifier import TokenVerifier
 from protocol.wire.codec import auth_command_decoder
 from protocol.wire.endpoints import Endpoint
 from protocol.wire.keys import ClientSecurity
@@ -87,6 +94,18 @@ def run(
         store.close()
 
 
+def token_checker(settings: AuthSettings, clock: Clock) -> TokenChecker | None:
+    """What verifies bearer tokens; None when the settings accept none."""
+    rules = settings.tokens
+    if not rules.are_on:
+        return None
+    source: KeySource | None = None
+    if rules.secret is None:
+        exchanger = Exchanger(TargetGuard(networks_of(settings.internal_targets)))
+        source = KeySource(lambda: fetch_keys(rules, exchanger), rules.refresh_s)
+    return TokenChecker(TokenVerifier(rules), source, clock)
+
+
 def _load(store: Store, clock: Clock) -> Snapshot:
     return store.load(recent_since_ms=int((clock.wall_s() - SPAN_S) * 1000))
 
@@ -117,6 +136,7 @@ class AuthService:
             clock=clock,
             emit=self._committer.submit,
         )
+        self._checker = token_checker(settings, clock)
         self._handler = AuthHandler(
             authority=authority,
             administration=Administration(authority.keys, clock=clock, new_key_id=new_key_id),
@@ -124,6 +144,8 @@ class AuthService:
             clock=clock,
             send=self._send,
             age_s=lambda: self._worker.command_age_s(),
+            checker=self._checker,
+            call_soon=self._call_soon,
         )
         self._worker: Worker[AuthCommand] = Worker(
             role="auth",
@@ -155,9 +177,13 @@ class AuthService:
         self._worker.start()
         self._worker.announce(self._offer)
         self._ticker.start()
+        if self._checker is not None:
+            self._checker.start()
         self._audit_check.start()
         exit_code = self._worker.wait()
         self._ticker.stop()
+        if self._checker is not None:
+            self._checker.stop()
         self._audit_check.stop()
         if not self._committer.close(self._settings.drain_timeout_s):
             _logger.error("the last commits did not finish in time; they were not acknowledged")
@@ -166,6 +192,9 @@ class AuthService:
 
     def _send(self, gateway_id: str, message: Message) -> None:
         self._worker.send(gateway_id, message)
+
+    def _call_soon(self, function: Callable[..., object], *args: Any) -> None:
+        self._worker.call_soon(function, *args)
 
     def _deliver(self, delivery: Delivery) -> None:
         self._worker.call_soon(self._handler.deliver, delivery)

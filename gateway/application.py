@@ -106,6 +106,7 @@ class Application:
             self.auth_server,
             timeout_s=settings.auth_timeout_s,
             require_keys=settings.require_keys,
+            carries_tokens=settings.auth_endpoint.is_ipc or self._security is not None,
             news=AuthNews(
                 on_settled=lambda lease_id: self.outbox.acknowledge(lease_id),
                 on_settle_refused=lambda request_id: self.outbox.refuse(request_id),

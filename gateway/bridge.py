@@ -73,6 +73,7 @@ def authorize(
     asked_tokens: int = 0,
     is_streaming: bool = False,
     uses_tools: bool = False,
+    is_token: bool = False,
 ) -> Authorize:
     """May this caller do this; without tokens it only says who the caller is."""
     return Authorize(
@@ -91,7 +92,13 @@ def authorize(
         asked_tokens=asked_tokens,
         is_streaming=is_streaming,
         uses_tools=uses_tools,
+        is_token=is_token,
     )
+
+
+def with_token(authorize: Authorize, token: str) -> Authorize:
+    """The same question with the bearer token that its digest is of."""
+    return structs.replace(authorize, token=token)
 
 
 def adjust(question_id: str, lease_id: str, prompt_tokens: int, completion_tokens: int) -> Adjust:

@@ -253,7 +253,7 @@ class Administration:
 
     def _actor(self, actor: Actor, scope: Scope) -> StoredKey:
         """The gateway asked before; a key may have been revoked in between."""
-        key = None if actor.key_id == ANONYMOUS_KEY_ID else self._keys.get(actor.key_id)
+        key = None if actor.key_id == ANONYMOUS_KEY_ID else self._keys.principal(actor.key_id)
         if key is None or not key.is_active(self._clock.wall_s()) or scope not in key.scopes:
             raise ActorNotAllowedError(f"This needs an active key with the scope {scope}.")
         return key

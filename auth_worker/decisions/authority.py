@@ -249,7 +249,7 @@ class Authority:
 
     def _deny_growth(self, lease: Lease, command: Adjust) -> Denied | None:
         """Why a lease may not grow, whatever room the windows have."""
-        key = ANONYMOUS if lease.key_id == ANONYMOUS_KEY_ID else self.keys.get(lease.key_id)
+        key = ANONYMOUS if lease.key_id == ANONYMOUS_KEY_ID else self.keys.principal(lease.key_id)
         request_id, wall_s = command.request_id, self._clock.wall_s()
         if key is None:
             message = "This API key is not known any more."

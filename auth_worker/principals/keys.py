@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from auth_worker.errors import TokenRefusedError
 from auth_worker.principals.key_rules import NO_RULES, KeyRules
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.roles import scopes_of
+from auth_worker.principals.tokens import TokenTable
 from protocol.wire.messages import Authorize, KeyStatus, PrincipalRole, Scope
 
 KEY_PREFIX = "psk-"
@@ -251,6 +253,8 @@ ANONYMOUS = StoredKey(
 class KeyDirectory:
     """All keys in memory, found by digest or id, with their users and teams.
 
+    And the principals of tokens that were verified.
+
     Attributes:
         users: By id.
         teams: By id.
@@ -266,6 +270,7 @@ class KeyDirectory:
         self.teams = {team.team_id: team for team in teams}
         self._by_id: dict[str, StoredKey] = {}
         self._by_digest: dict[bytes, StoredKey] = {}
+        self._tokens = TokenTable()
         for key in keys:
             self.put(key)
 
@@ -297,12 +302,12 @@ class KeyDirectory:
     def find(self, digest: bytes) -> StoredKey | None:
         """The key of a digest: of its secret, or of the one before its last rotation.
 
-        Keys that open nothing are found, too. The dict only narrows down; equality is decided in
-        constant time.
+        Or the principal of a token of this digest. Those that open nothing are found, too. The dict
+        only narrows down; equality is decided in constant time.
         """
         key = self._by_digest.get(digest)
         if key is None:
-            return None
+            return self._tokens.find(digest)
         is_current = hmac.compare_digest(key.digest, digest)
         is_previous = hmac.compare_digest(key.previous_digest or b"", digest)
         return key if is_current or is_previous else None
@@ -310,6 +315,15 @@ class KeyDirectory:
     def get(self, key_id: str) -> StoredKey | None:
         """The key of an id."""
         return self._by_id.get(key_id)
+
+    def principal(self, key_id: str) -> StoredKey | None:
+        """Who acts under an id: a key, or whoever a token names."""
+        return self._by_id.get(key_id) or self._tokens.get(key_id)
+
+    def put_token(self, principal: StoredKey) -> TokenRefusedError | None:
+        """Add the principal of a verified token; an error when it can't be one here."""
+        self._tokens.put(principal)
+        return None
 
     def num_lasting_admins(self) -> int:
         """How many keys can administer keys, from anywhere, and will not end by themselves."""

@@ -30,6 +30,7 @@ AuditAction = Literal[
     "key_deleted",
     "admin_key_changed",
     "engine_profiled",
+    "token_accepted",
     "request_refused",
     "change_refused",
 ]

@@ -2,6 +2,9 @@
 
 import logging
 from collections.abc import Callable
+from typing import TypeGuard
+
+from msgspec import structs
 
 from auth_worker.administration.admin_commands import AdminCommand, AdminCommands
 from auth_worker.administration.key_administration import Administration
@@ -10,8 +13,10 @@ from auth_worker.decisions.authority import Authority
 from auth_worker.errors import AuthError
 from auth_worker.records.operations import Flush, Operation, Result
 from auth_worker.serving.metrics import AuthMetrics
+from auth_worker.serving.token_desk import TokenDesk
 from auth_worker.storage.backlog import OnDone
 from auth_worker.storage.committer import Committer, Delivery
+from auth_worker.tokens.checker import TokenChecker
 from protocol.errors import ErrorCode, PenstockError
 from protocol.runtime import logs
 from protocol.wire.messages import (
@@ -39,6 +44,10 @@ Send = Callable[[str, Message], None]
 _logger = logging.getLogger("penstock.auth")
 
 
+def _at_once(function: Callable[..., object], *args: object) -> None:
+    function(*args)
+
+
 class AuthHandler:
     """The auth worker's side of the worker loop; everything here runs in the I/O thread.
 
@@ -50,6 +59,8 @@ class AuthHandler:
         send: Answers a gateway; silently drops what is for one that is gone.
         age_s: How long the command being handled may have waited unread at most, because this
             process stood still; 0.0 when it did not.
+        checker: Verifies bearer tokens; None when none are accepted.
+        call_soon: Runs a function in the I/O thread.
 
     Attributes:
         metrics: What it counts.
@@ -65,6 +76,8 @@ class AuthHandler:
         clock: Clock,
         send: Send,
         age_s: Callable[[], float] = lambda: 0.0,
+        checker: TokenChecker | None = None,
+        call_soon: Callable[..., None] = _at_once,
     ) -> None:
         self._authority = authority
         self._admin = AdminCommands(
@@ -81,7 +94,19 @@ class AuthHandler:
             num_leases=lambda: authority.num_leases,
             num_unanswered=lambda: committer.num_unanswered,
             num_groups=lambda: committer.num_groups,
+            checker=checker,
         )
+        self._tokens: TokenDesk | None = None
+        if checker is not None:
+            self._tokens = TokenDesk(
+                checker,
+                authority.keys,
+                clock=clock,
+                call_soon=call_soon,
+                send=send,
+                decide=self._decide,
+                emit=committer.submit,
+            )
         self.is_draining = False
         self._num_due = 0
         self._settling: set[tuple[str, str]] = set()
@@ -91,10 +116,8 @@ class AuthHandler:
         """Carry out one command, or queue it and answer later."""
         match command:
             case Authorize():
-                answer = self._authorize(command)
-                _log_decision(command, answer)
-                self.metrics.on_decision(answer)
-                self._send(gateway_id, answer)
+                if self._tokens is None or not self._tokens.take(gateway_id, command):
+                    self._decide(gateway_id, command)
             case Settle():
                 self._settle(gateway_id, command)
             case Adjust():
@@ -157,13 +180,27 @@ class AuthHandler:
                 "%d leases expired and were charged by their last usage report", num_expired
             )
 
-    def _authorize(self, command: Authorize) -> Granted | Denied:
+    def _decide(
+        self, gateway_id: str, command: Authorize, token_error: AuthError | None = None
+    ) -> None:
+        answer = self._authorize(command, token_error)
+        _log_decision(command, answer)
+        self.metrics.on_decision(answer)
+        self._send(gateway_id, answer)
+
+    def _authorize(self, command: Authorize, token_error: AuthError | None) -> Granted | Denied:
         if self.is_draining or not self._committer.is_healthy:
             return self._unavailable(command)
         if 0.0 < command.wait_s <= self._age_s():
             # Its client was refused long ago: a lease would only hold tokens that others want.
             return self._unavailable(command)
-        return self._authority.authorize(command)
+        if token_error is not None and token_error.code is ErrorCode.WORKER_UNAVAILABLE:
+            return structs.replace(self._unavailable(command), message=token_error.message)
+        answer = self._authority.authorize(command)
+        if token_error is not None and _is_stranger(answer):
+            # Why the token is none, instead of what is said of unknown keys.
+            return structs.replace(answer, message=token_error.message)
+        return answer
 
     def _unavailable(self, command: Authorize) -> Denied:
         return Denied(
@@ -226,6 +263,11 @@ class AuthHandler:
     def _submit(self, operation: Operation, on_done: OnDone) -> None:
         self._num_due += 1
         self._committer.submit(operation, on_done)
+
+
+def _is_stranger(answer: Granted | Denied) -> TypeGuard[Denied]:
+    """Whether nobody is known by what was presented."""
+    return isinstance(answer, Denied) and answer.code is ErrorCode.INVALID_API_KEY
 
 
 def _failure(request_id: str, error: PenstockError) -> Failure:

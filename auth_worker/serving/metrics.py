@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from auth_worker.tokens.checker import TokenChecker
 from protocol.runtime.metrics import MetricRegistry
 from protocol.wire.messages import Denied, Granted, Message
 
@@ -13,6 +14,7 @@ class AuthMetrics:
         num_leases: Open leases.
         num_unanswered: Operations that wait for their commit.
         num_groups: Groups committed so far.
+        checker: Verifies bearer tokens; None when none are accepted.
 
     Attributes:
         registry: Holds them for the worker's reports.
@@ -24,6 +26,7 @@ class AuthMetrics:
         num_leases: Callable[[], int],
         num_unanswered: Callable[[], int],
         num_groups: Callable[[], int],
+        checker: TokenChecker | None = None,
     ) -> None:
         self.registry = MetricRegistry()
         gauge, counter = self.registry.gauge, self.registry.counter
@@ -34,6 +37,17 @@ class AuthMetrics:
             num_unanswered,
         )
         gauge("penstock_auth_commit_groups", "Groups committed since the start.", num_groups)
+        if checker is not None:
+            gauge(
+                "penstock_auth_token_keys",
+                "Keys that bearer tokens can be verified with.",
+                lambda: checker.num_keys,
+            )
+            gauge(
+                "penstock_auth_token_keys_unavailable",
+                "1 while the token issuer's keys can't be fetched.",
+                lambda: int(checker.is_failing),
+            )
         self._is_audit_broken = False
         gauge(
             "penstock_auth_audit_log_broken",

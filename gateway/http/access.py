@@ -185,7 +185,9 @@ async def _identify(request: Request, endpoint: str, *, role: KeyRole = "user") 
                 trace_id=caller.trace_id,
                 role=role,
                 scope=scope_of(endpoint),
-            )
+                is_token=bool(caller.token),
+            ),
+            caller.token,
         )
     except DeniedError as error:
         request.state.log.key_id = error.key_id
@@ -236,8 +238,17 @@ def caller_of(request: Request) -> Caller:
             None if key is None else hashlib.sha256(key.encode()).digest(),
             "" if client is None else client[0],
             state["trace_id"],
+            key if key is not None and is_token(key) else "",
         )
     return caller
+
+
+def is_token(presented: str) -> bool:
+    """Whether what was presented has the form of a JSON Web Token.
+
+    That is three parts, of which the first is a JSON object in base64url.
+    """
+    return presented.startswith("eyJ") and presented.count(".") == 2
 
 
 def presented_key(request: Request) -> str | None:

@@ -1,6 +1,6 @@
 """Who sent a request, as far as the gateway knows before anybody was asked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,11 +11,13 @@ class Caller:
         key_digest: SHA-256 of the presented key; None when none was sent.
         address: The client's.
         trace_id: The client's `X-Request-ID`; a field of logs, never a key.
+        token: What was presented, if it is a bearer token (JWT) rather than a key; empty otherwise.
     """
 
     key_digest: bytes | None
     address: str
     trace_id: str = ""
+    token: str = field(default="", repr=False)
 
     @property
     def name(self) -> bytes:

@@ -305,7 +305,9 @@ class Request:
                 asked_tokens=bound.asked_tokens,
                 is_streaming=bound.is_streaming,
                 uses_tools=bound.uses_tools,
-            )
+                is_token=bool(self.caller.token),
+            ),
+            self.caller.token,
         )
         granted: Granted | None = None
         try:

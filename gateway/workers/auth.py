@@ -42,6 +42,7 @@ from protocol.wire.messages import (
     RotateKey,
     Settle,
     Settled,
+    TokenWanted,
     UpdateKey,
 )
 from protocol.wire.peers import Peer
@@ -80,13 +81,24 @@ class AuthLink:
         timeout_s: How long an answer may take.
         require_keys: An auth worker that lets anonymous callers in is not asked when this is set.
         news: Who is told the rest.
+        carries_tokens: Whether bearer tokens may cross this socket: nobody else can read it.
     """
 
-    def __init__(self, wire: Wire, *, timeout_s: float, require_keys: bool, news: AuthNews) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        *,
+        timeout_s: float,
+        require_keys: bool,
+        news: AuthNews,
+        carries_tokens: bool = True,
+    ) -> None:
         self._wire = wire
         self.timeout_s = timeout_s
         self._require_keys = require_keys
         self._news = news
+        self._carries_tokens = carries_tokens
+        self._tokens: dict[str, Authorize] = {}
         self._peers: list[Peer] = []
         self._questions = QuestionTable(timeout_s, _unavailable)
         self._numbers = itertools.count(1)
@@ -96,29 +108,41 @@ class AuthLink:
         """Whether an auth worker takes questions."""
         return self._active() is not None
 
-    def ask(self, authorize: Authorize) -> "asyncio.Future[Granted]":
+    def ask(self, authorize: Authorize, token: str = "") -> "asyncio.Future[Granted]":
         """Ask whether a caller may do something, without waiting yet.
+
+        A token is handed on when the auth worker asks for it: mostly it knows its digest.
 
         The future raises `DeniedError`, or `WorkerUnavailableError` when nobody answers. Whoever
         asked calls `close` afterwards, however it ended; a grant that comes later is given back.
 
         Raises:
             WorkerUnavailableError: Nobody is there to be asked.
+            DeniedError: There is a token, which may not cross the wire as it is.
         """
-        return self._open(authorize, authorize.request_id, Granted)
+        if token:
+            if not self._carries_tokens:
+                raise _no_tokens()
+            self._tokens[authorize.request_id] = bridge.with_token(authorize, token)
+        try:
+            return self._open(authorize, authorize.request_id, Granted)
+        except BaseException:
+            self._tokens.pop(authorize.request_id, None)
+            raise
 
     def close(self, question_id: str) -> None:
         """Nobody waits for an answer any more; idempotent."""
         self._questions.close(question_id)
+        self._tokens.pop(question_id, None)
 
-    async def authorize(self, authorize: Authorize) -> Granted:
+    async def authorize(self, authorize: Authorize, token: str = "") -> Granted:
         """Ask whether a caller may do something.
 
         Raises:
             DeniedError: No.
             WorkerUnavailableError: Nobody answers.
         """
-        answer = self.ask(authorize)
+        answer = self.ask(authorize, token)
         granted: Granted | None = None
         try:
             granted = await answer
@@ -225,6 +249,10 @@ class AuthLink:
                 event, Granted
             ):
                 self._give_back(peer, event)
+        elif isinstance(event, TokenWanted):
+            question = self._tokens.pop(event.request_id, None)
+            if question is not None and self._questions.is_open(event.request_id, peer):
+                self._wire.send(peer, question)
         elif isinstance(event, Denied):
             self._questions.fail(event.request_id, peer, DeniedError.from_message(event))
         elif isinstance(event, OrphanUsageNoted):
@@ -289,6 +317,14 @@ def _needed_version(question: AdminQuestion) -> ProtocolVersion:
 
 def _epoch(peer: Peer) -> int:
     return peer.auth.epoch if peer.auth is not None else -1
+
+
+def _no_tokens() -> DeniedError:
+    return DeniedError(
+        "This server takes no bearer tokens: its auth worker is connected over plain TCP. Use a "
+        "key, or let them talk over ipc:// or with CURVE keys (PENSTOCK_KEY_DIR).",
+        code=ErrorCode.INVALID_API_KEY,
+    )
 
 
 def _unavailable() -> WorkerUnavailableError:

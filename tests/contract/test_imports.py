@@ -12,7 +12,7 @@ PACKAGES = ("protocol", "gateway", "engine_worker", "auth_worker", "toolparser_w
 PROCESS_ONLY = {
     "engine_worker": {"jax", "jaxlib", "flax", "transformers", "tokenizers", "safetensors"},
     "gateway": {"fastapi", "uvicorn", "starlette", "pydantic", "prometheus_client"},
-    "auth_worker": {"alembic", "psycopg", "sqlalchemy"},
+    "auth_worker": {"alembic", "cryptography", "jwt", "psycopg", "sqlalchemy"},
     "penstock": {"typer", "rich", "huggingface_hub"},
 }
 EVERY_FILE = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

@@ -50,6 +50,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "auth_worker.exit_codes",
         "auth_worker.clock",
         "auth_worker.principals",
+        "auth_worker.outbound",
+        "auth_worker.tokens",
         "auth_worker.records",
         "auth_worker.decisions",
         "auth_worker.config",

@@ -26,6 +26,7 @@ from protocol.wire.messages.access import (
     Settle,
     Settled,
     StreamUsage,
+    TokenWanted,
 )
 from protocol.wire.messages.administration import (
     Actor,
@@ -156,6 +157,7 @@ AuthCommand = (
 )
 AuthEvent = (
     Granted
+    | TokenWanted
     | Denied
     | Adjusted
     | Settled
@@ -273,6 +275,7 @@ __all__ = [
     "StreamUsage",
     "TokenLogprob",
     "TokenLogprobs",
+    "TokenWanted",
     "ToolChoiceMode",
     "UpdateKey",
     "Usage",

@@ -60,6 +60,9 @@ class Authorize(Message, frozen=True, tag="authorize"):
             where it named no number (since 1.3, as the next two).
         is_streaming: The answer is to be streamed.
         uses_tools: Tools are offered to the model, or one is to be run.
+        is_token: What was presented is a bearer token (JWT), which `key_digest` is of, and the
+            gateway sends it when it is asked to (since 1.4, as the next).
+        token: The token itself; only in answer to `TokenWanted`, over ipc or CURVE.
     """
 
     request_id: str
@@ -77,6 +80,21 @@ class Authorize(Message, frozen=True, tag="authorize"):
     asked_tokens: int = 0
     is_streaming: bool = False
     uses_tools: bool = False
+    is_token: bool = False
+    token: str = ""
+
+    def __repr__(self) -> str:
+        """Without the token, which opens doors for whoever reads it in a log."""
+        return f"Authorize(request_id={self.request_id!r}, endpoint={self.endpoint!r}, …)"
+
+
+class TokenWanted(Message, frozen=True, tag="token_wanted"):
+    """The token of this digest isn't known: the question again, with it, please (since 1.4).
+
+    Sent only for questions that say `is_token`.
+    """
+
+    request_id: str
 
 
 class Granted(Message, frozen=True, tag="granted"):

@@ -1,0 +1,159 @@
+"""Which addresses this process may connect to: public ones, and internal ones that are listed.
+
+Whoever may define a webhook would otherwise read, through this process, what only its network
+reaches: cloud metadata, databases, neighbours (server-side request forgery, OWASP API7:2023).
+"""
+
+import ipaddress
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from auth_worker.errors import OutboundError
+from auth_worker.principals.key_rules import Address, Network
+
+MAX_URL_CHARS = 2048
+MAX_ADDRESSES = 16
+
+_IPV4_WITHIN: Final = (
+    ipaddress.IPv6Network("64:ff9b::/96"),  # NAT64, RFC 6052
+    ipaddress.IPv6Network("::/96"),  # IPv4-compatible, RFC 4291 §2.5.5.1
+)
+_SITE_LOCAL: Final = ipaddress.IPv6Network("fec0::/10")
+_6TO4: Final = ipaddress.IPv6Network("2002::/16")
+_TEREDO: Final = ipaddress.IPv6Network("2001::/32")
+
+Resolve = Callable[..., Sequence[tuple[Any, ...]]]
+"""As `socket.getaddrinfo`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a URL leads.
+
+    Attributes:
+        host: As it stands in the URL, in lower case and without brackets.
+        path: With the query; what the request line says.
+    """
+
+    is_tls: bool
+    host: str
+    port: int
+    path: str
+
+    @property
+    def host_header(self) -> str:
+        """What `Host` says."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.is_tls else 80) else f"{host}:{self.port}"
+
+
+def target_of(url: str) -> Target:
+    """What a URL says, if it is one that may be asked for at all.
+
+    Raises:
+        OutboundError: It is no http or https URL, or holds what it shouldn't.
+    """
+    if len(url) > MAX_URL_CHARS or not all("!" <= char <= "~" for char in url):
+        raise OutboundError(f"a URL has at most {MAX_URL_CHARS} printable ASCII characters")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise OutboundError(f"it is no URL ({error})") from error
+    if parts.scheme not in ("https", "http") or not host:
+        raise OutboundError("it is no https:// or http:// URL with a host")
+    if parts.username is not None or parts.password is not None or "#" in url:
+        raise OutboundError("a URL here has neither a user name nor a fragment")
+    is_tls = parts.scheme == "https"
+    path = parts.path or "/"
+    query = f"?{parts.query}" if parts.query else ""
+    return Target(is_tls, host, port or (443 if is_tls else 80), path + query)
+
+
+class TargetGuard:
+    """Resolves a host once and says which addresses of it may be connected to.
+
+    Args:
+        listed: Internal networks that are allowed all the same.
+        resolve: Asks the name service.
+    """
+
+    def __init__(
+        self, listed: Sequence[Network] = (), resolve: Resolve = socket.getaddrinfo
+    ) -> None:
+        self._listed = tuple(listed)
+        self._resolve = resolve
+
+    def check(self, target: Target) -> None:
+        """Refuse what can be refused without asking anybody: an address that is written out.
+
+        Raises:
+            OutboundError: It is internal and not listed, or plain http to anything but a listed
+                address.
+        """
+        try:
+            address = ipaddress.ip_address(target.host)
+        except ValueError:
+            return
+        self._check(target, _unwrapped(address))
+
+    def addresses(self, target: Target) -> list[str]:
+        """The addresses of a target, every one of them checked.
+
+        One that may not be reached spoils the rest: a name that leads inside as well as outside is
+        no target, whichever address would have been taken first.
+
+        Raises:
+            OutboundError: The name isn't known, or leads where it may not.
+        """
+        try:
+            found = self._resolve(target.host, target.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise OutboundError(f"the host {target.host} is not known ({error})") from error
+        addresses: list[str] = []
+        for *_, sockaddr in found[:MAX_ADDRESSES]:
+            text = str(sockaddr[0])
+            self._check(target, _unwrapped(ipaddress.ip_address(text.partition("%")[0])))
+            if text not in addresses:
+                addresses.append(text)
+        if not addresses:
+            raise OutboundError(f"the host {target.host} has no address")
+        return addresses
+
+    def _check(self, target: Target, address: Address) -> None:
+        if any(address in network for network in self._listed):
+            return
+        if is_internal(address):
+            raise OutboundError(
+                f"{target.host} leads to {address}, which is no public address; list it in "
+                "PENSTOCK_INTERNAL_TARGETS if that is meant"
+            )
+        if not target.is_tls:
+            raise OutboundError("plain http:// is for addresses in PENSTOCK_INTERNAL_TARGETS only")
+
+
+def is_internal(address: Address) -> bool:
+    """Whether an address isn't one of the public Internet.
+
+    IPv4 within IPv6 counts as what it is.
+    """
+    address = _unwrapped(address)
+    return not address.is_global or address.is_multicast or address in _SITE_LOCAL
+
+
+def _unwrapped(address: Address) -> Address:
+    """The IPv4 address within an IPv6 one, where a gateway on the way would unpack it."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if any(address in network for network in _IPV4_WITHIN) and int(address) > 1:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    if address in _6TO4 and address.sixtofour is not None:
+        return address.sixtofour
+    if address in _TEREDO and address.teredo is not None:
+        return address.teredo[1]
+    return address
