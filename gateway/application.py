@@ -97,7 +97,7 @@ class Application:
         )
         self.metrics = Metrics()
         self.sessions = SessionTable()
-        self.identities = IdentityTable(clock)
+        self.identities = IdentityTable(clock, settings.max_wrong_keys)
         self.quarantine = Quarantine(clock)
         self.prefixes = PrefixRouter()
         self.directory = EngineDirectory(lambda model: self.admission.pump(model))
@@ -308,6 +308,8 @@ class Application:
         yield "workers", "Connected workers.", ("role", "phase"), workers
         yield "malformed_frames_total", "Malformed frames.", ("role",), malformed
         yield "outbox_depth", "Settlements not acknowledged.", (), {(): len(self.outbox)}
+        guesses: dict[tuple[str, ...], float] = {(): self.identities.guesses.num_refused}
+        yield "refused_guesses_total", "Keys refused unasked: their address guesses.", (), guesses
         yield "requests_in_flight", "Metered requests in progress.", (), {(): len(self.sessions)}
 
 

@@ -148,6 +148,18 @@ class GatewaySettings:
             meaning="of these, what one address may hold",
         )
     )
+    max_wrong_keys: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_WRONG_KEYS",
+            20,
+            minimum=0,
+            maximum=10**6,
+            meaning=(
+                "different wrong keys that one address may try in a row, then ten a minute; others "
+                "are a 429. Keys that were good are not counted; 0 hears all"
+            ),
+        )
+    )
     max_queue: int = setting(
         whole_number(
             "PENSTOCK_MAX_QUEUE",

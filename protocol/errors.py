@@ -33,6 +33,7 @@ class ErrorCode(StrEnum):
     REQUEST_TOO_LARGE = "request_too_large"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
     INSUFFICIENT_QUOTA = "insufficient_quota"
+    TOO_MANY_WRONG_KEYS = "too_many_wrong_keys"
     # The server (500, 503, 504).
     INTERNAL_ERROR = "internal_error"
     POISON_REQUEST = "poison_request"

@@ -120,9 +120,9 @@ async def _guard_metered(request: Request, path: str) -> None:
             "You didn't provide an API key. Send it as `Authorization: Bearer psk-…`.",
             code=ErrorCode.INVALID_API_KEY,
         )
-    refusal = parts.identities.refusal(caller.key_digest)
+    refusal = parts.identities.refusal(caller.key_digest, caller.address)
     if refusal is not None:
-        raise DeniedError(refusal.message, code=refusal.code)
+        raise _again(refusal)
     is_reserved_first = path in _RESERVED_FIRST and _has_small_body(request)
     if not is_reserved_first and parts.identities.find(caller.key_digest, scope_of(path)) is None:
         await _identify(request, path)
@@ -171,9 +171,9 @@ async def _identify(request: Request, endpoint: str, *, role: KeyRole = "user") 
     """
     parts, caller = parts_of(request), caller_of(request)
     if parts.settings.require_keys:
-        refusal = parts.identities.refusal(caller.key_digest)
+        refusal = parts.identities.refusal(caller.key_digest, caller.address)
         if refusal is not None and caller.key_digest is not None:
-            raise DeniedError(refusal.message, code=refusal.code)
+            raise _again(refusal)
     try:
         granted = await parts.auth.authorize(
             bridge.authorize(
@@ -192,11 +192,16 @@ async def _identify(request: Request, endpoint: str, *, role: KeyRole = "user") 
     except DeniedError as error:
         request.state.log.key_id = error.key_id
         if role == "user" or error.code is ErrorCode.INVALID_API_KEY:
-            parts.identities.note_denied(caller.key_digest, error)
+            parts.identities.note_denied(caller.key_digest, error, caller.address)
         raise
     request.state.log.key_id = granted.key_id
     parts.identities.note_granted(caller.key_digest, granted, scope_of(endpoint))
     return granted
+
+
+def _again(refusal: DeniedError) -> DeniedError:
+    """The same refusal for another request; one that was raised knows the frames of the first."""
+    return DeniedError(refusal.message, code=refusal.code, retry_after_s=refusal.retry_after_s)
 
 
 def _check_kind_of_body(request: Request) -> None:

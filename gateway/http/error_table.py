@@ -36,6 +36,7 @@ ERROR_TABLE: Final[dict[ErrorCode, ErrorRow]] = {
     ErrorCode.REQUEST_TOO_LARGE: ErrorRow(413, _REQUEST, "request_too_large"),
     ErrorCode.RATE_LIMIT_EXCEEDED: ErrorRow(429, "rate_limit_error", "rate_limit_exceeded"),
     ErrorCode.INSUFFICIENT_QUOTA: ErrorRow(429, "insufficient_quota", "insufficient_quota"),
+    ErrorCode.TOO_MANY_WRONG_KEYS: ErrorRow(429, "rate_limit_error", "too_many_wrong_keys"),
     ErrorCode.INTERNAL_ERROR: ErrorRow(500, _SERVER, "internal_error"),
     ErrorCode.POISON_REQUEST: ErrorRow(500, _SERVER, "poison_request"),
     ErrorCode.OVERLOADED: ErrorRow(503, _SERVER, "overloaded"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from gateway.errors import DeniedError
+from gateway.request.guesses import GuessGuard
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Granted, Scope
 
@@ -42,10 +43,17 @@ class IdentityTable:
 
     Args:
         clock: Monotonic seconds.
+        max_wrong_keys: Wrong keys that are heard of one address; see `GuessGuard`.
+
+    Attributes:
+        guesses: Slows down who tries one key after another.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, max_wrong_keys: int = 0
+    ) -> None:
         self._clock = clock
+        self.guesses = GuessGuard(max_wrong_keys, clock)
         self._good: OrderedDict[bytes | None, tuple[float, Identity]] = OrderedDict()
         self._bad: OrderedDict[bytes | None, tuple[float, DeniedError]] = OrderedDict()
         self._limited: OrderedDict[bytes | None, float] = OrderedDict()
@@ -64,13 +72,19 @@ class IdentityTable:
             return None
         return identity
 
-    def refusal(self, key_digest: bytes | None) -> DeniedError | None:
-        """Why a caller was refused a moment ago; None when it was not, or nobody knows."""
+    def refusal(self, key_digest: bytes | None, address: str = "") -> DeniedError | None:
+        """Why a caller is refused without asking: it was a moment ago, or its address guesses.
+
+        None when nobody knows.
+        """
         until, error = self._bad.get(key_digest, (0.0, None))
-        return error if until > self._clock() else None
+        if until > self._clock():
+            return error
+        return self.guesses.refusal(key_digest, address)
 
     def note_granted(self, key_digest: bytes | None, granted: Granted, scope: Scope) -> Identity:
         """A caller was let in, to do this."""
+        self.guesses.note_good(key_digest)
         self._bad.pop(key_digest, None)
         self._limited.pop(key_digest, None)
         _, known = self._good.pop(key_digest, (0.0, None))
@@ -84,9 +98,10 @@ class IdentityTable:
             self._good.popitem(last=False)
         return identity
 
-    def note_denied(self, key_digest: bytes | None, error: DeniedError) -> None:
+    def note_denied(self, key_digest: bytes | None, error: DeniedError, address: str = "") -> None:
         """A caller was refused: as a stranger, or by its limits."""
         if error.code is ErrorCode.INVALID_API_KEY:
+            self.guesses.note_wrong(key_digest, address)
             self._good.pop(key_digest, None)
             self._bad.pop(key_digest, None)
             # Not the one that was raised: it would keep the frames, and a body, for as long.

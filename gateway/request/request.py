@@ -316,7 +316,7 @@ class Request:
                 self.work.begin(Admitted(known.tenant, known.priority))
             granted = await answer
         except DeniedError as error:
-            self._identities.note_denied(digest, error)
+            self._identities.note_denied(digest, error, self.caller.address)
             raise
         finally:
             self._auth.close(self.request_id)

@@ -133,7 +133,8 @@ async def test_probes_tell_nobody_which_processes_there_are(socket_dir: Path, pa
 
 
 async def test_thirty_two_slow_strangers_hold_up_nobody(socket_dir: Path) -> None:
-    async with running_gateway(socket_dir, require_keys=True, max_bodies_per_caller=1) as gateway:
+    changes = {"max_bodies_per_caller": 1, "max_wrong_keys": 0}
+    async with running_gateway(socket_dir, require_keys=True, **changes) as gateway:
         await guarded_by_keys(gateway)
         await gateway.engine()
         gateway.client.headers.update(GOOD_KEY)

@@ -23,7 +23,7 @@ STATUSES = {
     403: {"permission_denied"},
     404: {"model_not_found", "not_found"},
     413: {"request_too_large"},
-    429: {"rate_limit_exceeded", "insufficient_quota"},
+    429: {"rate_limit_exceeded", "insufficient_quota", "too_many_wrong_keys"},
     500: {
         "internal_error",
         "poison_request",
