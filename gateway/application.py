@@ -27,6 +27,7 @@ from gateway.ledger.outbox import Outbox
 from gateway.request.factory import RequestFactory, RequestRules
 from gateway.request.identity import IdentityTable
 from gateway.request.launcher import EnginePool
+from gateway.request.replays import ReplayTable
 from gateway.request.sessions import SessionTable
 from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.metrics import Metrics, StateCollector
@@ -98,6 +99,7 @@ class Application:
         self.metrics = Metrics()
         self.sessions = SessionTable()
         self.identities = IdentityTable(clock, settings.max_wrong_keys)
+        self.replays = ReplayTable(settings.replay_memory, settings.replay_age_s, clock)
         self.quarantine = Quarantine(clock)
         self.prefixes = PrefixRouter()
         self.directory = EngineDirectory(lambda model: self.admission.pump(model))
@@ -199,6 +201,7 @@ class Application:
             host_guard=HostGuard((settings.host, *settings.allowed_hosts)),
             toolbox=self.toolbox,
             peers=self.peers,
+            replays=self.replays,
         )
 
     def _role_server(
@@ -310,6 +313,8 @@ class Application:
         yield "outbox_depth", "Settlements not acknowledged.", (), {(): len(self.outbox)}
         guesses: dict[tuple[str, ...], float] = {(): self.identities.guesses.num_refused}
         yield "refused_guesses_total", "Keys refused unasked: their address guesses.", (), guesses
+        replayed: dict[tuple[str, ...], float] = {(): self.replays.num_replayed}
+        yield "replayed_answers_total", "Requests answered by their Idempotency-Key.", (), replayed
         yield "requests_in_flight", "Metered requests in progress.", (), {(): len(self.sessions)}
 
 

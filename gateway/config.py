@@ -148,6 +148,23 @@ class GatewaySettings:
             meaning="of these, what one address may hold",
         )
     )
+    replay_memory: int = setting(
+        size(
+            "PENSTOCK_REPLAY_MEMORY",
+            32 * 1024 * 1024,
+            minimum=1024 * 1024,
+            meaning="memory for answers to requests that came with an `Idempotency-Key`",
+        )
+    )
+    replay_age_s: float = setting(
+        number(
+            "PENSTOCK_REPLAY_AGE_S",
+            86_400.0,
+            minimum=1,
+            maximum=30 * 86_400,
+            meaning="how long such an answer is kept",
+        )
+    )
     max_wrong_keys: int = setting(
         whole_number(
             "PENSTOCK_MAX_WRONG_KEYS",

@@ -8,6 +8,8 @@ PenstockError
 │   ├── ModelNotFoundError       404: lists the models there are
 │   ├── ToolNotFoundError        404: lists the tools of this server
 │   ├── ToolPluginsError         500: the tools of this server can't be loaded
+│   ├── RequestInProgressError   409: the request of this Idempotency-Key is still running
+│   ├── IdempotencyKeyReusedError 422: its Idempotency-Key came with another request
 │   ├── RequestTooLargeError     413
 │   ├── DeniedError              the auth worker said no: 401, 402, 403 or 429
 │   ├── OverloadedError          503: a queue, an outbox or a quota of ours is full
@@ -95,6 +97,32 @@ class ToolNotFoundError(GatewayError):
 
 class ToolPluginsError(GatewayError):
     """The packages that bring this server's tools can't be loaded; the log says why."""
+
+
+class RequestInProgressError(GatewayError):
+    """The request with this `Idempotency-Key` is still running; its answer can be had later."""
+
+    code = ErrorCode.REQUEST_IN_PROGRESS
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A request with this Idempotency-Key is still running; repeat yours in a moment.",
+            param="Idempotency-Key",
+            retry_after_s=1.0,
+        )
+
+
+class IdempotencyKeyReusedError(GatewayError):
+    """The `Idempotency-Key` names another request."""
+
+    code = ErrorCode.IDEMPOTENCY_KEY_REUSED
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This Idempotency-Key was used with another body or route; a new request needs a new"
+            " one.",
+            param="Idempotency-Key",
+        )
 
 
 class RequestTooLargeError(GatewayError):

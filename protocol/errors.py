@@ -24,13 +24,15 @@ class ErrorCode(StrEnum):
     TEMPLATE_ERROR = "template_error"
     UNSUPPORTED_PARAMETER = "unsupported_parameter"
     UNSUPPORTED_GRAMMAR = "unsupported_grammar"
-    # The caller (401, 402, 403, 404, 413, 429).
+    # The caller (401, 402, 403, 404, 409, 413, 422, 429).
     INVALID_API_KEY = "invalid_api_key"
     BUDGET_EXCEEDED = "budget_exceeded"
     PERMISSION_DENIED = "permission_denied"
     MODEL_NOT_FOUND = "model_not_found"
     NOT_FOUND = "not_found"
     REQUEST_TOO_LARGE = "request_too_large"
+    REQUEST_IN_PROGRESS = "request_in_progress"
+    IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
     INSUFFICIENT_QUOTA = "insufficient_quota"
     TOO_MANY_WRONG_KEYS = "too_many_wrong_keys"

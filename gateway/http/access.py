@@ -17,6 +17,13 @@ from gateway.http.bodies import OFF_LOOP_BYTES, SMALL_BYTES, BodyPlace
 from gateway.http.disconnect import watch
 from gateway.http.parsers import BodyKind
 from gateway.http.parts import parts_of
+from gateway.http.replaying import (
+    Replay,
+    answered_once,
+    idempotency_key,
+    replay_of,
+    table_of,
+)
 from gateway.http.route_rules import ROUTE_RULES, Access, RouteRule, scope_of
 from gateway.request.caller import Caller
 from protocol.errors import ErrorCode
@@ -64,6 +71,7 @@ class GuardedRoute(APIRoute):
         """The handler behind the guard."""
         guard, endpoint = _GUARDS[self.rule.access], self.endpoint
         path = self.path
+        is_replayable = self.rule.access is Access.METERED
         has_body = not _METHODS_WITH_BODY.isdisjoint(self.methods or ())
 
         async def guarded(request: Request) -> Response:
@@ -71,6 +79,8 @@ class GuardedRoute(APIRoute):
                 await guard(request, path)
             if has_body:
                 _check_kind_of_body(request)
+            if is_replayable and (key := idempotency_key(request)) is not None:
+                return await _answer_once(request, path, key, endpoint)
             response: Response = await endpoint(request, **request.path_params)
             return response
 
@@ -126,6 +136,22 @@ async def _guard_metered(request: Request, path: str) -> None:
     is_reserved_first = path in _RESERVED_FIRST and _has_small_body(request)
     if not is_reserved_first and parts.identities.find(caller.key_digest, scope_of(path)) is None:
         await _identify(request, path)
+
+
+async def _answer_once(
+    request: Request, path: str, key: str, endpoint: Callable[..., Coroutine[Any, Any, Response]]
+) -> Response:
+    """Answer a request with an `Idempotency-Key`; who asks is known before its body is read."""
+    digest = caller_of(request).key_digest
+    identity = parts_of(request).identities.find(digest, scope_of(path))
+    tenant = (await _identify(request, path)).tenant if identity is None else identity.tenant
+    replay = Replay(table_of(request), tenant, key, f"{request.method} {path}")
+    return await answered_once(
+        request,
+        replay,
+        lambda: endpoint(request, **request.path_params),
+        lambda: _identify(request, path),
+    )
 
 
 async def _guard_user(request: Request, path: str) -> None:
@@ -323,6 +349,8 @@ async def _read(request: Request, place: BodyPlace) -> bytes:
     state["has_read_body"] = False
     body = await parts_of(request).bodies.read(request.receive, place)
     state["has_read_body"] = True
+    if (replay := replay_of(request)) is not None:
+        replay.on_body(body)
     return body
 
 

@@ -14,6 +14,7 @@ from gateway.http.parsers import TokenizeBody
 from gateway.http.parts import parts_of
 from gateway.http.render.answer import AnswerCollector
 from gateway.http.render.stream import StreamRenderer
+from gateway.http.replaying import refuse_stream
 from gateway.http.responses import EventStreamResponse, collect_answer, note, run_to_end
 from gateway.request.generation import GenerationWork
 from gateway.request.job import GenerationJob
@@ -61,6 +62,8 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
         GatewayError: It failed before anything of an answer was there.
     """
     parts, job = parts_of(http_request), body.job
+    if job.options.is_streaming:
+        refuse_stream(http_request)
     headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
     record: AccessRecord = http_request.state.log
     request, work = parts.requests.generation(

@@ -53,7 +53,11 @@ def watch(
 
     Returns:
         Ends the watch.
+
+    A request with an `Idempotency-Key` is not watched: see `replaying`.
     """
+    if scope.get("state", {}).get("replay") is not None:
+        return lambda: None  # its client comes back for the answer
     extension = scope.get("extensions", {}).get(EXTENSION)
     if isinstance(extension, Disconnects):
         extension.add(callback)

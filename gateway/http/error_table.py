@@ -20,6 +20,8 @@ class ErrorRow(NamedTuple):
 
 _REQUEST: Final = "invalid_request_error"
 _SERVER: Final = "server_error"
+_IDEMPOTENCY: Final = "idempotency_error"
+"""Stripe's word; OpenAI has none."""
 
 ERROR_TABLE: Final[dict[ErrorCode, ErrorRow]] = {
     ErrorCode.INVALID_REQUEST: ErrorRow(400, _REQUEST, "invalid_request"),
@@ -33,6 +35,8 @@ ERROR_TABLE: Final[dict[ErrorCode, ErrorRow]] = {
     ErrorCode.PERMISSION_DENIED: ErrorRow(403, "permission_error", "permission_denied"),
     ErrorCode.MODEL_NOT_FOUND: ErrorRow(404, _REQUEST, "model_not_found"),
     ErrorCode.NOT_FOUND: ErrorRow(404, _REQUEST, "not_found"),
+    ErrorCode.REQUEST_IN_PROGRESS: ErrorRow(409, _IDEMPOTENCY, "request_in_progress"),
+    ErrorCode.IDEMPOTENCY_KEY_REUSED: ErrorRow(422, _IDEMPOTENCY, "idempotency_key_reused"),
     ErrorCode.REQUEST_TOO_LARGE: ErrorRow(413, _REQUEST, "request_too_large"),
     ErrorCode.RATE_LIMIT_EXCEEDED: ErrorRow(429, "rate_limit_error", "rate_limit_exceeded"),
     ErrorCode.INSUFFICIENT_QUOTA: ErrorRow(429, "insufficient_quota", "insufficient_quota"),
@@ -91,7 +95,7 @@ def render_error(error: PenstockError) -> tuple[int, bytes, dict[str, str]]:
     ):
         # Waiting a little does not help; OpenAI's SDKs obey this header.
         headers["x-should-retry"] = "false"
-    elif row.status in (429, 503):
+    elif row.status in (409, 429, 503):
         wait_s = DEFAULT_RETRY_AFTER_S if retry_after_s is None else retry_after_s
         headers["Retry-After"] = str(max(1, min(math.ceil(wait_s), MAX_RETRY_AFTER_S)))
     if isinstance(error, ShuttingDownError):

@@ -13,6 +13,7 @@ from gateway.http.host_guard import HostGuard
 from gateway.http.readiness import Readiness
 from gateway.request.factory import RequestFactory
 from gateway.request.identity import IdentityTable
+from gateway.request.replays import ReplayTable
 from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.metrics import Metrics
 from gateway.tools.toolbox import ToolBox
@@ -38,6 +39,7 @@ class HttpParts:
         host_guard: Tells requests of foreign web pages.
         toolbox: Runs the tools of this server; None when there are none, or tools are off.
         peers: Every connected worker of any role.
+        replays: Answers to requests with an `Idempotency-Key`.
         wall_clock: Unix seconds.
     """
 
@@ -54,6 +56,7 @@ class HttpParts:
     host_guard: HostGuard
     toolbox: ToolBox | None
     peers: Callable[[], Iterable[Peer]]
+    replays: ReplayTable
     wall_clock: Callable[[], float] = time.time
 
 

@@ -22,7 +22,9 @@ STATUSES = {
     402: {"budget_exceeded"},
     403: {"permission_denied"},
     404: {"model_not_found", "not_found"},
+    409: {"request_in_progress"},
     413: {"request_too_large"},
+    422: {"idempotency_key_reused"},
     429: {"rate_limit_exceeded", "insufficient_quota", "too_many_wrong_keys"},
     500: {
         "internal_error",

@@ -1,0 +1,145 @@
+"""`Idempotency-Key` on requests that generate something: the same request is answered once.
+
+The first success is kept and repeated, byte by byte, to whoever repeats the request with the same
+key within the tenant; see `request/replays.py`. A client that leaves doesn't end such a request: it
+will come back for the answer.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from fastapi import Request, Response
+
+from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from gateway.http.parts import parts_of
+from gateway.request.replays import KeptAnswer, ReplayName, ReplayTable
+
+HEADER: Final = "Idempotency-Key"
+REPLAYED_HEADER: Final = "Idempotent-Replayed"
+"""As Stripe says it."""
+MAX_KEY_CHARS = 255
+_KEPT_HEADERS: Final = frozenset(
+    {"content-type", "x-penstock-ignored-fields", "x-penstock-unenforced"}
+)
+
+
+class Replayed(Exception):  # noqa: N818 - no error: it ends the reading of a body early
+    """The answer is known already."""
+
+    def __init__(self, answer: KeptAnswer) -> None:
+        super().__init__()
+        self.answer = answer
+
+
+class Replay:
+    """One request that came with a key.
+
+    Args:
+        table: Of this gateway.
+        tenant: The caller's.
+        key: As it was sent.
+        route: Method and template of the route.
+    """
+
+    def __init__(self, table: ReplayTable, tenant: str, key: str, route: str) -> None:
+        self._table = table
+        named = hashlib.sha256(f"{route}\0{key}".encode()).digest()
+        self._name = ReplayName(tenant, named)
+        self._is_claimed = False
+
+    def on_body(self, body: bytes) -> None:
+        """The body was read, and nothing of it was looked at.
+
+        Raises:
+            Replayed: It was answered before.
+            GatewayError: The key means another request, or this one is running.
+        """
+        if self._is_claimed:
+            return
+        kept = self._table.claim(self._name, hashlib.sha256(body).digest())
+        if kept is not None:
+            raise Replayed(kept)
+        self._is_claimed = True
+
+    def end(self, response: Response | None) -> None:
+        """What became of it; only a success is kept: nothing else costs or changes anything."""
+        if not self._is_claimed:
+            return
+        if response is None or response.status_code != 200:
+            self._table.drop(self._name)
+            return
+        headers = {name: value for name, value in response.headers.items() if name in _KEPT_HEADERS}
+        self._table.keep(self._name, KeptAnswer(200, headers, bytes(response.body)))
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The key that a request came with; None without one.
+
+    Raises:
+        InvalidRequestError: It is none, or there are several.
+    """
+    values = request.headers.getlist(HEADER)
+    if not values:
+        return None
+    key = values[0].strip()
+    if len(set(values)) > 1:
+        raise InvalidRequestError(f"Several {HEADER} headers differ; send one.", param=HEADER)
+    if not 0 < len(key) <= MAX_KEY_CHARS or not all(" " <= char <= "~" for char in key):
+        raise InvalidRequestError(
+            f"The {HEADER} must have 1 to {MAX_KEY_CHARS} printable ASCII characters.",
+            param=HEADER,
+        )
+    return key
+
+
+def replay_of(request: Request) -> Replay | None:
+    """The request's place among those with a key; None when it came without one."""
+    replay: Replay | None = request.scope["state"].get("replay")
+    return replay
+
+
+async def answered_once(
+    request: Request,
+    replay: Replay,
+    answer: Callable[[], Awaitable[Response]],
+    identify: Callable[[], Awaitable[object]],
+) -> Response:
+    """Answer a request, or repeat the answer of before.
+
+    Args:
+        request: Whose caller is known.
+        replay: Its place.
+        answer: Makes the answer.
+        identify: Asks whether the caller may still use the route; a repetition reserves nothing, so
+            nobody else would.
+    """
+    request.scope["state"]["replay"] = replay
+    response: Response | None = None
+    try:
+        response = await answer()
+    except Replayed as replayed:
+        await identify()
+        kept = replayed.answer
+        headers = {**kept.headers, REPLAYED_HEADER: "true"}
+        return Response(kept.body, kept.status, headers)
+    finally:
+        replay.end(response)
+    return response
+
+
+def refuse_stream(request: Request) -> None:
+    """A stream can't be repeated.
+
+    Raises:
+        UnsupportedFieldError: The request came with a key.
+    """
+    if replay_of(request) is not None:
+        raise UnsupportedFieldError(
+            f"A streamed answer can't be repeated: leave {HEADER} or `stream` out.", param=HEADER
+        )
+
+
+def table_of(request: Request) -> ReplayTable:
+    """The answers that this gateway keeps."""
+    return parts_of(request).replays

@@ -1,0 +1,176 @@
+"""`Idempotency-Key` over HTTP: the same request is answered once, also when its client left."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from protocol.wire.messages import Generate
+from tests.fakes.fake_workers import FakeAuth, FakeEngine
+from tests.fakes.raw_http import connected, post
+from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
+
+CHAT = {"model": "demo", "messages": MESSAGES}
+
+
+async def chat(
+    gateway: RunningGateway, key: str | None, path: str = "/v1/chat/completions", **fields: Any
+) -> httpx.Response:
+    headers = {} if key is None else {"Idempotency-Key": key}
+    return await gateway.client.post(path, json={**CHAT, **fields}, headers=headers)
+
+
+async def house(gateway: RunningGateway, **options: Any) -> tuple[FakeAuth, FakeEngine]:
+    return await gateway.auth(), await gateway.engine(**options)
+
+
+async def test_a_repeated_request_gets_the_first_answer_and_costs_nothing(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        auth, engine = await house(gateway)
+        first = await chat(gateway, "key-1")
+        again = await chat(gateway, "key-1")
+        assert (first.status_code, again.status_code) == (200, 200)
+        assert again.content == first.content
+        assert again.headers["idempotent-replayed"] == "true"
+        assert again.headers["content-type"] == first.headers["content-type"]
+        assert again.headers["x-penstock-request-id"] != first.headers["x-penstock-request-id"]
+        assert "idempotent-replayed" not in first.headers
+        assert len(engine.of(Generate)) == 1
+        await gateway.until(lambda: len(auth.settled()) == 1)
+        other = await chat(gateway, "key-2")
+        without = await chat(gateway, None)
+        assert len({first.json()["id"], other.json()["id"], without.json()["id"]}) == 3
+        assert len(engine.of(Generate)) == 3
+
+
+async def test_the_same_key_for_something_else_is_a_422(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await house(gateway)
+        assert (await chat(gateway, "key-1")).status_code == 200
+        reused = await chat(gateway, "key-1", temperature=0.5)
+        assert reused.status_code == 422
+        error = reused.json()["error"]
+        assert (error["code"], error["type"], error["param"]) == (
+            "idempotency_key_reused",
+            "idempotency_error",
+            "Idempotency-Key",
+        )
+        # A key names a request of one route.
+        body = {"model": "demo", "prompt": "x"}
+        headers = {"Idempotency-Key": "key-1"}
+        other = await gateway.client.post("/v1/completions", json=body, headers=headers)
+        assert other.status_code == 200
+
+
+async def test_while_a_request_runs_its_repetition_is_a_409_and_then_gets_its_answer(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        _, engine = await house(gateway, text=None)
+        running = asyncio.ensure_future(chat(gateway, "key-1"))
+        await engine.until(lambda: bool(engine.of(Generate)))
+        conflict = await chat(gateway, "key-1")
+        assert conflict.status_code == 409
+        assert conflict.json()["error"]["code"] == "request_in_progress"
+        assert conflict.headers["retry-after"] == "1"
+        (generate,) = engine.of(Generate)
+        engine.emit(generate, "hi")
+        engine.finish(generate)
+        assert (await running).status_code == 200
+        assert (await chat(gateway, "key-1")).content == (await running).content
+
+
+async def test_who_leaves_and_comes_back_gets_the_answer(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        auth, engine = await house(gateway, text=None)
+        body = json.dumps(CHAT).encode()
+        async with connected(gateway) as raw:
+            raw.writer.write(post(body, b"Idempotency-Key: key-1\r\n"))
+            await engine.until(lambda: bool(engine.of(Generate)))
+        await gateway.until(lambda: gateway.application.parts.replays._running)
+        (generate,) = engine.of(Generate)
+        engine.emit(generate, "hello again")
+        engine.finish(generate)
+        await gateway.until(lambda: len(auth.settled()) == 1)
+        assert auth.settled()[0].outcome == "finished"
+        response = await gateway.client.post(
+            "/v1/chat/completions",
+            content=body,
+            headers={"Idempotency-Key": "key-1", "Content-Type": "application/json"},
+        )
+        assert response.json()["choices"][0]["message"]["content"] == "hello again"
+        assert response.headers["idempotent-replayed"] == "true"
+
+
+async def test_a_failure_is_not_kept(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await house(gateway)
+        assert (await chat(gateway, "key-1", temperature=99)).status_code == 400
+        assert (await chat(gateway, "key-1", model="none")).status_code == 404
+        assert (await chat(gateway, "key-1")).status_code == 200
+
+
+async def test_a_stream_with_a_key_is_refused_by_name(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        _, engine = await house(gateway)
+        response = await chat(gateway, "key-1", stream=True)
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert (error["code"], error["param"]) == ("unsupported_parameter", "Idempotency-Key")
+        assert engine.of(Generate) == []
+        assert (await chat(gateway, None, stream=True)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Idempotency-Key", "")],
+        [("Idempotency-Key", "x" * 256)],
+        [("Idempotency-Key", "é")],
+        [("Idempotency-Key", "a"), ("Idempotency-Key", "b")],
+    ],
+)
+async def test_what_is_no_key_is_a_400(socket_dir: Path, headers: list[tuple[str, str]]) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await house(gateway)
+        raw = [(name.encode(), value.encode()) for name, value in headers]
+        response = await gateway.client.post("/v1/chat/completions", json=CHAT, headers=raw)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "Idempotency-Key"
+
+
+async def test_a_key_that_was_revoked_gets_no_kept_answer(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        auth = await gateway.auth(allow_anonymous=False)
+        auth.good_keys = ("psk-a",)
+        await gateway.engine()
+        gateway.client.headers["X-API-Key"] = "psk-a"
+        assert (await chat(gateway, "key-1")).status_code == 200
+        auth.good_keys = ()
+        assert (await chat(gateway, "key-1")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"model": "demo", "prompt": "x"}),
+        ("/v1/responses", {"model": "demo", "input": "x"}),
+        ("/v1/messages", {"model": "demo", "messages": MESSAGES, "max_tokens": 5}),
+        ("/tokenize", {"model": "demo", "prompt": "x"}),
+    ],
+)
+async def test_every_route_that_generates_honours_a_key(
+    socket_dir: Path, path: str, body: dict[str, Any]
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await house(gateway)
+        headers = {"Idempotency-Key": "key-1"}
+        first = await gateway.client.post(path, json=body, headers=headers)
+        again = await gateway.client.post(path, json=body, headers=headers)
+        assert (first.status_code, again.content) == (200, first.content), first.text
+        assert again.headers["idempotent-replayed"] == "true"
