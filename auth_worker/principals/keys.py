@@ -283,9 +283,7 @@ class KeyDirectory:
     def put(self, key: StoredKey) -> None:
         """Add a key, or replace the one of this id (whose other digests then open nothing)."""
         self.remove(key.key_id)
-        user, team = self.users.get(key.user_id), self.teams.get(key.team_id)
-        if key.user is not user or key.team is not team:
-            key = replace(key, user=user, team=team)
+        key = self._with_people(key)
         self._by_id[key.key_id] = key
         if key.previous_digest is not None:
             self._by_digest[key.previous_digest] = key
@@ -307,7 +305,8 @@ class KeyDirectory:
         """
         key = self._by_digest.get(digest)
         if key is None:
-            return self._tokens.find(digest)
+            principal = self._tokens.find(digest)
+            return None if principal is None else self._with_people(principal)
         is_current = hmac.compare_digest(key.digest, digest)
         is_previous = hmac.compare_digest(key.previous_digest or b"", digest)
         return key if is_current or is_previous else None
@@ -318,12 +317,31 @@ class KeyDirectory:
 
     def principal(self, key_id: str) -> StoredKey | None:
         """Who acts under an id: a key, or whoever a token names."""
-        return self._by_id.get(key_id) or self._tokens.get(key_id)
+        key = self._by_id.get(key_id)
+        if key is not None:
+            return key
+        principal = self._tokens.get(key_id)
+        return None if principal is None else self._with_people(principal)
 
     def put_token(self, principal: StoredKey) -> TokenRefusedError | None:
-        """Add the principal of a verified token; an error when it can't be one here."""
+        """Add the principal of a verified token; why it is none when it names nobody known here."""
+        for what, named, known in (
+            ("user", principal.user_id, self.users),
+            ("team", principal.team_id, self.teams),
+        ):
+            if named and named not in known:
+                return TokenRefusedError(
+                    f"This token is not accepted: there is no {what} '{named[:100]}' here."
+                )
         self._tokens.put(principal)
         return None
+
+    def _with_people(self, key: StoredKey) -> StoredKey:
+        """The key with its user and team as they are now."""
+        user, team = self.users.get(key.user_id), self.teams.get(key.team_id)
+        if key.user is user and key.team is team:
+            return key
+        return replace(key, user=user, team=team)
 
     def num_lasting_admins(self) -> int:
         """How many keys can administer keys, from anywhere, and will not end by themselves."""

@@ -123,6 +123,23 @@ class TokenRules:
             meaning="the role of tokens that none of `PENSTOCK_JWT_ROLES` fits; none refuses them",
         )
     )
+    user_claim: str = setting(
+        text(
+            "PENSTOCK_JWT_USER_CLAIM",
+            "",
+            meaning=(
+                "the claim that holds the id of a user here, who must be active and whose limits "
+                "then hold"
+            ),
+        )
+    )
+    team_claim: str = setting(
+        text(
+            "PENSTOCK_JWT_TEAM_CLAIM",
+            "",
+            meaning="the claim that holds the id of a team here; a token without it is in none",
+        )
+    )
     scopes_claim: str = setting(
         text(
             "PENSTOCK_JWT_SCOPES_CLAIM",
@@ -167,6 +184,9 @@ def read_token_rules(environ: Mapping[str, str]) -> TokenRules:
             "PENSTOCK_JWT_JWKS_URL": rules.jwks_url,
             "PENSTOCK_JWT_SECRET_FILE": rules.secret_file,
             "PENSTOCK_JWT_ROLES": rules.roles,
+            "PENSTOCK_JWT_USER_CLAIM": rules.user_claim,
+            "PENSTOCK_JWT_TEAM_CLAIM": rules.team_claim,
+            "PENSTOCK_JWT_SCOPES_CLAIM": rules.scopes_claim,
         }
         for name, value in named.items():
             if value:

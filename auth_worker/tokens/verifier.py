@@ -23,6 +23,7 @@ from protocol.wire.messages import KeySettings, PrincipalRole
 
 MAX_TOKEN_CHARS = 16_384
 MAX_SUBJECT_CHARS = 255
+MAX_ID_CHARS = 200
 MAX_CLAIM_DEPTH = 8
 LEEWAY_S = 30.0
 """How far the clocks of issuer and server may be apart."""
@@ -70,6 +71,8 @@ class TokenVerifier:
             created_at=int(issued_at or 0),
             expires_at=expires_at,
             rules=self._key_rules(claims),
+            user_id=_named(claims, self._rules.user_claim),
+            team_id=_named(claims, self._rules.team_claim),
         )
 
     def _claims(self, token: str, keys: KeySet) -> Mapping[str, Any]:
@@ -162,6 +165,20 @@ def claim_of(claims: Mapping[str, Any], name: str) -> Any:
         if not isinstance(value, Mapping) or part not in value:
             return None
         value = value[part]
+    return value
+
+
+def _named(claims: Mapping[str, Any], name: str) -> str:
+    """The id in a claim; empty where none is asked for or given.
+
+    Raises:
+        TokenRefusedError: It is no id.
+    """
+    value = claim_of(claims, name) if name else None
+    if value is None:
+        return ""
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_CHARS:
+        raise _refused(f"its claim {name} is no id")
     return value
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from auth_worker.decisions.authority import Rules
 from auth_worker.errors import AuthError, TokenRefusedError
 from auth_worker.principals.keys import KeyDirectory, StoredKey
+from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.tokens import TokenTable
 from auth_worker.records.operations import AppendAudit, Operation
 from auth_worker.serving.token_desk import TokenDesk
@@ -143,6 +144,36 @@ def test_a_principal_has_limits_scopes_and_an_end_as_a_key_has() -> None:
     denied = bench.authority.authorize(ask)
     assert isinstance(denied, Denied)
     assert (denied.code, denied.key_id) == (ErrorCode.INVALID_API_KEY, principal.key_id)
+
+
+def test_a_token_of_a_user_and_a_team_ends_with_them() -> None:
+    user, team = (
+        StoredUser("user_1", "Ada"),
+        StoredTeam("team_1", "ops", members={"user_1": "member"}),
+    )
+    keys = KeyDirectory((), (user,), (team,))
+    principal = stored_key("token_1", "text", user_id="user_1", team_id="team_1", expires_at=2**40)
+    assert keys.put_token(principal) is None
+
+    def is_active() -> bool:
+        found, by_id = keys.find(principal.digest), keys.principal("token_1")
+        assert found is not None
+        assert by_id is not None
+        assert found.is_active(START_S) == by_id.is_active(START_S)
+        return found.is_active(START_S)
+
+    assert is_active()
+    user.suspended_at = 1
+    assert not is_active()
+    user.suspended_at = None
+    team.members = {}
+    assert not is_active()
+    del keys.teams["team_1"]
+    assert not is_active()
+    for unknown in ({"user_id": "user_9"}, {"team_id": "team_1"}):
+        error = keys.put_token(stored_key("token_2", "other", **unknown))
+        assert isinstance(error, TokenRefusedError)
+    assert keys.principal("token_2") is None
 
 
 def test_no_token_passes_where_anonymous_callers_do_not_and_administration_is_asked_for() -> None:

@@ -255,6 +255,17 @@ def test_scopes_of_a_token_narrow_its_role_and_a_token_without_them_may_do_nothi
     assert scopes(scope=7) == frozenset()
 
 
+def test_claims_may_name_a_user_and_a_team_and_nothing_but_ids() -> None:
+    verifier = TokenVerifier(rules(user_claim="user", team_claim="org.team"))
+    named = verifier.verify(token(user="user_1", org={"team": "team_1"}), key_set(), START_S)
+    assert (named.user_id, named.team_id) == ("user_1", "team_1")
+    neither = verifier.verify(token(), key_set(), START_S)
+    assert (neither.user_id, neither.team_id) == ("", "")
+    for wrong in (7, "", ["user_1"], "u" * 201):
+        with pytest.raises(TokenRefusedError, match="claim user"):
+            verifier.verify(token(user=wrong), key_set(), START_S)
+
+
 def test_a_claim_is_found_by_its_name_or_by_a_path() -> None:
     claims = {"https://x.example/roles": 1, "a.b": 2, "a": {"b": 3, "c": {"d": 4}}}
     assert claim_of(claims, "https://x.example/roles") == 1
