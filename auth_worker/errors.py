@@ -6,6 +6,7 @@ PenstockError
     ├── RefusedError           a command that must not be carried out; its message is for clients
     │   ├── InvalidCommandError    values out of bounds, a duplicate key, the last admin key
     │   ├── KeyNotFoundError       no key has this id
+    │   ├── ResourceNotFoundError  no user, team, limit, budget or price has this id
     │   └── ActorNotAllowedError   who asks for an admin change is no admin (any more)
     ├── TokenRefusedError      a bearer token that opens nothing, and why
     │   └── UnknownSigningKeyError  signed with a key that is not in the set that was fetched last
@@ -39,6 +40,12 @@ class InvalidCommandError(RefusedError):
 
 class KeyNotFoundError(RefusedError):
     """No key has this id."""
+
+    code = ErrorCode.NOT_FOUND
+
+
+class ResourceNotFoundError(RefusedError):
+    """No user, team, limit, budget or price has this id."""
 
     code = ErrorCode.NOT_FOUND
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from auth_worker.administration.first_admin import ensure_admin
 from auth_worker.administration.key_administration import Administration
+from auth_worker.administration.resource_administration import ResourceAdministration
 from auth_worker.auditing.audit_check import BackgroundCheck, CheckedLog
 from auth_worker.clock import Clock
 from auth_worker.config import AuthSettings
@@ -46,9 +47,14 @@ LOCK_PATIENCE_S = 5.0
 _logger = logging.getLogger("penstock.auth")
 
 
+def new_id(prefix: str) -> str:
+    """An id: its prefix, `_` and 16 random hexadecimal digits."""
+    return f"{prefix}_{secrets.token_hex(8)}"
+
+
 def new_key_id() -> str:
-    """An id for a key: `key_` and 16 random hexadecimal digits."""
-    return f"key_{secrets.token_hex(8)}"
+    """An id for a key."""
+    return new_id("key")
 
 
 def run(
@@ -140,6 +146,9 @@ class AuthService:
         self._handler = AuthHandler(
             authority=authority,
             administration=Administration(authority.keys, clock=clock, new_key_id=new_key_id),
+            resources=ResourceAdministration(
+                authority.keys, authority.limits, authority.prices, clock=clock, new_id=new_id
+            ),
             committer=self._committer,
             clock=clock,
             send=self._send,

@@ -15,12 +15,14 @@ from protocol.wire.messages import (
     Adjust,
     Authorize,
     ChangeKeyStatus,
+    ChangeResource,
     CloseParse,
     CountKeys,
     Detokenize,
     Embed,
     Extend,
     FindKeys,
+    FindResources,
     Generate,
     Grammar,
     Granted,
@@ -29,6 +31,8 @@ from protocol.wire.messages import (
     KeySettings,
     LeaseReport,
     MakeKey,
+    MakeResource,
+    MemberRole,
     OpenParse,
     ParseBatch,
     ParseDelta,
@@ -39,13 +43,18 @@ from protocol.wire.messages import (
     ReadAudit,
     Refused,
     Renew,
+    ResourceAction,
+    ResourceKind,
+    ResourceSettings,
     RotateKey,
     SamplingParams,
     Scope,
+    SetMember,
     Settle,
     StreamUsage,
     ToolChoiceMode,
     UpdateKey,
+    UpdateResource,
     Usage,
 )
 
@@ -194,6 +203,55 @@ def find_keys(request_id: str, actor: Actor, **wanted: Any) -> FindKeys:
 def count_keys(request_id: str, actor: Actor) -> CountKeys:
     """How many keys there are."""
     return CountKeys(request_id=request_id, actor=actor)
+
+
+def make_resource(
+    request_id: str, actor: Actor, kind: ResourceKind, settings: ResourceSettings
+) -> MakeResource:
+    """Make a user, team, limit, budget or price."""
+    return MakeResource(request_id=request_id, actor=actor, kind=kind, settings=settings)
+
+
+def update_resource(
+    request_id: str,
+    actor: Actor,
+    kind: ResourceKind,
+    resource_id: str,
+    fields: tuple[str, ...],
+    settings: ResourceSettings,
+) -> UpdateResource:
+    """Change the named settings of a resource."""
+    return UpdateResource(
+        request_id=request_id,
+        actor=actor,
+        kind=kind,
+        resource_id=resource_id,
+        fields=fields,
+        settings=settings,
+    )
+
+
+def change_resource(
+    request_id: str, actor: Actor, kind: ResourceKind, resource_id: str, action: ResourceAction
+) -> ChangeResource:
+    """Suspend, reactivate or delete a resource."""
+    return ChangeResource(
+        request_id=request_id, actor=actor, kind=kind, resource_id=resource_id, action=action
+    )
+
+
+def set_member(
+    request_id: str, actor: Actor, team_id: str, user_id: str, role: MemberRole | Literal[""]
+) -> SetMember:
+    """Make a user a member of a team; without a role no member any more."""
+    return SetMember(
+        request_id=request_id, actor=actor, team_id=team_id, user_id=user_id, role=role
+    )
+
+
+def find_resources(request_id: str, actor: Actor, **wanted: Any) -> FindResources:
+    """The resource of an id, or a page of them; see `FindResources`."""
+    return FindResources(request_id=request_id, actor=actor, **wanted)
 
 
 def read_audit(request_id: str, reader: Actor, **wanted: Any) -> ReadAudit:

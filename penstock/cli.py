@@ -22,6 +22,7 @@ from penstock.fake_engine.engine import FakeEngineSettings
 from penstock.fake_engine.script import FINGERPRINT
 from penstock.key_commands import keys
 from penstock.parse import parse as parse_input
+from penstock.resource_commands import budgets, limits, prices, teams, users
 from penstock.terminal import visible_line
 from protocol.runtime.logs import setup as setup_logs
 from protocol.runtime.settings import Setting
@@ -38,6 +39,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(keys, name="keys")
+app.add_typer(users, name="users")
+app.add_typer(teams, name="teams")
+app.add_typer(limits, name="limits")
+app.add_typer(budgets, name="budgets")
+app.add_typer(prices, name="prices")
 app.add_typer(audit, name="audit")
 bench = typer.Typer(
     help="Measure how fast this machine is.", no_args_is_help=True, rich_markup_mode=None

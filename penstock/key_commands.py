@@ -1,8 +1,7 @@
 """`penstock keys …`: make, list, change and end the API keys of a running server."""
 
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 import typer
@@ -10,8 +9,8 @@ import typer
 from penstock.admin_options import AsJson, DataDir, KeyFile, Url, admin_client
 from penstock.api_client import all_pages
 from penstock.config import URL
-from penstock.errors import UsageError
-from penstock.tables import print_fields, print_json, print_table
+from penstock.fields import Clear, Field, body_of, changes_of, pairs, with_fields
+from penstock.tables import print_json, print_record, print_table
 from penstock.terminal import visible_line
 
 _PATH = "/v1/admin/keys"
@@ -23,54 +22,43 @@ keys = typer.Typer(
 )
 
 KeyId = Annotated[str, typer.Argument(help="The key's id, from `keys list`.")]
-Command = TypeVar("Command", bound=Callable[..., None])
-
-
-class _Field(NamedTuple):
-    """A field of a key that `create` and `update` set."""
-
-    name: str
-    flag: str
-    kind: Any
-    text: str
-
-
+_NAME = Field("name", "--name", str, "What the key is for.")
 _FIELDS = (
-    _Field("description", "--description", str, "What it is for, at length."),
-    _Field("owner", "--owner", str, "Whose key it is, a user id."),
-    _Field("user_id", "--user", str, "The user whose key it is, an id from `users list`."),
-    _Field("team_id", "--team", str, "The team for whose work it is, an id from `teams list`."),
-    _Field("role", "--role", str, "admin, service, user or readonly."),
-    _Field("scopes", "--scope", list[str], "Narrow it to this scope of its role; repeat it."),
-    _Field(
+    Field("description", "--description", str, "What it is for, at length."),
+    Field("owner", "--owner", str, "Whose key it is, a user id."),
+    Field("user_id", "--user", str, "The user whose key it is, an id from `users list`."),
+    Field("team_id", "--team", str, "The team for whose work it is, an id from `teams list`."),
+    Field("role", "--role", str, "admin, service, user or readonly."),
+    Field("scopes", "--scope", list[str], "Narrow it to this scope of its role; repeat it."),
+    Field(
         "tenant",
         "--tenant",
         str,
         "Keys of one tenant share cached prompts, and one fair share of the server; without a "
         "name, the key is a tenant by itself.",
     ),
-    _Field("expires_at", "--expires-at", int, "When it ends, Unix seconds."),
-    _Field("tags", "--tag", list[str], "A tag to find it by; repeat it."),
-    _Field("metadata", "--metadata", list[str], "NAME=TEXT for your own use; repeat it."),
-    _Field("requests_per_minute", "--rpm", int, "Requests a minute."),
-    _Field("tokens_per_minute", "--tpm", int, "Tokens a minute, prompt and completion."),
-    _Field("max_parallel_requests", "--parallel", int, "Requests that run at a time."),
-    _Field("max_tokens_per_request", "--max-tokens", int, "Completion tokens of a request."),
-    _Field("allowed_models", "--model", list[str], "Only models like this glob; repeat it."),
-    _Field("allowed_endpoints", "--endpoint", list[str], "Only routes like this glob; repeat it."),
-    _Field(
+    Field("expires_at", "--expires-at", int, "When it ends, Unix seconds."),
+    Field("tags", "--tag", list[str], "A tag to find it by; repeat it."),
+    Field("metadata", "--metadata", list[str], "NAME=TEXT for your own use; repeat it.", pairs),
+    Field("requests_per_minute", "--rpm", int, "Requests a minute."),
+    Field("tokens_per_minute", "--tpm", int, "Tokens a minute, prompt and completion."),
+    Field("max_parallel_requests", "--parallel", int, "Requests that run at a time."),
+    Field("max_tokens_per_request", "--max-tokens", int, "Completion tokens of a request."),
+    Field("allowed_models", "--model", list[str], "Only models like this glob; repeat it."),
+    Field("allowed_endpoints", "--endpoint", list[str], "Only routes like this glob; repeat it."),
+    Field(
         "allowed_ip_addresses",
         "--allow",
         list[str],
         "Only from this address or network; repeat it.",
     ),
-    _Field(
+    Field(
         "blocked_ip_addresses", "--block", list[str], "Not from this address or network; repeat it."
     ),
-    _Field("enable_streaming", "--streaming/--no-streaming", bool, "Whether it may stream."),
-    _Field("enable_function_calling", "--tools/--no-tools", bool, "Whether it may use tools."),
-    _Field("priority", "--priority", str, "high, normal or low."),
-    _Field(
+    Field("enable_streaming", "--streaming/--no-streaming", bool, "Whether it may stream."),
+    Field("enable_function_calling", "--tools/--no-tools", bool, "Whether it may use tools."),
+    Field("priority", "--priority", str, "high, normal or low."),
+    Field(
         "may_name_end_users",
         "--end-users/--no-end-users",
         bool,
@@ -79,39 +67,8 @@ _FIELDS = (
 )
 
 
-def _with_fields(command: Command) -> Command:
-    """Gives a command that takes `**given` an option for each field of a key."""
-    signature = inspect.signature(command)
-    *named, _ = signature.parameters.values()
-    options = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                field.kind | None, typer.Option(field.flag, help=field.text, show_default=False)
-            ],
-        )
-        for field in _FIELDS
-    ]
-    full = signature.replace(parameters=[*named, *options])
-    command.__signature__ = full  # type: ignore[attr-defined]  # what typer reads
-    return command
-
-
-def _body(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What was said of a key, as the server takes it."""
-    body = {name: value for name, value in given.items() if value not in (None, [])}
-    if "metadata" in body:
-        pairs = [text.partition("=") for text in body["metadata"]]
-        if not all(separator for _, separator, _ in pairs):
-            raise UsageError("--metadata takes NAME=TEXT.")
-        body["metadata"] = {name: text for name, _, text in pairs}
-    return body
-
-
 @keys.command("create")
-@_with_fields
+@with_fields(_FIELDS)
 def create_key(
     name: Annotated[str, typer.Argument(help="What the key is for.")],
     as_json: AsJson = False,
@@ -121,7 +78,7 @@ def create_key(
     **given: Any,
 ) -> None:
     """Make a key and print it, once; only its digest is kept."""
-    body = {"name": name, **_body(given)}
+    body = {"name": name, **body_of(_FIELDS, given)}
     with admin_client(url, key_file, data_dir) as client:
         created = client.request("POST", _PATH, body)
         with client.reading():
@@ -164,18 +121,15 @@ def show_key(
 ) -> None:
     """Show everything about a key but the key."""
     with admin_client(url, key_file, data_dir) as client:
-        _print(client.request("GET", _path(key_id)), as_json)
+        print_record(client.request("GET", _path(key_id)), as_json)
 
 
 @keys.command("update")
-@_with_fields
+@with_fields(_FIELDS)
 def update_key(
     key_id: KeyId,
     name: Annotated[str | None, typer.Option("--name", help="What the key is for.")] = None,
-    clear: Annotated[
-        list[str] | None,
-        typer.Option("--clear", metavar="FIELD", help="Back to its default; repeat it."),
-    ] = None,
+    clear: Clear = None,
     as_json: AsJson = False,
     url: Url = URL.default,
     key_file: KeyFile = None,
@@ -186,11 +140,10 @@ def update_key(
 
     0 of a limit lets nothing through; --clear takes the limit away.
     """
-    body = _body({"name": name, **given}) | dict.fromkeys(clear or ())
-    if not body:
-        raise UsageError("Say what is to change; see `penstock keys update --help`.")
+    fields = [_NAME, *_FIELDS]
+    body = changes_of(fields, {"name": name, **given}, clear, "penstock keys update --help")
     with admin_client(url, key_file, data_dir) as client:
-        _print(client.request("PATCH", _path(key_id), body), as_json)
+        print_record(client.request("PATCH", _path(key_id), body), as_json)
 
 
 @keys.command("rotate")
@@ -286,13 +239,6 @@ def _row(key: Mapping[str, Any]) -> tuple[Any, ...]:
     # A server of before 1.3 knows neither owners nor what a key's status is.
     known = {"owner": "", "status": "", **key}
     return (*(known[name] for name in names), used, known["status"])
-
-
-def _print(record: Any, as_json: bool) -> None:
-    if as_json:
-        print_json(record)
-    else:
-        print_fields(record)
 
 
 def _print_secret(record: Mapping[str, Any], as_json: bool) -> None:

@@ -31,6 +31,14 @@ def print_fields(fields: Mapping[str, Any]) -> None:
     print_table(("field", "value"), fields.items())
 
 
+def print_record(record: Mapping[str, Any], as_json: bool) -> None:
+    """One record as JSON, or as a table of its fields."""
+    if as_json:
+        print_json(record)
+    else:
+        print_fields(record)
+
+
 def print_json(value: Any) -> None:
     """The JSON of a value, indented."""
     typer.echo(visible_json(json.dumps(value, indent=2, ensure_ascii=False)))

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 from auth_worker.administration import old_commands
-from auth_worker.administration.key_administration import Administration, check_page
+from auth_worker.administration.actors import check_page
+from auth_worker.administration.key_administration import Administration
+from auth_worker.administration.resource_administration import ResourceAdministration
 from auth_worker.clock import Clock
 from auth_worker.decisions.authority import Authority
 from auth_worker.errors import AuthError, RefusedError
@@ -16,6 +18,7 @@ from auth_worker.records.operations import (
     Operation,
     Reading,
     ReadKeys,
+    ResourcePage,
     Result,
 )
 from auth_worker.storage.backlog import OnDone
@@ -25,27 +28,35 @@ from protocol.wire.messages import (
     Actor,
     AuditPage,
     ChangeKeyStatus,
+    ChangeResource,
     CountKeys,
     CreateKey,
     Failure,
     FindKeys,
+    FindResources,
     Keys,
     KeysCounted,
     KeysFound,
     ListKeys,
     MakeKey,
+    MakeResource,
     Message,
     ReadAudit,
+    ResourcesFound,
     RevokeKey,
     RotateKey,
+    SetMember,
     UpdateKey,
+    UpdateResource,
 )
 
 RETRY_AFTER_S = 2.0
 
 OldCommand = CreateKey | ListKeys | RevokeKey
+ResourceCommand = MakeResource | UpdateResource | ChangeResource | SetMember | FindResources
 AdminCommand = (
     OldCommand
+    | ResourceCommand
     | MakeKey
     | UpdateKey
     | RotateKey
@@ -63,7 +74,8 @@ class AdminCommands:
     """Turns each admin command into one operation and the answer to its result.
 
     Args:
-        administration: Judges them.
+        administration: Judges those on keys and the audit log.
+        resources: Judges those on users, teams, limits and prices.
         authority: Is told of deleted keys and of refusals.
         committer: Asked whether anything may be written.
         clock: For the times of refusals.
@@ -73,6 +85,7 @@ class AdminCommands:
     def __init__(
         self,
         administration: Administration,
+        resources: ResourceAdministration,
         authority: Authority,
         *,
         committer: Committer,
@@ -80,6 +93,7 @@ class AdminCommands:
         before_reading: Callable[[], None],
     ) -> None:
         self._administration = administration
+        self._resources = resources
         self._authority = authority
         self._committer = committer
         self._clock = clock
@@ -108,6 +122,14 @@ class AdminCommands:
     def _operation(self, command: AdminCommand, answer: Answer) -> tuple[Operation, OnDone]:
         administration = self._administration
         on_done = self._answering(command, answer)
+        if isinstance(command, ResourceCommand):
+            prepared = self._resources.prepare(command)
+
+            def on_resources_done(result: Result) -> None:
+                self._resources.done(prepared, result)
+                on_done(result)
+
+            return prepared, on_resources_done
         match command:
             case MakeKey() | CreateKey():
                 as_now = (
@@ -131,6 +153,7 @@ class AdminCommands:
                 operation = administration.change_status(command)
                 if command.action == "delete":
                     self._authority.forget(command.key_id)
+                    self._resources.forget_holder("key", command.key_id)
                 return operation, on_done
             case _:
                 return self._reading(command), on_done
@@ -153,7 +176,7 @@ class AdminCommands:
                 at_ms=int(self._clock.wall_s() * 1000),
                 actor_key_id=actor.key_id[:200],
                 action="change_refused",
-                subject=str(getattr(command, "key_id", ""))[:200],
+                subject=_subject(command)[:200],
                 detail={
                     "command": type(command).__struct_config__.tag,
                     "code": str(error.code),
@@ -176,6 +199,14 @@ class AdminCommands:
                     name: getattr(result, name) for name in KeyCounts.__dataclass_fields__
                 }
                 answer(KeysCounted(request_id=request_id, **fields))
+            elif isinstance(result, ResourcePage):
+                answer(
+                    ResourcesFound(
+                        request_id=request_id,
+                        resources=result.resources,
+                        has_more=result.has_more,
+                    )
+                )
             elif isinstance(result, AuditRows):
                 answer(
                     AuditPage(
@@ -197,10 +228,21 @@ def _actor(command: AdminCommand) -> Actor:
     return command.reader if isinstance(command, ReadAudit) else command.actor
 
 
+def _subject(command: AdminCommand) -> str:
+    """What it is about: the id of a key, a team or another resource, as far as there is one."""
+    for name in ("key_id", "resource_id", "team_id"):
+        if getattr(command, name, ""):
+            return str(getattr(command, name))
+    return ""
+
+
 def _closes(command: AdminCommand) -> bool:
-    return isinstance(command, RevokeKey) or (
-        isinstance(command, ChangeKeyStatus) and command.action in ("revoke", "suspend")
-    )
+    """Whether it ends somebody's access."""
+    if isinstance(command, ChangeKeyStatus):
+        return command.action in ("revoke", "suspend")
+    if isinstance(command, ChangeResource):
+        return command.action == "suspend"
+    return isinstance(command, RevokeKey)
 
 
 def _keys(command: AdminCommand, page: KeyPage) -> Message:

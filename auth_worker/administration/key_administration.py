@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from auth_worker.administration.actors import acting_key, check_page, entry_of
 from auth_worker.clock import Clock
 from auth_worker.errors import ActorNotAllowedError, InvalidCommandError, KeyNotFoundError
 from auth_worker.principals.key_definition import (
@@ -16,7 +17,6 @@ from auth_worker.principals.key_definition import (
 )
 from auth_worker.principals.keys import (
     ADMINISTERING,
-    ANONYMOUS_KEY_ID,
     ENVIRONMENT_KEY_ID,
     ENVIRONMENT_KEY_NAME,
     KeyDirectory,
@@ -47,8 +47,6 @@ from protocol.wire.messages import (
     Scope,
     UpdateKey,
 )
-
-MAX_PAGE = 1000
 
 _DEFAULTS = KeySettings(name="")
 
@@ -96,7 +94,7 @@ class Administration:
             hint=command.hint,
             created_at=int(wall_s),
         )
-        _check_reach(actor, key)
+        _check_reach(actor, self._keys.attached(key))
         entry = self._entry(command, "key_created", key.key_id)
         said = set(_differing(command.settings))
         entry = replace(entry, detail=audited(settings, said | {"role"}))
@@ -122,6 +120,7 @@ class Administration:
         after = changed(key, settings, command.fields)
         if not {"user_id", "team_id"}.isdisjoint(command.fields):
             self._check_people(after.user_id, after.team_id)
+            after = self._keys.attached(after)
         self._put(actor, key, after, at=command.fields)
         values = {
             name: value
@@ -252,11 +251,7 @@ class Administration:
         )
 
     def _actor(self, actor: Actor, scope: Scope) -> StoredKey:
-        """The gateway asked before; a key may have been revoked in between."""
-        key = None if actor.key_id == ANONYMOUS_KEY_ID else self._keys.principal(actor.key_id)
-        if key is None or not key.is_active(self._clock.wall_s()) or scope not in key.scopes:
-            raise ActorNotAllowedError(f"This needs an active key with the scope {scope}.")
-        return key
+        return acting_key(self._keys, actor, scope, self._clock.wall_s())
 
     def _get(self, key_id: str) -> StoredKey:
         key = self._keys.get(key_id)
@@ -330,24 +325,7 @@ class Administration:
         action: AuditAction,
         of: str,
     ) -> AuditEntry:
-        return AuditEntry(
-            at_ms=int(self._clock.wall_s() * 1000),
-            actor_key_id=command.actor.key_id,
-            action=action,
-            subject=of,
-            address=command.actor.address[:64],
-            request_id=command.request_id[:64],
-        )
-
-
-def check_page(limit: int) -> None:
-    """Refuse a page of no size, or of too many.
-
-    Raises:
-        InvalidCommandError: The limit is out of range.
-    """
-    if not 1 <= limit <= MAX_PAGE:
-        raise InvalidCommandError(f"'limit' must be 1 to {MAX_PAGE}.", param="limit")
+        return entry_of(command.request_id, command.actor, action, of, self._clock.wall_s())
 
 
 def _check_reach(actor: StoredKey, key: StoredKey) -> None:

@@ -10,6 +10,8 @@ from auth_worker.decisions.limits import KeyLimits, Refusal
 from auth_worker.decisions.open_leases import OpenLeases
 from auth_worker.decisions.refusals import RefusalLog
 from auth_worker.principals.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
+from auth_worker.principals.limit_directory import LimitDirectory
+from auth_worker.principals.prices import PriceTable
 from auth_worker.principals.roles import OF_OLD_GATEWAYS
 from auth_worker.records.operations import (
     AppendAudit,
@@ -87,7 +89,9 @@ class Authority:
         emit: Takes operations that nobody waits for.
 
     Attributes:
-        keys: All of them; administration changes it.
+        keys: All of them, with users and teams; administration changes it.
+        limits: All limits and budgets that are durable; likewise.
+        prices: All prices that are durable; likewise.
         refusals: Puts refusals on record.
     """
 
@@ -101,6 +105,8 @@ class Authority:
         emit: Callable[[Operation], None],
     ) -> None:
         self.keys = KeyDirectory(snapshot.keys, snapshot.users, snapshot.teams)
+        self.limits = LimitDirectory(snapshot.limits)
+        self.prices = PriceTable(snapshot.prices)
         self._rules = rules
         self._clock = clock
         self._emit = emit

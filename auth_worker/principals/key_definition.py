@@ -1,30 +1,33 @@
 """What an administrator says about a key, checked, and turned into what is stored of it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
 
 from msgspec import structs
 
 from auth_worker.errors import InvalidCommandError
+from auth_worker.principals.checks import (
+    MAX_LIMIT,
+    MAX_NAME_CHARS,
+    Check,
+    check_globs,
+    check_length,
+    check_limit,
+    check_metadata,
+    check_tags,
+    require,
+    text_of,
+)
 from auth_worker.principals.key_rules import NO_RULES, networks_of, rules_of
 from auth_worker.principals.keys import DEFAULT_TENANT, DIGEST_BYTES, StoredKey
 from auth_worker.principals.roles import SCOPES
 from protocol.wire.messages import KeySettings
 
-MAX_NAME_CHARS = 200
 MAX_TENANT_CHARS = 200
 MAX_OWNER_CHARS = 200
 MAX_DESCRIPTION_CHARS = 1000
 MAX_HINT_CHARS = 24
-MAX_TAGS = 32
-MAX_TAG_CHARS = 64
-MAX_METADATA_PAIRS = 16
-MAX_METADATA_NAME_CHARS = 64
-MAX_METADATA_VALUE_CHARS = 512
-MAX_LIST_ENTRIES = 100
-MAX_GLOB_CHARS = 200
-MAX_LIMIT = 2**53 - 1  # what every JSON reader keeps exact
 MAX_OVERLAP_S = 30 * 24 * 3600
 
 FIELDS: Final = frozenset(KeySettings.__struct_fields__)
@@ -68,9 +71,9 @@ def check_digest(digest: bytes, hint: str) -> None:
     Raises:
         InvalidCommandError: `param` names the field.
     """
-    _require(len(digest) == DIGEST_BYTES, "key_digest", "must be 32 bytes")
+    require(len(digest) == DIGEST_BYTES, "key_digest", "must be 32 bytes")
     # A longer hint might be the key itself.
-    _require(len(hint) <= MAX_HINT_CHARS, "hint", f"has over {MAX_HINT_CHARS} characters")
+    require(len(hint) <= MAX_HINT_CHARS, "hint", f"has over {MAX_HINT_CHARS} characters")
 
 
 def checked(settings: KeySettings, *, wall_s: float, fields: Iterable[str] = FIELDS) -> KeySettings:
@@ -93,7 +96,7 @@ def checked(settings: KeySettings, *, wall_s: float, fields: Iterable[str] = FIE
             check(name, getattr(settings, name))
     if "expires_at" in named:
         expires_at = settings.expires_at
-        _require(
+        require(
             expires_at is None or wall_s < expires_at <= MAX_LIMIT,
             "expires_at",
             "must be a time in the future, in Unix seconds",
@@ -137,34 +140,8 @@ def audited(settings: KeySettings, fields: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def _check_text(max_chars: int, *, is_needed: bool = False) -> Callable[[str, str], None]:
-    def check(name: str, value: str) -> None:
-        least = 1 if is_needed else 0
-        _require(
-            least <= len(value) <= max_chars and _is_printable(value),
-            name,
-            f"must have {least} to {max_chars} printable characters",
-        )
-
-    return check
-
-
-def _check_limit(name: str, value: int | None) -> None:
-    _require(value is None or 0 <= value <= MAX_LIMIT, name, f"must be 0 to {MAX_LIMIT}, or null")
-
-
-def _check_globs(name: str, value: tuple[str, ...] | None) -> None:
-    for glob in value or ():
-        _require(
-            0 < len(glob) <= MAX_GLOB_CHARS and _is_printable(glob),
-            name,
-            f"takes patterns of 1 to {MAX_GLOB_CHARS} printable characters",
-        )
-    _check_length(name, value)
-
-
 def _check_networks(name: str, value: tuple[str, ...] | None) -> None:
-    _check_length(name, value)
+    check_length(name, value)
     for text in value or ():
         try:
             networks_of((text,))
@@ -177,73 +154,27 @@ def _check_networks(name: str, value: tuple[str, ...] | None) -> None:
 
 
 def _check_scopes(name: str, value: tuple[str, ...] | None) -> None:
-    _check_length(name, value)
+    check_length(name, value)
     for scope in value or ():
-        _require(
+        require(
             scope in SCOPES, name, f"knows no scope '{scope[:64]}'; there are {', '.join(SCOPES)}"
         )
 
 
-def _check_tags(name: str, value: tuple[str, ...]) -> None:
-    _require(
-        len(value) <= MAX_TAGS
-        and all(0 < len(tag) <= MAX_TAG_CHARS and _is_printable(tag) for tag in value),
-        name,
-        f"takes at most {MAX_TAGS} tags of 1 to {MAX_TAG_CHARS} printable characters",
-    )
-
-
-def _check_metadata(name: str, value: dict[str, str]) -> None:
-    _require(
-        len(value) <= MAX_METADATA_PAIRS
-        and all(
-            0 < len(key) <= MAX_METADATA_NAME_CHARS
-            and len(text) <= MAX_METADATA_VALUE_CHARS
-            and _is_printable(key)
-            and _is_encodable(text)
-            for key, text in value.items()
-        ),
-        name,
-        f"takes at most {MAX_METADATA_PAIRS} texts of {MAX_METADATA_VALUE_CHARS} characters under"
-        f" names of 1 to {MAX_METADATA_NAME_CHARS}",
-    )
-
-
-def _check_length(name: str, value: tuple[str, ...] | None) -> None:
-    _require(
-        value is None or len(value) <= MAX_LIST_ENTRIES,
-        name,
-        f"takes at most {MAX_LIST_ENTRIES} entries",
-    )
-
-
-def _is_printable(text: str) -> bool:
-    return text.isprintable() and _is_encodable(text)
-
-
-def _is_encodable(text: str) -> bool:
-    return not any("\ud800" <= char <= "\udfff" for char in text)
-
-
-def _require(holds: bool, param: str, rule: str) -> None:
-    if not holds:
-        raise InvalidCommandError(f"'{param}' {rule}.", param=param)
-
-
-_CHECKS: Final[dict[str, Callable[[str, Any], None]]] = {
-    "name": _check_text(MAX_NAME_CHARS, is_needed=True),
-    "description": _check_text(MAX_DESCRIPTION_CHARS),
-    "owner": _check_text(MAX_OWNER_CHARS),
-    "tenant": _check_text(MAX_TENANT_CHARS),
-    "tags": _check_tags,
-    "metadata": _check_metadata,
+_CHECKS: Final[dict[str, Check]] = {
+    "name": text_of(MAX_NAME_CHARS, is_needed=True),
+    "description": text_of(MAX_DESCRIPTION_CHARS),
+    "owner": text_of(MAX_OWNER_CHARS),
+    "tenant": text_of(MAX_TENANT_CHARS),
+    "tags": check_tags,
+    "metadata": check_metadata,
     "scopes": _check_scopes,
-    "requests_per_minute": _check_limit,
-    "tokens_per_minute": _check_limit,
-    "max_parallel_requests": _check_limit,
-    "max_tokens_per_request": _check_limit,
-    "allowed_models": _check_globs,
-    "allowed_endpoints": _check_globs,
+    "requests_per_minute": check_limit,
+    "tokens_per_minute": check_limit,
+    "max_parallel_requests": check_limit,
+    "max_tokens_per_request": check_limit,
+    "allowed_models": check_globs,
+    "allowed_endpoints": check_globs,
     "allowed_ip_addresses": _check_networks,
     "blocked_ip_addresses": _check_networks,
 }

@@ -283,11 +283,18 @@ class KeyDirectory:
     def put(self, key: StoredKey) -> None:
         """Add a key, or replace the one of this id (whose other digests then open nothing)."""
         self.remove(key.key_id)
-        key = self._with_people(key)
+        key = self.attached(key)
         self._by_id[key.key_id] = key
         if key.previous_digest is not None:
             self._by_digest[key.previous_digest] = key
         self._by_digest[key.digest] = key
+
+    def attached(self, key: StoredKey) -> StoredKey:
+        """The key with its user and team as they are now."""
+        user, team = self.users.get(key.user_id), self.teams.get(key.team_id)
+        if key.user is user and key.team is team:
+            return key
+        return replace(key, user=user, team=team)
 
     def remove(self, key_id: str) -> None:
         """Forget a key; one that isn't there is no error."""
@@ -306,7 +313,7 @@ class KeyDirectory:
         key = self._by_digest.get(digest)
         if key is None:
             principal = self._tokens.find(digest)
-            return None if principal is None else self._with_people(principal)
+            return None if principal is None else self.attached(principal)
         is_current = hmac.compare_digest(key.digest, digest)
         is_previous = hmac.compare_digest(key.previous_digest or b"", digest)
         return key if is_current or is_previous else None
@@ -321,7 +328,7 @@ class KeyDirectory:
         if key is not None:
             return key
         principal = self._tokens.get(key_id)
-        return None if principal is None else self._with_people(principal)
+        return None if principal is None else self.attached(principal)
 
     def put_token(self, principal: StoredKey) -> TokenRefusedError | None:
         """Add the principal of a verified token; why it is none when it names nobody known here."""
@@ -335,13 +342,6 @@ class KeyDirectory:
                 )
         self._tokens.put(principal)
         return None
-
-    def _with_people(self, key: StoredKey) -> StoredKey:
-        """The key with its user and team as they are now."""
-        user, team = self.users.get(key.user_id), self.teams.get(key.team_id)
-        if key.user is user and key.team is team:
-            return key
-        return replace(key, user=user, team=team)
 
     def num_lasting_admins(self) -> int:
         """How many keys can administer keys, from anywhere, and will not end by themselves."""

@@ -1,6 +1,5 @@
 """Who stands behind keys: users, service accounts among them, and teams with their members."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -46,7 +45,7 @@ class StoredTeam:
     tenant_is_shared: bool = False
     allowed_models: tuple[str, ...] | None = None
     suspended_at: int | None = None
-    members: Mapping[str, MemberRole] = field(default_factory=dict)
+    members: dict[str, MemberRole] = field(default_factory=dict)
 
     def allows_model(self, model: str) -> bool:
         """Whether its keys may use this model; a request without one is not kept from anything."""

@@ -55,6 +55,9 @@ class PriceTable:
         for price in prices:
             self.put(price)
 
+    def __contains__(self, price_id: object) -> bool:
+        return price_id in self._versions
+
     def put(self, price: Price) -> None:
         """Take a version in, or replace the one of its number."""
         others = (

@@ -11,7 +11,7 @@ from protocol.wire.messages import PrincipalRole, Scope
 
 SCOPES: Final[tuple[str, ...]] = get_args(Scope)
 
-_READING: Final = frozenset({"models.list", "tools.list", "docs.read"})
+_READING: Final = frozenset({"models.list", "tools.list", "docs.read", "usage.read", "budget.read"})
 _USING: Final = _READING | {
     "chat.completions",
     "completions",

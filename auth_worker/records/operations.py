@@ -12,7 +12,15 @@ from auth_worker.principals.keys import StoredKey
 from auth_worker.principals.limit_rules import Limit
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.prices import Price
-from protocol.wire.messages import AuditOutcome, AuditRecord, KeyDetails, KeySettings
+from protocol.wire.messages import (
+    AuditOutcome,
+    AuditRecord,
+    KeyDetails,
+    KeySettings,
+    MemberRole,
+    Resource,
+    ResourceKind,
+)
 
 Outcome = Literal["finished", "aborted", "failed", "expired", "unused"]
 """How a lease ended. `expired` is provisional: a settlement that comes late corrects it. `unused`
@@ -29,6 +37,28 @@ AuditAction = Literal[
     "key_revoked",
     "key_deleted",
     "admin_key_changed",
+    "user_created",
+    "user_updated",
+    "user_suspended",
+    "user_reactivated",
+    "user_deleted",
+    "team_created",
+    "team_updated",
+    "team_suspended",
+    "team_reactivated",
+    "team_deleted",
+    "member_set",
+    "member_removed",
+    "limit_created",
+    "limit_updated",
+    "limit_deleted",
+    "budget_created",
+    "budget_updated",
+    "budget_raised",
+    "budget_deleted",
+    "price_created",
+    "price_updated",
+    "price_deleted",
     "engine_profiled",
     "token_accepted",
     "request_refused",
@@ -153,6 +183,61 @@ class DropKey:
 
 
 @dataclass(frozen=True, slots=True)
+class AddResource:
+    """Store a new user, team, limit or budget, or the next version of a price."""
+
+    kind: ResourceKind
+    resource: Resource
+    audit: AuditEntry
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeResourceRow:
+    """Change the row of a resource; one that is so already is left, and nothing is recorded.
+
+    Attributes:
+        values: By name of a setting, as they are said.
+    """
+
+    kind: ResourceKind
+    resource_id: str
+    values: Mapping[str, Any]
+    audit: AuditEntry
+
+
+@dataclass(frozen=True, slots=True)
+class DropResource:
+    """Forget a user, team, limit or budget.
+
+    With a user or team go its memberships and its limits, and its keys are revoked; so do the
+    limits of its end users. What was used stays in the ledger, under its id.
+
+    Attributes:
+        at: Unix seconds.
+    """
+
+    kind: ResourceKind
+    resource_id: str
+    at: int
+    audit: AuditEntry
+
+
+@dataclass(frozen=True, slots=True)
+class PutMember:
+    """Make a user a member of a team, or with a role of None no member any more.
+
+    Attributes:
+        at: Unix seconds.
+    """
+
+    team_id: str
+    user_id: str
+    role: MemberRole | None
+    at: int
+    audit: AuditEntry
+
+
+@dataclass(frozen=True, slots=True)
 class AppendAudit:
     """Append to the audit log."""
 
@@ -197,7 +282,22 @@ class ReadAuditRows:
     oldest_first: bool = False
 
 
-Reading = ReadKeys | CountKeyRows | ReadAuditRows
+@dataclass(frozen=True, slots=True)
+class ReadResources:
+    """A resource, or a page of them, newest first; see `FindResources`."""
+
+    kind: ResourceKind
+    limit: int
+    resource_id: str = ""
+    status: str = ""
+    tag: str = ""
+    member: str = ""
+    holder: str = ""
+    holder_id: str = ""
+    after_id: str = ""
+
+
+Reading = ReadKeys | CountKeyRows | ReadAuditRows | ReadResources
 """What is read after everything else of its group was written."""
 
 Operation = (
@@ -208,6 +308,10 @@ Operation = (
     | PutKey
     | ChangeKey
     | DropKey
+    | AddResource
+    | ChangeResourceRow
+    | DropResource
+    | PutMember
     | AppendAudit
     | Reading
     | Flush
@@ -244,7 +348,15 @@ class AuditRows:
     has_more: bool
 
 
-Result = KeyPage | KeyCounts | AuditRows | AuthError | None
+@dataclass(frozen=True, slots=True)
+class ResourcePage:
+    """The answer to an operation on resources: those concerned."""
+
+    resources: tuple[Resource, ...]
+    has_more: bool = False
+
+
+Result = KeyPage | KeyCounts | AuditRows | ResourcePage | AuthError | None
 """What became of an operation, once it is durable; an AuthError when it was refused."""
 
 

@@ -8,6 +8,7 @@ from msgspec import structs
 
 from auth_worker.administration.admin_commands import AdminCommand, AdminCommands
 from auth_worker.administration.key_administration import Administration
+from auth_worker.administration.resource_administration import ResourceAdministration
 from auth_worker.clock import Clock
 from auth_worker.decisions.authority import Authority
 from auth_worker.errors import AuthError
@@ -53,7 +54,8 @@ class AuthHandler:
 
     Args:
         authority: Decides.
-        administration: Checks admin commands.
+        administration: Checks admin commands on keys.
+        resources: Checks those on users, teams, limits and prices.
         committer: Makes durable.
         clock: For the times of refused changes.
         send: Answers a gateway; silently drops what is for one that is gone.
@@ -72,6 +74,7 @@ class AuthHandler:
         *,
         authority: Authority,
         administration: Administration,
+        resources: ResourceAdministration,
         committer: Committer,
         clock: Clock,
         send: Send,
@@ -82,6 +85,7 @@ class AuthHandler:
         self._authority = authority
         self._admin = AdminCommands(
             administration,
+            resources,
             authority,
             committer=committer,
             clock=clock,

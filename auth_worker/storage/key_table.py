@@ -143,7 +143,11 @@ class KeyTable:
         return KeyPage(records=(self._details(row),))
 
     def _details(self, row: Row[Any]) -> KeyDetails:
-        return key_details(row, self._wall_s)
+        shared = schema.teams.c.tenant_is_shared & (schema.teams.c.team_id == row.team_id)
+        shares = bool(row.team_id) and (
+            self._connection.execute(select(schema.teams.c.seq).where(shared)).first() is not None
+        )
+        return key_details(row, self._wall_s, shares_with_team=shares)
 
 
 def status_conditions(wall_s: float) -> dict[str, ColumnElement[bool]]:
@@ -186,8 +190,14 @@ def stored_key(row: Row[Any]) -> StoredKey:
     )
 
 
-def key_details(row: Row[Any], wall_s: float) -> KeyDetails:
-    """A row of the table as people may see it."""
+def key_details(row: Row[Any], wall_s: float, *, shares_with_team: bool = False) -> KeyDetails:
+    """A row of the table as people may see it.
+
+    Args:
+        row: Of a key.
+        wall_s: Unix seconds.
+        shares_with_team: Whether its team's keys are one tenant.
+    """
     settings: dict[str, Any] = {
         name: getattr(row, name) for name in KeySettings.__struct_fields__ if name != "metadata"
     }
@@ -195,14 +205,15 @@ def key_details(row: Row[Any], wall_s: float) -> KeyDetails:
         settings[name] = _list(getattr(row, name), _NEVER_NULL.get(name))
     metadata = {} if row.metadata is None else json.loads(row.metadata)
     key = stored_key(row)
-    if key.tenant_id == key.key_id:
+    names_none = key.tenant_id == key.key_id
+    if names_none:
         settings["tenant"] = ""
     return KeyDetails(
         key_id=row.key_id,
         hint=row.hint,
         status=status_of(row.revoked_at, row.expires_at, row.suspended_at, wall_s),
         settings=KeySettings(metadata=metadata, **settings),
-        tenant_id=key.tenant_id,
+        tenant_id=key.team_id if names_none and shares_with_team else key.tenant_id,
         created_at=row.created_at,
         created_by=row.created_by,
         suspended_at=row.suspended_at,

@@ -12,17 +12,22 @@ from auth_worker.errors import StoreUnavailableError
 from auth_worker.records.audit_chain import GENESIS_HASH, ChainedEntry, chain
 from auth_worker.records.operations import (
     AddKey,
+    AddResource,
     AppendAudit,
     AuditEntry,
     BookUsage,
     ChangeKey,
+    ChangeResourceRow,
     CountKeyRows,
     DropKey,
+    DropResource,
     LeaseRow,
     Operation,
     PutKey,
+    PutMember,
     ReadAuditRows,
     ReadKeys,
+    ReadResources,
     RecentUse,
     Result,
     SaveLease,
@@ -33,6 +38,7 @@ from auth_worker.storage import audit_table, key_counts, migrations, schema
 from auth_worker.storage.database import Database
 from auth_worker.storage.key_table import KeyTable, stored_key
 from auth_worker.storage.ledger import book_usage, forget_leases, save_leases, touch_keys
+from auth_worker.storage.resource_table import ResourceTable
 
 
 class _Done(NamedTuple):
@@ -103,10 +109,15 @@ class SqlStore:
             schema.leases.c.granted_at_ms, schema.leases.c.lease_id
         )
         with self._database.transaction() as connection:
+            resources = ResourceTable(connection)
             return Snapshot(
                 keys=tuple(stored_key(row) for row in connection.execute(select(schema.keys))),
                 leases=tuple(LeaseRow(*row) for row in connection.execute(oldest_first)),
                 recent=tuple(RecentUse(*row) for row in connection.execute(recent)),
+                users=resources.all_users(),
+                teams=resources.all_teams(),
+                limits=resources.all_limits(),
+                prices=resources.all_prices(),
             )
 
     def apply(self, operations: Sequence[Operation]) -> list[Result]:
@@ -130,8 +141,8 @@ class SqlStore:
         return done.results
 
     def _carry_out(self, connection: Connection, operations: Sequence[Operation]) -> "_Done":
-        table = KeyTable(connection, self._clock.wall_s())
-        results, entries = _change_keys(table, operations)
+        table, resources = self._tables(connection)
+        results, entries = _change(table, resources, operations)
         saved, bookings = _lease_changes(operations)
         booked = {booking.lease_id for booking in bookings}
         forget_leases(connection, booked & self._saved_leases)
@@ -139,7 +150,7 @@ class SqlStore:
         touch_keys(connection, [item for item in operations if isinstance(item, TouchKey)])
         book_usage(connection, bookings)
         links = self._append_audit(connection, entries)
-        results = self._read(connection, table, operations, results)
+        results = self._read(connection, operations, results)
         return _Done(operations, results, booked, saved.keys(), links)
 
     def _adopt(self, done: "_Done") -> None:
@@ -171,14 +182,17 @@ class SqlStore:
             connection.execute(insert(schema.audit_log), [link._asdict() for link in links])
         return links
 
+    def _tables(self, connection: Connection) -> tuple[KeyTable, ResourceTable]:
+        return KeyTable(connection, self._clock.wall_s()), ResourceTable(connection)
+
     def _read(
         self,
         connection: Connection,
-        table: KeyTable,
         operations: Sequence[Operation],
         results: Sequence[Result],
     ) -> list[Result]:
         """The results, with those of what was to be read."""
+        table, resources = self._tables(connection)
         read: list[Result] = []
         for operation, result in zip(operations, results, strict=True):
             if isinstance(operation, ReadKeys):
@@ -187,6 +201,8 @@ class SqlStore:
                 read.append(key_counts.count_keys(connection, self._clock.wall_s()))
             elif isinstance(operation, ReadAuditRows):
                 read.append(audit_table.read_page(connection, operation))
+            elif isinstance(operation, ReadResources):
+                read.append(resources.page(operation))
             else:
                 read.append(result)
         return read
@@ -201,8 +217,8 @@ class SqlStore:
         )
 
 
-def _change_keys(
-    table: KeyTable, operations: Sequence[Operation]
+def _change(
+    table: KeyTable, resources: ResourceTable, operations: Sequence[Operation]
 ) -> tuple[list[Result], list[AuditEntry]]:
     """The results, one an operation (None for those of other kinds), and what to put on record."""
     results: list[Result] = []
@@ -218,6 +234,15 @@ def _change_keys(
             result, entry = table.change(operation)
         elif isinstance(operation, DropKey):
             result, entry = table.drop(operation)
+            resources.drop_limits_of_key(operation.key_id)
+        elif isinstance(operation, AddResource):
+            result, entry = resources.add(operation)
+        elif isinstance(operation, ChangeResourceRow):
+            result, entry = resources.change(operation)
+        elif isinstance(operation, DropResource):
+            result, entry = resources.drop(operation)
+        elif isinstance(operation, PutMember):
+            result, entry = resources.put_member(operation)
         elif isinstance(operation, AppendAudit):
             entry = operation.entry
         results.append(result)

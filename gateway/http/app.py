@@ -26,6 +26,7 @@ from gateway.http.routes import (
     messages,
     models,
     profile,
+    resources,
     responses,
     tokenize,
     tools,
@@ -46,7 +47,7 @@ def build_api(parts: HttpParts) -> FastAPI:
     app.state.methods = []
     for module in (
         *(generate, responses, messages, embeddings, tokenize, models, tools, health),
-        *(admin, audit, profile, docs),
+        *(admin, resources, audit, profile, docs),
     ):
         for route in module.router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.

@@ -16,9 +16,22 @@ from gateway.http.schemas.completion import CompletionRequest
 from gateway.http.schemas.embedding import EmbeddingRequest
 from gateway.http.schemas.keys import ChangeKeyRequest, CreateKeyRequest, RotateKeyRequest
 from gateway.http.schemas.profile import ProfileRequest
+from gateway.http.schemas.resources import (
+    ChangeLimitRequest,
+    ChangePriceRequest,
+    ChangeTeamRequest,
+    ChangeUserRequest,
+    CreateBudgetRequest,
+    CreateLimitRequest,
+    CreatePriceRequest,
+    CreateTeamRequest,
+    CreateUserRequest,
+    RaiseBudgetRequest,
+    SetMemberRequest,
+)
 from gateway.http.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
-from protocol.wire.messages import AuditOutcome, KeyStatus, PrincipalRole
+from protocol.wire.messages import AuditOutcome, KeyStatus, LimitHolder, PrincipalRole
 
 _TITLE: Final = "Penstock"
 _BODIES: tuple[type[BaseModel], ...] = (
@@ -35,6 +48,17 @@ _BODIES: tuple[type[BaseModel], ...] = (
     CreateKeyRequest,
     ChangeKeyRequest,
     RotateKeyRequest,
+    CreateUserRequest,
+    ChangeUserRequest,
+    CreateTeamRequest,
+    ChangeTeamRequest,
+    SetMemberRequest,
+    CreateLimitRequest,
+    ChangeLimitRequest,
+    CreateBudgetRequest,
+    RaiseBudgetRequest,
+    CreatePriceRequest,
+    ChangePriceRequest,
     ExecuteRequest,
     ParseRequest,
 )
@@ -77,6 +101,33 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     },
     "/v1/admin/keys/{key_id}": {"requests_per_minute": 0, "expires_at": None},
     "/v1/admin/keys/{key_id}/rotate": {"overlap_s": 3600},
+    "/v1/admin/users": {"name": "Ada", "email": "ada@example.com"},
+    "/v1/admin/users/{user_id}": {"role": "readonly", "email": None},
+    "/v1/admin/teams": {"name": "search", "allowed_models": ["demo*"], "tenant_is_shared": True},
+    "/v1/admin/teams/{team_id}": {"allowed_models": None},
+    "/v1/admin/teams/{team_id}/members/{user_id}": {"role": "owner"},
+    "/v1/admin/limits": {
+        "name": "tokens a day",
+        "holder": "team",
+        "holder_id": "team_0123456789abcdef",
+        "measure": "tokens",
+        "amount": 1_000_000,
+        "window": "day",
+    },
+    "/v1/admin/limits/{limit_id}": {"amount": 2_000_000},
+    "/v1/admin/budgets": {
+        "name": "search, monthly",
+        "holder": "team",
+        "holder_id": "team_0123456789abcdef",
+        "amount": 20_000_000,
+        "window": "calendar_month",
+        "time_zone": "Europe/Berlin",
+        "thresholds": [80, 95],
+    },
+    "/v1/admin/budgets/{budget_id}": {"amount": 30_000_000, "is_hard": False},
+    "/v1/admin/budgets/{budget_id}/raise": {"by": 5_000_000, "until": 1_900_000_000},
+    "/v1/admin/prices": {"models": "demo*", "prompt": 150_000, "completion": 600_000},
+    "/v1/admin/prices/{price_id}": {"completion": 500_000, "valid_from": 1_900_000_000},
     "/v1/admin/profile": {"model": "demo", "seconds": 5},
 }
 """A body for each route that takes one."""
@@ -89,6 +140,10 @@ _MEDIA_TYPES: Final[dict[str, tuple[str, ...]]] = {
     "/metrics": ("text/plain",),
 }
 """What answers are, where it is not JSON alone."""
+_CREATED: Final = (
+    *("/v1/admin/keys", "/v1/admin/users", "/v1/admin/teams"),
+    *("/v1/admin/limits", "/v1/admin/budgets", "/v1/admin/prices"),
+)
 _PROBES: Final = ("/ready", "/health")
 _LIMIT: Final[dict[str, Any]] = {
     "name": "limit",
@@ -111,15 +166,33 @@ def _number(name: str, description: str) -> dict[str, Any]:
     }
 
 
+_AFTER: Final = _text("after", "The last id of the page before.")
+_OF_PEOPLE: Final = [
+    _LIMIT,
+    _AFTER,
+    _text("status", "Only those of this status.", ("active", "suspended")),
+    _text("tag", "Only those with this tag."),
+]
+_OF_LIMITS: Final = [
+    _LIMIT,
+    _AFTER,
+    _text("holder", "Only those of such holders.", get_args(LimitHolder)),
+    _text("holder_id", "Only those of this key, user or team."),
+]
 _QUERIES: Final[dict[str, list[dict[str, Any]]]] = {
     "/v1/admin/keys": [
         _LIMIT,
-        _text("after", "The last id of the page before."),
+        _AFTER,
         _text("role", "Only keys of this role.", get_args(PrincipalRole)),
         _text("status", "Only keys of this status.", get_args(KeyStatus)),
         _text("owner", "Only keys of this owner."),
         _text("tag", "Only keys with this tag."),
     ],
+    "/v1/admin/users": [*_OF_PEOPLE, _text("team_id", "Only members of this team.")],
+    "/v1/admin/teams": [*_OF_PEOPLE, _text("user_id", "Only teams of this user.")],
+    "/v1/admin/limits": _OF_LIMITS,
+    "/v1/admin/budgets": _OF_LIMITS,
+    "/v1/admin/prices": [_LIMIT, _AFTER],
     "/v1/admin/audit-logs": [
         _LIMIT,
         _number("after", "`last_id` of the page before."),
@@ -198,7 +271,7 @@ def describe(app: FastAPI, *, requires_keys: bool, is_local: bool) -> dict[str, 
 
 def _responses(method: str, path: str) -> dict[str, Any]:
     content: dict[str, Any] = {kind: {} for kind in _MEDIA_TYPES.get(path, ("application/json",))}
-    is_creation = (method, path) == ("post", "/v1/admin/keys")
+    is_creation = method == "post" and path in _CREATED
     done = {"description": "Created." if is_creation else "Done.", "content": content}
     responses = {"201" if is_creation else "200": done, "default": _ERROR}
     if path in _PROBES:

@@ -25,30 +25,46 @@ from protocol.wire.messages import (
     AuthEvent,
     Authorize,
     ChangeKeyStatus,
+    ChangeResource,
     CountKeys,
     Denied,
     Failure,
     FindKeys,
+    FindResources,
     Granted,
     KeysCounted,
     KeysFound,
     LeaseReport,
     MakeKey,
+    MakeResource,
     Message,
     OrphanUsage,
     OrphanUsageNoted,
     ReadAudit,
     Renew,
+    ResourcesFound,
     RotateKey,
+    SetMember,
     Settle,
     Settled,
     TokenWanted,
     UpdateKey,
+    UpdateResource,
 )
 from protocol.wire.peers import Peer
 
-AdminQuestion = MakeKey | UpdateKey | RotateKey | ChangeKeyStatus | FindKeys | CountKeys | ReadAudit
-AnswerT = TypeVar("AnswerT", KeysFound, KeysCounted, AuditPage)
+ResourceQuestion = MakeResource | UpdateResource | ChangeResource | SetMember | FindResources
+AdminQuestion = (
+    MakeKey
+    | UpdateKey
+    | RotateKey
+    | ChangeKeyStatus
+    | FindKeys
+    | CountKeys
+    | ReadAudit
+    | ResourceQuestion
+)
+AnswerT = TypeVar("AnswerT", KeysFound, KeysCounted, AuditPage, ResourcesFound)
 
 _logger = logging.getLogger("penstock.gateway.auth")
 _RETRY_AFTER_S = 2.0
@@ -177,7 +193,7 @@ class AuthLink:
         self._send(self._adjustment(request_id, lease_id, prompt_tokens, completion_tokens))
 
     async def administer(self, question: AdminQuestion, kind: type[AnswerT]) -> AnswerT:
-        """Read or change keys, or read the audit log.
+        """Read or change keys and other resources, or read the audit log.
 
         Raises:
             RemoteFailureError: It can't be done.
@@ -244,7 +260,9 @@ class AuthLink:
         """An answer."""
         if isinstance(event, Settled):
             self._news.on_settled(event.lease_id)
-        elif isinstance(event, Granted | Adjusted | KeysFound | KeysCounted | AuditPage):
+        elif isinstance(
+            event, Granted | Adjusted | KeysFound | KeysCounted | AuditPage | ResourcesFound
+        ):
             if not self._questions.answer(event.request_id, peer, event) and isinstance(
                 event, Granted
             ):
@@ -308,6 +326,8 @@ class AuthLink:
 
 def _needed_version(question: AdminQuestion) -> ProtocolVersion:
     """What an auth worker has to speak that leaves nothing of a command aside."""
+    if isinstance(question, ResourceQuestion):
+        return PEOPLE_VERSION
     if isinstance(question, MakeKey | UpdateKey):
         settings = question.settings
         if settings.user_id or settings.team_id or settings.may_name_end_users:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from auth_worker.administration.key_administration import Administration
+from auth_worker.administration.resource_administration import ResourceAdministration
 from auth_worker.decisions.authority import Authority, Rules
 from auth_worker.errors import StoreError
 from auth_worker.records.operations import AddKey, AuditEntry
@@ -35,7 +36,7 @@ class AuthHandlerBench:
             on_fatal=self.lost.append,
             max_backlog=MAX_BACKLOG,
         )
-        authority = Authority(
+        self.authority = authority = Authority(
             epoch=self.store.epoch,
             snapshot=self.store.load(recent_since_ms=0),
             rules=Rules(),
@@ -46,9 +47,17 @@ class AuthHandlerBench:
         self.administration = Administration(
             authority.keys, clock=self.clock, new_key_id=lambda: f"key_{next(numbers)}"
         )
+        self.resources = ResourceAdministration(
+            authority.keys,
+            authority.limits,
+            authority.prices,
+            clock=self.clock,
+            new_id=lambda prefix: f"{prefix}_{next(numbers)}",
+        )
         self.handler = AuthHandler(
             authority=authority,
             administration=self.administration,
+            resources=self.resources,
             committer=self.committer,
             clock=self.clock,
             send=lambda gateway_id, message: self.sent.append((gateway_id, message)),

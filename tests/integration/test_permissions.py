@@ -1,5 +1,6 @@
 """Every route, role and scope over HTTP, decided by a real authority: nobody gets past the table."""
 
+import re
 from itertools import count
 from pathlib import Path
 from typing import Any, get_args
@@ -73,7 +74,7 @@ def routes(gateway: RunningGateway) -> list[tuple[str, str]]:
 async def call(
     gateway: RunningGateway, method: str, template: str, headers: dict[str, str]
 ) -> httpx.Response:
-    url = template.replace("{model_id:path}", "none").replace("{key_id}", "key_none")
+    url = re.sub(r"\{\w+(:path)?\}", "none", template)
     body: dict[str, Any] = {"model": "none", "messages": MESSAGES}
     if template == "/v1/completions":
         body = {"model": "none", "prompt": "x"}
@@ -90,7 +91,7 @@ async def call(
     elif template.startswith("/v1/admin"):
         body = {"wrong": 1}
     # Without a body where the route reads none: nothing of what the walk does changes a key.
-    has_body = method in ("POST", "PATCH")
+    has_body = method in ("POST", "PATCH", "PUT")
     return await gateway.client.request(
         method, url, json=body if has_body else None, headers=headers
     )

@@ -36,15 +36,16 @@ _KEY = f"{_KEYS}/{{key_id}}"
 BodyT = TypeVar("BodyT", bound=RequestModel)
 
 
-def _schema(model: type[RequestModel], *, is_required: bool = True) -> dict[str, Any]:
+def body_schema(model: type[RequestModel], *, is_required: bool = True) -> dict[str, Any]:
+    """What OpenAPI says of a route's body, which the route reads itself."""
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
     return {"requestBody": {"required": is_required, "content": content}}
 
 
-@router.post(_KEYS, openapi_extra=_schema(CreateKeyRequest))
+@router.post(_KEYS, openapi_extra=body_schema(CreateKeyRequest))
 async def create_key(request: Request) -> Response:
     """Make a key; the answer is the only place where it is ever shown."""
-    _, settings = (await _body(request, CreateKeyRequest)).settings()
+    _, settings = (await body_of(request, CreateKeyRequest)).settings()
     key, digest, hint = _make_secret()
     made = await _administer(
         request,
@@ -96,10 +97,10 @@ async def get_key(request: Request, key_id: str) -> Response:
     return admin_json(_record(found.keys[0]))
 
 
-@router.patch(_KEY, openapi_extra=_schema(ChangeKeyRequest))
+@router.patch(_KEY, openapi_extra=body_schema(ChangeKeyRequest))
 async def change_key(request: Request, key_id: str) -> Response:
     """Change what is sent; null clears, what isn't sent stays, and the secret does, too."""
-    fields, settings = (await _body(request, ChangeKeyRequest)).settings()
+    fields, settings = (await body_of(request, ChangeKeyRequest)).settings()
     if not fields:
         raise InvalidRequestError("The body names nothing to change.")
     question = bridge.update_key(
@@ -108,10 +109,10 @@ async def change_key(request: Request, key_id: str) -> Response:
     return admin_json(_record((await _administer(request, question)).keys[0]))
 
 
-@router.post(f"{_KEY}/rotate", openapi_extra=_schema(RotateKeyRequest, is_required=False))
+@router.post(f"{_KEY}/rotate", openapi_extra=body_schema(RotateKeyRequest, is_required=False))
 async def rotate_key(request: Request, key_id: str) -> Response:
     """Give a key a new secret, shown here alone; the old one works for `overlap_s` more seconds."""
-    overlap_s = (await _body(request, RotateKeyRequest, is_required=False)).overlap_s
+    overlap_s = (await body_of(request, RotateKeyRequest, is_required=False)).overlap_s
     key, digest, hint = _make_secret()
     rotated = await _administer(
         request,
@@ -177,7 +178,12 @@ async def _administer(request: Request, question: AdminQuestion) -> KeysFound:
         parts.identities.clear()
 
 
-async def _body(request: Request, model: type[BodyT], *, is_required: bool = True) -> BodyT:
+async def body_of(request: Request, model: type[BodyT], *, is_required: bool = True) -> BodyT:
+    """The checked body of an administrator's request.
+
+    Raises:
+        InvalidRequestError: It is wrong, or names a field that there isn't.
+    """
     content = await read_body(request)
     value = load_json_object(content) if content or is_required else {}
     unknown = unknown_keys(value, model.known_fields)

@@ -97,6 +97,26 @@ from protocol.wire.messages.generation import (
     TokenLogprobs,
 )
 from protocol.wire.messages.metrics import MetricKind, Metrics, MetricSample
+from protocol.wire.messages.people import (
+    ChangeResource,
+    FindResources,
+    LimitHolder,
+    LimitMeasure,
+    LimitSettings,
+    LimitWindow,
+    MakeResource,
+    Member,
+    PriceSettings,
+    Resource,
+    ResourceAction,
+    ResourceKind,
+    ResourceSettings,
+    ResourcesFound,
+    SetMember,
+    TeamSettings,
+    UpdateResource,
+    UserSettings,
+)
 from protocol.wire.messages.toolparse import (
     CloseParse,
     OpenParse,
@@ -153,6 +173,11 @@ AuthCommand = (
     | FindKeys
     | CountKeys
     | ReadAudit
+    | MakeResource
+    | UpdateResource
+    | ChangeResource
+    | SetMember
+    | FindResources
     | GatewayControl
 )
 AuthEvent = (
@@ -166,6 +191,7 @@ AuthEvent = (
     | KeysFound
     | KeysCounted
     | AuditPage
+    | ResourcesFound
     | WorkerControl
 )
 ParserCommand = OpenParse | ParseBatch | CloseParse | GatewayControl
@@ -192,6 +218,7 @@ __all__ = [
     "CachedBlocks",
     "Cancel",
     "ChangeKeyStatus",
+    "ChangeResource",
     "CloseParse",
     "CountKeys",
     "CreateKey",
@@ -209,6 +236,7 @@ __all__ = [
     "Extend",
     "Failure",
     "FindKeys",
+    "FindResources",
     "FinishReason",
     "Finished",
     "GatewayControl",
@@ -227,10 +255,16 @@ __all__ = [
     "KeysCounted",
     "KeysFound",
     "LeaseReport",
+    "LimitHolder",
+    "LimitMeasure",
+    "LimitSettings",
     "LimitState",
+    "LimitWindow",
     "ListKeys",
     "Load",
     "MakeKey",
+    "MakeResource",
+    "Member",
     "MemberRole",
     "Message",
     "MetricKind",
@@ -255,6 +289,7 @@ __all__ = [
     "Prepare",
     "PrepareKind",
     "Prepared",
+    "PriceSettings",
     "PrincipalRole",
     "PriorityClass",
     "Profile",
@@ -263,22 +298,31 @@ __all__ = [
     "Ready",
     "Refused",
     "Renew",
+    "Resource",
+    "ResourceAction",
+    "ResourceKind",
+    "ResourceSettings",
+    "ResourcesFound",
     "RevokeKey",
     "Role",
     "RotateKey",
     "SamplingDefaults",
     "SamplingParams",
     "Scope",
+    "SetMember",
     "Settle",
     "Settled",
     "StepOutput",
     "StreamUsage",
+    "TeamSettings",
     "TokenLogprob",
     "TokenLogprobs",
     "TokenWanted",
     "ToolChoiceMode",
     "UpdateKey",
+    "UpdateResource",
     "Usage",
     "UserKind",
+    "UserSettings",
     "WorkerControl",
 ]

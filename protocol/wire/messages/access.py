@@ -21,6 +21,10 @@ Scope = Literal[
     "docs.read",
     "admin.metrics",
     "admin.keys",
+    "admin.users",
+    "admin.teams",
+    "admin.limits",
+    "admin.prices",
     "admin.audit",
     "admin.profile",
 ]

@@ -1,0 +1,44 @@
+"""Who administers, looked at again, and what the audit log says of them."""
+
+from auth_worker.errors import ActorNotAllowedError, InvalidCommandError
+from auth_worker.principals.keys import ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
+from auth_worker.records.operations import AuditAction, AuditEntry
+from protocol.wire.messages import Actor, Scope
+
+MAX_PAGE = 1000
+
+
+def acting_key(keys: KeyDirectory, actor: Actor, scope: Scope, wall_s: float) -> StoredKey:
+    """The key of whoever asks; the gateway asked before, but it may have been revoked in between.
+
+    Raises:
+        ActorNotAllowedError: It may not do this, or not any more.
+    """
+    key = None if actor.key_id == ANONYMOUS_KEY_ID else keys.principal(actor.key_id)
+    if key is None or not key.is_active(wall_s) or scope not in key.scopes:
+        raise ActorNotAllowedError(f"This needs an active key with the scope {scope}.")
+    return key
+
+
+def entry_of(
+    request_id: str, actor: Actor, action: AuditAction, subject: str, wall_s: float
+) -> AuditEntry:
+    """An entry of something that an administrator does."""
+    return AuditEntry(
+        at_ms=int(wall_s * 1000),
+        actor_key_id=actor.key_id,
+        action=action,
+        subject=subject,
+        address=actor.address[:64],
+        request_id=request_id[:64],
+    )
+
+
+def check_page(limit: int) -> None:
+    """Refuse a page of no size, or of too many.
+
+    Raises:
+        InvalidCommandError: The limit is out of range.
+    """
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidCommandError(f"'limit' must be 1 to {MAX_PAGE}.", param="limit")
