@@ -13,7 +13,7 @@ from auth_worker.auditing.audit_check import BackgroundCheck, CheckedLog
 from auth_worker.clock import Clock
 from auth_worker.config import AuthSettings
 from auth_worker.decisions.authority import Authority
-from auth_worker.decisions.limits import SPAN_S
+from auth_worker.decisions.restoring import SPAN_S
 from auth_worker.errors import StoreError
 from auth_worker.exit_codes import EXIT_FAILED, exit_code_of
 from auth_worker.outbound.exchange import Exchanger
@@ -141,8 +141,10 @@ class AuthService:
             rules=settings.rules,
             clock=clock,
             emit=self._committer.submit,
+            commit=lambda operation, on_done: self._handler.commit(operation, on_done),
         )
         self._checker = token_checker(settings, clock)
+        self._authority = authority
         self._handler = AuthHandler(
             authority=authority,
             administration=Administration(authority.keys, clock=clock, new_key_id=new_key_id),
@@ -194,6 +196,7 @@ class AuthService:
         if self._checker is not None:
             self._checker.stop()
         self._audit_check.stop()
+        self._authority.close()
         if not self._committer.close(self._settings.drain_timeout_s):
             _logger.error("the last commits did not finish in time; they were not acknowledged")
             exit_code = exit_code or EXIT_FAILED

@@ -214,7 +214,8 @@ class AdminCommands:
                     )
                 )
             else:
-                error = result or AuthError("The auth worker gave no answer.")
+                no_answer = AuthError("The auth worker gave no answer.")
+                error = result if isinstance(result, AuthError) else no_answer
                 answer(_failure(request_id, error))
 
         return on_done

@@ -6,9 +6,13 @@ from typing import Final
 
 from auth_worker.clock import Clock
 from auth_worker.decisions.leases import MAX_LEASE_ID_CHARS, Lease
-from auth_worker.decisions.limits import KeyLimits, Refusal
+from auth_worker.decisions.limit_refusals import Refusal
+from auth_worker.decisions.limit_warnings import LimitEvent, event_of, warning_of
+from auth_worker.decisions.meter_table import MeterTable
 from auth_worker.decisions.open_leases import OpenLeases
+from auth_worker.decisions.plans import UNLIMITED, Plan
 from auth_worker.decisions.refusals import RefusalLog
+from auth_worker.decisions.slices import Commit, Postponed, Slices
 from auth_worker.principals.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
 from auth_worker.principals.limit_directory import LimitDirectory
 from auth_worker.principals.prices import PriceTable
@@ -19,6 +23,7 @@ from auth_worker.records.operations import (
     AuditEntry,
     BookUsage,
     Operation,
+    Result,
     SaveLease,
     Snapshot,
     TouchKey,
@@ -33,6 +38,7 @@ from protocol.wire.messages import (
     Failure,
     Granted,
     LimitState,
+    LimitWarning,
     OrphanUsage,
     Renew,
     Settle,
@@ -43,8 +49,7 @@ MAX_TOKENS = 2**40
 MAX_MODEL_CHARS = 512
 NOTE_INTERVAL_S = 60.0
 """A key's last use is noted at most once in so long."""
-
-_UNLIMITED = LimitState()
+SWEEP_INTERVAL_S = 60.0
 
 _RECORDED_SCOPES: Final[Mapping[str, AuditAction]] = {"admin.profile": "engine_profiled"}
 """Administration that isn't carried out here; each grant is an entry of the audit log."""
@@ -87,6 +92,9 @@ class Authority:
         rules: See `Rules`.
         clock: Both clocks.
         emit: Takes operations that nobody waits for.
+        commit: Makes an operation durable and calls back with its result; without it, as tests
+            want it, whatever is emitted counts as durable at once.
+        on_limit_event: Told when the settled use of a limit passes a threshold; returns at once.
 
     Attributes:
         keys: All of them, with users and teams; administration changes it.
@@ -103,6 +111,8 @@ class Authority:
         rules: Rules,
         clock: Clock,
         emit: Callable[[Operation], None],
+        commit: Commit | None = None,
+        on_limit_event: Callable[[LimitEvent], None] | None = None,
     ) -> None:
         self.keys = KeyDirectory(snapshot.keys, snapshot.users, snapshot.teams)
         self.limits = LimitDirectory(snapshot.limits)
@@ -110,15 +120,30 @@ class Authority:
         self._rules = rules
         self._clock = clock
         self._emit = emit
+        self._on_limit_event = on_limit_event
         self._used_s: dict[str, float] = {}
+        self._sweep_s = clock.monotonic_s() + SWEEP_INTERVAL_S
         self.refusals = RefusalLog(clock, emit)
+        commit = commit or self._emit_as_durable
+        slices = Slices(commit)
+        self._meters = MeterTable(
+            limits=self.limits,
+            counters=snapshot.counters,
+            clock=clock,
+            emit=emit,
+            slices=slices,
+        )
         self._leases = OpenLeases(
             epoch=epoch,
             keys=self.keys,
+            meters=self._meters,
+            prices=self.prices,
+            slices=slices,
             snapshot=snapshot,
             duration_s=rules.lease_duration_s,
             clock=clock,
             emit=emit,
+            commit=commit,
         )
 
     @property
@@ -126,11 +151,15 @@ class Authority:
         """Open leases."""
         return len(self._leases)
 
-    def authorize(self, command: Authorize) -> Granted | Denied:
+    def authorize(self, command: Authorize) -> Granted | Denied | Postponed:
         """May this caller do this; reserves the upper bound when the request uses tokens.
 
         Such requests count as requests, and so do metered ones without tokens, which get no lease;
         listing models costs nothing. A denied request consumes nothing.
+
+        Returns:
+            Postponed when a hard budget or quota has room, but its slice of it must be committed
+            first: to be asked again then.
         """
         answer = self._decide(command)
         if isinstance(answer, Denied):
@@ -142,7 +171,11 @@ class Authority:
         self._used_s.pop(key_id, None)
         self._leases.forget(key_id)
 
-    def _decide(self, command: Authorize) -> Granted | Denied:
+    def close(self) -> None:
+        """This process ends in good order: let go of what slices keep back beyond open leases."""
+        self._meters.release_slices()
+
+    def _decide(self, command: Authorize) -> Granted | Denied | Postponed:
         key = self._identify(command)
         if isinstance(key, Denied):
             return key
@@ -150,23 +183,33 @@ class Authority:
         if denied is not None:
             return denied
         num_tokens = command.prompt_tokens + command.completion_tokens
+        wall_s = self._clock.wall_s()
+        plan = self._leases.plan_of(key, command, wall_s)
         if num_tokens == 0 and not command.is_metered:
             self._note_use(key)
             self._note_action(key, command)
-            return self._granted(key, command.request_id, None)
+            return self._granted(key, command.request_id, None, plan)
         granted = (
-            self._leases.grant(key, command) if num_tokens else self._leases.count(key, command)
+            self._leases.grant(key, command, plan, wall_s)
+            if num_tokens
+            else self._leases.count(key, command, plan, wall_s)
         )
         if isinstance(granted, Refusal):
-            return self._deny_limit(command.request_id, key, self._leases.limits_of(key), granted)
-        return self._granted(key, command.request_id, granted)
+            return self._deny_limit(command.request_id, key.key_id, plan, granted)
+        if isinstance(granted, Postponed):
+            return granted
+        return self._granted(key, command.request_id, granted, plan)
 
     def key_id_of(self, command: Authorize) -> str:
         """Whose request it is; empty when nobody's."""
         return self._identify(command).key_id
 
-    def adjust(self, command: Adjust) -> Adjusted | Denied | Failure:
-        """Replace a lease's bound; growth needs room in the windows and a key that still works."""
+    def adjust(self, command: Adjust) -> Adjusted | Denied | Failure | Postponed:
+        """Replace a lease's bound; growth needs room in the windows and a key that still works.
+
+        Returns:
+            Postponed as `authorize`.
+        """
         request_id = command.request_id
         if not _are_token_counts(command.prompt_tokens, command.completion_tokens):
             return _fail(request_id, ErrorCode.INVALID_REQUEST, "The token bound is out of range.")
@@ -181,11 +224,13 @@ class Authority:
             denied = self._deny_growth(lease, command)
             if denied is not None:
                 return denied
-        refusal = self._leases.resize(lease, command.prompt_tokens, command.completion_tokens)
-        if refusal is not None:
-            return self._deny_limit(request_id, lease, lease.limits, refusal)
+        unfit = self._leases.resize(lease, command.prompt_tokens, command.completion_tokens)
+        if isinstance(unfit, Refusal):
+            return self._deny_limit(request_id, lease.key_id, lease.plan, unfit)
+        if isinstance(unfit, Postponed):
+            return unfit
         return Adjusted(
-            request_id=request_id, lease_id=lease.lease_id, limits=self._state(lease.limits)
+            request_id=request_id, lease_id=lease.lease_id, limits=self._state(lease.plan)
         )
 
     def renew(self, command: Renew) -> None:
@@ -220,9 +265,20 @@ class Authority:
             )
         return self._leases.settle(command)
 
+    def booked(self, booking: BookUsage, result: Result) -> None:
+        """A booking of `settle` is durable; to be called with what the store says of it."""
+        self._leases.booked(booking, result)
+        self._tell_crossed()
+
     def expire(self) -> int:
         """Charge the leases whose term is over with their last report; how many there were."""
-        return self._leases.expire()
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._sweep_s:
+            self._sweep_s = now_s + SWEEP_INTERVAL_S
+            self._meters.sweep()
+        num_expired = self._leases.expire()
+        self._tell_crossed()
+        return num_expired
 
     def _identify(self, command: Authorize) -> StoredKey | Denied:
         """Whose request it is. Anonymous callers never pass where an admin is needed."""
@@ -268,7 +324,9 @@ class Authority:
             return _deny(request_id, ErrorCode.PERMISSION_DENIED, message, key.key_id)
         return None
 
-    def _granted(self, key: StoredKey, request_id: str, lease: Lease | None) -> Granted:
+    def _granted(
+        self, key: StoredKey, request_id: str, lease: Lease | None, plan: Plan | None
+    ) -> Granted:
         return Granted(
             request_id=request_id,
             lease_id="" if lease is None else lease.lease_id,
@@ -276,27 +334,49 @@ class Authority:
             key_id=key.key_id,
             role="admin" if key.is_of_admin else "user",
             priority=key.rules.priority,
-            limits=self._state(self._leases.limits_of(key) if lease is None else lease.limits),
+            limits=self._state(plan),
             expires_s=0.0 if lease is None else self._rules.lease_duration_s,
             allowed_models=key.rules.allowed_models,
             team_allowed_models=None if key.team is None else key.team.allowed_models,
             max_completion_tokens=key.rules.max_tokens_per_request,
+            warnings=() if plan is None or not plan.warns else self._warnings(plan),
+            gives_back=plan is not None and plan.gives_back,
         )
 
-    def _state(self, limits: KeyLimits | None) -> LimitState:
-        return _UNLIMITED if limits is None else limits.state(self._clock.monotonic_s())
+    def _state(self, plan: Plan | None) -> LimitState:
+        if plan is None:
+            return UNLIMITED
+        return plan.state(self._clock.monotonic_s(), self._clock.wall_s())
+
+    def _warnings(self, plan: Plan) -> tuple[LimitWarning, ...]:
+        now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
+        return tuple(warning_of(meter, now_s, wall_s) for meter in plan.warned())
 
     def _deny_limit(
-        self, request_id: str, owner: StoredKey | Lease, limits: KeyLimits | None, refusal: Refusal
+        self, request_id: str, key_id: str, plan: Plan | None, refusal: Refusal
     ) -> Denied:
         return Denied(
             request_id=request_id,
-            code=ErrorCode.RATE_LIMIT_EXCEEDED,
+            code=refusal.code,
             message=refusal.message,
             retry_after_s=refusal.retry_after_s,
-            limits=self._state(limits),
-            key_id=owner.key_id,
+            limits=self._state(plan),
+            key_id=key_id,
+            limit=refusal.limit,
         )
+
+    def _tell_crossed(self) -> None:
+        crossed = self._meters.crossed
+        if crossed:
+            events = [event_of(meter) for meter in crossed]
+            crossed.clear()
+            if self._on_limit_event is not None:
+                for event in events:
+                    self._on_limit_event(event)
+
+    def _emit_as_durable(self, operation: Operation, on_done: Callable[[Result], None]) -> None:
+        self._emit(operation)
+        on_done(None)
 
     def _note_use(self, key: StoredKey) -> None:
         """Remember the last use of a key that takes no lease; settlements note it themselves."""

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from auth_worker.decisions.limits import KeyLimits
+from auth_worker.decisions.plans import NOTHING, Needs, Plan
+from auth_worker.principals.prices import Price
 from auth_worker.records.operations import LeaseRow
 from protocol.wire.messages import StreamUsage
 
@@ -57,9 +58,13 @@ class Lease:
         prompt_tokens: Reserved, as is `completion_tokens`.
         reported_prompt_tokens: Used so far by the last report, as is the next.
         expires_s: On the monotonic clock.
+        plan: The limits that it counts in; None when none holds for it.
         counted_s: When its request was counted in the windows, on the monotonic clock; None when
             it wasn't.
-        limits: The windows of its key; None for a key without limits.
+        held: What it holds of them.
+        price: What its tokens cost; None when nobody has said.
+        user_id: Of its key when it was granted, as is `team_id`.
+        is_forgotten: A kill forgot it, so what it counts in and holds isn't known.
         streams: Prompt and completion tokens of its streams, as far as they were reported apart.
     """
 
@@ -71,8 +76,15 @@ class Lease:
     prompt_tokens: int
     completion_tokens: int
     expires_s: float
-    limits: KeyLimits | None
+    plan: Plan | None
     counted_s: float | None = None
+    held: Needs = NOTHING
+    price: Price | None = None
+    endpoint: str = ""
+    end_user: str = ""
+    user_id: str = ""
+    team_id: str = ""
+    is_forgotten: bool = False
     reported_prompt_tokens: int = 0
     reported_completion_tokens: int = 0
     streams: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -116,6 +128,10 @@ class Lease:
             self.completion_tokens,
             self.reported_prompt_tokens,
             self.reported_completion_tokens,
+            self.endpoint,
+            self.end_user,
+            self.user_id,
+            self.team_id,
         )
 
 

@@ -2,8 +2,11 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final
 
 from auth_worker.clock import Clock
+from auth_worker.decisions.bookings import Bookings
 from auth_worker.decisions.leases import (
     MAX_LEASE_ID_CHARS,
     Lease,
@@ -11,9 +14,23 @@ from auth_worker.decisions.leases import (
     LeaseTable,
     lease_id_of,
 )
-from auth_worker.decisions.limits import SETTLEMENT_RETRY_S, SPAN_S, KeyLimits, Refusal
+from auth_worker.decisions.limit_refusals import Refusal, refuse, refuse_parallel
+from auth_worker.decisions.meter_table import MeterTable
+from auth_worker.decisions.meters import FixedMeter
+from auth_worker.decisions.plans import Needs, Plan, Short, needs_of
+from auth_worker.decisions.restoring import Restoring, principal_of
+from auth_worker.decisions.slices import Commit, Postponed, Slices
 from auth_worker.principals.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
-from auth_worker.records.operations import BookUsage, LeaseRow, Operation, SaveLease, Snapshot
+from auth_worker.principals.prices import PriceTable, highest_cost
+from auth_worker.records.operations import (
+    BookUsage,
+    LeaseRow,
+    Operation,
+    Result,
+    SaveLease,
+    Snapshot,
+)
+from protocol.errors import ErrorCode
 from protocol.wire.messages import Authorize, LeaseReport, Settle, StreamUsage
 
 ORPHAN_TERM_S = 30.0
@@ -21,20 +38,29 @@ ORPHAN_TERM_S = 30.0
 MAX_SETTLED_REMEMBERED = 4096
 """Settled leases about which engines may still report; beyond it a report reads the ledger."""
 
+_COUNTED: Final[Needs] = needs_of(0, 0, 0)
+
 
 class OpenLeases:
-    """The open leases and the windows they draw on.
+    """The open leases and the limits they draw on.
+
+    It is long because whatever can happen to a lease is a method.
 
     Restarts err on the safe side: open leases come back with their reservations and a full new
-    term, and what was granted and settled within the last minute counts in the windows again.
+    term, what was granted and settled lately counts in the windows again, and what else a killed
+    process may have granted of a hard budget or quota stays taken for as long as its leases lasted.
 
     Args:
         epoch: Of the store; makes the lease ids of this process unlike any other's.
         keys: All keys; looked at, never changed.
+        meters: What the limits count.
+        prices: What tokens cost.
+        slices: Makes room in hard fixed windows.
         snapshot: What the store remembered.
         duration_s: The term of a lease.
         clock: Both clocks.
         emit: Takes operations that nobody waits for.
+        commit: Makes operations durable and says so.
     """
 
     def __init__(
@@ -42,37 +68,36 @@ class OpenLeases:
         *,
         epoch: int,
         keys: KeyDirectory,
+        meters: MeterTable,
+        prices: PriceTable,
+        slices: Slices,
         snapshot: Snapshot,
         duration_s: float,
         clock: Clock,
         emit: Callable[[Operation], None],
+        commit: Commit,
     ) -> None:
         self._epoch = epoch
         self._keys = keys
+        self._meters = meters
+        self._prices = prices
+        self._slices = slices
         self._clock = clock
         self._emit = emit
+        self._commit = commit
+        self._bookings = Bookings(keys, meters, prices, clock)
         self._leases = LeaseTable(duration_s, min(duration_s, ORPHAN_TERM_S))
         self._settled: OrderedDict[str, None] = OrderedDict()
-        self._limits: dict[str, KeyLimits] = {}
         self._num_open: dict[str, int] = {}
         self._num_granted = 0
-        self._restore(snapshot)
+        restoring = Restoring(keys, meters, clock)
+        restoring.count_recent(snapshot)
+        for row in snapshot.leases:
+            self._reopen(row, restoring.on_monotonic(row.granted_at_ms))
+        meters.hold_unknown(clock.monotonic_s() + duration_s)
 
     def __len__(self) -> int:
         return len(self._leases)
-
-    def limits_of(self, key: StoredKey) -> KeyLimits | None:
-        """The windows of a key; None when it has no limits."""
-        limits = self._limits.get(key.key_id)
-        has_limits = key.requests_per_minute is not None or key.tokens_per_minute is not None
-        if limits is not None:
-            # An administrator may have changed them; what was counted stays.
-            limits.requests_per_minute = key.requests_per_minute
-            limits.tokens_per_minute = key.tokens_per_minute
-        elif has_limits:
-            limits = KeyLimits(key.requests_per_minute, key.tokens_per_minute)
-            self._limits[key.key_id] = limits
-        return limits if has_limits else None
 
     def num_open(self, key_id: str) -> int:
         """Open leases of a key."""
@@ -80,64 +105,129 @@ class OpenLeases:
 
     def forget(self, key_id: str) -> None:
         """A key was deleted; its open leases end by themselves."""
-        self._limits.pop(key_id, None)
+        self._meters.forget_key(key_id)
 
-    def grant(self, key: StoredKey, command: Authorize) -> Lease | Refusal:
-        """A lease over the command's bound, if the key's windows have room."""
+    def plan_of(self, key: StoredKey, command: Authorize, wall_s: float) -> Plan | None:
+        """The limits that a request counts in; None when none holds for it."""
+        end_user = command.end_user if key.may_name_end_users else ""
+        return self._meters.plan_for(key, command.model, command.endpoint, end_user, wall_s)
+
+    def grant(
+        self, key: StoredKey, command: Authorize, plan: Plan | None, wall_s: float
+    ) -> Lease | Refusal | Postponed:
+        """A lease over the command's bound, if every limit has room.
+
+        Returns:
+            Postponed when a limit has room, but its slice of it must be committed first.
+        """
         now_s = self._clock.monotonic_s()
-        limits, rules = self.limits_of(key), key.rules
+        rules = key.rules
         most_parallel = rules.max_parallel_requests
         if most_parallel is not None and self.num_open(key.key_id) >= most_parallel:
-            return _refuse_parallel(most_parallel)
-        completion_tokens = command.completion_tokens
+            return refuse_parallel(key.key_id, most_parallel, self.num_open(key.key_id))
+        prompt_tokens, completion_tokens = command.prompt_tokens, command.completion_tokens
         if rules.max_tokens_per_request is not None:
             completion_tokens = min(completion_tokens, rules.max_tokens_per_request)
-        if limits is not None:
-            refusal = limits.reserve(now_s, command.prompt_tokens + completion_tokens)
-            if refusal is not None:
-                return refusal
         lease = Lease(
-            lease_id=self._new_lease_id(key, command.model),
+            lease_id="",
             request_id=command.request_id,
             key_id=key.key_id,
             model=command.model,
-            granted_at_ms=self._wall_ms(),
-            prompt_tokens=command.prompt_tokens,
+            granted_at_ms=int(wall_s * 1000),
+            prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             expires_s=now_s + self._leases.duration_s,
-            limits=limits,
+            plan=plan,
             counted_s=now_s,
+            endpoint=command.endpoint,
+            end_user=command.end_user if key.may_name_end_users else "",
+            user_id=key.user_id,
+            team_id=key.team_id,
         )
+        if plan is not None:
+            unfit = self._reserve(lease, plan, now_s, wall_s)
+            if unfit is not None:
+                return unfit
+        lease.lease_id = self._new_lease_id(key, command.model)
         self._open(lease)
         self._emit(SaveLease(lease.row()))
         return lease
 
-    def count(self, key: StoredKey, command: Authorize) -> Refusal | None:
-        """Count a request that uses no tokens, if the key's windows have room.
+    def _reserve(
+        self, lease: Lease, plan: Plan, now_s: float, wall_s: float
+    ) -> Refusal | Postponed | None:
+        if plan.has_money:
+            lease.price = self._prices.price_of(lease.model, lease.granted_at_ms)
+            if lease.price is None:
+                return _refuse_unpriced(lease.model)
+        needs = self._needs(lease, lease.prompt_tokens, lease.completion_tokens)
+        while shorts := plan.reserve(now_s, needs):
+            unfit = self._make_room(shorts, now_s, wall_s)
+            if unfit is not None:
+                return unfit
+        lease.held = needs
+        if plan.thirsty:
+            self._replenish(plan, needs)
+        return None
+
+    def _make_room(
+        self, shorts: Iterable[Short], now_s: float, wall_s: float
+    ) -> Refusal | Postponed | None:
+        """Refuse, or have slices committed; None when they are already, so that it fits now."""
+        for_ever = [short for short in shorts if not _is_only_uncommitted(short)]
+        if for_ever:
+            return refuse(for_ever, now_s, wall_s)
+        pending: Postponed | None = None
+        for meter, need in shorts:
+            if isinstance(meter, FixedMeter):
+                pending = self._slices.ask(meter, need) or pending
+        return pending
+
+    def _replenish(self, plan: Plan, needs: Needs) -> None:
+        for meter, need in plan.thirsty_meters(needs):
+            self._slices.ask(meter, need)
+
+    def count(
+        self, key: StoredKey, command: Authorize, plan: Plan | None, wall_s: float
+    ) -> Refusal | Postponed | None:
+        """Count a request that uses no tokens, if every limit of requests has room.
 
         Its line in the ledger is under a lease id that nobody ever gets, so that totals and the
         windows after a restart follow from the ledger alone.
         """
-        limits = self.limits_of(key)
-        refusal = None if limits is None else limits.reserve(self._clock.monotonic_s(), 0)
-        if refusal is None:
-            now_ms = self._wall_ms()
-            self._emit(
-                BookUsage(
-                    lease_id=self._new_lease_id(key, command.model),
-                    request_id=command.request_id,
-                    key_id=key.key_id,
-                    model=command.model,
-                    prompt_tokens=0,
-                    completion_tokens=0,
-                    cached_tokens=0,
-                    reasoning_tokens=0,
-                    outcome="finished",
-                    granted_at_ms=now_ms,
-                    settled_at_ms=now_ms,
-                )
+        now_s = self._clock.monotonic_s()
+        charges = ""
+        if plan is not None:
+            while shorts := plan.reserve(now_s, _COUNTED):
+                unfit = self._make_room(shorts, now_s, wall_s)
+                if unfit is not None:
+                    return unfit
+            plan.settle(now_s, _COUNTED, _COUNTED)
+            charges = plan.charges_at(now_s, now_s)
+            if plan.thirsty:
+                self._replenish(plan, _COUNTED)
+        now_ms = int(wall_s * 1000)
+        self._emit(
+            BookUsage(
+                lease_id=self._new_lease_id(key, command.model),
+                request_id=command.request_id,
+                key_id=key.key_id,
+                model=command.model,
+                prompt_tokens=0,
+                completion_tokens=0,
+                cached_tokens=0,
+                reasoning_tokens=0,
+                outcome="finished",
+                granted_at_ms=now_ms,
+                settled_at_ms=now_ms,
+                user_id=key.user_id,
+                team_id=key.team_id,
+                end_user=command.end_user if key.may_name_end_users else "",
+                endpoint=command.endpoint,
+                charges=charges,
             )
-        return refusal
+        )
+        return None
 
     def find(self, lease_id: str, request_id: str = "") -> Lease | None:
         """An open lease, or one of an earlier epoch that a kill forgot right after its grant.
@@ -154,7 +244,7 @@ class OpenLeases:
         name = LeaseName.parse(lease_id)
         if name is None or name.epoch >= self._epoch + of_this_epoch:
             return None
-        key = ANONYMOUS if name.key_id == ANONYMOUS_KEY_ID else self._keys.get(name.key_id)
+        key = ANONYMOUS if name.key_id == ANONYMOUS_KEY_ID else self._keys.principal(name.key_id)
         if key is None:
             return None
         row = LeaseRow(
@@ -168,24 +258,78 @@ class OpenLeases:
             reported_prompt_tokens=0,
             reported_completion_tokens=0,
         )
-        return self._reopen(row)
+        lease = self._reopen(row)
+        lease.is_forgotten = True
+        return lease
 
-    def resize(self, lease: Lease, prompt_tokens: int, completion_tokens: int) -> Refusal | None:
-        """Replace a lease's bound and begin a new term; growth needs room in the windows."""
+    def resize(
+        self, lease: Lease, prompt_tokens: int, completion_tokens: int
+    ) -> Refusal | Postponed | None:
+        """Replace a lease's bound and begin a new term; growth needs room in every limit."""
         now_s = self._clock.monotonic_s()
-        if lease.limits is not None:
-            key = self._keys.get(lease.key_id)
-            if key is not None:
-                self.limits_of(key)  # they may have changed since the grant
-            refusal = lease.limits.resize(
-                now_s, lease.reserved_tokens, prompt_tokens + completion_tokens
-            )
-            if refusal is not None:
-                return refusal
+        unfit: Refusal | Postponed | None = self._follow_limits(lease, now_s)
+        if unfit is None and lease.plan is not None:
+            unfit = self._resize(lease, lease.plan, (prompt_tokens, completion_tokens), now_s)
+        if unfit is not None:
+            return unfit
         lease.prompt_tokens = prompt_tokens
         lease.completion_tokens = completion_tokens
         self._leases.renew(lease, now_s)
         self._emit(SaveLease(lease.row()))
+        return None
+
+    def _follow_limits(self, lease: Lease, now_s: float) -> Refusal | None:
+        """Somebody may have changed the key or a limit since the grant: what holds now counts."""
+        key = self._keys.principal(lease.key_id)
+        if key is None:
+            return None
+        plan = self._meters.plan_for(
+            key, lease.model, lease.endpoint, lease.end_user, self._clock.wall_s()
+        )
+        before = lease.plan
+        if plan is None or before is None:
+            if plan is before:
+                return None
+        elif plan.origin is before.origin:
+            return None
+        else:
+            plan = plan.joined(before)
+        held = lease.held
+        if plan is not None:
+            if plan.has_money and lease.price is None:
+                lease.price = self._prices.price_of(lease.model, lease.granted_at_ms)
+                if lease.price is None:
+                    return _refuse_unpriced(lease.model)
+            held = self._needs(lease, lease.prompt_tokens, lease.completion_tokens)
+        if before is not None:
+            before.take_back(lease.held, None)
+        if plan is not None:
+            plan.take(now_s, held, starts=False)
+        lease.plan, lease.held = plan, held
+        return None
+
+    def _needs(self, lease: Lease, prompt_tokens: int, completion_tokens: int) -> Needs:
+        money = 0
+        if lease.price is not None:
+            money = highest_cost(
+                lease.price,
+                prompt_tokens=prompt_tokens,
+                completion_tokens=completion_tokens,
+                endpoint=lease.endpoint,
+            )
+        return needs_of(prompt_tokens, completion_tokens, money)
+
+    def _resize(
+        self, lease: Lease, plan: Plan, tokens: tuple[int, int], now_s: float
+    ) -> Refusal | Postponed | None:
+        after = self._needs(lease, *tokens)
+        while shorts := plan.grow(now_s, lease.held, after):
+            unfit = self._make_room(shorts, now_s, self._clock.wall_s())
+            if unfit is not None:
+                return unfit
+        lease.held = after
+        if plan.thirsty:
+            self._replenish(plan, after)
         return None
 
     def renew(self, report: LeaseReport) -> None:
@@ -233,7 +377,7 @@ class OpenLeases:
         or a kill forgot it. An id that is none of ours is booked on no key, so that the gateway's
         outbox can't get stuck and the tokens can still be seen.
         A grant that came too late for anybody goes back whole. One that has expired before is
-        taken out of the totals; only its request stays in the window, for the rest of its minute.
+        taken out of the totals; only its request stays in the window, for the rest of its time.
         """
         lease = self._leases.close(command.lease_id)
         if lease is not None:
@@ -241,30 +385,13 @@ class OpenLeases:
         self._settled[command.lease_id] = None
         if len(self._settled) > MAX_SETTLED_REMEMBERED:
             self._settled.popitem(last=False)
-        granted_at_ms: int | None = None
-        if lease is not None:
-            if not command.is_unused:
-                self._release(lease, command.prompt_tokens + command.completion_tokens)
-            elif lease.limits is not None:
-                lease.limits.give_back(lease.reserved_tokens, lease.counted_s)
-            key_id, model, granted_at_ms = lease.key_id, lease.model, lease.granted_at_ms
-        else:
-            name = LeaseName.parse(command.lease_id)
-            key_id, model = ("", "") if name is None else (name.key_id, name.model)
-        is_used = not command.is_unused
-        return BookUsage(
-            lease_id=command.lease_id,
-            request_id=command.request_id,
-            key_id=key_id,
-            model=model,
-            prompt_tokens=command.prompt_tokens * is_used,
-            completion_tokens=command.completion_tokens * is_used,
-            cached_tokens=command.cached_tokens * is_used,
-            reasoning_tokens=command.reasoning_tokens * is_used,
-            outcome=command.outcome if is_used else "unused",
-            granted_at_ms=granted_at_ms,
-            settled_at_ms=self._wall_ms(),
-        )
+        if lease is None:
+            return self._bookings.of_unknown(command)
+        return self._bookings.of_open(lease, command)
+
+    def booked(self, booking: BookUsage, result: Result) -> None:
+        """A booking is durable: where the ledger counted other than was counted here, follow it."""
+        self._bookings.booked(booking, result)
 
     def expire(self) -> int:
         """Charge the leases whose term is over with their last report; how many there were."""
@@ -272,36 +399,23 @@ class OpenLeases:
         for lease in self._leases.pop_expired(self._clock.monotonic_s()):
             num_expired += 1
             self._count_closed(lease)
-            self._release(lease, lease.reported_prompt_tokens + lease.reported_completion_tokens)
-            self._emit(
-                BookUsage(
-                    lease_id=lease.lease_id,
-                    request_id=lease.request_id,
-                    key_id=lease.key_id,
-                    model=lease.model,
-                    prompt_tokens=lease.reported_prompt_tokens,
-                    completion_tokens=lease.reported_completion_tokens,
-                    cached_tokens=0,
-                    reasoning_tokens=0,
-                    outcome="expired",
-                    granted_at_ms=lease.granted_at_ms,
-                    settled_at_ms=self._wall_ms(),
-                )
-            )
+            booking = self._bookings.of_expired(lease)
+            if booking.charges:
+                self._commit(booking, partial(self.booked, booking))
+            else:
+                self._emit(booking)
         return num_expired
 
     def _new_lease_id(self, key: StoredKey, model: str) -> str:
         self._num_granted += 1
         return lease_id_of(self._epoch, self._num_granted, key.key_id, model)
 
-    def _release(self, lease: Lease, num_used: int) -> None:
-        if lease.limits is not None:
-            lease.limits.settle(self._clock.monotonic_s(), lease.reserved_tokens, num_used)
-
     def _reopen(self, row: LeaseRow, counted_s: float | None = None) -> Lease:
         """Open a lease of an earlier epoch for a full new term, without asking for room."""
-        key = self._keys.get(row.key_id)
-        limits = None if key is None else self.limits_of(key)
+        key = principal_of(self._keys, row)
+        plan = self._meters.plan_for(
+            key, row.model, row.endpoint, row.end_user, row.granted_at_ms / 1000
+        )
         lease = Lease(
             lease_id=row.lease_id,
             request_id=row.request_id,
@@ -311,13 +425,21 @@ class OpenLeases:
             prompt_tokens=row.prompt_tokens,
             completion_tokens=row.completion_tokens,
             expires_s=self._clock.monotonic_s() + self._leases.duration_s,
-            limits=limits,
+            plan=plan,
             counted_s=counted_s,
             reported_prompt_tokens=row.reported_prompt_tokens,
             reported_completion_tokens=row.reported_completion_tokens,
+            endpoint=row.endpoint,
+            end_user=row.end_user,
+            user_id=key.user_id,
+            team_id=key.team_id,
         )
-        if limits is not None:
-            limits.readmit(lease.reserved_tokens)
+        if plan is not None:
+            if plan.has_money:
+                lease.price = self._prices.price_of(row.model, row.granted_at_ms)
+            lease.held = self._needs(lease, row.prompt_tokens, row.completion_tokens)
+            if plan.readmit(self._clock.monotonic_s(), lease.held) and counted_s is not None:
+                lease.counted_s = self._clock.monotonic_s()
         self._open(lease)
         return lease
 
@@ -330,42 +452,19 @@ class OpenLeases:
         if num_open:
             self._num_open[lease.key_id] = num_open
 
-    def _restore(self, snapshot: Snapshot) -> None:
-        now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
-
-        def on_monotonic(at_ms: int) -> float:
-            # A wall clock that was set back must not make an age negative.
-            return now_s - max(0.0, wall_s - at_ms / 1000)
-
-        granted = [(on_monotonic(row.granted_at_ms), row.key_id) for row in snapshot.leases]
-        used: list[tuple[float, str, int]] = []
-        for use in snapshot.recent:
-            used.append((on_monotonic(use.settled_at_ms), use.key_id, use.num_tokens))
-            if use.granted_at_ms is not None:
-                granted.append((on_monotonic(use.granted_at_ms), use.key_id))
-        # Windows take moments in order.
-        for granted_s, key_id in sorted(granted):
-            key = self._keys.get(key_id)
-            limits = None if key is None else self.limits_of(key)
-            if limits is not None and granted_s > now_s - SPAN_S:
-                limits.restore_request(granted_s)
-        for settled_s, key_id, num_tokens in sorted(used):
-            key = self._keys.get(key_id)
-            limits = None if key is None else self.limits_of(key)
-            if limits is not None:
-                limits.restore_tokens(settled_s, num_tokens)
-        for row in snapshot.leases:
-            self._reopen(row, on_monotonic(row.granted_at_ms))
-
     def _wall_ms(self) -> int:
         return int(self._clock.wall_s() * 1000)
 
 
-def _refuse_parallel(most_parallel: int) -> Refusal:
-    if most_parallel == 0:
-        return Refusal("This key may have no request running.", None)
+def _is_only_uncommitted(short: Short) -> bool:
+    """Whether there is room, and only its slice isn't committed."""
+    meter, need = short
+    return isinstance(meter, FixedMeter) and meter.is_open and meter.free >= need
+
+
+def _refuse_unpriced(model: str) -> Refusal:
     return Refusal(
-        f"Rate limit reached: this key may have {most_parallel} requests running at a time, and"
-        " as many are. Try again when one of them has ended.",
-        SETTLEMENT_RETRY_S,
+        ErrorCode.PERMISSION_DENIED,
+        f"The model '{model}' has no price, so a budget can't be held to. Ask an administrator for"
+        " a price of this model, or for a default price.",
     )

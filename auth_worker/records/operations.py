@@ -12,6 +12,7 @@ from auth_worker.principals.keys import StoredKey
 from auth_worker.principals.limit_rules import Limit
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.prices import Price
+from auth_worker.records.limit_usage import Booked, CounterRow, DropCounters, SaveCounter
 from protocol.wire.messages import (
     AuditOutcome,
     AuditRecord,
@@ -79,6 +80,10 @@ class LeaseRow(NamedTuple):
     completion_tokens: int
     reported_prompt_tokens: int
     reported_completion_tokens: int
+    endpoint: str = ""
+    end_user: str = ""
+    user_id: str = ""
+    team_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +121,11 @@ class BookUsage(NamedTuple):
     Attributes:
         granted_at_ms: None when the lease was not remembered.
         settled_at_ms: Unix milliseconds.
+        user_id: Of the key when it was granted, as is `team_id`; empty without one.
+        end_user: As a trusted key named it; otherwise empty.
+        endpoint: The route template.
+        cost_micros: By the price of `price_id` and `price_version`; 0 without one.
+        charges: The counters of limits that it counts in; see `charge_text`.
     """
 
     lease_id: str
@@ -129,6 +139,14 @@ class BookUsage(NamedTuple):
     outcome: Outcome
     granted_at_ms: int | None
     settled_at_ms: int
+    user_id: str = ""
+    team_id: str = ""
+    end_user: str = ""
+    endpoint: str = ""
+    cost_micros: int = 0
+    price_id: str = ""
+    price_version: int = 0
+    charges: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +321,8 @@ Reading = ReadKeys | CountKeyRows | ReadAuditRows | ReadResources
 Operation = (
     SaveLease
     | BookUsage
+    | SaveCounter
+    | DropCounters
     | TouchKey
     | AddKey
     | PutKey
@@ -356,18 +376,30 @@ class ResourcePage:
     has_more: bool = False
 
 
-Result = KeyPage | KeyCounts | AuditRows | ResourcePage | AuthError | None
+Result = KeyPage | KeyCounts | AuditRows | Booked | ResourcePage | AuthError | None
 """What became of an operation, once it is durable; an AuthError when it was refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecentUse:
-    """A settled lease young enough to count in a window; times in Unix milliseconds."""
+    """A settled lease young enough to count in a window of a minute; times in Unix milliseconds."""
 
     key_id: str
     granted_at_ms: int | None
     settled_at_ms: int
-    num_tokens: int
+    prompt_tokens: int
+    completion_tokens: int
+    model: str = ""
+    endpoint: str = ""
+    user_id: str = ""
+    team_id: str = ""
+    end_user: str = ""
+    cost_micros: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,3 +413,4 @@ class Snapshot:
     teams: tuple[StoredTeam, ...] = ()
     limits: tuple[Limit, ...] = ()
     prices: tuple[Price, ...] = ()
+    counters: tuple[CounterRow, ...] = ()

@@ -11,6 +11,7 @@ from auth_worker.administration.key_administration import Administration
 from auth_worker.administration.resource_administration import ResourceAdministration
 from auth_worker.clock import Clock
 from auth_worker.decisions.authority import Authority
+from auth_worker.decisions.slices import Postponed
 from auth_worker.errors import AuthError
 from auth_worker.records.operations import Flush, Operation, Result
 from auth_worker.serving.metrics import AuthMetrics
@@ -57,7 +58,7 @@ class AuthHandler:
         administration: Checks admin commands on keys.
         resources: Checks those on users, teams, limits and prices.
         committer: Makes durable.
-        clock: For the times of refused changes.
+        clock: Both clocks.
         send: Answers a gateway; silently drops what is for one that is gone.
         age_s: How long the command being handled may have waited unread at most, because this
             process stood still; 0.0 when it did not.
@@ -92,6 +93,7 @@ class AuthHandler:
             before_reading=self.expire,
         )
         self._committer = committer
+        self._clock = clock
         self._send = send
         self._age_s = age_s
         self.metrics = AuthMetrics(
@@ -125,7 +127,7 @@ class AuthHandler:
             case Settle():
                 self._settle(gateway_id, command)
             case Adjust():
-                self._send(gateway_id, self._authority.adjust(command))
+                self._adjust(gateway_id, command)
             case Renew():
                 self._authority.renew(command)
             case OrphanUsage():
@@ -185,17 +187,41 @@ class AuthHandler:
             )
 
     def _decide(
-        self, gateway_id: str, command: Authorize, token_error: AuthError | None = None
+        self,
+        gateway_id: str,
+        command: Authorize,
+        token_error: AuthError | None = None,
+        *,
+        asked_s: float | None = None,
     ) -> None:
-        answer = self._authorize(command, token_error)
+        """Answer a question, now or when a slice is committed; `asked_s` is set the second time."""
+        now_s = self._clock.monotonic_s()
+        waited_s = 0.0 if asked_s is None else now_s - asked_s
+        answer = self._authorize(command, token_error, waited_s)
+        if isinstance(answer, Postponed):
+            since_s = now_s if asked_s is None else asked_s
+
+            def decide_again(is_durable: bool) -> None:
+                if is_durable:
+                    self._decide(gateway_id, command, token_error, asked_s=since_s)
+                else:
+                    self._answer(gateway_id, command, self._unavailable(command))
+
+            answer.then(decide_again)
+        else:
+            self._answer(gateway_id, command, answer)
+
+    def _answer(self, gateway_id: str, command: Authorize, answer: Granted | Denied) -> None:
         _log_decision(command, answer)
         self.metrics.on_decision(answer)
         self._send(gateway_id, answer)
 
-    def _authorize(self, command: Authorize, token_error: AuthError | None) -> Granted | Denied:
+    def _authorize(
+        self, command: Authorize, token_error: AuthError | None, waited_s: float
+    ) -> Granted | Denied | Postponed:
         if self.is_draining or not self._committer.is_healthy:
             return self._unavailable(command)
-        if 0.0 < command.wait_s <= self._age_s():
+        if 0.0 < command.wait_s <= self._age_s() + waited_s:
             # Its client was refused long ago: a lease would only hold tokens that others want.
             return self._unavailable(command)
         if token_error is not None and token_error.code is ErrorCode.WORKER_UNAVAILABLE:
@@ -205,6 +231,21 @@ class AuthHandler:
             # Why the token is none, instead of what is said of unknown keys.
             return structs.replace(answer, message=token_error.message)
         return answer
+
+    def _adjust(self, gateway_id: str, command: Adjust) -> None:
+        answer = self._authority.adjust(command)
+        if not isinstance(answer, Postponed):
+            self._send(gateway_id, answer)
+        elif self._committer.is_healthy:
+            answer.then(lambda is_durable: self._adjust_again(gateway_id, command, is_durable))
+        else:
+            self._send(gateway_id, _unsettled(command))
+
+    def _adjust_again(self, gateway_id: str, command: Adjust, is_durable: bool) -> None:
+        if is_durable:
+            self._adjust(gateway_id, command)
+        else:
+            self._send(gateway_id, _unsettled(command))
 
     def _unavailable(self, command: Authorize) -> Denied:
         return Denied(
@@ -228,13 +269,14 @@ class AuthHandler:
 
         def on_done(result: Result) -> None:
             self._settling.discard(settling)
+            self._authority.booked(booking, result)
             if isinstance(result, AuthError):
                 self._send(gateway_id, _failure(command.request_id, result))
             else:
                 self._send(gateway_id, Settled(lease_id=command.lease_id))
 
         self._settling.add(settling)
-        self._submit(booking, on_done)
+        self.commit(booking, on_done)
 
     def _note_orphans(self, gateway_id: str, command: OrphanUsage) -> None:
         noted = OrphanUsageNoted(report_id=command.report_id, engine_id=command.engine_id)
@@ -254,7 +296,7 @@ class AuthHandler:
             self._send(gateway_id, noted)
 
         self._noting.add(noting)
-        self._submit(Flush(), on_done)
+        self.commit(Flush(), on_done)
 
     def _administer(self, gateway_id: str, command: AdminCommand) -> None:
         def answer(message: Message) -> None:
@@ -262,20 +304,30 @@ class AuthHandler:
 
         prepared = self._admin.prepare(command, answer)
         if prepared is not None:
-            self._submit(*prepared)
+            self.commit(*prepared)
 
-    def _submit(self, operation: Operation, on_done: OnDone) -> None:
+    def commit(self, operation: Operation, on_done: OnDone) -> None:
+        """Make an operation durable and call back with its result, through `deliver`."""
         self._num_due += 1
         self._committer.submit(operation, on_done)
 
 
-def _is_stranger(answer: Granted | Denied) -> TypeGuard[Denied]:
+def _is_stranger(answer: Granted | Denied | Postponed) -> TypeGuard[Denied]:
     """Whether nobody is known by what was presented."""
     return isinstance(answer, Denied) and answer.code is ErrorCode.INVALID_API_KEY
 
 
 def _failure(request_id: str, error: PenstockError) -> Failure:
     return Failure(request_id=request_id, code=error.code, message=error.message, param=error.param)
+
+
+def _unsettled(command: Adjust) -> Failure:
+    return Failure(
+        request_id=command.request_id,
+        code=ErrorCode.WORKER_UNAVAILABLE,
+        message="The auth worker's database takes no writes at the moment. Please try again.",
+        retry_after_s=RETRY_AFTER_S,
+    )
 
 
 def _log_decision(command: Authorize, answer: Granted | Denied) -> None:

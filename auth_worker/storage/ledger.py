@@ -15,9 +15,11 @@ from sqlalchemy import (
     update,
 )
 
+from auth_worker.records.limit_usage import Booked, amounts_of
 from auth_worker.records.operations import BookUsage, LeaseRow, TouchKey
 from auth_worker.storage import schema
 from auth_worker.storage.bulk import BulkStatement, NamedStatement, insert_rows, run
+from auth_worker.storage.limit_table import add_changes, count_use
 
 _MAX_IDS_A_QUERY = 500
 
@@ -45,23 +47,28 @@ def touch_keys(connection: Connection, touches: Sequence[TouchKey]) -> None:
         )
 
 
-def book_usage(connection: Connection, bookings: Sequence[BookUsage]) -> None:
-    """Write a group of bookings, each lease once.
+def book_usage(connection: Connection, bookings: Sequence[BookUsage]) -> dict[int, Booked]:
+    """Write a group of bookings, each lease once, and move the counters of limits by them.
 
     The first booking of a lease counts and later ones change nothing; only an `expired` one, which
     is the last report of a lease that nobody settled, gives way to the settlement that comes late,
     or to a greater count that an engine reports late. An `unused` one counts in no total.
-    It keeps its key, model and day, so that the totals stay the sums of the ledger.
+    It keeps its key, model, day and limits, so that the totals stay the sums of the ledger.
+
+    Returns:
+        By the index of each booking that wasn't the first of its lease: what it changed.
     """
     if not bookings:
-        return
+        return {}
     sums = _Sums()
+    later: dict[int, Booked] = {}
     if _insert_if_all_are_new(connection, bookings):
         for booking in bookings:
             sums.add(booking)
     else:
-        _book_one_by_one(connection, bookings, sums)
+        later = _book_one_by_one(connection, bookings, sums)
     sums.write(connection)
+    return later
 
 
 def _insert_if_all_are_new(connection: Connection, bookings: Sequence[BookUsage]) -> bool:
@@ -74,16 +81,21 @@ def _insert_if_all_are_new(connection: Connection, bookings: Sequence[BookUsage]
     return are_new
 
 
-def _book_one_by_one(connection: Connection, bookings: Sequence[BookUsage], sums: "_Sums") -> None:
+def _book_one_by_one(
+    connection: Connection, bookings: Sequence[BookUsage], sums: "_Sums"
+) -> dict[int, Booked]:
     booked = _booked_before(connection, [booking.lease_id for booking in bookings])
     to_insert: dict[str, BookUsage] = {}
     to_update: dict[str, BookUsage] = {}
-    for booking in bookings:
+    later: dict[int, Booked] = {}
+    for index, booking in enumerate(bookings):
         before = booked.get(booking.lease_id)
         if before is None:
             to_insert[booking.lease_id] = booked[booking.lease_id] = booking
             sums.add(booking)
-        elif before.outcome == "expired" and (
+            continue
+        changes: dict[int, int] = {}
+        if before.outcome == "expired" and (
             booking.outcome != "expired" or _num_tokens(booking) > _num_tokens(before)
         ):
             corrected = booking._replace(
@@ -91,15 +103,24 @@ def _book_one_by_one(connection: Connection, bookings: Sequence[BookUsage], sums
                 model=before.model,
                 granted_at_ms=before.granted_at_ms,
                 settled_at_ms=before.settled_at_ms,
+                user_id=before.user_id,
+                team_id=before.team_id,
+                end_user=before.end_user,
+                endpoint=before.endpoint,
+                charges=before.charges,
             )
+            add_changes(changes, amounts_of(before), -1)
+            add_changes(changes, amounts_of(corrected))
             target = to_insert if booking.lease_id in to_insert else to_update
             target[booking.lease_id] = booked[booking.lease_id] = corrected
             sums.add(before, -1)
             sums.add(corrected)
+        later[index] = Booked(tuple(changes.items()))
     if to_insert:
         _INSERT_BOOKINGS.execute(connection, list(to_insert.values()))
     if to_update:
         _correct_ledger(connection, to_update.values())
+    return later
 
 
 def _num_tokens(booking: BookUsage) -> int:
@@ -126,11 +147,14 @@ class _Sums:
     def __init__(self) -> None:
         # By key, model and day; then requests, tokens in the order of _COUNTED, the last use.
         self._sums: dict[tuple[str, str, int], list[int]] = {}
+        self._counters: dict[int, int] = {}
 
     def add(self, booking: BookUsage, sign: int = 1) -> None:
         """Count a booking, or take it back with sign -1; an unused one counts nowhere."""
         if booking.outcome == "unused":
             return
+        if booking.charges:
+            add_changes(self._counters, amounts_of(booking), sign)
         day_key = (booking.key_id, booking.model, booking.settled_at_ms // _MS_A_DAY)
         total = self._sums.get(day_key)
         if total is None:
@@ -145,6 +169,8 @@ class _Sums:
 
     def write(self, connection: Connection) -> None:
         """Add everything to the totals of before."""
+        if self._counters:
+            count_use(connection, self._counters)
         if not self._sums:
             return
         by_key: dict[str, list[int]] = {}

@@ -204,6 +204,10 @@ leases = Table(
     Column("completion_tokens", BigInteger, nullable=False),
     Column("reported_prompt_tokens", BigInteger, nullable=False),
     Column("reported_completion_tokens", BigInteger, nullable=False),
+    Column("endpoint", String, nullable=False, server_default=""),
+    Column("end_user", String, nullable=False, server_default=""),
+    Column("user_id", String, nullable=False, server_default=""),
+    Column("team_id", String, nullable=False, server_default=""),
 )
 
 ledger = Table(
@@ -220,7 +224,31 @@ ledger = Table(
     Column("outcome", String, nullable=False),
     Column("granted_at_ms", BigInteger),
     Column("settled_at_ms", BigInteger, nullable=False),
+    Column("user_id", String, nullable=False, server_default=""),
+    Column("team_id", String, nullable=False, server_default=""),
+    Column("end_user", String, nullable=False, server_default=""),
+    Column("endpoint", String, nullable=False, server_default=""),
+    Column("cost_micros", BigInteger, nullable=False, server_default="0"),
+    Column("price_id", String, nullable=False, server_default=""),
+    Column("price_version", Integer, nullable=False, server_default="0"),
+    # The counters of limits that it counts in, and as what: `12m,57t`.
+    Column("charges", String, nullable=False, server_default=""),
     Index("ledger_by_time", "settled_at_ms"),
+)
+
+limit_usage = Table(
+    "limit_usage",
+    metadata,
+    # Given by the authority; a fixed window of a limit, or a slot of a sliding one.
+    Column("counter_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("limit_id", String, nullable=False),
+    Column("end_user", String, nullable=False),
+    Column("begins_at", BigInteger, nullable=False),
+    # Up to here requests may be granted; committed before they are.
+    Column("granted", BigInteger, nullable=False),
+    Column("carried", BigInteger, nullable=False),
+    Column("used", BigInteger, nullable=False),
+    Index("limit_usage_by_limit", "limit_id"),
 )
 
 usage_totals = Table(

@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple
 
 from sqlalchemy import Connection, insert, select
@@ -10,6 +10,7 @@ from sqlalchemy import Connection, insert, select
 from auth_worker.clock import Clock
 from auth_worker.errors import StoreUnavailableError
 from auth_worker.records.audit_chain import GENESIS_HASH, ChainedEntry, chain
+from auth_worker.records.limit_usage import Booked
 from auth_worker.records.operations import (
     AddKey,
     AddResource,
@@ -38,6 +39,7 @@ from auth_worker.storage import audit_table, key_counts, migrations, schema
 from auth_worker.storage.database import Database
 from auth_worker.storage.key_table import KeyTable, stored_key
 from auth_worker.storage.ledger import book_usage, forget_leases, save_leases, touch_keys
+from auth_worker.storage.limit_table import load_counters, save_counters
 from auth_worker.storage.resource_table import ResourceTable
 
 
@@ -100,7 +102,14 @@ class SqlStore:
                 ledger.key_id,
                 ledger.granted_at_ms,
                 ledger.settled_at_ms,
-                ledger.prompt_tokens + ledger.completion_tokens,
+                ledger.prompt_tokens,
+                ledger.completion_tokens,
+                ledger.model,
+                ledger.endpoint,
+                ledger.user_id,
+                ledger.team_id,
+                ledger.end_user,
+                ledger.cost_micros,
             )
             .where(ledger.settled_at_ms >= recent_since_ms, ledger.outcome != "unused")
             .order_by(ledger.settled_at_ms)
@@ -118,6 +127,7 @@ class SqlStore:
                 teams=resources.all_teams(),
                 limits=resources.all_limits(),
                 prices=resources.all_prices(),
+                counters=load_counters(connection),
             )
 
     def apply(self, operations: Sequence[Operation]) -> list[Result]:
@@ -148,9 +158,12 @@ class SqlStore:
         forget_leases(connection, booked & self._saved_leases)
         save_leases(connection, saved.values())
         touch_keys(connection, [item for item in operations if isinstance(item, TouchKey)])
-        book_usage(connection, bookings)
+        save_counters(connection, operations)
+        later = book_usage(connection, bookings)
         links = self._append_audit(connection, entries)
         results = self._read(connection, operations, results)
+        if later:
+            _place_bookings(operations, results, later)
         return _Done(operations, results, booked, saved.keys(), links)
 
     def _adopt(self, done: "_Done") -> None:
@@ -271,3 +284,12 @@ def _audit_head(connection: Connection) -> tuple[int, bytes]:
     newest = select(log.seq, log.hash).order_by(log.seq.desc()).limit(1)
     row = connection.execute(newest).one_or_none()
     return (0, GENESIS_HASH) if row is None else (row.seq, row.hash)
+
+
+def _place_bookings(
+    operations: Sequence[Operation], results: list[Result], later: Mapping[int, Booked]
+) -> None:
+    """Put the answers of bookings, by their place among the bookings, where they belong."""
+    indices = [i for i, operation in enumerate(operations) if isinstance(operation, BookUsage)]
+    for place, booked in later.items():
+        results[indices[place]] = booked

@@ -1,6 +1,7 @@
 """An auth worker's handler on a real store, without sockets and threads of its own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from auth_worker.administration.key_administration import Administration
 from auth_worker.administration.resource_administration import ResourceAdministration
 from auth_worker.decisions.authority import Authority, Rules
 from auth_worker.errors import StoreError
+from auth_worker.principals.limit_rules import Limit
+from auth_worker.principals.prices import Price
 from auth_worker.records.operations import AddKey, AuditEntry
 from auth_worker.serving.handler import AuthHandler
 from auth_worker.storage.committer import Committer, Delivery
@@ -23,8 +26,16 @@ _AUDIT = AuditEntry(0, "", "key_created", "x")
 class AuthHandlerBench:
     """A handler on a real store; commits happen when the test says so."""
 
-    def __init__(self, directory: Path, age_s: Callable[[], float] = lambda: 0.0) -> None:
-        self.clock = FakeClock()
+    def __init__(
+        self,
+        directory: Path,
+        age_s: Callable[[], float] = lambda: 0.0,
+        *,
+        limits: Iterable[Limit] = (),
+        prices: Iterable[Price] = (),
+        clock: FakeClock | None = None,
+    ) -> None:
+        self.clock = clock or FakeClock()
         self.store = SqliteStore(directory, clock=self.clock)
         self.store.apply([AddKey(admin_key(), _AUDIT), AddKey(stored_key(), _AUDIT)])
         self.sent: list[tuple[str, Message]] = []
@@ -36,12 +47,14 @@ class AuthHandlerBench:
             on_fatal=self.lost.append,
             max_backlog=MAX_BACKLOG,
         )
+        snapshot = self.store.load(recent_since_ms=0)
         self.authority = authority = Authority(
             epoch=self.store.epoch,
-            snapshot=self.store.load(recent_since_ms=0),
+            snapshot=replace(snapshot, limits=tuple(limits), prices=tuple(prices)),
             rules=Rules(),
             clock=self.clock,
             emit=self.committer.submit,
+            commit=lambda operation, on_done: self.handler.commit(operation, on_done),
         )
         numbers = count(1)
         self.administration = Administration(

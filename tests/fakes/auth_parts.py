@@ -1,10 +1,14 @@
 """A clock under control and small builders for the tests of the auth worker."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from auth_worker.decisions.authority import Authority, Rules
+from auth_worker.decisions.slices import Commit
 from auth_worker.principals.keys import StoredKey, digest_of, hint_of
+from auth_worker.principals.limit_rules import Limit
+from auth_worker.principals.prices import Price
 from auth_worker.records.operations import BookUsage, Operation, Snapshot
 from protocol.wire.messages import Authorize
 
@@ -97,14 +101,19 @@ def authority_bench(
     epoch: int = 3,
     clock: FakeClock | None = None,
     snapshot: Snapshot | None = None,
+    limits: Iterable[Limit] = (),
+    prices: Iterable[Price] = (),
+    commit: Commit | None = None,
 ) -> AuthorityBench:
     clock = clock or FakeClock()
     emitted: list[Operation] = []
     authority = Authority(
         epoch=epoch,
-        snapshot=snapshot or Snapshot(keys=keys, leases=(), recent=()),
+        snapshot=snapshot
+        or Snapshot(keys=keys, leases=(), recent=(), limits=tuple(limits), prices=tuple(prices)),
         rules=rules or Rules(),
         clock=clock,
         emit=emitted.append,
+        commit=commit,
     )
     return AuthorityBench(authority, clock, emitted)

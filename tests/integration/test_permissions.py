@@ -16,7 +16,15 @@ from auth_worker.records.operations import Snapshot
 from gateway.http.access import GuardedRoute
 from gateway.http.app import build_api
 from gateway.http.route_rules import ROUTE_RULES, Access
-from protocol.wire.messages import AuthCommand, Authorize, Generate, KeySettings, PrincipalRole
+from protocol.wire.messages import (
+    AuthCommand,
+    Authorize,
+    Denied,
+    Generate,
+    Granted,
+    KeySettings,
+    PrincipalRole,
+)
 from tests.fakes.auth_parts import START_S, FakeClock
 from tests.fakes.fake_workers import FakeAuth
 from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
@@ -53,7 +61,9 @@ async def real_auth(gateway: RunningGateway, *keys: StoredKey) -> FakeAuth:
 
     def decide(command: AuthCommand) -> None:
         if isinstance(command, Authorize):
-            auth.send(authority.authorize(command))
+            decided = authority.authorize(command)
+            assert isinstance(decided, Granted | Denied)
+            auth.send(decided)
         else:
             answer(command)
 

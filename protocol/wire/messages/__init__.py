@@ -16,7 +16,6 @@ from protocol.wire.messages.access import (
     KeyRole,
     Keys,
     LeaseReport,
-    LimitState,
     ListKeys,
     OrphanUsage,
     OrphanUsageNoted,
@@ -96,6 +95,7 @@ from protocol.wire.messages.generation import (
     TokenLogprob,
     TokenLogprobs,
 )
+from protocol.wire.messages.limits import LimitRefusal, LimitState, LimitWarning
 from protocol.wire.messages.metrics import MetricKind, Metrics, MetricSample
 from protocol.wire.messages.people import (
     ChangeResource,
@@ -257,8 +257,10 @@ __all__ = [
     "LeaseReport",
     "LimitHolder",
     "LimitMeasure",
+    "LimitRefusal",
     "LimitSettings",
     "LimitState",
+    "LimitWarning",
     "LimitWindow",
     "ListKeys",
     "Load",

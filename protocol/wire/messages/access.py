@@ -4,6 +4,7 @@ from typing import Literal
 
 from protocol.errors import ErrorCode
 from protocol.wire.messages.base import Message, Part
+from protocol.wire.messages.limits import LimitRefusal, LimitState, LimitWarning
 
 KeyRole = Literal["user", "admin"]
 """What gateways before 1.3 know: everybody who isn't an admin counts as a user."""
@@ -31,17 +32,6 @@ Scope = Literal[
 """What a route asks of its caller, and a key may be narrowed to."""
 
 
-class LimitState(Part, frozen=True):
-    """Where a caller stands in its windows, for the `x-ratelimit-*` headers; None = no limit."""
-
-    limit_requests: int | None = None
-    remaining_requests: int | None = None
-    reset_requests_s: float | None = None
-    limit_tokens: int | None = None
-    remaining_tokens: int | None = None
-    reset_tokens_s: float | None = None
-
-
 class Authorize(Message, frozen=True, tag="authorize"):
     """May this caller do this, and reserve so much for it.
 
@@ -67,6 +57,8 @@ class Authorize(Message, frozen=True, tag="authorize"):
         is_token: What was presented is a bearer token (JWT), which `key_digest` is of, and the
             gateway sends it when it is asked to (since 1.4, as the next).
         token: The token itself; only in answer to `TokenWanted`, over ipc or CURVE.
+        end_user: For whom the request is, if the caller says so (since 1.4); it counts with keys
+            that may name their end users.
     """
 
     request_id: str
@@ -86,6 +78,7 @@ class Authorize(Message, frozen=True, tag="authorize"):
     uses_tools: bool = False
     is_token: bool = False
     token: str = ""
+    end_user: str = ""
 
     def __repr__(self) -> str:
         """Without the token, which opens doors for whoever reads it in a log."""
@@ -109,7 +102,11 @@ class Granted(Message, frozen=True, tag="granted"):
         allowed_models: Globs of the models that the caller may use and see; None = all (since 1.3).
         max_completion_tokens: What a request may generate at most, all choices together; the lease
             holds no more, whatever was asked for (since 1.3). None = no such bound.
-        team_allowed_models: Globs of the caller's team, which a model must fit as well (since 1.4).
+        team_allowed_models: Globs of the caller's team, which a model must fit as well (since 1.4,
+            as all that follow).
+        warnings: Limits that are used up to a threshold, as of this moment.
+        gives_back: Tokens or money of this lease are held, so what turns out not to be needed
+            should be given back at once.
     """
 
     request_id: str
@@ -123,6 +120,8 @@ class Granted(Message, frozen=True, tag="granted"):
     allowed_models: tuple[str, ...] | None = None
     max_completion_tokens: int | None = None
     team_allowed_models: tuple[str, ...] | None = None
+    warnings: tuple[LimitWarning, ...] = ()
+    gives_back: bool = False
 
 
 class Denied(Message, frozen=True, tag="denied"):
@@ -130,6 +129,7 @@ class Denied(Message, frozen=True, tag="denied"):
 
     Attributes:
         key_id: Whose request it was, as far as that is known; for the access log.
+        limit: The limit that refused it (since 1.4).
     """
 
     request_id: str
@@ -138,6 +138,7 @@ class Denied(Message, frozen=True, tag="denied"):
     retry_after_s: float | None = None
     limits: LimitState = LimitState()
     key_id: str = ""
+    limit: LimitRefusal | None = None
 
 
 class Adjust(Message, frozen=True, tag="adjust"):
@@ -163,6 +164,9 @@ class Settle(Message, frozen=True, tag="settle"):
     Attributes:
         is_unused: The grant came too late for anybody: it is taken back whole, and doesn't count
             as a request either.
+        endpoint: As it was authorized (since 1.4, as the next): should a kill have made the auth
+            worker forget the lease, it still finds the limits that it counts in.
+        end_user: Likewise.
     """
 
     lease_id: str
@@ -173,6 +177,8 @@ class Settle(Message, frozen=True, tag="settle"):
     reasoning_tokens: int = 0
     outcome: Literal["finished", "aborted", "failed"] = "finished"
     is_unused: bool = False
+    endpoint: str = ""
+    end_user: str = ""
 
 
 class Settled(Message, frozen=True, tag="settled"):

@@ -368,9 +368,9 @@ def test_a_restart_keeps_reservations_and_counts_the_last_minute() -> None:
     now_ms = int(clock.wall * 1000)
     key = stored_key(requests_per_minute=3, tokens_per_minute=1000)
     lease = LeaseRow("lease:1:1:key_user:demo", "r", "key_user", "demo", now_ms, 100, 200, 10, 5)
-    recent = RecentUse("key_user", now_ms - 30_000, now_ms - 10_000, 300)
-    long_run = RecentUse("key_user", now_ms - 90_000, now_ms - 20_000, 100)
-    of_nobody = RecentUse("", None, now_ms, 7)
+    recent = RecentUse("key_user", now_ms - 30_000, now_ms - 10_000, 250, 50)
+    long_run = RecentUse("key_user", now_ms - 90_000, now_ms - 20_000, 60, 40)
+    of_nobody = RecentUse("", None, now_ms, 7, 0)
     bench = authority_bench(
         clock=clock, snapshot=Snapshot((key,), (lease,), (recent, long_run, of_nobody))
     )
@@ -387,7 +387,7 @@ def test_a_wall_clock_that_was_set_back_does_not_reach_into_the_future() -> None
     clock = FakeClock()
     later_ms = int(clock.wall * 1000) + 3_600_000
     key = stored_key(tokens_per_minute=100)
-    snapshot = Snapshot((key,), (), (RecentUse("key_user", later_ms, later_ms, 100),))
+    snapshot = Snapshot((key,), (), (RecentUse("key_user", later_ms, later_ms, 100, 0),))
     bench = authority_bench(clock=clock, snapshot=snapshot)
     denied(bench)
     clock.advance(61.0)

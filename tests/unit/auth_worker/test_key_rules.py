@@ -30,7 +30,9 @@ def bench_of(**settings: Any) -> AuthorityBench:
 
 
 def ask(bench: AuthorityBench, **fields: Any) -> Granted | Denied:
-    return bench.authority.authorize(authorize(scope="chat.completions", **fields))
+    answer = bench.authority.authorize(authorize(scope="chat.completions", **fields))
+    assert isinstance(answer, Granted | Denied)
+    return answer
 
 
 def is_refused(bench: AuthorityBench, **fields: Any) -> bool:

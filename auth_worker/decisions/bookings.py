@@ -1,0 +1,242 @@
+"""What is charged when a request ends, and what the ledger's answer means for the counts here."""
+
+from collections import OrderedDict
+from typing import Final
+
+from auth_worker.clock import Clock
+from auth_worker.decisions.leases import Lease, LeaseName
+from auth_worker.decisions.meter_table import MeterTable
+from auth_worker.decisions.plans import NOTHING, needs_of
+from auth_worker.principals.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
+from auth_worker.principals.prices import Price, PriceTable, cost
+from auth_worker.records.limit_usage import Booked, amounts_of
+from auth_worker.records.operations import BookUsage, Outcome, Result
+from protocol.wire.messages import Settle
+
+MAX_EXPIRED_REMEMBERED: Final = 4096
+"""Expired leases whose price is known when their settlement comes late."""
+
+
+class BookLate(BookUsage):
+    """A booking whose lease wasn't open: it counts here once the ledger says that it is new."""
+
+    __slots__ = ()
+
+
+class Bookings:
+    """Turns the ends of leases into bookings.
+
+    Args:
+        keys: All keys.
+        meters: What the limits count.
+        prices: What tokens cost.
+        clock: Both clocks.
+    """
+
+    def __init__(
+        self, keys: KeyDirectory, meters: MeterTable, prices: PriceTable, clock: Clock
+    ) -> None:
+        self._keys = keys
+        self._meters = meters
+        self._prices = prices
+        self._clock = clock
+        self._expired: OrderedDict[str, Price | None] = OrderedDict()
+
+    def of_open(self, lease: Lease, command: Settle) -> BookUsage:
+        """The settlement of a lease that is open, counted at once."""
+        if command.is_unused:
+            return self._of_unused(lease, command)
+        if lease.is_forgotten:
+            self._find_limits(lease, command)
+        return self._counted(
+            lease,
+            command.prompt_tokens,
+            command.completion_tokens,
+            cached_tokens=command.cached_tokens,
+            reasoning_tokens=command.reasoning_tokens,
+            outcome=command.outcome,
+            request_id=command.request_id,
+        )
+
+    def of_expired(self, lease: Lease) -> BookUsage:
+        """The last report of a lease that nobody settled, counted at once."""
+        booking = self._counted(
+            lease,
+            lease.reported_prompt_tokens,
+            lease.reported_completion_tokens,
+            cached_tokens=0,
+            reasoning_tokens=0,
+            outcome="expired",
+            request_id=lease.request_id,
+        )
+        self._expired[lease.lease_id] = lease.price
+        if len(self._expired) > MAX_EXPIRED_REMEMBERED:
+            self._expired.popitem(last=False)
+        return booking
+
+    def of_unknown(self, command: Settle) -> BookUsage:
+        """The settlement of a lease that isn't open; what it counts in is said by `booked`."""
+        now_ms = int(self._clock.wall_s() * 1000)
+        name = LeaseName.parse(command.lease_id)
+        key_id, model = ("", "") if name is None else (name.key_id, name.model)
+        is_used = not command.is_unused
+        key = self._key(key_id)
+        price, charges = None, ""
+        if key is not None:
+            price = self._expired.get(command.lease_id) or self._prices.price_of(model, now_ms)
+            end_user = command.end_user if key.may_name_end_users else ""
+            plan = self._meters.plan_for(
+                key, model, command.endpoint, end_user, self._clock.wall_s()
+            )
+            charges = "" if plan is None else plan.charges
+        return BookLate(
+            lease_id=command.lease_id,
+            request_id=command.request_id,
+            key_id=key_id,
+            model=model,
+            prompt_tokens=command.prompt_tokens * is_used,
+            completion_tokens=command.completion_tokens * is_used,
+            cached_tokens=command.cached_tokens * is_used,
+            reasoning_tokens=command.reasoning_tokens * is_used,
+            outcome=command.outcome if is_used else "unused",
+            granted_at_ms=None,
+            settled_at_ms=now_ms,
+            user_id="" if key is None else key.user_id,
+            team_id="" if key is None else key.team_id,
+            end_user=command.end_user if key is not None and key.may_name_end_users else "",
+            endpoint=command.endpoint,
+            cost_micros=_cost(price, command, command.endpoint) * is_used,
+            price_id="" if price is None else price.price_id,
+            price_version=0 if price is None else price.version,
+            charges=charges,
+        )
+
+    def booked(self, booking: BookUsage, result: Result) -> None:
+        """Follow the ledger where it counted other than was counted here."""
+        if not booking.charges:
+            return
+        is_late = isinstance(booking, BookLate)
+        if isinstance(result, Booked):
+            changes = dict(result.changes)
+            if not is_late:
+                for counter_id, amount in amounts_of(booking):
+                    changes[counter_id] = changes.get(counter_id, 0) - amount
+            self._meters.correct(changes.items())
+        elif is_late and result is None:
+            self._meters.correct(amounts_of(booking), were_unknown=True)
+
+    def _of_unused(self, lease: Lease, command: Settle) -> BookUsage:
+        if lease.plan is not None:
+            lease.plan.take_back(lease.held, lease.counted_s)
+        return self._booking(
+            lease, 0, 0, outcome="unused", request_id=command.request_id, charges=""
+        )
+
+    def _find_limits(self, lease: Lease, command: Settle) -> None:
+        """A kill forgot what a lease counted in; its settlement knows."""
+        key = self._key(lease.key_id)
+        if key is None or (lease.endpoint, lease.end_user) == (command.endpoint, command.end_user):
+            return
+        if lease.plan is not None:
+            lease.plan.take_back(lease.held, None)
+        lease.held = NOTHING
+        lease.endpoint = command.endpoint
+        lease.end_user = command.end_user if key.may_name_end_users else ""
+        lease.plan = self._meters.plan_for(
+            key, lease.model, lease.endpoint, lease.end_user, self._clock.wall_s()
+        )
+
+    def _counted(
+        self,
+        lease: Lease,
+        prompt_tokens: int,
+        completion_tokens: int,
+        *,
+        cached_tokens: int,
+        reasoning_tokens: int,
+        outcome: Outcome,
+        request_id: str,
+    ) -> BookUsage:
+        if lease.price is None:
+            lease.price = self._prices.price_of(lease.model, lease.granted_at_ms)
+        money, charges = 0, ""
+        if lease.price is not None:
+            money = cost(
+                lease.price,
+                prompt_tokens=prompt_tokens,
+                completion_tokens=completion_tokens,
+                cached_tokens=cached_tokens,
+                reasoning_tokens=reasoning_tokens,
+                endpoint=lease.endpoint,
+            )
+        plan = lease.plan
+        if plan is not None:
+            now_s = self._clock.monotonic_s()
+            used = needs_of(prompt_tokens, completion_tokens, money)
+            if lease.is_forgotten:
+                plan.take_unknown(lease.held, used)
+            plan.settle(now_s, lease.held, used)
+            charges = plan.charges_at(now_s, lease.counted_s)
+        return self._booking(
+            lease,
+            prompt_tokens,
+            completion_tokens,
+            cached_tokens=cached_tokens,
+            reasoning_tokens=reasoning_tokens,
+            outcome=outcome,
+            request_id=request_id,
+            charges=charges,
+            cost_micros=money,
+        )
+
+    def _booking(
+        self,
+        lease: Lease,
+        prompt_tokens: int,
+        completion_tokens: int,
+        *,
+        outcome: Outcome,
+        request_id: str,
+        charges: str,
+        cached_tokens: int = 0,
+        reasoning_tokens: int = 0,
+        cost_micros: int = 0,
+    ) -> BookUsage:
+        price = lease.price
+        return BookUsage(
+            lease.lease_id,
+            request_id,
+            lease.key_id,
+            lease.model,
+            prompt_tokens,
+            completion_tokens,
+            cached_tokens,
+            reasoning_tokens,
+            outcome,
+            lease.granted_at_ms,
+            int(self._clock.wall_s() * 1000),
+            lease.user_id,
+            lease.team_id,
+            lease.end_user,
+            lease.endpoint,
+            cost_micros,
+            "" if price is None else price.price_id,
+            0 if price is None else price.version,
+            charges,
+        )
+
+    def _key(self, key_id: str) -> StoredKey | None:
+        return ANONYMOUS if key_id == ANONYMOUS_KEY_ID else self._keys.principal(key_id)
+
+
+def _cost(price: Price | None, command: Settle, endpoint: str) -> int:
+    if price is None:
+        return 0
+    return cost(
+        price,
+        prompt_tokens=command.prompt_tokens,
+        completion_tokens=command.completion_tokens,
+        cached_tokens=command.cached_tokens,
+        reasoning_tokens=command.reasoning_tokens,
+        endpoint=endpoint,
+    )

@@ -1,0 +1,419 @@
+"""All meters, found by limit and end user, and the plan of each caller; pure, time is injected."""
+
+import math
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from typing import Final
+
+from auth_worker.clock import Clock
+from auth_worker.decisions.meters import FixedMeter, Meter, ParallelMeter, SlidingMeter
+from auth_worker.decisions.plans import Plan
+from auth_worker.decisions.slices import Slices, row_of
+from auth_worker.decisions.windows import Span, span_at
+from auth_worker.principals.keys import StoredKey
+from auth_worker.principals.limit_directory import LimitDirectory
+from auth_worker.principals.limit_rules import Limit, Measure, Window
+from auth_worker.records.limit_usage import CounterRow, DropCounters, SaveCounter
+from auth_worker.records.operations import Operation
+
+MAX_PLANS_A_KEY: Final = 4096
+"""Callers choose models and end users; beyond so many plans they are made anew."""
+SWEEP_ABOVE: Final = 10_000
+"""With more meters than this, those of idle end users are let go of."""
+MINUTE: Final = Window("minute")
+
+_OWN_LIMITS: Final[tuple[tuple[str, Measure], ...]] = (
+    ("requests_per_minute", "requests"),
+    ("tokens_per_minute", "tokens"),
+)
+
+
+class _Caller:
+    """The limits that hold for one key, and the plans made of them so far."""
+
+    __slots__ = (
+        *("bounds", "has_templates", "is_filtered", "key", "limits", "plain", "plans"),
+        "version",
+    )
+
+    def __init__(
+        self, key: StoredKey, bounds: object, version: int, limits: tuple[Limit, ...]
+    ) -> None:
+        self.key = key
+        self.bounds = bounds
+        self.version = version
+        self.limits = limits
+        self.is_filtered = any(
+            limit.models is not None or limit.endpoints is not None for limit in limits
+        )
+        self.has_templates = any(limit.holder == "end_user" for limit in limits)
+        self.plain: Plan | None = None
+        self.plans: dict[tuple[str, str, str], Plan] = {}
+
+
+class MeterTable:
+    """What every limit counts at the moment.
+
+    Args:
+        limits: All of them; looked at, never changed.
+        counters: What the database remembers.
+        clock: Both clocks.
+        emit: Takes operations that nobody waits for.
+        slices: Makes room in hard fixed windows.
+
+    Attributes:
+        crossed: Windows whose use has passed another threshold; whoever tells of them empties it.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: LimitDirectory,
+        counters: Iterable[CounterRow],
+        clock: Clock,
+        emit: Callable[[Operation], None],
+        slices: Slices,
+    ) -> None:
+        self.limits = limits
+        self.crossed: list[FixedMeter] = []
+        self._clock = clock
+        self._emit = emit
+        self._slices = slices
+        self._callers: dict[str, _Caller] = {}
+        self._meters: dict[tuple[str, str], SlidingMeter | ParallelMeter] = {}
+        # The windows of a limit and end user by their begin, in the order of time.
+        self._windows: dict[tuple[str, str], dict[float, FixedMeter]] = {}
+        self._by_counter: dict[int, FixedMeter] = {}
+        self._next_counter = 1
+        self._swept_version = limits.version
+        self._restore(counters)
+
+    def __len__(self) -> int:
+        return len(self._meters) + len(self._windows)
+
+    def plan_for(
+        self, key: StoredKey, model: str, endpoint: str, end_user: str, wall_s: float
+    ) -> Plan | None:
+        """The meters that a request concerns; None when no limit holds for it."""
+        caller = self._callers.get(key.key_id)
+        if caller is None or caller.key is not key or caller.version != self.limits.version:
+            caller = self._caller_of(key, caller)
+        if not caller.limits:
+            return None
+        if not caller.is_filtered:
+            if not (caller.has_templates and end_user):
+                plan = caller.plain
+                if plan is None or not plan.since_s <= wall_s < plan.until_s:
+                    plan = caller.plain = self._build(caller, "", "", "", wall_s)
+                return plan
+            model = endpoint = ""
+        which = (model, endpoint, end_user if caller.has_templates else "")
+        found = caller.plans.get(which)
+        if found is None or not found.since_s <= wall_s < found.until_s:
+            if len(caller.plans) >= MAX_PLANS_A_KEY:
+                caller.plans.clear()
+            found = caller.plans[which] = self._build(caller, *which, wall_s)
+        return found
+
+    def forget_key(self, key_id: str) -> None:
+        """A key was deleted."""
+        self._callers.pop(key_id, None)
+        for name, _ in _OWN_LIMITS:
+            self._meters.pop((_own_id(key_id, name), ""), None)
+
+    def correct(self, changes: Iterable[tuple[int, int]], *, were_unknown: bool = False) -> None:
+        """Counters in the database moved by more, or less, than was counted here.
+
+        See `FixedMeter.correct`; slots of sliding windows are left as they are.
+        """
+        for counter_id, num_more in changes:
+            meter = self._by_counter.get(counter_id)
+            if meter is not None:
+                meter.correct(num_more, were_unknown=were_unknown)
+
+    def window_of(self, limit: Limit, end_user: str, wall_s: float) -> Meter:
+        """The meter of a limit at a moment, for whoever wants to know how far it is used."""
+        return self._meter(limit, end_user, wall_s)[0]
+
+    def hold_unknown(self, until_s: float) -> None:
+        """The leases of before a restart are open again: what else was granted is held back."""
+        for windows in self._windows.values():
+            for meter in windows.values():
+                if meter.limit.is_hard:
+                    meter.hold_unknown(until_s)
+
+    def release_slices(self) -> None:
+        """This process ends in good order: nothing beyond what is held needs to be kept back."""
+        for windows in self._windows.values():
+            for meter in windows.values():
+                if meter.limit.is_hard and meter.granted:
+                    meter.granted = meter.total + meter.held
+                    self._emit(SaveCounter(row_of(meter)))
+
+    def sweep(self) -> None:
+        """Let go of what no limit needs any more; to be called about every minute."""
+        changed = self._swept_version != self.limits.version
+        if len(self) <= SWEEP_ABOVE and not changed:
+            return
+        self._swept_version = self.limits.version
+        now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
+        for (limit_id, end_user), meter in list(self._meters.items()):
+            meter.refresh(now_s)
+            is_idle = meter.total == 0 and meter.room == meter.amount
+            if is_idle and (end_user or not self._is_known(limit_id)):
+                del self._meters[limit_id, end_user]
+        for (limit_id, end_user), windows in list(self._windows.items()):
+            are_over = end_user and all(meter.ends_s <= wall_s for meter in windows.values())
+            rolls_over = any(meter.limit.rolls_over for meter in windows.values())
+            if (are_over and not rolls_over) or not self._is_known(limit_id):
+                self._drop(windows.values())
+                del self._windows[limit_id, end_user]
+        self._callers.clear()  # plans hold meters, and a meter must not be made twice
+
+    def _is_known(self, limit_id: str) -> bool:
+        return "/" in limit_id or self.limits.get(limit_id) is not None
+
+    def _caller_of(self, key: StoredKey, before: _Caller | None) -> _Caller:
+        bounds = _bounds(key)
+        is_current = before is not None and before.version == self.limits.version
+        if before is not None and is_current and before.bounds == bounds:
+            before.key = key  # what changed about it is nothing that limits it
+            return before
+        of = self.limits.of
+        found = [
+            *of("end_user", key.key_id),
+            *(of("end_user", key.team_id) if key.team_id else ()),
+            *_own_limits(key),
+            *of("key", key.key_id),
+            *(of("user", key.user_id) if key.user_id else ()),
+            *(of("team", key.team_id) if key.team_id else ()),
+            *of("house", ""),
+        ]
+        caller = self._callers[key.key_id] = _Caller(key, bounds, self.limits.version, tuple(found))
+        return caller
+
+    def _build(
+        self, caller: _Caller, model: str, endpoint: str, end_user: str, wall_s: float
+    ) -> Plan:
+        since_s, until_s = -math.inf, math.inf
+        meters: list[Meter] = []
+        for limit in caller.limits:
+            if limit.holder == "end_user" and not end_user:
+                continue
+            if not _fits(limit, model, endpoint):
+                continue
+            of = end_user if limit.holder == "end_user" else ""
+            meter, span = self._meter(limit, of, wall_s)
+            meters.append(meter)
+            since_s, until_s = max(since_s, span.begins_s), min(until_s, span.ends_s)
+            if limit.raised_until is not None and wall_s < limit.raised_until:
+                until_s = min(until_s, limit.raised_until)
+        # A clock that was set back may lie before every window that is known.
+        return Plan(meters, min(since_s, wall_s), until_s, caller)
+
+    def _meter(self, limit: Limit, end_user: str, wall_s: float) -> tuple[Meter, Span]:
+        if limit.measure != "parallel" and not limit.window.slides:
+            return self._fixed(limit, end_user, wall_s)
+        which = (limit.limit_id, end_user)
+        meter = self._meters.get(which)
+        amount = limit.amount_at(wall_s)
+        if meter is None or not _is_same_kind(meter.limit, limit):
+            meter = self._meters[which] = self._new_meter(limit, end_user, amount)
+        elif meter.limit is not limit or meter.amount != amount:
+            meter.change(limit, amount)
+        return meter, Span(-math.inf, math.inf)
+
+    def _new_meter(self, limit: Limit, end_user: str, amount: int) -> SlidingMeter | ParallelMeter:
+        if limit.measure == "parallel":
+            return ParallelMeter(limit, end_user, amount)
+        if limit.window.kind == "minute":
+            return SlidingMeter(limit, end_user, amount)
+        return SlidingMeter(
+            limit, end_user, amount, open_slot=self._open_slot, close_slot=self._close_slot
+        )
+
+    def _open_slot(self, meter: SlidingMeter, begins_s: float) -> int:
+        age_s = self._clock.monotonic_s() - begins_s
+        row = CounterRow(
+            self._take_counter(),
+            meter.limit.limit_id,
+            meter.end_user,
+            int(self._clock.wall_s() - age_s),
+        )
+        self._emit(SaveCounter(row))
+        return row.counter_id
+
+    def _close_slot(self, counter_id: int) -> None:
+        self._emit(DropCounters((counter_id,)))
+
+    # Fixed windows.
+
+    def _fixed(self, limit: Limit, end_user: str, wall_s: float) -> tuple[FixedMeter, Span]:
+        windows = self._windows.setdefault((limit.limit_id, end_user), {})
+        if windows and not _is_same_kind(next(iter(windows.values())).limit, limit):
+            self._drop(windows.values())
+            windows.clear()
+        span = _renewed(limit, windows, span_at(limit.window, wall_s))
+        if not span.is_open:
+            return self._closed(limit, end_user, span), span
+        meter = windows.get(span.begins_s)
+        if meter is None and windows:
+            newest = next(reversed(windows.values()))
+            if span.begins_s < newest.begins_s:
+                # The clock was set back to a window whose count is not known any more: what is
+                # used now counts in the newest one, so that nothing is granted twice.
+                meter, span = newest, Span(-math.inf, newest.ends_s)
+        amount = limit.amount_at(wall_s)
+        if meter is None:
+            return self._open_window(windows, limit, end_user, span, amount), span
+        if meter.limit is not limit or meter.amount != amount + meter.carried:
+            meter.change(limit, amount + meter.carried)
+        return meter, span
+
+    def _open_window(
+        self,
+        windows: dict[float, FixedMeter],
+        limit: Limit,
+        end_user: str,
+        span: Span,
+        amount: int,
+    ) -> FixedMeter:
+        carried = _carried(limit, windows, span)
+        meter = FixedMeter(
+            limit,
+            end_user,
+            amount + carried,
+            begins_s=span.begins_s,
+            ends_s=span.ends_s,
+            counter_id=self._take_counter(),
+            carried=carried,
+            crossed=self.crossed,
+        )
+        self._emit(SaveCounter(row_of(meter)))
+        self._add_window(windows, meter)
+        if limit.auto_renews:
+            # The one before is kept for a clock that is set back, and for its last requests.
+            for begins_s in list(windows)[:-2]:
+                self._drop([windows.pop(begins_s)])
+        return meter
+
+    def _closed(self, limit: Limit, end_user: str, span: Span) -> FixedMeter:
+        """A window in which nothing may be used; it counts nothing, so nobody remembers it."""
+        return FixedMeter(
+            limit,
+            end_user,
+            0,
+            begins_s=span.begins_s,
+            ends_s=span.ends_s,
+            counter_id=0,
+            is_open=False,
+        )
+
+    def _add_window(self, windows: dict[float, FixedMeter], meter: FixedMeter) -> None:
+        windows[meter.begins_s] = meter
+        self._by_counter[meter.counter_id] = meter
+
+    def _drop(self, meters: Iterable[FixedMeter]) -> None:
+        counter_ids = tuple(meter.counter_id for meter in meters)
+        for counter_id in counter_ids:
+            self._by_counter.pop(counter_id, None)
+        if counter_ids:
+            self._emit(DropCounters(counter_ids))
+
+    def _take_counter(self) -> int:
+        self._next_counter += 1
+        return self._next_counter - 1
+
+    # A restart.
+
+    def _restore(self, counters: Iterable[CounterRow]) -> None:
+        now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
+        stale: list[int] = []
+        for row in sorted(counters, key=lambda row: (row.begins_at, row.counter_id)):
+            self._next_counter = max(self._next_counter, row.counter_id + 1)
+            limit = self.limits.get(row.limit_id)
+            if limit is None or not self._restore_row(limit, row, now_s, wall_s):
+                stale.append(row.counter_id)
+        if stale:
+            self._emit(DropCounters(tuple(stale)))
+
+    def _restore_row(self, limit: Limit, row: CounterRow, now_s: float, wall_s: float) -> bool:
+        """Count a row again; False when the limit is not of that kind any more."""
+        if limit.window.slides:
+            meter = self._meter(limit, row.end_user, wall_s)[0]
+            if not isinstance(meter, SlidingMeter) or not meter.is_durable:
+                return False
+            # A wall clock that was set back must not make an age negative.
+            meter.restore_slot(now_s - max(0.0, wall_s - row.begins_at), row.used, row.counter_id)
+            return True
+        span = span_at(limit.window, row.begins_at)
+        if not span.is_open or max(0.0, span.begins_s) != row.begins_at:
+            return False
+        meter = FixedMeter(
+            limit,
+            row.end_user,
+            limit.amount_at(wall_s) + row.carried,
+            begins_s=span.begins_s,
+            ends_s=span.ends_s,
+            counter_id=row.counter_id,
+            carried=row.carried,
+            crossed=self.crossed,
+        )
+        meter.restore(row.used, row.granted)
+        windows = self._windows.setdefault((limit.limit_id, row.end_user), {})
+        self._add_window(windows, meter)
+        return True
+
+
+def _bounds(key: StoredKey) -> object:
+    """What of a key says which limits hold for it."""
+    return (key.user_id, key.team_id, key.requests_per_minute, key.tokens_per_minute)
+
+
+def _own_id(key_id: str, name: str) -> str:
+    return f"{key_id}/{name}"
+
+
+def _own_limits(key: StoredKey) -> list[Limit]:
+    """The limits of a key that stand in its own row."""
+    return [
+        Limit(_own_id(key.key_id, name), name, "key", key.key_id, measure, amount, MINUTE)
+        for name, measure in _OWN_LIMITS
+        if (amount := getattr(key, name)) is not None
+    ]
+
+
+def _fits(limit: Limit, model: str, endpoint: str) -> bool:
+    return _matches(limit.models, model) and _matches(limit.endpoints, endpoint)
+
+
+def _matches(globs: tuple[str, ...] | None, text: str) -> bool:
+    return globs is None or any(fnmatchcase(text, glob) for glob in globs)
+
+
+def _is_same_kind(before: Limit, after: Limit) -> bool:
+    return before is after or (before.window == after.window and before.measure == after.measure)
+
+
+def _renewed(limit: Limit, windows: dict[float, FixedMeter], span: Span) -> Span:
+    """The same window, or none for a limit that doesn't renew and whose first one is over."""
+    if limit.auto_renews or not span.is_open:
+        return span
+    first_s = float(limit.window.starts_at or 0)
+    if limit.window.kind != "custom":
+        first_s = next(iter(windows), span.begins_s)
+    if span.begins_s > first_s:
+        return Span(span.begins_s, math.inf, is_open=False)
+    return span
+
+
+def _carried(limit: Limit, windows: dict[float, FixedMeter], span: Span) -> int:
+    """What the window before left to this one, at most one amount."""
+    earlier = [meter for begins_s, meter in windows.items() if begins_s < span.begins_s]
+    if not limit.rolls_over or not earlier:
+        return 0
+    last = earlier[-1]
+    if last.ends_s < span.begins_s:
+        return limit.amount  # nothing at all was used in the window before
+    # What still runs counts as used: it may be.
+    return max(0, min(limit.amount, last.amount - last.total - last.held))

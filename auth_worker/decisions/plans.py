@@ -1,0 +1,302 @@
+"""The meters that one request concerns, and what it takes from all of them or from none; pure."""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from auth_worker.decisions.meters import FixedMeter, Meter, SlidingMeter
+from auth_worker.principals.limit_rules import Measure
+from auth_worker.records.limit_usage import CHARGE_LETTERS, charge_text
+from protocol.wire.messages import LimitState
+
+Needs = tuple[int, int, int, int, int]
+"""Of one request: 1, its tokens, prompt tokens, completion tokens, and money in micro-units."""
+
+_INDEX: Final[dict[Measure, int]] = {
+    "requests": 0,
+    "tokens": 1,
+    "prompt_tokens": 2,
+    "completion_tokens": 3,
+    "money": 4,
+    "parallel": 0,
+}
+NOTHING: Final[Needs] = (0, 0, 0, 0, 0)
+
+
+def needs_of(prompt_tokens: int, completion_tokens: int, money: int) -> Needs:
+    """What one request takes of each measure."""
+    total = prompt_tokens + completion_tokens
+    return (1, total, prompt_tokens, completion_tokens, money)
+
+
+class Short(NamedTuple):
+    """A meter without room for a request, and how much that needs."""
+
+    meter: Meter
+    need: int
+
+
+class Plan:
+    """The meters of one caller, model, route and end user, as long as their windows last.
+
+    A lease keeps the plan that it was granted by, so it is settled in the windows it began in.
+
+    Args:
+        meters: The narrowest holder first.
+        since_s: On the wall clock: it may be used from then on, and before `until_s`.
+        origin: Stays the same object while nobody changes the caller or a limit.
+
+    Attributes:
+        has_money: Whether a budget is among them, so that a price is needed.
+        gives_back: Whether tokens or money are held, so that what isn't needed should come back
+            early.
+        charges: What a booking counts in, as far as that is the same for all of them.
+    """
+
+    __slots__ = (
+        *("_held", "_slotted", "_soft", "_started", "_token_meters", "_request_meters"),
+        *("_fixed", "_meters", "_warners"),
+        *("charges", "gives_back", "has_money", "origin", "since_s", "thirsty", "until_s"),
+    )
+
+    def __init__(
+        self, meters: Sequence[Meter], since_s: float, until_s: float, origin: object = None
+    ) -> None:
+        self.since_s, self.until_s, self.origin = since_s, until_s, origin
+        self._meters = tuple(meters)
+        indexed = [(meter, _INDEX[meter.limit.measure]) for meter in meters]
+        hard = [(meter, index) for meter, index in indexed if meter.limit.is_hard]
+        self._started = tuple(
+            meter
+            for meter, index in indexed
+            if isinstance(meter, SlidingMeter) and meter.limit.measure == "requests"
+        )
+        started = set(map(id, self._started))
+        self._held = tuple(item for item in hard if id(item[0]) not in started)
+        self._soft = tuple(
+            item for item in indexed if not item[0].limit.is_hard and id(item[0]) not in started
+        )
+        self._warners = tuple(
+            meter for meter in meters if meter.limit.thresholds or not meter.limit.is_hard
+        )
+        self._request_meters = _shown(hard, "requests")
+        self._token_meters = _shown(hard, "tokens")
+        self._fixed = tuple(meter for meter in meters if isinstance(meter, FixedMeter))
+        self._slotted = tuple(
+            (meter, index)
+            for meter, index in indexed
+            if isinstance(meter, SlidingMeter) and meter.is_durable
+        )
+        self.has_money = any(meter.limit.measure == "money" for meter in meters)
+        self.gives_back = any(index for _, index in self._held)
+        self.charges = charge_text(
+            (meter.counter_id, CHARGE_LETTERS[meter.limit.measure]) for meter in self._fixed
+        )
+        self.thirsty = False
+
+    def reserve(self, now_s: float, needs: Needs) -> Sequence[Short]:
+        """Take a request from every meter, or none of it from any.
+
+        Afterwards `thirsty` says whether a slice runs low.
+
+        Returns:
+            The meters without room; empty when it was taken.
+        """
+        for starter in self._started:
+            if now_s >= starter.due_s:
+                starter.refresh(now_s)
+            if starter.room < 1 and starter.limit.is_hard:
+                return self._short(now_s, needs)
+        for meter, index in self._held:
+            if now_s >= meter.due_s:
+                meter.refresh(now_s)
+            if meter.room < needs[index] and (short := self._short(now_s, needs)):
+                return short
+        self.take(now_s, needs)
+        return ()
+
+    def take(self, now_s: float, needs: Needs, *, starts: bool = True) -> None:
+        """Take a request from every meter, whether there is room or not."""
+        if starts:
+            for starter in self._started:
+                starter.start(now_s)
+        for meter, index in self._held:
+            room = meter.room = meter.room - needs[index]
+            if room < meter.low:
+                self.thirsty = True
+
+    def grow(self, now_s: float, before: Needs, after: Needs) -> Sequence[Short]:
+        """Hold something else for a request that runs; what shrinks always fits.
+
+        Returns:
+            The meters without room; empty when it was changed.
+        """
+        short = []
+        for meter, index in self._held:
+            more = after[index] - before[index]
+            if more <= 0:
+                continue
+            if now_s >= meter.due_s:
+                meter.refresh(now_s)
+            if meter.room < more:
+                short.append(Short(meter, more))
+        if not short:
+            self.take(now_s, _difference(after, before), starts=False)
+        return short
+
+    def joined(self, before: "Plan") -> "Plan":
+        """The limits of now for a request that was granted by those of before.
+
+        Where a limit is still there, the request goes on in the window that it began in.
+        """
+        kept = {(meter.limit.limit_id, meter.end_user): meter for meter in before._meters}
+        meters = [kept.get((meter.limit.limit_id, meter.end_user), meter) for meter in self._meters]
+        return Plan(meters, self.since_s, self.until_s, self.origin)
+
+    def settle(self, now_s: float, held: Needs, used: Needs) -> None:
+        """A request ends: what it held is free again, and what it used counts."""
+        for meter, index in self._held:
+            meter.settle(now_s, held[index], used[index])
+        for meter, index in self._soft:
+            meter.settle(now_s, 0, used[index])
+
+    def take_back(self, held: Needs, started_s: float | None) -> None:
+        """A request is taken back whole, as if it had never been.
+
+        Args:
+            held: What it held.
+            started_s: When it was counted; None when it wasn't.
+        """
+        for meter, index in self._held:
+            meter.room += held[index]
+        if started_s is not None:
+            for starter in self._started:
+                starter.take_back(started_s, 1)
+
+    def charges_at(self, now_s: float, started_s: float | None) -> str:
+        """What a booking of this moment counts in; to be asked for right after `settle`."""
+        if not self._slotted:
+            return self.charges
+        slots = []
+        for meter, index in self._slotted:
+            at_s = now_s if index or meter not in self._started else started_s
+            counter_id = 0 if at_s is None else meter.counter_at(at_s)
+            if counter_id:
+                slots.append((counter_id, CHARGE_LETTERS[meter.limit.measure]))
+        return ",".join(filter(None, (self.charges, charge_text(slots))))
+
+    def thirsty_meters(self, needs: Needs) -> list[tuple[FixedMeter, int]]:
+        """The meters whose slice runs low and is not asked for yet, and what a request needs."""
+        self.thirsty = False
+        return [
+            (meter, needs[index])
+            for meter, index in self._held
+            if isinstance(meter, FixedMeter) and meter.room < meter.low and not meter.asked
+        ]
+
+    def take_unknown(self, held: Needs, used: Needs) -> None:
+        """A request of a killed process ends; what it doesn't hold itself was kept for it."""
+        for meter, index in self._held:
+            if isinstance(meter, FixedMeter):
+                meter.take_unknown(used[index] - held[index])
+
+    def restore_start(self, at_s: float) -> None:
+        """Count a request of before a restart in the windows that don't outlive it."""
+        for starter in self._started:
+            if not starter.is_durable:
+                starter.restore(at_s, 1)
+
+    def restore_use(self, at_s: float, needs: Needs) -> None:
+        """Count what was settled before a restart in the windows that don't outlive it."""
+        for meter, index in (*self._held, *self._soft):
+            if isinstance(meter, SlidingMeter) and not meter.is_durable:
+                meter.restore(at_s, needs[index])
+
+    def readmit(self, now_s: float, needs: Needs) -> bool:
+        """Take a lease of before a restart, whether there is room or not.
+
+        Returns:
+            Whether its request counts from now on, in windows whose slots outlive a restart.
+        """
+        self.take(now_s, needs, starts=False)
+        durable = [starter for starter in self._started if starter.is_durable]
+        for starter in durable:
+            starter.start(now_s)
+        return bool(durable)
+
+    def warned(self) -> list[Meter]:
+        """The meters whose use has passed a threshold, or the amount of a soft limit."""
+        if not self._warners:
+            return []
+        return [meter for meter in self._warners if meter.total >= meter.warn_at]
+
+    @property
+    def warns(self) -> bool:
+        """Whether any of its meters has something to warn of."""
+        return bool(self._warners)
+
+    def state(self, now_s: float, wall_s: float) -> LimitState:
+        """Where the caller stands in the tightest windows of requests and of tokens."""
+        requests, tokens = (_tightest(m, now_s) for m in (self._request_meters, self._token_meters))
+        if requests is None and tokens is None:
+            return UNLIMITED
+        limit_requests, remaining_requests, reset_requests_s = _numbers(requests, now_s, wall_s)
+        limit_tokens, remaining_tokens, reset_tokens_s = _numbers(tokens, now_s, wall_s)
+        return LimitState(
+            limit_requests=limit_requests,
+            remaining_requests=remaining_requests,
+            reset_requests_s=reset_requests_s,
+            limit_tokens=limit_tokens,
+            remaining_tokens=remaining_tokens,
+            reset_tokens_s=reset_tokens_s,
+        )
+
+    def _short(self, now_s: float, needs: Needs) -> list[Short]:
+        """Every meter without room; asking for nothing needs no room."""
+        short = []
+        for meter, need in (
+            *((starter, 1) for starter in self._started if starter.limit.is_hard),
+            *((meter, needs[index]) for meter, index in self._held),
+        ):
+            if now_s >= meter.due_s:
+                meter.refresh(now_s)
+            if need and meter.room < need:
+                short.append(Short(meter, need))
+        return short
+
+
+UNLIMITED: Final = LimitState()
+
+
+def _shown(hard: Sequence[tuple[Meter, int]], measure: Measure) -> tuple[Meter, ...]:
+    return tuple(meter for meter, _ in hard if meter.limit.measure == measure)
+
+
+def _difference(after: Needs, before: Needs) -> Needs:
+    return (
+        after[0] - before[0],
+        after[1] - before[1],
+        after[2] - before[2],
+        after[3] - before[3],
+        after[4] - before[4],
+    )
+
+
+def _free(meter: Meter) -> int:
+    return meter.free if isinstance(meter, FixedMeter) else meter.room
+
+
+def _tightest(meters: tuple[Meter, ...], now_s: float) -> Meter | None:
+    if not meters:
+        return None
+    for meter in meters:
+        if now_s >= meter.due_s:
+            meter.refresh(now_s)
+    return meters[0] if len(meters) == 1 else min(meters, key=_free)
+
+
+def _numbers(
+    meter: Meter | None, now_s: float, wall_s: float
+) -> tuple[int | None, int | None, float | None]:
+    if meter is None:
+        return (None, None, None)
+    return (meter.amount, max(0, _free(meter)), meter.reset_s(now_s, wall_s))
