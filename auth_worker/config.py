@@ -6,12 +6,13 @@ from pathlib import Path
 
 from auth_worker.decisions.authority import Rules
 from auth_worker.principals.keys import weakness_of
+from auth_worker.storage.database_url import DatabaseUrl
 from auth_worker.tokens.token_rules import INTERNAL_TARGETS, TokenRules, read_token_rules
 from protocol.errors import ConfigurationError
 from protocol.runtime import shared_settings as shared
-from protocol.runtime.settings import read_settings, setting
+from protocol.runtime.settings import Setting, read_settings, setting
 
-_MAX_KEY_FILE_BYTES = 4096
+_MAX_SECRET_FILE_BYTES = 4096
 
 
 class AdminKey:
@@ -37,6 +38,7 @@ class AuthSettings:
     Attributes:
         data_dir: Holds the database, its lock and a made admin key; absolute.
         rules: What the authority decides by.
+        database_url: Of a PostgreSQL database; None for SQLite in `data_dir`.
         admin_key: PENSTOCK_ADMIN_KEY, or what the file of PENSTOCK_ADMIN_KEY_FILE holds; None
             when both are unset.
         tokens: Which bearer tokens are accepted beside keys.
@@ -47,6 +49,7 @@ class AuthSettings:
     admin_key: AdminKey | None = None
     tokens: TokenRules = field(default_factory=TokenRules)
     internal_targets: tuple[str, ...] = setting(INTERNAL_TARGETS)
+    database_url: DatabaseUrl | None = None
     key_dir: Path | None = setting(shared.KEY_DIR)
     drain_timeout_s: float = setting(shared.DRAIN_TIMEOUT_S)
     ready_file: Path | None = setting(shared.READY_FILE)
@@ -66,20 +69,25 @@ class AuthSettings:
             rules=read_settings(Rules, environ),
             admin_key=_admin_key(environ),
             tokens=read_token_rules(environ),
+            database_url=database_url(environ),
         )
+
+
+def database_url(environ: Mapping[str, str]) -> DatabaseUrl | None:
+    """The PostgreSQL database that the settings name, if they name one.
+
+    Raises:
+        ConfigurationError: It can't be one; the message never repeats it.
+    """
+    found = _secret(environ, shared.DATABASE_URL, shared.DATABASE_URL_FILE)
+    return None if found is None else DatabaseUrl(*found)
 
 
 def _admin_key(environ: Mapping[str, str]) -> AdminKey | None:
-    secret, name = shared.ADMIN_KEY.read(environ), shared.ADMIN_KEY.name
-    path = shared.ADMIN_KEY_FILE.read(environ)
-    if secret is not None and path is not None:
-        raise ConfigurationError(
-            f"Set one of {shared.ADMIN_KEY.name} and {shared.ADMIN_KEY_FILE.name}, not both."
-        )
-    if path is not None:
-        secret, name = _read_secret(path), shared.ADMIN_KEY_FILE.name
-    if secret is None:
+    found = _secret(environ, shared.ADMIN_KEY, shared.ADMIN_KEY_FILE)
+    if found is None:
         return None
+    secret, name = found
     weakness = weakness_of(secret)
     if weakness is not None:
         raise ConfigurationError(
@@ -90,11 +98,21 @@ def _admin_key(environ: Mapping[str, str]) -> AdminKey | None:
     return AdminKey(secret)
 
 
-def _read_secret(path: Path) -> str:
+def _secret(
+    environ: Mapping[str, str], direct: Setting[str | None], file: Setting[Path | None]
+) -> tuple[str, str] | None:
+    """A secret that one of two settings holds or names, and the name of that setting."""
+    secret, path = direct.read(environ), file.read(environ)
+    if secret is not None and path is not None:
+        raise ConfigurationError(f"Set one of {direct.name} and {file.name}, not both.")
+    if path is not None:
+        return _read_secret(path, file.name), file.name
+    return None if secret is None else (secret, direct.name)
+
+
+def _read_secret(path: Path, name: str) -> str:
     try:
         with path.open("rb") as file:
-            return file.read(_MAX_KEY_FILE_BYTES).decode("utf-8", "replace").strip()
+            return file.read(_MAX_SECRET_FILE_BYTES).decode("utf-8", "replace").strip()
     except OSError as error:
-        raise ConfigurationError(
-            f"{shared.ADMIN_KEY_FILE.name}: cannot read {path} ({error.strerror})."
-        ) from error
+        raise ConfigurationError(f"{name}: cannot read {path} ({error.strerror}).") from error

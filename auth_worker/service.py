@@ -3,7 +3,9 @@
 import logging
 import secrets
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 from auth_worker.administration.first_admin import ensure_admin
@@ -19,15 +21,22 @@ from auth_worker.exit_codes import EXIT_FAILED, exit_code_of
 from auth_worker.outbound.exchange import Exchanger
 from auth_worker.outbound.targets import TargetGuard
 from auth_worker.principals.key_rules import networks_of
-from auth_worker.records.operations import Snapshot
+from auth_worker.records.operations import Flush, Snapshot
+from auth_worker.serving.gate import Gate
 from auth_worker.serving.handler import AuthHandler
 from auth_worker.serving.ticker import Ticker
 from auth_worker.storage.committer import Committer, Delivery
+from auth_worker.storage.database_url import DatabaseUrl
+from auth_worker.storage.durable_file import make_folder
+from auth_worker.storage.postgres_database import MARKER_NAME, PostgresDatabase
+from auth_worker.storage.sql_store import SqlStore
 from auth_worker.storage.sqlite_store import SqliteStore
+from auth_worker.storage.standby import stand_by
 from auth_worker.storage.store import Store
 from auth_worker.tokens.checker import TokenChecker
 from auth_worker.tokens.key_source import KeySource, fetch_keys
 from auth_worker.tokens.verifier import TokenVerifier
+from protocol.errors import ConfigurationError
 from protocol.wire.codec import auth_command_decoder
 from protocol.wire.endpoints import Endpoint
 from protocol.wire.keys import ClientSecurity
@@ -40,6 +49,9 @@ THREAD_SWITCH_INTERVAL_S = 0.0005
 
 SETTLEMENT_PATIENCE_S = 5.0
 """Beyond the drain of a gateway that was told to stop together with this process."""
+
+RENEWAL_INTERVAL_S = 0.4
+"""Between two looks at whether the lease on the database wants a transaction to live on."""
 
 LOCK_PATIENCE_S = 5.0
 """Its predecessor ends within two seconds of a parent that was killed."""
@@ -65,39 +77,84 @@ def run(
     clock: Clock,
     build: str,
 ) -> int:
-    """Serve until told to stop.
+    """Serve until told to stop; on PostgreSQL, stand by as long as another worker is active.
 
     Returns:
         The exit code: 0 clean, 1 refused, otherwise one of `exit_codes`.
 
     Raises:
         ConfigurationError: PENSTOCK_ADMIN_KEY can't be used.
-        StoreError: The database is held by another auth worker, too new, lost or damaged, or the
-            disk is full.
+        StoreError: The database is held by another auth worker, too new, foreign, lost or damaged,
+            or the disk is full.
     """
-    store = SqliteStore(settings.data_dir, clock=clock, lock_patience_s=LOCK_PATIENCE_S)
-    try:
-        ensure_admin(
-            store,
-            _load(store, clock).keys,
-            given=settings.admin_key,
-            directory=settings.data_dir,
-            clock=clock,
-            random_text=secrets.token_urlsafe,
-            new_key_id=new_key_id,
-        )
-        _logger.info("epoch %d of %s", store.epoch, store.path)
-        service = AuthService(
-            store,
-            settings,
-            endpoints=endpoints,
-            security=security,
-            clock=clock,
-            build=build,
-        )
-        return service.run()
-    finally:
-        store.close()
+    gate = Gate(lambda gateway_id, message: worker.send(gateway_id, message))
+    worker: Worker[AuthCommand] = Worker(
+        role="auth",
+        decoder=auth_command_decoder(),
+        handler=gate,
+        endpoints=endpoints,
+        security=security,
+        settings=WorkerSettings(
+            drain_timeout_s=settings.drain_timeout_s,
+            outlast_gateways_s=settings.drain_timeout_s + SETTLEMENT_PATIENCE_S,
+        ),
+        build=build,
+        metrics=gate,
+        ready_file=settings.ready_file,
+    )
+    if settings.database_url is None:
+        with closing(
+            SqliteStore(settings.data_dir, clock=clock, lock_patience_s=LOCK_PATIENCE_S)
+        ) as store:
+            _ensure_admin(store, settings, clock)
+            worker.start()
+            return AuthService(store, settings, worker=worker, gate=gate, clock=clock).run()
+    return _run_shared(settings, settings.database_url, worker=worker, gate=gate, clock=clock)
+
+
+def _run_shared(
+    settings: AuthSettings,
+    url: DatabaseUrl,
+    *,
+    worker: Worker[AuthCommand],
+    gate: Gate,
+    clock: Clock,
+) -> int:
+    """On a database that several workers share: heard by gateways first, then active."""
+    if url.is_plaintext:
+        _logger.warning("%s is talked to in plain text: its address says sslmode=disable", url)
+    make_folder(settings.data_dir)
+    with closing(PostgresDatabase(url, marker=settings.data_dir / MARKER_NAME)) as database:
+        worker.start()
+        try:
+            store = stand_by(
+                database,
+                clock=clock,
+                is_over=lambda: worker.is_finished,
+                sleep=time.sleep,
+                on_state=worker.stand_by,
+            )
+            if store is None:
+                return worker.wait()
+            with closing(store):
+                _ensure_admin(store, settings, clock)
+                return AuthService(store, settings, worker=worker, gate=gate, clock=clock).run()
+        except (ConfigurationError, StoreError) as error:
+            worker.stop(error.message, exit_code_of(error))
+            raise
+
+
+def _ensure_admin(store: SqlStore, settings: AuthSettings, clock: Clock) -> None:
+    ensure_admin(
+        store,
+        _load(store, clock).keys,
+        given=settings.admin_key,
+        directory=settings.data_dir,
+        clock=clock,
+        random_text=secrets.token_urlsafe,
+        new_key_id=new_key_id,
+    )
+    _logger.info("epoch %d of %s", store.epoch, store.database)
 
 
 def token_checker(settings: AuthSettings, clock: Clock) -> TokenChecker | None:
@@ -124,16 +181,22 @@ class AuthService:
 
     def __init__(
         self,
-        store: SqliteStore,
+        store: SqlStore,
         settings: AuthSettings,
         *,
-        endpoints: Sequence[Endpoint],
-        security: ClientSecurity | None,
+        worker: Worker[AuthCommand],
+        gate: Gate,
         clock: Clock,
-        build: str,
     ) -> None:
         self._settings = settings
-        self._offer = AuthOffer(epoch=store.epoch, allow_anonymous=settings.rules.allow_anonymous)
+        self._worker = worker
+        self._gate = gate
+        self._database = store.database
+        self._offer = AuthOffer(
+            epoch=store.epoch,
+            allow_anonymous=settings.rules.allow_anonymous,
+            database_id=store.database.database_id,
+        )
         self._committer = Committer(store, deliver=self._deliver, on_fatal=self._on_fatal)
         authority = Authority(
             epoch=store.epoch,
@@ -154,45 +217,35 @@ class AuthService:
             committer=self._committer,
             clock=clock,
             send=self._send,
-            age_s=lambda: self._worker.command_age_s(),
+            age_s=worker.command_age_s,
+            holds_database=store.database.holds,
             checker=self._checker,
             call_soon=self._call_soon,
         )
-        self._worker: Worker[AuthCommand] = Worker(
-            role="auth",
-            decoder=auth_command_decoder(),
-            handler=self._handler,
-            endpoints=endpoints,
-            security=security,
-            settings=WorkerSettings(
-                drain_timeout_s=settings.drain_timeout_s,
-                outlast_gateways_s=settings.drain_timeout_s + SETTLEMENT_PATIENCE_S,
-            ),
-            build=build,
-            metrics=self._handler.metrics.registry,
-            ready_file=settings.ready_file,
-        )
         self._audit_check = BackgroundCheck(
-            store.path,
+            store.database.reading,
             on_done=lambda checked: self._worker.call_soon(self._on_audit_checked, checked),
             on_failed=lambda reason: _logger.error("the audit log can't be read: %s", reason),
         )
         self._ticker = Ticker(
             EXPIRY_INTERVAL_S, lambda: self._worker.call_soon(self._handler.expire)
         )
+        self._renewal = Ticker(RENEWAL_INTERVAL_S, self._renew_lease)
 
     def run(self) -> int:
         """Serve until the worker loop ends; what was queued by then is still committed."""
         sys.setswitchinterval(THREAD_SWITCH_INTERVAL_S)
         self._committer.start()
-        self._worker.start()
+        self._worker.call_soon(self._gate.open, self._handler)
         self._worker.announce(self._offer)
         self._ticker.start()
+        self._renewal.start()
         if self._checker is not None:
             self._checker.start()
         self._audit_check.start()
         exit_code = self._worker.wait()
         self._ticker.stop()
+        self._renewal.stop()
         if self._checker is not None:
             self._checker.stop()
         self._audit_check.stop()
@@ -207,6 +260,10 @@ class AuthService:
 
     def _call_soon(self, function: Callable[..., object], *args: Any) -> None:
         self._worker.call_soon(function, *args)
+
+    def _renew_lease(self) -> None:
+        if self._database.wants_renewal():
+            self._committer.submit(Flush())
 
     def _deliver(self, delivery: Delivery) -> None:
         self._worker.call_soon(self._handler.deliver, delivery)

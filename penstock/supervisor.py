@@ -27,7 +27,7 @@ from protocol.wire.readiness import READY_FILE_SETTING
 
 logger = logging.getLogger("penstock.supervisor")
 
-ADMIN_KEY_SETTING = "PENSTOCK_ADMIN_KEY"
+SECRETS_OF_AUTH = ("PENSTOCK_ADMIN_KEY", "PENSTOCK_DATABASE_URL")
 
 _POLL_S = 0.1
 _KILL_GRACE_S = 2.0
@@ -88,7 +88,7 @@ def process_specs(
         folders: Model name → local folder; None is the bundled demo model.
     """
     specs = [
-        ProcessSpec("auth", "auth_worker", _admin_key(settings), stop_order=3),
+        ProcessSpec("auth", "auth_worker", _secrets_of_auth(settings), stop_order=3),
         ProcessSpec("gateway", "gateway", stop_order=0),
     ]
     formats = _formats(settings)
@@ -119,16 +119,16 @@ def _formats(settings: ServeSettings) -> dict[str, str]:
     return environment
 
 
-def _admin_key(settings: ServeSettings) -> dict[str, str]:
-    given = settings.child_environment.get(ADMIN_KEY_SETTING)
-    return {} if given is None else {ADMIN_KEY_SETTING: given}
+def _secrets_of_auth(settings: ServeSettings) -> dict[str, str]:
+    given = settings.child_environment
+    return {name: given[name] for name in SECRETS_OF_AUTH if name in given}
 
 
 def common_environment(settings: ServeSettings, run_dir: Path) -> dict[str, str]:
     """What every child inherits: the caller's environment, the sockets, the checked settings."""
     consumed = ("MODEL_PATH", "MODEL_NAME", "TOKENIZER_PATH", "TOOL_FORMAT", "REASONING_FORMAT")
-    # The admin key is auth's alone; a ready file tells of one process, and there are several.
-    kept = (ADMIN_KEY_SETTING, READY_FILE_SETTING)
+    # Two secrets are auth's alone; a ready file tells of one process, and there are several.
+    kept = (*SECRETS_OF_AUTH, READY_FILE_SETTING)
     dropped = {*consumed, *(f"PENSTOCK_{name}" for name in consumed), *kept}
     environment = {k: v for k, v in settings.child_environment.items() if k not in dropped}
     environment |= environment_of(settings, SHARED)

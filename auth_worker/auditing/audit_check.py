@@ -1,13 +1,18 @@
 """Reads the audit log back and follows its chain of hashes, beside whoever writes it."""
 
-import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
+from sqlalchemy import Connection
+
+from auth_worker.errors import StoreError
 from auth_worker.records.audit_chain import ChainCheck, ChainedEntry
+from auth_worker.storage.audit_table import read_chain
+
+Reading = Callable[[], AbstractContextManager[Connection]]
+"""Opens a connection that only reads, beside the one that writes; see `Database.reading`."""
 
 _BEFORE_ALL = -(2**63)
 BATCH_ENTRIES = 2000
@@ -39,21 +44,19 @@ class CheckedLog:
         return f"{self.num_entries} entries of the audit log hold{where}"
 
 
-def check_log(database: Path, *, pause: Callable[[], None] = lambda: None) -> CheckedLog:
+def check_log(reading: Reading, *, pause: Callable[[], None] = lambda: None) -> CheckedLog:
     """Follow the chain of a database, which may be in use.
 
     Args:
-        database: The file.
+        reading: Opens it.
         pause: Called between batches; what it raises ends the check.
 
     Raises:
-        sqlite3.Error: The database can't be read.
+        StoreError: The database can't be read.
     """
     check = ChainCheck()
     trouble = None
-    with closing(
-        sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
-    ) as connection:
+    with reading() as connection:
         for batch in _batches(connection, check):
             trouble = check.first_broken(batch)
             if trouble is not None:
@@ -67,15 +70,13 @@ def checked_log(check: ChainCheck, trouble: str | None) -> CheckedLog:
     return CheckedLog(check.num_entries, check.head, trouble)
 
 
-def _batches(connection: sqlite3.Connection, check: ChainCheck) -> Iterator[list[ChainedEntry]]:
+def _batches(connection: Connection, check: ChainCheck) -> Iterator[list[ChainedEntry]]:
     while True:
         last = _BEFORE_ALL if check.head is None else check.head.seq
-        rows = connection.execute(
-            "SELECT * FROM audit_log WHERE seq > ? ORDER BY seq LIMIT ?", (last, BATCH_ENTRIES)
-        ).fetchall()
-        if not rows:
+        entries = read_chain(connection, last, BATCH_ENTRIES)
+        if not entries:
             return
-        yield [ChainedEntry(*row) for row in rows]
+        yield entries
 
 
 class _StoppedError(Exception):
@@ -86,7 +87,7 @@ class BackgroundCheck:
     """Follows the chain of a database once, in a thread of its own.
 
     Args:
-        database: The file.
+        reading: Opens it.
         on_done: Called in that thread with what came of it; not when it was stopped.
         on_failed: Called in that thread when the log can't be read.
         delay_s: The check begins so long after the start.
@@ -94,13 +95,13 @@ class BackgroundCheck:
 
     def __init__(
         self,
-        database: Path,
+        reading: Reading,
         *,
         on_done: Callable[[CheckedLog], None],
         on_failed: Callable[[str], None],
         delay_s: float = START_DELAY_S,
     ) -> None:
-        self._database = database
+        self._reading = reading
         self._delay_s = delay_s
         self._on_done = on_done
         self._on_failed = on_failed
@@ -121,11 +122,11 @@ class BackgroundCheck:
         if self._stop.wait(self._delay_s):
             return
         try:
-            checked = check_log(self._database, pause=self._pause)
+            checked = check_log(self._reading, pause=self._pause)
         except _StoppedError:
             return
-        except sqlite3.Error as error:
-            self._on_failed(str(error))
+        except StoreError as error:
+            self._on_failed(error.message)
             return
         self._on_done(checked)
 

@@ -6,15 +6,19 @@ wrote, and changes nothing.
 
 import argparse
 import json
-import sqlite3
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from auth_worker.auditing.audit_check import CheckedLog, check_log, checked_log
+from auth_worker.auditing.audit_check import CheckedLog, Reading, check_log, checked_log
+from auth_worker.config import database_url
+from auth_worker.errors import StoreError
 from auth_worker.records.audit_chain import ChainCheck, ChainedEntry
-from auth_worker.storage.sqlite_store import DATABASE_NAME
+from auth_worker.storage.audit_table import read_chain
+from auth_worker.storage.reading import reader
+from protocol.errors import ConfigurationError
 
 HOLDS, BROKEN, UNREADABLE = 0, 1, 2
 MAX_LINE_CHARS = 1024 * 1024
@@ -41,11 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.file is not None:
             checked, seen = check_export(options.file, expected)
         else:
-            database = options.data_dir / DATABASE_NAME
-            if not database.exists():
-                raise FileNotFoundError(f"there is no {database}")
-            checked, seen = check_log(database), _is_in(database, expected)
-    except (OSError, sqlite3.Error, ValueError) as error:
+            reading = reader(options.data_dir, database_url(os.environ))
+            checked, seen = check_log(reading), _is_in(reading, expected)
+    except (OSError, StoreError, ConfigurationError, ValueError) as error:
         sys.stderr.write(f"The audit log can't be read: {error}.\n")
         return UNREADABLE
     sys.stdout.write(f"{str(checked)[0].upper()}{str(checked)[1:]}.\n")
@@ -111,15 +113,12 @@ def _noted(text: str) -> tuple[int, bytes]:
         raise ValueError("--holds takes SEQ:HASH, as this command prints them") from None
 
 
-def _is_in(database: Path, expected: tuple[int, bytes] | None) -> bool:
+def _is_in(reading: Reading, expected: tuple[int, bytes] | None) -> bool:
     if expected is None:
         return True
-    connection = sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
-    try:
-        found = connection.execute("SELECT hash FROM audit_log WHERE seq = ?", expected[:1])
-        return bool(found.fetchone() == expected[1:])
-    finally:
-        connection.close()
+    seq, digest = expected
+    with reading() as connection:
+        return any(entry.hash == digest for entry in read_chain(connection, seq - 1, 1))
 
 
 if __name__ == "__main__":

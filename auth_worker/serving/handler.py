@@ -62,6 +62,7 @@ class AuthHandler:
         send: Answers a gateway; silently drops what is for one that is gone.
         age_s: How long the command being handled may have waited unread at most, because this
             process stood still; 0.0 when it did not.
+        holds_database: Whether no other auth worker can be active by now.
         checker: Verifies bearer tokens; None when none are accepted.
         call_soon: Runs a function in the I/O thread.
 
@@ -80,6 +81,7 @@ class AuthHandler:
         clock: Clock,
         send: Send,
         age_s: Callable[[], float] = lambda: 0.0,
+        holds_database: Callable[[], bool] = lambda: True,
         checker: TokenChecker | None = None,
         call_soon: Callable[..., None] = _at_once,
     ) -> None:
@@ -96,6 +98,7 @@ class AuthHandler:
         self._clock = clock
         self._send = send
         self._age_s = age_s
+        self._holds_database = holds_database
         self.metrics = AuthMetrics(
             num_leases=lambda: authority.num_leases,
             num_unanswered=lambda: committer.num_unanswered,
@@ -219,7 +222,8 @@ class AuthHandler:
     def _authorize(
         self, command: Authorize, token_error: AuthError | None, waited_s: float
     ) -> Granted | Denied | Postponed:
-        if self.is_draining or not self._committer.is_healthy:
+        may_grant = self._committer.is_healthy and self._holds_database()
+        if self.is_draining or not may_grant:
             return self._unavailable(command)
         if 0.0 < command.wait_s <= self._age_s() + waited_s:
             # Its client was refused long ago: a lease would only hold tokens that others want.
@@ -233,6 +237,10 @@ class AuthHandler:
         return answer
 
     def _adjust(self, gateway_id: str, command: Adjust) -> None:
+        if not self._holds_database():
+            # Another worker may have granted the same tokens; who waits asks again.
+            self._send(gateway_id, _unsettled(command))
+            return
         answer = self._authority.adjust(command)
         if not isinstance(answer, Postponed):
             self._send(gateway_id, answer)

@@ -36,6 +36,9 @@ class AuthMetrics:
             "Operations that wait for their commit.",
             num_unanswered,
         )
+        gauge(
+            "penstock_auth_active", "1 while this worker decides, 0 while it stands by.", lambda: 1
+        )
         gauge("penstock_auth_commit_groups", "Groups committed since the start.", num_groups)
         if checker is not None:
             gauge(

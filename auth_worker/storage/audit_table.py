@@ -2,6 +2,7 @@
 
 from sqlalchemy import ColumnElement, Connection, or_, select
 
+from auth_worker.records.audit_chain import ChainedEntry
 from auth_worker.records.operations import AuditRows, ReadAuditRows
 from auth_worker.storage import schema
 from protocol.wire.messages import AuditRecord
@@ -33,6 +34,17 @@ def read_page(connection: Connection, wanted: ReadAuditRows) -> AuditRows:
         for row in rows[: wanted.limit]
     )
     return AuditRows(entries, has_more=len(rows) > wanted.limit)
+
+
+def read_chain(connection: Connection, after_seq: int, limit: int) -> list[ChainedEntry]:
+    """The next entries after one, as they are stored, in order."""
+    statement = (
+        select(*(_columns[name] for name in ChainedEntry._fields))
+        .where(_columns.seq > after_seq)
+        .order_by(_columns.seq)
+        .limit(limit)
+    )
+    return [ChainedEntry(*row) for row in connection.execute(statement)]
 
 
 def _conditions(wanted: ReadAuditRows) -> list[ColumnElement[bool]]:

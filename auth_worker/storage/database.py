@@ -21,6 +21,10 @@ class Database(Protocol):
         """Whether nobody else can have taken the database over by now; from any thread."""
         ...
 
+    def wants_renewal(self) -> bool:
+        """Whether a transaction that writes nothing should keep the database held; any thread."""
+        ...
+
     def transaction(self) -> AbstractContextManager[Connection]:
         """One durable transaction: it has lasted once this returns, or changed nothing.
 

@@ -37,6 +37,19 @@ def write_durably(path: Path, text: str) -> None:
         raise unusable(path, error) from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder with mode 0700 where it is missing.
+
+    Raises:
+        StoreUnavailableError: The disk is full or failing.
+        StoreError: It can't be made there.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise unusable(path, error) from error
+
+
 def unusable(path: Path, error: OSError) -> StoreError:
     """What to raise when a file or folder can't be used."""
     kind = StoreUnavailableError if error.errno in _PASSING else StoreError

@@ -121,13 +121,13 @@ class _Alembic:
     """Alembic's commands on one connection, in its transaction."""
 
     def __init__(self, connection: Connection, folder: Path) -> None:
+        # Says each step, and what it loads, at INFO in words of its own.
+        logging.getLogger("alembic").setLevel(logging.WARNING)
         # Only here: most starts have nothing to migrate.
         from alembic import command
         from alembic.config import Config
         from alembic.script import ScriptDirectory
 
-        # Says each step at INFO in words of its own.
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         self._command = command
         self._config = Config()
         self._config.set_main_option("script_location", str(folder))

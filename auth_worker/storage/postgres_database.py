@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,12 +28,15 @@ from auth_worker.storage.bulk import run
 from auth_worker.storage.database_url import DatabaseUrl
 from auth_worker.storage.durable_file import write_durably
 
+MARKER_NAME: Final = "auth.postgresql.created"
 LEASE_S: Final = 3.0
 """A holder that wrote nothing for so long has lost the database to whoever asks for it."""
 HELD_S: Final = 2.4
 """A holder grants nothing so long after it began the last transaction that it knows committed.
 
 Shorter than `LEASE_S` by more than two clocks of two machines drift apart meanwhile."""
+RENEWED_S: Final = 0.5
+"""A holder that has nothing to write writes nothing, to keep its lease, so often."""
 STUCK_S: Final = 10.0
 """A transaction that takes so long waits for a server or a network that is gone."""
 _CONNECT_TIMEOUT_S: Final = 5
@@ -49,6 +52,12 @@ _LOST = ("08", "53", "57", "58", "40")
 stop, failing disk, serialization. https://www.postgresql.org/docs/current/errcodes-appendix.html"""
 _VANISHED: Final = (pg.UndefinedTable, pg.UndefinedColumn, pg.InvalidCatalogName)
 _NOT_ALLOWED: Final = (pg.InvalidAuthorizationSpecification, pg.InsufficientPrivilege)
+_PASSING: Final = (
+    pg.LockNotAvailable,
+    pg.IdleInTransactionSessionTimeout,
+    pg.ReadOnlySqlTransaction,
+    pg.QueryCanceled,
+)
 _OF_AN_OPERATION: Final = (psycopg.IntegrityError, psycopg.DataError, psycopg.ProgrammingError)
 _OF_THE_STORE: Final = (*_VANISHED, *_NOT_ALLOWED)
 
@@ -117,6 +126,10 @@ class PostgresDatabase:
     def holds(self) -> bool:
         """Whether nobody else can have taken the database over by now."""
         return self._clock_s() < self._held_until_s
+
+    def wants_renewal(self) -> bool:
+        """Whether the last transaction is long enough ago for one that writes nothing."""
+        return self._clock_s() >= self._held_until_s - HELD_S + RENEWED_S
 
     def is_free(self) -> bool:
         """Whether the database may be taken: it is new, was let go of, or its holder is gone.
@@ -244,51 +257,22 @@ class PostgresDatabase:
             of_driver = error.orig if isinstance(error, DatabaseError) else error
             if isinstance(of_driver, _OF_AN_OPERATION) and not isinstance(of_driver, _OF_THE_STORE):
                 raise  # only an operation is bad
-            raise self._store_error(of_driver) from error
+            # Whatever the connection is good for, the next transaction gets a new one.
+            self.engine.dispose()
+            raise _store_error(self.url, of_driver) from error
         finally:
             self._began_s = None
         if self._is_held:
             self._held_until_s = began_s + HELD_S
 
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
+    def reading(self) -> AbstractContextManager[Connection]:
         """See `Database.reading`."""
-        engine = _engine(self.url, poolclass=NullPool)
-        try:
-            with engine.connect() as connection:
-                yield connection
-        except (DatabaseError, psycopg.Error) as error:
-            of_driver = error.orig if isinstance(error, DatabaseError) else error
-            raise self._store_error(of_driver) from error
-        finally:
-            engine.dispose()
+        return reading_url(self.url)
 
     def close(self) -> None:
         """Close the connection; once more does nothing."""
         self._closed.set()
         self.engine.dispose()
-
-    def _store_error(self, error: BaseException | None) -> StoreError:
-        state = getattr(error, "sqlstate", None) or ""
-        said = " ".join(str(error).split())
-        # Whatever the connection is good for, the next transaction gets a new one.
-        self.engine.dispose()
-        if state.startswith("XX") and state != "XX000":
-            return StoreDamagedError(f"{self} is damaged: {said}. Restore a backup.")
-        if isinstance(error, _VANISHED):
-            return StoreMissingError(f"{self} is not there or has lost its tables: {said}")
-        if isinstance(error, _NOT_ALLOWED):
-            return StoreError(f"{self} can't be used: {said}")
-        is_passing = state.startswith(_LOST) or isinstance(
-            error,
-            pg.LockNotAvailable
-            | pg.IdleInTransactionSessionTimeout
-            | pg.ReadOnlySqlTransaction
-            | pg.QueryCanceled,
-        )
-        if is_passing or (isinstance(error, psycopg.OperationalError) and not state):
-            return StoreUnavailableError(f"{self}: {said}")
-        return StoreError(f"{self}: {said}")
 
     def _on_checkout(self, dbapi_connection: Any, _record: Any, _proxy: Any) -> None:
         self._socket_of = dbapi_connection
@@ -310,6 +294,46 @@ class PostgresDatabase:
                 with own:
                     own.shutdown(socket.SHUT_RDWR)
             self._began_s = None
+
+
+@contextmanager
+def reading_url(url: DatabaseUrl) -> Iterator[Connection]:
+    """A connection of its own that only reads, in one snapshot.
+
+    Raises:
+        StoreError: The database can't be read.
+    """
+    engine = _engine(url, poolclass=NullPool)
+    try:
+        with engine.connect() as connection:
+            run(connection, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            # Who reads page by page pauses between them.
+            run(connection, "SET LOCAL idle_in_transaction_session_timeout = 0")
+            yield connection
+    except (DatabaseError, psycopg.Error) as error:
+        of_driver = error.orig if isinstance(error, DatabaseError) else error
+        raise _store_error(url, of_driver) from error
+    finally:
+        engine.dispose()
+
+
+def _store_error(url: DatabaseUrl, error: BaseException | None) -> StoreError:
+    state = getattr(error, "sqlstate", None) or ""
+    said = " ".join(str(error).split())
+    if state.startswith("XX") and state != "XX000":
+        return StoreDamagedError(f"{url} is damaged: {said}. Restore a backup.")
+    # What a server says while a connection is made comes without a code. In another language than
+    # English it is taken for something that passes, and said in the log.
+    is_no_database = "FATAL" in said and 'database "' in said and "does not exist" in said
+    is_refused = "authentication failed" in said or ('role "' in said and "FATAL" in said)
+    if isinstance(error, _VANISHED) or is_no_database:
+        return StoreMissingError(f"{url} is not there or has lost its tables: {said}")
+    if isinstance(error, _NOT_ALLOWED) or is_refused:
+        return StoreError(f"{url} can't be used: {said}")
+    is_passing = state.startswith(_LOST) or isinstance(error, _PASSING)
+    if is_passing or (isinstance(error, psycopg.OperationalError) and not state):
+        return StoreUnavailableError(f"{url}: {said}")
+    return StoreError(f"{url}: {said}")
 
 
 def _engine(url: DatabaseUrl, **options: Any) -> Engine:

@@ -3,7 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -77,6 +77,10 @@ class SqliteDatabase:
         """Always: the lock on the file goes with the process."""
         return True
 
+    def wants_renewal(self) -> bool:
+        """Never."""
+        return False
+
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """See `Database.transaction`."""
@@ -88,19 +92,11 @@ class SqliteDatabase:
             of_driver = error.orig if isinstance(error, DatabaseError) else error
             if isinstance(of_driver, sqlite3.IntegrityError | sqlite3.DataError):
                 raise  # only an operation is bad
-            raise self._store_error(of_driver) from error
+            raise _store_error(self.path, of_driver) from error
 
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
+    def reading(self) -> AbstractContextManager[Connection]:
         """See `Database.reading`."""
-        engine = create_engine(f"sqlite:///file:{quote(str(self.path))}?mode=ro&uri=true")
-        try:
-            with engine.connect() as connection:
-                yield connection
-        except DatabaseError as error:
-            raise self._store_error(error.orig) from error
-        finally:
-            engine.dispose()
+        return reading_file(self.path)
 
     def prepare(self, connection: Connection) -> None:
         """Look through the pages before anything is read from them."""
@@ -146,23 +142,42 @@ class SqliteDatabase:
             os.close(self._lock_fd)
             self._lock_fd = None
 
-    def _store_error(self, error: BaseException | None) -> StoreError:
-        if isinstance(error, sqlite3.OperationalError):
-            return StoreUnavailableError(f"{self.path}: {error}{self._room()}")
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
-            return database_files.damaged(self.path, str(error))
-        return StoreError(f"{self.path}: {error}")
 
-    def _room(self) -> str:
-        """What SQLite calls a "disk I/O error" is often no more than a full disk."""
-        try:
-            state = os.statvfs(self.path.parent)
-        except OSError:
-            return ""  # the folder itself is gone
-        free_bytes = state.f_bavail * state.f_frsize
-        if free_bytes >= _LITTLE_ROOM_BYTES:
-            return ""
-        return f"; {free_bytes} bytes are free on that disk"
+@contextmanager
+def reading_file(path: Path) -> Iterator[Connection]:
+    """A connection that only reads, whether an auth worker holds the file or not.
+
+    Raises:
+        StoreError: The database can't be read.
+    """
+    engine = create_engine(f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro&uri=true")
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except DatabaseError as error:
+        raise _store_error(path, error.orig) from error
+    finally:
+        engine.dispose()
+
+
+def _store_error(path: Path, error: BaseException | None) -> StoreError:
+    if isinstance(error, sqlite3.OperationalError):
+        return StoreUnavailableError(f"{path}: {error}{_room(path)}")
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+        return database_files.damaged(path, str(error))
+    return StoreError(f"{path}: {error}")
+
+
+def _room(path: Path) -> str:
+    """What SQLite calls a "disk I/O error" is often no more than a full disk."""
+    try:
+        state = os.statvfs(path.parent)
+    except OSError:
+        return ""  # the folder itself is gone
+    free_bytes = state.f_bavail * state.f_frsize
+    if free_bytes >= _LITTLE_ROOM_BYTES:
+        return ""
+    return f"; {free_bytes} bytes are free on that disk"
 
 
 def _engine(path: Path) -> Engine:

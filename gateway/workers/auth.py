@@ -90,6 +90,9 @@ class AuthNews:
 class AuthLink:
     """Asks the auth worker with the highest epoch; fails closed while none is there.
 
+    Of a database that several auth workers share, one that was active before a later one is asked
+    nothing more, even if the later one is gone: what it still grants, others may have been granted.
+
     It is long because every message to and from the auth worker is a method.
 
     Args:
@@ -118,6 +121,7 @@ class AuthLink:
         self._peers: list[Peer] = []
         self._questions = QuestionTable(timeout_s, _unavailable)
         self._numbers = itertools.count(1)
+        self._epochs: dict[str, int] = {}  # the latest of each shared database
 
     @property
     def is_ready(self) -> bool:
@@ -243,8 +247,13 @@ class AuthLink:
                 peer.instance_id,
             )
             return
+        if not self._is_of_last_epoch(peer):
+            return
         if peer not in self._peers:
             self._peers.append(peer)
+        for other in list(self._peers):
+            if not self._is_of_last_epoch(other):
+                self.on_peer_lost(other)
         self._news.on_ready()
 
     def on_peer_updated(self, peer: Peer) -> None:
@@ -266,7 +275,7 @@ class AuthLink:
             if not self._questions.answer(event.request_id, peer, event) and isinstance(
                 event, Granted
             ):
-                self._give_back(peer, event)
+                self._give_back(self._active(), event)
         elif isinstance(event, TokenWanted):
             question = self._tokens.pop(event.request_id, None)
             if question is not None and self._questions.is_open(event.request_id, peer):
@@ -286,6 +295,24 @@ class AuthLink:
                 self._news.on_settle_refused(failure.request_id)
 
     # Small parts.
+
+    def _is_of_last_epoch(self, peer: Peer) -> bool:
+        """Whether no other worker has been active on its database since it was; notes the epoch."""
+        offer = peer.auth
+        if offer is None or not offer.database_id:
+            return True
+        last = max(offer.epoch, self._epochs.get(offer.database_id, 0))
+        self._epochs = {offer.database_id: last}
+        if offer.epoch < last:
+            _logger.error(
+                "auth worker %s says epoch %d, but epoch %d was here: it is not asked. If the"
+                " database was set back by other means than `penstock auth restore`, restart the"
+                " gateways.",
+                peer.instance_id,
+                offer.epoch,
+                last,
+            )
+        return offer.epoch == last
 
     def _open(
         self, question: Message, question_id: str, kind: type[Message]

@@ -187,6 +187,20 @@ ADMIN_KEY_FILE = file_path(
     None,
     meaning="a file that holds the admin key, such as a mounted secret; not both",
 )
+DATABASE_URL = text(
+    "PENSTOCK_DATABASE_URL",
+    None,
+    meaning=(
+        "a PostgreSQL database for keys, limits and usage, which several auth workers can share, "
+        "`postgresql://user:password@host/database?sslmode=verify-full`; without it they are in "
+        "`DATA_DIR/auth.sqlite3`"
+    ),
+)
+DATABASE_URL_FILE = file_path(
+    "PENSTOCK_DATABASE_URL_FILE",
+    None,
+    meaning="a file that holds the URL of the database, such as a mounted secret; not both",
+)
 LOG_FORMAT = choice(
     "PENSTOCK_LOG_FORMAT",
     "",

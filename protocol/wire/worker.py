@@ -155,6 +155,14 @@ class Worker(Generic[CommandT]):
         if is_new:
             self.call_soon(self._io.beat)
 
+    def stand_by(self, detail: str) -> None:
+        """Say that it could serve, while another worker does: ready, but with no offer.
+
+        Gateways give it no work; its ready file is there while one of them knows it.
+        """
+        self._announcement.stands_by = True
+        self.set_phase("ready", detail=detail)
+
     def announce(self, offer: Offer) -> None:
         """Say what the worker serves, to every gateway now and later; the phase is `ready`."""
         if isinstance(offer, EngineOffer):
@@ -163,6 +171,7 @@ class Worker(Generic[CommandT]):
             self._announcement.auth = offer
         elif isinstance(offer, ParserOffer):
             self._announcement.parser = offer
+        self._announcement.stands_by = False
         self._announcement.phase = "ready"
         self._announcement.fraction = -1.0
         self._announcement.detail = ""

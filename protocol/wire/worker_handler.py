@@ -80,7 +80,11 @@ class WorkerSettings:
 
 @dataclass
 class Announcement:
-    """What a worker says of itself; replaced field by field, read by the I/O thread."""
+    """What a worker says of itself; replaced field by field, read by the I/O thread.
+
+    Attributes:
+        stands_by: It could serve and offers nothing, because another worker does.
+    """
 
     phase: Phase = "starting"
     fraction: float = -1.0
@@ -88,3 +92,4 @@ class Announcement:
     engine: EngineOffer | None = None
     auth: AuthOffer | None = None
     parser: ParserOffer | None = None
+    stands_by: bool = False

@@ -449,9 +449,12 @@ class WorkerLoop(Generic[CommandT]):
 
     def _note_readiness(self) -> None:
         if self._ready_file is not None:
-            gets_work = any(link.takes_work for link in self._gateways.values())
+            if self._announcement.stands_by:
+                is_in_place = bool(self._gateways)
+            else:
+                is_in_place = any(link.takes_work for link in self._gateways.values())
             self._ready_file.set_ready(
-                gets_work and self._phase() == "ready" and not self._is_finished
+                is_in_place and self._phase() == "ready" and not self._is_finished
             )
 
     def _note_gateways(self) -> None:

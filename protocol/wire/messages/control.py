@@ -104,10 +104,17 @@ class EngineOffer(Part, frozen=True):
 
 
 class AuthOffer(Part, frozen=True):
-    """What an auth worker serves: the epoch of its lease on the database."""
+    """What an auth worker serves: the epoch of its lease on the database.
+
+    Attributes:
+        database_id: Epochs of one id can be compared: a gateway that has seen a later one asks the
+            worker of an earlier one nothing and takes no grant of it. Empty where only one auth
+            worker can be at a time, and from before 1.4.
+    """
 
     epoch: int
     allow_anonymous: bool = False
+    database_id: str = ""
 
 
 class ParserOffer(Part, frozen=True):

@@ -1,4 +1,4 @@
-"""A PostgreSQL server for the tests that want one, and stores over either database."""
+"""Stores over either database."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,19 +7,9 @@ import pytest
 
 from auth_worker.storage.sql_store import SqlStore
 from tests.fakes.auth_stores import StoreHouse
-from tests.fakes.postgres_server import MISSING, PostgresServer, find_binaries
+from tests.fakes.postgres_fixture import postgres_server
 
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """One server for all tests of this process; each takes a database of its own."""
-    binaries = find_binaries()
-    if binaries is None:
-        pytest.skip(MISSING)
-    server = PostgresServer(binaries)
-    server.start()
-    yield server
-    server.close()
+__all__ = ["postgres_server"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -5,6 +5,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from auth_worker.auditing.audit_check import BATCH_ENTRIES, BackgroundCheck, Che
 from auth_worker.decisions.refusals import BURST, HOUSE_BURST, INTERVAL_S, MAX_CALLERS, RefusalLog
 from auth_worker.records.audit_chain import ChainCheck, ChainedEntry, chain, hash_of
 from auth_worker.records.operations import AppendAudit, AuditEntry, AuditRows, ReadAuditRows
+from auth_worker.storage.sqlite_database import reading_file
 from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.wire.messages import Actor, AuditPage, Denied, Failure, Granted, MakeKey, ReadAudit
 from protocol.wire.messages import KeySettings as Settings
@@ -66,7 +68,7 @@ def test_a_chain_holds_across_restarts_and_batches(store: SqliteStore) -> None:
     store.close()
     store = SqliteStore(store.path.parent, clock=FakeClock())
     store.apply([AppendAudit(entry(5000))])
-    checked = check_log(store.path)
+    checked = check_log(store.database.reading)
     assert (checked.num_entries, checked.trouble) == (BATCH_ENTRIES + 3, None)
     assert checked.head is not None
     assert checked.head.subject == "key_5000"
@@ -104,9 +106,9 @@ def test_what_was_changed_taken_out_or_moved_is_found(
     store: SqliteStore, statements: list[str], trouble: str
 ) -> None:
     store.apply([AppendAudit(entry(number)) for number in range(5)])
-    assert check_log(store.path).trouble is None
+    assert check_log(store.database.reading).trouble is None
     harm(store, *statements)
-    found = check_log(store.path).trouble
+    found = check_log(store.database.reading).trouble
     assert found is not None
     assert found.startswith(trouble)
 
@@ -121,7 +123,7 @@ def test_an_entry_made_anew_with_a_good_hash_of_its_own_is_found(store: SqliteSt
     )
     connection.commit()
     connection.close()
-    trouble = check_log(store.path).trouble
+    trouble = check_log(store.database.reading).trouble
     assert trouble is not None
     assert trouble.startswith("entry 4 does not follow")
 
@@ -139,17 +141,21 @@ def test_entries_of_before_there_were_outcomes_hold() -> None:
 def test_the_check_runs_in_the_background_and_ends_when_told(store: SqliteStore) -> None:
     done: list[CheckedLog] = []
     failed: list[str] = []
-    check = BackgroundCheck(store.path, on_done=done.append, on_failed=failed.append, delay_s=0.0)
+    check = BackgroundCheck(
+        store.database.reading, on_done=done.append, on_failed=failed.append, delay_s=0.0
+    )
     check.start()
     check._thread.join(WAIT_S)
     assert [one.trouble for one in done] == [None]
     check.stop()
     store.apply([AppendAudit(entry(number)) for number in range(3)])
-    stopped = BackgroundCheck(store.path, on_done=done.append, on_failed=failed.append, delay_s=0.0)
+    stopped = BackgroundCheck(
+        store.database.reading, on_done=done.append, on_failed=failed.append, delay_s=0.0
+    )
     stopped._stop.set()
     stopped.start()
     stopped.stop()
-    missing = store.path.with_name("none.sqlite3")
+    missing = partial(reading_file, store.path.with_name("none.sqlite3"))
     unreadable = BackgroundCheck(missing, on_done=done.append, on_failed=failed.append, delay_s=0.0)
     unreadable.start()
     unreadable._thread.join(WAIT_S)

@@ -171,5 +171,5 @@ def test_each_change_is_on_record_without_the_key(bench: Bench) -> None:
     actions = [row.action for row in rows]
     assert actions == ["epoch_started", *["admin_key_changed"] * 3, "key_created"]
     assert all(FIRST not in row.detail and SECOND not in row.detail for row in rows)
-    checked = check_log(bench.store.path)
+    checked = check_log(bench.store.database.reading)
     assert (checked.num_entries, checked.trouble) == (5, None)

@@ -170,7 +170,7 @@ def test_an_old_database_keeps_keys_totals_and_a_chain_that_holds(tmp_path: Path
     user, admin = page.records
     assert (user.total_requests, user.total_prompt_tokens, user.last_used_at) == (1, 2, 9)
     assert (admin.settings.role, admin.settings.scopes, admin.status) == ("admin", None, "active")
-    checked = check_log(store.path)
+    checked = check_log(store.database.reading)
     assert (checked.num_entries, checked.trouble) == (2, None)
     store.close()
 

@@ -359,6 +359,44 @@ async def test_the_auth_worker_with_the_highest_epoch_is_asked() -> None:
     assert (await asking).tenant == "t"
 
 
+async def test_once_a_later_epoch_was_there_an_earlier_one_is_not_asked_and_grants_nothing() -> (
+    None
+):
+    wire = Notes()
+    link = auth_link(wire)
+    old = peer("auth", "old", auth=AuthOffer(epoch=1, database_id="db"))
+    new = peer("auth", "new", auth=AuthOffer(epoch=2, database_id="db"))
+    link.on_peer_ready(old)
+    asking = asyncio.create_task(
+        link.authorize(Authorize(request_id="r", key_digest=None, endpoint="/x"))
+    )
+    await asyncio.sleep(0)
+    assert wire.sent[0][0] is old
+    link.on_peer_ready(new)
+    with pytest.raises(WorkerUnavailableError):
+        await asking
+    # It wakes up, and says what it had decided.
+    link.on_event(old, Granted(request_id="r", lease_id="l", tenant="t", key_id="k", role="user"))
+    assert [settle.lease_id for settle in wire.of(Settle)] == ["l"]
+    assert wire.sent[-1][0] is new
+    link.on_peer_lost(new)
+    link.on_peer_ready(old)
+    assert not link.is_ready
+    other = peer("auth", "other", auth=AuthOffer(epoch=1, database_id="db.1"))
+    link.on_peer_ready(other)
+    assert link.is_ready, "epochs of another database can't be compared"
+
+
+async def test_a_silent_worker_of_the_last_epoch_is_waited_for_rather_than_passed_by() -> None:
+    link = auth_link(Notes())
+    old = peer("auth", "old", auth=AuthOffer(epoch=1, database_id="db"))
+    new = peer("auth", "new", auth=AuthOffer(epoch=2, database_id="db"))
+    link.on_peer_ready(old)
+    link.on_peer_ready(new)
+    new.is_silent = True
+    assert not link.is_ready
+
+
 def orphan_usage() -> OrphanUsage:
     return OrphanUsage(report_id="w:1", engine_id="w", streams=(StreamUsage(lease_id="l"),))
 

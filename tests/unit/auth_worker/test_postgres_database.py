@@ -1,0 +1,366 @@
+"""What only the PostgreSQL store has: a lease, commits in doubt, a server that goes and comes."""
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from auth_worker.auditing.audit_check import check_log
+from auth_worker.errors import (
+    StoreError,
+    StoreFencedError,
+    StoreForeignError,
+    StoreLockedError,
+    StoreMissingError,
+    StoreUnavailableError,
+)
+from auth_worker.records.operations import (
+    AddKey,
+    AppendAudit,
+    AuditEntry,
+    KeyPage,
+    Operation,
+    ReadKeys,
+)
+from auth_worker.storage.database_url import DatabaseUrl
+from auth_worker.storage.postgres_database import HELD_S, LEASE_S, RENEWED_S, PostgresDatabase
+from auth_worker.storage.sql_store import SqlStore
+from auth_worker.storage.standby import stand_by
+from protocol.errors import ConfigurationError
+from tests.fakes.auth_parts import FakeClock, booking, stored_key
+from tests.fakes.auth_stores import rows
+from tests.fakes.postgres_server import PostgresServer
+
+AUDIT = AuditEntry(0, "", "key_created", "key_user")
+PASSWORD = "a-password-that-must-not-show"
+
+OpenDatabase = Callable[[], PostgresDatabase]
+
+
+@pytest.fixture
+def name(postgres_server: PostgresServer) -> str:
+    return postgres_server.new_database()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def connect(
+    postgres_server: PostgresServer, name: str, clock: FakeClock, tmp_path: Path
+) -> Iterator[OpenDatabase]:
+    """Databases as several workers would open them, on one clock."""
+    made: list[PostgresDatabase] = []
+
+    def open_one() -> PostgresDatabase:
+        made.append(
+            PostgresDatabase(
+                DatabaseUrl(postgres_server.url(name), "URL"),
+                marker=tmp_path / "created",
+                holder=f"worker-{len(made)}",
+                clock_s=clock.monotonic_s,
+            )
+        )
+        return made[-1]
+
+    yield open_one
+    for database in made:
+        database.close()
+
+
+def take(database: PostgresDatabase) -> SqlStore:
+    assert database.is_free()
+    return SqlStore(database, clock=FakeClock())
+
+
+def test_a_holder_that_writes_nothing_for_the_time_of_its_lease_loses_it(
+    connect: OpenDatabase, clock: FakeClock
+) -> None:
+    first, second = connect(), connect()
+    store = take(first)
+    assert first.holds()
+    assert not second.is_free()
+    clock.advance(LEASE_S - 0.1)
+    assert not first.holds(), "it must stop granting before others may begin"
+    assert not second.is_free()
+    clock.advance(0.2)
+    assert second.is_free()
+    successor = take(second)
+    assert successor.epoch == store.epoch + 1
+    with pytest.raises(StoreFencedError, match=f"epoch {successor.epoch}, mine is {store.epoch}"):
+        store.apply([booking("late")])
+    assert rows(successor, "SELECT * FROM ledger") == []
+    assert not first.holds()
+    assert second.holds()
+
+
+def test_every_transaction_of_the_holder_keeps_the_lease(
+    connect: OpenDatabase, clock: FakeClock
+) -> None:
+    first, second = connect(), connect()
+    store = take(first)
+    for _ in range(5):
+        assert not second.is_free()
+        clock.advance(HELD_S - 0.1)
+        assert first.wants_renewal()
+        store.apply([])
+        assert first.holds()
+        assert not first.wants_renewal()
+    clock.advance(RENEWED_S)
+    assert first.wants_renewal()
+
+
+def test_reading_keeps_no_lease(connect: OpenDatabase, clock: FakeClock) -> None:
+    database = connect()
+    store = take(database)
+    clock.advance(HELD_S + 0.1)
+    store.load(recent_since_ms=0)
+    assert not database.holds()
+
+
+def test_of_two_that_see_a_free_database_one_gets_it(
+    connect: OpenDatabase, clock: FakeClock
+) -> None:
+    first, second, third = connect(), connect(), connect()
+    take(first).close()
+    assert second.is_free()
+    assert third.is_free()
+    SqlStore(second, clock=FakeClock())
+    with pytest.raises(StoreLockedError):
+        SqlStore(third, clock=FakeClock())
+
+
+def test_one_that_stands_by_takes_over_and_says_why_it_waited(
+    connect: OpenDatabase, clock: FakeClock
+) -> None:
+    store = take(connect())
+    states: list[str] = []
+    waits = iter([1.0, 1.0, None, 1.0, 1.0, 1.0, 1.0])
+
+    def sleep(_: float) -> None:
+        seconds = next(waits)
+        if seconds is None:
+            store.apply([])
+        else:
+            clock.advance(seconds)
+
+    taken = stand_by(
+        connect(), clock=FakeClock(), is_over=lambda: False, sleep=sleep, on_state=states.append
+    )
+    assert taken is not None
+    assert taken.epoch == store.epoch + 1
+    assert states == [f"standing by: epoch {store.epoch} is active"]
+    assert next(waits) == 1.0, "it waited the lease from the last write, and no longer"
+    assert (
+        stand_by(
+            connect(), clock=FakeClock(), is_over=lambda: True, sleep=sleep, on_state=states.append
+        )
+        is None
+    )
+
+
+def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_done_twice(
+    connect: OpenDatabase,
+) -> None:
+    database = connect()
+    store = take(database)
+    operations: list[Operation] = [AddKey(stored_key(), AUDIT), booking("a"), AppendAudit(AUDIT)]
+    lose_answer(database)
+    with pytest.raises(StoreUnavailableError):
+        store.apply(operations)
+    (page, _, _) = store.apply(operations)
+    assert isinstance(page, KeyPage)
+    assert rows(store, "SELECT lease_id FROM ledger") == [("a",)]
+    assert len(rows(store, "SELECT seq FROM audit_log")) == 3  # with the epoch's own
+    store.apply([AppendAudit(AUDIT)])
+    assert check_log(database.reading).trouble is None
+
+
+def test_a_commit_that_was_lost_is_done_again(connect: OpenDatabase) -> None:
+    database = connect()
+    store = take(database)
+    lose_answer(database, commits=False)
+    with pytest.raises(StoreUnavailableError):
+        store.apply([booking("a"), AppendAudit(AUDIT)])
+    assert rows(store, "SELECT lease_id FROM ledger") == []
+    store.apply([booking("a"), AppendAudit(AUDIT)])
+    assert rows(store, "SELECT lease_id FROM ledger") == [("a",)]
+    assert check_log(database.reading).trouble is None
+
+
+def test_other_operations_after_a_commit_in_doubt_come_on_top(connect: OpenDatabase) -> None:
+    database = connect()
+    store = take(database)
+    lose_answer(database)
+    with pytest.raises(StoreUnavailableError):
+        store.apply([booking("a"), AppendAudit(AUDIT)])
+    store.apply([booking("b"), AppendAudit(AUDIT)])
+    assert rows(store, "SELECT lease_id FROM ledger ORDER BY 1") == [("a",), ("b",)]
+    assert check_log(database.reading).trouble is None
+
+
+def test_a_server_that_stops_in_a_transaction_leaves_nothing_half_done(
+    tmp_path: Path, postgres_server: PostgresServer, name: str, clock: FakeClock
+) -> None:
+    database = PostgresDatabase(
+        DatabaseUrl(postgres_server.url(name), "URL"), clock_s=clock.monotonic_s
+    )
+    store = take(database)
+    store.apply([AddKey(stored_key(), AUDIT)])
+    for number, kind in enumerate((signal.SIGINT, signal.SIGQUIT)):
+        with pytest.raises(StoreUnavailableError) as caught, database.transaction() as connection:
+            assert database.hold(connection, store.epoch, store._num_commits + 1)
+            connection.exec_driver_sql("DELETE FROM keys")
+            postgres_server.stop(kind)
+        assert "\n" not in caught.value.message
+        with pytest.raises(StoreUnavailableError):
+            store.apply([booking(f"lease-{number}")])
+        postgres_server.start()
+        store.apply([booking(f"lease-{number}")])
+    (page,) = store.apply([ReadKeys("", 10)])
+    assert isinstance(page, KeyPage)
+    assert page.records[0].total_requests == 2
+    store.close()
+
+
+def test_a_server_that_is_full_or_read_only_is_worth_another_try(
+    postgres_server: PostgresServer, name: str, connect: OpenDatabase
+) -> None:
+    store = take(connect())
+    postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    store._database.engine.dispose()  # type: ignore[attr-defined]
+    with pytest.raises(StoreUnavailableError, match="read-only"):
+        store.apply([booking("a")])
+    postgres_server.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    store.apply([booking("a")])
+
+
+def test_a_row_lock_that_somebody_else_keeps_is_waited_for_and_not_for_ever(
+    postgres_server: PostgresServer, name: str, connect: OpenDatabase
+) -> None:
+    store = take(connect())
+    with psycopg.connect(postgres_server.conninfo(name)) as other:
+        other.execute("SELECT * FROM authority FOR UPDATE")
+        with pytest.raises(StoreUnavailableError, match="lock timeout"):
+            store.apply([booking("a")])
+    store.apply([booking("a")])
+
+
+def test_a_database_that_vanished_or_was_changed_for_another_is_refused_by_name(
+    postgres_server: PostgresServer, name: str, connect: OpenDatabase, tmp_path: Path
+) -> None:
+    take(connect()).close()
+    postgres_server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with pytest.raises(StoreMissingError, match="does not exist"):
+        connect().is_free()
+    postgres_server.execute(f"CREATE DATABASE {name}")
+    with pytest.raises(StoreMissingError, match="Restore a backup") as caught:
+        take(connect())
+    assert str(tmp_path / "created") in caught.value.message
+    without_marker = PostgresDatabase(DatabaseUrl(postgres_server.url(name), "URL"))
+    take(without_marker).close()
+    with pytest.raises(StoreForeignError, match="another database"):
+        take(connect())
+
+
+def test_a_user_that_the_server_does_not_know_is_refused_at_once(
+    postgres_server: PostgresServer, name: str
+) -> None:
+    url = postgres_server.url(name).replace("penstock@", f"nobody:{PASSWORD}@")
+    database = PostgresDatabase(DatabaseUrl(url, "URL"))
+    with pytest.raises(StoreError, match="can't be used") as caught:
+        database.is_free()
+    assert not isinstance(caught.value, StoreUnavailableError)
+    assert PASSWORD not in caught.value.message
+    database.close()
+
+
+def test_tables_that_vanish_while_it_runs_end_it_with_one_line(
+    postgres_server: PostgresServer, name: str, connect: OpenDatabase
+) -> None:
+    store = take(connect())
+    postgres_server.execute("DROP TABLE ledger", name)
+    with pytest.raises(StoreMissingError) as caught:
+        store.apply([booking("a")])
+    assert "\n" not in caught.value.message
+
+
+def test_a_database_in_another_encoding_is_refused(postgres_server: PostgresServer) -> None:
+    postgres_server.execute(
+        "CREATE DATABASE latin WITH ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    )
+    database = PostgresDatabase(DatabaseUrl(postgres_server.url("latin"), "URL"))
+    with pytest.raises(StoreError, match="WITH ENCODING 'UTF8'"):
+        take(database)
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("mysql://u:{}@db/auth", "must be a URL such as"),
+        ("postgresql://u:{}@db", "must be a URL such as"),
+        ("postgresql://u:{}@db/", "must be a URL such as"),
+        ("{}", "must be a URL such as"),
+        ("postgresql://u:{}@db/auth?sslmode=perhaps", "sslmode must be one of"),
+        ("postgresql://u:{}@db/auth?sslmode=prefer", "may talk in plain text"),
+    ],
+)
+def test_a_bad_address_is_refused_without_being_repeated(text: str, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        DatabaseUrl(text.format(PASSWORD), "PENSTOCK_DATABASE_URL")
+    assert "PENSTOCK_DATABASE_URL" in caught.value.message
+    assert PASSWORD not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "has_tls", "is_plaintext"),
+    [
+        ("postgresql://u:p@db.example/auth", "require", False),
+        ("postgres://u:p@10.0.0.5:6432/auth", "require", False),
+        (
+            "postgresql://u:p@db.example/auth?sslmode=verify-full&sslrootcert=/ca",
+            "verify-full",
+            False,
+        ),
+        ("postgresql://u:p@db.example/auth?sslmode=disable", "disable", True),
+        ("postgresql://u:p@localhost/auth", "", False),
+        ("postgresql://u:p@127.0.0.1:5433/auth", "", False),
+        ("postgresql://u:p@[::1]:5433/auth", "", False),
+        ("postgresql://u@/auth?host=/run/postgresql", "", False),
+        ("postgresql://u@/auth?host=/run/postgresql,db.example", "require", False),
+    ],
+)
+def test_another_machine_is_talked_to_with_tls_unless_the_address_says_otherwise(
+    text: str, has_tls: str, is_plaintext: bool
+) -> None:
+    url = DatabaseUrl(text, "URL")
+    assert url.reveal().partition("sslmode=")[2].partition("&")[0] == has_tls
+    assert url.is_plaintext == is_plaintext
+
+
+def test_an_address_shows_neither_user_nor_password() -> None:
+    url = DatabaseUrl(f"postgresql://secretuser:{PASSWORD}@db/auth?sslmode=require", "URL")
+    for shown in (str(url), repr(url), f"{url}"):
+        assert shown in ("postgresql://db/auth", "DatabaseUrl(postgresql://db/auth)")
+    assert PASSWORD in url.reveal()
+
+
+def lose_answer(database: PostgresDatabase, *, commits: bool = True) -> None:
+    """The next commit comes through, or doesn't, and its answer is lost with the connection."""
+    dialect: Any = database.engine.dialect
+    commit = dialect.do_commit
+
+    def do_commit(connection: Any) -> None:
+        dialect.do_commit = commit
+        if commits:
+            commit(connection)
+        connection.dbapi_connection.close()
+        raise psycopg.OperationalError("the connection is lost")
+
+    dialect.do_commit = do_commit
