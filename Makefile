@@ -103,10 +103,12 @@ settings: $(VENV)/.test
 suites: $(VENV)/.test
 	$(BIN)/python -m tests.suites $(ARGS)
 
-# Half an hour of load and chaos, then 100,000 calm requests; ARGS="--minutes 2 --calm-requests 0"
+# Half an hour of load and chaos, then 100,000 calm requests, then auth workers killed fifty times on
+# either database; ARGS="--minutes 2 --calm-requests 0"
 # for less. Its report belongs into docs/reliability.md.
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.soak $(ARGS)
+	$(BIN)/python -m tests.soak.auth_kills
 
 # Hostile clients at a server of this machine, about a minute each, beside one that behaves well;
 # ARGS="--only storm" for one of them, ARGS="--report docs/measurements/attack.md" to keep the page.

@@ -1,0 +1,158 @@
+"""Auth workers killed at random points under load: what was acknowledged must be there.
+
+`python -m tests.soak.auth_kills [--kills 50] [--database sqlite|postgresql]` prints one line of
+figures a database; `make soak` runs it as well.
+"""
+
+import argparse
+import asyncio
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tests.fakes.auth_house import AuthHouse
+from tests.fakes.postgres_server import MISSING, PostgresServer, find_binaries
+
+NUM_STANDBYS = 2
+MAX_LIFE_S = 1.0
+"""A worker lives for so long at most between two kills, from when it takes work."""
+
+
+@dataclass(frozen=True)
+class KillFigures:
+    """What came of a run in which nothing was lost.
+
+    Attributes:
+        gaps_s: From each kill until another worker, or the same one anew, took work.
+    """
+
+    database: str
+    num_kills: int
+    num_settled: int
+    num_keys: int
+    num_entries: int
+    gaps_s: tuple[float, ...]
+
+    def __str__(self) -> str:
+        ordered = sorted(self.gaps_s)
+        return (
+            f"{self.database}: {self.num_kills} kills, {self.num_settled} settlements and"
+            f" {self.num_keys} keys acknowledged, none lost; {self.num_entries} audit entries hold;"
+            f" work again after {ordered[len(ordered) // 2]:.1f} s (median), {ordered[-1]:.1f} s"
+            " (worst)"
+        )
+
+
+async def kill_again_and_again(
+    folder: Path,
+    *,
+    num_kills: int,
+    seed: int,
+    url: str | None = None,
+    num_clients: int = 8,
+    say: Callable[[str], None] = lambda _: None,
+) -> KillFigures:
+    """Kill the active worker so often, then end in order and look for everything promised.
+
+    Args:
+        folder: Short, for sockets.
+        num_kills: kill -9, each within a second after a worker took work.
+        seed: Of the moments.
+        url: Of an empty PostgreSQL database, where others stand by; None for SQLite, where the
+            killed one is started anew.
+        num_clients: Concurrent requests.
+        say: Told of each kill.
+
+    Raises:
+        AssertionError: Something was lost, or done twice.
+    """
+    chance = random.Random(seed)
+    settings = {"PENSTOCK_LEASE_DURATION_S": "2"}
+    if url is not None:
+        settings["PENSTOCK_DATABASE_URL"] = url
+    house = AuthHouse(folder, **settings)
+    gaps_s = []
+    try:
+        names = ["worker"] if url is None else [f"worker{n}" for n in range(1 + NUM_STANDBYS)]
+        for name in names:
+            house.start_worker(name)
+        await house.until(house.epoch, "a worker takes work")
+        await house.create_user()
+        house.begin_load(num_clients, seed)
+        for number in range(num_kills):
+            await asyncio.sleep(chance.random() * MAX_LIFE_S)
+            epoch = house.epoch()
+            victim = names[0] if url is None else await house.until_active()
+            killed_s = time.monotonic()
+            await house.kill(victim)
+            house.start_worker(victim)
+            await house.until(partial(_is_later, house, epoch), "work goes on")
+            gaps_s.append(time.monotonic() - killed_s)
+            say(f"{number + 1} of {num_kills}: {gaps_s[-1]:.1f} s")
+        await house.end_load()
+        await house.until_no_lease_is_open()
+        checked = house.check_promises()
+    finally:
+        await house.close()
+    promises = house.promises
+    return KillFigures(
+        database="SQLite" if url is None else "PostgreSQL",
+        num_kills=num_kills,
+        num_settled=len(promises.settled),
+        num_keys=len(promises.keys),
+        num_entries=checked.num_entries,
+        gaps_s=tuple(gaps_s),
+    )
+
+
+def _is_later(house: AuthHouse, epoch: int) -> bool:
+    return house.epoch() > epoch
+
+
+def run(databases: Sequence[str], num_kills: int, seed: int, say: Callable[[str], None]) -> str:
+    """Both databases one after the other; their lines."""
+    lines = []
+    for database in databases:
+        folder = Path(tempfile.mkdtemp(prefix="pst-"))
+        server: PostgresServer | None = None
+        try:
+            url = None
+            if database == "postgresql":
+                binaries = find_binaries()
+                if binaries is None:
+                    lines.append(f"PostgreSQL: not run. {MISSING}")
+                    continue
+                server = PostgresServer(binaries)
+                server.start()
+                url = server.url(server.new_database())
+            figures = asyncio.run(
+                kill_again_and_again(folder, num_kills=num_kills, seed=seed, url=url, say=say)
+            )
+            lines.append(str(figures))
+        finally:
+            if server is not None:
+                server.close()
+        shutil.rmtree(folder, ignore_errors=True)
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run with the options of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak.auth_kills", description=__doc__)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--database", choices=["sqlite", "postgresql"], action="append")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    databases = args.database or ["sqlite", "postgresql"]
+    print(run(databases, args.kills, args.seed, lambda text: print(text, file=sys.stderr)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
