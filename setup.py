@@ -25,7 +25,7 @@ _FLAGS = [
     "-ffp-contract=fast",
     "-pthread",
 ]
-_LINK_FLAGS = ["-pthread", "-static-libstdc++", "-static-libgcc", "-s", "-Wl,--no-undefined"]
+_LINK_FLAGS = ["-pthread", "-static-libstdc++", "-static-libgcc", "-Wl,--no-undefined"]
 _AVX2 = ["-mavx2", "-mfma"]
 _AVX512 = [
     *_AVX2,

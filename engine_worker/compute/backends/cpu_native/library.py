@@ -100,7 +100,8 @@ def _open(path: Path) -> ctypes.CDLL:
     try:
         handle = ctypes.CDLL(str(path))
         version = handle.penstock_interface_version()
-        _declare(handle)
+        if version == INTERFACE_VERSION:
+            _declare(handle)
     except (OSError, AttributeError) as error:
         raise NativeUnavailableError(
             f"the native kernels can't be loaded: {error}; install Penstock again"

@@ -95,10 +95,10 @@ class Attention {
       totals[row] = sinks ? 1.0f : 0.0f;
     }
     std::memset(weighted_, 0, static_cast<size_t>(num_folded_ * dim_) * 4);
-    const int64_t end = first_position_ + tile.count;  // of the positions that anybody sees
+    end_ = first_position_ + tile.count;
     const int64_t begin = first_seen(0);
-    for (int64_t chunk = begin / chunk_size_ * chunk_size_; chunk < end; chunk += chunk_size_) {
-      const int64_t from = std::max(chunk, begin), to = std::min(end, chunk + chunk_size_);
+    for (int64_t chunk = begin / chunk_size_ * chunk_size_; chunk < end_; chunk += chunk_size_) {
+      const int64_t from = std::max(chunk, begin), to = std::min(end_, chunk + chunk_size_);
       score_chunk(chunk, from, to);
       for (int64_t row = 0; row < num_folded_; row++) {
         absorb(row, chunk, from, to, maximums[row], totals[row]);
@@ -147,6 +147,12 @@ class Attention {
       const int64_t first = std::max(from, page) - page;
       const int64_t end = std::min(to - page, page_size_);
       const char* keys = reinterpret_cast<const char*>(page_at(block_.keys, page));
+      const int64_t next = page + page_size_ < end_ ? page + page_size_ : page;
+      const char* ahead = reinterpret_cast<const char*>(page_at(block_.keys, next));
+      const char* values = reinterpret_cast<const char*>(page_at(block_.values, page));
+      for (int64_t i = 0; i < page_size_ * dim_ * int64_t{sizeof(Element)}; i += 64) {
+        __builtin_prefetch(values + i, 0, 2);
+      }
       int64_t stride = page_size_ * kLaneBytes;
       if (page_size_ % kScoreStep != 0) {
         keys = copy_padded(keys);
@@ -156,7 +162,7 @@ class Attention {
         for (int64_t piece = 0; piece < num_folded_; piece += kScoreRows) {
           const auto score = kScoreFunctions[static_cast<size_t>(rows_of_piece(piece))];
           score(queries_ + piece * groups(), keys + at * kLaneBytes, stride, groups(),
-                scores_ + piece * stride_ + page - chunk + at, stride_);
+                ahead + at * kLaneBytes, scores_ + piece * stride_ + page - chunk + at, stride_);
         }
       }
     }
@@ -173,13 +179,15 @@ class Attention {
     return page_;
   }
 
-  using ScoreFunction = void (*)(const Input*, const char*, int64_t, int64_t, float*, int64_t);
+  using ScoreFunction = void (*)(const Input*, const char*, int64_t, int64_t, const char*, float*,
+                                 int64_t);
 
   template <int kRows>
   static void score_rows(const Input* queries, const char* keys, int64_t key_stride,
-                         int64_t num_groups, float* scores, int64_t score_stride) {
+                         int64_t num_groups, const char* ahead, float* scores,
+                         int64_t score_stride) {
     typename Product::Sum sums[kRows][2] = {};
-    multiply_groups<Product, kRows, 2>(queries, keys, key_stride, num_groups, sums);
+    multiply_groups<Product, kRows, 2>(queries, keys, key_stride, num_groups, ahead, sums);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
       store(scores + row * score_stride, bits_as<Vector>(sums[row][0]));
@@ -309,5 +317,6 @@ class Attention {
   float *scores_, *weighted_;
   char* page_;
   int64_t kv_head_ = 0, num_folded_ = 0, first_position_ = 0;
+  int64_t end_ = 0;  // of the positions that any query sees
   const int32_t* table_ = nullptr;
 };

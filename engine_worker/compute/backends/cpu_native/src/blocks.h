@@ -31,7 +31,9 @@ inline void normalize(const Norm& norm, const float* x, int64_t size, float* to)
   Vector squares{};
   for (int64_t i = 0; i < size; i += kLanes) {
     Vector centred = load_part(x + i, size - i) - mean;
-    for (int64_t lane = size - i; lane < kLanes; lane++) centred[lane] = 0.0f;
+    if (size - i < kLanes) {
+      for (int64_t lane = size - i; lane < kLanes; lane++) centred[lane] = 0.0f;
+    }
     squares += centred * centred;
   }
   const float variance = sum_of(squares) / static_cast<float>(size);
@@ -172,7 +174,11 @@ class BlockRunner {
         keys[(i + lane) * size + 1] = bits[lane + 1];
       }
       bits = to_bfloat16(load_part(v + i, dim - i));
-      std::memcpy(values + i, &bits, 2 * static_cast<size_t>(std::min<int64_t>(kLanes, dim - i)));
+      if (dim - i >= kLanes) {
+        std::memcpy(values + i, &bits, sizeof bits);
+      } else {
+        std::memcpy(values + i, &bits, 2 * static_cast<size_t>(dim - i));
+      }
     }
   }
 

@@ -5,6 +5,10 @@
 // products. `Input` is how a row's group lies in packed activations; `put` writes two bfloat16's
 // worth of them. Sums go in the order of the inputs whatever the number of rows.
 
+// So few rows, or fewer, are multiplied faster than memory brings the weights.
+constexpr int kRowsThatWait = 8;
+constexpr int64_t kPrefetchBytes = 1024;
+
 struct Float32Product {
   using Input = float;
   using Weight = Vector;
@@ -181,27 +185,26 @@ struct IntegerProduct {
 };
 
 // Adds `num_groups` groups of kRows rows times kVectors vectors of outputs to the sums.
+//
+// `ahead` is what is read next, laid out alike: it is asked for while this is computed, unless it
+// is null. To ask beyond the end of anything is no access to it.
 template <class Product, int kRows, int kVectors>
 inline void multiply_groups(const typename Product::Input* x, const char* weights, int64_t stride,
-                            int64_t num_groups,
+                            int64_t num_groups, const char* ahead,
                             typename Product::Sum (&sums)[kRows][kVectors]) {
-  // Few rows wait for memory: they ask for it ahead. A prefetch beyond the end is no access.
-  constexpr bool kPrefetches = kRows <= 8;
-  constexpr int64_t kPrefetchBytes = 1024;
+  constexpr int64_t kVectorBytes = kLaneBytes * kLanes;
   for (int64_t group = 0; group < num_groups; group++) {
     typename Product::Weight w[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) {
-      w[v] = Product::load(weights + v * (kLaneBytes * kLanes));
-      if (kPrefetches) __builtin_prefetch(weights + v * (kLaneBytes * kLanes) + kPrefetchBytes);
+      w[v] = Product::load(weights + group * stride + v * kVectorBytes);
+      if (kRows <= kRowsThatWait) __builtin_prefetch(ahead + group * stride + v * kVectorBytes, 0, 2);
     }
-    weights += stride;
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
-      typename Product::Broadcast b = Product::broadcast(x + row);
+      typename Product::Broadcast b = Product::broadcast(x + group * kRows + row);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; v++) Product::multiply_add(sums[row][v], w[v], b);
     }
-    x += kRows;
   }
 }

@@ -19,8 +19,9 @@ void float_tile(const TileInput& in, float* out) {
   const auto* x = static_cast<const typename Product::Input*>(in.x);
   for (int64_t first = 0; first < kPanelOutputs; first += kStep) {
     typename Product::Sum sums[kRows][2] = {};
-    multiply_groups<Product, kRows, 2>(x, in.panel + first * kLaneBytes, kRowBytes,
-                                       in.inputs / Product::kInputs, sums);
+    const char* weights = in.panel + first * kLaneBytes;
+    multiply_groups<Product, kRows, 2>(x, weights, kRowBytes, in.inputs / Product::kInputs,
+                                       weights + kPrefetchBytes, sums);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
       store(out + row * kPanelOutputs + first, bits_as<Vector>(sums[row][0]));
@@ -38,7 +39,8 @@ void int8_tile(const TileInput& in, float* out) {
   const char* weight_scales = in.panel + num_groups * kRowBytes;
   for (int64_t first = 0; first < kPanelOutputs; first += kStep) {
     IntVector sums[kRows][2] = {};
-    multiply_groups<Product, kRows, 2>(x, in.panel + first * kLaneBytes, kRowBytes, num_groups,
+    const char* weights = in.panel + first * kLaneBytes;
+    multiply_groups<Product, kRows, 2>(x, weights, kRowBytes, num_groups, weights + kPrefetchBytes,
                                        sums);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
@@ -70,7 +72,9 @@ void int4_tile(const TileInput& in, float* out) {
 #pragma GCC unroll 2
         for (int v = 0; v < 2; v++) {
           IntVector nibbles = load_as<IntVector>(words + v * (kLaneBytes * kLanes));
-          __builtin_prefetch(words + v * (kLaneBytes * kLanes) + 1024);
+          if (kRows <= kRowsThatWait) {
+            __builtin_prefetch(words + v * (kLaneBytes * kLanes) + kPrefetchBytes);
+          }
           low[v] = Product::prepare(nibbles & 0x0f0f0f0f);
           high[v] = Product::prepare((nibbles >> 4) & 0x0f0f0f0f);
         }
