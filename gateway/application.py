@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from gateway import bridge
 from gateway.child_environment import child_environment
 from gateway.config import GatewaySettings
 from gateway.dispatch.admission import Admission
@@ -32,6 +33,7 @@ from gateway.request.sessions import SessionTable
 from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.metrics import Metrics, StateCollector
 from gateway.telemetry.worker_metrics import WorkerMetricsCollector
+from gateway.telemetry.worker_records import WorkerRecords
 from gateway.tools.toolbox import registered_toolbox
 from gateway.workers.auth import AuthLink, AuthNews
 from gateway.workers.engine_directory import EngineDirectory
@@ -98,6 +100,7 @@ class Application:
         )
         self.metrics = Metrics()
         self.sessions = SessionTable()
+        self.worker_records = WorkerRecords(clock)
         self.identities = IdentityTable(clock, settings.max_wrong_keys)
         self.replays = ReplayTable(settings.replay_memory, settings.replay_age_s, clock)
         self.quarantine = Quarantine(clock)
@@ -108,6 +111,7 @@ class Application:
             self.auth_server,
             timeout_s=settings.auth_timeout_s,
             require_keys=settings.require_keys,
+            records=self.worker_records,
             carries_tokens=settings.auth_endpoint.is_ipc or self._security is not None,
             news=AuthNews(
                 on_settled=lambda lease_id: self.outbox.acknowledge(lease_id),
@@ -117,9 +121,13 @@ class Application:
             ),
         )
         self.engines: EngineLink = EngineLink(
-            self.engine_server, self.directory, self.prefixes, self.auth.report_orphans
+            self.engine_server,
+            self.directory,
+            self.prefixes,
+            self.auth.report_orphans,
+            self.worker_records,
         )
-        self.parsers = ParserLink(self.parser_server)
+        self.parsers = ParserLink(self.parser_server, self.worker_records)
         self._slot = DataSlot(settings.data_dir) if settings.share_data_dir else None
         data_dir = settings.data_dir if self._slot is None else self._slot.folder
         self.outbox = Outbox(data_dir, self.auth.settle, settings.max_outbox, clock)
@@ -202,6 +210,11 @@ class Application:
             toolbox=self.toolbox,
             peers=self.peers,
             replays=self.replays,
+            worker_records=self.worker_records,
+            drain_worker=self._drain_worker,
+            num_active=lambda: len(self.sessions),
+            started_s=self._clock(),
+            clock=self._clock,
         )
 
     def _role_server(
@@ -275,6 +288,11 @@ class Application:
         await asyncio.sleep(_GOODBYE_S)
         for server in self._servers:
             server.close()
+
+    def _drain_worker(self, peer: Peer, timeout_s: float) -> None:
+        for server in self._servers:
+            if server.role == peer.role:
+                server.send(peer, bridge.drain(timeout_s))
 
     def _renew(self) -> None:
         reports = self.sessions.lease_reports()

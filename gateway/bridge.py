@@ -16,9 +16,11 @@ from protocol.wire.messages import (
     Authorize,
     ChangeKeyStatus,
     ChangeResource,
+    ClearCache,
     CloseParse,
     CountKeys,
     Detokenize,
+    Drain,
     Embed,
     Extend,
     FindKeys,
@@ -477,3 +479,16 @@ def parse_batch(deltas: Sequence[ParseDelta]) -> ParseBatch:
 def close_parse(request_id: str, attempt: int) -> CloseParse:
     """Forget a session."""
     return CloseParse(request_id=request_id, attempt=attempt)
+
+
+def clear_cache(question_id: str) -> ClearCache:
+    """Forget the computed prompts that nobody uses at the moment."""
+    return ClearCache(request_id=question_id)
+
+
+# To workers of any role.
+
+
+def drain(timeout_s: float) -> Drain:
+    """Finish what you have, and end."""
+    return Drain(timeout_s=timeout_s)

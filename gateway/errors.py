@@ -7,6 +7,7 @@ PenstockError
 │   ├── ForbiddenOriginError     403: Host or Origin is not on the allow-list
 │   ├── ModelNotFoundError       404: lists the models there are
 │   ├── ToolNotFoundError        404: lists the tools of this server
+│   ├── WorkerNotFoundError      404: no worker of this name is connected
 │   ├── ToolPluginsError         500: the tools of this server can't be loaded
 │   ├── RequestInProgressError   409: the request of this Idempotency-Key is still running
 │   ├── IdempotencyKeyReusedError 422: its Idempotency-Key came with another request
@@ -92,6 +93,19 @@ class ToolNotFoundError(GatewayError):
         there_are = ", ".join(f"`{tool}`" for tool in known)
         super().__init__(
             f"This server has no tool named `{name}`. Available tools: {there_are}.", param="name"
+        )
+
+
+class WorkerNotFoundError(GatewayError):
+    """No worker of this name is connected to this gateway."""
+
+    code = ErrorCode.NOT_FOUND
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"No worker `{name[:100]}` is connected to this gateway; GET /v1/admin/workers lists"
+            " those that are.",
+            param="name",
         )
 
 

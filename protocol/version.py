@@ -38,6 +38,9 @@ CANCEL_VERSION = ProtocolVersion(1, 2)
 BATCH_VERSION = ProtocolVersion(1, 2)
 """Since when both sides read a frame that holds an array of messages."""
 
+CLEAR_CACHE_VERSION = ProtocolVersion(1, 4)
+"""Since when engines take `ClearCache`."""
+
 PRINCIPALS_VERSION = ProtocolVersion(1, 3)
 """Since when auth workers take scopes, and every command on keys and the audit log but the three
 of 1.0; an older one would let rules aside."""

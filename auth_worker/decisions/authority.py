@@ -51,7 +51,11 @@ NOTE_INTERVAL_S = 60.0
 """A key's last use is noted at most once in so long."""
 SWEEP_INTERVAL_S = 60.0
 
-_RECORDED_SCOPES: Final[Mapping[str, AuditAction]] = {"admin.profile": "engine_profiled"}
+_RECORDED_SCOPES: Final[Mapping[str, AuditAction]] = {
+    "admin.profile": "engine_profiled",
+    "admin.workers": "worker_drained",
+    "admin.cache": "caches_cleared",
+}
 """Administration that isn't carried out here; each grant is an entry of the audit log."""
 
 

@@ -24,9 +24,9 @@ _USING: Final = _READING | {
 
 ROLE_SCOPES: Final[dict[PrincipalRole, frozenset[str]]] = {
     "admin": frozenset(SCOPES),
-    "service": _USING | {"admin.metrics"},
+    "service": _USING | {"admin.metrics", "admin.status"},
     "user": _USING,
-    "readonly": _READING | {"admin.metrics"},
+    "readonly": _READING | {"admin.metrics", "admin.status"},
 }
 """What each role may do."""
 

@@ -61,6 +61,8 @@ AuditAction = Literal[
     "price_updated",
     "price_deleted",
     "engine_profiled",
+    "worker_drained",
+    "caches_cleared",
     "token_accepted",
     "request_refused",
     "change_refused",

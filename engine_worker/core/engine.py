@@ -232,6 +232,10 @@ class Engine:
         changes = self._pool.take_changes()
         return changes if self._has_prefix_cache else None
 
+    def clear_cache(self) -> int:
+        """Forget what is cached of prompts and held by no choice; how many blocks those were."""
+        return self._scheduler.clear_cache()
+
     def extend(self, gateway_id: str, command: Extend) -> None:
         """Raise a choice's lease; a smaller one than before is ignored, so order can't matter."""
         output = self._choices.get((gateway_id, command.request_id, command.choice))

@@ -31,7 +31,9 @@ from protocol.runtime.threads import WatchedPool
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import (
     Abort,
+    CacheCleared,
     Cancel,
+    ClearCache,
     Credits,
     Detokenize,
     Embed,
@@ -69,6 +71,9 @@ class Outlet(Protocol):
         """What a gateway speaks."""
 
 
+_FOR_STEP_LOOP = Generate | Extend | Abort | OrphanUsageNoted | ClearCache
+
+
 @dataclass(frozen=True, slots=True)
 class GatewayCommand:
     """A command for the step loop, and whose it is.
@@ -81,7 +86,7 @@ class GatewayCommand:
     """
 
     gateway_id: str
-    command: Generate | Extend | Abort | OrphanUsageNoted
+    command: Generate | Extend | Abort | OrphanUsageNoted | ClearCache
     received_at: float
     accepted: Accepted = None
     is_abandoned: bool = False
@@ -210,6 +215,9 @@ class EngineHandler:
                 self._embeddings.submit(gateway_id, command)
         elif isinstance(command, Profile):
             self._take_profile(gateway_id, command)
+        elif isinstance(command, ClearCache) and not self._generates:
+            # A model that only makes embeddings keeps nothing of its prompts.
+            self._send(gateway_id, CacheCleared(request_id=command.request_id, num_blocks=0))
         elif isinstance(command, Generate) and (self._prepares is None or self.is_draining):
             self._send(gateway_id, self._unavailable(command))
         elif isinstance(command, Generate) and command.grammar is not None:
@@ -217,7 +225,7 @@ class EngineHandler:
         elif isinstance(command, Generate) and not (command.is_alone or is_quick(command)):
             # A suspect is accepted by the step loop, once it is alone: that may be what kills.
             self._take_slow(gateway_id, command)
-        elif isinstance(command, Generate | Extend | Abort | OrphanUsageNoted) and self._generates:
+        elif isinstance(command, _FOR_STEP_LOOP) and self._generates:
             # Choices go from the first queue to the second, so these are asked in this order.
             if isinstance(command, Extend):
                 for waiting in self._choice_queues:

@@ -20,7 +20,15 @@ from engine_worker.serving.isolation import Isolation
 from engine_worker.serving.orphans import OrphanTracker
 from protocol.errors import ErrorCode, PenstockError
 from protocol.version import ORPHAN_USAGE_VERSION
-from protocol.wire.messages import Credits, Extend, Generate, OrphanUsageNoted, StepOutput
+from protocol.wire.messages import (
+    CacheCleared,
+    ClearCache,
+    Credits,
+    Extend,
+    Generate,
+    OrphanUsageNoted,
+    StepOutput,
+)
 
 _MAX_SLEEP_S = 1.0
 """So soon a gateway that came to an idle engine learns what is cached there."""
@@ -134,6 +142,10 @@ class StepLoop:
             self._engine.extend(item.gateway_id, item.command)
         elif isinstance(item.command, OrphanUsageNoted):
             self._orphans.on_noted(item.command.report_id)
+        elif isinstance(item.command, ClearCache):
+            num_blocks = self._engine.clear_cache()
+            cleared = CacheCleared(request_id=item.command.request_id, num_blocks=num_blocks)
+            self._outlet.send(item.gateway_id, cleared)
         else:
             self._engine.abort(item.gateway_id, item.command)
 

@@ -30,6 +30,7 @@ from gateway.http.routes import (
     responses,
     tokenize,
     tools,
+    workers,
 )
 from gateway.telemetry.access_log import AccessRecord
 from protocol.errors import ErrorCode, PenstockError
@@ -47,7 +48,7 @@ def build_api(parts: HttpParts) -> FastAPI:
     app.state.methods = []
     for module in (
         *(generate, responses, messages, embeddings, tokenize, models, tools, health),
-        *(admin, resources, audit, profile, docs),
+        *(admin, resources, audit, profile, workers, docs),
     ):
         for route in module.router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.

@@ -31,6 +31,7 @@ from gateway.http.schemas.resources import (
 )
 from gateway.http.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
+from gateway.http.schemas.workers import ClearCacheRequest, DrainRequest
 from protocol.wire.messages import AuditOutcome, KeyStatus, LimitHolder, PrincipalRole
 
 _TITLE: Final = "Penstock"
@@ -61,6 +62,8 @@ _BODIES: tuple[type[BaseModel], ...] = (
     ChangePriceRequest,
     ExecuteRequest,
     ParseRequest,
+    DrainRequest,
+    ClearCacheRequest,
 )
 _SCHEMES: Final = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer psk-…"},
@@ -129,6 +132,8 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "/v1/admin/prices": {"models": "demo*", "prompt": 150_000, "completion": 600_000},
     "/v1/admin/prices/{price_id}": {"completion": 500_000, "valid_from": 1_900_000_000},
     "/v1/admin/profile": {"model": "demo", "seconds": 5},
+    "/v1/admin/workers/{name}/drain": {"timeout_s": 60},
+    "/v1/models/invalidate-cache": {"model": "demo"},
 }
 """A body for each route that takes one."""
 
@@ -137,7 +142,7 @@ _MEDIA_TYPES: Final[dict[str, tuple[str, ...]]] = {
     "/v1/completions": ("application/json", "text/event-stream"),
     "/v1/responses": ("application/json", "text/event-stream"),
     "/v1/messages": ("application/json", "text/event-stream"),
-    "/metrics": ("text/plain",),
+    "/metrics": ("text/plain", "application/json"),
 }
 """What answers are, where it is not JSON alone."""
 _CREATED: Final = (

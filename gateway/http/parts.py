@@ -16,6 +16,7 @@ from gateway.request.identity import IdentityTable
 from gateway.request.replays import ReplayTable
 from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.worker_records import WorkerRecords
 from gateway.tools.toolbox import ToolBox
 from gateway.workers.auth import AuthLink
 from gateway.workers.engine_directory import EngineDirectory
@@ -40,6 +41,11 @@ class HttpParts:
         toolbox: Runs the tools of this server; None when there are none, or tools are off.
         peers: Every connected worker of any role.
         replays: Answers to requests with an `Idempotency-Key`.
+        worker_records: How each worker has done lately.
+        drain_worker: Lets a worker finish within so many seconds, and end.
+        num_active: Requests under way.
+        started_s: When this gateway was made, on `clock`.
+        clock: Monotonic seconds.
         wall_clock: Unix seconds.
     """
 
@@ -57,6 +63,11 @@ class HttpParts:
     toolbox: ToolBox | None
     peers: Callable[[], Iterable[Peer]]
     replays: ReplayTable
+    worker_records: WorkerRecords
+    drain_worker: Callable[[Peer, float], None]
+    num_active: Callable[[], int]
+    started_s: float
+    clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], float] = time.time
 
 

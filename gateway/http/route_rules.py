@@ -79,6 +79,10 @@ ROUTE_RULES: Final[dict[str, RouteRule]] = {
     "/v1/admin/prices": RouteRule(Access.ADMIN, "admin.prices"),
     "/v1/admin/prices/{price_id}": RouteRule(Access.ADMIN, "admin.prices"),
     "/v1/admin/audit-logs": RouteRule(Access.ADMIN, "admin.audit"),
+    "/v1/admin/workers": RouteRule(Access.ADMIN, "admin.status"),
+    "/v1/admin/workers/{name}/drain": RouteRule(Access.ADMIN, "admin.workers"),
+    "/v1/providers/status": RouteRule(Access.ADMIN, "admin.status"),
+    "/v1/models/invalidate-cache": RouteRule(Access.ADMIN, "admin.cache"),
     "/v1/admin/profile": RouteRule(Access.ADMIN, "admin.profile"),
 }
 """Every route by its template; one that isn't here stops the start. Which roles have which scope is

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from gateway import bridge
 from gateway.errors import DeniedError, RemoteFailureError, WorkerUnavailableError
+from gateway.telemetry.worker_records import WorkerRecords
 from gateway.workers.questions import QuestionTable
 from gateway.workers.wire import Wire
 from protocol.errors import ErrorCode
@@ -101,6 +102,7 @@ class AuthLink:
         require_keys: An auth worker that lets anonymous callers in is not asked when this is set.
         news: Who is told the rest.
         carries_tokens: Whether bearer tokens may cross this socket: nobody else can read it.
+        records: Where answers are counted.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class AuthLink:
         require_keys: bool,
         news: AuthNews,
         carries_tokens: bool = True,
+        records: WorkerRecords | None = None,
     ) -> None:
         self._wire = wire
         self.timeout_s = timeout_s
@@ -119,7 +122,7 @@ class AuthLink:
         self._carries_tokens = carries_tokens
         self._tokens: dict[str, Authorize] = {}
         self._peers: list[Peer] = []
-        self._questions = QuestionTable(timeout_s, _unavailable)
+        self._questions = QuestionTable(timeout_s, _unavailable, records)
         self._numbers = itertools.count(1)
         self._epochs: dict[str, int] = {}  # the latest of each shared database
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from gateway.dispatch.seats import EngineHandle
 from protocol.version import PROTOCOL_VERSION, ProtocolVersion
@@ -85,6 +85,14 @@ class EngineDirectory:
             if self._speaks_for_model(offer):
                 self._known[offer.model] = offer
         self._on_change(handle.offer.model)
+
+    def forget_absent(self, models: Iterable[str]) -> tuple[str, ...]:
+        """Forget those models that no engine is there for; which those were."""
+        absent = tuple(model for model in models if not self.engines(model))
+        for model in absent:
+            self._known.pop(model, None)
+            self._by_model.pop(model, None)
+        return absent
 
     def remove(self, peer: Peer) -> EngineHandle | None:
         """An engine is dead; who it was."""

@@ -9,13 +9,16 @@ from typing import Protocol, TypeVar
 from gateway.dispatch.routing import PrefixRouter
 from gateway.dispatch.seats import EngineHandle
 from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError
+from gateway.telemetry.worker_records import WorkerRecords
 from gateway.workers.engine_directory import EngineDirectory
 from gateway.workers.questions import QuestionTable
 from gateway.workers.wire import Wire
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Abort,
+    CacheCleared,
     CachedBlocks,
+    ClearCache,
     Delta,
     Detokenize,
     Detokenized,
@@ -46,7 +49,7 @@ _BACK_OFF_CODES = frozenset(
     {ErrorCode.CREDIT_EXCEEDED, ErrorCode.WORKER_UNAVAILABLE, ErrorCode.OVERLOADED}
 )
 
-AnswerT = TypeVar("AnswerT", Prepared, Detokenized, Embedded, Profiled)
+AnswerT = TypeVar("AnswerT", Prepared, Detokenized, Embedded, Profiled, CacheCleared)
 ChoiceKey = tuple[str, int]
 """A choice on the wire: the request id of its prompt, and its number there."""
 
@@ -83,6 +86,7 @@ class EngineLink:
         directory: Who is there.
         prefixes: Is told what engines have cached.
         on_orphans: Called with an engine's report of what it did for a gateway that is gone.
+        records: Where answers and ends of choices are counted.
     """
 
     def __init__(
@@ -91,12 +95,14 @@ class EngineLink:
         directory: EngineDirectory,
         prefixes: PrefixRouter,
         on_orphans: Callable[[OrphanUsage], None],
+        records: WorkerRecords | None = None,
     ) -> None:
+        self._records = records or WorkerRecords()
         self._wire = wire
         self._directory = directory
         self._prefixes = prefixes
         self._on_orphans = on_orphans
-        self._questions = QuestionTable()
+        self._questions = QuestionTable(records=self._records)
         self._choices: dict[Peer, dict[ChoiceKey, ChoiceSink]] = {}
 
     # Requests.
@@ -104,7 +110,7 @@ class EngineLink:
     def ask(
         self,
         engine: EngineHandle,
-        question: Prepare | Detokenize | Embed | Profile,
+        question: Prepare | Detokenize | Embed | Profile | ClearCache,
         kind: type[AnswerT],
     ) -> "asyncio.Future[AnswerT]":
         """Send a question, without waiting yet; whoever asked calls `close`, however it ended.
@@ -192,7 +198,7 @@ class EngineLink:
         """A message about requests."""
         if isinstance(event, StepOutput):
             self._on_step_output(peer, event)
-        elif isinstance(event, Prepared | Detokenized | Embedded | Profiled):
+        elif isinstance(event, Prepared | Detokenized | Embedded | Profiled | CacheCleared):
             self._questions.answer(event.request_id, peer, event)
         elif isinstance(event, CachedBlocks):
             self._prefixes.on_cached_blocks(peer, event)
@@ -226,6 +232,7 @@ class EngineLink:
         sink = choices.get(key)
         if sink is not None and sink.attempt == end.attempt:
             choices.pop(key, None)
+            self._records.note(peer)
             self._deliver(peer, key, sink, partial(sink.on_finished, end))
 
     def _on_failure(self, peer: Peer, failure: Failure) -> None:
@@ -241,6 +248,7 @@ class EngineLink:
             if concerns and failure.attempt in (0, sink.attempt):
                 choices.pop(key, None)
                 own = RemoteFailureError.from_message(failure)
+                self._records.note(peer, failure=own)
                 self._deliver(peer, key, sink, partial(sink.on_failure, own, failure))
 
     def _deliver(

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from gateway import bridge
 from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError, WorkerUnavailableError
+from gateway.telemetry.worker_records import WorkerRecords
 from gateway.workers.wire import Wire
 from protocol.wire.messages import (
     Failure,
@@ -53,9 +54,11 @@ class ParserLink:
 
     Args:
         wire: The socket of the parsers.
+        records: Where sessions are counted.
     """
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, records: WorkerRecords | None = None) -> None:
+        self._records = records or WorkerRecords()
         self._wire = wire
         self._sessions: dict[Peer, dict[str, ParseSink]] = {}
         self._opening: dict[tuple[str, int], tuple[Peer, asyncio.Future[ParseOpened]]] = {}
@@ -87,12 +90,15 @@ class ParserLink:
         """
         parser = self._choose(message)
         key = (message.request_id, message.attempt)
-        future: asyncio.Future[ParseOpened] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[ParseOpened] = loop.create_future()
+        since = loop.time()
         self._opening[key] = (parser, future)
         self._sessions[parser][message.request_id] = sink
         try:
             self._wire.send(parser, message)
             opened = await future
+            self._records.note(parser, loop.time() - since)
             if key in self._spoilt:
                 raise self._spoilt[key]
             if parser not in self._sessions:
@@ -180,6 +186,7 @@ class ParserLink:
 
     def _on_failure(self, peer: Peer, failure: Failure) -> None:
         error = RemoteFailureError.from_message(failure)
+        self._records.note(peer, failure=error)
         sink = self._sessions.get(peer, {}).get(failure.request_id)
         if sink is None or failure.attempt not in (0, sink.attempt):
             return  # 0: refused before anybody looked into it

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gateway.errors import GatewayError
+from gateway.telemetry.worker_records import WorkerRecords
 from protocol.wire.peers import Peer
 
 
@@ -14,12 +15,14 @@ class _Question(NamedTuple):
 
     Attributes:
         kind: The message that answers it.
-        late_at: When nobody waits any more, on the loop's clock; None when its asker bounds that.
+        since: When it was sent, on the loop's clock.
+        late_at: When nobody waits any more, likewise; None when its asker bounds that.
     """
 
     peer: Peer
     kind: type[Any]
     answer: "asyncio.Future[Any]"
+    since: float
     late_at: float | None
 
 
@@ -31,13 +34,16 @@ class QuestionTable:
     Args:
         timeout_s: How long an answer may take; None leaves that to the askers.
         too_late: Makes the error of a question whose time ran out.
+        records: Where answers are counted.
     """
 
     def __init__(
         self,
         timeout_s: float | None = None,
         too_late: Callable[[], GatewayError] | None = None,
+        records: WorkerRecords | None = None,
     ) -> None:
+        self._records = records or WorkerRecords()
         self._timeout_s = timeout_s
         self._too_late = too_late
         self._questions: OrderedDict[str, _Question] = OrderedDict()
@@ -50,12 +56,12 @@ class QuestionTable:
         """A future for the answer to a question that is about to be sent."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
-        late_at = None
+        late_at, now = None, loop.time()
         if self._timeout_s is not None:
-            late_at = loop.time() + self._timeout_s
+            late_at = now + self._timeout_s
             if self._timer is None:
                 self._timer = loop.call_at(late_at, self._expire)
-        self._questions[question_id] = _Question(peer, kind, answer, late_at)
+        self._questions[question_id] = _Question(peer, kind, answer, now, late_at)
         return answer
 
     def close(self, question_id: str) -> bool:
@@ -77,6 +83,7 @@ class QuestionTable:
         if not isinstance(message, question.kind):
             return False
         question.answer.set_result(message)
+        self._records.note(peer, question.answer.get_loop().time() - question.since)
         return True
 
     def fail(self, question_id: str, peer: Peer, error: GatewayError) -> bool:
@@ -85,6 +92,8 @@ class QuestionTable:
         if question is None or question.peer is not peer or question.answer.done():
             return False
         question.answer.set_exception(error)
+        took_s = question.answer.get_loop().time() - question.since
+        self._records.note(peer, took_s, error)
         return True
 
     def fail_peer(self, peer: Peer, error: GatewayError) -> None:
@@ -105,4 +114,6 @@ class QuestionTable:
                 self._timer = loop.call_at(question.late_at, self._expire)
                 return
             if self._too_late is not None:
-                question.answer.set_exception(self._too_late())
+                error = self._too_late()
+                question.answer.set_exception(error)
+                self._records.note(question.peer, failure=error)

@@ -20,6 +20,7 @@ from gateway.http.schemas.keys import ChangeKeyRequest, CreateKeyRequest, Rotate
 from gateway.http.schemas.profile import ProfileRequest
 from gateway.http.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
+from gateway.http.schemas.workers import ClearCacheRequest, DrainRequest
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Prepare
 from tests.fakes.raw_http import LIVE, answers, connected, post
@@ -146,7 +147,10 @@ async def test_the_document_says_what_routes_answer_and_who_needs_a_key(socket_d
             "application/json",
             "text/event-stream",
         }
-        assert set(paths["/metrics"]["get"]["responses"]["200"]["content"]) == {"text/plain"}
+        assert set(paths["/metrics"]["get"]["responses"]["200"]["content"]) == {
+            "text/plain",
+            "application/json",
+        }
         assert set(paths["/ready"]["get"]["responses"]) == {"200", "503", "default"}
         assert document["security"] == [{}, *key]
         assert paths["/metrics"]["get"]["security"] == []
@@ -179,10 +183,12 @@ async def test_the_document_says_what_routes_answer_and_who_needs_a_key(socket_d
         ("/v1/admin/keys/{key_id}", ChangeKeyRequest),
         ("/v1/admin/keys/{key_id}/rotate", RotateKeyRequest),
         ("/v1/admin/profile", ProfileRequest),
+        ("/v1/admin/workers/{name}/drain", DrainRequest),
+        ("/v1/models/invalidate-cache", ClearCacheRequest),
     ],
 )
 def test_every_example_of_the_document_is_a_good_body(path: str, model: type[BaseModel]) -> None:
-    assert len(EXAMPLES) == 15
+    assert len(EXAMPLES) == 17
     validate(model, EXAMPLES[path])  # type: ignore[type-var]  # each is a RequestModel
 
 

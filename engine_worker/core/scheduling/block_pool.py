@@ -127,6 +127,12 @@ class BlockPool:
                     del self._cached[block_id]
                     self._empty.append(block_id)
 
+    def forget_unused(self) -> int:
+        """The contents of all free blocks are forgotten; how many those were."""
+        block_ids = list(self._cached)
+        self.forget(block_ids)
+        return len(block_ids)
+
     def forget_all(self) -> None:
         """All contents are lost; who holds what stays as it is."""
         self._empty.extend(self._cached)

@@ -175,6 +175,10 @@ class Scheduler:
         """What a choice computed or read is not to be used by others: it gave no numbers."""
         self._pool.forget(choice.block_ids)
 
+    def clear_cache(self) -> int:
+        """Computed blocks that no choice holds are not used again; how many those were."""
+        return self._pool.forget_unused()
+
     def reset(self) -> None:
         """Every running choice starts over from its tokens: the KV cache was lost."""
         while self._running:

@@ -6,6 +6,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from gateway.http.access import GuardedRoute
+from gateway.http.metrics_json import metrics_json, wants_json
 from gateway.http.parts import parts_of
 from gateway.http.readiness import ReadinessReport
 from gateway.telemetry.metrics import CONTENT_TYPE
@@ -41,7 +42,9 @@ async def health(request: Request) -> Response:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Metrics as Prometheus text."""
+    """Metrics as Prometheus text, or the most important ones as JSON where that is asked for."""
+    if wants_json(request.headers.get("accept", "")):
+        return _json(200, metrics_json(parts_of(request)))
     return Response(parts_of(request).metrics.render(), headers={"content-type": CONTENT_TYPE})
 
 

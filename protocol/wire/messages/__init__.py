@@ -75,8 +75,10 @@ from protocol.wire.messages.generation import (
     ALL_CHOICES,
     NUM_ALONE_TOKENS,
     Abort,
+    CacheCleared,
     CachedBlocks,
     Cancel,
+    ClearCache,
     Delta,
     Detokenize,
     Detokenized,
@@ -145,6 +147,7 @@ EngineCommand = (
     | Cancel
     | OrphanUsageNoted
     | Profile
+    | ClearCache
     | GatewayControl
 )
 EngineEvent = (
@@ -155,6 +158,7 @@ EngineEvent = (
     | CachedBlocks
     | OrphanUsage
     | Profiled
+    | CacheCleared
     | WorkerControl
 )
 AuthCommand = (
@@ -215,10 +219,12 @@ __all__ = [
     "AuthEvent",
     "AuthOffer",
     "Authorize",
+    "CacheCleared",
     "CachedBlocks",
     "Cancel",
     "ChangeKeyStatus",
     "ChangeResource",
+    "ClearCache",
     "CloseParse",
     "CountKeys",
     "CreateKey",

@@ -28,6 +28,9 @@ Scope = Literal[
     "admin.prices",
     "admin.audit",
     "admin.profile",
+    "admin.status",
+    "admin.workers",
+    "admin.cache",
 ]
 """What a route asks of its caller, and a key may be narrowed to."""
 

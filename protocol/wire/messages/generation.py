@@ -355,3 +355,16 @@ class Profiled(Message, frozen=True, tag="profiled"):
     request_id: str
     directory: str
     size_bytes: int
+
+
+class ClearCache(Message, frozen=True, tag="clear_cache"):
+    """Forget the computed blocks of prompts that no running request holds (since 1.4)."""
+
+    request_id: str
+
+
+class CacheCleared(Message, frozen=True, tag="cache_cleared"):
+    """The answer to `ClearCache`: so many blocks were forgotten."""
+
+    request_id: str
+    num_blocks: int

@@ -122,6 +122,7 @@ EVENTS = st.lists(
         st.sampled_from(["a", "b"]).map(lambda gateway_id: ("go", gateway_id)),
         st.just(("report", "")),
         st.just(("lose", "")),
+        st.just(("clear", "")),
     ),
     max_size=40,
 )
@@ -142,6 +143,8 @@ def test_every_gateway_knows_exactly_what_is_cached(events: list[tuple[str, str]
             house.known.pop(name, None)
         elif kind == "lose":
             house.engine.pool.forget_all()
+        elif kind == "clear":
+            house.engine.pool.forget_unused()
         else:
             house.report()
     house.report()

@@ -15,7 +15,9 @@ from protocol.errors import ErrorCode
 from protocol.version import OLDEST_VERSION, PROTOCOL_VERSION, ProtocolVersion
 from protocol.wire.messages import (
     Abort,
+    CacheCleared,
     Cancel,
+    ClearCache,
     Credits,
     Detokenize,
     Detokenized,
@@ -467,3 +469,22 @@ def test_an_engine_that_only_embeds_is_idle_whatever_else_is_said_to_it() -> Non
     handler.on_command("b", Abort(request_id="r", attempt=1))
     assert (handler.num_unfinished(), handler.load().num_running) == (0, 0)
     handler.close()
+
+
+def test_what_is_cached_is_forgotten_when_a_gateway_asks() -> None:
+    house = House()
+    house.serve()
+    house.handler.on_command("g", generate(prompt_token_ids=tuple(range(1, 60))))
+    house.rest()
+    num_cached = len(house.engine.cached_blocks())
+    assert num_cached > 0
+    for request_id in ("first", "second"):
+        house.handler.on_command("g", ClearCache(request_id=request_id))
+        house.rest()
+    assert house.engine.cached_blocks() == ()
+    cleared = [message for _, message in house.outlet.sent if isinstance(message, CacheCleared)]
+    assert cleared == [
+        CacheCleared(request_id="first", num_blocks=num_cached),
+        CacheCleared(request_id="second", num_blocks=0),
+    ]
+    assert house.handler.num_unfinished() == 0

@@ -61,3 +61,21 @@ def test_hashes_are_stable_across_processes_and_versions() -> None:
         "4d09b3350f7c9aa8387559c7be9295d1",
         "62e6b180b11805fbb38a70ea19930926",
     ]
+
+
+def test_clearing_forgets_what_nobody_holds_and_leaves_the_rest() -> None:
+    pool = BlockPool(num_blocks=4, block_size=1)
+    blocks = pool.allocate(3)
+    assert blocks is not None
+    for block_id, content in zip(blocks, (b"a", b"b", b"c"), strict=True):
+        pool.register(block_id, content)
+    pool.release(blocks[:2])
+    pool.take_changes()
+    assert pool.forget_unused() == 2
+    assert pool.contents() == (b"c",)
+    changes = pool.take_changes()
+    assert changes is not None
+    assert (changes.is_reset, set(changes.removed), changes.added) == (False, {b"a", b"b"}, ())
+    assert pool.num_free == 3
+    assert pool.forget_unused() == 0
+    assert len(set(pool.allocate(3) or [])) == 3
