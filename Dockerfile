@@ -127,6 +127,7 @@ COPY --from=engine-build /opt/venv /opt/venv
 ENV PENSTOCK_ENGINE_ENDPOINT=tcp://gateway:5551 \
     PENSTOCK_KEY_DIR=/keys/engine \
     PENSTOCK_COMPILE_CACHE_DIR=/var/cache/penstock \
+    PENSTOCK_WEIGHTS_CACHE_DIR=/var/cache/penstock/weights \
     JAX_PLATFORMS=cpu
 # A model that is named by a relative path is looked for where `penstock fetch` puts it.
 WORKDIR /models
@@ -151,6 +152,7 @@ COPY --from=engine-gpu-build /opt/venv /opt/venv
 ENV PENSTOCK_ENGINE_ENDPOINT=tcp://gateway:5551 \
     PENSTOCK_KEY_DIR=/keys/engine \
     PENSTOCK_COMPILE_CACHE_DIR=/var/cache/penstock \
+    PENSTOCK_WEIGHTS_CACHE_DIR=/var/cache/penstock/weights \
     JAX_PLATFORMS=cuda \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -33,7 +33,7 @@ from benchmarks.steps import (
     row_blocks,
     time_decode,
 )
-from engine_worker.compute.attention.kv_cache import KvLayout, store_tokens
+from engine_worker.compute.backends.xla.pages import store_tokens, xla_kv_layout
 from engine_worker.compute.models.decoder import DecoderWeights, declare, random_weights
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.runner.compile_cache import prepare_backend
@@ -129,9 +129,9 @@ def time_kv_write(dtype: str, num_cached_tokens: int) -> float:
     """
     spec = decoder_spec(SHAPES["SmolLM2-135M"])
     num_blocks = num_cached_tokens // BLOCK_SIZE
-    layout = KvLayout.of(spec, DTYPES[dtype], num_blocks=num_blocks, block_size=BLOCK_SIZE)
+    layout = xla_kv_layout(spec, DTYPES[dtype], num_blocks=num_blocks, block_size=BLOCK_SIZE)
     pages = layout.allocate()[0]
-    tokens = jnp.ones((8, *layout.heads[0]), jnp.float32)
+    tokens = jnp.ones((8, *layout.layers[0].keys[:2]), jnp.float32)
     block_ids = jnp.arange(8, dtype=jnp.int32)
     write = jax.jit(store_tokens, donate_argnums=0)
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engine_worker.compute.attention.kv_cache import block_bytes
 from engine_worker.compute.models.decoder import DecoderWeights
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.core.choice.batch import RowWork, StepBatch
@@ -50,7 +49,7 @@ def row_blocks(runner: JaxModelRunner, num_rows: int) -> list[list[int]]:
 def decode_bytes(runner: JaxModelRunner, weights: DecoderWeights, rows: int, context: int) -> int:
     """Bytes that a decode step can't avoid to read; embeddings of the tied head count once."""
     layout = runner.kv_layout
-    token_bytes = block_bytes(weights.graph.spec, layout.dtype, BLOCK_SIZE) // BLOCK_SIZE
+    token_bytes = layout.block_bytes // layout.block_size
     return weights.graph.size_bytes + rows * context * token_bytes
 
 

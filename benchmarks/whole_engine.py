@@ -16,6 +16,7 @@ from engine_worker.compute.models.dtype import read_cpu_flags, resolve_dtype
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.runner.buckets import Bucket
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
+from engine_worker.compute.runner.program_set import ProgramSet
 from engine_worker.core.choice.batch import RowSampling, RowWork
 from engine_worker.core.engine import Engine
 from engine_worker.text.detokenizer import byte_level_table
@@ -53,13 +54,13 @@ def served_dtype(shape: str) -> np.dtype[Any]:
     return resolve_dtype("auto", jax.default_backend(), num_parameters, read_cpu_flags()).dtype
 
 
-class TimedRunner(JaxModelRunner):
+class TimedPrograms(ProgramSet):
     """Adds up the time inside compiled programs, results included."""
 
     program_s = 0.0
 
-    def _compile(self, key: Bucket | int) -> Any:
-        program = super()._compile(key)
+    def compile(self, key: Bucket | int) -> Any:
+        program = super().compile(key)
 
         def call(*arguments: Any) -> Any:
             started = time.perf_counter()
@@ -70,6 +71,19 @@ class TimedRunner(JaxModelRunner):
             return results
 
         return call
+
+
+class TimedRunner(JaxModelRunner):
+    """A runner of timed programs."""
+
+    program_set = TimedPrograms
+
+    @property
+    def program_s(self) -> float:
+        """Seconds in programs so far."""
+        programs = self._programs
+        assert isinstance(programs, TimedPrograms)
+        return programs.program_s
 
 
 class WholeEngine:

@@ -18,10 +18,19 @@ from protocol.runtime.settings import (
 )
 
 DEFAULT_COMPILE_CACHE_DIR = Path("~/.cache/penstock/compile")
+DEFAULT_WEIGHTS_CACHE_DIR = Path("~/.cache/penstock/weights")
 DTYPES = shared.DTYPES
 NO_POOLING = "none"
 _COMPILE_CACHE_DIR = file_path(
     "PENSTOCK_COMPILE_CACHE_DIR", DEFAULT_COMPILE_CACHE_DIR, meaning="folder of compiled programs"
+)
+_WEIGHTS_CACHE_DIR = file_path(
+    "PENSTOCK_WEIGHTS_CACHE_DIR",
+    DEFAULT_WEIGHTS_CACHE_DIR,
+    meaning=(
+        "folder of packed weights, as large as the model in its type; one file for each model and "
+        "type"
+    ),
 )
 _MAX_NUM_BATCHED_TOKENS = whole_number(
     "PENSTOCK_MAX_NUM_BATCHED_TOKENS", 512, minimum=1, meaning="tokens of one step"
@@ -37,6 +46,7 @@ class ModelSettings:
             unset.
         name: `PENSTOCK_MODEL_NAME`, the public name; the folder's when unset.
         compile_cache_dir: `PENSTOCK_COMPILE_CACHE_DIR`; None keeps no compiled programs.
+        weights_cache_dir: `PENSTOCK_WEIGHTS_CACHE_DIR`; None keeps no packed weights.
     """
 
     path: Path
@@ -72,8 +82,10 @@ class ModelSettings:
         )
     )
     dtype: str = setting(shared.DTYPE)
+    backend: str = setting(shared.BACKEND)
     deterministic: bool = setting(shared.DETERMINISTIC)
     compile_cache_dir: Path | None = setting(_COMPILE_CACHE_DIR, default=None)
+    weights_cache_dir: Path | None = setting(_WEIGHTS_CACHE_DIR, default=None)
     tool_format: str | None = setting(shared.TOOL_FORMAT)
     reasoning_format: str | None = setting(shared.REASONING_FORMAT)
     special_tokens_in_text: bool = setting(
@@ -123,6 +135,7 @@ class ModelSettings:
             path=path,
             name=name or path.name,
             compile_cache_dir=_COMPILE_CACHE_DIR.read(environ),
+            weights_cache_dir=_WEIGHTS_CACHE_DIR.read(environ),
         )
         settings.check()
         return settings

@@ -11,6 +11,7 @@ PenstockError
     │   ├── KvMemoryError              the KV cache's memory holds not even one whole request
     │   └── TokenizerLoadError         the tokenizer's files are missing or broken
     ├── NativeUnavailableError         there are no native kernels here: XLA computes instead
+    ├── PackedFileError                a file of packed weights can't be used: it is made anew
     ├── ProfileError                   a profile can't be recorded now
     └── RequestError                   one request can't be served; the others go on
         ├── InvalidRequestError        a field is wrong; names it
@@ -65,6 +66,10 @@ class TokenizerLoadError(ModelLoadError):
 
 class NativeUnavailableError(EngineError):
     """The native CPU kernels are missing, broken or of another version; the message says which."""
+
+
+class PackedFileError(EngineError):
+    """A file of packed weights is cut short, broken, or of other weights or another version."""
 
 
 class ProfileError(EngineError):

@@ -107,6 +107,7 @@ class ServeSettings:
     cache_dir: Path = setting(CACHE_DIR)
     revision: str | None = setting(REVISION)
     dtype: str = setting(shared.DTYPE)
+    backend: str = setting(shared.BACKEND)
     max_model_len: int | None = setting(shared.MAX_MODEL_LEN)
     max_num_seqs: int | None = setting(shared.MAX_NUM_SEQS, default=None)
     kv_memory_bytes: int | None = setting(shared.KV_MEMORY)

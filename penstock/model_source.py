@@ -15,6 +15,8 @@ from protocol.runtime.container_limits import free_memory_bytes
 
 _PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
 _KV_BYTES_PER_VALUE = 2
+_BITS_BY_WEIGHT = {"int8": 8, "int4": 5}
+"""Scales of groups and rows included."""
 _MEMORY_SHARE = 0.9
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
@@ -45,17 +47,21 @@ def estimate_memory(
     Args:
         config: The checkpoint's `config.json`.
         checkpoint_bytes: Sum of its safetensors files.
-        dtype: `auto` keeps the checkpoint's; `float32` doubles a 16-bit one.
+        dtype: `auto` keeps the checkpoint's; `float32` doubles a 16-bit one, `int8` halves it.
         max_model_len: Tokens of context to hold; None takes the config's.
     """
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    widening = 2 if dtype == "float32" and stored in ("bfloat16", "float16") else 1
+    is_half = stored in ("bfloat16", "float16")
+    widening = 2 if dtype == "float32" and is_half else 1
+    stored_bits = 16 if is_half else 32
+    weights_bytes = checkpoint_bytes * _BITS_BY_WEIGHT.get(dtype, stored_bits * widening)
     num_heads = int(config.get("num_attention_heads") or 1)
     head_dim = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // num_heads)
     num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
     length = max_model_len or int(config.get("max_position_embeddings") or 2048)
     values = 2 * int(config.get("num_hidden_layers") or 0) * num_kv_heads * head_dim * length
-    return MemoryEstimate(checkpoint_bytes * widening, values * _KV_BYTES_PER_VALUE * widening)
+    kv_bytes = values * _KV_BYTES_PER_VALUE * widening
+    return MemoryEstimate(weights_bytes // stored_bits, kv_bytes)
 
 
 def _gigabytes(size_bytes: int) -> str:
@@ -74,7 +80,7 @@ def require_memory(name: str, estimate: MemoryEstimate, available_bytes: int) ->
         f"{name} needs about {_gigabytes(estimate.total_bytes)} of memory "
         f"({_gigabytes(estimate.weights_bytes)} weights, {_gigabytes(estimate.kv_bytes)} KV cache "
         f"for one full context) and {_gigabytes(available_bytes)} are free. Lower --max-model-len, "
-        "use --dtype bfloat16, or choose a smaller model."
+        "use --dtype bfloat16 or int8, or choose a smaller model."
     )
 
 

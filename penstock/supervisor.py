@@ -143,6 +143,7 @@ def common_environment(settings: ServeSettings, run_dir: Path) -> dict[str, str]
         "PENSTOCK_REQUIRE_KEYS": str(settings.require_keys).lower(),
         "PENSTOCK_ALLOW_ANONYMOUS": str(not settings.require_keys).lower(),
         "PENSTOCK_COMPILE_CACHE_DIR": str(settings.cache_dir / "compile"),
+        "PENSTOCK_WEIGHTS_CACHE_DIR": str(settings.cache_dir / "weights"),
         "PENSTOCK_DRAIN_TIMEOUT_S": str(children_drain_timeout_s(settings.drain_timeout_s)),
     }
     environment.setdefault("PYTHONUNBUFFERED", "1")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from engine_worker.core.choice.choice import Choice
 from protocol.runtime.metrics import MetricRegistry
-from protocol.wire.messages import Failure, Finished, Load
+from protocol.wire.messages import BlockPlacement, Failure, Finished, Load
 
 _ROW_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _MASK_BOUNDS = (0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -131,6 +131,23 @@ class EngineMetrics:
             lambda: _kv_use(load()),
         )
         gauge("penstock_engine_kv_blocks", "KV blocks.", lambda: load().num_blocks)
+        self._blocks = self.registry.info(
+            "penstock_engine_blocks_info",
+            "Which backend computes each kind of the model's blocks.",
+            ("block", "backend"),
+        )
+        self._types = self.registry.info(
+            "penstock_engine_types_info",
+            "The types of weights and of cached keys and values.",
+            ("numbers", "type"),
+        )
+
+    def on_loaded(
+        self, placements: Iterable[BlockPlacement], *, weights: str, keys_and_values: str
+    ) -> None:
+        """The model is loaded: where its blocks run, and the types of its numbers."""
+        self._blocks.show((place.block, place.backend) for place in placements)
+        self._types.show([("weights", weights), ("kv", keys_and_values)])
 
     def on_added(self, choice: Choice, arrived_at: float, num_resumed_tokens: int) -> None:
         """A choice was taken; tokens of an earlier attempt were counted there."""

@@ -1,13 +1,17 @@
 """The two kinds of models that make embeddings, behind one port: encoders and decoders."""
 
-from typing import Protocol
+from typing import Final, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from engine_worker.compute.models.decoder import DecoderWeights, Leaves
-from engine_worker.compute.models.reference import dense_attention
+from engine_worker.compute.backends.base import PackedDecoder, StepTokens, forward
+from engine_worker.compute.backends.kv_layout import KvCache
+from engine_worker.compute.models.decoder import Leaves
 from engine_worker.embedding.encoder import EncoderGraph
+
+BLOCK_SIZE: Final = 32
+"""Tokens of a page."""
 
 
 class EmbeddingModel(Protocol):
@@ -46,30 +50,41 @@ class EncoderModel:
 
 
 class DecoderModel:
-    """A decoder with its weights, which it may share with generation: tokens see what is before."""
+    """A decoder with its weights, which it may share with generation: tokens see what is before.
 
-    def __init__(self, weights: DecoderWeights) -> None:
-        self._weights = weights
+    It attends through pages of its own, which last as long as one call.
+    """
+
+    def __init__(self, decoder: PackedDecoder) -> None:
+        self._decoder = decoder
 
     @property
     def num_dimensions(self) -> int:
-        return self._weights.graph.spec.hidden_size
+        return self._decoder.backend.spec.hidden_size
 
     @property
     def leaves(self) -> Leaves:
-        return self._weights.leaves
+        return self._decoder.leaves
 
     def hidden(self, leaves: Leaves, token_ids: jax.Array, lengths: jax.Array) -> jax.Array:
-        # Padding stands behind a row's tokens, where no token of it looks.
-        graph = self._weights.graph
+        backend = self._decoder.backend
         num_rows, num_tokens = token_ids.shape
+        num_blocks = -(-num_tokens // BLOCK_SIZE)
+        layout = backend.kv_layout(num_blocks=num_rows * num_blocks, block_size=BLOCK_SIZE)
+        cache: KvCache = jax.tree.map(
+            lambda like: jnp.zeros(like.shape, like.dtype), layout.abstract()
+        )
+        multiple = backend.table_multiple(BLOCK_SIZE)
+        padding = -num_blocks % multiple
+        tables = jnp.arange(num_rows * num_blocks, dtype=jnp.int32).reshape(num_rows, num_blocks)
+        tables = jnp.pad(tables, ((0, 0), (0, padding)), constant_values=layout.padding_block)
         positions = jnp.arange(num_tokens, dtype=jnp.int32)
-
-        def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            spec = graph.spec.layers[layer].attention
-            rows = (x.reshape(num_rows, num_tokens, *x.shape[1:]) for x in (q, k, v))
-            out = jax.vmap(lambda q, k, v: dense_attention(q, k, v, positions, spec))(*rows)
-            return out.reshape(q.shape)
-
-        flat = graph.forward(leaves, token_ids.reshape(-1), jnp.tile(positions, num_rows), attend)
-        return flat.reshape(num_rows, num_tokens, -1)
+        step = StepTokens(
+            token_ids=token_ids,
+            positions=jnp.tile(positions, (num_rows, 1)),
+            is_token=positions < lengths[:, None],
+            num_stored=lengths,
+            block_tables=tables,
+        )
+        hidden, _ = forward(backend.bind(leaves), backend.spec, cache, step)
+        return hidden.reshape(num_rows, num_tokens, -1)

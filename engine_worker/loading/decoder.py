@@ -4,25 +4,34 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
-from jax.typing import DTypeLike
 
-from engine_worker.compute.attention.kv_cache import (
+from engine_worker.compute.backends.base import Backend, PackedDecoder
+from engine_worker.compute.backends.choice import (
+    BackendName,
+    backend_label,
+    choose_backend,
+    describe,
+    identity_of,
+)
+from engine_worker.compute.backends.host_memory import trim_heap
+from engine_worker.compute.backends.kv_memory import (
     choose_num_blocks,
     default_kv_memory_bytes,
     device_memory_stats,
     size_kv_blocks,
 )
-from engine_worker.compute.models.decoder import DecoderGraph, DecoderWeights, declare
+from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.dtype import DtypeChoice, read_cpu_flags, resolve_dtype
 from engine_worker.compute.models.hf_config import load_spec
 from engine_worker.compute.models.spec import DecoderSpec
 from engine_worker.compute.runner.compile_cache import prepare_backend
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
-from engine_worker.compute.weights.loader import load_weights
+from engine_worker.compute.weights.checkpoint import open_checkpoint
+from engine_worker.compute.weights.loader import with_own_head
 from engine_worker.compute.weights.sampling_defaults import load_sampling_defaults
 from engine_worker.config import ModelSettings
 from engine_worker.core.credits import CreditPolicy
@@ -34,12 +43,14 @@ from engine_worker.errors import KvMemoryError
 from engine_worker.loading.encoder import decoder_embedder
 from engine_worker.loading.identity import model_fingerprint
 from engine_worker.loading.phases import PhaseCallback
+from engine_worker.loading.quality_record import read_quality
+from engine_worker.loading.weights import load_for_backend
 from engine_worker.text.chat_template import ChatTemplate
 from engine_worker.text.format_detection import DetectedFormats, detect_formats
 from engine_worker.text.preparation import PromptPreparer
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.errors import ConfigurationError
-from protocol.wire.messages import EngineOffer
+from protocol.wire.messages import BlockPlacement, EngineOffer
 from protocol.wire.sampling_ranges import MAX_LOGPROBS
 
 _log = logging.getLogger("penstock.engine")
@@ -94,8 +105,8 @@ def load_model(
     prepare_backend(settings.compile_cache_dir)
     spec = load_spec(settings.path)
     dtype = _choose_dtype(settings, spec)
-    graph = declare(spec, dtype.dtype)
-    max_model_len = choose_max_model_len(settings, spec, dtype.dtype)
+    backend = _choose_backend(settings, spec, dtype)
+    max_model_len = choose_max_model_len(settings, backend)
     with ThreadPoolExecutor(1, "tokenizer") as thread:
         text_side = thread.submit(_load_text_side, settings)
 
@@ -105,9 +116,9 @@ def load_model(
                 # A tokenizer that can't be loaded is no reason to read all weights first.
                 text_side.result()
 
-        weights = load_weights(settings.path, graph, progress=on_weights)
+        decoder = load_for_backend(settings.path, backend, settings.weights_cache_dir, on_weights)
         runner = create_runner(
-            weights,
+            decoder,
             settings,
             max_model_len,
             device_memory_stats,
@@ -125,9 +136,14 @@ def load_model(
         metrics=metrics,
     )
     embedder = decoder_embedder(
-        settings, weights, max_model_len, lambda done, text: on_phase("compiling", done, text)
+        settings, decoder, max_model_len, lambda done, text: on_phase("compiling", done, text)
     )
-    return _assemble(settings, weights.graph, dtype, tokenizer, template, runner, engine, embedder)
+    trim_heap()
+    if metrics is not None:
+        metrics.on_loaded(
+            placements_of(backend), weights=dtype.name, keys_and_values=str(backend.cache_dtype)
+        )
+    return _assemble(settings, dtype, tokenizer, template, runner, engine, embedder)
 
 
 def _load_text_side(settings: ModelSettings) -> tuple[Tokenizer, ChatTemplate]:
@@ -139,7 +155,7 @@ def _load_text_side(settings: ModelSettings) -> tuple[Tokenizer, ChatTemplate]:
 
 
 def create_runner(
-    weights: DecoderWeights,
+    decoder: PackedDecoder,
     settings: ModelSettings,
     max_model_len: int,
     read_device_stats: Callable[[], Mapping[str, int] | None],
@@ -149,7 +165,7 @@ def create_runner(
     """A runner whose cache has the configured size, or the size that memory allows.
 
     Args:
-        weights: On the device.
+        decoder: On the device.
         settings: Of the model.
         max_model_len: The longest request, tokens.
         read_device_stats: See `device_memory_stats`.
@@ -161,7 +177,7 @@ def create_runner(
 
     def create(num_blocks: int) -> JaxModelRunner:
         return JaxModelRunner.create(
-            weights,
+            decoder,
             num_blocks=num_blocks,
             max_model_len=max_model_len,
             block_size=settings.block_size,
@@ -182,8 +198,7 @@ def create_runner(
         kv_memory_bytes = default_kv_memory_bytes(taken_bytes, read_device_stats())
     return create(
         choose_num_blocks(
-            weights.graph.spec,
-            weights.graph.dtype,
+            decoder.backend,
             block_size=settings.block_size,
             max_num_seqs=settings.max_num_seqs,
             max_model_len=max_model_len,
@@ -194,7 +209,6 @@ def create_runner(
 
 def _assemble(
     settings: ModelSettings,
-    graph: DecoderGraph,
     dtype: DtypeChoice,
     tokenizer: Tokenizer,
     template: ChatTemplate,
@@ -202,6 +216,7 @@ def _assemble(
     engine: Engine,
     embedder: Embedder | None,
 ) -> ServedModel:
+    graph = runner.backend.graph
     spec = graph.spec
     formats = detect_formats(
         tokenizer.chat_template_source(has_tools=True),
@@ -219,7 +234,13 @@ def _assemble(
     offer = EngineOffer(
         model=settings.name,
         fingerprint=model_fingerprint(
-            settings, tokenizer, {"weights": dtype.name, "cache": str(runner.kv_layout.dtype)}
+            settings,
+            tokenizer,
+            {
+                "weights": dtype.name,
+                "cache": str(runner.kv_layout.dtype),
+                "products": identity_of(runner.backend, deterministic=settings.deterministic),
+            },
         ),
         resume_version=RESUME_VERSION,
         max_model_len=engine.max_model_len,
@@ -243,6 +264,10 @@ def _assemble(
         pooling="" if embedder is None else embedder.pooling.kind,
         max_token_bytes=tokenizer.max_token_bytes,
         tokenizer_info_json=json.dumps(tokenizer.info()),
+        backend=backend_label(runner.backend),
+        kv_dtype=str(runner.kv_layout.dtype),
+        placements=placements_of(runner.backend),
+        quality_json=read_quality(settings.weights_cache_dir, settings.path, runner.backend),
     )
     preparer = PromptPreparer(
         tokenizer,
@@ -252,6 +277,14 @@ def _assemble(
         block_size=runner.block_size,
     )
     return ServedModel(engine, preparer, tokenizer, template, credit_policy, offer, embedder)
+
+
+def placements_of(backend: Backend) -> tuple[BlockPlacement, ...]:
+    """Where each kind of block runs, as gateways are told."""
+    return tuple(
+        BlockPlacement(block=kind.value, backend=place.backend, reason=place.reason)
+        for kind, place in backend.placements.items()
+    )
 
 
 def _model_type(folder: Path) -> str | None:
@@ -287,19 +320,50 @@ def _choose_dtype(settings: ModelSettings, spec: DecoderSpec) -> DtypeChoice:
     return choice
 
 
-def choose_max_model_len(settings: ModelSettings, spec: DecoderSpec, dtype: DTypeLike) -> int:
+def choose_for_settings(
+    settings: ModelSettings, *, dtype: str | None = None, backend: str | None = None
+) -> Backend:
+    """The backend that computes a folder's decoder, chosen and not loaded yet.
+
+    Args:
+        settings: Name the folder, and what is asked for.
+        dtype: Instead of that of the settings.
+        backend: Instead of that of the settings.
+
+    Raises:
+        ModelLoadError: The folder can't be served.
+        ConfigurationError: What is asked for can't be had.
+    """
+    spec = load_spec(settings.path)
+    wanted = replace(settings, dtype=dtype or settings.dtype, backend=backend or settings.backend)
+    return _choose_backend(wanted, spec, _choose_dtype(wanted, spec))
+
+
+def _choose_backend(settings: ModelSettings, spec: DecoderSpec, dtype: DtypeChoice) -> Backend:
+    graph = with_own_head(declare(spec, dtype.dtype), open_checkpoint(settings.path))
+    choice = choose_backend(
+        BackendName(settings.backend),
+        graph,
+        dtype.name,
+        block_size=settings.block_size,
+        deterministic=settings.deterministic,
+    )
+    _log.info("%s on %s: %s", settings.name, describe(choice.backend), choice.reason)
+    return choice.backend
+
+
+def choose_max_model_len(settings: ModelSettings, backend: Backend) -> int:
     """The context: as configured, or the model's own, cut to what the KV memory holds.
 
     Args:
         settings: Of the model.
-        spec: What it was made for.
-        dtype: Of the KV cache as numbers.
+        backend: Computes it.
 
     Raises:
         ConfigurationError: The configured context is longer than the model's own.
         KvMemoryError: Not one block fits.
     """
-    longest = spec.max_position_embeddings
+    longest = backend.spec.max_position_embeddings
     if settings.max_model_len is not None:
         if settings.max_model_len > longest:
             raise ConfigurationError(
@@ -309,10 +373,8 @@ def choose_max_model_len(settings: ModelSettings, spec: DecoderSpec, dtype: DTyp
         return settings.max_model_len
     kv_memory_bytes = settings.kv_memory_bytes
     if kv_memory_bytes is None:
-        kv_memory_bytes = default_kv_memory_bytes(
-            declare(spec, dtype).size_bytes, device_memory_stats()
-        )
-    num_blocks = size_kv_blocks(kv_memory_bytes, spec, dtype, settings.block_size)
+        kv_memory_bytes = default_kv_memory_bytes(backend.packing.size_bytes, device_memory_stats())
+    num_blocks = size_kv_blocks(kv_memory_bytes, backend, settings.block_size)
     fitting = num_blocks * settings.block_size
     if fitting < 1:
         raise KvMemoryError(

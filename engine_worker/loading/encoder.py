@@ -5,9 +5,9 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Final
 
+from engine_worker.compute.backends.base import PackedDecoder
 from engine_worker.compute.models.config_fields import read_config
-from engine_worker.compute.models.decoder import DecoderWeights
-from engine_worker.compute.models.dtype import DTYPES
+from engine_worker.compute.models.dtype import DTYPES, QUANTIZED
 from engine_worker.compute.runner.compile_cache import prepare_backend
 from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
 from engine_worker.compute.weights.loader import load_leaves
@@ -83,6 +83,10 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
         )
     max_tokens = _choose_max_tokens(settings, spec, pooling)
     # Vectors are compared by small differences, and encoders are small: float32 unless asked.
+    if settings.dtype in QUANTIZED:
+        raise ConfigurationError(
+            f"an encoder computes in float32 or bfloat16, not in {settings.dtype}", param="dtype"
+        )
     dtype = DTYPES["float32" if settings.dtype == "auto" else settings.dtype]
     graph = EncoderGraph(spec, dtype)
     tokenizer = Tokenizer.load(settings.tokenizer_path or settings.path, settings.path)
@@ -119,7 +123,7 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
 
 
 def decoder_embedder(
-    settings: ModelSettings, weights: DecoderWeights, max_model_len: int, progress: ProgressCallback
+    settings: ModelSettings, decoder: PackedDecoder, max_model_len: int, progress: ProgressCallback
 ) -> Embedder | None:
     """What makes embeddings with a decoder's own weights; None when nobody asked for it.
 
@@ -128,7 +132,7 @@ def decoder_embedder(
 
     Args:
         settings: Name a pooling, unless the folder does.
-        weights: As loaded for generation.
+        decoder: As loaded for generation.
         max_model_len: Of generation.
         progress: Told how far compiling is.
 
@@ -140,7 +144,7 @@ def decoder_embedder(
     if pooling is None:
         return None
     limits = (max_model_len, MAX_DECODER_TOKENS, pooling.max_tokens or MAX_DECODER_TOKENS)
-    embedder = Embedder(DecoderModel(weights), pooling, min(limits), load_layers(pooling))
+    embedder = Embedder(DecoderModel(decoder), pooling, min(limits), load_layers(pooling))
     if not is_bundled:
         embedder.warm_up(progress)
     return embedder

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from engine_worker.config import DEFAULT_COMPILE_CACHE_DIR, ModelSettings
+from engine_worker.config import DEFAULT_COMPILE_CACHE_DIR, DEFAULT_WEIGHTS_CACHE_DIR, ModelSettings
 from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.core.engine import Engine
 from engine_worker.demo import DEMO_MODEL_NAME, demo_model_path
@@ -56,7 +56,7 @@ class LLM:
     Args:
         model: A folder in Hugging Face's layout; None is the bundled model. An encoder serves
             `embed` only.
-        dtype: auto, float32 or bfloat16.
+        dtype: auto, float32, bfloat16, int8 or int4.
         deterministic: Equal bits whatever runs beside a prompt.
         max_model_len: Prompt and output together, tokens; None takes the model's.
         max_num_seqs: Prompts that run at a time.
@@ -64,6 +64,8 @@ class LLM:
         speculation: As the setting PENSTOCK_SPECULATION: auto, off or always.
         pooling: As the setting PENSTOCK_POOLING: what `embed` does with a decoder.
         compile_cache_dir: Where compiled programs are kept; None compiles afresh.
+        backend: As the setting PENSTOCK_BACKEND: auto, xla or cpu_native.
+        weights_cache_dir: Where packed weights are kept; None packs them afresh.
 
     Attributes:
         vocab_size: Token ids are below it; 0 when nobody knows.
@@ -85,6 +87,8 @@ class LLM:
         speculation: str = "auto",
         pooling: str = "auto",
         compile_cache_dir: str | Path | None = DEFAULT_COMPILE_CACHE_DIR,
+        backend: str = "auto",
+        weights_cache_dir: str | Path | None = DEFAULT_WEIGHTS_CACHE_DIR,
     ) -> None:
         from engine_worker.embedding.service import Embeddings
         from engine_worker.loading.decoder import load_model
@@ -92,10 +96,12 @@ class LLM:
 
         folder = demo_model_path() if model is None else Path(model).expanduser().absolute()
         cache_dir = None if compile_cache_dir is None else Path(compile_cache_dir).expanduser()
+        weights_dir = None if weights_cache_dir is None else Path(weights_cache_dir).expanduser()
         settings = ModelSettings(
             path=folder,
             name=DEMO_MODEL_NAME if model is None else folder.name,
             dtype=dtype,
+            backend=backend,
             deterministic=deterministic,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
@@ -104,6 +110,7 @@ class LLM:
             speculation=SpeculationMode(speculation),
             pooling=pooling,
             compile_cache_dir=cache_dir,
+            weights_cache_dir=weights_dir,
         )
         self._num_requests = 0
         self._engine: Engine | None = None

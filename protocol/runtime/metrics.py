@@ -6,7 +6,7 @@ for each of its labels; the number of series is bounded by the caller's choice o
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from protocol.wire.messages.metrics import MetricKind, Metrics, MetricSample
@@ -86,6 +86,30 @@ class Gauge(Metric):
         ]
 
 
+class Info(Metric):
+    """What a worker is, in labels: series of the value 1, told once it is known."""
+
+    def __init__(self, name: str, help_text: str, labels: Sequence[str]) -> None:
+        super().__init__("gauge", name, help_text, labels)
+        self._shown: tuple[tuple[str, ...], ...] = ()
+
+    def show(self, series: Iterable[tuple[str, ...]]) -> None:
+        """These label values from now on, instead of those before."""
+        self._shown = tuple(series)
+
+    def samples(self) -> list[MetricSample]:
+        return [
+            MetricSample(
+                name=self.name,
+                kind=self.kind,
+                help=self.help_text,
+                labels=self._pairs(labels),
+                value=1.0,
+            )
+            for labels in self._shown
+        ]
+
+
 class Histogram(Metric):
     """Observations counted by size."""
 
@@ -142,6 +166,10 @@ class MetricRegistry:
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> Gauge:
         """A new gauge; `read` is called in the I/O thread and must return at once."""
         return self._add(Gauge(name, help_text, read))
+
+    def info(self, name: str, help_text: str, labels: Sequence[str]) -> Info:
+        """What is told in labels."""
+        return self._add(Info(name, help_text, labels))
 
     def histogram(
         self,

@@ -20,7 +20,8 @@ from protocol.wire.endpoints import ENDPOINT_SETTINGS
 from protocol.wire.keys import KEY_DIR_SETTING
 from protocol.wire.readiness import READY_FILE_SETTING
 
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "int8", "int4")
+BACKENDS = ("auto", "xla", "cpu_native")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("json", "human")
 
@@ -82,7 +83,21 @@ DTYPE = choice(
     "auto",
     DTYPES,
     option="--dtype",
-    meaning="type of the weights",
+    meaning=(
+        "type of the weights: `int8` and `int4` are made from the checkpoint's once, kept in the "
+        "weights cache, and change what the model says a little (docs/quality.md); `int4` needs "
+        "the native backend"
+    ),
+)
+BACKEND = choice(
+    "PENSTOCK_BACKEND",
+    "auto",
+    BACKENDS,
+    option="--backend",
+    meaning=(
+        "what computes the model: `xla` everywhere, `cpu_native` by C++ kernels on CPUs, `auto` by "
+        "the kernels wherever they cover a block and by xla elsewhere (docs/backends.md)"
+    ),
 )
 MAX_MODEL_LEN = whole_number(
     "PENSTOCK_MAX_MODEL_LEN",

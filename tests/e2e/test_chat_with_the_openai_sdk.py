@@ -185,6 +185,16 @@ def test_the_models_are_listed_and_shown(client: Any) -> None:
     assert card["id"] == MODEL
     assert card["tool_format"] == "hermes"
     assert "<tool_call>" in card["format_evidence"]
+    compute = card["compute"]
+    assert compute["backend"].split()[0] in {"xla", "cpu_native"}
+    assert compute["weights"] == card["dtype"]
+    assert [place["block"] for place in compute["blocks"]] == [
+        "embedding",
+        "attention",
+        "mlp",
+        "head",
+    ]
+    assert card["quality"] is None
 
 
 def test_an_unknown_model_is_a_404_that_lists_the_known_ones(client: Any) -> None:

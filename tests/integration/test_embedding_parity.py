@@ -13,6 +13,8 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
+from engine_worker.compute.backends.base import PackedDecoder
+from engine_worker.compute.backends.xla.backend import XlaBackend
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import load_spec
 from engine_worker.compute.weights.checkpoint import open_checkpoint
@@ -168,8 +170,9 @@ def test_a_folder_as_saved_since_release_5_4_gives_the_vectors_of_its_modules(
 def test_the_bundled_model_embeds_by_the_mean_without_being_asked() -> None:
     spec = load_spec(demo_model_path())
     weights = load_weights(demo_model_path(), declare(spec, np.float32))
+    decoder = PackedDecoder(XlaBackend(weights.graph), weights.leaves)
     settings = ModelSettings(path=demo_model_path(), name="demo")
-    embedder = decoder_embedder(settings, weights, 2048, lambda fraction, text: None)
+    embedder = decoder_embedder(settings, decoder, 2048, lambda fraction, text: None)
     assert embedder is not None
     assert (embedder.pooling.kind, embedder.num_compiles) == ("mean", 0)
     tokenizer = Tokenizer.load(demo_model_path())
@@ -181,7 +184,7 @@ def test_the_bundled_model_embeds_by_the_mean_without_being_asked() -> None:
         hidden = model.model(torch.tensor([row])).last_hidden_state[0]
     assert cosines(embedder.embed([row]), [pooled(hidden, "mean")]).min() >= 0.9999
     off = ModelSettings(path=demo_model_path(), name="demo", pooling="none")
-    assert decoder_embedder(off, weights, 2048, lambda fraction, text: None) is None
+    assert decoder_embedder(off, decoder, 2048, lambda fraction, text: None) is None
 
 
 def test_a_text_has_the_same_vector_alone_and_among_others(minilm: ServedEncoder) -> None:
@@ -268,5 +271,6 @@ def test_a_decoder_gives_mean_and_last_vectors_of_transformers(tmp_path: Path) -
     with torch.no_grad():
         hidden = [model.model(torch.tensor([row])).last_hidden_state[0] for row in rows]
     for kind in ("mean", "last"):
-        embedder = Embedder(DecoderModel(weights), PoolingSpec(kind), 16)
+        model_here = DecoderModel(PackedDecoder(XlaBackend(weights.graph), weights.leaves))
+        embedder = Embedder(model_here, PoolingSpec(kind), 16)
         assert cosines(embedder.embed(rows), [pooled(h, kind) for h in hidden]).min() >= 0.99999

@@ -9,6 +9,7 @@ nnx merges only while a program is traced; a compiled step takes the flat tuple 
 never meets a module.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 from jax.typing import DTypeLike
 
 from engine_worker.compute.models.layers import (
@@ -27,9 +27,10 @@ from engine_worker.compute.models.layers import (
     Head,
     RmsNorm,
     matmul,
+    matrix_of,
 )
-from engine_worker.compute.models.rope import RopeTable, rope_table
-from engine_worker.compute.models.spec import DecoderSpec, RopeSpec
+from engine_worker.compute.models.rope import rope_tables
+from engine_worker.compute.models.spec import DecoderSpec
 from engine_worker.compute.models.support import check_supported
 
 Leaves = tuple[jax.Array, ...]
@@ -48,38 +49,16 @@ class Decoder(Block):
 
     def __call__(self, token_ids: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:
         """Hidden states after the final norm; see `DecoderGraph.forward`."""
-        tables: dict[tuple[RopeSpec, int], RopeTable] = {}
         x = self.embedding(token_ids)
-        # Unrolled on purpose: a scan over stacked layers makes XLA:CPU copy each slice.
+        ropes = rope_tables(self.spec, positions)
         for index, layer in enumerate(self.layers):
-            rope, head_dim = layer.attention.spec.rope, layer.attention.spec.head_dim
-            table = None
-            if rope is not None:
-                if (rope, head_dim) not in tables:
-                    tables[rope, head_dim] = _shared_table(rope, head_dim, positions)
-                table = tables[rope, head_dim]
-            x = layer(index, x, table, attend)
+            x = layer(index, x, ropes.of(layer.attention.spec), attend)
         return self.norm(x)
 
     def project(self, hidden: jax.Array) -> jax.Array:
         """Logits; see `DecoderGraph.logits`."""
         head = self.embedding if self.head is None else self.head
-        return matmul(hidden, head.weight[...])
-
-
-def _shared_table(rope: RopeSpec, head_dim: int, positions: jax.Array) -> RopeTable:
-    """Computes a table once for all layers.
-
-    XLA:CPU would compute it again in each layer, for each head. The result of a branch is never
-    taken apart like that, so it stands in one that is always taken.
-    """
-    empty = (positions.shape[0], 1, head_dim // 2)
-    table: RopeTable = lax.cond(
-        positions[0] >= 0,
-        lambda: rope_table(rope, head_dim, positions),
-        lambda: (jnp.zeros(empty, jnp.float32), jnp.zeros(empty, jnp.float32)),
-    )
-    return table
+        return matmul(hidden, matrix_of(head.weight))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +123,7 @@ class DecoderGraph:
         Returns:
             [T, hidden] float32, after the final norm.
         """
-        return self._merge(leaves)(token_ids, positions, attend)  # type: ignore[no-any-return]
+        return self.bind(leaves)(token_ids, positions, attend)
 
     def logits(self, leaves: Leaves, hidden: jax.Array) -> jax.Array:
         """Scores of every token of the vocabulary.
@@ -156,10 +135,18 @@ class DecoderGraph:
         Returns:
             [R, vocab] float32.
         """
-        return self._merge(leaves).project(hidden)  # type: ignore[no-any-return]
+        return self.bind(leaves).project(hidden)
 
-    def _merge(self, leaves: Leaves) -> Any:
-        return nnx.merge(self._graphdef, jax.tree_util.tree_unflatten(self._treedef, leaves))
+    def bind(self, leaves: Sequence[Any]) -> Decoder:
+        """The modules with weights in them; called while the caller's program is traced.
+
+        Args:
+            leaves: Aligned with `parameters`: arrays, matrices as a backend packs them
+                (`layers.Matrix`), or None where no block that is used has the weight.
+        """
+        state = jax.tree_util.tree_unflatten(self._treedef, leaves)
+        decoder: Decoder = nnx.merge(self._graphdef, state)
+        return decoder
 
 
 def parameters_of(state: Any) -> tuple[Parameter, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from protocol.errors import ConfigurationError
 
+QUANTIZED = ("int8", "int4")
 DTYPES = {"float32": np.dtype(jnp.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 NATIVE_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """Names in /proc/cpuinfo of instructions that multiply bfloat16 (x86, x86, ARM)."""
@@ -20,15 +21,21 @@ CPUINFO = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True, slots=True)
 class DtypeChoice:
-    """A type for weights and activations, and the sentence that says why."""
+    """A type for the weights, and the sentence that says why.
 
-    dtype: np.dtype[Any]
+    Attributes:
+        name: float32, bfloat16, int8 or int4.
+        reason: For the log.
+    """
+
+    name: str
     reason: str
 
     @property
-    def name(self) -> str:
-        """float32 or bfloat16."""
-        return str(self.dtype)
+    def dtype(self) -> np.dtype[Any]:
+        """In which weights are read: float32 where they are then quantised."""
+        dtype: np.dtype[Any] = DTYPES.get(self.name, DTYPES["float32"])
+        return dtype
 
 
 def resolve_dtype(
@@ -39,7 +46,7 @@ def resolve_dtype(
     *,
     deterministic: bool = False,
 ) -> DtypeChoice:
-    """Decides between float32 and bfloat16.
+    """Decides the type of the weights; it is never a quantised one unless that is asked for.
 
     The choice depends on nothing that varies from run to run: engines that continue each other's
     streams must compute alike. On CPUs that multiply bfloat16, a step of XLA:CPU takes about as
@@ -47,7 +54,7 @@ def resolve_dtype(
     up, so bfloat16 serves best; float32 would win a tenth for one stream that is always alone.
 
     Args:
-        requested: auto, float32 or bfloat16.
+        requested: auto, float32, bfloat16, int8 or int4.
         backend: JAX's name of the platform: cpu, gpu, tpu.
         num_parameters: Of the model.
         cpu_flags: From `read_cpu_flags`; looked at on a CPU only.
@@ -57,25 +64,24 @@ def resolve_dtype(
         The type and the reason, for the log.
 
     Raises:
-        ConfigurationError: An unknown type, or bfloat16 together with `deterministic`.
+        ConfigurationError: An unknown type, or another one than float32 with `deterministic`.
     """
-    if requested not in ("auto", *DTYPES):
-        raise ConfigurationError(
-            f"dtype must be auto, {' or '.join(DTYPES)}, not {requested!r}", param="dtype"
-        )
-    if deterministic and requested == "bfloat16":
+    if requested not in ("auto", *DTYPES, *QUANTIZED):
+        known = " or ".join((*DTYPES, *QUANTIZED))
+        raise ConfigurationError(f"dtype must be auto, {known}, not {requested!r}", param="dtype")
+    if deterministic and requested not in ("auto", "float32"):
         raise ConfigurationError("deterministic needs dtype float32 (or auto)", param="dtype")
     if requested != "auto":
-        return DtypeChoice(DTYPES[requested], "as asked for")
+        return DtypeChoice(requested, "as asked for")
     if deterministic:
-        return DtypeChoice(DTYPES["float32"], "deterministic mode computes in float32")
+        return DtypeChoice("float32", "deterministic mode computes in float32")
     if backend != "cpu":
-        return DtypeChoice(DTYPES["bfloat16"], f"{backend} multiplies bfloat16")
+        return DtypeChoice("bfloat16", f"{backend} multiplies bfloat16")
     if cpu_flags & NATIVE_BFLOAT16_FLAGS:
-        return DtypeChoice(DTYPES["bfloat16"], "this CPU multiplies bfloat16")
+        return DtypeChoice("bfloat16", "this CPU multiplies bfloat16")
     if num_parameters <= FLOAT32_MAX_PARAMETERS:
-        return DtypeChoice(DTYPES["float32"], "this CPU does not multiply bfloat16")
-    return DtypeChoice(DTYPES["bfloat16"], "float32 would double the memory of a large model")
+        return DtypeChoice("float32", "this CPU does not multiply bfloat16")
+    return DtypeChoice("bfloat16", "float32 would double the memory of a large model")
 
 
 def read_cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:

@@ -15,6 +15,7 @@ turning the result round costs more.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
 
+from engine_worker.compute.models.quantized import QuantizedMatrix, quantized_matmul
 from engine_worker.compute.models.rope import RopeTable, rotate
 from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, QkNorm
 
@@ -57,8 +59,8 @@ class Linear(Block):
         Returns:
             [T, out] float32.
         """
-        weight: jax.Array = self.weight[...]
-        if _is_faster_turned(x.shape[0], weight.dtype):
+        weight = matrix_of(self.weight)
+        if isinstance(weight, jax.Array) and _is_faster_turned(x.shape[0], weight.dtype):
             y = _turned_matmul(x, weight)
         else:
             y = matmul(x, weight)
@@ -67,7 +69,17 @@ class Linear(Block):
         return y
 
 
-def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
+Matrix = jax.Array | QuantizedMatrix
+"""A matrix [out, in] of a block, as its backend packs it."""
+
+
+def matrix_of(parameter: Any) -> Matrix:
+    """The matrix in a module's parameter."""
+    value: Matrix = parameter.get_value()
+    return value
+
+
+def matmul(x: jax.Array, weight: Matrix) -> jax.Array:
     """`x W^T`, operands in the weight's dtype, result in float32.
 
     Args:
@@ -77,6 +89,8 @@ def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
     Returns:
         [T, out] float32.
     """
+    if isinstance(weight, QuantizedMatrix):
+        return quantized_matmul(x, weight)
     return _dot(x.astype(weight.dtype), weight)
 
 
@@ -138,7 +152,9 @@ class Embedding(Block):
 
     def __call__(self, token_ids: jax.Array) -> jax.Array:
         """Looks up [T] int32 ids (in range; clamped otherwise): [T, hidden] float32."""
-        weight: jax.Array = self.weight[...]
+        weight = matrix_of(self.weight)
+        if isinstance(weight, QuantizedMatrix):
+            return weight.rows(token_ids)
         rows: jax.Array = weight.at[token_ids].get(mode="clip")
         return rows.astype(jnp.float32)
 

@@ -5,16 +5,19 @@ the formulas are those of transformers' `modeling_rope_utils`, in float32 like t
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax import lax
 
-from engine_worker.compute.models.spec import RopeKind, RopeSpec
+from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec, RopeKind, RopeSpec
 
 RopeTable = tuple[jax.Array, jax.Array]
 """Cosine and sine, each [T, 1, head_dim // 2] float32."""
+_RopeKey = tuple[RopeSpec, int]
 
 
 def inverse_frequencies(rope: RopeSpec, head_dim: int) -> npt.NDArray[np.float32]:
@@ -87,6 +90,56 @@ def rope_table(rope: RopeSpec, head_dim: int, positions: jax.Array) -> RopeTable
     angles = positions.astype(jnp.float32)[:, None] * inverse_frequencies(rope, head_dim)
     factor = jnp.float32(rope.attention_factor)
     return (jnp.cos(angles) * factor)[:, None, :], (jnp.sin(angles) * factor)[:, None, :]
+
+
+class RopeTables:
+    """The table of every distinct rope of a decoder for one batch of tokens.
+
+    Attributes:
+        tables: In the order in which layers first need them.
+    """
+
+    def __init__(self, keys: Sequence[_RopeKey], tables: Sequence[RopeTable]) -> None:
+        self._keys = tuple(keys)
+        self.tables = tuple(tables)
+
+    def index_of(self, attention: AttentionSpec) -> int | None:
+        """Which of `tables` a layer takes; None for a layer without positions."""
+        if attention.rope is None:
+            return None
+        return self._keys.index((attention.rope, attention.head_dim))
+
+    def of(self, attention: AttentionSpec) -> RopeTable | None:
+        """The table of a layer."""
+        index = self.index_of(attention)
+        return None if index is None else self.tables[index]
+
+
+def rope_tables(spec: DecoderSpec, positions: jax.Array) -> RopeTables:
+    """Cosine and sine for a batch of tokens, once for all layers that share them.
+
+    Args:
+        spec: The decoder.
+        positions: [T] int32.
+    """
+    ropes = (layer.attention for layer in spec.layers)
+    keys = dict.fromkeys((x.rope, x.head_dim) for x in ropes if x.rope is not None)
+    return RopeTables(list(keys), [_shared_table(*key, positions) for key in keys])
+
+
+def _shared_table(rope: RopeSpec, head_dim: int, positions: jax.Array) -> RopeTable:
+    """Computes a table once for all layers.
+
+    XLA:CPU would compute it again in each layer, for each head. The result of a branch is never
+    taken apart like that, so it stands in one that is always taken.
+    """
+    empty = (positions.shape[0], 1, head_dim // 2)
+    table: RopeTable = lax.cond(
+        positions[0] >= 0,
+        lambda: rope_table(rope, head_dim, positions),
+        lambda: (jnp.zeros(empty, jnp.float32), jnp.zeros(empty, jnp.float32)),
+    )
+    return table
 
 
 def rotate(x: jax.Array, table: RopeTable) -> jax.Array:

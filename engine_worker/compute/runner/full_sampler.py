@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-from engine_worker.compute.models.decoder import DecoderGraph, Leaves
+from engine_worker.compute.backends.base import Backend
+from engine_worker.compute.models.decoder import Leaves
 from engine_worker.compute.runner.packing import NUM_ROW_FIELDS, pack_row_fields, unpack_row_fields
 from engine_worker.compute.sampling.constraints import ConstraintRows, constrain
 from engine_worker.compute.sampling.logprobs import no_scores, score_tokens
@@ -79,16 +80,16 @@ class FullSampler:
     """A pure program over (weights, hidden states, counts, inputs) for some number of rows.
 
     Args:
-        graph: The decoder.
+        backend: Computes the head.
         num_rows: R.
         num_slots: Slots; padding rows name the slot after the last.
     """
 
-    def __init__(self, graph: DecoderGraph, num_rows: int, num_slots: int) -> None:
-        self._graph = graph
+    def __init__(self, backend: Backend, num_rows: int, num_slots: int) -> None:
+        self._backend = backend
         self._num_rows = num_rows
         self._num_slots = num_slots
-        self._vocab_size = graph.spec.vocab_size
+        self._vocab_size = backend.spec.vocab_size
         self._num_top = min(MAX_LOGPROBS, self._vocab_size)
         # Most calls have no bias or no mask: these never leave the device.
         self._no_biases = jnp.full((2, num_rows, MAX_LOGIT_BIASES), self._vocab_size, jnp.int32)
@@ -100,7 +101,7 @@ class FullSampler:
         """Samples and scores.
 
         Args:
-            leaves: All weights.
+            leaves: All weights, as the backend packs them.
             counts: [num_slots, V] int32, donated.
             hidden: [R, hidden] float32.
             inputs: See `pack`.
@@ -117,7 +118,7 @@ class FullSampler:
             is_masked=fields[:, _ExtraField.IS_MASKED] != 0,
             allowed=jnp.asarray(allowed),
         )
-        logits = self._graph.logits(leaves, hidden)
+        logits = self._backend.bind(leaves).head(hidden)
         constrained = constrain(logits, constraints)
         tokens = sample_tokens(constrained, counts, rows)
         has_choice = jnp.any(constrained > -jnp.inf, axis=1)

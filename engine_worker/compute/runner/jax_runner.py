@@ -1,52 +1,27 @@
 """The model runner on jax: owns the device state and runs each step's rows through its programs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from engine_worker.compute.attention.kv_cache import KvLayout
+from engine_worker.compute.backends.base import Backend, PackedDecoder
+from engine_worker.compute.backends.kv_layout import KvLayout
+from engine_worker.compute.backends.xla.backend import XlaBackend
 from engine_worker.compute.models.decoder import DecoderWeights
 from engine_worker.compute.runner.buckets import DECODE_ROWS, Bucket, Buckets, choose_buckets
-from engine_worker.compute.runner.compiler_threads import CompilerThreads
 from engine_worker.compute.runner.drafts import join_drafts, split_drafts
-from engine_worker.compute.runner.full_sampler import FullSampler
+from engine_worker.compute.runner.limits import RowLimits, RunnerLimits
 from engine_worker.compute.runner.packing import PackedLayout
-from engine_worker.compute.runner.program_store import ProgramStore
-from engine_worker.compute.runner.programs import (
-    MAX_NEW_TOKENS,
-    DeviceState,
-    ProgramOutput,
-    StepProgram,
-    blocks_per_turn,
-    set_slot_counts,
-)
+from engine_worker.compute.runner.program_set import ProgramSet
+from engine_worker.compute.runner.programs import MAX_NEW_TOKENS, DeviceState, ProgramOutput
 from engine_worker.compute.runner.run_ahead import RunAhead
 from engine_worker.compute.runner.step_outcome import StepOutcome
 from engine_worker.compute.sampling.penalties import count_tokens
-from engine_worker.core.choice.batch import (
-    MAX_ROW_STOP_TOKEN_IDS,
-    ProgressCallback,
-    RowWork,
-    StepBatch,
-    StepResult,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class RunnerLimits:
-    """What a runner is built for; see the properties of `JaxModelRunner`."""
-
-    max_num_seqs: int
-    max_model_len: int
-    max_num_batched_tokens: int
-    deterministic: bool
-    run_ahead: bool
-    compiler_yields: bool = False
+from engine_worker.core.choice.batch import ProgressCallback, RowWork, StepBatch, StepResult
 
 
 class JaxModelRunner:
@@ -62,38 +37,34 @@ class JaxModelRunner:
     It is long because the port alone has fourteen members, all on the one state of the device.
     """
 
+    program_set: ClassVar[type[ProgramSet]] = ProgramSet
+
     def __init__(
-        self, weights: DecoderWeights, kv_layout: KvLayout, buckets: Buckets, limits: RunnerLimits
+        self, decoder: PackedDecoder, kv_layout: KvLayout, buckets: Buckets, limits: RunnerLimits
     ) -> None:
-        self._weights = weights
+        self._backend = decoder.backend
         self._kv_layout = kv_layout
         self._buckets = buckets
         self._limits = limits
-        group = blocks_per_turn(kv_layout.block_size)
-        num_table_blocks = -(-limits.max_model_len // kv_layout.block_size)
-        self._table_width = -(-num_table_blocks // group) * group
-        # Step programs by their bucket, full samplers by their number of rows.
-        # On an accelerator steps don't need the cores that the compiler takes.
-        is_cpu = jax.default_backend() == "cpu"
-        threads = CompilerThreads() if is_cpu and limits.compiler_yields else None
-        self._store = ProgramStore[Bucket | int](self._compile, _describe, compiler_threads=threads)
-        self._packed_layouts = {bucket: self._packed_layout(bucket) for bucket in buckets.all}
-        self._samplers = {
-            num_rows: FullSampler(weights.graph, num_rows, limits.max_num_seqs)
-            for num_rows in buckets.sampler_rows
-        }
-        self._set_counts: Any = None
+        self._programs = self.program_set(decoder, kv_layout, buckets, limits)
         # Tokens of slots whose counts are not on the device yet: most requests never need them.
         self._uncounted: dict[int, tuple[Sequence[int], Sequence[int]]] = {}
         self._ahead = RunAhead(self._step)
-        self._state = self._new_state()
-        # What programs are compiled for, in any thread: a step donates the state itself.
-        self._abstract_state: DeviceState = jax.eval_shape(lambda state: state, self._state)
+        self._state = self._programs.new_state()
+        self._row_limits = RowLimits(
+            max_new_tokens=self.max_new_tokens,
+            num_slots=limits.max_num_seqs,
+            max_num_tokens=self.prefill_chunk_size,
+            max_model_len=limits.max_model_len,
+            num_blocks=kv_layout.num_blocks,
+            block_size=kv_layout.block_size,
+            table_width=self._programs.table_width,
+        )
 
     @classmethod
     def create(
         cls,
-        weights: DecoderWeights,
+        weights: DecoderWeights | PackedDecoder,
         *,
         num_blocks: int,
         max_model_len: int,
@@ -108,13 +79,15 @@ class JaxModelRunner:
         """A runner with an empty cache and no program compiled yet.
 
         Args:
-            weights: The decoder; its dtype is also the cache's.
-            num_blocks: KV blocks, see `engine_worker.compute.attention.kv_cache.choose_num_blocks`.
+            weights: The decoder. Weights that no backend has packed are computed by plain XLA, and
+                their dtype is also the cache's.
+            num_blocks: KV blocks, see `compute.backends.kv_memory.choose_num_blocks`.
             max_model_len: The longest prompt and output together, tokens.
             block_size: Tokens a block.
             max_num_seqs: Slots, and the most rows of a step.
             max_num_batched_tokens: The most tokens of a step.
-            deterministic: Equal requests get equal bits, whatever runs beside them; float32 only.
+            deterministic: Equal requests get equal bits, whatever runs beside them; needs a backend
+                that is batch invariant, as XLA is in float32.
             speculates: Decode programs have room for draft tokens beside a few rows.
             run_ahead: Whether steps are begun before they are asked for; None does it where the
                 device works while the host does something else.
@@ -124,20 +97,22 @@ class JaxModelRunner:
         Raises:
             ValueError: A number is out of range, or deterministic with other than float32.
         """
-        graph = weights.graph
+        if isinstance(weights, DecoderWeights):
+            weights = PackedDecoder(XlaBackend(weights.graph), weights.leaves)
+        backend = weights.backend
         if not 1 <= max_num_seqs <= DECODE_ROWS[-1]:
             raise ValueError(f"max_num_seqs must be 1 to {DECODE_ROWS[-1]}, not {max_num_seqs}")
         if min(num_blocks, block_size, max_model_len, max_num_batched_tokens) < 1:
             raise ValueError("num_blocks, block_size, max_model_len and tokens must be at least 1")
-        if deterministic and graph.dtype != jnp.float32:
-            raise ValueError(f"the deterministic mode needs float32 weights, not {graph.dtype}")
-        kv_layout = KvLayout.of(
-            graph.spec, graph.dtype, num_blocks=num_blocks, block_size=block_size
-        )
+        if deterministic and not backend.is_batch_invariant:
+            raise ValueError(
+                f"the deterministic mode needs float32 weights on xla, not {backend.weight_type}"
+            )
+        kv_layout = backend.kv_layout(num_blocks=num_blocks, block_size=block_size)
         buckets = choose_buckets(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
-            min_rows=1 if graph.dtype == jnp.float32 else 2,
+            min_rows=backend.min_rows,
             deterministic=deterministic,
             speculates=speculates,
         )
@@ -188,7 +163,12 @@ class JaxModelRunner:
 
     @property
     def num_compiles(self) -> int:
-        return self._store.num_compiles + (self._set_counts is not None)
+        return self._programs.num_compiles
+
+    @property
+    def backend(self) -> Backend:
+        """Who computes the decoder."""
+        return self._backend
 
     @property
     def kv_layout(self) -> KvLayout:
@@ -208,13 +188,12 @@ class JaxModelRunner:
     @property
     def programs(self) -> Mapping[Bucket, Any]:
         """The compiled step programs so far, for tests and benchmarks."""
-        programs = self._store.programs
-        return {bucket: programs[bucket] for bucket in self._buckets.all if bucket in programs}
+        return self._programs.compiled_steps
 
     @property
     def packed_layouts(self) -> Mapping[Bucket, PackedLayout]:
         """The layout of each program's inputs, for benchmarks."""
-        return self._packed_layouts
+        return self._programs.packed_layouts
 
     def assign_slot(
         self, slot: int, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int]
@@ -231,7 +210,7 @@ class JaxModelRunner:
         rows = split_drafts(batch.rows, self.decode_rows[-1])
         has_next = batch.has_next and self.runs_ahead
         for row in rows:
-            self._check(replace(row, max_new_tokens=2) if has_next else row)
+            self._row_limits.check(replace(row, max_new_tokens=2) if has_next else row)
         outcome = StepOutcome(len(rows))
         self._count_slots(rows)
         if self._limits.deterministic:
@@ -242,73 +221,25 @@ class JaxModelRunner:
 
     def warm_up(self, progress: ProgressCallback) -> None:
         """Compiles the programs that any work fits, and the others behind; see the port."""
-        first = self._buckets.largest
-        progress(0.0, f"compiling {len(first)} programs")
-        self._store.warm_up(first, self._buckets.by_demand, progress)
-        self._count_slot(0, (), ())
-        progress(1.0, f"compiled {len(first)} programs, the others follow")
+        self._programs.warm_up(progress)
 
     def finish_warm_up(self) -> None:
         """Waits for the programs that `warm_up` left to be compiled behind."""
-        self._store.finish_warm_up()
+        self._programs.store.finish_warm_up()
 
     def program_bytes(self) -> int:
         """Working memory of the largest program, beside weights and state; compiles three."""
-        compiled = [self._store.get(key).memory_analysis() for key in self._buckets.largest]
-        # What is donated is counted as an output too, but is no new memory.
-        sizes_bytes: list[int] = [
-            memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-            for memory in compiled
-        ]
-        return max(sizes_bytes)
+        return self._programs.working_bytes()
 
     def close(self) -> None:
         """Ends compiling behind; see the port."""
-        self._store.stop()
+        self._programs.store.stop()
 
     def reset(self) -> None:
         """Rebuilds the device state with an empty cache; see the port."""
         self._uncounted.clear()
         self._ahead.drop()
-        self._state = self._new_state()
-
-    def _new_state(self) -> DeviceState:
-        shape = (self.max_num_seqs, self._weights.graph.spec.vocab_size)
-        return DeviceState(
-            cache=self._kv_layout.allocate(),
-            counts=jnp.zeros(shape, jnp.int32),
-            last_tokens=jnp.zeros(self._buckets.decode[-1].num_rows, jnp.int32),
-        )
-
-    def _packed_layout(self, bucket: Bucket) -> PackedLayout:
-        return PackedLayout(
-            bucket, self._table_width, self.max_num_seqs, self._kv_layout.padding_block
-        )
-
-    def _check(self, row: RowWork) -> None:
-        num_tokens = len(row.token_ids)
-        end = row.start + num_tokens - 1 + row.max_new_tokens
-        if not 1 <= row.max_new_tokens <= self.max_new_tokens:
-            raise ValueError(f"a row samples 1 to {self.max_new_tokens} tokens")
-        if row.max_new_tokens > 1 and (not row.sample or row.needs_full_sampler or num_tokens > 1):
-            raise ValueError("only decodes without the full sampler sample several tokens")
-        if len(row.stop_token_ids) > MAX_ROW_STOP_TOKEN_IDS:
-            raise ValueError(f"a row has at most {MAX_ROW_STOP_TOKEN_IDS} stop ids")
-        if not 0 <= row.slot < self.max_num_seqs:
-            raise ValueError(f"slot {row.slot} is not below {self.max_num_seqs}")
-        if not 1 <= num_tokens <= self.prefill_chunk_size:
-            raise ValueError(f"a row has 1 to {self.prefill_chunk_size} tokens, not {num_tokens}")
-        if row.start < 0 or end > self._limits.max_model_len:
-            raise ValueError(f"a row ends at {end}, beyond {self._limits.max_model_len} tokens")
-        if (
-            not end <= len(row.block_ids) * self.block_size
-            or len(row.block_ids) > self._table_width
-        ):
-            raise ValueError(f"{len(row.block_ids)} blocks do not fit a row of {end} tokens")
-        if min(row.block_ids) < 0 or max(row.block_ids) >= self.num_blocks:
-            raise ValueError(f"block ids are 0 to {self.num_blocks - 1}")
-        if len(row.scored_token_ids) > num_tokens:
-            raise ValueError(f"a row of {num_tokens} tokens scores at most as many")
+        self._state = self._programs.new_state()
 
     def _run_buckets(
         self, rows: Sequence[RowWork], outcome: StepOutcome, *, has_next: bool
@@ -319,12 +250,12 @@ class JaxModelRunner:
             if len(row.token_ids) == 1 and row.sample and not row.scored_token_ids
         ]
         if decodes:
-            bucket = self._store.first_ready(self._buckets.for_decode(len(decodes)))
+            bucket = self._programs.store.first_ready(self._buckets.for_decode(len(decodes)))
             works = [rows[i] for i in decodes]
             self._call(bucket, decodes, works, outcome, has_next=has_next)
         for index in sorted(set(range(len(rows))) - set(decodes)):
             row = rows[index]
-            bucket = self._store.first_ready(self._buckets.for_prefill(len(row.token_ids)))
+            bucket = self._programs.store.first_ready(self._buckets.for_prefill(len(row.token_ids)))
             output = self._call(bucket, [index], [row], outcome)
             if row.scored_token_ids:
                 self._score(index, row, np.asarray(output.hidden), outcome)
@@ -365,10 +296,7 @@ class JaxModelRunner:
     def _step(
         self, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool = True
     ) -> ProgramOutput:
-        packed = self._packed_layouts[bucket].pack(rows, samples=samples)
-        program = self._store.get(bucket)
-        output: ProgramOutput
-        output, self._state = program(self._weights.leaves, self._state, packed)
+        output, self._state = self._programs.step(self._state, bucket, rows, samples=samples)
         return output
 
     def _sample_fully(
@@ -381,18 +309,13 @@ class JaxModelRunner:
     ) -> None:
         """Samples rows from their hidden states [R, hidden], or scores their targets."""
         fitting = [num for num in self._buckets.sampler_rows if num >= hidden.shape[0]]
-        num_rows = self._store.first_ready(fitting)
+        num_rows = self._programs.store.first_ready(fitting)
         if num_rows > hidden.shape[0]:
             # On the host: a padding program would be one more to compile.
             hidden = np.pad(np.asarray(hidden), ((0, num_rows - hidden.shape[0]), (0, 0)))
-        sampler = self._samplers[num_rows]
-        inputs = sampler.pack(rows, targets)
-        program = self._store.get(num_rows)
-        outputs, counts = program(self._weights.leaves, self._state.counts, hidden, inputs)
-        self._state = self._state._replace(counts=counts)
-        for index, sample in zip(
-            indices, sampler.read(np.asarray(outputs), rows, targets), strict=True
-        ):
+        outputs, self._state = self._programs.sample(self._state, num_rows, hidden, rows, targets)
+        samples = self._programs.samplers[num_rows].read(outputs, rows, targets)
+        for index, sample in zip(indices, samples, strict=True):
             outcome.put(index, sample)
 
     def _score(
@@ -403,7 +326,7 @@ class JaxModelRunner:
         outcome: StepOutcome,
     ) -> None:
         """Scores a chunk's following tokens from its hidden states [Q, hidden]."""
-        num_rows = max(self._samplers)
+        num_rows = max(self._programs.samplers)
         unsampled = replace(row, sample=False)
         for first in range(0, len(row.scored_token_ids), num_rows):
             targets = row.scored_token_ids[first : first + num_rows]
@@ -411,30 +334,6 @@ class JaxModelRunner:
             tile[: len(targets)] = hidden[first : first + len(targets)]
             num = len(targets)
             self._sample_fully(tile, [index] * num, [unsampled] * num, targets, outcome)
-
-    def _compile(self, key: Bucket | int) -> Any:
-        """A program, compiled ahead of time, so that a call can never retrace."""
-        if isinstance(key, int):
-            sampler = self._samplers[key]
-            hidden = np.zeros((key, self._weights.graph.spec.hidden_size), np.float32)
-            return (
-                jax.jit(sampler, donate_argnums=1)
-                .lower(
-                    self._weights.leaves,
-                    self._abstract_state.counts,
-                    hidden,
-                    sampler.pack((), ()),
-                )
-                .compile()
-            )
-        layout = self._packed_layouts[key]
-        sampler_rows = self._buckets.sampler_rows_for(key.num_rows)
-        step = StepProgram(self._weights.graph, self._kv_layout, layout, sampler_rows)
-        return (
-            jax.jit(step, donate_argnums=1)
-            .lower(self._weights.leaves, self._abstract_state, layout.pack(()))
-            .compile()
-        )
 
     def _count_slots(self, rows: Sequence[RowWork]) -> None:
         for row in rows:
@@ -444,16 +343,9 @@ class JaxModelRunner:
     def _count_slot(
         self, slot: int, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int]
     ) -> None:
-        vocab_size = self._weights.graph.spec.vocab_size
+        vocab_size = self._backend.spec.vocab_size
         slot_counts = count_tokens(prompt_token_ids, output_token_ids, vocab_size)
-        slot_index = np.asarray(slot, np.int32)
-        if self._set_counts is None:
-            lowered = jax.jit(set_slot_counts, donate_argnums=0).lower(
-                self._state.counts, slot_index, slot_counts
-            )
-            self._set_counts = lowered.compile()
-        counts = self._set_counts(self._state.counts, slot_index, slot_counts)
-        self._state = self._state._replace(counts=counts)
+        self._state = self._programs.set_counts(self._state, slot, slot_counts)
 
 
 def _single_tokens(index: int, row: RowWork) -> list[tuple[int, RowWork]]:
@@ -472,12 +364,3 @@ def _single_tokens(index: int, row: RowWork) -> list[tuple[int, RowWork]]:
         )
         for offset, token_id in enumerate(row.token_ids)
     ]
-
-
-def _describe(program: Bucket | int) -> str:
-    """A step program's bucket, or the rows of a full sampler."""
-    if isinstance(program, int):
-        return f"the full sampler of {program} rows"
-    if program.is_prefill:
-        return f"prefill of {program.num_queries} tokens"
-    return f"decode of {program.num_rows} rows"

@@ -10,16 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from engine_worker.compute.attention.kv_cache import KvCache, KvLayout, store_tokens
-from engine_worker.compute.attention.paged import attend_pages
-from engine_worker.compute.models.decoder import DecoderGraph, Leaves
+from engine_worker.compute.backends.base import Backend, Blocks, StepTokens, forward
+from engine_worker.compute.backends.kv_layout import KvCache
+from engine_worker.compute.models.decoder import Leaves
 from engine_worker.compute.runner.packing import LAST_TOKEN, PackedLayout, StepInputs
 from engine_worker.compute.sampling.params import SamplingRows
 from engine_worker.compute.sampling.sampler import NOT_SAMPLED, count_sampled, sample_tokens
 
-MAX_ATTENTION_SPAN = 128
-"""The most tokens that one turn of the attention loop reads, or one block where that is larger."""
-_SOME_ROWS, _MANY_ROWS = 4, 16
 MAX_NEW_TOKENS = 32
 """The most tokens that a row of a decode program samples in one call."""
 
@@ -89,42 +86,23 @@ def _at_turn(inputs: StepInputs, loop: _DecodeLoop) -> StepInputs:
     )
 
 
-def blocks_per_turn(block_size: int, num_token_rows: int = 1) -> int:
-    """Blocks of each row that one turn of the attention loop reads.
-
-    One or two rows take long turns, because a turn has its own cost; many rows take shorter ones,
-    because a row's last turn reads on average half a turn for nothing. On the CPU the rows between
-    take the shortest: then each operation is so small that XLA leaves it to the thread which is
-    awake. Waking the other one would take longer (a fifth less time for a step of 8 rows).
-    """
-    span = MAX_ATTENTION_SPAN
-    if num_token_rows >= _MANY_ROWS:
-        span //= 2
-    elif num_token_rows >= _SOME_ROWS and jax.default_backend() == "cpu":
-        span //= 4
-    return max(1, span // block_size)
-
-
 class StepProgram:
     """A pure step over (weights, state, packed inputs) for one bucket.
 
     Args:
-        graph: The decoder; its structure is closed over, its weights are arguments.
-        kv_layout: Of the cache in the state.
+        backend: Computes the decoder, whose packed weights are arguments.
         packed_layout: Of the packed inputs.
         num_sampler_rows: Rows of the full sampler that goes on from this step.
     """
 
     def __init__(
         self,
-        graph: DecoderGraph,
-        kv_layout: KvLayout,
+        backend: Backend,
         packed_layout: PackedLayout,
         num_sampler_rows: int,
     ) -> None:
         self._num_sampler_rows = num_sampler_rows
-        self._graph = graph
-        self._kv_layout = kv_layout
+        self._backend = backend
         self._packed_layout = packed_layout
 
     def __call__(
@@ -133,7 +111,7 @@ class StepProgram:
         """Computes the step.
 
         Args:
-            leaves: All weights.
+            leaves: All weights, as the backend packs them.
             state: Donated.
             packed: [num_entries] int32, see `PackedLayout`.
 
@@ -148,9 +126,10 @@ class StepProgram:
     def _prefill(
         self, leaves: Leaves, state: DeviceState, inputs: StepInputs
     ) -> tuple[ProgramOutput, DeviceState]:
-        hidden, cache = self._forward(leaves, state.cache, inputs)
+        blocks = self._backend.bind(leaves)
+        hidden, cache = self._forward(blocks, state.cache, inputs)
         last_hidden = _last_of_chunk(hidden, inputs)
-        tokens = self._sample(leaves, last_hidden, state.counts, inputs.sampling)
+        tokens = self._sample(blocks, last_hidden, state.counts, inputs.sampling)
         counts = count_sampled(state.counts, tokens, inputs.sampling)
         output = ProgramOutput(tokens[None], self._for_sampler(last_hidden), hidden)
         return output, state._replace(cache=cache, counts=counts)
@@ -159,7 +138,7 @@ class StepProgram:
         self, leaves: Leaves, state: DeviceState, inputs: StepInputs
     ) -> tuple[ProgramOutput, DeviceState]:
         num_rows = inputs.num_stored.shape[0]
-        hidden_size = self._graph.spec.hidden_size
+        hidden_size = self._backend.spec.hidden_size
         known_ids = inputs.token_ids[:, 0]
         first_ids = jnp.where(known_ids == LAST_TOKEN, state.last_tokens[:num_rows], known_ids)
 
@@ -172,8 +151,9 @@ class StepProgram:
             bound, _ = lax.optimization_barrier(  # type: ignore[no-untyped-call]
                 (leaves, loop.turn)
             )
-            hidden, cache = self._forward(bound, loop.state.cache, now)
-            tokens = self._sample(bound, hidden, loop.state.counts, now.sampling)
+            blocks = self._backend.bind(bound)
+            hidden, cache = self._forward(blocks, loop.state.cache, now)
+            tokens = self._sample(blocks, hidden, loop.state.counts, now.sampling)
             counts = count_sampled(loop.state.counts, tokens, now.sampling)
             is_stop = jnp.any(tokens[:, None] == inputs.stop_token_ids, axis=1)
             has_more = loop.turn + 1 < inputs.max_new_tokens
@@ -210,41 +190,23 @@ class StepProgram:
         return jnp.pad(hidden, ((0, num_missing), (0, 0)))
 
     def _forward(
-        self, leaves: Leaves, cache: KvCache, inputs: StepInputs
+        self, blocks: Blocks, cache: KvCache, inputs: StepInputs
     ) -> tuple[jax.Array, KvCache]:
         """Hidden states [T * Q, hidden] of all tokens, and the cache with all tokens."""
-        block_size = self._kv_layout.block_size
-        tables = inputs.block_tables
-        own_blocks = jnp.take_along_axis(tables, inputs.positions // block_size, 1, mode="clip")
-        own_blocks = jnp.where(inputs.is_token, own_blocks, self._kv_layout.padding_block)
-        block_ids, offsets = own_blocks.reshape(-1), (inputs.positions % block_size).reshape(-1)
-        layers = list(cache)
-
-        def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            # Written before they are read: measured faster than attending to them apart, but for
-            # a single float32 row, and it makes a chunk, a decode and a recompute one and the same.
-            layers[layer] = store_tokens(layers[layer], k, v, block_ids, offsets)
-            out = attend_pages(
-                q.reshape(*inputs.positions.shape, *q.shape[1:]),
-                layers[layer],
-                tables,
-                inputs.num_stored,
-                inputs.positions,
-                self._graph.spec.layers[layer].attention,
-                blocks_per_turn(block_size, inputs.positions.shape[0]),
-            )
-            return out.reshape(q.shape)
-
-        hidden = self._graph.forward(
-            leaves, inputs.token_ids.reshape(-1), inputs.positions.reshape(-1), attend
+        step = StepTokens(
+            token_ids=inputs.token_ids,
+            positions=inputs.positions,
+            is_token=inputs.is_token,
+            num_stored=inputs.num_stored,
+            block_tables=inputs.block_tables,
         )
-        return hidden, tuple(layers)
+        return forward(blocks, self._backend.spec, cache, step)
 
     def _sample(
-        self, leaves: Leaves, hidden: jax.Array, counts: jax.Array, rows: SamplingRows
+        self, blocks: Blocks, hidden: jax.Array, counts: jax.Array, rows: SamplingRows
     ) -> jax.Array:
         def choose() -> jax.Array:
-            return sample_tokens(self._graph.logits(leaves, hidden), counts, rows)
+            return sample_tokens(blocks.head(hidden, rows.sampled), counts, rows)
 
         # All chunks of a prompt but the last need no logits, nor do steps that sample apart.
         nothing = jnp.full(rows.slots.shape, NOT_SAMPLED, jnp.int32)

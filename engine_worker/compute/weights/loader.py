@@ -1,8 +1,8 @@
 """Streams the weights of a checkpoint onto the device, one tensor at a time, without torch."""
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,15 +72,7 @@ def load_weights(
         CheckpointError: A file is broken or doesn't fit the config; names file and tensor.
     """
     checkpoint = open_checkpoint(folder)
-    if graph.spec.tied_head and has_own_head(checkpoint):
-        logger.warning(
-            "%s: config.json says tie_word_embeddings, but %s is there and differs from %s; it is"
-            " used",
-            checkpoint.listing,
-            HEAD,
-            EMBEDDING,
-        )
-        graph = declare(replace(graph.spec, tied_head=False), graph.dtype)
+    graph = with_own_head(graph, checkpoint)
     spec = graph.spec
     leaves = load_leaves(
         checkpoint,
@@ -92,6 +84,19 @@ def load_weights(
         progress=progress,
     )
     return DecoderWeights(graph, leaves)
+
+
+def with_own_head(graph: DecoderGraph, checkpoint: Checkpoint) -> DecoderGraph:
+    """The graph, or one whose head is not tied where the checkpoint has another one; logs that."""
+    if not graph.spec.tied_head or not has_own_head(checkpoint):
+        return graph
+    logger.warning(
+        "%s: config.json says tie_word_embeddings, but %s is there and differs from %s; it is used",
+        checkpoint.listing,
+        HEAD,
+        EMBEDDING,
+    )
+    return declare(replace(graph.spec, tied_head=False), graph.dtype)
 
 
 def has_own_head(checkpoint: Checkpoint) -> bool:
@@ -130,19 +135,73 @@ def load_leaves(
     Raises:
         ModelLoadError: As in `load_weights`.
     """
-    _check(checkpoint, sources, architecture, is_ignorable)
     leaves: list[jax.Array] = []
     loaded_bytes, size_bytes = 0, sum(parameter.size_bytes for parameter in parameters)
-    with ExitStack() as stack:
-        # Kept open (each is one memory map): the tensors of a layer may lie in several shards.
-        files = {file: stack.enter_context(_open(file)) for file in checkpoint.files}
-        for parameter, parts in zip(parameters, sources, strict=True):
-            value = _read_parameter(checkpoint, files, parameter, parts)
-            leaves.append(jax.device_put(value, device).block_until_ready())
+    with open_weights(
+        checkpoint, parameters, sources, architecture=architecture, is_ignorable=is_ignorable
+    ) as reader:
+        for index, parameter in enumerate(parameters):
+            leaves.append(jax.device_put(reader.read(index), device).block_until_ready())
             loaded_bytes += parameter.size_bytes
             if progress is not None:
                 progress(loaded_bytes / size_bytes, f"loaded {parameter.path}")
     return tuple(leaves)
+
+
+class WeightReader:
+    """Reads declared weights one at a time; made by `open_weights`."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        parameters: Sequence[Parameter],
+        sources: Sequence[tuple[Source, ...]],
+        files: dict[Path, Any],
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._parameters = parameters
+        self._sources = sources
+        self._files = files
+
+    def read(self, index: int) -> npt.NDArray[Any]:
+        """A weight on the host, in its own type; fused weights are filled part by part.
+
+        Raises:
+            CheckpointError: It can't be read.
+        """
+        parameter, parts = self._parameters[index], self._sources[index]
+        value = np.empty(parameter.shape, parameter.dtype)
+        row = 0
+        for part in parts:
+            tensor = self._checkpoint.tensors[part.name]
+            rows = part.shape[0]
+            value[row : row + rows] = _read_tensor(self._files[tensor.file], tensor)
+            row += rows
+        assert row == parameter.shape[0], parameter.path
+        return value
+
+
+@contextmanager
+def open_weights(
+    checkpoint: Checkpoint,
+    parameters: Sequence[Parameter],
+    sources: Sequence[tuple[Source, ...]],
+    *,
+    architecture: str,
+    is_ignorable: Callable[[str], bool],
+) -> Iterator[WeightReader]:
+    """A reader of weights whose tensors are all there and of the right shapes.
+
+    Args: As in `load_leaves`.
+
+    Raises:
+        ModelLoadError: As in `load_weights`.
+    """
+    _check(checkpoint, sources, architecture, is_ignorable)
+    with ExitStack() as stack:
+        # Kept open (each is one memory map): the tensors of a layer may lie in several shards.
+        files = {file: stack.enter_context(_open(file)) for file in checkpoint.files}
+        yield WeightReader(checkpoint, parameters, sources, files)
 
 
 def _open(file: Path) -> Any:
@@ -193,21 +252,6 @@ def _check_source(checkpoint: Checkpoint, source: Source) -> None:
             f"{tensor.file}: tensor {source.name!r} has shape {list(tensor.shape)}, the config "
             f"asks for {list(source.shape)}"
         )
-
-
-def _read_parameter(
-    checkpoint: Checkpoint, files: dict[Path, Any], parameter: Parameter, parts: tuple[Source, ...]
-) -> npt.NDArray[Any]:
-    """One weight on the host, in its own type; fused weights are filled part by part."""
-    value = np.empty(parameter.shape, parameter.dtype)
-    row = 0
-    for part in parts:
-        tensor = checkpoint.tensors[part.name]
-        rows = part.shape[0]
-        value[row : row + rows] = _read_tensor(files[tensor.file], tensor)
-        row += rows
-    assert row == parameter.shape[0], parameter.path
-    return value
 
 
 def _read_tensor(file: Any, tensor: TensorInfo) -> npt.NDArray[Any]:

@@ -62,6 +62,16 @@ def _details(offer: EngineOffer) -> dict[str, Any]:
     return {
         "architecture": offer.architecture,
         "dtype": offer.dtype,
+        "compute": {
+            "backend": offer.backend,
+            "weights": offer.dtype,
+            "kv": offer.kv_dtype,
+            "blocks": [
+                {"block": place.block, "backend": place.backend, "reason": place.reason or None}
+                for place in offer.placements
+            ],
+        },
+        "quality": orjson.loads(offer.quality_json) if offer.quality_json else None,
         "num_parameters": offer.num_parameters,
         "fingerprint": offer.fingerprint,
         "has_chat_template": offer.has_chat_template,

@@ -53,6 +53,7 @@ from protocol.wire.messages.administration import (
 from protocol.wire.messages.base import Message, Part
 from protocol.wire.messages.control import (
     AuthOffer,
+    BlockPlacement,
     Credits,
     Drain,
     EngineOffer,
@@ -219,6 +220,7 @@ __all__ = [
     "AuthEvent",
     "AuthOffer",
     "Authorize",
+    "BlockPlacement",
     "CacheCleared",
     "CachedBlocks",
     "Cancel",

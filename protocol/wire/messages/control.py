@@ -47,6 +47,20 @@ class SamplingDefaults(Part, frozen=True):
     repetition_penalty: float | None = None
 
 
+class BlockPlacement(Part, frozen=True):
+    """Where one kind of a decoder's blocks is computed.
+
+    Attributes:
+        block: `embedding`, `attention`, `mlp` or `head`.
+        backend: `xla` or `cpu_native`.
+        reason: Why not, or not everywhere, by the native backend; empty where there is none.
+    """
+
+    block: str
+    backend: str
+    reason: str = ""
+
+
 class EngineOffer(Part, frozen=True):
     """What an engine serves.
 
@@ -57,7 +71,7 @@ class EngineOffer(Part, frozen=True):
         max_model_len: Prompt and output together, tokens.
         created: Unix time of the checkpoint, seconds, for `/v1/models`.
         architecture: The checkpoint's architecture, `LlamaForCausalLM`.
-        dtype: How weights are held, `float32`, `bfloat16`.
+        dtype: How weights are held, `float32`, `bfloat16`, `int8`, `int4`.
         has_chat_template: Whether chat requests can be served.
         tool_format: Detected from the template, or configured; None when none was found.
         reasoning_format: Likewise for reasoning.
@@ -73,6 +87,11 @@ class EngineOffer(Part, frozen=True):
         pooling: How token vectors become one: `mean`, `cls`, `last`; empty without embeddings.
         max_token_bytes: The longest text of a token in UTF-8 bytes, so that a hopeless prompt can
             be refused by its length; 0 when the engine doesn't tell.
+        backend: What computes the model, `xla`, `cpu_native`, with instructions where it has any.
+        kv_dtype: How keys and values are held.
+        placements: Where each kind of block runs.
+        quality_json: What `penstock quality` measured of these weights, a JSON object; empty when
+            nobody did.
         tokenizer_info_json: What `GET /tokenizer_info` answers, a JSON object; empty when the
             engine doesn't tell.
     """
@@ -101,6 +120,10 @@ class EngineOffer(Part, frozen=True):
     pooling: str = ""
     max_token_bytes: int = 0
     tokenizer_info_json: str = ""
+    backend: str = ""
+    kv_dtype: str = ""
+    placements: tuple[BlockPlacement, ...] = ()
+    quality_json: str = ""
 
 
 class AuthOffer(Part, frozen=True):

@@ -4,7 +4,10 @@ from typing import Any
 
 import pytest
 
-from engine_worker.compute.attention.kv_cache import ACCELERATOR_SHARE, block_bytes
+from engine_worker.compute.backends.base import PackedDecoder
+from engine_worker.compute.backends.kv_memory import ACCELERATOR_SHARE, block_bytes
+from engine_worker.compute.backends.xla.backend import XlaBackend
+from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.config import ModelSettings
 from engine_worker.core.decoding.speculation import SpeculationMode
@@ -15,11 +18,17 @@ from tests.fakes.tiny_checkpoint import TINY_LLAMA, write_checkpoint
 from tests.fakes.tiny_decoder import tiny_spec, tiny_weights
 
 SPEC = dataclasses.replace(decoder_spec(TINY_LLAMA), max_position_embeddings=1000)
+BACKEND = XlaBackend(declare(SPEC, "float32"))
 SETTINGS = ModelSettings(path=Path("/m"), name="m", block_size=16)
 
 
+def tiny_decoder() -> PackedDecoder:
+    weights = tiny_weights(spec=tiny_spec([None]))
+    return PackedDecoder(XlaBackend(weights.graph), weights.leaves)
+
+
 def choose(**changes: Any) -> int:
-    return choose_max_model_len(dataclasses.replace(SETTINGS, **changes), SPEC, "float32")
+    return choose_max_model_len(dataclasses.replace(SETTINGS, **changes), BACKEND)
 
 
 def test_the_context_is_the_models_own_when_the_cache_holds_it() -> None:
@@ -61,21 +70,21 @@ def test_without_a_tokenizer_nothing_is_compiled(tmp_path: Path) -> None:
 
 
 def test_on_a_device_the_cache_gets_what_weights_and_programs_leave() -> None:
-    weights = tiny_weights(spec=tiny_spec([None]))
+    decoder = tiny_decoder()
     settings = dataclasses.replace(SETTINGS, max_num_seqs=2, max_num_batched_tokens=8)
-    per_block = block_bytes(weights.graph.spec, weights.graph.dtype, 16)
+    per_block = block_bytes(decoder.backend, 16)
     # All rows together could fill 64 blocks.
     free_bytes = 60 * per_block
 
     def stats(limit_bytes: int) -> dict[str, int]:
         return {"bytes_limit": limit_bytes + 700, "bytes_in_use": 700}
 
-    program_bytes = create_runner(weights, settings, 512, lambda: None).program_bytes()
+    program_bytes = create_runner(decoder, settings, 512, lambda: None).program_bytes()
     assert program_bytes > 0
-    runner = create_runner(weights, settings, 512, lambda: stats(free_bytes + program_bytes))
+    runner = create_runner(decoder, settings, 512, lambda: stats(free_bytes + program_bytes))
     assert runner.num_blocks == int(free_bytes * ACCELERATOR_SHARE) // per_block - 1
     configured = dataclasses.replace(settings, kv_memory_bytes=40 * per_block)
-    assert create_runner(weights, configured, 512, lambda: stats(0)).num_blocks == 39
+    assert create_runner(decoder, configured, 512, lambda: stats(0)).num_blocks == 39
 
 
 @pytest.mark.parametrize(("mode", "most"), [("auto", 8), ("off", 2)])
@@ -83,5 +92,5 @@ def test_programs_have_room_for_drafts_unless_these_are_off(mode: str, most: int
     settings = dataclasses.replace(
         SETTINGS, max_num_seqs=2, speculation=SpeculationMode(mode), kv_memory_bytes=2**20
     )
-    weights = tiny_weights(spec=tiny_spec([None]))
-    assert create_runner(weights, settings, 64, lambda: None).decode_rows[-1] == most
+    decoder = tiny_decoder()
+    assert create_runner(decoder, settings, 64, lambda: None).decode_rows[-1] == most

@@ -54,3 +54,16 @@ def test_a_series_with_a_wrong_number_of_label_values_is_refused() -> None:
     registry.counter("penstock_x", "X.", ("kind",)).add(1, "a", "b")
     with pytest.raises(ValueError, match="argument"):
         registry.message()
+
+
+def test_what_a_worker_is_stands_in_labels_and_replaces_what_it_was() -> None:
+    registry = MetricRegistry()
+    blocks = registry.info("penstock_engine_blocks_info", "Blocks.", ("block", "backend"))
+    assert registry.message().samples == ()
+    blocks.show([("head", "xla")])
+    blocks.show([("head", "cpu_native"), ("mlp", "xla")])
+    samples = {sample.labels: sample.value for sample in registry.message().samples}
+    assert samples == {
+        (("block", "head"), ("backend", "cpu_native")): 1.0,
+        (("block", "mlp"), ("backend", "xla")): 1.0,
+    }

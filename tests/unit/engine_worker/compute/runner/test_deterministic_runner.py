@@ -136,8 +136,8 @@ def test_eight_streams_share_each_call_of_the_program(
         num_calls += 1
         return program(*args)
 
-    programs = {**runner._store.programs, bucket: counted}
-    monkeypatch.setattr(runner._store, "_programs", programs)
+    programs = {**runner._programs.store.programs, bucket: counted}
+    monkeypatch.setattr(runner._programs.store, "_programs", programs)
     for _ in range(5):
         step(runner, requests)
     assert num_calls == 5

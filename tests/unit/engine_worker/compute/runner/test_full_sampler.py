@@ -193,9 +193,9 @@ def test_masks_are_asked_for_after_the_forward_pass_has_begun(
         events.append("mask")
         return allow_all(VOCAB_SIZE)
 
-    samplers = dict(runner._store.programs)
+    samplers = dict(runner._programs.store.programs)
     steps = {bucket: watched(bucket) for bucket in programs}
-    monkeypatch.setattr(runner._store, "_programs", samplers | steps)
+    monkeypatch.setattr(runner._programs.store, "_programs", samplers | steps)
     run(runner, row(pending_mask=mask))
     assert events[0] == "forward"
     assert events.count("mask") == 1

@@ -259,7 +259,9 @@ def test_after_a_lost_state_a_reset_gives_an_empty_cache_that_works(
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner._store, "_programs", dict.fromkeys(runner.programs, lose_state))
+        patch.setattr(
+            runner._programs.store, "_programs", dict.fromkeys(runner.programs, lose_state)
+        )
         with pytest.raises(RuntimeError, match="out of memory"):
             step(runner, [request])
     runner.reset()

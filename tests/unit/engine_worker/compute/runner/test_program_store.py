@@ -270,7 +270,7 @@ def test_work_that_comes_before_its_program_gives_the_same_tokens() -> None:
     early = fresh()
     # As if the thread behind had not come to anything yet.
     largest = (early._buckets.decode[-1], early._buckets.prefill[-1])
-    early._store.warm_up(largest, [], lambda done, text: None)
+    early._programs.store.warm_up(largest, [], lambda done, text: None)
     num_compiles = early.num_compiles
     assert output(early) == output(fresh())
     assert early.num_compiles == num_compiles
@@ -283,4 +283,4 @@ def test_only_a_process_that_serves_has_the_compiler_give_way(*, yields: bool) -
     runner = JaxModelRunner.create(
         weights, num_blocks=4, max_model_len=16, block_size=4, compiler_yields=yields
     )
-    assert (runner._store._compiler_threads is not None) is yields
+    assert (runner._programs.store._compiler_threads is not None) is yields

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engine_worker.compute.attention.kv_cache import KvLayout, LayerPages, store_tokens
-from engine_worker.compute.attention.paged import attend_pages
+from engine_worker.compute.backends.kv_layout import LayerPages
+from engine_worker.compute.backends.xla.paged_attention import attend_pages
+from engine_worker.compute.backends.xla.pages import store_tokens, xla_kv_layout
 from engine_worker.compute.models.reference import dense_attention
 from engine_worker.compute.models.spec import AttentionSpec
 from tests.fakes.tiny_decoder import tiny_attention, tiny_spec
@@ -18,7 +19,7 @@ BLOCK_SIZE = 4
 GROUP_BLOCKS = 2
 TABLE_WIDTH = 8
 NUM_BLOCKS = 40
-LAYOUT = KvLayout.of(tiny_spec([None]), np.float32, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+LAYOUT = xla_kv_layout(tiny_spec([None]), np.float32, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
 
 Floats = npt.NDArray[np.float32]
 _store = jax.jit(store_tokens)

@@ -1,5 +1,7 @@
 """The cache's layout, size and writes."""
 
+import mmap
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,33 +11,35 @@ import numpy as np
 import psutil
 import pytest
 
-from engine_worker.compute.attention.kv_cache import (
-    KvLayout,
+from engine_worker.compute.backends.host_memory import release_pages
+from engine_worker.compute.backends.kv_memory import (
     block_bytes,
     choose_num_blocks,
     default_kv_memory_bytes,
-    load_pages,
     size_kv_blocks,
-    store_tokens,
 )
+from engine_worker.compute.backends.xla.backend import XlaBackend
+from engine_worker.compute.backends.xla.pages import load_pages, store_tokens, xla_kv_layout
+from engine_worker.compute.models.decoder import declare
 from engine_worker.errors import KvMemoryError
 from tests.fakes.container import v2_container
 from tests.fakes.tiny_decoder import tiny_spec
 
 SPEC = tiny_spec([None, None])
+BACKEND = XlaBackend(declare(SPEC, np.float32))
 # Two layers, keys and values, two heads of eight float32 numbers, for four tokens.
 BLOCK_BYTES = 2 * 2 * 2 * 8 * 4 * 4
 
 
 def test_the_layout_states_the_bytes_that_are_allocated() -> None:
-    layout = KvLayout.of(SPEC, np.float32, num_blocks=7, block_size=4)
+    layout = xla_kv_layout(SPEC, np.float32, num_blocks=7, block_size=4)
     arrays = jax.tree.leaves(layout.allocate())
     assert sum(array.nbytes for array in arrays) == layout.size_bytes == 8 * BLOCK_BYTES
-    assert block_bytes(SPEC, np.float32, 4) == BLOCK_BYTES
+    assert block_bytes(BACKEND, 4) == BLOCK_BYTES
 
 
 def test_bfloat16_is_stored_as_bits_and_loaded_rounded() -> None:
-    layout = KvLayout.of(SPEC, jnp.bfloat16, num_blocks=3, block_size=4)
+    layout = xla_kv_layout(SPEC, jnp.bfloat16, num_blocks=3, block_size=4)
     pages = layout.allocate()[0]
     assert pages.keys.dtype == jnp.uint16
     keys = np.random.default_rng(0).standard_normal((2, 2, 8), np.float32)
@@ -53,7 +57,7 @@ def test_bfloat16_is_stored_as_bits_and_loaded_rounded() -> None:
 def test_a_donated_write_aliases_the_cache_and_needs_little_beside_it(
     dtype: np.dtype[np.generic],
 ) -> None:
-    layout = KvLayout.of(SPEC, dtype, num_blocks=1000, block_size=4)
+    layout = xla_kv_layout(SPEC, dtype, num_blocks=1000, block_size=4)
     cache = layout.allocate()
     new = jnp.ones((4, 2, 8), jnp.float32)
     places = jnp.arange(4, dtype=jnp.int32)
@@ -73,15 +77,14 @@ def test_a_donated_write_aliases_the_cache_and_needs_little_beside_it(
 
 
 def test_blocks_fill_the_given_memory_with_one_block_kept_for_padding() -> None:
-    assert size_kv_blocks(10 * BLOCK_BYTES + 5, SPEC, np.float32, 4) == 9
-    assert size_kv_blocks(BLOCK_BYTES, SPEC, np.float32, 4) == 0
+    assert size_kv_blocks(10 * BLOCK_BYTES + 5, BACKEND, 4) == 9
+    assert size_kv_blocks(BLOCK_BYTES, BACKEND, 4) == 0
 
 
 def test_a_runner_gets_what_fits_and_no_more_than_all_rows_need() -> None:
     def choose(kv_memory_bytes: int) -> int:
         return choose_num_blocks(
-            SPEC,
-            np.float32,
+            BACKEND,
             block_size=4,
             max_num_seqs=3,
             max_model_len=30,
@@ -95,8 +98,7 @@ def test_a_runner_gets_what_fits_and_no_more_than_all_rows_need() -> None:
 def test_memory_for_less_than_one_request_is_refused_with_both_numbers() -> None:
     with pytest.raises(KvMemoryError, match=r"gets 0\.0 MiB.*30 tokens needs 0\.0 MiB"):
         choose_num_blocks(
-            SPEC,
-            np.float32,
+            BACKEND,
             block_size=4,
             max_num_seqs=3,
             max_model_len=30,
@@ -136,3 +138,33 @@ def test_in_a_container_its_limit_is_the_memory_that_there_is(
     assert default_kv_memory_bytes(root=tmp_path) == 3 * 2**29
     # Weights that are still to be loaded take their part first.
     assert default_kv_memory_bytes(2**32 + 2**28, root=tmp_path) < 2**28
+
+
+def resident_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are dropped on Linux only")
+def test_a_cache_takes_no_memory_until_something_is_stored_and_only_that_then() -> None:
+    """All of it was filled at the start: 7 GB for a model of 135M that used 20 MB of them."""
+    layout = xla_kv_layout(SPEC, np.float32, num_blocks=2**16, block_size=16)
+    assert layout.size_bytes > 2**27
+    layout.allocate()
+    before = resident_bytes()
+    pages = layout.allocate()[0]
+    assert resident_bytes() - before < layout.size_bytes // 8
+    write = jax.jit(store_tokens, donate_argnums=0)
+    tokens, place = jnp.ones((1, 2, 8), jnp.float32), jnp.array([2**15], jnp.int32)
+    pages = write(pages, tokens, tokens, place, place % 16)
+    assert float(pages.values[2**15, 1, 0, 3]) == 1.0
+    assert float(pages.values[2**15 + 1].max()) == 0.0
+    assert resident_bytes() - before < layout.size_bytes // 8
+
+
+def test_dropped_pages_read_as_zeros_and_neighbours_keep_theirs() -> None:
+    arrays = [jax.jit(lambda: jnp.ones(100_001, jnp.float32))() for _ in range(3)]
+    dropped = release_pages(arrays[1])
+    assert float(arrays[0].sum()) == float(arrays[2].sum()) == 100_001
+    if dropped:
+        # Less than a page at each end is left as it was.
+        assert float(arrays[1].sum()) < 2 * mmap.PAGESIZE // 4

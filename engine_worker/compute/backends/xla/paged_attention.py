@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from engine_worker.compute.attention.kv_cache import LayerPages, load_pages
+from engine_worker.compute.backends.kv_layout import LayerPages
+from engine_worker.compute.backends.xla.pages import load_pages
 from engine_worker.compute.models.spec import AttentionSpec
 
 MASKED_SCORE = -1e30

@@ -1,0 +1,399 @@
+"""The backend of native CPU kernels: packs weights for them, and computes with XLA what they don't.
+
+A decoder's blocks run where they are covered, each kind and layer by itself; neighbouring native
+blocks are one call of the library, so a covered decoder is one call a step.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from engine_worker.compute.backends.base import BlockKind, Placement, StepTokens, live_positions
+from engine_worker.compute.backends.cpu_native import calls, packing
+from engine_worker.compute.backends.kv_layout import BlockShapes, KvCache, KvLayout, LayerPages
+from engine_worker.compute.backends.packing_plan import (
+    PackedWeight,
+    PackingPlan,
+    PartSpec,
+)
+from engine_worker.compute.backends.xla.backend import (
+    XLA,
+    XlaBlocks,
+    packed_for_xla,
+    token_places,
+    weight_of,
+)
+from engine_worker.compute.backends.xla.backend import blocks_per_turn as xla_blocks_per_turn
+from engine_worker.compute.backends.xla.pages import block_shapes as xla_block_shapes
+from engine_worker.compute.models.decoder import DecoderGraph, Leaves
+from engine_worker.compute.models.rope import RopeTables
+from engine_worker.compute.models.spec import DecoderSpec, MlpSpec, NormKind
+
+CPU_NATIVE: Final = "cpu_native"
+GROUP_SIZE: Final = 64
+"""Inputs that share a scale in int4."""
+QUANTIZED_TYPES: Final = ("int8", "int4")
+
+_NORM: Final = "norm.weight"
+_EMBEDDING: Final = "embedding.weight"
+_HEAD: Final = "head.weight"
+_ATTENTION_VECTORS: Final = {
+    "norm": "norm.weight",
+    "qkv_bias": "qkv.bias",
+    "q_norm": "q_norm.weight",
+    "k_norm": "k_norm.weight",
+    "o_bias": "o.bias",
+}
+_MLP_VECTORS: Final = {
+    "norm": "norm.weight",
+    "gate_up_bias": "gate_up.bias",
+    "down_bias": "down.bias",
+}
+
+
+class CpuNativeBackend:
+    """Implements `Backend` with the library's kernels; the library has to be loaded.
+
+    Args:
+        graph: The declared decoder: in the type of its weights, or float32 where these are
+            quantised.
+        weight_type: float32, bfloat16, int8 or int4.
+        block_size: Of the cache.
+    """
+
+    name = CPU_NATIVE
+
+    def __init__(self, graph: DecoderGraph, weight_type: str, block_size: int) -> None:
+        self._graph = graph
+        self._weight_type = weight_type
+        self._reasons = _uncovered(graph.spec, weight_type, self._cache_type, block_size)
+        self._packing = _Packing(graph, weight_type, self).plan()
+
+    @property
+    def graph(self) -> DecoderGraph:
+        return self._graph
+
+    @property
+    def spec(self) -> DecoderSpec:
+        return self._graph.spec
+
+    @property
+    def weight_type(self) -> str:
+        return self._weight_type
+
+    @property
+    def packing(self) -> PackingPlan:
+        return self._packing
+
+    @property
+    def cache_dtype(self) -> np.dtype[Any]:
+        return np.dtype(self._cache_type)
+
+    @property
+    def placements(self) -> Mapping[BlockKind, Placement]:
+        return {kind: self._placement(kind) for kind in BlockKind}
+
+    @property
+    def min_rows(self) -> int:
+        is_all_native = all(reason is None for reason in self._reasons.values())
+        return 1 if is_all_native or self._weight_type == "float32" else 2
+
+    @property
+    def is_batch_invariant(self) -> bool:
+        # The kernels add in one order for any number of rows; XLA does within one program.
+        is_all_native = all(reason is None for reason in self._reasons.values())
+        return is_all_native or self._weight_type == "float32"
+
+    def is_native(self, kind: BlockKind, layer: int = 0) -> bool:
+        """Whether a kernel computes a block."""
+        return self._reasons[kind, layer] is None
+
+    def table_multiple(self, block_size: int) -> int:
+        layers = range(self.spec.num_layers)
+        if all(self.is_native(BlockKind.ATTENTION, layer) for layer in layers):
+            return 1
+        return xla_blocks_per_turn(block_size)
+
+    def kv_layout(self, *, num_blocks: int, block_size: int) -> KvLayout:
+        layers = tuple(
+            self._block_shapes(layer, block_size) for layer in range(self.spec.num_layers)
+        )
+        return KvLayout(num_blocks, block_size, layers, self.cache_dtype)
+
+    def bind(self, leaves: Leaves) -> "CpuNativeBlocks":
+        return CpuNativeBlocks(self, leaves)
+
+    @property
+    def _cache_type(self) -> str:
+        return "float32" if self._weight_type == "float32" else "bfloat16"
+
+    def _block_shapes(self, layer: int, block_size: int) -> BlockShapes:
+        attention = self.spec.layers[layer].attention
+        if not self.is_native(BlockKind.ATTENTION, layer):
+            return xla_block_shapes(
+                attention.num_kv_heads, attention.head_dim, block_size, self.cache_dtype
+            )
+        (keys, dtype), (values, _) = calls.page_shapes(
+            1, attention.num_kv_heads, attention.head_dim, block_size, self._cache_type
+        )
+        return BlockShapes(keys[1:], values[1:], dtype)
+
+    def _placement(self, kind: BlockKind) -> Placement:
+        reasons = [reason for (block, _), reason in self._reasons.items() if block is kind]
+        missing = [reason for reason in reasons if reason is not None]
+        if not missing:
+            return Placement(CPU_NATIVE)
+        if len(missing) == len(reasons):
+            return Placement(XLA, missing[0])
+        return Placement(
+            CPU_NATIVE, f"xla in {len(missing)} of {len(reasons)} layers: {missing[0]}"
+        )
+
+
+_Reasons = dict[tuple[BlockKind, int], str | None]
+
+
+def _uncovered(spec: DecoderSpec, weight_type: str, cache_type: str, block_size: int) -> _Reasons:
+    """Why blocks have no kernel, by kind and layer."""
+
+    def reason(kind: BlockKind, layer: int) -> str | None:
+        return calls.uncovered(
+            spec, spec.layers[layer], kind.value, weight_type, cache_type, block_size
+        )
+
+    reasons: _Reasons = {
+        (kind, layer): reason(kind, layer)
+        for kind in (BlockKind.ATTENTION, BlockKind.MLP)
+        for layer in range(spec.num_layers)
+    }
+    embedding, head = (reason(kind, 0) for kind in (BlockKind.EMBEDDING, BlockKind.HEAD))
+    if spec.tied_head:
+        # One matrix, packed once.
+        embedding = head = embedding or head
+    reasons[BlockKind.EMBEDDING, 0], reasons[BlockKind.HEAD, 0] = embedding, head
+    return reasons
+
+
+class _Packing:
+    """Makes the plan of packed weights; their names are those of the declared ones."""
+
+    def __init__(self, graph: DecoderGraph, weight_type: str, backend: CpuNativeBackend) -> None:
+        self._graph = graph
+        self._weight_type = weight_type
+        self._backend = backend
+        self._index = {parameter.path: i for i, parameter in enumerate(graph.parameters)}
+        self._plan: dict[str, PackedWeight] = {}
+        self._done: set[str] = set()
+
+    def plan(self) -> PackingPlan:
+        """The plan."""
+        for layer, spec in enumerate(self._graph.spec.layers):
+            if self._backend.is_native(BlockKind.ATTENTION, layer):
+                prefix = f"layers.{layer}.attention."
+                self._vectors(prefix, _ATTENTION_VECTORS, calls.attention_vectors)
+                self._matrix(f"{prefix}qkv.weight", packing.MatrixKind.LINEAR)
+                self._matrix(f"{prefix}o.weight", packing.MatrixKind.LINEAR)
+            if self._backend.is_native(BlockKind.MLP, layer):
+                prefix = f"layers.{layer}.mlp."
+                assert isinstance(spec.mlp, MlpSpec), "uncovered"
+                kind = packing.MatrixKind.GATE_UP if spec.mlp.gated else packing.MatrixKind.LINEAR
+                self._vectors(prefix, _MLP_VECTORS, calls.mlp_vectors)
+                self._matrix(f"{prefix}gate_up.weight", kind)
+                self._matrix(f"{prefix}down.weight", packing.MatrixKind.LINEAR)
+        if self._backend.is_native(BlockKind.EMBEDDING):
+            self._matrix(_EMBEDDING, packing.MatrixKind.TABLE)
+        if _HEAD in self._index and self._backend.is_native(BlockKind.HEAD):
+            self._matrix(_HEAD, packing.MatrixKind.TABLE)
+        is_quantized = self._weight_type in QUANTIZED_TYPES
+        for index, parameter in enumerate(self._graph.parameters):
+            if parameter.path not in self._done:
+                self._plan[parameter.path] = packed_for_xla(
+                    index, parameter, is_quantized=is_quantized
+                )
+        group = f" {GROUP_SIZE}" if self._weight_type == "int4" else ""
+        layout = f"{CPU_NATIVE} {self._weight_type}{group} {packing.LAYOUT_VERSION}"
+        return PackingPlan(tuple(self._plan.values()), layout)
+
+    def _matrix(self, path: str, kind: packing.MatrixKind) -> None:
+        index, weight_type = self._index[path], self._weight_type
+        rows, columns = self._graph.parameters[index].shape
+        parts = packing.packed_parts((rows, columns), weight_type, kind, GROUP_SIZE)
+
+        def pack(values: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
+            return packing.pack(values[0], weight_type, kind, group_size=GROUP_SIZE)
+
+        specs = tuple(PartSpec(shape, dtype) for shape, dtype in parts)
+        self._plan[path] = PackedWeight(path, (index,), specs, pack)
+        self._done.add(path)
+
+    def _vectors(
+        self,
+        prefix: str,
+        paths: Mapping[str, str],
+        join: Callable[..., npt.NDArray[np.float32]],
+    ) -> None:
+        names = [name for name, path in paths.items() if prefix + path in self._index]
+        sources = tuple(self._index[prefix + paths[name]] for name in names)
+        size = sum(self._graph.parameters[index].num_elements for index in sources)
+        is_plus_one = self._graph.spec.norm_kind is NormKind.RMS_PLUS_ONE
+
+        def pack(values: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
+            vectors = {
+                name: value.astype(np.float32) + (1 if is_plus_one and "norm" in name else 0)
+                for name, value in zip(names, values, strict=True)
+            }
+            return (join(**vectors),)
+
+        spec = PartSpec((size,), np.dtype(np.float32))
+        self._plan[prefix] = PackedWeight(f"{prefix}vectors", sources, (spec,), pack)
+        self._done |= {prefix + paths[name] for name in names}
+
+
+class CpuNativeBlocks:
+    """Implements `Blocks`."""
+
+    def __init__(self, backend: CpuNativeBackend, leaves: Leaves) -> None:
+        self._backend = backend
+        parts = iter(leaves)
+        weights = [(weight.name, weight_of(weight, parts)) for weight in backend.packing.weights]
+        self._weights: dict[str, Any] = dict(weights)
+        # Modules get the weights of blocks that have no kernel, and nothing else.
+        self._xla = XlaBlocks(
+            backend.graph.bind(
+                [self._weights.get(parameter.path) for parameter in backend.graph.parameters]
+            )
+        )
+
+    def embedding(self, step: StepTokens) -> jax.Array:
+        if not self._backend.is_native(BlockKind.EMBEDDING):
+            return self._xla.embedding(step)
+        spec = self._backend.spec
+        return calls.embedding(
+            step.token_ids.reshape(-1),
+            self._weights[_EMBEDDING],
+            spec.vocab_size,
+            spec.hidden_size,
+            self._backend.weight_type,
+            group_size=GROUP_SIZE,
+        )
+
+    def layers(
+        self, x: jax.Array, cache: KvCache, step: StepTokens, ropes: RopeTables
+    ) -> tuple[jax.Array, KvCache]:
+        run = _Run(self._backend, self._weights, x, list(cache), step, ropes)
+        for layer in range(self._backend.spec.num_layers):
+            if self._backend.is_native(BlockKind.ATTENTION, layer):
+                run.add_attention(layer)
+            else:
+                run.finish()
+                pages = run.pages[layer]
+                run.x, run.pages[layer] = self._xla.attention(
+                    layer, run.x, pages, step, token_places(pages, step), ropes
+                )
+            if self._backend.is_native(BlockKind.MLP, layer):
+                run.add_mlp(layer)
+            else:
+                run.finish()
+                run.x = self._xla.mlp(layer, run.x)
+        run.finish()
+        return run.x, tuple(run.pages)
+
+    def norm(self, x: jax.Array) -> jax.Array:
+        return self._xla.norm(x)
+
+    def head(self, hidden: jax.Array, is_wanted: jax.Array | None = None) -> jax.Array:
+        if not self._backend.is_native(BlockKind.HEAD):
+            return self._xla.head(hidden, is_wanted)
+        spec = self._backend.spec
+        return calls.head(
+            hidden,
+            self._weights[_EMBEDDING if spec.tied_head else _HEAD],
+            spec.vocab_size,
+            self._backend.weight_type,
+            is_wanted,
+            group_size=GROUP_SIZE,
+        )
+
+
+class _Run:
+    """Neighbouring native blocks that wait to be one call.
+
+    Attributes:
+        x: The residual before them.
+        pages: Of all layers, as they are so far.
+    """
+
+    def __init__(
+        self,
+        backend: CpuNativeBackend,
+        weights: Mapping[str, Any],
+        x: jax.Array,
+        pages: list[LayerPages],
+        step: StepTokens,
+        ropes: RopeTables,
+    ) -> None:
+        self.x = x
+        self.pages = pages
+        self._backend = backend
+        self._weights = weights
+        self._ropes = ropes
+        self._blocks: list[calls.Attention | calls.Mlp] = []
+        self._layers: list[int] = []
+        num_rows, num_queries = step.positions.shape
+        rows = jnp.repeat(jnp.arange(num_rows, dtype=jnp.int32), num_queries)
+        self._step = calls.Step(live_positions(step), rows, step.block_tables)
+
+    def add_attention(self, layer: int) -> None:
+        """The attention block of a layer comes next."""
+        spec, prefix = self._backend.spec, f"layers.{layer}.attention."
+        config = calls.AttentionConfig.of(
+            spec,
+            spec.layers[layer],
+            weight_type=self._backend.weight_type,
+            cache_type=str(self._backend.cache_dtype),
+            group_size=GROUP_SIZE,
+        )
+        self._layers.append(layer)
+        self._blocks.append(
+            calls.Attention(
+                config,
+                self._weights[f"{prefix}vectors"],
+                self._weights[f"{prefix}qkv.weight"],
+                self._weights[f"{prefix}o.weight"],
+                self.pages[layer].keys,
+                self.pages[layer].values,
+                self._ropes.index_of(spec.layers[layer].attention),
+            )
+        )
+
+    def add_mlp(self, layer: int) -> None:
+        """The MLP block of a layer comes next."""
+        spec, prefix = self._backend.spec, f"layers.{layer}.mlp."
+        config = calls.MlpConfig.of(
+            spec,
+            spec.layers[layer],
+            weight_type=self._backend.weight_type,
+            group_size=GROUP_SIZE,
+        )
+        self._blocks.append(
+            calls.Mlp(
+                config,
+                self._weights[f"{prefix}vectors"],
+                self._weights[f"{prefix}gate_up.weight"],
+                self._weights[f"{prefix}down.weight"],
+            )
+        )
+
+    def finish(self) -> None:
+        """Computes what waits."""
+        if not self._blocks:
+            return
+        ropes = [(cosine[:, 0], sine[:, 0]) for cosine, sine in self._ropes.tables]
+        self.x, new_pages = calls.run_blocks(self.x, self._step, ropes, self._blocks)
+        for layer, (keys, values) in zip(self._layers, new_pages, strict=True):
+            self.pages[layer] = LayerPages(keys, values)
+        self._blocks, self._layers = [], []

@@ -1,0 +1,151 @@
+"""A file of packed weights: written once, mapped at every later start.
+
+    16 bytes magic, 8 bytes length of the header (little endian), the header in JSON
+    {"key": …, "size_bytes": …, "parts": [{"shape": […], "dtype": "uint8", "offset": …}, …]},
+    32 bytes SHA-256 of all before, then the parts, each at a multiple of 64 bytes from the start.
+
+A file is written under another name and renamed when it is complete. One that was cut short, that
+another version wrote or that belongs to other weights is refused with its reason, and made anew.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_worker.compute.backends.packing_plan import PartSpec
+from engine_worker.errors import PackedFileError
+
+_MAGIC: Final = b"PENSTOCK PACKED1"
+_LENGTH_BYTES: Final = 8
+_DIGEST_BYTES: Final = 32
+_ALIGNMENT: Final = 64
+"""Bytes; jax takes memory of this alignment as it is instead of copying it."""
+_MAX_HEADER_BYTES: Final = 16 * 2**20
+
+
+def map_packed(path: Path, key: str, parts: Sequence[PartSpec]) -> list[npt.NDArray[Any]]:
+    """The parts of a file, mapped: read when they are touched, shared by all who map it.
+
+    Args:
+        path: The file.
+        key: What it has to be of.
+        parts: What it has to hold.
+
+    Raises:
+        FileNotFoundError: There is none.
+        PackedFileError: It can't be used; one line that says why.
+    """
+    try:
+        with path.open("rb") as stream:
+            header = _read_header(stream)
+            actual_bytes = os.fstat(stream.fileno()).st_size
+            _check(header, actual_bytes, key, parts)
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PackedFileError(f"{path}: {error}") from error
+    return [
+        np.frombuffer(mapped, part.dtype, int(np.prod(part.shape)), entry["offset"]).reshape(
+            part.shape
+        )
+        for part, entry in zip(parts, header["parts"], strict=True)
+    ]
+
+
+class PackedFileWriter:
+    """Writes a file part by part; made by `new_packed_file`."""
+
+    def __init__(self, stream: IO[bytes], key: str, parts: Sequence[PartSpec]) -> None:
+        self._stream = stream
+        self._parts = iter(parts)
+        header, self._offsets = _header(key, parts)
+        self._next = iter(self._offsets)
+        stream.write(header)
+
+    def write(self, array: npt.NDArray[Any]) -> None:
+        """The next part."""
+        part, offset = next(self._parts), next(self._next)
+        assert (array.shape, array.dtype) == (part.shape, part.dtype), (array.shape, part)
+        self._stream.write(bytes(offset - self._stream.tell()))
+        np.ascontiguousarray(array).tofile(self._stream)
+
+
+@contextmanager
+def new_packed_file(path: Path, key: str, parts: Sequence[PartSpec]) -> Iterator[PackedFileWriter]:
+    """A file that is there when the block ends well, and else never was.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        with unfinished.open("wb") as stream:
+            yield PackedFileWriter(stream, key, parts)
+            stream.flush()
+            # Else a machine that loses power might keep the name and not the numbers.
+            os.fsync(stream.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink()
+        raise
+
+
+def _header(key: str, parts: Sequence[PartSpec]) -> tuple[bytes, list[int]]:
+    """All bytes before the parts, and where these lie; offsets make the header no longer."""
+    reserved = len(_render(key, parts, [2**53] * len(parts)))
+    start = len(_MAGIC) + _LENGTH_BYTES + reserved + _DIGEST_BYTES
+    offsets = []
+    for part in parts:
+        start = -(-start // _ALIGNMENT) * _ALIGNMENT
+        offsets.append(start)
+        start += part.size_bytes
+    text = _render(key, parts, offsets).ljust(reserved)
+    before = _MAGIC + len(text).to_bytes(_LENGTH_BYTES, "little") + text
+    return before + hashlib.sha256(before).digest(), offsets
+
+
+def _render(key: str, parts: Sequence[PartSpec], offsets: Sequence[int]) -> bytes:
+    entries = [
+        {"shape": part.shape, "dtype": str(part.dtype), "offset": offset}
+        for part, offset in zip(parts, offsets, strict=True)
+    ]
+    return json.dumps({"key": key, "parts": entries}).encode()
+
+
+def _read_header(stream: IO[bytes]) -> dict[str, Any]:
+    start = stream.read(len(_MAGIC) + _LENGTH_BYTES)
+    if not start.startswith(_MAGIC):
+        raise ValueError("not a file of packed weights, or of another version")
+    length = int.from_bytes(start[len(_MAGIC) :], "little")
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError("its header is broken")
+    text, digest = stream.read(length), stream.read(_DIGEST_BYTES)
+    if hashlib.sha256(start + text).digest() != digest:
+        raise ValueError("its header is broken")
+    header: dict[str, Any] = json.loads(text)
+    return header
+
+
+def _check(header: dict[str, Any], actual_bytes: int, key: str, parts: Sequence[PartSpec]) -> None:
+    if header["key"] != key:
+        raise ValueError("it was made of other weights or by another version")
+    held = [(tuple(entry["shape"]), entry["dtype"]) for entry in header["parts"]]
+    if held != [(part.shape, str(part.dtype)) for part in parts]:
+        raise ValueError("it holds other arrays than this decoder has")
+    offsets = [entry["offset"] for entry in header["parts"]]
+    needed = max(
+        (offset + part.size_bytes for offset, part in zip(offsets, parts, strict=True)), default=0
+    )
+    if actual_bytes < needed:
+        raise ValueError(f"cut short: it has {actual_bytes} bytes and needs {needed}")

@@ -1,0 +1,232 @@
+"""The backend in plain XLA: binds the modules of `compute.models` to weights and pages."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from engine_worker.compute.backends.base import BlockKind, Placement, StepTokens
+from engine_worker.compute.backends.kv_layout import KvCache, KvLayout, LayerPages
+from engine_worker.compute.backends.packing_plan import (
+    PackedWeight,
+    PackingPlan,
+    PartSpec,
+    plain,
+)
+from engine_worker.compute.backends.xla.paged_attention import attend_pages
+from engine_worker.compute.backends.xla.pages import store_tokens, xla_kv_layout
+from engine_worker.compute.models.decoder import Decoder, DecoderGraph, Leaves, Parameter
+from engine_worker.compute.models.layers import Matrix
+from engine_worker.compute.models.quantized import QuantizedMatrix, quantize
+from engine_worker.compute.models.rope import RopeTables
+from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec
+from protocol.errors import ConfigurationError
+
+XLA: Final = "xla"
+MATRIX_AXES: Final = 2
+MAX_ATTENTION_SPAN = 128
+"""The most tokens that one turn of the attention loop reads, or one block where that is larger."""
+_SOME_ROWS, _MANY_ROWS = 4, 16
+
+
+def blocks_per_turn(block_size: int, num_token_rows: int = 1) -> int:
+    """Blocks of each row that one turn of the attention loop reads.
+
+    One or two rows take long turns, because a turn has its own cost; many rows take shorter ones,
+    because a row's last turn reads on average half a turn for nothing. On the CPU the rows between
+    take the shortest: then each operation is so small that XLA leaves it to the thread which is
+    awake. Waking the other one would take longer (a fifth less time for a step of 8 rows).
+    """
+    span = MAX_ATTENTION_SPAN
+    if num_token_rows >= _MANY_ROWS:
+        span //= 2
+    elif num_token_rows >= _SOME_ROWS and jax.default_backend() == "cpu":
+        span //= 4
+    return max(1, span // block_size)
+
+
+class XlaBackend:
+    """Implements `Backend` for every decoder and every device.
+
+    Args:
+        graph: The declared decoder. Its weights are taken as they are, and its type is the cache's.
+        weight_type: `int8` quantises the matrices; the cache is in bfloat16 then. None is the type
+            of the graph.
+
+    Raises:
+        ConfigurationError: A type that XLA has no product for.
+    """
+
+    name = XLA
+
+    def __init__(self, graph: DecoderGraph, weight_type: str | None = None) -> None:
+        self._graph = graph
+        self._weight_type = weight_type or str(graph.dtype)
+        if self._weight_type not in (str(graph.dtype), "int8"):
+            raise ConfigurationError(
+                f"dtype {self._weight_type} needs the native backend, xla computes float32, "
+                "bfloat16 and int8",
+                param="dtype",
+            )
+        self._packing = _packing(graph, is_quantized=self._weight_type == "int8")
+
+    @property
+    def graph(self) -> DecoderGraph:
+        return self._graph
+
+    @property
+    def spec(self) -> DecoderSpec:
+        return self._graph.spec
+
+    @property
+    def weight_type(self) -> str:
+        return self._weight_type
+
+    @property
+    def packing(self) -> PackingPlan:
+        return self._packing
+
+    @property
+    def cache_dtype(self) -> np.dtype[Any]:
+        return np.dtype(jnp.bfloat16) if self._weight_type == "int8" else self._graph.dtype
+
+    @property
+    def placements(self) -> Mapping[BlockKind, Placement]:
+        return dict.fromkeys(BlockKind, Placement(XLA))
+
+    @property
+    def min_rows(self) -> int:
+        # XLA:CPU converts a whole matrix of another type to float32 when it multiplies one row.
+        return 1 if self._weight_type == "float32" else 2
+
+    @property
+    def is_batch_invariant(self) -> bool:
+        # Within one program of one shape, which is all that the deterministic mode has.
+        return self._weight_type == "float32"
+
+    def table_multiple(self, block_size: int) -> int:
+        return blocks_per_turn(block_size)
+
+    def kv_layout(self, *, num_blocks: int, block_size: int) -> KvLayout:
+        return xla_kv_layout(
+            self.spec, self.cache_dtype, num_blocks=num_blocks, block_size=block_size
+        )
+
+    def bind(self, leaves: Leaves) -> "XlaBlocks":
+        parts = iter(leaves)
+        weights = [weight_of(weight, parts) for weight in self._packing.weights]
+        return XlaBlocks(self._graph.bind(weights))
+
+
+def packed_for_xla(index: int, parameter: Parameter, *, is_quantized: bool) -> PackedWeight:
+    """A declared weight as XLA takes it: matrices in int8 with scales, if asked for."""
+    if not is_quantized or len(parameter.shape) != MATRIX_AXES:
+        return plain(index, parameter)
+    out_size = parameter.shape[0]
+    parts = (
+        PartSpec(parameter.shape, np.dtype(np.int8)),
+        PartSpec((out_size,), np.dtype(np.float32)),
+    )
+    return PackedWeight(parameter.path, (index,), parts, lambda values: quantize(values[0]))
+
+
+def weight_of(weight: PackedWeight, parts: Iterator[jax.Array]) -> Matrix:
+    """The next weight of some leaves, as the modules take it."""
+    arrays = [next(parts) for _ in weight.parts]
+    return arrays[0] if len(arrays) == 1 else QuantizedMatrix(*arrays)
+
+
+def _packing(graph: DecoderGraph, *, is_quantized: bool) -> PackingPlan:
+    weights = tuple(
+        packed_for_xla(index, parameter, is_quantized=is_quantized)
+        for index, parameter in enumerate(graph.parameters)
+    )
+    return PackingPlan(weights, layout="xla int8 1" if is_quantized else "")
+
+
+class XlaBlocks:
+    """Implements `Blocks` with a decoder's modules."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    def embedding(self, step: StepTokens) -> jax.Array:
+        return self._decoder.embedding(step.token_ids.reshape(-1))
+
+    def layers(
+        self, x: jax.Array, cache: KvCache, step: StepTokens, ropes: RopeTables
+    ) -> tuple[jax.Array, KvCache]:
+        pages, places = list(cache), token_places(cache[0], step)
+        # Unrolled on purpose: a scan over stacked layers makes XLA:CPU copy each slice.
+        for layer in range(len(pages)):
+            x, pages[layer] = self.attention(layer, x, pages[layer], step, places, ropes)
+            x = self.mlp(layer, x)
+        return x, tuple(pages)
+
+    def attention(
+        self,
+        layer: int,
+        x: jax.Array,
+        pages: LayerPages,
+        step: StepTokens,
+        places: "TokenPlaces",
+        ropes: RopeTables,
+    ) -> tuple[jax.Array, LayerPages]:
+        """The attention block of one layer: the residual after it, and the layer's pages."""
+        block = self._decoder.layers[layer].attention
+        spec: AttentionSpec = block.spec
+        stored = pages
+
+        def attend(_: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            nonlocal stored
+            # Written before they are read: measured faster than attending to them apart, but for
+            # a single float32 row, and it makes a chunk, a decode and a recompute one and the same.
+            stored = store_tokens(stored, k, v, places.block_ids, places.offsets)
+            out = attend_pages(
+                q.reshape(*step.positions.shape, *q.shape[1:]),
+                stored,
+                step.block_tables,
+                step.num_stored,
+                step.positions,
+                spec,
+                blocks_per_turn(places.block_size, step.positions.shape[0]),
+            )
+            return out.reshape(q.shape)
+
+        x = x + block(layer, x, ropes.of(spec), attend)
+        return x, stored
+
+    def mlp(self, layer: int, x: jax.Array) -> jax.Array:
+        """The residual [T * Q, hidden] after the MLP block of one layer."""
+        return x + self._decoder.layers[layer].mlp(x)  # type: ignore[no-any-return]
+
+    def norm(self, x: jax.Array) -> jax.Array:
+        return self._decoder.norm(x)
+
+    def head(self, hidden: jax.Array, is_wanted: jax.Array | None = None) -> jax.Array:
+        return self._decoder.project(hidden)
+
+
+class TokenPlaces(NamedTuple):
+    """Where a step's tokens are stored, the same in every layer.
+
+    Attributes:
+        block_ids: [T * Q] int32; the padding block for padding.
+        offsets: [T * Q] int32, in the block.
+        block_size: Tokens a block.
+    """
+
+    block_ids: jax.Array
+    offsets: jax.Array
+    block_size: int
+
+
+def token_places(pages: LayerPages, step: StepTokens) -> TokenPlaces:
+    """The places of a step's tokens in any layer's pages."""
+    num_blocks, block_size = pages.values.shape[0], pages.values.shape[2]
+    positions = step.positions
+    own_blocks = jnp.take_along_axis(step.block_tables, positions // block_size, 1, mode="clip")
+    own_blocks = jnp.where(step.is_token, own_blocks, num_blocks - 1)
+    return TokenPlaces(own_blocks.reshape(-1), (positions % block_size).reshape(-1), block_size)

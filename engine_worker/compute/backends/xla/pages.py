@@ -1,0 +1,110 @@
+"""The layout of the cache for XLA, and how tokens are stored and loaded.
+
+Each layer has its own keys `[num_blocks + 1, kv_heads, head_dim, block_size]` and values
+`[num_blocks + 1, kv_heads, block_size, head_dim]`. Heads stand before tokens, and tokens last in
+the keys, so that a page is already in the order in which attention multiplies it: XLA:CPU takes
+twice as long for a product with keys that lie token by token.
+
+bfloat16 is kept as its bits in uint16, because XLA:CPU stores into a bfloat16 array by converting
+all of it to float32 and back; a uint16 array is updated in place.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+
+from engine_worker.compute.backends.kv_layout import BlockShapes, KvLayout, LayerPages
+from engine_worker.compute.models.spec import DecoderSpec
+
+
+def xla_kv_layout(
+    spec: DecoderSpec, dtype: DTypeLike, *, num_blocks: int, block_size: int
+) -> KvLayout:
+    """The layout for a decoder.
+
+    Args:
+        spec: The decoder.
+        dtype: Of keys and values as numbers: float32 or bfloat16.
+        num_blocks: Blocks that block ids may name.
+        block_size: Tokens a block.
+    """
+    numbers = np.dtype(dtype)
+    layers = tuple(
+        block_shapes(x.attention.num_kv_heads, x.attention.head_dim, block_size, numbers)
+        for x in spec.layers
+    )
+    return KvLayout(num_blocks, block_size, layers, numbers)
+
+
+def block_shapes(
+    num_kv_heads: int, head_dim: int, block_size: int, dtype: DTypeLike
+) -> BlockShapes:
+    """What a block of one layer is, for keys and values of a type."""
+    stored = np.dtype(np.uint16) if dtype == jnp.bfloat16 else np.dtype(dtype)
+    return BlockShapes(
+        keys=(num_kv_heads, head_dim, block_size),
+        values=(num_kv_heads, block_size, head_dim),
+        stored_dtype=stored,
+    )
+
+
+def load_pages(pages: LayerPages, block_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Reads some blocks of each row.
+
+    Args:
+        pages: One layer.
+        block_ids: [B, G] int32, in range.
+
+    Returns:
+        Keys [B, KH, G, D, block_size] and values [B, KH, G * block_size, D], float32.
+    """
+    num_rows, num_blocks = block_ids.shape
+    _, kv_heads, block_size, head_dim = pages.values.shape
+    values = _load(pages.values, block_ids)
+    return (
+        _load(pages.keys, block_ids),
+        values.reshape(num_rows, kv_heads, num_blocks * block_size, head_dim),
+    )
+
+
+def _load(pool: jax.Array, block_ids: jax.Array) -> jax.Array:
+    """Blocks of each head of each row, [B, KH, G, ...]."""
+    blocks = pool.at[block_ids].get(mode="promise_in_bounds")
+    if pool.dtype == jnp.uint16:
+        blocks = lax.bitcast_convert_type(blocks, jnp.bfloat16)
+    return blocks.transpose(0, 2, 1, 3, 4).astype(jnp.float32)
+
+
+def store_tokens(
+    pages: LayerPages,
+    keys: jax.Array,
+    values: jax.Array,
+    block_ids: jax.Array,
+    offsets: jax.Array,
+) -> LayerPages:
+    """Writes tokens into their places; in place when the caller's program donates the cache.
+
+    Args:
+        pages: One layer.
+        keys: [T, KH, D] of any float type; rounded to the cache's type.
+        values: [T, KH, D].
+        block_ids: [T] int32 in range; the padding block for tokens that are not to be kept.
+        offsets: [T] int32, the token's place in its block.
+
+    Returns:
+        The layer with the tokens in it.
+    """
+    keys, values = _as_stored(keys, pages.keys.dtype), _as_stored(values, pages.values.dtype)
+    mode = "promise_in_bounds"
+    return LayerPages(
+        pages.keys.at[block_ids, :, :, offsets].set(keys, mode=mode),
+        pages.values.at[block_ids, :, offsets, :].set(values, mode=mode),
+    )
+
+
+def _as_stored(tokens: jax.Array, dtype: DTypeLike) -> jax.Array:
+    if dtype == jnp.uint16:
+        tokens = lax.bitcast_convert_type(tokens.astype(jnp.bfloat16), jnp.uint16)
+    return tokens.astype(dtype)

@@ -1,0 +1,67 @@
+"""What a runner is built for, and that a row keeps to it."""
+
+from dataclasses import dataclass
+
+from engine_worker.core.choice.batch import MAX_ROW_STOP_TOKEN_IDS, RowWork
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerLimits:
+    """What a runner is built for; see the properties of `JaxModelRunner`."""
+
+    max_num_seqs: int
+    max_model_len: int
+    max_num_batched_tokens: int
+    deterministic: bool
+    run_ahead: bool
+    compiler_yields: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RowLimits:
+    """What one row of a step may be.
+
+    Attributes:
+        max_new_tokens: Tokens that a row samples in one step.
+        num_slots: Slots.
+        max_num_tokens: Tokens of a row in one step.
+        max_model_len: Where a row ends at most.
+        num_blocks: Of the cache.
+        block_size: Tokens a block.
+        table_width: Blocks of a row.
+    """
+
+    max_new_tokens: int
+    num_slots: int
+    max_num_tokens: int
+    max_model_len: int
+    num_blocks: int
+    block_size: int
+    table_width: int
+
+    def check(self, row: RowWork) -> None:
+        """Raises for a row that no program could compute.
+
+        Raises:
+            ValueError: Names the limit.
+        """
+        num_tokens = len(row.token_ids)
+        end = row.start + num_tokens - 1 + row.max_new_tokens
+        if not 1 <= row.max_new_tokens <= self.max_new_tokens:
+            raise ValueError(f"a row samples 1 to {self.max_new_tokens} tokens")
+        if row.max_new_tokens > 1 and (not row.sample or row.needs_full_sampler or num_tokens > 1):
+            raise ValueError("only decodes without the full sampler sample several tokens")
+        if len(row.stop_token_ids) > MAX_ROW_STOP_TOKEN_IDS:
+            raise ValueError(f"a row has at most {MAX_ROW_STOP_TOKEN_IDS} stop ids")
+        if not 0 <= row.slot < self.num_slots:
+            raise ValueError(f"slot {row.slot} is not below {self.num_slots}")
+        if not 1 <= num_tokens <= self.max_num_tokens:
+            raise ValueError(f"a row has 1 to {self.max_num_tokens} tokens, not {num_tokens}")
+        if row.start < 0 or end > self.max_model_len:
+            raise ValueError(f"a row ends at {end}, beyond {self.max_model_len} tokens")
+        if not end <= len(row.block_ids) * self.block_size or len(row.block_ids) > self.table_width:
+            raise ValueError(f"{len(row.block_ids)} blocks do not fit a row of {end} tokens")
+        if min(row.block_ids) < 0 or max(row.block_ids) >= self.num_blocks:
+            raise ValueError(f"block ids are 0 to {self.num_blocks - 1}")
+        if len(row.scored_token_ids) > num_tokens:
+            raise ValueError(f"a row of {num_tokens} tokens scores at most as many")

@@ -1,0 +1,173 @@
+"""All programs of a runner: which there are, what they are compiled for, and how one is called."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from engine_worker.compute.backends.base import PackedDecoder
+from engine_worker.compute.backends.kv_layout import KvLayout
+from engine_worker.compute.runner.buckets import Bucket, Buckets
+from engine_worker.compute.runner.compiler_threads import CompilerThreads
+from engine_worker.compute.runner.full_sampler import FullSampler
+from engine_worker.compute.runner.limits import RunnerLimits
+from engine_worker.compute.runner.packing import PackedLayout
+from engine_worker.compute.runner.program_store import ProgramStore
+from engine_worker.compute.runner.programs import (
+    DeviceState,
+    ProgramOutput,
+    StepProgram,
+    set_slot_counts,
+)
+from engine_worker.core.choice.batch import ProgressCallback, RowWork
+
+
+class ProgramSet:
+    """The step programs by their bucket, and the full samplers by their number of rows.
+
+    Attributes:
+        packed_layouts: The layout of each step program's inputs.
+        samplers: What packs and reads for the full samplers.
+        table_width: Block ids of a row.
+        store: The compiled programs.
+    """
+
+    def __init__(
+        self, decoder: PackedDecoder, kv_layout: KvLayout, buckets: Buckets, limits: RunnerLimits
+    ) -> None:
+        self._decoder = decoder
+        self._kv_layout = kv_layout
+        self._buckets = buckets
+        self._num_slots = limits.max_num_seqs
+        group = decoder.backend.table_multiple(kv_layout.block_size)
+        num_table_blocks = -(-limits.max_model_len // kv_layout.block_size)
+        self.table_width = -(-num_table_blocks // group) * group
+        # On an accelerator steps don't need the cores that the compiler takes.
+        is_cpu = jax.default_backend() == "cpu"
+        threads = CompilerThreads() if is_cpu and limits.compiler_yields else None
+        self.store = ProgramStore[Bucket | int](self.compile, describe, compiler_threads=threads)
+        self.packed_layouts: Mapping[Bucket, PackedLayout] = {
+            bucket: PackedLayout(bucket, self.table_width, self._num_slots, kv_layout.padding_block)
+            for bucket in buckets.all
+        }
+        self.samplers = {
+            num_rows: FullSampler(decoder.backend, num_rows, self._num_slots)
+            for num_rows in buckets.sampler_rows
+        }
+        self._set_counts: Any = None
+        # What programs are compiled for, in any thread: a step donates the state itself.
+        self._abstract_state = DeviceState(
+            kv_layout.abstract(), *jax.eval_shape(self._new_counts_and_tokens)
+        )
+
+    @property
+    def num_compiles(self) -> int:
+        """Programs that were compiled so far."""
+        return self.store.num_compiles + (self._set_counts is not None)
+
+    @property
+    def compiled_steps(self) -> Mapping[Bucket, Any]:
+        """The compiled step programs so far."""
+        programs = self.store.programs
+        return {bucket: programs[bucket] for bucket in self._buckets.all if bucket in programs}
+
+    def new_state(self) -> DeviceState:
+        """The arrays between steps, with an empty cache."""
+        return DeviceState(self._kv_layout.allocate(), *self._new_counts_and_tokens())
+
+    def _new_counts_and_tokens(self) -> tuple[jax.Array, jax.Array]:
+        vocab_size = self._decoder.backend.spec.vocab_size
+        counts = jnp.zeros((self._num_slots, vocab_size), jnp.int32)
+        return counts, jnp.zeros(self._buckets.decode[-1].num_rows, jnp.int32)
+
+    def warm_up(self, progress: ProgressCallback) -> None:
+        """Compiles the programs that any work fits, and the others behind; see the port."""
+        first = self._buckets.largest
+        progress(0.0, f"compiling {len(first)} programs")
+        self.store.warm_up(first, self._buckets.by_demand, progress)
+        self._compile_set_counts()
+        progress(1.0, f"compiled {len(first)} programs, the others follow")
+
+    def working_bytes(self) -> int:
+        """Working memory of the largest program, beside weights and state; compiles three."""
+        compiled = [self.store.get(key).memory_analysis() for key in self._buckets.largest]
+        # What is donated is counted as an output too, but is no new memory.
+        sizes_bytes: list[int] = [
+            memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+            for memory in compiled
+        ]
+        return max(sizes_bytes)
+
+    def compile(self, key: Bucket | int) -> Any:
+        """A program, compiled ahead of time, so that a call can never retrace."""
+        backend, leaves = self._decoder.backend, self._decoder.leaves
+        if isinstance(key, int):
+            sampler = self.samplers[key]
+            hidden = np.zeros((key, backend.spec.hidden_size), np.float32)
+            return (
+                jax.jit(sampler, donate_argnums=1)
+                .lower(leaves, self._abstract_state.counts, hidden, sampler.pack((), ()))
+                .compile()
+            )
+        layout = self.packed_layouts[key]
+        step = StepProgram(backend, layout, self._buckets.sampler_rows_for(key.num_rows))
+        return (
+            jax.jit(step, donate_argnums=1)
+            .lower(leaves, self._abstract_state, layout.pack(()))
+            .compile()
+        )
+
+    def step(
+        self, state: DeviceState, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool
+    ) -> tuple[ProgramOutput, DeviceState]:
+        """Dispatches a step program; `state` is donated."""
+        packed = self.packed_layouts[bucket].pack(rows, samples=samples)
+        output: ProgramOutput
+        output, state = self.store.get(bucket)(self._decoder.leaves, state, packed)
+        return output, state
+
+    def sample(
+        self,
+        state: DeviceState,
+        num_rows: int,
+        hidden: jax.Array | npt.NDArray[np.float32],
+        rows: Sequence[RowWork],
+        targets: Sequence[int | None],
+    ) -> tuple[npt.NDArray[np.int32], DeviceState]:
+        """Runs a full sampler on hidden states [num_rows, hidden]: what `FullSampler.read` takes.
+
+        The counts of `state` are donated.
+        """
+        inputs = self.samplers[num_rows].pack(rows, targets)
+        program = self.store.get(num_rows)
+        outputs, counts = program(self._decoder.leaves, state.counts, hidden, inputs)
+        return np.asarray(outputs), state._replace(counts=counts)
+
+    def set_counts(
+        self, state: DeviceState, slot: int, slot_counts: npt.NDArray[np.int32]
+    ) -> DeviceState:
+        """Replaces the counts of one slot, [V] int32; the counts of `state` are donated."""
+        self._compile_set_counts()
+        counts = self._set_counts(state.counts, np.asarray(slot, np.int32), slot_counts)
+        return state._replace(counts=counts)
+
+    def _compile_set_counts(self) -> None:
+        if self._set_counts is None:
+            counts = self._abstract_state.counts
+            slot_counts = np.zeros(counts.shape[1], np.int32)
+            lowered = jax.jit(set_slot_counts, donate_argnums=0).lower(
+                counts, np.asarray(0, np.int32), slot_counts
+            )
+            self._set_counts = lowered.compile()
+
+
+def describe(program: Bucket | int) -> str:
+    """A step program's bucket, or the rows of a full sampler."""
+    if isinstance(program, int):
+        return f"the full sampler of {program} rows"
+    if program.is_prefill:
+        return f"prefill of {program.num_queries} tokens"
+    return f"decode of {program.num_rows} rows"

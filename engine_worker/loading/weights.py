@@ -1,0 +1,130 @@
+"""Loads a decoder's weights for its backend: from the checkpoint, or packed by an earlier start."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy.typing as npt
+
+from engine_worker.compute.backends.base import Backend, PackedDecoder
+from engine_worker.compute.backends.packed_file import map_packed, new_packed_file
+from engine_worker.compute.backends.packing_plan import PackedWeight
+from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
+from engine_worker.compute.weights.fingerprint import fingerprint
+from engine_worker.compute.weights.loader import WeightReader, open_weights
+from engine_worker.compute.weights.sources import is_ignorable, weight_sources
+from engine_worker.core.choice.batch import ProgressCallback
+from engine_worker.errors import CheckpointError, PackedFileError
+
+SUFFIX = ".packed"
+_log = logging.getLogger("penstock.engine.weights")
+
+
+def load_for_backend(
+    folder: Path, backend: Backend, cache_dir: Path | None, progress: ProgressCallback
+) -> PackedDecoder:
+    """The weights of a decoder as its backend takes them.
+
+    Weights that are packed are packed one after the other, written to a file of the cache, and
+    mapped from it now and at later starts, so that they are in memory once and not at all in this
+    process's own. Without a cache, or when it can't be written, they stay in memory.
+
+    Args:
+        folder: A Hugging Face model folder with safetensors files.
+        backend: Made for the folder's decoder.
+        cache_dir: Where packed weights are kept; None keeps none.
+        progress: Called after each weight with the share of all bytes that is done.
+
+    Raises:
+        ModelLoadError: As in `load_weights`.
+    """
+    packing = backend.packing
+    if not packing.layout or cache_dir is None:
+        return PackedDecoder(backend, _in_memory(folder, backend, progress))
+    key = fingerprint(folder, {"packed": packing.layout})
+    path = packed_path(cache_dir, folder, backend, key)
+    try:
+        return PackedDecoder(backend, _mapped(path, backend, key))
+    except FileNotFoundError:
+        pass
+    except PackedFileError as error:
+        _log.warning("%s; the weights are packed anew", error)
+    try:
+        _write(path, key, folder, backend, progress)
+    except OSError as error:
+        _log.warning("packed weights can't be kept in %s (%s)", path.parent, error.strerror)
+        return PackedDecoder(backend, _in_memory(folder, backend, progress))
+    _remove_others(path)
+    return PackedDecoder(backend, _mapped(path, backend, key))
+
+
+def packed_path(cache_dir: Path, folder: Path, backend: Backend, key: str) -> Path:
+    """Where the packed weights of a folder are kept: one file for each folder and layout."""
+    place = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:8]
+    layout = backend.packing.layout.replace(" ", "-")
+    return cache_dir / f"{folder.name}-{place}-{layout}-{key[:16]}{SUFFIX}"
+
+
+def _write(
+    path: Path, key: str, folder: Path, backend: Backend, progress: ProgressCallback
+) -> None:
+    parts = [part for weight in backend.packing.weights for part in weight.parts]
+    with new_packed_file(path, key, parts) as file:
+        for array in _packed_arrays(folder, backend, progress):
+            file.write(array)
+
+
+def _mapped(path: Path, backend: Backend, key: str) -> tuple[jax.Array, ...]:
+    parts = [part for weight in backend.packing.weights for part in weight.parts]
+    # Aligned memory is taken as it is: no byte of it is copied.
+    return tuple(jax.device_put(array) for array in map_packed(path, key, parts))
+
+
+def _in_memory(folder: Path, backend: Backend, progress: ProgressCallback) -> tuple[jax.Array, ...]:
+    arrays = _packed_arrays(folder, backend, progress)
+    return tuple(jax.device_put(array).block_until_ready() for array in arrays)
+
+
+def _packed_arrays(
+    folder: Path, backend: Backend, progress: ProgressCallback
+) -> Iterator[npt.NDArray[Any]]:
+    """All arrays in the order of the leaves; the host holds one weight at a time."""
+    graph, checkpoint = backend.graph, open_checkpoint(folder)
+    spec = graph.spec
+    verb = "packed" if backend.packing.layout else "loaded"
+    done_bytes, size_bytes = 0, backend.packing.size_bytes
+    with open_weights(
+        checkpoint,
+        graph.parameters,
+        weight_sources(graph),
+        architecture=spec.architecture,
+        is_ignorable=lambda name: is_ignorable(name, spec),
+    ) as reader:
+        for weight in backend.packing.weights:
+            yield from _pack(weight, reader, checkpoint)
+            done_bytes += weight.size_bytes
+            progress(done_bytes / size_bytes, f"{verb} {weight.name}")
+
+
+def _pack(
+    weight: PackedWeight, reader: WeightReader, checkpoint: Checkpoint
+) -> tuple[npt.NDArray[Any], ...]:
+    values = [reader.read(index) for index in weight.sources]
+    try:
+        return weight.pack(values)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.listing}: {weight.name} {error}") from error
+
+
+def _remove_others(path: Path) -> None:
+    """Files of the same folder and layout, of weights that it held before."""
+    stem = path.name[: -len(f"{'0' * 16}{SUFFIX}")]
+    for other in path.parent.glob(f"{stem}*"):
+        if other.name != path.name and len(other.name) == len(path.name):
+            with suppress(OSError):
+                other.unlink()

@@ -1,0 +1,100 @@
+"""Files of packed weights: mapped as written, and refused when they are anything else."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from engine_worker.compute.backends.packed_file import map_packed, new_packed_file
+from engine_worker.compute.backends.packing_plan import PartSpec
+from engine_worker.errors import PackedFileError
+
+ARRAYS: tuple[npt.NDArray[Any], ...] = (
+    np.arange(35, dtype=np.uint8).reshape(5, 7),
+    np.linspace(-1, 1, 9, dtype=np.float32),
+    np.zeros((0,), np.float32),
+    np.arange(2**16, dtype=np.int8),
+)
+PARTS = [PartSpec(array.shape, array.dtype) for array in ARRAYS]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "new folder" / "model.packed"
+    write(path)
+    return path
+
+
+def write(path: Path, key: str = "key", parts: list[PartSpec] = PARTS) -> None:
+    with new_packed_file(path, key, parts) as file:
+        for array in ARRAYS:
+            file.write(array)
+
+
+def test_what_was_written_is_mapped_at_addresses_that_jax_takes_without_a_copy(path: Path) -> None:
+    mapped = map_packed(path, "key", PARTS)
+    for array, expected in zip(mapped, ARRAYS, strict=True):
+        np.testing.assert_array_equal(array, expected)
+        assert array.dtype == expected.dtype
+    for array in (mapped[0], mapped[1], mapped[3]):
+        assert array.ctypes.data % 64 == 0
+        assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 10, 40, 200, 1000])
+def test_a_file_that_was_cut_short_is_refused(path: Path, kept_bytes: int) -> None:
+    os.truncate(path, kept_bytes)
+    with pytest.raises(PackedFileError, match=r"model\.packed"):
+        map_packed(path, "key", PARTS)
+
+
+def test_the_last_missing_byte_is_noticed_and_both_sizes_are_named(path: Path) -> None:
+    size = path.stat().st_size
+    os.truncate(path, size - 1)
+    with pytest.raises(PackedFileError, match=f"cut short: it has {size - 1} bytes.*{size}"):
+        map_packed(path, "key", PARTS)
+
+
+def test_a_file_of_other_weights_or_of_another_decoder_is_refused(path: Path) -> None:
+    with pytest.raises(PackedFileError, match="other weights or by another version"):
+        map_packed(path, "other key", PARTS)
+    others = [PartSpec((5, 8), PARTS[0].dtype), *PARTS[1:]]
+    with pytest.raises(PackedFileError, match="other arrays"):
+        map_packed(path, "key", others)
+
+
+@pytest.mark.parametrize("content", [b"", b"PENSTOCK PACKED9" + bytes(100), b"{}" * 100])
+def test_a_file_that_is_none_of_ours_is_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(PackedFileError, match="not a file of packed weights"):
+        map_packed(path, "key", PARTS)
+
+
+def test_any_changed_byte_of_the_header_is_noticed(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    for place in (17, 30, 60, 120):
+        broken = bytearray(content)
+        broken[place] ^= 1
+        path.write_bytes(broken)
+        with pytest.raises(PackedFileError):
+            map_packed(path, "key", PARTS)
+
+
+def test_nothing_is_left_of_a_file_that_could_not_be_finished(tmp_path: Path) -> None:
+    def fail_after_the_first() -> None:
+        with new_packed_file(tmp_path / "model.packed", "key", PARTS) as file:
+            file.write(ARRAYS[0])
+            raise RuntimeError("out of weights")
+
+    with pytest.raises(RuntimeError):
+        fail_after_the_first()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_file_is_no_error_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        map_packed(tmp_path / "model.packed", "key", PARTS)

@@ -1,0 +1,138 @@
+"""Weights that a backend packs: packed once, mapped later, and packed anew when in doubt."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from engine_worker.compute.backends.xla.backend import XlaBackend
+from engine_worker.compute.models.decoder import declare
+from engine_worker.compute.models.hf_config import load_spec
+from engine_worker.errors import CheckpointError
+from engine_worker.loading.quality_record import quality_path, read_quality, write_quality
+from engine_worker.loading.weights import load_for_backend
+from tests.fakes.tiny_checkpoint import TINY_LLAMA, write_checkpoint
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_checkpoint(folder, TINY_LLAMA)
+    return folder
+
+
+@pytest.fixture
+def cache_dir(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def int8_backend(folder: Path) -> XlaBackend:
+    return XlaBackend(declare(load_spec(folder), "float32"), "int8")
+
+
+def load(folder: Path, cache_dir: Path | None) -> tuple[list[npt.NDArray[Any]], list[str]]:
+    """The leaves, and what was told meanwhile."""
+    told: list[str] = []
+    decoder = load_for_backend(
+        folder, int8_backend(folder), cache_dir, lambda done, text: told.append(text)
+    )
+    return [np.array(leaf) for leaf in decoder.leaves], told
+
+
+def assert_same(ours: list[npt.NDArray[Any]], theirs: list[npt.NDArray[Any]]) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_are_packed_once_with_progress_and_mapped_at_the_next_start(
+    folder: Path, cache_dir: Path
+) -> None:
+    plain, _ = load(folder, None)
+    first, told = load(folder, cache_dir)
+    assert told[0].startswith("packed ")
+    assert len(told) == len(int8_backend(folder).packing.weights)
+    again, told = load(folder, cache_dir)
+    assert told == []
+    assert_same(first, plain)
+    assert_same(again, plain)
+    (file,) = cache_dir.glob("*.packed")
+    # An eighth of float32 and a bit: norms and scales stay wide.
+    assert file.stat().st_size < declare(load_spec(folder), "float32").size_bytes / 2
+
+
+def test_other_weights_in_the_folder_replace_the_packed_ones(folder: Path, cache_dir: Path) -> None:
+    first, _ = load(folder, cache_dir)
+    path = next(folder.glob("*.safetensors"))
+    tensors = load_file(path)
+    tensors["model.embed_tokens.weight"] *= -1
+    save_file(tensors, path)
+    second, told = load(folder, cache_dir)
+    assert told
+    assert any((a != b).any() for a, b in zip(first, second, strict=True))
+    assert len(list(cache_dir.glob("*.packed"))) == 1
+
+
+def test_a_file_cut_short_is_told_and_packed_anew(
+    folder: Path, cache_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, _ = load(folder, cache_dir)
+    (file,) = cache_dir.glob("*.packed")
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size - 64)
+    with caplog.at_level(logging.WARNING):
+        second, told = load(folder, cache_dir)
+    assert told
+    assert "cut short" in caplog.text
+    assert "packed anew" in caplog.text
+    assert_same(second, first)
+    assert load(folder, cache_dir)[1] == []
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_done_without(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with caplog.at_level(logging.WARNING):
+        leaves, _ = load(folder, tmp_path / "file" / "cache")
+    assert "can't be kept" in caplog.text
+    assert_same(leaves, load(folder, None)[0])
+
+
+def test_a_weight_that_no_scale_can_hold_is_refused_by_name(folder: Path, cache_dir: Path) -> None:
+    path = next(folder.glob("*.safetensors"))
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = np.inf
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.down\.weight holds NaN or inf"):
+        load(folder, cache_dir)
+    assert not list(cache_dir.glob("*"))
+
+
+def test_weights_taken_as_they_are_make_no_file(folder: Path, cache_dir: Path) -> None:
+    backend = XlaBackend(declare(load_spec(folder), "bfloat16"))
+    decoder = load_for_backend(folder, backend, cache_dir, lambda done, text: None)
+    assert decoder.leaves[0].dtype == jnp.bfloat16
+    assert not cache_dir.exists()
+
+
+def test_a_quality_is_kept_for_its_weights_and_type_only(
+    folder: Path, cache_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = int8_backend(folder)
+    assert read_quality(cache_dir, folder, backend) == ""
+    path = write_quality({"perplexity": 3.5}, cache_dir, folder, backend)
+    assert path == quality_path(cache_dir, folder, backend)
+    assert read_quality(cache_dir, folder, backend) == '{"perplexity": 3.5}'
+    assert read_quality(None, folder, backend) == ""
+    other = XlaBackend(declare(load_spec(folder), "bfloat16"))
+    assert read_quality(cache_dir, folder, other) == ""
+    path.write_text("[1, 2")
+    with caplog.at_level(logging.WARNING):
+        assert read_quality(cache_dir, folder, backend) == ""
+    assert "left out" in caplog.text
