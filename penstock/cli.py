@@ -145,6 +145,17 @@ def bench_engine(context: typer.Context) -> None:
     raise typer.Exit(done.returncode)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def quality(context: typer.Context) -> None:
+    """What a type of weights costs: KL divergence, top-1 agreement and perplexity on a text.
+
+    Takes a model folder and the options that `python -m engine_worker.quality --help` lists.
+    """
+    command = [sys.executable, "-m", "engine_worker.quality", *context.args]
+    done = subprocess.run(command, check=False)  # noqa: S603 - our own module, no shell
+    raise typer.Exit(done.returncode)
+
+
 @app.command()
 def profile(
     seconds: Annotated[float, typer.Option("--seconds", help="How long.")] = 5.0,

@@ -1,0 +1,160 @@
+"""`python -m engine_worker.quality`: what a type of weights costs, measured on a text.
+
+Loads a model twice, in the type that is measured and in float32 (bfloat16 for large ones) on plain
+XLA, reads the text with both, and prints how their predictions differ. The result is kept beside
+the packed weights, and engines of this model in this type show it in `/v1/models/{id}`.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine_worker.config import (
+    DEFAULT_COMPILE_CACHE_DIR,
+    DEFAULT_WEIGHTS_CACHE_DIR,
+    DTYPES,
+    ModelSettings,
+)
+from engine_worker.demo import DEMO_MODEL_NAME, demo_model_path
+from protocol.errors import ConfigurationError, PenstockError
+from protocol.runtime.shared_settings import BACKENDS
+
+BUNDLED_TEXT = "bundled"
+_MAX_TEXT_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to measure.
+
+    Attributes:
+        settings: The model and its type.
+        reference_dtype: auto, float32 or bfloat16.
+        text_name: For the record.
+        text: What is read.
+        max_tokens: The most of it that are.
+    """
+
+    settings: ModelSettings
+    reference_dtype: str
+    text_name: str
+    text: str
+    max_tokens: int
+
+
+def run(job: Job) -> dict[str, object]:
+    """Measure, and keep the record.
+
+    Raises:
+        PenstockError: The model can't be loaded, or the text is too short.
+    """
+    from engine_worker.compute.models.dtype import FLOAT32_MAX_PARAMETERS
+    from engine_worker.compute.runner.compile_cache import prepare_backend
+    from engine_worker.loading.decoder import choose_for_settings
+    from engine_worker.loading.quality import measure_quality
+    from engine_worker.loading.quality_record import write_quality
+    from engine_worker.loading.weights import load_for_backend
+    from engine_worker.text.tokenizer import Tokenizer
+
+    settings = job.settings
+    prepare_backend(settings.compile_cache_dir)
+    measured = choose_for_settings(settings)
+    reference_dtype = job.reference_dtype
+    if reference_dtype == "auto":
+        is_large = measured.graph.num_parameters > FLOAT32_MAX_PARAMETERS
+        reference_dtype = "bfloat16" if is_large else "float32"
+    reference = choose_for_settings(settings, dtype=reference_dtype, backend="xla")
+    tokenizer = Tokenizer.load(settings.tokenizer_path or settings.path, settings.path)
+    token_ids = tokenizer.encode(job.text, add_special_tokens=False)[: job.max_tokens]
+    ours, theirs = (
+        load_for_backend(settings.path, backend, settings.weights_cache_dir, _tell)
+        for backend in (measured, reference)
+    )
+    try:
+        quality = measure_quality(ours, theirs, token_ids, lambda done: _tell(done, "compared"))
+    except ValueError as error:
+        raise ConfigurationError(f"--text {job.text_name}: {error}", param="text") from error
+    record: dict[str, object] = {
+        "weights": measured.weight_type,
+        "backend": measured.name,
+        "reference": f"{reference.weight_type} on {reference.name}",
+        "text": job.text_name,
+        **quality.record(),
+    }
+    if settings.weights_cache_dir is not None:
+        try:
+            path = write_quality(record, settings.weights_cache_dir, settings.path, measured)
+            sys.stderr.write(f"kept in {path}\n")
+        except OSError as error:
+            sys.stderr.write(f"not kept: {error}\n")
+    return record
+
+
+def read_text(name: str) -> str:
+    """A file's text, or that of the bundled one.
+
+    Raises:
+        ConfigurationError: It can't be read, is no UTF-8 or too large.
+    """
+    path = demo_model_path() / "quality.txt" if name == BUNDLED_TEXT else Path(name)
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_MAX_TEXT_BYTES + 1)
+        if len(content) > _MAX_TEXT_BYTES:
+            raise ConfigurationError(
+                f"--text {name}: more than {_MAX_TEXT_BYTES} bytes", param="text"
+            )
+        return content.decode("utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"--text {name}: {error.strerror}", param="text") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"--text {name}: not UTF-8 text", param="text") from error
+
+
+def _tell(done: float, what: str) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{done:4.0%} {what:<60.60}")
+        if done >= 1:
+            sys.stderr.write("\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a table; the exit code is 1 when it can't be measured."""
+    parser = argparse.ArgumentParser(prog="penstock quality", description=__doc__)
+    parser.add_argument("model", nargs="?", type=Path, help="a folder; the bundled model if none")
+    parser.add_argument("--text", default=BUNDLED_TEXT, help="a UTF-8 file, or `bundled`")
+    parser.add_argument("--max-tokens", type=int, default=20_000, help="of the text")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="what is measured")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    parser.add_argument("--reference", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--compile-cache", type=Path, default=DEFAULT_COMPILE_CACHE_DIR)
+    parser.add_argument("--weights-cache", type=Path, default=DEFAULT_WEIGHTS_CACHE_DIR)
+    args = parser.parse_args(arguments)
+    # The engine gets a folder; nothing in it may reach for the network.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    folder = demo_model_path() if args.model is None else args.model.expanduser().absolute()
+    try:
+        settings = ModelSettings(
+            path=folder,
+            name=DEMO_MODEL_NAME if args.model is None else folder.name,
+            dtype=args.dtype,
+            backend=args.backend,
+            compile_cache_dir=args.compile_cache.expanduser(),
+            weights_cache_dir=args.weights_cache.expanduser(),
+        )
+        text_name = args.text if args.text == BUNDLED_TEXT else Path(args.text).name
+        job = Job(settings, args.reference, text_name, read_text(args.text), args.max_tokens)
+        record = run(job)
+    except PenstockError as error:
+        sys.stderr.write(f"{error.message}\n")
+        return 1
+    width = max(map(len, record))
+    sys.stdout.writelines(f"{name:<{width}}  {value}\n" for name, value in record.items())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""`penstock quality`: what is measured, kept and refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine_worker import quality
+from engine_worker.compute.backends.base import PackedDecoder
+from engine_worker.loading.quality import measure_quality
+from tests.fakes.packed_decoder import packed
+from tests.fakes.tiny_decoder import GreedyReference, tiny_weights
+
+WEIGHTS = tiny_weights()
+TOKEN_IDS = np.random.default_rng(0).integers(0, 64, 100).tolist()
+
+
+@pytest.fixture(scope="module")
+def exact() -> PackedDecoder:
+    return packed(WEIGHTS, "xla", "float32", 32)
+
+
+def test_a_decoder_is_itself(exact: PackedDecoder) -> None:
+    told: list[float] = []
+    found = measure_quality(exact, exact, TOKEN_IDS, told.append, window=32)
+    # Three whole pieces, whose first tokens nobody predicts.
+    assert found.num_tokens == 3 * 31
+    assert found.kl_divergence == 0.0
+    assert found.top_1_agreement == 1.0
+    assert found.perplexity == found.reference_perplexity
+    assert told == [pytest.approx(n / 3) for n in (1, 2, 3)]
+
+
+def test_numbers_are_those_of_whole_distributions(exact: PackedDecoder) -> None:
+    coarse = packed(WEIGHTS, "xla", "int8", 32)
+    found = measure_quality(coarse, exact, TOKEN_IDS[:70], lambda done: None, window=70)
+
+    logits = GreedyReference(WEIGHTS, 70).logits(TOKEN_IDS[:70]).astype(np.float64)
+    theirs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    loss = -theirs[np.arange(69), np.asarray(TOKEN_IDS[1:70])].mean()
+    assert found.reference_perplexity == pytest.approx(np.exp(loss), rel=1e-4)
+    assert 0 < found.kl_divergence < found.kl_divergence_p99 < 1
+    assert 0.8 < found.top_1_agreement <= 1
+    assert found.perplexity != found.reference_perplexity
+
+
+def test_a_text_of_one_token_is_refused(exact: PackedDecoder) -> None:
+    with pytest.raises(ValueError, match="fewer than two tokens"):
+        measure_quality(exact, exact, [1], lambda done: None)
+
+
+def test_the_command_prints_the_record_keeps_it_and_the_engine_offers_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("What is 12 + 30? It is 42. " * 30, encoding="utf-8")
+    arguments = ["--dtype", "int8", "--backend", "xla", "--text", str(text)]
+    caches = ["--weights-cache", str(tmp_path / "weights"), "--compile-cache", str(tmp_path / "c")]
+    assert quality.main([*arguments, *caches]) == 0
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (printed["weights"], printed["backend"]) == ("int8", "xla")
+    assert printed["reference"] == "float32 on xla"
+    assert float(printed["top_1_agreement"]) > 0.9
+    (record,) = (tmp_path / "weights").glob("*.quality.json")
+    kept = json.loads(record.read_text())
+    assert kept["text"] == "text.txt"
+    assert {name: str(value) for name, value in kept.items()} == printed
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xff\xfe", "not UTF-8"), (b"a" * (4 * 2**20 + 1), "more than"), (b"", "two tokens")],
+)
+def test_a_text_that_is_none_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, message: str
+) -> None:
+    (tmp_path / "text.txt").write_bytes(content)
+    caches = ["--weights-cache", str(tmp_path / "weights"), "--compile-cache", str(tmp_path / "c")]
+    assert quality.main(["--text", str(tmp_path / "text.txt"), *caches]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_text_and_a_missing_model_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quality.main(["--text", str(tmp_path / "none.txt")]) == 1
+    assert "none.txt: No such file" in capsys.readouterr().err
+    assert quality.main([str(tmp_path)]) == 1
+    assert "config.json" in capsys.readouterr().err
