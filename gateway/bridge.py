@@ -85,6 +85,7 @@ def authorize(
     is_streaming: bool = False,
     uses_tools: bool = False,
     is_token: bool = False,
+    end_user: str = "",
 ) -> Authorize:
     """May this caller do this; without tokens it only says who the caller is."""
     return Authorize(
@@ -104,6 +105,7 @@ def authorize(
         is_streaming=is_streaming,
         uses_tools=uses_tools,
         is_token=is_token,
+        end_user=end_user,
     )
 
 
@@ -123,7 +125,14 @@ def adjust(question_id: str, lease_id: str, prompt_tokens: int, completion_token
 
 
 def settle(
-    lease_id: str, request_id: str, usage: Usage, outcome: Outcome, *, is_unused: bool = False
+    lease_id: str,
+    request_id: str,
+    usage: Usage,
+    outcome: Outcome,
+    *,
+    is_unused: bool = False,
+    endpoint: str = "",
+    end_user: str = "",
 ) -> Settle:
     """What a request really used; `is_unused` takes the grant back as if it had never been."""
     return Settle(
@@ -135,6 +144,8 @@ def settle(
         reasoning_tokens=usage.reasoning_tokens,
         outcome=outcome,
         is_unused=is_unused,
+        endpoint=endpoint,
+        end_user=end_user,
     )
 
 

@@ -80,6 +80,17 @@ class GatewaySettings:
             ),
         )
     )
+    end_user_headers: tuple[str, ...] = setting(
+        words(
+            "PENSTOCK_END_USER_HEADERS",
+            ("x-openwebui-user-id",),
+            each=str.lower,
+            meaning=(
+                "headers in which a key that may name its end users does so; the first one that a "
+                "request has counts, before `safety_identifier` and `user` of its body"
+            ),
+        )
+    )
     models: tuple[str, ...] = setting(
         words(
             "PENSTOCK_MODELS",

@@ -25,7 +25,7 @@ PenstockError
 """
 
 from protocol.errors import ErrorCode, PenstockError
-from protocol.wire.messages import Denied, Failure, LimitState
+from protocol.wire.messages import Denied, Failure, LimitRefusal, LimitState
 from protocol.wire.peers import DEATHS, LossReason
 
 
@@ -150,9 +150,11 @@ class DeniedError(GatewayError):
 
     Attributes:
         key_id: Whose request it was, as far as that is known.
+        limit: The limit that refused it, with its figures.
     """
 
     key_id: str = ""
+    limit: LimitRefusal | None = None
 
     @classmethod
     def from_message(cls, denied: Denied) -> "DeniedError":
@@ -164,6 +166,7 @@ class DeniedError(GatewayError):
             limits=denied.limits,
         )
         error.key_id = denied.key_id
+        error.limit = denied.limit
         return error
 
 

@@ -26,6 +26,7 @@ from gateway.http.replaying import (
 )
 from gateway.http.route_rules import ROUTE_RULES, Access, RouteRule, scope_of
 from gateway.request.caller import Caller
+from gateway.request.end_users import end_user_of
 from protocol.errors import ErrorCode
 from protocol.wire.endpoints import is_loopback
 from protocol.wire.messages import Granted, KeyRole
@@ -270,6 +271,7 @@ def caller_of(request: Request) -> Caller:
             "" if client is None else client[0],
             state["trace_id"],
             key if key is not None and is_token(key) else "",
+            end_user_of(request.headers.getlist, parts_of(request).settings.end_user_headers),
         )
     return caller
 

@@ -10,6 +10,7 @@ from gateway.errors import ClientDisconnectedError, ModelNotFoundError
 from gateway.http.access import caller_of
 from gateway.http.disconnect import watch
 from gateway.http.ignored_fields import ignored_headers, unenforced_headers
+from gateway.http.limit_warnings import warning_headers
 from gateway.http.parsers import TokenizeBody
 from gateway.http.parts import parts_of
 from gateway.http.render.answer import AnswerCollector
@@ -74,6 +75,7 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
     try:
         await request.start()
         headers.update(shape.limit_headers(request.limits))
+        headers.update(warning_headers(request.warnings))
         if not job.options.is_streaming:
             content = await collect_answer(work, shape.collector(request, work))
             headers.update(unenforced_headers(work.unenforced))

@@ -16,6 +16,7 @@ from gateway.http.schemas.sampling import GenerationRequest
 from gateway.http.schemas.tokenize import TokenizeRequest
 from gateway.http.schemas.tool_choice import choice_mode
 from gateway.request.answer_options import AnswerOptions
+from gateway.request.end_users import named_end_user
 from gateway.request.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT, GenerationJob
 from protocol.wire.messages import Prepare, SamplingDefaults, SamplingParams
 
@@ -97,6 +98,7 @@ def chat_job(
         wants_reasoning=request.reasoning_effort not in (None, "none"),
         thinking=_thinking(kwargs),
         options=options,
+        end_user=named_end_user(request.safety_identifier, request.user),
     )
 
 
@@ -139,6 +141,7 @@ def completion_job(
         grammar_param="prompt" if wanted is None else wanted.param,
         discards_output=request.output_limit == 0,
         options=options,
+        end_user=named_end_user(request.safety_identifier, request.user),
     )
 
 
@@ -183,6 +186,7 @@ def _options(request: GenerationRequest) -> AnswerOptions:
         num_prompt_logprobs=request.prompt_logprobs,
         is_streaming=bool(request.stream),
         shows_token_ids=bool(request.return_token_ids),
+        shows_budget_warnings=bool(request.include_budget_warnings),
         names_token_ids=bool(request.return_tokens_as_token_ids),
         include_usage=request.include_usage,
         continuous_usage=request.continuous_usage,

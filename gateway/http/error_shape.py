@@ -36,7 +36,8 @@ def raised_answer(scope: Scope, error: PenstockError) -> tuple[int, bytes, dict[
     """Status, body and extra headers of an error that was raised."""
     status, body, headers = render_error(error)
     if is_anthropic(scope):
-        status, body = error_answer(scope, error.message, ERROR_TABLE[error.code])
+        status = anthropic.status_of(ERROR_TABLE[error.code])
+        body = anthropic.render_error_object(error, _request_id(scope))
         if isinstance(error, GatewayError) and error.limits is not None:
             headers |= anthropic.limit_headers(error.limits, time.time())
     return status, body, headers

@@ -1,13 +1,13 @@
 """One table from error code to HTTP status, and the one place that writes OpenAI's error body."""
 
 import math
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
-from gateway.errors import GatewayError, ShuttingDownError
+from gateway.errors import DeniedError, GatewayError, ShuttingDownError
 from protocol.errors import ErrorCode, PenstockError
-from protocol.wire.messages import LimitState
+from protocol.wire.messages import LimitRefusal, LimitState
 
 
 class ErrorRow(NamedTuple):
@@ -67,11 +67,38 @@ MAX_RETRY_AFTER_S: Final = 60
 """OpenAI's SDKs leave a longer wait aside and come back after half a second."""
 
 
-def error_body(message: str, row: ErrorRow, param: str | None = None) -> bytes:
-    """OpenAI's error object as JSON."""
-    return orjson.dumps(
-        {"error": {"message": message, "type": row.type, "param": param, "code": row.code}}
-    )
+def error_body(
+    message: str, row: ErrorRow, param: str | None = None, limit: LimitRefusal | None = None
+) -> bytes:
+    """OpenAI's error object as JSON, with the limit that refused the request."""
+    error: dict[str, Any] = {
+        "message": message,
+        "type": row.type,
+        "param": param,
+        "code": row.code,
+    }
+    if limit is not None:
+        error |= limit_fields(limit)
+    return orjson.dumps({"error": error})
+
+
+def limit_fields(limit: LimitRefusal) -> dict[str, Any]:
+    """What an error says of the limit that refused a request; money is in micro-units."""
+    return {
+        "limit_source": limit.source,
+        "limit": {
+            "id": limit.limit_id,
+            "name": limit.name,
+            "scope": limit.holder,
+            "measure": limit.measure,
+            "window": limit.window,
+            "amount": limit.amount,
+            "used": limit.used,
+            "reserved": limit.reserved,
+            "asked": limit.asked,
+            "frees_in_s": None if limit.frees_s is None else math.ceil(limit.frees_s),
+        },
+    }
 
 
 def render_error(error: PenstockError) -> tuple[int, bytes, dict[str, str]]:
@@ -82,31 +109,32 @@ def render_error(error: PenstockError) -> tuple[int, bytes, dict[str, str]]:
     if isinstance(error, GatewayError) and error.limits is not None:
         headers.update(limit_headers(error.limits))
     # The auth worker names no time when even an idle key could not be granted so much.
-    is_over_limit_alone = row.status == 429 and retry_after_s is None
+    is_over_limit_alone = row.status in (402, 429) and retry_after_s is None
     if row.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     elif row.status == 413:
         # The rest of the body will not be read.
         headers["Connection"] = "close"
-    elif (
-        row.code in ("insufficient_quota", "poison_request")
-        or row.status == 402
-        or is_over_limit_alone
-    ):
+    elif row.code in ("insufficient_quota", "poison_request") or is_over_limit_alone:
         # Waiting a little does not help; OpenAI's SDKs obey this header.
         headers["x-should-retry"] = "false"
-    elif row.status in (409, 429, 503):
+    elif row.status in (402, 409, 429, 503):
         wait_s = DEFAULT_RETRY_AFTER_S if retry_after_s is None else retry_after_s
         headers["Retry-After"] = str(max(1, min(math.ceil(wait_s), MAX_RETRY_AFTER_S)))
     if isinstance(error, ShuttingDownError):
         # Whoever stays connected would lose a request to the end of this process.
         headers["Connection"] = "close"
-    return row.status, error_body(error.message, row, error.param), headers
+    return row.status, error_body(error.message, row, error.param, limit_of(error)), headers
+
+
+def limit_of(error: PenstockError) -> LimitRefusal | None:
+    """The limit that an error is about."""
+    return error.limit if isinstance(error, DeniedError) else None
 
 
 def render_error_event(error: PenstockError) -> bytes:
     """The error object alone, for an event within a stream whose status is out already."""
-    return error_body(error.message, ERROR_TABLE[error.code], error.param)
+    return error_body(error.message, ERROR_TABLE[error.code], error.param, limit_of(error))
 
 
 def limit_headers(limits: LimitState) -> dict[str, str]:

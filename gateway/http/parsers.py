@@ -29,6 +29,7 @@ from gateway.http.schemas.messages import clean_tools, custom_names
 from gateway.http.schemas.ranges import MAX_TOKEN_IDS
 from gateway.http.schemas.tokenize import parse_detokenize_body, parse_tokenize_body
 from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
+from gateway.request.end_users import named_end_user
 from gateway.request.job import GenerationJob
 from gateway.request.prompt_length import MANY_IDS, check_inputs, check_prompts
 from protocol.wire.messages import Detokenize, Embed, EngineOffer, Prepare, SamplingDefaults
@@ -97,6 +98,7 @@ class EmbeddingBody:
     num_ids: int
     num_inputs: int
     ignored: list[str]
+    end_user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +217,7 @@ def _embedding(body: bytes, context: ParseContext) -> EmbeddingBody:
         num_ids=num_ids,
         num_inputs=len(texts) + len(token_ids),
         ignored=ignored,
+        end_user=named_end_user(request.user),
     )
 
 

@@ -17,6 +17,7 @@ class AnswerOptions:
         echoes: The prompt stands before the text.
         shows_token_ids: The ids of prompt and output are told.
         names_token_ids: Tokens are written as `token_id:…`, which no two of them share.
+        shows_budget_warnings: `budget_warnings` tells which limits are used up to a threshold.
         shows_reasoning: Reasoning is told.
         names_functions: A call is told as OpenAI's deprecated `function_call`.
         custom_tools: Names of the tools whose calls are told with a text as `input`.
@@ -31,6 +32,7 @@ class AnswerOptions:
     echoes: bool = False
     shows_token_ids: bool = False
     names_token_ids: bool = False
+    shows_budget_warnings: bool = False
     shows_reasoning: bool = True
     names_functions: bool = False
     custom_tools: frozenset[str] = frozenset()

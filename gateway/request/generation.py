@@ -148,6 +148,7 @@ class GenerationWork:
             asked_tokens=self._budget.asked_tokens,
             is_streaming=self.job.options.is_streaming,
             uses_tools=self.job.tools_json is not None,
+            end_user=self.job.end_user,
         )
 
     def begin(self, admitted: Admitted) -> None:

@@ -36,6 +36,7 @@ class GenerationJob:
         discards_output: The client wants the prompt looked at and no output; an engine makes at
             least one token, which nobody sees or pays.
         options: What the answer shows beside text.
+        end_user: For whom it is, as the body says; empty when it doesn't.
     """
 
     endpoint: str
@@ -56,6 +57,7 @@ class GenerationJob:
     thinking: bool | None = None
     discards_output: bool = False
     options: AnswerOptions = PLAIN_ANSWER
+    end_user: str = ""
 
     @property
     def num_choices(self) -> int:

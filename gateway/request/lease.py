@@ -10,7 +10,15 @@ from gateway.ledger.outbox import Outbox
 from gateway.request.work_bound import Bound
 from gateway.workers.auth import AuthLink
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Granted, LeaseReport, LimitState, StreamUsage, Usage
+from protocol.wire.messages import (
+    Authorize,
+    Granted,
+    LeaseReport,
+    LimitState,
+    LimitWarning,
+    StreamUsage,
+    Usage,
+)
 
 _logger = logging.getLogger("penstock.gateway.lease")
 
@@ -38,27 +46,36 @@ class RequestLease:
 
     Attributes:
         limits: Where the caller stands, as last reported.
+        warnings: Limits that were used up to a threshold when it was granted.
         lease_id: As granted; empty before, and for work that uses no tokens.
     """
 
     def __init__(self, auth: AuthLink, request_id: str) -> None:
         self.limits = LimitState()
+        self.warnings: tuple[LimitWarning, ...] = ()
         self.lease_id = ""
         self._auth = auth
         self._request_id = request_id
         self._prompt_tokens = 0
         self._completion_tokens = 0
+        self._gives_back = False
+        self._endpoint = ""
+        self._end_user = ""
         self._growing = asyncio.Lock()
 
-    def on_granted(self, granted: Granted, bound: Bound) -> None:
-        """The reservation of a bound was granted."""
+    def on_granted(self, granted: Granted, bound: Bound, asked: Authorize) -> None:
+        """The reservation of a bound was granted, as it was asked for."""
         self.limits = granted.limits
+        self.warnings = granted.warnings
+        # Auth workers before 1.4 know of no other limits.
+        self._gives_back = granted.gives_back or granted.limits.limit_tokens is not None
+        self._endpoint, self._end_user = asked.endpoint, asked.end_user
         self.lease_id = granted.lease_id
         self._prompt_tokens = bound.prompt_tokens
         # The auth worker reserves no more than the key may have, whatever was asked for.
         most = granted.max_completion_tokens
-        asked = bound.completion_tokens
-        self._completion_tokens = asked if most is None else min(asked, most)
+        wanted = bound.completion_tokens
+        self._completion_tokens = wanted if most is None else min(wanted, most)
 
     async def correct(self, prompt_tokens: int, completion_tokens: int) -> None:
         """Replace the upper bound by real numbers; a smaller one waits for nobody.
@@ -83,7 +100,7 @@ class RequestLease:
                     "The reservation of this request was lost; please try again."
                 ) from error
             self.limits = adjusted.limits
-        elif self._has_token_limit and (prompt_tokens, completion_tokens) != (
+        elif self._gives_back and (prompt_tokens, completion_tokens) != (
             self._prompt_tokens,
             self._completion_tokens,
         ):
@@ -125,12 +142,16 @@ class RequestLease:
         """Book what was really used, and give the rest back."""
         if self.lease_id:
             outbox.put(
-                bridge.settle(self.lease_id, self._request_id, usage, outcome, is_unused=is_unused)
+                bridge.settle(
+                    self.lease_id,
+                    self._request_id,
+                    usage,
+                    outcome,
+                    is_unused=is_unused,
+                    endpoint=self._endpoint,
+                    end_user=self._end_user,
+                )
             )
-
-    @property
-    def _has_token_limit(self) -> bool:
-        return self.limits.limit_tokens is not None
 
 
 def _pause_s(error: GatewayError) -> float:

@@ -47,6 +47,7 @@ class Question(Generic[QuestionT, AnswerT]):
         check: Refuses what the engines of an offer, speaking at least a version, can't do.
         tokens_of: What an answer is charged.
         seat: Whether it runs in an engine's steps, or in the threads beside them.
+        end_user: For whom it is, as the body says; empty when it doesn't.
     """
 
     endpoint: str
@@ -58,6 +59,7 @@ class Question(Generic[QuestionT, AnswerT]):
     least_tokens: Callable[[EngineOffer], int] = lambda _offer: 0
     tokens_of: Callable[[AnswerT], int] = lambda _answer: 0
     seat: SeatKind = "question"
+    end_user: str = ""
 
 
 class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
@@ -102,7 +104,8 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
     def bound(self) -> Bound:
         """What it may be charged; it counts as a request in any case."""
         offer = self._pool.directory.offer(self.model)
-        return Bound(prompt_tokens=self._question.prompt_tokens(offer))
+        question = self._question
+        return Bound(prompt_tokens=question.prompt_tokens(offer), end_user=question.end_user)
 
     def check(self) -> None:
         """Refuse what the model's engines can't do.

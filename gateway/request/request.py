@@ -28,7 +28,7 @@ from gateway.request.work import SimpleWork, Work
 from gateway.request.work_bound import Admitted
 from gateway.workers.auth import AuthLink
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Granted, LeaseReport, LimitState, Scope, Usage
+from protocol.wire.messages import Granted, LeaseReport, LimitState, LimitWarning, Scope, Usage
 
 _logger = logging.getLogger("penstock.gateway.request")
 
@@ -152,6 +152,11 @@ class Request:
     def limits(self) -> LimitState:
         """Where the caller stands, as last reported."""
         return self.lease.limits
+
+    @property
+    def warnings(self) -> tuple[LimitWarning, ...]:
+        """Limits of the caller that were used up to a threshold when the request was granted."""
+        return self.lease.warnings
 
     @property
     def outcome(self) -> Outcome | None:
@@ -289,26 +294,25 @@ class Request:
     async def _reserve(self) -> Granted:
         """Reserve the bound; what needs no grant goes out beside the question."""
         digest, bound = self.caller.key_digest, self.work.bound()
-        answer = self._auth.ask(
-            bridge.authorize(
-                self.request_id,
-                key_digest=digest,
-                endpoint=self.work.endpoint,
-                model=self.work.model,
-                address=self.caller.address,
-                wait_s=self._auth.timeout_s,
-                trace_id=self.trace_id,
-                prompt_tokens=bound.prompt_tokens,
-                completion_tokens=bound.completion_tokens,
-                is_metered=True,  # it counts as a request even if it uses no tokens
-                scope=self._scope,
-                asked_tokens=bound.asked_tokens,
-                is_streaming=bound.is_streaming,
-                uses_tools=bound.uses_tools,
-                is_token=bool(self.caller.token),
-            ),
-            self.caller.token,
+        question = bridge.authorize(
+            self.request_id,
+            key_digest=digest,
+            endpoint=self.work.endpoint,
+            model=self.work.model,
+            address=self.caller.address,
+            wait_s=self._auth.timeout_s,
+            trace_id=self.trace_id,
+            prompt_tokens=bound.prompt_tokens,
+            completion_tokens=bound.completion_tokens,
+            is_metered=True,  # it counts as a request even if it uses no tokens
+            scope=self._scope,
+            asked_tokens=bound.asked_tokens,
+            is_streaming=bound.is_streaming,
+            uses_tools=bound.uses_tools,
+            is_token=bool(self.caller.token),
+            end_user=self.caller.end_user or bound.end_user,
         )
+        answer = self._auth.ask(question, self.caller.token)
         granted: Granted | None = None
         try:
             known = self._identities.may_begin(digest, self._scope)
@@ -323,7 +327,7 @@ class Request:
             if granted is None:
                 self._auth.give_back(answer)
         self.identity = self._identities.note_granted(digest, granted, self._scope)
-        self.lease.on_granted(granted, bound)
+        self.lease.on_granted(granted, bound, question)
         self.state = State.RESERVED
         if known is not None and known != self.identity:
             self.work.withdraw()

@@ -14,6 +14,7 @@ class Bound:
             where it named none.
         is_streaming: The answer is to be streamed.
         uses_tools: Tools are offered to the model, or one is run.
+        end_user: For whom it is, as its body says; empty when it doesn't.
     """
 
     prompt_tokens: int = 0
@@ -21,6 +22,7 @@ class Bound:
     asked_tokens: int = 0
     is_streaming: bool = False
     uses_tools: bool = False
+    end_user: str = ""
 
 
 @dataclass(slots=True)

@@ -285,15 +285,22 @@ def choice(
     return Setting(name, kind, default, meaning, option=option, shown_default=shown_default)
 
 
-def words(name: str, *, each: Callable[[str], str] = str, meaning: str) -> Setting[tuple[str, ...]]:
+def words(
+    name: str,
+    default: tuple[str, ...] = (),
+    *,
+    each: Callable[[str], str] = str,
+    meaning: str,
+) -> Setting[tuple[str, ...]]:
     """A comma-separated list, empty by default.
 
     Args:
         name: As everywhere.
+        default: As `each` makes them.
         each: Makes a member of a word, or raises UnfitValueError.
         meaning: As everywhere.
     """
-    return Setting(name, Words(each), (), meaning)
+    return Setting(name, Words(each), default, meaning)
 
 
 def size(

@@ -46,6 +46,7 @@ def messages_job(
         "top_p": request.top_p,
         "top_k": request.top_k,
         "stop": request.stop_sequences or None,
+        "user": request.end_user,
     }
     chat |= {name: value for name, value in sampling.items() if value is not None}
     chat["max_completion_tokens"] = request.max_tokens or 1

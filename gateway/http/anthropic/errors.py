@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.http.error_table import ERROR_TABLE, ErrorRow
+from gateway.http.error_table import ERROR_TABLE, ErrorRow, limit_fields, limit_of
 from protocol.errors import PenstockError
-from protocol.wire.messages import LimitState
+from protocol.wire.messages import LimitRefusal, LimitState
 
 _TYPES: Final[Mapping[int, str]] = {
     400: "invalid_request_error",
@@ -31,20 +31,22 @@ def status_of(row: ErrorRow) -> int:
     return _OVERLOADED if row.status == 503 else row.status
 
 
-def error_object(message: str, row: ErrorRow, request_id: str) -> bytes:
-    """Anthropic's error as JSON; `details` has the code of the error table."""
+def error_object(
+    message: str, row: ErrorRow, request_id: str, limit: LimitRefusal | None = None
+) -> bytes:
+    """Anthropic's error as JSON; `details` has the code of the error table, and the limit."""
     kind = _TYPES.get(row.status, "api_error" if row.status >= 500 else "invalid_request_error")
     error: dict[str, Any] = {
         "type": kind,
         "message": message,
-        "details": {"error_code": row.code},
+        "details": {"error_code": row.code} | ({} if limit is None else limit_fields(limit)),
     }
     return orjson.dumps({"type": "error", "error": error, "request_id": request_id})
 
 
 def render_error_object(error: PenstockError, request_id: str) -> bytes:
     """The same of an error that was raised."""
-    return error_object(error.message, ERROR_TABLE[error.code], request_id)
+    return error_object(error.message, ERROR_TABLE[error.code], request_id, limit_of(error))
 
 
 def limit_headers(limits: LimitState, now: float) -> dict[str, str]:

@@ -15,7 +15,7 @@ HARMLESS_FIELDS: Final[dict[str, str]] = {
     "context_management": "histories are taken as they are sent",
     "diagnostics": "nothing is diagnosed",
     "inference_geo": "there is one place",
-    "metadata": "labels for the caller's own records",
+    "metadata": "its `user_id` names an end user; it counts with keys that may do so",
     "service_tier": "there is one tier",
     "speed": "there is one speed",
     "user_profile_id": "names an end user",
@@ -111,6 +111,12 @@ class MessagesRequest(CountTokensRequest):
     inference_geo: Any = None
     metadata: Any = None
     service_tier: Any = None
+
+    @property
+    def end_user(self) -> str | None:
+        """For whom the request is, as `metadata.user_id` says."""
+        named = self.metadata.get("user_id") if isinstance(self.metadata, dict) else None
+        return named if isinstance(named, str) else None
 
 
 def checked_format(value: Any, suffix: str = "") -> Any:

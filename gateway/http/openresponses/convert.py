@@ -59,6 +59,8 @@ def responses_body(
         "frequency_penalty": request.frequency_penalty,
         "max_completion_tokens": request.max_output_tokens,
         "response_format": _response_format(request),
+        "safety_identifier": request.safety_identifier,
+        "user": request.user,
     }
     chat |= {name: value for name, value in sampling.items() if value is not None}
     if request.stream:

@@ -88,6 +88,10 @@ class _Choice:
             self.stop_reason = event.stop_reason
 
 
+def _warnings(head: AnswerHead) -> dict[str, Any]:
+    return {} if head.budget_warnings is None else {"budget_warnings": head.budget_warnings}
+
+
 class _Collector:
     """The choices of a request by index.
 
@@ -146,6 +150,7 @@ class _Collector:
                 "usage": usage_object(usage),
                 "system_fingerprint": self._head.system_fingerprint,
                 **extras,
+                **_warnings(self._head),
             }
         )
 

@@ -14,12 +14,14 @@ class AnswerHead:
         id: `chatcmpl-…` or `cmpl-…`.
         created: Unix seconds.
         system_fingerprint: Names weights and numerics; equal seeds repeat while it is equal.
+        budget_warnings: What to tell of limits; None where nobody asked for it.
     """
 
     id: str
     created: int
     model: str
     system_fingerprint: str
+    budget_warnings: list[dict[str, Any]] | None = None
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:

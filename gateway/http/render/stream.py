@@ -60,9 +60,23 @@ class _ChunkRenderer:
 
     ping = PING
 
+    def __init__(self, head: AnswerHead, kind: str, options: AnswerOptions) -> None:
+        self._options = options
+        self._head = b'data: %b,"choices":[' % _open_object(head, kind)
+        self._warnings = head.budget_warnings
+
     def fail(self, error: PenstockError) -> bytes:
         """The error object and the closing mark."""
         return b"data: " + render_error_event(error) + b"\n\n" + DONE
+
+    def _last_chunk(self, usage: Usage) -> bytes:
+        """Usage and warnings in a chunk without choices; none when neither was asked for."""
+        told = b""
+        if self._warnings is not None:
+            told += b',"budget_warnings":%b' % orjson.dumps(self._warnings)
+        if self._options.include_usage:
+            told += b',"usage":%b' % orjson.dumps(usage_object(usage))
+        return b"%b]%b}\n\n" % (self._head, told) if told else b""
 
 
 class ChatStreamRenderer(_ChunkRenderer):
@@ -79,9 +93,7 @@ class ChatStreamRenderer(_ChunkRenderer):
         head: AnswerHead,
         options: AnswerOptions = PLAIN_ANSWER,
     ) -> None:
-        self._head = b'data: %b,"choices":[' % _open_object(head, "chat.completion.chunk")
-        self._empty = _empty_chunk(head, "chat.completion.chunk")
-        self._options = options
+        super().__init__(head, "chat.completion.chunk", options)
         self._custom = CustomDeltas(options.custom_tools) if options.custom_tools else None
         self._close_chunks(None)
         self._openings: dict[int, bytes] = {}
@@ -120,8 +132,8 @@ class ChatStreamRenderer(_ChunkRenderer):
         return b"".join(parts)
 
     def finish(self, usage: Usage) -> bytes:
-        """The usage chunk, if the client asked for it, and the closing mark."""
-        return _usage_chunk(self._empty, usage) + DONE if self._options.include_usage else DONE
+        """The chunk of usage and warnings, if the client asked for them, and the closing mark."""
+        return self._last_chunk(usage) + DONE
 
     def _call_delta(self, event: ToolCallStarted | ToolCallArguments) -> bytes | None:
         if self._custom is not None and self._custom.takes(event):
@@ -163,9 +175,7 @@ class CompletionStreamRenderer(_ChunkRenderer):
         head: AnswerHead,
         options: AnswerOptions = PLAIN_ANSWER,
     ) -> None:
-        self._head = b'data: %b,"choices":[' % _open_object(head, "text_completion")
-        self._empty = _empty_chunk(head, "text_completion")
-        self._options = options
+        super().__init__(head, "text_completion", options)
         self._closing = _closing(options, None)
         # Of each choice: characters of its output and of its echo, for the offsets of tokens.
         self._lengths: dict[int, int] = {}
@@ -200,8 +210,8 @@ class CompletionStreamRenderer(_ChunkRenderer):
         return b"".join(parts)
 
     def finish(self, usage: Usage) -> bytes:
-        """The usage chunk, if the client asked for it, and the closing mark."""
-        return _usage_chunk(self._empty, usage) + DONE if self._options.include_usage else DONE
+        """The chunk of usage and warnings, if the client asked for them, and the closing mark."""
+        return self._last_chunk(usage) + DONE
 
     def _prompt(self, event: PromptShown) -> tuple[bytes, bytes]:
         """The text and the rest of a choice that tells its prompt."""
@@ -257,14 +267,6 @@ def _finish(event: ChoiceFinished, options: AnswerOptions) -> bytes:
 
 def _token_ids(event: ContentText) -> bytes:
     return b',"token_ids":' + orjson.dumps(event.token_ids) if event.token_ids else b""
-
-
-def _empty_chunk(head: AnswerHead, kind: str) -> bytes:
-    return b'data: %b,"choices":[]' % _open_object(head, kind)
-
-
-def _usage_chunk(empty: bytes, usage: Usage) -> bytes:
-    return b'%b,"usage":%b}\n\n' % (empty, orjson.dumps(usage_object(usage)))
 
 
 def _open_object(head: AnswerHead, kind: str) -> bytes:

@@ -13,6 +13,7 @@ from gateway.errors import ClientDisconnectedError, UnsupportedFieldError
 from gateway.http.access import GuardedRoute, caller_of, parsed_body
 from gateway.http.error_table import limit_headers
 from gateway.http.ignored_fields import ignored_headers
+from gateway.http.limit_warnings import warning_headers
 from gateway.http.parsers import EMBEDDING, EmbeddingBody
 from gateway.http.parts import parts_of
 from gateway.http.responses import run_to_end
@@ -49,7 +50,7 @@ async def embeddings(http_request: HttpRequest) -> Response:
         await run_to_end(http_request, request)
     except ClientDisconnectedError:
         return Response(status_code=499)
-    headers.update(limit_headers(request.limits))
+    headers.update(limit_headers(request.limits) | warning_headers(request.warnings))
     rendering = (work.answer, request.usage().prompt_tokens, body.model, body.encoding)
     is_large = len(work.answer.vectors) > _LARGE_BYTES
     content = await asyncio.to_thread(_render, *rendering) if is_large else _render(*rendering)
@@ -84,6 +85,7 @@ def _question(body: EmbeddingBody) -> Question[Embed, Embedded]:
         least_tokens=least,
         tokens_of=lambda embedded: sum(embedded.num_tokens),
         seat="work",
+        end_user=body.end_user,
     )
 
 

@@ -8,6 +8,7 @@ from fastapi import Request as HttpRequest
 from gateway.http.access import GuardedRoute, parsed_body
 from gateway.http.answering import answer
 from gateway.http.error_table import limit_headers
+from gateway.http.limit_warnings import warning_objects
 from gateway.http.parsers import CHAT, COMPLETION
 from gateway.http.parts import parts_of
 from gateway.http.render.answer import AnswerCollector, ChatCollector, CompletionCollector
@@ -76,4 +77,9 @@ class _OpenAIShape:
             created=int(self._wall_clock()),
             model=work.model,
             system_fingerprint=f"fp_{'' if offer is None else offer.fingerprint[:12]}",
+            budget_warnings=(
+                warning_objects(request.warnings)
+                if work.job.options.shows_budget_warnings
+                else None
+            ),
         )

@@ -11,10 +11,10 @@ HARMLESS_FIELDS: Final[dict[str, str]] = {
     "prompt_cache_key": "a routing hint; nothing depends on it",
     "prompt_cache_options": "a caching hint; nothing depends on it",
     "prompt_cache_retention": "a caching hint; nothing depends on it",
-    "safety_identifier": "names an end user to a moderation service",
+    "safety_identifier": "names an end user; it counts with keys that may do so",
     "service_tier": "there is one tier",
     "store": "nothing is ever stored",
-    "user": "names an end user to a moderation service",
+    "user": "names an end user; it counts with keys that may do so",
 }
 """Accepted and without effect: a client loses nothing when they do nothing."""
 

@@ -66,6 +66,7 @@ class GenerationRequest(StructuredFields):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
+    include_budget_warnings: bool | None = None
     # Harmless, see `fields.HARMLESS_FIELDS`.
     metadata: Any = None
     prompt_cache_key: Any = None

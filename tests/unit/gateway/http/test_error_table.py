@@ -7,7 +7,7 @@ import pytest
 from gateway.errors import DeniedError, GatewayError
 from gateway.http.error_table import ERROR_TABLE, format_duration, limit_headers, render_error
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Denied, LimitState
+from protocol.wire.messages import Denied, LimitRefusal, LimitState
 
 STATUSES = {
     400: {
@@ -83,6 +83,33 @@ def test_a_rate_limit_says_when_to_come_back() -> None:
     assert headers["Retry-After"] == "1"
     assert headers["x-ratelimit-limit-requests"] == "5"
     assert headers["x-ratelimit-reset-requests"] == "1m1s"
+
+
+def test_a_budget_that_running_requests_hold_says_when_to_come_back() -> None:
+    denied = Denied(
+        request_id="r",
+        code=ErrorCode.BUDGET_EXCEEDED,
+        message="wait",
+        retry_after_s=5.0,
+        limit=LimitRefusal(
+            limit_id="bud_1",
+            name="monthly",
+            holder="team",
+            measure="money",
+            window="calendar_month",
+            amount=20_000_000,
+            used=19_000_000,
+            reserved=900_000,
+            asked=200_000,
+            source="in_flight",
+        ),
+    )
+    status, body, headers = render_error(DeniedError.from_message(denied))
+    assert (status, headers["Retry-After"], "x-should-retry" in headers) == (402, "5", False)
+    error = json.loads(body)["error"]
+    assert error["limit_source"] == "in_flight"
+    assert error["limit"]["id"] == "bud_1"
+    assert error["limit"]["frees_in_s"] is None
 
 
 @pytest.mark.parametrize(

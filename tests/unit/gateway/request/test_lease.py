@@ -11,6 +11,7 @@ from gateway.request.work_bound import Bound
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Adjust,
+    Authorize,
     Denied,
     Granted,
     LeaseReport,
@@ -23,6 +24,7 @@ from tests.fakes.request_parts import Parts
 from tests.fakes.virtual_time import idle
 
 LIMITED = LimitState(limit_tokens=100)
+ASKED = Authorize(request_id="r", key_digest=None, endpoint="/v1/chat/completions", end_user="ada")
 
 
 def leased(parts: Parts, limits: LimitState = LIMITED, lease_id: str = "lease") -> RequestLease:
@@ -31,7 +33,7 @@ def leased(parts: Parts, limits: LimitState = LIMITED, lease_id: str = "lease") 
     granted = Granted(
         request_id="r", lease_id=lease_id, tenant="t", key_id="k", role="user", limits=limits
     )
-    lease.on_granted(granted, Bound(10, 20))
+    lease.on_granted(granted, Bound(10, 20), ASKED)
     return lease
 
 
@@ -44,6 +46,17 @@ async def test_before_the_grant_there_is_nothing_to_report_or_to_book() -> None:
     await lease.correct(1000, 1000)
     assert await lease.grow(1000)
     assert (parts.outbox.settles, parts.auth_wire.sent) == ([], [])
+
+
+async def test_what_a_budget_holds_is_given_back_without_a_limit_of_tokens() -> None:
+    parts = Parts()
+    lease = RequestLease(parts.auth, "r")
+    granted = Granted(
+        request_id="r", lease_id="lease", tenant="t", key_id="k", role="user", gives_back=True
+    )
+    lease.on_granted(granted, Bound(10, 20), ASKED)
+    await lease.correct(3, 20)
+    assert [adjust.prompt_tokens for adjust in parts.auth_wire.of(Adjust)] == [3]
 
 
 async def test_a_smaller_bound_waits_for_nobody() -> None:
@@ -257,6 +270,8 @@ async def test_what_is_reported_and_settled() -> None:
         reasoning_tokens=4,
         outcome="failed",
         is_unused=False,
+        endpoint="/v1/chat/completions",
+        end_user="ada",
     )
     first, second = parts.outbox.settles
     assert first == expected

@@ -276,6 +276,7 @@ async def test_a_whole_life_goes_through_all_states_and_settles_once() -> None:
             completion_tokens=3,
             cached_tokens=4,
             outcome="finished",
+            endpoint="/v1/completions",
         )
     ]
     assert (parts.num_seats, len(parts.sessions)) == (0, 0)
