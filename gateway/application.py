@@ -116,7 +116,7 @@ class Application:
             news=AuthNews(
                 on_settled=lambda lease_id: self.outbox.acknowledge(lease_id),
                 on_settle_refused=lambda request_id: self.outbox.refuse(request_id),
-                on_ready=lambda: self.outbox.resend_all(),
+                on_ready=self._on_auth_ready,
                 on_orphans_noted=lambda noted: self.engines.orphans_noted(noted),
             ),
         )
@@ -293,6 +293,11 @@ class Application:
         for server in self._servers:
             if server.role == peer.role:
                 server.send(peer, bridge.drain(timeout_s))
+
+    def _on_auth_ready(self) -> None:
+        # First of all: an auth worker that was killed may have forgotten what was granted last.
+        self._renew()
+        self.outbox.resend_all()
 
     def _renew(self) -> None:
         reports = self.sessions.lease_reports()

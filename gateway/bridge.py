@@ -154,13 +154,26 @@ def unused(granted: Granted) -> Settle:
     return settle(granted.lease_id, granted.request_id, Usage(), "aborted", is_unused=True)
 
 
-def lease_report(lease_id: str, usage: Usage, streams: tuple[StreamUsage, ...] = ()) -> LeaseReport:
-    """What an open lease has used so far, in all and by each of several choices."""
+def lease_report(
+    lease_id: str,
+    usage: Usage,
+    streams: tuple[StreamUsage, ...] = (),
+    *,
+    max_prompt_tokens: int = 0,
+    max_completion_tokens: int = 0,
+    endpoint: str = "",
+    end_user: str = "",
+) -> LeaseReport:
+    """What an open lease has used so far, in all and by each of several choices, and may use."""
     return LeaseReport(
         lease_id=lease_id,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         streams=streams,
+        max_prompt_tokens=max_prompt_tokens,
+        max_completion_tokens=max_completion_tokens,
+        endpoint=endpoint,
+        end_user=end_user,
     )
 
 

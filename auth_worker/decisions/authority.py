@@ -240,8 +240,10 @@ class Authority:
     def renew(self, command: Renew) -> None:
         """Give leases a new term and note what they used; reports out of range are passed over."""
         for report in command.leases:
-            if _are_token_counts(report.prompt_tokens, report.completion_tokens) and all(
-                _is_countable(usage) for usage in report.streams
+            if (
+                _are_token_counts(report.prompt_tokens, report.completion_tokens)
+                and _are_token_counts(report.max_prompt_tokens, report.max_completion_tokens)
+                and all(_is_countable(usage) for usage in report.streams)
             ):
                 self._leases.renew(report)
 

@@ -17,10 +17,10 @@ from auth_worker.decisions.leases import (
 from auth_worker.decisions.limit_refusals import Refusal, refuse, refuse_parallel
 from auth_worker.decisions.meter_table import MeterTable
 from auth_worker.decisions.meters import FixedMeter
-from auth_worker.decisions.plans import Needs, Plan, Short, needs_of
+from auth_worker.decisions.plans import NOTHING, Needs, Plan, Short, needs_of
 from auth_worker.decisions.restoring import Restoring, principal_of
 from auth_worker.decisions.slices import Commit, Postponed, Slices
-from auth_worker.principals.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
+from auth_worker.principals.keys import ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
 from auth_worker.principals.prices import PriceTable, highest_cost
 from auth_worker.records.operations import (
     BookUsage,
@@ -239,13 +239,8 @@ class OpenLeases:
     def _find_forgotten(
         self, lease_id: str, request_id: str, *, of_this_epoch: bool = False
     ) -> Lease | None:
-        if len(lease_id) > MAX_LEASE_ID_CHARS:
-            return None
-        name = LeaseName.parse(lease_id)
-        if name is None or name.epoch >= self._epoch + of_this_epoch:
-            return None
-        key = ANONYMOUS if name.key_id == ANONYMOUS_KEY_ID else self._keys.principal(name.key_id)
-        if key is None:
+        name = self._forgotten_name(lease_id, of_this_epoch=of_this_epoch)
+        if name is None:
             return None
         row = LeaseRow(
             lease_id=lease_id,
@@ -261,6 +256,16 @@ class OpenLeases:
         lease = self._reopen(row)
         lease.is_forgotten = True
         return lease
+
+    def _forgotten_name(self, lease_id: str, *, of_this_epoch: bool = False) -> LeaseName | None:
+        """What the id of a lease of an earlier epoch says, if its key still acts."""
+        if len(lease_id) > MAX_LEASE_ID_CHARS:
+            return None
+        name = LeaseName.parse(lease_id)
+        if name is None or name.epoch >= self._epoch + of_this_epoch:
+            return None
+        is_known = name.key_id == ANONYMOUS_KEY_ID or self._keys.principal(name.key_id) is not None
+        return name if is_known else None
 
     def resize(
         self, lease: Lease, prompt_tokens: int, completion_tokens: int
@@ -334,7 +339,7 @@ class OpenLeases:
 
     def renew(self, report: LeaseReport) -> None:
         """Begin a new term and note what was used so far; reports never run backwards."""
-        lease = self.find(report.lease_id)
+        lease = self._leases.get(report.lease_id) or self._find_reported(report)
         if lease is None:
             return
         self._leases.renew(lease, self._clock.monotonic_s())
@@ -344,6 +349,35 @@ class OpenLeases:
             lease.note_streams(report.streams)
         if before != (lease.reported_prompt_tokens, lease.reported_completion_tokens):
             self._emit(SaveLease(lease.row()))
+
+    def _find_reported(self, report: LeaseReport) -> Lease | None:
+        """A lease that a kill forgot; what it holds is said by its gateway, if that knows to."""
+        if not report.endpoint:
+            return self._find_forgotten(report.lease_id, "")
+        name = self._forgotten_name(report.lease_id)
+        if name is None:
+            return None
+        key = self._keys.principal(name.key_id)
+        is_trusted = key is not None and key.may_name_end_users
+        row = LeaseRow(
+            lease_id=report.lease_id,
+            request_id="",
+            key_id=name.key_id,
+            model=name.model,
+            granted_at_ms=self._wall_ms(),
+            prompt_tokens=report.max_prompt_tokens,
+            completion_tokens=report.max_completion_tokens,
+            reported_prompt_tokens=0,
+            reported_completion_tokens=0,
+            endpoint=report.endpoint,
+            end_user=report.end_user if is_trusted else "",
+        )
+        lease = self._reopen(row)
+        if lease.plan is not None:
+            # It was among what the killed process may have granted, and holds its part itself now.
+            lease.plan.take_unknown(NOTHING, lease.held)
+        self._emit(SaveLease(lease.row()))
+        return lease
 
     def note_orphans(self, usages: Iterable[StreamUsage]) -> list[SaveLease]:
         """Engines say what they did for a gateway that is gone; what is to be remembered of it.

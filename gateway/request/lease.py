@@ -134,7 +134,17 @@ class RequestLease:
 
     def report(self, usage: Usage, streams: tuple[StreamUsage, ...] = ()) -> LeaseReport | None:
         """What was used so far, in all and by each of several choices; None before a lease."""
-        return bridge.lease_report(self.lease_id, usage, streams) if self.lease_id else None
+        if not self.lease_id:
+            return None
+        return bridge.lease_report(
+            self.lease_id,
+            usage,
+            streams,
+            max_prompt_tokens=self._prompt_tokens,
+            max_completion_tokens=self._completion_tokens,
+            endpoint=self._endpoint,
+            end_user=self._end_user,
+        )
 
     def settle(
         self, outbox: Outbox, usage: Usage, outcome: Outcome, *, is_unused: bool = False

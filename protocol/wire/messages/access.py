@@ -219,12 +219,21 @@ class LeaseReport(Part, frozen=True):
 
     Attributes:
         streams: The same stream by stream, when there are several.
+        max_prompt_tokens: What it may use, as last granted (since 1.4, as all that follow): should
+            a kill have made the auth worker forget the lease, it holds so much again.
+        max_completion_tokens: Likewise.
+        endpoint: As it was authorized.
+        end_user: Likewise.
     """
 
     lease_id: str
     prompt_tokens: int
     completion_tokens: int
     streams: tuple[StreamUsage, ...] = ()
+    max_prompt_tokens: int = 0
+    max_completion_tokens: int = 0
+    endpoint: str = ""
+    end_user: str = ""
 
 
 class OrphanUsage(Message, frozen=True, tag="orphan_usage"):

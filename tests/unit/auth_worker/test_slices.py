@@ -189,6 +189,35 @@ def test_a_forgotten_lease_that_is_renewed_and_settled_counts_once(
         assert grants_until_refused(bench)[0] == 4
 
 
+def test_a_forgotten_lease_that_its_gateway_reports_holds_what_it_held(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    with running(tmp_path, clock, BUDGET) as bench:
+        grant(bench)
+        forgotten = bench.ask(authorize(scope=SCOPE))
+        assert isinstance(forgotten, Granted)
+    with running(tmp_path, clock, BUDGET) as bench:
+        report = LeaseReport(
+            lease_id=forgotten.lease_id,
+            prompt_tokens=10,
+            completion_tokens=20,
+            max_prompt_tokens=10,
+            max_completion_tokens=90,
+            endpoint="/v1/chat/completions",
+        )
+        bench.ask(Renew(leases=(report,)))
+        for _ in range(2):  # beyond the time for which the unknown is held
+            clock.advance(400.0)
+            bench.ask(Renew(leases=(report,)))
+            bench.handler.expire()
+            bench.write()
+        num_granted, refusal = grants_until_refused(bench)
+        assert refusal.limit is not None
+        assert (num_granted, refusal.limit.used) == (4, 0)
+        settle(bench, forgotten.lease_id)
+        assert counters(bench)["bud_1"][1] == 190
+
+
 def test_a_settlement_after_the_end_of_its_lease_corrects_what_was_charged(
     tmp_path: Path, clock: FakeClock
 ) -> None:

@@ -254,7 +254,13 @@ async def test_what_is_reported_and_settled() -> None:
     usage = Usage(prompt_tokens=1, completion_tokens=2, cached_tokens=3, reasoning_tokens=4)
     streams = (StreamUsage(stream="r/0", completion_tokens=2),)
     assert lease.report(usage) == LeaseReport(
-        lease_id="lease", prompt_tokens=1, completion_tokens=2
+        lease_id="lease",
+        prompt_tokens=1,
+        completion_tokens=2,
+        max_prompt_tokens=10,
+        max_completion_tokens=20,
+        endpoint="/v1/chat/completions",
+        end_user="ada",
     )
     report = lease.report(usage, streams)
     assert report is not None

@@ -261,7 +261,12 @@ async def test_a_whole_life_goes_through_all_states_and_settles_once() -> None:
     assert parts.num_seats == 1
     await parts.output(one, 2)
     assert started.request.lease_report() == LeaseReport(
-        lease_id="lease", prompt_tokens=5, completion_tokens=2
+        lease_id="lease",
+        prompt_tokens=5,
+        completion_tokens=2,
+        max_prompt_tokens=5,
+        max_completion_tokens=8,
+        endpoint="/v1/completions",
     )
     assert started.request.usage() == Usage(prompt_tokens=5, completion_tokens=2)
     states.append(started.request.state)
