@@ -6,7 +6,9 @@ from pathlib import Path
 
 from auth_worker.decisions.authority import Rules
 from auth_worker.principals.keys import weakness_of
+from auth_worker.storage.audit_key import KEY_NAME
 from auth_worker.storage.database_url import DatabaseUrl
+from auth_worker.storage.retention import Retention
 from auth_worker.tokens.token_rules import INTERNAL_TARGETS, TokenRules, read_token_rules
 from protocol.errors import ConfigurationError
 from protocol.runtime import shared_settings as shared
@@ -38,6 +40,8 @@ class AuthSettings:
     Attributes:
         data_dir: Holds the database, its lock and a made admin key; absolute.
         rules: What the authority decides by.
+        audit_key_file: Holds the key of the audit log; None for the one in `data_dir`.
+        retention: What is let go, and when.
         database_url: Of a PostgreSQL database; None for SQLite in `data_dir`.
         admin_key: PENSTOCK_ADMIN_KEY, or what the file of PENSTOCK_ADMIN_KEY_FILE holds; None
             when both are unset.
@@ -50,6 +54,8 @@ class AuthSettings:
     tokens: TokenRules = field(default_factory=TokenRules)
     internal_targets: tuple[str, ...] = setting(INTERNAL_TARGETS)
     database_url: DatabaseUrl | None = None
+    audit_key_file: Path | None = None
+    retention: Retention = field(default_factory=Retention)
     key_dir: Path | None = setting(shared.KEY_DIR)
     drain_timeout_s: float = setting(shared.DRAIN_TIMEOUT_S)
     ready_file: Path | None = setting(shared.READY_FILE)
@@ -62,15 +68,23 @@ class AuthSettings:
         Raises:
             ConfigurationError: A bad value; the message names the setting, never the key.
         """
+        data_dir = shared.DATA_DIR.read(environ).absolute()
         return read_settings(
             cls,
             environ,
-            data_dir=shared.DATA_DIR.read(environ).absolute(),
+            data_dir=data_dir,
             rules=read_settings(Rules, environ),
             admin_key=_admin_key(environ),
             tokens=read_token_rules(environ),
             database_url=database_url(environ),
+            audit_key_file=audit_key_path(environ, data_dir),
+            retention=read_settings(Retention, environ),
         )
+
+
+def audit_key_path(environ: Mapping[str, str], data_dir: Path) -> Path:
+    """Where the key is that signs checkpoints of the audit log."""
+    return shared.AUDIT_KEY_FILE.read(environ) or data_dir / KEY_NAME
 
 
 def database_url(environ: Mapping[str, str]) -> DatabaseUrl | None:

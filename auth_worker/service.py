@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from auth_worker.administration.first_admin import ensure_admin
@@ -21,10 +22,13 @@ from auth_worker.exit_codes import EXIT_FAILED, exit_code_of
 from auth_worker.outbound.exchange import Exchanger
 from auth_worker.outbound.targets import TargetGuard
 from auth_worker.principals.key_rules import networks_of
+from auth_worker.records.audit_signing import AuditSigner
 from auth_worker.records.operations import Flush, Snapshot
 from auth_worker.serving.gate import Gate
 from auth_worker.serving.handler import AuthHandler
+from auth_worker.serving.housekeeping import Housekeeping
 from auth_worker.serving.ticker import Ticker
+from auth_worker.storage.audit_key import KEY_NAME, NOTES_NAME, CheckpointNotes, load_signer
 from auth_worker.storage.committer import Committer, Delivery
 from auth_worker.storage.database_url import DatabaseUrl
 from auth_worker.storage.durable_file import make_folder
@@ -102,34 +106,49 @@ def run(
         metrics=gate,
         ready_file=settings.ready_file,
     )
-    if settings.database_url is None:
-        with closing(
-            SqliteStore(settings.data_dir, clock=clock, lock_patience_s=LOCK_PATIENCE_S)
-        ) as store:
-            _ensure_admin(store, settings, clock)
-            worker.start()
-            return AuthService(store, settings, worker=worker, gate=gate, clock=clock).run()
-    return _run_shared(settings, settings.database_url, worker=worker, gate=gate, clock=clock)
+    make_folder(settings.data_dir)
+    signer = load_signer(settings.audit_key_file or settings.data_dir / KEY_NAME)
+    notes = CheckpointNotes(settings.data_dir / NOTES_NAME)
+
+    def serve(store: SqlStore) -> int:
+        _ensure_admin(store, settings, clock)
+        service = AuthService(
+            store, settings, worker=worker, gate=gate, clock=clock, signer=signer, notes=notes
+        )
+        return service.run()
+
+    if settings.database_url is not None:
+        open_store = partial(SqlStore, clock=clock, signer=signer, on_checkpoint=notes.add)
+        return _run_shared(settings, settings.database_url, worker, serve, open_store)
+    with closing(
+        SqliteStore(
+            settings.data_dir,
+            clock=clock,
+            lock_patience_s=LOCK_PATIENCE_S,
+            signer=signer,
+            on_checkpoint=notes.add,
+        )
+    ) as store:
+        worker.start()
+        return serve(store)
 
 
 def _run_shared(
     settings: AuthSettings,
     url: DatabaseUrl,
-    *,
     worker: Worker[AuthCommand],
-    gate: Gate,
-    clock: Clock,
+    serve: Callable[[SqlStore], int],
+    open_store: Callable[[PostgresDatabase], SqlStore],
 ) -> int:
     """On a database that several workers share: heard by gateways first, then active."""
     if url.is_plaintext:
         _logger.warning("%s is talked to in plain text: its address says sslmode=disable", url)
-    make_folder(settings.data_dir)
     with closing(PostgresDatabase(url, marker=settings.data_dir / MARKER_NAME)) as database:
         worker.start()
         try:
             store = stand_by(
                 database,
-                clock=clock,
+                open_store=open_store,
                 is_over=lambda: worker.is_finished,
                 sleep=time.sleep,
                 on_state=worker.stand_by,
@@ -137,8 +156,7 @@ def _run_shared(
             if store is None:
                 return worker.wait()
             with closing(store):
-                _ensure_admin(store, settings, clock)
-                return AuthService(store, settings, worker=worker, gate=gate, clock=clock).run()
+                return serve(store)
         except (ConfigurationError, StoreError) as error:
             worker.stop(error.message, exit_code_of(error))
             raise
@@ -187,6 +205,8 @@ class AuthService:
         worker: Worker[AuthCommand],
         gate: Gate,
         clock: Clock,
+        signer: AuditSigner | None,
+        notes: CheckpointNotes,
     ) -> None:
         self._settings = settings
         self._worker = worker
@@ -224,12 +244,15 @@ class AuthService:
         )
         self._audit_check = BackgroundCheck(
             store.database.reading,
+            signer=signer,
+            notes=notes,
             on_done=lambda checked: self._worker.call_soon(self._on_audit_checked, checked),
             on_failed=lambda reason: _logger.error("the audit log can't be read: %s", reason),
         )
-        self._ticker = Ticker(
-            EXPIRY_INTERVAL_S, lambda: self._worker.call_soon(self._handler.expire)
+        self._housekeeping = Housekeeping(
+            settings.retention, clock=clock, commit=self._handler.commit
         )
+        self._ticker = Ticker(EXPIRY_INTERVAL_S, lambda: self._worker.call_soon(self._tick))
         self._renewal = Ticker(RENEWAL_INTERVAL_S, self._renew_lease)
 
     def run(self) -> int:
@@ -260,6 +283,11 @@ class AuthService:
 
     def _call_soon(self, function: Callable[..., object], *args: Any) -> None:
         self._worker.call_soon(function, *args)
+
+    def _tick(self) -> None:
+        self._handler.expire()
+        if not self._handler.is_draining:
+            self._housekeeping.tick()
 
     def _renew_lease(self) -> None:
         if self._database.wants_renewal():

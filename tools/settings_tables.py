@@ -11,6 +11,7 @@ from typing import Any
 
 from auth_worker.config import AuthSettings
 from auth_worker.decisions.authority import Rules
+from auth_worker.storage.retention import Retention
 from auth_worker.tokens.token_rules import TokenRules
 from engine_worker.config import EngineSettings, ModelSettings
 from gateway.config import GatewaySettings
@@ -30,7 +31,7 @@ def tables() -> Mapping[str, tuple[Setting[Any], ...]]:
         "shared": SHARED,
         "gateway": _of(GatewaySettings),
         "engine_worker": _of(ModelSettings, EngineSettings),
-        "auth_worker": _of(AuthSettings, Rules, TokenRules),
+        "auth_worker": _of(AuthSettings, Rules, Retention, TokenRules),
         "toolparser_worker": _of(ParserSettings),
         "client": (URL, API_KEY),
     }

@@ -1,15 +1,18 @@
 """Reads the audit log back and follows its chain of hashes, beside whoever writes it."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
 
 from auth_worker.errors import StoreError
 from auth_worker.records.audit_chain import ChainCheck, ChainedEntry
+from auth_worker.records.audit_signing import AuditSigner, Checkpoint, CheckpointCheck
+from auth_worker.storage.audit_key import CheckpointNotes
 from auth_worker.storage.audit_table import read_chain
+from auth_worker.storage.retention import read_checkpoints
 
 Reading = Callable[[], AbstractContextManager[Connection]]
 """Opens a connection that only reads, beside the one that writes; see `Database.reading`."""
@@ -29,40 +32,81 @@ class CheckedLog:
     Attributes:
         num_entries: That hold, from the first one on.
         head: The last of them; None without any.
-        trouble: What is wrong with the next one; None when all hold.
+        trouble: What is wrong with the next one, or with the whole; None when all hold.
+        num_checkpoints: Signed ones that they were compared with.
+        num_unverified: Of those, the ones that a key signed which isn't here.
     """
 
     num_entries: int
     head: ChainedEntry | None
     trouble: str | None
+    num_checkpoints: int = 0
+    num_unverified: int = 0
 
     def __str__(self) -> str:
         if self.trouble is not None:
             return f"the audit log does not hold: {self.trouble}; {self.num_entries} before it do"
         head = self.head
         where = "" if head is None else f", the last one is {head.seq}:{head.hash.hex()}"
-        return f"{self.num_entries} entries of the audit log hold{where}"
+        signed = ""
+        if self.num_checkpoints:
+            signed = f"; {self.num_checkpoints} checkpoints agree"
+        if self.num_unverified:
+            signed += f", {self.num_unverified} of them signed with a key that is not here"
+        return f"{self.num_entries} entries of the audit log hold{where}{signed}"
 
 
-def check_log(reading: Reading, *, pause: Callable[[], None] = lambda: None) -> CheckedLog:
-    """Follow the chain of a database, which may be in use.
+def check_log(
+    reading: Reading,
+    *,
+    signer: AuditSigner | None = None,
+    noted: Sequence[Checkpoint] = (),
+    pause: Callable[[], None] = lambda: None,
+) -> CheckedLog:
+    """Follow the chain of a database, which may be in use, and compare it with its checkpoints.
 
     Args:
         reading: Opens it.
+        signer: Holds the key that checkpoints and cuts are signed with, where it is known.
+        noted: Checkpoints from beside the database.
         pause: Called between batches; what it raises ends the check.
 
     Raises:
         StoreError: The database can't be read.
     """
-    check = ChainCheck()
-    trouble = None
+    chain = ChainCheck() if signer is None else ChainCheck(is_cut=signer.is_cut)
     with reading() as connection:
-        for batch in _batches(connection, check):
-            trouble = check.first_broken(batch)
+        # Read first: what is written meanwhile is newer than all of them.
+        known = {*read_checkpoints(connection), *noted}
+        marks = CheckpointCheck(known, signer)
+        trouble = None
+        for batch in _batches(connection, chain):
+            problems: list[str] = []
+            trouble = chain.first_broken(_marked(batch, marks, problems))
+            trouble = trouble or next(iter(problems), None)
             if trouble is not None:
                 break
             pause()
-    return checked_log(check, trouble)
+    if trouble is None:
+        last_seq = 0 if chain.head is None else chain.head.seq
+        trouble = chain.trouble_at_end() or marks.trouble_at_end(last_seq)
+    return replace(
+        checked_log(chain, trouble),
+        num_checkpoints=marks.num_held,
+        num_unverified=marks.num_unverified,
+    )
+
+
+def _marked(
+    entries: Iterable[ChainedEntry], marks: CheckpointCheck, problems: list[str]
+) -> Iterator[ChainedEntry]:
+    """The entries up to the first one whose checkpoint says something else."""
+    for entry in entries:
+        trouble = marks.trouble_of(entry)
+        if trouble is not None:
+            problems.append(trouble)
+            return
+        yield entry
 
 
 def checked_log(check: ChainCheck, trouble: str | None) -> CheckedLog:
@@ -88,6 +132,8 @@ class BackgroundCheck:
 
     Args:
         reading: Opens it.
+        signer: As in `check_log`.
+        notes: Where checkpoints are noted beside the database; None nowhere.
         on_done: Called in that thread with what came of it; not when it was stopped.
         on_failed: Called in that thread when the log can't be read.
         delay_s: The check begins so long after the start.
@@ -97,11 +143,15 @@ class BackgroundCheck:
         self,
         reading: Reading,
         *,
+        signer: AuditSigner | None = None,
+        notes: CheckpointNotes | None = None,
         on_done: Callable[[CheckedLog], None],
         on_failed: Callable[[str], None],
         delay_s: float = START_DELAY_S,
     ) -> None:
         self._reading = reading
+        self._signer = signer
+        self._notes = notes
         self._delay_s = delay_s
         self._on_done = on_done
         self._on_failed = on_failed
@@ -122,7 +172,8 @@ class BackgroundCheck:
         if self._stop.wait(self._delay_s):
             return
         try:
-            checked = check_log(self._reading, pause=self._pause)
+            noted = () if self._notes is None else self._notes.read()
+            checked = check_log(self._reading, signer=self._signer, noted=noted, pause=self._pause)
         except _StoppedError:
             return
         except StoreError as error:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from auth_worker.auditing.audit_check import CheckedLog, Reading, check_log, checked_log
-from auth_worker.config import database_url
+from auth_worker.config import audit_key_path, database_url
 from auth_worker.errors import StoreError
 from auth_worker.records.audit_chain import ChainCheck, ChainedEntry
+from auth_worker.storage.audit_key import NOTES_NAME, CheckpointNotes, load_signer
 from auth_worker.storage.audit_table import read_chain
 from auth_worker.storage.reading import reader
 from protocol.errors import ConfigurationError
@@ -46,7 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             checked, seen = check_export(options.file, expected)
         else:
             reading = reader(options.data_dir, database_url(os.environ))
-            checked, seen = check_log(reading), _is_in(reading, expected)
+            checked = check_log(
+                reading,
+                signer=load_signer(audit_key_path(os.environ, options.data_dir), may_make=False),
+                noted=CheckpointNotes(options.data_dir / NOTES_NAME).read(),
+            )
+            seen = _is_in(reading, expected)
     except (OSError, StoreError, ConfigurationError, ValueError) as error:
         sys.stderr.write(f"The audit log can't be read: {error}.\n")
         return UNREADABLE

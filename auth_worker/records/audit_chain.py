@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from auth_worker.records.operations import AuditEntry
+from auth_worker.records.operations import AuditAction, AuditEntry
 
 GENESIS_HASH = bytes(32)
 """What the first entry takes for its predecessor's hash."""
@@ -64,24 +64,38 @@ def hash_of(entry: ChainedEntry) -> bytes:
     return hashlib.sha256(entry.previous_hash + _canonical(fields).encode()).digest()
 
 
+CUT: AuditAction = "audit_cut"
+"""The action of the entry that says up to where the log was cut off at its beginning."""
+
+
 class ChainCheck:
     """Follows a chain entry by entry.
 
     A cut-off end can't be seen from the chain alone; compare its head with one kept elsewhere.
 
     Args:
-        is_whole: Whether it begins with the first entry; otherwise the first one that comes is
-            taken as it is, with only its own hash looked at.
+        is_whole: Whether it begins with the first entry, or says in a later one that those before
+            its own first one were cut off; otherwise the first one that comes is taken as it is,
+            with only its own hash looked at.
+        is_cut: Whether an entry that says that entries were cut off, up to this number and hash,
+            is signed as it should be, by the signature and the name of the key that it holds.
 
     Attributes:
         num_entries: Looked at so far.
         head: The last entry that holds; None before the first.
     """
 
-    def __init__(self, *, is_whole: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        is_whole: bool = True,
+        is_cut: Callable[[int, bytes, str, str], bool] = lambda *_: True,
+    ) -> None:
         self.num_entries = 0
         self.head: ChainedEntry | None = None
         self._is_whole = is_whole
+        self._is_cut = is_cut
+        self._unexplained: tuple[int, bytes] | None = None  # the last one before the first
 
     def first_broken(self, entries: Iterable[ChainedEntry]) -> str | None:
         """What is wrong with the first of the next entries that doesn't hold; None when all do."""
@@ -93,10 +107,21 @@ class ChainCheck:
             self.head = entry
         return None
 
+    def trouble_at_end(self) -> str | None:
+        """What is wrong with the beginning, once the last entry was seen."""
+        if self._unexplained is None:
+            return None
+        return (
+            f"entry 1 is missing, and up to {self._unexplained[0]} all are, and no entry says that"
+            " they were cut off"
+        )
+
     def _trouble_of(self, entry: ChainedEntry) -> str | None:
         head = self.head
-        if head is None and not self._is_whole:
+        if head is None and (entry.seq > 1 or not self._is_whole):
             expected_seq, expected_hash = entry.seq, entry.previous_hash
+            if self._is_whole:
+                self._unexplained = (entry.seq - 1, entry.previous_hash)
         else:
             expected_seq = 1 if head is None else head.seq + 1
             expected_hash = GENESIS_HASH if head is None else head.hash
@@ -108,6 +133,22 @@ class ChainCheck:
             )
         if entry.hash != hash_of(entry):
             return f"entry {entry.seq} was changed"
+        if entry.action == CUT:
+            return self._trouble_of_cut(entry)
+        return None
+
+    def _trouble_of_cut(self, entry: ChainedEntry) -> str | None:
+        try:
+            detail = json.loads(entry.detail)
+            through = (int(detail["through_seq"]), bytes.fromhex(detail["through_hash"]))
+            signature, key_name = detail.get("signature", ""), detail.get("key_name", "")
+            is_good = self._is_cut(*through, str(signature), str(key_name))
+        except (KeyError, TypeError, ValueError):
+            return f"entry {entry.seq} says nothing of what was cut off"
+        if not is_good:
+            return f"entry {entry.seq} says that entries were cut off, and its signature is forged"
+        if through == self._unexplained:
+            self._unexplained = None
         return None
 
 

@@ -66,6 +66,7 @@ AuditAction = Literal[
     "token_accepted",
     "request_refused",
     "change_refused",
+    "audit_cut",
 ]
 """`admin_access_denied`, of releases before this table had outcomes, may stand there as well."""
 
@@ -270,6 +271,27 @@ class Flush:
 
 
 @dataclass(frozen=True, slots=True)
+class FoldLedger:
+    """Let ledger rows of before a Unix millisecond go into sums by hour, so many at a time."""
+
+    before_ms: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutAudit:
+    """Let the oldest entries of the audit log go, up to one of that millisecond or later."""
+
+    before_ms: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class SignAudit:
+    """Sign which entry is the last, if it isn't signed yet."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReadKeys:
     """A page of keys, newest first, as of every operation before it; empty texts mean any."""
 
@@ -335,6 +357,9 @@ Operation = (
     | DropResource
     | PutMember
     | AppendAudit
+    | FoldLedger
+    | CutAudit
+    | SignAudit
     | Reading
     | Flush
 )
@@ -378,7 +403,14 @@ class ResourcePage:
     has_more: bool = False
 
 
-Result = KeyPage | KeyCounts | AuditRows | Booked | ResourcePage | AuthError | None
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """The answer to `FoldLedger` and `CutAudit`: how many rows went."""
+
+    num_rows: int
+
+
+Result = Removed | KeyPage | KeyCounts | AuditRows | Booked | ResourcePage | AuthError | None
 """What became of an operation, once it is durable; an AuthError when it was refused."""
 
 

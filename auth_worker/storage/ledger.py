@@ -1,6 +1,6 @@
 """Writes bookings: one ledger row a lease, totals a key, model and day, and the leases' end."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import islice
 from typing import Any
 
@@ -47,13 +47,26 @@ def touch_keys(connection: Connection, touches: Sequence[TouchKey]) -> None:
         )
 
 
-def book_usage(connection: Connection, bookings: Sequence[BookUsage]) -> dict[int, Booked]:
+def book_usage(
+    connection: Connection,
+    bookings: Sequence[BookUsage],
+    *,
+    folded_up_to: str = "",
+    saved_leases: Set[str] = frozenset(),
+) -> dict[int, Booked]:
     """Write a group of bookings, each lease once, and move the counters of limits by them.
 
     The first booking of a lease counts and later ones change nothing; only an `expired` one, which
     is the last report of a lease that nobody settled, gives way to the settlement that comes late,
     or to a greater count that an engine reports late. An `unused` one counts in no total.
     It keeps its key, model, day and limits, so that the totals stay the sums of the ledger.
+
+    Args:
+        connection: In the transaction.
+        bookings: In order.
+        folded_up_to: The greatest lease id whose row was folded. A booking of one that is not
+            greater, not in the ledger and not open was counted long ago, and changes nothing.
+        saved_leases: Those that are open, as far as they were saved.
 
     Returns:
         By the index of each booking that wasn't the first of its lease: what it changed.
@@ -62,11 +75,16 @@ def book_usage(connection: Connection, bookings: Sequence[BookUsage]) -> dict[in
         return {}
     sums = _Sums()
     later: dict[int, Booked] = {}
-    if _insert_if_all_are_new(connection, bookings):
+    folded = {
+        booking.lease_id
+        for booking in bookings
+        if booking.lease_id <= folded_up_to and booking.lease_id not in saved_leases
+    }
+    if not folded and _insert_if_all_are_new(connection, bookings):
         for booking in bookings:
             sums.add(booking)
     else:
-        later = _book_one_by_one(connection, bookings, sums)
+        later = _book_one_by_one(connection, bookings, sums, folded)
     sums.write(connection)
     return later
 
@@ -82,7 +100,7 @@ def _insert_if_all_are_new(connection: Connection, bookings: Sequence[BookUsage]
 
 
 def _book_one_by_one(
-    connection: Connection, bookings: Sequence[BookUsage], sums: "_Sums"
+    connection: Connection, bookings: Sequence[BookUsage], sums: "_Sums", folded: Set[str]
 ) -> dict[int, Booked]:
     booked = _booked_before(connection, [booking.lease_id for booking in bookings])
     to_insert: dict[str, BookUsage] = {}
@@ -90,6 +108,9 @@ def _book_one_by_one(
     later: dict[int, Booked] = {}
     for index, booking in enumerate(bookings):
         before = booked.get(booking.lease_id)
+        if before is None and booking.lease_id in folded:
+            later[index] = Booked(())
+            continue
         if before is None:
             to_insert[booking.lease_id] = booked[booking.lease_id] = booking
             sums.add(booking)

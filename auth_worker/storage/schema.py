@@ -284,3 +284,43 @@ audit_log = Table(
     Index("audit_by_action", "action", "seq"),
     Index("audit_by_time", "at_ms"),
 )
+
+# What ledger rows older than the retention were folded into; together with the ledger it adds up to
+# the totals.
+ledger_hours = Table(
+    "ledger_hours",
+    metadata,
+    Column("hour", Integer, primary_key=True, autoincrement=False),  # hours since 1970, UTC
+    Column("key_id", String, primary_key=True),
+    Column("model", String, primary_key=True),
+    Column("user_id", String, primary_key=True),
+    Column("team_id", String, primary_key=True),
+    Column("end_user", String, primary_key=True),
+    Column("endpoint", String, primary_key=True),
+    Column("num_requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("cost_micros", BigInteger, nullable=False),
+)
+
+ledger_fold = Table(
+    "ledger_fold",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    # The greatest that was folded. Lease ids grow: one that is not greater, and neither open nor in
+    # the ledger, was folded, or was never remembered.
+    Column("last_lease_id", String, nullable=False),
+    CheckConstraint("id = 1", name="ledger_fold_is_one_row"),
+)
+
+audit_checkpoints = Table(
+    "audit_checkpoints",
+    metadata,
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary(32), nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("key_name", String, nullable=False),  # of the key that signed it
+    Column("signature", LargeBinary(32), nullable=False),
+)

@@ -2,14 +2,15 @@
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence, Set
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, insert, select
 
 from auth_worker.clock import Clock
 from auth_worker.errors import StoreUnavailableError
 from auth_worker.records.audit_chain import GENESIS_HASH, ChainedEntry, chain
+from auth_worker.records.audit_signing import AuditSigner, Checkpoint
 from auth_worker.records.limit_usage import Booked
 from auth_worker.records.operations import (
     AddKey,
@@ -20,8 +21,10 @@ from auth_worker.records.operations import (
     ChangeKey,
     ChangeResourceRow,
     CountKeyRows,
+    CutAudit,
     DropKey,
     DropResource,
+    FoldLedger,
     LeaseRow,
     Operation,
     PutKey,
@@ -32,15 +35,20 @@ from auth_worker.records.operations import (
     RecentUse,
     Result,
     SaveLease,
+    SignAudit,
     Snapshot,
     TouchKey,
 )
-from auth_worker.storage import audit_table, key_counts, migrations, schema
+from auth_worker.storage import audit_table, key_counts, migrations, retention, schema
 from auth_worker.storage.database import Database
 from auth_worker.storage.key_table import KeyTable, stored_key
 from auth_worker.storage.ledger import book_usage, forget_leases, save_leases, touch_keys
 from auth_worker.storage.limit_table import load_counters, save_counters
 from auth_worker.storage.resource_table import ResourceTable
+
+CHECKPOINT_ENTRIES: Final = 256
+CHECKPOINT_INTERVAL_MS: Final = 600_000
+"""The last entry is signed after so many others, or with the first one after so long."""
 
 
 class _Done(NamedTuple):
@@ -51,6 +59,8 @@ class _Done(NamedTuple):
     booked: Set[str]
     saved: Set[str]
     links: Sequence[ChainedEntry]
+    checkpoint: Checkpoint | None
+    folded_up_to: str
 
 
 class SqlStore:
@@ -59,6 +69,8 @@ class SqlStore:
     Args:
         database: Opened; closed by `close`.
         clock: For the times of the epoch and the migrations.
+        signer: Signs checkpoints of the audit log; None signs nothing.
+        on_checkpoint: Gets each checkpoint once it has lasted.
 
     Raises:
         StoreLockedError: Somebody else writes it.
@@ -67,9 +79,18 @@ class SqlStore:
         StoreError: As `Database.transaction` and `Database.prepare`.
     """
 
-    def __init__(self, database: Database, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Clock,
+        signer: AuditSigner | None = None,
+        on_checkpoint: Callable[[Checkpoint], object] = lambda _: None,
+    ) -> None:
         self._database = database
         self._clock = clock
+        self._signer = signer
+        self._on_checkpoint = on_checkpoint
         self._is_closed = False
         self._num_commits = 0
         self._in_doubt: _Done | None = None
@@ -78,6 +99,8 @@ class SqlStore:
             migrations.migrate(connection, now_s=clock.wall_s())
             self._epoch = database.take(connection, int(clock.wall_s()), secrets.token_hex(8))
             self._audit_seq, self._audit_head = _audit_head(connection)
+            self._signed_seq, self._signed_at_ms = retention.last_signed(connection)
+            self._folded_up_to = retention.last_folded(connection)
             saved = connection.execute(select(schema.leases.c.lease_id)).scalars()
             # Most leases are settled before they are saved, and needn't be looked for.
             self._saved_leases = set(saved)
@@ -159,12 +182,60 @@ class SqlStore:
         save_leases(connection, saved.values())
         touch_keys(connection, [item for item in operations if isinstance(item, TouchKey)])
         save_counters(connection, operations)
-        later = book_usage(connection, bookings)
+        later = book_usage(
+            connection,
+            bookings,
+            folded_up_to=self._folded_up_to,
+            saved_leases=self._saved_leases,
+        )
+        folded_up_to = self._let_go(connection, operations, results, entries)
         links = self._append_audit(connection, entries)
+        checkpoint = self._sign(connection, operations, links)
         results = self._read(connection, operations, results)
         if later:
             _place_bookings(operations, results, later)
-        return _Done(operations, results, booked, saved.keys(), links)
+        return _Done(operations, results, booked, saved.keys(), links, checkpoint, folded_up_to)
+
+    def _let_go(
+        self,
+        connection: Connection,
+        operations: Sequence[Operation],
+        results: list[Result],
+        entries: list[AuditEntry],
+    ) -> str:
+        """Carry out what removes old rows; the greatest lease id that was folded."""
+        has_folded = False
+        for index, operation in enumerate(operations):
+            if isinstance(operation, FoldLedger):
+                results[index] = retention.fold_ledger(connection, operation)
+                has_folded = True
+            elif isinstance(operation, CutAudit):
+                results[index], entry = retention.cut_audit(
+                    connection, operation, self._signer, self._wall_ms()
+                )
+                if entry is not None:
+                    entries.append(entry)
+        return retention.last_folded(connection) if has_folded else self._folded_up_to
+
+    def _sign(
+        self,
+        connection: Connection,
+        operations: Sequence[Operation],
+        links: Sequence[ChainedEntry],
+    ) -> Checkpoint | None:
+        """A checkpoint of the last entry, when enough came since the one before, or it is asked."""
+        seq, digest = (links[-1].seq, links[-1].hash) if links else self._head()
+        now_ms = self._wall_ms()
+        is_due = links and (
+            seq - self._signed_seq >= CHECKPOINT_ENTRIES
+            or now_ms - self._signed_at_ms >= CHECKPOINT_INTERVAL_MS
+        )
+        is_asked = any(isinstance(operation, SignAudit) for operation in operations)
+        if self._signer is None or seq == self._signed_seq or not (is_due or is_asked):
+            return None
+        checkpoint = self._signer.checkpoint(seq, digest, now_ms)
+        retention.add_checkpoint(connection, checkpoint)
+        return checkpoint
 
     def _adopt(self, done: "_Done") -> None:
         """Only what was committed moves the head of the chain, and is known to be in the tables."""
@@ -172,8 +243,13 @@ class SqlStore:
         self._num_commits += 1
         self._saved_leases -= done.booked
         self._saved_leases |= done.saved
+        self._folded_up_to = done.folded_up_to
         if done.links:
             self._audit_seq, self._audit_head = done.links[-1].seq, done.links[-1].hash
+        if done.checkpoint is not None:
+            self._signed_seq = done.checkpoint.seq
+            self._signed_at_ms = done.checkpoint.at_ms
+            self._on_checkpoint(done.checkpoint)
 
     def close(self) -> None:
         """Let go of the database; once more does nothing."""
@@ -186,7 +262,7 @@ class SqlStore:
         self, connection: Connection, entries: Sequence[AuditEntry]
     ) -> list[ChainedEntry]:
         links: list[ChainedEntry] = []
-        seq, head = self._audit_seq, self._audit_head
+        seq, head = self._head()
         for entry in entries:
             link = chain(entry, seq=seq + 1, previous_hash=head)
             seq, head = link.seq, link.hash
@@ -220,9 +296,15 @@ class SqlStore:
                 read.append(result)
         return read
 
+    def _head(self) -> tuple[int, bytes]:
+        return self._audit_seq, self._audit_head
+
+    def _wall_ms(self) -> int:
+        return int(self._clock.wall_s() * 1000)
+
     def _epoch_entry(self) -> AuditEntry:
         return AuditEntry(
-            at_ms=int(self._clock.wall_s() * 1000),
+            at_ms=self._wall_ms(),
             actor_key_id="",
             action="epoch_started",
             subject=str(self._epoch),

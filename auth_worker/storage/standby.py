@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from auth_worker.clock import Clock
 from auth_worker.errors import StoreLockedError, StoreUnavailableError
 from auth_worker.storage.postgres_database import PostgresDatabase
 from auth_worker.storage.sql_store import SqlStore
@@ -17,7 +16,7 @@ _logger = logging.getLogger("penstock.auth")
 def stand_by(
     database: PostgresDatabase,
     *,
-    clock: Clock,
+    open_store: Callable[[PostgresDatabase], SqlStore],
     is_over: Callable[[], bool],
     sleep: Callable[[float], object],
     on_state: Callable[[str], None],
@@ -26,7 +25,7 @@ def stand_by(
 
     Args:
         database: Not opened yet.
-        clock: Of the store.
+        open_store: Takes the lease and opens the store.
         is_over: Whether to give up.
         sleep: Waits so many seconds.
         on_state: Told in a few words why it waits, each time that this changes.
@@ -41,7 +40,7 @@ def stand_by(
     while not is_over():
         try:
             if database.is_free():
-                return SqlStore(database, clock=clock)
+                return open_store(database)
             now = f"standing by: {database.holder_seen} is active"
         except StoreLockedError:
             now = "standing by: another worker was faster"

@@ -216,6 +216,15 @@ DATABASE_URL_FILE = file_path(
     None,
     meaning="a file that holds the URL of the database, such as a mounted secret; not both",
 )
+AUDIT_KEY_FILE = file_path(
+    "PENSTOCK_AUDIT_KEY_FILE",
+    None,
+    shown_default="`DATA_DIR/audit.key`",
+    meaning=(
+        "a file with the key that checkpoints of the audit log are signed with, 64 hexadecimal "
+        "digits; auth workers that share a database should share it"
+    ),
+)
 LOG_FORMAT = choice(
     "PENSTOCK_LOG_FORMAT",
     "",

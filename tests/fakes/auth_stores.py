@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import create_engine
 
@@ -58,13 +58,13 @@ class StoreHouse:
         self.data_dir.mkdir(exist_ok=True)
         return PostgresDatabase(self.url, marker=self.data_dir / "created")
 
-    def open(self) -> SqlStore:
+    def open(self, **options: Any) -> SqlStore:
         """A store; one that was opened before must be closed."""
         database = self.database()
         try:
             if isinstance(database, PostgresDatabase):
                 assert database.is_free()
-            store = SqlStore(database, clock=self.clock)
+            store = SqlStore(database, clock=self.clock, **options)
         except BaseException:
             database.close()
             raise

@@ -73,6 +73,10 @@ def connect(
         database.close()
 
 
+def open_store(database: PostgresDatabase) -> SqlStore:
+    return SqlStore(database, clock=FakeClock())
+
+
 def take(database: PostgresDatabase) -> SqlStore:
     assert database.is_free()
     return SqlStore(database, clock=FakeClock())
@@ -150,7 +154,7 @@ def test_one_that_stands_by_takes_over_and_says_why_it_waited(
             clock.advance(seconds)
 
     taken = stand_by(
-        connect(), clock=FakeClock(), is_over=lambda: False, sleep=sleep, on_state=states.append
+        connect(), open_store=open_store, is_over=lambda: False, sleep=sleep, on_state=states.append
     )
     assert taken is not None
     assert taken.epoch == store.epoch + 1
@@ -158,7 +162,11 @@ def test_one_that_stands_by_takes_over_and_says_why_it_waited(
     assert next(waits) == 1.0, "it waited the lease from the last write, and no longer"
     assert (
         stand_by(
-            connect(), clock=FakeClock(), is_over=lambda: True, sleep=sleep, on_state=states.append
+            connect(),
+            open_store=open_store,
+            is_over=lambda: True,
+            sleep=sleep,
+            on_state=states.append,
         )
         is None
     )
