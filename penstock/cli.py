@@ -16,6 +16,7 @@ from penstock import __name__ as program
 from penstock.admin_options import DataDir, KeyFile, Url, admin_client, option_of
 from penstock.api_client import ApiClient
 from penstock.audit_commands import audit
+from penstock.auth_commands import auth
 from penstock.chat import answer, choose_model, converse
 from penstock.config import CACHE_DIR, REVISION, SERVE_OPTIONS, URL, build_settings
 from penstock.fake_engine.engine import FakeEngineSettings
@@ -45,6 +46,7 @@ app.add_typer(limits, name="limits")
 app.add_typer(budgets, name="budgets")
 app.add_typer(prices, name="prices")
 app.add_typer(audit, name="audit")
+app.add_typer(auth, name="auth")
 bench = typer.Typer(
     help="Measure how fast this machine is.", no_args_is_help=True, rich_markup_mode=None
 )

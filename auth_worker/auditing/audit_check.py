@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection
@@ -12,10 +11,8 @@ from auth_worker.records.audit_chain import ChainCheck, ChainedEntry
 from auth_worker.records.audit_signing import AuditSigner, Checkpoint, CheckpointCheck
 from auth_worker.storage.audit_key import CheckpointNotes
 from auth_worker.storage.audit_table import read_chain
+from auth_worker.storage.reading import Reading
 from auth_worker.storage.retention import read_checkpoints
-
-Reading = Callable[[], AbstractContextManager[Connection]]
-"""Opens a connection that only reads, beside the one that writes; see `Database.reading`."""
 
 _BEFORE_ALL = -(2**63)
 BATCH_ENTRIES = 2000

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from auth_worker.auditing.audit_check import CheckedLog, Reading, check_log, checked_log
+from auth_worker.auditing.audit_check import CheckedLog, check_log, checked_log
 from auth_worker.config import audit_key_path, database_url
 from auth_worker.errors import StoreError
 from auth_worker.records.audit_chain import ChainCheck, ChainedEntry
 from auth_worker.storage.audit_key import NOTES_NAME, CheckpointNotes, load_signer
 from auth_worker.storage.audit_table import read_chain
-from auth_worker.storage.reading import reader
+from auth_worker.storage.reading import Reading, reader
 from protocol.errors import ConfigurationError
 
 HOLDS, BROKEN, UNREADABLE = 0, 1, 2

@@ -38,7 +38,8 @@ Shorter than `LEASE_S` by more than two clocks of two machines drift apart meanw
 RENEWED_S: Final = 0.5
 """A holder that has nothing to write writes nothing, to keep its lease, so often."""
 STUCK_S: Final = 10.0
-"""A transaction that takes so long waits for a server or a network that is gone."""
+"""A transaction of the holder, or of one that stands by, that takes so long waits for a server or a
+network that is gone. Opening, which may have tables to change, takes as long as it takes."""
 _CONNECT_TIMEOUT_S: Final = 5
 _LOCK_TIMEOUT_S: Final = 2.0
 _IDLE_TIMEOUT_S: Final = 2.0
@@ -140,6 +141,7 @@ class PostgresDatabase:
             StoreUnavailableError: The server can't be asked.
         """
         with self.transaction() as connection:
+            self._began_s = self._clock_s()
             if not inspect(connection).has_table("authority"):
                 return True
             row = run(
@@ -218,6 +220,7 @@ class PostgresDatabase:
 
     def hold(self, connection: Connection, epoch: int, number: int) -> bool:
         """See `Database.hold`."""
+        self._began_s = self._clock_s()
         counted = run(
             connection,
             "UPDATE authority SET num_commits = %s"
@@ -247,7 +250,7 @@ class PostgresDatabase:
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """See `Database.transaction`."""
-        began_s = self._began_s = self._clock_s()
+        began_s = self._clock_s()
         self._is_held = False
         try:
             with self.engine.begin() as connection:

@@ -12,10 +12,11 @@ from auth_worker.storage.database_url import DatabaseUrl
 from auth_worker.storage.postgres_database import reading_url
 from auth_worker.storage.sqlite_database import DATABASE_NAME, reading_file
 
+Reading = Callable[[], AbstractContextManager[Connection]]
+"""Opens a connection that only reads, beside the one that writes; see `Database.reading`."""
 
-def reader(
-    data_dir: Path, url: DatabaseUrl | None
-) -> Callable[[], AbstractContextManager[Connection]]:
+
+def reader(data_dir: Path, url: DatabaseUrl | None) -> Reading:
     """Opens a connection that only reads.
 
     Args:

@@ -49,7 +49,12 @@ class StoreHouse:
     @property
     def url(self) -> DatabaseUrl:
         """Of the PostgreSQL database."""
-        return DatabaseUrl(self._server().url(self._name), "URL")
+        return DatabaseUrl(self.plain_url, "URL")
+
+    @property
+    def plain_url(self) -> str:
+        """The same, as a setting has it."""
+        return self._server().url(self._name)
 
     def database(self) -> SqliteDatabase | PostgresDatabase:
         """A connection of its own to the database."""

@@ -1,0 +1,267 @@
+"""Backups are whole, of one moment, and go into either database; a check finds what is wrong."""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from auth_worker import maintenance
+from auth_worker.records.operations import (
+    AddKey,
+    AppendAudit,
+    AuditEntry,
+    FoldLedger,
+    KeyPage,
+    ReadKeys,
+    SaveLease,
+)
+from auth_worker.storage.migrations import newest_version
+from auth_worker.storage.sql_store import SqlStore
+from auth_worker.storage.sqlite_database import DATABASE_NAME
+from tests.fakes.auth_parts import admin_key, booking, stored_key
+from tests.fakes.auth_stores import StoreHouse, rows
+from tests.fakes.postgres_server import PostgresServer
+from tests.unit.auth_worker.test_migrations import old_database
+from tests.unit.auth_worker.test_store import LEASE
+
+AUDIT = AuditEntry(5, "", "key_created", "key_user", {"name": "ü"})
+OLD_MS = 1_000
+
+
+@pytest.fixture
+def other(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], StoreHouse]:
+    """An empty database of either kind to restore into."""
+
+    def make(kind: str) -> StoreHouse:
+        folder = tmp_path / "other"
+        folder.mkdir()
+        server: Callable[[], PostgresServer] = lambda: request.getfixturevalue("postgres_server")  # noqa: E731
+        house = StoreHouse("sqlite" if kind == "sqlite" else "postgresql", folder, server)
+        request.addfinalizer(house.close)
+        return house
+
+    return make
+
+
+def run(house: StoreHouse, *arguments: str) -> int:
+    environ = {} if house.kind == "sqlite" else {"PENSTOCK_DATABASE_URL": house.plain_url}
+    return maintenance.main(["--data-dir", str(house.data_dir), *arguments], environ)
+
+
+def filled(house: StoreHouse) -> SqlStore:
+    store = house.open()
+    store.apply([AddKey(admin_key(), AUDIT), AddKey(stored_key(), AUDIT), SaveLease(LEASE)])
+    store.apply([booking("lease:old", settled_at_ms=OLD_MS), booking("lease:young")])
+    store.apply([FoldLedger(OLD_MS + 1, 10)])
+    return store
+
+
+def contents(store: SqlStore) -> dict[str, object]:
+    tables = ("keys", "leases", "ledger", "ledger_hours", "usage_totals", "audit_log")
+    return {table: rows(store, f"SELECT * FROM {table} ORDER BY 1") for table in tables}
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_backup_made_while_it_is_in_use_restores_into_either_database(
+    house: StoreHouse,
+    other: Callable[[str], StoreHouse],
+    kind: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store = filled(house)
+    expected = contents(store)
+    file = tmp_path / "auth.backup"
+    assert run(house, "backup", str(file)) == maintenance.DONE
+    assert "2 keys, 1 leases, 1 ledger, 1 ledger_hours" in capsys.readouterr().out
+    assert file.stat().st_mode & 0o077 == 0
+    store.apply([AddKey(stored_key("key_later", "psk-later"), AUDIT)])
+    target = other(kind)
+    assert run(target, "restore", str(file)) == maintenance.DONE
+    assert run(target, "check") == maintenance.DONE
+    capsys.readouterr()
+    restored = target.open()
+    assert restored.epoch == store.epoch + 1
+    assert restored.load(recent_since_ms=0).leases == (LEASE,)
+    got = contents(restored)
+    log = got.pop("audit_log")
+    assert isinstance(log, list)
+    assert log[:-1] == expected.pop("audit_log"), "the epoch's own entry comes on top"
+    assert got == expected
+    # New rows come after those of before, and the restored one is another generation.
+    restored.apply([AddKey(stored_key("key_new", "psk-new"), AUDIT)])
+    (page,) = restored.apply([ReadKeys("", 10)])
+    assert isinstance(page, KeyPage)
+    assert page.records[0].key_id == "key_new"
+    ((before,),) = rows(store, "SELECT database_id FROM authority")
+    ((after,),) = rows(restored, "SELECT database_id FROM authority")
+    assert after == f"{before}.1"
+    assert run(target, "check") == maintenance.DONE
+
+
+def test_a_backup_replaces_nothing_and_is_restored_over_nothing(
+    house: StoreHouse, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = filled(house)
+    file = tmp_path / "auth.backup"
+    file.write_text("mine")
+    assert run(house, "backup", str(file)) == maintenance.FAILED
+    assert "exists already" in one_line(capsys)
+    assert file.read_text() == "mine"
+    assert run(house, "backup", str(tmp_path / "none" / "file")) == maintenance.FAILED
+    assert "can't be used" in one_line(capsys)
+    assert run(house, "backup", str(tmp_path / "good")) == maintenance.DONE
+    capsys.readouterr()
+    store.close()
+    before = rows(store, "SELECT * FROM keys")
+    assert run(house, "restore", str(tmp_path / "good")) == maintenance.FAILED
+    said = one_line(capsys)
+    assert "move it away" in said or "restore into an empty one" in said
+    assert rows(store, "SELECT * FROM keys") == before
+    assert [path.name for path in tmp_path.glob("*.new")] == []
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    return said
+
+
+@pytest.mark.parametrize("harm", ["garbage", "torn", "empty", "missing", "foreign", "newer"])
+def test_a_backup_that_is_none_leaves_the_database_empty(
+    house: StoreHouse, tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(house).close()
+    file = tmp_path / "auth.backup"
+    assert run(house, "backup", str(file)) == maintenance.DONE
+    capsys.readouterr()
+    good = file.read_bytes()
+    match harm:
+        case "garbage":
+            file.write_bytes(b"no database" * 1000)
+        case "torn":
+            file.write_bytes(good[:8192] + bytes(4096) + good[12288:])
+        case "empty":
+            file.write_bytes(b"")
+        case "missing":
+            file.unlink()
+        case "foreign":
+            file.unlink()
+            change(file, "CREATE TABLE customers (id INTEGER)")
+        case _:
+            change(file, "INSERT INTO schema_version VALUES (999, 'future', 0)")
+    house.begin_anew()
+    assert run(house, "restore", str(file)) == maintenance.FAILED
+    one_line(capsys)
+    assert list(house.data_dir.glob("auth.sqlite3.rest*")) == []
+    store = house.open()
+    assert store.epoch == 1
+    assert rows(store, "SELECT * FROM keys") == []
+
+
+def change(file: Path, statement: str) -> None:
+    connection = sqlite3.connect(file)
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+def test_a_backup_of_an_older_schema_is_brought_forward(
+    house: StoreHouse, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old_database(tmp_path / "old")
+    file = tmp_path / "old" / DATABASE_NAME
+    before = file.read_bytes()
+    assert run(house, "restore", str(file)) == maintenance.DONE
+    assert file.read_bytes() == before
+    store = house.open()
+    assert {key.key_id for key in store.load(recent_since_ms=0).keys} == {"key_admin", "key_user"}
+
+
+def test_what_is_left_of_a_lost_database_is_not_mixed_into_the_restored_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    house = StoreHouse("sqlite", tmp_path, pytest.fail)
+    store = filled(house)
+    file = tmp_path / "auth.backup"
+    assert run(house, "backup", str(file)) == maintenance.DONE
+    store.close()
+    database = house.data_dir / DATABASE_NAME
+    database.unlink()
+    log = database.with_name(database.name + "-wal")
+    log.write_bytes(b"of the lost one")
+    (house.data_dir / "audit.checkpoints").write_text("9999 aa 1 name bb\n")
+    assert run(house, "restore", str(file)) == maintenance.DONE
+    assert not log.exists()
+    assert len(list(house.data_dir.glob("*.before-restore-*"))) == 2
+    house.open()
+    assert run(house, "check") == maintenance.DONE
+    house.close()
+
+
+def test_no_backup_is_restored_under_a_running_auth_worker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    house = StoreHouse("sqlite", tmp_path, pytest.fail)
+    filled(house)
+    assert run(house, "backup", str(tmp_path / "file")) == maintenance.DONE
+    capsys.readouterr()
+    assert run(house, "restore", str(tmp_path / "file")) == maintenance.FAILED
+    assert "Another auth worker" in one_line(capsys)
+    assert run(house, "downgrade", "2") == maintenance.FAILED
+    assert "Another auth worker" in one_line(capsys)
+    house.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [
+        ("UPDATE keys SET total_requests = 9 WHERE key_id = 'key_user'", "of 1 keys are not"),
+        ("DELETE FROM ledger", "are not the sums of the ledger"),
+        ("UPDATE usage_totals SET prompt_tokens = 0", "totals of days are not"),
+        ("UPDATE keys SET scopes = 'no list' WHERE key_id = 'key_user'", "1 keys can't be read"),
+        ("UPDATE audit_log SET subject = 'x' WHERE seq = 2", "entry 2 was changed"),
+    ],
+)
+def test_a_check_names_what_does_not_hold(
+    house: StoreHouse, statement: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(house)
+    assert run(house, "check") == maintenance.DONE
+    good = capsys.readouterr().out.splitlines()
+    assert all(line.startswith("ok: ") for line in good)
+    assert f"ok: schema version {newest_version()}" in good
+    house.execute(statement)
+    assert run(house, "check") == maintenance.BROKEN
+    bad = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("ok: ")]
+    assert len(bad) == 1
+    assert bad[0].startswith("NOT OK: ")
+    assert words in bad[0]
+
+
+def test_a_check_of_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert maintenance.main(["--data-dir", str(tmp_path), "check"], {}) == maintenance.FAILED
+    assert "there is no" in one_line(capsys)
+    bad = {"PENSTOCK_DATABASE_URL": "postgresql://u:secret-word@/x?host=/nowhere"}
+    assert maintenance.main(["--data-dir", str(tmp_path), "check"], bad) == maintenance.FAILED
+    assert "secret-word" not in one_line(capsys)
+
+
+def test_the_way_back_and_forward_again_keeps_keys_and_usage(
+    house: StoreHouse, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = filled(house)
+    store.apply([AppendAudit(AUDIT)])
+    keys = store.load(recent_since_ms=0).keys
+    store.close()
+    assert run(house, "downgrade", "4") == maintenance.DONE
+    assert "has schema version 4 now" in capsys.readouterr().out
+    assert run(house, "backup", str(house.folder / "file")) == maintenance.FAILED
+    assert "has schema version 4" in one_line(capsys)
+    store = house.open()
+    assert store.load(recent_since_ms=0).keys == keys
+    if house.kind == "postgresql":
+        store.close()
+        assert run(house, "downgrade", "3") == maintenance.FAILED
+        assert "not to 3" in one_line(capsys)
