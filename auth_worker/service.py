@@ -111,9 +111,16 @@ def run(
     notes = CheckpointNotes(settings.data_dir / NOTES_NAME)
 
     def serve(store: SqlStore) -> int:
-        _ensure_admin(store, settings, clock)
+        snapshot = _ensure_admin(store, settings, clock)
         service = AuthService(
-            store, settings, worker=worker, gate=gate, clock=clock, signer=signer, notes=notes
+            store,
+            snapshot,
+            settings,
+            worker=worker,
+            gate=gate,
+            clock=clock,
+            signer=signer,
+            notes=notes,
         )
         return service.run()
 
@@ -162,10 +169,12 @@ def _run_shared(
             raise
 
 
-def _ensure_admin(store: SqlStore, settings: AuthSettings, clock: Clock) -> None:
-    ensure_admin(
+def _ensure_admin(store: SqlStore, settings: AuthSettings, clock: Clock) -> Snapshot:
+    """What the store holds once somebody can administer."""
+    snapshot = _load(store, clock)
+    done = ensure_admin(
         store,
-        _load(store, clock).keys,
+        snapshot.keys,
         given=settings.admin_key,
         directory=settings.data_dir,
         clock=clock,
@@ -173,6 +182,7 @@ def _ensure_admin(store: SqlStore, settings: AuthSettings, clock: Clock) -> None
         new_key_id=new_key_id,
     )
     _logger.info("epoch %d of %s", store.epoch, store.database)
+    return _load(store, clock) if done.has_changed else snapshot
 
 
 def token_checker(settings: AuthSettings, clock: Clock) -> TokenChecker | None:
@@ -200,6 +210,7 @@ class AuthService:
     def __init__(
         self,
         store: SqlStore,
+        snapshot: Snapshot,
         settings: AuthSettings,
         *,
         worker: Worker[AuthCommand],
@@ -220,7 +231,7 @@ class AuthService:
         self._committer = Committer(store, deliver=self._deliver, on_fatal=self._on_fatal)
         authority = Authority(
             epoch=store.epoch,
-            snapshot=_load(store, clock),
+            snapshot=snapshot,
             rules=settings.rules,
             clock=clock,
             emit=self._committer.submit,

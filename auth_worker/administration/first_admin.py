@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from auth_worker.clock import Clock
 from auth_worker.config import AdminKey
@@ -27,6 +28,18 @@ ADMIN_KEY_FILE = "admin.key"
 _logger = logging.getLogger("penstock.auth")
 
 
+class FirstAdmin(NamedTuple):
+    """What was done for there to be an administrator.
+
+    Attributes:
+        path: The file with the key, if one was made.
+        has_changed: Whether the store holds other keys than before.
+    """
+
+    path: Path | None
+    has_changed: bool
+
+
 def ensure_admin(
     store: Store,
     known: Sequence[StoredKey],
@@ -36,7 +49,7 @@ def ensure_admin(
     clock: Clock,
     random_text: Callable[[int], str],
     new_key_id: Callable[[], str],
-) -> Path | None:
+) -> "FirstAdmin":
     """Make the store hold an admin key that doesn't expire.
 
     A given key is stored under one fixed id: another value replaces it, and without one it ends,
@@ -54,7 +67,7 @@ def ensure_admin(
         new_key_id: Makes ids for keys.
 
     Returns:
-        The file with the key, if one was made.
+        What was done.
 
     Raises:
         ConfigurationError: The given key is known already as one of another kind.
@@ -76,7 +89,7 @@ def ensure_admin(
         _logger.info("no admin key without an expiry existed; a new one is in %s", path)
     if changes:
         store.apply(changes)
-    return path
+    return FirstAdmin(path, bool(changes))
 
 
 def _operations_for_given(

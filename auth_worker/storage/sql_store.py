@@ -2,13 +2,14 @@
 
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, insert, select
 
 from auth_worker.clock import Clock
 from auth_worker.errors import StoreUnavailableError
+from auth_worker.principals.keys import StoredKey
 from auth_worker.records.audit_chain import GENESIS_HASH, ChainedEntry, chain
 from auth_worker.records.audit_signing import AuditSigner, Checkpoint
 from auth_worker.records.limit_usage import Booked
@@ -41,11 +42,12 @@ from auth_worker.records.operations import (
 )
 from auth_worker.storage import audit_table, key_counts, migrations, retention, schema
 from auth_worker.storage.database import Database
-from auth_worker.storage.key_table import KeyTable, stored_key
+from auth_worker.storage.key_table import KeyTable, load_keys
 from auth_worker.storage.ledger import book_usage, forget_leases, save_leases, touch_keys
 from auth_worker.storage.limit_table import load_counters, save_counters
 from auth_worker.storage.resource_table import ResourceTable
 
+_KEYS_A_RENEWAL: Final = 1000
 CHECKPOINT_ENTRIES: Final = 256
 CHECKPOINT_INTERVAL_MS: Final = 600_000
 """The last entry is signed after so many others, or with the first one after so long."""
@@ -140,10 +142,11 @@ class SqlStore:
         oldest_first = select(schema.leases).order_by(
             schema.leases.c.granted_at_ms, schema.leases.c.lease_id
         )
-        with self._database.transaction() as connection:
+        # Beside the connection that writes, which keeps the lease on the database meanwhile.
+        with self._database.reading() as connection:
             resources = ResourceTable(connection)
             return Snapshot(
-                keys=tuple(stored_key(row) for row in connection.execute(select(schema.keys))),
+                keys=tuple(self._renewing(load_keys(connection))),
                 leases=tuple(LeaseRow(*row) for row in connection.execute(oldest_first)),
                 recent=tuple(RecentUse(*row) for row in connection.execute(recent)),
                 users=resources.all_users(),
@@ -152,6 +155,12 @@ class SqlStore:
                 prices=resources.all_prices(),
                 counters=load_counters(connection),
             )
+
+    def _renewing(self, keys: Iterable[StoredKey]) -> Iterator[StoredKey]:
+        for number, key in enumerate(keys):
+            if number % _KEYS_A_RENEWAL == 0 and self._database.wants_renewal():
+                self.apply([])
+            yield key
 
     def apply(self, operations: Sequence[Operation]) -> list[Result]:
         """Carry out all operations in one durable transaction, or none; see `Store.apply`."""

@@ -40,7 +40,7 @@ class Bench:
             clock=self.clock,
             random_text=secrets.token_urlsafe,
             new_key_id=lambda: f"key_{next(self._numbers)}",
-        )
+        ).path
 
     def stored(self) -> tuple[StoredKey, ...]:
         return self.store.load(recent_since_ms=0).keys

@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import Connection
 
 from auth_worker.auditing.audit_check import check_log
 from auth_worker.errors import (
@@ -17,6 +18,7 @@ from auth_worker.errors import (
     StoreMissingError,
     StoreUnavailableError,
 )
+from auth_worker.principals.keys import StoredKey
 from auth_worker.records.operations import (
     AddKey,
     AppendAudit,
@@ -26,6 +28,7 @@ from auth_worker.records.operations import (
     ReadKeys,
 )
 from auth_worker.storage.database_url import DatabaseUrl
+from auth_worker.storage.key_table import load_keys
 from auth_worker.storage.postgres_database import HELD_S, LEASE_S, RENEWED_S, PostgresDatabase
 from auth_worker.storage.sql_store import SqlStore
 from auth_worker.storage.standby import stand_by
@@ -125,6 +128,25 @@ def test_reading_keeps_no_lease(connect: OpenDatabase, clock: FakeClock) -> None
     clock.advance(HELD_S + 0.1)
     store.load(recent_since_ms=0)
     assert not database.holds()
+
+
+def test_a_load_of_many_keys_keeps_the_lease_while_it_lasts(
+    connect: OpenDatabase, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("auth_worker.storage.sql_store._KEYS_A_RENEWAL", 2)
+    database, other = connect(), connect()
+    store = take(database)
+    store.apply([AddKey(stored_key(f"key_{n}", f"psk-{n}"), AUDIT) for n in range(9)])
+
+    def slow_keys(connection: Connection) -> Iterator[StoredKey]:
+        for key in load_keys(connection):
+            clock.advance(0.3)
+            assert not other.is_free()
+            yield key
+
+    monkeypatch.setattr("auth_worker.storage.sql_store.load_keys", slow_keys)
+    assert len(store.load(recent_since_ms=0).keys) == 9
+    assert database.holds()
 
 
 def test_of_two_that_see_a_free_database_one_gets_it(
