@@ -8,6 +8,7 @@ levels, of which it takes the best that the processor has. docs/kernels.md descr
 """
 
 import ctypes
+import hashlib
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,10 @@ def _open(path: Path) -> ctypes.CDLL:
         raise NativeUnavailableError(
             "the native kernels were not built: install Penstock where there is a C++ compiler"
         )
+    if not _is_whole(path):
+        raise NativeUnavailableError(
+            f"the native kernels in {path} are damaged: install Penstock again"
+        )
     try:
         handle = ctypes.CDLL(str(path))
         version = handle.penstock_interface_version()
@@ -112,6 +117,16 @@ def _open(path: Path) -> ctypes.CDLL:
             "install Penstock again"
         )
     return handle
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file is what was built: its digest follows it, see setup.py.
+
+    The system would crash the process over a library that was cut short.
+    """
+    content = path.read_bytes()
+    size = len(content) - hashlib.sha256().digest_size
+    return size > 0 and hashlib.sha256(content[:size]).digest() == content[size:]
 
 
 def _declare(handle: ctypes.CDLL) -> None:

@@ -105,7 +105,7 @@ def test_the_levels_of_this_page_are_all_that_there_are(kernels: Library) -> Non
     assert kernels.levels[-1] == "generic"
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     step=steps,
     config=attention_configs(),
@@ -139,7 +139,7 @@ def test_an_attention_block_is_the_oracles(level: str) -> None:
     check_attention()
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     step=steps,
     config=mlp_configs(),
@@ -158,7 +158,7 @@ def test_an_mlp_block_is_the_oracles(level: str) -> None:
     check_mlp()
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(
     num_rows=st.integers(1, 40),
     outputs=st.sampled_from([1, 31, 32, 100]),

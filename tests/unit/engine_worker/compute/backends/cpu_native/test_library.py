@@ -1,0 +1,118 @@
+"""A library of native kernels that is missing, broken or of another version is refused by name."""
+
+import _ctypes
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine_worker.compute.backends.cpu_native import library, packing
+from engine_worker.compute.backends.cpu_native.library import Library, load
+from engine_worker.errors import NativeUnavailableError
+
+
+def test_a_missing_library_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(NativeUnavailableError, match="not built.*C\\+\\+ compiler"):
+        load(path=tmp_path / "none.so")
+
+
+def with_digest(content: bytes) -> bytes:
+    return content + hashlib.sha256(content).digest()
+
+
+def test_a_library_cut_short_or_changed_is_refused(kernels: Library, tmp_path: Path) -> None:
+    """Before the system sees it, which crashes the process over it."""
+    whole = library.LIBRARY_PATH.read_bytes()
+    path = tmp_path / "damaged.so"
+    for content in (b"", whole[:5000], whole[:-1], whole[:100_000] + b"?" + whole[100_001:]):
+        path.write_bytes(content)
+        with pytest.raises(NativeUnavailableError, match="damaged.so are damaged: install"):
+            load(path=path)
+
+
+def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text.so"
+    path.write_bytes(with_digest(b"no library"))
+    with pytest.raises(NativeUnavailableError, match="can't be loaded.*install Penstock again"):
+        load(path=path)
+
+
+def test_another_library_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.so"
+    path.write_bytes(with_digest(Path(_ctypes.__file__).read_bytes()))
+    with pytest.raises(NativeUnavailableError, match="penstock_interface_version"):
+        load(path=path)
+
+
+def test_a_library_of_another_version_is_refused(
+    kernels: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "older.so"
+    shutil.copy(library.LIBRARY_PATH, path)
+    monkeypatch.setattr(library, "INTERFACE_VERSION", 99)
+    with pytest.raises(NativeUnavailableError, match="of version 1 instead of 99"):
+        load(path=path)
+
+
+def test_a_level_that_is_not_there_is_refused_and_changes_nothing(kernels: Library) -> None:
+    level = kernels.level
+    with pytest.raises(NativeUnavailableError, match="no level sse9.*compiled are"):
+        kernels.choose_level("sse9")
+    assert kernels.level == level
+
+
+def test_the_library_is_loaded_once(kernels: Library) -> None:
+    again = load(num_threads=7, level="generic")
+    assert again.handle is kernels.handle
+    assert again.num_threads == kernels.num_threads
+    assert kernels.level == "generic"
+
+
+@pytest.mark.parametrize("weight_type", packing.WEIGHT_TYPES)
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_no_number_is_refused(
+    kernels: Library, weight_type: str, number: float
+) -> None:
+    values = np.ones((40, 50), np.float32)
+    values[37, 41] = number
+    with pytest.raises(ValueError, match=f"not a finite number in {weight_type}"):
+        packing.pack(values, weight_type, "linear")
+
+
+def test_a_weight_too_large_for_bfloat16_is_refused(kernels: Library) -> None:
+    values = np.full((1, 2), np.finfo(np.float32).max, np.float32)
+    packing.pack(values, "float32", "linear")
+    with pytest.raises(ValueError, match="bfloat16"):
+        packing.pack(values, "bfloat16", "linear")
+
+
+def test_weights_of_another_type_or_shape_are_refused(kernels: Library) -> None:
+    with pytest.raises(ValueError, match="float32 or bfloat16, not float64"):
+        packing.pack(np.ones((2, 2)), "bfloat16", "linear")
+    with pytest.raises(ValueError, match="no weight type 'int3'"):
+        packing.pack(np.ones((2, 2), np.float32), "int3", "linear")
+    with pytest.raises(ValueError, match="32, 64 or 128, not 48"):
+        packing.pack(np.ones((2, 2), np.float32), "int4", "linear", group_size=48)
+    with pytest.raises(ValueError, match="can't be packed"):
+        packing.pack(np.ones((3, 2), np.float32), "int8", "gate_up")
+
+
+@pytest.mark.parametrize("weight_type", packing.WEIGHT_TYPES)
+@pytest.mark.parametrize("kind", packing.MatrixKind)
+def test_packing_keeps_every_weight_within_its_types_error(
+    kernels: Library, weight_type: str, kind: str
+) -> None:
+    values = np.random.default_rng(0).standard_normal((70, 90)).astype(np.float32)
+    values[3] = 0  # an output without weights has no scale
+    (packed,) = packing.pack(values, weight_type, kind)
+    (shape, dtype), *_ = packing.packed_parts((70, 90), weight_type, kind)
+    assert packed.shape == shape
+    assert packed.dtype == dtype
+    assert packed.ctypes.data % 64 == 0
+    error = np.abs(packing.unpack(packed, (70, 90), weight_type, kind) - values)
+    assert not error[3].any()
+    largest = np.abs(values).max(axis=1, keepdims=True)
+    limits = {"float32": 0.0, "bfloat16": 2**-8, "int8": 0.51 / 127, "int4": 0.17}
+    assert (error <= limits[weight_type] * largest).all()
