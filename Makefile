@@ -24,7 +24,10 @@ $(VENV)/.pip: requirements/build.txt
 	$(LOCKED) -r requirements/build.txt
 	@touch $@
 
-$(VENV)/.serve: pyproject.toml requirements/serve.txt $(VENV)/.pip
+# The package's build compiles the native kernels, anew when their sources change.
+KERNELS := setup.py $(wildcard engine_worker/compute/backends/cpu_native/src/*)
+
+$(VENV)/.serve: pyproject.toml $(KERNELS) requirements/serve.txt $(VENV)/.pip
 	@echo "Installing Penstock into $(VENV) (about a minute, once)"
 	$(LOCKED) -r requirements/serve.txt
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .

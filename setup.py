@@ -14,9 +14,11 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 _FOLDER = "engine_worker/compute/backends/cpu_native"
 _SOURCES = Path(_FOLDER, "src")
+_COMMON = ("levels.cc", "library.cc", "handlers.cc", "thread_pool.cc")
 _FLAGS = [
     "-g0",
     "-std=c++17",
@@ -53,6 +55,13 @@ class BuildKernels(build_ext):
     """Compiles each level with its own options and links them into one library."""
 
     def build_extension(self, ext):
+        try:
+            self._build(ext)
+        except CompileError:
+            self.warn("no native kernels: XLA alone computes, several times slower for few users")
+            raise
+
+    def _build(self, ext):
         temp = Path(self.build_temp, "kernels")
         levels = _X86_LEVELS if platform.machine() in {"x86_64", "AMD64"} else {}
         with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
@@ -72,7 +81,7 @@ class BuildKernels(build_ext):
             names.append(name)
         listed = " ".join(f"LEVEL({name})" for name in names)
         objects += self.compiler.compile(
-            [str(_SOURCES / name) for name in ext.sources],
+            ext.sources,
             output_dir=str(temp),
             macros=[("PENSTOCK_LEVELS", listed)],
             extra_postargs=_FLAGS,
@@ -110,7 +119,8 @@ class PlatformWheel(bdist_wheel):
 
 kernels = Extension(
     f"{_FOLDER.replace('/', '.')}.libpenstock_kernels",
-    ["levels.cc", "library.cc", "handlers.cc", "thread_pool.cc"],
+    [str(_SOURCES / name) for name in _COMMON],
+    depends=sorted(str(path) for path in _SOURCES.glob("*")),
     language="c++",
     optional=True,
 )

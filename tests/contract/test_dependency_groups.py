@@ -54,6 +54,8 @@ def test_each_image_installs_its_own_lock_and_copies_its_own_package() -> None:
         installed = re.findall(r"install (.*) -r requirements/(\S+)\.txt$", stage, re.MULTILINE)
         assert installed == [("--require-hashes", lock)]
         assert f"\nCOPY requirements/{lock}.txt requirements/\n" in f"\n{stage}"
-        unlocked = re.findall(r"install (?!--require-hashes)(.*?)(?: \\)?$", stage, re.MULTILINE)
+        unlocked = re.findall(
+            r"/python install (?!--require-hashes)(.*?)(?: \\)?$", stage, re.MULTILINE
+        )
         assert unlocked == ["--no-deps /wheels/*.whl"]
         assert set(re.findall(r"^COPY (\w+) \1$", stage, re.MULTILINE)) == packages

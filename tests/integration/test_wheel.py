@@ -1,5 +1,6 @@
 """The wheel holds the packages and the bundled model, and nothing of tests or tools."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -46,6 +47,12 @@ def test_every_package_and_the_model_are_inside(wheel_names: list[str]) -> None:
         "protocol/py.typed",
     ):
         assert name in wheel_names
+
+
+def test_the_native_kernels_are_inside_built(wheel_names: list[str]) -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("without a C++ compiler the wheel has no native kernels")
+    assert "engine_worker/compute/backends/cpu_native/libpenstock_kernels.so" in wheel_names
 
 
 def test_nothing_else_is_inside(wheel_names: list[str]) -> None:
