@@ -28,6 +28,7 @@ FILES = (
     "compose.remote-engines.yaml",
     "compose.gpu.yaml",
     "compose.monitoring.yaml",
+    "compose.postgres.yaml",
     "deploy/engine-host/compose.yaml",
     "deploy/swarm/stack.yaml",
 )
@@ -37,8 +38,8 @@ PENSTOCK_IMAGE = re.compile(
 )
 NOT_SETTINGS = re.compile(
     r"PENSTOCK_(IMAGE_PREFIX|TAG|PYTHON_IMAGE|\w+_IMAGE|BIND|WIRE_BIND|ENGINE_PORT|NGINX_PORT|"
-    r"PROMETHEUS_PORT|GRAFANA_PORT|GPU_MEMORY_FRACTION|GATEWAYS|ENGINES|PARSERS|"
-    r"(GATEWAY|ENGINE|AUTH|PARSER)_MEMORY|PROXY_SUBNET)"
+    r"PROMETHEUS_PORT|GRAFANA_PORT|GPU_MEMORY_FRACTION|GATEWAYS|ENGINES|PARSERS|AUTH_WORKERS|"
+    r"(GATEWAY|ENGINE|AUTH|PARSER|POSTGRES)_MEMORY|PROXY_SUBNET)"
 )
 """What only Compose reads: images, ports, counts and limits."""
 FIXED_BY_COMPOSE = {
@@ -396,3 +397,21 @@ def test_a_rolling_update_of_the_stack_waits_for_workers_that_get_work() -> None
         assert check["retries"] * seconds(check["interval"]) >= 3600
         order = service["deploy"]["update_config"]["order"]
         assert order == ("stop-first" if name == "auth_worker" else "start-first")
+
+
+def test_with_postgresql_several_auth_workers_read_its_address_from_a_file() -> None:
+    found = services("compose.postgres.yaml")
+    auth = found["auth_worker"]
+    assert auth["scale"] == "${PENSTOCK_AUTH_WORKERS:-2}"
+    secret = "database-secret:/run/database-secret:ro"
+    assert secret in auth["volumes"]
+    assert secret in found["postgres"]["volumes"]
+    assert auth["environment"] == {"PENSTOCK_DATABASE_URL_FILE": "/run/database-secret/url"}
+    text = (ROOT / "compose.postgres.yaml").read_text(encoding="utf-8")
+    loaded = yaml.safe_load(text)
+    assert loaded["networks"] == {"database": {"internal": True}}
+    (script,) = found["database-secret"]["command"]
+    for name in ("url", "password"):
+        assert f"/admin/{name}" in script
+    # In plain text on a network of one machine that nobody else is on, and so decided for.
+    assert "@postgres/penstock?sslmode=disable" in script

@@ -234,3 +234,41 @@ def test_a_rollout_waits_for_pods_that_really_serve() -> None:
             assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
         if name in {"engine", "toolparser"}:
             assert spec["minReadySeconds"] >= probe["periodSeconds"]
+
+
+def merged(base: Any, patch: Any) -> Any:
+    """A strategic merge, as far as the component needs one: lists of named things go by name."""
+    if isinstance(base, dict) and isinstance(patch, dict):
+        both = {key: merged(base.get(key), value) for key, value in patch.items()}
+        return {key: value for key, value in (base | both).items() if value is not None}
+    if isinstance(base, list) and isinstance(patch, list) and "name" in (patch[0] or {}):
+        changes = {item["name"]: item for item in patch}
+        kept = [merged(item, changes.pop(item["name"], {})) for item in base]
+        return kept + list(changes.values())
+    return patch
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_with_postgresql_two_auth_workers_share_a_database_and_hold_no_volume(version: str) -> None:
+    folder = FOLDER / "postgres"
+    component = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    (patch,) = component["patches"]
+    base = of("Deployment")["auth"]
+    auth = merged(base, yaml.safe_load((folder / patch["path"]).read_text()))
+    kubernetes_validate.validate(auth, version, strict=True)
+    spec = auth["spec"]["template"]["spec"]
+    assert auth["spec"]["replicas"] == 2
+    assert auth["spec"]["strategy"]["type"] == "RollingUpdate"
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    assert "persistentVolumeClaim" not in volumes["data"]
+    (container,) = spec["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert set(mounts) == set(volumes)
+    environment = {item["name"]: item.get("value") for item in container["env"]}
+    assert str(environment["PENSTOCK_DATABASE_URL_FILE"]).startswith(mounts["database"])
+    assert set(environment) <= documented_settings()
+    for name in component["resources"]:
+        policy = yaml.safe_load((folder / name).read_text())
+        kubernetes_validate.validate(policy, version, strict=True)
+        selected = policy["spec"]["podSelector"]["matchLabels"]
+        assert selected.items() <= auth["spec"]["template"]["metadata"]["labels"].items()
