@@ -28,7 +28,7 @@ def load_signer(path: Path, *, may_make: bool = True) -> AuditSigner | None:
     if not path.exists():
         if not may_make:
             return None
-        write_durably(path, secrets.token_hex(KEY_BYTES) + "\n")
+        _make(path)
     try:
         text = path.read_text(encoding="ascii", errors="replace")[:_MAX_KEY_FILE_CHARS]
         key = bytes.fromhex(text.strip())
@@ -42,6 +42,20 @@ def load_signer(path: Path, *, may_make: bool = True) -> AuditSigner | None:
             f" `openssl rand -hex {KEY_BYTES}` prints them."
         )
     return AuditSigner(key)
+
+
+def _make(path: Path) -> None:
+    """Make a key, unless somebody who shares the folder was faster."""
+    own = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    write_durably(own, secrets.token_hex(KEY_BYTES) + "\n")
+    try:
+        path.hardlink_to(own)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise unusable(path, error) from error
+    finally:
+        own.unlink(missing_ok=True)
 
 
 class CheckpointNotes:

@@ -30,6 +30,7 @@ from auth_worker.serving.housekeeping import (
     Housekeeping,
 )
 from auth_worker.storage.audit_key import CheckpointNotes, load_signer
+from auth_worker.storage.durable_file import write_durably
 from auth_worker.storage.retention import Retention
 from auth_worker.storage.sql_store import CHECKPOINT_ENTRIES, SqlStore
 from tests.fakes.auth_parts import FakeClock, booking, stored_key
@@ -223,10 +224,30 @@ def test_the_key_is_made_once_with_mode_0600_and_bad_ones_are_refused(tmp_path: 
     assert made.name == again.name
     assert path.stat().st_mode & 0o077 == 0
     assert path.read_text().strip() not in repr(made)
+    assert list(tmp_path.iterdir()) == [path]
     for text in ("", "abc", "zz" * 32, "00" * 31):
         path.write_text(text)
         with pytest.raises(StoreError, match="openssl rand -hex 32"):
             load_signer(path)
+
+
+def test_of_two_workers_that_make_the_key_at_once_both_have_the_first_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.key"
+
+    def write_late(own: Path, text: str) -> None:
+        monkeypatch.setattr("auth_worker.storage.audit_key.write_durably", write_durably)
+        others.append(load_signer(path))
+        write_durably(own, text)
+
+    others: list[AuditSigner | None] = []
+    monkeypatch.setattr("auth_worker.storage.audit_key.write_durably", write_late)
+    mine = load_signer(path)
+    (other,) = others
+    assert mine is not None
+    assert other is not None
+    assert mine.name == other.name
 
 
 def test_notes_survive_a_line_that_a_crash_cut_off(tmp_path: Path) -> None:
