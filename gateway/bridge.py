@@ -43,6 +43,8 @@ from protocol.wire.messages import (
     PrepareKind,
     Profile,
     ReadAudit,
+    ReadStanding,
+    ReadUsage,
     Refused,
     Renew,
     ResourceAction,
@@ -278,6 +280,16 @@ def set_member(
 def find_resources(request_id: str, actor: Actor, **wanted: Any) -> FindResources:
     """The resource of an id, or a page of them; see `FindResources`."""
     return FindResources(request_id=request_id, actor=actor, **wanted)
+
+
+def read_usage(request_id: str, reader: Actor, **wanted: Any) -> ReadUsage:
+    """What was used; see `ReadUsage`."""
+    return ReadUsage(request_id=request_id, reader=reader, **wanted)
+
+
+def read_standing(request_id: str, reader: Actor, **wanted: Any) -> ReadStanding:
+    """How far limits are used; see `ReadStanding`."""
+    return ReadStanding(request_id=request_id, reader=reader, **wanted)
 
 
 def read_audit(request_id: str, reader: Actor, **wanted: Any) -> ReadAudit:

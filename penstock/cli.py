@@ -25,6 +25,7 @@ from penstock.key_commands import keys
 from penstock.parse import parse as parse_input
 from penstock.resource_commands import budgets, limits, prices, teams, users
 from penstock.terminal import visible_line
+from penstock.usage_commands import show_budgets, show_usage
 from protocol.runtime.logs import setup as setup_logs
 from protocol.runtime.settings import Setting
 from protocol.runtime.shared_settings import LOG_LEVEL, MODEL_PATH
@@ -47,6 +48,8 @@ app.add_typer(budgets, name="budgets")
 app.add_typer(prices, name="prices")
 app.add_typer(audit, name="audit")
 app.add_typer(auth, name="auth")
+app.command("usage")(show_usage)
+budgets.command("status")(show_budgets)
 bench = typer.Typer(
     help="Measure how fast this machine is.", no_args_is_help=True, rich_markup_mode=None
 )

@@ -6,6 +6,7 @@ from typing import Any
 from auth_worker.administration import old_commands
 from auth_worker.administration.actors import check_page
 from auth_worker.administration.key_administration import Administration
+from auth_worker.administration.reports import Reports
 from auth_worker.administration.resource_administration import ResourceAdministration
 from auth_worker.clock import Clock
 from auth_worker.decisions.authority import Authority
@@ -20,6 +21,7 @@ from auth_worker.records.operations import (
     ReadKeys,
     ResourcePage,
     Result,
+    UsagePage,
 )
 from auth_worker.storage.backlog import OnDone
 from auth_worker.storage.committer import Committer
@@ -42,21 +44,26 @@ from protocol.wire.messages import (
     MakeResource,
     Message,
     ReadAudit,
+    ReadStanding,
+    ReadUsage,
     ResourcesFound,
     RevokeKey,
     RotateKey,
     SetMember,
     UpdateKey,
     UpdateResource,
+    UsageFound,
 )
 
 RETRY_AFTER_S = 2.0
 
 OldCommand = CreateKey | ListKeys | RevokeKey
+Report = ReadUsage | ReadStanding
 ResourceCommand = MakeResource | UpdateResource | ChangeResource | SetMember | FindResources
 AdminCommand = (
     OldCommand
     | ResourceCommand
+    | Report
     | MakeKey
     | UpdateKey
     | RotateKey
@@ -94,6 +101,7 @@ class AdminCommands:
     ) -> None:
         self._administration = administration
         self._resources = resources
+        self._reports = Reports(authority, clock)
         self._authority = authority
         self._committer = committer
         self._clock = clock
@@ -131,6 +139,8 @@ class AdminCommands:
 
             return prepared, on_resources_done
         match command:
+            case ReadStanding():
+                return self._reports.standing(command), self._telling(command, answer)
             case MakeKey() | CreateKey():
                 as_now = (
                     old_commands.make_key(command) if isinstance(command, CreateKey) else command
@@ -158,7 +168,21 @@ class AdminCommands:
             case _:
                 return self._reading(command), on_done
 
-    def _reading(self, command: ListKeys | FindKeys | CountKeys | ReadAudit) -> Reading:
+    def _telling(self, command: ReadStanding, answer: Answer) -> OnDone:
+        """How it stands is told of the moment in which the key's record was read."""
+
+        def on_done(result: Result) -> None:
+            try:
+                answer(self._reports.told(command, result))
+            except AuthError as error:
+                answer(_failure(command.request_id, error))
+
+        return on_done
+
+    def _reading(self, command: ListKeys | FindKeys | CountKeys | ReadAudit | ReadUsage) -> Reading:
+        if isinstance(command, ReadUsage):
+            self._before_reading()
+            return self._reports.usage(command)
         if isinstance(command, ReadAudit):
             return self._administration.read_audit(command)
         self._before_reading()
@@ -207,6 +231,10 @@ class AdminCommands:
                         has_more=result.has_more,
                     )
                 )
+            elif isinstance(result, UsagePage):
+                answer(
+                    UsageFound(request_id=request_id, rows=result.rows, has_more=result.has_more)
+                )
             elif isinstance(result, AuditRows):
                 answer(
                     AuditPage(
@@ -226,7 +254,9 @@ def _actor(command: AdminCommand) -> Actor:
         return Actor(key_id="")
     if isinstance(command, CreateKey | RevokeKey):
         return Actor(key_id=command.actor_key_id)
-    return command.reader if isinstance(command, ReadAudit) else command.actor
+    if isinstance(command, ReadAudit | ReadUsage | ReadStanding):
+        return command.reader
+    return command.actor
 
 
 def _subject(command: AdminCommand) -> str:

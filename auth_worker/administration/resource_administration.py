@@ -149,7 +149,8 @@ class ResourceAdministration:
             case LimitSettings() if isinstance(operation, DropResource):
                 self._limits.remove(newest.resource_id)
             case LimitSettings():
-                self._limits.put(limit_of(newest.resource_id, newest.settings))
+                limit = limit_of(newest.resource_id, newest.settings, newest.created_at)
+                self._limits.put(limit)
             case PriceSettings():
                 self._prices.put(
                     price_of(
@@ -178,7 +179,7 @@ class ResourceAdministration:
             case UserSettings():
                 _check_gain(actor, None, settings.role)
             case LimitSettings():
-                limit = limit_of(resource_id, settings)
+                limit = limit_of(resource_id, settings, now)
                 self._check_holder(limit)
                 self._commanded[resource_id] = limit
             case PriceSettings():
@@ -212,7 +213,8 @@ class ResourceAdministration:
             case TeamSettings():
                 _set(self._team(resource_id), settings, fields)
             case LimitSettings():
-                self._commanded[resource_id] = limit_of(resource_id, settings)
+                before = self._commanded[resource_id]
+                self._commanded[resource_id] = limit_of(resource_id, settings, before.created_at)
             case PriceSettings() if "models" in fields:
                 self._check_is_first(settings.models, but_for=resource_id)
             case PriceSettings():

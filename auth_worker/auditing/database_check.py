@@ -72,8 +72,8 @@ def _check_keys(connection: Connection) -> Finding:
 
 
 def _check_totals(connection: Connection) -> Finding:
-    """Totals of keys, and of days, are the sums of the ledger and of what was folded of it."""
-    ledger, hours, totals = schema.ledger.c, schema.ledger_hours.c, schema.usage_totals.c
+    """Totals of keys, and of hours, are the sums of the ledger and of what was folded of it."""
+    ledger, hours, totals = schema.ledger.c, schema.ledger_hours.c, schema.usage_by_hour.c
     booked: dict[str, list[int]] = {}
     live = select(
         ledger.key_id,
@@ -99,8 +99,8 @@ def _check_totals(connection: Connection) -> Finding:
     if bad:
         names = ", ".join(bad[:_MAX_SHOWN])
         return False, f"the totals of {len(bad)} keys are not the sums of the ledger: {names}"
-    by_day = connection.execute(select(*(func.sum(totals[name]) for name in _SUMS))).one()
+    by_hour = connection.execute(select(*(func.sum(totals[name]) for name in _SUMS))).one()
     everything = [sum(sums[index] for sums in booked.values()) for index in range(3)]
-    if [int(amount or 0) for amount in by_day] != everything:
-        return False, "the totals of days are not the sums of the ledger"
+    if [int(amount or 0) for amount in by_hour] != everything:
+        return False, "the totals of hours are not the sums of the ledger"
     return True, f"{everything[0]} requests of the ledger are in the totals"

@@ -9,12 +9,14 @@ from auth_worker.decisions.leases import MAX_LEASE_ID_CHARS, Lease
 from auth_worker.decisions.limit_refusals import Refusal
 from auth_worker.decisions.limit_warnings import LimitEvent, event_of, warning_of
 from auth_worker.decisions.meter_table import MeterTable
+from auth_worker.decisions.meters import Meter
 from auth_worker.decisions.open_leases import OpenLeases
 from auth_worker.decisions.plans import UNLIMITED, Plan
 from auth_worker.decisions.refusals import RefusalLog
 from auth_worker.decisions.slices import Commit, Postponed, Slices
 from auth_worker.principals.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
 from auth_worker.principals.limit_directory import LimitDirectory
+from auth_worker.principals.limit_rules import Limit
 from auth_worker.principals.prices import PriceTable
 from auth_worker.principals.roles import OF_OLD_GATEWAYS
 from auth_worker.records.operations import (
@@ -174,6 +176,16 @@ class Authority:
         """A key was deleted."""
         self._used_s.pop(key_id, None)
         self._leases.forget(key_id)
+
+    def limits_of(self, key: StoredKey) -> tuple[Limit, ...]:
+        """Every limit that holds for a key, those of its own row and templates among them."""
+        return self._meters.limits_of(key)
+
+    def meter_of(self, limit: Limit, end_user: str = "") -> Meter:
+        """How far a limit is used at this moment; to be read only."""
+        meter = self._meters.window_of(limit, end_user, self._clock.wall_s())
+        meter.refresh(self._clock.monotonic_s())
+        return meter
 
     def close(self) -> None:
         """This process ends in good order: let go of what slices keep back beyond open leases."""

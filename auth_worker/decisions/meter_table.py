@@ -131,6 +131,13 @@ class MeterTable:
             if meter is not None:
                 meter.correct(num_more, were_unknown=were_unknown)
 
+    def limits_of(self, key: StoredKey) -> tuple[Limit, ...]:
+        """Every limit that holds for a key, those of its own row and templates among them."""
+        caller = self._callers.get(key.key_id)
+        if caller is None or caller.key is not key or caller.version != self.limits.version:
+            caller = self._caller_of(key, caller)
+        return caller.limits
+
     def window_of(self, limit: Limit, end_user: str, wall_s: float) -> Meter:
         """The meter of a limit at a moment, for whoever wants to know how far it is used."""
         return self._meter(limit, end_user, wall_s)[0]

@@ -154,7 +154,7 @@ def team_of(resource: Resource) -> StoredTeam:
     )
 
 
-def limit_of(limit_id: str, settings: LimitSettings) -> Limit:
+def limit_of(limit_id: str, settings: LimitSettings, created_at: int) -> Limit:
     """A limit as the authority knows it."""
     window = Window(
         kind=settings.window,
@@ -167,7 +167,7 @@ def limit_of(limit_id: str, settings: LimitSettings) -> Limit:
         for name in LimitSettings.__struct_fields__
         if name not in ("window", "time_zone", "starts_at", "length_s")
     }
-    return Limit(limit_id=limit_id, window=window, **same)
+    return Limit(limit_id=limit_id, window=window, created_at=created_at, **same)
 
 
 def limit_settings(limit: Limit) -> LimitSettings:

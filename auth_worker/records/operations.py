@@ -21,6 +21,9 @@ from protocol.wire.messages import (
     MemberRole,
     Resource,
     ResourceKind,
+    UsageBucket,
+    UsageGroup,
+    UsageRow,
 )
 
 Outcome = Literal["finished", "aborted", "failed", "expired", "unused"]
@@ -339,7 +342,24 @@ class ReadResources:
     after_id: str = ""
 
 
-Reading = ReadKeys | CountKeyRows | ReadAuditRows | ReadResources
+@dataclass(frozen=True, slots=True)
+class ReadUsageRows:
+    """Sums of what was used; see `ReadUsage`. Empty texts mean any."""
+
+    since_s: int
+    until_s: int
+    limit: int
+    bucket: UsageBucket = ""
+    group_by: tuple[UsageGroup, ...] = ()
+    key_id: str = ""
+    user_id: str = ""
+    team_id: str = ""
+    end_user: str = ""
+    model: str = ""
+    skip: int = 0
+
+
+Reading = ReadKeys | CountKeyRows | ReadAuditRows | ReadResources | ReadUsageRows
 """What is read after everything else of its group was written."""
 
 Operation = (
@@ -410,7 +430,17 @@ class Removed:
     num_rows: int
 
 
-Result = Removed | KeyPage | KeyCounts | AuditRows | Booked | ResourcePage | AuthError | None
+@dataclass(frozen=True, slots=True)
+class UsagePage:
+    """The answer to `ReadUsageRows`."""
+
+    rows: tuple[UsageRow, ...]
+    has_more: bool = False
+
+
+Result = (
+    Removed | KeyPage | KeyCounts | AuditRows | Booked | ResourcePage | UsagePage | AuthError | None
+)
 """What became of an operation, once it is durable; an AuthError when it was refused."""
 
 

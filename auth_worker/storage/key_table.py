@@ -246,6 +246,7 @@ def key_details(row: Row[Any], wall_s: float, *, shares_with_team: bool = False)
         total_requests=row.total_requests,
         total_prompt_tokens=row.total_prompt_tokens,
         total_completion_tokens=row.total_completion_tokens,
+        total_cost_micros=row.total_cost_micros,
     )
 
 

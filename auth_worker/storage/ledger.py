@@ -1,4 +1,4 @@
-"""Writes bookings: one ledger row a lease, totals a key, model and day, and the leases' end."""
+"""Writes bookings: one ledger row a lease, totals of each hour, and the leases' end."""
 
 from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import islice
@@ -25,7 +25,7 @@ _MAX_IDS_A_QUERY = 500
 
 _ledger = schema.ledger.c
 _keys = schema.keys.c
-_totals = schema.usage_totals.c
+_totals = schema.usage_by_hour.c
 
 
 def save_leases(connection: Connection, rows: Iterable[LeaseRow]) -> None:
@@ -59,7 +59,7 @@ def book_usage(
     The first booking of a lease counts and later ones change nothing; only an `expired` one, which
     is the last report of a lease that nobody settled, gives way to the settlement that comes late,
     or to a greater count that an engine reports late. An `unused` one counts in no total.
-    It keeps its key, model, day and limits, so that the totals stay the sums of the ledger.
+    It keeps its key, model, hour and limits, so that the totals stay the sums of the ledger.
 
     Args:
         connection: In the transaction.
@@ -163,11 +163,11 @@ def _correct_ledger(connection: Connection, bookings: Iterable[BookUsage]) -> No
 
 
 class _Sums:
-    """What a group of bookings adds to the totals of keys and of days."""
+    """What a group of bookings adds to the totals of keys and of hours."""
 
     def __init__(self) -> None:
-        # By key, model and day; then requests, tokens in the order of _COUNTED, the last use.
-        self._sums: dict[tuple[str, str, int], list[int]] = {}
+        # By the primary key of the hours; then what _COUNTED names, in order, and the last use.
+        self._sums: dict[tuple[str, int, str, str, str, str, str], list[int]] = {}
         self._counters: dict[int, int] = {}
 
     def add(self, booking: BookUsage, sign: int = 1) -> None:
@@ -176,17 +176,26 @@ class _Sums:
             return
         if booking.charges:
             add_changes(self._counters, amounts_of(booking), sign)
-        day_key = (booking.key_id, booking.model, booking.settled_at_ms // _MS_A_DAY)
-        total = self._sums.get(day_key)
+        hour_key = (
+            booking.key_id,
+            booking.settled_at_ms // _MS_AN_HOUR,
+            booking.model,
+            booking.endpoint,
+            booking.end_user,
+            booking.user_id,
+            booking.team_id,
+        )
+        total = self._sums.get(hour_key)
         if total is None:
-            total = self._sums[day_key] = [0, 0, 0, 0, 0, 0]
+            total = self._sums[hour_key] = [0, 0, 0, 0, 0, 0, 0]
         total[0] += sign
         total[1] += sign * booking.prompt_tokens
         total[2] += sign * booking.completion_tokens
         total[3] += sign * booking.cached_tokens
         total[4] += sign * booking.reasoning_tokens
-        if booking.settled_at_ms > total[5]:
-            total[5] = booking.settled_at_ms
+        total[5] += sign * booking.cost_micros
+        if booking.settled_at_ms > total[6]:
+            total[6] = booking.settled_at_ms
 
     def write(self, connection: Connection) -> None:
         """Add everything to the totals of before."""
@@ -195,12 +204,13 @@ class _Sums:
         if not self._sums:
             return
         by_key: dict[str, list[int]] = {}
-        for (key_id, _, _), total in self._sums.items():
-            of_key = by_key.setdefault(key_id, [0, 0, 0, 0])
+        for (key_id, *_), total in self._sums.items():
+            of_key = by_key.setdefault(key_id, [0, 0, 0, 0, 0])
             for index in range(3):
                 of_key[index] += total[index]
-            of_key[3] = max(of_key[3], total[5] // 1000)
-        names = ("more_requests", "more_prompt", "more_completion", "used_at")
+            of_key[3] += total[5]
+            of_key[4] = max(of_key[4], total[6] // 1000)
+        names = ("more_requests", "more_prompt", "more_completion", "more_cost", "used_at")
         _ADD_TO_KEYS.execute(
             connection,
             [
@@ -208,8 +218,8 @@ class _Sums:
                 for key_id, counts in by_key.items()
             ],
         )
-        _ADD_TO_DAYS.execute(
-            connection, [(*day_key, *total[:5]) for day_key, total in self._sums.items()]
+        _ADD_TO_HOURS.execute(
+            connection, [(*hour_key, *total[:6]) for hour_key, total in self._sums.items()]
         )
 
 
@@ -227,10 +237,10 @@ def _save_leases(dialect: str, num_rows: int) -> Executable:
     )
 
 
-def _add_to_days(dialect: str, num_rows: int) -> Executable:
-    statement = insert_rows(dialect, schema.usage_totals, num_rows)
+def _add_to_hours(dialect: str, num_rows: int) -> Executable:
+    statement = insert_rows(dialect, schema.usage_by_hour, num_rows)
     return statement.on_conflict_do_update(
-        index_elements=[_totals.key_id, _totals.model, _totals.day],
+        index_elements=list(schema.usage_by_hour.primary_key),
         set_={name: _totals[name] + statement.excluded[name] for name in _COUNTED},
     )
 
@@ -240,7 +250,7 @@ def _forget_leases(_dialect: str, num_rows: int) -> Executable:
     return delete(schema.leases).where(schema.leases.c.lease_id.in_(lease_ids))
 
 
-_MS_A_DAY = 86_400_000
+_MS_AN_HOUR = 3_600_000
 _CHANGING = (
     "prompt_tokens",
     "completion_tokens",
@@ -253,6 +263,7 @@ _COUNTED = (
     "completion_tokens",
     "cached_tokens",
     "reasoning_tokens",
+    "cost_micros",
 )
 
 _SAVE_LEASES = BulkStatement(_save_leases)
@@ -260,7 +271,7 @@ _FORGET_LEASES = BulkStatement(_forget_leases)
 _INSERT_BOOKINGS = BulkStatement(
     lambda dialect, num_rows: insert_rows(dialect, schema.ledger, num_rows).on_conflict_do_nothing()
 )
-_ADD_TO_DAYS = BulkStatement(_add_to_days)
+_ADD_TO_HOURS = BulkStatement(_add_to_hours)
 _TOUCH_KEYS = NamedStatement(
     update(schema.keys).where(_keys.key_id == bindparam("of_key")).values(last_used_at=_later_use())
 )
@@ -271,6 +282,7 @@ _ADD_TO_KEYS = NamedStatement(
         total_requests=_keys.total_requests + bindparam("more_requests"),
         total_prompt_tokens=_keys.total_prompt_tokens + bindparam("more_prompt"),
         total_completion_tokens=_keys.total_completion_tokens + bindparam("more_completion"),
+        total_cost_micros=_keys.total_cost_micros + bindparam("more_cost"),
         last_used_at=_later_use(),
     )
 )

@@ -203,7 +203,7 @@ class ResourceTable:
     def all_limits(self) -> tuple[Limit, ...]:
         """Budgets among them."""
         return tuple(
-            limit_of(resource.resource_id, resource.settings)
+            limit_of(resource.resource_id, resource.settings, resource.created_at)
             for resource in self._all("limit")
             if isinstance(resource.settings, LimitSettings)
         )

@@ -71,7 +71,7 @@ def last_folded(connection: Connection) -> str:
 def fold_ledger(connection: Connection, operation: FoldLedger) -> Removed:
     """Add rows of before a moment to their hours' sums and delete them, oldest first.
 
-    The totals of keys and days hold them already. Unused grants count in no sum.
+    The totals of keys and hours hold them already. Unused grants count in no sum.
     """
     old = (
         select(

@@ -90,6 +90,7 @@ keys = Table(
     Column("total_requests", BigInteger, nullable=False, default=0),
     Column("total_prompt_tokens", BigInteger, nullable=False, default=0),
     Column("total_completion_tokens", BigInteger, nullable=False, default=0),
+    Column("total_cost_micros", BigInteger, nullable=False, server_default="0"),
     CheckConstraint(
         "role IN ('admin', 'service', 'user', 'readonly')", name="key_has_a_known_role"
     ),
@@ -251,17 +252,25 @@ limit_usage = Table(
     Index("limit_usage_by_limit", "limit_id"),
 )
 
-usage_totals = Table(
-    "usage_totals",
+usage_by_hour = Table(
+    "usage_by_hour",
     metadata,
     Column("key_id", String, primary_key=True),
+    Column("hour", Integer, primary_key=True, autoincrement=False),  # hours since 1970, UTC
     Column("model", String, primary_key=True),
-    Column("day", Integer, primary_key=True, autoincrement=False),  # days since 1970, UTC
+    Column("endpoint", String, primary_key=True),
+    Column("end_user", String, primary_key=True),
+    Column("user_id", String, primary_key=True),
+    Column("team_id", String, primary_key=True),
     Column("num_requests", BigInteger, nullable=False),
     Column("prompt_tokens", BigInteger, nullable=False),
     Column("completion_tokens", BigInteger, nullable=False),
     Column("cached_tokens", BigInteger, nullable=False),
     Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("cost_micros", BigInteger, nullable=False),
+    Index("usage_by_time", "hour"),
+    Index("usage_by_user", "user_id", "hour"),
+    Index("usage_by_team", "team_id", "hour"),
 )
 
 audit_log = Table(

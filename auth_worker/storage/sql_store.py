@@ -33,6 +33,7 @@ from auth_worker.records.operations import (
     ReadAuditRows,
     ReadKeys,
     ReadResources,
+    ReadUsageRows,
     RecentUse,
     Result,
     SaveLease,
@@ -40,7 +41,14 @@ from auth_worker.records.operations import (
     Snapshot,
     TouchKey,
 )
-from auth_worker.storage import audit_table, key_counts, migrations, retention, schema
+from auth_worker.storage import (
+    audit_table,
+    key_counts,
+    migrations,
+    retention,
+    schema,
+    usage_table,
+)
 from auth_worker.storage.database import Database
 from auth_worker.storage.key_table import KeyTable, load_keys
 from auth_worker.storage.ledger import book_usage, forget_leases, save_leases, touch_keys
@@ -301,6 +309,8 @@ class SqlStore:
                 read.append(audit_table.read_page(connection, operation))
             elif isinstance(operation, ReadResources):
                 read.append(resources.page(operation))
+            elif isinstance(operation, ReadUsageRows):
+                read.append(usage_table.read_usage(connection, operation))
             else:
                 read.append(result)
         return read

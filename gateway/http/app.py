@@ -30,6 +30,7 @@ from gateway.http.routes import (
     responses,
     tokenize,
     tools,
+    usage,
     workers,
 )
 from gateway.telemetry.access_log import AccessRecord
@@ -48,7 +49,7 @@ def build_api(parts: HttpParts) -> FastAPI:
     app.state.methods = []
     for module in (
         *(generate, responses, messages, embeddings, tokenize, models, tools, health),
-        *(admin, resources, audit, profile, workers, docs),
+        *(usage, admin, resources, audit, profile, workers, docs),
     ):
         for route in module.router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.

@@ -172,6 +172,12 @@ def _number(name: str, description: str) -> dict[str, Any]:
 
 
 _AFTER: Final = _text("after", "The last id of the page before.")
+_OF_WHOM: Final = [
+    _text("key_id", "Of this key."),
+    _text("user_id", "Of this user."),
+    _text("team_id", "Of this team."),
+    _text("end_user", "Of this end user."),
+]
 _OF_PEOPLE: Final = [
     _LIMIT,
     _AFTER,
@@ -193,6 +199,18 @@ _QUERIES: Final[dict[str, list[dict[str, Any]]]] = {
         _text("owner", "Only keys of this owner."),
         _text("tag", "Only keys with this tag."),
     ],
+    "/v1/usage": [
+        *_OF_WHOM,
+        _text("model", "Only this model."),
+        _text("of", "Of everybody, for administrators.", ("all",)),
+        _number("since", "Unix seconds, down to the full hour; 30 days ago."),
+        _number("until", "Unix seconds, up to the full hour; now."),
+        _text("by", "A row for each hour or day (UTC).", ("hour", "day", "total")),
+        _text("group_by", "Rows of their own for each of these: a list with commas."),
+        _LIMIT,
+        _number("after", "Rows that were read before."),
+    ],
+    "/v1/budget/status": _OF_WHOM,
     "/v1/admin/users": [*_OF_PEOPLE, _text("team_id", "Only members of this team.")],
     "/v1/admin/teams": [*_OF_PEOPLE, _text("user_id", "Only teams of this user.")],
     "/v1/admin/limits": _OF_LIMITS,

@@ -42,18 +42,23 @@ from protocol.wire.messages import (
     OrphanUsage,
     OrphanUsageNoted,
     ReadAudit,
+    ReadStanding,
+    ReadUsage,
     Renew,
     ResourcesFound,
     RotateKey,
     SetMember,
     Settle,
     Settled,
+    Standing,
     TokenWanted,
     UpdateKey,
     UpdateResource,
+    UsageFound,
 )
 from protocol.wire.peers import Peer
 
+Report = ReadUsage | ReadStanding
 ResourceQuestion = MakeResource | UpdateResource | ChangeResource | SetMember | FindResources
 AdminQuestion = (
     MakeKey
@@ -64,8 +69,12 @@ AdminQuestion = (
     | CountKeys
     | ReadAudit
     | ResourceQuestion
+    | Report
 )
-AnswerT = TypeVar("AnswerT", KeysFound, KeysCounted, AuditPage, ResourcesFound)
+AdminAnswer = KeysFound | KeysCounted | AuditPage | ResourcesFound | UsageFound | Standing
+AnswerT = TypeVar(
+    "AnswerT", KeysFound, KeysCounted, AuditPage, ResourcesFound, UsageFound, Standing
+)
 
 _logger = logging.getLogger("penstock.gateway.auth")
 _RETRY_AFTER_S = 2.0
@@ -272,9 +281,7 @@ class AuthLink:
         """An answer."""
         if isinstance(event, Settled):
             self._news.on_settled(event.lease_id)
-        elif isinstance(
-            event, Granted | Adjusted | KeysFound | KeysCounted | AuditPage | ResourcesFound
-        ):
+        elif isinstance(event, Granted | Adjusted | AdminAnswer):
             if not self._questions.answer(event.request_id, peer, event) and isinstance(
                 event, Granted
             ):
@@ -356,7 +363,7 @@ class AuthLink:
 
 def _needed_version(question: AdminQuestion) -> ProtocolVersion:
     """What an auth worker has to speak that leaves nothing of a command aside."""
-    if isinstance(question, ResourceQuestion):
+    if isinstance(question, ResourceQuestion | Report):
         return PEOPLE_VERSION
     if isinstance(question, MakeKey | UpdateKey):
         settings = question.settings

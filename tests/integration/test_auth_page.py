@@ -82,6 +82,7 @@ async def test_the_examples_run_in_order(socket_dir: Path, tmp_path: Path) -> No
                 ),
                 timeout_s=30.0,
             )
+            await gateway.engine()
             done = await asyncio.to_thread(
                 subprocess.run,
                 ["bash", "-euxo", "pipefail", "-c", script],

@@ -131,6 +131,16 @@ from protocol.wire.messages.toolparse import (
     ParseOpened,
     ToolChoiceMode,
 )
+from protocol.wire.messages.usage import (
+    LimitStanding,
+    ReadStanding,
+    ReadUsage,
+    Standing,
+    UsageBucket,
+    UsageFound,
+    UsageGroup,
+    UsageRow,
+)
 
 GatewayControl = Heartbeat | Drain | Goodbye | Refused | Pong
 """What a gateway sends to a worker of any role about their connection."""
@@ -183,6 +193,8 @@ AuthCommand = (
     | ChangeResource
     | SetMember
     | FindResources
+    | ReadUsage
+    | ReadStanding
     | GatewayControl
 )
 AuthEvent = (
@@ -197,6 +209,8 @@ AuthEvent = (
     | KeysCounted
     | AuditPage
     | ResourcesFound
+    | UsageFound
+    | Standing
     | WorkerControl
 )
 ParserCommand = OpenParse | ParseBatch | CloseParse | GatewayControl
@@ -267,6 +281,7 @@ __all__ = [
     "LimitMeasure",
     "LimitRefusal",
     "LimitSettings",
+    "LimitStanding",
     "LimitState",
     "LimitWarning",
     "LimitWindow",
@@ -305,6 +320,8 @@ __all__ = [
     "Profile",
     "Profiled",
     "ReadAudit",
+    "ReadStanding",
+    "ReadUsage",
     "Ready",
     "Refused",
     "Renew",
@@ -322,6 +339,7 @@ __all__ = [
     "SetMember",
     "Settle",
     "Settled",
+    "Standing",
     "StepOutput",
     "StreamUsage",
     "TeamSettings",
@@ -332,6 +350,10 @@ __all__ = [
     "UpdateKey",
     "UpdateResource",
     "Usage",
+    "UsageBucket",
+    "UsageFound",
+    "UsageGroup",
+    "UsageRow",
     "UserKind",
     "UserSettings",
     "WorkerControl",

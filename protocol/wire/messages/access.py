@@ -20,6 +20,8 @@ Scope = Literal[
     "tools.parse",
     "tools.execute",
     "docs.read",
+    "usage.read",
+    "budget.read",
     "admin.metrics",
     "admin.keys",
     "admin.users",

@@ -77,6 +77,7 @@ class KeyDetails(Part, frozen=True):
         tenant_id: The tenant that its requests belong to: the named one, or the key's own id.
         created_by: The id of the key that made it; empty when the server did.
         previous_until: Until when the secret of before the last rotation still works.
+        total_cost_micros: By the prices of their time (since 1.4).
     """
 
     key_id: str
@@ -95,6 +96,7 @@ class KeyDetails(Part, frozen=True):
     total_requests: int = 0
     total_prompt_tokens: int = 0
     total_completion_tokens: int = 0
+    total_cost_micros: int = 0
 
 
 class Actor(Part, frozen=True):

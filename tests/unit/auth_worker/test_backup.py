@@ -58,7 +58,7 @@ def filled(house: StoreHouse) -> SqlStore:
 
 
 def contents(store: SqlStore) -> dict[str, object]:
-    tables = ("keys", "leases", "ledger", "ledger_hours", "usage_totals", "audit_log")
+    tables = ("keys", "leases", "ledger", "ledger_hours", "usage_by_hour", "audit_log")
     return {table: rows(store, f"SELECT * FROM {table} ORDER BY 1") for table in tables}
 
 
@@ -219,7 +219,7 @@ def test_no_backup_is_restored_under_a_running_auth_worker(
     [
         ("UPDATE keys SET total_requests = 9 WHERE key_id = 'key_user'", "of 1 keys are not"),
         ("DELETE FROM ledger", "are not the sums of the ledger"),
-        ("UPDATE usage_totals SET prompt_tokens = 0", "totals of days are not"),
+        ("UPDATE usage_by_hour SET prompt_tokens = 0", "totals of hours are not"),
         ("UPDATE keys SET scopes = 'no list' WHERE key_id = 'key_user'", "1 keys can't be read"),
         ("UPDATE audit_log SET subject = 'x' WHERE seq = 2", "entry 2 was changed"),
     ],

@@ -7,6 +7,7 @@ import pytest
 
 from auth_worker.principals.keys import KeyDirectory, StoredKey, digest_of
 from auth_worker.principals.people import StoredTeam, StoredUser
+from auth_worker.principals.roles import ROLE_SCOPES
 from auth_worker.records.operations import Snapshot
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Denied, Granted
@@ -99,7 +100,7 @@ def test_a_key_can_do_no_more_than_its_user() -> None:
     assert "admin.keys" in one.scopes
     assert one.is_of_admin
     whose.role = "readonly"
-    assert one.scopes == {"models.list", "tools.list", "docs.read", "admin.metrics"}
+    assert one.scopes == ROLE_SCOPES["readonly"]
     assert not one.is_of_admin
 
 

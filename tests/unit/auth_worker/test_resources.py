@@ -238,6 +238,7 @@ def test_a_budget_holds_once_it_is_durable_and_ends_so(bench: AuthHandlerBench) 
         rolls_over=True,
         raised_by=5,
         raised_until=NOW + 100,
+        created_at=NOW,
     )
     found(update(bench, "budget", made.resource_id, amount=7, models=None))
     (limit,) = bench.authority.limits

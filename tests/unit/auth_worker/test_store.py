@@ -93,7 +93,7 @@ def test_totals_and_last_use_follow_the_bookings(store: SqlStore) -> None:
     assert record.total_prompt_tokens == 20
     assert record.total_completion_tokens == 21
     assert record.last_used_at == int(START_S)
-    assert len(rows(store, "SELECT * FROM usage_totals")) == 2
+    assert len(rows(store, "SELECT * FROM usage_by_hour")) == 2
 
 
 def test_a_lease_is_booked_once_within_a_group_and_across_groups(store: SqlStore) -> None:
@@ -117,7 +117,7 @@ def test_a_late_settlement_corrects_an_expired_lease_once(
     record = the_key(store)
     assert (record.total_requests, record.total_completion_tokens) == (1, 20)
     assert rows(store, "SELECT model, outcome FROM ledger") == [("demo", "finished")]
-    totals = rows(store, "SELECT num_requests, completion_tokens FROM usage_totals")
+    totals = rows(store, "SELECT num_requests, completion_tokens FROM usage_by_hour")
     assert totals == [(1, 20)]
 
 
@@ -275,17 +275,18 @@ def test_totals_are_always_the_sums_of_the_ledger(
         record.key_id: (record.total_requests, record.total_prompt_tokens)
         for record in page.records
     } == by_ledger
-    by_day = rows(
+    by_hour = rows(
         store,
-        "SELECT key_id, model, settled_at_ms / 86400000, count(*),"
+        "SELECT key_id, model, settled_at_ms / 3600000, count(*),"
         " CAST(sum(prompt_tokens) AS BIGINT)"
         " FROM ledger GROUP BY 1, 2, 3 ORDER BY 1, 2, 3",
     )
     totals = rows(
         store,
-        "SELECT key_id, model, day, num_requests, prompt_tokens FROM usage_totals ORDER BY 1, 2, 3",
+        "SELECT key_id, model, hour, num_requests, prompt_tokens FROM usage_by_hour"
+        " ORDER BY 1, 2, 3",
     )
-    assert totals == by_day
+    assert totals == by_hour
     finals = {item.lease_id for group in groups for item in group}
     assert len(rows(store, "SELECT lease_id FROM ledger")) == len(finals)
     store.close()

@@ -170,7 +170,7 @@ def test_an_expired_grant_that_turns_out_unused_leaves_the_totals(process: Proce
     record = process.record()
     assert (record.total_requests, process.outcomes()) == (0, ["unused"])
     with process.store._engine.connect() as connection:
-        query = "SELECT num_requests FROM usage_totals"
+        query = "SELECT num_requests FROM usage_by_hour"
         assert connection.exec_driver_sql(query).scalars().all() == [0]
 
 

@@ -38,7 +38,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """What was folded stays in the totals of keys and days; hours of before are lost.
+    """What was folded stays in the totals of keys and days; its sums by hour are lost.
 
     A log whose beginning was cut off will not hold for an older release, which knows no cuts.
     """

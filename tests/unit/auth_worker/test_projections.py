@@ -1,0 +1,56 @@
+"""Where the use of a limit leads at its pace so far."""
+
+import pytest
+
+from auth_worker.principals.projections import DAY_S, project
+
+BEGAN_S = 1_750_000_000.0
+MONTH_S = 30 * DAY_S
+
+
+def test_a_third_of_a_month_that_spent_half_is_empty_after_two_thirds() -> None:
+    projection = project(
+        10_000_000,
+        20_000_000,
+        began_s=BEGAN_S,
+        ends_s=BEGAN_S + MONTH_S,
+        now_s=BEGAN_S + MONTH_S / 3,
+    )
+    assert projection.daily_burn == 1_000_000
+    assert projection.projected == 30_000_000
+    assert projection.days_left == pytest.approx(10.0)
+
+
+def test_what_lasts_beyond_the_window_has_no_end_in_it() -> None:
+    projection = project(
+        1_000_000, 20_000_000, began_s=BEGAN_S, ends_s=BEGAN_S + MONTH_S, now_s=BEGAN_S + DAY_S
+    )
+    assert (projection.daily_burn, projection.projected) == (1_000_000, 30_000_000)
+    assert projection.days_left == pytest.approx(19.0)
+    slower = project(
+        500_000, 20_000_000, began_s=BEGAN_S, ends_s=BEGAN_S + MONTH_S, now_s=BEGAN_S + DAY_S
+    )
+    assert (slower.projected, slower.days_left) == (15_000_000, None)
+
+
+def test_a_window_without_an_end_has_no_projection_but_days_that_are_left() -> None:
+    projection = project(
+        2_000_000, 20_000_000, began_s=BEGAN_S, ends_s=None, now_s=BEGAN_S + 2 * DAY_S
+    )
+    assert (projection.daily_burn, projection.projected) == (1_000_000, None)
+    assert projection.days_left == pytest.approx(18.0)
+
+
+def test_the_first_minutes_are_taken_for_an_hour() -> None:
+    projection = project(1000, 10**9, began_s=BEGAN_S, ends_s=None, now_s=BEGAN_S + 60)
+    assert projection.daily_burn == 24_000
+
+
+@pytest.mark.parametrize(
+    ("used", "amount", "days_left"), [(0, 5, None), (5, 5, 0.0), (6, 5, 0.0), (0, 0, 0.0)]
+)
+def test_nothing_used_lasts_and_nothing_left_is_zero_days(
+    used: int, amount: int, days_left: float | None
+) -> None:
+    projection = project(used, amount, began_s=BEGAN_S, ends_s=None, now_s=BEGAN_S + DAY_S)
+    assert projection.days_left == days_left
