@@ -192,19 +192,19 @@ class Authority:
         self._meters.release_slices()
 
     def _decide(self, command: Authorize) -> Granted | Denied | Postponed:
-        key = self._identify(command)
+        wall_s = self._clock.wall_s()
+        key = self._identify(command, wall_s)
         if isinstance(key, Denied):
             return key
         denied = self._deny_command(key, command)
         if denied is not None:
             return denied
         num_tokens = command.prompt_tokens + command.completion_tokens
-        wall_s = self._clock.wall_s()
         plan = self._leases.plan_of(key, command, wall_s)
         if num_tokens == 0 and not command.is_metered:
             self._note_use(key)
             self._note_action(key, command)
-            return self._granted(key, command.request_id, None, plan)
+            return self._granted(key, command.request_id, None, plan, wall_s)
         granted = (
             self._leases.grant(key, command, plan, wall_s)
             if num_tokens
@@ -214,11 +214,11 @@ class Authority:
             return self._deny_limit(command.request_id, key.key_id, plan, granted)
         if isinstance(granted, Postponed):
             return granted
-        return self._granted(key, command.request_id, granted, plan)
+        return self._granted(key, command.request_id, granted, plan, wall_s)
 
     def key_id_of(self, command: Authorize) -> str:
         """Whose request it is; empty when nobody's."""
-        return self._identify(command).key_id
+        return self._identify(command, self._clock.wall_s()).key_id
 
     def adjust(self, command: Adjust) -> Adjusted | Denied | Failure | Postponed:
         """Replace a lease's bound; growth needs room in the windows and a key that still works.
@@ -298,9 +298,9 @@ class Authority:
         self._tell_crossed()
         return num_expired
 
-    def _identify(self, command: Authorize) -> StoredKey | Denied:
+    def _identify(self, command: Authorize, wall_s: float) -> StoredKey | Denied:
         """Whose request it is. Anonymous callers never pass where an admin is needed."""
-        digest, wall_s = command.key_digest, self._clock.wall_s()
+        digest = command.key_digest
         key = None if digest is None else self.keys.find(digest)
         is_open = key is not None and key.is_active(wall_s)
         if key is not None and digest is not None and is_open and key.takes(digest, wall_s):
@@ -343,8 +343,16 @@ class Authority:
         return None
 
     def _granted(
-        self, key: StoredKey, request_id: str, lease: Lease | None, plan: Plan | None
+        self,
+        key: StoredKey,
+        request_id: str,
+        lease: Lease | None,
+        plan: Plan | None,
+        wall_s: float,
     ) -> Granted:
+        limits = UNLIMITED
+        if plan is not None:
+            limits = plan.state(self._clock.monotonic_s(), wall_s)
         return Granted(
             request_id=request_id,
             lease_id="" if lease is None else lease.lease_id,
@@ -352,7 +360,7 @@ class Authority:
             key_id=key.key_id,
             role="admin" if key.is_of_admin else "user",
             priority=key.rules.priority,
-            limits=self._state(plan),
+            limits=limits,
             expires_s=0.0 if lease is None else self._rules.lease_duration_s,
             allowed_models=key.rules.allowed_models,
             team_allowed_models=None if key.team is None else key.team.allowed_models,

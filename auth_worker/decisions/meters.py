@@ -61,6 +61,11 @@ class Meter:
         """What running requests hold."""
         return self.amount - self.total - self.room
 
+    @property
+    def free(self) -> int:
+        """What is neither used nor held."""
+        return self.room
+
     def change(self, limit: Limit, amount: int) -> None:
         """The limit was changed; what was counted stays."""
         self.room += amount - self.amount
@@ -100,7 +105,7 @@ class SlidingMeter(Meter):
         close_slot: Called with the id of a slot that has left.
     """
 
-    __slots__ = ("_close_slot", "_open_slot", "_slots", "_span_s", "_writable_s")
+    __slots__ = ("_close_slot", "_last", "_open_slot", "_slots", "_span_s", "_writable_s")
 
     def __init__(
         self,
@@ -114,6 +119,7 @@ class SlidingMeter(Meter):
         super().__init__(limit, end_user, amount)
         self._span_s = SLIDING_S[limit.window.kind]
         self._slots: deque[Slot] = deque()  # the oldest first
+        self._last = Slot(-math.inf, 0, 0)
         self._writable_s = -math.inf  # until then amounts go into the last slot
         self._open_slot = open_slot
         self._close_slot = close_slot
@@ -136,12 +142,19 @@ class SlidingMeter(Meter):
     def start(self, now_s: float) -> None:
         """Count a request from its grant on, not from its end."""
         self.room -= 1
-        self._add(now_s, 1)
+        if now_s < self._writable_s:
+            self.total += 1
+            self._last.amount += 1
+        else:
+            self._add(now_s, 1)
 
     def settle(self, now_s: float, num_held: int, num_used: int) -> None:
         """See `Meter.settle`."""
         self.room += num_held - num_used
-        if num_used > 0:
+        if now_s < self._writable_s:
+            self.total += num_used
+            self._last.amount += num_used
+        elif num_used > 0:
             self._add(now_s, num_used)
 
     def refresh(self, now_s: float) -> None:
@@ -208,14 +221,13 @@ class SlidingMeter(Meter):
         self.due_s = self._slots[0].ends_s + self._span_s
 
     def _add(self, now_s: float, amount: int) -> None:
+        """Open a slot with an amount."""
         self.total += amount
-        if now_s < self._writable_s:
-            self._slots[-1].amount += amount
-            return
         slot_s = self._span_s / SLOTS_A_SPAN
         ends_s = (now_s // slot_s + 1) * slot_s
         counter_id = 0 if self._open_slot is None else self._open_slot(self, ends_s - slot_s)
-        self._slots.append(Slot(ends_s, amount, counter_id))
+        self._last = Slot(ends_s, amount, counter_id)
+        self._slots.append(self._last)
         self._writable_s = ends_s
         if len(self._slots) == 1:
             self.due_s = ends_s + self._span_s

@@ -128,21 +128,23 @@ class OpenLeases:
         prompt_tokens, completion_tokens = command.prompt_tokens, command.completion_tokens
         if rules.max_tokens_per_request is not None:
             completion_tokens = min(completion_tokens, rules.max_tokens_per_request)
-        lease = Lease(
-            lease_id="",
-            request_id=command.request_id,
-            key_id=key.key_id,
-            model=command.model,
-            granted_at_ms=int(wall_s * 1000),
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            expires_s=now_s + self._leases.duration_s,
-            plan=plan,
-            counted_s=now_s,
-            endpoint=command.endpoint,
-            end_user=command.end_user if key.may_name_end_users else "",
-            user_id=key.user_id,
-            team_id=key.team_id,
+        lease = Lease(  # by position, which takes half the time of so many names
+            "",
+            command.request_id,
+            key.key_id,
+            command.model,
+            int(wall_s * 1000),
+            prompt_tokens,
+            completion_tokens,
+            now_s + self._leases.duration_s,
+            plan,
+            now_s,
+            NOTHING,
+            None,
+            command.endpoint,
+            command.end_user if key.may_name_end_users else "",
+            key.user_id,
+            key.team_id,
         )
         if plan is not None:
             unfit = self._reserve(lease, plan, now_s, wall_s)

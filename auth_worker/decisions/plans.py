@@ -236,11 +236,14 @@ class Plan:
 
     def state(self, now_s: float, wall_s: float) -> LimitState:
         """Where the caller stands in the tightest windows of requests and of tokens."""
-        requests, tokens = (_tightest(m, now_s) for m in (self._request_meters, self._token_meters))
-        if requests is None and tokens is None:
+        if not self._request_meters and not self._token_meters:
             return UNLIMITED
-        limit_requests, remaining_requests, reset_requests_s = _numbers(requests, now_s, wall_s)
-        limit_tokens, remaining_tokens, reset_tokens_s = _numbers(tokens, now_s, wall_s)
+        limit_requests, remaining_requests, reset_requests_s = _tightest(
+            self._request_meters, now_s, wall_s
+        )
+        limit_tokens, remaining_tokens, reset_tokens_s = _tightest(
+            self._token_meters, now_s, wall_s
+        )
         return LimitState(
             limit_requests=limit_requests,
             remaining_requests=remaining_requests,
@@ -281,22 +284,18 @@ def _difference(after: Needs, before: Needs) -> Needs:
     )
 
 
-def _free(meter: Meter) -> int:
-    return meter.free if isinstance(meter, FixedMeter) else meter.room
-
-
-def _tightest(meters: tuple[Meter, ...], now_s: float) -> Meter | None:
-    if not meters:
-        return None
+def _tightest(
+    meters: tuple[Meter, ...], now_s: float, wall_s: float
+) -> tuple[int | None, int | None, float | None]:
+    """Amount, rest and seconds until it is whole again, of the meter with the least room."""
+    tightest: Meter | None = None
+    least = 0
     for meter in meters:
         if now_s >= meter.due_s:
             meter.refresh(now_s)
-    return meters[0] if len(meters) == 1 else min(meters, key=_free)
-
-
-def _numbers(
-    meter: Meter | None, now_s: float, wall_s: float
-) -> tuple[int | None, int | None, float | None]:
-    if meter is None:
+        free = meter.free
+        if tightest is None or free < least:
+            tightest, least = meter, free
+    if tightest is None:
         return (None, None, None)
-    return (meter.amount, max(0, _free(meter)), meter.reset_s(now_s, wall_s))
+    return (tightest.amount, max(0, least), tightest.reset_s(now_s, wall_s))
