@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeVar
 
+from engine_worker.compute.backends.host_memory import trim_heap
 from engine_worker.compute.runner.compile_cache import watch_cache
 from engine_worker.compute.runner.compiler_threads import CompilerThreads
 from engine_worker.core.choice.batch import ProgressCallback
@@ -161,6 +162,7 @@ class ProgramStore(Generic[Key]):
             self._put(key, program)
             num_ready += 1
             num_cached += is_cached
+        trim_heap()
         _log_ready(num_ready, started, num_cached)
 
     def _next(self, missing: Sequence[Key]) -> Key | None:

@@ -51,6 +51,14 @@ def test_float32_doubles_a_16_bit_checkpoint() -> None:
     assert wide.total_bytes == 2 * narrow.total_bytes
 
 
+@pytest.mark.parametrize(("dtype", "share"), [("int8", 1 / 2), ("int4", 5 / 16)])
+def test_quantised_weights_take_less_and_the_cache_as_much(dtype: str, share: float) -> None:
+    plain = estimate_memory(CONFIG | {"dtype": "bfloat16"}, 1600, dtype="auto", max_model_len=10)
+    small = estimate_memory(CONFIG | {"dtype": "bfloat16"}, 1600, dtype=dtype, max_model_len=10)
+    assert small.weights_bytes == 1600 * share
+    assert small.kv_bytes == plain.kv_bytes
+
+
 def test_a_model_too_large_is_refused_with_both_numbers_and_a_way_out() -> None:
     with pytest.raises(ModelError, match=r"needs about 30\.0 GiB.*16\.0 GiB are free.*--max-model"):
         require_memory("big", MemoryEstimate(20 * 2**30, 10 * 2**30), 16 * 2**30)

@@ -14,6 +14,10 @@ from engine_worker.compute.models.hf_config import load_spec
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.core.choice.batch import RowSampling, StepBatch
 from engine_worker.demo import demo_model_path
+from engine_worker.embedding.embedder import Embedder
+from engine_worker.embedding.models import BLOCK_SIZE as EMBEDDING_BLOCK_SIZE
+from engine_worker.embedding.models import DecoderModel
+from engine_worker.embedding.pooling import PoolingSpec
 from engine_worker.loading.weights import load_for_backend
 from engine_worker.text.tokenizer import Tokenizer
 from tests.fakes.packed_decoder import needs_native, packed
@@ -257,3 +261,12 @@ def test_blocks_without_a_kernel_are_computed_by_xla_beside_the_others(
     request = RunnerRequest(0, prompt_of(33), blocks(0), GREEDY)
     output = generate(runner, request, 12, 10)
     assert output == reference.continue_greedily(request.prompt, 12)
+
+
+def test_embeddings_are_those_of_xla() -> None:
+    rows = [prompt_of(length) for length in (1, 7, 33, 64)]
+    vectors = []
+    for name in ("xla", "cpu_native"):
+        model = DecoderModel(packed(WEIGHTS, name, "float32", EMBEDDING_BLOCK_SIZE))
+        vectors.append(Embedder(model, PoolingSpec("mean"), 64).embed(rows))
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)
