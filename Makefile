@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := protocol gateway engine_worker auth_worker toolparser_worker penstock tests tools benchmarks examples
 
-.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak attack e2e-docker clean mutants suites lock sbom
+.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak attack e2e-docker clean mutants suites lock sbom sanitize
 
 help:
 	@echo "make serve [ARGS=...]  install and serve the bundled model     make test   install and run the tests"
@@ -105,6 +105,10 @@ settings: $(VENV)/.test
 # ARGS="--report docs/measurements/suites.md" keeps the page.
 suites: $(VENV)/.test
 	$(BIN)/python -m tests.suites $(ARGS)
+
+# The native kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+sanitize:
+	tests/native/sanitize.sh
 
 # Half an hour of load and chaos, then 100,000 calm requests, then auth workers killed fifty times on
 # either database; ARGS="--minutes 2 --calm-requests 0"

@@ -64,6 +64,9 @@ class BuildKernels(build_ext):
     def _build(self, ext):
         temp = Path(self.build_temp, "kernels")
         levels = _X86_LEVELS if platform.machine() in {"x86_64", "AMD64"} else {}
+        if "PENSTOCK_KERNEL_LEVELS" in os.environ:
+            wanted = os.environ["PENSTOCK_KERNEL_LEVELS"].split()
+            levels = {name: levels[name] for name in levels if name in wanted}
         with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
             compiling = {
                 name: threads.submit(self._compile_level, name, options, temp / name)

@@ -48,8 +48,11 @@ struct Bfloat16Product {
       alignas(32) uint32_t pairs[kLanes / 2];
       HalfVector bits = to_bfloat16(load_part(values + i, count - i));
       std::memcpy(pairs, &bits, sizeof bits);
-      int64_t num_pairs = (count - i + 1) / 2 < kLanes / 2 ? (count - i + 1) / 2 : kLanes / 2;
-      for (int64_t k = 0; k < num_pairs; k++) to[(i / 2 + k) * stride] = pairs[k];
+      if (count - i >= kLanes) {
+        for (int64_t k = 0; k < kLanes / 2; k++) to[(i / 2 + k) * stride] = pairs[k];
+      } else {
+        for (int64_t k = 0; k < (count - i + 1) / 2; k++) to[(i / 2 + k) * stride] = pairs[k];
+      }
     }
   }
 };

@@ -1,10 +1,13 @@
 // The targets of jax.ffi: every shape, alignment, alias, attribute and page id is checked here, in
 // every build, before a kernel sees it.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <exception>
 #include <new>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "call_frame.h"
 #include "calls.h"

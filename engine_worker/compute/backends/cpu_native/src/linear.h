@@ -260,20 +260,21 @@ class Activations {
     uint32_t* to = reinterpret_cast<uint32_t*>(packed_) + first_row(block) * (padded_ / 4) +
                    (row - first_row(block));
     int32_t* sums = sums_ + row * num_groups_;
-    for (int64_t group = 0; group < num_groups_; group++) sums[group] = 0;
-    for (int64_t i = 0; i < padded_; i += kLanes) {
-      Vector x = i < num_inputs_ ? load_part(values + i, num_inputs_ - i) : Vector{};
-      IntVector rounded = round_to_integers(x * inverse);
-      for (int64_t k = 0; k < kLanes && i + k < padded_; k += 4) {
-        int8_t bytes[4];
-        int32_t sum = 0;
-        for (int64_t j = 0; j < 4; j++) {
-          bytes[j] = static_cast<int8_t>(rounded[k + j]);
-          sum += bytes[j];
-        }
-        std::memcpy(to + (i + k) / 4 * stride, bytes, 4);
-        sums[num_groups_ == 1 ? 0 : (i + k) / group_size_] += sum;
+    const int64_t group_inputs = num_groups_ == 1 ? padded_ : group_size_;
+    for (int64_t group = 0; group < num_groups_; group++) {
+      IntVector sum{};
+      const int64_t end = (group + 1) * group_inputs;
+      for (int64_t i = group * group_inputs; i < end; i += kLanes) {
+        Vector x = i < num_inputs_ ? load_part(values + i, num_inputs_ - i) : Vector{};
+        IntVector rounded = round_to_integers(x * inverse);
+        sum += rounded;
+        const ByteVector bytes = __builtin_convertvector(rounded, ByteVector);
+        uint32_t words[kLanes / 4];
+        std::memcpy(words, &bytes, sizeof bytes);
+        const int64_t num_words = std::min<int64_t>(kLanes, end - i) / 4;
+        for (int64_t k = 0; k < num_words; k++) to[(i / 4 + k) * stride] = words[k];
       }
+      sums[group] = sum_of(sum);
     }
   }
 

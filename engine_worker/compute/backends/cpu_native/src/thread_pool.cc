@@ -1,6 +1,7 @@
 #include "thread_pool.h"
 
 #include <chrono>
+#include <system_error>
 #include <thread>
 
 namespace penstock {
@@ -22,7 +23,11 @@ int ThreadPool::start(int num_threads) {
   is_started_ = true;
   num_threads_ = num_threads < 1 ? 1 : num_threads > kMaxThreads ? kMaxThreads : num_threads;
   for (int thread = 1; thread < num_threads_; thread++) {
-    std::thread([this, thread] { work(thread); }).detach();
+    try {
+      std::thread([this, thread] { work(thread); }).detach();
+    } catch (const std::system_error&) {
+      num_threads_ = thread;  // The system has no more of them: fewer take part.
+    }
   }
   return num_threads_;
 }

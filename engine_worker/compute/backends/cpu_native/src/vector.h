@@ -15,6 +15,7 @@ typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVector __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t BitVector __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t HalfVector __attribute__((vector_size(2 * kLanes)));
+typedef int8_t ByteVector __attribute__((vector_size(kLanes)));
 
 template <class T>
 inline T load_as(const void* from) {
@@ -57,6 +58,12 @@ inline float sum_of(Vector x) {
     for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
   }
   return lanes[0];
+}
+
+inline int32_t sum_of(IntVector x) {
+  int32_t sum = 0;
+  for (int i = 0; i < kLanes; i++) sum += x[i];
+  return sum;
 }
 
 inline float maximum_of(Vector x) {

@@ -1,0 +1,358 @@
+// Drives the handlers of the native kernels as XLA does, for the sanitizers: see sanitize.sh.
+//
+// Every buffer has exactly the bytes that it should have, so an access beside it is found. Levels
+// are held to the plain one; tests/unit/engine_worker/compute/backends holds them to float64.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "calls.h"
+#include "levels.h"
+#include "xla_ffi_c_api.h"
+
+extern "C" {
+XLA_FFI_Error* penstock_blocks(XLA_FFI_CallFrame*);
+XLA_FFI_Error* penstock_head(XLA_FFI_CallFrame*);
+XLA_FFI_Error* penstock_embedding(XLA_FFI_CallFrame*);
+int32_t penstock_start_threads(int32_t);
+int32_t penstock_pack(const void*, int32_t, int64_t, int64_t, int32_t, int32_t, int64_t, void*,
+                      int64_t);
+}
+
+struct XLA_FFI_Error {
+  std::string message;
+};
+
+namespace {
+
+using penstock::WeightType;
+
+int num_failures = 0;
+
+void expect(bool condition, const std::string& what) {
+  if (condition) return;
+  std::printf("FAILED: %s\n", what.c_str());
+  num_failures++;
+}
+
+// Numbers from -1 to 1 that are the same everywhere.
+class Random {
+ public:
+  float next() {
+    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<float>(static_cast<int32_t>(state_ >> 32)) / 2147483648.0f;
+  }
+
+ private:
+  uint64_t state_ = 42;
+};
+
+class Array {
+ public:
+  Array(XLA_FFI_DataType type, std::vector<int64_t> shape) : type_(type), shape_(std::move(shape)) {
+    int64_t size = type == XLA_FFI_DataType_U8 ? 1 : type == XLA_FFI_DataType_U16 ? 2 : 4;
+    for (int64_t axis : shape_) size *= axis;
+    bytes_ = static_cast<size_t>(size);
+    void* data = nullptr;
+    if (posix_memalign(&data, 64, bytes_) != 0) std::abort();
+    data_.reset(static_cast<char*>(data));
+    std::memset(data, 0, bytes_);
+  }
+
+  template <class T>
+  T* at() const {
+    return reinterpret_cast<T*>(data_.get());
+  }
+  size_t bytes() const { return bytes_; }
+  XLA_FFI_Buffer buffer() {
+    return {XLA_FFI_Buffer_STRUCT_SIZE, nullptr, type_, data_.get(),
+            static_cast<int64_t>(shape_.size()), shape_.data()};
+  }
+  void fill(Random& random) {
+    for (size_t i = 0; i < bytes_ / 4; i++) at<float>()[i] = random.next();
+  }
+
+ private:
+  struct Free {
+    void operator()(char* data) const { std::free(data); }
+  };
+  XLA_FFI_DataType type_;
+  std::vector<int64_t> shape_;
+  size_t bytes_;
+  std::unique_ptr<char, Free> data_;
+};
+
+// A call frame; the results that it updates in place are named as arguments.
+struct Call {
+  std::vector<XLA_FFI_Buffer> arguments, results;
+  std::vector<int64_t> config, vocabulary;
+  std::vector<float> scalars;
+
+  std::string run(XLA_FFI_Error* (*handler)(XLA_FFI_CallFrame*)) {
+    XLA_FFI_Api api{};
+    api.XLA_FFI_Error_Create = [](XLA_FFI_Error_Create_Args* args) {
+      return new XLA_FFI_Error{args->message};
+    };
+    std::vector<XLA_FFI_ArgType> argument_types(arguments.size(), XLA_FFI_ArgType_BUFFER);
+    std::vector<XLA_FFI_RetType> result_types(results.size(), XLA_FFI_RetType_BUFFER);
+    std::vector<void*> argument_places, result_places;
+    for (auto& argument : arguments) argument_places.push_back(&argument);
+    for (auto& result : results) result_places.push_back(&result);
+    XLA_FFI_Array arrays[] = {{XLA_FFI_DataType_S64, config.size(), config.data()},
+                              {XLA_FFI_DataType_F32, scalars.size(), scalars.data()},
+                              {XLA_FFI_DataType_S64, vocabulary.size(), vocabulary.data()}};
+    XLA_FFI_ByteSpan names[] = {{"config", 6}, {"scalars", 7}, {"vocabulary", 10}};
+    XLA_FFI_AttrType types[3] = {XLA_FFI_AttrType_ARRAY, XLA_FFI_AttrType_ARRAY,
+                                 XLA_FFI_AttrType_ARRAY};
+    XLA_FFI_ByteSpan* name_places[] = {&names[0], &names[1], &names[2]};
+    void* array_places[] = {&arrays[0], &arrays[1], &arrays[2]};
+    XLA_FFI_CallFrame frame{};
+    frame.api = &api;
+    frame.stage = XLA_FFI_ExecutionStage_EXECUTE;
+    frame.args.size = static_cast<int64_t>(arguments.size());
+    frame.args.types = argument_types.data();
+    frame.args.args = argument_places.data();
+    frame.rets.size = static_cast<int64_t>(results.size());
+    frame.rets.types = result_types.data();
+    frame.rets.rets = result_places.data();
+    frame.attrs.size = 3;
+    frame.attrs.types = types;
+    frame.attrs.names = name_places;
+    frame.attrs.attrs = array_places;
+    std::unique_ptr<XLA_FFI_Error> error(handler(&frame));
+    return error ? error->message : "";
+  }
+};
+
+// An attention block and an MLP block over a ragged step.
+class Problem {
+ public:
+  static constexpr int64_t kHidden = 70, kHeads = 6, kKvHeads = 2, kDim = 20, kInner = 50;
+  static constexpr int64_t kBlockSize = 24, kNumBlocks = 9, kTokens = 23;
+
+  Problem(WeightType type, bool is_half_cache) : type_(type), is_half_cache_(is_half_cache) {
+    Random random;
+    // Row 0: a chunk of 20 from position 37 on; row 1: one token; padding in between.
+    auto& positions = add(XLA_FFI_DataType_S32, {kTokens});
+    auto& rows = add(XLA_FFI_DataType_S32, {kTokens});
+    for (int i = 0; i < kTokens; i++) {
+      positions.at<int32_t>()[i] = i < 20 ? 37 + i : i == 21 ? 95 : -1;
+      rows.at<int32_t>()[i] = i < 20 ? 0 : 1;
+    }
+    auto& tables = add(XLA_FFI_DataType_S32, {2, 4});
+    for (int i = 0; i < 8; i++) tables.at<int32_t>()[i] = i;
+    auto& cosine = add(XLA_FFI_DataType_F32, {kTokens, 7});
+    auto& sine = add(XLA_FFI_DataType_F32, {kTokens, 7});
+    cosine.fill(random);
+    sine.fill(random);
+    const int64_t width = (kHeads + 2 * kKvHeads) * kDim;
+    add(XLA_FFI_DataType_F32, {kHidden + width + 2 * kDim + 2 * kHidden + kHeads}).fill(random);
+    add_matrix(random, width, kHidden, false);
+    add_matrix(random, kHidden, kHeads * kDim, false);
+    const auto cache = is_half_cache ? XLA_FFI_DataType_U16 : XLA_FFI_DataType_F32;
+    const int64_t lane = is_half_cache ? 2 : 1;
+    first_page_ = arrays_.size();
+    add(cache, {kNumBlocks, kKvHeads, kDim / lane, kBlockSize, lane});
+    add(cache, {kNumBlocks, kKvHeads, kBlockSize, kDim});
+    add(XLA_FFI_DataType_F32, {kHidden + 2 * kInner}).fill(random);
+    add_matrix(random, 2 * kInner, kHidden, true);
+    add_matrix(random, kHidden, kInner, false);
+  }
+
+  // The call over a fresh residual.
+  Call call(Array& x) {
+    Random random;
+    x.fill(random);
+    Call call;
+    call.arguments.push_back(x.buffer());
+    for (auto& array : arrays_) call.arguments.push_back(array.buffer());
+    call.results = {x.buffer(), arrays_[first_page_].buffer(), arrays_[first_page_ + 1].buffer()};
+    const auto type = static_cast<int64_t>(type_);
+    // In the order of handlers.cc: a window, a norm a head, all biases, a norm behind and sinks.
+    call.config = {1, 1, 2,
+                   0, type, 32, kHeads, kKvHeads, kDim, 30, 0, 1, 1, is_half_cache_, 0, 1, 1, 1, 1,
+                   1, type, 32, kInner, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0};
+    call.scalars = {1e-5f, 0.2f, 5.0f, 1.0f, 1e-5f, 1.0f, 0.0f, 0.0f};
+    return call;
+  }
+
+  Array& argument(size_t index) { return arrays_[index - 1]; }
+
+ private:
+  Array& add(XLA_FFI_DataType type, std::vector<int64_t> shape) {
+    return arrays_.emplace_back(type, std::move(shape));
+  }
+  void add_matrix(Random& random, int64_t outputs, int64_t inputs, bool is_gate_up) {
+    std::vector<float> values(static_cast<size_t>(outputs * inputs));
+    for (float& value : values) value = random.next() * 0.2f;
+    const int64_t panels = is_gate_up ? penstock::divide_up(outputs / 2, 16)
+                                      : penstock::divide_up(outputs, penstock::kPanelOutputs);
+    const int64_t size = penstock::panel_bytes(type_, inputs, 32);
+    auto& packed = add(XLA_FFI_DataType_U8, {panels, size});
+    expect(penstock_pack(values.data(), 0, outputs, inputs, static_cast<int32_t>(type_),
+                         is_gate_up, 32, packed.at<char>(), panels * size) == 0,
+           "packing");
+  }
+
+  WeightType type_;
+  bool is_half_cache_;
+  std::deque<Array> arrays_;
+  size_t first_page_ = 0;
+};
+
+Array residual() { return Array(XLA_FFI_DataType_F32, {Problem::kTokens, Problem::kHidden}); }
+
+double distance(const Array& a, const Array& b) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < a.bytes() / 4; i++) {
+    const double x = a.at<float>()[i], y = b.at<float>()[i];
+    difference += (x - y) * (x - y);
+    norm += y * y;
+  }
+  return std::sqrt(difference / norm);
+}
+
+void test_levels() {
+  for (int type = 0; type < 4; type++) {
+    for (bool is_half_cache : {false, true}) {
+      Problem problem(static_cast<WeightType>(type), is_half_cache);
+      Array expected = residual();
+      penstock::choose_level("generic");
+      std::string error = problem.call(expected).run(penstock_blocks);
+      expect(error.empty(), error);
+      for (auto level = penstock::compiled_levels(); *level != nullptr; level++) {
+        if (!penstock::choose_level((*level)->name)) continue;
+        Array found = residual();
+        error = problem.call(found).run(penstock_blocks);
+        expect(error.empty(), error);
+        const double miss = distance(found, expected);
+        expect(miss < 2e-3, std::string((*level)->name) + " of type " + std::to_string(type) +
+                                " is " + std::to_string(miss) + " away from generic");
+      }
+    }
+  }
+}
+
+void test_head_and_embedding() {
+  Random random;
+  for (int type = 0; type < 4; type++) {
+    const int64_t outputs = 45, inputs = 50, rows = 17;
+    std::vector<float> values(static_cast<size_t>(outputs * inputs));
+    for (float& value : values) value = random.next();
+    const int64_t size = penstock::panel_bytes(static_cast<WeightType>(type), inputs, 64);
+    Array table(XLA_FFI_DataType_U8, {2, size}), hidden(XLA_FFI_DataType_F32, {rows, inputs});
+    Array wanted(XLA_FFI_DataType_S32, {rows}), logits(XLA_FFI_DataType_F32, {rows, outputs});
+    Array ids(XLA_FFI_DataType_S32, {rows}), x(XLA_FFI_DataType_F32, {rows, inputs});
+    penstock_pack(values.data(), 0, outputs, inputs, type, 0, 64, table.at<char>(), 2 * size);
+    hidden.fill(random);
+    for (int i = 0; i < rows; i++) {
+      wanted.at<int32_t>()[i] = i == 15;
+      ids.at<int32_t>()[i] = i * 7 - 9;
+    }
+    for (auto level = penstock::compiled_levels(); *level != nullptr; level++) {
+      if (!penstock::choose_level((*level)->name)) continue;
+      Call head;
+      head.arguments = {hidden.buffer(), wanted.buffer(), table.buffer()};
+      head.results = {logits.buffer()};
+      head.config = {1, type, 64};
+      head.scalars = {1.0f, 3.0f};
+      std::string error = head.run(penstock_head);
+      expect(error.empty(), error);
+      Call embedding;
+      embedding.arguments = {ids.buffer(), table.buffer()};
+      embedding.results = {x.buffer()};
+      embedding.config = head.config;
+      embedding.scalars = head.scalars;
+      embedding.vocabulary = {outputs};
+      error = embedding.run(penstock_embedding);
+      expect(error.empty(), error);
+    }
+  }
+}
+
+void expect_refused(const Call& call, const std::string& what) {
+  Call copy = call;
+  const std::string error = copy.run(penstock_blocks);
+  expect(error.find(what) != std::string::npos, "not refused for '" + what + "' but: " + error);
+}
+
+// What jax can't be made to send.
+void test_the_border() {
+  Problem problem(WeightType::kBfloat16, true);
+  Array x = residual();
+  const Call good = problem.call(x);
+  for (size_t i = 6; i < good.arguments.size(); i++) {
+    Call call = good;
+    call.arguments[i].data = static_cast<char*>(call.arguments[i].data) + 2;
+    expect_refused(call, "is not aligned to");
+  }
+  for (size_t i = 0; i < good.results.size(); i++) {
+    Call call = good;
+    Array other = residual();
+    call.results[i].data = other.at<char>();
+    expect_refused(call, "is not updated in place");
+  }
+  Call call = good;
+  call.arguments[7].data = nullptr;
+  expect_refused(call, "is not aligned");
+  call = good;
+  call.arguments.pop_back();
+  expect_refused(call, "down is missing");
+  call = good;
+  call.arguments.push_back(x.buffer());
+  expect_refused(call, "the call has 15 arguments, not 14");
+  call = good;
+  call.results.pop_back();
+  expect_refused(call, "result values is missing");
+  call = good;
+  call.config.pop_back();
+  expect_refused(call, "don't fit the number of blocks");
+  for (size_t field = 0; field < good.config.size(); field++) {
+    for (int64_t wrong : {INT64_MIN, int64_t{-2}, int64_t{1} << 40, INT64_MAX}) {
+      call = good;
+      call.config[field] = wrong;
+      call.run(penstock_blocks);  // Whatever it means: no crash, nothing beside a buffer.
+    }
+  }
+}
+
+// Two callers at once, and threads that are parked and woken.
+void test_callers_at_once() {
+  Problem problems[] = {{WeightType::kBfloat16, true}, {WeightType::kInt8, true}};
+  std::vector<std::thread> callers;
+  for (Problem& problem : problems) {
+    callers.emplace_back([&problem] {
+      Array first = residual();
+      problem.call(first).run(penstock_blocks);
+      for (int i = 0; i < 40; i++) {
+        Array again = residual();
+        problem.call(again).run(penstock_blocks);
+        if (std::memcmp(first.at<char>(), again.at<char>(), first.bytes()) != 0) {
+          std::printf("FAILED: a caller's result depends on the other\n");
+          std::abort();
+        }
+        if (i % 8 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+}
+
+}  // namespace
+
+int main() {
+  expect(penstock_start_threads(4) == 4, "four threads");
+  test_levels();
+  test_head_and_embedding();
+  test_the_border();
+  test_callers_at_once();
+  std::printf(num_failures == 0 ? "all well\n" : "%d failures\n", num_failures);
+  return num_failures == 0 ? 0 : 1;
+}
