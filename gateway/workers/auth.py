@@ -314,7 +314,7 @@ class AuthLink:
         last = max(offer.epoch, self._epochs.get(offer.database_id, 0))
         self._epochs = {offer.database_id: last}
         if offer.epoch < last:
-            _logger.error(
+            _logger.warning(
                 "auth worker %s says epoch %d, but epoch %d was here: it is not asked. If the"
                 " database was set back by other means than `penstock auth restore`, restart the"
                 " gateways.",

@@ -35,7 +35,10 @@ from protocol.wire.messages import (
     KeySettings,
     KeysFound,
     LeaseReport,
+    LimitSettings,
     MakeKey,
+    MakeResource,
+    ResourcesFound,
     Settle,
 )
 from protocol.wire.peers import Peer, PeerEvent
@@ -227,9 +230,9 @@ class AuthHouse:
 
     # The clients.
 
-    async def create_user(self) -> None:
-        """The key that all clients use."""
-        await self.link.administer(
+    async def create_user(self) -> str:
+        """The key that all clients use; its id."""
+        made = await self.link.administer(
             MakeKey(
                 request_id="user",
                 actor=ADMIN,
@@ -239,6 +242,30 @@ class AuthHouse:
             ),
             KeysFound,
         )
+        return made.keys[0].key_id
+
+    async def create_quota(self, key_id: str, num_requests: int) -> None:
+        """A hard limit on all the requests that a key will ever make."""
+        await self.link.administer(
+            MakeResource(
+                request_id="quota",
+                actor=ADMIN,
+                kind="limit",
+                settings=LimitSettings(
+                    name="quota",
+                    holder="key",
+                    holder_id=key_id,
+                    measure="requests",
+                    amount=num_requests,
+                    window="total",
+                ),
+            ),
+            ResourcesFound,
+        )
+
+    async def until_quota_is_spent(self) -> None:
+        """Wait until every client was refused for good."""
+        await asyncio.wait_for(asyncio.gather(*self._clients), 2 * WAIT_S)
 
     def begin_load(self, num_clients: int, seed: int) -> None:
         """Clients that ask, settle until it is acknowledged, and make and suspend keys."""
@@ -282,7 +309,13 @@ class AuthHouse:
             try:
                 granted = await self.link.authorize(ask)
             except (WorkerUnavailableError, DeniedError) as error:
-                if error.code is not ErrorCode.WORKER_UNAVAILABLE:
+                if error.code is ErrorCode.INSUFFICIENT_QUOTA:
+                    return
+                # A rate: running requests, or those that were lost with an epoch, hold the rest.
+                if error.code not in (
+                    ErrorCode.WORKER_UNAVAILABLE,
+                    ErrorCode.RATE_LIMIT_EXCEEDED,
+                ):
                     raise
                 await asyncio.sleep(0.02)
                 continue
@@ -338,7 +371,8 @@ class AuthHouse:
             ledger = dict(_rows(connection, "SELECT lease_id, completion_tokens FROM ledger"))
             keys = dict(_rows(connection, "SELECT key_id, suspended_at FROM keys"))
             noted = set(_rows(connection, "SELECT action, subject FROM audit_log"))
-            total = _rows(connection, "SELECT count(*) FROM ledger WHERE key_id <> ''")[0][0]
+            used = "SELECT count(*) FROM ledger WHERE key_id <> '' AND outcome <> 'unused'"
+            total = _rows(connection, used)[0][0]
             by_key = _rows(connection, "SELECT coalesce(sum(total_requests), 0) FROM keys")[0][0]
         lost = {lease for lease, n in promises.settled.items() if ledger.get(lease) != n}
         assert not lost, f"{len(lost)} acknowledged settlements are not in the ledger: {lost}"

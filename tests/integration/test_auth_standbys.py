@@ -15,6 +15,7 @@ pytestmark = pytest.mark.process
 
 NUM_WORKERS = 3
 NUM_CLIENTS = 8
+QUOTA = 600
 
 
 class SharedHouse(AuthHouse):
@@ -41,7 +42,7 @@ class SharedHouse(AuthHouse):
             self.start_through_proxy(name)
         active = await self.until_active()
         await self.until(lambda: len(self.peers) == NUM_WORKERS, "all workers are connected")
-        await self.create_user()
+        self.user_id = await self.create_user()
         return active
 
     def start_through_proxy(self, name: str) -> None:
@@ -138,6 +139,36 @@ async def test_one_that_is_cut_off_from_the_database_stops_granting_and_is_fence
     assert await house.ended(cut) == 75
     await house.until_settled(50)
     await house.end_load()
+    house.check_promises()
+
+
+async def test_a_hard_quota_is_not_overspent_across_a_kill_a_stop_and_a_partition(
+    house: SharedHouse,
+) -> None:
+    active = await house.begin()
+    await house.create_quota(house.user_id, QUOTA)
+    house.begin_load(NUM_CLIENTS, seed=6)
+    await house.until_settled(50)
+    epoch = house.epoch()
+    await house.kill(active)
+    house.start_through_proxy(active)
+    stopped = await house.until_active(after=epoch)
+    await house.until_settled(50)
+    epoch = house.epoch()
+    house.workers[stopped].send_signal(signal.SIGSTOP)
+    cut = await house.until_active(after=epoch)
+    house.workers[stopped].send_signal(signal.SIGCONT)
+    assert await house.ended(stopped) == 75
+    house.start_through_proxy(stopped)
+    await house.until_settled(50)
+    epoch = house.epoch()
+    house.proxies[cut].cut()
+    await house.until_active(after=epoch)
+    house.proxies[cut].heal()
+    await house.until_quota_is_spent()
+    await house.until_no_lease_is_open()
+    # Grants that reached nobody were given back or lost with their epoch; none came on top.
+    assert 150 <= len(house.promises.epochs) <= QUOTA
     house.check_promises()
 
 
