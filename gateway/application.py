@@ -16,10 +16,11 @@ from gateway.dispatch.quarantine import Quarantine
 from gateway.dispatch.routing import PrefixRouter
 from gateway.errors import ShuttingDownError
 from gateway.housekeeping import Housekeeping
+from gateway.http.background_responses import BackgroundResponses
 from gateway.http.bodies import Bodies
 from gateway.http.body_pool import BodyPool
 from gateway.http.host_guard import HostGuard
-from gateway.http.parsers import ParseContext
+from gateway.http.parsers import CONTINUED_RESPONSES, ParseContext
 from gateway.http.parts import HttpParts
 from gateway.http.readiness import Readiness
 from gateway.http.route_rules import ROUTE_RULES
@@ -30,6 +31,7 @@ from gateway.request.identity import IdentityTable
 from gateway.request.launcher import EnginePool
 from gateway.request.replays import ReplayTable
 from gateway.request.sessions import SessionTable
+from gateway.storage.open_store import open_store
 from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.metrics import Metrics, StateCollector
 from gateway.telemetry.worker_metrics import WorkerMetricsCollector
@@ -58,6 +60,8 @@ _logger = logging.getLogger("penstock.gateway")
 
 RENEW_INTERVAL_S = 5.0
 TRIM_INTERVAL_S = 5.0
+LOOK_INTERVAL_S = 1.0
+SWEEP_INTERVAL_S = 60.0
 _TICK_S = 0.5
 _FLUSH_PATIENCE_S = 2.0
 _GOODBYE_S = 0.1
@@ -133,10 +137,19 @@ class Application:
         self.outbox = Outbox(data_dir, self.auth.settle, settings.max_outbox, clock)
         self.toolbox = registered_toolbox(settings, os.environ)
         self._body_pool = BodyPool(child_environment(os.environ))
+        self.store = open_store(settings, self.instance_id)
         self._lag_due: float | None = None
+        self._sweeping: asyncio.Task[int] | None = None
         self._trimmer = HeapTrimmer()
         self._housekeeping = self._make_housekeeping()
         self.requests = self._make_requests()
+        self.bodies = Bodies(
+            settings.max_body_bytes,
+            settings.max_bodies_per_caller,
+            self._body_pool,
+            ParseContext(self.directory.models(), settings.tools, self.store is not None),
+        )
+        self.background = self._make_background()
         self.parts = self._make_parts()
         self.metrics.registry.register(StateCollector(self._gauges))
         self.metrics.registry.register(WorkerMetricsCollector(self.peers))
@@ -179,6 +192,21 @@ class Application:
             clock=self._clock,
         )
 
+    def _make_background(self) -> BackgroundResponses | None:
+        store = self.store
+        if store is None:
+            return None
+        background = BackgroundResponses(
+            store,
+            self.requests,
+            lambda frame, caller: self.bodies.parse(frame, caller, CONTINUED_RESPONSES),
+            self.settings.max_background,
+            self._clock,
+        )
+        self._housekeeping.add("making background responses", LOOK_INTERVAL_S, background.look)
+        self._housekeeping.add("sweeping the store", SWEEP_INTERVAL_S, self._sweep)
+        return background
+
     def _make_parts(self) -> HttpParts:
         settings = self.settings
         return HttpParts(
@@ -188,12 +216,7 @@ class Application:
             auth=self.auth,
             directory=self.directory,
             engines=self.engines,
-            bodies=Bodies(
-                settings.max_body_bytes,
-                settings.max_bodies_per_caller,
-                self._body_pool,
-                ParseContext(self.directory.models(), settings.tools),
-            ),
+            bodies=self.bodies,
             readiness=Readiness(
                 settings.models,
                 directory=self.directory,
@@ -215,6 +238,8 @@ class Application:
             num_active=lambda: len(self.sessions),
             started_s=self._clock(),
             clock=self._clock,
+            store=self.store,
+            background=self.background,
         )
 
     def _role_server(
@@ -262,6 +287,8 @@ class Application:
         for server in self._servers:
             server.set_phase("draining")
         sessions = self.sessions
+        if self.background is not None:
+            await self.background.stop()
         _logger.info("draining: %d requests are still running", len(sessions))
         if not await _wait_for(lambda: len(sessions) == 0, timeout_s):
             _logger.warning("%d requests did not finish in time", len(sessions))
@@ -279,6 +306,10 @@ class Application:
         self._housekeeping.stop()
         if self.toolbox is not None:
             await self.toolbox.close()
+        if self.background is not None:
+            await self.background.stop()
+        if self.store is not None:
+            await self.store.close()
         await self._body_pool.close()
         for server in self._servers:
             server.say_goodbye()
@@ -298,6 +329,10 @@ class Application:
         # First of all: an auth worker that was killed may have forgotten what was granted last.
         self._renew()
         self.outbox.resend_all()
+
+    def _sweep(self) -> None:
+        if self.store is not None and (self._sweeping is None or self._sweeping.done()):
+            self._sweeping = asyncio.get_running_loop().create_task(self.store.sweep())
 
     def _renew(self) -> None:
         reports = self.sessions.lease_reports()

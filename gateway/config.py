@@ -16,6 +16,7 @@ from protocol.runtime.settings import (
     setting,
     size,
     switch,
+    text,
     whole_number,
     words,
 )
@@ -23,6 +24,7 @@ from protocol.wire.codec import MAX_MESSAGE_BYTES
 from protocol.wire.endpoints import Endpoint, bind_endpoint, is_loopback
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+STORE_SCHEMES = ("sqlite:///", "postgresql://", "postgres://")
 _MAX_BODY_BYTES = MAX_MESSAGE_BYTES // 2
 """A body travels on in one message of the wire, where escapes and the tools add to it."""
 _REQUIRE_KEYS = switch(
@@ -310,6 +312,81 @@ class GatewaySettings:
             ),
         )
     )
+    store_url: str = setting(
+        text(
+            "PENSTOCK_STORE_URL",
+            "",
+            shown_default="`responses.sqlite` in `PENSTOCK_DATA_DIR`",
+            meaning=(
+                "where responses and conversations are kept: `sqlite:///PATH`, "
+                "`postgresql://…` for gateways on several machines, or `none`"
+            ),
+        )
+    )
+    store_max_responses: int = setting(
+        whole_number(
+            "PENSTOCK_STORE_MAX_RESPONSES",
+            100_000,
+            minimum=1,
+            maximum=10**9,
+            meaning=(
+                "responses and conversations that are kept of one tenant; those used longest ago "
+                "are dropped"
+            ),
+        )
+    )
+    store_max_tenant_bytes: int = setting(
+        size(
+            "PENSTOCK_STORE_MAX_TENANT_BYTES",
+            1024**3,
+            minimum=1024,
+            meaning="their bytes, likewise",
+        )
+    )
+    store_max_bytes: int = setting(
+        size(
+            "PENSTOCK_STORE_MAX_BYTES",
+            8 * 1024**3,
+            minimum=1024,
+            meaning="bytes kept of all tenants; beyond it the largest tenant loses its oldest",
+        )
+    )
+    store_max_age_s: float = setting(
+        number(
+            "PENSTOCK_STORE_MAX_AGE_S",
+            30 * 86_400.0,
+            minimum=60,
+            maximum=10 * 366 * 86_400,
+            meaning="what was not used for so long is dropped",
+        )
+    )
+    store_max_context_bytes: int = setting(
+        size(
+            "PENSTOCK_STORE_MAX_CONTEXT_BYTES",
+            10 * 1024 * 1024,
+            minimum=1024,
+            maximum=_MAX_BODY_BYTES,
+            meaning="what one request may draw from the store; over it a 400",
+        )
+    )
+    store_max_queued: int = setting(
+        whole_number(
+            "PENSTOCK_STORE_MAX_QUEUED",
+            1000,
+            minimum=1,
+            maximum=10**6,
+            meaning="background responses of one tenant that have not ended; over it a 429",
+        )
+    )
+    max_background: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_BACKGROUND",
+            16,
+            minimum=1,
+            maximum=4096,
+            meaning="background responses that this gateway makes at a time",
+        )
+    )
     strict_fields: bool = setting(shared.STRICT_FIELDS)
     access_log: bool = setting(
         switch("PENSTOCK_ACCESS_LOG", True, meaning="a log line for every request")
@@ -341,8 +418,13 @@ class GatewaySettings:
         """What no setting can say alone: without keys only a loopback address may be served.
 
         Raises:
-            ConfigurationError: Others would be served without keys.
+            ConfigurationError: Others would be served without keys, or there is no such store.
         """
+        if self.store_url not in ("", "none") and not self.store_url.startswith(STORE_SCHEMES):
+            raise ConfigurationError(
+                "PENSTOCK_STORE_URL must be `none` or begin with one of "
+                f"{', '.join(STORE_SCHEMES)}."
+            )
         if not self.require_keys and not is_loopback(self.host):
             raise ConfigurationError(
                 f"PENSTOCK_REQUIRE_KEYS is false, but PENSTOCK_HOST {self.host} can be reached by "

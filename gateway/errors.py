@@ -3,9 +3,12 @@
 PenstockError
 ├── GatewayError                 may carry `retry_after_s` and the caller's limits
 │   ├── InvalidRequestError      400: a field is wrong; `param` names it
-│   │   └── UnsupportedFieldError    400: a documented field that is not served here
+│   │   ├── UnsupportedFieldError    400: a documented field that is not served here
+│   │   └── PreviousResponseNotFoundError    400: there is no such response to go on from
 │   ├── ForbiddenOriginError     403: Host or Origin is not on the allow-list
 │   ├── ModelNotFoundError       404: lists the models there are
+│   ├── StoredNotFoundError      404: no such response, conversation or item of this tenant
+│   ├── ConversationLockedError  409: a response is being made in the conversation
 │   ├── ToolNotFoundError        404: lists the tools of this server
 │   ├── WorkerNotFoundError      404: no worker of this name is connected
 │   ├── ToolPluginsError         500: the tools of this server can't be loaded
@@ -15,7 +18,8 @@ PenstockError
 │   ├── DeniedError              the auth worker said no: 401, 402, 403 or 429
 │   ├── OverloadedError          503: a queue, an outbox or a quota of ours is full
 │   ├── WorkerUnavailableError   503: a part that the request needs is away
-│   │   └── ShuttingDownError        503, and the connection ends with it
+│   │   ├── ShuttingDownError        503, and the connection ends with it
+│   │   └── StoreUnavailableError    503: the store of responses can't be used
 │   ├── WorkerLostError          503 (or an event in the stream): a worker died under the request
 │   ├── PoisonRequestError       500: engines die of this request
 │   ├── DeadlineExceededError    504
@@ -65,6 +69,27 @@ class UnsupportedFieldError(InvalidRequestError):
     code = ErrorCode.UNSUPPORTED_PARAMETER
 
 
+class PreviousResponseNotFoundError(InvalidRequestError):
+    """There is no such response to go on from, or none of this tenant; the same words for both.
+
+    Args:
+        response_id: As the client named it.
+        missing: What it goes on from in turn, if that is what is missing.
+    """
+
+    code = ErrorCode.PREVIOUS_RESPONSE_NOT_FOUND
+
+    def __init__(self, response_id: str, missing: str = "") -> None:
+        shown = response_id[:200]
+        message = f"Previous response with id '{shown}' not found."
+        if missing:
+            message = (
+                f"Previous response with id '{shown}' can't be continued: it goes on from"
+                f" '{missing}', which was deleted or has expired."
+            )
+        super().__init__(message, param="previous_response_id")
+
+
 class ForbiddenOriginError(GatewayError):
     """A web page, or a name that is not ours, tries to reach a server that asks for no key."""
 
@@ -81,6 +106,34 @@ class ModelNotFoundError(GatewayError):
         super().__init__(
             f"The model `{model}` does not exist here. Available models: {there_are}.",
             param="model",
+        )
+
+
+class StoredNotFoundError(GatewayError):
+    """Nothing of this id is stored, or it is another tenant's; the same words for both.
+
+    Args:
+        kind: What it would be.
+        stored_id: As the client named it.
+        param: The field that names it, where it isn't the path.
+    """
+
+    code = ErrorCode.NOT_FOUND
+
+    def __init__(self, kind: str, stored_id: str, *, param: str | None = None) -> None:
+        super().__init__(f"{kind.capitalize()} with id '{stored_id[:200]}' not found.", param=param)
+
+
+class ConversationLockedError(GatewayError):
+    """Somebody else's turn: a conversation is written by one at a time."""
+
+    code = ErrorCode.CONVERSATION_LOCKED
+
+    def __init__(self, conversation_id: str) -> None:
+        super().__init__(
+            f"A response is being made in the conversation '{conversation_id[:200]}'; please try"
+            " again when it has ended.",
+            param="conversation",
         )
 
 
@@ -187,6 +240,10 @@ class ShuttingDownError(WorkerUnavailableError):
 
     def __init__(self) -> None:
         super().__init__("This server is shutting down; please try again.")
+
+
+class StoreUnavailableError(WorkerUnavailableError):
+    """The store of responses can't be used at the moment, or there is none."""
 
 
 class WorkerLostError(GatewayError):

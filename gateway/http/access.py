@@ -307,6 +307,24 @@ def _bearer(authorization: str) -> str:
     return credentials.strip() if scheme.lower() == "bearer" else authorization
 
 
+async def tenant_of(request: Request, path: str) -> str:
+    """Whose things a request may see; asked of the auth worker unless it was a moment ago.
+
+    Args:
+        request: Of the caller.
+        path: The template of its route.
+
+    Raises:
+        DeniedError: Nobody who may use this.
+        WorkerUnavailableError: Nobody answers, so nobody gets in.
+    """
+    granted: Granted | None = getattr(request.state, "granted", None)
+    if granted is not None:
+        return granted.tenant
+    known = parts_of(request).identities.find(caller_of(request).key_digest, scope_of(path))
+    return (await _identify(request, path)).tenant if known is None else known.tenant
+
+
 async def parsed_body(request: Request, kind: BodyKind[ResultT]) -> ResultT:
     """What the body of a request says; parsing ends when its client leaves.
 
@@ -315,13 +333,19 @@ async def parsed_body(request: Request, kind: BodyKind[ResultT]) -> ResultT:
         ClientDisconnectedError: The client disconnected.
         GatewayError: It is too large, or too much is under way.
     """
+    return (await body_and_parsed(request, kind))[1]
+
+
+async def body_and_parsed(request: Request, kind: BodyKind[ResultT]) -> tuple[bytes, ResultT]:
+    """The same, with the body itself, for a route that has to parse it again."""
     with parts_of(request).bodies.place(caller_of(request).name) as place:
-        return await _parsed(request, place, kind)
+        body = await _read(request, place)
+        return body, await parsed(request, body, kind)
 
 
-async def _parsed(request: Request, place: BodyPlace, kind: BodyKind[ResultT]) -> ResultT:
-    body = await _read(request, place)
-    parsing = parts_of(request).bodies.parse(body, place.caller, kind)
+async def parsed(request: Request, body: bytes, kind: BodyKind[ResultT]) -> ResultT:
+    """What bytes say; as `parsed_body` does it with a request's own body, which has been read."""
+    parsing = parts_of(request).bodies.parse(body, caller_of(request).name, kind)
     if len(body) < OFF_LOOP_BYTES:
         return await parsing
     task = asyncio.get_running_loop().create_task(parsing)

@@ -41,6 +41,28 @@ class AnswerShape(Protocol):
         """For a stream, likewise."""
         ...
 
+    async def keep(self, request: Request) -> None:
+        """The answer is there, and about to be told: store what is to be stored of it.
+
+        Raises:
+            GatewayError: It can't be, and the client must know.
+        """
+        ...
+
+    def close(self) -> None:
+        """It is over, with or without an answer; idempotent."""
+        ...
+
+
+class UnstoredShape:
+    """A base for the shapes of APIs that keep nothing of their answers."""
+
+    async def keep(self, request: Request) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 class AskedGeneration(Protocol):
     """What a body asks for, of whichever API."""
@@ -78,6 +100,7 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
         headers.update(warning_headers(request.warnings))
         if not job.options.is_streaming:
             content = await collect_answer(work, shape.collector(request, work))
+            await shape.keep(request)
             headers.update(unenforced_headers(work.unenforced))
             return Response(content, media_type="application/json", headers=headers)
         # Until the first output a failure still gets a status of its own.
@@ -90,6 +113,7 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
             record=record,
             first=first,
             renderer=shape.renderer(request, work),
+            keeper=shape,
             ping_interval_s=parts.settings.ping_interval_s,
             stop_watching=stop,
             headers=headers,
@@ -100,6 +124,7 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
         if not is_handed_on:
             stop()
             request.end("aborted")
+            shape.close()
             note(record, request)
 
 
@@ -117,6 +142,19 @@ class CountedTokens:
     limits: LimitState
 
 
+def check_model(http_request: HttpRequest, model: str | None) -> str:
+    """A model that is served, now or sooner or later.
+
+    Raises:
+        ModelNotFoundError: It is none.
+    """
+    parts = parts_of(http_request)
+    models = {*parts.directory.models(), *parts.settings.models}
+    if model is None or model not in models:
+        raise ModelNotFoundError(model or "", tuple(sorted(models)))
+    return model
+
+
 async def count_tokens(
     http_request: HttpRequest, endpoint: str, body: TokenizeBody
 ) -> CountedTokens:
@@ -128,12 +166,10 @@ async def count_tokens(
     """
     parts = parts_of(http_request)
     headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
-    models = parts.directory.models()
-    if body.model is None or body.model not in models:
-        raise ModelNotFoundError(body.model or "", tuple(sorted(models)))
+    model = check_model(http_request, body.model)
     question = Question(
         endpoint=endpoint,
-        model=body.model,
+        model=model,
         message=body.message,
         answer_kind=Prepared,
         check=_every_engine_counts,

@@ -19,6 +19,7 @@ from gateway.http.parts import HttpParts
 from gateway.http.routes import (
     admin,
     audit,
+    conversations,
     docs,
     embeddings,
     generate,
@@ -48,8 +49,8 @@ def build_api(parts: HttpParts) -> FastAPI:
     app.state.parts = parts
     app.state.methods = []
     for module in (
-        *(generate, responses, messages, embeddings, tokenize, models, tools, health),
-        *(usage, admin, resources, audit, profile, workers, docs),
+        *(generate, responses, conversations, messages, embeddings, tokenize, models, tools),
+        *(health, usage, admin, resources, audit, profile, workers, docs),
     ):
         for route in module.router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.

@@ -9,7 +9,15 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
-from gateway.http.openresponses.schemas import InputTokensRequest, ResponsesRequest
+from gateway.http.openresponses.schemas import (
+    CompactRequest,
+    ConversationItemsRequest,
+    ConversationRequest,
+    ConversationUpdateRequest,
+    InputTokensRequest,
+    ResponsesRequest,
+)
+from gateway.http.query import DEFAULT_ITEMS_PAGE, MAX_ITEMS_PAGE
 from gateway.http.route_rules import ROUTE_RULES, Access
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
@@ -40,6 +48,10 @@ _BODIES: tuple[type[BaseModel], ...] = (
     CompletionRequest,
     ResponsesRequest,
     InputTokensRequest,
+    CompactRequest,
+    ConversationRequest,
+    ConversationUpdateRequest,
+    ConversationItemsRequest,
     MessagesRequest,
     CountTokensRequest,
     TokenizeRequest,
@@ -81,6 +93,15 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "/v1/completions": {"model": "demo", "prompt": "A penstock is", "max_tokens": 16},
     "/v1/responses": {"model": "demo", "input": "What is a penstock?"},
     "/v1/responses/input_tokens": {"model": "demo", "input": "What is a penstock?"},
+    "/v1/responses/compact": {"model": "demo", "input": "What is a penstock?"},
+    "/v1/conversations": {
+        "items": [{"role": "user", "content": "What is a penstock?"}],
+        "metadata": {"topic": "water"},
+    },
+    "/v1/conversations/{conversation_id}": {"metadata": {"topic": "power"}},
+    "/v1/conversations/{conversation_id}/items": {
+        "items": [{"role": "user", "content": "And what is a sluice?"}]
+    },
     "/v1/messages": {
         "model": "demo",
         "max_tokens": 64,
@@ -141,6 +162,7 @@ _MEDIA_TYPES: Final[dict[str, tuple[str, ...]]] = {
     "/v1/chat/completions": ("application/json", "text/event-stream"),
     "/v1/completions": ("application/json", "text/event-stream"),
     "/v1/responses": ("application/json", "text/event-stream"),
+    "/v1/responses/{response_id}": ("application/json", "text/event-stream"),
     "/v1/messages": ("application/json", "text/event-stream"),
     "/metrics": ("text/plain", "application/json"),
 }
@@ -190,6 +212,20 @@ _OF_LIMITS: Final = [
     _text("holder", "Only those of such holders.", get_args(LimitHolder)),
     _text("holder_id", "Only those of this key, user or team."),
 ]
+_ITEMS_PAGE: Final[list[dict[str, Any]]] = [
+    {
+        "name": "limit",
+        "in": "query",
+        "schema": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": MAX_ITEMS_PAGE,
+            "default": DEFAULT_ITEMS_PAGE,
+        },
+    },
+    _AFTER,
+    _text("order", "Newest (the default) or oldest first.", ("desc", "asc")),
+]
 _QUERIES: Final[dict[str, list[dict[str, Any]]]] = {
     "/v1/admin/keys": [
         _LIMIT,
@@ -216,6 +252,12 @@ _QUERIES: Final[dict[str, list[dict[str, Any]]]] = {
     "/v1/admin/limits": _OF_LIMITS,
     "/v1/admin/budgets": _OF_LIMITS,
     "/v1/admin/prices": [_LIMIT, _AFTER],
+    "/v1/responses/{response_id}": [
+        _text("stream", "`true` tells the response as events.", ("true", "false")),
+        _number("starting_after", "The sequence number of the last event that is known."),
+    ],
+    "/v1/responses/{response_id}/input_items": _ITEMS_PAGE,
+    "/v1/conversations/{conversation_id}/items": _ITEMS_PAGE,
     "/v1/admin/audit-logs": [
         _LIMIT,
         _number("after", "`last_id` of the page before."),
@@ -288,7 +330,9 @@ def describe(app: FastAPI, *, requires_keys: bool, is_local: bool) -> dict[str, 
             elif access is Access.ADMIN:
                 operation["security"] = _KEY
     for path, parameters in _QUERIES.items():
-        document["paths"][path]["get"]["parameters"] = parameters
+        operation = document["paths"][path]["get"]
+        of_path = [one for one in operation.get("parameters", ()) if one["in"] == "path"]
+        operation["parameters"] = [*of_path, *parameters]
     return document
 
 

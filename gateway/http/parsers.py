@@ -17,11 +17,34 @@ from gateway.http.anthropic.convert import count_question, messages_job
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
 from gateway.http.anthropic.schemas import parse as parse_messages
 from gateway.http.convert import NEUTRAL_DEFAULTS, chat_job, completion_job, tokenize_question
-from gateway.http.openresponses.convert import ResponsesBody, responses_body
+from gateway.http.openresponses.convert import (
+    AskedResponse,
+    CompactBody,
+    Refs,
+    asked_response,
+    check_store,
+    compact_body,
+    conversation_items,
+    refs_of,
+)
 from gateway.http.openresponses.convert import count_question as count_input_question
-from gateway.http.openresponses.schemas import InputTokensRequest, ResponsesRequest
+from gateway.http.openresponses.schemas import (
+    CompactRequest,
+    ConversationItemsRequest,
+    ConversationRequest,
+    ConversationUpdateRequest,
+    InputTokensRequest,
+    ResponsesRequest,
+)
 from gateway.http.openresponses.schemas import parse as parse_responses
-from gateway.http.schemas.body import dump_json, load_json_object, unknown_keys, validate
+from gateway.http.openresponses.stored_items import Context
+from gateway.http.schemas.body import (
+    RequestModel,
+    dump_json,
+    load_json_object,
+    unknown_keys,
+    validate,
+)
 from gateway.http.schemas.chat import parse_chat_body
 from gateway.http.schemas.completion import parse_completion_body
 from gateway.http.schemas.embedding import EncodingFormat, parse_embedding_body
@@ -44,10 +67,12 @@ class ParseContext:
     Attributes:
         offers: What the engines of each model serve; in the gateway it follows them.
         has_tools: Whether tool calling is on.
+        has_store: Whether responses are stored.
     """
 
     offers: Mapping[str, EngineOffer]
     has_tools: bool = True
+    has_store: bool = False
 
     def defaults(self, model: str) -> SamplingDefaults:
         """What a model recommends; neutral for one that nobody serves."""
@@ -112,6 +137,33 @@ class TokenizeBody:
 
 
 @dataclass(frozen=True, slots=True)
+class InputTokensBody:
+    """Of /v1/responses/input_tokens.
+
+    Attributes:
+        refs: What of the store it names.
+        body: None as long as that has to be read.
+    """
+
+    refs: Refs
+    body: TokenizeBody | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationBody:
+    """Of the routes of conversations.
+
+    Attributes:
+        items_json: Whole items, a JSON array.
+        metadata_json: A JSON object.
+    """
+
+    items_json: str
+    metadata_json: str
+    ignored: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class DetokenizeBody:
     """Of /detokenize."""
 
@@ -171,18 +223,89 @@ def _count_tokens(body: bytes, _context: ParseContext) -> TokenizeBody:
     return TokenizeBody(request.model, question, False, ignored + left_out)
 
 
-def _responses(body: bytes, context: ParseContext) -> ResponsesBody:
+def _responses(body: bytes, context: ParseContext) -> AskedResponse:
+    return _asked(body, None, context)
+
+
+def _continued_responses(frame: bytes, context: ParseContext) -> AskedResponse:
+    found = Context.of_frame(frame)
+    return _asked(found.body, found, context)
+
+
+def _asked(body: bytes, found: Context | None, context: ParseContext) -> AskedResponse:
     request, ignored = parse_responses(ResponsesRequest, body)
-    found = responses_body(request, ignored, context.defaults(request.model))
-    if found.job.tools_json is not None and not context.has_tools:
+    defaults = context.defaults(request.model)
+    asked = asked_response(request, ignored, defaults, found, has_store=context.has_store)
+    job = None if asked.body is None else asked.body.job
+    if job is not None and job.tools_json is not None and not context.has_tools:
         raise UnsupportedFieldError("Tool calling is switched off on this server.", param="tools")
-    return found
+    return asked
 
 
-def _input_tokens(body: bytes, _context: ParseContext) -> TokenizeBody:
+def _input_tokens(body: bytes, context: ParseContext) -> InputTokensBody:
+    return _counted(body, None, context)
+
+
+def _continued_input_tokens(frame: bytes, context: ParseContext) -> InputTokensBody:
+    found = Context.of_frame(frame)
+    return _counted(found.body, found, context)
+
+
+def _counted(body: bytes, found: Context | None, context: ParseContext) -> InputTokensBody:
     request, ignored = parse_responses(InputTokensRequest, body)
-    question, left_out = count_input_question(request)
-    return TokenizeBody(request.model, question, False, ignored + left_out)
+    refs = refs_of(request, found, has_store=context.has_store)
+    check_store(refs, has_store=context.has_store)
+    if found is None and not refs.is_empty:
+        return InputTokensBody(refs, None)
+    question, left_out = count_input_question(request, found)
+    return InputTokensBody(refs, TokenizeBody(request.model, question, False, ignored + left_out))
+
+
+def _compact(body: bytes, context: ParseContext) -> CompactBody:
+    return _compacted(body, None, context)
+
+
+def _continued_compact(frame: bytes, context: ParseContext) -> CompactBody:
+    found = Context.of_frame(frame)
+    return _compacted(found.body, found, context)
+
+
+def _compacted(body: bytes, found: Context | None, context: ParseContext) -> CompactBody:
+    request, ignored = parse_responses(CompactRequest, body)
+    defaults = context.defaults(request.model)
+    return compact_body(request, ignored, defaults, found, has_store=context.has_store)
+
+
+def _conversation(body: bytes, _context: ParseContext) -> ConversationBody:
+    value = load_json_object(body)
+    request = validate(ConversationRequest, value)
+    return _conversation_body(request.items or [], request.metadata, value, ConversationRequest)
+
+
+def _conversation_update(body: bytes, _context: ParseContext) -> ConversationBody:
+    value = load_json_object(body)
+    request = validate(ConversationUpdateRequest, value)
+    return _conversation_body([], request.metadata, value, ConversationUpdateRequest)
+
+
+def _conversation_items(body: bytes, _context: ParseContext) -> ConversationBody:
+    value = load_json_object(body)
+    request = validate(ConversationItemsRequest, value)
+    if not request.items:
+        raise InvalidRequestError("Invalid `items`: 1 item or more is expected.", param="items")
+    return _conversation_body(request.items, None, value, ConversationItemsRequest)
+
+
+def _conversation_body(
+    items: list[dict[str, Any]],
+    metadata: dict[str, str] | None,
+    value: dict[str, Any],
+    model: type[RequestModel],
+) -> ConversationBody:
+    whole = conversation_items(items)
+    ignored = unknown_keys(value, model.known_fields)
+    labels = dump_json(metadata or {}, "metadata")
+    return ConversationBody(dump_json(whole, "items"), labels, ignored)
 
 
 def _completion(body: bytes, context: ParseContext) -> GenerationBody:
@@ -296,8 +419,17 @@ CHAT: Final = BodyKind("chat", _chat, GenerationBody)
 COMPLETION: Final = BodyKind("completion", _completion, GenerationBody)
 MESSAGES: Final = BodyKind("messages", _messages, GenerationBody)
 COUNT_TOKENS: Final = BodyKind("count_tokens", _count_tokens, TokenizeBody)
-RESPONSES: Final = BodyKind("responses", _responses, ResponsesBody)
-INPUT_TOKENS: Final = BodyKind("input_tokens", _input_tokens, TokenizeBody)
+RESPONSES: Final = BodyKind("responses", _responses, AskedResponse)
+CONTINUED_RESPONSES: Final = BodyKind("continued_responses", _continued_responses, AskedResponse)
+INPUT_TOKENS: Final = BodyKind("input_tokens", _input_tokens, InputTokensBody)
+CONTINUED_INPUT_TOKENS: Final = BodyKind(
+    "continued_input_tokens", _continued_input_tokens, InputTokensBody
+)
+COMPACT: Final = BodyKind("compact", _compact, CompactBody)
+CONTINUED_COMPACT: Final = BodyKind("continued_compact", _continued_compact, CompactBody)
+CONVERSATION: Final = BodyKind("conversation", _conversation, ConversationBody)
+CONVERSATION_UPDATE: Final = BodyKind("conversation_update", _conversation_update, ConversationBody)
+CONVERSATION_ITEMS: Final = BodyKind("conversation_items", _conversation_items, ConversationBody)
 EMBEDDING: Final = BodyKind("embedding", _embedding, EmbeddingBody)
 TOKENIZE: Final = BodyKind("tokenize", _tokenize, TokenizeBody)
 DETOKENIZE: Final = BodyKind("detokenize", _detokenize, DetokenizeBody)
@@ -307,7 +439,9 @@ EXECUTE: Final = BodyKind("execute", _execute, ExecuteBody)
 KINDS: Final[Mapping[str, BodyKind[Any]]] = {
     kind.name: kind
     for kind in (
-        *(CHAT, COMPLETION, MESSAGES, COUNT_TOKENS, RESPONSES, INPUT_TOKENS, EMBEDDING),
+        *(CHAT, COMPLETION, MESSAGES, COUNT_TOKENS, EMBEDDING),
+        *(RESPONSES, CONTINUED_RESPONSES, INPUT_TOKENS, CONTINUED_INPUT_TOKENS),
+        *(COMPACT, CONTINUED_COMPACT, CONVERSATION, CONVERSATION_UPDATE, CONVERSATION_ITEMS),
         *(TOKENIZE, DETOKENIZE, PARSE, EXECUTE),
     )
 }

@@ -8,12 +8,14 @@ from typing import Any, cast
 from fastapi import Request
 
 from gateway.config import GatewaySettings
+from gateway.http.background_responses import BackgroundResponses
 from gateway.http.bodies import Bodies
 from gateway.http.host_guard import HostGuard
 from gateway.http.readiness import Readiness
 from gateway.request.factory import RequestFactory
 from gateway.request.identity import IdentityTable
 from gateway.request.replays import ReplayTable
+from gateway.storage.store import Store
 from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.worker_records import WorkerRecords
@@ -46,6 +48,8 @@ class HttpParts:
         num_active: Requests under way.
         started_s: When this gateway was made, on `clock`.
         clock: Monotonic seconds.
+        store: Keeps responses; None where nothing is stored.
+        background: Makes those that outlive their requests; None without a store.
         wall_clock: Unix seconds.
     """
 
@@ -68,6 +72,8 @@ class HttpParts:
     num_active: Callable[[], int]
     started_s: float
     clock: Callable[[], float] = time.monotonic
+    store: Store | None = None
+    background: BackgroundResponses | None = None
     wall_clock: Callable[[], float] = time.time
 
 

@@ -1,13 +1,17 @@
 """What stands in the query of a request, checked."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from fastapi import Request
 
-from gateway.errors import InvalidRequestError
+from gateway.errors import InvalidRequestError, StoredNotFoundError
+from gateway.storage.records import is_id
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
+DEFAULT_ITEMS_PAGE = 20
+MAX_ITEMS_PAGE = 100
 _MAX_TEXT_CHARS = 200
 _MAX_DIGITS = 15
 
@@ -56,4 +60,43 @@ def query_text(request: Request, name: str, *, one_of: Sequence[str] = ()) -> st
         )
     if text and one_of and text not in one_of:
         raise InvalidRequestError(f"`{name}` must be one of {', '.join(one_of)}.", param=name)
+    return text
+
+
+class ListQuery(NamedTuple):
+    """Which page of a list of OpenAI's is wanted.
+
+    Attributes:
+        after: The id of the last item of the page before; empty for the first page.
+    """
+
+    after: str
+    limit: int
+    is_ascending: bool
+
+
+def list_query(request: Request) -> ListQuery:
+    """`after`, `limit` from 1 to 100, and `order`.
+
+    Raises:
+        InvalidRequestError: One of them is wrong.
+    """
+    limit = query_number(request, "limit")
+    if limit is not None and not 1 <= limit <= MAX_ITEMS_PAGE:
+        raise InvalidRequestError(f"`limit` must be from 1 to {MAX_ITEMS_PAGE}.", param="limit")
+    return ListQuery(
+        query_text(request, "after"),
+        DEFAULT_ITEMS_PAGE if limit is None else limit,
+        query_text(request, "order", one_of=("asc", "desc")) == "asc",
+    )
+
+
+def id_of_path(kind: str, text: str) -> str:
+    """An id in the path, which names nothing if it can't be one.
+
+    Raises:
+        StoredNotFoundError: It can't.
+    """
+    if not is_id(text):
+        raise StoredNotFoundError(kind, text)
     return text

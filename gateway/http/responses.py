@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
@@ -61,6 +62,18 @@ async def collect_answer(work: GenerationWork, collector: AnswerCollector) -> by
     return collector.body(work.usage())
 
 
+class Keeper(Protocol):
+    """Whoever stores what is told."""
+
+    async def keep(self, request: Request) -> None:
+        """The answer is there, and about to be told."""
+        ...
+
+    def close(self) -> None:
+        """It is over."""
+        ...
+
+
 class EventStreamResponse(Response):
     """Server-sent events of one generation.
 
@@ -73,6 +86,7 @@ class EventStreamResponse(Response):
         record: Its line of the access log.
         first: What happened already, so that earlier failures could get a status of their own.
         renderer: Makes the bytes.
+        keeper: Stores the answer before its end is told.
         ping_interval_s: Silence before a comment.
         stop_watching: Ends the watch for the client that leaves.
         headers: More headers.
@@ -88,6 +102,7 @@ class EventStreamResponse(Response):
         record: AccessRecord,
         first: list[GenerationEvent] | None,
         renderer: StreamRenderer,
+        keeper: Keeper,
         ping_interval_s: float,
         stop_watching: Callable[[], None],
         headers: Mapping[str, str],
@@ -106,6 +121,7 @@ class EventStreamResponse(Response):
         self._record = record
         self._first = first
         self._renderer = renderer
+        self._keeper = keeper
         self._ping_interval_s = ping_interval_s
         self._stop_watching = stop_watching
 
@@ -125,6 +141,7 @@ class EventStreamResponse(Response):
         finally:
             self._stop_watching()
             self._request.end("aborted")
+            self._keeper.close()
             note(self._record, self._request)
 
     async def _send_events(self, send: Send) -> None:
@@ -136,6 +153,7 @@ class EventStreamResponse(Response):
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
                 events = await work.next_events(self._ping_interval_s)
             last = renderer.finish(work.usage())
+            await self._keeper.keep(self._request)
         except ClientDisconnectedError:
             raise
         except GatewayError as error:

@@ -19,6 +19,7 @@ from gateway.request.launcher import EnginePool
 from gateway.request.questions import AnswerT, Question, QuestionT, QuestionWork
 from gateway.request.request import Request
 from gateway.request.sessions import SessionTable
+from gateway.request.takes import Takes
 from gateway.request.text_parse import ParseWork
 from gateway.request.tool_call import ToolWork
 from gateway.request.work import Work
@@ -88,9 +89,9 @@ class RequestFactory:
         self.is_draining = False
 
     def generation(
-        self, job: GenerationJob, caller: Caller, request_id: str
+        self, job: GenerationJob, caller: Caller, request_id: str, takes: Takes | None = None
     ) -> tuple[Request, GenerationWork]:
-        """Chat or a completion."""
+        """Chat or a completion; with `takes` one that may be made several times."""
         work = GenerationWork(
             job,
             pool=self._pool,
@@ -101,7 +102,7 @@ class RequestFactory:
             max_answer_bytes=self._rules.max_answer_bytes,
             clock=self._clock,
         )
-        return self._request(work, caller, request_id), work
+        return self._request(work, caller, request_id, takes), work
 
     def question(
         self, question: Question[QuestionT, AnswerT], caller: Caller, request_id: str
@@ -135,7 +136,9 @@ class RequestFactory:
         work = ToolWork(endpoint, toolbox, name, arguments_json)
         return self._request(work, caller, request_id), work
 
-    def _request(self, work: Work, caller: Caller, request_id: str) -> Request:
+    def _request(
+        self, work: Work, caller: Caller, request_id: str, takes: Takes | None = None
+    ) -> Request:
         return Request(
             work,
             request_id=request_id,
@@ -149,6 +152,7 @@ class RequestFactory:
             too_late=self._too_late,
             timeout_s=self._rules.timeout_s,
             clock=self._clock,
+            takes=takes,
         )
 
     def _check_open(self) -> None:

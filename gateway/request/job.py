@@ -13,6 +13,7 @@ CHAT_ENDPOINT = "/v1/chat/completions"
 COMPLETION_ENDPOINT = "/v1/completions"
 MESSAGES_ENDPOINT = "/v1/messages"
 RESPONSES_ENDPOINT = "/v1/responses"
+COMPACT_ENDPOINT = "/v1/responses/compact"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class GenerationJob:
             least one token, which nobody sees or pays.
         options: What the answer shows beside text.
         end_user: For whom it is, as the body says; empty when it doesn't.
+        take: Names this attempt at it to the engines, where an earlier one may have died with its
+            gateway: ids at engines are used once.
     """
 
     endpoint: str
@@ -58,6 +61,7 @@ class GenerationJob:
     discards_output: bool = False
     options: AnswerOptions = PLAIN_ANSWER
     end_user: str = ""
+    take: str = ""
 
     @property
     def num_choices(self) -> int:

@@ -147,21 +147,43 @@ class RequestLease:
         )
 
     def settle(
-        self, outbox: Outbox, usage: Usage, outcome: Outcome, *, is_unused: bool = False
+        self,
+        outbox: Outbox,
+        usage: Usage,
+        outcome: Outcome,
+        *,
+        is_unused: bool = False,
+        earlier: tuple[str, ...] = (),
     ) -> None:
-        """Book what was really used, and give the rest back."""
-        if self.lease_id:
-            outbox.put(
-                bridge.settle(
-                    self.lease_id,
-                    self._request_id,
-                    usage,
-                    outcome,
-                    is_unused=is_unused,
-                    endpoint=self._endpoint,
-                    end_user=self._end_user,
-                )
-            )
+        """Book what was really used, and give the rest back.
+
+        Args:
+            outbox: Keeps the settlement.
+            usage: What was used.
+            outcome: How the request ended.
+            is_unused: Take the grant back as if it had never been.
+            earlier: Leases of earlier attempts at the same request: it is booked on the first one,
+                and the others are taken back.
+        """
+        if not self.lease_id:
+            return
+        booked_on, *others = (*earlier, self.lease_id)
+        outbox.put(self._settlement(booked_on, usage, outcome, is_unused=is_unused))
+        for lease_id in others:
+            outbox.put(self._settlement(lease_id, Usage(), "aborted", is_unused=True))
+
+    def _settlement(
+        self, lease_id: str, usage: Usage, outcome: Outcome, *, is_unused: bool
+    ) -> Settle:
+        return bridge.settle(
+            lease_id,
+            self._request_id,
+            usage,
+            outcome,
+            is_unused=is_unused,
+            endpoint=self._endpoint,
+            end_user=self._end_user,
+        )
 
 
 def _pause_s(error: GatewayError) -> float:

@@ -24,6 +24,7 @@ from gateway.request.caller import Caller
 from gateway.request.identity import Identity, IdentityTable
 from gateway.request.lease import RequestLease
 from gateway.request.sessions import SessionTable
+from gateway.request.takes import Takes
 from gateway.request.work import SimpleWork, Work
 from gateway.request.work_bound import Admitted
 from gateway.workers.auth import AuthLink
@@ -95,6 +96,7 @@ class Request:
         too_late: Makes the error of a request whose time ran out, from its model.
         timeout_s: How long it may take.
         clock: Monotonic seconds.
+        takes: Of a request that may be made several times.
 
     Attributes:
         state: Where it is in its life.
@@ -116,6 +118,7 @@ class Request:
         too_late: Callable[[str], GatewayError],
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
+        takes: Takes | None = None,
     ) -> None:
         self.work = work
         self.request_id = request_id
@@ -139,6 +142,8 @@ class Request:
         self._outcome: Outcome | None = None
         self._error: GatewayError | None = None
         self._is_ours = True
+        self._takes = takes
+        self._is_put_off = False
         self._usage: Usage | None = None
         self._is_released = False
         work.attach(self)
@@ -234,6 +239,8 @@ class Request:
             return
         self._outcome, self._error = outcome, error
         self._is_ours = _is_ours(error)
+        if self._takes is not None and error is not None:
+            self._is_put_off = self._takes.is_put_off(error)
         self.state = State.ENDING
         if self._timer is not None:
             self._timer.cancel()
@@ -267,10 +274,18 @@ class Request:
         self._sessions.discard(self)
         usage = self._usage = self.work.usage()
         is_unused = self._outcome != "finished" and not self.work.has_begun and self._is_ours
-        self.lease.settle(self._outbox, usage, self._outcome, is_unused=is_unused)
+        if not self._is_put_off:
+            earlier = () if self._takes is None else self._takes.earlier
+            self.lease.settle(
+                self._outbox, usage, self._outcome, is_unused=is_unused, earlier=earlier
+            )
         self.work.observe(self._outcome, self._clock() - self._arrived_at)
         if self._is_released:
             self.work = _DONE
+
+    def take_back(self) -> None:
+        """Nothing was computed of a request that was put off, so it uses no lease."""
+        self.lease.settle(self._outbox, Usage(), "aborted", is_unused=True)
 
     def lease_report(self) -> LeaseReport | None:
         """What the lease has used so far, for the auth worker; None before it has one."""
@@ -279,6 +294,8 @@ class Request:
     async def _start(self) -> None:
         self._check_open()
         granted = await self._reserve()
+        if self._takes is not None:
+            await self._takes.on_lease(granted.lease_id)
         self.work.check()
         corrected = await self.work.prepare(
             Admitted(

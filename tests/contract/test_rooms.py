@@ -29,6 +29,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "gateway.telemetry",
         "gateway.tools",
         "gateway.ledger",
+        "gateway.storage",
         "gateway.dispatch",
         "gateway.workers",
         "gateway.request",

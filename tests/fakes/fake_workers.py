@@ -363,6 +363,7 @@ class FakeAuth(FakeWorker[AuthCommand]):
         self.offer = AuthOffer(epoch=1, allow_anonymous=allow_anonymous)
         self.denial: ErrorCode | None = None
         self.good_keys: tuple[str, ...] | None = None
+        self.tenants: dict[str, str] = {}
         self.adjust_denial: ErrorCode | None = None
         self.retry_after_s: float | None = None
         self.limits = LimitState()
@@ -403,11 +404,14 @@ class FakeAuth(FakeWorker[AuthCommand]):
             self.send(self._denied(command.request_id, code))
             return
         metered = command.completion_tokens > 0
+        before = [one for one in self.of(Authorize) if one.request_id == command.request_id]
+        again = f"-{len(before)}" if before else ""
+        tenants = {key_digest(key): tenant for key, tenant in self.tenants.items()}
         self.send(
             Granted(
                 request_id=command.request_id,
-                lease_id=f"lease-{command.request_id}" if metered else "",
-                tenant="local",
+                lease_id=f"lease-{command.request_id}{again}" if metered else "",
+                tenant=tenants.get(command.key_digest or b"", "local"),
                 key_id="key-1",
                 role=command.required_role,
                 limits=self.limits,

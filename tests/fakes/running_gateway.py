@@ -146,6 +146,12 @@ def events_of(text: str) -> list[Any]:
     return [line if line == "[DONE]" else orjson.loads(line) for line in lines]
 
 
+def named_events_of(text: str) -> list[Any]:
+    """The same of a stream whose events have names, as those of Responses."""
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data:")]
+    return [line if line == "[DONE]" else orjson.loads(line) for line in lines]
+
+
 def stream_text(events: list[Any], choice: int = 0) -> str:
     """The content of one choice of a chat stream."""
     return "".join(

@@ -11,7 +11,14 @@ from gateway.http.access import GuardedRoute
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
 from gateway.http.app import build_api
 from gateway.http.openapi import EXAMPLES
-from gateway.http.openresponses.schemas import InputTokensRequest, ResponsesRequest
+from gateway.http.openresponses.schemas import (
+    CompactRequest,
+    ConversationItemsRequest,
+    ConversationRequest,
+    ConversationUpdateRequest,
+    InputTokensRequest,
+    ResponsesRequest,
+)
 from gateway.http.schemas.body import validate
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
@@ -172,6 +179,10 @@ async def test_the_document_says_what_routes_answer_and_who_needs_a_key(socket_d
         ("/v1/completions", CompletionRequest),
         ("/v1/responses", ResponsesRequest),
         ("/v1/responses/input_tokens", InputTokensRequest),
+        ("/v1/responses/compact", CompactRequest),
+        ("/v1/conversations", ConversationRequest),
+        ("/v1/conversations/{conversation_id}", ConversationUpdateRequest),
+        ("/v1/conversations/{conversation_id}/items", ConversationItemsRequest),
         ("/v1/messages", MessagesRequest),
         ("/v1/messages/count_tokens", CountTokensRequest),
         ("/v1/embeddings", EmbeddingRequest),
@@ -188,7 +199,7 @@ async def test_the_document_says_what_routes_answer_and_who_needs_a_key(socket_d
     ],
 )
 def test_every_example_of_the_document_is_a_good_body(path: str, model: type[BaseModel]) -> None:
-    assert len(EXAMPLES) == 17
+    assert len(EXAMPLES) == 21
     validate(model, EXAMPLES[path])  # type: ignore[type-var]  # each is a RequestModel
 
 
@@ -201,6 +212,7 @@ async def test_every_route_with_a_body_has_an_example(socket_dir: Path) -> None:
             if isinstance(route, GuardedRoute) and {"POST", "PATCH"} & set(route.methods or ())
         }
         without = {f"/v1/admin/keys/{{key_id}}/{action}" for action in ("suspend", "reactivate")}
+        without.add("/v1/responses/{response_id}/cancel")
         assert with_body - without == set(EXAMPLES)
 
 

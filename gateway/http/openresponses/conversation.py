@@ -14,11 +14,11 @@ _MEDIA_PARTS: Final = frozenset(("input_image", "input_file", "input_audio"))
 _ROLES: Final = ("user", "assistant", "system", "developer")
 _JOINT: Final = "__"
 """Between the name of a namespace and that of its tool, as the model sees them."""
-_STORED: Final = "nothing is stored; send the item itself"
+SUMMARY: Final = "Summary of the conversation so far:\n"
+"""What a compacted beginning is to the model, before its text."""
 _REFUSED_ITEMS: Final[dict[str, str]] = {
-    "item_reference": _STORED,
-    "compaction": "contexts are not compacted",
-    "compaction_trigger": "contexts are not compacted",
+    "item_reference": "nothing is stored here; send the item itself",
+    "compaction_trigger": "use /v1/responses/compact",
     "configuration_update": "it has no effect here",
 }
 _REASONED: Final = {"role", "reasoning_content"}
@@ -118,8 +118,23 @@ def chat_tool_choice(choice: str | Item | None) -> Any:
     )
 
 
-def chat_messages(instructions: str | None, items: str | list[Item], tools: Tools) -> list[Item]:
+def chat_messages(
+    instructions: str | None,
+    items: str | list[Item],
+    tools: Tools,
+    *,
+    num_before: int = 0,
+    calls_may_be_elsewhere: bool = False,
+) -> list[Item]:
     """The messages of a chat.
+
+    Args:
+        instructions: They come first.
+        items: All that is read.
+        tools: Of the request.
+        num_before: Of the items, so many come from the store; the request's own are counted from
+            there.
+        calls_may_be_elsewhere: Whether an output may belong to a call that isn't here.
 
     Raises:
         InvalidRequestError: Naming the item that is wrong, or not served.
@@ -131,7 +146,8 @@ def chat_messages(instructions: str | None, items: str | list[Item], tools: Tool
         return [*found, {"role": "user", "content": items}]
     calls: set[str] = set()
     for index, item in enumerate(items):
-        path = f"input[{index}]"
+        own = index - num_before
+        path = f"input[{own}]" if own >= 0 else f"context[{index}]"
         kind = item.get("type", "message")
         if kind == "message":
             _add_message(found, _message(item, path))
@@ -143,10 +159,13 @@ def chat_messages(instructions: str | None, items: str | list[Item], tools: Tool
             _turn(found).setdefault("tool_calls", []).append(call)
         elif kind in ("function_call_output", "custom_tool_call_output"):
             call_id = text_of(item, "call_id", path)
-            if call_id not in calls:
+            if call_id not in calls and not calls_may_be_elsewhere:
                 raise _wrong(f"{path}.call_id", f"there is no call `{call_id[:100]}` before it.")
             content = _content(item.get("output"), f"{path}.output")
             found.append({"role": "tool", "tool_call_id": call_id, "content": content})
+        elif kind == "compaction":
+            summary = unsealed(item.get("encrypted_content"), f"{path}.encrypted_content")
+            found.append({"role": "user", "content": SUMMARY + summary})
         elif kind in _REFUSED_ITEMS:
             raise UnsupportedFieldError(
                 f"Invalid `{path}.type`: items of type `{kind}` are not supported:"

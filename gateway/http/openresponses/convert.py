@@ -1,19 +1,37 @@
-"""From a checked Responses body to a chat's job, and to the question that counts its tokens."""
+"""From a checked Responses body to a chat's job, and to the question that counts its tokens.
+
+What a request goes on from is in the store, which is asked only once the body is known: a body that
+names something is parsed twice, the second time with it (`Context`).
+"""
 
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from gateway.errors import InvalidRequestError
+from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.convert import chat_job, tokenize_question
 from gateway.http.openresponses.conversation import Tools, chat_messages, chat_tool_choice
-from gateway.http.openresponses.schemas import InputTokensRequest, ResponsesRequest
+from gateway.http.openresponses.schemas import (
+    CompactRequest,
+    ContinuedRequest,
+    InputTokensRequest,
+    ResponsesRequest,
+)
+from gateway.http.openresponses.stored_items import Context, Item, references_in, whole_items
 from gateway.http.schemas.body import dump_json, validate
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.tokenize import TokenizeRequest
-from gateway.request.job import RESPONSES_ENDPOINT, GenerationJob
+from gateway.request.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
 from protocol.wire.messages import Prepare, SamplingDefaults
 
+NO_STORE: Final = "nothing is stored here; send the items"
+MAX_SUMMARY_TOKENS: Final = 1024
+MAX_ADDED_ITEMS: Final = 20
+"""To a conversation in one request, as OpenAI documents it."""
+_SUMMARISE: Final = (
+    "Summarize the conversation above so that it can be continued from the summary alone. Keep"
+    " names, numbers, decisions, results of tools and open tasks. Write only the summary."
+)
 _THEIR_WORDS: Final = (
     (re.compile(r"\btools\[(\d+)\]\.(?:function|custom)\b"), r"tools[\1]"),
     (re.compile(r"\btool_choice\.(?:function|custom|allowed_tools)\b"), "tool_choice"),
@@ -26,7 +44,7 @@ _THEIR_WORDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ResponsesBody:
-    """Of /v1/responses.
+    """Of /v1/responses, with all that it goes on from.
 
     Attributes:
         echo_json: What the answer repeats of the request, as a JSON object.
@@ -42,8 +60,152 @@ class ResponsesBody:
     seals_reasoning: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Refs:
+    """What of the store a request names.
+
+    Attributes:
+        previous_id: The response that it goes on from.
+        conversation_id: The conversation that it belongs to.
+        item_ids: Of items in its input.
+    """
+
+    previous_id: str | None = None
+    conversation_id: str | None = None
+    item_ids: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it stands alone."""
+        return self == Refs()
+
+
+@dataclass(frozen=True, slots=True)
+class AskedResponse:
+    """What a body of /v1/responses asks for.
+
+    Attributes:
+        refs: What it names; whoever has read it parses the body again.
+        body: None as long as what it names has to be read.
+        is_stored: Whether its answer is kept.
+        in_background: Whether it outlives its request.
+        is_streaming: Whether its answer travels as it comes.
+        truncates: Whether its oldest items may be left out.
+        input_json: Its own items, whole, a JSON array.
+        num_item_bytes: Of all items that are read.
+        num_left_out: Items that were left out.
+    """
+
+    model: str
+    refs: Refs
+    body: ResponsesBody | None
+    is_stored: bool
+    in_background: bool
+    is_streaming: bool
+    truncates: bool
+    input_json: str
+    num_item_bytes: int = 0
+    num_left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CompactBody:
+    """Of /v1/responses/compact.
+
+    Attributes:
+        job: A chat that makes the summary; None as long as what it names has to be read.
+        kept_json: The items that stay, a JSON array.
+    """
+
+    refs: Refs
+    job: GenerationJob | None
+    kept_json: str
+    ignored: list[str]
+
+
+def refs_of(request: ContinuedRequest, context: Context | None, *, has_store: bool) -> Refs:
+    """What of the store a request names."""
+    # Without a store a reference is an item that is refused, with its place.
+    names = () if context is not None or not has_store else references_in(request.input)
+    return Refs(request.previous_response_id, request.conversation_id, names)
+
+
+def asked_response(
+    request: ResponsesRequest,
+    ignored: list[str],
+    defaults: SamplingDefaults,
+    context: Context | None,
+    *,
+    has_store: bool,
+) -> AskedResponse:
+    """What a request asks for.
+
+    Args:
+        request: Checked.
+        ignored: Fields without a meaning here.
+        defaults: Of its model.
+        context: What it goes on from; None before the store was asked.
+        has_store: Whether there is one.
+
+    Raises:
+        InvalidRequestError: Naming the field that is wrong.
+    """
+    refs = refs_of(request, context, has_store=has_store)
+    check_store(refs, has_store=has_store)
+    if not has_store and request.background:
+        raise UnsupportedFieldError(
+            f"`background` is not supported: {NO_STORE}.", param="background"
+        )
+    is_stored = has_store and request.store is not False
+    if request.store and not has_store:
+        ignored = [*ignored, "store"]
+    body: ResponsesBody | None = None
+    own = request.input if context is None else context.resolved(request.input)
+    whole = whole_items(own)
+    found = Context(b"") if context is None else context
+    if context is not None or refs.is_empty:
+        items = found.select(whole, truncates=request.truncates)
+        body = responses_body(
+            request, ignored, defaults, items, found.num_before, is_stored=is_stored
+        )
+    return AskedResponse(
+        model=request.model,
+        refs=refs,
+        body=body,
+        is_stored=is_stored,
+        in_background=bool(request.background),
+        is_streaming=bool(request.stream),
+        truncates=request.truncates,
+        input_json=dump_json(whole, "input"),
+        num_item_bytes=found.num_bytes,
+        num_left_out=found.num_left_out,
+    )
+
+
+def check_store(refs: Refs, *, has_store: bool) -> None:
+    """Refuse what needs a store where there is none.
+
+    Raises:
+        UnsupportedFieldError: Naming the field.
+    """
+    if has_store:
+        return
+    for name, value in (
+        ("previous_response_id", refs.previous_id),
+        ("conversation", refs.conversation_id),
+    ):
+        if value is not None:
+            raise UnsupportedFieldError(f"`{name}` is not supported: {NO_STORE}.", param=name)
+
+
 def responses_body(
-    request: ResponsesRequest, ignored: list[str], defaults: SamplingDefaults
+    request: ResponsesRequest,
+    ignored: list[str],
+    defaults: SamplingDefaults,
+    items: str | list[Item],
+    num_before: int,
+    *,
+    is_stored: bool,
 ) -> ResponsesBody:
     """The job of a request, and what its answer repeats.
 
@@ -51,7 +213,7 @@ def responses_body(
         InvalidRequestError: Naming the field that is wrong.
     """
     tools = Tools(request.tools)
-    chat = _chat(request, tools)
+    chat = _chat(request, tools, items, num_before)
     sampling = {
         "temperature": request.temperature,
         "top_p": request.top_p,
@@ -73,21 +235,29 @@ def responses_body(
         raise _in_their_words(error) from None
     return ResponsesBody(
         job=replace(job, endpoint=RESPONSES_ENDPOINT),
-        echo_json=dump_json(_echo(request, job), "input"),
+        echo_json=dump_json(_echo(request, job, is_stored=is_stored), "input"),
         ignored=ignored + tools.left_out,
         spaces=tools.spaces,
         seals_reasoning="reasoning.encrypted_content" in (request.include or ()),
     )
 
 
-def count_question(request: InputTokensRequest) -> tuple[Prepare, list[str]]:
+def count_question(
+    request: InputTokensRequest, context: Context | None
+) -> tuple[Prepare, list[str]]:
     """The question that counts an input's tokens, and the tools that are left out.
 
     Raises:
         InvalidRequestError: Naming the field that is wrong.
     """
     tools = Tools(request.tools)
-    chat = _chat(request, tools)
+    items: str | list[Item] = request.input
+    num_before = 0
+    if context is not None:
+        own = whole_items(context.resolved(request.input))
+        items = context.select(own, truncates=False)
+        num_before = context.num_before
+    chat = _chat(request, tools, items, num_before)
     names = ("model", "messages", "tools", "chat_template_kwargs")
     question = {name: chat[name] for name in names if name in chat}
     if chat.get("tool_choice") == "none":
@@ -99,11 +269,73 @@ def count_question(request: InputTokensRequest) -> tuple[Prepare, list[str]]:
     return prepare, tools.left_out
 
 
-def _chat(request: InputTokensRequest, tools: Tools) -> dict[str, Any]:
+def compact_body(
+    request: CompactRequest,
+    ignored: list[str],
+    defaults: SamplingDefaults,
+    context: Context | None,
+    *,
+    has_store: bool,
+) -> CompactBody:
+    """The chat that summarises a context, and what stays of it.
+
+    Raises:
+        InvalidRequestError: Naming the field that is wrong.
+    """
+    refs = refs_of(request, context, has_store=has_store)
+    check_store(refs, has_store=has_store)
+    if context is None and not refs.is_empty:
+        return CompactBody(refs, None, "[]", ignored)
+    own = whole_items(request.input if context is None else context.resolved(request.input))
+    items = own if context is None else context.select(own, truncates=False)
+    num_before = len(items) - len(own)
+    messages = chat_messages(request.instructions, items, Tools(None), num_before=num_before)
+    messages.append({"role": "user", "content": _SUMMARISE})
+    chat: dict[str, Any] = {
+        "model": request.model,
+        "messages": messages,
+        "max_completion_tokens": MAX_SUMMARY_TOKENS,
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    try:
+        job = chat_job(validate(ChatRequest, chat), chat, defaults)
+    except InvalidRequestError as error:
+        raise _in_their_words(error) from None
+    kept = [item for item in items if item.get("type") == "message" and item["role"] == "user"]
+    return CompactBody(
+        refs, replace(job, endpoint=COMPACT_ENDPOINT), dump_json(kept, "input"), ignored
+    )
+
+
+def conversation_items(items: list[Item]) -> list[Item]:
+    """Items that are added to a conversation, checked and whole.
+
+    Raises:
+        InvalidRequestError: Naming the item that is wrong, or not served.
+    """
+    if len(items) > MAX_ADDED_ITEMS:
+        raise InvalidRequestError(
+            f"Invalid `items`: {len(items)} are given, and {MAX_ADDED_ITEMS} are accepted at a"
+            " time.",
+            param="items",
+        )
+    try:
+        chat_messages(None, items, Tools(None), calls_may_be_elsewhere=True)
+    except InvalidRequestError as error:
+        message, param = (
+            text.replace("input[", "items[", 1) for text in (error.message, error.param or "")
+        )
+        raise type(error)(message, param=param or None) from None
+    return whole_items(items)
+
+
+def _chat(
+    request: InputTokensRequest, tools: Tools, items: str | list[Item], num_before: int
+) -> dict[str, Any]:
     """What both have in common, as the body of a chat."""
     chat: dict[str, Any] = {
         "model": request.model,
-        "messages": chat_messages(request.instructions, request.input, tools),
+        "messages": chat_messages(request.instructions, items, tools, num_before=num_before),
     }
     if request.effort is not None:
         # Of models that can't reason nothing is demanded: clients send an effort unasked.
@@ -135,7 +367,7 @@ def _response_format(request: ResponsesRequest) -> dict[str, Any] | None:
     return {"type": "json_schema", "json_schema": named}
 
 
-def _echo(request: ResponsesRequest, job: GenerationJob) -> dict[str, Any]:
+def _echo(request: ResponsesRequest, job: GenerationJob, *, is_stored: bool) -> dict[str, Any]:
     """The fields of a response that say what was asked; every one is always there."""
     sampling = job.sampling
     reasoning = request.reasoning
@@ -146,7 +378,7 @@ def _echo(request: ResponsesRequest, job: GenerationJob) -> dict[str, Any]:
         text["verbosity"] = request.text.verbosity
     return {
         "instructions": request.instructions,
-        "previous_response_id": None,
+        "previous_response_id": request.previous_response_id,
         "max_output_tokens": request.max_output_tokens,
         "max_tool_calls": request.max_tool_calls,
         "safety_identifier": request.safety_identifier,
@@ -157,9 +389,9 @@ def _echo(request: ResponsesRequest, job: GenerationJob) -> dict[str, Any]:
         "frequency_penalty": sampling.frequency_penalty,
         "top_logprobs": request.top_logprobs or 0,
         "parallel_tool_calls": request.parallel_tool_calls is not False,
-        "store": False,
-        "background": False,
-        "truncation": "disabled",
+        "store": is_stored,
+        "background": bool(request.background),
+        "truncation": request.truncation or "disabled",
         "service_tier": "default",
         "metadata": request.metadata or {},
         "tool_choice": request.tool_choice or "auto",
@@ -169,6 +401,11 @@ def _echo(request: ResponsesRequest, job: GenerationJob) -> dict[str, Any]:
             None
             if reasoning is None
             else {"effort": reasoning.effort, "summary": reasoning.summary}
+        ),
+        **(
+            {}
+            if request.conversation_id is None
+            else {"conversation": {"id": request.conversation_id}}
         ),
     }
 

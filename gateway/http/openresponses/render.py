@@ -1,6 +1,6 @@
-"""Whole responses and their event streams."""
+"""Whole responses and their events."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,8 +13,52 @@ from protocol.errors import PenstockError
 from protocol.wire.messages import Usage
 
 PING: Final = b": ping\n\n"
-_DONE: Final = b"data: [DONE]\n\n"
+DONE: Final = b"data: [DONE]\n\n"
+_BEGINNINGS: Final = ("response.created", "response.queued", "response.in_progress")
 _ERROR_CODES: Final = {"rate_limit_exceeded": "rate_limit_exceeded"}
+
+
+class AlreadyTold:
+    """What earlier attempts at a response have told; the next one goes on behind it.
+
+    The same text comes again, cut into other pieces: of its deltas as many characters are left out
+    as were told of their item, and of all other events as many as were told.
+
+    Args:
+        events: In order, all attempts together.
+
+    Attributes:
+        has_begun: Whether they have told that it is in progress.
+    """
+
+    def __init__(self, events: Iterable[dict[str, Any]]) -> None:
+        self._characters: dict[tuple[str, int], int] = {}
+        self._num_others = 0
+        self.has_begun = False
+        for event in events:
+            if event["type"] in _BEGINNINGS:
+                self.has_begun |= event["type"] == "response.in_progress"
+            elif "delta" in event:
+                key = (event["type"], event["output_index"])
+                self._characters[key] = self._characters.get(key, 0) + len(event["delta"])
+            else:
+                self._num_others += 1
+
+    def passes(self, event: dict[str, Any]) -> bool:
+        """Whether an event is told; of a delta only the rest, if there is one."""
+        if event["type"] in _BEGINNINGS:
+            return not self.has_begun
+        if "delta" not in event:
+            self._num_others -= 1
+            return self._num_others < 0
+        key = (event["type"], event["output_index"])
+        known = self._characters.get(key, 0)
+        if not known:
+            return True
+        delta: str = event["delta"]
+        self._characters[key] = max(0, known - len(delta))
+        event["delta"] = delta[known:]
+        return bool(event["delta"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +70,8 @@ class ResponseHead:
         created: Unix seconds.
         echo_json: What it repeats of the request.
         clock: Unix seconds, for the end.
+        first_number: Of its first event here; what came before was told elsewhere.
+        told: What an earlier attempt has told already; None where there was none.
     """
 
     id: str
@@ -33,6 +79,23 @@ class ResponseHead:
     model: str
     echo_json: str
     clock: Callable[[], float]
+    first_number: int = 0
+    told: AlreadyTold | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FinalResponse:
+    """What a response came to, for the store.
+
+    Attributes:
+        status: As in `body`.
+        body: The response object, JSON.
+        output: Its output items, a JSON array.
+    """
+
+    status: str
+    body: bytes
+    output: bytes
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
@@ -64,12 +127,24 @@ class _Response:
         """Of an item that is over: the last one of a response that was cut was cut, too."""
         return self.status if item is self.items[-1] else "completed"
 
-    def as_object(
+    def final(
         self, status: str, usage: Usage | None = None, error: PenstockError | None = None
+    ) -> FinalResponse:
+        """What it came to."""
+        items = [item.as_object(self.item_status(item)) for item in self.items]
+        output = orjson.dumps(items)
+        told = self.as_object(status, usage, error, orjson.Fragment(output))
+        return FinalResponse(status, orjson.dumps(told), output)
+
+    def as_object(
+        self,
+        status: str,
+        usage: Usage | None = None,
+        error: PenstockError | None = None,
+        output: Any = (),
     ) -> dict[str, Any]:
         """The whole object."""
         head = self._head
-        is_over = status in ("completed", "incomplete", "failed")
         reason = {"reason": "max_output_tokens"} if status == "incomplete" else None
         return {
             "id": head.id,
@@ -80,18 +155,21 @@ class _Response:
             "model": head.model,
             "error": None if error is None else _error(error),
             "incomplete_details": reason,
-            "output": (
-                [item.as_object(self.item_status(item)) for item in self.items] if is_over else []
-            ),
+            "output": output,
             "usage": None if usage is None else usage_object(usage),
             **self._echo,
         }
 
 
 class ResponseCollector:
-    """Makes a whole response of the events of one choice."""
+    """Makes a whole response of the events of one choice.
+
+    Attributes:
+        final: What it came to; None before `body`.
+    """
 
     def __init__(self, head: ResponseHead, maker: ItemMaker) -> None:
+        self.final: FinalResponse | None = None
         self._response = _Response(head)
         self._maker = maker
 
@@ -113,98 +191,179 @@ class ResponseCollector:
 
     def body(self, usage: Usage) -> bytes:
         """The answer as JSON."""
-        return orjson.dumps(self._response.as_object(self._response.status, usage))
+        self.final = self._response.final(self._response.status, usage)
+        return self.final.body
 
 
-class ResponseStreamRenderer:
-    """Numbered events of one choice."""
+@dataclass(frozen=True, slots=True)
+class ToldEvent:
+    """An event of a stream.
 
-    ping = PING
+    Attributes:
+        type: Also in `body`.
+        number: Its sequence number.
+        body: JSON.
+    """
+
+    type: str
+    number: int
+    body: bytes
+
+    def as_sse(self) -> bytes:
+        """As a server-sent event."""
+        return b"event: %b\ndata: %b\n\n" % (self.type.encode(), self.body)
+
+
+class ResponseEvents:
+    """Numbered events of one choice.
+
+    Attributes:
+        final: What the response came to; None before `finish` and `fail`.
+    """
 
     def __init__(self, head: ResponseHead, maker: ItemMaker) -> None:
+        self.final: FinalResponse | None = None
         self._response = _Response(head)
         self._maker = maker
-        self._number = 0
+        self._first_number = head.first_number
+        self._number = head.first_number
+        self._has_begun = False
+        self._told = head.told
         self._item: Item | None = None
+        self._begin_of_end: int | None = None
+        self._last: tuple[int, list[ToldEvent]] | None = None
 
-    def render(self, events: Sequence[GenerationEvent]) -> bytes:
-        """The events of one wake-up as one piece of bytes, in order."""
-        parts: list[bytes] = []
-        self._begin(parts)
+    @property
+    def first_of_end(self) -> int:
+        """The number of the first event of `finish`; what comes from there on may be told anew."""
+        return self._number if self._begin_of_end is None else self._begin_of_end
+
+    def running(self, status: str = "in_progress") -> FinalResponse:
+        """What the response is before its end."""
+        return FinalResponse(status, orjson.dumps(self._response.as_object(status)), b"[]")
+
+    def queued(self) -> list[ToldEvent]:
+        """The events of a response that waits."""
+        told: list[ToldEvent] = []
+        for name in ("created", "queued"):
+            response = self._response.as_object("queued")
+            self._tell(told, {"type": f"response.{name}", "response": response})
+        return told
+
+    def render(self, events: Sequence[GenerationEvent]) -> list[ToldEvent]:
+        """The events of one wake-up, in order."""
+        told: list[ToldEvent] = []
+        self._begin(told)
         for event in events:
             if isinstance(event, ChoiceFinished):
                 self._response.is_cut = event.finish_reason == "length"
                 continue
             item = self._maker.next_item(event, self._item)
             if item is not None:
-                self._open(parts, item)
+                self._open(told, item)
             piece = self._maker.piece(event)
             if piece is not None and self._item is not None:
                 delta = self._item.delta(*piece)
                 if delta is not None:
-                    self._tell(parts, self._placed(delta))
-        return b"".join(parts)
+                    self._tell(told, self._placed(delta))
+        return told
 
-    def finish(self, usage: Usage) -> bytes:
+    def finish(self, usage: Usage) -> list[ToldEvent]:
         """The end of the last item and of the response."""
-        parts: list[bytes] = []
-        self._begin(parts)
-        self._close(parts, self._response.status)
-        status = self._response.status
-        response = self._response.as_object(status, usage)
-        self._tell(parts, {"type": f"response.{status}", "response": response})
-        return b"".join((*parts, _DONE))
+        told: list[ToldEvent] = []
+        self._begin_of_end = self._number
+        self._begin(told)
+        self._close(told, self._response.status)
+        self._last = (self._number, list(told))
+        self._end(told, self._response.final(self._response.status, usage))
+        return told
 
-    def fail(self, error: PenstockError) -> bytes:
-        """The end of a stream that had begun when it failed."""
-        parts: list[bytes] = []
-        self._begin(parts)
+    def fail(self, error: PenstockError) -> list[ToldEvent]:
+        """The end of a stream that had begun when it failed, be it after `finish`."""
+        told: list[ToldEvent] = []
+        if self._last is not None:
+            self._number, told = self._last  # nobody has seen that end
+        self._begin(told)
         row = ERROR_TABLE[error.code]
         flat = {"code": row.code, "message": error.message, "param": error.param}
-        self._tell(parts, {"type": "error", **flat})
+        self._tell(told, {"type": "error", **flat})
         self._response.is_cut = True
-        response = self._response.as_object("failed", error=error)
-        self._tell(parts, {"type": "response.failed", "response": response})
-        return b"".join((*parts, _DONE))
+        self._end(told, self._response.final("failed", error=error))
+        return told
 
-    def _begin(self, parts: list[bytes]) -> None:
-        if self._number:
+    def _begin(self, told: list[ToldEvent]) -> None:
+        if self._has_begun:
             return
-        for name in ("created", "in_progress"):
+        self._has_begun = True
+        names = ("created", "in_progress") if not self._first_number else ("in_progress",)
+        for name in names:
             response = self._response.as_object("in_progress")
-            self._tell(parts, {"type": f"response.{name}", "response": response})
+            self._tell(told, {"type": f"response.{name}", "response": response})
 
-    def _open(self, parts: list[bytes], item: Item) -> None:
-        self._close(parts, "completed")
+    def _end(self, told: list[ToldEvent], final: FinalResponse) -> None:
+        self.final = final
+        response = orjson.Fragment(final.body)
+        self._tell(told, {"type": f"response.{final.status}", "response": response})
+
+    def _open(self, told: list[ToldEvent], item: Item) -> None:
+        self._close(told, "completed")
         self._item = item
         self._response.items.append(item)
-        self._tell_item(parts, "added", "in_progress")
+        self._tell_item(told, "added", "in_progress")
         for event in item.opening():
-            self._tell(parts, self._placed(event))
+            self._tell(told, self._placed(event))
 
-    def _close(self, parts: list[bytes], status: str) -> None:
+    def _close(self, told: list[ToldEvent], status: str) -> None:
         if self._item is None:
             return
         for event in self._item.closing():
-            self._tell(parts, self._placed(event))
-        self._tell_item(parts, "done", status)
+            self._tell(told, self._placed(event))
+        self._tell_item(told, "done", status)
         self._item = None
 
-    def _tell_item(self, parts: list[bytes], name: str, status: str) -> None:
+    def _tell_item(self, told: list[ToldEvent], name: str, status: str) -> None:
         assert self._item is not None
         place = len(self._response.items) - 1
         shown = {"output_index": place, "item": self._item.as_object(status)}
-        self._tell(parts, {"type": f"response.output_item.{name}", **shown})
+        self._tell(told, {"type": f"response.output_item.{name}", **shown})
 
     def _placed(self, event: dict[str, Any]) -> dict[str, Any]:
         assert self._item is not None
         place = len(self._response.items) - 1
         return {**event, "item_id": self._item.id, "output_index": place}
 
-    def _tell(self, parts: list[bytes], event: dict[str, Any]) -> None:
+    def _tell(self, told: list[ToldEvent], event: dict[str, Any]) -> None:
+        if self._told is not None and not self._told.passes(event):
+            return
         event["sequence_number"] = self._number
+        told.append(ToldEvent(event["type"], self._number, orjson.dumps(event)))
         self._number += 1
-        parts += (b"event: ", event["type"].encode(), b"\ndata: ", orjson.dumps(event), b"\n\n")
+
+
+class ResponseStreamRenderer:
+    """The same as server-sent events."""
+
+    ping = PING
+
+    def __init__(self, head: ResponseHead, maker: ItemMaker) -> None:
+        self._events = ResponseEvents(head, maker)
+
+    @property
+    def final(self) -> FinalResponse | None:
+        """What the response came to; None before `finish` and `fail`."""
+        return self._events.final
+
+    def render(self, events: Sequence[GenerationEvent]) -> bytes:
+        """The events of one wake-up as one piece of bytes, in order."""
+        return b"".join(event.as_sse() for event in self._events.render(events))
+
+    def finish(self, usage: Usage) -> bytes:
+        """The end of the last item and of the response."""
+        return b"".join((*(event.as_sse() for event in self._events.finish(usage)), DONE))
+
+    def fail(self, error: PenstockError) -> bytes:
+        """The end of a stream that had begun when it failed."""
+        return b"".join((*(event.as_sse() for event in self._events.fail(error)), DONE))
 
 
 def _error(error: PenstockError) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""The bodies of POST /v1/responses and /v1/responses/input_tokens."""
+"""The bodies of POST /v1/responses and of the routes below it."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,7 +21,7 @@ MAX_METADATA_VALUE: Final = 512
 LOGPROBS: Final = "message.output_text.logprobs"
 
 HARMLESS_FIELDS: Final[dict[str, str]] = {
-    "background_options": "nothing runs in the background",
+    "background_options": "there is one way to run in the background",
     "client_metadata": "labels for the caller's own records",
     "continuation_id": "names nothing here",
     "cyber": "there is one mode",
@@ -32,23 +32,34 @@ HARMLESS_FIELDS: Final[dict[str, str]] = {
     "prompt_cache_retention": "a caching hint; nothing depends on it",
     "safety_identifier": "names an end user; it counts with keys that may do so",
     "service_tier": "there is one tier",
-    "store": "nothing is stored; the answer says so",
     "stream_options": "no padding is sent",
     "user": "names an end user; it counts with keys that may do so",
 }
 """Accepted and without effect: a client loses nothing when they do nothing."""
 REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "access_programs": ((), "there are none"),
-    "background": ((False,), "a response ends with its request"),
     "completion_window": (("soonest",), "every response is made at once"),
-    "context_management": (([],), "send what is to be read"),
-    "conversation": ((), "nothing is stored; send the items"),
+    "context_management": (([],), "use /v1/responses/compact, or `truncation`"),
     "moderation": ((), "there is no moderation model"),
-    "previous_response_id": ((), "nothing is stored; send its items with the new ones"),
     "prompt": ((), "there are no stored prompts"),
-    "truncation": (("disabled",), "a context that is too long is refused"),
 }
 """Refused by name unless null or one of the neutral values."""
+
+
+def few_labels(value: dict[str, str] | None) -> dict[str, str] | None:
+    """Check `metadata`."""
+    if value is not None and (
+        len(value) > MAX_METADATA
+        or any(
+            len(key) > MAX_METADATA_KEY or len(text) > MAX_METADATA_VALUE
+            for key, text in value.items()
+        )
+    ):
+        raise field_error(
+            f"at most {MAX_METADATA} pairs are accepted, of {MAX_METADATA_KEY} and"
+            f" {MAX_METADATA_VALUE} characters."
+        )
+    return value
 
 
 class Reasoning(RequestModel):
@@ -70,12 +81,58 @@ class TextConfig(RequestModel):
     verbosity: Any = None
 
 
-class InputTokensRequest(RequestModel):
-    """An input whose tokens are counted."""
+class ConversationName(RequestModel):
+    """A conversation by its id."""
+
+    id: str
+
+
+class ContinuedRequest(RequestModel):
+    """What every request has that goes on from something stored."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
-    input: str | list[dict[str, Any]]
+    # It may be empty where something is gone on from.
+    input: str | list[dict[str, Any]] = Field(default_factory=list)
     instructions: str | None = None
+    previous_response_id: str | None = None
+
+    @model_validator(mode="after")
+    def _something_to_read(self) -> "ContinuedRequest":
+        given = self.input
+        is_continued = self.previous_response_id is not None or self.conversation_id is not None
+        if isinstance(given, list) and not (not is_continued) <= len(given) <= MAX_MESSAGES:
+            raise field_error(f"1 to {MAX_MESSAGES} items are expected.", "input")
+        if isinstance(given, str) and len(given) > MAX_TEXT_CHARACTERS:
+            raise field_error(f"at most {MAX_TEXT_CHARACTERS} characters are accepted.", "input")
+        return self
+
+    @property
+    def conversation_id(self) -> str | None:
+        """The conversation that it belongs to."""
+        return None
+
+    @property
+    def truncates(self) -> bool:
+        """Whether the oldest items may be left out."""
+        return False
+
+
+class CompactRequest(ContinuedRequest):
+    """A context that is to become shorter."""
+
+    # Harmless, as in `HARMLESS_FIELDS`.
+    image: Any = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    service_tier: Any = None
+
+
+class InputTokensRequest(ContinuedRequest):
+    """An input whose tokens are counted."""
+
+    conversation: str | ConversationName | None = None
+    truncation: Literal["auto", "disabled"] | None = None
     tools: Annotated[list[dict[str, Any]] | None, Field(max_length=MAX_TOOLS, fail_fast=True)] = (
         None
     )
@@ -84,14 +141,24 @@ class InputTokensRequest(RequestModel):
     reasoning: Reasoning | None = None
     text: TextConfig | None = None
 
-    @field_validator("input")
-    @classmethod
-    def _of_some_length(cls, value: Any) -> Any:
-        if isinstance(value, list) and not 1 <= len(value) <= MAX_MESSAGES:
-            raise field_error(f"1 to {MAX_MESSAGES} items are expected.")
-        if isinstance(value, str) and len(value) > MAX_TEXT_CHARACTERS:
-            raise field_error(f"at most {MAX_TEXT_CHARACTERS} characters are accepted.")
-        return value
+    @model_validator(mode="after")
+    def _goes_on_from_one_thing(self) -> "InputTokensRequest":
+        if self.conversation is not None and self.previous_response_id is not None:
+            raise field_error(
+                "it can't go with `conversation`, which has its own items.", "previous_response_id"
+            )
+        return self
+
+    @property
+    def conversation_id(self) -> str | None:
+        """The conversation that it belongs to."""
+        named = self.conversation
+        return named.id if isinstance(named, ConversationName) else named
+
+    @property
+    def truncates(self) -> bool:
+        """Whether the oldest items may be left out."""
+        return self.truncation == "auto"
 
     @property
     def effort(self) -> str | None:
@@ -103,6 +170,8 @@ class ResponsesRequest(InputTokensRequest):
     """Items to answer."""
 
     stream: bool | None = None
+    store: bool | None = None
+    background: bool | None = None
     max_output_tokens: int | None = ranged("max_tokens")
     temperature: float | None = ranged("temperature")
     top_p: float | None = ranged("top_p")
@@ -123,30 +192,27 @@ class ResponsesRequest(InputTokensRequest):
     prompt_cache_retention: Any = None
     safety_identifier: str | None = None
     service_tier: Any = None
-    store: bool | None = None
     stream_options: Any = None
     user: Any = None
 
-    @field_validator("metadata")
-    @classmethod
-    def _a_few_labels(cls, value: dict[str, str] | None) -> dict[str, str] | None:
-        if value is not None and (
-            len(value) > MAX_METADATA
-            or any(
-                len(key) > MAX_METADATA_KEY or len(text) > MAX_METADATA_VALUE
-                for key, text in value.items()
-            )
-        ):
-            raise field_error(
-                f"at most {MAX_METADATA} pairs are accepted, of {MAX_METADATA_KEY} and"
-                f" {MAX_METADATA_VALUE} characters."
-            )
-        return value
+    _few_labels = field_validator("metadata")(few_labels)
 
     @model_validator(mode="after")
     def _log_probabilities_that_are_shown(self) -> "ResponsesRequest":
         if self.top_logprobs and not self.shows_logprobs:
             raise field_error(f"it needs `{LOGPROBS}` in `include`.", "top_logprobs")
+        return self
+
+    @model_validator(mode="after")
+    def _a_conversation_is_stored(self) -> "ResponsesRequest":
+        if self.conversation is not None and self.store is False:
+            raise field_error("a conversation is stored.", "store")
+        return self
+
+    @model_validator(mode="after")
+    def _background_is_stored(self) -> "ResponsesRequest":
+        if self.background and self.store is False:
+            raise field_error("it needs `store`: its answer is fetched later.", "background")
         return self
 
     @property
@@ -155,9 +221,33 @@ class ResponsesRequest(InputTokensRequest):
         return LOGPROBS in (self.include or ())
 
 
-def parse(
-    model: type[ResponsesRequest] | type[InputTokensRequest], body: bytes
-) -> tuple[Any, list[str]]:
+class ConversationRequest(RequestModel):
+    """A conversation that begins."""
+
+    items: list[dict[str, Any]] | None = None
+    metadata: dict[str, str] | None = None
+
+    _few_labels = field_validator("metadata")(few_labels)
+
+
+class ConversationUpdateRequest(RequestModel):
+    """New labels of a conversation."""
+
+    metadata: dict[str, str] | None
+
+    _few_labels = field_validator("metadata")(few_labels)
+
+
+class ConversationItemsRequest(RequestModel):
+    """Items that are added to a conversation."""
+
+    items: list[dict[str, Any]]
+
+
+AskedT = TypeVar("AskedT", bound=ContinuedRequest)
+
+
+def parse(model: type[AskedT], body: bytes) -> tuple[AskedT, list[str]]:
     """The checked request and the fields that have no meaning here.
 
     Raises:
@@ -171,7 +261,4 @@ def parse(
     request = validate(model, value)
     # Every field of the larger request may come to be counted, too.
     known = ResponsesRequest.known_fields | REFUSED_FIELDS.keys()
-    ignored = unknown_keys(value, known)
-    if value.get("store") is True:
-        ignored.append("store")
-    return request, ignored
+    return request, unknown_keys(value, known)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from gateway.http.access import GuardedRoute, parsed_body
-from gateway.http.answering import answer
+from gateway.http.answering import UnstoredShape, answer
 from gateway.http.error_table import limit_headers
 from gateway.http.limit_warnings import warning_objects
 from gateway.http.parsers import CHAT, COMPLETION
@@ -48,7 +48,7 @@ async def completions(request: HttpRequest) -> Response:
     return await answer(request, body, _OpenAIShape(parts_of(request).wall_clock))
 
 
-class _OpenAIShape:
+class _OpenAIShape(UnstoredShape):
     """Answers of chats and completions."""
 
     def __init__(self, wall_clock: Callable[[], float]) -> None:

@@ -8,7 +8,7 @@ from fastapi import Request as HttpRequest
 
 from gateway.errors import ClientDisconnectedError
 from gateway.http.access import GuardedRoute, parsed_body
-from gateway.http.answering import answer, count_tokens
+from gateway.http.answering import UnstoredShape, answer, count_tokens
 from gateway.http.anthropic.errors import limit_headers
 from gateway.http.anthropic.render import MessageCollector, MessageHead, MessageStreamRenderer
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
@@ -28,7 +28,7 @@ def _schema(model: type[CountTokensRequest]) -> dict[str, object]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-class _MessageShape:
+class _MessageShape(UnstoredShape):
     """Answers of Messages."""
 
     def limit_headers(self, limits: LimitState) -> dict[str, str]:

@@ -1,95 +1,311 @@
-"""POST /v1/responses and /v1/responses/input_tokens: OpenAI's newer API, without its store."""
+"""/v1/responses and the routes below it: OpenAI's newer API."""
+
+from dataclasses import dataclass
+from typing import Any, Final
 
 import orjson
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from gateway.errors import ClientDisconnectedError
-from gateway.http.access import GuardedRoute, parsed_body
-from gateway.http.answering import answer, count_tokens
-from gateway.http.error_table import limit_headers
-from gateway.http.openresponses.convert import ResponsesBody
-from gateway.http.openresponses.items import ItemMaker
-from gateway.http.openresponses.render import (
-    ResponseCollector,
-    ResponseHead,
-    ResponseStreamRenderer,
+from gateway.errors import (
+    ClientDisconnectedError,
+    GatewayError,
+    InvalidRequestError,
+    StoredNotFoundError,
+    UnsupportedFieldError,
 )
-from gateway.http.openresponses.schemas import InputTokensRequest, ResponsesRequest
-from gateway.http.parsers import INPUT_TOKENS, RESPONSES
-from gateway.http.parts import HttpParts, parts_of
+from gateway.http.access import GuardedRoute, body_and_parsed, caller_of, parsed, tenant_of
+from gateway.http.answering import UnstoredShape, answer, check_model, count_tokens
+from gateway.http.background_responses import BackgroundResponses, BackgroundTask, begun, encoded
+from gateway.http.error_table import limit_headers
+from gateway.http.event_log import STREAM_HEADERS, EventLogResponse
+from gateway.http.ignored_fields import ignored_headers
+from gateway.http.openresponses.convert import NO_STORE, AskedResponse, CompactBody
+from gateway.http.openresponses.render import DONE
+from gateway.http.openresponses.replay import replayed
+from gateway.http.openresponses.schemas import (
+    CompactRequest,
+    InputTokensRequest,
+    ResponsesRequest,
+)
+from gateway.http.openresponses.stored_items import base_of, with_ids
+from gateway.http.openresponses.summary import SummaryCollector
+from gateway.http.parsers import (
+    COMPACT,
+    CONTINUED_COMPACT,
+    CONTINUED_INPUT_TOKENS,
+    CONTINUED_RESPONSES,
+    INPUT_TOKENS,
+    RESPONSES,
+)
+from gateway.http.parts import parts_of
+from gateway.http.query import id_of_path, list_query, query_number, query_text
+from gateway.http.replaying import refuse_stream
+from gateway.http.response_shape import ResponseShape, body_of
+from gateway.http.stored_turns import ReadContext, StoredTurn, as_stored, shortened
 from gateway.request.generation import GenerationWork
-from gateway.request.job import RESPONSES_ENDPOINT
+from gateway.request.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
 from gateway.request.request import Request
+from gateway.storage.jobs import Cancellation
+from gateway.storage.records import StoredResponse
+from gateway.storage.store import Store
 from protocol.wire.messages import LimitState
 
 router = APIRouter(route_class=GuardedRoute, tags=["responses"])
 
-_COUNT = f"{RESPONSES_ENDPOINT}/input_tokens"
+_COUNT: Final = f"{RESPONSES_ENDPOINT}/input_tokens"
+_ONE: Final = f"{RESPONSES_ENDPOINT}/{{response_id}}"
+_BOOLEANS: Final = ("true", "false")
 
 
-def _schema(model: type[InputTokensRequest]) -> dict[str, object]:
+def _schema(model: type[InputTokensRequest | CompactRequest]) -> dict[str, object]:
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
     return {"requestBody": {"required": True, "content": content}}
-
-
-class _ResponseShape:
-    """Answers of Responses.
-
-    Args:
-        parts: Of the gateway.
-        body: Of the request.
-    """
-
-    def __init__(self, parts: HttpParts, body: ResponsesBody) -> None:
-        self._clock = parts.wall_clock
-        self._body = body
-
-    def limit_headers(self, limits: LimitState) -> dict[str, str]:
-        """Where the caller stands in its limits."""
-        return limit_headers(limits)
-
-    def collector(self, request: Request, work: GenerationWork) -> ResponseCollector:
-        """For a whole answer."""
-        return ResponseCollector(self._head(request, work), self._maker(request))
-
-    def renderer(self, request: Request, work: GenerationWork) -> ResponseStreamRenderer:
-        """For a stream."""
-        return ResponseStreamRenderer(self._head(request, work), self._maker(request))
-
-    def _head(self, request: Request, work: GenerationWork) -> ResponseHead:
-        return ResponseHead(
-            id=f"resp_{request.request_id}",
-            created=int(self._clock()),
-            model=work.model,
-            echo_json=self._body.echo_json,
-            clock=self._clock,
-        )
-
-    def _maker(self, request: Request) -> ItemMaker:
-        return ItemMaker(
-            request.request_id,
-            self._body.job.options,
-            self._body.spaces,
-            seals_reasoning=self._body.seals_reasoning,
-        )
 
 
 @router.post(RESPONSES_ENDPOINT, openapi_extra=_schema(ResponsesRequest))
 async def create_response(request: HttpRequest) -> Response:
     """Answer items."""
-    body = await parsed_body(request, RESPONSES)
-    return await answer(request, body, _ResponseShape(parts_of(request), body))
+    parts = parts_of(request)
+    body, asked = await body_and_parsed(request, RESPONSES)
+    turn = StoredTurn(parts.store, f"resp_{request.state.request_id}")
+    context = ReadContext(body, b"[]", {})
+    try:
+        if not asked.refs.is_empty or asked.in_background:
+            turn.tenant = await tenant_of(request, RESPONSES_ENDPOINT)
+        if not asked.refs.is_empty:
+            check_model(request, asked.model)
+            context = await turn.read(body, asked.refs)
+            asked = await parsed(request, context.frame(), CONTINUED_RESPONSES)
+        if asked.in_background:
+            return await _enqueue(request, asked, turn, context)
+        return await _answer(request, asked, turn, context)
+    except BaseException:
+        turn.close()
+        raise
+
+
+async def _answer(
+    request: HttpRequest, asked: AskedResponse, turn: StoredTurn, context: ReadContext
+) -> Response:
+    """Answer while the client waits; without the oldest items where it allows that."""
+    while True:
+        shape = ResponseShape(asked, turn, parts_of(request).wall_clock)
+        try:
+            return await answer(request, body_of(asked), shape)
+        except GatewayError as error:
+            asked = await shortened(
+                asked,
+                context,
+                error,
+                lambda frame: parsed(request, frame, CONTINUED_RESPONSES),
+            )
+            turn.asked = asked
+            await turn.hold_again()
+
+
+async def _enqueue(
+    request: HttpRequest, asked: AskedResponse, turn: StoredTurn, context: ReadContext
+) -> Response:
+    """Queue a response and answer at once, or tell it as it is made."""
+    parts, background = parts_of(request), _background_of(request)
+    check_model(request, asked.model)
+    if asked.is_streaming:
+        refuse_stream(request)
+    body, created, tenant = body_of(asked), int(parts.wall_clock()), turn.tenant
+    assert tenant is not None, "it was asked for"
+    headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
+    caller = caller_of(request)
+    task = BackgroundTask(
+        asked,
+        caller.key_digest,
+        caller.address,
+        caller.trace_id,
+        created,
+        context if asked.truncates else None,
+    )
+    queued, events = begun(turn.response_id, asked, created, parts.wall_clock)
+    response = as_stored(turn.response_id, asked, created, queued)
+    await background.store.jobs.enqueue(tenant, response, encoded(task), events)
+    turn.hand_over()
+    background.look()
+    if asked.is_streaming:
+        return EventLogResponse(
+            background,
+            tenant,
+            turn.response_id,
+            after=-1,
+            ping_interval_s=parts.settings.ping_interval_s,
+            headers=headers,
+        )
+    return Response(queued.body, headers=headers, media_type="application/json")
 
 
 @router.post(_COUNT, openapi_extra=_schema(InputTokensRequest))
 async def count_input_tokens(http_request: HttpRequest) -> Response:
     """The tokens of items, as the model would read them."""
-    body = await parsed_body(http_request, INPUT_TOKENS)
+    body, asked = await body_and_parsed(http_request, INPUT_TOKENS)
+    if asked.body is None:
+        tenant = await tenant_of(http_request, _COUNT)
+        turn = StoredTurn(parts_of(http_request).store, "", tenant)
+        context = await turn.read(body, asked.refs, holds=False)
+        asked = await parsed(http_request, context.frame(), CONTINUED_INPUT_TOKENS)
+    assert asked.body is not None, "what it names was read"
     try:
-        counted = await count_tokens(http_request, _COUNT, body)
+        counted = await count_tokens(http_request, _COUNT, asked.body)
     except ClientDisconnectedError:
         return Response(status_code=499)
     content = orjson.dumps({"object": "response.input_tokens", "input_tokens": counted.number})
     headers = counted.headers | limit_headers(counted.limits)
     return Response(content, headers=headers, media_type="application/json")
+
+
+@router.post(COMPACT_ENDPOINT, openapi_extra=_schema(CompactRequest))
+async def compact_response(request: HttpRequest) -> Response:
+    """Items that say in fewer tokens what was said before."""
+    body, asked = await body_and_parsed(request, COMPACT)
+    if asked.job is None:
+        tenant = await tenant_of(request, COMPACT_ENDPOINT)
+        turn = StoredTurn(parts_of(request).store, "", tenant)
+        context = await turn.read(body, asked.refs, holds=False)
+        asked = await parsed(request, context.frame(), CONTINUED_COMPACT)
+    return await answer(request, _Compaction(asked), _CompactShape(request, asked))
+
+
+@dataclass(frozen=True, slots=True)
+class _Compaction:
+    """The chat of a compaction (`AskedGeneration`)."""
+
+    asked: CompactBody
+
+    @property
+    def job(self) -> GenerationJob:
+        """That makes the summary."""
+        assert self.asked.job is not None, "what it names was read"
+        return self.asked.job
+
+    @property
+    def ignored(self) -> list[str]:
+        """Fields without a meaning here."""
+        return self.asked.ignored
+
+
+class _CompactShape(UnstoredShape):
+    """Answers of a compaction."""
+
+    def __init__(self, request: HttpRequest, asked: CompactBody) -> None:
+        self._kept_json = asked.kept_json
+        self._created = int(parts_of(request).wall_clock())
+
+    def limit_headers(self, limits: LimitState) -> dict[str, str]:
+        """Where the caller stands in its limits."""
+        return limit_headers(limits)
+
+    def collector(self, request: Request, work: GenerationWork) -> SummaryCollector:
+        """For the summary."""
+        return SummaryCollector(request.request_id, self._created, self._kept_json)
+
+    def renderer(self, request: Request, work: GenerationWork) -> Any:
+        """There are no streams of it."""
+        raise NotImplementedError
+
+
+# What is stored.
+
+
+@router.get(_ONE)
+async def retrieve_response(request: HttpRequest, response_id: str) -> Response:
+    """A response; with `stream=true` its events, from `starting_after` on."""
+    tenant, store = await _stored(request)
+    response = await store.responses.find(tenant, id_of_path("response", response_id))
+    if query_text(request, "stream", one_of=_BOOLEANS) != "true":
+        return Response(response.body, media_type="application/json")
+    number = query_number(request, "starting_after")
+    after = -1 if number is None else number
+    pieces, _ = await store.jobs.events_after(tenant, response_id, -1)
+    if pieces:
+        return EventLogResponse(
+            _background_of(request),
+            tenant,
+            response_id,
+            after=after,
+            ping_interval_s=parts_of(request).settings.ping_interval_s,
+            headers={},
+        )
+    told = b"".join(event.as_sse() for event in replayed(response.body) if event.number > after)
+    return Response(told + DONE, headers=STREAM_HEADERS, media_type="text/event-stream")
+
+
+@router.delete(_ONE)
+async def delete_response(request: HttpRequest, response_id: str) -> Response:
+    """Forget a response; one that is being made ends."""
+    tenant, store = await _stored(request)
+    await store.responses.remove(tenant, id_of_path("response", response_id))
+    _background_of(request).drop(response_id)
+    return _json({"id": response_id, "object": "response", "deleted": True})
+
+
+@router.post(f"{_ONE}/cancel")
+async def cancel_response(request: HttpRequest, response_id: str) -> Response:
+    """End a response that is made in the background."""
+    tenant, store = await _stored(request)
+    response = await store.jobs.cancel(tenant, id_of_path("response", response_id), _cancelled)
+    _background_of(request).drop(response_id)
+    return Response(response.body, media_type="application/json")
+
+
+@router.get(f"{_ONE}/input_items")
+async def list_input_items(request: HttpRequest, response_id: str) -> Response:
+    """The items that a response was asked with."""
+    tenant, store = await _stored(request)
+    query = list_query(request)
+    response = await store.responses.find(tenant, id_of_path("response", response_id))
+    items = list(with_ids(orjson.loads(response.input), base_of(response_id)))
+    if not query.is_ascending:
+        items.reverse()
+    if query.after:
+        ids = [item["id"] for item in items]
+        if query.after not in ids:
+            raise StoredNotFoundError("item", query.after, param="after")
+        items = items[ids.index(query.after) + 1 :]
+    return _json(page_object(items[: query.limit], has_more=len(items) > query.limit))
+
+
+def page_object(items: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    """A page of items."""
+    return {
+        "object": "list",
+        "data": items,
+        "first_id": items[0]["id"] if items else None,
+        "last_id": items[-1]["id"] if items else None,
+        "has_more": has_more,
+    }
+
+
+def _cancelled(response: StoredResponse, number: int) -> Cancellation:
+    told = {**orjson.loads(response.body), "status": "cancelled"}
+    event = {"type": "response.incomplete", "response": told, "sequence_number": number}
+    return Cancellation(orjson.dumps(told), orjson.dumps([event]))
+
+
+async def _stored(request: HttpRequest) -> tuple[str, Store]:
+    """Whose things a request may see, and where they are.
+
+    Raises:
+        UnsupportedFieldError: Nothing is stored here.
+    """
+    store = parts_of(request).store
+    if store is None:
+        raise UnsupportedFieldError(f"There are no stored responses: {NO_STORE}.")
+    return await tenant_of(request, request.scope["route"].path), store
+
+
+def _background_of(request: HttpRequest) -> BackgroundResponses:
+    background = parts_of(request).background
+    if background is None:
+        raise InvalidRequestError(f"Nothing runs in the background: {NO_STORE}.")
+    return background
+
+
+def _json(value: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")

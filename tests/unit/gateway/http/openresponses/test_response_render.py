@@ -27,7 +27,9 @@ from gateway.request.events import (
 )
 from protocol.wire.messages import TokenLogprob, TokenLogprobs, Usage
 
-ECHO = RESPONSES.parse(b'{"model": "m", "input": "x"}', ParseContext({})).echo_json
+BODY = RESPONSES.parse(b'{"model": "m", "input": "x"}', ParseContext({})).body
+assert BODY is not None
+ECHO = BODY.echo_json
 HEAD = ResponseHead("resp_1", 5, "m", ECHO, lambda: 7.5)
 USAGE = Usage(prompt_tokens=30, completion_tokens=4, cached_tokens=10, reasoning_tokens=2)
 END = ChoiceFinished(0, "stop", USAGE)

@@ -1,0 +1,95 @@
+"""The events of a response that is over, as its stream would have told them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from gateway.http.openresponses.render import ToldEvent
+
+Event = dict[str, Any]
+
+
+def replayed(body: bytes) -> list[ToldEvent]:
+    """Numbered events of a whole response; the text of each item comes in one piece.
+
+    Args:
+        body: The response object, JSON.
+    """
+    response: Event = orjson.loads(body)
+    return [
+        ToldEvent(event["type"], number, orjson.dumps({**event, "sequence_number": number}))
+        for number, event in enumerate(_events(response))
+    ]
+
+
+def _events(response: Event) -> Iterator[Event]:
+    begun = {
+        **response,
+        "status": "in_progress",
+        "output": [],
+        "usage": None,
+        "error": None,
+        "incomplete_details": None,
+        "completed_at": None,
+    }
+    for name in ("created", "in_progress"):
+        yield {"type": f"response.{name}", "response": begun}
+    for place, item in enumerate(response["output"]):
+        yield {
+            "type": "response.output_item.added",
+            "output_index": place,
+            "item": {**item, "status": "in_progress", **_EMPTY.get(item["type"], {})},
+        }
+        for event in _within(item):
+            yield {**event, "item_id": item["id"], "output_index": place}
+        yield {"type": "response.output_item.done", "output_index": place, "item": item}
+    yield {"type": f"response.{response['status']}", "response": response}
+
+
+_EMPTY: dict[str, Event] = {
+    "message": {"content": []},
+    "reasoning": {"summary": []},
+    "function_call": {"arguments": ""},
+    "custom_tool_call": {"input": ""},
+}
+
+
+def _within(item: Event) -> Iterator[Event]:
+    kind = item["type"]
+    if kind == "message":
+        for index, part in enumerate(item["content"]):
+            yield from _text(part, index)
+    elif kind == "reasoning":
+        for index, part in enumerate(item["summary"]):
+            yield from _summary(part, index)
+    elif kind == "function_call":
+        name, arguments = item["name"], item["arguments"]
+        yield {"type": "response.function_call_arguments.delta", "delta": arguments}
+        yield {
+            "type": "response.function_call_arguments.done",
+            "name": name,
+            "arguments": arguments,
+        }
+    elif kind == "custom_tool_call":
+        yield {"type": "response.custom_tool_call_input.delta", "delta": item["input"]}
+        yield {"type": "response.custom_tool_call_input.done", "input": item["input"]}
+
+
+def _text(part: Event, index: int) -> Iterator[Event]:
+    text, logprobs = part["text"], part["logprobs"]
+    added = {**part, "text": "", "logprobs": []}
+    yield {"type": "response.content_part.added", "content_index": index, "part": added}
+    told = {"content_index": index, "logprobs": logprobs}
+    yield {"type": "response.output_text.delta", "delta": text, **told}
+    yield {"type": "response.output_text.done", "text": text, **told}
+    yield {"type": "response.content_part.done", "content_index": index, "part": part}
+
+
+def _summary(part: Event, index: int) -> Iterator[Event]:
+    name, text = "response.reasoning_summary", part["text"]
+    added = {**part, "text": ""}
+    yield {"type": f"{name}_part.added", "summary_index": index, "part": added}
+    yield {"type": f"{name}_text.delta", "summary_index": index, "delta": text}
+    yield {"type": f"{name}_text.done", "summary_index": index, "text": text}
+    yield {"type": f"{name}_part.done", "summary_index": index, "part": part}

@@ -1,0 +1,49 @@
+"""What a compaction answers: the user's messages, and one item that stands for all the rest."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from gateway.http.openresponses.conversation import sealed
+from gateway.http.openresponses.render import usage_object
+from gateway.http.openresponses.stored_items import with_ids
+from gateway.request.events import ContentText, GenerationEvent
+from protocol.wire.messages import Usage
+
+
+class SummaryCollector:
+    """Makes the answer of the events of one choice.
+
+    Args:
+        request_id: For ids.
+        created: Unix seconds.
+        kept_json: The items that stay, a JSON array.
+    """
+
+    def __init__(self, request_id: str, created: int, kept_json: str) -> None:
+        self._request_id = request_id
+        self._created = created
+        self._kept: list[dict[str, Any]] = orjson.loads(kept_json)
+        self._pieces: list[str] = []
+
+    def add(self, events: Sequence[GenerationEvent]) -> None:
+        """Take the events of one wake-up."""
+        self._pieces += [event.text for event in events if isinstance(event, ContentText)]
+
+    def body(self, usage: Usage) -> bytes:
+        """The answer as JSON."""
+        summary = {
+            "type": "compaction",
+            "id": f"cmp_{self._request_id}_1",
+            "encrypted_content": sealed("".join(self._pieces).strip()),
+        }
+        return orjson.dumps(
+            {
+                "id": f"resp_{self._request_id}",
+                "object": "response.compaction",
+                "created_at": self._created,
+                "output": [*with_ids(self._kept, self._request_id), summary],
+                "usage": usage_object(usage),
+            }
+        )

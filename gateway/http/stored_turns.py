@@ -1,0 +1,264 @@
+"""One response and the store: what it goes on from, and what is kept of it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from gateway.errors import (
+    GatewayError,
+    PreviousResponseNotFoundError,
+    StoredNotFoundError,
+    StoreUnavailableError,
+)
+from gateway.http.openresponses.convert import AskedResponse, Refs
+from gateway.http.openresponses.render import FinalResponse
+from gateway.http.openresponses.stored_items import (
+    base_of,
+    base_of_item,
+    framed,
+    joined,
+    with_ids,
+)
+from gateway.storage.records import ConversationItem, StoredResponse, is_id
+from gateway.storage.store import Store
+from protocol.errors import ErrorCode
+
+OFF_LOOP_BYTES: Final = 256 * 1024
+_SHRINKS_TO: Final = 0.7
+"""What is left of a context that was too long, each time."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTurn:
+    """The last response of a WebSocket, which it remembers itself.
+
+    Attributes:
+        response_id: Of it.
+        items: All that the next one goes on from, a JSON array.
+    """
+
+    response_id: str
+    items: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReadContext:
+    """What of the store a request goes on from.
+
+    Attributes:
+        body: The request's, as the client sent it.
+        items: A JSON array.
+        references: JSON of items by id.
+    """
+
+    body: bytes
+    items: bytes
+    references: dict[str, bytes]
+
+    def frame(self, max_item_bytes: int | None = None) -> bytes:
+        """For the second parse."""
+        return framed(self.body, self.items, self.references, max_item_bytes)
+
+
+Reparse = Callable[[bytes], Awaitable[AskedResponse]]
+
+
+async def shortened(
+    asked: AskedResponse, context: ReadContext, error: GatewayError, reparse: Reparse
+) -> AskedResponse:
+    """The same request without its oldest items, after it was too long.
+
+    Raises:
+        GatewayError: The given one: it may not be shortened, or can't be any more.
+    """
+    if not asked.truncates or error.code is not ErrorCode.CONTEXT_LENGTH_EXCEEDED:
+        raise error
+    shorter = await reparse(context.frame(int(asked.num_item_bytes * _SHRINKS_TO)))
+    if shorter.num_left_out <= asked.num_left_out:
+        raise error
+    return shorter
+
+
+class StoredTurn:
+    """The dealings of one response with the store.
+
+    Args:
+        store: None where nothing is stored.
+        response_id: `resp_…`.
+        tenant: Whose things it may see; None as long as it needs none.
+        local: What a WebSocket remembers.
+
+    Attributes:
+        asked: What is asked for; set by whoever has parsed it.
+    """
+
+    def __init__(
+        self,
+        store: Store | None,
+        response_id: str,
+        tenant: str | None = None,
+        local: LocalTurn | None = None,
+    ) -> None:
+        self._store = store
+        self.response_id = response_id
+        self.tenant = tenant
+        self.local = local
+        self.asked: AskedResponse | None = None
+        self._held: str | None = None
+
+    async def read(self, body: bytes, refs: Refs, *, holds: bool = True) -> ReadContext:
+        """Read what a request goes on from.
+
+        Args:
+            body: Of the request.
+            refs: What it names.
+            holds: Whether its conversation is held until `keep` or `close`.
+
+        Raises:
+            GatewayError: Something isn't there, is too large, or is held by another response.
+        """
+        items = b"[]"
+        if refs.previous_id is not None:
+            items = await self._chain(refs.previous_id)
+        elif refs.conversation_id is not None:
+            items = await self._conversation(refs.conversation_id, holds=holds)
+        references = {name: await self._item(name) for name in refs.item_ids}
+        return ReadContext(body, items, references)
+
+    async def keep(
+        self, tenant: str, created: int, final: FinalResponse, asked: AskedResponse
+    ) -> None:
+        """Store a response that has ended.
+
+        Raises:
+            GatewayError: It can't be stored.
+        """
+        if not asked.is_stored:
+            return
+        if self.tenant not in (None, tenant):
+            raise StoreUnavailableError(
+                "This API key has changed hands during the request; please try again."
+            )
+        response = as_stored(self.response_id, asked, created, final)
+        await self._stored.responses.save(tenant, response, await added_items(response))
+        self._held = None
+
+    def close(self) -> None:
+        """It is over: what is held still is let go; idempotent."""
+        held, self._held = self._held, None
+        if held is not None:
+            self._stored.let_go(held, self.response_id)
+
+    async def hold_again(self) -> None:
+        """After `close`, before another try of the same response.
+
+        Raises:
+            GatewayError: Somebody else holds its conversation by now.
+        """
+        conversation_id = None if self.asked is None else self.asked.refs.conversation_id
+        if conversation_id is not None and self._held is None:
+            await self._stored.conversations.begin_turn(
+                self._owner, conversation_id, self.response_id
+            )
+            self._held = conversation_id
+
+    def hand_over(self) -> None:
+        """A background job holds the conversation from now on."""
+        self._held = None
+
+    @property
+    def _stored(self) -> Store:
+        if self._store is None:
+            raise StoreUnavailableError("This server stores nothing.")
+        return self._store
+
+    @property
+    def _owner(self) -> str:
+        assert self.tenant is not None, "whoever reads is known"
+        return self.tenant
+
+    async def _chain(self, previous_id: str) -> bytes:
+        if self.local is not None and self.local.response_id == previous_id:
+            return self.local.items
+        if not is_id(previous_id) or self._store is None:
+            raise PreviousResponseNotFoundError(previous_id)
+        turns = await self._stored.responses.chain(self._owner, previous_id)
+        return joined(part for turn in turns for part in (turn.input, turn.output))
+
+    async def _conversation(self, conversation_id: str, *, holds: bool) -> bytes:
+        store = self._stored.conversations
+        missing = StoredNotFoundError("conversation", conversation_id, param="conversation")
+        if not is_id(conversation_id):
+            raise missing
+        try:
+            if holds:
+                items = await store.begin_turn(self._owner, conversation_id, self.response_id)
+                self._held = conversation_id
+            else:
+                items = await store.read(self._owner, conversation_id)
+        except StoredNotFoundError:
+            raise missing from None
+        return b"[" + b",".join(items) + b"]"
+
+    async def _item(self, item_id: str) -> bytes:
+        """An item by its id, of which the id of its response or conversation is a part."""
+        base = base_of_item(item_id)
+        missing = StoredNotFoundError("item", item_id, param="input")
+        if not base or not is_id(item_id):
+            raise missing
+        try:
+            response = await self._stored.responses.find(self._owner, f"resp_{base}")
+        except StoredNotFoundError:
+            pass
+        else:
+            output: list[dict[str, Any]] = orjson.loads(response.output)
+            for item in (*output, *with_ids(orjson.loads(response.input), base)):
+                if item["id"] == item_id:
+                    return orjson.dumps(item)
+            raise missing
+        try:
+            found = await self._stored.conversations.item(self._owner, f"conv_{base}", item_id)
+        except StoredNotFoundError:
+            raise missing from None
+        return found.body
+
+
+def as_stored(
+    response_id: str, asked: AskedResponse, created: int, final: FinalResponse
+) -> StoredResponse:
+    """A response as it is kept.
+
+    Args:
+        response_id: Of it.
+        asked: What was asked for.
+        created: Unix seconds.
+        final: What it came to, or what it is now.
+    """
+    return StoredResponse(
+        response_id,
+        final.status,
+        asked.refs.previous_id,
+        asked.refs.conversation_id,
+        created * 1000,
+        final.body,
+        asked.input_json.encode(),
+        final.output,
+    )
+
+
+async def added_items(response: StoredResponse) -> list[ConversationItem]:
+    """What a response adds to its conversation, if it has one: its input, then its output."""
+    if response.conversation_id is None:
+        return []
+    if response.num_bytes > OFF_LOOP_BYTES:
+        return await asyncio.to_thread(_added_items, response)
+    return _added_items(response)
+
+
+def _added_items(response: StoredResponse) -> list[ConversationItem]:
+    items = with_ids(orjson.loads(response.input), base_of(response.id))
+    output: list[dict[str, Any]] = orjson.loads(response.output)
+    return [ConversationItem(item["id"], orjson.dumps(item)) for item in (*items, *output)]

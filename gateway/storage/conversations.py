@@ -1,0 +1,321 @@
+"""Conversations in SQL: items in order, and one writer at a time."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from gateway.errors import (
+    ConversationLockedError,
+    InvalidRequestError,
+    StoredNotFoundError,
+)
+from gateway.storage.database import Connection
+from gateway.storage.records import (
+    Bounds,
+    Conversation,
+    ConversationItem,
+    ItemPage,
+    StoredResponse,
+)
+from gateway.storage.responses import count, make_room
+
+MAX_ITEMS: Final = 10_000
+OWNER_DEAD_MS: Final = 15_000
+"""A gateway that didn't say for so long that it lives has no work any more."""
+_NOT_LOCKED: Final = """(writer IS NULL OR writer = ? OR NOT (
+    EXISTS (SELECT 1 FROM jobs WHERE jobs.response_id = conversations.writer)
+    OR EXISTS (SELECT 1 FROM owners
+        WHERE owners.id = conversations.writer_owner AND owners.alive_ms >= ?)))"""
+
+
+def create(
+    connection: Connection,
+    tenant: str,
+    conversation: Conversation,
+    items: Sequence[ConversationItem],
+    bounds: Bounds,
+    now_ms: int,
+) -> None:
+    """Begin a conversation."""
+    connection.execute(
+        "INSERT INTO conversations (id, tenant, created_ms, used_ms, num_bytes, metadata,"
+        " next_position) VALUES (?, ?, ?, ?, ?, ?, 0)",
+        (
+            conversation.id,
+            tenant,
+            conversation.created_ms,
+            now_ms,
+            len(conversation.metadata),
+            conversation.metadata,
+        ),
+    )
+    count(connection, tenant, 1, len(conversation.metadata))
+    append(connection, tenant, conversation.id, items, bounds, now_ms)
+
+
+def find(connection: Connection, tenant: str, conversation_id: str) -> Conversation | None:
+    """A conversation of this tenant."""
+    rows = connection.execute(
+        "SELECT id, created_ms, metadata FROM conversations WHERE id = ? AND tenant = ?",
+        (conversation_id, tenant),
+    )
+    return Conversation(*rows[0]) if rows else None
+
+
+def existing(connection: Connection, tenant: str, conversation_id: str) -> Conversation:
+    """The same.
+
+    Raises:
+        StoredNotFoundError: There is none.
+    """
+    found = find(connection, tenant, conversation_id)
+    if found is None:
+        raise StoredNotFoundError("conversation", conversation_id)
+    return found
+
+
+def set_metadata(
+    connection: Connection, tenant: str, conversation_id: str, metadata: bytes, now_ms: int
+) -> Conversation:
+    """Replace the labels.
+
+    Raises:
+        StoredNotFoundError: There is no such conversation.
+    """
+    before = existing(connection, tenant, conversation_id)
+    _grow(connection, tenant, conversation_id, len(metadata) - len(before.metadata), now_ms)
+    connection.execute(
+        "UPDATE conversations SET metadata = ? WHERE id = ?", (metadata, conversation_id)
+    )
+    return Conversation(before.id, before.created_ms, metadata)
+
+
+def append(
+    connection: Connection,
+    tenant: str,
+    conversation_id: str,
+    items: Sequence[ConversationItem],
+    bounds: Bounds,
+    now_ms: int,
+    *,
+    writer: str = "",
+) -> None:
+    """Add items behind all others; an item that is in it already, by its id, stays where it is.
+
+    Args:
+        connection: In a transaction.
+        tenant: Whose it is.
+        conversation_id: Of the conversation.
+        items: To be added.
+        bounds: Of the store.
+        now_ms: Unix milliseconds.
+        writer: The response that may write while it holds the conversation.
+
+    Raises:
+        StoredNotFoundError: There is no such conversation.
+        ConversationLockedError: A response is being made in it.
+        InvalidRequestError: It would have too many items.
+    """
+    rows = connection.execute(
+        "UPDATE conversations SET used_ms = ? WHERE id = ? AND tenant = ? AND"  # noqa: S608
+        f" {_NOT_LOCKED} RETURNING next_position",
+        (now_ms, conversation_id, tenant, writer, now_ms - OWNER_DEAD_MS),
+    )
+    if not rows:
+        existing(connection, tenant, conversation_id)
+        raise ConversationLockedError(conversation_id)
+    position, num_bytes = rows[0][0], 0
+    for item in items:
+        added = connection.execute(
+            "INSERT INTO items VALUES (?, ?, ?, ?) ON CONFLICT (conversation_id, id) DO NOTHING"
+            " RETURNING position",
+            (conversation_id, position, item.id, item.body),
+        )
+        if added:
+            position += 1
+            num_bytes += len(item.body)
+    connection.execute(
+        "UPDATE conversations SET next_position = ? WHERE id = ?", (position, conversation_id)
+    )
+    _grow(connection, tenant, conversation_id, num_bytes, now_ms)
+    num_items = connection.execute(
+        "SELECT COUNT(*) FROM items WHERE conversation_id = ?", (conversation_id,)
+    )[0][0]
+    if num_items > MAX_ITEMS:
+        raise InvalidRequestError(
+            f"The conversation `{conversation_id}` would have {num_items} items, and {MAX_ITEMS}"
+            " are kept; delete some or begin another one.",
+            param="conversation",
+        )
+    make_room(connection, tenant, bounds, keep=conversation_id)
+
+
+def begin_turn(
+    connection: Connection,
+    tenant: str,
+    conversation_id: str,
+    response_id: str,
+    owner: str,
+    bounds: Bounds,
+    now_ms: int,
+) -> list[bytes]:
+    """Let a response write, and nobody else until it has ended; all items, oldest first.
+
+    Raises:
+        StoredNotFoundError: There is no such conversation.
+        ConversationLockedError: Another response is being made in it.
+        InvalidRequestError: It has grown too large to be read.
+    """
+    rows = connection.execute(
+        "UPDATE conversations SET writer = ?, writer_owner = ?, used_ms = ?"  # noqa: S608
+        f" WHERE id = ? AND tenant = ? AND {_NOT_LOCKED} RETURNING id",
+        (
+            *(response_id, owner, now_ms, conversation_id, tenant),
+            *(response_id, now_ms - OWNER_DEAD_MS),
+        ),
+    )
+    if not rows:
+        existing(connection, tenant, conversation_id)
+        raise ConversationLockedError(conversation_id)
+    return read(connection, tenant, conversation_id, bounds)
+
+
+def read(connection: Connection, tenant: str, conversation_id: str, bounds: Bounds) -> list[bytes]:
+    """All items, oldest first.
+
+    Raises:
+        StoredNotFoundError: There is no such conversation.
+        InvalidRequestError: It has grown too large to be read.
+    """
+    rows = connection.execute(
+        "SELECT num_bytes FROM conversations WHERE id = ? AND tenant = ?",
+        (conversation_id, tenant),
+    )
+    if not rows:
+        raise StoredNotFoundError("conversation", conversation_id)
+    if rows[0][0] > bounds.max_context_bytes:
+        raise InvalidRequestError(
+            f"Invalid `conversation`: it has {rows[0][0]} bytes, and {bounds.max_context_bytes} are"
+            " read (PENSTOCK_STORE_MAX_CONTEXT_BYTES); delete items or begin another one.",
+            param="conversation",
+        )
+    items = connection.execute(
+        "SELECT body FROM items WHERE conversation_id = ? ORDER BY position", (conversation_id,)
+    )
+    return [row[0] for row in items]
+
+
+def end_turn(connection: Connection, conversation_id: str, response_id: str) -> None:
+    """Let others write again; idempotent."""
+    connection.execute(
+        "UPDATE conversations SET writer = NULL, writer_owner = NULL WHERE id = ? AND writer = ?",
+        (conversation_id, response_id),
+    )
+
+
+def close_turn(
+    connection: Connection,
+    tenant: str,
+    response: StoredResponse,
+    items: Sequence[ConversationItem],
+    bounds: Bounds,
+    now_ms: int,
+) -> None:
+    """A response has ended: its conversation, if it has one, gets the items and is free again.
+
+    Raises:
+        StoredNotFoundError: The conversation was deleted meanwhile.
+        ConversationLockedError: It isn't this response's to write any more.
+        InvalidRequestError: It would have too many items.
+    """
+    if response.conversation_id is None:
+        return
+    where = response.conversation_id
+    if items:
+        append(connection, tenant, where, items, bounds, now_ms, writer=response.id)
+    end_turn(connection, where, response.id)
+
+
+def page(
+    connection: Connection,
+    tenant: str,
+    conversation_id: str,
+    *,
+    after: str,
+    limit: int,
+    is_ascending: bool,
+) -> ItemPage:
+    """Some items, behind one of them.
+
+    Raises:
+        StoredNotFoundError: There is no such conversation, or no such item to go on from.
+    """
+    existing(connection, tenant, conversation_id)
+    condition, values = "", [conversation_id]
+    bound: list[Any] = []
+    if after:
+        rows = connection.execute(
+            "SELECT position FROM items WHERE conversation_id = ? AND id = ?",
+            (conversation_id, after),
+        )
+        if not rows:
+            raise StoredNotFoundError("item", after, param="after")
+        condition = f" AND position {'>' if is_ascending else '<'} ?"
+        bound = [rows[0][0]]
+    order = "ASC" if is_ascending else "DESC"
+    found = connection.execute(
+        f"SELECT id, body FROM items WHERE conversation_id = ?{condition}"  # noqa: S608
+        f" ORDER BY position {order} LIMIT ?",
+        (*values, *bound, limit + 1),
+    )
+    items = tuple(ConversationItem(*row) for row in found[:limit])
+    return ItemPage(items, len(found) > limit)
+
+
+def item(
+    connection: Connection, tenant: str, conversation_id: str, item_id: str
+) -> ConversationItem:
+    """One item.
+
+    Raises:
+        StoredNotFoundError: There is no such conversation, or no such item in it.
+    """
+    existing(connection, tenant, conversation_id)
+    rows = connection.execute(
+        "SELECT id, body FROM items WHERE conversation_id = ? AND id = ?",
+        (conversation_id, item_id),
+    )
+    if not rows:
+        raise StoredNotFoundError("item", item_id)
+    return ConversationItem(*rows[0])
+
+
+def remove_item(
+    connection: Connection, tenant: str, conversation_id: str, item_id: str, now_ms: int
+) -> Conversation:
+    """Drop one item; the conversation without it.
+
+    Raises:
+        StoredNotFoundError: There is no such conversation, or no such item in it.
+        ConversationLockedError: A response is being made in it.
+    """
+    found = existing(connection, tenant, conversation_id)
+    rows = connection.execute(
+        "DELETE FROM items WHERE conversation_id = ? AND id = ? AND EXISTS"  # noqa: S608
+        f" (SELECT 1 FROM conversations WHERE id = ? AND {_NOT_LOCKED}) RETURNING LENGTH(body)",
+        (conversation_id, item_id, conversation_id, "", now_ms - OWNER_DEAD_MS),
+    )
+    if not rows:
+        item(connection, tenant, conversation_id, item_id)
+        raise ConversationLockedError(conversation_id)
+    _grow(connection, tenant, conversation_id, -rows[0][0], now_ms)
+    return found
+
+
+def _grow(
+    connection: Connection, tenant: str, conversation_id: str, num_bytes: int, now_ms: int
+) -> None:
+    connection.execute(
+        "UPDATE conversations SET num_bytes = num_bytes + ?, used_ms = ? WHERE id = ?",
+        (num_bytes, now_ms, conversation_id),
+    )
+    count(connection, tenant, 0, num_bytes)

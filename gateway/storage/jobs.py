@@ -1,0 +1,279 @@
+"""Background responses in SQL: queued, taken by one gateway at a time, ended once."""
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from gateway.errors import DeniedError, InvalidRequestError, StoredNotFoundError
+from gateway.storage import conversations, responses
+from gateway.storage.conversations import OWNER_DEAD_MS
+from gateway.storage.database import Connection
+from gateway.storage.records import (
+    OVER,
+    Bounds,
+    ConversationItem,
+    EventPiece,
+    Job,
+    StoredResponse,
+)
+from protocol.errors import ErrorCode
+
+_BACK_OFF_S: Final = 5.0
+_DEAD_OWNERS_MS: Final = 86_400_000
+
+
+class Cancellation(NamedTuple):
+    """What a response is after it was cancelled.
+
+    Attributes:
+        body: The response object.
+        event: The event that says so, with the number that it was asked for.
+    """
+
+    body: bytes
+    event: bytes
+
+
+CancelMaker = Callable[[StoredResponse, int], Cancellation]
+"""Makes it of what the response was, and of the number of its next event."""
+
+
+def enqueue(
+    connection: Connection,
+    tenant: str,
+    response: StoredResponse,
+    request: bytes,
+    events: EventPiece,
+    bounds: Bounds,
+    now_ms: int,
+) -> None:
+    """Keep a response that is to be made.
+
+    Raises:
+        DeniedError: The tenant has too many waiting.
+    """
+    (num_queued,) = connection.execute("SELECT COUNT(*) FROM jobs WHERE tenant = ?", (tenant,))[0]
+    if num_queued >= bounds.max_queued:
+        raise DeniedError(
+            f"{num_queued} background responses of yours have not ended, and {bounds.max_queued}"
+            " may (PENSTOCK_STORE_MAX_QUEUED); please try again when some have.",
+            code=ErrorCode.RATE_LIMIT_EXCEEDED,
+            retry_after_s=_BACK_OFF_S,
+        )
+    responses.insert(connection, tenant, response, now_ms)
+    connection.execute(
+        "INSERT INTO jobs VALUES (?, ?, NULL, ?, ?, 0, '', ?)",
+        (response.id, tenant, response.created_ms, now_ms, request),
+    )
+    _insert_events(connection, tenant, response.id, events)
+    responses.make_room(connection, tenant, bounds, keep=response.id)
+
+
+def beat(connection: Connection, owner: str, now_ms: int) -> set[str]:
+    """A gateway lives; the responses that are still its own to make."""
+    connection.execute(
+        "INSERT INTO owners VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET"
+        " alive_ms = excluded.alive_ms",
+        (owner, now_ms),
+    )
+    connection.execute("DELETE FROM owners WHERE alive_ms < ?", (now_ms - _DEAD_OWNERS_MS,))
+    rows = connection.execute("SELECT response_id FROM jobs WHERE owner = ?", (owner,))
+    return {row[0] for row in rows}
+
+
+def forget_owners(connection: Connection) -> None:
+    """No other gateway uses this store: whoever held something is gone."""
+    connection.execute("DELETE FROM owners")
+
+
+def claim(connection: Connection, owner: str, now_ms: int) -> Job | None:
+    """The next job, now of this gateway: of the tenant with the fewest running, the oldest."""
+    rows = connection.execute(
+        "UPDATE jobs SET owner = ?, takes = takes + 1 WHERE response_id = ("
+        " SELECT response_id FROM jobs AS waiting WHERE due_ms <= ? AND (owner IS NULL OR"
+        "  NOT EXISTS (SELECT 1 FROM owners WHERE owners.id = waiting.owner AND alive_ms >= ?))"
+        " ORDER BY (SELECT COUNT(*) FROM jobs AS running WHERE running.tenant = waiting.tenant AND"
+        "  running.owner IS NOT NULL), created_ms, response_id LIMIT 1)"
+        " AND (owner IS NULL OR"
+        "  NOT EXISTS (SELECT 1 FROM owners WHERE owners.id = jobs.owner AND alive_ms >= ?))"
+        " RETURNING response_id, tenant, request, takes, leases, created_ms",
+        (owner, now_ms, now_ms - OWNER_DEAD_MS, now_ms - OWNER_DEAD_MS),
+    )
+    if not rows:
+        return None
+    response_id, tenant, request, takes, leases, created_ms = rows[0]
+    number = _num_events(connection, response_id)
+    return Job(response_id, tenant, request, takes, tuple(leases.split()), created_ms, number)
+
+
+def release(
+    connection: Connection,
+    owner: str,
+    response_id: str,
+    due_ms: int,
+    leases: tuple[str, ...] | None,
+) -> None:
+    """Put a job back: another gateway, or a later time, may make it. It was no fault of its own."""
+    if leases is not None:
+        note_leases(connection, owner, response_id, leases)
+    connection.execute(
+        "UPDATE jobs SET owner = NULL, due_ms = ?, takes = takes - 1"
+        " WHERE response_id = ? AND owner = ?",
+        (due_ms, response_id, owner),
+    )
+
+
+def note_leases(
+    connection: Connection, owner: str, response_id: str, leases: tuple[str, ...]
+) -> bool:
+    """What a job was computed on; False when the job isn't this gateway's any more."""
+    return bool(
+        connection.execute(
+            "UPDATE jobs SET leases = ? WHERE response_id = ? AND owner = ? RETURNING takes",
+            (" ".join(leases), response_id, owner),
+        )
+    )
+
+
+def note_events(
+    connection: Connection,
+    owner: str,
+    response_id: str,
+    events: EventPiece,
+    running: StoredResponse | None,
+    now_ms: int,
+) -> bool:
+    """More events of a job; False when it isn't this gateway's any more.
+
+    Args:
+        connection: In a transaction.
+        owner: Of the job.
+        response_id: Of the job.
+        events: Behind all others.
+        running: What the response now says of itself; None when that hasn't changed.
+        now_ms: Unix milliseconds.
+    """
+    tenant = _tenant_of(connection, owner, response_id)
+    if tenant is None:
+        return False
+    _insert_events(connection, tenant, response_id, events)
+    if running is not None:
+        responses.update(connection, tenant, running, now_ms)
+    return True
+
+
+def finish(
+    connection: Connection,
+    owner: str,
+    response: StoredResponse,
+    events: EventPiece | None,
+    items: Sequence[ConversationItem],
+    bounds: Bounds,
+    now_ms: int,
+) -> bool:
+    """End a job; False when it isn't this gateway's any more, and nothing has changed.
+
+    Args:
+        connection: In a transaction.
+        owner: Of the job.
+        response: As it ended.
+        events: The last ones.
+        items: What its conversation gets of it.
+        bounds: Of the store.
+        now_ms: Unix milliseconds.
+    """
+    tenant = _tenant_of(connection, owner, response.id)
+    if tenant is None:
+        return False
+    connection.execute("DELETE FROM jobs WHERE response_id = ?", (response.id,))
+    responses.update(connection, tenant, response, now_ms)
+    if events is not None:
+        _insert_events(connection, tenant, response.id, events)
+    conversations.close_turn(connection, tenant, response, items, bounds, now_ms)
+    responses.make_room(connection, tenant, bounds, keep=response.id)
+    return True
+
+
+def cancel(
+    connection: Connection, tenant: str, response_id: str, make: CancelMaker, now_ms: int
+) -> StoredResponse:
+    """End a job here and now, whoever makes it; one that has ended stays as it is.
+
+    Raises:
+        StoredNotFoundError: There is no such response.
+        InvalidRequestError: It was not made in the background.
+    """
+    response = responses.find(connection, tenant, response_id)
+    if response is None:
+        raise StoredNotFoundError("response", response_id)
+    number = _num_events(connection, response_id)
+    if not number:
+        raise InvalidRequestError(
+            f"The response `{response_id}` was not made in the background, so it can't be"
+            " cancelled: it ended with its request."
+        )
+    if response.status in OVER:
+        return response
+    connection.execute("DELETE FROM jobs WHERE response_id = ?", (response_id,))
+    connection.execute(
+        "UPDATE conversations SET writer = NULL, writer_owner = NULL WHERE writer = ?",
+        (response_id,),
+    )
+    made = make(response, number)
+    cancelled = StoredResponse(
+        response.id,
+        "cancelled",
+        response.previous_id,
+        response.conversation_id,
+        response.created_ms,
+        made.body,
+        response.input,
+        b"[]",
+    )
+    responses.update(connection, tenant, cancelled, now_ms)
+    _insert_events(connection, tenant, response_id, EventPiece(number, number, made.event))
+    return cancelled
+
+
+def events_after(
+    connection: Connection, tenant: str, response_id: str, number: int, limit: int
+) -> tuple[list[EventPiece], str]:
+    """Pieces with events behind a number, and the status of the response then.
+
+    Raises:
+        StoredNotFoundError: There is no such response.
+    """
+    rows = connection.execute(
+        "SELECT status FROM responses WHERE id = ? AND tenant = ?", (response_id, tenant)
+    )
+    if not rows:
+        raise StoredNotFoundError("response", response_id)
+    pieces = connection.execute(
+        "SELECT first, last, body FROM events WHERE response_id = ? AND last > ?"
+        " ORDER BY first LIMIT ?",
+        (response_id, number, limit),
+    )
+    return [EventPiece(*piece) for piece in pieces], rows[0][0]
+
+
+def _tenant_of(connection: Connection, owner: str, response_id: str) -> str | None:
+    rows = connection.execute(
+        "SELECT tenant FROM jobs WHERE response_id = ? AND owner = ?", (response_id, owner)
+    )
+    return rows[0][0] if rows else None
+
+
+def _num_events(connection: Connection, response_id: str) -> int:
+    rows = connection.execute(
+        "SELECT MAX(last) + 1 FROM events WHERE response_id = ?", (response_id,)
+    )
+    return rows[0][0] or 0
+
+
+def _insert_events(
+    connection: Connection, tenant: str, response_id: str, events: EventPiece
+) -> None:
+    connection.execute(
+        "INSERT INTO events VALUES (?, ?, ?, ?)",
+        (response_id, events.first, events.last, events.body),
+    )
+    responses.count(connection, tenant, 0, len(events.body))

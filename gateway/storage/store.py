@@ -1,0 +1,427 @@
+"""The store as the gateway uses it: responses, conversations and jobs, always of one tenant."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from gateway.errors import StoredNotFoundError
+from gateway.storage import conversations, jobs, responses
+from gateway.storage.database import Connection, Database
+from gateway.storage.jobs import CancelMaker
+from gateway.storage.records import (
+    Bounds,
+    Conversation,
+    ConversationItem,
+    EventPiece,
+    ItemPage,
+    Job,
+    StoredResponse,
+)
+
+_logger = logging.getLogger("penstock.gateway.storage")
+_MAX_PIECES = 64
+"""Of events, at a time."""
+
+
+class Store:
+    """Three sides of one database.
+
+    Args:
+        database: Where it is.
+        owner: The id of this gateway, for what it holds.
+        bounds: How much is kept.
+        wall_clock: Unix seconds; all gateways of a store had better agree to a few seconds.
+
+    Attributes:
+        responses: What has been answered.
+        conversations: Lists of items.
+        jobs: Responses that are made in the background.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        owner: str,
+        bounds: Bounds,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self.bounds = bounds
+        self._wall_clock = wall_clock
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.responses = ResponseStore(database, bounds, self._now_ms)
+        self.conversations = ConversationStore(database, owner, bounds, self._now_ms)
+        self.jobs = JobStore(database, owner, bounds, self._now_ms)
+
+    def _now_ms(self) -> int:
+        return int(self._wall_clock() * 1000)
+
+    async def sweep(self) -> int:
+        """Drop what is too old or too much in all; how much that was."""
+        now_ms = self._now_ms()
+        return await self._database.run(
+            lambda connection: responses.sweep(connection, self.bounds, now_ms)
+        )
+
+    def let_go(self, conversation_id: str, response_id: str) -> None:
+        """A response that was not made lets go of its conversation; this waits for nothing."""
+        work = self.conversations.end_turn(conversation_id, response_id)
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _logger.error("a conversation is held until this gateway ends: %s", task.exception())
+
+    async def close(self) -> None:
+        """Let go of the database."""
+        await self._database.close()
+
+
+class ResponseStore:
+    """Responses that have ended, and those that are made in the background.
+
+    Args:
+        database: Where they are.
+        bounds: How much is kept.
+        now_ms: Unix milliseconds.
+    """
+
+    def __init__(self, database: Database, bounds: Bounds, now_ms: Callable[[], int]) -> None:
+        self._database = database
+        self._bounds = bounds
+        self._now_ms = now_ms
+
+    async def save(
+        self, tenant: str, response: StoredResponse, items: Sequence[ConversationItem] = ()
+    ) -> None:
+        """Keep a response that has ended; its conversation gets the items.
+
+        Raises:
+            GatewayError: The conversation can't take them, or the store can't be used.
+        """
+        now_ms, bounds = self._now_ms(), self._bounds
+
+        def work(connection: Connection) -> None:
+            responses.insert(connection, tenant, response, now_ms)
+            conversations.close_turn(connection, tenant, response, items, bounds, now_ms)
+            responses.make_room(connection, tenant, bounds, keep=response.id)
+
+        await self._database.run(work)
+
+    async def find(self, tenant: str, response_id: str) -> StoredResponse:
+        """A response.
+
+        Raises:
+            StoredNotFoundError: This tenant has none of this id.
+        """
+        found = await self._database.run(
+            lambda connection: responses.find(connection, tenant, response_id)
+        )
+        if found is None:
+            raise StoredNotFoundError("response", response_id)
+        return found
+
+    async def remove(self, tenant: str, response_id: str) -> None:
+        """Drop a response; one that is being made ends.
+
+        Raises:
+            StoredNotFoundError: This tenant has none of this id.
+        """
+        if not await self._database.run(
+            lambda connection: responses.remove(connection, tenant, response_id)
+        ):
+            raise StoredNotFoundError("response", response_id)
+
+    async def chain(self, tenant: str, response_id: str) -> list[StoredResponse]:
+        """A response and all that it goes on from, oldest first.
+
+        Raises:
+            PreviousResponseNotFoundError: One of them isn't there.
+            InvalidRequestError: They can't be continued.
+        """
+        now_ms = self._now_ms()
+        return await self._database.run(
+            lambda connection: responses.chain(
+                connection, tenant, response_id, self._bounds, now_ms
+            )
+        )
+
+
+class ConversationStore:
+    """Conversations; each is written by one response at a time.
+
+    Args:
+        database: Where they are.
+        owner: The id of this gateway.
+        bounds: How much is kept.
+        now_ms: Unix milliseconds.
+    """
+
+    def __init__(
+        self, database: Database, owner: str, bounds: Bounds, now_ms: Callable[[], int]
+    ) -> None:
+        self._database = database
+        self._owner = owner
+        self._bounds = bounds
+        self._now_ms = now_ms
+
+    async def create(
+        self, tenant: str, conversation: Conversation, items: Sequence[ConversationItem]
+    ) -> None:
+        """Begin a conversation."""
+        now_ms = self._now_ms()
+        await self._database.run(
+            lambda connection: conversations.create(
+                connection, tenant, conversation, items, self._bounds, now_ms
+            )
+        )
+
+    async def find(self, tenant: str, conversation_id: str) -> Conversation:
+        """A conversation.
+
+        Raises:
+            StoredNotFoundError: This tenant has none of this id.
+        """
+        return await self._database.run(
+            lambda connection: conversations.existing(connection, tenant, conversation_id)
+        )
+
+    async def set_metadata(
+        self, tenant: str, conversation_id: str, metadata: bytes
+    ) -> Conversation:
+        """Replace the labels.
+
+        Raises:
+            StoredNotFoundError: This tenant has none of this id.
+        """
+        now_ms = self._now_ms()
+        return await self._database.run(
+            lambda connection: conversations.set_metadata(
+                connection, tenant, conversation_id, metadata, now_ms
+            )
+        )
+
+    async def remove(self, tenant: str, conversation_id: str) -> None:
+        """Drop a conversation with its items.
+
+        Raises:
+            StoredNotFoundError: This tenant has none of this id.
+        """
+        if not await self._database.run(
+            lambda connection: responses.remove_conversation(connection, tenant, conversation_id)
+        ):
+            raise StoredNotFoundError("conversation", conversation_id)
+
+    async def append(
+        self, tenant: str, conversation_id: str, items: Sequence[ConversationItem]
+    ) -> None:
+        """Add items.
+
+        Raises:
+            GatewayError: There is no such conversation, somebody writes, or it is full.
+        """
+        now_ms = self._now_ms()
+        await self._database.run(
+            lambda connection: conversations.append(
+                connection, tenant, conversation_id, items, self._bounds, now_ms
+            )
+        )
+
+    async def page(
+        self, tenant: str, conversation_id: str, after: str, limit: int, *, is_ascending: bool
+    ) -> ItemPage:
+        """Some items.
+
+        Raises:
+            StoredNotFoundError: This tenant has no such conversation, or item to go on from.
+        """
+        return await self._database.run(
+            lambda connection: conversations.page(
+                connection,
+                tenant,
+                conversation_id,
+                after=after,
+                limit=limit,
+                is_ascending=is_ascending,
+            )
+        )
+
+    async def item(self, tenant: str, conversation_id: str, item_id: str) -> ConversationItem:
+        """One item.
+
+        Raises:
+            StoredNotFoundError: This tenant has none of this id there.
+        """
+        return await self._database.run(
+            lambda connection: conversations.item(connection, tenant, conversation_id, item_id)
+        )
+
+    async def remove_item(self, tenant: str, conversation_id: str, item_id: str) -> Conversation:
+        """Drop one item.
+
+        Raises:
+            GatewayError: This tenant has none of this id there, or a response is being made.
+        """
+        now_ms = self._now_ms()
+        return await self._database.run(
+            lambda connection: conversations.remove_item(
+                connection, tenant, conversation_id, item_id, now_ms
+            )
+        )
+
+    async def begin_turn(self, tenant: str, conversation_id: str, response_id: str) -> list[bytes]:
+        """Hold a conversation for a response; all its items.
+
+        Raises:
+            GatewayError: There is none, another response holds it, or it is too large.
+        """
+        now_ms = self._now_ms()
+        return await self._database.run(
+            lambda connection: conversations.begin_turn(
+                connection, tenant, conversation_id, response_id, self._owner, self._bounds, now_ms
+            )
+        )
+
+    async def read(self, tenant: str, conversation_id: str) -> list[bytes]:
+        """All items of a conversation, oldest first.
+
+        Raises:
+            GatewayError: There is none, or it is too large.
+        """
+        return await self._database.run(
+            lambda connection: conversations.read(connection, tenant, conversation_id, self._bounds)
+        )
+
+    async def end_turn(self, conversation_id: str, response_id: str) -> None:
+        """Let go of it; idempotent."""
+        await self._database.run(
+            lambda connection: conversations.end_turn(connection, conversation_id, response_id)
+        )
+
+
+class JobStore:
+    """Responses that are made in the background, by whichever gateway has taken them.
+
+    Args:
+        database: Where they are.
+        owner: The id of this gateway.
+        bounds: How much is kept.
+        now_ms: Unix milliseconds.
+    """
+
+    def __init__(
+        self, database: Database, owner: str, bounds: Bounds, now_ms: Callable[[], int]
+    ) -> None:
+        self._database = database
+        self._owner = owner
+        self._bounds = bounds
+        self._now_ms = now_ms
+
+    async def enqueue(
+        self, tenant: str, response: StoredResponse, request: bytes, events: EventPiece
+    ) -> None:
+        """Keep a response that is to be made.
+
+        Raises:
+            DeniedError: The tenant has too many waiting.
+        """
+        now_ms = self._now_ms()
+        await self._database.run(
+            lambda connection: jobs.enqueue(
+                connection, tenant, response, request, events, self._bounds, now_ms
+            )
+        )
+
+    async def beat(self) -> set[str]:
+        """Say that this gateway lives; the responses that are still its own to make."""
+        now_ms = self._now_ms()
+        return await self._database.run(
+            lambda connection: jobs.beat(connection, self._owner, now_ms)
+        )
+
+    async def claim(self) -> Job | None:
+        """Take the next job, if one is due."""
+        now_ms = self._now_ms()
+        return await self._database.run(
+            lambda connection: jobs.claim(connection, self._owner, now_ms)
+        )
+
+    async def release(
+        self, response_id: str, wait_s: float, leases: tuple[str, ...] | None = None
+    ) -> None:
+        """Put a job back for another gateway, or for later.
+
+        Args:
+            response_id: Of the job.
+            wait_s: Before anybody takes it.
+            leases: Of the takes that something was computed in; None leaves them as they were.
+        """
+        due_ms = self._now_ms() + int(wait_s * 1000)
+        await self._database.run(
+            lambda connection: jobs.release(connection, self._owner, response_id, due_ms, leases)
+        )
+
+    async def note_leases(self, response_id: str, leases: tuple[str, ...]) -> bool:
+        """What a job is computed on; False when it is somebody else's by now."""
+        return await self._database.run(
+            lambda connection: jobs.note_leases(connection, self._owner, response_id, leases)
+        )
+
+    async def note_events(
+        self, response_id: str, events: EventPiece, running: StoredResponse | None = None
+    ) -> bool:
+        """More events of a job; False when it is somebody else's by now."""
+        now_ms = self._now_ms()
+        return await self._database.run(
+            lambda connection: jobs.note_events(
+                connection, self._owner, response_id, events, running, now_ms
+            )
+        )
+
+    async def finish(
+        self,
+        response: StoredResponse,
+        events: EventPiece | None,
+        items: Sequence[ConversationItem] = (),
+    ) -> bool:
+        """End a job; False when it is somebody else's by now, and nothing has changed.
+
+        Raises:
+            GatewayError: Its conversation can't take its items.
+        """
+        now_ms = self._now_ms()
+        return await self._database.run(
+            lambda connection: jobs.finish(
+                connection, self._owner, response, events, items, self._bounds, now_ms
+            )
+        )
+
+    async def cancel(self, tenant: str, response_id: str, make: CancelMaker) -> StoredResponse:
+        """End a job, whoever makes it; what the response is then.
+
+        Raises:
+            StoredNotFoundError: This tenant has none of this id.
+            InvalidRequestError: It was not made in the background.
+        """
+        now_ms = self._now_ms()
+        return await self._database.run(
+            lambda connection: jobs.cancel(connection, tenant, response_id, make, now_ms)
+        )
+
+    async def events_after(
+        self, tenant: str, response_id: str, number: int
+    ) -> tuple[list[EventPiece], str]:
+        """Some pieces with events behind a number, and the status of the response.
+
+        Raises:
+            StoredNotFoundError: This tenant has none of this id.
+        """
+        return await self._database.run(
+            lambda connection: jobs.events_after(
+                connection, tenant, response_id, number, _MAX_PIECES
+            )
+        )

@@ -1,0 +1,259 @@
+"""Responses that outlive their requests: queued, told, taken up again, ended and booked once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.storage.database import Database, SqliteEngine
+from gateway.storage.open_store import FILE_NAME
+from gateway.storage.records import Bounds
+from gateway.storage.store import Store
+from protocol.errors import ErrorCode
+from protocol.wire.messages import Authorize, Generate, Settle
+from tests.fakes.fake_workers import FakeAuth, FakeEngine
+from tests.fakes.running_gateway import RunningGateway, named_events_of, running_gateway
+
+pytestmark = pytest.mark.asyncio
+
+
+class House:
+    """A gateway with an auth worker and an engine that says what the test emits."""
+
+    def __init__(self, gateway: RunningGateway, auth: FakeAuth, engine: FakeEngine) -> None:
+        self.gateway = gateway
+        self.auth = auth
+        self.engine = engine
+
+    async def create(self, **fields: Any) -> dict[str, Any]:
+        body = {"model": "demo", "input": "hi", "background": True, **fields}
+        answer = await self.gateway.client.post("/v1/responses", json=body)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    async def get(self, response_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = (
+            await self.gateway.client.get(f"/v1/responses/{response_id}")
+        ).json()
+        return found
+
+    async def ended(self, response_id: str) -> dict[str, Any]:
+        return await self.until(
+            response_id, lambda found: found["status"] not in ("queued", "in_progress")
+        )
+
+    async def until(
+        self, response_id: str, fact: Callable[[dict[str, Any]], bool]
+    ) -> dict[str, Any]:
+        async with asyncio.timeout(20):
+            # Polling is how clients learn of it.
+            while not fact(found := await self.get(response_id)):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return found
+
+    async def events(self, response_id: str, after: int = -1) -> list[dict[str, Any]]:
+        params = (
+            {"stream": "true", "starting_after": str(after)} if after >= 0 else {"stream": "true"}
+        )
+        answer = await self.gateway.client.get(f"/v1/responses/{response_id}", params=params)
+        *events, done = named_events_of(answer.text)
+        assert done == "[DONE]"
+        return events
+
+    async def generate(self, number: int = 1) -> Generate:
+        await self.engine.until(lambda: len(self.engine.of(Generate)) >= number)
+        found: Generate = self.engine.of(Generate)[number - 1]
+        return found
+
+    def booked(self) -> list[Settle]:
+        """What was settled as used."""
+        return [one for one in self.auth.settled() if not one.is_unused]
+
+
+@pytest.fixture
+async def house(socket_dir: Path) -> AsyncIterator[House]:
+    async with running_gateway(socket_dir) as gateway:
+        auth = await gateway.auth()
+        yield House(gateway, auth, await gateway.engine(text=None))
+
+
+def text_of(response: dict[str, Any]) -> str:
+    found: str = response["output"][0]["content"][0]["text"]
+    return found
+
+
+def told_text(events: list[dict[str, Any]]) -> str:
+    return "".join(one["delta"] for one in events if one["type"] == "response.output_text.delta")
+
+
+async def test_it_is_queued_then_made_then_there(house: House) -> None:
+    made = await house.create(metadata={"k": "v"})
+    assert (made["status"], made["background"], made["output"]) == ("queued", True, [])
+    generate = await house.generate()
+    house.engine.emit(generate, "Hello")
+    running = await house.until(made["id"], lambda found: found["status"] == "in_progress")
+    assert running["metadata"] == {"k": "v"}
+    house.engine.finish(generate)
+    ended = await house.ended(made["id"])
+    assert (ended["status"], text_of(ended)) == ("completed", "Hello")
+    assert ended["usage"]["output_tokens"] == 2
+    events = await house.events(made["id"])
+    assert [event["type"] for event in events[:3]] == [
+        *("response.created", "response.queued", "response.in_progress"),
+    ]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert events[-1]["response"] == ended
+    assert await house.events(made["id"], after=4) == events[5:]
+    assert len(house.booked()) == 1
+
+
+async def test_a_stream_of_it_goes_on_where_it_was_lost(house: House) -> None:
+    body = {"model": "demo", "input": "hi", "background": True, "stream": True}
+    seen: list[dict[str, Any]] = []
+    async with house.gateway.client.stream("POST", "/v1/responses", json=body) as stream:
+        generate = await house.generate()
+        house.engine.emit(generate, "Hello")
+        async for line in stream.aiter_lines():
+            if line.startswith("data: "):
+                seen.append(orjson.loads(line.removeprefix("data: ")))
+                if seen[-1]["type"] == "response.output_text.delta":
+                    break
+    # The client has left; nobody minds.
+    house.engine.emit(generate, ", world")
+    house.engine.finish(generate)
+    name = seen[0]["response"]["id"]
+    rest = await house.events(name, after=seen[-1]["sequence_number"])
+    assert told_text(seen) + told_text(rest) == "Hello, world"
+    assert rest[-1]["type"] == "response.completed"
+    numbers = [event["sequence_number"] for event in (*seen, *rest)]
+    assert numbers == list(range(len(numbers)))
+
+
+async def test_cancelling_ends_it_once_and_books_what_was_used(house: House) -> None:
+    made = await house.create()
+    generate = await house.generate()
+    house.engine.emit(generate, "Hello")
+    await house.until(made["id"], lambda found: found["status"] == "in_progress")
+    path = f"/v1/responses/{made['id']}/cancel"
+    cancelled = (await house.gateway.client.post(path, json={})).json()
+    assert cancelled["status"] == "cancelled"
+    await house.auth.until(lambda: len(house.booked()) == 1)
+    assert await house.get(made["id"]) == cancelled
+    again = (await house.gateway.client.post(path, json={})).json()
+    assert again == cancelled
+    events = await house.events(made["id"])
+    assert events[-1]["response"]["status"] == "cancelled"
+    body = {"model": "demo", "input": "x", "previous_response_id": made["id"]}
+    answer = await house.gateway.client.post("/v1/responses", json=body)
+    assert answer.status_code == 400
+
+
+async def test_deleting_ends_it(house: House) -> None:
+    made = await house.create()
+    await house.generate()
+    path = f"/v1/responses/{made['id']}"
+    assert (await house.gateway.client.delete(path)).status_code == 200
+    await house.auth.until(lambda: len(house.booked()) == 1)
+    assert (await house.gateway.client.get(path)).status_code == 404
+
+
+async def test_a_server_that_is_full_is_waited_for(house: House) -> None:
+    house.engine.text = ("Hello",)
+    await house.create(store=None)  # who calls is known from now on
+    house.auth.denial = ErrorCode.RATE_LIMIT_EXCEEDED
+    house.auth.retry_after_s = 0.01
+    made = await house.create()
+    await house.auth.until(lambda: len(house.auth.of(Authorize)) >= 4)
+    house.auth.denial = None
+    ended = await house.ended(made["id"])
+    assert (ended["status"], text_of(ended)) == ("completed", "Hello")
+    await house.auth.until(lambda: len(house.booked()) == 2)
+
+
+async def test_limits_that_no_wait_helps_are_an_end(house: House) -> None:
+    house.engine.text = ("Hello",)
+    await house.create()
+    house.auth.denial = ErrorCode.INSUFFICIENT_QUOTA
+    made = await house.create()
+    await house.auth.until(lambda: len(house.auth.of(Authorize)) >= 3)
+    house.auth.denial = None
+    ended = await house.ended(made["id"])
+    assert (ended["status"], ended["error"]["code"]) == ("failed", "server_error")
+
+
+async def test_what_is_wrong_fails_and_says_why(house: House) -> None:
+    house.engine.generate_failure = ErrorCode.UNSUPPORTED_GRAMMAR
+    made = await house.create()
+    ended = await house.ended(made["id"])
+    assert (ended["status"], ended["error"]["code"]) == ("failed", "invalid_prompt")
+    events = await house.events(made["id"])
+    assert [event["type"] for event in events[-2:]] == ["error", "response.failed"]
+
+
+async def test_a_gateway_that_stops_hands_it_back_and_the_next_goes_on(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        house = House(gateway, await gateway.auth(), await gateway.engine(text=None))
+        made = await house.create()
+        generate = await house.generate()
+        house.engine.emit(generate, "Hello, w")
+        await house.until(made["id"], lambda found: found["status"] == "in_progress")
+        before = await told(gateway, made["id"], "Hello, w")
+        await gateway.application.drain(5.0)
+        assert house.booked() == []
+        first_lease = generate.lease_id
+    async with running_gateway(socket_dir) as gateway:
+        house = House(gateway, await gateway.auth(), await gateway.engine(text=None))
+        generate = await house.generate()
+        for piece in ("Hel", "lo, wor", "ld"):
+            house.engine.emit(generate, piece)
+        house.engine.finish(generate, completion_tokens=7)
+        ended = await house.ended(made["id"])
+        assert text_of(ended) == "Hello, world"
+        events = await house.events(made["id"])
+        assert events[: len(before)] == before
+        assert told_text(events) == "Hello, world"
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        assert [event["type"] for event in events].count("response.in_progress") == 1
+        await house.auth.until(lambda: len(house.auth.settled()) >= 2)
+        assert [(one.lease_id, one.completion_tokens) for one in house.booked()] == [
+            (first_lease, 7)
+        ]
+
+
+async def told(gateway: RunningGateway, response_id: str, text: str) -> list[dict[str, Any]]:
+    """The events in the store, once they tell a text."""
+    store = gateway.application.store
+    assert store is not None
+    async with asyncio.timeout(10):
+        while True:
+            pieces, _ = await store.jobs.events_after("local", response_id, -1)
+            events = [event for piece in pieces for event in orjson.loads(piece.body)]
+            if told_text(events) == text:
+                return events
+            await asyncio.sleep(0.01)
+
+
+async def test_what_its_gateways_die_of_is_given_up(socket_dir: Path) -> None:
+    """A row that five gateways took and none put back."""
+    async with running_gateway(socket_dir) as gateway:
+        house = House(gateway, await gateway.auth(), await gateway.engine(text=None))
+        background = gateway.application.background
+        assert background is not None
+        await background.stop()
+        made = await house.create()
+    for number in range(5):
+        database = Database(SqliteEngine(socket_dir / "data" / FILE_NAME))
+        dead = Store(database, f"dead-{number}", Bounds())
+        job = await dead.jobs.claim()
+        assert job is not None
+        assert job.takes == number + 1
+        await dead.close()
+    async with running_gateway(socket_dir) as gateway:
+        house = House(gateway, await gateway.auth(), await gateway.engine(text=None))
+        ended = await house.ended(made["id"])
+        assert (ended["status"], ended["error"]["code"]) == ("failed", "server_error")
+        assert house.engine.of(Generate) == []
