@@ -316,7 +316,7 @@ class GatewaySettings:
         text(
             "PENSTOCK_STORE_URL",
             "",
-            shown_default="`responses.sqlite` in `PENSTOCK_DATA_DIR`",
+            shown_default="`responses.sqlite3` in `PENSTOCK_DATA_DIR`",
             meaning=(
                 "where responses and conversations are kept: `sqlite:///PATH`, "
                 "`postgresql://…` for gateways on several machines, or `none`"

@@ -61,6 +61,8 @@ METHOD_NOT_ALLOWED: Final = ErrorRow(405, _REQUEST, "method_not_allowed")
 """HTTP's own refusal, which has no code on the wire."""
 NOT_IMPLEMENTED: Final = ErrorRow(501, _REQUEST, "not_implemented")
 """For routes that this server has nothing to serve with."""
+UPGRADE_REQUIRED: Final = ErrorRow(426, _REQUEST, "upgrade_required")
+"""A GET of what is a WebSocket."""
 HEAD_TOO_LARGE: Final = ErrorRow(431, _REQUEST, "headers_too_large")
 """Likewise."""
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import select
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -12,6 +13,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from gateway.http.connections import ConnectionLimits
 from gateway.http.disconnect import EXTENSION, Disconnects
 from gateway.http.error_table import ERROR_TABLE, HEAD_TOO_LARGE, ErrorRow, error_body
+from gateway.http.websocket import EXTENSION as WEBSOCKET
+from gateway.http.websocket import CloseCode, WebSocket, accept_key
 from protocol.errors import ErrorCode
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -61,6 +64,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
         self._cycles: list[RequestResponseCycle] = []
+        self._upgrade: WebSocketUpgrade | None = None
 
     # What the connection reports.
 
@@ -96,10 +100,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             cycle.body = bytearray()
         self._cycles = []
         self._answer_transport.let_go()
+        if self._upgrade is not None:
+            self._upgrade.lost()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """More of a request."""
+        """More of a request, or of the messages of a WebSocket."""
+        if self._upgrade is not None and self._upgrade.feed(data):
+            return
         if self._is_refused:
             self._num_lingering_bytes += len(data)
             if self._num_lingering_bytes > _LINGER_BYTES:
@@ -143,7 +151,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return  # `data_received` goes on from here
         disconnect = Disconnects()
-        self.scope["extensions"] = {EXTENSION: disconnect}  # type: ignore[dict-item]
+        extensions: dict[str, Any] = {EXTENSION: disconnect}
+        if self._upgrade is not None:
+            extensions[WEBSOCKET] = self._upgrade
+        self.scope["extensions"] = extensions
         if self._limits is not None:
             self._limits.on_busy(self)
         super().on_headers_complete()
@@ -191,6 +202,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._is_admitted and self._limits is not None:
             self._is_admitted = False
             self._limits.leave(self)
+
+    def shutdown(self) -> None:
+        """This server stops."""
+        if self._upgrade is not None and self._upgrade.is_accepted:
+            self._upgrade.close()
+            return
+        super().shutdown()
+
+    def set_idle(self, *, is_idle: bool) -> None:
+        """Whether the WebSocket here waits for its client."""
+        if self._is_admitted and self._limits is not None:
+            if is_idle:
+                self._limits.on_idle(self)
+            else:
+                self._limits.on_busy(self)
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""
@@ -243,6 +269,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if method == b"CONNECT":
             self.send_400_response("This server is not a proxy.")
             return
+        is_free = self.cycle is None or self.cycle.response_complete
+        if method == b"GET" and is_free and not rest:
+            self._upgrade = WebSocketUpgrade.of(self, self.headers)
         head = [method, b" ", self.url, b" HTTP/1.1\r\n"]
         for name, value in self.headers:
             if name == b"connection" and b"close" in value.lower():
@@ -283,6 +312,98 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._start_head_timer()  # a pipelined head may wait for its turn
         elif not self.transport.is_closing():
             self.transport.close()
+
+
+class WebSocketUpgrade:
+    """A request that would become a WebSocket, and the connection of the one that it became.
+
+    The route decides; unless it accepts, the request is answered as the plain GET that it is too.
+
+    Args:
+        protocol: Of the connection.
+        key: Of the handshake, answered.
+    """
+
+    def __init__(self, protocol: BoundedHttpProtocol, key: bytes) -> None:
+        self._protocol = protocol
+        self._key = key
+        self._socket: WebSocket | None = None
+
+    @classmethod
+    def of(
+        cls, protocol: BoundedHttpProtocol, headers: list[tuple[bytes, bytes]]
+    ) -> "WebSocketUpgrade | None":
+        """The upgrade that headers ask for; None when they ask for another one, or wrongly."""
+        found = dict(headers)
+        key = accept_key(found.get(b"sec-websocket-key", b""))
+        is_asked = found.get(b"upgrade", b"").lower() == b"websocket"
+        if not is_asked or key is None or found.get(b"sec-websocket-version") != b"13":
+            return None
+        return cls(protocol, key)
+
+    def accept(self, headers: Mapping[bytes, bytes], max_bytes: int) -> WebSocket:
+        """Answer the handshake."""
+        protocol = self._protocol
+        lines = [b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n"]
+        lines.append(b"connection: Upgrade\r\nsec-websocket-accept: %b\r\n" % self._key)
+        lines += [b"%b: %b\r\n" % pair for pair in headers.items()]
+        protocol.transport.write(b"".join(lines) + b"\r\n")
+        self._socket = WebSocket(self, max_bytes)
+        # Nothing of the request is left to be answered.
+        protocol.cycle.response_started = protocol.cycle.response_complete = True
+        protocol.flow.resume_reading()
+        return self._socket
+
+    def feed(self, data: bytes) -> bool:
+        """Bytes of the client; whether they were those of a WebSocket."""
+        if self._socket is None:
+            return False
+        self._socket.feed(data)
+        return True
+
+    def lost(self) -> None:
+        """The connection has ended."""
+        if self._socket is not None:
+            self._socket.lost()
+
+    # What the WebSocket needs.
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+        if not self._protocol.transport.is_closing():
+            self._protocol.transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait until the client has taken enough."""
+        await self._protocol.flow.drain()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more is queued than should be."""
+        return self._protocol.flow.write_paused
+
+    def pause(self) -> None:
+        """Read nothing for now."""
+        self._protocol.flow.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        self._protocol.flow.resume_reading()
+
+    def set_idle(self, *, is_idle: bool) -> None:
+        """Whether it may be closed for another client."""
+        self._protocol.set_idle(is_idle=is_idle)
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether it is a WebSocket now."""
+        return self._socket is not None
+
+    def close(self) -> None:
+        """End it, at once."""
+        if self._socket is not None:
+            self._socket.close(CloseCode.GOING_AWAY, "This server is shutting down.")
+        self._protocol.transport.close()
 
 
 class _AnyLength(int):

@@ -137,6 +137,20 @@ class TokenizeBody:
 
 
 @dataclass(frozen=True, slots=True)
+class SocketBody:
+    """A message on the WebSocket of /v1/responses.
+
+    Attributes:
+        generates: Whether it wants output.
+        asked: None for another type than `response.create`.
+    """
+
+    type: str
+    generates: bool
+    asked: AskedResponse | None
+
+
+@dataclass(frozen=True, slots=True)
 class InputTokensBody:
     """Of /v1/responses/input_tokens.
 
@@ -240,6 +254,31 @@ def _asked(body: bytes, found: Context | None, context: ParseContext) -> AskedRe
     if job is not None and job.tools_json is not None and not context.has_tools:
         raise UnsupportedFieldError("Tool calling is switched off on this server.", param="tools")
     return asked
+
+
+def _socket(message: bytes, context: ParseContext) -> SocketBody:
+    return _said(message, None, context)
+
+
+def _continued_socket(frame: bytes, context: ParseContext) -> SocketBody:
+    found = Context.of_frame(frame)
+    return _said(found.body, found, context)
+
+
+def _said(message: bytes, found: Context | None, context: ParseContext) -> SocketBody:
+    value = load_json_object(message)
+    kind = value.pop("type", "")
+    if kind != "response.create":
+        return SocketBody(kind if isinstance(kind, str) else "", True, None)
+    generates = value.pop("generate", True) is not False
+    for name in ("stream", "stream_options"):
+        value.pop(name, None)  # everything is told as it comes
+    if value.get("background"):
+        raise UnsupportedFieldError(
+            "`background` is not supported over a WebSocket; use POST.", param="background"
+        )
+    body = dump_json({**value, "stream": True}, "input").encode()
+    return SocketBody(kind, generates, _asked(body, found, context))
 
 
 def _input_tokens(body: bytes, context: ParseContext) -> InputTokensBody:
@@ -421,6 +460,8 @@ MESSAGES: Final = BodyKind("messages", _messages, GenerationBody)
 COUNT_TOKENS: Final = BodyKind("count_tokens", _count_tokens, TokenizeBody)
 RESPONSES: Final = BodyKind("responses", _responses, AskedResponse)
 CONTINUED_RESPONSES: Final = BodyKind("continued_responses", _continued_responses, AskedResponse)
+SOCKET: Final = BodyKind("socket", _socket, SocketBody)
+CONTINUED_SOCKET: Final = BodyKind("continued_socket", _continued_socket, SocketBody)
 INPUT_TOKENS: Final = BodyKind("input_tokens", _input_tokens, InputTokensBody)
 CONTINUED_INPUT_TOKENS: Final = BodyKind(
     "continued_input_tokens", _continued_input_tokens, InputTokensBody
@@ -441,6 +482,7 @@ KINDS: Final[Mapping[str, BodyKind[Any]]] = {
     for kind in (
         *(CHAT, COMPLETION, MESSAGES, COUNT_TOKENS, EMBEDDING),
         *(RESPONSES, CONTINUED_RESPONSES, INPUT_TOKENS, CONTINUED_INPUT_TOKENS),
+        *(SOCKET, CONTINUED_SOCKET),
         *(COMPACT, CONTINUED_COMPACT, CONVERSATION, CONVERSATION_UPDATE, CONVERSATION_ITEMS),
         *(TOKENIZE, DETOKENIZE, PARSE, EXECUTE),
     )

@@ -62,6 +62,10 @@ class ResponseShape:
         self._teller = events = ResponseEvents(self._head(), self._maker(request))
         return events
 
+    def prepared(self, response_id: str) -> ResponseEvents:
+        """For a response without output, which nobody makes."""
+        return ResponseEvents(self._head(), item_maker(response_id, self._body))
+
     async def keep(self, request: Request) -> None:
         """Store the response, if it is to be stored.
 

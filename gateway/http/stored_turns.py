@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -38,10 +38,12 @@ class LocalTurn:
     Attributes:
         response_id: Of it.
         items: All that the next one goes on from, a JSON array.
+        is_stored: Whether the store has it, too.
     """
 
     response_id: str
     items: bytes
+    is_stored: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,12 @@ class StoredTurn:
                 "This API key has changed hands during the request; please try again."
             )
         response = as_stored(self.response_id, asked, created, final)
+        local = self.local
+        is_local = local is not None and local.response_id == asked.refs.previous_id
+        if local is not None and is_local and not local.is_stored:
+            # The store can't go back to what only a connection remembers.
+            whole = joined((local.items, response.input))
+            response = replace(response, previous_id=None, input=whole)
         await self._stored.responses.save(tenant, response, await added_items(response))
         self._held = None
 

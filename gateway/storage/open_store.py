@@ -9,7 +9,7 @@ from gateway.storage.database import Connection, Database, Engine, SqliteEngine
 from gateway.storage.records import Bounds
 from gateway.storage.store import Store
 
-FILE_NAME = "responses.sqlite"
+FILE_NAME = "responses.sqlite3"
 NO_STORE = "none"
 
 

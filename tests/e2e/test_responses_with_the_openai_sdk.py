@@ -69,6 +69,113 @@ def test_an_answer_that_is_cut_says_so(client: Any) -> None:
     assert cut.incomplete_details.reason == "max_output_tokens"
 
 
-def test_what_is_stored_elsewhere_is_refused_by_name(client: Any) -> None:
-    with pytest.raises(openai.BadRequestError, match="previous_response_id"):
-        client.responses.create(model=MODEL, input=SUM, previous_response_id="resp_1")
+def test_a_stored_response_is_continued_fetched_and_deleted(client: Any) -> None:
+    first = client.responses.create(model=MODEL, input=SUM, temperature=0)
+    assert first.store is True
+    second = client.responses.create(
+        model=MODEL, input="Why?", previous_response_id=first.id, temperature=0
+    )
+    assert second.previous_response_id == first.id
+    assert second.usage.input_tokens > first.usage.input_tokens
+    assert client.responses.retrieve(first.id) == first
+    (item,) = client.responses.input_items.list(first.id).data
+    assert item.content[0].text == SUM
+    with client.responses.retrieve(first.id, stream=True, starting_after=1) as stream:
+        events = list(stream)
+    assert next(event.sequence_number for event in events) == 2
+    assert events[-1].response == first
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(first.id)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model=MODEL, input="x", previous_response_id=second.id)
+    assert caught.value.code == "previous_response_not_found"
+
+
+def test_a_conversation_is_written_by_responses(client: Any) -> None:
+    items: list[Any] = [{"type": "message", "role": "user", "content": "My name is Ada."}]
+    conversation = client.conversations.create(items=items, metadata={"topic": "names"})
+    made = client.responses.create(
+        model=MODEL, input=SUM, conversation=conversation.id, temperature=0
+    )
+    assert made.conversation.id == conversation.id
+    listed = list(client.conversations.items.list(conversation.id, order="asc", limit=1))
+    assert [item.role for item in listed] == ["user", "user", "assistant"]
+    assert listed[-1].content[0].text == made.output_text
+    one = client.conversations.items.retrieve(listed[0].id, conversation_id=conversation.id)
+    assert one == listed[0]
+    client.conversations.items.delete(listed[0].id, conversation_id=conversation.id)
+    more = client.conversations.items.create(conversation.id, items=items)
+    assert len(more.data) == 1
+    renamed = client.conversations.update(conversation.id, metadata={"topic": "sums"})
+    assert client.conversations.retrieve(conversation.id) == renamed
+    assert client.conversations.delete(conversation.id).deleted is True
+
+
+def test_a_background_response_is_polled_streamed_and_cancelled(client: Any) -> None:
+    known = client.responses.create(model=MODEL, input=SUM, temperature=0)
+    made = client.responses.create(model=MODEL, input=SUM, temperature=0, background=True)
+    assert made.status == "queued"
+    with client.responses.retrieve(made.id, stream=True) as stream:
+        events = list(stream)
+    assert [event.type for event in events][:3] == [
+        *("response.created", "response.queued", "response.in_progress"),
+    ]
+    ended = client.responses.retrieve(made.id)
+    assert (ended.status, ended.output_text) == ("completed", known.output_text)
+    streamed = client.responses.create(
+        model=MODEL, input=SUM, temperature=0, background=True, stream=True
+    )
+    assert list(streamed)[-1].response.output_text == known.output_text
+    long = client.responses.create(
+        model=MODEL, input="Count to a thousand.", background=True, text=_LONG
+    )
+    assert client.responses.cancel(long.id).status == "cancelled"
+    assert client.responses.retrieve(long.id).status == "cancelled"
+
+
+_LONG: Any = {
+    "format": {
+        "type": "json_schema",
+        "name": "numbers",
+        "schema": {"type": "array", "items": {"type": "integer"}, "minItems": 200},
+    }
+}
+
+
+def test_a_context_is_compacted(client: Any) -> None:
+    items: list[Any] = [
+        {"role": "user", "content": SUM},
+        {"role": "assistant", "content": "5"},
+        {"role": "user", "content": "Thank you."},
+    ]
+    compacted = client.responses.compact(model=MODEL, input=items)
+    assert compacted.object == "response.compaction"
+    assert [item.type for item in compacted.output] == ["message", "message", "compaction"]
+    kept = [item.model_dump(exclude_none=True, warnings=False) for item in compacted.output]
+    again = client.responses.create(
+        model=MODEL, input=[*kept, {"role": "user", "content": SUM}], temperature=0
+    )
+    assert again.status in ("completed", "incomplete")
+
+
+def test_a_websocket_answers_turns_and_remembers_the_last(client: Any) -> None:
+    with client.responses.connect() as connection:
+        connection.response.create(model=MODEL, input=SUM, temperature=0, store=False)
+        first = _last(connection)
+        connection.response.create(
+            model=MODEL, input="Why?", previous_response_id=first.id, store=False
+        )
+        second = _last(connection)
+        assert second.usage.input_tokens > first.usage.input_tokens
+    with client.responses.connect() as connection:
+        connection.response.create(model=MODEL, input="x", previous_response_id=second.id)
+        event = next(iter(connection))
+        assert (event.type, event.error.code) == ("error", "previous_response_not_found")
+
+
+def _last(connection: Any) -> Any:
+    for event in connection:
+        if event.type == "response.completed":
+            return event.response
+    raise AssertionError("it never ended")

@@ -281,9 +281,9 @@ def test_without_auth_streams_go_on_and_are_settled_once_although_the_gateway_di
         os.kill(auth, signal.SIGKILL)
     query = "SELECT outcome, completion_tokens FROM ledger WHERE lease_id = ?"
     booked = [("finished", body["max_tokens"])]
-    eventually(lambda: _rows(whole, query, settle["lease_id"]) == booked)
+    eventually(lambda: rows_of(whole, query, settle["lease_id"]) == booked)
     eventually(lambda: ask(whole.url, SHORT).status_code == 200)
-    assert _rows(whole, query, settle["lease_id"]) == booked
+    assert rows_of(whole, query, settle["lease_id"]) == booked
 
 
 def test_what_a_killed_gateway_had_is_dropped_by_the_engines_and_charged_all_the_same(
@@ -296,7 +296,7 @@ def test_what_a_killed_gateway_had_is_dropped_by_the_engines_and_charged_all_the
     assert stream.error is not None or stream.ends == []
     # Younger than the first renewal of its lease: only the engine knows what was generated.
     query = "SELECT reported_completion_tokens FROM leases"
-    eventually(lambda: any(tokens >= len(stream.chunks) - 1 for (tokens,) in _rows(whole, query)))
+    eventually(lambda: any(tokens >= len(stream.chunks) - 1 for (tokens,) in rows_of(whole, query)))
     eventually(lambda: _num_ready(whole).get("engine") == 2)
     assert known_answer(whole.url, SHORT)
 
@@ -340,7 +340,7 @@ def test_a_gateway_told_to_stop_finishes_what_it_has(whole: House, known: Known)
     (pid,) = whole.pids("gateway")
     os.kill(pid, signal.SIGTERM)
     assert stream.answer() == answer
-    _find_gateway(whole, pid)
+    find_gateway(whole, pid)
     eventually(lambda: ask(whole.url, SHORT).status_code == 200)
 
 
@@ -355,10 +355,10 @@ def _is_refused(house: House) -> bool:
 def _kill_gateway(house: House) -> None:
     (pid,) = house.pids("gateway")
     os.kill(pid, signal.SIGKILL)
-    _find_gateway(house, pid)
+    find_gateway(house, pid)
 
 
-def _find_gateway(house: House, old_pid: int) -> None:
+def find_gateway(house: House, old_pid: int) -> None:
     """The gateway that follows an old one; with a free port asked for, it has another one."""
 
     def is_there() -> bool:
@@ -383,7 +383,7 @@ def _setting(pid: int, name: str) -> Path:
     )
 
 
-def _rows(house: House, query: str, *parameters: str) -> list[tuple[Any, ...]]:
+def rows_of(house: House, query: str, *parameters: str) -> list[tuple[Any, ...]]:
     """What the auth worker's database holds."""
     connection = sqlite3.connect(f"file:{house.data_dir}/auth.sqlite3?mode=ro", uri=True)
     try:

@@ -17,7 +17,7 @@ from gateway.errors import (
 from gateway.http.access import GuardedRoute, body_and_parsed, caller_of, parsed, tenant_of
 from gateway.http.answering import UnstoredShape, answer, check_model, count_tokens
 from gateway.http.background_responses import BackgroundResponses, BackgroundTask, begun, encoded
-from gateway.http.error_table import limit_headers
+from gateway.http.error_table import UPGRADE_REQUIRED, error_body, limit_headers
 from gateway.http.event_log import STREAM_HEADERS, EventLogResponse
 from gateway.http.ignored_fields import ignored_headers
 from gateway.http.openresponses.convert import NO_STORE, AskedResponse, CompactBody
@@ -42,7 +42,10 @@ from gateway.http.parts import parts_of
 from gateway.http.query import id_of_path, list_query, query_number, query_text
 from gateway.http.replaying import refuse_stream
 from gateway.http.response_shape import ResponseShape, body_of
+from gateway.http.response_socket import SocketAnswer
 from gateway.http.stored_turns import ReadContext, StoredTurn, as_stored, shortened
+from gateway.http.websocket import EXTENSION as WEBSOCKET
+from gateway.http.websocket import Upgrade
 from gateway.request.generation import GenerationWork
 from gateway.request.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
 from gateway.request.request import Request
@@ -83,6 +86,17 @@ async def create_response(request: HttpRequest) -> Response:
     except BaseException:
         turn.close()
         raise
+
+
+@router.get(RESPONSES_ENDPOINT)
+async def open_socket(request: HttpRequest) -> Response:
+    """Answer items one response after another, over a WebSocket."""
+    upgrade: Upgrade | None = request.scope.get("extensions", {}).get(WEBSOCKET)
+    if upgrade is None:
+        body = error_body("This is a WebSocket: ask for an upgrade, or use POST.", UPGRADE_REQUIRED)
+        headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+        return Response(body, UPGRADE_REQUIRED.status, headers, "application/json")
+    return SocketAnswer(request, upgrade)
 
 
 async def _answer(

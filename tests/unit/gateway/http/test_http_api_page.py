@@ -14,6 +14,7 @@ from gateway.http.error_table import (
     HEAD_TOO_LARGE,
     METHOD_NOT_ALLOWED,
     NOT_IMPLEMENTED,
+    UPGRADE_REQUIRED,
     limit_headers,
 )
 from gateway.http.route_rules import ROUTE_RULES
@@ -112,7 +113,7 @@ def test_the_statuses_and_codes_of_the_page_are_those_of_the_code() -> None:
     rows = re.findall(r"^\| (\d{3}) \| (`.*?) \|", section("## Errors"), re.MULTILINE)
     on_the_page = {(int(status), code) for status, text in rows for code in text.split("`")[1::2]}
     of_http = {(row.status, row.code) for row in (METHOD_NOT_ALLOWED, NOT_IMPLEMENTED)}
-    of_http.add((HEAD_TOO_LARGE.status, HEAD_TOO_LARGE.code))
+    of_http |= {(row.status, row.code) for row in (HEAD_TOO_LARGE, UPGRADE_REQUIRED)}
     of_the_wire = {(row.status, row.code) for row in ERROR_TABLE.values()}
     assert on_the_page == of_http | of_the_wire
 

@@ -1,0 +1,289 @@
+"""/v1/responses over a WebSocket: one response after another, and the last one remembered."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import orjson
+from fastapi import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.errors import ClientDisconnectedError, GatewayError, InvalidRequestError
+from gateway.http.access import caller_of, tenant_of
+from gateway.http.error_table import ERROR_TABLE
+from gateway.http.ignored_fields import ignored_headers
+from gateway.http.openresponses.convert import AskedResponse
+from gateway.http.openresponses.render import ToldEvent
+from gateway.http.openresponses.stored_items import joined
+from gateway.http.parsers import CONTINUED_SOCKET, SOCKET, SocketBody
+from gateway.http.parts import parts_of
+from gateway.http.response_shape import ResponseShape, body_of
+from gateway.http.stored_turns import LocalTurn, ReadContext, StoredTurn, shortened
+from gateway.http.websocket import CloseCode, Upgrade, WebSocket
+from gateway.request.job import RESPONSES_ENDPOINT
+from gateway.request.request import Request
+from gateway.telemetry.access_log import AccessRecord
+from protocol.wire.messages import Usage
+
+MAX_OPEN_S: Final = 3600.0
+"""As OpenAI's server does, so that clients know it: they connect again."""
+SWITCHING: Final = 101
+_logger = logging.getLogger("penstock.gateway.http")
+
+
+class SocketAnswer(Response):
+    """The answer to a handshake: everything that is said on the connection from then on.
+
+    Args:
+        request: Of the handshake.
+        upgrade: Of the connection.
+    """
+
+    def __init__(self, request: HttpRequest, upgrade: Upgrade) -> None:
+        super().__init__(status_code=SWITCHING)
+        self._request = request
+        self._upgrade = upgrade
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Talk until one side ends it."""
+        state = self._request.state
+        record: AccessRecord = state.log
+        record.route, record.status = RESPONSES_ENDPOINT, SWITCHING
+        parts = parts_of(self._request)
+        parts.metrics.on_http_answer(RESPONSES_ENDPOINT, SWITCHING)
+        headers = {
+            b"x-request-id": (state.trace_id or state.request_id).encode("ascii"),
+            b"x-penstock-request-id": state.request_id.encode("ascii"),
+        }
+        socket = self._upgrade.accept(headers, parts.settings.max_body_bytes)
+        try:
+            await ResponseSocket(self._request, socket, parts.clock).talk()
+        except ClientDisconnectedError:
+            pass
+        except Exception:
+            _logger.exception("request %s: a WebSocket failed", state.request_id)
+            socket.close(CloseCode.INTERNAL_ERROR, "Internal server error.")
+        finally:
+            socket.close(CloseCode.GOING_AWAY)
+
+
+class ResponseSocket:
+    """What is said on one WebSocket.
+
+    Args:
+        request: Of the handshake.
+        socket: Open.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, request: HttpRequest, socket: WebSocket, clock: Callable[[], float]) -> None:
+        self._request = request
+        self._socket = socket
+        self._clock = clock
+        self._parts = parts_of(request)
+        self._last: LocalTurn | None = None
+        self._num_turns = 0
+
+    async def talk(self) -> None:
+        """Answer one message after another until the client leaves, or for an hour."""
+        try:
+            async with asyncio.timeout(MAX_OPEN_S) as limit:
+                while (message := await self._socket.receive()) is not None:
+                    if self._parts.requests.is_draining:
+                        self._socket.close(CloseCode.GOING_AWAY, "This server is shutting down.")
+                        return
+                    due = limit.when()
+                    limit.reschedule(None)  # a response is not cut off by it
+                    await self._answer(message)
+                    limit.reschedule(due)
+        except TimeoutError:
+            await self._refuse(
+                InvalidRequestError(
+                    f"A connection is open for {MAX_OPEN_S / 60:g} minutes at most; connect again."
+                ),
+                code="websocket_connection_limit_reached",
+            )
+            self._socket.close(CloseCode.GOING_AWAY, "Connect again.")
+
+    async def _answer(self, message: bytes) -> None:
+        """One message of the client; whatever is wrong with it, the connection goes on."""
+        self._num_turns += 1
+        state = self._request.state
+        turn_id = f"{state.request_id}x{self._num_turns}"
+        record = AccessRecord(
+            turn_id,
+            state.trace_id,
+            "WEBSOCKET",
+            self._clock(),
+            address=state.log.address,
+            route=RESPONSES_ENDPOINT,
+            status=200,
+        )
+        previous: str | None = None
+        try:
+            body = await self._parts.bodies.parse(message, caller_of(self._request).name, SOCKET)
+            if body.type == "response.processed":
+                return  # Codex says so; nothing follows from it
+            if body.type != "response.create" or body.asked is None:
+                raise InvalidRequestError(
+                    f"Invalid `type`: `{body.type[:100]}` is not known; say `response.create`.",
+                    param="type",
+                )
+            previous = body.asked.refs.previous_id
+            await self._respond(message, body, body.asked, turn_id, record)
+        except ClientDisconnectedError:
+            raise
+        except GatewayError as error:
+            record.error_code, record.status = str(error.code), ERROR_TABLE[error.code].status
+            if self._last is not None and previous == self._last.response_id:
+                self._last = None  # as OpenAI's does: it isn't continued from there again
+            await self._refuse(error)
+        finally:
+            self._parts.access_log.write(record, self._clock())
+
+    async def _respond(
+        self,
+        message: bytes,
+        body: SocketBody,
+        asked: AskedResponse,
+        turn_id: str,
+        record: AccessRecord,
+    ) -> None:
+        turn = StoredTurn(self._parts.store, f"resp_{turn_id}", local=self._last)
+        context = ReadContext(message, b"[]", {})
+        try:
+            if not asked.refs.is_empty:
+                # Who calls may have changed since the handshake.
+                self._request.state.granted = None
+                turn.tenant = await tenant_of(self._request, RESPONSES_ENDPOINT)
+                context = await turn.read(message, asked.refs)
+                asked = await self._reparsed(context.frame())
+            ignored_headers(body_of(asked).ignored, strict=self._parts.settings.strict_fields)
+            if not body.generates:
+                await self._prepare_only(asked, turn, context)
+            else:
+                await self._generate(asked, turn, context, record)
+        finally:
+            turn.close()
+
+    async def _generate(
+        self,
+        asked: AskedResponse,
+        turn: StoredTurn,
+        context: ReadContext,
+        record: AccessRecord,
+    ) -> None:
+        while True:
+            try:
+                final_items = await self._make(asked, turn, record)
+            except GatewayError as error:
+                asked = await shortened(asked, context, error, self._reparsed)
+                turn.asked = asked
+                await turn.hold_again()
+            else:
+                break
+        if final_items is not None:
+            self._remember(turn, asked, context, final_items)
+
+    async def _make(
+        self, asked: AskedResponse, turn: StoredTurn, record: AccessRecord
+    ) -> bytes | None:
+        """Generate and tell; the output, or None when it failed after it had begun.
+
+        Raises:
+            GatewayError: It failed before anything of it was told.
+        """
+        shape = ResponseShape(asked, turn, self._parts.wall_clock)
+        turn_id = record.request_id
+        request, work = self._parts.requests.generation(
+            body_of(asked).job, caller_of(self._request), turn_id
+        )
+        self._socket.on_lost(request.on_client_gone)
+        try:
+            await request.start()
+            found = await work.next_events(None)
+            events = shape.events(request)
+            try:
+                while found is not None:
+                    await self._tell(events.render(found))
+                    found = await work.next_events(None)
+                last = events.finish(work.usage())
+                await shape.keep(request)
+                output = None if events.final is None else events.final.output
+            except ClientDisconnectedError:
+                raise
+            except GatewayError as error:
+                record.error_code = str(error.code)
+                last, output = events.fail(error), None
+            await self._tell(last)
+            if output is None:
+                self._last = None
+            return output
+        finally:
+            self._socket.on_lost(None)
+            request.end("aborted")
+            shape.close()
+            self._note(record, request)
+
+    def _note(self, record: AccessRecord, request: Request) -> None:
+        usage = request.usage()
+        if request.identity is not None:
+            record.key_id = request.identity.key_id
+        record.model, record.outcome = request.work.model, request.outcome or ""
+        record.first_output_s = request.first_output_s
+        record.prompt_tokens = usage.prompt_tokens
+        record.completion_tokens = usage.completion_tokens
+        record.cached_tokens = usage.cached_tokens
+        request.release()
+
+    async def _prepare_only(
+        self, asked: AskedResponse, turn: StoredTurn, context: ReadContext
+    ) -> None:
+        """`generate: false`: the input is remembered, and an empty response names it."""
+        shape = ResponseShape(asked, turn, self._parts.wall_clock)
+        events = shape.prepared(turn.response_id)
+        await self._tell(events.render([]))
+        await self._tell(events.finish(Usage()))
+        self._last = LocalTurn(
+            turn.response_id,
+            joined((context.items, asked.input_json.encode())),
+            is_stored=False,
+        )
+
+    def _remember(
+        self, turn: StoredTurn, asked: AskedResponse, context: ReadContext, output: bytes
+    ) -> None:
+        """What the next response may go on from, unless it has become too much."""
+        items = joined((context.items, asked.input_json.encode(), output))
+        is_small = len(items) <= self._parts.settings.store_max_context_bytes
+        is_free = asked.refs.conversation_id is None
+        self._last = (
+            LocalTurn(turn.response_id, items, is_stored=asked.is_stored)
+            if is_small and is_free
+            else None
+        )
+
+    async def _reparsed(self, frame: bytes) -> AskedResponse:
+        body = await self._parts.bodies.parse(
+            frame, caller_of(self._request).name, CONTINUED_SOCKET
+        )
+        assert body.asked is not None, "it was one before"
+        return body.asked
+
+    async def _tell(self, events: list[ToldEvent]) -> None:
+        for event in events:
+            await self._socket.send(event.body)
+
+    async def _refuse(self, error: GatewayError, code: str = "") -> None:
+        row = ERROR_TABLE[error.code]
+        told = {
+            "type": row.type,
+            "code": code or row.code,
+            "message": error.message,
+            "param": error.param,
+        }
+        await self._socket.send(
+            orjson.dumps({"type": "error", "status": row.status, "error": told})
+        )

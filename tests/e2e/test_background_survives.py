@@ -1,0 +1,147 @@
+"""Background responses whose gateway, engine or parser is killed -9: same text, booked once."""
+
+import json
+import os
+import signal
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.house import House, eventually, start_house, stop_house
+from tests.e2e.test_when_something_dies import find_gateway, rows_of
+
+pytestmark = pytest.mark.process
+NUMBERS: dict[str, Any] = {
+    "model": "penstock-demo",
+    "input": "Count.",
+    "temperature": 0,
+    "text": {
+        "format": {
+            "type": "json_schema",
+            "name": "numbers",
+            "schema": {
+                "type": "array",
+                "items": {"type": "integer", "minimum": 10_000, "maximum": 99_999},
+                "minItems": 60,
+                "maxItems": 60,
+            },
+        }
+    },
+}
+CALL: dict[str, Any] = {
+    "model": "penstock-demo",
+    "input": "Remember everything.",
+    "temperature": 0,
+    "tool_choice": "required",
+    "tools": [
+        {
+            "type": "function",
+            "name": "remember",
+            "parameters": {
+                "type": "object",
+                "properties": {"note": {"type": "string", "minLength": 300, "maxLength": 340}},
+                "required": ["note"],
+                "additionalProperties": False,
+            },
+        }
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def frail(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[House]:
+    """A house whose processes are killed."""
+    house = start_house(
+        tmp_path_factory.mktemp("background") / "data",
+        cache_dir,
+        *("--deterministic", "--drain-timeout", "25"),
+        PENSTOCK_WORKER_DEAD_S="6",
+    )
+    yield house
+    assert stop_house(house) == 0
+
+
+def post(house: House, body: dict[str, Any]) -> dict[str, Any]:
+    reply = httpx.post(f"{house.url}/v1/responses", json=body, timeout=120, trust_env=False)
+    assert reply.status_code == 200, reply.text
+    found: dict[str, Any] = reply.json()
+    return found
+
+
+def get(house: House, response_id: str) -> dict[str, Any]:
+    """The response; empty while nobody is there to be asked."""
+    try:
+        reply = httpx.get(f"{house.url}/v1/responses/{response_id}", timeout=10, trust_env=False)
+    except httpx.TransportError:
+        return {}
+    return reply.json() if reply.status_code == 200 else {}
+
+
+def events(house: House, response_id: str) -> list[dict[str, Any]]:
+    reply = httpx.get(
+        f"{house.url}/v1/responses/{response_id}?stream=true", timeout=120, trust_env=False
+    )
+    lines = [line for line in reply.text.splitlines() if line.startswith("data: {")]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def without_ids(response: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in item.items() if key not in ("id", "call_id")}
+        for item in response["output"]
+    ]
+
+
+def wait_for_output(house: House, response_id: str) -> None:
+    """Until something of it was told."""
+    store = f"file:{house.data_dir}/responses.sqlite3?mode=ro"
+    query = "SELECT body FROM events WHERE response_id = ?"
+
+    def has_output() -> bool:
+        with closing(sqlite3.connect(store, uri=True)) as connection:
+            rows = connection.execute(query, (response_id,)).fetchall()
+        return any(b".delta" in body for (body,) in rows)
+
+    eventually(has_output, 120)
+
+
+def booked(house: House, response_id: str) -> list[tuple[Any, ...]]:
+    query = "SELECT outcome, completion_tokens FROM ledger WHERE request_id = ?"
+    return rows_of(house, query, response_id.removeprefix("resp_"))
+
+
+@pytest.mark.parametrize("victim", ["gateway", "engine_worker", "toolparser_worker"])
+@pytest.mark.parametrize("body", [NUMBERS, CALL], ids=["numbers", "call"])
+def test_whoever_is_killed_it_ends_once_with_the_same_text(
+    frail: House, victim: str, body: dict[str, Any]
+) -> None:
+    undisturbed = post(frail, body)
+    made = post(frail, {**body, "background": True})
+    wait_for_output(frail, made["id"])
+    (pid,) = frail.pids(victim)
+    os.kill(pid, signal.SIGKILL)
+    if victim == "gateway":
+        find_gateway(frail, pid)
+    eventually(lambda: get(frail, made["id"]).get("status") == "completed", 120)
+    ended = get(frail, made["id"])
+    assert without_ids(ended) == without_ids(undisturbed)
+    told = events(frail, made["id"])
+    assert [event["sequence_number"] for event in told] == list(range(len(told)))
+    ends = [event for event in told if event["type"] == "response.completed"]
+    assert [event["response"] for event in ends] == [ended]
+    deltas = "".join(event["delta"] for event in told if "delta" in event)
+    first = ended["output"][0]
+    whole = first["content"][0]["text"] if body is NUMBERS else first["arguments"]
+    assert deltas == whole
+
+    def is_booked_once() -> bool:
+        used = [one for one in booked(frail, made["id"]) if one[0] != "unused"]
+        return used == [("finished", ended["usage"]["output_tokens"])]
+
+    eventually(is_booked_once)
+    frail.wait_ready()

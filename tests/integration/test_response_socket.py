@@ -1,0 +1,282 @@
+"""/v1/responses over a WebSocket: turns, what a connection remembers, and clients that misbehave."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import websockets
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from gateway.http import response_socket, websocket
+from protocol.errors import ErrorCode
+from protocol.wire.messages import Generate, Prepare
+from tests.fakes.fake_workers import FakeAuth, FakeEngine
+from tests.fakes.running_gateway import RunningGateway, running_gateway
+
+pytestmark = pytest.mark.asyncio
+OPEN = (
+    b"GET /v1/responses HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\n"
+    b"connection: Upgrade\r\nsec-websocket-version: 13\r\n"
+    b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+@pytest.fixture
+async def gateway(socket_dir: Path) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(socket_dir, max_body_bytes=10_000) as gateway:
+        await gateway.auth()
+        await gateway.engine(text=("Hello", ", world"))
+        yield gateway
+
+
+def engine_of(gateway: RunningGateway) -> FakeEngine:
+    (engine,) = [one for one in gateway.workers if isinstance(one, FakeEngine)]
+    return engine
+
+
+def opened(gateway: RunningGateway, **options: Any) -> connect:
+    url = f"ws://127.0.0.1:{gateway.client.base_url.port}/v1/responses"
+    return connect(url, proxy=None, **options)
+
+
+async def turn(socket: ClientConnection, **fields: Any) -> list[dict[str, Any]]:
+    """The frames that answer one `response.create`."""
+    body = {"type": "response.create", "model": "demo", "input": "hi", **fields}
+    await socket.send(json.dumps(body))
+    return await frames(socket)
+
+
+async def frames(socket: ClientConnection) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    ends = ("response.completed", "response.incomplete", "response.failed")
+    while not found or (found[-1]["type"] not in ends and "status" not in found[-1]):
+        found.append(json.loads(await asyncio.wait_for(socket.recv(), 10)))
+    return found
+
+
+def code_of(told: list[dict[str, Any]]) -> tuple[int, str]:
+    (error,) = told
+    assert error["type"] == "error"
+    return error["status"], error["error"]["code"]
+
+
+def read_by_engine(gateway: RunningGateway) -> list[str]:
+    prepare = engine_of(gateway).of(Prepare)[-1]
+    return [one["content"] for one in json.loads(prepare.messages_json)]
+
+
+async def test_turns_follow_each_other_on_one_connection(gateway: RunningGateway) -> None:
+    async with opened(gateway) as socket:
+        for _ in range(2):
+            told = await turn(socket, stream=True)
+            assert [event["sequence_number"] for event in told] == list(range(len(told)))
+            assert told[0]["type"] == "response.created"
+            assert told[-1]["response"]["output"][0]["content"][0]["text"] == "Hello, world"
+        fetched = await gateway.client.get(f"/v1/responses/{told[-1]['response']['id']}")
+        assert fetched.json() == told[-1]["response"]
+
+
+async def test_what_is_not_stored_is_continued_on_its_connection_only(
+    gateway: RunningGateway,
+) -> None:
+    async with opened(gateway) as socket, opened(gateway) as other:
+        first = (await turn(socket, store=False))[-1]["response"]
+        told = await turn(other, previous_response_id=first["id"], store=False)
+        assert code_of(told) == (400, "previous_response_not_found")
+        assert (await turn(other))[-1]["type"] == "response.completed"
+        second = await turn(socket, input="more", previous_response_id=first["id"], store=False)
+        assert second[-1]["type"] == "response.completed"
+        assert read_by_engine(gateway) == ["hi", "Hello, world", "more"]
+        # Stored behind what isn't: the store then knows all of it.
+        third = (await turn(socket, input="!", previous_response_id=second[-1]["response"]["id"]))[
+            -1
+        ]["response"]
+        body = {"model": "demo", "input": "?", "previous_response_id": third["id"]}
+        assert (await gateway.client.post("/v1/responses", json=body)).status_code == 200
+        assert read_by_engine(gateway)[:3] == ["hi", "Hello, world", "more"]
+
+
+async def test_a_continuation_that_fails_is_forgotten(gateway: RunningGateway) -> None:
+    orphan = [{"type": "function_call_output", "call_id": "none", "output": "x"}]
+    async with opened(gateway) as socket:
+        first = (await turn(socket, store=False))[-1]["response"]
+        wrong = await turn(socket, input=orphan, previous_response_id=first["id"], store=False)
+        assert code_of(wrong) == (400, "invalid_request")
+        again = await turn(socket, previous_response_id=first["id"], store=False)
+        assert code_of(again) == (400, "previous_response_not_found")
+
+
+async def test_a_response_without_output_is_continued(gateway: RunningGateway) -> None:
+    async with opened(gateway) as socket:
+        told = await turn(socket, input="ahead", generate=False, store=False)
+        assert told[-1]["response"]["output"] == []
+        assert engine_of(gateway).of(Generate) == []
+        name = told[-1]["response"]["id"]
+        await turn(socket, input="now", previous_response_id=name, store=False)
+        assert read_by_engine(gateway) == ["ahead", "now"]
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ("{", None),
+        ("[]", None),
+        ('{"type": "novel"}', "type"),
+        ('{"type": 1}', "type"),
+        ('{"type": "response.create", "model": "demo"}', "input"),
+        (
+            '{"type": "response.create", "model": "demo", "input": "x", "background": true}',
+            "background",
+        ),
+    ],
+)
+async def test_a_wrong_message_is_refused_and_the_connection_goes_on(
+    gateway: RunningGateway, message: str, param: str | None
+) -> None:
+    async with opened(gateway) as socket:
+        await socket.send(message)
+        (told,) = await frames(socket)
+        assert (told["status"], told["error"]["param"]) == (400, param)
+        await socket.send('{"type": "response.processed", "response_id": "resp_1"}')
+        assert (await turn(socket))[-1]["type"] == "response.completed"
+
+
+async def test_a_response_that_fails_midway_ends_as_a_stream_does(gateway: RunningGateway) -> None:
+    engine = engine_of(gateway)
+    engine.text = None
+    async with opened(gateway) as socket:
+        answer = asyncio.get_running_loop().create_task(turn(socket))
+        await engine.until(lambda: bool(engine.of(Generate)))
+        generate = engine.of(Generate)[0]
+        engine.emit(generate, "Hel")
+        engine.fail(generate, ErrorCode.INTERNAL_ERROR)
+        told = await answer
+        assert [event["type"] for event in told[-2:]] == ["error", "response.failed"]
+
+
+async def test_a_client_that_leaves_ends_its_response(gateway: RunningGateway) -> None:
+    engine = engine_of(gateway)
+    engine.text = None
+    (auth,) = [one for one in gateway.workers if isinstance(one, FakeAuth)]
+    async with opened(gateway) as socket:
+        await socket.send('{"type": "response.create", "model": "demo", "input": "x"}')
+        await engine.until(lambda: bool(engine.of(Generate)))
+    await auth.until(lambda: [one.outcome for one in auth.settled()] == ["aborted"])
+
+
+async def test_a_flood_of_messages_waits_its_turn(gateway: RunningGateway) -> None:
+    async with opened(gateway) as socket:
+        for number in range(100):
+            body = {"type": "response.create", "model": "demo", "input": f"{number}"}
+            await socket.send(json.dumps({**body, "store": False}))
+        for _ in range(100):
+            assert (await frames(socket))[-1]["type"] == "response.completed"
+    assert read_by_engine(gateway) == ["99"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (b"\x81\x05hello", 1002),  # without a mask
+        (b"\xc1\x80\0\0\0\0", 1002),  # a reserved bit
+        (b"\x83\x80\0\0\0\0", 1002),  # no such opcode
+        (b"\x80\x80\0\0\0\0", 1002),  # goes on from nothing
+        (b"\x01\x80\0\0\0\0\x81\x80\0\0\0\0", 1002),  # a message within a message
+        (b"\x09\x80\0\0\0\0", 1002),  # a ping in pieces
+        (b"\x89\xfe\x01\x00\0\0\0\0", 1002),  # a long ping
+        (b"\x82\x80\0\0\0\0", 1003),  # bytes
+        (b"\x81\x81\0\0\0\0\xff", 1007),  # no UTF-8
+        (b"\x81\xfe\x4e\x20\0\0\0\0", 1009),  # larger than a body may be
+        (b"\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff\0\0\0\0", 1009),
+        (b"\x01\xfe\x20\x00\0\0\0\0" + b"x" * 0x2000 + b"\x80\xfe\x20\x00\0\0\0\0", 1009),
+        (b"\x89\x80\0\0\0\0" * 65, 1008),  # pings and nothing else
+        (b"\x88\x80\0\0\0\0", 1000),
+    ],
+)
+async def test_what_breaks_the_protocol_is_closed_with_its_code(
+    gateway: RunningGateway, sent: bytes, code: int
+) -> None:
+    port = gateway.client.base_url.port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(OPEN)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    assert head.startswith(b"HTTP/1.1 101 ")
+    assert b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head  # RFC 6455 §1.3
+    writer.write(sent)
+    rest = await asyncio.wait_for(reader.read(), 10)
+    assert code.to_bytes(2, "big") in rest
+    assert b"\x88" in rest
+    writer.close()
+
+
+async def test_who_answers_no_ping_is_gone(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "PING_INTERVAL_S", 0.05)
+    port = gateway.client.base_url.port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(OPEN)
+    rest = await asyncio.wait_for(reader.read(), 10)
+    assert rest.endswith(b"This server is shutting down.") or b"\x89\x00" in rest
+    writer.close()
+
+
+async def test_a_connection_is_open_for_so_long(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(response_socket, "MAX_OPEN_S", 0.05)
+    async with opened(gateway) as socket:
+        told = json.loads(await asyncio.wait_for(socket.recv(), 10))
+        assert told["error"]["code"] == "websocket_connection_limit_reached"
+        with pytest.raises(ConnectionClosed) as caught:
+            await socket.recv()
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1001
+
+
+async def test_without_an_upgrade_it_is_refused(gateway: RunningGateway) -> None:
+    answer = await gateway.client.get("/v1/responses")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (426, "upgrade_required")
+    key = base64.b64encode(b"short").decode()
+    for wrong in ({"sec-websocket-version": "8"}, {"sec-websocket-key": key}, {"upgrade": "h2c"}):
+        headers = {
+            "upgrade": "websocket",
+            "connection": "upgrade",
+            "sec-websocket-version": "13",
+            "sec-websocket-key": base64.b64encode(b"x" * 16).decode(),
+            **wrong,
+        }
+        assert (await gateway.client.get("/v1/responses", headers=headers)).status_code == 426
+    for path in ("/v1/models", "/live"):
+        headers = {"upgrade": "websocket", "connection": "upgrade"}
+        assert (await gateway.client.get(path, headers=headers)).status_code == 200
+
+
+async def test_a_foreign_page_and_a_stranger_are_refused_before_the_upgrade(
+    gateway: RunningGateway, socket_dir: Path
+) -> None:
+    with pytest.raises(InvalidStatus) as foreign:
+        async with opened(gateway, origin=websockets.Origin("https://example.com")):
+            pass
+    assert foreign.value.response.status_code == 403
+    other = socket_dir / "keys"
+    other.mkdir()
+    async with running_gateway(other, require_keys=True) as strict:
+        auth = await strict.auth(allow_anonymous=False)
+        auth.good_keys = ("psk-good",)
+        await strict.engine()
+        for headers in ({}, {"Authorization": "Bearer psk-bad"}):
+            with pytest.raises(InvalidStatus) as stranger:
+                async with opened(strict, additional_headers=headers):
+                    pass
+            assert stranger.value.response.status_code == 401
+        good = {"Authorization": "Bearer psk-good"}
+        async with opened(strict, additional_headers=good) as socket:
+            assert (await turn(socket))[-1]["type"] == "response.completed"
+            auth.good_keys = ()  # revoked: the next turn is refused
+            assert code_of(await turn(socket)) == (401, "invalid_api_key")
