@@ -16,6 +16,7 @@ from protocol.wire.messages import (
     LeaseReport,
     LimitState,
     LimitWarning,
+    Settle,
     StreamUsage,
     Usage,
 )

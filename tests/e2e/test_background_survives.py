@@ -37,6 +37,7 @@ CALL: dict[str, Any] = {
     "model": "penstock-demo",
     "input": "Remember everything.",
     "temperature": 0,
+    "max_output_tokens": 200,
     "tool_choice": "required",
     "tools": [
         {
@@ -127,12 +128,12 @@ def test_whoever_is_killed_it_ends_once_with_the_same_text(
     os.kill(pid, signal.SIGKILL)
     if victim == "gateway":
         find_gateway(frail, pid)
-    eventually(lambda: get(frail, made["id"]).get("status") == "completed", 120)
+    eventually(lambda: get(frail, made["id"]).get("status") == undisturbed["status"], 120)
     ended = get(frail, made["id"])
     assert without_ids(ended) == without_ids(undisturbed)
     told = events(frail, made["id"])
     assert [event["sequence_number"] for event in told] == list(range(len(told)))
-    ends = [event for event in told if event["type"] == "response.completed"]
+    ends = [event for event in told if event["type"] == f"response.{ended['status']}"]
     assert [event["response"] for event in ends] == [ended]
     deltas = "".join(event["delta"] for event in told if "delta" in event)
     first = ended["output"][0]

@@ -1,8 +1,8 @@
 """What the store keeps, for whom, how much of it, and who may write."""
 
 import asyncio
-import sqlite3
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from gateway.errors import (
     StoreUnavailableError,
 )
 from gateway.storage.conversations import OWNER_DEAD_MS
-from gateway.storage.database import Database, SqliteEngine
+from gateway.storage.database import Database, Engine, SqliteEngine
 from gateway.storage.jobs import Cancellation
+from gateway.storage.postgres import PostgresEngine
 from gateway.storage.records import (
     Bounds,
     Conversation,
@@ -31,6 +32,7 @@ from gateway.storage.records import (
 )
 from gateway.storage.store import Store
 from protocol.errors import ConfigurationError
+from tests.fakes.postgres_server import PostgresServer
 
 Story = Callable[["Shelf"], Coroutine[Any, Any, None]]
 
@@ -46,26 +48,38 @@ class Clock:
 
 
 class Shelf:
-    """Stores on one file, of several gateways."""
+    """Stores on one database, of several gateways."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self.clock = Clock()
         self.stores: list[Store] = []
 
     def store(self, owner: str = "one", **bounds: Any) -> Store:
-        database = Database(SqliteEngine(self.path))
+        database = Database(self.engine)
         self.stores.append(Store(database, owner, Bounds(**bounds), self.clock))
         return self.stores[-1]
 
     def raw(self, statement: str, *values: Any) -> list[Any]:
-        with sqlite3.connect(self.path) as connection:
-            return connection.execute(statement, values).fetchall()
+        connection = self.engine.connect()
+        try:
+            return connection.execute(statement, values)
+        finally:
+            self.engine.close(connection)
 
 
-def play(path: Path, story: Story) -> None:
+@pytest.fixture(params=["sqlite", "postgres"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return SqliteEngine(tmp_path / "store")
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return PostgresEngine(server.url(server.new_database()))
+
+
+def play(engine: Engine, story: Story) -> None:
     async def main() -> None:
-        shelf = Shelf(path)
+        shelf = Shelf(engine)
         try:
             await story(shelf)
         finally:
@@ -94,7 +108,7 @@ PARTS = ("body", "input", "output")
 FIRST = EventPiece(0, 1, b"[]")
 
 
-def test_a_chain_is_read_oldest_first(tmp_path: Path) -> None:
+def test_a_chain_is_read_oldest_first(engine: Engine) -> None:
     async def story(shelf: Shelf) -> None:
         store = shelf.store()
         await store.responses.save("t", response("a"))
@@ -105,10 +119,10 @@ def test_a_chain_is_read_oldest_first(tmp_path: Path) -> None:
             found = await store.responses.chain("t", name)
             assert [one.id for one in found] == expected
 
-    play(tmp_path / "s", story)
+    play(engine, story)
 
 
-def test_a_circle_is_found(tmp_path: Path) -> None:
+def test_a_circle_is_found(engine: Engine) -> None:
     async def story(shelf: Shelf) -> None:
         store = shelf.store()
         await store.responses.save("t", response("a", "b"))
@@ -116,21 +130,21 @@ def test_a_circle_is_found(tmp_path: Path) -> None:
         with pytest.raises(InvalidRequestError, match="circle"):
             await store.responses.chain("t", "b")
 
-    play(tmp_path / "s", story)
+    play(engine, story)
 
 
 @pytest.mark.parametrize("status", ["queued", "in_progress", "failed", "cancelled"])
-def test_what_has_not_ended_well_is_not_continued(tmp_path: Path, status: str) -> None:
+def test_what_has_not_ended_well_is_not_continued(engine: Engine, status: str) -> None:
     async def story(shelf: Shelf) -> None:
         store = shelf.store()
         await store.responses.save("t", response("a", status=status))
         with pytest.raises(InvalidRequestError, match=status):
             await store.responses.chain("t", "a")
 
-    play(tmp_path / "s", story)
+    play(engine, story)
 
 
-def test_a_tenant_keeps_so_much_and_loses_what_it_used_longest_ago(tmp_path: Path) -> None:
+def test_a_tenant_keeps_so_much_and_loses_what_it_used_longest_ago(engine: Engine) -> None:
     async def story(shelf: Shelf) -> None:
         store = shelf.store(max_stored=3)
         for name in ("a", "b", "c"):
@@ -143,10 +157,10 @@ def test_a_tenant_keeps_so_much_and_loses_what_it_used_longest_ago(tmp_path: Pat
         kept = [row[0] for row in shelf.raw("SELECT id FROM responses ORDER BY id")]
         assert kept == ["a", "c", "d", "o"]
 
-    play(tmp_path / "s", story)
+    play(engine, story)
 
 
-def test_bytes_count_too_and_a_job_under_way_is_not_dropped(tmp_path: Path) -> None:
+def test_bytes_count_too_and_a_job_under_way_is_not_dropped(engine: Engine) -> None:
     async def story(shelf: Shelf) -> None:
         store = shelf.store(max_tenant_bytes=1000)
         await store.jobs.enqueue("t", response("job", status="queued"), b"x", FIRST)
@@ -156,10 +170,10 @@ def test_bytes_count_too_and_a_job_under_way_is_not_dropped(tmp_path: Path) -> N
         kept = [row[0] for row in shelf.raw("SELECT id FROM responses ORDER BY id")]
         assert kept == ["job", "r3", "r4"]
 
-    play(tmp_path / "s", story)
+    play(engine, story)
 
 
-def test_what_is_old_goes_and_what_all_keep_is_bounded(tmp_path: Path) -> None:
+def test_what_is_old_goes_and_what_all_keep_is_bounded(engine: Engine) -> None:
     async def story(shelf: Shelf) -> None:
         store = shelf.store(max_age_s=100, max_bytes=3000)
         await store.responses.save("t", response("old"))
@@ -173,10 +187,10 @@ def test_what_is_old_goes_and_what_all_keep_is_bounded(tmp_path: Path) -> None:
         assert kept == ["l1", "l2", "l3", "s"]
         assert shelf.raw("SELECT id FROM conversations") == []
 
-    play(tmp_path / "s", story)
+    play(engine, story)
 
 
-def test_a_conversation_is_written_by_one(tmp_path: Path) -> None:
+def test_a_conversation_is_written_by_one(engine: Engine) -> None:
     async def story(shelf: Shelf) -> None:
         store, other = shelf.store("one"), shelf.store("two")
         await store.jobs.beat()
@@ -198,10 +212,10 @@ def test_a_conversation_is_written_by_one(tmp_path: Path) -> None:
         shelf.clock.now_s += OWNER_DEAD_MS / 1000 + 1
         assert await store.conversations.begin_turn("t", "c", "r3") == [b"1", b"3"]
 
-    play(tmp_path / "s", story)
+    play(engine, story)
 
 
-def test_a_job_holds_its_conversation_whoever_makes_it(tmp_path: Path) -> None:
+def test_a_job_holds_its_conversation_whoever_makes_it(engine: Engine) -> None:
     async def story(shelf: Shelf) -> None:
         store, other = shelf.store("one"), shelf.store("two")
         await store.conversations.create("t", Conversation("c", 1, b"{}"), ())
@@ -216,10 +230,10 @@ def test_a_job_holds_its_conversation_whoever_makes_it(tmp_path: Path) -> None:
         assert await other.jobs.finish(done, None, [ConversationItem("k", b"3")])
         assert await store.conversations.begin_turn("t", "c", "r2") == [b"3"]
 
-    play(tmp_path / "s", story)
+    play(engine, story)
 
 
-def test_a_job_is_taken_by_one_gateway_and_again_when_that_is_gone(tmp_path: Path) -> None:
+def test_a_job_is_taken_by_one_gateway_and_again_when_that_is_gone(engine: Engine) -> None:
     async def story(shelf: Shelf) -> None:
         one, two = shelf.store("one"), shelf.store("two")
         await one.jobs.beat()
@@ -244,10 +258,10 @@ def test_a_job_is_taken_by_one_gateway_and_again_when_that_is_gone(tmp_path: Pat
         assert (await one.responses.find("t", "r")).body == b"right"
         assert await two.jobs.claim() is None
 
-    play(tmp_path / "s", story)
+    play(engine, story)
 
 
-def test_tenants_take_turns(tmp_path: Path) -> None:
+def test_tenants_take_turns(engine: Engine) -> None:
     async def story(shelf: Shelf) -> None:
         store = shelf.store()
         await store.jobs.beat()
@@ -257,10 +271,10 @@ def test_tenants_take_turns(tmp_path: Path) -> None:
         taken = [await store.jobs.claim() for _ in range(4)]
         assert {job.tenant for job in taken[:2] if job is not None} == {"many", "few"}
 
-    play(tmp_path / "s", story)
+    play(engine, story)
 
 
-def test_a_tenant_may_have_so_many_jobs(tmp_path: Path) -> None:
+def test_a_tenant_may_have_so_many_jobs(engine: Engine) -> None:
     async def story(shelf: Shelf) -> None:
         store = shelf.store(max_queued=1)
         await store.jobs.enqueue("t", response("a", status="queued"), b"x", FIRST)
@@ -270,10 +284,10 @@ def test_a_tenant_may_have_so_many_jobs(tmp_path: Path) -> None:
         with pytest.raises(StoredNotFoundError):
             await store.responses.find("t", "b")
 
-    play(tmp_path / "s", story)
+    play(engine, story)
 
 
-def test_what_fails_leaves_the_others_of_its_transaction_alone(tmp_path: Path) -> None:
+def test_what_fails_leaves_the_others_of_its_transaction_alone(engine: Engine) -> None:
     async def story(shelf: Shelf) -> None:
         store = shelf.store()
         many = [store.responses.save("t", response(f"r{number}")) for number in range(50)]
@@ -288,20 +302,60 @@ def test_what_fails_leaves_the_others_of_its_transaction_alone(tmp_path: Path) -
         (counted,) = shelf.raw("SELECT num_stored FROM tenants")
         assert counted == (50,)
 
-    play(tmp_path / "s", story)
+    play(engine, story)
 
 
 ITEM = ConversationItem("i", b"1")
 
 
-def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+def test_a_store_of_a_newer_version_is_refused(engine: Engine) -> None:
     async def story(shelf: Shelf) -> None:
         shelf.store()
         shelf.raw("UPDATE store_version SET version = 99")
         with pytest.raises(ConfigurationError, match="99"):
             shelf.store()
 
-    play(tmp_path / "s", story)
+    play(engine, story)
+
+
+def test_a_database_that_went_away_is_found_again(postgres_server: PostgresServer) -> None:
+    name = postgres_server.new_database()
+
+    async def story(shelf: Shelf) -> None:
+        store = shelf.store()
+        await store.responses.save("t", response("a"))
+        postgres_server.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            f" WHERE datname = '{name}' AND pid <> pg_backend_pid()"
+        )
+        await store.responses.save("t", response("b", "a"))
+        assert len(await store.responses.chain("t", "b")) == 2
+
+    play(PostgresEngine(postgres_server.url(name)), story)
+
+
+def test_gateways_that_start_together_make_the_tables_once(
+    postgres_server: PostgresServer,
+) -> None:
+    engine = PostgresEngine(postgres_server.url(postgres_server.new_database()))
+    with ThreadPoolExecutor(4) as pool:
+        databases = list(pool.map(lambda _: Database(engine), range(4)))
+
+    async def end() -> None:
+        for database in databases:
+            await database.close()
+
+    asyncio.run(end())
+    connection = engine.connect()
+    assert connection.execute("SELECT version FROM store_version") == [(1,)]
+    engine.close(connection)
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:secret@127.0.0.1:1/x", "postgresql://%zz"])
+def test_an_address_that_is_wrong_stops_the_start_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="PENSTOCK_STORE_URL") as caught:
+        Database(PostgresEngine(url))
+    assert "secret" not in caught.value.message
 
 
 def test_what_is_no_database_stops_the_start(tmp_path: Path) -> None:
@@ -324,7 +378,7 @@ def test_tenants_see_what_is_their_own_and_are_charged_for_it(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, str, int]]
 ) -> None:
     """Against a model of dictionaries: whatever anybody does, to whoever's things."""
-    path = tmp_path_factory.mktemp("store") / "s"
+    engine = SqliteEngine(tmp_path_factory.mktemp("store") / "s")
     owner_of: dict[str, str] = {}
 
     async def story(shelf: Shelf) -> None:
@@ -343,7 +397,7 @@ def test_tenants_see_what_is_their_own_and_are_charged_for_it(
                     assert await exists(store, one, stored) == (one == its_owner)
         assert_counts(shelf)
 
-    play(path, story)
+    play(engine, story)
 
 
 KINDS = {
@@ -411,7 +465,7 @@ def assert_counts(shelf: Shelf) -> None:
             "  JOIN responses ON responses.id = response_id"
             " UNION ALL SELECT tenant, LENGTH(metadata) FROM conversations"
             " UNION ALL SELECT tenant, LENGTH(items.body) FROM items"
-            "  JOIN conversations ON conversations.id = conversation_id) GROUP BY tenant"
+            "  JOIN conversations ON conversations.id = conversation_id) AS sizes GROUP BY tenant"
         )
     )
     assert charged == there
