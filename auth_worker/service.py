@@ -5,6 +5,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -23,12 +24,20 @@ from auth_worker.outbound.exchange import Exchanger
 from auth_worker.outbound.targets import TargetGuard
 from auth_worker.principals.key_rules import networks_of
 from auth_worker.records.audit_signing import AuditSigner
-from auth_worker.records.operations import Flush, Snapshot
+from auth_worker.records.operations import Flush, Operation, Snapshot
 from auth_worker.serving.gate import Gate
 from auth_worker.serving.handler import AuthHandler
 from auth_worker.serving.housekeeping import Housekeeping
 from auth_worker.serving.ticker import Ticker
+from auth_worker.serving.webhook_desk import (
+    MAX_ANSWER_BYTES,
+    NUM_THREADS,
+    TIMEOUT_S,
+    Post,
+    WebhookDesk,
+)
 from auth_worker.storage.audit_key import KEY_NAME, NOTES_NAME, CheckpointNotes, load_signer
+from auth_worker.storage.backlog import OnDone
 from auth_worker.storage.committer import Committer, Delivery
 from auth_worker.storage.database_url import DatabaseUrl
 from auth_worker.storage.durable_file import make_folder
@@ -197,6 +206,12 @@ def token_checker(settings: AuthSettings, clock: Clock) -> TokenChecker | None:
     return TokenChecker(TokenVerifier(rules), source, clock)
 
 
+def _poster(exchanger: Exchanger) -> Post:
+    return lambda url, headers, body: exchanger.exchange(
+        "POST", url, timeout_s=TIMEOUT_S, max_bytes=MAX_ANSWER_BYTES, headers=headers, body=body
+    )
+
+
 def _load(store: Store, clock: Clock) -> Snapshot:
     return store.load(recent_since_ms=int((clock.wall_s() - SPAN_S) * 1000))
 
@@ -229,21 +244,39 @@ class AuthService:
             database_id=store.database.database_id,
         )
         self._committer = Committer(store, deliver=self._deliver, on_fatal=self._on_fatal)
+        snapshot = _load(store, clock)
         authority = Authority(
             epoch=store.epoch,
             snapshot=snapshot,
             rules=settings.rules,
             clock=clock,
             emit=self._committer.submit,
-            commit=lambda operation, on_done: self._handler.commit(operation, on_done),
+            commit=self._commit,
         )
         self._checker = token_checker(settings, clock)
         self._authority = authority
+        targets = TargetGuard(networks_of(settings.internal_targets))
+        webhooks = {hook.webhook_id: hook for hook in snapshot.webhooks}
+        self._webhook_threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="webhook")
+        self._webhooks = WebhookDesk(
+            webhooks,
+            _poster(Exchanger(targets)),
+            self._webhook_threads,
+            submit=self._commit,
+            clock=clock,
+            call_soon=self._call_soon,
+        )
         self._handler = AuthHandler(
             authority=authority,
             administration=Administration(authority.keys, clock=clock, new_key_id=new_key_id),
             resources=ResourceAdministration(
-                authority.keys, authority.limits, authority.prices, clock=clock, new_id=new_id
+                authority.keys,
+                authority.limits,
+                authority.prices,
+                clock=clock,
+                new_id=new_id,
+                webhooks=webhooks,
+                targets=targets,
             ),
             committer=self._committer,
             clock=clock,
@@ -282,6 +315,7 @@ class AuthService:
         self._renewal.stop()
         if self._checker is not None:
             self._checker.stop()
+        self._webhook_threads.shutdown(wait=False, cancel_futures=True)
         self._audit_check.stop()
         self._authority.close()
         if not self._committer.close(self._settings.drain_timeout_s):
@@ -292,6 +326,9 @@ class AuthService:
     def _send(self, gateway_id: str, message: Message) -> None:
         self._worker.send(gateway_id, message)
 
+    def _commit(self, operation: Operation, on_done: OnDone) -> None:
+        self._handler.commit(operation, on_done)
+
     def _call_soon(self, function: Callable[..., object], *args: Any) -> None:
         self._worker.call_soon(function, *args)
 
@@ -299,6 +336,7 @@ class AuthService:
         self._handler.expire()
         if not self._handler.is_draining:
             self._housekeeping.tick()
+            self._webhooks.tick()
 
     def _renew_lease(self) -> None:
         if self._database.wants_renewal():

@@ -23,7 +23,7 @@ from penstock.fake_engine.engine import FakeEngineSettings
 from penstock.fake_engine.script import FINGERPRINT
 from penstock.key_commands import keys
 from penstock.parse import parse as parse_input
-from penstock.resource_commands import budgets, limits, prices, teams, users
+from penstock.resource_commands import budgets, limits, prices, teams, users, webhooks
 from penstock.terminal import visible_line
 from penstock.usage_commands import show_budgets, show_usage
 from protocol.runtime.logs import setup as setup_logs
@@ -46,6 +46,7 @@ app.add_typer(teams, name="teams")
 app.add_typer(limits, name="limits")
 app.add_typer(budgets, name="budgets")
 app.add_typer(prices, name="prices")
+app.add_typer(webhooks, name="webhooks")
 app.add_typer(audit, name="audit")
 app.add_typer(auth, name="auth")
 app.command("usage")(show_usage)

@@ -30,6 +30,7 @@ class Field(NamedTuple):
         kind: What typer reads.
         text: For `--help`.
         sent: Makes what is sent of what was typed.
+        parameter: Of the command, where `name` means something else there already.
     """
 
     name: str
@@ -37,6 +38,12 @@ class Field(NamedTuple):
     kind: Any
     text: str
     sent: Callable[[Any], Any] = lambda typed: typed
+    parameter: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its name among what a command was given."""
+        return self.parameter or self.name
 
 
 def with_fields(fields: Sequence[Field]) -> Callable[[Command], Command]:
@@ -47,7 +54,7 @@ def with_fields(fields: Sequence[Field]) -> Callable[[Command], Command]:
         *named, _ = signature.parameters.values()
         options = [
             inspect.Parameter(
-                field.name,
+                field.key,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=None,
                 annotation=Annotated[
@@ -66,9 +73,9 @@ def with_fields(fields: Sequence[Field]) -> Callable[[Command], Command]:
 def body_of(fields: Iterable[Field], given: Mapping[str, Any]) -> dict[str, Any]:
     """What was said, as the server takes it."""
     return {
-        field.name: field.sent(given[field.name])
+        field.name: field.sent(given[field.key])
         for field in fields
-        if given.get(field.name) not in (None, [])
+        if given.get(field.key) not in (None, [])
     }
 
 

@@ -1,4 +1,4 @@
-"""`penstock users|teams|limits|budgets|prices …`: all by the same few commands."""
+"""`penstock users|teams|limits|budgets|prices|webhooks …`: all by the same few commands."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final, NamedTuple
@@ -182,6 +182,22 @@ BUDGETS: Final = Kind(
     _LIMIT_FILTERS,
     _HOLDERS,
 )
+WEBHOOKS: Final = Kind(
+    "webhooks",
+    "/v1/admin/webhooks",
+    "Whom a running server tells of what its audit log takes up.",
+    (
+        _NAME,
+        Field("url", "--url-to", str, "Where events are sent, https://…", parameter="target_url"),
+        Field("events", "--event", list[str], "Actions like this glob (budget_*); repeat it."),
+    ),
+    {
+        name: _column(name)
+        for name in ("id", "name", "url", "events", "status", "num_failed", "last_error")
+    },
+    (Field("status", "--status", str, "Only active or suspended ones."),),
+    has_status=True,
+)
 PRICES: Final = Kind(
     "prices",
     "/v1/admin/prices",
@@ -220,6 +236,8 @@ def commands_of(kind: Kind) -> typer.Typer:
                     print_json(made)
                 else:
                     typer.echo(visible_line(str(made["id"])))
+                    if "secret" in made:  # shown this once
+                        typer.echo(visible_line(str(made["secret"])))
 
     @with_fields(kind.filters)
     def list_all(
@@ -318,6 +336,7 @@ teams = commands_of(TEAMS)
 limits = commands_of(LIMITS)
 budgets = commands_of(BUDGETS)
 prices = commands_of(PRICES)
+webhooks = commands_of(WEBHOOKS)
 
 TeamId = Annotated[str, typer.Argument(metavar="TEAM", help="From `teams list`.")]
 UserId = Annotated[str, typer.Argument(metavar="USER", help="From `users list`.")]

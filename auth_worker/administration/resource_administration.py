@@ -11,8 +11,10 @@ from auth_worker.clock import Clock
 from auth_worker.errors import (
     ActorNotAllowedError,
     InvalidCommandError,
+    OutboundError,
     ResourceNotFoundError,
 )
+from auth_worker.outbound.targets import TargetGuard, target_of
 from auth_worker.principals.definitions import (
     audited,
     check_names,
@@ -23,6 +25,7 @@ from auth_worker.principals.definitions import (
     price_of,
     team_of,
     user_of,
+    webhook_of,
 )
 from auth_worker.principals.keys import KeyDirectory, StoredKey
 from auth_worker.principals.limit_directory import LimitDirectory
@@ -30,6 +33,7 @@ from auth_worker.principals.limit_rules import Limit
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.prices import PriceTable
 from auth_worker.principals.roles import ROLE_SCOPES
+from auth_worker.principals.webhooks import StoredWebhook
 from auth_worker.records.operations import (
     AddResource,
     AuditAction,
@@ -56,11 +60,13 @@ from protocol.wire.messages import (
     TeamSettings,
     UpdateResource,
     UserSettings,
+    WebhookSettings,
 )
 
 MAX_LIMITS_A_HOLDER: Final = 32
 """Each of them is looked at in every request of the holder."""
 MAX_MEMBERS: Final = 10_000
+MAX_WEBHOOKS: Final = 32
 
 SCOPE_OF: Final[dict[ResourceKind, Scope]] = {
     "user": "admin.users",
@@ -68,6 +74,7 @@ SCOPE_OF: Final[dict[ResourceKind, Scope]] = {
     "limit": "admin.limits",
     "budget": "admin.limits",
     "price": "admin.prices",
+    "webhook": "admin.webhooks",
 }
 _PREFIXES: Final[dict[ResourceKind, str]] = {
     "user": "user",
@@ -75,6 +82,7 @@ _PREFIXES: Final[dict[ResourceKind, str]] = {
     "limit": "lim",
     "budget": "bud",
     "price": "price",
+    "webhook": "wh",
 }
 _VERBS: Final = {"suspend": "suspended", "reactivate": "reactivated", "delete": "deleted"}
 
@@ -96,6 +104,8 @@ class ResourceAdministration:
         prices: All prices.
         clock: For creation, suspension and audit times.
         new_id: Makes an id with a prefix.
+        webhooks: All of them by id; what changes about them holds at once.
+        targets: Where webhooks may lead.
     """
 
     def __init__(
@@ -106,7 +116,11 @@ class ResourceAdministration:
         *,
         clock: Clock,
         new_id: Callable[[str], str],
+        webhooks: dict[str, StoredWebhook] | None = None,
+        targets: TargetGuard | None = None,
     ) -> None:
+        self._webhooks = {} if webhooks is None else webhooks
+        self._targets = targets or TargetGuard()
         self._keys = keys
         self._limits = limits
         self._prices = prices
@@ -146,6 +160,8 @@ class ResourceAdministration:
                 self._keys.users.setdefault(newest.resource_id, user_of(newest))
             case TeamSettings() if isinstance(operation, AddResource):
                 self._keys.teams.setdefault(newest.resource_id, team_of(newest))
+            case WebhookSettings() if isinstance(operation, AddResource):
+                self._webhooks.setdefault(newest.resource_id, webhook_of(newest))
             case LimitSettings() if isinstance(operation, DropResource):
                 self._limits.remove(newest.resource_id)
             case LimitSettings():
@@ -185,6 +201,9 @@ class ResourceAdministration:
             case PriceSettings():
                 self._check_is_first(settings.models)
                 settings = structs.replace(settings, valid_from=settings.valid_from or now)
+            case WebhookSettings():
+                self._check_target(settings.url)
+                self._check_webhooks()
             case TeamSettings():
                 pass
         resource = Resource(
@@ -215,6 +234,10 @@ class ResourceAdministration:
             case LimitSettings():
                 before = self._commanded[resource_id]
                 self._commanded[resource_id] = limit_of(resource_id, settings, before.created_at)
+            case WebhookSettings():
+                if "url" in fields:
+                    self._check_target(settings.url)
+                _set(self._webhook(resource_id), settings, fields)
             case PriceSettings() if "models" in fields:
                 self._check_is_first(settings.models, but_for=resource_id)
             case PriceSettings():
@@ -239,6 +262,11 @@ class ResourceAdministration:
             case "team":
                 self._team(resource_id)
                 return TeamSettings(name="-")
+            case "webhook":
+                known = self._webhook(resource_id)
+                return WebhookSettings(
+                    name="-", url=known.url, events=known.events, secret=known.secret
+                )
             case "price":
                 return PriceSettings(models=self._models(resource_id), prompt=0, completion=0)
             case _:
@@ -253,6 +281,8 @@ class ResourceAdministration:
             if kind in ("user", "team"):
                 entry = replace(entry, detail={"keys_revoked": num_revoked})
             return DropResource(kind, resource_id, now, entry)
+        if kind == "webhook":
+            return self._change_webhook(command, entry, now)
         if kind not in ("user", "team"):
             raise InvalidCommandError(f"A {kind} can be changed or deleted, not suspended.")
         one = self._user(resource_id) if kind == "user" else self._team(resource_id)
@@ -308,6 +338,9 @@ class ResourceAdministration:
 
     def _delete(self, kind: ResourceKind, resource_id: str, now: int) -> int:
         """Let something be gone; how many keys that ends."""
+        if kind == "webhook":
+            del self._webhooks[self._webhook(resource_id).webhook_id]
+            return 0
         if kind == "price":
             self._models(resource_id)
             return 0
@@ -377,6 +410,38 @@ class ResourceAdministration:
                 param="holder_id",
             )
 
+    def _change_webhook(
+        self, command: ChangeResource, entry: AuditEntry, now: int
+    ) -> ChangeResourceRow:
+        """Suspend a webhook, or let it go on, with a first attempt at once."""
+        hook = self._webhook(command.resource_id)
+        if command.action == "suspend":
+            hook.suspended_at = now if hook.suspended_at is None else hook.suspended_at
+        else:
+            hook.suspended_at, hook.num_failed, hook.next_attempt_ms = None, 0, 0
+        values = {"suspended_at": hook.suspended_at}
+        return ChangeResourceRow("webhook", hook.webhook_id, values, entry)
+
+    def _check_target(self, url: str) -> None:
+        try:
+            self._targets.check(target_of(url))
+        except OutboundError as error:
+            raise InvalidCommandError(f"'url' can't be used: {error.message}.", param="url") from (
+                error
+            )
+
+    def _check_webhooks(self) -> None:
+        if len(self._webhooks) >= MAX_WEBHOOKS:
+            raise InvalidCommandError(
+                f"There are {MAX_WEBHOOKS} webhooks already, and there may be no more; delete one."
+            )
+
+    def _webhook(self, webhook_id: str) -> StoredWebhook:
+        hook = self._webhooks.get(webhook_id)
+        if hook is None:
+            raise _missing("webhook", webhook_id)
+        return hook
+
     def _check_is_first(self, models: str, but_for: str = "") -> None:
         known = self._prices.find(models)
         if known is not None and known.price_id != but_for:
@@ -419,7 +484,9 @@ def _action(kind: ResourceKind, what_was_done: str) -> AuditAction:
 
 
 def _set(
-    known: StoredUser | StoredTeam, settings: UserSettings | TeamSettings, fields: Iterable[str]
+    known: StoredUser | StoredTeam | StoredWebhook,
+    settings: UserSettings | TeamSettings | WebhookSettings,
+    fields: Iterable[str],
 ) -> None:
     """Let the named settings hold, as far as the authority knows of them."""
     for name in fields:

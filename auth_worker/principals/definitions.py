@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from typing import Any, Final
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from msgspec import structs
@@ -21,6 +22,13 @@ from auth_worker.principals.checks import (
 from auth_worker.principals.limit_rules import Limit, Window
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.prices import Price
+from auth_worker.principals.webhooks import (
+    MAX_SECRET_BYTES,
+    MIN_SECRET_BYTES,
+    SECRET_PREFIX,
+    StoredWebhook,
+    signing_key,
+)
 from protocol.wire.messages import (
     LimitSettings,
     LimitWindow,
@@ -30,8 +38,11 @@ from protocol.wire.messages import (
     ResourceSettings,
     TeamSettings,
     UserSettings,
+    WebhookSettings,
 )
 
+MAX_EVENTS: Final = 32
+MAX_EVENT_CHARS: Final = 64
 MAX_EMAIL_CHARS: Final = 254
 MAX_THRESHOLDS: Final = 10
 MIN_CUSTOM_S: Final = 60
@@ -45,6 +56,7 @@ SETTINGS_OF: Final[dict[ResourceKind, type[ResourceSettings]]] = {
     "limit": LimitSettings,
     "budget": LimitSettings,
     "price": PriceSettings,
+    "webhook": WebhookSettings,
 }
 PERSONAL_FIELDS: Final = frozenset({"name", "email", "tags", "metadata"})
 """What may tell of people: the audit log, which can't forget, says only that they changed."""
@@ -73,7 +85,7 @@ def checked(
     if not isinstance(settings, SETTINGS_OF[kind]):
         raise InvalidCommandError(f"These are no settings of a {kind}.", param="settings")
     new = frozenset(fields) or frozenset(type(settings).__struct_fields__)
-    if isinstance(settings, UserSettings | TeamSettings | LimitSettings):
+    if isinstance(settings, UserSettings | TeamSettings | LimitSettings | WebhookSettings):
         settings = structs.replace(settings, name=settings.name.strip())
     for name in type(settings).__struct_fields__:
         check = _CHECKS.get(name)
@@ -120,6 +132,10 @@ def audited(settings: ResourceSettings, fields: Iterable[str]) -> dict[str, Any]
     """What the audit log says of the named settings: values, but of personal ones just `…`."""
     # The name of a limit is nobody's; that of a user is.
     is_of_people = isinstance(settings, UserSettings | TeamSettings)
+    if isinstance(settings, WebhookSettings):
+        # The path of an address is a secret as often as not.
+        shown = {"url": urlsplit(settings.url).netloc, "secret": "…"}
+        return {name: shown.get(name, getattr(settings, name)) for name in sorted(fields)}
     return {
         name: "…" if is_of_people and name in PERSONAL_FIELDS else getattr(settings, name)
         for name in sorted(fields)
@@ -137,6 +153,19 @@ def user_of(resource: Resource) -> StoredUser:
         role=settings.role,
         kind=settings.kind,
         suspended_at=resource.suspended_at,
+    )
+
+
+def webhook_of(resource: Resource) -> StoredWebhook:
+    """A new webhook as the auth worker knows it, with its secret."""
+    settings = resource.settings
+    assert isinstance(settings, WebhookSettings)  # noqa: S101 - its kind says so
+    return StoredWebhook(
+        webhook_id=resource.resource_id,
+        url=settings.url,
+        events=settings.events,
+        secret=settings.secret,
+        after_seq=0 if resource.webhook is None else resource.webhook.after_seq,
     )
 
 
@@ -297,6 +326,23 @@ def _check_length_s(name: str, value: int | None) -> None:
     )
 
 
+def _check_events(name: str, value: tuple[str, ...]) -> None:
+    require(
+        0 < len(value) <= MAX_EVENTS
+        and all(0 < len(glob) <= MAX_EVENT_CHARS and glob.isprintable() for glob in value),
+        name,
+        f"takes 1 to {MAX_EVENTS} patterns of actions of the audit log, such as budget_*",
+    )
+
+
+def _check_secret(name: str, value: str) -> None:
+    require(
+        signing_key(value) is not None,
+        name,
+        f"must be {SECRET_PREFIX} and {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes in base64",
+    )
+
+
 _CHECKS: Final[dict[str, Check]] = {
     "name": text_of(MAX_NAME_CHARS, is_needed=True),
     "email": text_of(MAX_EMAIL_CHARS),
@@ -317,4 +363,6 @@ _CHECKS: Final[dict[str, Check]] = {
     "reasoning": _check_price,
     "embedding": _check_price,
     "request": _check_price,
+    "events": _check_events,
+    "secret": _check_secret,
 }

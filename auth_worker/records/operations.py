@@ -12,6 +12,7 @@ from auth_worker.principals.keys import StoredKey
 from auth_worker.principals.limit_rules import Limit
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.prices import Price
+from auth_worker.principals.webhooks import StoredWebhook
 from auth_worker.records.limit_usage import Booked, CounterRow, DropCounters, SaveCounter
 from protocol.wire.messages import (
     AuditOutcome,
@@ -64,6 +65,12 @@ AuditAction = Literal[
     "price_updated",
     "price_deleted",
     "engine_profiled",
+    "webhook_created",
+    "webhook_updated",
+    "webhook_suspended",
+    "webhook_reactivated",
+    "webhook_deleted",
+    "webhook_gave_up",
     "worker_drained",
     "caches_cleared",
     "token_accepted",
@@ -230,6 +237,14 @@ class ChangeResourceRow:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveWebhook:
+    """How a webhook fares, by column; nobody's deed, so it is not put on record."""
+
+    webhook_id: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class DropResource:
     """Forget a user, team, limit or budget.
 
@@ -372,6 +387,7 @@ Operation = (
     | PutKey
     | ChangeKey
     | DropKey
+    | MoveWebhook
     | AddResource
     | ChangeResourceRow
     | DropResource
@@ -478,3 +494,4 @@ class Snapshot:
     limits: tuple[Limit, ...] = ()
     prices: tuple[Price, ...] = ()
     counters: tuple[CounterRow, ...] = ()
+    webhooks: tuple[StoredWebhook, ...] = ()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
+from msgspec import structs
 from sqlalchemy import (
     Column,
     ColumnElement,
@@ -22,11 +23,13 @@ from auth_worker.principals.definitions import limit_of, price_of, team_of, user
 from auth_worker.principals.limit_rules import Limit
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.prices import Price
+from auth_worker.principals.webhooks import StoredWebhook
 from auth_worker.records.operations import (
     AddResource,
     AuditEntry,
     ChangeResourceRow,
     DropResource,
+    MoveWebhook,
     PutMember,
     ReadResources,
     ResourcePage,
@@ -42,6 +45,8 @@ from protocol.wire.messages import (
     ResourceSettings,
     TeamSettings,
     UserSettings,
+    WebhookSettings,
+    WebhookState,
 )
 
 Change = tuple[Result, AuditEntry | None]
@@ -67,8 +72,9 @@ _SPECS: Final[dict[ResourceKind, _Spec]] = {
     "limit": _LIMITS,
     "budget": _LIMITS,
     "price": _Spec(schema.prices, schema.prices.c.price_id, PriceSettings),
+    "webhook": _Spec(schema.webhooks, schema.webhooks.c.webhook_id, WebhookSettings),
 }
-_JSON_LISTS: Final = frozenset({"tags", "allowed_models", "endpoints", "thresholds"})
+_JSON_LISTS: Final = frozenset({"tags", "allowed_models", "endpoints", "thresholds", "events"})
 _NEVER_NULL: Final[dict[str, Any]] = {"tags": (), "thresholds": (), "metadata": {}}
 """What says nothing when it is empty; an empty list of the others lets nothing through."""
 
@@ -100,8 +106,20 @@ class ResourceTable:
                 "is_ended": resource.is_ended,
                 "valid_from_ms": (resource.settings.valid_from or resource.created_at) * 1000,
             }
+        if operation.kind == "webhook":
+            # It is told of what comes from now on.
+            newest = select(func.coalesce(func.max(schema.audit_log.c.seq), 0))
+            values["after_seq"] = self._connection.execute(newest).scalar_one()
+            state = WebhookState(after_seq=values["after_seq"])
+            resource = structs.replace(resource, webhook=state)
         self._connection.execute(insert(spec.table).values(values))
         return ResourcePage((resource,)), operation.audit
+
+    def move_webhook(self, operation: MoveWebhook) -> None:
+        """Note how a webhook fares; nothing when it is gone."""
+        same_id = schema.webhooks.c.webhook_id == operation.webhook_id
+        statement = update(schema.webhooks).where(same_id).values(**operation.values)
+        self._connection.execute(statement)
 
     def change(self, operation: ChangeResourceRow) -> Change:
         """Change some columns; nothing when they say so already."""
@@ -208,6 +226,23 @@ class ResourceTable:
             if isinstance(resource.settings, LimitSettings)
         )
 
+    def all_webhooks(self) -> tuple[StoredWebhook, ...]:
+        """With their secrets."""
+        rows = self._connection.execute(select(schema.webhooks).order_by(schema.webhooks.c.seq))
+        return tuple(
+            StoredWebhook(
+                webhook_id=row.webhook_id,
+                url=row.url,
+                events=tuple(json.loads(row.events)),
+                secret=row.secret,
+                suspended_at=row.suspended_at,
+                after_seq=row.after_seq,
+                num_failed=row.num_failed,
+                next_attempt_ms=row.next_attempt_ms,
+            )
+            for row in rows
+        )
+
     def all_prices(self) -> tuple[Price, ...]:
         """All versions."""
         rows = self._connection.execute(select(schema.prices).order_by(schema.prices.c.seq))
@@ -310,6 +345,10 @@ def _conditions(operation: ReadResources) -> list[ColumnElement[bool]]:
         newest = schema.prices.alias()
         version = select(func.max(newest.c.version)).where(newest.c.price_id == columns.price_id)
         conditions.append(columns.version == version.scalar_subquery())
+    elif kind == "webhook":
+        if operation.status:
+            is_active = columns.suspended_at.is_(None)
+            conditions.append(is_active if operation.status == "active" else ~is_active)
     else:
         is_budget = columns.measure == "money"
         conditions.append(is_budget if kind == "budget" else ~is_budget)
@@ -328,7 +367,7 @@ def _resource(
     team_ids: tuple[str, ...] = (),
 ) -> Resource:
     spec = _SPECS[kind]
-    has_status = kind == "user" or kind == "team"
+    has_status = kind in ("user", "team", "webhook")
     return Resource(
         resource_id=getattr(row, spec.id_column.name),
         settings=_price_settings(row) if kind == "price" else spec.settings(**_read(spec, row)),
@@ -339,6 +378,16 @@ def _resource(
         is_ended=row.is_ended if kind == "price" else False,
         members=tuple(members),
         team_ids=team_ids,
+        webhook=_webhook_state(row) if kind == "webhook" else None,
+    )
+
+
+def _webhook_state(row: Row[Any]) -> WebhookState:
+    return WebhookState(
+        after_seq=row.after_seq,
+        num_failed=row.num_failed,
+        last_delivered_at=row.last_delivered_at,
+        last_error=row.last_error,
     )
 
 
@@ -351,6 +400,8 @@ def _price_settings(row: Row[Any]) -> PriceSettings:
 def _read(spec: _Spec, row: Row[Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name in spec.settings.__struct_fields__:
+        if name == "secret":
+            continue  # shown to nobody once it is stored
         value = getattr(row, name)
         if _is_json(name):
             value = _NEVER_NULL.get(name) if value is None else json.loads(value)

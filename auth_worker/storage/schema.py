@@ -333,3 +333,24 @@ audit_checkpoints = Table(
     Column("key_name", String, nullable=False),  # of the key that signed it
     Column("signature", LargeBinary(32), nullable=False),
 )
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("seq", _SERIAL, primary_key=True, autoincrement=True),
+    Column("webhook_id", String, nullable=False, unique=True),
+    Column("name", String, nullable=False),
+    Column("url", String, nullable=False),
+    Column("events", String, nullable=False),  # a JSON list
+    Column("secret", String, nullable=False),
+    Column("suspended_at", BigInteger),
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", String, nullable=False),
+    # Everything of the audit log up to here was sent.
+    Column("after_seq", BigInteger, nullable=False),
+    Column("num_failed", Integer, nullable=False, server_default="0"),
+    Column("next_attempt_ms", BigInteger, nullable=False, server_default="0"),
+    Column("last_delivered_at", BigInteger),
+    Column("last_error", String, nullable=False, server_default=""),
+    sqlite_autoincrement=True,
+)

@@ -27,6 +27,7 @@ from auth_worker.records.operations import (
     DropResource,
     FoldLedger,
     LeaseRow,
+    MoveWebhook,
     Operation,
     PutKey,
     PutMember,
@@ -162,6 +163,7 @@ class SqlStore:
                 limits=resources.all_limits(),
                 prices=resources.all_prices(),
                 counters=load_counters(connection),
+                webhooks=resources.all_webhooks(),
             )
 
     def _renewing(self, keys: Iterable[StoredKey]) -> Iterator[StoredKey]:
@@ -351,6 +353,8 @@ def _change(
             resources.drop_limits_of_key(operation.key_id)
         elif isinstance(operation, AddResource):
             result, entry = resources.add(operation)
+        elif isinstance(operation, MoveWebhook):
+            resources.move_webhook(operation)
         elif isinstance(operation, ChangeResourceRow):
             result, entry = resources.change(operation)
         elif isinstance(operation, DropResource):

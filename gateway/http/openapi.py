@@ -29,11 +29,13 @@ from gateway.http.schemas.resources import (
     ChangePriceRequest,
     ChangeTeamRequest,
     ChangeUserRequest,
+    ChangeWebhookRequest,
     CreateBudgetRequest,
     CreateLimitRequest,
     CreatePriceRequest,
     CreateTeamRequest,
     CreateUserRequest,
+    CreateWebhookRequest,
     RaiseBudgetRequest,
     SetMemberRequest,
 )
@@ -76,6 +78,8 @@ _BODIES: tuple[type[BaseModel], ...] = (
     ParseRequest,
     DrainRequest,
     ClearCacheRequest,
+    CreateWebhookRequest,
+    ChangeWebhookRequest,
 )
 _SCHEMES: Final = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer psk-…"},
@@ -152,6 +156,12 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "/v1/admin/budgets/{budget_id}/raise": {"by": 5_000_000, "until": 1_900_000_000},
     "/v1/admin/prices": {"models": "demo*", "prompt": 150_000, "completion": 600_000},
     "/v1/admin/prices/{price_id}": {"completion": 500_000, "valid_from": 1_900_000_000},
+    "/v1/admin/webhooks": {
+        "name": "budgets",
+        "url": "https://hooks.example/penstock",
+        "events": ["budget_*", "key_revoked"],
+    },
+    "/v1/admin/webhooks/{webhook_id}": {"events": ["budget_*"]},
     "/v1/admin/profile": {"model": "demo", "seconds": 5},
     "/v1/admin/workers/{name}/drain": {"timeout_s": 60},
     "/v1/models/invalidate-cache": {"model": "demo"},

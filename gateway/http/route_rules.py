@@ -93,6 +93,10 @@ ROUTE_RULES: Final[dict[str, RouteRule]] = {
     "/v1/admin/workers/{name}/drain": RouteRule(Access.ADMIN, "admin.workers"),
     "/v1/providers/status": RouteRule(Access.ADMIN, "admin.status"),
     "/v1/models/invalidate-cache": RouteRule(Access.ADMIN, "admin.cache"),
+    "/v1/admin/webhooks": RouteRule(Access.ADMIN, "admin.webhooks"),
+    "/v1/admin/webhooks/{webhook_id}": RouteRule(Access.ADMIN, "admin.webhooks"),
+    "/v1/admin/webhooks/{webhook_id}/suspend": RouteRule(Access.ADMIN, "admin.webhooks"),
+    "/v1/admin/webhooks/{webhook_id}/reactivate": RouteRule(Access.ADMIN, "admin.webhooks"),
     "/v1/admin/profile": RouteRule(Access.ADMIN, "admin.profile"),
 }
 """Every route by its template; one that isn't here stops the start. Which roles have which scope is

@@ -10,8 +10,10 @@ from auth_worker.administration.key_administration import Administration
 from auth_worker.administration.resource_administration import ResourceAdministration
 from auth_worker.decisions.authority import Authority, Rules
 from auth_worker.errors import StoreError
+from auth_worker.outbound.targets import TargetGuard
 from auth_worker.principals.limit_rules import Limit
 from auth_worker.principals.prices import Price
+from auth_worker.principals.webhooks import StoredWebhook
 from auth_worker.records.operations import AddKey, AuditEntry
 from auth_worker.serving.handler import AuthHandler
 from auth_worker.storage.committer import Committer, Delivery
@@ -34,6 +36,8 @@ class AuthHandlerBench:
         limits: Iterable[Limit] = (),
         prices: Iterable[Price] = (),
         clock: FakeClock | None = None,
+        webhooks: dict[str, StoredWebhook] | None = None,
+        targets: TargetGuard | None = None,
     ) -> None:
         self.clock = clock or FakeClock()
         self.store = SqliteStore(directory, clock=self.clock)
@@ -66,6 +70,8 @@ class AuthHandlerBench:
             authority.prices,
             clock=self.clock,
             new_id=lambda prefix: f"{prefix}_{next(numbers)}",
+            webhooks=webhooks,
+            targets=targets,
         )
         self.handler = AuthHandler(
             authority=authority,

@@ -1,5 +1,7 @@
 """Users, teams, limits, budgets and prices, as administrators make, change and end them."""
 
+import base64
+import secrets
 from collections.abc import Awaitable, Callable
 from inspect import Parameter, Signature
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -17,11 +19,13 @@ from gateway.http.schemas.resources import (
     ChangePriceRequest,
     ChangeTeamRequest,
     ChangeUserRequest,
+    ChangeWebhookRequest,
     CreateBudgetRequest,
     CreateLimitRequest,
     CreatePriceRequest,
     CreateTeamRequest,
     CreateUserRequest,
+    CreateWebhookRequest,
     RaiseBudgetRequest,
     SetMemberRequest,
 )
@@ -39,10 +43,13 @@ from protocol.wire.messages import (
     ResourcesFound,
     TeamSettings,
     UserSettings,
+    WebhookSettings,
+    WebhookState,
 )
 
 router = APIRouter(route_class=GuardedRoute, tags=["admin"])
 
+_SECRET_BYTES: Final = 32
 _STATUSES: Final = ("active", "suspended")
 
 Handler = Callable[[Request, str], Awaitable[Response]]
@@ -107,6 +114,14 @@ RESOURCES: Final = (
         "budget", "/v1/admin/budgets", CreateBudgetRequest, ChangeLimitRequest, _SOME_LIMIT
     ),
     ResourceRoutes(
+        "webhook",
+        "/v1/admin/webhooks",
+        CreateWebhookRequest,
+        ChangeWebhookRequest,
+        WebhookSettings(name="", url="", events=()),
+        has_status=True,
+    ),
+    ResourceRoutes(
         "price",
         "/v1/admin/prices",
         CreatePriceRequest,
@@ -122,6 +137,8 @@ def _add_routes(of: ResourceRoutes) -> None:
 
     async def create(request: Request) -> Response:
         _, values = (await body_of(request, of.create)).given()
+        if kind == "webhook":
+            values.setdefault("secret", new_webhook_secret())
         question = bridge.make_resource(
             request.state.request_id, actor_of(request), kind, of.made_of(values)
         )
@@ -190,9 +207,18 @@ def _add_routes(of: ResourceRoutes) -> None:
     add("PATCH", of.one, on_one(change), f"change_{kind}", _CHANGES[kind], of.change)
     add("DELETE", of.one, on_one(delete), f"delete_{kind}", _ENDS[kind])
     if of.has_status:
-        suspends = f"End the keys of a {kind} for the time being, at once."
+        is_webhook = kind == "webhook"
+        suspends = (
+            "Send a webhook nothing for the time being; what happens meanwhile is sent later."
+            if is_webhook
+            else f"End the keys of a {kind} for the time being, at once."
+        )
         add("POST", f"{of.one}/suspend", on_one(act("suspend")), f"suspend_{kind}", suspends)
-        lets = f"Let the keys of a suspended {kind} work again."
+        lets = (
+            "Send a suspended webhook what it missed, and what comes."
+            if is_webhook
+            else f"Let the keys of a suspended {kind} work again."
+        )
         add("POST", f"{of.one}/reactivate", on_one(act("reactivate")), f"reactivate_{kind}", lets)
 
 
@@ -201,6 +227,7 @@ _CHANGES: Final[dict[ResourceKind, str]] = {
     "team": "Change what is sent; null clears, and what isn't sent stays.",
     "limit": "Change what is sent; whose it is and what it counts stays.",
     "budget": "Change what is sent; whose it is stays.",
+    "webhook": "Change what is sent; another secret counts from the next attempt on.",
     "price": "Set a new version, from now or `valid_from` on; those before stay as they were.",
 }
 _ENDS: Final[dict[ResourceKind, str]] = {
@@ -208,6 +235,7 @@ _ENDS: Final[dict[ResourceKind, str]] = {
     "team": "Forget a team; its keys are revoked, its limits and budgets go with it.",
     "limit": "Take a limit away.",
     "budget": "Take a budget away.",
+    "webhook": "Take a webhook away; what it was not sent yet it never gets.",
     "price": "End a price from now on; what was paid by it stays.",
 }
 
@@ -271,7 +299,12 @@ def resource_record(kind: ResourceKind, resources: tuple[Resource, ...]) -> dict
         "created_at": newest.created_at,
         "created_by": newest.created_by,
     }
-    if isinstance(settings, UserSettings | TeamSettings):
+    if isinstance(settings, WebhookSettings):
+        if not settings.secret:
+            del record["secret"]
+        state = newest.webhook or WebhookState()
+        record |= {name: getattr(state, name) for name in WebhookState.__struct_fields__}
+    if isinstance(settings, UserSettings | TeamSettings | WebhookSettings):
         record["status"] = "active" if newest.suspended_at is None else "suspended"
         record["suspended_at"] = newest.suspended_at
     if isinstance(settings, UserSettings):
@@ -286,6 +319,11 @@ def resource_record(kind: ResourceKind, resources: tuple[Resource, ...]) -> dict
         if len(resources) > 1:
             record["earlier"] = [resource_record(kind, (one,)) for one in resources[1:]]
     return record
+
+
+def new_webhook_secret() -> str:
+    """A secret that signs what a webhook is sent; shown once."""
+    return f"whsec_{base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()}"
 
 
 async def _update(
@@ -344,6 +382,8 @@ def _filters(request: Request, kind: ResourceKind) -> dict[str, str]:
         }
     if kind == "price":
         return {}
+    if kind == "webhook":
+        return {"status": query_text(request, "status", one_of=_STATUSES)}
     return {
         "holder": query_text(request, "holder", one_of=get_args(LimitHolder)),
         "holder_id": query_text(request, "holder_id"),

@@ -25,6 +25,9 @@ from protocol.wire.messages import (
 
 MAX_PRICE = 10**12
 
+_WebhookUrl = Annotated[str, Field(min_length=1, max_length=2048)]
+_Events = Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=32)]
+_Secret = Annotated[str, Field(max_length=128)]
 _Time = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
 _Price = Annotated[int, Field(ge=0, le=MAX_PRICE)]
 _Model = Annotated[str, Field(min_length=1, max_length=200)]
@@ -156,3 +159,21 @@ class ChangePriceRequest(PriceFields):
     models: _Model = ""
     prompt: _Price = 0
     completion: _Price = 0
+
+
+class CreateWebhookRequest(SettingsModel):
+    """A webhook to be made; without a `secret` one is made for it."""
+
+    name: Name
+    url: _WebhookUrl
+    events: _Events
+    secret: _Secret | None = None
+
+
+class ChangeWebhookRequest(SettingsModel):
+    """What is to be different about a webhook; what isn't sent stays."""
+
+    name: Name = ""
+    url: _WebhookUrl = ""
+    events: _Events = Field(default_factory=list)
+    secret: _Secret = ""

@@ -119,6 +119,8 @@ from protocol.wire.messages.people import (
     TeamSettings,
     UpdateResource,
     UserSettings,
+    WebhookSettings,
+    WebhookState,
 )
 from protocol.wire.messages.toolparse import (
     CloseParse,
@@ -356,5 +358,7 @@ __all__ = [
     "UsageRow",
     "UserKind",
     "UserSettings",
+    "WebhookSettings",
+    "WebhookState",
     "WorkerControl",
 ]

@@ -33,6 +33,7 @@ Scope = Literal[
     "admin.status",
     "admin.workers",
     "admin.cache",
+    "admin.webhooks",
 ]
 """What a route asks of its caller, and a key may be narrowed to."""
 

@@ -11,7 +11,7 @@ import msgspec
 from protocol.wire.messages.administration import Actor, MemberRole, PrincipalRole, UserKind
 from protocol.wire.messages.base import Message, Part
 
-ResourceKind = Literal["user", "team", "limit", "budget", "price"]
+ResourceKind = Literal["user", "team", "limit", "budget", "price", "webhook"]
 ResourceAction = Literal["suspend", "reactivate", "delete"]
 LimitHolder = Literal["end_user", "key", "user", "team", "house"]
 LimitMeasure = Literal[
@@ -123,7 +123,42 @@ class PriceSettings(Part, frozen=True, tag="price"):
     valid_from: int | None = None
 
 
-ResourceSettings = UserSettings | TeamSettings | LimitSettings | PriceSettings
+class WebhookSettings(Part, frozen=True, tag="webhook"):
+    """What an administrator says about a webhook.
+
+    Attributes:
+        url: Where events are sent.
+        events: Globs of actions of the audit log.
+        secret: Signs what is sent, `whsec_` and base64; empty wherever it isn't being set.
+    """
+
+    name: str
+    url: str
+    events: tuple[str, ...]
+    secret: str = ""
+
+    def __repr__(self) -> str:
+        """Without the secret, and the address, which may hold one."""
+        return f"WebhookSettings(name={self.name!r}, …)"
+
+
+ResourceSettings = UserSettings | TeamSettings | LimitSettings | PriceSettings | WebhookSettings
+
+
+class WebhookState(Part, frozen=True):
+    """How a webhook fares.
+
+    Attributes:
+        after_seq: Of the audit log: everything up to here was sent, or concerns it not.
+        num_failed: Attempts for the next entry that failed.
+        last_delivered_at: Unix seconds; None before the first.
+        last_error: Why the last attempt failed; empty after a good one.
+    """
+
+    after_seq: int = 0
+    num_failed: int = 0
+    last_delivered_at: int | None = None
+    last_error: str = ""
 
 
 class Member(Part, frozen=True):
@@ -150,6 +185,7 @@ class Resource(Part, frozen=True):
         is_ended: Of prices: from `valid_from` on there is none.
         members: Of a team that was asked for by its id.
         team_ids: Of a user: the teams that it is a member of.
+        webhook: Of a webhook: how it fares.
     """
 
     resource_id: str
@@ -161,6 +197,7 @@ class Resource(Part, frozen=True):
     is_ended: bool = False
     members: tuple[Member, ...] = ()
     team_ids: tuple[str, ...] = ()
+    webhook: WebhookState | None = None
 
 
 class MakeResource(Message, frozen=True, tag="make_resource"):

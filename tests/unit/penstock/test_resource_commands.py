@@ -110,6 +110,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             "/v1/admin/prices",
             {"models": "demo*", "prompt": 150_000, "completion": 600_000},
         ),
+        (
+            [
+                *("webhooks", "create", "ops", "--url-to", "https://h.example/"),
+                *("--event", "key_*", "--event", "budget_*"),
+            ],
+            "/v1/admin/webhooks",
+            {"name": "ops", "url": "https://h.example/", "events": ["key_*", "budget_*"]},
+        ),
     ],
 )
 def test_a_resource_is_made_of_what_was_said(
