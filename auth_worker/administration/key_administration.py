@@ -218,6 +218,8 @@ class Administration:
             status=command.status,
             owner=command.owner,
             tag=command.tag,
+            user_id=command.user_id,
+            team_id=command.team_id,
         )
 
     def count(self, command: CountKeys) -> CountKeyRows:

@@ -320,6 +320,8 @@ class ReadKeys:
     status: str = ""
     owner: str = ""
     tag: str = ""
+    user_id: str = ""
+    team_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,10 @@ class KeyTable:
             conditions.append(_columns.role == operation.role)
         if operation.owner:
             conditions.append(_columns.owner == operation.owner)
+        if operation.user_id:
+            conditions.append(_columns.user_id == operation.user_id)
+        if operation.team_id:
+            conditions.append(_columns.team_id == operation.team_id)
         if operation.tag:
             # As an entry of the JSON list, whole.
             tag = _json(operation.tag)

@@ -26,6 +26,8 @@ from gateway.http.routes import (
     health,
     messages,
     models,
+    organization,
+    organization_limits,
     profile,
     resources,
     responses,
@@ -50,7 +52,8 @@ def build_api(parts: HttpParts) -> FastAPI:
     app.state.methods = []
     for module in (
         *(generate, responses, conversations, messages, embeddings, tokenize, models, tools),
-        *(health, usage, admin, resources, audit, profile, workers, docs),
+        *(health, usage, admin, resources, audit, profile, workers),
+        *(organization, organization_limits, docs),
     ):
         for route in module.router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.

@@ -23,6 +23,21 @@ from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
 from gateway.http.schemas.embedding import EmbeddingRequest
 from gateway.http.schemas.keys import ChangeKeyRequest, CreateKeyRequest, RotateKeyRequest
+from gateway.http.schemas.organization import (
+    AccountKeyRequest,
+    AdminKeyRequest,
+    ChangeProjectKeyRequest,
+    ChangeProjectUserRequest,
+    ChangeServiceAccountRequest,
+    ChangeUserRoleRequest,
+    ModelPermissionsRequest,
+    ProjectRequest,
+    ProjectUserRequest,
+    RateLimitRequest,
+    ServiceAccountRequest,
+    SpendAlertRequest,
+    SpendLimitRequest,
+)
 from gateway.http.schemas.profile import ProfileRequest
 from gateway.http.schemas.resources import (
     ChangeLimitRequest,
@@ -80,6 +95,19 @@ _BODIES: tuple[type[BaseModel], ...] = (
     ClearCacheRequest,
     CreateWebhookRequest,
     ChangeWebhookRequest,
+    AccountKeyRequest,
+    AdminKeyRequest,
+    ChangeProjectKeyRequest,
+    ChangeProjectUserRequest,
+    ChangeServiceAccountRequest,
+    ChangeUserRoleRequest,
+    ModelPermissionsRequest,
+    ProjectRequest,
+    ProjectUserRequest,
+    RateLimitRequest,
+    ServiceAccountRequest,
+    SpendAlertRequest,
+    SpendLimitRequest,
 )
 _SCHEMES: Final = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer psk-…"},
@@ -88,6 +116,11 @@ _SCHEMES: Final = {
 _KEY: Final[list[dict[str, Any]]] = [{"bearer": []}, {"api_key": []}]
 _KEY_IF_ANY: Final[list[dict[str, Any]]] = [{}, *_KEY]
 
+_TWENTY_DOLLARS: Final = {"currency": "USD", "interval": "month", "threshold_amount": 2000}
+_ALERT: Final = {
+    **_TWENTY_DOLLARS,
+    "notification_channel": {"type": "email", "recipients": []},
+}
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "/v1/chat/completions": {
         "model": "demo",
@@ -162,6 +195,31 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "events": ["budget_*", "key_revoked"],
     },
     "/v1/admin/webhooks/{webhook_id}": {"events": ["budget_*"]},
+    "/v1/organization/projects": {"name": "search"},
+    "/v1/organization/projects/{project_id}": {"name": "search and ads"},
+    "/v1/organization/admin_api_keys": {"name": "ops", "expires_in_seconds": 86_400},
+    "/v1/organization/projects/{project_id}/api_keys/{key_id}": {"expires_in_seconds": 3600},
+    "/v1/organization/projects/{project_id}/service_accounts": {"name": "crawler"},
+    "/v1/organization/projects/{project_id}/service_accounts/{account_id}": {"role": "owner"},
+    "/v1/organization/projects/{project_id}/service_accounts/{account_id}/api_keys": {
+        "name": "second"
+    },
+    "/v1/organization/projects/{project_id}/users": {"user_id": "user_1", "role": "member"},
+    "/v1/organization/projects/{project_id}/users/{user_id}": {"role": "owner"},
+    "/v1/organization/users/{user_id}": {"role": "reader"},
+    "/v1/organization/projects/{project_id}/rate_limits/{rate_limit_id:path}": {
+        "max_requests_per_1_minute": 60
+    },
+    "/v1/organization/projects/{project_id}/model_permissions": {
+        "mode": "allow_list",
+        "model_ids": ["demo"],
+    },
+    "/v1/organization/projects/{project_id}/spend_limit": _TWENTY_DOLLARS,
+    "/v1/organization/projects/{project_id}/spend_alerts": _ALERT,
+    "/v1/organization/projects/{project_id}/spend_alerts/{alert_id}": _ALERT,
+    "/v1/organization/spend_limit": _TWENTY_DOLLARS,
+    "/v1/organization/spend_alerts": _ALERT,
+    "/v1/organization/spend_alerts/{alert_id}": _ALERT,
     "/v1/admin/profile": {"model": "demo", "seconds": 5},
     "/v1/admin/workers/{name}/drain": {"timeout_s": 60},
     "/v1/models/invalidate-cache": {"model": "demo"},
@@ -328,13 +386,14 @@ def describe(app: FastAPI, *, requires_keys: bool, is_local: bool) -> dict[str, 
     document["security"] = _KEY if requires_keys else _KEY_IF_ANY
     # The document names path parameters without their converters.
     rules = {path.replace(":path}", "}"): rule for path, rule in ROUTE_RULES.items()}
+    examples = {path.replace(":path}", "}"): example for path, example in EXAMPLES.items()}
     for path, operations in document["paths"].items():
         access = rules[path].access
         for method, operation in operations.items():
             operation["responses"] = _responses(method, path)
             body = operation.get("requestBody")
             if body is not None:
-                body["content"]["application/json"]["example"] = EXAMPLES[path]
+                body["content"]["application/json"]["example"] = examples[path]
             if access is Access.OPEN or (access is Access.LOCAL and is_local):
                 operation["security"] = []
             elif access is Access.ADMIN:

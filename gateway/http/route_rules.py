@@ -32,6 +32,8 @@ class RouteRule(NamedTuple):
     scope: Scope | None
 
 
+_PROJECT: Final = "/v1/organization/projects/{project_id}"
+
 ROUTE_RULES: Final[dict[str, RouteRule]] = {
     "/live": RouteRule(Access.OPEN, None),
     "/ready": RouteRule(Access.OPEN, None),
@@ -97,6 +99,30 @@ ROUTE_RULES: Final[dict[str, RouteRule]] = {
     "/v1/admin/webhooks/{webhook_id}": RouteRule(Access.ADMIN, "admin.webhooks"),
     "/v1/admin/webhooks/{webhook_id}/suspend": RouteRule(Access.ADMIN, "admin.webhooks"),
     "/v1/admin/webhooks/{webhook_id}/reactivate": RouteRule(Access.ADMIN, "admin.webhooks"),
+    "/v1/organization/projects": RouteRule(Access.ADMIN, "admin.teams"),
+    "/v1/organization/projects/{project_id}": RouteRule(Access.ADMIN, "admin.teams"),
+    _PROJECT + "/archive": RouteRule(Access.ADMIN, "admin.teams"),
+    "/v1/organization/admin_api_keys": RouteRule(Access.ADMIN, "admin.keys"),
+    "/v1/organization/admin_api_keys/{key_id}": RouteRule(Access.ADMIN, "admin.keys"),
+    _PROJECT + "/api_keys": RouteRule(Access.ADMIN, "admin.keys"),
+    _PROJECT + "/api_keys/{key_id}": RouteRule(Access.ADMIN, "admin.keys"),
+    _PROJECT + "/service_accounts": RouteRule(Access.ADMIN, "admin.users"),
+    _PROJECT + "/service_accounts/{account_id}": RouteRule(Access.ADMIN, "admin.users"),
+    _PROJECT + "/service_accounts/{account_id}/api_keys": RouteRule(Access.ADMIN, "admin.keys"),
+    _PROJECT + "/users": RouteRule(Access.ADMIN, "admin.teams"),
+    _PROJECT + "/users/{user_id}": RouteRule(Access.ADMIN, "admin.teams"),
+    "/v1/organization/users": RouteRule(Access.ADMIN, "admin.users"),
+    "/v1/organization/users/{user_id}": RouteRule(Access.ADMIN, "admin.users"),
+    _PROJECT + "/rate_limits": RouteRule(Access.ADMIN, "admin.limits"),
+    _PROJECT + "/rate_limits/{rate_limit_id:path}": RouteRule(Access.ADMIN, "admin.limits"),
+    _PROJECT + "/model_permissions": RouteRule(Access.ADMIN, "admin.teams"),
+    _PROJECT + "/spend_limit": RouteRule(Access.ADMIN, "admin.limits"),
+    _PROJECT + "/spend_alerts": RouteRule(Access.ADMIN, "admin.limits"),
+    _PROJECT + "/spend_alerts/{alert_id}": RouteRule(Access.ADMIN, "admin.limits"),
+    "/v1/organization/spend_limit": RouteRule(Access.ADMIN, "admin.limits"),
+    "/v1/organization/spend_alerts": RouteRule(Access.ADMIN, "admin.limits"),
+    "/v1/organization/spend_alerts/{alert_id}": RouteRule(Access.ADMIN, "admin.limits"),
+    "/v1/organization/audit_logs": RouteRule(Access.ADMIN, "admin.audit"),
     "/v1/admin/profile": RouteRule(Access.ADMIN, "admin.profile"),
 }
 """Every route by its template; one that isn't here stops the start. Which roles have which scope is

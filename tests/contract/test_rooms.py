@@ -39,6 +39,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "gateway.http.convert",
         "gateway.http.anthropic",
         "gateway.http.openresponses",
+        "gateway.http.organization",
         "gateway.http",
         "gateway.http.routes",
         "gateway.http.dispatcher",

@@ -18,6 +18,7 @@ from protocol.wire.messages import (
     Abort,
     Adjust,
     Adjusted,
+    AuditPage,
     AuthCommand,
     AuthOffer,
     Authorize,
@@ -33,6 +34,7 @@ from protocol.wire.messages import (
     Extend,
     Failure,
     FindKeys,
+    FindResources,
     Finished,
     FinishReason,
     Generate,
@@ -55,7 +57,9 @@ from protocol.wire.messages import (
     ParserOffer,
     Prepare,
     Prepared,
+    ReadAudit,
     Renew,
+    ResourcesFound,
     Role,
     Settle,
     Settled,
@@ -392,6 +396,13 @@ class FakeAuth(FakeWorker[AuthCommand]):
             self.send(OrphanUsageNoted(report_id=command.report_id, engine_id=command.engine_id))
         elif isinstance(command, MakeKey | FindKeys | ChangeKeyStatus):
             self._keys(command)
+        elif isinstance(command, FindResources) and command.resource_id:
+            missing, message = ErrorCode.NOT_FOUND, "There is no such thing."
+            self.send(Failure(request_id=command.request_id, code=missing, message=message))
+        elif isinstance(command, FindResources):
+            self.send(ResourcesFound(request_id=command.request_id, resources=()))
+        elif isinstance(command, ReadAudit):
+            self.send(AuditPage(request_id=command.request_id, entries=()))
 
     def _authorize(self, command: Authorize) -> None:
         code = self.denial

@@ -24,6 +24,21 @@ from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
 from gateway.http.schemas.embedding import EmbeddingRequest
 from gateway.http.schemas.keys import ChangeKeyRequest, CreateKeyRequest, RotateKeyRequest
+from gateway.http.schemas.organization import (
+    AccountKeyRequest,
+    AdminKeyRequest,
+    ChangeProjectKeyRequest,
+    ChangeProjectUserRequest,
+    ChangeServiceAccountRequest,
+    ChangeUserRoleRequest,
+    ModelPermissionsRequest,
+    ProjectRequest,
+    ProjectUserRequest,
+    RateLimitRequest,
+    ServiceAccountRequest,
+    SpendAlertRequest,
+    SpendLimitRequest,
+)
 from gateway.http.schemas.profile import ProfileRequest
 from gateway.http.schemas.resources import (
     ChangeLimitRequest,
@@ -222,13 +237,40 @@ async def test_the_document_says_what_routes_answer_and_who_needs_a_key(socket_d
         ("/v1/admin/prices/{price_id}", ChangePriceRequest),
         ("/v1/admin/webhooks", CreateWebhookRequest),
         ("/v1/admin/webhooks/{webhook_id}", ChangeWebhookRequest),
+        ("/v1/organization/projects", ProjectRequest),
+        ("/v1/organization/projects/{project_id}", ProjectRequest),
+        ("/v1/organization/admin_api_keys", AdminKeyRequest),
+        ("/v1/organization/projects/{project_id}/api_keys/{key_id}", ChangeProjectKeyRequest),
+        ("/v1/organization/projects/{project_id}/service_accounts", ServiceAccountRequest),
+        (
+            "/v1/organization/projects/{project_id}/service_accounts/{account_id}",
+            ChangeServiceAccountRequest,
+        ),
+        (
+            "/v1/organization/projects/{project_id}/service_accounts/{account_id}/api_keys",
+            AccountKeyRequest,
+        ),
+        ("/v1/organization/projects/{project_id}/users", ProjectUserRequest),
+        ("/v1/organization/projects/{project_id}/users/{user_id}", ChangeProjectUserRequest),
+        ("/v1/organization/users/{user_id}", ChangeUserRoleRequest),
+        (
+            "/v1/organization/projects/{project_id}/rate_limits/{rate_limit_id:path}",
+            RateLimitRequest,
+        ),
+        ("/v1/organization/projects/{project_id}/model_permissions", ModelPermissionsRequest),
+        ("/v1/organization/projects/{project_id}/spend_limit", SpendLimitRequest),
+        ("/v1/organization/projects/{project_id}/spend_alerts", SpendAlertRequest),
+        ("/v1/organization/projects/{project_id}/spend_alerts/{alert_id}", SpendAlertRequest),
+        ("/v1/organization/spend_limit", SpendLimitRequest),
+        ("/v1/organization/spend_alerts", SpendAlertRequest),
+        ("/v1/organization/spend_alerts/{alert_id}", SpendAlertRequest),
         ("/v1/admin/profile", ProfileRequest),
         ("/v1/admin/workers/{name}/drain", DrainRequest),
         ("/v1/models/invalidate-cache", ClearCacheRequest),
     ],
 )
 def test_every_example_of_the_document_is_a_good_body(path: str, model: type[BaseModel]) -> None:
-    assert len(EXAMPLES) == 31
+    assert len(EXAMPLES) == 49
     validate(model, EXAMPLES[path])  # type: ignore[type-var]  # each is a RequestModel
 
 
@@ -240,7 +282,7 @@ async def test_every_route_with_a_body_has_an_example(socket_dir: Path) -> None:
             for route in routes
             if isinstance(route, GuardedRoute) and {"POST", "PATCH"} & set(route.methods or ())
         }
-        reading_none = ("/suspend", "/reactivate", "/cancel")
+        reading_none = ("/suspend", "/reactivate", "/archive", "/cancel")
         assert {path for path in with_body if not path.endswith(reading_none)} == {
             path
             for path in EXAMPLES

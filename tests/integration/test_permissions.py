@@ -98,7 +98,7 @@ async def call(
         body = {"text": "x"}
     elif template == "/v1/tools/execute":
         body = {"name": "none"}
-    elif template.startswith("/v1/admin") or template == "/v1/models/invalidate-cache":
+    elif template.startswith(("/v1/admin", "/v1/organization", "/v1/models/invalidate-cache")):
         body = {"wrong": 1}
     # Without a body where the route reads none: nothing of what the walk does changes a key.
     has_body = method in ("POST", "PATCH", "PUT")

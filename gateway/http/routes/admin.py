@@ -46,8 +46,8 @@ def body_schema(model: type[RequestModel], *, is_required: bool = True) -> dict[
 async def create_key(request: Request) -> Response:
     """Make a key; the answer is the only place where it is ever shown."""
     _, settings = (await body_of(request, CreateKeyRequest)).settings()
-    key, digest, hint = _make_secret()
-    made = await _administer(
+    key, digest, hint = new_key_secret()
+    made = await administer_keys(
         request,
         bridge.make_key(
             request.state.request_id,
@@ -70,6 +70,8 @@ async def list_keys(request: Request) -> Response:
         status=query_text(request, "status", one_of=get_args(KeyStatus)),
         owner=query_text(request, "owner"),
         tag=query_text(request, "tag"),
+        user_id=query_text(request, "user_id"),
+        team_id=query_text(request, "team_id"),
         after_key_id=query_text(request, "after"),
         limit=page_size(request),
     )
@@ -106,15 +108,15 @@ async def change_key(request: Request, key_id: str) -> Response:
     question = bridge.update_key(
         request.state.request_id, actor_of(request), key_id, fields, settings
     )
-    return admin_json(_record((await _administer(request, question)).keys[0]))
+    return admin_json(_record((await administer_keys(request, question)).keys[0]))
 
 
 @router.post(f"{_KEY}/rotate", openapi_extra=body_schema(RotateKeyRequest, is_required=False))
 async def rotate_key(request: Request, key_id: str) -> Response:
     """Give a key a new secret, shown here alone; the old one works for `overlap_s` more seconds."""
     overlap_s = (await body_of(request, RotateKeyRequest, is_required=False)).overlap_s
-    key, digest, hint = _make_secret()
-    rotated = await _administer(
+    key, digest, hint = new_key_secret()
+    rotated = await administer_keys(
         request,
         bridge.rotate_key(
             request.state.request_id,
@@ -166,10 +168,10 @@ def admin_json(value: dict[str, Any], status: int = 200) -> Response:
 
 async def _change_status(request: Request, key_id: str, action: KeyAction) -> Response:
     question = bridge.change_key_status(request.state.request_id, actor_of(request), key_id, action)
-    return admin_json(_record((await _administer(request, question)).keys[0]))
+    return admin_json(_record((await administer_keys(request, question)).keys[0]))
 
 
-async def _administer(request: Request, question: AdminQuestion) -> KeysFound:
+async def administer_keys(request: Request, question: AdminQuestion) -> KeysFound:
     """A change of keys; what this gateway knew of callers counts no more, whatever came of it."""
     parts = parts_of(request)
     try:
@@ -193,7 +195,7 @@ async def body_of(request: Request, model: type[BodyT], *, is_required: bool = T
     return validate(model, value)
 
 
-def _make_secret() -> tuple[str, bytes, str]:
+def new_key_secret() -> tuple[str, bytes, str]:
     """A new key, its digest and its hint."""
     key = KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
     return key, hashlib.sha256(key.encode()).digest(), f"{key[:6]}…{key[-4:]}"

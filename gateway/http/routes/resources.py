@@ -142,7 +142,9 @@ def _add_routes(of: ResourceRoutes) -> None:
         question = bridge.make_resource(
             request.state.request_id, actor_of(request), kind, of.made_of(values)
         )
-        return admin_json(resource_record(kind, await _administer(request, question)), status=201)
+        return admin_json(
+            resource_record(kind, await administer_resources(request, question)), status=201
+        )
 
     async def list_page(request: Request) -> Response:
         question = bridge.find_resources(
@@ -341,7 +343,7 @@ async def _update(
         fields,
         of.made_of(values),
     )
-    return admin_json(resource_record(of.kind, await _administer(request, question)))
+    return admin_json(resource_record(of.kind, await administer_resources(request, question)))
 
 
 async def _act(
@@ -350,7 +352,7 @@ async def _act(
     question = bridge.change_resource(
         request.state.request_id, actor_of(request), kind, resource_id, action
     )
-    return await _administer(request, question)
+    return await administer_resources(request, question)
 
 
 async def _set_member(
@@ -359,10 +361,10 @@ async def _set_member(
     question = bridge.set_member(
         request.state.request_id, actor_of(request), team_id, user_id, role
     )
-    return admin_json(resource_record("team", await _administer(request, question)))
+    return admin_json(resource_record("team", await administer_resources(request, question)))
 
 
-async def _administer(request: Request, question: AdminQuestion) -> tuple[Resource, ...]:
+async def administer_resources(request: Request, question: AdminQuestion) -> tuple[Resource, ...]:
     """A change; what this gateway knew of callers counts no more, whatever came of it."""
     parts = parts_of(request)
     try:

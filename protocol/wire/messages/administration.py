@@ -160,7 +160,8 @@ class FindKeys(Message, frozen=True, tag="find_keys"):
 
     Attributes:
         key_id: That key alone; not found is a failure.
-        role: Empty = any, as with the next three.
+        role: Empty = any, as with the next five.
+        user_id: Since 1.4, as the next.
         after_key_id: The last id of the page before.
     """
 
@@ -171,6 +172,8 @@ class FindKeys(Message, frozen=True, tag="find_keys"):
     status: KeyStatus | Literal[""] = ""
     owner: str = ""
     tag: str = ""
+    user_id: str = ""
+    team_id: str = ""
     after_key_id: str = ""
     limit: int = 100
 

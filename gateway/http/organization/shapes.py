@@ -1,0 +1,279 @@
+"""Records as OpenAI's administrative client reads them; money is in cents there."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from protocol.wire.messages import (
+    AuditRecord,
+    KeyDetails,
+    LimitSettings,
+    Resource,
+    TeamSettings,
+    UserSettings,
+)
+
+MICROS_PER_CENT: Final = 10_000
+RATE_LIMIT_PREFIX: Final = "rl-"
+
+RATE_FIELDS: Final[Mapping[str, tuple[str, str]]] = {
+    "max_requests_per_1_minute": ("requests", "minute"),
+    "max_tokens_per_1_minute": ("tokens", "minute"),
+    "max_requests_per_1_day": ("requests", "day"),
+}
+"""Which measure and window of ours each of their figures is."""
+
+_EVENT_OF: Final[Mapping[str, str]] = {
+    "key_created": "api_key.created",
+    "key_updated": "api_key.updated",
+    "key_rotated": "api_key.updated",
+    "key_suspended": "api_key.updated",
+    "key_reactivated": "api_key.updated",
+    "key_revoked": "api_key.deleted",
+    "key_deleted": "api_key.deleted",
+    "team_created": "project.created",
+    "team_updated": "project.updated",
+    "team_suspended": "project.archived",
+    "team_reactivated": "project.updated",
+    "team_deleted": "project.deleted",
+    "user_created": "user.added",
+    "user_updated": "user.updated",
+    "user_suspended": "user.updated",
+    "user_reactivated": "user.updated",
+    "user_deleted": "user.deleted",
+    "member_set": "role.assignment.created",
+    "member_removed": "role.assignment.deleted",
+    "limit_created": "rate_limit.updated",
+    "limit_updated": "rate_limit.updated",
+    "limit_deleted": "rate_limit.deleted",
+    "token_accepted": "login.succeeded",
+    "request_refused": "login.failed",
+}
+"""Their names of our actions; what has none there keeps its own."""
+
+
+def project(team: Resource) -> dict[str, Any]:
+    """A team."""
+    settings = team.settings
+    assert isinstance(settings, TeamSettings)
+    return {
+        "object": "organization.project",
+        "id": team.resource_id,
+        "name": settings.name,
+        "created_at": team.created_at,
+        "archived_at": team.suspended_at,
+        "status": "active" if team.suspended_at is None else "archived",
+    }
+
+
+def admin_key(key: KeyDetails, secret: str = "") -> dict[str, Any]:
+    """A key of role admin; with its secret only when it was made just now."""
+    record = {
+        "object": "organization.admin_api_key",
+        "id": key.key_id,
+        "name": key.settings.name,
+        "redacted_value": key.hint,
+        "created_at": key.created_at,
+        "expires_at": key.settings.expires_at,
+        "last_used_at": key.last_used_at,
+        "owner": {
+            "type": "user",
+            "object": "organization.user",
+            "id": key.settings.user_id or key.key_id,
+            "name": key.settings.owner or key.settings.name,
+            "created_at": key.created_at,
+            "role": "owner",
+        },
+    }
+    return record | ({"value": secret} if secret else {})
+
+
+def project_key(key: KeyDetails, user: Resource | None) -> dict[str, Any]:
+    """A key of a team; one that belongs to nobody shows as its own service account."""
+    return {
+        "object": "organization.project.api_key",
+        "id": key.key_id,
+        "name": key.settings.name,
+        "redacted_value": key.hint,
+        "created_at": key.created_at,
+        "expires_at": key.settings.expires_at,
+        "last_used_at": key.last_used_at,
+        "owner": _key_owner(key, user),
+        "owner_project_access": "active" if key.status == "active" else "inactive",
+    }
+
+
+def _key_owner(key: KeyDetails, user: Resource | None) -> dict[str, Any]:
+    settings = None if user is None else user.settings
+    if user is None or not isinstance(settings, UserSettings):
+        account = {
+            "id": key.key_id,
+            "name": key.settings.name,
+            "created_at": key.created_at,
+            "role": "member",
+        }
+        return {"type": "service_account", "service_account": account}
+    base = {
+        "id": user.resource_id,
+        "name": settings.name,
+        "created_at": user.created_at,
+        "role": "member",
+    }
+    if settings.kind == "service_account":
+        return {"type": "service_account", "service_account": base}
+    return {"type": "user", "user": {**base, "email": settings.email}}
+
+
+def account_key(key: KeyDetails, secret: str) -> dict[str, Any]:
+    """The key of a service account that was made just now."""
+    return {
+        "object": "organization.project.service_account.api_key",
+        "id": key.key_id,
+        "name": key.settings.name,
+        "created_at": key.created_at,
+        "expires_at": key.settings.expires_at,
+        "value": secret,
+    }
+
+
+def service_account(user: Resource, role: str) -> dict[str, Any]:
+    """A user that is no person, in a team."""
+    settings = user.settings
+    assert isinstance(settings, UserSettings)
+    return {
+        "object": "organization.project.service_account",
+        "id": user.resource_id,
+        "name": settings.name,
+        "created_at": user.created_at,
+        "role": role,
+    }
+
+
+def project_user(user: Resource, role: str, added_at: int) -> dict[str, Any]:
+    """A member of a team."""
+    settings = user.settings
+    assert isinstance(settings, UserSettings)
+    return {
+        "object": "organization.project.user",
+        "id": user.resource_id,
+        "name": settings.name,
+        "email": settings.email,
+        "role": role,
+        "added_at": added_at,
+    }
+
+
+def organization_user(user: Resource) -> dict[str, Any]:
+    """A user; administrators are owners there."""
+    settings = user.settings
+    assert isinstance(settings, UserSettings)
+    is_on = user.suspended_at is None
+    return {
+        "object": "organization.user",
+        "id": user.resource_id,
+        "name": settings.name,
+        "email": settings.email,
+        "role": "owner" if settings.role == "admin" else "reader",
+        "added_at": user.created_at,
+        "created": user.created_at,
+        "is_service_account": settings.kind == "service_account",
+        "projects": {"object": "list", "data": [{"id": team_id} for team_id in user.team_ids]},
+        "user": {
+            "object": "user",
+            "id": user.resource_id,
+            "name": settings.name,
+            "email": settings.email,
+            "enabled": is_on,
+            "banned": not is_on,
+            "banned_at": user.suspended_at,
+        },
+    }
+
+
+def rate_limit(model: str, limits: Iterable[LimitSettings]) -> dict[str, Any]:
+    """What a team may ask of one model; null where there is no such limit."""
+    figures: dict[str, Any] = dict.fromkeys(RATE_FIELDS)
+    for limit in limits:
+        for name, (measure, window) in RATE_FIELDS.items():
+            if (limit.measure, limit.window, limit.models) == (measure, window, (model,)):
+                figures[name] = limit.amount
+    return {
+        "object": "project.rate_limit",
+        "id": f"{RATE_LIMIT_PREFIX}{model}",
+        "model": model,
+        **figures,
+    }
+
+
+def spend_limit(budget: Resource, kind: str) -> dict[str, Any]:
+    """A hard budget a month; `kind` is `organization` or `project`."""
+    return {"object": f"{kind}.spend_limit", **_money(budget), "enforcement": _enforcement(budget)}
+
+
+def spend_alert(budget: Resource, kind: str) -> dict[str, Any]:
+    """A soft budget a month; what passes it is in the audit log, which webhooks follow."""
+    return {
+        "object": f"{kind}.spend_alert",
+        "id": budget.resource_id,
+        **_money(budget),
+        "notification_channel": {"type": "email", "recipients": []},
+    }
+
+
+def _money(budget: Resource) -> dict[str, Any]:
+    settings = budget.settings
+    assert isinstance(settings, LimitSettings)
+    return {
+        "currency": "USD",
+        "interval": "month",
+        "threshold_amount": settings.amount // MICROS_PER_CENT,
+    }
+
+
+def _enforcement(budget: Resource) -> dict[str, str]:
+    settings = budget.settings
+    assert isinstance(settings, LimitSettings)
+    return {"status": "enforcing" if settings.is_hard else "inactive"}
+
+
+def audit_event(entry: AuditRecord) -> dict[str, Any]:
+    """An entry of the audit log; `penstock` has what their shape has no place for."""
+    kind = event_type(entry.action)
+    return {
+        "object": "organization.audit_log",
+        "id": f"audit_log-{entry.seq}",
+        "type": kind,
+        "effective_at": entry.at_ms // 1000,
+        "actor": {
+            "type": "api_key",
+            "api_key": {"id": entry.actor, "type": "service_account"},
+            "session": {"ip_address": entry.address},
+        },
+        kind: {"id": entry.subject},
+        "penstock": {
+            "action": entry.action,
+            "outcome": entry.outcome,
+            "request_id": entry.request_id,
+        },
+    }
+
+
+def event_type(action: str) -> str:
+    """What an action is called there."""
+    return _EVENT_OF.get(action, action)
+
+
+def page(records: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    """A page of a list."""
+    return {
+        "object": "list",
+        "data": records,
+        "first_id": records[0]["id"] if records else None,
+        "last_id": records[-1]["id"] if records else None,
+        "has_more": has_more,
+    }
+
+
+def deleted(kind: str, resource_id: str | None = None) -> dict[str, Any]:
+    """What is gone."""
+    named = {} if resource_id is None else {"id": resource_id}
+    return {"object": f"{kind}.deleted", **named, "deleted": True}

@@ -1,0 +1,284 @@
+"""OpenAI's own administrative client against a real gateway and a real auth worker process."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import pytest_asyncio
+
+from tests.fakes.auth_process import AuthProcess, auth_process
+from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
+
+pytestmark = pytest.mark.process
+
+
+@dataclass
+class House:
+    gateway: RunningGateway
+    auth: AuthProcess
+    organization: Any
+    """`client.admin.organization`; untyped, since bodies here are plain."""
+
+    async def chat(self, key: str, **fields: Any) -> Any:
+        async with openai.AsyncOpenAI(
+            api_key=key, base_url=f"{self.gateway.client.base_url}/v1", max_retries=0
+        ) as client:
+            messages: Any = MESSAGES
+            return await client.chat.completions.create(model="demo", messages=messages, **fields)
+
+
+@pytest_asyncio.fixture
+async def house(socket_dir: Path) -> AsyncIterator[House]:
+    async with (
+        running_gateway(socket_dir, require_keys=True) as gateway,
+        auth_process(gateway) as auth,
+        openai.AsyncOpenAI(
+            api_key="unused",
+            admin_api_key=auth.admin_key,
+            base_url=f"{gateway.client.base_url}/v1",
+            max_retries=0,
+        ) as client,
+    ):
+        await gateway.engine()
+        yield House(gateway, auth, client.admin.organization)
+
+
+async def test_projects_are_teams_and_their_service_accounts_have_keys(house: House) -> None:
+    projects = house.organization.projects
+    project = await projects.create(name="search")
+    assert (project.object, project.status, project.archived_at) == (
+        "organization.project",
+        "active",
+        None,
+    )
+    renamed = await projects.update(project.id, name="search and ads")
+    assert (renamed.id, renamed.name) == (project.id, "search and ads")
+    assert (await projects.retrieve(project.id)).name == "search and ads"
+
+    account = await projects.service_accounts.create(project.id, name="crawler")
+    assert account.role == "member"
+    assert (await house.chat(account.api_key.value)).choices
+    again = await projects.service_accounts.api_keys.create(
+        account.id, project_id=project.id, name="second", scopes=["models.list"]
+    )
+    with pytest.raises(openai.PermissionDeniedError):
+        await house.chat(again.value)
+    listed = [one async for one in projects.api_keys.list(project.id)]
+    assert [key.id for key in listed] == [again.id, account.api_key.id]
+    key = await projects.api_keys.retrieve(account.api_key.id, project_id=project.id)
+    assert key.owner.type == "service_account"
+    assert key.owner.service_account.id == account.id
+    assert key.owner_project_access == "active"
+    assert account.api_key.value not in key.model_dump_json()
+
+    bare = await projects.service_accounts.create(
+        project.id, name="bare", create_service_account_only=True
+    )
+    assert bare.api_key is None
+    accounts = [one.name async for one in projects.service_accounts.list(project.id)]
+    assert accounts == ["bare", "crawler"]
+    changed = await projects.service_accounts.update(
+        bare.id, project_id=project.id, name="empty", role="owner"
+    )
+    assert (changed.name, changed.role) == ("empty", "owner")
+
+    gone = await projects.api_keys.delete(again.id, project_id=project.id)
+    assert (gone.deleted, gone.object) == (True, "organization.project.api_key.deleted")
+    assert (await projects.service_accounts.delete(bare.id, project_id=project.id)).deleted
+    with pytest.raises(openai.NotFoundError):
+        await projects.service_accounts.retrieve(bare.id, project_id=project.id)
+
+    archived = await projects.archive(project.id)
+    assert (archived.status, archived.archived_at is None) == ("archived", False)
+    with pytest.raises(openai.AuthenticationError):
+        await house.chat(account.api_key.value)
+    assert [one.id async for one in projects.list()] == []
+    assert [one.id async for one in projects.list(include_archived=True)] == [project.id]
+
+
+async def test_a_key_of_another_project_is_not_found_in_this_one(house: House) -> None:
+    projects = house.organization.projects
+    one, other = await projects.create(name="one"), await projects.create(name="other")
+    account = await projects.service_accounts.create(one.id, name="a")
+    with pytest.raises(openai.NotFoundError):
+        await projects.api_keys.retrieve(account.api_key.id, project_id=other.id)
+    with pytest.raises(openai.NotFoundError):
+        await projects.api_keys.delete(account.api_key.id, project_id=other.id)
+    with pytest.raises(openai.NotFoundError):
+        await projects.service_accounts.retrieve(account.id, project_id=other.id)
+    with pytest.raises(openai.NotFoundError):
+        await projects.service_accounts.create("team_none", name="a")
+
+
+async def test_pages_follow_one_another_to_the_end(house: House) -> None:
+    projects = house.organization.projects
+    made = [(await projects.create(name=f"p{number}")).id for number in range(5)]
+    assert [one.id async for one in projects.list(limit=2)] == made[::-1]
+    project = made[0]
+    accounts = [
+        (await projects.service_accounts.create(project, name=f"a{number}")) for number in range(3)
+    ]
+    keys = [one.id async for one in projects.api_keys.list(project, limit=1)]
+    assert keys == [account.api_key.id for account in accounts][::-1]
+    listed = [one.id async for one in projects.service_accounts.list(project, limit=2)]
+    assert listed == [account.id for account in accounts][::-1]
+
+
+async def test_users_and_their_places_in_projects(house: House) -> None:
+    async with house.auth.admin(house.gateway) as admin:
+        body = {"name": "Ada", "email": "ada@example.com"}
+        user_id = (await admin.post("/v1/admin/users", json=body)).json()["id"]
+    users, projects = house.organization.users, house.organization.projects
+    project = await projects.create(name="search")
+    member = await projects.users.create(project.id, user_id=user_id, role="member")
+    assert (member.id, member.email, member.role) == (user_id, "ada@example.com", "member")
+    assert (await projects.users.update(user_id, project_id=project.id, role="owner")).role == (
+        "owner"
+    )
+    assert (await projects.users.retrieve(user_id, project_id=project.id)).role == "owner"
+    assert [one.id async for one in projects.users.list(project.id)] == [user_id]
+    user = await users.retrieve(user_id)
+    assert (user.role, [one.id for one in user.projects.data]) == ("reader", [project.id])
+    assert (await users.update(user_id, role="owner")).role == "owner"
+    assert [one.id async for one in users.list()] == [user_id]
+    assert (await projects.users.delete(user_id, project_id=project.id)).deleted
+    with pytest.raises(openai.NotFoundError):
+        await projects.users.retrieve(user_id, project_id=project.id)
+    assert (await users.delete(user_id)).deleted
+    assert [one.id async for one in users.list()] == []
+
+
+async def test_limits_of_models_hold_for_a_project(house: House) -> None:
+    projects = house.organization.projects
+    project = await projects.create(name="search")
+    account = await projects.service_accounts.create(project.id, name="a")
+    key = account.api_key.value
+    limit = await projects.rate_limits.update_rate_limit(
+        "rl-demo", project_id=project.id, max_requests_per_1_minute=2, max_requests_per_1_day=50
+    )
+    assert (limit.model, limit.max_requests_per_1_minute, limit.max_requests_per_1_day) == (
+        "demo",
+        2,
+        50,
+    )
+    for _ in range(2):
+        await house.chat(key)
+    with pytest.raises(openai.RateLimitError):
+        await house.chat(key)
+    changed = await projects.rate_limits.update_rate_limit(
+        "rl-demo", project_id=project.id, max_requests_per_1_minute=100
+    )
+    assert (changed.max_requests_per_1_minute, changed.max_requests_per_1_day) == (100, 50)
+    assert (await house.chat(key)).choices
+    listed = [one async for one in projects.rate_limits.list_rate_limits(project.id)]
+    assert [(one.model, one.max_tokens_per_1_minute) for one in listed] == [("demo", None)]
+
+    allowed = await projects.model_permissions.update(
+        project.id, mode="allow_list", model_ids=["llama*"]
+    )
+    assert (allowed.mode, allowed.api_model_ids) == ("allow_list", ["llama*"])
+    with pytest.raises(openai.PermissionDeniedError):
+        await house.chat(key)
+    assert (await projects.model_permissions.delete(project.id)).deleted
+    assert (await projects.model_permissions.retrieve(project.id)).mode == "deny_list"
+    assert (await house.chat(key)).choices
+    with pytest.raises(openai.BadRequestError):
+        await projects.model_permissions.update(project.id, mode="deny_list", model_ids=["demo"])
+
+
+@pytest.mark.parametrize("is_project", [True, False])
+async def test_spend_limits_and_alerts_are_budgets_of_a_month(
+    house: House, is_project: bool
+) -> None:
+    projects = house.organization.projects
+    project = await projects.create(name="search")
+    ids = (project.id,) if is_project else ()
+    of_project = {"project_id": project.id} if is_project else {}
+    of = projects if is_project else house.organization
+    month = {"currency": "USD", "interval": "month"}
+    with pytest.raises(openai.NotFoundError):
+        await of.spend_limit.retrieve(*ids)
+    limit = await of.spend_limit.update(*ids, **month, threshold_amount=2000)
+    assert (limit.threshold_amount, limit.currency, limit.enforcement.status) == (
+        2000,
+        "USD",
+        "enforcing",
+    )
+    assert (await of.spend_limit.update(*ids, **month, threshold_amount=3000)).threshold_amount == (
+        3000
+    )
+    assert (await of.spend_limit.retrieve(*ids)).threshold_amount == 3000
+    async with house.auth.admin(house.gateway) as admin:
+        (budget,) = (await admin.get("/v1/admin/budgets")).json()["data"]
+    assert (budget["amount"], budget["window"], budget["is_hard"]) == (
+        30_000_000,
+        "calendar_month",
+        True,
+    )
+    channel = {"type": "email", "recipients": []}
+    alert = await of.spend_alerts.create(
+        *ids, **month, threshold_amount=1500, notification_channel=channel
+    )
+    assert alert.threshold_amount == 1500
+    listed = [one.id async for one in of.spend_alerts.list(*ids)]
+    assert listed == [alert.id]
+    changed = await of.spend_alerts.update(
+        alert.id, **of_project, **month, threshold_amount=500, notification_channel=channel
+    )
+    assert changed.threshold_amount == 500
+    with pytest.raises(openai.BadRequestError) as info:
+        await of.spend_alerts.create(
+            *ids,
+            **month,
+            threshold_amount=1,
+            notification_channel={"type": "email", "recipients": ["a@b.c"]},
+        )
+    assert "recipients" in str(info.value.param)
+    assert (await of.spend_alerts.delete(alert.id, **of_project)).deleted
+    assert (await of.spend_limit.delete(*ids)).deleted
+    with pytest.raises(openai.NotFoundError):
+        await of.spend_limit.delete(*ids)
+
+
+async def test_admin_keys_and_the_audit_log(house: House) -> None:
+    keys = house.organization.admin_api_keys
+    made = await keys.create(name="ops", expires_in_seconds=3600)
+    assert made.expires_at - made.created_at == 3600
+    assert (await keys.retrieve(made.id)).redacted_value != made.value
+    assert made.id in [one.id async for one in keys.list()]
+    project = await house.organization.projects.create(name="search")
+    assert (await keys.delete(made.id)).deleted
+    with pytest.raises(openai.NotFoundError):
+        await keys.retrieve(made.id)
+
+    logs = house.organization.audit_logs
+    created = [one async for one in logs.list(event_types=["api_key.created"])]
+    assert made.id in [
+        one.model_extra["api_key.created"]["id"] for one in created if one.model_extra
+    ] or (created[0].api_key_created.id == made.id)
+    of_project = [one async for one in logs.list(project_ids=[project.id])]
+    assert [one.type for one in of_project] == ["project.created"]
+    everything = [one.id async for one in logs.list(limit=2)]
+    assert len(everything) == len(set(everything)) >= 4
+    assert [one async for one in logs.list(effective_at={"gt": 2**40})] == []
+    actors = {one.actor.api_key.id async for one in logs.list(actor_ids=["key_environment"])}
+    assert actors == {"key_environment"}
+
+
+async def test_who_is_no_administrator_gets_nothing(house: House) -> None:
+    project = await house.organization.projects.create(name="search")
+    account = await house.organization.projects.service_accounts.create(project.id, name="a")
+    async with openai.AsyncOpenAI(
+        api_key="x",
+        admin_api_key=account.api_key.value,
+        base_url=f"{house.gateway.client.base_url}/v1",
+        max_retries=0,
+    ) as client:
+        organization: Any = client.admin.organization
+        with pytest.raises(openai.PermissionDeniedError):
+            await organization.projects.list()
+        with pytest.raises(openai.PermissionDeniedError):
+            await organization.admin_api_keys.create(name="mine")
