@@ -72,7 +72,7 @@ class GuardedRoute(APIRoute):
         """The handler behind the guard."""
         guard, endpoint = _GUARDS[self.rule.access], self.endpoint
         path = self.path
-        is_replayable = self.rule.access is Access.METERED
+        is_replayable = self.rule.access in (Access.METERED, Access.ADMIN)
         has_body = not _METHODS_WITH_BODY.isdisjoint(self.methods or ())
 
         async def guarded(request: Request) -> Response:
@@ -143,15 +143,19 @@ async def _answer_once(
     request: Request, path: str, key: str, endpoint: Callable[..., Coroutine[Any, Any, Response]]
 ) -> Response:
     """Answer a request with an `Idempotency-Key`; who asks is known before its body is read."""
-    digest = caller_of(request).key_digest
-    identity = parts_of(request).identities.find(digest, scope_of(path))
-    tenant = (await _identify(request, path)).tenant if identity is None else identity.tenant
-    replay = Replay(table_of(request), tenant, key, f"{request.method} {path}")
+    role: KeyRole = "user"
+    if ROUTE_RULES[path].access is Access.ADMIN:
+        # Never another administrator's: the answer may hold the secret of a new key.
+        role, owner = "admin", f"key {request.state.granted.key_id}"
+    else:
+        identity = parts_of(request).identities.find(caller_of(request).key_digest, scope_of(path))
+        owner = (await _identify(request, path)).tenant if identity is None else identity.tenant
+    where = f"{request.method} {request.scope['path']}"
     return await answered_once(
         request,
-        replay,
+        Replay(table_of(request), owner, key, where),
         lambda: endpoint(request, **request.path_params),
-        lambda: _identify(request, path),
+        lambda: _identify(request, path, role=role),
     )
 
 

@@ -1,8 +1,8 @@
-"""`Idempotency-Key` on requests that generate something: the same request is answered once.
+"""`Idempotency-Key` on requests that generate or administer: the same request is answered once.
 
 The first success is kept and repeated, byte by byte, to whoever repeats the request with the same
-key within the tenant; see `request/replays.py`. A client that leaves doesn't end such a request: it
-will come back for the answer.
+key within the tenant (of administrators: with the same API key); see `request/replays.py`. A client
+that leaves doesn't end such a request: it will come back for the answer.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ REPLAYED_HEADER: Final = "Idempotent-Replayed"
 """As Stripe says it."""
 MAX_KEY_CHARS = 255
 _KEPT_HEADERS: Final = frozenset(
-    {"content-type", "x-penstock-ignored-fields", "x-penstock-unenforced"}
+    {"content-type", "cache-control", "x-penstock-ignored-fields", "x-penstock-unenforced"}
 )
 
 
@@ -37,15 +37,15 @@ class Replay:
 
     Args:
         table: Of this gateway.
-        tenant: The caller's.
+        owner: Whose answers are one: the caller's tenant, or its key.
         key: As it was sent.
-        route: Method and template of the route.
+        where: Method and path.
     """
 
-    def __init__(self, table: ReplayTable, tenant: str, key: str, route: str) -> None:
+    def __init__(self, table: ReplayTable, owner: str, key: str, where: str) -> None:
         self._table = table
-        named = hashlib.sha256(f"{route}\0{key}".encode()).digest()
-        self._name = ReplayName(tenant, named)
+        named = hashlib.sha256(f"{where}\0{key}".encode()).digest()
+        self._name = ReplayName(owner, named)
         self._is_claimed = False
 
     def on_body(self, body: bytes) -> None:
@@ -66,11 +66,13 @@ class Replay:
         """What became of it; only a success is kept: nothing else costs or changes anything."""
         if not self._is_claimed:
             return
-        if response is None or response.status_code != 200:
+        if response is None or not 200 <= response.status_code < 300:
             self._table.drop(self._name)
             return
         headers = {name: value for name, value in response.headers.items() if name in _KEPT_HEADERS}
-        self._table.keep(self._name, KeptAnswer(200, headers, bytes(response.body)))
+        self._table.keep(
+            self._name, KeptAnswer(response.status_code, headers, bytes(response.body))
+        )
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec import structs
 
-from protocol.wire.messages import Generate
-from tests.fakes.fake_workers import FakeAuth, FakeEngine
+from protocol.wire.messages import Authorize, Generate, Granted, MakeKey, Message
+from tests.fakes.fake_workers import FakeAuth, FakeEngine, key_digest
 from tests.fakes.raw_http import connected, post
 from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
 
@@ -174,3 +175,56 @@ async def test_every_route_that_generates_honours_a_key(
         again = await gateway.client.post(path, json=body, headers=headers)
         assert (first.status_code, again.content) == (200, first.content), first.text
         assert again.headers["idempotent-replayed"] == "true"
+
+
+async def test_a_key_that_was_made_once_is_shown_again_to_who_made_it_and_to_nobody_else(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        auth = await gateway.auth(allow_anonymous=False)
+        auth.good_keys = ("psk-one",)
+
+        async def make(key: str, name: str = "ci") -> httpx.Response:
+            headers = {"X-API-Key": key, "Idempotency-Key": "make-ci"}
+            return await gateway.client.post("/v1/admin/keys", json={"name": name}, headers=headers)
+
+        first, again = await make("psk-one"), await make("psk-one")
+        assert (first.status_code, again.status_code) == (201, 201)
+        assert again.json() == first.json()
+        assert again.headers["cache-control"] == "no-store"
+        assert len(auth.of(MakeKey)) == 1
+        assert (await make("psk-one", "other")).status_code == 422
+        auth.good_keys = ()
+        assert (await make("psk-one")).status_code == 401
+
+
+async def test_two_administrators_of_one_tenant_do_not_share_answers(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        auth = await gateway.auth(allow_anonymous=False)
+        auth.good_keys = ("psk-one", "psk-two")
+        authorize = auth._authorize
+
+        def of_two_keys(command: Authorize) -> None:
+            send = auth.send
+
+            def named(message: Message) -> None:
+                if isinstance(message, Granted):
+                    is_one = command.key_digest == key_digest("psk-one")
+                    message = structs.replace(message, key_id="one" if is_one else "two")
+                send(message)
+
+            auth.send = named  # type: ignore[method-assign]
+            authorize(command)
+            auth.send = send  # type: ignore[method-assign]
+
+        auth._authorize = of_two_keys  # type: ignore[method-assign]
+        answers = [
+            await gateway.client.post(
+                "/v1/admin/keys",
+                json={"name": "ci"},
+                headers={"X-API-Key": key, "Idempotency-Key": "make-ci"},
+            )
+            for key in ("psk-one", "psk-two")
+        ]
+        assert answers[0].json()["key"] != answers[1].json()["key"]
+        assert len(auth.of(MakeKey)) == 2
