@@ -28,6 +28,7 @@ from gateway.http.routes import (
     models,
     organization,
     organization_limits,
+    organization_usage,
     profile,
     resources,
     responses,
@@ -53,7 +54,7 @@ def build_api(parts: HttpParts) -> FastAPI:
     for module in (
         *(generate, responses, conversations, messages, embeddings, tokenize, models, tools),
         *(health, usage, admin, resources, audit, profile, workers),
-        *(organization, organization_limits, docs),
+        *(organization, organization_limits, organization_usage, docs),
     ):
         for route in module.router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.

@@ -123,6 +123,9 @@ ROUTE_RULES: Final[dict[str, RouteRule]] = {
     "/v1/organization/spend_alerts": RouteRule(Access.ADMIN, "admin.limits"),
     "/v1/organization/spend_alerts/{alert_id}": RouteRule(Access.ADMIN, "admin.limits"),
     "/v1/organization/audit_logs": RouteRule(Access.ADMIN, "admin.audit"),
+    "/v1/organization/usage/completions": RouteRule(Access.ADMIN, "usage.read"),
+    "/v1/organization/usage/embeddings": RouteRule(Access.ADMIN, "usage.read"),
+    "/v1/organization/costs": RouteRule(Access.ADMIN, "usage.read"),
     "/v1/admin/profile": RouteRule(Access.ADMIN, "admin.profile"),
 }
 """Every route by its template; one that isn't here stops the start. Which roles have which scope is

@@ -1,5 +1,6 @@
 """OpenAI's own administrative client against a real gateway and a real auth worker process."""
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,3 +283,63 @@ async def test_who_is_no_administrator_gets_nothing(house: House) -> None:
             await organization.projects.list()
         with pytest.raises(openai.PermissionDeniedError):
             await organization.admin_api_keys.create(name="mine")
+
+
+async def test_usage_and_costs_are_what_was_computed(house: House) -> None:
+    async with house.auth.admin(house.gateway) as admin:
+        price = {"models": "demo", "prompt": 1_000_000, "completion": 2_000_000}
+        assert (await admin.post("/v1/admin/prices", json=price)).status_code == 201
+    projects, usage = house.organization.projects, house.organization.usage
+    one, other = await projects.create(name="one"), await projects.create(name="other")
+    keys = [
+        (await projects.service_accounts.create(project.id, name="a")).api_key
+        for project in (one, other)
+    ]
+    answers = [await house.chat(key.value) for key in (keys[0], keys[0], keys[1])]
+    await house.gateway.until(lambda: len(house.gateway.application.outbox) == 0)
+    start = int(time.time()) - 86_400
+    of_all = await usage.completions(start_time=start)
+    assert [bucket.end_time - bucket.start_time for bucket in of_all.data] == [86_400] * len(
+        of_all.data
+    )
+    results = [result for bucket in of_all.data for result in bucket.results]
+    assert sum(result.num_model_requests for result in results) == 3
+    prompt = sum(answer.usage.prompt_tokens for answer in answers)
+    completion = sum(answer.usage.completion_tokens for answer in answers)
+    assert sum(result.input_tokens for result in results) == prompt
+    assert sum(result.output_tokens for result in results) == completion
+
+    by_project = await usage.completions(
+        start_time=start, group_by=["project_id", "model"], bucket_width="1h", limit=48
+    )
+    counted = {
+        (result.project_id, result.model): result.num_model_requests
+        for bucket in by_project.data
+        for result in bucket.results
+    }
+    assert counted == {(one.id, "demo"): 2, (other.id, "demo"): 1}
+    only = await usage.completions(start_time=start, api_key_ids=[keys[1].id])
+    assert sum(r.num_model_requests for bucket in only.data for r in bucket.results) == 1
+    nothing = await usage.embeddings(start_time=start)
+    assert [result for bucket in nothing.data for result in bucket.results] == []
+
+    spent = await usage.costs(start_time=start, group_by=["line_item"])
+    amounts = [result for bucket in spent.data for result in bucket.results]
+    assert [result.line_item for result in amounts] == ["demo"]
+    assert amounts[0].amount.value == pytest.approx((prompt + 2 * completion) / 1_000_000)
+    assert amounts[0].amount.currency == "usd"
+
+    first = await usage.completions(start_time=start - 5 * 86_400, limit=2)
+    pages = [first]
+    while pages[-1].has_more:
+        pages.append(
+            await usage.completions(
+                start_time=start - 5 * 86_400, limit=2, page=pages[-1].next_page
+            )
+        )
+    starts = [bucket.start_time for page in pages for bucket in page.data]
+    assert starts == sorted(set(starts))
+    total = sum(r.num_model_requests for p in pages for b in p.data for r in b.results)
+    assert total == 3
+    with pytest.raises(openai.BadRequestError):
+        await usage.completions(start_time=start, bucket_width="1m")

@@ -1,0 +1,228 @@
+"""OpenAI's organization API: what was used and what that cost, in buckets of hours or days."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple, cast
+
+from fastapi import APIRouter, Request, Response
+
+from gateway import bridge
+from gateway.errors import InvalidRequestError, RequestTooLargeError
+from gateway.http.access import GuardedRoute
+from gateway.http.parts import parts_of
+from gateway.http.query import query_number, query_text
+from gateway.http.routes.admin import actor_of, admin_json
+from gateway.http.routes.organization import BASE, check_query
+from protocol.wire.messages import UsageBucket, UsageFound, UsageGroup, UsageRow
+
+router = APIRouter(route_class=GuardedRoute, tags=["organization"])
+
+EMBEDDINGS: Final = "/v1/embeddings"
+MICROS: Final = 1_000_000
+_PAGE: Final = 1000
+_MAX_ROWS: Final = 50_000
+
+
+class _Width(NamedTuple):
+    bucket: UsageBucket
+    seconds: int
+    default: int
+    most: int
+
+
+_WIDTHS: Final = {"1h": _Width("hour", 3600, 24, 168), "1d": _Width("day", 86_400, 7, 31)}
+_COST_WIDTHS: Final = {"1d": _Width("day", 86_400, 7, 180)}
+_GROUPS: Final[Mapping[str, UsageGroup]] = {
+    "project_id": "team",
+    "user_id": "user",
+    "api_key_id": "key",
+    "model": "model",
+    "line_item": "model",
+}
+"""What they group by, in our words; a line of a bill is a model."""
+_FILTERS: Final = {
+    "project_ids[]": "project_id",
+    "user_ids[]": "user_id",
+    "api_key_ids[]": "api_key_id",
+    "models[]": "model",
+}
+_FIELD_OF: Final = {"team": "team_id", "user": "user_id", "key": "key_id", "model": "model"}
+
+
+class _Asked(NamedTuple):
+    """What a query asks for.
+
+    Attributes:
+        start_s: Of the first bucket, Unix seconds.
+        num_buckets: On this page.
+        end_s: Where the whole time ends.
+        groups: Their names of what results are apart by.
+        filters: Their names, and the values that count.
+    """
+
+    width: _Width
+    start_s: int
+    num_buckets: int
+    end_s: int
+    groups: tuple[str, ...]
+    filters: Mapping[str, frozenset[str]]
+
+    @property
+    def next_s(self) -> int:
+        """Where the next page begins."""
+        return self.start_s + self.num_buckets * self.width.seconds
+
+
+@router.get(f"{BASE}/usage/completions")
+async def completions_usage(request: Request) -> Response:
+    """Tokens and requests of everything that generates."""
+    asked = _asked(request, _WIDTHS, ("project_id", "user_id", "api_key_id", "model"))
+    return await _page(request, asked, _completions, lambda endpoint: endpoint != EMBEDDINGS)
+
+
+@router.get(f"{BASE}/usage/embeddings")
+async def embeddings_usage(request: Request) -> Response:
+    """Tokens and requests of embeddings."""
+    asked = _asked(request, _WIDTHS, ("project_id", "user_id", "api_key_id", "model"))
+    return await _page(request, asked, _embeddings, lambda endpoint: endpoint == EMBEDDINGS)
+
+
+@router.get(f"{BASE}/costs")
+async def costs(request: Request) -> Response:
+    """What was used, by the prices of its time."""
+    asked = _asked(request, _COST_WIDTHS, ("project_id", "user_id", "api_key_id", "line_item"))
+    return await _page(request, asked, _costs, lambda endpoint: True)
+
+
+def _asked(request: Request, widths: Mapping[str, _Width], groups: tuple[str, ...]) -> _Asked:
+    check_query(
+        request,
+        *("start_time", "end_time", "bucket_width", "limit", "page", "group_by[]"),
+        *_FILTERS,
+    )
+    name = query_text(request, "bucket_width", one_of=tuple(widths)) or "1d"
+    width = widths[name]
+    start, end = query_number(request, "start_time"), query_number(request, "end_time")
+    if start is None:
+        raise InvalidRequestError("`start_time` is needed, in Unix seconds.", param="start_time")
+    now_s = int(parts_of(request).wall_clock())
+    end_s = now_s + 1 if end is None else min(end, now_s + 1)
+    limit = query_number(request, "limit")
+    if limit is not None and not 1 <= limit <= width.most:
+        raise InvalidRequestError(f"`limit` must be from 1 to {width.most}.", param="limit")
+    wanted = tuple(dict.fromkeys(request.query_params.getlist("group_by[]")))
+    for group in wanted:
+        if group not in groups:
+            raise InvalidRequestError(f"`group_by` takes {', '.join(groups)}.", param="group_by")
+    begin = query_number(request, "page")
+    start_s = (start if begin is None else max(start, begin)) // width.seconds * width.seconds
+    num_left = max(0, -(-(end_s - start_s) // width.seconds))
+    filters = {
+        of: frozenset(values)
+        for query, of in _FILTERS.items()
+        if (values := request.query_params.getlist(query))
+    }
+    num_buckets = min(num_left, width.default if limit is None else limit)
+    return _Asked(width, start_s, num_buckets, end_s, wanted, filters)
+
+
+async def _page(request: Request, asked: _Asked, render: Any, counts: Any) -> Response:
+    seconds = asked.width.seconds
+    buckets: dict[int, list[UsageRow]] = {
+        asked.start_s + number * seconds: [] for number in range(asked.num_buckets)
+    }
+    for row in await _rows(request, asked) if buckets else ():
+        bucket = buckets.get(row.begins_at)
+        if bucket is not None and counts(row.endpoint) and _fits(row, asked.filters):
+            bucket.append(row)
+    data = [
+        {
+            "object": "bucket",
+            "start_time": begins_at,
+            "end_time": begins_at + seconds,
+            "results": [
+                render(rows) | dict(zip(asked.groups, names, strict=True))
+                for names, rows in _grouped(found, asked.groups).items()
+            ],
+        }
+        for begins_at, found in buckets.items()
+    ]
+    has_more = asked.next_s < asked.end_s
+    next_page = str(asked.next_s) if has_more else None
+    return admin_json(
+        {"object": "page", "data": data, "has_more": has_more, "next_page": next_page}
+    )
+
+
+async def _rows(request: Request, asked: _Asked) -> list[UsageRow]:
+    """Everything of the time of a page.
+
+    Raises:
+        RequestTooLargeError: That would be too much.
+    """
+    ours = {_GROUPS[name] for name in (*asked.groups, *asked.filters)}
+    rows: list[UsageRow] = []
+    while True:
+        question = bridge.read_usage(
+            request.state.request_id,
+            actor_of(request),
+            is_of_all=True,
+            since_s=asked.start_s,
+            until_s=asked.next_s,
+            bucket=asked.width.bucket,
+            group_by=cast("tuple[UsageGroup, ...]", (*sorted(ours), "endpoint")),
+            skip=len(rows),
+            limit=_PAGE,
+        )
+        found = await parts_of(request).auth.administer(question, UsageFound)
+        rows += found.rows
+        if not found.has_more:
+            return rows
+        if len(rows) >= _MAX_ROWS:
+            raise RequestTooLargeError(
+                f"Over {_MAX_ROWS} rows would have to be read; ask for less time, or fewer groups."
+            )
+
+
+def _fits(row: UsageRow, filters: Mapping[str, frozenset[str]]) -> bool:
+    return all(_value(row, name) in values for name, values in filters.items())
+
+
+def _value(row: UsageRow, name: str) -> str:
+    """Of a row, what they call by a name."""
+    text: str = getattr(row, _FIELD_OF[_GROUPS[name]])
+    return text
+
+
+def _grouped(
+    rows: Iterable[UsageRow], groups: tuple[str, ...]
+) -> dict[tuple[str, ...], list[UsageRow]]:
+    found: dict[tuple[str, ...], list[UsageRow]] = {}
+    for row in rows:
+        found.setdefault(tuple(_value(row, name) for name in groups), []).append(row)
+    return found
+
+
+def _completions(rows: list[UsageRow]) -> dict[str, Any]:
+    return {
+        "object": "organization.usage.completions.result",
+        "input_tokens": sum(row.prompt_tokens for row in rows),
+        "output_tokens": sum(row.completion_tokens for row in rows),
+        "input_cached_tokens": sum(row.cached_tokens for row in rows),
+        "num_model_requests": sum(row.num_requests for row in rows),
+    }
+
+
+def _embeddings(rows: list[UsageRow]) -> dict[str, Any]:
+    return {
+        "object": "organization.usage.embeddings.result",
+        "input_tokens": sum(row.prompt_tokens for row in rows),
+        "num_model_requests": sum(row.num_requests for row in rows),
+    }
+
+
+def _costs(rows: list[UsageRow]) -> dict[str, Any]:
+    micros = sum(row.cost_micros for row in rows)
+    return {
+        "object": "organization.costs.result",
+        "amount": {"value": micros / MICROS, "currency": "usd"},
+    }
