@@ -23,7 +23,9 @@ from protocol.wire.messages import (
     AuthOffer,
     Authorize,
     ChangeKeyStatus,
+    ChangeResource,
     CloseParse,
+    CountKeys,
     Credits,
     Delta,
     Denied,
@@ -44,6 +46,7 @@ from protocol.wire.messages import (
     LimitState,
     Load,
     MakeKey,
+    MakeResource,
     Message,
     OpenParse,
     OrphanUsage,
@@ -61,11 +64,15 @@ from protocol.wire.messages import (
     Renew,
     ResourcesFound,
     Role,
+    RotateKey,
+    SetMember,
     Settle,
     Settled,
     StepOutput,
     TokenLogprob,
     TokenLogprobs,
+    UpdateKey,
+    UpdateResource,
     Usage,
 )
 from protocol.wire.worker import Worker, WorkerSettings
@@ -74,6 +81,19 @@ from protocol.wire.worker_loop import EXIT_FAILED
 CommandT = TypeVar("CommandT")
 
 VOCAB_SIZE = 1000
+
+
+_OF_ONE_THING = (
+    FindResources
+    | MakeResource
+    | UpdateResource
+    | ChangeResource
+    | SetMember
+    | UpdateKey
+    | RotateKey
+    | CountKeys
+)
+"""Administration that a scripted auth worker has nothing for."""
 
 
 class FakeWorker(Generic[CommandT]):
@@ -396,13 +416,13 @@ class FakeAuth(FakeWorker[AuthCommand]):
             self.send(OrphanUsageNoted(report_id=command.report_id, engine_id=command.engine_id))
         elif isinstance(command, MakeKey | FindKeys | ChangeKeyStatus):
             self._keys(command)
-        elif isinstance(command, FindResources) and command.resource_id:
-            missing, message = ErrorCode.NOT_FOUND, "There is no such thing."
-            self.send(Failure(request_id=command.request_id, code=missing, message=message))
-        elif isinstance(command, FindResources):
+        elif isinstance(command, FindResources) and not command.resource_id:
             self.send(ResourcesFound(request_id=command.request_id, resources=()))
         elif isinstance(command, ReadAudit):
             self.send(AuditPage(request_id=command.request_id, entries=()))
+        elif isinstance(command, _OF_ONE_THING):
+            missing, message = ErrorCode.NOT_FOUND, "There is no such thing."
+            self.send(Failure(request_id=command.request_id, code=missing, message=message))
 
     def _authorize(self, command: Authorize) -> None:
         code = self.denial
