@@ -18,6 +18,7 @@ from gateway.http.openapi import describe
 from gateway.http.parts import HttpParts
 from gateway.http.routes import (
     admin,
+    anthropic_organization,
     audit,
     conversations,
     docs,
@@ -54,7 +55,7 @@ def build_api(parts: HttpParts) -> FastAPI:
     for module in (
         *(generate, responses, conversations, messages, embeddings, tokenize, models, tools),
         *(health, usage, admin, resources, audit, profile, workers),
-        *(organization, organization_limits, organization_usage, docs),
+        *(organization, organization_limits, organization_usage, anthropic_organization, docs),
     ):
         for route in module.router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.

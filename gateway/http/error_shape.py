@@ -12,12 +12,15 @@ from gateway.request.job import MESSAGES_ENDPOINT
 from protocol.errors import PenstockError
 
 _MODELS = "/v1/models"
+_ORGANIZATIONS = "/v1/organizations/"
 _VERSION = VERSION_HEADER.encode("ascii")
 
 
 def is_anthropic(scope: Scope) -> bool:
     """Whether a request is for Anthropic's API: by its path, or at the list of models by header."""
     path: str = scope["path"]
+    if (path + "/").startswith(_ORGANIZATIONS):
+        return True
     if path.startswith(MESSAGES_ENDPOINT):
         return (path + "/")[len(MESSAGES_ENDPOINT)] == "/"
     return path.startswith(_MODELS) and any(name == _VERSION for name, _ in scope["headers"])

@@ -37,6 +37,8 @@ from gateway.http.schemas.organization import (
     ServiceAccountRequest,
     SpendAlertRequest,
     SpendLimitRequest,
+    WorkspaceKeyRequest,
+    WorkspaceRequest,
 )
 from gateway.http.schemas.profile import ProfileRequest
 from gateway.http.schemas.resources import (
@@ -108,6 +110,8 @@ _BODIES: tuple[type[BaseModel], ...] = (
     ServiceAccountRequest,
     SpendAlertRequest,
     SpendLimitRequest,
+    WorkspaceRequest,
+    WorkspaceKeyRequest,
 )
 _SCHEMES: Final = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "Authorization: Bearer psk-…"},
@@ -220,6 +224,9 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "/v1/organization/spend_limit": _TWENTY_DOLLARS,
     "/v1/organization/spend_alerts": _ALERT,
     "/v1/organization/spend_alerts/{alert_id}": _ALERT,
+    "/v1/organizations/workspaces": {"name": "search"},
+    "/v1/organizations/workspaces/{workspace_id}": {"name": "search and ads"},
+    "/v1/organizations/api_keys/{key_id}": {"status": "inactive"},
     "/v1/admin/profile": {"model": "demo", "seconds": 5},
     "/v1/admin/workers/{name}/drain": {"timeout_s": 60},
     "/v1/models/invalidate-cache": {"model": "demo"},

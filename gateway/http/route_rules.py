@@ -126,6 +126,14 @@ ROUTE_RULES: Final[dict[str, RouteRule]] = {
     "/v1/organization/usage/completions": RouteRule(Access.ADMIN, "usage.read"),
     "/v1/organization/usage/embeddings": RouteRule(Access.ADMIN, "usage.read"),
     "/v1/organization/costs": RouteRule(Access.ADMIN, "usage.read"),
+    "/v1/organizations/me": RouteRule(Access.ADMIN, "admin.teams"),
+    "/v1/organizations/workspaces": RouteRule(Access.ADMIN, "admin.teams"),
+    "/v1/organizations/workspaces/{workspace_id}": RouteRule(Access.ADMIN, "admin.teams"),
+    "/v1/organizations/workspaces/{workspace_id}/archive": RouteRule(Access.ADMIN, "admin.teams"),
+    "/v1/organizations/api_keys": RouteRule(Access.ADMIN, "admin.keys"),
+    "/v1/organizations/api_keys/{key_id}": RouteRule(Access.ADMIN, "admin.keys"),
+    "/v1/organizations/users": RouteRule(Access.ADMIN, "admin.users"),
+    "/v1/organizations/users/{user_id}": RouteRule(Access.ADMIN, "admin.users"),
     "/v1/admin/profile": RouteRule(Access.ADMIN, "admin.profile"),
 }
 """Every route by its template; one that isn't here stops the start. Which roles have which scope is

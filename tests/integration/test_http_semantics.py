@@ -38,6 +38,8 @@ from gateway.http.schemas.organization import (
     ServiceAccountRequest,
     SpendAlertRequest,
     SpendLimitRequest,
+    WorkspaceKeyRequest,
+    WorkspaceRequest,
 )
 from gateway.http.schemas.profile import ProfileRequest
 from gateway.http.schemas.resources import (
@@ -264,13 +266,16 @@ async def test_the_document_says_what_routes_answer_and_who_needs_a_key(socket_d
         ("/v1/organization/spend_limit", SpendLimitRequest),
         ("/v1/organization/spend_alerts", SpendAlertRequest),
         ("/v1/organization/spend_alerts/{alert_id}", SpendAlertRequest),
+        ("/v1/organizations/workspaces", WorkspaceRequest),
+        ("/v1/organizations/workspaces/{workspace_id}", WorkspaceRequest),
+        ("/v1/organizations/api_keys/{key_id}", WorkspaceKeyRequest),
         ("/v1/admin/profile", ProfileRequest),
         ("/v1/admin/workers/{name}/drain", DrainRequest),
         ("/v1/models/invalidate-cache", ClearCacheRequest),
     ],
 )
 def test_every_example_of_the_document_is_a_good_body(path: str, model: type[BaseModel]) -> None:
-    assert len(EXAMPLES) == 53
+    assert len(EXAMPLES) == 56
     validate(model, EXAMPLES[path])  # type: ignore[type-var]  # each is a RequestModel
 
 

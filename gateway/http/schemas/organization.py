@@ -1,4 +1,4 @@
-"""Bodies of OpenAI's organization API, with the fields that this server can honour."""
+"""Bodies of OpenAI's and Anthropic's organization APIs: the fields that can be honoured here."""
 
 from typing import Annotated, Literal
 
@@ -111,3 +111,16 @@ class SpendAlertRequest(SpendLimitRequest):
     """An amount a month that is put on record when it is passed; a webhook tells of it."""
 
     notification_channel: NotificationChannel
+
+
+class WorkspaceRequest(RequestModel):
+    """A workspace to be made or renamed."""
+
+    name: Name
+
+
+class WorkspaceKeyRequest(RequestModel):
+    """What is to be different about a key."""
+
+    name: Name | None = None
+    status: Literal["active", "inactive", "archived"] | None = None
