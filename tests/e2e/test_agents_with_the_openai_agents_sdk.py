@@ -1,6 +1,6 @@
 """OpenAI's Agents SDK with its default API, Responses: tools, memory on the server, streams."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
@@ -32,7 +32,7 @@ def get_weather(city: str) -> str:
 
 
 @pytest.fixture
-async def agent(house: House) -> Iterator[Agent[Any]]:
+async def agent(house: House) -> AsyncIterator[Agent[Any]]:
     async with openai.AsyncOpenAI(base_url=f"{house.url}/v1", api_key="any") as client:
         yield Agent(
             name="helper",

@@ -1,0 +1,114 @@
+"""Events that are told again, and events that are told on from where an earlier attempt stopped."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.http.openresponses.render import (
+    AlreadyTold,
+    ResponseEvents,
+    ResponseHead,
+    ToldEvent,
+)
+from gateway.http.openresponses.replay import replayed
+from gateway.request.events import ContentText, GenerationEvent, ReasoningText, ToolCallArguments
+from protocol.wire.messages import Usage
+from tests.unit.gateway.http.openresponses.test_response_render import EVENTS, HEAD, maker, whole
+
+TEXTS = (ContentText, ReasoningText, ToolCallArguments)
+
+
+def loaded(told: Sequence[ToldEvent]) -> list[dict[str, Any]]:
+    return [orjson.loads(event.body) for event in told]
+
+
+def streamed(events: Sequence[GenerationEvent]) -> list[dict[str, Any]]:
+    teller = ResponseEvents(HEAD, maker())
+    told = [one for event in events for one in teller.render([event])]
+    return loaded([*told, *teller.finish(Usage())])
+
+
+def test_a_replay_tells_what_a_stream_of_whole_texts_tells() -> None:
+    response = whole(*EVENTS)
+    told = loaded(replayed(orjson.dumps(response)))
+    streamed_once = streamed(EVENTS)
+    assert [event["type"] for event in told] == [
+        kind
+        for kind, before in zip(
+            [one["type"] for one in streamed_once],
+            [None, *(one["type"] for one in streamed_once)],
+            strict=False,
+        )
+        if kind != before or not kind.endswith("delta")
+    ]
+    assert told[-1]["response"] == response
+    assert [event["sequence_number"] for event in told] == list(range(len(told)))
+
+
+def recut(events: Sequence[GenerationEvent], cuts: Sequence[int]) -> list[GenerationEvent]:
+    """The same texts in other pieces."""
+    found: list[GenerationEvent] = []
+    sizes = iter([*cuts, *([10_000] * len(events))])
+    for event in events:
+        if not isinstance(event, TEXTS):
+            found.append(event)
+            continue
+        text, size = event.text, max(1, next(sizes))
+        for start in range(0, len(text), size):
+            piece = text[start : start + size]
+            if isinstance(event, ToolCallArguments):
+                found.append(ToolCallArguments(event.choice, event.index, piece))
+            else:
+                found.append(type(event)(event.choice, piece))
+    return found
+
+
+@pytest.mark.parametrize("is_again", [False, True])
+@given(
+    st.lists(st.integers(1, 5), max_size=8), st.lists(st.integers(1, 5), max_size=8), st.integers(0)
+)
+def test_attempts_tell_each_text_once_however_they_are_cut(
+    is_again: bool,
+    first_cuts: list[int],
+    second_cuts: list[int],
+    stop: int,
+) -> None:
+    expected = streamed(EVENTS)
+    first = ResponseEvents(HEAD, maker())
+    rendered = loaded([one for event in recut(EVENTS, first_cuts) for one in first.render([event])])
+    told = rendered[: stop % (len(rendered) + 1)]
+    attempts = (second_cuts, first_cuts) if is_again else (second_cuts,)
+    for number, cuts in enumerate(attempts):
+        head = ResponseHead(
+            *(HEAD.id, HEAD.created, HEAD.model, HEAD.echo_json, HEAD.clock),
+            first_number=len(told),
+            told=AlreadyTold(told),
+        )
+        teller = ResponseEvents(head, maker())
+        more = [one for event in recut(EVENTS, cuts) for one in teller.render([event])]
+        is_last = number == len(attempts) - 1
+        more += teller.finish(Usage()) if is_last else []
+        told = told + loaded(more)
+    told = [event for event in told if event["type"] != "response.created"]
+    numbers = [event["sequence_number"] for event in told]
+    assert numbers == sorted(set(numbers))
+    assert texts(told) == texts(expected)
+    others = [event["type"] for event in told if "delta" not in event]
+    assert others == [
+        event["type"]
+        for event in expected
+        if "delta" not in event and event["type"] != "response.created"
+    ]
+
+
+def texts(events: list[dict[str, Any]]) -> dict[tuple[str, int], str]:
+    found: dict[tuple[str, int], str] = {}
+    for event in events:
+        if "delta" in event:
+            key = (event["type"], event["output_index"])
+            found[key] = found.get(key, "") + event["delta"]
+    return found
