@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := protocol gateway engine_worker auth_worker toolparser_worker penstock tests tools benchmarks examples
 
-.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak attack e2e-docker clean mutants suites lock sbom sanitize
+.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak attack e2e-docker clean mutants suites conformance lock sbom sanitize
 
 help:
 	@echo "make serve [ARGS=...]  install and serve the bundled model     make test   install and run the tests"
@@ -109,6 +109,10 @@ suites: $(VENV)/.test
 # The native kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 sanitize:
 	tests/native/sanitize.sh
+
+# A public conformance suite of the HTTP APIs; needs node and the npm registry.
+conformance: $(VENV)/.test
+	$(BIN)/python -m tests.suites.llmprobe $(ARGS)
 
 # Half an hour of load and chaos, then 100,000 calm requests, then auth workers killed fifty times on
 # either database; ARGS="--minutes 2 --calm-requests 0"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from protocol.wire.readiness import READY_FILE_SETTING
 logger = logging.getLogger("penstock.supervisor")
 
 SECRETS_OF_AUTH = ("PENSTOCK_ADMIN_KEY", "PENSTOCK_DATABASE_URL")
+SECRETS_OF_GATEWAY = ("PENSTOCK_STORE_URL",)
 
 _POLL_S = 0.1
 _KILL_GRACE_S = 2.0
@@ -88,8 +89,8 @@ def process_specs(
         folders: Model name → local folder; None is the bundled demo model.
     """
     specs = [
-        ProcessSpec("auth", "auth_worker", _secrets_of_auth(settings), stop_order=3),
-        ProcessSpec("gateway", "gateway", stop_order=0),
+        ProcessSpec("auth", "auth_worker", _given(settings, SECRETS_OF_AUTH), stop_order=3),
+        ProcessSpec("gateway", "gateway", _given(settings, SECRETS_OF_GATEWAY), stop_order=0),
     ]
     formats = _formats(settings)
     specs += [
@@ -119,16 +120,17 @@ def _formats(settings: ServeSettings) -> dict[str, str]:
     return environment
 
 
-def _secrets_of_auth(settings: ServeSettings) -> dict[str, str]:
+def _given(settings: ServeSettings, secrets: Sequence[str]) -> dict[str, str]:
+    """The secrets of one process, as far as they were given."""
     given = settings.child_environment
-    return {name: given[name] for name in SECRETS_OF_AUTH if name in given}
+    return {name: given[name] for name in secrets if name in given}
 
 
 def common_environment(settings: ServeSettings, run_dir: Path) -> dict[str, str]:
     """What every child inherits: the caller's environment, the sockets, the checked settings."""
     consumed = ("MODEL_PATH", "MODEL_NAME", "TOKENIZER_PATH", "TOOL_FORMAT", "REASONING_FORMAT")
-    # Two secrets are auth's alone; a ready file tells of one process, and there are several.
-    kept = (*SECRETS_OF_AUTH, READY_FILE_SETTING)
+    # Secrets are one process's alone; a ready file tells of one process, and there are several.
+    kept = (*SECRETS_OF_AUTH, *SECRETS_OF_GATEWAY, READY_FILE_SETTING)
     dropped = {*consumed, *(f"PENSTOCK_{name}" for name in consumed), *kept}
     environment = {k: v for k, v in settings.child_environment.items() if k not in dropped}
     environment |= environment_of(settings, SHARED)

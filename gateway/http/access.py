@@ -163,6 +163,10 @@ async def _guard_user(request: Request, path: str) -> None:
     request.state.granted = await _identify(request, path)
 
 
+async def _guard_counted(request: Request, path: str) -> None:
+    request.state.granted = await _identify(request, path, is_counted=True)
+
+
 async def _guard_admin(request: Request, path: str) -> None:
     request.state.granted = await _identify(request, path, role="admin")
 
@@ -188,12 +192,15 @@ _GUARDS: dict[Access, Callable[[Request, str], Coroutine[Any, Any, None]] | None
     Access.OPEN: None,
     Access.LOCAL: _guard_local,
     Access.USER: _guard_user,
+    Access.COUNTED: _guard_counted,
     Access.METERED: _guard_metered,
     Access.ADMIN: _guard_admin,
 }
 
 
-async def _identify(request: Request, endpoint: str, *, role: KeyRole = "user") -> Granted:
+async def _identify(
+    request: Request, endpoint: str, *, role: KeyRole = "user", is_counted: bool = False
+) -> Granted:
     """Ask the auth worker who a caller is, and whether it may use a route; that reserves nothing.
 
     Raises:
@@ -217,6 +224,7 @@ async def _identify(request: Request, endpoint: str, *, role: KeyRole = "user") 
                 role=role,
                 scope=scope_of(endpoint),
                 is_token=bool(caller.token),
+                is_metered=is_counted,
             ),
             caller.token,
         )

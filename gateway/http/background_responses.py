@@ -66,6 +66,7 @@ class BackgroundTask:
     key_digest: bytes | None
     address: str
     trace_id: str
+    end_user: str
     created: int
     context: ReadContext | None
 
@@ -288,7 +289,7 @@ class _Take:
         if self._stopped is not None:
             raise self._stopped[0] or GatewayError("It was cancelled.")
         body = body_of(asked)
-        caller = Caller(task.key_digest, task.address, task.trace_id)
+        caller = Caller(task.key_digest, task.address, task.trace_id, end_user=task.end_user)
         request, work = self._owner.requests.generation(
             replace(body.job, take=secrets.token_hex(4)),
             caller,

@@ -15,6 +15,8 @@ class Access(Enum):
     """Nothing on a loopback address, a key elsewhere: metrics and documentation."""
     USER = "user"
     """A key."""
+    COUNTED = "counted"
+    """A key; it counts as a request in its limits, though it costs no worker."""
     METERED = "metered"
     """A key, with an upper bound of what is used; the route reserves it after reading the body."""
     ADMIN = "admin"
@@ -54,9 +56,9 @@ ROUTE_RULES: Final[dict[str, RouteRule]] = {
     "/v1/responses/{response_id}": RouteRule(Access.USER, "responses"),
     "/v1/responses/{response_id}/cancel": RouteRule(Access.USER, "responses"),
     "/v1/responses/{response_id}/input_items": RouteRule(Access.USER, "responses"),
-    "/v1/conversations": RouteRule(Access.USER, "responses"),
+    "/v1/conversations": RouteRule(Access.COUNTED, "responses"),
     "/v1/conversations/{conversation_id}": RouteRule(Access.USER, "responses"),
-    "/v1/conversations/{conversation_id}/items": RouteRule(Access.USER, "responses"),
+    "/v1/conversations/{conversation_id}/items": RouteRule(Access.COUNTED, "responses"),
     "/v1/conversations/{conversation_id}/items/{item_id}": RouteRule(Access.USER, "responses"),
     "/v1/messages": RouteRule(Access.METERED, "chat.completions"),
     "/v1/messages/count_tokens": RouteRule(Access.METERED, "tokenize"),

@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Generate, Prepare
-from tests.fakes.fake_workers import FakeEngine
+from protocol.wire.messages import Authorize, Generate, Prepare
+from tests.fakes.fake_workers import FakeAuth, FakeEngine
 from tests.fakes.running_gateway import RunningGateway, running_gateway
 
 pytestmark = pytest.mark.asyncio
@@ -70,6 +70,18 @@ async def test_a_conversation_is_made_shown_labelled_and_deleted(gateway: Runnin
     assert gone == {"id": made["id"], "object": "conversation.deleted", "deleted": True}
     assert (await ask(gateway, "GET", path, 404))["error"]["code"] == "not_found"
     await ask(gateway, "DELETE", path, 404)
+
+
+async def test_writing_items_counts_as_a_request_and_reading_a_response_does_not(
+    gateway: RunningGateway,
+) -> None:
+    (auth,) = [one for one in gateway.workers if isinstance(one, FakeAuth)]
+    name = await begin(gateway)
+    await ask(gateway, "POST", f"/v1/conversations/{name}/items", items=[HI])
+    assert [one.is_metered for one in auth.of(Authorize)] == [True, True]
+    await ask(gateway, "GET", f"/v1/conversations/{name}")
+    await ask(gateway, "GET", "/v1/responses/resp_1", 404)
+    assert [one.is_metered for one in auth.of(Authorize)][2:] == [False, False]
 
 
 async def test_items_are_added_listed_shown_and_deleted(gateway: RunningGateway) -> None:

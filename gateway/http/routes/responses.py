@@ -130,11 +130,18 @@ async def _enqueue(
     assert tenant is not None, "it was asked for"
     headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
     caller = caller_of(request)
+    if caller.token:
+        raise UnsupportedFieldError(
+            "`background` needs an API key: a token is kept nowhere, and may have expired when the"
+            " response is made.",
+            param="background",
+        )
     task = BackgroundTask(
         asked,
         caller.key_digest,
         caller.address,
         caller.trace_id,
+        caller.end_user,
         created,
         context if asked.truncates else None,
     )

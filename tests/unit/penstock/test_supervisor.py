@@ -333,3 +333,15 @@ def test_parsers_are_told_which_formats_they_must_know() -> None:
     specs = process_specs(ServeSettings(models=models), {"a": None, "b": None})
     parser = next(spec for spec in specs if spec.module == "toolparser_worker")
     assert parser.environment == {"PENSTOCK_TOOL_FORMAT": "hermes,llama3_json"}
+
+
+def test_only_the_gateway_is_told_where_its_store_is(tmp_path: Path) -> None:
+    url = "postgresql://penstock:secret@db/responses"
+    settings = build_settings({}, {"HOME": "/home/someone", "PENSTOCK_STORE_URL": url})
+    assert "PENSTOCK_STORE_URL" not in common_environment(settings, tmp_path)
+    told = {
+        spec.module: spec.environment.get("PENSTOCK_STORE_URL")
+        for spec in process_specs(settings, {"penstock-demo": None})
+    }
+    assert told.pop("gateway") == url
+    assert set(told.values()) == {None}

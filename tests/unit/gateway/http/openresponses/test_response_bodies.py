@@ -251,3 +251,9 @@ def test_what_is_not_served_is_refused_by_name(fields: dict[str, Any], param: st
 def test_neutral_values_of_refused_fields_are_taken() -> None:
     fields = {"background": False, "truncation": "disabled", "previous_response_id": None}
     assert body(**fields).ignored == []
+
+
+def test_the_end_user_is_told_to_who_counts() -> None:
+    assert body(safety_identifier="ada", user="x").job.end_user == "ada"
+    assert body(user="grace").job.end_user == "grace"
+    assert body().job.end_user == ""
