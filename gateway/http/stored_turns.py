@@ -2,19 +2,22 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 
 from gateway.errors import (
     GatewayError,
+    InvalidRequestError,
     PreviousResponseNotFoundError,
     StoredNotFoundError,
     StoreUnavailableError,
 )
 from gateway.http.openresponses.convert import AskedResponse, Refs
-from gateway.http.openresponses.render import FinalResponse
+from gateway.http.openresponses.render import FinalResponse, ToldEvent
+from gateway.http.openresponses.replay import replayed
 from gateway.http.openresponses.stored_items import (
     base_of,
     base_of_item,
@@ -26,6 +29,7 @@ from gateway.storage.records import ConversationItem, StoredResponse, is_id
 from gateway.storage.store import Store
 from protocol.errors import ErrorCode
 
+ResultT = TypeVar("ResultT")
 OFF_LOOP_BYTES: Final = 256 * 1024
 _SHRINKS_TO: Final = 0.7
 """What is left of a context that was too long, each time."""
@@ -127,8 +131,7 @@ class StoredTurn:
             items = await self._chain(refs.previous_id)
         elif refs.conversation_id is not None:
             items = await self._conversation(refs.conversation_id, holds=holds)
-        references = {name: await self._item(name) for name in refs.item_ids}
-        return ReadContext(body, items, references)
+        return ReadContext(body, items, await self._items(refs.item_ids))
 
     async def keep(
         self, tenant: str, created: int, final: FinalResponse, asked: AskedResponse
@@ -211,27 +214,55 @@ class StoredTurn:
             raise missing from None
         return b"[" + b",".join(items) + b"]"
 
-    async def _item(self, item_id: str) -> bytes:
-        """An item by its id, of which the id of its response or conversation is a part."""
-        base = base_of_item(item_id)
-        missing = StoredNotFoundError("item", item_id, param="input")
-        if not base or not is_id(item_id):
-            raise missing
+    async def _items(self, names: tuple[str, ...]) -> dict[str, bytes]:
+        """Items by their ids, of which the id of their response or conversation is a part."""
+        by_base: dict[str, list[str]] = {}
+        for name in names:
+            by_base.setdefault(base_of_item(name) if is_id(name) else "", []).append(name)
+        found: dict[str, bytes] = {}
+        num_bytes = 0
+        for base, wanted in by_base.items():
+            found |= await self._items_of(base, wanted)
+            missing = [name for name in wanted if name not in found]
+            if missing:
+                raise StoredNotFoundError("item", missing[0], param="input")
+            num_bytes += sum(len(found[name]) for name in wanted)
+            if num_bytes > self._stored.bounds.max_context_bytes:
+                raise InvalidRequestError(
+                    "Invalid `input`: the items that it refers to have more than"
+                    f" {self._stored.bounds.max_context_bytes} bytes"
+                    " (PENSTOCK_STORE_MAX_CONTEXT_BYTES).",
+                    param="input",
+                )
+        return found
+
+    async def _items_of(self, base: str, wanted: list[str]) -> dict[str, bytes]:
+        """Of one response, or conversation, those of its items that are wanted and there."""
+        if not base:
+            return {}
         try:
             response = await self._stored.responses.find(self._owner, f"resp_{base}")
         except StoredNotFoundError:
             pass
         else:
-            output: list[dict[str, Any]] = orjson.loads(response.output)
-            for item in (*output, *with_ids(orjson.loads(response.input), base)):
-                if item["id"] == item_id:
-                    return orjson.dumps(item)
-            raise missing
-        try:
-            found = await self._stored.conversations.item(self._owner, f"conv_{base}", item_id)
-        except StoredNotFoundError:
-            raise missing from None
-        return found.body
+            return await _off_loop(response.num_bytes, lambda: _picked(response, base, wanted))
+        found: dict[str, bytes] = {}
+        for name in wanted:
+            with suppress(StoredNotFoundError):
+                item = await self._stored.conversations.item(self._owner, f"conv_{base}", name)
+                found[name] = item.body
+        return found
+
+
+def _picked(response: StoredResponse, base: str, wanted: list[str]) -> dict[str, bytes]:
+    output: list[dict[str, Any]] = orjson.loads(response.output)
+    items = (*output, *with_ids(orjson.loads(response.input), base))
+    return {item["id"]: orjson.dumps(item) for item in items if item["id"] in wanted}
+
+
+async def _off_loop(num_bytes: int, work: Callable[[], ResultT]) -> ResultT:
+    """Do something with JSON; beside the loop where it is much."""
+    return await asyncio.to_thread(work) if num_bytes > OFF_LOOP_BYTES else work()
 
 
 def as_stored(
@@ -261,9 +292,21 @@ async def added_items(response: StoredResponse) -> list[ConversationItem]:
     """What a response adds to its conversation, if it has one: its input, then its output."""
     if response.conversation_id is None:
         return []
-    if response.num_bytes > OFF_LOOP_BYTES:
-        return await asyncio.to_thread(_added_items, response)
-    return _added_items(response)
+    return await _off_loop(response.num_bytes, lambda: _added_items(response))
+
+
+async def told_again(response: StoredResponse) -> list[ToldEvent]:
+    """The events of a response that is over."""
+    return await _off_loop(response.num_bytes, lambda: replayed(response.body))
+
+
+async def shown_input(response: StoredResponse) -> list[dict[str, Any]]:
+    """The input items of a response, with ids."""
+
+    def show() -> list[dict[str, Any]]:
+        return list(with_ids(orjson.loads(response.input), base_of(response.id)))
+
+    return await _off_loop(response.num_bytes, show)
 
 
 def _added_items(response: StoredResponse) -> list[ConversationItem]:

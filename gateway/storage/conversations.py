@@ -136,7 +136,14 @@ def append(
     connection.execute(
         "UPDATE conversations SET next_position = ? WHERE id = ?", (position, conversation_id)
     )
-    _grow(connection, tenant, conversation_id, num_bytes, now_ms)
+    total = _grow(connection, tenant, conversation_id, num_bytes, now_ms)
+    if items and total > bounds.max_context_bytes:
+        raise InvalidRequestError(
+            f"The conversation `{conversation_id}` would have {total} bytes, and"
+            f" {bounds.max_context_bytes} are kept (PENSTOCK_STORE_MAX_CONTEXT_BYTES); delete items"
+            " or begin another one.",
+            param="conversation",
+        )
     num_items = connection.execute(
         "SELECT COUNT(*) FROM items WHERE conversation_id = ?", (conversation_id,)
     )[0][0]
@@ -313,9 +320,13 @@ def remove_item(
 
 def _grow(
     connection: Connection, tenant: str, conversation_id: str, num_bytes: int, now_ms: int
-) -> None:
-    connection.execute(
-        "UPDATE conversations SET num_bytes = num_bytes + ?, used_ms = ? WHERE id = ?",
+) -> int:
+    """A conversation is so much larger; how large it is then."""
+    rows = connection.execute(
+        "UPDATE conversations SET num_bytes = num_bytes + ?, used_ms = ? WHERE id = ?"
+        " RETURNING num_bytes",
         (num_bytes, now_ms, conversation_id),
     )
     count(connection, tenant, 0, num_bytes)
+    total: int = rows[0][0]
+    return total

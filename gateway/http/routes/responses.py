@@ -22,13 +22,11 @@ from gateway.http.event_log import STREAM_HEADERS, EventLogResponse
 from gateway.http.ignored_fields import ignored_headers
 from gateway.http.openresponses.convert import NO_STORE, AskedResponse, CompactBody
 from gateway.http.openresponses.render import DONE
-from gateway.http.openresponses.replay import replayed
 from gateway.http.openresponses.schemas import (
     CompactRequest,
     InputTokensRequest,
     ResponsesRequest,
 )
-from gateway.http.openresponses.stored_items import base_of, with_ids
 from gateway.http.openresponses.summary import SummaryCollector
 from gateway.http.parsers import (
     COMPACT,
@@ -43,7 +41,14 @@ from gateway.http.query import id_of_path, list_query, query_number, query_text
 from gateway.http.replaying import refuse_stream
 from gateway.http.response_shape import ResponseShape, body_of
 from gateway.http.response_socket import SocketAnswer
-from gateway.http.stored_turns import ReadContext, StoredTurn, as_stored, shortened
+from gateway.http.stored_turns import (
+    ReadContext,
+    StoredTurn,
+    as_stored,
+    shortened,
+    shown_input,
+    told_again,
+)
 from gateway.http.websocket import EXTENSION as WEBSOCKET
 from gateway.http.websocket import Upgrade
 from gateway.request.generation import GenerationWork
@@ -253,7 +258,8 @@ async def retrieve_response(request: HttpRequest, response_id: str) -> Response:
             ping_interval_s=parts_of(request).settings.ping_interval_s,
             headers={},
         )
-    told = b"".join(event.as_sse() for event in replayed(response.body) if event.number > after)
+    events = await told_again(response)
+    told = b"".join(event.as_sse() for event in events if event.number > after)
     return Response(told + DONE, headers=STREAM_HEADERS, media_type="text/event-stream")
 
 
@@ -281,7 +287,7 @@ async def list_input_items(request: HttpRequest, response_id: str) -> Response:
     tenant, store = await _stored(request)
     query = list_query(request)
     response = await store.responses.find(tenant, id_of_path("response", response_id))
-    items = list(with_ids(orjson.loads(response.input), base_of(response_id)))
+    items = await shown_input(response)
     if not query.is_ascending:
         items.reverse()
     if query.after:

@@ -215,6 +215,21 @@ def test_a_conversation_is_written_by_one(engine: Engine) -> None:
     play(engine, story)
 
 
+def test_a_conversation_has_a_bound_and_what_is_too_much_changes_nothing(engine: Engine) -> None:
+    async def story(shelf: Shelf) -> None:
+        store = shelf.store(max_context_bytes=100)
+        await store.conversations.create("t", Conversation("c", 1, b"{}"), [ITEM])
+        large = [ConversationItem("j", b"2"), ConversationItem("k", b"x" * 100)]
+        with pytest.raises(InvalidRequestError, match="PENSTOCK_STORE_MAX_CONTEXT_BYTES"):
+            await store.conversations.append("t", "c", large)
+        assert await store.conversations.read("t", "c") == [b"1"]
+        assert shelf.raw("SELECT num_bytes FROM tenants") == [(3,)]
+        await store.conversations.append("t", "c", [ITEM, ConversationItem("j", b"2")])
+        assert await store.conversations.read("t", "c") == [b"1", b"2"]
+
+    play(engine, story)
+
+
 def test_a_job_holds_its_conversation_whoever_makes_it(engine: Engine) -> None:
     async def story(shelf: Shelf) -> None:
         store, other = shelf.store("one"), shelf.store("two")
