@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from auth_worker.clock import Clock
 from auth_worker.decisions.leases import MAX_LEASE_ID_CHARS, Lease
 from auth_worker.decisions.limit_refusals import Refusal
 from auth_worker.decisions.limit_warnings import LimitEvent, event_of, warning_of
 from auth_worker.decisions.meter_table import MeterTable
-from auth_worker.decisions.meters import Meter
+from auth_worker.decisions.meters import FixedMeter, Meter
 from auth_worker.decisions.open_leases import OpenLeases
 from auth_worker.decisions.plans import UNLIMITED, Plan
 from auth_worker.decisions.refusals import RefusalLog
@@ -184,7 +184,8 @@ class Authority:
     def meter_of(self, limit: Limit, end_user: str = "") -> Meter:
         """How far a limit is used at this moment; to be read only."""
         meter = self._meters.window_of(limit, end_user, self._clock.wall_s())
-        meter.refresh(self._clock.monotonic_s())
+        # Only when it is due: what a killed process may have granted is held until then.
+        meter.refresh_due(self._clock.monotonic_s())
         return meter
 
     def close(self) -> None:
@@ -211,6 +212,7 @@ class Authority:
             else self._leases.count(key, command, plan, wall_s)
         )
         if isinstance(granted, Refusal):
+            self._note_exceeded(granted)
             return self._deny_limit(command.request_id, key.key_id, plan, granted)
         if isinstance(granted, Postponed):
             return granted
@@ -396,9 +398,39 @@ class Authority:
         if crossed:
             events = [event_of(meter) for meter in crossed]
             crossed.clear()
-            if self._on_limit_event is not None:
-                for event in events:
-                    self._on_limit_event(event)
+            for event in events:
+                self._tell(event, "warned")
+
+    def _note_exceeded(self, refusal: Refusal) -> None:
+        """Put the first refusal by a fixed window on record; the others are samples."""
+        meter = refusal.meter
+        if isinstance(meter, FixedMeter) and not meter.has_refused and refusal.is_used_up:
+            meter.has_refused = True
+            self._tell(event_of(meter), "exceeded")
+
+    def _tell(self, event: LimitEvent, what: Literal["warned", "exceeded"]) -> None:
+        limit = event.limit
+        is_budget = limit.measure == "money"
+        warned: AuditAction = "budget_warned" if is_budget else "limit_warned"
+        exceeded: AuditAction = "budget_exceeded" if is_budget else "limit_exceeded"
+        entry = AuditEntry(
+            at_ms=int(self._clock.wall_s() * 1000),
+            actor_key_id="",
+            action=warned if what == "warned" else exceeded,
+            subject=limit.limit_id,
+            detail={
+                "percent": event.percent,
+                "used": event.used,
+                "amount": event.amount,
+                "measure": limit.measure,
+                "window": limit.window.kind,
+                "holder": limit.holder,
+                "holder_id": limit.holder_id,
+            },
+        )
+        self._emit(AppendAudit(entry))
+        if self._on_limit_event is not None and what == "warned":
+            self._on_limit_event(event)
 
     def _emit_as_durable(self, operation: Operation, on_done: Callable[[Result], None]) -> None:
         self._emit(operation)

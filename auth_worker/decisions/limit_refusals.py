@@ -52,12 +52,19 @@ class Refusal:
             for a request that has no price.
         retry_after_s: When trying again makes sense; None = not soon, or never.
         limit: The limit that it is about, with its figures.
+        meter: Of that limit.
     """
 
     code: ErrorCode
     message: str
     retry_after_s: float | None = None
     limit: LimitRefusal | None = None
+    meter: Meter | None = None
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether it is because of what was used, not of what runs or is asked for."""
+        return self.limit is not None and self.limit.source == "used"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +157,7 @@ def _refusal(cause: _Cause, wall_s: float) -> Refusal:
             source=source,
             frees_s=frees_s,
         ),
+        meter,
     )
 
 

@@ -75,6 +75,11 @@ class Meter:
     def refresh(self, now_s: float) -> None:
         """Let go of what no longer counts."""
 
+    def refresh_due(self, now_s: float) -> None:
+        """The same, if there is anything to do."""
+        if now_s >= self.due_s:
+            self.refresh(now_s)
+
     def settle(self, now_s: float, num_held: int, num_used: int) -> None:
         """A request ends: what it held is free again, and what it used counts."""
         raise NotImplementedError
@@ -259,7 +264,7 @@ class FixedMeter(Meter):
 
     __slots__ = (
         *("_crossed", "asked", "begins_s", "carried", "counter_id", "ends_s"),
-        *("event_at", "granted", "is_open", "unknown"),
+        *("event_at", "granted", "has_refused", "is_open", "unknown"),
     )
 
     def __init__(
@@ -277,6 +282,7 @@ class FixedMeter(Meter):
     ) -> None:
         super().__init__(limit, end_user, amount)
         self._crossed = crossed
+        self.has_refused = False
         self.begins_s = begins_s
         self.ends_s = ends_s
         self.counter_id = counter_id

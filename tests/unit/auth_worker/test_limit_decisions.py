@@ -8,7 +8,7 @@ import pytest
 
 from auth_worker.principals.limit_rules import Holder, Limit, Window, WindowKind
 from auth_worker.principals.people import StoredTeam, StoredUser
-from auth_worker.records.operations import BookUsage, Snapshot
+from auth_worker.records.operations import AppendAudit, BookUsage, Snapshot
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Adjust, Adjusted, Denied, Granted, LimitRefusal, Settle
 from tests.fakes.auth_parts import AuthorityBench, authority_bench, authorize, stored_key
@@ -287,6 +287,52 @@ def test_a_budget_warns_from_its_thresholds_on_and_tells_of_each_once() -> None:
         assert [warning.percent for warning in lease.warnings] == ([percent] if percent else [])
         settle(bench, lease, completion_tokens=120)
     assert told == [50, 75, 100]
+
+
+def test_thresholds_and_the_first_refusal_of_a_window_go_on_record_once() -> None:
+    bench = bench_of(
+        limit("money", 400, "calendar_month", "team", "team_1", limit_id="bud_1", thresholds=(40,)),
+        limit("tokens", 1000, "total", limit_id="lim_1", thresholds=(5,)),
+    )
+    settle(bench, granted(bench))
+    settle(bench, granted(bench))
+    for _ in range(20):
+        denied(bench)
+    entries = [
+        (one.entry.action, one.entry.subject, one.entry.detail["percent"], one.entry.detail["used"])
+        for one in bench.emitted
+        if isinstance(one, AppendAudit) and one.entry.action != "request_refused"
+    ]
+    assert entries == [
+        ("limit_warned", "lim_1", 5, 100),
+        ("budget_warned", "bud_1", 40, 190),
+        ("budget_exceeded", "bud_1", 40, 380),
+    ]
+    assert "search" not in str(bench.emitted)
+
+
+def test_what_only_runs_or_is_too_large_is_not_on_record_as_exceeded() -> None:
+    bench = bench_of(limit("money", 200, "total"))
+    granted(bench)
+    denied(bench)
+    denied(bench, completion_tokens=1000)
+    actions = [one.entry.action for one in bench.emitted if isinstance(one, AppendAudit)]
+    assert set(actions) == {"request_refused"}
+
+
+def test_what_holds_for_a_key_and_how_far_it_is_used_can_be_looked_at() -> None:
+    template = limit("tokens", 50, "total", "end_user", "team_1")
+    budget = limit("money", 1000, "calendar_month", "team", "team_1")
+    bench = bench_of(template, budget, limit("requests", 5, "minute", holder_id="key_other"))
+    settle(bench, granted(bench))
+    granted(bench)
+    authority = bench.authority
+    key = authority.keys.get("key_user")
+    assert key is not None
+    assert authority.limits_of(key) == (template, budget)
+    meter = authority.meter_of(budget)
+    assert (meter.amount, meter.total, meter.held) == (1000, 190, 190)
+    assert authority.meter_of(template, "ada").total == 0
 
 
 # Windows.

@@ -144,6 +144,7 @@ def test_what_a_killed_process_granted_stays_taken_until_its_leases_must_have_en
         for _ in range(4):
             assert isinstance(bench.ask(authorize(scope=SCOPE)), Granted)  # never written
     with running(tmp_path, clock, BUDGET) as bench:
+        assert bench.authority.meter_of(BUDGET).held == 1000  # looking at it frees nothing
         num_granted, refusal = grants_until_refused(bench)
         assert num_granted == 0
         assert refusal.limit is not None
