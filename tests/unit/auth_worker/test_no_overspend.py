@@ -105,6 +105,7 @@ class Run:
     used: tuple[int, int] = (0, 0)
     is_abandoned: bool = False
     ended_s: float | None = None
+    is_forgotten: bool = False
     windows: dict[str, float] = field(default_factory=dict)
 
     def bound(self, measure: Measure) -> int:
@@ -334,6 +335,9 @@ class NoOverspend(RuleBasedStateMachine):
         """kill -9: what was not committed never happened, but gateways remember their part."""
         self.has_forgotten = self.has_forgotten or self.store.num_pending > 0
         self.store.lose()
+        for lease_id, run in self.runs.items():
+            is_known = lease_id in self.store.leases or lease_id in self.store.ledger
+            run.is_forgotten = run.is_forgotten or not is_known
         self.restart()
 
     @rule()
@@ -426,6 +430,9 @@ class NoOverspend(RuleBasedStateMachine):
         for row in self.store.counters.values():
             one = names[row.limit_id]
             if one.window.slides:
+                continue
+            # What a kill forgot counts in the window in which its gateway told of it.
+            if any(run.is_forgotten and self.concerns(one, run) for run in self.runs.values()):
                 continue
             expected = 0
             for lease_id, booking in self.store.ledger.items():
