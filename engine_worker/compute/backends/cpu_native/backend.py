@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax import lax
 
 from engine_worker.compute.backends.base import BlockKind, Placement, StepTokens, live_positions
 from engine_worker.compute.backends.cpu_native import calls, packing
@@ -319,6 +320,23 @@ class CpuNativeBlocks:
         )
 
 
+def token_rows(step: StepTokens) -> jax.Array:
+    """[T * Q] int32: each token's row of the block tables.
+
+    Draft tokens are rows of their own, with the table of the row before them and the position after
+    it. They get that one's row here: a kernel then reads the pages once for all of them.
+    """
+    num_rows, num_queries = step.positions.shape
+    rows = jnp.arange(num_rows, dtype=jnp.int32)
+    if num_queries > 1:
+        return jnp.repeat(rows, num_queries)
+    positions, tables = live_positions(step), step.block_tables
+    goes_on = (positions[1:] == positions[:-1] + 1) & (positions[:-1] >= 0)
+    goes_on &= jnp.all(tables[1:] == tables[:-1], axis=1)
+    is_first = jnp.concatenate([jnp.ones(1, bool), ~goes_on])
+    return lax.cummax(jnp.where(is_first, rows, 0))
+
+
 class _Run:
     """Neighbouring native blocks that wait to be one call.
 
@@ -343,9 +361,7 @@ class _Run:
         self._ropes = ropes
         self._blocks: list[calls.Attention | calls.Mlp] = []
         self._layers: list[int] = []
-        num_rows, num_queries = step.positions.shape
-        rows = jnp.repeat(jnp.arange(num_rows, dtype=jnp.int32), num_queries)
-        self._step = calls.Step(live_positions(step), rows, step.block_tables)
+        self._step = calls.Step(live_positions(step), token_rows(step), step.block_tables)
 
     def add_attention(self, layer: int) -> None:
         """The attention block of a layer comes next."""

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine_worker.compute.backends.base import BlockKind, PackedDecoder
+from engine_worker.compute.backends.base import BlockKind, PackedDecoder, StepTokens
 from engine_worker.compute.backends.choice import BackendName, choose_backend
+from engine_worker.compute.backends.cpu_native.backend import token_rows
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import load_spec
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
-from engine_worker.core.choice.batch import RowSampling, StepBatch
+from engine_worker.core.choice.batch import RowSampling, RowWork, StepBatch
 from engine_worker.demo import demo_model_path
 from engine_worker.embedding.embedder import Embedder
 from engine_worker.embedding.models import BLOCK_SIZE as EMBEDDING_BLOCK_SIZE
@@ -261,6 +262,41 @@ def test_blocks_without_a_kernel_are_computed_by_xla_beside_the_others(
     request = RunnerRequest(0, prompt_of(33), blocks(0), GREEDY)
     output = generate(runner, request, 12, 10)
     assert output == reference.continue_greedily(request.prompt, 12)
+
+
+def test_draft_tokens_read_the_pages_of_their_row_once_and_change_nothing(
+    runner: JaxModelRunner,
+) -> None:
+    tables = jnp.array([[1, 2], [1, 2], [1, 2], [1, 2], [3, 4], [3, 4], [9, 9]], jnp.int32)
+    positions = jnp.array([[5], [6], [7], [3], [4], [5], [0]], jnp.int32)
+    tokens_of = StepTokens(
+        token_ids=positions,
+        positions=positions,
+        is_token=jnp.array([[True]] * 6 + [[False]]),
+        num_stored=positions[:, 0] + 1,
+        block_tables=tables,
+    )
+    assert token_rows(tokens_of).tolist() == [0, 0, 0, 3, 4, 4, 6]
+
+    runner.reset()
+    request = RunnerRequest(0, prompt_of(12), blocks(0))
+    expected = list(generate(runner, request, 5))
+    runner.reset()
+    begin(runner, request)
+    request.output.clear()
+    step(runner, [request])
+    drafted = RowWork(
+        0,
+        (expected[0],),
+        12,
+        request.block_ids,
+        sample=True,
+        sampling=GREEDY,
+        draft_token_ids=tuple(expected[1:3]),
+    )
+    result = runner.run(StepBatch((drafted,)))
+    tokens = [int(result.token_ids[0]), *result.more_token_ids.get(0, ())]
+    assert tokens == expected[1:4]
 
 
 def test_embeddings_are_those_of_xla() -> None:
