@@ -92,7 +92,7 @@ def served(folder: Path, cache_dir: Path, side: Side) -> Iterator[psutil.Process
         "--dtype": side.dtype,
         "--cache-dir": str(cache_dir),
         "--data-dir": str(cache_dir / f"data-{port}"),
-        "--kv-memory": "1GiB",
+        "--kv-memory": "256MiB",
     }
     environment = os.environ | {"PENSTOCK_SPECULATION": "off"}
     started = time.perf_counter()
@@ -184,6 +184,10 @@ def measure(args: argparse.Namespace) -> list[Side]:
                     rate = asyncio.run(tokens_per_s(side.url, args.shape, concurrency, seed))
                     if number:  # the first round warms up
                         side.rates.setdefault(concurrency, []).append(rate)
+                    sys.stderr.write(
+                        f"round {number}, {concurrency} requests, {side.backend} {side.dtype}:"
+                        f" {rate:.0f} tokens/s\n"
+                    )
         for side, process in zip(sides, processes, strict=True):
             side.resident_mib = engine_mib(process)
     return sides
