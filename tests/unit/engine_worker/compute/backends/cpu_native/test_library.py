@@ -3,6 +3,8 @@
 import _ctypes
 import hashlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +118,32 @@ def test_packing_keeps_every_weight_within_its_types_error(
     largest = np.abs(values).max(axis=1, keepdims=True)
     limits = {"float32": 0.0, "bfloat16": 2**-8, "int8": 0.51 / 127, "int4": 0.17}
     assert (error <= limits[weight_type] * largest).all()
+
+
+_DIGEST_OF_A_STEP = """
+import hashlib, sys
+import jax.numpy as jnp
+from engine_worker.compute.backends.cpu_native import calls
+from engine_worker.compute.backends.cpu_native.calls import AttentionConfig, MlpConfig
+from engine_worker.compute.backends.cpu_native.library import load
+from tests.fakes.block_oracle import Problem, Row, StepShape
+
+assert load(num_threads=int(sys.argv[1])).num_threads == int(sys.argv[1])
+problem = Problem(StepShape((Row(0, 90), Row(300, 1)), 32), 64)
+attention = problem.attention(AttentionConfig(6, 3, 32, 0.2, 1e-5), 16)
+mlp = problem.mlp(MlpConfig(300, 1e-5))
+blocks = [attention.block(0), mlp.block()]
+x, _ = calls.run_blocks(jnp.asarray(problem.x), problem.step, attention.ropes, blocks)
+print(hashlib.sha256(bytes(x)).hexdigest())
+"""
+
+
+def test_a_step_has_the_same_bits_with_any_number_of_threads(kernels: Library) -> None:
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", _DIGEST_OF_A_STEP, num_threads],
+            check=True, capture_output=True, text=True, cwd=Path(__file__).parents[6],
+        ).stdout
+        for num_threads in ("1", "5")
+    }  # fmt: skip
+    assert len(digests) == 1

@@ -1,0 +1,125 @@
+"""Which blocks the kernels compute, and what of a decoder's description reaches them."""
+
+from dataclasses import replace
+
+import pytest
+
+from engine_worker.compute.backends.cpu_native.calls import (
+    AttentionConfig,
+    MlpConfig,
+    page_shapes,
+    uncovered,
+)
+from engine_worker.compute.models.spec import (
+    Activation,
+    AttentionSpec,
+    DecoderSpec,
+    LayerSpec,
+    MlpSpec,
+    MoeSpec,
+    NormKind,
+    NormPlacement,
+    QkNorm,
+    RopeSpec,
+)
+
+ATTENTION = AttentionSpec(8, 2, 64, 0.125, RopeSpec())
+MLP = MlpSpec(512)
+LAYER = LayerSpec(ATTENTION, MLP)
+SPEC = DecoderSpec("TestForCausalLM", 1000, 256, (LAYER,), 2048, 1e-5, tied_head=True)
+
+
+def reason(
+    spec: DecoderSpec = SPEC,
+    layer: LayerSpec = LAYER,
+    block: str = "attention",
+    weight_type: str = "bfloat16",
+    cache_type: str = "bfloat16",
+    block_size: int = 32,
+) -> str:
+    return uncovered(spec, layer, block, weight_type, cache_type, block_size) or ""
+
+
+@pytest.mark.parametrize("block", ["embedding", "attention", "mlp", "head"])
+@pytest.mark.parametrize("weight_type", ["float32", "bfloat16", "int8", "int4"])
+def test_a_usual_decoder_is_covered_whole(block: str, weight_type: str) -> None:
+    assert not reason(block=block, weight_type=weight_type)
+
+
+def test_what_is_not_covered_is_named() -> None:
+    def attention(**changes: object) -> LayerSpec:
+        return LayerSpec(replace(ATTENTION, **changes), MLP)  # type: ignore[arg-type]
+
+    assert "int3 weights" in reason(weight_type="int3")
+    assert "a cache of int8" in reason(cache_type="int8")
+    assert "not 320" in reason(layer=attention(head_dim=320))
+    assert "not 33" in reason(layer=attention(head_dim=33))
+    assert "256 heads share" in reason(layer=attention(num_heads=600))
+    assert "neighbouring pairs" in reason(layer=attention(rope=RopeSpec(interleaved=True)))
+    assert "65536 tokens" in reason(block_size=2**17)
+    wide = LayerSpec(ATTENTION, MlpSpec(70_000))
+    assert "65536 inputs" in reason(layer=wide, block="mlp", weight_type="int8")
+    assert not reason(layer=wide, block="mlp", weight_type="int4")
+    experts = LayerSpec(ATTENTION, MoeSpec(8, 2, MLP))
+    assert "experts" in reason(layer=experts, block="mlp")
+    assert not reason(layer=experts)
+    assert "clamps" in reason(layer=LayerSpec(ATTENTION, MlpSpec(512, clamp=7.0)), block="mlp")
+
+
+def test_placements_of_norms_that_no_kernel_has_are_named() -> None:
+    parallel = replace(SPEC, norm_placement=NormPlacement.PARALLEL)
+    assert "side by side" in reason(parallel)
+    behind = replace(SPEC, norm_placement=NormPlacement.POST, norm_kind=NormKind.LAYER)
+    assert "LayerNorm stands behind" in reason(behind, block="mlp")
+    assert not reason(parallel, block="head")
+
+
+def test_a_decoders_description_reaches_the_kernels() -> None:
+    attention = replace(
+        ATTENTION, window=100, softcap=30.0, qkv_bias=True, qk_norm=QkNorm.PER_HEAD, sinks=True
+    )
+    mlp = MlpSpec(300, Activation.GELU_TANH, gated=False, bias=True)
+    layer = LayerSpec(attention, mlp)
+    spec = replace(SPEC, norm_placement=NormPlacement.SANDWICH, residual_multiplier=0.5)
+    assert AttentionConfig.of(spec, layer, weight_type="int8", cache_type="float32") == (
+        AttentionConfig(
+            8,
+            2,
+            64,
+            0.125,
+            1e-5,
+            weight_type="int8",
+            cache_type="float32",
+            window=100,
+            softcap=30.0,
+            multiplier=0.5,
+            qk_norm=QkNorm.PER_HEAD,
+            has_qkv_bias=True,
+            has_post_norm=True,
+            has_sinks=True,
+        )
+    )
+    assert MlpConfig.of(spec, layer, weight_type="int4", group_size=32) == MlpConfig(
+        300,
+        1e-5,
+        weight_type="int4",
+        group_size=32,
+        activation=Activation.GELU_TANH,
+        is_gated=False,
+        multiplier=0.5,
+        has_gate_up_bias=True,
+        has_down_bias=True,
+        has_post_norm=True,
+    )
+    after = replace(SPEC, norm_placement=NormPlacement.POST)
+    assert MlpConfig.of(after, LAYER, weight_type="int8").norm == "none"
+
+
+@pytest.mark.parametrize(("cache_type", "size"), [("bfloat16", 2), ("float32", 4)])
+def test_pages_hold_every_number_once(cache_type: str, size: int) -> None:
+    for shape, dtype in page_shapes(7, 2, 64, 16, cache_type):
+        count = 1
+        for axis in shape:
+            count *= axis
+        assert count == 7 * 2 * 64 * 16
+        assert dtype.itemsize == size
