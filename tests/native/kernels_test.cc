@@ -135,19 +135,20 @@ struct Call {
 class Problem {
  public:
   static constexpr int64_t kHidden = 70, kHeads = 6, kKvHeads = 2, kDim = 20, kInner = 50;
-  static constexpr int64_t kBlockSize = 24, kNumBlocks = 9, kTokens = 23;
+  static constexpr int64_t kBlockSize = 24, kTableWidth = 46, kNumBlocks = 93, kTokens = 23;
 
   Problem(WeightType type, bool is_half_cache) : type_(type), is_half_cache_(is_half_cache) {
     Random random;
-    // Row 0: a chunk of 20 from position 37 on; row 1: one token; padding in between.
+    // Row 0: a chunk of 15 from position 37 on; row 1: one token so far behind that threads share
+    // its spans, at the end of its last block; the rest is padding.
     auto& positions = add(XLA_FFI_DataType_S32, {kTokens});
     auto& rows = add(XLA_FFI_DataType_S32, {kTokens});
     for (int i = 0; i < kTokens; i++) {
-      positions.at<int32_t>()[i] = i < 20 ? 37 + i : i == 21 ? 95 : -1;
-      rows.at<int32_t>()[i] = i < 20 ? 0 : 1;
+      positions.at<int32_t>()[i] = i < 15 ? 37 + i : i == 21 ? 1103 : -1;
+      rows.at<int32_t>()[i] = i < 15 ? 0 : 1;
     }
-    auto& tables = add(XLA_FFI_DataType_S32, {2, 4});
-    for (int i = 0; i < 8; i++) tables.at<int32_t>()[i] = i;
+    auto& tables = add(XLA_FFI_DataType_S32, {2, kTableWidth});
+    for (int i = 0; i < 2 * kTableWidth; i++) tables.at<int32_t>()[i] = i;
     auto& cosine = add(XLA_FFI_DataType_F32, {kTokens, 7});
     auto& sine = add(XLA_FFI_DataType_F32, {kTokens, 7});
     cosine.fill(random);
@@ -175,9 +176,9 @@ class Problem {
     for (auto& array : arrays_) call.arguments.push_back(array.buffer());
     call.results = {x.buffer(), arrays_[first_page_].buffer(), arrays_[first_page_ + 1].buffer()};
     const auto type = static_cast<int64_t>(type_);
-    // In the order of handlers.cc: a window, a norm a head, all biases, a norm behind and sinks.
+    // In the order of handlers.cc: a norm a head, all biases, a norm behind and sinks.
     call.config = {1, 1, 2,
-                   0, type, 32, kHeads, kKvHeads, kDim, 30, 0, 1, 1, is_half_cache_, 0, 1, 1, 1, 1,
+                   0, type, 32, kHeads, kKvHeads, kDim, 0, 0, 1, 1, is_half_cache_, 0, 1, 1, 1, 1,
                    1, type, 32, kInner, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0};
     call.scalars = {1e-5f, 0.2f, 5.0f, 1.0f, 1e-5f, 1.0f, 0.0f, 0.0f};
     return call;

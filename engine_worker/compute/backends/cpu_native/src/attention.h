@@ -1,21 +1,34 @@
 // Attention of a few neighbouring tokens of one row over the row's pages. Include inside the
 // namespace.
 //
-// Online softmax (arXiv 1805.02867) in chunks of positions whose borders are fixed: a token's
-// result has the same bits whatever other tokens it is computed with.
+// Online softmax (arXiv 1805.02867) in chunks of positions, and a softmax of its own for each span of
+// chunks, which are merged in order. The borders of both are fixed: a token's result has the same
+// bits whatever other tokens it is computed with, and whether or not threads share its spans.
 
 // Positions of a chunk: whole pages, about this many.
 constexpr int64_t kChunk = 256;
 inline int64_t chunk_size(int64_t block_size) {
   return block_size >= kChunk ? block_size : kChunk / block_size * block_size;
 }
+// Positions of a span: whole chunks, about this many.
+constexpr int64_t kSpan = 1024;
+inline int64_t span_size(int64_t block_size) {
+  const int64_t chunk = chunk_size(block_size);
+  return chunk >= kSpan ? chunk : kSpan / chunk * chunk;
+}
+
 // Queries times heads that are computed together, so that they read a page once.
 constexpr int64_t kFoldedRows = 24;
-constexpr int64_t kMostFoldedRows = 256;  // heads of a key head
 
 // Neighbouring live tokens of one row at ascending positions.
 struct QueryTile {
   int64_t first, count;  // in the order of BlocksCall::live
+};
+
+struct QueryTiles {
+  std::vector<QueryTile> tiles;
+  int64_t most_tokens = 1;  // of a tile
+  int64_t num_spans = 1;    // up to the furthest position
 };
 
 template <CacheType kType>
@@ -37,14 +50,25 @@ struct CacheTraits<CacheType::kBfloat16> {
   }
 };
 
+// A softmax in progress: for each folded row its largest score, the sum of exp(score - largest), and
+// the sum of that times the value.
+struct SoftmaxState {
+  float *maximums, *totals, *weighted;  // [rows], [rows], [rows, head_dim]
+
+  static int64_t num_floats(int64_t rows, int64_t head_dim) { return rows * (head_dim + 2); }
+  SoftmaxState(float* memory, int64_t rows)
+      : maximums(memory), totals(memory + rows), weighted(memory + 2 * rows) {}
+};
+
 // What one thread needs for one tile and key head.
 struct AttentionScratch {
-  Memory queries, scores, weighted, page;
+  Memory queries, scores, state, span_state, page;
 
   bool reserve(int64_t folded_rows, int64_t head_dim, int64_t block_size) {
     return queries.reserve(folded_rows * head_dim * 4) &&
            scores.reserve(folded_rows * score_stride(block_size) * 4) &&
-           weighted.reserve(folded_rows * head_dim * 4) &&
+           state.reserve(SoftmaxState::num_floats(folded_rows, head_dim) * 4) &&
+           span_state.reserve(SoftmaxState::num_floats(folded_rows, head_dim) * 4) &&
            page.reserve(head_dim * round_up(block_size, 2 * kLanes) * kLaneBytes);
   }
 
@@ -72,49 +96,98 @@ class Attention {
         dim_(block.head_dim),
         page_size_(call.block_size),
         chunk_size_(chunk_size(call.block_size)),
+        span_size_(span_size(call.block_size)),
         heads_(block.heads_per_kv_head()),
         stride_(AttentionScratch::score_stride(call.block_size)),
         queries_(scratch.queries.at<Input>()),
         scores_(scratch.scores.at<float>()),
-        weighted_(scratch.weighted.at<float>()),
-        page_(scratch.page.at<char>()) {}
+        page_(scratch.page.at<char>()),
+        scratch_(scratch) {}
 
-  // `q` and `out` are those of the tile's first token; further ones stand `stride` floats apart.
-  void run(const QueryTile& tile, int64_t kv_head, const float* q, int64_t q_stride, float* out,
-           int64_t out_stride) {
+  // Turns to a tile and a key head; `q` are the queries of the tile's first token, further ones stand
+  // `q_stride` floats apart.
+  void begin(const QueryTile& tile, int64_t kv_head, const float* q, int64_t q_stride) {
     kv_head_ = kv_head;
     num_folded_ = tile.count * heads_;
     const int32_t token = call_.live[static_cast<size_t>(tile.first)];
     first_position_ = call_.positions[token];
+    end_ = first_position_ + tile.count;
     table_ = call_.block_tables + call_.rows[token] * call_.table_width;
     pack_queries(q, q_stride);
-    float maximums[kMostFoldedRows], totals[kMostFoldedRows];
-    for (int64_t row = 0; row < num_folded_; row++) {
-      const float* sinks = block_.sinks;
-      maximums[row] = sinks ? sinks[kv_head_ * heads_ + row % heads_] : kMasked;
-      totals[row] = sinks ? 1.0f : 0.0f;
+  }
+
+  // Everything that the tile sees, span by span.
+  void run(float* out, int64_t out_stride) {
+    const SoftmaxState state(scratch_.state.at<float>(), num_folded_);
+    const SoftmaxState own(scratch_.span_state.at<float>(), num_folded_);
+    start(state);
+    for (int64_t span = first_span(); span < end_span(); span++) {
+      run_span(span, own);
+      merge(own, state);
     }
-    std::memset(weighted_, 0, static_cast<size_t>(num_folded_ * dim_) * 4);
-    end_ = first_position_ + tile.count;
-    const int64_t begin = first_seen(0);
-    for (int64_t chunk = begin / chunk_size_ * chunk_size_; chunk < end_; chunk += chunk_size_) {
-      const int64_t from = std::max(chunk, begin), to = std::min(end_, chunk + chunk_size_);
+    finish(state, out, out_stride);
+  }
+
+  int64_t first_span() const { return first_seen(0) / span_size_; }
+  int64_t end_span() const { return divide_up(end_, span_size_); }
+
+  // One span alone.
+  void run_span(int64_t span, const SoftmaxState& state) {
+    clear(state);
+    const int64_t begin = std::max(first_seen(0), span * span_size_);
+    const int64_t end = std::min(end_, (span + 1) * span_size_);
+    for (int64_t chunk = begin / chunk_size_ * chunk_size_; chunk < end; chunk += chunk_size_) {
+      const int64_t from = std::max(chunk, begin), to = std::min(end, chunk + chunk_size_);
       score_chunk(chunk, from, to);
-      for (int64_t row = 0; row < num_folded_; row++) {
-        absorb(row, chunk, from, to, maximums[row], totals[row]);
-      }
-      add_values(chunk, from, to);
+      for (int64_t row = 0; row < num_folded_; row++) absorb(row, chunk, from, to, state);
+      add_values(chunk, from, to, state.weighted);
     }
+  }
+
+  // The softmax over no key yet, or over the sinks.
+  void start(const SoftmaxState& state) const {
+    clear(state);
+    if (block_.sinks == nullptr) return;
     for (int64_t row = 0; row < num_folded_; row++) {
-      const float* from = weighted_ + row * dim_;
+      state.maximums[row] = block_.sinks[kv_head_ * heads_ + row % heads_];
+      state.totals[row] = 1.0f;
+    }
+  }
+
+  // Adds the softmax over further keys.
+  void merge(const SoftmaxState& from, const SoftmaxState& to) const {
+    for (int64_t row = 0; row < num_folded_; row++) {
+      const float largest = std::max(to.maximums[row], from.maximums[row]);
+      const float kept = exponential(splat(to.maximums[row] - largest))[0];
+      const float added = exponential(splat(from.maximums[row] - largest))[0];
+      to.maximums[row] = largest;
+      to.totals[row] = to.totals[row] * kept + from.totals[row] * added;
+      const float* values = from.weighted + row * dim_;
+      float* sums = to.weighted + row * dim_;
+      for (int64_t i = 0; i < dim_; i++) sums[i] = sums[i] * kept + values[i] * added;
+    }
+  }
+
+  // `out` is of the tile's first token, further ones stand `out_stride` floats apart.
+  void finish(const SoftmaxState& state, float* out, int64_t out_stride) const {
+    for (int64_t row = 0; row < num_folded_; row++) {
+      const float* from = state.weighted + row * dim_;
       float* to = out + row / heads_ * out_stride + (kv_head_ * heads_ + row % heads_) * dim_;
-      const float inverse = 1.0f / totals[row];
+      const float inverse = 1.0f / state.totals[row];
       for (int64_t i = 0; i < dim_; i++) to[i] = from[i] * inverse;
     }
   }
 
  private:
   static constexpr float kMasked = -1e30f;
+
+  void clear(const SoftmaxState& state) const {
+    for (int64_t row = 0; row < num_folded_; row++) {
+      state.maximums[row] = kMasked;
+      state.totals[row] = 0.0f;
+    }
+    std::memset(state.weighted, 0, static_cast<size_t>(num_folded_ * dim_) * 4);
+  }
 
   int64_t groups() const { return dim_ / Product::kInputs; }
   int64_t position_of(int64_t row) const { return first_position_ + row / heads_; }
@@ -204,8 +277,7 @@ class Attention {
       score_functions(std::make_integer_sequence<int, kScoreRows>());
 
   // Turns a row's scores into weights of the softmax so far.
-  void absorb(int64_t row, int64_t chunk, int64_t from, int64_t to, float& maximum_so_far,
-              float& total) {
+  void absorb(int64_t row, int64_t chunk, int64_t from, int64_t to, const SoftmaxState& state) {
     float* scores = scores_ + row * stride_;
     const auto low = static_cast<int32_t>(std::max(first_seen(row), chunk) - chunk);
     const auto high = static_cast<int32_t>(std::min(position_of(row) + 1, to) - chunk);
@@ -217,7 +289,8 @@ class Attention {
       store(scores + at, x);
       largest = maximum(is_between(at, low, high) ? x : splat(kMasked), largest);
     }
-    const float new_maximum = std::max(maximum_so_far, maximum_of(largest));
+    const float old_maximum = state.maximums[row];
+    const float new_maximum = std::max(old_maximum, maximum_of(largest));
     Vector sum{};
     for (int64_t at = begin; at < end; at += kLanes) {
       Vector weight = exponential(load(scores + at) - new_maximum);
@@ -225,11 +298,11 @@ class Attention {
       store(scores + at, weight);
       sum += weight;
     }
-    const float decay = exponential(splat(maximum_so_far - new_maximum))[0];
-    total = total * decay + sum_of(sum);
-    maximum_so_far = new_maximum;
+    const float decay = exponential(splat(old_maximum - new_maximum))[0];
+    state.totals[row] = state.totals[row] * decay + sum_of(sum);
+    state.maximums[row] = new_maximum;
     if (decay == 1.0f) return;
-    float* weighted = weighted_ + row * dim_;
+    float* weighted = state.weighted + row * dim_;
     for (int64_t i = 0; i < dim_; i++) weighted[i] *= decay;
   }
 
@@ -241,26 +314,27 @@ class Attention {
   }
 
   // Adds weight times value of positions `from` to `to`.
-  void add_values(int64_t chunk, int64_t from, int64_t to) {
+  void add_values(int64_t chunk, int64_t from, int64_t to, float* weighted) {
     for (int64_t row = 0; row < num_folded_; row += kValueRows) {
       const int64_t num_rows = std::min<int64_t>(kValueRows, num_folded_ - row);
       const auto& functions = kValueFunctions[static_cast<size_t>(num_rows)];
       for (int64_t first = 0; first < dim_;) {
         const int64_t left = dim_ - first;
         const int form = left >= kValueVectors * kLanes ? 0 : left >= kLanes ? 1 : 2;
-        (this->*functions[static_cast<size_t>(form)])(row, first, chunk, from, to);
+        (this->*functions[static_cast<size_t>(form)])(row, first, chunk, from, to,
+                                                      weighted + row * dim_ + first);
         first += form == 0 ? kValueVectors * kLanes : kLanes;
       }
     }
   }
 
-  using ValueFunction = void (Attention::*)(int64_t, int64_t, int64_t, int64_t, int64_t);
+  using ValueFunction = void (Attention::*)(int64_t, int64_t, int64_t, int64_t, int64_t, float*);
 
   // kVectors whole vectors of the head's width from `first` on; kIsPart: its last lanes only.
   template <int kRows, int kVectors, bool kIsPart>
-  void add_rows(int64_t row, int64_t first, int64_t chunk, int64_t from, int64_t to) {
+  void add_rows(int64_t row, int64_t first, int64_t chunk, int64_t from, int64_t to,
+                float* weighted) {
     const int64_t left = dim_ - first;
-    float* weighted = weighted_ + row * dim_ + first;
     Vector sums[kRows][kVectors];
     for (int r = 0; r < kRows; r++) {
       for (int v = 0; v < kVectors; v++) {
@@ -312,10 +386,11 @@ class Attention {
 
   const BlocksCall& call_;
   const AttentionBlock& block_;
-  const int64_t dim_, page_size_, chunk_size_, heads_, stride_;
+  const int64_t dim_, page_size_, chunk_size_, span_size_, heads_, stride_;
   Input* queries_;
-  float *scores_, *weighted_;
+  float* scores_;
   char* page_;
+  AttentionScratch& scratch_;
   int64_t kv_head_ = 0, num_folded_ = 0, first_position_ = 0;
   int64_t end_ = 0;  // of the positions that any query sees
   const int32_t* table_ = nullptr;

@@ -7,6 +7,7 @@ struct Scratch {
   Memory projected;               // [M, widest] q|k|v, or an output before its norm
   Memory inner;                   // [M, q] after attention, or [M, intermediate]
   Memory normed;                  // one row a thread
+  Memory spans;                   // softmax states of spans that threads share
   AttentionScratch attention[ThreadPool::kMaxThreads];
 };
 
@@ -55,7 +56,7 @@ inline void normalize_rms(const float* weight, float eps, float* x, int64_t size
 class BlockRunner {
  public:
   BlockRunner(Team& team, int num_threads, const BlocksCall& call, Scratch& scratch,
-              const std::vector<QueryTile>& tiles)
+              const QueryTiles& tiles)
       : team_(team),
         num_threads_(num_threads),
         call_(call),
@@ -90,28 +91,59 @@ class BlockRunner {
              });
     team_.each(num_live_, [&](int64_t row) { prepare_token(block, row, qkv + row * width); });
     float* attended = scratch_.inner.at<float>();
-    // The last tiles of a prompt see the most: they come first.
-    const int64_t num_items = static_cast<int64_t>(tiles_.size()) * block.num_kv_heads;
-    team_.each(num_items, [&](int64_t item) {
-      const int64_t index = num_items - 1 - item;
-      const QueryTile& tile = tiles_[static_cast<size_t>(index / block.num_kv_heads)];
-      attend(block, tile, index % block.num_kv_heads, qkv + tile.first * width, width,
-             attended + tile.first * block.q_size());
-    });
+    if (block.cache_type == CacheType::kBfloat16) {
+      attend<CacheType::kBfloat16>(block, qkv, attended);
+    } else {
+      attend<CacheType::kFloat32>(block, qkv, attended);
+    }
     add_output(pack_rows(attended, block.o, scratch_.narrow), block.o, block.o_bias, block.post_norm, block.norm.eps,
                block.multiplier);
   }
 
-  void attend(const AttentionBlock& block, const QueryTile& tile, int64_t kv_head, const float* q,
-              int64_t q_stride, float* out) {
-    AttentionScratch& own = scratch_.attention[team_.thread()];
-    if (block.cache_type == CacheType::kBfloat16) {
-      Attention<CacheType::kBfloat16>(call_, block, own)
-          .run(tile, kv_head, q, q_stride, out, block.q_size());
-    } else {
-      Attention<CacheType::kFloat32>(call_, block, own)
-          .run(tile, kv_head, q, q_stride, out, block.q_size());
+  // Attention of all tiles and key heads; where these are few, threads share their spans.
+  template <CacheType kType>
+  void attend(const AttentionBlock& block, const float* qkv, float* attended) {
+    Attention<kType> attention(call_, block, scratch_.attention[team_.thread()]);
+    const int64_t width = block.qkv.outputs, num_heads = block.num_kv_heads;
+    const int64_t num_items = static_cast<int64_t>(tiles_.tiles.size()) * num_heads;
+    const auto begin = [&](int64_t item) -> const QueryTile& {
+      const QueryTile& tile = tiles_.tiles[static_cast<size_t>(item / num_heads)];
+      attention.begin(tile, item % num_heads, qkv + tile.first * width, width);
+      return tile;
+    };
+    if (tiles_.num_spans == 1 || num_items >= 2 * num_threads_) {
+      // The last tiles of a prompt see the most: they come first.
+      team_.each(num_items, [&](int64_t item) {
+        const QueryTile& tile = begin(num_items - 1 - item);
+        attention.run(attended + tile.first * block.q_size(), block.q_size());
+      });
+      return;
     }
+    const int64_t most_rows = tiles_.most_tokens * block.heads_per_kv_head();
+    const auto state_of = [&](int64_t item, int64_t span, int64_t rows) {
+      return SoftmaxState(scratch_.spans.at<float>() +
+                              (item * tiles_.num_spans + span) *
+                                  SoftmaxState::num_floats(most_rows, block.head_dim),
+                          rows);
+    };
+    const auto rows_of = [&](const QueryTile& tile) {
+      return tile.count * block.heads_per_kv_head();
+    };
+    team_.each(num_items * tiles_.num_spans, [&](int64_t part) {
+      const int64_t item = part / tiles_.num_spans, span = part % tiles_.num_spans;
+      const QueryTile& tile = begin(item);
+      if (span < attention.first_span() || span >= attention.end_span()) return;
+      attention.run_span(span, state_of(item, span, rows_of(tile)));
+    });
+    team_.each(num_items, [&](int64_t item) {
+      const QueryTile& tile = begin(item);
+      const SoftmaxState state(scratch_.attention[team_.thread()].state.at<float>(), rows_of(tile));
+      attention.start(state);
+      for (int64_t span = attention.first_span(); span < attention.end_span(); span++) {
+        attention.merge(state_of(item, span, rows_of(tile)), state);
+      }
+      attention.finish(state, attended + tile.first * block.q_size(), block.q_size());
+    });
   }
 
   // Norms and rotation of one token's q and k, in place; k and v go to their page.
@@ -301,23 +333,28 @@ class BlockRunner {
   const int num_threads_;
   const BlocksCall& call_;
   Scratch& scratch_;
-  const std::vector<QueryTile>& tiles_;
+  const QueryTiles& tiles_;
   const int64_t num_live_;
 };
 
 // ---- calls --------------------------------------------------------------------------------------------
 
-// Neighbours among the live tokens that attention takes together.
-inline std::vector<QueryTile> query_tiles(const BlocksCall& call) {
-  int64_t most = 1, heads = 1;
+// Finds the neighbours among the live tokens that attention takes together.
+inline QueryTiles query_tiles(const BlocksCall& call) {
+  int64_t heads = 1;
   for (const Block& block : call.blocks) {
     if (block.is_attention) heads = std::max(heads, block.attention.heads_per_kv_head());
   }
-  most = std::max<int64_t>(1, kFoldedRows / heads);
-  std::vector<QueryTile> tiles;
+  QueryTiles found;
+  found.most_tokens = std::max<int64_t>(1, kFoldedRows / heads);
+  std::vector<QueryTile>& tiles = found.tiles;
   for (size_t i = 0; i < call.live.size(); i++) {
     const int32_t token = call.live[i];
-    if (!tiles.empty() && tiles.back().count < most) {
+    if (call.block_size > 0) {
+      const int64_t spans = divide_up(call.positions[token] + int64_t{1}, span_size(call.block_size));
+      found.num_spans = std::max(found.num_spans, spans);
+    }
+    if (!tiles.empty() && tiles.back().count < found.most_tokens) {
       const int32_t before = call.live[i - 1];
       if (call.rows[token] == call.rows[before] &&
           call.positions[token] == call.positions[before] + 1) {
@@ -327,10 +364,11 @@ inline std::vector<QueryTile> query_tiles(const BlocksCall& call) {
     }
     tiles.push_back({static_cast<int64_t>(i), 1});
   }
-  return tiles;
+  return found;
 }
 
-inline bool reserve(Scratch& kept, const BlocksCall& call, int num_threads) {
+inline bool reserve(Scratch& kept, const BlocksCall& call, const QueryTiles& tiles,
+                    int num_threads) {
   const auto num_rows = static_cast<int64_t>(call.live.size());
   bool is_enough = kept.normed.reserve(num_threads * round_up(call.hidden_size, 16) * 4);
   for (const Block& block : call.blocks) {
@@ -342,6 +380,12 @@ inline bool reserve(Scratch& kept, const BlocksCall& call, int num_threads) {
       is_enough = is_enough && kept.narrow.reserve(num_rows, attention.qkv) &&
                   kept.narrow.reserve(num_rows, attention.o);
       const int64_t folded = std::max(kFoldedRows, attention.heads_per_kv_head());
+      const int64_t num_items =
+          static_cast<int64_t>(tiles.tiles.size()) * attention.num_kv_heads;
+      if (tiles.num_spans > 1 && num_items < 2 * num_threads) {
+        const int64_t floats = SoftmaxState::num_floats(folded, attention.head_dim);
+        is_enough = is_enough && kept.spans.reserve(num_items * tiles.num_spans * floats * 4);
+      }
       for (int thread = 0; thread < num_threads; thread++) {
         is_enough = is_enough && kept.attention[thread].reserve(folded, attention.head_dim,
                                                                 call.block_size);
@@ -363,8 +407,8 @@ inline bool run_blocks(const BlocksCall& call) {
   const auto lock = pool.begin_call();
   const int num_threads = pool.num_threads();
   Scratch& kept = scratch();
-  if (!reserve(kept, call, num_threads)) return false;
-  const std::vector<QueryTile> tiles = query_tiles(call);
+  const QueryTiles tiles = query_tiles(call);
+  if (!reserve(kept, call, tiles, num_threads)) return false;
   const int num_phases = static_cast<int>(call.blocks.size()) * BlockRunner::kPhases;
   pool.run(lock, num_phases, [&](Team& team) {
     BlockRunner runner(team, num_threads, call, kept, tiles);

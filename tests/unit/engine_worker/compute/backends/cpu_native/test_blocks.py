@@ -261,6 +261,24 @@ def test_a_tokens_bits_do_not_depend_on_what_else_a_call_computes(
     assert np.array_equal(values, own_values)
 
 
+@pytest.mark.parametrize("window", [0, 1500])
+def test_a_long_context_whose_spans_threads_share_has_the_same_bits(
+    level: str, window: int
+) -> None:
+    """A row alone leaves threads without a key head of their own; among others none is shared."""
+    long = Row(2600, 2)
+    config = AttentionConfig(3, 1, 16, 0.3, 1e-5, window=window, has_sinks=True)
+    crowd = Problem(StepShape((long, Row(40, 1), Row(0, 1), Row(7, 1), Row(1100, 1)), 32), 48)
+    attention = crowd.attention(config, 8)
+    x, step, block = jnp.asarray(crowd.x), crowd.step, attention.block(0)
+    together, _ = calls.run_blocks(x, step, attention.ropes, [block])
+    only = replace(step, positions=jnp.where(step.rows == 0, step.positions, -1))
+    alone, _ = calls.run_blocks(x, only, attention.ropes, [block])
+    assert np.array_equal(alone[:2], together[:2])
+    expected, _, _ = attention.oracle(crowd.x)
+    assert distance(together - x, expected - crowd.x) < TOLERANCE["bfloat16"]
+
+
 @pytest.mark.parametrize("weight_type", packing.WEIGHT_TYPES)
 def test_a_number_that_is_none_stays_none_in_its_token_and_reaches_no_other(
     level: str, weight_type: str
