@@ -35,17 +35,22 @@ def chain(entry: AuditEntry, *, seq: int, previous_hash: bytes) -> ChainedEntry:
     link = ChainedEntry(
         seq=seq,
         at_ms=entry.at_ms,
-        actor_key_id=entry.actor_key_id,
+        actor_key_id=storable(entry.actor_key_id),
         action=entry.action,
-        subject=entry.subject,
+        subject=storable(entry.subject),
         detail=_canonical(dict(entry.detail)),
         previous_hash=previous_hash,
         hash=b"",
         outcome=entry.outcome,
-        address=entry.address,
-        request_id=entry.request_id,
+        address=storable(entry.address),
+        request_id=storable(entry.request_id),
     )
     return link._replace(hash=hash_of(link))
+
+
+def storable(text: str) -> str:
+    """A text as every database can hold it: PostgreSQL's know no U+0000."""
+    return text.replace("\0", "\ufffd")
 
 
 def hash_of(entry: ChainedEntry) -> bytes:

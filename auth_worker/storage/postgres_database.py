@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import psycopg
 from psycopg import errors as pg
+from psycopg.types.string import StrDumperUnknown
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, inspect
 from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 
@@ -24,6 +25,7 @@ from auth_worker.errors import (
     StoreMissingError,
     StoreUnavailableError,
 )
+from auth_worker.records.audit_chain import storable
 from auth_worker.storage.bulk import run
 from auth_worker.storage.database_url import DatabaseUrl
 from auth_worker.storage.durable_file import write_durably
@@ -339,6 +341,13 @@ def _store_error(url: DatabaseUrl, error: BaseException | None) -> StoreError:
     return StoreError(f"{url}: {said}")
 
 
+class _Text(StrDumperUnknown):
+    """Text as PostgreSQL can hold it."""
+
+    def dump(self, obj: str) -> Any:
+        return super().dump(storable(obj))
+
+
 def _engine(url: DatabaseUrl, **options: Any) -> Engine:
     if "poolclass" not in options:
         # One connection: there is one writer, and it reads in its own order.
@@ -360,11 +369,17 @@ def _engine(url: DatabaseUrl, **options: Any) -> Engine:
 
     @event.listens_for(engine, "connect")
     def configure(dbapi_connection: Any, _record: Any) -> None:
+        dbapi_connection.adapters.register_dumper(str, _Text)
         was_automatic = dbapi_connection.autocommit
         dbapi_connection.autocommit = True
         with dbapi_connection.cursor() as cursor:
             cursor.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_TIMEOUT_S}s'")
             cursor.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT_S}s'")
+            # A statement whose client is gone ends, too, where the server can tell (PostgreSQL 14).
+            cursor.execute(
+                "SELECT set_config('client_connection_check_interval', '1s', false)"
+                " WHERE current_setting('server_version_num')::int >= 140000"
+            )
             # What is acknowledged must survive; stricter settings of the server stay.
             cursor.execute(
                 "SELECT set_config('synchronous_commit', 'on', false)"

@@ -203,6 +203,18 @@ def test_a_worker_is_ready_while_a_gateway_says_that_it_gives_work(
     assert not pair.is_ready_after(0, takes_work=False)
 
 
+def test_a_worker_that_stands_by_is_ready_while_a_gateway_knows_it_though_it_gets_no_work(
+    make_pair: Callable[[int], Pair],
+) -> None:
+    pair = make_pair(1)
+    pair.worker.stand_by("standing by: epoch 3 is active")
+    assert pair.is_ready_after(0, takes_work=False)
+    pair.worker.announce(AuthOffer(epoch=4))
+    pair.gateways[0].wait_for(Ready)
+    assert not pair.is_ready_after(0, takes_work=False)
+    assert pair.is_ready_after(0, takes_work=True)
+
+
 def test_any_gateway_that_gives_work_is_enough(make_pair: Callable[[int], Pair]) -> None:
     pair = make_pair(2)
     pair.worker.announce(AuthOffer(epoch=1))

@@ -85,3 +85,34 @@ def test_two_admin_keys_are_one_too_many(tmp_path: Path) -> None:
     given = {"PENSTOCK_ADMIN_KEY": STRONG, "PENSTOCK_ADMIN_KEY_FILE": str(tmp_path / "key")}
     with pytest.raises(ConfigurationError, match="not both"):
         AuthSettings.from_env(given)
+
+
+def test_the_address_of_a_database_comes_in_a_variable_or_a_file_and_never_shows(
+    tmp_path: Path,
+) -> None:
+    url = "postgresql://penstock:a-secret-word@localhost/auth"
+    assert AuthSettings.from_env({}).database_url is None
+    path = tmp_path / "url"
+    path.write_text(f"{url}\n")
+    for given in ({"PENSTOCK_DATABASE_URL": url}, {"PENSTOCK_DATABASE_URL_FILE": str(path)}):
+        settings = AuthSettings.from_env(given)
+        assert settings.database_url is not None
+        assert "a-secret-word" in settings.database_url.reveal()
+        assert "a-secret-word" not in repr(settings)
+    with pytest.raises(ConfigurationError, match="not both"):
+        AuthSettings.from_env(
+            {"PENSTOCK_DATABASE_URL": url, "PENSTOCK_DATABASE_URL_FILE": str(path)}
+        )
+    path.write_text("mysql://penstock:a-secret-word@localhost/auth")
+    with pytest.raises(ConfigurationError, match="PENSTOCK_DATABASE_URL_FILE must be") as caught:
+        AuthSettings.from_env({"PENSTOCK_DATABASE_URL_FILE": str(path)})
+    assert "a-secret-word" not in caught.value.message
+
+
+def test_old_rows_are_kept_as_long_as_the_settings_say(tmp_path: Path) -> None:
+    given = {"PENSTOCK_LEDGER_RETENTION_DAYS": "7", "PENSTOCK_AUDIT_RETENTION_DAYS": "365"}
+    retention = AuthSettings.from_env(given).retention
+    assert (retention.ledger_days, retention.audit_days) == (7, 365)
+    settings = AuthSettings.from_env({"PENSTOCK_DATA_DIR": str(tmp_path)})
+    assert (settings.retention.ledger_days, settings.retention.audit_days) == (90, 0)
+    assert settings.audit_key_file == tmp_path / "audit.key"

@@ -1,7 +1,10 @@
 """What only the PostgreSQL store has: a lease, commits in doubt, a server that goes and comes."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from sqlalchemy import Connection
 
 from auth_worker.auditing.audit_check import check_log
 from auth_worker.errors import (
+    StoreDamagedError,
     StoreError,
     StoreFencedError,
     StoreForeignError,
@@ -29,7 +33,13 @@ from auth_worker.records.operations import (
 )
 from auth_worker.storage.database_url import DatabaseUrl
 from auth_worker.storage.key_table import load_keys
-from auth_worker.storage.postgres_database import HELD_S, LEASE_S, RENEWED_S, PostgresDatabase
+from auth_worker.storage.postgres_database import (
+    HELD_S,
+    LEASE_S,
+    RENEWED_S,
+    STUCK_S,
+    PostgresDatabase,
+)
 from auth_worker.storage.sql_store import SqlStore
 from auth_worker.storage.standby import stand_by
 from protocol.errors import ConfigurationError
@@ -308,6 +318,65 @@ def test_a_user_that_the_server_does_not_know_is_refused_at_once(
     assert not isinstance(caught.value, StoreUnavailableError)
     assert PASSWORD not in caught.value.message
     database.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (psycopg.errors.DiskFull("no space left on device"), StoreUnavailableError),
+        (psycopg.errors.IoError("could not write"), StoreUnavailableError),
+        (
+            psycopg.errors.TooManyConnections("sorry, too many clients already"),
+            StoreUnavailableError,
+        ),
+        (psycopg.errors.AdminShutdown("terminating connection"), StoreUnavailableError),
+        (psycopg.errors.DeadlockDetected("deadlock detected"), StoreUnavailableError),
+        (psycopg.errors.DataCorrupted("invalid page in block 3"), StoreDamagedError),
+        (psycopg.errors.IndexCorrupted("index is damaged"), StoreDamagedError),
+        (psycopg.errors.UndefinedTable("relation keys does not exist"), StoreMissingError),
+        (psycopg.errors.InsufficientPrivilege("permission denied"), StoreError),
+    ],
+)
+def test_what_the_server_says_is_worth_another_try_or_is_not(
+    connect: OpenDatabase, error: psycopg.Error, kind: type[StoreError]
+) -> None:
+    database = connect()
+    with pytest.raises(StoreError) as caught, database.transaction():
+        raise error
+    assert type(caught.value) is kind
+    assert str(error) in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_a_connection_on_which_nothing_comes_back_is_cut(
+    connect: OpenDatabase, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("auth_worker.storage.postgres_database._WATCH_INTERVAL_S", 0.01)
+    database = connect()
+    store = take(database)
+    late = threading.Thread(target=clock.advance, args=(STUCK_S + 1,))
+    with pytest.raises(StoreUnavailableError), database.transaction() as connection:
+        assert database.hold(connection, store.epoch, store._num_commits + 1)
+        late.start()
+        connection.exec_driver_sql("SELECT pg_sleep(60)")
+    late.join()
+    # The server finds out by itself that nobody waits for the statement, and gives up its lock.
+    for _ in range(10):
+        with suppress(StoreUnavailableError):
+            store.apply([booking("a")])
+            break
+    assert rows(store, "SELECT lease_id FROM ledger") == [("a",)]
+
+
+def test_text_that_postgresql_cannot_hold_is_kept_without_its_zeros(connect: OpenDatabase) -> None:
+    store = take(connect())
+    strange = replace(AUDIT, subject="key\0user", address="\0", detail={"name": "a\0b"})
+    store.apply([AddKey(stored_key(name="na\0me"), strange), booking("a", model="de\0mo")])
+    assert rows(store, "SELECT name FROM keys") == [("na\ufffdme",)]
+    assert rows(store, "SELECT model FROM ledger") == [("de\ufffdmo",)]
+    subject = rows(store, "SELECT subject, address FROM audit_log ORDER BY seq DESC LIMIT 1")
+    assert subject == [("key\ufffduser", "\ufffd")]
+    assert check_log(store.database.reading).trouble is None
 
 
 def test_tables_that_vanish_while_it_runs_end_it_with_one_line(

@@ -250,11 +250,12 @@ def test_a_ready_file_of_the_supervisor_is_no_child_s(tmp_path: Path) -> None:
     assert "PENSTOCK_READY_FILE" not in common_environment(settings, tmp_path)
 
 
-def test_only_auth_is_told_the_admin_key(tmp_path: Path) -> None:
-    settings = build_settings({}, {"HOME": "/home/someone", "PENSTOCK_ADMIN_KEY": "secret"})
-    assert "PENSTOCK_ADMIN_KEY" not in common_environment(settings, tmp_path)
+@pytest.mark.parametrize("name", ["PENSTOCK_ADMIN_KEY", "PENSTOCK_DATABASE_URL"])
+def test_only_auth_is_told_its_secrets(tmp_path: Path, name: str) -> None:
+    settings = build_settings({}, {"HOME": "/home/someone", name: "secret"})
+    assert name not in common_environment(settings, tmp_path)
     told = {
-        spec.module: spec.environment.get("PENSTOCK_ADMIN_KEY")
+        spec.module: spec.environment.get(name)
         for spec in process_specs(settings, {"penstock-demo": None})
     }
     assert told.pop("auth_worker") == "secret"
