@@ -52,15 +52,23 @@ class PostgresServer:
             self._identity = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
         self._process: subprocess.Popen[bytes] | None = None
         self._num_databases = 0
+        self._port = 5432  # in the name of the socket; another one where it listens on TCP, too
         self._run(
             ["initdb", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"],
             ["-U", USER, "-D", str(self._data)],
         )
 
-    def start(self, *options: str) -> None:
-        """Start, and wait until it answers; kill -9 of these tests ends it as well."""
+    def start(self, *, tls_port: int | None = None) -> None:
+        """Start, and wait until it answers; kill -9 of these tests ends it as well.
+
+        Args:
+            tls_port: Where it listens on loopback, after `certify`; None for the socket alone.
+        """
+        self._port = 5432 if tls_port is None else tls_port
         settings = {
-            "listen_addresses": "",
+            "listen_addresses": "" if tls_port is None else "127.0.0.1",
+            "port": str(self._port),
+            "ssl": "off" if tls_port is None else "on",
             "unix_socket_directories": str(self.folder),
             "fsync": "off",  # no test takes the power away
             "shared_buffers": "16MB",
@@ -76,7 +84,6 @@ class PostgresServer:
                         for name, value in settings.items()
                         for part in ("-c", f"{name}={value}")
                     ),
-                    *options,
                 ],
                 cwd=self.folder,
                 stdout=log,
@@ -95,6 +102,29 @@ class PostgresServer:
             else:
                 return
 
+    def certify(self) -> Path:
+        """Make a certificate of 127.0.0.1 that signs itself, and talk TLS from the next start on."""
+        certificate, key = self._data / "server.crt", self._data / "server.key"
+        made = subprocess.run(
+            [
+                *("openssl", "req", "-new", "-x509", "-days", "2", "-nodes", "-newkey", "rsa:2048"),
+                *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+                *("-keyout", str(key), "-out", str(certificate)),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert made.returncode == 0, made.stderr
+        for path in (certificate, key):
+            path.chmod(0o600)
+            if self._identity:
+                os.chown(path, self._identity["user"], self._identity["group"])
+        copy = self.folder / "ca.crt"
+        shutil.copyfile(certificate, copy)
+        copy.chmod(0o644)
+        return copy
+
     def stop(self, number: signal.Signals = signal.SIGINT) -> None:
         """Stop: SIGINT ends transactions ("fast"), SIGQUIT crashes ("immediate")."""
         assert self._process is not None
@@ -110,7 +140,7 @@ class PostgresServer:
 
     def conninfo(self, database: str) -> str:
         """For psycopg."""
-        return f"host={self.folder} user={USER} dbname={database}"
+        return f"host={self.folder} port={self._port} user={USER} dbname={database}"
 
     def url(self, database: str) -> str:
         """For PENSTOCK_DATABASE_URL."""

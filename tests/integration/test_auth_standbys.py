@@ -15,6 +15,7 @@ pytestmark = pytest.mark.process
 
 NUM_WORKERS = 3
 NUM_CLIENTS = 8
+PASSWORD = "a-password-that-nobody-may-see"
 QUOTA = 600
 
 
@@ -46,13 +47,23 @@ class SharedHouse(AuthHouse):
         return active
 
     def start_through_proxy(self, name: str) -> None:
-        url = f"postgresql://penstock@127.0.0.1:{self.proxies[name].port}/{self._database}"
+        address = f"127.0.0.1:{self.proxies[name].port}/{self._database}"
+        url = f"postgresql://penstock:{PASSWORD}@{address}"
         self.start_worker(name, PENSTOCK_DATABASE_URL=f"{url}?sslmode=disable")
 
     async def until_settled(self, more: int) -> None:
         """Wait until clients got so many more settlements acknowledged."""
         wanted = len(self.promises.settled) + more
         await self.until(lambda: len(self.promises.settled) >= wanted, "clients get on")
+
+    def shows_password(self) -> bool:
+        """Whether a worker has it in its log or its command line."""
+        lines = [
+            Path(f"/proc/{worker.pid}/cmdline").read_text(errors="replace")
+            for worker in self.workers.values()
+            if worker.poll() is None
+        ]
+        return any(PASSWORD in text for text in (*lines, *map(self.log_of, self.workers)))
 
     async def close(self) -> None:
         await super().close()
@@ -186,3 +197,4 @@ async def test_when_the_server_restarts_the_same_worker_goes_on_with_what_it_had
     house.check_promises()
     assert house.active()
     assert "Traceback" not in house.log_of(active)
+    assert not house.shows_password()

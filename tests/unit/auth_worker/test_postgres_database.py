@@ -1,6 +1,8 @@
 """What only the PostgreSQL store has: a lease, commits in doubt, a server that goes and comes."""
 
+import shutil
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -45,7 +47,7 @@ from auth_worker.storage.standby import stand_by
 from protocol.errors import ConfigurationError
 from tests.fakes.auth_parts import FakeClock, booking, stored_key
 from tests.fakes.auth_stores import rows
-from tests.fakes.postgres_server import PostgresServer
+from tests.fakes.postgres_server import PostgresServer, find_binaries
 
 AUDIT = AuditEntry(0, "", "key_created", "key_user")
 PASSWORD = "a-password-that-must-not-show"
@@ -463,3 +465,30 @@ def lose_answer(database: PostgresDatabase, *, commits: bool = True) -> None:
         raise psycopg.OperationalError("the connection is lost")
 
     dialect.do_commit = do_commit
+
+
+def test_over_tls_the_server_must_be_the_one_of_the_certificate(tmp_path: Path) -> None:
+    binaries = find_binaries()
+    if binaries is None or shutil.which("openssl") is None:
+        pytest.skip("no PostgreSQL, or no openssl, is here: TLS to the database is not shown")
+    server = PostgresServer(binaries)
+    try:
+        authority = server.certify()
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        server.start(tls_port=port)
+        name = server.new_database()
+        address = f"postgresql://penstock@127.0.0.1:{port}/{name}?sslmode=verify-full&sslrootcert="
+        database = PostgresDatabase(DatabaseUrl(f"{address}{authority}", "URL"))
+        store = take(database)
+        query = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+        assert rows(store, query) == [(True,)]
+        store.close()
+        other = tmp_path / "other.crt"
+        other.write_bytes(authority.read_bytes().replace(b"-----BEGIN", b"----- BEGIN"))
+        stranger = PostgresDatabase(DatabaseUrl(f"{address}{other}", "URL"))
+        with pytest.raises(StoreUnavailableError, match="certificate"):
+            stranger.is_free()
+        stranger.close()
+    finally:
+        server.close()
