@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from auth_worker.administration.first_admin import ensure_admin
 from auth_worker.administration.key_administration import Administration
@@ -41,10 +41,8 @@ from auth_worker.storage.backlog import OnDone
 from auth_worker.storage.committer import Committer, Delivery
 from auth_worker.storage.database_url import DatabaseUrl
 from auth_worker.storage.durable_file import make_folder
-from auth_worker.storage.postgres_database import MARKER_NAME, PostgresDatabase
 from auth_worker.storage.sql_store import SqlStore
 from auth_worker.storage.sqlite_store import SqliteStore
-from auth_worker.storage.standby import stand_by
 from auth_worker.storage.store import Store
 from auth_worker.tokens.checker import TokenChecker
 from auth_worker.tokens.key_source import KeySource, fetch_keys
@@ -68,6 +66,9 @@ RENEWAL_INTERVAL_S = 0.4
 
 LOCK_PATIENCE_S = 5.0
 """Its predecessor ends within two seconds of a parent that was killed."""
+
+if TYPE_CHECKING:
+    from auth_worker.storage.postgres_database import PostgresDatabase
 
 _logger = logging.getLogger("penstock.auth")
 
@@ -154,9 +155,13 @@ def _run_shared(
     url: DatabaseUrl,
     worker: Worker[AuthCommand],
     serve: Callable[[SqlStore], int],
-    open_store: Callable[[PostgresDatabase], SqlStore],
+    open_store: "Callable[[PostgresDatabase], SqlStore]",
 ) -> int:
     """On a database that several workers share: heard by gateways first, then active."""
+    # The driver is large, and most auth workers never talk to it.
+    from auth_worker.storage.postgres_database import MARKER_NAME, PostgresDatabase
+    from auth_worker.storage.standby import stand_by
+
     if url.is_plaintext:
         _logger.warning("%s is talked to in plain text: its address says sslmode=disable", url)
     with closing(PostgresDatabase(url, marker=settings.data_dir / MARKER_NAME)) as database:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, Table, create_engine, event, insert, select, text, update
 from sqlalchemy.exc import DatabaseError
@@ -23,9 +23,11 @@ from auth_worker.storage.audit_key import NOTES_NAME
 from auth_worker.storage.database_files import mark
 from auth_worker.storage.durable_file import make_folder, unusable
 from auth_worker.storage.file_lock import take_lock
-from auth_worker.storage.postgres_database import PostgresDatabase
 from auth_worker.storage.reading import Reading
 from auth_worker.storage.sqlite_database import DATABASE_NAME, LOCK_NAME
+
+if TYPE_CHECKING:
+    from auth_worker.storage.postgres_database import PostgresDatabase
 
 BATCH_ROWS: Final = 1000
 
@@ -104,7 +106,7 @@ def restore_file(backup: Path, data_dir: Path) -> RowCounts:
     return counts
 
 
-def restore_url(backup: Path, database: PostgresDatabase, data_dir: Path) -> RowCounts:
+def restore_url(backup: Path, database: "PostgresDatabase", data_dir: Path) -> RowCounts:
     """Fill an empty PostgreSQL database from a backup, in one transaction.
 
     Raises:

@@ -6,27 +6,34 @@ the one that commits would hand it to and fro for each settlement, which costs m
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Executable, Table, bindparam
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.elements import ClauseElement
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql
+
+    Insert = sqlite.Insert | postgresql.Insert
 
 _SIZES = (128, 64, 32, 16, 8, 4, 2, 1)
 
-Insert = sqlite.Insert | postgresql.Insert
-"""An insert that may say what happens to rows that are there already; both spell it alike."""
 
+def insert_rows(dialect: str, table: Table, num_rows: int) -> "Insert":
+    """An insert of so many whole rows, whose parameters come row by row.
 
-def insert_rows(dialect: str, table: Table, num_rows: int) -> Insert:
-    """An insert of so many whole rows, whose parameters come row by row."""
-    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
-    return insert(table).values(
-        [
-            {column.name: bindparam(f"{column.name}_{row}") for column in table.columns}
-            for row in range(num_rows)
-        ]
-    )
+    It may say what happens to rows that are there already; both dialects spell that alike.
+    """
+    values: list[dict[str, Any]] = [
+        {column.name: bindparam(f"{column.name}_{row}") for column in table.columns}
+        for row in range(num_rows)
+    ]
+    if dialect == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
+        return postgresql.insert(table).values(values)
+    return sqlite.insert(table).values(values)
 
 
 def run(connection: Connection, text: str, values: Sequence[Any] = ()) -> Any:

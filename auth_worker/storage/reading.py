@@ -9,7 +9,6 @@ from sqlalchemy import Connection
 
 from auth_worker.errors import StoreMissingError
 from auth_worker.storage.database_url import DatabaseUrl
-from auth_worker.storage.postgres_database import reading_url
 from auth_worker.storage.sqlite_database import DATABASE_NAME, reading_file
 
 Reading = Callable[[], AbstractContextManager[Connection]]
@@ -27,6 +26,9 @@ def reader(data_dir: Path, url: DatabaseUrl | None) -> Reading:
         StoreMissingError: There is no such file.
     """
     if url is not None:
+        # The driver is large, and most auth workers never talk to it.
+        from auth_worker.storage.postgres_database import reading_url
+
         return partial(reading_url, url)
     path = data_dir / DATABASE_NAME
     if not path.exists():
