@@ -93,6 +93,8 @@ def list_keys(
     ] = "",
     owner: Annotated[str, typer.Option("--owner", help="Only keys of this owner.")] = "",
     tag: Annotated[str, typer.Option("--tag", help="Only keys with this tag.")] = "",
+    user: Annotated[str, typer.Option("--user", help="Only keys of this user's id.")] = "",
+    team: Annotated[str, typer.Option("--team", help="Only keys of this team's id.")] = "",
     as_json: AsJson = False,
     url: Url = URL.default,
     key_file: KeyFile = None,
@@ -100,6 +102,7 @@ def list_keys(
 ) -> None:
     """List keys and what they used."""
     query = {"role": role, "status": status, "owner": owner, "tag": tag}
+    query |= {"user_id": user, "team_id": team}
     with admin_client(url, key_file, data_dir) as client:
         found = list(all_pages(client, _PATH, query))
         if as_json:

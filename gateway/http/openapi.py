@@ -308,6 +308,8 @@ _QUERIES: Final[dict[str, list[dict[str, Any]]]] = {
         _text("role", "Only keys of this role.", get_args(PrincipalRole)),
         _text("status", "Only keys of this status.", get_args(KeyStatus)),
         _text("owner", "Only keys of this owner."),
+        _text("user_id", "Only keys of this user."),
+        _text("team_id", "Only keys of this team."),
         _text("tag", "Only keys with this tag."),
     ],
     "/v1/usage": [

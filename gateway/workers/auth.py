@@ -365,6 +365,8 @@ def _needed_version(question: AdminQuestion) -> ProtocolVersion:
     """What an auth worker has to speak that leaves nothing of a command aside."""
     if isinstance(question, ResourceQuestion | Report):
         return PEOPLE_VERSION
+    if isinstance(question, FindKeys) and (question.user_id or question.team_id):
+        return PEOPLE_VERSION
     if isinstance(question, MakeKey | UpdateKey):
         settings = question.settings
         if settings.user_id or settings.team_id or settings.may_name_end_users:

@@ -587,6 +587,21 @@ def test_pages_are_newest_first_and_filtered(bench: AuthHandlerBench) -> None:
         assert [one.resource_id for one in answer.resources] == expected
 
 
+def test_keys_are_found_by_their_user_and_their_team(bench: AuthHandlerBench) -> None:
+    user, team = house(bench)
+    key_belongs(bench, user_id=user, team_id=team)
+    cases: tuple[tuple[dict[str, Any], list[str]], ...] = (
+        ({"user_id": user}, ["key_user"]),
+        ({"team_id": team}, ["key_user"]),
+        ({"user_id": "user_9"}, []),
+        ({}, ["key_user", "key_admin"]),
+    )
+    for wanted, expected in cases:
+        answer = asked(bench, FindKeys(request_id="r", actor=ADMIN, **wanted))
+        assert isinstance(answer, KeysFound)
+        assert [key.key_id for key in answer.keys] == expected
+
+
 def test_a_holder_has_so_many_limits_and_no_more(bench: AuthHandlerBench) -> None:
     settings = LimitSettings(name="l", holder="house", measure="tokens", amount=1, window="day")
     made = [make(bench, "limit", settings) for _ in range(33)]

@@ -139,6 +139,8 @@ def test_keys_are_listed_by_what_was_asked(run: Callable[..., tuple[Result, Aske
     assert asked[0][1] == "/v1/admin/keys?limit=100&status=suspended&tag=a+b"
     for shown in ("key_1", "laptop", "ada", "suspended", "9"):
         assert shown in result.stdout
+    _, asked = run("keys", "list", "--user", "user_1", "--team", "team_1", answer=page)
+    assert asked[0][1] == "/v1/admin/keys?limit=100&user_id=user_1&team_id=team_1"
     result, _ = run("keys", "list", "--json", answer=page)
     assert json.loads(result.stdout) == [RECORD]
 
