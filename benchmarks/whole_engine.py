@@ -17,6 +17,7 @@ from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.runner.buckets import Bucket
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.compute.runner.program_set import ProgramSet
+from engine_worker.compute.runner.score_program import ScoreLayout
 from engine_worker.core.choice.batch import RowSampling, RowWork
 from engine_worker.core.engine import Engine
 from engine_worker.text.detokenizer import byte_level_table
@@ -59,7 +60,7 @@ class TimedPrograms(ProgramSet):
 
     program_s = 0.0
 
-    def compile(self, key: Bucket | int) -> Any:
+    def compile(self, key: Bucket | int | ScoreLayout) -> Any:
         program = super().compile(key)
 
         def call(*arguments: Any) -> Any:

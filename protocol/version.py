@@ -48,3 +48,6 @@ of 1.0; an older one would let rules aside."""
 PEOPLE_VERSION = ProtocolVersion(1, 4)
 """Since when auth workers know users, teams, limits, budgets and prices, and a key's part in them;
 an older one would let them aside."""
+
+SCORE_VERSION = ProtocolVersion(1, 4)
+"""Since when engines take `Score`; those that do say `scores` among their capabilities."""

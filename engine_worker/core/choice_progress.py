@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from engine_worker.core.choice.batch import ModelRunner, StepResult, TokenScores
+from engine_worker.core.choice.choice import Choice
 from engine_worker.core.choice_log import about, log_ended
 from engine_worker.core.choice_output import ChoiceOutput
 from engine_worker.core.choice_table import ChoiceTable
@@ -38,6 +39,7 @@ class ChoiceProgress:
         to_gateways: Gathers what is told.
         metrics: Told of every end.
         clock: Monotonic seconds.
+        on_prompt_ended: Told of the end of a choice that is the prompt of a Score.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class ChoiceProgress:
         to_gateways: EngineOutput,
         metrics: EngineMetrics,
         clock: Callable[[], float],
+        on_prompt_ended: Callable[[Choice, Finished | Failure], None],
     ) -> None:
         self._runner = runner
         self._scheduler = scheduler
@@ -57,6 +60,7 @@ class ChoiceProgress:
         self._to_gateways = to_gateways
         self._metrics = metrics
         self._clock = clock
+        self._on_prompt_ended = on_prompt_ended
 
     def go_on(self, output: ChoiceOutput) -> None:
         """Append what a grammar forces, tell what is new, and end the output if it is over."""
@@ -108,6 +112,8 @@ class ChoiceProgress:
         """End the choices whose deadline has come."""
         message = "The request's time ran out before its output was complete."
         for output in self._choices.expired(now):
+            if self._choices.get(output.choice.key) is not output:
+                continue  # it ended with another one of its request
             self.fail(output, ErrorCode.DEADLINE_EXCEEDED, message)
 
     def take_result(self, rows: Sequence[ScheduledRow], result: StepResult) -> int:
@@ -133,6 +139,10 @@ class ChoiceProgress:
             # One of them may be the cause: the gateway tries each again, and finds out which.
             message = "The engine failed at a step of this request."
             self.fail(output, ErrorCode.WORKER_LOST, message)
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Every choice that runs starts over from its tokens on a fresh cache."""
         self._scheduler.reset()
         self._runner.reset()
 
@@ -152,7 +162,7 @@ class ChoiceProgress:
                 self._to_gateways.tell_prompt_scores(output, start, result.prompt_logprobs[index])
             if index in result.nothing_allowed:
                 self._end_nothing_allowed(output)
-            elif samples:
+            elif samples and not row.choice.is_scored:
                 token_ids = (token_id, *result.more_token_ids.get(index, ()))
                 num_sampled += self._take_tokens(output, token_ids, result.logprobs.get(index))
         return num_sampled
@@ -214,4 +224,7 @@ class ChoiceProgress:
         self._tombstones.put_ended(choice.key, choice.attempt)
         self._metrics.on_ended(choice, end, self._clock())
         log_ended(choice, end)
-        self._to_gateways.end(choice.gateway_id, end)
+        if choice.is_scored:
+            self._on_prompt_ended(choice, end)
+        else:
+            self._to_gateways.end(choice.gateway_id, end)

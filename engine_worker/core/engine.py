@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from engine_worker.core.acceptance import AcceptanceLimits
 from engine_worker.core.choice.batch import ModelRunner, StepResult
+from engine_worker.core.choice.score_pack import ScoreLimits
 from engine_worker.core.choice_acceptor import ChoiceAcceptor
 from engine_worker.core.choice_log import log_accepted, log_refused
 from engine_worker.core.choice_output import ChoiceOutput
@@ -26,12 +27,14 @@ from engine_worker.core.scheduling.scheduler import (
     Scheduler,
     SchedulerLimits,
 )
+from engine_worker.core.scoring import ScoreTask, Scoring
 from engine_worker.core.tombstones import ChoiceKey, Tombstones
 from engine_worker.errors import RequestError
 from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
+    ALL_CHOICES,
     Abort,
     Extend,
     Generate,
@@ -115,6 +118,16 @@ class Engine:
             self._to_gateways,
             self._metrics,
             clock,
+            lambda choice, end: self._scoring.on_ended(choice, end),
+        )
+        self._scoring = Scoring(
+            runner,
+            self._scheduler,
+            take=self._take_prompt,
+            finish=self._progress.finish,
+            fail=self._progress.fail,
+            answer=self._to_gateways.answer,
+            reset=self._progress.start_over,
         )
         self._num_arrivals = 0
         self._rate = TokenRate()
@@ -257,8 +270,25 @@ class Engine:
             if output.choice.attempt <= command.attempt:
                 self._progress.finish(output, "abort")
 
+    @property
+    def score_limits(self) -> ScoreLimits:
+        """What one call of the scoring program holds; for any thread."""
+        return self._runner.score_limits
+
+    def score(self, task: ScoreTask) -> None:
+        """Take a Score, which ends in one `Scored` or `Failure`; not if it was cancelled before."""
+        gateway_id, request_id = task.key
+        if not self._tombstones.is_aborted((gateway_id, request_id, ALL_CHOICES), 0):
+            self._scoring.add(task)
+
+    def cancel_score(self, gateway_id: str, request_id: str) -> None:
+        """Nobody waits for the answer to a Score; also works ahead of it."""
+        self._tombstones.put_aborted((gateway_id, request_id, ALL_CHOICES), 0)
+        self._scoring.cancel(gateway_id, request_id)
+
     def forget_gateway(self, gateway_id: str) -> None:
         """Drop all that a gateway wanted, without a word: nobody listens."""
+        self._scoring.forget_gateway(gateway_id)
         for output in self._choices.of_gateway(gateway_id):
             self._forget(output)
         self._to_gateways.forget_gateway(gateway_id)
@@ -266,6 +296,8 @@ class Engine:
 
     def step(self) -> dict[str, GatewayOutput]:
         """Compute one step, if there is work, and return what each gateway is to be told.
+
+        One pack of questions is scored behind the step's rows.
 
         A row that fails ends alone. A step that raises ends the choices that were in it; all
         others start over from their tokens on a fresh cache.
@@ -289,7 +321,8 @@ class Engine:
                 self._decodes.measure(result, duration_s)
                 self._rate.measure(num_sampled, duration_s)
             self._count_step(schedule, result, started, scheduled, computed)
-            self.num_steps += 1
+        has_scored = self._scoring.step()
+        self.num_steps += bool(schedule.rows) or has_scored
         return self._to_gateways.take()
 
     def close(self) -> None:
@@ -346,6 +379,13 @@ class Engine:
             received_at=self._clock() if received_at is None else received_at,
             constraint=constraint,
         )
+
+    def _take_prompt(self, command: Generate, received_at: float, gateway_id: str) -> ChoiceOutput:
+        """The prompt of a Score as a choice that is scheduled."""
+        output = self._accept(gateway_id, command, received_at)
+        output.choice.is_scored = True
+        self._take(output, command)
+        return output
 
     def _take(self, output: ChoiceOutput, command: Generate) -> None:
         """Put an accepted choice where it is scheduled and found; nothing is left of a failure."""

@@ -9,15 +9,24 @@ from engine_worker.core.choice_output import ChoiceOutput
 from engine_worker.core.decoding.token_logprobs import describe, take_prompt_scores
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Delta, Failure, Finished, FinishReason, Generate, Usage
+from protocol.wire.messages import (
+    Delta,
+    Failure,
+    Finished,
+    FinishReason,
+    Generate,
+    Scored,
+    Usage,
+)
 
 
 @dataclass(slots=True)
 class GatewayOutput:
-    """What is to be told to one gateway: first the deltas, then the ends."""
+    """What is to be told to one gateway: first the deltas, then the ends, then answers."""
 
     deltas: list[Delta] = field(default_factory=list)
     ends: list[Finished | Failure] = field(default_factory=list)
+    answers: list[Scored | Failure] = field(default_factory=list)
 
 
 class EngineOutput:
@@ -86,6 +95,10 @@ class EngineOutput:
     def end(self, gateway_id: str, end: Finished | Failure) -> None:
         """Add the end of a choice."""
         self._of(gateway_id).ends.append(end)
+
+    def answer(self, gateway_id: str, answer: Scored | Failure) -> None:
+        """Add the answer to a Score."""
+        self._of(gateway_id).answers.append(answer)
 
     def _of(self, gateway_id: str) -> GatewayOutput:
         return self._gateways.setdefault(gateway_id, GatewayOutput())

@@ -38,6 +38,7 @@ from engine_worker.core.credits import CreditPolicy
 from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.core.engine import RESUME_VERSION, Engine
 from engine_worker.core.metrics import EngineMetrics
+from engine_worker.core.scoring import ScoreTask, score_task
 from engine_worker.embedding.embedder import Embedder
 from engine_worker.errors import KvMemoryError
 from engine_worker.loading.encoder import decoder_embedder
@@ -48,9 +49,10 @@ from engine_worker.loading.weights import load_for_backend
 from engine_worker.text.chat_template import ChatTemplate
 from engine_worker.text.format_detection import DetectedFormats, detect_formats
 from engine_worker.text.preparation import PromptPreparer
+from engine_worker.text.score_preparation import ScorePreparer
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.errors import ConfigurationError
-from protocol.wire.messages import BlockPlacement, EngineOffer
+from protocol.wire.messages import BlockPlacement, EngineOffer, Score
 from protocol.wire.sampling_ranges import MAX_LOGPROBS
 
 _log = logging.getLogger("penstock.engine")
@@ -68,6 +70,7 @@ class ServedModel:
         credit_policy: What gateways may have unfinished.
         offer: What is announced to gateways.
         embedder: Makes embeddings with the same weights; None when nobody asked for it.
+        scores: Tokenises Scores, for any thread.
     """
 
     engine: Engine
@@ -76,7 +79,17 @@ class ServedModel:
     template: ChatTemplate
     credit_policy: CreditPolicy
     offer: EngineOffer
-    embedder: Embedder | None = None
+    embedder: Embedder | None
+    scores: ScorePreparer
+
+    def score_task(self, gateway_id: str, command: Score, received_at: float) -> ScoreTask:
+        """What is to be computed for a gateway's Score that came at some time; for any thread.
+
+        Raises:
+            RequestError: Something is wrong with it.
+        """
+        prompt = self.scores.prepare(command)
+        return score_task(gateway_id, command, prompt, self.engine.score_limits, received_at)
 
 
 def load_model(
@@ -276,7 +289,12 @@ def _assemble(
         max_model_len=engine.max_model_len,
         block_size=runner.block_size,
     )
-    return ServedModel(engine, preparer, tokenizer, template, credit_policy, offer, embedder)
+    scores = ScorePreparer(
+        tokenizer, template, vocab_size=spec.vocab_size, max_model_len=engine.max_model_len
+    )
+    return ServedModel(
+        engine, preparer, tokenizer, template, credit_policy, offer, embedder, scores
+    )
 
 
 def placements_of(backend: Backend) -> tuple[BlockPlacement, ...]:
@@ -302,6 +320,7 @@ def _capabilities(
         "tools": formats.tool_format is not None,
         "reasoning": formats.reasoning_format is not None,
         "embeddings": embedder is not None,
+        "scores": template.exists,
     }
     return tuple(name for name, is_there in found.items() if is_there)
 

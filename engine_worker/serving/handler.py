@@ -12,6 +12,7 @@ from msgspec import structs
 
 from engine_worker.compute.runner.profiling import Profiler
 from engine_worker.core.credits import CreditPolicy, Held
+from engine_worker.core.scoring import ScoreTask
 from engine_worker.errors import ProfileError
 from engine_worker.grammar.compile_queue import CompileQueue, WaitingGrammar
 from engine_worker.grammar.compiler import GrammarCompiler
@@ -23,7 +24,7 @@ from engine_worker.serving.acceptance_queue import (
     WaitingChoice,
     is_quick,
 )
-from engine_worker.serving.prepare_queue import NUM_THREADS, PrepareQueue
+from engine_worker.serving.prepare_queue import NUM_THREADS, PrepareQueue, ScoreTokeniser
 from engine_worker.text.preparation import PromptPreparer
 from protocol.errors import ErrorCode, PenstockError
 from protocol.runtime import logs
@@ -47,6 +48,7 @@ from protocol.wire.messages import (
     Prepare,
     Profile,
     Profiled,
+    Score,
 )
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ class GatewayCommand:
     """
 
     gateway_id: str
-    command: Generate | Extend | Abort | OrphanUsageNoted | ClearCache
+    command: Generate | Extend | Abort | Cancel | OrphanUsageNoted | ClearCache
     received_at: float
     accepted: Accepted = None
     is_abandoned: bool = False
@@ -100,11 +102,18 @@ class GatewayLost:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreCommand:
+    """A Score that was tokenised."""
+
+    task: ScoreTask
+
+
+@dataclass(frozen=True, slots=True)
 class StopLoop:
     """The step loop is to return."""
 
 
-InboxItem = GatewayCommand | GatewayLost | StopLoop
+InboxItem = GatewayCommand | GatewayLost | ScoreCommand | StopLoop
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +161,10 @@ class EngineHandler:
         self._generates = True
         self._num_received = 0
         self._num_taken = 0
+        self._num_scores = 0
+        # Scores that the step loop has, by gateway and request, and how many it was ever given.
+        self._scores: set[tuple[str, str]] = set()
+        self._scores_lock = threading.Lock()
 
     def connect(self, outlet: Outlet) -> None:
         """Say where answers go; before the first command."""
@@ -163,13 +176,27 @@ class EngineHandler:
         credit_policy: CreditPolicy,
         grammars: GrammarCompiler,
         acceptor: Acceptor,
+        scores: ScoreTokeniser | None = None,
     ) -> None:
-        """The model is loaded: take work from now on."""
+        """The model is loaded: take work from now on.
+
+        Args:
+            preparer: Tokenises prompts.
+            credit_policy: How much gateways may have here.
+            grammars: Compiles grammars.
+            acceptor: Takes choices that are not quick to take.
+            scores: Tokenises Scores; None refuses them.
+        """
         self._credit_policy = credit_policy
         self._acceptances = AcceptanceQueue(acceptor, self._hand_on, self._clock)
         self._compile_queue = CompileQueue(grammars, self._on_compiled, self._clock)
         self._prepares = PrepareQueue(
-            preparer.answer, self._send, execute=self._threads.submit, clock=self._clock
+            preparer.answer,
+            self._send,
+            execute=self._threads.submit,
+            clock=self._clock,
+            tokenise_score=scores,
+            take_score=self._hand_on_score,
         )
 
     def serve_embeddings(
@@ -201,7 +228,7 @@ class EngineHandler:
 
     def on_command(self, gateway_id: str, command: EngineCommand) -> None:
         """Queue a command; see `WorkerHandler`."""
-        if isinstance(command, Prepare | Detokenize):
+        if isinstance(command, Prepare | Detokenize | Score):
             if self._prepares is None or self.is_draining:
                 self._send(gateway_id, self._unavailable(command))
             else:
@@ -243,6 +270,8 @@ class EngineHandler:
             self._prepares.forget_gateway(gateway_id)
         for waiting in self._choice_queues:
             waiting.forget_gateway(gateway_id)
+        with self._scores_lock:
+            self._scores = {key for key in self._scores if key[0] != gateway_id}
         if self._generates:
             self._num_received += 1
             self.inbox.put(GatewayLost(gateway_id))
@@ -257,7 +286,7 @@ class EngineHandler:
     def num_unfinished(self) -> int:
         """Commands not looked at yet, prompts in preparation, and choices that run or wait."""
         # In this order: what leaves the first count is in the status before it does.
-        num_pending = self._num_received - self._num_taken
+        num_pending = self._num_received + self._num_scores - self._num_taken
         num_prepares = 0 if self._prepares is None else self._prepares.num_unfinished
         return num_pending + num_prepares + self.status.num_unfinished + self._num_embeddings
 
@@ -269,7 +298,7 @@ class EngineHandler:
         """
         load = self.status.load
         num_running = load.num_running + self._num_embeddings
-        if self._num_received > self._num_taken:
+        if self._num_received + self._num_scores > self._num_taken:
             num_running = max(1, num_running)
         return structs.replace(load, num_running=num_running)
 
@@ -395,14 +424,32 @@ class EngineHandler:
             )
         )
 
+    def _hand_on_score(self, task: ScoreTask) -> None:
+        """Runs in any thread; what is counted here is unfinished until the step loop has it."""
+        with self._scores_lock:
+            self._num_scores += 1
+            self._scores.add(task.key)
+        self.inbox.put(ScoreCommand(task))
+
+    def on_score_answered(self, gateway_id: str, request_id: str) -> None:
+        """The step loop is done with a Score."""
+        with self._scores_lock:
+            self._scores.discard((gateway_id, request_id))
+
     def _cancel(self, gateway_id: str, command: Cancel) -> None:
-        """Drop a question that nobody waits for; it concerns no step, so the loop isn't told."""
+        """Drop a question that nobody waits for; the loop is told only of a Score that it has."""
         if self._prepares is not None:
             self._prepares.cancel(gateway_id, command.request_id)
         if self._embeddings is not None:
             self._embeddings.cancel(gateway_id, command.request_id)
+        with self._scores_lock:
+            is_at_loop = (gateway_id, command.request_id) in self._scores
+            self._scores.discard((gateway_id, command.request_id))
+        if is_at_loop:
+            self._num_received += 1
+            self.inbox.put(GatewayCommand(gateway_id, command, self._clock()))
 
-    def _unavailable(self, command: Prepare | Detokenize | Generate | Embed) -> Failure:
+    def _unavailable(self, command: Prepare | Detokenize | Score | Generate | Embed) -> Failure:
         if self.is_draining:
             reason = "The engine is stopping."
         elif isinstance(command, Embed) and self._prepares is not None:

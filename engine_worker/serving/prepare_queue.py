@@ -8,10 +8,19 @@ from dataclasses import dataclass
 from typing import Final
 
 from engine_worker.core.scheduling.turn_queue import TurnQueue
-from engine_worker.errors import DeadlineError
+from engine_worker.core.scoring import ScoreTask
+from engine_worker.errors import DeadlineError, UnsupportedParameterError
 from protocol.errors import ErrorCode, PenstockError
 from protocol.runtime import logs
-from protocol.wire.messages import Detokenize, Detokenized, Failure, Message, Prepare, Prepared
+from protocol.wire.messages import (
+    Detokenize,
+    Detokenized,
+    Failure,
+    Message,
+    Prepare,
+    Prepared,
+    Score,
+)
 
 MAX_PLACES: Final = 1024
 """What may wait in all; beyond it the engine says that it is overloaded."""
@@ -27,23 +36,29 @@ _TOKEN_ID_BYTES: Final = 8
 """Of one token id while it waits."""
 _RETRY_AFTER_S: Final = 1.0
 
-PrepareCommand = Prepare | Detokenize
+PrepareCommand = Prepare | Detokenize | Score
+ScoreTokeniser = Callable[[str, Score, float], ScoreTask]
+"""Makes what is to be computed of a gateway's Score that came at some time on the engine's clock;
+raises PenstockError for what is wrong with it."""
 
 _log = logging.getLogger("penstock.engine")
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """A command of a gateway; `deadline` in monotonic seconds."""
+    """A command of a gateway; both times in monotonic seconds."""
 
     gateway_id: str
     command: PrepareCommand
+    received_at: float
     deadline: float
     is_costly: bool
 
 
 class PrepareQueue:
     """Answers Prepare and Detokenize in the threads of an executor, each exactly once.
+
+    Scores are tokenised here as well, and handed on to where they are computed.
 
     What nobody waits for any more, because it was cancelled or its gateway is gone, is dropped
     when it has not begun, and left unanswered when it has.
@@ -53,16 +68,22 @@ class PrepareQueue:
         send: Takes an answer to a gateway; thread-safe.
         execute: Runs a function soon in one of `NUM_THREADS` threads, or more.
         clock: Monotonic seconds.
+        tokenise_score: Tokenises Scores; None refuses them.
+        take_score: Takes a Score that was tokenised; thread-safe.
     """
 
     def __init__(
         self,
-        answer: Callable[[PrepareCommand], Prepared | Detokenized],
+        answer: Callable[[Prepare | Detokenize], Prepared | Detokenized],
         send: Callable[[str, Message], None],
         *,
         execute: Callable[[Callable[[], None]], object],
         clock: Callable[[], float] = time.monotonic,
+        tokenise_score: ScoreTokeniser | None = None,
+        take_score: Callable[[ScoreTask], None] | None = None,
     ) -> None:
+        self._tokenise_score = tokenise_score
+        self._take_score = take_score
         self._answer = answer
         self._send = send
         self._execute = execute
@@ -83,10 +104,12 @@ class PrepareQueue:
     def submit(self, gateway_id: str, command: PrepareCommand) -> None:
         """Queue a command, or refuse it at once as overloaded."""
         size_bytes, num_token_ids = _size(command)
+        received_at = self._clock()
         waiting = _Waiting(
             gateway_id,
             command,
-            self._clock() + command.deadline_s,
+            received_at,
+            received_at + command.deadline_s,
             is_costly=max(size_bytes, num_token_ids) > COSTLY_SIZE,
         )
         num_places = 1 + (size_bytes + num_token_ids * _TOKEN_ID_BYTES) // COSTLY_SIZE
@@ -151,13 +174,17 @@ class PrepareQueue:
                 self._has_costly = True
             return waiting
 
-    def _answered(self, waiting: _Waiting) -> Message:
-        """The answer, whatever happens."""
+    def _answered(self, waiting: _Waiting) -> Message | ScoreTask:
+        """The answer, whatever happens, or what is to be computed for it."""
         command = waiting.command
         try:
             if self._clock() >= waiting.deadline:
                 raise DeadlineError("The request's time ran out before its prompt was tokenised.")
-            return self._answer(command)
+            if not isinstance(command, Score):
+                return self._answer(command)
+            if self._tokenise_score is None:
+                raise UnsupportedParameterError("This engine scores no labels.")
+            return self._tokenise_score(waiting.gateway_id, command, waiting.received_at)
         except PenstockError as error:
             return _failure(command, error.code, error.message, error.param)
         except (SystemExit, KeyboardInterrupt):
@@ -168,11 +195,15 @@ class PrepareQueue:
                 command, ErrorCode.INTERNAL_ERROR, "The engine failed to prepare the prompt."
             )
 
-    def _finish(self, waiting: _Waiting, answer: Message) -> None:
+    def _finish(self, waiting: _Waiting, answer: Message | ScoreTask) -> None:
         with self._lock:
             is_wanted = waiting in self._wanted
+            if is_wanted and isinstance(answer, ScoreTask) and self._take_score is not None:
+                # Under the lock: whoever is cancelled is dropped here, or handed on before.
+                self._take_score(answer)
         if is_wanted:
-            self._send(waiting.gateway_id, answer)
+            if not isinstance(answer, ScoreTask):
+                self._send(waiting.gateway_id, answer)
             # Only now: a drain ends when nothing is unfinished, and then sends what was sent.
             with self._lock:
                 self._wanted.discard(waiting)
@@ -182,6 +213,9 @@ def _size(command: PrepareCommand) -> tuple[int, int]:
     """Bytes of text, exact up to `COSTLY_SIZE` and at least that beyond, and token ids."""
     if isinstance(command, Detokenize):
         return 0, len(command.token_ids)
+    if isinstance(command, Score):
+        questions = sum(_num_bytes(question.text) for question in command.questions)
+        return _num_bytes(command.messages_json) + questions, 0
     texts = (
         command.prompt,
         command.messages_json,

@@ -111,7 +111,13 @@ def _serve_decoder(
         handler.serve_embeddings(embeddings)
         threading.Thread(target=embeddings.run, name="embedding", daemon=True).start()
     engine = served.engine
-    handler.serve(served.preparer, served.credit_policy, engine.grammars, engine.acceptor)
+    handler.serve(
+        served.preparer,
+        served.credit_policy,
+        engine.grammars,
+        engine.acceptor,
+        served.score_task,
+    )
     _announce(served.offer, worker)
     StepLoop(engine, handler, worker, engine_id=worker.instance_id).run()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Container
 
 from engine_worker.core.engine import Engine
 from engine_worker.core.engine_output import GatewayOutput
+from engine_worker.core.scoring import ScoreTask
 from engine_worker.serving.cache_report import CacheReporter
 from engine_worker.serving.handler import (
     EngineHandler,
@@ -14,6 +15,7 @@ from engine_worker.serving.handler import (
     GatewayLost,
     InboxItem,
     Outlet,
+    ScoreCommand,
     StopLoop,
 )
 from engine_worker.serving.isolation import Isolation
@@ -21,10 +23,13 @@ from engine_worker.serving.orphans import OrphanTracker
 from protocol.errors import ErrorCode, PenstockError
 from protocol.version import ORPHAN_USAGE_VERSION
 from protocol.wire.messages import (
+    ALL_CHOICES,
     CacheCleared,
+    Cancel,
     ClearCache,
     Credits,
     Extend,
+    Failure,
     Generate,
     OrphanUsageNoted,
     StepOutput,
@@ -88,7 +93,7 @@ class StepLoop:
         outputs = self._engine.step()
         for gateway_id, output in outputs.items():
             self._send(gateway_id, output)
-        if any(output.ends for output in outputs.values()):
+        if any(output.ends or output.answers for output in outputs.values()):
             self._share_out(outputs)
         self._report_orphans()
         self._cache_reporter.report(is_idle=not self._engine.has_work())
@@ -135,6 +140,10 @@ class StepLoop:
             self._windows.pop(item.gateway_id, None)
             self._cache_reporter.forget_gateway(item.gateway_id)
             self._orphans.on_gateway_lost(item.gateway_id)
+        elif isinstance(item, ScoreCommand):
+            self._score(item.task)
+        elif isinstance(item.command, Cancel):
+            self._engine.cancel_score(item.gateway_id, item.command.request_id)
         elif isinstance(item.command, Generate):
             if not item.is_abandoned:
                 self._generate(item, item.command)
@@ -148,6 +157,23 @@ class StepLoop:
             self._outlet.send(item.gateway_id, cleared)
         else:
             self._engine.abort(item.gateway_id, item.command)
+
+    def _score(self, task: ScoreTask) -> None:
+        gateway_id, request_id = task.key
+        held = self._engine.held()
+        reason = ""
+        if not self._handler.admits(gateway_id, held, task.num_held_tokens):
+            reason = "The gateway has no credit left here for so many questions."
+        elif not self._isolation.admits(
+            (gateway_id, request_id, ALL_CHOICES), is_alone=False, num_unfinished=0
+        ):
+            reason = "A request runs alone here, or is about to; please try again."
+        if reason:
+            code = ErrorCode.CREDIT_EXCEEDED
+            self._handler.on_score_answered(gateway_id, request_id)
+            self._outlet.send(gateway_id, Failure(request_id=request_id, code=code, message=reason))
+        else:
+            self._engine.score(task)
 
     def _generate(self, item: GatewayCommand, command: Generate) -> None:
         gateway_id, accepted = item.gateway_id, item.accepted
@@ -227,3 +253,6 @@ class StepLoop:
                 credits=window,
             ),
         )
+        for answer in output.answers:
+            self._handler.on_score_answered(gateway_id, answer.request_id)
+            self._outlet.send(gateway_id, answer)

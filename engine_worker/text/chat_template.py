@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -161,6 +162,16 @@ class ChatTemplate:
         if self._controls is None:
             return self._tokenizer.encode(prompt, add_special_tokens=False)
         return self._controls.encode(prompt)
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of texts of a client, each for itself; none becomes a control token.
+
+        Raises:
+            InvalidRequestError: A text holds lone surrogates.
+        """
+        if self._controls is None:
+            return self._tokenizer.encode_texts(texts)
+        return self._controls.encode_texts(texts)
 
     def _render(
         self,

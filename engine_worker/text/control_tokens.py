@@ -18,7 +18,7 @@ import json
 import random
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
@@ -143,6 +143,19 @@ class ControlTokens:
             if self._renamed is None or num_found == self._counted_spellings.count(rendered):
                 return token_ids
         return self._renamed.encode(self._with_aliases(rendered), add_special_tokens=False)
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts of a client, each for itself; no control token among them.
+
+        Raises:
+            InvalidRequestError: A text holds lone surrogates.
+        """
+        return [
+            token_ids
+            if self._counted.isdisjoint(token_ids)
+            else self.encode(self.rendered(self._spellings.mark(text)))
+            for text, token_ids in zip(texts, self._tokenizer.encode_texts(texts), strict=True)
+        ]
 
     def _with_aliases(self, rendered: Rendered) -> str:
         text, marks = str(rendered), rendered.marks

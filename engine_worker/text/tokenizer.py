@@ -89,6 +89,14 @@ class Tokenizer:
         ].ids
         return token_ids
 
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of several texts without special tokens; other threads run meanwhile.
+
+        Raises:
+            InvalidRequestError: A text holds lone surrogates.
+        """
+        return [encoding.ids for encoding in self._encode_batch(texts, add_special_tokens=False)]
+
     def _encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Any]:
         try:
             for text in texts:

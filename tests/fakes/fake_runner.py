@@ -5,6 +5,7 @@ from functools import reduce
 from hashlib import blake2b
 
 import numpy as np
+import numpy.typing as npt
 
 from engine_worker.core.choice.batch import (
     ModelRunner,
@@ -13,6 +14,7 @@ from engine_worker.core.choice.batch import (
     StepBatch,
     StepResult,
 )
+from engine_worker.core.choice.score_pack import ScoreLimits, ScorePack, ScoreShape
 
 NextToken = Callable[[Sequence[int]], int]
 
@@ -34,6 +36,14 @@ def scripted_tokens(prompt_length: int, output: Sequence[int]) -> NextToken:
         return output[min(len(token_ids) - prompt_length, len(output) - 1)]
 
     return next_token
+
+
+def scored_logprob(token_ids: Sequence[int], token_id: int) -> float:
+    """A number for a token after some others; `nan` after a token 666."""
+    if 666 in token_ids:
+        return float("nan")
+    digest = blake2b(np.asarray([*token_ids, token_id], np.int64).tobytes(), digest_size=2).digest()
+    return -int.from_bytes(digest, "little") / 4096
 
 
 _NOTHING_ALLOWED = -3
@@ -63,6 +73,7 @@ class DeterministicFakeRunner:
     Args:
         next_token: From all tokens of a request to its next one.
         fail_steps: Numbers of the calls of `run` that raise.
+        fail_packs: Numbers of the calls of `score` that raise, from 1.
         nan_prompts: First tokens of prompts whose rows report NaN when they sample.
     """
 
@@ -79,6 +90,7 @@ class DeterministicFakeRunner:
         decode_rows: tuple[int, ...] = (1, 2, 4),
         runs_ahead: bool = False,
         fail_steps: frozenset[int] = frozenset(),
+        fail_packs: frozenset[int] = frozenset(),
         nan_prompts: frozenset[int] = frozenset(),
     ) -> None:
         self._next_token = next_token
@@ -91,9 +103,11 @@ class DeterministicFakeRunner:
         self._decode_rows = decode_rows
         self._runs_ahead = runs_ahead
         self._fail_steps = fail_steps
+        self._fail_packs = fail_packs
         self._nan_prompts = nan_prompts
         self._cache = np.full((num_blocks, block_size), -1, np.int64)
         self.batches: list[StepBatch] = []
+        self.packs: list[ScorePack] = []
         self.assigned: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
         self._counted: dict[int, list[int]] = {}
         self.num_resets = 0
@@ -189,6 +203,42 @@ class DeterministicFakeRunner:
             more.append(self._next_token(seen))
             seen.append(more[-1])
         return more
+
+    @property
+    def score_limits(self) -> ScoreLimits:
+        return ScoreLimits((ScoreShape(4, 4), ScoreShape(2, 16)), max_pairs=16, max_places=(6, 4))
+
+    def num_scratch_blocks(self, num_stored: int, num_tokens: int) -> int:
+        return -(-(num_stored % self._block_size + num_tokens) // self._block_size)
+
+    def score(
+        self,
+        pack: ScorePack,
+        num_stored: int,
+        block_ids: Sequence[int],
+        scratch_ids: Sequence[Sequence[int]],
+    ) -> npt.NDArray[np.float32]:
+        """`scored_logprob` of each pair, of the tokens in the blocks and those of its row before.
+
+        Scratch blocks are spoilt, so whoever lent what is in use finds out.
+        """
+        self.packs.append(pack)
+        if len(self.packs) in self._fail_packs:
+            raise RuntimeError("the device is gone")
+        prompt = self._cache[list(block_ids)].reshape(-1)[:num_stored].tolist()
+        lent = [block_id for row in scratch_ids for block_id in row]
+        assert len(set(lent)) == len(lent)
+        assert not set(lent) & set(block_ids)
+        for row, scratch in zip(pack.rows, scratch_ids, strict=True):
+            assert len(scratch) == self.num_scratch_blocks(num_stored, len(row))
+        self._cache[lent] = -1
+        return np.array(
+            [
+                scored_logprob([*prompt, *pack.rows[one.row][: one.offset + 1]], one.token_id)
+                for one in pack.pairs
+            ],
+            np.float32,
+        )
 
     def warm_up(self, progress: ProgressCallback) -> None:
         progress(1.0, "nothing to compile")

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 
+from engine_worker.core.choice.score_pack import ScoreShape
+
 DECODE_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PREFILL_TOKENS = (32, 128, 512)
 """Larger chunks gain nothing on a CPU and delay the rows that decode."""
 DETERMINISTIC_ROWS = 16
 """Rows of the one program of the deterministic mode."""
+SCORE_SHAPES = (ScoreShape(32, 16), ScoreShape(8, 64))
+"""Rows and tokens of the programs that score questions."""
 DRAFT_ROWS = 8
 """Rows of the largest decode program, at least, where rows draft their next tokens."""
 
@@ -41,6 +45,7 @@ class Buckets:
 
     decode: tuple[Bucket, ...]
     prefill: tuple[Bucket, ...]
+    score_shapes: tuple[ScoreShape, ...] = SCORE_SHAPES
 
     @property
     def sampler_rows(self) -> tuple[int, ...]:
@@ -101,7 +106,8 @@ def choose_buckets(
         speculates: Draft tokens take rows as well.
     """
     if deterministic:
-        return Buckets(decode=(Bucket(DETERMINISTIC_ROWS, 1),), prefill=())
+        decode = (Bucket(DETERMINISTIC_ROWS, 1),)
+        return Buckets(decode, prefill=(), score_shapes=SCORE_SHAPES[-1:])
     most = max(min_rows, max_num_seqs)
     if speculates:
         most = max(most, min(DRAFT_ROWS, max_num_batched_tokens))

@@ -19,9 +19,15 @@ from engine_worker.compute.runner.packing import PackedLayout
 from engine_worker.compute.runner.program_set import ProgramSet
 from engine_worker.compute.runner.programs import MAX_NEW_TOKENS, DeviceState, ProgramOutput
 from engine_worker.compute.runner.run_ahead import RunAhead
+from engine_worker.compute.runner.score_program import (
+    MAX_SCORE_PAIRS,
+    max_answers,
+    num_scratch_blocks,
+)
 from engine_worker.compute.runner.step_outcome import StepOutcome
 from engine_worker.compute.sampling.penalties import count_tokens
 from engine_worker.core.choice.batch import ProgressCallback, RowWork, StepBatch, StepResult
+from engine_worker.core.choice.score_pack import ScoreLimits, ScorePack
 
 
 class JaxModelRunner:
@@ -34,7 +40,7 @@ class JaxModelRunner:
     shape, one token a row, and all are sampled by one full sampler, so that what a token computes
     depends on nothing but its own request.
 
-    It is long because the port alone has fourteen members, all on the one state of the device.
+    It is long because the port alone has seventeen members, all on the one state of the device.
     """
 
     program_set: ClassVar[type[ProgramSet]] = ProgramSet
@@ -218,6 +224,28 @@ class JaxModelRunner:
         else:
             self._run_buckets(rows, outcome, has_next=has_next)
         return join_drafts(batch.rows, outcome.result())
+
+    @property
+    def score_limits(self) -> ScoreLimits:
+        shapes = self._buckets.score_shapes
+        return ScoreLimits(shapes, MAX_SCORE_PAIRS, tuple(map(max_answers, shapes)))
+
+    def num_scratch_blocks(self, num_stored: int, num_tokens: int) -> int:
+        """Blocks that a row of tokens behind a beginning borrows; see the port."""
+        return num_scratch_blocks(num_stored, num_tokens, self.block_size)
+
+    def score(
+        self,
+        pack: ScorePack,
+        num_stored: int,
+        block_ids: Sequence[int],
+        scratch_ids: Sequence[Sequence[int]],
+    ) -> npt.NDArray[np.float32]:
+        """Scores a pack after the tokens that some blocks hold; see the port."""
+        scores, self._state = self._programs.score(
+            self._state, pack, num_stored, block_ids, scratch_ids
+        )
+        return scores[: len(pack.pairs)]
 
     def warm_up(self, progress: ProgressCallback) -> None:
         """Compiles the programs that any work fits, and the others behind; see the port."""

@@ -22,7 +22,9 @@ from engine_worker.compute.runner.programs import (
     StepProgram,
     set_slot_counts,
 )
+from engine_worker.compute.runner.score_program import ScoreLayout, ScoreProgram
 from engine_worker.core.choice.batch import ProgressCallback, RowWork
+from engine_worker.core.choice.score_pack import ScorePack
 
 
 class ProgramSet:
@@ -48,7 +50,15 @@ class ProgramSet:
         # On an accelerator steps don't need the cores that the compiler takes.
         is_cpu = jax.default_backend() == "cpu"
         threads = CompilerThreads() if is_cpu and limits.compiler_yields else None
-        self.store = ProgramStore[Bucket | int](self.compile, describe, compiler_threads=threads)
+        self.store = ProgramStore[Bucket | int | ScoreLayout](
+            self.compile, describe, compiler_threads=threads
+        )
+        self._score_layouts = {
+            shape: ScoreLayout(
+                shape, self.table_width, kv_layout.block_size, kv_layout.padding_block
+            )
+            for shape in buckets.score_shapes
+        }
         self.packed_layouts: Mapping[Bucket, PackedLayout] = {
             bucket: PackedLayout(bucket, self.table_width, self._num_slots, kv_layout.padding_block)
             for bucket in buckets.all
@@ -85,15 +95,20 @@ class ProgramSet:
 
     def warm_up(self, progress: ProgressCallback) -> None:
         """Compiles the programs that any work fits, and the others behind; see the port."""
-        first = self._buckets.largest
+        first = self._first
         progress(0.0, f"compiling {len(first)} programs")
         self.store.warm_up(first, self._buckets.by_demand, progress)
         self._compile_set_counts()
         progress(1.0, f"compiled {len(first)} programs, the others follow")
 
+    @property
+    def _first(self) -> tuple[Bucket | int | ScoreLayout, ...]:
+        """What all work fits."""
+        return (*self._buckets.largest, *self._score_layouts.values())
+
     def working_bytes(self) -> int:
-        """Working memory of the largest program, beside weights and state; compiles three."""
-        compiled = [self.store.get(key).memory_analysis() for key in self._buckets.largest]
+        """Working memory of the largest program, beside weights and state; compiles a few."""
+        compiled = [self.store.get(key).memory_analysis() for key in self._first]
         # What is donated is counted as an output too, but is no new memory.
         sizes_bytes: list[int] = [
             memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -101,9 +116,16 @@ class ProgramSet:
         ]
         return max(sizes_bytes)
 
-    def compile(self, key: Bucket | int) -> Any:
+    def compile(self, key: Bucket | int | ScoreLayout) -> Any:
         """A program, compiled ahead of time, so that a call can never retrace."""
         backend, leaves = self._decoder.backend, self._decoder.leaves
+        if isinstance(key, ScoreLayout):
+            packed = np.zeros(key.num_entries, np.int32)
+            return (
+                jax.jit(ScoreProgram(backend, key), donate_argnums=1)
+                .lower(leaves, self._abstract_state.cache, packed)
+                .compile()
+            )
         if isinstance(key, int):
             sampler = self.samplers[key]
             hidden = np.zeros((key, backend.spec.hidden_size), np.float32)
@@ -146,6 +168,20 @@ class ProgramSet:
         outputs, counts = program(self._decoder.leaves, state.counts, hidden, inputs)
         return np.asarray(outputs), state._replace(counts=counts)
 
+    def score(
+        self,
+        state: DeviceState,
+        pack: ScorePack,
+        num_stored: int,
+        block_ids: Sequence[int],
+        scratch_ids: Sequence[Sequence[int]],
+    ) -> tuple[npt.NDArray[np.float32], DeviceState]:
+        """Runs a scoring program: [P] log probabilities. The cache of `state` is donated."""
+        layout = self._score_layouts[pack.shape]
+        packed = layout.pack(pack, num_stored, block_ids, scratch_ids)
+        scores, cache = self.store.get(layout)(self._decoder.leaves, state.cache, packed)
+        return np.asarray(scores), state._replace(cache=cache)
+
     def set_counts(
         self, state: DeviceState, slot: int, slot_counts: npt.NDArray[np.int32]
     ) -> DeviceState:
@@ -164,8 +200,11 @@ class ProgramSet:
             self._set_counts = lowered.compile()
 
 
-def describe(program: Bucket | int) -> str:
-    """A step program's bucket, or the rows of a full sampler."""
+def describe(program: Bucket | int | ScoreLayout) -> str:
+    """A step program's bucket, the rows of a full sampler, or what is scored."""
+    if isinstance(program, ScoreLayout):
+        shape = program.shape
+        return f"the scoring of {shape.num_rows} rows of {shape.num_tokens} tokens"
     if isinstance(program, int):
         return f"the full sampler of {program} rows"
     if program.is_prefill:

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from engine_worker.core.choice.score_pack import ScoreLimits, ScorePack
 from engine_worker.core.choice.token_mask import MaskWords
 
 ProgressCallback = Callable[[float, str], None]
@@ -218,6 +219,33 @@ class ModelRunner(Protocol):
 
     def run(self, batch: StepBatch) -> StepResult:
         """Compute one step: write KV, sample; block until the tokens are on the host."""
+
+    @property
+    def score_limits(self) -> ScoreLimits:
+        """What a pack for `score` may hold."""
+
+    def num_scratch_blocks(self, num_stored: int, num_tokens: int) -> int:
+        """How many blocks a row of `score` borrows that has so many tokens behind others."""
+
+    def score(
+        self,
+        pack: ScorePack,
+        num_stored: int,
+        block_ids: Sequence[int],
+        scratch_ids: Sequence[Sequence[int]],
+    ) -> npt.NDArray[np.float32]:
+        """The log probability of each of a pack's pairs after the tokens that some blocks hold.
+
+        Args:
+            pack: Within `score_limits`.
+            num_stored: Tokens before the pack's, all of them computed.
+            block_ids: The blocks that hold them; they are only read.
+            scratch_ids: For each row the blocks that it borrows; what they hold afterwards is of
+                no use to anybody.
+
+        Returns:
+            [num_pairs] float32; NaN where the model computed no number.
+        """
 
     def warm_up(self, progress: ProgressCallback) -> None:
         """Compile (or load from the persistent cache) what `run` needs for any work.

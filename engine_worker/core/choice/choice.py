@@ -53,6 +53,8 @@ class Choice:
             before.
         drafts: Drafts its next tokens; None while nobody wanted any.
         trace_id: The client's `X-Request-ID`, for logs.
+        is_scored: It is the prompt of a Score: nothing is sampled after it, and it keeps its slot
+            until its questions are scored.
     """
 
     gateway_id: str
@@ -86,6 +88,7 @@ class Choice:
     num_cached_tokens: int | None = None
     drafts: ChoiceDrafts | None = None
     trace_id: str = ""
+    is_scored: bool = False
     status: ChoiceStatus = ChoiceStatus.WAITING
 
     @property

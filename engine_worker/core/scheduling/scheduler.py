@@ -171,6 +171,27 @@ class Scheduler:
             self._waiting.finish(choice)
         choice.status = ChoiceStatus.FINISHED
 
+    def borrow(self, choice: Choice, num_least: int, num_most: int) -> list[int]:
+        """Blocks beside those of a running choice, for a moment; `give_back` must follow at once.
+
+        Choices that come after it give way for the least; what is free is taken up to the most.
+
+        Returns:
+            None of them where only choices before this one hold what is needed.
+        """
+        while self._pool.num_free < num_least:
+            victim = self._paused_victim() or self._running[-1]
+            if victim is choice:
+                return []
+            self._preempt(victim)
+        block_ids = self._pool.allocate(min(num_most, self._pool.num_free))
+        assert block_ids is not None
+        return block_ids
+
+    def give_back(self, block_ids: list[int]) -> None:
+        """What was borrowed is free again."""
+        self._pool.release(block_ids)
+
     def distrust(self, choice: Choice) -> None:
         """What a choice computed or read is not to be used by others: it gave no numbers."""
         self._pool.forget(choice.block_ids)
@@ -188,7 +209,8 @@ class Scheduler:
     def schedule(self) -> Schedule:
         """The next step; the caller reports what was computed with `advance`.
 
-        There is at least one row whenever `has_work`.
+        There is at least one row whenever `has_work`, but for prompts whose questions are being
+        scored: they keep their slots and have nothing left to compute.
         """
         self._num_steps += 1
         decodes = self._schedule_decodes()

@@ -122,6 +122,7 @@ from protocol.wire.messages.people import (
     WebhookSettings,
     WebhookState,
 )
+from protocol.wire.messages.scoring import Score, Scored, ScoredQuestion
 from protocol.wire.messages.toolparse import (
     CloseParse,
     OpenParse,
@@ -154,6 +155,7 @@ EngineCommand = (
     Prepare
     | Detokenize
     | Embed
+    | Score
     | Generate
     | Extend
     | Abort
@@ -167,6 +169,7 @@ EngineEvent = (
     Prepared
     | Detokenized
     | Embedded
+    | Scored
     | StepOutput
     | CachedBlocks
     | OrphanUsage
@@ -338,6 +341,9 @@ __all__ = [
     "SamplingDefaults",
     "SamplingParams",
     "Scope",
+    "Score",
+    "Scored",
+    "ScoredQuestion",
     "SetMember",
     "Settle",
     "Settled",

@@ -143,7 +143,7 @@ class Detokenize(Message, frozen=True, tag="detokenize"):
 
 
 class Cancel(Message, frozen=True, tag="cancel"):
-    """Nobody waits any more for the answer to a Prepare, Detokenize or Embed; not answered.
+    """Nobody waits any more for the answer to a Prepare, Detokenize, Embed or Score; unanswered.
 
     Whoever has not begun with it drops it.
     """

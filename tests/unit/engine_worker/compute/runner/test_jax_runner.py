@@ -11,6 +11,7 @@ import pytest
 from engine_worker.compute.models.decoder import DecoderWeights
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.core.choice.batch import RowSampling, RowWork, StepBatch
+from engine_worker.core.choice.score_pack import ScoredTexts, packs_of
 from tests.fakes.runner_requests import GREEDY, RunnerRequest, begin, generate, step
 from tests.fakes.tiny_decoder import VOCAB_SIZE, GreedyReference, tiny_weights
 
@@ -113,8 +114,8 @@ def test_nothing_is_compiled_after_warm_up_whatever_the_traffic(runner: JaxModel
             compiled.append(event)
 
     num_compiles = runner.num_compiles
-    # Decode programs, a prefill program, full samplers, and counting a slot's tokens.
-    assert num_compiles == 3 + 1 + 2 + 1
+    # Decode programs, a prefill program, full samplers, scoring, and counting a slot's tokens.
+    assert num_compiles == 3 + 1 + 2 + 2 + 1
     samplings = [
         GREEDY,
         RowSampling(temperature=0.8, top_k=5, top_p=0.9, seed=3),
@@ -131,6 +132,11 @@ def test_nothing_is_compiled_after_warm_up_whatever_the_traffic(runner: JaxModel
             begin(runner, request)
         for turn in range(10):
             step(runner, requests[: turn % 4 + 1], max_tokens=11 + turn)
+        for num_tokens in (1, 16, 17, 64):
+            question = ScoredTexts(tuple(prompt_of(num_tokens)), ((1,), (2,)), 0)
+            (pack,) = packs_of([question], runner.score_limits)
+            scratch = [blocks(1)[: runner.num_scratch_blocks(5, num_tokens)]]
+            assert len(runner.score(pack, 5, blocks(0), scratch)) == 2
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert compiled == []
@@ -153,8 +159,8 @@ def test_every_program_updates_its_state_in_place(runner: JaxModelRunner) -> Non
 def test_warm_up_reports_rising_progress_up_to_the_end(
     warm_runner: JaxModelRunner, reports: list[tuple[float, str]]
 ) -> None:
-    # The largest decode, prefill and full sampler, between a first and a last report.
-    assert len(reports) == 3 + 2
+    # The largest decode, prefill, full sampler and scoring, between a first and a last report.
+    assert len(reports) == 5 + 2
     fractions = [fraction for fraction, _ in reports]
     assert fractions == sorted(fractions)
     assert (fractions[0], fractions[-1]) == (0.0, 1.0)

@@ -1,0 +1,205 @@
+"""Scores tokens after a shared beginning: rows of tokens that follow it, each in scratch blocks.
+
+A row reads the beginning's blocks, which nobody writes to. Its own tokens go into blocks that are
+lent to it for this call; the first of them begins as a copy of the beginning's last block, where
+that isn't full. So any number of rows follow one prompt, whatever backend computes them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+
+from engine_worker.compute.backends.base import Backend, StepTokens, forward
+from engine_worker.compute.backends.kv_layout import KvCache, LayerPages
+from engine_worker.compute.models.decoder import Leaves
+from engine_worker.core.choice.score_pack import ScorePack, ScoreShape
+
+MAX_SCORE_PAIRS: Final = 512
+_ANSWERS_A_ROW: Final = 2
+"""Places of a row, on average, that something is scored after; labels of many tokens need more,
+and then fewer rows are in a call."""
+
+
+class _ScoreInputs(NamedTuple):
+    """What the packed vector holds.
+
+    Attributes:
+        num_stored: [] int32, tokens of the beginning.
+        copied_block: [] int32, the beginning's last block.
+        lengths: [T] int32, tokens of each row.
+        block_tables: [T, MB] int32.
+        first_blocks: [T] int32, each row's first scratch block.
+        token_ids: [T, Q] int32.
+        pair_places: [P] int32, row times Q plus offset.
+        pair_token_ids: [P] int32.
+    """
+
+    num_stored: jax.Array
+    copied_block: jax.Array
+    lengths: jax.Array
+    block_tables: jax.Array
+    first_blocks: jax.Array
+    token_ids: jax.Array
+    pair_places: jax.Array
+    pair_token_ids: jax.Array
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreLayout:
+    """The inputs of one program, in one vector.
+
+    Attributes:
+        shape: Rows (T) of tokens (Q).
+        table_width: Block ids of a row (MB).
+        block_size: Tokens a block.
+        padding_block: What padding names.
+    """
+
+    shape: ScoreShape
+    table_width: int
+    block_size: int
+    padding_block: int
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        rows, tokens = self.shape.num_rows, self.shape.num_tokens
+        tables = rows * self.table_width
+        return (1, 1, rows, tables, rows, rows * tokens, MAX_SCORE_PAIRS, MAX_SCORE_PAIRS)
+
+    @property
+    def num_entries(self) -> int:
+        """Length of the vector."""
+        return sum(self._sizes)
+
+    def pack(
+        self,
+        pack: ScorePack,
+        num_stored: int,
+        block_ids: Sequence[int],
+        scratch_ids: Sequence[Sequence[int]],
+    ) -> npt.NDArray[np.int32]:
+        """The input vector of one call.
+
+        Args:
+            pack: Of this shape.
+            num_stored: Tokens of the beginning.
+            block_ids: That hold them.
+            scratch_ids: For each row, as many as `num_scratch_blocks` says.
+        """
+        packed = np.zeros(self.num_entries, np.int32)
+        stored, copied, lengths, tables, firsts, tokens, places, ids = np.split(
+            packed, np.cumsum(self._sizes)[:-1]
+        )
+        num_full, is_partial = divmod(num_stored, self.block_size)
+        stored[0] = num_stored
+        copied[0] = block_ids[num_full] if is_partial else self.padding_block
+        firsts[:] = self.padding_block
+        tables = tables.reshape(-1, self.table_width)
+        tables[:] = self.padding_block
+        token_ids = tokens.reshape(-1, self.shape.num_tokens)
+        for index, (row, scratch) in enumerate(zip(pack.rows, scratch_ids, strict=True)):
+            lengths[index] = len(row)
+            token_ids[index, : len(row)] = row
+            tables[index, :num_full] = block_ids[:num_full]
+            tables[index, num_full : num_full + len(scratch)] = scratch
+            firsts[index] = scratch[0]
+        for index, pair in enumerate(pack.pairs):
+            places[index] = pair.row * self.shape.num_tokens + pair.offset
+            ids[index] = pair.token_id
+        return packed
+
+    def unpack(self, packed: jax.Array) -> _ScoreInputs:
+        """The inverse of `pack`, inside a program."""
+        parts = jnp.split(packed, np.cumsum(self._sizes)[:-1])
+        return _ScoreInputs(
+            num_stored=parts[0][0],
+            copied_block=parts[1][0],
+            lengths=parts[2],
+            block_tables=parts[3].reshape(-1, self.table_width),
+            first_blocks=parts[4],
+            token_ids=parts[5].reshape(-1, self.shape.num_tokens),
+            pair_places=parts[6],
+            pair_token_ids=parts[7],
+        )
+
+
+class ScoreProgram:
+    """A pure program over (weights, cache, packed inputs).
+
+    Args:
+        backend: Computes the decoder.
+        layout: Of the inputs.
+    """
+
+    def __init__(self, backend: Backend, layout: ScoreLayout) -> None:
+        self._backend = backend
+        self._layout = layout
+
+    def __call__(
+        self, leaves: Leaves, cache: KvCache, packed: jax.Array
+    ) -> tuple[jax.Array, KvCache]:
+        """Scores the pairs of a pack.
+
+        Args:
+            leaves: All weights, packed.
+            cache: Donated; only scratch blocks, and the padding block, differ afterwards.
+            packed: [num_entries] int32 of `ScoreLayout.pack`.
+
+        Returns:
+            [P] float32, the natural logarithm of each pair's probability, NaN where the model
+            computed no number; and the cache.
+        """
+        inputs = self._layout.unpack(packed)
+        cache = tuple(_with_copies(pages, inputs) for pages in cache)
+        offsets = jnp.arange(self._layout.shape.num_tokens, dtype=jnp.int32)
+        lengths = inputs.lengths[:, None]
+        step = StepTokens(
+            token_ids=inputs.token_ids,
+            positions=jnp.broadcast_to(inputs.num_stored + offsets, inputs.token_ids.shape),
+            is_token=offsets < lengths,
+            num_stored=jnp.where(inputs.lengths > 0, inputs.num_stored + inputs.lengths, 0),
+            block_tables=inputs.block_tables,
+        )
+        blocks = self._backend.bind(leaves)
+        hidden, cache = forward(blocks, self._backend.spec, cache, step)
+        places, pair_rows = _distinct(inputs.pair_places, self._num_answers)
+        logits = blocks.head(hidden[places])
+        log_sums = jax.nn.logsumexp(logits, axis=1)
+        found = logits[pair_rows, inputs.pair_token_ids]
+        # A row with an infinity has no softmax either.
+        scores = jnp.where(jnp.isfinite(found), found - log_sums[pair_rows], jnp.nan)
+        return scores, cache
+
+    @property
+    def _num_answers(self) -> int:
+        return max_answers(self._layout.shape)
+
+
+def max_answers(shape: ScoreShape) -> int:
+    """Places of a call that something is scored after, at most."""
+    return max(32, _ANSWERS_A_ROW * shape.num_rows)
+
+
+def num_scratch_blocks(num_stored: int, num_tokens: int, block_size: int) -> int:
+    """Blocks of its own for a row of tokens behind a beginning."""
+    return -(-(num_stored % block_size + num_tokens) // block_size)
+
+
+def _with_copies(pages: LayerPages, inputs: _ScoreInputs) -> LayerPages:
+    """Pages in which each row's first scratch block is a copy of the beginning's last one."""
+
+    def copied(pool: jax.Array) -> jax.Array:
+        return pool.at[inputs.first_blocks].set(pool[inputs.copied_block], mode="clip")
+
+    return LayerPages(copied(pages.keys), copied(pages.values))
+
+
+def _distinct(places: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
+    """The different places among some, [most] int32, and for each of them which one it is."""
+    distinct, index = jnp.unique(places, return_inverse=True, size=most, fill_value=0)
+    return distinct, index.reshape(-1)

@@ -1,0 +1,343 @@
+"""Scores labels after prompts: a choice computes what questions share, packs of them follow it."""
+
+import logging
+import math
+import sys
+from array import array
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from engine_worker.core.choice.batch import ModelRunner
+from engine_worker.core.choice.choice import Choice
+from engine_worker.core.choice.score_pack import (
+    ScoredTexts,
+    ScoreLimits,
+    ScorePack,
+    fits,
+    packs_of,
+)
+from engine_worker.core.choice_output import ChoiceOutput
+from engine_worker.core.scheduling.scheduler import Scheduler
+from engine_worker.core.tombstones import ChoiceKey
+from engine_worker.errors import RequestError
+from engine_worker.text.score_preparation import ScorePrompt
+from protocol.errors import ErrorCode
+from protocol.wire.messages import (
+    Failure,
+    Finished,
+    FinishReason,
+    Generate,
+    SamplingParams,
+    Score,
+    Scored,
+)
+
+MAX_OPEN_GROUPS: Final = 4
+"""Prompts of one request that are computed at a time; the others wait, so that a request with
+hundreds of long questions doesn't fill the engine."""
+
+_log = logging.getLogger("penstock.engine")
+
+
+@dataclass(slots=True)
+class ScoreGroup:
+    """Questions that follow one prompt.
+
+    Attributes:
+        prompt_token_ids: What they share.
+        questions: What is scored after it; each fits a pack.
+    """
+
+    prompt_token_ids: tuple[int, ...]
+    questions: tuple[ScoredTexts, ...]
+
+
+@dataclass(slots=True)
+class ScoreTask:
+    """One Score, tokenised and cut into groups; made in any thread.
+
+    Attributes:
+        received_at: When it came, on the engine's clock.
+        groups: The first one computes what the others find cached.
+        num_tokens: What is computed in all.
+        question_tokens: Tokens of each question.
+        sums: By label, the log probabilities so far.
+    """
+
+    gateway_id: str
+    command: Score
+    received_at: float
+    groups: deque[ScoreGroup]
+    num_tokens: int
+    question_tokens: tuple[int, ...]
+    sums: list[float]
+    num_cached_tokens: int | None = None
+
+    @property
+    def num_held_tokens(self) -> int:
+        """The longest prompt that its choices hold in the cache."""
+        return max(len(group.prompt_token_ids) for group in self.groups)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Whose it is."""
+        return (self.gateway_id, self.command.request_id)
+
+
+@dataclass(slots=True)
+class _OpenGroup:
+    """A group whose prompt is being computed, or is there.
+
+    Attributes:
+        packs: Those that are still to be scored.
+        pack: The next one; None when all are.
+    """
+
+    task: ScoreTask
+    output: ChoiceOutput
+    packs: Iterator[ScorePack]
+    pack: ScorePack | None
+
+
+class Scoring:
+    """The Scores that an engine works on; owned by its thread.
+
+    A group's prompt is a choice like any other until it is computed; then it keeps its slot and its
+    blocks while its packs are scored, one in each step. Whatever ends that choice ends the Score.
+
+    Args:
+        runner: Scores packs.
+        scheduler: Lends blocks for a moment.
+        take: Puts the choice of a prompt where it is scheduled.
+        finish: Ends it well.
+        fail: Ends it badly.
+        answer: Takes what a gateway is to be told.
+        reset: Starts over with an empty cache, after a call that raised.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        scheduler: Scheduler,
+        *,
+        take: Callable[[Generate, float, str], ChoiceOutput],
+        finish: Callable[[ChoiceOutput, FinishReason], None],
+        fail: Callable[[ChoiceOutput, ErrorCode, str], None],
+        answer: Callable[[str, Scored | Failure], None],
+        reset: Callable[[], None],
+    ) -> None:
+        self._runner = runner
+        self._scheduler = scheduler
+        self._reset = reset
+        self._take = take
+        self._finish = finish
+        self._fail = fail
+        self._answer = answer
+        self._tasks: dict[tuple[str, str], ScoreTask] = {}
+        self._open: OrderedDict[ChoiceKey, _OpenGroup] = OrderedDict()
+        self._num_opened: dict[tuple[str, str], int] = {}
+
+    @property
+    def num_unfinished(self) -> int:
+        """Scores that have no answer yet."""
+        return len(self._tasks)
+
+    def add(self, task: ScoreTask) -> None:
+        """Begin with a Score; one that is here already goes on."""
+        if task.key not in self._tasks:
+            self._tasks[task.key] = task
+            self._num_opened[task.key] = 0
+            self._open_groups(task)
+
+    def cancel(self, gateway_id: str, request_id: str) -> None:
+        """Nobody waits any more for the answer; unknown ones are fine."""
+        task = self._tasks.get((gateway_id, request_id))
+        if task is not None:
+            self._drop(task)
+
+    def forget_gateway(self, gateway_id: str) -> None:
+        """Drop what a gateway wanted that is gone; the engine forgets the choices."""
+        for key in [key for key in self._tasks if key[0] == gateway_id]:
+            del self._tasks[key], self._num_opened[key]
+        for choice_key in [key for key in self._open if key[0] == gateway_id]:
+            del self._open[choice_key]
+
+    def on_ended(self, choice: Choice, end: Finished | Failure) -> None:
+        """The choice of a prompt has ended; unless all its packs are scored, so does its Score."""
+        group = self._open.pop(choice.key, None)
+        if group is None or group.task.key not in self._tasks:
+            return
+        if isinstance(end, Failure):
+            self._refuse(group.task, end.code, end.message, end.param)
+
+    def step(self) -> bool:
+        """Score one pack of whoever waited longest for it; whether there was one."""
+        for key, group in self._open.items():
+            choice = group.output.choice
+            if choice.slot is not None and choice.num_uncomputed_tokens == 0:
+                self._open.move_to_end(key)
+                return self._score(group)
+        return False
+
+    def _score(self, group: _OpenGroup) -> bool:
+        """Score as many rows of a group's pack as blocks are free for; whether there were any."""
+        choice, pack = group.output.choice, group.pack
+        assert pack is not None, "a group ends with its last pack"
+        needed = [
+            self._runner.num_scratch_blocks(choice.num_computed_tokens, len(row))
+            for row in pack.rows
+        ]
+        borrowed = self._scheduler.borrow(choice, needed[0], sum(needed))
+        if not borrowed:
+            return False  # whoever runs before it gets on, and then there is room
+        scratch_ids, left = [], borrowed
+        for num_blocks in needed:
+            if num_blocks > len(left):
+                break
+            scratch_ids.append(left[:num_blocks])
+            left = left[num_blocks:]
+        pack, group.pack = pack.first_rows(len(scratch_ids))
+        self._compute(group, pack, scratch_ids)
+        self._scheduler.give_back(borrowed)
+        return True
+
+    def _compute(
+        self, group: _OpenGroup, pack: ScorePack, scratch_ids: Sequence[Sequence[int]]
+    ) -> None:
+        choice = group.output.choice
+        try:
+            scores = self._runner.score(
+                pack, choice.num_computed_tokens, choice.block_ids, scratch_ids
+            ).tolist()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001 - whatever the compute side raises, others go on
+            _log.exception("%d rows could not be scored", len(pack.rows))
+            message = "The engine failed at a step of this request."
+            self._fail(group.output, ErrorCode.WORKER_LOST, message)
+            self._reset()
+            return
+        if not all(map(math.isfinite, scores)):
+            message = "The model computed no number (NaN)."
+            self._fail(group.output, ErrorCode.INTERNAL_ERROR, message)
+            return
+        sums = group.task.sums
+        for pair, score in zip(pack.pairs, scores, strict=True):
+            sums[pair.label] += score
+        if group.pack is None:
+            group.pack = next(group.packs, None)
+        if group.pack is None:
+            self._end_group(group)
+
+    def _end_group(self, group: _OpenGroup) -> None:
+        task, choice = group.task, group.output.choice
+        if task.num_cached_tokens is None:  # of the first group, which all others find cached
+            task.num_cached_tokens = choice.num_cached_tokens or 0
+        del self._open[choice.key]
+        self._finish(group.output, "stop")
+        self._open_groups(task)
+        if not task.groups and not self._open_keys(task):
+            del self._tasks[task.key], self._num_opened[task.key]
+            self._answer(
+                task.gateway_id,
+                Scored(
+                    request_id=task.command.request_id,
+                    logprobs=_little_endian(task.sums),
+                    num_prompt_tokens=task.num_tokens,
+                    num_cached_tokens=min(task.num_cached_tokens, task.num_tokens),
+                    num_tokens=task.question_tokens,
+                ),
+            )
+
+    def _open_groups(self, task: ScoreTask) -> None:
+        """Begin with as many groups as one Score may have under way."""
+        while task.groups and len(self._open_keys(task)) < MAX_OPEN_GROUPS:
+            group = task.groups.popleft()
+            number = self._num_opened[task.key]
+            self._num_opened[task.key] += 1
+            command = prompt_command(task, group, number)
+            try:
+                output = self._take(command, task.received_at, task.gateway_id)
+            except RequestError as error:
+                self._refuse(task, error.code, error.message, error.param)
+                return
+            packs = packs_of(group.questions, self._runner.score_limits)
+            self._open[output.choice.key] = _OpenGroup(task, output, packs, next(packs))
+
+    def _open_keys(self, task: ScoreTask) -> list[ChoiceKey]:
+        return [key for key in self._open if key[:2] == task.key]
+
+    def _refuse(
+        self, task: ScoreTask, code: ErrorCode, message: str, param: str | None = None
+    ) -> None:
+        self._drop(task)
+        request_id = task.command.request_id
+        self._answer(
+            task.gateway_id,
+            Failure(request_id=request_id, code=code, message=message, param=param),
+        )
+
+    def _drop(self, task: ScoreTask) -> None:
+        del self._tasks[task.key], self._num_opened[task.key]
+        for key in self._open_keys(task):
+            self._finish(self._open.pop(key).output, "abort")
+
+
+def _little_endian(numbers: Sequence[float]) -> bytes:
+    values = array("f", numbers)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tobytes()
+
+
+def score_task(
+    gateway_id: str,
+    command: Score,
+    prompt: ScorePrompt,
+    limits: ScoreLimits,
+    received_at: float,
+) -> ScoreTask:
+    """What is to be computed for a Score.
+
+    A question that is longer than a pack gets a prompt of its own, whose beginning is cached.
+    """
+    short: list[ScoredTexts] = []
+    groups: deque[ScoreGroup] = deque()
+    for texts in prompt.questions:
+        if all(fits(len(texts.token_ids), label, limits) for label in texts.labels):
+            short.append(texts)
+        else:
+            *most, last = texts.token_ids
+            rest = ScoredTexts((last,), texts.labels, texts.first)
+            groups.append(ScoreGroup((*prompt.head, *most), (rest,)))
+    if short:
+        groups.appendleft(ScoreGroup(prompt.head, tuple(short)))
+    return ScoreTask(
+        gateway_id,
+        command,
+        received_at,
+        groups,
+        prompt.num_tokens,
+        tuple(len(texts.token_ids) for texts in prompt.questions),
+        [0.0] * prompt.num_labels,
+    )
+
+
+def prompt_command(task: ScoreTask, group: ScoreGroup, number: int) -> Generate:
+    """A group's prompt as the choice that computes it; its one token is drawn for nobody."""
+    command = task.command
+    return Generate(
+        request_id=command.request_id,
+        choice=number,
+        attempt=1,
+        prompt_token_ids=group.prompt_token_ids,
+        sampling=SamplingParams(temperature=0.0, max_tokens=1),
+        lease_tokens=1,
+        deadline_s=command.deadline_s,
+        priority=command.priority,
+        tenant=command.tenant,
+        is_streaming=False,
+        trace_id=command.trace_id,
+    )

@@ -1,0 +1,161 @@
+"""Scores of packs against the log probabilities of the same tokens as a prompt's own."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine_worker.compute.backends.base import PackedDecoder
+from engine_worker.compute.models.decoder import DecoderWeights
+from engine_worker.compute.runner.jax_runner import JaxModelRunner
+from engine_worker.core.choice.batch import RowSampling, RowWork, StepBatch
+from engine_worker.core.choice.score_pack import ScoredTexts, packs_of
+from tests.fakes.packed_decoder import needs_native, packed
+from tests.fakes.tiny_decoder import VOCAB_SIZE, tiny_attention, tiny_spec, tiny_weights
+
+BLOCKS = list(range(8))
+GENERATOR = np.random.default_rng(5)
+
+
+def tokens(num: int) -> tuple[int, ...]:
+    return tuple(GENERATOR.integers(0, VOCAB_SIZE, num).tolist())
+
+
+PROMPT = tokens(37)
+SHARED = tokens(3)
+QUESTIONS = (
+    ScoredTexts((*SHARED, *tokens(4)), ((1,), (2,)), 0),
+    ScoredTexts((*SHARED, *tokens(1)), ((3, 4, 5), (3, 6), (7,)), 2),
+    ScoredTexts(tokens(9), ((8,),), 5),
+)
+NUM_LABELS = 6
+
+
+def make_runner(
+    weights: DecoderWeights | PackedDecoder, *, deterministic: bool = False
+) -> JaxModelRunner:
+    return JaxModelRunner.create(
+        weights,
+        num_blocks=60,
+        max_model_len=80,
+        block_size=8,
+        max_num_seqs=4,
+        max_num_batched_tokens=64,
+        deterministic=deterministic,
+    )
+
+
+def prefill(runner: JaxModelRunner, prompt: Sequence[int]) -> None:
+    runner.assign_slot(0, prompt, ())
+    row = RowWork(
+        slot=0,
+        token_ids=prompt,
+        start=0,
+        block_ids=BLOCKS,
+        sample=False,
+        sampling=RowSampling(),
+    )
+    runner.run(StepBatch((row,)))
+
+
+def scores(
+    runner: JaxModelRunner, questions: Sequence[ScoredTexts], prompt: Sequence[int] = PROMPT
+) -> list[float]:
+    sums = [0.0] * NUM_LABELS
+    for pack in packs_of(questions, runner.score_limits):
+        free = iter(range(len(BLOCKS), 60))
+        scratch = [
+            [next(free) for _ in range(runner.num_scratch_blocks(len(prompt), len(row)))]
+            for row in pack.rows
+        ]
+        found = runner.score(pack, len(prompt), BLOCKS, scratch).tolist()
+        for pair, score in zip(pack.pairs, found, strict=True):
+            sums[pair.label] += score
+    return sums
+
+
+def prompt_scores(runner: JaxModelRunner) -> list[float]:
+    """Each label by the log probabilities of its tokens at the end of a prompt."""
+    found = []
+    for question in QUESTIONS:
+        for label in question.labels:
+            whole = (*PROMPT, *question.token_ids, *label)
+            row = RowWork(
+                slot=0,
+                token_ids=whole,
+                start=0,
+                block_ids=BLOCKS,
+                sample=True,
+                sampling=RowSampling(num_prompt_logprobs=0),
+                scored_token_ids=whole[1:],
+            )
+            result = runner.run(StepBatch((row,)))
+            found.append(sum(one.logprob for one in result.prompt_logprobs[0][-len(label) :]))
+    return found
+
+
+WINDOWED = tiny_spec()
+WINDOWED = replace(
+    WINDOWED,
+    layers=tuple(
+        replace(layer, attention=tiny_attention(window=5 + 36 * (index % 2), softcap=20.0))
+        for index, layer in enumerate(WINDOWED.layers)
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("weights", "tolerance"),
+    [
+        (tiny_weights(), 1e-4),
+        (tiny_weights(spec=WINDOWED), 1e-4),
+        (tiny_weights(jnp.bfloat16), 0.1),
+    ],
+    ids=["float32", "windows", "bfloat16"],
+)
+def test_a_pack_scores_as_the_prompt_with_these_tokens_would(
+    weights: DecoderWeights, tolerance: float
+) -> None:
+    runner = make_runner(weights)
+    prefill(runner, PROMPT)
+    packed = scores(runner, QUESTIONS)
+    assert packed == pytest.approx(prompt_scores(runner), abs=tolerance)
+    # Which questions share a pack makes no difference, and the cache was only read.
+    alone = [scores(runner, (question,)) for question in QUESTIONS]
+    assert packed == pytest.approx(np.sum(alone, axis=0).tolist(), abs=tolerance)
+
+
+@needs_native
+@pytest.mark.parametrize(("weight_type", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.1)])
+def test_the_native_kernels_score_as_their_own_prompts(weight_type: str, tolerance: float) -> None:
+    runner = make_runner(packed(tiny_weights(), "cpu_native", weight_type))
+    prefill(runner, PROMPT)
+    assert scores(runner, QUESTIONS) == pytest.approx(prompt_scores(runner), abs=tolerance)
+
+
+def test_in_the_deterministic_mode_a_question_has_the_same_bits_whatever_is_asked_beside() -> None:
+    runner = make_runner(tiny_weights(), deterministic=True)
+    prefill(runner, PROMPT)
+    together = scores(runner, QUESTIONS)
+    backwards = scores(runner, QUESTIONS[::-1])
+    alone = np.sum([scores(runner, (question,)) for question in QUESTIONS], axis=0).tolist()
+    assert together == backwards == alone
+    assert together == pytest.approx(prompt_scores(make_runner(tiny_weights())), abs=1e-4)
+
+
+def test_what_a_block_holds_beyond_the_beginning_is_not_seen() -> None:
+    runner = make_runner(tiny_weights())
+    prefill(runner, PROMPT)
+    before = scores(runner, QUESTIONS)
+    prefill(runner, (*PROMPT, *tokens(20)))
+    assert scores(runner, QUESTIONS) == before
+
+
+def test_a_weight_that_is_no_number_gives_no_number() -> None:
+    weights = tiny_weights()
+    leaves = (jnp.full_like(weights.leaves[0], jnp.nan), *weights.leaves[1:])
+    runner = make_runner(DecoderWeights(weights.graph, leaves))
+    prefill(runner, PROMPT)
+    assert all(map(np.isnan, scores(runner, QUESTIONS)))

@@ -1,0 +1,222 @@
+"""Scores within an engine: beside streams, over preemptions, and each answered exactly once."""
+
+from array import array
+from typing import Any
+
+import pytest
+
+from engine_worker.core.choice.score_pack import ScoredTexts
+from engine_worker.core.engine import Engine
+from engine_worker.core.engine_output import GatewayOutput
+from engine_worker.core.scoring import MAX_OPEN_GROUPS, ScoreTask, score_task
+from engine_worker.text.score_preparation import ScorePrompt
+from protocol.errors import ErrorCode
+from protocol.wire.messages import (
+    Abort,
+    Failure,
+    Finished,
+    SamplingParams,
+    Score,
+    Scored,
+    ScoredQuestion,
+)
+from tests.fakes.fake_runner import DeterministicFakeRunner, hashed_token, scored_logprob
+from tests.unit.engine_worker.core.test_engine import TOKENIZER, VOCAB_SIZE, Clock, generate
+
+HEAD = tuple(range(40, 53))
+QUESTIONS = (
+    ScoredTexts((7, 8, 9), ((1,), (2, 3)), 0),
+    ScoredTexts((7, 8, 10), ((1,), (2, 3)), 2),
+    ScoredTexts(tuple(range(60, 83)), ((4,), (5,)), 4),
+)
+
+
+def expected(questions: tuple[ScoredTexts, ...] = QUESTIONS) -> list[float]:
+    found = []
+    for texts in questions:
+        for label in texts.labels:
+            before = [*HEAD, *texts.token_ids]
+            scores = []
+            for token_id in label:
+                scores.append(scored_logprob(before, token_id))
+                before.append(token_id)
+            found.append(sum(scores))
+    return found
+
+
+class House:
+    """An engine on a fake runner, and what it told one gateway."""
+
+    def __init__(self, **runner_options: Any) -> None:
+        self.clock = Clock()
+        self.runner = DeterministicFakeRunner(hashed_token(VOCAB_SIZE), **runner_options)
+        self.engine = Engine(
+            self.runner, TOKENIZER, vocab_size=VOCAB_SIZE, max_model_len=200, clock=self.clock
+        )
+        self.answers: list[Any] = []
+        self.ends: list[Finished | Failure] = []
+
+    def task(
+        self, request_id: str = "s", questions: tuple[ScoredTexts, ...] = QUESTIONS
+    ) -> ScoreTask:
+        command = Score(
+            request_id=request_id,
+            deadline_s=60.0,
+            messages_json="[]",
+            questions=(ScoredQuestion(text=""),),
+            label_sets=(("A",),),
+        )
+        num_labels = sum(len(texts.labels) for texts in questions)
+        prompt = ScorePrompt(HEAD, questions, num_labels)
+        limits = self.engine.score_limits
+        return score_task("g", command, prompt, limits, self.clock())
+
+    def step(self) -> None:
+        output = self.engine.step().get("g", GatewayOutput())
+        self.answers += output.answers
+        self.ends += output.ends
+
+    def run(self, max_steps: int = 500) -> None:
+        for _ in range(max_steps):
+            if not self.engine.has_work():
+                break
+            self.step()
+        else:
+            raise AssertionError("the engine has work for ever")
+
+
+def logprobs(answer: Scored) -> list[float]:
+    values = array("f")
+    values.frombytes(answer.logprobs)
+    return values.tolist()
+
+
+def test_every_label_is_scored_after_the_beginning_and_its_question() -> None:
+    house = House()
+    house.engine.score(house.task())
+    house.run()
+    (answer,) = house.answers
+    assert logprobs(answer) == pytest.approx(expected())
+    assert answer.num_prompt_tokens == 13 + 3 + 3 + 23
+    assert answer.num_tokens == (3, 3, 23)
+    assert house.ends == []
+    assert house.engine.num_unfinished == 0
+
+
+def test_the_beginning_is_computed_once_and_later_found_in_the_cache() -> None:
+    house = House()
+    house.engine.score(house.task("first"))
+    house.run()
+    num_first = sum(len(row.token_ids) for batch in house.runner.batches for row in batch.rows)
+    # The long question's own prompt shares three blocks of four with the others'.
+    assert num_first == 13 + (13 + 22 - 12)
+    house.engine.score(house.task("second"))
+    house.run()
+    first, second = house.answers
+    assert logprobs(first) == logprobs(second)
+    assert (first.num_cached_tokens, second.num_cached_tokens) == (0, 12)
+
+
+def test_streams_go_on_beside_it_and_packs_of_several_scores_take_turns() -> None:
+    house = House()
+    many = tuple(ScoredTexts((7, number), ((1,), (2,)), 2 * number) for number in range(40))
+    house.engine.add("g", generate(prompt_token_ids=(5, 6), lease_tokens=20))
+    house.engine.score(house.task("long", many))
+    house.engine.score(house.task("short"))
+    house.run(max_steps=60)
+    assert [answer.request_id for answer in house.answers] == ["short", "long"]
+    assert logprobs(house.answers[1]) == pytest.approx(expected(many))
+
+
+def test_a_score_that_is_preempted_starts_its_prompt_again_and_loses_nothing() -> None:
+    house = House(num_blocks=12, max_num_seqs=2)
+    many = tuple(ScoredTexts((7, number), ((1,), (2,)), 2 * number) for number in range(300))
+    endless = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=42)
+    house.engine.add("g", generate("r", prompt_token_ids=(5, 6), sampling=endless))
+    house.engine.score(house.task("s", many))
+    house.run()
+    assert house.engine.num_preemptions > 0
+    (answer,) = house.answers
+    assert logprobs(answer) == pytest.approx(expected(many))
+
+
+def test_many_long_questions_hold_few_slots_at_a_time() -> None:
+    house = House(num_blocks=200, max_num_seqs=4)
+    long = tuple(ScoredTexts((number, *range(60, 80)), ((1,),), number) for number in range(1, 30))
+    long = tuple(ScoredTexts(one.token_ids, one.labels, at) for at, one in enumerate(long))
+    house.engine.score(house.task("s", long))
+    assert house.engine.num_unfinished == MAX_OPEN_GROUPS
+    house.run()
+    (answer,) = house.answers
+    assert logprobs(answer) == pytest.approx(expected(long))
+
+
+def test_nobody_is_told_of_a_cancelled_score_also_if_the_cancel_comes_first() -> None:
+    house = House()
+    house.engine.score(house.task())
+    house.step()
+    house.engine.cancel_score("g", "s")
+    house.engine.cancel_score("g", "later")
+    house.engine.score(house.task("later"))
+    house.engine.abort("g", Abort(request_id="unknown", attempt=1))
+    house.run()
+    assert (house.answers, house.ends, house.engine.num_unfinished) == ([], [], 0)
+
+
+def test_a_gateway_that_is_gone_leaves_nothing_behind() -> None:
+    house = House()
+    house.engine.score(house.task())
+    house.step()
+    house.engine.forget_gateway("g")
+    house.run()
+    assert (house.answers, house.engine.num_unfinished) == ([], 0)
+    # A gateway of the same name begins anew.
+    house.engine.score(house.task())
+    house.run()
+    assert len(house.answers) == 1
+
+
+def test_no_number_fails_the_score_and_nothing_else() -> None:
+    house = House()
+    house.engine.score(house.task("bad", (ScoredTexts((666,), ((1,),), 0),)))
+    house.engine.score(house.task("good"))
+    house.run()
+    failure = next(one for one in house.answers if isinstance(one, Failure))
+    assert (failure.request_id, failure.code) == ("bad", ErrorCode.INTERNAL_ERROR)
+    assert [one.request_id for one in house.answers if isinstance(one, Scored)] == ["good"]
+
+
+def test_a_call_that_raises_fails_its_score_as_a_lost_worker_would() -> None:
+    house = House(fail_packs=frozenset({1}))
+    house.engine.score(house.task("bad"))
+    house.run()
+    (failure,) = house.answers
+    assert (failure.request_id, failure.code) == ("bad", ErrorCode.WORKER_LOST)
+    house.engine.score(house.task("good"))
+    house.run()
+    assert isinstance(house.answers[-1], Scored)
+
+
+def test_a_step_that_raises_fails_the_score_whose_prompt_was_in_it() -> None:
+    house = House(fail_steps=frozenset({0, 1}))
+    house.engine.score(house.task())
+    house.run()
+    assert house.answers[0].code is ErrorCode.WORKER_LOST
+    assert house.engine.num_unfinished == 0
+
+
+def test_the_deadline_ends_a_score() -> None:
+    house = House()
+    house.engine.score(house.task())
+    house.clock.now += 61
+    house.run()
+    (failure,) = house.answers
+    assert failure.code is ErrorCode.DEADLINE_EXCEEDED
+
+
+def test_the_same_score_a_second_time_changes_nothing() -> None:
+    house = House()
+    house.engine.score(house.task())
+    house.engine.score(house.task())
+    house.run()
+    assert len(house.answers) == 1
