@@ -53,6 +53,8 @@ from protocol.wire.messages import (
     RotateKey,
     SamplingParams,
     Scope,
+    Score,
+    ScoredQuestion,
     SetMember,
     Settle,
     StreamUsage,
@@ -356,7 +358,26 @@ def embedding_inputs(
     )
 
 
-QuestionT = TypeVar("QuestionT", Prepare, Detokenize, Embed)
+def score_question(
+    messages_json: str,
+    questions: Sequence[tuple[str, int]],
+    label_sets: tuple[tuple[str, ...], ...],
+    template_kwargs_json: str,
+    max_question_tokens: int | None,
+) -> Score:
+    """Questions, each with the number of the set that its labels are in; not addressed yet."""
+    return Score(
+        request_id="",
+        deadline_s=0.0,
+        messages_json=messages_json,
+        questions=tuple(ScoredQuestion(text=text, label_set=number) for text, number in questions),
+        label_sets=label_sets,
+        template_kwargs_json=template_kwargs_json,
+        max_question_tokens=max_question_tokens,
+    )
+
+
+QuestionT = TypeVar("QuestionT", Prepare, Detokenize, Embed, Score)
 
 
 def addressed(
@@ -373,7 +394,7 @@ def addressed(
         question, request_id=request_id, deadline_s=deadline_s, tenant=tenant, trace_id=trace_id
     )
     # Prompts and tokens are read in turn by tenant alone.
-    return structs.replace(sent, priority=priority) if isinstance(sent, Embed) else sent
+    return structs.replace(sent, priority=priority) if isinstance(sent, Embed | Score) else sent
 
 
 def generate(

@@ -16,6 +16,8 @@ _USING: Final = _READING | {
     "chat.completions",
     "completions",
     "embeddings.create",
+    "decisions",
+    "rerank",
     "responses",
     "tokenize",
     "tools.parse",

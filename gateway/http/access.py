@@ -40,7 +40,8 @@ _METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _RESERVED_FIRST = frozenset(
     {
         *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"),
-        "/v1/embeddings",
+        *("/v1/embeddings", "/v1/decisions", "/v1/systemone"),
+        *("/v1/rerank", "/v2/rerank", "/v1/score"),
     }
 )
 """Metered routes that tell nothing of this server before the reservation."""

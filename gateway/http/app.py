@@ -33,6 +33,7 @@ from gateway.http.routes import (
     profile,
     resources,
     responses,
+    scoring,
     tokenize,
     tools,
     usage,
@@ -53,8 +54,8 @@ def build_api(parts: HttpParts) -> FastAPI:
     app.state.parts = parts
     app.state.methods = []
     for module in (
-        *(generate, responses, conversations, messages, embeddings, tokenize, models, tools),
-        *(health, usage, admin, resources, audit, profile, workers),
+        *(generate, responses, conversations, messages, embeddings, tokenize),
+        *(scoring, models, tools, health, usage, admin, resources, audit, profile, workers),
         *(organization, organization_limits, organization_usage, anthropic_organization, docs),
     ):
         for route in module.router.routes:

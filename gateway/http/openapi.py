@@ -59,6 +59,8 @@ from gateway.http.schemas.resources import (
 from gateway.http.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
 from gateway.http.schemas.workers import ClearCacheRequest, DrainRequest
+from gateway.http.scoring.decision_schemas import DecisionRequest, SystemoneRequest
+from gateway.http.scoring.rerank import RerankRequest, ScoreRequest
 from protocol.wire.messages import AuditOutcome, KeyStatus, LimitHolder, PrincipalRole
 
 _TITLE: Final = "Penstock"
@@ -75,6 +77,10 @@ _BODIES: tuple[type[BaseModel], ...] = (
     CountTokensRequest,
     TokenizeRequest,
     EmbeddingRequest,
+    DecisionRequest,
+    SystemoneRequest,
+    RerankRequest,
+    ScoreRequest,
     ProfileRequest,
     DetokenizeRequest,
     CreateKeyRequest,
@@ -125,6 +131,12 @@ _ALERT: Final = {
     **_TWENTY_DOLLARS,
     "notification_channel": {"type": "email", "recipients": []},
 }
+_RERANK_EXAMPLE: Final = {
+    "model": "demo",
+    "query": "What is a penstock?",
+    "documents": ["A pipe to a turbine.", "A kind of duck."],
+    "top_n": 1,
+}
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "/v1/chat/completions": {
         "model": "demo",
@@ -153,6 +165,43 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "messages": [{"role": "user", "content": "What is a penstock?"}],
     },
     "/v1/embeddings": {"model": "demo", "input": ["a text", "another one"]},
+    "/v1/decisions": {
+        "model": "demo",
+        "input": "My invoice is wrong and I want my money back.",
+        "questions": [
+            {"type": "predicate", "name": "refund", "instructions": "The customer wants a refund."},
+            {
+                "type": "choice",
+                "name": "team",
+                "instructions": "Who should answer?",
+                "choices": [{"value": "billing"}, {"value": "support"}],
+            },
+            {
+                "type": "score",
+                "name": "anger",
+                "instructions": "How angry is the customer?",
+                "levels": [{"label": "calm"}, {"label": "annoyed"}, {"label": "furious"}],
+            },
+        ],
+    },
+    "/v1/systemone": {
+        "model": "demo",
+        "state": {"message": "My invoice is wrong."},
+        "questions": {
+            "team": {
+                "type": "choice",
+                "instructions": "Who should answer?",
+                "criteria": {"billing": "money", "support": None},
+            }
+        },
+    },
+    "/v1/rerank": _RERANK_EXAMPLE,
+    "/v2/rerank": _RERANK_EXAMPLE,
+    "/v1/score": {
+        "model": "demo",
+        "text_1": "What is a penstock?",
+        "text_2": ["A pipe to a turbine.", "A kind of duck."],
+    },
     "/tokenize": {"model": "demo", "prompt": "A penstock is"},
     "/detokenize": {"model": "demo", "tokens": [1, 2, 3]},
     "/v1/parse": {"format": "hermes", "text": "Let me see."},

@@ -52,6 +52,8 @@ from gateway.http.schemas.messages import clean_tools, custom_names
 from gateway.http.schemas.ranges import MAX_TOKEN_IDS
 from gateway.http.schemas.tokenize import parse_detokenize_body, parse_tokenize_body
 from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
+from gateway.http.scoring.convert import DecisionBody, decision_body, systemone_body
+from gateway.http.scoring.rerank import RerankBody, rerank_body, score_body
 from gateway.request.end_users import named_end_user
 from gateway.request.job import GenerationJob
 from gateway.request.prompt_length import MANY_IDS, check_inputs, check_prompts
@@ -383,6 +385,22 @@ def _embedding(body: bytes, context: ParseContext) -> EmbeddingBody:
     )
 
 
+def _decision(body: bytes, _context: ParseContext) -> DecisionBody:
+    return decision_body(body)
+
+
+def _systemone(body: bytes, _context: ParseContext) -> DecisionBody:
+    return systemone_body(body)
+
+
+def _rerank(body: bytes, _context: ParseContext) -> RerankBody:
+    return rerank_body(body)
+
+
+def _score(body: bytes, _context: ParseContext) -> RerankBody:
+    return score_body(body)
+
+
 def _check_number(num_ids: int, param: str) -> None:
     if num_ids > MAX_TOKEN_IDS:
         raise InvalidRequestError(
@@ -472,6 +490,10 @@ CONVERSATION: Final = BodyKind("conversation", _conversation, ConversationBody)
 CONVERSATION_UPDATE: Final = BodyKind("conversation_update", _conversation_update, ConversationBody)
 CONVERSATION_ITEMS: Final = BodyKind("conversation_items", _conversation_items, ConversationBody)
 EMBEDDING: Final = BodyKind("embedding", _embedding, EmbeddingBody)
+DECISION: Final = BodyKind("decision", _decision, DecisionBody)
+SYSTEMONE: Final = BodyKind("systemone", _systemone, DecisionBody)
+RERANK: Final = BodyKind("rerank", _rerank, RerankBody)
+SCORE: Final = BodyKind("score", _score, RerankBody)
 TOKENIZE: Final = BodyKind("tokenize", _tokenize, TokenizeBody)
 DETOKENIZE: Final = BodyKind("detokenize", _detokenize, DetokenizeBody)
 PARSE: Final = BodyKind("parse", _parse, ParseBody)
@@ -484,6 +506,7 @@ KINDS: Final[Mapping[str, BodyKind[Any]]] = {
         *(RESPONSES, CONTINUED_RESPONSES, INPUT_TOKENS, CONTINUED_INPUT_TOKENS),
         *(SOCKET, CONTINUED_SOCKET),
         *(COMPACT, CONTINUED_COMPACT, CONVERSATION, CONVERSATION_UPDATE, CONVERSATION_ITEMS),
+        *(DECISION, SYSTEMONE, RERANK, SCORE),
         *(TOKENIZE, DETOKENIZE, PARSE, EXECUTE),
     )
 }

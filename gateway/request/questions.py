@@ -1,4 +1,4 @@
-"""Work that is one question to an engine: embeddings, tokens of a text, the text of tokens."""
+"""Work that is one question to an engine: embeddings, scores, tokens of a text, their text."""
 
 import asyncio
 from collections.abc import Callable
@@ -26,11 +26,13 @@ from protocol.wire.messages import (
     EngineOffer,
     Prepare,
     Prepared,
+    Score,
+    Scored,
     Usage,
 )
 
-QuestionT = TypeVar("QuestionT", Prepare, Detokenize, Embed)
-AnswerT = TypeVar("AnswerT", Prepared, Detokenized, Embedded)
+QuestionT = TypeVar("QuestionT", Prepare, Detokenize, Embed, Score)
+AnswerT = TypeVar("AnswerT", Prepared, Detokenized, Embedded, Scored)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Question(Generic[QuestionT, AnswerT]):
         least_tokens: What is charged when the client leaves while an engine works on it.
         check: Refuses what the engines of an offer, speaking at least a version, can't do.
         tokens_of: What an answer is charged.
+        cached_of: Of these, what was cached before.
+        check_answer: Whether an answer is one to this question.
         seat: Whether it runs in an engine's steps, or in the threads beside them.
         end_user: For whom it is, as the body says; empty when it doesn't.
     """
@@ -58,6 +62,8 @@ class Question(Generic[QuestionT, AnswerT]):
     prompt_tokens: Callable[[EngineOffer | None], int] = lambda _offer: 0
     least_tokens: Callable[[EngineOffer], int] = lambda _offer: 0
     tokens_of: Callable[[AnswerT], int] = lambda _answer: 0
+    cached_of: Callable[[AnswerT], int] = lambda _answer: 0
+    check_answer: Callable[[AnswerT], bool] = lambda _answer: True
     seat: SeatKind = "question"
     end_user: str = ""
 
@@ -164,7 +170,10 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
     def usage(self) -> Usage:
         """What the answer is charged; of an abandoned question at least what must be computed."""
         if self._answer is not None:
-            return Usage(prompt_tokens=self._question.tokens_of(self._answer))
+            return Usage(
+                prompt_tokens=self._question.tokens_of(self._answer),
+                cached_tokens=self._question.cached_of(self._answer),
+            )
         if self._was_sent and self.offer is not None:
             return Usage(prompt_tokens=self._question.least_tokens(self.offer))
         return Usage()
@@ -189,12 +198,15 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         answer: asyncio.Future[AnswerT] = link.ask(seat.engine, message, self._question.answer_kind)
         self._was_sent = True
         try:
-            return await answer
+            found = await answer
         except RemoteFailureError:
             self._was_sent = False  # whoever refuses has computed nothing
             raise
         finally:
             link.close(seat.engine, request_id)
+        if not self._question.check_answer(found):
+            raise GatewayError("An engine gave an answer to another question.")
+        return found
 
     def _fingerprint(self) -> bytes:
         return question_fingerprint(self._question.message, self.model, self._admitted.tenant)

@@ -36,6 +36,8 @@ from protocol.wire.messages import (
     Prepared,
     Profile,
     Profiled,
+    Score,
+    Scored,
     StepOutput,
 )
 from protocol.wire.peers import Peer
@@ -49,7 +51,7 @@ _BACK_OFF_CODES = frozenset(
     {ErrorCode.CREDIT_EXCEEDED, ErrorCode.WORKER_UNAVAILABLE, ErrorCode.OVERLOADED}
 )
 
-AnswerT = TypeVar("AnswerT", Prepared, Detokenized, Embedded, Profiled, CacheCleared)
+AnswerT = TypeVar("AnswerT", Prepared, Detokenized, Embedded, Scored, Profiled, CacheCleared)
 ChoiceKey = tuple[str, int]
 """A choice on the wire: the request id of its prompt, and its number there."""
 
@@ -110,7 +112,7 @@ class EngineLink:
     def ask(
         self,
         engine: EngineHandle,
-        question: Prepare | Detokenize | Embed | Profile | ClearCache,
+        question: Prepare | Detokenize | Embed | Score | Profile | ClearCache,
         kind: type[AnswerT],
     ) -> "asyncio.Future[AnswerT]":
         """Send a question, without waiting yet; whoever asked calls `close`, however it ended.
@@ -198,7 +200,9 @@ class EngineLink:
         """A message about requests."""
         if isinstance(event, StepOutput):
             self._on_step_output(peer, event)
-        elif isinstance(event, Prepared | Detokenized | Embedded | Profiled | CacheCleared):
+        elif isinstance(
+            event, Prepared | Detokenized | Embedded | Scored | Profiled | CacheCleared
+        ):
             self._questions.answer(event.request_id, peer, event)
         elif isinstance(event, CachedBlocks):
             self._prefixes.on_cached_blocks(peer, event)

@@ -40,6 +40,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "gateway.http.anthropic",
         "gateway.http.openresponses",
         "gateway.http.organization",
+        "gateway.http.scoring",
         "gateway.http",
         "gateway.http.routes",
         "gateway.http.dispatcher",

@@ -15,6 +15,7 @@ from auth_worker.principals.roles import ROLE_SCOPES, SCOPES
 from auth_worker.records.operations import Snapshot
 from gateway.http.access import GuardedRoute
 from gateway.http.app import build_api
+from gateway.http.openapi import EXAMPLES
 from gateway.http.route_rules import ROUTE_RULES, Access
 from gateway.workers.auth import AdminQuestion
 from protocol.errors import ErrorCode
@@ -88,6 +89,9 @@ def routes(gateway: RunningGateway) -> list[tuple[str, str]]:
     return found
 
 
+SCORING = ("/v1/decisions", "/v1/systemone", "/v1/rerank", "/v2/rerank", "/v1/score")
+
+
 async def call(
     gateway: RunningGateway, method: str, template: str, headers: dict[str, str]
 ) -> httpx.Response:
@@ -97,6 +101,8 @@ async def call(
         body = {"model": "none", "prompt": "x"}
     elif template in ("/v1/embeddings", "/v1/responses", "/v1/responses/input_tokens"):
         body = {"model": "none", "input": "x"}
+    elif template in SCORING:
+        body = EXAMPLES[template] | {"model": "none"}
     elif template == "/detokenize":
         body = {"model": "none", "tokens": [1]}
     elif template == "/v1/messages":

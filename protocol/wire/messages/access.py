@@ -13,6 +13,8 @@ Scope = Literal[
     "chat.completions",
     "completions",
     "embeddings.create",
+    "decisions",
+    "rerank",
     "responses",
     "tokenize",
     "models.list",

@@ -1,0 +1,66 @@
+"""How a chat model is asked, so that its answer is one of some labels.
+
+What all questions share comes first and is computed once: how to answer, then the material. An
+answer may depend on every word here; whoever changes one raises `WORDING_VERSION`.
+"""
+
+import string
+from collections.abc import Sequence
+from typing import Final
+
+WORDING_VERSION: Final = 1
+
+DECISION_SYSTEM: Final = (
+    "You judge material that the user gives. After it stands one question about it. Answer a"
+    " statement with Yes if it is true of the material, and with No if it is not. Answer a question"
+    " that has options or levels with the letter of the one that fits best. Answer with nothing"
+    " else."
+)
+RERANK_SYSTEM: Final = (
+    "Judge whether the document answers the query, by the instruction. Answer Yes or No, with"
+    " nothing else."
+)
+RERANK_INSTRUCTION: Final = "Given a web search query, retrieve passages that answer the query."
+YES_NO: Final = ("Yes", "No")
+_LETTERS: Final = string.ascii_uppercase
+
+
+def letters(num_options: int) -> tuple[str, ...]:
+    """A label for each of some options: A to Z, or two letters each where there are more.
+
+    All labels have the same length, so that none begins another one.
+    """
+    if num_options <= len(_LETTERS):
+        return tuple(_LETTERS[:num_options])
+    pairs = (first + second for first in _LETTERS for second in _LETTERS)
+    return tuple(label for label, _ in zip(pairs, range(num_options), strict=False))
+
+
+def material(state: str) -> str:
+    """The user's message up to where each question stands."""
+    return f"Material:\n{state}\n\n"
+
+
+def statement(instructions: str, true: str | None = None, false: str | None = None) -> str:
+    """A predicate."""
+    lines = [f"Statement: {instructions}"]
+    lines += [f"Yes: {true}"] if true else []
+    lines += [f"No: {false}"] if false else []
+    return "\n".join((*lines, "Yes or No?"))
+
+
+def question(instructions: str, heading: str, options: Sequence[str]) -> str:
+    """A question with options, or levels, each with its letter."""
+    lines = (f"{label}. {text}" for label, text in zip(letters(len(options)), options, strict=True))
+    return "\n".join((f"Question: {instructions}", heading, *lines, "Letter?"))
+
+
+def rerank_head(instruction: str | None, query: str | None = None) -> str:
+    """The user's message up to where each document stands, or each pair of texts."""
+    head = f"<Instruct>: {instruction or RERANK_INSTRUCTION}\n"
+    return head if query is None else f"{head}<Query>: {query}\n<Document>: "
+
+
+def rerank_pair(query: str, document: str) -> str:
+    """A pair of texts."""
+    return f"<Query>: {query}\n<Document>: {document}"
