@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from gateway import bridge
+from gateway.batches.files import FileBounds
+from gateway.batches.house import BatchHouse
 from gateway.child_environment import child_environment
 from gateway.config import GatewaySettings
 from gateway.dispatch.admission import Admission
@@ -19,6 +21,7 @@ from gateway.housekeeping import Housekeeping
 from gateway.http.background_responses import BackgroundResponses
 from gateway.http.bodies import Bodies
 from gateway.http.body_pool import BodyPool
+from gateway.http.errands import Errands
 from gateway.http.host_guard import HostGuard
 from gateway.http.parsers import CONTINUED_RESPONSES, ParseContext
 from gateway.http.parts import HttpParts
@@ -62,6 +65,8 @@ RENEW_INTERVAL_S = 5.0
 TRIM_INTERVAL_S = 5.0
 LOOK_INTERVAL_S = 1.0
 SWEEP_INTERVAL_S = 60.0
+DEFAULT_SLOTS = 8
+"""Of an engine that doesn't say how many requests it runs at a time."""
 _TICK_S = 0.5
 _FLUSH_PATIENCE_S = 2.0
 _GOODBYE_S = 0.1
@@ -150,6 +155,7 @@ class Application:
             ParseContext(self.directory.models(), settings.tools, self.store is not None),
         )
         self.background = self._make_background()
+        self.batches = self._make_batches()
         self.parts = self._make_parts()
         self.metrics.registry.register(StateCollector(self._gauges))
         self.metrics.registry.register(WorkerMetricsCollector(self.peers))
@@ -207,6 +213,43 @@ class Application:
         self._housekeeping.add("sweeping the store", SWEEP_INTERVAL_S, self._sweep)
         return background
 
+    def _make_batches(self) -> BatchHouse | None:
+        settings = self.settings
+        if not settings.max_file_bytes:
+            return None
+        house = BatchHouse(
+            settings.data_dir,
+            FileBounds(
+                settings.max_files,
+                settings.max_files_bytes,
+                settings.max_file_bytes,
+                settings.max_file_age_s,
+            ),
+            ask=Errands(lambda: self.parts.errand_app).ask,
+            settle=self.outbox.put,
+            num_free=self._num_free_for_batches,
+            max_lines=settings.max_batch_requests,
+            max_line_bytes=settings.max_body_bytes,
+        )
+        self._housekeeping.add("running batches", LOOK_INTERVAL_S, house.look)
+        self._housekeeping.add("sweeping files", SWEEP_INTERVAL_S, house.sweep)
+        return house
+
+    def _num_free_for_batches(self) -> int:
+        """Requests that the engines could take beside what they have and what waits.
+
+        A quarter of their room is left for whoever comes next.
+        """
+        if not self.auth.is_ready or self.requests.is_draining:
+            return 0
+        room = waiting = 0
+        for model in self.directory.models():
+            waiting += self.admission.num_waiting(model)
+            for engine in self.directory.engines(model):
+                slots = engine.offer.max_num_seqs or DEFAULT_SLOTS
+                room += max(1, slots * 3 // 4) - engine.num_unfinished
+        return 0 if waiting else room
+
     def _make_parts(self) -> HttpParts:
         settings = self.settings
         return HttpParts(
@@ -240,6 +283,9 @@ class Application:
             clock=self._clock,
             store=self.store,
             background=self.background,
+            files=None if self.batches is None else self.batches.files,
+            batches=None if self.batches is None else self.batches.store,
+            batch_runner=None if self.batches is None else self.batches.runner,
         )
 
     def _role_server(
@@ -289,6 +335,8 @@ class Application:
         sessions = self.sessions
         if self.background is not None:
             await self.background.stop()
+        if self.batches is not None:
+            self.batches.runner.begin_to_stop()
         _logger.info("draining: %d requests are still running", len(sessions))
         if not await _wait_for(lambda: len(sessions) == 0, timeout_s):
             _logger.warning("%d requests did not finish in time", len(sessions))
@@ -310,6 +358,8 @@ class Application:
             await self.background.stop()
         if self.store is not None:
             await self.store.close()
+        if self.batches is not None:
+            await self.batches.runner.stop()
         await self._body_pool.close()
         for server in self._servers:
             server.say_goodbye()

@@ -387,6 +387,51 @@ class GatewaySettings:
             meaning="background responses that this gateway makes at a time",
         )
     )
+    max_file_bytes: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_FILE_BYTES",
+            200 * 2**20,
+            minimum=0,
+            maximum=2**36,
+            meaning="largest uploaded file; 0 switches files and batches off",
+        )
+    )
+    max_files_bytes: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_FILES_BYTES",
+            2 * 2**30,
+            minimum=1,
+            maximum=2**44,
+            meaning="all files of one tenant together; over it an upload is a 400",
+        )
+    )
+    max_files: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_FILES",
+            1000,
+            minimum=1,
+            maximum=100_000,
+            meaning="files that one tenant may have at a time",
+        )
+    )
+    max_file_age_s: float = setting(
+        number(
+            "PENSTOCK_MAX_FILE_AGE_S",
+            30 * 86_400.0,
+            minimum=3600,
+            maximum=10 * 365 * 86_400,
+            meaning="how long files, and batches that have ended, are kept",
+        )
+    )
+    max_batch_requests: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_BATCH_REQUESTS",
+            32,
+            minimum=1,
+            maximum=4096,
+            meaning="lines of batches under way at a time, where the engines have room for them",
+        )
+    )
     strict_fields: bool = setting(shared.STRICT_FIELDS)
     access_log: bool = setting(
         switch("PENSTOCK_ACCESS_LOG", True, meaning="a log line for every request")

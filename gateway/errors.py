@@ -162,6 +162,15 @@ class WorkerNotFoundError(GatewayError):
         )
 
 
+class ResourceNotFoundError(GatewayError):
+    """The caller has nothing of this kind with this id; somebody else may."""
+
+    code = ErrorCode.NOT_FOUND
+
+    def __init__(self, kind: str, resource_id: str) -> None:
+        super().__init__(f"No such {kind}: `{resource_id:.64}`.")
+
+
 class ToolPluginsError(GatewayError):
     """The packages that bring this server's tools can't be loaded; the log says why."""
 

@@ -18,6 +18,8 @@ _USING: Final = _READING | {
     "embeddings.create",
     "decisions",
     "rerank",
+    "files",
+    "batches",
     "responses",
     "tokenize",
     "tools.parse",

@@ -14,15 +14,18 @@ from gateway.http.dispatcher import Dispatcher, ErrorHandler
 from gateway.http.error_shape import error_answer, raised_answer
 from gateway.http.error_table import ERROR_TABLE, METHOD_NOT_ALLOWED, ErrorRow
 from gateway.http.middleware import BodySizeMiddleware, HostGuardMiddleware, RequestScopeMiddleware
+from gateway.http.multipart import MAX_FIELD_BYTES
 from gateway.http.openapi import describe
 from gateway.http.parts import HttpParts
 from gateway.http.routes import (
     admin,
     anthropic_organization,
     audit,
+    batches,
     conversations,
     docs,
     embeddings,
+    files,
     generate,
     health,
     messages,
@@ -55,7 +58,8 @@ def build_api(parts: HttpParts) -> FastAPI:
     app.state.methods = []
     for module in (
         *(generate, responses, conversations, messages, embeddings, tokenize),
-        *(scoring, models, tools, health, usage, admin, resources, audit, profile, workers),
+        *(scoring, models, tools, health, usage, files, batches),
+        *(admin, resources, audit, profile, workers),
         *(organization, organization_limits, organization_usage, anthropic_organization, docs),
     ):
         for route in module.router.routes:
@@ -76,7 +80,10 @@ def build_app(parts: HttpParts) -> ASGIApp:
     """The whole application."""
     settings = parts.settings
     dispatcher = Dispatcher(build_api(parts), _HANDLERS, _on_bug)
-    app: ASGIApp = BodySizeMiddleware(dispatcher, settings.max_body_bytes)
+    parts.errand_app = RequestScopeMiddleware(dispatcher, parts.metrics, parts.access_log)
+    # A form is a little longer than its file.
+    form_bytes = {"/v1/files": settings.max_file_bytes + 2 * MAX_FIELD_BYTES}
+    app: ASGIApp = BodySizeMiddleware(dispatcher, settings.max_body_bytes, form_bytes)
     if not settings.require_keys:
         app = HostGuardMiddleware(app, parts.host_guard)
     return RequestScopeMiddleware(app, parts.metrics, parts.access_log)

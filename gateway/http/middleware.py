@@ -4,7 +4,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -105,30 +105,39 @@ class HostGuardMiddleware:
 
 
 class BodySizeMiddleware:
-    """Refuses bodies over a limit by their declared length."""
+    """Refuses bodies over a limit by their declared length.
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    Args:
+        app: Behind it.
+        max_body_bytes: Of every route.
+        others: Of the routes that differ, by path.
+    """
+
+    def __init__(
+        self, app: ASGIApp, max_body_bytes: int, others: Mapping[str, int] | None = None
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._others = others or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        error = self._refusal(scope["headers"]) if scope["type"] == "http" else None
+        error = None
+        if scope["type"] == "http":
+            most = self._others.get(scope["path"], self._max_body_bytes)
+            error = self._refusal(scope["headers"], most)
         if error is None:
             await self._app(scope, receive, send)
         else:
             await send_error(scope, send, error)
 
-    def _refusal(self, headers: Iterable[tuple[bytes, bytes]]) -> GatewayError | None:
+    def _refusal(self, headers: Iterable[tuple[bytes, bytes]], most: int) -> GatewayError | None:
         for name, value in headers:
             # No int() of a text of any length: longer numbers than this are too large anyway.
             if name == b"content-length" and (
-                len(value) > _MAX_LENGTH_DIGITS
-                or (value.isdigit() and int(value) > self._max_body_bytes)
+                len(value) > _MAX_LENGTH_DIGITS or (value.isdigit() and int(value) > most)
             ):
-                return RequestTooLargeError(
-                    f"The request body is over the limit of {self._max_body_bytes} bytes."
-                )
+                return RequestTooLargeError(f"The request body is over the limit of {most} bytes.")
         return None
 
 

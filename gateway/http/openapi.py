@@ -19,6 +19,7 @@ from gateway.http.openresponses.schemas import (
 )
 from gateway.http.query import DEFAULT_ITEMS_PAGE, MAX_ITEMS_PAGE
 from gateway.http.route_rules import ROUTE_RULES, Access
+from gateway.http.schemas.batches import BatchRequest
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
 from gateway.http.schemas.embedding import EmbeddingRequest
@@ -81,6 +82,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     SystemoneRequest,
     RerankRequest,
     ScoreRequest,
+    BatchRequest,
     ProfileRequest,
     DetokenizeRequest,
     CreateKeyRequest,
@@ -195,6 +197,12 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
             }
         },
     },
+    "/v1/files": {"purpose": "batch", "file": "requests.jsonl"},
+    "/v1/batches": {
+        "input_file_id": "file-000000000000000000000000",
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    },
     "/v1/rerank": _RERANK_EXAMPLE,
     "/v2/rerank": _RERANK_EXAMPLE,
     "/v1/score": {
@@ -289,6 +297,7 @@ _MEDIA_TYPES: Final[dict[str, tuple[str, ...]]] = {
     "/v1/responses/{response_id}": ("application/json", "text/event-stream"),
     "/v1/messages": ("application/json", "text/event-stream"),
     "/metrics": ("text/plain", "application/json"),
+    "/v1/files/{file_id}/content": ("application/octet-stream",),
 }
 """What answers are, where it is not JSON alone."""
 _CREATED: Final = (
@@ -351,6 +360,16 @@ _ITEMS_PAGE: Final[list[dict[str, Any]]] = [
     _text("order", "Newest (the default) or oldest first.", ("desc", "asc")),
 ]
 _QUERIES: Final[dict[str, list[dict[str, Any]]]] = {
+    "/v1/files": [
+        _number("limit", "Files of a page, 1 to 10,000 (the default)."),
+        _text("after", "The last id of the page before."),
+        _text("order", "By creation.", ("asc", "desc")),
+        _text("purpose", "Only files of this purpose."),
+    ],
+    "/v1/batches": [
+        _number("limit", "Batches of a page, 1 to 100 (default 20)."),
+        _text("after", "The last id of the page before."),
+    ],
     "/v1/admin/keys": [
         _LIMIT,
         _AFTER,
@@ -451,7 +470,8 @@ def describe(app: FastAPI, *, requires_keys: bool, is_local: bool) -> dict[str, 
             operation["responses"] = _responses(method, path)
             body = operation.get("requestBody")
             if body is not None:
-                body["content"]["application/json"]["example"] = examples[path]
+                for kind in body["content"].values():
+                    kind["example"] = examples[path]
             if access is Access.OPEN or (access is Access.LOCAL and is_local):
                 operation["security"] = []
             elif access is Access.ADMIN:

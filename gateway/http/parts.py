@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from fastapi import Request
+from starlette.types import ASGIApp
 
+from gateway.batches.files import FileStore
+from gateway.batches.runner import BatchRunner
+from gateway.batches.store import BatchStore
 from gateway.config import GatewaySettings
 from gateway.http.background_responses import BackgroundResponses
 from gateway.http.bodies import Bodies
@@ -42,6 +46,10 @@ class HttpParts:
         host_guard: Tells requests of foreign web pages.
         toolbox: Runs the tools of this server; None when there are none, or tools are off.
         peers: Every connected worker of any role.
+        files: Files of tenants; None where they are switched off.
+        batches: Batches of tenants, likewise.
+        batch_runner: Works on them.
+        errand_app: The routes for requests that no client waits for, once they are there.
         replays: Answers to requests with an `Idempotency-Key`.
         worker_records: How each worker has done lately.
         drain_worker: Lets a worker finish within so many seconds, and end.
@@ -71,6 +79,10 @@ class HttpParts:
     drain_worker: Callable[[Peer, float], None]
     num_active: Callable[[], int]
     started_s: float
+    files: FileStore | None = None
+    batches: BatchStore | None = None
+    batch_runner: BatchRunner | None = None
+    errand_app: ASGIApp | None = None
     clock: Callable[[], float] = time.monotonic
     store: Store | None = None
     background: BackgroundResponses | None = None

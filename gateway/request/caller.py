@@ -1,6 +1,30 @@
 """Who sent a request, as far as the gateway knows before anybody was asked."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
+
+from protocol.wire.messages import Settle
+
+
+class Errand(Protocol):
+    """Whoever has a request made that no client waits for, and has to book it exactly once.
+
+    Attributes:
+        priority: The request goes no earlier than others of this level; lower goes first.
+    """
+
+    @property
+    def priority(self) -> int:
+        """A level."""
+        ...
+
+    def on_granted(self, lease_id: str) -> None:
+        """The request has a lease, before anything is done with it."""
+        ...
+
+    def put(self, settle: Settle) -> None:
+        """Take the settlement in the outbox's place, which gets it when the answer is safe."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +38,7 @@ class Caller:
         token: What was presented, if it is a bearer token (JWT) rather than a key; empty otherwise.
         end_user: For whom the request is, by a header of `PENSTOCK_END_USER_HEADERS`; empty without
             one. It counts with keys that may name their end users.
+        errand: Whose the request is where no client waits for it; None otherwise.
     """
 
     key_digest: bytes | None
@@ -21,6 +46,7 @@ class Caller:
     trace_id: str = ""
     token: str = field(default="", repr=False)
     end_user: str = ""
+    errand: Errand | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> bytes:

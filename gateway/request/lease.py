@@ -7,6 +7,7 @@ from gateway import bridge
 from gateway.bridge import Outcome
 from gateway.errors import DeniedError, GatewayError, RemoteFailureError, WorkerUnavailableError
 from gateway.ledger.outbox import Outbox
+from gateway.request.caller import Errand
 from gateway.request.work_bound import Bound
 from gateway.workers.auth import AuthLink
 from protocol.errors import ErrorCode
@@ -149,7 +150,7 @@ class RequestLease:
 
     def settle(
         self,
-        outbox: Outbox,
+        outbox: Outbox | Errand,
         usage: Usage,
         outcome: Outcome,
         *,

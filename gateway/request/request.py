@@ -276,9 +276,8 @@ class Request:
         is_unused = self._outcome != "finished" and not self.work.has_begun and self._is_ours
         if not self._is_put_off:
             earlier = () if self._takes is None else self._takes.earlier
-            self.lease.settle(
-                self._outbox, usage, self._outcome, is_unused=is_unused, earlier=earlier
-            )
+            outbox = self.caller.errand or self._outbox
+            self.lease.settle(outbox, usage, self._outcome, is_unused=is_unused, earlier=earlier)
         self.work.observe(self._outcome, self._clock() - self._arrived_at)
         if self._is_released:
             self.work = _DONE
@@ -299,7 +298,10 @@ class Request:
         self.work.check()
         corrected = await self.work.prepare(
             Admitted(
-                granted.tenant, granted.priority, granted.lease_id, granted.max_completion_tokens
+                granted.tenant,
+                self._priority(granted.priority),
+                granted.lease_id,
+                granted.max_completion_tokens,
             )
         )
         self.state = State.PREPARED
@@ -334,7 +336,7 @@ class Request:
         try:
             known = self._identities.may_begin(digest, self._scope)
             if known is not None:
-                self.work.begin(Admitted(known.tenant, known.priority))
+                self.work.begin(Admitted(known.tenant, self._priority(known.priority)))
             granted = await answer
         except DeniedError as error:
             self._identities.note_denied(digest, error, self.caller.address)
@@ -345,10 +347,17 @@ class Request:
                 self._auth.give_back(answer)
         self.identity = self._identities.note_granted(digest, granted, self._scope)
         self.lease.on_granted(granted, bound, question)
+        if self.caller.errand is not None and granted.lease_id:
+            self.caller.errand.on_granted(granted.lease_id)
         self.state = State.RESERVED
         if known is not None and known != self.identity:
             self.work.withdraw()
         return granted
+
+    def _priority(self, granted: int) -> int:
+        """Of the key, or lower where no client waits."""
+        errand = self.caller.errand
+        return granted if errand is None else max(granted, errand.priority)
 
     def _on_deadline(self) -> None:
         self.fail(self._too_late(self.work.model))

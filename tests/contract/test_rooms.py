@@ -33,6 +33,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "gateway.dispatch",
         "gateway.workers",
         "gateway.request",
+        "gateway.batches",
         "gateway.http.error_table",
         "gateway.http.schemas",
         "gateway.http.render",

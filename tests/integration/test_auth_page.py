@@ -44,7 +44,7 @@ def test_every_route_stands_beside_its_scope() -> None:
     for path, rule in ROUTE_RULES.items():
         is_below = any(path.startswith(f"{other}/") for other in ROUTE_RULES if "admin" in other)
         if rule.scope is not None and not is_below:
-            assert f"`{path.replace('{model_id:path}', '{id}')}`" in lines[rule.scope], path
+            assert f"`{re.sub(r'{[^}]*}', '{id}', path)}`" in lines[rule.scope], path
 
 
 def test_every_field_and_action_is_on_the_page() -> None:

@@ -15,6 +15,8 @@ Scope = Literal[
     "embeddings.create",
     "decisions",
     "rerank",
+    "files",
+    "batches",
     "responses",
     "tokenize",
     "models.list",

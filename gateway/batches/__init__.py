@@ -1,0 +1,7 @@
+"""Files of tenants and batches of requests, on the disk of the gateway's data folder.
+
+`files.py` keeps files, `records.py` says what a batch is, `journal.py` what became of its lines,
+`lines.py` reads them, `runner.py` runs what is left of every batch in idle capacity.
+May import `gateway.request`, `gateway.ledger`, `gateway.errors` and `gateway.config`; it knows no
+HTTP: how a line is answered is handed in.
+"""

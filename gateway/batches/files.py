@@ -1,0 +1,252 @@
+"""Files that tenants upload, and that batches leave: bounded by number, bytes and age.
+
+A file is its content, `<id>.data`, and `<id>.json` beside it, which is written last: without it the
+content is nobody's, and is removed by the sweep.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gateway.batches.folders import is_id, new_id, read_json, replace_json, tenant_folder
+from gateway.errors import GatewayError, InvalidRequestError, ResourceNotFoundError
+
+PREFIX: Final = "file-"
+PURPOSES: Final = ("batch", "user_data", "assistants", "fine-tune", "vision", "evals")
+_UNFINISHED_S: Final = 24 * 3600.0
+"""An upload that was not finished for so long never will be."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileBounds:
+    """How much one tenant may keep.
+
+    Attributes:
+        max_files: Files at a time.
+        max_bytes: Of all files together.
+        max_file_bytes: Of one file.
+        max_age_s: A file lives no longer.
+    """
+
+    max_files: int
+    max_bytes: int
+    max_file_bytes: int
+    max_age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """What is known of a file; times are Unix seconds."""
+
+    id: str
+    filename: str
+    purpose: str
+    num_bytes: int
+    created_at: int
+    expires_at: int
+
+    def as_object(self) -> dict[str, Any]:
+        """As OpenAI's API tells it."""
+        return {
+            "id": self.id,
+            "object": "file",
+            "bytes": self.num_bytes,
+            "created_at": self.created_at,
+            "expires_at": self.expires_at,
+            "filename": self.filename,
+            "purpose": self.purpose,
+            "status": "processed",
+            "status_details": None,
+        }
+
+
+class FileStore:
+    """The files of all tenants; its methods block, so they are called beside the loop.
+
+    Args:
+        root: A folder of its own; made when it is first needed.
+        bounds: Of each tenant.
+        wall_clock: Unix seconds.
+    """
+
+    def __init__(
+        self, root: Path, bounds: FileBounds, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        self._root = root
+        self._bounds = bounds
+        self._wall_clock = wall_clock
+
+    @property
+    def bounds(self) -> FileBounds:
+        """Of each tenant."""
+        return self._bounds
+
+    def begin(self, tenant: str) -> tuple[str, Path]:
+        """An id for a new file and where its content is to be written.
+
+        Raises:
+            InvalidRequestError: The tenant has as many files as it may have.
+        """
+        folder = tenant_folder(self._root, tenant)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        num_files, num_bytes = self._held(folder)
+        if num_files >= self._bounds.max_files:
+            raise InvalidRequestError(
+                f"There are {num_files} files already, which is the limit; delete some first."
+            )
+        if num_bytes >= self._bounds.max_bytes:
+            raise InvalidRequestError(
+                f"Your files have {num_bytes} bytes together, which is over the limit of"
+                f" {self._bounds.max_bytes}; delete some first."
+            )
+        file_id = new_id(PREFIX, self._wall_clock)
+        return file_id, folder / f"{file_id}.data"
+
+    def finish(
+        self,
+        tenant: str,
+        file_id: str,
+        filename: str,
+        purpose: str,
+        lifetime_s: float | None = None,
+        *,
+        is_ours: bool = False,
+    ) -> StoredFile:
+        """Keep a file whose content was written; a second time changes nothing.
+
+        Args:
+            tenant: Whose it is.
+            file_id: Of `begin`.
+            filename: As the client called it.
+            purpose: What for.
+            lifetime_s: None is as long as files live.
+            is_ours: The result of a batch, which is kept even where a tenant has much already.
+
+        Raises:
+            InvalidRequestError: The tenant would have more bytes than it may have.
+        """
+        folder = tenant_folder(self._root, tenant)
+        path = folder / f"{file_id}.data"
+        known = self._read(folder, file_id)
+        if known is not None:
+            return known
+        num_bytes = path.stat().st_size
+        _, held = self._held(folder)  # this one among them
+        if not is_ours and held > self._bounds.max_bytes:
+            path.unlink(missing_ok=True)
+            raise InvalidRequestError(
+                f"With this file of {num_bytes} bytes your files would have {held};"
+                f" {self._bounds.max_bytes} may. Delete some first."
+            )
+        now = int(self._wall_clock())
+        age_s = self._bounds.max_age_s
+        stored = StoredFile(
+            id=file_id,
+            filename=filename,
+            purpose=purpose,
+            num_bytes=num_bytes,
+            created_at=now,
+            expires_at=now + int(age_s if lifetime_s is None else min(lifetime_s, age_s)),
+        )
+        replace_json(
+            folder / f"{file_id}.json",
+            {name: getattr(stored, name) for name in StoredFile.__slots__},
+        )
+        return stored
+
+    def find(self, tenant: str, file_id: str) -> StoredFile:
+        """A file.
+
+        Raises:
+            ResourceNotFoundError: This tenant has none of this id.
+        """
+        folder = tenant_folder(self._root, tenant)
+        stored = self._read(folder, file_id) if is_id(file_id, PREFIX) else None
+        if stored is None or stored.expires_at <= self._wall_clock():
+            raise ResourceNotFoundError("file", file_id)
+        return stored
+
+    def content_path(self, tenant: str, file_id: str) -> Path:
+        """Where the content of a file is.
+
+        Raises:
+            ResourceNotFoundError: This tenant has none of this id.
+        """
+        stored = self.find(tenant, file_id)
+        return tenant_folder(self._root, tenant) / f"{stored.id}.data"
+
+    def new_path(self, tenant: str, file_id: str) -> Path:
+        """Where the content of a file of ours goes, whatever the tenant has already."""
+        folder = tenant_folder(self._root, tenant)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder / f"{file_id}.data"
+
+    def list(self, tenant: str, purpose: str = "") -> list[StoredFile]:
+        """All files of a tenant, oldest first."""
+        folder = tenant_folder(self._root, tenant)
+        now = self._wall_clock()
+        found = []
+        for path in sorted(folder.glob(f"{PREFIX}*.json")):
+            stored = self._read(folder, path.stem)
+            if stored is not None and stored.expires_at > now and purpose in ("", stored.purpose):
+                found.append(stored)
+        return found
+
+    def remove(self, tenant: str, file_id: str) -> None:
+        """Forget a file; what reads it at the moment reads on.
+
+        Raises:
+            ResourceNotFoundError: This tenant has none of this id.
+        """
+        self.find(tenant, file_id)
+        self._remove(tenant_folder(self._root, tenant), file_id)
+
+    def sweep(self) -> int:
+        """Remove what is too old, and what uploads left that never ended; how many that were."""
+        now, num_removed = self._wall_clock(), 0
+        for folder in self._root.glob("*"):
+            for path in folder.glob(f"{PREFIX}*.json"):
+                stored = self._read(folder, path.stem)
+                if stored is None or stored.expires_at <= now:
+                    self._remove(folder, path.stem)
+                    num_removed += 1
+            for path in folder.glob(f"{PREFIX}*.data"):
+                with suppress(OSError):
+                    is_old = path.stat().st_mtime + _UNFINISHED_S < now
+                    if is_old and not path.with_suffix(".json").exists():
+                        path.unlink()
+                        num_removed += 1
+            with suppress(OSError):
+                folder.rmdir()  # only where nothing is left
+        return num_removed
+
+    def _held(self, folder: Path) -> tuple[int, int]:
+        """Files and bytes of a tenant, uploads under way among them."""
+        num_files = num_bytes = 0
+        with suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(".data"):
+                    num_files += 1
+                    with suppress(FileNotFoundError):
+                        num_bytes += entry.stat().st_size
+        return num_files, num_bytes
+
+    def _read(self, folder: Path, file_id: str) -> StoredFile | None:
+        value = read_json(folder / f"{file_id}.json")
+        try:
+            return None if value is None else StoredFile(**value)
+        except TypeError:
+            return None
+
+    def _remove(self, folder: Path, file_id: str) -> None:
+        (folder / f"{file_id}.json").unlink(missing_ok=True)
+        (folder / f"{file_id}.data").unlink(missing_ok=True)
+
+
+def disk_error(error: OSError) -> GatewayError:
+    """What a client is told when the disk doesn't take or give something."""
+    return GatewayError(f"The disk of this server failed: {error.strerror or 'unknown error'}.")

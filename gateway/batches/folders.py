@@ -1,0 +1,60 @@
+"""Where tenants' things lie on disk, and how a small file is replaced whole."""
+
+import hashlib
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+_ID: Final = re.compile(r"[a-z]{1,16}[-_][0-9a-f]{24}")
+_TIME_BYTES: Final = 6
+_RANDOM_BYTES: Final = 6
+
+
+def new_id(prefix: str, wall_clock: Callable[[], float] = time.time) -> str:
+    """An id that sorts by the time it was made; `prefix` ends with its separator."""
+    milliseconds = int(wall_clock() * 1000) % 256**_TIME_BYTES
+    return f"{prefix}{milliseconds:012x}{secrets.token_hex(_RANDOM_BYTES)}"
+
+
+def is_id(text: str, prefix: str) -> bool:
+    """Whether a client's text may be one of our ids, and so a part of a path."""
+    return text.startswith(prefix) and _ID.fullmatch(text) is not None
+
+
+def tenant_folder(root: Path, tenant: str) -> Path:
+    """A tenant's own folder: whoever looks there finds nothing of anybody else."""
+    return root / hashlib.sha256(tenant.encode()).hexdigest()[:32]
+
+
+def replace_json(path: Path, value: Any) -> None:
+    """Write a small file whole or not at all, and durably.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(orjson.dumps(value))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A small file of ours; None when it isn't there or can't be read."""
+    try:
+        value = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    return value if isinstance(value, dict) else None

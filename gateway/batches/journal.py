@@ -1,0 +1,179 @@
+"""What became of a batch's lines, written so that a killed gateway loses and doubles nothing.
+
+A line has a record when its request gets a lease, and another one behind its answer, which is in an
+output file by then. Only then is the lease settled. So after a kill, of each line either its answer
+and its settlement are here, which is sent again and booked once (a ledger knows its leases); or
+there is no answer, then its lease is settled as unused and the line is run again. What an output
+file holds beyond its last record is cut off.
+
+Records are handed to the kernel and not synced: they outlive this process, and of a machine that
+dies the lines since the last sync are run again.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal
+
+import orjson
+
+from gateway.batches.records import Counts
+from protocol.wire import codec
+from protocol.wire.messages import Settle
+
+FileKind = Literal["output", "error"]
+FILES: Final[dict[FileKind, str]] = {"output": "output.jsonl", "error": "error.jsonl"}
+_JOURNAL: Final = "journal.jsonl"
+MAX_RESENT: Final = 1024
+"""Settlements that are sent again after a kill: more than are ever on their way."""
+
+_settles = codec.Decoder[Settle](Settle)
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What a journal says.
+
+    Attributes:
+        done: Numbers of lines with an answer.
+        open_leases: Of lines without one.
+        settles: Of the newest answers.
+        counts: Of the answers.
+    """
+
+    done: set[int] = field(default_factory=set)
+    open_leases: dict[int, list[str]] = field(default_factory=dict)
+    settles: list[Settle] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+
+
+class Journal:
+    """The journal and the output files of one batch; one gateway has them open at a time.
+
+    Args:
+        folder: Of the batch.
+
+    Raises:
+        OSError: A file can't be opened or read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ends: dict[FileKind, int] = dict.fromkeys(FILES, 0)
+        self.recovered = Recovered()
+        good_bytes = self._read(folder / _JOURNAL)
+        self._journal = _open_at(folder / _JOURNAL, good_bytes)
+        self._outputs: dict[FileKind, BinaryIO] = {
+            kind: _open_at(folder / name, self._ends[kind]) for kind, name in FILES.items()
+        }
+
+    def note_lease(self, line: int, lease_id: str) -> None:
+        """A line's request has a lease.
+
+        Raises:
+            OSError: The disk doesn't take it.
+        """
+        self._write({"begun": line, "lease": lease_id})
+
+    def note_done(
+        self, line: int, kind: FileKind, answer: dict[str, Any], settle: Settle | None
+    ) -> None:
+        """A line has its answer, which is written into an output file first.
+
+        Raises:
+            OSError: The disk doesn't take it.
+        """
+        text = orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE)
+        output = self._outputs[kind]
+        _write_all(output, text)
+        self._ends[kind] += len(text)
+        record: dict[str, Any] = {"done": line, "file": kind, "end": self._ends[kind]}
+        if settle is not None:
+            record["settle"] = codec.encode(settle).hex()
+        self._write(record)
+        count(self.recovered.counts, kind, settle)
+
+    def has_any(self, kind: FileKind) -> bool:
+        """Whether an output file holds an answer."""
+        return self._ends[kind] > 0
+
+    def sync(self) -> None:
+        """Wait until all of it is on the disk.
+
+        Raises:
+            OSError: It failed.
+        """
+        for file in (*self._outputs.values(), self._journal):
+            os.fsync(file.fileno())
+
+    def close(self) -> None:
+        """Let the files go; idempotent."""
+        for file in (*self._outputs.values(), self._journal):
+            file.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        _write_all(self._journal, orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+
+    def _read(self, path: Path) -> int:
+        """Take what is there; how many bytes of it are whole records."""
+        found, good_bytes = self.recovered, 0
+        for text in _whole_lines(path):
+            try:
+                record = orjson.loads(text)
+            except orjson.JSONDecodeError:
+                break
+            good_bytes += len(text)
+            if "begun" in record:
+                found.open_leases.setdefault(record["begun"], []).append(record["lease"])
+                continue
+            line, kind = record["done"], record["file"]
+            found.done.add(line)
+            self._ends[kind] = record["end"]
+            settle = None
+            if "settle" in record:
+                settle = _settles.decode(bytes.fromhex(record["settle"]))
+                found.settles.append(settle)
+                del found.settles[:-MAX_RESENT]
+            # Leases of earlier tries of this line are settled already: each try ends with that.
+            found.open_leases.pop(line, None)
+            count(found.counts, kind, settle)
+        return good_bytes
+
+
+def count(counts: Counts, kind: FileKind, settle: Settle | None) -> None:
+    """Add an answer to what a batch has used."""
+    if kind == "output":
+        counts.completed += 1
+    else:
+        counts.failed += 1
+    if settle is not None and not settle.is_unused:
+        counts.prompt_tokens += settle.prompt_tokens
+        counts.completion_tokens += settle.completion_tokens
+        counts.cached_tokens += settle.cached_tokens
+        counts.reasoning_tokens += settle.reasoning_tokens
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            for text in file:
+                if text.endswith(b"\n"):
+                    yield text
+    except FileNotFoundError:
+        return
+
+
+def _open_at(path: Path, end: int) -> BinaryIO:
+    """A file for appending, cut behind what counts; without a buffer that a kill would lose."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    file = os.fdopen(fd, "wb", buffering=0)
+    file.truncate(end)
+    file.seek(end)
+    return file

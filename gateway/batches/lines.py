@@ -1,0 +1,118 @@
+"""The lines of a batch's input: read one by one, whatever the file's size, and checked."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from gateway.batches.records import LineError
+
+MAX_LINES: Final = 50_000
+MAX_ERRORS: Final = 100
+"""Wrong lines that are told of."""
+MAX_CUSTOM_ID_CHARACTERS: Final = 512
+_DIGEST_BYTES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLine:
+    """One request of the input.
+
+    Attributes:
+        number: Of the line in the file, from 1.
+    """
+
+    number: int
+    custom_id: str
+    body: dict[str, Any]
+
+
+class LineTooLongError(Exception):
+    """A line is longer than a request may be."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def texts(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that aren't blank, with their numbers; one is in memory at a time.
+
+    Raises:
+        LineTooLongError: A line has more than so many bytes.
+        OSError: The file can't be read.
+    """
+    with path.open("rb") as file:
+        number = 0
+        while text := file.readline(max_bytes + 2):
+            number += 1
+            if len(text.rstrip(b"\r\n")) > max_bytes:
+                raise LineTooLongError(number)
+            if not text.isspace():
+                yield number, text
+
+
+def parse(number: int, text: bytes, endpoint: str) -> BatchLine | LineError:
+    """One line, or what is wrong with it."""
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return LineError("invalid_json_line", "This line is not valid JSON.", number)
+    if not isinstance(value, dict):
+        return LineError("invalid_json_line", "This line is no JSON object.", number)
+    custom_id = value.get("custom_id")
+    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID_CHARACTERS:
+        message = f"`custom_id` must be a text of 1 to {MAX_CUSTOM_ID_CHARACTERS} characters."
+        return LineError("missing_required_parameter", message, number, "custom_id")
+    if value.get("method") != "POST":
+        return LineError("invalid_method", "`method` must be POST.", number, "method")
+    if value.get("url") != endpoint:
+        message = f"`url` must be the batch's endpoint, {endpoint}."
+        return LineError("mismatched_url", message, number, "url")
+    body = value.get("body")
+    if not isinstance(body, dict):
+        return LineError("invalid_request", "`body` must be an object.", number, "body")
+    for name in ("stream", "background"):
+        if body.get(name):
+            message = f"A batch can't use `{name}`; leave it out of `body`."
+            return LineError("invalid_request", message, number, f"body.{name}")
+    return BatchLine(number, custom_id, body)
+
+
+def check(path: Path, endpoint: str, max_line_bytes: int) -> tuple[int, list[LineError]]:
+    """How many requests a file holds, and what is wrong with it; nothing of it is kept."""
+    num_lines, errors = 0, list[LineError]()
+    seen: dict[bytes, int] = {}
+    try:
+        for number, text in texts(path, max_line_bytes):
+            num_lines += 1
+            if num_lines > MAX_LINES:
+                message = f"The file has more than {MAX_LINES} requests, which is the limit."
+                errors.append(LineError("too_many_requests", message, number))
+                break
+            line = parse(number, text, endpoint)
+            if isinstance(line, BatchLine):
+                digest = blake2b(line.custom_id.encode(), digest_size=_DIGEST_BYTES).digest()
+                first = seen.setdefault(digest, number)
+                if first == number:
+                    continue
+                message = f"`custom_id` repeats the one of line {first}."
+                line = LineError("duplicate_custom_id", message, number, "custom_id")
+            errors.append(line)
+            if len(errors) >= MAX_ERRORS:
+                break
+    except LineTooLongError as error:
+        message = f"The line has more than {max_line_bytes} bytes, which no request may have."
+        errors.append(LineError("request_too_large", message, error.number))
+    except OSError as error:
+        message = f"The file can't be read: {error.strerror or 'unknown error'}."
+        errors.append(LineError("unreadable_file", message))
+    except UnicodeEncodeError:
+        message = "A `custom_id` holds a lone surrogate, which is no character."
+        errors.append(LineError("invalid_json_line", message))
+    if not num_lines and not errors:
+        errors.append(LineError("empty_file", "The file holds no request."))
+    return num_lines, errors

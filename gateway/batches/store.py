@@ -1,0 +1,220 @@
+"""The batches of all tenants on disk: made, found, listed, cancelled, claimed by one gateway."""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gateway.batches.files import FileStore
+from gateway.batches.folders import is_id, new_id, read_json, replace_json, tenant_folder
+from gateway.batches.records import ENDED, PREFIX, WINDOW_S, Batch
+from gateway.errors import InvalidRequestError, ResourceNotFoundError
+
+INPUT: Final = "input.jsonl"
+_STATE: Final = "batch.json"
+_LOCK: Final = "lock"
+_CANCEL: Final = "cancel"
+MAX_UNFINISHED: Final = 100
+MAX_BATCHES: Final = 1000
+"""Of one tenant; beyond, the oldest that have ended are forgotten."""
+
+
+@dataclass(slots=True)
+class Claim:
+    """A batch that this gateway alone works on, until `release` or its end."""
+
+    batch: Batch
+    folder: Path
+    lock: int
+
+    @property
+    def input_path(self) -> Path:
+        """The lines."""
+        return self.folder / INPUT
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody asked for its end."""
+        return (self.folder / _CANCEL).exists()
+
+    def save(self) -> None:
+        """Keep what the batch says now.
+
+        Raises:
+            OSError: The disk doesn't take it.
+        """
+        replace_json(self.folder / _STATE, self.batch.as_record())
+
+    def release(self) -> None:
+        """Let another gateway go on with it."""
+        os.close(self.lock)
+
+
+class BatchStore:
+    """Batches by tenant; its methods block, so they are called beside the loop.
+
+    Args:
+        root: A folder of its own; made when it is first needed.
+        files: Where inputs come from and outputs go to.
+        max_age_s: A batch that ended is forgotten so long after it was made.
+        wall_clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        files: FileStore,
+        max_age_s: float,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._root = root
+        self._files = files
+        self._max_age_s = max_age_s
+        self._wall_clock = wall_clock
+
+    def create(
+        self,
+        tenant: str,
+        *,
+        key_digest: str,
+        key_id: str,
+        address: str,
+        end_user: str = "",
+        endpoint: str,
+        input_file_id: str,
+        metadata: dict[str, str] | None,
+        output_lifetime_s: int | None,
+    ) -> Batch:
+        """A new batch; it has the input for itself, whatever becomes of the file.
+
+        Raises:
+            InvalidRequestError: The file is for something else, or too many batches are under way.
+            ResourceNotFoundError: This tenant has no such file.
+        """
+        stored = self._files.find(tenant, input_file_id)
+        if stored.purpose != "batch":
+            raise InvalidRequestError(
+                f"The file `{stored.id}` has the purpose `{stored.purpose}`; it must be `batch`.",
+                param="input_file_id",
+            )
+        known = self.list(tenant)
+        num_unfinished = sum(batch.status not in ENDED for batch in known)
+        if num_unfinished >= MAX_UNFINISHED:
+            raise InvalidRequestError(
+                f"{num_unfinished} batches are under way, which is the limit; wait or cancel some."
+            )
+        ended = [batch for batch in known if batch.status in ENDED]
+        for batch in ended[: max(0, len(known) + 1 - MAX_BATCHES)]:
+            self._forget(self._folder(tenant, batch.id))
+        now = int(self._wall_clock())
+        batch = Batch(
+            id=new_id(PREFIX, self._wall_clock),
+            tenant=tenant,
+            key_digest=key_digest,
+            key_id=key_id,
+            address=address,
+            end_user=end_user,
+            endpoint=endpoint,
+            input_file_id=stored.id,
+            created_at=now,
+            expires_at=now + WINDOW_S,
+            metadata=metadata,
+            output_lifetime_s=output_lifetime_s,
+        )
+        folder = self._folder(tenant, batch.id)
+        folder.mkdir(mode=0o700, parents=True)
+        os.link(self._files.content_path(tenant, stored.id), folder / INPUT)
+        replace_json(folder / _STATE, batch.as_record())
+        return batch
+
+    def find(self, tenant: str, batch_id: str) -> Batch:
+        """A batch as it was last saved.
+
+        Raises:
+            ResourceNotFoundError: This tenant has none of this id.
+        """
+        batch = _read(self._folder(tenant, batch_id)) if is_id(batch_id, PREFIX) else None
+        if batch is None:
+            raise ResourceNotFoundError("batch", batch_id)
+        return batch
+
+    def list(self, tenant: str) -> list[Batch]:
+        """All batches of a tenant, oldest first."""
+        folders = sorted(tenant_folder(self._root, tenant).glob(f"{PREFIX}*"))
+        return [batch for batch in map(_read, folders) if batch is not None]
+
+    def cancel(self, tenant: str, batch_id: str) -> Batch:
+        """Ask for the end of a batch; one that has ended stays as it is.
+
+        Raises:
+            ResourceNotFoundError: This tenant has none of this id.
+        """
+        batch = self.find(tenant, batch_id)
+        if batch.status not in (*ENDED, "finalizing"):
+            (self._folder(tenant, batch_id) / _CANCEL).touch()
+            batch.status = "cancelling"
+            batch.stamps.setdefault("cancelling_at", int(self._wall_clock()))
+        return batch
+
+    def claims(self, is_known: Callable[[str], bool]) -> Iterator[Claim]:
+        """Batches that nobody works on, oldest first; each is this gateway's from then on.
+
+        Args:
+            is_known: Whether this gateway has a batch of this id already.
+        """
+        for folder in sorted(self._root.glob(f"*/{PREFIX}*"), key=lambda folder: folder.name):
+            if is_known(folder.name):
+                continue
+            batch = _read(folder)
+            if batch is None or batch.status in ENDED:
+                continue
+            lock = _try_lock(folder / _LOCK)
+            if lock is None:
+                continue
+            batch = _read(folder)  # another gateway may have ended it meanwhile
+            if batch is None or batch.status in ENDED:
+                os.close(lock)
+                continue
+            yield Claim(batch, folder, lock)
+
+    def sweep(self) -> int:
+        """Forget batches that ended long ago; how many that were."""
+        num_removed, oldest = 0, self._wall_clock() - self._max_age_s
+        for folder in self._root.glob(f"*/{PREFIX}*"):
+            batch = _read(folder)
+            if batch is not None and batch.status in ENDED and batch.created_at < oldest:
+                self._forget(folder)
+                num_removed += 1
+        return num_removed
+
+    def _folder(self, tenant: str, batch_id: str) -> Path:
+        return tenant_folder(self._root, tenant) / batch_id
+
+    def _forget(self, folder: Path) -> None:
+        with suppress(FileNotFoundError):
+            (folder / _STATE).unlink()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read(folder: Path) -> Batch | None:
+    record = read_json(folder / _STATE)
+    try:
+        return None if record is None else Batch.from_record(record)
+    except TypeError:
+        return None
+
+
+def _try_lock(path: Path) -> int | None:
+    """A lock that ends with this process, however that ends."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd

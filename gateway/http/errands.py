@@ -1,0 +1,70 @@
+"""Requests that no client waits for: a body on its way through the same routes as everybody's."""
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message
+
+from gateway.batches.runner import LineAnswer
+from gateway.request.caller import Caller
+
+
+class Errands:
+    """Has the application answer bodies for somebody who isn't connected.
+
+    Args:
+        app: The routes, with ids, logs and counts around them; asked for with each errand, because
+            it is made after this.
+    """
+
+    def __init__(self, app: Callable[[], ASGIApp | None]) -> None:
+        self._app = app
+
+    async def ask(self, path: str, body: bytes, caller: Caller) -> LineAnswer:
+        """The answer of a route to a JSON body."""
+        status = 500
+        headers: dict[str, str] = {}
+        pieces: list[bytes] = []
+        unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Message:
+            if unread:
+                return unread.pop()
+            await asyncio.Event().wait()  # nobody leaves
+            raise AssertionError("this never ends by itself")
+
+        async def send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers.update(
+                    (name.decode("latin-1").lower(), value.decode("latin-1"))
+                    for name, value in message.get("headers", ())
+                )
+            elif message["type"] == "http.response.body":
+                pieces.append(message.get("body", b""))
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode("ascii"),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode("ascii")),
+                (b"x-request-id", caller.trace_id.encode("ascii")),
+            ],
+            "client": (caller.address, 0),
+            "server": None,
+            "state": {"caller": caller},
+        }
+        app = self._app()
+        if app is None:
+            return LineAnswer(503, {}, b"{}")  # the server is still starting
+        await app(scope, receive, send)
+        return LineAnswer(status, headers, b"".join(pieces))

@@ -1,0 +1,216 @@
+"""/v1/files: upload, list, read and delete files."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from starlette.responses import StreamingResponse
+
+from gateway.batches.files import PURPOSES, FileStore, disk_error
+from gateway.errors import DeniedError, InvalidRequestError, UnsupportedFieldError
+from gateway.http.access import GuardedRoute, caller_of
+from gateway.http.parts import parts_of
+from gateway.http.query import query_number, query_text
+from gateway.http.uploads import receive_form
+from protocol.errors import ErrorCode
+
+router = APIRouter(route_class=GuardedRoute, tags=["files"])
+
+MAX_PAGE: Final = 10_000
+MIN_LIFETIME_S: Final = 3600
+MAX_LIFETIME_S: Final = 30 * 86_400
+_MAX_FILENAME_CHARACTERS: Final = 255
+_PIECE_BYTES: Final = 256 * 1024
+MAX_UPLOADS: Final = 4
+"""Of one caller at a time."""
+_FORM: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"type": "string", "enum": list(PURPOSES)},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {
+            "type": "integer",
+            "minimum": MIN_LIFETIME_S,
+            "maximum": MAX_LIFETIME_S,
+        },
+    },
+}
+_uploads: dict[bytes, int] = {}
+
+
+@router.post(
+    "/v1/files",
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}
+    },
+)
+async def upload(request: Request) -> Response:
+    """Keep a file: a form with `file` and `purpose`."""
+    files, tenant = files_of(request), tenant_of(request)
+    caller = caller_of(request).name
+    if _uploads.get(caller, 0) >= MAX_UPLOADS:
+        raise DeniedError(
+            f"{MAX_UPLOADS} uploads of yours are under way; please try again later.",
+            code=ErrorCode.RATE_LIMIT_EXCEEDED,
+            retry_after_s=1.0,
+        )
+    _uploads[caller] = _uploads.get(caller, 0) + 1
+    try:
+        return await _upload(request, files, tenant)
+    finally:
+        _uploads[caller] -= 1
+        if not _uploads[caller]:
+            del _uploads[caller]
+
+
+async def _upload(request: Request, files: FileStore, tenant: str) -> Response:
+    try:
+        file_id, path = await asyncio.to_thread(files.begin, tenant)
+    except OSError as error:
+        raise disk_error(error) from error
+    try:
+        form = await receive_form(request, path, files.bounds.max_file_bytes)
+        purpose, lifetime_s = _checked(form.fields)
+        filename = Path(form.filename or "upload").name[:_MAX_FILENAME_CHARACTERS]
+        try:
+            stored = await asyncio.to_thread(
+                files.finish, tenant, file_id, filename or "upload", purpose, lifetime_s
+            )
+        except OSError as error:
+            raise disk_error(error) from error
+    except BaseException:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        raise
+    return as_json(stored.as_object())
+
+
+def _checked(fields: dict[str, str]) -> tuple[str, float | None]:
+    unknown = fields.keys() - _FORM["properties"].keys()
+    if unknown:
+        name = min(unknown)[:80]
+        raise UnsupportedFieldError(f"Unknown field: `{name}`.", param=name)
+    purpose = fields.get("purpose", "")
+    if purpose not in PURPOSES:
+        raise InvalidRequestError(
+            f"`purpose` must be one of {', '.join(PURPOSES)}.", param="purpose"
+        )
+    if fields.get("expires_after[anchor]", "created_at") != "created_at":
+        raise InvalidRequestError(
+            "`expires_after[anchor]` must be created_at.", param="expires_after[anchor]"
+        )
+    text = fields.get("expires_after[seconds]")
+    if text is None:
+        return purpose, None
+    is_number = text.isascii() and text.isdecimal() and len(text) < 9
+    if not is_number or not MIN_LIFETIME_S <= int(text) <= MAX_LIFETIME_S:
+        raise InvalidRequestError(
+            f"`expires_after[seconds]` must be from {MIN_LIFETIME_S} to {MAX_LIFETIME_S}.",
+            param="expires_after[seconds]",
+        )
+    return purpose, float(text)
+
+
+@router.get("/v1/files")
+async def list_files(request: Request) -> Response:
+    """A page of files, newest first."""
+    files, tenant = files_of(request), tenant_of(request)
+    limit = query_number(request, "limit")
+    if limit is not None and not 1 <= limit <= MAX_PAGE:
+        raise InvalidRequestError(f"`limit` must be from 1 to {MAX_PAGE}.", param="limit")
+    order = query_text(request, "order", one_of=("asc", "desc"))
+    purpose, after = query_text(request, "purpose"), query_text(request, "after")
+    found = await asyncio.to_thread(files.list, tenant, purpose)
+    if order != "asc":
+        found.reverse()
+    return as_json(page([one.as_object() for one in found], after, limit or MAX_PAGE))
+
+
+@router.get("/v1/files/{file_id}")
+async def retrieve(request: Request, file_id: str) -> Response:
+    """What is known of a file."""
+    stored = await asyncio.to_thread(files_of(request).find, tenant_of(request), file_id)
+    return as_json(stored.as_object())
+
+
+@router.delete("/v1/files/{file_id}")
+async def delete(request: Request, file_id: str) -> Response:
+    """Forget a file."""
+    await asyncio.to_thread(files_of(request).remove, tenant_of(request), file_id)
+    return as_json({"id": file_id, "object": "file", "deleted": True})
+
+
+@router.get("/v1/files/{file_id}/content")
+async def content(request: Request, file_id: str) -> Response:
+    """The bytes of a file."""
+    path = await asyncio.to_thread(files_of(request).content_path, tenant_of(request), file_id)
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise disk_error(error) from error
+    size = os.fstat(fd).st_size
+    return StreamingResponse(
+        _pieces(fd), media_type="application/octet-stream", headers={"content-length": str(size)}
+    )
+
+
+async def _pieces(fd: int) -> AsyncIterator[bytes]:
+    try:
+        while piece := await asyncio.to_thread(os.read, fd, _PIECE_BYTES):
+            yield piece
+    finally:
+        os.close(fd)
+
+
+def files_of(request: Request) -> FileStore:
+    """The files of this server.
+
+    Raises:
+        UnsupportedFieldError: They are switched off.
+    """
+    files = parts_of(request).files
+    if files is None:
+        raise UnsupportedFieldError(
+            "Files and batches are switched off on this server (PENSTOCK_MAX_FILE_BYTES)."
+        )
+    return files
+
+
+def tenant_of(request: Request) -> str:
+    """Whose things a caller sees."""
+    tenant: str = request.state.granted.tenant
+    return tenant
+
+
+def as_json(value: Any) -> Response:
+    """An answer."""
+    return Response(orjson.dumps(value), media_type="application/json")
+
+
+def page(objects: list[dict[str, Any]], after: str, limit: int) -> dict[str, Any]:
+    """One page of a list in OpenAI's form.
+
+    Raises:
+        InvalidRequestError: `after` names nothing of it.
+    """
+    first = 0
+    if after:
+        ids = [one["id"] for one in objects]
+        if after not in ids:
+            raise InvalidRequestError("`after` names nothing in this list.", param="after")
+        first = ids.index(after) + 1
+    shown = objects[first : first + limit]
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": len(objects) > first + limit,
+    }

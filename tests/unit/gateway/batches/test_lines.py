@@ -1,0 +1,90 @@
+"""The input of a batch is read line by line, and what is wrong is told with the line's number."""
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.batches.lines import MAX_ERRORS, MAX_LINES, BatchLine, check, parse, texts
+
+CHAT = "/v1/chat/completions"
+
+
+def line(number: int = 1, **changes: Any) -> bytes:
+    value = {"custom_id": f"c{number}", "method": "POST", "url": CHAT, "body": {"model": "m"}}
+    return json.dumps(value | changes).encode()
+
+
+def checked(tmp_path: Path, *written: bytes, end: bytes = b"\n") -> tuple[int, list[Any]]:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(end.join(written))
+    num_lines, errors = check(path, CHAT, 1000)
+    return num_lines, [(error.code, error.line, error.param) for error in errors]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\n\n  \n"])
+def test_a_good_file_has_so_many_requests(tmp_path: Path, end: bytes) -> None:
+    assert checked(tmp_path, line(1), line(2), b"", end=end) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("written", "code", "param"),
+    [
+        (b"{", "invalid_json_line", None),
+        (b"[]", "invalid_json_line", None),
+        (b'{"custom_id": "\\ud800"}', "invalid_json_line", None),
+        (line(custom_id=3), "missing_required_parameter", "custom_id"),
+        (line(custom_id=""), "missing_required_parameter", "custom_id"),
+        (line(custom_id="x" * 600), "missing_required_parameter", "custom_id"),
+        (line(method="GET"), "invalid_method", "method"),
+        (line(url="/v1/embeddings"), "mismatched_url", "url"),
+        (line(body="x"), "invalid_request", "body"),
+        (line(body={"stream": True}), "invalid_request", "body.stream"),
+        (line(body={"background": True}), "invalid_request", "body.background"),
+        (line(body={"x": "y" * 1000}), "request_too_large", None),
+        (line(1), "duplicate_custom_id", "custom_id"),
+    ],
+)
+def test_a_wrong_line_is_told_with_its_number(
+    tmp_path: Path, written: bytes, code: str, param: str | None
+) -> None:
+    _, errors = checked(tmp_path, line(1), b"", written)
+    assert errors == [(code, 3, param)]
+
+
+def test_an_empty_file_and_one_that_is_too_long(tmp_path: Path) -> None:
+    assert checked(tmp_path, b"\n \n") == (0, [("empty_file", None, None)])
+    many = [line(number) for number in range(MAX_LINES + 5)]
+    _, errors = checked(tmp_path, *many)
+    assert errors == [("too_many_requests", MAX_LINES + 1, None)]
+    _, errors = checked(tmp_path, *[b"{"] * 1000)
+    assert len(errors) == MAX_ERRORS
+
+
+def test_one_line_is_in_memory_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    with path.open("wb") as file:
+        for number in range(10_000):
+            file.write(line(number, body={"model": "m", "input": "x" * 5000}) + b"\n")
+        file.write(b"y" * 20_000_000)
+    tracemalloc.start()
+    try:
+        num_lines, errors = check(path, CHAT, 16_000_000)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert num_lines == 10_000
+    assert [error.code for error in errors] == ["request_too_large"]
+    assert peak_bytes < 40_000_000
+
+
+def test_lines_keep_their_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"\n" + line(1) + b"\n\n" + line(2))
+    found = [parse(number, text, CHAT) for number, text in texts(path, 1000)]
+    assert [(one.number, one.custom_id) for one in found if isinstance(one, BatchLine)] == [
+        (2, "c1"),
+        (4, "c2"),
+    ]

@@ -1,0 +1,342 @@
+"""Batches to their end: each line answered and booked once, whatever is killed in between."""
+
+import asyncio
+import json
+import shutil
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.batches.files import FileBounds, FileStore
+from gateway.batches.records import Batch
+from gateway.batches.runner import BatchRunner, LineAnswer
+from gateway.batches.store import BatchStore
+from gateway.errors import InvalidRequestError, ResourceNotFoundError
+from gateway.request.caller import Caller
+from protocol.wire.messages import Settle
+
+CHAT = "/v1/chat/completions"
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Ledger:
+    """What an auth worker would book: each lease once."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, Settle] = {}
+
+    def put(self, settle: Settle) -> None:
+        self.first.setdefault(settle.lease_id, settle)
+
+    def used(self) -> Counter[str]:
+        """By line, how often it was booked as used."""
+        return Counter(settle.request_id for settle in self.first.values() if not settle.is_unused)
+
+
+class House:
+    """Files, batches and a runner; `answer` is what a line is answered."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clock = Clock()
+        self.ledger = Ledger()
+        self.num_free = 4
+        self.asked: list[str] = []
+        self.most_under_way = self.under_way = 0
+        self.num_leases = 0
+        self.has_asked_all = asyncio.Event()  # six of them
+        self.answer: Callable[[str], Awaitable[LineAnswer] | LineAnswer] = lambda _id: good()
+        self.open()
+
+    def open(self) -> None:
+        """A gateway starts."""
+        bounds = FileBounds(100, 10**9, 10**8, 86_400 * 30)
+        self.files = FileStore(self.folder / "files", bounds, self.clock)
+        self.store = BatchStore(self.folder / "batches", self.files, 86_400 * 30, self.clock)
+        self.runner = BatchRunner(
+            self.store,
+            self.files,
+            ask=self.ask,
+            settle=self.ledger.put,
+            num_free=lambda: self.num_free - self.under_way,
+            max_lines=3,
+            max_line_bytes=10_000,
+            wall_clock=self.clock,
+        )
+
+    async def ask(self, path: str, body: bytes, caller: Caller) -> LineAnswer:
+        custom_id = json.loads(body)["user"]
+        self.asked.append(custom_id)
+        errand = caller.errand
+        assert path == CHAT
+        assert errand is not None
+        assert errand.priority > 1
+        self.num_leases += 1
+        if len(self.asked) == 6:
+            self.has_asked_all.set()
+        lease_id = f"lease-{self.num_leases}"
+        errand.on_granted(lease_id)
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            answer = self.answer(custom_id)
+            if not isinstance(answer, LineAnswer):
+                answer = await answer
+            await asyncio.sleep(0)
+        finally:
+            self.under_way -= 1
+        settle = Settle(
+            lease_id=lease_id, request_id=custom_id, prompt_tokens=3, completion_tokens=2
+        )
+        errand.put(settle)
+        return answer
+
+    def create(self, num_lines: int, tenant: str = "t", **changes: Any) -> Batch:
+        texts = [
+            json.dumps(
+                {"custom_id": f"c{one}", "method": "POST", "url": CHAT, "body": {"user": f"c{one}"}}
+                | changes
+            )
+            for one in range(num_lines)
+        ]
+        file_id, path = self.files.begin(tenant)
+        path.write_text("\n".join(texts))
+        self.files.finish(tenant, file_id, "in.jsonl", "batch")
+        return self.store.create(
+            tenant,
+            key_digest="00" * 32,
+            key_id="key_1",
+            address="127.0.0.1",
+            endpoint=CHAT,
+            input_file_id=file_id,
+            metadata={"a": "b"},
+            output_lifetime_s=None,
+        )
+
+    async def until_ended(self, batch: Batch, tenant: str = "t") -> dict[str, Any]:
+        while True:
+            self.runner.look()
+            found = self.store.find(tenant, batch.id)
+            if found.status in ("failed", "completed", "expired", "cancelled"):
+                await self.runner.stop()
+                return found.as_object()
+            await asyncio.sleep(0.01)
+
+    def told(self, file_id: str, tenant: str = "t") -> dict[str, Any]:
+        text = self.files.content_path(tenant, file_id).read_text()
+        return {one["custom_id"]: one for one in map(json.loads, text.splitlines())}
+
+
+def good(text: str = "ok") -> LineAnswer:
+    body = json.dumps({"choices": [text]}).encode()
+    return LineAnswer(200, {"x-penstock-request-id": "r1"}, body)
+
+
+def bad(status: int = 400, **headers: str) -> LineAnswer:
+    return LineAnswer(status, headers, b'{"error":{"message":"no"}}')
+
+
+async def test_every_line_has_its_answer_in_one_of_two_files(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.answer = lambda custom_id: bad() if custom_id == "c3" else good(custom_id)
+    batch = await house.until_ended(house.create(10))
+    assert batch["status"] == "completed"
+    assert batch["request_counts"] == {"total": 10, "completed": 9, "failed": 1}
+    assert batch["usage"]["total_tokens"] == 50
+    assert batch["metadata"] == {"a": "b"}
+    output, errors = house.told(batch["output_file_id"]), house.told(batch["error_file_id"])
+    assert set(output) == {f"c{one}" for one in range(10)} - {"c3"}
+    assert output["c1"]["response"] == {
+        "status_code": 200,
+        "request_id": "r1",
+        "body": {"choices": ["c1"]},
+    }
+    assert output["c1"]["error"] is None
+    assert errors["c3"]["response"]["status_code"] == 400
+    assert house.ledger.used() == Counter({f"c{one}": 1 for one in range(10)})
+    stored = house.files.find("t", batch["output_file_id"])
+    assert stored.purpose == "batch_output"
+
+
+async def test_no_more_lines_are_under_way_than_there_is_room_for(tmp_path: Path) -> None:
+    for num_free, most in ((2, 2), (100, 3)):
+        house = House(tmp_path / str(most))
+        house.num_free = num_free
+        is_full = asyncio.Event()
+
+        async def answer(
+            custom_id: str, house: House = house, most: int = most, is_full: asyncio.Event = is_full
+        ) -> LineAnswer:
+            if house.under_way == most:
+                is_full.set()
+            await is_full.wait()  # nothing ends before there is no room left
+            return good()
+
+        house.answer = answer
+        await house.until_ended(house.create(20))
+        assert house.most_under_way == most
+
+
+async def test_a_line_that_finds_the_server_full_is_asked_again_and_booked_once(
+    tmp_path: Path,
+) -> None:
+    house = House(tmp_path)
+
+    def answer(custom_id: str) -> LineAnswer:
+        return good() if house.asked.count(custom_id) > 1 else bad(503)
+
+    house.answer = answer
+    batch = await house.until_ended(house.create(3))
+    assert batch["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
+    assert len(house.asked) == 6
+    assert house.ledger.used() == Counter({"c0": 1, "c1": 1, "c2": 1})
+
+
+async def test_what_makes_no_sense_to_ask_again_is_an_error(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.answer = lambda _id: bad(429, **{"x-should-retry": "false"})
+    batch = await house.until_ended(house.create(2))
+    assert batch["request_counts"]["failed"] == 2
+    assert batch["output_file_id"] is None
+
+
+async def test_a_wrong_file_fails_and_says_why(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    batch = await house.until_ended(house.create(2, url="/v1/embeddings"))
+    assert batch["status"] == "failed"
+    assert [error["line"] for error in batch["errors"]["data"]] == [1, 2]
+    assert batch["errors"]["data"][0]["code"] == "mismatched_url"
+    assert house.asked == []
+
+
+async def test_the_input_may_be_deleted_and_another_tenant_sees_nothing(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    batch = house.create(3)
+    with pytest.raises(ResourceNotFoundError):
+        house.store.find("other", batch.id)
+    with pytest.raises(ResourceNotFoundError):
+        house.store.cancel("other", batch.id)
+    assert house.store.list("other") == []
+    house.files.remove("t", batch.input_file_id)
+    assert (await house.until_ended(batch))["status"] == "completed"
+
+
+async def test_a_cancelled_batch_ends_and_tells_what_was_not_begun(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    batch = house.create(10)
+
+    def answer(custom_id: str) -> LineAnswer:
+        if custom_id == "c4":
+            assert house.store.cancel("t", batch.id).status == "cancelling"
+        return good()
+
+    house.answer = answer
+    ended = await house.until_ended(batch)
+    assert ended["status"] == "cancelled"
+    counts = ended["request_counts"]
+    assert counts["completed"] + counts["failed"] == counts["total"] == 10
+    assert counts["completed"] >= 5
+    errors = house.told(ended["error_file_id"])
+    assert {one["error"]["code"] for one in errors.values()} == {"batch_cancelled"}
+    assert house.store.cancel("t", batch.id).status == "cancelled"
+
+
+async def test_a_batch_whose_window_is_over_ends_as_expired(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    batch = house.create(4)
+
+    def answer(custom_id: str) -> LineAnswer:
+        house.clock.now += 86_400
+        return good()
+
+    house.answer = answer
+    ended = await house.until_ended(batch)
+    assert ended["status"] == "expired"
+    assert ended["expired_at"] is not None
+    errors = house.told(ended["error_file_id"])
+    assert {one["error"]["code"] for one in errors.values()} == {"batch_expired"}
+    assert house.store.sweep() == 0
+    house.clock.now += 40 * 86_400
+    assert house.store.sweep() == 1
+
+
+@pytest.mark.parametrize("num_bytes_kept", [None, 0, 1, 30, 300, 700])
+async def test_a_killed_gateway_s_lines_are_taken_up_and_each_is_booked_once(
+    tmp_path: Path, num_bytes_kept: int | None
+) -> None:
+    """A kill at any byte of the journal: what the disk held then is what the next one finds."""
+    house = House(tmp_path / "first")
+    batch = house.create(6)
+    hangs = asyncio.Event()
+
+    async def answer(custom_id: str) -> LineAnswer:
+        if int(custom_id[1:]) >= 3:
+            await hangs.wait()
+        return good(custom_id)
+
+    house.answer = answer
+    house.runner.look()
+    await house.has_asked_all.wait()
+    shutil.copytree(house.folder, tmp_path / "second")
+    later = House(tmp_path / "second")
+    # What was booked before the kill stays booked.
+    later.ledger.first = dict(house.ledger.first)
+    later.num_leases = 100
+    (journal,) = (tmp_path / "second").glob("batches/*/*/journal.jsonl")
+    if num_bytes_kept is not None:
+        # A settlement is sent behind its record: what has none here was never sent.
+        kept = journal.read_bytes()[:num_bytes_kept]
+        journal.write_bytes(kept)
+        whole = kept[: kept.rfind(b"\n") + 1]
+        later.ledger.first = {
+            lease: one
+            for lease, one in later.ledger.first.items()
+            if lease.encode().hex().encode() in whole
+        }
+    ended = await later.until_ended(batch)
+    assert ended["status"] == "completed"
+    assert ended["request_counts"] == {"total": 6, "completed": 6, "failed": 0}
+    assert later.ledger.used() == Counter({f"c{one}": 1 for one in range(6)})
+    assert set(later.told(ended["output_file_id"])) == {f"c{one}" for one in range(6)}
+    hangs.set()
+    await house.runner.stop()
+
+
+async def test_two_gateways_of_one_folder_never_work_on_one_batch(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    batch = house.create(30)
+    first = house.runner
+    first.look()
+    house.open()  # a second gateway; locks are by open file, so one process shows it as well
+    house.runner.look()
+    ended = await house.until_ended(batch)
+    await first.stop()
+    assert ended["request_counts"]["completed"] == 30
+    assert len(house.asked) == 30
+
+
+async def test_a_batch_of_a_file_for_something_else_is_refused(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    file_id, path = house.files.begin("t")
+    path.write_text("x")
+    house.files.finish("t", file_id, "x", "user_data")
+    with pytest.raises(InvalidRequestError, match="user_data"):
+        house.store.create(
+            "t",
+            key_digest="",
+            key_id="",
+            address="",
+            endpoint=CHAT,
+            input_file_id=file_id,
+            metadata=None,
+            output_lifetime_s=None,
+        )
