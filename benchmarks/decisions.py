@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 import engine_worker.demo
+from engine_worker.compute.backends.choice import BackendName, backend_label, choose_backend
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import load_spec
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
-from engine_worker.compute.weights.loader import load_weights
 from engine_worker.core.choice.batch import RowSampling, RowWork, StepBatch
 from engine_worker.core.choice.score_pack import ScoredTexts, packs_of
+from engine_worker.loading.weights import load_for_backend
 
 _BLOCK_SIZE = 32
 _LABELS = ((10,), (11,))
@@ -41,15 +42,12 @@ def _prefill(runner: JaxModelRunner, prompt: Sequence[int], block_ids: Sequence[
         runner.run(StepBatch((row,)))
 
 
-def _questions(num_questions: int, num_tokens: int, num_shared: int) -> list[ScoredTexts]:
-    """Questions of random tokens, the first of which are the same in all."""
+def _questions(num_questions: int, num_tokens: int) -> list[ScoredTexts]:
+    """Questions of random tokens."""
     generator = np.random.default_rng(7)
-    shared = tuple(generator.integers(3, 2000, num_shared).tolist())
     return [
         ScoredTexts(
-            (*shared, *generator.integers(3, 2000, num_tokens - num_shared).tolist()),
-            _LABELS,
-            number * len(_LABELS),
+            tuple(generator.integers(3, 2000, num_tokens).tolist()), _LABELS, number * len(_LABELS)
         )
         for number in range(num_questions)
     ]
@@ -62,33 +60,44 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--backend", default="auto", choices=[name.value for name in BackendName])
     arguments = parser.parse_args()
     folder = Path(engine_worker.demo.__file__).parent
     graph = declare(load_spec(folder), arguments.dtype)
+    backend = choose_backend(
+        BackendName(arguments.backend), graph, arguments.dtype, block_size=_BLOCK_SIZE
+    ).backend
+    decoder = load_for_backend(folder, backend, None, lambda _done, _text: None)
     runner = JaxModelRunner.create(
-        load_weights(folder, graph), num_blocks=64, max_model_len=2048, block_size=_BLOCK_SIZE
+        decoder, num_blocks=400, max_model_len=2048, block_size=_BLOCK_SIZE
     )
     context: int = arguments.context
     prompt = np.random.default_rng(1).integers(3, 2000, context).tolist()
-    block_ids = list(range(-(-context // _BLOCK_SIZE)))
+    num_blocks = -(-context // _BLOCK_SIZE)
+    block_ids = list(range(num_blocks))
     runner.assign_slot(0, prompt, ())
-    print("| tokens a question | of these shared | calls | questions / beginning | all together |")
-    print("|---|---|---|---|---|")
-    for num_tokens, num_shared in ((6, 0), (12, 0), (24, 0), (24, 16)):
-        questions = _questions(arguments.questions, num_tokens, num_shared)
-        packs = list(packs_of(questions, runner.score_limits))
+    print(f"{backend_label(backend)} {arguments.dtype}")
+    print("| tokens a question | calls | questions / beginning | all together |")
+    print("|---|---|---|---|")
+    for num_tokens in (6, 12, 16, 24, 48):
+        packs = list(packs_of(_questions(arguments.questions, num_tokens), runner.score_limits))
         ratios = []
         for number in range(arguments.rounds + 1):
             started = time.perf_counter()
             _prefill(runner, prompt, block_ids)
             between = time.perf_counter()
             for pack in packs:
-                runner.score(pack, context, block_ids)
+                needed = runner.num_scratch_blocks(context, num_tokens)
+                scratch = [
+                    list(range(first, first + needed))
+                    for first in range(num_blocks, num_blocks + needed * len(pack.rows), needed)
+                ]
+                runner.score(pack, context, block_ids, scratch)
             ended = time.perf_counter()
             if number:  # the first round compiles
                 ratios.append((ended - between) / (between - started))
         ratio = statistics.median(ratios)
-        cells = (num_tokens, num_shared, len(packs), f"{ratio:.1f}", f"{1 + ratio:.1f} x")
+        cells = (num_tokens, len(packs), f"{ratio:.1f}", f"{1 + ratio:.1f} x")
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
