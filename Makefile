@@ -114,9 +114,9 @@ sanitize:
 conformance: $(VENV)/.test
 	$(BIN)/python -m tests.suites.llmprobe $(ARGS)
 
-# Half an hour of load and chaos, then 100,000 calm requests, then auth workers killed fifty times on
-# either database; ARGS="--minutes 2 --calm-requests 0"
-# for less. Its report belongs into docs/reliability.md.
+# Half an hour of load and chaos, then 100,000 calm requests; ARGS="--minutes 2 --calm-requests 0"
+# for less. Its report belongs into docs/reliability.md. Then auth workers are killed fifty times on
+# either database, whose figures belong there, too.
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.soak $(ARGS)
 	$(BIN)/python -m tests.soak.auth_kills

@@ -61,6 +61,8 @@ class PostgresServer:
     def start(self, *, tls_port: int | None = None) -> None:
         """Start, and wait until it answers; kill -9 of these tests ends it as well.
 
+        To be called in the main thread: it ends with the thread that started it.
+
         Args:
             tls_port: Where it listens on loopback, after `certify`; None for the socket alone.
         """

@@ -191,7 +191,7 @@ async def test_when_the_server_restarts_the_same_worker_goes_on_with_what_it_had
     await house.until_settled(50)
     for number in (signal.SIGINT, signal.SIGQUIT):  # orderly, and as if it had crashed
         await asyncio.to_thread(house._server_of_database.stop, number)
-        await asyncio.to_thread(house._server_of_database.start)
+        house._server_of_database.start()
         await house.until_settled(50)
     await house.end_load()
     house.check_promises()
