@@ -1,5 +1,6 @@
 """Puts the auth worker together: store, first admin, authority, commit thread, worker loop."""
 
+import gc
 import logging
 import secrets
 import sys
@@ -221,6 +222,16 @@ def _load(store: Store, clock: Clock) -> Snapshot:
     return store.load(recent_since_ms=int((clock.wall_s() - SPAN_S) * 1000))
 
 
+def calm_collector() -> None:
+    """Keep the garbage collector from what lives as long as the process, keys above all.
+
+    A full collection looks at every object while all decisions wait; with the modules alone that
+    takes as long as thousands of decisions.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 class AuthService:
     """The parts of one auth worker and the threads between them.
 
@@ -307,6 +318,7 @@ class AuthService:
     def run(self) -> int:
         """Serve until the worker loop ends; what was queued by then is still committed."""
         sys.setswitchinterval(THREAD_SWITCH_INTERVAL_S)
+        calm_collector()
         self._committer.start()
         self._worker.call_soon(self._gate.open, self._handler)
         self._worker.announce(self._offer)

@@ -28,6 +28,7 @@ from auth_worker.principals.limit_rules import Holder, Limit, Measure, Window
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.prices import Price
 from auth_worker.records.operations import AddKey, AuditEntry, BookUsage, Operation, Snapshot
+from auth_worker.service import calm_collector
 from auth_worker.storage import schema
 from auth_worker.storage.committer import Committer, Delivery
 from auth_worker.storage.sqlite_store import SqliteStore
@@ -127,6 +128,7 @@ def snapshot_of(kind: str) -> Snapshot:
 
 def measure_decisions(num_requests: int, kind: str) -> list[Row]:
     """Decisions in memory, nothing written: alone, and with their settlements."""
+    calm_collector()  # as the auth worker does at its start
     emitted: list[Operation] = []
     authority = Authority(
         epoch=1,
