@@ -50,11 +50,6 @@ class TokenTable:
         """The principal of an id, with the token of his that is good for longest."""
         return self._by_id.get(key_id)
 
-    def clear(self) -> None:
-        """Every token is to be verified again."""
-        self._by_digest.clear()
-        self._by_id.clear()
-
     def _forget_id(self, principal: "StoredKey") -> None:
         if self._by_id.get(principal.key_id) is principal:
             del self._by_id[principal.key_id]

@@ -62,11 +62,6 @@ class TokenDesk:
         self._logins = RefusalLog(clock, emit)
         self._waiting: dict[bytes, list[_Waiting]] = {}
 
-    @property
-    def checker(self) -> TokenChecker:
-        """Verifies."""
-        return self._checker
-
     def take(self, gateway_id: str, command: Authorize) -> bool:
         """Whether the request waits here; False when it can be decided at once."""
         digest = command.key_digest

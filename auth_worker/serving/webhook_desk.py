@@ -98,8 +98,6 @@ class WebhookDesk:
         self._call_soon = call_soon
         self._busy: set[str] = set()
         self._saved: dict[str, tuple[int, float]] = {}
-        self.num_sent = 0
-        self.num_failed = 0
 
     def tick(self) -> None:
         """Begin the turns that are due; to be called about every second."""
@@ -165,9 +163,7 @@ class WebhookDesk:
         if turn.last_seq is not None:
             hook.after_seq, hook.num_failed, hook.next_attempt_ms = turn.last_seq, 0, 0
             delivered_at = int(wall_s)
-            self.num_sent += 1
         if turn.failed is not None:
-            self.num_failed += 1
             self._on_failed(hook, turn, turn.failed, wall_s)
         self._save(hook, delivered_at, turn.error)
 
