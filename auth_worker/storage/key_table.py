@@ -70,6 +70,7 @@ class KeyTable:
     def __init__(self, connection: Connection, wall_s: float) -> None:
         self._connection = connection
         self._wall_s = wall_s
+        self._sharing_teams: frozenset[str] | None = None  # read when the first key needs it
 
     def add(self, operation: AddKey) -> Change:
         """Insert a key. Asked again for the very same key, the answer is the first one's."""
@@ -166,10 +167,10 @@ class KeyTable:
         return KeyPage(records=(self._details(row),))
 
     def _details(self, row: Row[Any]) -> KeyDetails:
-        shared = schema.teams.c.tenant_is_shared & (schema.teams.c.team_id == row.team_id)
-        shares = bool(row.team_id) and (
-            self._connection.execute(select(schema.teams.c.seq).where(shared)).first() is not None
-        )
+        if row.team_id and self._sharing_teams is None:
+            sharing = select(schema.teams.c.team_id).where(schema.teams.c.tenant_is_shared)
+            self._sharing_teams = frozenset(self._connection.execute(sharing).scalars())
+        shares = row.team_id in (self._sharing_teams or ())
         return key_details(row, self._wall_s, shares_with_team=shares)
 
 

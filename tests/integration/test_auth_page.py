@@ -42,13 +42,13 @@ def test_the_table_of_roles_is_the_one_of_the_code() -> None:
 def test_every_route_stands_beside_its_scope() -> None:
     lines = {line.split("`")[1]: line for line in PAGE.splitlines() if line.startswith("| `")}
     for path, rule in ROUTE_RULES.items():
-        # Those of other servers' admin clients are told in a section of their own.
-        is_theirs = path.startswith(("/v1/organization/", "/v1/organizations/"))
-        if rule.scope is not None and not is_theirs:
-            line, shown = lines[rule.scope], re.sub(r"{[^}]*}", "{id}", path)
-            above = re.findall(r"`(/[^`]*)`", line) if "and below" in line else []
-            is_below = any(shown.startswith(f"{one}/") for one in above)
-            assert is_below or f"`{shown}`" in re.sub(r"{[^}]*}", "{id}", line), path
+        if rule.scope is None:
+            continue
+        line = lines[rule.scope]
+        parts = path.split("/")
+        above = ["/".join(parts[:length]) for length in range(2, len(parts))]
+        is_below = "and below" in line and any(f"`{one}`" in line for one in above)
+        assert is_below or f"`{re.sub(r'{[^}]*}', '{id}', path)}`" in line, path
 
 
 def test_every_field_and_action_is_on_the_page() -> None:

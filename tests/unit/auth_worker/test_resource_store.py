@@ -1,0 +1,140 @@
+"""Users, teams, limits and prices in either database: written, read in pages, changed and dropped."""
+
+from typing import Any
+
+from auth_worker.errors import ResourceNotFoundError
+from auth_worker.records.operations import (
+    AddKey,
+    AddResource,
+    AuditEntry,
+    ChangeResourceRow,
+    DropResource,
+    KeyPage,
+    PutMember,
+    ReadKeys,
+    ReadResources,
+    ResourcePage,
+)
+from auth_worker.storage.sql_store import SqlStore
+from protocol.wire.messages import (
+    LimitSettings,
+    Member,
+    PriceSettings,
+    Resource,
+    ResourceKind,
+    ResourceSettings,
+    TeamSettings,
+    UserSettings,
+)
+from tests.fakes.auth_parts import START_S, stored_key
+
+NOW = int(START_S)
+AUDIT = AuditEntry(NOW * 1000, "key_admin", "user_created", "x")
+USER = UserSettings(name="Ada", tags=("a", 'quo"te', "100%"), metadata={"ü": "\n"})
+TEAM = TeamSettings(name="search", allowed_models=(), tenant_is_shared=True)
+BUDGET = LimitSettings(
+    name="b",
+    holder="team",
+    holder_id="team_1",
+    measure="money",
+    amount=2**53 - 1,
+    window="calendar_month",
+    models=("demo*",),
+    thresholds=(5, 10),
+)
+PRICE = PriceSettings(models="demo", prompt=1, completion=2, valid_from=NOW)
+
+
+def add(store: SqlStore, kind: ResourceKind, resource_id: str, settings: ResourceSettings) -> None:
+    version = 1 if kind == "price" else 0
+    resource = Resource(
+        resource_id=resource_id,
+        settings=settings,
+        created_at=NOW,
+        created_by="key_admin",
+        version=version,
+    )
+    (page,) = store.apply([AddResource(kind, resource, AUDIT)])
+    assert page == ResourcePage((resource,))
+
+
+def page(store: SqlStore, kind: ResourceKind, **wanted: Any) -> tuple[Resource, ...]:
+    (found,) = store.apply([ReadResources(kind, wanted.pop("limit", 10), **wanted)])
+    assert isinstance(found, ResourcePage), found
+    return found.resources
+
+
+def ids(store: SqlStore, kind: ResourceKind, **wanted: Any) -> list[str]:
+    return [one.resource_id for one in page(store, kind, **wanted)]
+
+
+def filled(store: SqlStore) -> None:
+    add(store, "user", "user_1", USER)
+    add(store, "user", "user_2", UserSettings(name="Bob"))
+    add(store, "team", "team_1", TEAM)
+    add(store, "budget", "bud_1", BUDGET)
+    add(store, "price", "price_1", PRICE)
+    store.apply([PutMember("team_1", "user_1", "owner", NOW, AUDIT)])
+
+
+def test_everything_reads_back_as_it_was_said(store: SqlStore) -> None:
+    filled(store)
+    (user,) = page(store, "user", resource_id="user_1")
+    assert (user.settings, user.team_ids) == (USER, ("team_1",))
+    (team,) = page(store, "team", resource_id="team_1")
+    assert team.settings == TEAM
+    assert team.members == (Member(user_id="user_1", role="owner", added_at=NOW),)
+    (budget,) = page(store, "budget", resource_id="bud_1")
+    assert budget.settings == BUDGET
+    (price,) = page(store, "price", resource_id="price_1")
+    assert price.settings == PRICE
+    snapshot = store.load(recent_since_ms=0)
+    assert [one.user_id for one in snapshot.users] == ["user_1", "user_2"]
+    assert snapshot.teams[0].members == {"user_1": "owner"}
+    assert (snapshot.limits[0].amount, snapshot.limits[0].created_at) == (2**53 - 1, NOW)
+    assert (snapshot.prices[0].cached_prompt, snapshot.prices[0].valid_from_ms) == (1, NOW * 1000)
+
+
+def test_pages_and_filters(store: SqlStore) -> None:
+    filled(store)
+    store.apply([ChangeResourceRow("user", "user_2", {"suspended_at": NOW}, AUDIT)])
+    assert ids(store, "user") == ["user_2", "user_1"]
+    assert ids(store, "user", limit=1) == ["user_2"]
+    assert ids(store, "user", after_id="user_2") == ["user_1"]
+    assert ids(store, "user", status="active") == ["user_1"]
+    assert ids(store, "user", tag='quo"te') == ["user_1"]
+    assert ids(store, "user", tag="100_") == []
+    assert ids(store, "user", member="team_1") == ["user_1"]
+    assert ids(store, "team", member="user_1") == ["team_1"]
+    assert ids(store, "team", member="user_2") == []
+    assert ids(store, "budget", holder="team", holder_id="team_1") == ["bud_1"]
+    assert ids(store, "limit") == []
+
+
+def test_a_price_changes_by_versions(store: SqlStore) -> None:
+    filled(store)
+    later = AuditEntry((NOW + 9) * 1000, "key_other", "price_updated", "price_1")
+    store.apply([ChangeResourceRow("price", "price_1", {"prompt": 7}, later)])
+    store.apply([DropResource("price", "price_1", NOW + 9, later)])
+    versions = page(store, "price", resource_id="price_1")
+    assert [(one.version, one.is_ended, one.created_by) for one in versions] == [
+        (3, True, "key_other"),
+        (2, False, "key_other"),
+        (1, False, "key_admin"),
+    ]
+    assert [one.version for one in page(store, "price")] == [3]
+
+
+def test_what_hangs_on_a_team_goes_with_it(store: SqlStore) -> None:
+    filled(store)
+    store.apply([AddKey(stored_key(team_id="team_1"), AUDIT)])
+    (dropped,) = store.apply([DropResource("team", "team_1", NOW + 5, AUDIT)])
+    assert isinstance(dropped, ResourcePage)
+    assert ids(store, "budget") == []
+    assert page(store, "user", resource_id="user_1")[0].team_ids == ()
+    (keys, gone) = store.apply(
+        [ReadKeys("", 1, key_id="key_user"), ReadResources("team", 1, resource_id="team_1")]
+    )
+    assert isinstance(keys, KeyPage)
+    assert keys.records[0].revoked_at == NOW + 5
+    assert isinstance(gone, ResourceNotFoundError)
