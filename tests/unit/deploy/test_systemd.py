@@ -105,7 +105,12 @@ def test_a_unit_is_locked_down_and_has_limits(path: Path) -> None:
         "StateDirectory": "/var/lib",
         "CacheDirectory": "/var/cache",
     }
-    folders = {f"{root}/{folder}" for key, root in allowed.items() for folder in unit.get(key, [])}
+    folders = {
+        f"{root}/{folder}"
+        for key, root in allowed.items()
+        for line in unit.get(key, [])
+        for folder in line.split()
+    }
     for name, value in environment(unit).items():
         if name.endswith("_DIR"):
             assert value in folders, name
