@@ -2,6 +2,7 @@
 
 from auth_worker.errors import ActorNotAllowedError, InvalidCommandError
 from auth_worker.principals.keys import ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
+from auth_worker.principals.roles import OF_ADMINS_ALONE
 from auth_worker.records.operations import AuditAction, AuditEntry
 from protocol.wire.messages import Actor, Scope
 
@@ -18,6 +19,33 @@ def acting_key(keys: KeyDirectory, actor: Actor, scope: Scope, wall_s: float) ->
     if key is None or not key.is_active(wall_s) or scope not in key.scopes:
         raise ActorNotAllowedError(f"This needs an active key with the scope {scope}.")
     return key
+
+
+def check_reach(actor: StoredKey, key: StoredKey) -> None:
+    """A narrowed admin makes and changes no key that may do more to this server than itself.
+
+    Otherwise it could give itself, by another key, what was kept from it: a scope, or a route or
+    an address at which to use one.
+
+    Raises:
+        ActorNotAllowedError: The key may do more.
+    """
+    beyond = sorted(scope for scope in key.scopes - actor.scopes if scope.startswith("admin."))
+    if beyond:
+        raise ActorNotAllowedError(
+            f"A key without the scope {beyond[0]} can't make or change one that has it."
+        )
+    if key.scopes.isdisjoint(OF_ADMINS_ALONE):
+        return
+    for bound, covers in (
+        ("allowed_endpoints", actor.rules.covers_endpoints),
+        ("allowed_ip_addresses or blocked_ip_addresses", actor.rules.covers_addresses),
+    ):
+        if not covers(key.rules):
+            raise ActorNotAllowedError(
+                f"A key that is bounded by {bound} can't make or change an administrator's key"
+                " with wider bounds."
+            )
 
 
 def entry_of(

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from auth_worker.administration.actors import acting_key, check_page, entry_of
+from auth_worker.administration.actors import acting_key, check_page, check_reach, entry_of
 from auth_worker.clock import Clock
-from auth_worker.errors import ActorNotAllowedError, InvalidCommandError, KeyNotFoundError
+from auth_worker.errors import InvalidCommandError, KeyNotFoundError
 from auth_worker.principals.key_definition import (
     MAX_OVERLAP_S,
     audited,
@@ -94,7 +94,7 @@ class Administration:
             hint=command.hint,
             created_at=int(wall_s),
         )
-        _check_reach(actor, self._keys.attached(key))
+        check_reach(actor, self._keys.attached(key))
         entry = self._entry(command, "key_created", key.key_id)
         said = set(_differing(command.settings))
         entry = replace(entry, detail=audited(settings, said | {"role"}))
@@ -184,7 +184,7 @@ class Administration:
         now = int(self._clock.wall_s())
         if command.action == "delete":
             self._check_not_of_environment(key)
-            _check_reach(actor, key)
+            check_reach(actor, key)
             self._check_not_last(key, None, "delete")
             self._keys.remove(key.key_id)
             return DropKey(key.key_id, entry)
@@ -301,8 +301,8 @@ class Administration:
         verb: str = "change",
     ) -> None:
         """Let a change hold, if this actor may make it and somebody can still administer."""
-        _check_reach(actor, before)
-        _check_reach(actor, after)
+        check_reach(actor, before)
+        check_reach(actor, after)
         self._check_not_last(before, after, verb, next(iter(at), "key_id"))
         self._keys.put(after)
 
@@ -328,18 +328,6 @@ class Administration:
         of: str,
     ) -> AuditEntry:
         return entry_of(command.request_id, command.actor, action, of, self._clock.wall_s())
-
-
-def _check_reach(actor: StoredKey, key: StoredKey) -> None:
-    """A narrowed admin makes and changes no key that may do more to this server than itself.
-
-    Otherwise it could give itself, by another key, what was kept from it.
-    """
-    beyond = sorted(scope for scope in key.scopes - actor.scopes if scope.startswith("admin."))
-    if beyond:
-        raise ActorNotAllowedError(
-            f"A key without the scope {beyond[0]} can't make or change one that has it."
-        )
 
 
 def _differing(settings: KeySettings) -> list[str]:

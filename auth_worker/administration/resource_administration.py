@@ -6,7 +6,7 @@ from typing import Final, Literal, cast
 
 from msgspec import structs
 
-from auth_worker.administration.actors import acting_key, check_page, entry_of
+from auth_worker.administration.actors import acting_key, check_page, check_reach, entry_of
 from auth_worker.clock import Clock
 from auth_worker.errors import (
     ActorNotAllowedError,
@@ -374,8 +374,20 @@ class ResourceAdministration:
         if "role" in fields:
             _check_gain(actor, before, settings.role)
             user.role = settings.role
+            if user.role == "admin" != before:
+                self._check_woken(actor, user, before)
             self._check_admin_stays("change", lambda: setattr(user, "role", before))
         _set(user, settings, fields)
+
+    def _check_woken(self, actor: StoredKey, user: StoredUser, before: PrincipalRole) -> None:
+        """Refuse a role, and take it back, with which a key would do what this actor can't."""
+        try:
+            for key in self._keys:
+                if key.user_id == user.user_id:
+                    check_reach(actor, key)
+        except ActorNotAllowedError:
+            user.role = before
+            raise
 
     def _check_admin_stays(self, verb: str, take_back: Callable[[], None]) -> None:
         """Take a change back, and refuse it, if nobody could administer with it in place."""

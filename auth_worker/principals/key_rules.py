@@ -46,6 +46,30 @@ class KeyRules:
         """Whether a route template is among those that the key may use."""
         return self.allowed_endpoints is None or _fits(endpoint, self.allowed_endpoints)
 
+    def covers_endpoints(self, others: "KeyRules") -> bool:
+        """Whether every route that other rules let through is let through by these."""
+        if self.allowed_endpoints is None:
+            return True
+        wider = self.allowed_endpoints
+        return others.allowed_endpoints is not None and all(
+            any(_holds_all_of(wide, glob) for wide in wider) for glob in others.allowed_endpoints
+        )
+
+    def covers_addresses(self, others: "KeyRules") -> bool:
+        """Whether every address that other rules let through is let through by these.
+
+        Said only of networks that lie within one another, not of such that do so together.
+        """
+        allowed = self.allowed_networks
+        if allowed is not None and not (
+            others.allowed_networks is not None
+            and all(_lies_within(network, allowed) for network in others.allowed_networks)
+        ):
+            return False
+        return all(
+            _lies_within(network, others.blocked_networks) for network in self.blocked_networks
+        )
+
     def _refuse_address(self, text: str) -> str | None:
         if self.allowed_networks is None and not self.blocked_networks:
             return None
@@ -147,3 +171,22 @@ def address_of(text: str) -> Address | None:
 
 def _fits(text: str, globs: Iterable[str]) -> bool:
     return any(fnmatchcase(text, glob) for glob in globs)
+
+
+def _holds_all_of(wide: str, glob: str) -> bool:
+    """Whether a glob lets through all that another one does; False where that isn't plain."""
+    if wide == glob:
+        return True
+    if not any(char in glob for char in "*?["):
+        return fnmatchcase(glob, wide)
+    # A `*` takes the other's wildcards for text, which is right; a `?` or a set would not be.
+    return "[" not in glob and not any(char in wide for char in "?[") and fnmatchcase(glob, wide)
+
+
+def _lies_within(network: Network, others: Iterable[Network]) -> bool:
+    return any(
+        network.version == other.version
+        and network.prefixlen >= other.prefixlen
+        and network.network_address in other
+        for other in others
+    )

@@ -34,6 +34,11 @@ ROLE_SCOPES: Final[dict[PrincipalRole, frozenset[str]]] = {
 }
 """What each role may do."""
 
+OF_ADMINS_ALONE: Final = ROLE_SCOPES["admin"].difference(
+    *(scopes for role, scopes in ROLE_SCOPES.items() if role != "admin")
+)
+"""What no other role may do."""
+
 OF_OLD_GATEWAYS: Final[frozenset[PrincipalRole]] = frozenset({"user", "admin"})
 """Roles that a gateway may use which doesn't say what its route needs: it knows no others."""
 

@@ -395,6 +395,79 @@ def test_a_narrowed_admin_makes_and_touches_no_key_that_may_do_more(
     assert bench.ask(update("key_user", actor, requests_per_minute=1)) is None
 
 
+BOUNDED: list[tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]] = [
+    (
+        {"allowed_endpoints": ("/v1/admin/keys*", "/v1/models")},
+        [
+            {},
+            {"allowed_endpoints": ("*",)},
+            {"allowed_endpoints": ("/v1/admin/keys", "/v1/admin/*")},
+            {"allowed_endpoints": ("/v1/admin/key[a-z]",)},
+        ],
+        [
+            {"allowed_endpoints": ()},
+            {"allowed_endpoints": ("/v1/admin/keys/*", "/v1/models")},
+            {"allowed_endpoints": ("/v1/admin/keys/{key_id}",)},
+        ],
+    ),
+    (
+        {"allowed_endpoints": ("/v1/admin/key?",)},
+        [{"allowed_endpoints": ("/v1/admin/key*",)}],
+        [{"allowed_endpoints": ("/v1/admin/key?",)}, {"allowed_endpoints": ("/v1/admin/keys",)}],
+    ),
+    (
+        {"allowed_ip_addresses": ("10.0.0.0/8", "2001:db8::/32")},
+        [
+            {},
+            {"allowed_ip_addresses": ("0.0.0.0/0",)},
+            {"allowed_ip_addresses": ("10.1.0.0/16", "192.0.2.1")},
+            {"allowed_ip_addresses": ("::/0",)},
+        ],
+        [
+            {"allowed_ip_addresses": ("10.1.0.0/16",)},
+            {"allowed_ip_addresses": ("2001:db8::1", "10.0.0.0/8")},
+        ],
+    ),
+    (
+        {"blocked_ip_addresses": ("203.0.113.0/24",)},
+        [{}, {"blocked_ip_addresses": ("203.0.113.0/25",)}],
+        [{"blocked_ip_addresses": ("203.0.113.0/24", "192.0.2.1")}],
+    ),
+]
+
+
+@pytest.mark.parametrize(("bounds", "wider", "within"), BOUNDED)
+def test_a_bounded_admin_makes_and_touches_no_admin_with_wider_bounds(
+    bench: AuthHandlerBench,
+    bounds: dict[str, Any],
+    wider: list[dict[str, Any]],
+    within: list[dict[str, Any]],
+) -> None:
+    (made,) = answers(bench, make(KeySettings(name="bounded", role="admin", **bounds)))
+    actor = Actor(key_id=keys(made)[0].key_id)
+    for number, settings in enumerate(wider):
+        admin = KeySettings(name="n", role="admin", **settings)
+        answer = refusal(bench, make(admin, f"psk-{number}", actor))
+        assert answer.code is ErrorCode.PERMISSION_DENIED, settings
+    takes_over = RotateKey(
+        request_id="r", actor=actor, key_id="key_admin", key_digest=digest_of("psk-t"), hint="h"
+    )
+    (cleared,) = bounds
+    for command in (
+        takes_over,
+        update("key_admin", actor, name="mine"),
+        change("key_admin", "suspend", actor),
+        update("key_user", actor, role="admin"),
+        update(actor.key_id, actor, **{cleared: () if cleared.startswith("blocked") else None}),
+    ):
+        assert refusal(bench, command).code is ErrorCode.PERMISSION_DENIED, command
+    for number, settings in enumerate(within):
+        admin = KeySettings(name="n", role="admin", **settings)
+        assert bench.ask(make(admin, f"psk-in-{number}", actor)) is None, settings
+    assert bench.ask(make(KeySettings(name="n", role="service"), "psk-s", actor)) is None
+    assert bench.ask(update("key_user", actor, requests_per_minute=1)) is None
+
+
 @pytest.mark.parametrize("actor", ["key_user", "anonymous", "key_none", ""])
 def test_only_who_may_administer_does(bench: AuthHandlerBench, actor: str) -> None:
     who = Actor(key_id=actor)

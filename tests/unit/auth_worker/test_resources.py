@@ -549,6 +549,27 @@ def test_a_narrowed_admin_makes_nobody_more_than_itself(bench: AuthHandlerBench)
     )
 
 
+def test_a_bounded_admin_wakes_no_key_that_may_do_more(bench: AuthHandlerBench) -> None:
+    user = found(make(bench, "user", UserSettings(name="x"))).resource_id
+    bounds = ("/v1/admin/users*",)
+    actors = []
+    for settings in (
+        KeySettings(name="dormant", role="admin", user_id=user),
+        KeySettings(name="n", role="admin", allowed_endpoints=bounds),
+    ):
+        digest = digest_of(f"psk-{settings.name}")
+        made = asked(
+            bench,
+            MakeKey(request_id="r", actor=ADMIN, key_digest=digest, hint="h", settings=settings),
+        )
+        assert isinstance(made, KeysFound)
+        actors.append(Actor(key_id=made.keys[0].key_id))
+    answer = update(bench, "user", user, actors[1], role="admin")
+    assert refused(answer)[0] is ErrorCode.PERMISSION_DENIED
+    assert bench.authority.keys.users[user].role == "user"
+    found(update(bench, "user", user, role="admin"))
+
+
 def test_pages_are_newest_first_and_filtered(bench: AuthHandlerBench) -> None:
     user, team = house(bench)
     other = found(make(bench, "user", UserSettings(name="Bob", tags=("x",)))).resource_id
