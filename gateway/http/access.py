@@ -139,7 +139,9 @@ async def _guard_metered(request: Request, path: str) -> None:
     refusal = parts.identities.refusal(caller.key_digest, caller.address)
     if refusal is not None:
         raise _again(refusal)
-    is_reserved_first = path in _RESERVED_FIRST and _has_small_body(request)
+    # Nothing is reserved for a handshake, though it may say that it has a body.
+    has_body = request.method in _METHODS_WITH_BODY and _has_small_body(request)
+    is_reserved_first = path in _RESERVED_FIRST and has_body
     if not is_reserved_first and parts.identities.find(caller.key_digest, scope_of(path)) is None:
         await _identify(request, path)
 

@@ -278,5 +278,11 @@ async def test_a_foreign_page_and_a_stranger_are_refused_before_the_upgrade(
         good = {"Authorization": "Bearer psk-good"}
         async with opened(strict, additional_headers=good) as socket:
             assert (await turn(socket))[-1]["type"] == "response.completed"
+            # A handshake has no body that could be looked at before its key.
+            for length in ("0", "2"):
+                headers = {"X-API-Key": "psk-wrong", "Content-Length": length}
+                with pytest.raises(InvalidStatus) as refused:
+                    await opened(strict, additional_headers=headers)
+                assert refused.value.response.status_code == 401, length
             auth.good_keys = ()  # revoked: the next turn is refused
             assert code_of(await turn(socket)) == (401, "invalid_api_key")
