@@ -15,7 +15,8 @@ def acting_key(keys: KeyDirectory, actor: Actor, scope: Scope, wall_s: float) ->
     Raises:
         ActorNotAllowedError: It may not do this, or not any more.
     """
-    key = None if actor.key_id == ANONYMOUS_KEY_ID else keys.principal(actor.key_id)
+    is_anonymous = actor.key_id == ANONYMOUS_KEY_ID
+    key = None if is_anonymous else keys.acting(actor.key_id, actor.key_digest)
     if key is None or not key.is_active(wall_s) or scope not in key.scopes:
         raise ActorNotAllowedError(f"This needs an active key with the scope {scope}.")
     return key

@@ -133,7 +133,7 @@ class Reports:
         """Who asks; the gateway asked before, but the key may have been revoked in between."""
         if actor.key_id == ANONYMOUS_KEY_ID:
             return ANONYMOUS
-        key = self._authority.keys.principal(actor.key_id)
+        key = self._authority.keys.acting(actor.key_id, actor.key_digest)
         is_active = key is not None and key.is_active(self._clock.wall_s())
         if key is None or not is_active or key.scopes.isdisjoint(READING):
             raise ActorNotAllowedError("This needs an active key that may read what it used.")

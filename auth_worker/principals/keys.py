@@ -330,6 +330,16 @@ class KeyDirectory:
         principal = self._tokens.get(key_id)
         return None if principal is None else self.attached(principal)
 
+    def acting(self, key_id: str, digest: bytes | None) -> StoredKey | None:
+        """Who acts under an id by what was presented; by any of its tokens where that isn't said.
+
+        None when the two don't belong together, or not any more.
+        """
+        if digest is None:
+            return self.principal(key_id)
+        key = self.find(digest)
+        return key if key is not None and key.key_id == key_id else None
+
     def put_token(self, principal: StoredKey) -> TokenRefusedError | None:
         """Add the principal of a verified token; why it is none when it names nobody known here."""
         for what, named, known in (

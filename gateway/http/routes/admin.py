@@ -157,7 +157,10 @@ async def delete_key(request: Request, key_id: str) -> Response:
 
 def actor_of(request: Request) -> Actor:
     """Who administers, as the guard found out."""
-    return Actor(key_id=request.state.granted.key_id, address=caller_of(request).address)
+    caller = caller_of(request)
+    return Actor(
+        key_id=request.state.granted.key_id, address=caller.address, key_digest=caller.key_digest
+    )
 
 
 def admin_json(value: dict[str, Any], status: int = 200) -> Response:

@@ -100,10 +100,16 @@ class KeyDetails(Part, frozen=True):
 
 
 class Actor(Part, frozen=True):
-    """Who asks, for the audit log; the auth worker looks again whether that key may."""
+    """Who asks, for the audit log; the auth worker looks again whether that key may.
+
+    Attributes:
+        key_digest: Of what was presented (since 1.4): whoever a token names may have others that
+            are good for more. None is of a gateway that doesn't say.
+    """
 
     key_id: str
     address: str = ""
+    key_digest: bytes | None = None
 
 
 class MakeKey(Message, frozen=True, tag="make_key"):

@@ -1,10 +1,12 @@
 """What was used and what is left: the sums, and who may read about whom."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from auth_worker.principals.keys import ANONYMOUS_KEY_ID
 from auth_worker.records.operations import ReadUsageRows, UsagePage
@@ -13,6 +15,7 @@ from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Actor,
     Failure,
+    FindKeys,
     Granted,
     KeySettings,
     LimitSettings,
@@ -29,7 +32,7 @@ from protocol.wire.messages import (
     UserSettings,
 )
 from tests.fakes.auth_handler_bench import AuthHandlerBench
-from tests.fakes.auth_parts import START_S, authorize, booking
+from tests.fakes.auth_parts import START_S, authorize, booking, stored_key
 from tests.unit.auth_worker.test_resources import (
     ADMIN,
     asked,
@@ -311,3 +314,31 @@ def test_nobody_reads_about_what_is_not_there(bench: AuthHandlerBench) -> None:
     unnamed = standing(bench, USER, end_user="e1")
     assert isinstance(unnamed, Failure)
     assert unnamed.param == "end_user"
+
+
+def test_a_token_acts_by_what_it_says_itself(bench: AuthHandlerBench) -> None:
+    # Of one subject: what was narrowed for a program, and what its person holds for longer.
+    narrow, wide = (
+        replace(
+            stored_key("token_ada", f"eyJ.{role}.x", role=role),
+            expires_at=int(START_S) + lifetime_s,
+        )
+        for role, lifetime_s in (("user", 60), ("admin", 3600))
+    )
+    for token in (narrow, wide):
+        assert bench.authority.keys.put_token(token) is None
+    weak, strong = (Actor(key_id="token_ada", key_digest=one.digest) for one in (narrow, wide))
+    of_all = ReadUsage(request_id="r", reader=weak, is_of_all=True, since_s=0, until_s=10**8)
+    for command in (
+        of_all,
+        ReadStanding(request_id="r", reader=weak, key_id="key_user"),
+        FindKeys(request_id="r", actor=weak),
+    ):
+        answer = bench.ask(command)
+        assert isinstance(answer, Failure)
+        assert answer.code is ErrorCode.PERMISSION_DENIED
+    assert isinstance(make(bench, "user", UserSettings(name="x"), weak), Failure)
+    assert bench.ask(FindKeys(request_id="r", actor=strong)) is None
+    assert bench.ask(structs.replace(of_all, reader=strong)) is None
+    stolen = Actor(key_id="key_admin", key_digest=narrow.digest)
+    assert isinstance(bench.ask(FindKeys(request_id="r", actor=stolen)), Failure)
