@@ -249,6 +249,11 @@ class BatchRunner:
         return self.num_running < self._max_lines and self._num_free() > 0
 
     @property
+    def max_lines(self) -> int:
+        """Lines under way at a time, of one batch those that wait to be asked again among them."""
+        return self._max_lines
+
+    @property
     def max_line_bytes(self) -> int:
         """Of one line."""
         return self._max_line_bytes
@@ -321,7 +326,7 @@ class _Lines:
                 return "cancelled"
             if self._runner.now() >= self._claim.batch.expires_at:
                 return "expired"
-            if self._runner.has_room:
+            if self._runner.has_room and len(self._running) < self._runner.max_lines:
                 return "completed"
             await self._save()
             await self._runner.pause(_PAUSE_S)
@@ -354,9 +359,8 @@ class _Lines:
                     self._give_back(errand)
             if not self._is_to_be_asked_again(answer):
                 break
-            if self._runner.is_stopping or self._claim.is_cancelled:
+            if not await self._wait_again(min(max(pause_s, _retry_after_s(answer)), _MAX_RETRY_S)):
                 return
-            await self._runner.pause(min(max(pause_s, _retry_after_s(answer)), _MAX_RETRY_S))
             pause_s *= 2
         kind: FileKind = "output" if answer.status == 200 else "error"
         self._note(line, kind, _told(line, answer), errand.settle)
@@ -364,6 +368,27 @@ class _Lines:
             self._runner.book(errand.settle)
         self._num_unsynced += 1
         await self._save()
+
+    def _is_ending(self) -> bool:
+        return self._runner.is_stopping or self._claim.is_cancelled
+
+    async def _wait_again(self, pause_s: float) -> bool:
+        """Wait until a line may be asked again; False when it isn't to be any more.
+
+        Meanwhile its place is anybody's: a caller whose limits are used up would hold it for hours.
+        """
+        runner = self._runner
+        runner.num_running -= 1
+        try:
+            if not self._is_ending():
+                await runner.pause(pause_s)
+            is_late = runner.now() >= self._claim.batch.expires_at
+            while not (self._is_ending() or runner.has_room or is_late):
+                await runner.pause(_FIRST_RETRY_S)
+                is_late = runner.now() >= self._claim.batch.expires_at
+            return not self._is_ending()
+        finally:
+            runner.num_running += 1
 
     def _note(
         self, line: BatchLine, kind: FileKind, told: dict[str, Any], settle: Settle | None

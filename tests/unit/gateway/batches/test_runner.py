@@ -340,3 +340,26 @@ async def test_a_batch_of_a_file_for_something_else_is_refused(tmp_path: Path) -
             metadata=None,
             output_lifetime_s=None,
         )
+
+
+async def test_who_waits_for_its_limits_keeps_nobody_else_from_running(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    limited = house.create(9, "limited")
+
+    def answer(custom_id: str) -> LineAnswer:
+        return good() if other_has_begun else bad(429, **{"retry-after": "60"})
+
+    house.answer, other_has_begun = answer, False
+    house.runner.look()
+    while len(house.asked) < 3:  # noqa: ASYNC110 - as many as may be under way at a time
+        await asyncio.sleep(0)
+    other_has_begun = True
+    other = house.create(5)
+    house.num_free = 100
+    async with asyncio.timeout(20):
+        while house.store.find("t", other.id).status != "completed":
+            house.runner.look()
+            await asyncio.sleep(0.01)
+    assert house.store.find("limited", limited.id).status == "in_progress"
+    assert len(house.asked) == 3 + 5
+    await house.runner.stop()
