@@ -129,6 +129,14 @@ class ScoreRequest(RequestModel):
             )
         if len(seconds) > MAX_DOCUMENTS:
             raise field_error(f"there are {len(seconds)} pairs; at most {MAX_DOCUMENTS} are read.")
+        # One first text stands in every pair, so a small body may ask for gigabytes.
+        num_times = len(seconds) if len(firsts) == 1 else 1
+        num_characters = sum(map(len, firsts)) * num_times + sum(map(len, seconds))
+        if num_characters > MAX_TEXT_CHARACTERS:
+            raise field_error(
+                f"the pairs have {num_characters} characters together; at most"
+                f" {MAX_TEXT_CHARACTERS} are read."
+            )
         return self
 
     @property

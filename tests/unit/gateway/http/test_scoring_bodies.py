@@ -224,6 +224,17 @@ def test_texts_that_make_no_pairs_are_refused(fields: dict[str, Any]) -> None:
         score_body(orjson.dumps({"model": "m", **fields}))
 
 
+@pytest.mark.parametrize(
+    ("firsts", "seconds"), [("é" * 3000, ["x"] * 4000), (["x" * 3000] * 4000, ["x"] * 4000)]
+)
+def test_pairs_are_bounded_together_before_they_are_written_out(
+    firsts: str | list[str], seconds: list[str]
+) -> None:
+    body = orjson.dumps({"model": "m", "queries": firsts, "documents": seconds})
+    with pytest.raises(InvalidRequestError, match="12004000 characters together"):
+        score_body(body)
+
+
 def test_log_probabilities_that_are_no_floats_are_no_answer() -> None:
     with pytest.raises(ValueError, match="four bytes"):
         render.logprobs_of(Scored(request_id="r", logprobs=b"abc", num_prompt_tokens=1))
