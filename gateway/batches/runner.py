@@ -178,6 +178,8 @@ class BatchRunner:
         batch.status = "failed" if errors else "in_progress"
         batch.stamps["failed_at" if errors else "in_progress_at"] = self.now()
         await asyncio.to_thread(claim.save)
+        if errors:
+            await asyncio.to_thread(claim.input_path.unlink, missing_ok=True)
         return not errors
 
     def _take_up(self, claim: Claim, journal: Journal) -> None:

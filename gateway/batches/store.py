@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,10 +103,20 @@ class BatchStore:
                 param="input_file_id",
             )
         known = self.list(tenant)
-        num_unfinished = sum(batch.status not in ENDED for batch in known)
+        unfinished = [batch for batch in known if batch.status not in ENDED]
+        num_unfinished = len(unfinished)
         if num_unfinished >= MAX_UNFINISHED:
             raise InvalidRequestError(
                 f"{num_unfinished} batches are under way, which is the limit; wait or cancel some."
+            )
+        # An input stays on the disk for its batch, whatever becomes of the file.
+        inputs = [self._folder(tenant, batch.id) / INPUT for batch in unfinished]
+        held = _bytes_of([*inputs, self._files.content_path(tenant, stored.id)])
+        if held > self._files.bounds.max_bytes:
+            raise InvalidRequestError(
+                f"With this one the batches under way would have {held} bytes of input;"
+                f" {self._files.bounds.max_bytes} may. Wait or cancel some.",
+                param="input_file_id",
             )
         ended = [batch for batch in known if batch.status in ENDED]
         for batch in ended[: max(0, len(known) + 1 - MAX_BATCHES)]:
@@ -207,6 +217,16 @@ def _read(folder: Path) -> Batch | None:
         return None if record is None else Batch.from_record(record)
     except TypeError:
         return None
+
+
+def _bytes_of(paths: Iterable[Path]) -> int:
+    """What files hold together; one that several names lead to counts once."""
+    sizes: dict[int, int] = {}
+    for path in paths:
+        with suppress(FileNotFoundError):  # its batch ended just now
+            found = path.stat()
+            sizes[found.st_ino] = found.st_size
+    return sum(sizes.values())
 
 
 def _try_lock(path: Path) -> int | None:

@@ -363,3 +363,20 @@ async def test_who_waits_for_its_limits_keeps_nobody_else_from_running(tmp_path:
     assert house.store.find("limited", limited.id).status == "in_progress"
     assert len(house.asked) == 3 + 5
     await house.runner.stop()
+
+
+async def test_inputs_are_bounded_also_when_their_files_are_deleted(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    wrong = house.create(3, url="/v1/embeddings")
+    house.files.remove("t", wrong.input_file_id)
+    assert (await house.until_ended(wrong))["status"] == "failed"
+    assert not list(tmp_path.glob("batches/*/*/input.jsonl"))  # noqa: ASYNC240
+    house.open()
+    size = house.create(20).input_file_id
+    bounds = FileBounds(100, 2 * house.files.find("t", size).num_bytes, 10**8, 86_400)
+    house.files = FileStore(tmp_path / "files", bounds, house.clock)
+    house.store = BatchStore(tmp_path / "batches", house.files, 86_400, house.clock)
+    house.files.remove("t", size)
+    house.files.remove("t", house.create(20).input_file_id)
+    with pytest.raises(InvalidRequestError, match="bytes of input"):
+        house.create(20)
