@@ -58,6 +58,11 @@ class ScoringBody(Protocol):
         """Fields that no schema knows."""
         ...
 
+    @property
+    def end_user(self) -> str:
+        """For whom it is; empty when the body doesn't say."""
+        ...
+
 
 def _schema(model: type[RequestModel]) -> dict[str, object]:
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
@@ -181,4 +186,5 @@ def _question(endpoint: str, body: ScoringBody) -> Question[Score, Scored]:
         cached_of=lambda scored: scored.num_cached_tokens,
         check_answer=lambda scored: len(scored.logprobs) == 4 * num_labels,
         seat="work",
+        end_user=body.end_user,
     )

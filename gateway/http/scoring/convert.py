@@ -23,6 +23,7 @@ from gateway.http.scoring.decision_schemas import (
     SystemoneRequest,
     check_json,
 )
+from gateway.request.end_users import named_end_user
 from protocol.wire.messages import Score as ScoreMessage
 
 _KWARGS_JSON: Final = '{"enable_thinking":false,"thinking":false}'
@@ -59,6 +60,7 @@ class DecisionBody:
     Attributes:
         num_bytes: Upper bound of the tokens that are computed.
         ignored: Fields that no schema knows.
+        end_user: For whom it is; empty when the body doesn't say.
     """
 
     model: str
@@ -66,6 +68,7 @@ class DecisionBody:
     asked: tuple[Asked, ...]
     num_bytes: int
     ignored: list[str]
+    end_user: str = ""
 
 
 class _Questions:
@@ -79,7 +82,12 @@ class _Questions:
         self.texts.append((text, self.label_sets.setdefault(labels, len(self.label_sets))))
 
     def body(
-        self, model: str, state: str, asked: Iterable[Asked], ignored: list[str]
+        self,
+        model: str,
+        state: str,
+        asked: Iterable[Asked],
+        ignored: list[str],
+        end_user: str = "",
     ) -> DecisionBody:
         messages = [
             {"role": "system", "content": wording.DECISION_SYSTEM},
@@ -94,6 +102,7 @@ class _Questions:
             asked=tuple(asked),
             num_bytes=upper_bound(messages_json, (text for text, _ in self.texts)),
             ignored=ignored,
+            end_user=end_user,
         )
 
 
@@ -117,7 +126,13 @@ def decision_body(body: bytes) -> DecisionBody:
         questions.add(text, labels)
         asked.append(Asked(one.type, one.name, values))
     ignored = unknown_keys(value, DecisionRequest.known_fields)
-    return questions.body(request.model, _transcript(request.input), asked, ignored)
+    return questions.body(
+        request.model,
+        _transcript(request.input),
+        asked,
+        ignored,
+        named_end_user(request.safety_identifier),
+    )
 
 
 def systemone_body(body: bytes) -> DecisionBody:

@@ -19,7 +19,7 @@ MAX_JSON_VALUES: Final = 10_000
 HARMLESS_FIELDS: Final[dict[str, str]] = {
     "prompt_cache_key": "a routing hint; nothing depends on it",
     "prompt_cache_options": "a caching hint; nothing depends on it",
-    "safety_identifier": "names an end user to a moderation service",
+    "safety_identifier": "names an end user; it counts with keys that may do so",
 }
 """Accepted by /v1/decisions without effect."""
 

@@ -22,6 +22,7 @@ from gateway.http.scoring.convert import upper_bound
 from gateway.http.scoring.decision_schemas import MAX_TEXT_CHARACTERS
 from gateway.http.scoring.probabilities import probabilities, shown
 from gateway.http.scoring.render import logprobs_of
+from gateway.request.end_users import named_end_user
 from protocol.wire.messages import Score as ScoreMessage
 from protocol.wire.messages import Scored, Usage
 
@@ -31,7 +32,7 @@ _SEARCH_UNIT_DOCUMENTS: Final = 100
 """Documents of one of Cohere's search units."""
 HARMLESS_FIELDS: Final[dict[str, str]] = {
     "priority": "only 0, the neutral value",
-    "user": "names an end user to a moderation service",
+    "user": "names an end user; it counts with keys that may do so",
 }
 """Accepted without effect."""
 
@@ -164,6 +165,7 @@ class RerankBody:
         num_wanted: That are told.
         num_bytes: Upper bound of the tokens that are computed.
         ignored: Fields that no schema knows.
+        end_user: For whom it is; empty when the body doesn't say.
     """
 
     model: str
@@ -173,6 +175,7 @@ class RerankBody:
     num_wanted: int
     num_bytes: int
     ignored: list[str]
+    end_user: str
 
 
 def rerank_body(body: bytes) -> RerankBody:
@@ -195,6 +198,7 @@ def rerank_body(body: bytes) -> RerankBody:
         num_wanted=request.num_wanted,
         tells_documents=request.return_documents is not False,
         ignored=unknown_keys(value, RerankRequest.known_fields),
+        end_user=named_end_user(request.user),
     )
 
 
@@ -217,6 +221,7 @@ def score_body(body: bytes) -> RerankBody:
         num_wanted=len(request.seconds),
         tells_documents=False,
         ignored=unknown_keys(value, ScoreRequest.known_fields),
+        end_user=named_end_user(request.user),
     )
 
 
@@ -242,6 +247,7 @@ def _body(
     num_wanted: int,
     tells_documents: bool,
     ignored: list[str],
+    end_user: str,
 ) -> RerankBody:
     messages = [
         {"role": "system", "content": wording.RERANK_SYSTEM},
@@ -262,6 +268,7 @@ def _body(
         num_wanted=num_wanted,
         num_bytes=upper_bound(messages_json, documents),
         ignored=ignored,
+        end_user=end_user,
     )
 
 

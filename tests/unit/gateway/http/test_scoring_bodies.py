@@ -9,6 +9,7 @@ import pytest
 from openai.types import decision_create_params
 
 from gateway.errors import InvalidRequestError
+from gateway.http.routes.scoring import _question
 from gateway.http.scoring import render
 from gateway.http.scoring.convert import decision_body, systemone_body
 from gateway.http.scoring.decision_schemas import (
@@ -233,6 +234,16 @@ def test_pairs_are_bounded_together_before_they_are_written_out(
     body = orjson.dumps({"model": "m", "queries": firsts, "documents": seconds})
     with pytest.raises(InvalidRequestError, match="12004000 characters together"):
         score_body(body)
+
+
+def test_a_body_may_name_its_end_user() -> None:
+    assert decision_body(decision(safety_identifier=" ada ")).end_user == "ada"
+    assert decision_body(decision(safety_identifier={"a": 1})).end_user == ""
+    pair = {"model": "m", "documents": ["a"], "user": "ada"}
+    assert rerank_body(orjson.dumps({**pair, "query": "q"})).end_user == "ada"
+    assert score_body(orjson.dumps({**pair, "queries": "q"})).end_user == "ada"
+    asked = _question("/v1/rerank", rerank_body(orjson.dumps({**pair, "query": "q"})))
+    assert asked.end_user == "ada"
 
 
 def test_log_probabilities_that_are_no_floats_are_no_answer() -> None:
