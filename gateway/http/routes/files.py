@@ -1,7 +1,9 @@
 """/v1/files: upload, list, read and delete files."""
 
 import asyncio
+import io
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, Final
 import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from gateway.batches.files import PURPOSES, FileStore, disk_error
 from gateway.errors import DeniedError, InvalidRequestError, UnsupportedFieldError
@@ -152,21 +155,42 @@ async def content(request: Request, file_id: str) -> Response:
     """The bytes of a file."""
     path = await asyncio.to_thread(files_of(request).content_path, tenant_of(request), file_id)
     try:
-        fd = os.open(path, os.O_RDONLY)
+        return FileResponse(await asyncio.to_thread(path.open, "rb", 0))
     except OSError as error:
         raise disk_error(error) from error
-    size = os.fstat(fd).st_size
-    return StreamingResponse(
-        _pieces(fd), media_type="application/octet-stream", headers={"content-length": str(size)}
-    )
 
 
-async def _pieces(fd: int) -> AsyncIterator[bytes]:
-    try:
-        while piece := await asyncio.to_thread(os.read, fd, _PIECE_BYTES):
+class FileResponse(StreamingResponse):
+    """The bytes of an open file, which is closed with it, also where nothing could be sent.
+
+    Args:
+        file: Unbuffered.
+    """
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self._reading = threading.Lock()  # a descriptor that is closed may soon be another file's
+        super().__init__(
+            self._pieces(),
+            media_type="application/octet-stream",
+            headers={"content-length": str(os.fstat(file.fileno()).st_size)},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with self._reading:
+                self._file.close()
+
+    async def _pieces(self) -> AsyncIterator[bytes]:
+        while piece := await asyncio.to_thread(self._read):
             yield piece
-    finally:
-        os.close(fd)
+
+    def _read(self) -> bytes:
+        with self._reading:
+            return b"" if self._file.closed else self._file.read(_PIECE_BYTES) or b""
 
 
 def files_of(request: Request) -> FileStore:
