@@ -202,6 +202,7 @@ class ResourceAdministration:
                 self._check_is_first(settings.models)
                 settings = structs.replace(settings, valid_from=settings.valid_from or now)
             case WebhookSettings():
+                _check_reads_audit(actor)
                 self._check_target(settings.url)
                 self._check_webhooks()
             case TeamSettings():
@@ -235,6 +236,7 @@ class ResourceAdministration:
                 before = self._commanded[resource_id]
                 self._commanded[resource_id] = limit_of(resource_id, settings, before.created_at)
             case WebhookSettings():
+                _check_reads_audit(actor)
                 if "url" in fields:
                     self._check_target(settings.url)
                 _set(self._webhook(resource_id), settings, fields)
@@ -493,6 +495,18 @@ class ResourceAdministration:
 
 def _action(kind: ResourceKind, what_was_done: str) -> AuditAction:
     return cast(AuditAction, f"{kind}_{what_was_done}")
+
+
+def _check_reads_audit(actor: StoredKey) -> None:
+    """A webhook is sent what the audit log takes up.
+
+    Raises:
+        ActorNotAllowedError: The actor may not read it.
+    """
+    if "admin.audit" not in actor.scopes:
+        raise ActorNotAllowedError(
+            "A webhook is sent entries of the audit log: this needs the scope admin.audit, too."
+        )
 
 
 def _set(

@@ -129,7 +129,7 @@ class TokenRules:
             "",
             meaning=(
                 "the claim that holds the id of a user here, who must be active and whose limits "
-                "then hold"
+                "then hold; a token without it is refused"
             ),
         )
     )

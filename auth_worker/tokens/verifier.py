@@ -71,9 +71,21 @@ class TokenVerifier:
             created_at=int(issued_at or 0),
             expires_at=expires_at,
             rules=self._key_rules(claims),
-            user_id=_named(claims, self._rules.user_claim),
+            user_id=self._user(claims),
             team_id=_named(claims, self._rules.team_claim),
         )
+
+    def _user(self, claims: Mapping[str, Any]) -> str:
+        """Whose limits, models and suspension hold; a token that names nobody must not escape them.
+
+        Raises:
+            TokenRefusedError: A user is asked for, and none is named.
+        """
+        name = self._rules.user_claim
+        user_id = _named(claims, name)
+        if name and not user_id:
+            raise _refused(f"it has no claim {name}, which names a user here")
+        return user_id
 
     def _claims(self, token: str, keys: KeySet) -> Mapping[str, Any]:
         """What a token says whose signature is good."""

@@ -259,8 +259,10 @@ def test_claims_may_name_a_user_and_a_team_and_nothing_but_ids() -> None:
     verifier = TokenVerifier(rules(user_claim="user", team_claim="org.team"))
     named = verifier.verify(token(user="user_1", org={"team": "team_1"}), key_set(), START_S)
     assert (named.user_id, named.team_id) == ("user_1", "team_1")
-    neither = verifier.verify(token(), key_set(), START_S)
-    assert (neither.user_id, neither.team_id) == ("", "")
+    alone = verifier.verify(token(user="user_1"), key_set(), START_S)
+    assert (alone.user_id, alone.team_id) == ("user_1", "")
+    with pytest.raises(TokenRefusedError, match="no claim user"):
+        verifier.verify(token(), key_set(), START_S)  # it would escape its user's limits
     for wrong in (7, "", ["user_1"], "u" * 201):
         with pytest.raises(TokenRefusedError, match="claim user"):
             verifier.verify(token(user=wrong), key_set(), START_S)

@@ -15,15 +15,20 @@ from auth_worker.outbound.exchange import Answer
 from auth_worker.outbound.targets import TargetGuard
 from auth_worker.outbound.webhook_message import message_of
 from auth_worker.principals.key_rules import networks_of
+from auth_worker.principals.keys import digest_of
 from auth_worker.principals.webhooks import StoredWebhook, signing_key
 from auth_worker.records.operations import AppendAudit, AuditEntry
 from auth_worker.serving.webhook_desk import BACKOFF_S, MAX_AGE_S, MAX_REFUSALS, WebhookDesk
+from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Actor,
     AuditRecord,
     ChangeResource,
     Failure,
     FindResources,
+    KeySettings,
+    KeysFound,
+    MakeKey,
     MakeResource,
     Message,
     Resource,
@@ -309,6 +314,38 @@ def test_a_wrong_definition_is_refused_by_the_name_of_its_field(
         assert isinstance(answer, Failure)
         assert answer.param == param
         assert house.hooks == {}
+
+
+def test_who_may_not_read_the_audit_log_has_none_of_it_sent(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    narrowed = house.ask(
+        MakeKey(
+            request_id="k",
+            actor=ADMIN,
+            key_digest=digest_of("psk-hooks"),
+            hint="h",
+            settings=KeySettings(name="hooks", role="admin", scopes=("admin.webhooks",)),
+        )
+    )
+    assert isinstance(narrowed, KeysFound)
+    actor = Actor(key_id=narrowed.keys[0].key_id)
+    refused = house.ask(MakeResource(request_id="m", actor=actor, kind="webhook", settings=HOOK))
+    assert isinstance(refused, Failure)
+    assert refused.code is ErrorCode.PERMISSION_DENIED
+    assert "admin.audit" in refused.message
+    webhook_id = house.make().resource_id
+    widened = house.ask(
+        UpdateResource(
+            request_id="u",
+            actor=actor,
+            kind="webhook",
+            resource_id=webhook_id,
+            settings=WebhookSettings(name="", url="", events=("*",), secret=SECRET),
+            fields=("events",),
+        )
+    )
+    assert isinstance(widened, Failure)
+    assert house.hooks[webhook_id].events == HOOK.events
 
 
 def test_a_listed_address_is_a_target(tmp_path: Path) -> None:
