@@ -47,7 +47,6 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
     back.add_argument("version", type=int, help="Of the schema.")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    os.umask(0o077)
     try:
         if options.command == "check":
             return _check(options.data_dir, environ)
@@ -112,4 +111,5 @@ def _say(what: str, counts: RowCounts) -> None:
 
 
 if __name__ == "__main__":
+    os.umask(0o077)  # what is written here holds digests of keys
     sys.exit(main())

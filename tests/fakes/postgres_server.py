@@ -1,6 +1,5 @@
 """A PostgreSQL server of its own for tests: in a folder, on a Unix socket, gone with the process."""
 
-import ctypes
 import os
 import pwd
 import shutil
@@ -21,7 +20,6 @@ MISSING: Final = (
     "PostgreSQL is not here: what it should show is not shown (Debian: apt-get install postgresql)"
 )
 _START_S = 60.0
-_PR_SET_PDEATHSIG = 1
 
 
 def find_binaries() -> Path | None:
@@ -45,11 +43,15 @@ class PostgresServer:
         self.folder = Path(tempfile.mkdtemp(prefix="pst-pg-"))
         self._data = self.folder / "data"
         self._identity: dict[str, Any] = {}
+        self._become: tuple[str, ...] = ()
         if os.geteuid() == 0:
             entry = pwd.getpwnam(SYSTEM_USER)
             os.chown(self.folder, entry.pw_uid, entry.pw_gid)
             self.folder.chmod(0o755)
             self._identity = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+            self._become = (
+                *("--reuid", str(entry.pw_uid), "--regid", str(entry.pw_gid), "--clear-groups"),
+            )
         self._process: subprocess.Popen[bytes] | None = None
         self._num_databases = 0
         self._port = 5432  # in the name of the socket; another one where it listens on TCP, too
@@ -79,6 +81,8 @@ class PostgresServer:
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    # Not by a function after the fork: jax may run threads in this process.
+                    *("setpriv", "--pdeathsig", "QUIT", *self._become),
                     str(self._binaries / "postgres"),
                     *("-D", str(self._data)),
                     *(
@@ -90,8 +94,6 @@ class PostgresServer:
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent,
-                **self._identity,
             )
         deadline = time.monotonic() + _START_S
         while True:
@@ -178,8 +180,3 @@ class PostgresServer:
         )
         if done.returncode:
             raise RuntimeError(f"{name}: {done.stderr}")
-
-
-def _die_with_parent() -> None:
-    # After the change of user, which would undo it: prctl(2).
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)

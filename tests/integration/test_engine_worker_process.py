@@ -204,7 +204,7 @@ def test_the_offer_says_what_is_served(house: EngineHouse) -> None:
     assert 8 <= offer.max_token_bytes <= 64
     assert json.loads(offer.tokenizer_info_json)["eos_token"] == "<|im_end|>"
     assert offer.tool_format == "hermes"
-    assert set(offer.capabilities) == {"completions", "chat", "tools", "embeddings"}
+    assert set(offer.capabilities) == {"completions", "chat", "tools", "embeddings", "scores"}
 
 
 def test_a_prepared_chat_is_answered_the_same_alone_and_in_company(house: EngineHouse) -> None:

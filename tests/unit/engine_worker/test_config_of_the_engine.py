@@ -63,7 +63,7 @@ def test_all_settings_are_read() -> None:
         ("PENSTOCK_BLOCK_SIZE", "0"),
         ("PENSTOCK_MAX_NUM_SEQS", "0"),
         ("PENSTOCK_MAX_NUM_BATCHED_TOKENS", "4"),
-        ("PENSTOCK_DTYPE", "int4"),
+        ("PENSTOCK_DTYPE", "int3"),
         ("PENSTOCK_DETERMINISTIC", "perhaps"),
         ("PENSTOCK_SPECULATION", "sometimes"),
         ("PENSTOCK_LOG_LEVEL", "loud"),
