@@ -61,6 +61,8 @@ from protocol.wire.messages import (
     Prepare,
     Prepared,
     ReadAudit,
+    ReadStanding,
+    ReadUsage,
     Renew,
     ResourcesFound,
     Role,
@@ -92,6 +94,8 @@ _OF_ONE_THING = (
     | UpdateKey
     | RotateKey
     | CountKeys
+    | ReadStanding
+    | ReadUsage
 )
 """Administration that a scripted auth worker has nothing for."""
 

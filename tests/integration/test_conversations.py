@@ -1,5 +1,6 @@
 """Conversations: items in order, one writer at a time, and nobody else's to see."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,8 @@ async def test_two_do_not_write_at_once(gateway: RunningGateway, *, is_backgroun
     request = gateway.client.build_request(
         "POST", "/v1/responses", json={**body, "background": is_background}
     )
-    first = await gateway.client.send(request, stream=True)
+    # Its headers come with its first event.
+    sending = asyncio.create_task(gateway.client.send(request, stream=True))
     await engine.until(lambda: bool(engine.of(Generate)))
     second = await respond(gateway, name, 409)
     assert second["error"]["code"] == "conversation_locked"
@@ -169,6 +171,7 @@ async def test_two_do_not_write_at_once(gateway: RunningGateway, *, is_backgroun
     generate = engine.of(Generate)[0]
     engine.emit(generate, "Hello")
     engine.finish(generate)
+    first = await sending
     await first.aread()
     if is_background:
         made = orjson.loads(first.content)
