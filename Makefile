@@ -46,7 +46,7 @@ serve: $(VENV)/.serve
 # Two processes, a file at a time in the order of their names, but for what tests/fakes/dealing.py
 # keeps together: the end-to-end tests, which wait more than they work, all go to one process.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check $(SOURCES)
@@ -120,6 +120,7 @@ conformance: $(VENV)/.test
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.soak $(ARGS)
 	$(BIN)/python -m tests.soak.auth_kills
+	$(BIN)/python -m pytest -m long
 
 # Hostile clients at a server of this machine, about a minute each, beside one that behaves well;
 # ARGS="--only storm" for one of them, ARGS="--report docs/measurements/attack.md" to keep the page.

@@ -117,7 +117,10 @@ def booked(house: House, response_id: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("victim", ["gateway", "engine_worker", "toolparser_worker"])
-@pytest.mark.parametrize("body", [NUMBERS, CALL], ids=["numbers", "call"])
+@pytest.mark.parametrize(
+    "body",
+    [pytest.param(NUMBERS, id="numbers"), pytest.param(CALL, id="call", marks=pytest.mark.long)],
+)
 def test_whoever_is_killed_it_ends_once_with_the_same_text(
     frail: House, victim: str, body: dict[str, Any]
 ) -> None:

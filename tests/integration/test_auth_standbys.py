@@ -118,6 +118,7 @@ async def test_when_the_active_one_is_killed_another_takes_over_and_nothing_ackn
     await house.until_no_lease_is_open()
 
 
+@pytest.mark.long
 async def test_one_that_was_stopped_wakes_up_fenced(house: SharedHouse) -> None:
     stopped = await house.begin()
     house.begin_load(NUM_CLIENTS, seed=3)
@@ -134,6 +135,7 @@ async def test_one_that_was_stopped_wakes_up_fenced(house: SharedHouse) -> None:
     house.check_promises()
 
 
+@pytest.mark.long
 async def test_one_that_is_cut_off_from_the_database_stops_granting_and_is_fenced_when_it_heals(
     house: SharedHouse,
 ) -> None:
