@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from engine_worker.compute.models.decoder import Leaves, Parameter, parameters_of
 from engine_worker.compute.models.layers import Block, Linear
-from engine_worker.compute.weights.sources import Source
+from engine_worker.compute.models.tensors import Source
 from engine_worker.embedding.encoder_spec import EncoderSpec
 
 _ACTIVATIONS: Final[dict[str, Callable[[jax.Array], jax.Array]]] = {

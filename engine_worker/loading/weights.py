@@ -101,7 +101,7 @@ def _packed_arrays(
     with open_weights(
         checkpoint,
         graph.parameters,
-        weight_sources(graph),
+        weight_sources(graph, checkpoint.tensors.keys()),
         architecture=spec.architecture,
         is_ignorable=lambda name: is_ignorable(name, spec),
     ) as reader:

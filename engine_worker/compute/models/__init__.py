@@ -1,5 +1,6 @@
 """Decoder models: what a checkpoint's config says, and the one forward that computes it.
 
-A family is a normaliser in `hf_config.py` that fills a `DecoderSpec`; the decoder reads only that.
+A family is a file in `families/` that reads a `DecoderSpec` from the config and names its tensors;
+the decoder reads only that.
 May import `engine_worker.compute.sampling` (limits only) and `engine_worker.errors`.
 """

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from engine_worker.compute.weights.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
+from engine_worker.compute.weights.tensor_info import TensorInfo
 
 WHOLE_BYTES = 64 * 2**20
 """Checkpoints up to this size are hashed whole, which takes well below a second."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from engine_worker.compute.models.decoder import (
     DecoderGraph,
@@ -19,20 +18,14 @@ from engine_worker.compute.models.decoder import (
     Parameter,
     declare,
 )
+from engine_worker.compute.models.tensors import EMBEDDING, HEAD, Source
 from engine_worker.compute.weights.checkpoint import (
-    DTYPE_SIZES,
     Checkpoint,
-    TensorInfo,
     have_same_bytes,
     open_checkpoint,
 )
-from engine_worker.compute.weights.sources import (
-    EMBEDDING,
-    HEAD,
-    Source,
-    is_ignorable,
-    weight_sources,
-)
+from engine_worker.compute.weights.sources import is_ignorable, weight_sources
+from engine_worker.compute.weights.tensor_info import DTYPE_SIZES, ReadTensor
 from engine_worker.core.choice.batch import ProgressCallback
 from engine_worker.errors import CheckpointError, UnsupportedFormatError
 
@@ -77,7 +70,7 @@ def load_weights(
     leaves = load_leaves(
         checkpoint,
         graph.parameters,
-        weight_sources(graph),
+        weight_sources(graph, checkpoint.tensors.keys()),
         architecture=spec.architecture,
         is_ignorable=lambda name: is_ignorable(name, spec),
         device=device,
@@ -153,15 +146,13 @@ class WeightReader:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
         parameters: Sequence[Parameter],
         sources: Sequence[tuple[Source, ...]],
-        files: dict[Path, Any],
+        read: ReadTensor,
     ) -> None:
-        self._checkpoint = checkpoint
         self._parameters = parameters
         self._sources = sources
-        self._files = files
+        self._read = read
 
     def read(self, index: int) -> npt.NDArray[Any]:
         """A weight on the host, in its own type; fused weights are filled part by part.
@@ -171,14 +162,24 @@ class WeightReader:
         """
         parameter, parts = self._parameters[index], self._sources[index]
         value = np.empty(parameter.shape, parameter.dtype)
+        rows = _as_rows(value)
         row = 0
         for part in parts:
-            tensor = self._checkpoint.tensors[part.name]
-            rows = part.shape[0]
-            value[row : row + rows] = _read_tensor(self._files[tensor.file], tensor)
-            row += rows
-        assert row == parameter.shape[0], parameter.path
+            values = self._read(part.name)
+            if part.is_transposed:
+                values = np.swapaxes(values, -1, -2)
+            values = _as_rows(values)
+            if part.rows is not None:
+                values = values[part.rows[0] : part.rows[1]]
+            rows[row : row + len(values)] = values
+            row += len(values)
+        assert row == len(rows), parameter.path
         return value
+
+
+def _as_rows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A tensor as a matrix: all axes but the last are rows. A vector stays one."""
+    return values if values.ndim <= 1 else values.reshape(-1, values.shape[-1])
 
 
 @contextmanager
@@ -198,17 +199,8 @@ def open_weights(
         ModelLoadError: As in `load_weights`.
     """
     _check(checkpoint, sources, architecture, is_ignorable)
-    with ExitStack() as stack:
-        # Kept open (each is one memory map): the tensors of a layer may lie in several shards.
-        files = {file: stack.enter_context(_open(file)) for file in checkpoint.files}
-        yield WeightReader(checkpoint, parameters, sources, files)
-
-
-def _open(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a readable safetensors file: {error}") from error
+    with checkpoint.reading() as read:
+        yield WeightReader(parameters, sources, read)
 
 
 def _check(
@@ -252,13 +244,3 @@ def _check_source(checkpoint: Checkpoint, source: Source) -> None:
             f"{tensor.file}: tensor {source.name!r} has shape {list(tensor.shape)}, the config "
             f"asks for {list(source.shape)}"
         )
-
-
-def _read_tensor(file: Any, tensor: TensorInfo) -> npt.NDArray[Any]:
-    try:
-        values: npt.NDArray[Any] = file.get_tensor(tensor.name)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{tensor.file}: tensor {tensor.name!r} cannot be read: {error}"
-        ) from error
-    return values

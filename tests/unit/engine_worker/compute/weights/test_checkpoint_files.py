@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine_worker.compute.weights.checkpoint import open_checkpoint, read_header
+from engine_worker.compute.weights.checkpoint import open_checkpoint
+from engine_worker.compute.weights.safetensors_files import read_header
 from engine_worker.errors import CheckpointError, UnsupportedFormatError
 from tests.fakes.tiny_checkpoint import write_checkpoint
 

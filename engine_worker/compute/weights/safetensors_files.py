@@ -1,0 +1,160 @@
+"""Finds the safetensors files of a model folder and reads what they say they hold.
+
+Only headers are read here (https://huggingface.co/docs/safetensors: 8 bytes little-endian length,
+JSON header, data). Everything that can be wrong with a file is found before a weight is touched.
+"""
+
+import json
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from engine_worker.compute.weights.tensor_info import DTYPE_SIZES, ReadTensor, TensorInfo
+from engine_worker.errors import CheckpointError
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+MAX_HEADER_BYTES = 100 * 2**20
+"""The bound that safetensors itself sets."""
+_LENGTH_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsCheckpoint:
+    """Implements `Checkpoint` with safetensors files."""
+
+    listing: Path
+    files: tuple[Path, ...]
+    tensors: dict[str, TensorInfo]
+
+    @contextmanager
+    def reading(self) -> Iterator[ReadTensor]:
+        with ExitStack() as stack:
+            # Kept open (each is one memory map): the tensors of a layer may lie in several shards.
+            files = {file: stack.enter_context(_open(file)) for file in self.files}
+
+            def read(name: str) -> npt.NDArray[Any]:
+                tensor = self.tensors[name]
+                try:
+                    values: npt.NDArray[Any] = files[tensor.file].get_tensor(name)
+                except (SafetensorError, OSError) as error:
+                    raise CheckpointError(
+                        f"{tensor.file}: tensor {name!r} cannot be read: {error}"
+                    ) from error
+                return values
+
+            yield read
+
+
+def find_safetensors(folder: Path) -> SafetensorsCheckpoint | None:
+    """Reads the headers of a folder's safetensors files; None where it has none.
+
+    Args:
+        folder: Holds `model.safetensors`, or shards and `model.safetensors.index.json`.
+
+    Returns:
+        Every tensor by name; sizes and offsets are checked against the files.
+
+    Raises:
+        CheckpointError: A broken file; names the file, and the tensor if any.
+    """
+    index, single = folder / INDEX_NAME, folder / SINGLE_NAME
+    if index.is_file():
+        return _open_shards(index)
+    if single.is_file():
+        return SafetensorsCheckpoint(single, (single,), read_header(single))
+    return None
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: not a readable safetensors file: {error}") from error
+
+
+def _open_shards(index: Path) -> SafetensorsCheckpoint:
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        weight_map = content["weight_map"]
+        placed = {str(name): str(file) for name, file in weight_map.items()}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: no readable index of shards: {error!r}") from error
+    files: dict[str, Path] = {}
+    tensors: dict[str, TensorInfo] = {}
+    for name in sorted(set(placed.values())):
+        if Path(name).name != name:
+            raise CheckpointError(f"{index}: {name!r} is not the name of a file beside it")
+        files[name] = index.parent / name
+        tensors |= read_header(files[name])
+    for tensor, name in placed.items():
+        if tensor not in tensors or tensors[tensor].file != files[name]:
+            raise CheckpointError(f"{files[name]}: tensor {tensor!r} is missing, but indexed there")
+    return SafetensorsCheckpoint(index, tuple(files.values()), tensors)
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Reads and checks the header of one safetensors file.
+
+    Args:
+        file: A safetensors file.
+
+    Returns:
+        Every tensor in it by name.
+
+    Raises:
+        CheckpointError: Missing, truncated or no safetensors file.
+    """
+    try:
+        file_bytes = file.stat().st_size
+        with file.open("rb") as stream:
+            prefix = stream.read(_LENGTH_BYTES)
+            header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == _LENGTH_BYTES else 0
+            if not 2 <= header_bytes <= min(MAX_HEADER_BYTES, file_bytes - _LENGTH_BYTES):
+                raise CheckpointError(f"{file}: not a safetensors file, or truncated in its header")
+            header = json.loads(stream.read(header_bytes))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: the file is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: not a readable safetensors file: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file}: not a safetensors file: its header is no object")
+    header.pop("__metadata__", None)
+    data_start = _LENGTH_BYTES + header_bytes
+    return {
+        name: _tensor_info(file, name, entry, data_start, file_bytes)
+        for name, entry in header.items()
+    }
+
+
+def _tensor_info(
+    file: Path, name: str, entry: dict[str, Any], data_start: int, file_bytes: int
+) -> TensorInfo:
+    try:
+        dtype = str(entry["dtype"])
+        shape = tuple(int(size) for size in entry["shape"])
+        first, last = (int(offset) for offset in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: tensor {name!r} has a broken header entry") from error
+    if min(shape, default=0) < 0 or not 0 <= first <= last:
+        raise CheckpointError(f"{file}: tensor {name!r} has a broken header entry")
+    start, end = data_start + first, data_start + last
+    if end > file_bytes:
+        raise CheckpointError(
+            f"{file}: truncated: tensor {name!r} needs {end} bytes of file, there are {file_bytes}"
+        )
+    if dtype in DTYPE_SIZES:
+        needed = int(np.prod(shape, dtype=object)) * DTYPE_SIZES[dtype]
+        if needed != end - start:
+            raise CheckpointError(
+                f"{file}: tensor {name!r} of {dtype} {list(shape)} needs {needed} bytes, its "
+                f"entry holds {end - start}"
+            )
+    return TensorInfo(name, file, dtype, shape, start, end)
