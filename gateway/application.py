@@ -32,6 +32,7 @@ from gateway.ledger.outbox import Outbox
 from gateway.request.factory import RequestFactory, RequestRules
 from gateway.request.identity import IdentityTable
 from gateway.request.launcher import EnginePool
+from gateway.request.model_names import ModelNames
 from gateway.request.replays import ReplayTable
 from gateway.request.sessions import SessionTable
 from gateway.storage.open_store import open_store
@@ -147,12 +148,18 @@ class Application:
         self._sweeping: asyncio.Task[int] | None = None
         self._trimmer = HeapTrimmer()
         self._housekeeping = self._make_housekeeping()
+        self.names = ModelNames(settings.aliases, settings.fallbacks, self.directory)
         self.requests = self._make_requests()
         self.bodies = Bodies(
             settings.max_body_bytes,
             settings.max_bodies_per_caller,
             self._body_pool,
-            ParseContext(self.directory.models(), settings.tools, self.store is not None),
+            ParseContext(
+                self.directory.models(),
+                settings.tools,
+                self.store is not None,
+                self.names.aliases,
+            ),
         )
         self.background = self._make_background()
         self.batches = self._make_batches()
@@ -186,6 +193,7 @@ class Application:
             pool=pool,
             parsers=self.parsers,
             metrics=metrics,
+            names=self.names,
             rules=RequestRules(
                 timeout_s=settings.request_timeout_s,
                 slice_tokens=settings.lease_slice_tokens,
@@ -258,6 +266,7 @@ class Application:
             identities=self.identities,
             auth=self.auth,
             directory=self.directory,
+            names=self.names,
             engines=self.engines,
             bodies=self.bodies,
             readiness=Readiness(

@@ -42,6 +42,21 @@ def _network(word: str) -> str:
         raise UnfitValueError(word, "addresses and networks such as 10.0.0.0/8") from None
 
 
+def _alias(word: str) -> str:
+    name, is_pair, model = (part.strip() for part in word.partition("="))
+    if not (name and is_pair and model) or name == model:
+        raise UnfitValueError(word, "pairs such as gpt-4o=demo, of a name and another model's")
+    return f"{name}={model}"
+
+
+def _fallbacks(word: str) -> str:
+    name, _, models = (part.strip() for part in word.partition("="))
+    stand_ins = [one.strip() for one in models.split("+")]
+    if not (name and all(stand_ins)) or name in stand_ins or "*" in stand_ins:
+        raise UnfitValueError(word, "pairs such as large=medium+small, or *=small for every model")
+    return f"{name}={'+'.join(stand_ins)}"
+
+
 @dataclass(frozen=True)
 class GatewaySettings:
     """Everything that can be set about a gateway; `meaning` says what each field is.
@@ -98,6 +113,26 @@ class GatewaySettings:
             "PENSTOCK_MODELS",
             meaning=(
                 "models that `/health` expects to be served; engines of others may connect, too"
+            ),
+        )
+    )
+    model_aliases: tuple[str, ...] = setting(
+        words(
+            "PENSTOCK_MODEL_ALIASES",
+            each=_alias,
+            meaning=(
+                "further names of models, such as `gpt-4o=demo,gpt-4o-mini=demo`; permissions, "
+                "limits and prices are those of the model"
+            ),
+        )
+    )
+    model_fallbacks: tuple[str, ...] = setting(
+        words(
+            "PENSTOCK_MODEL_FALLBACKS",
+            each=_fallbacks,
+            meaning=(
+                "which models generate for one that is away or whose context a prompt exceeds, in "
+                "order, such as `large=medium+small,*=small`; `X-Penstock-Model` names who did"
             ),
         )
     )
@@ -458,6 +493,18 @@ class GatewaySettings:
         )
         settings.check()
         return settings
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The models that further names stand for."""
+        pairs = (word.partition("=") for word in self.model_aliases)
+        return {name: model for name, _, model in pairs}
+
+    @property
+    def fallbacks(self) -> dict[str, tuple[str, ...]]:
+        """Who generates for a model that can't, in order."""
+        pairs = (word.partition("=") for word in self.model_fallbacks)
+        return {model: tuple(stand_ins.split("+")) for model, _, stand_ins in pairs}
 
     def check(self) -> None:
         """What no setting can say alone: without keys only a loopback address may be served.

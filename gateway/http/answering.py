@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from typing import Protocol
+from urllib.parse import quote
 
 from fastapi import Request as HttpRequest
 from fastapi import Response
 
-from gateway.errors import ClientDisconnectedError, ModelNotFoundError
+from gateway.errors import ClientDisconnectedError, GatewayError, ModelNotFoundError
 from gateway.http.access import caller_of
 from gateway.http.disconnect import watch
 from gateway.http.ignored_fields import ignored_headers, unenforced_headers
@@ -22,8 +23,12 @@ from gateway.request.job import GenerationJob
 from gateway.request.questions import Question
 from gateway.request.request import Request
 from gateway.telemetry.access_log import AccessRecord
+from protocol.errors import ErrorCode
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import EngineOffer, LimitState, Prepared
+
+MODEL_HEADER = "X-Penstock-Model"
+"""Who answered, where the request named an alias, or a model that a fallback stood in for."""
 
 
 class AnswerShape(Protocol):
@@ -87,11 +92,43 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
     parts, job = parts_of(http_request), body.job
     if job.options.is_streaming:
         refuse_stream(http_request)
+    is_handed_on = False
+    model, request_id, num_takes = parts.names.choose(job.model), http_request.state.request_id, 1
+    try:
+        while True:
+            try:
+                response = await _answer_by(http_request, model, request_id, body, shape)
+            except GatewayError as error:
+                if error.code is not ErrorCode.CONTEXT_LENGTH_EXCEEDED:
+                    raise
+                longer = parts.names.longer(job.model, model)
+                if longer is None:
+                    raise
+                # Nothing was told yet, and what was reserved for it is settled.
+                model, num_takes = longer, num_takes + 1
+                request_id = f"{http_request.state.request_id}-{num_takes}"
+            else:
+                is_handed_on = isinstance(response, EventStreamResponse)
+                return response
+    finally:
+        if not is_handed_on:
+            shape.close()
+
+
+async def _answer_by(
+    http_request: HttpRequest,
+    model: str,
+    request_id: str,
+    body: AskedGeneration,
+    shape: AnswerShape,
+) -> Response:
+    """The same by one model, whose name is told where it isn't the one that was asked for."""
+    parts, job = parts_of(http_request), body.job
     headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
+    if model != job.model:
+        headers[MODEL_HEADER] = quote(model, safe="/:")
     record: AccessRecord = http_request.state.log
-    request, work = parts.requests.generation(
-        job, caller_of(http_request), http_request.state.request_id
-    )
+    request, work = parts.requests.generation(job, caller_of(http_request), request_id, model=model)
     stop = watch(http_request.scope, http_request.receive, request.on_client_gone)
     is_handed_on = False
     try:
@@ -124,7 +161,6 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
         if not is_handed_on:
             stop()
             request.end("aborted")
-            shape.close()
             note(record, request)
 
 
@@ -150,9 +186,10 @@ def check_model(http_request: HttpRequest, model: str | None) -> str:
     """
     parts = parts_of(http_request)
     models = {*parts.directory.models(), *parts.settings.models}
-    if model is None or model not in models:
+    served = parts.names.served(model or "")
+    if served not in models:
         raise ModelNotFoundError(model or "", tuple(sorted(models)))
-    return model
+    return served
 
 
 async def count_tokens(

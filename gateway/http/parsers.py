@@ -6,7 +6,7 @@ that hold the interpreter for seconds.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
 import orjson
@@ -70,15 +70,21 @@ class ParseContext:
         offers: What the engines of each model serve; in the gateway it follows them.
         has_tools: Whether tool calling is on.
         has_store: Whether responses are stored.
+        aliases: Further names of models.
     """
 
     offers: Mapping[str, EngineOffer]
     has_tools: bool = True
     has_store: bool = False
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def offer(self, model: str) -> EngineOffer | None:
+        """What is served under a name; None for one that nobody serves."""
+        return self.offers.get(self.aliases.get(model, model))
 
     def defaults(self, model: str) -> SamplingDefaults:
         """What a model recommends; neutral for one that nobody serves."""
-        offer = self.offers.get(model)
+        offer = self.offer(model)
         return NEUTRAL_DEFAULTS if offer is None else offer.sampling_defaults
 
 
@@ -354,7 +360,7 @@ def _completion(body: bytes, context: ParseContext) -> GenerationBody:
     job = completion_job(request, context.defaults(request.model))
     num_ids = sum(len(one.prompt_token_ids or ()) for one in job.prepares)
     if num_ids > MANY_IDS:
-        offer = context.offers.get(request.model)
+        offer = context.offer(request.model)
         if offer is not None:
             check_prompts(job.prepares, offer)
         _check_number(num_ids, "prompt")
@@ -369,7 +375,7 @@ def _embedding(body: bytes, context: ParseContext) -> EmbeddingBody:
     )
     num_ids = sum(map(len, token_ids))
     if num_ids > MANY_IDS:
-        offer = context.offers.get(request.model)
+        offer = context.offer(request.model)
         if offer is not None:
             check_inputs(message, offer)
         _check_number(num_ids, "input")

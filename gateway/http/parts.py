@@ -18,6 +18,7 @@ from gateway.http.host_guard import HostGuard
 from gateway.http.readiness import Readiness
 from gateway.request.factory import RequestFactory
 from gateway.request.identity import IdentityTable
+from gateway.request.model_names import ModelNames
 from gateway.request.replays import ReplayTable
 from gateway.storage.store import Store
 from gateway.telemetry.access_log import AccessLog
@@ -39,6 +40,7 @@ class HttpParts:
         identities: Who callers were a moment ago.
         auth: For keys, and for routes that use nothing else.
         directory: The engines and what they serve.
+        names: Of models.
         engines: For recordings of what an engine does.
         bodies: Reads request bodies within their bounds.
         readiness: What this gateway can do.
@@ -66,6 +68,7 @@ class HttpParts:
     identities: IdentityTable
     auth: AuthLink
     directory: EngineDirectory
+    names: ModelNames
     engines: EngineLink
     bodies: Bodies
     readiness: Readiness

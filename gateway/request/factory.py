@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.errors import (
     DeadlineExceededError,
@@ -16,6 +16,7 @@ from gateway.request.generation import GenerationWork
 from gateway.request.identity import IdentityTable
 from gateway.request.job import GenerationJob
 from gateway.request.launcher import EnginePool
+from gateway.request.model_names import ModelNames
 from gateway.request.questions import AnswerT, Question, QuestionT, QuestionWork
 from gateway.request.request import Request
 from gateway.request.sessions import SessionTable
@@ -60,6 +61,7 @@ class RequestFactory:
         pool: The engines.
         parsers: The parser workers.
         metrics: Where work is counted.
+        names: Which model is meant, and which one generates.
         rules: From the settings.
         clock: Monotonic seconds.
     """
@@ -74,6 +76,7 @@ class RequestFactory:
         pool: EnginePool,
         parsers: ParserLink,
         metrics: Metrics,
+        names: ModelNames,
         rules: RequestRules,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -84,16 +87,32 @@ class RequestFactory:
         self._pool = pool
         self._parsers = parsers
         self._metrics = metrics
+        self._names = names
         self._rules = rules
         self._clock = clock
         self.is_draining = False
 
     def generation(
-        self, job: GenerationJob, caller: Caller, request_id: str, takes: Takes | None = None
+        self,
+        job: GenerationJob,
+        caller: Caller,
+        request_id: str,
+        takes: Takes | None = None,
+        *,
+        model: str | None = None,
     ) -> tuple[Request, GenerationWork]:
-        """Chat or a completion; with `takes` one that may be made several times."""
+        """Chat or a completion.
+
+        Args:
+            job: What is asked for; its model may be an alias.
+            caller: Who asks.
+            request_id: Made by the gateway.
+            takes: For one that may be made several times.
+            model: Who generates; None is whom the names choose.
+        """
+        model = self._names.choose(job.model) if model is None else model
         work = GenerationWork(
-            job,
+            job if model == job.model else replace(job, model=model),
             pool=self._pool,
             parsers=self._parsers,
             metrics=self._metrics,
@@ -108,6 +127,7 @@ class RequestFactory:
         self, question: Question[QuestionT, AnswerT], caller: Caller, request_id: str
     ) -> tuple[Request, QuestionWork[QuestionT, AnswerT]]:
         """Embeddings, tokens of a text, or the text of tokens."""
+        question = replace(question, model=self._names.served(question.model))
         work = QuestionWork(
             question,
             pool=self._pool,

@@ -19,6 +19,7 @@ from gateway.request.generation import GenerationWork
 from gateway.request.identity import IdentityTable
 from gateway.request.job import COMPLETION_ENDPOINT, GenerationJob
 from gateway.request.launcher import EnginePool
+from gateway.request.model_names import ModelNames
 from gateway.request.request import Request
 from gateway.request.sessions import SessionTable
 from gateway.telemetry.metrics import Metrics
@@ -155,6 +156,8 @@ class Parts:
         routes_by_prefix: bool = False,
         max_queue: int = 100,
         clock: Callable[[], float] | None = None,
+        aliases: dict[str, str] | None = None,
+        fallbacks: dict[str, tuple[str, ...]] | None = None,
     ) -> None:
         now = clock or asyncio.get_running_loop().time
         self.engine_wire, self.auth_wire, self.parser_wire = NotedWire(), NotedWire(), NotedWire()
@@ -198,6 +201,7 @@ class Parts:
             pool=self.pool,
             parsers=self.parsers,
             metrics=self.metrics,
+            names=ModelNames(aliases or {}, fallbacks or {}, self.directory),
             rules=RequestRules(
                 timeout_s=timeout_s,
                 slice_tokens=slice_tokens,

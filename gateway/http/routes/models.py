@@ -43,13 +43,16 @@ async def get_model(request: Request, model_id: str) -> Response:
 
 
 def visible_models(request: Request) -> dict[str, EngineOffer]:
-    """The models by name that the caller of a guarded route may use."""
-    offers = parts_of(request).directory.models()
+    """The models that the caller of a guarded route may use, by their names and aliases."""
+    parts = parts_of(request)
+    offers = dict(parts.directory.models())
     granted: Granted = request.state.granted
+    named = {name: offers[model] for name, model in parts.names.aliases.items() if model in offers}
     return {
         name: offer
-        for name, offer in offers.items()
-        if _fits(name, granted.allowed_models) and _fits(name, granted.team_allowed_models)
+        for name, offer in (offers | named).items()
+        if _fits(offer.model, granted.allowed_models)
+        and _fits(offer.model, granted.team_allowed_models)
     }
 
 
@@ -103,6 +106,7 @@ def _card(name: str, offer: EngineOffer) -> dict[str, Any]:
         "object": "model",
         "created": offer.created,
         "owned_by": "penstock",
+        "root": offer.model,
         "max_model_len": offer.max_model_len,
         "capabilities": list(offer.capabilities),
     }

@@ -139,9 +139,10 @@ def _model(parts: HttpParts, name: str | None) -> str:
                 f"Missing field `model`. Available models: {there_are}.", param="model"
             )
         return next(iter(models))
-    if name not in models:
+    served = parts.names.served(name)
+    if served not in models:
         raise ModelNotFoundError(name, tuple(sorted(models)))
-    return name
+    return served
 
 
 def _json(value: dict[str, Any], headers: dict[str, str]) -> Response:

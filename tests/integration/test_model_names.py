@@ -1,0 +1,145 @@
+"""Aliases of models, and the fallbacks of those that are away or too short, through a gateway."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.config import GatewaySettings
+from protocol.errors import ConfigurationError
+from protocol.wire.messages import Authorize, Generate
+from tests.fakes.running_gateway import RunningGateway, running_gateway
+
+ALIAS = {"model_aliases": ("gpt-4o=demo",)}
+ENDPOINTS = {
+    f"PENSTOCK_{role}_ENDPOINT": f"ipc:///tmp/{role}" for role in ("ENGINE", "AUTH", "TOOLPARSER")
+}
+HEADER = "x-penstock-model"
+
+
+async def answered_by(gateway: RunningGateway, model: str, **fields: Any) -> tuple[str, str | None]:
+    response = await gateway.chat(model=model, **fields)
+    assert response.status_code == 200, response.text
+    return response.json()["model"], response.headers.get(HEADER)
+
+
+async def test_an_alias_is_answered_by_its_model_whose_name_is_told(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, **ALIAS) as gateway:
+        auth = await gateway.auth()
+        await gateway.engine()
+        assert await answered_by(gateway, "gpt-4o") == ("demo", "demo")
+        assert await answered_by(gateway, "demo") == ("demo", None)
+        asked = auth.of(Authorize)
+        assert {one.model for one in asked if one.model} == {"demo"}
+
+
+async def test_every_route_knows_an_alias(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, **ALIAS) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        listed = (await gateway.client.get("/v1/models")).json()["data"]
+        assert {(one["id"], one["root"]) for one in listed} == {
+            ("demo", "demo"),
+            ("gpt-4o", "demo"),
+        }
+        assert (await gateway.client.get("/v1/models/gpt-4o")).json()["root"] == "demo"
+        for route, body in (
+            ("/v1/completions", {"prompt": "hi"}),
+            ("/v1/responses", {"input": "hi", "store": False}),
+            ("/v1/messages", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}),
+            ("/v1/messages/count_tokens", {"messages": [{"role": "user", "content": "hi"}]}),
+            ("/tokenize", {"prompt": "hi"}),
+        ):
+            response = await gateway.client.post(route, json={"model": "gpt-4o", **body})
+            assert response.status_code == 200, (route, response.text)
+        unknown = await gateway.chat(model="gpt-5")
+        assert unknown.status_code == 404
+
+
+async def test_a_stream_of_an_alias_tells_the_model_too(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, **ALIAS) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        response = await gateway.chat(model="gpt-4o", stream=True)
+        assert response.headers[HEADER] == "demo"
+        assert '"model":"demo"' in response.text
+
+
+async def test_a_model_without_an_engine_is_stood_in_for_by_the_first_that_is_there(
+    socket_dir: Path,
+) -> None:
+    settings = {"model_fallbacks": ("large=medium+demo", "*=demo"), "models": ("large", "medium")}
+    async with running_gateway(socket_dir, **settings) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        assert await answered_by(gateway, "large") == ("demo", "demo")
+        medium = await gateway.engine(model="medium")
+        assert await answered_by(gateway, "large") == ("medium", "medium")
+        await gateway.engine(model="large")
+        assert await answered_by(gateway, "large") == ("large", None)
+        await gateway.departure(medium)
+        # `*` is for every model without fallbacks of its own.
+        assert await answered_by(gateway, "medium") == ("demo", "demo")
+
+
+async def test_a_prompt_beyond_the_context_goes_to_a_longer_model_once(socket_dir: Path) -> None:
+    settings = {"model_fallbacks": ("demo=same+long", "same=long")}
+    async with running_gateway(socket_dir, **settings) as gateway:
+        auth = await gateway.auth()
+        short = await gateway.engine(max_model_len=64)
+        await gateway.engine(model="same", max_model_len=64)
+        long = await gateway.engine(model="long", max_model_len=4096)
+        prompt = list(range(3, 103))
+        body = {"model": "demo", "prompt": prompt, "max_tokens": 4}
+        response = await gateway.client.post("/v1/completions", json=body)
+        assert response.status_code == 200, response.text
+        assert response.headers[HEADER] == "long"
+        assert len(long.of(Generate)) == 1
+        assert not short.of(Generate)
+        # What the first one reserved is given back.
+        authorized = [one for one in auth.of(Authorize) if one.is_metered]
+        await gateway.until(lambda: len(auth.settled()) == len(authorized) == 2)
+        assert sorted(one.completion_tokens for one in auth.settled()) == [0, 2]
+        body["prompt"] = list(range(3, 5000))
+        refused = await gateway.client.post("/v1/completions", json=body)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_other_models_make_no_vectors_for_one_that_is_away(socket_dir: Path) -> None:
+    settings = {"model_fallbacks": ("*=demo",), "models": ("vectors",)}
+    async with running_gateway(socket_dir, **settings) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        body = {"model": "vectors", "input": "hi"}
+        response = await gateway.client.post("/v1/embeddings", json=body)
+        assert response.status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PENSTOCK_MODEL_ALIASES", "gpt-4o"),
+        ("PENSTOCK_MODEL_ALIASES", "a=a"),
+        ("PENSTOCK_MODEL_ALIASES", "=demo"),
+        ("PENSTOCK_MODEL_FALLBACKS", "large"),
+        ("PENSTOCK_MODEL_FALLBACKS", "large=small+large"),
+        ("PENSTOCK_MODEL_FALLBACKS", "large=*"),
+        ("PENSTOCK_MODEL_FALLBACKS", "large=small+"),
+    ],
+)
+def test_a_wrong_pair_is_refused_naming_the_setting(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        GatewaySettings.from_env({**ENDPOINTS, name: value})
+
+
+def test_pairs_are_read_from_the_environment() -> None:
+    settings = GatewaySettings.from_env(
+        {
+            **ENDPOINTS,
+            "PENSTOCK_MODEL_ALIASES": "gpt-4o = demo, claude=demo",
+            "PENSTOCK_MODEL_FALLBACKS": "large = medium + small, *=small",
+        }
+    )
+    assert settings.aliases == {"gpt-4o": "demo", "claude": "demo"}
+    assert settings.fallbacks == {"large": ("medium", "small"), "*": ("small",)}
