@@ -17,6 +17,7 @@ from gateway.dispatch.admission import Admission
 from gateway.dispatch.quarantine import Quarantine
 from gateway.dispatch.routing import PrefixRouter
 from gateway.errors import ShuttingDownError
+from gateway.hooks.runner import HookRunner, load_hooks
 from gateway.housekeeping import Housekeeping
 from gateway.http.background_responses import BackgroundResponses
 from gateway.http.bodies import Bodies
@@ -93,6 +94,11 @@ class Application:
         self, settings: GatewaySettings, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.settings = settings
+        self.hooks = HookRunner(
+            load_hooks(),
+            settings.hook_timeout_s,
+            lambda hook, outcome: self.parts.metrics.hook_calls.labels(hook, outcome).inc(),
+        )
         self.instance_id = secrets.token_hex(8)
         self._security = None if settings.key_dir is None else ServerSecurity.load(settings.key_dir)
         self._clock = clock
@@ -281,6 +287,7 @@ class Application:
             ),
             metrics=self.metrics,
             access_log=AccessLog(is_on=settings.access_log),
+            hooks=self.hooks,
             host_guard=HostGuard((settings.host, *settings.allowed_hosts)),
             toolbox=self.toolbox,
             peers=self.peers,
@@ -361,6 +368,7 @@ class Application:
         if self.auth.is_ready:
             await _wait_for(lambda: len(self.outbox) == 0, _FLUSH_PATIENCE_S)
         self._housekeeping.stop()
+        await self.hooks.stop()
         if self.toolbox is not None:
             await self.toolbox.close()
         if self.background is not None:

@@ -247,6 +247,15 @@ class GatewaySettings:
             meaning="settlements that wait for the auth worker; over it 503",
         )
     )
+    hook_timeout_s: float = setting(
+        number(
+            "PENSTOCK_HOOK_TIMEOUT_S",
+            5.0,
+            minimum=0.01,
+            maximum=600,
+            meaning="what a call of a hook may take; one that takes longer fails its request",
+        )
+    )
     request_timeout_s: float = setting(
         number(
             "PENSTOCK_REQUEST_TIMEOUT_S",

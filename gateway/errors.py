@@ -96,6 +96,21 @@ class ForbiddenOriginError(GatewayError):
     code = ErrorCode.PERMISSION_DENIED
 
 
+class RefusedByHookError(GatewayError):
+    """A hook of the operator's refused the request.
+
+    Args:
+        reason: As the hook gave it.
+        risk_score: 0 to 1; None where it gave none.
+    """
+
+    code = ErrorCode.REFUSED_BY_HOOK
+
+    def __init__(self, reason: str, risk_score: float | None) -> None:
+        super().__init__(reason or "The request was refused.")
+        self.risk_score = risk_score
+
+
 class ModelNotFoundError(GatewayError):
     """No such model; the message lists those there are."""
 

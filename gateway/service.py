@@ -29,6 +29,7 @@ async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
     """
     loop = asyncio.get_running_loop()
     application = Application(settings)
+    await application.hooks.start()
     application.start()
     server = HttpServer(application.parts)
     stop, at_once = asyncio.Event(), asyncio.Event()

@@ -29,6 +29,7 @@ class ErrorCode(StrEnum):
     INVALID_API_KEY = "invalid_api_key"
     BUDGET_EXCEEDED = "budget_exceeded"
     PERMISSION_DENIED = "permission_denied"
+    REFUSED_BY_HOOK = "refused_by_hook"
     MODEL_NOT_FOUND = "model_not_found"
     NOT_FOUND = "not_found"
     CONVERSATION_LOCKED = "conversation_locked"

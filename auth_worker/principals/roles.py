@@ -24,6 +24,7 @@ _USING: Final = _READING | {
     "tokenize",
     "tools.parse",
     "tools.execute",
+    "hooks",
 }
 
 ROLE_SCOPES: Final[dict[PrincipalRole, frozenset[str]]] = {

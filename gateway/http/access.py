@@ -15,6 +15,7 @@ from gateway import bridge
 from gateway.errors import ClientDisconnectedError, DeniedError, InvalidRequestError
 from gateway.http.bodies import OFF_LOOP_BYTES, SMALL_BYTES, BodyPlace
 from gateway.http.disconnect import watch
+from gateway.http.hooking import shown_to_hooks
 from gateway.http.parsers import BodyKind
 from gateway.http.parts import parts_of
 from gateway.http.replaying import (
@@ -141,7 +142,8 @@ async def _guard_metered(request: Request, path: str) -> None:
         raise _again(refusal)
     # Nothing is reserved for a handshake, though it may say that it has a body.
     has_body = request.method in _METHODS_WITH_BODY and _has_small_body(request)
-    is_reserved_first = path in _RESERVED_FIRST and has_body
+    # Code of other packages runs for nobody who is not known.
+    is_reserved_first = path in _RESERVED_FIRST and has_body and not parts.hooks
     if not is_reserved_first and parts.identities.find(caller.key_digest, scope_of(path)) is None:
         await _identify(request, path)
 
@@ -359,8 +361,10 @@ async def parsed_body(request: Request, kind: BodyKind[ResultT]) -> ResultT:
 
 async def body_and_parsed(request: Request, kind: BodyKind[ResultT]) -> tuple[bytes, ResultT]:
     """The same, with the body itself, for a route that has to parse it again."""
-    with parts_of(request).bodies.place(caller_of(request).name) as place:
+    parts, caller = parts_of(request), caller_of(request)
+    with parts.bodies.place(caller.name) as place:
         body = await _read(request, place)
+        body = await shown_to_hooks(parts, kind, body, request, caller, request.state.log)
         return body, await parsed(request, body, kind)
 
 

@@ -28,6 +28,7 @@ from gateway.http.routes import (
     files,
     generate,
     health,
+    hooks,
     messages,
     models,
     organization,
@@ -58,7 +59,7 @@ def build_api(parts: HttpParts) -> FastAPI:
     app.state.methods = []
     for module in (
         *(generate, responses, conversations, messages, embeddings, tokenize),
-        *(scoring, models, tools, health, usage, files, batches),
+        *(scoring, models, tools, hooks, health, usage, files, batches),
         *(admin, resources, audit, profile, workers),
         *(organization, organization_limits, organization_usage, anthropic_organization, docs),
     ):

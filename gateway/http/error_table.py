@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from gateway.errors import DeniedError, GatewayError, ShuttingDownError
+from gateway.errors import DeniedError, GatewayError, RefusedByHookError, ShuttingDownError
 from protocol.errors import ErrorCode, PenstockError
 from protocol.wire.messages import LimitRefusal, LimitState
 
@@ -34,6 +34,7 @@ ERROR_TABLE: Final[dict[ErrorCode, ErrorRow]] = {
     ErrorCode.INVALID_API_KEY: ErrorRow(401, _REQUEST, "invalid_api_key"),
     ErrorCode.BUDGET_EXCEEDED: ErrorRow(402, "insufficient_quota", "budget_exceeded"),
     ErrorCode.PERMISSION_DENIED: ErrorRow(403, "permission_error", "permission_denied"),
+    ErrorCode.REFUSED_BY_HOOK: ErrorRow(403, "permission_error", "refused_by_hook"),
     ErrorCode.MODEL_NOT_FOUND: ErrorRow(404, _REQUEST, "model_not_found"),
     ErrorCode.NOT_FOUND: ErrorRow(404, _REQUEST, "not_found"),
     ErrorCode.REQUEST_IN_PROGRESS: ErrorRow(409, _IDEMPOTENCY, "request_in_progress"),
@@ -125,6 +126,8 @@ def render_error(error: PenstockError) -> tuple[int, bytes, dict[str, str]]:
     elif row.status in (402, 409, 429, 503):
         wait_s = DEFAULT_RETRY_AFTER_S if retry_after_s is None else retry_after_s
         headers["Retry-After"] = str(max(1, min(math.ceil(wait_s), MAX_RETRY_AFTER_S)))
+    if isinstance(error, RefusedByHookError) and error.risk_score is not None:
+        headers["X-Penstock-Risk-Score"] = f"{error.risk_score:g}"
     if isinstance(error, ShuttingDownError):
         # Whoever stays connected would lose a request to the end of this process.
         headers["Connection"] = "close"

@@ -12,6 +12,7 @@ from gateway.batches.files import FileStore
 from gateway.batches.runner import BatchRunner
 from gateway.batches.store import BatchStore
 from gateway.config import GatewaySettings
+from gateway.hooks.runner import HookRunner
 from gateway.http.background_responses import BackgroundResponses
 from gateway.http.bodies import Bodies
 from gateway.http.host_guard import HostGuard
@@ -46,6 +47,7 @@ class HttpParts:
         readiness: What this gateway can do.
         access_log: A line for every request.
         host_guard: Tells requests of foreign web pages.
+        hooks: Code of other packages that sees requests.
         toolbox: Runs the tools of this server; None when there are none, or tools are off.
         peers: Every connected worker of any role.
         files: Files of tenants; None where they are switched off.
@@ -75,6 +77,7 @@ class HttpParts:
     metrics: Metrics
     access_log: AccessLog
     host_guard: HostGuard
+    hooks: HookRunner
     toolbox: ToolBox | None
     peers: Callable[[], Iterable[Peer]]
     replays: ReplayTable

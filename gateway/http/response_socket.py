@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.errors import ClientDisconnectedError, GatewayError, InvalidRequestError
 from gateway.http.access import caller_of, tenant_of
 from gateway.http.error_table import ERROR_TABLE
+from gateway.http.hooking import shown_to_hooks
 from gateway.http.ignored_fields import ignored_headers
 from gateway.http.openresponses.convert import AskedResponse
 from gateway.http.openresponses.render import ToldEvent
@@ -123,7 +124,11 @@ class ResponseSocket:
         )
         previous: str | None = None
         try:
-            body = await self._parts.bodies.parse(message, caller_of(self._request).name, SOCKET)
+            caller = caller_of(self._request)
+            message = await shown_to_hooks(
+                self._parts, SOCKET, message, self._request, caller, record
+            )
+            body = await self._parts.bodies.parse(message, caller.name, SOCKET)
             if body.type == "response.processed":
                 return  # Codex says so; nothing follows from it
             if body.type != "response.create" or body.asked is None:

@@ -78,6 +78,7 @@ ROUTE_RULES: Final[dict[str, RouteRule]] = {
     "/detokenize": RouteRule(Access.METERED, "tokenize"),
     "/v1/parse": RouteRule(Access.METERED, "tools.parse"),
     "/v1/tools/execute": RouteRule(Access.METERED, "tools.execute"),
+    "/v1/hooks/{name}/{path:path}": RouteRule(Access.COUNTED, "hooks"),
     "/v1/usage": RouteRule(Access.USER, "usage.read"),
     "/v1/budget/status": RouteRule(Access.USER, "budget.read"),
     "/v1/admin/keys": RouteRule(Access.ADMIN, "admin.keys"),

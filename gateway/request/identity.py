@@ -82,6 +82,11 @@ class IdentityTable:
             return error
         return self.guesses.refusal(key_digest, address)
 
+    def key_id(self, key_digest: bytes | None) -> str:
+        """Whose key it was a moment ago; empty where nobody knows."""
+        until, identity = self._good.get(key_digest, (0.0, None))
+        return "" if identity is None or until <= self._clock() else identity.key_id
+
     def note_granted(self, key_digest: bytes | None, granted: Granted, scope: Scope) -> Identity:
         """A caller was let in, to do this."""
         self.guesses.note_good(key_digest)

@@ -1,7 +1,7 @@
 """One log line for every HTTP request: who asked for what, how it ended, how long it took."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _logger = logging.getLogger("penstock.access")
 
@@ -22,6 +22,7 @@ class AccessRecord:
         error_code: Why it was refused or failed.
         first_output_s: From arrival to the first output; None when there was none.
         prompt_tokens: What was charged, as are the next two.
+        tags: What hooks said of it.
     """
 
     request_id: str
@@ -39,6 +40,7 @@ class AccessRecord:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 class AccessLog:
@@ -72,6 +74,8 @@ class AccessLog:
             fields["prompt_tokens"] = record.prompt_tokens
             fields["completion_tokens"] = record.completion_tokens
             fields["cached_tokens"] = record.cached_tokens
+        if record.tags:
+            fields["tags"] = record.tags
         _logger.info(
             "%s %s %d", record.method, record.route, record.status, extra={"fields": fields}
         )

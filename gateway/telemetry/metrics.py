@@ -102,6 +102,12 @@ class Metrics:
         self.malformed_calls = self._counter(
             "malformed_tool_calls", "Tool calls of models that broke their format.", "model"
         )
+        self.hook_calls = self._counter(
+            "hook_calls",
+            "Calls of hooks by how they ended: ok, refused, failed or timeout.",
+            "hook",
+            "outcome",
+        )
         self.event_loop_lag_s = self._histogram(
             "event_loop_lag_seconds", "How late a timer of the event loop came.", _LAG_BUCKETS
         )

@@ -28,6 +28,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "gateway.housekeeping",
         "gateway.telemetry",
         "gateway.tools",
+        "gateway.hooks",
         "gateway.ledger",
         "gateway.storage",
         "gateway.dispatch",

@@ -119,6 +119,7 @@ async def running_gateway(directory: Path, **changes: Any) -> AsyncIterator[Runn
     """Start a gateway, yield it, and take everything down again."""
     settings = gateway_settings(directory, **changes)
     application = Application(settings)
+    await application.hooks.start()
     application.start()
     server = HttpServer(application.parts)
     with bind_socket(settings.host, 0) as sock:

@@ -23,6 +23,7 @@ Scope = Literal[
     "tools.list",
     "tools.parse",
     "tools.execute",
+    "hooks",
     "docs.read",
     "usage.read",
     "budget.read",

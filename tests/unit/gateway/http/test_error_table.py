@@ -21,7 +21,7 @@ STATUSES = {
     },
     401: {"invalid_api_key"},
     402: {"budget_exceeded"},
-    403: {"permission_denied"},
+    403: {"permission_denied", "refused_by_hook"},
     404: {"model_not_found", "not_found"},
     409: {"request_in_progress", "conversation_locked"},
     413: {"request_too_large"},

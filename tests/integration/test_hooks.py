@@ -1,0 +1,210 @@
+"""Hooks of other packages, installed by their entry points, in a real gateway."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.application import Application
+from protocol.errors import ConfigurationError
+from protocol.wire.messages import Authorize, Generate, Prepare
+from tests.fakes.running_gateway import MESSAGES, gateway_settings, running_gateway
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "block_patterns.py"
+Install = Callable[[str], None]
+
+FAULTY = """
+import asyncio
+import time
+from gateway.hooks.hook import Hook, Refusal
+
+class Faulty(Hook):
+    def refine_request(self, request):
+        if request.endpoint != "/v1/chat/completions":
+            return None
+        match request.body["messages"][0]["content"]:
+            case "raise":
+                raise RuntimeError("psk-secret")
+            case "hang":
+                time.sleep(0.6)
+            case "nonsense":
+                return "no"
+            case "no json":
+                request.body["messages"] = object()
+            case "wrong":
+                request.body["temperature"] = "hot"
+            case "model":
+                request.body["messages"][0]["content"] = "changed"
+
+    async def refine_sampling(self, request, sampling):
+        if request.body["messages"][0]["content"] == "hang too":
+            await asyncio.sleep(60)
+
+    def answer(self, call):
+        if call.path == "raise":
+            raise RuntimeError("psk-secret")
+        if call.path == "object":
+            from gateway.hooks.hook import HookAnswer
+            return HookAnswer(object())
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Makes a folder look like an installed package with a hook."""
+    info = tmp_path / "some_hooks-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-hooks\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def make(entry: str) -> None:
+        (info / "entry_points.txt").write_text(f"[penstock.hooks]\n{entry}\n")
+
+    return make
+
+
+@pytest.fixture
+def patterns(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example, as a package of its own."""
+    shutil.copy(EXAMPLE, tmp_path / "patterns_hook.py")
+    monkeypatch.setenv("BLOCKED_PATTERNS", "forbidden words?\n")
+    install("patterns = patterns_hook:PatternHook")
+
+
+@pytest.fixture
+def faulty(install: Install, tmp_path: Path) -> None:
+    (tmp_path / "faulty_hook.py").write_text(FAULTY)
+    install("faulty = faulty_hook:Faulty")
+
+
+def asking(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.mark.usefixtures("patterns")
+async def test_the_example_refuses_by_pattern_on_every_route_that_generates(
+    socket_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "penstock.access")
+    text = "say the Forbidden Word"
+    async with running_gateway(socket_dir, access_log=True) as gateway:
+        auth = await gateway.auth()
+        engine = await gateway.engine()
+        response = await gateway.chat(messages=asking(text))
+        assert response.status_code == 403
+        assert response.headers["x-penstock-risk-score"] == "0.9"
+        error = response.json()["error"]
+        assert error["code"] == "refused_by_hook"
+        assert error["message"] == "This server doesn't answer such prompts."
+        bodies: dict[str, dict[str, Any]] = {
+            "/v1/completions": {"prompt": text},
+            "/v1/responses": {"input": text, "store": False},
+            "/v1/messages": {"messages": asking(text), "max_tokens": 4},
+        }
+        for route, body in bodies.items():
+            refused = await gateway.client.post(route, json={"model": "demo", **body})
+            assert refused.status_code == 403, route
+            assert "doesn't answer such prompts" in refused.text
+        assert not engine.of(Generate)
+        assert not [one for one in auth.of(Authorize) if one.is_metered]
+        assert (await gateway.chat()).status_code == 200
+        counts = await gateway.client.get("/v1/hooks/patterns/counts")
+        assert counts.json() == {"refused": 4}
+        metrics = (await gateway.client.get("/metrics")).text
+        assert 'penstock_gateway_hook_calls_total{hook="patterns",outcome="refused"} 4.0' in metrics
+    lines = [record.fields for record in caplog.records if hasattr(record, "fields")]
+    assert {"blocked": "forbidden words?"} in [line.get("tags") for line in lines]
+
+
+@pytest.mark.usefixtures("patterns")
+async def test_the_example_bounds_the_temperature_and_leaves_other_bodies_as_they_are(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine()
+        assert (await gateway.chat(temperature=1.9)).status_code == 200
+        assert (await gateway.chat(temperature=0.25)).status_code == 200
+        found = [one.sampling.temperature for one in engine.of(Generate)]
+        assert found == [1.0, 0.25]
+
+
+@pytest.mark.usefixtures("patterns")
+async def test_a_stranger_reaches_no_hook(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        auth = await gateway.auth(allow_anonymous=False)
+        auth.good_keys = ("psk-good",)
+        await gateway.engine()
+        headers = {"Authorization": "Bearer psk-unknown"}
+        body = {"model": "demo", "messages": asking("the forbidden word")}
+        for route in ("/v1/chat/completions", "/v1/hooks/patterns/counts"):
+            refused = await gateway.client.post(route, json=body, headers=headers)
+            assert refused.status_code == 401, route
+        metrics = gateway.application.parts.metrics.registry
+        labels = {"hook": "patterns", "outcome": "refused"}
+        assert metrics.get_sample_value("penstock_gateway_hook_calls_total", labels) is None
+        headers = {"Authorization": "Bearer psk-good"}
+        refused = await gateway.client.post("/v1/chat/completions", json=body, headers=headers)
+        assert refused.status_code == 403
+        assert metrics.get_sample_value("penstock_gateway_hook_calls_total", labels) == 1
+
+
+@pytest.mark.usefixtures("faulty")
+async def test_a_hook_that_fails_fails_one_request_and_tells_nothing(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, hook_timeout_s=0.3) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine()
+        for text in ("raise", "hang", "nonsense", "hang too", "no json"):
+            response = await gateway.chat(messages=asking(text))
+            assert response.status_code == 500, text
+            assert "psk-secret" not in response.text
+            assert response.headers.get("connection") != "close"
+        wrong = await gateway.chat(messages=asking("wrong"))
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "temperature")
+        assert not engine.of(Generate)
+        assert (await gateway.chat()).status_code == 200
+        broken = await gateway.client.get("/v1/hooks/faulty/raise")
+        assert broken.status_code == 500
+        assert "psk-secret" not in broken.text
+        assert (await gateway.client.get("/v1/hooks/faulty/object")).status_code == 500
+        assert (await gateway.client.get("/v1/hooks/faulty/other")).status_code == 404
+        assert (await gateway.client.get("/v1/hooks/nobody/x")).status_code == 404
+
+
+@pytest.mark.usefixtures("faulty")
+async def test_what_a_hook_changes_is_what_is_asked(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine()
+        assert (await gateway.chat(messages=asking("model"))).status_code == 200
+        prepared = engine.of(Prepare)
+        assert "changed" in prepared[-1].messages_json
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ("lost = no_such_module:Hook", "lost"),
+        ("odd = collections:OrderedDict", "odd"),
+        ("raises = builtins:int.missing", "raises"),
+    ],
+)
+async def test_a_gateway_does_not_start_without_a_hook_that_it_should_have(
+    socket_dir: Path, install: Install, entry: str, named: str
+) -> None:
+    install(entry)
+    with pytest.raises(ConfigurationError, match=named):
+        Application(gateway_settings(socket_dir))
+
+
+async def test_without_hooks_bodies_are_not_looked_at(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        assert not gateway.application.parts.hooks
+        response = await gateway.chat(messages=MESSAGES)
+        assert response.status_code == 200
+        assert (await gateway.client.get("/v1/hooks/any/thing")).status_code == 404
