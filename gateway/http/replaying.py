@@ -20,7 +20,13 @@ REPLAYED_HEADER: Final = "Idempotent-Replayed"
 """As Stripe says it."""
 MAX_KEY_CHARS = 255
 _KEPT_HEADERS: Final = frozenset(
-    {"content-type", "cache-control", "x-penstock-ignored-fields", "x-penstock-unenforced", "x-penstock-model"}
+    {
+        "content-type",
+        "cache-control",
+        "x-penstock-ignored-fields",
+        "x-penstock-unenforced",
+        "x-penstock-model",
+    }
 )
 
 
