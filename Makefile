@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := protocol gateway engine_worker auth_worker toolparser_worker penstock tests tools benchmarks examples
 
-.PHONY: help serve test check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak attack e2e-docker clean mutants suites conformance lock sbom sanitize
+.PHONY: help serve test parity check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak attack e2e-docker clean mutants suites conformance lock sbom sanitize
 
 help:
 	@echo "make serve [ARGS=...]  install and serve the bundled model     make test   install and run the tests"
@@ -46,7 +46,11 @@ serve: $(VENV)/.serve
 # Two processes, a file at a time in the order of their names, but for what tests/fakes/dealing.py
 # keeps together: the end-to-end tests, which wait more than they work, all go to one process.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long and not parity" $(ARGS)
+
+# Every family of models against transformers; `make test` has five of them.
+parity: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 tests/integration/test_model_parity.py $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check $(SOURCES)

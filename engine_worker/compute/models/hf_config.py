@@ -1,6 +1,7 @@
 """From a Hugging Face `config.json` to a `DecoderSpec`: finds the family and lets it read."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def load_spec(folder: Path) -> DecoderSpec:
 
     Raises:
         ModelConfigError: The file is missing, unreadable or contradicts itself.
-        UnsupportedArchitectureError: No decoder for it; lists those that have one.
+        UnsupportedArchitectureError: No decoder for it; names the nearest that has one, and all.
         UnsupportedFormatError: The weights are quantised in a format that is not read.
         UnsupportedFeatureError: One value of the config has no meaning here.
     """
@@ -48,9 +49,20 @@ def _architecture(fields: ConfigFields) -> str:
             if family.model_type == model_type:
                 return architecture
     name = named[0] if named else f"model type {model_type!r}"
+    nearest = _nearest(named[0] if named else model_type, by_type=not named)
     raise UnsupportedArchitectureError(
-        f"{name} is not supported; supported architectures: {', '.join(FAMILIES)}"
+        f"{name} is not supported; the nearest that is: {nearest}; supported architectures: "
+        f"{', '.join(FAMILIES)}"
     )
+
+
+def _nearest(name: str, *, by_type: bool) -> str:
+    """The supported architecture whose name, or whose model type, is most alike."""
+    names = {
+        (family.model_type if by_type else architecture).lower(): architecture
+        for architecture, family in FAMILIES.items()
+    }
+    return names[get_close_matches(name.lower(), names, n=1, cutoff=0.0)[0]]
 
 
 def _refuse_quantized(fields: ConfigFields) -> None:

@@ -267,11 +267,22 @@ def test_end_of_sequence_ids_may_be_one_or_several_or_none(
     assert spec_of(eos_token_id=stated).eos_token_ids == ids
 
 
-def test_an_unknown_architecture_is_refused_with_the_list_of_those_supported() -> None:
-    with pytest.raises(UnsupportedArchitectureError, match=r"^BertModel .*LlamaForCausalLM, Mis"):
-        family("BertModel")
-    with pytest.raises(UnsupportedArchitectureError, match="model type 'mamba'"):
-        decoder_spec({"model_type": "mamba"})
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architectures": ["MistralForCausalLMv2"]}, "^MistralForCausalLMv2 .* MistralForCausal"),
+        ({"architectures": ["SmolLM4ForCausalLM"]}, "^SmolLM4ForCausalLM .* SmolLM3ForCausalLM"),
+        ({"model_type": "qwen2_tts"}, "^model type 'qwen2_tts' .* Qwen2ForCausalLM"),
+        ({}, "^model type '' is not supported; the nearest that is: "),
+    ],
+)
+def test_an_unknown_architecture_is_refused_naming_the_nearest_and_all_that_are_supported(
+    config: dict[str, Any], message: str
+) -> None:
+    message = message.replace(" .* ", " is not supported; the nearest that is: ")
+    with pytest.raises(UnsupportedArchitectureError, match=message) as refusal:
+        decoder_spec(config)
+    assert "supported architectures: LlamaForCausalLM, MistralForCausalLM, " in str(refusal.value)
 
 
 @pytest.mark.parametrize("method", ["awq", "gptq", "gguf", "fp8"])

@@ -1,0 +1,143 @@
+"""Small models of every family that is served, as transformers configures them, for parity tests.
+
+A case has few layers and small widths, and switches on what makes its family special: windows
+shorter than the prompt, odd head counts, a rope beyond its original length. A case more is a row
+in `CASES`, and its name a cell in docs/models.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+NUM_PROMPT_TOKENS = 48
+NUM_GREEDY_TOKENS = 64
+
+SIZES: Mapping[str, Any] = MappingProxyType(
+    {
+        "vocab_size": 211,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+)
+"""What a case has where it doesn't say something else."""
+
+
+@dataclass(frozen=True)
+class FamilyCase:
+    """One small model.
+
+    Attributes:
+        config: The class of its config in transformers.
+        differences: From `SIZES`; a value of None drops the field.
+        outer: Where the text model's config is part of a larger one, the rest of that one.
+        model: The class of the model in transformers.
+        norm_mean: Around which the weights of norms lie; 0 where the family multiplies by 1 + w.
+        in_make_test: Whether `make test` runs it; `make parity` runs all.
+    """
+
+    config: str
+    differences: Mapping[str, Any] = field(default_factory=dict)
+    outer: Mapping[str, Any] | None = None
+    model: str = "AutoModelForCausalLM"
+    norm_mean: float = 1.0
+    in_make_test: bool = False
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the config is made of."""
+        sizes = {**SIZES, **self.differences}
+        text = {name: value for name, value in sizes.items() if value is not None}
+        return text if self.outer is None else {"text_config": text, **self.outer}
+
+
+def _llama() -> dict[str, FamilyCase]:
+    llama3_rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    yarn_rope = {
+        "rope_type": "yarn",
+        "rope_theta": 1000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    return {
+        "llama_with_llama3_rope_and_biases": FamilyCase(
+            "LlamaConfig",
+            {
+                "head_dim": 16,
+                "attention_bias": True,
+                "mlp_bias": True,
+                "rope_parameters": llama3_rope,
+            },
+            in_make_test=True,
+        ),
+        "llama_with_linear_rope": FamilyCase(
+            "LlamaConfig",
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.5}},
+        ),
+        "mistral_with_window": FamilyCase(
+            "MistralConfig", {"sliding_window": 7}, in_make_test=True
+        ),
+        "ministral_with_mixed_windows": FamilyCase(
+            "MinistralConfig",
+            {
+                "sliding_window": 9,
+                "layer_types": ["sliding_attention", "full_attention"],
+                "head_dim": 8,
+            },
+        ),
+        "qwen2_with_windows": FamilyCase(
+            "Qwen2Config",
+            {
+                "tie_word_embeddings": True,
+                "use_sliding_window": True,
+                "sliding_window": 11,
+                "max_window_layers": 1,
+            },
+            in_make_test=True,
+        ),
+        "qwen2_with_yarn_rope": FamilyCase("Qwen2Config", {"rope_parameters": yarn_rope}),
+        "qwen3": FamilyCase(
+            "Qwen3Config", {"head_dim": 16, "tie_word_embeddings": True}, in_make_test=True
+        ),
+        "smollm2": FamilyCase(
+            "LlamaConfig",
+            {
+                "hidden_size": 72,
+                "num_attention_heads": 9,
+                "num_key_value_heads": 3,
+                "tie_word_embeddings": True,
+                "rms_norm_eps": 1e-5,
+            },
+        ),
+        "smollm3_without_positions_in_every_second_layer": FamilyCase(
+            "SmolLM3Config", {"no_rope_layer_interval": 2}, in_make_test=True
+        ),
+    }
+
+
+CASES: Mapping[str, FamilyCase] = _llama()
+"""By name, in the order of docs/models.md."""
+
+
+def family_params() -> list[Any]:
+    """The names of all cases, for `pytest.mark.parametrize`, with the mark of `make parity`."""
+    return [
+        pytest.param(name, marks=() if case.in_make_test else (pytest.mark.parity,))
+        for name, case in CASES.items()
+    ]

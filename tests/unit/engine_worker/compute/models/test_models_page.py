@@ -1,0 +1,99 @@
+"""docs/models.md has a row for every family, and each cell says what the code does."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import transformers
+
+from engine_worker.compute.backends.cpu_native import calls
+from engine_worker.compute.models.families.registry import FAMILIES
+from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.compute.models.spec import DecoderSpec
+from engine_worker.text.format_detection import detect_formats
+from tests.fakes.model_families import CASES, FamilyCase
+
+PAGE = Path(__file__).parents[5] / "docs" / "models.md"
+BLOCKS = ("embedding", "attention", "mlp", "head")
+TYPES = (
+    ("float32", "float32"),
+    ("bfloat16", "bfloat16"),
+    ("int8", "bfloat16"),
+    ("int4", "bfloat16"),
+)
+
+
+class Row(NamedTuple):
+    models: str
+    formats: str
+    native: str
+    cases: tuple[str, ...]
+
+
+def rows() -> Mapping[str, Row]:
+    found: dict[str, Row] = {}
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        match = re.fullmatch(r"\| `(\w+)` \| (.+) \| (.+) \| (.+) \| (.+) \|", line)
+        if match:
+            name, models, formats, native, cases = match.groups()
+            assert name not in found, f"{name} has two rows"
+            found[name] = Row(models, formats, native, tuple(re.findall(r"`(\w+)`", cases)))
+    return found
+
+
+ROWS = rows()
+
+
+def spec_of(case: FamilyCase) -> DecoderSpec:
+    config: Any = getattr(transformers, case.config)(**case.values)
+    values = config.to_dict()
+    if not values.get("architectures"):
+        values["architectures"] = [architecture_of(case)]
+    return decoder_spec(values)
+
+
+def architecture_of(case: FamilyCase) -> str:
+    if not case.model.startswith("Auto"):
+        return case.model
+    mapping = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    name: str = mapping[getattr(transformers, case.config).model_type]
+    return name
+
+
+def native_blocks(specs: list[DecoderSpec]) -> str:
+    """`all`, or those that are computed natively in all types and layers of all cases."""
+    native = [
+        block
+        for block in BLOCKS
+        if all(
+            calls.uncovered(spec, layer, block, weights, cache, 32) is None
+            for spec in specs
+            for layer in spec.layers
+            for weights, cache in TYPES
+        )
+    ]
+    return "all" if len(native) == len(BLOCKS) else ", ".join(native)
+
+
+def test_every_family_has_a_row_and_every_row_a_family() -> None:
+    assert list(ROWS) == list(FAMILIES)
+
+
+def test_every_parity_case_stands_in_the_row_of_its_architecture() -> None:
+    listed = {case: name for name, row in ROWS.items() for case in row.cases}
+    assert listed == {name: architecture_of(case) for name, case in CASES.items()}
+    assert all(row.cases for row in ROWS.values())
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_formats_of_a_row_are_what_its_model_type_is_taken_for(name: str) -> None:
+    found = detect_formats(None, model_type=FAMILIES[name].model_type)
+    tool, reasoning = found.tool_format or "none", found.reasoning_format or "none"
+    assert ROWS[name].formats == f"{tool}, {reasoning}"
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_native_blocks_of_a_row_are_those_that_the_kernels_cover(name: str) -> None:
+    assert ROWS[name].native == native_blocks([spec_of(CASES[case]) for case in ROWS[name].cases])
