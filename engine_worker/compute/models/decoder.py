@@ -25,9 +25,9 @@ from engine_worker.compute.models.layers import (
     DecoderLayer,
     Embedding,
     Head,
-    RmsNorm,
     matmul,
     matrix_of,
+    norm_of,
 )
 from engine_worker.compute.models.rope import rope_tables
 from engine_worker.compute.models.spec import DecoderSpec
@@ -41,24 +41,38 @@ class Decoder(Block):
     """Embedding, layers, final norm and head."""
 
     def __init__(self, spec: DecoderSpec, dtype: DTypeLike) -> None:
+        hidden = spec.hidden_size
         self.spec = spec
-        self.embedding = Embedding(spec, dtype)
+        self.embedding = Embedding(spec.vocab_size, hidden, dtype, spec.embedding_multiplier)
+        self.position_embedding = (
+            Embedding(spec.max_position_embeddings, hidden, dtype)
+            if spec.learned_positions
+            else None
+        )
         self.layers = nnx.List([DecoderLayer(spec, layer, dtype) for layer in spec.layers])
-        self.norm = RmsNorm(spec.hidden_size, spec.norm_eps, dtype)
+        self.norm = norm_of(spec, hidden, dtype)
         self.head = None if spec.tied_head else Head(spec, dtype)
 
     def __call__(self, token_ids: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:
         """Hidden states after the final norm; see `DecoderGraph.forward`."""
-        x = self.embedding(token_ids)
+        x = self.with_positions(self.embedding(token_ids), positions)
         ropes = rope_tables(self.spec, positions)
         for index, layer in enumerate(self.layers):
             x = layer(index, x, ropes.of(layer.attention.spec), attend)
         return self.norm(x)
 
+    def with_positions(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """Embeddings [T, hidden] with those of their positions [T], if the decoder has such."""
+        return x if self.position_embedding is None else x + self.position_embedding(positions)
+
     def project(self, hidden: jax.Array) -> jax.Array:
         """Logits; see `DecoderGraph.logits`."""
         head = self.embedding if self.head is None else self.head
-        return matmul(hidden, matrix_of(head.weight))
+        logits = matmul(hidden, matrix_of(head.weight))
+        if self.spec.logits_multiplier != 1.0:
+            logits *= self.spec.logits_multiplier
+        softcap = self.spec.final_softcap
+        return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
 @dataclass(frozen=True, slots=True)

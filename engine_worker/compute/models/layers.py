@@ -1,4 +1,4 @@
-"""The blocks of a decoder as flax.nnx modules: embedding, attention block, MLP block, head.
+"""The blocks of a decoder as flax.nnx modules: embedding, norms, attention, MLP, head.
 
 Each block is one pure function of its weights and its arguments, in plain XLA: the reference on
 every backend, and the border behind which a native kernel can replace it.
@@ -15,6 +15,7 @@ turning the result round costs more.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,15 +25,32 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from engine_worker.compute.models.quantized import QuantizedMatrix, quantized_matmul
-from engine_worker.compute.models.rope import RopeTable, rotate
-from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, QkNorm
+from engine_worker.compute.models.rope import Rotation
+from engine_worker.compute.models.spec import (
+    Activation,
+    AttentionSpec,
+    DecoderSpec,
+    LayerSpec,
+    MlpSpec,
+    NormKind,
+    NormPlacement,
+    QkNorm,
+)
 
-Attend = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
-"""`attend(layer, q [T, H, D], k [T, KH, D], v [T, KH, D]) -> [T, H, D]`, all float32 in.
+Attend = Callable[[int, jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+"""`attend(layer, q [T, H, D], k [T, KH, D], v [T, KH, D], sinks [H]) -> [T, H, D]`, in float32.
 
 Stores k and v of these tokens and attends causally to everything stored, with the window, scale
-and softcap of `spec.layers[layer].attention`. k is already rotated; q is not yet scaled.
+and softcap of `spec.layers[layer].attention`, and its sinks if it has any. k is already rotated; q
+is not yet scaled.
 """
+
+ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
+    Activation.SILU: jax.nn.silu,
+    Activation.GELU_TANH: partial(jax.nn.gelu, approximate=True),
+    Activation.GELU: partial(jax.nn.gelu, approximate=False),
+    Activation.RELU: jax.nn.relu,
+}
 
 _MAX_TURNED_ROWS = 64
 _MIN_TURNED_BFLOAT16_ROWS = 2
@@ -130,89 +148,190 @@ def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 class RmsNorm(Block):
-    """Root-mean-square norm over the last axis, in float32 (arXiv 1910.07467)."""
+    """Root-mean-square norm over the last axis, in float32 (arXiv 1910.07467).
 
-    def __init__(self, size: int, eps: float, dtype: DTypeLike) -> None:
+    Multiplies by w, or by 1 + w where the checkpoint holds what is added to one.
+    """
+
+    def __init__(
+        self, size: int, eps: float, dtype: DTypeLike, *, is_plus_one: bool = False
+    ) -> None:
         self.weight = nnx.Param(jnp.ones((size,), dtype))
         self.eps = eps
+        self.is_plus_one = is_plus_one
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises [..., size] to float32 of the same shape."""
         x = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-        weight: jax.Array = self.weight[...]
-        return x * lax.rsqrt(mean_square + self.eps) * weight.astype(jnp.float32)
+        weight: jax.Array = self.weight[...].astype(jnp.float32)
+        if self.is_plus_one:
+            weight = 1.0 + weight
+        y: jax.Array = x * lax.rsqrt(mean_square + self.eps) * weight
+        return y
+
+
+class LayerNorm(Block):
+    """Norm by mean and deviation over the last axis, in float32 (arXiv 1607.06450)."""
+
+    def __init__(self, size: int, eps: float, dtype: DTypeLike, *, bias: bool) -> None:
+        self.weight = nnx.Param(jnp.ones((size,), dtype))
+        self.bias = nnx.Param(jnp.zeros((size,), dtype)) if bias else None
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises [..., size] to float32 of the same shape."""
+        x = x.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        y: jax.Array = x * lax.rsqrt(variance + self.eps) * self.weight[...].astype(jnp.float32)
+        if self.bias is not None:
+            y += self.bias[...].astype(jnp.float32)
+        return y
+
+
+Norm = RmsNorm | LayerNorm
+
+
+def norm_of(spec: DecoderSpec, size: int, dtype: DTypeLike) -> Norm:
+    """A norm of a decoder's kind over vectors of `size`."""
+    if spec.norm_kind is NormKind.LAYER:
+        return LayerNorm(size, spec.norm_eps, dtype, bias=spec.norm_bias)
+    is_plus_one = spec.norm_kind is NormKind.RMS_PLUS_ONE
+    return RmsNorm(size, spec.norm_eps, dtype, is_plus_one=is_plus_one)
+
+
+class ResidualBlock(Block):
+    """What every sublayer of a layer has: the norms around it, and the weight of what it adds.
+
+    In a parallel layer the attention block has the norm that the MLP reads, too.
+    """
+
+    def __init__(self, spec: DecoderSpec, dtype: DTypeLike, *, is_first: bool) -> None:
+        placement, hidden = spec.norm_placement, spec.hidden_size
+        has_norm = placement is not NormPlacement.POST and (
+            is_first or placement is not NormPlacement.PARALLEL
+        )
+        has_post_norm = placement in {NormPlacement.POST, NormPlacement.SANDWICH}
+        self.norm = norm_of(spec, hidden, dtype) if has_norm else None
+        self.post_norm = norm_of(spec, hidden, dtype) if has_post_norm else None
+        self.multiplier = spec.residual_multiplier
+
+    def normed(self, x: jax.Array) -> jax.Array:
+        """What the sublayer reads of a residual [T, hidden]."""
+        return x if self.norm is None else self.norm(x)
+
+    def added(self, y: jax.Array) -> jax.Array:
+        """What the residual gets of the sublayer's result y [T, hidden]."""
+        if self.post_norm is not None:
+            y = self.post_norm(y)
+        return y if self.multiplier == 1.0 else y * self.multiplier
 
 
 class Embedding(Block):
-    """The token embedding, which is also the head's matrix when the head is tied."""
+    """Vectors of tokens, or of positions; a tied head has the tokens' as its matrix, too."""
 
-    def __init__(self, spec: DecoderSpec, dtype: DTypeLike) -> None:
-        self.weight = nnx.Param(jnp.zeros((spec.vocab_size, spec.hidden_size), dtype))
+    def __init__(
+        self, num_rows: int, hidden_size: int, dtype: DTypeLike, multiplier: float = 1.0
+    ) -> None:
+        self.weight = nnx.Param(jnp.zeros((num_rows, hidden_size), dtype))
+        self.multiplier = multiplier
 
-    def __call__(self, token_ids: jax.Array) -> jax.Array:
-        """Looks up [T] int32 ids (in range; clamped otherwise): [T, hidden] float32."""
+    def __call__(self, indices: jax.Array) -> jax.Array:
+        """Looks up [T] int32 rows (in range; clamped otherwise): [T, hidden] float32."""
         weight = matrix_of(self.weight)
         if isinstance(weight, QuantizedMatrix):
-            return weight.rows(token_ids)
-        rows: jax.Array = weight.at[token_ids].get(mode="clip")
-        return rows.astype(jnp.float32)
+            rows = weight.rows(indices)
+        else:
+            rows = weight.at[indices].get(mode="clip").astype(jnp.float32)
+        return rows if self.multiplier == 1.0 else rows * self.multiplier
 
 
-class AttentionBlock(Block):
+class AttentionBlock(ResidualBlock):
     """Norm, fused q|k|v projection, optional q/k norm, rotation, attention, output projection."""
 
     def __init__(self, spec: DecoderSpec, attention: AttentionSpec, dtype: DTypeLike) -> None:
-        hidden, eps = spec.hidden_size, spec.norm_eps
+        super().__init__(spec, dtype, is_first=True)
+        hidden = spec.hidden_size
         width = attention.q_size + 2 * attention.kv_size
-        per_head = attention.qk_norm is QkNorm.PER_HEAD
         self.spec = attention
-        self.norm = RmsNorm(hidden, eps, dtype)
         self.qkv = Linear(width, hidden, dtype, bias=attention.qkv_bias)
-        self.q_norm = RmsNorm(attention.head_dim, eps, dtype) if per_head else None
-        self.k_norm = RmsNorm(attention.head_dim, eps, dtype) if per_head else None
+        q_width, k_width = _qk_norm_widths(attention)
+        self.q_norm = norm_of(spec, q_width, dtype) if q_width else None
+        self.k_norm = norm_of(spec, k_width, dtype) if k_width else None
+        self.sinks = (
+            nnx.Param(jnp.zeros((attention.num_heads,), dtype)) if attention.sinks else None
+        )
         self.o = Linear(hidden, attention.q_size, dtype, bias=attention.o_bias)
 
     def __call__(
-        self, layer: int, x: jax.Array, table: RopeTable | None, attend: Attend
+        self, layer: int, x: jax.Array, rotation: Rotation | None, attend: Attend
     ) -> jax.Array:
         """What attention adds to the residual.
 
         Args:
             layer: Index of the layer, handed to `attend`.
             x: [T, hidden] float32 residual.
-            table: Cosine and sine for these tokens; None for a layer without positions.
+            rotation: Of these tokens; None for a layer without positions.
             attend: See `Attend`.
 
         Returns:
             [T, hidden] float32.
         """
         spec, num_tokens = self.spec, x.shape[0]
-        qkv = self.qkv(self.norm(x))
+        qkv = self.qkv(self.normed(x))
         q, k, v = jnp.split(qkv, [spec.q_size, spec.q_size + spec.kv_size], axis=-1)
+        if spec.qk_norm is QkNorm.FULL_WIDTH:
+            q, k = self._normed_qk(q, k)
         q = q.reshape(num_tokens, spec.num_heads, spec.head_dim)
         k = k.reshape(num_tokens, spec.num_kv_heads, spec.head_dim)
         v = v.reshape(num_tokens, spec.num_kv_heads, spec.head_dim)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if table is not None:
-            q, k = rotate(q, table), rotate(k, table)
-        return self.o(attend(layer, q, k, v).reshape(num_tokens, spec.q_size))
+        if spec.qk_norm is QkNorm.PER_HEAD:
+            q, k = self._normed_qk(q, k)
+        if rotation is not None:
+            q, k = rotation.queries(q), rotation.keys(k)
+        sinks = None if self.sinks is None else self.sinks[...].astype(jnp.float32)
+        attended = attend(layer, q, k, v, sinks).reshape(num_tokens, spec.q_size)
+        return self.added(self.o(attended))
+
+    def _normed_qk(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        assert self.q_norm is not None, "declared with it"
+        assert self.k_norm is not None, "declared with it"
+        return self.q_norm(q), self.k_norm(k)
 
 
-class MlpBlock(Block):
-    """Norm and gated MLP with fused gate|up projection (SwiGLU, arXiv 2002.05202)."""
+def _qk_norm_widths(attention: AttentionSpec) -> tuple[int, int]:
+    """Of the norms of queries and keys; 0 where there are none."""
+    match attention.qk_norm:
+        case QkNorm.PER_HEAD:
+            return attention.head_dim, attention.head_dim
+        case QkNorm.FULL_WIDTH:
+            return attention.q_size, attention.kv_size
+        case _:
+            return 0, 0
+
+
+class MlpBlock(ResidualBlock):
+    """Norm and MLP, gated (fused gate|up projection, arXiv 2002.05202) or plain."""
 
     def __init__(self, spec: DecoderSpec, mlp: MlpSpec, dtype: DTypeLike) -> None:
+        super().__init__(spec, dtype, is_first=False)
         hidden, inner = spec.hidden_size, mlp.intermediate_size
-        self.norm = RmsNorm(hidden, spec.norm_eps, dtype)
-        self.gate_up = Linear(2 * inner, hidden, dtype, bias=mlp.bias)
+        self.spec = mlp
+        width = 2 * inner if mlp.gated else inner
+        self.gate_up = Linear(width, hidden, dtype, bias=mlp.bias)
         self.down = Linear(hidden, inner, dtype, bias=mlp.bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """What the MLP adds to the residual x [T, hidden] float32: [T, hidden] float32."""
-        gate, up = jnp.split(self.gate_up(self.norm(x)), 2, axis=-1)
-        return self.down(jax.nn.silu(gate) * up)
+        """What the MLP adds to the residual x [T, hidden] float32: [T, hidden] float32.
+
+        In a parallel layer x is what the layer's one norm made of the residual.
+        """
+        activate, inner = ACTIVATIONS[self.spec.activation], self.gate_up(self.normed(x))
+        if not self.spec.gated:
+            return self.added(self.down(activate(inner)))
+        gate, up = jnp.split(inner, 2, axis=-1)
+        return self.added(self.down(activate(gate) * up))
 
 
 class DecoderLayer(Block):
@@ -220,15 +339,21 @@ class DecoderLayer(Block):
 
     def __init__(self, spec: DecoderSpec, layer: LayerSpec, dtype: DTypeLike) -> None:
         assert isinstance(layer.mlp, MlpSpec), "check_supported refuses experts"
+        self.is_parallel = spec.norm_placement is NormPlacement.PARALLEL
         self.attention = AttentionBlock(spec, layer.attention, dtype)
         self.mlp = MlpBlock(spec, layer.mlp, dtype)
 
     def __call__(
-        self, layer: int, x: jax.Array, table: RopeTable | None, attend: Attend
+        self, layer: int, x: jax.Array, rotation: Rotation | None, attend: Attend
     ) -> jax.Array:
         """The residual [T, hidden] float32 after this layer."""
-        x = x + self.attention(layer, x, table, attend)
-        return x + self.mlp(x)
+        before = x
+        x = x + self.attention(layer, x, rotation, attend)
+        return x + self.mlp(self.mlp_input(before, x))
+
+    def mlp_input(self, before: jax.Array, after: jax.Array) -> jax.Array:
+        """What the MLP block takes, of the residual before and after attention."""
+        return self.attention.normed(before) if self.is_parallel else after
 
 
 class Head(Block):

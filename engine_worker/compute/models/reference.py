@@ -20,6 +20,7 @@ def dense_attention(
     values: jax.Array,
     q_positions: jax.Array,
     attention: AttentionSpec,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Causal attention of one sequence, written out.
 
@@ -29,6 +30,7 @@ def dense_attention(
         values: [S, KH, D].
         q_positions: [T] int32.
         attention: Window, scale and softcap.
+        sinks: [H] float32, a score of each head for which there is no value; None is none.
 
     Returns:
         [T, H, D] float32.
@@ -44,7 +46,11 @@ def dense_attention(
     visible = distance >= 0
     if attention.window is not None:
         visible &= distance < attention.window
-    weights = jax.nn.softmax(jnp.where(visible[None], scores, -jnp.inf), axis=-1)
+    scores = jnp.where(visible[None], scores, -jnp.inf)
+    if sinks is not None:
+        beside = jnp.broadcast_to(sinks[:, None, None], (*scores.shape[:2], 1))
+        scores = jnp.concatenate([scores, beside], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)[..., : keys.shape[0]]
     return jnp.einsum("hts,shd->thd", weights, values)
 
 
@@ -66,11 +72,14 @@ class ReferenceCache:
     def attend(self, spec: DecoderSpec, positions: jax.Array) -> Attend:
         """The `Attend` for tokens at `positions` [T]; it replaces `self.layers` as it goes."""
 
-        def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        def attend(
+            layer: int, q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array | None
+        ) -> jax.Array:
             keys, values = self.layers[layer]
             keys, values = keys.at[positions].set(k), values.at[positions].set(v)
             self.layers = (*self.layers[:layer], (keys, values), *self.layers[layer + 1 :])
-            return dense_attention(q, keys, values, positions, spec.layers[layer].attention)
+            attention = spec.layers[layer].attention
+            return dense_attention(q, keys, values, positions, attention, sinks)
 
         return attend
 

@@ -6,6 +6,7 @@ the formulas are those of transformers' `modeling_rope_utils`, in float32 like t
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,34 +14,64 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec, RopeKind, RopeSpec
+from engine_worker.compute.models.spec import (
+    AttentionSpec,
+    DecoderSpec,
+    QueryScale,
+    RopeKind,
+    RopeSpec,
+)
 
 RopeTable = tuple[jax.Array, jax.Array]
-"""Cosine and sine, each [T, 1, head_dim // 2] float32."""
+"""Cosine and sine, each [T, 1, rotated pairs] float32."""
 _RopeKey = tuple[RopeSpec, int]
 
 
-def inverse_frequencies(rope: RopeSpec, head_dim: int) -> npt.NDArray[np.float32]:
+def inverse_frequencies(
+    rope: RopeSpec, head_dim: int, served_length: int = 0
+) -> npt.NDArray[np.float32]:
     """The angle per position of each rotated pair.
 
+    `dynamic` changes nothing up to the length that the model was made for, which is the longest
+    that is served.
+
     Args:
-        rope: A rope of a supported kind.
+        rope: The rope.
         head_dim: Width of one head.
+        served_length: The longest sequence that is served, which decides for `longrope`.
 
     Returns:
-        [head_dim // 2] float32, radians per position.
+        [rotated pairs] float32, radians per position.
     """
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    width = int(head_dim * rope.partial_factor)
+    if rope.kind is RopeKind.PROPORTIONAL:
+        return _proportional(rope, head_dim)
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
     position_freqs = np.power(np.float32(rope.theta), exponents, dtype=np.float32)
     inv_freq: npt.NDArray[np.float32] = np.float32(1.0) / position_freqs
-    if rope.kind is RopeKind.LINEAR:
-        inv_freq /= np.float32(rope.factor)
-        return inv_freq
-    if rope.kind is RopeKind.LLAMA3:
-        return _llama3(inv_freq, rope)
-    if rope.kind is RopeKind.YARN:
-        return _yarn(inv_freq, rope, head_dim)
-    assert rope.kind is RopeKind.DEFAULT, rope.kind
+    match rope.kind:
+        case RopeKind.LINEAR:
+            inv_freq /= np.float32(rope.factor)
+        case RopeKind.LLAMA3:
+            return _llama3(inv_freq, rope)
+        case RopeKind.YARN:
+            return _yarn(inv_freq, rope, width)
+        case RopeKind.LONGROPE:
+            is_long = served_length > rope.original_max_position_embeddings
+            factors = np.asarray(rope.long_factors if is_long else rope.short_factors, np.float32)
+            inv_freq /= factors
+        case _:
+            assert rope.kind in {RopeKind.DEFAULT, RopeKind.DYNAMIC}, rope.kind
+    return inv_freq
+
+
+def _proportional(rope: RopeSpec, head_dim: int) -> npt.NDArray[np.float32]:
+    """The first pairs turn as if the whole head did, the others not at all (Gemma 4)."""
+    num_turning = int(rope.partial_factor * head_dim // 2)
+    exponents = np.arange(0, 2 * num_turning, 2, dtype=np.float32) / np.float32(head_dim)
+    turning = np.float32(1.0) / np.power(np.float32(rope.theta), exponents, dtype=np.float32)
+    inv_freq: npt.NDArray[np.float32] = np.zeros(head_dim // 2, np.float32)
+    inv_freq[:num_turning] = turning / np.float32(rope.factor)
     return inv_freq
 
 
@@ -55,20 +86,18 @@ def _llama3(inv_freq: npt.NDArray[np.float32], rope: RopeSpec) -> npt.NDArray[np
     return np.where(medium, blended, scaled).astype(np.float32)
 
 
-def _yarn(
-    inv_freq: npt.NDArray[np.float32], rope: RopeSpec, head_dim: int
-) -> npt.NDArray[np.float32]:
+def _yarn(inv_freq: npt.NDArray[np.float32], rope: RopeSpec, width: int) -> npt.NDArray[np.float32]:
     def dimension_of(num_rotations: float) -> float:
         turns = rope.original_max_position_embeddings / (num_rotations * 2 * math.pi)
-        return head_dim * math.log(turns) / (2 * math.log(rope.theta))
+        return width * math.log(turns) / (2 * math.log(rope.theta))
 
     low, high = dimension_of(rope.beta_fast), dimension_of(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
+    low, high = max(low, 0), min(high, width - 1)
     # A range of no width would divide by zero; the formula's authors widen it like this.
-    width = high - low if high != low else 0.001
-    ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / width, 0, 1)
+    span = high - low if high != low else 0.001
+    ramp = np.clip((np.arange(len(inv_freq), dtype=np.float32) - low) / span, 0, 1)
     keep = np.float32(1.0) - ramp.astype(np.float32)
     blended: npt.NDArray[np.float32] = (
         inv_freq / np.float32(rope.factor) * (1 - keep) + inv_freq * keep
@@ -76,20 +105,49 @@ def _yarn(
     return blended
 
 
-def rope_table(rope: RopeSpec, head_dim: int, positions: jax.Array) -> RopeTable:
+def rope_table(
+    rope: RopeSpec, head_dim: int, positions: jax.Array, served_length: int = 0
+) -> RopeTable:
     """Cosine and sine for a batch of tokens; traced inside the step program.
 
     Args:
-        rope: A rope of a supported kind.
+        rope: The rope.
         head_dim: Width of one head.
         positions: [T] int32.
+        served_length: As in `inverse_frequencies`.
 
     Returns:
-        Cosine and sine, each [T, 1, head_dim // 2] float32, attention factor included.
+        Cosine and sine, each [T, 1, rotated pairs] float32, attention factor included.
     """
-    angles = positions.astype(jnp.float32)[:, None] * inverse_frequencies(rope, head_dim)
+    frequencies = inverse_frequencies(rope, head_dim, served_length)
+    angles = positions.astype(jnp.float32)[:, None] * frequencies
     factor = jnp.float32(rope.attention_factor)
     return (jnp.cos(angles) * factor)[:, None, :], (jnp.sin(angles) * factor)[:, None, :]
+
+
+class Rotation(NamedTuple):
+    """What positions do to the heads of a layer, for one batch of tokens.
+
+    Attributes:
+        table: Cosine and sine; None for a layer without them.
+        is_interleaved: As in `RopeSpec`.
+        query_scale: [T, 1, 1] float32; None is 1.
+    """
+
+    table: RopeTable | None
+    is_interleaved: bool = False
+    query_scale: jax.Array | None = None
+
+    def queries(self, q: jax.Array) -> jax.Array:
+        """Queries [T, H, D] float32, rotated and scaled."""
+        q = self.keys(q)
+        return q if self.query_scale is None else q * self.query_scale
+
+    def keys(self, k: jax.Array) -> jax.Array:
+        """Keys [T, KH, D] float32, rotated."""
+        if self.table is None:
+            return k
+        return rotate(k, self.table, is_interleaved=self.is_interleaved)
 
 
 class RopeTables:
@@ -99,20 +157,35 @@ class RopeTables:
         tables: In the order in which layers first need them.
     """
 
-    def __init__(self, keys: Sequence[_RopeKey], tables: Sequence[RopeTable]) -> None:
+    def __init__(
+        self, keys: Sequence[_RopeKey], tables: Sequence[RopeTable], positions: jax.Array
+    ) -> None:
         self._keys = tuple(keys)
         self.tables = tuple(tables)
+        self._positions = positions
 
     def index_of(self, attention: AttentionSpec) -> int | None:
-        """Which of `tables` a layer takes; None for a layer without positions."""
+        """Which of `tables` a layer takes; None for a layer without a rope."""
         if attention.rope is None:
             return None
         return self._keys.index((attention.rope, attention.head_dim))
 
-    def of(self, attention: AttentionSpec) -> RopeTable | None:
-        """The table of a layer."""
-        index = self.index_of(attention)
-        return None if index is None else self.tables[index]
+    def of(self, attention: AttentionSpec) -> Rotation | None:
+        """What positions do to a layer's heads; None for a layer without positions."""
+        index, scale = self.index_of(attention), attention.query_scale
+        if index is None and scale is None:
+            return None
+        return Rotation(
+            None if index is None else self.tables[index],
+            attention.rope is not None and attention.rope.interleaved,
+            None if scale is None else query_scales(scale, self._positions),
+        )
+
+
+def query_scales(scale: QueryScale, positions: jax.Array) -> jax.Array:
+    """What multiplies the queries of tokens at `positions` [T]: [T, 1, 1] float32."""
+    steps = jnp.floor(positions.astype(jnp.float32) / scale.length)
+    return (1.0 + scale.beta * jnp.log1p(steps))[:, None, None]
 
 
 def rope_tables(spec: DecoderSpec, positions: jax.Array) -> RopeTables:
@@ -124,36 +197,49 @@ def rope_tables(spec: DecoderSpec, positions: jax.Array) -> RopeTables:
     """
     ropes = (layer.attention for layer in spec.layers)
     keys = dict.fromkeys((x.rope, x.head_dim) for x in ropes if x.rope is not None)
-    return RopeTables(list(keys), [_shared_table(*key, positions) for key in keys])
+    length = spec.served_length or spec.max_position_embeddings
+    tables = [_shared_table(*key, positions, length) for key in keys]
+    return RopeTables(list(keys), tables, positions)
 
 
-def _shared_table(rope: RopeSpec, head_dim: int, positions: jax.Array) -> RopeTable:
+def _shared_table(
+    rope: RopeSpec, head_dim: int, positions: jax.Array, served_length: int
+) -> RopeTable:
     """Computes a table once for all layers.
 
     XLA:CPU would compute it again in each layer, for each head. The result of a branch is never
     taken apart like that, so it stands in one that is always taken.
     """
-    empty = (positions.shape[0], 1, head_dim // 2)
+    num_pairs = len(inverse_frequencies(rope, head_dim, served_length))
+    empty = (positions.shape[0], 1, num_pairs)
     table: RopeTable = lax.cond(
         positions[0] >= 0,
-        lambda: rope_table(rope, head_dim, positions),
+        lambda: rope_table(rope, head_dim, positions, served_length),
         lambda: (jnp.zeros(empty, jnp.float32), jnp.zeros(empty, jnp.float32)),
     )
     return table
 
 
-def rotate(x: jax.Array, table: RopeTable) -> jax.Array:
-    """Rotates the pairs (i, i + D/2) of each head.
+def rotate(x: jax.Array, table: RopeTable, *, is_interleaved: bool = False) -> jax.Array:
+    """Rotates the first pairs of each head: as many as the table has; the rest stays.
 
     Args:
         x: [T, H, D] float32.
-        table: From `rope_table` for the same tokens.
+        table: From `rope_table` for the same tokens, R pairs.
+        is_interleaved: Pairs are (2i, 2i + 1) instead of (i, i + R).
 
     Returns:
         [T, H, D] float32.
     """
     cosine, sine = table
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate(
-        [first * cosine - second * sine, second * cosine + first * sine], axis=-1
-    )
+    width = 2 * cosine.shape[-1]
+    turning, still = x[..., :width], x[..., width:]
+    if is_interleaved:
+        pairs = turning.reshape(*turning.shape[:-1], width // 2, 2)
+        first, second = pairs[..., 0], pairs[..., 1]
+        turned = [first * cosine - second * sine, second * cosine + first * sine]
+        rotated = jnp.stack(turned, axis=-1).reshape(turning.shape)
+        return jnp.concatenate([rotated, still], axis=-1)
+    first, second = jnp.split(turning, 2, axis=-1)
+    turned = [first * cosine - second * sine, second * cosine + first * sine]
+    return jnp.concatenate([*turned, still] if still.shape[-1] else turned, axis=-1)

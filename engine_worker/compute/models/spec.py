@@ -1,6 +1,6 @@
 """What a decoder is, as frozen values: every axis on which model families differ.
 
-All families are one pre-norm residual stack that differs along these axes. A value that is named
+All families are one residual stack that differs along these axes. A value that is named
 here but not computed by `engine_worker.compute.models.decoder` is refused at load by
 `engine_worker.compute.models.support.check_supported`; nothing is ever ignored.
 """
@@ -18,7 +18,10 @@ class NormKind(StrEnum):
 
 
 class NormPlacement(StrEnum):
-    """Where a layer's norms stand relative to its two sublayers."""
+    """Where a layer's norms stand relative to its two sublayers.
+
+    Before each, behind each, both; or one norm that attention and MLP read side by side.
+    """
 
     PRE = "pre"
     POST = "post"
@@ -65,10 +68,12 @@ class RopeSpec:
         original_max_position_embeddings: Context length before the extension, in tokens.
         low_freq_factor, high_freq_factor: Of `llama3`.
         beta_fast, beta_slow: Rotations at which `yarn` blends from one regime to the other.
-        attention_factor: Multiplies cosine and sine (`yarn`'s mscale); 1 elsewhere.
+        attention_factor: Multiplies cosine and sine (`yarn`'s mscale, `longrope`); 1 elsewhere.
         truncate: Whether `yarn` rounds its correction range to whole dimensions.
         partial_factor: Share of each head that is rotated.
         interleaved: Pairs are neighbours (2i, 2i + 1) instead of halves (i, i + d/2).
+        short_factors, long_factors: Of `longrope`, one for each rotated pair: frequencies are
+            divided by the long ones where the decoder serves more than the original length.
     """
 
     kind: RopeKind = RopeKind.DEFAULT
@@ -83,6 +88,16 @@ class RopeSpec:
     truncate: bool = True
     partial_factor: float = 1.0
     interleaved: bool = False
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class QueryScale:
+    """Queries grow with their position p (Llama 4): 1 + beta * ln(1 + floor(p / length))."""
+
+    beta: float
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +110,7 @@ class AttentionSpec:
         scale: Multiplies the scores q·k.
         softcap: Scores become softcap * tanh(scores / softcap); None is off.
         sinks: A learnt logit per head joins the softmax's denominator.
+        query_scale: Multiplies queries after the rotation; None is off.
     """
 
     num_heads: int
@@ -108,6 +124,7 @@ class AttentionSpec:
     qk_norm: QkNorm = QkNorm.NONE
     softcap: float | None = None
     sinks: bool = False
+    query_scale: QueryScale | None = None
 
     @property
     def q_size(self) -> int:
@@ -165,6 +182,11 @@ class DecoderSpec:
         architecture: The name in `config.json`, for messages.
         max_position_embeddings: Longest context that the model was made for, in tokens.
         tied_head: The output head is the embedding matrix.
+        norm_bias: Every LayerNorm has one.
+        learned_positions: A vector for each of the `max_position_embeddings` positions is added to
+            the embedding.
+        served_length: The longest sequence that is to be served, in tokens, which decides between
+            the factors of `longrope`; 0 is `max_position_embeddings`.
         eos_token_ids: End-of-sequence ids of `config.json`; may be empty.
         embedding_multiplier, residual_multiplier, logits_multiplier: Scale the embedding, each
             sublayer's output and the logits.
@@ -180,6 +202,9 @@ class DecoderSpec:
     tied_head: bool
     norm_kind: NormKind = NormKind.RMS
     norm_placement: NormPlacement = NormPlacement.PRE
+    norm_bias: bool = False
+    learned_positions: bool = False
+    served_length: int = 0
     eos_token_ids: tuple[int, ...] = ()
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0

@@ -44,15 +44,20 @@ _EMBEDDING: Final = "embedding.weight"
 _HEAD: Final = "head.weight"
 _ATTENTION_VECTORS: Final = {
     "norm": "norm.weight",
+    "norm_bias": "norm.bias",
     "qkv_bias": "qkv.bias",
     "q_norm": "q_norm.weight",
     "k_norm": "k_norm.weight",
     "o_bias": "o.bias",
+    "post_norm": "post_norm.weight",
+    "sinks": "sinks",
 }
 _MLP_VECTORS: Final = {
     "norm": "norm.weight",
+    "norm_bias": "norm.bias",
     "gate_up_bias": "gate_up.bias",
     "down_bias": "down.bias",
+    "post_norm": "post_norm.weight",
 }
 
 
@@ -244,7 +249,7 @@ class _Packing:
 
         def pack(values: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
             vectors = {
-                name: value.astype(np.float32) + (1 if is_plus_one and "norm" in name else 0)
+                name: value.astype(np.float32) + (is_plus_one and name.endswith("norm"))
                 for name, value in zip(names, values, strict=True)
             }
             return (join(**vectors),)
@@ -273,25 +278,29 @@ class CpuNativeBlocks:
         if not self._backend.is_native(BlockKind.EMBEDDING):
             return self._xla.embedding(step)
         spec = self._backend.spec
-        return calls.embedding(
+        x = calls.embedding(
             step.token_ids.reshape(-1),
             self._weights[_EMBEDDING],
             spec.vocab_size,
             spec.hidden_size,
             self._backend.weight_type,
             group_size=GROUP_SIZE,
+            multiplier=spec.embedding_multiplier,
         )
+        return self._xla.with_positions(x, step)
 
     def layers(
         self, x: jax.Array, cache: KvCache, step: StepTokens, ropes: RopeTables
     ) -> tuple[jax.Array, KvCache]:
         run = _Run(self._backend, self._weights, x, list(cache), step, ropes)
         for layer in range(self._backend.spec.num_layers):
+            # What only a parallel layer reads, whose attention isn't native.
+            before = run.x
             if self._backend.is_native(BlockKind.ATTENTION, layer):
                 run.add_attention(layer)
             else:
                 run.finish()
-                pages = run.pages[layer]
+                before, pages = run.x, run.pages[layer]
                 run.x, run.pages[layer] = self._xla.attention(
                     layer, run.x, pages, step, token_places(pages, step), ropes
                 )
@@ -299,7 +308,7 @@ class CpuNativeBlocks:
                 run.add_mlp(layer)
             else:
                 run.finish()
-                run.x = self._xla.mlp(layer, run.x)
+                run.x = self._xla.mlp(layer, before, run.x)
         run.finish()
         return run.x, tuple(run.pages)
 
@@ -317,6 +326,8 @@ class CpuNativeBlocks:
             self._backend.weight_type,
             is_wanted,
             group_size=GROUP_SIZE,
+            multiplier=spec.logits_multiplier,
+            softcap=spec.final_softcap or 0.0,
         )
 
 

@@ -123,6 +123,7 @@ class AttentionConfig:
             multiplier=spec.residual_multiplier,
             norm=_norm_of(spec),
             qk_norm=attention.qk_norm,
+            has_norm_bias=spec.norm_bias,
             has_qkv_bias=attention.qkv_bias,
             has_o_bias=attention.o_bias,
             has_post_norm=_has_post_norm(spec),
@@ -163,6 +164,7 @@ class MlpConfig:
             is_gated=mlp.gated,
             multiplier=spec.residual_multiplier,
             norm=_norm_of(spec),
+            has_norm_bias=spec.norm_bias,
             has_gate_up_bias=mlp.bias,
             has_down_bias=mlp.bias,
             has_post_norm=_has_post_norm(spec),
@@ -457,6 +459,8 @@ def uncovered(
     if spec.norm_kind is NormKind.LAYER and spec.norm_placement is not NormPlacement.PRE:
         return "LayerNorm stands behind the block"
     if block == "attention":
+        if spec.norm_kind is NormKind.LAYER and layer.attention.qk_norm is not QkNorm.NONE:
+            return "queries and keys have a LayerNorm"
         return _uncovered_attention(layer, cache_type, block_size)
     if not isinstance(layer.mlp, MlpSpec):
         return "experts have no kernel"
@@ -482,4 +486,6 @@ def _uncovered_attention(layer: LayerSpec, cache_type: str, block_size: int) -> 
         return "a cache block has at most 65536 tokens"
     if attention.rope is not None and attention.rope.interleaved:
         return "no kernel rotates neighbouring pairs"
+    if attention.query_scale is not None:
+        return "no kernel scales queries by their position"
     return None

@@ -153,7 +153,11 @@ class XlaBlocks:
         self._decoder = decoder
 
     def embedding(self, step: StepTokens) -> jax.Array:
-        return self._decoder.embedding(step.token_ids.reshape(-1))
+        return self.with_positions(self._decoder.embedding(step.token_ids.reshape(-1)), step)
+
+    def with_positions(self, x: jax.Array, step: StepTokens) -> jax.Array:
+        """Embeddings [T * Q, hidden] of tokens with those of their positions, if there are any."""
+        return self._decoder.with_positions(x, step.positions.reshape(-1))
 
     def layers(
         self, x: jax.Array, cache: KvCache, step: StepTokens, ropes: RopeTables
@@ -161,8 +165,9 @@ class XlaBlocks:
         pages, places = list(cache), token_places(cache[0], step)
         # Unrolled on purpose: a scan over stacked layers makes XLA:CPU copy each slice.
         for layer in range(len(pages)):
+            before = x
             x, pages[layer] = self.attention(layer, x, pages[layer], step, places, ropes)
-            x = self.mlp(layer, x)
+            x = self.mlp(layer, before, x)
         return x, tuple(pages)
 
     def attention(
@@ -179,7 +184,9 @@ class XlaBlocks:
         spec: AttentionSpec = block.spec
         stored = pages
 
-        def attend(_: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        def attend(
+            _: int, q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array | None
+        ) -> jax.Array:
             nonlocal stored
             # Written before they are read: measured faster than attending to them apart, but for
             # a single float32 row, and it makes a chunk, a decode and a recompute one and the same.
@@ -192,15 +199,23 @@ class XlaBlocks:
                 step.positions,
                 spec,
                 blocks_per_turn(places.block_size, step.positions.shape[0]),
+                sinks,
             )
             return out.reshape(q.shape)
 
         x = x + block(layer, x, ropes.of(spec), attend)
         return x, stored
 
-    def mlp(self, layer: int, x: jax.Array) -> jax.Array:
-        """The residual [T * Q, hidden] after the MLP block of one layer."""
-        return x + self._decoder.layers[layer].mlp(x)  # type: ignore[no-any-return]
+    def mlp(self, layer: int, before: jax.Array, x: jax.Array) -> jax.Array:
+        """The residual [T * Q, hidden] after the MLP block of one layer.
+
+        Args:
+            layer: Which one.
+            before: The residual before its attention block, which only a parallel layer reads.
+            x: The residual after it.
+        """
+        block = self._decoder.layers[layer]
+        return x + block.mlp(block.mlp_input(before, x))  # type: ignore[no-any-return]
 
     def norm(self, x: jax.Array) -> jax.Array:
         return self._decoder.norm(x)

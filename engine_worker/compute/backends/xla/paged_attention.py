@@ -54,11 +54,19 @@ def fold_queries(q: jax.Array, attention: AttentionSpec) -> jax.Array:
     )
 
 
-def empty_state(folded: jax.Array) -> SoftmaxState:
-    """The softmax over no key yet, for queries [B, KH, R, D]."""
+def empty_state(folded: jax.Array, sinks: jax.Array | None = None) -> SoftmaxState:
+    """The softmax over no key yet, for queries [B, KH, R, D], or over the heads' sinks [H]."""
+    shape = folded.shape[:-1]
+    if sinks is None:
+        maximum, total = jnp.full(shape, MASKED_SCORE, jnp.float32), jnp.zeros(shape, jnp.float32)
+    else:
+        # Rows are the groups of one query after another.
+        by_kv_head = sinks.reshape(shape[1], -1)
+        by_row = jnp.tile(by_kv_head, (1, shape[2] // by_kv_head.shape[1]))
+        maximum, total = jnp.broadcast_to(by_row, shape), jnp.ones(shape, jnp.float32)
     return SoftmaxState(
-        maximum=jnp.full(folded.shape[:-1], MASKED_SCORE, jnp.float32),
-        total=jnp.zeros(folded.shape[:-1], jnp.float32),
+        maximum=maximum,
+        total=total,
         weighted=jnp.zeros(folded.shape, jnp.float32),
     )
 
@@ -132,6 +140,7 @@ def attend_pages(
     q_positions: jax.Array,
     attention: AttentionSpec,
     group_blocks: int,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Causal attention of each row's queries over the row's own pages.
 
@@ -147,6 +156,7 @@ def attend_pages(
         q_positions: [B, Q] int32, ascending; beyond `num_stored` for padding.
         attention: Heads, window, scale and softcap.
         group_blocks: Blocks that one turn of the loop reads.
+        sinks: [H] float32, a score of each head for which there is no value; None is none.
 
     Returns:
         [B, Q, H, D] float32; zeros or noise for padding.
@@ -176,7 +186,8 @@ def attend_pages(
         no_row = np.iinfo(np.int32).max
         first_seen = jnp.min(jnp.where(num_stored > 0, first_seen, no_row))
         first_turn = jnp.clip(first_seen // span, 0, last_turn)
-    return finish(lax.fori_loop(first_turn, last_turn, visit, empty_state(folded)), num_queries)
+    state = empty_state(folded, sinks)
+    return finish(lax.fori_loop(first_turn, last_turn, visit, state), num_queries)
 
 
 def finish(state: SoftmaxState, num_queries: int) -> jax.Array:

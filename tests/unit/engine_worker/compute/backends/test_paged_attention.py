@@ -47,19 +47,31 @@ class PagedRows:
             pages = _store(pages, self.keys[row], self.values[row], blocks, positions % BLOCK_SIZE)
         self.pages = pages
 
-    def attend(self, q: Floats, num_queries: int, attention: AttentionSpec) -> Floats:
+    def attend(
+        self, q: Floats, num_queries: int, attention: AttentionSpec, sinks: Floats | None = None
+    ) -> Floats:
         """The last `num_queries` positions of every row; q is [B, Q, H, D]."""
         positions = self.lengths[:, None] - num_queries + np.arange(num_queries, dtype=np.int32)
-        program = jax.jit(partial(attend_pages, attention=attention, group_blocks=GROUP_BLOCKS))
+        program = jax.jit(
+            partial(
+                attend_pages, attention=attention, group_blocks=GROUP_BLOCKS, sinks=_array(sinks)
+            )
+        )
         return np.asarray(program(q, self.pages, self.tables, self.lengths, positions))
 
-    def expected(self, q: Floats, num_queries: int, attention: AttentionSpec) -> Floats:
-        dense = jax.jit(partial(dense_attention, attention=attention))
+    def expected(
+        self, q: Floats, num_queries: int, attention: AttentionSpec, sinks: Floats | None = None
+    ) -> Floats:
+        dense = jax.jit(partial(dense_attention, attention=attention, sinks=_array(sinks)))
         rows = []
         for row, length in enumerate(self.lengths):
             positions = np.arange(length - num_queries, length, dtype=np.int32)
             rows.append(np.asarray(dense(q[row], self.keys[row], self.values[row], positions)))
         return np.stack(rows)
+
+
+def _array(numbers: Floats | None) -> jax.Array | None:
+    return None if numbers is None else jnp.asarray(numbers)
 
 
 def random_queries(num_rows: int, num_queries: int) -> Floats:
@@ -88,6 +100,19 @@ def test_a_chunk_after_a_stored_prefix_matches_dense_attention(window: int | Non
     np.testing.assert_allclose(
         rows.attend(q, 13, attention), rows.expected(q, 13, attention), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("num_queries", [1, 3])
+def test_sinks_take_their_share_of_each_head(num_queries: int) -> None:
+    attention, q = tiny_attention(window=11), random_queries(3, num_queries)
+    rows, sinks = PagedRows([4, 9, 30]), np.asarray([-1.0, 0.5, 2.0, 6.0], np.float32)
+    found = rows.attend(q, num_queries, attention, sinks)
+    np.testing.assert_allclose(
+        found, rows.expected(q, num_queries, attention, sinks), rtol=1e-5, atol=1e-5
+    )
+    without = rows.attend(q, num_queries, attention)
+    shares = np.abs(found).mean(axis=(0, 1, 3)) / np.abs(without).mean(axis=(0, 1, 3))
+    assert (np.diff(shares) < 0).all()
 
 
 def test_what_a_block_held_before_does_not_spread_even_if_it_is_nan() -> None:

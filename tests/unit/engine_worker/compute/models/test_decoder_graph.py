@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from engine_worker.compute.models.decoder import declare, random_weights
@@ -18,9 +19,6 @@ from engine_worker.compute.models.spec import (
     LayerSpec,
     MlpSpec,
     MoeSpec,
-    NormKind,
-    NormPlacement,
-    QkNorm,
     RopeSpec,
 )
 from engine_worker.errors import UnsupportedFeatureError
@@ -66,7 +64,7 @@ def keys_of(leaves: tuple[jax.Array, ...], graph: Any) -> Any:
     """The unrotated-at-position-zero keys that each layer hands to `attend`: [layers, T, KH, D]."""
     seen: list[jax.Array] = []
 
-    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, _: object) -> jax.Array:
         assert layer == len(seen)
         seen.append(k)
         return q
@@ -86,7 +84,7 @@ def test_attend_gets_float32_heads_and_logits_come_back_in_float32(dtype: Any) -
     weights = random_weights(graph, seed=1)
     calls = []
 
-    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, _: object) -> jax.Array:
         calls.append((layer, q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype))
         return q.astype(jnp.bfloat16)
 
@@ -107,7 +105,7 @@ def test_no_product_mixes_types_or_returns_bfloat16() -> None:
     ids = jnp.arange(4, dtype=jnp.int32)
 
     def run(leaves: tuple[jax.Array, ...]) -> jax.Array:
-        return graph.logits(leaves, graph.forward(leaves, ids, ids, lambda _, q, k, v: q))
+        return graph.logits(leaves, graph.forward(leaves, ids, ids, lambda _, q, k, v, sinks: q))
 
     dots = [e for e in jax.make_jaxpr(run)(leaves).eqns if e.primitive.name == "dot_general"]
     assert len(dots) == 2 * 4 + 1
@@ -129,7 +127,7 @@ def test_token_ids_beyond_the_vocabulary_are_clamped_not_nan() -> None:
     leaves = random_weights(graph, seed=1).leaves
     ids = jnp.asarray([63, 64, 10_000], jnp.int32)
     zeros = jnp.zeros(3, jnp.int32)
-    hidden = np.asarray(graph.forward(leaves, ids, zeros, lambda _, q, k, v: q))
+    hidden = np.asarray(graph.forward(leaves, ids, zeros, lambda _, q, k, v, sinks: q))
     np.testing.assert_array_equal(hidden[0], hidden[1])
     np.testing.assert_array_equal(hidden[0], hidden[2])
 
@@ -137,17 +135,7 @@ def test_token_ids_beyond_the_vocabulary_are_clamped_not_nan() -> None:
 @pytest.mark.parametrize(
     ("spec", "named"),
     [
-        (spec_with(norm_kind=NormKind.LAYER), "norm layer"),
-        (spec_with(norm_placement=NormPlacement.SANDWICH), "norm placement sandwich"),
-        (spec_with(embedding_multiplier=12.0), "embedding multiplier 12.0"),
-        (spec_with(residual_multiplier=0.2), "residual multiplier 0.2"),
-        (spec_with(logits_multiplier=0.1), "logits multiplier 0.1"),
         (spec_with(vocab_size=2**19 + 1), "vocabulary of 524289 tokens"),
-        (spec_with(final_softcap=30.0), "logit softcap 30.0"),
-        (spec_with(replace(ATTENTION, sinks=True)), "attention sinks"),
-        (spec_with(replace(ATTENTION, qk_norm=QkNorm.FULL_WIDTH)), "query/key norm full_width"),
-        (spec_with(replace(ATTENTION, rope=RopeSpec(interleaved=True))), "interleaved rotary"),
-        (spec_with(layers=(LayerSpec(ATTENTION, MlpSpec(8, gated=False)),)), "without a gate"),
         (spec_with(layers=(LayerSpec(ATTENTION, MlpSpec(8, clamp=7.0)),)), "clamped MLP 7.0"),
         (spec_with(layers=(LayerSpec(ATTENTION, MoeSpec(4, 2, MlpSpec(8))),)), "4 experts"),
     ],
@@ -159,18 +147,25 @@ def test_an_axis_value_without_an_implementation_is_refused_by_name(
         declare(spec, jnp.float32)
 
 
-def test_the_reference_attention_honours_window_scale_and_softcap() -> None:
+@pytest.mark.parametrize("sinks", [None, np.asarray([0.7, -1.2], np.float32)])
+def test_the_reference_attention_honours_window_scale_softcap_and_sinks(
+    sinks: npt.NDArray[np.float32] | None,
+) -> None:
     generator = np.random.default_rng(0)
     q = generator.standard_normal((3, 2, 4)).astype(np.float32)
     k = generator.standard_normal((5, 1, 4)).astype(np.float32)
     v = generator.standard_normal((5, 1, 4)).astype(np.float32)
     attention = AttentionSpec(2, 1, 4, scale=0.3, rope=None, window=2, softcap=1.5)
     positions = jnp.asarray([0, 1, 4], jnp.int32)
-    ours = dense_attention(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), positions, attention)
+    heads = (jnp.asarray(q), jnp.asarray(k), jnp.asarray(v))
+    ours = dense_attention(
+        *heads, positions, attention, None if sinks is None else jnp.asarray(sinks)
+    )
     for row, visible in enumerate(([0], [0, 1], [3, 4])):
         for head in range(2):
             scores = 1.5 * np.tanh(0.3 * (k[visible, 0] @ q[row, head]) / 1.5)
-            shares = np.exp(scores) / np.exp(scores).sum()
+            beside = 0.0 if sinks is None else np.exp(sinks[head])
+            shares = np.exp(scores) / (np.exp(scores).sum() + beside)
             np.testing.assert_allclose(ours[row, head], shares @ v[visible, 0], atol=1e-5)
 
 

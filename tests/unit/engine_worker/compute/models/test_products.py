@@ -49,7 +49,7 @@ def test_rotations_are_computed_once_for_all_layers() -> None:
     ids = np.arange(4, dtype=np.int32)
 
     def forward(leaves: tuple[jax.Array, ...], ids: jax.Array) -> jax.Array:
-        return graph.forward(leaves, ids, ids, lambda layer, q, k, v: q + k.sum() + v.sum())
+        return graph.forward(leaves, ids, ids, lambda layer, q, k, v, sinks: q + k.sum() + v.sum())
 
     compiled = jax.jit(forward).lower(weights.leaves, ids).compile()
     assert len(re.findall(r" cosine\(", compiled.as_text() or "")) == 1

@@ -20,6 +20,7 @@ from engine_worker.compute.models.spec import (
     NormKind,
     NormPlacement,
     QkNorm,
+    QueryScale,
     RopeSpec,
 )
 
@@ -56,6 +57,10 @@ def test_what_is_not_covered_is_named() -> None:
     assert "not 33" in reason(layer=attention(head_dim=33))
     assert "256 heads share" in reason(layer=attention(num_heads=600))
     assert "neighbouring pairs" in reason(layer=attention(rope=RopeSpec(interleaved=True)))
+    scaled = attention(query_scale=QueryScale(0.1, 16))
+    assert "scales queries by their position" in reason(layer=scaled)
+    per_head = attention(qk_norm=QkNorm.PER_HEAD)
+    assert "have a LayerNorm" in reason(replace(SPEC, norm_kind=NormKind.LAYER), per_head)
     assert "65536 tokens" in reason(block_size=2**17)
     wide = LayerSpec(ATTENTION, MlpSpec(70_000))
     assert "65536 inputs" in reason(layer=wide, block="mlp", weight_type="int8")
