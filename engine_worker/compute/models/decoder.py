@@ -21,20 +21,49 @@ from jax.typing import DTypeLike
 
 from engine_worker.compute.models.layers import (
     Attend,
+    AttentionBlock,
     Block,
-    DecoderLayer,
     Embedding,
     Head,
+    MlpBlock,
     matmul,
     matrix_of,
     norm_of,
 )
-from engine_worker.compute.models.rope import rope_tables
-from engine_worker.compute.models.spec import DecoderSpec
+from engine_worker.compute.models.moe import MoeBlock
+from engine_worker.compute.models.rope import Rotation, rope_tables
+from engine_worker.compute.models.spec import DecoderSpec, LayerSpec, MlpSpec, NormPlacement
 from engine_worker.compute.models.support import check_supported
 
 Leaves = tuple[jax.Array, ...]
 """Every weight of a decoder, in the order of `DecoderGraph.parameters`."""
+
+
+class DecoderLayer(Block):
+    """One layer: attention block and MLP or experts, each round the residual."""
+
+    def __init__(self, spec: DecoderSpec, layer: LayerSpec, dtype: DTypeLike) -> None:
+        self.is_parallel = spec.norm_placement is NormPlacement.PARALLEL
+        self.attention = AttentionBlock(spec, layer.attention, dtype)
+        self.mlp = _mlp_block(spec, layer, dtype)
+
+    def __call__(
+        self, layer: int, x: jax.Array, rotation: Rotation | None, attend: Attend
+    ) -> jax.Array:
+        """The residual [T, hidden] float32 after this layer."""
+        before = x
+        x = x + self.attention(layer, x, rotation, attend)
+        return x + self.mlp(self.mlp_input(before, x))
+
+    def mlp_input(self, before: jax.Array, after: jax.Array) -> jax.Array:
+        """What the MLP block takes, of the residual before and after attention."""
+        return self.attention.normed(before) if self.is_parallel else after
+
+
+def _mlp_block(spec: DecoderSpec, layer: LayerSpec, dtype: DTypeLike) -> MlpBlock | MoeBlock:
+    if isinstance(layer.mlp, MlpSpec):
+        return MlpBlock(spec, layer.mlp, dtype)
+    return MoeBlock(spec, layer.mlp, dtype)
 
 
 class Decoder(Block):

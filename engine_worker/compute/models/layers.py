@@ -30,7 +30,6 @@ from engine_worker.compute.models.spec import (
     Activation,
     AttentionSpec,
     DecoderSpec,
-    LayerSpec,
     MlpSpec,
     NormKind,
     NormPlacement,
@@ -49,6 +48,7 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     Activation.SILU: jax.nn.silu,
     Activation.GELU_TANH: partial(jax.nn.gelu, approximate=True),
     Activation.GELU: partial(jax.nn.gelu, approximate=False),
+    Activation.QUICK_GELU: lambda x: x * jax.nn.sigmoid(1.702 * x),
     Activation.RELU: jax.nn.relu,
 }
 
@@ -77,11 +77,7 @@ class Linear(Block):
         Returns:
             [T, out] float32.
         """
-        weight = matrix_of(self.weight)
-        if isinstance(weight, jax.Array) and _is_faster_turned(x.shape[0], weight.dtype):
-            y = _turned_matmul(x, weight)
-        else:
-            y = matmul(x, weight)
+        y = multiply(x, matrix_of(self.weight))
         if self.bias is not None:
             y += self.bias[...].astype(jnp.float32)
         return y
@@ -110,6 +106,13 @@ def matmul(x: jax.Array, weight: Matrix) -> jax.Array:
     if isinstance(weight, QuantizedMatrix):
         return quantized_matmul(x, weight)
     return _dot(x.astype(weight.dtype), weight)
+
+
+def multiply(x: jax.Array, weight: Matrix) -> jax.Array:
+    """`matmul` with the matrix on the side where it is faster for so many rows."""
+    if isinstance(weight, jax.Array) and _is_faster_turned(x.shape[0], weight.dtype):
+        return _turned_matmul(x, weight)
+    return matmul(x, weight)
 
 
 def _turned_matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -332,28 +335,6 @@ class MlpBlock(ResidualBlock):
             return self.added(self.down(activate(inner)))
         gate, up = jnp.split(inner, 2, axis=-1)
         return self.added(self.down(activate(gate) * up))
-
-
-class DecoderLayer(Block):
-    """One layer: attention block and MLP block, each round the residual."""
-
-    def __init__(self, spec: DecoderSpec, layer: LayerSpec, dtype: DTypeLike) -> None:
-        assert isinstance(layer.mlp, MlpSpec), "check_supported refuses experts"
-        self.is_parallel = spec.norm_placement is NormPlacement.PARALLEL
-        self.attention = AttentionBlock(spec, layer.attention, dtype)
-        self.mlp = MlpBlock(spec, layer.mlp, dtype)
-
-    def __call__(
-        self, layer: int, x: jax.Array, rotation: Rotation | None, attend: Attend
-    ) -> jax.Array:
-        """The residual [T, hidden] float32 after this layer."""
-        before = x
-        x = x + self.attention(layer, x, rotation, attend)
-        return x + self.mlp(self.mlp_input(before, x))
-
-    def mlp_input(self, before: jax.Array, after: jax.Array) -> jax.Array:
-        """What the MLP block takes, of the residual before and after attention."""
-        return self.attention.normed(before) if self.is_parallel else after
 
 
 class Head(Block):

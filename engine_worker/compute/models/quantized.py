@@ -15,16 +15,17 @@ import numpy.typing as npt
 from jax import lax
 
 _LARGEST = 127
+_MATRIX_AXES = 2
 _TINY = np.float32(1e-20)
 """Keeps the scale of a row of zeros from being zero."""
 
 
 class QuantizedMatrix(NamedTuple):
-    """`values * scales[:, None]`.
+    """`values * scales[..., None]`; one matrix, or those of all experts.
 
     Attributes:
-        values: [out, in] int8.
-        scales: [out] float32.
+        values: [out, in] or [E, out, in] int8.
+        scales: [out] or [E, out] float32.
     """
 
     values: jax.Array
@@ -37,14 +38,20 @@ class QuantizedMatrix(NamedTuple):
 
 
 def quantize(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """A matrix as int8 and scales, on the host.
+    """A matrix as int8 and scales, on the host; of several, one after the other.
 
     Args:
-        values: [out, in] of a float type.
+        values: [out, in] or [E, out, in] of a float type.
 
     Raises:
         ValueError: Holds NaN or infinity, which no scale can hold.
     """
+    if values.ndim > _MATRIX_AXES:
+        quantized = np.empty(values.shape, np.int8)
+        scales = np.empty(values.shape[:-1], np.float32)
+        for index, matrix in enumerate(values):
+            quantized[index], scales[index] = quantize(matrix)
+        return quantized, scales
     numbers = values.astype(np.float32)
     largest = np.abs(numbers).max(axis=1, initial=0.0)
     if not np.isfinite(largest).all():

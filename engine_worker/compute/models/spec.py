@@ -55,6 +55,7 @@ class Activation(StrEnum):
     SILU = "silu"
     GELU_TANH = "gelu_pytorch_tanh"
     GELU = "gelu"
+    QUICK_GELU = "quick_gelu"
     RELU = "relu"
 
 
@@ -139,31 +140,65 @@ class AttentionSpec:
 
 @dataclass(frozen=True, slots=True)
 class MlpSpec:
-    """A dense MLP: `down(activation(gate(x)) * up(x))`, without `gate` when not gated."""
+    """A dense MLP: `down(activation(gate(x)) * up(x))`, without `gate` when not gated.
+
+    Attributes:
+        clamp: GPT-OSS: gate(x) is cut above it, up(x) above it and below its negative; None is off.
+        up_offset: Added to up(x).
+    """
 
     intermediate_size: int
     activation: Activation = Activation.SILU
     gated: bool = True
     bias: bool = False
     clamp: float | None = None
+    up_offset: float = 0.0
+
+
+class RouterScore(StrEnum):
+    """What a router makes of its logits."""
+
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
 
 
 @dataclass(frozen=True, slots=True)
 class MoeSpec:
     """A mixture of experts in place of the MLP.
 
+    A softmax over all experts whose chosen weights are normalised is the softmax over the chosen
+    ones, so there is no axis for the order of the two.
+
     Attributes:
         expert: Shape of each routed expert.
         num_experts_per_token: Experts chosen for one token.
+        score: Of the router.
         normalize_weights: The chosen experts' weights are rescaled to sum to 1.
-        shared_intermediate_size: Width of the expert that sees every token; 0 is none.
+        weights_multiplier: Of the chosen experts' weights, after that.
+        router_bias: The router's logits have a bias.
+        correction_bias: Added to the scores by which experts are chosen, not to their weights.
+        num_groups: Equal groups into which neighbouring experts fall.
+        num_groups_per_token: Groups from which a token's experts come: those with the best scores.
+        num_group_scores: A group's score is the sum of so many of its best experts'.
+        weighs_input: The weight multiplies what goes into an expert, not what comes out (Llama 4).
+        shared: The expert that sees every token.
+        shared_gate: Its result is multiplied by the sigmoid of a product of its own.
     """
 
     num_experts: int
     num_experts_per_token: int
     expert: MlpSpec
+    score: RouterScore = RouterScore.SOFTMAX
     normalize_weights: bool = True
-    shared_intermediate_size: int = 0
+    weights_multiplier: float = 1.0
+    router_bias: bool = False
+    correction_bias: bool = False
+    num_groups: int = 1
+    num_groups_per_token: int = 1
+    num_group_scores: int = 1
+    weighs_input: bool = False
+    shared: MlpSpec | None = None
+    shared_gate: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,11 +26,18 @@ def _unsupported(spec: DecoderSpec) -> Iterator[str]:
         yield f"vocabulary of {spec.vocab_size} tokens (at most {MAX_VOCAB_SIZE})"
     for layer in spec.layers:
         if isinstance(layer.mlp, MoeSpec):
-            yield f"mixture of {layer.mlp.num_experts} experts"
+            yield from _unsupported_experts(layer.mlp)
         else:
             yield from _unsupported_mlp(layer.mlp)
+
+
+def _unsupported_experts(moe: MoeSpec) -> Iterator[str]:
+    if not all(mlp.gated for mlp in (moe.expert, moe.shared) if mlp is not None):
+        yield "experts without a gate"
 
 
 def _unsupported_mlp(mlp: MlpSpec) -> Iterator[str]:
     if mlp.clamp is not None:
         yield f"clamped MLP {mlp.clamp}"
+    if mlp.up_offset:
+        yield f"MLP with {mlp.up_offset} added to its up projection"

@@ -308,7 +308,7 @@ class CpuNativeBlocks:
                 run.add_mlp(layer)
             else:
                 run.finish()
-                run.x = self._xla.mlp(layer, before, run.x)
+                run.x = self._xla.mlp(layer, before, run.x, step)
         run.finish()
         return run.x, tuple(run.pages)
 

@@ -466,6 +466,10 @@ def uncovered(
         return "experts have no kernel"
     if layer.mlp.clamp is not None:
         return "no kernel clamps the gate"
+    if layer.mlp.up_offset:
+        return "no kernel adds to the up projection"
+    if layer.mlp.activation not in _ACTIVATIONS:
+        return f"no kernel has the activation {layer.mlp.activation}"
     return None
 
 

@@ -19,6 +19,7 @@ from engine_worker.compute.backends.xla.paged_attention import attend_pages
 from engine_worker.compute.backends.xla.pages import store_tokens, xla_kv_layout
 from engine_worker.compute.models.decoder import Decoder, DecoderGraph, Leaves, Parameter
 from engine_worker.compute.models.layers import Matrix
+from engine_worker.compute.models.moe import MoeBlock
 from engine_worker.compute.models.quantized import QuantizedMatrix, quantize
 from engine_worker.compute.models.rope import RopeTables
 from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec
@@ -26,6 +27,7 @@ from protocol.errors import ConfigurationError
 
 XLA: Final = "xla"
 MATRIX_AXES: Final = 2
+_ROUTER: Final = ".router.weight"
 MAX_ATTENTION_SPAN = 128
 """The most tokens that one turn of the attention loop reads, or one block where that is larger."""
 _SOME_ROWS, _MANY_ROWS = 4, 16
@@ -121,15 +123,32 @@ class XlaBackend:
 
 
 def packed_for_xla(index: int, parameter: Parameter, *, is_quantized: bool) -> PackedWeight:
-    """A declared weight as XLA takes it: matrices in int8 with scales, if asked for."""
-    if not is_quantized or len(parameter.shape) != MATRIX_AXES:
-        return plain(index, parameter)
-    out_size = parameter.shape[0]
-    parts = (
-        PartSpec(parameter.shape, np.dtype(np.int8)),
-        PartSpec((out_size,), np.dtype(np.float32)),
-    )
-    return PackedWeight(parameter.path, (index,), parts, lambda values: quantize(values[0]))
+    """A declared weight as XLA takes it: matrices in int8 with scales, if asked for.
+
+    The experts' bfloat16 matrices are bits in uint16, see `models.moe`.
+    """
+    num_axes = len(parameter.shape)
+    if is_quantized and num_axes >= MATRIX_AXES and is_quantizable(parameter.path):
+        parts = (
+            PartSpec(parameter.shape, np.dtype(np.int8)),
+            PartSpec(parameter.shape[:-1], np.dtype(np.float32)),
+        )
+        return PackedWeight(parameter.path, (index,), parts, lambda values: quantize(values[0]))
+    if num_axes > MATRIX_AXES and parameter.dtype == jnp.bfloat16:
+        bits = np.dtype(np.uint16)
+        part = PartSpec(parameter.shape, bits)
+        return PackedWeight(
+            parameter.path, (index,), (part,), lambda values: (values[0].view(bits),)
+        )
+    return plain(index, parameter)
+
+
+def is_quantizable(path: str) -> bool:
+    """Whether a declared weight of several axes is a matrix that bears fewer bits.
+
+    A router does not: it is small, and what it chooses would change with them.
+    """
+    return path.endswith(".weight") and not path.endswith(_ROUTER)
 
 
 def weight_of(weight: PackedWeight, parts: Iterator[jax.Array]) -> Matrix:
@@ -167,7 +186,7 @@ class XlaBlocks:
         for layer in range(len(pages)):
             before = x
             x, pages[layer] = self.attention(layer, x, pages[layer], step, places, ropes)
-            x = self.mlp(layer, before, x)
+            x = self.mlp(layer, before, x, step)
         return x, tuple(pages)
 
     def attention(
@@ -206,16 +225,20 @@ class XlaBlocks:
         x = x + block(layer, x, ropes.of(spec), attend)
         return x, stored
 
-    def mlp(self, layer: int, before: jax.Array, x: jax.Array) -> jax.Array:
-        """The residual [T * Q, hidden] after the MLP block of one layer.
+    def mlp(self, layer: int, before: jax.Array, x: jax.Array, step: StepTokens) -> jax.Array:
+        """The residual [T * Q, hidden] after the MLP block of one layer, or its experts.
 
         Args:
             layer: Which one.
             before: The residual before its attention block, which only a parallel layer reads.
             x: The residual after it.
+            step: The tokens; no expert is read for padding.
         """
         block = self._decoder.layers[layer]
-        return x + block.mlp(block.mlp_input(before, x))  # type: ignore[no-any-return]
+        arguments = [block.mlp_input(before, x)]
+        if isinstance(block.mlp, MoeBlock):
+            arguments.append(step.is_token.reshape(-1))
+        return x + block.mlp(*arguments)  # type: ignore[no-any-return]
 
     def norm(self, x: jax.Array) -> jax.Array:
         return self._decoder.norm(x)

@@ -137,7 +137,11 @@ def test_token_ids_beyond_the_vocabulary_are_clamped_not_nan() -> None:
     [
         (spec_with(vocab_size=2**19 + 1), "vocabulary of 524289 tokens"),
         (spec_with(layers=(LayerSpec(ATTENTION, MlpSpec(8, clamp=7.0)),)), "clamped MLP 7.0"),
-        (spec_with(layers=(LayerSpec(ATTENTION, MoeSpec(4, 2, MlpSpec(8))),)), "4 experts"),
+        (spec_with(layers=(LayerSpec(ATTENTION, MlpSpec(8, up_offset=1.0)),)), "1.0 added to"),
+        (
+            spec_with(layers=(LayerSpec(ATTENTION, MoeSpec(4, 2, MlpSpec(8, gated=False))),)),
+            "experts without a gate",
+        ),
     ],
 )
 def test_an_axis_value_without_an_implementation_is_refused_by_name(

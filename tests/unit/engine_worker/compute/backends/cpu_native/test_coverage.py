@@ -68,7 +68,12 @@ def test_what_is_not_covered_is_named() -> None:
     experts = LayerSpec(ATTENTION, MoeSpec(8, 2, MLP))
     assert "experts" in reason(layer=experts, block="mlp")
     assert not reason(layer=experts)
-    assert "clamps" in reason(layer=LayerSpec(ATTENTION, MlpSpec(512, clamp=7.0)), block="mlp")
+    for mlp, named in (
+        (MlpSpec(512, clamp=7.0), "clamps"),
+        (MlpSpec(512, up_offset=1.0), "adds to the up projection"),
+        (MlpSpec(512, Activation.QUICK_GELU), "quick_gelu"),
+    ):
+        assert named in reason(layer=LayerSpec(ATTENTION, mlp), block="mlp")
 
 
 def test_placements_of_norms_that_no_kernel_has_are_named() -> None:
