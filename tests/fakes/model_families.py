@@ -131,7 +131,55 @@ def _llama() -> dict[str, FamilyCase]:
     }
 
 
-CASES: Mapping[str, FamilyCase] = _llama()
+def _experts() -> dict[str, FamilyCase]:
+    return {
+        "qwen3_moe_with_dense_layers": FamilyCase(
+            "Qwen3MoeConfig",
+            {
+                "head_dim": 16,
+                "num_hidden_layers": 4,
+                "num_experts": 11,
+                "num_experts_per_tok": 3,
+                "moe_intermediate_size": 24,
+                "norm_topk_prob": True,
+                "decoder_sparse_step": 2,
+                "mlp_only_layers": [1],
+                "tie_word_embeddings": True,
+            },
+            in_make_test=True,
+        ),
+        "qwen3_moe_with_windows": FamilyCase(
+            "Qwen3MoeConfig",
+            {
+                "head_dim": 8,
+                "num_experts": 6,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 40,
+                "norm_topk_prob": False,
+                "use_sliding_window": True,
+                "sliding_window": 13,
+            },
+        ),
+        "qwen2_moe_with_a_shared_expert": FamilyCase(
+            "Qwen2MoeConfig",
+            {
+                "num_experts": 9,
+                "num_experts_per_tok": 4,
+                "moe_intermediate_size": 24,
+                "shared_expert_intermediate_size": 56,
+                "use_sliding_window": True,
+                "sliding_window": 11,
+                "max_window_layers": 2,
+            },
+        ),
+        "mixtral_with_window": FamilyCase(
+            "MixtralConfig",
+            {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 9},
+        ),
+    }
+
+
+CASES: Mapping[str, FamilyCase] = _llama() | _experts()
 """By name, in the order of docs/models.md."""
 
 

@@ -1,9 +1,11 @@
 """Every family that is served."""
 
-from engine_worker.compute.models.families import llama
+from engine_worker.compute.models.families import llama, moe
 from engine_worker.compute.models.families.family import Family
 
 FAMILIES: dict[str, Family] = {
-    family.architecture: family for families in (llama.FAMILIES,) for family in families
+    family.architecture: family
+    for families in (llama.FAMILIES, moe.FAMILIES)
+    for family in families
 }
 """By the name in `architectures`, in the order in which they are listed for people."""

@@ -1,0 +1,141 @@
+"""Which tensors of a checkpoint hold the experts of a decoder, in both of their spellings.
+
+Before transformers 5 each expert has tensors of its own; since, all of a layer's may stand in one.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from engine_worker.compute.models.spec import DecoderSpec, MlpSpec, MoeSpec
+from engine_worker.compute.models.tensors import Source, TensorNames, Tensors, decoder_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertNames:
+    """What a family calls its experts; names follow `model.layers.0.`.
+
+    Attributes:
+        block: Where they are, with a dot at the end.
+        gate, up, down: Of an expert, in `experts.0.`.
+        stacked: Gate and up, and down, of all experts [E, 2I, H] and [E, H, I]; several spellings.
+        router: The first that the checkpoint has.
+        correction: As `router`.
+        shared: With a dot at the end.
+        shared_gate: Of the shared expert.
+    """
+
+    block: str = "mlp."
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    stacked: tuple[tuple[str, str], ...] = (("experts.gate_up_proj", "experts.down_proj"),)
+    router: tuple[str, ...] = ("gate.weight",)
+    correction: tuple[str, ...] = ("gate.e_score_correction_bias",)
+    correction_shape: Callable[[int], tuple[int, ...]] = lambda num_experts: (num_experts,)
+    shared: str = "shared_experts."
+    shared_gate: str = "shared_expert_gate.weight"
+
+
+def tensors_with_experts(*spellings: ExpertNames) -> TensorNames:
+    """A family's tensors: Llama's, but for the experts.
+
+    Args:
+        spellings: The usual one first; a checkpoint is read by the first whose block it has.
+    """
+
+    def tensors(spec: DecoderSpec, names: Collection[str]) -> Tensors:
+        sources = decoder_tensors(spec, names)
+        for index, layer in enumerate(spec.layers):
+            if isinstance(layer.mlp, MoeSpec):
+                ours, theirs = f"layers.{index}.", f"model.layers.{index}."
+                spelling = _spelling(spellings, theirs, names)
+                sources |= expert_tensors(
+                    ours, theirs, layer.mlp, spec.hidden_size, spelling, names
+                )
+        return sources
+
+    return tensors
+
+
+def _spelling(
+    spellings: tuple[ExpertNames, ...], theirs: str, names: Collection[str]
+) -> ExpertNames:
+    for spelling in spellings:
+        routers = (f"{theirs}{spelling.block}{router}" for router in spelling.router)
+        if any(router in names for router in routers):
+            return spelling
+    return spellings[0]
+
+
+def expert_tensors(
+    ours: str,
+    theirs: str,
+    moe: MoeSpec,
+    hidden: int,
+    spelling: ExpertNames,
+    names: Collection[str],
+) -> Tensors:
+    """The block of experts of a layer.
+
+    Args:
+        ours: Prefix of the layer's weights, `layers.0.`.
+        theirs: Prefix of the layer's tensors, `model.layers.0.`.
+        moe: The layer's.
+        hidden: Width of the residual.
+        spelling: Of the family.
+        names: Of all tensors; empty where the usual ones are wanted.
+    """
+    ours, block = f"{ours}mlp.", f"{theirs}{spelling.block}"
+    num_experts, inner = moe.num_experts, moe.expert.intermediate_size
+    sources: Tensors = {
+        f"{ours}norm.weight": (Source(f"{theirs}post_attention_layernorm.weight", (hidden,)),),
+        f"{ours}router.weight": (
+            Source(_present(block, spelling.router, names), (num_experts, hidden)),
+        ),
+        f"{ours}correction_bias": (
+            Source(
+                _present(block, spelling.correction, names), spelling.correction_shape(num_experts)
+            ),
+        ),
+        f"{ours}shared_gate.weight": (Source(f"{block}{spelling.shared_gate}", (1, hidden)),),
+    }
+    if moe.shared is not None:
+        sources |= _shared_tensors(
+            f"{ours}shared.", f"{block}{spelling.shared}", moe.shared, hidden
+        )
+    for gate_up, down in spelling.stacked:
+        if f"{block}{gate_up}" in names:
+            return sources | {
+                f"{ours}gate_up.weight": (
+                    Source(f"{block}{gate_up}", (num_experts, 2 * inner, hidden)),
+                ),
+                f"{ours}down.weight": (Source(f"{block}{down}", (num_experts, hidden, inner)),),
+            }
+    experts = [f"{block}experts.{expert}." for expert in range(num_experts)]
+    return sources | {
+        f"{ours}gate_up.weight": tuple(
+            Source(f"{expert}{name}.weight", (inner, hidden))
+            for expert in experts
+            for name in (spelling.gate, spelling.up)
+        ),
+        f"{ours}down.weight": tuple(
+            Source(f"{expert}{spelling.down}.weight", (hidden, inner)) for expert in experts
+        ),
+    }
+
+
+def _present(block: str, spellings: tuple[str, ...], names: Collection[str]) -> str:
+    found = (f"{block}{name}" for name in spellings)
+    return next((name for name in found if name in names), f"{block}{spellings[0]}")
+
+
+def _shared_tensors(ours: str, block: str, mlp: MlpSpec, hidden: int) -> Tensors:
+    inner, fused = mlp.intermediate_size, ("gate_proj", "up_proj")
+    return {
+        f"{ours}gate_up.weight": tuple(
+            Source(f"{block}{name}.weight", (inner, hidden)) for name in fused
+        ),
+        f"{ours}gate_up.bias": tuple(Source(f"{block}{name}.bias", (inner,)) for name in fused),
+        f"{ours}down.weight": (Source(f"{block}down_proj.weight", (hidden, inner)),),
+        f"{ours}down.bias": (Source(f"{block}down_proj.bias", (hidden,)),),
+    }
