@@ -8,6 +8,8 @@ from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.demo import DEMO_MODEL_NAME, demo_model_path
 from protocol.errors import ConfigurationError
 from protocol.runtime import shared_settings as shared
+from protocol.runtime.gguf_header import SUFFIX as GGUF_SUFFIX
+from protocol.runtime.gguf_header import model_name
 from protocol.runtime.settings import (
     choice,
     file_path,
@@ -42,9 +44,9 @@ class ModelSettings:
     """Which model to load, and how; `meaning` says what each field with a setting is.
 
     Attributes:
-        path: `PENSTOCK_MODEL_PATH`, a folder in Hugging Face's layout; the bundled demo model when
-            unset.
-        name: `PENSTOCK_MODEL_NAME`, the public name; the folder's when unset.
+        path: `PENSTOCK_MODEL_PATH`, a folder in Hugging Face's layout or a GGUF file; the bundled
+            demo model when unset.
+        name: `PENSTOCK_MODEL_NAME`, the public name; the folder's or the file's when unset.
         compile_cache_dir: `PENSTOCK_COMPILE_CACHE_DIR`; None keeps no compiled programs.
         weights_cache_dir: `PENSTOCK_WEIGHTS_CACHE_DIR`; None keeps no packed weights.
     """
@@ -124,16 +126,16 @@ class ModelSettings:
             path, name = demo_model_path(), name or DEMO_MODEL_NAME
         else:
             path = Path(place).expanduser().absolute()
-        if not path.is_dir():
+        if not path.is_dir() and not (path.suffix == GGUF_SUFFIX and path.is_file()):
             raise ConfigurationError(
-                f"PENSTOCK_MODEL_PATH: there is no folder {path}. The engine loads local folders"
-                " only; `penstock serve` downloads models by their name."
+                f"PENSTOCK_MODEL_PATH: there is no folder (or {GGUF_SUFFIX} file) {path}. The"
+                " engine loads local ones only; `penstock serve` downloads models by their name."
             )
         settings = read_settings(
             cls,
             environ,
             path=path,
-            name=name or path.name,
+            name=name or model_name(path),
             compile_cache_dir=_COMPILE_CACHE_DIR.read(environ),
             weights_cache_dir=_WEIGHTS_CACHE_DIR.read(environ),
         )

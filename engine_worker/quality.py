@@ -20,6 +20,7 @@ from engine_worker.config import (
 )
 from engine_worker.demo import DEMO_MODEL_NAME, demo_model_path
 from protocol.errors import ConfigurationError, PenstockError
+from protocol.runtime.gguf_header import model_name
 from protocol.runtime.shared_settings import BACKENDS
 
 BUNDLED_TEXT = "bundled"
@@ -54,12 +55,13 @@ def run(job: Job) -> dict[str, object]:
     from engine_worker.compute.models.dtype import FLOAT32_MAX_PARAMETERS
     from engine_worker.compute.runner.compile_cache import prepare_backend
     from engine_worker.loading.decoder import choose_for_settings
+    from engine_worker.loading.gguf_folder import with_model_folder
     from engine_worker.loading.quality import measure_quality
     from engine_worker.loading.quality_record import write_quality
     from engine_worker.loading.weights import load_for_backend
     from engine_worker.text.tokenizer import Tokenizer
 
-    settings = job.settings
+    settings = with_model_folder(job.settings)
     prepare_backend(settings.compile_cache_dir)
     measured = choose_for_settings(settings)
     reference_dtype = job.reference_dtype
@@ -124,7 +126,9 @@ def _tell(done: float, what: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table; the exit code is 1 when it can't be measured."""
     parser = argparse.ArgumentParser(prog="penstock quality", description=__doc__)
-    parser.add_argument("model", nargs="?", type=Path, help="a folder; the bundled model if none")
+    parser.add_argument(
+        "model", nargs="?", type=Path, help="a folder or GGUF file; the bundled model if none"
+    )
     parser.add_argument("--text", default=BUNDLED_TEXT, help="a UTF-8 file, or `bundled`")
     parser.add_argument("--max-tokens", type=int, default=20_000, help="of the text")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="what is measured")
@@ -139,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = ModelSettings(
             path=folder,
-            name=DEMO_MODEL_NAME if args.model is None else folder.name,
+            name=DEMO_MODEL_NAME if args.model is None else model_name(folder),
             dtype=args.dtype,
             backend=args.backend,
             compile_cache_dir=args.compile_cache.expanduser(),

@@ -28,6 +28,7 @@ from engine_worker.errors import EngineError, InvalidRequestError
 from engine_worker.python_api.llm_collector import Collector
 from engine_worker.python_api.llm_outputs import RequestOutput
 from engine_worker.text.preparation import PromptPreparer
+from protocol.runtime.gguf_header import model_name
 from protocol.wire.messages import (
     Generate,
     Grammar,
@@ -54,8 +55,8 @@ class LLM:
     It is long because each kind of call has its one method, and most of it is their docstrings.
 
     Args:
-        model: A folder in Hugging Face's layout; None is the bundled model. An encoder serves
-            `embed` only.
+        model: A folder in Hugging Face's layout, or a GGUF file; None is the bundled model. An
+            encoder serves `embed` only.
         dtype: auto, float32, bfloat16, int8 or int4.
         deterministic: Equal bits whatever runs beside a prompt.
         max_model_len: Prompt and output together, tokens; None takes the model's.
@@ -93,13 +94,14 @@ class LLM:
         from engine_worker.embedding.service import Embeddings
         from engine_worker.loading.decoder import load_model
         from engine_worker.loading.encoder import is_encoder_folder, load_encoder
+        from engine_worker.loading.gguf_folder import with_model_folder
 
         folder = demo_model_path() if model is None else Path(model).expanduser().absolute()
         cache_dir = None if compile_cache_dir is None else Path(compile_cache_dir).expanduser()
         weights_dir = None if weights_cache_dir is None else Path(weights_cache_dir).expanduser()
         settings = ModelSettings(
             path=folder,
-            name=DEMO_MODEL_NAME if model is None else folder.name,
+            name=DEMO_MODEL_NAME if model is None else model_name(folder),
             dtype=dtype,
             backend=backend,
             deterministic=deterministic,
@@ -118,6 +120,7 @@ class LLM:
         self._defaults = SamplingDefaults()
         self._embeddings: Embeddings | None = None
         self.vocab_size = 0
+        settings = with_model_folder(settings)
         if is_encoder_folder(settings):
             encoder = load_encoder(settings, _tell_nobody)
             self._embeddings = Embeddings(encoder.embedder, encoder.tokenizer, encoder.vocab_size)

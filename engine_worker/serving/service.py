@@ -80,7 +80,9 @@ def _serve(
     try:
         # Imported here because jax takes a second, in which heartbeats already flow.
         from engine_worker.loading.encoder import is_encoder_folder
+        from engine_worker.loading.gguf_folder import with_model_folder
 
+        settings = with_model_folder(settings)
         if is_encoder_folder(settings):
             _serve_encoder(settings, handler, worker)
         else:

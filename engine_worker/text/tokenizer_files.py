@@ -91,17 +91,17 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     class_name = class_name if isinstance(class_name, str) else ""
     roles = _roles(config, _read_object(folder / "special_tokens_map.json"))
     if (folder / TOKENIZER_JSON).is_file():
-        backend = _guarded(folder, lambda: Backend.from_file(str(folder / TOKENIZER_JSON)))
+        backend = guarded(folder, lambda: Backend.from_file(str(folder / TOKENIZER_JSON)))
     elif is_sentencepiece(folder / TOKENIZER_MODEL):
         model = read_sentencepiece(folder / TOKENIZER_MODEL)
         is_legacy = config.get("legacy") is not False
-        backend = _guarded(folder, lambda: model.backend(prefix_every_part=is_legacy))
+        backend = guarded(folder, lambda: model.backend(prefix_every_part=is_legacy))
         roles = {**model.roles, **roles}
         # What SentencePiece models are trained with; a config that says otherwise is followed.
         config = {"add_bos_token": class_name in _BEGINS_WITH_BOS, **config}
         config = {"add_eos_token": class_name in _ENDS_WITH_EOS, **config}
     else:
-        backend, class_roles = _guarded(folder, lambda: _converted(folder))
+        backend, class_roles = guarded(folder, lambda: _converted(folder))
         roles = {**class_roles, **roles}
     _add_missing_tokens(folder, backend, config, roles)
     if class_name:
@@ -126,7 +126,12 @@ def eos_token_ids(folder: Path) -> set[int]:
     return set()
 
 
-def _guarded(folder: Path, load: Any) -> Any:
+def guarded(place: Path, load: Any) -> Any:
+    """What a function of the tokenizer's libraries returns; their errors and panics become ours.
+
+    Raises:
+        TokenizerLoadError: It raised something; names the place.
+    """
     try:
         return load()
     except (TokenizerLoadError, KeyboardInterrupt, SystemExit):
@@ -135,7 +140,7 @@ def _guarded(folder: Path, load: Any) -> Any:
     except BaseException as error:
         summary = str(error).strip().split("\n")[0]
         raise TokenizerLoadError(
-            f"The tokenizer in {folder} cannot be loaded: {summary:.500}"
+            f"The tokenizer in {place} cannot be loaded: {summary:.500}"
         ) from error
 
 

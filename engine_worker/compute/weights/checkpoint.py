@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from engine_worker.compute.weights.gguf.checkpoint import find_gguf
 from engine_worker.compute.weights.safetensors_files import (
     INDEX_NAME,
     SINGLE_NAME,
@@ -52,7 +53,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         UnsupportedFormatError: There are weights, but in a format that is not read.
         CheckpointError: No weights, or a broken file; names the file, and the tensor if any.
     """
-    found = find_safetensors(folder)
+    found = find_safetensors(folder) or find_gguf(folder)
     if found is None:
         raise _nothing_readable(folder)
     return found
@@ -62,12 +63,6 @@ def _nothing_readable(folder: Path) -> CheckpointError | UnsupportedFormatError:
     if not folder.is_dir():
         return CheckpointError(f"{folder}: no such folder")
     names = sorted(path.name for path in folder.iterdir())
-    for name in names:
-        if name.endswith(".gguf"):
-            return UnsupportedFormatError(
-                f"{folder}: {name} is GGUF, a format that is not supported; use the model's "
-                "safetensors files"
-            )
     for name in names:
         if name.startswith("pytorch_model") and name.endswith((".bin", ".bin.index.json")):
             return UnsupportedFormatError(

@@ -35,7 +35,6 @@ def test_a_header_tells_name_type_shape_and_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "named"),
     [
-        ("model-q4.gguf", "GGUF"),
         ("pytorch_model.bin", "pickle"),
         ("pytorch_model-00001-of-00002.bin", "pickle"),
     ],

@@ -1,0 +1,109 @@
+"""Turns the blocks of a GGUF tensor into numbers, a few megabytes at a time.
+
+What a block means is `gguf.quants`' to say, llama.cpp's own description of its formats in NumPy.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from gguf import quants
+from gguf.constants import GGMLQuantizationType
+
+from engine_worker.errors import CheckpointError
+from protocol.runtime.container_limits import num_usable_cores
+from protocol.runtime.gguf_header import BLOCK_TYPES, GgufTensor
+
+PLAIN: Final[dict[str, tuple[str, npt.DTypeLike]]] = {
+    "F32": ("F32", np.float32),
+    "F16": ("F16", np.float16),
+    "BF16": ("BF16", ml_dtypes.bfloat16),
+}
+"""Types of numbers that need no dequantisation: safetensors' name and NumPy's."""
+QUANTISED: Final = (
+    *("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("IQ4_NL", "IQ4_XS", "MXFP4"),
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0"),
+)
+"""Types that are read as float32."""
+_SIZES: Final = {name: (numbers, size) for name, numbers, size in BLOCK_TYPES.values()}
+_NUMBERS_AT_A_TIME: Final = 2**20
+
+Opened = npt.NDArray[np.uint8]
+"""A file's bytes, mapped."""
+
+
+def numbers_dtype(type_name: str) -> str:
+    """How safetensors spells the type that `read_numbers` returns; the type itself if unread."""
+    if type_name in PLAIN:
+        return PLAIN[type_name][0]
+    return "F32" if type_name in QUANTISED else type_name
+
+
+def read_numbers(data: Opened, tensor: GgufTensor, expert: int | None = None) -> npt.NDArray[Any]:
+    """The numbers of a tensor, in its own type or float32.
+
+    Args:
+        data: Of the tensor's file.
+        tensor: Of a type that is read.
+        expert: Only this entry of the outermost axis.
+
+    Raises:
+        CheckpointError: There is something among them that is no finite number.
+    """
+    shape, start, end = tensor.shape, tensor.start, tensor.end
+    if expert is not None:
+        size = (end - start) // shape[0]
+        shape, start, end = shape[1:], start + expert * size, start + (expert + 1) * size
+    raw = data[start:end]
+    if tensor.type_name in PLAIN:
+        # Parts of one file needn't be aligned to the size of their numbers.
+        return raw.view(PLAIN[tensor.type_name][1]).reshape(shape)
+    numbers, size = _SIZES[tensor.type_name]
+    blocks = raw.reshape(-1, size)
+    values = np.empty(len(blocks) * numbers, np.float32)
+    step = max(1, _NUMBERS_AT_A_TIME // numbers)
+    fill = partial(_fill, values, blocks, GGMLQuantizationType[tensor.type_name], numbers)
+    _in_parallel(fill, [(first, first + step) for first in range(0, len(blocks), step)])
+    if not _all_finite(values):
+        raise CheckpointError(
+            f"{tensor.file}: tensor {tensor.name!r} is broken: it holds numbers that are not"
+            " finite; download the file again"
+        )
+    return values.reshape(shape)
+
+
+def _all_finite(values: npt.NDArray[np.float32]) -> bool:
+    # NaN and infinity spoil the sum of squares, which needs no array of its own.
+    with np.errstate(all="ignore"):
+        is_plain = bool(np.isfinite(np.dot(values, values)))
+    return is_plain or bool(np.isfinite(values).all())
+
+
+def _fill(
+    values: npt.NDArray[np.float32],
+    blocks: Opened,
+    kind: GGMLQuantizationType,
+    numbers: int,
+    part: tuple[int, int],
+) -> None:
+    first, last = part
+    # Blocks of broken files hold scales of NaN, which are found afterwards.
+    with np.errstate(all="ignore"):
+        found = quants.dequantize(blocks[first:last], kind)
+    values[first * numbers : last * numbers] = found.reshape(-1)
+
+
+def _in_parallel(work: Callable[[tuple[int, int]], None], parts: list[tuple[int, int]]) -> None:
+    if len(parts) == 1:
+        work(parts[0])
+        return
+    # NumPy lets other threads run while it computes.
+    with ThreadPoolExecutor(min(len(parts), num_usable_cores())) as threads:
+        for _ in threads.map(work, parts):
+            pass

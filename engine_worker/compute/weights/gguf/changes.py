@@ -1,0 +1,53 @@
+"""What llama.cpp's converter does to tensors, undone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Shape = tuple[int, ...]
+Values = npt.NDArray[Any]
+
+
+def _same(shape: Shape) -> Shape:
+    return shape
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How Hugging Face's tensor is made of the one in the file.
+
+    Attributes:
+        apply: To the numbers.
+        shape: To the shape alone, equally.
+    """
+
+    apply: Callable[[Values], Values]
+    shape: Callable[[Shape], Shape] = _same
+
+
+def rotate_halves(num_heads: int) -> Change:
+    """Rows of queries or keys from pairs of neighbours back to halves of a head.
+
+    llama.cpp rotates (2i, 2i + 1) where Hugging Face rotates (i, i + d/2), and reorders the rows of
+    each head so that both mean the same.
+    """
+
+    def apply(values: Values) -> Values:
+        pairs = values.reshape(num_heads, -1, 2, *values.shape[1:])
+        return pairs.swapaxes(1, 2).reshape(values.shape)
+
+    return Change(apply)
+
+
+def _minus_one(values: Values) -> Values:
+    return values.astype(np.float32) - np.float32(1)
+
+
+MINUS_ONE = Change(_minus_one)
+"""Norms that scale by 1 + w: the file holds 1 + w."""
+
+TRANSPOSED = Change(lambda values: values.T, lambda shape: shape[::-1])
+"""Matrices that Hugging Face keeps as [in, out]."""

@@ -1,0 +1,223 @@
+"""A GGUF model as a `Checkpoint`: Hugging Face's tensors, dequantised when they are read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_worker.compute.weights.gguf.blocks import PLAIN, QUANTISED, numbers_dtype, read_numbers
+from engine_worker.compute.weights.gguf.families import (
+    FAMILIES,
+    ROPE_FACTORS,
+    GgufFamily,
+    Parts,
+    common_config,
+    parts_of,
+)
+from engine_worker.compute.weights.gguf.metadata import GgufMetadata
+from engine_worker.compute.weights.gguf.rope_factors import llama3_scaling
+from engine_worker.compute.weights.tensor_info import ReadTensor, TensorInfo
+from engine_worker.errors import (
+    CheckpointError,
+    UnsupportedArchitectureError,
+    UnsupportedFormatError,
+)
+from protocol.runtime.gguf_header import (
+    GgufError,
+    GgufFile,
+    models_in,
+    read_gguf_shards,
+)
+
+_FILE_TYPE: Final = "general.file_type"
+_DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class GgufCheckpoint:
+    """Implements `Checkpoint` with GGUF files."""
+
+    listing: Path
+    files: tuple[Path, ...]
+    tensors: dict[str, TensorInfo]
+    metadata: GgufMetadata
+    parts: Parts
+
+    @contextmanager
+    def reading(self) -> Iterator[ReadTensor]:
+        opened = {file: _mapped(file) for file in self.files}
+
+        def read(name: str) -> npt.NDArray[Any]:
+            part = self.parts[name]
+            tensor = self.metadata.tensors[part.name]
+            values = read_numbers(opened[tensor.file], tensor, part.expert)
+            if part.change is None:
+                return values
+            try:
+                return part.change.apply(values)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{tensor.file}: tensor {tensor.name!r} doesn't have the heads that the file"
+                    f" names: {error}"
+                ) from error
+
+        yield read
+
+
+def find_gguf(folder: Path) -> GgufCheckpoint | None:
+    """The GGUF model of a folder; None where it has none.
+
+    Raises:
+        UnsupportedFormatError: There are several, or it holds numbers of a type that isn't read.
+        UnsupportedArchitectureError: The family isn't served.
+        CheckpointError: A broken file; names the file, and the tensor if any.
+    """
+    path = find_model(folder)
+    return None if path is None else open_gguf(path)
+
+
+def find_model(folder: Path) -> Path | None:
+    """The one GGUF model of a folder, of several files the first; None where there is none.
+
+    Raises:
+        UnsupportedFormatError: There are several.
+    """
+    found = models_in(folder) if folder.is_dir() else ()
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UnsupportedFormatError(
+            f"{folder}: there are {len(found)} models in it ({names}); name the file to serve"
+        )
+    return found[0] if found else None
+
+
+def open_gguf(path: Path) -> GgufCheckpoint:
+    """The tensors of a model by the path of its file, or of one of its files; see `find_gguf`."""
+    metadata = read_metadata(path)
+    family = family_of(metadata)
+    parts = parts_of(family, metadata)
+    return GgufCheckpoint(
+        listing=path,
+        files=tuple(file.path for file in metadata.files),
+        tensors={name: _tensor_info(name, parts, metadata) for name in parts},
+        metadata=metadata,
+        parts=parts,
+    )
+
+
+def read_metadata(path: Path) -> GgufMetadata:
+    """The headers of a model's files.
+
+    Raises:
+        CheckpointError: One is missing or broken.
+        ModelConfigError: It doesn't say what it is.
+    """
+    try:
+        return GgufMetadata(read_gguf_shards(path))
+    except GgufError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def family_of(metadata: GgufMetadata) -> GgufFamily:
+    """The family of a model.
+
+    Raises:
+        UnsupportedArchitectureError: There is none; lists those that there are.
+    """
+    kind = metadata.values.get("general.type", "model")
+    if kind != "model":
+        raise UnsupportedArchitectureError(
+            f"{metadata.path}: is of type {kind!r:.40}, not a model; name the model's own file"
+        )
+    family = FAMILIES.get(str(metadata.architecture))
+    if family is None:
+        raise UnsupportedArchitectureError(
+            f"{metadata.path}: architecture {metadata.architecture!r:.40} is not supported in"
+            f" GGUF; supported: {', '.join(FAMILIES)}"
+        )
+    return family
+
+
+def derive_config(metadata: GgufMetadata) -> dict[str, Any]:
+    """The `config.json` that the model's Hugging Face folder would have, as far as it decides.
+
+    Raises:
+        ModelLoadError: A key is missing or wrong, or the family isn't served.
+    """
+    family = family_of(metadata)
+    config = {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        **common_config(metadata),
+        "dtype": _widest_dtype(metadata),
+    }
+    factors = metadata.tensors.get(ROPE_FACTORS)
+    if factors is not None and "rope_scaling" not in config:
+        if factors.type_name != "F32" or len(factors.shape) != 1:
+            raise CheckpointError(f"{factors.file}: tensor {ROPE_FACTORS!r} is no vector of F32")
+        values = read_numbers(_mapped(factors.file), factors)
+        config["rope_scaling"] = llama3_scaling(values, config, metadata.path)
+    config |= family.config(metadata)
+    return {name: value for name, value in config.items() if value is not None}
+
+
+def format_name(files: tuple[GgufFile, ...]) -> str:
+    """What the numbers are kept in, as people call it: `Q4_K_M`; if unsaid, what most bytes are."""
+    from gguf.constants import LlamaFileType
+
+    stated = files[0].metadata.get(_FILE_TYPE)
+    if isinstance(stated, int) and not isinstance(stated, bool):
+        names: dict[int, str] = {kind.value: kind.name for kind in LlamaFileType}
+        name = names.get(stated, "")
+        for prefix in ("MOSTLY_", "ALL_"):
+            if name.startswith(prefix):
+                return name.removeprefix(prefix)
+    sizes: dict[str, int] = {}
+    for file in files:
+        for tensor in file.tensors.values():
+            size = tensor.end - tensor.start
+            sizes[tensor.type_name] = sizes.get(tensor.type_name, 0) + size
+    return max(sizes, key=lambda name: sizes[name], default="nothing")
+
+
+def _tensor_info(name: str, parts: Parts, metadata: GgufMetadata) -> TensorInfo:
+    part = parts[name]
+    tensor = metadata.tensors[part.name]
+    if tensor.type_name not in PLAIN and tensor.type_name not in QUANTISED:
+        raise UnsupportedFormatError(
+            f"{tensor.file}: tensor {tensor.name!r} is {tensor.type_name}, which is not read; use"
+            f" a file of the model in {', '.join(QUANTISED[:10])} or another of"
+            f" {', '.join((*PLAIN, *QUANTISED[10:]))}"
+        )
+    shape, start, end = tensor.shape, tensor.start, tensor.end
+    if part.expert is not None:
+        size = (end - start) // shape[0]
+        start, end = start + part.expert * size, start + (part.expert + 1) * size
+        shape = shape[1:]
+    dtype = numbers_dtype(tensor.type_name)
+    if part.change is not None:
+        try:
+            shape = part.change.shape(shape)
+        except (ValueError, IndexError):
+            raise CheckpointError(
+                f"{tensor.file}: tensor {tensor.name!r} has the shape {list(shape)}, which"
+                f" {metadata.architecture} doesn't have"
+            ) from None
+    return TensorInfo(name, tensor.file, dtype, shape, start, end)
+
+
+def _widest_dtype(metadata: GgufMetadata) -> str:
+    """Of the matrices; quantised ones count as bfloat16, which is all that they are worth."""
+    kinds = {tensor.type_name for tensor in metadata.tensors.values() if len(tensor.shape) > 1}
+    return next((name for kind, name in _DTYPES.items() if kinds == {kind}), "bfloat16")
+
+
+def _mapped(file: Path) -> npt.NDArray[np.uint8]:
+    try:
+        return np.memmap(file, np.uint8, "r")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read: {error}") from error

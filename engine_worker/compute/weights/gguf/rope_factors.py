@@ -1,0 +1,65 @@
+"""Which rotary embedding a table of frequency factors stands for."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_worker.errors import UnsupportedFeatureError
+
+_LOW_FREQ, _HIGH_FREQ = 1.0, 4.0
+_ORIGINAL: Final = 8192
+_TOLERANCE: Final = 1e-4
+MAX_FACTORS: Final = 4096
+
+
+def llama3_scaling(
+    factors: npt.NDArray[np.float32], config: Mapping[str, Any], path: Path
+) -> dict[str, Any] | None:
+    """The `rope_scaling` of a model whose file holds the factors that Llama 3's formula gives.
+
+    llama.cpp divides each frequency by its factor and doesn't keep what the factors were made
+    from. All models of this kind have the same three of the four parameters; the fourth is the
+    largest factor. The formula must give every factor again.
+
+    Args:
+        factors: One for each pair of a head's numbers.
+        config: Holds `rope_theta`.
+        path: For messages.
+
+    Returns:
+        None where no frequency changes.
+
+    Raises:
+        UnsupportedFeatureError: They are of another formula.
+    """
+    if len(factors) > MAX_FACTORS or not np.isfinite(factors).all() or factors.min() <= 0:
+        raise UnsupportedFeatureError(f"{path}: the frequency factors of its rope are no factors")
+    factor = float(factors.max())
+    if factor == 1.0 == float(factors.min()):
+        return None
+    expected = _llama3_factors(len(factors), float(config["rope_theta"]), factor)
+    if not np.allclose(factors, expected, rtol=_TOLERANCE, atol=0):
+        raise UnsupportedFeatureError(
+            f"{path}: the frequency factors of its rope are not those of Llama 3's formula for"
+            f" {_ORIGINAL} tokens, which is the only one that is read; use the model's safetensors"
+            " files"
+        )
+    return {
+        "rope_type": "llama3",
+        "factor": round(factor, 4),
+        "low_freq_factor": _LOW_FREQ,
+        "high_freq_factor": _HIGH_FREQ,
+        "original_max_position_embeddings": _ORIGINAL,
+    }
+
+
+def _llama3_factors(num_pairs: int, theta: float, factor: float) -> npt.NDArray[np.float64]:
+    frequencies = theta ** (-np.arange(num_pairs, dtype=np.float64) / num_pairs)
+    rotations = _ORIGINAL * frequencies / (2 * math.pi)
+    smooth = np.clip((rotations - _LOW_FREQ) / (_HIGH_FREQ - _LOW_FREQ), 0, 1)
+    scaled: npt.NDArray[np.float64] = 1 / ((1 - smooth) / factor + smooth)
+    return scaled

@@ -1,0 +1,167 @@
+"""Writes GGUF files with `gguf`'s own writer, as llama.cpp's converter does, of model folders.
+
+Names come from `gguf`'s table and changes from llama.cpp's converter; nothing of the reader that is
+tested is used.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quants
+from gguf.constants import MODEL_ARCH_NAMES
+from gguf.tensor_mapping import get_tensor_name_map
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer as Backend
+
+Tensor = npt.NDArray[Any]
+Keys = Mapping[str, Any]
+_ARCHITECTURES = {name: arch for arch, name in MODEL_ARCH_NAMES.items()}
+_CONFIG_KEYS = {
+    "hidden_size": "embedding_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "intermediate_size": "feed_forward_length",
+    "max_position_embeddings": "context_length",
+    "head_dim": "attention.key_length",
+}
+_CONFIG_NUMBERS = {
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+}
+
+
+def reordered(values: Tensor, num_heads: int) -> Tensor:
+    """Rows of queries or keys as llama.cpp's converter orders them (its `permute`)."""
+    halves = values.reshape(num_heads, 2, values.shape[0] // num_heads // 2, *values.shape[1:])
+    return halves.swapaxes(1, 2).reshape(values.shape)
+
+
+def llama_tensors(tensors: Mapping[str, Tensor], config: Keys) -> Iterable[tuple[str, Tensor]]:
+    """What the converter makes of Llama's tensors, still under Hugging Face's names."""
+    heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
+    for name, values in tensors.items():
+        kind = name.split(".")[-2].removesuffix("_proj")
+        yield name, reordered(values, heads[kind]) if kind in heads else values
+
+
+def plain_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, Tensor]]:
+    yield from tensors.items()
+
+
+def encoded(values: Tensor, kind: GGMLQuantizationType) -> Tensor:
+    """Numbers in a type that `gguf` itself can write; vectors stay float32, as in llama.cpp."""
+    values = values.astype(np.float32)
+    if values.ndim < 2 or kind is GGMLQuantizationType.F32:
+        return values
+    written: Tensor = quants.quantize(values, kind)
+    return written
+
+
+def write_tensor(writer: GGUFWriter, name: str, raw: Tensor, kind: GGMLQuantizationType) -> None:
+    plain = raw.dtype in (np.float32, np.float16)
+    writer.add_tensor(name, raw, raw_dtype=None if plain else kind)
+
+
+def hyperparameters(writer: GGUFWriter, arch: str, config: Keys) -> None:
+    for name, key in _CONFIG_KEYS.items():
+        if config.get(name) is not None:
+            writer.add_uint32(f"{arch}.{key}", config[name])
+    for name, key in _CONFIG_NUMBERS.items():
+        if config.get(name) is not None:
+            writer.add_float32(f"{arch}.{key}", config[name])
+
+
+def write_gguf(
+    path: Path,
+    folder: Path,
+    *,
+    arch: str = "llama",
+    kind: str = "F32",
+    encode: Callable[[Tensor, GGMLQuantizationType], Tensor] = encoded,
+    convert: Callable[[Mapping[str, Tensor], Keys], Iterable[tuple[str, Tensor]]] = llama_tensors,
+    more: Callable[[GGUFWriter], None] = lambda _: None,
+    max_tensors: int = 0,
+) -> None:
+    """Writes a model folder (config, one safetensors file, its tokenizer if any) as GGUF.
+
+    Args:
+        path: Of the file; with `max_tensors` the stem of several.
+        folder: Holds the model.
+        arch: llama.cpp's name of the architecture.
+        kind: Type of the matrices.
+        encode: Makes a tensor's blocks.
+        convert: What the converter does to tensors.
+        more: Adds keys and tensors.
+        max_tensors: Of one file.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    quantisation = GGMLQuantizationType[kind]
+    writer = GGUFWriter(path, arch, split_max_tensors=max_tensors)
+    hyperparameters(writer, arch, config)
+    add_tokenizer(writer, folder)
+    more(writer)
+    names = get_tensor_name_map(_ARCHITECTURES[arch], config["num_hidden_layers"])
+    for hf_name, values in convert(_widened(folder), config):
+        name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
+        assert name is not None, hf_name
+        write_tensor(writer, name, encode(values, quantisation), quantisation)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _widened(folder: Path) -> dict[str, Tensor]:
+    tensors = load_file(folder / "model.safetensors")
+    return {
+        name: values.astype(np.float32) if values.dtype == ml_dtypes.bfloat16 else values
+        for name, values in tensors.items()
+    }
+
+
+def add_tokenizer(writer: GGUFWriter, folder: Path) -> None:
+    """The whole `tokenizer.json`, and the lists of tokens and types."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    backend = Backend.from_file(str(path))
+    writer.add_string("tokenizer.huggingface.json", path.read_text(encoding="utf-8"))
+    writer.add_tokenizer_model("gpt2")
+    add_vocabulary(writer, backend)
+    for role in ("bos", "eos", "pad"):
+        text = config.get(f"{role}_token")
+        if text is not None:
+            writer.add_uint32(f"tokenizer.ggml.{role}_token_id", backend.token_to_id(text))
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        writer.add_chat_template(template.read_text(encoding="utf-8"))
+
+
+def add_vocabulary(writer: GGUFWriter, backend: Backend) -> None:
+    """Tokens, their types, and merges, as the converter lists those of a `tokenizer.json`."""
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    added = backend.get_added_tokens_decoder()
+    by_id = {index: text for text, index in vocabulary.items()}
+    tokens, types = [], []
+    for index in range(max(by_id) + 1):
+        if index not in by_id:
+            tokens.append(f"[PAD{index}]")
+            types.append(TokenType.UNUSED)
+        elif index in added:
+            tokens.append(by_id[index])
+            types.append(TokenType.CONTROL if added[index].special else TokenType.USER_DEFINED)
+        else:
+            tokens.append(by_id[index])
+            types.append(TokenType.NORMAL)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    state = json.loads(backend.to_str())["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in state["merges"]]
+    writer.add_token_merges(merges)
