@@ -87,6 +87,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "engine_worker.compute.models",
         "engine_worker.compute.weights.tensor_info",
         "engine_worker.compute.weights.gguf",
+        "engine_worker.compute.weights.safetensors_files",
+        "engine_worker.compute.weights.quantized",
         "engine_worker.compute.weights",
         "engine_worker.compute.backends.host_memory",
         "engine_worker.compute.backends.kv_layout",

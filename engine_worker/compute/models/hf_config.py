@@ -7,8 +7,9 @@ from typing import Any
 
 from engine_worker.compute.models.config_fields import ConfigFields, read_config
 from engine_worker.compute.models.families.registry import FAMILIES
+from engine_worker.compute.models.quantization import read_quantization
 from engine_worker.compute.models.spec import DecoderSpec
-from engine_worker.errors import UnsupportedArchitectureError, UnsupportedFormatError
+from engine_worker.errors import UnsupportedArchitectureError
 
 
 def load_spec(folder: Path) -> DecoderSpec:
@@ -33,7 +34,8 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
     """Turns a parsed `config.json` into a spec; errors as `load_spec`."""
     fields = ConfigFields(config)
     architecture = _architecture(fields)
-    _refuse_quantized(fields)
+    # Refuses a method that is not read.
+    read_quantization(config)
     return FAMILIES[architecture].read(config)
 
 
@@ -63,16 +65,3 @@ def _nearest(name: str, *, by_type: bool) -> str:
         for architecture, family in FAMILIES.items()
     }
     return names[get_close_matches(name.lower(), names, n=1, cutoff=0.0)[0]]
-
-
-def _refuse_quantized(fields: ConfigFields) -> None:
-    quantization = fields.mapping("quantization_config")
-    if quantization is None:
-        return
-    method = ConfigFields(quantization, "config.json: quantization_config").text(
-        "quant_method", "an unnamed method"
-    )
-    raise UnsupportedFormatError(
-        f"the weights are quantised ({method}), a format that is not supported; use the original "
-        "model with float32, float16 or bfloat16 safetensors"
-    )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from engine_worker.compute.weights.gguf.checkpoint import find_gguf
+from engine_worker.compute.weights.quantized.methods import dequantized, find_quantization
 from engine_worker.compute.weights.safetensors_files import (
     INDEX_NAME,
     SINGLE_NAME,
@@ -47,7 +48,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         folder: A model folder.
 
     Returns:
-        Every tensor by name; sizes and offsets are checked against the files.
+        Every tensor by name; sizes and offsets are checked against the files. Quantised ones are
+        those that they stand for.
 
     Raises:
         UnsupportedFormatError: There are weights, but in a format that is not read.
@@ -56,7 +58,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     found = find_safetensors(folder) or find_gguf(folder)
     if found is None:
         raise _nothing_readable(folder)
-    return found
+    quantization = find_quantization(folder)
+    return found if quantization is None else dequantized(found, quantization)
 
 
 def _nothing_readable(folder: Path) -> CheckpointError | UnsupportedFormatError:
@@ -78,6 +81,12 @@ def have_same_bytes(first: TensorInfo, second: TensorInfo) -> bool:
     Raises:
         CheckpointError: A file can't be read.
     """
+    if first.made_of or second.made_of:
+        # Computed alike from equal parts, or at least not known to be the same.
+        return len(first.stored) == len(second.stored) and all(
+            have_same_bytes(one, other)
+            for one, other in zip(first.stored, second.stored, strict=True)
+        )
     num_bytes = first.end - first.start
     if first.dtype != second.dtype or num_bytes != second.end - second.start:
         return False

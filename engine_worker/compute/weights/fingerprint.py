@@ -14,6 +14,8 @@ NUM_SAMPLES = 16
 SAMPLE_BYTES = 4096
 _BESIDE_WEIGHTS = (
     "config.json",
+    "quantize_config.json",
+    "quant_config.json",
     "generation_config.json",
     "modules.json",
     "sentence_bert_config.json",
@@ -67,7 +69,12 @@ def _add(digest: _Hash, name: str, content: bytes) -> None:
 
 
 def _add_file(digest: _Hash, checkpoint: Checkpoint, file: Path, *, whole: bool) -> None:
-    tensors = [tensor for tensor in checkpoint.tensors.values() if tensor.file == file]
+    tensors = [
+        stored
+        for tensor in checkpoint.tensors.values()
+        for stored in tensor.stored
+        if stored.file == file
+    ]
     with file.open("rb") as stream:
         if whole:
             while chunk := stream.read(2**20):

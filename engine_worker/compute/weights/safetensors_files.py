@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from engine_worker.compute.weights.tensor_info import DTYPE_SIZES, ReadTensor, TensorInfo
+from engine_worker.compute.weights.tensor_info import STORED_DTYPES, ReadTensor, TensorInfo
 from engine_worker.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -42,6 +42,8 @@ class SafetensorsCheckpoint:
 
             def read(name: str) -> npt.NDArray[Any]:
                 tensor = self.tensors[name]
+                if tensor.dtype.startswith("F8_"):
+                    return read_bytes(tensor).view(STORED_DTYPES[tensor.dtype])
                 try:
                     values: npt.NDArray[Any] = files[tensor.file].get_tensor(name)
                 except (SafetensorError, OSError) as error:
@@ -51,6 +53,27 @@ class SafetensorsCheckpoint:
                 return values
 
             yield read
+
+
+def read_bytes(tensor: TensorInfo) -> npt.NDArray[np.uint8]:
+    """The bytes of a stored tensor, for types of numbers that numpy itself doesn't have.
+
+    Args:
+        tensor: Of a file; its type has one byte a number, else the last axis is of bytes.
+
+    Raises:
+        CheckpointError: The file can't be read, or was cut short since its header was.
+    """
+    try:
+        with tensor.file.open("rb") as stream:
+            values = np.fromfile(stream, np.uint8, tensor.end - tensor.start, offset=tensor.start)
+    except OSError as error:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {tensor.name!r} cannot be read: {error}"
+        ) from error
+    if len(values) != tensor.end - tensor.start:
+        raise CheckpointError(f"{tensor.file}: truncated: tensor {tensor.name!r} is cut short")
+    return values.reshape(*tensor.shape[:-1], -1) if tensor.shape else values.reshape(())
 
 
 def find_safetensors(folder: Path) -> SafetensorsCheckpoint | None:
@@ -150,8 +173,8 @@ def _tensor_info(
         raise CheckpointError(
             f"{file}: truncated: tensor {name!r} needs {end} bytes of file, there are {file_bytes}"
         )
-    if dtype in DTYPE_SIZES:
-        needed = int(np.prod(shape, dtype=object)) * DTYPE_SIZES[dtype]
+    if dtype in STORED_DTYPES:
+        needed = int(np.prod(shape, dtype=object)) * STORED_DTYPES[dtype].itemsize
         if needed != end - start:
             raise CheckpointError(
                 f"{file}: tensor {name!r} of {dtype} {list(shape)} needs {needed} bytes, its "

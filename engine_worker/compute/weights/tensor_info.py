@@ -5,10 +5,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import numpy.typing as npt
 
 DTYPE_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
-"""Types of numbers that are read, and their bytes."""
+"""Types of numbers that fill a weight as they are, and their bytes."""
+
+STORED_DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "I64": np.dtype(np.int64),
+    "U64": np.dtype(np.uint64),
+    "I32": np.dtype(np.int32),
+    "U32": np.dtype(np.uint32),
+    "I16": np.dtype(np.int16),
+    "U16": np.dtype(np.uint16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+"""Types that a file may hold, as safetensors spells them."""
 
 ReadTensor = Callable[[str], npt.NDArray[Any]]
 """A tensor by its name, in its own type; raises `CheckpointError` naming file and tensor."""
@@ -21,6 +43,8 @@ class TensorInfo:
     Attributes:
         dtype: As safetensors spells it: of what `ReadTensor` returns.
         start, end: Bytes in the file, from its beginning.
+        made_of: The stored tensors that it is computed from; empty for one that is stored itself.
+            `file`, `start` and `end` are then those of the first.
     """
 
     name: str
@@ -29,3 +53,9 @@ class TensorInfo:
     shape: tuple[int, ...]
     start: int
     end: int
+    made_of: tuple["TensorInfo", ...] = ()
+
+    @property
+    def stored(self) -> tuple["TensorInfo", ...]:
+        """The tensors of files that hold its numbers: itself, or those that it is made of."""
+        return self.made_of or (self,)

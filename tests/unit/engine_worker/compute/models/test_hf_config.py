@@ -285,10 +285,16 @@ def test_an_unknown_architecture_is_refused_naming_the_nearest_and_all_that_are_
     assert "supported architectures: LlamaForCausalLM, MistralForCausalLM, " in str(refusal.value)
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq", "gguf", "fp8"])
-def test_quantised_weights_are_refused_naming_the_format(method: str) -> None:
-    with pytest.raises(UnsupportedFormatError, match=method):
+@pytest.mark.parametrize("method", ["quip", "aqlm", "gguf"])
+def test_a_method_of_quantising_that_is_not_read_is_refused_naming_it_and_those_that_are(
+    method: str,
+) -> None:
+    with pytest.raises(UnsupportedFormatError, match=f"'{method}', which is not read; .*mxfp4"):
         spec_of(quantization_config={"quant_method": method, "bits": 4})
+
+
+def test_weights_quantised_by_a_method_that_is_read_have_the_spec_of_the_original() -> None:
+    assert spec_of(quantization_config={"quant_method": "mxfp4"}) == spec_of()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,87 @@
+"""Which file reads which method, and where a folder says what its method is."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from engine_worker.compute.models.config_fields import (
+    CONFIG_NAME,
+    MAX_CONFIG_BYTES,
+    ConfigFields,
+    read_config,
+)
+from engine_worker.compute.models.quantization import (
+    Quantization,
+    QuantMethod,
+    quantization_of,
+    read_quantization,
+)
+from engine_worker.compute.weights.quantized.derived import (
+    DerivedCheckpoint,
+    DerivedTensor,
+    StoredTensors,
+)
+from engine_worker.compute.weights.quantized.mxfp4 import read_mxfp4
+from engine_worker.compute.weights.safetensors_files import SafetensorsCheckpoint
+from engine_worker.errors import ModelConfigError
+
+ReadMethod = Callable[[StoredTensors, ConfigFields], Iterator[DerivedTensor]]
+
+METHODS: Final[dict[QuantMethod, ReadMethod]] = {
+    QuantMethod.MXFP4: read_mxfp4,
+}
+_OLD_FILES: Final[dict[str, QuantMethod]] = {}
+"""What quantisers wrote beside `config.json` before transformers knew their formats."""
+
+
+def find_quantization(folder: Path) -> Quantization | None:
+    """How the weights of a model folder are quantised; None where they aren't.
+
+    Raises:
+        UnsupportedFormatError: By a method that is not read.
+        ModelConfigError: What says so can't be read.
+    """
+    if (folder / CONFIG_NAME).is_file():
+        found = read_quantization(read_config(folder))
+        if found is not None:
+            return found
+    for name, method in _OLD_FILES.items():
+        if (folder / name).is_file():
+            return quantization_of(_read_object(folder / name), name, method)
+    return None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ModelConfigError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelConfigError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ModelConfigError(f"{path}: must hold a JSON object")
+    return values
+
+
+def dequantized(
+    base: SafetensorsCheckpoint, quantization: Quantization
+) -> SafetensorsCheckpoint | DerivedCheckpoint:
+    """A checkpoint with the tensors that its quantised ones stand for.
+
+    Args:
+        base: What the files hold.
+        quantization: Of the folder.
+
+    Returns:
+        `base` itself where nothing in it is quantised after all.
+
+    Raises:
+        CheckpointError: Parts of a tensor are missing or disagree; names file and tensor.
+        UnsupportedFormatError: A form of the method that is not read.
+    """
+    stored = StoredTensors(base.tensors, base.listing)
+    derived = tuple(METHODS[quantization.method](stored, quantization.fields))
+    if not derived:
+        return base
+    return DerivedCheckpoint(base, derived, quantization.method)
