@@ -12,7 +12,13 @@ from engine_worker.errors import UnsupportedFormatError
 class QuantMethod(StrEnum):
     """Values of `quant_method` whose tensors are read."""
 
+    AWQ = "awq"
+    GPTQ = "gptq"
+    COMPRESSED_TENSORS = "compressed-tensors"
+    FP8 = "fp8"
+    FBGEMM_FP8 = "fbgemm_fp8"
     MXFP4 = "mxfp4"
+    BITSANDBYTES = "bitsandbytes"
 
 
 WAY_OUT: Final = "download it again, or use the original model"

@@ -10,10 +10,11 @@ from typing import Any
 import numpy.typing as npt
 
 from engine_worker.compute.models.quantization import WAY_OUT
-from engine_worker.compute.weights.safetensors_files import SafetensorsCheckpoint
+from engine_worker.compute.weights.safetensors_files import SafetensorsCheckpoint, read_bytes
 from engine_worker.compute.weights.tensor_info import STORED_DTYPES, ReadTensor, TensorInfo
 from engine_worker.errors import CheckpointError
 
+_MAX_READ_EARLY_BYTES = 2**16
 _log = logging.getLogger("penstock.engine.weights")
 
 
@@ -91,11 +92,22 @@ class StoredTensors:
         """Tensors whose name ends so, by the name before it."""
         for name, tensor in self._tensors.items():
             if name.endswith(suffix):
-                yield name[: -len(suffix)], tensor
+                yield name.removesuffix(suffix), tensor
 
     def get(self, name: str) -> TensorInfo | None:
         """A tensor, or None where there is none of that name."""
         return self._tensors.get(name)
+
+    def values(self, tensor: TensorInfo) -> npt.NDArray[Any]:
+        """The numbers of a small tensor, which says what others are.
+
+        Raises:
+            CheckpointError: It is large, or can't be read.
+        """
+        if tensor.end - tensor.start > _MAX_READ_EARLY_BYTES:
+            raise broken(tensor, f"is larger than {_MAX_READ_EARLY_BYTES} bytes")
+        octets = read_bytes(of_type(tensor)).reshape(-1)
+        return octets.view(STORED_DTYPES[tensor.dtype]).reshape(tensor.shape)
 
     def need(self, name: str, owner: TensorInfo, *dtypes: str) -> TensorInfo:
         """A tensor that another one can't be read without.

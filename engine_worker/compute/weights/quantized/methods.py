@@ -17,11 +17,16 @@ from engine_worker.compute.models.quantization import (
     quantization_of,
     read_quantization,
 )
+from engine_worker.compute.weights.quantized.awq import read_awq
+from engine_worker.compute.weights.quantized.bitsandbytes import read_bitsandbytes
+from engine_worker.compute.weights.quantized.compressed_tensors import read_compressed_tensors
 from engine_worker.compute.weights.quantized.derived import (
     DerivedCheckpoint,
     DerivedTensor,
     StoredTensors,
 )
+from engine_worker.compute.weights.quantized.fp8 import read_fp8
+from engine_worker.compute.weights.quantized.gptq import read_gptq
 from engine_worker.compute.weights.quantized.mxfp4 import read_mxfp4
 from engine_worker.compute.weights.safetensors_files import SafetensorsCheckpoint
 from engine_worker.errors import ModelConfigError
@@ -29,9 +34,18 @@ from engine_worker.errors import ModelConfigError
 ReadMethod = Callable[[StoredTensors, ConfigFields], Iterator[DerivedTensor]]
 
 METHODS: Final[dict[QuantMethod, ReadMethod]] = {
+    QuantMethod.AWQ: read_awq,
+    QuantMethod.GPTQ: read_gptq,
+    QuantMethod.COMPRESSED_TENSORS: read_compressed_tensors,
+    QuantMethod.FP8: read_fp8,
+    QuantMethod.FBGEMM_FP8: read_fp8,
     QuantMethod.MXFP4: read_mxfp4,
+    QuantMethod.BITSANDBYTES: read_bitsandbytes,
 }
-_OLD_FILES: Final[dict[str, QuantMethod]] = {}
+_OLD_FILES: Final = {
+    "quantize_config.json": QuantMethod.GPTQ,
+    "quant_config.json": QuantMethod.AWQ,
+}
 """What quantisers wrote beside `config.json` before transformers knew their formats."""
 
 
