@@ -14,6 +14,16 @@ from penstock.errors import ModelError
 from protocol.runtime.container_limits import free_memory_bytes
 
 _PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
+QUANT_METHODS = {
+    "awq": 4,
+    "gptq": 4,
+    "compressed-tensors": 8,
+    "fp8": 8,
+    "fbgemm_fp8": 8,
+    "mxfp4": 4,
+    "bitsandbytes": 4,
+}
+"""Those that the engine reads, and the bits of most of their weights where the config is silent."""
 _KV_BYTES_PER_VALUE = 2
 _BITS_BY_WEIGHT = {"int8": 8, "int4": 5}
 """Scales of groups and rows included."""
@@ -46,7 +56,7 @@ def estimate_memory(
 
     Args:
         config: The checkpoint's `config.json`.
-        checkpoint_bytes: Sum of its safetensors files.
+        checkpoint_bytes: Sum of its safetensors files; a quantised one's weights become wider.
         dtype: `auto` keeps the checkpoint's; `float32` doubles a 16-bit one, `int8` halves it.
         max_model_len: Tokens of context to hold; None takes the config's.
     """
@@ -54,6 +64,7 @@ def estimate_memory(
     is_half = stored in ("bfloat16", "float16")
     widening = 2 if dtype == "float32" and is_half else 1
     stored_bits = 16 if is_half else 32
+    bits = _quantised_bits(config) or stored_bits
     weights_bytes = checkpoint_bytes * _BITS_BY_WEIGHT.get(dtype, stored_bits * widening)
     num_heads = int(config.get("num_attention_heads") or 1)
     head_dim = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // num_heads)
@@ -61,7 +72,23 @@ def estimate_memory(
     length = max_model_len or int(config.get("max_position_embeddings") or 2048)
     values = 2 * int(config.get("num_hidden_layers") or 0) * num_kv_heads * head_dim * length
     kv_bytes = values * _KV_BYTES_PER_VALUE * widening
-    return MemoryEstimate(weights_bytes // stored_bits, kv_bytes)
+    return MemoryEstimate(weights_bytes // bits, kv_bytes)
+
+
+def _quantised_bits(config: Mapping[str, Any]) -> int | None:
+    """Bits that a weight takes in the files of a quantised checkpoint, scales left out."""
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict) or quantization.get("quant_method") is None:
+        return None
+    bits = quantization.get("bits")
+    for group in (quantization.get("config_groups") or {}).values():
+        bits = bits or (group.get("weights") or {}).get("num_bits")
+    if quantization.get("load_in_8bit"):
+        bits = 8
+    bits = int(bits or QUANT_METHODS.get(str(quantization["quant_method"]), 8))
+    if not 1 <= bits <= 32:
+        raise ValueError(f"weights of {bits} bits")
+    return bits
 
 
 def _gigabytes(size_bytes: int) -> str:
@@ -88,15 +115,16 @@ def refuse_foreign_formats(name: str, config: Mapping[str, Any], files: Iterable
     """Refuse checkpoints that the engine can't read, naming the format.
 
     Raises:
-        ModelError: GGUF, AWQ, GPTQ or another quantised or pickled checkpoint.
+        ModelError: GGUF, pickled weights, or quantised by a method that is not read.
     """
     files = list(files)
     quantization = config.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    if method:
+    if method and method not in QUANT_METHODS:
         raise ModelError(
-            f"{name} is a {str(method).upper()} checkpoint, which is not supported; use the "
-            "original safetensors checkpoint of the model."
+            f"{name} is quantised by {str(method)!r:.80}, which is not read; "
+            f"{', '.join(QUANT_METHODS)} are. Use the original checkpoint of the model, or one "
+            "quantised by these."
         )
     if any(file.endswith(".safetensors") for file in files):
         return

@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from engine_worker.compute.models.quantization import QuantMethod
 from penstock.config import ModelChoice, build_settings
 from penstock.errors import ModelError
 from penstock.model_source import (
+    QUANT_METHODS,
     MemoryEstimate,
     estimate_memory,
     is_complete,
@@ -59,6 +61,37 @@ def test_quantised_weights_take_less_and_the_cache_as_much(dtype: str, share: fl
     assert small.kv_bytes == plain.kv_bytes
 
 
+@pytest.mark.parametrize(
+    ("quantization", "widening"),
+    [
+        ({"quant_method": "awq", "bits": 4}, 4),
+        ({"quant_method": "gptq", "bits": 8}, 2),
+        ({"quant_method": "fp8"}, 2),
+        ({"quant_method": "mxfp4"}, 4),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, 2),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4}}},
+            },
+            4,
+        ),
+    ],
+)
+def test_quantised_checkpoints_take_what_their_weights_become(
+    quantization: dict[str, object], widening: int
+) -> None:
+    config = CONFIG | {"dtype": "bfloat16", "quantization_config": quantization}
+    estimate = estimate_memory(config, 1600, dtype="auto", max_model_len=10)
+    assert estimate.weights_bytes == 1600 * widening
+    packed = estimate_memory(config, 1600, dtype="int8", max_model_len=10)
+    assert packed.weights_bytes == 1600 * widening // 2
+
+
+def test_the_methods_let_through_are_those_that_the_engine_reads() -> None:
+    assert set(QUANT_METHODS) == set(QuantMethod)
+
+
 def test_a_model_too_large_is_refused_with_both_numbers_and_a_way_out() -> None:
     with pytest.raises(ModelError, match=r"needs about 30\.0 GiB.*16\.0 GiB are free.*--max-model"):
         require_memory("big", MemoryEstimate(20 * 2**30, 10 * 2**30), 16 * 2**30)
@@ -68,8 +101,7 @@ def test_a_model_too_large_is_refused_with_both_numbers_and_a_way_out() -> None:
     ("config", "files", "named"),
     [
         ({}, ["model-Q4.gguf"], "GGUF"),
-        ({"quantization_config": {"quant_method": "awq"}}, ["m.safetensors"], "AWQ"),
-        ({"quantization_config": {"quant_method": "gptq"}}, ["m.safetensors"], "GPTQ"),
+        ({"quantization_config": {"quant_method": "aqlm"}}, ["m.safetensors"], "aqlm.*gptq"),
         ({}, ["pytorch_model.bin"], "pickled"),
         ({}, ["README.md"], "no \\*.safetensors"),
     ],

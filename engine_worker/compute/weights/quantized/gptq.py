@@ -57,7 +57,15 @@ def read_gptq(stored: StoredTensors, fields: ConfigFields) -> Iterator[DerivedTe
     # Modules may differ from the rest; their shapes say how.
     candidates = _BITS if fields.present("dynamic") else (bits,)
     for module, qweight in stored.ending_in(".qweight"):
-        yield _module(stored, module, qweight, candidates, group_size, is_first=form == _FIRST)
+        yield _module(
+            stored,
+            module,
+            qweight,
+            candidates,
+            group_size,
+            is_first=form == _FIRST,
+            is_ordered=fields.flag("desc_act", False),
+        )
 
 
 def _module(
@@ -68,6 +76,7 @@ def _module(
     group_size: int,
     *,
     is_first: bool,
+    is_ordered: bool,
 ) -> DerivedTensor:
     words, outputs = matrix(of_type(qweight, "I32"))
     scales = stored.need(f"{module}.scales", qweight, *SCALE_TYPES)
@@ -89,6 +98,8 @@ def _module(
                 f"has shape {list(g_idx.shape)}, which is not [inputs] of {words} words of "
                 f"{bits}-bit integers",
             )
+    elif is_ordered and groups > 1:
+        stored.need(f"{module}.g_idx", qweight)
     else:
         check_groups(scales, groups, inputs, group_size)
 

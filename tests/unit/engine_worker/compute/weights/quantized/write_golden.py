@@ -2,7 +2,7 @@
 
 Not part of the tests, which need only the files. In an environment with torch for CPUs:
 
-    pip install compressed-tensors==0.20.1 bitsandbytes==0.50.2
+    pip install compressed-tensors==0.20.1 bitsandbytes==0.50.2 gptqmodel==7.7.0
     python -m tests.unit.engine_worker.compute.weights.quantized.write_golden
 """
 
@@ -22,11 +22,20 @@ from compressed_tensors.quantization import (  # type: ignore[import-not-found, 
 from compressed_tensors.quantization.utils import (  # type: ignore[import-not-found, unused-ignore]
     calculate_qparams,
 )
+from gptqmodel.nn_modules.qlinear.torch import (  # type: ignore[import-not-found, unused-ignore]
+    TorchLinear,
+)
+from gptqmodel.quantization.config import (  # type: ignore[import-not-found, unused-ignore]
+    QuantizeConfig,
+)
+from gptqmodel.utils.model import (  # type: ignore[import-not-found, unused-ignore]
+    convert_gptq_v2_to_v1_format_module,
+)
 from safetensors.torch import save_file
 
 GOLDEN = Path(__file__).parent / "golden"
 NAME = "model.layers.0.mlp.down_proj"
-SHAPE = (48, 128)
+SHAPE = (64, 128)
 # Of whole blocks: on a CPU, bitsandbytes 0.50 reads others back wrong.
 
 
@@ -96,7 +105,57 @@ def bits_and_bytes(kind: str, *, nested: bool) -> None:
     )
 
 
+def gptq(name: str, *, bits: int, symmetric: bool, act_order: bool) -> None:
+    """By GPTQModel's own packing, in the form that it saves: zeros less one."""
+    values, group_size = weight(), 32
+    outputs, inputs = SHAPE
+    groups = torch.arange(inputs) // group_size
+    if act_order:
+        groups = groups[torch.randperm(inputs, generator=torch.Generator().manual_seed(3))]
+    largest = 2**bits - 1
+    columns = [values[:, groups == group] for group in range(inputs // group_size)]
+    lowest = torch.stack([part.amin(1).clamp(max=0) for part in columns], 1)
+    highest = torch.stack([part.amax(1).clamp(min=0) for part in columns], 1)
+    if symmetric:
+        highest = torch.maximum(highest, -lowest)
+        lowest = -highest
+    scales = ((highest - lowest) / largest).half().float()
+    zeros = torch.round(-lowest / scales)
+    if symmetric:
+        zeros = torch.full_like(zeros, (largest + 1) // 2)
+    linear = torch.nn.Linear(inputs, outputs, bias=False, dtype=torch.float32)
+    linear.weight.data = values
+    module = TorchLinear(
+        bits=bits,
+        group_size=group_size,
+        sym=symmetric,
+        desc_act=act_order,
+        in_features=inputs,
+        out_features=outputs,
+        bias=False,
+        pack_dtype=torch.int32,
+        register_buffers=True,
+    )
+    module.pack_original(linear, scales, zeros, groups.to(torch.int32))
+    module.post_init()
+    module.dequant_dtype = torch.int16
+    read_back = module.dequantize_weight().T
+    convert_gptq_v2_to_v1_format_module(
+        module, QuantizeConfig(bits=bits, group_size=group_size, sym=symmetric)
+    )
+    config = {"quant_method": "gptq", "bits": bits, "group_size": group_size, "sym": symmetric}
+    config |= {"desc_act": act_order, "checkpoint_format": "gptq"}
+    parts = ("qweight", "qzeros", "scales", "g_idx")
+    stored = {part: getattr(module, part).detach() for part in parts}
+    write(name, config, stored, read_back)
+
+
 def main() -> None:
+    gptq("gptq_4_bits", bits=4, symmetric=True, act_order=False)
+    gptq("gptq_4_bits_act_order", bits=4, symmetric=False, act_order=True)
+    gptq("gptq_8_bits", bits=8, symmetric=True, act_order=False)
+    gptq("gptq_3_bits", bits=3, symmetric=False, act_order=False)
+    gptq("gptq_2_bits_act_order", bits=2, symmetric=False, act_order=True)
     group = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
     compressed("pack_4_bits", "pack-quantized", symmetric=True, **group)
     compressed("pack_4_bits_zero_points", "pack-quantized", symmetric=False, **group)
