@@ -105,11 +105,12 @@ class ModelSettings:
         choice(
             "PENSTOCK_POOLING",
             "auto",
-            ("auto", NO_POOLING, "mean", "cls", "last"),
+            ("auto", NO_POOLING, "mean", "cls", "last", "max", "weightedmean", "mean_sqrt_len"),
             meaning=(
-                "how token vectors become an embedding: `mean`, `cls` (the first), `last`, or "
-                "`none`; auto takes what the model folder says; of decoders whose folder says "
-                "nothing the bundled model pools by `mean`, others make none"
+                "how token vectors become an embedding: `mean`, `cls` (the first), `last`, `max`, "
+                "`weightedmean` (later ones more), `mean_sqrt_len`, or `none`; auto takes what the "
+                "model folder says; of decoders whose folder says nothing the bundled model pools "
+                "by `mean`, others make none"
             ),
         )
     )

@@ -16,6 +16,7 @@ from protocol.wire.messages import (
     Authorize,
     ChangeKeyStatus,
     ChangeResource,
+    Classify,
     ClearCache,
     CloseParse,
     CountKeys,
@@ -346,6 +347,7 @@ def embedding_inputs(
     ids: tuple[tuple[int, ...], ...],
     dimensions: int | None,
     truncate_prompt_tokens: int | None,
+    prompt_name: str = "",
 ) -> Embed:
     """Texts, or token ids, to be turned into vectors; not addressed yet."""
     return Embed(
@@ -355,6 +357,27 @@ def embedding_inputs(
         token_ids=ids,
         dimensions=dimensions,
         truncate_prompt_tokens=truncate_prompt_tokens,
+        prompt_name=prompt_name,
+    )
+
+
+def classification(
+    texts: Sequence[str],
+    second_texts: Sequence[str] = (),
+    token_ids: tuple[tuple[int, ...], ...] = (),
+    *,
+    truncate_prompt_tokens: int | None,
+    max_second_tokens: int | None = None,
+) -> Classify:
+    """Texts, pairs or token ids to be classified; not addressed yet."""
+    return Classify(
+        request_id="",
+        deadline_s=0.0,
+        texts=tuple(texts),
+        second_texts=tuple(second_texts),
+        token_ids=token_ids,
+        truncate_prompt_tokens=truncate_prompt_tokens,
+        max_second_tokens=max_second_tokens,
     )
 
 
@@ -377,7 +400,7 @@ def score_question(
     )
 
 
-QuestionT = TypeVar("QuestionT", Prepare, Detokenize, Embed, Score)
+QuestionT = TypeVar("QuestionT", Prepare, Detokenize, Embed, Score, Classify)
 
 
 def addressed(
@@ -394,7 +417,8 @@ def addressed(
         question, request_id=request_id, deadline_s=deadline_s, tenant=tenant, trace_id=trace_id
     )
     # Prompts and tokens are read in turn by tenant alone.
-    return structs.replace(sent, priority=priority) if isinstance(sent, Embed | Score) else sent
+    has_priority = isinstance(sent, Embed | Score | Classify)
+    return structs.replace(sent, priority=priority) if has_priority else sent
 
 
 def generate(

@@ -51,3 +51,7 @@ an older one would let them aside."""
 
 SCORE_VERSION = ProtocolVersion(1, 4)
 """Since when engines take `Score`; those that do say `scores` among their capabilities."""
+
+CLASSIFY_VERSION = ProtocolVersion(1, 4)
+"""Since when engines take `Classify`; those that do say `classify` among their capabilities. Only
+engines that offer `prompt_names` take a `prompt_name` of `Embed`."""

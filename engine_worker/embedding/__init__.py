@@ -1,5 +1,6 @@
-"""Texts to vectors: encoders of the BERT family, pooling, and batches by length.
+"""Whole texts to numbers: encoders, pooling to vectors, classifiers, batches by length.
 
-`service.py` answers one question, `queue.py` is the thread that gathers them into batches.
+`families/` reads configs, `encoder.py` computes, `service.py` and `classification.py` answer one
+question each, and `queue.py` is the thread that gathers questions into batches.
 May import `engine_worker.text` and `engine_worker.compute`.
 """

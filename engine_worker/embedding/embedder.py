@@ -1,53 +1,20 @@
-"""Runs embedding models in batches of rows of similar length; one program a batch shape."""
+"""Token ids to vectors of whole texts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 
-from engine_worker.core.choice.batch import ProgressCallback
 from engine_worker.embedding.dense import DenseWeights
 from engine_worker.embedding.models import EmbeddingModel
 from engine_worker.embedding.pooling import PoolingSpec, pool
+from engine_worker.embedding.row_programs import RowPrograms, Vectors
 from engine_worker.errors import ModelConfigError
 
-_MIN_TOKENS: Final = 16
-_MAX_BATCH_TOKENS: Final = 2048
-"""Of one program; more gains nothing on a CPU."""
-_MAX_ROWS: Final = 32
 
-Vectors = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class BatchShape:
-    """The shape of one program: rows and tokens a row."""
-
-    num_rows: int
-    num_tokens: int
-
-
-def batch_shapes(max_tokens: int) -> tuple[BatchShape, ...]:
-    """All program shapes: lengths double up to `max_tokens`, each for one row and for many."""
-    lengths = []
-    length = _MIN_TOKENS
-    while length < max_tokens:
-        lengths.append(length)
-        length *= 2
-    lengths.append(max_tokens)
-    shapes = []
-    for length in lengths:
-        many = max(2, min(_MAX_ROWS, _MAX_BATCH_TOKENS // length))
-        # One row is a program of its own: alone it shouldn't wait for the padding of many.
-        shapes += [BatchShape(1, length), BatchShape(many, length)]
-    return tuple(shapes)
-
-
-class Embedder:
+class Embedder(RowPrograms):
     """Token ids in, vectors out; used by one thread.
 
     Args:
@@ -60,6 +27,8 @@ class Embedder:
         ModelConfigError: A layer doesn't fit what stands before it.
     """
 
+    _what = "embeddings"
+
     def __init__(
         self,
         model: EmbeddingModel,
@@ -67,29 +36,22 @@ class Embedder:
         max_tokens: int,
         dense: Sequence[DenseWeights] = (),
     ) -> None:
-        self.max_tokens = max_tokens
-        self.num_dimensions = model.num_dimensions
+        width = model.num_dimensions
         for layer in pooling.dense:
-            if layer.num_in != self.num_dimensions:
+            if layer.num_in != width:
                 raise ModelConfigError(
                     f"{layer.folder}: in_features is {layer.num_in}, but vectors have"
-                    f" {self.num_dimensions} numbers there"
+                    f" {width} numbers there"
                 )
-            self.num_dimensions = layer.num_out
-        self._dense = tuple((jnp.asarray(one.weight), jnp.asarray(one.bias)) for one in dense)
+            width = layer.num_out
+        super().__init__(model, max_tokens, width)
         self.pooling = pooling
-        self.num_compiles = 0
-        self._model = model
-        self._shapes = batch_shapes(max_tokens)
-        self._programs: dict[BatchShape, Any] = {}
+        self._dense = tuple((jnp.asarray(one.weight), jnp.asarray(one.bias)) for one in dense)
 
-    def warm_up(self, progress: ProgressCallback) -> None:
-        """Compile (or load from the persistent cache) every program."""
-        for number, shape in enumerate(self._shapes):
-            text = f"{shape.num_rows} texts of {shape.num_tokens} tokens"
-            progress(number / len(self._shapes), f"compiling embeddings of {text}")
-            self._program(shape)
-        progress(1.0, f"compiled {len(self._shapes)} embedding programs")
+    @property
+    def num_dimensions(self) -> int:
+        """Numbers of a vector."""
+        return self.width
 
     def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
         """One vector for each row of token ids.
@@ -100,48 +62,13 @@ class Embedder:
         Returns:
             [N, D] float32, in the order of the rows.
         """
-        vectors = np.empty((len(rows), self.num_dimensions), np.float32)
-        by_length: dict[int, list[int]] = {}
-        for index, row in enumerate(rows):
-            by_length.setdefault(self._length_for(len(row)), []).append(index)
-        for length, indexes in by_length.items():
-            alone, many = (shape for shape in self._shapes if shape.num_tokens == length)
-            for first in range(0, len(indexes), many.num_rows):
-                batch = indexes[first : first + many.num_rows]
-                shape = alone if len(batch) == 1 else many
-                vectors[batch] = self._run(shape, [rows[index] for index in batch])
-        return vectors
+        return self.compute(rows)
 
-    def _length_for(self, num_tokens: int) -> int:
-        return next(s.num_tokens for s in self._shapes if s.num_tokens >= num_tokens)
+    def _extra(self) -> Any:
+        return self._dense
 
-    def _run(self, shape: BatchShape, rows: Sequence[Sequence[int]]) -> Vectors:
-        token_ids = np.zeros((shape.num_rows, shape.num_tokens), np.int32)
-        lengths = np.zeros(shape.num_rows, np.int32)
-        for index, row in enumerate(rows):
-            token_ids[index, : len(row)] = row
-            lengths[index] = len(row)
-        program = self._program(shape)
-        vectors = program(self._model.leaves, self._dense, token_ids, lengths)
-        return np.asarray(vectors)[: len(rows)]
-
-    def _program(self, shape: BatchShape) -> Any:
-        """The program of a shape, compiled ahead of time, so that a call can never retrace."""
-        program = self._programs.get(shape)
-        if program is None:
-            model, pooling = self._model, self.pooling
-
-            def embed(
-                leaves: Any, dense: Any, token_ids: jax.Array, lengths: jax.Array
-            ) -> jax.Array:
-                return pool(model.hidden(leaves, token_ids, lengths), lengths, pooling, dense)
-
-            token_ids = np.zeros((shape.num_rows, shape.num_tokens), np.int32)
-            lengths = np.zeros(shape.num_rows, np.int32)
-            program = jax.jit(embed).lower(model.leaves, self._dense, token_ids, lengths).compile()
-            self._programs[shape] = program
-            self.num_compiles += 1
-        return program
+    def _finish(self, leaves: Any, extra: Any, hidden: jax.Array, lengths: jax.Array) -> jax.Array:
+        return pool(hidden, lengths, self.pooling, extra)
 
 
 def shorten(vectors: Vectors, num_dimensions: int) -> Vectors:

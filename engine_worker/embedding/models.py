@@ -25,8 +25,20 @@ class EmbeddingModel(Protocol):
     def leaves(self) -> Leaves:
         """The weights, handed to `hidden`."""
 
-    def hidden(self, leaves: Leaves, token_ids: jax.Array, lengths: jax.Array) -> jax.Array:
-        """[B, T] int32 ids of rows of [B] int32 lengths to [B, T, D] float32; padding is noise."""
+    def hidden(
+        self, leaves: Leaves, token_ids: jax.Array, type_ids: jax.Array, lengths: jax.Array
+    ) -> jax.Array:
+        """Vectors of all tokens.
+
+        Args:
+            leaves: The weights.
+            token_ids: [B, T] int32.
+            type_ids: [B, T] int32: 1 in the second text of a pair, for models that care.
+            lengths: [B] int32, tokens of each row.
+
+        Returns:
+            [B, T, D] float32; padding is noise.
+        """
 
 
 class EncoderModel:
@@ -44,9 +56,11 @@ class EncoderModel:
     def leaves(self) -> Leaves:
         return self._leaves
 
-    def hidden(self, leaves: Leaves, token_ids: jax.Array, lengths: jax.Array) -> jax.Array:
+    def hidden(
+        self, leaves: Leaves, token_ids: jax.Array, type_ids: jax.Array, lengths: jax.Array
+    ) -> jax.Array:
         visible = jnp.arange(token_ids.shape[1], dtype=jnp.int32) < lengths[:, None]
-        return self._graph.hidden(leaves, token_ids, visible)
+        return self._graph.hidden(leaves, token_ids, type_ids, visible)
 
 
 class DecoderModel:
@@ -66,7 +80,9 @@ class DecoderModel:
     def leaves(self) -> Leaves:
         return self._decoder.leaves
 
-    def hidden(self, leaves: Leaves, token_ids: jax.Array, lengths: jax.Array) -> jax.Array:
+    def hidden(
+        self, leaves: Leaves, token_ids: jax.Array, type_ids: jax.Array, lengths: jax.Array
+    ) -> jax.Array:
         backend = self._decoder.backend
         num_rows, num_tokens = token_ids.shape
         num_blocks = -(-num_tokens // BLOCK_SIZE)

@@ -1,24 +1,23 @@
-"""The embedding thread: takes turns between tenants, tokenises, computes a batch, answers."""
+"""The thread of whole texts: takes turns between tenants, tokenises, computes a batch, answers."""
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from engine_worker.core.scheduling.turn_queue import TurnQueue
-from engine_worker.embedding.embedder import Vectors, shorten
-from engine_worker.embedding.service import Embeddings
+from engine_worker.embedding.inputs import Row
+from engine_worker.embedding.row_programs import Vectors
+from engine_worker.embedding.service import MAX_INPUTS
 from engine_worker.errors import DeadlineError, InvalidRequestError
 from protocol.errors import ErrorCode, PenstockError
 from protocol.runtime import logs
-from protocol.wire.messages import Embed, Embedded, Failure, Message
+from protocol.wire.messages import Classify, Embed, Failure, Message
 
-MAX_INPUTS: Final = 2048
-"""Texts of one request, as OpenAI has it."""
 _MAX_PENDING_INPUTS: Final = 8 * MAX_INPUTS
 _MAX_TENANT_INPUTS: Final = 4 * MAX_INPUTS
 _SIZE_OF_AN_INPUT: Final = 4096
@@ -26,6 +25,8 @@ _SIZE_OF_AN_INPUT: Final = 4096
 _MAX_BATCH_INPUTS: Final = 256
 """Further requests join a batch until it has so many; a larger request takes several turns."""
 _RETRY_AFTER_S: Final = 1.0
+
+TextCommand = Embed | Classify
 
 _log = logging.getLogger("penstock.embedding")
 
@@ -37,54 +38,89 @@ class Outlet(Protocol):
         """Send in order; dropped silently when the gateway is gone."""
 
 
+class TextTask(Protocol):
+    """What a model does with whole texts: it embeds them, or classifies them."""
+
+    @property
+    def max_inputs(self) -> int:
+        """Of one request."""
+
+    def num_inputs(self, command: Any) -> int:
+        """Of a command of its kind."""
+
+    def rows(self, command: Any, first: int, count: int) -> list[Row]:
+        """Some inputs of a command in tokens; raises RequestError for what is wrong with one."""
+
+    def compute(
+        self, rows: Sequence[Row], is_wanted: Callable[[Sequence[int]], bool] | None = None
+    ) -> Vectors:
+        """One vector a row, [N, D] float32."""
+
+    def answer(
+        self,
+        command: Any,
+        vectors: Vectors,
+        num_tokens: Sequence[int],
+        truncated: Sequence[int],
+    ) -> Message:
+        """The answer to a command whose inputs are all computed."""
+
+
 @dataclass(slots=True, eq=False)
 class _Item:
     """A command of a gateway.
 
     Attributes:
         deadline: Monotonic seconds.
+        num_inputs: Of the command.
         vectors: Of the inputs that are computed, from the first on.
         num_tokens: Of each of these.
+        truncated: Those of them that were cut.
     """
 
     gateway_id: str
-    command: Embed
+    command: TextCommand
     deadline: float
+    num_inputs: int
     vectors: list[Vectors] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
-
-    @property
-    def num_inputs(self) -> int:
-        return len(self.command.texts) + len(self.command.token_ids)
+    truncated: list[int] = field(default_factory=list)
 
     @property
     def num_left(self) -> int:
         return self.num_inputs - len(self.num_tokens)
 
 
-_Part = tuple[_Item, list[list[int]]]
-"""A request and the token ids of its inputs that are computed in one batch."""
+_Part = tuple[_Item, list[Row]]
+"""A request and its inputs that are computed in one batch."""
 
 
-class EmbeddingQueue:
-    """Embeddings of one model; `submit` may be called from any thread, `run` has one of its own.
+class TextQueue:
+    """Texts for one model; `submit` may be called from any thread, `run` has one of its own.
 
     Each command has exactly one answer, unless nobody waits for it any more: then what is not
     computed yet never will be.
 
     Args:
-        embeddings: Used by nobody else.
+        task: Used by nobody else.
         outlet: Where answers go.
         clock: Monotonic seconds.
+
+    Attributes:
+        takes: The kind of command that it answers.
+        num_batches: Programs that ran.
     """
 
     def __init__(
         self,
-        embeddings: Embeddings,
+        task: TextTask,
         outlet: Outlet,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        takes: type[TextCommand] = Embed,
     ) -> None:
-        self._embeddings = embeddings
+        self.takes = takes
+        self._task = task
         self._outlet = outlet
         self._clock = clock
         self._changed = threading.Condition()
@@ -99,10 +135,13 @@ class EmbeddingQueue:
         """Requests that somebody waits for."""
         return len(self._wanted)
 
-    def submit(self, gateway_id: str, command: Embed) -> None:
+    def submit(self, gateway_id: str, command: TextCommand) -> None:
         """Take a command, or refuse it at once."""
-        item = _Item(gateway_id, command, self._clock() + command.deadline_s)
+        deadline = self._clock() + command.deadline_s
+        item = _Item(gateway_id, command, deadline, self._task.num_inputs(command))
         size = sum(map(len, command.texts)) + sum(map(len, command.token_ids))
+        if isinstance(command, Classify):
+            size += sum(map(len, command.second_texts))
         with self._changed:
             num_places = max(1, item.num_inputs) + size // _SIZE_OF_AN_INPUT
             is_taken = self._waiting.push(command.tenant, item, num_places)
@@ -116,7 +155,7 @@ class EmbeddingQueue:
                     request_id=command.request_id,
                     code=ErrorCode.OVERLOADED,
                     message=f"More than {_MAX_TENANT_INPUTS} texts of one tenant, or"
-                    f" {_MAX_PENDING_INPUTS} in all, wait to be embedded.",
+                    f" {_MAX_PENDING_INPUTS} in all, wait to be computed.",
                     retry_after_s=_RETRY_AFTER_S,
                 ),
             )
@@ -157,7 +196,7 @@ class EmbeddingQueue:
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException:  # noqa: BLE001 - a panic of a native library is no Exception
-            _log.exception("a round of %d embedding requests failed", len(turns))
+            _log.exception("a round of %d requests failed", len(turns))
             for item, _ in turns:
                 self._fail_internally(item)
         return not self._is_closed
@@ -205,10 +244,18 @@ class EmbeddingQueue:
         """Compute all as one batch; what raises is tried again request by request, once."""
         parts = [part for part in parts if part[0] in self._wanted]
         rows = [row for _, part_rows in parts for row in part_rows]
+        owners = [item for item, part_rows in parts for _ in part_rows]
         if not rows:
             return
+
+        def is_wanted(indexes: Sequence[int]) -> bool:
+            if not any(owners[index] in self._wanted for index in indexes):
+                return False
+            self.num_batches += 1
+            return True
+
         try:
-            vectors = self._embeddings.embed(rows)
+            vectors = self._task.compute(rows, is_wanted)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException:  # noqa: BLE001 - whatever the compute side raises, others go on
@@ -219,13 +266,14 @@ class EmbeddingQueue:
             else:
                 item = parts[0][0]
                 with logs.about(item.command.request_id, item.command.trace_id):
-                    _log.exception("%d texts could not be embedded", len(rows))
+                    _log.exception("%d texts could not be computed", len(rows))
                 self._fail_internally(item)
             return
-        self.num_batches += 1
         first = 0
         for item, part_rows in parts:
             item.vectors.append(vectors[first : first + len(part_rows)])
+            begin = len(item.num_tokens)
+            item.truncated += [begin + n for n, row in enumerate(part_rows) if row.is_cut]
             item.num_tokens += map(len, part_rows)
             first += len(part_rows)
 
@@ -238,48 +286,29 @@ class EmbeddingQueue:
             if item in self._wanted:
                 self._waiting.put_back(item.command.tenant, item)
 
-    def _rows(self, item: _Item, num_inputs: int) -> list[list[int]]:
-        """Token ids of the next inputs of a request.
+    def _rows(self, item: _Item, num_inputs: int) -> list[Row]:
+        """The next inputs of a request in tokens.
 
         Raises:
-            RequestError: One of them can't be embedded.
+            RequestError: One of them can't be computed.
         """
-        command = item.command
         if item.deadline <= self._clock():
             raise DeadlineError("The request's time ran out before it was worked on.")
-        if bool(command.texts) == bool(command.token_ids):
-            raise InvalidRequestError("Give texts or token ids, at least one.", param="input")
-        if item.num_inputs > MAX_INPUTS:
+        most = self._task.max_inputs
+        if item.num_inputs > most:
             raise InvalidRequestError(
-                f"There are {item.num_inputs} inputs; at most {MAX_INPUTS} work.", param="input"
+                f"There are {item.num_inputs} inputs; at most {most} work.", param="input"
             )
-        self._embeddings.check_dimensions(command.dimensions)
-        first = len(item.num_tokens)
-        return self._embeddings.rows(
-            command.texts[first : first + num_inputs],
-            command.token_ids[first : first + num_inputs],
-            command.truncate_prompt_tokens,
-            first_index=first,
-        )
+        return self._task.rows(item.command, len(item.num_tokens), num_inputs)
 
     def _send(self, item: _Item) -> None:
-        command = item.command
         vectors = np.concatenate(item.vectors)
-        if command.dimensions is not None:
-            vectors = shorten(vectors, command.dimensions)
         if not np.isfinite(vectors).all():
             _log.warning("the model computed no number (NaN) for a request")
             self._fail(item, ErrorCode.INTERNAL_ERROR, "The model computed no number (NaN).")
             return
-        self._end(
-            item,
-            Embedded(
-                request_id=command.request_id,
-                num_dimensions=vectors.shape[1],
-                vectors=np.ascontiguousarray(vectors, "<f4").tobytes(),
-                num_tokens=tuple(item.num_tokens),
-            ),
-        )
+        answer = self._task.answer(item.command, vectors, item.num_tokens, item.truncated)
+        self._end(item, answer)
 
     def _fail_internally(self, item: _Item) -> None:
         self._fail(item, ErrorCode.INTERNAL_ERROR, "The engine failed at this batch.")

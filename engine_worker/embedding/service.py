@@ -1,14 +1,18 @@
 """Texts to vectors by one model: inputs are checked, tokenised, cut and computed."""
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
 
-from engine_worker.embedding.embedder import Embedder, Vectors, shorten
-from engine_worker.errors import ContextLengthError, InvalidRequestError
+import numpy as np
+
+from engine_worker.embedding.embedder import Embedder, shorten
+from engine_worker.embedding.inputs import InputReader, Row
+from engine_worker.embedding.row_programs import Vectors
+from engine_worker.errors import InvalidRequestError
 from engine_worker.text.tokenizer import Tokenizer
+from protocol.wire.messages import Embed, Embedded
 
-_MAX_CHARACTERS_PER_TOKEN: Final = 64
-"""A text with more cannot be worth tokenising to its end when it is to be cut."""
+MAX_INPUTS = 2048
+"""Texts of one request, as OpenAI has it."""
 
 
 class Embeddings:
@@ -20,10 +24,12 @@ class Embeddings:
         vocab_size: Token ids at or above it are refused.
     """
 
+    max_inputs = MAX_INPUTS
+
     def __init__(self, embedder: Embedder, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._embedder = embedder
-        self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
+        self._reader = InputReader(tokenizer, vocab_size, embedder.max_tokens)
+        self._prompts = dict(embedder.pooling.prompts)
 
     def embed_texts(
         self,
@@ -31,6 +37,7 @@ class Embeddings:
         *,
         dimensions: int | None = None,
         truncate_prompt_tokens: int | None = None,
+        prompt_name: str = "",
     ) -> tuple[Vectors, list[int]]:
         """Vectors of texts, and how many tokens each has.
 
@@ -38,6 +45,7 @@ class Embeddings:
             texts: None of them empty.
             dimensions: Keep so many leading numbers of each vector.
             truncate_prompt_tokens: Cut longer texts to so many tokens; -1 to what the model takes.
+            prompt_name: Of the model's prompt that stands before each; empty is the default one.
 
         Returns:
             [N, D] float32 and N numbers.
@@ -45,108 +53,85 @@ class Embeddings:
         Raises:
             RequestError: A text can't be embedded, or a number is out of range.
         """
-        self.check_dimensions(dimensions)
-        rows = self.rows(texts, (), truncate_prompt_tokens)
-        vectors = self.embed(rows)
+        command = Embed(
+            request_id="",
+            deadline_s=0.0,
+            texts=tuple(texts),
+            dimensions=dimensions,
+            truncate_prompt_tokens=truncate_prompt_tokens,
+            prompt_name=prompt_name,
+        )
+        rows = self.rows(command, 0, len(texts))
+        vectors = self.compute(rows)
         if dimensions is not None:
             vectors = shorten(vectors, dimensions)
         return vectors, [len(row) for row in rows]
 
-    def embed(self, rows: Sequence[Sequence[int]]) -> Vectors:
-        """Vectors of token ids from `rows`, [N, D] float32."""
-        return self._embedder.embed(rows)
+    def num_inputs(self, command: Embed) -> int:
+        """Texts and inputs that are token ids."""
+        return len(command.texts) + len(command.token_ids)
 
-    def check_dimensions(self, dimensions: int | None) -> None:
-        """Refuse more numbers than a vector has, or none.
+    def rows(self, command: Embed, first: int, count: int) -> list[Row]:
+        """Some inputs of a command in tokens, none too long.
 
         Raises:
-            InvalidRequestError: Naming the range.
+            RequestError: One of them can't be embedded, or a number is out of range.
         """
+        if bool(command.texts) == bool(command.token_ids):
+            raise InvalidRequestError("Give texts or token ids, at least one.", param="input")
+        self._check_dimensions(command.dimensions)
+        limit = self._reader.limit(command.truncate_prompt_tokens)
+        prompt = self._prompt(command)
+        pooling = self._embedder.pooling
+        found = []
+        for index in range(first, first + count):
+            if command.texts:
+                text = command.texts[index]
+                text = prompt + (text.lower() if pooling.lowercase else text)
+                found.append(self._reader.text(text, index, limit))
+            else:
+                found.append(self._reader.token_ids(command.token_ids[index], index, limit))
+        return found
+
+    def compute(
+        self, rows: Sequence[Row], is_wanted: Callable[[Sequence[int]], bool] | None = None
+    ) -> Vectors:
+        """Vectors of rows, [N, D] float32; see `RowPrograms.compute`."""
+        return self._embedder.compute([row.token_ids for row in rows], is_wanted=is_wanted)
+
+    def answer(
+        self,
+        command: Embed,
+        vectors: Vectors,
+        num_tokens: Sequence[int],
+        truncated: Sequence[int],
+    ) -> Embedded:
+        """What is sent for a command whose vectors are all there."""
+        if command.dimensions is not None:
+            vectors = shorten(vectors, command.dimensions)
+        return Embedded(
+            request_id=command.request_id,
+            num_dimensions=vectors.shape[1],
+            vectors=np.ascontiguousarray(vectors, "<f4").tobytes(),
+            num_tokens=tuple(num_tokens),
+        )
+
+    def _check_dimensions(self, dimensions: int | None) -> None:
         most = self._embedder.num_dimensions
         if dimensions is not None and not 1 <= dimensions <= most:
             raise InvalidRequestError(
                 f"'dimensions' must be 1 to {most}, not {dimensions}.", param="dimensions"
             )
 
-    def rows(
-        self,
-        texts: Sequence[str],
-        token_ids: Sequence[Sequence[int]],
-        truncate_prompt_tokens: int | None,
-        *,
-        first_index: int = 0,
-    ) -> list[list[int]]:
-        """Token ids of texts and of inputs that are ids already, none too long.
-
-        Args:
-            texts: Come first.
-            token_ids: Follow them.
-            truncate_prompt_tokens: See `embed_texts`.
-            first_index: Of the first of them within its request, for messages.
-
-        Raises:
-            RequestError: One of them can't be embedded.
-        """
-        limit = self._limit(truncate_prompt_tokens)
-        rows = [self._encode(text, index, limit) for index, text in enumerate(texts, first_index)]
-        rows += [self._checked(one) for one in token_ids]
-        return [self._fitted(row, index, limit) for index, row in enumerate(rows, first_index)]
-
-    def _limit(self, limit: int | None) -> int | None:
-        """How many tokens of an input count; None refuses more than the model takes."""
-        most = self._embedder.max_tokens
-        if limit is None:
-            return None
-        if limit != -1 and not 1 <= limit <= most:
+    def _prompt(self, command: Embed) -> str:
+        name = command.prompt_name
+        if not name:
+            return self._embedder.pooling.prompt
+        if name not in self._prompts or command.token_ids:
+            known = ", ".join(self._prompts) or "none"
             raise InvalidRequestError(
-                f"'truncate_prompt_tokens' must be -1 or 1 to {most}, not {limit}.",
-                param="truncate_prompt_tokens",
+                f"'prompt_name' {name!r:.80} is no prompt of this model ({known}), or the inputs"
+                " are token ids, before which no text can stand.",
+                param="prompt_name",
             )
-        return most if limit == -1 else limit
-
-    def _encode(self, text: str, index: int, limit: int | None) -> list[int]:
-        pooling = self._embedder.pooling
-        text = pooling.prompt + (text.lower() if pooling.lowercase else text)
-        per_token = self._tokenizer.max_token_bytes
-        if limit is not None:
-            text = text[: limit * _MAX_CHARACTERS_PER_TOKEN]
-        elif per_token and len(text) > self._embedder.max_tokens * per_token:
-            # A hopeless text is refused by its length, before seconds are spent on its tokens.
-            raise self._too_long(index, f"at least {-(-len(text) // per_token)}")
-        return self._tokenizer.encode(text, add_special_tokens=True)
-
-    def _checked(self, token_ids: Sequence[int]) -> list[int]:
-        wrong = next((one for one in token_ids if not 0 <= one < self._vocab_size), None)
-        if wrong is not None:
-            raise InvalidRequestError(
-                f"Token id {wrong} is not between 0 and {self._vocab_size - 1}.", param="input"
-            )
-        return list(token_ids)
-
-    def _fitted(self, row: list[int], index: int, limit: int | None) -> list[int]:
-        if not row:
-            raise InvalidRequestError(f"Input {index} is empty.", param="input")
-        if limit is None:
-            if len(row) > self._embedder.max_tokens:
-                raise self._too_long(index, str(len(row)))
-            return row
-        if len(row) <= limit:
-            return row
-        # As sentence-transformers cuts: what the tokenizer adds at the end stays at the end.
-        num_added = self._num_added_at_end(row)
-        return (
-            row[: limit - num_added] + row[len(row) - num_added :]
-            if limit > num_added
-            else row[:limit]
-        )
-
-    def _too_long(self, index: int, num_tokens: str) -> ContextLengthError:
-        return ContextLengthError(
-            f"This model's maximum context length is {self._embedder.max_tokens} tokens, but input"
-            f" {index} has {num_tokens}. Shorten it, or set 'truncate_prompt_tokens' to -1.",
-            param="input",
-        )
-
-    def _num_added_at_end(self, row: Sequence[int]) -> int:
-        """1 when a text's last token is the tokenizer's own, such as [SEP]."""
-        return int(row[-1] in self._tokenizer.special_token_ids)
+        return self._prompts[name]

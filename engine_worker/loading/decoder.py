@@ -41,7 +41,7 @@ from engine_worker.core.metrics import EngineMetrics
 from engine_worker.core.scoring import ScoreTask, score_task
 from engine_worker.embedding.embedder import Embedder
 from engine_worker.errors import KvMemoryError
-from engine_worker.loading.encoder import decoder_embedder
+from engine_worker.loading.encoder import decoder_embedder, embedding_offer
 from engine_worker.loading.identity import model_fingerprint
 from engine_worker.loading.phases import PhaseCallback
 from engine_worker.loading.quality_record import read_quality
@@ -273,8 +273,7 @@ def _assemble(
         sampling_defaults=load_sampling_defaults(settings.path),
         max_num_seqs=runner.max_num_seqs,
         num_kv_tokens=runner.num_blocks * runner.block_size,
-        num_embedding_dimensions=0 if embedder is None else embedder.num_dimensions,
-        pooling="" if embedder is None else embedder.pooling.kind,
+        **({} if embedder is None else embedding_offer(embedder)),
         max_token_bytes=tokenizer.max_token_bytes,
         tokenizer_info_json=json.dumps(tokenizer.info()),
         backend=backend_label(runner.backend),

@@ -1,51 +1,53 @@
-"""Assembles what makes embeddings: an encoder from its folder, or a loaded decoder."""
+"""Assembles what makes embeddings and classifies: a model of its own, or a loaded decoder."""
 
 import json
-import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
+
+from msgspec import structs
 
 from engine_worker.compute.backends.base import PackedDecoder
 from engine_worker.compute.models.config_fields import read_config
-from engine_worker.compute.models.dtype import DTYPES, QUANTIZED
 from engine_worker.compute.runner.compile_cache import prepare_backend
-from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
-from engine_worker.compute.weights.loader import load_leaves
 from engine_worker.config import NO_POOLING, ModelSettings
 from engine_worker.core.choice.batch import ProgressCallback
 from engine_worker.core.credits import CreditPolicy
 from engine_worker.demo import demo_model_path
+from engine_worker.embedding.classifier import Classifier
 from engine_worker.embedding.dense import DenseWeights, load_dense
 from engine_worker.embedding.embedder import Embedder
-from engine_worker.embedding.encoder import EncoderGraph, is_ignorable
-from engine_worker.embedding.encoder_spec import EncoderSpec, is_encoder, load_encoder_spec
-from engine_worker.embedding.models import DecoderModel, EncoderModel
+from engine_worker.embedding.families.registry import is_encoder
+from engine_worker.embedding.labels import has_classifier, read_labels
+from engine_worker.embedding.models import DecoderModel
 from engine_worker.embedding.pooling import POOLING_KINDS, PoolingSpec, load_pooling
-from engine_worker.embedding.queue import MAX_INPUTS
+from engine_worker.embedding.service import MAX_INPUTS
 from engine_worker.loading.identity import model_fingerprint
 from engine_worker.loading.phases import PhaseCallback
+from engine_worker.loading.text_models import (
+    MAX_DECODER_TOKENS,
+    is_text_model,
+    load_text_model,
+)
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.errors import ConfigurationError
 from protocol.wire.messages import EngineOffer
 
-MAX_DECODER_TOKENS: Final = 2048
-"""Of one text at a decoder: its attention here holds all pairs of tokens at once."""
 _MAX_REQUESTS: Final = 256
-_PREFIXES: Final = ("", "bert.", "roberta.")
-
-_log = logging.getLogger("penstock.embedding")
 
 
 @dataclass(frozen=True, slots=True)
 class ServedEncoder:
-    """An encoder that is ready to work.
+    """A model of whole texts that is ready to work.
 
     Attributes:
-        embedder: Warm; belongs to the thread that uses it.
+        embedder: Warm; belongs to the thread that uses it. None for a classifier.
+        classifier: Likewise; None for a model that makes embeddings.
         credit_policy: What gateways may have unfinished.
     """
 
-    embedder: Embedder
+    embedder: Embedder | None
+    classifier: Classifier | None
     tokenizer: Tokenizer
     vocab_size: int
     credit_policy: CreditPolicy
@@ -53,16 +55,16 @@ class ServedEncoder:
 
 
 def is_encoder_folder(settings: ModelSettings) -> bool:
-    """Whether the folder holds an encoder, which generates nothing.
+    """Whether the folder holds a model that generates nothing.
 
     Raises:
         ModelConfigError: There is no readable config.
     """
-    return is_encoder(read_config(settings.path))
+    return is_text_model(read_config(settings.path))
 
 
 def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEncoder:
-    """Load an encoder and compile its programs.
+    """Load a model of whole texts and compile its programs.
 
     Args:
         settings: Which model, and how.
@@ -74,52 +76,71 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
     """
     on_phase("loading", 0.0, "configuration")
     prepare_backend(settings.compile_cache_dir)
-    spec = load_encoder_spec(settings.path)
-    pooling = choose_pooling(settings, PoolingSpec("mean"))
-    if pooling is None:
-        raise ConfigurationError(
-            f"PENSTOCK_POOLING is {NO_POOLING}, but {spec.architecture} makes nothing but"
-            f" embeddings; leave it unset or choose one of {', '.join(POOLING_KINDS)}."
-        )
-    max_tokens = _choose_max_tokens(settings, spec, pooling)
-    # Vectors are compared by small differences, and encoders are small: float32 unless asked.
-    if settings.dtype in QUANTIZED:
-        raise ConfigurationError(
-            f"an encoder computes in float32 or bfloat16, not in {settings.dtype}", param="dtype"
-        )
-    dtype = DTYPES["float32" if settings.dtype == "auto" else settings.dtype]
-    graph = EncoderGraph(spec, dtype)
+    config = read_config(settings.path)
+    pooling = None if has_classifier(config) else _pooling_of(settings, config)
+    # A tokenizer that can't be loaded is no reason to read all weights first.
     tokenizer = Tokenizer.load(settings.tokenizer_path or settings.path, settings.path)
-    checkpoint = open_checkpoint(settings.path)
-    leaves = load_leaves(
-        checkpoint,
-        graph.parameters,
-        graph.sources(_prefix(checkpoint)),
-        architecture=spec.architecture,
-        is_ignorable=is_ignorable,
-        progress=lambda done, text: on_phase("loading", done, text),
-    )
-    embedder = Embedder(EncoderModel(graph, leaves), pooling, max_tokens, load_layers(pooling))
-    embedder.warm_up(lambda done, text: on_phase("compiling", done, text))
+    loaded = load_text_model(settings, lambda done, text: on_phase("loading", done, text))
+    stated = tokenizer.max_length if pooling is None else pooling.max_tokens
+    max_tokens = _choose_max_tokens(settings, loaded.max_tokens, stated)
     credit_policy = CreditPolicy(_MAX_REQUESTS, _MAX_REQUESTS * MAX_INPUTS * max_tokens, max_tokens)
     offer = EngineOffer(
         model=settings.name,
-        fingerprint=model_fingerprint(settings, tokenizer, {"weights": str(dtype)}),
+        fingerprint=model_fingerprint(settings, tokenizer, {"weights": loaded.dtype}),
         resume_version=1,
         max_model_len=max_tokens,
         created=int((settings.path / "config.json").stat().st_mtime),
         credits=credit_policy.whole,
-        architecture=spec.architecture,
-        dtype=str(dtype),
-        vocab_size=spec.vocab_size,
-        num_parameters=graph.num_parameters,
-        capabilities=("embeddings",),
-        num_embedding_dimensions=embedder.num_dimensions,
-        pooling=pooling.kind,
+        architecture=loaded.architecture,
+        dtype=loaded.dtype,
+        vocab_size=loaded.vocab_size,
+        num_parameters=loaded.num_parameters,
         max_token_bytes=tokenizer.max_token_bytes,
         tokenizer_info_json=json.dumps(tokenizer.info()),
     )
-    return ServedEncoder(embedder, tokenizer, spec.vocab_size, credit_policy, offer)
+    embedder = classifier = None
+    if pooling is not None:
+        embedder = Embedder(loaded.model, pooling, max_tokens, load_layers(pooling))
+        offer = structs.replace(offer, capabilities=("embeddings",), **embedding_offer(embedder))
+    else:
+        assert loaded.head is not None, "a config with a classifier has one"
+        labels = read_labels(config)
+        classifier = Classifier(loaded.model, loaded.head, labels, max_tokens)
+        offer = structs.replace(
+            offer,
+            capabilities=("classify",),
+            labels=labels.names,
+            problem_type=labels.problem_type,
+        )
+    programs = embedder or classifier
+    assert programs is not None, "one of both was made"
+    programs.warm_up(lambda done, text: on_phase("compiling", done, text))
+    return ServedEncoder(embedder, classifier, tokenizer, loaded.vocab_size, credit_policy, offer)
+
+
+def embedding_offer(embedder: Embedder) -> dict[str, Any]:
+    """What gateways are told of an embedder, by fields of `EngineOffer`."""
+    pooling = embedder.pooling
+    return {
+        "num_embedding_dimensions": embedder.num_dimensions,
+        "pooling": pooling.kind,
+        "prompt_names": tuple(name for name, _ in pooling.prompts),
+        "max_prompt_bytes": max(
+            (len(text.encode()) for text in (pooling.prompt, *dict(pooling.prompts).values())),
+            default=0,
+        ),
+    }
+
+
+def _pooling_of(settings: ModelSettings, config: Mapping[str, Any]) -> PoolingSpec:
+    pooling = choose_pooling(settings, PoolingSpec("mean" if is_encoder(config) else "last"))
+    if pooling is None:
+        named = config.get("architectures") or [config.get("model_type")]
+        raise ConfigurationError(
+            f"PENSTOCK_POOLING is {NO_POOLING}, but {named[0]} makes nothing but"
+            f" embeddings; leave it unset or choose one of {', '.join(POOLING_KINDS)}."
+        )
+    return pooling
 
 
 def decoder_embedder(
@@ -174,21 +195,12 @@ def choose_pooling(settings: ModelSettings, default: PoolingSpec | None) -> Pool
     return found
 
 
-def _choose_max_tokens(settings: ModelSettings, spec: EncoderSpec, pooling: PoolingSpec) -> int:
+def _choose_max_tokens(settings: ModelSettings, longest: int, stated: int | None) -> int:
     if settings.max_model_len is None:
-        return min(spec.max_tokens, pooling.max_tokens or spec.max_tokens)
-    if settings.max_model_len > spec.max_tokens:
+        return min(longest, stated or longest)
+    if settings.max_model_len > longest:
         raise ConfigurationError(
             f"PENSTOCK_MAX_MODEL_LEN is {settings.max_model_len}, but this model has positions for"
-            f" {spec.max_tokens} tokens."
+            f" {longest} tokens."
         )
     return settings.max_model_len
-
-
-def _prefix(checkpoint: Checkpoint) -> str:
-    """What stands before the names of the encoder's tensors in this checkpoint."""
-    names = (f"{prefix}embeddings.word_embeddings.weight" for prefix in _PREFIXES)
-    found = (
-        prefix for prefix, name in zip(_PREFIXES, names, strict=True) if name in checkpoint.tensors
-    )
-    return next(found, "")

@@ -123,6 +123,11 @@ class LLM:
         settings = with_model_folder(settings)
         if is_encoder_folder(settings):
             encoder = load_encoder(settings, _tell_nobody)
+            if encoder.embedder is None:
+                raise EngineError(
+                    f"{folder} is a classifier, which `LLM` has no method for; serve it and ask"
+                    " /v1/classify."
+                )
             self._embeddings = Embeddings(encoder.embedder, encoder.tokenizer, encoder.vocab_size)
             self.vocab_size = encoder.vocab_size
             return

@@ -34,6 +34,7 @@ from protocol.wire.messages import (
     Abort,
     CacheCleared,
     Cancel,
+    Classify,
     ClearCache,
     Credits,
     Detokenize,
@@ -53,7 +54,7 @@ from protocol.wire.messages import (
 
 if TYPE_CHECKING:
     # jax comes with it, which a process must not import before its heartbeats flow.
-    from engine_worker.embedding.queue import EmbeddingQueue
+    from engine_worker.embedding.queue import TextQueue
 
 _RETRY_AFTER_S = 1.0
 
@@ -155,7 +156,7 @@ class EngineHandler:
         self._credit_policy: CreditPolicy | None = None
         self._compile_queue: CompileQueue | None = None
         self._acceptances: AcceptanceQueue | None = None
-        self._embeddings: EmbeddingQueue | None = None
+        self._texts: TextQueue | None = None
         self._threads = WatchedPool(NUM_THREADS, thread_name_prefix="prepare")
         self._prepares: PrepareQueue | None = None
         self._generates = True
@@ -199,16 +200,14 @@ class EngineHandler:
             take_score=self._hand_on_score,
         )
 
-    def serve_embeddings(
-        self, embeddings: "EmbeddingQueue", credit_policy: CreditPolicy | None = None
-    ) -> None:
-        """Take embeddings from now on.
+    def serve_texts(self, texts: "TextQueue", credit_policy: CreditPolicy | None = None) -> None:
+        """Take whole texts, to be embedded or classified, from now on.
 
         Args:
-            embeddings: Runs in a thread of its own.
+            texts: Runs in a thread of its own.
             credit_policy: Of a model that generates nothing.
         """
-        self._embeddings = embeddings
+        self._texts = texts
         if credit_policy is not None:
             self._credit_policy = credit_policy
             # No step loop looks into the inbox; what came meanwhile would seem unfinished for ever.
@@ -218,8 +217,8 @@ class EngineHandler:
     def close(self) -> None:
         """End the step loop and the threads; prompts that still wait are dropped."""
         self.inbox.put(StopLoop())
-        if self._embeddings is not None:
-            self._embeddings.close()
+        if self._texts is not None:
+            self._texts.close()
         if self._prepares is not None:
             self._prepares.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -235,15 +234,16 @@ class EngineHandler:
                 self._prepares.submit(gateway_id, command)
         elif isinstance(command, Cancel):
             self._cancel(gateway_id, command)
-        elif isinstance(command, Embed):
-            if self._embeddings is None or self.is_draining:
+        elif isinstance(command, Embed | Classify):
+            texts = self._texts
+            if texts is None or self.is_draining or not isinstance(command, texts.takes):
                 self._send(gateway_id, self._unavailable(command))
             else:
-                self._embeddings.submit(gateway_id, command)
+                texts.submit(gateway_id, command)
         elif isinstance(command, Profile):
             self._take_profile(gateway_id, command)
         elif isinstance(command, ClearCache) and not self._generates:
-            # A model that only makes embeddings keeps nothing of its prompts.
+            # A model that generates nothing keeps nothing of its prompts.
             self._send(gateway_id, CacheCleared(request_id=command.request_id, num_blocks=0))
         elif isinstance(command, Generate) and (self._prepares is None or self.is_draining):
             self._send(gateway_id, self._unavailable(command))
@@ -275,8 +275,8 @@ class EngineHandler:
         if self._generates:
             self._num_received += 1
             self.inbox.put(GatewayLost(gateway_id))
-        if self._embeddings is not None:
-            self._embeddings.forget_gateway(gateway_id)
+        if self._texts is not None:
+            self._texts.forget_gateway(gateway_id)
 
     def on_drain(self, timeout_s: float) -> None:
         """Refuse new work from now on; what runs goes on."""
@@ -288,16 +288,16 @@ class EngineHandler:
         # In this order: what leaves the first count is in the status before it does.
         num_pending = self._num_received + self._num_scores - self._num_taken
         num_prepares = 0 if self._prepares is None else self._prepares.num_unfinished
-        return num_pending + num_prepares + self.status.num_unfinished + self._num_embeddings
+        return num_pending + num_prepares + self.status.num_unfinished + self._num_texts
 
     def load(self) -> Load:
-        """The load after the last step, with the requests for embeddings.
+        """The load after the last step, with the requests for whole texts.
 
         While commands wait for a step, something runs: an idle engine that hangs in its very first
         step must not look idle.
         """
         load = self.status.load
-        num_running = load.num_running + self._num_embeddings
+        num_running = load.num_running + self._num_texts
         if self._num_received + self._num_scores > self._num_taken:
             num_running = max(1, num_running)
         return structs.replace(load, num_running=num_running)
@@ -320,13 +320,13 @@ class EngineHandler:
         return self._credit_policy.admits(gateway_id, gateway_ids, held, num_new_tokens)
 
     def progress_counter(self) -> int:
-        """Steps, and batches of embeddings, computed so far."""
-        num_batches = 0 if self._embeddings is None else self._embeddings.num_batches
+        """Steps, and batches of whole texts, computed so far."""
+        num_batches = 0 if self._texts is None else self._texts.num_batches
         return self.status.progress_counter + num_batches
 
     @property
-    def _num_embeddings(self) -> int:
-        return 0 if self._embeddings is None else self._embeddings.num_unfinished
+    def _num_texts(self) -> int:
+        return 0 if self._texts is None else self._texts.num_unfinished
 
     @property
     def _choice_queues(self) -> tuple[CompileQueue | AcceptanceQueue, ...]:
@@ -440,8 +440,8 @@ class EngineHandler:
         """Drop a question that nobody waits for; the loop is told only of a Score that it has."""
         if self._prepares is not None:
             self._prepares.cancel(gateway_id, command.request_id)
-        if self._embeddings is not None:
-            self._embeddings.cancel(gateway_id, command.request_id)
+        if self._texts is not None:
+            self._texts.cancel(gateway_id, command.request_id)
         with self._scores_lock:
             is_at_loop = (gateway_id, command.request_id) in self._scores
             self._scores.discard((gateway_id, command.request_id))
@@ -449,13 +449,18 @@ class EngineHandler:
             self._num_received += 1
             self.inbox.put(GatewayCommand(gateway_id, command, self._clock()))
 
-    def _unavailable(self, command: Prepare | Detokenize | Score | Generate | Embed) -> Failure:
+    def _unavailable(
+        self, command: Prepare | Detokenize | Score | Generate | Embed | Classify
+    ) -> Failure:
         if self.is_draining:
             reason = "The engine is stopping."
         elif isinstance(command, Embed) and self._prepares is not None:
             reason = "This engine makes no embeddings; set PENSTOCK_POOLING to enable them."
-        elif self._embeddings is not None:
-            reason = "This engine only makes embeddings."
+        elif isinstance(command, Classify) and self._credit_policy is not None:
+            reason = "This engine classifies no texts: its model has no classifier."
+        elif self._texts is not None:
+            does = "makes embeddings" if self._texts.takes is Embed else "classifies texts"
+            reason = f"This engine only {does}."
         else:
             reason = "The engine is still loading."
         return Failure(

@@ -15,7 +15,7 @@ from protocol.runtime.threads import watch_threads
 from protocol.wire import codec
 from protocol.wire.endpoints import Endpoint
 from protocol.wire.keys import ClientSecurity
-from protocol.wire.messages import EngineCommand, EngineOffer
+from protocol.wire.messages import Classify, EngineCommand, EngineOffer
 from protocol.wire.worker import Worker, WorkerSettings
 
 EXIT_FAILED = 1
@@ -101,16 +101,16 @@ def _serve_decoder(
     worker: Worker[EngineCommand],
     metrics: EngineMetrics,
 ) -> None:
-    from engine_worker.embedding.queue import EmbeddingQueue
+    from engine_worker.embedding.queue import TextQueue
     from engine_worker.embedding.service import Embeddings
     from engine_worker.loading.decoder import load_model
 
     served = load_model(settings, worker.set_phase, metrics, compiler_yields=True)
     if served.embedder is not None:
-        embeddings = EmbeddingQueue(
+        embeddings = TextQueue(
             Embeddings(served.embedder, served.tokenizer, served.offer.vocab_size), worker
         )
-        handler.serve_embeddings(embeddings)
+        handler.serve_texts(embeddings)
         threading.Thread(target=embeddings.run, name="embedding", daemon=True).start()
     engine = served.engine
     handler.serve(
@@ -127,17 +127,22 @@ def _serve_decoder(
 def _serve_encoder(
     settings: ModelSettings, handler: EngineHandler, worker: Worker[EngineCommand]
 ) -> None:
-    from engine_worker.embedding.queue import EmbeddingQueue
+    from engine_worker.embedding.classification import Classifications
+    from engine_worker.embedding.queue import TextQueue
     from engine_worker.embedding.service import Embeddings
     from engine_worker.loading.encoder import load_encoder
 
     served = load_encoder(settings, worker.set_phase)
-    embeddings = EmbeddingQueue(
-        Embeddings(served.embedder, served.tokenizer, served.vocab_size), worker
-    )
-    handler.serve_embeddings(embeddings, served.credit_policy)
+    if served.classifier is not None:
+        classifications = Classifications(served.classifier, served.tokenizer, served.vocab_size)
+        texts = TextQueue(classifications, worker, takes=Classify)
+    else:
+        assert served.embedder is not None, "it is the one or the other"
+        embeddings = Embeddings(served.embedder, served.tokenizer, served.vocab_size)
+        texts = TextQueue(embeddings, worker)
+    handler.serve_texts(texts, served.credit_policy)
     _announce(served.offer, worker)
-    embeddings.run()
+    texts.run()
 
 
 def _announce(offer: EngineOffer, worker: Worker[EngineCommand]) -> None:

@@ -25,6 +25,24 @@ _MAX_TOKENS_UNDER_GIL = 1024
 _MAX_TOLD_CHARACTERS = 2**18
 
 
+class EncodedText:
+    """A text in tokens, without special ones: one of a pair that is joined later."""
+
+    def __init__(self, encoding: Any) -> None:
+        self._encoding = encoding
+
+    def __len__(self) -> int:
+        return len(self._encoding.ids)
+
+    def cut(self, num_tokens: int) -> Any:
+        """Its first tokens, for `Tokenizer.join_pair`; the text itself keeps all."""
+        if num_tokens >= len(self):
+            return self._encoding
+        copied = type(self._encoding).merge([self._encoding], False)
+        copied.truncate(num_tokens)
+        return copied
+
+
 class Tokenizer:
     """One model's tokenizer; safe to use from several threads.
 
@@ -96,6 +114,30 @@ class Tokenizer:
             InvalidRequestError: A text holds lone surrogates.
         """
         return [encoding.ids for encoding in self._encode_batch(texts, add_special_tokens=False)]
+
+    @property
+    def num_pair_tokens(self) -> int:
+        """How many special tokens join a pair of texts."""
+        number: int = self._backend.num_special_tokens_to_add(True)
+        return number
+
+    def encode_part(self, text: str) -> EncodedText:
+        """A text of a pair; other threads run meanwhile.
+
+        Raises:
+            InvalidRequestError: The text holds lone surrogates.
+        """
+        return EncodedText(self._encode_batch([text], add_special_tokens=False)[0])
+
+    def join_pair(self, first: Any, second: Any) -> tuple[list[int], list[int]]:
+        """Token ids and type ids of a pair, joined by the tokenizer's own template.
+
+        Args:
+            first: From `EncodedText.cut`, as the next one.
+            second: The other one.
+        """
+        joined = self._backend.post_process(first, second, True)
+        return joined.ids, joined.type_ids
 
     def _encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Any]:
         try:

@@ -1,4 +1,4 @@
-"""Work that is one question to an engine: embeddings, scores, tokens of a text, their text."""
+"""Work that is one question to an engine: embeddings, scores, classes, tokens, their text."""
 
 import asyncio
 from collections.abc import Callable
@@ -19,6 +19,8 @@ from gateway.request.work_bound import Admitted, Bound
 from gateway.telemetry.metrics import Metrics
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import (
+    Classified,
+    Classify,
     Detokenize,
     Detokenized,
     Embed,
@@ -31,8 +33,8 @@ from protocol.wire.messages import (
     Usage,
 )
 
-QuestionT = TypeVar("QuestionT", Prepare, Detokenize, Embed, Score)
-AnswerT = TypeVar("AnswerT", Prepared, Detokenized, Embedded, Scored)
+QuestionT = TypeVar("QuestionT", Prepare, Detokenize, Embed, Score, Classify)
+AnswerT = TypeVar("AnswerT", Prepared, Detokenized, Embedded, Scored, Classified)
 
 
 @dataclass(frozen=True)

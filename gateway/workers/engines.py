@@ -18,6 +18,8 @@ from protocol.wire.messages import (
     Abort,
     CacheCleared,
     CachedBlocks,
+    Classified,
+    Classify,
     ClearCache,
     Delta,
     Detokenize,
@@ -51,7 +53,9 @@ _BACK_OFF_CODES = frozenset(
     {ErrorCode.CREDIT_EXCEEDED, ErrorCode.WORKER_UNAVAILABLE, ErrorCode.OVERLOADED}
 )
 
-AnswerT = TypeVar("AnswerT", Prepared, Detokenized, Embedded, Scored, Profiled, CacheCleared)
+AnswerT = TypeVar(
+    "AnswerT", Prepared, Detokenized, Embedded, Scored, Classified, Profiled, CacheCleared
+)
 ChoiceKey = tuple[str, int]
 """A choice on the wire: the request id of its prompt, and its number there."""
 
@@ -112,7 +116,7 @@ class EngineLink:
     def ask(
         self,
         engine: EngineHandle,
-        question: Prepare | Detokenize | Embed | Score | Profile | ClearCache,
+        question: Prepare | Detokenize | Embed | Score | Classify | Profile | ClearCache,
         kind: type[AnswerT],
     ) -> "asyncio.Future[AnswerT]":
         """Send a question, without waiting yet; whoever asked calls `close`, however it ended.
@@ -201,7 +205,8 @@ class EngineLink:
         if isinstance(event, StepOutput):
             self._on_step_output(peer, event)
         elif isinstance(
-            event, Prepared | Detokenized | Embedded | Scored | Profiled | CacheCleared
+            event,
+            Prepared | Detokenized | Embedded | Scored | Classified | Profiled | CacheCleared,
         ):
             self._questions.answer(event.request_id, peer, event)
         elif isinstance(event, CachedBlocks):

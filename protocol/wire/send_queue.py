@@ -7,6 +7,7 @@ from itertools import islice
 from protocol.errors import PeerOverflowError
 from protocol.wire import codec
 from protocol.wire.messages.base import Message
+from protocol.wire.messages.classification import Classify
 from protocol.wire.messages.control import Failure
 from protocol.wire.messages.embedding import Embed
 from protocol.wire.messages.generation import Delta, Detokenize, Finished, Prepare, StepOutput
@@ -15,7 +16,7 @@ from protocol.wire.messages.scoring import Score
 Merge = Callable[[Message, Message], Message | None]
 """An earlier and a later queued message as one, or None when they must stay two."""
 
-_QUESTIONS = (Prepare, Detokenize, Embed, Score)
+_QUESTIONS = (Prepare, Detokenize, Embed, Score, Classify)
 """What can be taken back while it is here: its answer is all that it is for."""
 
 

@@ -1,4 +1,4 @@
-"""Embeddings are those of transformers in torch: the real MiniLM, and random BERT, RoBERTa, Llama."""
+"""Embeddings are those of transformers in torch: the real MiniLM, whole folders, and decoders."""
 
 import json
 import random
@@ -17,15 +17,13 @@ from engine_worker.compute.backends.base import PackedDecoder
 from engine_worker.compute.backends.xla.backend import XlaBackend
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import load_spec
-from engine_worker.compute.weights.checkpoint import open_checkpoint
-from engine_worker.compute.weights.loader import load_leaves, load_weights
+from engine_worker.compute.weights.loader import load_weights
 from engine_worker.config import ModelSettings
 from engine_worker.demo import demo_model_path
-from engine_worker.embedding.embedder import Embedder, Vectors
-from engine_worker.embedding.encoder import EncoderGraph, is_ignorable
-from engine_worker.embedding.encoder_spec import load_encoder_spec
-from engine_worker.embedding.models import DecoderModel, EncoderModel
+from engine_worker.embedding.embedder import Embedder
+from engine_worker.embedding.models import DecoderModel
 from engine_worker.embedding.pooling import PoolingKind, PoolingSpec
+from engine_worker.embedding.row_programs import Vectors
 from engine_worker.embedding.service import Embeddings
 from engine_worker.loading.encoder import ServedEncoder, decoder_embedder, load_encoder
 from engine_worker.text.tokenizer import Tokenizer
@@ -63,6 +61,11 @@ def minilm() -> ServedEncoder:
     return load_encoder(settings, lambda phase, fraction, detail: None)
 
 
+def embedder_of(served: ServedEncoder) -> Embedder:
+    assert served.embedder is not None
+    return served.embedder
+
+
 def pooled(hidden: torch.Tensor, kind: PoolingKind) -> Vectors:
     vector = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1]}[kind]
     unit: Vectors = (vector / vector.norm()).numpy()
@@ -92,7 +95,7 @@ def test_minilm_gives_the_vectors_of_transformers_for_a_hundred_texts_of_all_len
             theirs.append(pooled(model(**inputs).last_hidden_state[0], "mean"))
     assert len(texts) == 100
     assert max(map(len, rows)) > 200
-    assert cosines(minilm.embedder.embed(rows), theirs).min() >= 0.9999
+    assert cosines(embedder_of(minilm).embed(rows), theirs).min() >= 0.9999
     assert minilm.offer.capabilities == ("embeddings",)
     assert (minilm.offer.num_embedding_dimensions, minilm.offer.pooling) == (384, "mean")
     # As the folder says, though it has positions for 512.
@@ -149,7 +152,7 @@ def test_a_folder_as_saved_since_release_5_4_gives_the_vectors_of_its_modules(
     served = load_encoder(
         ModelSettings(path=tmp_path, name="m"), lambda phase, fraction, detail: None
     )
-    embeddings = Embeddings(served.embedder, served.tokenizer, served.vocab_size)
+    embeddings = Embeddings(embedder_of(served), served.tokenizer, served.vocab_size)
     texts = ["a river", "seven quiet stones " * 9, "Ünïcode 水"]
     ours, num_tokens = embeddings.embed_texts(texts, truncate_prompt_tokens=-1)
     model = transformers.AutoModel.from_pretrained(source)
@@ -189,11 +192,11 @@ def test_the_bundled_model_embeds_by_the_mean_without_being_asked() -> None:
 
 def test_a_text_has_the_same_vector_alone_and_among_others(minilm: ServedEncoder) -> None:
     rows = [minilm.tokenizer.encode(f"text {n} " * n, add_special_tokens=True) for n in (1, 2, 9)]
-    num_compiles = minilm.embedder.num_compiles
-    together = minilm.embedder.embed(rows)
-    alone = np.concatenate([minilm.embedder.embed([row]) for row in rows])
+    num_compiles = embedder_of(minilm).num_compiles
+    together = embedder_of(minilm).embed(rows)
+    alone = np.concatenate([embedder_of(minilm).embed([row]) for row in rows])
     np.testing.assert_allclose(together, alone, atol=2e-6)
-    assert minilm.embedder.num_compiles == num_compiles
+    assert embedder_of(minilm).num_compiles == num_compiles
 
 
 def random_rows(rng: np.random.Generator, lengths: Sequence[int]) -> list[list[int]]:
@@ -206,58 +209,6 @@ def randomize(model: Any) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-
-
-@pytest.mark.parametrize(
-    ("config", "model", "kind"),
-    [
-        (transformers.BertConfig(**TINY), transformers.BertModel, "mean"),
-        (
-            transformers.BertConfig(**TINY, hidden_act="gelu_new"),
-            transformers.BertForMaskedLM,
-            "cls",
-        ),
-        (
-            transformers.RobertaConfig(**TINY, type_vocab_size=1, pad_token_id=1),
-            transformers.RobertaModel,
-            "mean",
-        ),
-        (
-            transformers.XLMRobertaConfig(**TINY, type_vocab_size=1, pad_token_id=1),
-            transformers.XLMRobertaForMaskedLM,
-            "cls",
-        ),
-    ],
-    ids=["bert", "bert-mlm-gelu-new", "roberta", "xlm-roberta-mlm"],
-)
-def test_random_encoders_give_the_vectors_of_transformers(
-    config: Any, model: Any, kind: PoolingKind, tmp_path: Path
-) -> None:
-    torch.manual_seed(1)
-    whole = model(config).eval()
-    randomize(whole)
-    whole.save_pretrained(tmp_path)
-    base = getattr(whole, whole.base_model_prefix, whole)
-    spec = load_encoder_spec(tmp_path)
-    graph = EncoderGraph(spec, np.float32)
-    checkpoint = open_checkpoint(tmp_path)
-    prefix = next(
-        p
-        for p in ("", "bert.", "roberta.")
-        if f"{p}embeddings.word_embeddings.weight" in checkpoint.tensors
-    )
-    leaves = load_leaves(
-        checkpoint,
-        graph.parameters,
-        graph.sources(prefix),
-        architecture=spec.architecture,
-        is_ignorable=is_ignorable,
-    )
-    rows = random_rows(np.random.default_rng(0), (1, 5, 16))
-    embedder = Embedder(EncoderModel(graph, leaves), PoolingSpec(kind), 16)
-    with torch.no_grad():
-        hidden = [base(torch.tensor([row])).last_hidden_state[0] for row in rows]
-    assert cosines(embedder.embed(rows), [pooled(h, kind) for h in hidden]).min() >= 0.99999
 
 
 def test_a_decoder_gives_mean_and_last_vectors_of_transformers(tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 """Which tensors of a checkpoint make up each weight of the decoder that is declared for it."""
 
 from collections.abc import Collection
+from dataclasses import replace
+from typing import Final
 
 from engine_worker.compute.models.decoder import DecoderGraph
 from engine_worker.compute.models.families.registry import FAMILIES
 from engine_worker.compute.models.spec import DecoderSpec
-from engine_worker.compute.models.tensors import HEAD, Source
+from engine_worker.compute.models.tensors import EMBEDDING, HEAD, Source
 
 IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 """Buffers that old checkpoints carry along; they are computed, not loaded."""
+_BASE: Final = "model."
+"""Stands before the names of all tensors but the head's, unless the base model alone was saved."""
 
 
 def weight_sources(
@@ -24,7 +28,14 @@ def weight_sources(
         Aligned with `graph.parameters`.
     """
     by_path = FAMILIES[graph.spec.architecture].tensors(graph.spec, names)
-    return tuple(by_path[parameter.path] for parameter in graph.parameters)
+    found = tuple(by_path[parameter.path] for parameter in graph.parameters)
+    if EMBEDDING in names or EMBEDDING.removeprefix(_BASE) not in names:
+        return found
+    # As saved from the base model, which is how models that make embeddings are shared.
+    return tuple(
+        tuple(replace(source, name=source.name.removeprefix(_BASE)) for source in parts)
+        for parts in found
+    )
 
 
 def is_ignorable(name: str, spec: DecoderSpec) -> bool:

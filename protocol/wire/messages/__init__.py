@@ -51,6 +51,7 @@ from protocol.wire.messages.administration import (
     UserKind,
 )
 from protocol.wire.messages.base import Message, Part
+from protocol.wire.messages.classification import Classified, Classify
 from protocol.wire.messages.control import (
     AuthOffer,
     BlockPlacement,
@@ -156,6 +157,7 @@ EngineCommand = (
     | Detokenize
     | Embed
     | Score
+    | Classify
     | Generate
     | Extend
     | Abort
@@ -170,6 +172,7 @@ EngineEvent = (
     | Detokenized
     | Embedded
     | Scored
+    | Classified
     | StepOutput
     | CachedBlocks
     | OrphanUsage
@@ -245,6 +248,8 @@ __all__ = [
     "Cancel",
     "ChangeKeyStatus",
     "ChangeResource",
+    "Classified",
+    "Classify",
     "ClearCache",
     "CloseParse",
     "CountKeys",

@@ -94,6 +94,13 @@ class EngineOffer(Part, frozen=True):
             nobody did.
         tokenizer_info_json: What `GET /tokenizer_info` answers, a JSON object; empty when the
             engine doesn't tell.
+        prompt_names: Prompts that an Embed may name.
+        max_prompt_bytes: Of the longest of them, and of the one that stands before texts by
+            default.
+        labels: Of a classifier, in the order of its logits; empty for other models.
+        problem_type: Of a classifier: `single_label`, `multi_label` or `regression`.
+        rerank_wording: How the model was trained to be asked whether a document answers a query;
+            empty for the gateway's own words.
     """
 
     model: str
@@ -124,6 +131,11 @@ class EngineOffer(Part, frozen=True):
     kv_dtype: str = ""
     placements: tuple[BlockPlacement, ...] = ()
     quality_json: str = ""
+    prompt_names: tuple[str, ...] = ()
+    max_prompt_bytes: Count = 0
+    labels: tuple[str, ...] = ()
+    problem_type: str = ""
+    rerank_wording: str = ""
 
 
 class AuthOffer(Part, frozen=True):

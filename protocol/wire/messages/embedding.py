@@ -10,6 +10,8 @@ class Embed(Message, frozen=True, tag="embed"):
         deadline_s: Remaining seconds when sent.
         dimensions: Keep so many leading numbers of each vector and normalise again; None all.
         truncate_prompt_tokens: Cut longer inputs; -1 to what the model takes; None refuses them.
+        prompt_name: Of the prompt that stands before texts, of those that the engine offers; empty
+            is what the model has by default.
         priority: Lower runs first.
         tenant: Whose turn it is.
         trace_id: The client's `X-Request-ID`, for logs.
@@ -24,6 +26,7 @@ class Embed(Message, frozen=True, tag="embed"):
     priority: int = 0
     tenant: str = ""
     trace_id: str = ""
+    prompt_name: str = ""
 
 
 class Embedded(Message, frozen=True, tag="embedded"):

@@ -143,7 +143,7 @@ class Detokenize(Message, frozen=True, tag="detokenize"):
 
 
 class Cancel(Message, frozen=True, tag="cancel"):
-    """Nobody waits any more for the answer to a Prepare, Detokenize, Embed or Score; unanswered.
+    """Nobody waits any more for a Prepare, Detokenize, Embed, Score or Classify; unanswered.
 
     Whoever has not begun with it drops it.
     """

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from engine_worker.config import ModelSettings
 from engine_worker.embedding.dense import DenseSpec, load_dense
-from engine_worker.embedding.encoder_spec import load_encoder_spec
+from engine_worker.embedding.families.registry import load_encoder_spec
 from engine_worker.embedding.pooling import PoolingSpec, load_pooling
 from engine_worker.errors import ModelLoadError
 from engine_worker.loading.encoder import choose_pooling
@@ -48,12 +48,15 @@ def sentence_folder(folder: Path, pooling: dict[str, Any], *modules: str) -> Pat
         ("pooling_mode_mean_tokens", "mean"),
         ("pooling_mode_cls_token", "cls"),
         ("pooling_mode_lasttoken", "last"),
+        ("pooling_mode_max_tokens", "max"),
+        ("pooling_mode_weightedmean_tokens", "weightedmean"),
+        ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len"),
     ],
 )
 def test_pooling_and_normalising_are_what_the_folder_says(
     tmp_path: Path, mode: str, kind: str
 ) -> None:
-    folder = sentence_folder(tmp_path, {mode: True, "pooling_mode_max_tokens": False}, "Normalize")
+    folder = sentence_folder(tmp_path, {"pooling_mode_max_tokens": False, mode: True}, "Normalize")
     write(folder / "sentence_bert_config.json", {"max_seq_length": 128})
     spec = load_pooling(folder)
     assert spec is not None
@@ -69,7 +72,15 @@ def test_a_folder_that_says_nothing_has_no_pooling_of_its_own(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("mode", "kind"),
-    [("mean", "mean"), ("cls", "cls"), ("lasttoken", "last"), (["lasttoken"], "last")],
+    [
+        ("mean", "mean"),
+        ("cls", "cls"),
+        ("lasttoken", "last"),
+        (["lasttoken"], "last"),
+        ("max", "max"),
+        ("weightedmean", "weightedmean"),
+        ("mean_sqrt_len_tokens", "mean_sqrt_len"),
+    ],
 )
 def test_the_layout_since_release_5_4_names_its_pooling(
     tmp_path: Path, mode: Any, kind: str
@@ -197,10 +208,9 @@ def test_modules_stay_within_their_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pooling", "modules", "named"),
     [
-        ({"pooling_mode_max_tokens": True}, (), "pooling_mode_max_tokens"),
         ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}, (), "mean_tokens"),
         ({}, (), "without a mode"),
-        ({"pooling_mode": "weightedmean"}, (), "weightedmean"),
+        ({"pooling_mode": "attention"}, (), "attention"),
         ({"pooling_mode": ["mean", "max"]}, (), "mean, max"),
         ({"pooling_mode": 5}, (), "5"),
         ({"pooling_mode_mean_tokens": True}, ("LSTM",), "LSTM"),
@@ -233,7 +243,7 @@ def test_the_setting_goes_before_the_folder(tmp_path: Path) -> None:
         folder / "config_sentence_transformers.json",
         {"prompts": {"query": "q: "}, "default_prompt_name": "query"},
     )
-    assert chosen("last") == PoolingSpec("last", prompt="q: ")
+    assert chosen("last") == PoolingSpec("last", prompt="q: ", prompts=(("query", "q: "),))
 
 
 @pytest.mark.parametrize(

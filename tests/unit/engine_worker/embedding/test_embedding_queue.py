@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from engine_worker.demo import demo_model_path
-from engine_worker.embedding.embedder import Embedder, batch_shapes, shorten
+from engine_worker.embedding.embedder import Embedder, shorten
 from engine_worker.embedding.pooling import PoolingSpec
-from engine_worker.embedding.queue import MAX_INPUTS, EmbeddingQueue
-from engine_worker.embedding.service import Embeddings
+from engine_worker.embedding.queue import TextQueue
+from engine_worker.embedding.row_programs import batch_shapes
+from engine_worker.embedding.service import MAX_INPUTS, Embeddings
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.errors import ErrorCode
 from protocol.runtime import logs
@@ -28,7 +29,7 @@ class CountingModel:
     num_dimensions = 4
     leaves = ()
 
-    def hidden(self, leaves: Any, token_ids: Any, lengths: Any) -> Any:
+    def hidden(self, leaves: Any, token_ids: Any, type_ids: Any, lengths: Any) -> Any:
         import jax.numpy as jnp
 
         ones = jnp.ones(token_ids.shape, jnp.float32)
@@ -44,7 +45,7 @@ class Lab:
         tokenizer = Tokenizer.load(demo_model_path())
         self.vocab_size = tokenizer.num_tokens
         self.embeddings = Embeddings(self.embedder, tokenizer, self.vocab_size)
-        self.queue = EmbeddingQueue(self.embeddings, self, clock=lambda: self.now)
+        self.queue = TextQueue(self.embeddings, self, clock=lambda: self.now)
 
     def send(self, gateway_id: str, message: Message) -> None:
         self.sent.append((gateway_id, message))
@@ -130,7 +131,9 @@ def test_a_long_input_is_refused_with_both_numbers_or_cut(lab: Lab) -> None:
 def test_a_cut_text_keeps_the_special_token_at_its_end(lab: Lab) -> None:
     special = min(Tokenizer.load(demo_model_path()).special_token_ids)
     row = (*range(10, 30), special)
-    assert lab.embeddings.rows((), (row,), 4) == [[10, 11, 12, special]]
+    command = Embed(request_id="r", deadline_s=1.0, token_ids=(row,), truncate_prompt_tokens=4)
+    (cut,) = lab.embeddings.rows(command, 0, 1)
+    assert (cut.token_ids, cut.is_cut) == ([10, 11, 12, special], True)
 
 
 @pytest.mark.parametrize(
@@ -253,10 +256,29 @@ def test_of_what_is_cancelled_while_it_runs_the_rest_is_not_computed() -> None:
     lab = Lab()
     lab.submit("large", token_ids=((1,),) * MAX_INPUTS)
     lab.queue.run_once()
-    assert lab.queue.num_batches == 1
+    num_batches = lab.queue.num_batches
+    assert num_batches > 0
     lab.queue.cancel("gw", "large")
     lab.queue.run_once(block=False)
-    assert (lab.queue.num_batches, lab.queue.num_unfinished) == (1, 0)
+    assert (lab.queue.num_batches, lab.queue.num_unfinished) == (num_batches, 0)
+    assert not lab.sent
+
+
+def test_of_what_is_cancelled_within_a_batch_no_further_program_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = Lab()
+    run, shapes = lab.embedder._run, []
+
+    def run_and_cancel(shape: Any, rows: Any, type_ids: Any) -> Any:
+        shapes.append(shape)
+        lab.queue.cancel("gw", "large")
+        return run(shape, rows, type_ids)
+
+    monkeypatch.setattr(lab.embedder, "_run", run_and_cancel)
+    lab.submit("large", token_ids=((1,),) * 200)
+    lab.queue.run_once()
+    assert len(shapes) == 1
     assert not lab.sent
 
 
@@ -264,13 +286,13 @@ def test_what_is_cancelled_during_its_last_batch_is_not_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lab = Lab()
-    embed = lab.embedder.embed
+    compute = lab.embedder.compute
 
-    def cancel_meanwhile(rows: Any) -> Any:
+    def cancel_meanwhile(rows: Any, **options: Any) -> Any:
         lab.queue.cancel("gw", "r")
-        return embed(rows)
+        return compute(rows, **options)
 
-    monkeypatch.setattr(lab.embedder, "embed", cancel_meanwhile)
+    monkeypatch.setattr(lab.embedder, "compute", cancel_meanwhile)
     lab.submit("r")
     lab.submit("other")
     lab.run()
@@ -287,15 +309,15 @@ def test_an_input_that_breaks_its_batch_fails_only_its_own_request(
     monkeypatch: pytest.MonkeyPatch, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     lab = Lab()
-    embed, calls = lab.embedder.embed, []
+    compute, calls = lab.embedder.compute, []
 
-    def break_at_poison(rows: Any) -> Any:
+    def break_at_poison(rows: Any, **options: Any) -> Any:
         calls.append(len(rows))
         if [666] in rows:
             raise error
-        return embed(rows)
+        return compute(rows, **options)
 
-    monkeypatch.setattr(lab.embedder, "embed", break_at_poison)
+    monkeypatch.setattr(lab.embedder, "compute", break_at_poison)
     for name in ("good 1", "poison", "good 2"):
         lab.submit(name, token_ids=((666 if name == "poison" else 1,),))
     lab.run()
@@ -303,7 +325,7 @@ def test_an_input_that_breaks_its_batch_fails_only_its_own_request(
     assert lab.failures() == {"poison": ErrorCode.INTERNAL_ERROR}
     assert calls == [3, 1, 1, 1]
     assert lab.queue.num_unfinished == 0
-    assert "could not be embedded" in caplog.text
+    assert "could not be computed" in caplog.text
 
 
 def test_a_panic_of_the_tokenizer_fails_only_its_own_request(
@@ -312,10 +334,10 @@ def test_a_panic_of_the_tokenizer_fails_only_its_own_request(
     lab = Lab()
     rows = lab.embeddings.rows
 
-    def panic(texts: Any, *rest: Any, **options: Any) -> Any:
-        if texts == ("poison",):
+    def panic(command: Embed, first: int, count: int) -> Any:
+        if command.texts == ("poison",):
             raise PanicException("a panic")
-        return rows(texts, *rest, **options)
+        return rows(command, first, count)
 
     monkeypatch.setattr(lab.embeddings, "rows", panic)
     lab.submit("bad", texts=("poison",))
@@ -360,7 +382,7 @@ def test_a_hopeless_text_is_refused_by_its_length_before_it_is_tokenised(
     def encode(text: str, *, add_special_tokens: bool) -> Any:
         raise AssertionError("tokenised")
 
-    monkeypatch.setattr(lab.embeddings._tokenizer, "encode", encode)
+    monkeypatch.setattr(lab.embeddings._reader.tokenizer, "encode", encode)
     answer = lab.ask(texts=("a" * 1_000_000,))
     assert isinstance(answer, Failure)
     assert answer.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
@@ -376,7 +398,7 @@ def test_what_is_logged_of_a_request_carries_its_id_and_its_clients(
     handler.setFormatter(logs.JsonFormatter("engine"))
     logger = logging.getLogger("penstock.embedding")
     logger.addHandler(handler)
-    monkeypatch.setattr(lab.embedder, "embed", lambda rows: 1 // 0)
+    monkeypatch.setattr(lab.embedder, "compute", lambda rows, **options: 1 // 0)
     try:
         lab.submit("bad", trace_id="mine-1")
         lab.run()
@@ -391,11 +413,11 @@ def test_a_batch_that_raises_fails_its_requests_and_the_next_one_works(
 ) -> None:
     lab = Lab()
 
-    def broken(rows: Any) -> Any:
+    def broken(rows: Any, **options: Any) -> Any:
         raise RuntimeError("no device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(lab.embedder, "embed", broken)
+        patch.setattr(lab.embedder, "compute", broken)
         answer = lab.ask(token_ids=((1,),))
     assert isinstance(answer, Failure)
     assert answer.code is ErrorCode.INTERNAL_ERROR

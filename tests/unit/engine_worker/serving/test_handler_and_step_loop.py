@@ -464,7 +464,7 @@ def test_an_engine_that_only_embeds_is_idle_whatever_else_is_said_to_it() -> Non
     handler.connect(FakeOutlet("a"))
     handler.on_gateway_lost("while loading")
     embeddings: Any = NoEmbeddings()
-    handler.serve_embeddings(embeddings, CreditPolicy(8, 1000, 100))
+    handler.serve_texts(embeddings, CreditPolicy(8, 1000, 100))
     handler.on_gateway_lost("a")
     handler.on_command("b", Abort(request_id="r", attempt=1))
     assert (handler.num_unfinished(), handler.load().num_running) == (0, 0)

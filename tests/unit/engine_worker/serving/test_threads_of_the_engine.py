@@ -16,7 +16,7 @@ from msgspec import structs
 
 from engine_worker.config import EngineSettings
 from engine_worker.core.credits import CreditPolicy
-from engine_worker.embedding.queue import EmbeddingQueue
+from engine_worker.embedding.queue import TextQueue
 from engine_worker.serving import service
 from engine_worker.serving.handler import EngineHandler
 from penstock.restart_policy import may_pass
@@ -159,7 +159,7 @@ def test_the_thread_of_embeddings_is_watched(
     """Every later request for embeddings waited for ever."""
     embeddings: Any = None
     outlet: Any = None
-    queue = EmbeddingQueue(embeddings, outlet)
+    queue = TextQueue(embeddings, outlet)
     monkeypatch.setattr(queue, "_take", fail)
     thread = threading.Thread(target=queue.run, name="embedding")
     thread.start()

@@ -1,0 +1,118 @@
+"""Attention of every token to its whole row, or to a window on both sides of it."""
+
+import math
+from functools import partial
+from typing import Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax import lax
+
+MAX_QUERIES: Final = 512
+"""Queries of a row whose scores are held at once; more go in turns, so that memory grows with the
+row's length and not with its square."""
+_MASKED_SCORE: Final = -1e30
+"""Finite, so that a row of padding gives no NaN."""
+_MAX_DISTANCE: Final = 128
+"""Of MPNet's buckets: all that is farther shares the last one."""
+
+# Accelerators otherwise round float32 operands (TF32).
+_einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visible: jax.Array,
+    *,
+    window: int | None,
+    relative: jax.Array | None,
+) -> jax.Array:
+    """Attention of a batch of rows.
+
+    Args:
+        q: [B, T, H, D] float32, as k and v.
+        k: Keys.
+        v: Values.
+        visible: [B, T] bool, false for padding.
+        window: Tokens i and j see each other when |i - j| <= window; None sees all.
+        relative: [2 T - 1, H] float32, added to the scores by `j - i + T - 1`; None adds nothing.
+
+    Returns:
+        [B, T, H, D] float32.
+    """
+    num_tokens = q.shape[1]
+    if num_tokens <= MAX_QUERIES:
+        everywhere = np.arange(num_tokens)
+        return _attended(q, k, v, visible, everywhere, everywhere, window, relative)
+    num_turns = -(-num_tokens // MAX_QUERIES)
+    padding = num_turns * MAX_QUERIES - num_tokens
+    queries = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
+    # What a turn's queries may see: all, or their own places with a window before and behind.
+    span = num_tokens if window is None else min(num_tokens, MAX_QUERIES + 2 * window)
+
+    def turn(number: jax.Array) -> jax.Array:
+        first = number * MAX_QUERIES
+        seen = jnp.clip(first - (window or 0), 0, num_tokens - span)
+        places = partial(lax.dynamic_slice_in_dim, start_index=seen, slice_size=span, axis=1)
+        return _attended(
+            lax.dynamic_slice_in_dim(queries, first, MAX_QUERIES, axis=1),
+            places(k),
+            places(v),
+            places(visible),
+            # Padding has any place; what it gets is cut off.
+            jnp.minimum(first + jnp.arange(MAX_QUERIES), num_tokens - 1),
+            seen + jnp.arange(span),
+            window,
+            relative,
+        )
+
+    turns = lax.map(turn, jnp.arange(num_turns))
+    whole = jnp.moveaxis(turns, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])
+    return whole[:, :num_tokens]
+
+
+def _attended(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visible: jax.Array,
+    query_places: jax.Array | npt.NDArray[np.int64],
+    key_places: jax.Array | npt.NDArray[np.int64],
+    window: int | None,
+    relative: jax.Array | None,
+) -> jax.Array:
+    distances = jnp.asarray(key_places)[None, :] - jnp.asarray(query_places)[:, None]
+    scores = _einsum("bthd,bshd->bhts", q, k) * (q.shape[-1] ** -0.5)
+    if relative is not None:
+        scores += relative[distances + relative.shape[0] // 2].transpose(2, 0, 1)
+    is_seen = visible[:, None, None, :]
+    if window is not None:
+        is_seen = is_seen & (jnp.abs(distances) <= window)
+    scores = jnp.where(is_seen, scores, _MASKED_SCORE)
+    return _einsum("bhts,bshd->bthd", jax.nn.softmax(scores, axis=-1), v)
+
+
+def relative_buckets(num_tokens: int, num_buckets: int) -> npt.NDArray[np.int32]:
+    """T5's buckets (arXiv 1910.10683) as MPNet has them, by distance.
+
+    Args:
+        num_tokens: T, of the longest row.
+        num_buckets: Half of them for keys behind the query, half for keys before it.
+
+    Returns:
+        [2 T - 1] numbers of buckets, for the distances -(T - 1) to T - 1 from query to key.
+    """
+    distances = np.arange(-(num_tokens - 1), num_tokens)
+    half = num_buckets // 2
+    exact = half // 2
+    size = np.abs(distances)
+    # In float32 and in this order, so that borders fall where they do in transformers.
+    ratio = np.log(np.maximum(size, 1).astype(np.float32) / np.float32(exact))
+    scale = math.log(_MAX_DISTANCE / exact)
+    far = exact + (ratio / np.float32(scale) * np.float32(half - exact)).astype(np.int32)
+    bucket = np.where(size < exact, size, np.minimum(far, half - 1))
+    return (bucket + np.where(distances > 0, half, 0)).astype(np.int32)

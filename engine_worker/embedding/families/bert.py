@@ -1,0 +1,106 @@
+"""BERT (arXiv 1810.04805) and RoBERTa (arXiv 1907.11692), XLM-RoBERTa and CamemBERT included.
+
+Learned absolute positions, post-norm layers, LayerNorm, plain MLP.
+"""
+
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
+
+from engine_worker.compute.models.config_fields import ConfigFields
+from engine_worker.compute.models.tensors import Source, Tensors
+from engine_worker.embedding.encoder_spec import EncoderLayerSpec, EncoderSpec
+from engine_worker.embedding.families.common import (
+    activation_of,
+    num_heads_of,
+    refuse_decoding,
+    tanh_head,
+)
+from engine_worker.embedding.families.family import EncoderFamily, joined, norm, pair
+from engine_worker.errors import UnsupportedFeatureError
+
+
+def _read(has_padding_row: bool, config: Mapping[str, Any]) -> EncoderSpec:
+    refuse_decoding(config)
+    fields = ConfigFields(config)
+    positions = fields.text("position_embedding_type", "absolute")
+    if positions != "absolute" or fields.present("lora_adaptations"):
+        # Jina's embeddings v3 call themselves xlm-roberta, with rotary positions and adapters.
+        raise UnsupportedFeatureError(
+            f"config.json: not supported yet: {positions!r} positions or lora_adaptations, as in"
+            " jina-embeddings-v3"
+        )
+    hidden_size = fields.size("hidden_size")
+    num_positions = fields.size("max_position_embeddings")
+    first = 1 + fields.size("pad_token_id", 1, minimum=0) if has_padding_row else 0
+    if first >= num_positions:
+        raise fields.error("max_position_embeddings", f"must be above {first}", num_positions)
+    return EncoderSpec(
+        architecture="",
+        vocab_size=fields.size("vocab_size"),
+        hidden_size=hidden_size,
+        num_heads=num_heads_of(fields, hidden_size),
+        intermediate_size=fields.size("intermediate_size"),
+        layers=(EncoderLayerSpec(),) * fields.size("num_hidden_layers"),
+        max_tokens=num_positions - first,
+        activation=activation_of(fields, "hidden_act", "gelu"),
+        norm_eps=fields.number("layer_norm_eps", 1e-12),
+        num_positions=num_positions,
+        first_position=first,
+        num_types=fields.size("type_vocab_size", 2),
+    )
+
+
+def _tensors(has_pooler: bool, spec: EncoderSpec, prefix: str, names: Collection[str]) -> Tensors:
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+    head = f"{prefix}embeddings."
+    tables = {
+        "words": ("word_embeddings", spec.vocab_size),
+        "positions": ("position_embeddings", spec.num_positions),
+        "types": ("token_type_embeddings", spec.num_types),
+    }
+    found: Tensors = {
+        f"{ours}.weight": (Source(f"{head}{theirs}.weight", (rows, hidden)),)
+        for ours, (theirs, rows) in tables.items()
+    }
+    found |= norm("norm", f"{head}LayerNorm", hidden, names)
+    for index in range(spec.num_layers):
+        ours, theirs = f"layers.{index}.", f"{prefix}encoder.layer.{index}."
+        attention = f"{theirs}attention."
+        parts = tuple(f"{attention}self.{name}" for name in ("query", "key", "value"))
+        found |= joined(f"{ours}qkv", parts, (hidden, hidden))
+        found |= pair(f"{ours}o", f"{attention}output.dense", (hidden, hidden))
+        found |= norm(f"{ours}attention_norm", f"{attention}output.LayerNorm", hidden, names)
+        found |= pair(f"{ours}up", f"{theirs}intermediate.dense", (inner, hidden))
+        found |= pair(f"{ours}down", f"{theirs}output.dense", (hidden, inner))
+        found |= norm(f"{ours}mlp_norm", f"{theirs}output.LayerNorm", hidden, names)
+    if spec.head is not None:
+        dense = f"{prefix}pooler.dense" if has_pooler else "classifier.dense"
+        out = "classifier" if has_pooler else "classifier.out_proj"
+        found |= pair("head.dense", dense, (hidden, hidden))
+        found |= pair("head.out", out, (spec.head.num_labels, hidden))
+    return found
+
+
+_EMBEDDING = "embeddings.word_embeddings.weight"
+
+FAMILIES = (
+    EncoderFamily(
+        "BERT",
+        ("bert",),
+        ("bert.",),
+        _EMBEDDING,
+        partial(_read, False),
+        partial(_tensors, True),
+        tanh_head,
+    ),
+    EncoderFamily(
+        "RoBERTa, XLM-RoBERTa, CamemBERT",
+        ("roberta", "xlm-roberta", "camembert"),
+        ("roberta.",),
+        _EMBEDDING,
+        partial(_read, True),
+        partial(_tensors, False),
+        tanh_head,
+    ),
+)

@@ -1,0 +1,169 @@
+"""Runs a model over rows of tokens, in batches of rows of similar length; a program a shape."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from engine_worker.core.choice.batch import ProgressCallback
+from engine_worker.embedding.models import EmbeddingModel
+
+_MIN_TOKENS: Final = 16
+_MAX_BATCH_TOKENS: Final = 2048
+"""Of one program; more gains nothing on a CPU."""
+_MAX_ROWS: Final = 32
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """The shape of one program: rows and tokens a row."""
+
+    num_rows: int
+    num_tokens: int
+
+
+def batch_shapes(max_tokens: int) -> tuple[BatchShape, ...]:
+    """All program shapes: lengths double up to `max_tokens`, each for one row and for many."""
+    lengths = []
+    length = _MIN_TOKENS
+    while length < max_tokens:
+        lengths.append(length)
+        length *= 2
+    lengths.append(max_tokens)
+    shapes = []
+    for length in lengths:
+        many = max(2, min(_MAX_ROWS, _MAX_BATCH_TOKENS // length))
+        # One row is a program of its own: alone it shouldn't wait for the padding of many.
+        shapes += [BatchShape(1, length), BatchShape(many, length)]
+    return tuple(shapes)
+
+
+class RowPrograms(ABC):
+    """Rows of tokens in, one vector a row out; used by one thread.
+
+    Args:
+        model: The model with its weights.
+        max_tokens: The longest row.
+        width: Numbers of a vector.
+
+    Attributes:
+        num_compiles: Programs so far.
+    """
+
+    _what = "texts"
+
+    def __init__(self, model: EmbeddingModel, max_tokens: int, width: int) -> None:
+        self.max_tokens = max_tokens
+        self.width = width
+        self.num_compiles = 0
+        self._model = model
+        self._shapes = batch_shapes(max_tokens)
+        self._programs: dict[BatchShape, Any] = {}
+
+    @abstractmethod
+    def _finish(self, leaves: Any, extra: Any, hidden: jax.Array, lengths: jax.Array) -> jax.Array:
+        """From the vectors of all tokens to one a row; called while a program is traced.
+
+        Args:
+            leaves: The model's weights.
+            extra: What `_extra` returns.
+            hidden: [B, T, D] float32.
+            lengths: [B] int32; 0 for padding rows.
+
+        Returns:
+            [B, width] float32.
+        """
+
+    def _extra(self) -> Any:
+        """Arrays beside the model's, handed to every program."""
+        return ()
+
+    def warm_up(self, progress: ProgressCallback) -> None:
+        """Compile (or load from the persistent cache) every program."""
+        for number, shape in enumerate(self._shapes):
+            text = f"{shape.num_rows} {self._what} of {shape.num_tokens} tokens"
+            progress(number / len(self._shapes), f"compiling {text}")
+            self._program(shape)
+        progress(1.0, f"compiled {len(self._shapes)} programs")
+
+    def compute(
+        self,
+        rows: Sequence[Sequence[int]],
+        type_ids: Sequence[Sequence[int]] | None = None,
+        *,
+        is_wanted: Callable[[Sequence[int]], bool] | None = None,
+    ) -> Vectors:
+        """One vector for each row.
+
+        Args:
+            rows: Token ids, 1 to `max_tokens` each.
+            type_ids: For each row as many: 1 in the second text of a pair; None is all 0.
+            is_wanted: Asked before each program runs whether anybody still waits for one of the
+                rows of these indices; those of a program that didn't run are zeros.
+
+        Returns:
+            [N, width] float32, in the order of the rows.
+        """
+        vectors = np.zeros((len(rows), self.width), np.float32)
+        by_length: dict[int, list[int]] = {}
+        for index, row in enumerate(rows):
+            by_length.setdefault(self._length_for(len(row)), []).append(index)
+        for length, indexes in by_length.items():
+            alone, many = (shape for shape in self._shapes if shape.num_tokens == length)
+            for first in range(0, len(indexes), many.num_rows):
+                batch = indexes[first : first + many.num_rows]
+                if is_wanted is not None and not is_wanted(batch):
+                    continue
+                shape = alone if len(batch) == 1 else many
+                vectors[batch] = self._run(
+                    shape,
+                    [rows[index] for index in batch],
+                    None if type_ids is None else [type_ids[index] for index in batch],
+                )
+        return vectors
+
+    def _length_for(self, num_tokens: int) -> int:
+        return next(s.num_tokens for s in self._shapes if s.num_tokens >= num_tokens)
+
+    def _run(
+        self,
+        shape: BatchShape,
+        rows: Sequence[Sequence[int]],
+        type_ids: Sequence[Sequence[int]] | None,
+    ) -> Vectors:
+        token_ids = np.zeros((shape.num_rows, shape.num_tokens), np.int32)
+        types = np.zeros((shape.num_rows, shape.num_tokens), np.int32)
+        lengths = np.zeros(shape.num_rows, np.int32)
+        for index, row in enumerate(rows):
+            token_ids[index, : len(row)] = row
+            lengths[index] = len(row)
+            if type_ids is not None:
+                types[index, : len(row)] = type_ids[index]
+        program = self._program(shape)
+        vectors = program(self._model.leaves, self._extra(), token_ids, types, lengths)
+        return np.asarray(vectors)[: len(rows)]
+
+    def _program(self, shape: BatchShape) -> Any:
+        """The program of a shape, compiled ahead of time, so that a call can never retrace."""
+        program = self._programs.get(shape)
+        if program is None:
+
+            def compute(
+                leaves: Any, extra: Any, token_ids: jax.Array, types: jax.Array, lengths: jax.Array
+            ) -> jax.Array:
+                hidden = self._model.hidden(leaves, token_ids, types, lengths)
+                return self._finish(leaves, extra, hidden, lengths)
+
+            token_ids = np.zeros((shape.num_rows, shape.num_tokens), np.int32)
+            lengths = np.zeros(shape.num_rows, np.int32)
+            arguments = (self._model.leaves, self._extra(), token_ids, token_ids, lengths)
+            program = jax.jit(compute).lower(*arguments).compile()
+            self._programs[shape] = program
+            self.num_compiles += 1
+        return program

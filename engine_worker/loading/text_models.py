@@ -1,0 +1,158 @@
+"""Loads models that turn whole texts into numbers: encoders, and decoders without generation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from engine_worker.compute.backends.base import PackedDecoder
+from engine_worker.compute.backends.xla.backend import XlaBackend
+from engine_worker.compute.models.config_fields import read_config
+from engine_worker.compute.models.decoder import declare
+from engine_worker.compute.models.dtype import DTYPES, QUANTIZED
+from engine_worker.compute.models.families.registry import FAMILIES as DECODERS
+from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
+from engine_worker.compute.weights.loader import load_leaves
+from engine_worker.compute.weights.sources import is_ignorable as is_decoder_ignorable
+from engine_worker.compute.weights.sources import weight_sources
+from engine_worker.config import ModelSettings
+from engine_worker.core.choice.batch import ProgressCallback
+from engine_worker.embedding.classifier import DecoderHead, EncoderHead, Head
+from engine_worker.embedding.encoder import EncoderGraph, is_ignorable
+from engine_worker.embedding.families.registry import encoder_spec, family_of, is_encoder
+from engine_worker.embedding.labels import has_classifier, read_labels
+from engine_worker.embedding.models import DecoderModel, EmbeddingModel, EncoderModel
+from engine_worker.errors import CheckpointError
+from protocol.errors import ConfigurationError
+
+MAX_DECODER_TOKENS: Final = 2048
+"""Of one text at a decoder: its attention here holds all pairs of tokens at once."""
+_HEAD: Final = "score.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class TextModel:
+    """A model that turns whole texts into numbers, with its weights.
+
+    Attributes:
+        head: What makes logits of its vectors; None for a model that makes embeddings.
+        max_tokens: The longest text that it was made for.
+        dtype: Of its weights.
+    """
+
+    model: EmbeddingModel
+    head: Head | None
+    architecture: str
+    vocab_size: int
+    num_parameters: int
+    max_tokens: int
+    dtype: str
+
+
+def is_text_model(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is of a model that generates nothing.
+
+    Encoders, classifiers, and decoders that were saved without their output head (`Qwen3Model`).
+    """
+    if is_encoder(config) or has_classifier(config):
+        return True
+    named = config.get("architectures")
+    known = {family.architecture for family in DECODERS.values()}
+    return (
+        isinstance(named, list)
+        and not known.intersection(str(one) for one in named)
+        and any(str(one).endswith("Model") for one in named)
+        and any(family.model_type == config.get("model_type") for family in DECODERS.values())
+    )
+
+
+def load_text_model(settings: ModelSettings, progress: ProgressCallback) -> TextModel:
+    """Load an encoder, or a decoder that generates nothing.
+
+    Args:
+        settings: Which model, and in which type.
+        progress: Told how far it is.
+
+    Raises:
+        ModelLoadError: The folder can't be served; one line that says why.
+        ConfigurationError: The type doesn't go with such models.
+    """
+    config = read_config(settings.path)
+    # Vectors are compared by small differences, and encoders are small: float32 unless asked.
+    if settings.dtype in QUANTIZED:
+        raise ConfigurationError(
+            f"an encoder computes in float32 or bfloat16, not in {settings.dtype}", param="dtype"
+        )
+    name = "float32" if settings.dtype == "auto" else settings.dtype
+    load = _load_encoder if is_encoder(config) else _load_decoder
+    return load(settings, config, name, progress)
+
+
+def _load_encoder(
+    settings: ModelSettings, config: Mapping[str, Any], dtype: str, progress: ProgressCallback
+) -> TextModel:
+    spec = encoder_spec(config)
+    graph = EncoderGraph(spec, DTYPES[dtype])
+    checkpoint = open_checkpoint(settings.path)
+    leaves = load_leaves(
+        checkpoint,
+        graph.parameters,
+        graph.sources(family_of(config), checkpoint.tensors.keys()),
+        architecture=spec.architecture,
+        is_ignorable=is_ignorable,
+        progress=progress,
+    )
+    return TextModel(
+        EncoderModel(graph, leaves),
+        None if spec.head is None else EncoderHead(graph),
+        architecture=spec.architecture,
+        vocab_size=spec.vocab_size,
+        num_parameters=graph.num_parameters,
+        max_tokens=spec.max_tokens,
+        dtype=dtype,
+    )
+
+
+def _load_decoder(
+    settings: ModelSettings, config: Mapping[str, Any], dtype: str, progress: ProgressCallback
+) -> TextModel:
+    # The model type names the decoder; its output head isn't there, or isn't needed.
+    spec = replace(decoder_spec({**config, "architectures": None}), tied_head=True)
+    graph = declare(spec, DTYPES[dtype])
+    checkpoint = open_checkpoint(settings.path)
+    leaves = load_leaves(
+        checkpoint,
+        graph.parameters,
+        weight_sources(graph, checkpoint.tensors.keys()),
+        architecture=spec.architecture,
+        is_ignorable=lambda name: name == _HEAD or is_decoder_ignorable(name, spec),
+        progress=progress,
+    )
+    head, num_head = None, 0
+    if has_classifier(config):
+        shape = (len(read_labels(config).names), spec.hidden_size)
+        weight = _read_matrix(checkpoint, shape)
+        head, num_head = DecoderHead(weight), weight.size
+    return TextModel(
+        DecoderModel(PackedDecoder(XlaBackend(graph), leaves)),
+        head,
+        architecture=str((config.get("architectures") or [spec.architecture])[0]),
+        vocab_size=spec.vocab_size,
+        num_parameters=graph.num_parameters + num_head,
+        max_tokens=min(spec.max_position_embeddings, MAX_DECODER_TOKENS),
+        dtype=dtype,
+    )
+
+
+def _read_matrix(checkpoint: Checkpoint, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    tensor = checkpoint.tensors.get(_HEAD)
+    if tensor is None or tensor.shape != shape:
+        raise CheckpointError(
+            f"{checkpoint.listing}: tensor {_HEAD!r} of shape {list(shape)} is missing"
+        )
+    with checkpoint.reading() as read:
+        found: npt.NDArray[np.float32] = np.asarray(read(_HEAD)).astype(np.float32)
+    return found

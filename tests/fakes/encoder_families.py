@@ -1,0 +1,214 @@
+"""Small encoders of every family with its special features switched on, as transformers has them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import transformers
+
+_SIZES: Final = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 200,
+    "max_position_embeddings": 80,
+}
+_ROBERTA: Final = {**_SIZES, "type_vocab_size": 1, "pad_token_id": 1}
+_MODERN: Final = {
+    **_SIZES,
+    "num_hidden_layers": 5,
+    "local_attention": 8,
+    "global_attn_every_n_layers": 3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+}
+_DISTIL: Final = {
+    "dim": 32,
+    "n_layers": 3,
+    "n_heads": 4,
+    "hidden_dim": 48,
+    "vocab_size": 200,
+    "max_position_embeddings": 80,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderCase:
+    """A family, or a spelling of it.
+
+    Attributes:
+        title: Of the family in its registry.
+        config: Makes the config, given what a classifier adds to it.
+        model: Makes embeddings.
+        classifier: The same with a head.
+        edit: Changes the saved `config.json`, for spellings that transformers no longer writes.
+    """
+
+    title: str
+    config: Callable[..., Any]
+    model: Any
+    classifier: Any
+    edit: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config
+
+
+def _of(kind: Any, values: dict[str, Any]) -> Callable[..., Any]:
+    return lambda **more: kind(**{**values, **more})
+
+
+def _modern_4(config: dict[str, Any]) -> dict[str, Any]:
+    """As transformers 4 wrote it."""
+    ropes = config.pop("rope_parameters")
+    config.pop("layer_types")
+    return {
+        **config,
+        "global_attn_every_n_layers": 3,
+        "global_rope_theta": ropes["full_attention"]["rope_theta"],
+        "local_rope_theta": ropes["sliding_attention"]["rope_theta"],
+    }
+
+
+_NOMIC_NAMES: Final = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner",
+    "max_position_embeddings": "n_positions",
+    "layer_norm_eps": "layer_norm_epsilon",
+}
+
+
+def _nomic_own(config: dict[str, Any]) -> dict[str, Any]:
+    """As the first checkpoints have it, which came with code of their own."""
+    old = {_NOMIC_NAMES.get(name, name): value for name, value in config.items()}
+    theta = old.pop("rope_parameters")["rope_theta"]
+    return {
+        **old,
+        "activation_function": "swiglu",
+        "rotary_emb_base": theta,
+        "rotary_emb_fraction": 1.0,
+        "qkv_proj_bias": False,
+        "mlp_fc1_bias": False,
+        "mlp_fc2_bias": False,
+        "prenorm": False,
+        "max_trained_positions": config["max_position_embeddings"],
+    }
+
+
+def _gte_own(config: dict[str, Any]) -> dict[str, Any]:
+    """As Alibaba's checkpoints have it: `ntk` says what `linear` and a larger base amount to."""
+    config.pop("rope_parameters")
+    return {
+        **config,
+        "model_type": "new",
+        "architectures": [name.replace("Gte", "New") for name in config["architectures"]],
+        "rope_theta": 500.0,
+        "rope_scaling": {"type": "ntk", "factor": 2.0},
+        "position_embedding_type": "rope",
+    }
+
+
+_GTE_ROPE: Final = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.0 ** (2 / 8)}
+
+CASES: Final[dict[str, EncoderCase]] = {
+    "bert": EncoderCase(
+        "BERT",
+        _of(transformers.BertConfig, _SIZES),
+        transformers.BertModel,
+        transformers.BertForSequenceClassification,
+    ),
+    "bert-gelu-new": EncoderCase(
+        "BERT",
+        _of(transformers.BertConfig, {**_SIZES, "hidden_act": "gelu_new"}),
+        transformers.BertForMaskedLM,
+        transformers.BertForSequenceClassification,
+    ),
+    "roberta": EncoderCase(
+        "RoBERTa, XLM-RoBERTa, CamemBERT",
+        _of(transformers.RobertaConfig, _ROBERTA),
+        transformers.RobertaModel,
+        transformers.RobertaForSequenceClassification,
+    ),
+    "xlm-roberta": EncoderCase(
+        "RoBERTa, XLM-RoBERTa, CamemBERT",
+        _of(transformers.XLMRobertaConfig, _ROBERTA),
+        transformers.XLMRobertaForMaskedLM,
+        transformers.XLMRobertaForSequenceClassification,
+    ),
+    "camembert": EncoderCase(
+        "RoBERTa, XLM-RoBERTa, CamemBERT",
+        _of(transformers.CamembertConfig, _ROBERTA),
+        transformers.CamembertModel,
+        transformers.CamembertForSequenceClassification,
+    ),
+    "mpnet": EncoderCase(
+        "MPNet",
+        _of(transformers.MPNetConfig, _SIZES),
+        transformers.MPNetModel,
+        transformers.MPNetForSequenceClassification,
+    ),
+    "distilbert": EncoderCase(
+        "DistilBERT",
+        _of(transformers.DistilBertConfig, _DISTIL),
+        transformers.DistilBertModel,
+        transformers.DistilBertForSequenceClassification,
+    ),
+    "modernbert": EncoderCase(
+        "ModernBERT",
+        _of(transformers.ModernBertConfig, {**_MODERN, "classifier_pooling": "mean"}),
+        transformers.ModernBertModel,
+        transformers.ModernBertForSequenceClassification,
+    ),
+    "modernbert-transformers-4": EncoderCase(
+        "ModernBERT",
+        _of(transformers.ModernBertConfig, _MODERN),
+        transformers.ModernBertForMaskedLM,
+        transformers.ModernBertForSequenceClassification,
+        _modern_4,
+    ),
+    "modernbert-biases": EncoderCase(
+        "ModernBERT",
+        _of(
+            transformers.ModernBertConfig,
+            {
+                **_MODERN,
+                "norm_bias": True,
+                "attention_bias": True,
+                "mlp_bias": True,
+                "classifier_bias": True,
+                "hidden_activation": "silu",
+            },
+        ),
+        transformers.ModernBertModel,
+        transformers.ModernBertForSequenceClassification,
+    ),
+    "nomic-bert": EncoderCase(
+        "NomicBERT",
+        _of(transformers.NomicBertConfig, _SIZES),
+        transformers.NomicBertModel,
+        transformers.NomicBertForSequenceClassification,
+    ),
+    "nomic-bert-own-config": EncoderCase(
+        "NomicBERT",
+        _of(transformers.NomicBertConfig, _SIZES),
+        transformers.NomicBertModel,
+        transformers.NomicBertForSequenceClassification,
+        _nomic_own,
+    ),
+    "gte": EncoderCase(
+        "GTE (NewModel)",
+        _of(transformers.GteConfig, _SIZES),
+        transformers.GteModel,
+        transformers.GteForSequenceClassification,
+    ),
+    "gte-own-config-ntk": EncoderCase(
+        "GTE (NewModel)",
+        _of(transformers.GteConfig, {**_SIZES, "type_vocab_size": 0, "rope_parameters": _GTE_ROPE}),
+        transformers.GteModel,
+        transformers.GteForSequenceClassification,
+        _gte_own,
+    ),
+}
