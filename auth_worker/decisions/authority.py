@@ -51,7 +51,6 @@ MAX_TOKENS = 2**40
 MAX_MODEL_CHARS = 512
 NOTE_INTERVAL_S = 60.0
 """A key's last use is noted at most once in so long."""
-SWEEP_INTERVAL_S = 60.0
 
 _RECORDED_SCOPES: Final[Mapping[str, AuditAction]] = {
     "admin.profile": "engine_profiled",
@@ -128,7 +127,6 @@ class Authority:
         self._emit = emit
         self._on_limit_event = on_limit_event
         self._used_s: dict[str, float] = {}
-        self._sweep_s = clock.monotonic_s() + SWEEP_INTERVAL_S
         self.refusals = RefusalLog(clock, emit)
         commit = commit or self._emit_as_durable
         slices = Slices(commit)
@@ -202,6 +200,8 @@ class Authority:
             return denied
         num_tokens = command.prompt_tokens + command.completion_tokens
         plan = self._leases.plan_of(key, command, wall_s)
+        if isinstance(plan, Refusal):
+            return self._deny_limit(command.request_id, key.key_id, None, plan)
         if num_tokens == 0 and not command.is_metered:
             self._note_use(key)
             self._note_action(key, command)
@@ -292,10 +292,7 @@ class Authority:
 
     def expire(self) -> int:
         """Charge the leases whose term is over with their last report; how many there were."""
-        now_s = self._clock.monotonic_s()
-        if now_s >= self._sweep_s:
-            self._sweep_s = now_s + SWEEP_INTERVAL_S
-            self._meters.sweep()
+        self._meters.sweep()
         num_expired = self._leases.expire()
         self._tell_crossed()
         return num_expired

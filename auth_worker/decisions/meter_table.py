@@ -6,7 +6,9 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from auth_worker.clock import Clock
+from auth_worker.decisions.limit_refusals import Refusal
 from auth_worker.decisions.meters import FixedMeter, Meter, ParallelMeter, SlidingMeter
+from auth_worker.decisions.named_users import NamedUsers
 from auth_worker.decisions.plans import Plan
 from auth_worker.decisions.slices import Slices, row_of
 from auth_worker.decisions.windows import Span, span_at
@@ -18,8 +20,8 @@ from auth_worker.records.operations import Operation
 
 MAX_PLANS_A_KEY: Final = 4096
 """Callers choose models and end users; beyond so many plans they are made anew."""
-SWEEP_ABOVE: Final = 10_000
-"""With more meters than this, those of idle end users are let go of."""
+SWEPT_A_TURN: Final = 256
+"""Meters that one `sweep` looks at: some milliseconds, in which no decision is made."""
 MINUTE: Final = Window("minute")
 
 _OWN_LIMITS: Final[tuple[tuple[str, Measure], ...]] = (
@@ -33,7 +35,7 @@ class _Caller:
 
     __slots__ = (
         *("bounds", "has_templates", "is_filtered", "key", "limits", "plain", "plans"),
-        "version",
+        *("templates", "version"),
     )
 
     def __init__(
@@ -46,7 +48,8 @@ class _Caller:
         self.is_filtered = any(
             limit.models is not None or limit.endpoints is not None for limit in limits
         )
-        self.has_templates = any(limit.holder == "end_user" for limit in limits)
+        self.templates = tuple(limit for limit in limits if limit.holder == "end_user")
+        self.has_templates = bool(self.templates)
         self.plain: Plan | None = None
         self.plans: dict[tuple[str, str, str], Plan] = {}
 
@@ -86,6 +89,9 @@ class MeterTable:
         self._by_counter: dict[int, FixedMeter] = {}
         self._next_counter = 1
         self._swept_version = limits.version
+        self._to_sweep: list[tuple[str, str]] = []
+        self._named = NamedUsers(self._let_go_if_idle)
+        self._runs_for: Callable[[str], bool] = lambda _end_user: False
         self._restore(counters)
 
     def __len__(self) -> int:
@@ -109,11 +115,32 @@ class MeterTable:
             model = endpoint = ""
         which = (model, endpoint, end_user if caller.has_templates else "")
         found = caller.plans.get(which)
-        if found is None or not found.since_s <= wall_s < found.until_s:
+        if found is None or found.is_stale or not found.since_s <= wall_s < found.until_s:
             if len(caller.plans) >= MAX_PLANS_A_KEY:
                 caller.plans.clear()
             found = caller.plans[which] = self._build(caller, *which, wall_s)
         return found
+
+    def watch_running(self, runs_for: Callable[[str], bool]) -> None:
+        """From now on, what is counted for an end user stays as long as this says that he runs."""
+        self._runs_for = runs_for
+
+    def admit(self, key: StoredKey, end_user: str) -> Refusal | None:
+        """Make sure that an end user can be counted; why he can't, when there are too many.
+
+        Whoever is counted already goes on. For a new name those are let go of that nothing counts
+        for any more; a name of which something was used, or runs, keeps its place.
+        """
+        if not end_user:
+            return None
+        caller = self._callers.get(key.key_id)
+        if caller is None or caller.key is not key or caller.version != self.limits.version:
+            caller = self._caller_of(key, caller)
+        for limit in caller.templates:
+            refusal = self._named.admit(limit, end_user)
+            if refusal is not None:
+                return refusal
+        return None
 
     def forget_key(self, key_id: str) -> None:
         """A key was deleted."""
@@ -139,8 +166,27 @@ class MeterTable:
         return caller.limits
 
     def window_of(self, limit: Limit, end_user: str, wall_s: float) -> Meter:
-        """The meter of a limit at a moment, for whoever wants to know how far it is used."""
-        return self._meter(limit, end_user, wall_s)[0]
+        """The meter of a limit at a moment, for whoever wants to know how far it is used.
+
+        Of an end user who isn't counted it is one that nobody keeps: to be asked about must not
+        make a name known.
+        """
+        which = (limit.limit_id, end_user)
+        if not end_user or which in self._meters or which in self._windows:
+            return self._meter(limit, end_user, wall_s)[0]
+        if limit.measure == "parallel" or limit.window.slides:
+            return self._new_meter(limit, end_user, limit.amount_at(wall_s))
+        span = _renewed(limit, {}, span_at(limit.window, wall_s))
+        if not span.is_open:
+            return self._closed(limit, end_user, span)
+        return FixedMeter(
+            limit,
+            end_user,
+            limit.amount_at(wall_s),
+            begins_s=span.begins_s,
+            ends_s=span.ends_s,
+            counter_id=0,
+        )
 
     def hold_unknown(self, until_s: float) -> None:
         """The leases of before a restart are open again: what else was granted is held back."""
@@ -158,24 +204,44 @@ class MeterTable:
                     self._emit(SaveCounter(row_of(meter)))
 
     def sweep(self) -> None:
-        """Let go of what no limit needs any more; to be called about every minute."""
-        changed = self._swept_version != self.limits.version
-        if len(self) <= SWEEP_ABOVE and not changed:
-            return
-        self._swept_version = self.limits.version
+        """Let go of some of what no limit needs any more; to be called about every second.
+
+        Those of end users are looked at all the time, in turn, the others when a limit was changed.
+        """
+        if not self._to_sweep:
+            changed = self._swept_version != self.limits.version
+            self._swept_version = self.limits.version
+            self._to_sweep = (
+                [*self._meters, *self._windows] if changed else list(self._named.pairs())
+            )
+        some, self._to_sweep = self._to_sweep[:SWEPT_A_TURN], self._to_sweep[SWEPT_A_TURN:]
+        for limit_id, end_user in some:
+            if end_user or not self._is_known(limit_id):
+                self._let_go_if_idle(limit_id, end_user)
+
+    def _let_go_if_idle(self, limit_id: str, end_user: str) -> bool:
+        """Forget what is counted of a limit for an end user, if that changes nothing."""
+        which, is_known = (limit_id, end_user), self._is_known(limit_id)
+        if is_known and self._runs_for(end_user):
+            return False  # its settlement will be counted
         now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
-        for (limit_id, end_user), meter in list(self._meters.items()):
+        meter = self._meters.get(which)
+        if meter is not None:
             meter.refresh(now_s)
-            is_idle = meter.total == 0 and meter.room == meter.amount
-            if is_idle and (end_user or not self._is_known(limit_id)):
-                del self._meters[limit_id, end_user]
-        for (limit_id, end_user), windows in list(self._windows.items()):
-            are_over = end_user and all(meter.ends_s <= wall_s for meter in windows.values())
-            rolls_over = any(meter.limit.rolls_over for meter in windows.values())
-            if (are_over and not rolls_over) or not self._is_known(limit_id):
-                self._drop(windows.values())
-                del self._windows[limit_id, end_user]
-        self._callers.clear()  # plans hold meters, and a meter must not be made twice
+            if meter.total or meter.held or meter.due_s != math.inf:
+                return False
+            meter.is_gone = True
+            del self._meters[which]
+        windows = self._windows.get(which)
+        if windows:
+            if is_known and not all(_is_idle(one, wall_s) for one in windows.values()):
+                return False
+            for one in windows.values():
+                one.is_gone = True
+            self._drop(windows.values())
+        self._windows.pop(which, None)
+        self._named.remove(limit_id, end_user)
+        return True
 
     def _is_known(self, limit_id: str) -> bool:
         return "/" in limit_id or self.limits.get(limit_id) is not None
@@ -226,6 +292,7 @@ class MeterTable:
         amount = limit.amount_at(wall_s)
         if meter is None or not _is_same_kind(meter.limit, limit):
             meter = self._meters[which] = self._new_meter(limit, end_user, amount)
+            self._named.add(limit, end_user)
         elif meter.limit is not limit or meter.amount != amount:
             meter.change(limit, amount)
         return meter, Span(-math.inf, math.inf)
@@ -256,7 +323,7 @@ class MeterTable:
     # Fixed windows.
 
     def _fixed(self, limit: Limit, end_user: str, wall_s: float) -> tuple[FixedMeter, Span]:
-        windows = self._windows.setdefault((limit.limit_id, end_user), {})
+        windows = self._windows.get((limit.limit_id, end_user), {})
         if windows and not _is_same_kind(next(iter(windows.values())).limit, limit):
             self._drop(windows.values())
             windows.clear()
@@ -318,7 +385,9 @@ class MeterTable:
 
     def _add_window(self, windows: dict[float, FixedMeter], meter: FixedMeter) -> None:
         windows[meter.begins_s] = meter
+        self._windows[meter.limit.limit_id, meter.end_user] = windows
         self._by_counter[meter.counter_id] = meter
+        self._named.add(meter.limit, meter.end_user)
 
     def _drop(self, meters: Iterable[FixedMeter]) -> None:
         counter_ids = tuple(meter.counter_id for meter in meters)
@@ -367,8 +436,7 @@ class MeterTable:
             crossed=self.crossed,
         )
         meter.restore(row.used, row.granted)
-        windows = self._windows.setdefault((limit.limit_id, row.end_user), {})
-        self._add_window(windows, meter)
+        self._add_window(self._windows.get((limit.limit_id, row.end_user), {}), meter)
         return True
 
 
@@ -396,6 +464,20 @@ def _fits(limit: Limit, model: str, endpoint: str) -> bool:
 
 def _matches(globs: tuple[str, ...] | None, text: str) -> bool:
     return globs is None or any(fnmatchcase(text, glob) for glob in globs)
+
+
+def _is_idle(meter: FixedMeter, wall_s: float) -> bool:
+    """Whether a window would be missed by nobody.
+
+    One that is over is missed where no other one follows; where what it leaves is added to the next
+    one, until that is over as well. One that runs is missed once something was used or is held.
+    """
+    limit = meter.limit
+    if meter.ends_s > wall_s:
+        is_unused = not meter.total and not meter.held and not meter.asked
+        return is_unused and not limit.rolls_over
+    kept_s = meter.ends_s - meter.begins_s if limit.rolls_over else 0.0
+    return limit.auto_renews and meter.ends_s + kept_s <= wall_s
 
 
 def _is_same_kind(before: Limit, after: Limit) -> bool:

@@ -42,9 +42,13 @@ class Meter:
         due_s: From when on (monotonic) `refresh` has something to do.
         low: Below so much room a slice should be asked for; see `FixedMeter`.
         warn_at: From so much used on, answers warn; infinite where nothing is to be said.
+        is_gone: Whether it was let go of; another one counts in its place, if any.
     """
 
-    __slots__ = ("amount", "due_s", "end_user", "limit", "low", "room", "total", "warn_at")
+    __slots__ = (
+        *("amount", "due_s", "end_user", "is_gone", "limit", "low", "room", "total"),
+        "warn_at",
+    )
 
     def __init__(self, limit: Limit, end_user: str, amount: int) -> None:
         self.limit = limit
@@ -55,6 +59,7 @@ class Meter:
         self.due_s = math.inf
         self.low: float = -math.inf
         self.warn_at = _warn_at(limit, amount)
+        self.is_gone = False
 
     @property
     def held(self) -> int:

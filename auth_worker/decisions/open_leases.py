@@ -89,6 +89,8 @@ class OpenLeases:
         self._leases = LeaseTable(duration_s, min(duration_s, ORPHAN_TERM_S))
         self._settled: OrderedDict[str, None] = OrderedDict()
         self._num_open: dict[str, int] = {}
+        self._num_open_for: dict[str, int] = {}  # by end user
+        meters.watch_running(self._num_open_for.__contains__)
         self._num_granted = 0
         restoring = Restoring(keys, meters, clock)
         restoring.count_recent(snapshot)
@@ -107,9 +109,16 @@ class OpenLeases:
         """A key was deleted; its open leases end by themselves."""
         self._meters.forget_key(key_id)
 
-    def plan_of(self, key: StoredKey, command: Authorize, wall_s: float) -> Plan | None:
-        """The limits that a request counts in; None when none holds for it."""
+    def plan_of(self, key: StoredKey, command: Authorize, wall_s: float) -> Plan | Refusal | None:
+        """The limits that a request counts in; None when none holds for it.
+
+        A refusal when there are too many end users to count another one.
+        """
         end_user = command.end_user if key.may_name_end_users else ""
+        if end_user:
+            refusal = self._meters.admit(key, end_user)
+            if refusal is not None:
+                return refusal
         return self._meters.plan_for(key, command.model, command.endpoint, end_user, wall_s)
 
     def grant(
@@ -481,12 +490,18 @@ class OpenLeases:
 
     def _open(self, lease: Lease) -> None:
         self._num_open[lease.key_id] = self._num_open.get(lease.key_id, 0) + 1
+        if lease.end_user:
+            self._num_open_for[lease.end_user] = self._num_open_for.get(lease.end_user, 0) + 1
         self._leases.open(lease)
 
     def _count_closed(self, lease: Lease) -> None:
         num_open = self._num_open.pop(lease.key_id) - 1
         if num_open:
             self._num_open[lease.key_id] = num_open
+        if lease.end_user:
+            num_open = self._num_open_for.pop(lease.end_user) - 1
+            if num_open:
+                self._num_open_for[lease.end_user] = num_open
 
     def _wall_ms(self) -> int:
         return int(self._clock.wall_s() * 1000)

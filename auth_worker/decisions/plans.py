@@ -54,7 +54,7 @@ class Plan:
 
     __slots__ = (
         *("_held", "_slotted", "_soft", "_started", "_token_meters", "_request_meters"),
-        *("_fixed", "_meters", "_warners"),
+        *("_fixed", "_meters", "_named", "_warners"),
         *("charges", "gives_back", "has_money", "origin", "since_s", "thirsty", "until_s"),
     )
 
@@ -91,7 +91,13 @@ class Plan:
         self.charges = charge_text(
             (meter.counter_id, CHARGE_LETTERS[meter.limit.measure]) for meter in self._fixed
         )
+        self._named = tuple(meter for meter in meters if meter.end_user)
         self.thirsty = False
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a meter of its end user was let go of, so that it is to be made anew."""
+        return any(meter.is_gone for meter in self._named)
 
     def reserve(self, now_s: float, needs: Needs) -> Sequence[Short]:
         """Take a request from every meter, or none of it from any.
