@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from gateway.batches.files import FileStore
 from gateway.batches.folders import new_id
 from gateway.batches.journal import FILES, FileKind, Journal
 from gateway.batches.lines import BatchLine
-from gateway.batches.records import LINE_PRIORITY, Counts
+from gateway.batches.records import ENDED, LINE_PRIORITY, Batch, Counts
 from gateway.batches.store import BatchStore, Claim
 from gateway.request.caller import Caller
 from protocol.wire.messages import Settle, Usage
@@ -33,6 +34,11 @@ _FIRST_RETRY_S: Final = 0.5
 _MAX_RETRY_S: Final = 30.0
 _SYNC_LINES: Final = 256
 _RETRYABLE: Final = (408, 429, 503)
+MAX_OPEN: Final = 32
+"""Batches that one gateway works on at a time; each has five files open."""
+MAX_OPEN_A_TENANT: Final = 4
+TURN_S: Final = 60.0
+"""A batch makes room for one that waits after so long, and waits itself."""
 
 
 class LineAnswer(NamedTuple):
@@ -41,6 +47,20 @@ class LineAnswer(NamedTuple):
     status: int
     headers: dict[str, str]
     body: bytes
+
+
+class _Found(NamedTuple):
+    """What a look at the batches found.
+
+    Attributes:
+        claims: This gateway's from now on.
+        has_waiting: Whether there are more than may be open.
+        unfinished: The ids of all that haven't ended.
+    """
+
+    claims: list[Claim]
+    has_waiting: bool
+    unfinished: frozenset[str]
 
 
 Ask = Callable[[str, bytes, Caller], Awaitable[LineAnswer]]
@@ -103,6 +123,9 @@ class BatchRunner:
         self._wall_clock = wall_clock
         self._clock = clock
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._open: dict[str, tuple[str, float]] = {}  # their tenants, and since when
+        self._served: dict[str, float] = {}  # until when, of those that made room
+        self._has_waiting = False
         self._looking: asyncio.Task[None] | None = None
         self._is_stopping = asyncio.Event()
         self.num_running = 0
@@ -124,11 +147,38 @@ class BatchRunner:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _look(self) -> None:
-        known = set(self._tasks)
-        claims = await asyncio.to_thread(lambda: list(self._store.claims(known.__contains__)))
+        found = await asyncio.to_thread(self._find, dict(self._open), dict(self._served))
+        self._has_waiting = found.has_waiting
+        self._served = {
+            batch_id: at for batch_id, at in self._served.items() if batch_id in found.unfinished
+        }
         loop = asyncio.get_running_loop()
-        for claim in claims:
-            self._tasks[claim.batch.id] = loop.create_task(self._run(claim))
+        for claim in found.claims:
+            batch = claim.batch
+            self._open[batch.id] = (batch.tenant, self._clock())
+            self._tasks[batch.id] = loop.create_task(self._run(claim))
+
+    def _find(self, known: dict[str, tuple[str, float]], served: dict[str, float]) -> "_Found":
+        """Take batches within the bounds, those first that haven't had a turn for longest."""
+        unfinished = self._store.unfinished()
+        waiting = [batch for batch in unfinished if batch.id not in known]
+        waiting.sort(key=lambda batch: (served.get(batch.id, float("-inf")), batch.id))
+        num_open = Counter(tenant for tenant, _ in known.values())
+        claims: list[Claim] = []
+        has_waiting = False
+        for batch in waiting:
+            is_full = num_open.total() >= MAX_OPEN or num_open[batch.tenant] >= MAX_OPEN_A_TENANT
+            claim = None if is_full else self._store.claim(batch.tenant, batch.id)
+            has_waiting |= is_full
+            if claim is not None:
+                num_open[batch.tenant] += 1
+                claims.append(claim)
+        return _Found(claims, has_waiting, frozenset(batch.id for batch in unfinished))
+
+    def has_to_make_room(self, batch_id: str) -> bool:
+        """Whether others wait for a place, and a batch has had its turn."""
+        _, since = self._open[batch_id]
+        return self._has_waiting and self._clock() - since >= TURN_S
 
     async def _run(self, claim: Claim) -> None:
         try:
@@ -139,7 +189,15 @@ class BatchRunner:
             await self.pause(_SAVE_INTERVAL_S)
         finally:
             claim.release()
+            self._note_served(claim.batch)
             self._tasks.pop(claim.batch.id, None)
+
+    def _note_served(self, batch: Batch) -> None:
+        del self._open[batch.id]
+        if batch.status in ENDED:
+            self._served.pop(batch.id, None)
+        else:
+            self._served[batch.id] = self._clock()
 
     async def _work(self, claim: Claim) -> None:
         batch = claim.batch
@@ -324,6 +382,8 @@ class _Lines:
         while True:
             if self._failure is not None or self._runner.is_stopping:
                 return ""
+            if self._runner.has_to_make_room(self._claim.batch.id):
+                return ""
             if self._claim.is_cancelled:
                 return "cancelled"
             if self._runner.now() >= self._claim.batch.expires_at:
@@ -372,7 +432,9 @@ class _Lines:
         await self._save()
 
     def _is_ending(self) -> bool:
-        return self._runner.is_stopping or self._claim.is_cancelled
+        runner = self._runner
+        has_to_go = runner.is_stopping or runner.has_to_make_room(self._claim.batch.id)
+        return has_to_go or self._claim.is_cancelled
 
     async def _wait_again(self, pause_s: float) -> bool:
         """Wait until a line may be asked again; False when it isn't to be any more.

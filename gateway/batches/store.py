@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,26 +171,26 @@ class BatchStore:
             batch.stamps.setdefault("cancelling_at", int(self._wall_clock()))
         return batch
 
-    def claims(self, is_known: Callable[[str], bool]) -> Iterator[Claim]:
-        """Batches that nobody works on, oldest first; each is this gateway's from then on.
+    def unfinished(self) -> Sequence[Batch]:
+        """The batches of all tenants that haven't ended, oldest first."""
+        folders = sorted(self._root.glob(f"*/{PREFIX}*"), key=lambda folder: folder.name)
+        found = [batch for batch in map(_read, folders) if batch is not None]
+        return [batch for batch in found if batch.status not in ENDED]
 
-        Args:
-            is_known: Whether this gateway has a batch of this id already.
-        """
-        for folder in sorted(self._root.glob(f"*/{PREFIX}*"), key=lambda folder: folder.name):
-            if is_known(folder.name):
-                continue
-            batch = _read(folder)
-            if batch is None or batch.status in ENDED:
-                continue
+    def claim(self, tenant: str, batch_id: str) -> Claim | None:
+        """A batch for this gateway alone; None when another one has it, or it has ended."""
+        folder = self._folder(tenant, batch_id)
+        try:
             lock = _try_lock(folder / _LOCK)
-            if lock is None:
-                continue
-            batch = _read(folder)  # another gateway may have ended it meanwhile
-            if batch is None or batch.status in ENDED:
-                os.close(lock)
-                continue
-            yield Claim(batch, folder, lock)
+        except FileNotFoundError:
+            return None  # it was forgotten meanwhile
+        if lock is None:
+            return None
+        batch = _read(folder)
+        if batch is None or batch.status in ENDED:
+            os.close(lock)
+            return None
+        return Claim(batch, folder, lock)
 
     def sweep(self) -> int:
         """Forget batches that ended long ago; how many that were."""

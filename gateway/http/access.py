@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -12,7 +13,12 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from gateway import bridge
-from gateway.errors import ClientDisconnectedError, DeniedError, InvalidRequestError
+from gateway.errors import (
+    ClientDisconnectedError,
+    DeniedError,
+    InvalidRequestError,
+    WorkerUnavailableError,
+)
 from gateway.http.bodies import OFF_LOOP_BYTES, SMALL_BYTES, BodyPlace
 from gateway.http.disconnect import watch
 from gateway.http.hooking import shown_to_hooks
@@ -28,9 +34,10 @@ from gateway.http.replaying import (
 from gateway.http.route_rules import ROUTE_RULES, Access, RouteRule, scope_of
 from gateway.request.caller import Caller
 from gateway.request.end_users import end_user_of
+from gateway.request.replays import KeptAnswer
 from protocol.errors import ErrorCode
 from protocol.wire.endpoints import is_loopback
-from protocol.wire.messages import Granted, KeyRole
+from protocol.wire.messages import Authorize, Granted, KeyRole
 
 ResultT = TypeVar("ResultT")
 
@@ -160,11 +167,21 @@ async def _answer_once(
         identity = parts_of(request).identities.find(caller_of(request).key_digest, scope_of(path))
         owner = (await _identify(request, path)).tenant if identity is None else identity.tenant
     where = f"{request.method} {request.scope['path']}"
+    state: dict[str, Any] = request.scope["state"]
+    asked: list[Authorize] = []
+    state["caller"] = replace(caller_of(request), asked=asked)
+
+    async def judge(kept: KeptAnswer) -> None:
+        """By what the key may do now: the route, and the model and all else that was asked for."""
+        for like in kept.asked or (None,):
+            await _identify(request, path, role=role, like=like)
+
     return await answered_once(
         request,
         Replay(table_of(request), owner, key, where),
         lambda: endpoint(request, **request.path_params),
-        lambda: _identify(request, path, role=role),
+        judge,
+        asked,
     )
 
 
@@ -208,9 +225,21 @@ _GUARDS: dict[Access, Callable[[Request, str], Coroutine[Any, Any, None]] | None
 
 
 async def _identify(
-    request: Request, endpoint: str, *, role: KeyRole = "user", is_counted: bool = False
+    request: Request,
+    endpoint: str,
+    *,
+    role: KeyRole = "user",
+    is_counted: bool = False,
+    like: Authorize | None = None,
 ) -> Granted:
     """Ask the auth worker who a caller is, and whether it may use a route; that reserves nothing.
+
+    Args:
+        request: Of the caller.
+        endpoint: The template of its route.
+        role: That it needs.
+        is_counted: Whether it counts as a request.
+        like: What was granted before, of whose model and kind this is.
 
     Raises:
         DeniedError: Nobody who may use this.
@@ -234,6 +263,10 @@ async def _identify(
                 scope=scope_of(endpoint),
                 is_token=bool(caller.token),
                 is_metered=is_counted,
+                model="" if like is None else like.model,
+                asked_tokens=0 if like is None else like.asked_tokens,
+                is_streaming=like is not None and like.is_streaming,
+                uses_tools=like is not None and like.uses_tools,
             ),
             caller.token,
         )
@@ -346,6 +379,20 @@ async def tenant_of(request: Request, path: str) -> str:
         return granted.tenant
     known = parts_of(request).identities.find(caller_of(request).key_digest, scope_of(path))
     return (await _identify(request, path)).tenant if known is None else known.tenant
+
+
+async def check_still_allowed(request: Request, tenant: str) -> None:
+    """See that whoever reads something for long may still do so; a silent auth worker ends nobody.
+
+    Raises:
+        DeniedError: Its key has ended, or may not use the route or see this tenant any more.
+    """
+    try:
+        granted = await _identify(request, request.scope["route"].path)
+    except WorkerUnavailableError:
+        return
+    if granted.tenant != tenant:
+        raise DeniedError("This key may not read this any more.", code=ErrorCode.PERMISSION_DENIED)
 
 
 async def parsed_body(request: Request, kind: BodyKind[ResultT]) -> ResultT:

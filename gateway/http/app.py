@@ -32,7 +32,9 @@ from gateway.http.routes import (
     messages,
     models,
     organization,
+    organization_audit,
     organization_limits,
+    organization_people,
     organization_usage,
     profile,
     resources,
@@ -61,7 +63,8 @@ def build_api(parts: HttpParts) -> FastAPI:
         *(generate, responses, conversations, messages, embeddings, tokenize),
         *(scoring, models, tools, hooks, health, usage, files, batches),
         *(admin, resources, audit, profile, workers),
-        *(organization, organization_limits, organization_usage, anthropic_organization, docs),
+        *(organization, organization_people, organization_audit, organization_limits),
+        *(organization_usage, anthropic_organization, docs),
     ):
         for route in module.router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.

@@ -1,7 +1,7 @@
 """Streams of a background response: what was told, then what comes, to whoever asks for it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Final
 
 import orjson
@@ -17,6 +17,8 @@ from gateway.storage.records import OVER
 
 _LOOK_S: Final = 0.5
 """How often the store is asked where another gateway makes the response."""
+JUDGED_S: Final = 5.0
+"""How often it is asked whether its caller may still read it."""
 
 
 class EventLogResponse(Response):
@@ -26,6 +28,7 @@ class EventLogResponse(Response):
         background: Knows the store, and when there is more.
         tenant: Whose it is.
         response_id: Of it.
+        judge: Raises once its caller may not read it any more.
         after: The number of the last event that the client has; -1 for none.
         ping_interval_s: Silence before a comment.
         headers: More headers.
@@ -39,6 +42,7 @@ class EventLogResponse(Response):
         tenant: str,
         response_id: str,
         *,
+        judge: Callable[[], Awaitable[None]],
         after: int,
         ping_interval_s: float,
         headers: Mapping[str, str],
@@ -48,6 +52,7 @@ class EventLogResponse(Response):
         self._background = background
         self._tenant = tenant
         self._response_id = response_id
+        self._judge = judge
         self._after = after
         self._ping_interval_s = ping_interval_s
 
@@ -85,7 +90,12 @@ class EventLogResponse(Response):
 
     async def _pieces(self) -> AsyncIterator[bytes]:
         silent_s = 0.0
+        clock = asyncio.get_running_loop().time
+        judged_at = clock()
         while True:
+            if clock() - judged_at >= JUDGED_S:
+                await self._judge()
+                judged_at = clock()
             found, status = await self._background.store.jobs.events_after(
                 self._tenant, self._response_id, self._after
             )

@@ -14,6 +14,7 @@ from fastapi import Request, Response
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.parts import parts_of
 from gateway.request.replays import KeptAnswer, ReplayName, ReplayTable
+from protocol.wire.messages import Authorize
 
 HEADER: Final = "Idempotency-Key"
 REPLAYED_HEADER: Final = "Idempotent-Replayed"
@@ -68,17 +69,21 @@ class Replay:
             raise Replayed(kept)
         self._is_claimed = True
 
-    def end(self, response: Response | None) -> None:
-        """What became of it; only a success is kept: nothing else costs or changes anything."""
+    def end(self, response: Response | None, asked: tuple[Authorize, ...]) -> None:
+        """What became of it; only a success is kept: nothing else costs or changes anything.
+
+        Args:
+            response: None where there is none.
+            asked: What was granted for it.
+        """
         if not self._is_claimed:
             return
         if response is None or not 200 <= response.status_code < 300:
             self._table.drop(self._name)
             return
         headers = {name: value for name, value in response.headers.items() if name in _KEPT_HEADERS}
-        self._table.keep(
-            self._name, KeptAnswer(response.status_code, headers, bytes(response.body))
-        )
+        kept = KeptAnswer(response.status_code, headers, bytes(response.body), asked)
+        self._table.keep(self._name, kept)
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -111,7 +116,8 @@ async def answered_once(
     request: Request,
     replay: Replay,
     answer: Callable[[], Awaitable[Response]],
-    identify: Callable[[], Awaitable[object]],
+    judge: Callable[[KeptAnswer], Awaitable[object]],
+    asked: list[Authorize],
 ) -> Response:
     """Answer a request, or repeat the answer of before.
 
@@ -119,20 +125,21 @@ async def answered_once(
         request: Whose caller is known.
         replay: Its place.
         answer: Makes the answer.
-        identify: Asks whether the caller may still use the route; a repetition reserves nothing, so
-            nobody else would.
+        judge: Asks whether the caller may still have what was kept; a repetition reserves nothing,
+            so nobody else would.
+        asked: Where what is granted meanwhile is noted.
     """
     request.scope["state"]["replay"] = replay
     response: Response | None = None
     try:
         response = await answer()
     except Replayed as replayed:
-        await identify()
         kept = replayed.answer
+        await judge(kept)
         headers = {**kept.headers, REPLAYED_HEADER: "true"}
         return Response(kept.body, kept.status, headers)
     finally:
-        replay.end(response)
+        replay.end(response, tuple(asked))
     return response
 
 

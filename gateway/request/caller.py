@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from protocol.wire.messages import Settle
+from protocol.wire.messages import Authorize, Settle
 
 
 class Errand(Protocol):
@@ -39,6 +39,7 @@ class Caller:
         end_user: For whom the request is, by a header of `PENSTOCK_END_USER_HEADERS`; empty without
             one. It counts with keys that may name their end users.
         errand: Whose the request is where no client waits for it; None otherwise.
+        asked: Takes what was granted to it, for whoever has to ask again; None for nobody.
     """
 
     key_digest: bytes | None
@@ -47,6 +48,7 @@ class Caller:
     token: str = field(default="", repr=False)
     end_user: str = ""
     errand: Errand | None = field(default=None, repr=False, compare=False)
+    asked: list[Authorize] | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> bytes:

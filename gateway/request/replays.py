@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from gateway.errors import IdempotencyKeyReusedError, OverloadedError, RequestInProgressError
+from protocol.wire.messages import Authorize
 
 MAX_KEPT = 10_000
 MAX_RUNNING = 4096
@@ -29,11 +30,16 @@ class ReplayName(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswer:
-    """An answer as it went out the first time."""
+    """An answer as it went out the first time.
+
+    Attributes:
+        asked: What was granted for it; whoever wants it again must still be granted as much.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    asked: tuple[Authorize, ...] = ()
 
     @property
     def num_bytes(self) -> int:

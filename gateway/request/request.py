@@ -347,6 +347,8 @@ class Request:
                 self._auth.give_back(answer)
         self.identity = self._identities.note_granted(digest, granted, self._scope)
         self.lease.on_granted(granted, bound, question)
+        if self.caller.asked is not None:
+            self.caller.asked.append(question)
         if self.caller.errand is not None and granted.lease_id:
             self.caller.errand.on_granted(granted.lease_id)
         self.state = State.RESERVED

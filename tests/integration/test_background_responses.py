@@ -133,6 +133,30 @@ async def test_a_stream_of_it_goes_on_where_it_was_lost(house: House) -> None:
     assert numbers == list(range(len(numbers)))
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_its_stream_ends_with_its_key(
+    house: House, monkeypatch: pytest.MonkeyPatch, is_first: bool
+) -> None:
+    monkeypatch.setattr("gateway.http.event_log.JUDGED_S", 0.0)
+    body = {"model": "demo", "input": "hi", "background": True, "stream": True}
+    if is_first:
+        opened = house.gateway.client.stream("POST", "/v1/responses", json=body)
+    else:
+        made = await house.create()
+        opened = house.gateway.client.stream("GET", f"/v1/responses/{made['id']}?stream=true")
+    async with opened as stream:
+        assert stream.status_code == 200
+        house.engine.emit(await house.generate(), "Hello")
+        lines = stream.aiter_lines()
+        async for line in lines:
+            if "response.output_text.delta" in line:
+                break
+        house.auth.denial = ErrorCode.INVALID_API_KEY
+        *events, done = named_events_of("\n".join([line async for line in lines]))
+    assert done == "[DONE]"
+    assert (events[-1]["type"], events[-1]["code"]) == ("error", "invalid_api_key")
+
+
 async def test_cancelling_ends_it_once_and_books_what_was_used(house: House) -> None:
     made = await house.create()
     generate = await house.generate()

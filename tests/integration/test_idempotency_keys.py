@@ -9,6 +9,7 @@ import httpx
 import pytest
 from msgspec import structs
 
+from protocol.errors import ErrorCode
 from protocol.wire.messages import Authorize, Generate, Granted, MakeKey, Message
 from tests.fakes.fake_workers import FakeAuth, FakeEngine, key_digest
 from tests.fakes.raw_http import connected, post
@@ -154,6 +155,40 @@ async def test_a_key_that_was_revoked_gets_no_kept_answer(socket_dir: Path) -> N
         assert (await chat(gateway, "key-1")).status_code == 200
         auth.good_keys = ()
         assert (await chat(gateway, "key-1")).status_code == 401
+
+
+async def test_a_repetition_is_judged_by_the_model_and_by_all_else_that_was_asked_for(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        auth = await gateway.auth(allow_anonymous=False)
+        auth.good_keys = ("psk-a", "psk-b")
+        await gateway.engine()
+
+        async def ask(key: str) -> httpx.Response:
+            return await gateway.client.post(
+                "/v1/chat/completions",
+                json={**CHAT, "max_tokens": 7},
+                headers={"X-API-Key": key, "Idempotency-Key": "key-1"},
+            )
+
+        assert (await ask("psk-a")).status_code == 200
+        first = auth.of(Authorize)[-1]
+        assert (await ask("psk-b")).headers["idempotent-replayed"] == "true"
+        again = auth.of(Authorize)[-1]
+        assert again.key_digest == key_digest("psk-b")
+        for name in ("model", "endpoint", "scope", "asked_tokens", "uses_tools", "is_streaming"):
+            assert getattr(again, name) == getattr(first, name), name
+        assert (again.model, again.asked_tokens) == ("demo", 7)
+        assert (again.prompt_tokens, again.completion_tokens, again.is_metered) == (0, 0, False)
+        authorize = auth._authorize
+
+        def not_this_model(command: Authorize) -> None:
+            auth.denial = ErrorCode.PERMISSION_DENIED if command.model == "demo" else None
+            authorize(command)
+
+        auth._authorize = not_this_model  # type: ignore[method-assign]
+        assert (await ask("psk-b")).status_code == 403
 
 
 @pytest.mark.parametrize(

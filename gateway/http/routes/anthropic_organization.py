@@ -16,7 +16,7 @@ from gateway.http.routes.admin import (
     body_of,
     body_schema,
 )
-from gateway.http.routes.organization import (
+from gateway.http.routes.organization_parts import (
     change,
     check_query,
     delete,

@@ -12,7 +12,7 @@ from gateway.http.organization import shapes
 from gateway.http.parts import parts_of
 from gateway.http.query import query_text
 from gateway.http.routes.admin import admin_json, body_of, body_schema
-from gateway.http.routes.organization import (
+from gateway.http.routes.organization_parts import (
     BASE,
     PROJECT,
     change,

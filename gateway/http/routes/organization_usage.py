@@ -11,7 +11,7 @@ from gateway.http.access import GuardedRoute
 from gateway.http.parts import parts_of
 from gateway.http.query import query_number, query_text
 from gateway.http.routes.admin import actor_of, admin_json
-from gateway.http.routes.organization import BASE, check_query
+from gateway.http.routes.organization_parts import BASE, check_query
 from protocol.wire.messages import UsageBucket, UsageFound, UsageGroup, UsageRow
 
 router = APIRouter(route_class=GuardedRoute, tags=["organization"])

@@ -1,6 +1,7 @@
 """/v1/responses and the routes below it: OpenAI's newer API."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -14,7 +15,14 @@ from gateway.errors import (
     StoredNotFoundError,
     UnsupportedFieldError,
 )
-from gateway.http.access import GuardedRoute, body_and_parsed, caller_of, parsed, tenant_of
+from gateway.http.access import (
+    GuardedRoute,
+    body_and_parsed,
+    caller_of,
+    check_still_allowed,
+    parsed,
+    tenant_of,
+)
 from gateway.http.answering import UnstoredShape, answer, check_model, count_tokens
 from gateway.http.background_responses import BackgroundResponses, BackgroundTask, begun, encoded
 from gateway.http.error_table import UPGRADE_REQUIRED, error_body, limit_headers
@@ -160,6 +168,7 @@ async def _enqueue(
             background,
             tenant,
             turn.response_id,
+            judge=partial(check_still_allowed, request, tenant),
             after=-1,
             ping_interval_s=parts.settings.ping_interval_s,
             headers=headers,
@@ -254,6 +263,7 @@ async def retrieve_response(request: HttpRequest, response_id: str) -> Response:
             _background_of(request),
             tenant,
             response_id,
+            judge=partial(check_still_allowed, request, tenant),
             after=after,
             ping_interval_s=parts_of(request).settings.ping_interval_s,
             headers={},

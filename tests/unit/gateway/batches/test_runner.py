@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -12,13 +13,20 @@ import pytest
 
 from gateway.batches.files import FileBounds, FileStore
 from gateway.batches.records import Batch
-from gateway.batches.runner import BatchRunner, LineAnswer
+from gateway.batches.runner import MAX_OPEN_A_TENANT, TURN_S, BatchRunner, LineAnswer
 from gateway.batches.store import BatchStore
 from gateway.errors import InvalidRequestError, ResourceNotFoundError
 from gateway.request.caller import Caller
 from protocol.wire.messages import Settle
 
 CHAT = "/v1/chat/completions"
+
+
+class Monotonic:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 class Clock:
@@ -48,6 +56,7 @@ class House:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.clock = Clock()
+        self.monotonic = Monotonic()
         self.ledger = Ledger()
         self.num_free = 4
         self.asked: list[str] = []
@@ -71,6 +80,7 @@ class House:
             max_lines=3,
             max_line_bytes=10_000,
             wall_clock=self.clock,
+            clock=self.monotonic,
         )
 
     async def ask(self, path: str, body: bytes, caller: Caller) -> LineAnswer:
@@ -380,3 +390,41 @@ async def test_inputs_are_bounded_also_when_their_files_are_deleted(tmp_path: Pa
     house.files.remove("t", house.create(20).input_file_id)
     with pytest.raises(InvalidRequestError, match="bytes of input"):
         house.create(20)
+
+
+def open_descriptors(folder: Path) -> int:
+    """Files of a folder that this process has open."""
+    links = [one for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+    return sum(str(folder) in os.path.realpath(one) for one in links)
+
+
+async def test_a_tenant_s_batches_hold_few_files_open_and_each_has_its_turn(
+    tmp_path: Path,
+) -> None:
+    house = House(tmp_path)
+    house.answer = lambda _id: bad(429)  # its limits are used up
+    batches = [house.create(1) for _ in range(3 * MAX_OPEN_A_TENANT)]
+    seen: set[str] = set()
+
+    def begun() -> set[str]:
+        return {
+            batch.id
+            for batch in batches
+            if list((tmp_path / "batches").glob(f"*/{batch.id}/journal.jsonl"))
+        }
+
+    async with asyncio.timeout(20):
+        while len(seen) < len(batches):
+            house.runner.look()
+            await asyncio.sleep(0.01)
+            seen = begun()
+            assert open_descriptors(tmp_path) <= 5 * MAX_OPEN_A_TENANT
+            house.monotonic.now += TURN_S / 10
+    # Nobody else had to wait for that.
+    house.answer = lambda _id: good()
+    other = house.create(1, "other")
+    async with asyncio.timeout(20):
+        while house.store.find("other", other.id).status != "completed":
+            house.runner.look()
+            await asyncio.sleep(0.01)
+    await house.runner.stop()

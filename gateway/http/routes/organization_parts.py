@@ -1,0 +1,132 @@
+"""What the routes of OpenAI's organization API are made of."""
+
+from typing import Any, Final
+
+from fastapi import Request
+
+from gateway import bridge
+from gateway.errors import InvalidRequestError, RemoteFailureError
+from gateway.http.parts import parts_of
+from gateway.http.query import query_number
+from gateway.http.routes.admin import actor_of, administer_keys, new_key_secret
+from gateway.http.routes.resources import administer_resources
+from protocol.errors import ErrorCode
+from protocol.wire.messages import (
+    KeyDetails,
+    KeySettings,
+    KeysFound,
+    MemberRole,
+    Resource,
+    ResourceKind,
+    ResourceSettings,
+    ResourcesFound,
+)
+
+BASE: Final = "/v1/organization"
+PROJECTS: Final = f"{BASE}/projects"
+PROJECT: Final = f"{PROJECTS}/{{project_id}}"
+DEFAULT_PAGE: Final = 20
+MAX_PAGE: Final = 100
+
+
+def check_query(request: Request, *known: str) -> None:
+    """Refuse what would be left aside.
+
+    Raises:
+        InvalidRequestError: The query names something that this server doesn't heed.
+    """
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidRequestError(f"`{name[:64]}` has no meaning here.", param=name[:64])
+
+
+def limit_of_page(request: Request) -> int:
+    """`limit`, at most a hundred as there."""
+    limit = query_number(request, "limit")
+    if limit is not None and not 1 <= limit <= MAX_PAGE:
+        raise InvalidRequestError(f"`limit` must be from 1 to {MAX_PAGE}.", param="limit")
+    return DEFAULT_PAGE if limit is None else limit
+
+
+async def find(request: Request, kind: ResourceKind, **wanted: Any) -> ResourcesFound:
+    """A page of resources."""
+    question = bridge.find_resources(
+        request.state.request_id, actor_of(request), kind=kind, **wanted
+    )
+    return await parts_of(request).auth.administer(question, ResourcesFound)
+
+
+async def one(request: Request, kind: ResourceKind, resource_id: str) -> Resource:
+    """One resource.
+
+    Raises:
+        RemoteFailureError: There is none.
+    """
+    return (await find(request, kind, resource_id=resource_id)).resources[0]
+
+
+async def make(request: Request, kind: ResourceKind, settings: ResourceSettings) -> Resource:
+    """Make a resource."""
+    question = bridge.make_resource(request.state.request_id, actor_of(request), kind, settings)
+    return (await administer_resources(request, question))[0]
+
+
+async def change(
+    request: Request,
+    kind: ResourceKind,
+    resource_id: str,
+    fields: tuple[str, ...],
+    settings: ResourceSettings,
+) -> Resource:
+    """Change a resource."""
+    question = bridge.update_resource(
+        request.state.request_id, actor_of(request), kind, resource_id, fields, settings
+    )
+    return (await administer_resources(request, question))[0]
+
+
+async def delete(request: Request, kind: ResourceKind, resource_id: str) -> None:
+    """Delete a resource."""
+    question = bridge.change_resource(
+        request.state.request_id, actor_of(request), kind, resource_id, "delete"
+    )
+    await administer_resources(request, question)
+
+
+async def set_member(request: Request, project_id: str, user_id: str, role: MemberRole) -> None:
+    """Make a user a member of a project."""
+    question = bridge.set_member(
+        request.state.request_id, actor_of(request), project_id, user_id, role
+    )
+    await administer_resources(request, question)
+
+
+async def find_keys(request: Request, **wanted: Any) -> KeysFound:
+    """A page of keys."""
+    question = bridge.find_keys(request.state.request_id, actor_of(request), **wanted)
+    return await parts_of(request).auth.administer(question, KeysFound)
+
+
+async def make_key(request: Request, settings: KeySettings) -> tuple[KeyDetails, str]:
+    """Make a key; it and its secret."""
+    secret, digest, hint = new_key_secret()
+    question = bridge.make_key(
+        request.state.request_id,
+        actor_of(request),
+        key_digest=digest,
+        hint=hint,
+        settings=settings,
+    )
+    return (await administer_keys(request, question)).keys[0], secret
+
+
+def expiry(request: Request, in_seconds: int | None) -> int | None:
+    """When something ends that ends in so many seconds."""
+    return None if in_seconds is None else int(parts_of(request).wall_clock()) + in_seconds
+
+
+def not_found(what: str, resource_id: str) -> RemoteFailureError:
+    """The error that says so."""
+    return RemoteFailureError(
+        f"There is no {what} '{resource_id[:100]}'.", code=ErrorCode.NOT_FOUND
+    )
