@@ -1,10 +1,12 @@
 """Who administers, looked at again, and what the audit log says of them."""
 
+from collections.abc import Iterable
+
 from auth_worker.errors import ActorNotAllowedError, InvalidCommandError
 from auth_worker.principals.keys import ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
-from auth_worker.principals.roles import OF_ADMINS_ALONE
+from auth_worker.principals.roles import OF_ADMINS_ALONE, ROLE_SCOPES
 from auth_worker.records.operations import AuditAction, AuditEntry
-from protocol.wire.messages import Actor, Scope
+from protocol.wire.messages import Actor, PrincipalRole, Scope
 
 MAX_PAGE = 1000
 
@@ -47,6 +49,46 @@ def check_reach(actor: StoredKey, key: StoredKey) -> None:
                 f"A key that is bounded by {bound} can't make or change an administrator's key"
                 " with wider bounds."
             )
+
+
+def check_role(actor: StoredKey, role: PrincipalRole, does: str) -> None:
+    """A narrowed admin makes nobody one, and touches nobody, who may do more than itself.
+
+    Args:
+        actor: Who asks.
+        role: That a user has, or is to have.
+        does: What is asked, as the end of a sentence that begins with the key.
+
+    Raises:
+        ActorNotAllowedError: The role may do more to this server.
+    """
+    beyond = sorted(
+        scope for scope in ROLE_SCOPES[role] - actor.scopes if scope.startswith("admin.")
+    )
+    if beyond:
+        raise ActorNotAllowedError(f"A key without the scope {beyond[0]} can't {does}.")
+
+
+def check_holder_reach(
+    actor: StoredKey, keys: Iterable[StoredKey], role: PrincipalRole | None = None
+) -> None:
+    """Nobody ends, wakes or takes away what may do more to this server than himself.
+
+    The keys of a user or a team end and open with it, and with a membership. So whoever may
+    administer these alone could lock administrators out, or wake one, without having their scopes.
+
+    Args:
+        actor: Who asks.
+        keys: That the change ends or opens.
+        role: Of the user that it is about, whose tokens may do as much; None for a team.
+
+    Raises:
+        ActorNotAllowedError: One of them may do more.
+    """
+    if role is not None:
+        check_role(actor, role, "change a user whose role has it")
+    for key in keys:
+        check_reach(actor, key)
 
 
 def entry_of(

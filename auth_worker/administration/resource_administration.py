@@ -6,7 +6,13 @@ from typing import Final, Literal, cast
 
 from msgspec import structs
 
-from auth_worker.administration.actors import acting_key, check_page, check_reach, entry_of
+from auth_worker.administration.actors import (
+    acting_key,
+    check_holder_reach,
+    check_page,
+    check_role,
+    entry_of,
+)
 from auth_worker.clock import Clock
 from auth_worker.errors import (
     ActorNotAllowedError,
@@ -32,7 +38,6 @@ from auth_worker.principals.limit_directory import LimitDirectory
 from auth_worker.principals.limit_rules import Limit
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.prices import PriceTable
-from auth_worker.principals.roles import ROLE_SCOPES
 from auth_worker.principals.webhooks import StoredWebhook
 from auth_worker.records.operations import (
     AddResource,
@@ -51,7 +56,6 @@ from protocol.wire.messages import (
     LimitSettings,
     MakeResource,
     PriceSettings,
-    PrincipalRole,
     Resource,
     ResourceKind,
     ResourceSettings,
@@ -63,6 +67,7 @@ from protocol.wire.messages import (
     WebhookSettings,
 )
 
+GIVE_ROLE: Final = "give a user a role that has it"
 MAX_LIMITS_A_HOLDER: Final = 32
 """Each of them is looked at in every request of the holder."""
 MAX_MEMBERS: Final = 10_000
@@ -144,9 +149,9 @@ class ResourceAdministration:
             case UpdateResource():
                 return self._update(actor, command)
             case ChangeResource():
-                return self._change(command)
+                return self._change(actor, command)
             case SetMember():
-                return self._set_member(command)
+                return self._set_member(actor, command)
             case FindResources():
                 return self._find(command)
 
@@ -193,7 +198,7 @@ class ResourceAdministration:
         resource_id = self._new_id(_PREFIXES[kind])
         match settings:
             case UserSettings():
-                _check_gain(actor, None, settings.role)
+                check_role(actor, settings.role, GIVE_ROLE)
             case LimitSettings():
                 limit = limit_of(resource_id, settings, now)
                 self._check_holder(limit)
@@ -274,8 +279,16 @@ class ResourceAdministration:
             case _:
                 return limit_settings(self._limit(kind, resource_id))
 
-    def _change(self, command: ChangeResource) -> ChangeResourceRow | DropResource:
+    def _change(
+        self, actor: StoredKey, command: ChangeResource
+    ) -> ChangeResourceRow | DropResource:
         kind, resource_id = command.kind, command.resource_id
+        if kind == "user":
+            role = self._user(resource_id).role
+            check_holder_reach(actor, self._keys.held_by(user_id=resource_id), role)
+        elif kind == "team":
+            self._team(resource_id)
+            check_holder_reach(actor, self._keys.held_by(team_id=resource_id))
         now = int(self._clock.wall_s())
         entry = self._entry(command, _action(kind, _VERBS[command.action]), resource_id)
         if command.action == "delete":
@@ -294,9 +307,12 @@ class ResourceAdministration:
         self._check_admin_stays(command.action, lambda: setattr(one, "suspended_at", before))
         return ChangeResourceRow(kind, resource_id, {"suspended_at": one.suspended_at}, entry)
 
-    def _set_member(self, command: SetMember) -> PutMember:
+    def _set_member(self, actor: StoredKey, command: SetMember) -> PutMember:
         team, user = self._team(command.team_id), self._user(command.user_id)
         before = team.members.get(user.user_id)
+        if not command.role or before is None:  # else its keys open what they opened
+            theirs = self._keys.held_by(user_id=user.user_id, team_id=team.team_id)
+            check_holder_reach(actor, theirs)
         if command.role:
             if before is None and len(team.members) >= MAX_MEMBERS:
                 raise InvalidCommandError(f"A team has at most {MAX_MEMBERS} members.")
@@ -374,22 +390,17 @@ class ResourceAdministration:
     ) -> None:
         before = user.role
         if "role" in fields:
-            _check_gain(actor, before, settings.role)
+            theirs = list(self._keys.held_by(user_id=user.user_id))
+            check_holder_reach(actor, theirs, before)
+            check_role(actor, settings.role, GIVE_ROLE)
             user.role = settings.role
-            if user.role == "admin" != before:
-                self._check_woken(actor, user, before)
+            try:
+                check_holder_reach(actor, theirs)
+            except ActorNotAllowedError:
+                user.role = before
+                raise
             self._check_admin_stays("change", lambda: setattr(user, "role", before))
         _set(user, settings, fields)
-
-    def _check_woken(self, actor: StoredKey, user: StoredUser, before: PrincipalRole) -> None:
-        """Refuse a role, and take it back, with which a key would do what this actor can't."""
-        try:
-            for key in self._keys:
-                if key.user_id == user.user_id:
-                    check_reach(actor, key)
-        except ActorNotAllowedError:
-            user.role = before
-            raise
 
     def _check_admin_stays(self, verb: str, take_back: Callable[[], None]) -> None:
         """Take a change back, and refuse it, if nobody could administer with it in place."""
@@ -518,16 +529,6 @@ def _set(
     for name in fields:
         if hasattr(known, name):
             setattr(known, name, getattr(settings, name))
-
-
-def _check_gain(actor: StoredKey, before: PrincipalRole | None, after: PrincipalRole) -> None:
-    """A narrowed administrator makes nobody one who may do more to this server than itself."""
-    gained = ROLE_SCOPES[after] - (frozenset() if before is None else ROLE_SCOPES[before])
-    beyond = sorted(scope for scope in gained - actor.scopes if scope.startswith("admin."))
-    if beyond:
-        raise ActorNotAllowedError(
-            f"A key without the scope {beyond[0]} can't give a user a role that has it."
-        )
 
 
 def _missing(kind: ResourceKind, resource_id: str) -> ResourceNotFoundError:

@@ -28,8 +28,7 @@ class Exchanger:
 
     The host is resolved once and the connection goes to an address that was checked, so a name that
     changes its mind leads nowhere. A redirect is an answer like any other. The whole exchange,
-    however slowly the other side sends, ends at its deadline; only the name service has a bound of
-    its own (resolv.conf(5), `timeout` and `attempts`).
+    however slowly the name service or the other side answers, ends at its deadline.
 
     Args:
         guard: What may be reached.
@@ -64,8 +63,8 @@ class Exchanger:
         """
         target = target_of(url)
         end_s = self._clock() + timeout_s
-        addresses = self._guard.addresses(target)
         try:
+            addresses = self._guard.addresses(target, self._left_s(end_s))
             with self._connected(target, addresses, end_s) as sock:
                 return self._ask(method, target, sock, end_s, max_bytes, headers or {}, body)
         except TimeoutError as error:

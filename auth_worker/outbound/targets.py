@@ -6,12 +6,13 @@ reaches: cloud metadata, databases, neighbours (server-side request forgery, OWA
 
 import ipaddress
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 from auth_worker.errors import OutboundError
+from auth_worker.outbound.lookup import Lookup, Resolve
 from auth_worker.principals.key_rules import Address, Network
 
 MAX_URL_CHARS = 2048
@@ -24,9 +25,6 @@ _IPV4_WITHIN: Final = (
 _SITE_LOCAL: Final = ipaddress.IPv6Network("fec0::/10")
 _6TO4: Final = ipaddress.IPv6Network("2002::/16")
 _TEREDO: Final = ipaddress.IPv6Network("2001::/32")
-
-Resolve = Callable[..., Sequence[tuple[Any, ...]]]
-"""As `socket.getaddrinfo`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ class TargetGuard:
         self, listed: Sequence[Network] = (), resolve: Resolve = socket.getaddrinfo
     ) -> None:
         self._listed = tuple(listed)
-        self._resolve = resolve
+        self._lookup = Lookup(resolve)
 
     def check(self, target: Target) -> None:
         """Refuse what can be refused without asking anybody: an address that is written out.
@@ -100,17 +98,17 @@ class TargetGuard:
             return
         self._check(target, _unwrapped(address))
 
-    def addresses(self, target: Target) -> list[str]:
+    def addresses(self, target: Target, timeout_s: float) -> list[str]:
         """The addresses of a target, every one of them checked.
 
         One that may not be reached spoils the rest: a name that leads inside as well as outside is
         no target, whichever address would have been taken first.
 
         Raises:
-            OutboundError: The name isn't known, or leads where it may not.
+            OutboundError: The name isn't known in time, or leads where it may not.
         """
         try:
-            found = self._resolve(target.host, target.port, type=socket.SOCK_STREAM)
+            found = self._lookup(target.host, target.port, timeout_s)
         except (OSError, UnicodeError) as error:
             raise OutboundError(f"the host {target.host} is not known ({error})") from error
         addresses: list[str] = []

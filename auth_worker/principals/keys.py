@@ -4,8 +4,9 @@ import hashlib
 import hmac
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Final
 
 from auth_worker.errors import TokenRefusedError
@@ -124,6 +125,7 @@ class StoredKey:
         user_id: Whose key it is; empty = nobody's in particular.
         team_id: For which team's work and on whose limits; empty = no team's.
         may_name_end_users: Whether it is trusted to say which end user a request is for.
+        signed_by: Of the principal of a token: the name of the issuer's key; see `SigningKey`.
         user: The user of `user_id`, as it is now; put there by the directory, as is `team`.
     """
 
@@ -145,6 +147,7 @@ class StoredKey:
     user_id: str = ""
     team_id: str = ""
     may_name_end_users: bool = False
+    signed_by: str = field(default="", repr=False)
     user: StoredUser | None = field(default=None, repr=False, compare=False)
     team: StoredTeam | None = field(default=None, repr=False, compare=False)
 
@@ -330,6 +333,14 @@ class KeyDirectory:
         principal = self._tokens.get(key_id)
         return None if principal is None else self.attached(principal)
 
+    def held_by(self, *, user_id: str = "", team_id: str = "") -> Iterator[StoredKey]:
+        """The keys that may still open, and the principals of tokens, of a user, a team or both."""
+        principals = map(self.attached, self._tokens)
+        for key in chain(self._by_id.values(), principals):
+            is_theirs = user_id in ("", key.user_id) and team_id in ("", key.team_id)
+            if is_theirs and key.revoked_at is None:
+                yield key
+
     def acting(self, key_id: str, digest: bytes | None) -> StoredKey | None:
         """Who acts under an id by what was presented; by any of its tokens where that isn't said.
 
@@ -352,6 +363,10 @@ class KeyDirectory:
                 )
         self._tokens.put(principal)
         return None
+
+    def end_tokens(self, signed_by: Set[str]) -> int:
+        """Forget the tokens of signing keys that aren't among these; how many there were."""
+        return self._tokens.end_others(signed_by)
 
     def num_lasting_admins(self) -> int:
         """How many keys can administer keys, from anywhere, and will not end by themselves."""

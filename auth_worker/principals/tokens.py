@@ -2,6 +2,7 @@
 
 import hmac
 from collections import OrderedDict
+from collections.abc import Iterator, Set
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class TokenTable:
     def __len__(self) -> int:
         return len(self._by_digest)
 
+    def __iter__(self) -> Iterator["StoredKey"]:
+        return iter(self._by_digest.values())
+
     def put(self, principal: "StoredKey") -> None:
         """A token was verified."""
         self._by_digest[principal.digest] = principal
@@ -49,6 +53,17 @@ class TokenTable:
     def get(self, key_id: str) -> "StoredKey | None":
         """The principal of an id, with the token of his that is good for longest."""
         return self._by_id.get(key_id)
+
+    def end_others(self, signed_by: Set[str]) -> int:
+        """Forget the tokens of signing keys that aren't among these; how many there were."""
+        kept = [one for one in self._by_digest.values() if one.signed_by in signed_by]
+        num_ended = len(self._by_digest) - len(kept)
+        if num_ended:
+            self._by_digest.clear()
+            self._by_id.clear()
+            for one in kept:
+                self.put(one)
+        return num_ended
 
     def _forget_id(self, principal: "StoredKey") -> None:
         if self._by_id.get(principal.key_id) is principal:

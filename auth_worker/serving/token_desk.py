@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,11 +10,13 @@ from msgspec import structs
 
 from auth_worker.clock import Clock
 from auth_worker.decisions.refusals import RefusalLog
-from auth_worker.errors import AuthError
+from auth_worker.errors import AuthError, TokenRefusedError
 from auth_worker.principals.keys import KeyDirectory, StoredKey
 from auth_worker.records.operations import AuditEntry, Operation
 from auth_worker.tokens.checker import Outcome, TokenChecker, busy
 from protocol.wire.messages import Authorize, Message, TokenWanted
+
+_logger = logging.getLogger("penstock.auth")
 
 Decide = Callable[[str, Authorize, AuthError | None], None]
 """Decides a request and answers its gateway; the error says why its token opens nothing."""
@@ -61,6 +64,7 @@ class TokenDesk:
         self._decide = decide
         self._logins = RefusalLog(clock, emit)
         self._waiting: dict[bytes, list[_Waiting]] = {}
+        checker.on_withdrawn = lambda: call_soon(self._end_withdrawn)
 
     def take(self, gateway_id: str, command: Authorize) -> bool:
         """Whether the request waits here; False when it can be decided at once."""
@@ -86,7 +90,7 @@ class TokenDesk:
 
     def _on_checked(self, digest: bytes, outcome: Outcome) -> None:
         waiting = self._waiting.pop(digest, [])
-        error = outcome if isinstance(outcome, AuthError) else self._keys.put_token(outcome)
+        error = outcome if isinstance(outcome, AuthError) else self._put(outcome)
         if waiting and isinstance(outcome, StoredKey) and error is None:
             self._note_login(outcome, waiting[0].command)
         now_s = self._clock.monotonic_s()
@@ -95,6 +99,21 @@ class TokenDesk:
             if 0.0 < one.command.wait_s <= now_s - one.since_s:
                 continue
             self._decide(one.gateway_id, one.command, error)
+
+    def _put(self, principal: StoredKey) -> AuthError | None:
+        """Let a principal in; why not, when it may not."""
+        if principal.signed_by not in self._checker.key_names:
+            # It was verified just before the key was withdrawn.
+            return TokenRefusedError("This token is not accepted: its signing key was withdrawn.")
+        return self._keys.put_token(principal)
+
+    def _end_withdrawn(self) -> None:
+        """Tokens of keys that the issuer publishes no more open nothing any more."""
+        num_ended = self._keys.end_tokens(self._checker.key_names)
+        if num_ended:
+            _logger.warning(
+                "the token issuer has withdrawn a signing key: %d tokens were ended", num_ended
+            )
 
     def _note_login(self, principal: StoredKey, command: Authorize) -> None:
         self._logins.note(

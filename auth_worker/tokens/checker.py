@@ -41,6 +41,9 @@ class TokenChecker:
         verifier: Verifies.
         source: The issuer's keys; None when tokens are signed with a shared secret.
         clock: Of the wall, for the times in tokens.
+
+    Attributes:
+        on_withdrawn: Called in the fetching thread when a key is not published any more.
     """
 
     def __init__(self, verifier: TokenVerifier, source: KeySource | None, clock: Clock) -> None:
@@ -50,6 +53,8 @@ class TokenChecker:
         self._checks: queue.Queue[_Check | None] = queue.Queue(MAX_WAITING)
         self._parked: list[_Check] = []
         self._lock = threading.Lock()
+        self._names = self.key_names
+        self.on_withdrawn: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="tokens", daemon=True)
         if source is not None:
             source.on_fetched = self._on_fetched
@@ -58,6 +63,11 @@ class TokenChecker:
     def num_keys(self) -> int:
         """Keys that tokens can be verified with."""
         return 1 if self._source is None else len(self._source.keys.keys)
+
+    @property
+    def key_names(self) -> frozenset[str]:
+        """Of the keys that tokens can be verified with; what a secret signs names none."""
+        return frozenset({""}) if self._source is None else self._source.keys.names
 
     @property
     def is_failing(self) -> bool:
@@ -125,6 +135,9 @@ class TokenChecker:
         return False
 
     def _on_fetched(self) -> None:
+        before, self._names = self._names, self.key_names
+        if not before <= self._names:
+            self.on_withdrawn()
         with self._lock:
             parked, self._parked = self._parked, []
         for check in parked:

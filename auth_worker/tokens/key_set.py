@@ -1,7 +1,8 @@
 """The keys of a token issuer (RFC 7517): read once, found by id and algorithm."""
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from jwt import PyJWK
@@ -34,11 +35,17 @@ class SigningKey:
         key_id: Its `kid`; empty when it has none.
         data: The JSON Web Key.
         algorithms: What it may have signed with.
+        name: A digest of all of it: another key under the same `kid` has another name.
     """
 
     key_id: str
     data: dict[str, Any]
     algorithms: tuple[str, ...]
+    name: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        text = json.dumps([self.data, self.algorithms], sort_keys=True)
+        object.__setattr__(self, "name", hashlib.sha256(text.encode()).hexdigest())
 
     def for_algorithm(self, algorithm: str) -> PyJWK:
         """The key, for verifying with one algorithm."""
@@ -55,6 +62,11 @@ class KeySet:
 
     keys: tuple[SigningKey, ...] = ()
     num_unfit: int = 0
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of its keys."""
+        return frozenset(key.name for key in self.keys)
 
     def find(self, key_id: str, algorithm: str) -> tuple[SigningKey, ...]:
         """The keys that a token with this header may be signed with.

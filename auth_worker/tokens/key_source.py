@@ -39,12 +39,7 @@ def fetch_keys(rules: TokenRules, exchanger: Exchanger) -> KeySet:
         if not isinstance(named, str):
             raise OutboundError("the discovery document has no `jwks_uri`")
         url = named
-    keys = read_key_set(_get(exchanger, url))
-    if not keys.keys:
-        raise OutboundError(
-            f"the key set holds no key that tokens may be signed with ({keys.num_unfit} others)"
-        )
-    return keys
+    return read_key_set(_get(exchanger, url))
 
 
 def _get(exchanger: Exchanger, url: str) -> bytes:
@@ -62,6 +57,8 @@ def _get(exchanger: Exchanger, url: str) -> bytes:
 
 class KeySource:
     """The newest keys that could be fetched; while the issuer is away, those of before.
+
+    An issuer that publishes no key has withdrawn all of them.
 
     Args:
         fetch: Gets them; may take seconds.
@@ -134,13 +131,19 @@ class KeySource:
         except Exception as error:  # the thread must live on
             _logger.exception("the token issuer's keys can't be read")
             trouble = type(error).__name__
+        if keys is not None and not keys.keys:
+            trouble = (
+                f"the key set holds no key that tokens may be signed with ({keys.num_unfit} others)"
+            )
         with self._wake:
             self._is_fetching = False
             self._fetched_s = self._clock()
             if keys is not None:
+                self.keys = keys
+            if not trouble:
                 if self.is_failing:
                     _logger.info("the token issuer's keys could be fetched again")
-                self.keys, self.is_failing = keys, False
+                self.is_failing = False
             else:
                 if not self.is_failing:
                     _logger.error(

@@ -55,7 +55,7 @@ class TokenVerifier:
             UnknownSigningKeyError: The key isn't in the set.
             TokenRefusedError: The token opens nothing.
         """
-        claims = self._claims(token, keys)
+        claims, signed_by = self._claims(token, keys)
         expires_at = self._check(claims, wall_s)
         subject = claims.get("sub")
         if not isinstance(subject, str) or not 0 < len(subject) <= MAX_SUBJECT_CHARS:
@@ -73,6 +73,7 @@ class TokenVerifier:
             rules=self._key_rules(claims),
             user_id=self._user(claims),
             team_id=_named(claims, self._rules.team_claim),
+            signed_by=signed_by,
         )
 
     def _user(self, claims: Mapping[str, Any]) -> str:
@@ -87,8 +88,8 @@ class TokenVerifier:
             raise _refused(f"it has no claim {name}, which names a user here")
         return user_id
 
-    def _claims(self, token: str, keys: KeySet) -> Mapping[str, Any]:
-        """What a token says whose signature is good."""
+    def _claims(self, token: str, keys: KeySet) -> tuple[Mapping[str, Any], str]:
+        """What a token says whose signature is good, and the name of the key that made it."""
         if len(token) > MAX_TOKEN_CHARS or not token.isascii():
             raise _refused(f"it is longer than {MAX_TOKEN_CHARS} characters, or no token")
         try:
@@ -103,26 +104,26 @@ class TokenVerifier:
             raise _refused("it is a token of another kind (`typ`)")
         if "crit" in header or "b64" in header:
             raise _refused("it has header parameters that are not supported (`crit`)")
-        for key in self._keys(algorithm, key_id, keys):
+        for key, name in self._keys(algorithm, key_id, keys):
             try:
                 payload = self._signatures.decode(token, key, algorithms=[algorithm])
             except (PyJWTError, ValueError, TypeError, RecursionError):
                 continue
-            return _object(payload)
+            return _object(payload), name
         raise _refused("its signature doesn't hold")
 
-    def _keys(self, algorithm: str, key_id: str, keys: KeySet) -> list[PyJWK | bytes]:
+    def _keys(self, algorithm: str, key_id: str, keys: KeySet) -> list[tuple[PyJWK | bytes, str]]:
         secret = self._rules.secret
         if secret is not None:
             if algorithm not in SECRET_ALGORITHMS:
                 raise _refused(f"tokens here are signed with {', '.join(SECRET_ALGORITHMS)}")
-            return [secret]
+            return [(secret, "")]
         if not is_asymmetric(algorithm):
             raise _refused("it isn't signed with a public key's algorithm")
         found = keys.find(key_id, algorithm)
         if not found:
             raise UnknownSigningKeyError("This token is not accepted: its signing key is unknown.")
-        return [key.for_algorithm(algorithm) for key in found]
+        return [(key.for_algorithm(algorithm), key.name) for key in found]
 
     def _check(self, claims: Mapping[str, Any], wall_s: float) -> int:
         """Issuer, audience and times; when it expires, in Unix seconds."""

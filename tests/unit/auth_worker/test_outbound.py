@@ -9,10 +9,12 @@ import pytest
 
 from auth_worker.errors import OutboundError
 from auth_worker.outbound.exchange import Exchanger
+from auth_worker.outbound.lookup import Lookup
 from auth_worker.outbound.targets import TargetGuard, is_internal, target_of
 from auth_worker.principals.key_rules import networks_of
 from tests.fakes.http_target import http_target
 
+NAMED = "https://hooks.example/"
 LOOPBACK = networks_of(("127.0.0.0/8",))
 
 
@@ -89,19 +91,19 @@ def test_what_is_no_plain_web_address_is_refused(url: str) -> None:
 def test_a_name_that_leads_inside_as_well_as_outside_is_refused_whole() -> None:
     target = target_of("https://x.example/hook?a=1")
     assert (target.host, target.port, target.path) == ("x.example", 443, "/hook?a=1")
-    assert TargetGuard(resolve=resolver("8.8.8.8")).addresses(target) == ["8.8.8.8"]
+    assert TargetGuard(resolve=resolver("8.8.8.8")).addresses(target, 5.0) == ["8.8.8.8"]
     for order in (("8.8.8.8", "10.0.0.1"), ("10.0.0.1", "8.8.8.8")):
         with pytest.raises(OutboundError, match=r"10\.0\.0\.1"):
-            TargetGuard(resolve=resolver(*order)).addresses(target)
+            TargetGuard(resolve=resolver(*order)).addresses(target, 5.0)
     listed = TargetGuard(networks_of(("10.0.0.0/24",)), resolver("8.8.8.8", "10.0.0.1"))
-    assert listed.addresses(target) == ["8.8.8.8", "10.0.0.1"]
+    assert listed.addresses(target, 5.0) == ["8.8.8.8", "10.0.0.1"]
 
 
 def test_plain_http_is_for_listed_addresses_only() -> None:
     target = target_of("http://x.example/")
     with pytest.raises(OutboundError, match="plain http"):
-        TargetGuard(resolve=resolver("8.8.8.8")).addresses(target)
-    assert TargetGuard(networks_of(("8.8.8.8",)), resolver("8.8.8.8")).addresses(target)
+        TargetGuard(resolve=resolver("8.8.8.8")).addresses(target, 5.0)
+    assert TargetGuard(networks_of(("8.8.8.8",)), resolver("8.8.8.8")).addresses(target, 5.0)
 
 
 @pytest.mark.parametrize(
@@ -206,3 +208,52 @@ def test_a_certificate_of_nobody_known_is_refused() -> None:
         url = target.url.replace("http://", "https://")
         with pytest.raises(OutboundError):
             exchange(Exchanger(TargetGuard(LOOPBACK)), url)
+
+
+def test_a_name_service_that_says_nothing_holds_an_exchange_until_its_deadline_only() -> None:
+    answer, ended = threading.Event(), threading.Event()
+
+    def silent(host: str, port: int, **_: Any) -> list[tuple[Any, ...]]:
+        answer.wait()
+        ended.set()
+        return []
+
+    exchanger = Exchanger(TargetGuard(LOOPBACK, silent))
+    try:
+        with pytest.raises(OutboundError, match="the name service did not say within"):
+            exchanger.exchange("POST", NAMED, timeout_s=0.01, max_bytes=10)
+        assert not ended.is_set()
+    finally:
+        answer.set()
+    assert ended.wait(10)
+
+
+def test_questions_that_nobody_answers_do_not_pile_up_as_threads() -> None:
+    answer = threading.Event()
+    num_asked = 0
+
+    def silent(host: str, port: int, **_: Any) -> list[tuple[Any, ...]]:
+        nonlocal num_asked
+        num_asked += 1
+        answer.wait()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("8.8.8.8", port))]
+
+    lookup = Lookup(silent, max_lookups=2)
+    try:
+        for _ in range(2):
+            with pytest.raises(OutboundError, match="did not say"):
+                lookup("hooks.example", 443, 0.01)
+        with pytest.raises(OutboundError, match="too many questions unanswered"):
+            lookup("hooks.example", 443, 0.01)
+        assert num_asked == 2
+    finally:
+        answer.set()
+    assert lookup("hooks.example", 443, 10)[0][4] == ("8.8.8.8", 443)
+
+
+def test_a_name_that_nobody_knows_is_said_at_once() -> None:
+    def unknown(host: str, port: int, **_: Any) -> list[tuple[Any, ...]]:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    with pytest.raises(OutboundError, match="is not known"):
+        TargetGuard(resolve=unknown).addresses(target_of(NAMED), 5.0)

@@ -570,6 +570,88 @@ def test_a_bounded_admin_wakes_no_key_that_may_do_more(bench: AuthHandlerBench) 
     found(update(bench, "user", user, role="admin"))
 
 
+def key_of(bench: AuthHandlerBench, name: str, **settings: Any) -> Actor:
+    digest = digest_of(f"psk-{name}")
+    made = asked(
+        bench,
+        MakeKey(
+            request_id="r",
+            actor=ADMIN,
+            key_digest=digest,
+            hint="h",
+            settings=KeySettings(name=name, **settings),
+        ),
+    )
+    assert isinstance(made, KeysFound)
+    return Actor(key_id=made.keys[0].key_id)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"scopes": ("admin.users", "admin.teams")},
+        {"allowed_endpoints": ("/v1/admin/users*", "/v1/admin/teams*")},
+    ],
+)
+def test_a_narrowed_admin_ends_and_wakes_nobody_who_may_do_more(
+    bench: AuthHandlerBench, bounds: dict[str, Any]
+) -> None:
+    boss = found(make(bench, "user", UserSettings(name="Boss", role="admin"))).resource_id
+    ada = found(make(bench, "user", UserSettings(name="Ada"))).resource_id
+    ops = found(make(bench, "team", TeamSettings(name="ops"))).resource_id
+    lab = found(make(bench, "team", TeamSettings(name="lab"))).resource_id
+    for team, user in ((ops, boss), (ops, ada), (lab, ada)):
+        member(bench, team, user, "member")
+    boss_key = key_of(bench, "boss", role="admin", user_id=boss, team_id=ops)
+    key_of(bench, "ada", user_id=ada, team_id=lab)
+    key_of(bench, "ops", user_id=ada, team_id=ops)
+    narrow = key_of(bench, "narrow", role="admin", **bounds)
+
+    def as_narrow(kind: ResourceKind, resource_id: str, action: Any) -> Message:
+        return asked(
+            bench,
+            ChangeResource(
+                request_id="r", actor=narrow, kind=kind, resource_id=resource_id, action=action
+            ),
+        )
+
+    def as_narrow_member(team: str, user: str, role: Any) -> Message:
+        return asked(
+            bench,
+            SetMember(request_id="r", actor=narrow, team_id=team, user_id=user, role=role),
+        )
+
+    def refuses() -> None:
+        for action in ("suspend", "delete", "reactivate"):
+            for kind, one in (("user", boss), ("team", ops)):
+                answer = as_narrow(kind, one, action)  # type: ignore[arg-type]
+                assert refused(answer)[0] is ErrorCode.PERMISSION_DENIED
+        answer = update(bench, "user", boss, narrow, role="user")
+        assert refused(answer)[0] is ErrorCode.PERMISSION_DENIED
+        answer = as_narrow_member(ops, boss, "")
+        assert refused(answer)[0] is ErrorCode.PERMISSION_DENIED
+
+    refuses()
+    assert isinstance(bench.ask(authorize("psk-boss")), Granted)
+    change(bench, "user", boss, "suspend")
+    member(bench, ops, boss, "")
+    answer = as_narrow_member(ops, boss, "member")
+    assert refused(answer)[0] is ErrorCode.PERMISSION_DENIED
+    assert isinstance(bench.ask(authorize("psk-boss")), Denied)
+    # Of those who may do no more than itself, everything.
+    for action in ("suspend", "reactivate"):
+        found(as_narrow("user", ada, action))
+        found(as_narrow("team", lab, action))
+    found(as_narrow_member(lab, ada, ""))
+    found(as_narrow_member(ops, ada, ""))
+    found(as_narrow("team", lab, "delete"))
+    found(as_narrow("user", ada, "delete"))
+    # A key that is revoked opens nothing, so it keeps nobody from anything.
+    revoke = ChangeKeyStatus(request_id="r", actor=ADMIN, key_id=boss_key.key_id, action="revoke")
+    assert isinstance(asked(bench, revoke), KeysFound)
+    found(as_narrow("team", ops, "suspend"))
+
+
 def test_pages_are_newest_first_and_filtered(bench: AuthHandlerBench) -> None:
     user, team = house(bench)
     other = found(make(bench, "user", UserSettings(name="Bob", tags=("x",)))).resource_id

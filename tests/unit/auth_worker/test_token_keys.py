@@ -1,5 +1,6 @@
 """An issuer's keys: fetched off the deciding thread, kept while it is away, renewed when they rotate."""
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -8,13 +9,15 @@ from auth_worker.errors import AuthError, OutboundError, TokenRefusedError
 from auth_worker.outbound.exchange import Exchanger
 from auth_worker.outbound.targets import TargetGuard
 from auth_worker.principals.key_rules import networks_of
-from auth_worker.principals.keys import StoredKey
+from auth_worker.principals.keys import KeyDirectory, StoredKey
+from auth_worker.serving.token_desk import TokenDesk
 from auth_worker.tokens.checker import MAX_PARKED, MAX_WAITING, Outcome, TokenChecker
 from auth_worker.tokens.key_set import KeySet, read_key_set
 from auth_worker.tokens.key_source import MIN_INTERVAL_S, KeySource, fetch_keys
 from auth_worker.tokens.token_rules import TokenRules
 from auth_worker.tokens.verifier import TokenVerifier
 from protocol.errors import ErrorCode
+from protocol.wire.messages import Authorize
 from tests.fakes.auth_parts import START_S, FakeClock
 from tests.fakes.token_issuer import AUDIENCE, TokenIssuer, public_jwk, rsa_key, token_issuer
 
@@ -102,6 +105,48 @@ def test_while_the_issuer_is_away_known_keys_go_on_and_new_ones_are_a_503(
         issuer.is_gone = False
         bench.source.fetch_now()
         assert not bench.source.is_failing
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_tokens_of_a_withdrawn_key_are_known_no_more(left: int) -> None:
+    with token_issuer() as issuer:
+        bench = Bench(issuer)
+        bench.source.fetch_now()
+        keys = KeyDirectory()
+        desk = TokenDesk(
+            bench.checker,
+            keys,
+            clock=bench.clock,
+            call_soon=lambda function, *args: function(*args),
+            send=lambda gateway_id, message: None,
+            decide=lambda gateway_id, command, error: decided.append(error),
+            emit=lambda operation: None,
+        )
+        decided: list[AuthError | None] = []
+        text = issuer.token(now_s=START_S)
+        digest = hashlib.sha256(text.encode()).digest()
+        command = Authorize("r", key_digest=digest, endpoint="/", is_token=True, token=text)
+        assert desk.take("gateway", command)
+        bench.checker.check_all()
+        assert decided == [None]
+        principal = keys.find(digest)
+        assert principal is not None
+        bench.source.fetch_now()
+        assert keys.find(digest) is principal
+        # Another key of the same name is another key.
+        issuer.keys = [public_jwk(rsa_key("two"), "one")] * left
+        bench.source.fetch_now()
+        assert keys.find(digest) is None
+        assert keys.principal(principal.key_id) is None
+        assert desk.take("gateway", command)
+        bench.checker.check_all()
+        if not left:
+            bench.source.fetch_now()
+            bench.checker.check_all()
+        assert isinstance(decided[1], AuthError)
+        assert decided[1].code is (
+            ErrorCode.INVALID_API_KEY if left else ErrorCode.WORKER_UNAVAILABLE
+        )
 
 
 def test_a_fetch_that_fails_for_a_reason_of_its_own_leaves_the_thread_alive() -> None:
