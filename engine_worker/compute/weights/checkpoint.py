@@ -55,11 +55,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         UnsupportedFormatError: There are weights, but in a format that is not read.
         CheckpointError: No weights, or a broken file; names the file, and the tensor if any.
     """
-    found = find_safetensors(folder) or find_gguf(folder)
-    if found is None:
+    found = find_safetensors(folder)
+    if found is not None:
+        quantization = find_quantization(folder)
+        return found if quantization is None else dequantized(found, quantization)
+    in_gguf = find_gguf(folder)
+    if in_gguf is None:
         raise _nothing_readable(folder)
-    quantization = find_quantization(folder)
-    return found if quantization is None else dequantized(found, quantization)
+    return in_gguf
 
 
 def _nothing_readable(folder: Path) -> CheckpointError | UnsupportedFormatError:
