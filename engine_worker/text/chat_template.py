@@ -27,7 +27,6 @@ _RESERVED_ARGUMENTS = frozenset(
         "chat_template",
         "continue_final_message",
         "conversations",
-        "documents",
         "messages",
         "penstock_times",
         "return_assistant_tokens_mask",
@@ -35,6 +34,8 @@ _RESERVED_ARGUMENTS = frozenset(
         "tools",
     }
 )
+_NEEDED_IN_TEMPLATE = frozenset({"documents", "verbosity"})
+"""Arguments that a template which never reads them would leave aside in silence."""
 # What template code raises besides Jinja's own errors.
 _RENDER_ERRORS = (
     TemplateError,
@@ -138,6 +139,13 @@ class ChatTemplate:
             )
         history = shaped(messages, template.rules)
         arguments = _check_arguments(template_arguments or {})
+        for name in _NEEDED_IN_TEMPLATE & arguments.keys():
+            if name not in template.source:
+                raise UnsupportedParameterError(
+                    f"The chat template of the model '{self._model}' knows no '{name}'; put it into"
+                    " the messages.",
+                    param=name,
+                )
         controls = self._controls
         if controls is not None:
             history = [controls.mark(message) for message in history]

@@ -68,11 +68,12 @@ def chat_job(
         names_functions=names_functions(raw),
         custom_tools=custom_names(request.tools),
     )
+    kwargs_json = dump_json(kwargs, "chat_template_kwargs") if kwargs else None
     prepare = bridge.prompt(
         "chat",
         messages_json=messages_json,
         tools_json=tools_json,
-        template_kwargs_json=dump_json(kwargs, "chat_template_kwargs") if kwargs else None,
+        template_kwargs_json=kwargs_json,
         add_generation_prompt=not continues if adds_prompt is None else adds_prompt,
         continue_final_message=continues,
         max_tokens=request.output_limit,
@@ -85,7 +86,8 @@ def chat_job(
         sampling=_sampling(request, options, request.output_limit, defaults, make_seed),
         max_tokens=request.output_limit,
         prompt_bytes=_bound(
-            len(messages_json.encode()) + len((tools_json or "").encode()), request
+            sum(len((text or "").encode()) for text in (messages_json, tools_json, kwargs_json)),
+            request,
         ),
         tools_json=tools_json,
         enforced_tools_json=dump_json(enforced, "tools") if enforced is not None else None,
@@ -99,6 +101,7 @@ def chat_job(
         thinking=_thinking(kwargs),
         options=options,
         end_user=named_end_user(request.safety_identifier, request.user),
+        is_background=(request.priority or 0) > 0,
     )
 
 
@@ -142,6 +145,7 @@ def completion_job(
         discards_output=request.output_limit == 0,
         options=options,
         end_user=named_end_user(request.safety_identifier, request.user),
+        is_background=(request.priority or 0) > 0,
     )
 
 
@@ -187,6 +191,7 @@ def _options(request: GenerationRequest) -> AnswerOptions:
         is_streaming=bool(request.stream),
         shows_token_ids=bool(request.return_token_ids),
         shows_budget_warnings=bool(request.include_budget_warnings),
+        shows_timings=bool(request.include_timings),
         names_token_ids=bool(request.return_tokens_as_token_ids),
         include_usage=request.include_usage,
         continuous_usage=request.continuous_usage,
@@ -205,6 +210,10 @@ def _template_kwargs(request: ChatRequest) -> dict[str, Any]:
         # Templates know one or the other; both say the same.
         kwargs.setdefault("reasoning_effort", request.reasoning_effort)
         kwargs.setdefault("enable_thinking", request.reasoning_effort not in ("none", "minimal"))
+    if request.verbosity not in (None, "medium"):
+        kwargs.setdefault("verbosity", request.verbosity)
+    if request.documents:
+        kwargs["documents"] = request.documents
     return kwargs
 
 

@@ -214,7 +214,6 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "/detokenize": {"model": "demo", "tokens": [1, 2, 3]},
     "/v1/parse": {"format": "hermes", "text": "Let me see."},
     "/v1/tools/execute": {"name": "now", "arguments": {}},
-    "/v1/hooks/{name}/{path:path}": {"anything": "that the hook reads"},
     "/v1/admin/keys": {
         "name": "ci",
         "role": "service",

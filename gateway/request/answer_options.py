@@ -18,6 +18,7 @@ class AnswerOptions:
         shows_token_ids: The ids of prompt and output are told.
         names_token_ids: Tokens are written as `token_id:…`, which no two of them share.
         shows_budget_warnings: `budget_warnings` tells which limits are used up to a threshold.
+        shows_timings: `timings` tells how long it took.
         shows_reasoning: Reasoning is told.
         names_functions: A call is told as OpenAI's deprecated `function_call`.
         custom_tools: Names of the tools whose calls are told with a text as `input`.
@@ -33,6 +34,7 @@ class AnswerOptions:
     shows_token_ids: bool = False
     names_token_ids: bool = False
     shows_budget_warnings: bool = False
+    shows_timings: bool = False
     shows_reasoning: bool = True
     names_functions: bool = False
     custom_tools: frozenset[str] = frozenset()

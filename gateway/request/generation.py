@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from msgspec import structs
 
@@ -31,6 +32,9 @@ from protocol.wire.messages import (
     StreamUsage,
     Usage,
 )
+
+BACKGROUND_PRIORITY = 1
+"""That of keys with `low`."""
 
 
 class GenerationWork:
@@ -155,7 +159,13 @@ class GenerationWork:
         """Send the prompts ahead of the grant, if there is a free seat."""
         offer = self._pool.directory.offer(self.model)
         if offer is not None and self._may_fit(offer):
-            self._launcher.begin(admitted, self._budget.upper_bound(offer))
+            self._launcher.begin(self._placed(admitted), self._budget.upper_bound(offer))
+
+    def _placed(self, admitted: Admitted) -> Admitted:
+        """Where the request stands in the queue: never before its key's place."""
+        if not self.job.is_background:
+            return admitted
+        return replace(admitted, priority=max(admitted.priority, BACKGROUND_PRIORITY))
 
     def withdraw(self) -> None:
         """Take back what `begin` did."""
@@ -182,7 +192,7 @@ class GenerationWork:
                 can take it.
         """
         assert self.offer is not None, "check() found it"
-        self._admitted = admitted
+        admitted = self._admitted = self._placed(admitted)
         self._budget.cap(admitted.max_completion_tokens)
         prepared = await self._launcher.prepare(admitted, self._budget.upper_bound(self.offer))
         self._prepared = prepared

@@ -38,6 +38,7 @@ class GenerationJob:
             least one token, which nobody sees or pays.
         options: What the answer shows beside text.
         end_user: For whom it is, as the body says; empty when it doesn't.
+        is_background: The client lets others go first.
         take: Names this attempt at it to the engines, where an earlier one may have died with its
             gateway: ids at engines are used once.
     """
@@ -61,6 +62,7 @@ class GenerationJob:
     discards_output: bool = False
     options: AnswerOptions = PLAIN_ANSWER
     end_user: str = ""
+    is_background: bool = False
     take: str = ""
 
     @property

@@ -178,6 +178,11 @@ class Request:
         first_at = self.work.first_output_at
         return None if first_at is None else first_at - self._arrived_at
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the arrival."""
+        return self._clock() - self._arrived_at
+
     def release(self) -> None:
         """Whoever asked has read all it wants: once it is settled, nothing of the work is kept.
 

@@ -288,8 +288,9 @@ async def test_every_route_with_a_body_has_an_example(socket_dir: Path) -> None:
             for route in routes
             if isinstance(route, GuardedRoute) and {"POST", "PATCH"} & set(route.methods or ())
         }
-        reading_none = ("/suspend", "/reactivate", "/archive", "/cancel")
-        assert {path for path in with_body if not path.endswith(reading_none)} == {
+        # What a hook reads is its own business.
+        without = ("/suspend", "/reactivate", "/archive", "/cancel", "/{path:path}")
+        assert {path for path in with_body if not path.endswith(without)} == {
             path
             for path in EXAMPLES
             if "/members/" not in path  # it is put

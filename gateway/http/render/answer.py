@@ -88,8 +88,14 @@ class _Choice:
             self.stop_reason = event.stop_reason
 
 
-def _warnings(head: AnswerHead) -> dict[str, Any]:
-    return {} if head.budget_warnings is None else {"budget_warnings": head.budget_warnings}
+def _asked_for(head: AnswerHead, usage: Usage) -> dict[str, Any]:
+    """What the answer tells beside OpenAI's fields, because its client asked for it."""
+    told: dict[str, Any] = {}
+    if head.budget_warnings is not None:
+        told["budget_warnings"] = head.budget_warnings
+    if head.timings is not None:
+        told["timings"] = head.timings(usage)
+    return told
 
 
 class _Collector:
@@ -150,7 +156,7 @@ class _Collector:
                 "usage": usage_object(usage),
                 "system_fingerprint": self._head.system_fingerprint,
                 **extras,
-                **_warnings(self._head),
+                **_asked_for(self._head, usage),
             }
         )
 

@@ -1,5 +1,6 @@
 """What chat and completion answers have in common: usage objects and the head of an answer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ class AnswerHead:
         created: Unix seconds.
         system_fingerprint: Names weights and numerics; equal seeds repeat while it is equal.
         budget_warnings: What to tell of limits; None where nobody asked for it.
+        timings: Makes what to tell of times from the final usage; likewise.
     """
 
     id: str
@@ -22,6 +24,7 @@ class AnswerHead:
     model: str
     system_fingerprint: str
     budget_warnings: list[dict[str, Any]] | None = None
+    timings: Callable[[Usage], dict[str, Any]] | None = None
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:

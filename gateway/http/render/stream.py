@@ -64,16 +64,19 @@ class _ChunkRenderer:
         self._options = options
         self._head = b'data: %b,"choices":[' % _open_object(head, kind)
         self._warnings = head.budget_warnings
+        self._timings = head.timings
 
     def fail(self, error: PenstockError) -> bytes:
         """The error object and the closing mark."""
         return b"data: " + render_error_event(error) + b"\n\n" + DONE
 
     def _last_chunk(self, usage: Usage) -> bytes:
-        """Usage and warnings in a chunk without choices; none when neither was asked for."""
+        """Usage, warnings and times in a chunk without choices; none when neither was asked for."""
         told = b""
         if self._warnings is not None:
             told += b',"budget_warnings":%b' % orjson.dumps(self._warnings)
+        if self._timings is not None:
+            told += b',"timings":%b' % orjson.dumps(self._timings(usage))
         if self._options.include_usage:
             told += b',"usage":%b' % orjson.dumps(usage_object(usage))
         return b"%b]%b}\n\n" % (self._head, told) if told else b""

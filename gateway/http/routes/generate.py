@@ -1,6 +1,7 @@
 """POST /v1/chat/completions and /v1/completions."""
 
 from collections.abc import Callable
+from functools import partial
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
@@ -24,7 +25,7 @@ from gateway.http.schemas.sampling import GenerationRequest
 from gateway.request.generation import GenerationWork
 from gateway.request.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT
 from gateway.request.request import Request
-from protocol.wire.messages import LimitState
+from protocol.wire.messages import LimitState, Usage
 
 router = APIRouter(route_class=GuardedRoute)
 
@@ -82,4 +83,15 @@ class _OpenAIShape(UnstoredShape):
                 if work.job.options.shows_budget_warnings
                 else None
             ),
+            timings=partial(_timings, request) if work.job.options.shows_timings else None,
         )
+
+
+def _timings(request: Request, usage: Usage) -> dict[str, float | None]:
+    """Seconds from the request's arrival, and output tokens a second of the whole time."""
+    elapsed_s, first_output_s = request.elapsed_s, request.first_output_s
+    return {
+        "first_token_time": None if first_output_s is None else round(first_output_s, 6),
+        "processing_time": round(elapsed_s, 6),
+        "tokens_per_second": round(usage.completion_tokens / max(elapsed_s, 1e-9), 3),
+    }

@@ -29,6 +29,8 @@ from gateway.http.schemas.sampling import GenerationRequest, unknown_stream_keys
 from gateway.http.schemas.tool_choice import allowed_tools, checked_tool_choice, named_tool
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Verbosity = Literal["low", "medium", "high"]
+MAX_DOCUMENTS = 1024
 
 _REFUSED = CHAT_REFUSED_FIELDS | EXTENSION_REFUSED_FIELDS
 
@@ -49,6 +51,10 @@ class ChatRequest(GenerationRequest):
     parallel_tool_calls: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
     include_reasoning: bool | None = None
+    verbosity: Verbosity | None = None
+    documents: Annotated[
+        list[dict[str, Any]] | None, Field(max_length=MAX_DOCUMENTS, fail_fast=True)
+    ] = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

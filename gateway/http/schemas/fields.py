@@ -23,7 +23,6 @@ CHAT_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "echo": ((False,), "only completions repeat their prompt"),
     "modalities": ((["text"],), "models here answer in text"),
     "moderation": ((), "there is no moderation model"),
-    "verbosity": (("medium",), "models here have no such control; ask for it in the prompt"),
     "web_search_options": ((), "there is no web search"),
 }
 """Documented by OpenAI for chat, refused by name unless null or one of the neutral values."""
@@ -36,12 +35,10 @@ COMPLETION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
 EXTENSION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "cache_salt": ((), "prompt caches are already separate for each tenant"),
     "chat_template": ((), "templates come with the model"),
-    "documents": (([],), "put them into the messages"),
     "kv_transfer_params": ((), "each engine manages its own cache"),
     "length_penalty": ((1, 1.0), "there is no beam search"),
     "logprob_token_ids": (([],), "ask for `top_logprobs`"),
     "mm_processor_kwargs": (({},), "models here read text"),
-    "priority": ((0,), "requests have no priorities of their own"),
     "prompt_embeds": ((), "not served"),
     "repetition_detection": ((), "use the penalties"),
     "spaces_between_special_tokens": ((True,), "special tokens are decoded as they are"),

@@ -21,6 +21,9 @@ from protocol.wire.sampling_ranges import (
 
 _TOKEN_ID_KEY = re.compile(r"[1-9][0-9]{0,9}\Z")
 
+MAX_PRIORITY = 2**31 - 1
+"""As far as other servers take them; only the sign means something here."""
+
 TokenId = Annotated[int, Field(ge=0)]
 
 
@@ -67,6 +70,8 @@ class GenerationRequest(StructuredFields):
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     include_budget_warnings: bool | None = None
+    include_timings: bool | None = None
+    priority: Annotated[int | None, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = None
     # Harmless, see `fields.HARMLESS_FIELDS`.
     metadata: Any = None
     prompt_cache_key: Any = None

@@ -19,6 +19,7 @@ from tests.fakes.tiny_tokenizers import CHATML, byte_level_tokenizer
 SHOW_ALL = "{{ messages | tojson }}|{{ tools | tojson }}"
 CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
 TOOL = {"type": "function", "function": {"name": "f", "description": "d"}}
+USER = [{"role": "user", "content": "?"}]
 
 
 def make_template(source: Any) -> ChatTemplate:
@@ -128,6 +129,20 @@ def test_template_arguments_reach_the_template_but_reserved_names_do_not() -> No
         with pytest.raises(InvalidRequestError) as caught:
             render(source, messages, template_arguments={name: "x"})
         assert caught.value.param == f"chat_template_kwargs.{name}"
+
+
+@pytest.mark.parametrize("name", ["documents", "verbosity"])
+def test_what_a_template_never_reads_is_refused_by_name(name: str) -> None:
+    with pytest.raises(UnsupportedParameterError, match=name) as caught:
+        render("{{ messages[0].content }}", USER, template_arguments={name: [{"text": "x"}]})
+    assert caught.value.param == name
+
+
+def test_a_template_that_reads_documents_gets_them() -> None:
+    source = "{% for one in documents %}<{{ one.text }}>{% endfor %}"
+    documents = [{"text": "A pipe."}, {"text": "A turbine."}]
+    shown = render(source, USER, template_arguments={"documents": documents})
+    assert shown == "<A pipe.><A turbine.>"
 
 
 def test_the_date_in_a_template_is_the_one_of_the_request() -> None:

@@ -202,7 +202,7 @@ def test_a_refused_field_is_named_unless_it_changes_nothing(name: str) -> None:
             {"stream": True, "stream_options": {"continuous_usage_stats": True}},
             "stream_options.continuous_usage_stats",
         ),
-        ({"priority": 1}, "priority"),
+        ({"priority": "high"}, "priority"),
         ({"cache_salt": "x"}, "cache_salt"),
     ],
 )
