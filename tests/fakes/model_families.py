@@ -176,6 +176,24 @@ def _experts() -> dict[str, FamilyCase]:
             "MixtralConfig",
             {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 9},
         ),
+        "gpt_oss_with_sinks_and_windows": FamilyCase(
+            "GptOssConfig",
+            {
+                "head_dim": 16,
+                "intermediate_size": 32,
+                "num_local_experts": 7,
+                "num_experts_per_tok": 3,
+                "sliding_window": 10,
+                "swiglu_limit": 0.8,
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 1000.0,
+                    "factor": 4.0,
+                    "truncate": False,
+                    "original_max_position_embeddings": 32,
+                },
+            },
+        ),
     }
 
 

@@ -20,12 +20,15 @@ class Source:
         rows: First row and the one behind the last, where only some of them are meant; counted
             after `is_transposed`.
         is_transposed: The checkpoint holds [.., in, out].
+        has_halves_in_turn: Its last axis, as the checkpoint holds it, has the numbers of two halves
+            in turn (gate 0, up 0, gate 1, ...), of which the weight has one behind the other.
     """
 
     name: str
     shape: tuple[int, ...]
     rows: tuple[int, int] | None = None
     is_transposed: bool = False
+    has_halves_in_turn: bool = False
 
 
 Tensors = dict[str, tuple[Source, ...]]

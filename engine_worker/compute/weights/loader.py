@@ -166,6 +166,8 @@ class WeightReader:
         row = 0
         for part in parts:
             values = self._read(part.name)
+            if part.has_halves_in_turn:
+                values = np.concatenate([values[..., ::2], values[..., 1::2]], axis=-1)
             if part.is_transposed:
                 values = np.swapaxes(values, -1, -2)
             values = _as_rows(values)
