@@ -176,6 +176,57 @@ def _experts() -> dict[str, FamilyCase]:
             "MixtralConfig",
             {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 9},
         ),
+        "olmoe": FamilyCase(
+            "OlmoeConfig",
+            {
+                "num_key_value_heads": 3,
+                "num_experts": 7,
+                "num_experts_per_tok": 3,
+                "intermediate_size": 32,
+                "norm_topk_prob": False,
+            },
+        ),
+        "granite_moe_with_multipliers": FamilyCase(
+            "GraniteMoeConfig",
+            {
+                "num_local_experts": 6,
+                "num_experts_per_tok": 3,
+                "intermediate_size": 32,
+                "embedding_multiplier": 3.0,
+                "residual_multiplier": 0.7,
+                "attention_multiplier": 0.2,
+                "logits_scaling": 1.5,
+            },
+        ),
+        "glm4_moe_with_groups": FamilyCase(
+            "Glm4MoeConfig",
+            {
+                "num_hidden_layers": 3,
+                "head_dim": 16,
+                "attention_bias": True,
+                "use_qk_norm": True,
+                "moe_intermediate_size": 24,
+                "n_routed_experts": 12,
+                "n_shared_experts": 2,
+                "num_experts_per_tok": 3,
+                "n_group": 4,
+                "topk_group": 2,
+                "routed_scaling_factor": 1.8,
+                "first_k_dense_replace": 1,
+            },
+        ),
+        "ernie4_5_moe_with_dense_layers": FamilyCase(
+            "Ernie4_5_MoeConfig",
+            {
+                "num_hidden_layers": 4,
+                "moe_intermediate_size": 24,
+                "moe_k": 3,
+                "moe_num_experts": 7,
+                "moe_num_shared_experts": 2,
+                "moe_layer_start_index": 1,
+                "moe_layer_end_index": 2,
+            },
+        ),
         "gpt_oss_with_sinks_and_windows": FamilyCase(
             "GptOssConfig",
             {

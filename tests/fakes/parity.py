@@ -77,6 +77,9 @@ def random_model(config: Any, case: FamilyCase, generator: torch.Generator) -> A
             # Attention far from uniform, norms and biases far from one and nothing.
             is_norm = "norm" in name and not name.endswith("bias")
             parameter.copy_(case.norm_mean + 0.3 * noise if is_norm else 0.2 * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
     return model
 
 

@@ -70,6 +70,10 @@ class ConfigFields:
             raise self.error(name, f"must be a whole number from {minimum} to {maximum}", value)
         return value
 
+    def integer(self, name: str, default: int) -> int:
+        """A whole number of at most `MAX_SIZE` in magnitude, for fields where -1 has a meaning."""
+        return self.size(name, default, minimum=-MAX_SIZE)
+
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number above 0."""
         value = self._get(name, default)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec, MlpSpec
+from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec, MlpSpec, QkNorm
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -67,7 +67,9 @@ def attention_tensors(ours: str, theirs: str, attention: AttentionSpec, hidden: 
     """
     ours, block = f"{ours}attention.", f"{theirs}self_attn."
     rows = {"q_proj": attention.q_size, "k_proj": attention.kv_size, "v_proj": attention.kv_size}
-    head = (attention.head_dim,)
+    is_wide = attention.qk_norm is QkNorm.FULL_WIDTH
+    q_norm = (attention.q_size if is_wide else attention.head_dim,)
+    k_norm = (attention.kv_size if is_wide else attention.head_dim,)
     return {
         f"{ours}norm.weight": (Source(f"{theirs}input_layernorm.weight", (hidden,)),),
         f"{ours}qkv.weight": tuple(
@@ -76,8 +78,8 @@ def attention_tensors(ours: str, theirs: str, attention: AttentionSpec, hidden: 
         f"{ours}qkv.bias": tuple(
             Source(f"{block}{name}.bias", (size,)) for name, size in rows.items()
         ),
-        f"{ours}q_norm.weight": (Source(f"{block}q_norm.weight", head),),
-        f"{ours}k_norm.weight": (Source(f"{block}k_norm.weight", head),),
+        f"{ours}q_norm.weight": (Source(f"{block}q_norm.weight", q_norm),),
+        f"{ours}k_norm.weight": (Source(f"{block}k_norm.weight", k_norm),),
         f"{ours}o.weight": (Source(f"{block}o_proj.weight", (hidden, attention.q_size)),),
         f"{ours}o.bias": (Source(f"{block}o_proj.bias", (hidden,)),),
     }

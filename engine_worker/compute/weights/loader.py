@@ -170,7 +170,8 @@ class WeightReader:
                 values = np.concatenate([values[..., ::2], values[..., 1::2]], axis=-1)
             if part.is_transposed:
                 values = np.swapaxes(values, -1, -2)
-            values = _as_rows(values)
+            # A vector may be a matrix of one row in the file.
+            values = values.reshape(-1) if value.ndim == 1 else _as_rows(values)
             if part.rows is not None:
                 values = values[part.rows[0] : part.rows[1]]
             rows[row : row + len(values)] = values

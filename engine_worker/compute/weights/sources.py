@@ -42,4 +42,7 @@ def is_ignorable(name: str, spec: DecoderSpec) -> bool:
     """Whether a tensor that no weight asks for is one that checkpoints rightly hold."""
     if name.endswith(IGNORED_SUFFIXES) or (spec.tied_head and name == HEAD):
         return True
-    return name.startswith(FAMILIES[spec.architecture].ignored_prefixes)
+    family = FAMILIES[spec.architecture]
+    if family.has_prediction_layers and name.startswith(f"model.layers.{spec.num_layers}."):
+        return True
+    return name.startswith(family.ignored_prefixes)

@@ -16,7 +16,7 @@ class ExpertNames:
 
     Attributes:
         block: Where they are, with a dot at the end.
-        gate, up, down: Of an expert, in `experts.0.`.
+        gate, up, down: Of an expert, in `experts.0.`; none where all are always in one tensor.
         stacked: Gate and up, and down, of all experts [E, 2I, H] and [E, H, I]; several spellings.
         router: The first that the checkpoint has.
         correction: As `router`.
@@ -104,7 +104,7 @@ def expert_tensors(
             f"{ours}shared.", f"{block}{spelling.shared}", moe.shared, hidden
         )
     for gate_up, down in spelling.stacked:
-        if f"{block}{gate_up}" in names:
+        if f"{block}{gate_up}" in names or (not names and not spelling.gate):
             return sources | {
                 f"{ours}gate_up.weight": (
                     Source(f"{block}{gate_up}", (num_experts, 2 * inner, hidden)),

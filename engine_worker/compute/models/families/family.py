@@ -20,6 +20,8 @@ class Family:
         tensors: What fills the weights.
         ignored_prefixes: Of tensors that its checkpoints hold and that are rightly left out, such
             as a vision tower's.
+        has_prediction_layers: Checkpoints may hold layers behind the last one, which predict
+            several tokens at once and are left out.
     """
 
     architecture: str
@@ -27,3 +29,4 @@ class Family:
     read: Callable[[Mapping[str, Any]], DecoderSpec]
     tensors: TensorNames = decoder_tensors
     ignored_prefixes: tuple[str, ...] = ()
+    has_prediction_layers: bool = False

@@ -24,7 +24,16 @@ from engine_worker.compute.models.families.common import (
 from engine_worker.compute.models.families.experts import ExpertNames, tensors_with_experts
 from engine_worker.compute.models.families.family import Family
 from engine_worker.compute.models.hf_rope import MAX_POSITIONS, read_ropes
-from engine_worker.compute.models.spec import DecoderSpec, LayerSpec, MlpSpec, MoeSpec, QkNorm
+from engine_worker.compute.models.spec import (
+    AttentionSpec,
+    DecoderSpec,
+    LayerSpec,
+    MlpSpec,
+    MoeSpec,
+    QkNorm,
+    RouterScore,
+)
+from engine_worker.errors import UnsupportedFeatureError
 
 MAX_EXPERTS = 4096
 
@@ -37,6 +46,7 @@ class _Traits:
         mlp: Of a layer.
         names: Of its experts' tensors, in every spelling.
         attention_bias: What the q/k/v and the output projection carry.
+        finish: What else the family changes.
         layer_types: Which layers attend through the window.
         window: Width of the window in tokens; None is no window at all.
     """
@@ -46,12 +56,15 @@ class _Traits:
     mlp: Callable[[ConfigFields, int], MlpSpec | MoeSpec]
     names: tuple[ExpertNames, ...]
     attention_bias: Callable[[ConfigFields], tuple[bool, bool]]
+    finish: Callable[[ConfigFields, DecoderSpec], DecoderSpec] = lambda _, spec: spec
     layer_types: Callable[[ConfigFields, int], tuple[str, ...]] = all_full
     window: Callable[[ConfigFields], int | None] = no_window
     qk_norm: QkNorm = QkNorm.NONE
     heads: HeadDefaults = NO_DEFAULTS
     theta: float = 10_000.0
     norm_eps: float = 1e-6
+    tied_head: bool = False
+    has_prediction_layers: bool = False
 
 
 def _read(traits: _Traits, config: Mapping[str, Any]) -> DecoderSpec:
@@ -70,16 +83,25 @@ def _read(traits: _Traits, config: Mapping[str, Any]) -> DecoderSpec:
             qk_norm=traits.qk_norm,
         )
         layers.append(LayerSpec(attention, traits.mlp(fields, index)))
-    return DecoderSpec(
+    spec = DecoderSpec(
         architecture=traits.architecture,
         vocab_size=fields.size("vocab_size"),
         hidden_size=fields.size("hidden_size"),
         layers=tuple(layers),
         max_position_embeddings=max_positions,
         norm_eps=fields.number("rms_norm_eps", traits.norm_eps),
-        tied_head=fields.flag("tie_word_embeddings", False),
+        tied_head=fields.flag("tie_word_embeddings", traits.tied_head),
         eos_token_ids=fields.integers("eos_token_id") or (),
     )
+    return traits.finish(fields, spec)
+
+
+def with_attention(
+    spec: DecoderSpec, change: Callable[[AttentionSpec], AttentionSpec]
+) -> DecoderSpec:
+    """A decoder with another attention in each layer."""
+    layers = (replace(layer, attention=change(layer.attention)) for layer in spec.layers)
+    return replace(spec, layers=tuple(layers))
 
 
 def num_experts_of(fields: ConfigFields, default: int, *names: str) -> int:
@@ -93,7 +115,9 @@ def num_chosen_of(fields: ConfigFields, num_experts: int, default: int, name: st
     return fields.size(name, min(default, num_experts), maximum=num_experts)
 
 
-def _qwen_mlp(default_chosen: int, default_experts: int, has_shared: bool) -> Any:
+def _qwen_mlp(
+    default_chosen: int, default_experts: int, *, has_shared: bool
+) -> Callable[[ConfigFields, int], MlpSpec | MoeSpec]:
     """Qwen 2 and 3: experts in every n-th layer, but for those that are named."""
 
     def mlp(fields: ConfigFields, layer: int) -> MlpSpec | MoeSpec:
@@ -136,6 +160,135 @@ def _mixtral_mlp(fields: ConfigFields, _: int) -> MoeSpec:
     )
 
 
+def _olmoe_mlp(fields: ConfigFields, _: int) -> MoeSpec:
+    num_experts = num_experts_of(fields, 64, "num_experts", "num_local_experts")
+    return MoeSpec(
+        num_experts=num_experts,
+        num_experts_per_token=num_chosen_of(fields, num_experts, 8, "num_experts_per_tok"),
+        expert=mlp_of(fields),
+        normalize_weights=fields.flag("norm_topk_prob", False),
+    )
+
+
+def _finish_olmoe(fields: ConfigFields, spec: DecoderSpec) -> DecoderSpec:
+    if fields.present("clip_qkv"):
+        raise UnsupportedFeatureError("config.json: clip_qkv is not supported")
+    return spec
+
+
+def _granite_mlp(fields: ConfigFields, _: int) -> MoeSpec:
+    num_experts = num_experts_of(fields, 8, "num_local_experts", "num_experts")
+    return MoeSpec(
+        num_experts=num_experts,
+        num_experts_per_token=num_chosen_of(fields, num_experts, 2, "num_experts_per_tok"),
+        expert=mlp_of(fields),
+    )
+
+
+def _finish_granite(fields: ConfigFields, spec: DecoderSpec) -> DecoderSpec:
+    scale = fields.number("attention_multiplier", 1.0)
+    spec = with_attention(spec, lambda attention: replace(attention, scale=scale))
+    return replace(
+        spec,
+        embedding_multiplier=fields.number("embedding_multiplier", 1.0),
+        residual_multiplier=fields.number("residual_multiplier", 1.0),
+        logits_multiplier=1.0 / fields.number("logits_scaling", 1.0),
+    )
+
+
+def sigmoid_experts(fields: ConfigFields, dense: MlpSpec, *, num_experts: int) -> MoeSpec:
+    """The experts of DeepSeek V3 and those that follow it; by `n_routed_experts` and the like.
+
+    Args:
+        fields: The config.
+        dense: Whose activation they have.
+        num_experts: Where the config is silent.
+    """
+    num_experts = num_experts_of(fields, num_experts, "n_routed_experts", "num_local_experts")
+    width = fields.size("moe_intermediate_size")
+    num_shared = fields.size("n_shared_experts", 1, minimum=0, maximum=MAX_EXPERTS)
+    num_groups = fields.size("n_group", 1, maximum=num_experts)
+    group_size, rest = divmod(num_experts, num_groups)
+    if rest:
+        raise fields.error("n_group", f"must divide {num_experts} experts", num_groups)
+    num_chosen_groups = fields.size("topk_group", 1, maximum=num_groups)
+    num_chosen = num_chosen_of(fields, num_experts, 8, "num_experts_per_tok")
+    if num_chosen > num_chosen_groups * group_size:
+        raise fields.error(
+            "num_experts_per_tok", f"must fit into {num_chosen_groups} groups", num_chosen
+        )
+    return MoeSpec(
+        num_experts=num_experts,
+        num_experts_per_token=num_chosen,
+        expert=replace(dense, intermediate_size=width),
+        score=RouterScore.SIGMOID,
+        normalize_weights=fields.flag("norm_topk_prob", True),
+        weights_multiplier=fields.number("routed_scaling_factor", 1.0),
+        correction_bias=True,
+        num_groups=num_groups,
+        num_groups_per_token=num_chosen_groups,
+        num_group_scores=min(2, group_size),
+        shared=replace(dense, intermediate_size=width * num_shared) if num_shared else None,
+    )
+
+
+def _glm4_mlp(fields: ConfigFields, layer: int) -> MlpSpec | MoeSpec:
+    dense = mlp_of(fields)
+    if layer < fields.size("first_k_dense_replace", 1, minimum=0):
+        return dense
+    return sigmoid_experts(fields, dense, num_experts=128)
+
+
+def _finish_glm4(fields: ConfigFields, spec: DecoderSpec) -> DecoderSpec:
+    has_norms = fields.flag("use_qk_norm", False)
+    stated = [fields] + [
+        ConfigFields(rope)
+        for name in ("rope_parameters", "rope_scaling")
+        if (rope := fields.mapping(name))
+    ]
+    is_stated = any(part.present("partial_rotary_factor") for part in stated)
+
+    def change(attention: AttentionSpec) -> AttentionSpec:
+        rope = attention.rope
+        if rope is not None and not is_stated:
+            rope = replace(rope, partial_factor=0.5)
+        qk_norm = QkNorm.PER_HEAD if has_norms else QkNorm.NONE
+        return replace(attention, rope=rope, qk_norm=qk_norm)
+
+    return with_attention(spec, change)
+
+
+def _ernie_mlp(fields: ConfigFields, layer: int) -> MlpSpec | MoeSpec:
+    dense = mlp_of(fields)
+    last = fields.size("num_hidden_layers") - 1
+    stated = fields.integer("moe_layer_end_index", -1)
+    first, last = fields.size("moe_layer_start_index", 1, minimum=0), last if stated < 0 else stated
+    interval = fields.size("moe_layer_interval", 1)
+    if not first <= layer <= last or (layer + 1) % interval:
+        return dense
+    num_experts = num_experts_of(fields, 64, "moe_num_experts", "num_experts")
+    width = fields.size("moe_intermediate_size", 1536)
+    num_shared = fields.size("moe_num_shared_experts", 2, minimum=0, maximum=MAX_EXPERTS)
+    return MoeSpec(
+        num_experts=num_experts,
+        num_experts_per_token=num_chosen_of(fields, num_experts, 6, "moe_k"),
+        expert=replace(dense, intermediate_size=width),
+        correction_bias=True,
+        shared=replace(dense, intermediate_size=width * num_shared) if num_shared else None,
+    )
+
+
+def _finish_ernie(fields: ConfigFields, spec: DecoderSpec) -> DecoderSpec:
+    if fields.flag("use_bias", False):
+        raise UnsupportedFeatureError("config.json: use_bias is not supported: a head with a bias")
+
+    def change(attention: AttentionSpec) -> AttentionSpec:
+        assert attention.rope is not None, "every layer has one"
+        return replace(attention, rope=replace(attention.rope, interleaved=True))
+
+    return with_attention(spec, change)
+
+
 def _qwen2_layer_types(fields: ConfigFields, num_layers: int) -> tuple[str, ...]:
     stated = stated_layer_types(fields, num_layers)
     if stated is not None or switched_window(fields) is None:
@@ -161,6 +314,10 @@ def _stated_bias(fields: ConfigFields) -> tuple[bool, bool]:
     return bias, bias
 
 
+def _glm4_bias(fields: ConfigFields) -> tuple[bool, bool]:
+    return fields.flag("attention_bias", False), False
+
+
 def _no_bias(_: ConfigFields) -> tuple[bool, bool]:
     return False, False
 
@@ -172,8 +329,8 @@ _ALL = (
         _qwen_mlp(8, 128, has_shared=False),
         (ExpertNames(),),
         _stated_bias,
-        all_sliding,
-        switched_window,
+        layer_types=all_sliding,
+        window=switched_window,
         qk_norm=QkNorm.PER_HEAD,
         heads=HeadDefaults(num_kv_heads=4),
     ),
@@ -183,8 +340,8 @@ _ALL = (
         _qwen_mlp(4, 60, has_shared=True),
         (ExpertNames(shared="shared_expert."),),
         _qkv_bias,
-        _qwen2_layer_types,
-        switched_window,
+        layer_types=_qwen2_layer_types,
+        window=switched_window,
         heads=HeadDefaults(num_kv_heads=16),
     ),
     _Traits(
@@ -196,11 +353,70 @@ _ALL = (
             ExpertNames("mlp.", "w1", "w3", "w2"),
         ),
         _no_bias,
-        all_sliding,
-        _mixtral_window,
+        layer_types=all_sliding,
+        window=_mixtral_window,
         heads=HeadDefaults(num_kv_heads=8),
         theta=1_000_000.0,
         norm_eps=1e-5,
+    ),
+    _Traits(
+        "OlmoeForCausalLM",
+        "olmoe",
+        _olmoe_mlp,
+        (ExpertNames(),),
+        _stated_bias,
+        _finish_olmoe,
+        qk_norm=QkNorm.FULL_WIDTH,
+        norm_eps=1e-5,
+    ),
+    _Traits(
+        "GraniteMoeForCausalLM",
+        "granitemoe",
+        _granite_mlp,
+        (
+            ExpertNames(
+                "block_sparse_moe.",
+                gate="",
+                stacked=(
+                    ("input_linear.weight", "output_linear.weight"),
+                    ("experts.gate_up_proj", "experts.down_proj"),
+                ),
+                router=("router.layer.weight", "router.weight"),
+            ),
+        ),
+        _stated_bias,
+        _finish_granite,
+    ),
+    _Traits(
+        "Glm4MoeForCausalLM",
+        "glm4_moe",
+        _glm4_mlp,
+        (ExpertNames(),),
+        _glm4_bias,
+        _finish_glm4,
+        heads=HeadDefaults(num_kv_heads=8),
+        norm_eps=1e-5,
+        has_prediction_layers=True,
+    ),
+    _Traits(
+        "Ernie4_5_MoeForCausalLM",
+        "ernie4_5_moe",
+        _ernie_mlp,
+        (
+            ExpertNames(
+                correction=(
+                    "moe_statics.e_score_correction_bias",
+                    "gate.moe_statics.e_score_correction_bias",
+                ),
+                correction_shape=lambda num_experts: (1, num_experts),
+            ),
+        ),
+        _no_bias,
+        _finish_ernie,
+        heads=HeadDefaults(num_kv_heads=4),
+        theta=500_000.0,
+        norm_eps=1e-5,
+        tied_head=True,
     ),
 )
 
@@ -210,6 +426,7 @@ FAMILIES = tuple(
         traits.model_type,
         partial(_read, traits),
         tensors_with_experts(*traits.names),
+        has_prediction_layers=traits.has_prediction_layers,
     )
     for traits in _ALL
 )
