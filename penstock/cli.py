@@ -94,7 +94,7 @@ def serve(
         list[str] | None,
         typer.Argument(
             metavar="MODEL",
-            help="NAME=PATH_OR_ID, a folder or a Hugging Face id; without one what "
+            help="NAME=PATH_OR_ID, a folder, a GGUF file or a Hugging Face id; without one what "
             "PENSTOCK_MODEL_PATH or MODEL_PATH name, else the bundled demo.",
             show_default=False,
         ),
@@ -194,7 +194,9 @@ def fetch(
     model: Annotated[
         str | None,
         option_of(
-            MODEL_PATH, "--model", "Hugging Face id; a folder or the demo needs no fetching."
+            MODEL_PATH,
+            "--model",
+            "Hugging Face id (`org/model:Q4_K_M`); what is local needs no fetching.",
         ),
     ] = None,
     revision: Annotated[str | None, option_of(REVISION)] = None,

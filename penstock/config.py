@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from penstock.errors import UsageError
+from penstock.gguf_source import HUB_PREFIX
 from protocol.errors import ConfigurationError
 from protocol.runtime import shared_settings as shared
+from protocol.runtime.gguf_header import model_name
 from protocol.runtime.settings import (
     Setting,
     declared_fields,
@@ -80,7 +82,7 @@ class ModelChoice:
 
     Attributes:
         name: The public name; may hold slashes.
-        source: A local folder or a Hugging Face id; None is the bundled demo model.
+        source: A local folder or GGUF file, or a Hugging Face id; None is the bundled demo model.
     """
 
     name: str
@@ -191,7 +193,7 @@ class _Given:
 
 
 def parse_model(text: str) -> ModelChoice:
-    """`NAME=PATH_OR_ID`, a path, or an id; the name defaults to the id or the folder's name.
+    """`NAME=PATH_OR_ID`, a path, or an id; the name defaults to the id, or the folder's or file's.
 
     Raises:
         UsageError: Nothing on one side of the equals sign.
@@ -199,10 +201,15 @@ def parse_model(text: str) -> ModelChoice:
     name, equals, source = text.partition("=")
     if not equals:
         source = text
-        is_path = text.startswith((".", "/", "~")) or Path(text).is_dir()
-        name = Path(text).expanduser().resolve().name if is_path else text
+        is_path = text.startswith((".", "/", "~")) or Path(text).is_dir() or Path(text).is_file()
+        # A link's own name: what it leads to may be a blob of the hub's cache.
+        path = Path(os.path.abspath(Path(text).expanduser()))  # noqa: PTH100
+        path = path if path.is_file() else path.resolve()
+        name = model_name(path) if is_path else text.removeprefix(HUB_PREFIX)
     if not name or not source:
-        raise UsageError(f"MODEL {text!r}: write NAME=PATH_OR_ID, a folder or a Hugging Face id.")
+        raise UsageError(
+            f"MODEL {text!r}: write NAME=PATH_OR_ID, a folder, a GGUF file or a Hugging Face id."
+        )
     if source == DEMO_MODEL and not Path(source).is_dir():
         return ModelChoice(name=name, source=None)
     return ModelChoice(name=name, source=source)

@@ -1,12 +1,14 @@
 """`penstock fetch`: a model of the hub into a folder that engines share, downloaded once."""
 
 import fcntl
+import hashlib
 import os
 from pathlib import Path
 
 from penstock.config import DEMO_MODEL, ModelChoice, ServeSettings
 from penstock.errors import CommandError
 from penstock.model_source import resolve_model
+from protocol.runtime.gguf_header import shard_names
 
 _LOCK_NAME = ".fetch.lock"
 
@@ -17,7 +19,8 @@ def fetch(model: str | None, folder: Path, revision: str | None = None) -> str:
     Several may run at once: one downloads, the others wait and find it done.
 
     Args:
-        model: A Hugging Face id; None and the demo's name need nothing, nor does a local folder.
+        model: A Hugging Face id, of a GGUF model `org/repo:Q4_K_M`; None and the demo's name need
+            nothing, nor does a local folder.
         folder: Holds the models; made if missing.
         revision: Branch, tag or commit; the hub's default when None.
 
@@ -44,10 +47,22 @@ def fetch(model: str | None, folder: Path, revision: str | None = None) -> str:
             fcntl.flock(lock, fcntl.LOCK_EX)
             snapshot = resolve_model(choice, settings)
             assert snapshot is not None  # noqa: S101 - only the demo has no folder
-            _link(place, snapshot)
+            _link(place, snapshot if snapshot.is_dir() else _folder_of(snapshot, folder))
     except OSError as error:
         raise CommandError(f"Cannot write to {folder}: {error.strerror}.") from error
     return f"{model} is in {place}."
+
+
+def _folder_of(file: Path, models: Path) -> Path:
+    """A folder with nothing but the files of one GGUF model, beside which others may lie."""
+    snapshot = file.parent
+    names = shard_names(file.name)
+    digest = hashlib.sha256("\0".join((str(snapshot), *names)).encode()).hexdigest()
+    folder = models / ".hub" / "gguf" / digest[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        _link(folder / name, snapshot / name)
+    return folder
 
 
 def _link(place: Path, snapshot: Path) -> None:

@@ -1,8 +1,10 @@
 """From what the user named to a local folder with a checkpoint that fits in memory."""
 
+import glob
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,14 @@ import psutil
 
 from penstock.config import ModelChoice, ServeSettings
 from penstock.errors import ModelError
+from penstock.gguf_source import (
+    HubName,
+    choose_files,
+    config_of,
+    config_of_hub,
+    hub_name,
+    local_file,
+)
 from protocol.runtime.container_limits import free_memory_bytes
 
 _PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -115,7 +125,7 @@ def refuse_foreign_formats(name: str, config: Mapping[str, Any], files: Iterable
     """Refuse checkpoints that the engine can't read, naming the format.
 
     Raises:
-        ModelError: GGUF, pickled weights, or quantised by a method that is not read.
+        ModelError: Pickled weights, or quantised by a method that is not read.
     """
     files = list(files)
     quantization = config.get("quantization_config")
@@ -128,16 +138,12 @@ def refuse_foreign_formats(name: str, config: Mapping[str, Any], files: Iterable
         )
     if any(file.endswith(".safetensors") for file in files):
         return
-    if any(file.endswith(".gguf") for file in files):
-        raise ModelError(
-            f"{name} is a GGUF checkpoint, which is not supported; use its safetensors original."
-        )
     if any(file.endswith((".bin", ".pt", ".pth")) for file in files):
         raise ModelError(
             f"{name} holds only pickled weights (.bin, .pt), which are never loaded because "
             "unpickling runs code; convert them to safetensors."
         )
-    raise ModelError(f"{name} holds no *.safetensors file.")
+    raise ModelError(f"{name} holds no *.safetensors and no *.gguf file.")
 
 
 def is_complete(folder: Path) -> bool:
@@ -187,6 +193,16 @@ def check_local(model: ModelChoice, folder: Path, settings: ServeSettings) -> No
     _require_room(model, config, size, settings)
 
 
+def check_gguf(model: ModelChoice, path: Path, settings: ServeSettings) -> None:
+    """Refuse a GGUF file that is broken or doesn't fit.
+
+    Raises:
+        ModelError: With what is wrong, and ways out.
+    """
+    config, weights_bytes = config_of(path)
+    _require_room(model, config, weights_bytes, settings)
+
+
 def _require_room(
     model: ModelChoice, config: Mapping[str, Any], checkpoint_bytes: int, settings: ServeSettings
 ) -> None:
@@ -205,7 +221,10 @@ def _require_room(
 
 
 def resolve_model(model: ModelChoice, settings: ServeSettings) -> Path | None:
-    """The folder of a model, fetched from the hub when it is not local; None for the demo.
+    """The folder or GGUF file of a model, fetched from the hub when it is not local.
+
+    Returns:
+        None for the demo; of a GGUF model in several files the first.
 
     Raises:
         ModelError: It can't be found, fetched, read, or held in memory.
@@ -214,64 +233,121 @@ def resolve_model(model: ModelChoice, settings: ServeSettings) -> Path | None:
         return None
     looks_local = model.source.startswith((".", "/", "~"))
     folder = Path(model.source).expanduser()
+    file = local_file(model.source, folder)
+    if file is not None:
+        check_gguf(model, file, settings)
+        # Links stay: beside what they lead to there may be no other files of the model.
+        return file.absolute()
     if folder.is_dir():
         check_local(model, folder, settings)
         return folder.resolve()
     if looks_local or folder.exists():
-        raise ModelError(f"{model.source} is not a folder.")
-    if model.source.endswith(".gguf"):
-        refuse_foreign_formats(model.source, {}, [model.source])
-    fetched = _fetch(model, settings)
-    check_local(model, fetched, settings)
+        raise ModelError(f"{model.source} is neither a folder nor a GGUF file.")
+    fetched = _fetch(model, hub_name(model.source), settings)
+    if fetched.is_dir():
+        check_local(model, fetched, settings)
+    else:
+        check_gguf(model, fetched, settings)
     return fetched
 
 
-def _fetch(model: ModelChoice, settings: ServeSettings) -> Path:
+def _fetch(model: ModelChoice, name: HubName, settings: ServeSettings) -> Path:
     """Download a model once, under the hub library's lock; a complete cache needs no network."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    is_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    cached = _cached(name, settings.revision, is_offline=is_offline)
+    if cached is not None:
+        return cached
+    source = name.repo
+    if is_offline:
+        raise ModelError(f"{source} is not in the local cache and HF_HUB_OFFLINE is set.")
+    with _hub_errors(source, settings.revision):
+        return _download(model, name, settings)
+
+
+def _cached(name: HubName, revision: str | None, *, is_offline: bool) -> Path | None:
+    """What is meant, if an earlier download left all of it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(
+                name.repo, revision=revision, allow_patterns=_PATTERNS, local_files_only=True
+            )
+        )
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError:
+        raise ModelError(
+            f"{name.repo!r} is neither a folder nor a Hugging Face id (organisation/model)."
+        ) from None
+    if name.wanted is None and is_complete(folder):
+        return folder
+    if name.wanted is None and not is_offline:
+        # Only the hub knows whether an earlier download is all that there is.
+        return None
+    found = [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")]
+    try:
+        return folder / choose_files(name.repo, found, name.wanted)[0]
+    except ModelError:
+        return None
+
+
+def _download(model: ModelChoice, name: HubName, settings: ServeSettings) -> Path:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    source = name.repo
+    info = HfApi().model_info(source, revision=settings.revision, files_metadata=True)
+    siblings = info.siblings or []
+    sizes = {item.rfilename: item.size or 0 for item in siblings}
+    has_safetensors = any(file.endswith(".safetensors") for file in sizes)
+    has_gguf = any(file.endswith(".gguf") for file in sizes)
+    if name.wanted is not None or (has_gguf and not has_safetensors):
+        chosen = choose_files(source, sizes, name.wanted)
+        told = HfApi().model_info(source, revision=settings.revision, expand=["gguf"]).gguf
+        config, size = config_of_hub(told, sum(sizes[file] for file in chosen))
+        _require_room(model, config, size, settings)
+        patterns = [glob.escape(file) for file in chosen]
+        return _snapshot(source, settings.revision, patterns) / chosen[0]
+    if "config.json" not in sizes:
+        refuse_foreign_formats(source, {}, sizes)
+        raise ModelError(f"{source} has no config.json; is it a model that generates text?")
+    config_path = Path(hf_hub_download(source, "config.json", revision=info.sha))
+    config = _local_config(config_path.parent)
+    refuse_foreign_formats(model.name, config, sizes)
+    size = sum(size for file, size in sizes.items() if file.endswith(".safetensors"))
+    _require_room(model, config, size, settings)
+    return _snapshot(source, settings.revision, _PATTERNS)
+
+
+def _snapshot(source: str, revision: str | None, patterns: list[str]) -> Path:
+    """Download what fits, all of one commit.
+
+    By the revision's own name: a cache that knows only the commit is asked for it in vain later.
+    """
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
+
+
+@contextmanager
+def _hub_errors(source: str, revision: str | None) -> Iterator[None]:
+    """Errors of the hub's library as one clear line each."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    source = str(model.source)
     try:
-        cached = snapshot_download(
-            source, revision=settings.revision, allow_patterns=_PATTERNS, local_files_only=True
-        )
-        if is_complete(Path(cached)):
-            return Path(cached)
-    except LocalEntryNotFoundError:
-        pass
-    except HFValidationError:
-        raise ModelError(
-            f"{source!r} is neither a folder nor a Hugging Face id (organisation/model)."
-        ) from None
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        raise ModelError(f"{source} is not in the local cache and HF_HUB_OFFLINE is set.")
-    try:
-        info = HfApi().model_info(source, revision=settings.revision, files_metadata=True)
-        siblings = info.siblings or []
-        files = [item.rfilename for item in siblings]
-        if "config.json" not in files:
-            refuse_foreign_formats(source, {}, files)
-            raise ModelError(f"{source} has no config.json; is it a model that generates text?")
-        config_path = Path(hf_hub_download(source, "config.json", revision=info.sha))
-        config = _local_config(config_path.parent)
-        refuse_foreign_formats(model.name, config, files)
-        size = sum(item.size or 0 for item in siblings if item.rfilename.endswith(".safetensors"))
-        _require_room(model, config, size, settings)
-        return Path(snapshot_download(source, revision=info.sha, allow_patterns=_PATTERNS))
+        yield
     except GatedRepoError:
         raise ModelError(
             f"{source} is gated: accept its terms on the hub and set HF_TOKEN."
         ) from None
     except RevisionNotFoundError:
-        raise ModelError(f"{source} has no revision {settings.revision!r}.") from None
+        raise ModelError(f"{source} has no revision {revision!r}.") from None
     except RepositoryNotFoundError:
         raise ModelError(
             f"{source} is no local folder and no hub model; private ones need HF_TOKEN."

@@ -14,7 +14,7 @@ import mmap
 import re
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,7 @@ _SCALARS: Final = {
     12: "d",
 }
 """Codes of `struct` by GGUF's number of a type of metadata."""
+_NO_MODELS: Final = ("mmproj", "imatrix")
 _SHARD_NAME: Final = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 
 BLOCK_TYPES: Final[dict[int, tuple[str, int, int]]] = {
@@ -197,23 +198,28 @@ def shard_paths(path: Path) -> tuple[Path, ...]:
     Raises:
         GgufError: One is missing.
     """
-    match = _SHARD_NAME.fullmatch(path.name)
-    if match is None:
-        return (path,)
-    count = int(match["count"])
-    if not 1 <= int(match["number"]) <= count <= MAX_SHARDS:
-        raise GgufError(f"{path}: the name says part {match['number']} of {match['count']}")
-    paths = tuple(
-        path.with_name(f"{match['stem']}-{number:05}-of-{count:05}{SUFFIX}")
-        for number in range(1, count + 1)
-    )
-    for one in paths:
+    names = shard_names(path.name)
+    if path.name not in names:
+        raise GgufError(f"{path}: the name counts parts that there can't be")
+    paths = tuple(path.with_name(name) for name in names)
+    for one in paths if len(paths) > 1 else ():
         if not one.is_file():
             raise GgufError(
-                f"{path.parent}: {one.name} is missing, one of {count} files of the model;"
+                f"{path.parent}: {one.name} is missing, one of {len(names)} files of the model;"
                 " download it into the same folder"
             )
     return paths
+
+
+def shard_names(name: str) -> tuple[str, ...]:
+    """All files of the model that a file belongs to; itself alone where its name counts none."""
+    match = _SHARD_NAME.fullmatch(name)
+    if match is None or not 1 <= int(match["count"]) <= MAX_SHARDS:
+        return (name,)
+    count = int(match["count"])
+    return tuple(
+        f"{match['stem']}-{number:05}-of-{count:05}{SUFFIX}" for number in range(1, count + 1)
+    )
 
 
 def model_name(path: Path) -> str:
@@ -225,16 +231,21 @@ def model_name(path: Path) -> str:
 
 
 def models_in(folder: Path) -> tuple[Path, ...]:
-    """The GGUF models of a folder: of each split one only its first file, by name.
+    """The GGUF models of a folder; see `models_among`."""
+    return tuple(folder / name for name in models_among(path.name for path in folder.iterdir()))
+
+
+def models_among(names: Iterable[str]) -> tuple[str, ...]:
+    """The models among some files, in order: of each split one only its first file.
 
     Vision towers (`mmproj…`) and importance matrices are no models.
     """
     found = []
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
-        match = _SHARD_NAME.fullmatch(path.name)
-        is_first = match is None or int(match["number"]) == 1
-        if is_first and not path.name.lower().startswith(("mmproj", "imatrix")):
-            found.append(path)
+    for name in sorted(names):
+        file = name.rpartition("/")[2]
+        is_model = file.endswith(SUFFIX) and not file.lower().startswith(_NO_MODELS)
+        if is_model and shard_names(name)[0] == name:
+            found.append(name)
     return tuple(found)
 
 

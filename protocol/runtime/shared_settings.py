@@ -31,7 +31,10 @@ MODEL_PATH = text(
     aliases=("MODEL_PATH",),
     option="MODEL",
     shown_default="the bundled model",
-    meaning="a folder or a Hugging Face id; for an engine worker a local folder",
+    meaning=(
+        "a folder, a GGUF file or a Hugging Face id (`org/model`, `hf:org/model:Q4_K_M`); for an "
+        "engine worker a local folder or GGUF file"
+    ),
 )
 MODEL_NAME = text(
     "PENSTOCK_MODEL_NAME",

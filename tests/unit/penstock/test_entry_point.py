@@ -38,7 +38,7 @@ def test_a_missing_folder_is_one_line_and_exit_code_1(
     code, err = run(capsys, "serve", str(tmp_path / "nowhere"), *data)
     assert code == 1
     assert err.count("\n") == 1
-    assert "is not a folder" in err
+    assert "is neither a folder nor a GGUF file" in err
 
 
 def test_a_port_in_use_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:

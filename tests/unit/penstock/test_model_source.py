@@ -100,7 +100,6 @@ def test_a_model_too_large_is_refused_with_both_numbers_and_a_way_out() -> None:
 @pytest.mark.parametrize(
     ("config", "files", "named"),
     [
-        ({}, ["model-Q4.gguf"], "GGUF"),
         ({"quantization_config": {"quant_method": "aqlm"}}, ["m.safetensors"], "aqlm.*gptq"),
         ({}, ["pytorch_model.bin"], "pickled"),
         ({}, ["README.md"], "no \\*.safetensors"),
@@ -119,7 +118,7 @@ def test_a_good_folder_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="is not a folder"):
+    with pytest.raises(ModelError, match="is neither a folder nor a GGUF file"):
         resolve_model(ModelChoice("m", str(tmp_path / "nowhere")), SETTINGS)
 
 
