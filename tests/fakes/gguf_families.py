@@ -6,7 +6,13 @@ from typing import Any
 
 from gguf import GGUFWriter
 
-from tests.fakes.gguf_files import Tensor, llama_tensors, plain_tensors
+from tests.fakes.gguf_files import (
+    Tensor,
+    llama_tensors,
+    mixtral_tensors,
+    moe_tensors,
+    plain_tensors,
+)
 from tests.fakes.tiny_checkpoint import TINY_LLAMA
 
 
@@ -43,6 +49,37 @@ GGUF_FAMILIES = (
         "llama",
         {**TINY_LLAMA, "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}
         | {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8, "hidden_size": 24},
+    ),
+    GgufCase(
+        "llama",
+        _config("MixtralForCausalLM", "mixtral", num_local_experts=5, num_experts_per_tok=2),
+        mixtral_tensors,
+    ),
+    GgufCase(
+        "qwen2moe",
+        _config(
+            "Qwen2MoeForCausalLM",
+            "qwen2_moe",
+            num_experts=5,
+            num_experts_per_tok=2,
+            moe_intermediate_size=12,
+            shared_expert_intermediate_size=20,
+            norm_topk_prob=False,
+        ),
+        moe_tensors,
+    ),
+    GgufCase(
+        "qwen3moe",
+        _config(
+            "Qwen3MoeForCausalLM",
+            "qwen3_moe",
+            num_experts=6,
+            num_experts_per_tok=3,
+            moe_intermediate_size=12,
+            norm_topk_prob=True,
+            head_dim=8,
+        ),
+        moe_tensors,
     ),
     GgufCase("qwen2", _config("Qwen2ForCausalLM", "qwen2"), plain_tensors),
     GgufCase(

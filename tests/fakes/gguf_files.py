@@ -30,6 +30,13 @@ _CONFIG_KEYS = {
     "max_position_embeddings": "context_length",
     "head_dim": "attention.key_length",
 }
+_CONFIG_KEYS |= {
+    "num_experts": "expert_count",
+    "num_local_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+}
 _CONFIG_NUMBERS = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "rope_theta": "rope.freq_base",
@@ -48,6 +55,36 @@ def llama_tensors(tensors: Mapping[str, Tensor], config: Keys) -> Iterable[tuple
     for name, values in tensors.items():
         kind = name.split(".")[-2].removesuffix("_proj")
         yield name, reordered(values, heads[kind]) if kind in heads else values
+
+
+def with_stacked_experts(
+    tensors: Iterable[tuple[str, Tensor]],
+) -> Iterable[tuple[str, Tensor]]:
+    """Each kind of an expert's tensors of a layer in one, as the converter joins them."""
+    stacks: dict[str, list[Tensor]] = {}
+    for name, values in tensors:
+        before, found, after = name.partition(".experts.")
+        if not found:
+            yield name, values
+            continue
+        stacks.setdefault(f"{before}.experts.{after.partition('.')[2]}", []).append(values)
+    for name, parts in stacks.items():
+        # As Mixtral's converter calls them; the others keep their names.
+        yield (
+            name.replace("model.layers", "layers").replace("block_sparse_moe", "feed_forward")
+            if "block_sparse" in name
+            else name,
+            np.stack(parts),
+        )
+
+
+def mixtral_tensors(tensors: Mapping[str, Tensor], config: Keys) -> Iterable[tuple[str, Tensor]]:
+    yield from with_stacked_experts(llama_tensors(tensors, config))
+
+
+def moe_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, Tensor]]:
+    for name, values in with_stacked_experts(tensors.items()):
+        yield name, values.reshape(-1) if "shared_expert_gate" in name else values
 
 
 def plain_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, Tensor]]:

@@ -1,5 +1,6 @@
 """What llama.cpp's converter does to tensors, undone."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,9 @@ def _minus_one(values: Values) -> Values:
 
 MINUS_ONE = Change(_minus_one)
 """Norms that scale by 1 + w: the file holds 1 + w."""
+
+ONE_ROW = Change(lambda values: values.reshape(1, -1), lambda shape: (1, math.prod(shape)))
+"""Vectors that Hugging Face keeps as a matrix of one row."""
 
 TRANSPOSED = Change(lambda values: values.T, lambda shape: shape[::-1])
 """Matrices that Hugging Face keeps as [in, out]."""

@@ -133,7 +133,8 @@ def family_of(metadata: GgufMetadata) -> GgufFamily:
         raise UnsupportedArchitectureError(
             f"{metadata.path}: is of type {kind!r:.40}, not a model; name the model's own file"
         )
-    family = FAMILIES.get(str(metadata.architecture))
+    families = FAMILIES.get(str(metadata.architecture), ())
+    family = next((one for one in families if one.fits(metadata)), None)
     if family is None:
         raise UnsupportedArchitectureError(
             f"{metadata.path}: architecture {metadata.architecture!r:.40} is not supported in"

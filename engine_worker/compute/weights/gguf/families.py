@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine_worker.compute.weights.gguf.changes import Change, rotate_halves
+from engine_worker.compute.weights.gguf.changes import ONE_ROW, Change, rotate_halves
 from engine_worker.compute.weights.gguf.metadata import GgufMetadata
+from engine_worker.errors import CheckpointError
 
 Config = dict[str, Any]
 MAX_LAYERS = 1024
+MAX_EXPERTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +47,21 @@ class GgufFamily:
         config: What its `config.json` says beyond `common_config`; what it sets to None is removed.
         layer: Names of a layer's tensors that differ from `_LAYER`, or come on top; without their
             ending.
+        experts: Of tensors that hold all experts of a layer: GGUF's name without its ending, and
+            what follows `experts.0.` of each expert's own tensor, with what stands before in front.
         rotates_pairs: Whether the rows of queries and keys were reordered (see `rotate_halves`).
         changes: To tensors of a layer or of the whole model, by GGUF's name without `blk.0.`.
+        fits: Whether a model is of this family, where several share a name.
     """
 
     architecture: str
     model_type: str
     config: Callable[[GgufMetadata], Config] = lambda _: {}
     layer: Mapping[str, str] = field(default_factory=dict)
+    experts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     rotates_pairs: bool = False
     changes: Mapping[str, Change] = field(default_factory=dict)
+    fits: Callable[[GgufMetadata], bool] = lambda _: True
 
 
 _WHOLE = {
@@ -97,8 +104,25 @@ def parts_of(family: GgufFamily, metadata: GgufMetadata) -> Parts:
             continue
         index, place = split_layer(name)
         change = family.changes.get(place) or rotations.get(place)
-        parts[_hf_name(family, name, index, place)] = Part(name, change)
+        stem, _, ending = place.rpartition(".")
+        if index is not None and stem in family.experts:
+            block, expert_name = family.experts[stem]
+            for expert in range(_num_experts(metadata, name)):
+                hf_name = f"model.layers.{index}.{block}experts.{expert}.{expert_name}.{ending}"
+                parts[hf_name] = Part(name, change, expert)
+        else:
+            parts[_hf_name(family, name, index, place)] = Part(name, change)
     return parts
+
+
+def _num_experts(metadata: GgufMetadata, name: str) -> int:
+    shape = metadata.shape(name)
+    if len(shape) < 2 or shape[0] > MAX_EXPERTS:
+        raise CheckpointError(
+            f"{metadata.path}: tensor {name!r} has the shape {list(shape)}; at most {MAX_EXPERTS}"
+            " experts are read"
+        )
+    return shape[0]
 
 
 def split_layer(name: str) -> tuple[int | None, str]:
@@ -189,10 +213,6 @@ def _rope_scaling(metadata: GgufMetadata) -> Config | None:
     return None
 
 
-def _has_tensor(name: str) -> Callable[[GgufMetadata], bool]:
-    return lambda metadata: name in metadata.tensors
-
-
 def _llama(metadata: GgufMetadata) -> Config:
     return {
         "attention_bias": "blk.0.attn_q.bias" in metadata.tensors,
@@ -205,10 +225,87 @@ def _smollm3(metadata: GgufMetadata) -> Config:
     return {**_llama(metadata), "no_rope_layer_interval": 4}
 
 
-FAMILIES: dict[str, GgufFamily] = {
-    "llama": GgufFamily("LlamaForCausalLM", "llama", _llama, rotates_pairs=True),
-    "qwen2": GgufFamily("Qwen2ForCausalLM", "qwen2"),
-    "qwen3": GgufFamily("Qwen3ForCausalLM", "qwen3"),
-    "smollm3": GgufFamily("SmolLM3ForCausalLM", "smollm3", _smollm3, rotates_pairs=True),
+def _has_experts(metadata: GgufMetadata) -> bool:
+    return metadata.whole("expert_count", 0) > 0
+
+
+def _expert_counts(metadata: GgufMetadata) -> Config:
+    return {
+        "num_local_experts": metadata.whole("expert_count"),
+        "num_experts_per_tok": metadata.whole("expert_used_count"),
+    }
+
+
+def _qwen_moe(metadata: GgufMetadata) -> Config:
+    config = {
+        **_expert_counts(metadata),
+        "num_experts": metadata.whole("expert_count"),
+        "moe_intermediate_size": metadata.whole("expert_feed_forward_length"),
+        # llama.cpp has it in its program.
+        "norm_topk_prob": metadata.architecture == "qwen3moe",
+    }
+    if metadata.has("expert_shared_feed_forward_length"):
+        width = metadata.whole("expert_shared_feed_forward_length")
+        config["shared_expert_intermediate_size"] = width
+    return config
+
+
+def _experts(block: str, gate: str, up: str, down: str) -> dict[str, tuple[str, str]]:
+    return {
+        "ffn_gate_exps": (block, gate),
+        "ffn_up_exps": (block, up),
+        "ffn_down_exps": (block, down),
+    }
+
+
+_QWEN_EXPERTS = _experts("mlp.", "gate_proj", "up_proj", "down_proj")
+_SHARED_EXPERT = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
-"""By the name in `general.architecture`."""
+_ALL: tuple[tuple[str, GgufFamily], ...] = (
+    (
+        "llama",
+        GgufFamily(
+            "MixtralForCausalLM",
+            "mixtral",
+            _expert_counts,
+            {"ffn_gate_inp": "block_sparse_moe.gate"},
+            _experts("block_sparse_moe.", "w1", "w3", "w2"),
+            rotates_pairs=True,
+            fits=_has_experts,
+        ),
+    ),
+    ("llama", GgufFamily("LlamaForCausalLM", "llama", _llama, rotates_pairs=True)),
+    ("qwen2", GgufFamily("Qwen2ForCausalLM", "qwen2")),
+    (
+        "qwen2moe",
+        GgufFamily(
+            "Qwen2MoeForCausalLM",
+            "qwen2_moe",
+            _qwen_moe,
+            _SHARED_EXPERT,
+            _QWEN_EXPERTS,
+            changes={"ffn_gate_inp_shexp.weight": ONE_ROW},
+        ),
+    ),
+    ("qwen3", GgufFamily("Qwen3ForCausalLM", "qwen3")),
+    (
+        "qwen3moe",
+        GgufFamily(
+            "Qwen3MoeForCausalLM",
+            "qwen3_moe",
+            _qwen_moe,
+            {"ffn_gate_inp": "mlp.gate"},
+            _QWEN_EXPERTS,
+        ),
+    ),
+    ("smollm3", GgufFamily("SmolLM3ForCausalLM", "smollm3", _smollm3, rotates_pairs=True)),
+)
+FAMILIES: dict[str, tuple[GgufFamily, ...]] = {
+    name: tuple(family for other, family in _ALL if other == name) for name, _ in _ALL
+}
+"""By the name in `general.architecture`; of several the first that fits."""

@@ -42,7 +42,8 @@ def gguf_of(case: GgufCase, folder: Path, **options: Any) -> Path:
 
 
 def test_every_family_is_held_here() -> None:
-    assert {case.arch for case in GGUF_FAMILIES} == set(FAMILIES)
+    held = {(case.arch, case.config["architectures"][0]) for case in GGUF_FAMILIES}
+    assert held == {(name, one.architecture) for name, all_ in FAMILIES.items() for one in all_}
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_heads_that_the_rows_dont_have_are_refused(tmp_path: Path) -> None:
     # As if the folder's own config had been written by hand.
     heads = {**checkpoint.metadata.values, "llama.attention.head_count": 7}
     checkpoint.metadata.values = heads
-    parts = parts_of(FAMILIES["llama"], checkpoint.metadata)
+    parts = parts_of(FAMILIES["llama"][-1], checkpoint.metadata)
     checkpoint.parts.update(parts)
     with checkpoint.reading() as read, pytest.raises(CheckpointError, match="attn_q.*heads"):
         read("model.layers.0.self_attn.q_proj.weight")
@@ -285,3 +286,14 @@ def test_configs_are_json(tmp_path: Path) -> None:
     assert json.loads(json.dumps(config)) == config
     # The shortest decimals that stand for the file's single precision.
     assert config["rms_norm_eps"] == 1e-5
+
+
+def test_more_experts_than_any_model_has_are_refused(tmp_path: Path) -> None:
+    def more(writer: GGUFWriter) -> None:
+        raw = np.zeros((5000, 1, 32), np.float32)
+        writer.add_tensor("blk.0.ffn_gate_exps.weight", raw)
+        writer.add_uint32("qwen3moe.block_count", 2)
+
+    path = patched(tmp_path / "m.gguf", more, arch="qwen3moe")
+    with pytest.raises(CheckpointError, match="'blk.0.ffn_gate_exps.weight'.*at most 4096 experts"):
+        open_gguf(path)
