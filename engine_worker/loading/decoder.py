@@ -279,6 +279,7 @@ def _assemble(
         backend=backend_label(runner.backend),
         kv_dtype=str(runner.kv_layout.dtype),
         placements=placements_of(runner.backend),
+        stored_as=open_checkpoint(settings.path).stored_as,
         quality_json=read_quality(settings.weights_cache_dir, settings.path, runner.backend),
     )
     preparer = PromptPreparer(

@@ -21,7 +21,6 @@ from engine_worker.compute.models.config_fields import CONFIG_NAME
 from engine_worker.compute.weights.gguf.checkpoint import (
     derive_config,
     find_model,
-    format_name,
     read_metadata,
 )
 from engine_worker.compute.weights.gguf.metadata import GgufMetadata
@@ -71,7 +70,7 @@ def with_model_folder(settings: ModelSettings) -> ModelSettings:
         _log.warning("%s; %s is used", error, settings.tokenizer_path)
     files = derived_files(metadata, tokenizer)
     folder = _kept(settings.weights_cache_dir, _key(metadata, files), metadata, files)
-    _log.info("%s: %s in %s", path, format_name(metadata.files), folder)
+    _log.info("%s: what it says of itself is in %s", path, folder)
     return replace(settings, path=folder)
 
 

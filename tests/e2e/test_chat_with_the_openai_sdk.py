@@ -188,6 +188,7 @@ def test_the_models_are_listed_and_shown(client: Any) -> None:
     compute = card["compute"]
     assert compute["backend"].split()[0] in {"xla", "cpu_native"}
     assert compute["weights"] == card["dtype"]
+    assert compute["stored_as"] is None
     assert [place["block"] for place in compute["blocks"]] == [
         "embedding",
         "attention",

@@ -37,6 +37,10 @@ class Checkpoint(Protocol):
     def tensors(self) -> Mapping[str, TensorInfo]:
         """By name."""
 
+    @property
+    def stored_as(self) -> str:
+        """How the files keep most weights, `GGUF Q4_K_M`; empty where these are plain numbers."""
+
     def reading(self) -> AbstractContextManager[ReadTensor]:
         """Opens the files, to read tensors from."""
 

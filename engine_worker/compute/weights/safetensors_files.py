@@ -34,6 +34,10 @@ class SafetensorsCheckpoint:
     files: tuple[Path, ...]
     tensors: dict[str, TensorInfo]
 
+    @property
+    def stored_as(self) -> str:
+        return ""
+
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:
         with ExitStack() as stack:

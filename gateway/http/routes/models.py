@@ -68,6 +68,7 @@ def _details(offer: EngineOffer) -> dict[str, Any]:
         "compute": {
             "backend": offer.backend,
             "weights": offer.dtype,
+            "stored_as": offer.stored_as or None,
             "kv": offer.kv_dtype,
             "blocks": [
                 {"block": place.block, "backend": place.backend, "reason": place.reason or None}

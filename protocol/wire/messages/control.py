@@ -87,6 +87,8 @@ class EngineOffer(Part, frozen=True):
         pooling: How token vectors become one: `mean`, `cls`, `last`; empty without embeddings.
         max_token_bytes: The longest text of a token in UTF-8 bytes, so that a hopeless prompt can
             be refused by its length; 0 when the engine doesn't tell.
+        stored_as: How the model's files keep most weights where these are no plain numbers: `GGUF
+            Q4_K_M`, `awq`; empty otherwise.
         backend: What computes the model, `xla`, `cpu_native`, with instructions where it has any.
         kv_dtype: How keys and values are held.
         placements: Where each kind of block runs.
@@ -136,6 +138,7 @@ class EngineOffer(Part, frozen=True):
     labels: tuple[str, ...] = ()
     problem_type: str = ""
     rerank_wording: str = ""
+    stored_as: str = ""
 
 
 class AuthOffer(Part, frozen=True):

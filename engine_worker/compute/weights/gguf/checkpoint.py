@@ -1,5 +1,6 @@
 """A GGUF model as a `Checkpoint`: Hugging Face's tensors, dequantised when they are read."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from protocol.runtime.gguf_header import (
     read_gguf_shards,
 )
 
+_log = logging.getLogger("penstock.engine.weights")
 _FILE_TYPE: Final = "general.file_type"
 _DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -47,8 +49,20 @@ class GgufCheckpoint:
     metadata: GgufMetadata
     parts: Parts
 
+    @property
+    def stored_as(self) -> str:
+        return f"GGUF {format_name(self.metadata.files)}"
+
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:
+        stored = {tensor.type_name for tensor in self.metadata.tensors.values()}
+        if not stored <= set(PLAIN):
+            _log.info(
+                "%s: stored in %s and dequantised as it is read; --dtype int8 or int4 quantises it"
+                " anew",
+                self.listing,
+                format_name(self.metadata.files),
+            )
         opened = {file: _mapped(file) for file in self.files}
 
         def read(name: str) -> npt.NDArray[Any]:

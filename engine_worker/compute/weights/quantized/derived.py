@@ -63,6 +63,10 @@ class DerivedCheckpoint:
     def files(self) -> tuple[Path, ...]:
         return self._base.files
 
+    @property
+    def stored_as(self) -> str:
+        return self._summary
+
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:
         _log.info(
