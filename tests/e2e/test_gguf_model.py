@@ -1,0 +1,50 @@
+"""The bundled model as a GGUF file, by the real command: it says what its folder's model says."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from engine_worker.demo import demo_model_path
+from tests.e2e.house import House, start_house, stop_house
+from tests.e2e.test_chat_with_the_openai_sdk import MODEL, WEATHER, ask
+from tests.fakes.gguf_files import write_gguf
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(scope="module")
+def gguf_house(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[House]:
+    folder = tmp_path_factory.mktemp("gguf")
+    write_gguf(folder / "tiny-F32.gguf", demo_model_path())
+    house = start_house(
+        folder / "data", cache_dir, "--deterministic", str(folder / "tiny-F32.gguf")
+    )
+    yield house
+    assert stop_house(house) == 0
+
+
+def test_a_chat_and_a_tool_call_are_those_of_the_folder(gguf_house: House, house: House) -> None:
+    def answer(client: Any, model: str, **options: Any) -> dict[str, Any]:
+        message = (
+            client.chat.completions.create(model=model, temperature=0, **options)
+            .choices[0]
+            .message.model_dump()
+        )
+        for call in message["tool_calls"] or ():
+            call.pop("id")
+        return dict(message)
+
+    ours, theirs = gguf_house.client(), house.client()
+    chat = answer(theirs, MODEL, messages=ask("What is 12 + 30?"))
+    assert "42" in chat["content"]
+    assert answer(ours, "tiny-F32", messages=ask("What is 12 + 30?")) == chat
+    request = {"messages": ask("What is the weather in Paris?"), "tools": [WEATHER]}
+    call = answer(theirs, MODEL, **request)
+    assert [one["function"]["name"] for one in call["tool_calls"]] == ["get_weather"]
+    assert answer(ours, "tiny-F32", **request) == call
+    card = httpx.get(f"{gguf_house.url}/v1/models/tiny-F32", trust_env=False).json()
+    assert card["compute"]["stored_as"] == "GGUF F32"
+    assert card["compute"]["weights"] == "float32"
