@@ -8,6 +8,7 @@ PenstockError
     │   ├── UnsupportedFeatureError    the decoder is known, one value of its config is not
     │   ├── UnsupportedFormatError     the weights are in a format that is not read
     │   ├── CheckpointError            a weights file is broken; names the file and the tensor
+    │   ├── ModelMemoryError           weights and programs don't fit; names needs and ways out
     │   ├── KvMemoryError              the KV cache's memory holds not even one whole request
     │   └── TokenizerLoadError         the tokenizer's files are missing or broken
     ├── NativeUnavailableError         there are no native kernels here: XLA computes instead
@@ -49,11 +50,15 @@ class UnsupportedFeatureError(ModelLoadError):
 
 
 class UnsupportedFormatError(ModelLoadError):
-    """The weights are in a format that is not read (pickle, GGUF, AWQ, GPTQ and the like)."""
+    """The weights are in a format that is not read (a pickle, a quantiser that is not known)."""
 
 
 class CheckpointError(ModelLoadError):
     """A weights file is broken: the message names the file and, where there is one, the tensor."""
+
+
+class ModelMemoryError(ModelLoadError):
+    """There is too little memory for the model; the message says how much it takes, what helps."""
 
 
 class KvMemoryError(ModelLoadError):

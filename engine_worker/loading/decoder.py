@@ -43,6 +43,7 @@ from engine_worker.embedding.embedder import Embedder
 from engine_worker.errors import KvMemoryError
 from engine_worker.loading.encoder import decoder_embedder, embedding_offer
 from engine_worker.loading.identity import model_fingerprint
+from engine_worker.loading.memory_estimate import estimate_memory, require_memory
 from engine_worker.loading.phases import PhaseCallback
 from engine_worker.loading.quality_record import read_quality
 from engine_worker.loading.weights import load_for_backend
@@ -119,6 +120,12 @@ def load_model(
     spec = load_spec(settings.path)
     dtype = _choose_dtype(settings, spec)
     backend = _choose_backend(settings, spec, dtype)
+    require_memory(
+        settings.name,
+        estimate_memory(backend, settings, kv_memory_bytes=settings.kv_memory_bytes),
+        backend,
+        device_memory_stats(),
+    )
     max_model_len = choose_max_model_len(settings, backend)
     with ThreadPoolExecutor(1, "tokenizer") as thread:
         text_side = thread.submit(_load_text_side, settings)

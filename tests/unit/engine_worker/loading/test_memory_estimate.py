@@ -1,0 +1,89 @@
+"""What a model will take, told before it is read: what is refused, and the ways out."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from engine_worker.compute.backends.kv_memory import block_bytes
+from engine_worker.compute.backends.xla.backend import XlaBackend
+from engine_worker.compute.models.decoder import declare
+from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.config import ModelSettings
+from engine_worker.errors import ModelMemoryError
+from engine_worker.loading import memory_estimate
+from engine_worker.loading.decoder import load_model
+from engine_worker.loading.memory_estimate import (
+    OVERHEAD_BYTES,
+    MemoryEstimate,
+    estimate_memory,
+    require_memory,
+)
+from tests.fakes.tiny_checkpoint import TINY_LLAMA, write_checkpoint
+
+GRAPH = declare(decoder_spec(TINY_LLAMA), "float32")
+XLA = XlaBackend(GRAPH)
+SETTINGS = ModelSettings(path=Path("/m"), name="m", block_size=16, max_num_seqs=3)
+
+
+def test_weights_cache_the_largest_weight_being_read_and_programs_count() -> None:
+    estimate = estimate_memory(XLA, SETTINGS, kv_memory_bytes=5000)
+    largest = max(parameter.num_elements for parameter in GRAPH.parameters)
+    assert estimate == MemoryEstimate(
+        GRAPH.size_bytes, loading_bytes=largest * 8, kv_bytes=5000, overhead_bytes=OVERHEAD_BYTES
+    )
+    assert estimate.total_bytes == GRAPH.size_bytes + largest * 8 + 5000 + OVERHEAD_BYTES
+
+
+def test_a_cache_counts_at_least_a_block_and_at_most_what_all_rows_fill() -> None:
+    block = block_bytes(XLA, 16)
+    assert estimate_memory(XLA, SETTINGS, kv_memory_bytes=None).kv_bytes == 2 * block
+    # 64 positions are 4 blocks a row, and one block is for padding.
+    assert estimate_memory(XLA, SETTINGS, kv_memory_bytes=2**40).kv_bytes == (3 * 4 + 1) * block
+
+
+GIB = 2**30
+LARGE = MemoryEstimate(8 * GIB, GIB, GIB, GIB)
+
+
+def refused(estimate: MemoryEstimate, free: int, backend: XlaBackend = XLA) -> str:
+    with pytest.raises(ModelMemoryError) as caught:
+        require_memory("big", estimate, backend, free_bytes=lambda: free)
+    return str(caught.value)
+
+
+def test_what_does_not_fit_is_refused_with_both_numbers_and_a_narrower_type_that_fits() -> None:
+    require_memory("big", LARGE, XLA, free_bytes=lambda: 11 * GIB)
+    text = refused(LARGE, 10 * GIB)
+    for part in ("big needs about 11.00 GiB", "8.00 GiB weights in float32", "10.00 GiB are free"):
+        assert part in text
+    assert "PENSTOCK_DTYPE=bfloat16" in text
+    assert "PENSTOCK_DTYPE=int8" in refused(LARGE, 6 * GIB)
+
+
+def test_where_no_type_fits_the_way_out_is_memory_or_another_model() -> None:
+    # int4, which would fit, is only there with the native kernels.
+    text = refused(LARGE, 4 * GIB)
+    assert "PENSTOCK_DTYPE" not in text
+    assert "smaller model" in text
+
+
+def test_on_a_device_only_weights_and_cache_count() -> None:
+    stats = {"bytes_limit": 10 * GIB, "bytes_in_use": GIB}
+    require_memory("big", LARGE, XLA, stats, free_bytes=lambda: 0)
+    with pytest.raises(
+        ModelMemoryError, match=r"needs about 9\.00 GiB.* 8\.98 GiB are free on the"
+    ):
+        require_memory("big", LARGE, XLA, stats | {"bytes_in_use": GIB + 2**24})
+
+
+def test_a_model_too_large_is_refused_before_a_weight_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path, TINY_LLAMA)
+    monkeypatch.setattr(memory_estimate, "_free_bytes", lambda: 2**20)
+    settings = dataclasses.replace(SETTINGS, path=tmp_path)
+    told: list[str] = []
+    with pytest.raises(ModelMemoryError, match=r"m needs about 0\.3\d GiB"):
+        load_model(settings, lambda phase, fraction, detail: told.append(detail))
+    assert told == ["configuration"]
