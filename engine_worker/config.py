@@ -54,6 +54,7 @@ class ModelSettings:
     path: Path
     name: str
     tokenizer_path: Path | None = setting(shared.TOKENIZER_PATH)
+    lora: Path | None = setting(shared.LORA)
     max_model_len: int | None = setting(shared.MAX_MODEL_LEN)
     kv_memory_bytes: int | None = setting(shared.KV_MEMORY)
     block_size: int = setting(shared.BLOCK_SIZE)

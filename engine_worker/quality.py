@@ -72,7 +72,7 @@ def run(job: Job) -> dict[str, object]:
     tokenizer = Tokenizer.load(settings.tokenizer_path or settings.path, settings.path)
     token_ids = tokenizer.encode(job.text, add_special_tokens=False)[: job.max_tokens]
     ours, theirs = (
-        load_for_backend(settings.path, backend, settings.weights_cache_dir, _tell)
+        load_for_backend(settings.path, backend, settings.weights_cache_dir, _tell, settings.lora)
         for backend in (measured, reference)
     )
     try:
@@ -88,7 +88,9 @@ def run(job: Job) -> dict[str, object]:
     }
     if settings.weights_cache_dir is not None:
         try:
-            path = write_quality(record, settings.weights_cache_dir, settings.path, measured)
+            path = write_quality(
+                record, settings.weights_cache_dir, settings.path, measured, settings.lora
+            )
             sys.stderr.write(f"kept in {path}\n")
         except OSError as error:
             sys.stderr.write(f"not kept: {error}\n")
@@ -129,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "model", nargs="?", type=Path, help="a folder or GGUF file; the bundled model if none"
     )
+    parser.add_argument("--lora", type=Path, help="folder of an adapter that is merged into it")
     parser.add_argument("--text", default=BUNDLED_TEXT, help="a UTF-8 file, or `bundled`")
     parser.add_argument("--max-tokens", type=int, default=20_000, help="of the text")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="what is measured")
@@ -144,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = ModelSettings(
             path=folder,
             name=DEMO_MODEL_NAME if args.model is None else model_name(folder),
+            lora=None if args.lora is None else args.lora.expanduser().absolute(),
             dtype=args.dtype,
             backend=args.backend,
             compile_cache_dir=args.compile_cache.expanduser(),

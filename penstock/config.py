@@ -36,7 +36,7 @@ CONFIG = file_path(
     meaning=(
         "TOML file with these settings; keys are the options' names with underscores (and "
         "`drain_timeout_s`), models are `[[models]]` with `name`, `path`, `engines`, `tokenizer`, "
-        "`tool_format`, `reasoning_format`"
+        "`lora`, `tool_format`, `reasoning_format`"
     ),
 )
 ENGINES = whole_number(
@@ -89,6 +89,7 @@ class ModelChoice:
     source: str | None
     num_engines: int = setting(ENGINES)
     tokenizer: Path | None = setting(shared.TOKENIZER_PATH)
+    lora: Path | None = setting(shared.LORA)
     tool_format: str | None = setting(shared.TOOL_FORMAT)
     reasoning_format: str | None = setting(shared.REASONING_FORMAT)
 

@@ -128,7 +128,14 @@ def _given(settings: ServeSettings, secrets: Sequence[str]) -> dict[str, str]:
 
 def common_environment(settings: ServeSettings, run_dir: Path) -> dict[str, str]:
     """What every child inherits: the caller's environment, the sockets, the checked settings."""
-    consumed = ("MODEL_PATH", "MODEL_NAME", "TOKENIZER_PATH", "TOOL_FORMAT", "REASONING_FORMAT")
+    consumed = (
+        "MODEL_PATH",
+        "MODEL_NAME",
+        "TOKENIZER_PATH",
+        "LORA",
+        "TOOL_FORMAT",
+        "REASONING_FORMAT",
+    )
     # Secrets are one process's alone; a ready file tells of one process, and there are several.
     kept = (*SECRETS_OF_AUTH, *SECRETS_OF_GATEWAY, READY_FILE_SETTING)
     dropped = {*consumed, *(f"PENSTOCK_{name}" for name in consumed), *kept}

@@ -136,7 +136,9 @@ def load_model(
                 # A tokenizer that can't be loaded is no reason to read all weights first.
                 text_side.result()
 
-        decoder = load_for_backend(settings.path, backend, settings.weights_cache_dir, on_weights)
+        decoder = load_for_backend(
+            settings.path, backend, settings.weights_cache_dir, on_weights, settings.lora
+        )
         runner = create_runner(
             decoder,
             settings,
@@ -287,7 +289,9 @@ def _assemble(
         kv_dtype=str(runner.kv_layout.dtype),
         placements=placements_of(runner.backend),
         stored_as=open_checkpoint(settings.path).stored_as,
-        quality_json=read_quality(settings.weights_cache_dir, settings.path, runner.backend),
+        quality_json=read_quality(
+            settings.weights_cache_dir, settings.path, runner.backend, settings.lora
+        ),
     )
     preparer = PromptPreparer(
         tokenizer,
@@ -366,7 +370,7 @@ def choose_for_settings(
 
 
 def _choose_backend(settings: ModelSettings, spec: DecoderSpec, dtype: DtypeChoice) -> Backend:
-    graph = with_own_head(declare(spec, dtype.dtype), open_checkpoint(settings.path))
+    graph = with_own_head(declare(spec, dtype.dtype), open_checkpoint(settings.path, settings.lora))
     choice = choose_backend(
         BackendName(settings.backend),
         graph,

@@ -14,17 +14,20 @@ _MAX_BYTES: Final = 16_384
 _log = logging.getLogger("penstock.engine.weights")
 
 
-def quality_path(cache_dir: Path, folder: Path, backend: Backend) -> Path:
+def quality_path(cache_dir: Path, folder: Path, backend: Backend, lora: Path | None = None) -> Path:
     """Where the record of a folder's weights, as a backend packs them, is kept."""
-    key = fingerprint(folder, {"packed": backend.packing.layout, "type": backend.weight_type})
-    return packed_path(cache_dir, folder, backend, key).with_suffix(SUFFIX)
+    parts = {"packed": backend.packing.layout, "type": backend.weight_type}
+    key = fingerprint(folder, parts, lora)
+    return packed_path(cache_dir, folder, backend, key, lora).with_suffix(SUFFIX)
 
 
-def read_quality(cache_dir: Path | None, folder: Path, backend: Backend) -> str:
+def read_quality(
+    cache_dir: Path | None, folder: Path, backend: Backend, lora: Path | None = None
+) -> str:
     """The record as JSON; empty when there is none, or none that can be read."""
     if cache_dir is None:
         return ""
-    path = quality_path(cache_dir, folder, backend)
+    path = quality_path(cache_dir, folder, backend, lora)
     try:
         with path.open("rb") as stream:
             text = stream.read(_MAX_BYTES + 1)
@@ -41,7 +44,11 @@ def read_quality(cache_dir: Path | None, folder: Path, backend: Backend) -> str:
 
 
 def write_quality(
-    record: dict[str, object], cache_dir: Path, folder: Path, backend: Backend
+    record: dict[str, object],
+    cache_dir: Path,
+    folder: Path,
+    backend: Backend,
+    lora: Path | None = None,
 ) -> Path:
     """Keeps a record in place of an earlier one.
 
@@ -51,7 +58,7 @@ def write_quality(
     Raises:
         OSError: It can't be written.
     """
-    path = quality_path(cache_dir, folder, backend)
+    path = quality_path(cache_dir, folder, backend, lora)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.new")
     unfinished.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

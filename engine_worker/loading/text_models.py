@@ -96,7 +96,7 @@ def _load_encoder(
 ) -> TextModel:
     spec = encoder_spec(config)
     graph = EncoderGraph(spec, DTYPES[dtype])
-    checkpoint = open_checkpoint(settings.path)
+    checkpoint = open_checkpoint(settings.path, settings.lora)
     leaves = load_leaves(
         checkpoint,
         graph.parameters,
@@ -122,7 +122,7 @@ def _load_decoder(
     # The model type names the decoder; its output head isn't there, or isn't needed.
     spec = replace(decoder_spec({**config, "architectures": None}), tied_head=True)
     graph = declare(spec, DTYPES[dtype])
-    checkpoint = open_checkpoint(settings.path)
+    checkpoint = open_checkpoint(settings.path, settings.lora)
     leaves = load_leaves(
         checkpoint,
         graph.parameters,

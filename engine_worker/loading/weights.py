@@ -26,7 +26,11 @@ _log = logging.getLogger("penstock.engine.weights")
 
 
 def load_for_backend(
-    folder: Path, backend: Backend, cache_dir: Path | None, progress: ProgressCallback
+    folder: Path,
+    backend: Backend,
+    cache_dir: Path | None,
+    progress: ProgressCallback,
+    lora: Path | None = None,
 ) -> PackedDecoder:
     """The weights of a decoder as its backend takes them.
 
@@ -39,15 +43,16 @@ def load_for_backend(
         backend: Made for the folder's decoder.
         cache_dir: Where packed weights are kept; None keeps none.
         progress: Called after each weight with the share of all bytes that is done.
+        lora: Folder of an adapter that is merged into the weights.
 
     Raises:
         ModelLoadError: As in `load_weights`.
     """
     packing = backend.packing
     if not packing.layout or cache_dir is None:
-        return PackedDecoder(backend, _in_memory(folder, backend, progress))
-    key = fingerprint(folder, {"packed": packing.layout})
-    path = packed_path(cache_dir, folder, backend, key)
+        return PackedDecoder(backend, _in_memory(folder, backend, progress, lora))
+    key = fingerprint(folder, {"packed": packing.layout}, lora)
+    path = packed_path(cache_dir, folder, backend, key, lora)
     try:
         return PackedDecoder(backend, _mapped(path, backend, key))
     except FileNotFoundError:
@@ -55,27 +60,35 @@ def load_for_backend(
     except PackedFileError as error:
         _log.warning("%s; the weights are packed anew", error)
     try:
-        _write(path, key, folder, backend, progress)
+        _write(path, key, folder, backend, progress, lora)
     except OSError as error:
         _log.warning("packed weights can't be kept in %s (%s)", path.parent, error.strerror)
-        return PackedDecoder(backend, _in_memory(folder, backend, progress))
+        return PackedDecoder(backend, _in_memory(folder, backend, progress, lora))
     _remove_others(path)
     return PackedDecoder(backend, _mapped(path, backend, key))
 
 
-def packed_path(cache_dir: Path, folder: Path, backend: Backend, key: str) -> Path:
-    """Where the packed weights of a folder are kept: one file for each folder and layout."""
-    place = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:8]
+def packed_path(
+    cache_dir: Path, folder: Path, backend: Backend, key: str, lora: Path | None = None
+) -> Path:
+    """Where the packed weights of a folder are kept: a file for each folder, adapter and layout."""
+    places = [os.fsencode(place.absolute()) for place in (folder, lora) if place is not None]
+    place = hashlib.sha256(b"\0".join(places)).hexdigest()[:8]
     layout = backend.packing.layout.replace(" ", "-")
     return cache_dir / f"{folder.name}-{place}-{layout}-{key[:16]}{SUFFIX}"
 
 
 def _write(
-    path: Path, key: str, folder: Path, backend: Backend, progress: ProgressCallback
+    path: Path,
+    key: str,
+    folder: Path,
+    backend: Backend,
+    progress: ProgressCallback,
+    lora: Path | None,
 ) -> None:
     parts = [part for weight in backend.packing.weights for part in weight.parts]
     with new_packed_file(path, key, parts) as file:
-        for array in _packed_arrays(folder, backend, progress):
+        for array in _packed_arrays(folder, backend, progress, lora):
             file.write(array)
 
 
@@ -85,16 +98,18 @@ def _mapped(path: Path, backend: Backend, key: str) -> tuple[jax.Array, ...]:
     return tuple(jax.device_put(array) for array in map_packed(path, key, parts))
 
 
-def _in_memory(folder: Path, backend: Backend, progress: ProgressCallback) -> tuple[jax.Array, ...]:
-    arrays = _packed_arrays(folder, backend, progress)
+def _in_memory(
+    folder: Path, backend: Backend, progress: ProgressCallback, lora: Path | None
+) -> tuple[jax.Array, ...]:
+    arrays = _packed_arrays(folder, backend, progress, lora)
     return tuple(jax.device_put(array).block_until_ready() for array in arrays)
 
 
 def _packed_arrays(
-    folder: Path, backend: Backend, progress: ProgressCallback
+    folder: Path, backend: Backend, progress: ProgressCallback, lora: Path | None
 ) -> Iterator[npt.NDArray[Any]]:
     """All arrays in the order of the leaves; the host holds one weight at a time."""
-    graph, checkpoint = backend.graph, open_checkpoint(folder)
+    graph, checkpoint = backend.graph, open_checkpoint(folder, lora)
     spec = graph.spec
     verb = "packed" if backend.packing.layout else "loaded"
     done_bytes, size_bytes = 0, backend.packing.size_bytes

@@ -52,6 +52,13 @@ TOKENIZER_PATH = file_path(
     shown_default="the model's",
     meaning="folder of another tokenizer",
 )
+LORA = file_path(
+    "PENSTOCK_LORA",
+    None,
+    option="--lora",
+    shown_default="none",
+    meaning="folder of a LoRA adapter (PEFT), merged into the model's weights when it is loaded",
+)
 TOOL_FORMAT = text(
     "PENSTOCK_TOOL_FORMAT",
     None,

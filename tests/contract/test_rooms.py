@@ -89,6 +89,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "engine_worker.compute.weights.gguf",
         "engine_worker.compute.weights.safetensors_files",
         "engine_worker.compute.weights.quantized",
+        "engine_worker.compute.weights.lora",
         "engine_worker.compute.weights",
         "engine_worker.compute.backends.host_memory",
         "engine_worker.compute.backends.kv_layout",

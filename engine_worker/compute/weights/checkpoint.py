@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from engine_worker.compute.weights.gguf.checkpoint import find_gguf
+from engine_worker.compute.weights.lora import AdaptedCheckpoint
 from engine_worker.compute.weights.quantized.methods import dequantized, find_quantization
 from engine_worker.compute.weights.safetensors_files import (
     INDEX_NAME,
@@ -45,11 +46,12 @@ class Checkpoint(Protocol):
         """Opens the files, to read tensors from."""
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, lora: Path | None = None) -> Checkpoint:
     """Reads the headers of a model's weights.
 
     Args:
         folder: A model folder.
+        lora: Folder of a LoRA adapter that is merged into them.
 
     Returns:
         Every tensor by name; sizes and offsets are checked against the files. Quantised ones are
@@ -58,7 +60,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         UnsupportedFormatError: There are weights, but in a format that is not read.
         CheckpointError: No weights, or a broken file; names the file, and the tensor if any.
+        ModelConfigError: The adapter's config is missing or contradicts itself.
     """
+    checkpoint = _open_model(folder)
+    return checkpoint if lora is None else AdaptedCheckpoint(checkpoint, lora)
+
+
+def _open_model(folder: Path) -> Checkpoint:
     found = find_safetensors(folder)
     if found is not None:
         quantization = find_quantization(folder)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
+from engine_worker.compute.weights.lora import CONFIG_NAME as ADAPTER_CONFIG
 from engine_worker.compute.weights.tensor_info import TensorInfo
 
 WHOLE_BYTES = 64 * 2**20
@@ -27,7 +28,7 @@ class _Hash(Protocol):
     def update(self, data: bytes, /) -> None: ...
 
 
-def fingerprint(folder: Path, parts: Mapping[str, str]) -> str:
+def fingerprint(folder: Path, parts: Mapping[str, str], lora: Path | None = None) -> str:
     """Hashes what decides a model's output.
 
     SHA-256 over `parts`, the config files, and of each safetensors file its size, its header and
@@ -40,6 +41,7 @@ def fingerprint(folder: Path, parts: Mapping[str, str]) -> str:
     Args:
         folder: A model folder with safetensors weights.
         parts: What else decides, by name: types, the tokenizer, the chat template.
+        lora: Folder of an adapter that is merged into the weights.
 
     Returns:
         64 hexadecimal digits.
@@ -47,7 +49,7 @@ def fingerprint(folder: Path, parts: Mapping[str, str]) -> str:
     Raises:
         ModelLoadError: The checkpoint cannot be opened (see `open_checkpoint`).
     """
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, lora)
     digest = hashlib.sha256()
     for name, text in sorted(parts.items()):
         _add(digest, name, text.encode("utf-8", "surrogatepass"))
@@ -55,6 +57,8 @@ def fingerprint(folder: Path, parts: Mapping[str, str]) -> str:
         path = folder / name
         if path.is_file():
             _add(digest, name, path.read_bytes())
+    if lora is not None:
+        _add(digest, ADAPTER_CONFIG, (lora / ADAPTER_CONFIG).read_bytes())
     total_bytes = sum(file.stat().st_size for file in checkpoint.files)
     for file in checkpoint.files:
         _add(digest, file.name, str(file.stat().st_size).encode())
