@@ -23,6 +23,7 @@ DEFAULT_COMPILE_CACHE_DIR = Path("~/.cache/penstock/compile")
 DEFAULT_WEIGHTS_CACHE_DIR = Path("~/.cache/penstock/weights")
 DTYPES = shared.DTYPES
 NO_POOLING = "none"
+QWEN3_RERANKER = "qwen3-reranker"
 _COMPILE_CACHE_DIR = file_path(
     "PENSTOCK_COMPILE_CACHE_DIR", DEFAULT_COMPILE_CACHE_DIR, meaning="folder of compiled programs"
 )
@@ -112,6 +113,19 @@ class ModelSettings:
                 "`weightedmean` (later ones more), `mean_sqrt_len`, or `none`; auto takes what the "
                 "model folder says; of decoders whose folder says nothing the bundled model pools "
                 "by `mean`, others make none"
+            ),
+        )
+    )
+
+    rerank_wording: str = setting(
+        choice(
+            "PENSTOCK_RERANK_WORDING",
+            "auto",
+            ("auto", "plain", QWEN3_RERANKER),
+            meaning=(
+                "how a chat model is asked whether a document answers a query: `qwen3-reranker` in"
+                " the words that those models were trained with, `plain` in the server's own; auto"
+                " takes the former for a Qwen3 model whose name or folder says `reranker`"
             ),
         )
     )

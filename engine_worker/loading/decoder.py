@@ -33,7 +33,7 @@ from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.compute.weights.checkpoint import open_checkpoint
 from engine_worker.compute.weights.loader import with_own_head
 from engine_worker.compute.weights.sampling_defaults import load_sampling_defaults
-from engine_worker.config import ModelSettings
+from engine_worker.config import QWEN3_RERANKER, ModelSettings
 from engine_worker.core.credits import CreditPolicy
 from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.core.engine import RESUME_VERSION, Engine
@@ -55,6 +55,8 @@ from engine_worker.text.tokenizer import Tokenizer
 from protocol.errors import ConfigurationError
 from protocol.wire.messages import BlockPlacement, EngineOffer, Score
 from protocol.wire.sampling_ranges import MAX_LOGPROBS
+
+_QWEN3 = "Qwen3ForCausalLM"
 
 _log = logging.getLogger("penstock.engine")
 
@@ -292,6 +294,7 @@ def _assemble(
         quality_json=read_quality(
             settings.weights_cache_dir, settings.path, runner.backend, settings.lora
         ),
+        rerank_wording=choose_rerank_wording(settings, spec),
     )
     preparer = PromptPreparer(
         tokenizer,
@@ -306,6 +309,14 @@ def _assemble(
     return ServedModel(
         engine, preparer, tokenizer, template, credit_policy, offer, embedder, scores
     )
+
+
+def choose_rerank_wording(settings: ModelSettings, spec: DecoderSpec) -> str:
+    """How the model is asked whether a document answers a query; empty for the gateway's words."""
+    if settings.rerank_wording != "auto":
+        return settings.rerank_wording if settings.rerank_wording == QWEN3_RERANKER else ""
+    says_so = "reranker" in f"{settings.name} {settings.path}".lower()
+    return QWEN3_RERANKER if says_so and spec.architecture == _QWEN3 else ""
 
 
 def placements_of(backend: Backend) -> tuple[BlockPlacement, ...]:

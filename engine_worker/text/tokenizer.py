@@ -136,6 +136,8 @@ class Tokenizer:
             first: From `EncodedText.cut`, as the next one.
             second: The other one.
         """
+        if self._backend.post_processor is None:
+            return [*first.ids, *second.ids], [0] * len(first.ids) + [1] * len(second.ids)
         joined = self._backend.post_process(first, second, True)
         return joined.ids, joined.type_ids
 

@@ -60,6 +60,7 @@ from gateway.http.schemas.resources import (
 from gateway.http.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
 from gateway.http.schemas.workers import ClearCacheRequest, DrainRequest
+from gateway.http.scoring.classify import ClassifyRequest
 from gateway.http.scoring.decision_schemas import DecisionRequest, SystemoneRequest
 from gateway.http.scoring.rerank import RerankRequest, ScoreRequest
 from protocol.wire.messages import AuditOutcome, KeyStatus, LimitHolder, PrincipalRole
@@ -82,6 +83,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     SystemoneRequest,
     RerankRequest,
     ScoreRequest,
+    ClassifyRequest,
     BatchRequest,
     ProfileRequest,
     DetokenizeRequest,
@@ -210,6 +212,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "text_1": "What is a penstock?",
         "text_2": ["A pipe to a turbine.", "A kind of duck."],
     },
+    "/v1/classify": {"model": "demo", "input": ["I love it.", "Never again."]},
     "/tokenize": {"model": "demo", "prompt": "A penstock is"},
     "/detokenize": {"model": "demo", "tokens": [1, 2, 3]},
     "/v1/parse": {"format": "hermes", "text": "Let me see."},

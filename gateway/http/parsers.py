@@ -47,11 +47,17 @@ from gateway.http.schemas.body import (
 )
 from gateway.http.schemas.chat import parse_chat_body
 from gateway.http.schemas.completion import parse_completion_body
-from gateway.http.schemas.embedding import EncodingFormat, parse_embedding_body
+from gateway.http.schemas.embedding import (
+    EncodingFormat,
+    InputType,
+    parse_embedding_body,
+    prompt_name_of,
+)
 from gateway.http.schemas.messages import clean_tools, custom_names
 from gateway.http.schemas.ranges import MAX_TOKEN_IDS
 from gateway.http.schemas.tokenize import parse_detokenize_body, parse_tokenize_body
 from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
+from gateway.http.scoring.classify import ClassifyBody, classify_body
 from gateway.http.scoring.convert import DecisionBody, decision_body, systemone_body
 from gateway.http.scoring.rerank import RerankBody, rerank_body, score_body
 from gateway.request.end_users import named_end_user
@@ -122,6 +128,7 @@ class EmbeddingBody:
     Attributes:
         num_bytes: UTF-8 bytes of all texts.
         num_ids: Token ids of all inputs that are some.
+        prompt_name: As the client says it, as `input_type`; `message` has what they come to.
     """
 
     model: str
@@ -132,6 +139,8 @@ class EmbeddingBody:
     num_inputs: int
     ignored: list[str]
     end_user: str = ""
+    prompt_name: str | None = None
+    input_type: InputType | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,12 +379,17 @@ def _completion(body: bytes, context: ParseContext) -> GenerationBody:
 def _embedding(body: bytes, context: ParseContext) -> EmbeddingBody:
     request, ignored = parse_embedding_body(body)
     texts, token_ids = request.texts, request.token_ids
+    offer = context.offer(request.model)
+    known = () if offer is None else offer.prompt_names
     message = bridge.embedding_inputs(
-        texts, token_ids, request.dimensions, request.truncate_prompt_tokens
+        texts,
+        token_ids,
+        request.dimensions,
+        request.truncate_prompt_tokens,
+        prompt_name_of(request.prompt_name, request.input_type, known),
     )
     num_ids = sum(map(len, token_ids))
     if num_ids > MANY_IDS:
-        offer = context.offer(request.model)
         if offer is not None:
             check_inputs(message, offer)
         _check_number(num_ids, "input")
@@ -388,6 +402,8 @@ def _embedding(body: bytes, context: ParseContext) -> EmbeddingBody:
         num_inputs=len(texts) + len(token_ids),
         ignored=ignored,
         end_user=named_end_user(request.user),
+        prompt_name=request.prompt_name,
+        input_type=request.input_type,
     )
 
 
@@ -399,12 +415,16 @@ def _systemone(body: bytes, _context: ParseContext) -> DecisionBody:
     return systemone_body(body)
 
 
-def _rerank(body: bytes, _context: ParseContext) -> RerankBody:
-    return rerank_body(body)
+def _rerank(body: bytes, context: ParseContext) -> RerankBody:
+    return rerank_body(body, context.offer)
 
 
-def _score(body: bytes, _context: ParseContext) -> RerankBody:
-    return score_body(body)
+def _score(body: bytes, context: ParseContext) -> RerankBody:
+    return score_body(body, context.offer)
+
+
+def _classify(body: bytes, _context: ParseContext) -> ClassifyBody:
+    return classify_body(body)
 
 
 def _check_number(num_ids: int, param: str) -> None:
@@ -500,6 +520,7 @@ DECISION: Final = BodyKind("decision", _decision, DecisionBody)
 SYSTEMONE: Final = BodyKind("systemone", _systemone, DecisionBody)
 RERANK: Final = BodyKind("rerank", _rerank, RerankBody)
 SCORE: Final = BodyKind("score", _score, RerankBody)
+CLASSIFY: Final = BodyKind("classify", _classify, ClassifyBody)
 TOKENIZE: Final = BodyKind("tokenize", _tokenize, TokenizeBody)
 DETOKENIZE: Final = BodyKind("detokenize", _detokenize, DetokenizeBody)
 PARSE: Final = BodyKind("parse", _parse, ParseBody)
@@ -512,7 +533,7 @@ KINDS: Final[Mapping[str, BodyKind[Any]]] = {
         *(RESPONSES, CONTINUED_RESPONSES, INPUT_TOKENS, CONTINUED_INPUT_TOKENS),
         *(SOCKET, CONTINUED_SOCKET),
         *(COMPACT, CONTINUED_COMPACT, CONVERSATION, CONVERSATION_UPDATE, CONVERSATION_ITEMS),
-        *(DECISION, SYSTEMONE, RERANK, SCORE),
+        *(DECISION, SYSTEMONE, RERANK, SCORE, CLASSIFY),
         *(TOKENIZE, DETOKENIZE, PARSE, EXECUTE),
     )
 }

@@ -55,6 +55,7 @@ ROUTE_RULES: Final[dict[str, RouteRule]] = {
     "/v1/rerank": RouteRule(Access.METERED, "rerank"),
     "/v2/rerank": RouteRule(Access.METERED, "rerank"),
     "/v1/score": RouteRule(Access.METERED, "rerank"),
+    "/v1/classify": RouteRule(Access.METERED, "rerank"),
     "/v1/files": RouteRule(Access.USER, "files"),
     "/v1/files/{file_id}": RouteRule(Access.USER, "files"),
     "/v1/files/{file_id}/content": RouteRule(Access.USER, "files"),

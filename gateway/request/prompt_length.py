@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from gateway.errors import InvalidRequestError
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Embed, EngineOffer, Prepare
+from protocol.wire.messages import Classify, Embed, EngineOffer, Prepare
 
 MANY_IDS = 128 * 1024
 """A body with more token ids is so large that its caller was known before it was read; too many of
@@ -38,8 +38,10 @@ def check_prompts(prepares: Sequence[Prepare], offer: EngineOffer) -> None:
             )
 
 
-def check_inputs(message: Embed, offer: EngineOffer) -> None:
-    """Refuse inputs of embeddings by their length.
+def check_inputs(message: Embed | Classify, offer: EngineOffer) -> None:
+    """Refuse inputs of embeddings, or texts to be classified, by their length.
+
+    Of pairs the first texts alone are looked at.
 
     Raises:
         InvalidRequestError: `context_length_exceeded`, naming the first input that is too long.

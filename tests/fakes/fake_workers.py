@@ -194,6 +194,7 @@ class FakeEngine(FakeWorker[EngineCommand]):
         max_token_bytes: int = 0,
         tokenizer_info_json: str = "",
         capabilities: tuple[str, ...] = ("chat", "completions"),
+        labels: tuple[str, ...] = (),
         instance_id: str | None = None,
         heartbeat_interval_s: float = 0.05,
     ) -> None:
@@ -221,6 +222,7 @@ class FakeEngine(FakeWorker[EngineCommand]):
             reasoning_format=reasoning_format,
             has_chat_template=True,
             capabilities=capabilities,
+            labels=labels,
             vocab_size=VOCAB_SIZE,
             max_logprobs=max_logprobs,
             max_token_bytes=max_token_bytes,

@@ -13,6 +13,7 @@ from protocol.wire.messages import (
     Abort,
     Authorize,
     Cancel,
+    Classify,
     CloseParse,
     Detokenize,
     Embed,
@@ -25,11 +26,14 @@ from tests.fakes.fake_workers import FakeAuth, FakeEngine, FakeParser
 from tests.fakes.raw_http import connected, post
 from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
 
+CAPABILITIES = ("chat", "completions", "embeddings", "classify")
 CHAT: dict[str, Any] = {"model": "demo", "messages": MESSAGES}
 QUESTIONS: list[tuple[str, dict[str, Any], type[Any]]] = [
     ("/v1/chat/completions", CHAT, Prepare),
     ("/v1/completions", {"model": "demo", "prompt": ["a", "b"]}, Prepare),
     ("/v1/embeddings", {"model": "demo", "input": "a"}, Embed),
+    ("/v1/classify", {"model": "demo", "input": "a"}, Classify),
+    ("/v1/rerank", {"model": "demo", "query": "a", "documents": ["b"]}, Classify),
     ("/tokenize", {"model": "demo", "prompt": "a"}, Prepare),
     ("/detokenize", {"model": "demo", "tokens": [1]}, Detokenize),
 ]
@@ -49,7 +53,8 @@ async def workers_of(gateway: RunningGateway) -> tuple[FakeAuth, FakeEngine, Fak
         await gateway.engine(
             text=None,
             tool_format="hermes",
-            capabilities=("chat", "completions", "embeddings"),
+            capabilities=CAPABILITIES,
+            labels=("LABEL_0",),
         ),
         await gateway.parser(),
     )
@@ -121,12 +126,12 @@ async def test_who_leaves_in_the_queue_is_taken_out_of_it(
     async with running_gateway(socket_dir) as gateway:
         auth = await gateway.auth()
         engine = await gateway.engine(
-            text=None, max_requests=1, capabilities=("chat", "completions", "embeddings")
+            text=None, max_requests=1, capabilities=CAPABILITIES, labels=("LABEL_0",)
         )
         admission = gateway.application.admission
         running = asyncio.ensure_future(gateway.chat())
         await engine.until(lambda: bool(engine.of(Generate)))
-        if path not in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+        if path in ("/tokenize", "/detokenize", "/v1/parse"):
             running.cancel()
             return  # it takes a seat of another kind, or none
         num_before = len(engine.of(Prepare))
@@ -138,6 +143,7 @@ async def test_who_leaves_in_the_queue_is_taken_out_of_it(
         await gateway.until(lambda: admission.num_waiting("demo") == 0)
         assert len(engine.of(Prepare)) == num_before
         assert engine.of(Embed) == []
+        assert engine.of(Classify) == []
         engine.finish(engine.of(Generate)[0])
         assert (await running).status_code == 200
         await all_gone(gateway, auth)

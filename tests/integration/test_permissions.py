@@ -89,7 +89,10 @@ def routes(gateway: RunningGateway) -> list[tuple[str, str]]:
     return found
 
 
-SCORING = ("/v1/decisions", "/v1/systemone", "/v1/rerank", "/v2/rerank", "/v1/score")
+SCORING = (
+    *("/v1/decisions", "/v1/systemone"),
+    *("/v1/rerank", "/v2/rerank", "/v1/score", "/v1/classify"),
+)
 
 
 async def call(

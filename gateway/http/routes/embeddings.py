@@ -9,7 +9,11 @@ import orjson
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from gateway.errors import ClientDisconnectedError, UnsupportedFieldError
+from gateway.errors import (
+    ClientDisconnectedError,
+    UnsupportedFieldError,
+    WorkerUnavailableError,
+)
 from gateway.http.access import GuardedRoute, caller_of, parsed_body
 from gateway.http.error_table import limit_headers
 from gateway.http.ignored_fields import ignored_headers
@@ -17,7 +21,7 @@ from gateway.http.limit_warnings import warning_headers
 from gateway.http.parsers import EMBEDDING, EmbeddingBody
 from gateway.http.parts import parts_of
 from gateway.http.responses import run_to_end
-from gateway.http.schemas.embedding import EmbeddingRequest, EncodingFormat
+from gateway.http.schemas.embedding import EmbeddingRequest, EncodingFormat, prompt_name_of
 from gateway.request.prompt_length import check_inputs
 from gateway.request.questions import Question
 from protocol.version import ProtocolVersion
@@ -65,11 +69,31 @@ def _question(body: EmbeddingBody) -> Question[Embed, Embedded]:
                 "PENSTOCK_POOLING.",
                 param="model",
             )
+        name = body.message.prompt_name
+        if name and name not in offer.prompt_names:
+            known = ", ".join(f"`{one}`" for one in offer.prompt_names) or "none"
+            raise UnsupportedFieldError(
+                f"The model `{offer.model}` has no prompt `{name}`; it has {known}.",
+                param="prompt_name",
+            )
+        if name != prompt_name_of(body.prompt_name, body.input_type, offer.prompt_names):
+            raise WorkerUnavailableError(
+                "The model's engines changed while the request was read; please try again."
+            )
+        if name and body.num_ids:
+            raise UnsupportedFieldError(
+                "No prompt stands before token ids; send texts, or leave out `prompt_name` and"
+                " `input_type`.",
+                param="prompt_name" if body.input_type is None else "input_type",
+            )
         check_inputs(body.message, offer)
 
     def bound(offer: EngineOffer | None) -> int:
         most = body.num_bytes + body.num_ids + _SPECIAL_TOKENS * body.num_inputs
-        return most if offer is None else min(most, offer.max_model_len * body.num_inputs)
+        if offer is None:
+            return most
+        most += offer.max_prompt_bytes * body.num_inputs
+        return min(most, offer.max_model_len * body.num_inputs)
 
     def least(offer: EngineOffer) -> int:
         longest = max(1, offer.max_token_bytes or body.num_bytes)

@@ -1,21 +1,22 @@
-"""POST /v1/decisions, /v1/systemone, /v1/rerank, /v2/rerank and /v1/score."""
+"""POST /v1/decisions, /v1/systemone, /v1/rerank, /v2/rerank, /v1/score and /v1/classify."""
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from gateway.errors import ClientDisconnectedError, UnsupportedFieldError
+from gateway.errors import ClientDisconnectedError, InvalidRequestError, UnsupportedFieldError
 from gateway.http.access import GuardedRoute, caller_of, parsed_body
 from gateway.http.error_table import limit_headers
 from gateway.http.ignored_fields import ignored_headers
-from gateway.http.parsers import DECISION, RERANK, SCORE, SYSTEMONE
+from gateway.http.parsers import CLASSIFY, DECISION, RERANK, SCORE, SYSTEMONE
 from gateway.http.parts import parts_of
 from gateway.http.responses import run_to_end
 from gateway.http.schemas.body import RequestModel
 from gateway.http.scoring import render
+from gateway.http.scoring.classify import MAX_NUMBERS, ClassifyRequest, classify_answer
 from gateway.http.scoring.convert import DecisionBody
 from gateway.http.scoring.decision_schemas import DecisionRequest, SystemoneRequest
 from gateway.http.scoring.probabilities import shown
@@ -25,9 +26,10 @@ from gateway.http.scoring.rerank import (
     rerank_answer,
     score_answer,
 )
-from gateway.request.questions import Question
+from gateway.request.prompt_length import check_inputs
+from gateway.request.questions import AnswerT, Question, QuestionT
 from protocol.version import ProtocolVersion
-from protocol.wire.messages import EngineOffer, Score, Scored, Usage
+from protocol.wire.messages import Classified, Classify, EngineOffer, Score, Scored, Usage
 
 _MANY_LABELS = 1000
 """Answers with more are written beside the loop."""
@@ -44,7 +46,7 @@ class ScoringBody(Protocol):
         ...
 
     @property
-    def message(self) -> Score:
+    def message(self) -> Score | Classify:
         """Not addressed yet."""
         ...
 
@@ -101,10 +103,38 @@ async def score(request: HttpRequest) -> Response:
     body = await parsed_body(request, SCORE)
     answer_id, created = request.state.request_id, int(parts_of(request).wall_clock())
 
-    def write(scored: Scored, usage: Usage) -> bytes:
+    def write(scored: Scored | Classified, usage: Usage) -> bytes:
         return score_answer(scored, body, usage, f"score-{answer_id}", created)
 
     return await _answered(request, "/v1/score", body, write)
+
+
+@router.post("/v1/classify", tags=["classify"], openapi_extra=_schema(ClassifyRequest))
+async def classify(request: HttpRequest) -> Response:
+    """Say which labels texts, or pairs of texts, have."""
+    body = await parsed_body(request, CLASSIFY)
+    answer_id, created = request.state.request_id, int(parts_of(request).wall_clock())
+    # Kept from the check before the question was sent: an answer is told by the labels of then.
+    offers: list[EngineOffer] = []
+
+    def check(offer: EngineOffer) -> None:
+        num_numbers = len(offer.labels) * body.message.num_inputs
+        if num_numbers > MAX_NUMBERS:
+            raise InvalidRequestError(
+                f"{body.message.num_inputs} inputs with {len(offer.labels)} labels each make an"
+                f" answer of {num_numbers} numbers; at most {MAX_NUMBERS} are given. Send fewer"
+                " inputs at a time.",
+                param="input",
+            )
+        check_inputs(body.message, offer)
+        offers[:] = [offer]
+
+    def write(classified: Classified, usage: Usage) -> bytes:
+        name = f"classify-{answer_id}"
+        return classify_answer(classified, body, offers[0], usage, name, created)
+
+    question = _classification("/v1/classify", body, body.message, check)
+    return await _run(request, body, question, write)
 
 
 async def _decided(
@@ -127,7 +157,7 @@ async def _reranked(request: HttpRequest, endpoint: str) -> Response:
     body = await parsed_body(request, RERANK)
     answer_id = f"rerank-{request.state.request_id}"
 
-    def write(scored: Scored, usage: Usage) -> bytes:
+    def write(scored: Scored | Classified, usage: Usage) -> bytes:
         return rerank_answer(scored, body, usage, answer_id)
 
     return await _answered(request, endpoint, body, write)
@@ -137,28 +167,103 @@ async def _answered(
     http_request: HttpRequest,
     endpoint: str,
     body: ScoringBody,
-    write: Callable[[Scored, Usage], bytes],
-    more_headers: Callable[[Scored], dict[str, str]] = lambda _scored: {},
+    write: Callable[[Any, Usage], bytes],
+    more_headers: Callable[[Any], dict[str, str]] = lambda _answer: {},
 ) -> Response:
-    """Have the labels scored, and tell what they say."""
+    """Have the labels scored, or the pairs, and tell what they say."""
+    message = body.message
+    if isinstance(message, Classify):
+        pairs = _classification(endpoint, body, message, _check_pairs)
+        return await _run(http_request, body, pairs, write)
+    question = _question(endpoint, body, message)
+    return await _run(http_request, body, question, write, more_headers)
+
+
+async def _run(
+    http_request: HttpRequest,
+    body: ScoringBody,
+    question: Question[QuestionT, AnswerT],
+    write: Callable[[AnswerT, Usage], bytes],
+    more_headers: Callable[[AnswerT], dict[str, str]] = lambda _answer: {},
+) -> Response:
     parts, caller = parts_of(http_request), caller_of(http_request)
     headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
-    question = _question(endpoint, body)
     request, work = parts.requests.question(question, caller, http_request.state.request_id)
     try:
         await run_to_end(http_request, request)
     except ClientDisconnectedError:
         return Response(status_code=499)
     headers |= limit_headers(request.limits)
-    scored, usage = work.answer, request.usage()
-    headers |= more_headers(scored)
-    is_large = len(scored.logprobs) > 4 * _MANY_LABELS
-    content = await asyncio.to_thread(write, scored, usage) if is_large else write(scored, usage)
+    answer, usage = work.answer, request.usage()
+    headers |= more_headers(answer)
+    is_large = _num_numbers(answer) > _MANY_LABELS
+    content = await asyncio.to_thread(write, answer, usage) if is_large else write(answer, usage)
     return Response(content, media_type="application/json", headers=headers)
 
 
-def _question(endpoint: str, body: ScoringBody) -> Question[Score, Scored]:
-    message = body.message
+def _num_numbers(answer: object) -> int:
+    """Log probabilities or logits of an answer."""
+    if isinstance(answer, Classified):
+        return len(answer.logits) // 4
+    return len(answer.logprobs) // 4 if isinstance(answer, Scored) else 0
+
+
+def _check_pairs(offer: EngineOffer) -> None:
+    """Refuse a classifier that doesn't say how well pairs fit."""
+    if len(offer.labels) != 1:
+        raise UnsupportedFieldError(
+            f"The model `{offer.model}` has {len(offer.labels)} labels, so it says no score of a"
+            " pair; /v1/classify tells its labels.",
+            param="model",
+        )
+
+
+def _classification(
+    endpoint: str,
+    body: ScoringBody,
+    message: Classify,
+    more_checks: Callable[[EngineOffer], None],
+) -> Question[Classify, Classified]:
+    num_inputs = message.num_inputs
+
+    def check(offer: EngineOffer, _version: ProtocolVersion) -> None:
+        if "classify" not in offer.capabilities:
+            raise UnsupportedFieldError(
+                f"The model `{offer.model}` classifies nothing: it has no sequence classifier, or"
+                " its engines are of an older release.",
+                param="model",
+            )
+        more_checks(offer)
+
+    def bound(offer: EngineOffer | None) -> int:
+        if offer is None:
+            return body.num_bytes
+        return min(body.num_bytes, offer.max_model_len * num_inputs)
+
+    def is_answer(classified: Classified) -> bool:
+        num_numbers = classified.num_labels * num_inputs
+        return (
+            classified.num_labels > 0
+            and len(classified.logits) == 4 * num_numbers
+            and len(classified.num_tokens) == num_inputs
+        )
+
+    return Question(
+        endpoint=endpoint,
+        model=body.model,
+        message=message,
+        answer_kind=Classified,
+        check=check,
+        prompt_tokens=bound,
+        least_tokens=lambda _offer: num_inputs,
+        tokens_of=lambda classified: sum(classified.num_tokens),
+        check_answer=is_answer,
+        seat="work",
+        end_user=body.end_user,
+    )
+
+
+def _question(endpoint: str, body: ScoringBody, message: Score) -> Question[Score, Scored]:
     num_labels = sum(len(message.label_sets[one.label_set]) for one in message.questions)
 
     def check(offer: EngineOffer, _version: ProtocolVersion) -> None:

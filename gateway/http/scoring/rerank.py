@@ -1,6 +1,9 @@
-"""Rerank and score: how well documents answer a query, by the chance that a model says yes."""
+"""Rerank and score: how well documents answer a query.
 
-from collections.abc import Iterable, Sequence
+A cross-encoder says it of each pair; a chat model is asked, and the chance of yes counts.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -18,13 +21,14 @@ from gateway.http.schemas.body import (
     validate,
 )
 from gateway.http.scoring import wording
+from gateway.http.scoring.classify import most_tokens, scores_of
 from gateway.http.scoring.convert import upper_bound
 from gateway.http.scoring.decision_schemas import MAX_TEXT_CHARACTERS
 from gateway.http.scoring.probabilities import probabilities, shown
 from gateway.http.scoring.render import logprobs_of
 from gateway.request.end_users import named_end_user
+from protocol.wire.messages import Classified, Classify, EngineOffer, Scored, Usage
 from protocol.wire.messages import Score as ScoreMessage
-from protocol.wire.messages import Scored, Usage
 
 MAX_DOCUMENTS: Final = 10_000
 _KWARGS_JSON: Final = '{"enable_thinking":false,"thinking":false}'
@@ -77,6 +81,7 @@ class RerankRequest(RequestModel):
     truncate_prompt_tokens: Annotated[int | None, Field(ge=-1)] = None
     truncation: bool | None = None
     instruction: Annotated[str | None, Field(max_length=MAX_TEXT_CHARACTERS)] = None
+    use_activation: bool | None = None
     # Harmless.
     user: Any = None
     priority: Any = None
@@ -110,6 +115,7 @@ class ScoreRequest(RequestModel):
     documents: str | list[str] | None = None
     truncate_prompt_tokens: Annotated[int | None, Field(ge=-1)] = None
     instruction: Annotated[str | None, Field(max_length=MAX_TEXT_CHARACTERS)] = None
+    use_activation: bool | None = None
     # Harmless.
     user: Any = None
     priority: Any = None
@@ -160,6 +166,8 @@ class RerankBody:
     """Of /v1/rerank and /v1/score.
 
     Attributes:
+        message: Pairs for a model with a classifier, questions for others.
+        is_raw: Told is what stands before the sigmoid: a logit, or the log of the odds of yes.
         documents: To be told again; empty where they aren't.
         num_documents: That were scored.
         num_wanted: That are told.
@@ -169,7 +177,8 @@ class RerankBody:
     """
 
     model: str
-    message: ScoreMessage
+    message: ScoreMessage | Classify
+    is_raw: bool
     documents: tuple[str, ...]
     num_documents: int
     num_wanted: int
@@ -178,51 +187,130 @@ class RerankBody:
     end_user: str
 
 
-def rerank_body(body: bytes) -> RerankBody:
+OfferOf = Callable[[str], EngineOffer | None]
+"""What is served under a name; None for one that nobody serves."""
+
+
+def nobody(_model: str) -> EngineOffer | None:
+    """No model is served."""
+    return None
+
+
+def rerank_body(body: bytes, offer_of: OfferOf = nobody) -> RerankBody:
     """Of the rerank routes.
+
+    Args:
+        body: As it came.
+        offer_of: Says how the model is asked.
 
     Raises:
         InvalidRequestError: Naming the field that is wrong.
     """
     value = load_json_object(body)
     request = validate(RerankRequest, value)
-    return _body(
-        request.model,
-        wording.rerank_head(request.instruction, request.query),
-        request.documents,
-        _cut(
-            request.max_tokens_per_doc,
-            request.truncate_prompt_tokens,
-            truncation=request.truncation,
-        ),
+    offer = offer_of(request.model)
+    num_bytes, message = (
+        _pairs(
+            request,
+            [request.query],
+            request.documents,
+            truncates=request.truncation is not False,
+            max_second_tokens=request.max_tokens_per_doc,
+        )
+        if is_classifier(offer)
+        else _questions(
+            request.query,
+            request.documents,
+            request.instruction,
+            _cut(
+                request.max_tokens_per_doc,
+                request.truncate_prompt_tokens,
+                truncation=request.truncation,
+            ),
+            "" if offer is None else offer.rerank_wording,
+        )
+    )
+    return RerankBody(
+        model=request.model,
+        message=message,
+        is_raw=request.use_activation is False,
+        documents=tuple(request.documents) if request.return_documents is not False else (),
+        num_documents=len(request.documents),
         num_wanted=request.num_wanted,
-        tells_documents=request.return_documents is not False,
+        num_bytes=num_bytes,
         ignored=unknown_keys(value, RerankRequest.known_fields),
         end_user=named_end_user(request.user),
     )
 
 
-def score_body(body: bytes) -> RerankBody:
+def score_body(body: bytes, offer_of: OfferOf = nobody) -> RerankBody:
     """Of /v1/score.
+
+    Args:
+        body: As it came.
+        offer_of: Says how the model is asked.
 
     Raises:
         InvalidRequestError: Naming the field that is wrong.
     """
     value = load_json_object(body)
     request = validate(ScoreRequest, value)
-    seconds = request.seconds
-    firsts = request.firsts * (1 if len(request.firsts) == len(seconds) else len(seconds))
-    return _body(
-        request.model,
-        wording.rerank_head(request.instruction),
-        # Each pair whole, so that its score is the same whichever others stand beside it.
-        [wording.rerank_pair(*pair) for pair in zip(firsts, seconds, strict=True)],
-        _cut(None, request.truncate_prompt_tokens, truncation=False),
-        num_wanted=len(request.seconds),
-        tells_documents=False,
+    firsts, seconds, offer = request.firsts, request.seconds, offer_of(request.model)
+    message: ScoreMessage | Classify
+    if is_classifier(offer):
+        num_bytes, message = _pairs(
+            request, firsts, seconds, truncates=False, max_second_tokens=None
+        )
+    else:
+        firsts = firsts * (1 if len(firsts) == len(seconds) else len(seconds))
+        num_bytes, message = _questions(
+            None,
+            # Each pair whole, so that its score is the same whichever others stand beside it.
+            [wording.rerank_pair(*pair) for pair in zip(firsts, seconds, strict=True)],
+            request.instruction,
+            _cut(None, request.truncate_prompt_tokens, truncation=False),
+            "" if offer is None else offer.rerank_wording,
+        )
+    return RerankBody(
+        model=request.model,
+        message=message,
+        is_raw=request.use_activation is False,
+        documents=(),
+        num_documents=len(seconds),
+        num_wanted=len(seconds),
+        num_bytes=num_bytes,
         ignored=unknown_keys(value, ScoreRequest.known_fields),
         end_user=named_end_user(request.user),
     )
+
+
+def is_classifier(offer: EngineOffer | None) -> bool:
+    """Whether a model says of a pair itself how well it fits."""
+    return offer is not None and "classify" in offer.capabilities
+
+
+def _pairs(
+    request: RerankRequest | ScoreRequest,
+    firsts: Sequence[str],
+    seconds: Sequence[str],
+    *,
+    truncates: bool,
+    max_second_tokens: int | None,
+) -> tuple[int, Classify]:
+    """The pairs for a cross-encoder, and an upper bound of their tokens."""
+    if request.instruction is not None:
+        raise UnsupportedFieldError(
+            "`instruction` is for models that are asked in words; this one is a cross-encoder.",
+            param="instruction",
+        )
+    cut = request.truncate_prompt_tokens
+    message = bridge.classification(
+        firsts,
+        seconds,
+        truncate_prompt_tokens=-1 if cut is None and truncates else cut,
+        max_second_tokens=max_second_tokens,
+    )
+    return most_tokens(message), message
 
 
 def _cut(per_document: int | None, prompt: int | None, *, truncation: bool | None) -> int | None:
@@ -238,44 +326,38 @@ def _cut(per_document: int | None, prompt: int | None, *, truncation: bool | Non
     return 2**31 - 1 if cuts else None
 
 
-def _body(
-    model: str,
-    head: str,
+def _questions(
+    query: str | None,
     documents: Sequence[str],
+    instruction: str | None,
     max_question_tokens: int | None,
-    *,
-    num_wanted: int,
-    tells_documents: bool,
-    ignored: list[str],
-    end_user: str,
-) -> RerankBody:
+    style: str,
+) -> tuple[int, ScoreMessage]:
+    """The questions for a chat model, and an upper bound of their tokens."""
+    words = wording.rerank_words(style)
     messages = [
-        {"role": "system", "content": wording.RERANK_SYSTEM},
-        {"role": "user", "content": head},
+        {"role": "system", "content": words.system},
+        {"role": "user", "content": wording.rerank_head(words, instruction, query)},
     ]
     messages_json = dump_json(messages, "query")
-    return RerankBody(
-        model=model,
-        message=bridge.score_question(
-            messages_json,
-            [(document, 0) for document in documents],
-            (wording.YES_NO,),
-            _KWARGS_JSON,
-            max_question_tokens,
-        ),
-        documents=tuple(documents) if tells_documents else (),
-        num_documents=len(documents),
-        num_wanted=num_wanted,
-        num_bytes=upper_bound(messages_json, documents),
-        ignored=ignored,
-        end_user=end_user,
+    message = bridge.score_question(
+        messages_json,
+        [(document, 0) for document in documents],
+        (words.yes_no,),
+        _KWARGS_JSON,
+        max_question_tokens,
     )
+    return upper_bound(messages_json, documents), message
 
 
-def relevance(scored: Scored) -> list[float]:
-    """Of each document, the chance of yes against no."""
-    logprobs = logprobs_of(scored)
+def relevance(answer: Scored | Classified, body: RerankBody) -> list[float]:
+    """How well each document fits: the chance of yes against no, or what a cross-encoder says."""
+    if isinstance(answer, Classified):
+        return scores_of(answer, is_raw=body.is_raw)
+    logprobs = logprobs_of(answer)
     pairs = zip(logprobs[::2], logprobs[1::2], strict=True)
+    if body.is_raw:
+        return [shown(yes - no) for yes, no in pairs]
     return [shown(probabilities(pair)[0]) for pair in pairs]
 
 
@@ -284,13 +366,18 @@ def _best_first(scores: Sequence[float], num_wanted: int) -> Iterable[tuple[int,
     return [(index, scores[index]) for index in order[:num_wanted]]
 
 
-def rerank_answer(scored: Scored, body: RerankBody, usage: Usage, answer_id: str) -> bytes:
+def rerank_answer(
+    scored: Scored | Classified, body: RerankBody, usage: Usage, answer_id: str
+) -> bytes:
     """Jina's answer, with Cohere's count of what is billed."""
     results: list[dict[str, Any]] = []
-    for index, score in _best_first(relevance(scored), body.num_wanted):
+    cut = _truncated(scored)
+    for index, score in _best_first(relevance(scored, body), body.num_wanted):
         result: dict[str, Any] = {"index": index, "relevance_score": score}
         if body.documents:
             result["document"] = {"text": body.documents[index]}
+        if index in cut:
+            result["truncated"] = True
         results.append(result)
     units = -(-body.num_documents // _SEARCH_UNIT_DOCUMENTS)
     return orjson.dumps(
@@ -306,12 +393,14 @@ def rerank_answer(scored: Scored, body: RerankBody, usage: Usage, answer_id: str
 
 
 def score_answer(
-    scored: Scored, body: RerankBody, usage: Usage, answer_id: str, created: int
+    scored: Scored | Classified, body: RerankBody, usage: Usage, answer_id: str, created: int
 ) -> bytes:
     """The answer of /v1/score: in the order of the request."""
+    cut = _truncated(scored)
     data = [
         {"index": index, "object": "score", "score": score}
-        for index, score in enumerate(relevance(scored))
+        | ({"truncated": True} if index in cut else {})
+        for index, score in enumerate(relevance(scored, body))
     ]
     return orjson.dumps(
         {
@@ -323,6 +412,11 @@ def score_answer(
             "usage": _usage(usage),
         }
     )
+
+
+def _truncated(answer: Scored | Classified) -> frozenset[int]:
+    """Pairs that a cross-encoder didn't read to their end."""
+    return frozenset(answer.truncated) if isinstance(answer, Classified) else frozenset()
 
 
 def _usage(usage: Usage) -> dict[str, Any]:

@@ -6,6 +6,7 @@ answer may depend on every word here; whoever changes one raises `WORDING_VERSIO
 
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 WORDING_VERSION: Final = 1
@@ -16,12 +17,38 @@ DECISION_SYSTEM: Final = (
     " that has options or levels with the letter of the one that fits best. Answer with nothing"
     " else."
 )
-RERANK_SYSTEM: Final = (
-    "Judge whether the document answers the query, by the instruction. Answer Yes or No, with"
-    " nothing else."
-)
-RERANK_INSTRUCTION: Final = "Given a web search query, retrieve passages that answer the query."
 YES_NO: Final = ("Yes", "No")
+
+
+@dataclass(frozen=True, slots=True)
+class RerankWords:
+    """How a model is asked whether a document answers a query.
+
+    Attributes:
+        yes_no: Labels: what it answers then, and what otherwise.
+    """
+
+    system: str
+    instruction: str
+    yes_no: tuple[str, str]
+
+
+_RERANK_WORDS: Final = {
+    "": RerankWords(
+        "Judge whether the document answers the query, by the instruction. Answer Yes or No, with"
+        " nothing else.",
+        "Given a web search query, retrieve passages that answer the query.",
+        YES_NO,
+    ),
+    # As Qwen3-Reranker was trained (its model card); its chat template writes the rest.
+    "qwen3-reranker": RerankWords(
+        "Judge whether the Document meets the requirements based on the Query and the Instruct"
+        ' provided. Note that the answer can only be "yes" or "no".',
+        "Given a web search query, retrieve relevant passages that answer the query",
+        ("yes", "no"),
+    ),
+}
+"""By what an engine offers as `rerank_wording`; another one's is asked in the first words."""
 _LETTERS: Final = string.ascii_uppercase
 
 
@@ -55,9 +82,14 @@ def question(instructions: str, heading: str, options: Sequence[str]) -> str:
     return "\n".join((f"Question: {instructions}", heading, *lines, "Letter?"))
 
 
-def rerank_head(instruction: str | None, query: str | None = None) -> str:
+def rerank_words(style: str) -> RerankWords:
+    """How a model is asked that offers this `rerank_wording`."""
+    return _RERANK_WORDS.get(style, _RERANK_WORDS[""])
+
+
+def rerank_head(words: RerankWords, instruction: str | None, query: str | None = None) -> str:
     """The user's message up to where each document stands, or each pair of texts."""
-    head = f"<Instruct>: {instruction or RERANK_INSTRUCTION}\n"
+    head = f"<Instruct>: {instruction or words.instruction}\n"
     return head if query is None else f"{head}<Query>: {query}\n<Document>: "
 
 

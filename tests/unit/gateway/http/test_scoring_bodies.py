@@ -23,7 +23,14 @@ from gateway.http.scoring.decision_schemas import (
     Predicate,
     Score,
 )
-from gateway.http.scoring.rerank import rerank_answer, rerank_body, score_answer, score_body
+from gateway.http.scoring.rerank import (
+    RerankBody,
+    rerank_answer,
+    rerank_body,
+    score_answer,
+    score_body,
+)
+from protocol.wire.messages import Score as ScoreMessage
 from protocol.wire.messages import Scored, Usage
 
 PREDICATE = {"type": "predicate", "instructions": "It is."}
@@ -31,6 +38,11 @@ PREDICATE = {"type": "predicate", "instructions": "It is."}
 
 def decision(**fields: Any) -> bytes:
     return orjson.dumps({"model": "m", "input": "The sky.", "questions": [PREDICATE], **fields})
+
+
+def asked(body: RerankBody) -> ScoreMessage:
+    assert isinstance(body.message, ScoreMessage)
+    return body.message
 
 
 def scored(*logprobs: float) -> Scored:
@@ -158,7 +170,7 @@ def test_rerank_tells_the_best_first_and_ties_in_their_order() -> None:
     body = rerank_body(
         orjson.dumps({"model": "m", "query": "q", "documents": ["a", {"text": "b"}, "c"]})
     )
-    assert [one.text for one in body.message.questions] == ["a", "b", "c"]
+    assert [one.text for one in asked(body).questions] == ["a", "b", "c"]
     answer = orjson.loads(
         rerank_answer(scored(-2, -1, -1, -2, -2, -1), body, Usage(prompt_tokens=9), "id")
     )
@@ -178,7 +190,7 @@ def test_rerank_tells_the_best_first_and_ties_in_their_order() -> None:
 )
 def test_how_much_of_a_document_is_read(fields: dict[str, Any], cut: int | None) -> None:
     body = rerank_body(orjson.dumps({"model": "m", "query": "q", "documents": ["a"], **fields}))
-    assert body.message.max_question_tokens == cut
+    assert asked(body).max_question_tokens == cut
 
 
 @pytest.mark.parametrize(
@@ -203,8 +215,8 @@ def test_what_is_wrong_with_a_rerank_is_named(fields: dict[str, Any], param: str
 def test_score_asks_each_pair_whole_and_tells_them_in_order() -> None:
     one = score_body(orjson.dumps({"model": "m", "text_1": "q", "text_2": ["a", "b"]}))
     many = score_body(orjson.dumps({"model": "m", "queries": ["q", "q"], "documents": ["a", "b"]}))
-    assert one.message.questions == many.message.questions
-    assert one.message.max_question_tokens is None
+    assert asked(one).questions == asked(many).questions
+    assert asked(one).max_question_tokens is None
     answer = orjson.loads(score_answer(scored(-1, -2, -3, -1), one, Usage(), "id", 5))
     first, second = answer["data"]
     assert (first["index"], second["index"]) == (0, 1)
@@ -242,8 +254,8 @@ def test_a_body_may_name_its_end_user() -> None:
     pair = {"model": "m", "documents": ["a"], "user": "ada"}
     assert rerank_body(orjson.dumps({**pair, "query": "q"})).end_user == "ada"
     assert score_body(orjson.dumps({**pair, "queries": "q"})).end_user == "ada"
-    asked = _question("/v1/rerank", rerank_body(orjson.dumps({**pair, "query": "q"})))
-    assert asked.end_user == "ada"
+    body = rerank_body(orjson.dumps({**pair, "query": "q"}))
+    assert _question("/v1/rerank", body, asked(body)).end_user == "ada"
 
 
 def test_log_probabilities_that_are_no_floats_are_no_answer() -> None:
