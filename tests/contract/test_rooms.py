@@ -80,6 +80,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "engine_worker.core",
         "engine_worker.compute.sampling",
         "engine_worker.compute.models.config_fields",
+        "engine_worker.compute.models.recurrent.specs",
         "engine_worker.compute.models.spec",
         "engine_worker.compute.models.hf_rope",
         "engine_worker.compute.models.tensors",

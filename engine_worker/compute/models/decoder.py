@@ -19,51 +19,23 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from engine_worker.compute.models.decoder_layer import DecoderLayer
 from engine_worker.compute.models.layers import (
     Attend,
-    AttentionBlock,
     Block,
     Embedding,
     Head,
-    MlpBlock,
     matmul,
     matrix_of,
     norm_of,
 )
-from engine_worker.compute.models.moe import MoeBlock
-from engine_worker.compute.models.rope import Rotation, rope_tables
-from engine_worker.compute.models.spec import DecoderSpec, LayerSpec, MlpSpec, NormPlacement
+from engine_worker.compute.models.recurrent.state import Advance, Inputs, Recur
+from engine_worker.compute.models.rope import rope_tables
+from engine_worker.compute.models.spec import DecoderSpec
 from engine_worker.compute.models.support import check_supported
 
 Leaves = tuple[jax.Array, ...]
 """Every weight of a decoder, in the order of `DecoderGraph.parameters`."""
-
-
-class DecoderLayer(Block):
-    """One layer: attention block and MLP or experts, each round the residual."""
-
-    def __init__(self, spec: DecoderSpec, layer: LayerSpec, dtype: DTypeLike) -> None:
-        self.is_parallel = spec.norm_placement is NormPlacement.PARALLEL
-        self.attention = AttentionBlock(spec, layer.attention, dtype)
-        self.mlp = _mlp_block(spec, layer, dtype)
-
-    def __call__(
-        self, layer: int, x: jax.Array, rotation: Rotation | None, attend: Attend
-    ) -> jax.Array:
-        """The residual [T, hidden] float32 after this layer."""
-        before = x
-        x = x + self.attention(layer, x, rotation, attend)
-        return x + self.mlp(self.mlp_input(before, x))
-
-    def mlp_input(self, before: jax.Array, after: jax.Array) -> jax.Array:
-        """What the MLP block takes, of the residual before and after attention."""
-        return self.attention.normed(before) if self.is_parallel else after
-
-
-def _mlp_block(spec: DecoderSpec, layer: LayerSpec, dtype: DTypeLike) -> MlpBlock | MoeBlock:
-    if isinstance(layer.mlp, MlpSpec):
-        return MlpBlock(spec, layer.mlp, dtype)
-    return MoeBlock(spec, layer.mlp, dtype)
 
 
 class Decoder(Block):
@@ -82,12 +54,14 @@ class Decoder(Block):
         self.norm = norm_of(spec, hidden, dtype)
         self.head = None if spec.tied_head else Head(spec, dtype)
 
-    def __call__(self, token_ids: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:
+    def __call__(
+        self, token_ids: jax.Array, positions: jax.Array, attend: Attend, recur: Recur
+    ) -> jax.Array:
         """Hidden states after the final norm; see `DecoderGraph.forward`."""
         x = self.with_positions(self.embedding(token_ids), positions)
         ropes = rope_tables(self.spec, positions)
         for index, layer in enumerate(self.layers):
-            x = layer(index, x, ropes.of(layer.attention.spec), attend)
+            x = layer(index, x, ropes, attend, recur)
         return self.norm(x)
 
     def with_positions(self, x: jax.Array, positions: jax.Array) -> jax.Array:
@@ -102,6 +76,11 @@ class Decoder(Block):
             logits *= self.spec.logits_multiplier
         softcap = self.spec.final_softcap
         return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+
+
+def no_recurrence(layer: int, _: Inputs, __: Advance) -> jax.Array:
+    """The `Recur` of callers whose decoders have no recurrent layer."""
+    raise AssertionError(f"layer {layer} is recurrent, and nobody keeps its state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +131,12 @@ class DecoderGraph:
         return sum(parameter.size_bytes for parameter in self.parameters)
 
     def forward(
-        self, leaves: Leaves, token_ids: jax.Array, positions: jax.Array, attend: Attend
+        self,
+        leaves: Leaves,
+        token_ids: jax.Array,
+        positions: jax.Array,
+        attend: Attend,
+        recur: Recur = no_recurrence,
     ) -> jax.Array:
         """Hidden states of a flat batch of tokens; called while the caller's program is traced.
 
@@ -160,13 +144,14 @@ class DecoderGraph:
             leaves: All weights, aligned with `parameters`.
             token_ids: [T] int32; T >= 2 for bfloat16 weights on a CPU (see `layers`).
             positions: [T] int32, the position of each token in its own sequence.
-            attend: Called once a layer, in order; it stores k and v and returns [T, H, D] of any
-                float type.
+            attend: Called once a layer that attends, in order; it stores k and v and returns
+                [T, H, D] of any float type.
+            recur: The same for recurrent layers.
 
         Returns:
             [T, hidden] float32, after the final norm.
         """
-        return self.bind(leaves)(token_ids, positions, attend)
+        return self.bind(leaves)(token_ids, positions, attend, recur)
 
     def logits(self, leaves: Leaves, hidden: jax.Array) -> jax.Array:
         """Scores of every token of the vocabulary.

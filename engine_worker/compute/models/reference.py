@@ -1,5 +1,7 @@
 """The oracle of tests and benchmarks: dense float32 attention over a cache without pages.
 
+Recurrent layers keep the one state after the sequence so far, so nothing is computed twice.
+
 Slow and plain on purpose; every faster attention is held to it.
 """
 
@@ -8,10 +10,12 @@ import jax.numpy as jnp
 
 from engine_worker.compute.models.decoder import DecoderGraph, Leaves
 from engine_worker.compute.models.layers import Attend
-from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec
+from engine_worker.compute.models.recurrent.state import Advance, Inputs, Recur
+from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec, LayerSpec
 
-LayerCache = tuple[jax.Array, jax.Array]
-"""Keys and values of one layer, each [capacity, KH, D] float32, indexed by position."""
+LayerCache = tuple[jax.Array, ...]
+"""Keys and values of one layer, each [capacity, KH, D] float32, indexed by position; or the state
+of a recurrent layer, [1, *shape] float32."""
 
 
 def dense_attention(
@@ -63,11 +67,7 @@ class ReferenceCache:
     @classmethod
     def empty(cls, spec: DecoderSpec, capacity: int) -> "ReferenceCache":
         """A cache for `capacity` tokens of one sequence."""
-        shapes = [
-            (capacity, layer.attention.num_kv_heads, layer.attention.head_dim)
-            for layer in spec.layers
-        ]
-        return cls(tuple((jnp.zeros(s, jnp.float32), jnp.zeros(s, jnp.float32)) for s in shapes))
+        return cls(tuple(_empty_layer(layer, capacity) for layer in spec.layers))
 
     def attend(self, spec: DecoderSpec, positions: jax.Array) -> Attend:
         """The `Attend` for tokens at `positions` [T]; it replaces `self.layers` as it goes."""
@@ -77,11 +77,34 @@ class ReferenceCache:
         ) -> jax.Array:
             keys, values = self.layers[layer]
             keys, values = keys.at[positions].set(k), values.at[positions].set(v)
-            self.layers = (*self.layers[:layer], (keys, values), *self.layers[layer + 1 :])
+            self._put(layer, (keys, values))
             attention = spec.layers[layer].attention
             return dense_attention(q, keys, values, positions, attention, sinks)
 
         return attend
+
+    def recur(self, positions: jax.Array) -> Recur:
+        """The `Recur` for tokens at `positions` [T], which follow the last ones."""
+        is_token = (positions >= 0)[None]
+
+        def recur(layer: int, inputs: Inputs, advance: Advance) -> jax.Array:
+            row = tuple(each[None] for each in inputs)
+            outputs, state = advance(self.layers[layer], row, is_token)
+            self._put(layer, state)
+            return outputs[0]
+
+        return recur
+
+    def _put(self, layer: int, cache: LayerCache) -> None:
+        self.layers = (*self.layers[:layer], cache, *self.layers[layer + 1 :])
+
+
+def _empty_layer(layer: LayerSpec, capacity: int) -> LayerCache:
+    mixer = layer.mixer
+    if isinstance(mixer, AttentionSpec):
+        shape = (capacity, mixer.num_kv_heads, mixer.head_dim)
+        return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
+    return tuple(jnp.zeros((1, *shape), jnp.float32) for shape in mixer.state_shapes)
 
 
 def reference_step(
@@ -104,6 +127,6 @@ def reference_step(
         [T, vocab] float32 and the cache with these tokens in it.
     """
     state = ReferenceCache(cache)
-    attend = state.attend(graph.spec, positions)
-    hidden = graph.forward(leaves, token_ids, positions, attend)
+    attend, recur = state.attend(graph.spec, positions), state.recur(positions)
+    hidden = graph.forward(leaves, token_ids, positions, attend, recur)
     return graph.logits(leaves, hidden), state.layers

@@ -195,7 +195,7 @@ def rope_tables(spec: DecoderSpec, positions: jax.Array) -> RopeTables:
         spec: The decoder.
         positions: [T] int32.
     """
-    ropes = (layer.attention for layer in spec.layers)
+    ropes = (layer.attention for layer in spec.layers if layer.is_attention)
     keys = dict.fromkeys((x.rope, x.head_dim) for x in ropes if x.rope is not None)
     length = spec.served_length or spec.max_position_embeddings
     tables = [_shared_table(*key, positions, length) for key in keys]

@@ -8,6 +8,8 @@ here but not computed by `engine_worker.compute.models.decoder` is refused at lo
 from dataclasses import dataclass
 from enum import StrEnum
 
+from engine_worker.compute.models.recurrent.specs import RecurrentSpec
+
 
 class NormKind(StrEnum):
     """How a vector is normalised."""
@@ -203,10 +205,25 @@ class MoeSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """One decoder layer: attention, then MLP or experts, each round a residual."""
+    """One decoder layer: a mixer of tokens, then MLP or experts, each round a residual.
 
-    attention: AttentionSpec
+    Attributes:
+        mixer: Attention, or what carries a state from token to token.
+    """
+
+    mixer: AttentionSpec | RecurrentSpec
     mlp: MlpSpec | MoeSpec
+
+    @property
+    def attention(self) -> AttentionSpec:
+        """The mixer of a layer that attends; asking another one is a mistake of the caller."""
+        assert isinstance(self.mixer, AttentionSpec), "a recurrent layer has no attention"
+        return self.mixer
+
+    @property
+    def is_attention(self) -> bool:
+        """Whether the layer attends to keys and values."""
+        return isinstance(self.mixer, AttentionSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,3 +267,12 @@ class DecoderSpec:
     def num_layers(self) -> int:
         """Decoder layers."""
         return len(self.layers)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state of all recurrent layers after some token; 0 without such layers."""
+        return sum(
+            layer.mixer.state_bytes
+            for layer in self.layers
+            if not isinstance(layer.mixer, AttentionSpec)
+        )

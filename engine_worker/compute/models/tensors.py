@@ -50,7 +50,8 @@ def decoder_tensors(spec: DecoderSpec, _: Collection[str] = ()) -> Tensors:
     }
     for index, layer in enumerate(spec.layers):
         ours, theirs = f"layers.{index}.", f"model.layers.{index}."
-        sources |= attention_tensors(ours, theirs, layer.attention, hidden)
+        if layer.is_attention:
+            sources |= attention_tensors(ours, theirs, layer.attention, hidden)
         if isinstance(layer.mlp, MlpSpec):
             sources |= mlp_tensors(ours, theirs, layer.mlp, hidden)
     return sources

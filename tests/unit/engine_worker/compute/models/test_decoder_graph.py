@@ -30,7 +30,7 @@ TWELVE_LAYERS = TINY_LLAMA | {"num_hidden_layers": 12}
 
 def spec_with(attention: AttentionSpec = ATTENTION, **differences: Any) -> DecoderSpec:
     spec = decoder_spec(TINY_LLAMA)
-    layers = tuple(replace(layer, attention=attention) for layer in spec.layers)
+    layers = tuple(replace(layer, mixer=attention) for layer in spec.layers)
     return replace(spec, **({"layers": layers} | differences))
 
 

@@ -100,7 +100,7 @@ WINDOWED = tiny_spec()
 WINDOWED = replace(
     WINDOWED,
     layers=tuple(
-        replace(layer, attention=tiny_attention(window=5 + 36 * (index % 2), softcap=20.0))
+        replace(layer, mixer=tiny_attention(window=5 + 36 * (index % 2), softcap=20.0))
         for index, layer in enumerate(WINDOWED.layers)
     ),
 )

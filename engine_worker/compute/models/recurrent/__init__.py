@@ -1,0 +1,6 @@
+"""Mixers that carry a state of fixed size from token to token: short convolutions and the like.
+
+`specs.py` says what they are, `state.py` how a block meets its state, one file each how they are
+computed: pure functions of weights, tokens and the state before them. Where states are kept is the
+backend's. May import `engine_worker.compute.models` below the decoder.
+"""
