@@ -33,6 +33,7 @@ from benchmarks.steps import (
     row_blocks,
     time_decode,
 )
+from engine_worker.compute.backends.kv_layout import BlockShapes
 from engine_worker.compute.backends.xla.pages import store_tokens, xla_kv_layout
 from engine_worker.compute.models.decoder import DecoderWeights, declare, random_weights
 from engine_worker.compute.models.hf_config import decoder_spec
@@ -131,7 +132,9 @@ def time_kv_write(dtype: str, num_cached_tokens: int) -> float:
     num_blocks = num_cached_tokens // BLOCK_SIZE
     layout = xla_kv_layout(spec, DTYPES[dtype], num_blocks=num_blocks, block_size=BLOCK_SIZE)
     pages = layout.allocate()[0]
-    tokens = jnp.ones((8, *layout.layers[0].keys[:2]), jnp.float32)
+    shapes = layout.layers[0]
+    assert isinstance(shapes, BlockShapes)
+    tokens = jnp.ones((8, *shapes.keys[:2]), jnp.float32)
     block_ids = jnp.arange(8, dtype=jnp.int32)
     write = jax.jit(store_tokens, donate_argnums=0)
 

@@ -207,9 +207,10 @@ class Scoring:
         self, group: _OpenGroup, pack: ScorePack, scratch_ids: Sequence[Sequence[int]]
     ) -> None:
         choice = group.output.choice
+        assert choice.slot is not None, "a prompt keeps its slot until it is scored"
         try:
             scores = self._runner.score(
-                pack, choice.num_computed_tokens, choice.block_ids, scratch_ids
+                pack, choice.num_computed_tokens, choice.slot, choice.block_ids, scratch_ids
             ).tolist()
         except (KeyboardInterrupt, SystemExit):
             raise

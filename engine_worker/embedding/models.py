@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from engine_worker.compute.backends.base import PackedDecoder, StepTokens, forward
-from engine_worker.compute.backends.kv_layout import KvCache
+from engine_worker.compute.backends.kv_layout import KvCache, StateRings
 from engine_worker.compute.models.decoder import Leaves
 from engine_worker.embedding.encoder import EncoderGraph
 
@@ -86,7 +86,9 @@ class DecoderModel:
         backend = self._decoder.backend
         num_rows, num_tokens = token_ids.shape
         num_blocks = -(-num_tokens // BLOCK_SIZE)
-        layout = backend.kv_layout(num_blocks=num_rows * num_blocks, block_size=BLOCK_SIZE)
+        layout = backend.kv_layout(
+            num_blocks=num_rows * num_blocks, block_size=BLOCK_SIZE, rings=StateRings(num_rows)
+        )
         cache: KvCache = jax.tree.map(
             lambda like: jnp.zeros(like.shape, like.dtype), layout.abstract()
         )
@@ -101,6 +103,9 @@ class DecoderModel:
             is_token=positions < lengths[:, None],
             num_stored=lengths,
             block_tables=tables,
+            slots=jnp.arange(num_rows, dtype=jnp.int32),
+            new_slots=jnp.arange(num_rows, dtype=jnp.int32),
+            layout=layout,
         )
         hidden, _ = forward(backend.bind(leaves), backend.spec, cache, step)
         return hidden.reshape(num_rows, num_tokens, -1)

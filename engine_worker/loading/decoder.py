@@ -18,11 +18,13 @@ from engine_worker.compute.backends.choice import (
     identity_of,
 )
 from engine_worker.compute.backends.host_memory import trim_heap
+from engine_worker.compute.backends.kv_layout import StateRings
 from engine_worker.compute.backends.kv_memory import (
     choose_num_blocks,
     default_kv_memory_bytes,
     device_memory_stats,
     size_kv_blocks,
+    state_rings,
 )
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.dtype import DtypeChoice, read_cpu_flags, resolve_dtype
@@ -35,7 +37,7 @@ from engine_worker.compute.weights.loader import with_own_head
 from engine_worker.compute.weights.sampling_defaults import load_sampling_defaults
 from engine_worker.config import QWEN3_RERANKER, ModelSettings
 from engine_worker.core.credits import CreditPolicy
-from engine_worker.core.decoding.speculation import SpeculationMode
+from engine_worker.core.decoding.speculation import MAX_DRAFT_TOKENS, SpeculationMode
 from engine_worker.core.engine import RESUME_VERSION, Engine
 from engine_worker.core.metrics import EngineMetrics
 from engine_worker.core.scoring import ScoreTask, score_task
@@ -227,7 +229,16 @@ def create_runner(
             max_num_seqs=settings.max_num_seqs,
             max_model_len=max_model_len,
             kv_memory_bytes=kv_memory_bytes,
+            rings=_rings(settings, decoder.backend.spec),
         )
+    )
+
+
+def _rings(settings: ModelSettings, spec: DecoderSpec) -> StateRings:
+    return state_rings(
+        spec,
+        num_slots=settings.max_num_seqs,
+        max_draft_tokens=0 if settings.speculation is SpeculationMode.OFF else MAX_DRAFT_TOKENS,
     )
 
 
@@ -415,7 +426,8 @@ def choose_max_model_len(settings: ModelSettings, backend: Backend) -> int:
     kv_memory_bytes = settings.kv_memory_bytes
     if kv_memory_bytes is None:
         kv_memory_bytes = default_kv_memory_bytes(backend.packing.size_bytes, device_memory_stats())
-    num_blocks = size_kv_blocks(kv_memory_bytes, backend, settings.block_size)
+    rings = _rings(settings, backend.spec)
+    num_blocks = size_kv_blocks(kv_memory_bytes, backend, settings.block_size, rings)
     fitting = num_blocks * settings.block_size
     if fitting < 1:
         raise KvMemoryError(

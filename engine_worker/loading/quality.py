@@ -122,6 +122,9 @@ def _hidden_program(
             is_token=jnp.ones((1, window), bool),
             num_stored=jnp.full((1,), window, jnp.int32),
             block_tables=jnp.minimum(jnp.arange(width, dtype=jnp.int32), num_blocks)[None],
+            slots=jnp.zeros(1, jnp.int32),
+            new_slots=jnp.zeros(1, jnp.int32),
+            layout=layout,
         )
         hidden, _ = forward(backend.bind(leaves), backend.spec, cache, step)
         return hidden

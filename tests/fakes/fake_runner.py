@@ -142,6 +142,10 @@ class DeterministicFakeRunner:
         return self._decode_rows
 
     @property
+    def max_draft_tokens(self) -> int:
+        return self._decode_rows[-1] - 1
+
+    @property
     def runs_ahead(self) -> bool:
         return self._runs_ahead
 
@@ -215,6 +219,7 @@ class DeterministicFakeRunner:
         self,
         pack: ScorePack,
         num_stored: int,
+        slot: int,
         block_ids: Sequence[int],
         scratch_ids: Sequence[Sequence[int]],
     ) -> npt.NDArray[np.float32]:

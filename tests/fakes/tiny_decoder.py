@@ -1,6 +1,7 @@
 """A decoder of a few thousand random weights, and greedy decoding of it without pages."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy.typing as npt
 from jax.typing import DTypeLike
 
 from engine_worker.compute.models.decoder import DecoderWeights, declare, random_weights
+from engine_worker.compute.models.recurrent.specs import ShortConvSpec
 from engine_worker.compute.models.reference import ReferenceCache, reference_step
 from engine_worker.compute.models.spec import (
     AttentionSpec,
@@ -47,6 +49,14 @@ def tiny_spec(
         norm_eps=1e-5,
         tied_head=True,
     )
+
+
+def tiny_hybrid_spec() -> DecoderSpec:
+    """Recurrent layers of every kind, with attention between them."""
+    conv = ShortConvSpec(channels=32, kernel_size=3, bias=True)
+    mixers = (conv, tiny_attention(), conv, tiny_attention(window=20))
+    layers = tuple(LayerSpec(mixer, MlpSpec(48)) for mixer in mixers)
+    return replace(tiny_spec(), architecture="Lfm2ForCausalLM", layers=layers)
 
 
 def tiny_weights(dtype: DTypeLike = jnp.float32, spec: DecoderSpec | None = None) -> DecoderWeights:

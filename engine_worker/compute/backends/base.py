@@ -1,10 +1,10 @@
 """The port between a step and whoever computes it, and the forward over a decoder's blocks.
 
 A decoder is a row of blocks, pure functions of weights, the residual, their part of the cache and
-the step: embedding, then in each layer an attention block and an MLP block (each from its norm to
-the residual), a last norm, and the head.
+the step: embedding, then in each layer an attention or recurrent block and an MLP block (each from
+its norm to the residual), a last norm, and the head.
 
-    layout = backend.kv_layout(num_blocks=100, block_size=32)
+    layout = backend.kv_layout(num_blocks=100, block_size=32, rings=StateRings(num_slots=8))
     blocks = backend.bind(leaves)                            # inside the caller's program
     hidden, cache = forward(blocks, backend.spec, cache, step)
     logits = blocks.head(hidden)
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engine_worker.compute.backends.kv_layout import KvCache, KvLayout
+from engine_worker.compute.backends.kv_layout import NO_RINGS, KvCache, KvLayout, StateRings
 from engine_worker.compute.backends.packing_plan import PackingPlan
 from engine_worker.compute.models.decoder import DecoderGraph, Leaves
 from engine_worker.compute.models.rope import RopeTables, rope_tables
@@ -34,8 +34,19 @@ class BlockKind(StrEnum):
 
     EMBEDDING = "embedding"
     ATTENTION = "attention"
+    RECURRENT = "recurrent"
     MLP = "mlp"
     HEAD = "head"
+
+
+def kinds_of(spec: DecoderSpec) -> tuple[BlockKind, ...]:
+    """The kinds of blocks that a decoder has."""
+    missing = set()
+    if all(layer.is_attention for layer in spec.layers):
+        missing.add(BlockKind.RECURRENT)
+    if not any(layer.is_attention for layer in spec.layers):
+        missing.add(BlockKind.ATTENTION)
+    return tuple(kind for kind in BlockKind if kind not in missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,12 @@ class StepTokens:
         is_token: [T, Q] bool; False is padding, which may be computed but never stored or seen.
         num_stored: [T] int32, tokens of the row in the cache once this call has stored its own.
         block_tables: [T, MB] int32 ids of each row's blocks, in order; every id in range.
+        slots: [T] int32, the slot whose ring holds the recurrent state of a row that begins in the
+            middle of a block. In steps of one token a row, the rows of one sequence, and no others,
+            share a slot; they stand one after the other, in the order of their positions.
+        new_slots: [T] int32, the slot whose ring takes the states of the row's own tokens; the one
+            behind the last where nobody goes on from them.
+        layout: Of the cache; static.
     """
 
     token_ids: jax.Array
@@ -68,6 +85,9 @@ class StepTokens:
     is_token: jax.Array
     num_stored: jax.Array
     block_tables: jax.Array
+    slots: jax.Array
+    new_slots: jax.Array
+    layout: KvLayout
 
 
 class Blocks(Protocol):
@@ -79,10 +99,11 @@ class Blocks(Protocol):
     def layers(
         self, x: jax.Array, cache: KvCache, step: StepTokens, ropes: RopeTables
     ) -> tuple[jax.Array, KvCache]:
-        """All layers' attention and MLP blocks.
+        """All layers' attention, recurrent and MLP blocks.
 
         The keys and values of all the step's tokens are stored in a layer before any is read, so a
-        token sees what is before it in its sequence, wherever in the step that stands.
+        token sees what is before it in its sequence, wherever in the step that stands. A recurrent
+        layer goes through the rows of a sequence one after the other.
 
         Args:
             x: [T * Q, hidden] float32.
@@ -154,7 +175,9 @@ class Backend(Protocol):
     def table_multiple(self, block_size: int) -> int:
         """The width of block tables is a multiple of this."""
 
-    def kv_layout(self, *, num_blocks: int, block_size: int) -> KvLayout:
+    def kv_layout(
+        self, *, num_blocks: int, block_size: int, rings: StateRings = NO_RINGS
+    ) -> KvLayout:
         """The layout of a cache."""
 
     def bind(self, leaves: Leaves) -> Blocks:

@@ -1,8 +1,12 @@
-"""The paged KV cache on the device: how many blocks there are, and which arrays hold them.
+"""The paged cache on the device: how many blocks there are, and which arrays hold them.
 
 How a block's numbers lie in an array is the backend's (`compute/backends/*/`). The last block is
 nobody's: padding rows write there and padding table entries read there, so no index is ever out of
 range.
+
+A recurrent layer keeps one state with each block, that after the block's last token, and beside
+them those of sequences that are in the middle of a block: for each slot the states after its last
+few tokens, in a ring, because a step may be computed again from a little before (ADR 50).
 """
 
 from dataclasses import dataclass
@@ -13,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from engine_worker.compute.backends.host_memory import release_pages
+from engine_worker.compute.models.recurrent.specs import StateShapes, bytes_of
 
 
 class LayerPages(NamedTuple):
@@ -22,7 +27,18 @@ class LayerPages(NamedTuple):
     values: jax.Array
 
 
-KvCache = tuple[LayerPages, ...]
+class LayerStates(NamedTuple):
+    """The states of one recurrent layer.
+
+    Attributes:
+        arrays: One for each of `state_shapes`, [num_states, *shape] float32; the states of all
+            blocks, the padding block's included, then the rings of all slots, and one for padding.
+    """
+
+    arrays: tuple[jax.Array, ...]
+
+
+KvCache = tuple[LayerPages | LayerStates, ...]
 """One entry per layer."""
 
 
@@ -44,6 +60,41 @@ class BlockShapes:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerStateShapes:
+    """What one state of a recurrent layer is: float32 arrays of these shapes."""
+
+    shapes: StateShapes
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of one state."""
+        return bytes_of(self.shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class StateRings:
+    """Where sequences in the middle of a block keep the states of recurrent layers.
+
+    Attributes:
+        num_slots: Sequences; one more ring is allocated for padding.
+        num_states: Of each sequence: one more than the tokens that a step may be computed again
+            from, counted back from the last it computed.
+    """
+
+    num_slots: int
+    num_states: int = 2
+
+    @property
+    def num_all(self) -> int:
+        """States of all rings."""
+        return (self.num_slots + 1) * self.num_states
+
+
+NO_RINGS = StateRings(num_slots=0)
+"""For caches whose sequences all end with the step that began them."""
+
+
+@dataclass(frozen=True, slots=True)
 class KvLayout:
     """How the cache lies in memory.
 
@@ -52,12 +103,14 @@ class KvLayout:
         block_size: Tokens a block.
         layers: What a block is, per layer.
         dtype: Of keys and values as numbers: float32 or bfloat16.
+        rings: Of recurrent layers.
     """
 
     num_blocks: int
     block_size: int
-    layers: tuple[BlockShapes, ...]
+    layers: tuple[BlockShapes | LayerStateShapes, ...]
     dtype: np.dtype[Any]
+    rings: StateRings
 
     @property
     def padding_block(self) -> int:
@@ -65,27 +118,43 @@ class KvLayout:
         return self.num_blocks
 
     @property
+    def padding_state(self) -> int:
+        """Address of the state that padding writes to."""
+        return self.num_blocks + self.rings.num_all
+
+    @property
     def block_bytes(self) -> int:
         """Bytes of one block over all layers."""
         return sum(layer.size_bytes for layer in self.layers)
 
     @property
+    def ring_bytes(self) -> int:
+        """Bytes of the states that lie beside the blocks."""
+        state_bytes = sum(x.size_bytes for x in self.layers if isinstance(x, LayerStateShapes))
+        return self.rings.num_all * state_bytes
+
+    @property
     def size_bytes(self) -> int:
-        """Bytes of the whole cache, the padding block included."""
-        return (self.num_blocks + 1) * self.block_bytes
+        """Bytes of the whole cache, the padding block and all rings included."""
+        return (self.num_blocks + 1) * self.block_bytes + self.ring_bytes
 
     def abstract(self) -> KvCache:
         """Shapes and types of the cache."""
         num_blocks = self.num_blocks + 1
+        num_states = num_blocks + self.rings.num_all
+
+        def make_layer(layer: BlockShapes | LayerStateShapes) -> LayerPages | LayerStates:
+            if isinstance(layer, LayerStateShapes):
+                return LayerStates(
+                    tuple(jnp.zeros((num_states, *shape), jnp.float32) for shape in layer.shapes)
+                )
+            return LayerPages(
+                jnp.zeros((num_blocks, *layer.keys), layer.stored_dtype),
+                jnp.zeros((num_blocks, *layer.values), layer.stored_dtype),
+            )
 
         def make() -> KvCache:
-            return tuple(
-                LayerPages(
-                    jnp.zeros((num_blocks, *layer.keys), layer.stored_dtype),
-                    jnp.zeros((num_blocks, *layer.values), layer.stored_dtype),
-                )
-                for layer in self.layers
-            )
+            return tuple(map(make_layer, self.layers))
 
         cache: KvCache = jax.eval_shape(make)
         return cache

@@ -14,18 +14,24 @@ import numpy as np
 from engine_worker.core.choice.batch import RowWork, StepResult
 
 
-def split_drafts(rows: Sequence[RowWork], max_rows: int) -> tuple[RowWork, ...]:
+def split_drafts(
+    rows: Sequence[RowWork], max_rows: int, max_draft_tokens: int
+) -> tuple[RowWork, ...]:
     """A row for each token and each draft token, in order.
 
     Args:
         rows: Of a step.
         max_rows: The most that a step with drafts may have.
+        max_draft_tokens: The longest draft of a row.
 
     Raises:
         ValueError: A row may not draft, or there are too many.
     """
     if not any(row.draft_token_ids for row in rows):
         return tuple(rows)
+    longest = max(len(row.draft_token_ids) for row in rows)
+    if longest > max_draft_tokens:
+        raise ValueError(f"a row drafts at most {max_draft_tokens} tokens, not {longest}")
     pieces = tuple(chain.from_iterable(map(_pieces, rows)))
     if len(pieces) > max_rows:
         raise ValueError(f"a step with drafts has at most {max_rows} rows, not {len(pieces)}")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from engine_worker.compute.backends.base import Backend, PackedDecoder
 from engine_worker.compute.backends.kv_layout import KvLayout
+from engine_worker.compute.backends.kv_memory import state_rings
 from engine_worker.compute.backends.xla.backend import XlaBackend
 from engine_worker.compute.models.decoder import DecoderWeights
 from engine_worker.compute.runner.buckets import DECODE_ROWS, Bucket, Buckets, choose_buckets
@@ -28,6 +29,7 @@ from engine_worker.compute.runner.step_outcome import StepOutcome
 from engine_worker.compute.sampling.penalties import count_tokens
 from engine_worker.core.choice.batch import ProgressCallback, RowWork, StepBatch, StepResult
 from engine_worker.core.choice.score_pack import ScoreLimits, ScorePack
+from engine_worker.core.decoding.speculation import MAX_DRAFT_TOKENS
 
 
 class JaxModelRunner:
@@ -114,7 +116,12 @@ class JaxModelRunner:
             raise ValueError(
                 f"the deterministic mode needs float32 weights on xla, not {backend.weight_type}"
             )
-        kv_layout = backend.kv_layout(num_blocks=num_blocks, block_size=block_size)
+        rings = state_rings(
+            backend.spec,
+            num_slots=max_num_seqs,
+            max_draft_tokens=MAX_DRAFT_TOKENS if speculates else 0,
+        )
+        kv_layout = backend.kv_layout(num_blocks=num_blocks, block_size=block_size, rings=rings)
         buckets = choose_buckets(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
@@ -162,6 +169,14 @@ class JaxModelRunner:
     @property
     def decode_rows(self) -> tuple[int, ...]:
         return tuple(bucket.num_rows for bucket in self._buckets.decode)
+
+    @property
+    def max_draft_tokens(self) -> int:
+        if self._backend.spec.state_bytes == 0:
+            return self.decode_rows[-1] - 1
+        # Of the states behind the last known token, those of all draft tokens and of the token
+        # that is computed with them are kept until it is known which of them are right.
+        return self._kv_layout.rings.num_states - 2
 
     @property
     def runs_ahead(self) -> bool:
@@ -213,7 +228,7 @@ class JaxModelRunner:
             ValueError: A row breaks the limits that the properties state; nothing was computed.
             Exception: Whatever jax raises; the state may be lost, so `reset` must follow.
         """
-        rows = split_drafts(batch.rows, self.decode_rows[-1])
+        rows = split_drafts(batch.rows, self.decode_rows[-1], self.max_draft_tokens)
         has_next = batch.has_next and self.runs_ahead
         for row in rows:
             self._row_limits.check(replace(row, max_new_tokens=2) if has_next else row)
@@ -238,12 +253,13 @@ class JaxModelRunner:
         self,
         pack: ScorePack,
         num_stored: int,
+        slot: int,
         block_ids: Sequence[int],
         scratch_ids: Sequence[Sequence[int]],
     ) -> npt.NDArray[np.float32]:
         """Scores a pack after the tokens that some blocks hold; see the port."""
         scores, self._state = self._programs.score(
-            self._state, pack, num_stored, block_ids, scratch_ids
+            self._state, pack, num_stored, slot, block_ids, scratch_ids
         )
         return scores[: len(pack.pairs)]
 

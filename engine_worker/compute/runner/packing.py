@@ -33,6 +33,7 @@ class RowField(IntEnum):
     START = 0
     NUM_TOKENS = auto()
     SLOT = auto()
+    STATE_SLOT = auto()
     SAMPLED = auto()
     SEED_LOW = auto()
     SEED_HIGH = auto()
@@ -59,6 +60,7 @@ class StepInputs(NamedTuple):
         is_token: [T, Q] bool; False is padding.
         num_stored: [T] int32, tokens of the row in the cache once this call has stored its own.
         block_tables: [T, MB] int32.
+        slots: [T] int32, of every row, sampled or not; padding has the one after the last.
         sampling: R rows of parameters.
         max_new_tokens: [T] int32; no rows in a prefill.
         stop_token_ids: [T, `MAX_ROW_STOP_TOKEN_IDS`] int32; -1 is no id.
@@ -69,6 +71,7 @@ class StepInputs(NamedTuple):
     is_token: jax.Array
     num_stored: jax.Array
     block_tables: jax.Array
+    slots: jax.Array
     sampling: SamplingRows
     max_new_tokens: jax.Array
     stop_token_ids: jax.Array
@@ -145,6 +148,7 @@ class PackedLayout:
             is_token=offsets < num_row_tokens[:, None],
             num_stored=start + num_row_tokens,
             block_tables=parts[3].reshape(-1, self.table_width),
+            slots=fields[:num_token_rows, RowField.STATE_SLOT],
             sampling=unpack_row_fields(fields),
             max_new_tokens=limits[:, 0],
             stop_token_ids=limits[:, 1:],
@@ -166,6 +170,7 @@ def pack_row_fields(
     fields[:] = _padding_fields(num_slots)
     for index, row in enumerate(rows):
         fields[index, RowField.START] = row.start
+        fields[index, RowField.STATE_SLOT] = row.slot
         fields[index, RowField.NUM_TOKENS] = len(row.token_ids)
         if row.sample and samples:
             fields[index, RowField.SLOT] = row.slot
@@ -184,6 +189,7 @@ def _pack_limits(limits: npt.NDArray[np.int32], rows: Sequence[RowWork]) -> None
 def _padding_fields(num_slots: int) -> npt.NDArray[np.int32]:
     fields = np.zeros(NUM_ROW_FIELDS, np.int32)
     fields[RowField.SLOT] = num_slots
+    fields[RowField.STATE_SLOT] = num_slots
     floats = fields.view(np.float32)
     floats[RowField.TOP_P] = 1.0
     floats[RowField.LOG_MIN_P] = -math.inf

@@ -54,10 +54,7 @@ class ProgramSet:
             self.compile, describe, compiler_threads=threads
         )
         self._score_layouts = {
-            shape: ScoreLayout(
-                shape, self.table_width, kv_layout.block_size, kv_layout.padding_block
-            )
-            for shape in buckets.score_shapes
+            shape: ScoreLayout(shape, self.table_width, kv_layout) for shape in buckets.score_shapes
         }
         self.packed_layouts: Mapping[Bucket, PackedLayout] = {
             bucket: PackedLayout(bucket, self.table_width, self._num_slots, kv_layout.padding_block)
@@ -135,7 +132,8 @@ class ProgramSet:
                 .compile()
             )
         layout = self.packed_layouts[key]
-        step = StepProgram(backend, layout, self._buckets.sampler_rows_for(key.num_rows))
+        num_sampler_rows = self._buckets.sampler_rows_for(key.num_rows)
+        step = StepProgram(backend, layout, self._kv_layout, num_sampler_rows)
         return (
             jax.jit(step, donate_argnums=1)
             .lower(leaves, self._abstract_state, layout.pack(()))
@@ -173,12 +171,13 @@ class ProgramSet:
         state: DeviceState,
         pack: ScorePack,
         num_stored: int,
+        slot: int,
         block_ids: Sequence[int],
         scratch_ids: Sequence[Sequence[int]],
     ) -> tuple[npt.NDArray[np.float32], DeviceState]:
         """Runs a scoring program: [P] log probabilities. The cache of `state` is donated."""
         layout = self._score_layouts[pack.shape]
-        packed = layout.pack(pack, num_stored, block_ids, scratch_ids)
+        packed = layout.pack(pack, num_stored, slot, block_ids, scratch_ids)
         scores, cache = self.store.get(layout)(self._decoder.leaves, state.cache, packed)
         return np.asarray(scores), state._replace(cache=cache)
 

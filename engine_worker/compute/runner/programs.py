@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from engine_worker.compute.backends.base import Backend, Blocks, StepTokens, forward
-from engine_worker.compute.backends.kv_layout import KvCache
+from engine_worker.compute.backends.kv_layout import KvCache, KvLayout
 from engine_worker.compute.models.decoder import Leaves
 from engine_worker.compute.runner.packing import LAST_TOKEN, PackedLayout, StepInputs
 from engine_worker.compute.sampling.params import SamplingRows
@@ -92,6 +92,7 @@ class StepProgram:
     Args:
         backend: Computes the decoder, whose packed weights are arguments.
         packed_layout: Of the packed inputs.
+        kv_layout: Of the cache.
         num_sampler_rows: Rows of the full sampler that goes on from this step.
     """
 
@@ -99,11 +100,13 @@ class StepProgram:
         self,
         backend: Backend,
         packed_layout: PackedLayout,
+        kv_layout: KvLayout,
         num_sampler_rows: int,
     ) -> None:
         self._num_sampler_rows = num_sampler_rows
         self._backend = backend
         self._packed_layout = packed_layout
+        self._kv_layout = kv_layout
 
     def __call__(
         self, leaves: Leaves, state: DeviceState, packed: jax.Array
@@ -199,6 +202,9 @@ class StepProgram:
             is_token=inputs.is_token,
             num_stored=inputs.num_stored,
             block_tables=inputs.block_tables,
+            slots=inputs.slots,
+            new_slots=inputs.slots,
+            layout=self._kv_layout,
         )
         return forward(blocks, self._backend.spec, cache, step)
 

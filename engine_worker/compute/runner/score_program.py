@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.backends.base import Backend, StepTokens, forward
-from engine_worker.compute.backends.kv_layout import KvCache, LayerPages
+from engine_worker.compute.backends.kv_layout import KvCache, KvLayout, LayerPages, LayerStates
 from engine_worker.compute.models.decoder import Leaves
 from engine_worker.core.choice.score_pack import ScorePack, ScoreShape
 
@@ -31,6 +31,7 @@ class _ScoreInputs(NamedTuple):
     Attributes:
         num_stored: [] int32, tokens of the beginning.
         copied_block: [] int32, the beginning's last block.
+        slot: [] int32, of the choice that computed the beginning.
         lengths: [T] int32, tokens of each row.
         block_tables: [T, MB] int32.
         first_blocks: [T] int32, each row's first scratch block.
@@ -41,6 +42,7 @@ class _ScoreInputs(NamedTuple):
 
     num_stored: jax.Array
     copied_block: jax.Array
+    slot: jax.Array
     lengths: jax.Array
     block_tables: jax.Array
     first_blocks: jax.Array
@@ -56,20 +58,18 @@ class ScoreLayout:
     Attributes:
         shape: Rows (T) of tokens (Q).
         table_width: Block ids of a row (MB).
-        block_size: Tokens a block.
-        padding_block: What padding names.
+        kv_layout: Of the cache.
     """
 
     shape: ScoreShape
     table_width: int
-    block_size: int
-    padding_block: int
+    kv_layout: KvLayout
 
     @property
     def _sizes(self) -> tuple[int, ...]:
         rows, tokens = self.shape.num_rows, self.shape.num_tokens
         tables = rows * self.table_width
-        return (1, 1, rows, tables, rows, rows * tokens, MAX_SCORE_PAIRS, MAX_SCORE_PAIRS)
+        return (1, 1, 1, rows, tables, rows, rows * tokens, MAX_SCORE_PAIRS, MAX_SCORE_PAIRS)
 
     @property
     def num_entries(self) -> int:
@@ -80,6 +80,7 @@ class ScoreLayout:
         self,
         pack: ScorePack,
         num_stored: int,
+        slot: int,
         block_ids: Sequence[int],
         scratch_ids: Sequence[Sequence[int]],
     ) -> npt.NDArray[np.int32]:
@@ -88,19 +89,22 @@ class ScoreLayout:
         Args:
             pack: Of this shape.
             num_stored: Tokens of the beginning.
+            slot: Of the choice that computed them.
             block_ids: That hold them.
             scratch_ids: For each row, as many as `num_scratch_blocks` says.
         """
         packed = np.zeros(self.num_entries, np.int32)
-        stored, copied, lengths, tables, firsts, tokens, places, ids = np.split(
+        stored, copied, slots, lengths, tables, firsts, tokens, places, ids = np.split(
             packed, np.cumsum(self._sizes)[:-1]
         )
-        num_full, is_partial = divmod(num_stored, self.block_size)
+        num_full, is_partial = divmod(num_stored, self.kv_layout.block_size)
+        padding_block = self.kv_layout.padding_block
         stored[0] = num_stored
-        copied[0] = block_ids[num_full] if is_partial else self.padding_block
-        firsts[:] = self.padding_block
+        copied[0] = block_ids[num_full] if is_partial else padding_block
+        slots[0] = slot
+        firsts[:] = padding_block
         tables = tables.reshape(-1, self.table_width)
-        tables[:] = self.padding_block
+        tables[:] = padding_block
         token_ids = tokens.reshape(-1, self.shape.num_tokens)
         for index, (row, scratch) in enumerate(zip(pack.rows, scratch_ids, strict=True)):
             lengths[index] = len(row)
@@ -119,12 +123,13 @@ class ScoreLayout:
         return _ScoreInputs(
             num_stored=parts[0][0],
             copied_block=parts[1][0],
-            lengths=parts[2],
-            block_tables=parts[3].reshape(-1, self.table_width),
-            first_blocks=parts[4],
-            token_ids=parts[5].reshape(-1, self.shape.num_tokens),
-            pair_places=parts[6],
-            pair_token_ids=parts[7],
+            slot=parts[2][0],
+            lengths=parts[3],
+            block_tables=parts[4].reshape(-1, self.table_width),
+            first_blocks=parts[5],
+            token_ids=parts[6].reshape(-1, self.shape.num_tokens),
+            pair_places=parts[7],
+            pair_token_ids=parts[8],
         )
 
 
@@ -155,7 +160,8 @@ class ScoreProgram:
             computed no number; and the cache.
         """
         inputs = self._layout.unpack(packed)
-        cache = tuple(_with_copies(pages, inputs) for pages in cache)
+        layout = self._layout.kv_layout
+        cache = tuple(_with_copies(layer, inputs) for layer in cache)
         offsets = jnp.arange(self._layout.shape.num_tokens, dtype=jnp.int32)
         lengths = inputs.lengths[:, None]
         step = StepTokens(
@@ -164,6 +170,10 @@ class ScoreProgram:
             is_token=offsets < lengths,
             num_stored=jnp.where(inputs.lengths > 0, inputs.num_stored + inputs.lengths, 0),
             block_tables=inputs.block_tables,
+            slots=jnp.broadcast_to(inputs.slot, inputs.lengths.shape),
+            # Nobody goes on from a row, so only the state before it is read.
+            new_slots=jnp.full(inputs.lengths.shape, layout.rings.num_slots, jnp.int32),
+            layout=layout,
         )
         blocks = self._backend.bind(leaves)
         hidden, cache = forward(blocks, self._backend.spec, cache, step)
@@ -190,13 +200,18 @@ def num_scratch_blocks(num_stored: int, num_tokens: int, block_size: int) -> int
     return -(-(num_stored % block_size + num_tokens) // block_size)
 
 
-def _with_copies(pages: LayerPages, inputs: _ScoreInputs) -> LayerPages:
-    """Pages in which each row's first scratch block is a copy of the beginning's last one."""
+def _with_copies(layer: LayerPages | LayerStates, inputs: _ScoreInputs) -> LayerPages | LayerStates:
+    """Pages in which each row's first scratch block is a copy of the beginning's last one.
+
+    The state in the middle of a block isn't kept with the block, so states stay as they are.
+    """
+    if isinstance(layer, LayerStates):
+        return layer
 
     def copied(pool: jax.Array) -> jax.Array:
         return pool.at[inputs.first_blocks].set(pool[inputs.copied_block], mode="clip")
 
-    return LayerPages(copied(pages.keys), copied(pages.values))
+    return LayerPages(copied(layer.keys), copied(layer.values))
 
 
 def _distinct(places: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:

@@ -205,6 +205,10 @@ class ModelRunner(Protocol):
         """
 
     @property
+    def max_draft_tokens(self) -> int:
+        """The most `RowWork.draft_token_ids`."""
+
+    @property
     def runs_ahead(self) -> bool:
         """Whether `StepBatch.has_next` is of use."""
 
@@ -231,6 +235,7 @@ class ModelRunner(Protocol):
         self,
         pack: ScorePack,
         num_stored: int,
+        slot: int,
         block_ids: Sequence[int],
         scratch_ids: Sequence[Sequence[int]],
     ) -> npt.NDArray[np.float32]:
@@ -239,6 +244,7 @@ class ModelRunner(Protocol):
         Args:
             pack: Within `score_limits`.
             num_stored: Tokens before the pack's, all of them computed.
+            slot: Of the choice that computed them, and that has computed nothing since.
             block_ids: The blocks that hold them; they are only read.
             scratch_ids: For each row the blocks that it borrows; what they hold afterwards is of
                 no use to anybody.

@@ -6,7 +6,11 @@ from dataclasses import replace
 from engine_worker.core.choice.batch import ModelRunner, RowWork, StepBatch, StepResult
 from engine_worker.core.choice.choice import Choice
 from engine_worker.core.decoding.lookahead import Lookahead, extended, num_wanted
-from engine_worker.core.decoding.speculation import Speculation, SpeculationMode
+from engine_worker.core.decoding.speculation import (
+    MAX_DRAFT_TOKENS,
+    Speculation,
+    SpeculationMode,
+)
 from engine_worker.core.decoding.step_rows import row_work
 from engine_worker.core.scheduling.scheduler import ScheduledRow, Scheduler
 
@@ -31,7 +35,9 @@ class DecodePlanner:
         self._scheduler = scheduler
         self._runs_ahead = runner.runs_ahead
         self._lookahead = Lookahead(runner.max_new_tokens)
-        self._speculation = Speculation(speculation, runner.decode_rows)
+        self._speculation = Speculation(
+            speculation, runner.decode_rows, min(MAX_DRAFT_TOKENS, runner.max_draft_tokens)
+        )
         self._on_drafts = on_drafts
         self._planned: tuple[RowWork, ...] = ()
 

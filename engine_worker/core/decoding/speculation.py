@@ -186,10 +186,17 @@ class Speculation:
     Args:
         mode: Whether drafts are made where they pay, never, or always.
         decode_rows: Rows of the programs, rising.
+        max_draft_tokens: The longest draft of a row.
     """
 
-    def __init__(self, mode: SpeculationMode, decode_rows: Sequence[int]) -> None:
+    def __init__(
+        self,
+        mode: SpeculationMode,
+        decode_rows: Sequence[int],
+        max_draft_tokens: int = MAX_DRAFT_TOKENS,
+    ) -> None:
         self._mode = mode
+        self._max_draft_tokens = max_draft_tokens
         self.times = StepTimes(decode_rows)
 
     def drafts(
@@ -211,7 +218,7 @@ class Speculation:
         self._read(choices, works)
         chances: list[tuple[float, int]] = []
         for row, choice in enumerate(choices):
-            most = min(MAX_DRAFT_TOKENS, num_wanted(choice) - 1)
+            most = min(self._max_draft_tokens, num_wanted(choice) - 1)
             chances += [(chance, row) for chance in self._chances(choice, most)]
         if not chances:
             return None

@@ -13,9 +13,24 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 
-from engine_worker.compute.backends.base import BlockKind, Placement, StepTokens, live_positions
+from engine_worker.compute.backends.base import (
+    BlockKind,
+    Placement,
+    StepTokens,
+    kinds_of,
+    live_positions,
+)
 from engine_worker.compute.backends.cpu_native import calls, packing
-from engine_worker.compute.backends.kv_layout import BlockShapes, KvCache, KvLayout, LayerPages
+from engine_worker.compute.backends.kv_layout import (
+    NO_RINGS,
+    BlockShapes,
+    KvCache,
+    KvLayout,
+    LayerPages,
+    LayerStates,
+    LayerStateShapes,
+    StateRings,
+)
 from engine_worker.compute.backends.packing_plan import (
     PackedWeight,
     PackingPlan,
@@ -29,7 +44,7 @@ from engine_worker.compute.backends.xla.backend import (
     weight_of,
 )
 from engine_worker.compute.backends.xla.backend import blocks_per_turn as xla_blocks_per_turn
-from engine_worker.compute.backends.xla.pages import block_shapes as xla_block_shapes
+from engine_worker.compute.backends.xla.pages import layer_shapes as xla_layer_shapes
 from engine_worker.compute.models.decoder import DecoderGraph, Leaves
 from engine_worker.compute.models.rope import RopeTables
 from engine_worker.compute.models.spec import DecoderSpec, MlpSpec, NormKind
@@ -101,7 +116,7 @@ class CpuNativeBackend:
 
     @property
     def placements(self) -> Mapping[BlockKind, Placement]:
-        return {kind: self._placement(kind) for kind in BlockKind}
+        return {kind: self._placement(kind) for kind in kinds_of(self.spec)}
 
     @property
     def min_rows(self) -> int:
@@ -115,20 +130,22 @@ class CpuNativeBackend:
         return is_all_native or self._weight_type == "float32"
 
     def is_native(self, kind: BlockKind, layer: int = 0) -> bool:
-        """Whether a kernel computes a block."""
-        return self._reasons[kind, layer] is None
+        """Whether a kernel computes a block; not if the layer has no such block."""
+        return self._reasons.get((kind, layer), "") is None
 
     def table_multiple(self, block_size: int) -> int:
-        layers = range(self.spec.num_layers)
-        if all(self.is_native(BlockKind.ATTENTION, layer) for layer in layers):
+        attending = [i for i, layer in enumerate(self.spec.layers) if layer.is_attention]
+        if all(self.is_native(BlockKind.ATTENTION, layer) for layer in attending):
             return 1
         return xla_blocks_per_turn(block_size)
 
-    def kv_layout(self, *, num_blocks: int, block_size: int) -> KvLayout:
+    def kv_layout(
+        self, *, num_blocks: int, block_size: int, rings: StateRings = NO_RINGS
+    ) -> KvLayout:
         layers = tuple(
-            self._block_shapes(layer, block_size) for layer in range(self.spec.num_layers)
+            self._layer_shapes(layer, block_size) for layer in range(self.spec.num_layers)
         )
-        return KvLayout(num_blocks, block_size, layers, self.cache_dtype)
+        return KvLayout(num_blocks, block_size, layers, self.cache_dtype, rings)
 
     def bind(self, leaves: Leaves) -> "CpuNativeBlocks":
         return CpuNativeBlocks(self, leaves)
@@ -137,12 +154,10 @@ class CpuNativeBackend:
     def _cache_type(self) -> str:
         return "float32" if self._weight_type == "float32" else "bfloat16"
 
-    def _block_shapes(self, layer: int, block_size: int) -> BlockShapes:
-        attention = self.spec.layers[layer].attention
+    def _layer_shapes(self, layer: int, block_size: int) -> BlockShapes | LayerStateShapes:
         if not self.is_native(BlockKind.ATTENTION, layer):
-            return xla_block_shapes(
-                attention.num_kv_heads, attention.head_dim, block_size, self.cache_dtype
-            )
+            return xla_layer_shapes(self.spec.layers[layer], block_size, self.cache_dtype)
+        attention = self.spec.layers[layer].attention
         (keys, dtype), (values, _) = calls.page_shapes(
             1, attention.num_kv_heads, attention.head_dim, block_size, self._cache_type
         )
@@ -171,11 +186,11 @@ def _uncovered(spec: DecoderSpec, weight_type: str, cache_type: str, block_size:
             spec, spec.layers[layer], kind.value, weight_type, cache_type, block_size
         )
 
-    reasons: _Reasons = {
-        (kind, layer): reason(kind, layer)
-        for kind in (BlockKind.ATTENTION, BlockKind.MLP)
-        for layer in range(spec.num_layers)
-    }
+    reasons: _Reasons = {}
+    for index, layer in enumerate(spec.layers):
+        mixer = BlockKind.ATTENTION if layer.is_attention else BlockKind.RECURRENT
+        for kind in (mixer, BlockKind.MLP):
+            reasons[kind, index] = reason(kind, index)
     embedding, head = (reason(kind, 0) for kind in (BlockKind.EMBEDDING, BlockKind.HEAD))
     if spec.tied_head:
         # One matrix, packed once.
@@ -300,9 +315,9 @@ class CpuNativeBlocks:
                 run.add_attention(layer)
             else:
                 run.finish()
-                before, pages = run.x, run.pages[layer]
-                run.x, run.pages[layer] = self._xla.attention(
-                    layer, run.x, pages, step, token_places(pages, step), ropes
+                before = run.x
+                run.x, run.cache[layer] = self._xla.mixer(
+                    layer, run.x, run.cache[layer], step, token_places(step), ropes
                 )
             if self._backend.is_native(BlockKind.MLP, layer):
                 run.add_mlp(layer)
@@ -310,7 +325,7 @@ class CpuNativeBlocks:
                 run.finish()
                 run.x = self._xla.mlp(layer, before, run.x, step)
         run.finish()
-        return run.x, tuple(run.pages)
+        return run.x, tuple(run.cache)
 
     def norm(self, x: jax.Array) -> jax.Array:
         return self._xla.norm(x)
@@ -353,7 +368,7 @@ class _Run:
 
     Attributes:
         x: The residual before them.
-        pages: Of all layers, as they are so far.
+        cache: Of all layers, as it is so far.
     """
 
     def __init__(
@@ -361,12 +376,12 @@ class _Run:
         backend: CpuNativeBackend,
         weights: Mapping[str, Any],
         x: jax.Array,
-        pages: list[LayerPages],
+        cache: list[LayerPages | LayerStates],
         step: StepTokens,
         ropes: RopeTables,
     ) -> None:
         self.x = x
-        self.pages = pages
+        self.cache = cache
         self._backend = backend
         self._weights = weights
         self._ropes = ropes
@@ -384,6 +399,8 @@ class _Run:
             cache_type=str(self._backend.cache_dtype),
             group_size=GROUP_SIZE,
         )
+        pages = self.cache[layer]
+        assert isinstance(pages, LayerPages), "a layer that attends"
         self._layers.append(layer)
         self._blocks.append(
             calls.Attention(
@@ -391,8 +408,8 @@ class _Run:
                 self._weights[f"{prefix}vectors"],
                 self._weights[f"{prefix}qkv.weight"],
                 self._weights[f"{prefix}o.weight"],
-                self.pages[layer].keys,
-                self.pages[layer].values,
+                pages.keys,
+                pages.values,
                 self._ropes.index_of(spec.layers[layer].attention),
             )
         )
@@ -422,5 +439,5 @@ class _Run:
         ropes = [(cosine[:, 0], sine[:, 0]) for cosine, sine in self._ropes.tables]
         self.x, new_pages = calls.run_blocks(self.x, self._step, ropes, self._blocks)
         for layer, (keys, values) in zip(self._layers, new_pages, strict=True):
-            self.pages[layer] = LayerPages(keys, values)
+            self.cache[layer] = LayerPages(keys, values)
         self._blocks, self._layers = [], []

@@ -443,7 +443,7 @@ def uncovered(
     Args:
         spec: The decoder.
         layer: Of the block; whichever for the embedding and the head.
-        block: `embedding`, `attention`, `mlp` or `head`.
+        block: `embedding`, `attention`, `recurrent`, `mlp` or `head`.
         weight_type: Of its matrices.
         cache_type: Of keys and values.
         block_size: Tokens of a cache block.
@@ -454,6 +454,8 @@ def uncovered(
         return "int8 products have at most 65536 inputs"
     if block in {"embedding", "head"}:
         return None
+    if block == "recurrent":
+        return "recurrent layers have no kernel"
     if spec.norm_placement is NormPlacement.PARALLEL:
         return "attention and MLP read the same norm side by side"
     if spec.norm_kind is NormKind.LAYER and spec.norm_placement is not NormPlacement.PRE:
@@ -475,7 +477,8 @@ def uncovered(
 
 def _widest(spec: DecoderSpec, layer: LayerSpec) -> int:
     inner = layer.mlp.intermediate_size if isinstance(layer.mlp, MlpSpec) else 0
-    return max(spec.hidden_size, layer.attention.q_size, inner)
+    heads = layer.attention.q_size if layer.is_attention else 0
+    return max(spec.hidden_size, heads, inner)
 
 
 def _uncovered_attention(layer: LayerSpec, cache_type: str, block_size: int) -> str | None:

@@ -7,8 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engine_worker.compute.backends.base import BlockKind, Placement, StepTokens
-from engine_worker.compute.backends.kv_layout import KvCache, KvLayout, LayerPages
+from engine_worker.compute.backends.base import BlockKind, Placement, StepTokens, kinds_of
+from engine_worker.compute.backends.kv_layout import (
+    NO_RINGS,
+    KvCache,
+    KvLayout,
+    LayerPages,
+    LayerStates,
+    StateRings,
+)
 from engine_worker.compute.backends.packing_plan import (
     PackedWeight,
     PackingPlan,
@@ -17,10 +24,12 @@ from engine_worker.compute.backends.packing_plan import (
 )
 from engine_worker.compute.backends.xla.paged_attention import attend_pages
 from engine_worker.compute.backends.xla.pages import store_tokens, xla_kv_layout
+from engine_worker.compute.backends.xla.states import recur_in_step
 from engine_worker.compute.models.decoder import Decoder, DecoderGraph, Leaves, Parameter
 from engine_worker.compute.models.layers import Matrix
 from engine_worker.compute.models.moe import MoeBlock
 from engine_worker.compute.models.quantized import QuantizedMatrix, quantize
+from engine_worker.compute.models.recurrent.state import Advance, Inputs
 from engine_worker.compute.models.rope import RopeTables
 from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec
 from protocol.errors import ConfigurationError
@@ -96,7 +105,7 @@ class XlaBackend:
 
     @property
     def placements(self) -> Mapping[BlockKind, Placement]:
-        return dict.fromkeys(BlockKind, Placement(XLA))
+        return dict.fromkeys(kinds_of(self.spec), Placement(XLA))
 
     @property
     def min_rows(self) -> int:
@@ -111,9 +120,11 @@ class XlaBackend:
     def table_multiple(self, block_size: int) -> int:
         return blocks_per_turn(block_size)
 
-    def kv_layout(self, *, num_blocks: int, block_size: int) -> KvLayout:
+    def kv_layout(
+        self, *, num_blocks: int, block_size: int, rings: StateRings = NO_RINGS
+    ) -> KvLayout:
         return xla_kv_layout(
-            self.spec, self.cache_dtype, num_blocks=num_blocks, block_size=block_size
+            self.spec, self.cache_dtype, num_blocks=num_blocks, block_size=block_size, rings=rings
         )
 
     def bind(self, leaves: Leaves) -> "XlaBlocks":
@@ -181,13 +192,27 @@ class XlaBlocks:
     def layers(
         self, x: jax.Array, cache: KvCache, step: StepTokens, ropes: RopeTables
     ) -> tuple[jax.Array, KvCache]:
-        pages, places = list(cache), token_places(cache[0], step)
+        layers, places = list(cache), token_places(step)
         # Unrolled on purpose: a scan over stacked layers makes XLA:CPU copy each slice.
-        for layer in range(len(pages)):
+        for layer in range(len(layers)):
             before = x
-            x, pages[layer] = self.attention(layer, x, pages[layer], step, places, ropes)
+            x, layers[layer] = self.mixer(layer, x, layers[layer], step, places, ropes)
             x = self.mlp(layer, before, x, step)
-        return x, tuple(pages)
+        return x, tuple(layers)
+
+    def mixer(
+        self,
+        layer: int,
+        x: jax.Array,
+        cache: LayerPages | LayerStates,
+        step: StepTokens,
+        places: "TokenPlaces",
+        ropes: RopeTables,
+    ) -> tuple[jax.Array, LayerPages | LayerStates]:
+        """The attention or recurrent block of one layer: the residual after it, and its cache."""
+        if isinstance(cache, LayerPages):
+            return self.attention(layer, x, cache, step, places, ropes)
+        return self.recurrent(layer, x, cache, step)
 
     def attention(
         self,
@@ -225,6 +250,20 @@ class XlaBlocks:
         x = x + block(layer, x, ropes.of(spec), attend)
         return x, stored
 
+    def recurrent(
+        self, layer: int, x: jax.Array, states: LayerStates, step: StepTokens
+    ) -> tuple[jax.Array, LayerStates]:
+        """The recurrent block of one layer: the residual after it, and the layer's states."""
+        block = self._decoder.layers[layer].recurrent
+
+        def recur(_: int, inputs: Inputs, advance: Advance) -> jax.Array:
+            nonlocal states
+            outputs, states = recur_in_step(states, step, inputs, advance)
+            return outputs
+
+        x = x + block(layer, x, recur)
+        return x, states
+
     def mlp(self, layer: int, before: jax.Array, x: jax.Array, step: StepTokens) -> jax.Array:
         """The residual [T * Q, hidden] after the MLP block of one layer, or its experts.
 
@@ -261,10 +300,9 @@ class TokenPlaces(NamedTuple):
     block_size: int
 
 
-def token_places(pages: LayerPages, step: StepTokens) -> TokenPlaces:
+def token_places(step: StepTokens) -> TokenPlaces:
     """The places of a step's tokens in any layer's pages."""
-    num_blocks, block_size = pages.values.shape[0], pages.values.shape[2]
-    positions = step.positions
+    block_size, positions = step.layout.block_size, step.positions
     own_blocks = jnp.take_along_axis(step.block_tables, positions // block_size, 1, mode="clip")
-    own_blocks = jnp.where(step.is_token, own_blocks, num_blocks - 1)
+    own_blocks = jnp.where(step.is_token, own_blocks, step.layout.padding_block)
     return TokenPlaces(own_blocks.reshape(-1), (positions % block_size).reshape(-1), block_size)

@@ -15,12 +15,24 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from engine_worker.compute.backends.kv_layout import BlockShapes, KvLayout, LayerPages
-from engine_worker.compute.models.spec import DecoderSpec
+from engine_worker.compute.backends.kv_layout import (
+    NO_RINGS,
+    BlockShapes,
+    KvLayout,
+    LayerPages,
+    LayerStateShapes,
+    StateRings,
+)
+from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec, LayerSpec
 
 
 def xla_kv_layout(
-    spec: DecoderSpec, dtype: DTypeLike, *, num_blocks: int, block_size: int
+    spec: DecoderSpec,
+    dtype: DTypeLike,
+    *,
+    num_blocks: int,
+    block_size: int,
+    rings: StateRings = NO_RINGS,
 ) -> KvLayout:
     """The layout for a decoder.
 
@@ -29,13 +41,21 @@ def xla_kv_layout(
         dtype: Of keys and values as numbers: float32 or bfloat16.
         num_blocks: Blocks that block ids may name.
         block_size: Tokens a block.
+        rings: Of recurrent layers.
     """
     numbers = np.dtype(dtype)
-    layers = tuple(
-        block_shapes(x.attention.num_kv_heads, x.attention.head_dim, block_size, numbers)
-        for x in spec.layers
-    )
-    return KvLayout(num_blocks, block_size, layers, numbers)
+    layers = tuple(layer_shapes(layer, block_size, numbers) for layer in spec.layers)
+    return KvLayout(num_blocks, block_size, layers, numbers, rings)
+
+
+def layer_shapes(
+    layer: LayerSpec, block_size: int, dtype: DTypeLike
+) -> BlockShapes | LayerStateShapes:
+    """What a layer keeps: a block of keys and values of a type, or a state."""
+    mixer = layer.mixer
+    if isinstance(mixer, AttentionSpec):
+        return block_shapes(mixer.num_kv_heads, mixer.head_dim, block_size, dtype)
+    return LayerStateShapes(mixer.state_shapes)
 
 
 def block_shapes(

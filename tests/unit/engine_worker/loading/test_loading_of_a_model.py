@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from engine_worker.compute.backends.base import PackedDecoder
-from engine_worker.compute.backends.kv_memory import ACCELERATOR_SHARE, block_bytes
+from engine_worker.compute.backends.kv_memory import ACCELERATOR_SHARE
 from engine_worker.compute.backends.xla.backend import XlaBackend
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import decoder_spec
@@ -72,7 +72,7 @@ def test_without_a_tokenizer_nothing_is_compiled(tmp_path: Path) -> None:
 def test_on_a_device_the_cache_gets_what_weights_and_programs_leave() -> None:
     decoder = tiny_decoder()
     settings = dataclasses.replace(SETTINGS, max_num_seqs=2, max_num_batched_tokens=8)
-    per_block = block_bytes(decoder.backend, 16)
+    per_block = decoder.backend.kv_layout(num_blocks=1, block_size=16).block_bytes
     # All rows together could fill 64 blocks.
     free_bytes = 60 * per_block
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from engine_worker.compute.backends.host_memory import release_pages
+from engine_worker.compute.backends.kv_layout import LayerPages
 from engine_worker.compute.backends.kv_memory import (
-    block_bytes,
     choose_num_blocks,
     default_kv_memory_bytes,
     size_kv_blocks,
@@ -35,12 +35,13 @@ def test_the_layout_states_the_bytes_that_are_allocated() -> None:
     layout = xla_kv_layout(SPEC, np.float32, num_blocks=7, block_size=4)
     arrays = jax.tree.leaves(layout.allocate())
     assert sum(array.nbytes for array in arrays) == layout.size_bytes == 8 * BLOCK_BYTES
-    assert block_bytes(BACKEND, 4) == BLOCK_BYTES
+    assert BACKEND.kv_layout(num_blocks=1, block_size=4).block_bytes == BLOCK_BYTES
 
 
 def test_bfloat16_is_stored_as_bits_and_loaded_rounded() -> None:
     layout = xla_kv_layout(SPEC, jnp.bfloat16, num_blocks=3, block_size=4)
     pages = layout.allocate()[0]
+    assert isinstance(pages, LayerPages)
     assert pages.keys.dtype == jnp.uint16
     keys = np.random.default_rng(0).standard_normal((2, 2, 8), np.float32)
     block_ids, offsets = jnp.array([2, 0]), jnp.array([3, 1])

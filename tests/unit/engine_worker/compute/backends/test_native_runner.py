@@ -23,7 +23,13 @@ from engine_worker.loading.weights import load_for_backend
 from engine_worker.text.tokenizer import Tokenizer
 from tests.fakes.packed_decoder import needs_native, packed
 from tests.fakes.runner_requests import GREEDY, RunnerRequest, begin, generate, step
-from tests.fakes.tiny_decoder import VOCAB_SIZE, GreedyReference, tiny_spec, tiny_weights
+from tests.fakes.tiny_decoder import (
+    VOCAB_SIZE,
+    GreedyReference,
+    tiny_hybrid_spec,
+    tiny_spec,
+    tiny_weights,
+)
 
 pytestmark = needs_native
 
@@ -81,7 +87,7 @@ def forced_agreement(runner: JaxModelRunner, token_ids: Sequence[int], num_promp
 def test_every_block_of_the_decoder_is_computed_natively() -> None:
     backend = packed(WEIGHTS, "cpu_native", "bfloat16").backend
     assert {place.backend for place in backend.placements.values()} == {"cpu_native"}
-    assert set(backend.placements) == set(BlockKind)
+    assert set(backend.placements) == set(BlockKind) - {BlockKind.RECURRENT}
     assert backend.min_rows == 1
 
 
@@ -215,7 +221,7 @@ def test_nan_that_a_block_held_before_reaches_no_later_user(runner: JaxModelRunn
 
 def poison(runner: JaxModelRunner, block_ids: Sequence[int]) -> None:
     """NaN in all keys and values of some blocks."""
-    is_bits = runner.state.cache[0].keys.dtype == jnp.uint16
+    is_bits = jax.tree.leaves(runner.state.cache)[0].dtype == jnp.uint16
     nan = jnp.uint16(0x7FC0) if is_bits else jnp.float32(jnp.nan)
     cache = jax.tree.map(lambda pool: pool.at[jnp.asarray(block_ids)].set(nan), runner.state.cache)
     runner._state = runner.state._replace(cache=cache)
@@ -238,6 +244,24 @@ def test_the_deterministic_mode_holds_on_the_kernels_in_float32(
     assert again.output == request.output
     for array, expected in zip(jax.tree.leaves(runner.state.cache), bits, strict=True):
         np.testing.assert_array_equal(np.asarray(array)[blocks(0)[:4]], expected)
+
+
+@pytest.mark.parametrize("weight_type", TYPES)
+def test_recurrent_layers_are_computed_by_xla_between_the_kernels(weight_type: str) -> None:
+    weights = tiny_weights(spec=tiny_hybrid_spec())
+    decoder = packed(weights, "cpu_native", weight_type)
+    places = decoder.backend.placements
+    assert set(places) == set(BlockKind)
+    assert places[BlockKind.RECURRENT].backend == "xla"
+    assert places[BlockKind.RECURRENT].reason == "recurrent layers have no kernel"
+    assert {p.backend for kind, p in places.items() if kind is not BlockKind.RECURRENT} == {
+        "cpu_native"
+    }
+    assert decoder.backend.min_rows == (1 if weight_type == "float32" else 2)
+    runner = make_runner(decoder)
+    token_ids = GreedyReference(weights, MAX_MODEL_LEN).continue_greedily(prompt_of(21), 20)
+    least = 1.0 if weight_type == "float32" else 0.6
+    assert forced_agreement(runner, [*prompt_of(21), *token_ids], 21) >= least
 
 
 @pytest.mark.parametrize("uncovered", ["attention", "mlp", "embedding", "head"])
@@ -275,6 +299,9 @@ def test_draft_tokens_read_the_pages_of_their_row_once_and_change_nothing(
         is_token=jnp.array([[True]] * 6 + [[False]]),
         num_stored=positions[:, 0] + 1,
         block_tables=tables,
+        slots=tables[:, 0],
+        new_slots=tables[:, 0],
+        layout=runner.kv_layout,
     )
     assert token_rows(tokens_of).tolist() == [0, 0, 0, 3, 4, 4, 6]
 

@@ -36,7 +36,9 @@ class PagedRows:
         self.values = generator.standard_normal(shape, np.float32)
         self.tables = np.full((len(lengths), TABLE_WIDTH), LAYOUT.padding_block, np.int32)
         free = generator.permutation(NUM_BLOCKS)
-        pages = LayerPages(*(jnp.full_like(pool, dirt) for pool in LAYOUT.allocate()[0]))
+        pages = LayerPages(
+            *(jnp.full_like(pool, dirt) for pool in jax.tree.leaves(LAYOUT.allocate()[0]))
+        )
         positions = np.arange(TABLE_WIDTH * BLOCK_SIZE, dtype=np.int32)
         for row, length in enumerate(lengths):
             num_blocks = -(-length // BLOCK_SIZE)

@@ -70,7 +70,7 @@ def scores(
             [next(free) for _ in range(runner.num_scratch_blocks(len(prompt), len(row)))]
             for row in pack.rows
         ]
-        found = runner.score(pack, len(prompt), BLOCKS, scratch).tolist()
+        found = runner.score(pack, len(prompt), 0, BLOCKS, scratch).tolist()
         for pair, score in zip(pack.pairs, found, strict=True):
             sums[pair.label] += score
     return sums
