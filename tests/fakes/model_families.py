@@ -248,7 +248,24 @@ def _experts() -> dict[str, FamilyCase]:
     }
 
 
-CASES: Mapping[str, FamilyCase] = _llama() | _experts()
+def _hybrids() -> dict[str, FamilyCase]:
+    return {
+        "lfm2": FamilyCase(
+            "Lfm2Config",
+            {
+                "num_hidden_layers": 4,
+                "layer_types": ["conv", "full_attention", "conv", "conv"],
+                "conv_L_cache": 4,
+                "conv_bias": True,
+                "block_multiple_of": 32,
+                "norm_eps": 1e-4,
+                "tie_word_embeddings": True,
+            },
+        ),
+    }
+
+
+CASES: Mapping[str, FamilyCase] = _llama() | _experts() | _hybrids()
 """By name, in the order of docs/models.md."""
 
 

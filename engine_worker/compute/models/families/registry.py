@@ -1,6 +1,6 @@
 """Every family that is served."""
 
-from engine_worker.compute.models.families import gpt_oss, llama, moe
+from engine_worker.compute.models.families import gpt_oss, lfm2, llama, moe
 from engine_worker.compute.models.families.family import Family
 
 FAMILIES: dict[str, Family] = {
@@ -9,6 +9,7 @@ FAMILIES: dict[str, Family] = {
         llama.FAMILIES,
         moe.FAMILIES,
         gpt_oss.FAMILIES,
+        lfm2.FAMILIES,
     )
     for family in families
 }

@@ -58,9 +58,7 @@ class ShortConvBlock(ResidualBlock):
     def __call__(self, layer: int, x: jax.Array, recur: Recur) -> jax.Array:
         """What the mixer adds to the residual x [T, hidden] float32: [T, hidden] float32."""
         before, after, values = jnp.split(self.in_proj(self.normed(x)), 3, axis=-1)
-        return self.added(
-            self.out_proj(after * recur(layer, (before * values,), self._advance))
-        )
+        return self.added(self.out_proj(after * recur(layer, (before * values,), self._advance)))
 
     def _advance(
         self, state: State, inputs: Inputs, is_token: jax.Array

@@ -64,17 +64,21 @@ def architecture_of(case: FamilyCase) -> str:
 
 def native_blocks(specs: list[DecoderSpec]) -> str:
     """`all`, or those that are computed natively in all types and layers of all cases."""
+    layers = [(spec, layer) for spec in specs for layer in spec.layers]
+    is_hybrid = not all(layer.is_attention for _, layer in layers)
+    blocks = (*BLOCKS, "recurrent") if is_hybrid else BLOCKS
     native = [
         block
-        for block in BLOCKS
+        for block in blocks
         if all(
             calls.uncovered(spec, layer, block, weights, cache, 32) is None
-            for spec in specs
-            for layer in spec.layers
+            for spec, layer in layers
             for weights, cache in TYPES
+            if block not in {"attention", "recurrent"}
+            or layer.is_attention == (block == "attention")
         )
     ]
-    return "all" if len(native) == len(BLOCKS) else ", ".join(native)
+    return "all" if len(native) == len(blocks) else ", ".join(native)
 
 
 def test_every_family_has_a_row_and_every_row_a_family() -> None:
