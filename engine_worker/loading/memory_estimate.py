@@ -8,7 +8,6 @@ from typing import Final
 import psutil
 
 from engine_worker.compute.backends.base import Backend
-from engine_worker.compute.backends.kv_memory import block_bytes
 from engine_worker.config import ModelSettings
 from engine_worker.errors import ModelMemoryError
 from protocol.runtime.container_limits import free_memory_bytes
@@ -63,7 +62,7 @@ def estimate_memory(
         )
         for weight in backend.packing.weights
     )
-    size = block_bytes(backend, settings.block_size)
+    size = backend.kv_layout(num_blocks=1, block_size=settings.block_size).block_bytes
     length = settings.max_model_len or backend.spec.max_position_embeddings
     most = (settings.max_num_seqs * -(-length // settings.block_size) + 1) * size
     kv_bytes = 2 * size if kv_memory_bytes is None else min(kv_memory_bytes, most)

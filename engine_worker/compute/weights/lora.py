@@ -64,6 +64,8 @@ class _Base(Protocol):
     def files(self) -> tuple[Path, ...]: ...
     @property
     def tensors(self) -> Mapping[str, TensorInfo]: ...
+    @property
+    def stored_as(self) -> str: ...
     def reading(self) -> Any: ...
 
 
@@ -115,6 +117,7 @@ class AdaptedCheckpoint:
             UnsupportedFormatError: An adapter of another kind.
         """
         self._base = base
+        self.stored_as = base.stored_as
         self._file = folder / WEIGHTS_NAME
         fields = _read_config(folder)
         self._scaling = _read_scaling(fields)

@@ -100,7 +100,7 @@ def with_attention(
     spec: DecoderSpec, change: Callable[[AttentionSpec], AttentionSpec]
 ) -> DecoderSpec:
     """A decoder with another attention in each layer."""
-    layers = (replace(layer, attention=change(layer.attention)) for layer in spec.layers)
+    layers = (replace(layer, mixer=change(layer.attention)) for layer in spec.layers)
     return replace(spec, layers=tuple(layers))
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from engine_worker.compute.backends.kv_memory import block_bytes
 from engine_worker.compute.backends.xla.backend import XlaBackend
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import decoder_spec
@@ -36,7 +35,7 @@ def test_weights_cache_the_largest_weight_being_read_and_programs_count() -> Non
 
 
 def test_a_cache_counts_at_least_a_block_and_at_most_what_all_rows_fill() -> None:
-    block = block_bytes(XLA, 16)
+    block = XLA.kv_layout(num_blocks=1, block_size=16).block_bytes
     assert estimate_memory(XLA, SETTINGS, kv_memory_bytes=None).kv_bytes == 2 * block
     # 64 positions are 4 blocks a row, and one block is for padding.
     assert estimate_memory(XLA, SETTINGS, kv_memory_bytes=2**40).kv_bytes == (3 * 4 + 1) * block
