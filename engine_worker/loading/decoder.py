@@ -29,6 +29,7 @@ from engine_worker.compute.backends.kv_memory import (
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.dtype import DtypeChoice, read_cpu_flags, resolve_dtype
 from engine_worker.compute.models.hf_config import load_spec
+from engine_worker.compute.models.rope import for_length, rope_factors
 from engine_worker.compute.models.spec import DecoderSpec
 from engine_worker.compute.runner.compile_cache import prepare_backend
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
@@ -121,7 +122,7 @@ def load_model(
     """
     on_phase("loading", 0.0, "configuration")
     prepare_backend(settings.compile_cache_dir)
-    spec = load_spec(settings.path)
+    spec = _load_spec(settings)
     dtype = _choose_dtype(settings, spec)
     backend = _choose_backend(settings, spec, dtype)
     require_memory(
@@ -275,6 +276,7 @@ def _assemble(
                 "weights": dtype.name,
                 "cache": str(runner.kv_layout.dtype),
                 "products": identity_of(runner.backend, deterministic=settings.deterministic),
+                **_rope_factors(runner.backend.spec),
             },
         ),
         resume_version=RESUME_VERSION,
@@ -386,9 +388,19 @@ def choose_for_settings(
         ModelLoadError: The folder can't be served.
         ConfigurationError: What is asked for can't be had.
     """
-    spec = load_spec(settings.path)
+    spec = _load_spec(settings)
     wanted = replace(settings, dtype=dtype or settings.dtype, backend=backend or settings.backend)
     return _choose_backend(wanted, spec, _choose_dtype(wanted, spec))
+
+
+def _rope_factors(spec: DecoderSpec) -> dict[str, str]:
+    """Which factors its ropes take, where the length that is served decides it."""
+    return {f"rope {index}": text for index, text in enumerate(rope_factors(spec))}
+
+
+def _load_spec(settings: ModelSettings) -> DecoderSpec:
+    """The folder's decoder, told how long its sequences may become."""
+    return for_length(load_spec(settings.path), settings.max_model_len)
 
 
 def _choose_backend(settings: ModelSettings, spec: DecoderSpec, dtype: DtypeChoice) -> Backend:

@@ -6,58 +6,26 @@ in `CASES`, and its name a cell in docs/models.md.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import pytest
 
-NUM_PROMPT_TOKENS = 48
-NUM_GREEDY_TOKENS = 64
-
-SIZES: Mapping[str, Any] = MappingProxyType(
-    {
-        "vocab_size": 211,
-        "hidden_size": 48,
-        "intermediate_size": 80,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
+from tests.fakes.dense_families import DENSE
+from tests.fakes.family_case import (
+    NUM_GREEDY_TOKENS,
+    NUM_PROMPT_TOKENS,
+    SIZES,
+    FamilyCase,
 )
-"""What a case has where it doesn't say something else."""
 
-
-@dataclass(frozen=True)
-class FamilyCase:
-    """One small model.
-
-    Attributes:
-        config: The class of its config in transformers.
-        differences: From `SIZES`; a value of None drops the field.
-        outer: Where the text model's config is part of a larger one, the rest of that one.
-        model: The class of the model in transformers.
-        norm_mean: Around which the weights of norms lie; 0 where the family multiplies by 1 + w.
-        in_make_test: Whether `make test` runs it; `make parity` runs all.
-    """
-
-    config: str
-    differences: Mapping[str, Any] = field(default_factory=dict)
-    outer: Mapping[str, Any] | None = None
-    model: str = "AutoModelForCausalLM"
-    norm_mean: float = 1.0
-    in_make_test: bool = False
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """What the config is made of."""
-        sizes = {**SIZES, **self.differences}
-        text = {name: value for name, value in sizes.items() if value is not None}
-        return text if self.outer is None else {"text_config": text, **self.outer}
+__all__ = [
+    "CASES",
+    "NUM_GREEDY_TOKENS",
+    "NUM_PROMPT_TOKENS",
+    "SIZES",
+    "FamilyCase",
+    "family_params",
+]
 
 
 def _llama() -> dict[str, FamilyCase]:
@@ -265,7 +233,7 @@ def _hybrids() -> dict[str, FamilyCase]:
     }
 
 
-CASES: Mapping[str, FamilyCase] = _llama() | _experts() | _hybrids()
+CASES: Mapping[str, FamilyCase] = _llama() | DENSE | _experts() | _hybrids()
 """By name, in the order of docs/models.md."""
 
 

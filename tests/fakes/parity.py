@@ -21,6 +21,7 @@ from tests.fakes.model_families import NUM_GREEDY_TOKENS, NUM_PROMPT_TOKENS, SIZ
 
 TokenIds = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
+MIN_DISTINCT_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,10 @@ def make_reference(folder: Path, case: FamilyCase) -> Reference:
             do_sample=False,
         )
     model.save_pretrained(folder)
+    continuation = output[0, NUM_PROMPT_TOKENS:].tolist()
+    assert len(set(continuation)) >= MIN_DISTINCT_TOKENS, "an output that repeats shows little"
     token_ids = prompt[0].numpy().astype(np.int32)
-    return Reference(folder, token_ids, logits, output[0, NUM_PROMPT_TOKENS:].tolist())
+    return Reference(folder, token_ids, logits, continuation)
 
 
 def random_model(config: Any, case: FamilyCase, generator: torch.Generator) -> Any:
@@ -75,8 +78,10 @@ def random_model(config: Any, case: FamilyCase, generator: torch.Generator) -> A
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             # Attention far from uniform, norms and biases far from one and nothing.
-            is_norm = "norm" in name and not name.endswith("bias")
-            parameter.copy_(case.norm_mean + 0.3 * noise if is_norm else 0.2 * noise)
+            is_norm = ("norm" in name or "ln_" in name) and not name.endswith("bias")
+            is_embedding = name.endswith(("embed_tokens.weight", "wte.weight"))
+            scale = case.embedding_scale if is_embedding else 0.2
+            parameter.copy_(case.norm_mean + 0.3 * noise if is_norm else scale * noise)
         for name, buffer in model.named_buffers():
             if name.endswith("correction_bias"):
                 buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))

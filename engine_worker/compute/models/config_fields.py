@@ -76,7 +76,22 @@ class ConfigFields:
 
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number above 0."""
-        value = self._get(name, default)
+        return self._number(name, self._get(name, default))
+
+    def optional_number(self, name: str, default: float | None = None) -> float | None:
+        """As `number`; None where null is said, or where nothing is and the default is None."""
+        if self.stated(name) and not self.present(name):
+            return None
+        return default if not self.present(name) else self.number(name)
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of finite numbers above 0."""
+        values = self._list(name)
+        if values is None:
+            raise ModelConfigError(f"{self._where}: {name} is missing")
+        return tuple(self._number(name, value) for value in values)
+
+    def _number(self, name: str, value: object) -> float:
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise self.error(name, "must be a number", value)
         # JSON knows whole numbers beyond every float.

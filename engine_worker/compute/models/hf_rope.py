@@ -84,6 +84,10 @@ def _read_rope(
             return _read_llama3(rope, fields, context)
         case RopeKind.YARN:
             return _read_yarn(rope, fields, context, max_position_embeddings / context)
+        case RopeKind.LONGROPE:
+            return _read_longrope(rope, fields, context, max_position_embeddings / context)
+        case RopeKind.PROPORTIONAL:
+            return replace(rope, factor=fields.number("factor", 1.0))
         case _:
             return rope
 
@@ -121,6 +125,22 @@ def _read_yarn(
         beta_slow=fields.number("beta_slow", 1.0),
         attention_factor=attention_factor,
         truncate=fields.flag("truncate", True),
+    )
+
+
+def _read_longrope(
+    rope: RopeSpec, fields: ConfigFields, context: int, default_factor: float
+) -> RopeSpec:
+    factor = fields.number("factor", default_factor)
+    # The default is that of the paper's authors (arXiv 2402.13753).
+    default = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(context))
+    return replace(
+        rope,
+        factor=factor,
+        original_max_position_embeddings=context,
+        attention_factor=fields.number("attention_factor", default),
+        short_factors=fields.numbers("short_factor"),
+        long_factors=fields.numbers("long_factor"),
     )
 
 

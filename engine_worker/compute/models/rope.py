@@ -5,7 +5,8 @@ the formulas are those of transformers' `modeling_rope_utils`, in float32 like t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -57,12 +58,44 @@ def inverse_frequencies(
         case RopeKind.YARN:
             return _yarn(inv_freq, rope, width)
         case RopeKind.LONGROPE:
-            is_long = served_length > rope.original_max_position_embeddings
+            is_long = _has_long_factors(rope, served_length)
             factors = np.asarray(rope.long_factors if is_long else rope.short_factors, np.float32)
             inv_freq /= factors
         case _:
             assert rope.kind in {RopeKind.DEFAULT, RopeKind.DYNAMIC}, rope.kind
     return inv_freq
+
+
+def for_length(spec: DecoderSpec, max_model_len: int | None) -> DecoderSpec:
+    """The decoder as it serves at most so many tokens; None is what it was made for."""
+    if max_model_len is None or not rope_factors(spec):
+        return spec
+    return replace(spec, served_length=max_model_len)
+
+
+def _ropes_of(spec: DecoderSpec) -> Iterator[_RopeKey]:
+    """The rope of every layer that has one, and how wide its heads are."""
+    for attention in (layer.attention for layer in spec.layers if layer.is_attention):
+        if attention.rope is not None:
+            yield attention.rope, attention.head_dim
+
+
+def rope_factors(spec: DecoderSpec) -> tuple[str, ...]:
+    """`long` or `short` for every distinct rope that has factors by the length that is served."""
+    ropes = (rope for rope, _ in dict.fromkeys(_ropes_of(spec)))
+    return tuple(
+        "long" if _has_long_factors(rope, _served_length(spec)) else "short"
+        for rope in ropes
+        if rope.kind is RopeKind.LONGROPE
+    )
+
+
+def _has_long_factors(rope: RopeSpec, served_length: int) -> bool:
+    return served_length > rope.original_max_position_embeddings
+
+
+def _served_length(spec: DecoderSpec) -> int:
+    return spec.served_length or spec.max_position_embeddings
 
 
 def _proportional(rope: RopeSpec, head_dim: int) -> npt.NDArray[np.float32]:
@@ -195,9 +228,8 @@ def rope_tables(spec: DecoderSpec, positions: jax.Array) -> RopeTables:
         spec: The decoder.
         positions: [T] int32.
     """
-    ropes = (layer.attention for layer in spec.layers if layer.is_attention)
-    keys = dict.fromkeys((x.rope, x.head_dim) for x in ropes if x.rope is not None)
-    length = spec.served_length or spec.max_position_embeddings
+    keys = dict.fromkeys(_ropes_of(spec))
+    length = _served_length(spec)
     tables = [_shared_table(*key, positions, length) for key in keys]
     return RopeTables(list(keys), tables, positions)
 

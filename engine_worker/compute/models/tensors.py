@@ -1,7 +1,8 @@
 """Which tensors of a checkpoint fill each weight of a decoder, as most families name them."""
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec, MlpSpec, QkNorm
 
@@ -39,25 +40,89 @@ TensorNames = Callable[[DecoderSpec, Collection[str]], Tensors]
 several ways, to what fills each weight. The names are empty where the usual spelling is wanted."""
 
 
-def decoder_tensors(spec: DecoderSpec, _: Collection[str] = ()) -> Tensors:
-    """The names of Llama's checkpoints, which most families have taken over."""
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """How a family spells its tensors; what isn't given is as in Llama's checkpoints.
+
+    Attributes:
+        model: Prefix of every tensor but the head's.
+        head: Of the output head.
+        attention_norm, attention_post_norm: Before and behind attention.
+        mlp_norm, mlp_post_norm: Before and behind the MLP.
+        qkv: The tensors that are q, k and v, in this order; a single one holds all of them.
+        gate_up: Likewise the tensors before the MLP's activation.
+        down: Of the MLP.
+    """
+
+    model: str = "model."
+    head: str = HEAD
+    attention_norm: str = "input_layernorm"
+    attention_post_norm: str = "post_attention_layernorm"
+    mlp_norm: str = "post_attention_layernorm"
+    mlp_post_norm: str = "post_feedforward_layernorm"
+    qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    gate_up: tuple[str, ...] = ("gate_proj", "up_proj")
+    down: str = "down_proj"
+
+    @property
+    def embedding(self) -> str:
+        """The tensor of the token embedding."""
+        return f"{self.model}embed_tokens.weight"
+
+
+LLAMA = Spelling()
+
+
+def decoder_tensors(
+    spec: DecoderSpec, _: Collection[str] = (), spelling: Spelling = LLAMA
+) -> Tensors:
+    """The names of Llama's checkpoints, which most families have, or another spelling."""
     hidden = spec.hidden_size
     table = (spec.vocab_size, hidden)
     sources: Tensors = {
-        "embedding.weight": (Source(EMBEDDING, table),),
-        "norm.weight": (Source("model.norm.weight", (hidden,)),),
-        "head.weight": (Source(HEAD, table),),
+        "embedding.weight": (Source(spelling.embedding, table),),
+        "norm.weight": (Source(f"{spelling.model}norm.weight", (hidden,)),),
+        "norm.bias": (Source(f"{spelling.model}norm.bias", (hidden,)),),
+        "head.weight": (Source(spelling.head, table),),
     }
     for index, layer in enumerate(spec.layers):
-        ours, theirs = f"layers.{index}.", f"model.layers.{index}."
+        ours, theirs = f"layers.{index}.", f"{spelling.model}layers.{index}."
         if layer.is_attention:
-            sources |= attention_tensors(ours, theirs, layer.attention, hidden)
+            sources |= attention_tensors(ours, theirs, layer.attention, hidden, spelling)
         if isinstance(layer.mlp, MlpSpec):
-            sources |= mlp_tensors(ours, theirs, layer.mlp, hidden)
+            sources |= mlp_tensors(ours, theirs, layer.mlp, hidden, spelling)
     return sources
 
 
-def attention_tensors(ours: str, theirs: str, attention: AttentionSpec, hidden: int) -> Tensors:
+def spelled(spelling: Spelling) -> TensorNames:
+    """The names of a family that spells them so."""
+    return partial(decoder_tensors, spelling=spelling)
+
+
+def text_model_tensors(spelling: Spelling = LLAMA) -> TensorNames:
+    """The names of the text model in a checkpoint that has more, in all their spellings.
+
+    Args:
+        spelling: But for `model` and `head`, which the checkpoint's own names tell.
+    """
+
+    def tensors(spec: DecoderSpec, names: Collection[str] = ()) -> Tensors:
+        models = (replace(spelling, model=prefix) for prefix in _TEXT_MODELS)
+        model = next((found for found in models if found.embedding in names), None)
+        head = next((name for name in _TEXT_HEADS if name in names), HEAD)
+        return decoder_tensors(spec, names, replace(model or spelling, head=head))
+
+    return tensors
+
+
+_TEXT_MODELS = ("language_model.model.", "model.language_model.", "model.")
+_TEXT_HEADS = (f"language_model.{HEAD}", HEAD)
+"""Prefixes of a text model's tensors and names of its head, in old checkpoints and new ones."""
+
+
+def attention_tensors(
+    ours: str, theirs: str, attention: AttentionSpec, hidden: int, spelling: Spelling = LLAMA
+) -> Tensors:
     """The attention block of a layer.
 
     Args:
@@ -65,37 +130,52 @@ def attention_tensors(ours: str, theirs: str, attention: AttentionSpec, hidden: 
         theirs: Prefix of the layer's tensors, `model.layers.0.`.
         attention: The layer's.
         hidden: Width of the residual.
+        spelling: Of the family.
     """
     ours, block = f"{ours}attention.", f"{theirs}self_attn."
-    rows = {"q_proj": attention.q_size, "k_proj": attention.kv_size, "v_proj": attention.kv_size}
-    is_wide = attention.qk_norm is QkNorm.FULL_WIDTH
-    q_norm = (attention.q_size if is_wide else attention.head_dim,)
-    k_norm = (attention.kv_size if is_wide else attention.head_dim,)
+    rows = (attention.q_size, attention.kv_size, attention.kv_size)
+    is_full = attention.qk_norm is QkNorm.FULL_WIDTH
+    q_norm = attention.q_size if is_full else attention.head_dim
+    k_norm = attention.kv_size if is_full else attention.head_dim
     return {
-        f"{ours}norm.weight": (Source(f"{theirs}input_layernorm.weight", (hidden,)),),
-        f"{ours}qkv.weight": tuple(
-            Source(f"{block}{name}.weight", (size, hidden)) for name, size in rows.items()
-        ),
-        f"{ours}qkv.bias": tuple(
-            Source(f"{block}{name}.bias", (size,)) for name, size in rows.items()
-        ),
-        f"{ours}q_norm.weight": (Source(f"{block}q_norm.weight", q_norm),),
-        f"{ours}k_norm.weight": (Source(f"{block}k_norm.weight", k_norm),),
+        **_norm_tensors(f"{ours}norm", f"{theirs}{spelling.attention_norm}", hidden),
+        **_norm_tensors(f"{ours}post_norm", f"{theirs}{spelling.attention_post_norm}", hidden),
+        **_joined_tensors(f"{ours}qkv", block, spelling.qkv, rows, hidden),
+        f"{ours}q_norm.weight": (Source(f"{block}q_norm.weight", (q_norm,)),),
+        f"{ours}k_norm.weight": (Source(f"{block}k_norm.weight", (k_norm,)),),
+        f"{ours}sinks": (Source(f"{block}sinks", (attention.num_heads,)),),
         f"{ours}o.weight": (Source(f"{block}o_proj.weight", (hidden, attention.q_size)),),
         f"{ours}o.bias": (Source(f"{block}o_proj.bias", (hidden,)),),
     }
 
 
-def mlp_tensors(ours: str, theirs: str, mlp: MlpSpec, hidden: int) -> Tensors:
+def mlp_tensors(
+    ours: str, theirs: str, mlp: MlpSpec, hidden: int, spelling: Spelling = LLAMA
+) -> Tensors:
     """The MLP block of a layer; arguments as in `attention_tensors`."""
     ours, block, inner = f"{ours}mlp.", f"{theirs}mlp.", mlp.intermediate_size
-    fused = ("gate_proj", "up_proj")
+    rows = (inner, inner) if mlp.gated else (inner,)
     return {
-        f"{ours}norm.weight": (Source(f"{theirs}post_attention_layernorm.weight", (hidden,)),),
-        f"{ours}gate_up.weight": tuple(
-            Source(f"{block}{name}.weight", (inner, hidden)) for name in fused
-        ),
-        f"{ours}gate_up.bias": tuple(Source(f"{block}{name}.bias", (inner,)) for name in fused),
-        f"{ours}down.weight": (Source(f"{block}down_proj.weight", (hidden, inner)),),
-        f"{ours}down.bias": (Source(f"{block}down_proj.bias", (hidden,)),),
+        **_norm_tensors(f"{ours}norm", f"{theirs}{spelling.mlp_norm}", hidden),
+        **_norm_tensors(f"{ours}post_norm", f"{theirs}{spelling.mlp_post_norm}", hidden),
+        **_joined_tensors(f"{ours}gate_up", block, spelling.gate_up, rows, hidden),
+        f"{ours}down.weight": (Source(f"{block}{spelling.down}.weight", (hidden, inner)),),
+        f"{ours}down.bias": (Source(f"{block}{spelling.down}.bias", (hidden,)),),
+    }
+
+
+def _norm_tensors(ours: str, theirs: str, size: int) -> Tensors:
+    return {f"{ours}.{part}": (Source(f"{theirs}.{part}", (size,)),) for part in ("weight", "bias")}
+
+
+def _joined_tensors(
+    ours: str, block: str, names: Sequence[str], rows: Sequence[int], in_size: int
+) -> Tensors:
+    """A matrix and a bias whose rows come from several tensors, or from one that is joined too."""
+    if len(names) == 1:
+        rows = (sum(rows),)
+    parts = [(f"{block}{name}", size) for name, size in zip(names, rows, strict=True)]
+    return {
+        f"{ours}.weight": tuple(Source(f"{name}.weight", (size, in_size)) for name, size in parts),
+        f"{ours}.bias": tuple(Source(f"{name}.bias", (size,)) for name, size in parts),
     }

@@ -18,7 +18,8 @@ from engine_worker.compute.models.decoder import (
     Parameter,
     declare,
 )
-from engine_worker.compute.models.tensors import EMBEDDING, HEAD, Source
+from engine_worker.compute.models.families.registry import FAMILIES
+from engine_worker.compute.models.tensors import Source
 from engine_worker.compute.weights.checkpoint import (
     Checkpoint,
     have_same_bytes,
@@ -81,20 +82,26 @@ def load_weights(
 
 def with_own_head(graph: DecoderGraph, checkpoint: Checkpoint) -> DecoderGraph:
     """The graph, or one whose head is not tied where the checkpoint has another one; logs that."""
-    if not graph.spec.tied_head or not has_own_head(checkpoint):
+    spec = graph.spec
+    if not spec.tied_head:
+        return graph
+    sources = FAMILIES[spec.architecture].tensors(spec, checkpoint.tensors.keys())
+    (head,), (embedding,) = sources["head.weight"], sources["embedding.weight"]
+    if not _are_different(checkpoint, head.name, embedding.name):
         return graph
     logger.warning(
         "%s: config.json says tie_word_embeddings, but %s is there and differs from %s; it is used",
         checkpoint.listing,
-        HEAD,
-        EMBEDDING,
+        head.name,
+        embedding.name,
     )
-    return declare(replace(graph.spec, tied_head=False), graph.dtype)
+    return declare(replace(spec, tied_head=False), graph.dtype)
 
 
-def has_own_head(checkpoint: Checkpoint) -> bool:
+def _are_different(checkpoint: Checkpoint, head_name: str, embedding_name: str) -> bool:
     """Whether a checkpoint holds an output head that is not the embedding matrix once more."""
-    head, embedding = checkpoint.tensors.get(HEAD), checkpoint.tensors.get(EMBEDDING)
+    head = checkpoint.tensors.get(head_name)
+    embedding = checkpoint.tensors.get(embedding_name)
     # Of another shape it could be no head of this vocabulary.
     if head is None or embedding is None or head.shape != embedding.shape:
         return False

@@ -40,7 +40,7 @@ def weight_sources(
 
 def is_ignorable(name: str, spec: DecoderSpec) -> bool:
     """Whether a tensor that no weight asks for is one that checkpoints rightly hold."""
-    if name.endswith(IGNORED_SUFFIXES) or (spec.tied_head and name == HEAD):
+    if name.endswith(IGNORED_SUFFIXES) or (spec.tied_head and name.endswith(HEAD)):
         return True
     family = FAMILIES[spec.architecture]
     if family.has_prediction_layers and name.startswith(f"model.layers.{spec.num_layers}."):

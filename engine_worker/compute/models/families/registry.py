@@ -1,16 +1,37 @@
 """Every family that is served."""
 
-from engine_worker.compute.models.families import gpt_oss, lfm2, llama, moe
+from engine_worker.compute.models.families import (
+    cohere,
+    gemma,
+    glm,
+    gpt2,
+    gpt_oss,
+    granite,
+    lfm2,
+    llama,
+    mistral,
+    moe,
+    olmo,
+    phi,
+)
 from engine_worker.compute.models.families.family import Family
 
+_FILES = (
+    llama,
+    mistral,
+    gemma,
+    phi,
+    granite,
+    olmo,
+    glm,
+    cohere,
+    gpt2,
+    moe,
+    gpt_oss,
+    lfm2,
+)
+
 FAMILIES: dict[str, Family] = {
-    family.architecture: family
-    for families in (
-        llama.FAMILIES,
-        moe.FAMILIES,
-        gpt_oss.FAMILIES,
-        lfm2.FAMILIES,
-    )
-    for family in families
+    family.architecture: family for file in _FILES for family in file.FAMILIES
 }
 """By the name in `architectures`, in the order in which they are listed for people."""

@@ -121,6 +121,123 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int]] = {
         },
         3_075_098_624,
     ),
+    "GPT-2": (
+        {
+            "architectures": ["GPT2LMHeadModel"],
+            "activation_function": "gelu_new",
+            "n_embd": 768,
+            "n_head": 12,
+            "n_layer": 12,
+            "n_positions": 1024,
+            "vocab_size": 50257,
+        },
+        124_439_808,
+    ),
+    "Gemma-2-2B": (
+        {
+            "architectures": ["Gemma2ForCausalLM"],
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "vocab_size": 256000,
+            "max_position_embeddings": 8192,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "sliding_window": 4096,
+        },
+        2_614_341_888,
+    ),
+    "Gemma-3-1B": (
+        {
+            "architectures": ["Gemma3ForCausalLM"],
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "hidden_size": 1152,
+            "intermediate_size": 6912,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+            "vocab_size": 262144,
+            "max_position_embeddings": 32768,
+            "rope_theta": 1000000,
+            "rope_local_base_freq": 10000,
+            "rope_scaling": None,
+            "sliding_window": 512,
+            "sliding_window_pattern": 6,
+        },
+        999_885_952,
+    ),
+    "Phi-3-mini-4k": (
+        {
+            "architectures": ["Phi3ForCausalLM"],
+            "hidden_size": 3072,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "vocab_size": 32064,
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096,
+            "sliding_window": 2047,
+        },
+        3_821_079_552,
+    ),
+    "Phi-4-mini": (
+        {
+            "architectures": ["Phi3ForCausalLM"],
+            "hidden_size": 3072,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 24,
+            "num_key_value_heads": 8,
+            "vocab_size": 200064,
+            "max_position_embeddings": 131072,
+            "original_max_position_embeddings": 4096,
+            "partial_rotary_factor": 0.75,
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0] * 48,
+                "long_factor": [1.5] * 48,
+            },
+            "sliding_window": 262144,
+            "tie_word_embeddings": True,
+        },
+        3_836_021_760,
+    ),
+    "StarCoder2-3B": (
+        {
+            "architectures": ["Starcoder2ForCausalLM"],
+            "hidden_size": 3072,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 24,
+            "num_key_value_heads": 2,
+            "vocab_size": 49152,
+            "max_position_embeddings": 16384,
+            "rope_theta": 999999.4420358813,
+            "sliding_window": 4096,
+            "use_bias": True,
+        },
+        3_030_371_328,
+    ),
+    "OLMo-2-1B": (
+        {
+            "architectures": ["Olmo2ForCausalLM"],
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "vocab_size": 100352,
+            "max_position_embeddings": 4096,
+            "rope_theta": 500000,
+        },
+        1_484_916_736,
+    ),
 }
 
 
@@ -253,6 +370,96 @@ def test_smollm3_leaves_out_positions_where_no_rope_layers_is_zero() -> None:
     by_interval = family("SmolLM3ForCausalLM", no_rope_layer_interval=2)
     assert [layer.attention.rope is None for layer in by_list.layers] == [True, False]
     assert [layer.attention.rope is None for layer in by_interval.layers] == [False, True]
+
+
+def test_gemma3_before_and_since_transformers_5_means_the_same() -> None:
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    plain = {k: v for k, v in TINY_LLAMA.items() if k != "rope_theta"} | {
+        "architectures": ["Gemma3ForCausalLM"],
+        "num_hidden_layers": 6,
+        "head_dim": 8,
+        "sliding_window": 512,
+    }
+    old = {
+        "rope_theta": 500.0,
+        "rope_local_base_freq": 20.0,
+        "rope_scaling": scaling,
+        "sliding_window_pattern": 3,
+    }
+    new = {
+        "rope_parameters": {
+            "full_attention": {"rope_theta": 500.0, **scaling},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+        },
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    }
+    spec = decoder_spec(plain | new)
+    assert decoder_spec(plain | old) == spec
+    sliding, full = spec.layers[0].attention, spec.layers[2].attention
+    assert (sliding.window, sliding.rope) == (512, RopeSpec(theta=20.0))
+    assert (full.window, full.rope) == (None, RopeSpec(RopeKind.LINEAR, theta=500.0, factor=8.0))
+    assert full.scale == 256**-0.5
+    assert spec.embedding_multiplier == 4.0
+
+
+def test_a_gemma3_that_sees_has_the_text_models_defaults_and_its_own_end_of_sequence() -> None:
+    text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    spec = decoder_spec(
+        {
+            "architectures": ["Gemma3ForConditionalGeneration"],
+            "eos_token_id": [1, 106],
+            "text_config": text | {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}},
+            "vision_config": {"hidden_size": 1152},
+        }
+    )
+    assert declare(spec, jnp.bfloat16).num_parameters == 3_880_099_328 + 64 * 2560
+    assert spec.eos_token_ids == (1, 106)
+    assert spec.max_position_embeddings == 131_072
+
+
+def test_phi3_knows_longrope_by_its_old_names() -> None:
+    scaling = {"short_factor": [1.0, 1.1], "long_factor": [2.0, 3.0]}
+    specs = {
+        kind: family(
+            "Phi3ForCausalLM",
+            original_max_position_embeddings=16,
+            rope_scaling={"type": kind, **scaling},
+        )
+        for kind in ("su", "yarn", "longrope")
+    }
+    assert len(set(specs.values())) == 1
+    assert rope_of(specs["su"]).kind is RopeKind.LONGROPE
+    with pytest.raises(ModelConfigError, match=r"long_factor must hold 2 numbers, one for each"):
+        family("Phi3ForCausalLM", rope_scaling={"type": "su", **scaling, "long_factor": [2.0]})
+
+
+def test_olmo3_scales_the_rope_of_its_full_layers_only() -> None:
+    scaling = {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}
+    spec = family("Olmo3ForCausalLM", num_hidden_layers=4, rope_scaling=scaling)
+    kinds = [layer.attention.rope and layer.attention.rope.kind for layer in spec.layers]
+    assert kinds == [RopeKind.DEFAULT] * 3 + [RopeKind.YARN]
+    assert [layer.attention.window for layer in spec.layers] == [4096] * 3 + [None]
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"architectures": ["Gemma3ForCausalLM"], "use_bidirectional_attention": True}, "bidirec"),
+        ({"architectures": ["CohereForCausalLM"], "use_qk_norm": True}, "use_qk_norm"),
+        (
+            {
+                "architectures": ["Mistral3ForConditionalGeneration"],
+                "text_config": {"model_type": "mamba"},
+            },
+            "text_config: model_type 'mamba'",
+        ),
+    ],
+)
+def test_what_a_family_has_no_computation_for_is_refused_by_name(
+    config: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UnsupportedFeatureError, match=named):
+        spec_of(**config)
 
 
 def test_without_architectures_the_model_type_decides() -> None:

@@ -10,8 +10,15 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from engine_worker.compute.models.hf_config import decoder_spec
-from engine_worker.compute.models.rope import inverse_frequencies, rope_table, rotate
-from engine_worker.compute.models.spec import RopeSpec
+from engine_worker.compute.models.rope import (
+    for_length,
+    inverse_frequencies,
+    query_scales,
+    rope_factors,
+    rope_table,
+    rotate,
+)
+from engine_worker.compute.models.spec import QueryScale, RopeKind, RopeSpec
 from tests.fakes.tiny_checkpoint import TINY_LLAMA
 
 
@@ -64,6 +71,66 @@ def test_frequencies_and_attention_factor_are_those_of_transformers(
     assert rope is not None
     np.testing.assert_allclose(inverse_frequencies(rope, 64), theirs.numpy(), rtol=2e-6)
     assert rope.attention_factor == pytest.approx(attention_factor)
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "original_max_position_embeddings": 128,
+    "short_factor": [1.0 + 0.05 * pair for pair in range(24)],
+    "long_factor": [2.0 + 0.3 * pair for pair in range(24)],
+    "partial_rotary_factor": 0.75,
+}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "served_length"),
+    [
+        (LONGROPE, 128),
+        (LONGROPE, 129),
+        (LONGROPE | {"factor": 3.0}, 2048),
+        (LONGROPE | {"attention_factor": 1.7}, 2048),
+        ({"rope_type": "dynamic", "factor": 4.0}, 2048),
+        ({"rope_type": "proportional", "partial_rotary_factor": 0.25, "factor": 2.0}, 2048),
+        ({"rope_type": "linear", "partial_rotary_factor": 0.5, "factor": 2.0}, 2048),
+    ],
+)
+def test_frequencies_of_the_length_that_is_served_are_those_of_transformers(
+    parameters: dict[str, Any], served_length: int
+) -> None:
+    values = TINY_LLAMA | {
+        "head_dim": 64,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_theta": 10_000.0, **parameters},
+    }
+    config = LlamaConfig(**{k: v for k, v in values.items() if k != "rope_theta"})
+    init = ROPE_INIT_FUNCTIONS[parameters["rope_type"]]
+    theirs, attention_factor = init(config, seq_len=served_length)
+    spec = for_length(decoder_spec(values), served_length)
+    rope = spec.layers[0].attention.rope
+    assert rope is not None
+    ours = inverse_frequencies(rope, 64, served_length)
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=2e-6)
+    assert rope.attention_factor == pytest.approx(attention_factor)
+    is_longrope = rope.kind is RopeKind.LONGROPE
+    factors = "long" if served_length > 128 else "short"
+    assert rope_factors(spec) == ((factors,) if is_longrope else ())
+    assert spec.served_length == (served_length if is_longrope else 0)
+
+
+def test_neighbouring_pairs_turn_as_halves_do_once_they_are_sorted() -> None:
+    x = np.random.default_rng(3).standard_normal((5, 2, 12)).astype(np.float32)
+    table = rope_table(RopeSpec(theta=50.0, partial_factor=2 / 3), 12, jnp.arange(5))
+    halves = [0, 2, 4, 6, 1, 3, 5, 7, 8, 9, 10, 11]
+    sorted_first = np.asarray(rotate(jnp.asarray(x[..., halves]), table))
+    turned = np.asarray(rotate(jnp.asarray(x), table, is_interleaved=True))
+    np.testing.assert_allclose(turned[..., halves], sorted_first, rtol=1e-6)
+    np.testing.assert_array_equal(turned[..., 8:], x[..., 8:])
+
+
+def test_queries_grow_with_every_original_length_that_lies_behind_them() -> None:
+    scales = query_scales(QueryScale(0.1, 16), jnp.asarray([0, 15, 16, 47, 48]))[:, 0, 0]
+    expected = [1 + 0.1 * math.log(1 + steps) for steps in (0, 0, 1, 2, 3)]
+    np.testing.assert_allclose(scales, expected, rtol=1e-6)
 
 
 def test_default_frequencies_fall_geometrically_with_theta() -> None:

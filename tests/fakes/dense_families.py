@@ -1,0 +1,194 @@
+"""The small models of dense families other than Llama's, see `model_families`."""
+
+from typing import Any
+
+from tests.fakes.family_case import FamilyCase
+
+
+def _gemma() -> dict[str, FamilyCase]:
+    windows = ["sliding_attention", "full_attention", "sliding_attention"]
+    caps = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 0.3}
+    gemma3 = {
+        "head_dim": 16,
+        "num_hidden_layers": 3,
+        "sliding_window": 9,
+        "layer_types": windows,
+        "query_pre_attn_scalar": 24,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    }
+    return {
+        "gemma": FamilyCase(
+            "GemmaConfig",
+            {"head_dim": 16, "num_key_value_heads": 1},
+            norm_mean=0.0,
+            embedding_scale=0.02,
+        ),
+        "gemma2_with_caps_and_windows": FamilyCase(
+            "Gemma2Config",
+            {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 20, **caps},
+            norm_mean=0.0,
+            embedding_scale=0.02,
+        ),
+        "gemma3_with_two_ropes": FamilyCase(
+            "Gemma3TextConfig", gemma3, norm_mean=0.0, embedding_scale=0.02
+        ),
+        "gemma3_beside_a_vision_tower": FamilyCase(
+            "Gemma3Config",
+            {**gemma3, "tie_word_embeddings": True},
+            outer={"vision_config": _TINY_SIGLIP, "mm_tokens_per_image": 4},
+            model="Gemma3ForConditionalGeneration",
+            norm_mean=0.0,
+            embedding_scale=0.02,
+        ),
+    }
+
+
+_TINY_SIGLIP = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+_TINY_PIXTRAL = {**_TINY_SIGLIP, "model_type": "pixtral", "head_dim": 8}
+
+
+def _longrope(num_pairs: int, **values: Any) -> dict[str, Any]:
+    return {
+        "rope_type": "longrope",
+        "rope_theta": 100.0,
+        "short_factor": [1.0 + 0.1 * pair for pair in range(num_pairs)],
+        "long_factor": [1.5 + 0.3 * pair for pair in range(num_pairs)],
+        **values,
+    }
+
+
+def _phi() -> dict[str, FamilyCase]:
+    return {
+        "phi3_with_window": FamilyCase("Phi3Config", {"sliding_window": 13}),
+        "phi3_with_longrope": FamilyCase(
+            "Phi3Config",
+            {"original_max_position_embeddings": 32, "rope_parameters": _longrope(4)},
+        ),
+        "phi4_mini_with_partial_longrope": FamilyCase(
+            "Phi3Config",
+            {
+                "hidden_size": 64,
+                "num_attention_heads": 4,
+                "original_max_position_embeddings": 32,
+                "tie_word_embeddings": True,
+                "rope_parameters": _longrope(6, partial_rotary_factor=0.75),
+            },
+        ),
+    }
+
+
+def _mistral() -> dict[str, FamilyCase]:
+    yarn_with_scale = {
+        "rope_type": "yarn",
+        "rope_theta": 100.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.3,
+    }
+    ministral3 = {"head_dim": 16, "rope_parameters": yarn_with_scale}
+    outer = {"vision_config": _TINY_PIXTRAL}
+    model = "Mistral3ForConditionalGeneration"
+    return {
+        "ministral3_with_scaled_queries": FamilyCase("Ministral3Config", ministral3),
+        "ministral3_beside_a_vision_tower": FamilyCase(
+            "Mistral3Config", {**ministral3, "model_type": "ministral3"}, outer, model
+        ),
+        "mistral_small_beside_a_vision_tower": FamilyCase(
+            "Mistral3Config",
+            {"model_type": "mistral", "head_dim": 16, "sliding_window": None},
+            outer,
+            model,
+        ),
+    }
+
+
+def _olmo() -> dict[str, FamilyCase]:
+    return {
+        "olmo2": FamilyCase("Olmo2Config", {"attention_bias": True}),
+        "olmo3_with_yarn_on_full_layers": FamilyCase(
+            "Olmo3Config",
+            {
+                "num_hidden_layers": 4,
+                "sliding_window": 10,
+                "rope_parameters": {
+                    "full_attention": {
+                        "rope_type": "yarn",
+                        "rope_theta": 1000.0,
+                        "factor": 4.0,
+                        "original_max_position_embeddings": 32,
+                        "attention_factor": 1.2,
+                    },
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+                },
+            },
+        ),
+    }
+
+
+def _granite() -> dict[str, FamilyCase]:
+    return {
+        "granite_with_multipliers": FamilyCase(
+            "GraniteConfig",
+            {
+                "embedding_multiplier": 6.0,
+                "attention_multiplier": 0.2,
+                "residual_multiplier": 0.4,
+                "logits_scaling": 5.0,
+                "tie_word_embeddings": True,
+                "attention_bias": True,
+                "mlp_bias": True,
+            },
+            embedding_scale=0.03,
+        ),
+    }
+
+
+def _glm() -> dict[str, FamilyCase]:
+    return {
+        "glm_with_partial_rotation": FamilyCase("GlmConfig", {"head_dim": 16}),
+        "glm4_with_norms_around": FamilyCase("Glm4Config", {"head_dim": 12}),
+        "seed_oss": FamilyCase("SeedOssConfig", {"head_dim": 16, "attention_out_bias": True}),
+        "ernie": FamilyCase("Ernie4_5Config", {"head_dim": 16, "use_bias": True}),
+    }
+
+
+def _cohere() -> dict[str, FamilyCase]:
+    scale = {"logit_scale": 0.25}
+    return {
+        "cohere": FamilyCase("CohereConfig", {"attention_bias": True, **scale}),
+        "cohere2_with_windows": FamilyCase(
+            "Cohere2Config", {"num_hidden_layers": 4, "sliding_window": 9, **scale}
+        ),
+    }
+
+
+def _plain_mlps() -> dict[str, FamilyCase]:
+    unnamed: dict[str, Any] = dict.fromkeys(("num_key_value_heads", "intermediate_size"))
+    return {
+        "gpt2": FamilyCase(
+            "GPT2Config",
+            {**unnamed, "scale_attn_by_inverse_layer_idx": True},
+            embedding_scale=0.03,
+        ),
+        "starcoder2_with_window": FamilyCase("Starcoder2Config", {"sliding_window": 11}),
+    }
+
+
+DENSE: dict[str, FamilyCase] = (
+    _mistral() | _gemma() | _phi() | _granite() | _olmo() | _glm() | _cohere() | _plain_mlps()
+)
+"""By name, in the order of docs/models.md."""

@@ -1,0 +1,143 @@
+"""Every axis of a decoder on the native backend, held to the reference in plain XLA."""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine_worker.compute.models.decoder import DecoderWeights, declare
+from engine_worker.compute.models.spec import (
+    Activation,
+    AttentionSpec,
+    DecoderSpec,
+    LayerSpec,
+    MlpSpec,
+    NormKind,
+    NormPlacement,
+    QkNorm,
+    QueryScale,
+    RopeKind,
+    RopeSpec,
+)
+from engine_worker.compute.runner.jax_runner import JaxModelRunner
+from engine_worker.embedding.embedder import Embedder
+from engine_worker.embedding.models import BLOCK_SIZE as EMBEDDING_BLOCK_SIZE
+from engine_worker.embedding.models import DecoderModel
+from engine_worker.embedding.pooling import PoolingSpec
+from tests.fakes.packed_decoder import needs_native, packed
+from tests.fakes.runner_requests import RunnerRequest, generate
+from tests.fakes.tiny_decoder import VOCAB_SIZE, GreedyReference, tiny_attention, tiny_spec
+
+pytestmark = needs_native
+
+MAX_MODEL_LEN = 64
+PARTIAL = RopeSpec(theta=100.0, partial_factor=0.5)
+LONG = RopeSpec(
+    RopeKind.LONGROPE,
+    theta=100.0,
+    original_max_position_embeddings=16,
+    attention_factor=1.3,
+    short_factors=(1.0,) * 4,
+    long_factors=(1.5, 2.0, 2.5, 3.0),
+)
+
+
+def spec_of(attention: AttentionSpec, mlp: MlpSpec, **changes: object) -> DecoderSpec:
+    layers = (
+        LayerSpec(attention, mlp),
+        LayerSpec(replace(attention, window=7), mlp),
+    )
+    return replace(tiny_spec(), layers=layers, **changes)  # type: ignore[arg-type]
+
+
+NATIVE = {
+    "gemma": spec_of(
+        replace(tiny_attention(softcap=2.0), rope=PARTIAL, qk_norm=QkNorm.PER_HEAD, scale=0.3),
+        MlpSpec(48, Activation.GELU_TANH),
+        norm_kind=NormKind.RMS_PLUS_ONE,
+        norm_placement=NormPlacement.SANDWICH,
+        embedding_multiplier=5.0,
+        final_softcap=1.5,
+        tied_head=False,
+    ),
+    "gpt2 with sinks": spec_of(
+        replace(tiny_attention(), rope=None, qkv_bias=True, o_bias=True, sinks=True),
+        MlpSpec(48, Activation.GELU, gated=False, bias=True),
+        norm_kind=NormKind.LAYER,
+        norm_bias=True,
+        learned_positions=True,
+        max_position_embeddings=MAX_MODEL_LEN,
+    ),
+    "olmo with multipliers": spec_of(
+        replace(tiny_attention(), rope=LONG, qk_norm=QkNorm.FULL_WIDTH),
+        MlpSpec(48, Activation.RELU),
+        norm_placement=NormPlacement.POST,
+        residual_multiplier=0.4,
+        logits_multiplier=3.0,
+        tied_head=False,
+    ),
+}
+PARTLY_NATIVE = {
+    "cohere": spec_of(
+        replace(tiny_attention(), rope=replace(PARTIAL, interleaved=True)),
+        MlpSpec(48),
+        norm_kind=NormKind.LAYER,
+        norm_placement=NormPlacement.PARALLEL,
+    ),
+    "ministral": spec_of(replace(tiny_attention(), query_scale=QueryScale(0.5, 8)), MlpSpec(48)),
+}
+
+
+def strong_weights(spec: DecoderSpec) -> DecoderWeights:
+    """Weights of which every single one matters: norms far from one, biases far from nothing."""
+    graph = declare(spec, jnp.float32)
+    generator = np.random.default_rng(2)
+    is_plus_one = spec.norm_kind is NormKind.RMS_PLUS_ONE
+    leaves = []
+    for parameter in graph.parameters:
+        is_norm = parameter.path.endswith("norm.weight") and not is_plus_one
+        values = 0.3 * generator.standard_normal(parameter.shape, np.float32)
+        leaves.append(jnp.asarray(values + np.float32(is_norm)))
+    return DecoderWeights(graph, tuple(leaves))
+
+
+@pytest.mark.parametrize("name", [*NATIVE, *PARTLY_NATIVE])
+def test_the_kernels_compute_what_the_reference_does_or_leave_it_to_xla(name: str) -> None:
+    weights = strong_weights((NATIVE | PARTLY_NATIVE)[name])
+    decoder = packed(weights, "cpu_native", "float32")
+    places = {kind.value: place.backend for kind, place in decoder.backend.placements.items()}
+    assert (set(places.values()) == {"cpu_native"}) is (name in NATIVE)
+    assert (places["embedding"], places["head"]) == ("cpu_native", "cpu_native")
+    runner = JaxModelRunner.create(
+        decoder,
+        num_blocks=8,
+        max_model_len=MAX_MODEL_LEN,
+        block_size=8,
+        max_num_seqs=1,
+        max_num_batched_tokens=16,
+    )
+    prompt = [int(token_id) for token_id in np.random.default_rng(1).integers(0, VOCAB_SIZE, 29)]
+    output = generate(runner, RunnerRequest(0, prompt, list(range(8))), 30)
+    assert output == GreedyReference(weights, MAX_MODEL_LEN).continue_greedily(prompt, 30)
+    assert len(set(output)) > 3
+
+
+@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize(("weight_type", "tolerance"), [("bfloat16", 0.05), ("int8", 0.12)])
+def test_other_types_of_weights_stay_near_float32(
+    name: str, weight_type: str, tolerance: float
+) -> None:
+    weights = strong_weights(NATIVE[name])
+    prompt = [int(token_id) for token_id in np.random.default_rng(1).integers(0, VOCAB_SIZE, 29)]
+    exact, rounded = (
+        np.asarray(
+            Embedder(DecoderModel(decoder), PoolingSpec("mean"), MAX_MODEL_LEN).embed([prompt])
+        )
+        for decoder in (
+            packed(weights, "xla", "float32", EMBEDDING_BLOCK_SIZE),
+            packed(weights, "cpu_native", weight_type, EMBEDDING_BLOCK_SIZE),
+        )
+    )
+    distance = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
+    assert 0 < distance < tolerance
