@@ -3,6 +3,7 @@
 import jax
 from jax.typing import DTypeLike
 
+from engine_worker.compute.models.latent_attention import LatentAttentionBlock
 from engine_worker.compute.models.layers import Attend, AttentionBlock, Block, MlpBlock
 from engine_worker.compute.models.moe import MoeBlock
 from engine_worker.compute.models.recurrent.blocks import recurrent_block
@@ -29,7 +30,7 @@ class DecoderLayer(Block):
         self.is_parallel = spec.norm_placement is NormPlacement.PARALLEL
         mixer = layer.mixer
         self.attention = (
-            AttentionBlock(spec, mixer, dtype) if isinstance(mixer, AttentionSpec) else None
+            _attention_block(spec, mixer, dtype) if isinstance(mixer, AttentionSpec) else None
         )
         self.recurrent = (
             None if isinstance(mixer, AttentionSpec) else recurrent_block(spec, mixer, dtype)
@@ -61,6 +62,14 @@ class DecoderLayer(Block):
             return after
         assert self.attention is not None, "parallel layers attend"
         return self.attention.normed(before)
+
+
+def _attention_block(
+    spec: DecoderSpec, attention: AttentionSpec, dtype: DTypeLike
+) -> AttentionBlock | LatentAttentionBlock:
+    if attention.latent is None:
+        return AttentionBlock(spec, attention, dtype)
+    return LatentAttentionBlock(spec, attention, dtype)
 
 
 def _mlp_block(spec: DecoderSpec, layer: LayerSpec, dtype: DTypeLike) -> MlpBlock | MoeBlock:

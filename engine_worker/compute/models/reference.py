@@ -31,7 +31,7 @@ def dense_attention(
     Args:
         q: [T, H, D], rotated, not scaled.
         keys: [S, KH, D]; the key of position j is row j. Rows beyond the queries are not read.
-        values: [S, KH, D].
+        values: [S, KH, D]; of a latent attention the first part of a key, too.
         q_positions: [T] int32.
         attention: Window, scale and softcap.
         sinks: [H] float32, a score of each head for which there is no value; None is none.
@@ -42,6 +42,8 @@ def dense_attention(
     groups = attention.num_heads // attention.num_kv_heads
     keys = jnp.repeat(keys.astype(jnp.float32), groups, axis=1)
     values = jnp.repeat(values.astype(jnp.float32), groups, axis=1)
+    if attention.latent is not None:
+        keys = jnp.concatenate([values, keys], axis=-1)
     scores = jnp.einsum("thd,shd->hts", q.astype(jnp.float32), keys) * attention.scale
     if attention.softcap is not None:
         scores = attention.softcap * jnp.tanh(scores / attention.softcap)
@@ -102,8 +104,9 @@ class ReferenceCache:
 def _empty_layer(layer: LayerSpec, capacity: int) -> LayerCache:
     mixer = layer.mixer
     if isinstance(mixer, AttentionSpec):
-        shape = (capacity, mixer.num_kv_heads, mixer.head_dim)
-        return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
+        widths = (mixer.head_dim, mixer.cached_value_dim)
+        shapes = [(capacity, mixer.num_kv_heads, width) for width in widths]
+        return tuple(jnp.zeros(shape, jnp.float32) for shape in shapes)
     return tuple(jnp.zeros((1, *shape), jnp.float32) for shape in mixer.state_shapes)
 
 

@@ -104,6 +104,23 @@ class QueryScale:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentSpec:
+    """Keys and values as one latent vector a token, which all heads share (MLA).
+
+    Attributes:
+        q_rank: Width between the two projections of queries; None is a single projection.
+        kv_rank: Width of the latent.
+        plain_dim: Of a head's query and key, the part without positions.
+        value_dim: Of a head's value.
+    """
+
+    q_rank: int | None
+    kv_rank: int
+    plain_dim: int
+    value_dim: int
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionSpec:
     """The attention of one layer.
 
@@ -114,6 +131,8 @@ class AttentionSpec:
         softcap: Scores become softcap * tanh(scores / softcap); None is off.
         sinks: A learnt logit per head joins the softmax's denominator.
         query_scale: Multiplies queries after the rotation; None is off.
+        latent: Keys and values are made of a latent; `head_dim` is the rotated part of a key then,
+            which all heads share (`num_kv_heads` is 1). None is off.
     """
 
     num_heads: int
@@ -128,6 +147,12 @@ class AttentionSpec:
     softcap: float | None = None
     sinks: bool = False
     query_scale: QueryScale | None = None
+    latent: LatentSpec | None = None
+
+    @property
+    def cached_value_dim(self) -> int:
+        """Width of what the cache holds as a token's value, for each key head."""
+        return self.head_dim if self.latent is None else self.latent.kv_rank
 
     @property
     def q_size(self) -> int:

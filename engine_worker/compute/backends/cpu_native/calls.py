@@ -483,6 +483,8 @@ def _widest(spec: DecoderSpec, layer: LayerSpec) -> int:
 
 def _uncovered_attention(layer: LayerSpec, cache_type: str, block_size: int) -> str | None:
     attention = layer.attention
+    if attention.latent is not None:
+        return "no kernel reads latent keys and values"
     if cache_type not in CACHE_TYPES:
         return f"no kernel reads a cache of {cache_type}"
     if attention.head_dim > MAX_HEAD_DIM or attention.head_dim % 2:

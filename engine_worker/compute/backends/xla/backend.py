@@ -37,6 +37,7 @@ from protocol.errors import ConfigurationError
 XLA: Final = "xla"
 MATRIX_AXES: Final = 2
 _ROUTER: Final = ".router.weight"
+_EXPERTS: Final = (".mlp.gate_up.weight", ".mlp.down.weight")
 MAX_ATTENTION_SPAN = 128
 """The most tokens that one turn of the attention loop reads, or one block where that is larger."""
 _SOME_ROWS, _MANY_ROWS = 4, 16
@@ -138,14 +139,14 @@ def packed_for_xla(index: int, parameter: Parameter, *, is_quantized: bool) -> P
 
     The experts' bfloat16 matrices are bits in uint16, see `models.moe`.
     """
-    num_axes = len(parameter.shape)
-    if is_quantized and num_axes >= MATRIX_AXES and is_quantizable(parameter.path):
+    is_of_experts = len(parameter.shape) > MATRIX_AXES and parameter.path.endswith(_EXPERTS)
+    if is_quantized and (is_of_experts or is_quantizable(parameter)):
         parts = (
             PartSpec(parameter.shape, np.dtype(np.int8)),
             PartSpec(parameter.shape[:-1], np.dtype(np.float32)),
         )
         return PackedWeight(parameter.path, (index,), parts, lambda values: quantize(values[0]))
-    if num_axes > MATRIX_AXES and parameter.dtype == jnp.bfloat16:
+    if is_of_experts and parameter.dtype == jnp.bfloat16:
         bits = np.dtype(np.uint16)
         part = PartSpec(parameter.shape, bits)
         return PackedWeight(
@@ -154,12 +155,14 @@ def packed_for_xla(index: int, parameter: Parameter, *, is_quantized: bool) -> P
     return plain(index, parameter)
 
 
-def is_quantizable(path: str) -> bool:
-    """Whether a declared weight of several axes is a matrix that bears fewer bits.
+def is_quantizable(parameter: Parameter) -> bool:
+    """Whether a declared weight is a matrix that bears fewer bits.
 
-    A router does not: it is small, and what it chooses would change with them.
+    A router does not: it is small, and what it chooses would change with them. Nor does what is no
+    matrix, such as the biases of all experts.
     """
-    return path.endswith(".weight") and not path.endswith(_ROUTER)
+    is_matrix = len(parameter.shape) == MATRIX_AXES and parameter.path.endswith(".weight")
+    return is_matrix and not parameter.path.endswith(_ROUTER)
 
 
 def weight_of(weight: PackedWeight, parts: Iterator[jax.Array]) -> Matrix:
@@ -245,7 +248,7 @@ class XlaBlocks:
                 blocks_per_turn(places.block_size, step.positions.shape[0]),
                 sinks,
             )
-            return out.reshape(q.shape)
+            return out.reshape(*q.shape[:2], -1)
 
         x = x + block(layer, x, ropes.of(spec), attend)
         return x, stored

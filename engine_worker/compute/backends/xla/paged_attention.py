@@ -54,7 +54,7 @@ def fold_queries(q: jax.Array, attention: AttentionSpec) -> jax.Array:
     )
 
 
-def empty_state(folded: jax.Array, sinks: jax.Array | None = None) -> SoftmaxState:
+def empty_state(folded: jax.Array, value_dim: int, sinks: jax.Array | None = None) -> SoftmaxState:
     """The softmax over no key yet, for queries [B, KH, R, D], or over the heads' sinks [H]."""
     shape = folded.shape[:-1]
     if sinks is None:
@@ -67,7 +67,7 @@ def empty_state(folded: jax.Array, sinks: jax.Array | None = None) -> SoftmaxSta
     return SoftmaxState(
         maximum=maximum,
         total=total,
-        weighted=jnp.zeros(folded.shape, jnp.float32),
+        weighted=jnp.zeros((*shape, value_dim), jnp.float32),
     )
 
 
@@ -148,7 +148,8 @@ def attend_pages(
     whatever the other rows hold: turns beyond its own length leave its softmax as it is.
 
     Args:
-        q: [B, Q, H, D] of any float type, rotated, not scaled.
+        q: [B, Q, H, D] of any float type, rotated, not scaled; of a latent attention, what meets
+            the latent and then what meets the key.
         pages: The layer's part of the cache.
         block_tables: [B, MB] int32 ids of each row's blocks, in order; MB a multiple of
             `group_blocks`, every id in range.
@@ -163,6 +164,7 @@ def attend_pages(
     """
     folded = fold_queries(q, attention)
     num_rows, num_queries = q_positions.shape
+    value_dim = attention.cached_value_dim
     span = group_blocks * pages.values.shape[2]
     limits = jnp.repeat(q_positions, folded.shape[2] // num_queries, axis=1)[:, None, :, None]
     offsets = jnp.arange(span, dtype=jnp.int32)
@@ -177,7 +179,12 @@ def attend_pages(
         # Beyond a row's end lies whatever a block held before; a NaN there must not spread.
         stored = positions < num_stored[:, None]
         values = jnp.where(stored[:, None, :, None], values, 0.0)
-        return absorb(state, score(folded, keys), values, visible, attention.softcap)
+        if attention.latent is None:
+            scores = score(folded, keys)
+        else:
+            scores = score(folded[..., value_dim:], keys)
+            scores += _product(folded[..., :value_dim], values.swapaxes(-1, -2))
+        return absorb(state, scores, values, visible, attention.softcap)
 
     last_turn = (jnp.max(num_stored) + span - 1) // span
     first_turn = jnp.zeros((), jnp.int32)
@@ -186,7 +193,7 @@ def attend_pages(
         no_row = np.iinfo(np.int32).max
         first_seen = jnp.min(jnp.where(num_stored > 0, first_seen, no_row))
         first_turn = jnp.clip(first_seen // span, 0, last_turn)
-    state = empty_state(folded, sinks)
+    state = empty_state(folded, value_dim, sinks)
     return finish(lax.fori_loop(first_turn, last_turn, visit, state), num_queries)
 
 

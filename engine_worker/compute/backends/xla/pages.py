@@ -54,18 +54,17 @@ def layer_shapes(
     """What a layer keeps: a block of keys and values of a type, or a state."""
     mixer = layer.mixer
     if isinstance(mixer, AttentionSpec):
-        return block_shapes(mixer.num_kv_heads, mixer.head_dim, block_size, dtype)
+        return block_shapes(mixer, block_size, dtype)
     return LayerStateShapes(mixer.state_shapes)
 
 
-def block_shapes(
-    num_kv_heads: int, head_dim: int, block_size: int, dtype: DTypeLike
-) -> BlockShapes:
+def block_shapes(attention: AttentionSpec, block_size: int, dtype: DTypeLike) -> BlockShapes:
     """What a block of one layer is, for keys and values of a type."""
+    kv_heads = attention.num_kv_heads
     stored = np.dtype(np.uint16) if dtype == jnp.bfloat16 else np.dtype(dtype)
     return BlockShapes(
-        keys=(num_kv_heads, head_dim, block_size),
-        values=(num_kv_heads, block_size, head_dim),
+        keys=(kv_heads, attention.head_dim, block_size),
+        values=(kv_heads, block_size, attention.cached_value_dim),
         stored_dtype=stored,
     )
 

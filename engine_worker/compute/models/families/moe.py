@@ -196,17 +196,20 @@ def _finish_granite(fields: ConfigFields, spec: DecoderSpec) -> DecoderSpec:
     )
 
 
-def sigmoid_experts(fields: ConfigFields, dense: MlpSpec, *, num_experts: int) -> MoeSpec:
+def grouped_experts(
+    fields: ConfigFields, dense: MlpSpec, *, num_experts: int, num_shared: int = 1
+) -> MoeSpec:
     """The experts of DeepSeek V3 and those that follow it; by `n_routed_experts` and the like.
 
     Args:
         fields: The config.
         dense: Whose activation they have.
         num_experts: Where the config is silent.
+        num_shared: Likewise.
     """
     num_experts = num_experts_of(fields, num_experts, "n_routed_experts", "num_local_experts")
     width = fields.size("moe_intermediate_size")
-    num_shared = fields.size("n_shared_experts", 1, minimum=0, maximum=MAX_EXPERTS)
+    num_shared = fields.size("n_shared_experts", num_shared, minimum=0, maximum=MAX_EXPERTS)
     num_groups = fields.size("n_group", 1, maximum=num_experts)
     group_size, rest = divmod(num_experts, num_groups)
     if rest:
@@ -236,7 +239,7 @@ def _glm4_mlp(fields: ConfigFields, layer: int) -> MlpSpec | MoeSpec:
     dense = mlp_of(fields)
     if layer < fields.size("first_k_dense_replace", 1, minimum=0):
         return dense
-    return sigmoid_experts(fields, dense, num_experts=128)
+    return grouped_experts(fields, dense, num_experts=128)
 
 
 def _finish_glm4(fields: ConfigFields, spec: DecoderSpec) -> DecoderSpec:

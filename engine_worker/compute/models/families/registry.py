@@ -2,6 +2,7 @@
 
 from engine_worker.compute.models.families import (
     cohere,
+    deepseek,
     gemma,
     glm,
     gpt2,
@@ -29,6 +30,7 @@ _FILES = (
     moe,
     gpt_oss,
     lfm2,
+    deepseek,
 )
 
 FAMILIES: dict[str, Family] = {
