@@ -1,5 +1,6 @@
 """Experts are read alike from a tensor for each and from one for all, as transformers saves them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,17 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from tests.fakes.model_families import CASES
 from tests.fakes.parity import load, random_model
 
 FAMILIES_IN_BOTH = {
+    "olmoe": ".experts.0.gate_proj.weight",
+    "glm4_moe_with_groups": ".experts.0.gate_proj.weight",
+    "ernie4_5_moe_with_dense_layers": ".experts.0.gate_proj.weight",
+    "deepseek_v3_with_yarn_rope": ".experts.0.gate_proj.weight",
     "qwen3_moe_with_dense_layers": ".experts.0.gate_proj.weight",
     "qwen2_moe_with_a_shared_expert": ".experts.0.gate_proj.weight",
     "mixtral_with_window": ".experts.0.w1.weight",
@@ -59,3 +66,35 @@ def test_gpt_oss_experts_are_turned_and_their_halves_parted(tmp_path: Path) -> N
     np.testing.assert_array_equal(ours["layers.1.mlp.gate_up.bias"], parted)
     down = np.swapaxes(theirs[f"{experts}down_proj"], 1, 2)
     np.testing.assert_array_equal(ours["layers.1.mlp.down.weight"], down)
+
+
+def test_gpt_oss_in_mxfp4_has_the_numbers_that_transformers_makes_of_it(tmp_path: Path) -> None:
+    case = CASES["gpt_oss_with_sinks_and_windows"]
+    values = {**case.values, "hidden_size": 64, "intermediate_size": 32}
+    config: Any = transformers.GptOssConfig(**values)
+    model = random_model(config, case, torch.Generator().manual_seed(1))
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    generator, theirs = torch.Generator().manual_seed(2), {}
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        num_experts, inputs, outputs = tensors.pop(name).shape
+        shape = (num_experts, outputs, inputs // 32)
+        blocks = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8, generator=generator)
+        scales = torch.randint(118, 130, shape, dtype=torch.uint8, generator=generator)
+        tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = blocks, scales
+        theirs[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).numpy()
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    saved["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (tmp_path / "config.json").write_text(json.dumps(saved), encoding="utf-8")
+
+    weights = load(tmp_path, jnp.bfloat16)
+    paths = [parameter.path for parameter in weights.graph.parameters]
+    ours = dict(zip(paths, weights.leaves, strict=True))
+    for layer in range(config.num_hidden_layers):
+        experts = f"model.layers.{layer}.mlp.experts."
+        gate_up = np.swapaxes(theirs[f"{experts}gate_up_proj"], 1, 2)
+        parted = np.concatenate([gate_up[:, ::2], gate_up[:, 1::2]], axis=1)
+        np.testing.assert_array_equal(ours[f"layers.{layer}.mlp.gate_up.weight"], parted)
+        down = np.swapaxes(theirs[f"{experts}down_proj"], 1, 2)
+        np.testing.assert_array_equal(ours[f"layers.{layer}.mlp.down.weight"], down)
