@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.weights.gguf.blocks import PLAIN, QUANTISED, numbers_dtype, read_numbers
-from engine_worker.compute.weights.gguf.families import (
-    FAMILIES,
+from engine_worker.compute.weights.gguf.families import FAMILIES
+from engine_worker.compute.weights.gguf.family import (
     ROPE_FACTORS,
     GgufFamily,
     Parts,

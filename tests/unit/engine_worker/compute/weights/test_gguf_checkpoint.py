@@ -17,7 +17,8 @@ from engine_worker.compute.weights.gguf.checkpoint import (
     open_gguf,
     read_metadata,
 )
-from engine_worker.compute.weights.gguf.families import FAMILIES, parts_of
+from engine_worker.compute.weights.gguf.families import FAMILIES
+from engine_worker.compute.weights.gguf.family import parts_of
 from engine_worker.errors import (
     CheckpointError,
     ModelConfigError,

@@ -1,0 +1,208 @@
+"""What a family of GGUF's is, and what all of them share: names of tensors, most of the config."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine_worker.compute.weights.gguf.changes import Change, rotate_halves
+from engine_worker.compute.weights.gguf.metadata import GgufMetadata
+from engine_worker.errors import CheckpointError
+
+Config = dict[str, Any]
+MAX_LAYERS = 1024
+MAX_EXPERTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where one of Hugging Face's tensors is.
+
+    Attributes:
+        name: Of the tensor in the file.
+        change: What is done to it.
+        expert: Only this entry of its outermost axis.
+    """
+
+    name: str
+    change: Change | None = None
+    expert: int | None = None
+
+
+Parts = dict[str, Part]
+"""By Hugging Face's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufFamily:
+    """One architecture of GGUF's.
+
+    Attributes:
+        architecture: Hugging Face's name of it.
+        model_type: Likewise.
+        config: What its `config.json` says beyond `common_config`; what it sets to None is removed.
+        layer: Names of a layer's tensors that differ from `_LAYER`, or come on top; without their
+            ending.
+        experts: Of tensors that hold all experts of a layer: GGUF's name without its ending, and
+            what follows `experts.0.` of each expert's own tensor, with what stands before in front.
+        rotates_pairs: Whether the rows of queries and keys were reordered (see `rotate_halves`).
+        changes: To tensors of a layer or of the whole model, by GGUF's name without `blk.0.`.
+        fits: Whether a model is of this family, where several share a name.
+    """
+
+    architecture: str
+    model_type: str
+    config: Callable[[GgufMetadata], Config] = lambda _: {}
+    layer: Mapping[str, str] = field(default_factory=dict)
+    experts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    rotates_pairs: bool = False
+    changes: Mapping[str, Change] = field(default_factory=dict)
+    fits: Callable[[GgufMetadata], bool] = lambda _: True
+
+
+_WHOLE = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output_norm.bias": "model.norm.bias",
+    "output.weight": "lm_head.weight",
+    "output.bias": "lm_head.bias",
+}
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+"""Llama's names, which most families have taken over; each with `.weight` or `.bias` behind."""
+_ENDINGS = (".weight", ".bias")
+ROPE_FACTORS = "rope_freqs.weight"
+COMPUTED = (ROPE_FACTORS, "rope_factors_long.weight", "rope_factors_short.weight")
+"""Tensors that stand for values of the config."""
+
+
+def parts_of(family: GgufFamily, metadata: GgufMetadata) -> Parts:
+    """All tensors of a model under Hugging Face's names.
+
+    Those that the family doesn't know keep their own, so that they are told as having no place.
+    """
+    parts: Parts = {}
+    rotations = _rotations(metadata) if family.rotates_pairs else {}
+    for name in metadata.tensors:
+        if name in COMPUTED:
+            continue
+        index, place = split_layer(name)
+        change = family.changes.get(place) or rotations.get(place)
+        stem, _, ending = place.rpartition(".")
+        if index is not None and stem in family.experts:
+            block, expert_name = family.experts[stem]
+            for expert in range(_num_experts(metadata, name)):
+                hf_name = f"model.layers.{index}.{block}experts.{expert}.{expert_name}.{ending}"
+                parts[hf_name] = Part(name, change, expert)
+        else:
+            parts[_hf_name(family, name, index, place)] = Part(name, change)
+    return parts
+
+
+def _num_experts(metadata: GgufMetadata, name: str) -> int:
+    shape = metadata.shape(name)
+    if len(shape) < 2 or shape[0] > MAX_EXPERTS:
+        raise CheckpointError(
+            f"{metadata.path}: tensor {name!r} has the shape {list(shape)}; at most {MAX_EXPERTS}"
+            " experts are read"
+        )
+    return shape[0]
+
+
+def split_layer(name: str) -> tuple[int | None, str]:
+    """`blk.3.attn_q.weight` as 3 and `attn_q.weight`; None for tensors of no layer."""
+    block, _, rest = name.partition(".")
+    number, _, place = rest.partition(".")
+    if block != "blk" or not place or not (number.isascii() and number.isdigit()):
+        return None, name
+    return (int(number), place) if len(number) < 5 else (None, name)
+
+
+def _hf_name(family: GgufFamily, name: str, index: int | None, place: str) -> str:
+    if index is None:
+        return family.layer.get(name) or _WHOLE.get(name, name)
+    for ending in _ENDINGS:
+        stem = place.removesuffix(ending)
+        if stem != place:
+            known = family.layer.get(stem) or _LAYER.get(stem)
+            return f"model.layers.{index}.{known}{ending}" if known else name
+    return name
+
+
+def _rotations(metadata: GgufMetadata) -> dict[str, Change]:
+    num_layers = metadata.whole("block_count")
+    queries = max(metadata.per_layer("attention.head_count", num_layers), default=0)
+    keys = queries
+    if metadata.has("attention.head_count_kv"):
+        keys = max(metadata.per_layer("attention.head_count_kv", num_layers), default=0)
+    return {
+        f"{name}{ending}": rotate_halves(heads)
+        for name, heads in (("attn_q", queries), ("attn_k", keys))
+        for ending in _ENDINGS
+    }
+
+
+def common_config(metadata: GgufMetadata) -> Config:
+    """What the `config.json` of nearly every family says, from the keys that all share."""
+    num_layers = metadata.whole("block_count")
+    if num_layers > MAX_LAYERS:
+        raise metadata.error("block_count", f"must be at most {MAX_LAYERS}", num_layers)
+    num_heads = max(metadata.per_layer("attention.head_count", num_layers), default=0)
+    config: Config = {
+        "vocab_size": metadata.shape("token_embd.weight")[0],
+        "hidden_size": metadata.whole("embedding_length"),
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+        "max_position_embeddings": metadata.whole("context_length"),
+        "rope_theta": metadata.number("rope.freq_base", 10_000.0),
+        "tie_word_embeddings": "output.weight" not in metadata.tensors,
+    }
+    if metadata.has("attention.head_count_kv"):
+        kv = metadata.per_layer("attention.head_count_kv", num_layers)
+        config["num_key_value_heads"] = max(kv, default=0)
+    if metadata.has("feed_forward_length"):
+        widths = metadata.per_layer("feed_forward_length", num_layers)
+        config["intermediate_size"] = max(widths, default=0)
+    for key, name in (
+        ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+        ("attention.layer_norm_epsilon", "layer_norm_eps"),
+    ):
+        if metadata.has(key):
+            config[name] = metadata.number(key)
+    head_dim = metadata.whole("attention.key_length", 0)
+    if head_dim:
+        config["head_dim"] = head_dim
+    scaling = _rope_scaling(metadata)
+    if scaling:
+        config["rope_scaling"] = scaling
+    return config
+
+
+def _rope_scaling(metadata: GgufMetadata) -> Config | None:
+    kind = metadata.text("rope.scaling.type", "none")
+    old_factor = metadata.number("rope.scale_linear", 1.0)
+    if kind == "none" and old_factor != 1.0:
+        return {"rope_type": "linear", "factor": old_factor}
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": metadata.number("rope.scaling.factor")}
+    if kind == "yarn":
+        scaling: Config = {"rope_type": "yarn", "factor": metadata.number("rope.scaling.factor")}
+        if metadata.has("rope.scaling.original_context_length"):
+            original = metadata.whole("rope.scaling.original_context_length")
+            scaling["original_max_position_embeddings"] = original
+        for key in ("beta_fast", "beta_slow"):
+            if metadata.has(f"rope.scaling.yarn_{key}"):
+                scaling[key] = metadata.number(f"rope.scaling.yarn_{key}")
+        return scaling
+    return None
