@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine_worker.config import (
@@ -33,6 +33,8 @@ class Job:
 
     Attributes:
         settings: The model and its type.
+        against: Another model to compare with, such as the one that a GGUF file was made of; None
+            compares with the same.
         reference_dtype: auto, float32 or bfloat16.
         text_name: For the record.
         text: What is read.
@@ -40,6 +42,7 @@ class Job:
     """
 
     settings: ModelSettings
+    against: Path | None
     reference_dtype: str
     text_name: str
     text: str
@@ -50,7 +53,8 @@ def run(job: Job) -> dict[str, object]:
     """Measure, and keep the record.
 
     Raises:
-        PenstockError: The model can't be loaded, or the text is too short.
+        PenstockError: A model can't be loaded, the text is too short, or the two models read it as
+            different tokens.
     """
     from engine_worker.compute.models.dtype import FLOAT32_MAX_PARAMETERS
     from engine_worker.compute.runner.compile_cache import prepare_backend
@@ -68,12 +72,25 @@ def run(job: Job) -> dict[str, object]:
     if reference_dtype == "auto":
         is_large = measured.graph.num_parameters > FLOAT32_MAX_PARAMETERS
         reference_dtype = "bfloat16" if is_large else "float32"
-    reference = choose_for_settings(settings, dtype=reference_dtype, backend="xla")
-    tokenizer = Tokenizer.load(settings.tokenizer_path or settings.path, settings.path)
-    token_ids = tokenizer.encode(job.text, add_special_tokens=False)[: job.max_tokens]
+    other = settings
+    if job.against is not None:
+        other = with_model_folder(replace(settings, path=job.against, lora=None))
+    reference = choose_for_settings(other, dtype=reference_dtype, backend="xla")
+    token_ids, expected = (
+        Tokenizer.load(one.tokenizer_path or one.path, one.path).encode(
+            job.text, add_special_tokens=False
+        )[: job.max_tokens]
+        for one in (settings, other)
+    )
+    if token_ids != expected or measured.spec.vocab_size != reference.spec.vocab_size:
+        raise ConfigurationError(
+            f"--against {job.against}: this model reads the text as other tokens, so that nothing"
+            " can be compared",
+            param="against",
+        )
     ours, theirs = (
-        load_for_backend(settings.path, backend, settings.weights_cache_dir, _tell, settings.lora)
-        for backend in (measured, reference)
+        load_for_backend(one.path, backend, settings.weights_cache_dir, _tell, one.lora)
+        for one, backend in ((settings, measured), (other, reference))
     )
     try:
         quality = measure_quality(ours, theirs, token_ids, lambda done: _tell(done, "compared"))
@@ -82,7 +99,7 @@ def run(job: Job) -> dict[str, object]:
     record: dict[str, object] = {
         "weights": measured.weight_type,
         "backend": measured.name,
-        "reference": f"{reference.weight_type} on {reference.name}",
+        "reference": f"{reference.weight_type} on {reference.name}{_of(job.against)}",
         "text": job.text_name,
         **quality.record(),
     }
@@ -95,6 +112,10 @@ def run(job: Job) -> dict[str, object]:
         except OSError as error:
             sys.stderr.write(f"not kept: {error}\n")
     return record
+
+
+def _of(against: Path | None) -> str:
+    return "" if against is None else f", {model_name(against)}"
 
 
 def read_text(name: str) -> str:
@@ -137,6 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="what is measured")
     parser.add_argument("--backend", choices=BACKENDS, default="auto")
     parser.add_argument("--reference", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument(
+        "--against", type=Path, help="another model to compare with: what a GGUF file was made of"
+    )
     parser.add_argument("--compile-cache", type=Path, default=DEFAULT_COMPILE_CACHE_DIR)
     parser.add_argument("--weights-cache", type=Path, default=DEFAULT_WEIGHTS_CACHE_DIR)
     args = parser.parse_args(arguments)
@@ -154,7 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             weights_cache_dir=args.weights_cache.expanduser(),
         )
         text_name = args.text if args.text == BUNDLED_TEXT else Path(args.text).name
-        job = Job(settings, args.reference, text_name, read_text(args.text), args.max_tokens)
+        against = None if args.against is None else args.against.expanduser().absolute()
+        job = Job(
+            settings, against, args.reference, text_name, read_text(args.text), args.max_tokens
+        )
         record = run(job)
     except PenstockError as error:
         sys.stderr.write(f"{error.message}\n")

@@ -8,9 +8,13 @@ import pytest
 
 from engine_worker import quality
 from engine_worker.compute.backends.base import PackedDecoder
+from engine_worker.demo import demo_model_path
 from engine_worker.loading.quality import measure_quality
+from tests.fakes.gguf_files import write_gguf
 from tests.fakes.packed_decoder import packed
+from tests.fakes.tiny_checkpoint import write_checkpoint
 from tests.fakes.tiny_decoder import GreedyReference, tiny_weights
+from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 
 WEIGHTS = tiny_weights()
 TOKEN_IDS = np.random.default_rng(0).integers(0, 64, 100).tolist()
@@ -66,6 +70,28 @@ def test_the_command_prints_the_record_keeps_it_and_the_engine_offers_it(
     kept = json.loads(record.read_text())
     assert kept["text"] == "text.txt"
     assert {name: str(value) for name, value in kept.items()} == printed
+
+
+def test_a_gguf_file_is_compared_with_what_it_was_made_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tiny-Q8_0.gguf"
+    write_gguf(path, demo_model_path(), kind="Q8_0")
+    text = tmp_path / "text.txt"
+    text.write_text("What is 12 + 30? It is 42. " * 30, encoding="utf-8")
+    options = ["--dtype", "float32", "--backend", "xla", "--text", str(text)]
+    options += ["--weights-cache", str(tmp_path / "w"), "--compile-cache", str(tmp_path / "c")]
+    assert quality.main([str(path), "--against", str(demo_model_path()), *options]) == 0
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert printed["reference"] == "float32 on xla, demo"
+    # The same numbers but for rounding to eight bits: near, and not the same.
+    assert 1e-6 < float(printed["kl_divergence"]) < 0.01
+    other = tmp_path / "other"
+    other.mkdir()
+    write_checkpoint(other)
+    (other / "tokenizer.json").write_text(byte_level_tokenizer().serialized(), encoding="utf-8")
+    assert quality.main([str(path), "--against", str(other), *options]) == 1
+    assert "reads the text as other tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
