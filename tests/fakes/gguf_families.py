@@ -8,6 +8,7 @@ from gguf import GGUFWriter
 
 from tests.fakes.gguf_files import (
     Tensor,
+    lfm2_tensors,
     llama_tensors,
     mixtral_tensors,
     moe_tensors,
@@ -43,7 +44,23 @@ def _config(architecture: str, model_type: str, **values: Any) -> dict[str, Any]
     return {**TINY_LLAMA, "architectures": [architecture], "model_type": model_type, **values}
 
 
+def _lfm2_more(writer: GGUFWriter) -> None:
+    writer.add_shortconv_l_cache(3)
+    writer.add_head_count_kv([0, 2, 0])
+
+
+_LFM2 = _config(
+    "Lfm2ForCausalLM",
+    "lfm2",
+    num_hidden_layers=3,
+    layer_types=["conv", "full_attention", "conv"],
+    conv_L_cache=3,
+    norm_eps=1e-5,
+    intermediate_size=24,
+    block_auto_adjust_ff_dim=False,
+)
 GGUF_FAMILIES = (
+    GgufCase("lfm2", _LFM2, lfm2_tensors, _lfm2_more),
     GgufCase("llama", TINY_LLAMA),
     GgufCase(
         "llama",

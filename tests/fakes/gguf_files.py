@@ -87,6 +87,11 @@ def moe_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, T
         yield name, values.reshape(-1) if "shared_expert_gate" in name else values
 
 
+def lfm2_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, Tensor]]:
+    for name, values in tensors.items():
+        yield name, values[:, 0] if name.endswith("conv.conv.weight") else values
+
+
 def plain_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, Tensor]]:
     yield from tensors.items()
 
@@ -107,7 +112,8 @@ def write_tensor(writer: GGUFWriter, name: str, raw: Tensor, kind: GGMLQuantizat
 
 def hyperparameters(writer: GGUFWriter, arch: str, config: Keys) -> None:
     for name, key in _CONFIG_KEYS.items():
-        if config.get(name) is not None:
+        is_listed = name == "num_key_value_heads" and "conv" in config.get("layer_types", ())
+        if config.get(name) is not None and not is_listed:
             writer.add_uint32(f"{arch}.{key}", config[name])
     for name, key in _CONFIG_NUMBERS.items():
         if config.get(name) is not None:

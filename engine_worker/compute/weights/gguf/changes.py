@@ -53,5 +53,9 @@ MINUS_ONE = Change(_minus_one)
 ONE_ROW = Change(lambda values: values.reshape(1, -1), lambda shape: (1, math.prod(shape)))
 """Vectors that Hugging Face keeps as a matrix of one row."""
 
+ONE_INPUT = Change(lambda values: values[:, None], lambda shape: (shape[0], 1, *shape[1:]))
+"""Convolutions of each channel by itself: [channels, kernel], which Hugging Face keeps as
+[channels, 1, kernel]."""
+
 TRANSPOSED = Change(lambda values: values.T, lambda shape: shape[::-1])
 """Matrices that Hugging Face keeps as [in, out]."""
