@@ -47,6 +47,13 @@ def test_every_family_is_held_here() -> None:
     assert held == {(name, one.architecture) for name, all_ in FAMILIES.items() for one in all_}
 
 
+def test_the_page_lists_every_family() -> None:
+    page = (Path(__file__).parents[5] / "docs" / "gguf.md").read_text(encoding="utf-8")
+    for name, families in FAMILIES.items():
+        served = " or ".join(f"`{one.architecture}`" for one in reversed(families))
+        assert f"\n| `{name}` | {served} |\n" in page
+
+
 @pytest.mark.parametrize(
     ("name", "case"), CASES, ids=[f"{n}-{i}" for i, (n, _) in enumerate(CASES)]
 )
