@@ -46,7 +46,8 @@ class GgufMetadata:
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(name, "must be a number", value)
-        return float(str(np.float32(value)))
+        with np.errstate(all="ignore"):
+            return float(str(np.float32(value)))
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""

@@ -1,0 +1,81 @@
+"""Metadata of the right form whose values are nonsense: a model, or one clear refusal."""
+
+import array
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine_worker.compute.models.decoder import declare
+from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.compute.models.support import check_supported
+from engine_worker.compute.weights.gguf.checkpoint import open_gguf
+from engine_worker.compute.weights.gguf.metadata import GgufMetadata
+from engine_worker.errors import ModelLoadError
+from engine_worker.loading.gguf_folder import derived_files
+from engine_worker.text.gguf_vocabulary import read_gguf_tokenizer
+from tests.fakes.gguf_families import GGUF_FAMILIES, GgufCase
+from tests.fakes.gguf_files import write_gguf
+from tests.fakes.tiny_checkpoint import write_checkpoint
+from tests.fakes.tiny_tokenizers import byte_level_tokenizer
+
+ODD: tuple[Any, ...] = (
+    *(0, -1, 1, 3, 2**31 - 1, 2**64 - 1, True, "", "x", "\x00", "yarn", "llama"),
+    *(0.0, -1.0, 1e-45, 3e38, 1e300, float("nan"), float("inf")),
+    *([], ["a"], ["a", "a"], ["a b", "ab"] * 40),
+    *(
+        array.array("i"),
+        array.array("i", [-1, 2]),
+        array.array("f", [0.5]),
+        array.array("B", b"ab"),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = {}
+    for case in GGUF_FAMILIES:
+        folder = tmp_path_factory.mktemp("m")
+        write_checkpoint(folder, dict(case.config))
+        (folder / "tokenizer.json").write_text(byte_level_tokenizer().serialized())
+        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+        path = folder / "m.gguf"
+        write_gguf(path, folder, arch=case.arch, convert=case.convert, more=case.more)
+        found[case.config["architectures"][0]] = path
+    return found
+
+
+@pytest.mark.parametrize("case", GGUF_FAMILIES, ids=lambda case: case.config["architectures"][0])
+def test_any_value_makes_a_model_or_one_clear_refusal(
+    folders: dict[str, Path], case: GgufCase
+) -> None:
+    path = folders[case.config["architectures"][0]]
+    checkpoint = open_gguf(path)
+    values = dict(checkpoint.metadata.values)
+    # The lists decide, where a whole tokenizer.json would go before them.
+    values.pop("tokenizer.huggingface.json", None)
+    others = ("tokenizer.ggml.scores", "tokenizer.ggml.pre", f"{case.arch}.rope.scaling.type")
+    of_vocabulary = [key for key in values if key.startswith("tokenizer.")]
+    keys = {*values, *others} - (set() if case.arch == "llama" else set(of_vocabulary))
+    num_loaded = 0
+    for key in sorted(keys):
+        for value in ODD:
+            with suppress(ModelLoadError):
+                load(checkpoint.metadata, {**values, key: value})
+                num_loaded += 1
+    assert 0 < num_loaded < len(keys) * len(ODD)
+
+
+def load(metadata: GgufMetadata, values: dict[str, Any]) -> None:
+    """All that is done with a file's metadata before its numbers are read."""
+    changed = GgufMetadata(metadata.files)
+    changed.values = values
+    changed.architecture = values.get("general.architecture")
+    tokenizer = read_gguf_tokenizer(values, metadata.path)
+    files = derived_files(changed, tokenizer)
+    spec = decoder_spec(json.loads(files["config.json"]))
+    check_supported(spec)
+    declare(spec, "float32")
