@@ -7,6 +7,7 @@ PenstockError
     │   ├── UnsupportedArchitectureError  no decoder for this architecture
     │   ├── UnsupportedFeatureError    the decoder is known, one value of its config is not
     │   ├── UnsupportedFormatError     the weights are in a format that is not read
+    │   ├── UnsafePickleError          a pickle holds more than tensors; names what
     │   ├── CheckpointError            a weights file is broken; names the file and the tensor
     │   ├── ModelMemoryError           weights and programs don't fit; names needs and ways out
     │   ├── KvMemoryError              the KV cache's memory holds not even one whole request
@@ -51,6 +52,10 @@ class UnsupportedFeatureError(ModelLoadError):
 
 class UnsupportedFormatError(ModelLoadError):
     """The weights are in a format that is not read (a pickle, a quantiser that is not known)."""
+
+
+class UnsafePickleError(ModelLoadError):
+    """A PyTorch file's pickle holds more than tensors: the opcode or the global is named."""
 
 
 class CheckpointError(ModelLoadError):

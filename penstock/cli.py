@@ -162,6 +162,17 @@ def quality(context: typer.Context) -> None:
     raise typer.Exit(done.returncode)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def convert(context: typer.Context) -> None:
+    """Make a folder with safetensors of a PyTorch checkpoint (.pt, .bin), without unpickling it.
+
+    Takes the arguments that `python -m engine_worker.convert --help` lists.
+    """
+    command = [sys.executable, "-m", "engine_worker.convert", *context.args]
+    done = subprocess.run(command, check=False)  # noqa: S603 - our own module, no shell
+    raise typer.Exit(done.returncode)
+
+
 @app.command()
 def profile(
     seconds: Annotated[float, typer.Option("--seconds", help="How long.")] = 5.0,

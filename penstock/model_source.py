@@ -141,7 +141,7 @@ def refuse_foreign_formats(name: str, config: Mapping[str, Any], files: Iterable
     if any(file.endswith((".bin", ".pt", ".pth")) for file in files):
         raise ModelError(
             f"{name} holds only pickled weights (.bin, .pt), which are never loaded because "
-            "unpickling runs code; convert them to safetensors."
+            "unpickling runs code; `penstock convert` makes a folder with safetensors of them."
         )
     raise ModelError(f"{name} holds no *.safetensors and no *.gguf file.")
 

@@ -92,6 +92,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "engine_worker.compute.weights.quantized",
         "engine_worker.compute.weights.lora",
         "engine_worker.compute.weights",
+        "engine_worker.conversion",
         "engine_worker.compute.backends.host_memory",
         "engine_worker.compute.backends.kv_layout",
         "engine_worker.compute.backends.packing_plan",

@@ -84,8 +84,8 @@ def _nothing_readable(folder: Path) -> CheckpointError | UnsupportedFormatError:
     for name in names:
         if name.startswith("pytorch_model") and name.endswith((".bin", ".bin.index.json")):
             return UnsupportedFormatError(
-                f"{folder}: {name} is a pickle, which can run code and is never loaded; convert "
-                "the model to safetensors"
+                f"{folder}: {name} is a pickle, which can run code and is never loaded; `penstock "
+                "convert` makes a folder with safetensors of it"
             )
     return CheckpointError(f"{folder}: neither {SINGLE_NAME} nor {INDEX_NAME} is there")
 
