@@ -5,6 +5,7 @@ PenstockError
     ├── ModelLoadError                 the model can't be served: stops the start with one line
     │   ├── ModelConfigError           `config.json` is missing, unreadable or contradicts itself
     │   ├── UnsupportedArchitectureError  no decoder for this architecture
+    │   ├── FamilyPackageError         a package that brings architectures can't be loaded
     │   ├── UnsupportedFeatureError    the decoder is known, one value of its config is not
     │   ├── UnsupportedFormatError     the weights are in a format that is not read
     │   ├── UnsafePickleError          a pickle holds more than tensors; names what
@@ -44,6 +45,10 @@ class ModelConfigError(ModelLoadError):
 
 class UnsupportedArchitectureError(ModelLoadError):
     """The architecture has no decoder here; the message lists those that have."""
+
+
+class FamilyPackageError(ModelLoadError):
+    """A package of the entry points `penstock.models` can't be used; names it."""
 
 
 class UnsupportedFeatureError(ModelLoadError):

@@ -28,6 +28,7 @@ from engine_worker.compute.backends.kv_memory import (
 )
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.dtype import DtypeChoice, read_cpu_flags, resolve_dtype
+from engine_worker.compute.models.families.registry import origin_of
 from engine_worker.compute.models.hf_config import load_spec
 from engine_worker.compute.models.rope import for_length, rope_factors
 from engine_worker.compute.models.spec import DecoderSpec
@@ -277,6 +278,8 @@ def _assemble(
                 "cache": str(runner.kv_layout.dtype),
                 "products": identity_of(runner.backend, deterministic=settings.deterministic),
                 **_rope_factors(runner.backend.spec),
+                # Another version of a package may read the same files in another way.
+                **({"family": origin} if (origin := origin_of(spec.architecture)) else {}),
             },
         ),
         resume_version=RESUME_VERSION,

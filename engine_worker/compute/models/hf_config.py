@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from engine_worker.compute.models.config_fields import ConfigFields, read_config
-from engine_worker.compute.models.families.registry import FAMILIES
+from engine_worker.compute.models.families.family import Family
+from engine_worker.compute.models.families.registry import (
+    FAMILIES,
+    every_family,
+    find_family,
+)
 from engine_worker.compute.models.quantization import read_quantization
 from engine_worker.compute.models.spec import DecoderSpec
 from engine_worker.errors import UnsupportedArchitectureError
@@ -36,32 +41,36 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
     architecture = _architecture(fields)
     # Refuses a method that is not read.
     read_quantization(config)
-    return FAMILIES[architecture].read(config)
+    family = find_family(architecture)
+    assert family is not None, architecture
+    return family.read(config)
 
 
 def _architecture(fields: ConfigFields) -> str:
     """The first supported architecture that the config names, else the one of its model type."""
     named = fields.strings("architectures") or ()
-    for architecture in named:
-        if architecture in FAMILIES:
+    # Only what no family here has is looked for in other packages.
+    for architecture in sorted(named, key=lambda name: name not in FAMILIES):
+        if find_family(architecture) is not None:
             return architecture
     model_type = fields.text("model_type", "")
+    known = every_family()
     if not named:
-        for architecture, family in FAMILIES.items():
+        for architecture, family in known.items():
             if family.model_type == model_type:
                 return architecture
     name = named[0] if named else f"model type {model_type!r}"
-    nearest = _nearest(named[0] if named else model_type, by_type=not named)
+    nearest = _nearest(named[0] if named else model_type, known, by_type=not named)
     raise UnsupportedArchitectureError(
         f"{name} is not supported; the nearest that is: {nearest}; supported architectures: "
-        f"{', '.join(FAMILIES)}"
+        f"{', '.join(known)}"
     )
 
 
-def _nearest(name: str, *, by_type: bool) -> str:
+def _nearest(name: str, known: Mapping[str, Family], *, by_type: bool) -> str:
     """The supported architecture whose name, or whose model type, is most alike."""
     names = {
         (family.model_type if by_type else architecture).lower(): architecture
-        for architecture, family in FAMILIES.items()
+        for architecture, family in known.items()
     }
     return names[get_close_matches(name.lower(), names, n=1, cutoff=0.0)[0]]

@@ -16,6 +16,7 @@ from engine_worker.compute.models.families import (
     phi,
 )
 from engine_worker.compute.models.families.family import Family
+from engine_worker.compute.models.families.outside import outside_families
 
 _FILES = (
     llama,
@@ -37,3 +38,25 @@ FAMILIES: dict[str, Family] = {
     family.architecture: family for file in _FILES for family in file.FAMILIES
 }
 """By the name in `architectures`, in the order in which they are listed for people."""
+
+
+def find_family(architecture: str) -> Family | None:
+    """The family of an architecture: one of these, or one that an installed package brings.
+
+    Raises:
+        FamilyPackageError: None of these has it, and an installed package can't be loaded.
+    """
+    if architecture in FAMILIES:
+        return FAMILIES[architecture]
+    outside = outside_families().get(architecture)
+    return None if outside is None else outside.family
+
+
+def origin_of(architecture: str) -> str:
+    """The package and version that an architecture's family comes from; empty for one of these."""
+    return "" if architecture in FAMILIES else outside_families()[architecture].origin
+
+
+def every_family() -> dict[str, Family]:
+    """Those and these; errors as `find_family`."""
+    return FAMILIES | {name: found.family for name, found in outside_families().items()}
