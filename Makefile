@@ -50,7 +50,8 @@ test: $(VENV)/.test
 
 # Every family of models against transformers; `make test` has five of them.
 parity: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 tests/integration/test_model_parity.py $(ARGS)
+	$(BIN)/python -m pytest -n 2 tests/integration/test_model_parity.py \
+		tests/integration/test_encoder_parity.py $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check $(SOURCES)

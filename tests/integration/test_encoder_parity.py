@@ -1,7 +1,7 @@
 """Every family of encoders gives transformers' vectors and logits, in torch, on small configs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,12 @@ from tests.fakes.encoder_families import CASES, EncoderCase
 
 LENGTHS = (1, 2, 5, 16, 40, 60)
 """All but the shortest ones are longer than the window of the local layers."""
+
+
+def cases(names: Iterable[str], *everyday: str) -> Any:
+    """Parameters: those that `make test` runs too are named."""
+    parity = pytest.mark.parity
+    return [pytest.param(name, marks=() if name in everyday else parity) for name in names]
 
 
 def saved(case: EncoderCase, model: Any, folder: Path, **more: Any) -> Any:
@@ -87,7 +93,9 @@ def assert_alike(ours: Vectors, theirs: Vectors) -> None:
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * float(np.std(theirs)))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", cases(CASES, "mpnet", "modernbert", "nomic-bert-own-config", "gte-own-config-ntk")
+)
 def test_vectors_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     whole = saved(case, case.model, tmp_path)
@@ -107,7 +115,7 @@ def test_vectors_are_those_of_transformers(name: str, tmp_path: Path) -> None:
         assert_alike(embedder.compute(rows, types), theirs)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", cases(CASES, "roberta", "modernbert-biases"))
 def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     whole = saved(case, case.classifier, tmp_path, num_labels=3)
@@ -129,7 +137,7 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["modernbert", "mpnet", "bert"])
+@pytest.mark.parametrize("name", cases(["modernbert", "mpnet", "bert"], "modernbert"))
 def test_a_row_longer_than_what_is_held_at_once_gives_the_same_vectors(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +186,7 @@ DECODERS = {
 }
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", cases(DECODERS, "qwen3"))
 def test_a_decoder_saved_without_its_head_gives_the_vector_of_its_last_token(
     name: str, tmp_path: Path
 ) -> None:
@@ -193,7 +201,7 @@ def test_a_decoder_saved_without_its_head_gives_the_vector_of_its_last_token(
     assert_alike(embedder.compute(rows), np.stack(theirs))
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", cases(DECODERS, "qwen3"))
 def test_a_decoder_with_a_classifier_gives_the_logits_of_its_last_token(
     name: str, tmp_path: Path
 ) -> None:

@@ -34,7 +34,7 @@ _ROPES: Final = frozenset({RopeKind.DEFAULT, RopeKind.LINEAR, RopeKind.LLAMA3, R
 def is_encoder(config: Mapping[str, Any]) -> bool:
     """Whether a `config.json` is an encoder's, served or refused by name."""
     model_type = config.get("model_type")
-    return model_type in _BY_MODEL_TYPE or model_type in _REFUSED
+    return isinstance(model_type, str) and (model_type in _BY_MODEL_TYPE or model_type in _REFUSED)
 
 
 def family_of(config: Mapping[str, Any]) -> EncoderFamily:
@@ -44,9 +44,10 @@ def family_of(config: Mapping[str, Any]) -> EncoderFamily:
         UnsupportedArchitectureError: It is of none of them.
     """
     model_type = config.get("model_type")
-    family = _BY_MODEL_TYPE.get(model_type) if isinstance(model_type, str) else None
+    name = model_type if isinstance(model_type, str) else ""
+    family = _BY_MODEL_TYPE.get(name)
     if family is None:
-        why = f" ({_REFUSED[model_type]})" if model_type in _REFUSED else ""
+        why = f" ({_REFUSED[name]})" if name in _REFUSED else ""
         raise UnsupportedArchitectureError(
             f"model type {model_type!r} is not a supported encoder{why}; supported: "
             f"{', '.join(sorted(_BY_MODEL_TYPE))}"

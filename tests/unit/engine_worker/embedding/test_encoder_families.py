@@ -1,0 +1,178 @@
+"""Configs of encoders become specs or are refused by name; docs/models.md lists what is served."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine_worker.embedding.encoder_spec import HeadSpec
+from engine_worker.embedding.families.registry import FAMILIES, encoder_spec, is_encoder
+from engine_worker.embedding.labels import Labels, read_labels
+from engine_worker.errors import ModelConfigError, ModelLoadError
+from engine_worker.loading.text_models import is_text_model
+from tests.fakes.encoder_families import CASES
+
+PAGE = Path(__file__).parents[4] / "docs" / "models.md"
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 200,
+    "max_position_embeddings": 80,
+}
+NOMIC: dict[str, Any] = {
+    "model_type": "nomic_bert",
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_inner": 48,
+    "n_positions": 8192,
+    "max_trained_positions": 2048,
+    "vocab_size": 200,
+    "activation_function": "swiglu",
+    "qkv_proj_bias": False,
+    "mlp_fc1_bias": False,
+    "mlp_fc2_bias": False,
+    "rotary_emb_fraction": 1.0,
+}
+
+
+def of(model_type: str, **fields: Any) -> dict[str, Any]:
+    return {**SIZES, "model_type": model_type, **fields}
+
+
+def test_modernbert_has_windows_between_whole_layers_and_no_norm_before_the_first() -> None:
+    spec = encoder_spec(of("modernbert", local_attention=128))
+    assert [layer.window for layer in spec.layers] == [None, 64, 64, None]
+    assert [layer.has_attention_norm for layer in spec.layers] == [False, True, True, True]
+    thetas = [layer.rope.theta for layer in spec.layers if layer.rope is not None]
+    assert thetas == [160_000.0, 10_000.0, 10_000.0, 160_000.0]
+    assert (spec.is_pre_norm, spec.is_gated, spec.norm_bias, spec.qkv_bias) == (
+        *(True, True),
+        *(False, False),
+    )
+
+
+def test_nomic_takes_texts_as_long_as_it_was_trained_on() -> None:
+    assert encoder_spec(NOMIC).max_tokens == 2048
+
+
+def test_a_classifier_has_as_many_labels_as_its_config_names() -> None:
+    spec = encoder_spec(
+        of(
+            "bert",
+            architectures=["BertForSequenceClassification"],
+            id2label={"0": "no", "1": "yes", "2": "maybe"},
+        )
+    )
+    assert spec.head == HeadSpec(3, "tanh")
+    assert encoder_spec(of("bert", architectures=["BertForMaskedLM"])).head is None
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (of("bert", position_embedding_type="relative_key"), "relative_key"),
+        (of("xlm-roberta", position_embedding_type="rotary"), "jina-embeddings-v3"),
+        (of("jina_embeddings_v3"), "adapters for each task"),
+        (of("bert", is_decoder=True), "is_decoder"),
+        (of("bert", hidden_act="mish"), "mish"),
+        (of("bert", num_attention_heads=5), "hidden_size"),
+        (of("roberta", max_position_embeddings=2), "max_position_embeddings"),
+        (of("mpnet", relative_attention_num_buckets=64), "relative_attention_num_buckets"),
+        (of("modernbert", layer_types=["full_attention"]), "layer_types"),
+        (of("modernbert", rope_parameters={
+            "full_attention": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}), "dynamic"),
+        (of("modernbert", architectures=["ModernBertForSequenceClassification"],
+            classifier_pooling="max"), "classifier_pooling"),
+        ({**NOMIC, "num_experts": 8}, "nomic-embed-text-v2-moe"),
+        ({**NOMIC, "prenorm": True}, "prenorm"),
+        ({**NOMIC, "rotary_emb_fraction": 0.5}, "rotary_emb_fraction"),
+        ({**NOMIC, "activation_function": "relu"}, "relu"),
+        (of("new", position_embedding_type="absolute"), "position_embedding_type"),
+        (of("new", rope_scaling={"type": "ntk", "factor": 2.0, "mixed_b": 0.5}), "mixed_b"),
+        (of("gte", head_dim=16), "head_dim"),
+        (of("deberta-v2"), "disentangled"),
+    ],
+)  # fmt: skip
+def test_what_is_not_computed_is_refused_by_name(config: dict[str, Any], named: str) -> None:
+    assert is_encoder(config)
+    with pytest.raises(ModelLoadError, match=named):
+        encoder_spec(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, Labels(("LABEL_0", "LABEL_1"), "single_label")),
+        ({"num_labels": 1}, Labels(("LABEL_0",), "regression")),
+        ({"id2label": {"1": "b", "0": "a"}}, Labels(("a", "b"), "single_label")),
+        (
+            {"id2label": {"0": "a", "1": "b"}, "problem_type": "multi_label_classification"},
+            Labels(("a", "b"), "multi_label"),
+        ),
+        ({"num_labels": 2, "problem_type": "regression"}, Labels(
+            ("LABEL_0", "LABEL_1"), "regression")),
+        ({"num_labels": 1, "problem_type": "single_label_classification"}, Labels(
+            ("LABEL_0",), "regression")),
+    ],
+)  # fmt: skip
+def test_labels_are_those_of_the_config(config: dict[str, Any], expected: Labels) -> None:
+    assert read_labels(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"id2label": {"0": "a", "2": "b"}}, "without gaps"),
+        ({"id2label": {}}, "1 to 4096"),
+        ({"id2label": {str(number): "x" for number in range(5000)}}, "1 to 4096"),
+        ({"id2label": {"0": "x" * 300}}, "256 characters"),
+        ({"num_labels": 10**9}, "num_labels"),
+    ],
+)
+def test_labels_that_make_no_sense_are_refused(config: dict[str, Any], named: str) -> None:
+    with pytest.raises(ModelConfigError, match=named):
+        read_labels(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, False),
+        ({"model_type": "qwen3", "architectures": ["Qwen3Model"]}, True),
+        ({"model_type": "qwen3", "architectures": ["Qwen3ForSequenceClassification"]}, True),
+        ({"model_type": "qwen3"}, False),
+        ({"model_type": "electra", "architectures": ["ElectraModel"]}, True),
+        ({"model_type": "unheard", "architectures": ["UnheardModel"]}, False),
+    ],
+)
+def test_what_generates_nothing_is_known_by_its_config(
+    config: dict[str, Any], expected: bool
+) -> None:
+    assert is_text_model(config) is expected
+
+
+def test_the_page_of_models_lists_every_family_with_its_parity_cases() -> None:
+    text = PAGE.read_text(encoding="utf-8").split("## Encoders, cross-encoders and classifiers")[1]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ][2:]
+    assert [(row[0], tuple(re.findall(r"`([^`]+)`", row[1]))) for row in rows] == [
+        (family.title, family.model_types) for family in FAMILIES
+    ]
+    listed = {case: row[0] for row in rows for case in re.findall(r"`([^`]+)`", row[3])}
+    assert listed == {name: case.title for name, case in CASES.items()}
+
+
+@pytest.mark.parametrize("model_type", [[], {"bert": 1}, 5, None, "unheard"])
+def test_a_model_type_that_is_no_encoders_ends_in_no_type_error(model_type: object) -> None:
+    """A list there ended the engine with a traceback."""
+    config = {"model_type": model_type}
+    assert not is_encoder(config)
+    with pytest.raises(ModelLoadError, match="not a supported encoder"):
+        encoder_spec(config)
