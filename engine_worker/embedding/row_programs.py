@@ -16,6 +16,9 @@ _MIN_TOKENS: Final = 16
 _MAX_BATCH_TOKENS: Final = 2048
 """Of one program; more gains nothing on a CPU."""
 _MAX_ROWS: Final = 32
+_FEW_ROWS: Final = 4
+_MAX_CLOSE_TOKENS: Final = 512
+"""Up to which lengths lie close together; beyond, each is a program that takes long to compile."""
 
 Vectors = npt.NDArray[np.float32]
 
@@ -29,19 +32,47 @@ class BatchShape:
 
 
 def batch_shapes(max_tokens: int) -> tuple[BatchShape, ...]:
-    """All program shapes: lengths double up to `max_tokens`, each for one row and for many."""
-    lengths = []
-    length = _MIN_TOKENS
+    """All program shapes, by length and then by rows.
+
+    Lengths grow by a third or a half up to 512 tokens, so that little of a row is padding, and
+    double from there on. Each has programs of one row, of a few and of many: a few texts shouldn't
+    pay for the padding of many.
+    """
+    lengths, length = [], _MIN_TOKENS
     while length < max_tokens:
         lengths.append(length)
+        if 2 * _MIN_TOKENS <= length < _MAX_CLOSE_TOKENS and 3 * length // 2 < max_tokens:
+            lengths.append(3 * length // 2)
         length *= 2
     lengths.append(max_tokens)
     shapes = []
     for length in lengths:
         many = max(2, min(_MAX_ROWS, _MAX_BATCH_TOKENS // length))
-        # One row is a program of its own: alone it shouldn't wait for the padding of many.
-        shapes += [BatchShape(1, length), BatchShape(many, length)]
+        shapes += [BatchShape(rows, length) for rows in (1, _FEW_ROWS) if rows < many]
+        shapes.append(BatchShape(many, length))
     return tuple(shapes)
+
+
+def rows_of_batches(num_rows: int, sizes: Sequence[int]) -> list[int]:
+    """How many of some rows each program takes, so that few places stay empty.
+
+    Args:
+        num_rows: Of one length.
+        sizes: Rows of the programs that there are, ascending from 1.
+
+    Returns:
+        Numbers that sum to `num_rows`, none above the largest size.
+    """
+    found = []
+    while num_rows:
+        fitting = next((size for size in sizes if size >= num_rows), sizes[-1])
+        # Half empty it costs as much as the smaller ones that are full.
+        if 2 * num_rows < fitting:
+            fitting = max(size for size in sizes if size <= num_rows)
+        taken = min(num_rows, fitting)
+        found.append(taken)
+        num_rows -= taken
+    return found
 
 
 class RowPrograms(ABC):
@@ -115,14 +146,16 @@ class RowPrograms(ABC):
         for index, row in enumerate(rows):
             by_length.setdefault(self._length_for(len(row)), []).append(index)
         for length, indexes in by_length.items():
-            alone, many = (shape for shape in self._shapes if shape.num_tokens == length)
-            for first in range(0, len(indexes), many.num_rows):
-                batch = indexes[first : first + many.num_rows]
+            shapes = {one.num_rows: one for one in self._shapes if one.num_tokens == length}
+            first = 0
+            for num_taken in rows_of_batches(len(indexes), sorted(shapes)):
+                batch = indexes[first : first + num_taken]
+                first += num_taken
                 if is_wanted is not None and not is_wanted(batch):
                     continue
-                shape = alone if len(batch) == 1 else many
+                size = next(size for size in sorted(shapes) if size >= num_taken)
                 vectors[batch] = self._run(
-                    shape,
+                    shapes[size],
                     [rows[index] for index in batch],
                     None if type_ids is None else [type_ids[index] for index in batch],
                 )

@@ -13,7 +13,7 @@ from engine_worker.demo import demo_model_path
 from engine_worker.embedding.embedder import Embedder, shorten
 from engine_worker.embedding.pooling import PoolingSpec
 from engine_worker.embedding.queue import TextQueue
-from engine_worker.embedding.row_programs import batch_shapes
+from engine_worker.embedding.row_programs import batch_shapes, rows_of_batches
 from engine_worker.embedding.service import MAX_INPUTS, Embeddings
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.errors import ErrorCode
@@ -426,9 +426,36 @@ def test_a_batch_that_raises_fails_its_requests_and_the_next_one_works(
 
 def test_no_program_is_larger_than_it_has_to_be() -> None:
     shapes = batch_shapes(256)
-    assert {shape.num_tokens for shape in shapes} == {16, 32, 64, 128, 256}
+    lengths = sorted({shape.num_tokens for shape in shapes})
+    assert lengths == [16, 32, 48, 64, 96, 128, 192, 256]
     assert all(shape.num_rows * shape.num_tokens <= 2048 for shape in shapes)
-    assert [shape.num_tokens for shape in batch_shapes(10)] == [10, 10]
+    assert [shape.num_rows for shape in shapes if shape.num_tokens == 64] == [1, 4, 32]
+    assert {shape.num_tokens for shape in batch_shapes(10)} == {10}
+    # Long ones are few: each is a program that takes long to compile.
+    assert {shape.num_tokens for shape in batch_shapes(8192) if shape.num_tokens > 600} == {
+        *(1024, 2048),
+        *(4096, 8192),
+    }
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 32), (1, 2), (1, 4, 5), (1,)])
+def test_few_places_of_programs_stay_empty(sizes: tuple[int, ...]) -> None:
+    """Two texts of one length were computed as 32."""
+    for num_rows in range(1, 150):
+        batches = rows_of_batches(num_rows, sizes)
+        assert sum(batches) == num_rows
+        assert max(batches) <= sizes[-1]
+        places = sum(next(size for size in sizes if size >= one) for one in batches)
+        assert places <= 2 * num_rows
+
+
+def test_rows_of_every_number_and_length_keep_their_order() -> None:
+    lab = Lab()
+    for num_rows in (2, 3, 7, 37):
+        rows = tuple((5 + number, *(1,) * (number % 15)) for number in range(num_rows))
+        answer = lab.ask(token_ids=rows)
+        expected = [[len(row), row[0]] for row in rows]
+        np.testing.assert_allclose(vectors(answer)[:, :2], expected, rtol=1e-6)
 
 
 def test_shortened_vectors_have_length_one() -> None:
