@@ -1,4 +1,4 @@
-"""The two kinds of models that make embeddings, behind one port: encoders and decoders."""
+"""The kinds of models of whole texts, behind one port: encoders, and decoders of either sight."""
 
 from typing import Final, Protocol
 
@@ -7,8 +7,10 @@ import jax.numpy as jnp
 
 from engine_worker.compute.backends.base import PackedDecoder, StepTokens, forward
 from engine_worker.compute.backends.kv_layout import KvCache, StateRings
-from engine_worker.compute.models.decoder import Leaves
+from engine_worker.compute.models.decoder import DecoderGraph, Leaves
+from engine_worker.embedding.attention import attend
 from engine_worker.embedding.encoder import EncoderGraph
+from engine_worker.errors import UnsupportedFeatureError
 
 BLOCK_SIZE: Final = 32
 """Tokens of a page."""
@@ -108,4 +110,66 @@ class DecoderModel:
             layout=layout,
         )
         hidden, _ = forward(backend.bind(leaves), backend.spec, cache, step)
+        return hidden.reshape(num_rows, num_tokens, -1)
+
+
+class BidirectionalModel:
+    """A decoder's layers whose tokens see all of their row, as EuroBERT and EmbeddingGemma do.
+
+    Args:
+        graph: With attention in every layer, without sinks and soft caps.
+        leaves: Its weights.
+
+    Raises:
+        UnsupportedFeatureError: A layer computes something else.
+    """
+
+    def __init__(self, graph: DecoderGraph, leaves: Leaves) -> None:
+        for layer in graph.spec.layers:
+            if not layer.is_attention or layer.attention.sinks or layer.attention.softcap:
+                raise UnsupportedFeatureError(
+                    f"{graph.spec.architecture}: not supported: attention to both sides with"
+                    " recurrent layers, sinks or soft caps"
+                )
+        self._graph = graph
+        self._leaves = leaves
+
+    @property
+    def num_dimensions(self) -> int:
+        return self._graph.spec.hidden_size
+
+    @property
+    def leaves(self) -> Leaves:
+        return self._leaves
+
+    def hidden(
+        self, leaves: Leaves, token_ids: jax.Array, type_ids: jax.Array, lengths: jax.Array
+    ) -> jax.Array:
+        num_rows, num_tokens = token_ids.shape
+        positions = jnp.arange(num_tokens, dtype=jnp.int32)
+        visible = positions < lengths[:, None]
+
+        def attend_to_all(
+            layer: int, q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array | None
+        ) -> jax.Array:
+            spec = self._graph.spec.layers[layer].attention
+            rows = (num_rows, num_tokens, -1, spec.head_dim)
+            group = spec.num_heads // spec.num_kv_heads
+            keys, values = (jnp.repeat(one.reshape(rows), group, axis=2) for one in (k, v))
+            # `attend` scales by the root of the head's width.
+            queries = q.reshape(rows) * (spec.scale * spec.head_dim**0.5)
+            mixed = attend(
+                queries.astype(jnp.float32),
+                keys.astype(jnp.float32),
+                values.astype(jnp.float32),
+                visible,
+                # The whole width is stated; half of it lies on either side.
+                window=None if spec.window is None else spec.window // 2,
+                relative=None,
+            )
+            return mixed.reshape(q.shape)
+
+        hidden = self._graph.forward(
+            leaves, token_ids.reshape(-1), jnp.tile(positions, num_rows), attend_to_all
+        )
         return hidden.reshape(num_rows, num_tokens, -1)

@@ -28,6 +28,7 @@ from engine_worker.loading.text_models import (
     MAX_DECODER_TOKENS,
     is_text_model,
     load_text_model,
+    sees_all,
 )
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.errors import ConfigurationError
@@ -133,7 +134,9 @@ def embedding_offer(embedder: Embedder) -> dict[str, Any]:
 
 
 def _pooling_of(settings: ModelSettings, config: Mapping[str, Any]) -> PoolingSpec:
-    pooling = choose_pooling(settings, PoolingSpec("mean" if is_encoder(config) else "last"))
+    pooling = choose_pooling(
+        settings, PoolingSpec("mean" if is_encoder(config) or sees_all(config) else "last")
+    )
     if pooling is None:
         named = config.get("architectures") or [config.get("model_type")]
         raise ConfigurationError(

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from engine_worker.compute.backends.base import PackedDecoder
 from engine_worker.compute.backends.xla.backend import XlaBackend
-from engine_worker.compute.models.config_fields import read_config
+from engine_worker.compute.models.config_fields import ConfigFields, read_config
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.dtype import DTYPES, QUANTIZED
 from engine_worker.compute.models.families.registry import FAMILIES as DECODERS
@@ -24,13 +24,21 @@ from engine_worker.embedding.classifier import DecoderHead, EncoderHead, Head
 from engine_worker.embedding.encoder import EncoderGraph, is_ignorable
 from engine_worker.embedding.families.registry import encoder_spec, family_of, is_encoder
 from engine_worker.embedding.labels import has_classifier, read_labels
-from engine_worker.embedding.models import DecoderModel, EmbeddingModel, EncoderModel
-from engine_worker.errors import CheckpointError
+from engine_worker.embedding.models import (
+    BidirectionalModel,
+    DecoderModel,
+    EmbeddingModel,
+    EncoderModel,
+)
+from engine_worker.errors import CheckpointError, UnsupportedFeatureError
 from protocol.errors import ConfigurationError
 
 MAX_DECODER_TOKENS: Final = 2048
 """Of one text at a decoder: its attention here holds all pairs of tokens at once."""
+_MAX_BIDIRECTIONAL_TOKENS: Final = 8192
 _HEAD: Final = "score.weight"
+_EUROBERT: Final = "eurobert"
+"""EuroBERT (arXiv 2503.05500): Llama's layers, of which every token sees all of its row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +65,7 @@ def is_text_model(config: Mapping[str, Any]) -> bool:
 
     Encoders, classifiers, and decoders that were saved without their output head (`Qwen3Model`).
     """
-    if is_encoder(config) or has_classifier(config):
+    if is_encoder(config) or has_classifier(config) or sees_all(config):
         return True
     named = config.get("architectures")
     known = {family.architecture for family in DECODERS.values()}
@@ -66,6 +74,15 @@ def is_text_model(config: Mapping[str, Any]) -> bool:
         and not known.intersection(str(one) for one in named)
         and any(str(one).endswith("Model") for one in named)
         and any(family.model_type == config.get("model_type") for family in DECODERS.values())
+    )
+
+
+def sees_all(config: Mapping[str, Any]) -> bool:
+    """Whether the tokens of a decoder's layers see all of their row, later tokens included."""
+    return (
+        config.get("model_type") == _EUROBERT
+        or config.get("use_bidirectional_attention") in (True, "all")
+        or config.get("is_causal") is False
     )
 
 
@@ -119,8 +136,16 @@ def _load_encoder(
 def _load_decoder(
     settings: ModelSettings, config: Mapping[str, Any], dtype: str, progress: ProgressCallback
 ) -> TextModel:
+    named = ConfigFields(config).strings("architectures")
+    values = {**config, "architectures": None, "use_bidirectional_attention": None}
+    if config.get("model_type") == _EUROBERT:
+        values["model_type"] = "llama"
+        if has_classifier(config):
+            raise UnsupportedFeatureError(
+                f"{settings.path}: not supported yet: the classifier of EuroBERT"
+            )
     # The model type names the decoder; its output head isn't there, or isn't needed.
-    spec = replace(decoder_spec({**config, "architectures": None}), tied_head=True)
+    spec = replace(decoder_spec(values), tied_head=True)
     graph = declare(spec, DTYPES[dtype])
     checkpoint = open_checkpoint(settings.path, settings.lora)
     leaves = load_leaves(
@@ -136,13 +161,17 @@ def _load_decoder(
         shape = (len(read_labels(config).names), spec.hidden_size)
         weight = _read_matrix(checkpoint, shape)
         head, num_head = DecoderHead(weight), weight.size
+    model: EmbeddingModel = DecoderModel(PackedDecoder(XlaBackend(graph), leaves))
+    most = MAX_DECODER_TOKENS
+    if sees_all(config):
+        model, most = BidirectionalModel(graph, leaves), _MAX_BIDIRECTIONAL_TOKENS
     return TextModel(
-        DecoderModel(PackedDecoder(XlaBackend(graph), leaves)),
+        model,
         head,
-        architecture=str((config.get("architectures") or [spec.architecture])[0]),
+        architecture=(named or (spec.architecture,))[0],
         vocab_size=spec.vocab_size,
         num_parameters=graph.num_parameters + num_head,
-        max_tokens=min(spec.max_position_embeddings, MAX_DECODER_TOKENS),
+        max_tokens=min(spec.max_position_embeddings, most),
         dtype=dtype,
     )
 

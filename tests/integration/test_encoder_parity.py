@@ -216,3 +216,21 @@ def test_a_decoder_with_a_classifier_gives_the_logits_of_its_last_token(
     labels = read_labels(json.loads((tmp_path / "config.json").read_text()))
     classifier = Classifier(loaded.model, loaded.head, labels, 64)
     np.testing.assert_allclose(classifier.compute(rows), theirs, atol=1e-3 * float(np.std(theirs)))
+
+
+@pytest.mark.parametrize("length", [64, pytest.param(40, marks=pytest.mark.parity)])
+def test_a_decoder_whose_tokens_see_all_of_their_row_gives_the_vectors_of_eurobert(
+    length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a decoder it gave vectors of another model, without a word."""
+    monkeypatch.setattr(attention, "MAX_QUERIES", length - 24)
+    values = {**_DECODER, "bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 3}
+    base = transformers.EuroBertModel
+    case = EncoderCase("", lambda: transformers.EuroBertConfig(**values), base, None)
+    whole = saved(case, base, tmp_path)
+    assert is_text_model(json.loads((tmp_path / "config.json").read_text()))
+    rows = rows_of((1, 5, 24, length))
+    with torch.no_grad():
+        theirs = [pooled(whole(torch.tensor([row])).last_hidden_state[0], "mean") for row in rows]
+    embedder = Embedder(load(tmp_path).model, PoolingSpec("mean", normalize=False), length)
+    assert_alike(embedder.compute(rows), np.stack(theirs))

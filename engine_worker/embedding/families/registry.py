@@ -23,7 +23,6 @@ FAMILIES: Final[tuple[EncoderFamily, ...]] = (
 _BY_MODEL_TYPE: Final = {name: family for family in FAMILIES for name in family.model_types}
 _REFUSED: Final = {
     "jina_embeddings_v3": "adapters for each task are not computed",
-    "eurobert": "not supported yet",
     "electra": "not supported yet",
     "deberta-v2": "disentangled attention is not computed",
 }

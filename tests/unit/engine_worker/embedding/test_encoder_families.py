@@ -147,6 +147,10 @@ def test_labels_that_make_no_sense_are_refused(config: dict[str, Any], named: st
         ({"model_type": "qwen3"}, False),
         ({"model_type": "electra", "architectures": ["ElectraModel"]}, True),
         ({"model_type": "unheard", "architectures": ["UnheardModel"]}, False),
+        ({"model_type": "eurobert", "architectures": ["EuroBertModel"]}, True),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, True),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": "vision"}, False),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "is_causal": False}, True),
     ],
 )
 def test_what_generates_nothing_is_known_by_its_config(
