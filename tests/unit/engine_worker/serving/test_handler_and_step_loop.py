@@ -17,10 +17,12 @@ from protocol.wire.messages import (
     Abort,
     CacheCleared,
     Cancel,
+    Classify,
     ClearCache,
     Credits,
     Detokenize,
     Detokenized,
+    Embed,
     Failure,
     Finished,
     Generate,
@@ -451,6 +453,7 @@ class NoEmbeddings:
 
     num_unfinished = 0
     num_batches = 0
+    takes = Embed
 
     def cancel(self, gateway_id: str, request_id: str) -> None: ...
 
@@ -488,3 +491,21 @@ def test_what_is_cached_is_forgotten_when_a_gateway_asks() -> None:
         CacheCleared(request_id="second", num_blocks=0),
     ]
     assert house.handler.num_unfinished() == 0
+
+
+def test_texts_are_taken_by_an_engine_of_their_kind_alone() -> None:
+    handler, outlet = EngineHandler(), FakeOutlet("g")
+    handler.connect(outlet)
+    classify = Classify(request_id="c", deadline_s=1.0, texts=("a",))
+    handler.on_command("g", classify)
+    embeddings: Any = NoEmbeddings()
+    handler.serve_texts(embeddings, CreditPolicy(8, 1000, 100))
+    handler.on_command("g", classify)
+    handler.on_command("g", generate())
+    reasons = [message.message for _, message in outlet.sent if isinstance(message, Failure)]
+    assert reasons == [
+        "The engine is still loading.",
+        "This engine classifies no texts: its model has no classifier.",
+        "This engine only makes embeddings.",
+    ]
+    handler.close()
