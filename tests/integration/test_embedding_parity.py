@@ -25,6 +25,7 @@ from engine_worker.embedding.models import DecoderModel
 from engine_worker.embedding.pooling import PoolingKind, PoolingSpec
 from engine_worker.embedding.row_programs import Vectors
 from engine_worker.embedding.service import Embeddings
+from engine_worker.errors import EngineError
 from engine_worker.loading.encoder import ServedEncoder, decoder_embedder, load_encoder
 from engine_worker.text.tokenizer import Tokenizer
 
@@ -133,7 +134,7 @@ def test_a_folder_as_saved_since_release_5_4_gives_the_vectors_of_its_modules(
     write(tmp_path / "1_Pooling/config.json", {"embedding_dimension": 384, "pooling_mode": mode})
     write(
         tmp_path / "config_sentence_transformers.json",
-        {"prompts": {"query": prompt}, "default_prompt_name": "query"},
+        {"prompts": {"query": prompt, "document": "doc: "}, "default_prompt_name": "query"},
     )
     layers = []
     for place, (num_in, num_out, activation) in {
@@ -166,6 +167,17 @@ def test_a_folder_as_saved_since_release_5_4_gives_the_vectors_of_its_modules(
             vector = torch.nn.Sequential(*layers)(vector)
             theirs.append((vector / vector.norm()).numpy())
     assert cosines(ours, theirs).min() >= 0.9999
+    named, _ = embeddings.embed_texts(texts[:1], prompt_name="query")
+    np.testing.assert_allclose(named, ours[:1], atol=1e-5)
+    other, _ = embeddings.embed_texts(texts[:1], prompt_name="document")
+    without = Embeddings(embedder_of(served), served.tokenizer, served.vocab_size)
+    without._prompts = {"document": ""}
+    spelt, _ = without.embed_texts(["doc: " + texts[0]], prompt_name="document")
+    np.testing.assert_allclose(other, spelt, atol=1e-5)
+    with pytest.raises(EngineError, match="query, document"):
+        embeddings.embed_texts(texts[:1], prompt_name="passage")
+    assert served.offer.prompt_names == ("query", "document")
+    assert served.offer.max_prompt_bytes == max(len(prompt), len("doc: "))
     assert served.offer.max_model_len == max(num_tokens) == 12
     assert served.offer.num_embedding_dimensions == 24
 

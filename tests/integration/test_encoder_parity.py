@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from engine_worker.compute.models.families.registry import FAMILIES as DECODER_FAMILIES
 from engine_worker.config import ModelSettings
 from engine_worker.embedding import attention
 from engine_worker.embedding.classifier import Classifier
@@ -233,4 +234,35 @@ def test_a_decoder_whose_tokens_see_all_of_their_row_gives_the_vectors_of_eurobe
     with torch.no_grad():
         theirs = [pooled(whole(torch.tensor([row])).last_hidden_state[0], "mean") for row in rows]
     embedder = Embedder(load(tmp_path).model, PoolingSpec("mean", normalize=False), length)
+    assert_alike(embedder.compute(rows), np.stack(theirs))
+
+
+@pytest.mark.skipif("Gemma3ForCausalLM" not in DECODER_FAMILIES, reason="Gemma 3 isn't served yet")
+def test_gemma_3_that_sees_all_of_a_row_gives_the_vectors_of_embedding_gemma(
+    tmp_path: Path,
+) -> None:
+    """A window that is stated whole lies on both sides of a token, a half on each."""
+    values = {
+        **_DECODER,
+        "num_hidden_layers": 3,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "query_pre_attn_scalar": 8,
+        "use_bidirectional_attention": True,
+    }
+    base = transformers.Gemma3TextModel
+    case = EncoderCase(
+        "",
+        lambda: transformers.Gemma3TextConfig(**values),
+        base,
+        None,
+        # As in the file before transformers halves it.
+        lambda config: {**config, "sliding_window": 16},
+    )
+    whole = saved(case, base, tmp_path)
+    assert is_text_model(json.loads((tmp_path / "config.json").read_text()))
+    rows = rows_of((1, 9, 40, 60))
+    with torch.no_grad():
+        theirs = [pooled(whole(torch.tensor([row])).last_hidden_state[0], "mean") for row in rows]
+    embedder = Embedder(load(tmp_path).model, PoolingSpec("mean", normalize=False), 64)
     assert_alike(embedder.compute(rows), np.stack(theirs))

@@ -224,9 +224,10 @@ def _classification(
     message: Classify,
     more_checks: Callable[[EngineOffer], None],
 ) -> Question[Classify, Classified]:
-    num_inputs = message.num_inputs
+    num_inputs, num_labels = message.num_inputs, 0
 
     def check(offer: EngineOffer, _version: ProtocolVersion) -> None:
+        nonlocal num_labels
         if "classify" not in offer.capabilities:
             raise UnsupportedFieldError(
                 f"The model `{offer.model}` classifies nothing: it has no sequence classifier, or"
@@ -234,6 +235,7 @@ def _classification(
                 param="model",
             )
         more_checks(offer)
+        num_labels = len(offer.labels)
 
     def bound(offer: EngineOffer | None) -> int:
         if offer is None:
@@ -241,10 +243,9 @@ def _classification(
         return min(body.num_bytes, offer.max_model_len * num_inputs)
 
     def is_answer(classified: Classified) -> bool:
-        num_numbers = classified.num_labels * num_inputs
         return (
-            classified.num_labels > 0
-            and len(classified.logits) == 4 * num_numbers
+            classified.num_labels == num_labels > 0
+            and len(classified.logits) == 4 * num_labels * num_inputs
             and len(classified.num_tokens) == num_inputs
         )
 

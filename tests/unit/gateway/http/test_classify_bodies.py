@@ -2,23 +2,34 @@
 
 import math
 from array import array
+from contextlib import suppress
 from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.parsers import EMBEDDING, RERANK, ParseContext
-from gateway.http.schemas.embedding import prompt_name_of
+from gateway.http.parsers import CLASSIFY, EMBEDDING, RERANK, SCORE, BodyKind, ParseContext
+from gateway.http.schemas.embedding import EmbeddingRequest, prompt_name_of
 from gateway.http.scoring.classify import (
     ClassifyBody,
+    ClassifyRequest,
     activated,
     classify_answer,
     classify_body,
     most_tokens,
     rows_of,
 )
-from gateway.http.scoring.rerank import RerankBody, rerank_answer, rerank_body, score_body
+from gateway.http.scoring.rerank import (
+    RerankBody,
+    RerankRequest,
+    ScoreRequest,
+    rerank_answer,
+    rerank_body,
+    score_body,
+)
 from protocol.wire.messages import Classified, Classify, Credits, EngineOffer, Score, Usage
 
 
@@ -259,3 +270,33 @@ def test_a_prompt_is_named_once() -> None:
     with pytest.raises(InvalidRequestError) as raised:
         EMBEDDING.parse(raw, ParseContext({}))
     assert raised.value.param == "input_type"
+
+
+_SCALARS = st.none() | st.booleans() | st.integers(-9, 2**40) | st.text(max_size=4)
+_VALUES = st.recursive(
+    _SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["text", "image"]), inner, max_size=2)
+    ),
+    max_leaves=10,
+)
+_NAMES = sorted(
+    ClassifyRequest.known_fields
+    | RerankRequest.known_fields
+    | ScoreRequest.known_fields
+    | EmbeddingRequest.known_fields
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    kind=st.sampled_from([CLASSIFY, RERANK, SCORE, EMBEDDING]),
+    body=st.dictionaries(st.sampled_from(_NAMES), _VALUES, max_size=8),
+)
+def test_whatever_comes_in_is_a_question_or_the_clients_error(
+    kind: BodyKind[Any], body: dict[str, Any]
+) -> None:
+    context = ParseContext({"m": offer(prompt_names=("query",))})
+    with suppress(InvalidRequestError):
+        kind.parse(orjson.dumps({"model": "m", **body}), context)
