@@ -42,6 +42,7 @@ from auth_worker.storage.backlog import OnDone
 from auth_worker.storage.committer import Committer, Delivery
 from auth_worker.storage.database_url import DatabaseUrl
 from auth_worker.storage.durable_file import make_folder
+from auth_worker.storage.lease_keeper import LeaseKeeper
 from auth_worker.storage.sql_store import SqlStore
 from auth_worker.storage.sqlite_store import SqliteStore
 from auth_worker.storage.store import Store
@@ -121,7 +122,7 @@ def run(
     signer = load_signer(settings.audit_key_file or settings.data_dir / KEY_NAME)
     notes = CheckpointNotes(settings.data_dir / NOTES_NAME)
 
-    def serve(store: SqlStore) -> int:
+    def serve(store: SqlStore, keeper: LeaseKeeper | None = None) -> int:
         snapshot = _ensure_admin(store, settings, clock)
         service = AuthService(
             store,
@@ -133,6 +134,8 @@ def run(
             signer=signer,
             notes=notes,
         )
+        if keeper is not None:
+            keeper.stop()
         return service.run()
 
     if settings.database_url is not None:
@@ -155,7 +158,7 @@ def _run_shared(
     settings: AuthSettings,
     url: DatabaseUrl,
     worker: Worker[AuthCommand],
-    serve: Callable[[SqlStore], int],
+    serve: Callable[[SqlStore, LeaseKeeper], int],
     open_store: "Callable[[PostgresDatabase], SqlStore]",
 ) -> int:
     """On a database that several workers share: heard by gateways first, then active."""
@@ -177,8 +180,8 @@ def _run_shared(
             )
             if store is None:
                 return worker.wait()
-            with closing(store):
-                return serve(store)
+            with closing(store), LeaseKeeper(store) as keeper:
+                return serve(store, keeper)
         except (ConfigurationError, StoreError) as error:
             worker.stop(error.message, exit_code_of(error))
             raise
@@ -260,7 +263,6 @@ class AuthService:
             database_id=store.database.database_id,
         )
         self._committer = Committer(store, deliver=self._deliver, on_fatal=self._on_fatal)
-        snapshot = _load(store, clock)
         authority = Authority(
             epoch=store.epoch,
             snapshot=snapshot,

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from auth_worker.auditing.audit_check import check_log
+from auth_worker.auditing.money_check import check_money
 from auth_worker.errors import StoreError
 from auth_worker.records.audit_signing import AuditSigner, Checkpoint
 from auth_worker.storage import migrations, schema
@@ -38,6 +39,8 @@ def check_database(
         yield _check_totals(connection)
     checked = check_log(reading, signer=signer, noted=noted)
     yield checked.trouble is None, str(checked)
+    money = check_money(reading)
+    yield money.trouble is None, str(money)
 
 
 def _check_version(connection: Connection) -> Finding:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from auth_worker.auditing.audit_check import CheckedLog, check_log, checked_log
+from auth_worker.auditing.money_check import CheckedMoney, check_money
 from auth_worker.config import audit_key_path, database_url
 from auth_worker.errors import StoreError
 from auth_worker.records.audit_chain import ChainCheck, ChainedEntry
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="An entry noted earlier, which must still be there; shows an end that was cut off.",
     )
     options = parser.parse_args(arguments)
+    money: CheckedMoney | None = None
     try:
         expected = None if options.holds is None else _noted(options.holds)
         if options.file is not None:
@@ -53,12 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 noted=CheckpointNotes(options.data_dir / NOTES_NAME).read(),
             )
             seen = _is_in(reading, expected)
+            money = check_money(reading) if checked.trouble is None else None
     except (OSError, StoreError, ConfigurationError, ValueError) as error:
         sys.stderr.write(f"The audit log can't be read: {error}.\n")
         return UNREADABLE
-    sys.stdout.write(f"{str(checked)[0].upper()}{str(checked)[1:]}.\n")
+    for one in (checked, *(() if money is None or not money.has_any else (money,))):
+        sys.stdout.write(f"{str(one)[0].upper()}{str(one)[1:]}.\n")
     if checked.trouble is None and not seen:
         sys.stdout.write(f"Entry {options.holds} is not there any more.\n")
+        return BROKEN
+    if money is not None and money.trouble is not None:
         return BROKEN
     return HOLDS if checked.trouble is None else BROKEN
 

@@ -20,6 +20,8 @@ from auth_worker.records.operations import Operation
 
 MAX_PLANS_A_KEY: Final = 4096
 """Callers choose models and end users; beyond so many plans they are made anew."""
+MAX_SPANS: Final = 1024
+"""Calendars in as many time zones, and custom windows, as are remembered."""
 SWEPT_A_TURN: Final = 256
 """Meters that one `sweep` looks at: some milliseconds, in which no decision is made."""
 MINUTE: Final = Window("minute")
@@ -87,6 +89,7 @@ class MeterTable:
         # The windows of a limit and end user by their begin, in the order of time.
         self._windows: dict[tuple[str, str], dict[float, FixedMeter]] = {}
         self._by_counter: dict[int, FixedMeter] = {}
+        self._spans: dict[Window, Span] = {}
         self._next_counter = 1
         self._swept_version = limits.version
         self._to_sweep: list[tuple[str, str]] = []
@@ -327,7 +330,7 @@ class MeterTable:
         if windows and not _is_same_kind(next(iter(windows.values())).limit, limit):
             self._drop(windows.values())
             windows.clear()
-        span = _renewed(limit, windows, span_at(limit.window, wall_s))
+        span = _renewed(limit, windows, self._span_at(limit.window, wall_s))
         if not span.is_open:
             return self._closed(limit, end_user, span), span
         meter = windows.get(span.begins_s)
@@ -343,6 +346,15 @@ class MeterTable:
         if meter.limit is not limit or meter.amount != amount + meter.carried:
             meter.change(limit, amount + meter.carried)
         return meter, span
+
+    def _span_at(self, window: Window, wall_s: float) -> Span:
+        """As `span_at`, which has to look into a calendar, once for all that share a window."""
+        span = self._spans.get(window)
+        if span is None or not span.begins_s <= wall_s < span.ends_s:
+            if len(self._spans) >= MAX_SPANS:
+                self._spans.clear()
+            span = self._spans[window] = span_at(window, wall_s)
+        return span
 
     def _open_window(
         self,

@@ -81,6 +81,8 @@ AuditAction = Literal[
     "request_refused",
     "change_refused",
     "audit_cut",
+    "money_settled",
+    "ledger_folded",
 ]
 """`admin_access_denied`, of releases before this table had outcomes, may stand there as well."""
 
@@ -143,6 +145,7 @@ class BookUsage(NamedTuple):
         endpoint: The route template.
         cost_micros: By the price of `price_id` and `price_version`; 0 without one.
         charges: The counters of limits that it counts in; see `charge_text`.
+        audit_seq: The entry of the audit log that covers it, as the store says; 0 for none.
     """
 
     lease_id: str
@@ -164,6 +167,7 @@ class BookUsage(NamedTuple):
     price_id: str = ""
     price_version: int = 0
     charges: str = ""
+    audit_seq: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +350,8 @@ class ReadAuditRows:
     until_ms: int | None = None
     after_seq: int | None = None
     oldest_first: bool = False
+    but_for: str = ""
+    """An action that is left out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from auth_worker.records.operations import (
     ReadAuditRows,
     Result,
 )
+from auth_worker.records.settled_money import SETTLED
 from auth_worker.storage.backlog import OnDone
 from protocol.wire.messages import AuditRecord
 
@@ -115,7 +116,9 @@ class WebhookDesk:
             else:
                 self._busy.discard(hook.webhook_id)
 
-        wanted = ReadAuditRows(PAGE, after_seq=hook.after_seq, oldest_first=True)
+        # There is one for each commit: only who names them reads them.
+        but_for = "" if SETTLED in hook.events else SETTLED
+        wanted = ReadAuditRows(PAGE, after_seq=hook.after_seq, oldest_first=True, but_for=but_for)
         self._submit(wanted, on_read)
 
     def _on_rows(self, hook: StoredWebhook, rows: Sequence[AuditRecord]) -> None:

@@ -1,13 +1,22 @@
-"""The rows of the audit log, read in pages."""
+"""The rows of the audit log: appended, and read in pages."""
+
+from collections.abc import Sequence
 
 from sqlalchemy import ColumnElement, Connection, or_, select
 
 from auth_worker.records.audit_chain import ChainedEntry
 from auth_worker.records.operations import AuditRows, ReadAuditRows
 from auth_worker.storage import schema
+from auth_worker.storage.bulk import BulkStatement, insert_rows
 from protocol.wire.messages import AuditRecord
 
 _columns = schema.audit_log.c
+_APPEND = BulkStatement(lambda dialect, rows: insert_rows(dialect, schema.audit_log, rows))
+
+
+def append(connection: Connection, links: Sequence[ChainedEntry]) -> None:
+    """Write entries that follow the last one."""
+    _APPEND.execute(connection, links)
 
 
 def read_page(connection: Connection, wanted: ReadAuditRows) -> AuditRows:
@@ -57,6 +66,8 @@ def _conditions(wanted: ReadAuditRows) -> list[ColumnElement[bool]]:
         conditions.append(_columns.actor_key_id == wanted.actor)
     if wanted.action:
         conditions.append(_columns.action == wanted.action)
+    if wanted.but_for:
+        conditions.append(_columns.action != wanted.but_for)
     if wanted.outcome:
         conditions.append(_columns.outcome == wanted.outcome)
     if wanted.since_ms is not None:

@@ -4,7 +4,7 @@ The driver gives up the GIL for each step of SQLite. With a step a row, the thre
 the one that commits would hand it to and fro for each settlement, which costs more than the step.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -48,14 +48,43 @@ def run(connection: Connection, text: str, values: Sequence[Any] = ()) -> Any:
     return connection.connection.cursor().execute(text, values)
 
 
+def update_rows(table: str, changes: str, key: str, num_columns: int) -> "Build":
+    """An update of rows by values that come with it: of each row its key, then what changes it.
+
+    SQLite (since 3.33) and PostgreSQL spell it alike, and name the values `column1` and so on. No
+    key may come twice.
+
+    Args:
+        table: Its name.
+        changes: What to set, in terms of the table's columns and `v.column2` onwards.
+        key: The column that `v.column1` names.
+        num_columns: Of one row of values.
+    """
+
+    def build(dialect: str, num_rows: int) -> str:
+        mark = "%s" if dialect == "postgresql" else "?"
+        row = f"({', '.join([mark] * num_columns)})"
+        values = ", ".join([row] * num_rows)
+        return (
+            f"UPDATE {table} SET {changes} FROM (VALUES {values}) AS v"  # noqa: S608 - ours
+            f" WHERE {table}.{key} = v.column1"
+        )
+
+    return build
+
+
+Build = Callable[[str, int], Executable | str]
+"""Makes a statement for a dialect and a number of rows; its parameters come row by row."""
+
+
 class BulkStatement:
     """A statement over some number of rows of positional values.
 
     Args:
-        build: Makes it for a dialect and so many rows; its parameters come row by row.
+        build: See `Build`.
     """
 
-    def __init__(self, build: Callable[[str, int], Executable]) -> None:
+    def __init__(self, build: Build) -> None:
         self._build = build
         self._texts: dict[tuple[str, int], str] = {}
 
@@ -74,33 +103,13 @@ class BulkStatement:
         dialect = connection.dialect.name
         text = self._texts.get((dialect, size))
         if text is None:
-            text, _ = _compile(self._build(dialect, size), connection)
+            built = self._build(dialect, size)
+            text = built if isinstance(built, str) else _compile(built, connection)
             self._texts[dialect, size] = text
         return text
 
 
-class NamedStatement:
-    """A statement over named values, run once a row; for a handful of rows."""
-
-    def __init__(self, statement: Executable) -> None:
-        self._statement = statement
-        self._compiled: dict[str, tuple[str, Sequence[str]]] = {}
-
-    def execute(self, connection: Connection, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Run it for each row, in order."""
-        compiled = self._compiled.get(connection.dialect.name)
-        if compiled is None:
-            compiled = _compile(self._statement, connection)
-            self._compiled[connection.dialect.name] = compiled
-        text, names = compiled
-        # psycopg sends them all before it waits for the first answer.
-        values = [tuple(row[name] for name in names) for row in rows]
-        if values:
-            connection.connection.cursor().executemany(text, values)
-
-
-def _compile(statement: Executable, connection: Connection) -> tuple[str, Sequence[str]]:
-    """The text, and the names of its positional parameters in order."""
+def _compile(statement: Executable, connection: Connection) -> str:
+    """The text of a statement with positional parameters."""
     assert isinstance(statement, ClauseElement)  # noqa: S101 - every statement of Core is one
-    compiled = statement.compile(dialect=connection.dialect)
-    return str(compiled), tuple(getattr(compiled, "positiontup", None) or ())
+    return str(statement.compile(dialect=connection.dialect))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from auth_worker.errors import AuthError, StoreError, StoreUnavailableError
 from auth_worker.records.operations import Operation, Result
-from auth_worker.storage.backlog import Backlog, Item, OnDone
+from auth_worker.storage.backlog import MAX_GROUP, Backlog, Item, OnDone
 from auth_worker.storage.store import Store
 
 MAX_BACKLOG = 100_000
@@ -17,6 +17,7 @@ LINGER_S = 0.1
 
 INTERVAL_S = 0.01
 """Under load, groups begin no sooner after one another: a commit costs what fifty settlements do.
+Only when as many wait as waited for the last one, the next begins at once.
 
 Well below the time after which gateways write unacknowledged settlements to their own disks."""
 MIN_BUSY_GROUP = 4
@@ -66,7 +67,8 @@ class Committer:
         self._backlog = Backlog(linger_s)
         self._num_unanswered = 0
         self._num_groups = 0
-        self._next_s = 0.0  # the next group begins no sooner
+        self._next_s = 0.0  # the next group begins no sooner, unless all of the last one are back
+        self._last_awaited = 1  # so many waited for the last group
         self._sleeps_until_s = 0.0  # nobody sleeps, when it is over
         self._closing = False
         self._failing = False
@@ -152,7 +154,8 @@ class Committer:
                 self._sleeps_until_s = due_s
                 self._wake.wait(None if due_s == math.inf else due_s - now_s)
                 self._sleeps_until_s = 0.0
-            is_busy = self._backlog.num_awaited >= MIN_BUSY_GROUP
+            self._last_awaited = max(1, min(self._backlog.num_awaited, MAX_GROUP))
+            is_busy = self._last_awaited >= MIN_BUSY_GROUP
             self._next_s = now_s + self._interval_s if is_busy else now_s
             return self._backlog.take(now_s)
 
@@ -160,6 +163,8 @@ class Committer:
         """When the next group is to begin; infinite when there is nothing to write."""
         if self._backlog.is_full:
             return now_s
+        if self._backlog.num_awaited >= self._last_awaited:
+            return now_s  # whoever had an answer and goes on waits again: nobody else will come
         if self._backlog.num_awaited:
             return max(now_s, self._next_s)
         due_s = self._backlog.due_s()

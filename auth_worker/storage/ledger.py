@@ -1,15 +1,14 @@
 """Writes bookings: one ledger row a lease, totals of each hour, and the leases' end."""
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
-from typing import Any
+from typing import NamedTuple
 
 from sqlalchemy import (
     BindParameter,
     Connection,
     Executable,
     bindparam,
-    case,
     delete,
     select,
     update,
@@ -17,14 +16,14 @@ from sqlalchemy import (
 
 from auth_worker.records.limit_usage import Booked, amounts_of
 from auth_worker.records.operations import BookUsage, LeaseRow, TouchKey
+from auth_worker.records.settled_money import Replaced, has_price, row_digest
 from auth_worker.storage import schema
-from auth_worker.storage.bulk import BulkStatement, NamedStatement, insert_rows, run
+from auth_worker.storage.bulk import BulkStatement, insert_rows, run, update_rows
 from auth_worker.storage.limit_table import add_changes, count_use
 
 _MAX_IDS_A_QUERY = 500
 
 _ledger = schema.ledger.c
-_keys = schema.keys.c
 _totals = schema.usage_by_hour.c
 
 
@@ -40,11 +39,24 @@ def forget_leases(connection: Connection, lease_ids: Iterable[str]) -> None:
 
 def touch_keys(connection: Connection, touches: Sequence[TouchKey]) -> None:
     """Move the keys' last use forward."""
-    if touches:
-        _TOUCH_KEYS.execute(
-            connection,
-            [{"of_key": touch.key_id, "used_at": touch.used_at} for touch in touches],
-        )
+    latest: dict[str, int] = {}
+    for touch in touches:
+        latest[touch.key_id] = max(touch.used_at, latest.get(touch.key_id, 0))
+    _TOUCH_KEYS.execute(connection, list(latest.items()))
+
+
+class Written(NamedTuple):
+    """What a group of bookings came to.
+
+    Attributes:
+        later: By the index of each booking that wasn't the first of its lease: what it changed.
+        money: The rows with a price, as they stand in the ledger now.
+        replaced: What was there before in place of some of them.
+    """
+
+    later: Mapping[int, Booked] = {}
+    money: Sequence[BookUsage] = ()
+    replaced: Sequence[Replaced] = ()
 
 
 def book_usage(
@@ -53,7 +65,8 @@ def book_usage(
     *,
     folded_up_to: str = "",
     saved_leases: Set[str] = frozenset(),
-) -> dict[int, Booked]:
+    audit_seq: int = 0,
+) -> Written:
     """Write a group of bookings, each lease once, and move the counters of limits by them.
 
     The first booking of a lease counts and later ones change nothing; only an `expired` one, which
@@ -67,14 +80,15 @@ def book_usage(
         folded_up_to: The greatest lease id whose row was folded. A booking of one that is not
             greater, not in the ledger and not open was counted long ago, and changes nothing.
         saved_leases: Those that are open, as far as they were saved.
-
-    Returns:
-        By the index of each booking that wasn't the first of its lease: what it changed.
+        audit_seq: Of the entry of the audit log that will cover the rows with a price.
     """
     if not bookings:
-        return {}
+        return Written()
     sums = _Sums()
-    later: dict[int, Booked] = {}
+    bookings = [
+        booking._replace(audit_seq=audit_seq) if has_price(booking) else booking
+        for booking in bookings
+    ]
     folded = {
         booking.lease_id
         for booking in bookings
@@ -83,10 +97,11 @@ def book_usage(
     if not folded and _insert_if_all_are_new(connection, bookings):
         for booking in bookings:
             sums.add(booking)
+        written = Written(money=[booking for booking in bookings if booking.audit_seq])
     else:
-        later = _book_one_by_one(connection, bookings, sums, folded)
+        written = _book_one_by_one(connection, bookings, sums, folded)
     sums.write(connection)
-    return later
+    return written
 
 
 def _insert_if_all_are_new(connection: Connection, bookings: Sequence[BookUsage]) -> bool:
@@ -101,11 +116,12 @@ def _insert_if_all_are_new(connection: Connection, bookings: Sequence[BookUsage]
 
 def _book_one_by_one(
     connection: Connection, bookings: Sequence[BookUsage], sums: "_Sums", folded: Set[str]
-) -> dict[int, Booked]:
+) -> Written:
     booked = _booked_before(connection, [booking.lease_id for booking in bookings])
     to_insert: dict[str, BookUsage] = {}
     to_update: dict[str, BookUsage] = {}
     later: dict[int, Booked] = {}
+    replaced: dict[str, Replaced] = {}
     for index, booking in enumerate(bookings):
         before = booked.get(booking.lease_id)
         if before is None and booking.lease_id in folded:
@@ -130,6 +146,10 @@ def _book_one_by_one(
                 endpoint=before.endpoint,
                 charges=before.charges,
             )
+            if before.audit_seq and before.audit_seq != booking.audit_seq:
+                replaced[booking.lease_id] = Replaced(
+                    before.audit_seq, booking.lease_id, row_digest(before), before.cost_micros
+                )
             add_changes(changes, amounts_of(before), -1)
             add_changes(changes, amounts_of(corrected))
             target = to_insert if booking.lease_id in to_insert else to_update
@@ -141,7 +161,8 @@ def _book_one_by_one(
         _INSERT_BOOKINGS.execute(connection, list(to_insert.values()))
     if to_update:
         _correct_ledger(connection, to_update.values())
-    return later
+    money = [booking for booking in (*to_insert.values(), *to_update.values()) if booking.audit_seq]
+    return Written(later, money, list(replaced.values()))
 
 
 def _num_tokens(booking: BookUsage) -> int:
@@ -210,23 +231,15 @@ class _Sums:
                 of_key[index] += total[index]
             of_key[3] += total[5]
             of_key[4] = max(of_key[4], total[6] // 1000)
-        names = ("more_requests", "more_prompt", "more_completion", "more_cost", "used_at")
-        _ADD_TO_KEYS.execute(
-            connection,
-            [
-                {"of_key": key_id, **dict(zip(names, counts, strict=True))}
-                for key_id, counts in by_key.items()
-            ],
-        )
+        _ADD_TO_KEYS.execute(connection, [(key_id, *counts) for key_id, counts in by_key.items()])
         _ADD_TO_HOURS.execute(
             connection, [(*hour_key, *total[:6]) for hour_key, total in self._sums.items()]
         )
 
 
-def _later_use() -> Any:
-    used_at: BindParameter[int] = bindparam("used_at")
-    is_later = _keys.last_used_at.is_(None) | (_keys.last_used_at < used_at)
-    return case((is_later, used_at), else_=_keys.last_used_at)
+def _later_use(value: str) -> str:
+    is_later = f"keys.last_used_at IS NULL OR keys.last_used_at < {value}"
+    return f"last_used_at = CASE WHEN {is_later} THEN {value} ELSE keys.last_used_at END"
 
 
 def _save_leases(dialect: str, num_rows: int) -> Executable:
@@ -272,18 +285,16 @@ _INSERT_BOOKINGS = BulkStatement(
     lambda dialect, num_rows: insert_rows(dialect, schema.ledger, num_rows).on_conflict_do_nothing()
 )
 _ADD_TO_HOURS = BulkStatement(_add_to_hours)
-_TOUCH_KEYS = NamedStatement(
-    update(schema.keys).where(_keys.key_id == bindparam("of_key")).values(last_used_at=_later_use())
-)
-_ADD_TO_KEYS = NamedStatement(
-    update(schema.keys)
-    .where(_keys.key_id == bindparam("of_key"))
-    .values(
-        total_requests=_keys.total_requests + bindparam("more_requests"),
-        total_prompt_tokens=_keys.total_prompt_tokens + bindparam("more_prompt"),
-        total_completion_tokens=_keys.total_completion_tokens + bindparam("more_completion"),
-        total_cost_micros=_keys.total_cost_micros + bindparam("more_cost"),
-        last_used_at=_later_use(),
+_TOUCH_KEYS = BulkStatement(update_rows("keys", _later_use("v.column2"), "key_id", 2))
+_ADD_TO_KEYS = BulkStatement(
+    update_rows(
+        "keys",
+        "total_requests = keys.total_requests + v.column2,"
+        " total_prompt_tokens = keys.total_prompt_tokens + v.column3,"
+        " total_completion_tokens = keys.total_completion_tokens + v.column4,"
+        f" total_cost_micros = keys.total_cost_micros + v.column5, {_later_use('v.column6')}",
+        "key_id",
+        6,
     )
 )
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from sqlalchemy import BindParameter, Connection, Executable, bindparam, delete, select, update
+from sqlalchemy import BindParameter, Connection, Executable, bindparam, delete, select
 
 from auth_worker.records.limit_usage import CounterRow, DropCounters, SaveCounter
 from auth_worker.records.operations import Operation
 from auth_worker.storage import schema
-from auth_worker.storage.bulk import BulkStatement, NamedStatement, insert_rows
+from auth_worker.storage.bulk import BulkStatement, insert_rows, update_rows
 
 _counters = schema.limit_usage.c
 
@@ -35,10 +35,7 @@ def save_counters(connection: Connection, operations: Sequence[Operation]) -> No
 
 def count_use(connection: Connection, changes: Mapping[int, int]) -> None:
     """Move counters by what was booked; those that were dropped stay so."""
-    _COUNT_USE.execute(
-        connection,
-        [{"of_counter": counter_id, "more": more} for counter_id, more in changes.items() if more],
-    )
+    _COUNT_USE.execute(connection, [change for change in changes.items() if change[1]])
 
 
 def add_changes(changes: dict[int, int], more: Iterable[tuple[int, int]], sign: int = 1) -> None:
@@ -64,8 +61,4 @@ def _drop_counters(_dialect: str, num_rows: int) -> Executable:
 
 _SAVE_COUNTERS = BulkStatement(_save_counters)
 _DROP_COUNTERS = BulkStatement(_drop_counters)
-_COUNT_USE = NamedStatement(
-    update(schema.limit_usage)
-    .where(_counters.counter_id == bindparam("of_counter"))
-    .values(used=_counters.used + bindparam("more"))
-)
+_COUNT_USE = BulkStatement(update_rows("limit_usage", "used = used + v.column2", "counter_id", 2))

@@ -116,6 +116,7 @@ class PostgresDatabase:
         self._seen: tuple[int, int] | None = None
         self._seen_since_s = 0.0
         self._is_held = False  # by the transaction that runs
+        self._has_tables = False
         self._began_s: float | None = None
         self._socket_of: Any = None
         self._closed = threading.Event()
@@ -144,8 +145,9 @@ class PostgresDatabase:
         """
         with self.transaction() as connection:
             self._began_s = self._clock_s()
-            if not inspect(connection).has_table("authority"):
+            if not self._has_tables and not inspect(connection).has_table("authority"):
                 return True
+            self._has_tables = True
             row = run(
                 connection, "SELECT epoch, num_commits, holder FROM authority WHERE id = 1"
             ).fetchone()

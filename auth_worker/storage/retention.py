@@ -7,6 +7,7 @@ from sqlalchemy import Connection, Executable, delete, insert, select, update
 
 from auth_worker.records.audit_signing import AuditSigner, Checkpoint
 from auth_worker.records.operations import AuditEntry, CutAudit, FoldLedger, Removed
+from auth_worker.records.settled_money import entry_of_folding
 from auth_worker.storage import schema
 from auth_worker.storage.bulk import BulkStatement, insert_rows
 from protocol.runtime.settings import setting, whole_number
@@ -68,16 +69,22 @@ def last_folded(connection: Connection) -> str:
     return found or ""
 
 
-def fold_ledger(connection: Connection, operation: FoldLedger) -> Removed:
+def fold_ledger(
+    connection: Connection, operation: FoldLedger, at_ms: int
+) -> tuple[Removed, AuditEntry | None]:
     """Add rows of before a moment to their hours' sums and delete them, oldest first.
 
     The totals of keys and hours hold them already. Unused grants count in no sum.
+
+    Returns:
+        How many, and the entry that says so where entries of the audit log cover them.
     """
     old = (
         select(
             _ledger.lease_id,
             _ledger.outcome,
             _ledger.settled_at_ms,
+            _ledger.audit_seq,
             *(_ledger[name] for name in (*_SCOPES, *_SUMMED)),
         )
         .where(_ledger.settled_at_ms < operation.before_ms)
@@ -86,7 +93,7 @@ def fold_ledger(connection: Connection, operation: FoldLedger) -> Removed:
     )
     rows = connection.execute(old).all()
     if not rows:
-        return Removed(0)
+        return Removed(0), None
     sums: dict[tuple[int | str, ...], list[int]] = {}
     for row in rows:
         if row.outcome != "unused":
@@ -101,7 +108,16 @@ def fold_ledger(connection: Connection, operation: FoldLedger) -> Removed:
         some = lease_ids[begin : begin + _MAX_IDS]
         connection.execute(delete(schema.ledger).where(_ledger.lease_id.in_(some)))
     _note_folded(connection, max(lease_ids))
-    return Removed(len(rows))
+    covered = [row for row in rows if row.audit_seq]
+    if not covered:
+        return Removed(len(rows)), None
+    entry = entry_of_folding(
+        max(row.audit_seq for row in covered),
+        len(covered),
+        sum(row.cost_micros for row in covered),
+        at_ms,
+    )
+    return Removed(len(rows)), entry
 
 
 def _note_folded(connection: Connection, lease_id: str) -> None:

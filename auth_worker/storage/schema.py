@@ -234,6 +234,8 @@ ledger = Table(
     Column("price_version", Integer, nullable=False, server_default="0"),
     # The counters of limits that it counts in, and as what: `12m,57t`.
     Column("charges", String, nullable=False, server_default=""),
+    # The entry of the audit log that covers it; 0 without a price, and of before there were such.
+    Column("audit_seq", BigInteger, nullable=False, server_default="0"),
     Index("ledger_by_time", "settled_at_ms"),
 )
 

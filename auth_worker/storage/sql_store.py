@@ -2,14 +2,14 @@
 
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+import threading
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, select
 
 from auth_worker.clock import Clock
 from auth_worker.errors import StoreUnavailableError
-from auth_worker.principals.keys import StoredKey
 from auth_worker.records.audit_chain import GENESIS_HASH, ChainedEntry, chain
 from auth_worker.records.audit_signing import AuditSigner, Checkpoint
 from auth_worker.records.limit_usage import Booked
@@ -42,6 +42,7 @@ from auth_worker.records.operations import (
     Snapshot,
     TouchKey,
 )
+from auth_worker.records.settled_money import entry_of_money
 from auth_worker.storage import (
     audit_table,
     key_counts,
@@ -56,7 +57,6 @@ from auth_worker.storage.ledger import book_usage, forget_leases, save_leases, t
 from auth_worker.storage.limit_table import load_counters, save_counters
 from auth_worker.storage.resource_table import ResourceTable
 
-_KEYS_A_RENEWAL: Final = 1000
 CHECKPOINT_ENTRIES: Final = 256
 CHECKPOINT_INTERVAL_MS: Final = 600_000
 """The last entry is signed after so many others, or with the first one after so long."""
@@ -103,6 +103,7 @@ class SqlStore:
         self._signer = signer
         self._on_checkpoint = on_checkpoint
         self._is_closed = False
+        self._lock = threading.Lock()  # at the start a `LeaseKeeper` writes, too
         self._num_commits = 0
         self._in_doubt: _Done | None = None
         with database.transaction() as connection:
@@ -151,11 +152,11 @@ class SqlStore:
         oldest_first = select(schema.leases).order_by(
             schema.leases.c.granted_at_ms, schema.leases.c.lease_id
         )
-        # Beside the connection that writes, which keeps the lease on the database meanwhile.
+        # Beside the connection that writes, on which a `LeaseKeeper` holds the database meanwhile.
         with self._database.reading() as connection:
             resources = ResourceTable(connection)
             return Snapshot(
-                keys=tuple(self._renewing(load_keys(connection))),
+                keys=tuple(load_keys(connection)),
                 leases=tuple(LeaseRow(*row) for row in connection.execute(oldest_first)),
                 recent=tuple(RecentUse(*row) for row in connection.execute(recent)),
                 users=resources.all_users(),
@@ -166,14 +167,12 @@ class SqlStore:
                 webhooks=resources.all_webhooks(),
             )
 
-    def _renewing(self, keys: Iterable[StoredKey]) -> Iterator[StoredKey]:
-        for number, key in enumerate(keys):
-            if number % _KEYS_A_RENEWAL == 0 and self._database.wants_renewal():
-                self.apply([])
-            yield key
-
     def apply(self, operations: Sequence[Operation]) -> list[Result]:
         """Carry out all operations in one durable transaction, or none; see `Store.apply`."""
+        with self._lock:
+            return self._apply(operations)
+
+    def _apply(self, operations: Sequence[Operation]) -> list[Result]:
         done: _Done | None = None
         number = self._num_commits + 1
         try:
@@ -189,30 +188,34 @@ class SqlStore:
         assert done is not None  # noqa: S101 - only a commit of ours has this number
         self._adopt(done)
         if came_through is not None and came_through.operations != operations:
-            return self.apply(operations)
+            return self._apply(operations)
         return done.results
 
     def _carry_out(self, connection: Connection, operations: Sequence[Operation]) -> "_Done":
         table, resources = self._tables(connection)
+        saved, bookings, others = _lease_changes(operations)
         results, entries = _change(table, resources, operations)
-        saved, bookings = _lease_changes(operations)
         booked = {booking.lease_id for booking in bookings}
         forget_leases(connection, booked & self._saved_leases)
         save_leases(connection, saved.values())
-        touch_keys(connection, [item for item in operations if isinstance(item, TouchKey)])
-        save_counters(connection, operations)
-        later = book_usage(
+        touch_keys(connection, [item for item in others if isinstance(item, TouchKey)])
+        save_counters(connection, others)
+        written = book_usage(
             connection,
             bookings,
             folded_up_to=self._folded_up_to,
             saved_leases=self._saved_leases,
+            audit_seq=self._audit_seq + 1,
         )
+        if written.money or written.replaced:
+            # First, so that it has the number that the rows say.
+            entries.insert(0, entry_of_money(written.money, written.replaced, self._wall_ms()))
         folded_up_to = self._let_go(connection, operations, results, entries)
         links = self._append_audit(connection, entries)
-        checkpoint = self._sign(connection, operations, links)
+        checkpoint = self._sign(connection, others, links)
         results = self._read(connection, operations, results)
-        if later:
-            _place_bookings(operations, results, later)
+        if written.later:
+            _place_bookings(operations, results, written.later)
         return _Done(operations, results, booked, saved.keys(), links, checkpoint, folded_up_to)
 
     def _let_go(
@@ -225,15 +228,18 @@ class SqlStore:
         """Carry out what removes old rows; the greatest lease id that was folded."""
         has_folded = False
         for index, operation in enumerate(operations):
+            entry: AuditEntry | None = None
             if isinstance(operation, FoldLedger):
-                results[index] = retention.fold_ledger(connection, operation)
+                results[index], entry = retention.fold_ledger(
+                    connection, operation, self._wall_ms()
+                )
                 has_folded = True
             elif isinstance(operation, CutAudit):
                 results[index], entry = retention.cut_audit(
                     connection, operation, self._signer, self._wall_ms()
                 )
-                if entry is not None:
-                    entries.append(entry)
+            if entry is not None:
+                entries.append(entry)
         return retention.last_folded(connection) if has_folded else self._folded_up_to
 
     def _sign(
@@ -286,8 +292,7 @@ class SqlStore:
             link = chain(entry, seq=seq + 1, previous_hash=head)
             seq, head = link.seq, link.hash
             links.append(link)
-        if links:
-            connection.execute(insert(schema.audit_log), [link._asdict() for link in links])
+        audit_table.append(connection, links)
         return links
 
     def _tables(self, connection: Connection) -> tuple[KeyTable, ResourceTable]:
@@ -303,7 +308,9 @@ class SqlStore:
         table, resources = self._tables(connection)
         read: list[Result] = []
         for operation, result in zip(operations, results, strict=True):
-            if isinstance(operation, ReadKeys):
+            if isinstance(operation, BookUsage | SaveLease):  # nearly all of them
+                read.append(result)
+            elif isinstance(operation, ReadKeys):
                 read.append(table.page(operation))
             elif isinstance(operation, CountKeyRows):
                 read.append(key_counts.count_keys(connection, self._clock.wall_s()))
@@ -342,7 +349,9 @@ def _change(
     for operation in operations:
         result: Result = None
         entry: AuditEntry | None = None
-        if isinstance(operation, AddKey):
+        if isinstance(operation, BookUsage | SaveLease):  # nearly all of them
+            pass
+        elif isinstance(operation, AddKey):
             result, entry = table.add(operation)
         elif isinstance(operation, PutKey):
             result, entry = table.put(operation)
@@ -371,17 +380,23 @@ def _change(
 
 def _lease_changes(
     operations: Sequence[Operation],
-) -> tuple[dict[str, LeaseRow], list[BookUsage]]:
-    """The leases to remember, as last given and not booked since, and what is to be booked."""
+) -> tuple[dict[str, LeaseRow], list[BookUsage], list[Operation]]:
+    """The leases to remember, as last given and not booked since, what is to be booked, the rest.
+
+    The rest is seldom much: whatever looks for operations of a kind needn't look at all of them.
+    """
     saved: dict[str, LeaseRow] = {}
     bookings: list[BookUsage] = []
+    others: list[Operation] = []
     for operation in operations:
         if isinstance(operation, BookUsage):
             bookings.append(operation)
             saved.pop(operation.lease_id, None)
         elif isinstance(operation, SaveLease):
             saved[operation.row.lease_id] = operation.row
-    return saved, bookings
+        else:
+            others.append(operation)
+    return saved, bookings, others
 
 
 def _audit_head(connection: Connection) -> tuple[int, bytes]:
