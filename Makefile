@@ -121,10 +121,12 @@ conformance: $(VENV)/.test
 
 # Half an hour of load and chaos, then 100,000 calm requests; ARGS="--minutes 2 --calm-requests 0"
 # for less. Its report belongs into docs/reliability.md. Then auth workers are killed fifty times on
-# either database, whose figures belong there, too.
+# either database, and 20,000 requests go over limits while gateway and auth worker are killed, whose
+# figures belong there, too.
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.soak $(ARGS)
 	$(BIN)/python -m tests.soak.auth_kills
+	$(BIN)/python -m tests.soak.limits
 	$(BIN)/python -m pytest -m long
 
 # Hostile clients at a server of this machine, about a minute each, beside one that behaves well;

@@ -1,0 +1,458 @@
+"""Requests over limits while clients, gateways and auth workers go away: nothing is overspent.
+
+`python -m tests.soak.limits [--requests 20000]` runs a gateway and an auth worker as processes and
+an engine of its own that counts what it tells. Keys have budgets, quotas and parallel limits that
+are too small for all requests. Clients leave in the middle, gateway and auth worker are killed
+(SIGKILL) in turn. Budgets are looked at all the while; in the end the ledger is compared with the
+engine's own counts, and everything that `penstock auth check` looks at has to hold.
+"""
+
+import argparse
+import asyncio
+import itertools
+import os
+import random
+import secrets
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from auth_worker.auditing.database_check import check_database
+from auth_worker.storage.reading import reader
+from engine_worker.serving.orphans import OrphanTracker
+from protocol.wire.messages import (
+    Abort,
+    Delta,
+    EngineCommand,
+    Failure,
+    Finished,
+    Generate,
+    OrphanUsageNoted,
+    StepOutput,
+    Usage,
+)
+from tests.fakes.fake_workers import FakeEngine
+
+LEASE_S: Final = 4
+STEP_S: Final = 0.004
+PROMPT: Final = "one two three"
+NUM_CLIENTS: Final = 64
+BUDGET_MICROS: Final = 3_000
+"""A completion token costs ten micro-units here, so this is 300 tokens of a team."""
+BOTH: Final = ("auth_worker", "gateway")
+AWAY: Final = frozenset({0, 502, 503})
+"""What a client sees of a process that was killed; 0 is a connection that broke."""
+
+
+class CountingEngine(FakeEngine):
+    """Tells one token a step of each choice, and remembers how many it told of each request."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, text=None, max_requests=512)
+        self.prompt_tokens: Counter[str] = Counter()
+        self.completion_tokens: Counter[str] = Counter()
+        self._open: dict[tuple[str, str, int], Generate] = {}
+        self._orphans = OrphanTracker(self.worker.instance_id)
+        self._timer: asyncio.Task[None] | None = None
+
+    def start(self, *, announce: bool = True) -> None:
+        """Begin to tell tokens, too."""
+        super().start(announce=announce)
+        self._timer = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """End."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.stop()
+
+    def answer(self, command: EngineCommand) -> None:
+        """One command, in the worker's thread; what is open is changed there alone."""
+        if isinstance(command, Generate):
+            self._open[self.gateway_id, command.request_id, command.choice] = command
+            self._orphans.on_generate(self.gateway_id, command)
+            self.prompt_tokens[command.request_id] += len(command.prompt_token_ids)
+        elif isinstance(command, Abort):
+            for key in [
+                key for key in self._open if key[:2] == (self.gateway_id, command.request_id)
+            ]:
+                self._over(key, "abort")
+        elif isinstance(command, OrphanUsageNoted):
+            self._orphans.on_noted(command.report_id)
+        else:
+            super().answer(command)
+        self.commands.clear()
+
+    def on_gateway_lost(self, gateway_id: str) -> None:
+        """Its choices end, and are reported to the next one."""
+        for key in [key for key in self._open if key[0] == gateway_id]:
+            del self._open[key]
+        self._orphans.on_gateway_lost(gateway_id)
+
+    @property
+    def has_orphans(self) -> bool:
+        """Whether something isn't known to be safe at the auth worker."""
+        return len(self._orphans) > 0
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(STEP_S)
+            self.worker.call_soon(self._step)
+
+    def _step(self) -> None:
+        due_at = self._orphans.next_due()
+        if due_at is not None and due_at <= time.monotonic():
+            gateways = self.worker.gateway_ids()
+            if gateways:
+                self.worker.send(gateways[0], self._orphans.report())
+            else:
+                self._orphans.postpone()
+        for key, generate in list(self._open.items()):
+            made = self.completion_tokens[generate.request_id]
+            if made >= min(generate.lease_tokens, generate.sampling.max_tokens or 16):
+                self._over(key, "length")
+                continue
+            self.completion_tokens[generate.request_id] += 1
+            delta = Delta(
+                request_id=generate.request_id,
+                choice=generate.choice,
+                attempt=generate.attempt,
+                text="x",
+                token_ids=(made,),
+                token_ends=(made + 1,),
+            )
+            self._tell(key[0], StepOutput(deltas=(delta,)), [delta], [])
+
+    def _over(self, key: tuple[str, str, int], reason: Any) -> None:
+        generate = self._open.pop(key)
+        end = Finished(
+            request_id=generate.request_id,
+            choice=generate.choice,
+            attempt=generate.attempt,
+            finish_reason=reason,
+            usage=Usage(
+                prompt_tokens=len(generate.prompt_token_ids),
+                completion_tokens=self.completion_tokens[generate.request_id],
+            ),
+        )
+        self._tell(key[0], StepOutput(ends=(end,)), [], [end])
+
+    def _tell(
+        self,
+        gateway_id: str,
+        output: StepOutput,
+        deltas: Sequence[Delta],
+        ends: Sequence[Finished | Failure],
+    ) -> None:
+        self.worker.send(gateway_id, output)
+        self._orphans.on_output(gateway_id, deltas, ends)
+
+
+@dataclass
+class Figures:
+    """What came of a run in which nothing was overspent."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)
+    num_looks: int = 0
+    num_rows: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{status}: {num}" for status, num in sorted(self.statuses.items()))
+        kills = ", ".join(f"{name} {num}" for name, num in sorted(self.kills.items()))
+        return (
+            f"{self.statuses.total()} requests ({told}; 0 is a broken connection, -1 a client that"
+            f" left); kills: {kills}; budgets looked at"
+            f" {self.num_looks} times and never overspent; {self.num_rows} rows of the ledger hold"
+            f" {self.prompt_tokens} prompt and {self.completion_tokens} completion tokens, as the"
+            " engine counted"
+        )
+
+
+class LimitsHouse:
+    """A gateway and an auth worker as processes, the engine here, teams with small budgets.
+
+    Args:
+        folder: Short, for sockets.
+        num_teams: Each with a key of its own, a budget, a quota and a bound of parallel requests.
+        victims: What is killed, one after the other; without it, both in turn to the end.
+    """
+
+    def __init__(self, folder: Path, num_teams: int, victims: Sequence[str] | None = None) -> None:
+        self.folder = folder
+        self.figures = Figures()
+        self._num_teams = num_teams
+        self._victims = victims
+        self._admin_key = f"psk-{secrets.token_urlsafe(32)}"
+        self._keys: list[str] = []
+        self._teams: list[str] = []
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._engine = CountingEngine(folder)
+        self._is_over = False
+        self._is_killing = True
+        self._is_whole = asyncio.Event()
+        # A connection to a gateway that was killed is no use to the next request.
+        bounds = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        self._shared = httpx.AsyncClient(timeout=30.0, trust_env=False, limits=bounds)
+        (folder / "auth-data").mkdir()
+
+    async def start(self) -> None:
+        """Start everything, and make the teams."""
+        self._engine.start()
+        for name in ("auth_worker", "gateway"):
+            self._start(name)
+        await self._until_ready()
+        self._is_whole.set()
+        async with self._client(self._admin_key) as admin:
+            price = {"models": "*", "prompt": 0, "completion": 10_000_000}
+            assert (await admin.post("/v1/admin/prices", json=price)).status_code == 201
+            for number in range(self._num_teams):
+                await self._make_team(admin, f"team {number}")
+
+    async def _make_team(self, admin: httpx.AsyncClient, name: str) -> None:
+        team = (await admin.post("/v1/admin/teams", json={"name": name})).json()["id"]
+        self._teams.append(team)
+        holder = {"holder": "team", "holder_id": team}
+        limits: list[tuple[str, dict[str, Any]]] = [
+            ("budgets", {"amount": BUDGET_MICROS, "window": "total"}),
+            ("limits", {"measure": "tokens", "amount": 1_500, "window": "calendar_day"}),
+            ("limits", {"measure": "parallel", "amount": 8, "window": "total"}),
+        ]
+        for kind, fields in limits:
+            body = {"name": name, **holder, **fields}
+            made = await admin.post(f"/v1/admin/{kind}", json=body)
+            assert made.status_code == 201, made.text
+        made = await admin.post("/v1/admin/keys", json={"name": name, "team_id": team})
+        assert made.status_code == 201, made.text
+        self._keys.append(made.json()["key"])
+
+    async def load(self, num_requests: int, seed: int) -> None:
+        """So many requests, while something is killed now and then and budgets are looked at."""
+        dice = random.Random(seed)
+        places = asyncio.Semaphore(NUM_CLIENTS)
+        looking = asyncio.get_running_loop().create_task(self._look())
+        killing = asyncio.get_running_loop().create_task(self._kill(random.Random(seed + 1)))
+
+        async def one(key: str, leaves_after_s: float | None, max_tokens: int) -> None:
+            async with places:
+                while True:
+                    status = await self._ask(key, leaves_after_s, max_tokens)
+                    self.figures.statuses[status] += 1
+                    if status not in AWAY:
+                        return
+                    await self._is_whole.wait()
+                    await asyncio.sleep(0.05)  # and then once more
+
+        plans = [
+            (
+                dice.choice(self._keys),
+                dice.random() * 0.1 if dice.random() < 0.3 else None,
+                dice.choice((4, 8, 16)),
+            )
+            for _ in range(num_requests)
+        ]
+        await asyncio.gather(*(one(*plan) for plan in plans))
+        self._is_killing = self._victims is not None
+        await killing
+        await self._until_ready()
+        await self._until_settled()
+        self._is_over = True
+        await looking
+
+    async def _ask(self, key: str, leaves_after_s: float | None, max_tokens: int) -> int:
+        """The status that a client gets; -1 when it leaves before."""
+        body = {
+            "model": "demo",
+            "messages": [{"role": "user", "content": PROMPT}],
+            "max_tokens": max_tokens,
+            "stream": True,
+        }
+        headers = {"Authorization": f"Bearer {key}"}
+        try:
+            async with asyncio.timeout(leaves_after_s):
+                asking = self._shared.stream(
+                    "POST", f"{self._url()}/v1/chat/completions", json=body, headers=headers
+                )
+                async with asking as answer:
+                    async for _ in answer.aiter_bytes():
+                        pass
+                    return answer.status_code
+        except TimeoutError:
+            return -1
+        except (httpx.HTTPError, OSError):
+            return 0
+
+    async def _look(self) -> None:
+        """No budget is ever above its amount, with what is reserved."""
+        while not self._is_over:
+            with suppress(httpx.HTTPError, OSError):
+                async with self._client(self._admin_key) as admin:
+                    team = random.choice(self._teams)
+                    found = await admin.get("/v1/budget/status", params={"team_id": team})
+                if found.status_code == 200:
+                    self._check_budgets(found.json()["data"]["budgets"])
+            await asyncio.sleep(0.05)
+
+    def _check_budgets(self, budgets: list[dict[str, Any]]) -> None:
+        for budget in budgets:
+            assert budget["used"] + budget["reserved"] <= budget["amount"], budget
+        self.figures.num_looks += bool(budgets)
+
+    async def _kill(self, dice: random.Random) -> None:
+        for name in itertools.cycle(BOTH) if self._victims is None else self._victims:
+            await asyncio.sleep((2.0 if self._victims is None else 0.5) * (0.5 + dice.random()))
+            if not self._is_killing:
+                return
+            self._is_whole.clear()
+            self._processes[name].kill()
+            await asyncio.to_thread(self._processes[name].wait)
+            self.figures.kills[name] += 1
+            self._start(name)
+            await self._until_ready()
+            self._is_whole.set()
+
+    async def _until_settled(self) -> None:
+        """No lease is open any more, and the engine is rid of what gateways left behind."""
+        async with asyncio.timeout(180):
+            # Both are other processes' to know, which tell nobody.
+            while self._num_leases() or self._engine.has_orphans:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+
+    def _num_leases(self) -> int:
+        with closing(sqlite3.connect(self.folder / "auth-data" / "auth.sqlite3")) as database:
+            (num,) = database.execute("SELECT count(*) FROM leases").fetchone()
+        return int(num)
+
+    async def close(self) -> None:
+        """End in order."""
+        self._is_over = True
+        for process in self._processes.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self._processes.values():
+            await asyncio.to_thread(process.wait)
+        await self._engine.close()
+        await self._shared.aclose()
+
+    def check(self) -> None:
+        """The ledger holds what the engine counted, request by request, and all sums agree."""
+        by_request: Counter[str] = Counter()
+        with closing(sqlite3.connect(self.folder / "auth-data" / "auth.sqlite3")) as database:
+            rows = database.execute(
+                "SELECT request_id, prompt_tokens, completion_tokens FROM ledger"
+                " WHERE outcome <> 'unused'"
+            ).fetchall()
+            used = database.execute("SELECT limit_id, used FROM limit_usage").fetchall()
+        for request_id, prompt, completion in rows:
+            self.figures.num_rows += 1
+            self.figures.prompt_tokens += prompt
+            self.figures.completion_tokens += completion
+            by_request[request_id] += completion
+        counted = {name: num for name, num in self._engine.completion_tokens.items() if num}
+        assert {name: num for name, num in by_request.items() if num} == counted
+        for limit_id, amount in used:
+            if limit_id.startswith("bud_"):
+                assert amount <= BUDGET_MICROS, (limit_id, amount)
+        spent = sum(amount for limit_id, amount in used if limit_id.startswith("bud_"))
+        assert spent == 10 * self.figures.completion_tokens
+        found = check_database(reader(self.folder / "auth-data", None), signer=None, noted=())
+        for holds, sentence in found:
+            assert holds, sentence
+
+    def _client(self, key: str) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.AsyncClient(
+            base_url=self._url(), headers=headers, timeout=30.0, trust_env=False
+        )
+
+    def _url(self) -> str:
+        try:
+            port = (self.folder / "port").read_text().strip()
+        except FileNotFoundError:
+            port = ""
+        return f"http://127.0.0.1:{port or 9}"  # nobody serves port 9 here
+
+    async def _until_ready(self) -> None:
+        async with asyncio.timeout(180):
+            while True:
+                with suppress(httpx.HTTPError, OSError):
+                    found = await self._shared.get(f"{self._url()}/ready")
+                    if found.status_code == 200:
+                        return
+                await asyncio.sleep(0.05)
+
+    def _start(self, name: str) -> None:
+        if name == "gateway":
+            (self.folder / "port").unlink(missing_ok=True)
+        data = "auth-data" if name == "auth_worker" else "gateway-data"
+        environ = {
+            **os.environ,
+            "PENSTOCK_ENGINE_ENDPOINT": f"ipc://{self.folder}/engine",
+            "PENSTOCK_AUTH_ENDPOINT": f"ipc://{self.folder}/auth",
+            "PENSTOCK_TOOLPARSER_ENDPOINT": f"ipc://{self.folder}/toolparser",
+            "PENSTOCK_DATA_DIR": str(self.folder / data),
+            "PENSTOCK_PORT": "0",
+            "PENSTOCK_PORT_FILE": str(self.folder / "port"),
+            "PENSTOCK_REQUIRE_KEYS": "true",
+            "PENSTOCK_ADMIN_KEY": self._admin_key,
+            "PENSTOCK_LEASE_DURATION_S": str(LEASE_S),
+            "PENSTOCK_MODELS": "demo",
+        }
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", name], env=environ, stdout=log, stderr=log
+            )
+
+
+async def over_limits(
+    folder: Path,
+    num_requests: int,
+    seed: int = 1,
+    num_teams: int = 8,
+    victims: Sequence[str] | None = None,
+) -> Figures:
+    """So many requests over limits; what came of them.
+
+    Raises:
+        AssertionError: Something was overspent, or the sums don't agree.
+    """
+    house = LimitsHouse(folder, num_teams, victims)
+    try:
+        await house.start()
+        await house.load(num_requests, seed)
+    finally:
+        await house.close()
+    house.check()
+    return house.figures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it and print its line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--teams", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args(arguments)
+    folder = Path(tempfile.mkdtemp(prefix="pst-"))
+    run = partial(over_limits, folder, options.requests, options.seed, options.teams)
+    sys.stdout.write(f"{asyncio.run(run())}\n")
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
