@@ -16,6 +16,7 @@ from protocol.wire.messages import (
     Authorize,
     ChangeKeyStatus,
     ChangeResource,
+    ClaimAnswer,
     Classify,
     ClearCache,
     CloseParse,
@@ -29,6 +30,7 @@ from protocol.wire.messages import (
     Generate,
     Grammar,
     Granted,
+    KeepAnswer,
     KeyAction,
     KeyRole,
     KeySettings,
@@ -293,6 +295,16 @@ def read_usage(request_id: str, reader: Actor, **wanted: Any) -> ReadUsage:
 def read_standing(request_id: str, reader: Actor, **wanted: Any) -> ReadStanding:
     """How far limits are used; see `ReadStanding`."""
     return ReadStanding(request_id=request_id, reader=reader, **wanted)
+
+
+def claim_answer(request_id: str, actor: Actor, *, name: bytes, fingerprint: bytes) -> ClaimAnswer:
+    """Begin an administrator's request that must be done once."""
+    return ClaimAnswer(request_id=request_id, actor=actor, name=name, fingerprint=fingerprint)
+
+
+def keep_answer(request_id: str, actor: Actor, *, name: bytes, answer: bytes) -> KeepAnswer:
+    """What came of it."""
+    return KeepAnswer(request_id=request_id, actor=actor, name=name, answer=answer)
 
 
 def read_audit(request_id: str, reader: Actor, **wanted: Any) -> ReadAudit:

@@ -203,6 +203,20 @@ class RequestInProgressError(GatewayError):
         )
 
 
+class OutcomeUnknownError(GatewayError):
+    """The request with this `Idempotency-Key` was begun, and nobody can say what came of it."""
+
+    code = ErrorCode.REQUEST_IN_PROGRESS
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This request was begun before with this Idempotency-Key, and its answer can't be"
+            " shown: it was lost on the way, or was for another secret of this key. Look whether it"
+            " was done; to do it again, use another Idempotency-Key.",
+            param="Idempotency-Key",
+        )
+
+
 class IdempotencyKeyReusedError(GatewayError):
     """The `Idempotency-Key` names another request."""
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from auth_worker.administration import old_commands
 from auth_worker.administration.actors import check_page
+from auth_worker.administration.kept_answers import claim_row, keep_row
 from auth_worker.administration.key_administration import Administration
 from auth_worker.administration.reports import Reports
 from auth_worker.administration.resource_administration import ResourceAdministration
@@ -14,6 +15,7 @@ from auth_worker.errors import AuthError, RefusedError
 from auth_worker.records.operations import (
     AuditEntry,
     AuditRows,
+    ClaimedAnswer,
     KeyCounts,
     KeyPage,
     Operation,
@@ -28,14 +30,18 @@ from auth_worker.storage.committer import Committer
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Actor,
+    AnswerClaimed,
+    AnswerKept,
     AuditPage,
     ChangeKeyStatus,
     ChangeResource,
+    ClaimAnswer,
     CountKeys,
     CreateKey,
     Failure,
     FindKeys,
     FindResources,
+    KeepAnswer,
     Keys,
     KeysCounted,
     KeysFound,
@@ -71,6 +77,8 @@ AdminCommand = (
     | FindKeys
     | CountKeys
     | ReadAudit
+    | ClaimAnswer
+    | KeepAnswer
 )
 """What an administrator asks for; the first three are of gateways before 1.3."""
 
@@ -139,6 +147,10 @@ class AdminCommands:
 
             return prepared, on_resources_done
         match command:
+            case ClaimAnswer():
+                return claim_row(command, self._authority.keys, self._clock), on_done
+            case KeepAnswer():
+                return keep_row(command, self._authority.keys, self._clock), on_done
             case ReadStanding():
                 return self._reports.standing(command), self._telling(command, answer)
             case MakeKey() | CreateKey():
@@ -235,6 +247,10 @@ class AdminCommands:
                 answer(
                     UsageFound(request_id=request_id, rows=result.rows, has_more=result.has_more)
                 )
+            elif isinstance(result, ClaimedAnswer):
+                answer(AnswerClaimed(request_id, result.state, result.answer))
+            elif result is None and isinstance(command, KeepAnswer):
+                answer(AnswerKept(request_id=request_id))
             elif isinstance(result, AuditRows):
                 answer(
                     AuditPage(

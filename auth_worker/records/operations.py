@@ -318,6 +318,33 @@ class SignAudit:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimAnswerRow:
+    """Begin a request of an administrator, unless it was begun before; at Unix milliseconds."""
+
+    name: bytes
+    owner: str
+    fingerprint: bytes
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAnswerRow:
+    """What came of such a request; empty forgets it."""
+
+    name: bytes
+    owner: str
+    answer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedAnswer:
+    """The answer to `ClaimAnswerRow`; see `AnswerClaimed`."""
+
+    state: Literal["new", "running", "kept", "other"]
+    answer: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class ReadKeys:
     """A page of keys, newest first, as of every operation before it; empty texts mean any."""
 
@@ -408,6 +435,8 @@ Operation = (
     | FoldLedger
     | CutAudit
     | SignAudit
+    | ClaimAnswerRow
+    | KeepAnswerRow
     | Reading
     | Flush
 )
@@ -467,7 +496,16 @@ class UsagePage:
 
 
 Result = (
-    Removed | KeyPage | KeyCounts | AuditRows | Booked | ResourcePage | UsagePage | AuthError | None
+    Removed
+    | KeyPage
+    | KeyCounts
+    | AuditRows
+    | Booked
+    | ResourcePage
+    | UsagePage
+    | ClaimedAnswer
+    | AuthError
+    | None
 )
 """What became of an operation, once it is durable; an AuthError when it was refused."""
 

@@ -336,6 +336,19 @@ audit_checkpoints = Table(
     Column("signature", LargeBinary(32), nullable=False),
 )
 
+admin_answers = Table(
+    "admin_answers",
+    metadata,
+    Column("name", LargeBinary(32), primary_key=True),
+    Column("owner", String, nullable=False),
+    Column("fingerprint", LargeBinary(32), nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    # Sealed with the owner's key; empty while nobody knows what came of it.
+    Column("answer", LargeBinary, nullable=False),
+    Index("admin_answers_by_owner", "owner", "at_ms"),
+    Index("admin_answers_by_time", "at_ms"),
+)
+
 webhooks = Table(
     "webhooks",
     metadata,

@@ -21,11 +21,13 @@ from auth_worker.records.operations import (
     BookUsage,
     ChangeKey,
     ChangeResourceRow,
+    ClaimAnswerRow,
     CountKeyRows,
     CutAudit,
     DropKey,
     DropResource,
     FoldLedger,
+    KeepAnswerRow,
     LeaseRow,
     MoveWebhook,
     Operation,
@@ -44,6 +46,7 @@ from auth_worker.records.operations import (
 )
 from auth_worker.records.settled_money import entry_of_money
 from auth_worker.storage import (
+    answer_table,
     audit_table,
     key_counts,
     migrations,
@@ -195,6 +198,8 @@ class SqlStore:
         table, resources = self._tables(connection)
         saved, bookings, others = _lease_changes(operations)
         results, entries = _change(table, resources, operations)
+        if others:
+            _answer(connection, operations, results)
         booked = {booking.lease_id for booking in bookings}
         forget_leases(connection, booked & self._saved_leases)
         save_leases(connection, saved.values())
@@ -376,6 +381,15 @@ def _change(
         if entry is not None:
             entries.append(entry)
     return results, entries
+
+
+def _answer(connection: Connection, operations: Sequence[Operation], results: list[Result]) -> None:
+    """Claim and keep answers, in order."""
+    for index, operation in enumerate(operations):
+        if isinstance(operation, ClaimAnswerRow):
+            results[index] = answer_table.claim(connection, operation)
+        elif isinstance(operation, KeepAnswerRow):
+            answer_table.keep(connection, operation)
 
 
 def _lease_changes(

@@ -22,6 +22,7 @@ from gateway.errors import (
 from gateway.http.bodies import OFF_LOOP_BYTES, SMALL_BYTES, BodyPlace
 from gateway.http.disconnect import watch
 from gateway.http.hooking import shown_to_hooks
+from gateway.http.kept_answers import DurableClaim
 from gateway.http.parsers import BodyKind
 from gateway.http.parts import parts_of
 from gateway.http.replaying import (
@@ -37,7 +38,7 @@ from gateway.request.end_users import end_user_of
 from gateway.request.replays import KeptAnswer
 from protocol.errors import ErrorCode
 from protocol.wire.endpoints import is_loopback
-from protocol.wire.messages import Authorize, Granted, KeyRole
+from protocol.wire.messages import Actor, Authorize, Granted, KeyRole
 
 ResultT = TypeVar("ResultT")
 
@@ -160,13 +161,22 @@ async def _answer_once(
 ) -> Response:
     """Answer a request with an `Idempotency-Key`; who asks is known before its body is read."""
     role: KeyRole = "user"
+    where = f"{request.method} {request.scope['path']}"
+    durable: DurableClaim | None = None
     if ROUTE_RULES[path].access is Access.ADMIN:
         # Never another administrator's: the answer may hold the secret of a new key.
         role, owner = "admin", f"key {request.state.granted.key_id}"
+        caller, presented = caller_of(request), presented_key(request)
+        if presented is not None:
+            actor = Actor(
+                key_id=request.state.granted.key_id,
+                address=caller.address,
+                key_digest=caller.key_digest,
+            )
+            durable = DurableClaim(request, actor, f"{owner}\0{where}\0{key}", presented)
     else:
         identity = parts_of(request).identities.find(caller_of(request).key_digest, scope_of(path))
         owner = (await _identify(request, path)).tenant if identity is None else identity.tenant
-    where = f"{request.method} {request.scope['path']}"
     state: dict[str, Any] = request.scope["state"]
     asked: list[Authorize] = []
     state["caller"] = replace(caller_of(request), asked=asked)
@@ -178,7 +188,7 @@ async def _answer_once(
 
     return await answered_once(
         request,
-        Replay(table_of(request), owner, key, where),
+        Replay(table_of(request), owner, key, where, durable),
         lambda: endpoint(request, **request.path_params),
         judge,
         asked,
@@ -448,7 +458,7 @@ async def _read(request: Request, place: BodyPlace) -> bytes:
     body = await parts_of(request).bodies.read(request.receive, place)
     state["has_read_body"] = True
     if (replay := replay_of(request)) is not None:
-        replay.on_body(body)
+        await replay.on_body(body)
     return body
 
 

@@ -1,7 +1,8 @@
 """`Idempotency-Key` on requests that generate or administer: the same request is answered once.
 
 The first success is kept and repeated, byte by byte, to whoever repeats the request with the same
-key within the tenant (of administrators: with the same API key); see `request/replays.py`. A client
+key within the tenant (of administrators: with the same API key, and also after a restart, see
+`kept_answers.py`); see `request/replays.py`. A client
 that leaves doesn't end such a request: it will come back for the answer.
 """
 
@@ -12,6 +13,7 @@ from typing import Final
 from fastapi import Request, Response
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from gateway.http.kept_answers import DurableClaim
 from gateway.http.parts import parts_of
 from gateway.request.replays import KeptAnswer, ReplayName, ReplayTable
 from protocol.wire.messages import Authorize
@@ -47,15 +49,24 @@ class Replay:
         owner: Whose answers are one: the caller's tenant, or its key.
         key: As it was sent.
         where: Method and path.
+        durable: Where it is claimed as well; None for what is done once by this process alone.
     """
 
-    def __init__(self, table: ReplayTable, owner: str, key: str, where: str) -> None:
+    def __init__(
+        self,
+        table: ReplayTable,
+        owner: str,
+        key: str,
+        where: str,
+        durable: DurableClaim | None = None,
+    ) -> None:
         self._table = table
         named = hashlib.sha256(f"{where}\0{key}".encode()).digest()
         self._name = ReplayName(owner, named)
         self._is_claimed = False
+        self._durable = durable
 
-    def on_body(self, body: bytes) -> None:
+    async def on_body(self, body: bytes) -> None:
         """The body was read, and nothing of it was looked at.
 
         Raises:
@@ -64,26 +75,45 @@ class Replay:
         """
         if self._is_claimed:
             return
-        kept = self._table.claim(self._name, hashlib.sha256(body).digest())
+        fingerprint = hashlib.sha256(body).digest()
+        kept = self._table.claim(self._name, fingerprint)
+        if kept is None and self._durable is not None:
+            try:
+                kept = await self._durable.claim(fingerprint)
+            except BaseException:
+                self._table.drop(self._name)
+                raise
+            if kept is not None:
+                self._table.drop(self._name)
         if kept is not None:
             raise Replayed(kept)
         self._is_claimed = True
 
-    def end(self, response: Response | None, asked: tuple[Authorize, ...]) -> None:
+    async def end(
+        self,
+        response: Response | None,
+        asked: tuple[Authorize, ...],
+        error: BaseException | None = None,
+    ) -> None:
         """What became of it; only a success is kept: nothing else costs or changes anything.
 
         Args:
             response: None where there is none.
             asked: What was granted for it.
+            error: Why there is none.
         """
         if not self._is_claimed:
             return
         if response is None or not 200 <= response.status_code < 300:
             self._table.drop(self._name)
+            if self._durable is not None:
+                await self._durable.end(None, error)
             return
         headers = {name: value for name, value in response.headers.items() if name in _KEPT_HEADERS}
         kept = KeptAnswer(response.status_code, headers, bytes(response.body), asked)
         self._table.keep(self._name, kept)
+        if self._durable is not None:
+            await self._durable.end(kept, None)
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -131,6 +161,7 @@ async def answered_once(
     """
     request.scope["state"]["replay"] = replay
     response: Response | None = None
+    failure: BaseException | None = None
     try:
         response = await answer()
     except Replayed as replayed:
@@ -138,8 +169,11 @@ async def answered_once(
         await judge(kept)
         headers = {**kept.headers, REPLAYED_HEADER: "true"}
         return Response(kept.body, kept.status, headers)
+    except BaseException as error:
+        failure = error
+        raise
     finally:
-        replay.end(response, tuple(asked))
+        await replay.end(response, tuple(asked), failure)
     return response
 
 

@@ -22,17 +22,21 @@ from protocol.version import (
 from protocol.wire.messages import (
     Adjust,
     Adjusted,
+    AnswerClaimed,
+    AnswerKept,
     AuditPage,
     AuthEvent,
     Authorize,
     ChangeKeyStatus,
     ChangeResource,
+    ClaimAnswer,
     CountKeys,
     Denied,
     Failure,
     FindKeys,
     FindResources,
     Granted,
+    KeepAnswer,
     KeysCounted,
     KeysFound,
     LeaseReport,
@@ -68,12 +72,31 @@ AdminQuestion = (
     | FindKeys
     | CountKeys
     | ReadAudit
+    | ClaimAnswer
+    | KeepAnswer
     | ResourceQuestion
     | Report
 )
-AdminAnswer = KeysFound | KeysCounted | AuditPage | ResourcesFound | UsageFound | Standing
+AdminAnswer = (
+    KeysFound
+    | KeysCounted
+    | AuditPage
+    | ResourcesFound
+    | UsageFound
+    | Standing
+    | AnswerClaimed
+    | AnswerKept
+)
 AnswerT = TypeVar(
-    "AnswerT", KeysFound, KeysCounted, AuditPage, ResourcesFound, UsageFound, Standing
+    "AnswerT",
+    KeysFound,
+    KeysCounted,
+    AuditPage,
+    ResourcesFound,
+    UsageFound,
+    Standing,
+    AnswerClaimed,
+    AnswerKept,
 )
 
 _logger = logging.getLogger("penstock.gateway.auth")
@@ -363,7 +386,7 @@ class AuthLink:
 
 def _needed_version(question: AdminQuestion) -> ProtocolVersion:
     """What an auth worker has to speak that leaves nothing of a command aside."""
-    if isinstance(question, ResourceQuestion | Report):
+    if isinstance(question, ResourceQuestion | Report | ClaimAnswer | KeepAnswer):
         return PEOPLE_VERSION
     if isinstance(question, FindKeys) and (question.user_id or question.team_id):
         return PEOPLE_VERSION

@@ -18,12 +18,15 @@ from protocol.wire.messages import (
     Abort,
     Adjust,
     Adjusted,
+    AnswerClaimed,
+    AnswerKept,
     AuditPage,
     AuthCommand,
     AuthOffer,
     Authorize,
     ChangeKeyStatus,
     ChangeResource,
+    ClaimAnswer,
     CloseParse,
     CountKeys,
     Credits,
@@ -41,6 +44,7 @@ from protocol.wire.messages import (
     FinishReason,
     Generate,
     Granted,
+    KeepAnswer,
     KeyDetails,
     KeysFound,
     LimitState,
@@ -400,6 +404,7 @@ class FakeAuth(FakeWorker[AuthCommand]):
         self.acknowledges = True
         self.is_mute = False
         self.records: list[KeyDetails] = []
+        self.kept: dict[bytes, tuple[bytes, bytes]] = {}
 
     def start(self) -> None:
         self.worker.start()
@@ -422,6 +427,21 @@ class FakeAuth(FakeWorker[AuthCommand]):
             self.send(OrphanUsageNoted(report_id=command.report_id, engine_id=command.engine_id))
         elif isinstance(command, MakeKey | FindKeys | ChangeKeyStatus):
             self._keys(command)
+        elif isinstance(command, ClaimAnswer):
+            known = self.kept.get(command.name)
+            if known is None:
+                self.kept[command.name] = (command.fingerprint, b"")
+                self.send(AnswerClaimed(command.request_id, "new"))
+            else:
+                is_same, is_kept = known[0] == command.fingerprint, bool(known[1])
+                state = "other" if not is_same else "kept" if is_kept else "running"
+                self.send(AnswerClaimed(command.request_id, state, known[1]))  # type: ignore[arg-type]
+        elif isinstance(command, KeepAnswer):
+            if command.answer:
+                self.kept[command.name] = (self.kept[command.name][0], command.answer)
+            else:
+                del self.kept[command.name]
+            self.send(AnswerKept(command.request_id))
         elif isinstance(command, FindResources) and not command.resource_id:
             self.send(ResourcesFound(request_id=command.request_id, resources=()))
         elif isinstance(command, ReadAudit):

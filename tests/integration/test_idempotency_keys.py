@@ -9,8 +9,10 @@ import httpx
 import pytest
 from msgspec import structs
 
+from gateway.request.sealing import seal, unseal
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Authorize, Generate, Granted, MakeKey, Message
+from tests.fakes.auth_process import auth_process
 from tests.fakes.fake_workers import FakeAuth, FakeEngine, key_digest
 from tests.fakes.raw_http import connected, post
 from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
@@ -263,3 +265,88 @@ async def test_two_administrators_of_one_tenant_do_not_share_answers(socket_dir:
         ]
         assert answers[0].json()["key"] != answers[1].json()["key"]
         assert len(auth.of(MakeKey)) == 2
+
+
+@pytest.mark.process
+async def test_administration_is_done_once_across_restarts(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+
+        def restart() -> None:
+            """What a gateway knows of answers is gone with its process."""
+            table = gateway.application.parts.replays
+            table._kept.clear()
+            table._of_tenant.clear()
+            table._running.clear()
+
+        async with auth_process(gateway) as auth, auth.admin(gateway) as admin:
+
+            async def make(word: str, **body: Any) -> httpx.Response:
+                headers = {"Idempotency-Key": word}
+                return await admin.post("/v1/admin/keys", json=body, headers=headers)
+
+            first = await make("one", name="ci")
+            assert first.status_code == 201
+            restart()
+            again = await make("one", name="ci")
+            assert (again.status_code, again.content) == (201, first.content)
+            assert again.headers["idempotent-replayed"] == "true"
+            assert again.headers["cache-control"] == "no-store"
+            restart()
+            assert (await make("one", name="other")).status_code == 422
+            # What was refused began nothing.
+            assert (await make("two", name="x", requests_per_minute=-1)).status_code == 400
+            restart()
+            assert (await make("two", name="x")).status_code == 201
+            keys = (await admin.get("/v1/admin/keys")).json()["data"]
+            assert sorted(key["name"] for key in keys if key["name"] in ("ci", "x")) == ["ci", "x"]
+            # Another key of the same administrator's can't read it: no answer is another's.
+            other = (await make("three", name="second", role="admin")).json()["key"]
+            async with httpx.AsyncClient(
+                base_url=gateway.client.base_url, headers={"X-API-Key": other}, timeout=30.0
+            ) as second:
+                theirs = await second.post(
+                    "/v1/admin/keys", json={"name": "ci"}, headers={"Idempotency-Key": "one"}
+                )
+            assert theirs.status_code == 201
+            assert theirs.json()["key"] != first.json()["key"]
+            secret = first.json()["key"].encode()
+        database = (auth.data_dir / "auth.sqlite3").read_bytes()
+        log = auth.data_dir / "auth.sqlite3-wal"
+        assert secret not in database + (log.read_bytes() if log.exists() else b"")
+
+
+async def test_a_change_whose_outcome_nobody_knows_is_not_made_twice(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        auth = await gateway.auth(allow_anonymous=False)
+        auth.good_keys = ("psk-one",)
+        headers = {"X-API-Key": "psk-one", "Idempotency-Key": "once"}
+        keys = auth._keys
+
+        async def make() -> httpx.Response:
+            return await gateway.client.post("/v1/admin/keys", json={"name": "ci"}, headers=headers)
+
+        auth._keys = lambda command: None  # type: ignore[method-assign]
+        making = asyncio.ensure_future(make())
+        await auth.until(lambda: bool(auth.of(MakeKey)))
+        await gateway.crash(auth)  # the command was taken, and its answer never came
+        assert (await making).status_code == 503
+        fresh = await gateway.auth(allow_anonymous=False)
+        fresh.good_keys, fresh.kept = auth.good_keys, auth.kept
+        auth._keys = keys  # type: ignore[method-assign]
+        answer = await make()
+        assert answer.status_code == 409
+        assert "Look whether it was done" in answer.json()["error"]["message"]
+        assert fresh.of(MakeKey) == []
+
+
+def test_what_is_sealed_opens_with_its_key_alone_and_not_when_it_was_changed() -> None:
+    sealed = seal(b"psk-one", b"secret" * 100)
+    assert unseal(b"psk-one", sealed) == b"secret" * 100
+    assert b"secret" not in sealed
+    assert unseal(b"psk-two", sealed) is None
+    assert seal(b"psk-one", b"secret" * 100) != sealed
+    for place in (0, 20, len(sealed) - 1):
+        changed = bytearray(sealed)
+        changed[place] ^= 1
+        assert unseal(b"psk-one", bytes(changed)) is None
+    assert unseal(b"psk-one", b"") is None

@@ -29,12 +29,16 @@ from protocol.wire.messages.access import (
 )
 from protocol.wire.messages.administration import (
     Actor,
+    AnswerClaimed,
+    AnswerKept,
     AuditOutcome,
     AuditPage,
     AuditRecord,
     ChangeKeyStatus,
+    ClaimAnswer,
     CountKeys,
     FindKeys,
+    KeepAnswer,
     KeyAction,
     KeyDetails,
     KeysCounted,
@@ -196,6 +200,8 @@ AuthCommand = (
     | FindKeys
     | CountKeys
     | ReadAudit
+    | ClaimAnswer
+    | KeepAnswer
     | MakeResource
     | UpdateResource
     | ChangeResource
@@ -216,6 +222,8 @@ AuthEvent = (
     | KeysFound
     | KeysCounted
     | AuditPage
+    | AnswerClaimed
+    | AnswerKept
     | ResourcesFound
     | UsageFound
     | Standing
@@ -234,6 +242,8 @@ __all__ = [
     "Actor",
     "Adjust",
     "Adjusted",
+    "AnswerClaimed",
+    "AnswerKept",
     "AnyMessage",
     "AuditOutcome",
     "AuditPage",
@@ -248,6 +258,7 @@ __all__ = [
     "Cancel",
     "ChangeKeyStatus",
     "ChangeResource",
+    "ClaimAnswer",
     "Classified",
     "Classify",
     "ClearCache",
@@ -277,6 +288,7 @@ __all__ = [
     "Grammar",
     "Granted",
     "Heartbeat",
+    "KeepAnswer",
     "KeyAction",
     "KeyDetails",
     "KeyRecord",

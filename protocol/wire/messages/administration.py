@@ -274,3 +274,51 @@ class AuditPage(Message, frozen=True, tag="audit_page"):
     request_id: str
     entries: tuple[AuditRecord, ...]
     has_more: bool = False
+
+
+class ClaimAnswer(Message, frozen=True, tag="claim_answer"):
+    """Begin an administrator's request that must be done once, whoever repeats it.
+
+    Attributes:
+        name: A digest of the actor's id, the route and the client's `Idempotency-Key`.
+        fingerprint: A digest of the body.
+    """
+
+    request_id: str
+    actor: Actor
+    name: bytes
+    fingerprint: bytes
+
+
+class AnswerClaimed(Message, frozen=True, tag="answer_claimed"):
+    """The answer to `ClaimAnswer`.
+
+    Attributes:
+        state: `new`: it is to be done now, and nobody else will be told so; `running`: it was begun
+            before, and its outcome isn't known; `kept`: it was done; `other`: the name came with
+            another body.
+        answer: What was kept, as it was given.
+    """
+
+    request_id: str
+    state: Literal["new", "running", "kept", "other"]
+    answer: bytes = b""
+
+
+class KeepAnswer(Message, frozen=True, tag="keep_answer"):
+    """What came of a request that was claimed.
+
+    Attributes:
+        answer: Sealed by the gateway; empty when nothing came of it, so that it may begin anew.
+    """
+
+    request_id: str
+    actor: Actor
+    name: bytes
+    answer: bytes = b""
+
+
+class AnswerKept(Message, frozen=True, tag="answer_kept"):
+    """The answer to `KeepAnswer`: it is durable."""
+
+    request_id: str
