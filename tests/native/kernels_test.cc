@@ -2,6 +2,7 @@
 //
 // Every buffer has exactly the bytes that it should have, so an access beside it is found. Levels
 // are held to the plain one; tests/unit/engine_worker/compute/backends holds them to float64.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -20,6 +21,7 @@
 extern "C" {
 XLA_FFI_Error* penstock_blocks(XLA_FFI_CallFrame*);
 XLA_FFI_Error* penstock_head(XLA_FFI_CallFrame*);
+XLA_FFI_Error* penstock_likeliest(XLA_FFI_CallFrame*);
 XLA_FFI_Error* penstock_embedding(XLA_FFI_CallFrame*);
 int32_t penstock_start_threads(int32_t);
 int32_t penstock_pack(const void*, int32_t, int64_t, int64_t, int32_t, int32_t, int64_t, void*,
@@ -266,6 +268,17 @@ void test_head_and_embedding() {
       head.scalars = {1.0f, 3.0f};
       std::string error = head.run(penstock_head);
       expect(error.empty(), error);
+      Array tokens(XLA_FFI_DataType_S32, {rows});
+      Call likeliest = head;
+      likeliest.results = {tokens.buffer()};
+      likeliest.vocabulary = {outputs};
+      error = likeliest.run(penstock_likeliest);
+      expect(error.empty(), error);
+      for (int64_t row = 0; row < 16; row++) {
+        const float* scores = logits.at<float>() + row * outputs;
+        const auto highest = std::max_element(scores, scores + outputs) - scores;
+        expect(tokens.at<int32_t>()[row] == highest, "another token than that of the scores");
+      }
       Call embedding;
       embedding.arguments = {ids.buffer(), table.buffer()};
       embedding.results = {x.buffer()};

@@ -13,7 +13,7 @@ A backend owns how weights are packed, the layout and type of the cache, and how
 computed. Weights and cache are arguments of the caller's program, so nothing is baked into it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -90,6 +90,11 @@ class StepTokens:
     layout: KvLayout
 
 
+Likeliest = Callable[[jax.Array, jax.Array | None], jax.Array]
+"""From the arguments of `Blocks.head` to [R] int32: the token with each row's highest score, the
+lowest id of a tie, and `NAN_LOGITS` of the sampler where a score is NaN or infinity."""
+
+
 class Blocks(Protocol):
     """The blocks of a decoder with the weights that a program was given."""
 
@@ -129,6 +134,10 @@ class Blocks(Protocol):
         Returns:
             [R, vocab] float32.
         """
+
+    @property
+    def likeliest(self) -> Likeliest | None:
+        """The likeliest tokens without scores; None where a look at the scores costs no more."""
 
 
 class Backend(Protocol):

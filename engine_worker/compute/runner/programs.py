@@ -15,7 +15,12 @@ from engine_worker.compute.backends.kv_layout import KvCache, KvLayout
 from engine_worker.compute.models.decoder import Leaves
 from engine_worker.compute.runner.packing import LAST_TOKEN, PackedLayout, StepInputs
 from engine_worker.compute.sampling.params import SamplingRows
-from engine_worker.compute.sampling.sampler import NOT_SAMPLED, count_sampled, sample_tokens
+from engine_worker.compute.sampling.sampler import (
+    NOT_SAMPLED,
+    count_sampled,
+    needs_scores,
+    sample_tokens,
+)
 
 MAX_NEW_TOKENS = 32
 """The most tokens that a row of a decode program samples in one call."""
@@ -211,8 +216,18 @@ class StepProgram:
     def _sample(
         self, blocks: Blocks, hidden: jax.Array, counts: jax.Array, rows: SamplingRows
     ) -> jax.Array:
-        def choose() -> jax.Array:
+        def choose_by_scores() -> jax.Array:
             return sample_tokens(blocks.head(hidden, rows.sampled), counts, rows)
+
+        def choose() -> jax.Array:
+            if (likeliest := blocks.likeliest) is None:
+                return choose_by_scores()
+            tokens: jax.Array = lax.cond(
+                jnp.any(needs_scores(rows)),
+                choose_by_scores,
+                lambda: jnp.where(rows.sampled, likeliest(hidden, rows.sampled), NOT_SAMPLED),
+            )
+            return tokens
 
         # All chunks of a prompt but the last need no logits, nor do steps that sample apart.
         nothing = jnp.full(rows.slots.shape, NOT_SAMPLED, jnp.int32)

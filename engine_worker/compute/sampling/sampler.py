@@ -66,6 +66,12 @@ def sample_tokens(logits: jax.Array, counts: jax.Array, rows: SamplingRows) -> j
     return jnp.where(rows.sampled, tokens, NOT_SAMPLED)
 
 
+def needs_scores(rows: SamplingRows) -> jax.Array:
+    """[R] bool: the row's token is another than its likeliest one, or may be."""
+    is_random = rows.temperatures >= GREEDY_TEMPERATURE
+    return rows.sampled & (is_random | uses_penalties(rows))
+
+
 def count_sampled(counts: jax.Array, tokens: jax.Array, rows: SamplingRows) -> jax.Array:
     """Counts [S, V] with each row's new token in its slot; padding rows count nothing."""
     amounts = (tokens >= 0).astype(jnp.int32)

@@ -5,6 +5,7 @@ blocks are one call of the library, so a covered decoder is one call a step.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import jax
@@ -15,6 +16,7 @@ from jax import lax
 
 from engine_worker.compute.backends.base import (
     BlockKind,
+    Likeliest,
     Placement,
     StepTokens,
     kinds_of,
@@ -333,8 +335,19 @@ class CpuNativeBlocks:
     def head(self, hidden: jax.Array, is_wanted: jax.Array | None = None) -> jax.Array:
         if not self._backend.is_native(BlockKind.HEAD):
             return self._xla.head(hidden, is_wanted)
+        return self._head_call(calls.head, hidden, is_wanted)
+
+    @property
+    def likeliest(self) -> Likeliest | None:
+        if not self._backend.is_native(BlockKind.HEAD):
+            return self._xla.likeliest
+        return partial(self._head_call, calls.likeliest)
+
+    def _head_call(
+        self, call: Callable[..., jax.Array], hidden: jax.Array, is_wanted: jax.Array | None
+    ) -> jax.Array:
         spec = self._backend.spec
-        return calls.head(
+        return call(
             hidden,
             self._weights[_EMBEDDING if spec.tied_head else _HEAD],
             spec.vocab_size,

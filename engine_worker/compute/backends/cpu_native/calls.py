@@ -405,6 +405,36 @@ def head(
     )
 
 
+def likeliest(
+    hidden: jax.Array,
+    table: jax.Array,
+    vocab_size: int,
+    weight_type: str,
+    wanted: jax.Array | None = None,
+    *,
+    group_size: int = 64,
+    multiplier: float = 1.0,
+    softcap: float = 0.0,
+) -> jax.Array:
+    """The token with the highest score, from the arguments of `head`, which stores no score.
+
+    Returns:
+        [R] int32: the lowest id of a tie; `NAN_LOGITS` where a score is NaN or infinity; 0 after
+        the last wanted row.
+    """
+    if wanted is None:
+        wanted = jnp.ones(hidden.shape[0], jnp.int32)
+    result = _result(hidden.shape[0], dtype=jnp.int32)
+    return jax.ffi.ffi_call("penstock_likeliest", result)(
+        hidden,
+        wanted.astype(jnp.int32),
+        table,
+        config=_table_config(weight_type, group_size),
+        scalars=np.array([multiplier, softcap], np.float32),
+        vocabulary=np.array([vocab_size], np.int64),
+    )
+
+
 def embedding(
     token_ids: jax.Array,
     table: jax.Array,

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engine_worker.compute.backends.base import BlockKind, Placement, StepTokens, kinds_of
+from engine_worker.compute.backends.base import (
+    BlockKind,
+    Likeliest,
+    Placement,
+    StepTokens,
+    kinds_of,
+)
 from engine_worker.compute.backends.kv_layout import (
     NO_RINGS,
     KvCache,
@@ -287,6 +293,10 @@ class XlaBlocks:
 
     def head(self, hidden: jax.Array, is_wanted: jax.Array | None = None) -> jax.Array:
         return self._decoder.project(hidden)
+
+    @property
+    def likeliest(self) -> Likeliest | None:
+        return None
 
 
 class TokenPlaces(NamedTuple):

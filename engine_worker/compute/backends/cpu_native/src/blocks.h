@@ -8,6 +8,7 @@ struct Scratch {
   Memory inner;                   // [M, q] after attention, or [M, intermediate]
   Memory normed;                  // one row a thread
   Memory spans;                   // softmax states of spans that threads share
+  Memory likeliest;               // of each row what each thread found
   AttentionScratch attention[ThreadPool::kMaxThreads];
 };
 
@@ -417,27 +418,80 @@ inline bool run_blocks(const BlocksCall& call) {
   return true;
 }
 
+// The first of the highest scores that a thread has seen of a row. A thread claims panels in
+// ascending order, so it keeps the lowest token of a tie.
+struct Likeliest {
+  float score;
+  int32_t token;  // kNoNumber once a score was none
+
+  void look_at(const float* scores, int64_t first, int64_t count) {
+    Vector highest = splat(-INFINITY);
+    IntVector finite = ~IntVector{};
+    for (int64_t i = 0; i < count; i += kLanes) {
+      Vector y = load(scores + i);
+      for (int64_t lane = count - i; lane < kLanes; lane++) y[lane] = -INFINITY;
+      finite &= y < INFINITY;
+      highest = maximum(y, highest);
+    }
+    const float found = maximum_of(highest);
+    if (sum_of(finite) != -kLanes) token = kNoNumber;
+    if (token == kNoNumber || !(found > score)) return;
+    score = found;
+    const float* at = std::find(scores, scores + count, found);
+    token = static_cast<int32_t>(first + (at - scores));
+  }
+
+  void merge(const Likeliest& other) {
+    if (token == kNoNumber || other.token == kNoNumber) {
+      token = kNoNumber;
+    } else if (other.score > score || (other.score == score && other.token < token)) {
+      *this = other;
+    }
+  }
+};
+
 inline bool run_head(const HeadCall& call) {
   ThreadPool& pool = ThreadPool::instance();
   const auto lock = pool.begin_call();
   Scratch& kept = scratch();
-  if (!kept.narrow.reserve(call.num_rows, call.matrix)) return false;
+  const int64_t size = sizeof(Likeliest), num_rows = call.num_rows;
+  const int64_t thread_rows = round_up(num_rows * size, 64) / size;  // no shared cache lines
+  if (!kept.narrow.reserve(num_rows, call.matrix) ||
+      !kept.likeliest.reserve(pool.num_threads() * thread_rows * size)) {
+    return false;
+  }
+  auto* likeliest = kept.likeliest.at<Likeliest>();
+  std::fill_n(likeliest, pool.num_threads() * thread_rows, Likeliest{-INFINITY, 0});
   pool.run(lock, 2, [&](Team& team) {
-    const Activations x(kept.narrow, call.num_rows, call.matrix);
+    const Activations x(kept.narrow, num_rows, call.matrix);
     const int64_t width = call.matrix.outputs;
-    team.each(call.num_rows,
+    team.each(num_rows,
               [&](int64_t row) { x.put_row(row, call.hidden + row * call.matrix.inputs); });
     multiply(team, pool.num_threads(), x, call.matrix,
              [&](int64_t row, int64_t panel, const float* out) {
                const int64_t first = panel * kPanelOutputs;
                const int64_t count = std::min(kPanelOutputs, width - first);
+               alignas(64) float scores[kPanelOutputs];
                for (int64_t i = 0; i < count; i += kLanes) {
                  Vector y = load(out + i) * call.multiplier;
                  if (call.softcap > 0.0f) y = call.softcap * tanh_of(y / call.softcap);
-                 store_part(call.logits + row * width + first + i, y, count - i);
+                 if (call.logits) {
+                   store_part(call.logits + row * width + first + i, y, count - i);
+                 } else {
+                   store(scores + i, y);
+                 }
+               }
+               if (!call.logits) {
+                 likeliest[team.thread() * thread_rows + row].look_at(scores, first, count);
                }
              });
   });
+  for (int64_t row = 0; row < num_rows && !call.logits; row++) {
+    for (int thread = 1; thread < pool.num_threads(); thread++) {
+      likeliest[row].merge(likeliest[thread * thread_rows + row]);
+    }
+    call.tokens[row] = likeliest[row].token;
+  }
   return true;
 }
 

@@ -117,11 +117,15 @@ struct BlocksCall {
 
 struct HeadCall {
   const float* hidden;  // [R, inputs]
-  float* logits;        // [R, outputs]
+  float* logits;        // [R, outputs]; null where only the likeliest tokens are wanted:
+  int32_t* tokens;      // [R]
   int64_t num_rows;     // Those that are computed.
   Matrix matrix;
   float multiplier, softcap;
 };
+
+// In place of a token: some score of the row is NaN or infinity. As NAN_LOGITS in sampler.py.
+constexpr int32_t kNoNumber = -2;
 
 struct EmbeddingCall {
   const int32_t* token_ids;  // [T]

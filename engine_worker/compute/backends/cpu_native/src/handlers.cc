@@ -339,26 +339,50 @@ TableConfig table_config(const CallFrame& frame) {
   return {type, group_size, multiplier, fields.scalar("softcap")};
 }
 
-bool run_head(const CallFrame& frame) {
+int64_t vocabulary_size(const CallFrame& frame) {
+  int64_t num_numbers = 0;
+  const auto* vocabulary = frame.array<int64_t>("vocabulary", XLA_FFI_DataType_S64, &num_numbers);
+  require(num_numbers == 1, "vocabulary is not one number");
+  return vocabulary[0];
+}
+
+// What both kinds of head read; the rows up to the last wanted one are computed.
+HeadCall read_head(const CallFrame& frame, int64_t vocabulary) {
   const TableConfig config = table_config(frame);
   frame.expect_arguments(3);
   const auto& hidden = frame.argument(0, "hidden", XLA_FFI_DataType_F32, {kAny, kAny}, kFloat);
   const auto& wanted =
       frame.argument(1, "wanted", XLA_FFI_DataType_S32, {hidden.dims[0]}, kFloat);
-  const auto& logits =
-      frame.result(0, "logits", XLA_FFI_DataType_F32, {hidden.dims[0], kAny}, kFloat);
   HeadCall call{};
-  call.matrix = matrix_at(frame, 2, "head", config.type, config.group_size, logits.dims[1],
+  call.matrix = matrix_at(frame, 2, "head", config.type, config.group_size, vocabulary,
                           hidden.dims[1]);
   call.hidden = floats(hidden);
-  call.logits = static_cast<float*>(logits.data);
   call.multiplier = config.multiplier;
   call.softcap = config.softcap;
   for (int64_t row = 0; row < hidden.dims[0]; row++) {
     if (integers(wanted)[row] != 0) call.num_rows = row + 1;
   }
-  const int64_t end = hidden.dims[0] * logits.dims[1];
-  std::fill(call.logits + call.num_rows * logits.dims[1], call.logits + end, 0.0f);
+  return call;
+}
+
+bool run_head(const CallFrame& frame) {
+  const auto& logits = frame.result(0, "logits", XLA_FFI_DataType_F32, {kAny, kAny}, kFloat);
+  HeadCall call = read_head(frame, logits.dims[1]);
+  const int64_t num_rows = frame.argument(0, "hidden", XLA_FFI_DataType_F32,
+                                          {logits.dims[0], kAny}, kFloat).dims[0];
+  call.logits = static_cast<float*>(logits.data);
+  std::fill(call.logits + call.num_rows * logits.dims[1], call.logits + num_rows * logits.dims[1],
+            0.0f);
+  return call.num_rows == 0 || current_level().run_head(call);
+}
+
+bool run_likeliest(const CallFrame& frame) {
+  HeadCall call = read_head(frame, vocabulary_size(frame));
+  const auto& hidden = frame.argument(0, "hidden", XLA_FFI_DataType_F32, {kAny, kAny}, kFloat);
+  const auto& tokens =
+      frame.result(0, "tokens", XLA_FFI_DataType_S32, {hidden.dims[0]}, kFloat);
+  call.tokens = static_cast<int32_t*>(tokens.data);
+  std::fill(call.tokens + call.num_rows, call.tokens + hidden.dims[0], 0);
   return call.num_rows == 0 || current_level().run_head(call);
 }
 
@@ -367,12 +391,9 @@ bool run_embedding(const CallFrame& frame) {
   frame.expect_arguments(2);
   const auto& ids = frame.argument(0, "token_ids", XLA_FFI_DataType_S32, {kAny}, kFloat);
   const auto& x = frame.result(0, "x", XLA_FFI_DataType_F32, {ids.dims[0], kAny}, kFloat);
-  int64_t num_extra = 0;
-  const auto* vocabulary = frame.array<int64_t>("vocabulary", XLA_FFI_DataType_S64, &num_extra);
-  require(num_extra == 1, "vocabulary is not one number");
   EmbeddingCall call{};
-  call.matrix = matrix_at(frame, 1, "table", config.type, config.group_size, vocabulary[0],
-                          x.dims[1]);
+  call.matrix = matrix_at(frame, 1, "table", config.type, config.group_size,
+                          vocabulary_size(frame), x.dims[1]);
   call.token_ids = integers(ids);
   call.x = static_cast<float*>(x.data);
   call.num_tokens = ids.dims[0];
@@ -425,6 +446,9 @@ PENSTOCK_EXPORT XLA_FFI_Error* penstock_blocks(XLA_FFI_CallFrame* frame) {
 }
 PENSTOCK_EXPORT XLA_FFI_Error* penstock_head(XLA_FFI_CallFrame* frame) {
   return penstock::handle(frame, "head", penstock::run_head);
+}
+PENSTOCK_EXPORT XLA_FFI_Error* penstock_likeliest(XLA_FFI_CallFrame* frame) {
+  return penstock::handle(frame, "likeliest", penstock::run_likeliest);
 }
 PENSTOCK_EXPORT XLA_FFI_Error* penstock_embedding(XLA_FFI_CallFrame* frame) {
   return penstock::handle(frame, "embedding", penstock::run_embedding);

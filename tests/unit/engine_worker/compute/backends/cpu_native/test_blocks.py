@@ -15,6 +15,10 @@ from engine_worker.compute.backends.cpu_native import calls, packing
 from engine_worker.compute.backends.cpu_native.calls import AttentionConfig, MlpConfig
 from engine_worker.compute.backends.cpu_native.library import Library
 from engine_worker.compute.models.spec import Activation, QkNorm
+from engine_worker.compute.runner.packing import pack_row_fields, unpack_row_fields
+from engine_worker.compute.sampling.params import SamplingRows
+from engine_worker.compute.sampling.sampler import NAN_LOGITS, sample_tokens
+from engine_worker.core.choice.batch import RowSampling, RowWork
 from engine_worker.errors import NativeUnavailableError
 from tests.fakes.block_oracle import (
     TOLERANCE,
@@ -173,16 +177,15 @@ def check_head(num_rows: int, outputs: int, inputs: int, weight_type: str, softc
     values = packing.unpack(packed, weights.shape, weight_type, "table", group_size=32)
     hidden = random.standard_normal((num_rows, inputs), np.float32)
     wanted = random.integers(0, 2, num_rows)
-    logits = calls.head(
+    arguments = (
         jnp.asarray(hidden),
         jnp.asarray(packed),
         outputs,
         weight_type,
         jnp.asarray(wanted),
-        group_size=32,
-        multiplier=0.5,
-        softcap=softcap,
     )
+    logits = calls.head(*arguments, group_size=32, multiplier=0.5, softcap=softcap)
+    tokens = calls.likeliest(*arguments, group_size=32, multiplier=0.5, softcap=softcap)
     expected = rounded(hidden, weight_type, 32) @ values.T.astype(np.float64) * 0.5
     if softcap:
         expected = softcap * np.tanh(expected / softcap)
@@ -191,6 +194,8 @@ def check_head(num_rows: int, outputs: int, inputs: int, weight_type: str, softc
     if num_computed:
         found = np.asarray(logits)[:num_computed]
         assert distance(found, expected[:num_computed]) < TOLERANCE[weight_type]
+        assert tokens[:num_computed].tolist() == np.argmax(found, axis=1).tolist()
+    assert not np.asarray(tokens)[num_computed:].any()
     ids = np.array([0, outputs - 1, outputs + 5, -3], np.int32)
     rows = calls.embedding(
         jnp.asarray(ids), jnp.asarray(packed), outputs, inputs, weight_type, group_size=32
@@ -200,6 +205,38 @@ def check_head(num_rows: int, outputs: int, inputs: int, weight_type: str, softc
 
 def test_a_head_is_the_oracles_and_its_table_looks_up(level: str) -> None:
     check_head()
+
+
+@pytest.mark.parametrize("weight_type", packing.WEIGHT_TYPES)
+def test_the_likeliest_token_is_the_first_of_a_tie_and_none_without_a_number(
+    level: str, weight_type: str
+) -> None:
+    """As the sampler's own look at the scores, which no greedy request takes any more."""
+    inputs, outputs = 64, 2003
+    weights = np.random.default_rng(0).standard_normal((outputs, inputs)).astype(np.float32)
+    weights[[700, 1999, 41]] = 3.0
+    hidden = np.ones((6, inputs), np.float32)
+    hidden[1] = -1.0
+    hidden[2, 5] = np.nan
+    hidden[3, 5] = np.inf
+    hidden[4] = 0.0
+    (packed,) = packing.pack(weights, weight_type, "table", group_size=32)
+    arguments = (jnp.asarray(hidden), jnp.asarray(packed), outputs, weight_type)
+    rows = greedy_rows(len(hidden))
+    counts = jnp.zeros((1, outputs), jnp.int32)
+    expected = sample_tokens(calls.head(*arguments, group_size=32), counts, rows)
+    tokens = calls.likeliest(*arguments, group_size=32)
+    assert tokens.tolist() == expected.tolist()
+    assert tokens[0] == 41
+    assert tokens[2:5].tolist() == [NAN_LOGITS, NAN_LOGITS, 0]
+
+
+def greedy_rows(num_rows: int) -> SamplingRows:
+    """Sampling parameters of greedy rows, all of them wanted."""
+    fields = pack_row_fields(
+        [RowWork(0, (1,), 0, (0,), True, RowSampling()) for _ in range(num_rows)], num_rows, 1
+    )
+    return unpack_row_fields(jnp.asarray(fields))
 
 
 @pytest.mark.parametrize("weight_type", packing.WEIGHT_TYPES)
