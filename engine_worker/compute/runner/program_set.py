@@ -91,21 +91,19 @@ class ProgramSet:
         return counts, jnp.zeros(self._buckets.decode[-1].num_rows, jnp.int32)
 
     def warm_up(self, progress: ProgressCallback) -> None:
-        """Compiles the programs that any work fits, and the others behind; see the port."""
-        first = self._first
+        """Compiles the programs that any step fits, and the others behind; see the port."""
+        first = self._buckets.largest
         progress(0.0, f"compiling {len(first)} programs")
-        self.store.warm_up(first, self._buckets.by_demand, progress)
+        # Most engines are never asked to score: these come last, or with the first question.
+        others = (*self._buckets.by_demand, *self._score_layouts.values())
+        self.store.warm_up(first, others, progress)
         self._compile_set_counts()
         progress(1.0, f"compiled {len(first)} programs, the others follow")
 
-    @property
-    def _first(self) -> tuple[Bucket | int | ScoreLayout, ...]:
-        """What all work fits."""
-        return (*self._buckets.largest, *self._score_layouts.values())
-
     def working_bytes(self) -> int:
         """Working memory of the largest program, beside weights and state; compiles a few."""
-        compiled = [self.store.get(key).memory_analysis() for key in self._first]
+        largest = (*self._buckets.largest, *self._score_layouts.values())
+        compiled = [self.store.get(key).memory_analysis() for key in largest]
         # What is donated is counted as an output too, but is no new memory.
         sizes_bytes: list[int] = [
             memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
