@@ -9,11 +9,9 @@ each round, so that a noisy machine treats them alike; medians over rounds are c
 """
 
 import argparse
-import asyncio
 import json
 import os
 import random
-import shutil
 import socket
 import statistics
 import subprocess
@@ -33,13 +31,13 @@ import psutil
 from safetensors.numpy import save_file
 
 from benchmarks.shapes import SHAPES
+from benchmarks.stream_client import stream_all
+from benchmarks.whole_engine import wide_vocabulary
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.weights.sources import weight_sources
-from engine_worker.demo import demo_model_path
 
 NUM_PROMPT_TOKENS = NUM_NEW_TOKENS = 128
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _START_TIMEOUT_S = 600.0
 
 
@@ -64,12 +62,15 @@ class Side:
 
 
 def write_checkpoint(folder: Path, shape: str) -> None:
-    """A model folder of a shape: random bfloat16 weights, the bundled model's tokenizer."""
-    config: dict[str, Any] = SHAPES[shape] | {"model_type": "llama", "dtype": "bfloat16"}
+    """A model folder of a shape: random bfloat16 weights, a tokenizer of as many tokens."""
+    config: dict[str, Any] = SHAPES[shape] | {"dtype": "bfloat16"}
+    is_qwen = "Qwen2ForCausalLM" in config["architectures"]
+    config["model_type"] = "qwen2" if is_qwen else "llama"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    for name in _TOKENIZER_FILES:
-        shutil.copy(demo_model_path() / name, folder)
+    wide_vocabulary(config["vocab_size"]).save(str(folder / "tokenizer.json"))
+    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
     generator = np.random.default_rng(0)
     tensors: dict[str, Any] = {}
     for sources in weight_sources(declare(decoder_spec(config), "bfloat16")):
@@ -119,33 +120,34 @@ def served(folder: Path, cache_dir: Path, side: Side) -> Iterator[psutil.Process
         process.wait(60)
 
 
-async def tokens_per_s(url: str, model: str, concurrency: int, seed: int) -> float:
-    """New tokens per second of so many requests at once, prompts included."""
+def completions(
+    model: str,
+    concurrency: int,
+    seed: int,
+    *,
+    num_prompt_tokens: int = NUM_PROMPT_TOKENS,
+    num_new_tokens: int = NUM_NEW_TOKENS,
+) -> list[dict[str, Any]]:
+    """Bodies of requests with random prompts, for any server of OpenAI's interface."""
     rng = random.Random(seed)  # noqa: S311
-
-    async def one(client: httpx.AsyncClient) -> int:
-        body = {
+    return [
+        {
             "model": model,
-            "prompt": [rng.randrange(5, 500) for _ in range(NUM_PROMPT_TOKENS)],
-            "max_tokens": NUM_NEW_TOKENS,
+            "prompt": [rng.randrange(5, 500) for _ in range(num_prompt_tokens)],
+            "max_tokens": num_new_tokens,
             "temperature": 0.0,
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        num_tokens = 0
-        async with client.stream("POST", "/v1/completions", json=body) as response:
-            if response.is_error:
-                raise SystemExit((await response.aread()).decode())
-            async for line in response.aiter_lines():
-                if line.startswith("data: {") and '"usage":{' in line:
-                    num_tokens = json.loads(line[6:])["usage"]["completion_tokens"]
-        return num_tokens
+        for _ in range(concurrency)
+    ]
 
-    async with httpx.AsyncClient(base_url=url, timeout=600.0, trust_env=False) as client:
-        started = time.perf_counter()
-        counts = await asyncio.gather(*(one(client) for _ in range(concurrency)))
-        return sum(counts) / (time.perf_counter() - started)
+
+def tokens_per_s(url: str, model: str, concurrency: int, seed: int) -> float:
+    """New tokens per second of so many requests at once, prompts included."""
+    answers = stream_all(url, completions(model, concurrency, seed), "/v1/completions")
+    return sum(answer.num_tokens for answer in answers) / max(answer.last_s for answer in answers)
 
 
 def engine_mib(process: psutil.Process) -> int:
@@ -170,18 +172,18 @@ def measure(args: argparse.Namespace) -> list[Side]:
         write_checkpoint(home / args.shape, args.shape)
         for side in sides:  # fills the caches
             with served(home / args.shape, home / "cache", side) as process:
-                asyncio.run(tokens_per_s(side.url, args.shape, max(args.concurrency), 0))
-                _wait_until_idle(process)
+                tokens_per_s(side.url, args.shape, max(args.concurrency), 0)
+                wait_until_idle(process)
         processes = []
         for side in sides:
             process = stack.enter_context(served(home / args.shape, home / "cache", side))
             processes.append(process)
-            _wait_until_idle(process)
+            wait_until_idle(process)
         for number in range(args.rounds + 1):
             for concurrency in args.concurrency:
                 for side in sides if number % 2 else reversed(sides):
                     seed = 1000 * number + concurrency
-                    rate = asyncio.run(tokens_per_s(side.url, args.shape, concurrency, seed))
+                    rate = tokens_per_s(side.url, args.shape, concurrency, seed)
                     if number:  # the first round warms up
                         side.rates.setdefault(concurrency, []).append(rate)
                     sys.stderr.write(
@@ -193,7 +195,7 @@ def measure(args: argparse.Namespace) -> list[Side]:
     return sides
 
 
-def _wait_until_idle(process: psutil.Process) -> None:
+def wait_until_idle(process: psutil.Process) -> None:
     """Until nothing is compiled behind any more: the engine used hardly any time for a while."""
     engine = max(process.children(recursive=True), key=lambda child: child.memory_info().rss)
     quiet = 0

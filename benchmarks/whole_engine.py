@@ -29,7 +29,7 @@ NUM_PROMPT_TOKENS = 128
 NUM_NEW_TOKENS = 128
 
 
-def wide_tokenizer(vocab_size: int) -> Tokenizer:
+def wide_vocabulary(vocab_size: int) -> BackendTokenizer:
     """A byte-level tokenizer with as many tokens as the model has, so that any output is text."""
     vocabulary = byte_level_table()
     letters = list(vocabulary)
@@ -46,7 +46,12 @@ def wide_tokenizer(vocab_size: int) -> Tokenizer:
     backend = BackendTokenizer(models.BPE(vocab=vocabulary, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    return Tokenizer(TokenizerFiles(backend, {}, None), frozenset())
+    return backend
+
+
+def wide_tokenizer(vocab_size: int) -> Tokenizer:
+    """`wide_vocabulary` as the engine has it."""
+    return Tokenizer(TokenizerFiles(wide_vocabulary(vocab_size), {}, None), frozenset())
 
 
 def served_dtype(shape: str) -> np.dtype[Any]:
