@@ -56,8 +56,11 @@ def wide_tokenizer(vocab_size: int) -> Tokenizer:
 
 def served_dtype(shape: str) -> np.dtype[Any]:
     """The type that the engine would choose for a model of this shape here."""
-    num_parameters = declare(decoder_spec(SHAPES[shape]), "float32").num_parameters
-    return resolve_dtype("auto", jax.default_backend(), num_parameters, read_cpu_flags()).dtype
+    graph = declare(decoder_spec(SHAPES[shape]), "float32")
+    choice = resolve_dtype(
+        "auto", jax.default_backend(), lambda: graph.num_parameters, read_cpu_flags()
+    )
+    return choice.dtype
 
 
 class TimedPrograms(ProgramSet):

@@ -364,12 +364,11 @@ def _capabilities(
 
 
 def _choose_dtype(settings: ModelSettings, spec: DecoderSpec) -> DtypeChoice:
-    # Declaring allocates nothing; the number of parameters is the same in every type.
-    num_parameters = declare(spec, "float32").num_parameters
     choice = resolve_dtype(
         settings.dtype,
         jax.default_backend(),
-        num_parameters,
+        # Declaring allocates nothing; the number of parameters is the same in every type.
+        lambda: declare(spec, "float32").num_parameters,
         read_cpu_flags(),
         deterministic=settings.deterministic,
     )

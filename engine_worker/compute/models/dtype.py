@@ -1,6 +1,7 @@
 """Chooses the type of the weights and activations when nobody did."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class DtypeChoice:
 def resolve_dtype(
     requested: str,
     backend: str,
-    num_parameters: int,
+    count_parameters: Callable[[], int],
     cpu_flags: frozenset[str],
     *,
     deterministic: bool = False,
@@ -56,7 +57,8 @@ def resolve_dtype(
     Args:
         requested: auto, float32, bfloat16, int8 or int4.
         backend: JAX's name of the platform: cpu, gpu, tpu.
-        num_parameters: Of the model.
+        count_parameters: Of the model; called where the choice depends on it, which takes a
+            moment of a start.
         cpu_flags: From `read_cpu_flags`; looked at on a CPU only.
         deterministic: Equal logits in every batch are asked for, which float32 gives.
 
@@ -79,7 +81,7 @@ def resolve_dtype(
         return DtypeChoice("bfloat16", f"{backend} multiplies bfloat16")
     if cpu_flags & NATIVE_BFLOAT16_FLAGS:
         return DtypeChoice("bfloat16", "this CPU multiplies bfloat16")
-    if num_parameters <= FLOAT32_MAX_PARAMETERS:
+    if count_parameters() <= FLOAT32_MAX_PARAMETERS:
         return DtypeChoice("float32", "this CPU does not multiply bfloat16")
     return DtypeChoice("bfloat16", "float32 would double the memory of a large model")
 

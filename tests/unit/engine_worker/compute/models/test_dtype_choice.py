@@ -24,25 +24,34 @@ PLAIN = frozenset({"avx2"})
 def test_auto_takes_bfloat16_where_it_is_native_or_float32_would_be_too_large(
     backend: str, num_parameters: int, flags: frozenset[str], dtype: str
 ) -> None:
-    choice = resolve_dtype("auto", backend, num_parameters, flags)
+    choice = resolve_dtype("auto", backend, lambda: num_parameters, flags)
     assert choice.name == dtype
     assert choice.reason
 
 
+def nobody_asks() -> int:
+    """Counting declares the whole decoder, which a start has no time for."""
+    raise AssertionError("the number of parameters decides nothing here")
+
+
+def test_parameters_are_counted_only_where_their_number_decides() -> None:
+    assert resolve_dtype("auto", "cpu", nobody_asks, NATIVE).name == "bfloat16"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_stated_type_is_taken(dtype: str) -> None:
-    assert resolve_dtype(dtype, "cpu", 1, NATIVE).name == dtype
+    assert resolve_dtype(dtype, "cpu", nobody_asks, NATIVE).name == dtype
 
 
 def test_deterministic_means_float32_and_refuses_bfloat16() -> None:
-    assert resolve_dtype("auto", "gpu", 1, NATIVE, deterministic=True).name == "float32"
+    assert resolve_dtype("auto", "gpu", nobody_asks, NATIVE, deterministic=True).name == "float32"
     with pytest.raises(ConfigurationError, match="deterministic"):
-        resolve_dtype("bfloat16", "cpu", 1, NATIVE, deterministic=True)
+        resolve_dtype("bfloat16", "cpu", nobody_asks, NATIVE, deterministic=True)
 
 
 def test_an_unknown_type_is_refused_naming_the_setting() -> None:
     with pytest.raises(ConfigurationError, match="dtype must be auto, .*'int3'") as caught:
-        resolve_dtype("int3", "cpu", 1, NATIVE)
+        resolve_dtype("int3", "cpu", nobody_asks, NATIVE)
     assert caught.value.param == "dtype"
 
 

@@ -63,6 +63,15 @@ def blocks(request: int) -> list[int]:
     return [10 * request + int(x) for x in np.random.default_rng(request).permutation(10)]
 
 
+def test_a_start_waits_for_no_program_that_only_scores(
+    warm_runner: JaxModelRunner, reports: list[tuple[float, str]]
+) -> None:
+    """They are compiled behind, or with the first question; steps can't be without the others."""
+    texts = [text for _, text in reports]
+    assert len(texts) == 2 + len(warm_runner._buckets.largest)
+    assert not [text for text in texts if "scoring" in text]
+
+
 @pytest.mark.parametrize("max_tokens", [None, 7])
 def test_a_prompt_in_chunks_and_its_continuation_match_the_dense_reference(
     runner: JaxModelRunner, reference: GreedyReference, max_tokens: int | None
@@ -160,7 +169,7 @@ def test_warm_up_reports_rising_progress_up_to_the_end(
     warm_runner: JaxModelRunner, reports: list[tuple[float, str]]
 ) -> None:
     # The largest decode, prefill, full sampler and scoring, between a first and a last report.
-    assert len(reports) == 5 + 2
+    assert len(reports) == 3 + 2
     fractions = [fraction for fraction, _ in reports]
     assert fractions == sorted(fractions)
     assert (fractions[0], fractions[-1]) == (0.0, 1.0)
