@@ -1,4 +1,7 @@
-"""A model runner without a model: each next token is a function of all tokens before it."""
+"""A model runner without a model: each next token is a function of all tokens before it.
+
+It keeps keys and values as a plain decoder does, and states as a recurrent one (ADR 50).
+"""
 
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -15,6 +18,7 @@ from engine_worker.core.choice.batch import (
     StepResult,
 )
 from engine_worker.core.choice.score_pack import ScoreLimits, ScorePack, ScoreShape
+from tests.fakes.recurrent_states import RecurrentStates
 
 NextToken = Callable[[Sequence[int]], int]
 
@@ -106,6 +110,7 @@ class DeterministicFakeRunner:
         self._fail_packs = fail_packs
         self._nan_prompts = nan_prompts
         self._cache = np.full((num_blocks, block_size), -1, np.int64)
+        self._states = RecurrentStates(block_size, self.max_draft_tokens + 2)
         self.batches: list[StepBatch] = []
         self.packs: list[ScorePack] = []
         self.assigned: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
@@ -165,11 +170,13 @@ class DeterministicFakeRunner:
         self.batches.append(batch)
         if len(self.batches) - 1 in self._fail_steps:
             self._cache[:] = -2
+            self._states.lose()
             raise RuntimeError("planned failure")
         for row in batch.rows:
             for offset, token_id in enumerate((*row.token_ids, *row.draft_token_ids)):
                 block_id, index = self._place(row, row.start + offset)
                 self._cache[block_id, index] = token_id
+            self._compute_states(row, (*row.token_ids, *row.draft_token_ids))
         token_ids = np.full(len(batch.rows), -1, np.int32)
         has_nan = np.zeros(len(batch.rows), np.bool_)
         more: dict[int, list[int]] = {}
@@ -185,6 +192,9 @@ class DeterministicFakeRunner:
                 elif row.draft_token_ids:
                     more[index] = self._check_draft(row, [*seen, int(token_ids[index])])
                 self._counted[row.slot] = [*seen, int(token_ids[index]), *more.get(index, ())]
+                if batch.has_next:
+                    # As if the next step was begun and dropped.
+                    self._states.compute(row.slot, row.block_ids, seen, (int(token_ids[index]),))
         nothing_allowed = frozenset(np.flatnonzero(token_ids == _NOTHING_ALLOWED).tolist())
         return StepResult(token_ids, has_nan, nothing_allowed=nothing_allowed, more_token_ids=more)
 
@@ -193,6 +203,7 @@ class DeterministicFakeRunner:
         more: list[int] = []
         while seen[-1] not in row.stop_token_ids and len(more) + 1 < row.max_new_tokens:
             self._cache[self._place(row, len(seen) - 1)] = seen[-1]
+            self._states.compute(row.slot, row.block_ids, seen[:-1], seen[-1:])
             more.append(self._next_token(seen))
             seen.append(more[-1])
         return more
@@ -231,6 +242,7 @@ class DeterministicFakeRunner:
         if len(self.packs) in self._fail_packs:
             raise RuntimeError("the device is gone")
         prompt = self._cache[list(block_ids)].reshape(-1)[:num_stored].tolist()
+        self._states.check(slot, block_ids, prompt)
         lent = [block_id for row in scratch_ids for block_id in row]
         assert len(set(lent)) == len(lent)
         assert not set(lent) & set(block_ids)
@@ -250,6 +262,7 @@ class DeterministicFakeRunner:
 
     def reset(self) -> None:
         self._cache[:] = -1
+        self._states.lose()
         self._counted.clear()
         self.num_resets += 1
 
@@ -280,6 +293,11 @@ class DeterministicFakeRunner:
             for other in batch.rows:
                 shared = other is not row and written & set(other.block_ids)
                 assert not shared, "a row writes to a block that another one has"
+
+    def _compute_states(self, row: RowWork, token_ids: Sequence[int]) -> None:
+        before = [self._place(row, position) for position in range(row.start)]
+        known = [int(self._cache[place]) for place in before]
+        self._states.compute(row.slot, row.block_ids, known, token_ids)
 
     def _place(self, row: RowWork, position: int) -> tuple[int, int]:
         return row.block_ids[position // self._block_size], position % self._block_size

@@ -1,4 +1,7 @@
-"""The scheduler against a model: any order of events, with blocks whose contents are checked."""
+"""The scheduler against a model: any order of events, with blocks whose contents are checked.
+
+So are the states of recurrent layers, which lie with blocks and in the rings of slots (ADR 50).
+"""
 
 import gc
 import itertools
@@ -20,9 +23,11 @@ from engine_worker.core.scheduling.scheduler import (
     Scheduler,
     SchedulerLimits,
 )
+from tests.fakes.recurrent_states import RecurrentStates
 
 NUM_BLOCKS = 10
 BLOCK_SIZE = 3
+MAX_DRAFT_TOKENS = 4
 LIMITS = SchedulerLimits(
     max_num_seqs=3, max_num_batched_tokens=9, prefill_chunk_size=5, max_model_len=24
 )
@@ -42,6 +47,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)
         self.scheduler = Scheduler(LIMITS, self.pool)
         self.memory: list[list[int | None]] = [[None] * BLOCK_SIZE for _ in range(NUM_BLOCKS)]
+        self.states = RecurrentStates(BLOCK_SIZE, MAX_DRAFT_TOKENS + 2)
         self.choices: list[Choice] = []
         self.num_added = 0
         self.known: set[bytes] = set()
@@ -78,7 +84,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(
         token=st.sampled_from([5, 5, 6]),
         num_steps=st.integers(1, 4),
-        lookahead=st.integers(1, 5),
+        lookahead=st.integers(1, 1 + MAX_DRAFT_TOKENS),
         num_right=st.integers(0, 5),
     )
     def step(
@@ -141,6 +147,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.end(row.choice)
         self.scheduler.reset()
         self.memory = [[None] * BLOCK_SIZE for _ in range(NUM_BLOCKS)]
+        self.states.lose()
 
     @rule()
     def find_no_numbers(self) -> None:
@@ -172,6 +179,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.pool.num_holders(block_id) == 1, "a shared block is written to"
             assert self.pool._hashes[block_id] is None, "a named block is written to"
             self.memory[block_id][position % BLOCK_SIZE] = token
+        assert choice.slot is not None
+        self.states.compute(choice.slot, choice.block_ids, choice.token_ids(0, start), tokens)
 
     def write_draft(self, row: ScheduledRow, num_drafted: int) -> None:
         """Drafts are computed with the row; whatever they were, it is nobody's token."""
@@ -181,6 +190,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.pool.num_holders(block_id) == 1, "a draft is written to a shared block"
             assert self.pool._hashes[block_id] is None, "a draft is written to a named block"
             self.memory[block_id][position % BLOCK_SIZE] = -position
+        slot, known = row.choice.slot, row.choice.token_ids(0, first)
+        assert slot is not None
+        drafted = tuple(range(-first - num_drafted, -first))
+        self.states.compute(slot, row.choice.block_ids, known, drafted)
 
     def check_reads(self, row: ScheduledRow) -> None:
         choice = row.choice
@@ -218,6 +231,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             named = choice.block_hashes[: choice.num_named_blocks]
             tokens = choice.token_ids(0, choice.num_computed_tokens)
             assert tuple(named) == block_hashes(tokens, BLOCK_SIZE, choice.cache_salt)[: len(named)]
+            for end in range(BLOCK_SIZE, len(named) * BLOCK_SIZE + 1, BLOCK_SIZE):
+                self.states.check(-1, choice.block_ids, tokens[:end])
 
     @invariant()
     def the_changes_add_up(self) -> None:
