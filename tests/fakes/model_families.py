@@ -101,6 +101,52 @@ def _llama() -> dict[str, FamilyCase]:
 
 
 def _hybrids() -> dict[str, FamilyCase]:
+    delta_net = {
+        "num_hidden_layers": 3,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "head_dim": 16,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 6,
+        "linear_key_head_dim": 12,
+        "linear_value_head_dim": 8,
+        "linear_conv_kernel_dim": 4,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 500.0,
+            "partial_rotary_factor": 0.5,
+        },
+    }
+    experts = {
+        "num_experts": 9,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40,
+    }
+    mamba = {
+        "num_hidden_layers": 3,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "shared_intermediate_size": 56,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.7,
+        "attention_multiplier": 0.2,
+        "mamba_n_heads": 6,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 12,
+        "mamba_d_conv": 4,
+        "mamba_expand": 2,
+        "mamba_chunk_size": 16,
+    }
+    vision = {
+        "vision_config": {
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 48,
+            "num_position_embeddings": 16,
+        }
+    }
     return {
         "lfm2": FamilyCase(
             "Lfm2Config",
@@ -113,6 +159,41 @@ def _hybrids() -> dict[str, FamilyCase]:
                 "norm_eps": 1e-4,
                 "tie_word_embeddings": True,
             },
+        ),
+        "granite_hybrid": FamilyCase(
+            "GraniteMoeHybridConfig", {**mamba, "num_local_experts": 0, "tie_word_embeddings": True}
+        ),
+        "granite_hybrid_with_experts": FamilyCase(
+            "GraniteMoeHybridConfig",
+            {
+                **mamba,
+                "num_local_experts": 7,
+                "num_experts_per_tok": 3,
+                "position_embedding_type": "rope",
+                "mamba_proj_bias": True,
+                "attention_bias": True,
+            },
+        ),
+        "qwen3_next_with_a_dense_layer": FamilyCase(
+            "Qwen3NextConfig", {**delta_net, **experts, "mlp_only_layers": [1]}, norm_mean=0.0
+        ),
+        "qwen3_5": FamilyCase(
+            "Qwen3_5TextConfig", {**delta_net, "tie_word_embeddings": True}, norm_mean=0.0
+        ),
+        "qwen3_5_beside_a_vision_tower": FamilyCase(
+            "Qwen3_5Config",
+            delta_net,
+            vision,
+            "Qwen3_5ForConditionalGeneration",
+            norm_mean=0.0,
+        ),
+        "qwen3_5_moe": FamilyCase("Qwen3_5MoeTextConfig", {**delta_net, **experts}, norm_mean=0.0),
+        "qwen3_5_moe_beside_a_vision_tower": FamilyCase(
+            "Qwen3_5MoeConfig",
+            {**delta_net, **experts},
+            vision,
+            "Qwen3_5MoeForConditionalGeneration",
+            norm_mean=0.0,
         ),
     }
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from jax.typing import DTypeLike
 
 from engine_worker.compute.models.decoder import DecoderWeights, declare, random_weights
-from engine_worker.compute.models.recurrent.specs import ShortConvSpec
+from engine_worker.compute.models.recurrent.specs import DeltaNetSpec, MambaSpec, ShortConvSpec
 from engine_worker.compute.models.reference import ReferenceCache, reference_step
 from engine_worker.compute.models.spec import (
     AttentionSpec,
@@ -54,7 +54,9 @@ def tiny_spec(
 def tiny_hybrid_spec() -> DecoderSpec:
     """Recurrent layers of every kind, with attention between them."""
     conv = ShortConvSpec(channels=32, kernel_size=3, bias=True)
-    mixers = (conv, tiny_attention(), conv, tiny_attention(window=20))
+    delta = DeltaNetSpec(num_key_heads=2, num_value_heads=4, key_dim=8, value_dim=6, kernel_size=4)
+    mamba = MambaSpec(num_heads=4, head_dim=6, num_groups=2, state_size=8, kernel_size=3)
+    mixers = (conv, tiny_attention(), delta, tiny_attention(window=20), mamba)
     layers = tuple(LayerSpec(mixer, MlpSpec(48)) for mixer in mixers)
     return replace(tiny_spec(), architecture="Lfm2ForCausalLM", layers=layers)
 

@@ -251,12 +251,17 @@ class Embedding(Block):
 
 
 class AttentionBlock(ResidualBlock):
-    """Norm, fused q|k|v projection, optional q/k norm, rotation, attention, output projection."""
+    """Norm, fused q|k|v projection, optional q/k norm, rotation, attention, output projection.
+
+    The gate of the output, where there is one, is the last part of the fused projection.
+    """
 
     def __init__(self, spec: DecoderSpec, attention: AttentionSpec, dtype: DTypeLike) -> None:
         super().__init__(spec, dtype, is_first=True)
         hidden = spec.hidden_size
         width = attention.q_size + 2 * attention.kv_size
+        if attention.output_gate:
+            width += attention.q_size
         self.spec = attention
         self.qkv = Linear(width, hidden, dtype, bias=attention.qkv_bias)
         q_width, k_width = _qk_norm_widths(attention)
@@ -283,7 +288,8 @@ class AttentionBlock(ResidualBlock):
         """
         spec, num_tokens = self.spec, x.shape[0]
         qkv = self.qkv(self.normed(x))
-        q, k, v = jnp.split(qkv, [spec.q_size, spec.q_size + spec.kv_size], axis=-1)
+        k_end = spec.q_size + spec.kv_size
+        q, k, v, gate = jnp.split(qkv, [spec.q_size, k_end, k_end + spec.kv_size], axis=-1)
         if spec.qk_norm is QkNorm.FULL_WIDTH:
             q, k = self._normed_qk(q, k)
         q = q.reshape(num_tokens, spec.num_heads, spec.head_dim)
@@ -295,6 +301,8 @@ class AttentionBlock(ResidualBlock):
             q, k = rotation.queries(q), rotation.keys(k)
         sinks = None if self.sinks is None else self.sinks[...].astype(jnp.float32)
         attended = attend(layer, q, k, v, sinks).reshape(num_tokens, spec.q_size)
+        if spec.output_gate:
+            attended *= jax.nn.sigmoid(gate)
         return self.added(self.o(attended))
 
     def _normed_qk(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -133,6 +133,7 @@ class AttentionSpec:
         query_scale: Multiplies queries after the rotation; None is off.
         latent: Keys and values are made of a latent; `head_dim` is the rotated part of a key then,
             which all heads share (`num_kv_heads` is 1). None is off.
+        output_gate: What is attended to is multiplied by the sigmoid of a product of its own.
     """
 
     num_heads: int
@@ -147,6 +148,7 @@ class AttentionSpec:
     softcap: float | None = None
     sinks: bool = False
     query_scale: QueryScale | None = None
+    output_gate: bool = False
     latent: LatentSpec | None = None
 
     @property

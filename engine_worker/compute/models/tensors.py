@@ -20,6 +20,7 @@ class Source:
         shape: Of the whole tensor, as the checkpoint holds it.
         rows: First row and the one behind the last, where only some of them are meant; counted
             after `is_transposed`.
+        period: The tensor's rows come in groups of so many, and `rows` are those of each group.
         is_transposed: The checkpoint holds [.., in, out].
         has_halves_in_turn: Its last axis, as the checkpoint holds it, has the numbers of two halves
             in turn (gate 0, up 0, gate 1, ...), of which the weight has one behind the other.
@@ -28,6 +29,7 @@ class Source:
     name: str
     shape: tuple[int, ...]
     rows: tuple[int, int] | None = None
+    period: int | None = None
     is_transposed: bool = False
     has_halves_in_turn: bool = False
 

@@ -180,11 +180,19 @@ class WeightReader:
             # A vector may be a matrix of one row in the file.
             values = values.reshape(-1) if value.ndim == 1 else _as_rows(values)
             if part.rows is not None:
-                values = values[part.rows[0] : part.rows[1]]
+                values = _some_rows(values, part.rows, part.period)
             rows[row : row + len(values)] = values
             row += len(values)
         assert row == len(rows), parameter.path
         return value
+
+
+def _some_rows(
+    values: npt.NDArray[Any], rows: tuple[int, int], period: int | None
+) -> npt.NDArray[Any]:
+    """Rows of a matrix or vector, or those of each of its groups of `period` rows."""
+    groups = values.reshape(-1, period or len(values), *values.shape[1:])
+    return groups[:, rows[0] : rows[1]].reshape(-1, *values.shape[1:])
 
 
 def _as_rows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -525,6 +525,8 @@ def _uncovered_attention(layer: LayerSpec, cache_type: str, block_size: int) -> 
         return "a cache block has at most 65536 tokens"
     if attention.rope is not None and attention.rope.interleaved:
         return "no kernel rotates neighbouring pairs"
+    if attention.output_gate:
+        return "no kernel gates what is attended to"
     if attention.query_scale is not None:
         return "no kernel scales queries by their position"
     return None

@@ -100,6 +100,7 @@ def _tensors(spec: DecoderSpec, _: Collection[str] = ()) -> Tensors:
         if isinstance(layer.mixer, AttentionSpec):
             sources |= _attention_tensors(f"{ours}attention.", theirs, layer.mixer, hidden)
         else:
+            assert isinstance(layer.mixer, ShortConvSpec)
             sources |= _conv_tensors(f"{ours}recurrent.", theirs, layer.mixer, hidden)
         sources |= _mlp_tensors(f"{ours}mlp.", theirs, layer.mlp, hidden)
     return sources

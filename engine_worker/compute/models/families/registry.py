@@ -10,10 +10,12 @@ from engine_worker.compute.models.families import (
     granite,
     lfm2,
     llama,
+    mamba,
     mistral,
     moe,
     olmo,
     phi,
+    qwen_hybrid,
 )
 from engine_worker.compute.models.families.family import Family
 from engine_worker.compute.models.families.outside import outside_families
@@ -32,6 +34,8 @@ _FILES = (
     gpt_oss,
     lfm2,
     deepseek,
+    qwen_hybrid,
+    mamba,
 )
 
 FAMILIES: dict[str, Family] = {

@@ -1,4 +1,4 @@
-"""Mixers that carry a state of fixed size from token to token: short convolutions and the like.
+"""Mixers with a state of one size: short convolutions, gated delta nets, Mamba-2.
 
 `specs.py` says what they are, `state.py` how a block meets its state, one file each how they are
 computed: pure functions of weights, tokens and the state before them. Where states are kept is the

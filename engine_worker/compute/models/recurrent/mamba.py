@@ -1,0 +1,101 @@
+"""Mamba-2 as the hybrids of Granite, Bamba and others have it (arXiv 2405.21060)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+
+from engine_worker.compute.models.layers import Block, Linear, ResidualBlock
+from engine_worker.compute.models.recurrent.scan import each_token
+from engine_worker.compute.models.recurrent.short_conv import CausalConv
+from engine_worker.compute.models.recurrent.specs import MambaSpec
+from engine_worker.compute.models.recurrent.state import Inputs, Recur, State
+from engine_worker.compute.models.spec import DecoderSpec
+
+
+class GatedGroupNorm(Block):
+    """A gate, then an RMS norm over each of some equal groups of the last axis."""
+
+    def __init__(self, size: int, num_groups: int, eps: float, dtype: DTypeLike) -> None:
+        self.weight = nnx.Param(jnp.ones((size,), dtype))
+        self.num_groups = num_groups
+        self.eps = eps
+
+    def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
+        """[T, size] float32 of x and gate, both [T, size] float32."""
+        x = x * jax.nn.silu(gate)
+        groups = x.reshape(x.shape[0], self.num_groups, -1)
+        mean_square = jnp.mean(jnp.square(groups), axis=-1, keepdims=True)
+        normed: jax.Array = (groups * lax.rsqrt(mean_square + self.eps)).reshape(x.shape)
+        weight: jax.Array = self.weight[...].astype(jnp.float32)
+        return normed * weight
+
+
+class MambaBlock(ResidualBlock):
+    """Norm, projection, convolution, state space, gated norm, output projection.
+
+    One product gives the gate, what goes through the convolution, and each head's step in time.
+    """
+
+    def __init__(self, spec: DecoderSpec, mamba: MambaSpec, dtype: DTypeLike) -> None:
+        super().__init__(spec, dtype, is_first=True)
+        hidden, inner, heads = spec.hidden_size, mamba.inner_size, (mamba.num_heads,)
+        self.spec = mamba
+        width = inner + mamba.channels + mamba.num_heads
+        self.in_proj = Linear(width, hidden, dtype, bias=mamba.proj_bias)
+        self.conv = CausalConv(mamba.channels, mamba.kernel_size, dtype, bias=mamba.conv_bias)
+        # Small, and an exponent each: rounding them would move all that is remembered.
+        self.decay = nnx.Param(jnp.zeros(heads, jnp.float32))
+        self.time_bias = nnx.Param(jnp.zeros(heads, jnp.float32))
+        self.passed = nnx.Param(jnp.zeros(heads, jnp.float32))
+        self.out_norm = GatedGroupNorm(inner, mamba.num_groups, spec.norm_eps, dtype)
+        self.out_proj = Linear(hidden, inner, dtype, bias=mamba.proj_bias)
+
+    def __call__(self, layer: int, x: jax.Array, recur: Recur) -> jax.Array:
+        """What the mixer adds to the residual x [T, hidden] float32: [T, hidden] float32."""
+        spec, num_tokens = self.spec, x.shape[0]
+        gate, mixed, time = jnp.split(
+            self.in_proj(self.normed(x)),
+            [spec.inner_size, spec.inner_size + spec.channels],
+            axis=-1,
+        )
+        time = jnp.clip(jax.nn.softplus(time + self.time_bias[...]), *spec.time_limits)
+        y = recur(layer, (mixed, time), self._advance)
+        return self.added(self.out_proj(self.out_norm(y.reshape(num_tokens, -1), gate)))
+
+    def _advance(
+        self, state: State, inputs: Inputs, is_token: jax.Array
+    ) -> tuple[jax.Array, State]:
+        (tail, memory), (mixed, time) = state, inputs
+        spec, shape = self.spec, is_token.shape
+        mixed, tail = self.conv(tail, mixed, is_token)
+        values, writes, reads = jnp.split(
+            jax.nn.silu(mixed), [spec.inner_size, spec.inner_size + spec.group_size], axis=-1
+        )
+        values = values.reshape(*shape, spec.num_heads, spec.head_dim)
+        kept = jnp.exp(-jnp.exp(self.decay[...]) * time)
+        inputs = (values * time[..., None], self._by_head(writes), self._by_head(reads), kept)
+        outputs, memory = each_token(_one_token, memory, inputs, is_token)
+        return outputs + values * self.passed[...][:, None], (tail, memory)
+
+    def _by_head(self, x: jax.Array) -> jax.Array:
+        """What each head takes of its group: [B, S, H, N] of [B, S, G * N]."""
+        spec = self.spec
+        x = x.reshape(*x.shape[:-1], spec.num_groups, spec.state_size)
+        return jnp.repeat(x, spec.num_heads // spec.num_groups, axis=2)
+
+
+def _one_token(memory: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+    """One token of each row.
+
+    Args:
+        memory: [B, H, P, N] float32.
+        inputs: Values [B, H, P], what writes and what reads [B, H, N], what is kept [B, H].
+
+    Returns:
+        [B, H, P] float32, and the new memory.
+    """
+    values, writes, reads, kept = inputs
+    memory = memory * kept[..., None, None] + values[..., None] * writes[..., None, :]
+    return jnp.sum(memory * reads[..., None, :], axis=-1), memory
