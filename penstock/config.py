@@ -114,7 +114,7 @@ class ServeSettings:
     max_model_len: int | None = setting(shared.MAX_MODEL_LEN)
     max_num_seqs: int | None = setting(shared.MAX_NUM_SEQS, default=None)
     kv_memory_bytes: int | None = setting(shared.KV_MEMORY)
-    block_size: int | None = setting(shared.BLOCK_SIZE, default=None)
+    block_size: int | None = setting(shared.BLOCK_SIZE)
     deterministic: bool = setting(shared.DETERMINISTIC)
     strict_fields: bool = setting(shared.STRICT_FIELDS)
     tools: bool = setting(shared.TOOLS)

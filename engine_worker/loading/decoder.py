@@ -18,13 +18,11 @@ from engine_worker.compute.backends.choice import (
     identity_of,
 )
 from engine_worker.compute.backends.host_memory import trim_heap
-from engine_worker.compute.backends.kv_layout import StateRings
 from engine_worker.compute.backends.kv_memory import (
     choose_num_blocks,
     default_kv_memory_bytes,
     device_memory_stats,
     size_kv_blocks,
-    state_rings,
 )
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.dtype import DtypeChoice, read_cpu_flags, resolve_dtype
@@ -39,12 +37,13 @@ from engine_worker.compute.weights.loader import with_own_head
 from engine_worker.compute.weights.sampling_defaults import load_sampling_defaults
 from engine_worker.config import QWEN3_RERANKER, ModelSettings
 from engine_worker.core.credits import CreditPolicy
-from engine_worker.core.decoding.speculation import MAX_DRAFT_TOKENS, SpeculationMode
+from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.core.engine import RESUME_VERSION, Engine
 from engine_worker.core.metrics import EngineMetrics
 from engine_worker.core.scoring import ScoreTask, score_task
 from engine_worker.embedding.embedder import Embedder
 from engine_worker.errors import KvMemoryError
+from engine_worker.loading.cache_shape import block_size_of, rings_of
 from engine_worker.loading.encoder import decoder_embedder, embedding_offer
 from engine_worker.loading.identity import model_fingerprint
 from engine_worker.loading.memory_estimate import estimate_memory, require_memory
@@ -202,13 +201,14 @@ def create_runner(
     Raises:
         KvMemoryError: Not even one request of `max_model_len` fits.
     """
+    block_size = block_size_of(settings, decoder.backend.spec)
 
     def create(num_blocks: int) -> JaxModelRunner:
         return JaxModelRunner.create(
             decoder,
             num_blocks=num_blocks,
             max_model_len=max_model_len,
-            block_size=settings.block_size,
+            block_size=block_size,
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
             deterministic=settings.deterministic,
@@ -227,20 +227,12 @@ def create_runner(
     return create(
         choose_num_blocks(
             decoder.backend,
-            block_size=settings.block_size,
+            block_size=block_size,
             max_num_seqs=settings.max_num_seqs,
             max_model_len=max_model_len,
             kv_memory_bytes=kv_memory_bytes,
-            rings=_rings(settings, decoder.backend.spec),
+            rings=rings_of(settings, decoder.backend.spec),
         )
-    )
-
-
-def _rings(settings: ModelSettings, spec: DecoderSpec) -> StateRings:
-    return state_rings(
-        spec,
-        num_slots=settings.max_num_seqs,
-        max_draft_tokens=0 if settings.speculation is SpeculationMode.OFF else MAX_DRAFT_TOKENS,
     )
 
 
@@ -411,7 +403,7 @@ def _choose_backend(settings: ModelSettings, spec: DecoderSpec, dtype: DtypeChoi
         BackendName(settings.backend),
         graph,
         dtype.name,
-        block_size=settings.block_size,
+        block_size=block_size_of(settings, spec),
         deterministic=settings.deterministic,
     )
     _log.info("%s on %s: %s", settings.name, describe(choice.backend), choice.reason)
@@ -440,17 +432,18 @@ def choose_max_model_len(settings: ModelSettings, backend: Backend) -> int:
     kv_memory_bytes = settings.kv_memory_bytes
     if kv_memory_bytes is None:
         kv_memory_bytes = default_kv_memory_bytes(backend.packing.size_bytes, device_memory_stats())
-    rings = _rings(settings, backend.spec)
-    num_blocks = size_kv_blocks(kv_memory_bytes, backend, settings.block_size, rings)
-    fitting = num_blocks * settings.block_size
+    rings = rings_of(settings, backend.spec)
+    block_size = block_size_of(settings, backend.spec)
+    num_blocks = size_kv_blocks(kv_memory_bytes, backend, block_size, rings)
+    fitting = num_blocks * block_size
     if fitting < 1:
         raise KvMemoryError(
             f"The KV cache gets {kv_memory_bytes} bytes, which hold not one block of"
-            f" {settings.block_size} tokens; raise PENSTOCK_KV_MEMORY."
+            f" {block_size} tokens; raise PENSTOCK_KV_MEMORY."
         )
     if fitting < longest:
         # A little less than fits now: the weights aren't loaded yet.
-        fitting = max(1, num_blocks * 3 // 4) * settings.block_size
+        fitting = max(1, num_blocks * 3 // 4) * block_size
         _log.warning(
             "the context is cut from %d to %d tokens, because the KV cache gets %d MiB; raise"
             " PENSTOCK_KV_MEMORY, or set PENSTOCK_MAX_MODEL_LEN",

@@ -10,6 +10,7 @@ import psutil
 from engine_worker.compute.backends.base import Backend
 from engine_worker.config import ModelSettings
 from engine_worker.errors import ModelMemoryError
+from engine_worker.loading.cache_shape import block_size_of, rings_of
 from protocol.runtime.container_limits import free_memory_bytes
 
 OVERHEAD_BYTES: Final = 400 * 2**20
@@ -62,10 +63,17 @@ def estimate_memory(
         )
         for weight in backend.packing.weights
     )
-    size = backend.kv_layout(num_blocks=1, block_size=settings.block_size).block_bytes
-    length = settings.max_model_len or backend.spec.max_position_embeddings
-    most = (settings.max_num_seqs * -(-length // settings.block_size) + 1) * size
-    kv_bytes = 2 * size if kv_memory_bytes is None else min(kv_memory_bytes, most)
+    spec = backend.spec
+    block_size = block_size_of(settings, spec)
+    length = settings.max_model_len or spec.max_position_embeddings
+
+    def cache_bytes(num_blocks: int) -> int:
+        return backend.kv_layout(
+            num_blocks=num_blocks, block_size=block_size, rings=rings_of(settings, spec)
+        ).size_bytes
+
+    most = cache_bytes(settings.max_num_seqs * -(-length // block_size))
+    kv_bytes = cache_bytes(1) if kv_memory_bytes is None else min(kv_memory_bytes, most)
     return MemoryEstimate(backend.packing.size_bytes, loading, kv_bytes)
 
 

@@ -138,11 +138,12 @@ KV_MEMORY = size(
 )
 BLOCK_SIZE = whole_number(
     "PENSTOCK_BLOCK_SIZE",
-    32,
+    None,
     minimum=1,
     maximum=1024,
     option="--block-size",
-    meaning="tokens of a KV block",
+    shown_default="32; up to 256 where recurrent states are large",
+    meaning="tokens of a KV block, which prompts share whole",
 )
 DETERMINISTIC = switch(
     "PENSTOCK_DETERMINISTIC",

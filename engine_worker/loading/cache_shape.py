@@ -1,0 +1,42 @@
+"""How large the cache's blocks and rings of a model are, by its settings."""
+
+from typing import Final
+
+from engine_worker.compute.backends.kv_layout import StateRings
+from engine_worker.compute.backends.kv_memory import state_rings
+from engine_worker.compute.models.spec import DecoderSpec
+from engine_worker.config import ModelSettings
+from engine_worker.core.decoding.speculation import MAX_DRAFT_TOKENS, SpeculationMode
+
+DEFAULT_BLOCK_SIZE: Final = 32
+MAX_DEFAULT_BLOCK_SIZE: Final = 256
+_MAX_STATE_SHARE: Final = 3
+"""States take at most so many times the memory of a block's keys and values, if a larger block
+helps: one state lies with each block, however many tokens that has."""
+_KV_ITEM_BYTES: Final = 2
+
+
+def block_size_of(settings: ModelSettings, spec: DecoderSpec) -> int:
+    """Tokens of a block: as configured, else by what a block of this decoder holds."""
+    if settings.block_size is not None:
+        return settings.block_size
+    token_bytes = sum(
+        2 * layer.attention.kv_size * _KV_ITEM_BYTES for layer in spec.layers if layer.is_attention
+    )
+    block_size = DEFAULT_BLOCK_SIZE
+    while (
+        block_size < MAX_DEFAULT_BLOCK_SIZE
+        and spec.state_bytes > _MAX_STATE_SHARE * block_size * token_bytes
+    ):
+        block_size *= 2
+    return block_size
+
+
+def rings_of(settings: ModelSettings, spec: DecoderSpec) -> StateRings:
+    """Where requests in the middle of a block keep recurrent states."""
+    drafts = settings.speculation is not SpeculationMode.OFF
+    return state_rings(
+        spec,
+        num_slots=settings.max_num_seqs,
+        max_draft_tokens=MAX_DRAFT_TOKENS if drafts else 0,
+    )
