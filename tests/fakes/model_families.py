@@ -198,7 +198,7 @@ def _hybrids() -> dict[str, FamilyCase]:
     }
 
 
-CASES: Mapping[str, FamilyCase] = _llama() | DENSE | EXPERTS | _hybrids()
+CASES: Mapping[str, FamilyCase] = {**_llama(), **DENSE, **EXPERTS, **_hybrids()}
 """By name, in the order of docs/models.md."""
 
 
