@@ -73,6 +73,8 @@ _TOOL_CLUES = (
     _Clue(("<start_function_call>", "<escape>"), "functiongemma"),
     _Clue(("<|tool_call>", '<|"|>'), "gemma4"),
     _Clue(("functools[",), "phi4_mini_json"),
+    _Clue(("<|start_of_role|>", "<|tool_call|>"), "granite"),
+    _Clue(("<|start_of_role|>", "<tool_call>", "name", "arguments"), "granite4"),
 )
 """Clues of tool formats; hermes's tag alone says little, as half of all families have it."""
 
@@ -96,6 +98,7 @@ _BY_MODEL_TYPE: dict[str, tuple[str | None, str | None]] = {
     "llama4": ("llama4_pythonic", None),
     "mistral": ("mistral", None),
     "mistral3": ("mistral", "mistral"),
+    "ministral3": ("mistral", "mistral"),
     "qwen2": ("hermes", None),
     "qwen3": ("hermes", "qwen3"),
     "qwen3_moe": ("hermes", "qwen3"),

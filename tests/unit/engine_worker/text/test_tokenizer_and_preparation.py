@@ -247,6 +247,9 @@ def test_the_demo_model_is_found_to_speak_hermes() -> None:
         ('{"name": n, "parameters": d} <|python_tag|>', "llama3_json", None),
         ('<|start_header_id|> {"name": n, "parameters": d}', "llama3_json", None),
         ("[TOOL_CALLS] name arguments", "mistral", None),
+        # What the templates of Granite 3.3 and Granite 4 tell the model to write.
+        ("<|start_of_role|>system: use <|tool_call|> and a JSON list of tools", "granite", None),
+        ('<|start_of_role|> <tool_call>{"name": f, "arguments": a}</tool_call>', "granite4", None),
         ("</think>", None, "think"),
         (None, None, None),
     ],
