@@ -33,7 +33,7 @@ def _gemma() -> dict[str, FamilyCase]:
             embedding_scale=0.02,
         ),
         "gemma3_with_two_ropes": FamilyCase(
-            "Gemma3TextConfig", gemma3, norm_mean=0.0, embedding_scale=0.02
+            "Gemma3TextConfig", gemma3, norm_mean=0.0, embedding_scale=0.02, in_make_test=True
         ),
         "gemma3_beside_a_vision_tower": FamilyCase(
             "Gemma3Config",

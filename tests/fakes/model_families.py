@@ -59,9 +59,7 @@ def _llama() -> dict[str, FamilyCase]:
             "LlamaConfig",
             {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.5}},
         ),
-        "mistral_with_window": FamilyCase(
-            "MistralConfig", {"sliding_window": 7}, in_make_test=True
-        ),
+        "mistral_with_window": FamilyCase("MistralConfig", {"sliding_window": 7}),
         "ministral_with_mixed_windows": FamilyCase(
             "MinistralConfig",
             {
@@ -95,7 +93,7 @@ def _llama() -> dict[str, FamilyCase]:
             },
         ),
         "smollm3_without_positions_in_every_second_layer": FamilyCase(
-            "SmolLM3Config", {"no_rope_layer_interval": 2}, in_make_test=True
+            "SmolLM3Config", {"no_rope_layer_interval": 2}
         ),
     }
 
