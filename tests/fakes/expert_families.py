@@ -1,7 +1,5 @@
 """Small models of families with mixtures of experts, and of those with latent attention."""
 
-from collections.abc import Mapping
-
 from tests.fakes.family_case import FamilyCase
 
 
@@ -183,5 +181,5 @@ def _latent() -> dict[str, FamilyCase]:
     }
 
 
-EXPERTS: Mapping[str, FamilyCase] = _experts() | _latent()
+EXPERTS: dict[str, FamilyCase] = _experts() | _latent()
 """By name, in the order of docs/models.md."""

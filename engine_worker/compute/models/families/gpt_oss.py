@@ -106,8 +106,6 @@ def _tensors(spec: DecoderSpec, names: Collection[str]) -> Tensors:
     for index, layer in enumerate(spec.layers):
         assert isinstance(layer.mlp, MoeSpec), "every layer has experts"
         ours, theirs = f"layers.{index}.", f"model.layers.{index}."
-        heads = (layer.attention.num_heads,)
-        sources[f"{ours}attention.sinks"] = (Source(f"{theirs}self_attn.sinks", heads),)
         sources |= _expert_tensors(ours, theirs, layer.mlp, spec.hidden_size)
     return sources
 
