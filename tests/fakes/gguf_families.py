@@ -4,10 +4,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gguf import GGUFWriter
+import numpy as np
+from gguf import GGUFWriter, RopeScalingType
 
 from tests.fakes.gguf_files import (
     Tensor,
+    gemma_tensors,
+    gpt2_tensors,
     lfm2_tensors,
     llama_tensors,
     mixtral_tensors,
@@ -59,7 +62,190 @@ _LFM2 = _config(
     intermediate_size=24,
     block_auto_adjust_ff_dim=False,
 )
+_GPT2 = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "vocab_size": 64,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_inner": 40,
+    "n_positions": 64,
+    "layer_norm_epsilon": 1e-5,
+}
+_PHI_FACTORS = {"long": [1.0, 1.5, 3.25, 64.0], "short": [1.0, 1.05, 1.1, 1.25]}
+
+
+def _phi3_more(writer: GGUFWriter) -> None:
+    writer.add_rope_dimension_count(8)
+    writer.add_rope_scaling_orig_ctx_len(32)
+    writer.add_rope_scaling_attn_factors(1.19)
+    for name, factors in _PHI_FACTORS.items():
+        writer.add_tensor(f"rope_factors_{name}.weight", np.array(factors, np.float32))
+
+
+def _gemma3_more(writer: GGUFWriter) -> None:
+    writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(8.0)
+
+
+def _olmo3_more(writer: GGUFWriter) -> None:
+    writer.add_array("olmo2.attention.sliding_window_pattern", [True, False, True, True])
+
+
+def _glm4_more(writer: GGUFWriter) -> None:
+    writer.add_rope_dimension_count(4)
+
+
+def _mistral3_more(writer: GGUFWriter) -> None:
+    writer.add_rope_freq_base(1e6)
+    writer.add_rope_scaling_type(RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(16.0)
+    writer.add_rope_scaling_orig_ctx_len(32)
+    writer.add_rope_scaling_yarn_beta_fast(32.0)
+    writer.add_rope_scaling_yarn_beta_slow(1.0)
+    writer.add_rope_scaling_yarn_log_mul(1.0)
+    writer.add_attn_temperature_scale(0.1)
+
+
+_GEMMA2 = {
+    "head_dim": 8,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 5,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+_DENSE = (
+    GgufCase(
+        "gemma",
+        _config("GemmaForCausalLM", "gemma", head_dim=8, hidden_act="gelu_pytorch_tanh"),
+        gemma_tensors,
+    ),
+    GgufCase(
+        "gemma2",
+        _config(
+            "Gemma2ForCausalLM",
+            "gemma2",
+            **_GEMMA2,
+            num_hidden_layers=3,
+            attn_logit_softcapping=30.0,
+            final_logit_softcapping=20.0,
+        ),
+        gemma_tensors,
+    ),
+    GgufCase(
+        "gemma3",
+        _config(
+            "Gemma3ForCausalLM",
+            "gemma3_text",
+            **_GEMMA2,
+            num_hidden_layers=7,
+            rope_theta=1e6,
+            rope_local_base_freq=1e4,
+            rope_scaling={"rope_type": "linear", "factor": 8.0},
+        ),
+        gemma_tensors,
+        _gemma3_more,
+    ),
+    GgufCase(
+        "phi3",
+        _config(
+            "Phi3ForCausalLM",
+            "phi3",
+            hidden_size=48,
+            sliding_window=9,
+            partial_rotary_factor=8 / 12,
+            original_max_position_embeddings=32,
+            rope_scaling={
+                "type": "longrope",
+                "long_factor": _PHI_FACTORS["long"],
+                "short_factor": _PHI_FACTORS["short"],
+            },
+        ),
+        plain_tensors,
+        _phi3_more,
+    ),
+    GgufCase(
+        "granite",
+        _config(
+            "GraniteForCausalLM",
+            "granite",
+            attention_multiplier=0.3,
+            embedding_multiplier=12.0,
+            residual_multiplier=0.22,
+            logits_scaling=8.0,
+        ),
+    ),
+    GgufCase("olmo2", _config("Olmo2ForCausalLM", "olmo2"), plain_tensors),
+    GgufCase(
+        "olmo2",
+        _config(
+            "Olmo3ForCausalLM",
+            "olmo3",
+            num_hidden_layers=4,
+            sliding_window=6,
+            layer_types=[
+                *("sliding_attention", "full_attention"),
+                *("sliding_attention", "sliding_attention"),
+            ],
+        ),
+        plain_tensors,
+        _olmo3_more,
+    ),
+    GgufCase(
+        "glm4",
+        _config("Glm4ForCausalLM", "glm4", head_dim=8, partial_rotary_factor=0.5),
+        plain_tensors,
+        _glm4_more,
+    ),
+    GgufCase("seed_oss", _config("SeedOssForCausalLM", "seed_oss", head_dim=8), plain_tensors),
+    GgufCase("ernie4_5", _config("Ernie4_5ForCausalLM", "ernie4_5", head_dim=8), plain_tensors),
+    GgufCase(
+        "command-r",
+        {**_config("CohereForCausalLM", "cohere", logit_scale=0.25), "layer_norm_eps": 1e-5},
+        plain_tensors,
+    ),
+    GgufCase(
+        "cohere2",
+        _config(
+            "Cohere2ForCausalLM",
+            "cohere2",
+            num_hidden_layers=5,
+            layer_norm_eps=1e-5,
+            logit_scale=0.25,
+            sliding_window=7,
+        ),
+        plain_tensors,
+    ),
+    GgufCase(
+        "starcoder2",
+        _config("Starcoder2ForCausalLM", "starcoder2", norm_epsilon=1e-5),
+        plain_tensors,
+    ),
+    GgufCase("gpt2", _GPT2, gpt2_tensors),
+    GgufCase(
+        "mistral3",
+        _config(
+            "Ministral3ForCausalLM",
+            "ministral3",
+            head_dim=8,
+            rope_parameters={
+                "rope_type": "yarn",
+                "rope_theta": 1e6,
+                "factor": 16.0,
+                "original_max_position_embeddings": 32,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.1,
+            },
+        ),
+        more=_mistral3_more,
+    ),
+)
+
 GGUF_FAMILIES = (
+    *_DENSE,
     GgufCase("lfm2", _LFM2, lfm2_tensors, _lfm2_more),
     GgufCase("llama", TINY_LLAMA),
     GgufCase(

@@ -37,7 +37,25 @@ _CONFIG_KEYS |= {
     "moe_intermediate_size": "expert_feed_forward_length",
     "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
 }
+_CONFIG_KEYS |= {
+    "sliding_window": "attention.sliding_window",
+    "n_inner": "feed_forward_length",
+    "n_embd": "embedding_length",
+    "n_layer": "block_count",
+    "n_head": "attention.head_count",
+    "n_positions": "context_length",
+}
 _CONFIG_NUMBERS = {
+    "layer_norm_eps": "attention.layer_norm_epsilon",
+    "layer_norm_epsilon": "attention.layer_norm_epsilon",
+    "norm_epsilon": "attention.layer_norm_epsilon",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "attention_multiplier": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+    "logit_scale": "logit_scale",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "rope_theta": "rope.freq_base",
 }
@@ -90,6 +108,17 @@ def moe_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, T
 def lfm2_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, Tensor]]:
     for name, values in tensors.items():
         yield name, values[:, 0] if name.endswith("conv.conv.weight") else values
+
+
+def gemma_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, Tensor]]:
+    for name, values in tensors.items():
+        yield name, values + 1 if name.endswith("norm.weight") else values
+
+
+def gpt2_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, Tensor]]:
+    for name, values in tensors.items():
+        is_conv = name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
+        yield name, np.ascontiguousarray(values.T) if is_conv else values
 
 
 def plain_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, Tensor]]:
@@ -149,7 +178,8 @@ def write_gguf(
     hyperparameters(writer, arch, config)
     add_tokenizer(writer, folder)
     more(writer)
-    names = get_tensor_name_map(_ARCHITECTURES[arch], config["num_hidden_layers"])
+    num_layers = config.get("num_hidden_layers") or config["n_layer"]
+    names = get_tensor_name_map(_ARCHITECTURES[arch], num_layers)
     for hf_name, values in convert(_widened(folder), config):
         name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
         assert name is not None, hf_name

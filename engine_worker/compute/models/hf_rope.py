@@ -132,6 +132,8 @@ def _read_longrope(
     rope: RopeSpec, fields: ConfigFields, context: int, default_factor: float
 ) -> RopeSpec:
     factor = fields.number("factor", default_factor)
+    if factor > 1 and context < 2:
+        raise fields.error("original_max_position_embeddings", "must be above 1", context)
     # The default is that of the paper's authors (arXiv 2402.13753).
     default = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(context))
     return replace(

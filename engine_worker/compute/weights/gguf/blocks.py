@@ -6,6 +6,7 @@ What a block means is `gguf.quants`' to say, llama.cpp's own description of its 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import ml_dtypes
@@ -31,6 +32,7 @@ QUANTISED: Final = (
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0"),
 )
 """Types that are read as float32."""
+MAX_VECTOR: Final = 4096
 _SIZES: Final = {name: (numbers, size) for name, numbers, size in BLOCK_TYPES.values()}
 _NUMBERS_AT_A_TIME: Final = 2**20
 
@@ -76,6 +78,33 @@ def read_numbers(data: Opened, tensor: GgufTensor, expert: int | None = None) ->
             " finite; download the file again"
         )
     return values.reshape(shape)
+
+
+def read_vector(tensor: GgufTensor | None) -> list[float] | None:
+    """A short vector of float32 in shortest decimals; None where there is no tensor.
+
+    Raises:
+        CheckpointError: It is of another type, or longer than any head.
+    """
+    if tensor is None:
+        return None
+    if tensor.type_name != "F32" or len(tensor.shape) != 1 or tensor.shape[0] > MAX_VECTOR:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {tensor.name!r} is no vector of at most {MAX_VECTOR} F32"
+        )
+    return [float(str(value)) for value in read_numbers(opened(tensor.file), tensor)]
+
+
+def opened(file: Path) -> Opened:
+    """A file's bytes.
+
+    Raises:
+        CheckpointError: It can't be read.
+    """
+    try:
+        return np.memmap(file, np.uint8, "r")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read: {error}") from error
 
 
 def _all_finite(values: npt.NDArray[np.float32]) -> bool:

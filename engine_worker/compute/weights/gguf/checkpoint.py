@@ -10,7 +10,14 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from engine_worker.compute.weights.gguf.blocks import PLAIN, QUANTISED, numbers_dtype, read_numbers
+from engine_worker.compute.weights.gguf.blocks import (
+    PLAIN,
+    QUANTISED,
+    numbers_dtype,
+    opened,
+    read_numbers,
+    read_vector,
+)
 from engine_worker.compute.weights.gguf.families import FAMILIES
 from engine_worker.compute.weights.gguf.family import (
     ROPE_FACTORS,
@@ -63,12 +70,12 @@ class GgufCheckpoint:
                 self.listing,
                 format_name(self.metadata.files),
             )
-        opened = {file: _mapped(file) for file in self.files}
+        data = {file: opened(file) for file in self.files}
 
         def read(name: str) -> npt.NDArray[Any]:
             part = self.parts[name]
             tensor = self.metadata.tensors[part.name]
-            values = read_numbers(opened[tensor.file], tensor, part.expert)
+            values = read_numbers(data[tensor.file], tensor, part.expert)
             if part.change is None:
                 return values
             try:
@@ -170,12 +177,9 @@ def derive_config(metadata: GgufMetadata) -> dict[str, Any]:
         **common_config(metadata),
         "dtype": _widest_dtype(metadata),
     }
-    factors = metadata.tensors.get(ROPE_FACTORS)
+    factors = read_vector(metadata.tensors.get(ROPE_FACTORS))
     if factors is not None and "rope_scaling" not in config:
-        if factors.type_name != "F32" or len(factors.shape) != 1:
-            raise CheckpointError(f"{factors.file}: tensor {ROPE_FACTORS!r} is no vector of F32")
-        values = read_numbers(_mapped(factors.file), factors)
-        config["rope_scaling"] = llama3_scaling(values, config, metadata.path)
+        config["rope_scaling"] = llama3_scaling(np.array(factors), config, metadata.path)
     config |= family.config(metadata)
     return {name: value for name, value in config.items() if value is not None}
 
@@ -229,10 +233,3 @@ def _widest_dtype(metadata: GgufMetadata) -> str:
     """Of the matrices; quantised ones count as bfloat16, which is all that they are worth."""
     kinds = {tensor.type_name for tensor in metadata.tensors.values() if len(tensor.shape) > 1}
     return next((name for kind, name in _DTYPES.items() if kinds == {kind}), "bfloat16")
-
-
-def _mapped(file: Path) -> npt.NDArray[np.uint8]:
-    try:
-        return np.memmap(file, np.uint8, "r")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read: {error}") from error

@@ -6,6 +6,7 @@ which the families of `engine_worker.compute.models` read, and says where its te
 """
 
 from engine_worker.compute.weights.gguf.changes import ONE_ROW
+from engine_worker.compute.weights.gguf.dense_families import DENSE
 from engine_worker.compute.weights.gguf.family import Config, GgufFamily
 from engine_worker.compute.weights.gguf.hybrid_families import HYBRID
 from engine_worker.compute.weights.gguf.metadata import GgufMetadata
@@ -103,7 +104,7 @@ _ALL: tuple[tuple[str, GgufFamily], ...] = (
     ),
     ("smollm3", GgufFamily("SmolLM3ForCausalLM", "smollm3", _smollm3, rotates_pairs=True)),
 )
-_LISTED = (*_ALL, *HYBRID)
+_LISTED = (*_ALL, *DENSE, *HYBRID)
 FAMILIES: dict[str, tuple[GgufFamily, ...]] = {
     name: tuple(family for other, family in _LISTED if other == name) for name, _ in _LISTED
 }

@@ -46,6 +46,7 @@ class GgufFamily:
             what follows `experts.0.` of each expert's own tensor, with what stands before in front.
         rotates_pairs: Whether the rows of queries and keys were reordered (see `rotate_halves`).
         changes: To tensors of a layer or of the whole model, by GGUF's name without `blk.0.`.
+        prefix: Of Hugging Face's names of a layer's tensors, before its number.
         fits: Whether a model is of this family, where several share a name.
     """
 
@@ -56,6 +57,7 @@ class GgufFamily:
     experts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     rotates_pairs: bool = False
     changes: Mapping[str, Change] = field(default_factory=dict)
+    prefix: str = "model.layers"
     fits: Callable[[GgufMetadata], bool] = lambda _: True
 
 
@@ -103,7 +105,7 @@ def parts_of(family: GgufFamily, metadata: GgufMetadata) -> Parts:
         if index is not None and stem in family.experts:
             block, expert_name = family.experts[stem]
             for expert in range(_num_experts(metadata, name)):
-                hf_name = f"model.layers.{index}.{block}experts.{expert}.{expert_name}.{ending}"
+                hf_name = f"{family.prefix}.{index}.{block}experts.{expert}.{expert_name}.{ending}"
                 parts[hf_name] = Part(name, change, expert)
         else:
             parts[_hf_name(family, name, index, place)] = Part(name, change)
@@ -136,7 +138,7 @@ def _hf_name(family: GgufFamily, name: str, index: int | None, place: str) -> st
         stem = place.removesuffix(ending)
         if stem != place:
             known = family.layer.get(stem) or _LAYER.get(stem)
-            return f"model.layers.{index}.{known}{ending}" if known else name
+            return f"{family.prefix}.{index}.{known}{ending}" if known else name
     return name
 
 

@@ -13,11 +13,10 @@ from engine_worker.errors import UnsupportedFeatureError
 _LOW_FREQ, _HIGH_FREQ = 1.0, 4.0
 _ORIGINAL: Final = 8192
 _TOLERANCE: Final = 1e-4
-MAX_FACTORS: Final = 4096
 
 
 def llama3_scaling(
-    factors: npt.NDArray[np.float32], config: Mapping[str, Any], path: Path
+    factors: npt.NDArray[np.float64], config: Mapping[str, Any], path: Path
 ) -> dict[str, Any] | None:
     """The `rope_scaling` of a model whose file holds the factors that Llama 3's formula gives.
 
@@ -36,7 +35,7 @@ def llama3_scaling(
     Raises:
         UnsupportedFeatureError: They are of another formula.
     """
-    if len(factors) > MAX_FACTORS or not np.isfinite(factors).all() or factors.min() <= 0:
+    if not np.isfinite(factors).all() or factors.min() <= 0:
         raise UnsupportedFeatureError(f"{path}: the frequency factors of its rope are no factors")
     factor = float(factors.max())
     if factor == 1.0 == float(factors.min()):
