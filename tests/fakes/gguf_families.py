@@ -11,6 +11,7 @@ from tests.fakes.gguf_files import (
     Tensor,
     gemma_tensors,
     gpt2_tensors,
+    gpt_oss_tensors,
     lfm2_tensors,
     llama_tensors,
     mixtral_tensors,
@@ -52,6 +53,29 @@ def _lfm2_more(writer: GGUFWriter) -> None:
     writer.add_head_count_kv([0, 2, 0])
 
 
+def _gpt_oss_more(writer: GGUFWriter) -> None:
+    writer.add_rope_scaling_type(RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+    writer.add_rope_scaling_orig_ctx_len(16)
+    writer.add_expert_feed_forward_length(24)
+
+
+_GPT_OSS = _config(
+    "GptOssForCausalLM",
+    "gpt_oss",
+    head_dim=8,
+    num_local_experts=5,
+    num_experts_per_tok=2,
+    sliding_window=6,
+    attention_bias=True,
+    tie_word_embeddings=False,
+    rope_scaling={
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "truncate": False,
+    },
+)
 _LFM2 = _config(
     "Lfm2ForCausalLM",
     "lfm2",
@@ -246,6 +270,7 @@ _DENSE = (
 
 GGUF_FAMILIES = (
     *_DENSE,
+    GgufCase("gpt-oss", _GPT_OSS, gpt_oss_tensors, _gpt_oss_more),
     GgufCase("lfm2", _LFM2, lfm2_tensors, _lfm2_more),
     GgufCase("llama", TINY_LLAMA),
     GgufCase(

@@ -121,6 +121,24 @@ def gpt2_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, 
         yield name, np.ascontiguousarray(values.T) if is_conv else values
 
 
+def gpt_oss_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, Tensor]]:
+    for name, values in tensors.items():
+        if name.endswith("sinks"):
+            yield f"{name}.weight", values
+        elif "experts" in name:
+            kind = "bias" if name.endswith("_bias") else "weight"
+            stem = name.removesuffix("_bias")
+            turned = values if kind == "bias" else np.ascontiguousarray(values.swapaxes(-1, -2))
+            if "gate_up" not in name:
+                yield f"{stem}.{kind}", turned
+                continue
+            for part, first in (("gate_proj", 0), ("up_proj", 1)):
+                half = turned[:, first::2]
+                yield f"{stem.replace('gate_up_proj', part)}.{kind}", np.ascontiguousarray(half)
+        else:
+            yield name, values
+
+
 def plain_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, Tensor]]:
     yield from tensors.items()
 

@@ -1,7 +1,7 @@
 """What llama.cpp's converter does to tensors, undone."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,44 @@ class Change:
 
     apply: Callable[[Values], Values]
     shape: Callable[[Shape], Shape] = _same
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """How Hugging Face's tensor is made of several in the file.
+
+    Attributes:
+        places: Their names without `blk.0.`.
+        apply: To their numbers, in this order.
+        shape: Of the result, from the first one's.
+    """
+
+    places: tuple[str, ...]
+    apply: Callable[[Sequence[Values]], Values]
+    shape: Callable[[Shape], Shape]
+
+
+def in_turn(places: tuple[str, ...], *, transposed: bool) -> Join:
+    """The last axis takes one number of each tensor after the other.
+
+    Args:
+        places: Of the tensors, which are equally shaped.
+        transposed: The file has its last two axes the other way round.
+    """
+
+    def apply(parts: Sequence[Values]) -> Values:
+        turned = [np.swapaxes(part, -1, -2) if transposed else part for part in parts]
+        width = turned[0].shape[-1]
+        joined = np.empty((*turned[0].shape[:-1], width * len(turned)), turned[0].dtype)
+        for index, part in enumerate(turned):
+            joined[..., index :: len(turned)] = part
+        return joined
+
+    def shape(first: Shape) -> Shape:
+        axes = (*first[:-2], first[-1], first[-2]) if transposed else first
+        return (*axes[:-1], axes[-1] * len(places))
+
+    return Join(places, apply, shape)
 
 
 def rotate_halves(num_heads: int) -> Change:
@@ -56,6 +94,11 @@ ONE_ROW = Change(lambda values: values.reshape(1, -1), lambda shape: (1, math.pr
 ONE_INPUT = Change(lambda values: values[:, None], lambda shape: (shape[0], 1, *shape[1:]))
 """Convolutions of each channel by itself: [channels, kernel], which Hugging Face keeps as
 [channels, 1, kernel]."""
+
+EACH_TRANSPOSED = Change(
+    lambda values: np.swapaxes(values, -1, -2), lambda shape: (*shape[:-2], shape[-1], shape[-2])
+)
+"""Stacks of matrices that Hugging Face keeps as [.., in, out]."""
 
 TRANSPOSED = Change(lambda values: values.T, lambda shape: shape[::-1])
 """Matrices that Hugging Face keeps as [in, out]."""

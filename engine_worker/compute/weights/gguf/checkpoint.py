@@ -76,6 +76,10 @@ class GgufCheckpoint:
             part = self.parts[name]
             tensor = self.metadata.tensors[part.name]
             values = read_numbers(data[tensor.file], tensor, part.expert)
+            if part.join is not None:
+                others = [self.metadata.tensors[other] for other in part.others]
+                found = [read_numbers(data[other.file], other) for other in others]
+                return part.join.apply([values, *found])
             if part.change is None:
                 return values
             try:
@@ -118,11 +122,14 @@ def find_model(folder: Path) -> Path | None:
 
 def open_gguf(path: Path) -> GgufCheckpoint:
     """The tensors of a model by the path of its file, or of one of its files; see `find_gguf`."""
-    metadata = read_metadata(path)
-    family = family_of(metadata)
-    parts = parts_of(family, metadata)
+    return checkpoint_of(read_metadata(path))
+
+
+def checkpoint_of(metadata: GgufMetadata) -> GgufCheckpoint:
+    """The tensors of a model whose headers are read; see `find_gguf`."""
+    parts = parts_of(family_of(metadata), metadata)
     return GgufCheckpoint(
-        listing=path,
+        listing=metadata.path,
         files=tuple(file.path for file in metadata.files),
         tensors={name: _tensor_info(name, parts, metadata) for name in parts},
         metadata=metadata,
@@ -205,19 +212,24 @@ def format_name(files: tuple[GgufFile, ...]) -> str:
 
 def _tensor_info(name: str, parts: Parts, metadata: GgufMetadata) -> TensorInfo:
     part = parts[name]
+    made_of = tuple(_stored(one, metadata) for one in part.names)
     tensor = metadata.tensors[part.name]
-    if tensor.type_name not in PLAIN and tensor.type_name not in QUANTISED:
-        raise UnsupportedFormatError(
-            f"{tensor.file}: tensor {tensor.name!r} is {tensor.type_name}, which is not read; use"
-            f" a file of the model in {', '.join(QUANTISED[:10])} or another of"
-            f" {', '.join((*PLAIN, *QUANTISED[10:]))}"
-        )
+    if part.join is not None:
+        shapes = {one.shape for one in made_of}
+        dtypes = {one.dtype for one in made_of}
+        if len(shapes) > 1 or len(dtypes) > 1 or len(tensor.shape) < 2:
+            raise CheckpointError(
+                f"{tensor.file}: tensors {', '.join(part.names)} don't go together; use another"
+                " file of the model"
+            )
+        shape = part.join.shape(tensor.shape)
+        first = made_of[0]
+        return TensorInfo(name, tensor.file, first.dtype, shape, first.start, first.end, made_of)
     shape, start, end = tensor.shape, tensor.start, tensor.end
     if part.expert is not None:
         size = (end - start) // shape[0]
         start, end = start + part.expert * size, start + (part.expert + 1) * size
         shape = shape[1:]
-    dtype = numbers_dtype(tensor.type_name)
     if part.change is not None:
         try:
             shape = part.change.shape(shape)
@@ -226,7 +238,22 @@ def _tensor_info(name: str, parts: Parts, metadata: GgufMetadata) -> TensorInfo:
                 f"{tensor.file}: tensor {tensor.name!r} has the shape {list(shape)}, which"
                 f" {metadata.architecture} doesn't have"
             ) from None
-    return TensorInfo(name, tensor.file, dtype, shape, start, end)
+    return TensorInfo(name, tensor.file, numbers_dtype(tensor.type_name), shape, start, end)
+
+
+def _stored(name: str, metadata: GgufMetadata) -> TensorInfo:
+    """One tensor of the file as what it is read as."""
+    tensor = metadata.tensors.get(name)
+    if tensor is None:
+        raise CheckpointError(f"{metadata.path}: tensor {name!r} is missing")
+    if tensor.type_name not in PLAIN and tensor.type_name not in QUANTISED:
+        raise UnsupportedFormatError(
+            f"{tensor.file}: tensor {tensor.name!r} is {tensor.type_name}, which is not read; use"
+            f" a file of the model in {', '.join(QUANTISED[:10])} or another of"
+            f" {', '.join((*PLAIN, *QUANTISED[10:]))}"
+        )
+    dtype = numbers_dtype(tensor.type_name)
+    return TensorInfo(name, tensor.file, dtype, tensor.shape, tensor.start, tensor.end)
 
 
 def _widest_dtype(metadata: GgufMetadata) -> str:

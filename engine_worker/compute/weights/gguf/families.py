@@ -5,9 +5,9 @@ The names are those of `gguf.constants`; what the converter changes stands in ll
 which the families of `engine_worker.compute.models` read, and says where its tensors are.
 """
 
-from engine_worker.compute.weights.gguf.changes import ONE_ROW
+from engine_worker.compute.weights.gguf.changes import EACH_TRANSPOSED, ONE_ROW, in_turn
 from engine_worker.compute.weights.gguf.dense_families import DENSE
-from engine_worker.compute.weights.gguf.family import Config, GgufFamily
+from engine_worker.compute.weights.gguf.family import Config, GgufFamily, rope_scaling
 from engine_worker.compute.weights.gguf.hybrid_families import HYBRID
 from engine_worker.compute.weights.gguf.metadata import GgufMetadata
 
@@ -57,6 +57,17 @@ def _experts(block: str, gate: str, up: str, down: str) -> dict[str, tuple[str, 
     }
 
 
+def _gpt_oss(metadata: GgufMetadata) -> Config:
+    scaling = rope_scaling(metadata)
+    return {
+        **_expert_counts(metadata),
+        "intermediate_size": metadata.whole("expert_feed_forward_length"),
+        "sliding_window": metadata.whole("attention.sliding_window"),
+        # llama.cpp has it in its program.
+        "rope_scaling": scaling and {**scaling, "truncate": False},
+    }
+
+
 _QWEN_EXPERTS = _experts("mlp.", "gate_proj", "up_proj", "down_proj")
 _SHARED_EXPERT = {
     "ffn_gate_inp": "mlp.gate",
@@ -100,6 +111,30 @@ _ALL: tuple[tuple[str, GgufFamily], ...] = (
             _qwen_moe,
             {"ffn_gate_inp": "mlp.gate"},
             _QWEN_EXPERTS,
+        ),
+    ),
+    (
+        "gpt-oss",
+        GgufFamily(
+            "GptOssForCausalLM",
+            "gpt_oss",
+            _gpt_oss,
+            {
+                "attn_sinks.weight": "self_attn.sinks",
+                "post_attention_norm": "post_attention_layernorm",
+                "ffn_gate_inp": "mlp.router",
+                "ffn_down_exps.weight": "mlp.experts.down_proj",
+                "ffn_down_exps.bias": "mlp.experts.down_proj_bias",
+            },
+            joins={
+                "mlp.experts.gate_up_proj": in_turn(
+                    ("ffn_gate_exps.weight", "ffn_up_exps.weight"), transposed=True
+                ),
+                "mlp.experts.gate_up_proj_bias": in_turn(
+                    ("ffn_gate_exps.bias", "ffn_up_exps.bias"), transposed=False
+                ),
+            },
+            changes={"ffn_down_exps.weight": EACH_TRANSPOSED},
         ),
     ),
     ("smollm3", GgufFamily("SmolLM3ForCausalLM", "smollm3", _smollm3, rotates_pairs=True)),

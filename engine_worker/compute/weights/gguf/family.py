@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine_worker.compute.weights.gguf.changes import Change, rotate_halves
+from engine_worker.compute.weights.gguf.changes import Change, Join, rotate_halves
 from engine_worker.compute.weights.gguf.metadata import GgufMetadata
 from engine_worker.errors import CheckpointError
 
@@ -21,11 +21,19 @@ class Part:
         name: Of the tensor in the file.
         change: What is done to it.
         expert: Only this entry of its outermost axis.
+        join: Made of several, of which `name` is the first and `others` are the others.
     """
 
     name: str
     change: Change | None = None
     expert: int | None = None
+    join: Join | None = None
+    others: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensors of the file that it is made of."""
+        return (self.name, *self.others)
 
 
 Parts = dict[str, Part]
@@ -41,9 +49,10 @@ class GgufFamily:
         model_type: Likewise.
         config: What its `config.json` says beyond `common_config`; what it sets to None is removed.
         layer: Names of a layer's tensors that differ from `_LAYER`, or come on top; without their
-            ending.
+            ending, or with it where the other has none.
         experts: Of tensors that hold all experts of a layer: GGUF's name without its ending, and
             what follows `experts.0.` of each expert's own tensor, with what stands before in front.
+        joins: Of tensors of a layer that are made of several, by the end of their own name.
         rotates_pairs: Whether the rows of queries and keys were reordered (see `rotate_halves`).
         changes: To tensors of a layer or of the whole model, by GGUF's name without `blk.0.`.
         prefix: Of Hugging Face's names of a layer's tensors, before its number.
@@ -55,6 +64,7 @@ class GgufFamily:
     config: Callable[[GgufMetadata], Config] = lambda _: {}
     layer: Mapping[str, str] = field(default_factory=dict)
     experts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    joins: Mapping[str, Join] = field(default_factory=dict)
     rotates_pairs: bool = False
     changes: Mapping[str, Change] = field(default_factory=dict)
     prefix: str = "model.layers"
@@ -96,13 +106,18 @@ def parts_of(family: GgufFamily, metadata: GgufMetadata) -> Parts:
     """
     parts: Parts = {}
     rotations = _rotations(metadata) if family.rotates_pairs else {}
+    joined = {place: (end, join) for end, join in family.joins.items() for place in join.places}
     for name in metadata.tensors:
         if name in COMPUTED:
             continue
         index, place = split_layer(name)
         change = family.changes.get(place) or rotations.get(place)
         stem, _, ending = place.rpartition(".")
-        if index is not None and stem in family.experts:
+        if index is not None and place in joined:
+            end, join = joined[place]
+            names = tuple(f"blk.{index}.{one}" for one in join.places)
+            parts[f"{family.prefix}.{index}.{end}"] = Part(names[0], None, None, join, names[1:])
+        elif index is not None and stem in family.experts:
             block, expert_name = family.experts[stem]
             for expert in range(_num_experts(metadata, name)):
                 hf_name = f"{family.prefix}.{index}.{block}experts.{expert}.{expert_name}.{ending}"
@@ -134,6 +149,8 @@ def split_layer(name: str) -> tuple[int | None, str]:
 def _hf_name(family: GgufFamily, name: str, index: int | None, place: str) -> str:
     if index is None:
         return family.layer.get(name) or _WHOLE.get(name, name)
+    if place in family.layer:
+        return f"{family.prefix}.{index}.{family.layer[place]}"
     for ending in _ENDINGS:
         stem = place.removesuffix(ending)
         if stem != place:
@@ -185,13 +202,14 @@ def common_config(metadata: GgufMetadata) -> Config:
     head_dim = metadata.whole("attention.key_length", 0)
     if head_dim:
         config["head_dim"] = head_dim
-    scaling = _rope_scaling(metadata)
+    scaling = rope_scaling(metadata)
     if scaling:
         config["rope_scaling"] = scaling
     return config
 
 
-def _rope_scaling(metadata: GgufMetadata) -> Config | None:
+def rope_scaling(metadata: GgufMetadata) -> Config | None:
+    """`rope_scaling` of the config, where the file's keys say something of it."""
     kind = metadata.text("rope.scaling.type", "none")
     old_factor = metadata.number("rope.scale_linear", 1.0)
     if kind == "none" and old_factor != 1.0:

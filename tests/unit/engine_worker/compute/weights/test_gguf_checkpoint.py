@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from engine_worker.compute.models.hf_config import decoder_spec, load_spec
 from engine_worker.compute.weights.checkpoint import open_checkpoint
 from engine_worker.compute.weights.gguf.checkpoint import (
+    checkpoint_of,
     derive_config,
     format_name,
     open_gguf,
@@ -305,3 +307,22 @@ def test_more_experts_than_any_model_has_are_refused(tmp_path: Path) -> None:
     path = patched(tmp_path / "m.gguf", more, arch="qwen3moe")
     with pytest.raises(CheckpointError, match="'blk.0.ffn_gate_exps.weight'.*at most 4096 experts"):
         open_gguf(path)
+
+
+@pytest.mark.parametrize("lost", ["ffn_up_exps.weight", "ffn_gate_exps.weight"])
+def test_half_of_a_tensor_is_refused(tmp_path: Path, lost: str) -> None:
+    case = next(case for case in GGUF_FAMILIES if case.arch == "gpt-oss")
+    checkpoint = open_gguf(gguf_of(case, tmp_path))
+    del checkpoint.metadata.tensors[f"blk.0.{lost}"]
+    with pytest.raises(CheckpointError, match=f"tensor 'blk.0.{lost}' is missing"):
+        checkpoint_of(checkpoint.metadata)
+
+
+def test_halves_that_differ_are_refused(tmp_path: Path) -> None:
+    case = next(case for case in GGUF_FAMILIES if case.arch == "gpt-oss")
+    checkpoint = open_gguf(gguf_of(case, tmp_path))
+    name = "blk.0.ffn_up_exps.weight"
+    other = replace(checkpoint.metadata.tensors[name], shape=(5, 16, 24))
+    checkpoint.metadata.tensors[name] = other
+    with pytest.raises(CheckpointError, match="ffn_gate_exps.*ffn_up_exps.*don't go together"):
+        checkpoint_of(checkpoint.metadata)
