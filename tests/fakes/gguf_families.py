@@ -270,6 +270,17 @@ _DENSE = (
 
 GGUF_FAMILIES = (
     *_DENSE,
+    GgufCase(
+        "olmoe",
+        _config(
+            "OlmoeForCausalLM",
+            "olmoe",
+            num_experts=6,
+            num_experts_per_tok=3,
+            norm_topk_prob=False,
+        ),
+        moe_tensors,
+    ),
     GgufCase("gpt-oss", _GPT_OSS, gpt_oss_tensors, _gpt_oss_more),
     GgufCase("lfm2", _LFM2, lfm2_tensors, _lfm2_more),
     GgufCase("llama", TINY_LLAMA),

@@ -49,6 +49,12 @@ def _qwen_moe(metadata: GgufMetadata) -> Config:
     return config
 
 
+def _olmoe(metadata: GgufMetadata) -> Config:
+    counts = _expert_counts(metadata)
+    # llama.cpp has it in its program.
+    return {**counts, "num_experts": counts["num_local_experts"], "norm_topk_prob": False}
+
+
 def _experts(block: str, gate: str, up: str, down: str) -> dict[str, tuple[str, str]]:
     return {
         "ffn_gate_exps": (block, gate),
@@ -111,6 +117,12 @@ _ALL: tuple[tuple[str, GgufFamily], ...] = (
             _qwen_moe,
             {"ffn_gate_inp": "mlp.gate"},
             _QWEN_EXPERTS,
+        ),
+    ),
+    (
+        "olmoe",
+        GgufFamily(
+            "OlmoeForCausalLM", "olmoe", _olmoe, {"ffn_gate_inp": "mlp.gate"}, _QWEN_EXPERTS
         ),
     ),
     (
