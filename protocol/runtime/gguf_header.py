@@ -30,7 +30,8 @@ MAX_TENSORS: Final = 2**17
 MAX_STRINGS: Final = 2**21
 """Of all arrays together."""
 MAX_NAME_BYTES: Final = 1024
-MAX_TEXT_BYTES: Final = 16 * 2**20
+MAX_TEXT_BYTES: Final = 64 * 2**20
+"""The whole `tokenizer.json` of a quarter of a million tokens takes 33 MiB."""
 MAX_AXES: Final = 4
 MAX_VALUES: Final = 2**44
 """Numbers of a tensor; keeps products of sizes small."""
