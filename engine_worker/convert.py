@@ -26,7 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("source", type=Path, metavar="IN", help="a file or a folder with one")
     parser.add_argument("folder", type=Path, metavar="OUT", help="the folder that is written")
-    parser.add_argument("--map", type=Path, help="JSON file that renames tensors (docs/models.md)")
+    parser.add_argument(
+        "--map", type=Path, help="JSON file that renames tensors: docs/model-folders.md"
+    )
     args = parser.parse_args(arguments)
     try:
         names = NO_MAP if args.map is None else read_map(args.map)

@@ -53,8 +53,13 @@ int round_to(float value, int low, int high) {
   return rounded < low ? low : rounded > high ? high : static_cast<int>(rounded);
 }
 
-// The scale of a group of int4 with the least squared error of some candidates. The value that is
-// furthest from zero gets the end of the range that reaches further, -8.
+// What the value furthest from zero becomes with each candidate for a scale: about the end of the
+// range that reaches further, -8, or a whole number. With these, numbers that were multiples of one
+// scale before (a checkpoint in four bits) are found again.
+constexpr float kInt4Ends[] = {-7.4f, -7.5f, -7.6f, -7.7f, -7.8f, -7.9f, -8.0f, -8.1f, -8.2f,
+                               7.0f,  6.0f,  5.0f,  4.0f};
+
+// The scale of a group of int4 with the least squared error of the candidates.
 float int4_scale(const float* values, int64_t count) {
   float extreme = 0.0f;
   for (int64_t i = 0; i < count; i++) {
@@ -62,8 +67,8 @@ float int4_scale(const float* values, int64_t count) {
   }
   if (extreme == 0.0f) return 0.0f;
   float best = 0.0f, least = INFINITY;
-  for (int candidate = 0; candidate < 9; candidate++) {
-    const float scale = from_bfloat16(to_bfloat16(extreme / (-8.0f - 0.1f * static_cast<float>(candidate - 6))));
+  for (const float end : kInt4Ends) {
+    const float scale = from_bfloat16(to_bfloat16(extreme / end));
     if (scale == 0.0f) continue;
     float error = 0.0f;
     for (int64_t i = 0; i < count; i++) {
