@@ -79,7 +79,7 @@ def glot_tensors(tensors: dict[str, Any]) -> dict[str, Any]:
     names = {
         "model.embed_tokens.weight": "words.weight",
         "model.norm.weight": "last_norm.scale",
-        "lm_head.weight": "out.weight",
+        **({"lm_head.weight": "out.weight"} if "lm_head.weight" in tensors else {}),
     }
     for index in range(2):
         theirs, ours = f"model.layers.{index}.", f"blocks.{index}."
@@ -97,12 +97,14 @@ def glot_tensors(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("installed")
-def test_an_installed_family_computes_what_the_same_llama_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_installed_family_computes_what_the_same_llama_does(tmp_path: Path, tied: bool) -> None:
     for name in ("llama", "glot"):
         (tmp_path / name).mkdir()
-    tensors = random_tensors(LLAMA)
-    write_checkpoint(tmp_path / "llama", LLAMA, tensors)
-    write_checkpoint(tmp_path / "glot", GLOT, glot_tensors(tensors))
+    config = LLAMA | {"tie_word_embeddings": tied}
+    tensors = random_tensors(config)
+    write_checkpoint(tmp_path / "llama", config, tensors)
+    write_checkpoint(tmp_path / "glot", GLOT | {"tied": tied}, glot_tensors(tensors))
     ours, theirs = (
         load_weights(tmp_path / name, declare(load_spec(tmp_path / name), np.float32))
         for name in ("glot", "llama")

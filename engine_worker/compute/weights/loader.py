@@ -18,7 +18,7 @@ from engine_worker.compute.models.decoder import (
     Parameter,
     declare,
 )
-from engine_worker.compute.models.families.registry import FAMILIES
+from engine_worker.compute.models.families.registry import family_of
 from engine_worker.compute.models.tensors import Source
 from engine_worker.compute.weights.checkpoint import (
     Checkpoint,
@@ -85,7 +85,7 @@ def with_own_head(graph: DecoderGraph, checkpoint: Checkpoint) -> DecoderGraph:
     spec = graph.spec
     if not spec.tied_head:
         return graph
-    sources = FAMILIES[spec.architecture].tensors(spec, checkpoint.tensors.keys())
+    sources = family_of(spec).tensors(spec, checkpoint.tensors.keys())
     (head,), (embedding,) = sources["head.weight"], sources["embedding.weight"]
     if not _are_different(checkpoint, head.name, embedding.name):
         return graph

@@ -5,8 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from engine_worker.compute.models.decoder import DecoderGraph
-from engine_worker.compute.models.families.family import Family
-from engine_worker.compute.models.families.registry import find_family
+from engine_worker.compute.models.families.registry import family_of
 from engine_worker.compute.models.spec import DecoderSpec
 from engine_worker.compute.models.tensors import EMBEDDING, HEAD, Source
 
@@ -28,7 +27,7 @@ def weight_sources(
     Returns:
         Aligned with `graph.parameters`.
     """
-    by_path = _family(graph.spec).tensors(graph.spec, names)
+    by_path = family_of(graph.spec).tensors(graph.spec, names)
     found = tuple(by_path[parameter.path] for parameter in graph.parameters)
     if EMBEDDING in names or EMBEDDING.removeprefix(_BASE) not in names:
         return found
@@ -43,13 +42,7 @@ def is_ignorable(name: str, spec: DecoderSpec) -> bool:
     """Whether a tensor that no weight asks for is one that checkpoints rightly hold."""
     if name.endswith(IGNORED_SUFFIXES) or (spec.tied_head and name.endswith(HEAD)):
         return True
-    family = _family(spec)
+    family = family_of(spec)
     if family.has_prediction_layers and name.startswith(f"model.layers.{spec.num_layers}."):
         return True
     return name.startswith(family.ignored_prefixes)
-
-
-def _family(spec: DecoderSpec) -> Family:
-    family = find_family(spec.architecture)
-    assert family is not None, spec.architecture
-    return family

@@ -45,7 +45,7 @@ def read(config: Mapping[str, Any]) -> DecoderSpec:
         layers=(layer,) * fields.size("depth", maximum=256),
         max_position_embeddings=fields.size("length"),
         norm_eps=1e-5,
-        tied_head=False,
+        tied_head=fields.flag("tied", False),
     )
 
 

@@ -19,6 +19,7 @@ from engine_worker.compute.models.families import (
 )
 from engine_worker.compute.models.families.family import Family
 from engine_worker.compute.models.families.outside import outside_families
+from engine_worker.compute.models.spec import DecoderSpec
 
 _FILES = (
     llama,
@@ -54,6 +55,13 @@ def find_family(architecture: str) -> Family | None:
         return FAMILIES[architecture]
     outside = outside_families().get(architecture)
     return None if outside is None else outside.family
+
+
+def family_of(spec: DecoderSpec) -> Family:
+    """The family that read a spec."""
+    family = find_family(spec.architecture)
+    assert family is not None, spec.architecture
+    return family
 
 
 def origin_of(architecture: str) -> str:

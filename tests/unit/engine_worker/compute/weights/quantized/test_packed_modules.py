@@ -5,6 +5,7 @@ The packing below is the slow, plain one of AutoAWQ (`WQLinear_GEMM.from_linear`
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from engine_worker.compute.models.decoder import declare
+from engine_worker.compute.models.hf_config import load_spec
 from engine_worker.compute.weights.checkpoint import open_checkpoint
 from engine_worker.compute.weights.fingerprint import fingerprint
+from engine_worker.compute.weights.loader import load_weights
 from engine_worker.errors import CheckpointError, ModelConfigError, UnsupportedFormatError
+from tests.fakes.tiny_checkpoint import TINY_LLAMA, random_tensors, write_checkpoint
 
 MODULE = "model.layers.0.mlp.down_proj"
 WEIGHT = f"{MODULE}.weight"
@@ -324,3 +329,41 @@ def test_fp8_weights_without_scales_or_with_others_are_refused(tmp_path: Path) -
     refused(tmp_path / "b", CheckpointError, f"{WEIGHT}_scale", "[3, 5]", "[40, 64]")
     write(tmp_path / "c", odd, FP8 | {"weight_block_size": [0, 128]})
     refused(tmp_path / "c", ModelConfigError, "weight_block_size")
+
+
+def test_a_whole_quantised_model_fills_the_weights_of_the_original(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, quantised_folder = tmp_path / "plain", tmp_path / "gptq"
+    tensors = random_tensors(TINY_LLAMA)
+    stored: dict[str, np.ndarray] = {}
+    for name, values in list(tensors.items()):
+        if not name.endswith("_proj.weight"):
+            stored[name] = values
+            continue
+        outputs, inputs = values.shape
+        scales = np.full((1, outputs), 0.125, np.float16)
+        integers = np.clip(np.rint(values / 0.125) + 8, 0, 15).astype(int)
+        module = name.removesuffix(".weight")
+        stored[f"{module}.qweight"] = stream_of_bits(integers.T, 4).view(np.int32)
+        zeros = np.full((1, outputs), 7)
+        stored[f"{module}.qzeros"] = np.ascontiguousarray(stream_of_bits(zeros.T, 4).T).view(
+            np.int32
+        )
+        stored[f"{module}.scales"] = scales
+        stored[f"{module}.g_idx"] = np.zeros(inputs, np.int32)
+        tensors[name] = ((integers - 8) * 0.125).astype(np.float32)
+    plain.mkdir()
+    write_checkpoint(plain, TINY_LLAMA, tensors)
+    quantised_folder.mkdir()
+    config = TINY_LLAMA | {"quantization_config": gptq(4, group_size=-1)}
+    write_checkpoint(quantised_folder, config, stored)
+    caplog.set_level(logging.INFO)
+    ours, expected = (
+        load_weights(folder, declare(load_spec(folder), np.float32))
+        for folder in (quantised_folder, plain)
+    )
+    for found, wanted in zip(ours.leaves, expected.leaves, strict=True):
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
+    assert "14 tensors are stored in gptq and dequantised as they are read" in caplog.text
+    assert "have no place" not in caplog.text
