@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import load_spec
@@ -367,3 +368,20 @@ def test_a_whole_quantised_model_fills_the_weights_of_the_original(
         np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
     assert "14 tensors are stored in gptq and dequantised as they are read" in caplog.text
     assert "have no place" not in caplog.text
+
+
+@pytest.mark.parametrize("scale_type", [np.float32, np.uint8])
+def test_blocks_of_fp8_are_those_that_transformers_reads(tmp_path: Path, scale_type: type) -> None:
+    weight = fp8_weight(32, 96)
+    if scale_type is np.uint8:
+        scales = GENERATOR.integers(110, 140, (2, 3), np.uint8)
+    else:
+        scales = GENERATOR.uniform(0.1, 2, (2, 3)).astype(np.float32)
+    config = FP8 | {"weight_block_size": [16, 32]}
+    write(tmp_path, {"weight": weight, "weight_scale_inv": scales}, config)
+    expected = Fp8Dequantize(None)._dequantize_one(
+        torch.from_numpy(weight.view(np.uint8)).view(torch.float8_e4m3fn),
+        torch.from_numpy(scales),
+        torch.float32,
+    )
+    np.testing.assert_array_equal(read(tmp_path), expected.numpy())
