@@ -10,7 +10,6 @@ import pytest
 import torch
 import transformers
 
-from engine_worker.compute.models.families.registry import FAMILIES as DECODER_FAMILIES
 from engine_worker.config import ModelSettings
 from engine_worker.embedding import attention
 from engine_worker.embedding.classifier import Classifier
@@ -237,7 +236,7 @@ def test_a_decoder_whose_tokens_see_all_of_their_row_gives_the_vectors_of_eurobe
     assert_alike(embedder.compute(rows), np.stack(theirs))
 
 
-@pytest.mark.skipif("Gemma3ForCausalLM" not in DECODER_FAMILIES, reason="Gemma 3 isn't served yet")
+@pytest.mark.parity
 def test_gemma_3_that_sees_all_of_a_row_gives_the_vectors_of_embedding_gemma(
     tmp_path: Path,
 ) -> None:

@@ -58,6 +58,24 @@ def test_every_tensor_lands_in_its_place_from_one_file_or_from_shards(
     assert sum(leaf.size for leaf in leaves.values()) == sizes
 
 
+def test_tensors_saved_from_the_base_model_have_no_model_before_their_names(
+    tmp_path: Path,
+) -> None:
+    """As Qwen3-Embedding has them: they were missing one and all."""
+    whole, base = tmp_path / "whole", tmp_path / "base"
+    whole.mkdir()
+    base.mkdir()
+    tensors = write_checkpoint(whole)
+    write_checkpoint(
+        base, tensors={name.removeprefix("model."): one for name, one in tensors.items()}
+    )
+    graph = graph_of()
+    expected, found = loaded(whole, graph), loaded(base, graph)
+    assert expected.keys() == found.keys()
+    for path, value in expected.items():
+        np.testing.assert_array_equal(found[path], value)
+
+
 @pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("wanted", [jnp.float32, jnp.bfloat16])
 def test_tensors_are_cast_to_the_type_of_the_graph(
