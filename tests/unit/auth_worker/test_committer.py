@@ -101,10 +101,28 @@ def test_under_load_the_next_group_gathers_for_a_while() -> None:
     bench.committer.start()
     for _ in range(MIN_BUSY_GROUP):
         bench.answer()
-    for number in range(5):
+    for number in range(MIN_BUSY_GROUP - 1):
         bench.submit(f"next-{number}")
+    assert bench.answers.empty()
     assert bench.committer.close(WAIT_S)
-    assert [len(group) for group in store.groups] == [MIN_BUSY_GROUP, 5]
+    assert [len(group) for group in store.groups] == [MIN_BUSY_GROUP, MIN_BUSY_GROUP - 1]
+
+
+def test_when_as_many_wait_as_waited_for_the_last_group_the_next_one_begins_at_once() -> None:
+    store = ScriptedStore()
+    bench = Bench(store, interval_s=3600.0)
+    for number in range(MIN_BUSY_GROUP):
+        bench.submit(f"lease-{number}")
+    bench.committer.start()
+    for turn in range(3):
+        for _ in range(MIN_BUSY_GROUP):
+            bench.answer()
+        for number in range(MIN_BUSY_GROUP):
+            bench.submit(f"turn-{turn}-{number}")
+    for _ in range(MIN_BUSY_GROUP):
+        bench.answer()
+    assert bench.committer.close(WAIT_S)
+    assert [len(group) for group in store.groups] == [MIN_BUSY_GROUP] * 4
 
 
 def test_without_load_nobody_waits_for_company() -> None:

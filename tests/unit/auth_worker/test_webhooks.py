@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from auth_worker.errors import OutboundError
 from auth_worker.outbound.exchange import Answer
@@ -135,6 +136,23 @@ def test_what_fits_is_sent_in_order_signed_and_only_once(tmp_path: Path) -> None
     assert state.after_seq >= house.posted[-1][2]["data"]["seq"]
     assert (state.num_failed, state.last_error) == (0, "")
     assert state.last_delivered_at == int(house.clock.wall)
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_settlements_of_money_are_told_to_whoever_names_them(
+    tmp_path: Path, is_named: bool
+) -> None:
+    house = House(tmp_path)
+    events = ("*", "money_settled") if is_named else ("*",)
+    house.make(structs.replace(HOOK, events=events))
+    for _ in range(150):  # more than a page
+        house.happen("money_settled", "")
+    house.happen("key_revoked")
+    told: list[str] = []
+    for _ in range(4):
+        told += house.tick()
+    assert told.count("money_settled") == (150 if is_named else 0)
+    assert told[-1] == "key_revoked"
 
 
 def test_the_signature_is_the_one_of_standard_webhooks() -> None:
