@@ -8,6 +8,7 @@ the median is shown. Bare round trips over ZeroMQ of as many bytes are the floor
 
 import argparse
 import asyncio
+import gc
 import os
 import sys
 import tempfile
@@ -42,6 +43,8 @@ SECRET = "psk-benchmark"  # noqa: S105 - a made-up key for a throw-away database
 PYTHON_THREADS = ("main", "commit", "worker-io", "ticker")
 """Of an auth worker, in the order in which they begin; the system knows them all as python."""
 NUM_KEYS = 10_000
+MANY_KEYS = 100_000
+NUM_USED = 20_000
 LIMIT_COLUMNS = (
     *("limit_id", "name", "holder", "holder_id", "measure", "amount", "is_hard", "rolls_over"),
     *("auto_renews", "raised_by"),
@@ -235,7 +238,50 @@ def cpu_us_by_thread(pid: int) -> dict[str, float]:
     return used_us
 
 
-def fill(directory: Path) -> None:
+def resident_bytes() -> int:
+    """What this process has in memory; 0 where there is no /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except FileNotFoundError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure_start(directory: Path) -> Row:
+    """A database of very many keys: opened, read and ready to decide, and what a key takes."""
+    fill(directory, MANY_KEYS)
+    gc.collect()
+    before = resident_bytes()
+    begin = time.process_time()
+    store = SqliteStore(directory, clock=SystemClock())
+    snapshot = store.load(recent_since_ms=0)
+    authority = Authority(
+        epoch=store.epoch,
+        snapshot=snapshot,
+        rules=Rules(),
+        clock=SystemClock(),
+        emit=lambda _operation: None,
+    )
+    started_s = time.process_time() - begin
+    del snapshot
+    gc.collect()
+    at_rest = resident_bytes()
+    for number in range(NUM_USED):
+        answer = authority.authorize(authorize(number, digest_of(f"{SECRET}-{number}")))
+        assert isinstance(answer, Granted)
+        authority.settle(settle(answer.lease_id, answer.request_id))
+    gc.collect()
+    used = resident_bytes()
+    store.close()
+    return (
+        f"start with {MANY_KEYS:,} keys",
+        MANY_KEYS / started_s,
+        f"{started_s:.1f} s of CPU; {(at_rest - before) / MANY_KEYS:,.0f} bytes a key,"
+        f" {(used - at_rest) / NUM_USED:,.0f} more once it was used",
+    )
+
+
+def fill(directory: Path, num_keys: int = NUM_KEYS) -> None:
     """A database of many keys of one team, each with limits of its own, under budgets of others."""
     store = SqliteStore(directory, clock=SystemClock())
     made = {"created_at": 0, "created_by": ""}
@@ -253,7 +299,7 @@ def fill(directory: Path) -> None:
             "team_id": "team_1",
             **made,
         }
-        for number in range(NUM_KEYS)
+        for number in range(num_keys)
     ]
     limits = [
         {
@@ -413,6 +459,7 @@ def measure_all(num_requests: int, directory: Path) -> list[Row]:
             measure_commits(num_requests, directory / str(waiting), waiting)
             for waiting in (64, 1024)
         ),
+        measure_start(directory / "many"),
         measure_bare(max(1, num_requests // 10)),
         *asyncio.run(measure_wire(num_requests, directory)),
     ]
