@@ -64,6 +64,8 @@ class ScoreTask:
         num_tokens: What is computed in all.
         question_tokens: Tokens of each question.
         sums: By label, the log probabilities so far.
+        num_scored_tokens: Of questions and labels, in the packs that are done.
+        num_first_tokens: Of the first group's prompt, once that has ended.
     """
 
     gateway_id: str
@@ -74,6 +76,8 @@ class ScoreTask:
     question_tokens: tuple[int, ...]
     sums: list[float]
     num_cached_tokens: int | None = None
+    num_scored_tokens: int = 0
+    num_first_tokens: int = 0
 
     @property
     def num_held_tokens(self) -> int:
@@ -152,10 +156,41 @@ class Scoring:
             self._open_groups(task)
 
     def cancel(self, gateway_id: str, request_id: str) -> None:
-        """Nobody waits any more for the answer; unknown ones are fine."""
+        """Nobody waits any more for the answer, but for what was computed; unknown ones are fine.
+
+        That is told as a `Scored` without probabilities.
+        """
         task = self._tasks.get((gateway_id, request_id))
         if task is not None:
+            num_prompt_tokens, num_cached_tokens = self._computed(task)
             self._drop(task)
+            told = Scored(
+                request_id=request_id,
+                logprobs=b"",
+                num_prompt_tokens=num_prompt_tokens,
+                num_cached_tokens=num_cached_tokens,
+            )
+            self._answer(gateway_id, told)
+
+    def _computed(self, task: ScoreTask) -> tuple[int, int]:
+        """How many tokens of a Score were computed, and how many of these were cached before.
+
+        Labels count among what was scored, but never more than the whole is charged with.
+        """
+        prompts = cached = 0
+        if task.num_cached_tokens is not None:  # the first group has ended
+            prompts = cached = task.num_cached_tokens
+            prompts += task.num_first_tokens - cached
+        for key in self._open_keys(task):
+            choice = self._open[key].output.choice
+            found = choice.num_cached_tokens or 0
+            if task.num_cached_tokens is None and not cached:
+                cached = min(found, choice.num_computed_tokens)
+                prompts += choice.num_computed_tokens
+            else:
+                prompts += max(0, choice.num_computed_tokens - found)
+        num_tokens = min(task.num_tokens, prompts + task.num_scored_tokens)
+        return num_tokens, min(cached, num_tokens)
 
     def forget_gateway(self, gateway_id: str) -> None:
         """Drop what a gateway wanted that is gone; the engine forgets the choices."""
@@ -225,6 +260,7 @@ class Scoring:
             self._fail(group.output, ErrorCode.INTERNAL_ERROR, message)
             return
         sums = group.task.sums
+        group.task.num_scored_tokens += sum(map(len, pack.rows))
         for pair, score in zip(pack.pairs, scores, strict=True):
             sums[pair.label] += score
         if group.pack is None:
@@ -236,6 +272,7 @@ class Scoring:
         task, choice = group.task, group.output.choice
         if task.num_cached_tokens is None:  # of the first group, which all others find cached
             task.num_cached_tokens = choice.num_cached_tokens or 0
+            task.num_first_tokens = choice.num_computed_tokens
         del self._open[choice.key]
         self._finish(group.output, "stop")
         self._open_groups(task)

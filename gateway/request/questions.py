@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from gateway import bridge
@@ -54,6 +55,7 @@ class Question(Generic[QuestionT, AnswerT]):
         check_answer: Whether an answer is one to this question.
         seat: Whether it runs in an engine's steps, or in the threads beside them.
         end_user: For whom it is, as the body says; empty when it doesn't.
+        is_counted_late: Whether an engine that is told to stop says what it has computed.
     """
 
     endpoint: str
@@ -68,6 +70,7 @@ class Question(Generic[QuestionT, AnswerT]):
     check_answer: Callable[[AnswerT], bool] = lambda _answer: True
     seat: SeatKind = "question"
     end_user: str = ""
+    is_counted_late: bool = False
 
 
 class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
@@ -102,6 +105,9 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         self._seat: Seat | None = None
         self._was_sent = False
         self._answer: AnswerT | None = None
+        self._late: asyncio.Future[AnswerT] | None = None
+        self._computed: Usage | None = None
+        self._is_at_worker = False
 
     @property
     def answer(self) -> AnswerT:
@@ -165,19 +171,37 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
             self._pool.admission.release(seat, self.usage().prompt_tokens)
 
     @property
+    def is_at_worker(self) -> bool:
+        """Whether an engine works on it, or is about to say what it has computed."""
+        return self._is_at_worker
+
+    def give_up(self) -> None:
+        """The engine says nothing."""
+        self._is_at_worker = False
+        if self._late is not None:
+            self._late.cancel()
+
+    @property
     def has_begun(self) -> bool:
         """Whether an engine was asked, and didn't refuse."""
         return self._was_sent
 
     def usage(self) -> Usage:
-        """What the answer is charged; of an abandoned question at least what must be computed."""
+        """What the answer is charged; of an abandoned question what was computed, as far as known.
+
+        And never less than must be computed.
+        """
         if self._answer is not None:
             return Usage(
                 prompt_tokens=self._question.tokens_of(self._answer),
                 cached_tokens=self._question.cached_of(self._answer),
             )
         if self._was_sent and self.offer is not None:
-            return Usage(prompt_tokens=self._question.least_tokens(self.offer))
+            least = self._question.least_tokens(self.offer)
+            if self._computed is None:
+                return Usage(prompt_tokens=least)
+            prompt_tokens = max(least, self._computed.prompt_tokens)
+            return Usage(prompt_tokens=prompt_tokens, cached_tokens=self._computed.cached_tokens)
         return Usage()
 
     def observe(self, outcome: Outcome, duration_s: float) -> None:
@@ -199,16 +223,38 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         link = self._pool.link
         answer: asyncio.Future[AnswerT] = link.ask(seat.engine, message, self._question.answer_kind)
         self._was_sent = True
+        self._is_at_worker = self._question.is_counted_late
         try:
             found = await answer
         except RemoteFailureError:
             self._was_sent = False  # whoever refuses has computed nothing
             raise
+        except asyncio.CancelledError:
+            if self._question.is_counted_late:
+                self._late = link.cancel(seat.engine, request_id, self._question.answer_kind)
+            raise
         finally:
-            link.close(seat.engine, request_id)
+            if self._late is None:
+                self._is_at_worker = False
+                link.close(seat.engine, request_id)
+                self.owner.on_idle()
+            else:
+                self._late.add_done_callback(partial(self._on_late, seat))
         if not self._question.check_answer(found):
             raise GatewayError("An engine gave an answer to another question.")
         return found
+
+    def _on_late(self, seat: Seat, told: "asyncio.Future[AnswerT]") -> None:
+        """An engine says what it had computed, or is gone; the request is settled now."""
+        self._pool.link.close(seat.engine, self.owner.request_id)
+        if not told.cancelled() and told.exception() is None:
+            counted = told.result()
+            self._computed = Usage(
+                prompt_tokens=self._question.tokens_of(counted),
+                cached_tokens=self._question.cached_of(counted),
+            )
+        self._is_at_worker = False
+        self.owner.on_idle()
 
     def _fingerprint(self) -> bytes:
         return question_fingerprint(self._question.message, self.model, self._admitted.tenant)

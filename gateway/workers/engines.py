@@ -140,6 +140,20 @@ class EngineLink:
         if self._questions.close(request_id) and self._directory.handle(engine.peer) is engine:
             self._wire.cancel(engine.peer, request_id)
 
+    def cancel(
+        self, engine: EngineHandle, request_id: str, kind: type[AnswerT]
+    ) -> "asyncio.Future[AnswerT] | None":
+        """The same, for an answer that says what was computed until then; whoever gets it closes.
+
+        None when the engine is gone, or has answered already.
+        """
+        is_open = self._questions.close(request_id)
+        if not is_open or self._directory.handle(engine.peer) is not engine:
+            return None
+        answer: asyncio.Future[AnswerT] = self._questions.open(request_id, engine.peer, kind)
+        self._wire.cancel(engine.peer, request_id)
+        return answer
+
     def generate(self, engine: EngineHandle, generate: Generate, sink: ChoiceSink) -> None:
         """Start one choice; its output goes to `sink` until it ends or `forget` is called.
 

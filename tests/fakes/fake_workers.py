@@ -24,6 +24,7 @@ from protocol.wire.messages import (
     AuthCommand,
     AuthOffer,
     Authorize,
+    Cancel,
     ChangeKeyStatus,
     ChangeResource,
     ClaimAnswer,
@@ -71,6 +72,8 @@ from protocol.wire.messages import (
     ResourcesFound,
     Role,
     RotateKey,
+    Score,
+    Scored,
     SetMember,
     Settle,
     Settled,
@@ -245,6 +248,11 @@ class FakeEngine(FakeWorker[EngineCommand]):
         return self.running
 
     def answer(self, command: EngineCommand) -> None:
+        if isinstance(command, Cancel):
+            if command.request_id in {one.request_id for one in self.of(Score)}:
+                told = Scored(command.request_id, logprobs=b"", num_prompt_tokens=7)
+                self.send(told)
+            return
         if self.is_mute:
             return
         if isinstance(command, Prepare):

@@ -293,4 +293,5 @@ def _question(endpoint: str, body: ScoringBody, message: Score) -> Question[Scor
         check_answer=lambda scored: len(scored.logprobs) == 4 * num_labels,
         seat="work",
         end_user=body.end_user,
+        is_counted_late=True,
     )

@@ -151,7 +151,9 @@ def test_many_long_questions_hold_few_slots_at_a_time() -> None:
     assert logprobs(answer) == pytest.approx(expected(long))
 
 
-def test_nobody_is_told_of_a_cancelled_score_also_if_the_cancel_comes_first() -> None:
+def test_a_cancelled_score_says_what_was_computed_and_one_cancelled_before_it_came_nothing() -> (
+    None
+):
     house = House()
     house.engine.score(house.task())
     house.step()
@@ -160,7 +162,27 @@ def test_nobody_is_told_of_a_cancelled_score_also_if_the_cancel_comes_first() ->
     house.engine.score(house.task("later"))
     house.engine.abort("g", Abort(request_id="unknown", attempt=1))
     house.run()
-    assert (house.answers, house.ends, house.engine.num_unfinished) == ([], [], 0)
+    (told,) = house.answers
+    assert (told.request_id, told.logprobs, house.ends) == ("s", b"", [])
+    num_computed = sum(len(row.token_ids) for batch in house.runner.batches for row in batch.rows)
+    assert told.num_prompt_tokens == num_computed > 0
+    assert house.engine.num_unfinished == 0
+
+
+@pytest.mark.parametrize("num_steps", range(9))
+def test_what_a_cancelled_score_has_computed_grows_to_the_whole(num_steps: int) -> None:
+    house = House()
+    house.engine.score(house.task())
+    for _ in range(num_steps):
+        house.step()
+    if house.answers:
+        return  # it was done by then
+    house.engine.cancel_score("g", "s")
+    house.run()
+    (told,) = house.answers
+    num_prompts = sum(len(row.token_ids) for batch in house.runner.batches for row in batch.rows)
+    assert min(num_prompts, 42) <= told.num_prompt_tokens <= 42
+    assert 0 <= told.num_cached_tokens <= told.num_prompt_tokens
 
 
 def test_a_gateway_that_is_gone_leaves_nothing_behind() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from gateway.errors import (
 )
 from gateway.request.job import question_fingerprint
 from gateway.request.questions import Question, QuestionWork
-from gateway.request.request import Request, State
+from gateway.request.request import ABORT_PATIENCE_S, Request, State
 from protocol.errors import ErrorCode
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import (
@@ -109,6 +110,42 @@ def assert_settled(parts: Parts, tokens: int, *, is_unused: bool, outcome: str) 
     assert (settle.prompt_tokens, settle.is_unused, settle.outcome) == (tokens, is_unused, outcome)
     assert (settle.completion_tokens, settle.lease_id) == (0, "lease")
     assert (parts.num_seats, len(parts.sessions), len(parts.link._questions)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("told", "charged"), [((20, 5), 25), ((1, 1), LEAST), ((), LEAST), (None, LEAST)]
+)
+async def test_a_client_that_leaves_is_charged_what_was_computed_until_then(
+    told: tuple[int, ...] | None, charged: int
+) -> None:
+    parts = Parts()
+    one = parts.engine()
+    started = await asked(parts, replace(embedding(), is_counted_late=True))
+    await idle()
+    started.request.on_client_gone()
+    await idle()
+    assert isinstance(await started.error(), ClientDisconnectedError)
+    assert [message.request_id for message in parts.engine_wire.of(Cancel)] == ["r"]
+    assert parts.outbox.settles == []
+    if told is None:
+        await asyncio.sleep(ABORT_PATIENCE_S + 1)  # an engine of an older release says nothing
+    else:
+        await answer(parts, one, told)
+    await idle()
+    assert_settled(parts, charged, is_unused=False, outcome="aborted")
+
+
+async def test_a_client_that_leaves_while_its_engine_dies_waits_for_nobody() -> None:
+    parts = Parts()
+    one = parts.engine()
+    started = await asked(parts, replace(embedding(), is_counted_late=True))
+    await idle()
+    started.request.on_client_gone()
+    await idle()
+    parts.lose(one)
+    await idle()
+    assert isinstance(await started.error(), ClientDisconnectedError)
+    assert_settled(parts, LEAST, is_unused=False, outcome="aborted")
 
 
 async def test_an_answered_question_is_charged_what_its_answer_says() -> None:
