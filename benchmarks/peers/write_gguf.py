@@ -1,10 +1,6 @@
-"""Writes a model folder of random weights as GGUF; runs in the environment of `gguf`.
-
-python write_gguf.py FOLDER FILE
-"""
+"""Writes a model folder of random weights as GGUF."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +44,7 @@ def with_neighbouring_pairs(values: npt.NDArray[Any], num_heads: int) -> npt.NDA
     return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
-def write(folder: Path, target: Path) -> None:
+def write_gguf(folder: Path, target: Path) -> None:
     """One file, matrices in bfloat16, vectors in float32."""
     config = json.loads((folder / "config.json").read_text())
     architecture = str(config["model_type"])
@@ -90,7 +86,3 @@ def write(folder: Path, target: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-if __name__ == "__main__":
-    write(Path(sys.argv[1]), Path(sys.argv[2]))

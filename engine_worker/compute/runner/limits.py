@@ -1,6 +1,7 @@
 """What a runner is built for, and that a row keeps to it."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from engine_worker.core.choice.batch import MAX_ROW_STOP_TOKEN_IDS, RowWork
 
@@ -38,6 +39,8 @@ class RowLimits:
     num_blocks: int
     block_size: int
     table_width: int
+    _checked: dict[int, tuple[Sequence[int], int]] = field(default_factory=dict)
+    """By slot: the block ids that it had last, and how many of them were looked at."""
 
     def check(self, row: RowWork) -> None:
         """Raises for a row that no program could compute.
@@ -61,7 +64,17 @@ class RowLimits:
             raise ValueError(f"a row ends at {end}, beyond {self.max_model_len} tokens")
         if not end <= len(row.block_ids) * self.block_size or len(row.block_ids) > self.table_width:
             raise ValueError(f"{len(row.block_ids)} blocks do not fit a row of {end} tokens")
-        if min(row.block_ids) < 0 or max(row.block_ids) >= self.num_blocks:
-            raise ValueError(f"block ids are 0 to {self.num_blocks - 1}")
+        self._check_new_blocks(row)
         if len(row.scored_token_ids) > num_tokens:
             raise ValueError(f"a row of {num_tokens} tokens scores at most as many")
+
+    def _check_new_blocks(self, row: RowWork) -> None:
+        """Looks at those ids that the same list has got since the slot's last step."""
+        block_ids = row.block_ids
+        known, num_checked = self._checked.get(row.slot, ((), 0))
+        if known is not block_ids or num_checked > len(block_ids):
+            num_checked = 0
+        new = block_ids[num_checked:]
+        if new and (min(new) < 0 or max(new) >= self.num_blocks):
+            raise ValueError(f"block ids are 0 to {self.num_blocks - 1}")
+        self._checked[row.slot] = block_ids, len(block_ids)

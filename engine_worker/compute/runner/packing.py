@@ -119,19 +119,25 @@ class PackedLayout:
             [num_entries] int32, a fresh array: the program may still read it when the next is made.
         """
         packed = np.zeros(self.num_entries, np.int32)
-        fields, limits, tokens, blocks = np.split(packed, np.cumsum(self._sizes)[:-1])
-        fields[:] = pack_row_fields(
-            rows, self.bucket.num_rows, self.num_slots, samples=samples
-        ).reshape(-1)
-        token_ids = tokens.reshape(-1, self.bucket.num_queries)
-        tables = blocks.reshape(-1, self.table_width)
+        fields, limits, token_ids, tables = self.parts(packed)
+        fields[:] = pack_row_fields(rows, self.bucket.num_rows, self.num_slots, samples=samples)
         tables[:] = self.padding_block
         for index, row in enumerate(rows):
             token_ids[index, : len(row.token_ids)] = row.token_ids
             tables[index, : len(row.block_ids)] = row.block_ids
         if not self.bucket.is_prefill:
-            _pack_limits(limits.reshape(-1, _NUM_LIMITS), rows)
+            _pack_limits(limits, rows)
         return packed
+
+    def parts(self, packed: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], ...]:
+        """Row fields, limits, token ids and block tables of a vector, a row each; views of it."""
+        fields, limits, token_ids, tables = np.split(packed, np.cumsum(self._sizes)[:-1])
+        return (
+            fields.reshape(-1, NUM_ROW_FIELDS),
+            limits.reshape(-1, _NUM_LIMITS),
+            token_ids.reshape(-1, self.bucket.num_queries),
+            tables.reshape(-1, self.table_width),
+        )
 
     def unpack(self, packed: jax.Array) -> StepInputs:
         """The inverse of `pack`, inside a program."""

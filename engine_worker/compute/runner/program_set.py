@@ -23,6 +23,7 @@ from engine_worker.compute.runner.programs import (
     set_slot_counts,
 )
 from engine_worker.compute.runner.score_program import ScoreLayout, ScoreProgram
+from engine_worker.compute.runner.step_buffer import StepBuffer
 from engine_worker.core.choice.batch import ProgressCallback, RowWork
 from engine_worker.core.choice.score_pack import ScorePack
 
@@ -59,6 +60,11 @@ class ProgramSet:
         self.packed_layouts: Mapping[Bucket, PackedLayout] = {
             bucket: PackedLayout(bucket, self.table_width, self._num_slots, kv_layout.padding_block)
             for bucket in buckets.all
+        }
+        self._buffers = {
+            bucket: StepBuffer(layout)
+            for bucket, layout in self.packed_layouts.items()
+            if not bucket.is_prefill
         }
         self.samplers = {
             num_rows: FullSampler(decoder.backend, num_rows, self._num_slots)
@@ -142,7 +148,8 @@ class ProgramSet:
         self, state: DeviceState, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool
     ) -> tuple[ProgramOutput, DeviceState]:
         """Dispatches a step program; `state` is donated."""
-        packed = self.packed_layouts[bucket].pack(rows, samples=samples)
+        buffer = self._buffers.get(bucket) or self.packed_layouts[bucket]
+        packed = buffer.pack(rows, samples=samples)
         output: ProgramOutput
         output, state = self.store.get(bucket)(self._decoder.leaves, state, packed)
         return output, state

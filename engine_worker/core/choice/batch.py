@@ -71,7 +71,8 @@ class RowWork:
             or preemption. The runner keeps token counts for penalties by slot.
         token_ids: Tokens to compute: one in decode, a chunk in prefill.
         start: Position of `token_ids[0]` (= num_computed_tokens).
-        block_ids: KV blocks of the choice, enough for position start + len(token_ids) - 1.
+        block_ids: KV blocks of the choice, enough for position start + len(token_ids) - 1. A list
+            that comes again may have grown meanwhile, and is otherwise as it was.
         sample: Whether a token is sampled after the last of `token_ids`. Its position is
             start + len(token_ids).
         sampling: How.
