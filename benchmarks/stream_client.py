@@ -10,6 +10,7 @@ import selectors
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -93,8 +94,11 @@ def stream_all(url: str, bodies: Sequence[Mapping[str, Any]], path: str) -> list
         bodies: Of the requests; each has to ask for a stream with its usage.
         path: Of the endpoint.
     """
-    streams = [_Stream(url, path, body) for body in bodies]
-    with selectors.DefaultSelector() as selector:
+    with ExitStack() as stack:
+        streams = [_Stream(url, path, body) for body in bodies]
+        for stream in streams:
+            stack.enter_context(stream.socket)
+        selector = stack.enter_context(selectors.DefaultSelector())
         started = time.perf_counter()
         for stream in streams:
             selector.register(stream.socket, selectors.EVENT_READ, stream)
@@ -103,5 +107,4 @@ def stream_all(url: str, bodies: Sequence[Mapping[str, Any]], path: str) -> list
             for key, _ in selector.select():
                 if not key.data.read(started):
                     selector.unregister(key.data.socket)
-                    key.data.socket.close()
     return [stream.answer for stream in streams]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from engine_worker.compute.models.decoder import declare, random_weights
+from engine_worker.compute.runner.drafts import split_drafts
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.core.choice.batch import RowSampling, StepBatch, StepResult
 from tests.fakes.runner_requests import RunnerRequest, begin, generate, step
@@ -169,8 +170,11 @@ def test_rows_with_drafts_and_without_share_a_step(runner: JaxModelRunner) -> No
 def test_rows_that_cannot_draft_are_refused(runner: JaxModelRunner) -> None:
     requests, _ = begun_and_single(runner)
     work = requests[0].next_work(1)
-    with pytest.raises(ValueError, match="at most 3 rows, not 4"):
+    with pytest.raises(ValueError, match="drafts at most 2 tokens, not 3"):
         runner.run(StepBatch((replace(work, draft_token_ids=(1, 2, 3)),)))
+    drafting = replace(work, draft_token_ids=(1,))
+    with pytest.raises(ValueError, match="at most 3 rows, not 4"):
+        split_drafts((drafting, drafting), 3, 2)
     for changes in (
         {"sampling": SAMPLINGS[2]},
         {"sampling": RowSampling(num_logprobs=1)},
