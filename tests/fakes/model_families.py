@@ -158,6 +158,18 @@ def _hybrids() -> dict[str, FamilyCase]:
                 "tie_word_embeddings": True,
             },
         ),
+        "lfm2_moe": FamilyCase(
+            "Lfm2MoeConfig",
+            {
+                "num_hidden_layers": 4,
+                "layer_types": ["conv", "conv", "full_attention", "conv"],
+                "num_dense_layers": 1,
+                "num_experts": 7,
+                "num_experts_per_tok": 3,
+                "moe_intermediate_size": 24,
+                "routed_scaling_factor": 1.7,
+            },
+        ),
         "granite_hybrid": FamilyCase(
             "GraniteMoeHybridConfig", {**mamba, "num_local_experts": 0, "tie_word_embeddings": True}
         ),

@@ -83,6 +83,27 @@ def test_what_an_lfm2_config_may_not_say_is_refused_by_name(
         decoder_spec(LFM2 | changes)
 
 
+def test_lfm2_with_experts_begins_with_dense_layers() -> None:
+    config = {
+        "architectures": ["Lfm2MoeForCausalLM"],
+        "layer_types": ["conv", "conv", "full_attention"] * 2,
+        "intermediate_size": 7168,
+        "num_dense_layers": 2,
+        "num_experts": 32,
+        "use_expert_bias": True,
+    }
+    spec = decoder_spec(LFM2 | config)
+    assert spec.layers[1].mlp == MlpSpec(7168)
+    moe = spec.layers[2].mlp
+    assert isinstance(moe, MoeSpec)
+    assert (moe.num_experts, moe.num_experts_per_token) == (32, 4)
+    assert moe.expert == MlpSpec(1792)
+    found = {part.name for parts in weight_sources(declare(spec, "float32")) for part in parts}
+    assert "model.layers.2.feed_forward.expert_bias" in found
+    assert "model.layers.2.feed_forward.experts.31.w2.weight" in found
+    assert not [name for name in found if "layernorm.weight" in name and "self_attn" not in name]
+
+
 # Of Qwen/Qwen3-Next-80B-A3B-Instruct, as it was published.
 QWEN3_NEXT: dict[str, Any] = {
     "architectures": ["Qwen3NextForCausalLM"],
