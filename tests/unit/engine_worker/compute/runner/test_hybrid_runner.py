@@ -10,13 +10,17 @@ import pytest
 
 from engine_worker.compute.backends.kv_layout import LayerStates
 from engine_worker.compute.models.decoder import DecoderWeights
+from engine_worker.compute.models.recurrent.specs import DeltaNetSpec
+from engine_worker.compute.models.spec import LayerSpec, MlpSpec
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.core.choice.batch import RowWork, StepBatch
 from engine_worker.core.choice.score_pack import ScoredTexts, packs_of
 from tests.fakes.runner_requests import GREEDY, RunnerRequest, begin, generate, step
 from tests.fakes.tiny_decoder import (
     GreedyReference,
+    tiny_attention,
     tiny_hybrid_spec,
+    tiny_spec,
     tiny_weights,
 )
 
@@ -264,3 +268,24 @@ def test_a_lost_state_is_built_again_by_a_reset(runner: JaxModelRunner) -> None:
     runner.reset()
     request.output.clear()
     assert generate(runner, request, 6) == expected
+
+
+@pytest.mark.parametrize("kind", ["decode", "prefill"])
+def test_states_are_updated_in_place_however_many_there_are(kind: str) -> None:
+    delta = DeltaNetSpec(2, 4, key_dim=32, value_dim=32, kernel_size=4)
+    layers = tuple(LayerSpec(mixer, MlpSpec(48)) for mixer in (delta, tiny_attention()))
+    runner = make_runner(tiny_weights(spec=replace(tiny_spec(), layers=layers)))
+    bucket = next(
+        bucket for bucket in runner.packed_layouts if bucket.is_prefill == (kind == "prefill")
+    )
+    memory = runner._programs.compile(bucket).memory_analysis()
+    states_bytes = sum(
+        array.nbytes
+        for layer in runner.state.cache
+        if isinstance(layer, LayerStates)
+        for array in layer.arrays
+    )
+    assert memory.alias_size_in_bytes >= states_bytes
+    # Not one copy of them is made.
+    assert memory.temp_size_in_bytes < states_bytes // 2
+    runner.close()
