@@ -155,7 +155,7 @@ def test_an_option_wins_over_its_variable_and_this_over_the_file_and_this_over_t
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("serve", ["default: (auto)", "default: (32)", "[[models]]", "float32"]),
+        ("serve", ["default: (auto)", "default: (32;", "[[models]]", "float32"]),
         ("chat", ["[the first served]"]),
         ("fake-engine", ["[[crash@5]]"]),
     ],
