@@ -133,6 +133,6 @@ def _in_parallel(work: Callable[[tuple[int, int]], None], parts: list[tuple[int,
         work(parts[0])
         return
     # NumPy lets other threads run while it computes.
-    with ThreadPoolExecutor(min(len(parts), num_usable_cores())) as threads:
+    with ThreadPoolExecutor(min(len(parts), num_usable_cores()), "dequantise") as threads:
         for _ in threads.map(work, parts):
             pass

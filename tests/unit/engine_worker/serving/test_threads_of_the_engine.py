@@ -51,6 +51,7 @@ THREADS = {
     ("engine_worker/grammar/compile_queue.py", "grammar"): "test_a_pool_is_watched",
     ("engine_worker/loading/decoder.py", "tokenizer"): "its result is read",
     ("engine_worker/compute/runner/program_store.py", "compile pool"): "its results are read",
+    ("engine_worker/compute/weights/gguf/blocks.py", "dequantise"): "its results are read",
     # Ends the process.
     ("protocol/wire/worker.py", "Timer"): "os._exit",
 }
