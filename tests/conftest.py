@@ -39,7 +39,7 @@ hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Small units come last, so that both processes end at about the same time."""
+    """Small units come last, so that all processes end at about the same time."""
     items.sort(key=lambda item: is_small_unit(item.nodeid))
 
 

@@ -15,7 +15,7 @@ from tests.e2e.house import House, eventually, start_house, stop_house
 from tests.e2e.live_stream import LiveStream, ask, known_answer
 from tests.fakes.tiny_checkpoint import write_checkpoint
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 MODEL = "recurrent"
 DELTA_NET: dict[str, Any] = {

@@ -352,7 +352,7 @@ async def test_an_answer_that_had_all_its_lease_ends_there_when_its_engine_dies(
 async def test_a_lease_that_ends_while_no_engine_is_there_ends_the_answer_at_the_next_one(
     socket_dir: Path,
 ) -> None:
-    async with running_gateway(socket_dir, lease_slice_tokens=16, auth_timeout_s=0.1) as gateway:
+    async with running_gateway(socket_dir, lease_slice_tokens=16, auth_timeout_s=1.0) as gateway:
         auth = await gateway.auth()
         engine = await gateway.engine(text=None)
         asking = ask(gateway, stream=True)

@@ -6,6 +6,7 @@ from benchmarks import gpu
 from engine_worker.compute.runner import buckets
 
 
+@pytest.mark.long
 def test_the_tiny_run_prints_parity_bandwidth_and_a_row_for_each_concurrency(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

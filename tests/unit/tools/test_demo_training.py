@@ -36,6 +36,7 @@ def final_params(trainer: Trainer) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in trainer.state.params.items()}
 
 
+@pytest.mark.long
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     chat_format: ChatFormat, tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_conversations_of_a_row_do_not_see_each_other() -> None:
     assert loss(token_ids) != loss(token_ids.at[0, 4].add(1))
 
 
+@pytest.mark.long
 def test_cached_decoding_chooses_what_the_whole_forward_chooses() -> None:
     params = {name: 3 * value for name, value in init_params(SHAPE, 1).items()}
     prompts = [[5, 9, 700, 31], [8, 1500, 77, 4, 12, 900, 3]]

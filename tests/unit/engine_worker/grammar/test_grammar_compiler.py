@@ -70,7 +70,7 @@ def test_a_grammar_that_compiles_for_ever_is_cut_off_and_the_next_one_works() ->
 
 
 def test_a_grammar_is_not_refused_because_the_machine_was_busy() -> None:
-    with compiler_for(TOKENIZER, trial_timeout_s=0.3) as compiler:
+    with compiler_for(TOKENIZER, trial_timeout_s=1.0) as compiler:
         compiler.compile(Grammar(kind="regex", source="a"))
         (process,) = (
             child
@@ -78,7 +78,7 @@ def test_a_grammar_is_not_refused_because_the_machine_was_busy() -> None:
             if any(part.endswith("trial_process") for part in child.cmdline())
         )
         process.suspend()
-        resume = threading.Timer(1.0, process.resume)
+        resume = threading.Timer(2.0, process.resume)
         resume.start()
         compiler.compile(Grammar(kind="regex", source="b"))
         resume.join()

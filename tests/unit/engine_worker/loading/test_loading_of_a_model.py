@@ -69,6 +69,7 @@ def test_without_a_tokenizer_nothing_is_compiled(tmp_path: Path) -> None:
     assert set(phases) == {"loading"}
 
 
+@pytest.mark.long
 def test_on_a_device_the_cache_gets_what_weights_and_programs_leave() -> None:
     decoder = tiny_decoder()
     settings = dataclasses.replace(SETTINGS, max_num_seqs=2, max_num_batched_tokens=8)

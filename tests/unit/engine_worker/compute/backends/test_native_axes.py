@@ -102,7 +102,10 @@ def strong_weights(spec: DecoderSpec) -> DecoderWeights:
     return DecoderWeights(graph, tuple(leaves))
 
 
-@pytest.mark.parametrize("name", [*NATIVE, *PARTLY_NATIVE])
+@pytest.mark.parametrize(
+    "name",
+    [*NATIVE, *(pytest.param(name, marks=pytest.mark.long) for name in PARTLY_NATIVE)],
+)
 def test_the_kernels_compute_what_the_reference_does_or_leave_it_to_xla(name: str) -> None:
     weights = strong_weights((NATIVE | PARTLY_NATIVE)[name])
     decoder = packed(weights, "cpu_native", "float32")

@@ -99,7 +99,7 @@ def test_float32_generates_what_the_dense_reference_does(reference: GreedyRefere
         assert output == reference.continue_greedily(request.prompt, 30)
 
 
-@pytest.mark.parametrize("weight_type", ["bfloat16", "int8"])
+@pytest.mark.parametrize("weight_type", [pytest.param("bfloat16", marks=pytest.mark.long), "int8"])
 def test_other_types_agree_with_float32_step_by_step_as_often_as_xla_does(
     reference: GreedyReference, weight_type: str
 ) -> None:
@@ -246,7 +246,10 @@ def test_the_deterministic_mode_holds_on_the_kernels_in_float32(
         np.testing.assert_array_equal(np.asarray(array)[blocks(0)[:4]], expected)
 
 
-@pytest.mark.parametrize("weight_type", TYPES)
+@pytest.mark.parametrize(
+    "weight_type",
+    [one if one == "bfloat16" else pytest.param(one, marks=pytest.mark.long) for one in TYPES],
+)
 def test_recurrent_layers_are_computed_by_xla_between_the_kernels(weight_type: str) -> None:
     weights = tiny_weights(spec=tiny_hybrid_spec())
     decoder = packed(weights, "cpu_native", weight_type)

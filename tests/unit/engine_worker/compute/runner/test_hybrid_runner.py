@@ -233,6 +233,7 @@ def test_questions_follow_a_prompt_from_its_state_and_leave_it_as_it_was(
     assert request.output == expected
 
 
+@pytest.mark.long
 def test_in_the_deterministic_mode_a_cached_beginning_gives_the_same_bits() -> None:
     runner = make_runner(deterministic=True)
     prompt = prompt_of(29)

@@ -111,7 +111,7 @@ WINDOWED = replace(
     [
         (tiny_weights(), 1e-4),
         (tiny_weights(spec=WINDOWED), 1e-4),
-        (tiny_weights(jnp.bfloat16), 0.1),
+        pytest.param(tiny_weights(jnp.bfloat16), 0.1, marks=pytest.mark.long),
     ],
     ids=["float32", "windows", "bfloat16"],
 )
@@ -128,7 +128,10 @@ def test_a_pack_scores_as_the_prompt_with_these_tokens_would(
 
 
 @needs_native
-@pytest.mark.parametrize(("weight_type", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.1)])
+@pytest.mark.parametrize(
+    ("weight_type", "tolerance"),
+    [("float32", 1e-3), pytest.param("bfloat16", 0.1, marks=pytest.mark.long)],
+)
 def test_the_native_kernels_score_as_their_own_prompts(weight_type: str, tolerance: float) -> None:
     runner = make_runner(packed(tiny_weights(), "cpu_native", weight_type))
     prefill(runner, PROMPT)
