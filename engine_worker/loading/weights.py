@@ -1,5 +1,6 @@
 """Loads a decoder's weights for its backend: from the checkpoint, or packed by an earlier start."""
 
+import glob
 import hashlib
 import logging
 import os
@@ -12,7 +13,11 @@ import jax
 import numpy.typing as npt
 
 from engine_worker.compute.backends.base import Backend, PackedDecoder
-from engine_worker.compute.backends.packed_file import map_packed, new_packed_file
+from engine_worker.compute.backends.packed_file import (
+    map_packed,
+    new_packed_file,
+    remove_abandoned,
+)
 from engine_worker.compute.backends.packing_plan import PackedWeight
 from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
 from engine_worker.compute.weights.fingerprint import fingerprint
@@ -22,6 +27,8 @@ from engine_worker.core.choice.batch import ProgressCallback
 from engine_worker.errors import CheckpointError, PackedFileError
 
 SUFFIX = ".packed"
+_READING_VERSION = 2
+"""Of how files become numbers: another one makes all packed files anew."""
 _log = logging.getLogger("penstock.engine.weights")
 
 
@@ -51,7 +58,7 @@ def load_for_backend(
     packing = backend.packing
     if not packing.layout or cache_dir is None:
         return PackedDecoder(backend, _in_memory(folder, backend, progress, lora))
-    key = fingerprint(folder, {"packed": packing.layout}, lora)
+    key = _cache_key(folder, packing.layout, lora)
     path = packed_path(cache_dir, folder, backend, key, lora)
     try:
         return PackedDecoder(backend, _mapped(path, backend, key))
@@ -66,6 +73,18 @@ def load_for_backend(
         return PackedDecoder(backend, _in_memory(folder, backend, progress, lora))
     _remove_others(path)
     return PackedDecoder(backend, _mapped(path, backend, key))
+
+
+def _cache_key(folder: Path, layout: str, lora: Path | None) -> str:
+    """What packed weights are of: a layout, a way of reading, and the files as they are now.
+
+    The fingerprint alone samples large files, and a few rows of an embedding that were trained
+    later may lie between its samples; so their dates count here, too.
+    """
+    stats = ((file.name, file.stat()) for file in open_checkpoint(folder, lora).files)
+    files = "".join(f"{name} {stat.st_size} {stat.st_mtime_ns}\n" for name, stat in stats)
+    parts = {"packed": layout, "reading": str(_READING_VERSION), "files": files}
+    return fingerprint(folder, parts, lora)
 
 
 def packed_path(
@@ -87,6 +106,7 @@ def _write(
     lora: Path | None,
 ) -> None:
     parts = [part for weight in backend.packing.weights for part in weight.parts]
+    remove_abandoned(path.parent, _stem(path))
     with new_packed_file(path, key, parts) as file:
         for array in _packed_arrays(folder, backend, progress, lora):
             file.write(array)
@@ -136,10 +156,14 @@ def _pack(
         raise CheckpointError(f"{checkpoint.listing}: {weight.name} {error}") from error
 
 
+def _stem(path: Path) -> str:
+    """What the names of all packed files of one folder and layout begin with."""
+    return path.name[: -len(f"{'0' * 16}{SUFFIX}")]
+
+
 def _remove_others(path: Path) -> None:
     """Files of the same folder and layout, of weights that it held before."""
-    stem = path.name[: -len(f"{'0' * 16}{SUFFIX}")]
-    for other in path.parent.glob(f"{stem}*"):
+    for other in path.parent.glob(f"{glob.escape(_stem(path))}*"):
         if other.name != path.name and len(other.name) == len(path.name):
             with suppress(OSError):
                 other.unlink()

@@ -4,10 +4,14 @@
     {"key": …, "size_bytes": …, "parts": [{"shape": […], "dtype": "uint8", "offset": …}, …]},
     32 bytes SHA-256 of all before, then the parts, each at a multiple of 64 bytes from the start.
 
-A file is written under another name and renamed when it is complete. One that was cut short, that
-another version wrote or that belongs to other weights is refused with its reason, and made anew.
+A file is written under another name and renamed when it is complete; whoever writes it holds a lock
+on it, so that the next one can tell what a process that was killed has left. One that was cut
+short, that another version wrote or that belongs to other weights is refused with its reason, and
+made anew.
 """
 
+import fcntl
+import glob
 import hashlib
 import json
 import mmap
@@ -29,6 +33,7 @@ _DIGEST_BYTES: Final = 32
 _ALIGNMENT: Final = 64
 """Bytes; jax takes memory of this alignment as it is instead of copying it."""
 _MAX_HEADER_BYTES: Final = 16 * 2**20
+_UNFINISHED: Final = ".new"
 
 
 def map_packed(path: Path, key: str, parts: Sequence[PartSpec]) -> list[npt.NDArray[Any]]:
@@ -87,9 +92,12 @@ def new_packed_file(path: Path, key: str, parts: Sequence[PartSpec]) -> Iterator
         OSError: It can't be written.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.new")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}{_UNFINISHED}")
     try:
         with unfinished.open("wb") as stream:
+            # Where there are no locks, nothing is taken for abandoned either.
+            with suppress(OSError):
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield PackedFileWriter(stream, key, parts)
             stream.flush()
             # Else a machine that loses power might keep the name and not the numbers.
@@ -99,6 +107,19 @@ def new_packed_file(path: Path, key: str, parts: Sequence[PartSpec]) -> Iterator
         with suppress(OSError):
             unfinished.unlink()
         raise
+
+
+def remove_abandoned(folder: Path, prefix: str) -> None:
+    """Removes unfinished files whose writer is gone; each may be as large as a model.
+
+    Args:
+        folder: Of the files; may not exist.
+        prefix: Of their names.
+    """
+    for file in folder.glob(f"{glob.escape(prefix)}*{_UNFINISHED}"):
+        with suppress(OSError), file.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.unlink()
 
 
 def _header(key: str, parts: Sequence[PartSpec]) -> tuple[bytes, list[int]]:

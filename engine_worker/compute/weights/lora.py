@@ -75,7 +75,8 @@ class _Scaling:
 
     Attributes:
         alpha: Of modules without one of their own.
-        alphas: By the end of a module's name, or the whole of it behind a `^`.
+        alphas: By the end of a module's name, or the whole of it behind a `^`; the first that fits
+            counts.
         by_root: Divided by the root of the rank instead of the rank (rsLoRA).
         is_transposed: Weights lie as [in, out].
     """
@@ -86,12 +87,14 @@ class _Scaling:
     is_transposed: bool
 
     def of(self, module: str, rank: int) -> float:
-        alpha = self.alpha
-        for pattern, value in self.alphas.items():
-            name = pattern.removeprefix("^")
-            if module == name or (name == pattern and module.endswith(f".{name}")):
-                alpha = value
+        fitting = (value for pattern, value in self.alphas.items() if _fits(pattern, module))
+        alpha = next(fitting, self.alpha)
         return alpha / (math.sqrt(rank) if self.by_root else rank)
+
+
+def _fits(pattern: str, module: str) -> bool:
+    name = pattern.removeprefix("^")
+    return module == name or (name == pattern and module.endswith(f".{name}"))
 
 
 @dataclass(slots=True)

@@ -58,7 +58,7 @@ def read_awq(stored: StoredTensors, fields: ConfigFields) -> Iterator[DerivedTen
         qzeros = of_shape(stored.need(f"{module}.qzeros", qweight, "I32"), (groups, words))
         yield DerivedTensor(
             derived_info(f"{module}.weight", "F32", (outputs, inputs), qweight, scales, qzeros),
-            _reader(qweight, scales, qzeros),
+            _reader(qweight, scales, qzeros, inputs, group_size),
         )
 
 
@@ -86,12 +86,18 @@ def check_groups(scales: TensorInfo, groups: int, inputs: int, group_size: int) 
         )
 
 
-def _reader(qweight: TensorInfo, scales: TensorInfo, qzeros: TensorInfo) -> Any:
+def _reader(
+    qweight: TensorInfo, scales: TensorInfo, qzeros: TensorInfo, inputs: int, group_size: int
+) -> Any:
+    # The last group is narrower where the size doesn't divide the inputs.
+    is_even = group_size == -1 or inputs % group_size == 0
+
     def compute(read: ReadTensor) -> npt.NDArray[np.float32]:
         return scaled(
             _in_order(read(qweight.name)).T,
             read(scales.name).astype(np.float32).T,
             _in_order(read(qzeros.name)).T,
+            None if is_even else np.arange(inputs) // group_size,
         )
 
     return compute

@@ -19,6 +19,7 @@ from engine_worker.compute.weights.quantized.derived import (
     derived_info,
     of_type,
 )
+from engine_worker.compute.weights.quantized.mxfp4 import check_scales
 from engine_worker.compute.weights.tensor_info import ReadTensor, TensorInfo
 
 FLOAT8: Final = ("F8_E4M3", "F8_E5M2")
@@ -84,7 +85,10 @@ def scaled_weight(
     is_by_row = repeats is None and scale.shape in rows and scale.shape not in whole
 
     def compute(read: ReadTensor) -> npt.NDArray[np.float32]:
-        factors = scale_values(read(scale.name))
+        stored_scales = read(scale.name)
+        if stored_scales.dtype.itemsize == 1:
+            check_scales(scale, stored_scales.view(np.uint8))
+        factors = scale_values(stored_scales)
         values: npt.NDArray[np.float32] = read(weight.name).astype(np.float32)
         if repeats is not None:
             return _times_blocks(values, factors, repeats)
@@ -112,7 +116,8 @@ def _times_blocks(
     values: npt.NDArray[np.float32], scales: npt.NDArray[np.float32], block: tuple[int, int]
 ) -> npt.NDArray[np.float32]:
     inputs = values.shape[-1]
-    columns = np.repeat(scales, block[1], axis=-1)[..., :inputs]
+    # A block may be said to be far larger than the matrix.
+    columns = np.repeat(scales, min(block[1], inputs), axis=-1)[..., :inputs]
     for row in range(scales.shape[-2]):
         values[..., row * block[0] : (row + 1) * block[0], :] *= columns[..., row : row + 1, :]
     return values

@@ -9,7 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engine_worker.compute.backends.packed_file import map_packed, new_packed_file
+from engine_worker.compute.backends.packed_file import (
+    map_packed,
+    new_packed_file,
+    remove_abandoned,
+)
 from engine_worker.compute.backends.packing_plan import PartSpec
 from engine_worker.errors import PackedFileError
 
@@ -98,3 +102,20 @@ def test_nothing_is_left_of_a_file_that_could_not_be_finished(tmp_path: Path) ->
 def test_a_missing_file_is_no_error_of_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         map_packed(tmp_path / "model.packed", "key", PARTS)
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(
+    tmp_path: Path,
+) -> None:
+    left = tmp_path / "model [8B].packed.1.new"
+    left.write_bytes(bytes(100))
+    other = tmp_path / "other.packed.1.new"
+    other.write_bytes(bytes(100))
+    path = tmp_path / "model [8B].packed"
+    with new_packed_file(path, "key", PARTS) as file:
+        remove_abandoned(tmp_path, "model [8B]")
+        for array in ARRAYS:
+            file.write(array)
+    assert sorted(tmp_path.iterdir()) == sorted([path, other])
+    assert len(map_packed(path, "key", PARTS)) == len(PARTS)
+    remove_abandoned(tmp_path / "nowhere", "model")

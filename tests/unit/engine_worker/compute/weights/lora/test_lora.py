@@ -158,3 +158,15 @@ def test_what_is_missing_or_a_pickle_is_said(tmp_path: Path) -> None:
     refused(folder, UnsupportedFormatError, "adapter_model.bin is a pickle", "penstock convert")
     (folder / "adapter_model.bin").unlink()
     refused(folder, CheckpointError, "adapter_model.safetensors", "missing")
+
+
+def test_of_several_patterns_that_fit_the_first_says_alpha(tmp_path: Path) -> None:
+    tensors = pair(Q_PROJ, (2, 16), (16, 2))
+    patterns = {"layers.0.self_attn.q_proj": 12, "q_proj": 4}
+    adapter(tmp_path, tensors, alpha_pattern=patterns)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    change = tensors[f"{Q_PROJ}.lora_B.weight"] @ tensors[f"{Q_PROJ}.lora_A.weight"]
+    with open_checkpoint(BASE).reading() as read:
+        expected = read(name) + 12 / 2 * change
+    with open_checkpoint(BASE, tmp_path).reading() as read:
+        np.testing.assert_allclose(read(name), expected, rtol=1e-5, atol=1e-6)

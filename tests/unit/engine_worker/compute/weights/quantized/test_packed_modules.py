@@ -123,6 +123,25 @@ def test_awq_weights_are_those_that_were_packed(
     np.testing.assert_array_equal(read(tmp_path), expected)
 
 
+def test_a_last_group_of_awq_may_be_narrower(tmp_path: Path) -> None:
+    # 96 inputs in groups of 40: 40, 40 and 16, not three of 32.
+    parts, _ = awq_parts()
+    write(tmp_path, parts, AWQ | {"group_size": 40})
+    integers, zeros = (awq_numbers(parts[name]) for name in ("qweight", "qzeros"))
+    columns = np.arange(INPUTS) // 40
+    expected = (integers.T - zeros.T[:, columns]) * parts["scales"].T[:, columns]
+    np.testing.assert_array_equal(read(tmp_path), expected.astype(np.float32))
+
+
+def awq_numbers(words: np.ndarray) -> np.ndarray:
+    """What `awq_words` packed, as float32."""
+    found = np.empty((len(words), words.shape[1] * 8), np.float32)
+    for column in range(words.shape[1]):
+        for place, output in enumerate(AWQ_ORDER):
+            found[:, column * 8 + output] = words[:, column] >> np.uint32(4 * place) & np.uint32(15)
+    return found
+
+
 def gptq_parts(
     bits: int, *, first: bool = True, groups: np.ndarray = EVEN, zeros: np.ndarray | None = None
 ) -> tuple[Parts, np.ndarray]:
@@ -330,6 +349,22 @@ def test_fp8_weights_without_scales_or_with_others_are_refused(tmp_path: Path) -
     refused(tmp_path / "b", CheckpointError, f"{WEIGHT}_scale", "[3, 5]", "[40, 64]")
     write(tmp_path / "c", odd, FP8 | {"weight_block_size": [0, 128]})
     refused(tmp_path / "c", ModelConfigError, "weight_block_size")
+
+
+def test_blocks_of_fp8_larger_than_any_memory_take_none(tmp_path: Path) -> None:
+    weight = fp8_weight(40, 64)
+    scales = np.full((3, 1), 0.5, np.float32)
+    config = FP8 | {"weight_block_size": [16, 2**62]}
+    write(tmp_path, {"weight": weight, "weight_scale_inv": scales}, config)
+    np.testing.assert_array_equal(read(tmp_path), weight.astype(np.float32) * 0.5)
+
+
+def test_an_exponent_of_fp8_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    exponents = np.array([[127, 255]], np.uint8)
+    config = FP8 | {"weight_block_size": [64, 32]}
+    write(tmp_path, {"weight": fp8_weight(40, 64), "weight_scale_inv": exponents}, config)
+    with pytest.raises(CheckpointError, match=r"weight_scale_inv.*scale of 255"):
+        read(tmp_path)
 
 
 def test_a_whole_quantised_model_fills_the_weights_of_the_original(
