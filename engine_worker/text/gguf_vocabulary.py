@@ -5,6 +5,7 @@
 """
 
 import re
+import reprlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,9 @@ class _Vocabulary:
     def get(self, name: str, kind: type, default: Any) -> Any:
         value = self.values.get(_KEYS + name, default)
         if value is not default and type(value) is not kind:
-            raise TokenizerLoadError(f"{self.path}: key '{_KEYS}{name}' is {value!r:.40}")
+            raise TokenizerLoadError(
+                f"{self.path}: key '{_KEYS}{name}' is {reprlib.repr(value):.40}"
+            )
         return value
 
     def token_id(self, *names: str) -> int | None:

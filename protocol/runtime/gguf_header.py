@@ -12,6 +12,7 @@ nothing but the standard library.
 import array
 import mmap
 import re
+import reprlib
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -386,7 +387,8 @@ class _Reader:
         value = metadata.get(_ALIGNMENT, _DEFAULT_ALIGNMENT)
         is_number = isinstance(value, int) and not isinstance(value, bool)
         if not is_number or not 1 <= value <= _MAX_ALIGNMENT or value & (value - 1):
-            raise self._error(f"{_ALIGNMENT} is {value!r:.40}, no power of two up to 2**20")
+            shown = f"{reprlib.repr(value):.40}"
+            raise self._error(f"{_ALIGNMENT} is {shown}, no power of two up to 2**20")
         return int(value)
 
     def _name(self, what: str) -> str:

@@ -24,6 +24,8 @@ SINGLE_NAME = "model.safetensors"
 MAX_HEADER_BYTES = 100 * 2**20
 """The bound that safetensors itself sets."""
 _LENGTH_BYTES = 8
+_MAX_AXES = 64
+_SIZE_LIMIT = 2**48
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,16 +163,23 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     }
 
 
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _SIZE_LIMIT
+
+
 def _tensor_info(
     file: Path, name: str, entry: dict[str, Any], data_start: int, file_bytes: int
 ) -> TensorInfo:
     try:
         dtype = str(entry["dtype"])
-        shape = tuple(int(size) for size in entry["shape"])
-        first, last = (int(offset) for offset in entry["data_offsets"])
+        shape = tuple(entry["shape"])
+        first, last = entry["data_offsets"]
+        # JSON's numbers may be fractions, infinite, or longer than any file.
+        if len(shape) > _MAX_AXES or not all(map(_is_size, (*shape, first, last))):
+            raise ValueError("no sizes")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: tensor {name!r} has a broken header entry") from error
-    if min(shape, default=0) < 0 or not 0 <= first <= last:
+    if first > last:
         raise CheckpointError(f"{file}: tensor {name!r} has a broken header entry")
     start, end = data_start + first, data_start + last
     if end > file_bytes:

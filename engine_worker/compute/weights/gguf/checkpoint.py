@@ -1,6 +1,7 @@
 """A GGUF model as a `Checkpoint`: Hugging Face's tensors, dequantised when they are read."""
 
 import logging
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,7 +160,8 @@ def family_of(metadata: GgufMetadata) -> GgufFamily:
     kind = metadata.values.get("general.type", "model")
     if kind != "model":
         raise UnsupportedArchitectureError(
-            f"{metadata.path}: is of type {kind!r:.40}, not a model; name the model's own file"
+            f"{metadata.path}: is of type {reprlib.repr(kind):.40}, not a model; name the model's"
+            " own file"
         )
     families = FAMILIES.get(str(metadata.architecture), ())
     family = next((one for one in families if one.fits(metadata)), None)
@@ -188,7 +190,24 @@ def derive_config(metadata: GgufMetadata) -> dict[str, Any]:
     if factors is not None and "rope_scaling" not in config:
         config["rope_scaling"] = llama3_scaling(np.array(factors), config, metadata.path)
     config |= family.config(metadata)
+    _check_rotated(metadata, config)
     return {name: value for name, value in config.items() if value is not None}
+
+
+def _check_rotated(metadata: GgufMetadata, config: dict[str, Any]) -> None:
+    """Refuses a model that rotates another part of each head than its family does here.
+
+    Raises:
+        ModelConfigError: It does.
+    """
+    rotated = metadata.whole("rope.dimension_count", 0)
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    head_dim = config.get("head_dim") or (width // heads if heads else 0)
+    expected = round(head_dim * (config.get("partial_rotary_factor") or 1.0))
+    if rotated and rotated != expected:
+        raise metadata.error(
+            "rope.dimension_count", f"is read as {expected} in {metadata.architecture}", rotated
+        )
 
 
 def format_name(files: tuple[GgufFile, ...]) -> str:

@@ -225,4 +225,7 @@ def rope_scaling(metadata: GgufMetadata) -> Config | None:
             if metadata.has(f"rope.scaling.yarn_{key}"):
                 scaling[key] = metadata.number(f"rope.scaling.yarn_{key}")
         return scaling
-    return None
+    # The factors of a long rope are tensors; which families have them is theirs to say.
+    if kind == "none" or (kind == "longrope" and COMPUTED[1] in metadata.tensors):
+        return None
+    raise metadata.error("rope.scaling.type", "must be none, linear or yarn", kind)

@@ -1,6 +1,7 @@
 """Typed reading of single values out of the metadata of a GGUF file."""
 
 import array
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -72,7 +73,9 @@ class GgufMetadata:
         value = self._get(name, None)
         if isinstance(value, array.array):
             if len(value) != num_layers:
-                raise self.error(name, f"must have {num_layers} numbers", list(value))
+                raise self.error(name, f"must have {num_layers} numbers", value)
+            if value.typecode in "fd" or min(value, default=0) < 0:
+                raise self.error(name, "must hold whole numbers >= 0", value)
             return tuple(int(number) for number in value)
         return (self.whole(name),) * num_layers
 
@@ -84,7 +87,8 @@ class GgufMetadata:
 
     def error(self, name: str, what: str, value: object) -> ModelConfigError:
         """The error of one key: what it must be and (shortened) what it is."""
-        shown = f"{value!r:.{_LONGEST_SHOWN}}"
+        # Lists of a file may have a hundred million entries.
+        shown = f"{reprlib.repr(value):.{_LONGEST_SHOWN}}"
         return ModelConfigError(f"{self.path}: key {self._key(name)!r} {what}, not {shown}")
 
     def _get(self, name: str, default: object) -> object:

@@ -94,7 +94,10 @@ def _read_state(stored: StoredTensors, state: TensorInfo) -> _State:
         fields = ConfigFields(values, "its state")
         nested = fields.size("nested_blocksize") if fields.present("nested_blocksize") else None
         return _State(shape, fields.size("blocksize"), nested, offset)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        *(ValueError, TypeError, KeyError, AttributeError),
+        *(ArithmeticError, RecursionError),
+    ) as error:
         raise broken(state, f"holds no state of a quantised tensor ({error!r:.120})") from error
     except ModelConfigError as error:
         raise broken(state, f"holds no state of a quantised tensor ({error})") from error

@@ -1,6 +1,8 @@
 """A GGUF file as a checkpoint: the config and the tensors of the folder that it was written from."""
 
+import array
 import json
+import tracemalloc
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +137,9 @@ def test_an_adapter_is_no_model(tmp_path: Path) -> None:
         ({"block_count": 2**31}, r"'llama\.block_count' must be at most 1024"),
         ({"block_count": 2, "attention.head_count": [4, 4, 4]}, "must have 2 numbers"),
         ({"block_count": 2, "attention.head_count": "x"}, "whole number"),
+        ({"block_count": 1, "attention.head_count": [float("nan")]}, "must hold whole numbers"),
+        ({"block_count": 1, "attention.head_count": [4.5]}, "must hold whole numbers"),
+        ({"block_count": 1, "attention.head_count": [-4]}, "must hold whole numbers"),
     ],
 )
 def test_wrong_hyperparameters_are_refused_naming_the_key(
@@ -249,6 +254,37 @@ def test_stretched_ropes_are_read(
     case = GgufCase("llama", {**TINY_LLAMA, "rope_scaling": scaling}, llama_tensors, more)
     checkpoint = open_gguf(gguf_of(case, tmp_path))
     assert decoder_spec(derive_config(checkpoint.metadata)) == load_spec(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"llama.rope.dimension_count": 2}, r"'llama\.rope\.dimension_count' is read as 4"),
+        ({"llama.rope.scaling.type": "longrope"}, r"'llama\.rope\.scaling\.type' must be none"),
+        ({"llama.rope.scaling.type": "ntk"}, r"'llama\.rope\.scaling\.type' must be none"),
+    ],
+)
+def test_ropes_that_would_be_computed_otherwise_are_refused(
+    tmp_path: Path, keys: Mapping[str, Any], named: str
+) -> None:
+    checkpoint = open_gguf(gguf_of(LLAMA, tmp_path))
+    checkpoint.metadata.values = {**checkpoint.metadata.values, **keys}
+    with pytest.raises(ModelConfigError, match=named):
+        derive_config(checkpoint.metadata)
+
+
+def test_a_list_of_millions_is_not_spelt_out_in_its_error(tmp_path: Path) -> None:
+    checkpoint = open_gguf(gguf_of(LLAMA, tmp_path))
+    many = array.array("Q", [2**63]) * 2**18
+    values = {**checkpoint.metadata.values, "llama.attention.head_count": many}
+    checkpoint.metadata.values = values
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelConfigError, match="head_count"):
+            derive_config(checkpoint.metadata)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])
