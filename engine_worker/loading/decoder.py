@@ -133,7 +133,7 @@ def load_model(
     )
     max_model_len = choose_max_model_len(settings, backend)
     with ThreadPoolExecutor(1, "tokenizer") as thread:
-        text_side = thread.submit(_load_text_side, settings)
+        text_side = thread.submit(_load_text_side, settings, spec.vocab_size)
 
         def on_weights(done: float, text: str) -> None:
             on_phase("loading", done, text)
@@ -173,8 +173,9 @@ def load_model(
     return _assemble(settings, dtype, tokenizer, template, runner, engine, embedder)
 
 
-def _load_text_side(settings: ModelSettings) -> tuple[Tokenizer, ChatTemplate]:
-    tokenizer = Tokenizer.load(settings.tokenizer_path or settings.path, settings.path)
+def _load_text_side(settings: ModelSettings, vocab_size: int) -> tuple[Tokenizer, ChatTemplate]:
+    folder = settings.tokenizer_path or settings.path
+    tokenizer = Tokenizer.load(folder, settings.path, vocab_size)
     template = ChatTemplate(
         tokenizer, settings.name, special_tokens_in_text=settings.special_tokens_in_text
     )

@@ -13,11 +13,13 @@ from engine_worker.errors import (
     ChatTemplateError,
     InvalidRequestError,
     NoChatTemplateError,
+    TokenizerLoadError,
     UnsupportedParameterError,
 )
 from engine_worker.text.chat_messages import JsonObject
 from engine_worker.text.control_tokens import ControlTokens, Rendered
 from engine_worker.text.history import HistoryRules, probe_rules, shaped
+from engine_worker.text.time_limit import OutOfTimeError, limited
 from engine_worker.text.tokenizer import Tokenizer
 
 # What the engine itself passes to templates; a client may not set it as a template argument.
@@ -36,6 +38,8 @@ _RESERVED_ARGUMENTS = frozenset(
 )
 _NEEDED_IN_TEMPLATE = frozenset({"documents", "verbosity"})
 """Arguments that a template which never reads them would leave aside in silence."""
+MAX_COMPUTE_S = 10.0
+"""Of one conversation, in processor time; the longest take well below a second."""
 # What template code raises besides Jinja's own errors.
 _RENDER_ERRORS = (
     TemplateError,
@@ -64,6 +68,10 @@ class _Template:
     rules: HistoryRules
 
 
+class _TemplateTimeError(ChatTemplateError):
+    """It was stopped."""
+
+
 class ChatTemplate:
     """The chat template of one model; safe to use from several threads.
 
@@ -72,6 +80,9 @@ class ChatTemplate:
         model: Public name of the model, for messages.
         special_tokens_in_text: Text of a client that spells a control token becomes that token;
             otherwise it stays text.
+
+    Raises:
+        TokenizerLoadError: The template computes without an end.
     """
 
     def __init__(
@@ -199,14 +210,21 @@ class ChatTemplate:
         now = datetime.fromtimestamp(template_time, tz=UTC)
         times = {format_: now.strftime(format_) for format_ in template.time_formats}
         try:
-            rendered, _ = render_jinja_template(
-                conversations=[messages],
-                tools=tools,
-                chat_template=template.source,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                **{**arguments, **self._special_tokens, "penstock_times": times},
-            )
+            with limited(MAX_COMPUTE_S):
+                rendered, _ = render_jinja_template(
+                    conversations=[messages],
+                    tools=tools,
+                    chat_template=template.source,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                    **{**arguments, **self._special_tokens, "penstock_times": times},
+                )
+        except OutOfTimeError:
+            raise _TemplateTimeError(
+                f"The chat template of the model '{self._model}' computed for more than "
+                f"{MAX_COMPUTE_S:g} s and was stopped.",
+                param="messages",
+            ) from None
         except _RENDER_ERRORS as error:
             message = str(error).strip() or type(error).__name__
             raise ChatTemplateError(
@@ -270,6 +288,11 @@ class ChatTemplate:
                 add_generation_prompt=False,
                 continue_final_message=False,
             )
+        except _TemplateTimeError as error:
+            raise TokenizerLoadError(
+                f"{error.message} A conversation of a few words was all that it was given: name a "
+                "folder with another tokenizer and template by --tokenizer"
+            ) from error
         except ChatTemplateError:
             return None
 

@@ -78,21 +78,25 @@ class Tokenizer:
         self._token_bytes = self._make_token_bytes()
 
     @classmethod
-    def load(cls, folder: Path, model_folder: Path | None = None) -> "Tokenizer":
+    def load(
+        cls, folder: Path, model_folder: Path | None = None, vocab_size: int | None = None
+    ) -> "Tokenizer":
         """Load a folder's tokenizer as `read_tokenizer` says; nothing is downloaded.
 
         Args:
             folder: Holds the tokenizer's files.
             model_folder: Holds `generation_config.json` and `config.json`, which may name more
                 end-of-sequence ids; `folder` when None.
+            vocab_size: How many ids the model has; an end of sequence that isn't one of them is
+                left out.
 
         Raises:
             TokenizerLoadError: The files are missing, broken, or of a kind without a fast form.
         """
         files = read_tokenizer(folder)
-        found = eos_token_ids(model_folder or folder)
+        found = eos_token_ids(model_folder or folder, vocab_size)
         stated = files.backend.token_to_id(files.special_tokens.get("eos_token", ""))
-        if stated is not None:
+        if stated is not None and (vocab_size is None or stated < vocab_size):
             found.add(stated)
         return cls(files, frozenset(found))
 

@@ -13,6 +13,7 @@ import inspect
 import json
 import logging
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,17 +113,21 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     )
 
 
-def eos_token_ids(folder: Path) -> set[int]:
-    """End-of-sequence ids of `generation_config.json`, else of `config.json`; empty without any."""
+def eos_token_ids(folder: Path, vocab_size: int | None = None) -> set[int]:
+    """End-of-sequence ids of `generation_config.json`, else of `config.json`; empty without any.
+
+    What is no id of a model with `vocab_size` of them is told and left out: no token ends there.
+    """
+    limit = sys.maxsize if vocab_size is None else vocab_size
     for config in (read_generation_config(folder), _read_object(folder / "config.json")):
         value = config.get("eos_token_id")
         values = value if isinstance(value, list) else [value]
         found = {item for item in values if isinstance(item, int) and not isinstance(item, bool)}
-        found = {item for item in found if item >= 0}
-        if found:
-            return found
-        if value not in (None, []):
+        known = {item for item in found if 0 <= item < limit}
+        if known != found or (not found and value not in (None, [])):
             _log.warning("%s: eos_token_id is %.80r, no token id; it is left out", folder, value)
+        if known:
+            return known
     return set()
 
 

@@ -8,6 +8,7 @@ from engine_worker.errors import (
     ChatTemplateError,
     InvalidRequestError,
     NoChatTemplateError,
+    TokenizerLoadError,
     UnsupportedParameterError,
 )
 from engine_worker.text.chat_messages import parse_messages, parse_tools
@@ -178,6 +179,28 @@ def test_templates_run_in_a_sandbox(source: str) -> None:
     except ChatTemplateError:
         return
     assert "object" not in text
+
+
+LOOPS = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
+
+
+def test_a_template_that_loops_is_refused_when_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine_worker.text.chat_template.MAX_COMPUTE_S", 0.1)
+    with pytest.raises(TokenizerLoadError, match=r"model 'm' computed for more than.*--tokenizer"):
+        make_template(LOOPS)
+
+
+def test_a_template_that_loops_with_some_messages_is_stopped_at_these(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = f"{{% if messages[0].content == 'loop' %}}{LOOPS}{{% endif %}}x"
+    template = make_template(source)
+    monkeypatch.setattr("engine_worker.text.chat_template.MAX_COMPUTE_S", 0.1)
+    with pytest.raises(ChatTemplateError, match="was stopped"):
+        template.render([{"role": "user", "content": "loop"}], template_time=0)
+    assert template.render([{"role": "user", "content": "go"}], template_time=0) == "x"
 
 
 def test_no_template_points_to_completions() -> None:

@@ -303,3 +303,18 @@ def test_a_broken_sentencepiece_model_is_one_clear_error(tmp_path: Path) -> None
         path.write_bytes(data)
         with pytest.raises(TokenizerLoadError, match=r"tokenizer\.model"):
             Tokenizer.load(tmp_path)
+
+
+def test_an_end_of_sequence_that_the_model_doesnt_have_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = folder_of(tmp_path, "digits", eos_token=None)
+    advice = folder / "generation_config.json"
+    advice.write_text(json.dumps({"eos_token_id": [1, 2**40]}))
+    with caplog.at_level(logging.WARNING):
+        assert Tokenizer.load(folder, vocab_size=1000).eos_token_ids == {1}
+    assert f"{2**40}], no token id; it is left out" in caplog.text
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": 3}))
+    advice.write_text(json.dumps({"eos_token_id": 1000}))
+    assert Tokenizer.load(folder, vocab_size=1000).eos_token_ids == {3}
+    assert Tokenizer.load(folder).eos_token_ids == {1000}
