@@ -22,7 +22,17 @@ from engine_worker.errors import CheckpointError, ModelConfigError
 _INDEX: Final = "pytorch_model.bin.index.json"
 _SINGLE: Final = ("pytorch_model.bin", "adapter_model.bin", "consolidated.00.pth")
 _SUFFIXES: Final = (".bin", ".pt", ".pth")
-_COPIED: Final = (".json", ".jinja", ".model", ".txt", ".tiktoken")
+_COPIED: Final = (".jinja", ".model", ".tiktoken")
+_COPIED_NAMES: Final = frozenset(
+    {
+        *("config.json", "generation_config.json", "adapter_config.json"),
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+        *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json"),
+        *("chat_template.json", "modules.json", "sentence_bert_config.json"),
+        *("config_sentence_transformers.json", "quantize_config.json", "quant_config.json"),
+    }
+)
+"""No other `.json` or `.txt`: a file may lie among somebody's own."""
 _MAX_INDEX_BYTES: Final = 64 * 2**20
 _log = logging.getLogger("penstock.engine.convert")
 
@@ -203,6 +213,6 @@ def _copy_others(source: Path, folder: Path) -> None:
     if source.resolve() == folder.resolve():
         return
     for path in sorted(source.iterdir()):
-        is_wanted = path.suffix in _COPIED and not path.name.endswith(".index.json")
+        is_wanted = path.suffix in _COPIED or path.name in _COPIED_NAMES
         if is_wanted and path.is_file() and not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)

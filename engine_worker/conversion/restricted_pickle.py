@@ -15,6 +15,8 @@ from engine_worker.errors import UnsafePickleError
 MAX_PICKLE_BYTES: Final = 64 * 2**20
 """A tensor takes about 200 bytes in it."""
 _MAX_STACK: Final = 2**20
+_MAX_STEPS: Final = 2**22
+"""Each may keep about 100 bytes; a tensor takes about 35."""
 _MAX_AXES: Final = 64
 _ELEMENT_TYPES: Final = {
     "FloatStorage": "F32",
@@ -116,7 +118,7 @@ class _Reader:
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        while True:
+        for _ in range(_MAX_STEPS):
             place, code = self.position, self._take(1)
             if code == b".":
                 return self._pop()
@@ -128,6 +130,7 @@ class _Reader:
             step(self)
             if len(self._stack) > _MAX_STACK:
                 raise UnsafePickleError(f"its pickle nests too deep at byte {place}")
+        raise UnsafePickleError(f"its pickle holds more than {_MAX_STEPS} operations")
 
     def _take(self, count: int) -> bytes:
         data = self._data[self.position : self.position + count]
@@ -190,8 +193,9 @@ class _Reader:
         target = self._stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
             raise ValueError("items of no dictionary")
-        # A tuple of tuples, each twice in the next, would be hashed for ever.
-        if not all(isinstance(key, str | int | None) for key in items[::2]):
+        # A tuple of tuples, each twice in the next, would be hashed for ever, and so would large
+        # numbers of one hash.
+        if not all(map(_is_key, items[::2])):
             raise ValueError("a key that is neither a string nor a number")
         target.update(zip(items[::2], items[1::2], strict=True))
 
@@ -226,6 +230,12 @@ class _Reader:
         self._push(_MEANINGS[called.name](arguments))
 
 
+def _is_key(value: object) -> bool:
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return value is None or isinstance(value, str)
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**48
 
@@ -245,7 +255,8 @@ def _size(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _tensor(arguments: tuple[Any, ...]) -> TensorRef:
     storage, offset, shape, strides = arguments[:4]
-    return _checked(storage, storage.dtype, offset, shape, strides)
+    dtype = storage.dtype if isinstance(storage, StorageRef) else ""
+    return _checked(storage, dtype, offset, shape, strides)
 
 
 def _untyped_tensor(arguments: tuple[Any, ...]) -> TensorRef:

@@ -5,6 +5,7 @@ than outside, and a tensor holds no more numbers than its storage.
 """
 
 import math
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from engine_worker.errors import CheckpointError, UnsafePickleError, Unsupported
 
 _ROOTS: Final = ("state_dict", "model_state_dict", "model", "module", "weights")
 _MAX_ENTRIES: Final = 2**20
+_UNREADABLE: Final = (OSError, zipfile.BadZipFile, EOFError, RuntimeError)
+"""What `zipfile` raises, NotImplementedError among them."""
 _SHARED: Final = 2
 """How much larger than the file all tensors may be together: tied ones are written twice."""
 
@@ -76,7 +79,7 @@ class TensorReader:
             if entry not in self.last:
                 self.last.clear()
                 self.last[entry] = self.file.read(entry)
-        except (OSError, zipfile.BadZipFile, EOFError) as error:
+        except (*_UNREADABLE, ValueError) as error:
             raise CheckpointError(
                 f"{self.archive.path}: tensor {name!r} can't be read: {error}"
             ) from error
@@ -118,7 +121,7 @@ def open_torch_file(path: Path, root: str | None = None) -> TorchArchive:
             }
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{path}: {error.message}") from error
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError) as error:
+    except (*_UNREADABLE, ValueError, struct.error) as error:
         raise CheckpointError(f"{path}: no readable archive: {error}") from error
     tensors = _tensors(path, content, root)
     for name, tensor in tensors.items():

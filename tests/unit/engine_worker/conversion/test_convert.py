@@ -99,7 +99,8 @@ def test_shards_with_their_index_and_all_that_stands_beside_them(tmp_path: Path)
         torch.save(tensors, source / name)
     weight_map = {key: name for name, tensors in shards.items() for key in tensors}
     (source / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
+    # What is nobody's part of a model stays where it is.
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja", "passwords.json", "a.txt"):
         (source / name).write_text('{"a": 1}')
     assert set(converted(source, tmp_path / "out")) == {"w1", "w2"}
     names = {path.name for path in (tmp_path / "out").iterdir()}
@@ -254,6 +255,9 @@ class _Strange:
         (b"(X\x07\x00\x00\x00storageNNNNtQ.", "broken"),
         (b"ctorch._utils\n_rebuild_tensor_v2\n)R.", "broken"),
         (b"ctorch._utils\n_rebuild_parameter\nN\x85R.", "broken"),
+        (b"ctorch._utils\n_rebuild_tensor_v2\n(NK\x00))tR.", "broken"),
+        # Numbers of one hash, each of which is compared with all before.
+        (b"}(\x8a\x09" + (2**64).to_bytes(9, "little") + b"Nu.", "broken"),
     ],
 )
 def test_what_is_no_tensor_is_refused_naming_it(data: bytes, named: str | None) -> None:
@@ -277,6 +281,29 @@ def test_a_key_that_would_be_hashed_for_ever_is_refused() -> None:
         read_pickle(b"})" + doubling + b"Ns.")
     with pytest.raises(UnsafePickleError, match="calls a tuple"):
         read_pickle(b")" + doubling + b")R.")
+
+
+@pytest.mark.parametrize("step", [b"]", b"}", b"N\x94", b"\x94"])
+def test_a_pickle_of_many_small_things_is_refused(
+    monkeypatch: pytest.MonkeyPatch, step: bytes
+) -> None:
+    monkeypatch.setattr("engine_worker.conversion.restricted_pickle._MAX_STEPS", 1000)
+    with pytest.raises(UnsafePickleError, match="more than 1000 operations"):
+        read_pickle(b"N" + step * 1000 + b".")
+
+
+@pytest.mark.parametrize(("flags", "place"), [(0x800, 0xFF), (1, ord("a"))])
+def test_names_and_flags_of_archives_that_zipfile_chokes_on_are_refused(
+    tmp_path: Path, flags: int, place: int
+) -> None:
+    path = archive(tmp_path / "m.pt", tensor_pickle(6, 0, (2, 3), (3, 1)), floats(6))
+    content = bytearray(path.read_bytes())
+    entry = content.rfind(b"PK\x01\x02")
+    content[entry + 8 : entry + 10] = struct.pack("<H", flags)
+    content[content.find(b"archive/", entry)] = place
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"m\.pt: "):
+        converted(path, tmp_path / "out")
 
 
 def archive(
