@@ -1,7 +1,8 @@
 """Assembles what makes embeddings and classifies: a model of its own, or a loaded decoder."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -82,12 +83,15 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
     # A tokenizer that can't be loaded is no reason to read all weights first.
     tokenizer = Tokenizer.load(settings.tokenizer_path or settings.path, settings.path)
     loaded = load_text_model(settings, lambda done, text: on_phase("loading", done, text))
+    layers = () if pooling is None else load_layers(pooling)
     stated = tokenizer.max_length if pooling is None else pooling.max_tokens
     max_tokens = _choose_max_tokens(settings, loaded.max_tokens, stated)
     credit_policy = CreditPolicy(_MAX_REQUESTS, _MAX_REQUESTS * MAX_INPUTS * max_tokens, max_tokens)
     offer = EngineOffer(
         model=settings.name,
-        fingerprint=model_fingerprint(settings, tokenizer, {"weights": loaded.dtype}),
+        fingerprint=model_fingerprint(
+            settings, tokenizer, {"weights": loaded.dtype, **what_follows(pooling, layers)}
+        ),
         resume_version=1,
         max_model_len=max_tokens,
         created=int((settings.path / "config.json").stat().st_mtime),
@@ -101,7 +105,7 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
     )
     embedder = classifier = None
     if pooling is not None:
-        embedder = Embedder(loaded.model, pooling, max_tokens, load_layers(pooling))
+        embedder = Embedder(loaded.model, pooling, max_tokens, layers)
         offer = structs.replace(offer, capabilities=("embeddings",), **embedding_offer(embedder))
     else:
         assert loaded.head is not None, "a config with a classifier has one"
@@ -117,6 +121,18 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
     assert programs is not None, "one of both was made"
     programs.warm_up(lambda done, text: on_phase("compiling", done, text))
     return ServedEncoder(embedder, classifier, tokenizer, loaded.vocab_size, credit_policy, offer)
+
+
+def what_follows(pooling: PoolingSpec | None, layers: Sequence[DenseWeights]) -> dict[str, str]:
+    """What makes vectors of a model's last layer, wherever its files lie."""
+    if pooling is None:
+        return {}
+    told = replace(pooling, dense=())
+    digest = hashlib.sha256()
+    for spec, layer in zip(pooling.dense, layers, strict=True):
+        digest.update(f"{spec.activation} {layer.weight.shape}".encode())
+        digest.update(layer.weight.tobytes() + layer.bias.tobytes())
+    return {"pooling": repr(told), "layers": digest.hexdigest()}
 
 
 def embedding_offer(embedder: Embedder) -> dict[str, Any]:
