@@ -130,7 +130,7 @@ def refuse_foreign_formats(name: str, config: Mapping[str, Any], files: Iterable
     files = list(files)
     quantization = config.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    if method and method not in QUANT_METHODS:
+    if method and str(method) not in QUANT_METHODS:
         raise ModelError(
             f"{name} is quantised by {str(method)!r:.80}, which is not read; "
             f"{', '.join(QUANT_METHODS)} are. Use the original checkpoint of the model, or one "
@@ -158,7 +158,7 @@ def is_complete(folder: Path) -> bool:
     except FileNotFoundError:
         weights = [path.name for path in folder.glob("*.safetensors")]
         return bool(weights) and not any("-of-" in name for name in weights)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
     return all((folder / str(name)).is_file() for name in named)
 
@@ -169,7 +169,7 @@ def _local_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         config = None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} can't be read: {error}.") from error
     if config is None:
         files = [item.name for item in folder.iterdir()]
@@ -214,7 +214,7 @@ def _require_room(
             dtype="float32" if settings.deterministic else settings.dtype,
             max_model_len=settings.max_model_len,
         )
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ModelError(f"The config.json of {model.name} is not valid: {error}.") from error
     free_bytes = free_memory_bytes(psutil.virtual_memory().available)
     require_memory(model.name, estimate, free_bytes)

@@ -135,6 +135,25 @@ def test_an_unreadable_config_names_the_file(tmp_path: Path) -> None:
         resolve_model(ModelChoice("m", str(folder)), SETTINGS)
 
 
+@pytest.mark.parametrize(
+    "quantization",
+    [{"quant_method": ["awq"]}, {"quant_method": "fp8", "config_groups": [1]}],
+)
+def test_a_quantisation_that_is_nonsense_is_one_clear_line(
+    tmp_path: Path, quantization: dict[str, object]
+) -> None:
+    folder = make_folder(tmp_path / "m", config={**CONFIG, "quantization_config": quantization})
+    with pytest.raises(ModelError):
+        resolve_model(ModelChoice("m", str(folder)), SETTINGS)
+
+
+def test_a_config_nested_beyond_measure_names_the_file(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m")
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match=r"config\.json can't be read"):
+        resolve_model(ModelChoice("m", str(folder)), SETTINGS)
+
+
 def test_a_config_with_nonsense_numbers_is_one_clear_line(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m", config={**CONFIG, "num_attention_heads": "many"})
     with pytest.raises(ModelError, match=r"config\.json of m is not valid"):
