@@ -69,19 +69,30 @@ Ask = Callable[[str, bytes, Caller], Awaitable[LineAnswer]]
 
 @dataclass(slots=True)
 class _LineErrand:
-    """One try of a line: notes its lease, and keeps its settlement until the answer is safe."""
+    """One try of a line: notes its leases, and keeps its settlement until the answer is safe.
+
+    A try may be several requests: a prompt that is too long for one model is given to a fallback,
+    or again without its oldest items. Those before the last one had no answer and cost nothing.
+
+    Attributes:
+        book: Puts a settlement into the outbox.
+        settle: Of the last request so far.
+    """
 
     journal: Journal
     line: int
+    book: Callable[[Settle], None]
     settle: Settle | None = None
     priority: int = LINE_PRIORITY
 
     def on_granted(self, lease_id: str) -> None:
-        """The try has a lease."""
+        """A request of the try has a lease."""
         self.journal.note_lease(self.line, lease_id)
 
     def put(self, settle: Settle) -> None:
-        """The try is over."""
+        """A request of the try is over."""
+        if self.settle is not None:
+            self.book(structs.replace(self.settle, is_unused=True))
         self.settle = settle
 
 
@@ -410,7 +421,7 @@ class _Lines:
         pause_s = _FIRST_RETRY_S
         body = orjson.dumps(line.body)
         while True:
-            errand = _LineErrand(self._journal, line.number)
+            errand = _LineErrand(self._journal, line.number, self._runner.book)
             answer = None
             try:
                 answer = await self._runner.ask(

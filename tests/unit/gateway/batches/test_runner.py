@@ -428,3 +428,32 @@ async def test_a_tenant_s_batches_hold_few_files_open_and_each_has_its_turn(
             house.runner.look()
             await asyncio.sleep(0.01)
     await house.runner.stop()
+
+
+async def test_a_line_that_two_models_were_asked_for_leaves_no_lease_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House(tmp_path)
+
+    async def ask(_path: str, body: bytes, caller: Caller) -> LineAnswer:
+        custom_id = json.loads(body)["user"]
+        assert caller.errand is not None
+        for model, num_tokens in (("short", 0), ("long", 3)):
+            lease_id = f"{model}-{custom_id}"
+            caller.errand.on_granted(lease_id)
+            settle = Settle(
+                lease_id=lease_id,
+                request_id=custom_id,
+                prompt_tokens=num_tokens,
+                completion_tokens=0,
+            )
+            caller.errand.put(settle)
+        return good()
+
+    monkeypatch.setattr(house, "ask", ask)
+    house.open()
+    told = await house.until_ended(house.create(2))
+    assert told["request_counts"]["completed"] == 2
+    assert told["usage"]["input_tokens"] == 6
+    is_unused = {lease_id: one.is_unused for lease_id, one in house.ledger.first.items()}
+    assert is_unused == {"short-c0": True, "long-c0": False, "short-c1": True, "long-c1": False}
