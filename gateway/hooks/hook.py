@@ -45,7 +45,7 @@ class Refusal:
 
     Attributes:
         reason: For the client.
-        risk_score: 0 to 1; told in the header `X-Penstock-Risk-Score` and in the access log.
+        risk_score: 0 to 1; told in the header `X-Penstock-Risk-Score`.
     """
 
     reason: str

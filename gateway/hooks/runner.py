@@ -1,9 +1,12 @@
 """Loads the hooks of other packages and calls them, each within a time."""
 
 import asyncio
+import contextvars
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
@@ -23,6 +26,8 @@ START_TIMEOUT_S = 60.0
 MAX_TAGS = 16
 MAX_TAG_CHARACTERS = 64
 MAX_REASON_CHARACTERS = 1000
+NUM_THREADS = 16
+"""Of hooks alone: one that never returns keeps its thread, and none of the gateway's."""
 _logger = logging.getLogger("penstock.gateway.hooks")
 
 ResultT = TypeVar("ResultT")
@@ -70,6 +75,7 @@ class HookRunner:
         self._hooks = hooks
         self._timeout_s = timeout_s
         self._count = count
+        self._threads = ThreadPoolExecutor(NUM_THREADS, "hook")
 
     def __bool__(self) -> bool:
         return bool(self._hooks)
@@ -86,7 +92,7 @@ class HookRunner:
         """
         for name, hook in self._hooks.items():
             try:
-                await _result(hook.start, START_TIMEOUT_S)
+                await self._result(hook.start, START_TIMEOUT_S)
             except Exception as error:
                 raise ConfigurationError(
                     f"The hook {name!r} didn't start: {type(error).__name__}: {error!s:.500}"
@@ -97,9 +103,10 @@ class HookRunner:
         """Stop all; what goes wrong is logged."""
         for name, hook in self._hooks.items():
             try:
-                await _result(hook.stop, self._timeout_s)
+                await self._result(hook.stop, self._timeout_s)
             except Exception:
                 _logger.exception("the hook %s didn't stop well", name)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def refine(self, request: HookRequest) -> None:
         """Let every hook look at a request, and change its body.
@@ -108,26 +115,16 @@ class HookRunner:
             RefusedByHookError: One refused it.
             GatewayError: One failed, or took too long.
         """
-        for name, hook in self._hooks.items():
-            if type(hook).refine_request is not Hook.refine_request:
-                refusal = await self._call(name, hook.refine_request, request)
-                if refusal is not None:
-                    self._check(name, refusal, Refusal)
-                    self._count(name, "refused")
-                    reason = str(refusal.reason)[:MAX_REASON_CHARACTERS]
-                    raise RefusedByHookError(reason, refusal.risk_score)
-            if type(hook).refine_sampling is not Hook.refine_sampling:
-                body = request.body
-                sampling = {field: body[field] for field in SAMPLING_FIELDS & body.keys()}
-                before = set(sampling)
-                await self._call(name, hook.refine_sampling, request, sampling)
-                for gone in before - sampling.keys():
-                    body.pop(gone, None)
-                body.update(sampling)
-        request.tags = {
-            str(key)[:MAX_TAG_CHARACTERS]: str(value)[:MAX_TAG_CHARACTERS]
-            for key, value in list(request.tags.items())[:MAX_TAGS]
-        }
+        try:
+            for name, hook in self._hooks.items():
+                await self._refine(name, hook, request)
+        finally:  # those of a request that is refused are told as well
+            tags: object = request.tags
+            items = list(tags.items())[:MAX_TAGS] if isinstance(tags, dict) else []
+            request.tags = {
+                str(key)[:MAX_TAG_CHARACTERS]: str(value)[:MAX_TAG_CHARACTERS]
+                for key, value in items
+            }
 
     async def answer(self, name: str, call: HookCall) -> HookAnswer | None:
         """Have a hook answer a route of its own; None where it has none.
@@ -143,9 +140,27 @@ class HookRunner:
             self._check(name, answer, HookAnswer)
         return answer
 
+    async def _refine(self, name: str, hook: Hook, request: HookRequest) -> None:
+        if type(hook).refine_request is not Hook.refine_request:
+            refusal = await self._call(name, hook.refine_request, request)
+            if refusal is not None:
+                self._check(name, refusal, Refusal)
+                self._check_score(name, refusal.risk_score)
+                self._count(name, "refused")
+                reason = str(refusal.reason)[:MAX_REASON_CHARACTERS]
+                raise RefusedByHookError(reason, refusal.risk_score)
+        if type(hook).refine_sampling is not Hook.refine_sampling:
+            body = request.body
+            sampling = {field: body[field] for field in SAMPLING_FIELDS & body.keys()}
+            before = set(sampling)
+            await self._call(name, hook.refine_sampling, request, sampling)
+            for gone in before - sampling.keys():
+                body.pop(gone, None)
+            body.update(sampling)
+
     async def _call(self, name: str, method: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            result = await _result(method, self._timeout_s, *arguments)
+            result = await self._result(method, self._timeout_s, *arguments)
         except TimeoutError as error:
             self._count(name, "timeout")
             _logger.error("the hook %s took over %g seconds", name, self._timeout_s)
@@ -163,20 +178,26 @@ class HookRunner:
             _logger.error("the hook %s returned no %s: %.100r", name, kind.__name__, value)
             raise _failed(name)
 
+    def _check_score(self, name: str, score: object) -> None:
+        if score is not None and not (isinstance(score, int | float) and 0 <= score <= 1):
+            self._count(name, "failed")
+            _logger.error("the hook %s gave a risk of %.100r, which is not 0 to 1", name, score)
+            raise _failed(name)
+
+    async def _result(self, method: Callable[..., Any], timeout_s: float, *arguments: Any) -> Any:
+        """What a hook's method returns, whichever way it is written.
+
+        A thread can't be stopped: one that takes too long goes on, and nobody waits for it.
+        """
+        async with asyncio.timeout(timeout_s):
+            if inspect.iscoroutinefunction(method):
+                return await method(*arguments)
+            call = partial(contextvars.copy_context().run, method, *arguments)
+            result = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+            if isinstance(result, Awaitable):
+                return await result
+            return result
+
 
 def _failed(name: str) -> GatewayError:
     return GatewayError(f"The hook `{name}` of this server failed; the request was not answered.")
-
-
-async def _result(method: Callable[..., Any], timeout_s: float, *arguments: Any) -> Any:
-    """What a hook's method returns, whichever way it is written.
-
-    A thread can't be stopped: one that takes too long goes on, and nobody waits for it.
-    """
-    async with asyncio.timeout(timeout_s):
-        if inspect.iscoroutinefunction(method):
-            return await method(*arguments)
-        result = await asyncio.to_thread(method, *arguments)
-        if isinstance(result, Awaitable):
-            return await result
-        return result

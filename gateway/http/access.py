@@ -391,6 +391,27 @@ async def tenant_of(request: Request, path: str) -> str:
     return (await _identify(request, path)).tenant if known is None else known.tenant
 
 
+async def key_id_of(request: Request, path: str) -> str:
+    """Whose key a request came with; empty where none is asked for and nobody knows.
+
+    Asked of the auth worker unless it was a moment ago: a body may take a minute to come, and a
+    WebSocket is open for an hour.
+
+    Args:
+        request: Of the caller.
+        path: The template of its route.
+
+    Raises:
+        DeniedError: Nobody who may use this.
+        WorkerUnavailableError: Nobody answers, so nobody gets in.
+    """
+    parts, digest = parts_of(request), caller_of(request).key_digest
+    if not parts.settings.require_keys:
+        return parts.identities.key_id(digest)
+    known = parts.identities.find(digest, scope_of(path))
+    return (await _identify(request, path)).key_id if known is None else known.key_id
+
+
 async def check_still_allowed(request: Request, tenant: str) -> None:
     """See that whoever reads something for long may still do so; a silent auth worker ends nobody.
 
@@ -419,9 +440,10 @@ async def parsed_body(request: Request, kind: BodyKind[ResultT]) -> ResultT:
 async def body_and_parsed(request: Request, kind: BodyKind[ResultT]) -> tuple[bytes, ResultT]:
     """The same, with the body itself, for a route that has to parse it again."""
     parts, caller = parts_of(request), caller_of(request)
+    identify = partial(key_id_of, request, request.scope["route"].path)
     with parts.bodies.place(caller.name) as place:
         body = await _read(request, place)
-        body = await shown_to_hooks(parts, kind, body, request, caller, request.state.log)
+        body = await shown_to_hooks(kind, body, request, caller, request.state.log, identify)
         return body, await parsed(request, body, kind)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import orjson
@@ -11,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.errors import ClientDisconnectedError, GatewayError, InvalidRequestError
-from gateway.http.access import caller_of, tenant_of
+from gateway.http.access import caller_of, key_id_of, tenant_of
 from gateway.http.error_table import ERROR_TABLE
 from gateway.http.hooking import shown_to_hooks
 from gateway.http.ignored_fields import ignored_headers
@@ -125,9 +126,8 @@ class ResponseSocket:
         previous: str | None = None
         try:
             caller = caller_of(self._request)
-            message = await shown_to_hooks(
-                self._parts, SOCKET, message, self._request, caller, record
-            )
+            identify = partial(key_id_of, self._request, RESPONSES_ENDPOINT)
+            message = await shown_to_hooks(SOCKET, message, self._request, caller, record, identify)
             body = await self._parts.bodies.parse(message, caller.name, SOCKET)
             if body.type == "response.processed":
                 return  # Codex says so; nothing follows from it

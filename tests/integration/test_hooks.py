@@ -1,14 +1,21 @@
 """Hooks of other packages, installed by their entry points, in a real gateway."""
 
+import asyncio
+import json
 import logging
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
 
 from gateway.application import Application
+from gateway.errors import GatewayError
+from gateway.hooks.hook import Hook, HookRequest, Refusal
+from gateway.hooks.runner import HookRunner
 from protocol.errors import ConfigurationError
 from protocol.wire.messages import Authorize, Generate, Prepare
 from tests.fakes.running_gateway import MESSAGES, gateway_settings, running_gateway
@@ -208,3 +215,121 @@ async def test_without_hooks_bodies_are_not_looked_at(socket_dir: Path) -> None:
         response = await gateway.chat(messages=MESSAGES)
         assert response.status_code == 200
         assert (await gateway.client.get("/v1/hooks/any/thing")).status_code == 404
+
+
+SEEING = """
+from gateway.hooks.hook import Hook, HookAnswer, Refusal
+
+class Seeing(Hook):
+    def __init__(self):
+        self.key_ids = []
+
+    async def refine_request(self, request):
+        self.key_ids.append(request.key_id)
+        request.tags.update({f"tag {number}": "x" * 100 for number in range(40)})
+        if request.body.get("refuse"):
+            return Refusal("no")
+
+    async def answer(self, call):
+        return HookAnswer(self.key_ids)
+"""
+
+
+@pytest.fixture
+def seeing(install: Install, tmp_path: Path) -> None:
+    (tmp_path / "seeing_hook.py").write_text(SEEING)
+    install("seeing = seeing_hook:Seeing")
+
+
+@pytest.mark.usefixtures("seeing")
+async def test_a_hook_is_told_whose_key_it_is_however_long_a_connection_is_open(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        auth = await gateway.auth(allow_anonymous=False)
+        auth.good_keys = ("psk-good",)
+        await gateway.engine()
+        headers = {"Authorization": "Bearer psk-good"}
+        url = f"ws://127.0.0.1:{gateway.client.base_url.port}/v1/responses"
+        async with connect(url, proxy=None, additional_headers=headers) as socket:
+            for _ in range(2):
+                # As when the last grant was long ago.
+                gateway.application.identities.clear()
+                turn = {"type": "response.create", "model": "demo", "input": "hi", "store": False}
+                await socket.send(json.dumps(turn))
+                while json.loads(await socket.recv())["type"] != "response.completed":
+                    pass
+            seen = await gateway.client.get("/v1/hooks/seeing/keys", headers=headers)
+            assert seen.json() == ["key-1", "key-1"]
+            auth.good_keys = ()
+            gateway.application.identities.clear()
+            await socket.send(json.dumps(turn))
+            assert json.loads(await socket.recv())["status"] == 401
+            auth.good_keys = ("psk-good",)
+            gateway.application.identities.clear()
+            seen = await gateway.client.get("/v1/hooks/seeing/keys", headers=headers)
+            assert len(seen.json()) == 2
+
+
+@pytest.mark.usefixtures("seeing")
+async def test_tags_are_bounded_also_of_what_is_refused(
+    socket_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "penstock.access")
+    async with running_gateway(socket_dir, access_log=True) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        assert (await gateway.chat(refuse=True)).status_code == 403
+        assert (await gateway.chat()).status_code == 200
+    lines = [record.fields for record in caplog.records if hasattr(record, "fields")]
+    tags = [line["tags"] for line in lines if "tags" in line]
+    assert [len(one) for one in tags] == [16, 16]
+    assert {len(text) for one in tags for text in one.values()} == {64}
+
+
+@pytest.mark.usefixtures("seeing")
+async def test_a_body_that_is_nested_too_deep_for_a_hook_is_the_client_s_fault(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        deep = b'{"model":"demo","messages":' + b"[" * 300 + b"]" * 300 + b"}"
+        response = await gateway.client.post(
+            "/v1/chat/completions", content=deep, headers={"content-type": "application/json"}
+        )
+        assert response.status_code == 400
+        assert "nested too deep" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("score", ["high", float("nan"), -0.1, 1.5])
+async def test_a_risk_that_is_none_is_a_failure_of_the_hook(score: Any) -> None:
+    class Odd(Hook):
+        async def refine_request(self, request: HookRequest) -> Refusal:
+            return Refusal("no", score)
+
+    outcomes: list[str] = []
+    runner = HookRunner({"odd": Odd()}, 5.0, lambda _hook, outcome: outcomes.append(outcome))
+    with pytest.raises(GatewayError) as raised:
+        await runner.refine(HookRequest("r", "", "", "", {}, {}))
+    assert raised.type is GatewayError
+    assert outcomes == ["ok", "failed"]
+
+
+async def test_hooks_that_never_return_keep_no_thread_of_the_gateway() -> None:
+    release = threading.Event()
+
+    class Stuck(Hook):
+        def refine_request(self, request: HookRequest) -> None:
+            release.wait()
+
+    runner = HookRunner({"stuck": Stuck()}, 0.05, lambda _hook, _outcome: None)
+    requests = [HookRequest(str(one), "", "", "", {}, {}) for one in range(48)]
+    try:
+        ends = await asyncio.gather(*map(runner.refine, requests), return_exceptions=True)
+        assert {type(end) for end in ends} == {GatewayError}
+        async with asyncio.timeout(10):
+            assert await asyncio.to_thread(lambda: "done") == "done"
+    finally:
+        release.set()
+        await runner.stop()
