@@ -59,7 +59,7 @@ class Classifications:
         if not num_seconds:
             return [self._reader.text(command.texts[index], index, limit) for index in places]
         shared = self._reader.part(command.texts[0], first, limit) if num_texts == 1 else None
-        return [
+        rows = [
             self._reader.pair(
                 shared or self._reader.part(command.texts[index], index, limit),
                 self._reader.part(command.second_texts[index], index, limit),
@@ -69,6 +69,11 @@ class Classifications:
             )
             for index in places
         ]
+        empty = next((index for index, row in zip(places, rows, strict=True) if not len(row)), None)
+        if empty is not None:
+            # Of two empty texts, where the tokenizer adds nothing to a pair.
+            raise InvalidRequestError(f"Pair {empty} is empty.", param="input")
+        return rows
 
     def compute(
         self, rows: Sequence[Row], is_wanted: Callable[[Sequence[int]], bool] | None = None

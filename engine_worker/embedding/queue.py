@@ -16,7 +16,7 @@ from engine_worker.embedding.service import MAX_INPUTS
 from engine_worker.errors import DeadlineError, InvalidRequestError
 from protocol.errors import ErrorCode, PenstockError
 from protocol.runtime import logs
-from protocol.wire.messages import Classify, Embed, Failure, Message
+from protocol.wire.messages import Classified, Classify, Embed, Failure, Message
 
 _MAX_PENDING_INPUTS: Final = 8 * MAX_INPUTS
 _MAX_TENANT_INPUTS: Final = 4 * MAX_INPUTS
@@ -76,6 +76,7 @@ class _Item:
         vectors: Of the inputs that are computed, from the first on.
         num_tokens: Of each of these.
         truncated: Those of them that were cut.
+        num_begun_tokens: Of the inputs that a program ran for, also of a turn that isn't over.
     """
 
     gateway_id: str
@@ -85,6 +86,7 @@ class _Item:
     vectors: list[Vectors] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
+    num_begun_tokens: int = 0
 
     @property
     def num_left(self) -> int:
@@ -161,10 +163,18 @@ class TextQueue:
             )
 
     def cancel(self, gateway_id: str, request_id: str) -> None:
-        """Nobody waits for the answer to this request any more; an unknown one is fine."""
-        self._drop(
+        """Nobody waits for the answer to this request any more; an unknown one is fine.
+
+        What was computed of a classification until then is told as a `Classified` without logits.
+        """
+        for item in self._drop(
             lambda item: item.command.request_id == request_id and item.gateway_id == gateway_id
-        )
+        ):
+            if isinstance(item.command, Classify):
+                told = Classified(
+                    request_id, num_labels=0, logits=b"", num_tokens=(item.num_begun_tokens,)
+                )
+                self._outlet.send(gateway_id, told)
 
     def forget_gateway(self, gateway_id: str) -> None:
         """What a lost gateway wanted is not worth computing."""
@@ -201,10 +211,13 @@ class TextQueue:
                 self._fail_internally(item)
         return not self._is_closed
 
-    def _drop(self, is_unwanted: Callable[[_Item], bool]) -> None:
+    def _drop(self, is_unwanted: Callable[[_Item], bool]) -> list[_Item]:
+        """Forget what nobody waits for; which that was."""
         with self._changed:
             self._waiting.drop(is_unwanted)
-            self._wanted = {item for item in self._wanted if not is_unwanted(item)}
+            dropped = [item for item in self._wanted if is_unwanted(item)]
+            self._wanted = self._wanted.difference(dropped)
+            return dropped
 
     def _take(self, *, block: bool) -> list[tuple[_Item, int]]:
         """What is worked on now, and how many inputs of each; by priority."""
@@ -247,11 +260,14 @@ class TextQueue:
         owners = [item for item, part_rows in parts for _ in part_rows]
         if not rows:
             return
+        before = [item.num_begun_tokens for item, _ in parts]
 
         def is_wanted(indexes: Sequence[int]) -> bool:
             if not any(owners[index] in self._wanted for index in indexes):
                 return False
             self.num_batches += 1
+            for index in indexes:
+                owners[index].num_begun_tokens += len(rows[index])
             return True
 
         try:
@@ -261,7 +277,8 @@ class TextQueue:
         except BaseException:  # noqa: BLE001 - whatever the compute side raises, others go on
             if len(parts) > 1:
                 _log.exception("a batch of %d texts failed: each request by itself", len(rows))
-                for part in parts:
+                for part, num_tokens in zip(parts, before, strict=True):
+                    part[0].num_begun_tokens = num_tokens
                     self._compute([part])
             else:
                 item = parts[0][0]

@@ -28,6 +28,8 @@ from protocol.wire.messages import (
     ChangeKeyStatus,
     ChangeResource,
     ClaimAnswer,
+    Classified,
+    Classify,
     CloseParse,
     CountKeys,
     Credits,
@@ -252,6 +254,8 @@ class FakeEngine(FakeWorker[EngineCommand]):
             if command.request_id in {one.request_id for one in self.of(Score)}:
                 told = Scored(command.request_id, logprobs=b"", num_prompt_tokens=7)
                 self.send(told)
+            if command.request_id in {one.request_id for one in self.of(Classify)}:
+                self.send(Classified(command.request_id, 0, logits=b"", num_tokens=(7,)))
             return
         if self.is_mute:
             return

@@ -261,6 +261,7 @@ def _classification(
         check_answer=is_answer,
         seat="work",
         end_user=body.end_user,
+        is_counted_late=True,
     )
 
 

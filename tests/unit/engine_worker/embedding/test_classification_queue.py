@@ -12,6 +12,7 @@ from engine_worker.embedding.classification import MAX_INPUTS, Classifications
 from engine_worker.embedding.classifier import Classifier
 from engine_worker.embedding.labels import Labels
 from engine_worker.embedding.queue import TextQueue
+from engine_worker.errors import InvalidRequestError
 from engine_worker.text.tokenizer import Tokenizer
 from engine_worker.text.tokenizer_files import TokenizerFiles
 from protocol.errors import ErrorCode
@@ -164,3 +165,58 @@ def test_a_long_pair_counts_as_several_while_it_waits() -> None:
     refused = [message for message in lab.sent if isinstance(message, Failure)]
     assert len(refused) == 17
     assert {message.code for message in refused} == {ErrorCode.OVERLOADED}
+
+
+def test_a_pair_without_a_token_is_refused_instead_of_scored_by_padding() -> None:
+    backend = Backend(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    plain = Tokenizer(TokenizerFiles(backend, {}, None), frozenset())
+    task = Classifications(Lab().classifier, plain, 6)
+    texts = Classify(request_id="r", deadline_s=1.0, texts=("",), second_texts=("b", ""))
+    assert [len(row) for row in task.rows(texts, 0, 1)] == [1]
+    with pytest.raises(InvalidRequestError, match="Pair 1 is empty"):
+        task.rows(texts, 0, 2)
+
+
+def test_who_leaves_is_told_what_was_computed_until_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab()
+    compute = lab.classifier.compute
+
+    def left_meanwhile(rows: Any, *rest: Any, is_wanted: Any, **options: Any) -> Any:
+        def asked(indexes: Any) -> bool:
+            wanted: bool = is_wanted(indexes)
+            lab.queue.cancel("gw", "r")  # while the first program runs
+            return wanted
+
+        return compute(rows, *rest, is_wanted=asked, **options)
+
+    monkeypatch.setattr(lab.classifier, "compute", left_meanwhile)
+    lab.submit(texts=("a",) * 600)  # three tokens each, 32 in a program
+    lab.run()
+    (told,) = lab.sent
+    assert isinstance(told, Classified)
+    assert (told.logits, told.num_tokens) == (b"", (3 * 32,))
+    lab.submit("waits", texts=("a",))
+    lab.queue.cancel("gw", "waits")
+    lab.queue.cancel("gw", "unknown")
+    assert [one.num_tokens for one in lab.sent[1:] if isinstance(one, Classified)] == [(0,)]
+
+
+def test_what_a_broken_batch_computed_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab()
+    compute = lab.classifier.compute
+
+    def break_together(rows: Any, *rest: Any, is_wanted: Any, **options: Any) -> Any:
+        is_wanted(range(len(rows)))
+        if len(rows) > 1:
+            raise RuntimeError("no device")
+        lab.queue.cancel("gw", "one")
+        return compute(rows, *rest, is_wanted=lambda _: False, **options)
+
+    monkeypatch.setattr(lab.classifier, "compute", break_together)
+    lab.submit("one", texts=("a",))
+    lab.submit("two", texts=("b",))
+    lab.run()
+    told = lab.sent[0]
+    assert isinstance(told, Classified)
+    assert (told.request_id, told.num_tokens) == ("one", (3,))
