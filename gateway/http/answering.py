@@ -93,7 +93,9 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
     if job.options.is_streaming:
         refuse_stream(http_request)
     is_handed_on = False
-    model, request_id, num_takes = parts.names.choose(job.model), http_request.state.request_id, 1
+    names_ids = job.names_token_ids
+    model = parts.names.choose(job.model, names_token_ids=names_ids)
+    request_id, num_takes = http_request.state.request_id, 1
     try:
         while True:
             try:
@@ -101,7 +103,7 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
             except GatewayError as error:
                 if error.code is not ErrorCode.CONTEXT_LENGTH_EXCEEDED:
                     raise
-                longer = parts.names.longer(job.model, model)
+                longer = parts.names.longer(job.model, model, names_token_ids=names_ids)
                 if longer is None:
                     raise
                 # Nothing was told yet, and what was reserved for it is settled.

@@ -1,6 +1,7 @@
 """Answers of Responses, whoever asked for them: a request, a WebSocket, a background job."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from gateway.http.error_table import limit_headers
 from gateway.http.openresponses.convert import AskedResponse, ResponsesBody
@@ -13,6 +14,7 @@ from gateway.http.openresponses.render import (
     ResponseHead,
     ResponseStreamRenderer,
 )
+from gateway.http.openresponses.stored_items import base_of
 from gateway.http.stored_turns import StoredTurn
 from gateway.request.generation import GenerationWork
 from gateway.request.request import Request
@@ -49,22 +51,23 @@ class ResponseShape:
 
     def collector(self, request: Request, work: GenerationWork) -> ResponseCollector:
         """For a whole answer."""
-        self._teller = collector = ResponseCollector(self._head(), self._maker(request))
+        self._teller = collector = ResponseCollector(self._head(request), self._maker())
         return collector
 
     def renderer(self, request: Request, work: GenerationWork) -> ResponseStreamRenderer:
         """For a stream."""
-        self._teller = renderer = ResponseStreamRenderer(self._head(), self._maker(request))
+        self._teller = renderer = ResponseStreamRenderer(self._head(request), self._maker())
         return renderer
 
     def events(self, request: Request) -> ResponseEvents:
         """For a WebSocket."""
-        self._teller = events = ResponseEvents(self._head(), self._maker(request))
+        self._teller = events = ResponseEvents(self._head(request), self._maker())
         return events
 
     def prepared(self, response_id: str) -> ResponseEvents:
         """For a response without output, which nobody makes."""
-        return ResponseEvents(self._head(), item_maker(response_id, self._body))
+        head = response_head(response_id, self._created, self._body, self._clock)
+        return ResponseEvents(head, item_maker(response_id, self._body))
 
     async def keep(self, request: Request) -> None:
         """Store the response, if it is to be stored.
@@ -80,11 +83,13 @@ class ResponseShape:
         """Let go of what is held."""
         self._turn.close()
 
-    def _head(self) -> ResponseHead:
-        return response_head(self._turn.response_id, self._created, self._body, self._clock)
+    def _head(self, request: Request) -> ResponseHead:
+        head = response_head(self._turn.response_id, self._created, self._body, self._clock)
+        return replace(head, model=request.work.model)  # who answers, whatever was asked for
 
-    def _maker(self, request: Request) -> ItemMaker:
-        return item_maker(request.request_id, self._body)
+    def _maker(self) -> ItemMaker:
+        # A fallback's request has an id of its own; items are found by that of their response.
+        return item_maker(base_of(self._turn.response_id), self._body)
 
 
 def body_of(asked: AskedResponse) -> ResponsesBody:

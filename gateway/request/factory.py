@@ -110,7 +110,8 @@ class RequestFactory:
             takes: For one that may be made several times.
             model: Who generates; None is whom the names choose.
         """
-        model = self._names.choose(job.model) if model is None else model
+        if model is None:
+            model = self._names.choose(job.model, names_token_ids=job.names_token_ids)
         work = GenerationWork(
             job if model == job.model else replace(job, model=model),
             pool=self._pool,

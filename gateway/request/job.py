@@ -71,6 +71,17 @@ class GenerationJob:
         return self.options.num_choices
 
     @property
+    def names_token_ids(self) -> bool:
+        """Whether it says something in ids, which mean other tokens with another tokenizer."""
+        sampling = self.sampling
+        return bool(
+            sampling.logit_bias
+            or sampling.stop_token_ids
+            or sampling.allowed_token_ids
+            or any(prepare.prompt_token_ids for prepare in self.prepares)
+        )
+
+    @property
     def num_streams(self) -> int:
         """Choices of all prompts together."""
         return len(self.prepares) * self.num_choices

@@ -1,13 +1,14 @@
 """Aliases of models, and the fallbacks of those that are away or too short, through a gateway."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.config import GatewaySettings
-from protocol.errors import ConfigurationError
-from protocol.wire.messages import Authorize, Generate
+from protocol.errors import ConfigurationError, ErrorCode
+from protocol.wire.messages import Authorize, Failure, Generate
 from tests.fakes.running_gateway import RunningGateway, running_gateway
 
 ALIAS = {"model_aliases": ("gpt-4o=demo",)}
@@ -15,6 +16,11 @@ ENDPOINTS = {
     f"PENSTOCK_{role}_ENDPOINT": f"ipc:///tmp/{role}" for role in ("ENGINE", "AUTH", "TOOLPARSER")
 }
 HEADER = "x-penstock-model"
+
+
+def too_long() -> Failure:
+    code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    return Failure(request_id="", code=code, message="The prompt is too long.")
 
 
 async def answered_by(gateway: RunningGateway, model: str, **fields: Any) -> tuple[str, str | None]:
@@ -143,3 +149,55 @@ def test_pairs_are_read_from_the_environment() -> None:
     )
     assert settings.aliases == {"gpt-4o": "demo", "claude": "demo"}
     assert settings.fallbacks == {"large": ("medium", "small"), "*": ("small",)}
+
+
+async def test_a_stored_response_of_a_fallback_names_it_and_its_items_are_found(
+    socket_dir: Path,
+) -> None:
+    settings = {"model_fallbacks": ("demo=long",)}
+    async with running_gateway(socket_dir, **settings) as gateway:
+        await gateway.auth()
+        short = await gateway.engine(max_model_len=64)
+        short.prepare_failure = too_long()
+        await gateway.engine(model="long", max_model_len=4096)
+        body: dict[str, Any] = {"model": "demo", "input": "word " * 100}
+        first = await gateway.client.post("/v1/responses", json=body)
+        assert first.status_code == 200, first.text
+        assert (first.json()["model"], first.headers[HEADER]) == ("long", "long")
+        (item,) = first.json()["output"]
+        body["input"] = [
+            {"type": "item_reference", "id": item["id"]},
+            {"role": "user", "content": "Why?"},
+        ]
+        second = await gateway.client.post("/v1/responses", json=body)
+        assert second.status_code == 200, second.text
+
+
+async def test_token_ids_are_read_by_no_model_with_another_tokenizer(socket_dir: Path) -> None:
+    told = {"large": ("<s>", 64), "other": ("<bos>", 4096), "alike": ("<s>", 4096)}
+
+    def info(model: str) -> dict[str, Any]:
+        first, length = told[model]
+        text = json.dumps({"bos_token": first, "model_max_length": length, "chat_template": model})
+        return {"model": model, "max_model_len": length, "tokenizer_info_json": text}
+
+    settings = {"model_fallbacks": ("large=other+alike",), "models": ("large",)}
+    async with running_gateway(socket_dir, **settings) as gateway:
+        await gateway.auth()
+        large = await gateway.engine(**info("large"))
+        large.prepare_failure = too_long()
+        await gateway.engine(**info("other"))
+        ids = {"model": "large", "prompt": list(range(3, 103)), "max_tokens": 4}
+        refused = await gateway.client.post("/v1/completions", json=ids)
+        assert refused.json()["error"]["code"] == "context_length_exceeded"
+        biased = {"logit_bias": {"5": 1}, "messages": [{"role": "user", "content": "w " * 200}]}
+        assert (await gateway.chat(model="large", **biased)).status_code == 400
+        del biased["logit_bias"]
+        assert await answered_by(gateway, "large", **biased) == ("other", "other")
+        await gateway.engine(**info("alike"))
+        response = await gateway.client.post("/v1/completions", json=ids)
+        assert (response.status_code, response.headers[HEADER]) == (200, "alike")
+        await gateway.departure(large)
+        response = await gateway.client.post("/v1/completions", json=ids)
+        assert (response.status_code, response.headers[HEADER]) == (200, "alike")
+        assert await answered_by(gateway, "large") == ("other", "other")
