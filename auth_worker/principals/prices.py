@@ -17,7 +17,7 @@ class Price:
     """One version of the price of some models, in micro-units of the house's currency.
 
     Attributes:
-        models: A public name or an alias, or a glob of such; `*` is the price of everything that
+        models: A model's own name, or a glob of such; `*` is the price of everything that
             has none of its own.
         valid_from_ms: Unix milliseconds; the version before holds until then.
         prompt: A million prompt tokens that were not cached, as are the next three.
