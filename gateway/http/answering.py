@@ -92,7 +92,7 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
     parts, job = parts_of(http_request), body.job
     if job.options.is_streaming:
         refuse_stream(http_request)
-    is_handed_on = False
+    is_handed_on, too_long = False, None
     names_ids = job.names_token_ids
     model = parts.names.choose(job.model, names_token_ids=names_ids)
     request_id, num_takes = http_request.state.request_id, 1
@@ -101,8 +101,12 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
             try:
                 response = await _answer_by(http_request, model, request_id, body, shape)
             except GatewayError as error:
+                if too_long is not None and error.code is ErrorCode.PERMISSION_DENIED:
+                    # Of a model that the caller may not use it need not hear.
+                    raise too_long from None
                 if error.code is not ErrorCode.CONTEXT_LENGTH_EXCEEDED:
                     raise
+                too_long = error
                 longer = parts.names.longer(job.model, model, names_token_ids=names_ids)
                 if longer is None:
                     raise

@@ -410,6 +410,7 @@ class FakeAuth(FakeWorker[AuthCommand]):
         self.denial: ErrorCode | None = None
         self.good_keys: tuple[str, ...] | None = None
         self.tenants: dict[str, str] = {}
+        self.denied_models: tuple[str, ...] = ()
         self.adjust_denial: ErrorCode | None = None
         self.retry_after_s: float | None = None
         self.limits = LimitState()
@@ -469,6 +470,8 @@ class FakeAuth(FakeWorker[AuthCommand]):
             code = ErrorCode.INVALID_API_KEY
         if code is None and command.required_role == "admin" and command.key_digest is None:
             code = ErrorCode.INVALID_API_KEY
+        if command.model in self.denied_models:
+            code = ErrorCode.PERMISSION_DENIED
         if code is not None:
             self.send(self._denied(command.request_id, code))
             return

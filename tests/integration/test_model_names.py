@@ -112,6 +112,19 @@ async def test_a_prompt_beyond_the_context_goes_to_a_longer_model_once(socket_di
         assert refused.json()["error"]["code"] == "context_length_exceeded"
 
 
+async def test_a_fallback_that_the_key_may_not_use_is_not_told(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, model_fallbacks=("demo=secret",)) as gateway:
+        auth = await gateway.auth()
+        auth.denied_models = ("secret",)
+        await gateway.engine(max_model_len=64)
+        await gateway.engine(model="secret", max_model_len=4096)
+        body = {"model": "demo", "prompt": list(range(3, 103)), "max_tokens": 4}
+        refused = await gateway.client.post("/v1/completions", json=body)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["code"] == "context_length_exceeded"
+        assert "secret" not in refused.text
+
+
 async def test_other_models_make_no_vectors_for_one_that_is_away(socket_dir: Path) -> None:
     settings = {"model_fallbacks": ("*=demo",), "models": ("vectors",)}
     async with running_gateway(socket_dir, **settings) as gateway:
