@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from tests.fakes.running_gateway import MESSAGES, RunningGateway
 
@@ -43,13 +43,21 @@ class Connection:
 
 
 @asynccontextmanager
-async def connected(gateway: RunningGateway) -> AsyncIterator[Connection]:
+async def connected(
+    gateway: RunningGateway, address: str = "127.0.0.1"
+) -> AsyncIterator[Connection]:
+    """A connection from `address` that is closed, wholly, at the end."""
     url = gateway.client.base_url
-    reader, writer = await asyncio.open_connection(url.host, url.port)
+    reader, writer = await asyncio.open_connection(url.host, url.port, local_addr=(address, 0))
     try:
         yield Connection(reader, writer)
     finally:
+        # What the server never read would keep the socket open beyond the test.
+        if writer.transport.get_write_buffer_size():
+            writer.transport.abort()
         writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 def answers(data: bytes) -> list[tuple[int, bytes]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from protocol.wire.messages import Abort, Generate, Prepare
+from tests.fakes.raw_http import connected
 from tests.fakes.running_gateway import MESSAGES, running_gateway
 
 LARGE_BODY = json.dumps(
@@ -89,7 +90,6 @@ async def test_clients_that_leave_leave_no_circles_of_references(
         await gateway.auth()
         engine = await gateway.engine(text=None)
         is_chat = path != "/tokenize"
-        url = gateway.client.base_url
         head = (
             f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(LARGE_BODY)}\r\n\r\n"
@@ -99,12 +99,11 @@ async def test_clients_that_leave_leave_no_circles_of_references(
         async def once() -> None:
             nonlocal num_asked
             num_asked += 1
-            _, writer = await asyncio.open_connection(url.host, url.port)
-            writer.write(head.encode() + LARGE_BODY)
-            await engine.until(
-                lambda: len(engine.of(Generate if is_chat else Prepare)) == num_asked
-            )
-            writer.close()
+            async with connected(gateway) as connection:
+                connection.writer.write(head.encode() + LARGE_BODY)
+                await engine.until(
+                    lambda: len(engine.of(Generate if is_chat else Prepare)) == num_asked
+                )
             if is_chat:
                 await engine.until(lambda: len(engine.of(Abort)) == num_asked)
             async with asyncio.timeout(10):

@@ -16,6 +16,7 @@ from gateway.http import response_socket, websocket
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Generate, Prepare
 from tests.fakes.fake_workers import FakeAuth, FakeEngine
+from tests.fakes.raw_http import connected
 from tests.fakes.running_gateway import RunningGateway, running_gateway
 
 pytestmark = pytest.mark.asyncio
@@ -201,29 +202,23 @@ async def test_a_flood_of_messages_waits_its_turn(gateway: RunningGateway) -> No
 async def test_what_breaks_the_protocol_is_closed_with_its_code(
     gateway: RunningGateway, sent: bytes, code: int
 ) -> None:
-    port = gateway.client.base_url.port
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(OPEN)
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
-    assert head.startswith(b"HTTP/1.1 101 ")
-    assert b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head  # RFC 6455 §1.3
-    writer.write(sent)
-    rest = await asyncio.wait_for(reader.read(), 10)
-    assert code.to_bytes(2, "big") in rest
-    assert b"\x88" in rest
-    writer.close()
+    async with connected(gateway) as connection:
+        connection.writer.write(OPEN)
+        head = await asyncio.wait_for(connection.reader.readuntil(b"\r\n\r\n"), 10)
+        assert head.startswith(b"HTTP/1.1 101 ")
+        assert b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head  # RFC 6455 §1.3
+        rest = await connection.until_closed(sent)
+        assert code.to_bytes(2, "big") in rest
+        assert b"\x88" in rest
 
 
 async def test_who_answers_no_ping_is_gone(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(websocket, "PING_INTERVAL_S", 0.05)
-    port = gateway.client.base_url.port
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(OPEN)
-    rest = await asyncio.wait_for(reader.read(), 10)
+    async with connected(gateway) as connection:
+        rest = await connection.until_closed(OPEN)
     assert rest.endswith(b"This server is shutting down.") or b"\x89\x00" in rest
-    writer.close()
 
 
 async def test_a_connection_is_open_for_so_long(
