@@ -116,7 +116,10 @@ def booked(house: House, response_id: str) -> list[tuple[Any, ...]]:
     return rows_of(house, query, response_id.removeprefix("resp_"))
 
 
-@pytest.mark.parametrize("victim", ["gateway", "engine_worker", "toolparser_worker"])
+@pytest.mark.parametrize(
+    "victim",
+    ["gateway", "engine_worker", pytest.param("toolparser_worker", marks=pytest.mark.long)],
+)
 @pytest.mark.parametrize(
     "body",
     [pytest.param(NUMBERS, id="numbers"), pytest.param(CALL, id="call", marks=pytest.mark.long)],

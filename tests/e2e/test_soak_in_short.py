@@ -25,8 +25,8 @@ async def test_no_stream_fails_while_engines_parsers_and_auth_die_in_turn(cache_
     options = SoakOptions(
         directory=directory,
         cache_dir=cache_dir,
-        chaos_s=15.0,
-        num_clients=24,
+        chaos_s=1.0,
+        num_clients=16,
         faults=FAULTS,
         num_tokens=96,
         pause_s=1.0,

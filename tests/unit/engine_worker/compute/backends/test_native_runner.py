@@ -1,6 +1,7 @@
 """The runner on the native backend, held to XLA and to the dense reference."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,12 @@ WEIGHTS = tiny_weights(spec=tiny_spec([None, 20, None]))
 TYPES = ("float32", "bfloat16", "int8", "int4")
 
 
+def types(*everyday: str) -> list[Any]:
+    """All types for `pytest.mark.parametrize`; those of `make test` are named."""
+    long = pytest.mark.long
+    return [one if one in everyday else pytest.param(one, marks=long) for one in TYPES]
+
+
 def make_runner(
     decoder: PackedDecoder, *, deterministic: bool = False, num_rows: int = 4
 ) -> JaxModelRunner:
@@ -53,7 +60,7 @@ def make_runner(
     )
 
 
-@pytest.fixture(scope="module", params=TYPES)
+@pytest.fixture(scope="module", params=types("bfloat16", "int8"))
 def runner(request: pytest.FixtureRequest) -> JaxModelRunner:
     return make_runner(packed(WEIGHTS, "cpu_native", request.param))
 
@@ -99,7 +106,8 @@ def test_float32_generates_what_the_dense_reference_does(reference: GreedyRefere
         assert output == reference.continue_greedily(request.prompt, 30)
 
 
-@pytest.mark.parametrize("weight_type", [pytest.param("bfloat16", marks=pytest.mark.long), "int8"])
+@pytest.mark.long
+@pytest.mark.parametrize("weight_type", ["bfloat16", "int8"])
 def test_other_types_agree_with_float32_step_by_step_as_often_as_xla_does(
     reference: GreedyReference, weight_type: str
 ) -> None:
@@ -246,10 +254,7 @@ def test_the_deterministic_mode_holds_on_the_kernels_in_float32(
         np.testing.assert_array_equal(np.asarray(array)[blocks(0)[:4]], expected)
 
 
-@pytest.mark.parametrize(
-    "weight_type",
-    [one if one == "bfloat16" else pytest.param(one, marks=pytest.mark.long) for one in TYPES],
-)
+@pytest.mark.parametrize("weight_type", types("bfloat16"))
 def test_recurrent_layers_are_computed_by_xla_between_the_kernels(weight_type: str) -> None:
     weights = tiny_weights(spec=tiny_hybrid_spec())
     decoder = packed(weights, "cpu_native", weight_type)
@@ -267,7 +272,14 @@ def test_recurrent_layers_are_computed_by_xla_between_the_kernels(weight_type: s
     assert forced_agreement(runner, [*prompt_of(21), *token_ids], 21) >= least
 
 
-@pytest.mark.parametrize("uncovered", ["attention", "mlp", "embedding", "head"])
+@pytest.mark.parametrize(
+    "uncovered",
+    [
+        "attention",
+        "head",
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("mlp", "embedding")),
+    ],
+)
 def test_blocks_without_a_kernel_are_computed_by_xla_beside_the_others(
     reference: GreedyReference, monkeypatch: pytest.MonkeyPatch, uncovered: str
 ) -> None:

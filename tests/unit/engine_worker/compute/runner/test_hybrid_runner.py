@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +27,11 @@ from tests.fakes.tiny_decoder import (
 
 BLOCK_SIZE = 8
 WEIGHTS = tiny_weights(spec=tiny_hybrid_spec())
+
+
+def long(value: int) -> Any:
+    """A parameter of `make soak`, not of `make test`."""
+    return pytest.param(value, marks=pytest.mark.long)
 
 
 def make_runner(
@@ -90,8 +96,8 @@ def decode_row(request: RunnerRequest, start: int, **more: object) -> RowWork:
     return replace(row, **more)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("chunk", [32, 8, 7, 1])
-@pytest.mark.parametrize("length", [1, 2, 8, 9, 31])
+@pytest.mark.parametrize("chunk", [long(32), 8, 7, long(1)])
+@pytest.mark.parametrize("length", [1, long(2), 8, long(9), 31])
 def test_chunks_of_any_size_and_decodes_choose_what_the_reference_chooses(
     runner: JaxModelRunner, chunk: int, length: int
 ) -> None:
@@ -144,8 +150,8 @@ def test_a_preempted_request_goes_on_from_its_last_full_block_in_another_slot(
     assert resumed.output == reference().continue_greedily(request.prompt, 12)
 
 
-@pytest.mark.parametrize("length", [5, 6, 7, 8, 12])
-@pytest.mark.parametrize("num_right", [0, 1, 3])
+@pytest.mark.parametrize("length", [long(5), long(6), 7, 8, long(12)])
+@pytest.mark.parametrize("num_right", [0, long(1), 3])
 def test_a_wrong_draft_leaves_no_state_behind(
     runner: JaxModelRunner, length: int, num_right: int
 ) -> None:
@@ -208,7 +214,7 @@ def test_a_step_begun_ahead_and_dropped_is_computed_again_from_the_same_state() 
     runner.close()
 
 
-@pytest.mark.parametrize("length", [8, 11, 16])
+@pytest.mark.parametrize("length", [long(8), 11, long(16)])
 def test_questions_follow_a_prompt_from_its_state_and_leave_it_as_it_was(
     runner: JaxModelRunner, length: int
 ) -> None:
