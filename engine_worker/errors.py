@@ -23,7 +23,8 @@ PenstockError
         ├── ContextLengthError         prompt and output don't fit the context; names both numbers
         ├── NoChatTemplateError        a chat request to a model without a chat template
         ├── ChatTemplateError          the model's own template refused the conversation
-        └── DeadlineError              the request's time ran out before it was worked on
+        ├── DeadlineError              the request's time ran out before it was worked on
+        └── AbandonedError             whoever asked has left meanwhile; nobody reads the message
 """
 
 from protocol.errors import ErrorCode, PenstockError
@@ -137,3 +138,7 @@ class DeadlineError(RequestError):
     """The request's time ran out."""
 
     code = ErrorCode.DEADLINE_EXCEEDED
+
+
+class AbandonedError(RequestError):
+    """Nobody waits for the answer any more."""

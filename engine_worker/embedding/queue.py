@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, zip_longest
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -24,6 +25,9 @@ _SIZE_OF_AN_INPUT: Final = 4096
 """Of characters or token ids: a longer request counts as so many more inputs while it waits."""
 _MAX_BATCH_INPUTS: Final = 256
 """Further requests join a batch until it has so many; a larger request takes several turns."""
+_MAX_BATCH_SIZE: Final = 64 * 1024
+"""Of characters and token ids of a batch, beyond its first input: so others wait for a few tens of
+milliseconds of tokenising, and as little is done for a client that leaves meanwhile."""
 _RETRY_AFTER_S: Final = 1.0
 
 TextCommand = Embed | Classify
@@ -73,6 +77,7 @@ class _Item:
     Attributes:
         deadline: Monotonic seconds.
         num_inputs: Of the command.
+        sizes: Characters or token ids of each of them.
         vectors: Of the inputs that are computed, from the first on.
         num_tokens: Of each of these.
         truncated: Those of them that were cut.
@@ -83,6 +88,7 @@ class _Item:
     command: TextCommand
     deadline: float
     num_inputs: int
+    sizes: Sequence[int]
     vectors: list[Vectors] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
@@ -91,6 +97,21 @@ class _Item:
     @property
     def num_left(self) -> int:
         return self.num_inputs - len(self.num_tokens)
+
+    def next_inputs(self, max_inputs: int, max_size: int) -> tuple[int, int]:
+        """How many inputs are for one turn, one at least, and their size.
+
+        Args:
+            max_inputs: Of them.
+            max_size: Characters and token ids of them, where they are more than one.
+        """
+        num_inputs = size = 0
+        for input_size in islice(self.sizes, len(self.num_tokens), None):
+            if num_inputs == max_inputs or (num_inputs and size + input_size > max_size):
+                break
+            num_inputs += 1
+            size += input_size
+        return max(1, num_inputs), size
 
 
 _Part = tuple[_Item, list[Row]]
@@ -140,10 +161,9 @@ class TextQueue:
     def submit(self, gateway_id: str, command: TextCommand) -> None:
         """Take a command, or refuse it at once."""
         deadline = self._clock() + command.deadline_s
-        item = _Item(gateway_id, command, deadline, self._task.num_inputs(command))
-        size = sum(map(len, command.texts)) + sum(map(len, command.token_ids))
-        if isinstance(command, Classify):
-            size += sum(map(len, command.second_texts))
+        sizes = _sizes(command)
+        item = _Item(gateway_id, command, deadline, self._task.num_inputs(command), sizes)
+        size = sum(sizes)
         with self._changed:
             num_places = max(1, item.num_inputs) + size // _SIZE_OF_AN_INPUT
             is_taken = self._waiting.push(command.tenant, item, num_places)
@@ -222,17 +242,18 @@ class TextQueue:
     def _take(self, *, block: bool) -> list[tuple[_Item, int]]:
         """What is worked on now, and how many inputs of each; by priority."""
         turns: list[tuple[_Item, int]] = []
-        num_free = _MAX_BATCH_INPUTS
+        num_free, size_left = _MAX_BATCH_INPUTS, _MAX_BATCH_SIZE
         with self._changed:
             while block and not self._waiting and not self._is_closed:
                 self._changed.wait()
-            while num_free and not self._is_closed:
+            while num_free and size_left > 0 and not self._is_closed:
                 item = self._waiting.take()
                 if item is None:
                     break
-                num_inputs = min(item.num_left, num_free)
+                num_inputs, size = item.next_inputs(num_free, size_left)
                 turns.append((item, num_inputs))
                 num_free -= num_inputs
+                size_left -= size
         return sorted(turns, key=lambda turn: turn[0].command.priority)
 
     def _answer(self, turns: Sequence[tuple[_Item, int]]) -> None:
@@ -346,3 +367,11 @@ class TextQueue:
             # Only now: a drain ends when nothing is unfinished, and then sends what was sent.
             with self._changed:
                 self._wanted.discard(item)
+
+
+def _sizes(command: TextCommand) -> list[int]:
+    """Characters or token ids of each input; a text that several pairs share is the first one's."""
+    firsts = (*map(len, command.texts), *map(len, command.token_ids))
+    if not isinstance(command, Classify) or not command.second_texts:
+        return list(firsts)
+    return [sum(pair) for pair in zip_longest(firsts, map(len, command.second_texts), fillvalue=0)]

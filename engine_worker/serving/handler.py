@@ -24,11 +24,16 @@ from engine_worker.serving.acceptance_queue import (
     WaitingChoice,
     is_quick,
 )
-from engine_worker.serving.prepare_queue import NUM_THREADS, PrepareQueue, ScoreTokeniser
+from engine_worker.serving.prepare_queue import (
+    COSTLY_NICENESS,
+    NUM_THREADS,
+    PrepareQueue,
+    ScoreTokeniser,
+)
 from engine_worker.text.preparation import PromptPreparer
 from protocol.errors import ErrorCode, PenstockError
 from protocol.runtime import logs
-from protocol.runtime.threads import WatchedPool
+from protocol.runtime.threads import WatchedPool, give_way
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import (
     Abort,
@@ -158,6 +163,10 @@ class EngineHandler:
         self._acceptances: AcceptanceQueue | None = None
         self._texts: TextQueue | None = None
         self._threads = WatchedPool(NUM_THREADS, thread_name_prefix="prepare")
+        # Steps and short prompts go first.
+        self._costly_thread = WatchedPool(
+            1, "prepare-long", initializer=give_way, initargs=(COSTLY_NICENESS,)
+        )
         self._prepares: PrepareQueue | None = None
         self._generates = True
         self._num_received = 0
@@ -195,6 +204,7 @@ class EngineHandler:
             preparer.answer,
             self._send,
             execute=self._threads.submit,
+            execute_costly=self._costly_thread.submit,
             clock=self._clock,
             tokenise_score=scores,
             take_score=self._hand_on_score,
@@ -221,7 +231,8 @@ class EngineHandler:
             self._texts.close()
         if self._prepares is not None:
             self._prepares.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._costly_thread):
+            threads.shutdown(wait=False, cancel_futures=True)
         for waiting in self._choice_queues:
             waiting.close()
 

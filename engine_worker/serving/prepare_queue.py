@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from engine_worker.core.scheduling.turn_queue import TurnQueue
@@ -28,15 +29,22 @@ MAX_TENANT_PLACES: Final = 256
 """Of one tenant: one request may have 128 prompts, and many are sent by one tenant at once."""
 NUM_THREADS: Final = 2
 COSTLY_SIZE: Final = 256 * 1024
-"""Bytes of text, or token ids, beyond which only one of the threads may work on it at a time.
+"""Bytes of text, or token ids, beyond which it has a thread of its own, one at a time.
 
 So much takes about a tenth of a second. It is also how much text takes one place.
 """
+COSTLY_NICENESS: Final = 5
+"""Of the thread for it."""
 _TOKEN_ID_BYTES: Final = 8
 """Of one token id while it waits."""
 _RETRY_AFTER_S: Final = 1.0
 
 PrepareCommand = Prepare | Detokenize | Score
+Execute = Callable[[Callable[[], None]], object]
+"""Runs a function soon, in another thread."""
+Answer = Callable[[Prepare | Detokenize, Callable[[], bool]], Prepared | Detokenized]
+"""Does the work of a command, unless the function says that nobody waits for it any more; raises
+PenstockError for what is wrong."""
 ScoreTokeniser = Callable[[str, Score, float], ScoreTask]
 """Makes what is to be computed of a gateway's Score that came at some time on the engine's clock;
 raises PenstockError for what is wrong with it."""
@@ -56,17 +64,21 @@ class _Waiting:
 
 
 class PrepareQueue:
-    """Answers Prepare and Detokenize in the threads of an executor, each exactly once.
+    """Answers Prepare and Detokenize in the threads of two executors, each exactly once.
 
     Scores are tokenised here as well, and handed on to where they are computed.
+
+    What is costly never takes a thread from the rest: it waits for one of its own, which may have
+    a low priority, since one call of the tokenizer can take seconds and nothing ends it.
 
     What nobody waits for any more, because it was cancelled or its gateway is gone, is dropped
     when it has not begun, and left unanswered when it has.
 
     Args:
-        answer: Does the work, in one of the threads; raises PenstockError for what is wrong.
+        answer: See `Answer`.
         send: Takes an answer to a gateway; thread-safe.
-        execute: Runs a function soon in one of `NUM_THREADS` threads, or more.
+        execute: In one of `NUM_THREADS` threads, or more.
+        execute_costly: In a thread for what is larger than `COSTLY_SIZE`.
         clock: Monotonic seconds.
         tokenise_score: Tokenises Scores; None refuses them.
         take_score: Takes a Score that was tokenised; thread-safe.
@@ -74,10 +86,11 @@ class PrepareQueue:
 
     def __init__(
         self,
-        answer: Callable[[Prepare | Detokenize], Prepared | Detokenized],
+        answer: Answer,
         send: Callable[[str, Message], None],
         *,
-        execute: Callable[[Callable[[], None]], object],
+        execute: Execute,
+        execute_costly: Execute,
         clock: Callable[[], float] = time.monotonic,
         tokenise_score: ScoreTokeniser | None = None,
         take_score: Callable[[ScoreTask], None] | None = None,
@@ -86,14 +99,15 @@ class PrepareQueue:
         self._take_score = take_score
         self._answer = answer
         self._send = send
-        self._execute = execute
+        # By whether it is for costly commands: who runs workers, how many at most, how many do.
+        self._execute = {False: execute, True: execute_costly}
+        self._max_workers = {False: NUM_THREADS, True: 1}
+        self._num_workers = {False: 0, True: 0}
         self._clock = clock
         self._lock = threading.Lock()
         self._waiting = TurnQueue[_Waiting](MAX_PLACES, MAX_TENANT_PLACES)
         # What somebody still waits for, begun or not.
         self._wanted: set[_Waiting] = set()
-        self._num_workers = 0
-        self._has_costly = False
         self._is_closed = False
 
     @property
@@ -104,25 +118,21 @@ class PrepareQueue:
     def submit(self, gateway_id: str, command: PrepareCommand) -> None:
         """Queue a command, or refuse it at once as overloaded."""
         size_bytes, num_token_ids = _size(command)
+        is_costly = max(size_bytes, num_token_ids) > COSTLY_SIZE
         received_at = self._clock()
-        waiting = _Waiting(
-            gateway_id,
-            command,
-            received_at,
-            received_at + command.deadline_s,
-            is_costly=max(size_bytes, num_token_ids) > COSTLY_SIZE,
-        )
+        deadline = received_at + command.deadline_s
+        waiting = _Waiting(gateway_id, command, received_at, deadline, is_costly)
         num_places = 1 + (size_bytes + num_token_ids * _TOKEN_ID_BYTES) // COSTLY_SIZE
         with self._lock:
             if self._is_closed:
                 return
             is_taken = self._waiting.push(command.tenant, waiting, num_places)
-            needs_worker = is_taken and self._num_workers < NUM_THREADS
+            needs_worker = is_taken and self._num_workers[is_costly] < self._max_workers[is_costly]
             if is_taken:
                 self._wanted.add(waiting)
-            self._num_workers += needs_worker
+            self._num_workers[is_costly] += needs_worker
         if needs_worker:
-            self._execute(self._work)
+            self._execute[is_costly](partial(self._work, is_costly))
         if not is_taken:
             self._send(gateway_id, _overloaded(command))
 
@@ -149,29 +159,21 @@ class PrepareQueue:
             self._waiting.drop(is_unwanted)
             self._wanted = {waiting for waiting in self._wanted if not is_unwanted(waiting)}
 
-    def _work(self) -> None:
-        """Runs in a thread, until nothing is left that it may do."""
-        while (waiting := self._begin_next()) is not None:
+    def _work(self, is_costly: bool) -> None:
+        """Runs in a thread, until nothing of its kind is left."""
+        while (waiting := self._begin_next(is_costly)) is not None:
             try:
                 with logs.about(waiting.command.request_id, waiting.command.trace_id):
                     self._finish(waiting, self._answered(waiting))
             except BaseException:
                 with self._lock:
-                    self._num_workers -= 1
+                    self._num_workers[is_costly] -= 1
                 raise
-            finally:
-                if waiting.is_costly:
-                    with self._lock:
-                        self._has_costly = False
 
-    def _begin_next(self) -> _Waiting | None:
+    def _begin_next(self, is_costly: bool) -> _Waiting | None:
         with self._lock:
-            waiting = self._waiting.take(lambda next_: not (next_.is_costly and self._has_costly))
-            if waiting is None:
-                # Whoever works on the costly one goes on with what it kept from being taken.
-                self._num_workers -= 1
-            elif waiting.is_costly:
-                self._has_costly = True
+            waiting = self._waiting.take(lambda next_: next_.is_costly is is_costly)
+            self._num_workers[is_costly] -= waiting is None
             return waiting
 
     def _answered(self, waiting: _Waiting) -> Message | ScoreTask:
@@ -181,7 +183,7 @@ class PrepareQueue:
             if self._clock() >= waiting.deadline:
                 raise DeadlineError("The request's time ran out before its prompt was tokenised.")
             if not isinstance(command, Score):
-                return self._answer(command)
+                return self._answer(command, lambda: waiting in self._wanted)
             if self._tokenise_score is None:
                 raise UnsupportedParameterError("This engine scores no labels.")
             return self._tokenise_score(waiting.gateway_id, command, waiting.received_at)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -172,15 +172,20 @@ class ChatTemplate:
         )
         return Rendered(text) if controls is None else controls.rendered(text)
 
-    def encode(self, prompt: Rendered) -> list[int]:
+    def encode(self, prompt: Rendered, is_wanted: Callable[[], bool] | None = None) -> list[int]:
         """The token ids of a prompt that this template made; other threads run meanwhile.
+
+        Args:
+            prompt: From `render`.
+            is_wanted: See `Tokenizer.encode`.
 
         Raises:
             InvalidRequestError: The text holds lone surrogates, which no UTF-8 can spell.
+            AbandonedError: It is not wanted any more.
         """
         if self._controls is None:
-            return self._tokenizer.encode(prompt, add_special_tokens=False)
-        return self._controls.encode(prompt)
+            return self._tokenizer.encode(prompt, add_special_tokens=False, is_wanted=is_wanted)
+        return self._controls.encode(prompt, is_wanted)
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of texts of a client, each for itself; none becomes a control token.

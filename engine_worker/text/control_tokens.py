@@ -130,19 +130,27 @@ class ControlTokens:
             marks.append(place)
         return Rendered("".join(parts), tuple(marks))
 
-    def encode(self, rendered: Rendered) -> list[int]:
+    def encode(self, rendered: Rendered, is_wanted: Callable[[], bool] | None = None) -> list[int]:
         """Token ids; only what the template wrote becomes control tokens.
+
+        Args:
+            rendered: From `rendered`.
+            is_wanted: See `Tokenizer.encode`.
 
         Raises:
             InvalidRequestError: The text holds lone surrogates.
+            AbandonedError: It is not wanted any more.
         """
         if not rendered.marks or self._renamed is None:
-            token_ids = self._tokenizer.encode(rendered, add_special_tokens=False)
+            token_ids = self._tokenizer.encode(
+                rendered, add_special_tokens=False, is_wanted=is_wanted
+            )
             # Normalisation may make a control token of what doesn't spell one (`＜s＞`).
             num_found = sum(map(self._counted.__contains__, token_ids))
             if self._renamed is None or num_found == self._counted_spellings.count(rendered):
                 return token_ids
-        return self._renamed.encode(self._with_aliases(rendered), add_special_tokens=False)
+        text = self._with_aliases(rendered)
+        return self._renamed.encode(text, add_special_tokens=False, is_wanted=is_wanted)
 
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts of a client, each for itself; no control token among them.

@@ -48,26 +48,30 @@ class PromptPreparer:
         self._block_size = block_size
         self._now = now
 
-    def answer(self, command: Prepare | Detokenize) -> Prepared | Detokenized:
-        """What a gateway asks.
-
-        Raises:
-            RequestError: See `prepare` and `detokenize`.
-        """
+    def answer(
+        self, command: Prepare | Detokenize, is_wanted: Callable[[], bool] | None = None
+    ) -> Prepared | Detokenized:
+        """What a gateway asks; arguments and errors as of `prepare` and `detokenize`."""
         if isinstance(command, Detokenize):
             return self.detokenize(command)
-        return self.prepare(command)
+        return self.prepare(command, is_wanted)
 
-    def prepare(self, command: Prepare) -> Prepared:
+    def prepare(self, command: Prepare, is_wanted: Callable[[], bool] | None = None) -> Prepared:
         """The prompt as token ids.
 
+        Args:
+            command: What is to be prepared.
+            is_wanted: Asked when the text is tokenised: of what nobody waits for any more, the
+                rest is left out. None does all of it.
+
         Raises:
-            RequestError: The prompt is wrong or too long, or the template refuses it.
+            RequestError: The prompt is wrong or too long, the template refuses it, or it is not
+                wanted any more.
         """
         template_time = 0
         if command.messages_json is not None:
             template_time = command.template_time or int(self._now())
-        text, whole = self._tokenise(command, template_time)
+        text, whole = self._tokenise(command, template_time, is_wanted)
         if not whole:
             raise InvalidRequestError("The prompt is empty.", param=_prompt_param(command))
         token_ids = self._truncate(whole, command)
@@ -101,7 +105,9 @@ class PromptPreparer:
         text = self._tokenizer.decode(command.token_ids)
         return Detokenized(request_id=command.request_id, text=text)
 
-    def _tokenise(self, command: Prepare, template_time: int) -> tuple[str | None, list[int]]:
+    def _tokenise(
+        self, command: Prepare, template_time: int, is_wanted: Callable[[], bool] | None
+    ) -> tuple[str | None, list[int]]:
         """The text of the prompt, None when it came as token ids, and its tokens.
 
         All of them, also of a prompt that is to be truncated: where tokens end depends on what
@@ -112,7 +118,7 @@ class PromptPreparer:
         if command.messages_json is not None:
             rendered = self._render(command, template_time)
             self._refuse_hopeless(rendered, command)
-            return rendered, self._checked(self._template.encode(rendered))
+            return rendered, self._checked(self._template.encode(rendered, is_wanted))
         if command.prompt_token_ids is not None:
             token_ids = list(command.prompt_token_ids)
             check_token_ids(token_ids, self._vocab_size)
@@ -121,7 +127,9 @@ class PromptPreparer:
         if command.prompt is not None:
             self._refuse_hopeless(command.prompt, command)
             token_ids = self._tokenizer.encode(
-                command.prompt, add_special_tokens=command.add_special_tokens
+                command.prompt,
+                add_special_tokens=command.add_special_tokens,
+                is_wanted=is_wanted,
             )
             return command.prompt, self._checked(token_ids)
         raise InvalidRequestError(

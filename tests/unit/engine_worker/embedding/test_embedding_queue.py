@@ -219,6 +219,31 @@ def test_a_tenants_many_texts_delay_anothers_first_by_one_turn() -> None:
     assert lab.queue.num_unfinished == 0
 
 
+def test_long_texts_of_a_tenant_delay_anothers_first_by_few_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = Lab()
+    begun: list[int] = []
+    rows = lab.embeddings.rows
+
+    def counting(command: Embed, first: int, count: int) -> Any:
+        begun.append(count)
+        return rows(command, first, count)
+
+    monkeypatch.setattr(lab.embeddings, "rows", counting)
+    lab.submit("flood", "flood", texts=("word " * 1000,) * 200, truncate_prompt_tokens=-1)
+    lab.submit("one", "third", texts=("word " * 100_000,), truncate_prompt_tokens=-1)
+    lab.queue.run_once()
+    lab.submit("calm", "calm")
+    lab.queue.run_once()
+    # 65,536 characters; the text that is longer by itself has a turn of its own.
+    assert begun[:2] == [13, 1]
+    assert lab.answered() == ["one", "calm"]
+    lab.run()
+    assert lab.answered() == ["one", "calm", "flood"]
+    assert sum(begun) == 202
+
+
 def test_a_request_of_several_turns_keeps_the_order_of_its_inputs() -> None:
     lab = Lab()
     rows = tuple((number % 1000 + 1,) * (1 + number % 3) for number in range(600))

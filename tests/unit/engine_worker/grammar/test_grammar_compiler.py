@@ -2,6 +2,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -10,6 +11,7 @@ from llguidance import LLMatcher
 from engine_worker.errors import UnsupportedGrammarError
 from engine_worker.grammar import trial_process
 from engine_worker.grammar.compiler import MAX_CACHED, GrammarCompiler
+from engine_worker.grammar.constraint import MAX_TAKEN, Constraint
 from engine_worker.grammar.limits import LIMITS, parser_limits
 from engine_worker.grammar.source import lark_source
 from engine_worker.grammar.special_tokens import SpecialTokens
@@ -152,6 +154,57 @@ def test_an_output_that_jumped_elsewhere_is_followed_token_by_token(
     assert token_ids == [ord("x")]
     assert jumping.is_complete
     assert stepping.is_complete
+
+
+class CountingMatcher:
+    """A matcher that tells how many tokens it takes in a call."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+        self.taken: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._matcher, name)
+
+    def consume_tokens(self, token_ids: list[int]) -> bool:
+        self.taken.append(len(token_ids))
+        return bool(self._matcher.consume_tokens(token_ids))
+
+
+def counted_constraint(source: str) -> tuple[Constraint, CountingMatcher]:
+    vocabulary = GrammarVocabulary(TOKENIZER, TOKENIZER.num_tokens)
+    grammar = lark_source(Grammar(kind="regex", source=source), vocabulary.special).text
+    matcher = CountingMatcher(
+        LLMatcher(vocabulary.ll_tokenizer, grammar, log_level=0, limits=parser_limits())
+    )
+    return Constraint(cast("LLMatcher", matcher), vocabulary, jumps=True), matcher
+
+
+def test_of_many_forced_tokens_the_matcher_takes_few_at_a_time() -> None:
+    constraint, matcher = counted_constraint("x{1000}[ab]")
+    assert matcher.taken == [MAX_TAKEN]
+    for _ in range(1000):
+        assert constraint.next_forced() == ord("x")
+        assert not constraint.is_complete
+        constraint.push(ord("x"))
+    assert sum(matcher.taken) == 1000
+    assert max(matcher.taken) == MAX_TAKEN
+    assert not constraint.has_forced
+    constraint.push(ord("a"))
+    assert constraint.is_complete
+
+
+def test_a_token_that_parts_from_many_forced_ones_leaves_none_of_them() -> None:
+    constraint, _ = counted_constraint("(x{1000}|x{300}yz)")
+    for _ in range(300):
+        constraint.push(ord("x"))
+    assert not constraint.has_forced
+    constraint, _ = counted_constraint("x{1000}")
+    for _ in range(10):
+        constraint.push(ord("x"))
+    constraint.push(ord("y"))
+    assert constraint.failure
+    assert not constraint.has_forced
 
 
 def object_with(**properties: object) -> Grammar:

@@ -283,7 +283,7 @@ def test_what_is_cancelled_is_dropped_and_never_reaches_the_step_loop(monkeypatc
     house.serve()
     go, has_begun = threading.Event(), threading.Semaphore(0)
 
-    def wait_first(preparer: PromptPreparer, command: Prepare) -> Prepared:
+    def wait_first(preparer: PromptPreparer, command: Prepare, is_wanted: Any) -> Prepared:
         has_begun.release()
         assert go.wait(10)
         return Prepared(request_id=command.request_id, prompt_token_ids=(1,))
@@ -310,7 +310,7 @@ def test_prompts_of_a_lost_gateway_are_dropped(monkeypatch: Any) -> None:
     house.serve()
     go, has_begun = threading.Event(), threading.Event()
 
-    def wait_first(preparer: PromptPreparer, command: Prepare) -> Prepared:
+    def wait_first(preparer: PromptPreparer, command: Prepare, is_wanted: Any) -> Prepared:
         has_begun.set()
         assert go.wait(10)
         return Prepared(request_id=command.request_id, prompt_token_ids=(1,))

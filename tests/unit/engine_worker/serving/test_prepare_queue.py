@@ -39,13 +39,23 @@ class Lab:
         self.begun: list[str] = []
         self.during: dict[str, Callable[[], object]] = {}
         self.threads: list[Callable[[], None]] = []
+        self.costly_threads: list[Callable[[], None]] = []
+        self.found_unwanted: list[str] = []
         self.queue = PrepareQueue(
-            self.answer, self.send, execute=self.threads.append, clock=lambda: self.now
+            self.answer,
+            self.send,
+            execute=self.threads.append,
+            execute_costly=self.costly_threads.append,
+            clock=lambda: self.now,
         )
 
-    def answer(self, command: PrepareCommand) -> Prepared | Detokenized:
+    def answer(
+        self, command: PrepareCommand, is_wanted: Callable[[], bool]
+    ) -> Prepared | Detokenized:
         self.begun.append(command.request_id)
         self.during.get(command.request_id, lambda: None)()
+        if not is_wanted():
+            self.found_unwanted.append(command.request_id)
         if isinstance(command, Detokenize):
             return Detokenized(request_id=command.request_id, text="")
         return Prepared(request_id=command.request_id, prompt_token_ids=(1,))
@@ -60,9 +70,12 @@ class Lab:
         """What one of the threads would do, until it finds nothing to do."""
         self.threads.pop(0)()
 
+    def run_the_costly_thread(self) -> None:
+        self.costly_threads.pop(0)()
+
     def run(self) -> None:
-        while self.threads:
-            self.run_a_thread()
+        while self.threads or self.costly_threads:
+            (self.threads or self.costly_threads).pop(0)()
 
     def answered(self) -> list[str]:
         return [message.request_id for _, message in self.sent]  # type: ignore[attr-defined]
@@ -114,12 +127,14 @@ def test_no_more_threads_are_asked_for_than_there_are(lab: Lab) -> None:
         {"prompt": None, "prompt_token_ids": (1,) * (COSTLY_SIZE + 1)},
     ],
 )
-def test_while_a_costly_prompt_is_tokenised_another_waits_and_a_small_one_does_not(
+def test_while_a_costly_prompt_is_tokenised_another_waits_and_small_ones_have_all_threads(
     lab: Lab, costly: dict[str, Any]
 ) -> None:
     begun_meanwhile: list[str] = []
 
-    def other_thread() -> None:
+    def others() -> None:
+        assert not lab.costly_threads
+        assert len(lab.threads) == NUM_THREADS
         lab.run_a_thread()
         begun_meanwhile.extend(lab.begun)
 
@@ -127,10 +142,11 @@ def test_while_a_costly_prompt_is_tokenised_another_waits_and_a_small_one_does_n
     lab.submit("costly 2", "other", **costly)
     lab.submit("small 1")
     lab.submit("small 2", "third")
-    lab.during["costly 1"] = other_thread
-    lab.run_a_thread()
+    lab.during["costly 1"] = others
+    lab.run_the_costly_thread()
     assert begun_meanwhile == ["costly 1", "small 2", "small 1"]
     assert lab.begun == [*begun_meanwhile, "costly 2"]
+    lab.run()
     assert lab.queue.num_unfinished == 0
 
 
@@ -140,31 +156,32 @@ def test_many_token_ids_to_spell_out_are_costly_too(lab: Lab) -> None:
     )
     lab.queue.submit("g", command)
     lab.submit("costly", "other", prompt=COSTLY)
-    lab.during["ids"] = lab.run_a_thread
-    lab.run_a_thread()
+    assert not lab.threads
+    lab.run_the_costly_thread()
     assert lab.answered() == ["ids", "costly"]
 
 
 def test_a_prompt_of_just_the_size_is_not_costly(lab: Lab) -> None:
-    lab.submit("costly", prompt=COSTLY)
-    lab.submit("just", "other", prompt="x" * COSTLY_SIZE)
-    lab.during["costly"] = lab.run_a_thread
+    lab.submit("just", prompt="x" * COSTLY_SIZE)
+    assert not lab.costly_threads
     lab.run_a_thread()
-    assert lab.answered() == ["just", "costly"]
+    assert lab.answered() == ["just"]
 
 
-def test_a_small_prompt_that_comes_while_a_costly_one_runs_gets_the_other_thread(lab: Lab) -> None:
-    lab.submit("costly 1", prompt=COSTLY)
-    lab.submit("costly 2", prompt=COSTLY)
+def test_a_costly_prompt_that_comes_later_gets_its_thread_again(lab: Lab) -> None:
+    for number in range(2):
+        lab.submit(str(number), prompt=COSTLY)
+        lab.run_the_costly_thread()
+    assert lab.answered() == ["0", "1"]
 
-    def later() -> None:
-        lab.run_a_thread()  # finds nothing that it may do
-        lab.submit("small", "other")
-        lab.run_a_thread()
 
-    lab.during["costly 1"] = later
-    lab.run_a_thread()
-    assert lab.begun == ["costly 1", "small", "costly 2"]
+def test_whoever_works_is_told_when_nobody_waits_any_more(lab: Lab) -> None:
+    lab.submit("kept", prompt=COSTLY)
+    lab.submit("left", prompt=COSTLY)
+    lab.during["left"] = lambda: lab.queue.cancel("g", "left")
+    lab.run_the_costly_thread()
+    assert lab.found_unwanted == ["left"]
+    assert lab.answered() == ["kept"]
 
 
 def test_a_tenant_that_has_too_much_waiting_is_refused_and_others_are_not(lab: Lab) -> None:
@@ -366,7 +383,7 @@ def test_whatever_comes_the_count_is_of_what_is_neither_answered_nor_dropped(
 
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
+    with ThreadPoolExecutor(NUM_THREADS + 1) as pool:
         yield pool
 
 
@@ -377,7 +394,7 @@ def test_in_real_threads_everything_is_answered_and_costly_ones_one_at_a_time(
     num_costly, most_costly = 0, 0
     answered: list[str] = []
 
-    def answer(command: PrepareCommand) -> Prepared:
+    def answer(command: PrepareCommand, is_wanted: Callable[[], bool]) -> Prepared:
         nonlocal num_costly, most_costly
         assert isinstance(command, Prepare)
         is_costly = command.prompt is COSTLY
@@ -393,7 +410,7 @@ def test_in_real_threads_everything_is_answered_and_costly_ones_one_at_a_time(
         answered.append(message.request_id)
         done.release()
 
-    queue = PrepareQueue(answer, send, execute=threads.submit)
+    queue = PrepareQueue(answer, send, execute=threads.submit, execute_costly=threads.submit)
     for number in range(200):
         prompt = COSTLY if number % 3 == 0 else "small"
         queue.submit("g", prepare(str(number), tenant=str(number % 5), prompt=prompt))

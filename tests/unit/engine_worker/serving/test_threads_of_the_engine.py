@@ -46,8 +46,9 @@ THREADS = {
     ("protocol/wire/worker.py", "resolver"): "test_host_names_are_asked_for_again",
     # Of gateways only.
     ("protocol/wire/transport_router.py", "zmq-term"): "does nothing but wait",
-    # Pools: the work of the first three is watched, the others' results are read.
+    # Pools: the work of the first four is watched, the others' results are read.
     ("engine_worker/serving/handler.py", "prepare"): "test_a_pool_is_watched",
+    ("engine_worker/serving/handler.py", "prepare-long"): "test_a_pool_is_watched",
     ("engine_worker/serving/acceptance_queue.py", "accept"): "test_a_pool_is_watched",
     ("engine_worker/grammar/compile_queue.py", "grammar"): "test_a_pool_is_watched",
     ("engine_worker/loading/decoder.py", "tokenizer"): "its result is read",

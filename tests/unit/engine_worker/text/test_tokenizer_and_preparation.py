@@ -9,6 +9,7 @@ import pytest
 from engine_worker.core.scheduling.block_hashes import block_hashes
 from engine_worker.demo import demo_model_path
 from engine_worker.errors import (
+    AbandonedError,
     ContextLengthError,
     InvalidRequestError,
     NoChatTemplateError,
@@ -52,6 +53,19 @@ def test_a_chat_becomes_token_ids_hashes_and_a_tail() -> None:
     assert prepared.block_hashes == block_hashes(prepared.prompt_token_ids, 4, "t")
     assert prepared.max_output_tokens == 50 - len(prepared.prompt_token_ids)
     assert prepared.template_time == 1234
+
+
+@pytest.mark.parametrize("template", [CHATML, None], ids=["chat", "plain"])
+def test_of_what_nobody_waits_for_any_more_no_ids_are_copied(template: str | None) -> None:
+    preparer = make_preparer()
+    command = (
+        prepare_chat()
+        if template
+        else Prepare(request_id="r", kind="completion", prompt="hi", deadline_s=1.0)
+    )
+    with pytest.raises(AbandonedError):
+        preparer.answer(command, lambda: False)
+    assert preparer.answer(command, lambda: True) == preparer.answer(command)
 
 
 def test_the_template_time_of_an_earlier_engine_is_replayed() -> None:
