@@ -11,6 +11,7 @@ from auth_worker.errors import StoreError
 from auth_worker.records.audit_signing import AuditSigner, Checkpoint
 from auth_worker.storage import migrations, schema
 from auth_worker.storage.key_table import stored_key
+from auth_worker.storage.pending_sums import load_sums
 from auth_worker.storage.reading import Reading
 
 _SUMS = ("num_requests", "prompt_tokens", "completion_tokens")
@@ -75,7 +76,10 @@ def _check_keys(connection: Connection) -> Finding:
 
 
 def _check_totals(connection: Connection) -> Finding:
-    """Totals of keys, and of hours, are the sums of the ledger and of what was folded of it."""
+    """Totals of keys, and of hours, are the sums of the ledger and of what was folded of it.
+
+    Some sums may wait to be added to the totals.
+    """
     ledger, hours, totals = schema.ledger.c, schema.ledger_hours.c, schema.usage_by_hour.c
     booked: dict[str, list[int]] = {}
     live = select(
@@ -90,6 +94,12 @@ def _check_totals(connection: Connection) -> Finding:
             known = booked.setdefault(key_id, [0, 0, 0])
             for index, amount in enumerate(sums):
                 known[index] += int(amount)
+    waiting = [0, 0, 0]
+    for (key_id, *_), amounts in load_sums(connection).sums.items():
+        known = booked.setdefault(key_id, [0, 0, 0])
+        for index in range(3):
+            waiting[index] += amounts[index]
+            known[index] -= amounts[index]
     keys = schema.keys.c
     of_keys: Any = select(
         keys.key_id, keys.total_requests, keys.total_prompt_tokens, keys.total_completion_tokens
@@ -106,4 +116,5 @@ def _check_totals(connection: Connection) -> Finding:
     everything = [sum(sums[index] for sums in booked.values()) for index in range(3)]
     if [int(amount or 0) for amount in by_hour] != everything:
         return False, "the totals of hours are not the sums of the ledger"
-    return True, f"{everything[0]} requests of the ledger are in the totals"
+    num_requests = everything[0] + waiting[0]
+    return True, f"{num_requests} requests of the ledger are in the totals"

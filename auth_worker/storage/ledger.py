@@ -1,4 +1,4 @@
-"""Writes bookings: one ledger row a lease, totals of each hour, and the leases' end."""
+"""Writes bookings: one ledger row a lease, and the leases' end."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
@@ -15,16 +15,16 @@ from sqlalchemy import (
 )
 
 from auth_worker.records.limit_usage import Booked, amounts_of
-from auth_worker.records.operations import BookUsage, LeaseRow, TouchKey
+from auth_worker.records.operations import BookUsage, LeaseRow
 from auth_worker.records.settled_money import Replaced, has_price, row_digest
 from auth_worker.storage import schema
-from auth_worker.storage.bulk import BulkStatement, insert_rows, run, update_rows
+from auth_worker.storage.bulk import BulkStatement, insert_rows, run
 from auth_worker.storage.limit_table import add_changes, count_use
+from auth_worker.storage.pending_sums import HourKey, Sums
 
 _MAX_IDS_A_QUERY = 500
 
 _ledger = schema.ledger.c
-_totals = schema.usage_by_hour.c
 
 
 def save_leases(connection: Connection, rows: Iterable[LeaseRow]) -> None:
@@ -37,14 +37,6 @@ def forget_leases(connection: Connection, lease_ids: Iterable[str]) -> None:
     _FORGET_LEASES.execute(connection, [(lease_id,) for lease_id in lease_ids])
 
 
-def touch_keys(connection: Connection, touches: Sequence[TouchKey]) -> None:
-    """Move the keys' last use forward."""
-    latest: dict[str, int] = {}
-    for touch in touches:
-        latest[touch.key_id] = max(touch.used_at, latest.get(touch.key_id, 0))
-    _TOUCH_KEYS.execute(connection, list(latest.items()))
-
-
 class Written(NamedTuple):
     """What a group of bookings came to.
 
@@ -52,11 +44,13 @@ class Written(NamedTuple):
         later: By the index of each booking that wasn't the first of its lease: what it changed.
         money: The rows with a price, as they stand in the ledger now.
         replaced: What was there before in place of some of them.
+        sums: What the totals are to grow by.
     """
 
     later: Mapping[int, Booked] = {}
     money: Sequence[BookUsage] = ()
     replaced: Sequence[Replaced] = ()
+    sums: Mapping[HourKey, list[int]] = {}
 
 
 def book_usage(
@@ -84,7 +78,8 @@ def book_usage(
     """
     if not bookings:
         return Written()
-    sums = _Sums()
+    sums: Sums = {}
+    counters: dict[int, int] = {}
     bookings = [
         booking._replace(audit_seq=audit_seq) if has_price(booking) else booking
         for booking in bookings
@@ -96,12 +91,13 @@ def book_usage(
     }
     if not folded and _insert_if_all_are_new(connection, bookings):
         for booking in bookings:
-            sums.add(booking)
+            _count(booking, sums, counters)
         written = Written(money=[booking for booking in bookings if booking.audit_seq])
     else:
-        written = _book_one_by_one(connection, bookings, sums, folded)
-    sums.write(connection)
-    return written
+        written = _book_one_by_one(connection, bookings, sums, counters, folded, audit_seq)
+    if counters:
+        count_use(connection, counters)
+    return written._replace(sums=sums)
 
 
 def _insert_if_all_are_new(connection: Connection, bookings: Sequence[BookUsage]) -> bool:
@@ -115,7 +111,12 @@ def _insert_if_all_are_new(connection: Connection, bookings: Sequence[BookUsage]
 
 
 def _book_one_by_one(
-    connection: Connection, bookings: Sequence[BookUsage], sums: "_Sums", folded: Set[str]
+    connection: Connection,
+    bookings: Sequence[BookUsage],
+    sums: Sums,
+    counters: dict[int, int],
+    folded: Set[str],
+    audit_seq: int,
 ) -> Written:
     booked = _booked_before(connection, [booking.lease_id for booking in bookings])
     to_insert: dict[str, BookUsage] = {}
@@ -129,7 +130,7 @@ def _book_one_by_one(
             continue
         if before is None:
             to_insert[booking.lease_id] = booked[booking.lease_id] = booking
-            sums.add(booking)
+            _count(booking, sums, counters)
             continue
         changes: dict[int, int] = {}
         if before.outcome == "expired" and (
@@ -146,7 +147,7 @@ def _book_one_by_one(
                 endpoint=before.endpoint,
                 charges=before.charges,
             )
-            if before.audit_seq and before.audit_seq != booking.audit_seq:
+            if before.audit_seq not in (0, audit_seq):
                 replaced[booking.lease_id] = Replaced(
                     before.audit_seq, booking.lease_id, row_digest(before), before.cost_micros
                 )
@@ -154,8 +155,8 @@ def _book_one_by_one(
             add_changes(changes, amounts_of(corrected))
             target = to_insert if booking.lease_id in to_insert else to_update
             target[booking.lease_id] = booked[booking.lease_id] = corrected
-            sums.add(before, -1)
-            sums.add(corrected)
+            _count(before, sums, counters, -1)
+            _count(corrected, sums, counters)
         later[index] = Booked(tuple(changes.items()))
     if to_insert:
         _INSERT_BOOKINGS.execute(connection, list(to_insert.values()))
@@ -183,63 +184,32 @@ def _correct_ledger(connection: Connection, bookings: Iterable[BookUsage]) -> No
     connection.execute(update(schema.ledger).where(_ledger.lease_id == bindparam("of_lease")), rows)
 
 
-class _Sums:
-    """What a group of bookings adds to the totals of keys and of hours."""
-
-    def __init__(self) -> None:
-        # By the primary key of the hours; then what _COUNTED names, in order, and the last use.
-        self._sums: dict[tuple[str, int, str, str, str, str, str], list[int]] = {}
-        self._counters: dict[int, int] = {}
-
-    def add(self, booking: BookUsage, sign: int = 1) -> None:
-        """Count a booking, or take it back with sign -1; an unused one counts nowhere."""
-        if booking.outcome == "unused":
-            return
-        if booking.charges:
-            add_changes(self._counters, amounts_of(booking), sign)
-        hour_key = (
-            booking.key_id,
-            booking.settled_at_ms // _MS_AN_HOUR,
-            booking.model,
-            booking.endpoint,
-            booking.end_user,
-            booking.user_id,
-            booking.team_id,
-        )
-        total = self._sums.get(hour_key)
-        if total is None:
-            total = self._sums[hour_key] = [0, 0, 0, 0, 0, 0, 0]
-        total[0] += sign
-        total[1] += sign * booking.prompt_tokens
-        total[2] += sign * booking.completion_tokens
-        total[3] += sign * booking.cached_tokens
-        total[4] += sign * booking.reasoning_tokens
-        total[5] += sign * booking.cost_micros
-        if booking.settled_at_ms > total[6]:
-            total[6] = booking.settled_at_ms
-
-    def write(self, connection: Connection) -> None:
-        """Add everything to the totals of before."""
-        if self._counters:
-            count_use(connection, self._counters)
-        if not self._sums:
-            return
-        by_key: dict[str, list[int]] = {}
-        for (key_id, *_), total in self._sums.items():
-            of_key = by_key.setdefault(key_id, [0, 0, 0, 0, 0])
-            for index in range(3):
-                of_key[index] += total[index]
-            of_key[3] += total[5]
-            of_key[4] = max(of_key[4], total[6] // 1000)
-        _ADD_TO_KEYS.execute(connection, [(key_id, *counts) for key_id, counts in by_key.items()])
-        _ADD_TO_HOURS.execute(
-            connection, [(*hour_key, *total[:6]) for hour_key, total in self._sums.items()]
-        )
-
-
-def _later_use(value: str) -> str:
-    is_later = f"keys.last_used_at IS NULL OR keys.last_used_at < {value}"
-    return f"last_used_at = CASE WHEN {is_later} THEN {value} ELSE keys.last_used_at END"
+def _count(booking: BookUsage, sums: Sums, counters: dict[int, int], sign: int = 1) -> None:
+    """Count a booking, or take it back with sign -1; an unused one counts nowhere."""
+    if booking.outcome == "unused":
+        return
+    if booking.charges:
+        add_changes(counters, amounts_of(booking), sign)
+    hour_key = (
+        booking.key_id,
+        booking.settled_at_ms // _MS_AN_HOUR,
+        booking.model,
+        booking.endpoint,
+        booking.end_user,
+        booking.user_id,
+        booking.team_id,
+    )
+    total = sums.get(hour_key)
+    if total is None:
+        total = sums[hour_key] = [0, 0, 0, 0, 0, 0, 0]
+    total[0] += sign
+    total[1] += sign * booking.prompt_tokens
+    total[2] += sign * booking.completion_tokens
+    total[3] += sign * booking.cached_tokens
+    total[4] += sign * booking.reasoning_tokens
+    total[5] += sign * booking.cost_micros
+    if booking.settled_at_ms > total[6]:
+        total[6] = booking.settled_at_ms
 
 
 def _save_leases(dialect: str, num_rows: int) -> Executable:
@@ -247,14 +217,6 @@ def _save_leases(dialect: str, num_rows: int) -> Executable:
     return statement.on_conflict_do_update(
         index_elements=[schema.leases.c.lease_id],
         set_={name: statement.excluded[name] for name in _CHANGING},
-    )
-
-
-def _add_to_hours(dialect: str, num_rows: int) -> Executable:
-    statement = insert_rows(dialect, schema.usage_by_hour, num_rows)
-    return statement.on_conflict_do_update(
-        index_elements=list(schema.usage_by_hour.primary_key),
-        set_={name: _totals[name] + statement.excluded[name] for name in _COUNTED},
     )
 
 
@@ -270,32 +232,11 @@ _CHANGING = (
     "reported_prompt_tokens",
     "reported_completion_tokens",
 )
-_COUNTED = (
-    "num_requests",
-    "prompt_tokens",
-    "completion_tokens",
-    "cached_tokens",
-    "reasoning_tokens",
-    "cost_micros",
-)
 
 _SAVE_LEASES = BulkStatement(_save_leases)
 _FORGET_LEASES = BulkStatement(_forget_leases)
 _INSERT_BOOKINGS = BulkStatement(
     lambda dialect, num_rows: insert_rows(dialect, schema.ledger, num_rows).on_conflict_do_nothing()
-)
-_ADD_TO_HOURS = BulkStatement(_add_to_hours)
-_TOUCH_KEYS = BulkStatement(update_rows("keys", _later_use("v.column2"), "key_id", 2))
-_ADD_TO_KEYS = BulkStatement(
-    update_rows(
-        "keys",
-        "total_requests = keys.total_requests + v.column2,"
-        " total_prompt_tokens = keys.total_prompt_tokens + v.column3,"
-        " total_completion_tokens = keys.total_completion_tokens + v.column4,"
-        f" total_cost_micros = keys.total_cost_micros + v.column5, {_later_use('v.column6')}",
-        "key_id",
-        6,
-    )
 )
 
 

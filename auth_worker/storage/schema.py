@@ -275,6 +275,14 @@ usage_by_hour = Table(
     Index("usage_by_team", "team_id", "hour"),
 )
 
+# Sums of settlements that the totals of keys and hours don't have yet; see `pending_sums.py`.
+pending_sums = Table(
+    "pending_sums",
+    metadata,
+    Column("seq", _SERIAL, primary_key=True, autoincrement=False),
+    Column("sums", String, nullable=False),  # JSON
+)
+
 audit_log = Table(
     "audit_log",
     metadata,

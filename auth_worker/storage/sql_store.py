@@ -56,9 +56,11 @@ from auth_worker.storage import (
 )
 from auth_worker.storage.database import Database
 from auth_worker.storage.key_table import KeyTable, load_keys
-from auth_worker.storage.ledger import book_usage, forget_leases, save_leases, touch_keys
+from auth_worker.storage.ledger import book_usage, forget_leases, save_leases
 from auth_worker.storage.limit_table import load_counters, save_counters
+from auth_worker.storage.pending_sums import PendingSums, SumsChange, load_sums
 from auth_worker.storage.resource_table import ResourceTable
+from auth_worker.storage.totals import add_to_totals, touch_keys
 
 CHECKPOINT_ENTRIES: Final = 256
 CHECKPOINT_INTERVAL_MS: Final = 600_000
@@ -75,6 +77,7 @@ class _Done(NamedTuple):
     links: Sequence[ChainedEntry]
     checkpoint: Checkpoint | None
     folded_up_to: str
+    sums: SumsChange
 
 
 class SqlStore:
@@ -119,6 +122,7 @@ class SqlStore:
             saved = connection.execute(select(schema.leases.c.lease_id)).scalars()
             # Most leases are settled before they are saved, and needn't be looked for.
             self._saved_leases = set(saved)
+            self._pending = _without_pending_sums(connection)
         self.apply([AppendAudit(self._epoch_entry())])
         database.opened()
 
@@ -197,6 +201,8 @@ class SqlStore:
     def _carry_out(self, connection: Connection, operations: Sequence[Operation]) -> "_Done":
         table, resources = self._tables(connection)
         saved, bookings, others = _lease_changes(operations)
+        sums = SumsChange(connection, self._pending, add_to_totals)
+        sums.add_before_changes(others)
         results, entries = _change(table, resources, operations)
         if others:
             _answer(connection, operations, results)
@@ -212,6 +218,10 @@ class SqlStore:
             saved_leases=self._saved_leases,
             audit_seq=self._audit_seq + 1,
         )
+        sums.add(written.sums)
+        sums.add_due(self._wall_ms())
+        sums.add_before_reading(others)
+        sums.finish()
         if written.money or written.replaced:
             # First, so that it has the number that the rows say.
             entries.insert(0, entry_of_money(written.money, written.replaced, self._wall_ms()))
@@ -221,7 +231,9 @@ class SqlStore:
         results = self._read(connection, operations, results)
         if written.later:
             _place_bookings(operations, results, written.later)
-        return _Done(operations, results, booked, saved.keys(), links, checkpoint, folded_up_to)
+        return _Done(
+            operations, results, booked, saved.keys(), links, checkpoint, folded_up_to, sums
+        )
 
     def _let_go(
         self,
@@ -274,6 +286,7 @@ class SqlStore:
         self._saved_leases -= done.booked
         self._saved_leases |= done.saved
         self._folded_up_to = done.folded_up_to
+        self._pending.adopt(done.sums)
         if done.links:
             self._audit_seq, self._audit_head = done.links[-1].seq, done.links[-1].hash
         if done.checkpoint is not None:
@@ -411,6 +424,16 @@ def _lease_changes(
         else:
             others.append(operation)
     return saved, bookings, others
+
+
+def _without_pending_sums(connection: Connection) -> PendingSums:
+    """Add to the totals what waited when the database was left."""
+    found = load_sums(connection)
+    change = SumsChange(connection, found, add_to_totals)
+    change.add_to_totals()
+    change.finish()
+    found.adopt(change)
+    return found
 
 
 def _audit_head(connection: Connection) -> tuple[int, bytes]:

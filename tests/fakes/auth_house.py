@@ -22,6 +22,7 @@ from sqlalchemy import Connection
 from auth_worker.auditing.audit_check import CheckedLog, check_log
 from auth_worker.config import database_url
 from auth_worker.principals.keys import digest_of
+from auth_worker.storage.pending_sums import load_sums
 from auth_worker.storage.reading import reader
 from gateway.errors import DeniedError, RemoteFailureError, WorkerUnavailableError
 from gateway.workers.auth import AuthLink, AuthNews
@@ -374,13 +375,14 @@ class AuthHouse:
             used = "SELECT count(*) FROM ledger WHERE key_id <> '' AND outcome <> 'unused'"
             total = _rows(connection, used)[0][0]
             by_key = _rows(connection, "SELECT coalesce(sum(total_requests), 0) FROM keys")[0][0]
+            waiting = sum(amounts[0] for amounts in load_sums(connection).sums.values())
         lost = {lease for lease, n in promises.settled.items() if ledger.get(lease) != n}
         assert not lost, f"{len(lost)} acknowledged settlements are not in the ledger: {lost}"
         assert promises.keys <= keys.keys(), "an acknowledged key is lost"
         assert all(keys[key_id] is not None for key_id in promises.suspended)
         assert {("key_created", key_id) for key_id in promises.keys} <= noted
         assert {("key_suspended", key_id) for key_id in promises.suspended} <= noted
-        assert total == int(by_key), "the totals of keys are not the sums of the ledger"
+        assert total == int(by_key) + waiting, "the totals of keys are not the sums of the ledger"
         # Once a later epoch has granted, no earlier one has.
         assert promises.epochs == sorted(promises.epochs)
         checked = check_log(reading)

@@ -128,6 +128,14 @@ def test_what_was_expired_and_corrected_in_one_commit_is_one_row(store: SqlStore
     assert checked(store).trouble is None
 
 
+def test_a_price_that_is_gone_when_an_expired_lease_of_the_same_commit_is_settled(
+    store: SqlStore,
+) -> None:
+    settled = paid(0, cost=0, price_id="", price_version=0)
+    store.apply([paid(0, outcome="expired"), settled, paid(1)])
+    assert (checked(store).trouble, checked(store).num_rows) == (None, 1)
+
+
 def test_folded_rows_are_said_to_be_gone(house: StoreHouse, store: SqlStore) -> None:
     store.apply([paid(1), paid(2)])
     store.apply([paid(3)])
