@@ -204,6 +204,7 @@ class Application:
                 timeout_s=settings.request_timeout_s,
                 slice_tokens=settings.lease_slice_tokens,
                 max_answer_bytes=settings.max_answer_bytes,
+                thinking_budgets=settings.thinking_budget_by_effort,
                 models=settings.models,
                 scopes={
                     path: rule.scope for path, rule in ROUTE_RULES.items() if rule.scope is not None

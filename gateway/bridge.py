@@ -61,6 +61,7 @@ from protocol.wire.messages import (
     SetMember,
     Settle,
     StreamUsage,
+    Thought,
     ToolChoiceMode,
     UpdateKey,
     UpdateResource,
@@ -453,6 +454,8 @@ def generate(
     num_choices: int,
     is_streaming: bool,
     is_alone: bool,
+    thought: Thought | None = None,
+    max_thought_tokens: int = 0,
 ) -> Generate:
     """One choice of a prompt, from its beginning or from where another engine stopped."""
     return Generate(
@@ -476,6 +479,8 @@ def generate(
         is_alone=is_alone,
         lease_id=lease_id,
         trace_id=trace_id,
+        thought=thought,
+        max_thought_tokens=max_thought_tokens,
     )
 
 

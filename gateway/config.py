@@ -24,6 +24,7 @@ from protocol.wire.codec import MAX_MESSAGE_BYTES
 from protocol.wire.endpoints import Endpoint, bind_endpoint, is_loopback
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 STORE_SCHEMES = ("sqlite:///", "postgresql://", "postgres://")
 _MAX_BODY_BYTES = MAX_MESSAGE_BYTES // 2
 """A body travels on in one message of the wire, where escapes and the tools add to it."""
@@ -55,6 +56,15 @@ def _fallbacks(word: str) -> str:
     if not (name and all(stand_ins)) or name in stand_ins or "*" in stand_ins:
         raise UnfitValueError(word, "pairs such as large=medium+small, or *=small for every model")
     return f"{name}={'+'.join(stand_ins)}"
+
+
+def _budget(word: str) -> str:
+    effort, _, number = (part.strip() for part in word.partition("="))
+    if effort not in EFFORTS or not number.isascii() or not number.isdigit() or len(number) > 9:
+        raise UnfitValueError(
+            word, f"pairs such as low=1024, of {', '.join(EFFORTS)} and a number of tokens"
+        )
+    return f"{effort}={int(number)}"
 
 
 @dataclass(frozen=True)
@@ -317,6 +327,17 @@ class GatewaySettings:
             meaning="what a choice without `max_tokens` reserves at a time",
         )
     )
+    thinking_budgets: tuple[str, ...] = setting(
+        words(
+            "PENSTOCK_THINKING_BUDGETS",
+            ("none=0", "minimal=0", "low=1024", "medium=4096"),
+            each=_budget,
+            meaning=(
+                "tokens of reasoning by `reasoning_effort`, after which it is ended; an effort that"
+                " isn't named has no such bound"
+            ),
+        )
+    )
     routing: str = setting(
         choice(
             "PENSTOCK_ROUTING",
@@ -508,6 +529,12 @@ class GatewaySettings:
         """The models that further names stand for."""
         pairs = (word.partition("=") for word in self.model_aliases)
         return {name: model for name, _, model in pairs}
+
+    @property
+    def thinking_budget_by_effort(self) -> dict[str, int]:
+        """Tokens of reasoning by effort."""
+        pairs = (word.partition("=") for word in self.thinking_budgets)
+        return {effort: int(number) for effort, _, number in pairs}
 
     @property
     def fallbacks(self) -> dict[str, tuple[str, ...]]:

@@ -17,7 +17,7 @@ class ProtocolVersion(NamedTuple):
         return f"{self.major}.{self.minor}"
 
 
-PROTOCOL_VERSION = ProtocolVersion(1, 4)
+PROTOCOL_VERSION = ProtocolVersion(1, 5)
 
 OLDEST_VERSION = ProtocolVersion(1, 0)
 """What a peer speaks that says nothing about it."""
@@ -55,3 +55,6 @@ SCORE_VERSION = ProtocolVersion(1, 4)
 CLASSIFY_VERSION = ProtocolVersion(1, 4)
 """Since when engines take `Classify`; those that do say `classify` among their capabilities. Only
 engines that offer `prompt_names` take a `prompt_name` of `Embed`."""
+
+THOUGHT_VERSION = ProtocolVersion(1, 5)
+"""Since when engines end reasoning by `Generate.thought`, which parsers tell in `ParseOpened`."""

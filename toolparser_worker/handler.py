@@ -152,6 +152,7 @@ class ParserHandler:
                 attempt=opening.attempt,
                 keep_special_tokens=session.keep_special_tokens,
                 grammar=session.grammar,
+                thought=session.thought,
             ),
         )
         session.grammar = None  # the engine's from now on; it can be long

@@ -4,12 +4,12 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from protocol.wire.messages import OpenParse, ParsedDelta, ParseDelta, ParseEvent
+from protocol.wire.messages import OpenParse, ParsedDelta, ParseDelta, ParseEvent, Thought
 from toolparser_worker.errors import InvalidDeltaError, ParserError, TooManySessionsError
 from toolparser_worker.formats import NO_FORMAT, find_reasoning_format, find_tool_format
 from toolparser_worker.grammar.request import Wish, request_grammar
 from toolparser_worker.machine.call_ids import call_id
-from toolparser_worker.machine.declarations import special_texts
+from toolparser_worker.machine.declarations import ReasoningFormat, ToolFormat, special_texts
 from toolparser_worker.machine.machine import Machine
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 from toolparser_worker.metrics import FormatCounts
@@ -37,6 +37,7 @@ class Session:
         counts: Where its deltas are counted.
         keep_special_tokens: Markers that the engine must leave in the text.
         grammar: What the engine has to hold the text to, if anything.
+        thought: How its reasoning can be ended; None where no marker does.
         last_used_s: When it was last opened or fed, on the store's clock.
 
     Raises:
@@ -81,6 +82,7 @@ class Session:
         self.grammar = request_grammar(
             tool_format, reasoning_format, _wish(opening, has_tools=tool_format is not None)
         )
+        self.thought = _thought(tool_format, reasoning_format, opening)
         self.last_used_s = 0.0
 
     def parse(self, delta: ParseDelta) -> ParsedDelta:
@@ -131,6 +133,30 @@ class Session:
             thinking=self._thinking,
             parallel_tool_calls=self._parallel_tool_calls,
         )
+
+
+def _thought(
+    tool_format: ToolFormat | None, reasoning_format: ReasoningFormat | None, opening: OpenParse
+) -> Thought | None:
+    """How the output's reasoning can be ended; None where no marker does.
+
+    Formats that are made of messages have none: what follows would need a header of its own.
+    """
+    declared = reasoning_format
+    if declared is None or declared.framing is not None or not declared.closing:
+        return None
+    ends = (*declared.ends, *declared.interrupted_by)
+    if tool_format is not None and declared.calls_end_it:
+        # No text is put into what may be a call.
+        ends += tool_format.wrapper_starts
+        ends += tuple(start for body in tool_format.bodies for start in body.starts)
+    return Thought(
+        begins=declared.begins(opening.prompt_tail, thinking=opening.thinking),
+        ends=tuple(dict.fromkeys(end for end in ends if end.strip())),
+        closing=declared.closing,
+        starts=declared.starts if declared.reopens else declared.starts + declared.first_starts,
+        reopens=declared.reopens,
+    )
 
 
 def _wish(opening: OpenParse, *, has_tools: bool) -> Wish:

@@ -82,7 +82,9 @@ class ChoiceAcceptor:
         # The names of blocks are the border between tenants, so the engine makes them itself.
         own = repr((command.tenant, gateway_id, command.request_id))
         choice.cache_salt = command.tenant if self._shares_cache else own
-        output = resumed_output(choice, command, constraint, self._tokenizer)
+        output = resumed_output(
+            choice, command, constraint, self._tokenizer, self._limits.vocab_size
+        )
         if constraint is not None:
             choice.pending_mask = partial(self._make_mask, output, constraint)
             check_first_token(choice, constraint)

@@ -2,13 +2,17 @@
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from engine_worker.core.choice.batch import TokenScores
 from engine_worker.core.choice.choice import Choice
+from engine_worker.core.choice.token_mask import allow_only
+from engine_worker.grammar.compiler import may_jump
 from engine_worker.grammar.constraint import Constraint
 from engine_worker.text.output_text import OutputText
 from engine_worker.text.stopping import Stop, StopStrings
+from engine_worker.text.thoughts import ThoughtLimit
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.wire.messages import Generate
 
@@ -29,6 +33,10 @@ class ChoiceOutput:
         untold_scores: Of the tokens that were sampled, in their order, if they are wanted.
         num_resumed_tokens: Of the output, what an earlier attempt generated.
         has_broken_mask: The grammar's mask could not be made, which allows no token.
+        thought: Ends its reasoning, if that has a limit.
+        draws_forced: Tokens that end reasoning go through sampling, as the only ones allowed,
+            because their log probabilities are wanted.
+        vocab_size: Of the model.
     """
 
     choice: Choice
@@ -40,6 +48,9 @@ class ChoiceOutput:
     untold_scores: list[TokenScores] = field(default_factory=list)
     num_resumed_tokens: int = 0
     has_broken_mask: bool = False
+    thought: ThoughtLimit | None = None
+    draws_forced: bool = False
+    vocab_size: int = 0
 
     @property
     def grammar_failure(self) -> str:
@@ -67,24 +78,51 @@ class ChoiceOutput:
             is_complete = self.constraint.is_complete
         self.stop = self.text.push(self.choice, is_complete=is_complete)
         self.untold.append((token_id, self.text.num_characters))
+        if self.thought is not None:
+            self.thought.push(token_id, self.text.last_piece, is_whole=self.text.is_whole)
+            self.follow_thought()
+
+    def follow_thought(self) -> None:
+        """Tell the choice what the limit of its reasoning leaves of the next tokens."""
+        thought, choice = self.thought, self.choice
+        if thought is None:
+            return
+        choice.num_free_tokens = thought.num_free_tokens
+        choice.forced_mask = None
+        if self.draws_forced and thought.has_forced:
+            choice.forced_mask = allow_only([thought.next_forced()], self.vocab_size)
 
     def append_forced(self) -> bool:
-        """Take the tokens that the grammar forces, within the lease; whether there were any."""
+        """Take the tokens that are known without sampling, within the lease; whether any were."""
         num_before = len(self.untold)
-        while (
-            self.constraint is not None
-            and self.constraint.has_forced
-            and self.stop is None
-            and not self.choice.is_paused
-        ):
-            self.append(self.constraint.next_forced())
+        while self.stop is None and not self.choice.is_paused and not self.grammar_failure:
+            token_id = self._next_forced()
+            if token_id is None:
+                break
+            self.append(token_id)
         return len(self.untold) > num_before
+
+    def _next_forced(self) -> int | None:
+        """What the grammar forces, then what ends the reasoning."""
+        if self.constraint is not None and self.constraint.has_forced:
+            return self.constraint.next_forced()
+        if self.thought is not None and self.thought.has_forced and not self.draws_forced:
+            return self.thought.next_forced()
+        return None
 
 
 def resumed_output(
-    choice: Choice, command: Generate, constraint: Constraint | None, tokenizer: Tokenizer
+    choice: Choice,
+    command: Generate,
+    constraint: Constraint | None,
+    tokenizer: Tokenizer,
+    vocab_size: int,
 ) -> ChoiceOutput:
-    """A choice with its text side, brought to where an earlier attempt left it."""
+    """A choice with its text side, brought to where an earlier attempt left it.
+
+    Raises:
+        InvalidRequestError: `thought` is wrong.
+    """
     sampling = command.sampling
     text = OutputText(
         tokenizer.detokenizer(
@@ -97,6 +135,15 @@ def resumed_output(
         include_stop_text=sampling.include_stop_str_in_output,
     )
     output = ChoiceOutput(choice, text, command.want_token_ids, constraint)
+    if command.thought is not None:
+        output.thought = ThoughtLimit(
+            command.thought,
+            command.max_thought_tokens,
+            partial(tokenizer.encode, add_special_tokens=False),
+        )
+        output.draws_forced = not may_jump(sampling)
+        output.vocab_size = vocab_size
+        output.follow_thought()
     for num_read, token_id in enumerate(command.output_token_ids, start=1):
         output.append(token_id)
         if output.stop is not None or output.grammar_failure:

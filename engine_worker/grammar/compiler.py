@@ -86,6 +86,15 @@ class CompiledGrammar:
         return matcher
 
 
+def may_jump(sampling: SamplingParams) -> bool:
+    """Whether tokens that are forced can be appended without sampling."""
+    return (
+        sampling.logprobs is None
+        and sampling.prompt_logprobs is None
+        and sampling.allowed_token_ids is None
+    )
+
+
 class GrammarCompiler:
     """Turns grammars into constraints.
 
@@ -151,12 +160,7 @@ class GrammarCompiler:
         Raises:
             UnsupportedGrammarError: As `compile`.
         """
-        jumps = (
-            sampling.logprobs is None
-            and sampling.prompt_logprobs is None
-            and sampling.allowed_token_ids is None
-        )
-        return self.compile(grammar).start(jumps=jumps)
+        return self.compile(grammar).start(jumps=may_jump(sampling))
 
     def close(self) -> None:
         """End the trial processes: the idle ones now, the others after their grammar."""

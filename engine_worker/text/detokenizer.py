@@ -29,6 +29,10 @@ class Detokenizer(Protocol):
     def finish(self) -> str:
         """The end of the text: bytes that never became a character, as U+FFFD."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether no character waits for its other bytes."""
+
 
 class LeadingSpace(Enum):
     """What the tokenizer's decoder does at the very beginning of a text."""
@@ -130,6 +134,10 @@ class ByteDetokenizer:
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
 
+    @property
+    def is_whole(self) -> bool:
+        return not self._decoder.getstate()[0]
+
 
 class WindowDetokenizer:
     """Decodes windows of tokens with the tokenizer itself; for decoders of unknown kind.
@@ -167,6 +175,10 @@ class WindowDetokenizer:
 
     def finish(self) -> str:
         return self._advance(self._new_text())
+
+    @property
+    def is_whole(self) -> bool:
+        return self._num_read == len(self._window)
 
     def _new_text(self) -> str:
         read = self._decode(self._window[: self._num_read])

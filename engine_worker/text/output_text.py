@@ -16,6 +16,9 @@ class OutputText:
         stop_strings: Fresh.
         num_sent_characters: Of the visible text, what the client already has.
         include_stop_text: Whether a stop token's own text is shown.
+
+    Attributes:
+        last_piece: What the last token added to the decoded text.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class OutputText:
         self._include_stop_text = include_stop_text
         self._new_text: list[str] = []
         self.num_characters = 0
+        self.last_piece = ""
 
     def push(self, choice: Choice, *, is_complete: bool = False) -> Stop | None:
         """Take the choice's last output token; the reason when the output ends with it.
@@ -52,6 +56,7 @@ class OutputText:
         if stop is not None:
             text += self._detokenizer.finish()
         self.num_characters += len(text)
+        self.last_piece = text
         if choice.num_output_tokens <= choice.min_tokens:
             visible, found = self._stop_strings.pass_through(text), None
         else:
@@ -62,6 +67,11 @@ class OutputText:
             visible += self._stop_strings.flush()
         self._show(visible)
         return stop
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the decoded text ends with a whole character."""
+        return self._detokenizer.is_whole
 
     def close(self) -> None:
         """Nothing more comes, although no token said so: show what is held back."""

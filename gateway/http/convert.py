@@ -62,6 +62,7 @@ def chat_job(
     adds_prompt = request.add_generation_prompt
     wanted = request.wanted_content
     shows_reasoning = request.include_reasoning is not False
+    budget = request.thinking_token_budget
     options = replace(
         _options(request),
         shows_reasoning=shows_reasoning,
@@ -99,6 +100,9 @@ def chat_job(
         parse_reasoning=True,
         wants_reasoning=request.reasoning_effort not in (None, "none"),
         thinking=_thinking(kwargs),
+        reasoning_effort=_effort(kwargs),
+        thinking_budget=budget,
+        demands_budget=budget is not None and budget >= 0,
         options=options,
         end_user=named_end_user(request.safety_identifier, request.user),
         is_background=(request.priority or 0) > 0,
@@ -223,6 +227,12 @@ def _thinking(kwargs: dict[str, Any]) -> bool | None:
         if isinstance(kwargs.get(name), bool):
             return bool(kwargs[name])
     return None
+
+
+def _effort(kwargs: dict[str, Any]) -> str:
+    """The effort that a request asks for, for whichever template it says so."""
+    effort = kwargs.get("reasoning_effort")
+    return effort if isinstance(effort, str) else ""
 
 
 def _sampling(

@@ -15,6 +15,7 @@ from gateway.request.launcher import EnginePool, Launcher
 from gateway.request.lease_watch import LeaseWatch
 from gateway.request.parsing import ParseSession
 from gateway.request.pipeline import Pipeline
+from gateway.request.thoughts import ThoughtLimit
 from gateway.request.work import Owner
 from gateway.request.work_bound import Admitted
 from protocol.errors import ErrorCode
@@ -82,6 +83,7 @@ class Answer:
         admitted: Admitted,
         parse: ParseSession | None,
         opened: ParseOpened | None,
+        limit: ThoughtLimit | None = None,
     ) -> None:
         """Start every choice: the first at the seat that prepared the prompts.
 
@@ -90,9 +92,10 @@ class Answer:
             admitted: Whose request it is.
             parse: What the text passes, if anything.
             opened: What that said.
+            limit: Of the reasoning of each choice.
         """
         self._parse = parse
-        self._make_choices(prepared, admitted, opened)
+        self._make_choices(prepared, admitted, opened, limit)
         first, *others = self._choices
         for choice in others:
             self._owner.background.spawn(self._launcher.launch(choice))
@@ -188,7 +191,11 @@ class Answer:
     # Small parts.
 
     def _make_choices(
-        self, prepared: list[Prepared], admitted: Admitted, opened: ParseOpened | None
+        self,
+        prepared: list[Prepared],
+        admitted: Admitted,
+        opened: ParseOpened | None,
+        thought_limit: ThoughtLimit | None,
     ) -> None:
         limits = self._budget.output_limits(prepared)
         for number, (prompt, limit) in enumerate(zip(prepared, limits, strict=True)):
@@ -205,6 +212,7 @@ class Answer:
                 num_choices=self._job.num_choices,
                 is_streaming=self._job.options.is_streaming,
                 trace_id=self._owner.trace_id,
+                limit=thought_limit,
             )
             reserved = self._budget.slice_of(limit)
             for choice in range(self._job.num_choices):

@@ -10,6 +10,7 @@ from gateway.dispatch.admission import Admission
 from gateway.dispatch.quarantine import Suspicion
 from gateway.dispatch.seats import EngineHandle, Seat
 from gateway.errors import GatewayError, WorkerLostError
+from gateway.request.thoughts import ThoughtLimit
 from gateway.workers.engines import EngineLink
 from protocol.wire.messages import (
     Delta,
@@ -62,6 +63,7 @@ class ChoicePlan:
         num_choices: Of the prompt.
         is_streaming: Whether the answer travels as it comes.
         trace_id: The client's `X-Request-ID`.
+        limit: Of its reasoning.
     """
 
     request_id: str
@@ -76,6 +78,7 @@ class ChoicePlan:
     num_choices: int
     is_streaming: bool
     trace_id: str
+    limit: ThoughtLimit | None = None
 
 
 class EngineChoice:
@@ -229,6 +232,8 @@ class EngineChoice:
             num_choices=plan.num_choices,
             is_streaming=plan.is_streaming,
             is_alone=seat.is_alone,
+            thought=None if plan.limit is None else plan.limit.thought,
+            max_thought_tokens=0 if plan.limit is None else plan.limit.max_tokens,
         )
         try:
             self._engines.generate(seat.engine, generate, self)

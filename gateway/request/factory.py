@@ -39,6 +39,7 @@ class RequestRules:
         timeout_s: How long a request may take.
         slice_tokens: What a choice reserves at a time when the client set no limit.
         max_answer_bytes: Answers estimated larger are refused.
+        thinking_budgets: Tokens of reasoning by effort.
         models: Names that are served sooner or later.
         scopes: What a key must be good for, by route template.
     """
@@ -46,6 +47,7 @@ class RequestRules:
     timeout_s: float
     slice_tokens: int
     max_answer_bytes: int
+    thinking_budgets: Mapping[str, int]
     models: tuple[str, ...]
     scopes: Mapping[str, Scope]
 
@@ -120,6 +122,7 @@ class RequestFactory:
             configured_models=self._rules.models,
             slice_tokens=self._rules.slice_tokens,
             max_answer_bytes=self._rules.max_answer_bytes,
+            thinking_budgets=self._rules.thinking_budgets,
             clock=self._clock,
         )
         return self._request(work, caller, request_id, takes), work

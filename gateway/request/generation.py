@@ -1,7 +1,7 @@
 """Chat and completions as a kind of work: prompts, choices, a parser, and the events they make."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from msgspec import structs
@@ -20,6 +20,7 @@ from gateway.request.model_limits import check_served, find_offer
 from gateway.request.parsing import ParseSession, parse_opening
 from gateway.request.pipeline import Pipeline
 from gateway.request.prompt_length import check_prompts
+from gateway.request.thoughts import check_budget, thought_limit
 from gateway.request.work import Owner
 from gateway.request.work_bound import Admitted, Bound
 from gateway.telemetry.metrics import GenerationRecord, Metrics
@@ -51,6 +52,7 @@ class GenerationWork:
         configured_models: Names that are served sooner or later.
         slice_tokens: What a choice reserves at a time when the client set no limit.
         max_answer_bytes: Answers estimated larger are refused.
+        thinking_budgets: Tokens of reasoning by effort.
         clock: Monotonic seconds.
     """
 
@@ -69,6 +71,7 @@ class GenerationWork:
         configured_models: tuple[str, ...],
         slice_tokens: int,
         max_answer_bytes: int,
+        thinking_budgets: Mapping[str, int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.job = job
@@ -80,6 +83,7 @@ class GenerationWork:
         self._metrics = metrics
         self._configured_models = configured_models
         self._max_answer_bytes = max_answer_bytes
+        self._thinking_budgets = thinking_budgets
         self._clock = clock
         self._arrived_at = clock()
         self._budget = TokenBudget(job, slice_tokens)
@@ -179,7 +183,9 @@ class GenerationWork:
         """
         directory = self._pool.directory
         self.offer = find_offer(directory, self.model, self._configured_models)
-        check_served(self.job, self.offer, directory.version(self.model))
+        version = directory.version(self.model)
+        check_served(self.job, self.offer, version)
+        check_budget(self.job, self.offer, version)
         self._opening = parse_opening(
             self.job, self.offer, self._owner.request_id, self._owner.trace_id
         )
@@ -208,7 +214,7 @@ class GenerationWork:
         """Open the parser, if one is needed, and start the choices.
 
         Raises:
-            GatewayError: No parser is there, or it refused.
+            GatewayError: No parser is there, or it refused; or the reasoning can't be ended.
         """
         self._pipeline.open(
             self._prepared,
@@ -216,7 +222,9 @@ class GenerationWork:
             needs_logprobs=self.job.sampling.prompt_logprobs is not None,
         )
         opened = await self._open_parse()
-        self._answer.start(self._prepared, self._admitted, self._parse, opened)
+        version = self._pool.directory.version(self.model)
+        limit = thought_limit(self.job, self._thinking_budgets, opened, version)
+        self._answer.start(self._prepared, self._admitted, self._parse, opened, limit)
 
     def abort(self, error: GatewayError | None) -> None:
         """Stop the choices and the parser; the reader gets the error after the events so far."""

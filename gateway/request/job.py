@@ -34,6 +34,10 @@ class GenerationJob:
         parse_reasoning: Whether reasoning is told apart from content (chat only).
         wants_reasoning: The client asked for a reasoning effort.
         thinking: Whether the client switched reasoning on or off; None when it said nothing.
+        reasoning_effort: As the client says it; empty when it doesn't. Its tokens are a setting.
+        thinking_budget: Tokens of reasoning that the client allows; negative for any number, None
+            when it said none.
+        demands_budget: A model that can't hold to `thinking_budget` refuses the request.
         discards_output: The client wants the prompt looked at and no output; an engine makes at
             least one token, which nobody sees or pays.
         options: What the answer shows beside text.
@@ -59,6 +63,9 @@ class GenerationJob:
     parse_reasoning: bool = False
     wants_reasoning: bool = False
     thinking: bool | None = None
+    reasoning_effort: str = ""
+    thinking_budget: int | None = None
+    demands_budget: bool = False
     discards_output: bool = False
     options: AnswerOptions = PLAIN_ANSWER
     end_user: str = ""

@@ -83,13 +83,15 @@ def check_served(job: GenerationJob, offer: EngineOffer, version: ProtocolVersio
         _check_logprobs(name, number, offer)
 
 
-def check_version(version: ProtocolVersion, *names: str) -> None:
+def check_version(
+    version: ProtocolVersion, *names: str, since: ProtocolVersion = SURFACE_VERSION
+) -> None:
     """Refuse fields that came with a later release than an engine's.
 
     Raises:
         UnsupportedFieldError: Naming the first of them.
     """
-    if names and version < SURFACE_VERSION:
+    if names and version < since:
         raise UnsupportedFieldError(
             f"`{names[0]}` is not supported: an engine of this model runs an older release.",
             param=names[0],

@@ -300,7 +300,7 @@ def words(
         each: Makes a member of a word, or raises UnfitValueError.
         meaning: As everywhere.
     """
-    return Setting(name, Words(each), default, meaning)
+    return Setting(name, Words(each), default, meaning, shown_default=",".join(default))
 
 
 def size(

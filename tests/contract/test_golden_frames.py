@@ -27,7 +27,7 @@ ANY = codec.Decoder[Any](messages.AnyMessage)
 
 OLD_DIRS = [
     Path(__file__).parent / name
-    for name in ("golden_1_0", "golden_1_1", "golden_1_2", "golden_1_3")
+    for name in ("golden_1_0", "golden_1_1", "golden_1_2", "golden_1_3", "golden_1_4")
 ]
 
 

@@ -80,6 +80,7 @@ from protocol.wire.messages import (
     Settle,
     Settled,
     StepOutput,
+    Thought,
     TokenLogprob,
     TokenLogprobs,
     UpdateKey,
@@ -553,6 +554,7 @@ class FakeParser(FakeWorker[ParserCommand]):
         super().__init__("toolparser", directory, parser_command_decoder())
         self.offer = ParserOffer(tool_formats=tool_formats, reasoning_formats=("think",))
         self.open_failure: ErrorCode | None = None
+        self.thought: Thought | None = None
         self.is_mute = is_mute
         self._calling: set[tuple[str, int, int]] = set()
         self._offsets: dict[tuple[str, int, int], int] = {}
@@ -576,6 +578,7 @@ class FakeParser(FakeWorker[ParserCommand]):
                 request_id=command.request_id,
                 attempt=command.attempt,
                 keep_special_tokens=("<call>",),
+                thought=self.thought,
             )
             self.send(opened)
         elif isinstance(command, ParseBatch) and not self.is_mute:

@@ -206,6 +206,7 @@ class Parts:
                 timeout_s=timeout_s,
                 slice_tokens=slice_tokens,
                 max_answer_bytes=max_answer_bytes,
+                thinking_budgets={},
                 models=("m", "later"),
                 scopes=defaultdict(lambda: "chat.completions"),
             ),

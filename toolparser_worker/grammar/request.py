@@ -117,7 +117,7 @@ def _reasoning(
     """An expression for the reasoning before the answer, as far as format and prompt allow it."""
     if declared is None or declared.closed_by(prompt_tail):
         return '""'
-    end = declared.rendered_end or min(declared.ends, key=len, default="")
+    end = declared.closing
     start = declared.rendered_start or next(iter(declared.starts), "")
     is_open = declared.opened_by(prompt_tail)
     if not end or (declared.opens == "prompted" and not is_open):

@@ -429,6 +429,27 @@ class ReasoningFormat:
             found += self.framing.markers
         return tuple(dict.fromkeys(found))
 
+    @property
+    def closing(self) -> str:
+        """What is written to end the reasoning; empty where no marker does."""
+        return self.rendered_end or min(self.ends, key=len, default="")
+
+    def begins(self, prompt_tail: str, *, thinking: bool | None) -> Literal["no", "marked", "open"]:
+        """Whether the text begins in reasoning, after a marker of it, or has none at all.
+
+        Args:
+            prompt_tail: The end of the prompt, which may have opened or closed it.
+            thinking: Whether the request switched reasoning on or off; None when it said nothing.
+                What the prompt's end shows counts more.
+        """
+        is_opened = self.opened_by(prompt_tail)
+        is_missing = self.opens == "prompted" and not is_opened
+        if not self.ends or self.closed_by(prompt_tail) or is_missing:
+            return "no"
+        if is_opened or (self.opens == "always" and thinking is not False):
+            return "open"
+        return "marked"
+
     def opened_by(self, prompt_tail: str) -> bool:
         """Whether the prompt ends inside reasoning, so that the text begins in it."""
         return _ends_with(prompt_tail, self.starts)

@@ -102,14 +102,12 @@ class Machine(MessageStates):
         if framing is not None:
             self._at = "first header" if framing.first_header else "header"
             return
-        if not reasoning.ends:
-            return
-        is_opened = reasoning.opened_by(prompt_tail)
-        if reasoning.closed_by(prompt_tail) or (reasoning.opens == "prompted" and not is_opened):
+        begins = reasoning.begins(prompt_tail, thinking=thinking)
+        if begins == "no":
             return
         if self._lead_markers:
             self._at = "lead"
-        if is_opened or (reasoning.opens == "always" and thinking is not False):
+        if begins == "open":
             self._tokens.is_reasoning = True
             self._enter(Channel.REASONING)
 

@@ -39,6 +39,10 @@ class Choice:
         eos_token_ids: Ids that end the output (empty with `ignore_eos`).
         allowed_tokens: Which tokens may come next; None allows all.
         pending_mask: Makes the mask of the output's grammar; None without one.
+        forced_mask: Allows the one token that may come next, whatever else holds; None when there
+            is no such token.
+        num_free_tokens: Tokens that can be drawn before one may be forced that no draw decides;
+            None for any number.
         output_token_ids: What was sampled, an earlier attempt's tokens included.
         num_computed_tokens: Tokens, from the first of the prompt, whose keys and values are in
             the cache. In decode it is one less than `num_tokens`.
@@ -77,6 +81,8 @@ class Choice:
     stop_token_ids: frozenset[int] = frozenset()
     allowed_tokens: AllowedTokens | None = None
     pending_mask: MaskSource | None = None
+    forced_mask: MaskWords | None = None
+    num_free_tokens: int | None = None
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_scored_tokens: int = 0
@@ -137,6 +143,8 @@ class Choice:
 
     def allowed_mask(self) -> MaskWords | None:
         """The tokens that may come next; None allows all."""
+        if self.forced_mask is not None:
+            return self.forced_mask
         if self.allowed_tokens is None:
             return None
         return self.allowed_tokens.mask(self.output_token_ids)

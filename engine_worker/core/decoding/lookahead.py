@@ -64,8 +64,9 @@ def extended(choice: Choice, work: RowWork, num_new_tokens: int) -> RowWork:
 
 
 def num_wanted(choice: Choice) -> int:
-    """Tokens that a choice may still get before it ends or pauses for its lease."""
-    return min(choice.max_output_tokens, choice.lease_tokens) - choice.num_output_tokens
+    """Tokens that a choice may still draw before it ends, pauses or has one forced upon it."""
+    wanted = min(choice.max_output_tokens, choice.lease_tokens) - choice.num_output_tokens
+    return wanted if choice.num_free_tokens is None else min(wanted, choice.num_free_tokens)
 
 
 def _may_look_ahead(choice: Choice, work: RowWork) -> bool:

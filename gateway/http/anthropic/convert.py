@@ -64,7 +64,8 @@ def messages_job(
     except InvalidRequestError as error:
         raise _in_their_words(error) from None
     options = replace(job.options, shows_reasoning=request.shows_thinking)
-    job = replace(job, endpoint=MESSAGES_ENDPOINT, options=options)
+    budget = None if request.thinking is None else request.thinking.budget_tokens
+    job = replace(job, endpoint=MESSAGES_ENDPOINT, options=options, thinking_budget=budget)
     if reads_only:
         job = replace(job, discards_output=True, parse_reasoning=False, tool_choice="none")
     return job, left_out
@@ -91,8 +92,6 @@ def _chat(request: CountTokensRequest) -> tuple[dict[str, Any], list[str]]:
     """What both have in common, as the body of a chat."""
     messages = chat_messages(request.system, request.messages)
     tools, left_out = chat_tools(request.tools)
-    if request.thinking is not None and request.thinking.budget_tokens is not None:
-        left_out.append("thinking.budget_tokens")
     kwargs: dict[str, Any] = {"enable_thinking": request.thinks, "thinking": request.thinks}
     if request.output_config is not None and request.output_config.effort is not None:
         kwargs["reasoning_effort"] = request.output_config.effort

@@ -50,6 +50,7 @@ class ChatRequest(GenerationRequest):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
+    thinking_token_budget: int | None = ranged("thinking_token_budget")
     include_reasoning: bool | None = None
     verbosity: Verbosity | None = None
     documents: Annotated[

@@ -29,6 +29,7 @@ CHAT_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
 
 COMPLETION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "suffix": (("",), "models here do not fill in the middle"),
+    "thinking_token_budget": ((-1,), "only chat tells reasoning apart"),
 }
 """Documented by OpenAI for completions, refused likewise."""
 
@@ -43,7 +44,6 @@ EXTENSION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "repetition_detection": ((), "use the penalties"),
     "spaces_between_special_tokens": ((True,), "special tokens are decoded as they are"),
     "stream_interval": ((1,), "every step is sent"),
-    "thinking_token_budget": ((-1,), "use `reasoning_effort`"),
     "truncation_side": (("left",), "prompts are truncated on the left"),
     "use_beam_search": ((False,), "there is no beam search"),
 }

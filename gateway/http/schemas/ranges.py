@@ -21,6 +21,7 @@ RANGES: Final[dict[str, NumberRange]] = {
     "best_of": NumberRange(1, 128),
     "top_logprobs": NUMBER_RANGES["logprobs"],
     "truncate_prompt_tokens": NumberRange(-1, MAX_TOKENS),
+    "thinking_token_budget": NumberRange(-1, MAX_TOKENS),
     "dimensions": NumberRange(1, MAX_TOKENS),
     "seconds": NumberRange(0, 60, exclusive_minimum=True),
 }

@@ -100,6 +100,7 @@ from protocol.wire.messages.generation import (
     Profiled,
     SamplingParams,
     StepOutput,
+    Thought,
     TokenLogprob,
     TokenLogprobs,
 )
@@ -368,6 +369,7 @@ __all__ = [
     "StepOutput",
     "StreamUsage",
     "TeamSettings",
+    "Thought",
     "TokenLogprob",
     "TokenLogprobs",
     "TokenWanted",

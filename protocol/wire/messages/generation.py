@@ -88,6 +88,25 @@ class Grammar(Part, frozen=True):
     is_strict: bool = False
 
 
+class Thought(Part, frozen=True):
+    """How a model writes the reasoning before its answer, and how that can be ended (since 1.5).
+
+    Attributes:
+        begins: `open`: the output begins in reasoning; `marked`: it does once one of `starts` comes
+            first, after white space; `no`: the prompt has closed it, or has to open it.
+        starts: Markers before reasoning.
+        ends: Markers that end it, those of calls that do included.
+        closing: The text that is written to end it.
+        reopens: One of `starts` begins reasoning anywhere, also after earlier one.
+    """
+
+    begins: Literal["no", "marked", "open"]
+    ends: tuple[str, ...]
+    closing: str
+    starts: tuple[str, ...] = ()
+    reopens: bool = False
+
+
 class Prepare(Message, frozen=True, tag="prepare"):
     """Render the template and tokenise, or only tokenise; also /tokenize and token counting.
 
@@ -204,6 +223,9 @@ class Generate(Message, frozen=True, tag="generate"):
             tokens: it was there when engines died.
         lease_id: What the tokens are charged to; the engine reports them to another gateway
             when this one dies.
+        thought: How the output's reasoning is ended once it has `max_thought_tokens` tokens; None
+            lets it be as long as it wants to (since 1.5).
+        max_thought_tokens: Tokens of reasoning at most, that of several thoughts together.
         trace_id: The client's `X-Request-ID`, for logs.
     """
 
@@ -228,6 +250,8 @@ class Generate(Message, frozen=True, tag="generate"):
     is_alone: bool = False
     lease_id: str = ""
     trace_id: str = ""
+    thought: Thought | None = None
+    max_thought_tokens: int = 0
 
 
 class Extend(Message, frozen=True, tag="extend"):

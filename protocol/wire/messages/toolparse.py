@@ -3,7 +3,7 @@
 from typing import Literal
 
 from protocol.wire.messages.base import Message, Part
-from protocol.wire.messages.generation import Grammar
+from protocol.wire.messages.generation import Grammar, Thought
 
 ToolChoiceMode = Literal["none", "auto", "required", "named"]
 
@@ -47,12 +47,15 @@ class ParseOpened(Message, frozen=True, tag="parse_opened"):
     Attributes:
         keep_special_tokens: Texts that must stay in the output although their tokens are special.
         grammar: A constraint that enforces the tool choice, when the choice asks for one.
+        thought: How the reasoning can be ended; None where the format has no marker that does
+            (since 1.5).
     """
 
     request_id: str
     attempt: int
     keep_special_tokens: tuple[str, ...] = ()
     grammar: Grammar | None = None
+    thought: Thought | None = None
 
 
 class ParseDelta(Part, frozen=True):

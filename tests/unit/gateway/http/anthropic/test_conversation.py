@@ -186,10 +186,9 @@ def test_effort_reaches_the_template_and_demands_nothing_of_the_model() -> None:
     assert not job(output_config={"effort": "high"}).wants_reasoning
 
 
-def test_a_budget_of_thinking_has_no_effect_and_that_is_said() -> None:
-    assert parsed(thinking={"type": "enabled", "budget_tokens": 2000})[1] == [
-        "thinking.budget_tokens"
-    ]
+def test_a_budget_of_thinking_is_held_to_and_demanded_of_no_model() -> None:
+    made, ignored = parsed(thinking={"type": "enabled", "budget_tokens": 2000})
+    assert (made.thinking_budget, made.demands_budget, ignored) == (2000, False, [])
 
 
 @pytest.mark.parametrize("field", ["output_config", "output_format"])
