@@ -1,9 +1,11 @@
 """Every file in examples/ runs as a test."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import httpx
 import pytest
 
 from tests.e2e.house import House, eventually
+from tests.fakes.client_requests import claude_code_turn, codex_turn
 
 pytestmark = pytest.mark.process
 
@@ -39,6 +42,30 @@ def test_the_tool_loop_calls_and_answers(house: House) -> None:
     output = run_example(house, "tool_loop.py", "What is the weather in Berlin?")
     assert 'get_weather({"city": "Berlin"})' in output
     assert "16" in output.splitlines()[-1]
+
+
+def test_the_agent_calls_and_answers(house: House) -> None:
+    assert "16" in run_example(house, "agents_sdk.py", "What is the weather in Berlin?")
+
+
+def test_the_settings_of_codex_and_claude_code_name_this_servers_routes(house: House) -> None:
+    codex = tomllib.loads((EXAMPLES / "codex" / "config.toml").read_text(encoding="utf-8"))
+    provider = codex["model_providers"][codex["model_provider"]]
+    settings = json.loads((EXAMPLES / "claude_code" / "settings.json").read_text(encoding="utf-8"))
+    claude = settings["env"]
+    assert (provider["wire_api"], provider["supports_websockets"]) == ("responses", True)
+    assert claude["ANTHROPIC_MODEL"] == codex["model"]
+    for base, path, body in (
+        (provider["base_url"], "/responses", codex_turn(codex["model"])),
+        (
+            claude["ANTHROPIC_BASE_URL"],
+            "/v1/messages?beta=true",
+            claude_code_turn(claude["ANTHROPIC_MODEL"], "1", max_tokens=16),
+        ),
+    ):
+        url = base.replace("http://127.0.0.1:8000", house.url) + path
+        answer = httpx.post(url, json=body, timeout=120, trust_env=False)
+        assert answer.status_code == 200, answer.text
 
 
 def test_the_offline_example_needs_no_server(house: House) -> None:

@@ -7,6 +7,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from tests.fakes.client_requests import APPLY_PATCH_LARK
+
 MODEL = "penstock-demo"
 SUM = "What is 2 + 3?"
 WEATHER: Any = {
@@ -179,3 +181,22 @@ def _last(connection: Any) -> Any:
         if event.type == "response.completed":
             return event.response
     raise AssertionError("it never ended")
+
+
+def test_a_patch_is_held_to_the_grammar_of_codex(client: Any) -> None:
+    response = client.responses.create(
+        model=MODEL,
+        input="Add a file.",
+        tools=[
+            {
+                "type": "custom",
+                "name": "apply_patch",
+                "format": {"type": "grammar", "syntax": "lark", "definition": APPLY_PATCH_LARK},
+            }
+        ],
+        tool_choice={"type": "custom", "name": "apply_patch"},
+        max_output_tokens=60,
+    )
+    call = response.output[-1]
+    assert (call.type, call.name) == ("custom_tool_call", "apply_patch")
+    assert call.input.startswith("*** Begin Patch\n*** ")

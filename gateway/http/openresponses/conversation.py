@@ -74,6 +74,8 @@ class Tools:
                 self.spaces[name] = (space, own)
             kept = ("description", "parameters", "strict", "format")
             part = {key: tool[key] for key in kept if tool.get(key) is not None}
+            if "format" in part:
+                part["format"] = _chat_format(part["format"])
             self.chat.append({"type": kind, kind: {"name": name, **part}})
         elif kind in HOSTED_TOOLS:
             self.left_out.append(path)
@@ -86,6 +88,14 @@ class Tools:
     def seen_name(self, name: str, space: str | None) -> str:
         """The name that the model sees of a tool."""
         return f"{space}{_JOINT}{name}" if space else name
+
+
+def _chat_format(wanted: Any) -> Any:
+    """The `format` of a custom tool as a chat has it: the grammar is an object of its own."""
+    if not isinstance(wanted, dict) or wanted.get("type") != "grammar" or "grammar" in wanted:
+        return wanted
+    rest = {key: value for key, value in wanted.items() if key != "type"}
+    return {"type": "grammar", "grammar": rest}
 
 
 def chat_tool_choice(choice: str | Item | None) -> Any:

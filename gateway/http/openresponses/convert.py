@@ -33,6 +33,7 @@ _SUMMARISE: Final = (
     " names, numbers, decisions, results of tools and open tasks. Write only the summary."
 )
 _THEIR_WORDS: Final = (
+    (re.compile(r"\btools\[(\d+)\]\.custom\.format\.grammar\b"), r"tools[\1].format"),
     (re.compile(r"\btools\[(\d+)\]\.(?:function|custom)\b"), r"tools[\1]"),
     (re.compile(r"\btool_choice\.(?:function|custom|allowed_tools)\b"), "tool_choice"),
     (re.compile(r"\bresponse_format\.json_schema\b"), "text.format"),

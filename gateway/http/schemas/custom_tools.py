@@ -9,10 +9,12 @@ import orjson
 from pydantic import Field, field_validator
 
 from gateway.http.schemas.body import RequestModel, field_error
+from gateway.http.schemas.lark_regex import LarkError, as_regex
 from gateway.http.schemas.ranges import MAX_GRAMMAR_CHARACTERS, MAX_TOOL_NAME_CHARACTERS
 
 INPUT: Final = "input"
 """The one argument of the function that a custom tool becomes."""
+_FOLLOWS: Final = f"`{INPUT}` has to follow this Lark grammar:"
 
 ToolName = Annotated[
     str, Field(min_length=1, max_length=MAX_TOOL_NAME_CHARACTERS, pattern=r"^[A-Za-z0-9_.-]+$")
@@ -27,7 +29,7 @@ class CustomCall(RequestModel):
 
 
 class CustomDefinition(RequestModel):
-    """A tool whose input is text, free or held to a regular expression."""
+    """A tool whose input is text, free or held to a regular expression or a Lark grammar."""
 
     name: ToolName
     description: str | None = None
@@ -48,14 +50,7 @@ class CustomDefinition(RequestModel):
         if not isinstance(grammar, dict):
             raise field_error("must be an object.", ".grammar")
         syntax = grammar.get("syntax")
-        if syntax == "lark":
-            raise field_error(
-                "the input is a JSON string of the call, which a Lark grammar can't be applied to;"
-                " use `regex`, or `guided_grammar` for an answer without tools.",
-                ".grammar.syntax",
-                unsupported=True,
-            )
-        if syntax != "regex":
+        if syntax not in ("regex", "lark"):
             raise field_error("it must be `regex` or `lark`.", ".grammar.syntax")
         definition = grammar.get("definition")
         if not isinstance(definition, str) or not 1 <= len(definition) <= MAX_GRAMMAR_CHARACTERS:
@@ -63,16 +58,38 @@ class CustomDefinition(RequestModel):
                 f"must be a string of 1 to {MAX_GRAMMAR_CHARACTERS} characters.",
                 ".grammar.definition",
             )
+        if syntax == "lark":
+            try:
+                as_regex(definition, MAX_GRAMMAR_CHARACTERS)
+            except LarkError as error:
+                raise field_error(
+                    f"of Lark, what a regular expression can say is supported: {error}.",
+                    ".grammar.definition",
+                    unsupported=True,
+                ) from None
         return value
 
 
-def function_of_tool(custom: dict[str, Any]) -> dict[str, Any]:
-    """The function that stands for a custom tool; with a grammar it is strict."""
+def function_of_tool(custom: dict[str, Any], *, is_enforced: bool) -> dict[str, Any]:
+    """The function that stands for a custom tool; with a grammar it is strict.
+
+    Args:
+        custom: Checked already.
+        is_enforced: As a parser gets it, who holds calls to it; else as the model reads it, to
+            whom a Lark grammar says more than the expression that is made of it.
+    """
     text: dict[str, Any] = {"type": "string"}
+    description = custom.get("description")
     wanted: dict[str, Any] = custom.get("format") or {"type": "text"}
     is_held = wanted["type"] == "grammar"
     if is_held:
-        text["pattern"] = f"^(?:{wanted['grammar']['definition']})$"
+        definition = wanted["grammar"]["definition"]
+        is_lark = wanted["grammar"]["syntax"] == "lark"
+        if is_lark and not is_enforced:
+            description = f"{description or ''}\n{_FOLLOWS}\n{definition}".strip()
+        else:
+            pattern = as_regex(definition, MAX_GRAMMAR_CHARACTERS) if is_lark else definition
+            text["pattern"] = f"^(?:{pattern})$"
     function = {
         "name": custom["name"],
         "parameters": {
@@ -83,8 +100,8 @@ def function_of_tool(custom: dict[str, Any]) -> dict[str, Any]:
         },
         "strict": is_held,
     }
-    if custom.get("description") is not None:
-        function["description"] = custom["description"]
+    if description is not None:
+        function["description"] = description
     return function
 
 

@@ -262,7 +262,9 @@ def clean_tools(tools: list[dict[str, Any]], *, with_strict: bool = False) -> li
     """
     names = ("name", "description", "parameters", *(("strict",) if with_strict else ()))
     functions = [
-        function_of_tool(tool["custom"]) if tool["type"] == "custom" else tool["function"]
+        function_of_tool(tool["custom"], is_enforced=with_strict)
+        if tool["type"] == "custom"
+        else tool["function"]
         for tool in tools
     ]
     return [

@@ -1,6 +1,7 @@
 """Custom tools: what engines and parsers are told of them, and how their calls are told."""
 
 import json
+import re
 from typing import Any
 
 import orjson
@@ -119,11 +120,25 @@ def test_a_wrong_custom_tool_is_named(tool: dict[str, Any], param: str) -> None:
     assert caught.value.param == param
 
 
-def test_a_lark_grammar_is_refused_by_name() -> None:
-    grammar = {"syntax": "lark", "definition": 'start: "a"'}
-    with pytest.raises(UnsupportedFieldError) as caught:
+def test_a_lark_grammar_holds_the_input_and_is_what_the_model_reads() -> None:
+    definition = 'start: "a" LETTER+\n%import common.LETTER'
+    grammar = {"syntax": "lark", "definition": definition}
+    made, _ = job(tools=[with_format(type="grammar", grammar=grammar)])
+    enforced = json.loads(made.enforced_tools_json or "")[0]["function"]
+    assert enforced["strict"] is True
+    pattern = enforced["parameters"]["properties"]["input"]["pattern"]
+    assert re.search(pattern, "abc")
+    assert not re.search(pattern, "a1")
+    shown = json.loads(made.tools_json or "")[0]["function"]
+    assert shown["parameters"]["properties"]["input"] == {"type": "string"}
+    assert shown["description"].endswith(definition)
+
+
+def test_a_lark_grammar_that_is_not_regular_is_refused_with_its_rule() -> None:
+    grammar = {"syntax": "lark", "definition": 'start: "(" start? ")"'}
+    with pytest.raises(UnsupportedFieldError, match="`start` contains itself") as caught:
         job(tools=[with_format(type="grammar", grammar=grammar)])
-    assert caught.value.param == "tools[0].custom.format.grammar.syntax"
+    assert caught.value.param == "tools[0].custom.format.grammar.definition"
 
 
 def test_a_call_without_what_it_called_is_named() -> None:

@@ -1,0 +1,115 @@
+"""Lark grammars as regular expressions: what they match, and what can't be one."""
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.http.schemas.lark_regex import MAX_DEPTH, LarkError, as_regex
+from tests.fakes.client_requests import APPLY_PATCH_LARK
+
+MOST = 10_000
+SUMS = """
+// As OpenAI's guide writes one.
+start: expr
+expr: term (SP ADD SP term)* -> add
+    | term
+?term.2: factor (SP MUL SP factor)* -> mul
+    | factor
+factor:
+    INT
+SP: " "
+ADD: "+"
+MUL: "*"  # a comment
+%import common.INT
+"""
+
+
+def matches(grammar: str, text: str) -> bool:
+    return re.fullmatch(as_regex(grammar, MOST), text) is not None
+
+
+@pytest.mark.parametrize(
+    ("grammar", "good", "bad"),
+    [
+        (SUMS, "4 + 4 * 12", "4 +"),
+        ('start: "a"i "b"', "Ab", "AB"),
+        ('start: "a".."c"~2..3', "abc", "abca"),
+        ('start: "a"~2 ["b"]', "aab", "ab"),
+        ("start: /a.c/s /[\\/]/", "a\nc/", "ac/"),
+        ('start: A | B\nA: "x"\nB: "y" "z"*', "yzz", "xz"),
+        ('start: ("a" | "b")+ "."?', "abab.", "abab.."),
+        (r'start: "\n\t\\\"\x41"', '\n\t\\"A', "n"),
+        ('start: "a" (\n  "b"\n| "c"\n)\n', "ac", "a"),
+        ("start: NAME\n%import common.CNAME -> NAME", "_a1", "1a"),
+        ("start: WORD WS_INLINE NUMBER\n%import common (WORD, WS_INLINE, NUMBER)", "a  1.5", "a1"),
+    ],
+)
+def test_a_grammar_matches_what_its_expression_does(grammar: str, good: str, bad: str) -> None:
+    assert matches(grammar, good)
+    assert not matches(grammar, bad)
+
+
+def test_patches_of_codex_are_held_to_its_grammar() -> None:
+    patch = (
+        "*** Begin Patch\n*** Add File: a.py\n+x = 1\n+\n*** Update File: b.py\n*** Move to: c.py\n"
+        "@@ def f\n-a\n+b\n c\n*** End of File\n*** Delete File: d.py\n*** End Patch\n"
+    )
+    assert matches(APPLY_PATCH_LARK, patch)
+    assert not matches(APPLY_PATCH_LARK, patch.replace("+x", "x"))
+    assert not matches(APPLY_PATCH_LARK, "*** Begin Patch\n*** End Patch\n")
+
+
+@pytest.mark.parametrize(
+    ("grammar", "reason"),
+    [
+        ('start: "a" start', "`start` contains itself"),
+        ('start: a\na: b\nb: a | "x"', "`a` contains itself"),
+        ("start: missing", "no rule `missing`"),
+        ('other: "a"', "no rule `start`"),
+        ('start: "a"\n%ignore " "', "`%ignore` is not supported"),
+        ("start: X\n%import python.X", "import from `common`"),
+        ("start: X\n%import common.X", "`common` has no `X`"),
+        ('start: list{"a"}', "templates"),
+        ('start: ("a"', "isn't closed"),
+        ('start: "b".."a"', "to a later one"),
+        ("start: /a/l", "flags `l`"),
+        ('start: "a"\nstart: "b"', "defined twice"),
+        ('start: ""', "empty string"),
+        ("start: ;", "line 1 can't be read"),
+        ('start: "a"~12345', "four digits"),
+        ("start: " + "(" * (MAX_DEPTH + 1), "nested deeper"),
+        (
+            'start: r0\nr99: "a"\n' + "\n".join(f"r{n}: r{n + 1}" for n in range(99)),
+            "nested deeper",
+        ),
+        (
+            'start: r0\nr20: "a"\n' + "\n".join(f"r{n}: r{n + 1} r{n + 1}" for n in range(20)),
+            "more than",
+        ),
+        ("%import", "not supported"),
+        (")", "a rule is expected"),
+    ],
+)
+def test_what_is_none_or_not_regular_is_told(grammar: str, reason: str) -> None:
+    with pytest.raises(LarkError, match=re.escape(reason)):
+        as_regex(grammar, MOST)
+
+
+@given(st.text(min_size=1).filter(str.isprintable))
+def test_a_string_matches_itself_alone(text: str) -> None:
+    grammar = f"start: {json.dumps(text, ensure_ascii=False)}"
+    assert matches(grammar, text)
+    assert not matches(grammar, text + "x")
+
+
+@given(st.text(alphabet='start:a|()[]?*+~."/%->\n1 \\', max_size=60))
+def test_any_text_is_an_expression_or_a_clear_error(text: str) -> None:
+    try:
+        made = as_regex(f"start: {text}", MOST)
+    except LarkError as error:
+        assert str(error)  # noqa: PT017 - either is fine
+    else:
+        assert len(made) <= MOST
