@@ -1,6 +1,7 @@
 """The ASGI application: routes, OpenAI's error shape for everything, and the middleware."""
 
 import logging
+import re
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -58,7 +59,7 @@ def build_api(parts: HttpParts) -> FastAPI:
     # Documentation routes of our own stand behind the same guard as all others.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.parts = parts
-    app.state.methods = []
+    app.state.methods = {}
     for module in (
         *(generate, responses, conversations, messages, embeddings, tokenize),
         *(scoring, models, tools, hooks, health, usage, files, batches),
@@ -70,7 +71,8 @@ def build_api(parts: HttpParts) -> FastAPI:
             # The routers bring nothing but routes, which stand in the app as they are.
             app.router.routes.append(route)
             if isinstance(route, GuardedRoute):
-                app.state.methods.append((route.path_regex, route.answered_methods))
+                known = app.state.methods.setdefault(route.path, (route.path_regex, set()))
+                known[1].update(route.answered_methods)
     document = describe(
         app,
         requires_keys=parts.settings.require_keys,
@@ -124,15 +126,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         row = ERROR_TABLE[ErrorCode.NOT_FOUND]
         message = f"Invalid URL ({where})"
     elif error.status_code == 405:
-        # The router names the methods of the first route with this path only.
-        headers["Allow"] = ", ".join(
-            sorted(
-                method
-                for path, methods in request.app.state.methods
-                if path.match(full_path)
-                for method in methods
-            )
-        )
+        headers["Allow"] = ", ".join(sorted(_methods_of(request, full_path)))
         row = METHOD_NOT_ALLOWED
         message = f"Not allowed to {where.replace(' ', ' on ', 1)}"
     else:
@@ -142,6 +136,14 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if leaves_body_unread(request):
         headers["Connection"] = "close"
     return _json(*error_answer(request.scope, message, row), headers)
+
+
+def _methods_of(request: Request, full_path: str) -> set[str]:
+    """What a path answers: all routes of its template, not only the first that fits."""
+    by_path: dict[str, tuple[re.Pattern[str], set[str]]] = request.app.state.methods
+    if full_path in by_path:
+        return by_path[full_path][1]
+    return {one for path, methods in by_path.values() if path.match(full_path) for one in methods}
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
@@ -36,6 +37,10 @@ class Dispatcher:
             if isinstance(route, APIRoute) and not route.param_convertors
             for method in route.methods or ()
         }
+        # What such a path answers, whatever templates with parameters would take it for, too.
+        self._methods: dict[str, set[str]] = {}
+        for path, method in self._exact:
+            self._methods.setdefault(path, set()).update(_answered(method))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -43,6 +48,9 @@ class Dispatcher:
         try:
             route = self._exact.get((scope["path"], scope["method"]))
             if route is None:
+                methods = self._methods.get(scope["path"])
+                if methods is not None and scope["method"] not in methods:
+                    raise HTTPException(405)
                 await self._app.router(scope, receive, send)
             else:
                 scope["route"] = route
@@ -63,6 +71,11 @@ class Dispatcher:
             if isinstance(error, kind):
                 return handler
         return self._on_bug
+
+
+def _answered(method: str) -> tuple[str, ...]:
+    """A method, and HEAD beside GET."""
+    return (method, "HEAD") if method == "GET" else (method,)
 
 
 def _forget_frames(error: BaseException | None) -> None:

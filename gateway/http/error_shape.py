@@ -19,11 +19,14 @@ _VERSION = VERSION_HEADER.encode("ascii")
 def is_anthropic(scope: Scope) -> bool:
     """Whether a request is for Anthropic's API: by its path, or at the list of models by header."""
     path: str = scope["path"]
-    if (path + "/").startswith(_ORGANIZATIONS):
-        return True
-    if path.startswith(MESSAGES_ENDPOINT):
-        return (path + "/")[len(MESSAGES_ENDPOINT)] == "/"
-    return path.startswith(_MODELS) and any(name == _VERSION for name, _ in scope["headers"])
+    return is_anthropic_path(path) or (
+        path.startswith(_MODELS) and any(name == _VERSION for name, _ in scope["headers"])
+    )
+
+
+def is_anthropic_path(path: str) -> bool:
+    """Whether a path belongs to Anthropic's API alone."""
+    return f"{path}/".startswith((_ORGANIZATIONS, f"{MESSAGES_ENDPOINT}/"))
 
 
 def error_answer(

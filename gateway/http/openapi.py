@@ -1,7 +1,6 @@
 """The OpenAPI document of routes that read their bodies, and write their answers, themselves."""
 
-from collections.abc import Sequence
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -9,6 +8,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
+from gateway.http.error_shape import is_anthropic_path
+from gateway.http.openapi_queries import QUERIES
 from gateway.http.openresponses.schemas import (
     CompactRequest,
     ConversationItemsRequest,
@@ -17,7 +18,6 @@ from gateway.http.openresponses.schemas import (
     InputTokensRequest,
     ResponsesRequest,
 )
-from gateway.http.query import DEFAULT_ITEMS_PAGE, MAX_ITEMS_PAGE
 from gateway.http.route_rules import ROUTE_RULES, Access
 from gateway.http.schemas.batches import BatchRequest
 from gateway.http.schemas.chat import ChatRequest
@@ -63,7 +63,6 @@ from gateway.http.schemas.workers import ClearCacheRequest, DrainRequest
 from gateway.http.scoring.classify import ClassifyRequest
 from gateway.http.scoring.decision_schemas import DecisionRequest, SystemoneRequest
 from gateway.http.scoring.rerank import RerankRequest, ScoreRequest
-from protocol.wire.messages import AuditOutcome, KeyStatus, LimitHolder, PrincipalRole
 
 _TITLE: Final = "Penstock"
 _BODIES: tuple[type[BaseModel], ...] = (
@@ -305,120 +304,13 @@ _MEDIA_TYPES: Final[dict[str, tuple[str, ...]]] = {
 """What answers are, where it is not JSON alone."""
 _CREATED: Final = (
     *("/v1/admin/keys", "/v1/admin/users", "/v1/admin/teams"),
-    *("/v1/admin/limits", "/v1/admin/budgets", "/v1/admin/prices"),
+    *("/v1/admin/limits", "/v1/admin/budgets", "/v1/admin/prices", "/v1/admin/webhooks"),
 )
 _PROBES: Final = ("/ready", "/health")
-_LIMIT: Final[dict[str, Any]] = {
-    "name": "limit",
-    "in": "query",
-    "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
-}
-
-
-def _text(name: str, description: str, one_of: Sequence[str] = ()) -> dict[str, Any]:
-    schema = {"type": "string"} | ({"enum": list(one_of)} if one_of else {})
-    return {"name": name, "in": "query", "description": description, "schema": schema}
-
-
-def _number(name: str, description: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "in": "query",
-        "description": description,
-        "schema": {"type": "integer", "minimum": 0},
-    }
-
-
-_AFTER: Final = _text("after", "The last id of the page before.")
-_OF_WHOM: Final = [
-    _text("key_id", "Of this key."),
-    _text("user_id", "Of this user."),
-    _text("team_id", "Of this team."),
-    _text("end_user", "Of this end user."),
-]
-_OF_PEOPLE: Final = [
-    _LIMIT,
-    _AFTER,
-    _text("status", "Only those of this status.", ("active", "suspended")),
-    _text("tag", "Only those with this tag."),
-]
-_OF_LIMITS: Final = [
-    _LIMIT,
-    _AFTER,
-    _text("holder", "Only those of such holders.", get_args(LimitHolder)),
-    _text("holder_id", "Only those of this key, user or team."),
-]
-_ITEMS_PAGE: Final[list[dict[str, Any]]] = [
-    {
-        "name": "limit",
-        "in": "query",
-        "schema": {
-            "type": "integer",
-            "minimum": 1,
-            "maximum": MAX_ITEMS_PAGE,
-            "default": DEFAULT_ITEMS_PAGE,
-        },
-    },
-    _AFTER,
-    _text("order", "Newest (the default) or oldest first.", ("desc", "asc")),
-]
-_QUERIES: Final[dict[str, list[dict[str, Any]]]] = {
-    "/v1/files": [
-        _number("limit", "Files of a page, 1 to 10,000 (the default)."),
-        _text("after", "The last id of the page before."),
-        _text("order", "By creation.", ("asc", "desc")),
-        _text("purpose", "Only files of this purpose."),
-    ],
-    "/v1/batches": [
-        _number("limit", "Batches of a page, 1 to 100 (default 20)."),
-        _text("after", "The last id of the page before."),
-    ],
-    "/v1/admin/keys": [
-        _LIMIT,
-        _AFTER,
-        _text("role", "Only keys of this role.", get_args(PrincipalRole)),
-        _text("status", "Only keys of this status.", get_args(KeyStatus)),
-        _text("owner", "Only keys of this owner."),
-        _text("user_id", "Only keys of this user."),
-        _text("team_id", "Only keys of this team."),
-        _text("tag", "Only keys with this tag."),
-    ],
-    "/v1/usage": [
-        *_OF_WHOM,
-        _text("model", "Only this model."),
-        _text("of", "Of everybody, for administrators.", ("all",)),
-        _number("since", "Unix seconds, down to the full hour; 30 days ago."),
-        _number("until", "Unix seconds, up to the full hour; now."),
-        _text("by", "A row for each hour or day (UTC).", ("hour", "day", "total")),
-        _text("group_by", "Rows of their own for each of these: a list with commas."),
-        _LIMIT,
-        _number("after", "Rows that were read before."),
-    ],
-    "/v1/budget/status": _OF_WHOM,
-    "/v1/admin/users": [*_OF_PEOPLE, _text("team_id", "Only members of this team.")],
-    "/v1/admin/teams": [*_OF_PEOPLE, _text("user_id", "Only teams of this user.")],
-    "/v1/admin/limits": _OF_LIMITS,
-    "/v1/admin/budgets": _OF_LIMITS,
-    "/v1/admin/prices": [_LIMIT, _AFTER],
-    "/v1/responses/{response_id}": [
-        _text("stream", "`true` tells the response as events.", ("true", "false")),
-        _number("starting_after", "The sequence number of the last event that is known."),
-    ],
-    "/v1/responses/{response_id}/input_items": _ITEMS_PAGE,
-    "/v1/conversations/{conversation_id}/items": _ITEMS_PAGE,
-    "/v1/admin/audit-logs": [
-        _LIMIT,
-        _number("after", "`last_id` of the page before."),
-        _text("order", "Newest or oldest first.", ("desc", "asc")),
-        _text("key_id", "What this key did, and what was done to it."),
-        _text("actor", "What this key did."),
-        _text("action", "Only this action."),
-        _text("outcome", "Only what was done, or refused.", get_args(AuditOutcome)),
-        _number("since", "Unix seconds, inclusive."),
-        _number("until", "Unix seconds, exclusive."),
-    ],
-}
-"""What may stand in the query of a GET."""
+_WEBSOCKET: Final = ("get", "/v1/responses")
+_DRAIN: Final = "/v1/admin/workers/{name}/drain"
+_SOMETHING: Final = {"minProperties": 1}
+"""A change names something."""
 _ERROR_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
     "required": ["error"],
@@ -435,10 +327,32 @@ _ERROR_SCHEMA: Final[dict[str, Any]] = {
         }
     },
 }
-_ERROR: Final[dict[str, Any]] = {
-    "description": "An error.",
-    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+_ANTHROPIC_ERROR_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["type", "error", "request_id"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message", "details"],
+            "properties": {
+                "type": {"type": "string"},
+                "message": {"type": "string"},
+                "details": {
+                    "type": "object",
+                    "required": ["error_code"],
+                    "properties": {"error_code": {"type": "string"}},
+                },
+            },
+        },
+        "request_id": {"type": "string"},
+    },
 }
+
+
+def _error(name: str, description: str = "An error.") -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{name}"}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
 def describe(app: FastAPI, *, requires_keys: bool, is_local: bool) -> dict[str, Any]:
@@ -461,7 +375,11 @@ def describe(app: FastAPI, *, requires_keys: bool, is_local: bool) -> dict[str, 
     )
     components = document.setdefault("components", {})
     # FastAPI's own validation errors are never sent; every error has OpenAI's shape.
-    components["schemas"] = {**definitions["$defs"], "Error": _ERROR_SCHEMA}
+    components["schemas"] = {
+        **definitions["$defs"],
+        "Error": _ERROR_SCHEMA,
+        "AnthropicError": _ANTHROPIC_ERROR_SCHEMA,
+    }
     components["securitySchemes"] = _SCHEMES
     document["security"] = _KEY if requires_keys else _KEY_IF_ANY
     # The document names path parameters without their converters.
@@ -475,11 +393,13 @@ def describe(app: FastAPI, *, requires_keys: bool, is_local: bool) -> dict[str, 
             if body is not None:
                 for kind in body["content"].values():
                     kind["example"] = examples[path]
+                    if method == "patch":
+                        kind["schema"] = {**kind["schema"], **_SOMETHING}
             if access is Access.OPEN or (access is Access.LOCAL and is_local):
                 operation["security"] = []
             elif access is Access.ADMIN:
                 operation["security"] = _KEY
-    for path, parameters in _QUERIES.items():
+    for path, parameters in QUERIES.items():
         operation = document["paths"][path]["get"]
         of_path = [one for one in operation.get("parameters", ()) if one["in"] == "path"]
         operation["parameters"] = [*of_path, *parameters]
@@ -487,10 +407,16 @@ def describe(app: FastAPI, *, requires_keys: bool, is_local: bool) -> dict[str, 
 
 
 def _responses(method: str, path: str) -> dict[str, Any]:
+    error = _error("AnthropicError" if is_anthropic_path(path) else "Error")
+    if (method, path) == _WEBSOCKET:
+        refused = {**error, "description": "No upgrade to a WebSocket was asked for."}
+        return {"101": {"description": "A WebSocket."}, "426": refused, "default": error}
     content: dict[str, Any] = {kind: {} for kind in _MEDIA_TYPES.get(path, ("application/json",))}
     is_creation = method == "post" and path in _CREATED
     done = {"description": "Created." if is_creation else "Done.", "content": content}
-    responses = {"201" if is_creation else "200": done, "default": _ERROR}
+    responses = {"201" if is_creation else "200": done, "default": error}
+    if path == _DRAIN:
+        responses = {"202": done, "default": error}
     if path in _PROBES:
         responses["503"] = {"description": "What is missing.", "content": content}
     return responses

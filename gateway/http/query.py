@@ -12,8 +12,8 @@ DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 DEFAULT_ITEMS_PAGE = 20
 MAX_ITEMS_PAGE = 100
-_MAX_TEXT_CHARS = 200
-_MAX_DIGITS = 15
+MAX_TEXT_CHARACTERS = 200
+MAX_DIGITS = 15
 
 
 def page_size(request: Request) -> int:
@@ -40,9 +40,9 @@ def query_number(request: Request, name: str) -> int | None:
     if text is None:
         return None
     # No int() of a client's text of any length.
-    if not (text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS):
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS):
         raise InvalidRequestError(
-            f"`{name}` must be a whole number of at most {_MAX_DIGITS} digits.", param=name
+            f"`{name}` must be a whole number of at most {MAX_DIGITS} digits.", param=name
         )
     return int(text)
 
@@ -54,13 +54,25 @@ def query_text(request: Request, name: str, *, one_of: Sequence[str] = ()) -> st
         InvalidRequestError: It is too long, or none of those that there are.
     """
     text = request.query_params.get(name, "")
-    if len(text) > _MAX_TEXT_CHARS:
+    if len(text) > MAX_TEXT_CHARACTERS:
         raise InvalidRequestError(
-            f"`{name}` has more than {_MAX_TEXT_CHARS} characters.", param=name
+            f"`{name}` has more than {MAX_TEXT_CHARACTERS} characters.", param=name
         )
     if text and one_of and text not in one_of:
         raise InvalidRequestError(f"`{name}` must be one of {', '.join(one_of)}.", param=name)
     return text
+
+
+def query_flag(request: Request, name: str) -> bool:
+    """`true` or `false`, in any letters; false when it isn't there.
+
+    Raises:
+        InvalidRequestError: It is neither.
+    """
+    text = request.query_params.get(name, "").lower()
+    if text not in ("", "true", "false"):
+        raise InvalidRequestError(f"`{name}` must be true or false.", param=name)
+    return text == "true"
 
 
 class ListQuery(NamedTuple):

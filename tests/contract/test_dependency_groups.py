@@ -38,6 +38,12 @@ def test_an_engine_image_has_the_jax_of_the_extra(device: str) -> None:
     assert expand(groups, f"engine-{device}") == expand(groups, "engine") | extra
 
 
+def test_images_have_what_the_extra_for_traces_installs() -> None:
+    project = pyproject()
+    extra = set(project["project"]["optional-dependencies"]["otlp"])
+    assert expand(project["dependency-groups"], "otlp") == extra
+
+
 def test_each_image_installs_its_own_lock_and_copies_its_own_package() -> None:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     images = {

@@ -24,12 +24,14 @@ from protocol.wire.messages import (
     AuthCommand,
     AuthOffer,
     Authorize,
+    CacheCleared,
     Cancel,
     ChangeKeyStatus,
     ChangeResource,
     ClaimAnswer,
     Classified,
     Classify,
+    ClearCache,
     CloseParse,
     CountKeys,
     Credits,
@@ -262,6 +264,8 @@ class FakeEngine(FakeWorker[EngineCommand]):
             return
         if isinstance(command, Prepare):
             self._prepare(command)
+        elif isinstance(command, ClearCache):
+            self.send(CacheCleared(request_id=command.request_id, num_blocks=0))
         elif isinstance(command, Detokenize):
             text = "".join(f"t{one}" for one in command.token_ids)
             self.send(Detokenized(request_id=command.request_id, text=text))

@@ -100,6 +100,48 @@ async def test_nothing_follows_the_head_of_a_head_answer_on_the_wire(socket_dir:
         assert answer.endswith(b"\r\n\r\n")
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/responses/compact", "POST"),
+        ("/v1/responses/resp_1", "DELETE, GET, HEAD"),
+        ("/v1/admin/keys/stats", "GET, HEAD"),
+        ("/v1/admin/keys/key_1", "DELETE, GET, HEAD, PATCH"),
+        ("/v1/models/invalidate-cache", "POST"),
+        ("/v1/chat/completions", "POST"),
+    ],
+)
+async def test_a_405_lists_each_method_of_its_own_path(
+    socket_dir: Path, path: str, allowed: str
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        response = await gateway.client.put(path, json={})
+        assert (response.status_code, response.headers["allow"]) == (405, allowed)
+        if "GET" not in allowed:
+            assert (await gateway.client.get(path)).status_code == 405
+
+
+async def test_a_flag_in_a_query_is_true_or_false(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        for path in ("/v1/organization/projects", "/v1/organizations/workspaces"):
+            for value, status in (("True", 200), ("false", 200), ("yes", 400)):
+                asked = f"{path}?include_archived={value}"
+                response = await gateway.client.get(asked, headers=ADMIN)
+                assert response.status_code == status, response.text
+
+
+async def test_the_document_knows_whose_errors_a_path_has(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        paths = (await gateway.client.get("/openapi.json")).json()["paths"]
+        for path, name in (("/v1/messages", "AnthropicError"), ("/v1/responses", "Error")):
+            error = paths[path]["post"]["responses"]["default"]["content"]["application/json"]
+            assert error["schema"] == {"$ref": f"#/components/schemas/{name}"}
+        assert set(paths["/v1/responses"]["get"]["responses"]) == {"101", "426", "default"}
+        body = paths["/v1/admin/keys/{key_id}"]["patch"]["requestBody"]["content"]
+        assert body["application/json"]["schema"]["minProperties"] == 1
+
+
 async def test_head_where_there_is_no_get_is_a_405(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
         response = await gateway.client.head("/v1/chat/completions")

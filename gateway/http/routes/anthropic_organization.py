@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from gateway import bridge
 from gateway.errors import InvalidRequestError
 from gateway.http.access import GuardedRoute
-from gateway.http.query import query_text
+from gateway.http.query import query_flag, query_text
 from gateway.http.routes.admin import (
     actor_of,
     admin_json,
@@ -73,7 +73,7 @@ async def create_workspace(request: Request) -> Response:
 async def list_workspaces(request: Request) -> Response:
     """A page of workspaces; archived ones only with `include_archived`."""
     check_query(request, "after_id", "limit", "include_archived")
-    is_all = request.query_params.get("include_archived", "").lower() == "true"
+    is_all = query_flag(request, "include_archived")
     found = await find(
         request,
         "team",

@@ -8,7 +8,7 @@ from gateway import bridge
 from gateway.errors import InvalidRequestError, RemoteFailureError
 from gateway.http.access import GuardedRoute
 from gateway.http.organization import shapes
-from gateway.http.query import query_text
+from gateway.http.query import query_flag, query_text
 from gateway.http.routes.admin import actor_of, admin_json, administer_keys, body_of, body_schema
 from gateway.http.routes.organization_parts import (
     BASE,
@@ -54,7 +54,7 @@ async def create_project(request: Request) -> Response:
 async def list_projects(request: Request) -> Response:
     """A page of projects; archived ones only with `include_archived`."""
     check_query(request, "after", "limit", "include_archived")
-    is_all = request.query_params.get("include_archived", "").lower() == "true"
+    is_all = query_flag(request, "include_archived")
     found = await find(
         request,
         "team",

@@ -1,6 +1,6 @@
 """The body of POST /v1/completions."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,6 +17,11 @@ DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for this endpoint."""
 
 Prompt = str | list[str] | list[int] | list[list[int]]
+_Logprobs = (
+    Annotated[int, Field(ge=RANGES["logprobs"].minimum, le=RANGES["logprobs"].maximum)]
+    | Literal[False]
+    | None
+)
 _REFUSED = COMPLETION_REFUSED_FIELDS | EXTENSION_REFUSED_FIELDS
 
 
@@ -31,7 +36,7 @@ class CompletionRequest(GenerationRequest):
     echo: bool | None = None
     logprobs: int | None = ranged("logprobs")
 
-    @field_validator("logprobs", mode="before")
+    @field_validator("logprobs", mode="before", json_schema_input_type=_Logprobs)
     @classmethod
     def _no_logprobs(cls, value: Any) -> Any:
         """Clients that know chat send false here."""
