@@ -303,6 +303,7 @@ class AuthService:
             holds_database=store.database.holds,
             checker=self._checker,
             call_soon=self._call_soon,
+            **({} if signer is None else {"seal_key_of": signer.seal_key}),
         )
         self._audit_check = BackgroundCheck(
             store.database.reading,

@@ -141,6 +141,7 @@ def settle(
     is_unused: bool = False,
     endpoint: str = "",
     end_user: str = "",
+    model: str = "",
 ) -> Settle:
     """What a request really used; `is_unused` takes the grant back as if it had never been."""
     return Settle(
@@ -154,6 +155,7 @@ def settle(
         is_unused=is_unused,
         endpoint=endpoint,
         end_user=end_user,
+        model=model,
     )
 
 

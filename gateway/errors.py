@@ -112,11 +112,18 @@ class RefusedByHookError(GatewayError):
 
 
 class ModelNotFoundError(GatewayError):
-    """No such model; the message lists those there are."""
+    """No such model; the message lists those there are.
+
+    Args:
+        model: As it was called.
+        known: Those that whoever asks may see.
+    """
 
     code = ErrorCode.MODEL_NOT_FOUND
 
     def __init__(self, model: str, known: tuple[str, ...]) -> None:
+        self.model = model
+        self.known = known
         there_are = ", ".join(f"`{name}`" for name in known) or "none yet"
         super().__init__(
             f"The model `{model}` does not exist here. Available models: {there_are}.",

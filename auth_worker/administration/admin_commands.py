@@ -95,6 +95,7 @@ class AdminCommands:
         committer: Asked whether anything may be written.
         clock: For the times of refusals.
         before_reading: Called before keys are read, so that what is due is counted.
+        seal_key_of: What seals the kept answers of a principal without a secret of its own.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class AdminCommands:
         committer: Committer,
         clock: Clock,
         before_reading: Callable[[], None],
+        seal_key_of: Callable[[str], bytes],
     ) -> None:
         self._administration = administration
         self._resources = resources
@@ -114,6 +116,7 @@ class AdminCommands:
         self._committer = committer
         self._clock = clock
         self._before_reading = before_reading
+        self._seal_key_of = seal_key_of
 
     def prepare(self, command: AdminCommand, answer: Answer) -> tuple[Operation, OnDone] | None:
         """What to make durable, and what to do then; None when it was answered already.
@@ -224,6 +227,17 @@ class AdminCommands:
             )
         )
 
+    def _claimed(self, command: ClaimAnswer, result: ClaimedAnswer) -> AnswerClaimed:
+        actor_id = command.actor.key_id
+        has_secret = self._authority.keys.get(actor_id) is not None
+        return AnswerClaimed(
+            request_id=command.request_id,
+            state=result.state,
+            answer=result.answer,
+            seal_key=b"" if has_secret else self._seal_key_of(actor_id),
+            age_s=result.age_ms / 1000 if result.state == "running" else None,
+        )
+
     def _answering(self, command: AdminCommand, answer: Answer) -> OnDone:
         request_id = command.request_id
 
@@ -247,8 +261,8 @@ class AdminCommands:
                 answer(
                     UsageFound(request_id=request_id, rows=result.rows, has_more=result.has_more)
                 )
-            elif isinstance(result, ClaimedAnswer):
-                answer(AnswerClaimed(request_id, result.state, result.answer))
+            elif isinstance(result, ClaimedAnswer) and isinstance(command, ClaimAnswer):
+                answer(self._claimed(command, result))
             elif result is None and isinstance(command, KeepAnswer):
                 answer(AnswerKept(request_id=request_id))
             elif isinstance(result, AuditRows):

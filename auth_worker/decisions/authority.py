@@ -277,11 +277,12 @@ class Authority:
             not _are_token_counts(command.prompt_tokens, command.completion_tokens)
             or not _are_token_counts(command.cached_tokens, command.reasoning_tokens)
             or len(command.lease_id) > MAX_LEASE_ID_CHARS
+            or len(command.model) > MAX_MODEL_CHARS
         ):
             return _fail(
                 command.request_id,
                 ErrorCode.INVALID_REQUEST,
-                "The settlement's lease id or token counts are out of range.",
+                "The settlement's lease id, model or token counts are out of range.",
             )
         return self._leases.settle(command)
 

@@ -48,6 +48,8 @@ class Bookings:
             return self._of_unused(lease, command)
         if lease.is_forgotten:
             self._find_limits(lease, command)
+        if command.model not in ("", lease.model):
+            self._move(lease, command.model)
         return self._counted(
             lease,
             command.prompt_tokens,
@@ -79,11 +81,14 @@ class Bookings:
         now_ms = int(self._clock.wall_s() * 1000)
         name = LeaseName.parse(command.lease_id)
         key_id, model = ("", "") if name is None else (name.key_id, name.model)
+        is_of_another = command.model not in ("", model)
+        model = command.model or model
         is_used = not command.is_unused
         key = self._key(key_id)
         price, charges = None, ""
         if key is not None:
-            price = self._expired.get(command.lease_id) or self._prices.price_of(model, now_ms)
+            price = None if is_of_another else self._expired.get(command.lease_id)
+            price = price or self._prices.price_of(model, now_ms)
             end_user = command.end_user if key.may_name_end_users else ""
             plan = self._meters.plan_for(
                 key, model, command.endpoint, end_user, self._clock.wall_s()
@@ -145,6 +150,23 @@ class Bookings:
         lease.plan = self._meters.plan_for(
             key, lease.model, lease.endpoint, lease.end_user, self._clock.wall_s()
         )
+
+    def _move(self, lease: Lease, model: str) -> None:
+        """Another model answered than the one of the lease: its price and its limits count."""
+        if lease.plan is not None:
+            lease.plan.take_back(lease.held, lease.counted_s)
+        lease.plan, lease.held, lease.counted_s = None, NOTHING, None
+        lease.model, lease.price = model, None
+        key = self._key(lease.key_id)
+        if key is None:
+            return
+        lease.plan = self._meters.plan_for(
+            key, model, lease.endpoint, lease.end_user, self._clock.wall_s()
+        )
+        if lease.plan is not None:
+            # What was used was used: it counts whether there is room or not.
+            lease.held, lease.counted_s = needs_of(0, 0, 0), self._clock.monotonic_s()
+            lease.plan.take(lease.counted_s, lease.held, starts=True)
 
     def _counted(
         self,

@@ -81,6 +81,10 @@ class AuditSigner:
             return bool(key_name)
         return hmac.compare_digest(self.cut(seq, digest).encode(), signature.encode())
 
+    def seal_key(self, principal_id: str) -> bytes:
+        """What seals the kept answers of a principal that has no secret of its own."""
+        return hmac.digest(self._key, b"penstock kept answers\0" + principal_id.encode(), "sha256")
+
     def _sign(self, kind: str, seq: int, digest: bytes, at_ms: int) -> bytes:
         said = f"{kind}:{seq}:{digest.hex()}:{at_ms}".encode()
         return hmac.digest(self._key, _PURPOSE + said, "sha256")

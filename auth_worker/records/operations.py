@@ -342,6 +342,7 @@ class ClaimedAnswer:
 
     state: Literal["new", "running", "kept", "other"]
     answer: bytes = b""
+    age_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,8 @@ class AuthHandler:
         holds_database: Whether no other auth worker can be active by now.
         checker: Verifies bearer tokens; None when none are accepted.
         call_soon: Runs a function in the I/O thread.
+        seal_key_of: What seals the kept answers of whoever comes with bearer tokens; empty where
+            there is no key for that.
 
     Attributes:
         metrics: What it counts.
@@ -84,6 +86,7 @@ class AuthHandler:
         holds_database: Callable[[], bool] = lambda: True,
         checker: TokenChecker | None = None,
         call_soon: Callable[..., None] = _at_once,
+        seal_key_of: Callable[[str], bytes] = lambda _: b"",
     ) -> None:
         self._authority = authority
         self._admin = AdminCommands(
@@ -93,6 +96,7 @@ class AuthHandler:
             committer=committer,
             clock=clock,
             before_reading=self.expire,
+            seal_key_of=seal_key_of,
         )
         self._committer = committer
         self._clock = clock

@@ -22,12 +22,16 @@ def claim(connection: Connection, operation: ClaimAnswerRow) -> ClaimedAnswer:
         delete(schema.admin_answers).where(_table.at_ms < operation.at_ms - MAX_AGE_MS)
     )
     known = connection.execute(
-        select(_table.owner, _table.fingerprint, _table.answer).where(_table.name == operation.name)
+        select(_table.owner, _table.fingerprint, _table.answer, _table.at_ms).where(
+            _table.name == operation.name
+        )
     ).one_or_none()
     if known is not None:
         if (known.owner, known.fingerprint) != (operation.owner, operation.fingerprint):
             return ClaimedAnswer("other")
-        return ClaimedAnswer("kept", known.answer) if known.answer else ClaimedAnswer("running")
+        if known.answer:
+            return ClaimedAnswer("kept", known.answer)
+        return ClaimedAnswer("running", age_ms=max(0, operation.at_ms - known.at_ms))
     _make_room(connection, operation.owner)
     connection.execute(
         insert(schema.admin_answers).values(

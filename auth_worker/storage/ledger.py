@@ -66,7 +66,7 @@ def book_usage(
     The first booking of a lease counts and later ones change nothing; only an `expired` one, which
     is the last report of a lease that nobody settled, gives way to the settlement that comes late,
     or to a greater count that an engine reports late. An `unused` one counts in no total.
-    It keeps its key, model, hour and limits, so that the totals stay the sums of the ledger.
+    It keeps its key, hour and limits, so that the totals stay the sums of the ledger.
 
     Args:
         connection: In the transaction.
@@ -138,7 +138,7 @@ def _book_one_by_one(
         ):
             corrected = booking._replace(
                 key_id=before.key_id,
-                model=before.model,
+                model=booking.model or before.model,
                 granted_at_ms=before.granted_at_ms,
                 settled_at_ms=before.settled_at_ms,
                 user_id=before.user_id,

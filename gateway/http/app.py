@@ -9,15 +9,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from gateway.errors import ClientDisconnectedError, DeniedError
-from gateway.http.access import GuardedRoute, leaves_body_unread
+from gateway.errors import ClientDisconnectedError, DeniedError, ModelNotFoundError
+from gateway.http.access import GuardedRoute, caller_of, leaves_body_unread
 from gateway.http.dispatcher import Dispatcher, ErrorHandler
 from gateway.http.error_shape import error_answer, raised_answer
 from gateway.http.error_table import ERROR_TABLE, METHOD_NOT_ALLOWED, ErrorRow
 from gateway.http.middleware import BodySizeMiddleware, HostGuardMiddleware, RequestScopeMiddleware
 from gateway.http.multipart import MAX_FIELD_BYTES
 from gateway.http.openapi import describe
-from gateway.http.parts import HttpParts
+from gateway.http.parts import HttpParts, parts_of
 from gateway.http.routes import (
     admin,
     anthropic_organization,
@@ -102,6 +102,8 @@ def _json(status: int, body: bytes, headers: dict[str, str]) -> Response:
 async def _on_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, PenstockError):
         raise error
+    if isinstance(error, ModelNotFoundError):
+        error = _as_seen_by_caller(request, error)
     status, body, headers = raised_answer(request.scope, error)
     record: AccessRecord = request.state.log
     record.error_code = str(error.code)
@@ -112,6 +114,17 @@ async def _on_error(request: Request, error: Exception) -> Response:
     if status >= 500:
         _logger.warning("answered %d: %s", status, error.message)
     return _json(status, body, headers)
+
+
+def _as_seen_by_caller(request: Request, error: ModelNotFoundError) -> ModelNotFoundError:
+    """The same error, naming only models that the caller may use; nobody known may use none."""
+    parts = parts_of(request)
+    identity = parts.identities.known(caller_of(request).key_digest)
+    if identity is None and not parts.settings.require_keys:
+        return error
+    served = parts.names.served
+    seen = (name for name in error.known if identity is not None and identity.may_see(served(name)))
+    return ModelNotFoundError(error.model, tuple(seen))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

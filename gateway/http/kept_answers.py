@@ -1,7 +1,8 @@
 """Administrators' requests with an `Idempotency-Key`: done once, also across restarts.
 
 What is to be done is claimed in the auth worker's database before it is done, and what came of it
-is kept there, sealed with the caller's own key.
+is kept there, sealed with the caller's own key, or with one that isn't in the database for callers
+with bearer tokens, of which each is another.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from gateway.errors import (
     GatewayError,
     IdempotencyKeyReusedError,
     OutcomeUnknownError,
+    RequestInProgressError,
 )
 from gateway.http.parts import parts_of
 from gateway.request.replays import KeptAnswer
@@ -26,6 +28,8 @@ from protocol.wire.messages import Actor, AnswerClaimed, AnswerKept
 
 MAX_ANSWER_BYTES: Final = 48 * 1024
 """Sealed it is little more, and the auth worker takes 64 KiB."""
+MAX_RUNNING_S: Final = 60.0
+"""What was begun so long ago and has not ended was lost: nobody waits so long for auth workers."""
 _MAYBE_DONE: Final = frozenset(
     {ErrorCode.WORKER_UNAVAILABLE, ErrorCode.WORKER_LOST, ErrorCode.INTERNAL_ERROR}
 )
@@ -44,6 +48,8 @@ class DurableClaim:
         name: Of the request: whose it is, its route, and its `Idempotency-Key`.
         secret: What the caller presented.
         is_claimed: Whether it is this request's to do.
+        seal_key: What seals the answer: what was presented, or for bearer tokens, of which the next
+            is another, what the auth worker has for their principal.
     """
 
     request: Request
@@ -51,12 +57,14 @@ class DurableClaim:
     name: str
     secret: str
     is_claimed: bool = False
+    seal_key: bytes = b""
 
     async def claim(self, fingerprint: bytes) -> KeptAnswer | None:
         """What came of it before; None when it is to be done now.
 
         Raises:
             IdempotencyKeyReusedError: The key came with another body.
+            RequestInProgressError: It may be running yet, at another gateway.
             OutcomeUnknownError: It was begun before, and nobody knows what came of it.
             GatewayError: The auth worker is away.
         """
@@ -67,12 +75,15 @@ class DurableClaim:
             fingerprint=fingerprint,
         )
         claimed = await parts_of(self.request).auth.administer(question, AnswerClaimed)
+        self.seal_key = claimed.seal_key or self.secret.encode()
         if claimed.state == "other":
             raise IdempotencyKeyReusedError()
         if claimed.state == "new":
             self.is_claimed = True
             return None
-        kept = unseal(self.secret.encode(), claimed.answer)
+        if claimed.age_s is not None and claimed.age_s < MAX_RUNNING_S:
+            raise RequestInProgressError()
+        kept = unseal(self.seal_key, claimed.answer)
         if kept is None:
             raise OutcomeUnknownError()
         status, headers, body = orjson.loads(kept)
@@ -88,7 +99,7 @@ class DurableClaim:
             plain = orjson.dumps(told)
             if len(plain) > MAX_ANSWER_BYTES:
                 return
-            sealed = seal(self.secret.encode(), plain)
+            sealed = seal(self.seal_key, plain)
         elif error is not None and not _is_refusal(error):
             return
         question = bridge.keep_answer(

@@ -4,6 +4,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 
 from gateway.errors import DeniedError
 from gateway.request.guesses import GuessGuard
@@ -30,12 +31,22 @@ class Identity:
         priority: Lower goes first.
         key_id: For the access log.
         scopes: What its key turned out to be good for.
+        allowed_models, team_allowed_models: Globs of the models that it may see; None means all.
     """
 
     tenant: str
     priority: int
     key_id: str
     scopes: frozenset[str] = field(default=frozenset(), compare=False)
+    allowed_models: tuple[str, ...] | None = None
+    team_allowed_models: tuple[str, ...] | None = None
+
+    def may_see(self, model: str) -> bool:
+        """Whether a model's name, not an alias, fits the globs of the key and of its team."""
+        return all(
+            globs is None or any(fnmatchcase(model, glob) for glob in globs)
+            for globs in (self.allowed_models, self.team_allowed_models)
+        )
 
 
 class IdentityTable:
@@ -84,8 +95,13 @@ class IdentityTable:
 
     def key_id(self, key_digest: bytes | None) -> str:
         """Whose key it was a moment ago; empty where nobody knows."""
+        identity = self.known(key_digest)
+        return "" if identity is None else identity.key_id
+
+    def known(self, key_digest: bytes | None) -> Identity | None:
+        """Who a caller was a moment ago, whatever it might do; None where nobody knows."""
         until, identity = self._good.get(key_digest, (0.0, None))
-        return "" if identity is None or until <= self._clock() else identity.key_id
+        return None if until <= self._clock() else identity
 
     def note_granted(self, key_digest: bytes | None, granted: Granted, scope: Scope) -> Identity:
         """A caller was let in, to do this."""
@@ -93,7 +109,14 @@ class IdentityTable:
         self._bad.pop(key_digest, None)
         self._limited.pop(key_digest, None)
         _, known = self._good.pop(key_digest, (0.0, None))
-        identity = Identity(granted.tenant, granted.priority, granted.key_id, frozenset((scope,)))
+        identity = Identity(
+            granted.tenant,
+            granted.priority,
+            granted.key_id,
+            frozenset((scope,)),
+            granted.allowed_models,
+            granted.team_allowed_models,
+        )
         if known == identity:
             if scope not in known.scopes:
                 known = replace(known, scopes=known.scopes | identity.scopes)

@@ -63,6 +63,7 @@ class RequestLease:
         self._gives_back = False
         self._endpoint = ""
         self._end_user = ""
+        self._model = ""
         self._growing = asyncio.Lock()
 
     def on_granted(self, granted: Granted, bound: Bound, asked: Authorize) -> None:
@@ -72,6 +73,7 @@ class RequestLease:
         # Auth workers before 1.4 know of no other limits.
         self._gives_back = granted.gives_back or granted.limits.limit_tokens is not None
         self._endpoint, self._end_user = asked.endpoint, asked.end_user
+        self._model = asked.model
         self.lease_id = granted.lease_id
         self._prompt_tokens = bound.prompt_tokens
         # The auth worker reserves no more than the key may have, whatever was asked for.
@@ -165,17 +167,18 @@ class RequestLease:
             outcome: How the request ended.
             is_unused: Take the grant back as if it had never been.
             earlier: Leases of earlier attempts at the same request: it is booked on the first one,
-                and the others are taken back.
+                for the model of this attempt, and the others are taken back.
         """
         if not self.lease_id:
             return
         booked_on, *others = (*earlier, self.lease_id)
-        outbox.put(self._settlement(booked_on, usage, outcome, is_unused=is_unused))
+        model = self._model if earlier else ""
+        outbox.put(self._settlement(booked_on, usage, outcome, is_unused=is_unused, model=model))
         for lease_id in others:
             outbox.put(self._settlement(lease_id, Usage(), "aborted", is_unused=True))
 
     def _settlement(
-        self, lease_id: str, usage: Usage, outcome: Outcome, *, is_unused: bool
+        self, lease_id: str, usage: Usage, outcome: Outcome, *, is_unused: bool, model: str = ""
     ) -> Settle:
         return bridge.settle(
             lease_id,
@@ -185,6 +188,7 @@ class RequestLease:
             is_unused=is_unused,
             endpoint=self._endpoint,
             end_user=self._end_user,
+            model=model,
         )
 
 

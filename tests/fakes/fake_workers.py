@@ -423,6 +423,8 @@ class FakeAuth(FakeWorker[AuthCommand]):
         self.is_mute = False
         self.records: list[KeyDetails] = []
         self.kept: dict[bytes, tuple[bytes, bytes]] = {}
+        self.claim_age_s: float | None = None
+        """For how long requests that were claimed have been running; None as before wire 1.5."""
 
     def start(self) -> None:
         self.worker.start()
@@ -453,7 +455,8 @@ class FakeAuth(FakeWorker[AuthCommand]):
             else:
                 is_same, is_kept = known[0] == command.fingerprint, bool(known[1])
                 state = "other" if not is_same else "kept" if is_kept else "running"
-                self.send(AnswerClaimed(command.request_id, state, known[1]))  # type: ignore[arg-type]
+                age_s = self.claim_age_s if state == "running" else None
+                self.send(AnswerClaimed(command.request_id, state, known[1], age_s=age_s))  # type: ignore[arg-type]
         elif isinstance(command, KeepAnswer):
             if command.answer:
                 self.kept[command.name] = (self.kept[command.name][0], command.answer)

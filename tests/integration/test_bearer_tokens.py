@@ -86,6 +86,37 @@ async def test_a_token_opens_what_its_role_may_and_is_on_record(house: House) ->
     assert "grace" not in log.text
 
 
+async def test_a_repeated_change_with_the_next_token_of_the_same_person_is_answered_again(
+    house: House,
+) -> None:
+    async def make(sub: str, **claims: Any) -> httpx.Response:
+        token = house.token(sub=sub, groups=["chiefs"], **claims)
+        headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": "one"}
+        return await house.gateway.client.post(
+            "/v1/admin/keys", json={"name": "ci"}, headers=headers
+        )
+
+    def restart() -> None:
+        """What a gateway knows of answers is gone with its process."""
+        table = house.gateway.application.parts.replays
+        table._kept.clear()
+        table._of_tenant.clear()
+
+    first = await make("chief")
+    assert first.status_code == 201
+    restart()
+    again = await make("chief", jti="refreshed")
+    assert (again.status_code, again.content) == (201, first.content)
+    assert again.headers["idempotent-replayed"] == "true"
+    restart()
+    other = await make("another")
+    assert other.status_code == 201
+    assert other.json()["key"] != first.json()["key"]
+    secret = first.json()["key"].encode()
+    for path in house.auth.data_dir.glob("auth.sqlite3*"):
+        assert secret not in path.read_bytes()
+
+
 async def test_tokens_that_are_none_are_a_401_that_says_why(house: House) -> None:
     claims = house.token().split(".")[1]
     public = rsa_key("one").public_key()

@@ -1,6 +1,7 @@
 """`Idempotency-Key` over HTTP: the same request is answered once, also when its client left."""
 
 import asyncio
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -337,6 +338,27 @@ async def test_a_change_whose_outcome_nobody_knows_is_not_made_twice(socket_dir:
         assert answer.status_code == 409
         assert "Look whether it was done" in answer.json()["error"]["message"]
         assert fresh.of(MakeKey) == []
+
+
+@pytest.mark.parametrize("age_s", [None, 0.0, 59.9, 60.0])
+async def test_what_may_run_at_another_gateway_is_to_be_repeated_and_what_was_lost_is_not(
+    socket_dir: Path, age_s: float | None
+) -> None:
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        auth = await gateway.auth(allow_anonymous=False)
+        auth.good_keys = ("psk-one",)
+        headers = {"X-API-Key": "psk-one", "Idempotency-Key": "once"}
+        body = b'{"name":"ci"}'
+        name = hashlib.sha256(b"key key-1\0POST /v1/admin/keys\0once").digest()
+        auth.kept[name] = (hashlib.sha256(body).digest(), b"")
+        auth.claim_age_s = age_s
+        answer = await gateway.client.post("/v1/admin/keys", content=body, headers=headers)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (409, "request_in_progress")
+        may_run = age_s is not None and age_s < 60
+        assert answer.headers["retry-after"] == ("1" if may_run else "2")
+        assert ("Look whether it was done" in error["message"]) is not may_run
+        assert auth.of(MakeKey) == []
 
 
 def test_what_is_sealed_opens_with_its_key_alone_and_not_when_it_was_changed() -> None:

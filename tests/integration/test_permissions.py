@@ -185,6 +185,17 @@ async def test_a_key_sees_only_the_models_that_it_may_use(socket_dir: Path) -> N
             headers={"X-API-Key": "psk-other"},
         )
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
+        await gateway.engine(model="secret-model")
+        listed_in_404 = {}
+        for name in ("narrow", "all"):
+            answer = await gateway.client.post(
+                "/v1/chat/completions",
+                json={"model": "demo-of-none", "messages": MESSAGES},
+                headers={"X-API-Key": f"psk-{name}"},
+            )
+            assert answer.status_code == 404
+            listed_in_404[name] = answer.json()["error"]["message"].partition("models: ")[2]
+        assert listed_in_404 == {"narrow": "`demo`.", "all": "`demo`, `secret-model`."}
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,8 @@ class Settle(Message, frozen=True, tag="settle"):
         endpoint: As it was authorized (since 1.4, as the next): should a kill have made the auth
             worker forget the lease, it still finds the limits that it counts in.
         end_user: Likewise.
+        model: That answered, where it isn't the one of the lease: it is booked, at its price and in
+            its limits (since 1.5); empty for the lease's own.
     """
 
     lease_id: str
@@ -190,6 +192,7 @@ class Settle(Message, frozen=True, tag="settle"):
     is_unused: bool = False
     endpoint: str = ""
     end_user: str = ""
+    model: str = ""
 
 
 class Settled(Message, frozen=True, tag="settled"):

@@ -298,11 +298,17 @@ class AnswerClaimed(Message, frozen=True, tag="answer_claimed"):
             before, and its outcome isn't known; `kept`: it was done; `other`: the name came with
             another body.
         answer: What was kept, as it was given.
+        seal_key: Of an actor without a secret of its own, who comes with another bearer token each
+            time: what to seal its answers with, which isn't in the database (since 1.5); empty for
+            keys, which are sealed with what was presented.
+        age_s: For how long it has been `running` (since 1.5); None from older auth workers.
     """
 
     request_id: str
     state: Literal["new", "running", "kept", "other"]
     answer: bytes = b""
+    seal_key: bytes = b""
+    age_s: float | None = None
 
 
 class KeepAnswer(Message, frozen=True, tag="keep_answer"):

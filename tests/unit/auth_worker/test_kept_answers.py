@@ -32,6 +32,12 @@ def test_a_name_is_claimed_once_and_its_answer_told_to_its_owner(store: SqlStore
     assert claimed(store, claim()).state == "kept"
 
 
+def test_it_says_for_how_long_it_has_been_running(store: SqlStore) -> None:
+    assert claimed(store, claim(at=5000)) == ClaimedAnswer("new")
+    assert claimed(store, claim(at=65_000)) == ClaimedAnswer("running", age_ms=60_000)
+    assert claimed(store, claim(at=1)).age_ms == 0  # the clock was put back
+
+
 def test_what_came_to_nothing_may_begin_anew(store: SqlStore) -> None:
     store.apply([claim(), KeepAnswerRow(NAME, "key_1", b"")])
     assert claimed(store, claim()).state == "new"

@@ -8,6 +8,7 @@ import pytest
 
 from auth_worker.principals.limit_rules import Holder, Limit, Window, WindowKind
 from auth_worker.principals.people import StoredTeam, StoredUser
+from auth_worker.principals.prices import Price
 from auth_worker.records.operations import AppendAudit, BookUsage, Snapshot
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Adjust, Adjusted, Denied, Granted, LimitRefusal, Settle
@@ -450,3 +451,31 @@ def test_the_headers_show_the_window_with_least_room() -> None:
     state = granted(bench).limits
     assert (state.limit_requests, state.remaining_requests) == (3, 2)
     assert (state.limit_tokens, state.remaining_tokens) == (500, 400)
+
+
+DEAR = Price("price_dear", 1, "dear*", 0, 0, 0, 0, 0, 0, 900)
+CHEAP = Price("price_cheap", 1, "*", 0, 0, 0, 0, 0, 0, 100)
+
+
+def test_what_another_model_answered_is_booked_at_its_price_and_in_its_limits() -> None:
+    of_first = limit("money", 1000, limit_id="first", models=("cheap",))
+    of_second = limit("money", 1000, limit_id="second", models=("dear",))
+    bench = bench_of(of_first, of_second, prices=(DEAR, CHEAP))
+    lease = granted(bench, model="cheap")
+    booking = settle(bench, lease, model="dear")
+    assert (booking.model, booking.price_id, booking.cost_micros) == ("dear", "price_dear", 900)
+    # Nothing of it is left with the first model, and what the second has left is too little.
+    for _ in range(10):
+        settle(bench, granted(bench, model="cheap"))
+    assert refusing(denied(bench, model="cheap")).limit_id == "first"
+    assert refusing(denied(bench, model="dear")).limit_id == "second"
+
+
+def test_the_model_of_a_late_settlement_counts_as_well() -> None:
+    bench = bench_of(prices=(DEAR, CHEAP))
+    lease = granted(bench, model="cheap")
+    bench.clock.advance(3600.0)
+    bench.authority.expire()
+    late = settle(bench, lease, model="dear")
+    assert (late.model, late.price_id, late.cost_micros) == ("dear", "price_dear", 900)
+    assert settle(bench, lease).price_id == "price_cheap"

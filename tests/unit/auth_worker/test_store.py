@@ -22,6 +22,7 @@ from auth_worker.records.operations import (
     LeaseRow,
     PutKey,
     ReadKeys,
+    ReadUsageRows,
     Result,
     SaveLease,
     TouchKey,
@@ -119,6 +120,16 @@ def test_a_late_settlement_corrects_an_expired_lease_once(
     assert rows(store, "SELECT model, outcome FROM ledger") == [("demo", "finished")]
     totals = rows(store, "SELECT num_requests, completion_tokens FROM usage_by_hour")
     assert totals == [(1, 20)]
+
+
+def test_a_late_settlement_may_be_of_another_model(store: SqlStore) -> None:
+    store.apply([booking("a", outcome="expired", completion_tokens=5)])
+    store.apply([booking("a", model="other")])
+    store.apply([ReadUsageRows(0, 2**31, 10)])
+    totals = (
+        "SELECT model, num_requests, completion_tokens FROM usage_by_hour WHERE num_requests > 0"
+    )
+    assert rows(store, totals) == [("other", 1, 20)]
 
 
 @pytest.mark.parametrize("num_bookings", [1, 2, 127, 128, 300])

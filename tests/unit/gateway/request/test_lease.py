@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 import pytest
+from msgspec import structs
 
 from gateway.errors import DeniedError, WorkerUnavailableError
 from gateway.request.lease import RequestLease
@@ -290,3 +291,16 @@ async def test_work_without_tokens_has_no_lease() -> None:
     assert lease.limits == LIMITED
     lease.settle(parts.outbox, Usage(), "finished")
     assert parts.outbox.settles == []
+
+
+async def test_what_an_earlier_attempt_s_lease_is_booked_for_is_the_model_of_this_one() -> None:
+    parts = Parts()
+    lease = RequestLease(parts.auth, "r")
+    granted = Granted(request_id="r", lease_id="second", tenant="t", key_id="k", role="user")
+    lease.on_granted(granted, Bound(10, 20), structs.replace(ASKED, model="fallback"))
+    lease.settle(parts.outbox, Usage(prompt_tokens=1), "finished", earlier=("first",))
+    booked, taken_back = parts.outbox.settles
+    assert (booked.lease_id, booked.model, booked.is_unused) == ("first", "fallback", False)
+    assert (taken_back.lease_id, taken_back.model, taken_back.is_unused) == ("second", "", True)
+    lease.settle(parts.outbox, Usage(prompt_tokens=1), "finished")
+    assert parts.outbox.settles[-1].model == ""  # its own
