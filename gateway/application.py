@@ -205,6 +205,7 @@ class Application:
                 slice_tokens=settings.lease_slice_tokens,
                 max_answer_bytes=settings.max_answer_bytes,
                 thinking_budgets=settings.thinking_budget_by_effort,
+                allows_templates=settings.request_chat_templates,
                 models=settings.models,
                 scopes={
                     path: rule.scope for path, rule in ROUTE_RULES.items() if rule.scope is not None

@@ -332,6 +332,9 @@ def prompt(
     max_tokens: int | None = None,
     truncate_prompt_tokens: int | None = None,
     return_tokens: bool = False,
+    chat_template: str | None = None,
+    suffix: str | None = None,
+    cache_salt: str = "",
 ) -> Prepare:
     """A prompt to be rendered and tokenised; `addressed` says whose it is, and until when."""
     return Prepare(
@@ -349,6 +352,9 @@ def prompt(
         max_tokens=max_tokens,
         truncate_prompt_tokens=truncate_prompt_tokens,
         return_tokens=return_tokens,
+        chat_template=chat_template,
+        suffix=suffix,
+        cache_salt=cache_salt,
     )
 
 
@@ -458,6 +464,7 @@ def generate(
     is_alone: bool,
     thought: Thought | None = None,
     max_thought_tokens: int = 0,
+    cache_salt: str = "",
 ) -> Generate:
     """One choice of a prompt, from its beginning or from where another engine stopped."""
     return Generate(
@@ -483,6 +490,7 @@ def generate(
         trace_id=trace_id,
         thought=thought,
         max_thought_tokens=max_thought_tokens,
+        cache_salt=cache_salt,
     )
 
 

@@ -327,6 +327,16 @@ class GatewaySettings:
             meaning="what a choice without `max_tokens` reserves at a time",
         )
     )
+    request_chat_templates: bool = setting(
+        switch(
+            "PENSTOCK_REQUEST_CHAT_TEMPLATES",
+            False,
+            meaning=(
+                "whether a request may bring a `chat_template` instead of the model's; it is a"
+                " program, run in a sandbox with bounds of memory and time"
+            ),
+        )
+    )
     thinking_budgets: tuple[str, ...] = setting(
         words(
             "PENSTOCK_THINKING_BUDGETS",

@@ -56,5 +56,6 @@ CLASSIFY_VERSION = ProtocolVersion(1, 4)
 """Since when engines take `Classify`; those that do say `classify` among their capabilities. Only
 engines that offer `prompt_names` take a `prompt_name` of `Embed`."""
 
-THOUGHT_VERSION = ProtocolVersion(1, 5)
-"""Since when engines end reasoning by `Generate.thought`, which parsers tell in `ParseOpened`."""
+EXTRAS_VERSION = ProtocolVersion(1, 5)
+"""Since when engines end reasoning by `Generate.thought`, which parsers tell in `ParseOpened`, and
+take `chat_template`, `suffix` and `cache_salt`; an older one would leave them aside."""

@@ -11,7 +11,7 @@ from engine_worker.core.choice.token_mask import MaskWords, num_mask_words
 from engine_worker.core.choice_log import about
 from engine_worker.core.choice_output import ChoiceOutput, resumed_output
 from engine_worker.core.metrics import EngineMetrics
-from engine_worker.core.scheduling.block_hashes import block_hashes
+from engine_worker.core.scheduling.block_hashes import block_hashes, salt_of
 from engine_worker.grammar.constraint import Constraint
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.wire.messages import Generate
@@ -81,7 +81,8 @@ class ChoiceAcceptor:
         )
         # The names of blocks are the border between tenants, so the engine makes them itself.
         own = repr((command.tenant, gateway_id, command.request_id))
-        choice.cache_salt = command.tenant if self._shares_cache else own
+        shared = salt_of(command.tenant, command.cache_salt)
+        choice.cache_salt = shared if self._shares_cache else own
         output = resumed_output(
             choice, command, constraint, self._tokenizer, self._limits.vocab_size
         )

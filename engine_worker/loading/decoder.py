@@ -51,6 +51,7 @@ from engine_worker.loading.phases import PhaseCallback
 from engine_worker.loading.quality_record import read_quality
 from engine_worker.loading.weights import load_for_backend
 from engine_worker.text.chat_template import ChatTemplate
+from engine_worker.text.fill_in_middle import FillInMiddle
 from engine_worker.text.format_detection import DetectedFormats, detect_formats
 from engine_worker.text.preparation import PromptPreparer
 from engine_worker.text.score_preparation import ScorePreparer
@@ -289,7 +290,7 @@ def _assemble(
         max_logprobs=MAX_LOGPROBS,
         block_size=runner.block_size,
         num_parameters=graph.num_parameters,
-        capabilities=_capabilities(template, formats, embedder),
+        capabilities=_capabilities(tokenizer, template, formats, embedder),
         sampling_defaults=load_sampling_defaults(settings.path),
         max_num_seqs=runner.max_num_seqs,
         num_kv_tokens=runner.num_blocks * runner.block_size,
@@ -343,7 +344,10 @@ def _model_type(folder: Path) -> str | None:
 
 
 def _capabilities(
-    template: ChatTemplate, formats: DetectedFormats, embedder: Embedder | None
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    formats: DetectedFormats,
+    embedder: Embedder | None,
 ) -> tuple[str, ...]:
     found = {
         "completions": True,
@@ -352,6 +356,7 @@ def _capabilities(
         "reasoning": formats.reasoning_format is not None,
         "embeddings": embedder is not None,
         "scores": template.exists,
+        "fill_in_middle": FillInMiddle(tokenizer).exists,
     }
     return tuple(name for name, is_there in found.items() if is_there)
 

@@ -2,12 +2,11 @@
 
 import json
 import re
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
-
-from jinja2.exceptions import TemplateError
 
 from engine_worker.errors import (
     ChatTemplateError,
@@ -19,7 +18,12 @@ from engine_worker.errors import (
 from engine_worker.text.chat_messages import JsonObject
 from engine_worker.text.control_tokens import ControlTokens, Rendered
 from engine_worker.text.history import HistoryRules, probe_rules, shaped
-from engine_worker.text.time_limit import OutOfTimeError, limited
+from engine_worker.text.template_renderer import (
+    MAX_COMPUTE_S,
+    RENDERER,
+    TemplateCostError,
+    TemplateRefusedError,
+)
 from engine_worker.text.tokenizer import Tokenizer
 
 # What the engine itself passes to templates; a client may not set it as a template argument.
@@ -38,19 +42,8 @@ _RESERVED_ARGUMENTS = frozenset(
 )
 _NEEDED_IN_TEMPLATE = frozenset({"documents", "verbosity"})
 """Arguments that a template which never reads them would leave aside in silence."""
-MAX_COMPUTE_S = 10.0
-"""Of one conversation, in processor time; the longest take well below a second."""
-# What template code raises besides Jinja's own errors.
-_RENDER_ERRORS = (
-    TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+MAX_REQUEST_TEMPLATES = 16
+"""Templates that came with requests and are kept examined."""
 # Templates ask for the date with a format that is spelt in them; all are rendered beforehand from
 # the request's own time, because the prompt must come out the same on another engine, later.
 _TIME_MACRO = "{%- macro strftime_now(format) -%}{{- penstock_times[format] -}}{%- endmacro -%}"
@@ -65,11 +58,13 @@ class _Template:
     source: str
     time_formats: tuple[str, ...]
     knows_tools: bool
+    escapes: bool
+    is_ours: bool
     rules: HistoryRules
 
 
-class _TemplateTimeError(ChatTemplateError):
-    """It was stopped."""
+class _TemplateStoppedError(ChatTemplateError):
+    """It takes too much time or memory."""
 
 
 class ChatTemplate:
@@ -82,15 +77,18 @@ class ChatTemplate:
             otherwise it stays text.
 
     Raises:
-        TokenizerLoadError: The template computes without an end.
+        TokenizerLoadError: The template takes too much time or memory.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, model: str, *, special_tokens_in_text: bool = False
     ) -> None:
         self._model = model
+        self._whose = f"the model '{model}'"
         self._tokenizer = tokenizer
         self._special_tokens = tokenizer.special_tokens_map()
+        self._lock = threading.Lock()
+        self._of_requests: dict[str, _Template] = {}
         plain = tokenizer.chat_template_source(has_tools=False)
         with_tools = tokenizer.chat_template_source(has_tools=True)
         self._plain = None if plain is None else self._examine(plain)
@@ -116,6 +114,7 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         template_time: int,
+        source: str | None = None,
     ) -> Rendered:
         """The text of the prompt, for `encode`.
 
@@ -126,6 +125,8 @@ class ChatTemplate:
             add_generation_prompt: End with the header of the assistant's answer.
             continue_final_message: Leave the last message open, so that the model goes on in it.
             template_time: What the template sees as now, Unix seconds, in UTC.
+            source: Another template, of the request. What it writes may be control tokens; what the
+                messages spell may not, unless it is the only template.
 
         Raises:
             NoChatTemplateError: The model has none.
@@ -133,7 +134,10 @@ class ChatTemplate:
             InvalidRequestError: A template argument with a reserved name; contradicting options.
             UnsupportedParameterError: Tools for a template that knows none.
         """
-        template = self._with_tools if tools else self._plain
+        if source is not None:
+            template: _Template | None = self._of_request(source)
+        else:
+            template = self._with_tools if tools else self._plain
         if template is None:
             raise NoChatTemplateError(
                 f"The model '{self._model}' has no chat template, so it can't take chat messages;"
@@ -170,7 +174,7 @@ class ChatTemplate:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
-        return Rendered(text) if controls is None else controls.rendered(text)
+        return Rendered(text) if controls is None else controls.rendered(text, template.escapes)
 
     def encode(self, prompt: Rendered, is_wanted: Callable[[], bool] | None = None) -> list[int]:
         """The token ids of a prompt that this template made; other threads run meanwhile.
@@ -197,6 +201,26 @@ class ChatTemplate:
             return self._tokenizer.encode_texts(texts)
         return self._controls.encode_texts(texts)
 
+    def _of_request(self, source: str) -> _Template:
+        """A template that came with a request, examined as the model's own is."""
+        with self._lock:
+            found = self._of_requests.get(source)
+        if found is not None:
+            return found
+        try:
+            found = self._examine(source)
+        except TokenizerLoadError:
+            raise ChatTemplateError(
+                "`chat_template` takes more time or memory than a conversation may, with a few"
+                " words already.",
+                param="chat_template",
+            ) from None
+        with self._lock:
+            self._of_requests[source] = found
+            while len(self._of_requests) > MAX_REQUEST_TEMPLATES:
+                del self._of_requests[next(iter(self._of_requests))]
+        return found
+
     def _render(
         self,
         template: _Template,
@@ -208,37 +232,32 @@ class ChatTemplate:
         add_generation_prompt: bool,
         continue_final_message: bool,
     ) -> str:
-        # transformers' sandboxed renderer without `apply_chat_template` around it, which drops
-        # fields that are null although some templates look for them.
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         now = datetime.fromtimestamp(template_time, tz=UTC)
         times = {format_: now.strftime(format_) for format_ in template.time_formats}
         try:
-            with limited(MAX_COMPUTE_S):
-                rendered, _ = render_jinja_template(
-                    conversations=[messages],
-                    tools=tools,
-                    chat_template=template.source,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=continue_final_message,
-                    **{**arguments, **self._special_tokens, "penstock_times": times},
-                )
-        except OutOfTimeError:
-            raise _TemplateTimeError(
-                f"The chat template of the model '{self._model}' computed for more than "
-                f"{MAX_COMPUTE_S:g} s and was stopped.",
+            return RENDERER.render(
+                template.source,
+                messages,
+                tools,
+                {
+                    **arguments,
+                    **self._special_tokens,
+                    "penstock_times": times,
+                    "add_generation_prompt": add_generation_prompt,
+                    "continue_final_message": continue_final_message,
+                },
+                is_ours=template.is_ours,
+                max_compute_s=MAX_COMPUTE_S,
+            )
+        except TemplateCostError as error:
+            raise _TemplateStoppedError(
+                f"The chat template of {self._whose} {error}, and was stopped.", param="messages"
+            ) from None
+        except TemplateRefusedError as error:
+            raise ChatTemplateError(
+                f"The chat template of {self._whose} refused the messages: {error}",
                 param="messages",
             ) from None
-        except _RENDER_ERRORS as error:
-            message = str(error).strip() or type(error).__name__
-            raise ChatTemplateError(
-                f"The chat template of the model '{self._model}' refused the messages: "
-                f"{message:.500}",
-                param="messages",
-            ) from error
-        text: str = rendered[0]
-        return text
 
     def _examine(self, source: str) -> _Template:
         time_formats: tuple[str, ...] = ()
@@ -248,6 +267,8 @@ class ChatTemplate:
             source=_TIME_MACRO + source if time_formats else source,
             time_formats=time_formats,
             knows_tools="tools" in source,
+            escapes="ensure_ascii" in source,
+            is_ours=RENDERER.is_ours(source),
             rules=HistoryRules(),
         )
         wants_null_content = _NULL_CONTENT.search(source) is not None
@@ -293,7 +314,7 @@ class ChatTemplate:
                 add_generation_prompt=False,
                 continue_final_message=False,
             )
-        except _TemplateTimeError as error:
+        except _TemplateStoppedError as error:
             raise TokenizerLoadError(
                 f"{error.message} A conversation of a few words was all that it was given: name a "
                 "folder with another tokenizer and template by --tokenizer"

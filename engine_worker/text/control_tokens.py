@@ -86,7 +86,6 @@ class ControlTokens:
             and not text.isspace()
             and any(text in source for source in template_sources)
         ]
-        self._escapes = any("ensure_ascii" in source for source in template_sources)
         self._spellings = _Spellings(special)
         self._spellings_in_tools = _Spellings([*special, *markers])
         unknown = tokenizer.unknown_token_id
@@ -117,9 +116,14 @@ class ControlTokens:
         """
         return _deeply(value, self._spellings.mark)
 
-    def rendered(self, text: str) -> Rendered:
-        """What a template made of marked messages."""
-        if self._escapes:
+    def rendered(self, text: str, escapes: bool = False) -> Rendered:
+        """What a template made of marked messages.
+
+        Args:
+            text: All of it.
+            escapes: Whether the template may write other characters than ASCII as JSON escapes.
+        """
+        if escapes:
             text = text.replace(_ESCAPED_MARK, _MARK)
         parts = text.split(_MARK)
         if len(parts) == 1:

@@ -3,11 +3,16 @@
 import time
 from collections.abc import Callable
 
-from engine_worker.core.scheduling.block_hashes import block_hashes
-from engine_worker.errors import ContextLengthError, InvalidRequestError
+from engine_worker.core.scheduling.block_hashes import block_hashes, salt_of
+from engine_worker.errors import (
+    ContextLengthError,
+    InvalidRequestError,
+    UnsupportedParameterError,
+)
 from engine_worker.text.chat_messages import parse_json, parse_messages, parse_tools
 from engine_worker.text.chat_template import ChatTemplate
 from engine_worker.text.control_tokens import Rendered
+from engine_worker.text.fill_in_middle import FillInMiddle
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.wire.messages import Detokenize, Detokenized, Prepare, Prepared
 from protocol.wire.sampling_ranges import MAX_INT32
@@ -43,6 +48,7 @@ class PromptPreparer:
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
+        self._middle = FillInMiddle(tokenizer)
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
         self._block_size = block_size
@@ -87,12 +93,15 @@ class PromptPreparer:
         return Prepared(
             request_id=command.request_id,
             prompt_token_ids=tuple(token_ids),
-            block_hashes=block_hashes(token_ids, self._block_size, command.tenant),
+            block_hashes=block_hashes(
+                token_ids, self._block_size, salt_of(command.tenant, command.cache_salt)
+            ),
             prompt_tail=text[-_NUM_TAIL_CHARACTERS:],
             template_time=template_time,
             max_output_tokens=max(0, self._max_model_len - len(token_ids)),
             tokens=tokens,
             prompt_text=text if command.kind == "completion" else "",
+            stop_token_ids=() if command.suffix is None else self._middle.ending_token_ids,
         )
 
     def detokenize(self, command: Detokenize) -> Detokenized:
@@ -119,6 +128,8 @@ class PromptPreparer:
             rendered = self._render(command, template_time)
             self._refuse_hopeless(rendered, command)
             return rendered, self._checked(self._template.encode(rendered, is_wanted))
+        if command.suffix is not None:
+            return None, self._checked(self._around_middle(command, command.suffix, is_wanted))
         if command.prompt_token_ids is not None:
             token_ids = list(command.prompt_token_ids)
             check_token_ids(token_ids, self._vocab_size)
@@ -135,6 +146,27 @@ class PromptPreparer:
         raise InvalidRequestError(
             "There is nothing to prepare: the request has neither messages nor a prompt.",
             param="messages" if command.kind == "chat" else "prompt",
+        )
+
+    def _around_middle(
+        self, command: Prepare, suffix: str, is_wanted: Callable[[], bool] | None
+    ) -> list[int]:
+        if not self._middle.exists:
+            raise UnsupportedParameterError(
+                "This model has no tokens for filling in the middle.", param="suffix"
+            )
+        before: str | tuple[int, ...] = command.prompt or ""
+        if command.prompt_token_ids is not None:
+            check_token_ids(command.prompt_token_ids, self._vocab_size)
+            before = command.prompt_token_ids
+        else:
+            self._refuse_hopeless(command.prompt or "", command)
+        self._refuse_hopeless(suffix, command)
+        return self._middle.token_ids(
+            before,
+            suffix,
+            add_special_tokens=command.add_special_tokens,
+            is_wanted=is_wanted,
         )
 
     def _truncate(self, token_ids: list[int], command: Prepare) -> list[int]:
@@ -168,6 +200,7 @@ class PromptPreparer:
             add_generation_prompt=command.add_generation_prompt,
             continue_final_message=command.continue_final_message,
             template_time=template_time,
+            source=command.chat_template,
         )
 
     def _refuse_hopeless(self, text: str, command: Prepare) -> None:

@@ -23,6 +23,8 @@ from protocol.wire.messages import Prepare, SamplingDefaults, SamplingParams
 SEED_BITS = 63
 _SEED_MASK = (1 << SEED_BITS) - 1
 
+MAX_MIDDLE_MARKERS = 3
+"""Tokens that tell a model what stands before and behind the text that it fills in."""
 NEUTRAL_DEFAULTS = SamplingDefaults()
 """For a model that recommends nothing, or that nobody serves."""
 
@@ -79,6 +81,8 @@ def chat_job(
         continue_final_message=continues,
         max_tokens=request.output_limit,
         truncate_prompt_tokens=request.truncate_prompt_tokens,
+        chat_template=request.chat_template,
+        cache_salt=request.cache_salt or "",
     )
     return GenerationJob(
         endpoint=CHAT_ENDPOINT,
@@ -130,6 +134,8 @@ def completion_job(
             truncate_prompt_tokens=request.truncate_prompt_tokens,
             # The log probabilities of a prompt leave out its first token, its echo doesn't.
             return_tokens=options.echoes and options.num_top_logprobs is not None,
+            suffix=request.suffix or None,
+            cache_salt=request.cache_salt or "",
         )
         for prompt in prompts
     )
@@ -142,6 +148,7 @@ def completion_job(
         # A token of text has at least one byte; ids are tokens already.
         prompt_bytes=sum(
             _bound(len(prompt.encode()) if isinstance(prompt, str) else len(prompt), request)
+            + (len(request.suffix.encode()) + MAX_MIDDLE_MARKERS if request.suffix else 0)
             for prompt in prompts
         ),
         response_grammar=None if wanted is None else wanted.grammar,
@@ -183,6 +190,7 @@ def tokenize_question(request: TokenizeRequest, raw: dict[str, Any]) -> Prepare:
         continue_final_message=continues,
         add_special_tokens=request.add_special_tokens is not False,
         return_tokens=bool(request.return_token_strs),
+        chat_template=request.chat_template,
     )
 
 

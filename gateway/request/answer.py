@@ -24,9 +24,11 @@ from protocol.wire.messages import (
     Finished,
     ParseOpened,
     Prepared,
+    SamplingParams,
     StreamUsage,
     Usage,
 )
+from protocol.wire.sampling_ranges import MAX_STOP_TOKEN_IDS
 
 
 class Answer:
@@ -203,7 +205,7 @@ class Answer:
                 request_id=self._launcher.wire_id(number),
                 lease_id=admitted.lease_id,
                 prepared=prompt,
-                sampling=self._job.sampling,
+                sampling=_ended_by(self._job.sampling, prompt.stop_token_ids),
                 max_output_tokens=limit,
                 tenant=admitted.tenant,
                 priority=admitted.priority,
@@ -213,6 +215,7 @@ class Answer:
                 is_streaming=self._job.options.is_streaming,
                 trace_id=self._owner.trace_id,
                 limit=thought_limit,
+                cache_salt=self._job.prepares[number].cache_salt,
             )
             reserved = self._budget.slice_of(limit)
             for choice in range(self._job.num_choices):
@@ -281,3 +284,11 @@ class Answer:
         self._num_open -= 1
         if self._num_open == 0:
             self._owner.end("finished")
+
+
+def _ended_by(sampling: SamplingParams, token_ids: tuple[int, ...]) -> SamplingParams:
+    """The parameters with what ends this prompt's output besides."""
+    if not token_ids or sampling.ignore_eos:
+        return sampling
+    every = tuple(dict.fromkeys((*sampling.stop_token_ids, *token_ids)))[:MAX_STOP_TOKEN_IDS]
+    return structs.replace(sampling, stop_token_ids=every)

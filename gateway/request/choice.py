@@ -64,6 +64,7 @@ class ChoicePlan:
         is_streaming: Whether the answer travels as it comes.
         trace_id: The client's `X-Request-ID`.
         limit: Of its reasoning.
+        cache_salt: Keeps its cached blocks apart from others of its tenant.
     """
 
     request_id: str
@@ -79,6 +80,7 @@ class ChoicePlan:
     is_streaming: bool
     trace_id: str
     limit: ThoughtLimit | None = None
+    cache_salt: str = ""
 
 
 class EngineChoice:
@@ -234,6 +236,7 @@ class EngineChoice:
             is_alone=seat.is_alone,
             thought=None if plan.limit is None else plan.limit.thought,
             max_thought_tokens=0 if plan.limit is None else plan.limit.max_tokens,
+            cache_salt=plan.cache_salt,
         )
         try:
             self._engines.generate(seat.engine, generate, self)

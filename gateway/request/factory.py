@@ -40,6 +40,7 @@ class RequestRules:
         slice_tokens: What a choice reserves at a time when the client set no limit.
         max_answer_bytes: Answers estimated larger are refused.
         thinking_budgets: Tokens of reasoning by effort.
+        allows_templates: Whether requests may bring a chat template.
         models: Names that are served sooner or later.
         scopes: What a key must be good for, by route template.
     """
@@ -48,6 +49,7 @@ class RequestRules:
     slice_tokens: int
     max_answer_bytes: int
     thinking_budgets: Mapping[str, int]
+    allows_templates: bool
     models: tuple[str, ...]
     scopes: Mapping[str, Scope]
 
@@ -123,6 +125,7 @@ class RequestFactory:
             slice_tokens=self._rules.slice_tokens,
             max_answer_bytes=self._rules.max_answer_bytes,
             thinking_budgets=self._rules.thinking_budgets,
+            allows_templates=self._rules.allows_templates,
             clock=self._clock,
         )
         return self._request(work, caller, request_id, takes), work

@@ -16,7 +16,7 @@ from gateway.request.events import GenerationEvent
 from gateway.request.job import GenerationJob
 from gateway.request.launcher import EnginePool, Launcher
 from gateway.request.lease_watch import LeaseWatch
-from gateway.request.model_limits import check_served, find_offer
+from gateway.request.model_limits import check_served, check_template, find_offer
 from gateway.request.parsing import ParseSession, parse_opening
 from gateway.request.pipeline import Pipeline
 from gateway.request.prompt_length import check_prompts
@@ -53,6 +53,7 @@ class GenerationWork:
         slice_tokens: What a choice reserves at a time when the client set no limit.
         max_answer_bytes: Answers estimated larger are refused.
         thinking_budgets: Tokens of reasoning by effort.
+        allows_templates: Whether requests may bring a chat template.
         clock: Monotonic seconds.
     """
 
@@ -72,6 +73,7 @@ class GenerationWork:
         slice_tokens: int,
         max_answer_bytes: int,
         thinking_budgets: Mapping[str, int],
+        allows_templates: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.job = job
@@ -84,6 +86,7 @@ class GenerationWork:
         self._configured_models = configured_models
         self._max_answer_bytes = max_answer_bytes
         self._thinking_budgets = thinking_budgets
+        self._allows_templates = allows_templates
         self._clock = clock
         self._arrived_at = clock()
         self._budget = TokenBudget(job, slice_tokens)
@@ -181,6 +184,7 @@ class GenerationWork:
         Raises:
             GatewayError: No such model, or a parameter that it doesn't support.
         """
+        check_template(self.job.prepares[0], is_allowed=self._allows_templates)
         directory = self._pool.directory
         self.offer = find_offer(directory, self.model, self._configured_models)
         version = directory.version(self.model)

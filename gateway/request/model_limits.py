@@ -11,8 +11,8 @@ from gateway.errors import (
 from gateway.request.job import CHAT_ENDPOINT, GenerationJob
 from gateway.request.prompt_length import check_prompts
 from gateway.workers.engine_directory import EngineDirectory
-from protocol.version import SURFACE_VERSION, ProtocolVersion
-from protocol.wire.messages import EngineOffer
+from protocol.version import EXTRAS_VERSION, SURFACE_VERSION, ProtocolVersion
+from protocol.wire.messages import EngineOffer, Prepare
 
 
 def find_offer(directory: EngineDirectory, model: str, configured: tuple[str, ...]) -> EngineOffer:
@@ -56,6 +56,7 @@ def check_served(job: GenerationJob, offer: EngineOffer, version: ProtocolVersio
             param="model",
         )
     check_prompts(job.prepares, offer)
+    check_extras(job.prepares[0], offer, version)
     sampling = job.sampling
     wanted = {
         "logit_bias": sampling.logit_bias,
@@ -81,6 +82,43 @@ def check_served(job: GenerationJob, offer: EngineOffer, version: ProtocolVersio
         ("prompt_logprobs", options.num_prompt_logprobs),
     ):
         _check_logprobs(name, number, offer)
+
+
+def check_extras(prepare: Prepare, offer: EngineOffer, version: ProtocolVersion) -> None:
+    """Refuse what a prompt asks of engines that can't do it, or that are older.
+
+    Args:
+        prepare: The prompt.
+        offer: What the engines serve.
+        version: The oldest wire that one of them speaks.
+
+    Raises:
+        UnsupportedFieldError: Naming the field.
+    """
+    wanted = {
+        "chat_template": prepare.chat_template,
+        "suffix": prepare.suffix,
+        "cache_salt": prepare.cache_salt,
+    }
+    check_version(version, *(name for name, value in wanted.items() if value), since=EXTRAS_VERSION)
+    if prepare.suffix is not None and "fill_in_middle" not in offer.capabilities:
+        raise UnsupportedFieldError(
+            f"The model `{offer.model}` has no tokens for filling in the middle.", param="suffix"
+        )
+
+
+def check_template(prepare: Prepare, *, is_allowed: bool) -> None:
+    """Refuse a chat template of a client, unless the operator lets them send some.
+
+    Raises:
+        UnsupportedFieldError: Naming the field and the setting.
+    """
+    if prepare.chat_template is not None and not is_allowed:
+        raise UnsupportedFieldError(
+            "`chat_template` is not supported: templates come with the model, unless this server"
+            " sets PENSTOCK_REQUEST_CHAT_TEMPLATES.",
+            param="chat_template",
+        )
 
 
 def check_version(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from gateway.errors import UnsupportedFieldError
 from gateway.request.job import GenerationJob
 from gateway.request.model_limits import check_version
-from protocol.version import THOUGHT_VERSION, ProtocolVersion
+from protocol.version import EXTRAS_VERSION, ProtocolVersion
 from protocol.wire.messages import EngineOffer, ParseOpened, Thought
 
 BUDGET_FIELD = "thinking_token_budget"
@@ -42,7 +42,7 @@ def check_budget(job: GenerationJob, offer: EngineOffer, version: ProtocolVersio
         raise UnsupportedFieldError(
             f"The model `{job.model}` has no reasoning that could be ended.", param=BUDGET_FIELD
         )
-    check_version(version, BUDGET_FIELD, since=THOUGHT_VERSION)
+    check_version(version, BUDGET_FIELD, since=EXTRAS_VERSION)
 
 
 def thought_limit(
@@ -66,7 +66,7 @@ def thought_limit(
     budget = job.thinking_budget
     if budget is None:
         budget = budgets.get(job.reasoning_effort)
-    if budget is None or budget < 0 or version < THOUGHT_VERSION:
+    if budget is None or budget < 0 or version < EXTRAS_VERSION:
         return None
     thought = None if opened is None else opened.thought
     if thought is None:

@@ -222,6 +222,7 @@ class FakeEngine(FakeWorker[EngineCommand]):
         self.is_mute = is_mute
         self.answers_aborts = True
         self.block_hashes: tuple[bytes, ...] = ()
+        self.stop_token_ids: tuple[int, ...] = ()
         self.running = Load()
         self.offer = EngineOffer(
             model=model,
@@ -338,6 +339,7 @@ class FakeEngine(FakeWorker[EngineCommand]):
                 template_time=7,
                 tokens=tuple(f"t{one}" for one in prompt) if prepare.return_tokens else (),
                 prompt_text="" if prepare.kind == "chat" else "t1t2t3t4t5",
+                stop_token_ids=self.stop_token_ids,
             )
         )
 

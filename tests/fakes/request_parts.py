@@ -207,6 +207,7 @@ class Parts:
                 slice_tokens=slice_tokens,
                 max_answer_bytes=max_answer_bytes,
                 thinking_budgets={},
+                allows_templates=False,
                 models=("m", "later"),
                 scopes=defaultdict(lambda: "chat.completions"),
             ),

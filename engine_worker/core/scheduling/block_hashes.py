@@ -7,6 +7,11 @@ from hashlib import blake2b
 BLOCK_HASH_BYTES = 16
 
 
+def salt_of(tenant: str, cache_salt: str) -> str:
+    """What a chain starts from for a tenant, and for what it wants to keep apart of its own."""
+    return repr((tenant, cache_salt)) if cache_salt else tenant
+
+
 def root_hash(salt: str) -> bytes:
     """What a chain starts from; other salts share no hash, so tenants can't probe each other."""
     return blake2b(salt.encode(), digest_size=BLOCK_HASH_BYTES, person=b"penstock-block").digest()

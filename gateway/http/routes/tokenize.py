@@ -19,7 +19,12 @@ from gateway.http.parsers import DETOKENIZE, TOKENIZE
 from gateway.http.parts import HttpParts, parts_of
 from gateway.http.responses import run_to_end
 from gateway.http.schemas.tokenize import DetokenizeRequest, TokenizeRequest
-from gateway.request.model_limits import check_token_ids, check_version
+from gateway.request.model_limits import (
+    check_extras,
+    check_template,
+    check_token_ids,
+    check_version,
+)
 from gateway.request.questions import Question
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import Detokenized, EngineOffer, Prepared
@@ -43,7 +48,10 @@ async def tokenize(http_request: HttpRequest) -> Response:
     body = await parsed_body(http_request, TOKENIZE)
     headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
 
-    def check(_offer: EngineOffer, version: ProtocolVersion) -> None:
+    def check(offer: EngineOffer, version: ProtocolVersion) -> None:
+        is_allowed = parts.settings.request_chat_templates
+        check_template(body.message, is_allowed=is_allowed)
+        check_extras(body.message, offer, version)
         if body.returns_strings:
             check_version(version, "return_token_strs")
 

@@ -24,7 +24,7 @@ from gateway.http.schemas.messages import (
     unknown_message_keys,
     unknown_tool_keys,
 )
-from gateway.http.schemas.ranges import MAX_MESSAGES, MAX_TOOLS, ranged
+from gateway.http.schemas.ranges import MAX_MESSAGES, MAX_TEMPLATE_CHARACTERS, MAX_TOOLS, ranged
 from gateway.http.schemas.sampling import GenerationRequest, unknown_stream_keys
 from gateway.http.schemas.tool_choice import allowed_tools, checked_tool_choice, named_tool
 
@@ -55,6 +55,9 @@ class ChatRequest(GenerationRequest):
     verbosity: Verbosity | None = None
     documents: Annotated[
         list[dict[str, Any]] | None, Field(max_length=MAX_DOCUMENTS, fail_fast=True)
+    ] = None
+    chat_template: Annotated[
+        str | None, Field(min_length=1, max_length=MAX_TEMPLATE_CHARACTERS)
     ] = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None

@@ -32,6 +32,7 @@ class CompletionRequest(GenerationRequest):
     add_special_tokens: bool | None = None
     # 0 is for who only wants the prompt looked at, see `_consistent_completion`.
     max_tokens: Annotated[int | None, Field(ge=0, le=MAX_TOKENS)] = None
+    suffix: str | None = None
     best_of: int | None = ranged("best_of")
     echo: bool | None = None
     logprobs: int | None = ranged("logprobs")
@@ -65,6 +66,10 @@ class CompletionRequest(GenerationRequest):
         if self.max_tokens == 0 and not self.echo:
             text = f"0 is out of its range, {RANGES['max_tokens']}; only `echo` may go without."
             raise field_error(text, "max_tokens")
+        if self.suffix:
+            for name in ("echo", "truncate_prompt_tokens"):
+                if getattr(self, name):
+                    raise field_error("it contradicts `suffix`.", name)
         if self.best_of is not None:
             if self.stream and self.best_of > 1:
                 raise field_error(

@@ -23,19 +23,18 @@ CHAT_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "echo": ((False,), "only completions repeat their prompt"),
     "modalities": ((["text"],), "models here answer in text"),
     "moderation": ((), "there is no moderation model"),
+    "suffix": (("",), "only completions fill in the middle"),
     "web_search_options": ((), "there is no web search"),
 }
 """Documented by OpenAI for chat, refused by name unless null or one of the neutral values."""
 
 COMPLETION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
-    "suffix": (("",), "models here do not fill in the middle"),
+    "chat_template": ((), "only chat has templates"),
     "thinking_token_budget": ((-1,), "only chat tells reasoning apart"),
 }
 """Documented by OpenAI for completions, refused likewise."""
 
 EXTENSION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
-    "cache_salt": ((), "prompt caches are already separate for each tenant"),
-    "chat_template": ((), "templates come with the model"),
     "kv_transfer_params": ((), "each engine manages its own cache"),
     "length_penalty": ((1, 1.0), "there is no beam search"),
     "logprob_token_ids": (([],), "ask for `top_logprobs`"),

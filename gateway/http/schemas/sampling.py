@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from gateway.http.schemas.body import RequestModel, field_error, unknown_keys
-from gateway.http.schemas.ranges import LIST_BOUNDS, ranged
+from gateway.http.schemas.ranges import LIST_BOUNDS, MAX_SALT_CHARACTERS, ranged
 from gateway.http.schemas.structured import StructuredFields
 from protocol.wire.sampling_ranges import (
     LOGIT_BIAS,
@@ -71,6 +71,7 @@ class GenerationRequest(StructuredFields):
     include_stop_str_in_output: bool | None = None
     include_budget_warnings: bool | None = None
     include_timings: bool | None = None
+    cache_salt: Annotated[str | None, Field(min_length=1, max_length=MAX_SALT_CHARACTERS)] = None
     priority: Annotated[int | None, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = None
     # Harmless, see `fields.HARMLESS_FIELDS`.
     metadata: Any = None

@@ -18,13 +18,19 @@ from gateway.http.schemas.messages import (
     unknown_message_keys,
     unknown_tool_keys,
 )
-from gateway.http.schemas.ranges import MAX_MESSAGES, MAX_TOKEN_IDS, MAX_TOOLS
+from gateway.http.schemas.ranges import (
+    MAX_MESSAGES,
+    MAX_TEMPLATE_CHARACTERS,
+    MAX_TOKEN_IDS,
+    MAX_TOOLS,
+)
 from gateway.http.schemas.sampling import TokenId
 
 ModelName = Annotated[str | None, Field(min_length=1, max_length=512)]
 
 _CHAT_ONLY = (
     "tools",
+    "chat_template",
     "chat_template_kwargs",
     "add_generation_prompt",
     "continue_final_message",
@@ -44,6 +50,9 @@ class TokenizeRequest(RequestModel):
     ] = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
+    chat_template: Annotated[
+        str | None, Field(min_length=1, max_length=MAX_TEMPLATE_CHARACTERS)
+    ] = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

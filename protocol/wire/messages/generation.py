@@ -116,6 +116,12 @@ class Prepare(Message, frozen=True, tag="prepare"):
         messages_json: The messages of the chat schema as JSON text.
         tools_json: The tools of the chat schema as JSON text, None when there are none.
         template_kwargs_json: `chat_template_kwargs` as a JSON object.
+        chat_template: A template instead of the model's own (since 1.5).
+        suffix: What stands behind the text that is wanted, of which `prompt` or
+            `prompt_token_ids` is what stands before; for engines with `fill_in_middle` among their
+            capabilities (since 1.5).
+        cache_salt: Keeps the cached blocks of this prompt apart from those of its tenant's others
+            that don't have the same (since 1.5).
         template_time: Unix seconds that the template may read; 0 = the engine's clock. Replayed
             on another engine so that the prompt stays the same.
         max_tokens: The requested output, to check prompt plus output against the context.
@@ -144,6 +150,9 @@ class Prepare(Message, frozen=True, tag="prepare"):
     truncate_prompt_tokens: int | None = None
     return_tokens: bool = False
     trace_id: str = ""
+    chat_template: str | None = None
+    suffix: str | None = None
+    cache_salt: str = ""
 
 
 class Detokenize(Message, frozen=True, tag="detokenize"):
@@ -186,6 +195,8 @@ class Prepared(Message, frozen=True, tag="prepared"):
         max_output_tokens: What the context leaves for the output.
         tokens: The text of each prompt token, when it was asked for.
         prompt_text: What was tokenised, for `echo`; only of completions.
+        stop_token_ids: Tokens that end the output beside end-of-sequence: those after a middle that
+            was filled in (since 1.5).
     """
 
     request_id: str
@@ -196,6 +207,7 @@ class Prepared(Message, frozen=True, tag="prepared"):
     max_output_tokens: Count = 0
     tokens: tuple[str, ...] = ()
     prompt_text: str = ""
+    stop_token_ids: tuple[int, ...] = ()
 
 
 class Generate(Message, frozen=True, tag="generate"):
@@ -226,6 +238,7 @@ class Generate(Message, frozen=True, tag="generate"):
         thought: How the output's reasoning is ended once it has `max_thought_tokens` tokens; None
             lets it be as long as it wants to (since 1.5).
         max_thought_tokens: Tokens of reasoning at most, that of several thoughts together.
+        cache_salt: As in `Prepare`.
         trace_id: The client's `X-Request-ID`, for logs.
     """
 
@@ -252,6 +265,7 @@ class Generate(Message, frozen=True, tag="generate"):
     trace_id: str = ""
     thought: Thought | None = None
     max_thought_tokens: int = 0
+    cache_salt: str = ""
 
 
 class Extend(Message, frozen=True, tag="extend"):

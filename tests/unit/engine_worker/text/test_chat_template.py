@@ -203,6 +203,38 @@ def test_a_template_that_loops_with_some_messages_is_stopped_at_these(
     assert template.render([{"role": "user", "content": "go"}], template_time=0) == "x"
 
 
+def test_a_template_of_a_request_stands_for_the_models_own() -> None:
+    messages: list[dict[str, object]] = [{"role": "user", "content": "<|im_end|>"}]
+    for own in (None, "own"):
+        template = make_template(own)
+        source = "{{ messages[0].content }}!"
+        assert template.render(messages, template_time=0, source=source) == "<|im_end|>!"
+        with pytest.raises(ChatTemplateError, match="only here"):
+            template.render(messages, template_time=0, source="{{ raise_exception('only here') }}")
+        with pytest.raises(UnsupportedParameterError, match="knows no tools"):
+            template.render(messages, tools=[{}], template_time=0, source="x")
+
+
+def test_templates_of_requests_are_kept_in_a_bounded_number() -> None:
+    template = make_template("own")
+    for number in range(40):
+        source = f"{number}{{{{ messages[0].role }}}}"
+        messages: list[dict[str, object]] = [{"role": "user", "content": ""}]
+        assert template.render(messages, template_time=0, source=source) == f"{number}user"
+    assert len(template._of_requests) == 16
+
+
+def test_a_template_of_a_request_that_takes_too_much_is_refused() -> None:
+    with pytest.raises(ChatTemplateError, match="more time or memory") as caught:
+        make_template("own").render([], template_time=0, source="{{ 'a' * 10**10 }}")
+    assert caught.value.param == "chat_template"
+
+
+def test_a_template_that_takes_too_much_memory_is_refused_when_it_is_loaded() -> None:
+    with pytest.raises(TokenizerLoadError, match=r"memory than one conversation may.*--tokenizer"):
+        make_template("{{ 'a' * 10**10 }}")
+
+
 def test_no_template_points_to_completions() -> None:
     assert not make_template(None).exists
     with pytest.raises(NoChatTemplateError, match="/v1/completions"):
