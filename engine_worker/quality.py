@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine_worker.config import (
     DEFAULT_COMPILE_CACHE_DIR,
@@ -22,6 +23,9 @@ from engine_worker.demo import DEMO_MODEL_NAME, demo_model_path
 from protocol.errors import ConfigurationError, PenstockError
 from protocol.runtime.gguf_header import model_name
 from protocol.runtime.shared_settings import BACKENDS
+
+if TYPE_CHECKING:
+    from engine_worker.compute.backends.base import Backend
 
 BUNDLED_TEXT = "bundled"
 _MAX_TEXT_BYTES = 4 * 2**20
@@ -97,7 +101,7 @@ def run(job: Job) -> dict[str, object]:
     except ValueError as error:
         raise ConfigurationError(f"--text {job.text_name}: {error}", param="text") from error
     record: dict[str, object] = {
-        "weights": measured.weight_type,
+        "weights": _weights_of(measured),
         "backend": measured.name,
         "reference": f"{reference.weight_type} on {reference.name}{_of(job.against)}",
         "text": job.text_name,
@@ -112,6 +116,14 @@ def run(job: Job) -> dict[str, object]:
         except OSError as error:
             sys.stderr.write(f"not kept: {error}\n")
     return record
+
+
+def _weights_of(backend: "Backend") -> str:
+    # Imports jax, as all that is needed to measure.
+    from engine_worker.compute.backends.choice import stored_label
+
+    stored = stored_label(backend)
+    return f"{backend.weight_type}, {stored}" if stored else backend.weight_type
 
 
 def _of(against: Path | None) -> str:

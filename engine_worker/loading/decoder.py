@@ -16,6 +16,7 @@ from engine_worker.compute.backends.choice import (
     choose_backend,
     describe,
     identity_of,
+    stored_label,
 )
 from engine_worker.compute.backends.host_memory import trim_heap
 from engine_worker.compute.backends.kv_memory import (
@@ -33,7 +34,7 @@ from engine_worker.compute.models.spec import DecoderSpec
 from engine_worker.compute.runner.compile_cache import prepare_backend
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.compute.weights.checkpoint import open_checkpoint
-from engine_worker.compute.weights.loader import with_own_head
+from engine_worker.compute.weights.loader import stored_formats, with_own_head
 from engine_worker.compute.weights.sampling_defaults import load_sampling_defaults
 from engine_worker.config import QWEN3_RERANKER, ModelSettings
 from engine_worker.core.credits import CreditPolicy
@@ -301,6 +302,7 @@ def _assemble(
         kv_dtype=str(runner.kv_layout.dtype),
         placements=placements_of(runner.backend),
         stored_as=open_checkpoint(settings.path).stored_as,
+        stored_formats=stored_label(runner.backend),
         quality_json=read_quality(
             settings.weights_cache_dir, settings.path, runner.backend, settings.lora
         ),
@@ -404,15 +406,25 @@ def _load_spec(settings: ModelSettings) -> DecoderSpec:
 
 
 def _choose_backend(settings: ModelSettings, spec: DecoderSpec, dtype: DtypeChoice) -> Backend:
-    graph = with_own_head(declare(spec, dtype.dtype), open_checkpoint(settings.path, settings.lora))
+    checkpoint = open_checkpoint(settings.path, settings.lora)
+    graph = with_own_head(declare(spec, dtype.dtype), checkpoint)
     choice = choose_backend(
         BackendName(settings.backend),
         graph,
         dtype.name,
         block_size=block_size_of(settings, spec),
         deterministic=settings.deterministic,
+        stored=stored_formats(graph, checkpoint) if dtype.keeps_stored else None,
     )
     _log.info("%s on %s: %s", settings.name, describe(choice.backend), choice.reason)
+    if choice.backend.stored_formats:
+        _log.info(
+            "%s is stored as %s; %s stay so, and are multiplied with activations in int8; choose a"
+            " dtype to have them dequantised",
+            settings.name,
+            checkpoint.stored_as,
+            stored_label(choice.backend),
+        )
     return choice.backend
 
 

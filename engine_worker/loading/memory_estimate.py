@@ -8,6 +8,7 @@ from typing import Final
 import psutil
 
 from engine_worker.compute.backends.base import Backend
+from engine_worker.compute.backends.choice import stored_label
 from engine_worker.config import ModelSettings
 from engine_worker.errors import ModelMemoryError
 from engine_worker.loading.cache_shape import block_size_of, rings_of
@@ -108,7 +109,7 @@ def require_memory(
         return
     raise ModelMemoryError(
         f"{name} needs about {_gibibytes(needed)} of memory ({_gibibytes(estimate.weights_bytes)} "
-        f"weights in {backend.weight_type}, {_gibibytes(estimate.kv_bytes)} KV cache, "
+        f"weights in {_types_of(backend)}, {_gibibytes(estimate.kv_bytes)} KV cache, "
         f"{_gibibytes(needed - estimate.weights_bytes - estimate.kv_bytes)} while it is loaded and "
         f"compiled), and {_gibibytes(free)} are free {where}: "
         + _way_out(estimate, backend, needed - free)
@@ -118,6 +119,8 @@ def require_memory(
 def _way_out(estimate: MemoryEstimate, backend: Backend, missing_bytes: int) -> str:
     """What would make it fit: a narrower type where one does, and what always may."""
     bits = _BITS_BY_DTYPE[backend.weight_type]
+    if backend.stored_formats:
+        bits = estimate.weights_bytes * 8 / backend.graph.num_parameters
     for name, narrower in _BITS_BY_DTYPE.items():
         if name == "int4" and backend.name != "cpu_native":
             continue
@@ -125,6 +128,11 @@ def _way_out(estimate: MemoryEstimate, backend: Backend, missing_bytes: int) -> 
         if saved >= missing_bytes:
             return f"set PENSTOCK_DTYPE={name}, which fits, or give it more memory"
     return "give it more memory (of a container: raise its limit), or serve a smaller model"
+
+
+def _types_of(backend: Backend) -> str:
+    stored = stored_label(backend)
+    return f"{backend.weight_type} and {stored} as stored" if stored else backend.weight_type
 
 
 def _free_bytes() -> int:

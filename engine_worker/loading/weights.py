@@ -139,6 +139,7 @@ def _packed_arrays(
         weight_sources(graph, checkpoint.tensors.keys()),
         architecture=spec.architecture,
         is_ignorable=lambda name: is_ignorable(name, spec),
+        kept=backend.stored_formats,
     ) as reader:
         for weight in backend.packing.weights:
             yield from _pack(weight, reader, checkpoint)
@@ -149,7 +150,11 @@ def _packed_arrays(
 def _pack(
     weight: PackedWeight, reader: WeightReader, checkpoint: Checkpoint
 ) -> tuple[npt.NDArray[Any], ...]:
-    values = [reader.read(index) for index in weight.sources]
+    values: list[Any]
+    if weight.stored is not None:
+        values = [reader.read_blocks(index, weight.stored) for index in weight.sources]
+    else:
+        values = [reader.read(index) for index in weight.sources]
     try:
         return weight.pack(values)
     except ValueError as error:

@@ -148,11 +148,12 @@ def _serve_encoder(
 def _announce(offer: EngineOffer, worker: Worker[EngineCommand]) -> None:
     worker.announce(offer)
     _log.info(
-        "serving %s: %s, %d parameters in %s%s, context %d tokens",
+        "serving %s: %s, %d parameters in %s%s%s, context %d tokens",
         offer.model,
         offer.architecture,
         offer.num_parameters,
         offer.dtype,
+        f" and {offer.stored_formats}" if offer.stored_formats else "",
         f" (stored as {offer.stored_as})" if offer.stored_as else "",
         offer.max_model_len,
     )

@@ -5,7 +5,7 @@ a bfloat16 cache, keys and values) and nowhere else, so what is left is the orde
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,7 +21,9 @@ from engine_worker.compute.backends.cpu_native.calls import (
     MlpConfig,
     Step,
 )
+from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.compute.models.spec import Activation, QkNorm
+from tests.fakes.integer_blocks import random_blocks
 
 Array = npt.NDArray[Any]
 TOLERANCE = {"float32": 3e-6, "bfloat16": 3e-3, "int8": 1e-2, "int4": 1e-2}
@@ -93,9 +95,25 @@ class Problem:
         )
 
     def matrix(
-        self, outputs: int, inputs: int, weight_type: str, kind: str, group_size: int
+        self,
+        outputs: int,
+        inputs: int,
+        weight_type: str,
+        kind: str,
+        group_size: int,
+        blocks: BlockFormat | None = None,
     ) -> tuple[Array, Array]:
         """A packed matrix, and what it stands for in float64."""
+        if blocks is not None:
+            matrix = random_blocks(blocks, outputs, inputs, int(self.random.integers(2**31)))
+            # About as large as the others.
+            size = np.float32(inputs**-0.5 / matrix.numbers().std())
+            scales = (matrix.scales.astype(np.float32) * size).astype(matrix.scales.dtype)
+            least = matrix.minimum_scales
+            if least is not None:
+                least = (least.astype(np.float32) * size).astype(least.dtype)
+            matrix = replace(matrix, scales=scales, minimum_scales=least)
+            return packing.pack_blocks(matrix, kind)[0], matrix.numbers().astype(np.float64)
         values = self.normal(outputs, inputs, scale=inputs**-0.5)
         (packed,) = packing.pack(values, weight_type, kind, group_size=group_size)
         unpacked = packing.unpack(
@@ -136,8 +154,10 @@ class AttentionProblem:
             "sinks": vector(config.has_sinks, heads),
         }
         types = (config.weight_type, "linear", config.group_size)
-        self.qkv, self.qkv_values = problem.matrix(q_size + 2 * kv_size, hidden, *types)
-        self.o, self.o_values = problem.matrix(hidden, q_size, *types)
+        self.qkv, self.qkv_values = problem.matrix(
+            q_size + 2 * kv_size, hidden, *types, config.qkv_blocks
+        )
+        self.o, self.o_values = problem.matrix(hidden, q_size, *types, config.o_blocks)
         self.cosine = self.sine = None
         if rotary_pairs is not None:
             angles = problem.random.uniform(0, 6.28, (problem.shape.num_tokens, rotary_pairs))
@@ -209,10 +229,13 @@ class AttentionProblem:
         """
         config, problem, vectors = self.config, self.problem, self.vectors
         heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
-        rounding = config.weight_type if rounds else "float64"
+        before, behind = (
+            rounding_of(config.weight_type, blocks, rounds=rounds)
+            for blocks in (config.qkv_blocks, config.o_blocks)
+        )
         live = np.flatnonzero(problem.positions >= 0)
         normed = normalized(x[live], config.norm, config.eps, vectors["norm"], vectors["norm_bias"])
-        qkv = rounded(normed, rounding, config.group_size) @ self.qkv_values.T
+        qkv = rounded(normed, before, config.group_size) @ self.qkv_values.T
         if vectors["qkv_bias"] is not None:
             qkv = qkv + vectors["qkv_bias"]
         q, k, v = np.split(qkv, [heads * dim, (heads + kv_heads) * dim], axis=1)
@@ -245,7 +268,7 @@ class AttentionProblem:
                 for index, token in enumerate(live)
             ]
         )
-        out = rounded(attended, rounding, config.group_size) @ self.o_values.T
+        out = rounded(attended, behind, config.group_size) @ self.o_values.T
         result = x.astype(np.float64)
         result[live] += added(
             out, vectors["o_bias"], vectors["post_norm"], config.eps, config.multiplier
@@ -298,9 +321,11 @@ class MlpProblem:
         }
         kind = "gate_up" if config.is_gated else "linear"
         types = (config.weight_type, kind, config.group_size)
-        self.gate_up, self.gate_up_values = problem.matrix(outputs, hidden, *types)
+        self.gate_up, self.gate_up_values = problem.matrix(
+            outputs, hidden, *types, config.gate_up_blocks
+        )
         self.down, self.down_values = problem.matrix(
-            hidden, inner, config.weight_type, "linear", config.group_size
+            hidden, inner, config.weight_type, "linear", config.group_size, config.down_blocks
         )
 
     def block(self) -> Mlp:
@@ -314,10 +339,13 @@ class MlpProblem:
     def oracle(self, x: Array, *, rounds: bool = True) -> Array:
         """x after the block in float64; see `AttentionProblem.oracle`."""
         config, vectors = self.config, self.vectors
-        rounding = config.weight_type if rounds else "float64"
+        before, behind = (
+            rounding_of(config.weight_type, blocks, rounds=rounds)
+            for blocks in (config.gate_up_blocks, config.down_blocks)
+        )
         live = np.flatnonzero(self.problem.positions >= 0)
         normed = normalized(x[live], config.norm, config.eps, vectors["norm"], vectors["norm_bias"])
-        inner = rounded(normed, rounding, config.group_size) @ self.gate_up_values.T
+        inner = rounded(normed, before, config.group_size) @ self.gate_up_values.T
         if vectors["gate_up_bias"] is not None:
             inner = inner + vectors["gate_up_bias"]
         if config.is_gated:
@@ -325,7 +353,7 @@ class MlpProblem:
             inner = activated(gate, config.activation) * up
         else:
             inner = activated(inner, config.activation)
-        out = rounded(inner, rounding, config.group_size) @ self.down_values.T
+        out = rounded(inner, behind, config.group_size) @ self.down_values.T
         result = x.astype(np.float64)
         result[live] += added(
             out, vectors["down_bias"], vectors["post_norm"], config.eps, config.multiplier
@@ -354,6 +382,13 @@ def normalized(
     y: Array = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps)
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
+
+
+def rounding_of(weight_type: str, blocks: BlockFormat | None, *, rounds: bool) -> str:
+    """How activations are rounded before a product."""
+    if not rounds:
+        return "float64"
+    return weight_type if blocks is None else "int8"
 
 
 def rounded(x: Array, to: str, group_size: int) -> Array:

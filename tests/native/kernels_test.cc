@@ -179,9 +179,16 @@ class Problem {
     call.results = {x.buffer(), arrays_[first_page_].buffer(), arrays_[first_page_ + 1].buffer()};
     const auto type = static_cast<int64_t>(type_);
     // In the order of handlers.cc: a norm a head, all biases, a norm behind and sinks.
-    call.config = {1, 1, 2,
-                   0, type, 32, kHeads, kKvHeads, kDim, 0, 0, 1, 1, is_half_cache_, 0, 1, 1, 1, 1,
-                   1, type, 32, kInner, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0};
+    call.config = {2, 1, 2, 0};
+    const int64_t format[] = {type, 32, 0, 0, 0, 0};
+    const auto add = [&](std::initializer_list<int64_t> fields) {
+      for (int matrix = 0; matrix < 2; matrix++) {
+        call.config.insert(call.config.end(), std::begin(format), std::end(format));
+      }
+      call.config.insert(call.config.end(), fields);
+    };
+    add({kHeads, kKvHeads, kDim, 0, 0, 1, 1, is_half_cache_, 0, 1, 1, 1, 1, 1});
+    add({kInner, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0});
     call.scalars = {1e-5f, 0.2f, 5.0f, 1.0f, 1e-5f, 1.0f, 0.0f, 0.0f};
     return call;
   }
@@ -264,7 +271,7 @@ void test_head_and_embedding() {
       Call head;
       head.arguments = {hidden.buffer(), wanted.buffer(), table.buffer()};
       head.results = {logits.buffer()};
-      head.config = {1, type, 64};
+      head.config = {2, type, 64, 0, 0, 0, 0};
       head.scalars = {1.0f, 3.0f};
       std::string error = head.run(penstock_head);
       expect(error.empty(), error);

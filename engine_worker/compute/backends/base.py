@@ -25,6 +25,7 @@ import numpy as np
 from engine_worker.compute.backends.kv_layout import NO_RINGS, KvCache, KvLayout, StateRings
 from engine_worker.compute.backends.packing_plan import PackingPlan
 from engine_worker.compute.models.decoder import DecoderGraph, Leaves
+from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.compute.models.rope import RopeTables, rope_tables
 from engine_worker.compute.models.spec import DecoderSpec
 
@@ -160,6 +161,10 @@ class Backend(Protocol):
     @property
     def weight_type(self) -> str:
         """Of the matrices: float32, bfloat16, int8 or int4."""
+
+    @property
+    def stored_formats(self) -> Mapping[str, BlockFormat]:
+        """Matrices that stay as the checkpoint keeps them, by path; others are `weight_type`."""
 
     @property
     def packing(self) -> PackingPlan:

@@ -1,5 +1,6 @@
 """Decides which backend computes a decoder, and says why."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -8,6 +9,7 @@ import jax
 from engine_worker.compute.backends.base import Backend
 from engine_worker.compute.backends.xla.backend import XlaBackend
 from engine_worker.compute.models.decoder import DecoderGraph
+from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.errors import NativeUnavailableError
 from protocol.errors import ConfigurationError
 
@@ -35,6 +37,7 @@ def choose_backend(
     *,
     block_size: int,
     deterministic: bool = False,
+    stored: Mapping[str, BlockFormat] | None = None,
 ) -> BackendChoice:
     """The backend of a decoder.
 
@@ -49,6 +52,8 @@ def choose_backend(
         weight_type: float32, bfloat16, int8 or int4.
         block_size: Of the cache.
         deterministic: Equal bits in every batch are asked for.
+        stored: Matrices that may stay as the checkpoint keeps them, by path, where the kernels
+            multiply them so; XLA's are dequantised.
 
     Raises:
         ConfigurationError: The native backend, or a type that only it has, is asked for and can't
@@ -61,7 +66,7 @@ def choose_backend(
             # Imports ctypes and the library's bindings, which other backends never need.
             from engine_worker.compute.backends.cpu_native.backend import CpuNativeBackend
 
-            native = CpuNativeBackend(graph, weight_type, block_size)
+            native = CpuNativeBackend(graph, weight_type, block_size, stored)
             missing = [place.reason for place in native.placements.values() if place.reason]
             if any(place.backend == native.name for place in native.placements.values()):
                 return BackendChoice(native, "; ".join(dict.fromkeys(missing)) or "covers it whole")
@@ -99,6 +104,19 @@ def backend_label(backend: Backend) -> str:
     return f"{backend.name} {load().level}"
 
 
+def stored_label(backend: Backend) -> str:
+    """What of a backend's matrices stays as the checkpoint keeps it; empty where nothing does.
+
+    `int4 in groups of 32 and int8 in groups of 16 (29 of 30 matrices)`
+    """
+    formats = backend.stored_formats
+    if not formats:
+        return ""
+    names = sorted({form.name for form in formats.values()})
+    total = sum(len(parameter.shape) > 1 for parameter in backend.graph.parameters)
+    return f"{' and '.join(names)} ({len(formats)} of {total} matrices)"
+
+
 def identity_of(backend: Backend, *, deterministic: bool) -> str:
     """Which numbers a backend computes: engines that continue each other's streams agree in it.
 
@@ -108,6 +126,10 @@ def identity_of(backend: Backend, *, deterministic: bool) -> str:
     """
     places = {kind: place.backend for kind, place in backend.placements.items()}
     identity = ", ".join(f"{kind} {name}" for kind, name in places.items())
+    if backend.stored_formats:
+        # Activations are rounded for these, so that other numbers come out.
+        keys = {f"{path} {form.key}" for path, form in backend.stored_formats.items()}
+        identity = f"{identity}, stored {'; '.join(sorted(keys))}"
     return f"{identity}, {backend_label(backend)}" if deterministic else identity
 
 

@@ -2,12 +2,16 @@
 
     16 bytes magic, 8 bytes length of the header (little endian), the header in JSON
     {"key": …, "size_bytes": …, "parts": [{"shape": […], "dtype": "uint8", "offset": …}, …]},
-    32 bytes SHA-256 of all before, then the parts, each at a multiple of 64 bytes from the start.
+    32 bytes SHA-256 of all before, then the parts, each at a multiple of 64 bytes from the start,
+    and behind the last one 32 bytes SHA-256 of the sums of their 4 KiB pieces (in 64-bit words).
+
+Sums find damage at the speed of memory, where a hash of every byte would take longer than to load
+the model; they are no protection from people who may write to the folder, whose weights these are.
 
 A file is written under another name and renamed when it is complete; whoever writes it holds a lock
 on it, so that the next one can tell what a process that was killed has left. One that was cut
-short, that another version wrote or that belongs to other weights is refused with its reason, and
-made anew.
+short, whose numbers aren't those that were written, that another version wrote or that belongs to
+other weights is refused with its reason, and made anew.
 """
 
 import fcntl
@@ -19,7 +23,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,17 +31,19 @@ import numpy.typing as npt
 from engine_worker.compute.backends.packing_plan import PartSpec
 from engine_worker.errors import PackedFileError
 
-_MAGIC: Final = b"PENSTOCK PACKED1"
+_MAGIC: Final = b"PENSTOCK PACKED2"
 _LENGTH_BYTES: Final = 8
 _DIGEST_BYTES: Final = 32
 _ALIGNMENT: Final = 64
 """Bytes; jax takes memory of this alignment as it is instead of copying it."""
 _MAX_HEADER_BYTES: Final = 16 * 2**20
+_PIECE_BYTES: Final = 4096
+_WORD_BYTES: Final = 8
 _UNFINISHED: Final = ".new"
 
 
 def map_packed(path: Path, key: str, parts: Sequence[PartSpec]) -> list[npt.NDArray[Any]]:
-    """The parts of a file, mapped: read when they are touched, shared by all who map it.
+    """The parts of a file, mapped: shared by all who map it, and read once to find damage.
 
     Args:
         path: The file.
@@ -58,12 +64,19 @@ def map_packed(path: Path, key: str, parts: Sequence[PartSpec]) -> list[npt.NDAr
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PackedFileError(f"{path}: {error}") from error
-    return [
+    found = [
         np.frombuffer(mapped, part.dtype, int(np.prod(part.shape)), entry["offset"]).reshape(
             part.shape
         )
         for part, entry in zip(parts, header["parts"], strict=True)
     ]
+    digest = hashlib.sha256()
+    for array in found:
+        _add_sums(digest, array)
+    end = _end_of(header, parts)
+    if mapped[end : end + _DIGEST_BYTES] != digest.digest():
+        raise PackedFileError(f"{path}: damaged: its numbers are not those that were written")
+    return found
 
 
 class PackedFileWriter:
@@ -74,6 +87,7 @@ class PackedFileWriter:
         self._parts = iter(parts)
         header, self._offsets = _header(key, parts)
         self._next = iter(self._offsets)
+        self._digest = hashlib.sha256()
         stream.write(header)
 
     def write(self, array: npt.NDArray[Any]) -> None:
@@ -81,7 +95,14 @@ class PackedFileWriter:
         part, offset = next(self._parts), next(self._next)
         assert (array.shape, array.dtype) == (part.shape, part.dtype), (array.shape, part)
         self._stream.write(bytes(offset - self._stream.tell()))
-        np.ascontiguousarray(array).tofile(self._stream)
+        array = np.ascontiguousarray(array)
+        array.tofile(self._stream)
+        _add_sums(self._digest, array)
+
+    def finish(self) -> None:
+        """What stands behind the last part."""
+        assert next(self._parts, None) is None, "a part was not written"
+        self._stream.write(self._digest.digest())
 
 
 @contextmanager
@@ -98,7 +119,9 @@ def new_packed_file(path: Path, key: str, parts: Sequence[PartSpec]) -> Iterator
             # Where there are no locks, nothing is taken for abandoned either.
             with suppress(OSError):
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield PackedFileWriter(stream, key, parts)
+            writer = PackedFileWriter(stream, key, parts)
+            yield writer
+            writer.finish()
             stream.flush()
             # Else a machine that loses power might keep the name and not the numbers.
             os.fsync(stream.fileno())
@@ -107,6 +130,19 @@ def new_packed_file(path: Path, key: str, parts: Sequence[PartSpec]) -> Iterator
         with suppress(OSError):
             unfinished.unlink()
         raise
+
+
+class _Hash(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+
+
+def _add_sums(digest: _Hash, array: npt.NDArray[Any]) -> None:
+    """Adds the sums of an array's pieces."""
+    octets = array.reshape(-1).view(np.uint8)
+    whole = len(octets) // _PIECE_BYTES * _PIECE_BYTES
+    pieces = octets[:whole].view(np.uint64).reshape(-1, _PIECE_BYTES // _WORD_BYTES)
+    digest.update(pieces.sum(axis=1, dtype=np.uint64).tobytes())
+    digest.update(octets[whole:].tobytes())
 
 
 def remove_abandoned(folder: Path, prefix: str) -> None:
@@ -164,9 +200,14 @@ def _check(header: dict[str, Any], actual_bytes: int, key: str, parts: Sequence[
     held = [(tuple(entry["shape"]), entry["dtype"]) for entry in header["parts"]]
     if held != [(part.shape, str(part.dtype)) for part in parts]:
         raise ValueError("it holds other arrays than this decoder has")
-    offsets = [entry["offset"] for entry in header["parts"]]
-    needed = max(
-        (offset + part.size_bytes for offset, part in zip(offsets, parts, strict=True)), default=0
-    )
+    needed = _end_of(header, parts) + _DIGEST_BYTES
     if actual_bytes < needed:
         raise ValueError(f"cut short: it has {actual_bytes} bytes and needs {needed}")
+
+
+def _end_of(header: dict[str, Any], parts: Sequence[PartSpec]) -> int:
+    """Where the last part ends."""
+    offsets = [entry["offset"] for entry in header["parts"]]
+    return max(
+        (offset + part.size_bytes for offset, part in zip(offsets, parts, strict=True)), default=0
+    )

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.models.decoder import Parameter
+from engine_worker.compute.models.integer_blocks import BlockFormat
 
 HostArrays = tuple[npt.NDArray[Any], ...]
 
@@ -35,12 +36,15 @@ class PackedWeight:
         parts: What `pack` gives.
         pack: Makes the parts of the sources' values, on the host; raises ValueError for values that
             the type can't hold.
+        stored: The one source is wanted as the checkpoint keeps it, a `BlockMatrix` of this format,
+            instead of its values.
     """
 
     name: str
     sources: tuple[int, ...]
     parts: tuple[PartSpec, ...]
-    pack: Callable[[Sequence[npt.NDArray[Any]]], HostArrays]
+    pack: Callable[[Sequence[Any]], HostArrays]
+    stored: BlockFormat | None = None
 
     @property
     def size_bytes(self) -> int:

@@ -27,10 +27,13 @@ class DtypeChoice:
     Attributes:
         name: float32, bfloat16, int8 or int4.
         reason: For the log.
+        keeps_stored: Matrices that a checkpoint keeps in fewer bits stay so where they can be
+            computed with, because no type was asked for.
     """
 
     name: str
     reason: str
+    keeps_stored: bool = False
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -78,12 +81,14 @@ def resolve_dtype(
     if deterministic:
         return DtypeChoice("float32", "deterministic mode computes in float32")
     if backend != "cpu":
-        return DtypeChoice("bfloat16", f"{backend} multiplies bfloat16")
+        return DtypeChoice("bfloat16", f"{backend} multiplies bfloat16", keeps_stored=True)
     if cpu_flags & NATIVE_BFLOAT16_FLAGS:
-        return DtypeChoice("bfloat16", "this CPU multiplies bfloat16")
+        return DtypeChoice("bfloat16", "this CPU multiplies bfloat16", keeps_stored=True)
     if count_parameters() <= FLOAT32_MAX_PARAMETERS:
-        return DtypeChoice("float32", "this CPU does not multiply bfloat16")
-    return DtypeChoice("bfloat16", "float32 would double the memory of a large model")
+        return DtypeChoice("float32", "this CPU does not multiply bfloat16", keeps_stored=True)
+    return DtypeChoice(
+        "bfloat16", "float32 would double the memory of a large model", keeps_stored=True
+    )
 
 
 def read_cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:

@@ -1,10 +1,11 @@
 """What a checkpoint is to whoever loads it, and which kind of files a model folder holds."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.compute.weights.gguf.checkpoint import find_gguf
 from engine_worker.compute.weights.lora import AdaptedCheckpoint
 from engine_worker.compute.weights.quantized.methods import dequantized, find_quantization
@@ -13,7 +14,7 @@ from engine_worker.compute.weights.safetensors_files import (
     SINGLE_NAME,
     find_safetensors,
 )
-from engine_worker.compute.weights.tensor_info import ReadTensor, TensorInfo
+from engine_worker.compute.weights.tensor_info import ReadBlocks, ReadTensor, TensorInfo
 from engine_worker.errors import CheckpointError, UnsupportedFormatError
 
 _COMPARED_BYTES = 2**24
@@ -44,6 +45,17 @@ class Checkpoint(Protocol):
 
     def reading(self) -> AbstractContextManager[ReadTensor]:
         """Opens the files, to read tensors from."""
+
+    @property
+    def quantized(self) -> Collection[str]:
+        """Tensors whose numbers the files keep in fewer bits than `reading` gives them."""
+
+    @property
+    def block_formats(self) -> Mapping[str, BlockFormat]:
+        """Matrices that are kept as integers in blocks, by name; `reading` gives them as floats."""
+
+    def reading_blocks(self) -> AbstractContextManager[ReadBlocks]:
+        """Opens the files, to read the matrices of `block_formats` as they are kept."""
 
 
 def open_checkpoint(folder: Path, lora: Path | None = None) -> Checkpoint:

@@ -1,9 +1,10 @@
 """Streams the weights of a checkpoint onto the device, one tensor at a time, without torch."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ from engine_worker.compute.models.decoder import (
     declare,
 )
 from engine_worker.compute.models.families.registry import family_of
+from engine_worker.compute.models.integer_blocks import (
+    BlockFormat,
+    BlockMatrix,
+    common_format,
+    joined,
+)
 from engine_worker.compute.models.tensors import Source
 from engine_worker.compute.weights.checkpoint import (
     Checkpoint,
@@ -26,7 +33,7 @@ from engine_worker.compute.weights.checkpoint import (
     open_checkpoint,
 )
 from engine_worker.compute.weights.sources import is_ignorable, weight_sources
-from engine_worker.compute.weights.tensor_info import DTYPE_SIZES, ReadTensor
+from engine_worker.compute.weights.tensor_info import DTYPE_SIZES, ReadBlocks, ReadTensor
 from engine_worker.core.choice.batch import ProgressCallback
 from engine_worker.errors import CheckpointError, UnsupportedFormatError
 
@@ -148,6 +155,30 @@ def load_leaves(
     return tuple(leaves)
 
 
+def stored_formats(graph: DecoderGraph, checkpoint: Checkpoint) -> dict[str, BlockFormat]:
+    """The weights that a checkpoint keeps as integers in blocks, and how all their parts are held.
+
+    Args:
+        graph: The declared decoder.
+        checkpoint: Of it.
+
+    Returns:
+        By the path of the weight; `WeightReader.read_blocks` reads it so, without loss.
+    """
+    kept = checkpoint.block_formats
+    if not kept:
+        return {}
+    sources = weight_sources(graph, checkpoint.tensors.keys())
+    found = {}
+    for parameter, parts in zip(graph.parameters, sources, strict=True):
+        is_in_rows = not any(part.is_transposed or part.has_halves_in_turn for part in parts)
+        if is_in_rows and len(parameter.shape) == 2 and all(part.name in kept for part in parts):
+            form = common_format([kept[part.name] for part in parts])
+            if form is not None:
+                found[parameter.path] = form
+    return found
+
+
 class WeightReader:
     """Reads declared weights one at a time; made by `open_weights`."""
 
@@ -156,10 +187,26 @@ class WeightReader:
         parameters: Sequence[Parameter],
         sources: Sequence[tuple[Source, ...]],
         read: ReadTensor,
+        read_blocks: ReadBlocks,
     ) -> None:
         self._parameters = parameters
         self._sources = sources
         self._read = read
+        self._read_blocks = read_blocks
+
+    def read_blocks(self, index: int, form: BlockFormat) -> BlockMatrix:
+        """A weight of `stored_formats` as it is kept.
+
+        Raises:
+            CheckpointError: It can't be read.
+        """
+        found = []
+        for part in self._sources[index]:
+            matrix = self._read_blocks(part.name)
+            if part.rows is not None:
+                matrix = matrix.each(partial(_some_rows, rows=part.rows, period=part.period))
+            found.append(matrix)
+        return joined(found, form)
 
     def read(self, index: int) -> npt.NDArray[Any]:
         """A weight on the host, in its own type; fused weights are filled part by part.
@@ -208,17 +255,47 @@ def open_weights(
     *,
     architecture: str,
     is_ignorable: Callable[[str], bool],
+    kept: Mapping[str, BlockFormat] | None = None,
 ) -> Iterator[WeightReader]:
     """A reader of weights whose tensors are all there and of the right shapes.
 
-    Args: As in `load_leaves`.
+    Args: As in `load_leaves`, and
+        kept: The weights that are read by `read_blocks`, for the log.
 
     Raises:
         ModelLoadError: As in `load_weights`.
     """
     _check(checkpoint, sources, architecture, is_ignorable)
-    with checkpoint.reading() as read:
-        yield WeightReader(parameters, sources, read)
+    _log_quantized(checkpoint, parameters, sources, kept or {})
+    with checkpoint.reading() as read, checkpoint.reading_blocks() as read_blocks:
+        yield WeightReader(parameters, sources, read, read_blocks)
+
+
+def _log_quantized(
+    checkpoint: Checkpoint,
+    parameters: Sequence[Parameter],
+    sources: Sequence[tuple[Source, ...]],
+    kept: Mapping[str, BlockFormat],
+) -> None:
+    """Says what becomes of a checkpoint's quantised tensors."""
+    quantized = frozenset(checkpoint.quantized)
+    num_kept = num_others = 0
+    for parameter, parts in zip(parameters, sources, strict=True):
+        number = sum(part.name in quantized for part in parts)
+        if parameter.path in kept:
+            num_kept += number
+        else:
+            num_others += number
+    if num_kept or num_others:
+        logger.info(
+            "%s: stored as %s; %d tensors stay as they are (%s), %d are dequantised as they are"
+            " read",
+            checkpoint.listing,
+            checkpoint.stored_as,
+            num_kept,
+            ", ".join(sorted({form.name for form in kept.values()})) or "none",
+            num_others,
+        )
 
 
 def _check(

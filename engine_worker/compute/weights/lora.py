@@ -8,8 +8,8 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,8 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.models.config_fields import MAX_CONFIG_BYTES, ConfigFields
+from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.compute.weights.safetensors_files import SafetensorsCheckpoint, read_header
-from engine_worker.compute.weights.tensor_info import DTYPE_SIZES, ReadTensor, TensorInfo
+from engine_worker.compute.weights.tensor_info import (
+    DTYPE_SIZES,
+    ReadBlocks,
+    ReadTensor,
+    TensorInfo,
+)
 from engine_worker.errors import CheckpointError, ModelConfigError, UnsupportedFormatError
 
 CONFIG_NAME: Final = "adapter_config.json"
@@ -67,6 +73,11 @@ class _Base(Protocol):
     @property
     def stored_as(self) -> str: ...
     def reading(self) -> Any: ...
+    @property
+    def quantized(self) -> Collection[str]: ...
+    @property
+    def block_formats(self) -> Mapping[str, BlockFormat]: ...
+    def reading_blocks(self) -> AbstractContextManager[ReadBlocks]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +163,19 @@ class AdaptedCheckpoint:
     @property
     def files(self) -> tuple[Path, ...]:
         return (*self._base.files, self._file)
+
+    @property
+    def quantized(self) -> Collection[str]:
+        return self._base.quantized
+
+    @property
+    def block_formats(self) -> dict[str, BlockFormat]:
+        changed = {*self._merged, *self._replaced}
+        kept = self._base.block_formats.items()
+        return {name: form for name, form in kept if name not in changed}
+
+    def reading_blocks(self) -> AbstractContextManager[ReadBlocks]:
+        return self._base.reading_blocks()
 
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:

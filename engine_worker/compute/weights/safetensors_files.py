@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from engine_worker.compute.weights.tensor_info import STORED_DTYPES, ReadTensor, TensorInfo
+from engine_worker.compute.models.integer_blocks import BlockFormat, BlockMatrix
+from engine_worker.compute.weights.tensor_info import (
+    STORED_DTYPES,
+    ReadBlocks,
+    ReadTensor,
+    TensorInfo,
+)
 from engine_worker.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -39,6 +45,21 @@ class SafetensorsCheckpoint:
     @property
     def stored_as(self) -> str:
         return ""
+
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def block_formats(self) -> dict[str, BlockFormat]:
+        return {}
+
+    @contextmanager
+    def reading_blocks(self) -> Iterator[ReadBlocks]:
+        def read(name: str) -> BlockMatrix:
+            raise AssertionError(f"{name} is not kept in blocks")
+
+        yield read
 
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:

@@ -9,6 +9,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from engine_worker.compute.models.integer_blocks import BlockMatrix
+
 DTYPE_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
 """Types of numbers that fill a weight as they are, and their bytes."""
 
@@ -34,6 +36,9 @@ STORED_DTYPES: dict[str, np.dtype[Any]] = {
 
 ReadTensor = Callable[[str], npt.NDArray[Any]]
 """A tensor by its name, in its own type; raises `CheckpointError` naming file and tensor."""
+
+ReadBlocks = Callable[[str], BlockMatrix]
+"""A matrix of `Checkpoint.block_formats` by its name; raises `CheckpointError` likewise."""
 
 
 @dataclass(frozen=True, slots=True)

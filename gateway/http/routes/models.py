@@ -69,6 +69,7 @@ def _details(offer: EngineOffer) -> dict[str, Any]:
             "backend": offer.backend,
             "weights": offer.dtype,
             "stored_as": offer.stored_as or None,
+            "stored_formats": offer.stored_formats or None,
             "kv": offer.kv_dtype,
             "blocks": [
                 {"block": place.block, "backend": place.backend, "reason": place.reason or None}

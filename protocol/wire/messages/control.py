@@ -89,6 +89,8 @@ class EngineOffer(Part, frozen=True):
             be refused by its length; 0 when the engine doesn't tell.
         stored_as: How the model's files keep most weights where these are no plain numbers: `GGUF
             Q4_K_M`, `awq`; empty otherwise.
+        stored_formats: Which matrices are computed with as the files keep them, and in what; empty
+            where all are of `dtype`.
         backend: What computes the model, `xla`, `cpu_native`, with instructions where it has any.
         kv_dtype: How keys and values are held.
         placements: Where each kind of block runs.
@@ -139,6 +141,7 @@ class EngineOffer(Part, frozen=True):
     problem_type: str = ""
     rerank_wording: str = ""
     stored_as: str = ""
+    stored_formats: str = ""
 
 
 class AuthOffer(Part, frozen=True):

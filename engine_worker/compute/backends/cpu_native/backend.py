@@ -4,7 +4,9 @@ A decoder's blocks run where they are covered, each kind and layer by itself; ne
 blocks are one call of the library, so a covered decoder is one call a step.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -48,6 +50,7 @@ from engine_worker.compute.backends.xla.backend import (
 from engine_worker.compute.backends.xla.backend import blocks_per_turn as xla_blocks_per_turn
 from engine_worker.compute.backends.xla.pages import layer_shapes as xla_layer_shapes
 from engine_worker.compute.models.decoder import DecoderGraph, Leaves
+from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.compute.models.rope import RopeTables
 from engine_worker.compute.models.spec import DecoderSpec, MlpSpec, NormKind
 
@@ -86,15 +89,25 @@ class CpuNativeBackend:
             quantised.
         weight_type: float32, bfloat16, int8 or int4.
         block_size: Of the cache.
+        stored: Matrices that the checkpoint keeps as integers in blocks, by path. Those that a
+            kernel multiplies so stay as they are.
     """
 
     name = CPU_NATIVE
 
-    def __init__(self, graph: DecoderGraph, weight_type: str, block_size: int) -> None:
+    def __init__(
+        self,
+        graph: DecoderGraph,
+        weight_type: str,
+        block_size: int,
+        stored: Mapping[str, BlockFormat] | None = None,
+    ) -> None:
         self._graph = graph
         self._weight_type = weight_type
         self._reasons = _uncovered(graph.spec, weight_type, self._cache_type, block_size)
-        self._packing = _Packing(graph, weight_type, self).plan()
+        packing_ = _Packing(graph, weight_type, self, stored or {})
+        self._packing = packing_.plan()
+        self._stored = packing_.kept
 
     @property
     def graph(self) -> DecoderGraph:
@@ -107,6 +120,10 @@ class CpuNativeBackend:
     @property
     def weight_type(self) -> str:
         return self._weight_type
+
+    @property
+    def stored_formats(self) -> Mapping[str, BlockFormat]:
+        return self._stored
 
     @property
     def packing(self) -> PackingPlan:
@@ -204,7 +221,15 @@ def _uncovered(spec: DecoderSpec, weight_type: str, cache_type: str, block_size:
 class _Packing:
     """Makes the plan of packed weights; their names are those of the declared ones."""
 
-    def __init__(self, graph: DecoderGraph, weight_type: str, backend: CpuNativeBackend) -> None:
+    def __init__(
+        self,
+        graph: DecoderGraph,
+        weight_type: str,
+        backend: CpuNativeBackend,
+        stored: Mapping[str, BlockFormat],
+    ) -> None:
+        self.kept: dict[str, BlockFormat] = {}
+        self._stored = stored
         self._graph = graph
         self._weight_type = weight_type
         self._backend = backend
@@ -238,12 +263,21 @@ class _Packing:
                     index, parameter, is_quantized=is_quantized
                 )
         group = f" {GROUP_SIZE}" if self._weight_type == "int4" else ""
-        layout = f"{CPU_NATIVE} {self._weight_type}{group} {packing.LAYOUT_VERSION}"
+        kept = "".join(f" {path} {form.key}" for path, form in sorted(self.kept.items()))
+        # Which matrices stay as they are is the checkpoint's; the name of its file stays short.
+        stored = f" stored {hashlib.sha256(kept.encode()).hexdigest()[:8]}" if kept else ""
+        layout = f"{CPU_NATIVE} {self._weight_type}{group} {packing.LAYOUT_VERSION}{stored}"
         return PackingPlan(tuple(self._plan.values()), layout)
 
     def _matrix(self, path: str, kind: packing.MatrixKind) -> None:
         index, weight_type = self._index[path], self._weight_type
         rows, columns = self._graph.parameters[index].shape
+        self._done.add(path)
+        form = self._stored.get(path)
+        if form is not None and packing.are_blocks_covered(columns, form):
+            self._plan[path] = _stored_weight(path, index, (rows, columns), form, kind)
+            self.kept[path] = form
+            return
         parts = packing.packed_parts((rows, columns), weight_type, kind, GROUP_SIZE)
 
         def pack(values: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
@@ -251,7 +285,6 @@ class _Packing:
 
         specs = tuple(PartSpec(shape, dtype) for shape, dtype in parts)
         self._plan[path] = PackedWeight(path, (index,), specs, pack)
-        self._done.add(path)
 
     def _vectors(
         self,
@@ -274,6 +307,17 @@ class _Packing:
         spec = PartSpec((size,), np.dtype(np.float32))
         self._plan[prefix] = PackedWeight(f"{prefix}vectors", sources, (spec,), pack)
         self._done |= {prefix + paths[name] for name in names}
+
+
+def _stored_weight(
+    path: str, index: int, shape: tuple[int, int], form: BlockFormat, kind: packing.MatrixKind
+) -> PackedWeight:
+    """A matrix as the checkpoint keeps it."""
+    parts = packing.packed_block_parts(shape, form, kind)
+    specs = tuple(PartSpec(part, dtype) for part, dtype in parts)
+    return PackedWeight(
+        path, (index,), specs, lambda matrices: packing.pack_blocks(matrices[0], kind), form
+    )
 
 
 class CpuNativeBlocks:
@@ -302,6 +346,7 @@ class CpuNativeBlocks:
             spec.hidden_size,
             self._backend.weight_type,
             group_size=GROUP_SIZE,
+            blocks=self._backend.stored_formats.get(_EMBEDDING),
             multiplier=spec.embedding_multiplier,
         )
         return self._xla.with_positions(x, step)
@@ -347,13 +392,15 @@ class CpuNativeBlocks:
         self, call: Callable[..., jax.Array], hidden: jax.Array, is_wanted: jax.Array | None
     ) -> jax.Array:
         spec = self._backend.spec
+        table = _EMBEDDING if spec.tied_head else _HEAD
         return call(
             hidden,
-            self._weights[_EMBEDDING if spec.tied_head else _HEAD],
+            self._weights[table],
             spec.vocab_size,
             self._backend.weight_type,
             is_wanted,
             group_size=GROUP_SIZE,
+            blocks=self._backend.stored_formats.get(table),
             multiplier=spec.logits_multiplier,
             softcap=spec.final_softcap or 0.0,
         )
@@ -412,6 +459,12 @@ class _Run:
             cache_type=str(self._backend.cache_dtype),
             group_size=GROUP_SIZE,
         )
+        stored = self._backend.stored_formats
+        config = replace(
+            config,
+            qkv_blocks=stored.get(f"{prefix}qkv.weight"),
+            o_blocks=stored.get(f"{prefix}o.weight"),
+        )
         pages = self.cache[layer]
         assert isinstance(pages, LayerPages), "a layer that attends"
         self._layers.append(layer)
@@ -435,6 +488,12 @@ class _Run:
             spec.layers[layer],
             weight_type=self._backend.weight_type,
             group_size=GROUP_SIZE,
+        )
+        stored = self._backend.stored_formats
+        config = replace(
+            config,
+            gate_up_blocks=stored.get(f"{prefix}gate_up.weight"),
+            down_blocks=stored.get(f"{prefix}down.weight"),
         )
         self._blocks.append(
             calls.Mlp(

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from jax.typing import DTypeLike
 
-from engine_worker.compute.backends.cpu_native.packing import WEIGHT_TYPES
+from engine_worker.compute.backends.cpu_native.packing import BLOCK_TYPES, WEIGHT_TYPES
+from engine_worker.compute.models.integer_blocks import SCALE_DTYPES, BlockFormat
 from engine_worker.compute.models.spec import (
     Activation,
     DecoderSpec,
@@ -35,7 +36,7 @@ from engine_worker.compute.models.spec import (
 CACHE_TYPES: Final = ("float32", "bfloat16")
 """In the order of `CacheType` in `calls.h`."""
 MAX_HEAD_DIM: Final = 256
-_CONFIG_VERSION: Final = 1
+_CONFIG_VERSION: Final = 2
 _NORMS: Final = ("none", "rms", "layer")
 _QK_NORMS: Final = (QkNorm.NONE, QkNorm.PER_HEAD, QkNorm.FULL_WIDTH)
 _ACTIVATIONS: Final = (
@@ -44,7 +45,8 @@ _ACTIVATIONS: Final = (
     Activation.GELU,
     Activation.RELU,
 )
-_BLOCK_FIELDS: Final = 16
+_FORMAT_FIELDS: Final = 6
+_BLOCK_FIELDS: Final = 14 + 2 * _FORMAT_FIELDS
 _BLOCK_SCALARS: Final = 4
 
 Rope = tuple[jax.Array, jax.Array]
@@ -75,6 +77,8 @@ class AttentionConfig:
         norm: Before the block: `none`, `rms` or `layer`.
         softcap: 0 is none.
         multiplier: Of what the block adds to the residual.
+        qkv_blocks: How the matrix is packed where that isn't `weight_type`.
+        o_blocks: Likewise.
         has_post_norm: An RMS norm stands between the output projection and the residual.
     """
 
@@ -96,6 +100,8 @@ class AttentionConfig:
     has_o_bias: bool = False
     has_post_norm: bool = False
     has_sinks: bool = False
+    qkv_blocks: BlockFormat | None = None
+    o_blocks: BlockFormat | None = None
 
     @classmethod
     def of(
@@ -147,6 +153,8 @@ class MlpConfig:
     has_gate_up_bias: bool = False
     has_down_bias: bool = False
     has_post_norm: bool = False
+    gate_up_blocks: BlockFormat | None = None
+    down_blocks: BlockFormat | None = None
 
     @classmethod
     def of(
@@ -321,6 +329,20 @@ def run_blocks(
     return out[0], pages_out
 
 
+def _format_fields(weight_type: str, group_size: int, blocks: BlockFormat | None) -> list[int]:
+    """How a matrix is packed, in the order in which `handlers.cc` reads it."""
+    if blocks is None:
+        return [WEIGHT_TYPES.index(weight_type), group_size, 0, 0, 0, 0]
+    return [
+        BLOCK_TYPES[blocks.bits],
+        blocks.group_size,
+        blocks.block_size,
+        list(SCALE_DTYPES).index(blocks.scale_dtype),
+        int(blocks.has_scales),
+        int(blocks.has_minima),
+    ]
+
+
 def _like(array: jax.Array) -> jax.ShapeDtypeStruct:
     return _result(*array.shape, dtype=array.dtype)
 
@@ -331,14 +353,13 @@ def _result(*shape: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct
 
 def _fields_of(block: Attention | Mlp) -> tuple[list[int], list[float]]:
     """A block's attributes in the order in which `handlers.cc` reads them."""
-    config = block.config
-    weights = [WEIGHT_TYPES.index(config.weight_type), config.group_size]
     if isinstance(block, Mlp):
         mlp = block.config
         flags = (mlp.has_norm_bias, mlp.has_gate_up_bias, mlp.has_down_bias, mlp.has_post_norm)
         return [
             1,
-            *weights,
+            *_format_fields(mlp.weight_type, mlp.group_size, mlp.gate_up_blocks),
+            *_format_fields(mlp.weight_type, mlp.group_size, mlp.down_blocks),
             mlp.intermediate_size,
             _ACTIVATIONS.index(mlp.activation),
             int(mlp.is_gated),
@@ -355,7 +376,8 @@ def _fields_of(block: Attention | Mlp) -> tuple[list[int], list[float]]:
     )
     return [
         0,
-        *weights,
+        *_format_fields(attention.weight_type, attention.group_size, attention.qkv_blocks),
+        *_format_fields(attention.weight_type, attention.group_size, attention.o_blocks),
         attention.num_heads,
         attention.num_kv_heads,
         attention.head_dim,
@@ -376,6 +398,7 @@ def head(
     wanted: jax.Array | None = None,
     *,
     group_size: int = 64,
+    blocks: BlockFormat | None = None,
     multiplier: float = 1.0,
     softcap: float = 0.0,
 ) -> jax.Array:
@@ -388,6 +411,7 @@ def head(
         weight_type: As packed.
         wanted: [R] bool or int32; rows after the last wanted one are zeros. None wants all.
         group_size: As packed.
+        blocks: How the table is packed where that isn't `weight_type`.
         multiplier: Of the scores.
         softcap: Scores become softcap * tanh(scores / softcap); 0 is none.
 
@@ -400,7 +424,7 @@ def head(
         hidden,
         wanted.astype(jnp.int32),
         table,
-        config=_table_config(weight_type, group_size),
+        config=_table_config(weight_type, group_size, blocks),
         scalars=np.array([multiplier, softcap], np.float32),
     )
 
@@ -413,6 +437,7 @@ def likeliest(
     wanted: jax.Array | None = None,
     *,
     group_size: int = 64,
+    blocks: BlockFormat | None = None,
     multiplier: float = 1.0,
     softcap: float = 0.0,
 ) -> jax.Array:
@@ -429,7 +454,7 @@ def likeliest(
         hidden,
         wanted.astype(jnp.int32),
         table,
-        config=_table_config(weight_type, group_size),
+        config=_table_config(weight_type, group_size, blocks),
         scalars=np.array([multiplier, softcap], np.float32),
         vocabulary=np.array([vocab_size], np.int64),
     )
@@ -443,21 +468,23 @@ def embedding(
     weight_type: str,
     *,
     group_size: int = 64,
+    blocks: BlockFormat | None = None,
     multiplier: float = 1.0,
 ) -> jax.Array:
     """Looks up [T] int32 ids (clamped to the vocabulary) in a packed table: [T, hidden] float32."""
     return jax.ffi.ffi_call("penstock_embedding", _result(token_ids.shape[0], hidden_size))(
         token_ids,
         table,
-        config=_table_config(weight_type, group_size),
+        config=_table_config(weight_type, group_size, blocks),
         scalars=np.array([multiplier, 0.0], np.float32),
         vocabulary=np.array([vocab_size], np.int64),
     )
 
 
-def _table_config(weight_type: str, group_size: int) -> npt.NDArray[np.int64]:
-    fields = (_CONFIG_VERSION, WEIGHT_TYPES.index(weight_type), group_size)
-    return np.array(fields, np.int64)
+def _table_config(
+    weight_type: str, group_size: int, blocks: BlockFormat | None
+) -> npt.NDArray[np.int64]:
+    return np.array([_CONFIG_VERSION, *_format_fields(weight_type, group_size, blocks)], np.int64)
 
 
 def uncovered(

@@ -19,7 +19,7 @@ import jax.ffi
 from engine_worker.errors import NativeUnavailableError
 from protocol.runtime.container_limits import num_usable_cores
 
-INTERFACE_VERSION: Final = 2
+INTERFACE_VERSION: Final = 3
 """Of the library's calls, attributes and packed layouts: `kInterfaceVersion` of `library.cc`."""
 LIBRARY_PATH: Final = Path(__file__).with_name("libpenstock_kernels.so")
 _TARGETS: Final = ("penstock_blocks", "penstock_head", "penstock_likeliest", "penstock_embedding")
@@ -140,6 +140,10 @@ def _declare(handle: ctypes.CDLL) -> None:
         "penstock_pack": (
             number,
             (pointer, number, size, size, number, number, size, pointer, size),
+        ),
+        "penstock_pack_blocks": (
+            number,
+            (*[pointer] * 5, size, size, number, number, size, size, number, pointer, size),
         ),
     }
     for name, (result, arguments) in functions.items():

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.backends.cpu_native.library import load
+from engine_worker.compute.models.integer_blocks import SCALE_DTYPES, BlockFormat, BlockMatrix
 
 LAYOUT_VERSION: Final = 1
 """Of everything below; files of packed weights carry it."""
@@ -32,7 +33,11 @@ class MatrixKind(StrEnum):
 
 
 WEIGHT_TYPES: Final = ("float32", "bfloat16", "int8", "int4")
-"""In the order of `WeightType` in `calls.h`."""
+"""In the order of `WeightType` in `calls.h`, which has `BLOCK_TYPES` behind them."""
+BLOCK_TYPES: Final = {8: len(WEIGHT_TYPES), 4: len(WEIGHT_TYPES) + 1}
+"""Numbers in `WeightType` of integers in blocks, by their bits."""
+MAX_BLOCK_INPUTS: Final = 65536
+_MAX_SCALED_INPUTS: Final = 256
 _INPUTS_BY_LANE: Final = {"float32": 1, "bfloat16": 2, "int8": 4}
 
 
@@ -43,6 +48,25 @@ def panel_bytes(num_inputs: int, weight_type: str, group_size: int = 64) -> int:
         return num_groups * (group_size // 8 * _ROW_BYTES + PANEL_OUTPUTS * 2)
     num_lanes = -(-num_inputs // _INPUTS_BY_LANE[weight_type])
     return num_lanes * _ROW_BYTES + (PANEL_OUTPUTS * 4 if weight_type == "int8" else 0)
+
+
+def block_panel_bytes(num_inputs: int, form: BlockFormat) -> int:
+    """Bytes of one panel of a matrix in blocks."""
+    words = form.block_size * form.bits // 32 * _ROW_BYTES
+    groups = form.block_size // form.group_size * (form.has_scales + form.has_minima)
+    floats = SCALE_DTYPES[form.scale_dtype].itemsize * (1 + form.has_minima)
+    return num_inputs // form.block_size * (words + PANEL_OUTPUTS * (groups + floats))
+
+
+def are_blocks_covered(num_inputs: int, form: BlockFormat) -> bool:
+    """Whether the kernels multiply a matrix of so many inputs in a format."""
+    most = _MAX_SCALED_INPUTS if form.has_scales else MAX_BLOCK_INPUTS
+    return (
+        form.group_size % 16 == 0
+        and (form.has_scales or form.block_size == form.group_size)
+        and form.block_size <= most
+        and num_inputs % form.block_size == 0
+    )
 
 
 def packed_parts(
@@ -58,12 +82,23 @@ def packed_parts(
     """
     _check(weight_type, group_size)
     outputs, inputs = shape
-    if MatrixKind(kind) is MatrixKind.GATE_UP:
-        num_panels = -(-(outputs // 2) // (PANEL_OUTPUTS // 2))
-    else:
-        num_panels = -(-outputs // PANEL_OUTPUTS)
     size = panel_bytes(inputs, weight_type, group_size)
-    return (((num_panels, size), np.dtype(np.uint8)),)
+    return (((_num_panels(outputs, kind), size), np.dtype(np.uint8)),)
+
+
+def packed_block_parts(
+    shape: tuple[int, int], form: BlockFormat, kind: str
+) -> tuple[tuple[tuple[int, int], np.dtype[Any]], ...]:
+    """Shapes and types of what `pack_blocks` returns; arguments as in `packed_parts`."""
+    outputs, inputs = shape
+    panels = _num_panels(outputs, kind), block_panel_bytes(inputs, form)
+    return ((panels, np.dtype(np.uint8)),)
+
+
+def _num_panels(outputs: int, kind: str) -> int:
+    if MatrixKind(kind) is MatrixKind.GATE_UP:
+        return -(-(outputs // 2) // (PANEL_OUTPUTS // 2))
+    return -(-outputs // PANEL_OUTPUTS)
 
 
 def pack(
@@ -104,6 +139,50 @@ def pack(
         raise ValueError(f"a weight is not a finite number in {weight_type}")
     if status != _OK:
         raise ValueError(f"a matrix {values.shape} can't be packed as {weight_type} {kind}")
+    return (packed,)
+
+
+def pack_blocks(matrix: BlockMatrix, kind: str) -> tuple[npt.NDArray[np.uint8], ...]:
+    """Packs integers in blocks as they are: nothing is quantised, rounded or lost.
+
+    Args:
+        matrix: In a format that `are_blocks_covered` says yes to.
+        kind: A `MatrixKind`.
+
+    Raises:
+        ValueError: A scale is NaN or infinite, or the matrix can't be packed so.
+        NativeUnavailableError: There is no library.
+    """
+    form, shape = matrix.format, matrix.integers.shape
+    if not matrix.is_finite():
+        raise ValueError("holds a scale that is not a finite number")
+    if not are_blocks_covered(shape[1], form):
+        raise ValueError(f"has {shape[1]} inputs, which can't be packed as {form.name}")
+    ((panels, _),) = packed_block_parts((shape[0], shape[1]), form, kind)
+    packed = aligned_empty(panels)
+    parts = [
+        None if part is None else np.ascontiguousarray(part)
+        for part in (
+            matrix.integers,
+            matrix.group_scales,
+            matrix.minima,
+            matrix.scales,
+            matrix.minimum_scales,
+        )
+    ]
+    status = load().handle.penstock_pack_blocks(
+        *(None if part is None else part.ctypes.data for part in parts),
+        *shape,
+        form.bits == 4,
+        MatrixKind(kind) is MatrixKind.GATE_UP,
+        form.group_size,
+        form.block_size,
+        list(SCALE_DTYPES).index(form.scale_dtype),
+        packed.ctypes.data,
+        packed.nbytes,
+    )
+    if status != _OK:
+        raise ValueError(f"has shape {list(shape)}, which can't be packed as {form.name} {kind}")
     return (packed,)
 
 

@@ -32,6 +32,7 @@ from engine_worker.compute.backends.xla.paged_attention import attend_pages
 from engine_worker.compute.backends.xla.pages import store_tokens, xla_kv_layout
 from engine_worker.compute.backends.xla.states import recur_in_step
 from engine_worker.compute.models.decoder import Decoder, DecoderGraph, Leaves, Parameter
+from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.compute.models.layers import Matrix
 from engine_worker.compute.models.moe import MoeBlock
 from engine_worker.compute.models.quantized import QuantizedMatrix, quantize
@@ -101,6 +102,10 @@ class XlaBackend:
     @property
     def weight_type(self) -> str:
         return self._weight_type
+
+    @property
+    def stored_formats(self) -> Mapping[str, BlockFormat]:
+        return {}
 
     @property
     def packing(self) -> PackingPlan:

@@ -23,10 +23,12 @@ class Change:
     Attributes:
         apply: To the numbers.
         shape: To the shape alone, equally.
+        keeps_rows: Only rows change their places, so that it goes for integers and scales, too.
     """
 
     apply: Callable[[Values], Values]
     shape: Callable[[Shape], Shape] = _same
+    keeps_rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def rotate_halves(num_heads: int) -> Change:
         pairs = values.reshape(num_heads, -1, 2, *values.shape[1:])
         return pairs.swapaxes(1, 2).reshape(values.shape)
 
-    return Change(apply)
+    return Change(apply, keeps_rows=True)
 
 
 def _minus_one(values: Values) -> Values:

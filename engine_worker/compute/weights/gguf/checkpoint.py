@@ -1,6 +1,5 @@
 """A GGUF model as a `Checkpoint`: Hugging Face's tensors, dequantised when they are read."""
 
-import logging
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from engine_worker.compute.models.integer_blocks import BlockFormat, BlockMatrix
 from engine_worker.compute.weights.gguf.blocks import (
     PLAIN,
     QUANTISED,
@@ -27,9 +27,10 @@ from engine_worker.compute.weights.gguf.family import (
     common_config,
     parts_of,
 )
+from engine_worker.compute.weights.gguf.integer_blocks import FORMATS, read_blocks
 from engine_worker.compute.weights.gguf.metadata import GgufMetadata
 from engine_worker.compute.weights.gguf.rope_factors import llama3_scaling
-from engine_worker.compute.weights.tensor_info import ReadTensor, TensorInfo
+from engine_worker.compute.weights.tensor_info import ReadBlocks, ReadTensor, TensorInfo
 from engine_worker.errors import (
     CheckpointError,
     UnsupportedArchitectureError,
@@ -42,7 +43,6 @@ from protocol.runtime.gguf_header import (
     read_gguf_shards,
 )
 
-_log = logging.getLogger("penstock.engine.weights")
 _FILE_TYPE: Final = "general.file_type"
 _DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -61,16 +61,38 @@ class GgufCheckpoint:
     def stored_as(self) -> str:
         return f"GGUF {format_name(self.metadata.files)}"
 
+    @property
+    def quantized(self) -> frozenset[str]:
+        stored = self.metadata.tensors
+        return frozenset(
+            name for name, part in self.parts.items() if stored[part.name].type_name not in PLAIN
+        )
+
+    @property
+    def block_formats(self) -> dict[str, BlockFormat]:
+        found = {}
+        for name, part in self.parts.items():
+            tensor = self.metadata.tensors[part.name]
+            is_whole = part.expert is None and part.join is None
+            is_whole = is_whole and (part.change is None or part.change.keeps_rows)
+            if is_whole and len(tensor.shape) == 2 and tensor.type_name in FORMATS:
+                found[name] = FORMATS[tensor.type_name]
+        return found
+
+    @contextmanager
+    def reading_blocks(self) -> Iterator[ReadBlocks]:
+        data = {file: opened(file) for file in self.files}
+
+        def read(name: str) -> BlockMatrix:
+            part = self.parts[name]
+            tensor = self.metadata.tensors[part.name]
+            matrix = read_blocks(data[tensor.file], tensor)
+            return matrix if part.change is None else matrix.each(part.change.apply)
+
+        yield read
+
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:
-        stored = {tensor.type_name for tensor in self.metadata.tensors.values()}
-        if not stored <= set(PLAIN):
-            _log.info(
-                "%s: stored in %s and dequantised as it is read; --dtype int8 or int4 quantises it"
-                " anew",
-                self.listing,
-                format_name(self.metadata.files),
-            )
         data = {file: opened(file) for file in self.files}
 
         def read(name: str) -> npt.NDArray[Any]:

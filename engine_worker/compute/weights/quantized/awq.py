@@ -10,9 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.models.config_fields import ConfigFields
+from engine_worker.compute.models.integer_blocks import BlockMatrix
 from engine_worker.compute.weights.quantized.derived import (
     DerivedTensor,
+    StoredBlocks,
     StoredTensors,
+    block_format,
     broken,
     derived_info,
     matrix,
@@ -59,6 +62,7 @@ def read_awq(stored: StoredTensors, fields: ConfigFields) -> Iterator[DerivedTen
         yield DerivedTensor(
             derived_info(f"{module}.weight", "F32", (outputs, inputs), qweight, scales, qzeros),
             _reader(qweight, scales, qzeros, inputs, group_size),
+            _blocks(qweight, scales, qzeros, inputs, groups, group_size),
         )
 
 
@@ -101,6 +105,26 @@ def _reader(
         )
 
     return compute
+
+
+def _blocks(
+    qweight: TensorInfo,
+    scales: TensorInfo,
+    qzeros: TensorInfo,
+    inputs: int,
+    groups: int,
+    group_size: int,
+) -> StoredBlocks | None:
+    form = block_format(_BITS, inputs, groups, scales, has_minima=True, group_size=group_size)
+    if form is None:
+        return None
+
+    def read_blocks(read: ReadTensor) -> BlockMatrix:
+        values = read(scales.name).T
+        zeros = _in_order(read(qzeros.name)).T.astype(np.int8)
+        return BlockMatrix(form, _in_order(read(qweight.name)).T, values, None, zeros, values)
+
+    return StoredBlocks(form, read_blocks)
 
 
 def _in_order(words: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

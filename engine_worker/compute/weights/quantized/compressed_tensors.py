@@ -11,9 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.models.config_fields import ConfigFields
+from engine_worker.compute.models.integer_blocks import BlockMatrix
 from engine_worker.compute.weights.quantized.derived import (
     DerivedTensor,
+    StoredBlocks,
     StoredTensors,
+    block_format,
     broken,
     derived_info,
     matrix,
@@ -29,7 +32,8 @@ from engine_worker.compute.weights.quantized.integers import (
     unpack,
 )
 from engine_worker.compute.weights.quantized.mxfp4 import FP4_VALUES, check_scales
-from engine_worker.compute.weights.tensor_info import ReadTensor, TensorInfo
+from engine_worker.compute.weights.safetensors_files import read_bytes
+from engine_worker.compute.weights.tensor_info import STORED_DTYPES, ReadTensor, TensorInfo
 from engine_worker.errors import UnsupportedFormatError
 
 _FORMATS: Final = (
@@ -143,6 +147,11 @@ def _as_columns(values: npt.NDArray[Any], groups: int) -> npt.NDArray[Any]:
     return values.reshape(-1, groups)
 
 
+def _of_each_row(values: npt.NDArray[Any], outputs: int, groups: int) -> npt.NDArray[Any]:
+    """[out, G], where all rows may share one."""
+    return np.broadcast_to(_as_columns(values, groups), (outputs, groups))
+
+
 def _packed_module(stored: StoredTensors, module: str, packed: TensorInfo) -> DerivedTensor:
     outputs, words = matrix(of_type(packed, "I32"))
     scale = stored.need(f"{module}.weight_scale", packed, *_SCALES)
@@ -180,9 +189,28 @@ def _packed_module(stored: StoredTensors, module: str, packed: TensorInfo) -> De
         return scaled(unpack(read(packed.name), bits, inputs), scales, zeros, columns)
 
     parts = (packed, scale, shape, zero_point, g_idx, *_unused(stored, module))
-    return DerivedTensor(
-        derived_info(f"{module}.weight", "F32", (outputs, inputs), *parts), compute
-    )
+    info = derived_info(f"{module}.weight", "F32", (outputs, inputs), *parts)
+    form = block_format(bits, inputs, groups, scale, has_minima=zero_point is not None)
+    if form is None:
+        return DerivedTensor(info, compute)
+
+    def read_blocks(read: ReadTensor) -> BlockMatrix:
+        integers = unpack(read(packed.name), bits, inputs)
+        scales = _of_each_row(read(scale.name), outputs, groups)
+        if zero_point is None:
+            # Stored with the offset of their own bits.
+            return BlockMatrix(form, integers + np.uint8(form.zero - offset), scales)
+        zeros = unpack(read(zero_point.name).T, bits, outputs).T
+        minima = (zeros.astype(np.int16) - form.zero).astype(np.int8)
+        return BlockMatrix(form, integers, scales, None, minima, scales)
+
+    def is_in_order() -> bool:
+        if g_idx is None:
+            return True
+        order = read_bytes(g_idx).reshape(-1).view(STORED_DTYPES[g_idx.dtype])
+        return bool((order == -1).all()) or column_groups(g_idx, order, groups) is None
+
+    return DerivedTensor(info, compute, StoredBlocks(form, read_blocks, is_in_order))
 
 
 def _int8_module(stored: StoredTensors, module: str, weight: TensorInfo) -> DerivedTensor:
@@ -199,7 +227,20 @@ def _int8_module(stored: StoredTensors, module: str, weight: TensorInfo) -> Deri
         return scaled(read(weight.name), scales, zeros)
 
     parts = (weight, scale, zero_point, *_unused(stored, module))
-    return DerivedTensor(derived_info(weight.name, "F32", weight.shape, *parts), compute)
+    info = derived_info(weight.name, "F32", weight.shape, *parts)
+    form = block_format(8, inputs, groups, scale, has_minima=zero_point is not None)
+    if form is None:
+        return DerivedTensor(info, compute)
+
+    def read_blocks(read: ReadTensor) -> BlockMatrix:
+        integers = read(weight.name).view(np.uint8) ^ np.uint8(128)
+        scales = _of_each_row(read(scale.name), outputs, groups)
+        if zero_point is None:
+            return BlockMatrix(form, integers, scales)
+        zeros = _of_each_row(read(zero_point.name), outputs, groups)
+        return BlockMatrix(form, integers, scales, None, zeros, scales)
+
+    return DerivedTensor(info, compute, StoredBlocks(form, read_blocks))
 
 
 def _fp4_module(stored: StoredTensors, module: str, packed: TensorInfo) -> DerivedTensor:

@@ -1,21 +1,43 @@
 """A checkpoint some of whose tensors are computed from stored ones when they are read."""
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
+from engine_worker.compute.models.integer_blocks import BlockFormat, BlockMatrix
 from engine_worker.compute.models.quantization import WAY_OUT
 from engine_worker.compute.weights.safetensors_files import SafetensorsCheckpoint, read_bytes
-from engine_worker.compute.weights.tensor_info import STORED_DTYPES, ReadTensor, TensorInfo
+from engine_worker.compute.weights.tensor_info import (
+    STORED_DTYPES,
+    ReadBlocks,
+    ReadTensor,
+    TensorInfo,
+)
 from engine_worker.errors import CheckpointError
 
 _MAX_READ_EARLY_BYTES = 2**16
-_log = logging.getLogger("penstock.engine.weights")
+_SCALE_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+_GROUP_MULTIPLE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlocks:
+    """A matrix that is kept as integers in blocks.
+
+    Attributes:
+        format: As it is kept.
+        read: Reads it, as `DerivedTensor.compute` does.
+        is_in_order: Whether its groups are those of `format`; looked at before it is read so.
+    """
+
+    format: BlockFormat
+    read: Callable[[ReadTensor], BlockMatrix]
+    is_in_order: Callable[[], bool] = lambda: True
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +47,12 @@ class DerivedTensor:
     Attributes:
         info: Its name, shape and type; `made_of` names what it takes the place of.
         compute: Reads these and makes it; raises `CheckpointError` naming the tensor.
+        blocks: The same without loss as integers; None where it can't be had so.
     """
 
     info: TensorInfo
     compute: Callable[[ReadTensor], npt.NDArray[Any]]
+    blocks: StoredBlocks | None = None
 
 
 class DerivedCheckpoint:
@@ -67,15 +91,31 @@ class DerivedCheckpoint:
     def stored_as(self) -> str:
         return self._summary
 
+    @property
+    def quantized(self) -> frozenset[str]:
+        return frozenset(self._derived)
+
+    @cached_property
+    def block_formats(self) -> dict[str, BlockFormat]:
+        return {
+            name: tensor.blocks.format
+            for name, tensor in self._derived.items()
+            if tensor.blocks is not None and tensor.blocks.is_in_order()
+        }
+
+    @contextmanager
+    def reading_blocks(self) -> Iterator[ReadBlocks]:
+        with self._base.reading() as read_stored:
+
+            def read(name: str) -> BlockMatrix:
+                blocks = self._derived[name].blocks
+                assert blocks is not None, name
+                return blocks.read(read_stored)
+
+            yield read
+
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:
-        _log.info(
-            "%s: %d tensors are stored in %s and dequantised as they are read; --dtype int8 or "
-            "int4 quantises them anew",
-            self.listing,
-            len(self._derived),
-            self._summary,
-        )
         with self._base.reading() as read_stored:
 
             def read(name: str) -> npt.NDArray[Any]:
@@ -171,6 +211,32 @@ def matrix(tensor: TensorInfo) -> tuple[int, int]:
 def broken(tensor: TensorInfo, what: str) -> CheckpointError:
     """The error of a stored tensor: its file, its name, what is wrong and the way out."""
     return CheckpointError(f"{tensor.file}: tensor {tensor.name!r} {what}; {WAY_OUT}")
+
+
+def block_format(
+    bits: int,
+    inputs: int,
+    groups: int,
+    scales: TensorInfo,
+    *,
+    has_minima: bool,
+    group_size: int = -1,
+) -> BlockFormat | None:
+    """The format of a matrix whose groups are blocks; None where they are uneven.
+
+    Args:
+        bits: Of an integer as it is kept, up to 8.
+        inputs: Of a row.
+        groups: Of a row.
+        scales: One a group; say which type they have.
+        has_minima: Groups have zeros of their own.
+        group_size: Inputs of a group, where the checkpoint says so: the last may be narrower.
+    """
+    size = inputs // groups if group_size == -1 else group_size
+    if scales.dtype not in _SCALE_NAMES or size * groups != inputs or size % _GROUP_MULTIPLE:
+        return None
+    width = 4 if bits <= 4 else 8
+    return BlockFormat(width, size, size, _SCALE_NAMES[scales.dtype], has_minima=has_minima)
 
 
 def derived_info(

@@ -11,10 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.models.config_fields import ConfigFields
+from engine_worker.compute.models.integer_blocks import BlockMatrix
 from engine_worker.compute.weights.quantized.awq import SCALE_TYPES, check_groups, read_group_size
 from engine_worker.compute.weights.quantized.derived import (
     DerivedTensor,
+    StoredBlocks,
     StoredTensors,
+    block_format,
     broken,
     derived_info,
     matrix,
@@ -27,7 +30,8 @@ from engine_worker.compute.weights.quantized.integers import (
     scaled,
     unpack,
 )
-from engine_worker.compute.weights.tensor_info import ReadTensor, TensorInfo
+from engine_worker.compute.weights.safetensors_files import read_bytes
+from engine_worker.compute.weights.tensor_info import STORED_DTYPES, ReadTensor, TensorInfo
 from engine_worker.errors import UnsupportedFormatError
 
 _BITS: Final = (2, 3, 4, 8)
@@ -116,7 +120,27 @@ def _module(
     info = derived_info(
         f"{module}.weight", "F32", (outputs, inputs), qweight, scales, qzeros, g_idx
     )
-    return DerivedTensor(info, compute)
+    stated = group_size if g_idx is None else -1
+    form = block_format(bits, inputs, groups, scales, has_minima=True, group_size=stated)
+    if form is None:
+        return DerivedTensor(info, compute)
+
+    def read_blocks(read: ReadTensor) -> BlockMatrix:
+        words = read(qzeros.name)
+        zeros = _plus_one(words, bits, outputs) if is_first else unpack(words, bits, outputs)
+        values = read(scales.name).T
+        integers = unpack(read(qweight.name).T, bits, inputs)
+        # Integers of eight bits are stored with 128 more than is meant, and so are their zeros.
+        minima = (zeros.T.astype(np.int16) - form.zero).astype(np.int8)
+        return BlockMatrix(form, integers, values, None, minima, values)
+
+    def is_in_order() -> bool:
+        if g_idx is None:
+            return True
+        order = read_bytes(g_idx).reshape(-1).view(STORED_DTYPES[g_idx.dtype])
+        return column_groups(g_idx, order, groups) is None
+
+    return DerivedTensor(info, compute, StoredBlocks(form, read_blocks, is_in_order))
 
 
 def _plus_one(words: npt.NDArray[Any], bits: int, count: int) -> npt.NDArray[np.uint8]:

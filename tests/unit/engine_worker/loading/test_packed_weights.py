@@ -112,6 +112,24 @@ def test_a_file_cut_short_is_told_and_packed_anew(
     assert load(folder, cache_dir)[1] == []
 
 
+@pytest.mark.parametrize("place", [0.4, 0.9])
+def test_a_file_with_another_number_is_told_and_packed_anew(
+    folder: Path, cache_dir: Path, caplog: pytest.LogCaptureFixture, place: float
+) -> None:
+    first, _ = load(folder, cache_dir)
+    (file,) = cache_dir.glob("*.packed")
+    content = bytearray(file.read_bytes())
+    # In the middle of the largest part, and in one of the small ones behind it.
+    content[int(len(content) * place)] ^= 4
+    file.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        second, told = load(folder, cache_dir)
+    assert told
+    assert "damaged" in caplog.text
+    assert_same(second, first)
+    assert load(folder, cache_dir)[1] == []
+
+
 def test_a_cache_that_cannot_be_written_is_told_and_done_without(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

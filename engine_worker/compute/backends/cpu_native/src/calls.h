@@ -17,7 +17,16 @@ constexpr int64_t kRowBytes = kPanelOutputs * kLaneBytes;
 constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kMaxInt8Inputs = 65536;  // The sum of products then still fits 32 bits.
 
-enum class WeightType : int64_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kInt4 = 3 };
+// The last two are integers in blocks, as checkpoints hold them: see BlockLayout.
+enum class WeightType : int64_t {
+  kFloat32 = 0,
+  kBfloat16 = 1,
+  kInt8 = 2,
+  kInt4 = 3,
+  kBlocks8 = 4,
+  kBlocks4 = 5
+};
+enum class ScaleType : int64_t { kFloat16 = 0, kBfloat16 = 1, kFloat32 = 2 };
 enum class CacheType : int64_t { kFloat32 = 0, kBfloat16 = 1 };
 enum class NormKind : int64_t { kNone = 0, kRms = 1, kLayer = 2 };
 enum class QkNorm : int64_t { kNone = 0, kPerHead = 1, kFullWidth = 2 };
@@ -26,30 +35,66 @@ enum class Activation : int64_t { kSilu = 0, kGeluTanh = 1, kGelu = 2, kRelu = 3
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
-// Inputs that share one scale of a row of activations or weights; int4 only has several of them.
-inline int64_t num_scale_groups(WeightType type, int64_t inputs, int64_t group_size) {
-  return type == WeightType::kInt4 ? divide_up(inputs, group_size) : 1;
+inline bool is_in_blocks(WeightType type) {
+  return type == WeightType::kBlocks8 || type == WeightType::kBlocks4;
 }
 
-// Inputs as they are multiplied: with zeros up to whole lanes, or whole groups.
-inline int64_t padded_inputs(WeightType type, int64_t inputs, int64_t group_size) {
+// Each block of an output's inputs has a scale d and, with minima, a scale e of these; each group of
+// a block may have a whole scale s and a whole minimum m. A weight is d * s * (w - zero) - e * m. In
+// a panel, behind the words of a block: s and m of every group, [32] int8 each, then [32] d and e.
+struct BlockLayout {
+  int64_t block_size = 0;  // Inputs, a multiple of the group's.
+  ScaleType scale_type = ScaleType::kFloat16;
+  bool has_scales = false, has_minima = false;
+
+  int64_t scale_bytes() const { return scale_type == ScaleType::kFloat32 ? 4 : 2; }
+  int64_t words_bytes(WeightType type) const {
+    return block_size / (type == WeightType::kBlocks4 ? 8 : 4) * kRowBytes;
+  }
+  int64_t num_bytes(WeightType type, int64_t group_size) const {
+    return words_bytes(type) +
+           kPanelOutputs * (block_size / group_size * (has_scales + has_minima) +
+                            scale_bytes() * (1 + has_minima));
+  }
+  // What is stored for 0.
+  int zero(WeightType type) const {
+    return type == WeightType::kBlocks8 ? 128 : has_minima ? 0 : 8;
+  }
+};
+
+// Inputs as they are multiplied: with zeros up to whole lanes, groups or blocks.
+inline int64_t padded_inputs(WeightType type, int64_t inputs, int64_t group_size,
+                             const BlockLayout& blocks = {}) {
   switch (type) {
     case WeightType::kFloat32: return inputs;
     case WeightType::kBfloat16: return round_up(inputs, 2);
     case WeightType::kInt8: return round_up(inputs, 4);
     case WeightType::kInt4: return round_up(inputs, group_size);
+    case WeightType::kBlocks8:
+    case WeightType::kBlocks4: return round_up(inputs, blocks.block_size);
   }
   return 0;
 }
 
-inline int64_t panel_bytes(WeightType type, int64_t inputs, int64_t group_size) {
-  int64_t padded = padded_inputs(type, inputs, group_size);
+// Inputs that share one scale of a row of activations or weights; some types have several of them.
+inline int64_t num_scale_groups(WeightType type, int64_t inputs, int64_t group_size,
+                                const BlockLayout& blocks = {}) {
+  const bool is_grouped = type == WeightType::kInt4 || is_in_blocks(type);
+  return is_grouped ? padded_inputs(type, inputs, group_size, blocks) / group_size : 1;
+}
+
+inline int64_t panel_bytes(WeightType type, int64_t inputs, int64_t group_size,
+                           const BlockLayout& blocks = {}) {
+  int64_t padded = padded_inputs(type, inputs, group_size, blocks);
   switch (type) {
     case WeightType::kFloat32: return padded * kRowBytes;
     case WeightType::kBfloat16: return padded / 2 * kRowBytes;
     case WeightType::kInt8: return padded / 4 * kRowBytes + kPanelOutputs * 4;  // float32 scales
     case WeightType::kInt4:  // bfloat16 scales behind each group
       return padded / group_size * (group_size / 8 * kRowBytes + kPanelOutputs * 2);
+    case WeightType::kBlocks8:
+    case WeightType::kBlocks4:
+      return padded / blocks.block_size * blocks.num_bytes(type, group_size);
   }
   return 0;
 }
@@ -59,10 +104,12 @@ struct Matrix {
   int64_t outputs, inputs;
   WeightType type;
   int64_t group_size;
+  BlockLayout blocks;
 
   int64_t num_panels() const { return divide_up(outputs, kPanelOutputs); }
-  int64_t panel_stride() const { return panel_bytes(type, inputs, group_size); }
-  int64_t num_groups() const { return num_scale_groups(type, inputs, group_size); }
+  int64_t padded() const { return padded_inputs(type, inputs, group_size, blocks); }
+  int64_t panel_stride() const { return panel_bytes(type, inputs, group_size, blocks); }
+  int64_t num_groups() const { return num_scale_groups(type, inputs, group_size, blocks); }
 };
 
 // The vectors of a block; null where it has none.

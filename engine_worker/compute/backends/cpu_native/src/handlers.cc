@@ -17,8 +17,11 @@ namespace penstock {
 namespace {
 
 constexpr uintptr_t kWide = 64, kFloat = 4, kShort = 2;  // alignments
-constexpr int64_t kConfigVersion = 1;
-constexpr int64_t kHeaderFields = 3, kBlockFields = 16, kBlockScalars = 4;
+constexpr int64_t kConfigVersion = 2;
+constexpr int64_t kHeaderFields = 3, kFormatFields = 6, kBlockScalars = 4;
+constexpr int64_t kBlockFields = 14 + 2 * kFormatFields;
+constexpr int64_t kMaxBlockInputs = 65536;  // As of int8; with scales of groups far fewer.
+constexpr int64_t kMaxScaledInputs = 256;
 constexpr int64_t kMaxSize = int64_t{1} << 31;
 
 const float* floats(const XLA_FFI_Buffer& buffer) { return static_cast<const float*>(buffer.data); }
@@ -76,27 +79,45 @@ class Vectors {
   int64_t left_;
 };
 
-Matrix matrix_at(const CallFrame& frame, int64_t index, const char* name, WeightType type,
-                 int64_t group_size, int64_t outputs, int64_t inputs) {
+// How a matrix is packed, and its shape once that is known.
+struct Format {
+  WeightType type;
+  int64_t group_size;
+  BlockLayout blocks;
+};
+
+Matrix matrix_at(const CallFrame& frame, int64_t index, const char* name, const Format& format,
+                 int64_t outputs, int64_t inputs) {
   require(outputs > 0 && inputs > 0 && outputs < kMaxSize && inputs < kMaxSize,
           "a matrix has no rows or no columns, or too many");
-  require(type != WeightType::kInt8 || inputs <= kMaxInt8Inputs,
+  require(format.type != WeightType::kInt8 || inputs <= kMaxInt8Inputs,
           "an int8 matrix has more than 65536 inputs");
+  const int64_t size = panel_bytes(format.type, inputs, format.group_size, format.blocks);
   const XLA_FFI_Buffer& buffer =
       frame.argument(index, name, XLA_FFI_DataType_U8,
-                     {divide_up(outputs, kPanelOutputs), panel_bytes(type, inputs, group_size)},
-                     kWide);
-  return {static_cast<const char*>(buffer.data), outputs, inputs, type, group_size};
+                     {divide_up(outputs, kPanelOutputs), size}, kWide);
+  return {static_cast<const char*>(buffer.data), outputs,       inputs, format.type,
+          format.group_size,                     format.blocks};
 }
 
-WeightType weight_type_of(Fields& fields) {
-  return static_cast<WeightType>(fields.integer(0, 3, "weight type"));
-}
-int64_t group_size_of(Fields& fields, WeightType type) {
-  const int64_t size = fields.integer(0, 128, "group size");
-  require(type != WeightType::kInt4 || size == 32 || size == 64 || size == 128,
+// In the order of `_format_fields` in calls.py.
+Format format_of(Fields& fields) {
+  Format format{};
+  format.type = static_cast<WeightType>(fields.integer(0, 5, "weight type"));
+  const int64_t size = format.group_size = fields.integer(0, kMaxBlockInputs, "group size");
+  require(format.type != WeightType::kInt4 || size == 32 || size == 64 || size == 128,
           "the group size of int4 is not 32, 64 or 128");
-  return size;
+  BlockLayout& blocks = format.blocks;
+  blocks.block_size = fields.integer(0, kMaxBlockInputs, "block size");
+  blocks.scale_type = static_cast<ScaleType>(fields.integer(0, 2, "scale type"));
+  blocks.has_scales = fields.flag("scales of groups");
+  blocks.has_minima = fields.flag("minima of groups");
+  if (!is_in_blocks(format.type)) return format;
+  require(size > 0 && size % 16 == 0 && blocks.block_size > 0 && blocks.block_size % size == 0,
+          "groups are no multiple of 16 inputs, or blocks no multiple of a group");
+  require(blocks.has_scales ? blocks.block_size <= kMaxScaledInputs : blocks.block_size == size,
+          "a block has more than one group without scales, or more than 256 inputs with them");
+  return format;
 }
 
 class BlocksReader {
@@ -166,8 +187,7 @@ class BlocksReader {
     Block block{};
     block.is_attention = true;
     AttentionBlock& attention = block.attention;
-    const WeightType type = weight_type_of(fields);
-    const int64_t group_size = group_size_of(fields, type);
+    const Format qkv = format_of(fields), o = format_of(fields);
     attention.num_heads = fields.integer(1, 4096, "num_heads");
     attention.num_kv_heads = fields.integer(1, attention.num_heads, "num_kv_heads");
     attention.head_dim = fields.integer(2, kMaxHeadDim, "head_dim");
@@ -207,9 +227,8 @@ class BlocksReader {
     attention.post_norm = vectors.take(has_post_norm, hidden);
     attention.sinks = vectors.take(has_sinks, attention.num_heads);
     vectors.end();
-    attention.qkv = matrix_at(frame_, next_argument_++, "qkv", type, group_size, width, hidden);
-    attention.o =
-        matrix_at(frame_, next_argument_++, "o", type, group_size, hidden, attention.q_size());
+    attention.qkv = matrix_at(frame_, next_argument_++, "qkv", qkv, width, hidden);
+    attention.o = matrix_at(frame_, next_argument_++, "o", o, hidden, attention.q_size());
     read_pages(attention);
     call_.blocks.push_back(block);
   }
@@ -241,8 +260,7 @@ class BlocksReader {
   void read_mlp(Fields& fields) {
     Block block{};
     MlpBlock& mlp = block.mlp;
-    const WeightType type = weight_type_of(fields);
-    const int64_t group_size = group_size_of(fields, type);
+    const Format gate_up = format_of(fields), down = format_of(fields);
     mlp.intermediate_size = fields.integer(1, kMaxSize / 4, "intermediate_size");
     mlp.activation = static_cast<Activation>(fields.integer(0, 3, "activation"));
     mlp.is_gated = fields.flag("gated");
@@ -261,9 +279,8 @@ class BlocksReader {
     vectors.end();
     // A panel of a gated matrix holds 16 outputs of each half.
     const int64_t outputs = mlp.is_gated ? divide_up(inner, 16) * kPanelOutputs : inner;
-    mlp.gate_up =
-        matrix_at(frame_, next_argument_++, "gate_up", type, group_size, outputs, hidden);
-    mlp.down = matrix_at(frame_, next_argument_++, "down", type, group_size, hidden, inner);
+    mlp.gate_up = matrix_at(frame_, next_argument_++, "gate_up", gate_up, outputs, hidden);
+    mlp.down = matrix_at(frame_, next_argument_++, "down", down, hidden, inner);
     call_.blocks.push_back(block);
   }
 
@@ -319,10 +336,9 @@ bool run_blocks(const CallFrame& frame) {
   return current_level().run_blocks(call);
 }
 
-// config: version, weight type, group size; scalars: multiplier, softcap.
+// config: version, format; scalars: multiplier, softcap.
 struct TableConfig {
-  WeightType type;
-  int64_t group_size;
+  Format format;
   float multiplier, softcap;
 };
 
@@ -330,13 +346,12 @@ TableConfig table_config(const CallFrame& frame) {
   int64_t num_fields = 0, num_scalars = 0;
   const auto* integers = frame.array<int64_t>("config", XLA_FFI_DataType_S64, &num_fields);
   const auto* scalars = frame.array<float>("scalars", XLA_FFI_DataType_F32, &num_scalars);
-  require(num_fields == 3 && num_scalars == 2 && integers[0] == kConfigVersion,
+  require(num_fields == 1 + kFormatFields && num_scalars == 2 && integers[0] == kConfigVersion,
           "the call was built for another version of the kernels");
   Fields fields(integers + 1, scalars);
-  const WeightType type = weight_type_of(fields);
-  const int64_t group_size = group_size_of(fields, type);
+  const Format format = format_of(fields);
   const float multiplier = fields.scalar("multiplier");
-  return {type, group_size, multiplier, fields.scalar("softcap")};
+  return {format, multiplier, fields.scalar("softcap")};
 }
 
 int64_t vocabulary_size(const CallFrame& frame) {
@@ -354,8 +369,7 @@ HeadCall read_head(const CallFrame& frame, int64_t vocabulary) {
   const auto& wanted =
       frame.argument(1, "wanted", XLA_FFI_DataType_S32, {hidden.dims[0]}, kFloat);
   HeadCall call{};
-  call.matrix = matrix_at(frame, 2, "head", config.type, config.group_size, vocabulary,
-                          hidden.dims[1]);
+  call.matrix = matrix_at(frame, 2, "head", config.format, vocabulary, hidden.dims[1]);
   call.hidden = floats(hidden);
   call.multiplier = config.multiplier;
   call.softcap = config.softcap;
@@ -392,8 +406,7 @@ bool run_embedding(const CallFrame& frame) {
   const auto& ids = frame.argument(0, "token_ids", XLA_FFI_DataType_S32, {kAny}, kFloat);
   const auto& x = frame.result(0, "x", XLA_FFI_DataType_F32, {ids.dims[0], kAny}, kFloat);
   EmbeddingCall call{};
-  call.matrix = matrix_at(frame, 1, "table", config.type, config.group_size,
-                          vocabulary_size(frame), x.dims[1]);
+  call.matrix = matrix_at(frame, 1, "table", config.format, vocabulary_size(frame), x.dims[1]);
   call.token_ids = integers(ids);
   call.x = static_cast<float*>(x.data);
   call.num_tokens = ids.dims[0];

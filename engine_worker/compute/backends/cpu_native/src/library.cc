@@ -15,7 +15,7 @@ namespace penstock {
 namespace {
 
 // Raised with every change of a call, an attribute or a packed layout; library.py asks for it.
-constexpr int32_t kInterfaceVersion = 2;
+constexpr int32_t kInterfaceVersion = 3;
 
 enum class PackStatus : int32_t { kOk = 0, kNotFinite = 1, kBadShape = 2 };
 
@@ -83,14 +83,28 @@ float int4_scale(const float* values, int64_t count) {
   return best;
 }
 
+int64_t num_panels_of(int64_t outputs, bool is_gate_up) {
+  return is_gate_up ? divide_up(outputs / 2, kPanelOutputs / 2) : divide_up(outputs, kPanelOutputs);
+}
+
+// The output in a lane; -1 behind the last one.
+int64_t output_of(int64_t outputs, bool is_gate_up, int64_t panel, int64_t lane) {
+  const int64_t half = kPanelOutputs / 2;
+  if (!is_gate_up) {
+    const int64_t output = panel * kPanelOutputs + lane;
+    return output < outputs ? output : -1;
+  }
+  const int64_t inner = outputs / 2, output = panel * half + lane % half;
+  return output >= inner ? -1 : lane < half ? output : inner + output;
+}
+
 class Packer {
  public:
   Packer(const Source& source, WeightType type, bool is_gate_up, int64_t group_size, char* to)
       : source_(source), type_(type), is_gate_up_(is_gate_up), group_size_(group_size), to_(to) {}
 
   int64_t num_panels() const {
-    return is_gate_up_ ? divide_up(source_.outputs / 2, kPanelOutputs / 2)
-                       : divide_up(source_.outputs, kPanelOutputs);
+    return num_panels_of(source_.outputs, is_gate_up_);
   }
 
   void pack_panel(int64_t panel) {
@@ -98,13 +112,15 @@ class Packer {
     char* to = to_ + panel * size;
     std::memset(to, 0, static_cast<size_t>(size));
     for (int64_t lane = 0; lane < kPanelOutputs; lane++) {
-      const int64_t output = output_of(panel, lane);
+      const int64_t output = output_of(source_.outputs, is_gate_up_, panel, lane);
       if (output < 0) continue;
       switch (type_) {
         case WeightType::kFloat32: pack_float32(output, to + lane * kLaneBytes); break;
         case WeightType::kBfloat16: pack_bfloat16(output, to + lane * kLaneBytes); break;
         case WeightType::kInt8: pack_int8(output, to, lane); break;
         case WeightType::kInt4: pack_int4(output, to, lane); break;
+        case WeightType::kBlocks8:
+        case WeightType::kBlocks4: break;  // never made of floats
       }
     }
   }
@@ -112,17 +128,6 @@ class Packer {
   bool is_finite() const { return is_finite_.load(); }
 
  private:
-  // The output in a lane; -1 behind the last one.
-  int64_t output_of(int64_t panel, int64_t lane) const {
-    const int64_t half = kPanelOutputs / 2;
-    if (!is_gate_up_) {
-      const int64_t output = panel * kPanelOutputs + lane;
-      return output < source_.outputs ? output : -1;
-    }
-    const int64_t inner = source_.outputs / 2, output = panel * half + lane % half;
-    return output >= inner ? -1 : lane < half ? output : inner + output;
-  }
-
   void check(float value) {
     if (!std::isfinite(value)) is_finite_.store(false);
   }
@@ -191,6 +196,50 @@ class Packer {
   std::atomic<bool> is_finite_{true};
 };
 
+// Integers in blocks as a checkpoint holds them, row by row.
+struct BlockSource {
+  const uint8_t* integers;      // [outputs, inputs], as they are stored in the panel
+  const int8_t *scales, *minima;  // [outputs, inputs / group], null without them
+  const char *floats, *minima_floats;  // [outputs, inputs / block] in the layout's type
+
+  void pack_lane(const Matrix& matrix, int64_t output, int64_t lane, char* panel) const {
+    const BlockLayout& layout = matrix.blocks;
+    const int64_t size = layout.block_size, num_blocks = matrix.inputs / size;
+    const int64_t num_groups = size / matrix.group_size, float_bytes = layout.scale_bytes();
+    const bool is_four = matrix.type == WeightType::kBlocks4;
+    for (int64_t block = 0; block < num_blocks; block++) {
+      const uint8_t* from = integers + output * matrix.inputs + block * size;
+      char* to = panel + block * layout.num_bytes(matrix.type, matrix.group_size);
+      for (int64_t i = 0; i < size; i += 4, from += 4) {
+        if (!is_four) {
+          std::memcpy(to + i / 4 * kRowBytes + lane * kLaneBytes, from, 4);
+          continue;
+        }
+        char* word = to + i / 8 * kRowBytes + lane * kLaneBytes;
+        for (int64_t k = 0; k < 4; k++) {
+          const int shift = i % 8 == 0 ? 0 : 4;
+          word[k] = static_cast<char>(static_cast<uint8_t>(word[k]) | ((from[k] & 15) << shift));
+        }
+      }
+      to += layout.words_bytes(matrix.type);
+      const int64_t first = (output * num_blocks + block) * num_groups;
+      for (const int8_t* bytes : {scales, minima}) {
+        if (bytes == nullptr) continue;
+        for (int64_t group = 0; group < num_groups; group++) {
+          to[group * kPanelOutputs + lane] = static_cast<char>(bytes[first + group]);
+        }
+        to += num_groups * kPanelOutputs;
+      }
+      for (const char* values : {floats, minima_floats}) {
+        if (values == nullptr) continue;
+        std::memcpy(to + lane * float_bytes, values + (output * num_blocks + block) * float_bytes,
+                    static_cast<size_t>(float_bytes));
+        to += kPanelOutputs * float_bytes;
+      }
+    }
+  }
+};
+
 }  // namespace
 }  // namespace penstock
 
@@ -233,6 +282,7 @@ PENSTOCK_EXPORT int32_t penstock_pack(const void* values, int32_t is_bfloat16, i
   if (type == WeightType::kInt4 && group_size != 32 && group_size != 64 && group_size != 128) {
     return static_cast<int32_t>(PackStatus::kBadShape);
   }
+  if (is_in_blocks(type)) return static_cast<int32_t>(PackStatus::kBadShape);
   Packer packer({values, is_bfloat16 != 0, outputs, inputs}, type, is_gate_up != 0, group_size,
                 static_cast<char*>(to));
   if (to_bytes != packer.num_panels() * panel_bytes(type, inputs, group_size)) {
@@ -244,4 +294,45 @@ PENSTOCK_EXPORT int32_t penstock_pack(const void* values, int32_t is_bfloat16, i
     team.each(packer.num_panels(), [&](int64_t panel) { packer.pack_panel(panel); });
   });
   return static_cast<int32_t>(packer.is_finite() ? PackStatus::kOk : PackStatus::kNotFinite);
+}
+
+// Packs integers in blocks, see BlockSource; `inputs` is a multiple of the block. Returns a
+// PackStatus.
+PENSTOCK_EXPORT int32_t penstock_pack_blocks(const void* integers, const void* scales,
+                                             const void* minima, const void* floats,
+                                             const void* minima_floats, int64_t outputs,
+                                             int64_t inputs, int32_t is_four, int32_t is_gate_up,
+                                             int64_t group_size, int64_t block_size,
+                                             int32_t scale_type, void* to, int64_t to_bytes) {
+  using namespace penstock;
+  const auto bad_shape = static_cast<int32_t>(PackStatus::kBadShape);
+  if (outputs <= 0 || inputs <= 0 || group_size <= 0 || group_size % 16 != 0 || block_size <= 0 ||
+      block_size % group_size != 0 || inputs % block_size != 0 || scale_type < 0 ||
+      scale_type > 2 || (is_gate_up != 0 && outputs % 2 != 0) ||
+      (minima == nullptr) != (minima_floats == nullptr)) {
+    return bad_shape;
+  }
+  const BlockLayout layout{block_size, static_cast<ScaleType>(scale_type), scales != nullptr,
+                           minima != nullptr};
+  const WeightType type = is_four != 0 ? WeightType::kBlocks4 : WeightType::kBlocks8;
+  const Matrix matrix{nullptr, outputs, inputs, type, group_size, layout};
+  const int64_t num_panels = num_panels_of(outputs, is_gate_up != 0), size = matrix.panel_stride();
+  if (to_bytes != num_panels * size) return bad_shape;
+  const BlockSource source{static_cast<const uint8_t*>(integers),
+                           static_cast<const int8_t*>(scales), static_cast<const int8_t*>(minima),
+                           static_cast<const char*>(floats),
+                           static_cast<const char*>(minima_floats)};
+  ThreadPool& pool = ThreadPool::instance();
+  const auto lock = pool.begin_call();
+  pool.run(lock, 1, [&](Team& team) {
+    team.each(num_panels, [&](int64_t panel) {
+      char* place = static_cast<char*>(to) + panel * size;
+      std::memset(place, 0, static_cast<size_t>(size));
+      for (int64_t lane = 0; lane < kPanelOutputs; lane++) {
+        const int64_t output = output_of(outputs, is_gate_up != 0, panel, lane);
+        if (output >= 0) source.pack_lane(matrix, output, lane, place);
+      }
+    });
+  });
+  return static_cast<int32_t>(PackStatus::kOk);
 }

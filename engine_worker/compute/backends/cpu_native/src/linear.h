@@ -5,9 +5,10 @@ struct TileInput {
   const void* x;            // The tile's rows, packed.
   const char* panel;
   int64_t inputs;           // Padded, see padded_inputs.
-  int64_t group_size;       // int4: inputs of a scale.
-  const float* scales;      // int8 and int4: one for each row,
+  int64_t group_size;       // int4 and blocks: inputs of a scale.
+  const float* scales;      // All but floats: one for each row,
   const int32_t* sums;      // and the sum of the inputs of each row and group.
+  BlockLayout blocks;
 };
 
 // Writes [kRows, 32] float32.
@@ -113,6 +114,8 @@ void int4_tile(const TileInput& in, float* out) {
   }
 }
 
+#include "block_tile.h"
+
 constexpr int kMostRows = 14;
 
 template <class Product, int... kRows>
@@ -136,7 +139,23 @@ struct TileTable {
 // int4 keeps twice as many sums.
 constexpr int kMaxInt4Rows = (IntegerProduct<true>::kMaxRows + 1) / 2;
 
-inline const TileTable& tile_table(WeightType type) {
+template <bool kIsFour, bool kHasScales, bool kHasMinima, int... kRows>
+constexpr TileTable block_tiles(std::integer_sequence<int, kRows...>) {
+  return {kMaxInt4Rows, {nullptr, block_tile<kRows + 1, kIsFour, kHasScales, kHasMinima>...}};
+}
+
+template <bool kIsFour>
+const TileTable& block_tile_table(const BlockLayout& blocks) {
+  using Rows = std::make_integer_sequence<int, kMaxInt4Rows>;
+  static constexpr TileTable kPlain = block_tiles<kIsFour, false, false>(Rows());
+  static constexpr TileTable kMinima = block_tiles<kIsFour, false, true>(Rows());
+  static constexpr TileTable kScales = block_tiles<kIsFour, true, false>(Rows());
+  static constexpr TileTable kBoth = block_tiles<kIsFour, true, true>(Rows());
+  if (blocks.has_scales) return blocks.has_minima ? kBoth : kScales;
+  return blocks.has_minima ? kMinima : kPlain;
+}
+
+inline const TileTable& tile_table(const Matrix& matrix) {
   static constexpr TileTable kFloat32{
       Float32Product::kMaxRows,
       float_tiles<Float32Product>(std::make_integer_sequence<int, Float32Product::kMaxRows>())};
@@ -148,11 +167,13 @@ inline const TileTable& tile_table(WeightType type) {
       int8_tiles(std::make_integer_sequence<int, IntegerProduct<false>::kMaxRows>())};
   static constexpr TileTable kInt4{
       kMaxInt4Rows, int4_tiles(std::make_integer_sequence<int, kMaxInt4Rows>())};
-  switch (type) {
+  switch (matrix.type) {
     case WeightType::kFloat32: return kFloat32;
     case WeightType::kBfloat16: return kBfloat16;
     case WeightType::kInt8: return kInt8;
     case WeightType::kInt4: break;
+    case WeightType::kBlocks8: return block_tile_table<false>(matrix.blocks);
+    case WeightType::kBlocks4: return block_tile_table<true>(matrix.blocks);
   }
   return kInt4;
 }
@@ -164,7 +185,7 @@ struct ActivationMemory {
   Memory packed, scales, sums;
 
   bool reserve(int64_t num_rows, const Matrix& matrix) {
-    const int64_t inputs = padded_inputs(matrix.type, matrix.inputs, matrix.group_size);
+    const int64_t inputs = matrix.padded();
     // Four bytes an input hold float32 and, on levels without bfloat16 products, its pairs.
     return packed.reserve(num_rows * inputs * 4) && scales.reserve(num_rows * 4) &&
            sums.reserve(num_rows * matrix.num_groups() * 4);
@@ -183,10 +204,11 @@ class Activations {
         type_(matrix.type),
         num_rows_(num_rows),
         num_inputs_(matrix.inputs),
-        padded_(padded_inputs(matrix.type, matrix.inputs, matrix.group_size)),
+        padded_(matrix.padded()),
         group_size_(matrix.group_size),
+        blocks_(matrix.blocks),
         num_groups_(matrix.num_groups()),
-        num_blocks_(divide_up(num_rows, tile_table(matrix.type).max_rows)),
+        num_blocks_(divide_up(num_rows, tile_table(matrix).max_rows)),
         block_rows_(num_blocks_ > 0 ? divide_up(num_rows, num_blocks_) : 0) {}
 
   int64_t num_rows() const { return num_rows_; }
@@ -203,7 +225,9 @@ class Activations {
       case WeightType::kFloat32: return put_floats<Float32Product>(row, values, 0, num_inputs_);
       case WeightType::kBfloat16: return put_floats<Bfloat16Product>(row, values, 0, num_inputs_);
       case WeightType::kInt8:
-      case WeightType::kInt4: return put_integers(row, values);
+      case WeightType::kInt4:
+      case WeightType::kBlocks8:
+      case WeightType::kBlocks4: return put_integers(row, values);
     }
   }
 
@@ -223,7 +247,8 @@ class Activations {
             padded_,
             group_size_,
             scales_ + row,
-            sums_ + row * num_groups_};
+            sums_ + row * num_groups_,
+            blocks_};
   }
 
  private:
@@ -288,7 +313,9 @@ class Activations {
   float* scales_;
   int32_t* sums_;
   WeightType type_;
-  int64_t num_rows_, num_inputs_, padded_, group_size_, num_groups_, num_blocks_, block_rows_;
+  int64_t num_rows_, num_inputs_, padded_, group_size_;
+  BlockLayout blocks_;
+  int64_t num_groups_, num_blocks_, block_rows_;
 };
 
 // ---- products --------------------------------------------------------------------------------------
@@ -297,7 +324,7 @@ class Activations {
 template <class Finish>
 void multiply(Team& team, int num_threads, const Activations& x, const Matrix& matrix,
               Finish&& finish) {
-  const TileTable& table = tile_table(matrix.type);
+  const TileTable& table = tile_table(matrix);
   const int64_t num_panels = matrix.num_panels(), stride = matrix.panel_stride();
   // A few panels an item where there are plenty; a part of the rows where there are few.
   int64_t item_panels = num_panels / (int64_t{8} * num_threads);

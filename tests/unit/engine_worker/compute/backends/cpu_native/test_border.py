@@ -94,7 +94,7 @@ def test_attributes_that_contradict_each_other_are_refused(block: AttentionProbl
 def test_a_call_of_another_version_is_refused(
     block: AttentionProblem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "_CONFIG_VERSION", 2)
+    monkeypatch.setattr(calls, "_CONFIG_VERSION", 1)
     refused(block, "built for another version of the kernels")
 
 

@@ -1,0 +1,165 @@
+// The product of packed activations and integers in blocks (BlockLayout). Include in linear.h.
+
+// Exact: GCC's own conversion of half floats asks for instructions that some levels lack.
+inline Vector from_float16(HalfVector bits) {
+#if defined(__AVX512F__)
+  return bits_as<Vector>(_mm512_maskz_cvtph_ps(0xffff, bits_as<__m256i>(bits)));
+#else
+  const BitVector wide = __builtin_convertvector(bits, BitVector);
+  const BitVector magnitude = (wide & 0x7fffu) << 13, sign = (wide & 0x8000u) << 16;
+  // Halves without an exponent are taken as 2^-14 and more, of which 2^-14 is taken off.
+  const Vector small = bits_as<Vector>(magnitude + (113u << 23)) - 6.103515625e-5f;
+  const Vector normal = bits_as<Vector>(magnitude + (112u << 23));
+  const Vector found = (wide & 0x7c00u) == 0 ? small : normal;
+  return bits_as<Vector>(bits_as<BitVector>(found) | sign);
+#endif
+}
+
+inline Vector load_scales(const char* from, ScaleType type, int64_t first) {
+  switch (type) {
+    case ScaleType::kFloat16: return from_float16(load_as<HalfVector>(from + first * 2));
+    case ScaleType::kBfloat16: return from_bfloat16(load_as<HalfVector>(from + first * 2));
+    case ScaleType::kFloat32: break;
+  }
+  return load_as<Vector>(from + first * 4);
+}
+
+inline IntVector load_bytes(const char* from) {
+  return __builtin_convertvector(load_as<ByteVector>(from), IntVector);
+}
+
+// All sums of a block are whole numbers: it is scaled once, at its end.
+template <int kRows, bool kIsFour, bool kHasScales, bool kHasMinima>
+void block_tile(const TileInput& in, float* out) {
+  using Product = IntegerProduct<kIsFour>;
+  constexpr int kStep = 2 * kLanes;
+  constexpr WeightType kType = kIsFour ? WeightType::kBlocks4 : WeightType::kBlocks8;
+  constexpr int32_t kZero = kIsFour ? (kHasMinima ? 0 : 8) : 128;
+  const BlockLayout& layout = in.blocks;
+  const int64_t num_groups = layout.block_size / in.group_size;
+  const int64_t num_words = in.group_size / (kIsFour ? 8 : 4);
+  const int64_t num_blocks = in.inputs / layout.block_size, row_groups = num_blocks * num_groups;
+  const int64_t block_bytes = layout.num_bytes(kType, in.group_size);
+  const int64_t scales_at = layout.words_bytes(kType);
+  const int64_t minima_at = scales_at + kHasScales * num_groups * kPanelOutputs;
+  const int64_t floats_at = minima_at + kHasMinima * num_groups * kPanelOutputs;
+  for (int64_t first = 0; first < kPanelOutputs; first += kStep) {
+    const auto* x = static_cast<const uint32_t*>(in.x);
+    Vector totals[kRows][2] = {};
+    for (int64_t block = 0; block < num_blocks; block++) {
+      const char* start = in.panel + block * block_bytes;
+      const char* words = start + first * kLaneBytes;
+      const int32_t* row_sums = in.sums + block * num_groups;
+      IntVector whole[kRows][2] = {};
+      for (int64_t group = 0; group < num_groups; group++) {
+        IntVector sums[kRows][2] = {};
+        if (kIsFour) {
+          for (int64_t word = 0; word < num_words; word++, words += kRowBytes) {
+            typename Product::Weight low[2], high[2];
+#pragma GCC unroll 2
+            for (int v = 0; v < 2; v++) {
+              IntVector nibbles = load_as<IntVector>(words + v * (kLaneBytes * kLanes));
+              if (kRows <= kRowsThatWait) {
+                __builtin_prefetch(words + v * (kLaneBytes * kLanes) + kPrefetchBytes);
+              }
+              low[v] = Product::prepare(nibbles & 0x0f0f0f0f);
+              high[v] = Product::prepare((nibbles >> 4) & 0x0f0f0f0f);
+            }
+#pragma GCC unroll 16
+            for (int row = 0; row < kRows; row++) {
+              auto b = Product::broadcast(x + row);
+              Product::multiply_add(sums[row][0], low[0], b);
+              Product::multiply_add(sums[row][1], low[1], b);
+            }
+#pragma GCC unroll 16
+            for (int row = 0; row < kRows; row++) {
+              auto b = Product::broadcast(x + kRows + row);
+              Product::multiply_add(sums[row][0], high[0], b);
+              Product::multiply_add(sums[row][1], high[1], b);
+            }
+            x += 2 * kRows;
+          }
+        } else {
+          multiply_groups<Product, kRows, 2>(x, words, kRowBytes, num_words, words + kPrefetchBytes,
+                                             sums);
+          x += num_words * kRows;
+          words += num_words * kRowBytes;
+        }
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; v++) {
+          IntVector scale{};
+          if (kHasScales) {
+            scale = load_bytes(start + scales_at + group * kPanelOutputs + first + v * kLanes);
+          }
+#pragma GCC unroll 16
+          for (int row = 0; row < kRows; row++) {
+            const IntVector sum = sums[row][v] - row_sums[row * row_groups + group] * kZero;
+            if (kHasScales) {
+              whole[row][v] += sum * scale;
+            } else {
+              whole[row][v] = sum;  // A block is one group.
+            }
+          }
+        }
+      }
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; v++) {
+        const int64_t at = first + v * kLanes;
+        const Vector scale = load_scales(start + floats_at, layout.scale_type, at);
+#pragma GCC unroll 16
+        for (int row = 0; row < kRows; row++) {
+          totals[row][v] += __builtin_convertvector(whole[row][v], Vector) * scale;
+        }
+        if (!kHasMinima) continue;
+        IntVector low[kRows] = {};
+        for (int64_t group = 0; group < num_groups; group++) {
+          const IntVector minimum = load_bytes(start + minima_at + group * kPanelOutputs + at);
+#pragma GCC unroll 16
+          for (int row = 0; row < kRows; row++) {
+            low[row] += minimum * row_sums[row * row_groups + group];
+          }
+        }
+        const Vector of_minima = load_scales(
+            start + floats_at + kPanelOutputs * layout.scale_bytes(), layout.scale_type, at);
+#pragma GCC unroll 16
+        for (int row = 0; row < kRows; row++) {
+          totals[row][v] -= __builtin_convertvector(low[row], Vector) * of_minima;
+        }
+      }
+    }
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; row++) {
+      for (int v = 0; v < 2; v++) {
+        store(out + row * kPanelOutputs + first + v * kLanes, totals[row][v] * in.scales[row]);
+      }
+    }
+  }
+}
+
+// One weight of a panel.
+inline float block_weight_at(const Matrix& matrix, const char* panel, int64_t lane, int64_t input) {
+  const BlockLayout& layout = matrix.blocks;
+  const bool is_four = matrix.type == WeightType::kBlocks4;
+  const int64_t num_groups = layout.block_size / matrix.group_size;
+  const int64_t within = input % layout.block_size, group = within / matrix.group_size;
+  const char* block =
+      panel + input / layout.block_size * layout.num_bytes(matrix.type, matrix.group_size);
+  const int64_t in_word = is_four ? 8 : 4;
+  const auto byte = load_as<uint8_t>(block + within / in_word * kRowBytes + lane * kLaneBytes +
+                                     within % 4);
+  int whole = !is_four ? byte : within % 8 < 4 ? byte & 15 : byte >> 4;
+  whole -= layout.zero(matrix.type);
+  const char* bytes = block + layout.words_bytes(matrix.type) + group * kPanelOutputs + lane;
+  if (layout.has_scales) whole *= load_as<int8_t>(bytes);
+  const char* floats = block + layout.words_bytes(matrix.type) +
+                       num_groups * kPanelOutputs * (layout.has_scales + layout.has_minima);
+  const int64_t at = lane / kLanes * kLanes;
+  float weight = static_cast<float>(whole) * load_scales(floats, layout.scale_type, at)[lane - at];
+  if (layout.has_minima) {
+    const auto minimum =
+        load_as<int8_t>(bytes + layout.has_scales * num_groups * kPanelOutputs);
+    weight -= static_cast<float>(minimum) * load_scales(floats + kPanelOutputs * layout.scale_bytes(),
+                                                        layout.scale_type, at)[lane - at];
+  }
+  return weight;
+}
