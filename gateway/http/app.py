@@ -3,7 +3,7 @@
 import logging
 import re
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -17,7 +17,7 @@ from gateway.http.error_table import ERROR_TABLE, METHOD_NOT_ALLOWED, ErrorRow
 from gateway.http.middleware import BodySizeMiddleware, HostGuardMiddleware, RequestScopeMiddleware
 from gateway.http.multipart import MAX_FIELD_BYTES
 from gateway.http.openapi import describe
-from gateway.http.parts import HttpParts, parts_of
+from gateway.http.parts import Api, HttpParts, parts_of
 from gateway.http.routes import (
     admin,
     anthropic_organization,
@@ -54,11 +54,11 @@ _MAX_SHOWN_CHARACTERS = 200
 _logger = logging.getLogger("penstock.gateway.http")
 
 
-def build_api(parts: HttpParts) -> FastAPI:
+def build_api(parts: HttpParts) -> Api:
     """The routes, without what stands around them."""
     # Documentation routes of our own stand behind the same guard as all others.
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    app.state.parts = parts
+    app = Api(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.parts = parts
     app.state.methods = {}
     for module in (
         *(generate, responses, conversations, messages, embeddings, tokenize),

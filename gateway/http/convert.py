@@ -15,7 +15,7 @@ from gateway.http.schemas.messages import clean_messages, clean_tools, custom_na
 from gateway.http.schemas.sampling import GenerationRequest
 from gateway.http.schemas.tokenize import TokenizeRequest
 from gateway.http.schemas.tool_choice import choice_mode
-from gateway.request.answer_options import AnswerOptions
+from gateway.request.answer_options import PLAIN_ANSWER, AnswerOptions
 from gateway.request.end_users import named_end_user
 from gateway.request.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT, GenerationJob
 from protocol.wire.messages import Prepare, SamplingDefaults, SamplingParams
@@ -63,11 +63,10 @@ def chat_job(
     continues = bool(request.continue_final_message)
     adds_prompt = request.add_generation_prompt
     wanted = request.wanted_content
-    shows_reasoning = request.include_reasoning is not False
     budget = request.thinking_token_budget
-    options = replace(
-        _options(request),
-        shows_reasoning=shows_reasoning,
+    options = _options(
+        request,
+        shows_reasoning=request.include_reasoning is not False,
         names_functions=names_functions(raw),
         custom_tools=custom_names(request.tools),
     )
@@ -194,7 +193,13 @@ def tokenize_question(request: TokenizeRequest, raw: dict[str, Any]) -> Prepare:
     )
 
 
-def _options(request: GenerationRequest) -> AnswerOptions:
+def _options(
+    request: GenerationRequest,
+    *,
+    shows_reasoning: bool = PLAIN_ANSWER.shows_reasoning,
+    names_functions: bool = False,
+    custom_tools: frozenset[str] = frozenset(),
+) -> AnswerOptions:
     return AnswerOptions(
         num_choices=request.num_generated,
         num_answers=request.n or 1,
@@ -207,6 +212,9 @@ def _options(request: GenerationRequest) -> AnswerOptions:
         names_token_ids=bool(request.return_tokens_as_token_ids),
         include_usage=request.include_usage,
         continuous_usage=request.continuous_usage,
+        shows_reasoning=shows_reasoning,
+        names_functions=names_functions,
+        custom_tools=custom_tools,
     )
 
 

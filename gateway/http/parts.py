@@ -3,9 +3,8 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 from starlette.types import ASGIApp
 
 from gateway.batches.files import FileStore
@@ -95,7 +94,17 @@ class HttpParts:
     wall_clock: Callable[[], float] = time.time
 
 
+class Api(FastAPI):
+    """The application, which carries the parts of the gateway to its routes.
+
+    Attributes:
+        parts: Set once, before the first request.
+    """
+
+    parts: HttpParts
+
+
 def parts_of(request: Request) -> HttpParts:
-    """The parts of the gateway, which the app carries."""
-    app: Any = request.app
-    return cast("HttpParts", app.state.parts)
+    """The parts of the gateway, which the app carries; asked for ten times a request."""
+    api: Api = request.scope["app"]
+    return api.parts
