@@ -79,6 +79,8 @@ _STEP_S = 0.02
 class Application:
     """Sockets for the workers, the rooms on top of them, and their housekeeping.
 
+    It is long because each part is put together, and each periodic chore done, by a method.
+
     Args:
         settings: Of this process.
         clock: Monotonic seconds.

@@ -1,7 +1,8 @@
 """Files of tenants and batches of requests, on the disk of the gateway's data folder.
 
 `files.py` keeps files, `records.py` says what a batch is, `journal.py` what became of its lines,
-`lines.py` reads them, `runner.py` runs what is left of every batch in idle capacity.
+`lines.py` reads them, `runner.py` takes batches up and ends them, `line_runs.py` has what is left
+of their lines answered in idle capacity.
 May import `gateway.request`, `gateway.ledger`, `gateway.errors` and `gateway.config`; it knows no
 HTTP: how a line is answered is handed in.
 """

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway.batches.files import FileBounds, FileStore
-from gateway.batches.runner import Ask, BatchRunner
+from gateway.batches.line_runs import Ask
+from gateway.batches.runner import BatchRunner
 from gateway.batches.store import BatchStore
 from protocol.wire.messages import Settle
 

@@ -12,7 +12,9 @@ from gateway.http.access import caller_of
 from gateway.http.disconnect import watch
 from gateway.http.ignored_fields import ignored_headers, unenforced_headers
 from gateway.http.limit_warnings import warning_headers
-from gateway.http.parsers import TokenizeBody
+from gateway.http.parsed_bodies import (
+    TokenizeBody,
+)
 from gateway.http.parts import parts_of
 from gateway.http.render.answer import AnswerCollector
 from gateway.http.render.stream import StreamRenderer

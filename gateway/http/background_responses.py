@@ -200,6 +200,8 @@ class BackgroundResponses:
 class _Take:
     """One attempt at a background response.
 
+    It is long because each way in which one can go on, be put off or end is a method.
+
     Args:
         owner: Whose it is.
         job: Taken.

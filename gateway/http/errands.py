@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message
 
-from gateway.batches.runner import LineAnswer
+from gateway.batches.line_runs import LineAnswer
 from gateway.request.caller import Caller
 
 

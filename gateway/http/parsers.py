@@ -20,7 +20,6 @@ from gateway.http.convert import NEUTRAL_DEFAULTS, chat_job, completion_job, tok
 from gateway.http.openresponses.convert import (
     AskedResponse,
     CompactBody,
-    Refs,
     asked_response,
     check_store,
     compact_body,
@@ -38,6 +37,17 @@ from gateway.http.openresponses.schemas import (
 )
 from gateway.http.openresponses.schemas import parse as parse_responses
 from gateway.http.openresponses.stored_items import Context
+from gateway.http.parsed_bodies import (
+    ConversationBody,
+    DetokenizeBody,
+    EmbeddingBody,
+    ExecuteBody,
+    GenerationBody,
+    InputTokensBody,
+    ParseBody,
+    SocketBody,
+    TokenizeBody,
+)
 from gateway.http.schemas.body import (
     RequestModel,
     dump_json,
@@ -48,8 +58,6 @@ from gateway.http.schemas.body import (
 from gateway.http.schemas.chat import parse_chat_body
 from gateway.http.schemas.completion import parse_completion_body
 from gateway.http.schemas.embedding import (
-    EncodingFormat,
-    InputType,
     parse_embedding_body,
     prompt_name_of,
 )
@@ -61,9 +69,8 @@ from gateway.http.scoring.classify import ClassifyBody, classify_body
 from gateway.http.scoring.convert import DecisionBody, decision_body, systemone_body
 from gateway.http.scoring.rerank import RerankBody, rerank_body, score_body
 from gateway.request.end_users import named_end_user
-from gateway.request.job import GenerationJob
 from gateway.request.prompt_length import MANY_IDS, check_inputs, check_prompts
-from protocol.wire.messages import Detokenize, Embed, EngineOffer, Prepare, SamplingDefaults
+from protocol.wire.messages import EngineOffer, SamplingDefaults
 
 ResultT = TypeVar("ResultT")
 
@@ -107,130 +114,6 @@ class BodyKind(Generic[ResultT]):
     name: str
     parse: Callable[[bytes, ParseContext], ResultT]
     result: Any
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationBody:
-    """Of /v1/chat/completions and /v1/completions.
-
-    Attributes:
-        ignored: Fields that no schema knows; here and in the others.
-    """
-
-    job: GenerationJob
-    ignored: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingBody:
-    """Of /v1/embeddings.
-
-    Attributes:
-        num_bytes: UTF-8 bytes of all texts.
-        num_ids: Token ids of all inputs that are some.
-        prompt_name: As the client says it, as `input_type`; `message` has what they come to.
-    """
-
-    model: str
-    message: Embed
-    encoding: EncodingFormat
-    num_bytes: int
-    num_ids: int
-    num_inputs: int
-    ignored: list[str]
-    end_user: str = ""
-    prompt_name: str | None = None
-    input_type: InputType | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizeBody:
-    """Of /tokenize."""
-
-    model: str | None
-    message: Prepare
-    returns_strings: bool
-    ignored: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class SocketBody:
-    """A message on the WebSocket of /v1/responses.
-
-    Attributes:
-        generates: Whether it wants output.
-        asked: None for another type than `response.create`.
-    """
-
-    type: str
-    generates: bool
-    asked: AskedResponse | None
-
-
-@dataclass(frozen=True, slots=True)
-class InputTokensBody:
-    """Of /v1/responses/input_tokens.
-
-    Attributes:
-        refs: What of the store it names.
-        body: None as long as that has to be read.
-    """
-
-    refs: Refs
-    body: TokenizeBody | None
-
-
-@dataclass(frozen=True, slots=True)
-class ConversationBody:
-    """Of the routes of conversations.
-
-    Attributes:
-        items_json: Whole items, a JSON array.
-        metadata_json: A JSON object.
-    """
-
-    items_json: str
-    metadata_json: str
-    ignored: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class DetokenizeBody:
-    """Of /detokenize."""
-
-    model: str | None
-    message: Detokenize
-    ignored: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class ParseBody:
-    """Of /v1/parse; the fields are those of `ParseRequest`.
-
-    Attributes:
-        custom_tools: Names of those among `tools` whose calls are told with a text as input.
-    """
-
-    text: str
-    model: str | None
-    format: str | None
-    reasoning_format: str | None
-    tools_json: str | None
-    custom_tools: frozenset[str]
-    is_parallel: bool
-    prompt_tail: str
-
-
-@dataclass(frozen=True, slots=True)
-class ExecuteBody:
-    """Of /v1/tools/execute.
-
-    Attributes:
-        arguments_json: A JSON object.
-    """
-
-    name: str
-    arguments_json: str
 
 
 def _chat(body: bytes, context: ParseContext) -> GenerationBody:

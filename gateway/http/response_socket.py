@@ -19,7 +19,13 @@ from gateway.http.ignored_fields import ignored_headers
 from gateway.http.openresponses.convert import AskedResponse
 from gateway.http.openresponses.render import ToldEvent
 from gateway.http.openresponses.stored_items import joined
-from gateway.http.parsers import CONTINUED_SOCKET, SOCKET, SocketBody
+from gateway.http.parsed_bodies import (
+    SocketBody,
+)
+from gateway.http.parsers import (
+    CONTINUED_SOCKET,
+    SOCKET,
+)
 from gateway.http.parts import parts_of
 from gateway.http.response_shape import ResponseShape, body_of
 from gateway.http.stored_turns import LocalTurn, ReadContext, StoredTurn, shortened

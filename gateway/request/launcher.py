@@ -48,6 +48,8 @@ class EnginePool:
 class Launcher:
     """The engines' side of one generation.
 
+    It is long because each step to an engine, for the first time and again, is a method.
+
     Args:
         pool: The engines.
         job: What is asked for.

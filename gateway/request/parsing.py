@@ -117,6 +117,8 @@ class _Choice:
 class ParseSession:
     """Feeds a request's choices to a parser and emits events, each exactly once.
 
+    It is long because it also replays to another parser what one that died had.
+
     Args:
         parsers: Where the sessions are opened.
         opening: The session; its attempt grows with each replay.

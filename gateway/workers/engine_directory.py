@@ -15,6 +15,8 @@ _logger = logging.getLogger("penstock.gateway.engines")
 class EngineDirectory:
     """The live engines by model.
 
+    It is long because each question about a model or an engine is a method of a few lines.
+
     Engines of one name may differ in their fingerprint: new weights are rolled out by starting
     engines with them before the old ones stop. A prompt, and what was generated from it, stays with
     engines of its fingerprint; new requests go to either until the old ones drain.

@@ -28,6 +28,8 @@ _MAX_REFUSED = 256
 class RoleServer(Generic[EventT]):
     """A Router and a PeerTable wired together; the counterpart of `Worker`.
 
+    It is long because it stands for both towards a gateway, and hears what either reports.
+
     All methods and callbacks run in the thread of the event loop given to `start`.
 
     Args:

@@ -41,7 +41,8 @@ class Dealer(Generic[CommandT]):
 
     A connection is a session: libzmq's own reconnecting is off, because it would silently lose
     what was on the way. When a connection ends, `on_disconnected` says so and the next one has a
-    new socket and a new identity. All methods run in the thread of the loop given to `connect`.
+    new socket and a new identity. All methods run in the thread of the loop given to `connect`. It
+    is long because dialling, sending, retrying and ending share the state of one session.
 
     Args:
         address: What to dial, without names that need resolving.

@@ -184,7 +184,7 @@ def test_keys_are_read_below_the_transport_and_made_above_it() -> None:
 def test_every_message_of_the_gateway_is_built_in_one_bridge() -> None:
     kinds = {cls.__name__ for cls in typing.get_args(messages.AnyMessage)}
     for path, module in FILES.items():
-        if not is_within(module, "gateway") or module == "gateway.bridge":
+        if not is_within(module, "gateway") or is_within(module, "gateway.bridge"):
             continue
         imported = {
             name.rsplit(".", 1)[1]

@@ -16,11 +16,13 @@ from gateway.http.openresponses.schemas import (
     ConversationUpdateRequest,
 )
 from gateway.http.openresponses.stored_items import base_of, with_ids
+from gateway.http.parsed_bodies import (
+    ConversationBody,
+)
 from gateway.http.parsers import (
     CONVERSATION,
     CONVERSATION_ITEMS,
     CONVERSATION_UPDATE,
-    ConversationBody,
 )
 from gateway.http.parts import parts_of
 from gateway.http.query import id_of_path, list_query

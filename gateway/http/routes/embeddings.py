@@ -18,7 +18,12 @@ from gateway.http.access import GuardedRoute, caller_of, parsed_body
 from gateway.http.error_table import limit_headers
 from gateway.http.ignored_fields import ignored_headers
 from gateway.http.limit_warnings import warning_headers
-from gateway.http.parsers import EMBEDDING, EmbeddingBody
+from gateway.http.parsed_bodies import (
+    EmbeddingBody,
+)
+from gateway.http.parsers import (
+    EMBEDDING,
+)
 from gateway.http.parts import parts_of
 from gateway.http.responses import run_to_end
 from gateway.http.schemas.embedding import EmbeddingRequest, EncodingFormat, prompt_name_of

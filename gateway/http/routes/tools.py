@@ -15,7 +15,13 @@ from gateway.errors import (
 )
 from gateway.http.access import GuardedRoute, caller_of, parsed_body
 from gateway.http.error_table import NOT_IMPLEMENTED, error_body
-from gateway.http.parsers import EXECUTE, PARSE, ParseBody
+from gateway.http.parsed_bodies import (
+    ParseBody,
+)
+from gateway.http.parsers import (
+    EXECUTE,
+    PARSE,
+)
 from gateway.http.parts import HttpParts, parts_of
 from gateway.http.render.custom_calls import tool_call
 from gateway.http.responses import run_to_end

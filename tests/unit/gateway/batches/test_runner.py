@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from gateway.batches.files import FileBounds, FileStore
+from gateway.batches.line_runs import LineAnswer
 from gateway.batches.records import Batch
-from gateway.batches.runner import MAX_OPEN_A_TENANT, TURN_S, BatchRunner, LineAnswer
+from gateway.batches.runner import MAX_OPEN_A_TENANT, TURN_S, BatchRunner
 from gateway.batches.store import BatchStore
 from gateway.errors import InvalidRequestError, ResourceNotFoundError
 from gateway.request.caller import Caller

@@ -1,0 +1,343 @@
+"""Has the lines of one batch answered, in capacity that nobody else wants, each exactly once."""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import orjson
+from msgspec import structs
+
+from gateway.batches import lines
+from gateway.batches.journal import FileKind, Journal
+from gateway.batches.lines import BatchLine
+from gateway.batches.records import LINE_PRIORITY
+from gateway.batches.store import Claim
+from gateway.request.caller import Caller
+from protocol.wire.messages import Settle
+
+_PAUSE_S: Final = 0.05
+"""Until it is looked again whether there is room for a line."""
+SAVE_INTERVAL_S: Final = 1.0
+_FIRST_RETRY_S: Final = 0.5
+_MAX_RETRY_S: Final = 30.0
+_SYNC_LINES: Final = 256
+_RETRYABLE: Final = (408, 429, 503)
+
+
+class LineAnswer(NamedTuple):
+    """What a route answered to a line."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+Ask = Callable[[str, bytes, Caller], Awaitable[LineAnswer]]
+"""Has a route answer a body for somebody."""
+
+
+@dataclass(slots=True)
+class LineErrand:
+    """One try of a line: notes its leases, and keeps its settlement until the answer is safe.
+
+    A try may be several requests: a prompt that is too long for one model is given to a fallback,
+    or again without its oldest items. Those before the last one had no answer and cost nothing.
+
+    Attributes:
+        book: Puts a settlement into the outbox.
+        settle: Of the last request so far.
+    """
+
+    journal: Journal
+    line: int
+    book: Callable[[Settle], None]
+    settle: Settle | None = None
+    priority: int = LINE_PRIORITY
+
+    def on_granted(self, lease_id: str) -> None:
+        """A request of the try has a lease."""
+        self.journal.note_lease(self.line, lease_id)
+
+    def put(self, settle: Settle) -> None:
+        """A request of the try is over."""
+        if self.settle is not None:
+            self.book(structs.replace(self.settle, is_unused=True))
+        self.settle = settle
+
+
+class LineRoom:
+    """What the lines of all batches share: capacity, clocks, and the end of the process.
+
+    Args:
+        ask: Has a body answered.
+        book: Puts a settlement into the outbox.
+        num_free: How many more requests the engines could take now beside everybody else's.
+        max_lines: Lines under way at a time, of one batch those that wait to be asked again among
+            them.
+        max_line_bytes: Of one line.
+        wall_clock: Unix seconds.
+        clock: Monotonic seconds.
+
+    Attributes:
+        num_running: Lines under way.
+    """
+
+    def __init__(
+        self,
+        *,
+        ask: Ask,
+        book: Callable[[Settle], None],
+        num_free: Callable[[], int],
+        max_lines: int,
+        max_line_bytes: int,
+        wall_clock: Callable[[], float],
+        clock: Callable[[], float],
+    ) -> None:
+        self.ask = ask
+        self.book = book
+        self.max_lines = max_lines
+        self.max_line_bytes = max_line_bytes
+        self.clock = clock
+        self.num_running = 0
+        self._num_free = num_free
+        self._wall_clock = wall_clock
+        self._is_stopping = asyncio.Event()
+
+    def now(self) -> int:
+        """Unix seconds."""
+        return int(self._wall_clock())
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more line would find engines that nobody else wants."""
+        return self.num_running < self.max_lines and self._num_free() > 0
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether no more lines are begun."""
+        return self._is_stopping.is_set()
+
+    def begin_to_stop(self) -> None:
+        """Begin no more lines."""
+        self._is_stopping.set()
+
+    async def pause(self, duration_s: float) -> None:
+        """Wait a while, or until no more lines are begun."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(duration_s):
+                await self._is_stopping.wait()
+
+
+class LineRun:
+    """The lines of one batch that have no answer yet.
+
+    Args:
+        room: That they share with those of other batches.
+        claim: The batch.
+        journal: What became of its lines.
+        has_to_make_room: Whether others wait for a place, and the batch has had its turn.
+    """
+
+    def __init__(
+        self,
+        room: LineRoom,
+        claim: Claim,
+        journal: Journal,
+        has_to_make_room: Callable[[], bool],
+    ) -> None:
+        self._room = room
+        self._has_to_make_room = has_to_make_room
+        self._claim = claim
+        self._journal = journal
+        self._running: set[asyncio.Task[None]] = set()
+        self._saved_at = room.clock()
+        self._num_unsynced = 0
+        self._failure: BaseException | None = None
+
+    async def run(self) -> str:
+        """Until every line has an answer; `completed`, `expired`, `cancelled` or empty."""
+        left = self._left()
+        outcome = "completed"
+        try:
+            while (line := await asyncio.to_thread(next, left, None)) is not None:
+                outcome = await self._wait_for_room()
+                if outcome != "completed":
+                    break
+                self._begin(line)
+            while self._running:
+                await asyncio.wait(self._running, timeout=SAVE_INTERVAL_S)
+                await self._save()
+        finally:
+            if self._running:
+                await asyncio.wait(self._running)
+        if self._failure is not None:
+            raise self._failure
+        if outcome in ("expired", "cancelled"):
+            await asyncio.to_thread(self._end_unbegun, outcome)
+        is_whole = len(self._journal.recovered.done) >= self._claim.batch.counts.total
+        await self._save(is_due=True)
+        return outcome if is_whole else ""
+
+    def _left(self) -> Iterator[BatchLine]:
+        batch, done = self._claim.batch, self._journal.recovered.done
+        for number, text in lines.texts(self._claim.input_path, self._room.max_line_bytes):
+            if number not in done:
+                line = lines.parse(number, text, batch.endpoint)
+                assert isinstance(line, BatchLine), "the input was checked, and is nobody else's"
+                yield line
+
+    async def _wait_for_room(self) -> str:
+        """`completed` once a line may begin; otherwise why none may any more."""
+        while True:
+            if self._failure is not None or self._room.is_stopping:
+                return ""
+            if self._has_to_make_room():
+                return ""
+            if self._claim.is_cancelled:
+                return "cancelled"
+            if self._room.now() >= self._claim.batch.expires_at:
+                return "expired"
+            if self._room.has_room and len(self._running) < self._room.max_lines:
+                return "completed"
+            await self._save()
+            await self._room.pause(_PAUSE_S)
+
+    def _begin(self, line: BatchLine) -> None:
+        self._room.num_running += 1
+        task = asyncio.get_running_loop().create_task(self._answer(line))
+        self._running.add(task)
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: "asyncio.Task[None]") -> None:
+        self._running.discard(task)
+        self._room.num_running -= 1
+        if not task.cancelled() and task.exception() is not None:
+            self._failure = task.exception()
+
+    async def _answer(self, line: BatchLine) -> None:
+        """Ask until there is an answer that counts, or this process is to end."""
+        pause_s = _FIRST_RETRY_S
+        body = orjson.dumps(line.body)
+        while True:
+            errand = LineErrand(self._journal, line.number, self._room.book)
+            answer = None
+            try:
+                answer = await self._room.ask(
+                    self._claim.batch.endpoint, body, self._caller(errand)
+                )
+            finally:
+                if answer is None or self._is_to_be_asked_again(answer):
+                    self._give_back(errand)
+            if not self._is_to_be_asked_again(answer):
+                break
+            if not await self._wait_again(min(max(pause_s, _retry_after_s(answer)), _MAX_RETRY_S)):
+                return
+            pause_s *= 2
+        kind: FileKind = "output" if answer.status == 200 else "error"
+        self._note(line, kind, _told(line, answer), errand.settle)
+        if errand.settle is not None:
+            self._room.book(errand.settle)
+        self._num_unsynced += 1
+        await self._save()
+
+    def _is_ending(self) -> bool:
+        room = self._room
+        has_to_go = room.is_stopping or self._has_to_make_room()
+        return has_to_go or self._claim.is_cancelled
+
+    async def _wait_again(self, pause_s: float) -> bool:
+        """Wait until a line may be asked again; False when it isn't to be any more.
+
+        Meanwhile its place is anybody's: a caller whose limits are used up would hold it for hours.
+        """
+        room = self._room
+        room.num_running -= 1
+        try:
+            if not self._is_ending():
+                await room.pause(pause_s)
+            is_late = room.now() >= self._claim.batch.expires_at
+            while not (self._is_ending() or room.has_room or is_late):
+                await room.pause(_FIRST_RETRY_S)
+                is_late = room.now() >= self._claim.batch.expires_at
+            return not self._is_ending()
+        finally:
+            room.num_running += 1
+
+    def _note(
+        self, line: BatchLine, kind: FileKind, told: dict[str, Any], settle: Settle | None
+    ) -> None:
+        self._journal.note_done(line.number, kind, told, settle)
+        self._journal.recovered.done.add(line.number)
+
+    def _give_back(self, errand: LineErrand) -> None:
+        """A try without an answer that counts costs nothing."""
+        if errand.settle is not None:
+            self._room.book(structs.replace(errand.settle, is_unused=True))
+
+    def _is_to_be_asked_again(self, answer: LineAnswer) -> bool:
+        is_late = self._room.now() >= self._claim.batch.expires_at
+        return (
+            answer.status in _RETRYABLE
+            and answer.headers.get("x-should-retry") != "false"
+            and not is_late
+        )
+
+    def _caller(self, errand: LineErrand) -> Caller:
+        batch = self._claim.batch
+        digest = bytes.fromhex(batch.key_digest) if batch.key_digest else None
+        return Caller(digest, batch.address, batch.id, end_user=batch.end_user, errand=errand)
+
+    def _end_unbegun(self, outcome: str) -> None:
+        """An error for each line that has no answer, now that none is under way."""
+        why = {
+            "expired": "This request could not be begun within the batch's completion window.",
+            "cancelled": "The batch was cancelled before this request was begun.",
+        }
+        error = {"code": f"batch_{outcome}", "message": why[outcome]}
+        for line in self._left():
+            self._note(line, "error", _record(line, None, error), None)
+
+    async def _save(self, *, is_due: bool = False) -> None:
+        now = self._room.clock()
+        if is_due or now - self._saved_at >= SAVE_INTERVAL_S:
+            self._saved_at = now
+            if self._claim.is_cancelled and self._claim.batch.status == "in_progress":
+                self._claim.batch.status = "cancelling"
+                self._claim.batch.stamps.setdefault("cancelling_at", self._room.now())
+            await asyncio.to_thread(self._claim.save)
+        if self._num_unsynced >= _SYNC_LINES:
+            self._num_unsynced = 0
+            await asyncio.to_thread(self._journal.sync)
+
+
+def _record(
+    line: BatchLine, response: dict[str, Any] | None, error: dict[str, Any] | None
+) -> dict[str, Any]:
+    return {
+        "id": f"batch_req_{secrets.token_hex(12)}",
+        "custom_id": line.custom_id,
+        "response": response,
+        "error": error,
+    }
+
+
+def _told(line: BatchLine, answer: LineAnswer) -> dict[str, Any]:
+    body: Any = orjson.Fragment(answer.body)
+    try:
+        orjson.loads(answer.body)
+    except orjson.JSONDecodeError:
+        body = {"error": {"message": "The answer was no JSON.", "type": "server_error"}}
+    response = {
+        "status_code": answer.status,
+        "request_id": answer.headers.get("x-penstock-request-id", ""),
+        "body": body,
+    }
+    return _record(line, response, None)
+
+
+def _retry_after_s(answer: LineAnswer) -> float:
+    text = answer.headers.get("retry-after", "")
+    return float(text) if text.isascii() and text.isdecimal() and len(text) < 6 else 0.0

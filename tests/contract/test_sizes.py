@@ -1,0 +1,119 @@
+"""Files, classes and functions stay small enough to be read at once, or say why they don't.
+
+A class with more methods than most says in its docstring that it is long, because of what: "It is
+long because …". `REASONS` has those that say so nowhere else, and files.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+
+from tests.contract.test_imports import ROOT
+
+PACKAGES = (
+    "auth_worker",
+    "engine_worker",
+    "gateway",
+    "penstock",
+    "protocol",
+    "toolparser_worker",
+)
+MAX_LINES = 500
+MAX_METHODS = 15
+MAX_FUNCTION_LINES = 100
+_SAID = re.compile(r"\blong because\b")
+
+REASONS = {
+    "auth_worker/administration/key_administration.py Administration": "a method a command",
+    "auth_worker/administration/resource_administration.py": "the rules of every kind of resource",
+    "auth_worker/administration/resource_administration.py ResourceAdministration": (
+        "a method a kind of resource and of change"
+    ),
+    "auth_worker/decisions/authority.py": "the class below",
+    "auth_worker/decisions/authority.py Authority": "a method a command; decisions are in parts",
+    "auth_worker/decisions/meter_table.py": "the class below",
+    "auth_worker/decisions/meter_table.py MeterTable": "all that changes the numbers of limits",
+    "auth_worker/decisions/meters.py FixedMeter": "a meter's questions, each of a line or two",
+    "auth_worker/decisions/meters.py SlidingMeter": "as FixedMeter",
+    "auth_worker/decisions/open_leases.py": "the class below",
+    "auth_worker/decisions/open_leases.py OpenLeases": "all that can become of a lease",
+    "auth_worker/decisions/plans.py Plan": "a question about a plan each, of a line or two",
+    "auth_worker/records/operations.py": "every record that is written, declared once",
+    "auth_worker/serving/handler.py AuthHandler": "a method a command",
+    "auth_worker/storage/postgres_database.py PostgresDatabase": "the methods of `Database`",
+    "auth_worker/storage/resource_table.py ResourceTable": "a query each",
+    "auth_worker/storage/sql_store.py SqlStore": "a record's write each",
+    "engine_worker/compute/backends/cpu_native/backend.py CpuNativeBackend": (
+        "the methods of `Backend`, a block each"
+    ),
+    "engine_worker/compute/backends/cpu_native/calls.py": "one declaration a native call",
+    "engine_worker/compute/models/config_fields.py ConfigFields": "a reader each kind of value",
+    "engine_worker/conversion/restricted_pickle.py _Reader": "a method an opcode",
+    "engine_worker/core/choice/batch.py ModelRunner": "the port between engine and device",
+    "engine_worker/core/engine.py Engine": "what may be asked of an engine, and each step's parts",
+    "engine_worker/core/scheduling/block_pool.py BlockPool": "a question about blocks each",
+    "engine_worker/embedding/queue.py TextQueue": "each step of a command's way, in one lock",
+    "engine_worker/grammar/constraint.py Constraint": "questions about one state, a few lines each",
+    "engine_worker/grammar/json_schema/reader.py": "the class below",
+    "engine_worker/grammar/json_schema/reader.py SchemaReader": "a method a keyword",
+    "engine_worker/text/tokenizer.py Tokenizer": "a question each, of a few lines",
+    "gateway/config.py": "every setting of the gateway, declared once",
+    "toolparser_worker/machine/call_states.py CallStates": "a method a state",
+}
+"""Path, or path and class, and why it is longer than most."""
+
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def too_long() -> Iterator[tuple[str, str]]:
+    """What is longer than it may be without a reason, and how long."""
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            yield from too_long_in(path.relative_to(ROOT).as_posix(), text)
+
+
+def too_long_in(name: str, text: str) -> Iterator[tuple[str, str]]:
+    """The same in one file."""
+    num_lines = text.count("\n")
+    if num_lines > MAX_LINES:
+        yield name, f"{num_lines} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            methods = [one for one in node.body if isinstance(one, _FUNCTIONS)]
+            if len(methods) > MAX_METHODS and not _SAID.search(_words(node)):
+                yield f"{name} {node.name}", f"{len(methods)} methods"
+        elif isinstance(node, _FUNCTIONS):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            if length > MAX_FUNCTION_LINES:
+                yield f"{name} {node.name}", f"{length} lines"
+
+
+def _words(node: ast.ClassDef) -> str:
+    """A docstring in one line."""
+    return " ".join((ast.get_docstring(node) or "").split())
+
+
+def test_what_is_long_says_why() -> None:
+    unexplained = {name: size for name, size in too_long() if name not in REASONS}
+    assert not unexplained, "split it along one reason to change, or say why it is long"
+
+
+def test_reasons_are_given_for_what_is_there() -> None:
+    for name in REASONS:
+        place, _, class_name = name.partition(" ")
+        assert (ROOT / place).is_file(), name
+        text = (ROOT / place).read_text(encoding="utf-8")
+        assert not class_name or f"class {class_name}" in text, name
+
+
+def test_a_class_with_many_methods_and_no_reason_is_found() -> None:
+    methods = "\n".join(f"    def m{number}(self): ..." for number in range(MAX_METHODS + 1))
+    plain = f'class A:\n    """Short."""\n{methods}\n'
+    assert list(too_long_in("a.py", plain)) == [("a.py A", f"{MAX_METHODS + 1} methods")]
+    explained = f'class A:\n    """It is long\n    because of that."""\n{methods}\n'
+    assert not list(too_long_in("a.py", explained))
+    body = "    pass\n" * MAX_FUNCTION_LINES
+    assert list(too_long_in("a.py", f"def f():\n{body}")) == [("a.py f", "101 lines")]
+    assert list(too_long_in("a.py", "\n" * (MAX_LINES + 1))) == [("a.py", "501 lines")]
