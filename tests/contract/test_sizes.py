@@ -43,6 +43,7 @@ REASONS = {
     "auth_worker/storage/postgres_database.py PostgresDatabase": "the methods of `Database`",
     "auth_worker/storage/resource_table.py ResourceTable": "a query each",
     "auth_worker/storage/sql_store.py SqlStore": "a record's write each",
+    "engine_worker/compute/backends/cpu_native/backend.py": "the class below",
     "engine_worker/compute/backends/cpu_native/backend.py CpuNativeBackend": (
         "the methods of `Backend`, a block each"
     ),
