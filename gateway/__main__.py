@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from gateway.config import GatewaySettings
-from gateway.http.server import bind_socket
+from gateway.http.server import bind_socket, bind_unix_socket
 from gateway.service import serve
 from protocol.errors import ConfigurationError
 from protocol.runtime import logs
@@ -30,7 +30,10 @@ def main() -> int:
         _logger.error("%s", error.message)
         return 2
     try:
-        sock = bind_socket(settings.host, settings.port)
+        if settings.uds is None:
+            sock = bind_socket(settings.host, settings.port)
+        else:
+            sock = bind_unix_socket(settings.uds)
         with sock, asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(serve(settings, sock))
     except ConfigurationError as error:

@@ -124,7 +124,9 @@ class Application:
         self.quarantine = Quarantine(clock)
         self.prefixes = PrefixRouter()
         self.directory = EngineDirectory(lambda model: self.admission.pump(model))
-        self.admission = Admission(self.directory.engines, settings.max_queue, clock)
+        self.admission = Admission(
+            self.directory.engines, settings.max_queue, clock, settings.overload_message
+        )
         self.auth: AuthLink = AuthLink(
             self.auth_server,
             timeout_s=settings.auth_timeout_s,
@@ -292,7 +294,7 @@ class Application:
             metrics=self.metrics,
             access_log=AccessLog(is_on=settings.access_log),
             hooks=self.hooks,
-            host_guard=HostGuard((settings.host, *settings.allowed_hosts)),
+            host_guard=HostGuard((settings.host, *settings.allowed_hosts, *settings.cors_hosts)),
             toolbox=self.toolbox,
             peers=self.peers,
             replays=self.replays,

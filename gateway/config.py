@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.edge_settings import EdgeSettings
 from protocol.errors import ConfigurationError
 from protocol.runtime import shared_settings as shared
 from protocol.runtime.setting_kinds import UnfitValueError
@@ -68,7 +69,7 @@ def _budget(word: str) -> str:
 
 
 @dataclass(frozen=True)
-class GatewaySettings:
+class GatewaySettings(EdgeSettings):
     """Everything that can be set about a gateway; `meaning` says what each field is.
 
     Attributes:
@@ -558,6 +559,7 @@ class GatewaySettings:
         Raises:
             ConfigurationError: Others would be served without keys, or there is no such store.
         """
+        self.check_edge(requires_keys=self.require_keys)
         if self.store_url not in ("", "none") and not self.store_url.startswith(STORE_SCHEMES):
             raise ConfigurationError(
                 "PENSTOCK_STORE_URL must be `none` or begin with one of "

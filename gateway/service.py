@@ -46,10 +46,13 @@ async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
     try:
         serving = loop.create_task(server.serve(sockets=[sock]))
         await _first(serving, server.has_started.wait())
+        # A Unix socket has no port.
+        port = 0 if settings.uds is not None else sock.getsockname()[1]
         if settings.port_file is not None:
-            write_port_file(settings.port_file, sock.getsockname()[1])
+            write_port_file(settings.port_file, port)
         _settle_heap()
-        _logger.info("serving HTTP on %s port %d", settings.host, sock.getsockname()[1])
+        where = f"{settings.host} port {port}" if settings.uds is None else str(settings.uds)
+        _logger.info("serving HTTP on %s", where)
         await _first(serving, stop.wait())
         drain = loop.create_task(application.drain(settings.drain_timeout_s))
         await _first(drain, at_once.wait())
@@ -58,6 +61,8 @@ async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
         server.should_exit = True
         await serving
     finally:
+        if settings.uds is not None:
+            settings.uds.unlink(missing_ok=True)
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
         await application.close()

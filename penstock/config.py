@@ -104,6 +104,9 @@ class ServeSettings:
     models: tuple[ModelChoice, ...]
     host: str = setting(shared.HOST)
     port: int = setting(shared.PORT)
+    uds: Path | None = setting(shared.UDS)
+    tls_cert_file: Path | None = setting(shared.TLS_CERT_FILE)
+    tls_key_file: Path | None = setting(shared.TLS_KEY_FILE)
     num_parsers: int = setting(PARSERS)
     require_keys: bool = setting(AUTH)
     data_dir: Path = setting(shared.DATA_DIR)

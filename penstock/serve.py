@@ -80,7 +80,8 @@ def running_server(
         CommandError: It can't be done; the message says why and what to do.
     """
     setup_logs("penstock", settings.log_level)
-    require_free_port(settings.host, settings.port)
+    if settings.uds is None:
+        require_free_port(settings.host, settings.port)
     _make_dir(settings.data_dir, "--data-dir")
     _make_dir(settings.cache_dir / "compile", "--cache-dir")
     folders = {model.name: resolve_model(model, settings) for model in settings.models}

@@ -36,13 +36,14 @@ def read_port(run_dir: Path) -> int | None:
         return None
 
 
-def reachable_url(host: str, port: int) -> str:
+def reachable_url(host: str, port: int, *, has_tls: bool = False) -> str:
     """Where this machine reaches a server bound to `host`."""
+    scheme = "https" if has_tls else "http"
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
     return (
-        f"http://[{shown}]:{port}"
+        f"{scheme}://[{shown}]:{port}"
         if ":" in shown and "[" not in shown
-        else f"http://{shown}:{port}"
+        else f"{scheme}://{shown}:{port}"
     )
 
 
@@ -113,6 +114,13 @@ class StartupProgress:
         )
 
 
+def _own_client(settings: ServeSettings) -> httpx.Client:
+    """Speaks to the server itself, whose certificate is for other names than loopback."""
+    uds = None if settings.uds is None else str(settings.uds)
+    transport = httpx.HTTPTransport(uds=uds, verify=settings.tls_cert_file is None)
+    return httpx.Client(timeout=5.0, trust_env=False, transport=transport)
+
+
 def wait_until_ready(
     poll: Callable[[], None],
     stop_requested: Callable[[], bool],
@@ -134,13 +142,16 @@ def wait_until_ready(
     """
     with (
         StartupProgress(console) as progress,
-        httpx.Client(timeout=5.0, trust_env=False) as client,
+        _own_client(settings) as client,
     ):
         while not stop_requested():
             poll()
             port = read_port(run_dir)
             if port is not None:
-                url = reachable_url(settings.host, port)
+                has_tls = settings.tls_cert_file is not None
+                url = reachable_url(settings.host, port, has_tls=has_tls)
+                if settings.uds is not None:
+                    url = f"{'https' if has_tls else 'http'}://localhost"
                 try:
                     response = client.get(f"{url}/health")
                     status = response.json()
@@ -194,6 +205,9 @@ def announce(url: str, settings: ServeSettings, console: Console) -> None:
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True, markup=False)
 
+    if settings.uds is not None:
+        say(f"Penstock serves {names} on the Unix socket {settings.uds}.")
+        return
     say(f"Penstock serves {names} at {url}/v1  (docs: {url}/docs)")
     if key_file.exists():
         say(f"Admin key: in {key_file}, where `penstock keys` finds it.")

@@ -27,10 +27,10 @@ class _Model:
         returning: Who was at an engine that is gone; before everybody else who waits for work.
     """
 
-    def __init__(self, max_queue: int, clock: Callable[[], float]) -> None:
+    def __init__(self, max_queue: int, clock: Callable[[], float], overload_message: str) -> None:
         self.lines: dict[SeatKind, WaitingLine] = {
-            "work": WaitingLine(max_queue, clock),
-            "question": WaitingLine(max_queue, clock),
+            "work": WaitingLine(max_queue, clock, overload_message),
+            "question": WaitingLine(max_queue, clock, overload_message),
         }
         self.returning: dict[SeatKind, ReturningWork] = {
             "work": ReturningWork(),
@@ -54,6 +54,7 @@ class Admission:
         engines: The live engines of a model.
         max_queue: Requests that may wait for one model and kind of seat.
         clock: Monotonic seconds.
+        overload_message: What is said where no place is left; empty says how many wait.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class Admission:
         engines: Callable[[str], Sequence[EngineHandle]],
         max_queue: int,
         clock: Callable[[], float] = time.monotonic,
+        overload_message: str = "",
     ) -> None:
+        self._overload_message = overload_message
         self._engines = engines
         self._max_queue = max_queue
         self._clock = clock
@@ -282,7 +285,9 @@ class Admission:
     def _model(self, model: str) -> _Model:
         queue = self._models.get(model)
         if queue is None:
-            queue = self._models[model] = _Model(self._max_queue, self._clock)
+            queue = self._models[model] = _Model(
+                self._max_queue, self._clock, self._overload_message
+            )
         return queue
 
 

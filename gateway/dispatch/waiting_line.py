@@ -49,13 +49,17 @@ class WaitingLine:
     Args:
         max_waiting: Places.
         clock: Monotonic seconds.
+        overload_message: What is said where no place is left; empty says how many wait.
 
     Attributes:
         num_waiting: Waiters to which the bounds apply.
         turn: Breaks ties between engines.
     """
 
-    def __init__(self, max_waiting: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, max_waiting: int, clock: Callable[[], float], overload_message: str = ""
+    ) -> None:
+        self._overload_message = overload_message
         self.num_waiting = 0
         self.turn: Iterator[int] = itertools.count()
         self._max_waiting = max_waiting
@@ -80,14 +84,16 @@ class WaitingLine:
         free = self._max_waiting - self.num_waiting
         if free <= 0:
             raise OverloadedError(
-                f"{self.num_waiting} requests wait for the model `{model}` already; "
+                self._overload_message
+                or f"{self.num_waiting} requests wait for the model `{model}` already; "
                 "please try again later.",
                 retry_after_s=self.retry_after_s(),
             )
         own = self._by_tenant[tenant]
         if own >= max(MIN_TENANT_PLACES, free):
             raise OverloadedError(
-                f"{own} requests of yours wait for the model `{model}` already, and one caller "
+                self._overload_message
+                or f"{own} requests of yours wait for the model `{model}` already, and one caller "
                 f"may not take all of the {self._max_waiting} places; please try again later.",
                 retry_after_s=self.retry_after_s(tenant),
             )

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from gateway.errors import ClientDisconnectedError, DeniedError, ModelNotFoundError
 from gateway.http.access import GuardedRoute, caller_of, leaves_body_unread
 from gateway.http.dispatcher import Dispatcher, ErrorHandler
+from gateway.http.edge import CorsMiddleware, RootPathMiddleware
 from gateway.http.error_shape import error_answer, raised_answer
 from gateway.http.error_table import ERROR_TABLE, METHOD_NOT_ALLOWED, ErrorRow
 from gateway.http.middleware import BodySizeMiddleware, HostGuardMiddleware, RequestScopeMiddleware
@@ -77,6 +78,8 @@ def build_api(parts: HttpParts) -> Api:
         app,
         requires_keys=parts.settings.require_keys,
         is_local=is_loopback(parts.settings.host),
+        title=parts.settings.api_title,
+        root_path=parts.settings.root_path,
     )
     app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's documented way
     return app
@@ -92,7 +95,12 @@ def build_app(parts: HttpParts) -> ASGIApp:
     app: ASGIApp = BodySizeMiddleware(dispatcher, settings.max_body_bytes, form_bytes)
     if not settings.require_keys:
         app = HostGuardMiddleware(app, parts.host_guard)
-    return RequestScopeMiddleware(app, parts.metrics, parts.access_log)
+    if settings.cors_origins:
+        app = CorsMiddleware(app, settings.cors_origins)
+    app = RequestScopeMiddleware(
+        app, parts.metrics, parts.access_log, server_header=settings.server_header
+    )
+    return RootPathMiddleware(app, settings.root_path) if settings.root_path else app
 
 
 def _json(status: int, body: bytes, headers: dict[str, str]) -> Response:

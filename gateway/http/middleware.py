@@ -19,7 +19,7 @@ from protocol.runtime import logs
 
 _TRACE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _MAX_LENGTH_DIGITS = 15
-_SAFE_HEADERS: Final = (
+_SAFE_HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
@@ -39,7 +39,11 @@ class RequestScopeMiddleware:
         metrics: Metrics,
         access_log: AccessLog,
         clock: Callable[[], float] = time.monotonic,
+        server_header: str = "",
     ) -> None:
+        self._headers = _SAFE_HEADERS
+        if server_header:
+            self._headers += ((b"server", server_header.encode("ascii")),)
         self._app = app
         self._metrics = metrics
         self._access_log = access_log
@@ -75,7 +79,7 @@ class RequestScopeMiddleware:
                 headers.append((b"x-penstock-request-id", request_id.encode("ascii")))
                 if is_anthropic(scope):
                     headers.append((b"request-id", (trace_id or request_id).encode("ascii")))
-                headers.extend(_SAFE_HEADERS)
+                headers.extend(self._headers)
                 record.route = getattr(scope.get("route"), "path", "unknown")
                 record.status = message["status"]
                 self._metrics.on_http_answer(record.route, record.status)

@@ -64,7 +64,6 @@ from gateway.http.scoring.classify import ClassifyRequest
 from gateway.http.scoring.decision_schemas import DecisionRequest, SystemoneRequest
 from gateway.http.scoring.rerank import RerankRequest, ScoreRequest
 
-_TITLE: Final = "Penstock"
 _BODIES: tuple[type[BaseModel], ...] = (
     ChatRequest,
     CompletionRequest,
@@ -355,19 +354,29 @@ def _error(name: str, description: str = "An error.") -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def describe(app: FastAPI, *, requires_keys: bool, is_local: bool) -> dict[str, Any]:
+def describe(
+    app: FastAPI,
+    *,
+    requires_keys: bool,
+    is_local: bool,
+    title: str = "Penstock",
+    root_path: str = "",
+) -> dict[str, Any]:
     """The document as it is true for one server.
 
     Args:
         app: With all routes.
         requires_keys: Whether callers need a key.
         is_local: Whether only this machine reaches the server, so that local routes are open.
+        title: What the server is called.
+        root_path: Below which a proxy serves it; empty for none.
     """
     document = get_openapi(
-        title=_TITLE,
+        title=title,
         version="1",
         summary="Language models over the OpenAI API.",
         routes=app.routes,
+        servers=[{"url": root_path}] if root_path else None,
     )
     _, definitions = models_json_schema(
         [(model, "validation") for model in _BODIES],

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -23,7 +25,6 @@ from gateway.http.parts import HttpParts
 from protocol.errors import ConfigurationError
 
 _BACKLOG = 2048
-_KEEP_ALIVE_S = 75
 _GRACE_S = 5
 _UNREAD_TIMEOUT_MS = 300_000
 """A connection whose client takes nothing for so long is closed by the kernel, buffers and all."""
@@ -51,6 +52,31 @@ def bind_socket(host: str, port: int) -> socket.socket:
         sock.close()
         raise ConfigurationError(
             f"Cannot listen on {host}:{port} (PENSTOCK_HOST, PENSTOCK_PORT): {error.strerror}."
+        ) from error
+    return sock
+
+
+def bind_unix_socket(path: Path) -> socket.socket:
+    """A listening Unix socket for this user and its group; one that nobody listens on is replaced.
+
+    Raises:
+        ConfigurationError: Somebody listens there, or the path can't be used.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(str(path)) == 0:
+                    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            path.unlink()
+        sock.bind(str(path))
+        path.chmod(0o660)
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise ConfigurationError(
+            f"Cannot listen on {path} (PENSTOCK_UDS): {error.strerror or error}."
         ) from error
     return sock
 
@@ -101,7 +127,9 @@ class HttpServer(uvicorn.Server):
                 # Whose `X-Forwarded-For` is believed; nobody's unless it is configured.
                 proxy_headers=bool(parts.settings.trusted_proxies),
                 forwarded_allow_ips=",".join(parts.settings.trusted_proxies),
-                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_keep_alive=cast("Any", parts.settings.keep_alive_s),
+                ssl_certfile=parts.settings.tls_cert_file,
+                ssl_keyfile=cast("Any", parts.settings.tls_key_file),
                 timeout_graceful_shutdown=_GRACE_S,
             )
         )

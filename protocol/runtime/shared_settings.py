@@ -82,6 +82,24 @@ PORT = whole_number(
     option="--port",
     meaning="port of the HTTP server; 0 takes a free one",
 )
+UDS = file_path(
+    "PENSTOCK_UDS",
+    None,
+    option="--uds",
+    meaning="path of a Unix socket that HTTP is served on, instead of address and port",
+)
+TLS_CERT_FILE = file_path(
+    "PENSTOCK_TLS_CERT_FILE",
+    None,
+    option="--tls-cert-file",
+    meaning="certificate chain (PEM) with which HTTPS is served instead of HTTP",
+)
+TLS_KEY_FILE = file_path(
+    "PENSTOCK_TLS_KEY_FILE",
+    None,
+    option="--tls-key-file",
+    meaning="private key (PEM, without a passphrase) of that certificate",
+)
 DATA_DIR = file_path(
     "PENSTOCK_DATA_DIR",
     Path("~/.local/share/penstock"),

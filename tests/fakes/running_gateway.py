@@ -12,7 +12,7 @@ import orjson
 
 from gateway.application import Application
 from gateway.config import GatewaySettings
-from gateway.http.server import HttpServer, bind_socket
+from gateway.http.server import HttpServer, bind_socket, bind_unix_socket
 from protocol.wire.endpoints import Endpoint
 from protocol.wire.messages import Load
 from tests.fakes.fake_workers import FakeAuth, FakeEngine, FakeParser, FakeWorker
@@ -122,12 +122,18 @@ async def running_gateway(directory: Path, **changes: Any) -> AsyncIterator[Runn
     await application.hooks.start()
     application.start()
     server = HttpServer(application.parts)
-    with bind_socket(settings.host, 0) as sock:
-        port = sock.getsockname()[1]
+    uds, has_tls = settings.uds, settings.tls_cert_file is not None
+    with bind_socket(settings.host, 0) if uds is None else bind_unix_socket(uds) as sock:
+        address = "localhost" if uds is not None else f"127.0.0.1:{sock.getsockname()[1]}"
         serving = asyncio.get_running_loop().create_task(server.serve(sockets=[sock]))
         await server.has_started.wait()
         async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", timeout=30.0, trust_env=False
+            base_url=f"http{'s' if has_tls else ''}://{address}",
+            timeout=30.0,
+            trust_env=False,
+            transport=httpx.AsyncHTTPTransport(
+                uds=None if uds is None else str(uds), verify=not has_tls
+            ),
         ) as client:
             gateway = RunningGateway(directory, application, client)
             try:

@@ -111,6 +111,29 @@ def _card(name: str, offer: EngineOffer) -> dict[str, Any]:
         "root": offer.model,
         "max_model_len": offer.max_model_len,
         "capabilities": list(offer.capabilities),
+        "metadata": _metadata(offer),
+    }
+
+
+def _metadata(offer: EngineOffer) -> dict[str, Any]:
+    """What the model can do, in truth values: what clients look for who don't know its name."""
+    can = offer.capabilities
+    # An engine that tells nothing of what it can do generates.
+    generates = not can or "completions" in can
+    return {
+        "architecture": offer.architecture,
+        "supports_chat": offer.has_chat_template and generates,
+        "supports_completions": generates,
+        "supports_streaming": generates,
+        "supports_function_calling": offer.tool_format is not None,
+        "supports_reasoning": offer.reasoning_format is not None,
+        "supports_structured_outputs": generates,
+        "supports_logprobs": generates and offer.max_logprobs > 0,
+        "supports_fill_in_middle": "fill_in_middle" in can,
+        "supports_embeddings": bool(offer.num_embedding_dimensions),
+        "supports_decisions": "scores" in can,
+        "supports_classification": "classify" in can,
+        "supports_vision": False,
     }
 
 

@@ -1,0 +1,225 @@
+"""How HTTP is spoken: each setting shows in what a client sees, and is off by default."""
+
+import asyncio
+import socket
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from gateway.config import GatewaySettings
+from gateway.http.server import bind_unix_socket
+from protocol.errors import ConfigurationError
+from tests.fakes.running_gateway import RunningGateway, running_gateway
+
+PAGE = "https://chat.example.org"
+ASKS = {
+    "Origin": PAGE,
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization, content-type, x-stainless-lang",
+}
+
+
+def cors_of(response: httpx.Response) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in response.headers.items()
+        if name.startswith("access-control-")
+    }
+
+
+async def preflight(gateway: RunningGateway, **headers: str) -> httpx.Response:
+    return await gateway.client.options("/v1/chat/completions", headers={**ASKS, **headers})
+
+
+async def test_a_page_of_a_named_origin_may_call_the_api(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, cors_origins=(PAGE,)) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        asked = await preflight(gateway)
+        assert asked.status_code == 204
+        allowed = cors_of(asked)
+        assert allowed["access-control-allow-origin"] == PAGE
+        assert "POST" in allowed["access-control-allow-methods"]
+        assert allowed["access-control-allow-headers"] == ASKS["Access-Control-Request-Headers"]
+        assert "access-control-allow-credentials" not in allowed
+        body = {"model": "demo", "messages": [{"role": "user", "content": "?"}]}
+        called = await gateway.client.post(
+            "/v1/chat/completions", json=body, headers={"Origin": PAGE}
+        )
+        assert called.status_code == 200
+        assert cors_of(called)["access-control-allow-origin"] == PAGE
+        assert "x-request-id" in cors_of(called)["access-control-expose-headers"]
+        assert "Origin" in called.headers["vary"]
+        refused = await gateway.client.post(
+            "/v1/chat/completions", json={}, headers={"Origin": PAGE}
+        )
+        assert (refused.status_code, bool(cors_of(refused))) == (400, True)
+
+
+async def test_pages_of_others_are_told_nothing(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, cors_origins=(PAGE,)) as gateway:
+        foreign = await preflight(gateway, Origin="https://evil.example.org")
+        assert (foreign.status_code, cors_of(foreign)) == (403, {})
+        odd = await preflight(gateway, **{"Access-Control-Request-Headers": "a\tb: c"})
+        assert "access-control-allow-headers" not in cors_of(odd)
+
+
+async def test_without_the_setting_no_page_may(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        asked = await preflight(gateway, Origin="http://localhost:3000")
+        assert (asked.status_code, cors_of(asked)) == (405, {})
+
+
+async def test_every_origin_may_where_keys_are_required(socket_dir: Path) -> None:
+    options: dict[str, Any] = {"cors_origins": ("*",), "require_keys": True}
+    async with running_gateway(socket_dir, **options) as gateway:
+        await gateway.auth(allow_anonymous=False)
+        assert cors_of(await preflight(gateway))["access-control-allow-origin"] == "*"
+        for path in ("/v1/models", "/nowhere"):
+            called = await gateway.client.get(path, headers={"Origin": PAGE})
+            assert cors_of(called)["access-control-allow-origin"] == "*"
+            assert "vary" not in called.headers
+
+
+async def test_the_api_is_served_below_the_path_of_a_proxy(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, root_path="/llm/v2") as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        for path in ("/v1/models", "/llm/v2/v1/models", "/llm/v2/v1/models/demo", "/llm/v2/live"):
+            assert (await gateway.client.get(path)).status_code == 200, path
+        for path in ("/llm/v2", "/llm/v2x/live", "/x/llm/v2/live"):
+            assert (await gateway.client.get(path)).status_code == 404, path
+        document = (await gateway.client.get("/llm/v2/openapi.json")).json()
+        assert document["servers"] == [{"url": "/llm/v2"}]
+        assert "/llm/v2/openapi.json" in (await gateway.client.get("/docs")).text
+
+
+async def test_header_and_title_are_settings(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        plain = await gateway.client.get("/openapi.json")
+        assert "server" not in plain.headers
+        assert plain.json()["info"]["title"] == "Penstock"
+        assert "servers" not in plain.json()
+    named = {"server_header": "house/1", "api_title": "Our <models>"}
+    async with running_gateway(socket_dir, **named) as gateway:
+        document = await gateway.client.get("/openapi.json")
+        assert document.headers["server"] == "house/1"
+        assert document.json()["info"]["title"] == "Our <models>"
+        assert "<title>Our &lt;models&gt;</title>" in (await gateway.client.get("/docs")).text
+
+
+async def test_a_full_queue_says_what_the_operator_wants(socket_dir: Path) -> None:
+    options: dict[str, Any] = {"overload_message": "Come back tomorrow.", "max_queue": 1}
+    async with running_gateway(socket_dir, **options) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine(text=None, max_requests=1)
+        asked = [asyncio.ensure_future(gateway.chat()) for _ in range(6)]
+        done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        refused = next(iter(done)).result()
+        assert refused.status_code == 503
+        assert refused.json()["error"]["message"] == "Come back tomorrow."
+        assert "retry-after" in refused.headers
+        for one in asked:
+            one.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        assert engine is not None
+
+
+async def test_a_connection_stays_open_as_long_as_the_setting_says(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, keep_alive_s=1.0) as gateway:
+        url = gateway.client.base_url
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"200 OK" in head
+        assert b"connection: close" not in head.lower()
+        # The default is 75 s, longer than this test may take.
+        async with asyncio.timeout(30):
+            await reader.read()
+        writer.close()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate that its own key signed, and the key."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(private, hashes.SHA256())
+    )
+    cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    pkcs8, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    key.write_bytes(private.private_bytes(serialization.Encoding.PEM, pkcs8, plain))
+    return cert, key
+
+
+async def test_https_is_served_with_a_certificate(
+    socket_dir: Path, certificate: tuple[Path, Path]
+) -> None:
+    cert, key = certificate
+    options: dict[str, Any] = {"tls_cert_file": cert, "tls_key_file": key}
+    async with running_gateway(socket_dir, max_body_bytes=1000, **options) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        assert gateway.client.base_url.scheme == "https"
+        assert (await gateway.chat()).status_code == 200
+        streamed = await gateway.chat(stream=True)
+        assert streamed.text.endswith("data: [DONE]\n\n")
+        too_large = await gateway.client.post("/v1/parse", content=b"x" * 50_000)
+        assert too_large.status_code == 413
+        plain = f"http://127.0.0.1:{gateway.client.base_url.port}/live"
+        async with httpx.AsyncClient(trust_env=False) as client:
+            with pytest.raises(httpx.TransportError):
+                await client.get(plain)
+
+
+async def test_a_unix_socket_stands_for_address_and_port(socket_dir: Path) -> None:
+    path = socket_dir / "http"
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(path))
+    stale.close()
+    async with running_gateway(socket_dir, uds=path) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        assert (await gateway.chat()).status_code == 200
+        assert path.stat().st_mode & 0o777 == 0o660
+        with pytest.raises(ConfigurationError, match="PENSTOCK_UDS"):
+            bind_unix_socket(path)
+    with pytest.raises(ConfigurationError, match="PENSTOCK_UDS"):
+        bind_unix_socket(socket_dir / "missing" / "http")
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"PENSTOCK_CORS_ORIGINS": "chat.example.org"}, "origins such as"),
+        ({"PENSTOCK_CORS_ORIGINS": "https://a.example.org/path"}, "origins such as"),
+        ({"PENSTOCK_CORS_ORIGINS": "*"}, "every web page"),
+        ({"PENSTOCK_ROOT_PATH": "llm"}, "begins with a slash"),
+        ({"PENSTOCK_ROOT_PATH": "/llm/"}, "begins with a slash"),
+        ({"PENSTOCK_SERVER_HEADER": "a\r\nb: c"}, "printable ASCII"),
+        ({"PENSTOCK_TLS_CERT_FILE": "/none"}, "go together"),
+        ({"PENSTOCK_TLS_CERT_FILE": "/none", "PENSTOCK_TLS_KEY_FILE": "/none"}, "can't be used"),
+        ({"PENSTOCK_KEEP_ALIVE_S": "0"}, "PENSTOCK_KEEP_ALIVE_S"),
+    ],
+)
+def test_a_wrong_value_names_its_setting(environment: dict[str, str], words: str) -> None:
+    roles = ("ENGINE", "AUTH", "TOOLPARSER")
+    base = {f"PENSTOCK_{role}_ENDPOINT": f"ipc:///nowhere/{role}" for role in roles}
+    with pytest.raises(ConfigurationError, match=words):
+        GatewaySettings.from_env({**base, **environment})
