@@ -131,6 +131,11 @@ class BidirectionalModel:
                     f"{graph.spec.architecture}: not supported: attention to both sides with"
                     " recurrent layers, sinks or soft caps"
                 )
+            if layer.attention.shared_from is not None:
+                raise UnsupportedFeatureError(
+                    f"{graph.spec.architecture}: not supported: attention to both sides with"
+                    " keys and values that layers share"
+                )
         self._graph = graph
         self._leaves = leaves
 
@@ -150,8 +155,14 @@ class BidirectionalModel:
         visible = positions < lengths[:, None]
 
         def attend_to_all(
-            layer: int, q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array | None
+            layer: int,
+            q: jax.Array,
+            k: jax.Array | None,
+            v: jax.Array | None,
+            sinks: jax.Array | None,
         ) -> jax.Array:
+            assert k is not None, "no layer shares another one's"
+            assert v is not None, "no layer shares another one's"
             spec = self._graph.spec.layers[layer].attention
             rows = (num_rows, num_tokens, -1, spec.head_dim)
             group = spec.num_heads // spec.num_kv_heads

@@ -21,7 +21,9 @@ def block_size_of(settings: ModelSettings, spec: DecoderSpec) -> int:
     if settings.block_size is not None:
         return settings.block_size
     token_bytes = sum(
-        2 * layer.attention.kv_size * _KV_ITEM_BYTES for layer in spec.layers if layer.is_attention
+        2 * layer.attention.kv_size * _KV_ITEM_BYTES
+        for layer in spec.layers
+        if layer.is_attention and layer.attention.shared_from is None
     )
     block_size = DEFAULT_BLOCK_SIZE
     while (

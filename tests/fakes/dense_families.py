@@ -46,6 +46,80 @@ def _gemma() -> dict[str, FamilyCase]:
     }
 
 
+def _gemma_nano() -> dict[str, FamilyCase]:
+    types = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    shared = {
+        "head_dim": 8,
+        "num_hidden_layers": 6,
+        "layer_types": types,
+        "sliding_window": 9,
+        "num_kv_shared_layers": 3,
+        "hidden_size_per_layer_input": 12,
+        "tie_word_embeddings": True,
+    }
+    gemma4 = {
+        **shared,
+        "global_head_dim": 16,
+        "vocab_size_per_layer_input": 211,
+        "use_double_wide_mlp": True,
+        "final_logit_softcapping": 5.0,
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "proportional",
+                "partial_rotary_factor": 0.25,
+                "rope_theta": 500.0,
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    }
+    gemma3n = {
+        **shared,
+        "vocab_size_per_layer_input": 190,
+        "activation_sparsity_pattern": [0.6, 0.3, 0.0, 0.0, 0.5, 0.0],
+        "altup_num_inputs": 3,
+        "altup_active_idx": 1,
+        "laurel_rank": 5,
+        "final_logit_softcapping": 5.0,
+    }
+    no_towers = {"vision_config": None, "audio_config": None, "tie_word_embeddings": True}
+    return {
+        "gemma3n_with_shared_keys_and_sparsity": FamilyCase(
+            "Gemma3nTextConfig", gemma3n, embedding_scale=0.02
+        ),
+        "gemma3n_beside_its_towers": FamilyCase(
+            "Gemma3nTextConfig",
+            {**gemma3n, "num_kv_shared_layers": 0, "altup_correct_scale": False},
+            embedding_scale=0.02,
+            wrapped_as="Gemma3nForConditionalGeneration",
+        ),
+        "gemma4_with_shared_keys": FamilyCase("Gemma4TextConfig", gemma4, embedding_scale=0.02),
+        "gemma4_with_experts_and_values_of_keys": FamilyCase(
+            "Gemma4TextConfig",
+            {
+                **gemma4,
+                "num_hidden_layers": 3,
+                "layer_types": types[:3],
+                "num_kv_shared_layers": 0,
+                "hidden_size_per_layer_input": 0,
+                "attention_k_eq_v": True,
+                "num_global_key_value_heads": 3,
+                "enable_moe_block": True,
+                "num_experts": 9,
+                "top_k_experts": 4,
+                "moe_intermediate_size": 24,
+            },
+            embedding_scale=0.02,
+        ),
+        "gemma4_beside_its_towers": FamilyCase(
+            "Gemma4Config",
+            gemma4,
+            no_towers,
+            "Gemma4ForConditionalGeneration",
+            embedding_scale=0.02,
+        ),
+    }
+
+
 _TINY_SIGLIP = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -189,6 +263,14 @@ def _plain_mlps() -> dict[str, FamilyCase]:
 
 
 DENSE: dict[str, FamilyCase] = (
-    _mistral() | _gemma() | _phi() | _granite() | _olmo() | _glm() | _cohere() | _plain_mlps()
+    _mistral()
+    | _gemma()
+    | _gemma_nano()
+    | _phi()
+    | _granite()
+    | _olmo()
+    | _glm()
+    | _cohere()
+    | _plain_mlps()
 )
 """By name, in the order of docs/models.md."""

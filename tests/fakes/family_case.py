@@ -37,6 +37,10 @@ class FamilyCase:
         norm_mean: Around which the weights of norms lie; 0 where the family multiplies by 1 + w.
         embedding_scale: Deviation of the embedding's weights; small where a tied head or a
             multiplier would make every token follow itself.
+        wrapped_as: The architecture of a larger model whose text model this is: the files are
+            rewritten as its own, where transformers needs other packages to build it.
+        why_logits_only: Why transformers generates otherwise than it computes a whole prompt; the
+            case is held to the logits of the prompt only then.
         in_make_test: Whether `make test` runs it; `make parity` runs all.
     """
 
@@ -46,6 +50,8 @@ class FamilyCase:
     model: str = "AutoModelForCausalLM"
     norm_mean: float = 1.0
     embedding_scale: float = 0.2
+    wrapped_as: str = ""
+    why_logits_only: str = ""
     in_make_test: bool = False
 
     @property

@@ -135,6 +135,11 @@ def _hybrids() -> dict[str, FamilyCase]:
         "mamba_expand": 2,
         "mamba_chunk_size": 16,
     }
+    plain_mamba = {
+        name: value
+        for name, value in mamba.items()
+        if name.startswith("mamba_") or name == "num_hidden_layers"
+    }
     vision = {
         "vision_config": {
             "depth": 1,
@@ -205,7 +210,109 @@ def _hybrids() -> dict[str, FamilyCase]:
             "Qwen3_5MoeForConditionalGeneration",
             norm_mean=0.0,
         ),
+        "bamba": FamilyCase(
+            "BambaConfig",
+            {
+                **plain_mamba,
+                "attn_layer_indices": [1],
+                "mamba_proj_bias": True,
+                "mlp_bias": True,
+            },
+        ),
+        "bamba_with_limits_of_time": FamilyCase(
+            "BambaConfig",
+            {**plain_mamba, "attn_layer_indices": [2], "time_step_limit": [0.4, 0.9]},
+            why_logits_only="transformers limits the steps in time of prompts, not of decodes",
+        ),
+        "falcon_h1_with_multipliers": FamilyCase(
+            "FalconH1Config",
+            {
+                **plain_mamba,
+                "num_hidden_layers": 2,
+                "mamba_d_ssm": 72,
+                "mamba_rms_norm": True,
+                "head_dim": 16,
+                "projectors_bias": True,
+                "embedding_multiplier": 2.0,
+                "lm_head_multiplier": 0.4,
+                "mlp_multipliers": [0.6, 1.3],
+                "key_multiplier": 0.7,
+                "attention_in_multiplier": 1.2,
+                "attention_out_multiplier": 0.9,
+                "ssm_multipliers": [0.6, 1.2, 0.8, 1.1, 0.9],
+                "ssm_in_multiplier": 1.3,
+                "ssm_out_multiplier": 0.8,
+            },
+        ),
+        "falcon_h1_without_norms_of_states": FamilyCase(
+            "FalconH1Config",
+            {
+                **plain_mamba,
+                "num_hidden_layers": 2,
+                "mamba_d_ssm": 96,
+                "mamba_rms_norm": False,
+                "tie_word_embeddings": True,
+            },
+        ),
+        "nemotron_h": FamilyCase(
+            "NemotronHConfig",
+            {**_NEMOTRON, "num_hidden_layers": None, "hybrid_override_pattern": "M-M*-MM-"},
+        ),
+        "nemotron_h_with_experts": FamilyCase(
+            "NemotronHConfig",
+            {
+                **_NEMOTRON,
+                "num_hidden_layers": None,
+                "hybrid_override_pattern": "MEM*EM",
+                "n_routed_experts": 8,
+                "num_experts_per_tok": 3,
+                "n_group": 4,
+                "topk_group": 2,
+                "moe_intermediate_size": 24,
+                "moe_shared_expert_intermediate_size": 40,
+                "moe_latent_size": 20,
+                "routed_scaling_factor": 1.7,
+            },
+        ),
+        "olmo_hybrid": FamilyCase(
+            "OlmoHybridConfig",
+            {
+                "num_hidden_layers": 3,
+                "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+                "linear_num_key_heads": 2,
+                "linear_num_value_heads": 2,
+                "linear_key_head_dim": 12,
+                "linear_value_head_dim": 12,
+                "linear_conv_kernel_dim": 4,
+            },
+        ),
+        "olmo_hybrid_with_rope": FamilyCase(
+            "OlmoHybridConfig",
+            {
+                "num_hidden_layers": 2,
+                "layer_types": ["linear_attention", "full_attention"],
+                "linear_num_key_heads": 2,
+                "linear_num_value_heads": 4,
+                "linear_key_head_dim": 12,
+                "linear_value_head_dim": 6,
+                "linear_allow_neg_eigval": False,
+                "attention_bias": True,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+            },
+        ),
     }
+
+
+_NEMOTRON: dict[str, Any] = {
+    "head_dim": 16,
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 8,
+    "n_groups": 2,
+    "ssm_state_size": 12,
+    "conv_kernel": 4,
+    "chunk_size": 16,
+    "use_bias": True,
+}
 
 
 CASES: Mapping[str, FamilyCase] = {**_llama(), **DENSE, **EXPERTS, **_hybrids()}

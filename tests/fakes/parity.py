@@ -1,6 +1,7 @@
 """A small random model of transformers (torch, CPU, float32), and ours from the files it saved."""
 
 import functools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import torch
 import transformers
 from jax.typing import DTypeLike
+from safetensors.numpy import load_file, save_file
 
 from engine_worker.compute.models.decoder import DecoderWeights, declare
 from engine_worker.compute.models.hf_config import load_spec
@@ -32,12 +34,14 @@ class Reference:
         prompt: [NUM_PROMPT_TOKENS].
         logits: [NUM_PROMPT_TOKENS, vocab].
         output: The greedy tokens after the prompt.
+        why_logits_only: As in `FamilyCase`.
     """
 
     folder: Path
     prompt: TokenIds
     logits: Logits
     output: list[int]
+    why_logits_only: str = ""
 
 
 def make_reference(folder: Path, case: FamilyCase) -> Reference:
@@ -57,10 +61,28 @@ def make_reference(folder: Path, case: FamilyCase) -> Reference:
             do_sample=False,
         )
     model.save_pretrained(folder)
+    if case.wrapped_as:
+        wrap_text_model(folder, case.wrapped_as)
     continuation = output[0, NUM_PROMPT_TOKENS:].tolist()
     assert len(set(continuation)) >= MIN_DISTINCT_TOKENS, "an output that repeats shows little"
     token_ids = prompt[0].numpy().astype(np.int32)
-    return Reference(folder, token_ids, logits, continuation)
+    return Reference(folder, token_ids, logits, continuation, case.why_logits_only)
+
+
+def wrap_text_model(folder: Path, architecture: str) -> None:
+    """Rewrites a text model's files as those of a larger model that has it."""
+    path = folder / "config.json"
+    config = {
+        "architectures": [architecture],
+        "text_config": json.loads(path.read_text(encoding="utf-8")),
+    }
+    path.write_text(json.dumps(config), encoding="utf-8")
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    save_file(
+        {name.replace("model.", "model.language_model.", 1): x for name, x in tensors.items()},
+        weights,
+    )
 
 
 def random_model(config: Any, case: FamilyCase, generator: torch.Generator) -> Any:
@@ -85,6 +107,8 @@ def random_model(config: Any, case: FamilyCase, generator: torch.Generator) -> A
         for name, buffer in model.named_buffers():
             if name.endswith("correction_bias"):
                 buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
+            if name.endswith("layer_scalar"):
+                buffer.copy_(0.7 + 0.6 * torch.rand(buffer.shape, generator=generator))
     return model
 
 

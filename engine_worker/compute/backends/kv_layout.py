@@ -38,7 +38,10 @@ class LayerStates(NamedTuple):
     arrays: tuple[jax.Array, ...]
 
 
-KvCache = tuple[LayerPages | LayerStates, ...]
+LayerCache = LayerPages | LayerStates | None
+"""Of one layer; None for one that reads another one's pages."""
+
+KvCache = tuple[LayerCache, ...]
 """One entry per layer."""
 
 
@@ -101,14 +104,14 @@ class KvLayout:
     Attributes:
         num_blocks: Blocks that block ids may name; one more is allocated for padding.
         block_size: Tokens a block.
-        layers: What a block is, per layer.
+        layers: What a block is, per layer; None for a layer that reads another one's pages.
         dtype: Of keys and values as numbers: float32 or bfloat16.
         rings: Of recurrent layers.
     """
 
     num_blocks: int
     block_size: int
-    layers: tuple[BlockShapes | LayerStateShapes, ...]
+    layers: tuple[BlockShapes | LayerStateShapes | None, ...]
     dtype: np.dtype[Any]
     rings: StateRings
 
@@ -125,7 +128,7 @@ class KvLayout:
     @property
     def block_bytes(self) -> int:
         """Bytes of one block over all layers."""
-        return sum(layer.size_bytes for layer in self.layers)
+        return sum(layer.size_bytes for layer in self.layers if layer is not None)
 
     @property
     def ring_bytes(self) -> int:
@@ -143,7 +146,9 @@ class KvLayout:
         num_blocks = self.num_blocks + 1
         num_states = num_blocks + self.rings.num_all
 
-        def make_layer(layer: BlockShapes | LayerStateShapes) -> LayerPages | LayerStates:
+        def make_layer(layer: BlockShapes | LayerStateShapes | None) -> LayerCache:
+            if layer is None:
+                return None
             if isinstance(layer, LayerStateShapes):
                 return LayerStates(
                     tuple(jnp.zeros((num_states, *shape), jnp.float32) for shape in layer.shapes)

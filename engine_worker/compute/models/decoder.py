@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from engine_worker.compute.models.alt_up import Streams
 from engine_worker.compute.models.decoder_layer import DecoderLayer
 from engine_worker.compute.models.layers import (
     Attend,
@@ -33,6 +34,7 @@ from engine_worker.compute.models.recurrent.state import Advance, Inputs, Recur
 from engine_worker.compute.models.rope import rope_tables
 from engine_worker.compute.models.spec import DecoderSpec
 from engine_worker.compute.models.support import check_supported
+from engine_worker.compute.models.token_inputs import TokenInputs
 
 Leaves = tuple[jax.Array, ...]
 """Every weight of a decoder, in the order of `DecoderGraph.parameters`."""
@@ -50,6 +52,10 @@ class Decoder(Block):
             if spec.learned_positions
             else None
         )
+        self.token_inputs = (
+            None if spec.token_inputs is None else TokenInputs(spec, spec.token_inputs, dtype)
+        )
+        self.streams = None if spec.alt_up is None else Streams(spec, spec.alt_up, dtype)
         self.layers = nnx.List([DecoderLayer(spec, layer, dtype) for layer in spec.layers])
         self.norm = norm_of(spec, hidden, dtype)
         self.head = None if spec.tied_head else Head(spec, dtype)
@@ -60,9 +66,28 @@ class Decoder(Block):
         """Hidden states after the final norm; see `DecoderGraph.forward`."""
         x = self.with_positions(self.embedding(token_ids), positions)
         ropes = rope_tables(self.spec, positions)
+        token_inputs = self.inputs_by_layer(token_ids, x)
+        x, beside = self.begin(x), None
         for index, layer in enumerate(self.layers):
-            x = layer(index, x, ropes, attend, recur)
-        return self.norm(x)
+            before = x
+            x = layer(index, x, ropes, attend, recur, token_inputs[index], beside)
+            beside = before
+        return self.norm(self.end(x))
+
+    def inputs_by_layer(self, token_ids: jax.Array, x: jax.Array) -> Sequence[jax.Array | None]:
+        """For each layer the vectors [T, width] of tokens [T] with embeddings x [T, hidden]."""
+        if self.token_inputs is None:
+            return (None,) * len(self.layers)
+        inputs = self.token_inputs(token_ids, x)
+        return tuple(inputs[:, layer] for layer in range(len(self.layers)))
+
+    def begin(self, x: jax.Array) -> jax.Array:
+        """What the first layer takes: embeddings [T, hidden], or [T, streams, hidden] of them."""
+        return x if self.streams is None else self.streams.begin(x)
+
+    def end(self, x: jax.Array) -> jax.Array:
+        """What the last norm takes [T, hidden] of what the last layer gives."""
+        return x if self.streams is None else self.streams.end(x)
 
     def with_positions(self, x: jax.Array, positions: jax.Array) -> jax.Array:
         """Embeddings [T, hidden] with those of their positions [T], if the decoder has such."""

@@ -36,12 +36,12 @@ from engine_worker.compute.models.spec import (
     QkNorm,
 )
 
-Attend = Callable[[int, jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+Attend = Callable[[int, jax.Array, jax.Array | None, jax.Array | None, jax.Array | None], jax.Array]
 """`attend(layer, q [T, H, D], k [T, KH, D], v [T, KH, D], sinks [H]) -> [T, H, D]`, in float32.
 
 Stores k and v of these tokens and attends causally to everything stored, with the window, scale
 and softcap of `spec.layers[layer].attention`, and its sinks if it has any. k is already rotated; q
-is not yet scaled.
+is not yet scaled. A layer that shares another one's keys and values has None for both.
 """
 
 ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
@@ -50,6 +50,7 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     Activation.GELU: partial(jax.nn.gelu, approximate=False),
     Activation.QUICK_GELU: lambda x: x * jax.nn.sigmoid(1.702 * x),
     Activation.RELU: jax.nn.relu,
+    Activation.RELU_SQUARED: lambda x: jnp.square(jax.nn.relu(x)),
 }
 
 _MAX_TURNED_ROWS = 64
@@ -150,6 +151,11 @@ def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
     )
 
 
+def rms_normed(x: jax.Array, eps: float) -> jax.Array:
+    """Vectors [..., size] float32, each divided by the root of the mean of its squares."""
+    return x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+
+
 class RmsNorm(Block):
     """Root-mean-square norm over the last axis, in float32 (arXiv 1910.07467).
 
@@ -165,13 +171,10 @@ class RmsNorm(Block):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises [..., size] to float32 of the same shape."""
-        x = x.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         weight: jax.Array = self.weight[...].astype(jnp.float32)
         if self.is_plus_one:
             weight = 1.0 + weight
-        y: jax.Array = x * lax.rsqrt(mean_square + self.eps) * weight
-        return y
+        return rms_normed(x.astype(jnp.float32), self.eps) * weight
 
 
 class LayerNorm(Block):
@@ -259,10 +262,11 @@ class AttentionBlock(ResidualBlock):
     def __init__(self, spec: DecoderSpec, attention: AttentionSpec, dtype: DTypeLike) -> None:
         super().__init__(spec, dtype, is_first=True)
         hidden = spec.hidden_size
-        width = attention.q_size + 2 * attention.kv_size
+        width = sum(attention.projected_sizes)
         if attention.output_gate:
             width += attention.q_size
         self.spec = attention
+        self.eps = spec.norm_eps
         self.qkv = Linear(width, hidden, dtype, bias=attention.qkv_bias)
         q_width, k_width = _qk_norm_widths(attention)
         self.q_norm = norm_of(spec, q_width, dtype) if q_width else None
@@ -287,39 +291,47 @@ class AttentionBlock(ResidualBlock):
             [T, hidden] float32.
         """
         spec, num_tokens = self.spec, x.shape[0]
-        qkv = self.qkv(self.normed(x))
-        k_end = spec.q_size + spec.kv_size
-        q, k, v, gate = jnp.split(qkv, [spec.q_size, k_end, k_end + spec.kv_size], axis=-1)
-        if spec.qk_norm is QkNorm.FULL_WIDTH:
-            q, k = self._normed_qk(q, k)
-        q = q.reshape(num_tokens, spec.num_heads, spec.head_dim)
-        k = k.reshape(num_tokens, spec.num_kv_heads, spec.head_dim)
-        v = v.reshape(num_tokens, spec.num_kv_heads, spec.head_dim)
-        if spec.qk_norm is QkNorm.PER_HEAD:
-            q, k = self._normed_qk(q, k)
-        if rotation is not None:
-            q, k = rotation.queries(q), rotation.keys(k)
+        q_size, k_size, v_size = spec.projected_sizes
+        q, k, v, gate = jnp.split(
+            self.qkv(self.normed(x)), [q_size, q_size + k_size, q_size + k_size + v_size], axis=-1
+        )
+        q = self._heads(q, self.q_norm, spec.num_heads)
+        q = q if rotation is None else rotation.queries(q)
         sinks = None if self.sinks is None else self.sinks[...].astype(jnp.float32)
-        attended = attend(layer, q, k, v, sinks).reshape(num_tokens, spec.q_size)
+        if spec.shared_from is not None:
+            attended = attend(layer, q, None, None, sinks)
+        else:
+            v = k if spec.is_value_of_key else v
+            k = self._heads(k, self.k_norm, spec.num_kv_heads)
+            k = k if rotation is None else rotation.keys(k)
+            v = v.reshape(num_tokens, spec.num_kv_heads, spec.head_dim)
+            v = rms_normed(v, self.eps) if spec.value_norm else v
+            attended = attend(layer, q, k, v, sinks)
+        attended = attended.reshape(num_tokens, spec.q_size)
         if spec.output_gate:
             attended *= jax.nn.sigmoid(gate)
         return self.added(self.o(attended))
 
-    def _normed_qk(self, q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-        assert self.q_norm is not None, "declared with it"
-        assert self.k_norm is not None, "declared with it"
-        return self.q_norm(q), self.k_norm(k)
+    def _heads(self, x: jax.Array, norm: Norm | None, num_heads: int) -> jax.Array:
+        """Queries or keys [T, heads * D] as normalised heads [T, heads, D]."""
+        if norm is not None and self.spec.qk_norm is QkNorm.FULL_WIDTH:
+            x = norm(x)
+        x = x.reshape(x.shape[0], num_heads, self.spec.head_dim)
+        if norm is not None and self.spec.qk_norm is QkNorm.PER_HEAD:
+            x = norm(x)
+        return x
 
 
 def _qk_norm_widths(attention: AttentionSpec) -> tuple[int, int]:
     """Of the norms of queries and keys; 0 where there are none."""
     match attention.qk_norm:
         case QkNorm.PER_HEAD:
-            return attention.head_dim, attention.head_dim
+            widths = attention.head_dim, attention.head_dim
         case QkNorm.FULL_WIDTH:
-            return attention.q_size, attention.kv_size
+            widths = attention.q_size, attention.kv_size
         case _:
-            return 0, 0
+            widths = 0, 0
+    return widths if attention.shared_from is None else (widths[0], 0)
 
 
 class MlpBlock(ResidualBlock):
@@ -342,7 +354,17 @@ class MlpBlock(ResidualBlock):
         if not self.spec.gated:
             return self.added(self.down(activate(inner)))
         gate, up = jnp.split(inner, 2, axis=-1)
+        if self.spec.gate_cutoff is not None:
+            gate = _above_cutoff(gate, self.spec.gate_cutoff)
+        if self.spec.gate_multiplier != 1.0:
+            gate *= self.spec.gate_multiplier
         return self.added(self.down(activate(gate) * up))
+
+
+def _above_cutoff(x: jax.Array, cutoff: float) -> jax.Array:
+    """What of x [T, inner] is more than `cutoff` standard deviations above each row's mean."""
+    mean, deviation = (f(x, axis=-1, keepdims=True) for f in (jnp.mean, jnp.std))
+    return jax.nn.relu(x - (mean + cutoff * deviation))
 
 
 class Head(Block):

@@ -26,8 +26,10 @@ from engine_worker.compute.models.layers import (
     Linear,
     Matrix,
     ResidualBlock,
+    RmsNorm,
     matrix_of,
     multiply,
+    rms_normed,
 )
 from engine_worker.compute.models.quantized import QuantizedMatrix
 from engine_worker.compute.models.spec import (
@@ -88,17 +90,50 @@ def _at(arrays: jax.Array, index: jax.Array) -> jax.Array:
     return one
 
 
+def _inner_width(mlp: MlpSpec) -> int:
+    """Rows of the first product of an expert."""
+    return 2 * mlp.intermediate_size if mlp.gated else mlp.intermediate_size
+
+
 class SharedExpert(Block):
     """The MLP that sees every token, without a norm of its own."""
 
     def __init__(self, hidden: int, mlp: MlpSpec, dtype: DTypeLike) -> None:
         self.spec = mlp
-        self.gate_up = Linear(2 * mlp.intermediate_size, hidden, dtype, bias=mlp.bias)
+        self.gate_up = Linear(_inner_width(mlp), hidden, dtype, bias=mlp.bias)
         self.down = Linear(hidden, mlp.intermediate_size, dtype, bias=mlp.bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, hidden] float32 of x [T, hidden] float32."""
         return self.down(activate(self.spec, self.gate_up(x)))
+
+
+class BesideDense(Block):
+    """What stands round experts beside a dense MLP (Gemma 4).
+
+    Norms before the experts, behind them and behind the dense MLP; scales of what the router
+    reads, and of each expert's weight.
+    """
+
+    def __init__(self, spec: DecoderSpec, moe: MoeSpec, dtype: DTypeLike) -> None:
+        hidden, eps = spec.hidden_size, spec.norm_eps
+        self.eps = eps
+        self.experts_norm = RmsNorm(hidden, eps, dtype)
+        self.experts_post_norm = RmsNorm(hidden, eps, dtype)
+        self.dense_post_norm = RmsNorm(hidden, eps, dtype)
+        self.input_scale = nnx.Param(jnp.ones((hidden,), dtype))
+        self.expert_scale = nnx.Param(jnp.ones((moe.num_experts,), dtype))
+
+    def router_input(self, x: jax.Array) -> jax.Array:
+        """What the router reads of the residual x [T, hidden] float32."""
+        scale: jax.Array = self.input_scale[...].astype(jnp.float32)
+        scaled: jax.Array = rms_normed(x, self.eps) * scale * x.shape[-1] ** -0.5
+        return scaled
+
+    def weighed(self, choice: "ExpertChoice") -> "ExpertChoice":
+        """The choice with each expert's weight scaled."""
+        scales: jax.Array = self.expert_scale[...].astype(jnp.float32)
+        return choice._replace(weights=choice.weights * scales[choice.experts])
 
 
 class MoeBlock(ResidualBlock):
@@ -107,19 +142,25 @@ class MoeBlock(ResidualBlock):
     def __init__(self, spec: DecoderSpec, moe: MoeSpec, dtype: DTypeLike) -> None:
         super().__init__(spec, dtype, is_first=False)
         hidden, expert = spec.hidden_size, moe.expert
+        width = moe.latent_size or hidden
         self.spec = moe
         self.router = Linear(moe.num_experts, hidden, dtype, bias=moe.router_bias)
         self.correction_bias = (
             nnx.Param(jnp.zeros((moe.num_experts,), jnp.float32)) if moe.correction_bias else None
         )
         self.gate_up = ExpertMatrices(
-            moe.num_experts, 2 * expert.intermediate_size, hidden, dtype, bias=expert.bias
+            moe.num_experts, _inner_width(expert), width, dtype, bias=expert.bias
         )
         self.down = ExpertMatrices(
-            moe.num_experts, hidden, expert.intermediate_size, dtype, bias=expert.bias
+            moe.num_experts, width, expert.intermediate_size, dtype, bias=expert.bias
+        )
+        self.to_latent = Linear(width, hidden, dtype, bias=expert.bias) if moe.latent_size else None
+        self.from_latent = (
+            Linear(hidden, width, dtype, bias=expert.bias) if moe.latent_size else None
         )
         self.shared = None if moe.shared is None else SharedExpert(hidden, moe.shared, dtype)
         self.shared_gate = Linear(1, hidden, dtype, bias=False) if moe.shared_gate else None
+        self.beside = BesideDense(spec, moe, dtype) if moe.is_beside_dense else None
 
     def __call__(self, x: jax.Array, is_token: jax.Array | None = None) -> jax.Array:
         """What the experts add to the residual.
@@ -133,15 +174,29 @@ class MoeBlock(ResidualBlock):
             [T, hidden] float32.
         """
         spec, normed = self.spec, self.normed(x)
+        if self.beside is not None:
+            return self._beside_dense(self.beside, x, normed, is_token)
         correction = None if self.correction_bias is None else self.correction_bias[...]
         choice = choose_experts(spec, self.router(normed), correction)
-        y = self._routed(normed, choice, is_token)
+        read = normed if self.to_latent is None else self.to_latent(normed)
+        y = self._routed(read, choice, is_token)
+        if self.from_latent is not None:
+            y = self.from_latent(y)
         if self.shared is not None:
             shared = self.shared(normed)
             if self.shared_gate is not None:
                 shared *= jax.nn.sigmoid(self.shared_gate(normed))
             y += shared
         return self.added(y)
+
+    def _beside_dense(
+        self, beside: BesideDense, x: jax.Array, normed: jax.Array, is_token: jax.Array | None
+    ) -> jax.Array:
+        assert self.shared is not None, "declared with it"
+        dense = beside.dense_post_norm(self.shared(normed))
+        choice = beside.weighed(choose_experts(self.spec, self.router(beside.router_input(x))))
+        routed = self._routed(beside.experts_norm(x), choice, is_token)
+        return self.added(dense + beside.experts_post_norm(routed))
 
     def _routed(
         self, x: jax.Array, choice: "ExpertChoice", is_token: jax.Array | None
@@ -274,7 +329,12 @@ def tile_rows(num_rows: int, num_experts: int) -> int:
 
 
 def activate(mlp: MlpSpec, gate_up: jax.Array) -> jax.Array:
-    """`activation(gate) * up` of [T, 2 * inner] float32, clamped and offset as the spec says."""
+    """`activation(gate) * up` of [T, 2 * inner] float32, clamped and offset as the spec says.
+
+    Without a gate the activation of [T, inner].
+    """
+    if not mlp.gated:
+        return ACTIVATIONS[mlp.activation](gate_up)
     gate, up = jnp.split(gate_up, 2, axis=-1)
     if mlp.clamp is not None:
         gate, up = jnp.minimum(gate, mlp.clamp), jnp.clip(up, -mlp.clamp, mlp.clamp)

@@ -15,7 +15,7 @@ from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec, LayerS
 
 LayerCache = tuple[jax.Array, ...]
 """Keys and values of one layer, each [capacity, KH, D] float32, indexed by position; or the state
-of a recurrent layer, [1, *shape] float32."""
+of a recurrent layer, [1, *shape] float32; nothing for a layer that shares another one's."""
 
 
 def dense_attention(
@@ -75,12 +75,19 @@ class ReferenceCache:
         """The `Attend` for tokens at `positions` [T]; it replaces `self.layers` as it goes."""
 
         def attend(
-            layer: int, q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array | None
+            layer: int,
+            q: jax.Array,
+            k: jax.Array | None,
+            v: jax.Array | None,
+            sinks: jax.Array | None,
         ) -> jax.Array:
-            keys, values = self.layers[layer]
-            keys, values = keys.at[positions].set(k), values.at[positions].set(v)
-            self._put(layer, (keys, values))
             attention = spec.layers[layer].attention
+            if attention.shared_from is None:
+                keys, values = self.layers[layer]
+                keys, values = keys.at[positions].set(k), values.at[positions].set(v)
+                self._put(layer, (keys, values))
+            else:
+                keys, values = self.layers[attention.shared_from]
             return dense_attention(q, keys, values, positions, attention, sinks)
 
         return attend
@@ -103,6 +110,8 @@ class ReferenceCache:
 
 def _empty_layer(layer: LayerSpec, capacity: int) -> LayerCache:
     mixer = layer.mixer
+    if isinstance(mixer, AttentionSpec) and mixer.shared_from is not None:
+        return ()
     if isinstance(mixer, AttentionSpec):
         widths = (mixer.head_dim, mixer.cached_value_dim)
         shapes = [(capacity, mixer.num_kv_heads, width) for width in widths]

@@ -59,6 +59,7 @@ class Activation(StrEnum):
     GELU = "gelu"
     QUICK_GELU = "quick_gelu"
     RELU = "relu"
+    RELU_SQUARED = "relu2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,10 @@ class AttentionSpec:
         latent: Keys and values are made of a latent; `head_dim` is the rotated part of a key then,
             which all heads share (`num_kv_heads` is 1). None is off.
         output_gate: What is attended to is multiplied by the sigmoid of a product of its own.
+        value_norm: Each head of the values is normalised, without weights.
+        is_value_of_key: Values are what the projection of keys gives, before norm and rotation.
+        shared_from: Index of the earlier layer whose keys and values it reads; it projects and
+            stores none of its own then. None is off.
     """
 
     num_heads: int
@@ -150,6 +155,9 @@ class AttentionSpec:
     query_scale: QueryScale | None = None
     output_gate: bool = False
     latent: LatentSpec | None = None
+    value_norm: bool = False
+    is_value_of_key: bool = False
+    shared_from: int | None = None
 
     @property
     def cached_value_dim(self) -> int:
@@ -166,6 +174,13 @@ class AttentionSpec:
         """Width of all key heads, and of all value heads."""
         return self.num_kv_heads * self.head_dim
 
+    @property
+    def projected_sizes(self) -> tuple[int, int, int]:
+        """Widths of queries, keys and values as the fused projection gives them; 0 is none."""
+        if self.shared_from is not None:
+            return self.q_size, 0, 0
+        return self.q_size, self.kv_size, 0 if self.is_value_of_key else self.kv_size
+
 
 @dataclass(frozen=True, slots=True)
 class MlpSpec:
@@ -174,6 +189,9 @@ class MlpSpec:
     Attributes:
         clamp: GPT-OSS: gate(x) is cut above it, up(x) above it and below its negative; None is off.
         up_offset: Added to up(x).
+        gate_multiplier: Of gate(x).
+        gate_cutoff: Gemma 3n: of each token's gate(x) only what is so many standard deviations
+            above its mean goes on, and less that; None is off.
     """
 
     intermediate_size: int
@@ -182,6 +200,8 @@ class MlpSpec:
     bias: bool = False
     clamp: float | None = None
     up_offset: float = 0.0
+    gate_cutoff: float | None = None
+    gate_multiplier: float = 1.0
 
 
 class RouterScore(StrEnum):
@@ -212,6 +232,10 @@ class MoeSpec:
         weighs_input: The weight multiplies what goes into an expert, not what comes out (Llama 4).
         shared: The expert that sees every token.
         shared_gate: Its result is multiplied by the sigmoid of a product of its own.
+        is_beside_dense: Gemma 4: the expert that sees every token and the chosen ones have norms
+            of their own, and the router has learnt scales of its inputs and of each expert.
+        latent_size: Width to which a token is brought before its experts, and from which it comes
+            back behind them (Nemotron-H); None is the residual's.
     """
 
     num_experts: int
@@ -228,6 +252,8 @@ class MoeSpec:
     weighs_input: bool = False
     shared: MlpSpec | None = None
     shared_gate: bool = False
+    is_beside_dense: bool = False
+    latent_size: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,10 +262,19 @@ class LayerSpec:
 
     Attributes:
         mixer: Attention, or what carries a state from token to token.
+        mlp: None where the next layer's mixer follows.
+        is_beside: The mixer reads what that of the layer before it read, so that the two stand
+            side by side; that layer has no MLP.
+        norm_placement: Where it isn't the decoder's; None is that.
+        mixer_multiplier, mlp_multiplier: Of what either adds to the residual, beside the decoder's.
     """
 
     mixer: AttentionSpec | RecurrentSpec
-    mlp: MlpSpec | MoeSpec
+    mlp: MlpSpec | MoeSpec | None
+    is_beside: bool = False
+    norm_placement: NormPlacement | None = None
+    mixer_multiplier: float = 1.0
+    mlp_multiplier: float = 1.0
 
     @property
     def attention(self) -> AttentionSpec:
@@ -251,6 +286,40 @@ class LayerSpec:
     def is_attention(self) -> bool:
         """Whether the layer attends to keys and values."""
         return isinstance(self.mixer, AttentionSpec)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInputSpec:
+    """A vector of each token for each layer, added behind its MLP (Gemma 3n and 4).
+
+    Attributes:
+        width: Of a layer's vector.
+        vocab_size: Tokens that have such vectors; those beyond have that of token 0.
+        activation: Of the gate that the residual is for the vector.
+    """
+
+    width: int
+    vocab_size: int
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True)
+class AltUpSpec:
+    """Several residuals side by side, of which each layer computes one and predicts the others.
+
+    AltUp is arXiv 2301.13310; LAuReL, arXiv 2411.07501, a second way round attention (Gemma 3n).
+
+    Attributes:
+        num_streams: Residuals.
+        active: Which one goes through attention and MLP.
+        has_output_scale: What the token's vector is gated by is scaled by a learnt vector.
+        laurel_rank: Width between the two products round attention.
+    """
+
+    num_streams: int
+    active: int
+    has_output_scale: bool
+    laurel_rank: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +339,9 @@ class DecoderSpec:
         embedding_multiplier, residual_multiplier, logits_multiplier: Scale the embedding, each
             sublayer's output and the logits.
         final_softcap: Logits become softcap * tanh(logits / softcap); None is off.
+        token_inputs: Vectors of the tokens for each layer; None is off.
+        alt_up: Residuals beside the one that is computed; None is off.
+        layer_scales: The residual behind each layer is multiplied by a learnt number.
     """
 
     architecture: str
@@ -289,11 +361,18 @@ class DecoderSpec:
     residual_multiplier: float = 1.0
     logits_multiplier: float = 1.0
     final_softcap: float | None = None
+    token_inputs: TokenInputSpec | None = None
+    alt_up: AltUpSpec | None = None
+    layer_scales: bool = False
 
     @property
     def num_layers(self) -> int:
         """Decoder layers."""
         return len(self.layers)
+
+    def placement_in(self, layer: LayerSpec) -> NormPlacement:
+        """Where the norms of one layer stand."""
+        return layer.norm_placement or self.norm_placement
 
     @property
     def state_bytes(self) -> int:

@@ -27,13 +27,16 @@ def _unsupported(spec: DecoderSpec) -> Iterator[str]:
     for layer in spec.layers:
         if isinstance(layer.mlp, MoeSpec):
             yield from _unsupported_experts(layer.mlp)
-        else:
+        elif layer.mlp is not None:
             yield from _unsupported_mlp(layer.mlp)
 
 
 def _unsupported_experts(moe: MoeSpec) -> Iterator[str]:
-    if not all(mlp.gated for mlp in (moe.expert, moe.shared) if mlp is not None):
-        yield "experts without a gate"
+    for mlp in (moe.expert, moe.shared):
+        if mlp is not None and mlp.gate_multiplier != 1.0:
+            yield f"experts whose gate is multiplied by {mlp.gate_multiplier}"
+        if mlp is not None and mlp.gate_cutoff is not None:
+            yield "experts whose gate is cut by its deviation"
 
 
 def _unsupported_mlp(mlp: MlpSpec) -> Iterator[str]:

@@ -49,6 +49,8 @@ class Spelling:
     Attributes:
         model: Prefix of every tensor but the head's.
         head: Of the output head.
+        embedding_name, last_norm: Behind `model`.
+        attention_block, mlp_block: In a layer, with a dot at the end.
         attention_norm, attention_post_norm: Before and behind attention.
         mlp_norm, mlp_post_norm: Before and behind the MLP.
         qkv: The tensors that are q, k and v, in this order; a single one holds all of them.
@@ -58,6 +60,10 @@ class Spelling:
 
     model: str = "model."
     head: str = HEAD
+    embedding_name: str = "embed_tokens"
+    last_norm: str = "norm"
+    attention_block: str = "self_attn."
+    mlp_block: str = "mlp."
     attention_norm: str = "input_layernorm"
     attention_post_norm: str = "post_attention_layernorm"
     mlp_norm: str = "post_attention_layernorm"
@@ -69,7 +75,7 @@ class Spelling:
     @property
     def embedding(self) -> str:
         """The tensor of the token embedding."""
-        return f"{self.model}embed_tokens.weight"
+        return f"{self.model}{self.embedding_name}.weight"
 
 
 LLAMA = Spelling()
@@ -80,13 +86,7 @@ def decoder_tensors(
 ) -> Tensors:
     """The names of Llama's checkpoints, which most families have, or another spelling."""
     hidden = spec.hidden_size
-    table = (spec.vocab_size, hidden)
-    sources: Tensors = {
-        "embedding.weight": (Source(spelling.embedding, table),),
-        "norm.weight": (Source(f"{spelling.model}norm.weight", (hidden,)),),
-        "norm.bias": (Source(f"{spelling.model}norm.bias", (hidden,)),),
-        "head.weight": (Source(spelling.head, table),),
-    }
+    sources = outer_tensors(spec, spelling)
     for index, layer in enumerate(spec.layers):
         ours, theirs = f"layers.{index}.", f"{spelling.model}layers.{index}."
         if layer.is_attention:
@@ -94,6 +94,17 @@ def decoder_tensors(
         if isinstance(layer.mlp, MlpSpec):
             sources |= mlp_tensors(ours, theirs, layer.mlp, hidden, spelling)
     return sources
+
+
+def outer_tensors(spec: DecoderSpec, spelling: Spelling = LLAMA) -> Tensors:
+    """What belongs to no layer."""
+    hidden, norm = spec.hidden_size, f"{spelling.model}{spelling.last_norm}"
+    table = (spec.vocab_size, hidden)
+    return {
+        "embedding.weight": (Source(spelling.embedding, table),),
+        **_norm_tensors("norm", norm, hidden),
+        "head.weight": (Source(spelling.head, table),),
+    }
 
 
 def spelled(spelling: Spelling) -> TensorNames:
@@ -134,7 +145,7 @@ def attention_tensors(
         hidden: Width of the residual.
         spelling: Of the family.
     """
-    ours, block = f"{ours}attention.", f"{theirs}self_attn."
+    ours, block = f"{ours}attention.", f"{theirs}{spelling.attention_block}"
     rows = (attention.q_size, attention.kv_size, attention.kv_size)
     is_full = attention.qk_norm is QkNorm.FULL_WIDTH
     q_norm = attention.q_size if is_full else attention.head_dim
@@ -155,7 +166,7 @@ def mlp_tensors(
     ours: str, theirs: str, mlp: MlpSpec, hidden: int, spelling: Spelling = LLAMA
 ) -> Tensors:
     """The MLP block of a layer; arguments as in `attention_tensors`."""
-    ours, block, inner = f"{ours}mlp.", f"{theirs}mlp.", mlp.intermediate_size
+    ours, block, inner = f"{ours}mlp.", f"{theirs}{spelling.mlp_block}", mlp.intermediate_size
     rows = (inner, inner) if mlp.gated else (inner,)
     return {
         **_norm_tensors(f"{ours}norm", f"{theirs}{spelling.mlp_norm}", hidden),

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.backends.base import Backend, StepTokens, forward
-from engine_worker.compute.backends.kv_layout import KvCache, KvLayout, LayerPages, LayerStates
+from engine_worker.compute.backends.kv_layout import KvCache, KvLayout, LayerCache, LayerPages
 from engine_worker.compute.models.decoder import Leaves
 from engine_worker.core.choice.score_pack import ScorePack, ScoreShape
 
@@ -200,12 +200,12 @@ def num_scratch_blocks(num_stored: int, num_tokens: int, block_size: int) -> int
     return -(-(num_stored % block_size + num_tokens) // block_size)
 
 
-def _with_copies(layer: LayerPages | LayerStates, inputs: _ScoreInputs) -> LayerPages | LayerStates:
+def _with_copies(layer: LayerCache, inputs: _ScoreInputs) -> LayerCache:
     """Pages in which each row's first scratch block is a copy of the beginning's last one.
 
     The state in the middle of a block isn't kept with the block, so states stay as they are.
     """
-    if isinstance(layer, LayerStates):
+    if not isinstance(layer, LayerPages):
         return layer
 
     def copied(pool: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Which tensors of a checkpoint make up each weight of the decoder that is declared for it."""
 
+import re
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Final
@@ -13,6 +14,9 @@ IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 """Buffers that old checkpoints carry along; they are computed, not loaded."""
 _BASE: Final = "model."
 """Stands before the names of all tensors but the head's, unless the base model alone was saved."""
+_KEYS_AND_VALUES: Final = re.compile(
+    r".*layers\.(\d+)\.self_attn\.(?:k_proj|v_proj|k_norm|v_norm)\..+"
+)
 
 
 def weight_sources(
@@ -42,7 +46,18 @@ def is_ignorable(name: str, spec: DecoderSpec) -> bool:
     """Whether a tensor that no weight asks for is one that checkpoints rightly hold."""
     if name.endswith(IGNORED_SUFFIXES) or (spec.tied_head and name.endswith(HEAD)):
         return True
+    if _is_of_shared_keys(name, spec):
+        return True
     family = family_of(spec)
     if family.has_prediction_layers and name.startswith(f"model.layers.{spec.num_layers}."):
         return True
     return name.startswith(family.ignored_prefixes)
+
+
+def _is_of_shared_keys(name: str, spec: DecoderSpec) -> bool:
+    """Whether a tensor makes keys or values of a layer that reads those of another one."""
+    found = _KEYS_AND_VALUES.fullmatch(name)
+    if found is None or int(found[1]) >= spec.num_layers:
+        return False
+    layer = spec.layers[int(found[1])]
+    return layer.is_attention and layer.attention.shared_from is not None

@@ -30,8 +30,8 @@ from engine_worker.compute.backends.kv_layout import (
     BlockShapes,
     KvCache,
     KvLayout,
+    LayerCache,
     LayerPages,
-    LayerStates,
     LayerStateShapes,
     StateRings,
 )
@@ -50,6 +50,7 @@ from engine_worker.compute.backends.xla.backend import (
 from engine_worker.compute.backends.xla.backend import blocks_per_turn as xla_blocks_per_turn
 from engine_worker.compute.backends.xla.pages import layer_shapes as xla_layer_shapes
 from engine_worker.compute.models.decoder import DecoderGraph, Leaves
+from engine_worker.compute.models.decoder_layer import Begun
 from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.compute.models.rope import RopeTables
 from engine_worker.compute.models.spec import DecoderSpec, MlpSpec, NormKind
@@ -173,7 +174,7 @@ class CpuNativeBackend:
     def _cache_type(self) -> str:
         return "float32" if self._weight_type == "float32" else "bfloat16"
 
-    def _layer_shapes(self, layer: int, block_size: int) -> BlockShapes | LayerStateShapes:
+    def _layer_shapes(self, layer: int, block_size: int) -> BlockShapes | LayerStateShapes | None:
         if not self.is_native(BlockKind.ATTENTION, layer):
             return xla_layer_shapes(self.spec.layers[layer], block_size, self.cache_dtype)
         attention = self.spec.layers[layer].attention
@@ -208,8 +209,9 @@ def _uncovered(spec: DecoderSpec, weight_type: str, cache_type: str, block_size:
     reasons: _Reasons = {}
     for index, layer in enumerate(spec.layers):
         mixer = BlockKind.ATTENTION if layer.is_attention else BlockKind.RECURRENT
-        for kind in (mixer, BlockKind.MLP):
-            reasons[kind, index] = reason(kind, index)
+        reasons[mixer, index] = reason(mixer, index)
+        if layer.mlp is not None:
+            reasons[BlockKind.MLP, index] = reason(BlockKind.MLP, index)
     embedding, head = (reason(kind, 0) for kind in (BlockKind.EMBEDDING, BlockKind.HEAD))
     if spec.tied_head:
         # One matrix, packed once.
@@ -354,23 +356,33 @@ class CpuNativeBlocks:
     def layers(
         self, x: jax.Array, cache: KvCache, step: StepTokens, ropes: RopeTables
     ) -> tuple[jax.Array, KvCache]:
+        if self._backend.spec.alt_up is not None:
+            # No block is native beside several residuals.
+            return self._xla.layers(x, cache, step, ropes)
+        token_inputs = self._xla.inputs_by_layer(x, step)
         run = _Run(self._backend, self._weights, x, list(cache), step, ropes)
+        beside = None
         for layer in range(self._backend.spec.num_layers):
-            # What only a parallel layer reads, whose attention isn't native.
+            # What parallel layers read, and mixers side by side, neither of which is native.
             before = run.x
             if self._backend.is_native(BlockKind.ATTENTION, layer):
                 run.add_attention(layer)
             else:
                 run.finish()
                 before = run.x
-                run.x, run.cache[layer] = self._xla.mixer(
-                    layer, run.x, run.cache[layer], step, token_places(step), ropes
+                run.x = self._xla.mixer(
+                    layer, run.x, beside, run.cache, step, token_places(step), ropes
                 )
             if self._backend.is_native(BlockKind.MLP, layer):
                 run.add_mlp(layer)
             else:
                 run.finish()
                 run.x = self._xla.mlp(layer, before, run.x, step)
+            block = self._xla.layer(layer)
+            if block.has_parts_between:
+                run.finish()
+                run.x = block.end(Begun(before), run.x, token_inputs[layer])
+            beside = before
         run.finish()
         return run.x, tuple(run.cache)
 
@@ -436,7 +448,7 @@ class _Run:
         backend: CpuNativeBackend,
         weights: Mapping[str, Any],
         x: jax.Array,
-        cache: list[LayerPages | LayerStates],
+        cache: list[LayerCache],
         step: StepTokens,
         ropes: RopeTables,
     ) -> None:

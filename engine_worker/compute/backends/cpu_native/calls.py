@@ -126,13 +126,13 @@ class AttentionConfig:
             group_size=group_size,
             window=attention.window or 0,
             softcap=attention.softcap or 0.0,
-            multiplier=spec.residual_multiplier,
-            norm=_norm_of(spec),
+            multiplier=spec.residual_multiplier * layer.mixer_multiplier,
+            norm=_norm_of(spec, layer),
             qk_norm=attention.qk_norm,
             has_norm_bias=spec.norm_bias,
             has_qkv_bias=attention.qkv_bias,
             has_o_bias=attention.o_bias,
-            has_post_norm=_has_post_norm(spec),
+            has_post_norm=_has_post_norm(spec, layer),
             has_sinks=attention.sinks,
         )
 
@@ -170,23 +170,23 @@ class MlpConfig:
             group_size=group_size,
             activation=mlp.activation,
             is_gated=mlp.gated,
-            multiplier=spec.residual_multiplier,
-            norm=_norm_of(spec),
+            multiplier=spec.residual_multiplier * layer.mlp_multiplier,
+            norm=_norm_of(spec, layer),
             has_norm_bias=spec.norm_bias,
             has_gate_up_bias=mlp.bias,
             has_down_bias=mlp.bias,
-            has_post_norm=_has_post_norm(spec),
+            has_post_norm=_has_post_norm(spec, layer),
         )
 
 
-def _norm_of(spec: DecoderSpec) -> str:
-    if spec.norm_placement is NormPlacement.POST:
+def _norm_of(spec: DecoderSpec, layer: LayerSpec) -> str:
+    if spec.placement_in(layer) is NormPlacement.POST:
         return "none"
     return "layer" if spec.norm_kind is NormKind.LAYER else "rms"
 
 
-def _has_post_norm(spec: DecoderSpec) -> bool:
-    return spec.norm_placement in {NormPlacement.POST, NormPlacement.SANDWICH}
+def _has_post_norm(spec: DecoderSpec, layer: LayerSpec) -> bool:
+    return spec.placement_in(layer) in {NormPlacement.POST, NormPlacement.SANDWICH}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -513,11 +513,20 @@ def uncovered(
         return None
     if block == "recurrent":
         return "recurrent layers have no kernel"
-    if spec.norm_placement is NormPlacement.PARALLEL:
+    placement = spec.placement_in(layer)
+    if placement is NormPlacement.PARALLEL:
         return "attention and MLP read the same norm side by side"
-    if spec.norm_kind is NormKind.LAYER and spec.norm_placement is not NormPlacement.PRE:
+    if spec.norm_kind is NormKind.LAYER and placement is not NormPlacement.PRE:
         return "LayerNorm stands behind the block"
+    if spec.alt_up is not None:
+        return "no kernel computes several residuals side by side"
     if block == "attention":
+        if any(other.is_beside for other in spec.layers):
+            return "mixers stand side by side"
+        if any(
+            other.is_attention and other.attention.shared_from is not None for other in spec.layers
+        ):
+            return "layers share keys and values"
         if spec.norm_kind is NormKind.LAYER and layer.attention.qk_norm is not QkNorm.NONE:
             return "queries and keys have a LayerNorm"
         return _uncovered_attention(layer, cache_type, block_size)
@@ -527,6 +536,10 @@ def uncovered(
         return "no kernel clamps the gate"
     if layer.mlp.up_offset:
         return "no kernel adds to the up projection"
+    if layer.mlp.gate_cutoff is not None:
+        return "no kernel cuts the gate by its deviation"
+    if layer.mlp.gate_multiplier != 1.0:
+        return "no kernel multiplies the gate"
     if layer.mlp.activation not in _ACTIVATIONS:
         return f"no kernel has the activation {layer.mlp.activation}"
     return None
@@ -554,6 +567,8 @@ def _uncovered_attention(layer: LayerSpec, cache_type: str, block_size: int) -> 
         return "no kernel rotates neighbouring pairs"
     if attention.output_gate:
         return "no kernel gates what is attended to"
+    if attention.value_norm or attention.is_value_of_key:
+        return "no kernel makes values of keys, or normalises them"
     if attention.query_scale is not None:
         return "no kernel scales queries by their position"
     return None

@@ -1,6 +1,6 @@
 """The backend in plain XLA: binds the modules of `compute.models` to weights and pages."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from engine_worker.compute.backends.kv_layout import (
     NO_RINGS,
     KvCache,
     KvLayout,
+    LayerCache,
     LayerPages,
     LayerStates,
     StateRings,
@@ -32,6 +33,7 @@ from engine_worker.compute.backends.xla.paged_attention import attend_pages
 from engine_worker.compute.backends.xla.pages import store_tokens, xla_kv_layout
 from engine_worker.compute.backends.xla.states import recur_in_step
 from engine_worker.compute.models.decoder import Decoder, DecoderGraph, Leaves, Parameter
+from engine_worker.compute.models.decoder_layer import DecoderLayer
 from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.compute.models.layers import Matrix
 from engine_worker.compute.models.moe import MoeBlock
@@ -43,7 +45,11 @@ from protocol.errors import ConfigurationError
 
 XLA: Final = "xla"
 MATRIX_AXES: Final = 2
-_ROUTER: Final = ".router.weight"
+_KEPT_FULL: Final = (
+    ".router.weight",
+    ".alt_up.prediction.weight",
+    ".alt_up.correction.weight",
+)
 _EXPERTS: Final = (".mlp.gate_up.weight", ".mlp.down.weight")
 MAX_ATTENTION_SPAN = 128
 """The most tokens that one turn of the attention loop reads, or one block where that is larger."""
@@ -173,7 +179,7 @@ def is_quantizable(parameter: Parameter) -> bool:
     matrix, such as the biases of all experts.
     """
     is_matrix = len(parameter.shape) == MATRIX_AXES and parameter.path.endswith(".weight")
-    return is_matrix and not parameter.path.endswith(_ROUTER)
+    return is_matrix and not parameter.path.endswith(_KEPT_FULL)
 
 
 def weight_of(weight: PackedWeight, parts: Iterator[jax.Array]) -> Matrix:
@@ -207,28 +213,60 @@ class XlaBlocks:
         self, x: jax.Array, cache: KvCache, step: StepTokens, ropes: RopeTables
     ) -> tuple[jax.Array, KvCache]:
         layers, places = list(cache), token_places(step)
+        token_inputs = self.inputs_by_layer(x, step)
+        x, beside = self._decoder.begin(x), None
         # Unrolled on purpose: a scan over stacked layers makes XLA:CPU copy each slice.
         for layer in range(len(layers)):
-            before = x
-            x, layers[layer] = self.mixer(layer, x, layers[layer], step, places, ropes)
-            x = self.mlp(layer, before, x, step)
-        return x, tuple(layers)
+            block = self.layer(layer)
+            before, begun = x, block.begin(x)
+            x = self.mixer(layer, begun.x, beside, layers, step, places, ropes)
+            x = block.between(begun.x, x)
+            x = self.mlp(layer, begun.x, x, step)
+            x, beside = block.end(begun, x, token_inputs[layer]), before
+        return self._decoder.end(x), tuple(layers)
+
+    def layer(self, layer: int) -> DecoderLayer:
+        """The modules of one layer."""
+        block: DecoderLayer = self._decoder.layers[layer]
+        return block
+
+    def inputs_by_layer(self, x: jax.Array, step: StepTokens) -> Sequence[jax.Array | None]:
+        """For each layer the vectors of the step's tokens, whose embeddings are x [T * Q, ..]."""
+        return self._decoder.inputs_by_layer(step.token_ids.reshape(-1), x)
 
     def mixer(
         self,
         layer: int,
         x: jax.Array,
-        cache: LayerPages | LayerStates,
+        beside: jax.Array | None,
+        cache: list[LayerCache],
         step: StepTokens,
         places: "TokenPlaces",
         ropes: RopeTables,
-    ) -> tuple[jax.Array, LayerPages | LayerStates]:
-        """The attention or recurrent block of one layer: the residual after it, and its cache."""
-        if isinstance(cache, LayerPages):
-            return self.attention(layer, x, cache, step, places, ropes)
-        return self.recurrent(layer, x, cache, step)
+    ) -> jax.Array:
+        """The residual after the attention or recurrent block of one layer.
 
-    def attention(
+        Args:
+            layer: Which one.
+            x: [T * Q, hidden] float32, the residual before it.
+            beside: As in `DecoderLayer.mixer_input`.
+            cache: Of all layers; the layer's own gets the step's tokens.
+            step: The tokens.
+            places: Where they are stored.
+            ropes: Of the decoder.
+        """
+        read, own = self.layer(layer).mixer_input(x, beside), cache[layer]
+        if isinstance(own, LayerStates):
+            added, cache[layer] = self._recurrent(layer, read, own, step)
+            return x + added
+        spec = self._decoder.spec.layers[layer].attention
+        pages = own if spec.shared_from is None else cache[spec.shared_from]
+        assert isinstance(pages, LayerPages), "a layer that attends"
+        added, pages = self._attention(layer, read, pages, step, places, ropes)
+        cache[layer] = pages if spec.shared_from is None else None
+        return x + added
+
+    def _attention(
         self,
         layer: int,
         x: jax.Array,
@@ -237,18 +275,24 @@ class XlaBlocks:
         places: "TokenPlaces",
         ropes: RopeTables,
     ) -> tuple[jax.Array, LayerPages]:
-        """The attention block of one layer: the residual after it, and the layer's pages."""
-        block = self._decoder.layers[layer].attention
+        """What the attention block of one layer adds, and the pages with the step's tokens."""
+        block = self.layer(layer).attention
+        assert block is not None, "a layer that attends"
         spec: AttentionSpec = block.spec
         stored = pages
 
         def attend(
-            _: int, q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array | None
+            _: int,
+            q: jax.Array,
+            k: jax.Array | None,
+            v: jax.Array | None,
+            sinks: jax.Array | None,
         ) -> jax.Array:
             nonlocal stored
             # Written before they are read: measured faster than attending to them apart, but for
             # a single float32 row, and it makes a chunk, a decode and a recompute one and the same.
-            stored = store_tokens(stored, k, v, places.block_ids, places.offsets)
+            if k is not None and v is not None:
+                stored = store_tokens(stored, k, v, places.block_ids, places.offsets)
             out = attend_pages(
                 q.reshape(*step.positions.shape, *q.shape[1:]),
                 stored,
@@ -261,25 +305,26 @@ class XlaBlocks:
             )
             return out.reshape(*q.shape[:2], -1)
 
-        x = x + block(layer, x, ropes.of(spec), attend)
-        return x, stored
+        added = block(layer, x, ropes.of(spec), attend)
+        return added, stored
 
-    def recurrent(
+    def _recurrent(
         self, layer: int, x: jax.Array, states: LayerStates, step: StepTokens
     ) -> tuple[jax.Array, LayerStates]:
-        """The recurrent block of one layer: the residual after it, and the layer's states."""
-        block = self._decoder.layers[layer].recurrent
+        """What the recurrent block of one layer adds, and the layer's states."""
+        block = self.layer(layer).recurrent
+        assert block is not None, "a recurrent layer"
 
         def recur(_: int, inputs: Inputs, advance: Advance) -> jax.Array:
             nonlocal states
             outputs, states = recur_in_step(states, step, inputs, advance)
             return outputs
 
-        x = x + block(layer, x, recur)
-        return x, states
+        added = block(layer, x, recur)
+        return added, states
 
     def mlp(self, layer: int, before: jax.Array, x: jax.Array, step: StepTokens) -> jax.Array:
-        """The residual [T * Q, hidden] after the MLP block of one layer, or its experts.
+        """The residual [T * Q, hidden] after the MLP block of one layer, or its experts, if any.
 
         Args:
             layer: Which one.
@@ -287,11 +332,13 @@ class XlaBlocks:
             x: The residual after it.
             step: The tokens; no expert is read for padding.
         """
-        block = self._decoder.layers[layer]
-        arguments = [block.mlp_input(before, x)]
+        block = self.layer(layer)
+        if block.mlp is None:
+            return x
+        read = block.mlp_input(before, x)
         if isinstance(block.mlp, MoeBlock):
-            arguments.append(step.is_token.reshape(-1))
-        return x + block.mlp(*arguments)  # type: ignore[no-any-return]
+            return x + block.mlp(read, step.is_token.reshape(-1))
+        return x + block.mlp(read)
 
     def norm(self, x: jax.Array) -> jax.Array:
         return self._decoder.norm(x)

@@ -50,9 +50,11 @@ def xla_kv_layout(
 
 def layer_shapes(
     layer: LayerSpec, block_size: int, dtype: DTypeLike
-) -> BlockShapes | LayerStateShapes:
-    """What a layer keeps: a block of keys and values of a type, or a state."""
+) -> BlockShapes | LayerStateShapes | None:
+    """What a layer keeps: a block of keys and values of a type, a state, or nothing of its own."""
     mixer = layer.mixer
+    if isinstance(mixer, AttentionSpec) and mixer.shared_from is not None:
+        return None
     if isinstance(mixer, AttentionSpec):
         return block_shapes(mixer, block_size, dtype)
     return LayerStateShapes(mixer.state_shapes)

@@ -125,7 +125,7 @@ def _tensors(spec: DecoderSpec, names: Collection[str] = ()) -> Tensors:
             sources |= _conv_tensors(f"{ours}recurrent.", theirs, layer.mixer, hidden)
         if isinstance(layer.mlp, MlpSpec):
             sources |= _mlp_tensors(f"{ours}mlp.", theirs, layer.mlp, hidden)
-        else:
+        elif layer.mlp is not None:
             sources |= expert_tensors(ours, theirs, layer.mlp, hidden, _EXPERTS, names)
         norm = Source(f"{theirs}ffn_norm.weight", (hidden,))
         sources[f"{ours}mlp.norm.weight"] = (norm,)

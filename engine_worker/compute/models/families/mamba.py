@@ -90,9 +90,24 @@ def _layer_types(fields: ConfigFields, num_layers: int) -> tuple[str, ...]:
 
 
 def _mamba(fields: ConfigFields, config: Mapping[str, Any]) -> MambaSpec:
+    return read_mamba(fields, config, inner_size_of(fields))
+
+
+def inner_size_of(fields: ConfigFields) -> int:
+    """Width of a Mamba block's values, as a multiple of the residual's."""
+    return fields.size("mamba_expand", 2, maximum=64) * fields.size("hidden_size")
+
+
+def read_mamba(fields: ConfigFields, config: Mapping[str, Any], inner: int) -> MambaSpec:
+    """The Mamba blocks of a config that spells them as Bamba's does.
+
+    Args:
+        fields: The config, with the family's own defaults.
+        config: The same.
+        inner: Width of all values.
+    """
     if fields.text("hidden_act", "silu") not in {"silu", "swish"}:
         raise UnsupportedFeatureError("config.json: Mamba-2 with another activation than silu")
-    inner = fields.size("mamba_expand", 2, maximum=64) * fields.size("hidden_size")
     num_heads = fields.size("mamba_n_heads", 128)
     num_groups = fields.size("mamba_n_groups", 1)
     if inner % num_heads:
@@ -111,11 +126,13 @@ def _mamba(fields: ConfigFields, config: Mapping[str, Any]) -> MambaSpec:
         kernel_size=fields.size("mamba_d_conv", 4, minimum=2, maximum=MAX_KERNEL),
         conv_bias=fields.flag("mamba_conv_bias", True),
         proj_bias=fields.flag("mamba_proj_bias", False),
-        time_limits=_time_limits(fields, config.get("time_step_limit")),
+        out_bias=fields.flag("mamba_proj_bias", False),
+        norm_groups=num_groups,
+        time_limits=time_limits_of(fields, config.get("time_step_limit")),
     )
 
 
-def _time_limits(fields: ConfigFields, limits: object) -> tuple[float, float]:
+def time_limits_of(fields: ConfigFields, limits: object) -> tuple[float, float]:
     """Two numbers, of which the second may be infinite, as JSON can't say in one way."""
     if limits is None:
         return 0.0, math.inf
@@ -153,6 +170,7 @@ def _tensors(spec: DecoderSpec, names: Collection[str]) -> Tensors:
         if not isinstance(layer.mixer, AttentionSpec):
             assert isinstance(layer.mixer, MambaSpec)
             sources |= mamba_tensors(f"{ours}recurrent.", theirs, layer.mixer, hidden)
+        assert layer.mlp is not None, "every layer has one"
         shared = layer.mlp if isinstance(layer.mlp, MlpSpec) else layer.mlp.shared
         assert shared is not None
         part = f"{ours}mlp." if isinstance(layer.mlp, MlpSpec) else f"{ours}mlp.shared."
@@ -164,7 +182,14 @@ def _tensors(spec: DecoderSpec, names: Collection[str]) -> Tensors:
     return sources
 
 
-def mamba_tensors(ours: str, theirs: str, mamba: MambaSpec, hidden: int) -> Tensors:
+def mamba_tensors(
+    ours: str,
+    theirs: str,
+    mamba: MambaSpec,
+    hidden: int,
+    block: str = "mamba.",
+    norm: str = "input_layernorm",
+) -> Tensors:
     """The Mamba block of a layer.
 
     Args:
@@ -172,10 +197,12 @@ def mamba_tensors(ours: str, theirs: str, mamba: MambaSpec, hidden: int) -> Tens
         theirs: Prefix of the layer's tensors, `model.layers.0.`.
         mamba: The layer's.
         hidden: Width of the residual.
+        block: Where it is in the layer, with a dot at the end.
+        norm: Before it.
     """
     inner, heads = mamba.inner_size, (mamba.num_heads,)
     width = inner + mamba.channels + mamba.num_heads
-    block = f"{theirs}mamba."
+    block = f"{theirs}{block}"
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {
         "in_proj.weight": ("in_proj.weight", (width, hidden)),
         "in_proj.bias": ("in_proj.bias", (width,)),
@@ -189,7 +216,7 @@ def mamba_tensors(ours: str, theirs: str, mamba: MambaSpec, hidden: int) -> Tens
         "out_proj.bias": ("out_proj.bias", (hidden,)),
     }
     return {
-        f"{ours}norm.weight": (Source(f"{theirs}input_layernorm.weight", (hidden,)),),
+        f"{ours}norm.weight": (Source(f"{theirs}{norm}.weight", (hidden,)),),
         **{
             f"{ours}{name}": (Source(f"{block}{tensor}", shape),)
             for name, (tensor, shape) in shapes.items()

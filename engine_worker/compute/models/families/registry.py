@@ -4,6 +4,7 @@ from engine_worker.compute.models.families import (
     cohere,
     deepseek,
     gemma,
+    gemma_nano,
     glm,
     gpt2,
     gpt_oss,
@@ -11,9 +12,12 @@ from engine_worker.compute.models.families import (
     lfm2,
     llama,
     mamba,
+    mamba_hybrids,
     mistral,
     moe,
+    nemotron,
     olmo,
+    olmo_hybrid,
     phi,
     qwen_hybrid,
 )
@@ -25,6 +29,7 @@ _FILES = (
     llama,
     mistral,
     gemma,
+    gemma_nano,
     phi,
     granite,
     olmo,
@@ -37,6 +42,9 @@ _FILES = (
     deepseek,
     qwen_hybrid,
     mamba,
+    mamba_hybrids,
+    nemotron,
+    olmo_hybrid,
 )
 
 FAMILIES: dict[str, Family] = {

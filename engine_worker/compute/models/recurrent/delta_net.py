@@ -34,7 +34,7 @@ class DeltaNetBlock(ResidualBlock):
         # Small, and an exponent each: rounding them would move all that is remembered.
         self.decay = nnx.Param(jnp.zeros((num_heads,), jnp.float32))
         self.time_bias = nnx.Param(jnp.zeros((num_heads,), jnp.float32))
-        self.out_norm = RmsNorm(delta.value_dim, spec.norm_eps, dtype)
+        self.out_norm = RmsNorm(delta.value_dim, delta.norm_eps or spec.norm_eps, dtype)
         self.out_proj = Linear(hidden, delta.values_size, dtype, bias=False)
 
     def __call__(self, layer: int, x: jax.Array, recur: Recur) -> jax.Array:
@@ -48,7 +48,7 @@ class DeltaNetBlock(ResidualBlock):
             axis=-1,
         )
         forgets = -jnp.exp(self.decay[...]) * jax.nn.softplus(time + self.time_bias[...])
-        inputs = (mixed, jax.nn.sigmoid(strength), forgets)
+        inputs = (mixed, spec.max_strength * jax.nn.sigmoid(strength), forgets)
         recalled = self.out_norm(recur(layer, inputs, self._advance))
         gated = recalled * jax.nn.silu(gate.reshape(heads))
         return self.added(self.out_proj(gated.reshape(num_tokens, spec.values_size)))

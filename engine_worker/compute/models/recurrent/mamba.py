@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax import lax
 from jax.typing import DTypeLike
 
-from engine_worker.compute.models.layers import Block, Linear, ResidualBlock
+from engine_worker.compute.models.layers import Block, Linear, ResidualBlock, rms_normed
 from engine_worker.compute.models.recurrent.scan import each_token
 from engine_worker.compute.models.recurrent.short_conv import CausalConv
 from engine_worker.compute.models.recurrent.specs import MambaSpec
@@ -15,21 +15,28 @@ from engine_worker.compute.models.spec import DecoderSpec
 
 
 class GatedGroupNorm(Block):
-    """A gate, then an RMS norm over each of some equal groups of the last axis."""
+    """A gate, then an RMS norm over each of some equal groups of the last axis.
 
-    def __init__(self, size: int, num_groups: int, eps: float, dtype: DTypeLike) -> None:
-        self.weight = nnx.Param(jnp.ones((size,), dtype))
-        self.num_groups = num_groups
+    Or the norm first, or the gate alone.
+    """
+
+    def __init__(self, mamba: MambaSpec, eps: float, dtype: DTypeLike) -> None:
+        self.weight = nnx.Param(jnp.ones((mamba.inner_size,), dtype)) if mamba.norm_groups else None
+        self.num_groups = mamba.norm_groups
+        self.is_first = mamba.is_normed_first
         self.eps = eps
 
     def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
         """[T, size] float32 of x and gate, both [T, size] float32."""
-        x = x * jax.nn.silu(gate)
-        groups = x.reshape(x.shape[0], self.num_groups, -1)
-        mean_square = jnp.mean(jnp.square(groups), axis=-1, keepdims=True)
-        normed: jax.Array = (groups * lax.rsqrt(mean_square + self.eps)).reshape(x.shape)
+        gate = jax.nn.silu(gate)
+        return self._normed(x) * gate if self.is_first else self._normed(x * gate)
+
+    def _normed(self, x: jax.Array) -> jax.Array:
+        if self.weight is None:
+            return x
+        groups = rms_normed(x.reshape(x.shape[0], self.num_groups, -1), self.eps)
         weight: jax.Array = self.weight[...].astype(jnp.float32)
-        return normed * weight
+        return groups.reshape(x.shape) * weight
 
 
 class MambaBlock(ResidualBlock):
@@ -49,20 +56,27 @@ class MambaBlock(ResidualBlock):
         self.decay = nnx.Param(jnp.zeros(heads, jnp.float32))
         self.time_bias = nnx.Param(jnp.zeros(heads, jnp.float32))
         self.passed = nnx.Param(jnp.zeros(heads, jnp.float32))
-        self.out_norm = GatedGroupNorm(inner, mamba.num_groups, spec.norm_eps, dtype)
-        self.out_proj = Linear(hidden, inner, dtype, bias=mamba.proj_bias)
+        self.out_norm = GatedGroupNorm(mamba, spec.norm_eps, dtype)
+        self.out_proj = Linear(hidden, inner, dtype, bias=mamba.out_bias)
 
     def __call__(self, layer: int, x: jax.Array, recur: Recur) -> jax.Array:
         """What the mixer adds to the residual x [T, hidden] float32: [T, hidden] float32."""
         spec, num_tokens = self.spec, x.shape[0]
         gate, mixed, time = jnp.split(
-            self.in_proj(self.normed(x)),
+            self._multiplied(self.in_proj(self.normed(x))),
             [spec.inner_size, spec.inner_size + spec.channels],
             axis=-1,
         )
         time = jnp.clip(jax.nn.softplus(time + self.time_bias[...]), *spec.time_limits)
         y = recur(layer, (mixed, time), self._advance)
         return self.added(self.out_proj(self.out_norm(y.reshape(num_tokens, -1), gate)))
+
+    def _multiplied(self, projected: jax.Array) -> jax.Array:
+        spec = self.spec
+        if set(spec.multipliers) == {1.0}:
+            return projected
+        sizes = (spec.inner_size, spec.inner_size, *[spec.group_size] * 2, spec.num_heads)
+        return projected * jnp.asarray(np.repeat(np.asarray(spec.multipliers, np.float32), sizes))
 
     def _advance(
         self, state: State, inputs: Inputs, is_token: jax.Array

@@ -47,6 +47,8 @@ class DeltaNetSpec:
         key_dim: Width of a query or key head.
         value_dim: Width of a value head.
         kernel_size: Tokens that the convolution before it sees, the newest one included.
+        max_strength: Of a correction; above 1 it may turn what is remembered round (OLMo hybrid).
+        norm_eps: Of the norm of what is recalled; None is the decoder's.
     """
 
     num_key_heads: int
@@ -54,6 +56,8 @@ class DeltaNetSpec:
     key_dim: int
     value_dim: int
     kernel_size: int
+    max_strength: float = 1.0
+    norm_eps: float | None = None
 
     @property
     def keys_size(self) -> int:
@@ -93,8 +97,13 @@ class MambaSpec:
         num_groups: Of heads, which share what writes to their states and what reads them.
         state_size: Numbers for each value.
         kernel_size: Tokens that the convolution before it sees, the newest one included.
-        conv_bias, proj_bias: Whether the convolution, and both projections, carry one.
+        conv_bias, proj_bias, out_bias: Whether convolution, input and output projection carry one.
         time_limits: Of the step in time after softplus.
+        norm_groups: Parts of the values that are normalised behind the state space, each for
+            itself; 0 is no norm.
+        is_normed_first: Before the gate instead of behind it.
+        multipliers: Of the parts of the input projection (gate, values, what writes, what reads,
+            time) as it comes out, bias included (Falcon-H1).
     """
 
     num_heads: int
@@ -104,7 +113,11 @@ class MambaSpec:
     kernel_size: int
     conv_bias: bool = True
     proj_bias: bool = False
+    out_bias: bool = False
     time_limits: tuple[float, float] = (0.0, float("inf"))
+    norm_groups: int = 1
+    is_normed_first: bool = False
+    multipliers: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
 
     @property
     def inner_size(self) -> int:

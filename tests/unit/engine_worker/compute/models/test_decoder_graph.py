@@ -64,7 +64,7 @@ def keys_of(leaves: tuple[jax.Array, ...], graph: Any) -> Any:
     """The unrotated-at-position-zero keys that each layer hands to `attend`: [layers, T, KH, D]."""
     seen: list[jax.Array] = []
 
-    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, _: object) -> jax.Array:
+    def attend(layer: int, q: jax.Array, k: Any, v: Any, _: object) -> jax.Array:
         assert layer == len(seen)
         seen.append(k)
         return q
@@ -84,7 +84,7 @@ def test_attend_gets_float32_heads_and_logits_come_back_in_float32(dtype: Any) -
     weights = random_weights(graph, seed=1)
     calls = []
 
-    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, _: object) -> jax.Array:
+    def attend(layer: int, q: jax.Array, k: Any, v: Any, _: object) -> jax.Array:
         calls.append((layer, q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype))
         return q.astype(jnp.bfloat16)
 

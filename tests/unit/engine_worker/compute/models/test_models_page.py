@@ -11,7 +11,7 @@ import transformers
 from engine_worker.compute.backends.cpu_native import calls
 from engine_worker.compute.models.families.registry import FAMILIES
 from engine_worker.compute.models.hf_config import decoder_spec
-from engine_worker.compute.models.spec import DecoderSpec
+from engine_worker.compute.models.spec import DecoderSpec, LayerSpec
 from engine_worker.text.format_detection import detect_formats
 from tests.fakes.model_families import CASES, FamilyCase
 
@@ -49,12 +49,16 @@ ROWS = rows()
 def spec_of(case: FamilyCase) -> DecoderSpec:
     config: Any = getattr(transformers, case.config)(**case.values)
     values = config.to_dict()
+    if case.wrapped_as:
+        values = {"text_config": values}
     if not values.get("architectures"):
         values["architectures"] = [architecture_of(case)]
     return decoder_spec(values)
 
 
 def architecture_of(case: FamilyCase) -> str:
+    if case.wrapped_as:
+        return case.wrapped_as
     if not case.model.startswith("Auto"):
         return case.model
     mapping = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -74,11 +78,16 @@ def native_blocks(specs: list[DecoderSpec]) -> str:
             calls.uncovered(spec, layer, block, weights, cache, 32) is None
             for spec, layer in layers
             for weights, cache in TYPES
-            if block not in {"attention", "recurrent"}
-            or layer.is_attention == (block == "attention")
+            if _has(layer, block)
         )
     ]
     return "all" if len(native) == len(blocks) else ", ".join(native)
+
+
+def _has(layer: LayerSpec, block: str) -> bool:
+    if block in {"attention", "recurrent"}:
+        return layer.is_attention == (block == "attention")
+    return block != "mlp" or layer.mlp is not None
 
 
 def test_every_family_has_a_row_and_every_row_a_family() -> None:

@@ -1,6 +1,7 @@
 """Products of the decoder's blocks: the form for few rows, and what layers share."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,11 @@ def test_rotations_are_computed_once_for_all_layers() -> None:
     ids = np.arange(4, dtype=np.int32)
 
     def forward(leaves: tuple[jax.Array, ...], ids: jax.Array) -> jax.Array:
-        return graph.forward(leaves, ids, ids, lambda layer, q, k, v, sinks: q + k.sum() + v.sum())
+        return graph.forward(leaves, ids, ids, attend)
+
+    def attend(layer: int, q: jax.Array, k: Any, v: Any, sinks: object) -> jax.Array:
+        summed: jax.Array = q + k.sum() + v.sum()
+        return summed
 
     compiled = jax.jit(forward).lower(weights.leaves, ids).compile()
     assert len(re.findall(r" cosine\(", compiled.as_text() or "")) == 1

@@ -63,7 +63,9 @@ def content_bits(
     assert None not in blocks
     index = np.asarray(blocks)
     return [
-        np.asarray(pool)[index].view(np.uint32) for pages in runner.state.cache for pool in pages
+        np.asarray(pool)[index].view(np.uint32)
+        for pages in runner.state.cache
+        for pool in pages or ()
     ]
 
 

@@ -51,7 +51,7 @@ def cache_bits(runner: JaxModelRunner, request: RunnerRequest) -> Bits:
     """Keys and values of every computed token, by position, per layer."""
     bits = []
     for pages in runner.state.cache:
-        for pool in pages:
+        for pool in pages or ():
             held = np.asarray(pool)[np.asarray(request.block_ids)].transpose(0, 2, 1, 3)
             tokens = held.reshape(-1, *held.shape[2:])[: request.num_computed]
             bits.append(tokens.copy().view(np.uint32))
