@@ -9,7 +9,7 @@ from auth_worker.principals.keys import weakness_of
 from auth_worker.storage.audit_key import KEY_NAME
 from auth_worker.storage.database_url import DatabaseUrl
 from auth_worker.storage.retention import Retention
-from auth_worker.tokens.token_rules import INTERNAL_TARGETS, TokenRules, read_token_rules
+from auth_worker.tokens.token_rules import TokenRules, read_token_rules
 from protocol.errors import ConfigurationError
 from protocol.runtime import shared_settings as shared
 from protocol.runtime.settings import Setting, read_settings, setting
@@ -52,7 +52,7 @@ class AuthSettings:
     rules: Rules = field(default_factory=Rules)
     admin_key: AdminKey | None = None
     tokens: TokenRules = field(default_factory=TokenRules)
-    internal_targets: tuple[str, ...] = setting(INTERNAL_TARGETS)
+    internal_targets: tuple[str, ...] = setting(shared.INTERNAL_TARGETS)
     database_url: DatabaseUrl | None = None
     audit_key_file: Path | None = None
     retention: Retention = field(default_factory=Retention)

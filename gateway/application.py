@@ -41,6 +41,7 @@ from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.metrics import Metrics, StateCollector
 from gateway.telemetry.worker_metrics import WorkerMetricsCollector
 from gateway.telemetry.worker_records import WorkerRecords
+from gateway.tools.tool_servers import tool_servers
 from gateway.tools.toolbox import registered_toolbox
 from gateway.workers.auth import AuthLink, AuthNews
 from gateway.workers.engine_directory import EngineDirectory
@@ -152,6 +153,7 @@ class Application:
         data_dir = settings.data_dir if self._slot is None else self._slot.folder
         self.outbox = Outbox(data_dir, self.auth.settle, settings.max_outbox, clock)
         self.toolbox = registered_toolbox(settings, os.environ)
+        self.tool_servers = tool_servers(settings, os.environ, self.toolbox)
         self._body_pool = BodyPool(child_environment(os.environ))
         self.store = open_store(settings, self.instance_id)
         self._lag_due: float | None = None
@@ -226,6 +228,8 @@ class Application:
             store,
             self.requests,
             lambda frame, caller: self.bodies.parse(frame, caller, CONTINUED_RESPONSES),
+            self.tool_servers,
+            self.settings.max_tool_calls,
             self.settings.max_background,
             self._clock,
         )
@@ -296,6 +300,7 @@ class Application:
             hooks=self.hooks,
             host_guard=HostGuard((settings.host, *settings.allowed_hosts, *settings.cors_hosts)),
             toolbox=self.toolbox,
+            tool_servers=self.tool_servers,
             peers=self.peers,
             replays=self.replays,
             worker_records=self.worker_records,
@@ -377,6 +382,7 @@ class Application:
         await self.hooks.stop()
         if self.toolbox is not None:
             await self.toolbox.close()
+        await self.tool_servers.close()
         if self.background is not None:
             await self.background.stop()
         if self.store is not None:

@@ -1,9 +1,11 @@
 """The gateway's settings, read once from the environment and frozen."""
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from gateway.edge_settings import EdgeSettings
 from protocol.errors import ConfigurationError
@@ -26,6 +28,8 @@ from protocol.wire.endpoints import Endpoint, bind_endpoint, is_loopback
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+OWN_TOOLS_LABEL = "penstock"
+"""The `server_label` of the tools that packages register on this server."""
 STORE_SCHEMES = ("sqlite:///", "postgresql://", "postgres://")
 _MAX_BODY_BYTES = MAX_MESSAGE_BYTES // 2
 """A body travels on in one message of the wire, where escapes and the tools add to it."""
@@ -66,6 +70,24 @@ def _budget(word: str) -> str:
             word, f"pairs such as low=1024, of {', '.join(EFFORTS)} and a number of tokens"
         )
     return f"{effort}={int(number)}"
+
+
+def _mcp_server(word: str) -> str:
+    label, is_pair, url = (part.strip() for part in word.partition("="))
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_good = is_good and parts.username is None and "#" not in url
+    except ValueError:
+        is_good = False
+    is_label = re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", label) and label != OWN_TOOLS_LABEL
+    if not (is_pair and is_label and is_good and re.fullmatch(r"[!-~]{1,2048}", url)):
+        raise UnfitValueError(
+            word,
+            "pairs such as tools=https://tools.example/mcp: a label of at most 64 letters, digits, "
+            f"_ and - other than {OWN_TOOLS_LABEL}, and a URL without user name and fragment",
+        )
+    return f"{label}={url}"
 
 
 @dataclass(frozen=True)
@@ -388,6 +410,47 @@ class GatewaySettings(EdgeSettings):
             ),
         )
     )
+    mcp_servers: tuple[str, ...] = setting(
+        words(
+            "PENSTOCK_MCP_SERVERS",
+            each=_mcp_server,
+            meaning=(
+                "MCP servers whose tools responses may use, such as "
+                "`tools=https://tools.example/mcp`; no other ones are connected to"
+            ),
+        )
+    )
+    max_mcp_processes: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_MCP_PROCESSES",
+            8,
+            minimum=1,
+            maximum=256,
+            meaning=(
+                "calls to MCP servers under way at a time, each in a process of its own; each is "
+                "bounded by `PENSTOCK_TOOL_TIMEOUT_S`"
+            ),
+        )
+    )
+    max_tool_calls: int = setting(
+        whole_number(
+            "PENSTOCK_MAX_TOOL_CALLS",
+            32,
+            minimum=1,
+            maximum=1024,
+            meaning="tools that this server may run for one response; `max_tool_calls` lowers it",
+        )
+    )
+    max_tool_output_bytes: int = setting(
+        size(
+            "PENSTOCK_MAX_TOOL_OUTPUT_BYTES",
+            64 * 1024,
+            minimum=256,
+            maximum=1024 * 1024,
+            meaning="what a tool that is run for a response may answer; more is an error",
+        )
+    )
+    internal_targets: tuple[str, ...] = setting(shared.INTERNAL_TARGETS)
     store_url: str = setting(
         text(
             "PENSTOCK_STORE_URL",
@@ -552,6 +615,12 @@ class GatewaySettings(EdgeSettings):
         """Who generates for a model that can't, in order."""
         pairs = (word.partition("=") for word in self.model_fallbacks)
         return {model: tuple(stand_ins.split("+")) for model, _, stand_ins in pairs}
+
+    @property
+    def mcp_urls(self) -> dict[str, str]:
+        """The MCP servers by their labels."""
+        pairs = (word.partition("=") for word in self.mcp_servers)
+        return {label: url for label, _, url in pairs}
 
     def check(self) -> None:
         """What no setting can say alone: without keys only a loopback address may be served.

@@ -8,23 +8,15 @@ import ipaddress
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 from urllib.parse import urlsplit
 
 from auth_worker.errors import OutboundError
 from auth_worker.outbound.lookup import Lookup, Resolve
 from auth_worker.principals.key_rules import Address, Network
+from protocol.runtime.addresses import is_internal, unwrapped
 
 MAX_URL_CHARS = 2048
 MAX_ADDRESSES = 16
-
-_IPV4_WITHIN: Final = (
-    ipaddress.IPv6Network("64:ff9b::/96"),  # NAT64, RFC 6052
-    ipaddress.IPv6Network("::/96"),  # IPv4-compatible, RFC 4291 §2.5.5.1
-)
-_SITE_LOCAL: Final = ipaddress.IPv6Network("fec0::/10")
-_6TO4: Final = ipaddress.IPv6Network("2002::/16")
-_TEREDO: Final = ipaddress.IPv6Network("2001::/32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +88,7 @@ class TargetGuard:
             address = ipaddress.ip_address(target.host)
         except ValueError:
             return
-        self._check(target, _unwrapped(address))
+        self._check(target, unwrapped(address))
 
     def addresses(self, target: Target, timeout_s: float) -> list[str]:
         """The addresses of a target, every one of them checked.
@@ -114,7 +106,7 @@ class TargetGuard:
         addresses: list[str] = []
         for *_, sockaddr in found[:MAX_ADDRESSES]:
             text = str(sockaddr[0])
-            self._check(target, _unwrapped(ipaddress.ip_address(text.partition("%")[0])))
+            self._check(target, unwrapped(ipaddress.ip_address(text.partition("%")[0])))
             if text not in addresses:
                 addresses.append(text)
         if not addresses:
@@ -131,27 +123,3 @@ class TargetGuard:
             )
         if not target.is_tls:
             raise OutboundError("plain http:// is for addresses in PENSTOCK_INTERNAL_TARGETS only")
-
-
-def is_internal(address: Address) -> bool:
-    """Whether an address isn't one of the public Internet.
-
-    IPv4 within IPv6 counts as what it is.
-    """
-    address = _unwrapped(address)
-    return not address.is_global or address.is_multicast or address in _SITE_LOCAL
-
-
-def _unwrapped(address: Address) -> Address:
-    """The IPv4 address within an IPv6 one, where a gateway on the way would unpack it."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return address
-    if address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    if any(address in network for network in _IPV4_WITHIN) and int(address) > 1:
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    if address in _6TO4 and address.sixtofour is not None:
-        return address.sixtofour
-    if address in _TEREDO and address.teredo is not None:
-        return address.teredo[1]
-    return address

@@ -1,10 +1,8 @@
 """What the settings say about bearer tokens: the issuer, its keys, and what claims mean."""
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from auth_worker.errors import OutboundError
 from auth_worker.outbound.targets import target_of
@@ -48,23 +46,6 @@ def _parsed(word: str) -> RoleRule:
             word, f"CLAIM=VALUE:ROLE such as groups=llm-admins:admin ({', '.join(ROLE_SCOPES)})"
         )
     return RoleRule(claim, value, role)
-
-
-def _network(word: str) -> str:
-    try:
-        return str(ipaddress.ip_network(word, strict=False))
-    except ValueError:
-        raise UnfitValueError(word, "addresses and networks such as 10.0.0.0/8") from None
-
-
-INTERNAL_TARGETS: Final = words(
-    "PENSTOCK_INTERNAL_TARGETS",
-    each=_network,
-    meaning=(
-        "addresses and networks (such as `10.0.0.0/8`) that are not public and that webhooks and "
-        "a token issuer's keys may be at all the same, also over plain http"
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,13 @@ from gateway.http.parts import parts_of
 from gateway.http.render.answer import AnswerCollector
 from gateway.http.render.stream import StreamRenderer
 from gateway.http.replaying import refuse_stream
-from gateway.http.responses import EventStreamResponse, collect_answer, note, run_to_end
+from gateway.http.responses import (
+    Answering,
+    EventStreamResponse,
+    collect_answer,
+    note,
+    run_to_end,
+)
 from gateway.request.generation import GenerationWork
 from gateway.request.job import GenerationJob
 from gateway.request.questions import Question
@@ -48,7 +54,7 @@ class AnswerShape(Protocol):
         """For a stream, likewise."""
         ...
 
-    async def keep(self, request: Request) -> None:
+    async def keep(self, request: Answering) -> None:
         """The answer is there, and about to be told: store what is to be stored of it.
 
         Raises:
@@ -64,7 +70,7 @@ class AnswerShape(Protocol):
 class UnstoredShape:
     """A base for the shapes of APIs that keep nothing of their answers."""
 
-    async def keep(self, request: Request) -> None:
+    async def keep(self, request: Answering) -> None:
         """Nothing is kept."""
 
     def close(self) -> None:

@@ -5,14 +5,19 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
 import orjson
 
 from gateway.errors import DeniedError, GatewayError, ShuttingDownError
+from gateway.http.background_task import BackgroundTask, decoded
+from gateway.http.hosted_turns import HostedTurns
+from gateway.http.openresponses.conversation import EMPTY
 from gateway.http.openresponses.convert import AskedResponse
+from gateway.http.openresponses.events import HostedCallRunning
+from gateway.http.openresponses.hosted_items import Earlier, earlier_turns, restored_items
 from gateway.http.openresponses.render import (
     AlreadyTold,
     FinalResponse,
@@ -21,15 +26,17 @@ from gateway.http.openresponses.render import (
 )
 from gateway.http.openresponses.stored_items import base_of
 from gateway.http.response_shape import body_of, item_maker, response_head
-from gateway.http.stored_turns import ReadContext, added_items, as_stored, shortened
-from gateway.request.caller import Caller
+from gateway.http.stored_turns import added_items, as_stored, shortened
+from gateway.http.turn_makers import BackgroundTurns, turn_id
 from gateway.request.factory import RequestFactory
+from gateway.request.generation import GenerationWork
+from gateway.request.job import GenerationJob
 from gateway.request.request import Request
 from gateway.request.takes import Takes
 from gateway.storage.records import EventPiece, Job
 from gateway.storage.store import Store
+from gateway.tools.tool_servers import ToolServers
 from protocol.errors import DecodeError, ErrorCode
-from protocol.wire import codec
 
 BEAT_S: Final = 3.0
 MAX_TAKES: Final = 5
@@ -51,27 +58,6 @@ _PASSING: Final = frozenset(
 _logger = logging.getLogger("penstock.gateway.background")
 
 
-@dataclass(frozen=True, slots=True)
-class BackgroundTask:
-    """What a job has to know; written to the store as it stands.
-
-    Attributes:
-        asked: With its body.
-        key_digest: SHA-256 of the caller's key; None without one.
-        created: Unix seconds.
-        context: For a request whose oldest items may be left out; None for any other.
-    """
-
-    asked: AskedResponse
-    key_digest: bytes | None
-    address: str
-    trace_id: str
-    end_user: str
-    created: int
-    context: ReadContext | None
-
-
-_decoder: codec.Decoder[BackgroundTask] = codec.Decoder(BackgroundTask)
 Reparse = Callable[[bytes, bytes], Awaitable[AskedResponse]]
 
 
@@ -82,6 +68,8 @@ class BackgroundResponses:
         store: Where they are queued.
         requests: Makes their requests.
         reparse: Parses a frame again, for a caller.
+        servers: Whose tools they may use.
+        max_tool_calls: Of one response.
         max_running: At a time.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
@@ -92,10 +80,14 @@ class BackgroundResponses:
         store: Store,
         requests: RequestFactory,
         reparse: Reparse,
+        servers: ToolServers,
+        max_tool_calls: int,
         max_running: int,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
+        self.servers = servers
+        self.max_tool_calls = max_tool_calls
         self.store = store
         self.requests = requests
         self.reparse = reparse
@@ -212,6 +204,8 @@ class _Take:
         self._job = job
         self._jobs = owner.store.jobs
         self._request: Request | None = None
+        self._turns: HostedTurns | None = None
+        self._leases = job.leases
         self._stopped: tuple[GatewayError | None] | None = None
         self._unwritten: list[ToldEvent] = []
         self._written_at = 0.0
@@ -223,8 +217,9 @@ class _Take:
         """End it: with an error that passes it is put back, with None nobody wants it any more."""
         self._stopped = (error,)
         self._is_lost |= error is None
-        if self._request is not None:
-            self._request.end("aborted" if error is None else "failed", error)
+        running = self._request if self._turns is None else self._turns
+        if running is not None:
+            running.end("aborted" if error is None else "failed", error)
 
     async def run(self) -> None:
         """Make the response, and end its job unless it is put back.
@@ -233,21 +228,26 @@ class _Take:
             GatewayError: The store is away.
         """
         try:
-            task = _decoder.decode(self._job.request)
+            task = decoded(self._job.request)
         except DecodeError:
             await self.give_up()
             return
-        told = AlreadyTold(await self._events_before())
-        self._has_told_running = told.has_begun
+        before = await self._events_before()
         asked = task.asked
+        is_hosted = bool(body_of(asked).hosted.servers)
+        earlier, num_over = earlier_turns(before) if is_hosted else (Earlier(), 0)
+        told = AlreadyTold(before[num_over:], has_begun=AlreadyTold(before).has_begun)
+        self._has_told_running = told.has_begun
         while True:
-            events = self._events(asked, task.created, told)
+            if is_hosted:
+                self._turns = self._hosted_turns(asked, task, earlier)
+            events = self._events(asked, task.created, told, earlier)
             try:
                 await self._make(asked, task, events)
             except GatewayError as error:
                 if self._is_lost:
                     return
-                if _is_too_long(asked, error):
+                if _is_too_long(asked, error) and not is_hosted:
                     await self._forget_lease()
                     try:
                         asked = await self._shortened(asked, task, error)
@@ -255,7 +255,7 @@ class _Take:
                         error = refusal
                     else:
                         continue
-                elif self._is_put_off(asked, error):
+                elif not _is_too_long(asked, error) and self._is_put_off(asked, error):
                     await self._put_off(error)
                     return
                 self._unwritten += events.fail(error)
@@ -290,21 +290,21 @@ class _Take:
             raise GatewayError(f"{self._job.takes - 1} servers ended while they made it.")
         if self._stopped is not None:
             raise self._stopped[0] or GatewayError("It was cancelled.")
-        body = body_of(asked)
-        caller = Caller(task.key_digest, task.address, task.trace_id, end_user=task.end_user)
-        request, work = self._owner.requests.generation(
-            replace(body.job, take=secrets.token_hex(4)),
-            caller,
-            base_of(self._job.response_id),
-            Takes(self._job.leases, self._note_lease, partial(self._is_put_off, asked)),
-        )
-        self._request = request
+        request: Request | HostedTurns
+        work: GenerationWork | HostedTurns
+        if self._turns is None:
+            request, work = self._generation(asked, body_of(asked).job, task, 0)
+        else:
+            request = work = self._turns
         try:
             await request.start()
             await self._write(events, asked, task.created)
             while (found := await work.next_events(FLUSH_S)) is not None:
                 self._unwritten += events.render(found)
-                await self._write(events, asked, task.created)
+                if any(isinstance(event, HostedCallRunning) for event in found):
+                    await self._note_call(events, asked, task.created)
+                else:
+                    await self._write(events, asked, task.created)
             self._unwritten += events.finish(work.usage())
         except GatewayError as error:
             request.end("failed", error)
@@ -312,22 +312,72 @@ class _Take:
         finally:
             request.end("aborted")
 
-    def _events(self, asked: AskedResponse, created: int, told: AlreadyTold) -> ResponseEvents:
+    def _generation(
+        self, asked: AskedResponse, job: GenerationJob, task: BackgroundTask, number: int
+    ) -> tuple[Request, GenerationWork]:
+        """The request of a turn; a response without tools of this server has one."""
+        request, work = self._owner.requests.generation(
+            replace(job, take=secrets.token_hex(4)),
+            task.caller(),
+            turn_id(base_of(self._job.response_id), number),
+            Takes(self._leases, self._note_lease, partial(self._is_put_off, asked)),
+        )
+        self._request = request
+        return request, work
+
+    def _hosted_turns(
+        self, asked: AskedResponse, task: BackgroundTask, earlier: Earlier
+    ) -> HostedTurns:
+        owner, context = self._owner, task.context
+        assert context is not None, "it is parsed again for every turn"
+        name = task.key_digest or task.address.encode()
+        return HostedTurns(
+            asked,
+            context,
+            lambda frame: owner.reparse(frame, name),
+            response_id=self._job.response_id,
+            servers=owner.servers,
+            requests=owner.requests,
+            caller=task.caller(),
+            turns=BackgroundTurns(
+                lambda job, number: self._generation(asked, job, task, number), self._forget_lease
+            ),
+            max_calls=owner.max_tool_calls,
+            wall_clock=owner.wall_clock,
+            earlier=earlier,
+        )
+
+    async def _note_call(self, events: ResponseEvents, asked: AskedResponse, created: int) -> None:
+        """A tool is about to run: whoever takes the response up again must not run it again."""
+        self._written_at = 0.0
+        await self._write(events, asked, created)
+        # The turn is over, and its lease is its own request's business.
+        self._leases = ()
+        if not await self._jobs.note_leases(self._job.response_id, ()):
+            self._lose()
+
+    def _events(
+        self, asked: AskedResponse, created: int, told: AlreadyTold, earlier: Earlier
+    ) -> ResponseEvents:
         body = body_of(asked)
         number = self._unwritten[-1].number + 1 if self._unwritten else self._number
         head = response_head(
             self._job.response_id, created, body, self._owner.wall_clock, number, told
         )
-        return ResponseEvents(head, item_maker(base_of(self._job.response_id), body))
+        tools = EMPTY if self._turns is None else self._turns.tools
+        maker = item_maker(base_of(self._job.response_id), body, tools, len(earlier.items))
+        events = ResponseEvents(head, maker)
+        events.restore(restored_items(earlier, maker))
+        return events
 
     async def _note_lease(self, lease_id: str) -> None:
-        leases = (*self._job.leases, lease_id)
+        leases = (*self._leases, lease_id)
         if lease_id and not await self._jobs.note_leases(self._job.response_id, leases):
             self._lose()
 
     async def _forget_lease(self) -> None:
         """Nothing was computed on it, and another one comes."""
-        await self._jobs.note_leases(self._job.response_id, self._job.leases)
+        await self._jobs.note_leases(self._job.response_id, self._leases)
         if self._request is not None:
             self._request.take_back()
 
@@ -375,7 +425,9 @@ class _Take:
 
     async def _put_off(self, error: GatewayError) -> None:
         """Put the job back with all that was told of it."""
-        request, leases = self._request, self._job.leases
+        request, leases = self._request, self._leases
+        if self._turns is not None and not self._turns.is_in_turn:
+            request = None  # that of the last turn has been settled
         has_begun = request is not None and request.work.has_begun
         if self._unwritten:
             await self._jobs.note_events(self._job.response_id, _piece(self._unwritten))
@@ -445,11 +497,6 @@ def _is_too_long(asked: AskedResponse, error: GatewayError) -> bool:
 def _piece(events: Sequence[ToldEvent]) -> EventPiece:
     body = b"[" + b",".join(event.body for event in events) + b"]"
     return EventPiece(events[0].number, events[-1].number, body)
-
-
-def encoded(task: BackgroundTask) -> bytes:
-    """A task for the store."""
-    return codec.encode_value(task)
 
 
 def begun(

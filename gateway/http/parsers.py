@@ -150,8 +150,11 @@ def _asked(body: bytes, found: Context | None, context: ParseContext) -> AskedRe
     request, ignored = parse_responses(ResponsesRequest, body)
     defaults = context.defaults(request.model)
     asked = asked_response(request, ignored, defaults, found, has_store=context.has_store)
-    job = None if asked.body is None else asked.body.job
-    if job is not None and job.tools_json is not None and not context.has_tools:
+    found_body = asked.body
+    has_tools = found_body is not None and (
+        found_body.job.tools_json is not None or found_body.hosted.servers
+    )
+    if has_tools and not context.has_tools:
         raise UnsupportedFieldError("Tool calling is switched off on this server.", param="tools")
     return asked
 

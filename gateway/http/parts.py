@@ -24,6 +24,7 @@ from gateway.storage.store import Store
 from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.worker_records import WorkerRecords
+from gateway.tools.tool_servers import ToolServers
 from gateway.tools.toolbox import ToolBox
 from gateway.workers.auth import AuthLink
 from gateway.workers.engine_directory import EngineDirectory
@@ -48,6 +49,7 @@ class HttpParts:
         host_guard: Tells requests of foreign web pages.
         hooks: Code of other packages that sees requests.
         toolbox: Runs the tools of this server; None when there are none, or tools are off.
+        tool_servers: Whose tools responses may use.
         peers: Every connected worker of any role.
         files: Files of tenants; None where they are switched off.
         batches: Batches of tenants, likewise.
@@ -78,6 +80,7 @@ class HttpParts:
     host_guard: HostGuard
     hooks: HookRunner
     toolbox: ToolBox | None
+    tool_servers: ToolServers
     peers: Callable[[], Iterable[Peer]]
     replays: ReplayTable
     worker_records: WorkerRecords

@@ -1,11 +1,13 @@
 """Answers of Responses, whoever asked for them: a request, a WebSocket, a background job."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from gateway.http.error_table import limit_headers
+from gateway.http.openresponses.conversation import EMPTY
 from gateway.http.openresponses.convert import AskedResponse, ResponsesBody
-from gateway.http.openresponses.items import ItemMaker
+from gateway.http.openresponses.hosted import HostedTool
+from gateway.http.openresponses.item_maker import ItemMaker
 from gateway.http.openresponses.render import (
     AlreadyTold,
     FinalResponse,
@@ -15,9 +17,8 @@ from gateway.http.openresponses.render import (
     ResponseStreamRenderer,
 )
 from gateway.http.openresponses.stored_items import base_of
+from gateway.http.responses import Answering
 from gateway.http.stored_turns import StoredTurn
-from gateway.request.generation import GenerationWork
-from gateway.request.request import Request
 from protocol.wire.messages import LimitState
 
 
@@ -28,16 +29,22 @@ class ResponseShape:
         asked: What is asked for, with its body.
         turn: Stores the answer.
         wall_clock: Unix seconds.
+        hosted: Tools that this server runs; they may be listed later.
     """
 
     def __init__(
-        self, asked: AskedResponse, turn: StoredTurn, wall_clock: Callable[[], float]
+        self,
+        asked: AskedResponse,
+        turn: StoredTurn,
+        wall_clock: Callable[[], float],
+        hosted: Mapping[str, HostedTool] = EMPTY,
     ) -> None:
         self._asked = asked
         self._body = body_of(asked)
         self._turn = turn
         self._clock = wall_clock
         self._created = int(wall_clock())
+        self._hosted = hosted
         self._teller: ResponseCollector | ResponseStreamRenderer | ResponseEvents | None = None
 
     @property
@@ -49,17 +56,17 @@ class ResponseShape:
         """Where the caller stands in its limits."""
         return limit_headers(limits)
 
-    def collector(self, request: Request, work: GenerationWork) -> ResponseCollector:
+    def collector(self, request: Answering, work: object) -> ResponseCollector:
         """For a whole answer."""
         self._teller = collector = ResponseCollector(self._head(request), self._maker())
         return collector
 
-    def renderer(self, request: Request, work: GenerationWork) -> ResponseStreamRenderer:
+    def renderer(self, request: Answering, work: object) -> ResponseStreamRenderer:
         """For a stream."""
         self._teller = renderer = ResponseStreamRenderer(self._head(request), self._maker())
         return renderer
 
-    def events(self, request: Request) -> ResponseEvents:
+    def events(self, request: Answering) -> ResponseEvents:
         """For a WebSocket."""
         self._teller = events = ResponseEvents(self._head(request), self._maker())
         return events
@@ -69,7 +76,7 @@ class ResponseShape:
         head = response_head(response_id, self._created, self._body, self._clock)
         return ResponseEvents(head, item_maker(response_id, self._body))
 
-    async def keep(self, request: Request) -> None:
+    async def keep(self, request: Answering) -> None:
         """Store the response, if it is to be stored.
 
         Raises:
@@ -83,13 +90,13 @@ class ResponseShape:
         """Let go of what is held."""
         self._turn.close()
 
-    def _head(self, request: Request) -> ResponseHead:
+    def _head(self, request: Answering) -> ResponseHead:
         head = response_head(self._turn.response_id, self._created, self._body, self._clock)
-        return replace(head, model=request.work.model)  # who answers, whatever was asked for
+        return replace(head, model=request.model)  # who answers, whatever was asked for
 
     def _maker(self) -> ItemMaker:
         # A fallback's request has an id of its own; items are found by that of their response.
-        return item_maker(base_of(self._turn.response_id), self._body)
+        return item_maker(base_of(self._turn.response_id), self._body, self._hosted)
 
 
 def body_of(asked: AskedResponse) -> ResponsesBody:
@@ -112,8 +119,18 @@ def response_head(
     )
 
 
-def item_maker(request_id: str, body: ResponsesBody) -> ItemMaker:
+def item_maker(
+    request_id: str,
+    body: ResponsesBody,
+    hosted: Mapping[str, HostedTool] = EMPTY,
+    num_made: int = 0,
+) -> ItemMaker:
     """What makes its items."""
     return ItemMaker(
-        request_id, body.job.options, body.spaces, seals_reasoning=body.seals_reasoning
+        request_id,
+        body.job.options,
+        body.spaces,
+        seals_reasoning=body.seals_reasoning,
+        hosted=hosted,
+        num_made=num_made,
     )

@@ -1,6 +1,7 @@
 """/v1/responses over a WebSocket: one response after another, and the last one remembered."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,8 @@ from gateway.errors import ClientDisconnectedError, GatewayError, InvalidRequest
 from gateway.http.access import caller_of, key_id_of, tenant_of
 from gateway.http.error_table import ERROR_TABLE
 from gateway.http.hooking import shown_to_hooks
+from gateway.http.hosted_answering import hosted_turns
+from gateway.http.hosted_turns import HostedTurns
 from gateway.http.ignored_fields import ignored_headers
 from gateway.http.openresponses.convert import AskedResponse
 from gateway.http.openresponses.render import ToldEvent
@@ -28,8 +31,10 @@ from gateway.http.parsers import (
 )
 from gateway.http.parts import parts_of
 from gateway.http.response_shape import ResponseShape, body_of
+from gateway.http.responses import Answering
 from gateway.http.stored_turns import LocalTurn, ReadContext, StoredTurn, shortened
 from gateway.http.websocket import CloseCode, Upgrade, WebSocket
+from gateway.request.generation import GenerationWork
 from gateway.request.job import RESPONSES_ENDPOINT
 from gateway.request.request import Request
 from gateway.telemetry.access_log import AccessRecord
@@ -188,7 +193,7 @@ class ResponseSocket:
     ) -> None:
         while True:
             try:
-                final_items = await self._make(asked, turn, record)
+                final_items = await self._make(asked, turn, context, record)
             except GatewayError as error:
                 asked = await shortened(asked, context, error, self._reparsed)
                 turn.asked = asked
@@ -199,18 +204,31 @@ class ResponseSocket:
             self._remember(turn, asked, context, final_items)
 
     async def _make(
-        self, asked: AskedResponse, turn: StoredTurn, record: AccessRecord
+        self,
+        asked: AskedResponse,
+        turn: StoredTurn,
+        context: ReadContext,
+        record: AccessRecord,
     ) -> bytes | None:
         """Generate and tell; the output, or None when it failed after it had begun.
 
         Raises:
             GatewayError: It failed before anything of it was told.
         """
-        shape = ResponseShape(asked, turn, self._parts.wall_clock)
-        turn_id = record.request_id
-        request, work = self._parts.requests.generation(
-            body_of(asked).job, caller_of(self._request), turn_id
-        )
+        request: Request | HostedTurns
+        work: GenerationWork | HostedTurns
+        if body_of(asked).hosted.servers:
+            self._request.state.granted = None
+            turn.tenant = await tenant_of(self._request, RESPONSES_ENDPOINT)
+            request = work = hosted_turns(
+                self._request, asked, turn, context, record.request_id, self._reparsed
+            )
+            shape = ResponseShape(asked, turn, self._parts.wall_clock, request.tools)
+        else:
+            request, work = self._parts.requests.generation(
+                body_of(asked).job, caller_of(self._request), record.request_id
+            )
+            shape = ResponseShape(asked, turn, self._parts.wall_clock)
         self._socket.on_lost(request.on_client_gone)
         try:
             await request.start()
@@ -228,6 +246,9 @@ class ResponseSocket:
             except GatewayError as error:
                 record.error_code = str(error.code)
                 last, output = events.fail(error), None
+                if request.keeps_failure:
+                    with contextlib.suppress(GatewayError):
+                        await shape.keep(request)
             await self._tell(last)
             if output is None:
                 self._last = None
@@ -238,11 +259,11 @@ class ResponseSocket:
             shape.close()
             self._note(record, request)
 
-    def _note(self, record: AccessRecord, request: Request) -> None:
+    def _note(self, record: AccessRecord, request: Answering) -> None:
         usage = request.usage()
         if request.identity is not None:
             record.key_id = request.identity.key_id
-        record.model, record.outcome = request.work.model, request.outcome or ""
+        record.model, record.outcome = request.model, request.outcome or ""
         record.first_output_s = request.first_output_s
         record.prompt_tokens = usage.prompt_tokens
         record.completion_tokens = usage.completion_tokens

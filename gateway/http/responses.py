@@ -1,21 +1,117 @@
 """Answers on their way out: one JSON body, or an event stream that ends when its client leaves."""
 
 import asyncio
-from collections.abc import Callable, Mapping
-from typing import Protocol
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, Protocol, TypeVar
 
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.bridge import Outcome
 from gateway.errors import ClientDisconnectedError, GatewayError
 from gateway.http.disconnect import watch
-from gateway.http.render.answer import AnswerCollector
-from gateway.http.render.stream import StreamRenderer
-from gateway.request.events import GenerationEvent
-from gateway.request.generation import GenerationWork
+from gateway.request.identity import Identity
+from gateway.request.job import GenerationJob
 from gateway.request.request import Request
 from gateway.telemetry.access_log import AccessRecord
+from protocol.errors import PenstockError
+from protocol.wire.messages import Usage
+
+EventT = TypeVar("EventT")
+EventT_contra = TypeVar("EventT_contra", contravariant=True)
+
+
+class Answering(Protocol):
+    """What makes an answer: a request, or several that make one together."""
+
+    @property
+    def model(self) -> str:
+        """Who answers."""
+        ...
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who the caller turned out to be."""
+        ...
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it ended; None while it runs."""
+        ...
+
+    @property
+    def first_output_s(self) -> float | None:
+        """Seconds from the arrival to the first output."""
+        ...
+
+    @property
+    def keeps_failure(self) -> bool:
+        """Whether an answer that failed is stored, too."""
+        ...
+
+    def usage(self) -> Usage:
+        """What was used so far."""
+        ...
+
+    def end(self, outcome: Outcome, error: GatewayError | None = None) -> None:
+        """End it; idempotent."""
+        ...
+
+    def release(self) -> None:
+        """Whoever asked has read all it wants."""
+        ...
+
+
+class EventSource(Protocol[EventT]):
+    """Where the events of an answer come from."""
+
+    @property
+    def job(self) -> GenerationJob:
+        """What is generated."""
+        ...
+
+    async def next_events(self, timeout_s: float | None) -> list[EventT] | None:
+        """What has happened since the last call; None after the last event."""
+        ...
+
+    def usage(self) -> Usage:
+        """What was used so far."""
+        ...
+
+
+class Collector(Protocol[EventT_contra]):
+    """Makes a whole answer of events."""
+
+    def add(self, events: Sequence[EventT_contra]) -> None:
+        """Take the events of one wake-up."""
+        ...
+
+    def body(self, usage: Usage) -> bytes:
+        """The answer as JSON."""
+        ...
+
+
+class Renderer(Protocol[EventT_contra]):
+    """Makes the bytes of a stream of events."""
+
+    @property
+    def ping(self) -> bytes:
+        """What a silent stream gets."""
+        ...
+
+    def render(self, events: Sequence[EventT_contra]) -> bytes:
+        """The events of one wake-up."""
+        ...
+
+    def finish(self, usage: Usage) -> bytes:
+        """The end."""
+        ...
+
+    def fail(self, error: PenstockError) -> bytes:
+        """The end of a stream that had begun when it failed."""
+        ...
 
 
 async def run_to_end(http_request: HttpRequest, request: Request) -> None:
@@ -34,12 +130,12 @@ async def run_to_end(http_request: HttpRequest, request: Request) -> None:
         note(http_request.state.log, request)
 
 
-def note(record: AccessRecord, request: Request) -> None:
+def note(record: AccessRecord, request: Answering) -> None:
     """Put what a request came to into its line of the access log, and let go of it."""
     if request.identity is not None:
         record.key_id = request.identity.key_id
     usage = request.usage()
-    record.model = request.work.model
+    record.model = request.model
     record.outcome = request.outcome or ""
     record.first_output_s = request.first_output_s
     record.prompt_tokens = usage.prompt_tokens
@@ -48,7 +144,7 @@ def note(record: AccessRecord, request: Request) -> None:
     request.release()
 
 
-async def collect_answer(work: GenerationWork, collector: AnswerCollector) -> bytes:
+async def collect_answer(work: EventSource[EventT], collector: Collector[EventT]) -> bytes:
     """Wait for a whole answer.
 
     Raises:
@@ -65,7 +161,7 @@ async def collect_answer(work: GenerationWork, collector: AnswerCollector) -> by
 class Keeper(Protocol):
     """Whoever stores what is told."""
 
-    async def keep(self, request: Request) -> None:
+    async def keep(self, request: Answering) -> None:
         """The answer is there, and about to be told."""
         ...
 
@@ -74,7 +170,7 @@ class Keeper(Protocol):
         ...
 
 
-class EventStreamResponse(Response):
+class EventStreamResponse(Response, Generic[EventT]):
     """Server-sent events of one generation.
 
     What queued up while the last piece was written leaves in one write. A silent stream gets
@@ -96,12 +192,12 @@ class EventStreamResponse(Response):
 
     def __init__(
         self,
-        request: Request,
-        work: GenerationWork,
+        request: Answering,
+        work: EventSource[EventT],
         *,
         record: AccessRecord,
-        first: list[GenerationEvent] | None,
-        renderer: StreamRenderer,
+        first: list[EventT] | None,
+        renderer: Renderer[EventT],
         keeper: Keeper,
         ping_interval_s: float,
         stop_watching: Callable[[], None],
@@ -159,9 +255,12 @@ class EventStreamResponse(Response):
         except GatewayError as error:
             self._record.error_code = str(error.code)
             last = renderer.fail(error)
+            if self._request.keeps_failure:
+                with contextlib.suppress(GatewayError):
+                    await self._keeper.keep(self._request)
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _render(self, events: list[GenerationEvent]) -> bytes:
+    async def _render(self, events: list[EventT]) -> bytes:
         options = self._work.job.options
         if options.echoes and options.shows_logprobs:
             return await asyncio.to_thread(self._renderer.render, events)  # see collect_answer

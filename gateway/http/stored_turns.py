@@ -64,9 +64,9 @@ class ReadContext:
     items: bytes
     references: dict[str, bytes]
 
-    def frame(self, max_item_bytes: int | None = None) -> bytes:
-        """For the second parse."""
-        return framed(self.body, self.items, self.references, max_item_bytes)
+    def frame(self, max_item_bytes: int | None = None, progress: bytes = b"null") -> bytes:
+        """For the second parse, and for those of further turns."""
+        return framed(self.body, self.items, self.references, max_item_bytes, progress)
 
 
 Reparse = Callable[[bytes], Awaitable[AskedResponse]]
@@ -80,12 +80,21 @@ async def shortened(
     Raises:
         GatewayError: The given one: it may not be shortened, or can't be any more.
     """
-    if not asked.truncates or error.code is not ErrorCode.CONTEXT_LENGTH_EXCEEDED:
-        raise error
-    shorter = await reparse(context.frame(int(asked.num_item_bytes * _SHRINKS_TO)))
+    shorter = await reparse(context.frame(shorter_context(asked, error)))
     if shorter.num_left_out <= asked.num_left_out:
         raise error
     return shorter
+
+
+def shorter_context(asked: AskedResponse, error: GatewayError) -> int:
+    """How many bytes of items to read, after a request was too long.
+
+    Raises:
+        GatewayError: The given one: it may not be shortened.
+    """
+    if not asked.truncates or error.code is not ErrorCode.CONTEXT_LENGTH_EXCEEDED:
+        raise error
+    return int(asked.num_item_bytes * _SHRINKS_TO)
 
 
 class StoredTurn:
@@ -154,6 +163,9 @@ class StoredTurn:
             # The store can't go back to what only a connection remembers.
             whole = joined((local.items, response.input))
             response = replace(response, previous_id=None, input=whole)
+        if final.status == "failed":  # its conversation stays as it was, and `close` lets go of it
+            await self._stored.responses.save(tenant, response, [])
+            return
         await self._stored.responses.save(tenant, response, await added_items(response))
         self._held = None
 

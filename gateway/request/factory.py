@@ -25,7 +25,7 @@ from gateway.request.text_parse import ParseWork
 from gateway.request.tool_call import ToolWork
 from gateway.request.work import Work
 from gateway.telemetry.metrics import Metrics
-from gateway.tools.toolbox import ToolBox
+from gateway.tools.tool_servers import ToolRunner
 from gateway.workers.auth import AuthLink
 from gateway.workers.parsers import ParserLink
 from protocol.wire.messages import OpenParse, Scope
@@ -153,7 +153,7 @@ class RequestFactory:
     def tool(
         self,
         endpoint: str,
-        toolbox: ToolBox,
+        toolbox: ToolRunner,
         name: str,
         arguments_json: str,
         caller: Caller,

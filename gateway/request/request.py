@@ -148,6 +148,14 @@ class Request:
         self._is_released = False
         work.attach(self)
 
+    keeps_failure = False
+    """Nothing of a generation that failed is stored."""
+
+    @property
+    def model(self) -> str:
+        """Whose work it is."""
+        return self.work.model
+
     @property
     def trace_id(self) -> str:
         """The client's `X-Request-ID`."""

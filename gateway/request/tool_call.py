@@ -3,7 +3,8 @@
 from gateway.errors import GatewayError
 from gateway.request.work import SimpleWork
 from gateway.request.work_bound import Bound
-from gateway.tools.toolbox import ToolBox, ToolResult
+from gateway.tools.tool_servers import ToolRunner
+from gateway.tools.toolbox import ToolResult
 
 
 class ToolWork(SimpleWork):
@@ -19,7 +20,7 @@ class ToolWork(SimpleWork):
         result: What the call yielded.
     """
 
-    def __init__(self, endpoint: str, toolbox: ToolBox, name: str, arguments_json: str) -> None:
+    def __init__(self, endpoint: str, toolbox: ToolRunner, name: str, arguments_json: str) -> None:
         self.endpoint = endpoint
         self.model = ""
         self.result = ToolResult()

@@ -105,8 +105,12 @@ async def _awaited(result: Any) -> Any:
     return await result
 
 
-def main() -> int:
-    """Serves calls until the gateway closes the pipe."""
+def serve(load: Callable[[], Mapping[str, RegisteredTool]]) -> int:
+    """Serves calls of tools until the gateway closes the pipe; the exit status.
+
+    Args:
+        load: Gives the tools; raises `ToolPluginError` where they can't be used.
+    """
     # The pipes are ours alone: a tool that prints or reads must not disturb them.
     calls = io.TextIOWrapper(os.fdopen(os.dup(0), "rb"), encoding="utf-8")
     answers = io.TextIOWrapper(os.fdopen(os.dup(1), "wb"), encoding="utf-8")
@@ -119,7 +123,7 @@ def main() -> int:
         answers.flush()
 
     try:
-        tools = load_tools(entry_points(group=PLUGIN_GROUP))
+        tools = load()
     except ToolPluginError as error:
         say({"error": str(error)})
         return 1
@@ -132,6 +136,11 @@ def main() -> int:
         say({"begun": True})  # from here on a call is not made again elsewhere
         say(answer(tools, json.loads(line)))
     return 0
+
+
+def main() -> int:
+    """Serves the tools that installed packages register."""
+    return serve(lambda: load_tools(entry_points(group=PLUGIN_GROUP)))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 The command line may import no worker, so what it offers for workers is declared here, for both.
 """
 
+import ipaddress
 from pathlib import Path
 
 from protocol.runtime.lifetime import PARENT_PID_SETTING, RUN_DIR_SETTING
+from protocol.runtime.setting_kinds import UnfitValueError
 from protocol.runtime.settings import (
     Setting,
     choice,
@@ -15,6 +17,7 @@ from protocol.runtime.settings import (
     switch,
     text,
     whole_number,
+    words,
 )
 from protocol.wire.endpoints import ENDPOINT_SETTINGS
 from protocol.wire.keys import KEY_DIR_SETTING
@@ -181,6 +184,23 @@ TOOLS = switch(
     option="--tools/--no-tools",
     meaning=(
         "whether models may be given tools, and tools of this server be run; off, both are refused"
+    ),
+)
+
+
+def _network(word: str) -> str:
+    try:
+        return str(ipaddress.ip_network(word, strict=False))
+    except ValueError:
+        raise UnfitValueError(word, "addresses and networks such as 10.0.0.0/8") from None
+
+
+INTERNAL_TARGETS = words(
+    "PENSTOCK_INTERNAL_TARGETS",
+    each=_network,
+    meaning=(
+        "addresses and networks (such as `10.0.0.0/8`) that are not public and that webhooks, a "
+        "token issuer's keys and MCP servers may be at all the same, also over plain http"
     ),
 )
 DRAIN_TIMEOUT_S = number(

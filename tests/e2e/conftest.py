@@ -1,5 +1,7 @@
 """The houses that end-to-end tests share."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,28 @@ from tests.e2e.house import House, start_house, stop_house
 
 
 @pytest.fixture(scope="session")
-def house(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[House]:
+def mcp_url() -> Iterator[str]:
+    """The MCP server of the examples, which the house lists as `weather`."""
+    example = Path(__file__).parents[2] / "examples" / "mcp_server.py"
+    command = [sys.executable, str(example), "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def house(
+    tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mcp_url: str
+) -> Iterator[House]:
     """The house that most tests share; they leave it as they found it."""
     house = start_house(
         tmp_path_factory.mktemp("house") / "data",
         cache_dir,
         "--deterministic",
+        PENSTOCK_MCP_SERVERS=f"weather={mcp_url}",
         PENSTOCK_PROFILE_DIR=str(tmp_path_factory.mktemp("profiles")),
     )
     yield house

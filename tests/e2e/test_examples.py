@@ -68,6 +68,13 @@ def test_the_settings_of_codex_and_claude_code_name_this_servers_routes(house: H
         assert answer.status_code == 200, answer.text
 
 
+def test_the_server_calls_tools_of_an_mcp_server(house: House) -> None:
+    lines = run_example(house, "mcp_tools.py", "What is the weather in Berlin?").splitlines()
+    assert lines[0] == "weather has get_weather"
+    assert lines[1].startswith("get_weather({")
+    assert "sunny" in " ".join(lines[1:])
+
+
 def test_the_offline_example_needs_no_server(house: House) -> None:
     lines = run_example(house, "offline.py").splitlines()
     assert lines[3].count("|") > 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -95,6 +96,7 @@ from protocol.wire.worker_loop import EXIT_FAILED
 CommandT = TypeVar("CommandT")
 
 VOCAB_SIZE = 1000
+_CALL = re.compile(r"<call(?::([^>]*))?>")
 
 
 _OF_ONE_THING = (
@@ -214,6 +216,8 @@ class FakeEngine(FakeWorker[EngineCommand]):
             "engine", directory, engine_command_decoder(), instance_id, heartbeat_interval_s
         )
         self.text = text
+        self.script: list[Sequence[str]] = []  # what it says one after another, before `text`
+        self.fails_after_script: ErrorCode | None = None
         self.logprob_of_choice: dict[int, float] = {}
         self.finish_reason: FinishReason = "stop"
         self.stop_reason: str | int | None = None
@@ -273,6 +277,10 @@ class FakeEngine(FakeWorker[EngineCommand]):
         elif isinstance(command, Generate):
             if self.generate_failure is not None:
                 self.fail(command, self.generate_failure)
+            elif self.script:
+                self._say_all(command, self.script.pop(0))
+            elif self.fails_after_script is not None:
+                self.fail(command, self.fails_after_script)
             elif self.text is not None:
                 self._say_all(command, self.text)
         elif isinstance(command, Abort) and self.answers_aborts:
@@ -418,6 +426,7 @@ class FakeAuth(FakeWorker[AuthCommand]):
         self.good_keys: tuple[str, ...] | None = None
         self.tenants: dict[str, str] = {}
         self.denied_models: tuple[str, ...] = ()
+        self.denied_endpoints: tuple[str, ...] = ()
         self.adjust_denial: ErrorCode | None = None
         self.retry_after_s: float | None = None
         self.limits = LimitState()
@@ -480,7 +489,7 @@ class FakeAuth(FakeWorker[AuthCommand]):
             code = ErrorCode.INVALID_API_KEY
         if code is None and command.required_role == "admin" and command.key_digest is None:
             code = ErrorCode.INVALID_API_KEY
-        if command.model in self.denied_models:
+        if command.model in self.denied_models or command.endpoint in self.denied_endpoints:
             code = ErrorCode.PERMISSION_DENIED
         if code is not None:
             self.send(self._denied(command.request_id, code))
@@ -549,6 +558,8 @@ def key_digest(key: str) -> bytes:
 class FakeParser(FakeWorker[ParserCommand]):
     """A tiny grammar: `<think>…</think>` in whole pieces, `<call>` begins a call of `f`.
 
+    `<call:NAME>` begins a call of another tool, also behind a call.
+
     Text up to `<call>` is content; what follows it is the call's arguments. It keeps the text of
     each choice, so that what it says depends on the text alone, not on its cuts.
     """
@@ -565,7 +576,7 @@ class FakeParser(FakeWorker[ParserCommand]):
         self.open_failure: ErrorCode | None = None
         self.thought: Thought | None = None
         self.is_mute = is_mute
-        self._calling: set[tuple[str, int, int]] = set()
+        self._num_calls: dict[tuple[str, int, int], int] = {}
         self._offsets: dict[tuple[str, int, int], int] = {}
 
     def start(self) -> None:
@@ -616,40 +627,63 @@ class FakeParser(FakeWorker[ParserCommand]):
     def _events(self, key: tuple[str, int, int], text: str, *, is_final: bool) -> list[ParseEvent]:
         offset = self._offsets.get(key, 0)
         self._offsets[key] = offset + len(text)
-        if key in self._calling:
-            events = [_found("tool_call_arguments", text, offset)] if text else []
-            end = offset + len(text)
-            if is_final:
-                events.append(ParseEvent(kind="tool_call_end", start=end, end=end))
-            return events
+        if key in self._num_calls:
+            return self._within_calls(key, text, offset, is_final=is_final)
         events = []
         if text.startswith("<think>"):
             offset += len("<think>")
             reasoning, _, text = text.removeprefix("<think>").partition("</think>")
             events.append(_found("reasoning", reasoning, offset))
             offset += len(reasoning) + len("</think>")
-        before, marker, after = text.partition("<call>")
+        match = _CALL.search(text)
+        before = text if match is None else text[: match.start()]
         if before:
             events.append(_found("content", before, offset))
-        if marker:
-            self._calling.add(key)
-            offset += len(before) + len(marker)
-            start = offset - len(marker)
+        if match is not None:
+            self._num_calls[key] = 0
+            rest = text[match.start() :]
+            events += self._within_calls(key, rest, offset + match.start(), is_final=is_final)
+        return events
+
+    def _within_calls(
+        self, key: tuple[str, int, int], text: str, offset: int, *, is_final: bool
+    ) -> list[ParseEvent]:
+        events: list[ParseEvent] = []
+        place, index = 0, self._num_calls[key] - 1
+        for match in _CALL.finditer(text):
+            before = text[place : match.start()]
+            if before:
+                events.append(_found("tool_call_arguments", before, offset + place, index))
+            start, place = offset + match.start(), match.end()
+            if index >= 0:
+                events.append(ParseEvent(kind="tool_call_end", index=index, start=start, end=start))
+            index += 1
             events.append(
-                ParseEvent(kind="tool_call_start", id="call_1", name="f", start=start, end=offset)
+                ParseEvent(
+                    kind="tool_call_start",
+                    index=index,
+                    id=f"call_{index + 1}",
+                    name=match[1] or "f",
+                    start=start,
+                    end=offset + place,
+                )
             )
-            if after:
-                events.append(_found("tool_call_arguments", after, offset))
-            if is_final:
-                end = offset + len(after)
-                events.append(ParseEvent(kind="tool_call_end", start=end, end=end))
+        self._num_calls[key] = index + 1
+        if text[place:]:
+            events.append(_found("tool_call_arguments", text[place:], offset + place, index))
+        if is_final:
+            end = offset + len(text)
+            events.append(ParseEvent(kind="tool_call_end", index=index, start=end, end=end))
         return events
 
 
 def _found(
-    kind: Literal["content", "reasoning", "tool_call_arguments"], text: str, start: int
+    kind: Literal["content", "reasoning", "tool_call_arguments"],
+    text: str,
+    start: int,
+    index: int = 0,
 ) -> ParseEvent:
-    return ParseEvent(kind=kind, text=text, start=start, end=start + len(text))
+    return ParseEvent(kind=kind, index=index, text=text, start=start, end=start + len(text))
 
 
 def extended_tokens(engine: FakeEngine) -> list[int]:

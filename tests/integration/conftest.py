@@ -1,5 +1,6 @@
 """What tests of whole processes share."""
 
 from tests.fakes.postgres_fixture import postgres_server
+from tests.fakes.tool_plugin import plugin
 
-__all__ = ["postgres_server"]
+__all__ = ["plugin", "postgres_server"]

@@ -2,13 +2,24 @@
 
 from base64 import b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from gateway.http.openresponses.hosted import (
+    MAX_SERVERS,
+    NOT_APPROVED,
+    HostedServer,
+    HostedTool,
+    call_text,
+    hosted_server,
+    seen_name,
+)
 from gateway.http.schemas.ranges import MAX_CONTENT_PARTS
 
 Item = dict[str, Any]
+EMPTY: Final[Mapping[str, HostedTool]] = MappingProxyType({})
 _TEXT_PARTS: Final = frozenset(("input_text", "output_text", "text", "summary_text"))
 _MEDIA_PARTS: Final = frozenset(("input_image", "input_file", "input_audio"))
 _ROLES: Final = ("user", "assistant", "system", "developer")
@@ -37,9 +48,11 @@ class Tools:
 
     Args:
         tools: Of the request.
+        runs_hosted: Whether those of MCP servers are run; they are left out otherwise.
 
     Attributes:
         chat: As a chat has them.
+        servers: MCP servers whose tools are run.
         left_out: Paths of those that this server can't run.
         spaces: By the name that the model sees: namespace and own name, where a tool is in one.
 
@@ -47,8 +60,10 @@ class Tools:
         InvalidRequestError: A tool is none.
     """
 
-    def __init__(self, tools: list[Item] | None) -> None:
+    def __init__(self, tools: list[Item] | None, *, runs_hosted: bool = False) -> None:
         self.chat: list[Item] = []
+        self.servers: list[HostedServer] = []
+        self._runs_hosted = runs_hosted
         self.left_out: list[str] = []
         self.spaces: dict[str, tuple[str, str]] = {}
         for index, tool in enumerate(tools or ()):
@@ -77,6 +92,8 @@ class Tools:
             if "format" in part:
                 part["format"] = _chat_format(part["format"])
             self.chat.append({"type": kind, kind: {"name": name, **part}})
+        elif kind == "mcp" and self._runs_hosted and not space:
+            self._add_server(hosted_server(tool, path))
         elif kind in HOSTED_TOOLS:
             self.left_out.append(path)
         else:
@@ -84,6 +101,13 @@ class Tools:
                 f"Invalid `{path}.type`: tools of type `{kind[:100]}` are not supported.",
                 param=f"{path}.type",
             )
+
+    def _add_server(self, server: HostedServer) -> None:
+        if server.named.label in {one.named.label for one in self.servers}:
+            raise _wrong(f"{server.path}.server_label", "another tool has the same label.")
+        if len(self.servers) >= MAX_SERVERS:
+            raise _wrong("tools", f"at most {MAX_SERVERS} MCP servers are accepted.")
+        self.servers.append(server)
 
     def seen_name(self, name: str, space: str | None) -> str:
         """The name that the model sees of a tool."""
@@ -98,34 +122,67 @@ def _chat_format(wanted: Any) -> Any:
     return {"type": "grammar", "grammar": rest}
 
 
-def chat_tool_choice(choice: str | Item | None) -> Any:
+def chat_tool_choice(
+    choice: str | Item | None, hosted: Mapping[str, HostedTool] = EMPTY, *, is_first: bool = True
+) -> Any:
     """A `tool_choice` as a chat has it.
+
+    Args:
+        choice: Of the request.
+        hosted: Tools of MCP servers by the names that the model sees.
+        is_first: Whether it is the first turn of the response; later ones are free to end it.
 
     Raises:
         InvalidRequestError: It is none, or forces what this server can't run.
     """
     if not isinstance(choice, dict):
-        return choice
+        return "auto" if choice == "required" and not is_first else choice
     kind = choice.get("type")
     if kind in ("function", "custom"):
-        return {"type": kind, kind: {"name": choice.get("name")}}
+        return {"type": kind, kind: {"name": choice.get("name")}} if is_first else "auto"
+    if kind == "mcp":
+        named = _named_tools(choice, "tool_choice", hosted)
+        if not is_first:
+            return "auto"
+        if choice.get("name") is not None:
+            return named[0]
+        return _allowed("required", named)
     if kind == "allowed_tools":
         tools = choice.get("tools")
         if not isinstance(tools, list):
             raise _wrong("tool_choice.tools", "a list is expected.")
-        named = [one for one in tools if isinstance(one, dict)]
-        kinds = [one for one in named if one.get("type") in ("function", "custom")]
-        if len(kinds) != len(tools):
-            raise _wrong("tool_choice.tools", "functions and custom tools are expected.")
-        listed = [{"type": one["type"], one["type"]: {"name": one.get("name")}} for one in kinds]
-        return {
-            "type": "allowed_tools",
-            "allowed_tools": {"mode": choice.get("mode"), "tools": listed},
-        }
+        listed = [
+            named
+            for index, one in enumerate(tools)
+            for named in _named_tools(one, f"tool_choice.tools[{index}]", hosted)
+        ]
+        return _allowed(choice.get("mode") if is_first else "auto", listed)
     raise UnsupportedFieldError(
-        "Invalid `tool_choice.type`: it must be `function`, `custom` or `allowed_tools`.",
+        "Invalid `tool_choice.type`: it must be `function`, `custom`, `mcp` or `allowed_tools`.",
         param="tool_choice.type",
     )
+
+
+def _allowed(mode: Any, tools: list[Item]) -> Item:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def _named_tools(one: Any, path: str, hosted: Mapping[str, HostedTool]) -> list[Item]:
+    """The tools that a part of a `tool_choice` names, as a chat names them."""
+    kind = one.get("type") if isinstance(one, dict) else None
+    if kind in ("function", "custom"):
+        return [{"type": kind, kind: {"name": one.get("name")}}]
+    if kind != "mcp":
+        raise _wrong(path, "functions, custom tools and `mcp` are expected.")
+    label, name = text_of(one, "server_label", path), one.get("name")
+    found = [
+        {"type": "function", "function": {"name": seen}}
+        for seen, tool in hosted.items()
+        if tool.label == label and name in (None, tool.name)
+    ]
+    if not found:
+        raise _wrong(path, f"the server `{label[:100]}` lists no such tool.")
+    return found
 
 
 def chat_messages(
@@ -155,6 +212,11 @@ def chat_messages(
     if isinstance(items, str):
         return [*found, {"role": "user", "content": items}]
     calls: set[str] = set()
+    approved = {
+        item.get("approval_request_id")
+        for item in items
+        if item.get("type") == "mcp_approval_response" and item.get("approve") is True
+    }
     for index, item in enumerate(items):
         own = index - num_before
         path = f"input[{own}]" if own >= 0 else f"context[{index}]"
@@ -173,6 +235,13 @@ def chat_messages(
                 raise _wrong(f"{path}.call_id", f"there is no call `{call_id[:100]}` before it.")
             content = _content(item.get("output"), f"{path}.output")
             found.append({"role": "tool", "tool_call_id": call_id, "content": content})
+        elif kind == "mcp_call":
+            found += _hosted_call(found, item, path, call_text(item))
+        elif kind == "mcp_approval_request":
+            if text_of(item, "id", path) not in approved:
+                found += _hosted_call(found, item, path, NOT_APPROVED)
+        elif kind in ("mcp_list_tools", "mcp_approval_response"):
+            continue  # of the server's own doing
         elif kind == "compaction":
             summary = unsealed(item.get("encrypted_content"), f"{path}.encrypted_content")
             found.append({"role": "user", "content": SUMMARY + summary})
@@ -231,6 +300,16 @@ def _call(item: Item, path: str, tools: Tools) -> Item:
         return {"id": call_id, "type": "custom", "custom": custom}
     function = {"name": name, "arguments": text_of(item, "arguments", path)}
     return {"id": call_id, "type": "function", "function": function}
+
+
+def _hosted_call(found: list[Item], item: Item, path: str, result: str) -> list[Item]:
+    """A call that this server made, or didn't: it joins its turn, and its result comes next."""
+    name = seen_name(text_of(item, "server_label", path), text_of(item, "name", path))
+    call_id = text_of(item, "id", path)
+    function = {"name": name, "arguments": text_of(item, "arguments", path)}
+    call = {"id": call_id, "type": "function", "function": function}
+    _turn(found).setdefault("tool_calls", []).append(call)
+    return [{"role": "tool", "tool_call_id": call_id, "content": result}]
 
 
 def _reasoning(item: Item, path: str) -> str:

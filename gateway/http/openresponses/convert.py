@@ -10,7 +10,20 @@ from typing import Any, Final
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.convert import chat_job, tokenize_question
-from gateway.http.openresponses.conversation import Tools, chat_messages, chat_tool_choice
+from gateway.http.openresponses.conversation import (
+    EMPTY,
+    Tools,
+    chat_messages,
+    chat_tool_choice,
+)
+from gateway.http.openresponses.hosted import (
+    HostedPlan,
+    Progress,
+    approved_calls,
+    hosted_tools,
+    known_lists,
+    shown_server,
+)
 from gateway.http.openresponses.schemas import (
     CompactRequest,
     ContinuedRequest,
@@ -52,6 +65,7 @@ class ResponsesBody:
         ignored: Fields without a meaning here.
         spaces: By the name that the model sees: namespace and own name of a tool.
         seals_reasoning: Whether reasoning is also told as an opaque text.
+        hosted: Tools that this server runs.
     """
 
     job: GenerationJob
@@ -59,6 +73,7 @@ class ResponsesBody:
     ignored: list[str]
     spaces: dict[str, tuple[str, str]] = field(default_factory=dict)
     seals_reasoning: bool = False
+    hosted: HostedPlan = field(default_factory=HostedPlan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +180,9 @@ def asked_response(
     whole = whole_items(own)
     found = Context(b"") if context is None else context
     if context is not None or refs.is_empty:
-        items = found.select(whole, truncates=request.truncates)
-        body = responses_body(
-            request, ignored, defaults, items, found.num_before, is_stored=is_stored
-        )
+        made = [] if found.progress is None else found.progress.made
+        items = found.select([*whole, *made], truncates=request.truncates)
+        body = responses_body(request, ignored, defaults, items, found, is_stored=is_stored)
     return AskedResponse(
         model=request.model,
         refs=refs,
@@ -203,8 +217,8 @@ def responses_body(
     request: ResponsesRequest,
     ignored: list[str],
     defaults: SamplingDefaults,
-    items: str | list[Item],
-    num_before: int,
+    items: list[Item],
+    context: Context,
     *,
     is_stored: bool,
 ) -> ResponsesBody:
@@ -213,14 +227,17 @@ def responses_body(
     Raises:
         InvalidRequestError: Naming the field that is wrong.
     """
-    tools = Tools(request.tools)
-    chat = _chat(request, tools, items, num_before)
+    tools = Tools(request.tools, runs_hosted=True)
+    plan = _hosted_plan(request, tools, items, context.progress)
+    chat = _chat(request, tools, items, context.num_before, plan, context.progress)
+    spent = 0 if context.progress is None else context.progress.num_output_tokens
+    limit = request.max_output_tokens
     sampling = {
         "temperature": request.temperature,
         "top_p": request.top_p,
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
-        "max_completion_tokens": request.max_output_tokens,
+        "max_completion_tokens": None if limit is None else max(1, limit - spent),
         "response_format": _response_format(request),
         "safety_identifier": request.safety_identifier,
         "user": request.user,
@@ -240,6 +257,42 @@ def responses_body(
         ignored=ignored + tools.left_out,
         spaces=tools.spaces,
         seals_reasoning="reasoning.encrypted_content" in (request.include or ()),
+        hosted=plan,
+    )
+
+
+def _hosted_plan(
+    request: ResponsesRequest, tools: Tools, items: list[Item], progress: Progress | None
+) -> HostedPlan:
+    """What this server runs of the tools of a request; they join `tools.chat`."""
+    if request.background and any(one.named.headers_json != "{}" for one in tools.servers):
+        raise UnsupportedFieldError(
+            "`background` is not supported with `headers` or `authorization` of an MCP server:"
+            " they are kept nowhere.",
+            param="background",
+        )
+    known = known_lists(items)
+    lists = known if progress is None else progress.lists
+    taken = {tool[tool["type"]]["name"] for tool in tools.chat}
+    hosted, chat = hosted_tools(tools.servers, lists, taken)
+    if progress is None or progress.may_call:
+        tools.chat += chat
+    approved = approved_calls(items, hosted)
+    labels = {server.named.label for server in tools.servers}
+    absent = next((call.label for call in approved if call.label not in labels), None)
+    if absent is not None:
+        raise InvalidRequestError(
+            f"Invalid `tools`: a call of the MCP server `{absent[:100]}` is approved, which is not"
+            " among them; give it again.",
+            param="tools",
+        )
+    return HostedPlan(
+        servers=tuple((server.path, server.named) for server in tools.servers),
+        lists_json=dump_json({label: known[label] for label in labels & known.keys()}, "input"),
+        tools=hosted,
+        approved=approved,
+        max_calls=request.max_tool_calls,
+        max_output_tokens=request.max_output_tokens,
     )
 
 
@@ -331,7 +384,12 @@ def conversation_items(items: list[Item]) -> list[Item]:
 
 
 def _chat(
-    request: InputTokensRequest, tools: Tools, items: str | list[Item], num_before: int
+    request: InputTokensRequest,
+    tools: Tools,
+    items: str | list[Item],
+    num_before: int,
+    plan: HostedPlan | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """What both have in common, as the body of a chat."""
     chat: dict[str, Any] = {
@@ -345,14 +403,19 @@ def _chat(
             "reasoning_effort": request.effort,
             "enable_thinking": thinks,
         }
-    choice = chat_tool_choice(request.tool_choice)
+    hosted = EMPTY if plan is None else plan.tools
+    if plan is not None and plan.servers and progress is None:
+        choice = None  # it may name tools that nobody has listed yet
+    else:
+        is_first = progress is None or not progress.num_turns
+        choice = chat_tool_choice(request.tool_choice, hosted, is_first=is_first)
     if tools.chat:
         chat["tools"] = tools.chat
         if choice is not None:
             chat["tool_choice"] = choice
         if request.parallel_tool_calls is not None:
             chat["parallel_tool_calls"] = request.parallel_tool_calls
-    elif choice not in (None, "auto", "none"):
+    elif choice not in (None, "auto", "none") and (progress is None or progress.may_call):
         raise InvalidRequestError(
             "Invalid `tool_choice`: it needs `tools` that this server can call.",
             param="tool_choice",
@@ -412,6 +475,8 @@ def _echo(request: ResponsesRequest, job: GenerationJob, *, is_stored: bool) -> 
 
 
 def _shown_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    if tool.get("type") == "mcp":
+        return shown_server(tool)
     if tool.get("type") != "function":
         return tool
     return {"description": None, "parameters": None, "strict": None, **tool}

@@ -1,4 +1,4 @@
-"""The items of one response as they grow, and what of a chat's events belongs to which."""
+"""The items of one response as they grow."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -6,16 +6,7 @@ from typing import Any, ClassVar, Final
 
 from gateway.http.openresponses.conversation import sealed
 from gateway.http.render.custom_calls import CustomInput
-from gateway.http.render.logprobs import chat_logprobs
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.events import (
-    ContentText,
-    GenerationEvent,
-    ReasoningText,
-    ToolCallArguments,
-    ToolCallStarted,
-)
-from protocol.wire.messages import TokenLogprobs
+from gateway.request.events import ToolCallStarted
 
 Event = dict[str, Any]
 """Of a stream, without its sequence number and the place of its item."""
@@ -27,6 +18,10 @@ class Item(ABC):
 
     Args:
         item_id: Unique within the server.
+
+    Attributes:
+        place: In the output.
+        is_open: Whether something of it comes when the model has said all of it.
     """
 
     prefix: ClassVar[str]
@@ -34,6 +29,8 @@ class Item(ABC):
     def __init__(self, item_id: str) -> None:
         self.id = f"{self.prefix}_{item_id}"
         self.pieces: list[str] = []
+        self.place = 0
+        self.is_open = False
 
     @property
     def text(self) -> str:
@@ -227,59 +224,3 @@ class CustomCallItem(CallItem):
 
 def _summary(text: str) -> dict[str, str]:
     return {"type": "summary_text", "text": text}
-
-
-class ItemMaker:
-    """Makes the items of one response, and finds the text of an event.
-
-    Args:
-        request_id: Of the response, for ids.
-        options: What the answer shows.
-        spaces: See `ResponsesBody`.
-        seals_reasoning: Likewise.
-    """
-
-    def __init__(
-        self,
-        request_id: str,
-        options: AnswerOptions,
-        spaces: dict[str, tuple[str, str]],
-        *,
-        seals_reasoning: bool,
-    ) -> None:
-        self._request_id = request_id
-        self._options = options
-        self._spaces = spaces
-        self._seals_reasoning = seals_reasoning
-        self._num_made = 0
-
-    def next_item(self, event: GenerationEvent, last: Item | None) -> Item | None:
-        """The item that an event begins; None when it belongs to the last one, or to none."""
-        if isinstance(event, ToolCallStarted):
-            kind = CustomCallItem if event.name in self._options.custom_tools else CallItem
-            return kind(self._new_id(), event, self._spaces.get(event.name))
-        if isinstance(event, ContentText) and (event.text or event.logprobs):
-            return None if isinstance(last, MessageItem) else MessageItem(self._new_id())
-        if isinstance(event, ReasoningText) and event.text:
-            if isinstance(last, ReasoningItem):
-                return None
-            return ReasoningItem(self._new_id(), is_sealed=self._seals_reasoning)
-        return None
-
-    def piece(self, event: GenerationEvent) -> tuple[str, list[Any]] | None:
-        """The text that an event adds to its item, with log probabilities where they are told."""
-        if isinstance(event, ContentText) and (event.text or event.logprobs):
-            return event.text, self._logprobs(event.logprobs)
-        if isinstance(event, ReasoningText | ToolCallArguments) and event.text:
-            return event.text, []
-        return None
-
-    def _logprobs(self, tokens: Sequence[TokenLogprobs]) -> list[Any]:
-        if not tokens or self._options.num_top_logprobs is None:
-            return []
-        content: list[Any] = chat_logprobs(tokens, self._options)["content"]
-        return content
-
-    def _new_id(self) -> str:
-        self._num_made += 1
-        return f"{self._request_id}_{self._num_made}"

@@ -7,8 +7,17 @@ from typing import Any, Final
 import orjson
 
 from gateway.http.error_table import ERROR_TABLE
-from gateway.http.openresponses.items import Item, ItemMaker
-from gateway.request.events import ChoiceFinished, GenerationEvent
+from gateway.http.openresponses.events import (
+    HostedCallEnded,
+    HostedCallRunning,
+    ResponseEvent,
+    ToolsListed,
+    TurnOver,
+)
+from gateway.http.openresponses.hosted_items import ListItem
+from gateway.http.openresponses.item_maker import ItemMaker
+from gateway.http.openresponses.items import Item
+from gateway.request.events import ChoiceFinished
 from protocol.errors import PenstockError
 from protocol.wire.messages import Usage
 
@@ -26,15 +35,16 @@ class AlreadyTold:
 
     Args:
         events: In order, all attempts together.
+        has_begun: Whether earlier ones have told that it is in progress.
 
     Attributes:
         has_begun: Whether they have told that it is in progress.
     """
 
-    def __init__(self, events: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, events: Iterable[dict[str, Any]], *, has_begun: bool = False) -> None:
         self._characters: dict[tuple[str, int], int] = {}
         self._num_others = 0
-        self.has_begun = False
+        self.has_begun = has_begun
         for event in events:
             if event["type"] in _BEGINNINGS:
                 self.has_begun |= event["type"] == "response.in_progress"
@@ -118,6 +128,12 @@ class _Response:
         self.items: list[Item] = []
         self.is_cut = False
 
+    def add(self, item: Item) -> Item:
+        """Append an item to the output."""
+        item.place = len(self.items)
+        self.items.append(item)
+        return item
+
     @property
     def status(self) -> str:
         """At its end, when it went well."""
@@ -172,22 +188,45 @@ class ResponseCollector:
         self.final: FinalResponse | None = None
         self._response = _Response(head)
         self._maker = maker
+        self._item: Item | None = None
 
-    def add(self, events: Sequence[GenerationEvent]) -> None:
+    def add(self, events: Sequence[ResponseEvent]) -> None:
         """Take the events of one wake-up."""
-        items = self._response.items
+        response = self._response
         for event in events:
             if isinstance(event, ChoiceFinished):
-                self._response.is_cut = event.finish_reason == "length"
-                for item in items:
+                response.is_cut = event.finish_reason == "length"
+                for item in response.items:
                     list(item.closing())  # takes what was held back
                 continue
-            begun = self._maker.next_item(event, items[-1] if items else None)
+            if isinstance(event, HostedCallEnded):
+                self._maker.call(event.id).ended(event.output, event.error)
+            elif isinstance(event, ToolsListed) and isinstance(self._item, ListItem):
+                self._item.listed(event.tools, event.error)
+            elif isinstance(event, TurnOver):
+                self._item = None
+            begun = self._maker.next_item(event, self._item)
             if begun is not None:
-                items.append(begun)
+                self._item = response.add(begun)
             piece = self._maker.piece(event)
-            if piece is not None:
-                items[-1].delta(*piece)
+            if piece is not None and self._item is not None:
+                self._item.delta(*piece)
+
+    def restore(self, items: Iterable[Item]) -> None:
+        """Go on behind items that an earlier attempt has made."""
+        for item in items:
+            self._response.add(item)
+
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        """The items so far, each as if it were whole."""
+        return [item.as_object("completed") for item in self._response.items]
+
+    def fail(self, error: PenstockError) -> bytes:
+        """What it came to when it failed after something was done that can't be undone."""
+        self._response.is_cut = True
+        self.final = self._response.final("failed", error=error)
+        return self.final.body
 
     def body(self, usage: Usage) -> bytes:
         """The answer as JSON."""
@@ -250,7 +289,7 @@ class ResponseEvents:
             self._tell(told, {"type": f"response.{name}", "response": response})
         return told
 
-    def render(self, events: Sequence[GenerationEvent]) -> list[ToldEvent]:
+    def render(self, events: Sequence[ResponseEvent]) -> list[ToldEvent]:
         """The events of one wake-up, in order."""
         told: list[ToldEvent] = []
         self._begin(told)
@@ -258,6 +297,7 @@ class ResponseEvents:
             if isinstance(event, ChoiceFinished):
                 self._response.is_cut = event.finish_reason == "length"
                 continue
+            self._render_hosted(told, event)
             item = self._maker.next_item(event, self._item)
             if item is not None:
                 self._open(told, item)
@@ -265,8 +305,29 @@ class ResponseEvents:
             if piece is not None and self._item is not None:
                 delta = self._item.delta(*piece)
                 if delta is not None:
-                    self._tell(told, self._placed(delta))
+                    self._tell(told, _placed(delta, self._item))
         return told
+
+    def restore(self, items: Iterable[Item]) -> None:
+        """Go on behind items that an earlier attempt has told."""
+        for item in items:
+            self._response.add(item)
+
+    def _render_hosted(self, told: list[ToldEvent], event: ResponseEvent) -> None:
+        """What the server's own tools do."""
+        if isinstance(event, ToolsListed) and isinstance(self._item, ListItem):
+            self._item.listed(event.tools, event.error)
+            self._close(told, "completed")
+        elif isinstance(event, TurnOver):
+            self._close(told, "completed")
+        elif isinstance(event, HostedCallRunning):
+            self._close(told, "completed")
+            item = self._maker.call(event.id)
+            self._tell(told, _placed(item.running(), item))
+        elif isinstance(event, HostedCallEnded):
+            item = self._maker.call(event.id)
+            self._tell(told, _placed(item.ended(event.output, event.error), item))
+            self._tell_item(told, item, "done", "completed")
 
     def finish(self, usage: Usage) -> list[ToldEvent]:
         """The end of the last item and of the response."""
@@ -274,6 +335,9 @@ class ResponseEvents:
         self._begin_of_end = self._number
         self._begin(told)
         self._close(told, self._response.status)
+        for item in self._response.items:
+            if item.is_open:  # the answer was cut before it could be called
+                self._tell_item(told, item, "done", "incomplete")
         self._last = (self._number, list(told))
         self._end(told, self._response.final(self._response.status, usage))
         return told
@@ -307,30 +371,23 @@ class ResponseEvents:
 
     def _open(self, told: list[ToldEvent], item: Item) -> None:
         self._close(told, "completed")
-        self._item = item
-        self._response.items.append(item)
-        self._tell_item(told, "added", "in_progress")
+        self._item = self._response.add(item)
+        self._tell_item(told, item, "added", "in_progress")
         for event in item.opening():
-            self._tell(told, self._placed(event))
+            self._tell(told, _placed(event, item))
 
     def _close(self, told: list[ToldEvent], status: str) -> None:
-        if self._item is None:
+        item, self._item = self._item, None
+        if item is None:
             return
-        for event in self._item.closing():
-            self._tell(told, self._placed(event))
-        self._tell_item(told, "done", status)
-        self._item = None
+        for event in item.closing():
+            self._tell(told, _placed(event, item))
+        if not item.is_open:
+            self._tell_item(told, item, "done", status)
 
-    def _tell_item(self, told: list[ToldEvent], name: str, status: str) -> None:
-        assert self._item is not None
-        place = len(self._response.items) - 1
-        shown = {"output_index": place, "item": self._item.as_object(status)}
+    def _tell_item(self, told: list[ToldEvent], item: Item, name: str, status: str) -> None:
+        shown = {"output_index": item.place, "item": item.as_object(status)}
         self._tell(told, {"type": f"response.output_item.{name}", **shown})
-
-    def _placed(self, event: dict[str, Any]) -> dict[str, Any]:
-        assert self._item is not None
-        place = len(self._response.items) - 1
-        return {**event, "item_id": self._item.id, "output_index": place}
 
     def _tell(self, told: list[ToldEvent], event: dict[str, Any]) -> None:
         if self._told is not None and not self._told.passes(event):
@@ -353,7 +410,7 @@ class ResponseStreamRenderer:
         """What the response came to; None before `finish` and `fail`."""
         return self._events.final
 
-    def render(self, events: Sequence[GenerationEvent]) -> bytes:
+    def render(self, events: Sequence[ResponseEvent]) -> bytes:
         """The events of one wake-up as one piece of bytes, in order."""
         return b"".join(event.as_sse() for event in self._events.render(events))
 
@@ -364,6 +421,10 @@ class ResponseStreamRenderer:
     def fail(self, error: PenstockError) -> bytes:
         """The end of a stream that had begun when it failed."""
         return b"".join((*(event.as_sse() for event in self._events.fail(error)), DONE))
+
+
+def _placed(event: dict[str, Any], item: Item) -> dict[str, Any]:
+    return {**event, "item_id": item.id, "output_index": item.place}
 
 
 def _error(error: PenstockError) -> dict[str, str]:

@@ -39,7 +39,7 @@ def _events(response: Event) -> Iterator[Event]:
         yield {
             "type": "response.output_item.added",
             "output_index": place,
-            "item": {**item, "status": "in_progress", **_EMPTY.get(item["type"], {})},
+            "item": _begun(item),
         }
         for event in _within(item):
             yield {**event, "item_id": item["id"], "output_index": place}
@@ -47,11 +47,20 @@ def _events(response: Event) -> Iterator[Event]:
     yield {"type": f"response.{response['status']}", "response": response}
 
 
+def _begun(item: Event) -> Event:
+    """An item as it was before anything of it was there."""
+    status = {"status": "in_progress"} if "status" in item else {}
+    return {**item, **status, **_EMPTY.get(item["type"], {})}
+
+
 _EMPTY: dict[str, Event] = {
     "message": {"content": []},
     "reasoning": {"summary": []},
     "function_call": {"arguments": ""},
     "custom_tool_call": {"input": ""},
+    "mcp_list_tools": {"tools": [], "error": None},
+    "mcp_call": {"arguments": "", "output": None, "error": None},
+    "mcp_approval_request": {"arguments": ""},
 }
 
 
@@ -74,6 +83,22 @@ def _within(item: Event) -> Iterator[Event]:
     elif kind == "custom_tool_call":
         yield {"type": "response.custom_tool_call_input.delta", "delta": item["input"]}
         yield {"type": "response.custom_tool_call_input.done", "input": item["input"]}
+    elif kind in ("mcp_list_tools", "mcp_call"):
+        yield from _hosted(item)
+
+
+def _hosted(item: Event) -> Iterator[Event]:
+    end = "completed" if item["error"] is None else "failed"
+    if item["type"] == "mcp_list_tools":
+        yield {"type": "response.mcp_list_tools.in_progress"}
+        yield {"type": f"response.mcp_list_tools.{end}"}
+        return
+    arguments = item["arguments"]
+    yield {"type": "response.mcp_call_arguments.delta", "delta": arguments}
+    yield {"type": "response.mcp_call_arguments.done", "arguments": arguments}
+    if item["status"] != "incomplete":
+        yield {"type": "response.mcp_call.in_progress"}
+        yield {"type": f"response.mcp_call.{end}"}
 
 
 def _text(part: Event, index: int) -> Iterator[Event]:

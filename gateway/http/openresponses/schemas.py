@@ -13,6 +13,7 @@ from gateway.http.schemas.body import (
     validate,
 )
 from gateway.http.schemas.ranges import MAX_MESSAGES, MAX_TOOLS, ranged
+from protocol.wire.sampling_ranges import MAX_INT32
 
 MAX_TEXT_CHARACTERS: Final = 10_485_760
 MAX_METADATA: Final = 16
@@ -26,7 +27,6 @@ HARMLESS_FIELDS: Final[dict[str, str]] = {
     "continuation_id": "names nothing here",
     "cyber": "there is one mode",
     "image": "models here answer in text",
-    "max_tool_calls": "counts tools that run in the server, and none do",
     "prompt_cache_key": "a routing hint; nothing depends on it",
     "prompt_cache_options": "a caching hint; nothing depends on it",
     "prompt_cache_retention": "a caching hint; nothing depends on it",
@@ -180,13 +180,13 @@ class ResponsesRequest(InputTokensRequest):
     top_logprobs: int | None = ranged("top_logprobs")
     include: list[str] | None = None
     metadata: dict[str, str] | None = None
+    max_tool_calls: Annotated[int | None, Field(ge=0, le=MAX_INT32)] = None
     # Harmless, see `HARMLESS_FIELDS`.
     background_options: Any = None
     client_metadata: Any = None
     continuation_id: Any = None
     cyber: Any = None
     image: Any = None
-    max_tool_calls: int | None = None
     prompt_cache_key: str | None = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None

@@ -7,6 +7,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.errors import InvalidRequestError
+from gateway.http.openresponses.hosted import Progress
 from gateway.http.schemas.body import dump_json, load_json_object
 from gateway.storage.records import is_id
 
@@ -21,6 +22,10 @@ _PREFIXES: Final[dict[str, str]] = {
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
     "compaction": "cmp",
+    "mcp_list_tools": "mcpl",
+    "mcp_call": "mcp",
+    "mcp_approval_request": "mcpr",
+    "mcp_approval_response": "mcpa",
 }
 _NAMED: Final = re.compile(r"[a-z]+_([A-Za-z0-9]+)_[A-Za-z0-9_]+")
 
@@ -108,7 +113,11 @@ def joined(arrays: Iterable[bytes]) -> bytes:
 
 
 def framed(
-    body: bytes, items: bytes, references: Mapping[str, bytes], max_item_bytes: int | None
+    body: bytes,
+    items: bytes,
+    references: Mapping[str, bytes],
+    max_item_bytes: int | None,
+    progress: bytes = b"null",
 ) -> bytes:
     """A body with what it goes on from, to be parsed together.
 
@@ -117,10 +126,14 @@ def framed(
         items: What comes before its own input, a JSON array.
         references: JSON of the items that it names, by id.
         max_item_bytes: Beyond it the oldest items are left out; None leaves none out.
+        progress: Of a response whose tools this server runs (`Progress.as_json`).
     """
     named = b",".join(orjson.dumps(name) + b":" + item for name, item in references.items())
     most = b"null" if max_item_bytes is None else b"%d" % max_item_bytes
-    context = b'{"items":%b,"references":{%b},"most":%b}' % (items, named, most)
+    context = b'{"items":%b,"references":{%b},"most":%b,"progress":%b}' % (
+        *(items, named, most),
+        progress,
+    )
     return len(body).to_bytes(_LENGTH_BYTES, "big") + body + context
 
 
@@ -135,6 +148,7 @@ class Context:
         num_left_out: Items that are left out because they would be too long.
         num_bytes: Of all items that are left, as JSON.
         num_before: Items before the request's own; negative where some of those are left out.
+        progress: Of a response whose tools this server runs; None before it has begun.
     """
 
     def __init__(self, body: bytes, context: bytes = b"") -> None:
@@ -146,6 +160,8 @@ class Context:
         self._items: list[Item] = value.get("items", [])
         self._references: dict[str, Item] = value.get("references", {})
         self._most: int | None = value.get("most")
+        progress = value.get("progress")
+        self.progress = None if progress is None else Progress(**progress)
 
     @classmethod
     def of_frame(cls, frame: bytes) -> "Context":

@@ -24,9 +24,11 @@ from gateway.http.access import (
     tenant_of,
 )
 from gateway.http.answering import UnstoredShape, answer, check_model, count_tokens
-from gateway.http.background_responses import BackgroundResponses, BackgroundTask, begun, encoded
+from gateway.http.background_responses import BackgroundResponses, begun
+from gateway.http.background_task import BackgroundTask, encoded
 from gateway.http.error_table import UPGRADE_REQUIRED, error_body, limit_headers
 from gateway.http.event_log import STREAM_HEADERS, EventLogResponse
+from gateway.http.hosted_answering import answer_hosted
 from gateway.http.ignored_fields import ignored_headers
 from gateway.http.openresponses.convert import NO_STORE, AskedResponse, CompactBody
 from gateway.http.openresponses.render import DONE
@@ -116,6 +118,8 @@ async def _answer(
     request: HttpRequest, asked: AskedResponse, turn: StoredTurn, context: ReadContext
 ) -> Response:
     """Answer while the client waits; without the oldest items where it allows that."""
+    if body_of(asked).hosted.servers:
+        return await answer_hosted(request, asked, turn, context)
     while True:
         shape = ResponseShape(asked, turn, parts_of(request).wall_clock)
         try:
@@ -149,6 +153,8 @@ async def _enqueue(
             " response is made.",
             param="background",
         )
+    for path, named in body.hosted.servers:
+        parts.tool_servers.find(named, path)
     task = BackgroundTask(
         asked,
         caller.key_digest,
@@ -156,7 +162,7 @@ async def _enqueue(
         caller.trace_id,
         caller.end_user,
         created,
-        context if asked.truncates else None,
+        context if asked.truncates or body.hosted.servers else None,
     )
     queued, events = begun(turn.response_id, asked, created, parts.wall_clock)
     response = as_stored(turn.response_id, asked, created, queued)

@@ -10,8 +10,9 @@ import pytest
 from auth_worker.errors import OutboundError
 from auth_worker.outbound.exchange import Exchanger
 from auth_worker.outbound.lookup import Lookup
-from auth_worker.outbound.targets import TargetGuard, is_internal, target_of
+from auth_worker.outbound.targets import TargetGuard, target_of
 from auth_worker.principals.key_rules import networks_of
+from protocol.runtime.addresses import is_internal
 from tests.fakes.http_target import http_target
 
 NAMED = "https://hooks.example/"

@@ -9,7 +9,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from gateway.errors import InvalidRequestError, WorkerLostError
-from gateway.http.openresponses.items import ItemMaker
+from gateway.http.openresponses.item_maker import ItemMaker
 from gateway.http.openresponses.render import (
     ResponseCollector,
     ResponseHead,
@@ -50,7 +50,7 @@ EVENTS: list[GenerationEvent] = [
 
 
 def maker(options: AnswerOptions = OPTIONS, *, seals: bool = False) -> ItemMaker:
-    return ItemMaker("r", options, {"files__f": ("files", "f")}, seals_reasoning=seals)
+    return ItemMaker("r", options, {"files__f": ("files", "f")}, seals_reasoning=seals, hosted={})
 
 
 def whole(*events: GenerationEvent, **options: Any) -> dict[str, Any]:

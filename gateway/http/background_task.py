@@ -1,0 +1,51 @@
+"""What a background response is made from, as the store keeps it."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.http.openresponses.convert import AskedResponse
+from gateway.http.stored_turns import ReadContext
+from gateway.request.caller import Caller
+from protocol.wire import codec
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundTask:
+    """What a job has to know; written to the store as it stands.
+
+    Attributes:
+        asked: With its body.
+        key_digest: SHA-256 of the caller's key; None without one.
+        created: Unix seconds.
+        context: For a request that is parsed again: because its oldest items may be left out, or
+            because this server runs its tools. None for any other.
+    """
+
+    asked: AskedResponse
+    key_digest: bytes | None
+    address: str
+    trace_id: str
+    end_user: str
+    created: int
+    context: ReadContext | None
+
+    def caller(self) -> Caller:
+        """Who asked."""
+        return Caller(self.key_digest, self.address, self.trace_id, end_user=self.end_user)
+
+
+_decoder: Final[codec.Decoder[BackgroundTask]] = codec.Decoder(BackgroundTask)
+
+
+def encoded(task: BackgroundTask) -> bytes:
+    """A task for the store."""
+    return codec.encode_value(task)
+
+
+def decoded(task: bytes) -> BackgroundTask:
+    """A task of the store.
+
+    Raises:
+        DecodeError: It is none.
+    """
+    return _decoder.decode(task)

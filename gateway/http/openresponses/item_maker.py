@@ -1,0 +1,110 @@
+"""What of a response's events belongs to which item, and the items that they begin."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gateway.http.openresponses.events import ApprovedCallBegun, ResponseEvent, ToolsListing
+from gateway.http.openresponses.hosted import HostedTool
+from gateway.http.openresponses.hosted_items import ApprovalItem, HostedCallItem, ListItem
+from gateway.http.openresponses.items import (
+    CallItem,
+    CustomCallItem,
+    Item,
+    MessageItem,
+    ReasoningItem,
+)
+from gateway.http.render.logprobs import chat_logprobs
+from gateway.request.answer_options import AnswerOptions
+from gateway.request.events import (
+    ContentText,
+    ReasoningText,
+    ToolCallArguments,
+    ToolCallStarted,
+)
+from protocol.wire.messages import TokenLogprobs
+
+
+class ItemMaker:
+    """Makes the items of one response, and finds the text of an event.
+
+    Args:
+        request_id: Of the response, for ids.
+        options: What the answer shows.
+        spaces: See `ResponsesBody`.
+        seals_reasoning: Likewise.
+        hosted: Tools that this server runs, by the names that the model sees; those of servers that
+            are listed later are added by whoever lists them.
+        num_made: Items that an earlier attempt has made.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        options: AnswerOptions,
+        spaces: dict[str, tuple[str, str]],
+        *,
+        seals_reasoning: bool,
+        hosted: Mapping[str, HostedTool],
+        num_made: int = 0,
+    ) -> None:
+        self._request_id = request_id
+        self._options = options
+        self._spaces = spaces
+        self._seals_reasoning = seals_reasoning
+        self._hosted = hosted
+        self._num_made = num_made
+        self._calls: dict[str, HostedCallItem] = {}
+
+    def next_item(self, event: ResponseEvent, last: Item | None) -> Item | None:
+        """The item that an event begins; None when it belongs to the last one, or to none."""
+        if isinstance(event, ToolsListing):
+            return ListItem(self._new_id(), event.label)
+        if isinstance(event, ApprovedCallBegun):
+            tool = HostedTool(event.label, event.name)
+            return self.know(
+                event.id, HostedCallItem(self._new_id(), tool, event.approval_request_id)
+            )
+        if isinstance(event, ToolCallStarted) and event.name in self._hosted:
+            tool = self._hosted[event.name]
+            if tool.needs_approval:
+                return ApprovalItem(self._new_id(), tool)
+            return self.know(event.id, HostedCallItem(self._new_id(), tool))
+        if isinstance(event, ToolCallStarted):
+            kind = CustomCallItem if event.name in self._options.custom_tools else CallItem
+            return kind(self._new_id(), event, self._spaces.get(event.name))
+        if isinstance(event, ContentText) and (event.text or event.logprobs):
+            return None if isinstance(last, MessageItem) else MessageItem(self._new_id())
+        if isinstance(event, ReasoningText) and event.text:
+            if isinstance(last, ReasoningItem):
+                return None
+            return ReasoningItem(self._new_id(), is_sealed=self._seals_reasoning)
+        return None
+
+    def piece(self, event: ResponseEvent) -> tuple[str, list[Any]] | None:
+        """The text that an event adds to its item, with log probabilities where they are told."""
+        if isinstance(event, ContentText) and (event.text or event.logprobs):
+            return event.text, self._logprobs(event.logprobs)
+        if isinstance(event, ReasoningText | ToolCallArguments) and event.text:
+            return event.text, []
+        if isinstance(event, ApprovedCallBegun):
+            return event.arguments, []
+        return None
+
+    def know(self, call_id: str, item: HostedCallItem) -> HostedCallItem:
+        """An item is that of a call."""
+        self._calls[call_id] = item
+        return item
+
+    def call(self, call_id: str) -> HostedCallItem:
+        """The item of a call."""
+        return self._calls[call_id]
+
+    def _logprobs(self, tokens: Sequence[TokenLogprobs]) -> list[Any]:
+        if not tokens or self._options.num_top_logprobs is None:
+            return []
+        content: list[Any] = chat_logprobs(tokens, self._options)["content"]
+        return content
+
+    def _new_id(self) -> str:
+        self._num_made += 1
+        return f"{self._request_id}_{self._num_made}"

@@ -1,0 +1,38 @@
+"""Which addresses are those of the public Internet, for processes that connect where others say."""
+
+import ipaddress
+from typing import Final
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_IPV4_WITHIN: Final = (
+    ipaddress.IPv6Network("64:ff9b::/96"),  # NAT64, RFC 6052
+    ipaddress.IPv6Network("::/96"),  # IPv4-compatible, RFC 4291 §2.5.5.1
+)
+_SITE_LOCAL: Final = ipaddress.IPv6Network("fec0::/10")
+_6TO4: Final = ipaddress.IPv6Network("2002::/16")
+_TEREDO: Final = ipaddress.IPv6Network("2001::/32")
+
+
+def is_internal(address: Address) -> bool:
+    """Whether an address isn't one of the public Internet.
+
+    IPv4 within IPv6 counts as what it is.
+    """
+    address = unwrapped(address)
+    return not address.is_global or address.is_multicast or address in _SITE_LOCAL
+
+
+def unwrapped(address: Address) -> Address:
+    """The IPv4 address within an IPv6 one, where a gateway on the way would unpack it."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    if any(address in network for network in _IPV4_WITHIN) and int(address) > 1:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    if address in _6TO4 and address.sixtofour is not None:
+        return address.sixtofour
+    if address in _TEREDO and address.teredo is not None:
+        return address.teredo[1]
+    return address

@@ -1,0 +1,628 @@
+"""Responses whose tools this server runs: MCP servers that are real processes, and its own tools."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final
+from unittest.mock import ANY
+
+import orjson
+import pytest
+from openai.types.responses import Response, ResponseStreamEvent
+from pydantic import TypeAdapter
+from websockets.asyncio.client import ClientConnection, connect
+
+from protocol.errors import ErrorCode
+from protocol.wire.messages import Authorize, Generate, Prepare
+from tests.fakes.fake_workers import FakeAuth, FakeEngine
+from tests.fakes.mcp_server import FakeMcpServer, mcp_server
+from tests.fakes.running_gateway import RunningGateway, named_events_of, running_gateway
+
+EVENT: Final[TypeAdapter[Any]] = TypeAdapter(ResponseStreamEvent)
+CALL: Final = ("<call:calc__add>", '{"a": 2, ', '"b": 3}')
+SUM: Final = ("It is ", "5.")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FakeMcpServer]:
+    with mcp_server() as found:
+        yield found
+
+
+class House:
+    """A gateway with scripted workers, and an MCP server."""
+
+    def __init__(
+        self, gateway: RunningGateway, auth: FakeAuth, engine: FakeEngine, server: FakeMcpServer
+    ) -> None:
+        self.gateway = gateway
+        self.auth = auth
+        self.engine = engine
+        self.server = server
+
+    def tool(self, **fields: Any) -> dict[str, Any]:
+        return {"type": "mcp", "server_label": "calc", "require_approval": "never", **fields}
+
+    async def post(self, *, status: int = 200, **fields: Any) -> dict[str, Any]:
+        body = {"model": "demo", "input": "2 + 3?", "tools": [self.tool()], **fields}
+        answer = await self.gateway.client.post("/v1/responses", json=body)
+        assert answer.status_code == status, answer.text
+        found: dict[str, Any] = answer.json()
+        if status == 200:
+            Response.model_validate(found, strict=True)
+        return found
+
+    async def stream(self, **fields: Any) -> list[dict[str, Any]]:
+        body = {"model": "demo", "input": "2 + 3?", "tools": [self.tool()], "stream": True}
+        answer = await self.gateway.client.post("/v1/responses", json={**body, **fields})
+        assert answer.status_code == 200, answer.text
+        *events, done = named_events_of(answer.text)
+        assert done == "[DONE]"
+        for event in events:
+            EVENT.validate_python(event)
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        return events
+
+    def messages(self, number: int) -> list[dict[str, Any]]:
+        """What a turn of the model has read."""
+        prepare: Prepare = self.engine.of(Prepare)[number]
+        found: list[dict[str, Any]] = orjson.loads(prepare.messages_json or "[]")
+        return found
+
+    def tools(self, number: int) -> list[str]:
+        """What a turn of the model may call."""
+        prepare: Prepare = self.engine.of(Prepare)[number]
+        tools = orjson.loads(prepare.tools_json or "[]")
+        return [tool["function"]["name"] for tool in tools]
+
+
+def listing(server: FakeMcpServer, **paths: str) -> tuple[str, ...]:
+    return tuple(f"{label}={server.url(path)}" for label, path in paths.items())
+
+
+@asynccontextmanager
+async def opened(
+    socket_dir: Path, server: FakeMcpServer, tool_timeout_s: float = 30.0
+) -> AsyncIterator[House]:
+    listed = listing(
+        server,
+        calc="/modern/json",
+        old="/legacy/sse",
+        broken="/modern/json/garbage",
+        slow="/modern/json/hangs",
+        later="/modern/json/hangs_later",
+        many="/modern/json/many",
+        away="/modern/json/redirects?http://127.0.0.1:1/mcp",
+    )
+    async with running_gateway(
+        socket_dir, mcp_servers=listed, tool_timeout_s=tool_timeout_s
+    ) as gateway:
+        auth = await gateway.auth()
+        await gateway.parser()
+        engine = await gateway.engine(text=SUM, tool_format="hermes")
+        yield House(gateway, auth, engine, server)
+
+
+@pytest.fixture
+async def house(socket_dir: Path, server: FakeMcpServer) -> AsyncIterator[House]:
+    async with opened(socket_dir, server) as house:
+        yield house
+
+
+@pytest.fixture
+async def hasty(socket_dir: Path, server: FakeMcpServer) -> AsyncIterator[House]:
+    """A house whose tools have three seconds."""
+    async with opened(socket_dir, server, tool_timeout_s=3.0) as house:
+        yield house
+
+
+def kinds(response: dict[str, Any]) -> list[str]:
+    return [item["type"] for item in response["output"]]
+
+
+@pytest.mark.parametrize("label", ["calc", "old"])
+async def test_a_call_is_made_and_its_result_is_answered(house: House, label: str) -> None:
+    house.engine.script = [(f"<call:{label}__add>", *CALL[1:])]
+    found = await house.post(tools=[house.tool(server_label=label)])
+    assert kinds(found) == ["mcp_list_tools", "mcp_call", "message"]
+    listed, call, message = found["output"]
+    assert [tool["name"] for tool in listed["tools"]] == ["add", "fail", "secret"]
+    assert listed["tools"][0]["input_schema"]["required"] == ["a", "b"]
+    assert (call["name"], call["server_label"], call["output"]) == ("add", label, "5")
+    assert json.loads(call["arguments"]) == {"a": 2, "b": 3}
+    assert (call["status"], call["error"]) == ("completed", None)
+    assert message["content"][0]["text"] == "It is 5."
+    assert found["status"] == "completed"
+    # The second turn has read the call and its result.
+    *_, asked, told = house.messages(1)
+    assert asked["tool_calls"][0]["function"]["name"] == f"{label}__add"
+    assert (told["role"], told["content"]) == ("tool", "5")
+    assert told["tool_call_id"] == asked["tool_calls"][0]["id"]
+
+
+async def test_each_turn_is_a_request_and_their_usage_is_added_up(house: House) -> None:
+    house.engine.script = [CALL]
+    found = await house.post()
+    usage = found["usage"]
+    assert (usage["input_tokens"], usage["output_tokens"]) == (10, 5)
+    await house.gateway.until(lambda: len(house.auth.settled()) == 2)
+    ids = [one.request_id for one in house.engine.of(Generate)]
+    assert len(set(ids)) == 2
+    asked = [(one.endpoint, one.scope) for one in house.auth.of(Authorize)]
+    assert asked.count(("/v1/responses", "responses")) >= 2
+    # A list and a call.
+    assert asked.count(("/v1/tools/execute", "tools.execute")) == 2
+    seeds = [one.sampling.seed for one in house.engine.of(Generate)]
+    assert seeds[1] == (seeds[0] + 1) & (2**63 - 1)
+
+
+async def test_the_events_of_a_stream_come_in_order(house: House) -> None:
+    house.engine.script = [CALL]
+    events = await house.stream()
+    told = [event["type"].removeprefix("response.") for event in events]
+    # How many deltas a text comes in is nobody's promise.
+    assert [one for one, _ in groupby(told)] == [
+        *("created", "in_progress"),
+        *("output_item.added", "mcp_list_tools.in_progress", "mcp_list_tools.completed"),
+        "output_item.done",
+        *("output_item.added", "mcp_call_arguments.delta"),
+        *("mcp_call_arguments.done", "mcp_call.in_progress", "mcp_call.completed"),
+        "output_item.done",
+        *("output_item.added", "content_part.added"),
+        *("output_text.delta", "output_text.done", "content_part.done"),
+        *("output_item.done", "completed"),
+    ]
+    done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    assert events[-1]["response"]["output"] == done
+    assert done[1]["output"] == "5"
+    added = [event for event in events if event["type"] == "response.output_item.added"]
+    assert [event["output_index"] for event in added] == [0, 1, 2]
+    assert (added[1]["item"]["arguments"], added[1]["item"]["status"]) == ("", "in_progress")
+    calls = [event for event in events if "mcp_call" in event["type"]]
+    assert {event["item_id"] for event in calls} == {done[1]["id"]}
+    client, path = house.gateway.client, f"/v1/responses/{events[-1]['response']['id']}"
+    assert (await client.get(path)).json() == events[-1]["response"]
+    # Told again from the store, it is the same.
+    *again, _ = named_events_of((await client.get(path, params={"stream": "true"})).text)
+    assert [one for one, _ in groupby(event["type"] for event in again)] == [
+        one for one, _ in groupby(event["type"] for event in events)
+    ]
+    again_added = [event for event in again if event["type"] == "response.output_item.added"]
+    assert again_added == [{**event, "sequence_number": ANY} for event in added]
+
+
+async def test_several_calls_of_a_turn_are_made_one_after_another(house: House) -> None:
+    house.engine.script = [
+        ("<call:calc__add>", '{"a": 1, "b": 1}', "<call:calc__fail>", "{}", "<call:f>", "{}")
+    ]
+    function = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+    events = await house.stream(tools=[house.tool(), function])
+    found = events[-1]["response"]
+    # The last one is the client's to make, so the response ends with it.
+    assert kinds(found) == ["mcp_list_tools", "mcp_call", "mcp_call", "function_call"]
+    _, first, second, _ = found["output"]
+    assert (first["output"], second["output"]) == ("2", None)
+    assert second["status"] == "failed"
+    assert second["error"] == {
+        "type": "mcp_tool_execution_error",
+        "content": [{"type": "text", "text": "it broke"}],
+    }
+    running = [event for event in events if event["type"].startswith("response.mcp_call.")]
+    assert [event["type"].rsplit(".")[-1] for event in running] == [
+        *("in_progress", "completed", "in_progress", "failed"),
+    ]
+    assert [event["output_index"] for event in running] == [1, 1, 2, 2]
+    assert len(house.engine.of(Generate)) == 1
+
+
+async def test_lists_are_not_asked_for_again_and_calls_are_read_later(house: House) -> None:
+    house.engine.script = [CALL]
+    first = await house.post()
+    num_lists = len(house.server.asked("tools/list"))
+    second = await house.post(input="And now?", previous_response_id=first["id"])
+    assert kinds(second) == ["message"]
+    assert len(house.server.asked("tools/list")) == num_lists
+    assert house.tools(2) == ["calc__add", "calc__fail", "calc__secret"]
+    roles = [message["role"] for message in house.messages(2)]
+    assert roles == ["user", "assistant", "tool", "assistant", "user"]
+    # Sent back instead of named, it is the same.
+    items = [{"role": "user", "content": "2 + 3?"}, *first["output"]]
+    await house.post(input=[*items, {"role": "user", "content": "And now?"}], store=False)
+    assert house.messages(3) == house.messages(2)
+
+
+async def test_a_call_waits_for_its_approval(house: House) -> None:
+    house.engine.script = [CALL]
+    num_calls = len(house.server.asked("tools/call"))
+    first = await house.post(tools=[house.tool(require_approval="always")])
+    assert kinds(first) == ["mcp_list_tools", "mcp_approval_request"]
+    asked = first["output"][1]
+    assert (asked["name"], json.loads(asked["arguments"])) == ("add", {"a": 2, "b": 3})
+    assert len(house.server.asked("tools/call")) == num_calls
+    answer = {
+        "type": "mcp_approval_response",
+        "approval_request_id": asked["id"],
+        "approve": True,
+    }
+    second = await house.post(
+        tools=[house.tool(require_approval="always")],
+        input=[answer],
+        previous_response_id=first["id"],
+    )
+    assert kinds(second) == ["mcp_call", "message"]
+    call = second["output"][0]
+    assert (call["output"], call["approval_request_id"]) == ("5", asked["id"])
+    # It was made; going on from there doesn't make it again.
+    third = await house.post(input="Thanks", previous_response_id=second["id"])
+    assert kinds(third) == ["message"]
+    assert len(house.server.asked("tools/call")) == num_calls + 1
+
+
+async def test_a_call_that_is_not_approved_is_not_made(house: House) -> None:
+    house.engine.script = [CALL]
+    tools = [house.tool(require_approval="always")]
+    first = await house.post(tools=tools)
+    num_calls = len(house.server.asked("tools/call"))
+    answer = {
+        "type": "mcp_approval_response",
+        "approval_request_id": first["output"][1]["id"],
+        "approve": False,
+    }
+    second = await house.post(tools=tools, input=[answer], previous_response_id=first["id"])
+    assert kinds(second) == ["message"]
+    assert "not approve" in house.messages(1)[-1]["content"]
+    assert len(house.server.asked("tools/call")) == num_calls
+    wrong = {**answer, "approval_request_id": "mcpr_nothing"}
+    error = await house.post(status=400, input=[wrong], tools=tools)
+    assert "mcp_approval_request" in error["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("approval", "kind"),
+    [
+        ({"never": {"tool_names": ["add"]}}, "mcp_call"),
+        ({"never": {"read_only": True}}, "mcp_call"),
+        ({"never": {"tool_names": ["fail"]}}, "mcp_approval_request"),
+        ({"always": {"tool_names": ["add"]}, "never": {"read_only": True}}, "mcp_approval_request"),
+        (None, "mcp_approval_request"),
+    ],
+)
+async def test_approvals_go_by_tool(house: House, approval: Any, kind: str) -> None:
+    house.engine.script = [CALL]
+    found = await house.post(tools=[house.tool(require_approval=approval)])
+    assert kinds(found)[1] == kind
+
+
+async def test_only_allowed_tools_are_shown_to_the_model(house: House) -> None:
+    await house.post(tools=[house.tool(allowed_tools=["add"])])
+    assert house.tools(0) == ["calc__add"]
+    await house.post(tools=[house.tool(allowed_tools={"read_only": True})])
+    assert house.tools(1) == ["calc__add"]
+    choice = {
+        "type": "allowed_tools",
+        "mode": "auto",
+        "tools": [{"type": "mcp", "server_label": "calc", "name": "fail"}],
+    }
+    await house.post(tool_choice=choice)
+    assert house.tools(2) == ["calc__fail"]
+
+
+async def test_a_forced_call_is_forced_once(house: House) -> None:
+    house.engine.script = [CALL]
+    choice = {"type": "mcp", "server_label": "calc", "name": "add"}
+    found = await house.post(tool_choice=choice)
+    assert kinds(found) == ["mcp_list_tools", "mcp_call", "message"]
+    assert found["tool_choice"] == choice
+    error = await house.post(status=400, tool_choice={**choice, "name": "nothing"})
+    assert error["error"]["param"] == "tool_choice"
+
+
+async def test_calls_are_bounded_and_then_the_model_has_no_tools(house: House) -> None:
+    house.engine.script = [("<call:calc__add>", '{"a": 1, "b": 1}', *CALL)]
+    found = await house.post(max_tool_calls=1)
+    assert kinds(found) == ["mcp_list_tools", "mcp_call", "mcp_call", "message"]
+    _, first, second, _ = found["output"]
+    assert (first["output"], second["status"]) == ("2", "failed")
+    assert "1 calls" in second["error"]["message"]
+    assert house.tools(1) == []
+    assert found["max_tool_calls"] == 1
+
+
+async def test_output_tokens_are_those_of_all_turns(house: House) -> None:
+    house.engine.script = [CALL]
+    found = await house.post(max_output_tokens=3)
+    # The first turn has used them up: the call is made, and nothing is said of it.
+    assert kinds(found) == ["mcp_list_tools", "mcp_call"]
+    assert (found["status"], found["incomplete_details"]) == (
+        "incomplete",
+        {"reason": "max_output_tokens"},
+    )
+    house.engine.script = [CALL]
+    await house.post(max_output_tokens=100)
+    assert house.engine.of(Generate)[-1].sampling.max_tokens == 97
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("broken", "no JSON-RPC response"),
+        ("slow", "PENSTOCK_TOOL_TIMEOUT_S"),
+        ("many", "allowed_tools"),
+        ("away", "PENSTOCK_MCP_SERVERS"),
+    ],
+)
+async def test_a_server_that_lists_nothing_good_costs_its_tools_only(
+    hasty: House, label: str, words: str
+) -> None:
+    events = await hasty.stream(tools=[hasty.tool(server_label=label), hasty.tool()])
+    found = events[-1]["response"]
+    assert kinds(found) == ["mcp_list_tools", "mcp_list_tools", "message"]
+    assert words in found["output"][0]["error"]
+    assert found["output"][0]["tools"] == []
+    assert "response.mcp_list_tools.failed" in [event["type"] for event in events]
+    assert hasty.tools(0) == ["calc__add", "calc__fail", "calc__secret"]
+
+
+async def test_a_call_that_hangs_ends_in_time(hasty: House) -> None:
+    hasty.engine.script = [("<call:later__add>", *CALL[1:])]
+    found = await hasty.post(tools=[hasty.tool(server_label="later")])
+    assert kinds(found) == ["mcp_list_tools", "mcp_call", "message"]
+    assert found["output"][1]["error"]["code"] == 504
+    assert hasty.messages(1)[-1]["content"].startswith("Error: ")
+
+
+async def test_arguments_that_are_none_are_an_error_of_the_call(house: House) -> None:
+    house.engine.script = [("<call:calc__add>", "[1, 2")]
+    found = await house.post()
+    assert found["output"][1]["error"]["code"] == -32602
+
+
+async def test_what_the_client_gives_for_a_server_is_told_nobody_else(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.engine.script = [("<call:calc__secret>", "{}")]
+    given = house.tool(authorization="token-of-the-client", headers={"X-Team": "team-of-a-client"})
+    found = await house.post(tools=[given])
+    assert found["output"][1]["output"] == "you sent ***"
+    stored = await house.gateway.client.get(f"/v1/responses/{found['id']}")
+    told = json.dumps(found) + stored.text + caplog.text
+    assert "token-of-the-client" not in told
+    assert "team-of-a-client" not in told
+    headers = house.server.asked("tools/call")[-1]["headers"]
+    assert headers["authorization"] == "Bearer token-of-the-client"
+    assert headers["x-team"] == "team-of-a-client"
+    data = house.gateway.directory / "data"
+    files = [path for path in data.rglob("*") if path.is_file()]
+    assert files
+    assert not any(b"token-of-the-client" in path.read_bytes() for path in files)
+    prompts = json.dumps([house.messages(number) for number in (0, 1)])
+    assert "token-of-the-client" not in prompts
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"server_label": "unknown"}, "tools[0].server_label"),
+        ({"server_url": "http://127.0.0.1:1/mcp"}, "tools[0].server_url"),
+        ({"server_url": "http://169.254.169.254/latest"}, "tools[0].server_url"),
+        ({"server_label": 7}, "tools[0].server_label"),
+        ({"connector_id": "connector_gmail"}, "tools[0].connector_id"),
+        ({"headers": {"Host": "other"}}, "tools[0].headers"),
+        ({"headers": {"A": "b\r\nC: d"}}, "tools[0].headers"),
+        ({"authorization": "a b"}, "tools[0].authorization"),
+        ({"require_approval": "sometimes"}, "tools[0].require_approval"),
+        ({"allowed_tools": {"names": []}}, "tools[0].allowed_tools"),
+    ],
+)
+async def test_what_may_not_be_is_a_400_that_names_the_field(
+    house: House, fields: dict[str, Any], param: str
+) -> None:
+    error = await house.post(status=400, tools=[house.tool(**fields)])
+    assert error["error"]["param"] == param
+    assert "a b" not in error["error"]["message"]
+    assert not house.engine.of(Generate)
+
+
+async def test_a_url_that_is_listed_goes_under_the_clients_label(house: House) -> None:
+    house.engine.script = [("<call:mine__add>", *CALL[1:])]
+    url = house.server.url("/modern/json")
+    found = await house.post(tools=[house.tool(server_label="mine", server_url=url)])
+    assert found["output"][1]["server_label"] == "mine"
+    assert found["output"][1]["output"] == "5"
+    assert found["tools"][0]["server_url"] == url
+
+
+async def test_a_key_that_may_use_no_tools_gets_none(house: House) -> None:
+    house.auth.denied_endpoints = ("/v1/tools/execute",)
+    error = await house.post(status=403)
+    assert error["error"]["code"] == "permission_denied"
+    assert not house.engine.of(Generate)
+
+
+async def test_a_failure_after_a_call_is_told_with_the_call(house: House) -> None:
+    house.engine.script = [CALL]
+    house.engine.fails_after_script = ErrorCode.INTERNAL_ERROR
+    found = await house.post()
+    assert (found["status"], kinds(found)) == ("failed", ["mcp_list_tools", "mcp_call"])
+    assert found["output"][1]["output"] == "5"
+    stored = (await house.gateway.client.get(f"/v1/responses/{found['id']}")).json()
+    assert stored == found
+
+
+async def test_a_client_that_leaves_ends_the_call(house: House) -> None:
+    house.engine.script = [("<call:later__add>", *CALL[1:])]
+    body = {
+        "model": "demo",
+        "input": "hi",
+        "stream": True,
+        "tools": [house.tool(server_label="later")],
+    }
+    async with house.gateway.client.stream("POST", "/v1/responses", json=body) as stream:
+        async for line in stream.aiter_lines():
+            if "response.mcp_call.in_progress" in line:
+                break
+    parts = house.gateway.application
+    await house.gateway.until(lambda: not len(parts.sessions))
+    assert len(house.engine.of(Generate)) == 1
+
+
+async def test_a_connection_goes_on_with_calls(house: House) -> None:
+    url = f"ws://127.0.0.1:{house.gateway.client.base_url.port}/v1/responses"
+    house.engine.script = [CALL]
+    async with connect(url, proxy=None) as socket:
+        first = await turn(socket, tools=[house.tool()], store=False)
+        assert kinds(first) == ["mcp_list_tools", "mcp_call", "message"]
+        assert first["output"][1]["output"] == "5"
+        previous = {"previous_response_id": first["id"], "store": False}
+        second = await turn(socket, tools=[house.tool()], **previous)
+        assert kinds(second) == ["message"]
+        assert [one["role"] for one in house.messages(2)] == [
+            *("user", "assistant", "tool", "assistant", "user"),
+        ]
+
+
+async def turn(socket: ClientConnection, **fields: Any) -> dict[str, Any]:
+    body = {"type": "response.create", "model": "demo", "input": "hi", **fields}
+    await socket.send(json.dumps(body))
+    async with asyncio.timeout(20):
+        while True:
+            event = json.loads(await socket.recv())
+            EVENT.validate_python(event)
+            if event["type"] in ("response.completed", "response.failed"):
+                found: dict[str, Any] = event["response"]
+                return found
+
+
+async def in_background(house: House, **fields: Any) -> str:
+    found = await house.post(background=True, **fields)
+    assert found["status"] == "queued"
+    name: str = found["id"]
+    return name
+
+
+async def told(house: House, name: str, kind: str, times: int = 1) -> list[dict[str, Any]]:
+    """The events in the store, once there is one of a kind."""
+    store = house.gateway.application.store
+    assert store is not None
+    async with asyncio.timeout(20):
+        while True:
+            pieces, _ = await store.jobs.events_after("local", name, -1)
+            events = [event for piece in pieces for event in orjson.loads(piece.body)]
+            if [event["type"] for event in events].count(kind) >= times:
+                return events
+            await asyncio.sleep(0.01)
+
+
+async def ended(house: House, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    client = house.gateway.client
+    answer = await client.get(f"/v1/responses/{name}", params={"stream": "true"})
+    *events, _ = named_events_of(answer.text)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    found = (await client.get(f"/v1/responses/{name}")).json()
+    assert events[-1]["response"] == found
+    return found, events
+
+
+async def test_it_runs_in_the_background_too(house: House) -> None:
+    house.engine.script = [CALL]
+    found, events = await ended(house, await in_background(house))
+    assert kinds(found) == ["mcp_list_tools", "mcp_call", "message"]
+    assert found["output"][1]["output"] == "5"
+    assert found["usage"]["output_tokens"] == 5
+    assert [event["type"] for event in events].count("response.output_item.done") == 3
+    await house.gateway.until(lambda: len(house.auth.settled()) == 2)
+    assert not [one for one in house.auth.settled() if one.is_unused]
+
+
+async def test_a_call_that_was_interrupted_is_not_made_again(
+    socket_dir: Path, server: FakeMcpServer
+) -> None:
+    num_calls = len(server.asked("tools/call"))
+    async with opened(socket_dir, server) as house:
+        house.engine.script = [("<call:later__add>", *CALL[1:])]
+        name = await in_background(house, tools=[house.tool(server_label="later")])
+        before = await told(house, name, "response.mcp_call.in_progress")
+        await house.gateway.application.drain(5.0)
+    async with opened(socket_dir, server) as house:
+        found, events = await ended(house, name)
+        assert events[: len(before)] == before
+        assert kinds(found) == ["mcp_list_tools", "mcp_call", "message"]
+        assert "not made again" in found["output"][1]["error"]["message"]
+        assert json.loads(found["output"][1]["arguments"]) == {"a": 2, "b": 3}
+        assert "Error: " in house.messages(0)[-1]["content"]
+        done = [event["item"] for event in events if event["type"].endswith("item.done")]
+        assert done == found["output"]
+    assert len(server.asked("tools/call")) <= num_calls + 1
+
+
+async def test_a_turn_that_was_interrupted_goes_on_behind_its_calls(
+    socket_dir: Path, server: FakeMcpServer
+) -> None:
+    num_calls = len(server.asked("tools/call"))
+    async with opened(socket_dir, server) as house:
+        house.engine.script, house.engine.text = [CALL], None
+        name = await in_background(house)
+        await house.engine.until(lambda: len(house.engine.of(Generate)) == 2)
+        first, second = house.engine.of(Generate)
+        house.engine.emit(second, "It i")
+        before = await told(house, name, "response.output_text.delta")
+        await house.gateway.application.drain(5.0)
+        assert [one.lease_id for one in house.auth.settled() if not one.is_unused] == [
+            first.lease_id
+        ]
+    async with opened(socket_dir, server) as house:
+        house.engine.text = ("It is ", "5.")
+        found, events = await ended(house, name)
+        assert events[: len(before)] == before
+        assert kinds(found) == ["mcp_list_tools", "mcp_call", "message"]
+        text = "".join(event["delta"] for event in events if event["type"].endswith("text.delta"))
+        assert text == found["output"][2]["content"][0]["text"] == "It is 5."
+        # The same seed, and what was begun is booked on the lease that it was begun with.
+        (again,) = house.engine.of(Generate)
+        assert again.sampling.seed == second.sampling.seed
+        await house.gateway.until(lambda: len(house.auth.settled()) >= 2)
+        used = [one.lease_id for one in house.auth.settled() if not one.is_unused]
+        assert used == [second.lease_id]
+    assert len(server.asked("tools/call")) == num_calls + 1
+
+
+async def test_credentials_are_not_kept_for_later(house: House) -> None:
+    tool = house.tool(authorization="token-of-the-client")
+    error = await house.post(status=400, background=True, tools=[tool])
+    assert error["error"]["param"] == "background"
+    error = await house.post(
+        status=400, background=True, tools=[house.tool(server_label="unknown")]
+    )
+    assert error["error"]["param"] == "tools[0].server_label"
+
+
+async def test_tools_of_this_server_have_a_label_of_their_own(
+    socket_dir: Path, plugin: Path
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        auth = await gateway.auth()
+        await gateway.parser()
+        engine = await gateway.engine(text=SUM, tool_format="hermes")
+        with mcp_server() as server:
+            house = House(gateway, auth, engine, server)
+        engine.script = [("<call:penstock__add>", *CALL[1:]), ("<call:penstock__crash>", "{}")]
+        found = await house.post(tools=[house.tool(server_label="penstock")])
+        assert kinds(found) == ["mcp_list_tools", "mcp_call", "mcp_call", "message"]
+        assert found["output"][1]["output"] == "5"
+        assert "process_died" in json.dumps(found["output"][2]["error"])
+        engine.script = [("<call:penstock__add>", '{"a": "x", "b": 1}')]
+        found = await house.post(tools=[house.tool(server_label="penstock")])
+        assert found["output"][1]["error"]["code"] == -32602
+
+
+async def test_a_server_with_nothing_to_run_says_so(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        tool = {"type": "mcp", "server_label": "calc"}
+        body = {"model": "demo", "input": "hi", "tools": [tool]}
+        answer = await gateway.client.post("/v1/responses", json=body)
+        assert answer.status_code == 400
+        assert "PENSTOCK_MCP_SERVERS" in answer.json()["error"]["message"]
