@@ -25,7 +25,15 @@ inline Vector load_scales(const char* from, ScaleType type, int64_t first) {
 }
 
 inline IntVector load_bytes(const char* from) {
-  return __builtin_convertvector(load_as<ByteVector>(from), IntVector);
+  const ByteVector bytes = load_as<ByteVector>(from);
+  // GCC 12 converts them through memory, one by one.
+#if defined(__AVX512F__)
+  return bits_as<IntVector>(_mm512_maskz_cvtepi8_epi32(0xffff, bits_as<__m128i>(bytes)));
+#elif defined(__AVX2__)
+  return bits_as<IntVector>(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bits_as<int64_t>(bytes))));
+#else
+  return __builtin_convertvector(bytes, IntVector);
+#endif
 }
 
 // All sums of a block are whole numbers: it is scaled once, at its end.
@@ -52,7 +60,12 @@ void block_tile(const TileInput& in, float* out) {
       const int32_t* row_sums = in.sums + block * num_groups;
       IntVector whole[kRows][2] = {};
       for (int64_t group = 0; group < num_groups; group++) {
-        IntVector sums[kRows][2] = {};
+        // What the stored zeros would add is taken off at the start.
+        IntVector sums[kRows][2];
+#pragma GCC unroll 16
+        for (int row = 0; row < kRows; row++) {
+          sums[row][0] = sums[row][1] = IntVector{} - row_sums[row * row_groups + group] * kZero;
+        }
         if (kIsFour) {
           for (int64_t word = 0; word < num_words; word++, words += kRowBytes) {
             typename Product::Weight low[2], high[2];
@@ -93,11 +106,10 @@ void block_tile(const TileInput& in, float* out) {
           }
 #pragma GCC unroll 16
           for (int row = 0; row < kRows; row++) {
-            const IntVector sum = sums[row][v] - row_sums[row * row_groups + group] * kZero;
             if (kHasScales) {
-              whole[row][v] += sum * scale;
+              whole[row][v] += sums[row][v] * scale;
             } else {
-              whole[row][v] = sum;  // A block is one group.
+              whole[row][v] = sums[row][v];  // A block is one group.
             }
           }
         }
