@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gguf import GGUFWriter, RopeScalingType
+from gguf import ExpertGatingFuncType, GGUFWriter, RopeScalingType
 
 from tests.fakes.gguf_files import (
     Tensor,
+    deepseek_tensors,
     gemma_tensors,
     gpt2_tensors,
     gpt_oss_tensors,
+    granite_moe_tensors,
+    grouped_moe_tensors,
+    lfm2_moe_tensors,
     lfm2_tensors,
     llama_tensors,
     mixtral_tensors,
@@ -268,8 +272,177 @@ _DENSE = (
     ),
 )
 
+
+def _routed_more(*, dense: int, shared: int, is_sigmoid: bool = True) -> Callable[..., None]:
+    def more(writer: GGUFWriter) -> None:
+        writer.add_expert_shared_count(shared)
+        writer.add_leading_dense_block_count(dense)
+        writer.add_expert_weights_norm(is_sigmoid)
+        writer.add_expert_weights_scale(1.5)
+        kinds = ExpertGatingFuncType
+        writer.add_expert_gating_func(kinds.SIGMOID if is_sigmoid else kinds.SOFTMAX)
+        writer.add_expert_count(6)
+        writer.add_expert_used_count(3)
+
+    return more
+
+
+def _glm4_moe_more(writer: GGUFWriter) -> None:
+    _routed_more(dense=1, shared=2)(writer)
+    writer.add_rope_dimension_count(4)
+
+
+def _ernie_moe_more(writer: GGUFWriter) -> None:
+    writer.add_expert_shared_count(2)
+    writer.add_leading_dense_block_count(1)
+    writer.add_interleave_moe_layer_step(1)
+    writer.add_expert_count(6)
+    writer.add_expert_used_count(3)
+
+
+def _lfm2_moe_more(writer: GGUFWriter) -> None:
+    _lfm2_more(writer)
+    writer.add_leading_dense_block_count(1)
+
+
+def _deepseek_more(*, is_sigmoid: bool) -> Callable[[GGUFWriter], None]:
+    def more(writer: GGUFWriter) -> None:
+        _routed_more(dense=1, shared=2, is_sigmoid=is_sigmoid)(writer)
+        writer.add_head_count_kv(1)
+        writer.add_key_length(12 + 4)
+        writer.add_value_length(12)
+        writer.add_key_length_mla(10)
+        writer.add_value_length_mla(8)
+        writer.add_kv_lora_rank(12)
+        writer.add_rope_dimension_count(4)
+        if is_sigmoid:
+            writer.add_q_lora_rank(14)
+            writer.add_expert_group_count(2)
+            writer.add_expert_group_used_count(1)
+            writer.add_rope_scaling_type(RopeScalingType.YARN)
+            writer.add_rope_scaling_factor(4.0)
+            writer.add_rope_scaling_orig_ctx_len(16)
+            writer.add_rope_scaling_yarn_log_mul(0.1)
+
+    return more
+
+
+_ROUTED = {
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 12,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+    "num_hidden_layers": 3,
+}
+_MLA = {
+    "q_lora_rank": None,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+}
+_WITH_EXPERTS = (
+    GgufCase(
+        "glm4moe",
+        _config(
+            "Glm4MoeForCausalLM",
+            "glm4_moe",
+            **_ROUTED,
+            norm_topk_prob=True,
+            head_dim=8,
+            partial_rotary_factor=0.5,
+            use_qk_norm=True,
+            attention_bias=True,
+        ),
+        grouped_moe_tensors,
+        _glm4_moe_more,
+    ),
+    GgufCase(
+        "ernie4_5-moe",
+        _config(
+            "Ernie4_5_MoeForCausalLM",
+            "ernie4_5_moe",
+            num_hidden_layers=3,
+            moe_num_experts=6,
+            moe_k=3,
+            moe_intermediate_size=12,
+            moe_num_shared_experts=2,
+            moe_layer_start_index=1,
+        ),
+        grouped_moe_tensors,
+        _ernie_moe_more,
+    ),
+    GgufCase(
+        "granitemoe",
+        _config(
+            "GraniteMoeForCausalLM",
+            "granitemoe",
+            num_local_experts=5,
+            num_experts_per_tok=2,
+            attention_multiplier=0.3,
+            embedding_multiplier=12.0,
+            residual_multiplier=0.22,
+            logits_scaling=8.0,
+        ),
+        granite_moe_tensors,
+    ),
+    GgufCase(
+        "lfm2moe",
+        {
+            **_LFM2,
+            "architectures": ["Lfm2MoeForCausalLM"],
+            "model_type": "lfm2_moe",
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12,
+            "num_dense_layers": 1,
+        },
+        lfm2_moe_tensors,
+        _lfm2_moe_more,
+    ),
+    GgufCase(
+        "deepseek2",
+        _config(
+            "DeepseekV3ForCausalLM",
+            "deepseek_v3",
+            **_ROUTED,
+            **{**_MLA, "q_lora_rank": 14},
+            norm_topk_prob=True,
+            n_group=2,
+            topk_group=1,
+            num_key_value_heads=None,
+            rope_scaling={
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+            },
+        ),
+        deepseek_tensors,
+        _deepseek_more(is_sigmoid=True),
+    ),
+    GgufCase(
+        "deepseek2",
+        _config(
+            "DeepseekV2ForCausalLM",
+            "deepseek_v2",
+            **_ROUTED,
+            **_MLA,
+            norm_topk_prob=False,
+            topk_method="greedy",
+            num_key_value_heads=None,
+        ),
+        deepseek_tensors,
+        _deepseek_more(is_sigmoid=False),
+    ),
+)
+
 GGUF_FAMILIES = (
     *_DENSE,
+    *_WITH_EXPERTS,
     GgufCase(
         "olmoe",
         _config(

@@ -105,6 +105,51 @@ def moe_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, T
         yield name, values.reshape(-1) if "shared_expert_gate" in name else values
 
 
+def deepseek_tensors(tensors: Mapping[str, Tensor], config: Keys) -> Iterable[tuple[str, Tensor]]:
+    """Experts in stacks, and the latent's projection to keys and values as two for each head."""
+    nope = config["qk_nope_head_dim"]
+    for name, values in with_stacked_experts(renamed_corrections(tensors)):
+        if not name.endswith("kv_b_proj.weight"):
+            yield name, values
+            continue
+        heads = values.reshape(config["num_attention_heads"], -1, values.shape[-1])
+        keys = np.ascontiguousarray(heads[:, :nope].swapaxes(1, 2))
+        yield name.replace("kv_b_proj", "k_b_proj"), keys
+        yield name.replace("kv_b_proj", "v_b_proj"), np.ascontiguousarray(heads[:, nope:])
+
+
+def renamed_corrections(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+    for name, values in tensors.items():
+        yield (
+            name.replace("correction_bias", "correction.bias"),
+            values.squeeze() if "correction_bias" in name else values,
+        )
+
+
+def grouped_moe_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, Tensor]]:
+    yield from with_stacked_experts(renamed_corrections(tensors))
+
+
+def granite_moe_tensors(
+    tensors: Mapping[str, Tensor], config: Keys
+) -> Iterable[tuple[str, Tensor]]:
+    for name, values in llama_tensors(tensors, config):
+        if not name.endswith("input_linear.weight"):
+            yield name, values
+            continue
+        for part, half in zip(("gate", "up"), np.split(values, 2, axis=1), strict=True):
+            stem = name.replace("block_sparse_moe.input_linear", f"mlp.experts.{part}_proj")
+            yield stem, np.ascontiguousarray(half)
+
+
+def lfm2_moe_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, Tensor]]:
+    for name, values in with_stacked_experts(lfm2_tensors(tensors, {})):
+        if name.endswith("expert_bias"):
+            yield f"{name}.bias", values
+        else:
+            yield (name.removeprefix("model.") if ".experts." in name else name), values
+
+
 def lfm2_tensors(tensors: Mapping[str, Tensor], _: Keys) -> Iterable[tuple[str, Tensor]]:
     for name, values in tensors.items():
         yield name, values[:, 0] if name.endswith("conv.conv.weight") else values

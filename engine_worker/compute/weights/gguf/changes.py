@@ -38,12 +38,12 @@ class Join:
     Attributes:
         places: Their names without `blk.0.`.
         apply: To their numbers, in this order.
-        shape: Of the result, from the first one's.
+        shape: Of the result, from all of theirs; raises ValueError where they don't go together.
     """
 
     places: tuple[str, ...]
     apply: Callable[[Sequence[Values]], Values]
-    shape: Callable[[Shape], Shape]
+    shape: Callable[..., Shape]
 
 
 def in_turn(places: tuple[str, ...], *, transposed: bool) -> Join:
@@ -62,7 +62,9 @@ def in_turn(places: tuple[str, ...], *, transposed: bool) -> Join:
             joined[..., index :: len(turned)] = part
         return joined
 
-    def shape(first: Shape) -> Shape:
+    def shape(first: Shape, *others: Shape) -> Shape:
+        if any(other != first for other in others) or len(first) < 2:
+            raise ValueError("their shapes differ")
         axes = (*first[:-2], first[-1], first[-2]) if transposed else first
         return (*axes[:-1], axes[-1] * len(places))
 

@@ -256,14 +256,15 @@ def _tensor_info(name: str, parts: Parts, metadata: GgufMetadata) -> TensorInfo:
     made_of = tuple(_stored(one, metadata) for one in part.names)
     tensor = metadata.tensors[part.name]
     if part.join is not None:
-        shapes = {one.shape for one in made_of}
-        dtypes = {one.dtype for one in made_of}
-        if len(shapes) > 1 or len(dtypes) > 1 or len(tensor.shape) < 2:
+        try:
+            shape = part.join.shape(*(one.shape for one in made_of))
+        except ValueError:
+            shape = ()
+        if not shape or len({one.dtype for one in made_of}) > 1:
             raise CheckpointError(
                 f"{tensor.file}: tensors {', '.join(part.names)} don't go together; use another"
                 " file of the model"
             )
-        shape = part.join.shape(tensor.shape)
         first = made_of[0]
         return TensorInfo(name, tensor.file, first.dtype, shape, first.start, first.end, made_of)
     shape, start, end = tensor.shape, tensor.start, tensor.end

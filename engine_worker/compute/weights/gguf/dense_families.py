@@ -72,7 +72,7 @@ def _softcaps(metadata: GgufMetadata) -> Config:
 def _phi3(metadata: GgufMetadata) -> Config:
     config: Config = {
         "sliding_window": _window(metadata),
-        "partial_rotary_factor": _rotated_share(metadata),
+        "partial_rotary_factor": rotated_share(metadata),
     }
     long, short = (
         read_vector(metadata.tensors.get(f"rope_factors_{name}.weight"))
@@ -85,7 +85,7 @@ def _phi3(metadata: GgufMetadata) -> Config:
     return config
 
 
-def _rotated_share(metadata: GgufMetadata) -> float | None:
+def rotated_share(metadata: GgufMetadata) -> float | None:
     """Of each head; None where all of it is rotated."""
     heads = metadata.whole("attention.head_count")
     if not heads:
@@ -96,7 +96,8 @@ def _rotated_share(metadata: GgufMetadata) -> float | None:
     return None if rotated == head_dim or not head_dim else rotated / head_dim
 
 
-def _granite(metadata: GgufMetadata) -> Config:
+def granite_config(metadata: GgufMetadata) -> Config:
+    """Biases and multipliers of Granite."""
     config: Config = {
         "attention_bias": "blk.0.attn_q.bias" in metadata.tensors,
         "mlp_bias": "blk.0.ffn_gate.bias" in metadata.tensors,
@@ -127,7 +128,7 @@ def _cohere(metadata: GgufMetadata) -> Config:
 def _glm4(metadata: GgufMetadata) -> Config:
     return {
         "attention_bias": "blk.0.attn_q.bias" in metadata.tensors,
-        "partial_rotary_factor": _rotated_share(metadata) or 1.0,
+        "partial_rotary_factor": rotated_share(metadata) or 1.0,
     }
 
 
@@ -202,7 +203,7 @@ DENSE: Sequence[tuple[str, GgufFamily]] = (
         GgufFamily("Gemma3ForCausalLM", "gemma3_text", _gemma3, _SANDWICH, changes=_ONE_LESS),
     ),
     ("phi3", GgufFamily("Phi3ForCausalLM", "phi3", _phi3, _FUSED_PHI)),
-    ("granite", GgufFamily("GraniteForCausalLM", "granite", _granite, rotates_pairs=True)),
+    ("granite", GgufFamily("GraniteForCausalLM", "granite", granite_config, rotates_pairs=True)),
     (
         "olmo2",
         GgufFamily("Olmo3ForCausalLM", "olmo3", _olmo3, _POST_NORMS, fits=_has_window),

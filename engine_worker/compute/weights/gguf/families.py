@@ -7,6 +7,7 @@ which the families of `engine_worker.compute.models` read, and says where its te
 
 from engine_worker.compute.weights.gguf.changes import EACH_TRANSPOSED, ONE_ROW, in_turn
 from engine_worker.compute.weights.gguf.dense_families import DENSE
+from engine_worker.compute.weights.gguf.expert_families import EXPERTS
 from engine_worker.compute.weights.gguf.family import Config, GgufFamily, rope_scaling
 from engine_worker.compute.weights.gguf.hybrid_families import HYBRID
 from engine_worker.compute.weights.gguf.metadata import GgufMetadata
@@ -151,7 +152,7 @@ _ALL: tuple[tuple[str, GgufFamily], ...] = (
     ),
     ("smollm3", GgufFamily("SmolLM3ForCausalLM", "smollm3", _smollm3, rotates_pairs=True)),
 )
-_LISTED = (*_ALL, *DENSE, *HYBRID)
+_LISTED = (*_ALL, *DENSE, *HYBRID, *EXPERTS)
 FAMILIES: dict[str, tuple[GgufFamily, ...]] = {
     name: tuple(family for other, family in _LISTED if other == name) for name, _ in _LISTED
 }

@@ -23,6 +23,7 @@ from engine_worker.compute.weights.gguf.checkpoint import (
 )
 from engine_worker.compute.weights.gguf.families import FAMILIES
 from engine_worker.compute.weights.gguf.family import parts_of
+from engine_worker.compute.weights.sources import is_ignorable
 from engine_worker.errors import (
     CheckpointError,
     ModelConfigError,
@@ -362,3 +363,35 @@ def test_halves_that_differ_are_refused(tmp_path: Path) -> None:
     checkpoint.metadata.tensors[name] = other
     with pytest.raises(CheckpointError, match="ffn_gate_exps.*ffn_up_exps.*don't go together"):
         checkpoint_of(checkpoint.metadata)
+
+
+def test_layers_that_predict_several_tokens_are_left_out(tmp_path: Path) -> None:
+    (case,) = (case for case in GGUF_FAMILIES if case.arch == "glm4moe")
+
+    def more(writer: GGUFWriter) -> None:
+        case.more(writer)
+        writer.add_nextn_predict_layers(1)
+        writer.add_tensor("blk.3.nextn.eh_proj.weight", np.ones((16, 32), np.float32))
+
+    # The file counts such layers among its blocks.
+    config = {**case.config, "num_hidden_layers": 4}
+    checkpoint = open_gguf(gguf_of(replace(case, config=config, more=more), tmp_path))
+    spec = decoder_spec(derive_config(checkpoint.metadata))
+    assert spec.num_layers == 3
+    beyond = [name for name in checkpoint.tensors if name.startswith("model.layers.3.")]
+    assert "model.layers.3.eh_proj.weight" in beyond
+    assert all(is_ignorable(name, spec) for name in beyond)
+
+
+def test_keys_and_values_of_other_latents_are_refused(tmp_path: Path) -> None:
+    case = next(case for case in GGUF_FAMILIES if case.config["model_type"] == "deepseek_v3")
+
+    def convert(tensors: Any, config: Any) -> Any:
+        for name, values in case.convert(tensors, config):
+            yield (
+                name,
+                values[:, :, :-1] if name.endswith("1.self_attn.v_b_proj.weight") else values,
+            )
+
+    with pytest.raises(CheckpointError, match=r"blk\.1\.attn_k_b\.weight, .* don't go together"):
+        open_gguf(gguf_of(replace(case, convert=convert), tmp_path))
