@@ -52,4 +52,4 @@ def model_fingerprint(
         parts["compiler"] = f"jax {jax.__version__}, jaxlib {jaxlib.version.__version__}"
         parts["device"] = f"{device.platform} {device.device_kind}"
         parts["XLA_FLAGS"] = environment.get("XLA_FLAGS", "")
-    return fingerprint(settings.path, parts, settings.lora)
+    return fingerprint(settings.path, parts, settings.lora, cache_dir=settings.weights_cache_dir)

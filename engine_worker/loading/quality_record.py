@@ -17,7 +17,7 @@ _log = logging.getLogger("penstock.engine.weights")
 def quality_path(cache_dir: Path, folder: Path, backend: Backend, lora: Path | None = None) -> Path:
     """Where the record of a folder's weights, as a backend packs them, is kept."""
     parts = {"packed": backend.packing.layout, "type": backend.weight_type}
-    key = fingerprint(folder, parts, lora)
+    key = fingerprint(folder, parts, lora, cache_dir=cache_dir)
     return packed_path(cache_dir, folder, backend, key, lora).with_suffix(SUFFIX)
 
 

@@ -58,7 +58,8 @@ def load_for_backend(
     packing = backend.packing
     if not packing.layout or cache_dir is None:
         return PackedDecoder(backend, _in_memory(folder, backend, progress, lora))
-    key = _cache_key(folder, packing.layout, lora)
+    parts = {"packed": packing.layout, "reading": str(_READING_VERSION)}
+    key = fingerprint(folder, parts, lora, cache_dir=cache_dir, progress=progress)
     path = packed_path(cache_dir, folder, backend, key, lora)
     try:
         return PackedDecoder(backend, _mapped(path, backend, key))
@@ -73,18 +74,6 @@ def load_for_backend(
         return PackedDecoder(backend, _in_memory(folder, backend, progress, lora))
     _remove_others(path)
     return PackedDecoder(backend, _mapped(path, backend, key))
-
-
-def _cache_key(folder: Path, layout: str, lora: Path | None) -> str:
-    """What packed weights are of: a layout, a way of reading, and the files as they are now.
-
-    The fingerprint alone samples large files, and a few rows of an embedding that were trained
-    later may lie between its samples; so their dates count here, too.
-    """
-    stats = ((file.name, file.stat()) for file in open_checkpoint(folder, lora).files)
-    files = "".join(f"{name} {stat.st_size} {stat.st_mtime_ns}\n" for name, stat in stats)
-    parts = {"packed": layout, "reading": str(_READING_VERSION), "files": files}
-    return fingerprint(folder, parts, lora)
 
 
 def packed_path(

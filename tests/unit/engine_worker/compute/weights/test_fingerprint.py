@@ -1,5 +1,6 @@
 """When two model folders count as the same model."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine_worker.compute.weights import fingerprint as module
+from engine_worker.compute.weights import file_digests
 from engine_worker.compute.weights.fingerprint import fingerprint
 from tests.fakes.tiny_checkpoint import TINY_LLAMA, random_tensors, write_checkpoint
 
@@ -15,16 +16,19 @@ PARTS = {"weights": "float32", "tokenizer": "{}"}
 EMBEDDING = "model.embed_tokens.weight"
 
 
-@pytest.fixture(params=["whole", "sampled"])
+@pytest.fixture(params=[2**24, 1000])
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    if request.param == "sampled":
-        monkeypatch.setattr(module, "WHOLE_BYTES", 0)
-        monkeypatch.setattr(module, "NUM_SAMPLES", 4)
-        monkeypatch.setattr(module, "SAMPLE_BYTES", 64)
+    """A model whose file is one piece, or several."""
+    monkeypatch.setattr(file_digests, "_PIECE_BYTES", request.param)
     folder = tmp_path / "model"
     folder.mkdir()
     write_checkpoint(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_digests, "_known", {})
 
 
 def rewrite(folder: Path, **differences: Any) -> None:
@@ -69,12 +73,43 @@ def test_other_weights_of_the_same_shapes_are_another_model(folder: Path, name: 
     assert fingerprint(folder, PARTS) != before
 
 
-@pytest.mark.parametrize("index", [0, -1])
-def test_the_first_and_the_last_number_of_a_tensor_are_always_looked_at(
-    folder: Path, index: int
-) -> None:
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.7, 1.0])
+def test_every_byte_of_a_file_counts(folder: Path, place: float) -> None:
     before = fingerprint(folder, PARTS)
-    tensors = random_tensors(TINY_LLAMA)
-    tensors[EMBEDDING].reshape(-1)[index] += 1
-    write_checkpoint(folder, tensors=tensors)
+    file = folder / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[int(len(content) * place) - 1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(1, 1))
     assert fingerprint(folder, PARTS) != before
+
+
+def test_a_file_is_hashed_once_while_it_stays_as_it_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, told = tmp_path / "cache", []
+
+    def named() -> str:
+        # As another process would.
+        monkeypatch.setattr(file_digests, "_known", {})
+        return fingerprint(
+            folder, PARTS, cache_dir=cache, progress=lambda done, text: told.append(text)
+        )
+
+    first = named()
+    assert told[-1] == "hashed 100% of model.safetensors, once"
+    told.clear()
+    assert named() == first
+    assert told == []
+    (record,) = (cache / file_digests.FOLDER).iterdir()
+    record.write_text("{broken")
+    assert named() == first
+    os.utime(folder / "model.safetensors", ns=(5, 5))
+    told.clear()
+    assert named() == first
+    assert told
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert fingerprint(folder, PARTS, cache_dir=tmp_path / "file") == fingerprint(folder, PARTS)
