@@ -212,7 +212,15 @@ def _copy_others(source: Path, folder: Path) -> None:
     """Tokenizer, templates and what else stands beside the weights."""
     if source.resolve() == folder.resolve():
         return
+    # In the cache of the hub a model's files are links to `blobs` beside its `snapshots`.
+    places = (source.resolve(), source.resolve().parent.parent / "blobs")
     for path in sorted(source.iterdir()):
         is_wanted = path.suffix in _COPIED or path.name in _COPIED_NAMES
-        if is_wanted and path.is_file() and not (folder / path.name).exists():
-            shutil.copyfile(path, folder / path.name)
+        if not is_wanted or not path.is_file() or (folder / path.name).exists():
+            continue
+        if not any(path.resolve().is_relative_to(place) for place in places):
+            raise CheckpointError(
+                f"{path} is a link to {path.resolve()}, which is no file of the model; remove it,"
+                " or put a copy there if it is"
+            )
+        shutil.copyfile(path, folder / path.name)

@@ -427,3 +427,27 @@ def test_an_adapter_becomes_one_that_can_be_merged(tmp_path: Path) -> None:
     convert(source, tmp_path / "out", NO_MAP)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"adapter_model.safetensors", "adapter_config.json"}
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
+def test_a_link_that_leaves_the_model_is_refused_and_not_copied(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text("private")
+    source, folder = tmp_path / "model", tmp_path / "out"
+    source.mkdir()
+    torch.save({"w": noise(2)}, source / "pytorch_model.bin")
+    (source / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=f"{name} is a link to .*secret, which is no file of"):
+        convert(source, folder, NO_MAP)
+    assert not (folder / name).exists()
+
+
+def test_links_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    torch.save({"w": noise(2)}, blobs / "a1")
+    (blobs / "b2").write_text("{}")
+    (snapshot / "pytorch_model.bin").symlink_to("../../blobs/a1")
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/b2")
+    convert(snapshot, tmp_path / "out", NO_MAP)
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
