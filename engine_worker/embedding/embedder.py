@@ -46,6 +46,7 @@ class Embedder(RowPrograms):
             width = layer.num_out
         super().__init__(model, max_tokens, width)
         self.pooling = pooling
+        self.layers = tuple(dense)
         self._dense = tuple((jnp.asarray(one.weight), jnp.asarray(one.bias)) for one in dense)
 
     @property

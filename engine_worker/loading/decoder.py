@@ -45,7 +45,7 @@ from engine_worker.core.scoring import ScoreTask, score_task
 from engine_worker.embedding.embedder import Embedder
 from engine_worker.errors import KvMemoryError
 from engine_worker.loading.cache_shape import block_size_of, rings_of
-from engine_worker.loading.encoder import decoder_embedder, embedding_offer
+from engine_worker.loading.encoder import decoder_embedder, embedding_offer, what_follows
 from engine_worker.loading.identity import model_fingerprint
 from engine_worker.loading.memory_estimate import estimate_memory, require_memory
 from engine_worker.loading.phases import PhaseCallback
@@ -268,14 +268,7 @@ def _assemble(
         fingerprint=model_fingerprint(
             settings,
             tokenizer,
-            {
-                "weights": dtype.name,
-                "cache": str(runner.kv_layout.dtype),
-                "products": identity_of(runner.backend, deterministic=settings.deterministic),
-                **_rope_factors(runner.backend.spec),
-                # Another version of a package may read the same files in another way.
-                **({"family": origin} if (origin := origin_of(spec.architecture)) else {}),
-            },
+            types_of(runner.backend, dtype, embedder, deterministic=settings.deterministic),
         ),
         resume_version=RESUME_VERSION,
         max_model_len=engine.max_model_len,
@@ -321,6 +314,29 @@ def _assemble(
     return ServedModel(
         engine, preparer, tokenizer, template, credit_policy, offer, embedder, scores
     )
+
+
+def types_of(
+    backend: Backend, dtype: DtypeChoice, embedder: Embedder | None, *, deterministic: bool
+) -> dict[str, str]:
+    """What an engine's fingerprint is made of beside files and tokenizer: all that it computes.
+
+    Args:
+        backend: Of the decoder.
+        dtype: Of its weights.
+        embedder: Makes vectors of the same weights; None when nobody asked for it.
+        deterministic: See `identity_of`.
+    """
+    origin = origin_of(backend.spec.architecture)
+    return {
+        "weights": dtype.name,
+        "cache": str(backend.cache_dtype),
+        "products": identity_of(backend, deterministic=deterministic),
+        **_rope_factors(backend.spec),
+        # Another version of a package may read the same files in another way.
+        **({"family": origin} if origin else {}),
+        **({} if embedder is None else what_follows(embedder.pooling, embedder.layers)),
+    }
 
 
 def choose_rerank_wording(settings: ModelSettings, spec: DecoderSpec) -> str:

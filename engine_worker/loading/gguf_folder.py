@@ -6,13 +6,16 @@ path and header, so that it is made once, and anew when the file changes.
 """
 
 import atexit
+import glob
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +36,7 @@ from protocol.runtime.gguf_header import SUFFIX, model_name
 
 FOLDER: Final = "gguf"
 _VERSION: Final = 1
+_MADE_NAME: Final = re.compile(r"-[0-9a-f]{16}$")
 """Of what is derived: another number makes all folders anew."""
 _TOKENIZERS: Final = (TOKENIZER_JSON, TOKENIZER_MODEL, "vocab.json", "tekken.json")
 _SAMPLING: Final = {
@@ -139,7 +143,11 @@ def _kept(
         place = cache_dir / FOLDER
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return _made(place / name, metadata, files)
+            is_new = not (place / name).is_dir()
+            folder = _made(place / name, metadata, files)
+            if is_new:
+                _remove_replaced(folder, metadata, cache_dir)
+            return folder
         except OSError as error:
             _log.warning("what %s says can't be kept in %s: %s", metadata.path, place, error)
     try:
@@ -151,6 +159,22 @@ def _kept(
             f"{metadata.path}: there is no place for the files made of it: {error}; set"
             " PENSTOCK_WEIGHTS_CACHE_DIR to a folder that can be written"
         ) from error
+
+
+def _remove_replaced(folder: Path, metadata: GgufMetadata, cache_dir: Path) -> None:
+    """Folders of files that stood in the model's place before, and the weights packed from them."""
+    target, modified = metadata.path.absolute(), metadata.path.stat().st_mtime_ns
+    for other in folder.parent.iterdir():
+        link, config = other / metadata.path.name, other / CONFIG_NAME
+        if other == folder or not _MADE_NAME.search(other.name) or not link.is_symlink():
+            continue
+        with suppress(OSError):
+            # One of the same date is of another version of Penstock, and may be in use.
+            if link.readlink() != target or config.stat().st_mtime_ns == modified:
+                continue
+            shutil.rmtree(other)
+            for file in cache_dir.glob(f"{glob.escape(other.name)}-*"):
+                file.unlink()
 
 
 def _made(folder: Path, metadata: GgufMetadata, files: Mapping[str, str]) -> Path:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,21 @@ def test_the_setting_takes_files_and_names_the_model_after_them(demo: Path, tmp_
         assert (settings.path, settings.name) == (path, name)
     with pytest.raises(ConfigurationError, match=r"no folder \(or \.gguf file\)"):
         ModelSettings.from_env({"PENSTOCK_MODEL_PATH": str(tmp_path / "none.gguf")})
+
+
+def test_a_model_in_the_place_of_another_leaves_nothing_of_it(demo: Path, tmp_path: Path) -> None:
+    path, cache = tmp_path / "m.gguf", tmp_path / "cache"
+    shutil.copy(demo, path)
+    first = served(path, cache)
+    packed = cache / f"{first.name}-1234abcd-layout-0123456789abcdef.packed"
+    packed.write_text("of the first")
+    # Another model of the same name elsewhere is none of its business.
+    shutil.copytree(tmp_path, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("cache"))
+    other = served(tmp_path / "elsewhere" / "m.gguf", cache)
+    os.utime(path, ns=(5, 5))
+    second = served(path, cache)
+    assert second != first
+    assert {one.name for one in (cache / "gguf").iterdir()} == {second.name, other.name}
+    assert not packed.exists()
+    # Made anew under another date only.
+    assert served(path, cache) == second
