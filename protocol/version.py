@@ -49,6 +49,9 @@ PEOPLE_VERSION = ProtocolVersion(1, 4)
 """Since when auth workers know users, teams, limits, budgets and prices, and a key's part in them;
 an older one would let them aside."""
 
+MINUTES_VERSION = ProtocolVersion(1, 5)
+"""Since when auth workers tell usage by the minute."""
+
 SCORE_VERSION = ProtocolVersion(1, 4)
 """Since when engines take `Score`; those that do say `scores` among their capabilities."""
 

@@ -134,7 +134,7 @@ class SumsChange:
                 self.add_to_totals()
             elif isinstance(operation, ReadKeys):
                 self.add_to_totals(_of_key(operation.key_id))
-            elif isinstance(operation, ReadUsageRows):
+            elif isinstance(operation, ReadUsageRows) and operation.bucket != "minute":
                 self.add_to_totals(_of_usage(operation))
 
     def add_to_totals(self, fits: Fits | None = None) -> None:

@@ -1,30 +1,44 @@
-"""Sums over the totals by hour: by time and by whom, what and how, in pages."""
+"""Sums over the totals by hour, or of minutes over the ledger: by time and by whom, in pages."""
 
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Column, ColumnElement, Connection, Row, func, literal, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Row,
+    func,
+    literal,
+    select,
+)
 
 from auth_worker.records.operations import ReadUsageRows, UsagePage
 from auth_worker.storage import schema
 from protocol.wire.messages import UsageBucket, UsageGroup, UsageRow
 
 _HOUR_S: Final = 3600
-_columns = schema.usage_by_hour.c
-_GROUPS: Final[dict[UsageGroup, Column[Any]]] = {
-    "key": _columns.key_id,
-    "user": _columns.user_id,
-    "team": _columns.team_id,
-    "end_user": _columns.end_user,
-    "model": _columns.model,
-    "endpoint": _columns.endpoint,
+_MINUTE_S: Final = 60
+_GROUPS: Final[dict[UsageGroup, str]] = {
+    "key": "key_id",
+    "user": "user_id",
+    "team": "team_id",
+    "end_user": "end_user",
+    "model": "model",
+    "endpoint": "endpoint",
 }
-_BEGINS: Final[dict[UsageBucket, ColumnElement[Any]]] = {
-    "hour": _columns.hour,
-    "day": _columns.hour - _columns.hour % 24,
-    "": literal(0),
+_HOUR: Final = schema.usage_by_hour.c.hour
+_HOURS: Final = select(
+    schema.usage_by_hour, (_HOUR - _HOUR % 24).label("day"), literal(0).label("ever")
+).subquery()
+_LINE: Final = schema.ledger.c
+_BEGIN: Final[dict[UsageBucket, str]] = {
+    "minute": "minute",
+    "hour": "hour",
+    "day": "day",
+    "": "ever",
 }
-"""The first hour of the bucket that an hour lies in."""
+"""Which column says in which bucket a row lies: the number of a minute, or of a first hour."""
 _SUMS: Final = (
     *("num_requests", "prompt_tokens", "completion_tokens"),
     *("cached_tokens", "reasoning_tokens", "cost_micros"),
@@ -33,38 +47,61 @@ _SUMS: Final = (
 
 def read_usage(connection: Connection, wanted: ReadUsageRows) -> UsagePage:
     """The rows that fit, in the order of time and then of what they are grouped by."""
-    groups = [_GROUPS[name] for name in wanted.group_by]
-    # As a column of a subquery: PostgreSQL doesn't group by an expression with parameters.
-    begin = _BEGINS[wanted.bucket].label("begin")
-    totals = [_columns[name].label(name) for name in _SUMS]
-    hits = select(begin, *groups, *totals).where(*_conditions(wanted)).subquery()
-    by = [hits.c.begin, *(hits.c[group.name] for group in groups)]
+    is_by_minute = wanted.bucket == "minute"
+    names = [_GROUPS[name] for name in wanted.group_by]
+    # Of columns of a subquery: PostgreSQL doesn't group by an expression with parameters.
+    hits = _minutes(wanted) if is_by_minute else _HOURS
+    by = [hits.c[_BEGIN[wanted.bucket]].label("begin"), *(hits.c[name] for name in names)]
     sums = [func.coalesce(func.sum(hits.c[name]), 0).label(name) for name in _SUMS]
     statement = (
-        select(*by, *sums).group_by(*by).order_by(*by).offset(wanted.skip).limit(wanted.limit + 1)
+        select(*by, *sums)
+        .where(*_conditions(hits, wanted))
+        .group_by(*by)
+        .order_by(*by)
+        .offset(wanted.skip)
+        .limit(wanted.limit + 1)
     )
     rows = connection.execute(statement).all()
-    names = [group.name for group in groups]
+    seconds = _MINUTE_S if is_by_minute else _HOUR_S
     return UsagePage(
-        tuple(_usage_row(row, names) for row in rows[: wanted.limit]),
+        tuple(_usage_row(row, names, seconds) for row in rows[: wanted.limit]),
         has_more=len(rows) > wanted.limit,
     )
 
 
-def _usage_row(row: Row[Any], names: Sequence[str]) -> UsageRow:
+def _minutes(wanted: ReadUsageRows) -> FromClause:
+    """The lines of the ledger of a time, as they would be in a table by minute."""
+    return (
+        select(
+            (_LINE.settled_at_ms // (_MINUTE_S * 1000)).label("minute"),
+            *(_LINE[name] for name in (*_GROUPS.values(), *_SUMS[1:])),
+            literal(1).label("num_requests"),
+        )
+        .where(
+            _LINE.settled_at_ms >= wanted.since_s // _MINUTE_S * _MINUTE_S * 1000,
+            _LINE.settled_at_ms < -(-wanted.until_s // _MINUTE_S) * _MINUTE_S * 1000,
+            _LINE.outcome != "unused",
+        )
+        .subquery()
+    )
+
+
+def _usage_row(row: Row[Any], names: Sequence[str], seconds: int) -> UsageRow:
     fields: dict[str, Any] = {name: getattr(row, name) for name in names}
     # Sums of PostgreSQL are decimals.
     fields |= {name: int(getattr(row, name)) for name in _SUMS}
-    return UsageRow(begins_at=row.begin * _HOUR_S, **fields)
+    return UsageRow(begins_at=int(row.begin) * seconds, **fields)
 
 
-def _conditions(wanted: ReadUsageRows) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = [
-        _columns.hour >= wanted.since_s // _HOUR_S,
-        _columns.hour < -(-wanted.until_s // _HOUR_S),
-    ]
+def _conditions(hits: FromClause, wanted: ReadUsageRows) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if wanted.bucket != "minute":
+        conditions = [
+            hits.c.hour >= wanted.since_s // _HOUR_S,
+            hits.c.hour < -(-wanted.until_s // _HOUR_S),
+        ]
     for name in ("key_id", "user_id", "team_id", "end_user", "model"):
         value = getattr(wanted, name)
         if value:
-            conditions.append(_columns[name] == value)
+            conditions.append(hits.c[name] == value)
     return conditions

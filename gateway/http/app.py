@@ -21,6 +21,7 @@ from gateway.http.openapi import describe
 from gateway.http.parts import Api, HttpParts, parts_of
 from gateway.http.routes import (
     admin,
+    anthropic_members,
     anthropic_organization,
     audit,
     batches,
@@ -35,6 +36,7 @@ from gateway.http.routes import (
     models,
     organization,
     organization_audit,
+    organization_invites,
     organization_limits,
     organization_people,
     organization_usage,
@@ -65,8 +67,9 @@ def build_api(parts: HttpParts) -> Api:
         *(generate, responses, conversations, messages, embeddings, tokenize),
         *(scoring, models, tools, hooks, health, usage, files, batches),
         *(admin, resources, audit, profile, workers),
-        *(organization, organization_people, organization_audit, organization_limits),
-        *(organization_usage, anthropic_organization, docs),
+        *(organization, organization_people, organization_invites),
+        *(organization_audit, organization_limits),
+        *(organization_usage, anthropic_organization, anthropic_members, docs),
     ):
         for route in module.router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.

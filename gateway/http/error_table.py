@@ -5,7 +5,13 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from gateway.errors import DeniedError, GatewayError, RefusedByHookError, ShuttingDownError
+from gateway.errors import (
+    DeniedError,
+    GatewayError,
+    OutcomeUnknownError,
+    RefusedByHookError,
+    ShuttingDownError,
+)
 from protocol.errors import ErrorCode, PenstockError
 from protocol.wire.messages import LimitRefusal, LimitState
 
@@ -120,7 +126,11 @@ def render_error(error: PenstockError) -> tuple[int, bytes, dict[str, str]]:
     elif row.status == 413:
         # The rest of the body will not be read.
         headers["Connection"] = "close"
-    elif row.code in ("insufficient_quota", "poison_request") or is_over_limit_alone:
+    elif (
+        row.code in ("insufficient_quota", "poison_request")
+        or is_over_limit_alone
+        or isinstance(error, OutcomeUnknownError)
+    ):
         # Waiting a little does not help; OpenAI's SDKs obey this header.
         headers["x-should-retry"] = "false"
     elif row.status in (402, 409, 429, 503):

@@ -269,6 +269,11 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "/v1/organization/projects/{project_id}/users": {"user_id": "user_1", "role": "member"},
     "/v1/organization/projects/{project_id}/users/{user_id}": {"role": "owner"},
     "/v1/organization/users/{user_id}": {"role": "reader"},
+    "/v1/organization/invites": {
+        "email": "grace@example.org",
+        "role": "reader",
+        "projects": [{"id": "team_1", "role": "member"}],
+    },
     "/v1/organization/projects/{project_id}/rate_limits/{rate_limit_id:path}": {
         "max_requests_per_1_minute": 60
     },
@@ -284,6 +289,15 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "/v1/organization/spend_alerts/{alert_id}": _ALERT,
     "/v1/organizations/workspaces": {"name": "search"},
     "/v1/organizations/workspaces/{workspace_id}": {"name": "search and ads"},
+    "/v1/organizations/workspaces/{workspace_id}/members": {
+        "user_id": "user_1",
+        "workspace_role": "workspace_developer",
+    },
+    "/v1/organizations/workspaces/{workspace_id}/members/{user_id}": {
+        "workspace_role": "workspace_admin"
+    },
+    "/v1/organizations/invites": {"email": "grace@example.org", "role": "user"},
+    "/v1/organizations/users/{user_id}": {"role": "user"},
     "/v1/organizations/api_keys/{key_id}": {"status": "inactive"},
     "/v1/admin/profile": {"model": "demo", "seconds": 5},
     "/v1/admin/workers/{name}/drain": {"timeout_s": 60},

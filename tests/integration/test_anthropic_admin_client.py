@@ -60,3 +60,54 @@ async def test_workspaces_keys_and_users(socket_dir: Path) -> None:
         assert archived.archived_at is not None
         with pytest.raises(anthropic.BadRequestError):
             await organization.workspaces.create(name="x", display_color="red")
+
+
+async def test_members_and_invitations(socket_dir: Path) -> None:
+    async with (
+        running_gateway(socket_dir, require_keys=True) as gateway,
+        auth_process(gateway) as auth,
+        anthropic.AsyncAnthropic(
+            api_key=auth.admin_key, base_url=str(gateway.client.base_url), max_retries=0
+        ) as client,
+    ):
+        organization: Any = client.organization
+        workspace = await organization.workspaces.create(name="search")
+        invites = [
+            await organization.invites.create(email=f"{name}@example.org", role="user")
+            for name in ("ada", "grace", "mary")
+        ]
+        assert {(one.status, one.role, one.type) for one in invites} == {
+            ("accepted", "user", "invite")
+        }
+        ids = [one.id for one in invites]
+        assert [one.id async for one in organization.invites.list(limit=2)] == ids[::-1]
+        assert (await organization.invites.retrieve(ids[0])).email == "ada@example.org"
+        with pytest.raises(anthropic.BadRequestError, match="remove the user"):
+            await organization.invites.delete(ids[0])
+        with pytest.raises(anthropic.BadRequestError):
+            await organization.invites.create(email="x@example.org", role="billing")
+
+        members = organization.workspaces.members
+        added = [
+            await members.add(workspace.id, user_id=one, workspace_role="workspace_developer")
+            for one in ids
+        ]
+        assert (added[0].user_id, added[0].workspace_role) == (ids[0], "workspace_developer")
+        changed = await members.update(
+            ids[0], workspace_id=workspace.id, workspace_role="workspace_admin"
+        )
+        assert changed.workspace_role == "workspace_admin"
+        found = [one async for one in members.list(workspace.id, limit=2)]
+        assert {(one.user_id, one.workspace_role) for one in found} == {
+            (ids[0], "workspace_admin"),
+            (ids[1], "workspace_developer"),
+            (ids[2], "workspace_developer"),
+        }
+        assert (await members.remove(ids[1], workspace_id=workspace.id)).user_id == ids[1]
+        with pytest.raises(anthropic.NotFoundError):
+            await members.retrieve(ids[1], workspace_id=workspace.id)
+        with pytest.raises(anthropic.NotFoundError):
+            await members.update(
+                ids[1], workspace_id=workspace.id, workspace_role="workspace_admin"
+            )
+        assert (await organization.users.update(ids[1], role="user")).role == "user"

@@ -342,5 +342,48 @@ async def test_usage_and_costs_are_what_was_computed(house: House) -> None:
     assert starts == sorted(set(starts))
     total = sum(r.num_model_requests for p in pages for b in p.data for r in b.results)
     assert total == 3
+    recent = int(time.time()) - 3600
+    minutes = await usage.completions(start_time=recent, bucket_width="1m", limit=1440)
+    used = [bucket for bucket in minutes.data if bucket.results]
+    assert all(bucket.end_time - bucket.start_time == 60 for bucket in minutes.data)
+    assert sum(bucket.results[0].num_model_requests for bucket in used) == 3
     with pytest.raises(openai.BadRequestError):
-        await usage.completions(start_time=start, bucket_width="1m")
+        await usage.costs(start_time=start, bucket_width="1m")
+
+
+async def test_an_invitation_makes_a_user_with_its_memberships(house: House) -> None:
+    organization = house.organization
+    project = await organization.projects.create(name="lab")
+    made = await organization.invites.create(
+        email="grace@example.org",
+        role="reader",
+        projects=[{"id": project.id, "role": "owner"}],
+    )
+    assert (made.object, made.status, made.email) == (
+        "organization.invite",
+        "accepted",
+        "grace@example.org",
+    )
+    assert [(one.id, one.role) for one in made.projects] == [(project.id, "owner")]
+    user = await organization.users.retrieve(made.id)
+    assert (user.email, user.role) == ("grace@example.org", "reader")
+    assert (await organization.projects.users.retrieve(made.id, project_id=project.id)).role == (
+        "owner"
+    )
+    owner = await organization.invites.create(email="ada@example.org", role="owner")
+    assert (await organization.users.retrieve(owner.id)).role == "owner"
+    assert [one.id async for one in organization.invites.list(limit=1)] == [owner.id, made.id]
+    assert (await organization.invites.retrieve(made.id)).id == made.id
+    with pytest.raises(openai.BadRequestError, match="delete the user"):
+        await organization.invites.delete(made.id)
+    with pytest.raises(openai.NotFoundError):
+        await organization.invites.create(
+            email="x@example.org", role="reader", projects=[{"id": "team_none", "role": "member"}]
+        )
+    with pytest.raises(openai.BadRequestError, match="email"):
+        await organization.invites.create(email="nobody", role="reader")
+    await organization.users.delete(made.id)
+    assert [one.id async for one in organization.invites.list()] == [owner.id]
+    project_user = await organization.projects.service_accounts.create(project.id, name="crawler")
+    with pytest.raises(openai.NotFoundError):
+        await organization.invites.retrieve(project_user.id)

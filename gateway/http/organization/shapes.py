@@ -189,6 +189,31 @@ def organization_user(user: Resource) -> dict[str, Any]:
     }
 
 
+def invite(user: Resource, roles: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The invitation that a user came by: accepted when it was made, since nothing is mailed.
+
+    Args:
+        user: Of kind person.
+        roles: By the projects that it was made a member of; None where they aren't known.
+    """
+    settings = user.settings
+    assert isinstance(settings, UserSettings)
+    return {
+        "object": "organization.invite",
+        "id": user.resource_id,
+        "email": settings.email,
+        "role": "owner" if settings.role == "admin" else "reader",
+        "status": "accepted",
+        "created_at": user.created_at,
+        "expires_at": None,
+        "accepted_at": user.created_at,
+        "projects": [
+            {"id": team_id, "role": (roles or {}).get(team_id, "member")}
+            for team_id in user.team_ids
+        ],
+    }
+
+
 def rate_limit(model: str, limits: Iterable[LimitSettings]) -> dict[str, Any]:
     """What a team may ask of one model; null where there is no such limit."""
     figures: dict[str, Any] = dict.fromkeys(RATE_FIELDS)

@@ -27,7 +27,11 @@ from gateway.http.routes.organization_parts import (
     one,
 )
 from gateway.http.routes.resources import administer_resources
-from gateway.http.schemas.organization import WorkspaceKeyRequest, WorkspaceRequest
+from gateway.http.schemas.organization import (
+    AnthropicRoleRequest,
+    WorkspaceKeyRequest,
+    WorkspaceRequest,
+)
 from protocol.wire.messages import (
     KeyDetails,
     KeySettings,
@@ -39,10 +43,10 @@ from protocol.wire.messages import (
 
 router = APIRouter(route_class=GuardedRoute, tags=["organization"])
 
-_BASE: Final = "/v1/organizations"
-_WORKSPACES, _WORKSPACE = f"{_BASE}/workspaces", f"{_BASE}/workspaces/{{workspace_id}}"
-_KEYS, _KEY = f"{_BASE}/api_keys", f"{_BASE}/api_keys/{{key_id}}"
-_USERS, _USER = f"{_BASE}/users", f"{_BASE}/users/{{user_id}}"
+BASE: Final = "/v1/organizations"
+_WORKSPACES, WORKSPACE = f"{BASE}/workspaces", f"{BASE}/workspaces/{{workspace_id}}"
+_KEYS, _KEY = f"{BASE}/api_keys", f"{BASE}/api_keys/{{key_id}}"
+_USERS, _USER = f"{BASE}/users", f"{BASE}/users/{{user_id}}"
 ORGANIZATION_ID: Final = "organization"
 """There is one; it is the server."""
 
@@ -55,7 +59,7 @@ _STATUS_THERE: Final[dict[KeyStatus, str]] = {
 _STATUS_HERE: Final = {there: here for here, there in _STATUS_THERE.items()}
 
 
-@router.get(f"{_BASE}/me")
+@router.get(f"{BASE}/me")
 async def get_organization(request: Request) -> Response:
     """Whose keys these are: there is one organization."""
     check_query(request)
@@ -81,23 +85,23 @@ async def list_workspaces(request: Request) -> Response:
         after_id=query_text(request, "after_id"),
         status="" if is_all else "active",
     )
-    return admin_json(_page(list(map(_workspace, found.resources)), has_more=found.has_more))
+    return admin_json(page_of(list(map(_workspace, found.resources)), has_more=found.has_more))
 
 
-@router.get(_WORKSPACE)
+@router.get(WORKSPACE)
 async def get_workspace(request: Request, workspace_id: str) -> Response:
     """One workspace."""
     return admin_json(_workspace(await one(request, "team", workspace_id)))
 
 
-@router.post(_WORKSPACE, openapi_extra=body_schema(WorkspaceRequest))
+@router.post(WORKSPACE, openapi_extra=body_schema(WorkspaceRequest))
 async def change_workspace(request: Request, workspace_id: str) -> Response:
     """Rename a workspace."""
     settings = TeamSettings(name=(await body_of(request, WorkspaceRequest)).name)
     return admin_json(_workspace(await change(request, "team", workspace_id, ("name",), settings)))
 
 
-@router.post(f"{_WORKSPACE}/archive")
+@router.post(f"{WORKSPACE}/archive")
 async def archive_workspace(request: Request, workspace_id: str) -> Response:
     """Let the keys of a workspace open nothing any more; its team is suspended."""
     question = bridge.change_resource(
@@ -118,7 +122,7 @@ async def list_keys(request: Request) -> Response:
         limit=limit_of_page(request),
         after_key_id=query_text(request, "after_id"),
     )
-    return admin_json(_page(list(map(_api_key, found.keys)), has_more=found.has_more))
+    return admin_json(page_of(list(map(_api_key, found.keys)), has_more=found.has_more))
 
 
 @router.get(_KEY)
@@ -162,13 +166,21 @@ async def list_users(request: Request) -> Response:
     found = await find(
         request, "user", limit=limit_of_page(request), after_id=query_text(request, "after_id")
     )
-    return admin_json(_page(list(map(_user, found.resources)), has_more=found.has_more))
+    return admin_json(page_of(list(map(_user, found.resources)), has_more=found.has_more))
 
 
 @router.get(_USER)
 async def get_user(request: Request, user_id: str) -> Response:
     """One user."""
     return admin_json(_user(await one(request, "user", user_id)))
+
+
+@router.post(_USER, openapi_extra=body_schema(AnthropicRoleRequest))
+async def change_user(request: Request, user_id: str) -> Response:
+    """Give a user the role `user`: administrators are made by this server's own routes only."""
+    await body_of(request, AnthropicRoleRequest)
+    settings = UserSettings(name="", role="user")
+    return admin_json(_user(await change(request, "user", user_id, ("role",), settings)))
 
 
 @router.delete(_USER)
@@ -185,8 +197,8 @@ def _workspace(team: Resource) -> dict[str, Any]:
         "type": "workspace",
         "id": team.resource_id,
         "name": settings.name,
-        "created_at": _time(team.created_at),
-        "archived_at": _time(team.suspended_at),
+        "created_at": time_text(team.created_at),
+        "archived_at": time_text(team.suspended_at),
         "tags": {},
     }
 
@@ -201,9 +213,9 @@ def _api_key(key: KeyDetails) -> dict[str, Any]:
         "name": settings.name,
         "partial_key_hint": key.hint,
         "status": _STATUS_THERE[key.status],
-        "created_at": _time(key.created_at),
+        "created_at": time_text(key.created_at),
         "created_by": {"type": "user", "id": key.created_by} if key.created_by else None,
-        "expires_at": _time(settings.expires_at),
+        "expires_at": time_text(settings.expires_at),
         "principal": user if settings.user_id else None,
         "scope": in_team if settings.team_id else {"type": "organization"},
     }
@@ -218,20 +230,23 @@ def _user(user: Resource) -> dict[str, Any]:
         "name": settings.name,
         "email": settings.email,
         "role": "admin" if settings.role == "admin" else "user",
-        "added_at": _time(user.created_at),
+        "added_at": time_text(user.created_at),
     }
 
 
-def _page(records: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
+def page_of(
+    records: list[dict[str, Any]], *, has_more: bool, id_field: str = "id"
+) -> dict[str, Any]:
+    """A page of records, which are continued after the one whose id is the last."""
     return {
         "data": records,
-        "first_id": records[0]["id"] if records else None,
-        "last_id": records[-1]["id"] if records else None,
+        "first_id": records[0][id_field] if records else None,
+        "last_id": records[-1][id_field] if records else None,
         "has_more": has_more,
     }
 
 
-def _time(at_s: int | None) -> str | None:
+def time_text(at_s: int | None) -> str | None:
     """Unix seconds as RFC 3339."""
     if at_s is None:
         return None

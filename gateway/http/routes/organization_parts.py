@@ -20,6 +20,8 @@ from protocol.wire.messages import (
     ResourceKind,
     ResourceSettings,
     ResourcesFound,
+    UserKind,
+    UserSettings,
 )
 
 BASE: Final = "/v1/organization"
@@ -98,6 +100,56 @@ async def set_member(request: Request, project_id: str, user_id: str, role: Memb
     question = bridge.set_member(
         request.state.request_id, actor_of(request), project_id, user_id, role
     )
+    await administer_resources(request, question)
+
+
+async def member_of(
+    request: Request, team_id: str, user_id: str, kind: UserKind
+) -> tuple[Resource, MemberRole, int]:
+    """A user of a kind in a team, its role, and since when it is a member.
+
+    Raises:
+        RemoteFailureError: There is none.
+    """
+    team, user = await one(request, "team", team_id), await one(request, "user", user_id)
+    assert isinstance(user.settings, UserSettings)
+    for member in team.members:
+        if member.user_id == user_id and user.settings.kind == kind:
+            return user, member.role, member.added_at
+    raise not_found(f"{kind} of this project".replace("_", " "), user_id)
+
+
+async def members(
+    request: Request, team_id: str, kind: UserKind, limit: int, after: str
+) -> tuple[list[tuple[Resource, MemberRole, int]], bool]:
+    """A page of the users of a kind in a team, as `member_of` tells of one; whether there are more.
+
+    Args:
+        request: Of an administrator.
+        team_id: Of the team.
+        kind: Of the users.
+        limit: So many at most.
+        after: The id of the last one of the page before.
+    """
+    team = await one(request, "team", team_id)
+    known = {member.user_id: member for member in team.members}
+    found: list[tuple[Resource, MemberRole, int]] = []
+    while len(found) <= limit:
+        page = await find(request, "user", member=team_id, after_id=after, limit=1000)
+        for user in page.resources:
+            member = known.get(user.resource_id)
+            is_wanted = isinstance(user.settings, UserSettings) and user.settings.kind == kind
+            if member is not None and is_wanted:
+                found.append((user, member.role, member.added_at))
+        if not page.has_more:
+            break
+        after = page.resources[-1].resource_id
+    return found[:limit], len(found) > limit
+
+
+async def end_membership(request: Request, team_id: str, user_id: str) -> None:
+    """A user is no member any more."""
+    question = bridge.set_member(request.state.request_id, actor_of(request), team_id, user_id, "")
     await administer_resources(request, question)
 
 

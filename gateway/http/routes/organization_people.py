@@ -5,28 +5,28 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from gateway import bridge
 from gateway.errors import InvalidRequestError
 from gateway.http.access import GuardedRoute
 from gateway.http.organization import shapes
 from gateway.http.query import query_text
-from gateway.http.routes.admin import actor_of, admin_json, body_of, body_schema
+from gateway.http.routes.admin import admin_json, body_of, body_schema
 from gateway.http.routes.organization_parts import (
     BASE,
     PROJECT,
     change,
     check_query,
     delete,
+    end_membership,
     expiry,
     find,
     limit_of_page,
     make,
     make_key,
-    not_found,
+    member_of,
+    members,
     one,
     set_member,
 )
-from gateway.http.routes.resources import administer_resources
 from gateway.http.schemas.organization import (
     AccountKeyRequest,
     ChangeProjectUserRequest,
@@ -35,7 +35,7 @@ from gateway.http.schemas.organization import (
     ProjectUserRequest,
     ServiceAccountRequest,
 )
-from protocol.wire.messages import KeySettings, Resource, UserSettings
+from protocol.wire.messages import KeySettings, Resource, UserKind, UserSettings
 
 router = APIRouter(route_class=GuardedRoute, tags=["organization"])
 
@@ -111,7 +111,7 @@ async def list_service_accounts(request: Request, project_id: str) -> Response:
 @router.get(_ACCOUNT)
 async def get_service_account(request: Request, project_id: str, account_id: str) -> Response:
     """One service account of a project."""
-    account, role, _ = await _member(request, project_id, account_id, "service_account")
+    account, role, _ = await member_of(request, project_id, account_id, "service_account")
     return admin_json(shapes.service_account(account, role))
 
 
@@ -119,7 +119,7 @@ async def get_service_account(request: Request, project_id: str, account_id: str
 async def change_service_account(request: Request, project_id: str, account_id: str) -> Response:
     """Rename a service account, or give it another role in its project."""
     body = await body_of(request, ChangeServiceAccountRequest)
-    account, role, _ = await _member(request, project_id, account_id, "service_account")
+    account, role, _ = await member_of(request, project_id, account_id, "service_account")
     if body.name is not None:
         settings = UserSettings(name=body.name)
         account = await change(request, "user", account_id, ("name",), settings)
@@ -132,7 +132,7 @@ async def change_service_account(request: Request, project_id: str, account_id: 
 @router.delete(_ACCOUNT)
 async def delete_service_account(request: Request, project_id: str, account_id: str) -> Response:
     """Forget a service account; its keys are revoked."""
-    await _member(request, project_id, account_id, "service_account")
+    await member_of(request, project_id, account_id, "service_account")
     await delete(request, "user", account_id)
     return admin_json(shapes.deleted("organization.project.service_account", account_id))
 
@@ -141,7 +141,7 @@ async def delete_service_account(request: Request, project_id: str, account_id: 
 async def create_account_key(request: Request, project_id: str, account_id: str) -> Response:
     """Make a further key of a service account; `value` is shown this once."""
     body = await body_of(request, AccountKeyRequest)
-    account, _, _ = await _member(request, project_id, account_id, "service_account")
+    account, _, _ = await member_of(request, project_id, account_id, "service_account")
     assert isinstance(account.settings, UserSettings)
     settings = KeySettings(
         name=body.name or account.settings.name,
@@ -167,21 +167,21 @@ async def add_project_user(request: Request, project_id: str) -> Response:
     """Make a user a member of a project."""
     body = await body_of(request, ProjectUserRequest)
     await set_member(request, project_id, body.user_id, body.role)
-    user, role, added_at = await _member(request, project_id, body.user_id, "person")
+    user, role, added_at = await member_of(request, project_id, body.user_id, "person")
     return admin_json(shapes.project_user(user, role, added_at))
 
 
 @router.get(_MEMBER)
 async def get_project_user(request: Request, project_id: str, user_id: str) -> Response:
     """One user of a project."""
-    return admin_json(shapes.project_user(*await _member(request, project_id, user_id, "person")))
+    return admin_json(shapes.project_user(*await member_of(request, project_id, user_id, "person")))
 
 
 @router.post(_MEMBER, openapi_extra=body_schema(ChangeProjectUserRequest))
 async def change_project_user(request: Request, project_id: str, user_id: str) -> Response:
     """Give a user another role in a project."""
     body = await body_of(request, ChangeProjectUserRequest)
-    user, _, added_at = await _member(request, project_id, user_id, "person")
+    user, _, added_at = await member_of(request, project_id, user_id, "person")
     await set_member(request, project_id, user_id, body.role)
     return admin_json(shapes.project_user(user, body.role, added_at))
 
@@ -189,10 +189,7 @@ async def change_project_user(request: Request, project_id: str, user_id: str) -
 @router.delete(_MEMBER)
 async def remove_project_user(request: Request, project_id: str, user_id: str) -> Response:
     """End a membership."""
-    question = bridge.set_member(
-        request.state.request_id, actor_of(request), project_id, user_id, ""
-    )
-    await administer_resources(request, question)
+    await end_membership(request, project_id, user_id)
     return admin_json(shapes.deleted("organization.project.user", user_id))
 
 
@@ -229,36 +226,15 @@ async def delete_user(request: Request, user_id: str) -> Response:
     return admin_json(shapes.deleted("organization.user", user_id))
 
 
-async def _member(
-    request: Request, project_id: str, user_id: str, kind: str
-) -> tuple[Resource, str, int]:
-    """A user of a kind in a project, its role, and since when it is a member."""
-    team, user = await one(request, "team", project_id), await one(request, "user", user_id)
-    assert isinstance(user.settings, UserSettings)
-    for member in team.members:
-        if member.user_id == user_id and user.settings.kind == kind:
-            return user, member.role, member.added_at
-    raise not_found(f"{kind} of this project".replace("_", " "), user_id)
-
-
-async def _list_members(request: Request, project_id: str, kind: str) -> Response:
+async def _list_members(request: Request, project_id: str, kind: UserKind) -> Response:
     check_query(request, "after", "limit")
-    limit, after = limit_of_page(request), query_text(request, "after")
-    team = await one(request, "team", project_id)
-    roles = {member.user_id: member for member in team.members}
-    found: list[dict[str, Any]] = []
-    while len(found) <= limit:
-        page = await find(request, "user", member=project_id, after_id=after, limit=1000)
-        for user in page.resources:
-            member = roles.get(user.resource_id)
-            is_wanted = isinstance(user.settings, UserSettings) and user.settings.kind == kind
-            if member is not None and is_wanted:
-                found.append(
-                    shapes.service_account(user, member.role)
-                    if kind == "service_account"
-                    else shapes.project_user(user, member.role, member.added_at)
-                )
-        if not page.has_more:
-            break
-        after = page.resources[-1].resource_id
-    return admin_json(shapes.page(found[:limit], has_more=len(found) > limit))
+    found, has_more = await members(
+        request, project_id, kind, limit_of_page(request), query_text(request, "after")
+    )
+    data = [
+        shapes.service_account(user, role)
+        if kind == "service_account"
+        else shapes.project_user(user, role, added_at)
+        for user, role, added_at in found
+    ]
+    return admin_json(shapes.page(data, has_more=has_more))

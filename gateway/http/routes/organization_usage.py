@@ -1,4 +1,4 @@
-"""OpenAI's organization API: what was used and what that cost, in buckets of hours or days."""
+"""OpenAI's organization API: what was used and what that cost, in buckets of time."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple, cast
@@ -17,6 +17,7 @@ from protocol.wire.messages import UsageBucket, UsageFound, UsageGroup, UsageRow
 router = APIRouter(route_class=GuardedRoute, tags=["organization"])
 
 EMBEDDINGS: Final = "/v1/embeddings"
+DECISIONS: Final = frozenset({"/v1/decisions", "/v1/systemone"})
 MICROS: Final = 1_000_000
 _PAGE: Final = 1000
 _MAX_ROWS: Final = 50_000
@@ -29,7 +30,11 @@ class _Width(NamedTuple):
     most: int
 
 
-_WIDTHS: Final = {"1h": _Width("hour", 3600, 24, 168), "1d": _Width("day", 86_400, 7, 31)}
+_WIDTHS: Final = {
+    "1m": _Width("minute", 60, 60, 1440),
+    "1h": _Width("hour", 3600, 24, 168),
+    "1d": _Width("day", 86_400, 7, 31),
+}
 _COST_WIDTHS: Final = {"1d": _Width("day", 86_400, 7, 180)}
 _GROUPS: Final[Mapping[str, UsageGroup]] = {
     "project_id": "team",
@@ -74,9 +79,9 @@ class _Asked(NamedTuple):
 
 @router.get(f"{BASE}/usage/completions")
 async def completions_usage(request: Request) -> Response:
-    """Tokens and requests of everything that generates."""
+    """Tokens and requests of everything that is neither embeddings nor decisions."""
     asked = _asked(request, _WIDTHS, ("project_id", "user_id", "api_key_id", "model"))
-    return await _page(request, asked, _completions, lambda endpoint: endpoint != EMBEDDINGS)
+    return await _page(request, asked, _completions, _counts_as_completion)
 
 
 @router.get(f"{BASE}/usage/embeddings")
@@ -84,6 +89,13 @@ async def embeddings_usage(request: Request) -> Response:
     """Tokens and requests of embeddings."""
     asked = _asked(request, _WIDTHS, ("project_id", "user_id", "api_key_id", "model"))
     return await _page(request, asked, _embeddings, lambda endpoint: endpoint == EMBEDDINGS)
+
+
+@router.get(f"{BASE}/usage/decisions")
+async def decisions_usage(request: Request) -> Response:
+    """Tokens and requests of decisions."""
+    asked = _asked(request, _WIDTHS, ("project_id", "user_id", "api_key_id", "model"))
+    return await _page(request, asked, _decisions, lambda endpoint: endpoint in DECISIONS)
 
 
 @router.get(f"{BASE}/costs")
@@ -210,6 +222,14 @@ def _completions(rows: list[UsageRow]) -> dict[str, Any]:
         "input_cached_tokens": sum(row.cached_tokens for row in rows),
         "num_model_requests": sum(row.num_requests for row in rows),
     }
+
+
+def _counts_as_completion(endpoint: str) -> bool:
+    return endpoint != EMBEDDINGS and endpoint not in DECISIONS
+
+
+def _decisions(rows: list[UsageRow]) -> dict[str, Any]:
+    return _completions(rows) | {"object": "organization.usage.decisions.result"}
 
 
 def _embeddings(rows: list[UsageRow]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ MAX_CENTS = MAX_LIMIT // 10_000
 _Seconds = Annotated[int, Field(ge=1, le=100 * 366 * 86_400)]
 _Scopes = Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length=100)]
 _Rate = Annotated[int, Field(ge=0, le=MAX_LIMIT)]
+_Email = Annotated[str, Field(min_length=3, max_length=200, pattern=r"^[^@\s]+@[^@\s]+$")]
+_WorkspaceRole = Literal["workspace_admin", "workspace_developer", "workspace_user"]
 _Model = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -77,6 +79,21 @@ class ChangeUserRoleRequest(RequestModel):
     role: Literal["owner", "reader"]
 
 
+class InvitedProject(RequestModel):
+    """A project that an invited user is a member of."""
+
+    id: Annotated[str, Field(min_length=1, max_length=64)]
+    role: Literal["member", "owner"]
+
+
+class InviteRequest(RequestModel):
+    """A user to be made, known by an e-mail address."""
+
+    email: _Email
+    role: Literal["owner", "reader"]
+    projects: Annotated[list[InvitedProject], Field(max_length=100)] | None = None
+
+
 class RateLimitRequest(RequestModel):
     """Limits of a project for one model; what isn't sent stays."""
 
@@ -117,6 +134,32 @@ class WorkspaceRequest(RequestModel):
     """A workspace to be made or renamed."""
 
     name: Name
+
+
+class AnthropicRoleRequest(RequestModel):
+    """Another role of a user, of which there is one to give."""
+
+    role: Literal["user"]
+
+
+class AnthropicInviteRequest(RequestModel):
+    """A user to be made, known by an e-mail address."""
+
+    email: _Email
+    role: Literal["user"]
+
+
+class WorkspaceMemberRequest(RequestModel):
+    """A user to be a member of a workspace: an administrator of it, or not."""
+
+    user_id: Annotated[str, Field(min_length=1, max_length=64)]
+    workspace_role: _WorkspaceRole
+
+
+class ChangeWorkspaceMemberRequest(RequestModel):
+    """Another role in a workspace."""
+
+    workspace_role: _WorkspaceRole
 
 
 class WorkspaceKeyRequest(RequestModel):

@@ -6,7 +6,7 @@ from protocol.wire.messages.administration import Actor, KeyDetails
 from protocol.wire.messages.base import Message, Part
 from protocol.wire.messages.people import LimitSettings
 
-UsageBucket = Literal["hour", "day", ""]
+UsageBucket = Literal["minute", "hour", "day", ""]
 UsageGroup = Literal["key", "user", "team", "end_user", "model", "endpoint"]
 
 
@@ -43,9 +43,10 @@ class ReadUsage(Message, frozen=True, tag="read_usage"):
         key_id: Only with this key, as with the next four; empty = any, but for who may read no more
             than its own.
         is_of_all: Of everybody, for administrators.
-        since_s: Unix seconds, inclusive, down to the full hour.
-        until_s: Exclusive, up to the full hour.
-        bucket: Rows by hour or by day (UTC); empty = one for all time.
+        since_s: Unix seconds, inclusive, down to the full hour, or minute.
+        until_s: Exclusive, up to the full hour, or minute.
+        bucket: Rows by minute (since 1.5; as long as the ledger has its lines), by hour or by day
+            (UTC); empty = one for all time.
         group_by: Rows of their own for each of these.
         skip: Rows that were read before.
     """

@@ -94,6 +94,13 @@ def test_bookings_are_summed_by_time_and_by_what_is_asked_for(store: SqlStore) -
         (86_400, "m2", "k1", 1),
         (172_800, "m1", "k2", 0),
     ]
+    by_minute = read(store, since_s=24 * 3600 + 30, until_s=25 * 3600 + 1, bucket="minute")
+    assert [(row.begins_at, row.num_requests, row.cost_micros) for row in by_minute] == [
+        (24 * 3600, 2, 30),
+        (25 * 3600, 1, 1),
+    ]
+    of_one = read(store, bucket="minute", group_by=("model", "user"), key_id="k2")
+    assert [(row.begins_at, row.model, row.user_id) for row in of_one] == [(49 * 3600, "m1", "u1")]
     by_whom = read(store, group_by=("user", "team", "end_user", "endpoint"))
     assert {(row.user_id, row.team_id, row.end_user, row.endpoint) for row in by_whom} == {
         ("u1", "t1", "", ""),
