@@ -61,4 +61,5 @@ engines that offer `prompt_names` take a `prompt_name` of `Embed`."""
 
 EXTRAS_VERSION = ProtocolVersion(1, 5)
 """Since when engines end reasoning by `Generate.thought`, which parsers tell in `ParseOpened`, and
-take `chat_template`, `suffix` and `cache_salt`; an older one would leave them aside."""
+take `chat_template`, `suffix`, `cache_salt` and `logprob_token_ids`; an older one would leave them
+aside."""

@@ -18,6 +18,7 @@ from protocol.wire.sampling_ranges import (
     MAX_BAD_WORDS,
     MAX_INT32,
     MAX_LOGIT_BIASES,
+    MAX_LOGPROB_TOKEN_IDS,
     MAX_STOP_CHARACTERS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
@@ -191,6 +192,11 @@ def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
     _check_texts("stop", sampling.stop, MAX_STOP_STRINGS, MAX_STOP_CHARACTERS)
     _check_texts("bad_words", sampling.bad_words, MAX_BAD_WORDS, MAX_BAD_WORD_CHARACTERS)
     _check_ids("stop_token_ids", sampling.stop_token_ids, MAX_STOP_TOKEN_IDS, vocab_size)
+    _check_ids("logprob_token_ids", sampling.logprob_token_ids, MAX_LOGPROB_TOKEN_IDS, vocab_size)
+    if sampling.logprob_token_ids and sampling.logprobs is None:
+        raise InvalidRequestError(
+            "'logprob_token_ids' needs 'logprobs'.", param="logprob_token_ids"
+        )
     biased = [token_id for token_id, _ in sampling.logit_bias]
     _check_ids("logit_bias", biased, MAX_LOGIT_BIASES, vocab_size)
     if len(set(biased)) < len(biased):
@@ -245,4 +251,5 @@ def _row_sampling(sampling: SamplingParams, choice: int) -> RowSampling:
         logit_bias=sampling.logit_bias,
         num_logprobs=sampling.logprobs,
         num_prompt_logprobs=sampling.prompt_logprobs,
+        logprob_token_ids=sampling.logprob_token_ids,
     )

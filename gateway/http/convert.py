@@ -204,6 +204,7 @@ def _options(
         num_choices=request.num_generated,
         num_answers=request.n or 1,
         num_top_logprobs=request.num_top_logprobs,
+        num_wanted_logprobs=len(request.logprob_token_ids or ()),
         num_prompt_logprobs=request.prompt_logprobs,
         is_streaming=bool(request.stream),
         shows_token_ids=bool(request.return_token_ids),
@@ -284,6 +285,8 @@ def _sampling(
         bad_words=tuple(request.bad_words or ()),
         logprobs=options.engine_logprobs,
         prompt_logprobs=options.engine_prompt_logprobs,
+        # The same token twice would say the same twice.
+        logprob_token_ids=tuple(dict.fromkeys(request.logprob_token_ids or ())),
     )
 
 

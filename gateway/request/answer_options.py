@@ -12,6 +12,7 @@ class AnswerOptions:
         num_choices: Choices generated for each prompt.
         num_answers: Choices shown for each prompt; fewer than `num_choices` shows the best.
         num_top_logprobs: Likely tokens beside each output token; None shows no log probabilities.
+        num_wanted_logprobs: Tokens beside each output token that the client names, likely or not.
         num_prompt_logprobs: Likewise beside each token of the prompt.
         is_streaming: Whether the answer travels as it comes.
         echoes: The prompt stands before the text.
@@ -28,6 +29,7 @@ class AnswerOptions:
     num_choices: int = 1
     num_answers: int = 1
     num_top_logprobs: int | None = None
+    num_wanted_logprobs: int = 0
     num_prompt_logprobs: int | None = None
     is_streaming: bool = False
     echoes: bool = False

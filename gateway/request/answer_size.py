@@ -35,7 +35,8 @@ def check_answer_size(
         per_prompt_token += (1 + options.engine_prompt_logprobs) * LOGPROB_BYTES
     per_token = TOKEN_BYTES
     if options.num_top_logprobs is not None:
-        per_token += (1 + options.num_top_logprobs) * LOGPROB_BYTES
+        num_beside = options.num_top_logprobs + options.num_wanted_logprobs
+        per_token += (1 + num_beside) * LOGPROB_BYTES
     for num_prompt, num_output in zip(prompt_tokens, output_limits, strict=True):
         num_shown = options.num_choices if options.echoes else 1
         estimate += num_prompt * per_prompt_token * num_shown

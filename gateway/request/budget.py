@@ -78,9 +78,10 @@ class TokenBudget:
     def slice_tokens(self) -> int:
         """Output tokens that a choice gets at a time."""
         options = self._job.options
-        if not options.is_streaming or not options.num_top_logprobs:
+        num_beside = (options.num_top_logprobs or 0) + options.num_wanted_logprobs
+        if not options.is_streaming or not num_beside:
             return self._slice_tokens
-        return max(MIN_SLICE_TOKENS, self._slice_tokens // (1 + options.num_top_logprobs))
+        return max(MIN_SLICE_TOKENS, self._slice_tokens // (1 + num_beside))
 
     def reservation(self, prepared: Sequence[Prepared]) -> tuple[int, int]:
         """Prompt and output tokens of all choices together, now that the prompts are known."""

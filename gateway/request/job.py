@@ -85,6 +85,7 @@ class GenerationJob:
             sampling.logit_bias
             or sampling.stop_token_ids
             or sampling.allowed_token_ids
+            or sampling.logprob_token_ids
             or any(prepare.prompt_token_ids for prepare in self.prepares)
         )
 

@@ -58,6 +58,8 @@ def check_served(job: GenerationJob, offer: EngineOffer, version: ProtocolVersio
     check_prompts(job.prepares, offer)
     check_extras(job.prepares[0], offer, version)
     sampling = job.sampling
+    if sampling.logprob_token_ids:
+        check_version(version, "logprob_token_ids", since=EXTRAS_VERSION)
     wanted = {
         "logit_bias": sampling.logit_bias,
         "allowed_token_ids": sampling.allowed_token_ids,
@@ -70,6 +72,7 @@ def check_served(job: GenerationJob, offer: EngineOffer, version: ProtocolVersio
         "logit_bias": (token_id for token_id, _ in sampling.logit_bias),
         "allowed_token_ids": sampling.allowed_token_ids or (),
         "stop_token_ids": sampling.stop_token_ids,
+        "logprob_token_ids": sampling.logprob_token_ids,
     }
     for name, token_ids in ids.items():
         check_token_ids(name, token_ids, offer.vocab_size)

@@ -11,6 +11,7 @@ MAX_INT32: Final = 2**31 - 1
 MAX_LOGIT_BIASES: Final = 1024
 MAX_LOGPROBS: Final = 20
 """The most likely tokens that are reported beside one token."""
+MAX_LOGPROB_TOKEN_IDS: Final = 128
 MAX_ALLOWED_TOKEN_IDS: Final = 2**18
 MAX_BAD_WORDS: Final = 128
 MAX_BAD_WORD_CHARACTERS: Final = 256
@@ -177,6 +178,13 @@ PARAMETERS: Final = (
         NumberRange(0, MAX_LOGPROBS),
         "nil",
         "the same for the prompt's tokens from the second on",
+    ),
+    Parameter(
+        "logprob_token_ids",
+        "list of token ids",
+        f"at most {MAX_LOGPROB_TOKEN_IDS} token ids",
+        "none",
+        "whose log probabilities are told beside each output token, with `logprobs`",
     ),
 )
 

@@ -219,6 +219,7 @@ class FakeEngine(FakeWorker[EngineCommand]):
         self.script: list[Sequence[str]] = []  # what it says one after another, before `text`
         self.fails_after_script: ErrorCode | None = None
         self.logprob_of_choice: dict[int, float] = {}
+        self.wanted_logprobs: dict[int, float] = {}
         self.finish_reason: FinishReason = "stop"
         self.stop_reason: str | int | None = None
         self.prepare_failure: Failure | None = None
@@ -399,6 +400,10 @@ class FakeEngine(FakeWorker[EngineCommand]):
                 token_id=token_id, text=text, data=text.encode(), logprob=chosen, rank=3
             ),
             top=top[:num_top],
+            wanted=tuple(
+                TokenLogprob(one, f"w{one}", b"w%d" % one, self.wanted_logprobs.get(one, -9.0))
+                for one in sampling.logprob_token_ids
+            ),
         )
 
     def _end(self, generate: Generate, reason: FinishReason, completion_tokens: int) -> Finished:

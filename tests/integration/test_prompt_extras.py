@@ -104,3 +104,43 @@ async def test_a_salt_goes_with_the_prompt_and_its_output(socket_dir: Path) -> N
             refused = await gateway.chat(cache_salt=wrong)
             assert refused.status_code == 400
             assert refused.json()["error"]["param"] == "cache_salt"
+
+
+async def test_named_tokens_reach_the_engine_and_stand_behind_the_likeliest(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine()
+        engine.wanted_logprobs = {1: -1.5, 9: -7.25}
+        chat = await gateway.chat(logprobs=True, top_logprobs=1, logprob_token_ids=[9, 1, 9])
+        (generate,) = engine.of(Generate)
+        assert generate.sampling.logprob_token_ids == (9, 1)
+        (first, *_) = chat.json()["choices"][0]["logprobs"]["content"]
+        beside = [one["logprob"] for one in first["top_logprobs"]]
+        assert beside[-2:] == [-7.25, -1.5]
+        assert len(beside) == 3
+        body = {"model": "demo", "prompt": "x", "logprobs": 0, "logprob_token_ids": [9]}
+        completion = await gateway.client.post("/v1/completions", json=body)
+        (top, *_) = completion.json()["choices"][0]["logprobs"]["top_logprobs"]
+        assert -7.25 in top.values()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"logprob_token_ids": [1]},
+        {"logprobs": True, "logprob_token_ids": [-1]},
+        {"logprobs": True, "logprob_token_ids": [10**8]},
+        {"logprobs": True, "logprob_token_ids": [1] * 129},
+    ],
+)
+async def test_named_tokens_that_cannot_be_told_are_refused(
+    socket_dir: Path, fields: dict[str, Any]
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        refused = await gateway.chat(**fields)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"].startswith("logprob_token_ids")

@@ -30,7 +30,7 @@ from engine_worker.compute.sampling.sampler import (
 )
 from engine_worker.core.choice.batch import RowWork, TokenScores
 from engine_worker.core.choice.token_mask import MaskWords, allow_all
-from protocol.wire.sampling_ranges import MAX_LOGIT_BIASES, MAX_LOGPROBS
+from protocol.wire.sampling_ranges import MAX_LOGIT_BIASES, MAX_LOGPROB_TOKEN_IDS, MAX_LOGPROBS
 
 _NO_TARGET: Final = -1
 
@@ -54,11 +54,13 @@ class FullSamplerInputs(NamedTuple):
         fields: [R, F] int32, floats as their bits.
         biases: [2, R, B] int32, token ids and the bits of the numbers that are added.
         allowed: [R, W] uint32.
+        wanted: [R, K] int32, tokens whose log probabilities are told whatever is drawn.
     """
 
     fields: npt.NDArray[np.int32]
     biases: npt.NDArray[np.int32] | jax.Array
     allowed: MaskWords | jax.Array
+    wanted: npt.NDArray[np.int32] | jax.Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class FullSampler:
         self._num_top = min(MAX_LOGPROBS, self._vocab_size)
         # Most calls have no bias or no mask: these never leave the device.
         self._no_biases = jnp.full((2, num_rows, MAX_LOGIT_BIASES), self._vocab_size, jnp.int32)
+        self._none_wanted = jnp.zeros((num_rows, MAX_LOGPROB_TOKEN_IDS), jnp.int32)
         self._all_allowed = jnp.asarray(np.tile(allow_all(self._vocab_size), (num_rows, 1)))
 
     def __call__(
@@ -107,7 +110,7 @@ class FullSampler:
             inputs: See `pack`.
 
         Returns:
-            [R, 3 + 2 * N] int32 for `read`, and the new counts.
+            [R, 3 + 2 * N + K] int32 for `read`, and the new counts.
         """
         fields, biases, allowed = jnp.asarray(inputs.fields), inputs.biases, inputs.allowed
         rows = unpack_row_fields(fields)
@@ -127,8 +130,8 @@ class FullSampler:
         scored = jnp.where(targets >= 0, targets, tokens)
         scores = lax.cond(
             jnp.any(fields[:, _ExtraField.IS_SCORED] != 0),
-            lambda: score_tokens(logits, scored, self._num_top),
-            lambda: no_scores(self._num_rows, self._num_top),
+            lambda: score_tokens(logits, scored, self._num_top, jnp.asarray(inputs.wanted)),
+            lambda: no_scores(self._num_rows, self._num_top, MAX_LOGPROB_TOKEN_IDS),
         )
         columns = (
             # A row whose target is scored says by its token whether it holds NaN.
@@ -137,6 +140,7 @@ class FullSampler:
             scores.ranks[:, None],
             scores.top_token_ids,
             lax.bitcast_convert_type(scores.top_logprobs, jnp.int32),
+            lax.bitcast_convert_type(scores.wanted, jnp.int32),
         )
         return jnp.concatenate(columns, axis=1), count_sampled(counts, tokens, rows)
 
@@ -154,7 +158,21 @@ class FullSampler:
             if target is not None:
                 fields[index, _ExtraField.TARGET] = target
             fields[index, _ExtraField.IS_SCORED] = _num_wanted(row, target) is not None
-        return FullSamplerInputs(fields, self._pack_biases(rows, fields), self._masks(rows, fields))
+        return FullSamplerInputs(
+            fields,
+            self._pack_biases(rows, fields),
+            self._masks(rows, fields),
+            self._pack_wanted(rows),
+        )
+
+    def _pack_wanted(self, rows: Sequence[RowWork]) -> npt.NDArray[np.int32] | jax.Array:
+        if not any(row.sampling.logprob_token_ids for row in rows):
+            return self._none_wanted
+        wanted = np.zeros((self._num_rows, MAX_LOGPROB_TOKEN_IDS), np.int32)
+        for index, row in enumerate(rows):
+            token_ids = row.sampling.logprob_token_ids
+            wanted[index, : len(token_ids)] = token_ids
+        return wanted
 
     def _pack_biases(
         self, rows: Sequence[RowWork], fields: npt.NDArray[np.int32]
@@ -210,9 +228,16 @@ class FullSampler:
                             strict=True,
                         )
                     ),
+                    wanted=() if target is not None else self._wanted_of(row, floats[index]),
                 )
             samples.append(FullSample(token, scores, target is not None))
         return samples
+
+    def _wanted_of(
+        self, row: RowWork, floats: npt.NDArray[np.float32]
+    ) -> tuple[tuple[int, float], ...]:
+        token_ids, start = row.sampling.logprob_token_ids, 3 + 2 * self._num_top
+        return tuple(zip(token_ids, floats[start : start + len(token_ids)].tolist(), strict=True))
 
 
 def _num_wanted(row: RowWork, target: int | None) -> int | None:

@@ -37,6 +37,8 @@ class RowSampling:
         num_logprobs: How many likely tokens are reported beside the sampled one, at most
             `MAX_LOGPROBS` of the wire; None reports nothing.
         num_prompt_logprobs: The same for `RowWork.scored_token_ids`.
+        logprob_token_ids: Tokens reported beside each sampled one, with `num_logprobs`; at most
+            `MAX_LOGPROB_TOKEN_IDS` of the wire.
     """
 
     temperature: float = 0.0
@@ -51,6 +53,7 @@ class RowSampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
 
     @property
     def uses_penalties(self) -> bool:
@@ -140,12 +143,14 @@ class TokenScores:
         logprob: Natural logarithm of its probability.
         rank: 1 for the most likely token; tokens with equal logits share a rank.
         top: (token id, log probability) of the likeliest tokens, best first.
+        wanted: The same of the row's `logprob_token_ids`, in their order.
     """
 
     token_id: int
     logprob: float
     rank: int
     top: tuple[tuple[int, float], ...]
+    wanted: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,4 +55,5 @@ def describe(scores: TokenScores, tokenizer: Tokenizer) -> TokenLogprobs:
             described(token_id, logprob, rank)
             for rank, (token_id, logprob) in enumerate(scores.top, start=1)
         ),
+        wanted=tuple(described(token_id, logprob, 0) for token_id, logprob in scores.wanted),
     )

@@ -18,7 +18,7 @@ def chat_logprobs(tokens: Iterable[TokenLogprobs], options: AnswerOptions) -> di
     content = [
         {
             **_entry(token.chosen, options),
-            "top_logprobs": [_entry(one, options) for one in token.top[:num_top]],
+            "top_logprobs": [_entry(one, options) for one in _beside(token, num_top)],
         }
         for token in tokens
     ]
@@ -101,11 +101,20 @@ class CompletionLogprobs:
         for token, offset in zip(tokens, offsets, strict=False):
             self._tokens.append(_legacy_name(token.chosen, options))
             self._logprobs.append(max(token.chosen.logprob, _LEAST))
-            shown = (token.chosen, *token.top[:num_top])
+            shown = (token.chosen, *_beside(token, num_top))
             self._top.append(
                 {_legacy_name(one, options): max(one.logprob, _LEAST) for one in shown}
             )
             self._offsets.append(offset)
+
+
+def _beside(token: TokenLogprobs, num_top: int) -> Sequence[TokenLogprob]:
+    """The likeliest tokens, then those that the client named and that aren't among them."""
+    top = token.top[:num_top]
+    if not token.wanted:
+        return top
+    shown = {one.token_id for one in top}
+    return (*top, *(one for one in token.wanted if one.token_id not in shown))
 
 
 def token_offsets(text: str, tokens: Sequence[str]) -> list[int]:

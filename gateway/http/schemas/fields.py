@@ -37,7 +37,6 @@ COMPLETION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
 EXTENSION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "kv_transfer_params": ((), "each engine manages its own cache"),
     "length_penalty": ((1, 1.0), "there is no beam search"),
-    "logprob_token_ids": (([],), "ask for `top_logprobs`"),
     "mm_processor_kwargs": (({},), "models here read text"),
     "prompt_embeds": ((), "not served"),
     "repetition_detection": ((), "use the penalties"),

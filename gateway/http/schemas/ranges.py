@@ -49,6 +49,7 @@ LIST_BOUNDS: Final[dict[str, str]] = {
         name: WORDS[name]
         for name in ("logit_bias", "allowed_token_ids", "bad_words", "stop", "stop_token_ids")
     },
+    "logprob_token_ids": WORDS["logprob_token_ids"],
     "messages": (
         f"1 to {MAX_MESSAGES}, each with at most {MAX_CONTENT_PARTS} content parts and"
         f" {MAX_TOOL_CALLS} tool calls"

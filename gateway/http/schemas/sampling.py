@@ -14,6 +14,7 @@ from protocol.wire.sampling_ranges import (
     MAX_BAD_WORD_CHARACTERS,
     MAX_BAD_WORDS,
     MAX_LOGIT_BIASES,
+    MAX_LOGPROB_TOKEN_IDS,
     MAX_STOP_CHARACTERS,
     MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
@@ -62,6 +63,9 @@ class GenerationRequest(StructuredFields):
         Field(min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS, fail_fast=True),
     ] = None
     bad_words: list[str] | None = None
+    logprob_token_ids: Annotated[
+        list[TokenId] | None, Field(max_length=MAX_LOGPROB_TOKEN_IDS, fail_fast=True)
+    ] = None
     prompt_logprobs: int | None = ranged("prompt_logprobs")
     truncate_prompt_tokens: int | None = ranged("truncate_prompt_tokens")
     return_token_ids: bool | None = None
@@ -150,6 +154,8 @@ class GenerationRequest(StructuredFields):
                     raise field_error(f"it contradicts `{self.wanted_content.param}`.", name)
         if self.prompt_logprobs is not None and self.stream:
             raise field_error("it can't be streamed.", "prompt_logprobs")
+        if self.logprob_token_ids and self.num_top_logprobs is None:
+            raise field_error("it needs `logprobs`.", "logprob_token_ids")
         limit = self.output_limit
         if self.min_tokens and limit is not None and self.min_tokens > limit:
             raise field_error(

@@ -40,6 +40,8 @@ class SamplingParams(Part, frozen=True):
         logprobs: How many likely tokens are reported beside each output token with its log
             probability; 0 reports the token alone, None nothing.
         prompt_logprobs: The same for the tokens of the prompt, from the second on.
+        logprob_token_ids: Tokens whose log probabilities are reported beside each output token,
+            likely or not; with `logprobs` (since 1.5).
     """
 
     temperature: float = 1.0
@@ -62,6 +64,7 @@ class SamplingParams(Part, frozen=True):
     bad_words: tuple[str, ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
 
 
 class Grammar(Part, frozen=True):
@@ -308,10 +311,15 @@ class TokenLogprob(Part, frozen=True):
 
 
 class TokenLogprobs(Part, frozen=True):
-    """One position: the token that stands there and the likeliest ones, best first."""
+    """One position: the token that stands there and the likeliest ones, best first.
+
+    Attributes:
+        wanted: Those of `logprob_token_ids`, in that order, without ranks (since 1.5).
+    """
 
     chosen: TokenLogprob
     top: tuple[TokenLogprob, ...] = ()
+    wanted: tuple[TokenLogprob, ...] = ()
 
 
 class Delta(Part, frozen=True):
