@@ -96,6 +96,7 @@ _REASONING_CLUES = (
 _BY_MODEL_TYPE: dict[str, tuple[str | None, str | None]] = {
     "llama": ("llama3_json", None),
     "llama4": ("llama4_pythonic", None),
+    "llama4_text": ("llama4_pythonic", None),
     "mistral": ("mistral", None),
     "mistral3": ("mistral", "mistral"),
     "ministral3": ("mistral", "mistral"),

@@ -244,6 +244,9 @@ def _cohere() -> dict[str, FamilyCase]:
     scale = {"logit_scale": 0.25}
     return {
         "cohere": FamilyCase("CohereConfig", {"attention_bias": True, **scale}),
+        "cohere_with_norms_of_each_head": FamilyCase(
+            "CohereConfig", {"use_qk_norm": True, **scale}
+        ),
         "cohere2_with_windows": FamilyCase(
             "Cohere2Config", {"num_hidden_layers": 4, "sliding_window": 9, **scale}
         ),

@@ -38,7 +38,8 @@ class FamilyCase:
         embedding_scale: Deviation of the embedding's weights; small where a tied head or a
             multiplier would make every token follow itself.
         wrapped_as: The architecture of a larger model whose text model this is: the files are
-            rewritten as its own, where transformers needs other packages to build it.
+            rewritten as its own, where transformers needs other packages or much time to build it.
+        text_model: Prefix of the text model's tensors in the larger one.
         why_logits_only: Why transformers generates otherwise than it computes a whole prompt; the
             case is held to the logits of the prompt only then.
         in_make_test: Whether `make test` runs it; `make parity` runs all.
@@ -51,6 +52,7 @@ class FamilyCase:
     norm_mean: float = 1.0
     embedding_scale: float = 0.2
     wrapped_as: str = ""
+    text_model: str = "model.language_model."
     why_logits_only: str = ""
     in_make_test: bool = False
 

@@ -315,7 +315,47 @@ _NEMOTRON: dict[str, Any] = {
 }
 
 
-CASES: Mapping[str, FamilyCase] = {**_llama(), **DENSE, **EXPERTS, **_hybrids()}
+def _llama4() -> dict[str, FamilyCase]:
+    text = {
+        "num_hidden_layers": 4,
+        "head_dim": 8,
+        "intermediate_size": 24,
+        "intermediate_size_mlp": 80,
+        "no_rope_layer_interval": 2,
+        "attention_chunk_size": 13,
+        "interleave_moe_layer_step": 2,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "floor_scale": 8,
+        "attn_scale": 0.4,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    }
+    return {
+        "llama4_with_chunks": FamilyCase("Llama4TextConfig", text, model="Llama4ForCausalLM"),
+        "llama4_beside_a_vision_tower": FamilyCase(
+            "Llama4TextConfig",
+            {**text, "use_qk_norm": False, "attn_temperature_tuning": False},
+            model="Llama4ForCausalLM",
+            wrapped_as="Llama4ForConditionalGeneration",
+            text_model="language_model.model.",
+        ),
+    }
+
+
+CASES: Mapping[str, FamilyCase] = {
+    **_llama(),
+    **DENSE,
+    **EXPERTS,
+    **_hybrids(),
+    **_llama4(),
+}
 """By name, in the order of docs/models.md."""
 
 

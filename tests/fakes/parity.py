@@ -62,25 +62,25 @@ def make_reference(folder: Path, case: FamilyCase) -> Reference:
         )
     model.save_pretrained(folder)
     if case.wrapped_as:
-        wrap_text_model(folder, case.wrapped_as)
+        wrap_text_model(folder, case)
     continuation = output[0, NUM_PROMPT_TOKENS:].tolist()
     assert len(set(continuation)) >= MIN_DISTINCT_TOKENS, "an output that repeats shows little"
     token_ids = prompt[0].numpy().astype(np.int32)
     return Reference(folder, token_ids, logits, continuation, case.why_logits_only)
 
 
-def wrap_text_model(folder: Path, architecture: str) -> None:
+def wrap_text_model(folder: Path, case: FamilyCase) -> None:
     """Rewrites a text model's files as those of a larger model that has it."""
     path = folder / "config.json"
     config = {
-        "architectures": [architecture],
+        "architectures": [case.wrapped_as],
         "text_config": json.loads(path.read_text(encoding="utf-8")),
     }
     path.write_text(json.dumps(config), encoding="utf-8")
     weights = folder / "model.safetensors"
     tensors = load_file(weights)
     save_file(
-        {name.replace("model.", "model.language_model.", 1): x for name, x in tensors.items()},
+        {name.replace("model.", case.text_model, 1): x for name, x in tensors.items()},
         weights,
     )
 

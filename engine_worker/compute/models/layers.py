@@ -163,9 +163,14 @@ class RmsNorm(Block):
     """
 
     def __init__(
-        self, size: int, eps: float, dtype: DTypeLike, *, is_plus_one: bool = False
+        self,
+        size: int | tuple[int, ...],
+        eps: float,
+        dtype: DTypeLike,
+        *,
+        is_plus_one: bool = False,
     ) -> None:
-        self.weight = nnx.Param(jnp.ones((size,), dtype))
+        self.weight = nnx.Param(jnp.ones(size, dtype))
         self.eps = eps
         self.is_plus_one = is_plus_one
 
@@ -180,9 +185,11 @@ class RmsNorm(Block):
 class LayerNorm(Block):
     """Norm by mean and deviation over the last axis, in float32 (arXiv 1607.06450)."""
 
-    def __init__(self, size: int, eps: float, dtype: DTypeLike, *, bias: bool) -> None:
-        self.weight = nnx.Param(jnp.ones((size,), dtype))
-        self.bias = nnx.Param(jnp.zeros((size,), dtype)) if bias else None
+    def __init__(
+        self, size: int | tuple[int, ...], eps: float, dtype: DTypeLike, *, bias: bool
+    ) -> None:
+        self.weight = nnx.Param(jnp.ones(size, dtype))
+        self.bias = nnx.Param(jnp.zeros(size, dtype)) if bias else None
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -199,8 +206,8 @@ class LayerNorm(Block):
 Norm = RmsNorm | LayerNorm
 
 
-def norm_of(spec: DecoderSpec, size: int, dtype: DTypeLike) -> Norm:
-    """A norm of a decoder's kind over vectors of `size`."""
+def norm_of(spec: DecoderSpec, size: int | tuple[int, ...], dtype: DTypeLike) -> Norm:
+    """A norm of a decoder's kind over vectors of `size`, or over the last of some axes."""
     if spec.norm_kind is NormKind.LAYER:
         return LayerNorm(size, spec.norm_eps, dtype, bias=spec.norm_bias)
     is_plus_one = spec.norm_kind is NormKind.RMS_PLUS_ONE
@@ -268,9 +275,9 @@ class AttentionBlock(ResidualBlock):
         self.spec = attention
         self.eps = spec.norm_eps
         self.qkv = Linear(width, hidden, dtype, bias=attention.qkv_bias)
-        q_width, k_width = _qk_norm_widths(attention)
-        self.q_norm = norm_of(spec, q_width, dtype) if q_width else None
-        self.k_norm = norm_of(spec, k_width, dtype) if k_width else None
+        q_shape, k_shape = _qk_norm_shapes(attention)
+        self.q_norm = norm_of(spec, q_shape, dtype) if q_shape else None
+        self.k_norm = norm_of(spec, k_shape, dtype) if k_shape else None
         self.sinks = (
             nnx.Param(jnp.zeros((attention.num_heads,), dtype)) if attention.sinks else None
         )
@@ -314,24 +321,33 @@ class AttentionBlock(ResidualBlock):
 
     def _heads(self, x: jax.Array, norm: Norm | None, num_heads: int) -> jax.Array:
         """Queries or keys [T, heads * D] as normalised heads [T, heads, D]."""
-        if norm is not None and self.spec.qk_norm is QkNorm.FULL_WIDTH:
-            x = norm(x)
-        x = x.reshape(x.shape[0], num_heads, self.spec.head_dim)
-        if norm is not None and self.spec.qk_norm is QkNorm.PER_HEAD:
-            x = norm(x)
-        return x
+        shape, kind = (x.shape[0], num_heads, self.spec.head_dim), self.spec.qk_norm
+        if kind is QkNorm.WEIGHTLESS:
+            return rms_normed(x.reshape(shape), self.eps)
+        if norm is None:
+            return x.reshape(shape)
+        if kind is QkNorm.FULL_WIDTH:
+            return norm(x).reshape(shape)
+        return norm(x.reshape(shape))
 
 
-def _qk_norm_widths(attention: AttentionSpec) -> tuple[int, int]:
-    """Of the norms of queries and keys; 0 where there are none."""
+_Shape = tuple[int, ...]
+
+
+def _qk_norm_shapes(attention: AttentionSpec) -> tuple[_Shape, _Shape]:
+    """Of the weights of the norms of queries and keys; empty where there are none."""
+    width = attention.head_dim
+    shapes: tuple[_Shape, _Shape]
     match attention.qk_norm:
         case QkNorm.PER_HEAD:
-            widths = attention.head_dim, attention.head_dim
+            shapes = (width,), (width,)
         case QkNorm.FULL_WIDTH:
-            widths = attention.q_size, attention.kv_size
+            shapes = (attention.q_size,), (attention.kv_size,)
+        case QkNorm.EACH_HEAD:
+            shapes = (attention.num_heads, width), (attention.num_kv_heads, width)
         case _:
-            widths = 0, 0
-    return widths if attention.shared_from is None else (widths[0], 0)
+            shapes = (), ()
+    return shapes if attention.shared_from is None else (shapes[0], ())
 
 
 class MlpBlock(ResidualBlock):

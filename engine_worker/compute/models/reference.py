@@ -52,6 +52,8 @@ def dense_attention(
     visible = distance >= 0
     if attention.window is not None:
         visible &= distance < attention.window
+    if attention.chunk is not None:
+        visible &= q_positions[:, None] // attention.chunk == key_positions // attention.chunk
     scores = jnp.where(visible[None], scores, -jnp.inf)
     if sinks is not None:
         beside = jnp.broadcast_to(sinks[:, None, None], (*scores.shape[:2], 1))

@@ -217,7 +217,7 @@ class RopeTables:
 
 def query_scales(scale: QueryScale, positions: jax.Array) -> jax.Array:
     """What multiplies the queries of tokens at `positions` [T]: [T, 1, 1] float32."""
-    steps = jnp.floor(positions.astype(jnp.float32) / scale.length)
+    steps = jnp.floor((positions + scale.offset).astype(jnp.float32) / scale.length)
     return (1.0 + scale.beta * jnp.log1p(steps))[:, None, None]
 
 

@@ -32,11 +32,17 @@ class NormPlacement(StrEnum):
 
 
 class QkNorm(StrEnum):
-    """Normalisation of queries and keys before the rotary embedding."""
+    """Normalisation of queries and keys before the rotary embedding.
+
+    With weights that all heads share, over all heads together, with weights of each head, or by
+    the root of the mean square alone (which a rotation leaves as it is).
+    """
 
     NONE = "none"
     PER_HEAD = "per_head"
     FULL_WIDTH = "full_width"
+    EACH_HEAD = "each_head"
+    WEIGHTLESS = "weightless"
 
 
 class RopeKind(StrEnum):
@@ -98,10 +104,14 @@ class RopeSpec:
 
 @dataclass(frozen=True, slots=True)
 class QueryScale:
-    """Queries grow with their position p (Llama 4): 1 + beta * ln(1 + floor(p / length))."""
+    """Queries grow with their position p (Llama 4).
+
+    They are multiplied by 1 + beta * ln(1 + floor((p + offset) / length)).
+    """
 
     beta: float
     length: int
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +138,8 @@ class AttentionSpec:
     Attributes:
         rope: None for a layer without positions (NoPE).
         window: The query at position i sees keys j with i - window < j <= i; None is all j <= i.
+        chunk: The query at position i sees keys of its own chunk only, from the last multiple of
+            `chunk` on; None is all j <= i.
         scale: Multiplies the scores q·k.
         softcap: Scores become softcap * tanh(scores / softcap); None is off.
         sinks: A learnt logit per head joins the softmax's denominator.
@@ -147,6 +159,7 @@ class AttentionSpec:
     scale: float
     rope: RopeSpec | None
     window: int | None = None
+    chunk: int | None = None
     qkv_bias: bool = False
     o_bias: bool = False
     qk_norm: QkNorm = QkNorm.NONE

@@ -147,19 +147,28 @@ def attention_tensors(
     """
     ours, block = f"{ours}attention.", f"{theirs}{spelling.attention_block}"
     rows = (attention.q_size, attention.kv_size, attention.kv_size)
-    is_full = attention.qk_norm is QkNorm.FULL_WIDTH
-    q_norm = attention.q_size if is_full else attention.head_dim
-    k_norm = attention.kv_size if is_full else attention.head_dim
+    q_norm, k_norm = _qk_norm_shapes(attention)
     return {
         **_norm_tensors(f"{ours}norm", f"{theirs}{spelling.attention_norm}", hidden),
         **_norm_tensors(f"{ours}post_norm", f"{theirs}{spelling.attention_post_norm}", hidden),
         **_joined_tensors(f"{ours}qkv", block, spelling.qkv, rows, hidden),
-        f"{ours}q_norm.weight": (Source(f"{block}q_norm.weight", (q_norm,)),),
-        f"{ours}k_norm.weight": (Source(f"{block}k_norm.weight", (k_norm,)),),
+        f"{ours}q_norm.weight": (Source(f"{block}q_norm.weight", q_norm),),
+        f"{ours}k_norm.weight": (Source(f"{block}k_norm.weight", k_norm),),
         f"{ours}sinks": (Source(f"{block}sinks", (attention.num_heads,)),),
         f"{ours}o.weight": (Source(f"{block}o_proj.weight", (hidden, attention.q_size)),),
         f"{ours}o.bias": (Source(f"{block}o_proj.bias", (hidden,)),),
     }
+
+
+def _qk_norm_shapes(attention: AttentionSpec) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    width = attention.head_dim
+    match attention.qk_norm:
+        case QkNorm.FULL_WIDTH:
+            return (attention.q_size,), (attention.kv_size,)
+        case QkNorm.EACH_HEAD:
+            return (attention.num_heads, width), (attention.num_kv_heads, width)
+        case _:
+            return (width,), (width,)
 
 
 def mlp_tensors(

@@ -565,6 +565,10 @@ def _uncovered_attention(layer: LayerSpec, cache_type: str, block_size: int) -> 
         return "a cache block has at most 65536 tokens"
     if attention.rope is not None and attention.rope.interleaved:
         return "no kernel rotates neighbouring pairs"
+    if attention.chunk is not None:
+        return "no kernel attends within chunks"
+    if attention.qk_norm not in _QK_NORMS:
+        return f"no kernel normalises queries and keys {attention.qk_norm}"
     if attention.output_gate:
         return "no kernel gates what is attended to"
     if attention.value_norm or attention.is_value_of_key:

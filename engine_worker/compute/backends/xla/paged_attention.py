@@ -176,6 +176,8 @@ def attend_pages(
         visible = positions <= limits
         if attention.window is not None:
             visible &= positions > limits - attention.window
+        if attention.chunk is not None:
+            visible &= positions >= limits // attention.chunk * attention.chunk
         # Beyond a row's end lies whatever a block held before; a NaN there must not spread.
         stored = positions < num_stored[:, None]
         values = jnp.where(stored[:, None, :, None], values, 0.0)
@@ -188,13 +190,22 @@ def attend_pages(
 
     last_turn = (jnp.max(num_stored) + span - 1) // span
     first_turn = jnp.zeros((), jnp.int32)
-    if attention.window is not None:
-        first_seen = q_positions[:, 0] - attention.window + 1
+    first_seen = _first_seen(q_positions[:, 0], attention)
+    if first_seen is not None:
         no_row = np.iinfo(np.int32).max
         first_seen = jnp.min(jnp.where(num_stored > 0, first_seen, no_row))
         first_turn = jnp.clip(first_seen // span, 0, last_turn)
     state = empty_state(folded, value_dim, sinks)
     return finish(lax.fori_loop(first_turn, last_turn, visit, state), num_queries)
+
+
+def _first_seen(positions: jax.Array, attention: AttentionSpec) -> jax.Array | None:
+    """The first position that queries at `positions` [B] see, or one before it; None is 0."""
+    if attention.window is not None:
+        return positions - attention.window + 1
+    if attention.chunk is not None:
+        return positions // attention.chunk * attention.chunk
+    return None
 
 
 def finish(state: SoftmaxState, num_queries: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Cohere's Command R and R7B: attention and MLP read one LayerNorm side by side."""
+"""Cohere's Command R, R+ and R7B: attention and MLP read one LayerNorm side by side."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,8 +24,8 @@ from engine_worker.compute.models.spec import (
     LayerSpec,
     NormKind,
     NormPlacement,
+    QkNorm,
 )
-from engine_worker.errors import UnsupportedFeatureError
 
 _DEFAULTS = {
     "layer_norm_eps": 1e-5,
@@ -38,10 +38,6 @@ _DEFAULTS = {
 def read_cohere(config: Mapping[str, Any]) -> DecoderSpec:
     """Command R: all layers see everything and rotate."""
     fields = ConfigFields({**_DEFAULTS, **config})
-    if fields.flag("use_qk_norm", False):
-        raise UnsupportedFeatureError(
-            "config.json: use_qk_norm: a LayerNorm of its own for each head is not supported"
-        )
     types = all_full(fields, num_layers_of(fields))
     return _decoder(config, fields, "CohereForCausalLM", types, has_full_rope=True)
 
@@ -65,6 +61,8 @@ def _decoder(
     rope = replace(rope, interleaved=True)
     bias = fields.flag("attention_bias", False)
     window, mlp = plain_window(fields), mlp_of(fields)
+    # Command R+: a LayerNorm with weights of its own for each head.
+    is_normed = has_full_rope and fields.flag("use_qk_norm", False)
     layers = []
     for layer_type in types:
         is_sliding = layer_type == SLIDING and window is not None
@@ -73,6 +71,7 @@ def _decoder(
             rope if has_full_rope or is_sliding else None,
             window if is_sliding else None,
             bias=(bias, bias),
+            qk_norm=QkNorm.EACH_HEAD if is_normed else QkNorm.NONE,
         )
         layers.append(LayerSpec(attention, mlp))
     return replace(

@@ -11,6 +11,7 @@ from engine_worker.compute.models.families import (
     granite,
     lfm2,
     llama,
+    llama4,
     mamba,
     mamba_hybrids,
     mistral,
@@ -45,6 +46,7 @@ _FILES = (
     mamba_hybrids,
     nemotron,
     olmo_hybrid,
+    llama4,
 )
 
 FAMILIES: dict[str, Family] = {

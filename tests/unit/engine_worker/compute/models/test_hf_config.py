@@ -445,7 +445,6 @@ def test_olmo3_scales_the_rope_of_its_full_layers_only() -> None:
     ("config", "named"),
     [
         ({"architectures": ["Gemma3ForCausalLM"], "use_bidirectional_attention": True}, "bidirec"),
-        ({"architectures": ["CohereForCausalLM"], "use_qk_norm": True}, "use_qk_norm"),
         (
             {
                 "architectures": ["Mistral3ForConditionalGeneration"],
