@@ -4,9 +4,9 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from llguidance import LLMatcher
@@ -124,6 +124,7 @@ class GrammarCompiler:
         self._vocabulary_lock = threading.Lock()
         self._vocabulary: GrammarVocabulary | None = None
         self._is_closed = False
+        self._has_spare = False
         # Those whose process runs come first: another one takes a second to start.
         self._trials: queue.PriorityQueue[tuple[bool, int]] = queue.PriorityQueue()
         self._trial_of: list[GrammarTrial | None] = [None] * NUM_TRIALS
@@ -193,18 +194,42 @@ class GrammarCompiler:
 
     def _compile(self, grammar: Grammar) -> CompiledGrammar:
         vocabulary = self._get_vocabulary()
+        with self._use_trial(vocabulary) as trial:
+            with self._lock:
+                needs_spare, self._has_spare = not self._has_spare, True
+            if needs_spare:
+                threading.Thread(
+                    target=self._start_spare, args=(vocabulary,), name="grammar-spare", daemon=True
+                ).start()
+            result = trial.check(grammar)
+        return CompiledGrammar(result, vocabulary)
+
+    @contextmanager
+    def _use_trial(self, vocabulary: GrammarVocabulary) -> Iterator[GrammarTrial]:
+        """One that nobody else uses meanwhile, given back with a process that runs.
+
+        Whose grammar broke the process waits for the next one, not whoever comes then.
+        """
         _, number = self._trials.get()
         trial = self._trial_of[number]
         if trial is None:
             trial = GrammarTrial(vocabulary, timeout_s=self._trial_timeout_s)
             self._trial_of[number] = trial
         try:
-            result = trial.check(grammar)
+            try:
+                yield trial
+            finally:
+                if not self._is_closed:
+                    trial.start()
         finally:
             if self._is_closed:
                 trial.close()
             self._trials.put((not trial.is_alive, number))
-        return CompiledGrammar(result, vocabulary)
+
+    def _start_spare(self, vocabulary: GrammarVocabulary) -> None:
+        """The other processes as well: the next tenant's first grammar would wait for one."""
+        with self._use_trial(vocabulary):
+            pass
 
     def _get_vocabulary(self) -> GrammarVocabulary:
         # Made at the first grammar: it takes a second for a large vocabulary.

@@ -4,13 +4,10 @@ The compiler has limits, but some grammars make it run for minutes before it mee
 has a low priority, so that steps go first.
 """
 
-import os
-import socket
+import logging
 import subprocess
-import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -19,12 +16,13 @@ import psutil
 from engine_worker.errors import UnsupportedGrammarError
 from engine_worker.grammar.trial_process import Setup, TrialResult
 from engine_worker.grammar.vocabulary import GrammarVocabulary
+from protocol.runtime.helper_process import start_helper
 from protocol.wire.messages import Grammar
 
 MAX_MEMORY_BYTES: Final = 2**31
 """Address space of the process."""
 _MODULE: Final = "engine_worker.grammar.trial_process"
-_PACKAGES: Final = str(Path(__file__).parents[2])
+_log = logging.getLogger("penstock.engine")
 _STOP_TIMEOUT_S: Final = 5.0
 _MAX_MESSAGE_CHARACTERS: Final = 300
 _BUSY_SHARE: Final = 0.5
@@ -57,14 +55,23 @@ class GrammarTrial:
         """Whether its process was started, and not replaced since."""
         return self._connection is not None
 
+    def start(self) -> None:
+        """Have a process that is ready; one that can't be started is tried again when needed."""
+        if self._connection is None:
+            try:
+                self._start()
+            except (EOFError, OSError) as error:
+                _log.warning("the process that tries grammars does not start: %r", error)
+                self.close()
+
     def check(self, grammar: Grammar) -> TrialResult:
         """Read, compile and try a grammar, there.
 
         Raises:
             UnsupportedGrammarError: It is wrong, or takes more time or memory than there is.
         """
-        connection = self._connection or self._start()
         try:
+            connection = self._connection or self._start()
             connection.send_bytes(msgspec.json.encode(grammar))
             if not self._has_answer(connection):
                 self.close()
@@ -110,17 +117,7 @@ class GrammarTrial:
         return 0.0
 
     def _start(self) -> Connection:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            command = [sys.executable, "-P", "-m", _MODULE, str(theirs.fileno())]
-            path = [_PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])]
-            self._process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-                command,
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
-            )
-            connection = Connection(ours.detach())
+        self._process, connection = start_helper(_MODULE)
         self._connection = connection
         vocabulary = self._vocabulary
         setup = Setup(
@@ -131,4 +128,5 @@ class GrammarTrial:
             max_memory_bytes=MAX_MEMORY_BYTES,
         )
         connection.send_bytes(msgspec.json.encode(setup))
+        connection.recv_bytes()  # it is ready
         return connection

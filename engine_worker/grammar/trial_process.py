@@ -8,6 +8,7 @@ import random
 import resource
 import sys
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Final
 
@@ -128,20 +129,22 @@ class Trial:
 
 
 def main(file_descriptor: int) -> None:
-    """Answer grammar after grammar until the parent closes the connection."""
+    """Until the parent closes the connection."""
     os.nice(_NICENESS)
-    connection = Connection(file_descriptor)
+    with suppress(EOFError, ConnectionError):
+        serve(Connection(file_descriptor))
+
+
+def serve(connection: Connection) -> None:
+    """Say when it is ready, then answer grammar after grammar."""
     setup = msgspec.json.decode(connection.recv_bytes(), type=Setup)
     max_bytes = setup.max_memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
     trial = Trial(setup)
+    connection.send_bytes(b"")
     while True:
-        try:
-            request = connection.recv_bytes()
-        except EOFError:
-            return
-        result = trial.check(msgspec.json.decode(request, type=Grammar))
-        connection.send_bytes(msgspec.json.encode(result))
+        grammar = msgspec.json.decode(connection.recv_bytes(), type=Grammar)
+        connection.send_bytes(msgspec.json.encode(trial.check(grammar)))
 
 
 if __name__ == "__main__":

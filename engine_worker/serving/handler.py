@@ -24,16 +24,11 @@ from engine_worker.serving.acceptance_queue import (
     WaitingChoice,
     is_quick,
 )
-from engine_worker.serving.prepare_queue import (
-    COSTLY_NICENESS,
-    NUM_THREADS,
-    PrepareQueue,
-    ScoreTokeniser,
-)
+from engine_worker.serving.prepare_queue import NUM_THREADS, PrepareQueue, ScoreTokeniser
 from engine_worker.text.preparation import PromptPreparer
 from protocol.errors import ErrorCode, PenstockError
 from protocol.runtime import logs
-from protocol.runtime.threads import WatchedPool, give_way
+from protocol.runtime.threads import WatchedPool
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import (
     Abort,
@@ -163,10 +158,7 @@ class EngineHandler:
         self._acceptances: AcceptanceQueue | None = None
         self._texts: TextQueue | None = None
         self._threads = WatchedPool(NUM_THREADS, thread_name_prefix="prepare")
-        # Steps and short prompts go first.
-        self._costly_thread = WatchedPool(
-            1, "prepare-long", initializer=give_way, initargs=(COSTLY_NICENESS,)
-        )
+        self._costly_thread = WatchedPool(1, thread_name_prefix="prepare-long")
         self._prepares: PrepareQueue | None = None
         self._generates = True
         self._num_received = 0

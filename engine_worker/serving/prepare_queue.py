@@ -33,8 +33,6 @@ COSTLY_SIZE: Final = 256 * 1024
 
 So much takes about a tenth of a second. It is also how much text takes one place.
 """
-COSTLY_NICENESS: Final = 5
-"""Of the thread for it."""
 _TOKEN_ID_BYTES: Final = 8
 """Of one token id while it waits."""
 _RETRY_AFTER_S: Final = 1.0
@@ -68,8 +66,7 @@ class PrepareQueue:
 
     Scores are tokenised here as well, and handed on to where they are computed.
 
-    What is costly never takes a thread from the rest: it waits for one of its own, which may have
-    a low priority, since one call of the tokenizer can take seconds and nothing ends it.
+    What is costly never takes a thread from the rest: it waits for one of its own.
 
     What nobody waits for any more, because it was cancelled or its gateway is gone, is dropped
     when it has not begun, and left unanswered when it has.

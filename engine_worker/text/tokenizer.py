@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine_worker.errors import AbandonedError, InvalidRequestError
+from engine_worker.errors import InvalidRequestError
 from engine_worker.text.detokenizer import (
     ByteDetokenizer,
     Detokenizer,
@@ -13,6 +13,7 @@ from engine_worker.text.detokenizer import (
     WindowDetokenizer,
     parse_decoder,
 )
+from engine_worker.text.long_texts import LONG_BYTES, LongTexts
 from engine_worker.text.token_length import max_token_bytes
 from engine_worker.text.tokenizer_files import TokenizerFiles, eos_token_ids, read_tokenizer
 
@@ -76,6 +77,7 @@ class Tokenizer:
         }
         self._all_special_token_ids = frozenset(self._special_token_ids.values())
         self._token_bytes = self._make_token_bytes()
+        self._long_texts = LongTexts(self._backend.to_str)
 
     @classmethod
     def load(
@@ -108,16 +110,17 @@ class Tokenizer:
         Args:
             text: Of any length.
             add_special_tokens: Whether the tokenizer adds what begins and ends a text.
-            is_wanted: Asked before the ids are copied out, which lets no other thread run: eight
-                million of them take 0.2 s.
+            is_wanted: Has a long text tokenised in a process that ends when it says no.
 
         Raises:
             InvalidRequestError: The text holds lone surrogates, which no UTF-8 can spell.
             AbandonedError: It is not wanted any more.
         """
+        if is_wanted is not None and len(text) > LONG_BYTES:
+            return self._long_texts.encode(
+                _utf8(text), add_special_tokens=add_special_tokens, is_wanted=is_wanted
+            )
         (encoding,) = self._encode_batch([text], add_special_tokens=add_special_tokens)
-        if is_wanted is not None and not is_wanted():
-            raise AbandonedError("Nobody waits for the tokens of this text any more.")
         token_ids: list[int] = encoding.ids
         return token_ids
 
@@ -156,13 +159,8 @@ class Tokenizer:
         return joined.ids, joined.type_ids
 
     def _encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Any]:
-        try:
-            for text in texts:
-                text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError(
-                "The text holds a lone surrogate, which is no valid Unicode character."
-            ) from error
+        for text in texts:
+            _utf8(text)
         # The batch form releases the GIL while it works, the single form does not.
         encodings: list[Any] = self._backend.encode_batch_fast(
             list(texts), add_special_tokens=add_special_tokens
@@ -322,3 +320,12 @@ class Tokenizer:
         expected = self.decode([token_id for token_id in sample if table[token_id].isascii()])
         # A decoder that only looks like a known kind is left to the general form.
         return table if "".join(pieces) == expected else None
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(
+            "The text holds a lone surrogate, which is no valid Unicode character."
+        ) from error

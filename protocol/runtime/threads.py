@@ -1,8 +1,6 @@
 """No thread of a process dies silently: what escapes is logged and told to whoever ends it."""
 
 import logging
-import os
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,24 +29,6 @@ def watch_threads(on_death: Callable[[str], object]) -> None:
         on_death(name)
 
     threading.excepthook = hook
-
-
-def give_way(niceness: int) -> None:
-    """From now on the calling thread gets less of the cores than others of its process; on Linux.
-
-    There is no way back without privileges. It must hold no lock for long, the interpreter's
-    neither: others would wait for a thread that gets little time.
-
-    Args:
-        niceness: Added to the thread's; 5 is a third of the time where others want all of it.
-    """
-    if sys.platform != "linux":
-        return
-    try:
-        own = os.getpriority(os.PRIO_PROCESS, 0)
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), own + niceness)
-    except OSError as error:  # a sandbox forbids it
-        _logger.debug("%s keeps its priority: %s", threading.current_thread().name, error)
 
 
 class WatchedPool(ThreadPoolExecutor):

@@ -10,7 +10,7 @@ from llguidance import LLMatcher
 
 from engine_worker.errors import UnsupportedGrammarError
 from engine_worker.grammar import trial_process
-from engine_worker.grammar.compiler import MAX_CACHED, GrammarCompiler
+from engine_worker.grammar.compiler import MAX_CACHED, NUM_TRIALS, GrammarCompiler
 from engine_worker.grammar.constraint import MAX_TAKEN, Constraint
 from engine_worker.grammar.limits import LIMITS, parser_limits
 from engine_worker.grammar.source import lark_source
@@ -74,17 +74,50 @@ def test_a_grammar_that_compiles_for_ever_is_cut_off_and_the_next_one_works() ->
 def test_a_grammar_is_not_refused_because_the_machine_was_busy() -> None:
     with compiler_for(TOKENIZER, trial_timeout_s=1.0) as compiler:
         compiler.compile(Grammar(kind="regex", source="a"))
-        (process,) = (
-            child
-            for child in psutil.Process().children()
-            if any(part.endswith("trial_process") for part in child.cmdline())
-        )
-        process.suspend()
-        resume = threading.Timer(2.0, process.resume)
+        wait_for_trials(compiler)
+        processes = trial_processes()
+        for process in processes:
+            process.suspend()
+        resume = threading.Timer(2.0, lambda: [process.resume() for process in processes])
         resume.start()
         compiler.compile(Grammar(kind="regex", source="b"))
         resume.join()
-        assert process.is_running()
+        assert trial_processes() == processes
+
+
+def test_another_process_is_ready_before_the_next_tenant_needs_it() -> None:
+    with compiler_for(TOKENIZER) as compiler:
+        compiler.compile(Grammar(kind="regex", source="a"))
+        wait_for_trials(compiler)
+        assert len(trial_processes()) == NUM_TRIALS
+
+
+def test_whose_grammar_ends_a_process_leaves_another_one_ready() -> None:
+    with compiler_for(TOKENIZER, trial_timeout_s=1.0) as compiler:
+        compiler.compile(Grammar(kind="regex", source="a"))
+        wait_for_trials(compiler)
+        before = trial_processes()
+        with pytest.raises(UnsupportedGrammarError, match="more than 1 s to compile"):
+            compiler.compile(Grammar(kind="lark", source=f"start: A\nA: {ENDLESS}\n"))
+        after = trial_processes()
+        assert len(after) == NUM_TRIALS
+        assert len(set(after) & set(before)) == NUM_TRIALS - 1
+
+
+def trial_processes() -> list[psutil.Process]:
+    return [
+        child
+        for child in psutil.Process().children()
+        if any(part.endswith("trial_process") for part in child.cmdline())
+    ]
+
+
+def wait_for_trials(compiler: GrammarCompiler) -> None:
+    """Until all processes are ready and nobody has one."""
+    held = [compiler._trials.get(timeout=60) for _ in range(NUM_TRIALS)]
+    assert not any(is_absent for is_absent, _ in held)
+    for each in held:
+        compiler._trials.put(each)
 
 
 def test_a_grammar_is_compiled_once_even_by_many_threads() -> None:

@@ -40,6 +40,7 @@ THREADS = {
     ("engine_worker/serving/service.py", "embedding"): "test_the_thread_of_embeddings_is_watched",
     ("engine_worker/serving/handler.py", "profile"): "test_a_profiler_that_panics_is_answered",
     ("engine_worker/compute/runner/program_store.py", "compile"): "tests of the program store",
+    ("engine_worker/grammar/compiler.py", "grammar-spare"): "it is tried again when needed",
     ("engine_worker/text/time_limit.py", "time-limit"): "it looks at clocks and raises nothing",
     ("protocol/runtime/lifetime.py", "parent-watch"): "test_a_dead_thread_ends_the_process",
     ("protocol/wire/worker.py", "worker-io"): "test_an_io_thread_that_ends_is_a_failure",

@@ -56,12 +56,13 @@ def test_a_chat_becomes_token_ids_hashes_and_a_tail() -> None:
 
 
 @pytest.mark.parametrize("template", [CHATML, None], ids=["chat", "plain"])
-def test_of_what_nobody_waits_for_any_more_no_ids_are_copied(template: str | None) -> None:
-    preparer = make_preparer()
+def test_of_what_nobody_waits_for_any_more_the_rest_is_left_out(template: str | None) -> None:
+    preparer = make_preparer(max_model_len=1_000_000)
+    text = "a few words " * 30_000
     command = (
-        prepare_chat()
+        prepare_chat(text)
         if template
-        else Prepare(request_id="r", kind="completion", prompt="hi", deadline_s=1.0)
+        else Prepare(request_id="r", kind="completion", prompt=text, deadline_s=1.0)
     )
     with pytest.raises(AbandonedError):
         preparer.answer(command, lambda: False)

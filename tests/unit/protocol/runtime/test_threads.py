@@ -1,14 +1,12 @@
 """Threads that die are heard of."""
 
 import logging
-import os
-import sys
 import threading
 from collections.abc import Callable
 
 import pytest
 
-from protocol.runtime.threads import WatchedPool, give_way, watch_threads
+from protocol.runtime.threads import WatchedPool, watch_threads
 
 
 class Panic(BaseException):
@@ -59,14 +57,3 @@ def test_work_that_ends_well_has_its_result_and_tells_nobody(dead: list[str]) ->
         future = pool.submit(sum, (1, 2), start=3)
     assert future.result() == 6
     assert dead == []
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities on Linux")
-def test_a_thread_that_gives_way_changes_its_own_priority_only() -> None:
-    def niceness() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    before = niceness()
-    with WatchedPool(1, initializer=give_way, initargs=(3,)) as pool:
-        assert pool.submit(niceness).result() == min(19, before + 3)
-    assert niceness() == before

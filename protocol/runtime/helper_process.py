@@ -1,0 +1,32 @@
+"""Starts a module of ours as a process that answers over a pipe, and can be ended at any moment."""
+
+import os
+import socket
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Final
+
+_PACKAGES: Final = str(Path(__file__).parents[2])
+
+
+def start_helper(module: str) -> tuple[subprocess.Popen[bytes], Connection]:
+    """Run a module of ours; it ends at the end of its connection, so with its parent.
+
+    Args:
+        module: Its only argument is the file descriptor of its end of the connection.
+
+    Returns:
+        The process, which its owner kills and waits for, and our end.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        path = [_PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])]
+        process = subprocess.Popen(  # noqa: S603 - our own module, no shell
+            [sys.executable, "-P", "-m", module, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        )
+        return process, Connection(ours.detach())
