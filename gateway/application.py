@@ -365,13 +365,15 @@ class Application:
         if self.batches is not None:
             self.batches.runner.begin_to_stop()
         _logger.info("draining: %d requests are still running", len(sessions))
-        if not await _wait_for(lambda: len(sessions) == 0, timeout_s):
+        series = self.requests.series
+        if not await _wait_for(lambda: not len(sessions) and not len(series), timeout_s):
             _logger.warning("%d requests did not finish in time", len(sessions))
             self.end_running()
             await _wait_for(lambda: len(sessions) == 0, _FLUSH_PATIENCE_S)
 
     def end_running(self) -> None:
         """End every request that runs with a clear event."""
+        self.requests.series.fail_all(ShuttingDownError())
         self.sessions.fail_all(ShuttingDownError())
 
     async def close(self) -> None:

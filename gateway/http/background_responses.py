@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -12,7 +12,7 @@ from typing import Final
 import orjson
 
 from gateway.errors import DeniedError, GatewayError, ShuttingDownError
-from gateway.http.background_task import BackgroundTask, decoded
+from gateway.http.background_task import BackgroundTask, decoded, piece_of
 from gateway.http.hosted_turns import HostedTurns
 from gateway.http.openresponses.conversation import EMPTY
 from gateway.http.openresponses.convert import AskedResponse
@@ -20,7 +20,6 @@ from gateway.http.openresponses.events import HostedCallRunning
 from gateway.http.openresponses.hosted_items import Earlier, earlier_turns, restored_items
 from gateway.http.openresponses.render import (
     AlreadyTold,
-    FinalResponse,
     ResponseEvents,
     ToldEvent,
 )
@@ -344,6 +343,7 @@ class _Take:
             ),
             max_calls=owner.max_tool_calls,
             wall_clock=owner.wall_clock,
+            outlasts_drain=False,
             earlier=earlier,
         )
 
@@ -393,7 +393,7 @@ class _Take:
         if not self._has_told_running:
             self._has_told_running = True
             running = as_stored(self._job.response_id, asked, created, events.running())
-        piece = _piece(self._unwritten)
+        piece = piece_of(self._unwritten)
         if not await self._jobs.note_events(self._job.response_id, piece, running):
             self._lose()
         self._unwritten = []
@@ -430,7 +430,7 @@ class _Take:
             request = None  # that of the last turn has been settled
         has_begun = request is not None and request.work.has_begun
         if self._unwritten:
-            await self._jobs.note_events(self._job.response_id, _piece(self._unwritten))
+            await self._jobs.note_events(self._job.response_id, piece_of(self._unwritten))
         if request is not None and has_begun and request.lease.lease_id:
             leases = (*leases, request.lease.lease_id)
         wait_s = error.retry_after_s or (0.0 if isinstance(error, ShuttingDownError) else _RETRY_S)
@@ -471,7 +471,7 @@ class _Take:
         response = as_stored(self._job.response_id, asked, created, final)
         is_good = with_items and final.status != "failed"
         items = await added_items(response) if is_good else []
-        piece = _piece(self._unwritten) if self._unwritten else None
+        piece = piece_of(self._unwritten) if self._unwritten else None
         await self._jobs.finish(response, piece, items)
 
     async def _events_before(self) -> list[dict[str, object]]:
@@ -492,19 +492,3 @@ class _Take:
 
 def _is_too_long(asked: AskedResponse, error: GatewayError) -> bool:
     return asked.truncates and error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
-
-
-def _piece(events: Sequence[ToldEvent]) -> EventPiece:
-    body = b"[" + b",".join(event.body for event in events) + b"]"
-    return EventPiece(events[0].number, events[-1].number, body)
-
-
-def begun(
-    response_id: str, asked: AskedResponse, created: int, wall_clock: Callable[[], float]
-) -> tuple[FinalResponse, EventPiece]:
-    """What a response says while it is queued, and the events that say so."""
-    events = ResponseEvents(
-        response_head(response_id, created, body_of(asked), wall_clock),
-        item_maker(base_of(response_id), body_of(asked)),
-    )
-    return events.running("queued"), _piece(events.queued())

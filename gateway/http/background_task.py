@@ -1,11 +1,16 @@
 """What a background response is made from, as the store keeps it."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from gateway.http.openresponses.convert import AskedResponse
+from gateway.http.openresponses.render import FinalResponse, ResponseEvents, ToldEvent
+from gateway.http.openresponses.stored_items import base_of
+from gateway.http.response_shape import body_of, item_maker, response_head
 from gateway.http.stored_turns import ReadContext
 from gateway.request.caller import Caller
+from gateway.storage.records import EventPiece
 from protocol.wire import codec
 
 
@@ -49,3 +54,20 @@ def decoded(task: bytes) -> BackgroundTask:
         DecodeError: It is none.
     """
     return _decoder.decode(task)
+
+
+def begun(
+    response_id: str, asked: AskedResponse, created: int, wall_clock: Callable[[], float]
+) -> tuple[FinalResponse, EventPiece]:
+    """What a response says while it is queued, and the events that say so."""
+    events = ResponseEvents(
+        response_head(response_id, created, body_of(asked), wall_clock),
+        item_maker(base_of(response_id), body_of(asked)),
+    )
+    return events.running("queued"), piece_of(events.queued())
+
+
+def piece_of(events: Sequence[ToldEvent]) -> EventPiece:
+    """Events as the store keeps them."""
+    body = b"[" + b",".join(event.body for event in events) + b"]"
+    return EventPiece(events[0].number, events[-1].number, body)

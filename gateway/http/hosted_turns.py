@@ -21,8 +21,6 @@ from gateway.http.openresponses.events import (
     HostedCallEnded,
     HostedCallRunning,
     ResponseEvent,
-    ToolsListed,
-    ToolsListing,
     TurnOver,
 )
 from gateway.http.openresponses.hosted import ApprovedCall, HostedTool, Progress
@@ -31,6 +29,7 @@ from gateway.http.openresponses.render import ResponseCollector
 from gateway.http.openresponses.stored_items import base_of
 from gateway.http.response_shape import body_of, item_maker, response_head
 from gateway.http.stored_turns import ReadContext, shorter_context
+from gateway.http.tool_asking import ToolAsker
 from gateway.http.turn_makers import TurnMaker
 from gateway.request.caller import Caller
 from gateway.request.events import ChoiceFinished, ToolCallArguments, ToolCallStarted
@@ -39,11 +38,9 @@ from gateway.request.generation import GenerationWork
 from gateway.request.identity import Identity
 from gateway.request.job import GenerationJob
 from gateway.request.request import Request
-from gateway.tools.tool_servers import CALL_TOOL, LIST_TOOLS, ServerTools, ToolServers
+from gateway.tools.tool_servers import ToolServers
 from protocol.wire.messages import LimitState, LimitWarning, Usage
 
-EXECUTE_ENDPOINT: Final = "/v1/tools/execute"
-"""Whose scope a key needs for tools of this server, whichever way they are run."""
 _SEED_MASK: Final = 2**63 - 1
 ResultT = TypeVar("ResultT")
 Reparse = Callable[[bytes], Awaitable[AskedResponse]]
@@ -75,9 +72,11 @@ class HostedTurns:
         turns: Makes those of the model.
         max_calls: Of one response.
         wall_clock: Unix seconds.
+        outlasts_drain: Whether a drain lets it finish; one that isn't can be taken up again.
         earlier: Of a response that is taken up again.
 
     Attributes:
+        request_id: Of its first turn.
         tools: By the names that the model sees, once they are listed.
         keeps_failure: Whether a tool has been run: then the response is kept even if it fails.
     """
@@ -95,6 +94,7 @@ class HostedTurns:
         turns: TurnMaker,
         max_calls: int,
         wall_clock: Callable[[], float],
+        outlasts_drain: bool = True,
         earlier: Earlier | None = None,
     ) -> None:
         body = body_of(asked)
@@ -103,21 +103,19 @@ class HostedTurns:
         self._asked = asked
         self._context = context
         self._reparse = reparse
-        self._request_id = base_of(response_id)
-        self._find = servers.find
-        self._requests = requests
-        self._caller = caller
+        self.request_id = base_of(response_id)
+        self._outlasts_drain = outlasts_drain
+        self._tools = ToolAsker(servers, requests, caller, self.request_id)
+        self._series = requests.series
         self._turns = turns
         self._wanted = body.hosted
         asked_calls = self._wanted.max_calls
         self._max_calls = max_calls if asked_calls is None else min(max_calls, asked_calls)
         self._earlier = Earlier() if earlier is None else earlier
         self._num_calls = self._earlier.num_calls
-        self._num_asked = 0
-        self._servers: dict[str, ServerTools] = {}
         self._progress = Progress(num_turns=self._earlier.num_turns)
         head = response_head(response_id, 0, body, wall_clock)
-        maker = item_maker(self._request_id, body, self.tools, len(self._earlier.items))
+        maker = item_maker(self.request_id, body, self.tools, len(self._earlier.items))
         self._made = ResponseCollector(head, maker)
         self._made.restore(restored_items(self._earlier, maker))
         self._max_item_bytes: int | None = None
@@ -127,7 +125,6 @@ class HostedTurns:
         self._request: Request | None = None
         self._work: GenerationWork | None = None
         self._is_running = False
-        self._identity: Identity | None = None
         self._spent: list[Usage] = []
         self._first_output_s: float | None = None
         self._limits: tuple[LimitState, tuple[LimitWarning, ...]] | None = None
@@ -146,11 +143,15 @@ class HostedTurns:
         """
         await self._driven(self._start, None)
         self._flow = self._events()
+        self._tools.is_continued = self._outlasts_drain
+        if self._outlasts_drain and self._outcome is None:
+            self._series.add(self)
 
     def end(self, outcome: Outcome, error: GatewayError | None = None) -> None:
         """End whatever is under way; idempotent."""
         if self._outcome is None:
             self._outcome, self._error = outcome, error
+        self._series.discard(self)
         if self._request is not None:
             self._request.end(outcome, error)
         if self._pending is not None:
@@ -159,6 +160,13 @@ class HostedTurns:
     def on_client_gone(self) -> None:
         """Nobody is left to answer."""
         self.end("aborted", ClientDisconnectedError("The client disconnected."))
+
+    def fail(self, error: GatewayError) -> None:
+        """End it with an error."""
+        self.end("failed", error)
+
+    def lease_report(self) -> None:
+        """Its turns have leases; it has none."""
 
     def release(self) -> None:
         """Whoever asked has read all it wants."""
@@ -174,7 +182,7 @@ class HostedTurns:
     def identity(self) -> Identity | None:
         """Who the caller turned out to be."""
         own = None if self._request is None else self._request.identity
-        return self._identity if own is None else own
+        return self._tools.identity if own is None else own
 
     @property
     def limits(self) -> LimitState:
@@ -250,7 +258,7 @@ class HostedTurns:
         self, step: Callable[[], Awaitable[ResultT]], timeout_s: float | None
     ) -> ResultT | None:
         """Do a step, or go on waiting for the one under way; None when it takes longer."""
-        if self._outcome == "aborted":
+        if self._outcome in ("aborted", "failed"):
             raise self._error or ClientDisconnectedError("The client disconnected.")
         if self._pending is None:
             self._pending = asyncio.get_running_loop().create_task(_awaited(step()))
@@ -282,9 +290,12 @@ class HostedTurns:
         return (events,)
 
     async def _start(self) -> None:
-        for path, named in self._wanted.servers:
-            self._servers[named.label] = self._find(named, path)
-        await self._list_tools()
+        lists: dict[str, list[Any]] = orjson.loads(self._wanted.lists_json)
+        for item in self._earlier.items:
+            if item["type"] == "mcp_list_tools":
+                lists[item["server_label"]] = item["tools"]
+        self._ready = await self._tools.list_tools(self._wanted, lists)
+        self._progress.lists = lists
         self._made.add(self._ready)
         approved = await self._parse()
         if not approved and not self._earlier.interrupted:
@@ -371,61 +382,14 @@ class HostedTurns:
         self._num_calls += 1
         self.keeps_failure = True
         yield [HostedCallRunning(call_id)]
-        server = self._servers[tool.label]
         try:
-            result = await self._ask(
-                server, CALL_TOOL, server.call(tool.name, given, tool.schema_json)
-            )
+            result = await self._tools.call(tool, given)
         except ClientDisconnectedError:
             raise
         except GatewayError as error:
             code = ERROR_TABLE[error.code].status
             result = {"error": {"type": "http_error", "code": code, "message": error.message}}
         yield [HostedCallEnded(call_id, result.get("output"), result.get("error"))]
-
-    async def _list_tools(self) -> None:
-        """The tools of every server; one that can't list them has none, and an item says why.
-
-        Raises:
-            GatewayError: The caller may not use tools, or too many wait for them.
-        """
-        lists: dict[str, list[Any]] = orjson.loads(self._wanted.lists_json)
-        for item in self._earlier.items:
-            if item["type"] == "mcp_list_tools":
-                lists[item["server_label"]] = item["tools"]
-        missing = [server for label, server in self._servers.items() if label not in lists]
-        found = await asyncio.gather(
-            *(self._ask(server, LIST_TOOLS, server.listing()) for server in missing),
-            return_exceptions=True,
-        )
-        for server, result in zip(missing, found, strict=True):
-            if isinstance(result, BaseException):
-                raise result
-            label, error = server.named.label, result.get("error")
-            lists[label] = [] if error is not None else result["tools"]
-            said = None if error is None else str(error["message"])
-            self._ready += [ToolsListing(label), ToolsListed(label, lists[label], said)]
-        self._progress.lists = lists
-
-    async def _ask(self, server: ServerTools, name: str, arguments_json: str) -> dict[str, Any]:
-        """A question to a server, as a request of its own."""
-        self._num_asked += 1
-        request, work = self._requests.tool(
-            EXECUTE_ENDPOINT,
-            server.runner,
-            name,
-            arguments_json,
-            self._caller,
-            f"{self._request_id}q{self._num_asked}",
-        )
-        try:
-            await request.start()
-        finally:
-            request.end("aborted")
-            self._identity = request.identity or self._identity
-            request.release()
-        result: dict[str, Any] = work.result.result
-        return result
 
     async def _parse(self) -> tuple[ApprovedCall, ...]:
         """Parse the request again, with all that it has come to; calls that are to be made first.

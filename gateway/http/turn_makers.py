@@ -44,7 +44,9 @@ class PlainTurns:
     def begin(self, job: GenerationJob, number: int) -> tuple[Request, GenerationWork]:
         """The request of a turn."""
         request_id = turn_id(self._request_id, number)
-        return self._requests.generation(job, self._caller, request_id, model=self._model)
+        return self._requests.generation(
+            job, self._caller, request_id, model=self._model, is_continued=number > 0
+        )
 
     async def forget(self, request: Request) -> None:
         """It was settled as unused when it failed."""

@@ -68,6 +68,10 @@ class RequestFactory:
         names: Which model is meant, and which one generates.
         rules: From the settings.
         clock: Monotonic seconds.
+
+    Attributes:
+        is_draining: Whether nothing new is begun.
+        series: What makes several requests one after another; a drain waits for all of them.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class RequestFactory:
         self._rules = rules
         self._clock = clock
         self.is_draining = False
+        self.series = SessionTable()
 
     def generation(
         self,
@@ -104,6 +109,7 @@ class RequestFactory:
         takes: Takes | None = None,
         *,
         model: str | None = None,
+        is_continued: bool = False,
     ) -> tuple[Request, GenerationWork]:
         """Chat or a completion.
 
@@ -113,6 +119,7 @@ class RequestFactory:
             request_id: Made by the gateway.
             takes: For one that may be made several times.
             model: Who generates; None is whom the names choose.
+            is_continued: Whether it belongs to what has begun, which a drain lets finish.
         """
         if model is None:
             model = self._names.choose(job.model, names_token_ids=job.names_token_ids)
@@ -128,7 +135,7 @@ class RequestFactory:
             allows_templates=self._rules.allows_templates,
             clock=self._clock,
         )
-        return self._request(work, caller, request_id, takes), work
+        return self._request(work, caller, request_id, takes, is_continued=is_continued), work
 
     def question(
         self, question: Question[QuestionT, AnswerT], caller: Caller, request_id: str
@@ -158,13 +165,21 @@ class RequestFactory:
         arguments_json: str,
         caller: Caller,
         request_id: str,
+        *,
+        is_continued: bool = False,
     ) -> tuple[Request, ToolWork]:
         """A call of one of this server's tools."""
         work = ToolWork(endpoint, toolbox, name, arguments_json)
-        return self._request(work, caller, request_id), work
+        return self._request(work, caller, request_id, is_continued=is_continued), work
 
     def _request(
-        self, work: Work, caller: Caller, request_id: str, takes: Takes | None = None
+        self,
+        work: Work,
+        caller: Caller,
+        request_id: str,
+        takes: Takes | None = None,
+        *,
+        is_continued: bool = False,
     ) -> Request:
         return Request(
             work,
@@ -175,7 +190,7 @@ class RequestFactory:
             outbox=self._outbox,
             identities=self._identities,
             sessions=self._sessions,
-            check_open=self._check_open,
+            check_open=self._outbox.check_room if is_continued else self._check_open,
             too_late=self._too_late,
             timeout_s=self._rules.timeout_s,
             clock=self._clock,

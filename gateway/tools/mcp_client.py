@@ -1,78 +1,38 @@
 """Speaks MCP with one server: streamable HTTP of 2026-07-28, and of 2025-03-26 to 2025-11-25.
 
-It runs in a process of its own and blocks. Every answer is bounded, addresses are checked before
-anything is sent, redirects lead to listed servers only, and whatever a server does wrong is an
-`McpError`. See https://modelcontextprotocol.io/specification/2026-07-28 and ADR 52.
+It runs in a process of its own and blocks. Whatever a server does wrong is an `McpError`.
+See https://modelcontextprotocol.io/specification/2026-07-28 and ADR 52.
 """
 
 import base64
 import contextlib
 import http.client
-import ipaddress
 import json
 import re
 import socket
-import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import SplitResult, urljoin, urlsplit
 
-from protocol.runtime.addresses import is_internal, unwrapped
+from gateway.tools.mcp_http import (
+    MAX_ANSWER_BYTES,
+    McpError,
+    McpHttp,
+    Resolve,
+    Server,
+    event_data,
+)
 
 NEWEST: Final = "2026-07-28"
 LEGACY: Final = ("2025-06-18", "2025-11-25", "2025-03-26")
 """Of the handshake; the first one is proposed."""
-MAX_ANSWER_BYTES: Final = 1024 * 1024
 MAX_PAGES: Final = 32
-MAX_REDIRECTS: Final = 3
-MAX_ADDRESSES: Final = 16
-SOCKET_TIMEOUT_S: Final = 600.0
-"""Between two reads; the process as a whole is killed much earlier."""
 _UNSUPPORTED_VERSION: Final = -32022
 _META: Final = "io.modelcontextprotocol/"
 _PLAIN_VALUE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
 _SESSION_ID: Final = re.compile(r"[!-~]{1,1024}")
 _REFUSALS: Final = (401, 403, 429)
 """Answers that say nothing about the version of the protocol."""
-
-Resolve = Callable[..., Sequence[tuple[Any, ...]]]
-"""As `socket.getaddrinfo`."""
-
-
-class McpError(Exception):
-    """What went wrong with a server, for whoever asked for its tools.
-
-    Attributes:
-        type: `http_error` or `mcp_protocol_error`, as OpenAI's `mcp_call` items name them.
-        code: Of HTTP or JSON-RPC.
-    """
-
-    def __init__(self, message: str, *, kind: str = "mcp_protocol_error", code: int = -32603):
-        super().__init__(message[:2000])
-        self.type = kind
-        self.code = code
-
-    def as_json(self) -> dict[str, Any]:
-        """As an item shows it."""
-        return {"type": self.type, "code": self.code, "message": str(self)}
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """One server, and with what it is asked.
-
-    Attributes:
-        url: As the operator lists it.
-        headers: Of the client, for this server alone.
-        listed: URLs of all servers that the operator lists; redirects may lead there.
-        networks: Internal networks that names may lead to.
-    """
-
-    url: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-    listed: tuple[str, ...] = ()
-    networks: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -97,8 +57,7 @@ class McpClient:
     """
 
     def __init__(self, server: Server, resolve: Resolve = socket.getaddrinfo) -> None:
-        self._server = server
-        self._resolve = resolve
+        self._http = McpHttp(server, resolve)
         self._num_asked = 0
         self._version = ""
         self._session_id = ""
@@ -134,7 +93,7 @@ class McpClient:
         """End the session, where there is one; what the server says to that is of no interest."""
         if self._session_id:
             with contextlib.suppress(McpError):
-                self._exchange("DELETE", b"", self._request_headers("", ""))
+                self._http.exchange("DELETE", b"", self._request_headers("", ""))
             self._session_id = ""
 
     def list_tools(self) -> list[Any]:
@@ -211,7 +170,7 @@ class McpClient:
             raise McpError("the server's session id is none")
         self._version, self._session_id = str(version), session_id
         body = json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}).encode()
-        status, _, _ = self._exchange("POST", body, self._request_headers("", ""))
+        status, _, _ = self._http.exchange("POST", body, self._request_headers("", ""))
         if status >= 400:
             raise _status_error(status)
 
@@ -246,9 +205,15 @@ class McpClient:
         headers = {**self._request_headers(method, name), **(extra or {})}
         if self._version != NEWEST:
             headers.pop("Mcp-Name", None)
-        status, answered, body = self._exchange("POST", json.dumps(question).encode(), headers)
+        number = self._num_asked
+        status, answered, body = self._http.exchange(
+            "POST",
+            json.dumps(question).encode(),
+            headers,
+            lambda data: _response(data, number) is not None,
+        )
         kind = answered.get("content-type", "").partition(";")[0].strip().lower()
-        messages = _event_data(body) if kind == "text/event-stream" else [body]
+        messages = event_data(body) if kind == "text/event-stream" else [body]
         found = (_response(text, self._num_asked) for text in messages)
         return _Answer(status, answered, next((one for one in found if one is not None), None))
 
@@ -266,156 +231,6 @@ class McpClient:
         if self._session_id:
             headers["Mcp-Session-Id"] = self._session_id
         return headers
-
-    def _exchange(
-        self, verb: str, body: bytes, headers: Mapping[str, str]
-    ) -> tuple[int, dict[str, str], bytes]:
-        """One request with its redirects; a stream is read up to the response that it holds."""
-        url, sent = self._server.url, {**self._server.headers, **headers}
-        for _ in range(MAX_REDIRECTS + 1):
-            try:
-                status, answered, found = self._once(urlsplit(url), verb, body, sent)
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                reason = type(error).__name__ if not str(error) else str(error)[:200]
-                raise McpError(
-                    f"the server can't be reached, or ended in the middle ({reason})",
-                    kind="http_error",
-                    code=502,
-                ) from error
-            if status not in (301, 302, 303, 307, 308):
-                return status, answered, found
-            if status not in (307, 308):
-                raise McpError(
-                    f"the server redirects with {status}, which would turn a POST into a GET",
-                    kind="http_error",
-                    code=status,
-                )
-            there = urljoin(url, answered.get("location", ""))
-            self._check_redirect(there, status)
-            if _origin(there) != _origin(url):
-                sent = dict(headers)  # what the client gave is for the first server alone
-            url = there
-        raise McpError("the server redirects without end", kind="http_error", code=508)
-
-    def _check_redirect(self, url: str, status: int) -> None:
-        allowed = {_origin(one) for one in (self._server.url, *self._server.listed)}
-        if _origin(url) not in allowed:
-            raise McpError(
-                "the server redirects to where PENSTOCK_MCP_SERVERS lists no server",
-                kind="http_error",
-                code=status,
-            )
-
-    def _once(
-        self, url: SplitResult, verb: str, body: bytes, headers: Mapping[str, str]
-    ) -> tuple[int, dict[str, str], bytes]:
-        is_tls, host = url.scheme == "https", url.hostname or ""
-        port = url.port or (443 if is_tls else 80)
-        address = self._address(host, port)
-        connection = _Connection(host, port, address, is_tls=is_tls)
-        path = (url.path or "/") + (f"?{url.query}" if url.query else "")
-        try:
-            connection.request(verb, path, body or None, dict(headers))
-            answer = connection.getresponse()
-            answered = {name.lower(): value for name, value in answer.getheaders()}
-            return answer.status, answered, self._body(answer, answered)
-        finally:
-            connection.close()
-
-    def _body(self, answer: http.client.HTTPResponse, headers: Mapping[str, str]) -> bytes:
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            raise McpError("the server's answer is compressed, which was not asked for")
-        if headers.get("content-type", "").lower().startswith("text/event-stream"):
-            return b"".join(self._lines_to_the_response(answer))
-        body = answer.read(MAX_ANSWER_BYTES + 1)
-        if len(body) > MAX_ANSWER_BYTES:
-            raise McpError(f"the server's answer has more than {MAX_ANSWER_BYTES} bytes")
-        return body
-
-    def _lines_to_the_response(self, answer: http.client.HTTPResponse) -> Iterator[bytes]:
-        """The lines of a stream up to the event with our response; a stream may stay open."""
-        total, data = 0, b""
-        while line := answer.readline(MAX_ANSWER_BYTES + 1):
-            total += len(line)
-            if total > MAX_ANSWER_BYTES:
-                raise McpError(f"the server's answer has more than {MAX_ANSWER_BYTES} bytes")
-            yield line
-            if line.startswith(b"data:"):
-                data += line
-            elif not line.strip():
-                events = _event_data(data + b"\n")
-                if any(_response(one, self._num_asked) is not None for one in events):
-                    return
-                data = b""
-
-    def _address(self, host: str, port: int) -> str:
-        """An address of a host that may be connected to.
-
-        Raises:
-            McpError: The host is unknown, or leads inside without being listed.
-        """
-        try:
-            return str(ipaddress.ip_address(host))  # written out in a URL that is listed
-        except ValueError:
-            pass
-        try:
-            found = self._resolve(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            raise McpError(f"the host {host} is not known", kind="http_error", code=502) from error
-        addresses = [str(one[4][0]).partition("%")[0] for one in found[:MAX_ADDRESSES]]
-        networks = [ipaddress.ip_network(one) for one in self._server.networks]
-        for text in addresses:
-            address = unwrapped(ipaddress.ip_address(text))
-            is_listed = host == "localhost" or any(address in one for one in networks)
-            if is_internal(address) and not is_listed:
-                raise McpError(
-                    f"{host} leads to {address}, which is no public address; list it in"
-                    " PENSTOCK_INTERNAL_TARGETS if that is meant",
-                    kind="http_error",
-                    code=502,
-                )
-        if not addresses:
-            raise McpError(f"the host {host} has no address", kind="http_error", code=502)
-        return addresses[0]
-
-
-class _Connection(http.client.HTTPConnection):
-    """A connection to an address that was checked, whatever its name says by now."""
-
-    def __init__(self, host: str, port: int, address: str, *, is_tls: bool) -> None:
-        super().__init__(host, port, timeout=SOCKET_TIMEOUT_S)
-        self.default_port = 443 if is_tls else 80  # what `Host` leaves out
-        self._address = address
-        self._is_tls = is_tls
-
-    def connect(self) -> None:
-        """Connect to the address; certificates are checked against the name."""
-        self.sock = socket.create_connection((self._address, self.port), self.timeout)
-        if self._is_tls:
-            context = ssl.create_default_context()
-            self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
-
-
-def _origin(url: str) -> tuple[str, str, int]:
-    try:
-        parts = urlsplit(url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError:
-        return ("", "", 0)
-    return parts.scheme, parts.hostname or "", port
-
-
-def _event_data(body: bytes) -> list[bytes]:
-    """The data of server-sent events."""
-    events: list[bytes] = []
-    data: list[bytes] = []
-    for line in (*body.splitlines(), b""):
-        if line.startswith(b"data:"):
-            data.append(line[5:].removeprefix(b" "))
-        elif not line and data:
-            events.append(b"\n".join(data))
-            data = []
-    return events
 
 
 def _response(text: bytes, number: int) -> dict[str, Any] | None:

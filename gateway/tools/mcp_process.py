@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from gateway.tools.mcp_client import McpClient, McpError, Server, mirrored_parameters
+from gateway.tools.mcp_client import McpClient, mirrored_parameters
+from gateway.tools.mcp_http import McpError, Server
 from gateway.tools.tool_process import RegisteredTool, serve
 
 MAX_TOOLS: Final = 128

@@ -100,10 +100,10 @@ async def opened(
     async with running_gateway(
         socket_dir, mcp_servers=listed, tool_timeout_s=tool_timeout_s
     ) as gateway:
-        auth = await gateway.auth()
         await gateway.parser()
         engine = await gateway.engine(text=SUM, tool_format="hermes")
-        yield House(gateway, auth, engine, server)
+        # With it there, background responses are taken up.
+        yield House(gateway, await gateway.auth(), engine, server)
 
 
 @pytest.fixture
@@ -597,6 +597,22 @@ async def test_credentials_are_not_kept_for_later(house: House) -> None:
         status=400, background=True, tools=[house.tool(server_label="unknown")]
     )
     assert error["error"]["param"] == "tools[0].server_label"
+
+
+async def test_a_drain_lets_all_turns_finish(house: House) -> None:
+    house.engine.script, house.engine.text = [], None
+    asked = asyncio.create_task(house.post())
+    await house.engine.until(lambda: len(house.engine.of(Generate)) == 1)
+    drained = asyncio.create_task(house.gateway.application.drain(30.0))
+    await house.gateway.until(lambda: house.gateway.application.requests.is_draining)
+    house.engine.text = SUM
+    (first,) = house.engine.of(Generate)
+    house.engine.emit(first, "".join(CALL))
+    house.engine.finish(first)
+    found = await asked
+    assert (found["status"], kinds(found)[1:]) == ("completed", ["mcp_call", "message"])
+    assert found["output"][1]["output"] == "5"
+    await drained
 
 
 async def test_tools_of_this_server_have_a_label_of_their_own(

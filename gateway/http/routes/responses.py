@@ -24,8 +24,8 @@ from gateway.http.access import (
     tenant_of,
 )
 from gateway.http.answering import UnstoredShape, answer, check_model, count_tokens
-from gateway.http.background_responses import BackgroundResponses, begun
-from gateway.http.background_task import BackgroundTask, encoded
+from gateway.http.background_responses import BackgroundResponses
+from gateway.http.background_task import BackgroundTask, begun, encoded
 from gateway.http.error_table import UPGRADE_REQUIRED, error_body, limit_headers
 from gateway.http.event_log import STREAM_HEADERS, EventLogResponse
 from gateway.http.hosted_answering import answer_hosted

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.tools.mcp_client import McpClient, McpError, Server, mirrored_parameters
+from gateway.tools.mcp_client import McpClient, mirrored_parameters
+from gateway.tools.mcp_http import McpError, Server
 from gateway.tools.mcp_process import call_tool, list_tools, told_result, wanted_tools
 from tests.fakes.mcp_server import ADD, TOOLS, FakeMcpServer, mcp_server
 

@@ -1,0 +1,240 @@
+"""HTTP with MCP servers: bounded answers, checked addresses, redirects to listed servers only."""
+
+import http.client
+import ipaddress
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from protocol.runtime.addresses import is_internal, unwrapped
+
+MAX_ANSWER_BYTES: Final = 1024 * 1024
+MAX_REDIRECTS: Final = 3
+MAX_ADDRESSES: Final = 16
+SOCKET_TIMEOUT_S: Final = 600.0
+"""Between two reads; the process as a whole is killed much earlier."""
+
+Resolve = Callable[..., Sequence[tuple[Any, ...]]]
+"""As `socket.getaddrinfo`."""
+IsLast = Callable[[bytes], bool]
+
+
+class McpError(Exception):
+    """What went wrong with a server, for whoever asked for its tools.
+
+    Attributes:
+        type: `http_error` or `mcp_protocol_error`, as OpenAI's `mcp_call` items name them.
+        code: Of HTTP or JSON-RPC.
+    """
+
+    def __init__(self, message: str, *, kind: str = "mcp_protocol_error", code: int = -32603):
+        super().__init__(message[:2000])
+        self.type = kind
+        self.code = code
+
+    def as_json(self) -> dict[str, Any]:
+        """As an item shows it."""
+        return {"type": self.type, "code": self.code, "message": str(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server, and with what it is asked.
+
+    Attributes:
+        url: As the operator lists it.
+        headers: Of the client, for this server alone.
+        listed: URLs of all servers that the operator lists; redirects may lead there.
+        networks: Internal networks that names may lead to.
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    listed: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+
+
+class McpHttp:
+    """Sends requests to one server.
+
+    Args:
+        server: Which.
+        resolve: Asks the name service.
+    """
+
+    def __init__(self, server: Server, resolve: Resolve = socket.getaddrinfo) -> None:
+        self._server = server
+        self._resolve = resolve
+
+    def exchange(
+        self,
+        verb: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        is_last: IsLast = lambda _: False,
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One request with its redirects: status, headers by lower-case names, and body.
+
+        Args:
+            verb: Of HTTP.
+            body: Sent.
+            headers: Beside those of the client.
+            is_last: Whether the data of an event of a stream is the last that is wanted.
+
+        Raises:
+            McpError: It can't be sent, or the answer is none that is taken.
+        """
+        url, sent = self._server.url, {**self._server.headers, **headers}
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                status, answered, found = self._once(urlsplit(url), verb, body, sent, is_last)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                reason = type(error).__name__ if not str(error) else str(error)[:200]
+                raise McpError(
+                    f"the server can't be reached, or ended in the middle ({reason})",
+                    kind="http_error",
+                    code=502,
+                ) from error
+            if status not in (301, 302, 303, 307, 308):
+                return status, answered, found
+            if status not in (307, 308):
+                raise McpError(
+                    f"the server redirects with {status}, which would turn a POST into a GET",
+                    kind="http_error",
+                    code=status,
+                )
+            there = urljoin(url, answered.get("location", ""))
+            self._check_redirect(there, status)
+            if _origin(there) != _origin(url):
+                sent = dict(headers)  # what the client gave is for the first server alone
+            url = there
+        raise McpError("the server redirects without end", kind="http_error", code=508)
+
+    def _check_redirect(self, url: str, status: int) -> None:
+        allowed = {_origin(one) for one in (self._server.url, *self._server.listed)}
+        if _origin(url) not in allowed:
+            raise McpError(
+                "the server redirects to where PENSTOCK_MCP_SERVERS lists no server",
+                kind="http_error",
+                code=status,
+            )
+
+    def _once(
+        self,
+        url: SplitResult,
+        verb: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        is_last: IsLast,
+    ) -> tuple[int, dict[str, str], bytes]:
+        is_tls, host = url.scheme == "https", url.hostname or ""
+        port = url.port or (443 if is_tls else 80)
+        address = self._address(host, port)
+        connection = _Connection(host, port, address, is_tls=is_tls)
+        path = (url.path or "/") + (f"?{url.query}" if url.query else "")
+        try:
+            connection.request(verb, path, body or None, dict(headers))
+            answer = connection.getresponse()
+            answered = {name.lower(): value for name, value in answer.getheaders()}
+            return answer.status, answered, _body(answer, answered, is_last)
+        finally:
+            connection.close()
+
+    def _address(self, host: str, port: int) -> str:
+        """An address of a host that may be connected to.
+
+        Raises:
+            McpError: The host is unknown, or leads inside without being listed.
+        """
+        try:
+            return str(ipaddress.ip_address(host))  # written out in a URL that is listed
+        except ValueError:
+            pass
+        try:
+            found = self._resolve(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise McpError(f"the host {host} is not known", kind="http_error", code=502) from error
+        addresses = [str(one[4][0]).partition("%")[0] for one in found[:MAX_ADDRESSES]]
+        networks = [ipaddress.ip_network(one) for one in self._server.networks]
+        for text in addresses:
+            address = unwrapped(ipaddress.ip_address(text))
+            is_listed = host == "localhost" or any(address in one for one in networks)
+            if is_internal(address) and not is_listed:
+                raise McpError(
+                    f"{host} leads to {address}, which is no public address; list it in"
+                    " PENSTOCK_INTERNAL_TARGETS if that is meant",
+                    kind="http_error",
+                    code=502,
+                )
+        if not addresses:
+            raise McpError(f"the host {host} has no address", kind="http_error", code=502)
+        return addresses[0]
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection to an address that was checked, whatever its name says by now."""
+
+    def __init__(self, host: str, port: int, address: str, *, is_tls: bool) -> None:
+        super().__init__(host, port, timeout=SOCKET_TIMEOUT_S)
+        self.default_port = 443 if is_tls else 80  # what `Host` leaves out
+        self._address = address
+        self._is_tls = is_tls
+
+    def connect(self) -> None:
+        """Connect to the address; certificates are checked against the name."""
+        self.sock = socket.create_connection((self._address, self.port), self.timeout)
+        if self._is_tls:
+            context = ssl.create_default_context()
+            self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        return ("", "", 0)
+    return parts.scheme, parts.hostname or "", port
+
+
+def _body(answer: http.client.HTTPResponse, headers: Mapping[str, str], is_last: IsLast) -> bytes:
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise McpError("the server's answer is compressed, which was not asked for")
+    if headers.get("content-type", "").lower().startswith("text/event-stream"):
+        return b"".join(_lines_to_the_last(answer, is_last))
+    body = answer.read(MAX_ANSWER_BYTES + 1)
+    if len(body) > MAX_ANSWER_BYTES:
+        raise McpError(f"the server's answer has more than {MAX_ANSWER_BYTES} bytes")
+    return body
+
+
+def _lines_to_the_last(answer: http.client.HTTPResponse, is_last: IsLast) -> Iterator[bytes]:
+    """The lines of a stream up to the last event that is wanted; a stream may stay open."""
+    total, data = 0, b""
+    while line := answer.readline(MAX_ANSWER_BYTES + 1):
+        total += len(line)
+        if total > MAX_ANSWER_BYTES:
+            raise McpError(f"the server's answer has more than {MAX_ANSWER_BYTES} bytes")
+        yield line
+        if line.startswith(b"data:"):
+            data += line
+        elif not line.strip():
+            if any(is_last(one) for one in event_data(data + b"\n")):
+                return
+            data = b""
+
+
+def event_data(body: bytes) -> list[bytes]:
+    """The data of server-sent events."""
+    events: list[bytes] = []
+    data: list[bytes] = []
+    for line in (*body.splitlines(), b""):
+        if line.startswith(b"data:"):
+            data.append(line[5:].removeprefix(b" "))
+        elif not line and data:
+            events.append(b"\n".join(data))
+            data = []
+    return events
