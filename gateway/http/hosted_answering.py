@@ -5,7 +5,7 @@ from urllib.parse import quote
 from fastapi import Request as HttpRequest
 from fastapi import Response
 
-from gateway.errors import ClientDisconnectedError, GatewayError
+from gateway.errors import ClientDisconnectedError, GatewayError, UnsupportedFieldError
 from gateway.http.access import caller_of, tenant_of
 from gateway.http.answering import MODEL_HEADER
 from gateway.http.disconnect import watch
@@ -69,10 +69,15 @@ async def answer_hosted(
     parts, body = parts_of(http_request), body_of(asked)
     if body.job.options.is_streaming:
         refuse_stream(http_request)
+    caller = caller_of(http_request)
+    if caller.errand is not None:
+        raise UnsupportedFieldError(
+            "Tools of type `mcp` are not run for lines of a batch; each is one request.",
+            param="tools",
+        )
     headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
     # Which servers there are is nobody's business who may not use them.
     turn.tenant = await tenant_of(http_request, RESPONSES_ENDPOINT)
-    caller = caller_of(http_request)
     turns = hosted_turns(
         http_request,
         asked,

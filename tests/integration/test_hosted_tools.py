@@ -15,8 +15,10 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 from websockets.asyncio.client import ClientConnection, connect
 
+from gateway.http.errands import Errands
+from gateway.request.caller import Caller
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Authorize, Generate, Prepare
+from protocol.wire.messages import Authorize, Generate, Prepare, Settle
 from tests.fakes.fake_workers import FakeAuth, FakeEngine
 from tests.fakes.mcp_server import FakeMcpServer, mcp_server
 from tests.fakes.running_gateway import RunningGateway, named_events_of, running_gateway
@@ -597,6 +599,24 @@ async def test_credentials_are_not_kept_for_later(house: House) -> None:
         status=400, background=True, tools=[house.tool(server_label="unknown")]
     )
     assert error["error"]["param"] == "tools[0].server_label"
+
+
+async def test_a_line_of_a_batch_runs_no_tools(house: House) -> None:
+    """It is booked once, whatever is asked for it, and turns are several requests."""
+
+    class Line:
+        priority = 1
+
+        def on_granted(self, lease_id: str) -> None: ...
+
+        def put(self, settle: Settle) -> None: ...
+
+    app = house.gateway.application.parts.errand_app
+    body = {"model": "demo", "input": "hi", "tools": [house.tool()]}
+    caller = Caller(None, "127.0.0.1", errand=Line())
+    answer = await Errands(lambda: app).ask("/v1/responses", orjson.dumps(body), caller)
+    assert (answer.status, orjson.loads(answer.body)["error"]["param"]) == (400, "tools")
+    assert not house.engine.of(Generate)
 
 
 async def test_a_drain_lets_all_turns_finish(house: House) -> None:

@@ -92,3 +92,30 @@ def test_a_proxy_that_is_no_network_is_named(word: str) -> None:
 def test_a_bad_setting_is_named(name: str, value: str) -> None:
     with pytest.raises(ConfigurationError, match=name):
         GatewaySettings.from_env({**ENDPOINTS, name: value})
+
+
+def test_mcp_servers_have_labels_and_urls() -> None:
+    servers = "a=https://a.example/mcp, b=http://10.0.0.1:9000/x?y=z"
+    settings = GatewaySettings.from_env({**ENDPOINTS, "PENSTOCK_MCP_SERVERS": servers})
+    assert settings.mcp_urls == {
+        "a": "https://a.example/mcp",
+        "b": "http://10.0.0.1:9000/x?y=z",
+    }
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "https://a.example/mcp",
+        "a=file:///etc/passwd",
+        "a=https://user:secret@a.example/mcp",
+        "a=https://a.example/mcp#x",
+        "a=https:///mcp",
+        "a=https://a.example:port/mcp",
+        "1=https://a.example/mcp",
+        "penstock=https://a.example/mcp",
+    ],
+)
+def test_mcp_servers_that_are_none_are_refused(server: str) -> None:
+    with pytest.raises(ConfigurationError, match="PENSTOCK_MCP_SERVERS"):
+        GatewaySettings.from_env({**ENDPOINTS, "PENSTOCK_MCP_SERVERS": server})

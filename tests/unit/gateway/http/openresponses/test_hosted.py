@@ -1,0 +1,163 @@
+"""Tools that the server runs: what a request says of them, and what an earlier attempt has done."""
+
+from typing import Any
+
+import pytest
+
+from gateway.errors import InvalidRequestError
+from gateway.http.openresponses.conversation import Tools, chat_messages
+from gateway.http.openresponses.hosted import (
+    MAX_SERVERS,
+    HostedTool,
+    approved_calls,
+    hosted_server,
+    hosted_tools,
+    known_lists,
+    seen_name,
+    shown_server,
+)
+from gateway.http.openresponses.hosted_items import earlier_turns
+
+ADD = {"name": "add", "input_schema": {"type": "object"}, "annotations": {"readOnlyHint": True}}
+DROP = {"name": "drop", "input_schema": {"type": "object"}, "annotations": None}
+ASKED: dict[str, Any] = {
+    "type": "mcp_approval_request",
+    "id": "mcpr_1",
+    "server_label": "s",
+    "name": "add",
+    "arguments": "{}",
+}
+APPROVED: dict[str, Any] = {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": True}
+
+
+def tool(**fields: Any) -> dict[str, Any]:
+    return {"type": "mcp", "server_label": "s", **fields}
+
+
+@pytest.mark.parametrize(
+    ("approval", "needing"),
+    [
+        (None, ["add", "drop"]),
+        ("never", []),
+        ({"never": {"read_only": True}}, ["drop"]),
+        ({"never": {"tool_names": ["drop"]}}, ["add"]),
+        ({"never": {"tool_names": ["add", "drop"], "read_only": True}}, ["drop"]),
+        ({"always": {"tool_names": ["add"]}, "never": {"tool_names": ["add", "drop"]}}, ["add"]),
+        ({"never": {}}, ["add", "drop"]),
+    ],
+)
+def test_what_no_filter_frees_needs_approval(approval: Any, needing: list[str]) -> None:
+    server = hosted_server(tool(require_approval=approval), "tools[0]")
+    assert [one["name"] for one in (ADD, DROP) if server.needs_approval(one)] == needing
+
+
+def test_what_is_secret_is_neither_shown_nor_told_in_a_repr() -> None:
+    given = tool(authorization="token-1", headers={"X-Key": "key-1"})
+    server = hosted_server(given, "tools[0]")
+    assert server.named.headers_json == '{"X-Key":"key-1","Authorization":"Bearer token-1"}'
+    told = repr(server) + repr(shown_server(given))
+    assert "token-1" not in told
+    assert "key-1" not in told
+    assert shown_server(given)["headers"] is None
+
+
+def test_names_are_what_a_chat_takes_and_never_mean_two_tools() -> None:
+    assert seen_name("s", "a.b/c d") == "s__a.b_c_d"
+    assert len(seen_name("s" * 64, "x" * 128)) == 128
+    alike = [{**ADD, "name": "a b"}, {**ADD, "name": "a_b"}]
+    server = hosted_server(tool(), "tools[0]")
+    found, chat = hosted_tools([server], {"s": alike}, set())
+    assert [one.name for one in found.values()] == ["a b"]
+    assert len(chat) == 1
+    assert hosted_tools([server], {"s": [ADD]}, {"s__add"}) == ({}, [])
+
+
+def test_labels_are_given_once_and_servers_are_bounded() -> None:
+    with pytest.raises(InvalidRequestError, match="same label"):
+        Tools([tool(), tool()], runs_hosted=True)
+    many = [tool(server_label=f"s{number}") for number in range(MAX_SERVERS + 1)]
+    with pytest.raises(InvalidRequestError, match="at most 16"):
+        Tools(many, runs_hosted=True)
+    assert Tools([tool()]).left_out == ["tools[0]"]
+
+
+def test_an_approval_is_for_one_call_once() -> None:
+    known = {"s__add": HostedTool("s", "add", '{"type":"object"}')}
+    (call,) = approved_calls([ASKED, APPROVED], known)
+    assert (call.request_id, call.name, call.is_offered) == ("mcpr_1", "add", True)
+    assert not approved_calls([ASKED, APPROVED], {})[0].is_offered
+    assert approved_calls([ASKED, {**APPROVED, "approve": False}], known) == ()
+    made = {"type": "mcp_call", "approval_request_id": "mcpr_1"}
+    assert approved_calls([ASKED, APPROVED, made], known) == ()
+    for items in ([APPROVED], [ASKED, APPROVED, APPROVED], [{**ASKED, "name": 7}, APPROVED]):
+        with pytest.raises(InvalidRequestError):
+            approved_calls(items, known)
+
+
+@pytest.mark.parametrize("tools", [7, [7], [{"name": "a"}], [{"input_schema": {}}]])
+def test_a_list_that_is_none_is_refused(tools: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        known_lists([{"type": "mcp_list_tools", "server_label": "s", "tools": tools}])
+
+
+def test_calls_are_read_as_turns_with_their_results() -> None:
+    call = {"type": "mcp_call", "id": "mcp_1", "server_label": "s", "name": "add"}
+    items: list[dict[str, Any]] = [
+        {"role": "user", "content": "hi"},
+        {"type": "mcp_list_tools", "server_label": "s", "tools": []},
+        {**call, "arguments": "{}", "output": "5", "error": None},
+        {**call, "arguments": "{}", "error": {"type": "http_error", "code": 1, "message": "no"}},
+        ASKED,
+    ]
+    messages = chat_messages(None, items, Tools(None))
+    assert [one["role"] for one in messages] == ["user", *("assistant", "tool") * 3]
+    results = [one["content"] for one in messages if one["role"] == "tool"]
+    assert results == ["5", "Error: no", "The user did not approve this call, and it was not made."]
+    assert len(chat_messages(None, [*items, APPROVED], Tools(None))) == 5
+
+
+def added(place: int, kind: str, **fields: Any) -> dict[str, Any]:
+    item = {"type": kind, "id": f"i{place}", **fields}
+    return {"type": "response.output_item.added", "output_index": place, "item": item}
+
+
+def done(place: int, kind: str, **fields: Any) -> dict[str, Any]:
+    return {**added(place, kind, **fields), "type": "response.output_item.done"}
+
+
+CALL = {"server_label": "s", "name": "add", "arguments": "", "approval_request_id": None}
+BEGUN = [{"type": "response.in_progress"}, added(0, "mcp_list_tools"), done(0, "mcp_list_tools")]
+SAID = [
+    added(1, "mcp_call", **CALL),
+    {"type": "response.mcp_call_arguments.done", "output_index": 1, "arguments": "{}"},
+    added(2, "mcp_call", **CALL),
+    {"type": "response.mcp_call_arguments.done", "output_index": 2, "arguments": "[]"},
+]
+RUNNING = [{"type": "response.mcp_call.in_progress", "output_index": 1}]
+ENDED = [{"type": "response.mcp_call.completed", "output_index": 1}, done(1, "mcp_call", **CALL)]
+
+
+@pytest.mark.parametrize(
+    ("events", "items", "interrupted", "num_turns", "num_over"),
+    [
+        ([], [], [], 0, 0),
+        (BEGUN, ["i0"], [], 0, 3),
+        # The turn isn't known to be over: it is made anew.
+        ([*BEGUN, *SAID], ["i0"], [], 0, 3),
+        ([*BEGUN, *SAID, *RUNNING], ["i0", "i1", "i2"], ["i1", "i2"], 1, 8),
+        ([*BEGUN, *SAID, *RUNNING, *ENDED], ["i0", "i1", "i2"], ["i2"], 1, 10),
+        # What the next turn has told is made anew, too.
+        ([*BEGUN, *SAID, *RUNNING, *ENDED, added(3, "message")], ["i0", "i1", "i2"], ["i2"], 1, 10),
+    ],
+)
+def test_what_is_over_is_known_from_the_events(
+    events: list[dict[str, Any]],
+    items: list[str],
+    interrupted: list[str],
+    num_turns: int,
+    num_over: int,
+) -> None:
+    found, number = earlier_turns(events)
+    assert [item["id"] for item in found.items] == items
+    assert (found.interrupted, found.num_turns, number) == (interrupted, num_turns, num_over)
+    assert all(item["arguments"] for item in found.items if item["id"] in interrupted)
