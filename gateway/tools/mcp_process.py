@@ -45,7 +45,7 @@ def list_tools(
         found: dict[str, Any] = {"tools": tools}
     except McpError as error:
         found = {"error": error.as_json()}
-    return _without_secrets(found, server)
+    return _cleaned_result(found, server)
 
 
 def call_tool(
@@ -69,7 +69,7 @@ def call_tool(
         found = told_result(result, max_bytes)
     except McpError as error:
         found = {"error": error.as_json()}
-    return _without_secrets(found, server)
+    return _cleaned_result(found, server)
 
 
 def _with_client(server: Mapping[str, Any], ask: Any) -> Any:
@@ -169,17 +169,18 @@ def _told_part(part: Any) -> str:
     raise McpError("a part of the tool's content is none that MCP knows")
 
 
-def _without_secrets(found: dict[str, Any], server: Mapping[str, Any]) -> dict[str, Any]:
-    """The same without what the client gave for this server alone, should that echo it."""
+def _cleaned_result(found: dict[str, Any], server: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as texts that JSON can hold, without secrets of the client that a server echoes."""
     values: Mapping[str, str] = server.get("headers", {})
     secrets = {part for value in values.values() for part in (value, *value.split())}
     hidden = [one for one in sorted(secrets, key=len)[::-1] if len(one) >= _SECRET_CHARACTERS]
-    cleaned: dict[str, Any] = _cleaned(found, hidden) if hidden else found
+    cleaned: dict[str, Any] = _cleaned(found, hidden)
     return cleaned
 
 
 def _cleaned(value: Any, hidden: list[str]) -> Any:
     if isinstance(value, str):
+        value = value.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
         for secret in hidden:
             value = value.replace(secret, "***")
         return value

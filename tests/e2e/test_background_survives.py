@@ -54,14 +54,24 @@ CALL: dict[str, Any] = {
 }
 
 
+WITH_TOOLS: dict[str, Any] = {
+    **NUMBERS,
+    "tools": [{"type": "mcp", "server_label": "weather", "require_approval": "never"}],
+    "tool_choice": {"type": "mcp", "server_label": "weather", "name": "get_weather"},
+}
+
+
 @pytest.fixture(scope="module")
-def frail(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[House]:
+def frail(
+    tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mcp_url: str
+) -> Iterator[House]:
     """A house whose processes are killed."""
     house = start_house(
         tmp_path_factory.mktemp("background") / "data",
         cache_dir,
         *("--deterministic", "--drain-timeout", "25"),
         PENSTOCK_WORKER_DEAD_S="6",
+        PENSTOCK_MCP_SERVERS=f"weather={mcp_url}",
     )
     yield house
     assert stop_house(house) == 0
@@ -98,7 +108,7 @@ def without_ids(response: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def wait_for_output(house: House, response_id: str) -> None:
+def wait_for_output(house: House, response_id: str, kind: bytes = b".delta") -> None:
     """Until something of it was told."""
     store = f"file:{house.data_dir}/responses.sqlite3?mode=ro"
     query = "SELECT body FROM events WHERE response_id = ?"
@@ -106,7 +116,7 @@ def wait_for_output(house: House, response_id: str) -> None:
     def has_output() -> bool:
         with closing(sqlite3.connect(store, uri=True)) as connection:
             rows = connection.execute(query, (response_id,)).fetchall()
-        return any(b".delta" in body for (body,) in rows)
+        return any(kind in body for (body,) in rows)
 
     eventually(has_output, 120)
 
@@ -151,4 +161,32 @@ def test_whoever_is_killed_it_ends_once_with_the_same_text(
         return used == [("finished", ended["usage"]["output_tokens"])]
 
     eventually(is_booked_once)
+    frail.wait_ready()
+
+
+@pytest.mark.long
+def test_a_call_of_a_tool_outlives_its_gateway(frail: House) -> None:
+    undisturbed = post(frail, WITH_TOOLS)
+    made = post(frail, {**WITH_TOOLS, "background": True})
+    wait_for_output(frail, made["id"], b"response.output_text.delta")
+    (pid,) = frail.pids("gateway")
+    os.kill(pid, signal.SIGKILL)
+    find_gateway(frail, pid)
+    eventually(lambda: get(frail, made["id"]).get("status") == undisturbed["status"], 120)
+    ended = get(frail, made["id"])
+    assert without_ids(ended) == without_ids(undisturbed)
+    told = events(frail, made["id"])
+    assert [event["sequence_number"] for event in told] == list(range(len(told)))
+    kinds = [event["type"] for event in told]
+    assert kinds.count("response.mcp_call.in_progress") == 1
+    assert kinds.count("response.mcp_call.completed") == 1
+
+    def turns() -> list[tuple[Any, ...]]:
+        name = made["id"].removeprefix("resp_")
+        query = "SELECT request_id, outcome FROM ledger WHERE request_id IN (?, ?)"
+        rows = rows_of(frail, query, name, f"{name}t1")
+        return sorted(one for one in rows if one[1] != "unused")
+
+    name = made["id"].removeprefix("resp_")
+    eventually(lambda: turns() == [(name, "finished"), (f"{name}t1", "finished")])
     frail.wait_ready()

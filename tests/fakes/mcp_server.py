@@ -132,6 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
         name, arguments = params["name"], params["arguments"]
         if behaviour == "long_answers":
             text = "x" * 100_000
+        elif behaviour == "half_characters":
+            text = "a\ud800b"
         elif name == "add":
             text = str(arguments["a"] + arguments["b"])
         elif name == "secret":

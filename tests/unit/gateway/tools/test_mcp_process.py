@@ -120,6 +120,10 @@ def test_long_answers_are_errors(server: FakeMcpServer) -> None:
     assert "PENSTOCK_MAX_TOOL_OUTPUT_BYTES" in error["message"]
 
 
+def test_what_is_no_text_is_replaced(server: FakeMcpServer) -> None:
+    assert called(server.url("/modern/json/half_characters")) == {"output": "a?b"}
+
+
 def test_credentials_reach_their_server_and_nobody_else(server: FakeMcpServer) -> None:
     url = server.url("/modern/json/secrets")
     found = called(url, "secret", Authorization="Bearer token-of-the-client")
