@@ -84,6 +84,15 @@ class Problem:
         for table, length in zip(self.block_tables, lengths, strict=True):
             table[-(-length // shape.block_size) :] = -7  # never looked at
 
+    def share_blocks(self, num_blocks: int) -> None:
+        """Lets all rows begin with the first one's blocks, as far as they write to none of them.
+
+        To be called before blocks are made.
+        """
+        for table, row in zip(self.block_tables, self.shape.rows, strict=True):
+            num_shared = min(num_blocks, row.num_stored // self.shape.block_size)
+            table[:num_shared] = self.block_tables[0, :num_shared]
+
     def normal(self, *shape: int, scale: float = 1.0) -> npt.NDArray[np.float32]:
         numbers: npt.NDArray[np.float32] = self.random.standard_normal(shape, np.float32)
         return numbers * np.float32(scale)
@@ -180,7 +189,8 @@ class AttentionProblem:
         page = self.problem.block_tables[row, position // size]
         lane = keys.shape[-1]
         keys[page, :, :, position % size] = both[0].reshape(*both[0].shape[:1], -1, lane)
-        values[page, :, position % size] = both[1]
+        place, within = divmod(position % size, lane)
+        values[page, :, place, :, within] = both[1]
 
     def _get(self, keys: Array, values: Array, row: int, count: int) -> tuple[Array, Array]:
         """[count, KH, D] keys and values of a row's first positions."""
@@ -188,7 +198,8 @@ class AttentionProblem:
         at = np.arange(count)
         pages = self.problem.block_tables[row, at // size]
         found = keys[pages, :, :, at % size]
-        return found.reshape(count, keys.shape[1], -1), values[pages, :, at % size]
+        place, within = np.divmod(at % size, keys.shape[-1])
+        return found.reshape(count, keys.shape[1], -1), values[pages, :, place, :, within]
 
     def _stored(self, numbers: Array) -> Array:
         if self.config.cache_type == "bfloat16":

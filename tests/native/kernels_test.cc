@@ -137,20 +137,31 @@ struct Call {
 class Problem {
  public:
   static constexpr int64_t kHidden = 70, kHeads = 6, kKvHeads = 2, kDim = 20, kInner = 50;
-  static constexpr int64_t kBlockSize = 24, kTableWidth = 46, kNumBlocks = 93, kTokens = 23;
+  static constexpr int64_t kBlockSize = 24, kTableWidth = 46, kNumBlocks = 99, kTokens = 47;
+  static constexpr int64_t kRows = 5, kSharedBlocks = 11;
 
   Problem(WeightType type, bool is_half_cache) : type_(type), is_half_cache_(is_half_cache) {
     Random random;
     // Row 0: a chunk of 15 from position 37 on; row 1: one token so far behind that threads share
-    // its spans, at the end of its last block; the rest is padding.
+    // its spans, at the end of its last block; rows 2 to 4: seven tokens each behind the beginning of
+    // row 1; the rest is padding.
     auto& positions = add(XLA_FFI_DataType_S32, {kTokens});
     auto& rows = add(XLA_FFI_DataType_S32, {kTokens});
     for (int i = 0; i < kTokens; i++) {
-      positions.at<int32_t>()[i] = i < 15 ? 37 + i : i == 21 ? 1103 : -1;
-      rows.at<int32_t>()[i] = i < 15 ? 0 : 1;
+      const int behind = i - 24;
+      const bool is_behind = behind >= 0 && behind < 21;
+      positions.at<int32_t>()[i] = i < 15 ? 37 + i : i == 21 ? 1103 : is_behind ? 270 + behind % 7 : -1;
+      rows.at<int32_t>()[i] = i < 15 ? 0 : is_behind ? 2 + behind / 7 : 1;
     }
-    auto& tables = add(XLA_FFI_DataType_S32, {2, kTableWidth});
+    auto& tables = add(XLA_FFI_DataType_S32, {kRows, kTableWidth});
     for (int i = 0; i < 2 * kTableWidth; i++) tables.at<int32_t>()[i] = i;
+    for (int64_t row = 2; row < kRows; row++) {
+      int32_t* table = tables.at<int32_t>() + row * kTableWidth;
+      for (int i = 0; i < kSharedBlocks; i++) table[i] = static_cast<int32_t>(kTableWidth + i);
+      for (int i = 0; i < 2; i++) {
+        table[kSharedBlocks + i] = static_cast<int32_t>(2 * kTableWidth + 2 * (row - 2) + i);
+      }
+    }
     auto& cosine = add(XLA_FFI_DataType_F32, {kTokens, 7});
     auto& sine = add(XLA_FFI_DataType_F32, {kTokens, 7});
     cosine.fill(random);
@@ -163,7 +174,7 @@ class Problem {
     const int64_t lane = is_half_cache ? 2 : 1;
     first_page_ = arrays_.size();
     add(cache, {kNumBlocks, kKvHeads, kDim / lane, kBlockSize, lane});
-    add(cache, {kNumBlocks, kKvHeads, kBlockSize, kDim});
+    add(cache, {kNumBlocks, kKvHeads, kBlockSize / lane, kDim, lane});
     add(XLA_FFI_DataType_F32, {kHidden + 2 * kInner}).fill(random);
     add_matrix(random, 2 * kInner, kHidden, true);
     add_matrix(random, kHidden, kInner, false);

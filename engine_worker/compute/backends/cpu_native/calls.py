@@ -272,20 +272,22 @@ def page_shapes(
 ) -> tuple[tuple[tuple[int, ...], np.dtype[Any]], tuple[tuple[int, ...], np.dtype[Any]]]:
     """Shape and type of one layer's keys and of its values.
 
-    Neighbouring numbers of a key stand together so that a lane of four bytes holds them, and the
-    tokens of a block side by side, as the outputs of a packed matrix do.
+    A page is laid out as a panel of a packed matrix: tokens are the outputs of the keys and the
+    inputs of the values. So two bfloat16 that share a lane of four bytes are neighbouring numbers
+    of a key, and the same number of two neighbouring tokens' values.
 
     Args:
         num_blocks: All that a block table may name, the padding block among them.
         num_kv_heads: Key heads.
         head_dim: Even, at most `MAX_HEAD_DIM`.
-        block_size: Tokens a block; multiples of 32 are fastest.
+        block_size: Tokens a block, even; multiples of 32 are fastest.
         cache_type: `bfloat16` (as bits in uint16) or `float32`.
     """
     is_half = CACHE_TYPES.index(cache_type) == 1
     dtype, lane = (np.dtype(np.uint16), 2) if is_half else (np.dtype(np.float32), 1)
     keys = (num_blocks, num_kv_heads, head_dim // lane, block_size, lane)
-    return (keys, dtype), ((num_blocks, num_kv_heads, block_size, head_dim), dtype)
+    values = (num_blocks, num_kv_heads, block_size // lane, head_dim, lane)
+    return (keys, dtype), (values, dtype)
 
 
 def run_blocks(
@@ -561,8 +563,8 @@ def _uncovered_attention(layer: LayerSpec, cache_type: str, block_size: int) -> 
         return f"heads are even and at most {MAX_HEAD_DIM} wide, not {attention.head_dim}"
     if attention.num_heads > 256 * attention.num_kv_heads:
         return "more than 256 heads share a key head"
-    if block_size > 65536:
-        return "a cache block has at most 65536 tokens"
+    if block_size > 65536 or block_size % 2:
+        return f"a cache block has an even number of tokens, at most 65536, not {block_size}"
     if attention.rope is not None and attention.rope.interleaved:
         return "no kernel rotates neighbouring pairs"
     if attention.chunk is not None:

@@ -21,34 +21,28 @@ inline int64_t span_size(int64_t block_size) {
 constexpr int64_t kFoldedRows = 24;
 
 // Neighbouring live tokens of one row at ascending positions.
+struct QuerySegment {
+  int64_t first, count;  // in the order of BlocksCall::live
+};
+
+// Neighbouring segments, the rows of which begin with the same blocks. Positions below `num_shared`,
+// a multiple of the chunk, lie in these and are before every token of the tile: they are read once
+// for all of them, and further ones for each segment by itself.
 struct QueryTile {
   int64_t first, count;  // in the order of BlocksCall::live
+  int64_t first_segment, num_segments, num_shared;
 };
 
 struct QueryTiles {
   std::vector<QueryTile> tiles;
+  std::vector<QuerySegment> segments;
   int64_t most_tokens = 1;  // of a tile
   int64_t num_spans = 1;    // up to the furthest position
 };
 
 template <CacheType kType>
-struct CacheTraits;
-template <>
-struct CacheTraits<CacheType::kFloat32> {
-  using Product = Float32Product;
-  using Element = float;
-  static Vector load_value(const Element* from) { return load(from); }
-  static Vector load_value_part(const Element* from, int64_t n) { return load_part(from, n); }
-};
-template <>
-struct CacheTraits<CacheType::kBfloat16> {
-  using Product = Bfloat16Product;
-  using Element = uint16_t;
-  static Vector load_value(const Element* from) { return load_bfloat16(from); }
-  static Vector load_value_part(const Element* from, int64_t n) {
-    return load_bfloat16_part(from, n);
-  }
-};
+using CacheProduct =
+    std::conditional_t<kType == CacheType::kFloat32, Float32Product, Bfloat16Product>;
 
 // A softmax in progress: for each folded row its largest score, the sum of exp(score - largest), and
 // the sum of that times the value.
@@ -65,7 +59,7 @@ struct AttentionScratch {
   Memory queries, scores, state, span_state, page;
 
   bool reserve(int64_t folded_rows, int64_t head_dim, int64_t block_size) {
-    return queries.reserve(folded_rows * head_dim * 4) &&
+    return queries.reserve(2 * folded_rows * head_dim * 4) &&
            scores.reserve(folded_rows * score_stride(block_size) * 4) &&
            state.reserve(SoftmaxState::num_floats(folded_rows, head_dim) * 4) &&
            span_state.reserve(SoftmaxState::num_floats(folded_rows, head_dim) * 4) &&
@@ -80,26 +74,34 @@ struct AttentionScratch {
 
 template <CacheType kType>
 class Attention {
-  using Traits = CacheTraits<kType>;
-  using Product = typename Traits::Product;
-  using Element = typename Traits::Element;
+  using Product = CacheProduct<kType>;
   using Input = typename Product::Input;
+  using Weight = typename Product::Weight;
   static constexpr int kScoreRows = Product::kMaxRows < 12 ? Product::kMaxRows : 12;
   static constexpr int kScoreStep = 2 * kLanes;
-  static constexpr int kValueRows = 6;
-  static constexpr int kValueVectors = kLanes == 16 ? 4 : 2;
+  static constexpr int kValueRows = kScoreRows;
+  static constexpr int kValueVectors = 2;
+
+  // Folded rows that read the same pages.
+  struct Part {
+    int64_t row, num_rows;
+    int64_t begin, end;  // of the positions that any of them sees
+    const int32_t* table;
+    const Input* queries;
+  };
 
  public:
-  Attention(const BlocksCall& call, const AttentionBlock& block, AttentionScratch& scratch)
+  Attention(const BlocksCall& call, const AttentionBlock& block, const QueryTiles& tiles,
+            AttentionScratch& scratch)
       : call_(call),
         block_(block),
+        tiles_(tiles),
         dim_(block.head_dim),
         page_size_(call.block_size),
         chunk_size_(chunk_size(call.block_size)),
         span_size_(span_size(call.block_size)),
         heads_(block.heads_per_kv_head()),
         stride_(AttentionScratch::score_stride(call.block_size)),
-        queries_(scratch.queries.at<Input>()),
         scores_(scratch.scores.at<float>()),
         page_(scratch.page.at<char>()),
         scratch_(scratch) {}
@@ -107,13 +109,26 @@ class Attention {
   // Turns to a tile and a key head; `q` are the queries of the tile's first token, further ones stand
   // `q_stride` floats apart.
   void begin(const QueryTile& tile, int64_t kv_head, const float* q, int64_t q_stride) {
+    tile_ = &tile;
     kv_head_ = kv_head;
     num_folded_ = tile.count * heads_;
-    const int32_t token = call_.live[static_cast<size_t>(tile.first)];
-    first_position_ = call_.positions[token];
-    end_ = first_position_ + tile.count;
-    table_ = call_.block_tables + call_.rows[token] * call_.table_width;
-    pack_queries(q, q_stride);
+    Input* queries = scratch_.queries.at<Input>();
+    parts_.clear();
+    for (int64_t i = 0; i < tile.num_segments; i++) {
+      const auto& segment = tiles_.segments[static_cast<size_t>(tile.first_segment + i)];
+      parts_.push_back(part_of(segment.first, segment.count, q, q_stride, queries));
+    }
+    begin_ = parts_[0].begin;
+    end_ = parts_[0].end;
+    for (const Part& part : parts_) {
+      begin_ = std::min(begin_, part.begin);
+      end_ = std::max(end_, part.end);
+    }
+    if (tile.num_segments > 1) {
+      whole_ = part_of(tile.first, tile.count, q, q_stride, queries + num_folded_ * groups());
+      whole_.begin = begin_;
+      whole_.end = tile.num_shared;
+    }
   }
 
   // Everything that the tile sees, span by span.
@@ -128,19 +143,20 @@ class Attention {
     finish(state, out, out_stride);
   }
 
-  int64_t first_span() const { return first_seen(0) / span_size_; }
+  int64_t first_span() const { return begin_ / span_size_; }
   int64_t end_span() const { return divide_up(end_, span_size_); }
 
   // One span alone.
   void run_span(int64_t span, const SoftmaxState& state) {
     clear(state);
-    const int64_t begin = std::max(first_seen(0), span * span_size_);
+    const int64_t begin = std::max(begin_ / chunk_size_ * chunk_size_, span * span_size_);
     const int64_t end = std::min(end_, (span + 1) * span_size_);
-    for (int64_t chunk = begin / chunk_size_ * chunk_size_; chunk < end; chunk += chunk_size_) {
-      const int64_t from = std::max(chunk, begin), to = std::min(end, chunk + chunk_size_);
-      score_chunk(chunk, from, to);
-      for (int64_t row = 0; row < num_folded_; row++) absorb(row, chunk, from, to, state);
-      add_values(chunk, from, to, state.weighted);
+    for (int64_t chunk = begin; chunk < end; chunk += chunk_size_) {
+      if (tile_->num_segments > 1 && chunk < tile_->num_shared) {
+        run_chunk(whole_, chunk, state);
+      } else {
+        for (const Part& part : parts_) run_chunk(part, chunk, state);
+      }
     }
   }
 
@@ -158,8 +174,8 @@ class Attention {
   void merge(const SoftmaxState& from, const SoftmaxState& to) const {
     for (int64_t row = 0; row < num_folded_; row++) {
       const float largest = std::max(to.maximums[row], from.maximums[row]);
-      const float kept = exponential(splat(to.maximums[row] - largest))[0];
-      const float added = exponential(splat(from.maximums[row] - largest))[0];
+      const float kept = decay_of(to.maximums[row], largest);
+      const float added = decay_of(from.maximums[row], largest);
       to.maximums[row] = largest;
       to.totals[row] = to.totals[row] * kept + from.totals[row] * added;
       const float* values = from.weighted + row * dim_;
@@ -180,6 +196,11 @@ class Attention {
 
  private:
   static constexpr float kMasked = -1e30f;
+  static constexpr float kLog2OfE = 1.44269504f;
+
+  static float decay_of(float maximum, float larger) {
+    return exponential_of_two(splat((maximum - larger) * kLog2OfE))[0];
+  }
 
   void clear(const SoftmaxState& state) const {
     for (int64_t row = 0; row < num_folded_; row++) {
@@ -190,40 +211,74 @@ class Attention {
   }
 
   int64_t groups() const { return dim_ / Product::kInputs; }
-  int64_t position_of(int64_t row) const { return first_position_ + row / heads_; }
+  int32_t token_of(int64_t row) const {
+    return call_.live[static_cast<size_t>(tile_->first + row / heads_)];
+  }
+  int64_t position_of(int64_t row) const { return call_.positions[token_of(row)]; }
   int64_t first_seen(int64_t row) const {
     return block_.window > 0 ? std::max<int64_t>(0, position_of(row) - block_.window + 1) : 0;
   }
-  int64_t rows_of_piece(int64_t piece) const {
-    return std::min<int64_t>(kScoreRows, num_folded_ - piece);
+  static int64_t rows_of_piece(const Part& part, int64_t piece) {
+    return std::min<int64_t>(kScoreRows, part.num_rows - piece);
   }
-  const Element* page_at(const void* pages, int64_t position) const {
-    const int64_t block = table_[position / page_size_];
-    return static_cast<const Element*>(pages) +
-           (block * block_.num_kv_heads + kv_head_) * page_size_ * dim_;
+  const char* page_at(const void* pages, const Part& part, int64_t position) const {
+    const int64_t block = part.table[position / page_size_];
+    return static_cast<const char*>(pages) + (block * block_.num_kv_heads + kv_head_) *
+                                                 page_size_ * dim_ *
+                                                 (kLaneBytes / Product::kInputs);
   }
 
-  // Scaled, in pieces of at most kScoreRows rows: the group of inputs is the outer index.
-  void pack_queries(const float* q, int64_t q_stride) {
+  // Packs the queries of some tokens, scaled, in pieces of at most kScoreRows rows: the group of
+  // inputs is the outer index. `queries` and `q` are those of the tile.
+  Part part_of(int64_t first, int64_t count, const float* q, int64_t q_stride,
+               Input* queries) const {
+    Part part{};
+    part.row = (first - tile_->first) * heads_;
+    part.num_rows = count * heads_;
+    part.begin = first_seen(part.row);
+    const int32_t token = token_of(part.row);
+    part.end = call_.positions[token] + count;
+    part.table = call_.block_tables + call_.rows[token] * call_.table_width;
+    queries += part.row * groups();
+    part.queries = queries;
     float scaled[kMaxHeadDim];
-    for (int64_t row = 0; row < num_folded_; row++) {
-      const float* from = q + row / heads_ * q_stride + (kv_head_ * heads_ + row % heads_) * dim_;
+    for (int64_t row = 0; row < part.num_rows; row++) {
+      const int64_t head = kv_head_ * heads_ + row % heads_;
+      const float* from = q + (part.row + row) / heads_ * q_stride + head * dim_;
       for (int64_t i = 0; i < dim_; i++) scaled[i] = from[i] * block_.scale;
       const int64_t piece = row / kScoreRows * kScoreRows;
-      Product::put(queries_ + piece * groups() + (row - piece), rows_of_piece(piece), scaled, dim_);
+      Product::put(queries + piece * groups() + (row - piece), rows_of_piece(part, piece), scaled,
+                   dim_);
     }
+    return part;
   }
 
+  // What some rows see of a chunk.
+  void run_chunk(const Part& part, int64_t chunk, const SoftmaxState& state) {
+    const int64_t from = std::max(chunk, part.begin);
+    const int64_t to = std::min(part.end, chunk + chunk_size_);
+    if (from >= to) return;
+    score_chunk(part, chunk, from, to);
+    for (int64_t row = part.row; row < part.row + part.num_rows; row++) {
+      absorb(row, chunk, from, to, state);
+    }
+    add_values(part, chunk, from, to, state.weighted);
+  }
+
+  float* scores_of(int64_t row) const { return scores_ + row * stride_; }
+  // The weights of the softmax take the place of the scores.
+  Input* weights_of(int64_t row) const { return reinterpret_cast<Input*>(scores_of(row)); }
+
   // Scores of positions `from` to `to`, each at its place in the chunk, and noise beside them.
-  void score_chunk(int64_t chunk, int64_t from, int64_t to) {
+  void score_chunk(const Part& part, int64_t chunk, int64_t from, int64_t to) {
     for (int64_t page = from / page_size_ * page_size_; page < to; page += page_size_) {
       const int64_t first = std::max(from, page) - page;
       const int64_t end = std::min(to - page, page_size_);
-      const char* keys = reinterpret_cast<const char*>(page_at(block_.keys, page));
-      const int64_t next = page + page_size_ < end_ ? page + page_size_ : page;
-      const char* ahead = reinterpret_cast<const char*>(page_at(block_.keys, next));
-      const char* values = reinterpret_cast<const char*>(page_at(block_.values, page));
-      for (int64_t i = 0; i < page_size_ * dim_ * int64_t{sizeof(Element)}; i += 64) {
+      const char* keys = page_at(block_.keys, part, page);
+      const int64_t next = page + page_size_ < part.end ? page + page_size_ : page;
+      const char* ahead = page_at(block_.keys, part, next);
+      const char* values = page_at(block_.values, part, page);
+      for (int64_t i = 0; i < page_size_ * dim_ * kLaneBytes / Product::kInputs; i += 64) {
         __builtin_prefetch(values + i, 0, 2);
       }
       int64_t stride = page_size_ * kLaneBytes;
@@ -232,10 +287,10 @@ class Attention {
         stride = round_up(page_size_, kScoreStep) * kLaneBytes;
       }
       for (int64_t at = first / kScoreStep * kScoreStep; at < end; at += kScoreStep) {
-        for (int64_t piece = 0; piece < num_folded_; piece += kScoreRows) {
-          const auto score = kScoreFunctions[static_cast<size_t>(rows_of_piece(piece))];
-          score(queries_ + piece * groups(), keys + at * kLaneBytes, stride, groups(),
-                ahead + at * kLaneBytes, scores_ + piece * stride_ + page - chunk + at, stride_);
+        for (int64_t piece = 0; piece < part.num_rows; piece += kScoreRows) {
+          const auto score = kScoreFunctions[static_cast<size_t>(rows_of_piece(part, piece))];
+          score(part.queries + piece * groups(), keys + at * kLaneBytes, stride, groups(),
+                ahead + at * kLaneBytes, scores_of(part.row + piece) + page - chunk + at, stride_);
         }
       }
     }
@@ -260,7 +315,8 @@ class Attention {
                          int64_t num_groups, const char* ahead, float* scores,
                          int64_t score_stride) {
     typename Product::Sum sums[kRows][2] = {};
-    multiply_groups<Product, kRows, 2>(queries, keys, key_stride, num_groups, ahead, sums);
+    multiply_groups<Product, kRows, 2>(queries, 1, kRows, keys, key_stride, num_groups, nullptr,
+                                       ahead, sums);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
       store(scores + row * score_stride, bits_as<Vector>(sums[row][0]));
@@ -278,27 +334,32 @@ class Attention {
 
   // Turns a row's scores into weights of the softmax so far.
   void absorb(int64_t row, int64_t chunk, int64_t from, int64_t to, const SoftmaxState& state) {
-    float* scores = scores_ + row * stride_;
-    const auto low = static_cast<int32_t>(std::max(first_seen(row), chunk) - chunk);
-    const auto high = static_cast<int32_t>(std::min(position_of(row) + 1, to) - chunk);
+    float* scores = scores_of(row);
+    Input* weights = weights_of(row);
+    const int64_t low = std::max(first_seen(row), chunk) - chunk;
+    const int64_t high = std::min(position_of(row) + 1, to) - chunk;
     const int64_t begin = (from - chunk) / kLanes * kLanes, end = to - chunk;
     Vector largest = splat(kMasked);
     for (int64_t at = begin; at < end; at += kLanes) {
       Vector x = load(scores + at);
-      if (block_.softcap > 0.0f) x = block_.softcap * tanh_of(x / block_.softcap);
-      store(scores + at, x);
-      largest = maximum(is_between(at, low, high) ? x : splat(kMasked), largest);
+      if (block_.softcap > 0.0f) {
+        x = block_.softcap * tanh_of(x / block_.softcap);
+        store(scores + at, x);
+      }
+      if (at < low || at + kLanes > high) x = is_between(at, low, high) ? x : splat(kMasked);
+      largest = maximum(x, largest);
     }
     const float old_maximum = state.maximums[row];
     const float new_maximum = std::max(old_maximum, maximum_of(largest));
+    const float offset = new_maximum * kLog2OfE;
     Vector sum{};
     for (int64_t at = begin; at < end; at += kLanes) {
-      Vector weight = exponential(load(scores + at) - new_maximum);
-      weight = is_between(at, low, high) ? weight : Vector{};
-      store(scores + at, weight);
+      Vector weight = exponential_of_two(load(scores + at) * kLog2OfE - offset);
+      if (at < low || at + kLanes > high) weight = is_between(at, low, high) ? weight : Vector{};
+      Product::put_side_by_side(weights + at / Product::kInputs, weight);
       sum += weight;
     }
-    const float decay = exponential(splat(old_maximum - new_maximum))[0];
+    const float decay = decay_of(old_maximum, new_maximum);
     state.totals[row] = state.totals[row] * decay + sum_of(sum);
     state.maximums[row] = new_maximum;
     if (decay == 1.0f) return;
@@ -306,70 +367,84 @@ class Attention {
     for (int64_t i = 0; i < dim_; i++) weighted[i] *= decay;
   }
 
-  static IntVector is_between(int64_t at, int32_t low, int32_t high) {
+  static IntVector is_between(int64_t at, int64_t low, int64_t high) {
     IntVector index;
     for (int lane = 0; lane < kLanes; lane++) index[lane] = lane;
     index += static_cast<int32_t>(at);
-    return (index >= low) & (index < high);
+    return (index >= static_cast<int32_t>(low)) & (index < static_cast<int32_t>(high));
   }
 
   // Adds weight times value of positions `from` to `to`.
-  void add_values(int64_t chunk, int64_t from, int64_t to, float* weighted) {
-    for (int64_t row = 0; row < num_folded_; row += kValueRows) {
-      const int64_t num_rows = std::min<int64_t>(kValueRows, num_folded_ - row);
+  void add_values(const Part& part, int64_t chunk, int64_t from, int64_t to, float* weighted) {
+    for (int64_t row = part.row; row < part.row + part.num_rows; row += kValueRows) {
+      const int64_t num_rows = std::min<int64_t>(kValueRows, part.row + part.num_rows - row);
       const auto& functions = kValueFunctions[static_cast<size_t>(num_rows)];
       for (int64_t first = 0; first < dim_;) {
         const int64_t left = dim_ - first;
         const int form = left >= kValueVectors * kLanes ? 0 : left >= kLanes ? 1 : 2;
-        (this->*functions[static_cast<size_t>(form)])(row, first, chunk, from, to,
+        (this->*functions[static_cast<size_t>(form)])(part, row, first, chunk, from, to,
                                                       weighted + row * dim_ + first);
         first += form == 0 ? kValueVectors * kLanes : kLanes;
       }
     }
   }
 
-  using ValueFunction = void (Attention::*)(int64_t, int64_t, int64_t, int64_t, int64_t, float*);
+  using ValueFunction = void (Attention::*)(const Part&, int64_t, int64_t, int64_t, int64_t,
+                                            int64_t, float*);
 
   // kVectors whole vectors of the head's width from `first` on; kIsPart: its last lanes only.
   template <int kRows, int kVectors, bool kIsPart>
-  void add_rows(int64_t row, int64_t first, int64_t chunk, int64_t from, int64_t to,
-                float* weighted) {
-    const int64_t left = dim_ - first;
-    Vector sums[kRows][kVectors];
-    for (int r = 0; r < kRows; r++) {
-      for (int v = 0; v < kVectors; v++) {
-        const float* at = weighted + r * dim_ + v * kLanes;
-        sums[r][v] = kIsPart ? load_part(at, left) : load(at);
-      }
-    }
+  void add_rows(const Part& part, int64_t row, int64_t first, int64_t chunk, int64_t from,
+                int64_t to, float* weighted) {
+    const int64_t stride = dim_ * kLaneBytes;
     for (int64_t page = from / page_size_ * page_size_; page < to; page += page_size_) {
-      const int64_t begin = std::max(from, page), end = std::min(to, page + page_size_);
-      const Element* values = page_at(block_.values, page) + (begin - page) * dim_ + first;
-      const float* weights = scores_ + row * stride_ - chunk;
-      for (int64_t position = begin; position < end; position++, values += dim_) {
-        Vector x[kVectors];
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; v++) {
-          x[v] = kIsPart ? Traits::load_value_part(values, left)
-                         : Traits::load_value(values + v * kLanes);
+      const int64_t begin = (std::max(from, page) - page) / Product::kInputs;
+      const int64_t length = std::min(to - page, page_size_);
+      const int64_t end = length / Product::kInputs;
+      const Input* weights = weights_of(row) + (page - chunk) / Product::kInputs;
+      const char* values = page_at(block_.values, part, page) + first * kLaneBytes;
+      const auto copy = [&](int64_t group, BitVector (&lanes)[kVectors]) {
+        std::memcpy(lanes, values + group * stride,
+                    kIsPart ? static_cast<size_t>((dim_ - first) * kLaneBytes) : sizeof lanes);
+        for (BitVector& bits : lanes) {
+          if (group == end) bits &= 0xffffu;
         }
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; r++) {
-          const Vector weight = splat(weights[r * stride_ + position]);
-#pragma GCC unroll 4
-          for (int v = 0; v < kVectors; v++) sums[r][v] += weight * x[v];
-        }
+        return reinterpret_cast<const char*>(lanes);
+      };
+      // What is no whole vector, and a last position without its neighbour, are copied: behind them
+      // may lie anything.
+      BitVector lanes[kVectors] = {};
+      if (!kIsPart) {
+        const char* last = end * Product::kInputs < length ? copy(end, lanes) : nullptr;
+        add_groups<kRows, kVectors, kIsPart>(weights + begin, values + begin * stride, stride,
+                                             end - begin + (last != nullptr), last, weighted);
+        continue;
+      }
+      for (int64_t group = begin; group * Product::kInputs < length; group++) {
+        const char* copied = copy(group, lanes);
+        add_groups<kRows, kVectors, kIsPart>(weights + group, copied, 0, 1, copied, weighted);
       }
     }
+  }
+
+  // Adds some groups of positions; the values of the last one are at `last`, unless that is null.
+  // Where this is inlined, GCC 12 keeps the sums in memory.
+  template <int kRows, int kVectors, bool kIsPart>
+  __attribute__((noinline)) void add_groups(const Input* weights, const char* values, int64_t stride, int64_t num_groups,
+                  const char* last, float* weighted) {
+    const int64_t row_stride = weights_of(1) - weights_of(0);
+    typename Product::Sum sums[kRows][kVectors] = {};
+    multiply_groups<Product, kRows, kVectors>(weights, row_stride, 1, values, stride, num_groups,
+                                              last, values, sums);
+    const int64_t left = kIsPart ? dim_ % kLanes : kLanes;
+    const auto add = [&](float* at, typename Product::Sum sum) {
+      store_part(at, load_part(at, left) + bits_as<Vector>(sum), left);
+    };
+#pragma GCC unroll 16
     for (int r = 0; r < kRows; r++) {
-      for (int v = 0; v < kVectors; v++) {
-        float* at = weighted + r * dim_ + v * kLanes;
-        if (kIsPart) {
-          store_part(at, sums[r][v], left);
-        } else {
-          store(at, sums[r][v]);
-        }
-      }
+      float* at = weighted + r * dim_;
+      add(at, sums[r][0]);
+      if constexpr (kVectors > 1) add(at + kLanes, sums[r][1]);
     }
   }
 
@@ -386,12 +461,14 @@ class Attention {
 
   const BlocksCall& call_;
   const AttentionBlock& block_;
+  const QueryTiles& tiles_;
   const int64_t dim_, page_size_, chunk_size_, span_size_, heads_, stride_;
-  Input* queries_;
   float* scores_;
   char* page_;
   AttentionScratch& scratch_;
-  int64_t kv_head_ = 0, num_folded_ = 0, first_position_ = 0;
-  int64_t end_ = 0;  // of the positions that any query sees
-  const int32_t* table_ = nullptr;
+  const QueryTile* tile_ = nullptr;
+  int64_t kv_head_ = 0, num_folded_ = 0;
+  int64_t begin_ = 0, end_ = 0;  // of the positions that any query sees
+  std::vector<Part> parts_;      // one for each segment
+  Part whole_{};                 // all of them, where there are several
 };

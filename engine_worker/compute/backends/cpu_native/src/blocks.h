@@ -104,7 +104,7 @@ class BlockRunner {
   // Attention of all tiles and key heads; where these are few, threads share their spans.
   template <CacheType kType>
   void attend(const AttentionBlock& block, const float* qkv, float* attended) {
-    Attention<kType> attention(call_, block, scratch_.attention[team_.thread()]);
+    Attention<kType> attention(call_, block, tiles_, scratch_.attention[team_.thread()]);
     const int64_t width = block.qkv.outputs, num_heads = block.num_kv_heads;
     const int64_t num_items = static_cast<int64_t>(tiles_.tiles.size()) * num_heads;
     const auto begin = [&](int64_t item) -> const QueryTile& {
@@ -199,7 +199,7 @@ class BlockRunner {
       return;
     }
     auto* keys = static_cast<uint16_t*>(block.keys) + offset + slot * 2;
-    auto* values = static_cast<uint16_t*>(block.values) + offset + slot * dim;
+    auto* values = static_cast<uint16_t*>(block.values) + offset + slot / 2 * dim * 2 + slot % 2;
     for (int64_t i = 0; i < dim; i += kLanes) {
       HalfVector bits = to_bfloat16(load_part(k + i, dim - i));
       for (int64_t lane = 0; lane < kLanes && i + lane < dim; lane += 2) {
@@ -207,10 +207,8 @@ class BlockRunner {
         keys[(i + lane) * size + 1] = bits[lane + 1];
       }
       bits = to_bfloat16(load_part(v + i, dim - i));
-      if (dim - i >= kLanes) {
-        std::memcpy(values + i, &bits, sizeof bits);
-      } else {
-        std::memcpy(values + i, &bits, 2 * static_cast<size_t>(dim - i));
+      for (int64_t lane = 0; lane < kLanes && i + lane < dim; lane++) {
+        values[(i + lane) * 2] = bits[lane];
       }
     }
   }
@@ -340,6 +338,17 @@ class BlockRunner {
 
 // ---- calls --------------------------------------------------------------------------------------------
 
+// Positions that the rows of two tokens have in the same blocks and that are before both tokens, in
+// whole chunks.
+inline int64_t num_shared(const BlocksCall& call, int32_t one, int32_t other) {
+  const int64_t before = std::min(call.positions[one], call.positions[other]);
+  const int32_t* table = call.block_tables + call.rows[one] * call.table_width;
+  const int32_t* other_table = call.block_tables + call.rows[other] * call.table_width;
+  const int64_t num_blocks = before / call.block_size, chunk = chunk_size(call.block_size);
+  const int64_t same = std::mismatch(table, table + num_blocks, other_table).first - table;
+  return same * call.block_size / chunk * chunk;
+}
+
 // Finds the neighbours among the live tokens that attention takes together.
 inline QueryTiles query_tiles(const BlocksCall& call) {
   int64_t heads = 1;
@@ -347,23 +356,39 @@ inline QueryTiles query_tiles(const BlocksCall& call) {
     if (block.is_attention) heads = std::max(heads, block.attention.heads_per_kv_head());
   }
   QueryTiles found;
+  const auto num_live = static_cast<int64_t>(call.live.size());
   found.most_tokens = std::max<int64_t>(1, kFoldedRows / heads);
+  // Fewer tokens would leave threads without work.
+  const bool shares = call.block_size > 0 && num_live >= 4 * found.most_tokens;
   std::vector<QueryTile>& tiles = found.tiles;
-  for (size_t i = 0; i < call.live.size(); i++) {
-    const int32_t token = call.live[i];
+  for (int64_t i = 0; i < num_live; i++) {
+    const int32_t token = call.live[static_cast<size_t>(i)];
     if (call.block_size > 0) {
       const int64_t spans = divide_up(call.positions[token] + int64_t{1}, span_size(call.block_size));
       found.num_spans = std::max(found.num_spans, spans);
     }
-    if (!tiles.empty() && tiles.back().count < found.most_tokens) {
-      const int32_t before = call.live[i - 1];
+    const auto end = static_cast<int64_t>(found.segments.size());
+    if (i > 0 && tiles.back().count < found.most_tokens) {
+      QueryTile& tile = tiles.back();
+      const int32_t before = call.live[static_cast<size_t>(i - 1)];
       if (call.rows[token] == call.rows[before] &&
           call.positions[token] == call.positions[before] + 1) {
-        tiles.back().count++;
+        tile.count++;
+        found.segments.back().count++;
+        continue;
+      }
+      const int32_t first = call.live[static_cast<size_t>(tile.first)];
+      const int64_t shared = shares ? num_shared(call, first, token) : 0;
+      if (shared > 0) {
+        tile.num_shared = tile.num_segments > 1 ? std::min(tile.num_shared, shared) : shared;
+        tile.num_segments++;
+        tile.count++;
+        found.segments.push_back({i, 1});
         continue;
       }
     }
-    tiles.push_back({static_cast<int64_t>(i), 1});
+    found.segments.push_back({i, 1});
+    tiles.push_back({i, 1, end, 1, 0});
   }
   return found;
 }

@@ -3,7 +3,8 @@
 // A product multiplies one group of inputs at a time: `load` takes one lane of four bytes for each
 // of kLanes outputs, `broadcast` one row's inputs of that group, and `multiply_add` adds their
 // products. `Input` is how a row's group lies in packed activations; `put` writes two bfloat16's
-// worth of them. Sums go in the order of the inputs whatever the number of rows.
+// worth of them, and `put_side_by_side` kLanes inputs of one row without others between them.
+// Sums go in the order of the inputs whatever the number of rows.
 
 // So few rows, or fewer, are multiplied faster than memory brings the weights.
 constexpr int kRowsThatWait = 8;
@@ -23,6 +24,7 @@ struct Float32Product {
   static void put(Input* to, int64_t stride, const float* values, int64_t count) {
     for (int64_t i = 0; i < count; i++) to[i * stride] = values[i];
   }
+  static void put_side_by_side(Input* to, Vector values) { store(to, values); }
 };
 
 #if defined(__AVX512BF16__)
@@ -36,9 +38,7 @@ struct Bfloat16Product {
   static constexpr int kMaxRows = 14;
 
   static Weight load(const char* from) { return _mm512_loadu_si512(from); }
-  static Broadcast broadcast(const Input* x) {
-    return _mm512_set1_epi32(static_cast<int32_t>(*x));
-  }
+  static Broadcast broadcast(const Input* x) { return _mm512_set1_epi32(load_as<int32_t>(x)); }
   static void multiply_add(Sum& sum, Weight w, Broadcast x) {
     // Not the intrinsic: GCC 12 copies sums to and fro around it.
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
@@ -54,6 +54,10 @@ struct Bfloat16Product {
         for (int64_t k = 0; k < (count - i + 1) / 2; k++) to[(i / 2 + k) * stride] = pairs[k];
       }
     }
+  }
+  static void put_side_by_side(Input* to, Vector values) {
+    HalfVector bits = to_bfloat16(values);
+    std::memcpy(to, &bits, sizeof bits);
   }
 };
 
@@ -88,6 +92,9 @@ struct Bfloat16Product {  // As float32, after the same rounding of the activati
         to[(i + k) / 2 * stride] = {rounded[k], rounded[k + 1]};
       }
     }
+  }
+  static void put_side_by_side(Input* to, Vector values) {
+    store(&to->first, from_bfloat16(to_bfloat16(values)));
   }
 };
 
@@ -187,25 +194,29 @@ struct IntegerProduct {
   static Weight load(const char* from) { return prepare(load_as<IntVector>(from)); }
 };
 
-// Adds `num_groups` groups of kRows rows times kVectors vectors of outputs to the sums.
+// Adds `num_groups` groups of kRows rows times kVectors vectors of outputs to the sums. Rows and
+// groups of `x` stand so many inputs apart. The last group's weights are at `last`, unless that is
+// null.
 //
 // `ahead` is what is read next, laid out alike: it is asked for while this is computed, unless it
 // is null. To ask beyond the end of anything is no access to it.
 template <class Product, int kRows, int kVectors>
-inline void multiply_groups(const typename Product::Input* x, const char* weights, int64_t stride,
-                            int64_t num_groups, const char* ahead,
+inline void multiply_groups(const typename Product::Input* x, int64_t row_stride,
+                            int64_t group_stride, const char* weights, int64_t stride,
+                            int64_t num_groups, const char* last, const char* ahead,
                             typename Product::Sum (&sums)[kRows][kVectors]) {
   constexpr int64_t kVectorBytes = kLaneBytes * kLanes;
   for (int64_t group = 0; group < num_groups; group++) {
+    const char* from = last && group + 1 == num_groups ? last : weights + group * stride;
     typename Product::Weight w[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) {
-      w[v] = Product::load(weights + group * stride + v * kVectorBytes);
+      w[v] = Product::load(from + v * kVectorBytes);
       if (kRows <= kRowsThatWait) __builtin_prefetch(ahead + group * stride + v * kVectorBytes, 0, 2);
     }
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
-      typename Product::Broadcast b = Product::broadcast(x + group * kRows + row);
+      typename Product::Broadcast b = Product::broadcast(x + group * group_stride + row * row_stride);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; v++) Product::multiply_add(sums[row][v], w[v], b);
     }

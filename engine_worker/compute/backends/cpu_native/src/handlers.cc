@@ -233,7 +233,7 @@ class BlocksReader {
     call_.blocks.push_back(block);
   }
 
-  // Keys [B, KH, D / n, S, n] with n values in four bytes, values [B, KH, S, D].
+  // Keys [B, KH, D / n, S, n] with n numbers in four bytes, values [B, KH, S / n, D, n].
   void read_pages(AttentionBlock& block) {
     const bool is_half = block.cache_type == CacheType::kBfloat16;
     const XLA_FFI_DataType type = is_half ? XLA_FFI_DataType_U16 : XLA_FFI_DataType_F32;
@@ -245,11 +245,12 @@ class BlocksReader {
         {num_blocks, block.num_kv_heads, block.head_dim / lane, block_size, lane}, kWide);
     const auto& values = frame_.argument(
         next_argument_++, "values", type,
-        {keys.dims[0], block.num_kv_heads, keys.dims[3], block.head_dim}, kWide);
+        {keys.dims[0], block.num_kv_heads, keys.dims[3] / lane, block.head_dim, lane}, kWide);
     frame_.aliased_result(next_result_++, "keys", keys);
     frame_.aliased_result(next_result_++, "values", values);
-    require(keys.dims[0] > 0 && keys.dims[3] > 0 && keys.dims[3] <= 65536,
-            "the cache has no blocks, or blocks of more than 65536 tokens");
+    require(keys.dims[0] > 0 && keys.dims[3] > 0 && keys.dims[3] <= 65536 &&
+                keys.dims[3] % lane == 0,
+            "the cache has no blocks, or blocks of more than 65536 or of an odd number of tokens");
     has_pages_ = true;
     call_.num_blocks = keys.dims[0];
     call_.block_size = keys.dims[3];

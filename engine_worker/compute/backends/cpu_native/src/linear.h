@@ -21,8 +21,8 @@ void float_tile(const TileInput& in, float* out) {
   for (int64_t first = 0; first < kPanelOutputs; first += kStep) {
     typename Product::Sum sums[kRows][2] = {};
     const char* weights = in.panel + first * kLaneBytes;
-    multiply_groups<Product, kRows, 2>(x, weights, kRowBytes, in.inputs / Product::kInputs,
-                                       weights + kPrefetchBytes, sums);
+    multiply_groups<Product, kRows, 2>(x, 1, kRows, weights, kRowBytes, in.inputs / Product::kInputs,
+                                       nullptr, weights + kPrefetchBytes, sums);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
       store(out + row * kPanelOutputs + first, bits_as<Vector>(sums[row][0]));
@@ -41,8 +41,8 @@ void int8_tile(const TileInput& in, float* out) {
   for (int64_t first = 0; first < kPanelOutputs; first += kStep) {
     IntVector sums[kRows][2] = {};
     const char* weights = in.panel + first * kLaneBytes;
-    multiply_groups<Product, kRows, 2>(x, weights, kRowBytes, num_groups, weights + kPrefetchBytes,
-                                       sums);
+    multiply_groups<Product, kRows, 2>(x, 1, kRows, weights, kRowBytes, num_groups, nullptr,
+                                       weights + kPrefetchBytes, sums);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
       for (int v = 0; v < 2; v++) {

@@ -51,13 +51,22 @@ inline void store_part(float* to, Vector x, int64_t count) {
 inline Vector absolute(Vector x) { return bits_as<Vector>(bits_as<BitVector>(x) & 0x7fffffffu); }
 inline Vector maximum(Vector a, Vector b) { return a > b ? a : b; }
 
-inline float sum_of(Vector x) {
-  float lanes[kLanes];
-  store(lanes, x);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+// One number of all lanes, halving the vector in registers.
+template <class V, class Combine>
+inline auto reduced(V x, const Combine& combine) {
+  using Lane = std::decay_t<decltype(x[0])>;
+  if constexpr (sizeof(V) == 2 * sizeof(Lane)) {
+    return combine(x[0], x[1]);
+  } else {
+    typedef Lane Half __attribute__((vector_size(sizeof(V) / 2)));
+    Half halves[2];
+    std::memcpy(halves, &x, sizeof x);
+    return reduced(static_cast<Half>(combine(halves[0], halves[1])), combine);
   }
-  return lanes[0];
+}
+
+inline float sum_of(Vector x) {
+  return reduced(x, [](auto a, auto b) { return a + b; });
 }
 
 inline int32_t sum_of(IntVector x) {
@@ -67,10 +76,7 @@ inline int32_t sum_of(IntVector x) {
 }
 
 inline float maximum_of(Vector x) {
-  float lanes[kLanes];
-  store(lanes, x);
-  for (int i = 1; i < kLanes; i++) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
-  return lanes[0];
+  return reduced(x, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 // ---- bfloat16 -------------------------------------------------------------------------------------
@@ -114,7 +120,8 @@ inline Vector exponential(Vector x) {
   x = x < -87.0f ? splat(-87.0f) : x;
   x = x > 88.0f ? splat(88.0f) : x;
   const Vector magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to whole numbers
-  Vector n = (x * 1.44269504f + magic) - magic;
+  const Vector shifted = x * 1.44269504f + magic;
+  const Vector n = shifted - magic;
   Vector r = x - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
   Vector p = splat(1.9875691500e-4f);
@@ -124,8 +131,23 @@ inline Vector exponential(Vector x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = (r * r) * p + (r + 1.0f);
-  IntVector power = (__builtin_convertvector(n, IntVector) + 127) << 23;
-  return p * bits_as<Vector>(power);
+  return bits_as<Vector>(bits_as<BitVector>(p) + (bits_as<BitVector>(shifted) << 23));
+}
+
+// 2^x, relative error below 2e-7; x at most 126, and as at -126 below. NaN stays NaN.
+inline Vector exponential_of_two(Vector x) {
+  x = maximum(splat(-126.0f), x);
+  const Vector magic = splat(12582912.0f);  // as above
+  const Vector shifted = x + magic;
+  const Vector r = x - (shifted - magic);
+  // The least maximal error of 1 + r * polynomial, found by Lawson's algorithm.
+  Vector p = splat(1.326472712e-3f);
+  p = p * r + 9.671512645e-3f;
+  p = p * r + 5.550733743e-2f;
+  p = p * r + 2.402224209e-1f;
+  p = p * r + 6.931469776e-1f;
+  p = p * r + 1.0f;
+  return bits_as<Vector>(bits_as<BitVector>(p) + (bits_as<BitVector>(shifted) << 23));
 }
 
 inline Vector tanh_of(Vector x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f); }

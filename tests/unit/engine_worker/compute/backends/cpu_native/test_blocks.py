@@ -47,7 +47,7 @@ rows = st.lists(st.builds(Row, st.integers(0, 70), st.integers(1, 20)), min_size
 steps = st.builds(
     StepShape,
     rows.map(tuple),
-    st.sampled_from([1, 8, 16, 24, 32, 64]),
+    st.sampled_from([2, 8, 16, 24, 32, 64, 300]),
     st.integers(0, 3),
 )
 
@@ -316,6 +316,33 @@ def test_a_long_context_whose_spans_threads_share_has_the_same_bits(
     assert np.array_equal(alone[:2], together[:2])
     expected, _, _ = attention.oracle(crowd.x)
     assert distance(together - x, expected - crowd.x) < TOLERANCE["bfloat16"]
+
+
+@pytest.mark.parametrize("block_size", [32, 24])
+@pytest.mark.parametrize("window", [0, 290])
+@pytest.mark.parametrize("cache_type", calls.CACHE_TYPES)
+def test_rows_that_begin_with_the_same_blocks_have_the_bits_that_each_has_alone(
+    level: str, cache_type: str, window: int, block_size: int
+) -> None:
+    """Their common positions are read once for several of them."""
+    begin = 530 // block_size * block_size
+    rows = tuple(Row(begin + extra, 1 + extra % 5) for extra in (0, 3, 7, 20, 1, 2, 4, 9, 14))
+    problem = Problem(StepShape((*rows, Row(280, 2), Row(begin, 9)), block_size), 40)
+    problem.share_blocks(begin // block_size)
+    # The last row but one is short and has its second chunk for itself.
+    config = AttentionConfig(
+        12, 2, 20, 0.3, 1e-5, cache_type=cache_type, window=window, has_sinks=True
+    )
+    attention = problem.attention(config, 8)
+    x, step, block = jnp.asarray(problem.x), problem.step, attention.block(0)
+    together, _ = calls.run_blocks(x, step, attention.ropes, [block])
+    for row in range(len(rows) + 2):
+        only = replace(step, positions=jnp.where(step.rows == row, step.positions, -1))
+        alone, _ = calls.run_blocks(x, only, attention.ropes, [block])
+        mine = problem.rows == row
+        assert np.array_equal(np.asarray(alone)[mine], np.asarray(together)[mine])
+    expected, _, _ = attention.oracle(problem.x)
+    assert distance(together - x, expected - problem.x) < tolerance(config)
 
 
 @pytest.mark.parametrize("weight_type", packing.WEIGHT_TYPES)
