@@ -25,6 +25,7 @@ LIBRARY_PATH: Final = Path(__file__).with_name("libpenstock_kernels.so")
 _TARGETS: Final = ("penstock_blocks", "penstock_head", "penstock_likeliest", "penstock_embedding")
 _lock = threading.Lock()
 _loaded: dict[Path, ctypes.CDLL] = {}
+_num_threads: dict[Path, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,10 @@ def load(
                 )
                 jax.ffi.register_ffi_target(target, capsule, platform="cpu")
             _loaded[path] = handle
-    threads = handle.penstock_start_threads(num_threads or num_usable_cores())
+        if path not in _num_threads:
+            wanted = num_threads or num_usable_cores()
+            _num_threads[path] = handle.penstock_start_threads(wanted)
+        threads = _num_threads[path]
     library = Library(
         handle, tuple(handle.penstock_compiled_levels().decode().split()), num_threads=threads
     )

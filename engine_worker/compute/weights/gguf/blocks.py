@@ -34,7 +34,7 @@ QUANTISED: Final = (
 """Types that are read as float32."""
 MAX_VECTOR: Final = 4096
 _SIZES: Final = {name: (numbers, size) for name, numbers, size in BLOCK_TYPES.values()}
-_NUMBERS_AT_A_TIME: Final = 2**20
+NUMBERS_AT_A_TIME: Final = 2**20
 
 Opened = npt.NDArray[np.uint8]
 """A file's bytes, mapped."""
@@ -69,9 +69,9 @@ def read_numbers(data: Opened, tensor: GgufTensor, expert: int | None = None) ->
     numbers, size = _SIZES[tensor.type_name]
     blocks = raw.reshape(-1, size)
     values = np.empty(len(blocks) * numbers, np.float32)
-    step = max(1, _NUMBERS_AT_A_TIME // numbers)
+    step = max(1, NUMBERS_AT_A_TIME // numbers)
     fill = partial(_fill, values, blocks, GGMLQuantizationType[tensor.type_name], numbers)
-    _in_parallel(fill, [(first, first + step) for first in range(0, len(blocks), step)])
+    in_parallel(fill, [(first, first + step) for first in range(0, len(blocks), step)])
     if not _all_finite(values):
         raise CheckpointError(
             f"{tensor.file}: tensor {tensor.name!r} is broken: it holds numbers that are not"
@@ -128,7 +128,8 @@ def _fill(
     values[first * numbers : last * numbers] = found.reshape(-1)
 
 
-def _in_parallel(work: Callable[[tuple[int, int]], None], parts: list[tuple[int, int]]) -> None:
+def in_parallel(work: Callable[[tuple[int, int]], None], parts: list[tuple[int, int]]) -> None:
+    """Does some work on each part, on as many threads as there are cores."""
     if len(parts) == 1:
         work(parts[0])
         return

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.models.integer_blocks import BlockFormat, BlockMatrix
+from engine_worker.compute.weights.gguf.blocks import NUMBERS_AT_A_TIME, in_parallel
 from engine_worker.errors import CheckpointError
 from protocol.runtime.gguf_header import BLOCK_TYPES, GgufTensor
 
@@ -28,7 +29,7 @@ FORMATS: Final = {
     "IQ4_XS": BlockFormat(8, 32, 256, has_scales=True),
 }
 """Types that are read without loss, and how."""
-_SIZES: Final = {name: size for name, _, size in BLOCK_TYPES.values()}
+_SIZES: Final = {name: (numbers, size) for name, numbers, size in BLOCK_TYPES.values()}
 _IQ4_VALUES: Final = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int16
 )
@@ -50,20 +51,30 @@ def read_blocks(data: Bytes, tensor: GgufTensor) -> BlockMatrix:
         CheckpointError: It has scales that are no finite numbers.
     """
     form = FORMATS[tensor.type_name]
-    size = _SIZES[tensor.type_name]
+    numbers, size = _SIZES[tensor.type_name]
     blocks = data[tensor.start : tensor.end].reshape(-1, size)
-    integers, scales, *rest = _READERS[tensor.type_name](blocks)
-    outputs = tensor.shape[0]
+    read = _READERS[tensor.type_name]
+    num_groups = numbers // form.group_size
+    shapes: list[tuple[int, npt.DTypeLike]] = [(numbers, np.uint8), (1, np.float16)]
+    shapes += [(num_groups, np.int8)] * (form.has_scales + form.has_minima)
+    shapes += [(1, np.float16)] * form.has_minima
+    found = [np.empty((len(blocks), width), dtype) for width, dtype in shapes]
 
-    def rows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return values.reshape(outputs, -1)
+    def fill(part: tuple[int, int]) -> None:
+        # A few megabytes at a time stay in the cache.
+        for whole, values in zip(found, read(blocks[slice(*part)]), strict=True):
+            whole[slice(*part)] = values
 
-    left = iter(rest)
-    group_scales = rows(next(left).astype(np.int8)) if form.has_scales else None
-    minima = rows(next(left).astype(np.int8)) if form.has_minima else None
-    minimum_scales = rows(next(left)) if form.has_minima else None
+    step = max(1, NUMBERS_AT_A_TIME // numbers)
+    in_parallel(fill, [(first, first + step) for first in range(0, len(blocks), step)])
+    rows = iter([values.reshape(tensor.shape[0], -1) for values in found])
     matrix = BlockMatrix(
-        form, rows(integers.astype(np.uint8)), rows(scales), group_scales, minima, minimum_scales
+        form,
+        integers=next(rows),
+        scales=next(rows),
+        group_scales=next(rows) if form.has_scales else None,
+        minima=next(rows) if form.has_minima else None,
+        minimum_scales=next(rows) if form.has_minima else None,
     )
     if not matrix.is_finite():
         raise CheckpointError(

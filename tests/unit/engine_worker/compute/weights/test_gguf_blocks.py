@@ -53,7 +53,7 @@ def test_numbers_are_ggufs_own_and_near_what_was_written(kind: str) -> None:
 
 
 def test_every_format_that_is_said_to_be_read_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "_NUMBERS_AT_A_TIME", 512)
+    monkeypatch.setattr(blocks, "NUMBERS_AT_A_TIME", 512)
     generator = np.random.default_rng(1)
     for kind in QUANTISED:
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]

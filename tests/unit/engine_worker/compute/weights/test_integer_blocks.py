@@ -17,6 +17,7 @@ from engine_worker.compute.models.integer_blocks import (
     joined,
 )
 from engine_worker.compute.weights.checkpoint import open_checkpoint
+from engine_worker.compute.weights.gguf import integer_blocks
 from engine_worker.compute.weights.gguf.checkpoint import open_gguf
 from engine_worker.compute.weights.gguf.integer_blocks import FORMATS, read_blocks
 from engine_worker.compute.weights.loader import open_weights, stored_formats
@@ -61,7 +62,10 @@ def tensor_of(name: str, shape: tuple[int, int], blocks: np.ndarray) -> GgufTens
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_gguf_blocks_of_any_bits_are_the_numbers_that_gguf_reads(name: str) -> None:
+def test_gguf_blocks_of_any_bits_are_the_numbers_that_gguf_reads(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(integer_blocks, "NUMBERS_AT_A_TIME", 2048)
     blocks = random_bits(name, 12, 512)
     matrix = read_blocks(blocks.reshape(-1), tensor_of(name, (12, 512), blocks))
     expected = quants.dequantize(blocks, GGMLQuantizationType[name]).reshape(12, 512)
