@@ -1,6 +1,6 @@
 """What a model will take of memory, told before anything of it is read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -9,6 +9,7 @@ import psutil
 
 from engine_worker.compute.backends.base import Backend
 from engine_worker.compute.backends.choice import stored_label
+from engine_worker.compute.models.decoder import Parameter
 from engine_worker.config import ModelSettings
 from engine_worker.errors import ModelMemoryError
 from engine_worker.loading.cache_shape import block_size_of, rings_of
@@ -78,6 +79,54 @@ def estimate_memory(
     return MemoryEstimate(backend.packing.size_bytes, loading, kv_bytes)
 
 
+def require_text_memory(
+    name: str,
+    dtype: str,
+    parameters: Sequence[Parameter],
+    device_stats: Mapping[str, int] | None = None,
+    *,
+    free_bytes: Callable[[], int] | None = None,
+) -> None:
+    """Refuses an encoder, or another model without a cache, that can't fit, before it is read.
+
+    Args:
+        name: The model's.
+        dtype: Of its weights, float32 or bfloat16.
+        parameters: Its weights.
+        device_stats: As in `require_memory`.
+        free_bytes: As in `require_memory`.
+
+    Raises:
+        ModelMemoryError: With what it needs, what there is, and ways out.
+    """
+    weights = sum(one.size_bytes for one in parameters)
+    loading = max(one.size_bytes + one.num_elements * _READ_BYTES for one in parameters)
+    free, needed, where = _free_and_needed(
+        MemoryEstimate(weights, loading, 0), device_stats, free_bytes
+    )
+    if needed <= free:
+        return
+    way_out = "give it more memory (of a container: raise its limit), or serve a smaller model"
+    if dtype == "float32" and needed - weights // 2 <= free:
+        way_out = "set PENSTOCK_DTYPE=bfloat16, which fits, or give it more memory"
+    raise ModelMemoryError(
+        f"{name} needs about {_gibibytes(needed)} of memory ({_gibibytes(weights)} weights in"
+        f" {dtype}, {_gibibytes(needed - weights)} while it is loaded and compiled), and"
+        f" {_gibibytes(free)} are free {where}: {way_out}"
+    )
+
+
+def _free_and_needed(
+    estimate: MemoryEstimate,
+    device_stats: Mapping[str, int] | None,
+    free_bytes: Callable[[], int] | None,
+) -> tuple[int, int, str]:
+    if device_stats is not None:
+        free = device_stats["bytes_limit"] - device_stats.get("bytes_in_use", 0)
+        return free, estimate.weights_bytes + estimate.kv_bytes, "on the device"
+    return (free_bytes or _free_bytes)(), estimate.total_bytes, "here"
+
+
 def require_memory(
     name: str,
     estimate: MemoryEstimate,
@@ -99,12 +148,7 @@ def require_memory(
     Raises:
         ModelMemoryError: With what it needs, what there is, and ways out.
     """
-    if device_stats is not None:
-        free = device_stats["bytes_limit"] - device_stats.get("bytes_in_use", 0)
-        needed, where = estimate.weights_bytes + estimate.kv_bytes, "on the device"
-    else:
-        free = (free_bytes or _free_bytes)()
-        needed, where = estimate.total_bytes, "here"
+    free, needed, where = _free_and_needed(estimate, device_stats, free_bytes)
     if needed <= free:
         return
     raise ModelMemoryError(

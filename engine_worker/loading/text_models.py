@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.backends.base import PackedDecoder
+from engine_worker.compute.backends.kv_memory import device_memory_stats
 from engine_worker.compute.backends.xla.backend import XlaBackend
 from engine_worker.compute.models.config_fields import ConfigFields, read_config
 from engine_worker.compute.models.decoder import declare
@@ -31,6 +32,7 @@ from engine_worker.embedding.models import (
     EncoderModel,
 )
 from engine_worker.errors import CheckpointError, UnsupportedFeatureError
+from engine_worker.loading.memory_estimate import require_text_memory
 from protocol.errors import ConfigurationError
 
 MAX_DECODER_TOKENS: Final = 2048
@@ -113,6 +115,7 @@ def _load_encoder(
 ) -> TextModel:
     spec = encoder_spec(config)
     graph = EncoderGraph(spec, DTYPES[dtype])
+    require_text_memory(settings.name, dtype, graph.parameters, device_memory_stats())
     checkpoint = open_checkpoint(settings.path, settings.lora)
     leaves = load_leaves(
         checkpoint,
@@ -147,6 +150,7 @@ def _load_decoder(
     # The model type names the decoder; its output head isn't there, or isn't needed.
     spec = replace(decoder_spec(values), tied_head=True)
     graph = declare(spec, DTYPES[dtype])
+    require_text_memory(settings.name, dtype, graph.parameters, device_memory_stats())
     checkpoint = open_checkpoint(settings.path, settings.lora)
     leaves = load_leaves(
         checkpoint,

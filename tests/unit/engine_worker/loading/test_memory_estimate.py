@@ -3,10 +3,11 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from engine_worker.compute.backends.xla.backend import XlaBackend
-from engine_worker.compute.models.decoder import declare
+from engine_worker.compute.models.decoder import Parameter, declare
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.config import ModelSettings
 from engine_worker.errors import ModelMemoryError
@@ -17,8 +18,10 @@ from engine_worker.loading.memory_estimate import (
     MemoryEstimate,
     estimate_memory,
     require_memory,
+    require_text_memory,
 )
-from tests.fakes.tiny_checkpoint import TINY_LLAMA, write_checkpoint
+from engine_worker.loading.text_models import load_text_model
+from tests.fakes.tiny_checkpoint import TINY_LLAMA, write_checkpoint, write_config
 
 GRAPH = declare(decoder_spec(TINY_LLAMA), "float32")
 XLA = XlaBackend(GRAPH)
@@ -86,3 +89,38 @@ def test_a_model_too_large_is_refused_before_a_weight_is_read(
     with pytest.raises(ModelMemoryError, match=r"m needs about 0\.3\d GiB"):
         load_model(settings, lambda phase, fraction, detail: told.append(detail))
     assert told == ["configuration"]
+
+
+def test_a_model_without_a_cache_is_refused_with_both_numbers_and_a_way_out() -> None:
+    matrix = Parameter("w", (2**15, 2**16), np.dtype(np.float32))  # 8 GiB
+
+    def refused_text(free: int) -> str:
+        with pytest.raises(ModelMemoryError) as caught:
+            require_text_memory("e5", "float32", [matrix], free_bytes=lambda: free)
+        return str(caught.value)
+
+    # The weights, the one that is read in two types, and programs.
+    needed = 3 * 8 * GIB + OVERHEAD_BYTES
+    require_text_memory("e5", "float32", [matrix], free_bytes=lambda: needed)
+    text = refused_text(needed - 1)
+    for part in ("e5 needs about 24.39 GiB", "8.00 GiB weights in float32", "bfloat16, which fits"):
+        assert part in text
+    assert "a smaller model" in refused_text(GIB)
+    on_device = {"bytes_limit": 8 * GIB, "bytes_in_use": 1}
+    with pytest.raises(ModelMemoryError, match="on the device"):
+        require_text_memory("e5", "float32", [matrix], on_device)
+
+
+@pytest.mark.parametrize("is_encoder", [True, False])
+def test_text_models_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_encoder: bool
+) -> None:
+    monkeypatch.setattr(memory_estimate, "_free_bytes", lambda: 1000)
+    config = {**TINY_LLAMA, "architectures": ["LlamaModel"]}
+    if is_encoder:
+        config |= {"architectures": ["BertModel"], "model_type": "bert", "layer_norm_eps": 1e-5}
+    # There are no weights at all: nobody looks for them.
+    write_config(tmp_path, config)
+    settings = dataclasses.replace(SETTINGS, path=tmp_path)
+    with pytest.raises(ModelMemoryError, match="m needs about"):
+        load_text_model(settings, lambda done, text: None)
