@@ -38,9 +38,9 @@ class Dispatcher:
             for method in route.methods or ()
         }
         # What such a path answers, whatever templates with parameters would take it for, too.
-        self._methods: dict[str, set[str]] = {}
-        for path, method in self._exact:
-            self._methods.setdefault(path, set()).update(_answered(method))
+        self._of_path: dict[str, tuple[APIRoute, set[str]]] = {}
+        for (path, method), route in self._exact.items():
+            self._of_path.setdefault(path, (route, set()))[1].update(_answered(method))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -48,8 +48,9 @@ class Dispatcher:
         try:
             route = self._exact.get((scope["path"], scope["method"]))
             if route is None:
-                methods = self._methods.get(scope["path"])
-                if methods is not None and scope["method"] not in methods:
+                known = self._of_path.get(scope["path"])
+                if known is not None and scope["method"] not in known[1]:
+                    scope["route"] = known[0]
                     raise HTTPException(405)
                 await self._app.router(scope, receive, send)
             else:
