@@ -41,13 +41,13 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize(
     "options",
     [
         pytest.param(("--phases", "examples,coverage"), id="short"),
         pytest.param(
-            ("--phases", "examples,coverage,fuzzing", "-n", "40"), id="long", marks=pytest.mark.long
+            ("--phases", "examples,coverage,fuzzing", "-n", "25"), id="long", marks=pytest.mark.long
         ),
     ],
 )
