@@ -42,6 +42,8 @@ ROUTE_RULES: Final[dict[str, RouteRule]] = {
     "/health": RouteRule(Access.OPEN, None),
     "/ping": RouteRule(Access.OPEN, None),
     "/metrics": RouteRule(Access.LOCAL, "admin.metrics"),
+    "/load": RouteRule(Access.LOCAL, "admin.metrics"),
+    "/version": RouteRule(Access.LOCAL, "docs.read"),
     "/docs": RouteRule(Access.LOCAL, "docs.read"),
     "/openapi.json": RouteRule(Access.LOCAL, "docs.read"),
     "/v1/models": RouteRule(Access.USER, "models.list"),

@@ -1,5 +1,6 @@
 """What probes are told: whether this gateway can serve, and what is missing."""
 
+import asyncio
 import errno
 import os
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 
 from gateway.ledger import journal
+from protocol.wire import worker_start
+from protocol.wire.messages import Generate
 from tests.fakes.running_gateway import RunningGateway, running_gateway
 
 
@@ -103,3 +106,22 @@ async def test_a_gateway_without_an_auth_worker_or_an_engine_is_not_ready(
         await gateway.departure(engine)
         assert (await status_of(gateway, "/ready"))[0] == 503
         assert (await status_of(gateway, "/live"))[0] == 200
+
+
+async def test_the_load_and_the_release_are_told(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine(text=None)
+        asked = asyncio.create_task(gateway.chat())
+        await engine.until(lambda: bool(engine.of(Generate)))
+        told = (await gateway.client.get("/load")).json()
+        name = engine.worker.instance_id
+        assert told == {
+            "server_load": 1,
+            "engines": [{"name": name, "model": "demo", "running": 0, "waiting": 0}],
+        }
+        engine.emit(engine.of(Generate)[0], "x")
+        engine.finish(engine.of(Generate)[0])
+        assert (await asked).status_code == 200
+        assert (await gateway.client.get("/load")).json()["server_load"] == 0
+        assert (await gateway.client.get("/version")).json() == {"version": worker_start.build()}

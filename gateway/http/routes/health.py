@@ -10,6 +10,7 @@ from gateway.http.metrics_json import metrics_json, wants_json
 from gateway.http.parts import parts_of
 from gateway.http.readiness import ReadinessReport
 from gateway.telemetry.metrics import CONTENT_TYPE
+from protocol.wire import worker_start
 
 router = APIRouter(route_class=GuardedRoute, tags=["health"])
 
@@ -46,6 +47,29 @@ async def metrics(request: Request) -> Response:
     if wants_json(request.headers.get("accept", "")):
         return _json(200, metrics_json(parts_of(request)))
     return Response(parts_of(request).metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+
+@router.get("/load")
+async def load(request: Request) -> Response:
+    """Requests under way: `server_load` of this gateway, for balancers, and what engines have."""
+    parts = parts_of(request)
+    engines = [
+        {
+            "name": peer.instance_id,
+            "model": "" if peer.engine is None else peer.engine.model,
+            "running": peer.load.num_running,
+            "waiting": peer.load.num_waiting,
+        }
+        for peer in parts.peers()
+        if peer.role == "engine"
+    ]
+    return _json(200, {"server_load": parts.num_active(), "engines": engines})
+
+
+@router.get("/version")
+async def version(_request: Request) -> Response:
+    """Which release this is."""
+    return _json(200, {"version": worker_start.build()})
 
 
 def _shown(report: ReadinessReport) -> dict[str, Any]:
