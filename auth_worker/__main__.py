@@ -11,7 +11,7 @@ from auth_worker.errors import StoreError
 from auth_worker.exit_codes import exit_code_of
 from auth_worker.service import run
 from protocol.errors import ConfigurationError
-from protocol.runtime import logs
+from protocol.runtime import logs, tracing
 from protocol.runtime.lifetime import exit_with_parent
 from protocol.wire import worker_start
 
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = AuthSettings.from_env(environ)
         logs.setup("auth", settings.log_level)
+        tracing.setup("auth", environ, build=worker_start.build())
         endpoints, security = worker_start.dialled(environ, "auth", settings.key_dir)
         exit_with_parent(environ)
         return run(
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigurationError, StoreError) as error:
         _logger.error("%s", error.message)
         return exit_code_of(error)
+    finally:
+        tracing.close()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from engine_worker.config import EngineSettings
 from engine_worker.serving.service import EXIT_FAILED, run
 from protocol.errors import ConfigurationError
-from protocol.runtime import logs
+from protocol.runtime import logs, tracing
 from protocol.runtime.lifetime import exit_with_parent
 from protocol.wire import worker_start
 
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = EngineSettings.from_env(environ)
         logs.setup("engine", settings.log_level)
+        tracing.setup("engine", environ, build=worker_start.build())
         endpoints, security = worker_start.dialled(environ, "engine", settings.key_dir)
         exit_with_parent(environ)
         # Tokenising runs in threads of ours; the tokenizer's own would only fight for the cores.
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         _logger.error("%s", error.message)
         return EXIT_FAILED
+    finally:
+        tracing.close()
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from gateway.config import GatewaySettings
 from gateway.http.server import bind_socket, bind_unix_socket
 from gateway.service import serve
 from protocol.errors import ConfigurationError
-from protocol.runtime import logs
+from protocol.runtime import logs, tracing
 from protocol.runtime.allocator import return_large_blocks
 from protocol.runtime.lifetime import exit_with_parent, remove_orphaned_run_dir
+from protocol.wire import worker_start
 
 _logger = logging.getLogger("penstock.gateway")
 
@@ -25,6 +26,7 @@ def main() -> int:
     try:
         settings = GatewaySettings.from_env(os.environ)
         logs.setup("gateway", settings.log_level)
+        tracing.setup("gateway", os.environ, build=worker_start.build())
         exit_with_parent(os.environ)
     except ConfigurationError as error:
         _logger.error("%s", error.message)
@@ -40,6 +42,7 @@ def main() -> int:
         _logger.error("%s", error.message)
         return 1
     finally:
+        tracing.close()
         remove_orphaned_run_dir(os.environ)
     return 0
 

@@ -30,6 +30,7 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 OWN_TOOLS_LABEL = "penstock"
 """The `server_label` of the tools that packages register on this server."""
+CLIENT_TRACES = ("link", "parent", "ignore")
 STORE_SCHEMES = ("sqlite:///", "postgresql://", "postgres://")
 _MAX_BODY_BYTES = MAX_MESSAGE_BYTES // 2
 """A body travels on in one message of the wire, where escapes and the tools add to it."""
@@ -572,6 +573,27 @@ class GatewaySettings(EdgeSettings):
         )
     )
     strict_fields: bool = setting(shared.STRICT_FIELDS)
+    trace_ratio: float = setting(
+        number(
+            "PENSTOCK_TRACE_RATIO",
+            1.0,
+            minimum=0,
+            maximum=1,
+            meaning="of all requests, those whose traces are told to `PENSTOCK_OTLP_ENDPOINT`",
+        )
+    )
+    trace_clients: str = setting(
+        choice(
+            "PENSTOCK_TRACE_CLIENTS",
+            "link",
+            CLIENT_TRACES,
+            meaning=(
+                "what becomes of a client's `traceparent`: `link` begins a trace of the server's "
+                "own and links to the client's, `parent` goes on with the client's, which belongs "
+                "to servers whose clients are trusted, `ignore` leaves it aside"
+            ),
+        )
+    )
     access_log: bool = setting(
         switch("PENSTOCK_ACCESS_LOG", True, meaning="a log line for every request")
     )

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from protocol.errors import ConfigurationError
-from protocol.runtime import logs
+from protocol.runtime import logs, tracing
 from protocol.runtime.allocator import return_large_blocks
 from protocol.runtime.lifetime import exit_with_parent
 from protocol.wire import codec, worker_start
@@ -41,10 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = ParserSettings.from_env(environ)
         logs.setup("toolparser", settings.log_level)
+        tracing.setup("toolparser", environ, build=worker_start.build())
         return _serve(settings, environ)
     except ConfigurationError as error:
         _logger.error("%s", error.message)
         return EXIT_FAILED
+    finally:
+        tracing.close()
 
 
 def _serve(settings: ParserSettings, environ: Mapping[str, str]) -> int:

@@ -4,6 +4,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
+from protocol.runtime.tracing import Value, tell_step
 from protocol.wire.messages import OpenParse, ParsedDelta, ParseDelta, ParseEvent, Thought
 from toolparser_worker.errors import InvalidDeltaError, ParserError, TooManySessionsError
 from toolparser_worker.formats import NO_FORMAT, find_reasoning_format, find_tool_format
@@ -34,6 +35,9 @@ class Session:
         format_names: The declared names of its tool format and its reasoning format.
         num_choices: Choices that may send text.
         trace_id: The client's `X-Request-ID`, for logs.
+        traceparent: Where in a trace it belongs; empty when it isn't traced.
+        opened_at: On the store's clock.
+        num_deltas: That were parsed.
         counts: Where its deltas are counted.
         keep_special_tokens: Markers that the engine must leave in the text.
         grammar: What the engine has to hold the text to, if anything.
@@ -65,6 +69,9 @@ class Session:
         self._request_id = opening.request_id
         self.num_choices = opening.num_choices
         self.trace_id = opening.trace_id
+        self.traceparent = opening.traceparent
+        self.opened_at = 0.0
+        self.num_deltas = 0
         self.counts = FormatCounts()
         self._prompt_tail = opening.prompt_tail
         self._thinking = opening.thinking
@@ -92,6 +99,7 @@ class Session:
             InvalidDeltaError: There is no such choice, or it has ended.
         """
         choice = delta.choice
+        self.num_deltas += 1
         if not 0 <= choice < self.num_choices:
             raise InvalidDeltaError(
                 f"There is no choice {choice}; the request has {self.num_choices}."
@@ -223,7 +231,7 @@ class SessionStore:
             raise
         self._sessions[key] = session
         self._num_choices += session.num_choices
-        session.last_used_s = self._clock()
+        session.opened_at = session.last_used_s = self._clock()
         self._sessions.move_to_end(key)
         return session
 
@@ -245,6 +253,18 @@ class SessionStore:
         if session is not None:
             self._num_choices -= session.num_choices
             self._tools.release(session.tools)
+            if session.traceparent:
+                self._tell(session)
+
+    def _tell(self, session: Session) -> None:
+        """A session that is over, for the trace of its request."""
+        tool_format, reasoning_format = session.format_names
+        about: dict[str, Value] = {
+            "penstock.tool_format": tool_format,
+            "penstock.reasoning_format": reasoning_format,
+            "penstock.deltas": session.num_deltas,
+        }
+        tell_step(session.traceparent, "parse", session.opened_at, self._clock(), about)
 
     def close_gateway(self, gateway_id: str) -> int:
         """Forgets every session of a gateway.

@@ -21,6 +21,7 @@ from auth_worker.storage.committer import Committer, Delivery
 from auth_worker.tokens.checker import TokenChecker
 from protocol.errors import ErrorCode, PenstockError
 from protocol.runtime import logs
+from protocol.runtime.tracing import tell_step
 from protocol.wire.messages import (
     Adjust,
     AuthCommand,
@@ -212,15 +213,21 @@ class AuthHandler:
                 if is_durable:
                     self._decide(gateway_id, command, token_error, asked_s=since_s)
                 else:
-                    self._answer(gateway_id, command, self._unavailable(command))
+                    self._answer(gateway_id, command, self._unavailable(command), since_s)
 
             answer.then(decide_again)
         else:
-            self._answer(gateway_id, command, answer)
+            self._answer(gateway_id, command, answer, now_s if asked_s is None else asked_s)
 
-    def _answer(self, gateway_id: str, command: Authorize, answer: Granted | Denied) -> None:
+    def _answer(
+        self, gateway_id: str, command: Authorize, answer: Granted | Denied, asked_s: float
+    ) -> None:
         _log_decision(command, answer)
         self.metrics.on_decision(answer)
+        if command.traceparent:
+            error = str(answer.code) if isinstance(answer, Denied) else ""
+            now_s = self._clock.monotonic_s()
+            tell_step(command.traceparent, "auth.decide", asked_s, now_s, error=error)
         self._send(gateway_id, answer)
 
     def _authorize(

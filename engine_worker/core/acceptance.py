@@ -98,6 +98,7 @@ def accept(
             sampling, limits, encode_words, eos_token_ids | stop_token_ids
         ),
         trace_id=command.trace_id,
+        traceparent=command.traceparent,
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from engine_worker.core.choice.choice import Choice
 from protocol.runtime.metrics import MetricRegistry
+from protocol.runtime.tracing import Value, tell_step
 from protocol.wire.messages import BlockPlacement, Failure, Finished, Load
 
 _ROW_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -204,6 +205,8 @@ class EngineMetrics:
         if times.first_token_at is not None:
             self._decode_s.observe(now - times.first_token_at)
         self._requests.add(1, end.finish_reason if isinstance(end, Finished) else "failed")
+        if choice.traceparent:
+            _tell_steps(choice, times, end, now)
 
     def on_drafts(self, num_drafted: int, num_accepted: int) -> None:
         """A step computed draft tokens, of which some were right."""
@@ -243,3 +246,34 @@ class EngineMetrics:
 
 def _kv_use(load: Load) -> float:
     return 1.0 - load.num_free_blocks / load.num_blocks if load.num_blocks else 0.0
+
+
+def _tell_steps(choice: Choice, times: _Times, end: Finished | Failure, now: float) -> None:
+    """The steps of a choice that has ended, for its trace."""
+    error = "" if isinstance(end, Finished) else str(end.code)
+    about: dict[str, Value] = {
+        "penstock.choice": choice.index,
+        "penstock.attempt": choice.attempt,
+    }
+    admitted_at = now if times.admitted_at is None else times.admitted_at
+    tell_step(choice.traceparent, "engine.queue", times.arrived_at, admitted_at, about)
+    if times.admitted_at is None:
+        return
+    first_at = times.first_token_at
+    prompt = {
+        "penstock.prompt_tokens": choice.num_prompt_tokens,
+        "penstock.cached_tokens": choice.num_cached_tokens or 0,
+    }
+    prefilled_at = now if first_at is None else first_at
+    is_over = first_at is None
+    tell_step(
+        choice.traceparent,
+        "engine.prefill",
+        admitted_at,
+        prefilled_at,
+        {**about, **prompt},
+        error if is_over else "",
+    )
+    if first_at is not None:
+        output = {"penstock.output_tokens": choice.num_output_tokens}
+        tell_step(choice.traceparent, "engine.decode", first_at, now, {**about, **output}, error)

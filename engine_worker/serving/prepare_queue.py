@@ -13,6 +13,7 @@ from engine_worker.core.scoring import ScoreTask
 from engine_worker.errors import DeadlineError, UnsupportedParameterError
 from protocol.errors import ErrorCode, PenstockError
 from protocol.runtime import logs
+from protocol.runtime.tracing import tell_step
 from protocol.wire.messages import (
     Detokenize,
     Detokenized,
@@ -160,8 +161,12 @@ class PrepareQueue:
         """Runs in a thread, until nothing of its kind is left."""
         while (waiting := self._begin_next(is_costly)) is not None:
             try:
-                with logs.about(waiting.command.request_id, waiting.command.trace_id):
+                command, began_at = waiting.command, time.monotonic()
+                with logs.about(command.request_id, command.trace_id):
                     self._finish(waiting, self._answered(waiting))
+                if isinstance(command, Prepare):
+                    now = time.monotonic()
+                    tell_step(command.traceparent, "engine.tokenize", began_at, now)
             except BaseException:
                 with self._lock:
                     self._num_workers[is_costly] -= 1

@@ -139,11 +139,14 @@ def addressed(
     tenant: str,
     priority: int,
     trace_id: str,
+    traceparent: str = "",
 ) -> QuestionT:
     """A question with whose it is and how long it may take."""
     sent = structs.replace(
         question, request_id=request_id, deadline_s=deadline_s, tenant=tenant, trace_id=trace_id
     )
+    if traceparent and isinstance(sent, Prepare):
+        sent = structs.replace(sent, traceparent=traceparent)
     # Prompts and tokens are read in turn by tenant alone.
     has_priority = isinstance(sent, Embed | Score | Classify)
     return structs.replace(sent, priority=priority) if has_priority else sent
@@ -161,6 +164,7 @@ def generate(
     deadline_s: float,
     tenant: str,
     trace_id: str,
+    traceparent: str = "",
     priority: int,
     keep_special_tokens: tuple[str, ...],
     grammar: Grammar | None,
@@ -195,6 +199,7 @@ def generate(
         is_alone=is_alone,
         lease_id=lease_id,
         trace_id=trace_id,
+        traceparent=traceparent,
         thought=thought,
         max_thought_tokens=max_thought_tokens,
         cache_salt=cache_salt,

@@ -26,6 +26,7 @@ def open_parse(
     thinking: bool | None = None,
     response_grammar: Grammar | None = None,
     trace_id: str = "",
+    traceparent: str = "",
 ) -> OpenParse:
     """A session for the text of one request; its attempt grows with each replay."""
     return OpenParse(
@@ -42,6 +43,7 @@ def open_parse(
         thinking=thinking,
         response_grammar=response_grammar,
         trace_id=trace_id,
+        traceparent=traceparent,
     )
 
 

@@ -338,6 +338,7 @@ def caller_of(request: Request) -> Caller:
             state["trace_id"],
             key if key is not None and is_token(key) else "",
             end_user_of(request.headers.getlist, parts_of(request).settings.end_user_headers),
+            trace=None if (trace := state.get("trace")) is None else trace.context,
         )
     return caller
 

@@ -50,6 +50,7 @@ from gateway.http.routes import (
     workers,
 )
 from gateway.telemetry.access_log import AccessRecord
+from gateway.telemetry.request_trace import RequestTraces
 from protocol.errors import ErrorCode, PenstockError
 from protocol.wire.endpoints import is_loopback
 
@@ -91,8 +92,9 @@ def build_api(parts: HttpParts) -> Api:
 def build_app(parts: HttpParts) -> ASGIApp:
     """The whole application."""
     settings = parts.settings
+    traces = RequestTraces(settings.trace_ratio, settings.trace_clients)
     dispatcher = Dispatcher(build_api(parts), _HANDLERS, _on_bug)
-    parts.errand_app = RequestScopeMiddleware(dispatcher, parts.metrics, parts.access_log)
+    parts.errand_app = RequestScopeMiddleware(dispatcher, parts.metrics, parts.access_log, traces)
     # A form is a little longer than its file.
     form_bytes = {"/v1/files": settings.max_file_bytes + 2 * MAX_FIELD_BYTES}
     app: ASGIApp = BodySizeMiddleware(dispatcher, settings.max_body_bytes, form_bytes)
@@ -101,7 +103,7 @@ def build_app(parts: HttpParts) -> ASGIApp:
     if settings.cors_origins:
         app = CorsMiddleware(app, settings.cors_origins)
     app = RequestScopeMiddleware(
-        app, parts.metrics, parts.access_log, server_header=settings.server_header
+        app, parts.metrics, parts.access_log, traces, server_header=settings.server_header
     )
     return RootPathMiddleware(app, settings.root_path) if settings.root_path else app
 

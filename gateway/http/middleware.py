@@ -15,6 +15,7 @@ from gateway.http.error_shape import is_anthropic, raised_answer
 from gateway.http.host_guard import HostGuard
 from gateway.telemetry.access_log import AccessLog, AccessRecord
 from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.request_trace import RequestTraces
 from protocol.runtime import logs
 
 _TRACE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
@@ -38,6 +39,7 @@ class RequestScopeMiddleware:
         app: ASGIApp,
         metrics: Metrics,
         access_log: AccessLog,
+        traces: RequestTraces,
         clock: Callable[[], float] = time.monotonic,
         server_header: str = "",
     ) -> None:
@@ -46,6 +48,7 @@ class RequestScopeMiddleware:
             self._headers += ((b"server", server_header.encode("ascii")),)
         self._app = app
         self._metrics = metrics
+        self._traces = traces
         self._access_log = access_log
         self._clock = clock
         # Unique among all processes, and in order within one; an id is a name, never a key.
@@ -69,6 +72,7 @@ class RequestScopeMiddleware:
         )
         state = scope.setdefault("state", {})
         state["request_id"], state["trace_id"], state["log"] = request_id, trace_id, record
+        trace = state["trace"] = self._traces.begin(scope["headers"])
         logs.request_id.set(request_id)
         logs.trace_id.set(trace_id)
 
@@ -88,7 +92,10 @@ class RequestScopeMiddleware:
         try:
             await self._app(scope, receive, send_with_headers)
         finally:
-            self._access_log.write(record, self._clock())
+            now = self._clock()
+            self._access_log.write(record, now)
+            if trace is not None:
+                trace.tell(record, now)
 
 
 class HostGuardMiddleware:

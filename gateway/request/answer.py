@@ -48,6 +48,7 @@ class Answer:
 
     Attributes:
         first_output_at: When the first output came; None before.
+        finish_reasons: How choices ended, those that did.
         unenforced: Keywords of the output's schemas that its engine leaves to the model; known
             before the first event.
     """
@@ -75,6 +76,7 @@ class Answer:
         self._pipeline = pipeline
         self._clock = clock
         self._choices: list[EngineChoice] = []
+        self.finish_reasons: list[str] = []
         self._finals: list[Usage | None] = []
         self._parse: ParseSession | None = None
         self._num_open = 0
@@ -216,6 +218,7 @@ class Answer:
                 trace_id=self._owner.trace_id,
                 limit=thought_limit,
                 cache_salt=self._job.prepares[number].cache_salt,
+                traceparent=self._owner.traceparent,
             )
             reserved = self._budget.slice_of(limit)
             for choice in range(self._job.num_choices):
@@ -280,6 +283,7 @@ class Answer:
             usage = structs.replace(usage, completion_tokens=0)
         self._finals[index] = usage
         choice.release()
+        self.finish_reasons.append(reason)
         self._pipeline.put(ChoiceFinished(index, reason, usage, choice.stop_reason))
         self._num_open -= 1
         if self._num_open == 0:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from protocol.runtime.tracing import TraceContext
 from protocol.wire.messages import Authorize, Settle
 
 
@@ -39,6 +40,7 @@ class Caller:
         end_user: For whom the request is, by a header of `PENSTOCK_END_USER_HEADERS`; empty without
             one. It counts with keys that may name their end users.
         errand: Whose the request is where no client waits for it; None otherwise.
+        trace: Of the HTTP request that it came with; None when it isn't traced.
         asked: Takes what was granted to it, for whoever has to ask again; None for nobody.
     """
 
@@ -48,6 +50,7 @@ class Caller:
     token: str = field(default="", repr=False)
     end_user: str = ""
     errand: Errand | None = field(default=None, repr=False, compare=False)
+    trace: TraceContext | None = field(default=None, repr=False, compare=False)
     asked: list[Authorize] | None = field(default=None, repr=False, compare=False)
 
     @property

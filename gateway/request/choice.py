@@ -65,6 +65,7 @@ class ChoicePlan:
         trace_id: The client's `X-Request-ID`.
         limit: Of its reasoning.
         cache_salt: Keeps its cached blocks apart from others of its tenant.
+        traceparent: Where in a trace it belongs; empty when it isn't traced.
     """
 
     request_id: str
@@ -81,6 +82,7 @@ class ChoicePlan:
     trace_id: str
     limit: ThoughtLimit | None = None
     cache_salt: str = ""
+    traceparent: str = ""
 
 
 class EngineChoice:
@@ -226,6 +228,7 @@ class EngineChoice:
             deadline_s=deadline_s,
             tenant=plan.tenant,
             trace_id=plan.trace_id,
+            traceparent=plan.traceparent,
             priority=plan.priority,
             keep_special_tokens=plan.keep_special_tokens,
             grammar=plan.grammar,

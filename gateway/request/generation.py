@@ -23,8 +23,10 @@ from gateway.request.prompt_length import check_prompts
 from gateway.request.thoughts import check_budget, thought_limit
 from gateway.request.work import Owner
 from gateway.request.work_bound import Admitted, Bound
+from gateway.request.work_trace import generation_attributes
 from gateway.telemetry.metrics import GenerationRecord, Metrics
 from gateway.workers.parsers import ParserLink
+from protocol.runtime.tracing import Attributes
 from protocol.wire.messages import (
     EngineOffer,
     OpenParse,
@@ -191,7 +193,11 @@ class GenerationWork:
         check_served(self.job, self.offer, version)
         check_budget(self.job, self.offer, version)
         self._opening = parse_opening(
-            self.job, self.offer, self._owner.request_id, self._owner.trace_id
+            self.job,
+            self.offer,
+            self._owner.request_id,
+            self._owner.trace_id,
+            self._owner.traceparent,
         )
 
     async def prepare(self, admitted: Admitted) -> tuple[int, int] | None:
@@ -243,6 +249,10 @@ class GenerationWork:
     def give_up(self) -> None:
         """No end came after an abort: what arrived counts."""
         self._answer.give_up()
+
+    def trace_attributes(self) -> Attributes:
+        """What was asked for, and how its choices ended."""
+        return generation_attributes(self.job, self._answer.finish_reasons)
 
     @property
     def has_begun(self) -> bool:

@@ -250,15 +250,17 @@ class Launcher:
                 tenant=self._admitted.tenant,
                 priority=self._admitted.priority,
                 trace_id=self._owner.trace_id,
+                traceparent=self._owner.traceparent,
             )
             for number, prepare in enumerate(self._job.prepares)
         ]
 
     async def _acquire(self, tokens: int, *, is_extra: bool) -> Seat:
-        return await self._pool.admission.acquire(
-            self._job.model,
-            tenant=self._admitted.tenant,
-            priority=self._admitted.priority,
-            tokens=tokens,
-            is_extra=is_extra,
-        )
+        with self._owner.step("queue"):
+            return await self._pool.admission.acquire(
+                self._job.model,
+                tenant=self._admitted.tenant,
+                priority=self._admitted.priority,
+                tokens=tokens,
+                is_extra=is_extra,
+            )

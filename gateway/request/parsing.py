@@ -45,7 +45,7 @@ _LATER = frozenset({ErrorCode.WORKER_UNAVAILABLE, ErrorCode.OVERLOADED})
 
 
 def parse_opening(
-    job: GenerationJob, offer: EngineOffer, request_id: str, trace_id: str
+    job: GenerationJob, offer: EngineOffer, request_id: str, trace_id: str, traceparent: str = ""
 ) -> OpenParse | None:
     """The parser session that a request needs; None when its text needs no parsing.
 
@@ -79,6 +79,7 @@ def parse_opening(
         response_grammar=job.response_grammar,
         thinking=job.thinking,
         trace_id=trace_id,
+        traceparent=traceparent,
     )
 
 

@@ -12,7 +12,8 @@ A `Request` alone owns outcome, deadline, lease and session; its `Work` owns wha
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 from gateway import bridge
@@ -27,6 +28,7 @@ from gateway.request.sessions import SessionTable
 from gateway.request.takes import Takes
 from gateway.request.work import SimpleWork, Work
 from gateway.request.work_bound import Admitted
+from gateway.request.work_trace import WorkTrace
 from gateway.workers.auth import AuthLink
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Granted, LeaseReport, LimitState, LimitWarning, Scope, Usage
@@ -101,6 +103,7 @@ class Request:
     Attributes:
         state: Where it is in its life.
         identity: Who the caller turned out to be; None before the grant.
+        trace: What is told of it to a collector of traces; None when it isn't traced.
     """
 
     def __init__(
@@ -127,6 +130,7 @@ class Request:
         self.identity: Identity | None = None
         self.lease = RequestLease(auth, request_id)
         self.background = Background(request_id, self.fail)
+        self.trace = None if caller.trace is None else WorkTrace(caller.trace)
         self._scope = scope
         self._auth = auth
         self._outbox = outbox
@@ -160,6 +164,23 @@ class Request:
     def trace_id(self) -> str:
         """The client's `X-Request-ID`."""
         return self.caller.trace_id
+
+    @property
+    def traceparent(self) -> str:
+        """Where in a trace it belongs, for workers; empty when it isn't traced."""
+        return "" if self.trace is None else self.trace.traceparent
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """What happens within is a step of the request's trace."""
+        if self.trace is None:
+            yield
+            return
+        began_at = self._clock()
+        try:
+            yield
+        finally:
+            self.trace.tell_step(name, began_at, self._clock())
 
     @property
     def limits(self) -> LimitState:
@@ -292,8 +313,20 @@ class Request:
             outbox = self.caller.errand or self._outbox
             self.lease.settle(outbox, usage, self._outcome, is_unused=is_unused, earlier=earlier)
         self.work.observe(self._outcome, self._clock() - self._arrived_at)
+        if self.trace is not None:
+            self.trace.tell(
+                self.work,
+                usage,
+                began_at=self._arrived_at,
+                ended_at=self._clock(),
+                first_output_s=self.first_output_s,
+                error="" if self._outcome == "finished" else self._why_it_ended(),
+            )
         if self._is_released:
             self.work = _DONE
+
+    def _why_it_ended(self) -> str:
+        return self._outcome or "" if self._error is None else str(self._error.code)
 
     def take_back(self) -> None:
         """Nothing was computed of a request that was put off, so it uses no lease."""
@@ -309,14 +342,14 @@ class Request:
         if self._takes is not None:
             await self._takes.on_lease(granted.lease_id)
         self.work.check()
-        corrected = await self.work.prepare(
-            Admitted(
-                granted.tenant,
-                self._priority(granted.priority),
-                granted.lease_id,
-                granted.max_completion_tokens,
-            )
+        admitted = Admitted(
+            granted.tenant,
+            self._priority(granted.priority),
+            granted.lease_id,
+            granted.max_completion_tokens,
         )
+        with self.step("prepare"):
+            corrected = await self.work.prepare(admitted)
         self.state = State.PREPARED
         if corrected is not None:
             await self.lease.correct(*corrected)
@@ -334,6 +367,7 @@ class Request:
             address=self.caller.address,
             wait_s=self._auth.timeout_s,
             trace_id=self.trace_id,
+            traceparent=self.traceparent,
             prompt_tokens=bound.prompt_tokens,
             completion_tokens=bound.completion_tokens,
             is_metered=True,  # it counts as a request even if it uses no tokens
@@ -350,7 +384,8 @@ class Request:
             known = self._identities.may_begin(digest, self._scope)
             if known is not None:
                 self.work.begin(Admitted(known.tenant, self._priority(known.priority)))
-            granted = await answer
+            with self.step("authorize"):
+                granted = await answer
         except DeniedError as error:
             self._identities.note_denied(digest, error, self.caller.address)
             raise

@@ -1,5 +1,6 @@
 """The seam between the one life of a request and the kinds of work that live it."""
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from gateway.bridge import Outcome
@@ -7,6 +8,7 @@ from gateway.errors import GatewayError
 from gateway.request.background import Background
 from gateway.request.lease import RequestLease
 from gateway.request.work_bound import Admitted, Bound
+from protocol.runtime.tracing import Attributes
 from protocol.wire.messages import StreamUsage, Usage
 
 
@@ -26,6 +28,15 @@ class Owner(Protocol):
     @property
     def trace_id(self) -> str:
         """The client's `X-Request-ID`."""
+        ...
+
+    @property
+    def traceparent(self) -> str:
+        """Where in a trace it belongs, for workers; empty when it isn't traced."""
+        ...
+
+    def step(self, name: str) -> AbstractContextManager[None]:
+        """What happens within is a step of the request's trace."""
         ...
 
     def end(self, outcome: Outcome, error: GatewayError | None = None) -> None:
@@ -150,6 +161,10 @@ class Work(Protocol):
         """Count it in the metrics; called once, at the settlement."""
         ...
 
+    def trace_attributes(self) -> Attributes:
+        """What its trace tells of it, beside usage and model; called once, at the settlement."""
+        ...
+
 
 class SimpleWork:
     """A base for work that is done when `run` returns, and that charges nothing by itself.
@@ -205,3 +220,7 @@ class SimpleWork:
 
     def observe(self, outcome: Outcome, duration_s: float) -> None:
         """The HTTP metrics count it."""
+
+    def trace_attributes(self) -> Attributes:
+        """Nothing more."""
+        return {}

@@ -281,6 +281,16 @@ LOG_FORMAT = choice(
     shown_default="by terminal",
     meaning="form of log lines",
 )
+OTLP_ENDPOINT = text(
+    "PENSTOCK_OTLP_ENDPOINT",
+    None,
+    shown_default="none",
+    meaning=(
+        "URL of an OpenTelemetry collector that takes traces over HTTP (OTLP), such as "
+        "`http://localhost:4318`; headers and certificates of it by OpenTelemetry's own variables, "
+        "`OTEL_EXPORTER_OTLP_HEADERS` and the like"
+    ),
+)
 PARENT_PID = whole_number(
     PARENT_PID_SETTING,
     None,

@@ -91,3 +91,15 @@ def test_nothing_is_pickled() -> None:
 
 def test_no_module_is_called_utils_or_helpers() -> None:
     assert not [path for path in EVERY_FILE if path.stem in {"utils", "helpers", "misc"}]
+
+
+def test_only_one_module_knows_the_sdk_of_traces() -> None:
+    for path in EVERY_FILE:
+        if path != ROOT / "protocol" / "runtime" / "otlp.py":
+            assert not any(one.startswith("opentelemetry") for one in imported_modules(path)), path
+        at_top = [
+            node.module
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.ImportFrom)
+        ]
+        assert "protocol.runtime.otlp" not in at_top, f"{path} imports it where traces are off"

@@ -57,6 +57,7 @@ class Choice:
             before.
         drafts: Drafts its next tokens; None while nobody wanted any.
         trace_id: The client's `X-Request-ID`, for logs.
+        traceparent: Where in a trace it belongs; empty when it isn't traced.
         is_scored: It is the prompt of a Score: nothing is sampled after it, and it keeps its slot
             until its questions are scored.
     """
@@ -94,6 +95,7 @@ class Choice:
     num_cached_tokens: int | None = None
     drafts: ChoiceDrafts | None = None
     trace_id: str = ""
+    traceparent: str = ""
     is_scored: bool = False
     status: ChoiceStatus = ChoiceStatus.WAITING
 

@@ -61,6 +61,7 @@ class Authorize(Message, frozen=True, tag="authorize"):
         wait_s: How long the gateway waits for the answer; what nobody waits for any more is not
             granted. 0 says nothing.
         trace_id: The client's `X-Request-ID`, for logs.
+        traceparent: Where in a trace it belongs (W3C; since 1.5); empty when it isn't traced.
         asked_tokens: Completion tokens that the client asked for, all choices together, one each
             where it named no number (since 1.3, as the next two).
         is_streaming: The answer is to be streamed.
@@ -90,6 +91,7 @@ class Authorize(Message, frozen=True, tag="authorize"):
     is_token: bool = False
     token: str = ""
     end_user: str = ""
+    traceparent: str = ""
 
     def __repr__(self) -> str:
         """Without the token, which opens doors for whoever reads it in a log."""

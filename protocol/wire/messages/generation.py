@@ -134,6 +134,7 @@ class Prepare(Message, frozen=True, tag="prepare"):
         tenant: Salts the block hashes, so that tenants can't probe each other's prompts; also whose
             turn it is.
         trace_id: The client's `X-Request-ID`, for logs.
+        traceparent: Where in a trace it belongs (W3C; since 1.5); empty when it isn't traced.
     """
 
     request_id: str
@@ -156,6 +157,7 @@ class Prepare(Message, frozen=True, tag="prepare"):
     chat_template: str | None = None
     suffix: str | None = None
     cache_salt: str = ""
+    traceparent: str = ""
 
 
 class Detokenize(Message, frozen=True, tag="detokenize"):
@@ -243,6 +245,7 @@ class Generate(Message, frozen=True, tag="generate"):
         max_thought_tokens: Tokens of reasoning at most, that of several thoughts together.
         cache_salt: As in `Prepare`.
         trace_id: The client's `X-Request-ID`, for logs.
+        traceparent: Where in a trace it belongs (W3C; since 1.5); empty when it isn't traced.
     """
 
     request_id: str
@@ -269,6 +272,7 @@ class Generate(Message, frozen=True, tag="generate"):
     thought: Thought | None = None
     max_thought_tokens: int = 0
     cache_salt: str = ""
+    traceparent: str = ""
 
 
 class Extend(Message, frozen=True, tag="extend"):

@@ -24,6 +24,7 @@ class OpenParse(Message, frozen=True, tag="open_parse"):
         response_grammar: What the client wants the content to be; the parser joins it with the
             format's reasoning markers.
         trace_id: The client's `X-Request-ID`, for logs.
+        traceparent: Where in a trace it belongs (W3C; since 1.5); empty when it isn't traced.
     """
 
     request_id: str
@@ -39,6 +40,7 @@ class OpenParse(Message, frozen=True, tag="open_parse"):
     thinking: bool | None = None
     response_grammar: Grammar | None = None
     trace_id: str = ""
+    traceparent: str = ""
 
 
 class ParseOpened(Message, frozen=True, tag="parse_opened"):
