@@ -144,7 +144,8 @@ class StepTimes:
             if num_taken == len(chances):
                 break
             if size > smaller[0]:
-                slope = (duration_s - smaller[1]) / (size - smaller[0])
+                # A larger program is never cheaper; one that was measured so was measured badly.
+                slope = max(0.0, (duration_s - smaller[1]) / (size - smaller[0]))
             smaller = (size, duration_s)
         self._fade_others(sizes, best, plain_s)
         return best

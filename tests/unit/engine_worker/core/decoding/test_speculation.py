@@ -397,6 +397,16 @@ def test_sizes_without_room_are_never_asked() -> None:
     times.measure(2, 0.0, has_drafts=True)
 
 
+@pytest.mark.parametrize("slow_s", [0.03, 0.1, 5.0])
+def test_a_small_program_that_was_slower_than_a_large_one_breaks_no_step(slow_s: float) -> None:
+    """A busy machine measures so; what was never tried was then thought to take no time at all."""
+    times = StepTimes((2, 4, 8, 16))
+    times.measure(2, 0.01, has_drafts=False)
+    times.measure(2, slow_s, has_drafts=True)
+    times.measure(4, 0.02, has_drafts=True)
+    assert times.best_size(1, [(0.9, 0)] * 15) in (4, 8, 16)
+
+
 def test_one_step_that_was_disturbed_does_not_end_drafting_for_long() -> None:
     chances = [(0.9, 0), (0.8, 0), (0.7, 0)]
     times = StepTimes((1, 4))
