@@ -91,6 +91,9 @@ class Rules:
 class Authority:
     """One epoch's decisions. Nothing here waits for the database.
 
+    It has many methods because each message of a gateway is one, over one state; what they decide
+    by is in the parts that it is made of.
+
     Args:
         epoch: Of the store.
         snapshot: What the store remembered.

@@ -59,6 +59,9 @@ class _Caller:
 class MeterTable:
     """What every limit counts at the moment.
 
+    It has many methods because making, finding, restoring and dropping meters change the same few
+    tables of them, which nobody else may see half-changed.
+
     Args:
         limits: All of them; looked at, never changed.
         counters: What the database remembers.

@@ -36,7 +36,7 @@ Fits = Callable[[HourKey], bool]
 INTERVAL_MS: Final = 1000
 """Sums wait at least so long for more of the same hour and key."""
 MIN_ADDED: Final = 512
-"""So many are added to the totals at a time, or a quarter of all that wait, if that is more."""
+"""So many are added to the totals at a time, or an eighth of all that wait, if that is more."""
 MAX_ROWS: Final = 1024
 """With more rows than this, those that are left are written anew as few."""
 _SUMS_A_ROW: Final = 256
@@ -115,7 +115,7 @@ class SumsChange:
         if waiting <= MIN_ADDED:
             self.add_to_totals()
             return
-        self._add(islice(pending.sums, max(MIN_ADDED, waiting // 4)))
+        self._add(islice(pending.sums, max(MIN_ADDED, waiting // 8)))
 
     def add_before_changes(self, operations: Iterable[Operation]) -> None:
         """Add to the totals what the answers to these changes of keys tell."""
