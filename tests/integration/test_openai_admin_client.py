@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import pytest_asyncio
@@ -387,3 +388,54 @@ async def test_an_invitation_makes_a_user_with_its_memberships(house: House) -> 
     project_user = await organization.projects.service_accounts.create(project.id, name="crawler")
     with pytest.raises(openai.NotFoundError):
         await organization.invites.retrieve(project_user.id)
+
+
+async def test_an_operator_sets_up_a_team_with_twenty_dollars_a_month(house: House) -> None:
+    """The same as in docs/auth.md from a terminal; OpenAI knows no prices and no projection."""
+    organization = house.organization
+    async with house.auth.admin(house.gateway) as admin:
+        price = {"models": "demo", "prompt": 0, "completion": 0, "request": 9_000_000}
+        assert (await admin.post("/v1/admin/prices", json=price)).status_code == 201
+        lab = await organization.projects.create(name="lab")
+        month: Any = {"currency": "USD", "interval": "month"}
+        await organization.projects.spend_limit.update(lab.id, **month, threshold_amount=2000)
+        await organization.projects.spend_alerts.create(
+            lab.id,
+            **month,
+            threshold_amount=800,
+            notification_channel={"type": "email", "recipients": []},
+        )
+        grace = await organization.invites.create(
+            email="grace@example.org",
+            role="reader",
+            projects=[{"id": lab.id, "role": "member"}],
+        )
+        account = await organization.projects.service_accounts.create(lab.id, name="notebook")
+        members = [one.id async for one in organization.projects.users.list(lab.id)]
+        assert members == [grace.id]
+
+        async def ask() -> httpx.Response:
+            return await house.gateway.client.post(
+                "/v1/chat/completions",
+                json={"model": "demo", "messages": MESSAGES},
+                headers={"Authorization": f"Bearer {account.api_key.value}"},
+            )
+
+        answers = []
+        for number in range(1, 4):
+            answers.append(await ask())
+            await house.gateway.until(lambda: len(house.gateway.application.outbox) == 0)
+            assert answers[-1].status_code == (200 if number < 3 else 402), answers[-1].text
+        assert "x-penstock-budget-warning" not in answers[0].headers
+        assert "used=9.00" in answers[1].headers["x-penstock-budget-warning"]
+        assert answers[2].json()["error"]["code"] == "budget_exceeded"
+
+        told_of = {one.type async for one in organization.audit_logs.list(limit=100)}
+        assert {"budget_warned", "budget_exceeded", "login.failed"} <= told_of
+        start = int(time.time()) - 3600
+        costs = await organization.usage.costs(start_time=start, project_ids=[lab.id])
+        amounts = [result.amount.value for bucket in costs.data for result in bucket.results]
+        assert sum(amounts) == pytest.approx(18.0)
+        told = (await admin.get(f"/v1/budget/status?team_id={lab.id}")).json()["data"]
+        (budget,) = [one for one in told["budgets"] if one["remaining_cents"] == 200]
+        assert budget["projected_micros"] >= budget["used"] == 18_000_000

@@ -27,7 +27,11 @@ ASKED: dict[str, Any] = {
     "name": "add",
     "arguments": "{}",
 }
-APPROVED: dict[str, Any] = {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": True}
+APPROVED: dict[str, Any] = {
+    "type": "mcp_approval_response",
+    "approval_request_id": "mcpr_1",
+    "approve": True,
+}
 
 
 def tool(**fields: Any) -> dict[str, Any]:
