@@ -1,7 +1,10 @@
 """What a person sees at the start: phases, address, where the key is."""
 
 import io
+import threading
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import UnixStreamServer
 
 import pytest
 from rich.console import Console
@@ -14,6 +17,7 @@ from penstock.startup import (
     own_command,
     reachable_url,
     read_port,
+    wait_until_ready,
 )
 
 
@@ -49,6 +53,36 @@ def test_wildcard_addresses_are_shown_as_loopback() -> None:
     assert reachable_url("::", 80) == "http://[::1]:80"
     assert reachable_url("::1", 80) == "http://[::1]:80"
     assert reachable_url("127.0.0.1", 80) == "http://127.0.0.1:80"
+    assert reachable_url("::", 443, has_tls=True) == "https://[::1]:443"
+
+
+class _Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_arguments: object) -> None:
+        """Nothing."""
+
+
+def test_a_server_on_a_unix_socket_is_waited_for_there(socket_dir: Path) -> None:
+    uds = socket_dir / "http"
+    where, out = console()
+    settings = build_settings(
+        {"uds": str(uds), "data_dir": str(socket_dir)}, {"HOME": "/home/someone"}
+    )
+    (socket_dir / "port").write_text("0", encoding="ascii")
+    with UnixStreamServer(str(uds), _Healthy) as server:
+        server.get_request = lambda: (server.socket.accept()[0], ("", 0))  # type: ignore[method-assign]
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        url = wait_until_ready(lambda: None, lambda: False, socket_dir, settings, where)
+        server.shutdown()
+        thread.join()
+    assert url == "http://localhost"
+    announce(url, settings, where)
+    assert out.getvalue().strip().endswith(f"on the Unix socket {uds}.")
 
 
 def test_the_port_is_unknown_until_the_gateway_wrote_it(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_a_refused_field_is_named_unless_it_changes_nothing(name: str) -> None:
             "stream_options.continuous_usage_stats",
         ),
         ({"priority": "high"}, "priority"),
-        ({"cache_salt": "x"}, "cache_salt"),
+        ({"prompt_embeds": "x"}, "prompt_embeds"),
     ],
 )
 def test_a_wrong_chat_field_is_named(fields: dict[str, Any], param: str) -> None:
@@ -223,7 +223,7 @@ def test_a_wrong_chat_field_is_named(fields: dict[str, Any], param: str) -> None
         ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": ["a"] * 65, "n": 2}, "n"),
         ({"prompt": ["a"] * 65, "best_of": 2}, "best_of"),
-        ({"suffix": "x"}, "suffix"),
+        ({"chat_template": "x"}, "chat_template"),
         ({"best_of": 2, "stream": True}, "best_of"),
         ({"best_of": 2, "n": 3}, "best_of"),
         ({"logprobs": True}, "logprobs"),
