@@ -139,8 +139,12 @@ def test_token_ids_beyond_the_vocabulary_are_clamped_not_nan() -> None:
         (spec_with(layers=(LayerSpec(ATTENTION, MlpSpec(8, clamp=7.0)),)), "clamped MLP 7.0"),
         (spec_with(layers=(LayerSpec(ATTENTION, MlpSpec(8, up_offset=1.0)),)), "1.0 added to"),
         (
-            spec_with(layers=(LayerSpec(ATTENTION, MoeSpec(4, 2, MlpSpec(8, gated=False))),)),
-            "experts without a gate",
+            spec_with(layers=(LayerSpec(ATTENTION, MoeSpec(4, 2, MlpSpec(8, gate_multiplier=2))),)),
+            "experts whose gate is multiplied by 2",
+        ),
+        (
+            spec_with(layers=(LayerSpec(ATTENTION, MoeSpec(4, 2, MlpSpec(8, gate_cutoff=1.5))),)),
+            "experts whose gate is cut",
         ),
     ],
 )
