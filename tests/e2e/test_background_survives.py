@@ -58,6 +58,7 @@ WITH_TOOLS: dict[str, Any] = {
     **NUMBERS,
     "tools": [{"type": "mcp", "server_label": "weather", "require_approval": "never"}],
     "tool_choice": {"type": "mcp", "server_label": "weather", "name": "get_weather"},
+    "max_tool_calls": 1,
 }
 
 
