@@ -17,7 +17,9 @@ from protocol.runtime.gguf_header import (
 
 HUB_PREFIX: Final = "hf:"
 STORED: Final = "bfloat16"
-"""What a quantised file counts as: it is dequantised, unless the type that is asked for is less."""
+"""What a quantised file counts as: dequantised, unless it stays or a narrower type is asked for."""
+STORED_BYTES: Final = "stored_bytes"
+"""In what stands for a `config.json`: bytes of the numbers as the files keep them."""
 _BYTES: Final = 2
 _TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model")
 _NAMES_SHOWN: Final = 40
@@ -130,7 +132,8 @@ def config_of(path: Path) -> tuple[dict[str, Any], int]:
     except GgufError as error:
         raise ModelError(f"{error}.") from error
     values = sum(tensor.num_values for file in files for tensor in file.tensors.values())
-    return _config(files[0].metadata), values * _BYTES
+    stored = sum(one.end - one.start for file in files for one in file.tensors.values())
+    return {**_config(files[0].metadata), STORED_BYTES: stored}, values * _BYTES
 
 
 def _config(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,4 +168,4 @@ def config_of_hub(told: Mapping[str, Any] | None, files_bytes: int) -> tuple[dic
     """
     total = (told or {}).get("total")
     numbers = total if isinstance(total, int) and total > 0 else 0
-    return {"dtype": STORED}, max(numbers * _BYTES, files_bytes)
+    return {"dtype": STORED, STORED_BYTES: files_bytes}, max(numbers * _BYTES, files_bytes)

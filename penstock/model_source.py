@@ -14,6 +14,7 @@ import psutil
 from penstock.config import ModelChoice, ServeSettings
 from penstock.errors import ModelError
 from penstock.gguf_source import (
+    STORED_BYTES,
     HubName,
     choose_files,
     config_of,
@@ -34,6 +35,8 @@ QUANT_METHODS = {
     "bitsandbytes": 4,
 }
 """Those that the engine reads, and the bits of most of their weights where the config is silent."""
+_KEPT_METHODS = ("awq", "gptq", "compressed-tensors")
+"""Those whose weights may stay as they are."""
 _KV_BYTES_PER_VALUE = 2
 _BITS_BY_WEIGHT = {"int8": 8, "int4": 5}
 """Scales of groups and rows included."""
@@ -60,7 +63,12 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    config: Mapping[str, Any], checkpoint_bytes: int, *, dtype: str, max_model_len: int | None
+    config: Mapping[str, Any],
+    checkpoint_bytes: int,
+    *,
+    dtype: str,
+    max_model_len: int | None,
+    keeps_stored: bool = False,
 ) -> MemoryEstimate:
     """What a checkpoint takes once loaded.
 
@@ -69,6 +77,9 @@ def estimate_memory(
         checkpoint_bytes: Sum of its safetensors files; a quantised one's weights become wider.
         dtype: `auto` keeps the checkpoint's; `float32` doubles a 16-bit one, `int8` halves it.
         max_model_len: Tokens of context to hold; None takes the config's.
+        keeps_stored: Quantised weights may stay as they are (`auto` on the native kernels). Which
+            of them do is for the engine to say, which refuses what doesn't fit then: this is the
+            least that they take.
     """
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     is_half = stored in ("bfloat16", "float16")
@@ -76,6 +87,11 @@ def estimate_memory(
     stored_bits = 16 if is_half else 32
     bits = _quantised_bits(config) or stored_bits
     weights_bytes = checkpoint_bytes * _BITS_BY_WEIGHT.get(dtype, stored_bits * widening)
+    stored_bytes = config.get(STORED_BYTES)
+    if stored_bytes is None and _method(config) in _KEPT_METHODS:
+        stored_bytes = checkpoint_bytes
+    if keeps_stored and stored_bytes is not None:
+        weights_bytes = min(weights_bytes, int(stored_bytes) * bits)
     num_heads = int(config.get("num_attention_heads") or 1)
     head_dim = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // num_heads)
     num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
@@ -83,6 +99,11 @@ def estimate_memory(
     values = 2 * int(config.get("num_hidden_layers") or 0) * num_kv_heads * head_dim * length
     kv_bytes = values * _KV_BYTES_PER_VALUE * widening
     return MemoryEstimate(weights_bytes // bits, kv_bytes)
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    quantization = config.get("quantization_config")
+    return str(quantization.get("quant_method")) if isinstance(quantization, dict) else ""
 
 
 def _quantised_bits(config: Mapping[str, Any]) -> int | None:
@@ -213,6 +234,9 @@ def _require_room(
             # What the engine makes of `auto` then.
             dtype="float32" if settings.deterministic else settings.dtype,
             max_model_len=settings.max_model_len,
+            keeps_stored=settings.dtype == "auto"
+            and settings.backend != "xla"
+            and not settings.deterministic,
         )
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ModelError(f"The config.json of {model.name} is not valid: {error}.") from error

@@ -46,6 +46,18 @@ def test_the_estimate_counts_numbers_in_16_bits_and_one_full_context(
     assert small.weights_bytes == size / 2
 
 
+def test_numbers_that_stay_as_they_are_count_as_the_file_has_them() -> None:
+    config = {"dtype": "bfloat16", "stored_bytes": 300}
+    kept = estimate_memory(config, 1000, dtype="auto", max_model_len=1, keeps_stored=True)
+    assert kept.weights_bytes == 300
+    # F32 becomes bfloat16 all the same.
+    wide = {**config, "stored_bytes": 2000}
+    assert (
+        estimate_memory(wide, 1000, dtype="auto", max_model_len=1, keeps_stored=True).weights_bytes
+        == 1000
+    )
+
+
 def test_a_file_is_taken_by_its_path(tmp_path: Path) -> None:
     path = written(tmp_path / "m.gguf")
     assert resolve_model(ModelChoice("m", str(path)), SETTINGS) == path
@@ -171,4 +183,4 @@ def test_a_part_that_the_hub_lacks_is_named() -> None:
     ("told", "size"), [({"total": 1000}, 2000), (None, 700), ({"total": "x"}, 700), ({}, 700)]
 )
 def test_before_the_download_the_hubs_count_is_taken(told: dict[str, object], size: int) -> None:
-    assert config_of_hub(told, 700) == ({"dtype": "bfloat16"}, size)
+    assert config_of_hub(told, 700) == ({"dtype": "bfloat16", "stored_bytes": 700}, size)
