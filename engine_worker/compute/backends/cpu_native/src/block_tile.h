@@ -93,8 +93,8 @@ void block_tile(const TileInput& in, float* out) {
             x += 2 * kRows;
           }
         } else {
-          multiply_groups<Product, kRows, 2>(x, words, kRowBytes, num_words, words + kPrefetchBytes,
-                                             sums);
+          multiply_groups<Product, kRows, 2>(x, 1, kRows, words, kRowBytes, num_words, nullptr,
+                                             words + kPrefetchBytes, sums);
           x += num_words * kRows;
           words += num_words * kRowBytes;
         }
