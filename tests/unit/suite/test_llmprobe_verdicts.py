@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.suites import llmprobe
-from tests.suites.llmprobe import EXCEPTIONS, judge, unpack
+from tests.suites.llmprobe import EXCEPTIONS, WEAKNESSES, judge, unpack
 
 
 def check(*failures: tuple[str, str], surface: str = "chat", outcome: str = "fail") -> Any:
@@ -54,6 +54,16 @@ def test_an_exception_is_told_with_its_reason_and_not_counted(id_: str) -> None:
     verdict = judge(report(check((id_, "MUST"))))
     assert not verdict.has_failed
     assert EXCEPTIONS[id_] in verdict.markdown()
+    assert (verdict.passed["chat"], verdict.total["chat"]) == (9, 9)
+
+
+@pytest.mark.parametrize("id_", WEAKNESSES)
+def test_what_the_model_does_not_remember_is_told_and_not_counted(id_: str) -> None:
+    verdict = judge(report(check((id_, "MUST"))))
+    assert not verdict.has_failed
+    assert f"- The model didn't lead to it: a check: a rule (it broke): {WEAKNESSES[id_]}" in (
+        verdict.markdown()
+    )
     assert (verdict.passed["chat"], verdict.total["chat"]) == (9, 9)
 
 
