@@ -106,7 +106,9 @@ def _usage(
     ]
 
 
-_USAGE: Final = _usage(168, 7, ("1h", "1d"), ("project_id", "user_id", "api_key_id", "model"))
+_USAGE: Final = _usage(
+    1440, 7, ("1m", "1h", "1d"), ("project_id", "user_id", "api_key_id", "model")
+)
 QUERIES: Final[dict[str, list[Parameter]]] = {
     "/v1/files": [
         _number("limit", "Files of a page.", least=1, most=10_000, default=10_000),
@@ -183,6 +185,7 @@ QUERIES: Final[dict[str, list[Parameter]]] = {
     "/v1/organization/projects/{project_id}/spend_alerts": [*_THEIR_PAGE, _NEWEST_FIRST],
     "/v1/organization/spend_alerts": [*_THEIR_PAGE, _NEWEST_FIRST],
     "/v1/organization/users": _THEIR_PAGE,
+    "/v1/organization/invites": _THEIR_PAGE,
     "/v1/organization/audit_logs": [
         *_THEIR_PAGE,
         *(
@@ -195,6 +198,7 @@ QUERIES: Final[dict[str, list[Parameter]]] = {
         ),
     ],
     "/v1/organization/usage/completions": _USAGE,
+    "/v1/organization/usage/decisions": _USAGE,
     "/v1/organization/usage/embeddings": _USAGE,
     "/v1/organization/costs": _usage(
         180, 7, ("1d",), ("project_id", "user_id", "api_key_id", "line_item")
@@ -206,5 +210,7 @@ QUERIES: Final[dict[str, list[Parameter]]] = {
         _text("workspace_id", "Only keys of this workspace."),
     ],
     "/v1/organizations/users": _ANTHROPIC_PAGE,
+    "/v1/organizations/invites": _ANTHROPIC_PAGE,
+    "/v1/organizations/workspaces/{workspace_id}/members": _ANTHROPIC_PAGE,
 }
 """By the path of the document."""
