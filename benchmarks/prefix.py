@@ -37,7 +37,7 @@ from engine_worker.demo import demo_model_path
 from engine_worker.text.tokenizer import Tokenizer
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.routing import PrefixRouter
-from gateway.dispatch.seats import EngineHandle, Seat
+from gateway.dispatch.slots import EngineHandle, Slot
 from protocol.version import PROTOCOL_VERSION
 from protocol.wire.messages import CachedBlocks, Credits, EngineOffer, Generate, SamplingParams
 from protocol.wire.peers import Peer
@@ -171,7 +171,7 @@ class Deployment:
             self.router.on_cached_blocks(handle.peer, CachedBlocks(is_reset=True))
         self.admission = Admission(lambda _: self.handles, 10**6)
         self.by_prefix = by_prefix
-        self.seats: dict[str, Seat] = {}
+        self.slots: dict[str, Slot] = {}
         self.num_cached = 0
         self.num_prompt = 0
 
@@ -182,7 +182,7 @@ class Deployment:
         started = time.perf_counter()
         for prompt in itertools.islice(prompts, load.num_clients):
             await self._send(str(next(numbers)), prompt)
-        while self.seats:
+        while self.slots:
             for _ in range(self._step()):
                 prompt = next(prompts, ())
                 if prompt:
@@ -190,16 +190,16 @@ class Deployment:
         return time.perf_counter() - started
 
     async def _send(self, request_id: str, prompt: tuple[int, ...]) -> None:
-        seat = await self.admission.acquire("m", tenant="t", priority=0, tokens=len(prompt) + 8)
+        slot = await self.admission.acquire("m", tenant="t", priority=0, tokens=len(prompt) + 8)
         if self.by_prefix:
             names = block_hashes(prompt, BLOCK_SIZE, "")
             route = self.router.choose(
-                self.handles, seat.engine, names, seat.tokens, lambda _: True
+                self.handles, slot.engine, names, slot.tokens, lambda _: True
             )
-            self.admission.move(seat, route.engine)
+            self.admission.move(slot, route.engine)
             self.router.expect(route.engine, names)
-        self.seats[request_id] = seat
-        engine = self.engines[self.handles.index(seat.engine)]
+        self.slots[request_id] = slot
+        engine = self.engines[self.handles.index(slot.engine)]
         engine.add("benchmark", generate(request_id, prompt, 8))
 
     def _step(self) -> int:
@@ -211,7 +211,7 @@ class Deployment:
                     assert end.usage is not None
                     self.num_cached += end.usage.cached_tokens
                     self.num_prompt += end.usage.prompt_tokens
-                    self.admission.release(self.seats.pop(end.request_id))
+                    self.admission.release(self.slots.pop(end.request_id))
                     num_ended += 1
             handle.peer.load = engine.load()
             changes = engine.take_cache_changes()

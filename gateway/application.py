@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from gateway import bridge
 from gateway.batches.files import FileBounds
-from gateway.batches.house import BatchHouse
+from gateway.batches.service import BatchService
 from gateway.child_environment import child_environment
 from gateway.config import GatewaySettings
 from gateway.dispatch.admission import Admission
@@ -237,11 +237,11 @@ class Application:
         self._housekeeping.add("sweeping the store", SWEEP_INTERVAL_S, self._sweep)
         return background
 
-    def _make_batches(self) -> BatchHouse | None:
+    def _make_batches(self) -> BatchService | None:
         settings = self.settings
         if not settings.max_file_bytes:
             return None
-        house = BatchHouse(
+        service = BatchService(
             settings.data_dir,
             FileBounds(
                 settings.max_files,
@@ -255,9 +255,9 @@ class Application:
             max_lines=settings.max_batch_requests,
             max_line_bytes=settings.max_body_bytes,
         )
-        self._housekeeping.add("running batches", LOOK_INTERVAL_S, house.look)
-        self._housekeeping.add("sweeping files", SWEEP_INTERVAL_S, house.sweep)
-        return house
+        self._housekeeping.add("running batches", LOOK_INTERVAL_S, service.look)
+        self._housekeeping.add("sweeping files", SWEEP_INTERVAL_S, service.sweep)
+        return service
 
     def _num_free_for_batches(self) -> int:
         """Requests that the engines could take beside what they have and what waits.

@@ -1,4 +1,4 @@
-"""Which engine takes a request, and when: admission, the fair queue, seats, routing, quarantine.
+"""Which engine takes a request, and when: admission, the fair queue, slots, routing, quarantine.
 
 Pure policy over the engines' reported loads; everything here is told the time and does no I/O.
 Start at `admission.py`. May import `gateway.errors` and `protocol`; knows neither HTTP, sockets

@@ -1,4 +1,4 @@
-"""Gives out seats at engines: at once, in turn, again after a loss, and takes them back."""
+"""Gives out slots at engines: at once, in turn, again after a loss, and takes them back."""
 
 import asyncio
 import time
@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 from gateway.dispatch.fair_queue import CostEstimate
 from gateway.dispatch.returning import ReturningWaiter, ReturningWork
-from gateway.dispatch.seats import (
+from gateway.dispatch.slots import (
     Accepts,
     EngineHandle,
-    Seat,
-    SeatKind,
     Share,
+    Slot,
+    SlotKind,
     any_engine,
     least_loaded,
 )
@@ -23,27 +23,27 @@ class _Model:
     """Who waits for engines of one model.
 
     Attributes:
-        lines: Who waits for a first seat, by its kind.
+        lines: Who waits for a first slot, by its kind.
         returning: Who was at an engine that is gone; before everybody else who waits for work.
     """
 
     def __init__(self, max_queue: int, clock: Callable[[], float], overload_message: str) -> None:
-        self.lines: dict[SeatKind, WaitingLine] = {
+        self.lines: dict[SlotKind, WaitingLine] = {
             "work": WaitingLine(max_queue, clock, overload_message),
             "question": WaitingLine(max_queue, clock, overload_message),
         }
-        self.returning: dict[SeatKind, ReturningWork] = {
+        self.returning: dict[SlotKind, ReturningWork] = {
             "work": ReturningWork(),
             "question": ReturningWork(),
         }
 
-    def is_behind(self, kind: SeatKind) -> bool:
+    def is_behind(self, kind: SlotKind) -> bool:
         """Whether somebody waits who goes before a newcomer of this kind."""
         return bool(self.lines[kind]) or bool(self.returning[kind])
 
 
 class Admission:
-    """Hands out seats at engines.
+    """Hands out slots at engines.
 
     Waiting requests are ordered by priority with aging, then fair between tenants by tokens: a
     tenant with a thousand requests delays another's first one by one request, not by a thousand.
@@ -52,7 +52,7 @@ class Admission:
 
     Args:
         engines: The live engines of a model.
-        max_queue: Requests that may wait for one model and kind of seat.
+        max_queue: Requests that may wait for one model and kind of slot.
         clock: Monotonic seconds.
         overload_message: What is said where no place is left; empty says how many wait.
     """
@@ -80,9 +80,9 @@ class Admission:
         tokens: int,
         is_extra: bool = False,
         accepts: Accepts = any_engine,
-        kind: SeatKind = "work",
-    ) -> Seat:
-        """A seat at the least loaded engine that has credit; waits for its turn.
+        kind: SlotKind = "work",
+    ) -> Slot:
+        """A slot at the least loaded engine that has credit; waits for its turn.
 
         Args:
             model: A known model.
@@ -92,7 +92,7 @@ class Admission:
             is_extra: A further choice of a request that is in already: its client has been let
                 in, so the bounds of the queue don't apply, and it waits while no engine is there.
             accepts: Which engines can do the work.
-            kind: Of the seat.
+            kind: Of the slot.
 
         Raises:
             OverloadedError: The queue is full, or this tenant has too much of it.
@@ -100,7 +100,7 @@ class Admission:
         """
         if not is_extra and not self._engines(model):
             raise _no_engine(model)
-        seat = self.take_now(
+        slot = self.take_now(
             model,
             tenant=tenant,
             priority=priority,
@@ -109,8 +109,8 @@ class Admission:
             accepts=accepts,
             kind=kind,
         )
-        if seat is not None:
-            return seat
+        if slot is not None:
+            return slot
         queue = self._model(model)
         line = queue.lines[kind]
         is_behind = queue.is_behind(kind)
@@ -139,9 +139,9 @@ class Admission:
         tokens: int,
         is_extra: bool = False,
         accepts: Accepts = any_engine,
-        kind: SeatKind = "work",
-    ) -> Seat | None:
-        """A seat as `acquire` gives one, if nobody waits before and an engine has credit.
+        kind: SlotKind = "work",
+    ) -> Slot | None:
+        """A slot as `acquire` gives one, if nobody waits before and an engine has credit.
 
         The arguments are those of `acquire`.
         """
@@ -154,7 +154,7 @@ class Admission:
         if engine is None:
             return None
         line.note_departure(tenant, is_extra=is_extra)
-        return _seat(engine, tokens, kind, Share(tenant, priority, tokens, cost=0))
+        return _slot(engine, tokens, kind, Share(tenant, priority, tokens, cost=0))
 
     async def acquire_again(
         self,
@@ -164,9 +164,9 @@ class Admission:
         accepts: Accepts,
         is_alone: bool = False,
         is_patient: bool = True,
-        kind: SeatKind = "work",
-    ) -> Seat:
-        """A seat for work that lost its engine: before everybody who waits for a first one.
+        kind: SlotKind = "work",
+    ) -> Slot:
+        """A slot for work that lost its engine: before everybody who waits for a first one.
 
         Without a fitting engine it waits for one to come; its caller bounds the time.
 
@@ -176,22 +176,22 @@ class Admission:
             accepts: Which engines can go on with it.
             is_alone: Take an engine with nothing else on it, and keep it so until `share`.
             is_patient: Wait also while only engines that can't go on with it are there.
-            kind: Of the seat.
+            kind: Of the slot.
 
         Raises:
             WorkerLostError: It isn't patient, and only such engines are there.
         """
         returning = self._model(model).returning[kind]
-        future: asyncio.Future[Seat] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         waiter = ReturningWaiter(tokens, accepts, is_alone, is_patient, future, kind)
         returning.add(waiter)
         self.pump(model)
         return await self._wait(model, future, lambda: returning.discard(waiter))
 
     async def _wait(
-        self, model: str, future: "asyncio.Future[Seat]", leave: Callable[[], None]
-    ) -> Seat:
-        """The seat; who is cancelled meanwhile leaves nothing behind."""
+        self, model: str, future: "asyncio.Future[Slot]", leave: Callable[[], None]
+    ) -> Slot:
+        """The slot; who is cancelled meanwhile leaves nothing behind."""
         try:
             return await future
         except asyncio.CancelledError:
@@ -204,53 +204,53 @@ class Admission:
                 self.pump(model)  # the next one may fit where this one did not
             raise
 
-    def share(self, seat: Seat) -> None:
-        """Let others work beside a seat that was alone; idempotent."""
-        if seat.is_alone:
-            seat.is_alone = False
-            seat.engine.is_reserved = False
-            self.pump(seat.engine.offer.model)
+    def share(self, slot: Slot) -> None:
+        """Let others work beside a slot that was alone; idempotent."""
+        if slot.is_alone:
+            slot.is_alone = False
+            slot.engine.is_reserved = False
+            self.pump(slot.engine.offer.model)
 
-    def resize(self, seat: Seat, tokens: int) -> None:
-        """Replace the upper bound of a seat by a better number; what becomes free is given out."""
-        if seat.is_released:
+    def resize(self, slot: Slot, tokens: int) -> None:
+        """Replace the upper bound of a slot by a better number; what becomes free is given out."""
+        if slot.is_released:
             return
-        has_shrunk = tokens < seat.tokens
-        seat.vacate()
-        seat.tokens = tokens
-        seat.occupy()
+        has_shrunk = tokens < slot.tokens
+        slot.vacate()
+        slot.tokens = tokens
+        slot.occupy()
         if has_shrunk:
-            self.pump(seat.engine.offer.model)
+            self.pump(slot.engine.offer.model)
 
-    def move(self, seat: Seat, engine: EngineHandle) -> None:
-        """Exchange a seat for one at another engine that can take its tokens.
+    def move(self, slot: Slot, engine: EngineHandle) -> None:
+        """Exchange a slot for one at another engine that can take its tokens.
 
         One that is alone stays: the other engine may have work.
         """
-        if seat.is_released or seat.is_alone or engine is seat.engine:
+        if slot.is_released or slot.is_alone or engine is slot.engine:
             return
-        seat.vacate()
-        seat.engine = engine
-        seat.occupy()
+        slot.vacate()
+        slot.engine = engine
+        slot.occupy()
         self.pump(engine.offer.model)
 
-    def release(self, seat: Seat, used_tokens: int | None = None) -> None:
-        """Give a seat back; idempotent.
+    def release(self, slot: Slot, used_tokens: int | None = None) -> None:
+        """Give a slot back; idempotent.
 
         Args:
-            seat: May have been given back before.
+            slot: May have been given back before.
             used_tokens: Prompt and output, which the tenant's share pays for instead of what was
                 expected; None when nothing was begun.
         """
-        if seat.is_released:
+        if slot.is_released:
             return
-        seat.is_released = True
-        model = seat.engine.offer.model
-        if seat.share is not None:
-            self._account(self._model(model).lines[seat.kind], seat.share, used_tokens)
-        seat.vacate()
-        if seat.is_alone:
-            seat.engine.is_reserved = False
+        slot.is_released = True
+        model = slot.engine.offer.model
+        if slot.share is not None:
+            self._account(self._model(model).lines[slot.kind], slot.share, used_tokens)
+        slot.vacate()
+        if slot.is_alone:
+            slot.engine.is_reserved = False
         self.pump(model)
 
     def _account(self, line: WaitingLine, share: Share, used_tokens: int | None) -> None:
@@ -260,7 +260,7 @@ class Admission:
             line.charge(share.tenant, share.priority, (used_tokens or 0) - share.cost)
 
     def pump(self, model: str) -> None:
-        """Seat who waits, as far as credits go; called when something may have become free."""
+        """Admit who waits, as far as credits go; called when something may have become free."""
         queue = self._models.get(model)
         if queue is None or not (any(queue.returning.values()) or any(queue.lines.values())):
             return
@@ -270,7 +270,7 @@ class Admission:
             return
         for kind, line in queue.lines.items():
             free = queue.returning[kind].place(engines, line.turn)
-            _seat_in_order(line, free, kind)
+            _admit_in_order(line, free, kind)
 
     def num_waiting(self, model: str) -> int:
         """Requests in the queues of a model."""
@@ -291,25 +291,25 @@ class Admission:
         return queue
 
 
-def _seat(engine: EngineHandle, tokens: int, kind: SeatKind, share: Share | None = None) -> Seat:
-    seat = Seat(engine, tokens, share=share, kind=kind)
-    seat.occupy()
-    return seat
+def _slot(engine: EngineHandle, tokens: int, kind: SlotKind, share: Share | None = None) -> Slot:
+    slot = Slot(engine, tokens, share=share, kind=kind)
+    slot.occupy()
+    return slot
 
 
-def _seat_in_order(line: WaitingLine, free: list[EngineHandle], kind: SeatKind) -> None:
-    """Seat those of a line who find credit.
+def _admit_in_order(line: WaitingLine, free: list[EngineHandle], kind: SlotKind) -> None:
+    """Admit those of a line who find credit.
 
     Args:
         line: Who waits.
         free: Engines that nobody more important waits for; used up.
         kind: Of the line.
     """
-    while free and _seat_next(line, free, kind):
+    while free and _admit_next(line, free, kind):
         pass
 
 
-def _seat_next(line: WaitingLine, free: list[EngineHandle], kind: SeatKind) -> bool:
+def _admit_next(line: WaitingLine, free: list[EngineHandle], kind: SlotKind) -> bool:
     for waiter in line.in_order():
         if waiter.future.done():
             line.discard(waiter)  # it is being cancelled, and hasn't run yet
@@ -319,7 +319,7 @@ def _seat_next(line: WaitingLine, free: list[EngineHandle], kind: SeatKind) -> b
         if engine is not None:
             line.take(waiter)
             share = Share(waiter.tenant, waiter.priority, waiter.tokens, waiter.cost)
-            waiter.future.set_result(_seat(engine, waiter.tokens, kind, share))
+            waiter.future.set_result(_slot(engine, waiter.tokens, kind, share))
             return True
         for engine in fitting:
             free.remove(engine)

@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-from gateway.dispatch.seats import Seat
+from gateway.dispatch.slots import Slot
 from gateway.errors import GatewayError, PoisonRequestError, WorkerLostError
 from protocol.errors import ErrorCode
 from protocol.wire.messages import NUM_ALONE_TOKENS
@@ -120,21 +120,21 @@ class Suspicion:
             return True
         return False
 
-    def on_failure(self, error: GatewayError, seat: Seat | None) -> GatewayError:
+    def on_failure(self, error: GatewayError, slot: Slot | None) -> GatewayError:
         """An attempt failed, perhaps with its engine.
 
         Args:
             error: How it failed.
-            seat: Where; None when it never began.
+            slot: Where; None when it never began.
 
         Returns:
             The error that counts: the conviction, when the engine died of it alone.
         """
-        if seat is None or not _is_death(error):
+        if slot is None or not _is_death(error):
             return error
-        load = seat.engine.peer.load
-        if seat.is_alone and load.num_running + load.num_waiting <= 1:
-            name = seat.engine.peer.instance_id
+        load = slot.engine.peer.load
+        if slot.is_alone and load.num_running + load.num_waiting <= 1:
+            name = slot.engine.peer.instance_id
             _logger.error("engine %s died of a request that ran alone", name)
             return self._quarantine.convict(self._fingerprint())
         self._num_deaths += 1

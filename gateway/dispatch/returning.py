@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gateway.dispatch.seats import Accepts, EngineHandle, Seat, SeatKind, least_loaded
+from gateway.dispatch.slots import Accepts, EngineHandle, Slot, SlotKind, least_loaded
 from gateway.errors import WorkerLostError
 
 
@@ -17,8 +17,8 @@ class ReturningWaiter:
         accepts: Which engines can go on with it.
         is_alone: It wants an engine with nothing else on it.
         is_patient: It waits for a fitting engine even while only others are there.
-        future: Gets the seat.
-        kind: Of the seat.
+        future: Gets the slot.
+        kind: Of the slot.
         reserved: The engine that is being emptied for it.
     """
 
@@ -26,8 +26,8 @@ class ReturningWaiter:
     accepts: Accepts
     is_alone: bool
     is_patient: bool
-    future: "asyncio.Future[Seat]"
-    kind: SeatKind = "work"
+    future: "asyncio.Future[Slot]"
+    kind: SlotKind = "work"
     reserved: EngineHandle | None = None
 
 
@@ -50,7 +50,7 @@ class ReturningWork:
         _unreserve(waiter)
 
     def place(self, engines: Sequence[EngineHandle], turn: Iterator[int]) -> list[EngineHandle]:
-        """Seat those for whom there is an engine now.
+        """Admit those for whom there is an engine now.
 
         Who only lacks credit keeps the engines that can go on with its work free of everybody
         behind it. Who is not patient and finds only engines that can't gets its error.
@@ -74,21 +74,21 @@ class ReturningWork:
                 del self._waiters[waiter]
                 waiter.future.set_exception(_replaced())
             elif waiter.is_alone:
-                self._seat(waiter, _emptied(waiter, fitting))
+                self._admit(waiter, _emptied(waiter, fitting))
             else:
                 fitting = [engine for engine in free if engine in fitting]
                 found = least_loaded(fitting, waiter.tokens, next(turn), waiter.kind)
-                if not self._seat(waiter, found):
+                if not self._admit(waiter, found):
                     free = [engine for engine in free if engine not in fitting]
         return free
 
-    def _seat(self, waiter: ReturningWaiter, engine: EngineHandle | None) -> bool:
+    def _admit(self, waiter: ReturningWaiter, engine: EngineHandle | None) -> bool:
         if engine is None:
             return False
         del self._waiters[waiter]
-        seat = Seat(engine, waiter.tokens, is_alone=waiter.is_alone, kind=waiter.kind)
-        seat.occupy()
-        waiter.future.set_result(seat)
+        slot = Slot(engine, waiter.tokens, is_alone=waiter.is_alone, kind=waiter.kind)
+        slot.occupy()
+        waiter.future.set_result(slot)
         return True
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from gateway.dispatch.seats import Accepts, EngineHandle
+from gateway.dispatch.slots import Accepts, EngineHandle
 from protocol.wire.messages import CachedBlocks
 from protocol.wire.peers import Peer
 
@@ -95,11 +95,11 @@ class PrefixRouter:
         tokens: int,
         accepts: Accepts,
     ) -> Route:
-        """The best engine for a prompt that has a seat.
+        """The best engine for a prompt that has a slot.
 
         Args:
             engines: The live engines of the model.
-            current: Where the seat is.
+            current: Where the slot is.
             block_hashes: Names of the prompt's full blocks, in order.
             tokens: Upper bound of prompt and output.
             accepts: Which engines can do the work at all.

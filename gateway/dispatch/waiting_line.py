@@ -1,4 +1,4 @@
-"""Who waits for a seat of one model: in fair order, within bounds, with the time that it takes."""
+"""Who waits for a slot of one model: in fair order, within bounds, with the time that it takes."""
 
 import asyncio
 import itertools
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gateway.dispatch.fair_queue import FairQueue
-from gateway.dispatch.seats import Accepts, Seat
+from gateway.dispatch.slots import Accepts, Slot
 from gateway.errors import OverloadedError
 
 MIN_TENANT_PLACES = 16
@@ -26,7 +26,7 @@ class Waiter:
         tokens: Upper bound of prompt and output.
         cost: What its tenant is charged, as far as it can be known.
         accepts: Which engines can do it.
-        future: Gets the seat.
+        future: Gets the slot.
         is_extra: Of a request that is in already: the bounds don't apply.
     """
 
@@ -35,12 +35,12 @@ class Waiter:
     tokens: int
     cost: int
     accepts: Accepts
-    future: "asyncio.Future[Seat]"
+    future: "asyncio.Future[Slot]"
     is_extra: bool
 
 
 class WaitingLine:
-    """The waiters of one model and kind of seat.
+    """The waiters of one model and kind of slot.
 
     A tenant may hold as many places as are still free (Choudhury and Hahne, Dynamic queue length
     thresholds, 1998), and always `MIN_TENANT_PLACES` while there is one: alone it gets at most
@@ -116,13 +116,13 @@ class WaitingLine:
             self._count(waiter, -1)
 
     def take(self, waiter: Waiter) -> None:
-        """It is seated."""
+        """It is admitted."""
         self._queue.take(waiter)
         self._count(waiter, -1)
         self.note_departure(waiter.tenant, is_extra=waiter.is_extra)
 
     def note_departure(self, tenant: str, *, is_extra: bool) -> None:
-        """A request of a tenant was seated, from the line or without waiting."""
+        """A request of a tenant was admitted, from the line or without waiting."""
         if not is_extra:
             self._departures.append((self._clock(), tenant))
 
@@ -131,11 +131,11 @@ class WaitingLine:
         return self._queue.in_order(self._clock())
 
     def charge(self, tenant: str, priority: int, tokens: int) -> None:
-        """A seated request of a tenant needed more tokens than its cost; fewer if negative."""
+        """A admitted request of a tenant needed more tokens than its cost; fewer if negative."""
         self._queue.charge(tenant=tenant, priority=priority, tokens=tokens)
 
     def retry_after_s(self, tenant: str | None = None) -> float:
-        """When those who wait now will have been seated, at the rate measured last.
+        """When those who wait now will have been admitted, at the rate measured last.
 
         Args:
             tenant: Only its requests and its rate count; None for all.
@@ -143,9 +143,9 @@ class WaitingLine:
         if len(self._departures) < 2:
             return MIN_RETRY_AFTER_S
         span_s = self._clock() - self._departures[0][0]
-        num_seated = sum(tenant in (None, seated) for _, seated in self._departures)
+        num_admitted = sum(tenant in (None, admitted) for _, admitted in self._departures)
         num_waiting = self.num_waiting if tenant is None else self._by_tenant[tenant]
-        wait_s = span_s / max(1, num_seated) * max(1, num_waiting)
+        wait_s = span_s / max(1, num_admitted) * max(1, num_waiting)
         return float(min(MAX_RETRY_AFTER_S, max(MIN_RETRY_AFTER_S, math.ceil(wait_s))))
 
     def _count(self, waiter: Waiter, change: int) -> None:

@@ -89,7 +89,7 @@ class Answer:
         opened: ParseOpened | None,
         limit: ThoughtLimit | None = None,
     ) -> None:
-        """Start every choice: the first at the seat that prepared the prompts.
+        """Start every choice: the first at the slot that prepared the prompts.
 
         Args:
             prepared: The prompts.
@@ -103,7 +103,7 @@ class Answer:
         first, *others = self._choices
         for choice in others:
             self._owner.background.spawn(self._launcher.launch(choice))
-        self._launcher.start(first, self._launcher.take_seat(first))
+        self._launcher.start(first, self._launcher.take_slot(first))
 
     def abort(self) -> None:
         """Stop every choice that an engine works on."""

@@ -8,7 +8,7 @@ from msgspec import structs
 from gateway import bridge
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.quarantine import Suspicion
-from gateway.dispatch.seats import EngineHandle, Seat
+from gateway.dispatch.slots import EngineHandle, Slot
 from gateway.errors import GatewayError, WorkerLostError
 from gateway.request.thoughts import ThoughtLimit
 from gateway.workers.engines import EngineLink
@@ -86,7 +86,7 @@ class ChoicePlan:
 
 
 class EngineChoice:
-    """One choice; it holds a seat exactly as long as an engine works on it.
+    """One choice; it holds a slot exactly as long as an engine works on it.
 
     It is long because half of its methods are one-line questions of launcher, lease and answer.
 
@@ -100,7 +100,7 @@ class EngineChoice:
         reserved_tokens: Output tokens that are reserved at first.
         lease_tokens: Of these, what its engine may make before it is told more.
         owner: Is told what happens.
-        admission: Takes seats back.
+        admission: Takes slots back.
         suspicion: What speaks against it.
     """
 
@@ -138,14 +138,14 @@ class EngineChoice:
         self._token_ids: list[int] = []
         self._num_characters = 0
         self._num_fruitless = 0
-        self._seat: Seat | None = None
+        self._slot: Slot | None = None
         self._is_aborted = False
         self._usage: Usage | None = None
 
     @property
     def is_at_engine(self) -> bool:
         """Whether an engine works on it, or may still."""
-        return self._seat is not None
+        return self._slot is not None
 
     @property
     def is_first(self) -> bool:
@@ -203,19 +203,19 @@ class EngineChoice:
         """Its part of the lease, named as an engine names it that reports to the auth worker."""
         return bridge.stream_usage(self.plan.request_id, self._number, self.usage)
 
-    def start(self, seat: Seat, deadline_s: float) -> None:
-        """Begin, or go on, at the engine of a seat, which now belongs to this choice.
+    def start(self, slot: Slot, deadline_s: float) -> None:
+        """Begin, or go on, at the engine of a slot, which now belongs to this choice.
 
         Args:
-            seat: From admission.
+            slot: From admission.
             deadline_s: Seconds that the request has left.
         """
         plan = self.plan
-        self._seat = seat
+        self._slot = slot
         self._usage = None
         self._num_fruitless += 1
         self.attempt += 1
-        self.resume_version = seat.engine.offer.resume_version
+        self.resume_version = slot.engine.offer.resume_version
         self.suspicion.on_attempt()
         generate = bridge.generate(
             plan.request_id,
@@ -236,13 +236,13 @@ class EngineChoice:
             num_sent_characters=self._num_characters,
             num_choices=plan.num_choices,
             is_streaming=plan.is_streaming,
-            is_alone=seat.is_alone,
+            is_alone=slot.is_alone,
             thought=None if plan.limit is None else plan.limit.thought,
             max_thought_tokens=0 if plan.limit is None else plan.limit.max_tokens,
             cache_salt=plan.cache_salt,
         )
         try:
-            self._engines.generate(seat.engine, generate, self)
+            self._engines.generate(slot.engine, generate, self)
             self.was_started = True
         except WorkerLostError as error:  # it went away unasked
             self.on_failure(error, None)
@@ -252,23 +252,23 @@ class EngineChoice:
     def extend(self, lease_tokens: int) -> None:
         """The lease grew to so many output tokens in all."""
         self.lease_tokens = lease_tokens
-        if self._seat is not None:
-            self._admission.resize(self._seat, self.bound_tokens)
+        if self._slot is not None:
+            self._admission.resize(self._slot, self.bound_tokens)
             self._engines.extend(
-                self._seat.engine,
+                self._slot.engine,
                 bridge.extend(self.plan.request_id, self._number, self.attempt, lease_tokens),
             )
 
     def abort(self) -> None:
         """Stop, without another word to the client; `on_choice_aborted` follows."""
         self._is_aborted = True
-        if self._seat is not None:
-            self._send_abort(self._seat.engine)
+        if self._slot is not None:
+            self._send_abort(self._slot.engine)
 
     def cut(self) -> None:
         """Stop here with what there is: the regular end follows."""
-        if self._seat is not None:
-            self._send_abort(self._seat.engine)
+        if self._slot is not None:
+            self._send_abort(self._slot.engine)
 
     def release(self) -> None:
         """Its end was told: nothing more is; a choice that is done keeps nobody alive."""
@@ -276,9 +276,9 @@ class EngineChoice:
 
     def give_up(self) -> None:
         """No end came after an abort: take what arrived for the usage."""
-        if self._seat is not None:
-            self._engines.forget(self._seat.engine, self.plan.request_id, self._number)
-            self._free_seat()
+        if self._slot is not None:
+            self._engines.forget(self._slot.engine, self.plan.request_id, self._number)
+            self._free_slot()
 
     @property
     def has_prompt_logprobs(self) -> bool:
@@ -300,8 +300,8 @@ class EngineChoice:
         self._token_ids += delta.token_ids
         self._num_characters += len(delta.text)
         self._num_fruitless = 0
-        if self.suspicion.on_tokens(len(delta.token_ids)) and self._seat is not None:
-            self._admission.share(self._seat)
+        if self.suspicion.on_tokens(len(delta.token_ids)) and self._slot is not None:
+            self._admission.share(self._slot)
         self.prompt_logprobs.extend(delta.prompt_logprobs)
         if not self._is_aborted:
             self._owner.on_choice_text(self, delta)
@@ -309,7 +309,7 @@ class EngineChoice:
     def on_finished(self, finished: Finished) -> None:
         """The engine's end of the current attempt."""
         self._usage = finished.usage
-        self._free_seat()
+        self._free_slot()
         if self._is_aborted:
             self._owner.on_choice_aborted(self)
         elif finished.finish_reason == "abort" and not self.is_lease_final:
@@ -322,8 +322,8 @@ class EngineChoice:
         """The current attempt failed."""
         if failure is not None and failure.usage is not None:
             self._usage = failure.usage
-        error = self.suspicion.on_failure(error, self._seat)
-        self._free_seat()
+        error = self.suspicion.on_failure(error, self._slot)
+        self._free_slot()
         if self._is_aborted:
             self._owner.on_choice_aborted(self)
         else:
@@ -331,19 +331,19 @@ class EngineChoice:
 
     def on_broken(self, error: GatewayError) -> None:
         """What its output led to here raised; its engine is told to stop, and nobody listens."""
-        if self._seat is not None:
-            self._send_abort(self._seat.engine)
-            self._free_seat()
+        if self._slot is not None:
+            self._send_abort(self._slot.engine)
+            self._free_slot()
         self._owner.on_choice_broken(error)
 
     def _send_abort(self, engine: EngineHandle) -> None:
         self._engines.abort(engine, bridge.abort(self.plan.request_id, self._number, self.attempt))
 
-    def _free_seat(self) -> None:
-        seat, self._seat = self._seat, None
-        if seat is not None:
+    def _free_slot(self) -> None:
+        slot, self._slot = self._slot, None
+        if slot is not None:
             num_prompt_tokens = len(self.plan.prepared.prompt_token_ids)
-            self._admission.release(seat, num_prompt_tokens + self.num_output_tokens)
+            self._admission.release(slot, num_prompt_tokens + self.num_output_tokens)
 
 
 class _Nobody:

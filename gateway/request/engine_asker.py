@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.quarantine import Suspicion
-from gateway.dispatch.seats import EngineHandle, Seat
+from gateway.dispatch.slots import EngineHandle, Slot
 from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError
 from protocol.errors import ErrorCode
 
@@ -29,10 +29,10 @@ def is_retryable(error: GatewayError) -> bool:
 
 
 class EngineAsker:
-    """Finds seats for the questions of one request, and new ones when engines die or are full.
+    """Finds slots for the questions of one request, and new ones when engines die or are full.
 
     Args:
-        admission: Hands out seats.
+        admission: Hands out slots.
         suspicion: What speaks against the request: engines that died of it.
         model: Whose engines are asked.
     """
@@ -44,15 +44,15 @@ class EngineAsker:
 
     async def ask(
         self,
-        seat: Seat,
-        question: Callable[[Seat], Awaitable[AnswerT]],
+        slot: Slot,
+        question: Callable[[Slot], Awaitable[AnswerT]],
         used: Callable[[], int | None] = lambda: None,
-    ) -> tuple[Seat, AnswerT]:
-        """The answer of this seat's engine, or of another one's, with the seat that gave it.
+    ) -> tuple[Slot, AnswerT]:
+        """The answer of this slot's engine, or of another one's, with the slot that gave it.
 
         Args:
-            seat: Owned by this call until it returns; given back when it raises.
-            question: Asks the engine of a seat, perhaps several times.
+            slot: Owned by this call until it returns; given back when it raises.
+            question: Asks the engine of a slot, perhaps several times.
             used: Tokens that its tenant's share pays for when it is given up.
 
         Raises:
@@ -61,23 +61,23 @@ class EngineAsker:
         num_refusals = 0
         while True:
             try:
-                return seat, await question(seat)
+                return slot, await question(slot)
             except (WorkerLostError, RemoteFailureError) as error:
-                self._admission.release(seat)
-                found = self._suspicion.on_failure(error, seat)
+                self._admission.release(slot)
+                found = self._suspicion.on_failure(error, slot)
                 num_refusals += not isinstance(error, WorkerLostError)
                 if not is_retryable(found) or num_refusals > MAX_REFUSALS:
                     raise found from None
             except BaseException:
-                self._admission.release(seat, used())
+                self._admission.release(slot, used())
                 raise
             # An engine that is full is left alone for a while, so nobody asks it again at once.
-            seat = await self._admission.acquire_again(
+            slot = await self._admission.acquire_again(
                 self._model,
-                tokens=seat.tokens,
+                tokens=slot.tokens,
                 accepts=_any_engine,
                 is_alone=self._suspicion.needs_isolation,
-                kind=seat.kind,
+                kind=slot.kind,
             )
 
 

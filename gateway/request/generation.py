@@ -165,7 +165,7 @@ class GenerationWork:
         )
 
     def begin(self, admitted: Admitted) -> None:
-        """Send the prompts ahead of the grant, if there is a free seat."""
+        """Send the prompts ahead of the grant, if there is a free slot."""
         offer = self._pool.directory.offer(self.model)
         if offer is not None and self._may_fit(offer):
             self._launcher.begin(self._placed(admitted), self._budget.upper_bound(offer))

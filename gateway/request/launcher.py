@@ -9,7 +9,7 @@ from gateway import bridge
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.quarantine import Quarantine, Suspicion
 from gateway.dispatch.routing import PrefixRouter
-from gateway.dispatch.seats import EngineHandle, Seat
+from gateway.dispatch.slots import EngineHandle, Slot
 from gateway.errors import GatewayError, WorkerLostError
 from gateway.request.choice import EngineChoice
 from gateway.request.engine_asker import EngineAsker
@@ -31,7 +31,7 @@ class EnginePool:
     Attributes:
         link: Messages to them.
         directory: Who is there.
-        admission: Seats.
+        admission: Slots.
         prefixes: What they have cached; None when nothing is routed by it.
         quarantine: What they died of.
         on_routed: Called with model and outcome of each routed choice, for the metrics.
@@ -64,24 +64,24 @@ class Launcher:
         self._fingerprint = JobFingerprint(job)
         self._suspicion = Suspicion(pool.quarantine, self._fingerprint)
         self._asker = EngineAsker(pool.admission, self._suspicion, job.model)
-        self._begun: tuple[Seat, PromptBatch] | None = None
+        self._begun: tuple[Slot, PromptBatch] | None = None
         self._num_withdrawn = 0
         self._offer: EngineOffer | None = None
-        self.seat: Seat | None = None
+        self.slot: Slot | None = None
 
     def begin(self, admitted: Admitted, tokens: int) -> None:
-        """Send the prompts ahead of the grant, if there is a free seat."""
+        """Send the prompts ahead of the grant, if there is a free slot."""
         self._admitted = admitted
         self._fingerprint.tenant = admitted.tenant
         if not self._pool.quarantine.is_empty:
             return
-        seat = self._pool.admission.take_now(
+        slot = self._pool.admission.take_now(
             self._job.model, tenant=admitted.tenant, priority=admitted.priority, tokens=tokens
         )
-        if seat is None:
+        if slot is None:
             return
-        batch = PromptBatch(self._pool.link, seat.engine, self._questions())
-        self._begun = (seat, batch)
+        batch = PromptBatch(self._pool.link, slot.engine, self._questions())
+        self._begun = (slot, batch)
         try:
             batch.send()
         except WorkerLostError:
@@ -90,21 +90,21 @@ class Launcher:
     def withdraw(self) -> None:
         """Take back what `begin` did; idempotent."""
         if self._begun is not None:
-            seat, batch = self._begun
+            slot, batch = self._begun
             self._begun = None
             self._num_withdrawn += 1
             batch.close()
-            self._pool.admission.release(seat)
+            self._pool.admission.release(slot)
 
     async def prepare(self, admitted: Admitted, tokens: int) -> list[Prepared]:
-        """Have every prompt tokenised where a seat is; elsewhere if that engine dies.
+        """Have every prompt tokenised where a slot is; elsewhere if that engine dies.
 
         Args:
             admitted: Whose request it is.
             tokens: What a choice may need.
 
         Returns:
-            The prompts; `seat` is the seat for the first choice.
+            The prompts; `slot` is the slot for the first choice.
 
         Raises:
             PoisonRequestError: Engines die of it, or died of it a while ago.
@@ -118,36 +118,36 @@ class Launcher:
             self._pool.quarantine.check(self._fingerprint())
         begun, self._begun = self._begun, None
         if begun is None:
-            seat = await self._acquire(tokens, is_extra=False)
+            slot = await self._acquire(tokens, is_extra=False)
         else:
-            seat = begun[0]
+            slot = begun[0]
         batches = [] if begun is None else [begun[1]]
 
-        async def ask(seat: Seat) -> list[Prepared]:
+        async def ask(slot: Slot) -> list[Prepared]:
             batch = (
                 batches.pop()
                 if batches
-                else PromptBatch(self._pool.link, seat.engine, self._questions())
+                else PromptBatch(self._pool.link, slot.engine, self._questions())
             )
             return await batch.wait()
 
-        self.seat, prepared = await self._asker.ask(seat, ask)
-        self._offer = self.seat.engine.offer
+        self.slot, prepared = await self._asker.ask(slot, ask)
+        self._offer = self.slot.engine.offer
         return prepared
 
     def release(self) -> None:
-        """Give the first seat back if no choice has taken it; idempotent."""
+        """Give the first slot back if no choice has taken it; idempotent."""
         self.withdraw()
-        seat, self.seat = self.seat, None
-        if seat is not None:
-            self._pool.admission.release(seat)
+        slot, self.slot = self.slot, None
+        if slot is not None:
+            self._pool.admission.release(slot)
 
-    def take_seat(self, choice: EngineChoice) -> Seat:
-        """The first seat, for the first choice, which now owns it."""
-        seat, self.seat = self.seat, None
-        assert seat is not None, "prepare() found one"
-        self._pool.admission.resize(seat, choice.bound_tokens)
-        return seat
+    def take_slot(self, choice: EngineChoice) -> Slot:
+        """The first slot, for the first choice, which now owns it."""
+        slot, self.slot = self.slot, None
+        assert slot is not None, "prepare() found one"
+        self._pool.admission.resize(slot, choice.bound_tokens)
+        return slot
 
     def suspicion(self) -> Suspicion:
         """What speaks against a new choice of this request so far."""
@@ -166,27 +166,27 @@ class Launcher:
         return request_id if len(self._job.prepares) == 1 else f"{request_id}-{number}"
 
     async def launch(self, choice: EngineChoice) -> None:
-        """Wait for a seat and start a further choice.
+        """Wait for a slot and start a further choice.
 
         Raises:
             GatewayError: It can't be.
         """
-        seat = await self._acquire(choice.bound_tokens, is_extra=True)
-        if self._can_go_on(choice, seat.engine):
-            self.start(choice, seat)
+        slot = await self._acquire(choice.bound_tokens, is_extra=True)
+        if self._can_go_on(choice, slot.engine):
+            self.start(choice, slot)
         else:
-            self._pool.admission.release(seat)
+            self._pool.admission.release(slot)
             await self._start_again(choice, is_patient=True)
 
-    def start(self, choice: EngineChoice, seat: Seat) -> None:
+    def start(self, choice: EngineChoice, slot: Slot) -> None:
         """Start a choice at the engine that has most of its prompt computed already.
 
         Args:
             choice: Not started yet.
-            seat: Its own, for as many tokens as it may need.
+            slot: Its own, for as many tokens as it may need.
         """
-        self._route(choice, seat)
-        choice.start(seat, self._owner.remaining_s())
+        self._route(choice, slot)
+        choice.start(slot, self._owner.remaining_s())
 
     async def relaunch(self, choice: EngineChoice, error: GatewayError) -> None:
         """Let a choice whose attempt failed go on at another engine, however long it takes.
@@ -204,25 +204,25 @@ class Launcher:
         has_left = isinstance(error, WorkerLostError) and error.reason == "goodbye"
         await self._start_again(choice, is_patient=not has_left)
 
-    def _route(self, choice: EngineChoice, seat: Seat) -> None:
+    def _route(self, choice: EngineChoice, slot: Slot) -> None:
         block_hashes = choice.plan.prepared.block_hashes
         router = self._pool.prefixes
-        if router is None or not block_hashes or seat.is_alone:
+        if router is None or not block_hashes or slot.is_alone:
             return
         model = self._job.model
         route = router.choose(
             self._pool.directory.engines(model),
-            seat.engine,
+            slot.engine,
             block_hashes,
-            seat.tokens,
+            slot.tokens,
             lambda engine: self._can_go_on(choice, engine),
         )
-        self._pool.admission.move(seat, route.engine)
+        self._pool.admission.move(slot, route.engine)
         router.expect(route.engine, block_hashes)
         self._pool.on_routed(model, route.outcome)
 
     async def _start_again(self, choice: EngineChoice, *, is_patient: bool) -> None:
-        seat = await self._pool.admission.acquire_again(
+        slot = await self._pool.admission.acquire_again(
             self._job.model,
             tokens=choice.bound_tokens,
             accepts=lambda engine: self._can_go_on(choice, engine),
@@ -230,8 +230,8 @@ class Launcher:
             is_patient=is_patient,
         )
         # Its lease may have grown while it waited.
-        self._pool.admission.resize(seat, choice.bound_tokens)
-        choice.start(seat, self._owner.remaining_s())
+        self._pool.admission.resize(slot, choice.bound_tokens)
+        choice.start(slot, self._owner.remaining_s())
 
     def _can_go_on(self, choice: EngineChoice, engine: EngineHandle) -> bool:
         """Whether an engine reads the prompt's tokens alike, and continues an output alike."""
@@ -255,7 +255,7 @@ class Launcher:
             for number, prepare in enumerate(self._job.prepares)
         ]
 
-    async def _acquire(self, tokens: int, *, is_extra: bool) -> Seat:
+    async def _acquire(self, tokens: int, *, is_extra: bool) -> Slot:
         with self._owner.step("queue"):
             return await self._pool.admission.acquire(
                 self._job.model,

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from gateway.dispatch.seats import EngineHandle
+from gateway.dispatch.slots import EngineHandle
 from gateway.workers.engines import EngineLink
 from protocol.wire.messages import Prepare, Prepared
 

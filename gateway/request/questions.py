@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from gateway import bridge
 from gateway.bridge import Outcome
 from gateway.dispatch.quarantine import Suspicion
-from gateway.dispatch.seats import Seat, SeatKind
+from gateway.dispatch.slots import Slot, SlotKind
 from gateway.errors import GatewayError, RemoteFailureError
 from gateway.request.engine_asker import EngineAsker
 from gateway.request.job import question_fingerprint
@@ -53,7 +53,7 @@ class Question(Generic[QuestionT, AnswerT]):
         tokens_of: What an answer is charged.
         cached_of: Of these, what was cached before.
         check_answer: Whether an answer is one to this question.
-        seat: Whether it runs in an engine's steps, or in the threads beside them.
+        slot: Whether it runs in an engine's steps, or in the threads beside them.
         end_user: For whom it is, as the body says; empty when it doesn't.
         is_counted_late: Whether an engine that is told to stop says what it has computed.
     """
@@ -68,7 +68,7 @@ class Question(Generic[QuestionT, AnswerT]):
     tokens_of: Callable[[AnswerT], int] = lambda _answer: 0
     cached_of: Callable[[AnswerT], int] = lambda _answer: 0
     check_answer: Callable[[AnswerT], bool] = lambda _answer: True
-    seat: SeatKind = "question"
+    slot: SlotKind = "question"
     end_user: str = ""
     is_counted_late: bool = False
 
@@ -102,7 +102,7 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         self._metrics = metrics
         self._configured_models = configured_models
         self._admitted = Admitted()
-        self._seat: Seat | None = None
+        self._slot: Slot | None = None
         self._was_sent = False
         self._answer: AnswerT | None = None
         self._late: asyncio.Future[AnswerT] | None = None
@@ -132,7 +132,7 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         self._question.check(self.offer, directory.version(self.model))
 
     async def prepare(self, admitted: Admitted) -> None:
-        """Find a seat, in turn with everybody else's work.
+        """Find a slot, in turn with everybody else's work.
 
         Raises:
             GatewayError: The queue is full, engines died of it a while ago, or none is there.
@@ -140,12 +140,12 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         self._admitted = admitted
         if not self._pool.quarantine.is_empty:
             self._pool.quarantine.check(self._fingerprint())
-        self._seat = await self._pool.admission.acquire(
+        self._slot = await self._pool.admission.acquire(
             self.model,
             tenant=admitted.tenant,
             priority=admitted.priority,
             tokens=self._question.prompt_tokens(self.offer),
-            kind=self._question.seat,
+            kind=self._question.slot,
         )
 
     async def run(self) -> None:
@@ -154,21 +154,21 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         Raises:
             GatewayError: The question is wrong, engines die of it, or they are full.
         """
-        seat, self._seat = self._seat, None
-        assert seat is not None, "prepare() found one"
+        slot, self._slot = self._slot, None
+        assert slot is not None, "prepare() found one"
         asker = EngineAsker(
             self._pool.admission, Suspicion(self._pool.quarantine, self._fingerprint), self.model
         )
-        self._seat, self._answer = await asker.ask(
-            seat, self._ask, lambda: self.usage().prompt_tokens if self._was_sent else None
+        self._slot, self._answer = await asker.ask(
+            slot, self._ask, lambda: self.usage().prompt_tokens if self._was_sent else None
         )
         self.owner.end("finished")
 
     def abort(self, error: GatewayError | None) -> None:
-        """Give the seat back; a question that is on its way is cancelled with the start."""
-        seat, self._seat = self._seat, None
-        if seat is not None:
-            self._pool.admission.release(seat, self.usage().prompt_tokens)
+        """Give the slot back; a question that is on its way is cancelled with the start."""
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            self._pool.admission.release(slot, self.usage().prompt_tokens)
 
     @property
     def is_at_worker(self) -> bool:
@@ -210,7 +210,7 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         if num_tokens and self.offer is not None:
             self._metrics.tokens.labels(self.model, "prompt").inc(num_tokens)
 
-    async def _ask(self, seat: Seat) -> AnswerT:
+    async def _ask(self, slot: Slot) -> AnswerT:
         request_id = self.owner.request_id
         message = bridge.addressed(
             self._question.message,
@@ -221,7 +221,7 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
             trace_id=self.owner.trace_id,
         )
         link = self._pool.link
-        answer: asyncio.Future[AnswerT] = link.ask(seat.engine, message, self._question.answer_kind)
+        answer: asyncio.Future[AnswerT] = link.ask(slot.engine, message, self._question.answer_kind)
         self._was_sent = True
         self._is_at_worker = self._question.is_counted_late
         try:
@@ -231,22 +231,22 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
             raise
         except asyncio.CancelledError:
             if self._question.is_counted_late:
-                self._late = link.cancel(seat.engine, request_id, self._question.answer_kind)
+                self._late = link.cancel(slot.engine, request_id, self._question.answer_kind)
             raise
         finally:
             if self._late is None:
                 self._is_at_worker = False
-                link.close(seat.engine, request_id)
+                link.close(slot.engine, request_id)
                 self.owner.on_idle()
             else:
-                self._late.add_done_callback(partial(self._on_late, seat))
+                self._late.add_done_callback(partial(self._on_late, slot))
         if not self._question.check_answer(found):
             raise GatewayError("An engine gave an answer to another question.")
         return found
 
-    def _on_late(self, seat: Seat, told: "asyncio.Future[AnswerT]") -> None:
+    def _on_late(self, slot: Slot, told: "asyncio.Future[AnswerT]") -> None:
         """An engine says what it had computed, or is gone; the request is settled now."""
-        self._pool.link.close(seat.engine, self.owner.request_id)
+        self._pool.link.close(slot.engine, self.owner.request_id)
         if not told.cancelled() and told.exception() is None:
             counted = told.result()
             self._computed = Usage(

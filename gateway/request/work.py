@@ -84,7 +84,7 @@ class Work(Protocol):
         ...
 
     def begin(self, admitted: Admitted) -> None:
-        """Send ahead what needs no grant, if there is a free seat for it; waits for nothing.
+        """Send ahead what needs no grant, if there is a free slot for it; waits for nothing.
 
         Args:
             admitted: Who the caller was a moment ago; `lease_id` is still empty.
@@ -104,7 +104,7 @@ class Work(Protocol):
         ...
 
     async def prepare(self, admitted: Admitted) -> tuple[int, int] | None:
-        """Find a seat and learn what the work really needs.
+        """Find a slot and learn what the work really needs.
 
         Returns:
             Prompt and output tokens to reserve instead of the bound; None leaves it.
@@ -192,7 +192,7 @@ class SimpleWork:
         """Whoever does the work says what is wrong with it."""
 
     async def prepare(self, admitted: Admitted) -> None:
-        """It needs no seat."""
+        """It needs no slot."""
 
     def abort(self, error: GatewayError | None) -> None:
         """What runs ends with the start, which is cancelled."""

@@ -1,5 +1,5 @@
 """The other processes, as the gateway sees them: a link a role, questions out, answers in.
 
 `wire.py` is the seam to the sockets; a link hands each answer to who waits for it.
-May import `gateway.dispatch` (engines are what it seats work at), `gateway.errors` and `protocol`.
+May import `gateway.dispatch` (engines are what it gives work to), `gateway.errors` and `protocol`.
 """

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from gateway.dispatch.seats import EngineHandle
+from gateway.dispatch.slots import EngineHandle
 from protocol.version import PROTOCOL_VERSION, ProtocolVersion
 from protocol.wire.messages import EngineOffer
 from protocol.wire.peers import Peer

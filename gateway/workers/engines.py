@@ -7,7 +7,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from gateway.dispatch.routing import PrefixRouter
-from gateway.dispatch.seats import EngineHandle
+from gateway.dispatch.slots import EngineHandle
 from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError
 from gateway.telemetry.worker_records import WorkerRecords
 from gateway.workers.engine_directory import EngineDirectory

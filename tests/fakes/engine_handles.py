@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from gateway.dispatch.admission import Admission
-from gateway.dispatch.seats import EngineHandle, Seat
+from gateway.dispatch.slots import EngineHandle, Slot
 from protocol.version import PROTOCOL_VERSION
 from protocol.wire.messages import Credits, EngineOffer, Load
 from protocol.wire.peers import Peer
@@ -53,20 +53,20 @@ class Desk:
         self.admission = Admission(lambda _: self.engines, max_queue, lambda: self.now)
         self.order: list[str] = []
 
-    async def seat(
+    async def slot(
         self, tenant: str = "t", priority: int = 0, tokens: int = 10, **options: Any
-    ) -> Seat:
-        seat = await self.admission.acquire(
+    ) -> Slot:
+        slot = await self.admission.acquire(
             "m", tenant=tenant, priority=priority, tokens=tokens, **options
         )
         self.order.append(tenant)
-        return seat
+        return slot
 
     async def queued(
         self, tenant: str = "t", priority: int = 0, tokens: int = 10, **options: Any
-    ) -> "asyncio.Task[Seat]":
+    ) -> "asyncio.Task[Slot]":
         """A request that has taken its place in the queue."""
-        task = asyncio.create_task(self.seat(tenant, priority, tokens, **options))
+        task = asyncio.create_task(self.slot(tenant, priority, tokens, **options))
         await asyncio.sleep(0)
         return task
 
@@ -77,7 +77,7 @@ class Desk:
         tokens: int = 10,
         is_alone: bool = False,
         is_patient: bool = True,
-    ) -> "asyncio.Task[Seat]":
+    ) -> "asyncio.Task[Slot]":
         """Work that lost its engine asks for another one."""
         task = asyncio.create_task(
             self.admission.acquire_again(
@@ -92,7 +92,7 @@ class Desk:
         return task
 
 
-async def left(*tasks: "asyncio.Task[Seat]") -> None:
+async def left(*tasks: "asyncio.Task[Slot]") -> None:
     """Their clients leave."""
     for task in tasks:
         task.cancel()

@@ -9,7 +9,7 @@ from gateway import bridge
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.quarantine import Quarantine
 from gateway.dispatch.routing import PrefixRouter
-from gateway.dispatch.seats import EngineHandle
+from gateway.dispatch.slots import EngineHandle
 from gateway.errors import GatewayError
 from gateway.ledger.outbox import Outbox
 from gateway.request.answer_options import PLAIN_ANSWER, AnswerOptions
@@ -241,7 +241,7 @@ class Parts:
         return one
 
     @property
-    def num_seats(self) -> int:
+    def num_slots(self) -> int:
         return sum(
             one.num_requests + one.num_questions
             for name in self.directory.models()

@@ -15,7 +15,7 @@ async def waits_for_its_grant_with_prompts_ahead(parts: Parts) -> Generation:
     return await parts.generation()
 
 
-async def waits_for_a_seat(parts: Parts) -> Generation:
+async def waits_for_a_slot(parts: Parts) -> Generation:
     one = parts.engine(max_requests=1)
     parts.handle(one).num_requests = 1
     started = await parts.generation()

@@ -63,7 +63,7 @@ async def test_tokens_are_spelt_as_text(socket_dir: Path) -> None:
         assert engine.of(Detokenize)[0].token_ids == (7, 9)
 
 
-async def test_the_seat_is_given_back(socket_dir: Path) -> None:
+async def test_the_slot_is_given_back(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
         await gateway.auth()
         engine = await gateway.engine(max_requests=1)
@@ -110,7 +110,7 @@ async def test_a_question_without_another_engine_ends_at_its_deadline(socket_dir
         ("/v1/embeddings", {"model": "demo", "input": "hi"}, Embed),
     ],
 )
-async def test_a_client_that_leaves_gives_its_seat_back_and_the_engine_is_told(
+async def test_a_client_that_leaves_gives_its_slot_back_and_the_engine_is_told(
     socket_dir: Path, path: str, body: dict[str, Any], kind: type[Any]
 ) -> None:
     async with running_gateway(socket_dir) as gateway:

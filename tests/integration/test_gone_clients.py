@@ -133,7 +133,7 @@ async def test_who_leaves_in_the_queue_is_taken_out_of_it(
         await engine.until(lambda: bool(engine.of(Generate)))
         if path in ("/tokenize", "/detokenize", "/v1/parse"):
             running.cancel()
-            return  # it takes a seat of another kind, or none
+            return  # it takes a slot of another kind, or none
         num_before = len(engine.of(Prepare))
         await leave_when(
             gateway,

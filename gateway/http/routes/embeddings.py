@@ -113,7 +113,7 @@ def _question(body: EmbeddingBody) -> Question[Embed, Embedded]:
         prompt_tokens=bound,
         least_tokens=least,
         tokens_of=lambda embedded: sum(embedded.num_tokens),
-        seat="work",
+        slot="work",
         end_user=body.end_user,
     )
 

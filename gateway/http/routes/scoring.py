@@ -259,7 +259,7 @@ def _classification(
         least_tokens=lambda _offer: num_inputs,
         tokens_of=lambda classified: sum(classified.num_tokens),
         check_answer=is_answer,
-        seat="work",
+        slot="work",
         end_user=body.end_user,
         is_counted_late=True,
     )
@@ -292,7 +292,7 @@ def _question(endpoint: str, body: ScoringBody, message: Score) -> Question[Scor
         tokens_of=lambda scored: scored.num_prompt_tokens,
         cached_of=lambda scored: scored.num_cached_tokens,
         check_answer=lambda scored: len(scored.logprobs) == 4 * num_labels,
-        seat="work",
+        slot="work",
         end_user=body.end_user,
         is_counted_late=True,
     )

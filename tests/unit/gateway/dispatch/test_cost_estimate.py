@@ -55,18 +55,18 @@ async def test_a_share_pays_for_what_was_used_and_for_nothing_that_was_not_begun
 
     monkeypatch.setattr(WaitingLine, "charge", spy)
     desk = Desk(engine())
-    at_once = await desk.seat("t")
+    at_once = await desk.slot("t")
     waiting = await desk.queued("t", priority=2, tokens=40)
     desk.admission.release(at_once, 3)
     # Nobody waited for the first one, so nothing was charged.
     assert charged == []
-    seat = await waiting
+    slot = await waiting
     waiting = await desk.queued("t", priority=1, tokens=40)
-    desk.admission.release(seat, 25)
+    desk.admission.release(slot, 25)
     # Its bound was the cost: of the tenant nothing was known when it came.
     assert charged == [("t", 2, 25 - 40)]
-    seat = await waiting
-    desk.admission.release(seat)
+    slot = await waiting
+    desk.admission.release(slot)
     # By then it was known to use three of ten.
     assert charged[1:] == [("t", 1, -12)]
 

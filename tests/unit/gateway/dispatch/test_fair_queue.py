@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.fair_queue import AGING_S, FairQueue
-from gateway.dispatch.seats import EngineHandle, Seat
+from gateway.dispatch.slots import EngineHandle, Slot
 from protocol.version import PROTOCOL_VERSION
 from protocol.wire.messages import Credits, EngineOffer
 from protocol.wire.peers import Peer
@@ -155,11 +155,11 @@ class Client:
 
 
 class World:
-    """Engines that make 100 tokens a second for each of four seats, and clients that never rest."""
+    """Engines that make 100 tokens a second for each of four slots, and clients that never rest."""
 
-    def __init__(self, clients: list[Client], num_seats: int = 4) -> None:
+    def __init__(self, clients: list[Client], num_slots: int = 4) -> None:
         self.now = 0.0
-        credits_now = Credits(max_requests=num_seats, max_tokens=10**9)
+        credits_now = Credits(max_requests=num_slots, max_tokens=10**9)
         offer = EngineOffer(
             model="m",
             fingerprint="f",
@@ -183,8 +183,8 @@ class World:
         engines = [EngineHandle(peer, offer)]
         self.admission = Admission(lambda _: engines, 10**6, lambda: self.now)
         self.clients = clients
-        self.tasks: dict[asyncio.Task[Seat], Client] = {}
-        self.finishing: list[tuple[float, int, Seat, Client]] = []
+        self.tasks: dict[asyncio.Task[Slot], Client] = {}
+        self.finishing: list[tuple[float, int, Slot, Client]] = []
         self.numbers = itertools.count()
 
     def ask(self, client: Client) -> None:
@@ -206,9 +206,9 @@ class World:
                 end = self.now + client.used / 100
                 entry = (end, next(self.numbers), task.result(), client)
                 heapq.heappush(self.finishing, entry)
-            self.now, _, seat, client = heapq.heappop(self.finishing)
+            self.now, _, slot, client = heapq.heappop(self.finishing)
             client.served += client.used
-            self.admission.release(seat, client.used)
+            self.admission.release(slot, client.used)
             self.ask(client)
         for task in self.tasks:
             task.cancel()
@@ -235,7 +235,7 @@ async def test_an_important_class_is_served_first_and_starves_nobody() -> None:
     important = [Client("a", bound=50, used=50, priority=0) for _ in range(40)]
     unimportant = Client("b", bound=50, used=50, priority=1)
     await World([*important, unimportant]).run(60.0)
-    # Forty clients on four seats with half a second each wait about five seconds.
+    # Forty clients on four slots with half a second each wait about five seconds.
     assert all(max(client.waits) < AGING_S for client in important)
     assert unimportant.waits
     assert min(unimportant.waits) > AGING_S

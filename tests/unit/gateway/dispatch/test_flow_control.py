@@ -10,7 +10,7 @@ from engine_worker.serving.step_loop import StepLoop
 from engine_worker.text.chat_template import ChatTemplate
 from engine_worker.text.preparation import PromptPreparer
 from gateway.dispatch.admission import Admission
-from gateway.dispatch.seats import EngineHandle, Seat
+from gateway.dispatch.slots import EngineHandle, Slot
 from protocol.version import PROTOCOL_VERSION, ProtocolVersion
 from protocol.wire.messages import (
     Credits,
@@ -83,8 +83,8 @@ class SimulatedGateway:
         self.engines = {engine.name: engine for engine in engines}
         self.handles = [EngineHandle(peer(engine.name), OFFER) for engine in engines]
         self.admission = Admission(lambda _: self.handles, 10**6, lambda: 0.0)
-        self.waiting: set[asyncio.Task[Seat]] = set()
-        self.seats: dict[str, Seat] = {}
+        self.waiting: set[asyncio.Task[Slot]] = set()
+        self.slots: dict[str, Slot] = {}
         self.num_sent = 0
         self.num_done = 0
         self.num_refused = 0
@@ -102,13 +102,13 @@ class SimulatedGateway:
             handle.peer.credits = engine.handler.credits(self.name)
         self.admission.pump("m")
 
-    def send_seated(self) -> None:
+    def send_admitted(self) -> None:
         for task in [task for task in self.waiting if task.done()]:
             self.waiting.remove(task)
-            seat = task.result()
+            slot = task.result()
             self.num_sent += 1
             request_id = str(self.num_sent)
-            self.seats[request_id] = seat
+            self.slots[request_id] = slot
             generate = Generate(
                 request_id=request_id,
                 choice=0,
@@ -118,7 +118,7 @@ class SimulatedGateway:
                 lease_tokens=8,
                 deadline_s=1e6,
             )
-            self.engines[seat.engine.peer.instance_id].handler.on_command(self.name, generate)
+            self.engines[slot.engine.peer.instance_id].handler.on_command(self.name, generate)
 
     def take(self, engine: str, output: StepOutput, *, asks_again: bool) -> None:
         handle = next(one for one in self.handles if one.peer.instance_id == engine)
@@ -126,7 +126,7 @@ class SimulatedGateway:
         for end in output.ends:
             self.num_refused += isinstance(end, Failure)
             self.num_done += not isinstance(end, Failure)
-            self.admission.release(self.seats.pop(end.request_id))
+            self.admission.release(self.slots.pop(end.request_id))
             if asks_again:
                 self.ask(1)
         self.admission.pump("m")
@@ -161,10 +161,10 @@ class World:
             for gateway in self.gateways:
                 if number % 10 == 0:
                     gateway.hear_heartbeats()
-                # Seats are handed over by the event loop.
+                # Slots are handed over by the event loop.
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
-                gateway.send_seated()
+                gateway.send_admitted()
             for engine in self.engines:
                 engine.now += 0.01
                 engine.loop.run_once(block=False)

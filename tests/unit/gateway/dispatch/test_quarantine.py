@@ -6,7 +6,7 @@ import pytest
 
 from gateway.dispatch import quarantine as quarantine_module
 from gateway.dispatch.quarantine import QUARANTINE_S, Quarantine, Suspicion
-from gateway.dispatch.seats import EngineHandle, Seat
+from gateway.dispatch.slots import EngineHandle, Slot
 from gateway.errors import (
     GatewayError,
     PoisonRequestError,
@@ -29,7 +29,7 @@ from protocol.wire.peers import LossReason, Peer
 STEP_FAILED = RemoteFailureError("step", code=ErrorCode.WORKER_LOST)
 
 
-def seat(*, is_alone: bool = False, load: Load | None = None) -> Seat:
+def slot(*, is_alone: bool = False, load: Load | None = None) -> Slot:
     offer = EngineOffer(
         model="m",
         fingerprint="f",
@@ -49,7 +49,7 @@ def seat(*, is_alone: bool = False, load: Load | None = None) -> Seat:
         phase_since=0.0,
         load=load or Load(num_running=1),
     )
-    return Seat(EngineHandle(peer, offer), 10, is_alone=is_alone)
+    return Slot(EngineHandle(peer, offer), 10, is_alone=is_alone)
 
 
 def lost(reason: LossReason) -> WorkerLostError:
@@ -59,7 +59,7 @@ def lost(reason: LossReason) -> WorkerLostError:
 def suspicion(deaths: int = 0) -> Suspicion:
     suspect = Suspicion(Quarantine(lambda: 0.0), lambda: b"prompt")
     for _ in range(deaths):
-        suspect.on_failure(lost("disconnected"), seat())
+        suspect.on_failure(lost("disconnected"), slot())
     return suspect
 
 
@@ -82,10 +82,10 @@ def test_only_what_may_be_the_requests_fault_speaks_against_it(
     error: GatewayError, counts: bool
 ) -> None:
     suspect = suspicion(deaths=1)
-    assert suspect.on_failure(error, seat()) is error
+    assert suspect.on_failure(error, slot()) is error
     assert suspect.needs_isolation == counts
     # Alone, the same convicts it, or doesn't.
-    convicted = suspect.on_failure(error, seat(is_alone=True))
+    convicted = suspect.on_failure(error, slot(is_alone=True))
     assert isinstance(convicted, PoisonRequestError) == counts
 
 
@@ -97,7 +97,7 @@ def test_what_never_began_is_nobodys_fault() -> None:
 
 def test_company_is_an_alibi() -> None:
     suspect = suspicion(deaths=2)
-    busy = seat(is_alone=True, load=Load(num_running=1, num_waiting=1))
+    busy = slot(is_alone=True, load=Load(num_running=1, num_waiting=1))
     assert isinstance(suspect.on_failure(lost("disconnected"), busy), WorkerLostError)
 
 
@@ -115,7 +115,7 @@ def test_enough_tokens_in_one_attempt_clear_a_choice_once() -> None:
 def test_choices_inherit_what_their_prompt_did_and_then_go_their_own_way() -> None:
     prompt = suspicion(deaths=1)
     one, other = prompt.copy(), prompt.copy()
-    one.on_failure(lost("hung"), seat())
+    one.on_failure(lost("hung"), slot())
     assert one.needs_isolation
     assert not other.needs_isolation
 
@@ -195,7 +195,7 @@ def test_a_conviction_is_of_the_request_and_names_the_engine_in_the_log(
 ) -> None:
     quarantine = Quarantine(lambda: 0.0)
     suspect = Suspicion(quarantine, lambda: b"prompt").copy()
-    suspect.on_failure(lost("hung"), seat(is_alone=True))
+    suspect.on_failure(lost("hung"), slot(is_alone=True))
     with pytest.raises(PoisonRequestError):
         quarantine.check(b"prompt")
     assert [record.getMessage() for record in caplog.records] == [
@@ -208,9 +208,9 @@ def test_a_choice_is_cleared_by_exactly_so_many_tokens() -> None:
     assert not suspect.on_tokens(NUM_ALONE_TOKENS - 1)
     assert suspect.on_tokens(1)
     assert not suspect.on_tokens(1)
-    suspect.on_failure(lost("hung"), seat())
+    suspect.on_failure(lost("hung"), slot())
     assert not suspect.needs_isolation
-    suspect.on_failure(lost("hung"), seat())
+    suspect.on_failure(lost("hung"), slot())
     assert suspect.needs_isolation
 
 

@@ -3,11 +3,11 @@
 import asyncio
 
 from gateway.dispatch.admission import Admission
-from gateway.dispatch.seats import MAX_QUESTIONS, SeatKind, any_engine
+from gateway.dispatch.slots import MAX_QUESTIONS, SlotKind, any_engine
 from tests.fakes.request_parts import Parts
 
 
-def back(admission: Admission, kind: SeatKind, tokens: int) -> "asyncio.Task[object]":
+def back(admission: Admission, kind: SlotKind, tokens: int) -> "asyncio.Task[object]":
     return asyncio.create_task(
         admission.acquire_again("m", tokens=tokens, accepts=any_engine, kind=kind)
     )

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.dispatch.routing import PrefixRouter, Route
-from gateway.dispatch.seats import EngineHandle
+from gateway.dispatch.slots import EngineHandle
 from gateway.errors import WorkerLostError
 from protocol.wire.messages import CachedBlocks
 from tests.fakes.engine_handles import Desk, engine, left
@@ -35,11 +35,11 @@ def is_new(one: EngineHandle) -> bool:
 async def test_returning_work_whose_engine_is_full_holds_up_nobody_at_the_others(
     desk: Desk, old: EngineHandle, new: EngineHandle
 ) -> None:
-    busy = [await desk.seat(accepts=is_old) for _ in range(2)]
+    busy = [await desk.slot(accepts=is_old) for _ in range(2)]
     back = await desk.again(accepts=(old,))
     assert not back.done()
-    assert (await desk.seat()).engine is new
-    assert (await desk.seat()).engine is new
+    assert (await desk.slot()).engine is new
+    assert (await desk.slot()).engine is new
     newcomer = await desk.queued()
     # Where both could go, returning work is first.
     desk.admission.release(busy[0])
@@ -60,8 +60,8 @@ async def test_returning_work_whose_engine_takes_nothing_holds_up_nobody(
     else:
         desk.engines.remove(old)
     back = await desk.again(accepts=(old,))
-    newcomers = [await desk.seat() for _ in range(2)]
-    assert [seat.engine for seat in newcomers] == [new, new]
+    newcomers = [await desk.slot() for _ in range(2)]
+    assert [slot.engine for slot in newcomers] == [new, new]
     assert not back.done()
     await left(back)
 
@@ -69,13 +69,13 @@ async def test_returning_work_whose_engine_takes_nothing_holds_up_nobody(
 async def test_small_returning_work_does_not_overtake_a_larger_one_at_its_engine(
     desk: Desk, old: EngineHandle, new: EngineHandle
 ) -> None:
-    seat = await desk.seat(tokens=60, accepts=is_old)
+    slot = await desk.slot(tokens=60, accepts=is_old)
     large = await desk.again(accepts=(old,), tokens=50)
     small = await desk.again(accepts=(old,), tokens=5)
     either = await desk.again(tokens=5)
     assert (await either).engine is new
     assert not small.done()
-    desk.admission.release(seat)
+    desk.admission.release(slot)
     assert (await large).engine is old
     assert (await small).engine is old
 
@@ -83,7 +83,7 @@ async def test_small_returning_work_does_not_overtake_a_larger_one_at_its_engine
 async def test_impatient_work_without_a_fitting_engine_learns_it_behind_others_that_wait(
     desk: Desk, old: EngineHandle, new: EngineHandle
 ) -> None:
-    seats = [await desk.seat() for _ in range(4)]
+    slots = [await desk.slot() for _ in range(4)]
     waiting, behind = await desk.again(), await desk.again()
     assert not waiting.done()
     with pytest.raises(WorkerLostError, match="another version"):
@@ -92,8 +92,8 @@ async def test_impatient_work_without_a_fitting_engine_learns_it_behind_others_t
     impatient = await desk.again(accepts=(old,), is_patient=False)
     assert not patient.done()
     assert not impatient.done()
-    for seat in seats:
-        desk.admission.release(seat)
+    for slot in slots:
+        desk.admission.release(slot)
     await waiting
     await behind
     assert (await impatient).engine is old
@@ -103,36 +103,36 @@ async def test_impatient_work_without_a_fitting_engine_learns_it_behind_others_t
 async def test_a_suspect_waits_for_an_empty_engine_of_its_own_fingerprint_only(
     desk: Desk, old: EngineHandle, new: EngineHandle
 ) -> None:
-    seat = await desk.seat(accepts=is_old)
+    slot = await desk.slot(accepts=is_old)
     alone = await desk.again(accepts=(old,), is_alone=True)
     assert old.is_reserved
     assert not new.is_reserved
-    assert (await desk.seat()).engine is new
-    desk.admission.release(seat)
+    assert (await desk.slot()).engine is new
+    desk.admission.release(slot)
     assert (await alone).engine is old
 
 
 async def test_a_further_choice_waits_for_the_engines_that_read_its_prompt_alike(
     desk: Desk, old: EngineHandle, new: EngineHandle
 ) -> None:
-    seats = [await desk.seat(accepts=is_old) for _ in range(2)]
-    assert [seat.engine for seat in seats] == [old, old]
+    slots = [await desk.slot(accepts=is_old) for _ in range(2)]
+    assert [slot.engine for slot in slots] == [old, old]
     further = await desk.queued(accepts=is_old, is_extra=True)
     assert not further.done()
     # It is first in the queue, and those behind it go where it can't.
-    assert [(await desk.seat()).engine for _ in range(2)] == [new, new]
+    assert [(await desk.slot()).engine for _ in range(2)] == [new, new]
     newcomer = await desk.queued()
     assert not newcomer.done()
-    desk.admission.release(seats[0])
+    desk.admission.release(slots[0])
     assert (await further).engine is old
-    desk.admission.release(seats[1])
+    desk.admission.release(slots[1])
     assert (await newcomer).engine is old
 
 
 async def test_those_behind_one_that_must_wait_keep_their_order(
     desk: Desk, old: EngineHandle, new: EngineHandle
 ) -> None:
-    seats = [await desk.seat() for _ in range(4)]
+    slots = [await desk.slot() for _ in range(4)]
     further = [await desk.queued("first", accepts=is_old, is_extra=True) for _ in range(3)]
     behind = [
         await desk.queued("first"),
@@ -140,9 +140,9 @@ async def test_those_behind_one_that_must_wait_keep_their_order(
         await desk.queued("second", priority=1),
     ]
     desk.order.clear()
-    for seat in seats:
-        if seat.engine is new:
-            desk.admission.release(seat)
+    for slot in slots:
+        if slot.engine is new:
+            desk.admission.release(slot)
     for task in behind[:2]:
         await task
     assert desk.order == ["first", "second"]
@@ -156,7 +156,7 @@ async def test_without_an_engine_of_its_fingerprint_a_newcomer_waits_and_holds_u
 ) -> None:
     waiting = await desk.queued(accepts=lambda _: False)
     assert not waiting.done()
-    await desk.seat()
+    await desk.slot()
     await left(waiting)
 
 

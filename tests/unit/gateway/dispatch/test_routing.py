@@ -5,7 +5,7 @@ from msgspec import structs
 
 from gateway.dispatch import routing
 from gateway.dispatch.routing import PrefixRouter, Route
-from gateway.dispatch.seats import EngineHandle
+from gateway.dispatch.slots import EngineHandle
 from protocol.version import PROTOCOL_VERSION
 from protocol.wire.messages import CachedBlocks, Credits, EngineOffer, Load
 from protocol.wire.peers import Peer
@@ -40,7 +40,7 @@ def engine(name: str, num_running: int = 0, max_requests: int = 64) -> EngineHan
 
 
 class Desk:
-    """Three engines; the first has the seat."""
+    """Three engines; the first has the slot."""
 
     def __init__(self, *num_running: int) -> None:
         loads = num_running or (0, 0, 0)
@@ -76,7 +76,7 @@ def test_a_block_in_the_middle_is_worth_nothing_without_those_before_it() -> Non
     assert desk.choose() == ("e0", "none")
 
 
-def test_of_equally_long_ones_the_seat_stays_and_else_the_less_loaded_is_taken() -> None:
+def test_of_equally_long_ones_the_slot_stays_and_else_the_less_loaded_is_taken() -> None:
     desk = Desk(0, 3, 1)
     desk.report(1, 4)
     desk.report(2, 4)

@@ -10,9 +10,9 @@ from tests.fakes.engine_handles import Desk, engine, left
 
 async def test_by_default_returning_work_is_patient_and_not_alone() -> None:
     desk = Desk(engine(max_requests=2))
-    seat = await desk.admission.acquire_again("m", tokens=10, accepts=lambda _: True)
-    assert not seat.is_alone
-    assert not seat.engine.is_reserved
+    slot = await desk.admission.acquire_again("m", tokens=10, accepts=lambda _: True)
+    assert not slot.is_alone
+    assert not slot.engine.is_reserved
     waiting = asyncio.create_task(
         desk.admission.acquire_again("m", tokens=10, accepts=lambda _: False)
     )
@@ -58,7 +58,7 @@ async def test_an_engine_that_is_shared_again_can_be_kept_for_the_next_suspect()
     (one,) = desk.engines
     first = await (await desk.again(is_alone=True))
     desk.admission.share(first)
-    beside = await desk.seat()
+    beside = await desk.slot()
     second = await desk.again(is_alone=True)
     kept = [one.is_reserved]
     # Neither sharing twice nor the end of the first one lets anybody in.
@@ -79,19 +79,19 @@ async def test_an_engine_that_is_shared_again_can_be_kept_for_the_next_suspect()
 
 async def test_an_engine_is_emptied_for_a_suspect_though_others_wait_for_all_of_them() -> None:
     desk = Desk(engine("a"), engine("b"))
-    seats = [await desk.seat() for _ in desk.engines]
+    slots = [await desk.slot() for _ in desk.engines]
     before = await desk.again()
     alone = await desk.again(is_alone=True)
     (kept,) = [one for one in desk.engines if one.is_reserved]
-    for seat in seats:
-        desk.admission.release(seat)
+    for slot in slots:
+        desk.admission.release(slot)
     assert (await alone).engine is kept
     assert (await before).engine is not kept
 
 
 async def test_returning_work_that_gives_up_makes_room_for_those_behind_it() -> None:
     desk = Desk(engine(max_requests=9, max_tokens=100))
-    await desk.seat(tokens=90)
+    await desk.slot(tokens=90)
     large = await desk.again(tokens=50)
     newcomer = await desk.queued(tokens=5)
     assert not newcomer.done()
@@ -101,12 +101,12 @@ async def test_returning_work_that_gives_up_makes_room_for_those_behind_it() -> 
 
 async def test_returning_work_that_is_leaving_is_passed_over_for_the_next() -> None:
     desk = Desk(engine())
-    seat = await desk.seat()
+    slot = await desk.slot()
     leaving, next_one = await desk.again(), await desk.again()
     leaving.cancel()
-    desk.admission.release(seat)  # before the one who leaves runs again
-    assert seat.engine.num_requests == 1
-    assert (await next_one).engine is seat.engine
+    desk.admission.release(slot)  # before the one who leaves runs again
+    assert slot.engine.num_requests == 1
+    assert (await next_one).engine is slot.engine
     await asyncio.wait([leaving])
     assert leaving.cancelled()
 
@@ -118,11 +118,11 @@ async def test_of_returning_work_that_left_while_no_engine_was_there_nothing_sta
     assert (sum(map(len, model.returning.values())), len(model.lines["work"])) == (0, 0)
 
 
-async def test_a_seat_given_to_returning_work_that_just_left_is_given_back() -> None:
+async def test_a_slot_given_to_returning_work_that_just_left_is_given_back() -> None:
     desk = Desk(engine())
-    seat = await desk.seat()
+    slot = await desk.slot()
     back = await desk.again()
-    desk.admission.release(seat)
+    desk.admission.release(slot)
     await left(back)
     assert desk.engines[0].num_requests == 0
 
@@ -131,10 +131,10 @@ async def test_errors_name_what_is_missing() -> None:
     desk = Desk()
     expected = "No engine serves the model `m` at the moment; please try again."
     with pytest.raises(WorkerUnavailableError) as nobody:
-        await desk.seat()
+        await desk.slot()
     assert str(nobody.value) == expected
     desk.engines.append(engine())
-    await desk.seat()
+    await desk.slot()
     waiting = await desk.queued()
     desk.engines.clear()
     desk.admission.pump("m")

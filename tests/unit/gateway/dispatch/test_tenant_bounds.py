@@ -15,7 +15,7 @@ from tests.fakes.engine_handles import Desk, engine, left
 async def full_desk(max_queue: int) -> Desk:
     """Everybody waits."""
     desk = Desk(engine(), max_queue=max_queue)
-    await desk.seat("running")
+    await desk.slot("running")
     return desk
 
 
@@ -57,28 +57,28 @@ async def test_each_refusal_names_what_is_full() -> None:
     desk = await full_desk(40)
     await flood(desk, "many")
     with pytest.raises(OverloadedError) as one_has_too_many:
-        await desk.seat("many")
+        await desk.slot("many")
     assert str(one_has_too_many.value) == (
         "20 requests of yours wait for the model `m` already, and one caller may not take all of "
         "the 40 places; please try again later."
     )
     await flood(desk, *(str(number) for number in range(9)))
     with pytest.raises(OverloadedError) as full:
-        await desk.seat("new")
+        await desk.slot("new")
     assert str(full.value) == (
         "40 requests wait for the model `m` already; please try again later."
     )
 
 
-async def test_places_are_free_again_when_requests_leave_or_are_seated() -> None:
+async def test_places_are_free_again_when_requests_leave_or_are_admitted() -> None:
     desk = Desk(engine(), max_queue=32)
-    seat = await desk.seat("running")
+    slot = await desk.slot("running")
     tasks = [await desk.queued("t") for _ in range(16)]
     assert (await desk.queued("t")).done()
     await left(tasks[0])
     assert not (await desk.queued("t")).done()
     assert (await desk.queued("t")).done()
-    desk.admission.release(seat)
+    desk.admission.release(slot)
     await tasks[1]
     assert not (await desk.queued("t")).done()
 
@@ -102,12 +102,12 @@ async def test_questions_have_places_of_their_own() -> None:
 async def serve(desk: Desk, tenant: str, *, every_s: float, count: int) -> None:
     for _ in range(count):
         desk.now += every_s
-        desk.admission.release(await desk.seat(tenant))
+        desk.admission.release(await desk.slot(tenant))
 
 
 async def refused(desk: Desk, tenant: str) -> float | None:
     with pytest.raises(OverloadedError) as caught:
-        await desk.seat(tenant)
+        await desk.slot(tenant)
     return caught.value.retry_after_s
 
 
@@ -116,24 +116,24 @@ async def test_a_tenant_is_told_the_time_that_its_own_requests_need() -> None:
     for _ in range(3):
         await serve(desk, "many", every_s=1.0, count=1)
         await serve(desk, "other", every_s=1.0, count=1)
-    await desk.seat("running")
+    await desk.slot("running")
     await flood(desk, "many")
     assert desk.admission.num_waiting("m") == 16
-    # Three of its own were seated in the five seconds since the first.
+    # Three of its own were admitted in the five seconds since the first.
     assert await refused(desk, "many") == 27.0
     # Seven of all.
     assert desk.admission.retry_after_s("m") == 12.0
 
 
-async def test_requests_seated_from_the_line_count_for_their_tenant() -> None:
+async def test_requests_admitted_from_the_line_count_for_their_tenant() -> None:
     desk = Desk(engine(), max_queue=32)
-    seat = await desk.seat("running")
+    slot = await desk.slot("running")
     waiting = [await desk.queued(tenant) for tenant in ("many", "other")]
     extra = await desk.queued("many", is_extra=True)
     for task in (*waiting, extra):
         desk.now += 4.0
-        desk.admission.release(seat)
-        seat = await task
+        desk.admission.release(slot)
+        slot = await task
     await flood(desk, "many")
     # One of its own and two of others in twelve seconds, sixteen waiting.
     assert await refused(desk, "many") == MAX_RETRY_AFTER_S
@@ -159,7 +159,7 @@ def test_two_departures_make_a_rate_and_one_makes_none() -> None:
     assert line_with((0.0, "a"), (4.0, "a"), now=8.0, waiting=3).retry_after_s() == 12.0
 
 
-def test_who_was_never_seated_or_does_not_wait_counts_as_one() -> None:
+def test_who_was_never_admitted_or_does_not_wait_counts_as_one() -> None:
     line = line_with((0.0, "a"), (4.0, "a"), now=8.0, waiting=3)
     assert line.retry_after_s("b") == 8.0
     assert line.retry_after_s("a") == 12.0
@@ -173,7 +173,7 @@ def test_parts_of_seconds_are_rounded_up() -> None:
 async def test_nobody_is_told_to_wait_for_more_than_a_minute() -> None:
     desk = Desk(engine(), max_queue=40)
     await serve(desk, "other", every_s=100.0, count=3)
-    await desk.seat("running")
+    await desk.slot("running")
     await flood(desk, "many")
     assert MAX_RETRY_AFTER_S == 60.0
     assert await refused(desk, "many") == 60.0
@@ -193,8 +193,8 @@ async def test_the_rate_is_that_of_the_latest_and_further_choices_are_not_in_it(
     await serve(desk, "t", every_s=100.0, count=10)
     for _ in range(128):
         desk.now += 2.0
-        await desk.seat("t")
-        await desk.seat("t", is_extra=True)
+        await desk.slot("t")
+        await desk.slot("t", is_extra=True)
     desk.engines[0].back_off(1.0)
     await desk.queued("t")
     assert desk.admission.retry_after_s("m") == 2.0

@@ -25,7 +25,7 @@ async def test_for_a_known_caller_the_prompt_goes_out_beside_the_question() -> N
     started = await parts.generation()
     (prepare,) = parts.engine_wire.of(Prepare)
     assert prepare.tenant == "tenant"
-    assert parts.num_seats == 1
+    assert parts.num_slots == 1
     await parts.prepare_next()
     assert started.request.state is State.IDENTIFIED
     await parts.grant(tenant="tenant", priority=4)
@@ -33,14 +33,14 @@ async def test_for_a_known_caller_the_prompt_goes_out_beside_the_question() -> N
     assert len(parts.engine_wire.of(Prepare)) == 1
     (generate,) = parts.generates()
     assert (generate.tenant, generate.priority, generate.lease_id) == ("tenant", 4, "lease")
-    assert parts.num_seats == 1
+    assert parts.num_slots == 1
 
 
 async def test_for_an_unknown_caller_the_prompt_waits_for_the_grant() -> None:
     parts = Parts()
     parts.engine()
     await parts.generation()
-    assert (parts.engine_wire.sent, parts.num_seats) == ([], 0)
+    assert (parts.engine_wire.sent, parts.num_slots) == ([], 0)
     await parts.grant()
     assert len(parts.engine_wire.of(Prepare)) == 1
 
@@ -72,7 +72,7 @@ async def test_a_refusal_takes_back_what_went_ahead() -> None:
     await parts.deny(ErrorCode.INVALID_API_KEY)
     assert isinstance(await started.error(), DeniedError)
     assert [cancel.request_id for cancel in parts.engine_wire.of(Cancel)] == ["r"]
-    assert parts.num_seats == 0
+    assert parts.num_slots == 0
     assert parts.identities.find(DIGEST, "chat.completions") is None
     assert parts.identities.refusal(DIGEST) is not None
 
@@ -89,7 +89,7 @@ async def test_a_caller_who_turns_out_to_be_somebody_else_is_prepared_anew(
     first, second = parts.engine_wire.of(Prepare)
     assert (first.tenant, second.tenant) == ("t", changed.get("tenant", "t"))
     assert len(parts.engine_wire.of(Cancel)) == 1
-    assert parts.num_seats == 1
+    assert parts.num_slots == 1
     await parts.prepare_next()
     await started.task
     assert parts.generates()[0].tenant == changed.get("tenant", "t")
@@ -110,7 +110,7 @@ async def test_an_answer_made_for_the_withdrawn_prompt_is_nobodys() -> None:
     started.request.end("aborted")
 
 
-async def test_without_a_free_seat_nothing_goes_ahead() -> None:
+async def test_without_a_free_slot_nothing_goes_ahead() -> None:
     parts = Parts()
     one = parts.engine(max_requests=1)
     parts.know_caller()
@@ -138,7 +138,7 @@ async def test_what_can_not_be_served_is_taken_back_after_the_grant() -> None:
     await parts.grant()
     assert isinstance(await started.error(), InvalidRequestError)
     assert len(parts.engine_wire.of(Cancel)) == 1
-    assert parts.num_seats == 0
+    assert parts.num_slots == 0
 
 
 async def test_an_engine_lost_while_the_grant_is_on_its_way_costs_only_time() -> None:
@@ -153,5 +153,5 @@ async def test_an_engine_lost_while_the_grant_is_on_its_way_costs_only_time() ->
     await parts.prepare_next()
     await started.task
     assert len(parts.generates()) == 1
-    assert parts.num_seats == 1
+    assert parts.num_slots == 1
     assert parts.outbox.settles == []

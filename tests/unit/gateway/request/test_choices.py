@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from msgspec import structs
 
-from gateway.dispatch.seats import Seat
+from gateway.dispatch.slots import Slot
 from gateway.errors import UnsupportedFieldError
 from gateway.request.answer_options import AnswerOptions
 from gateway.request.events import ChoiceFinished, ContentText, PromptShown, UsageTold
@@ -99,7 +99,7 @@ async def test_several_prompts_have_ids_of_their_own_on_the_wire() -> None:
         for number in (0, 1):
             await parts.finish(one, request_id=name, choice=number)
     assert [settle.prompt_tokens for settle in parts.outbox.settles] == [10]
-    assert parts.num_seats == 0
+    assert parts.num_slots == 0
 
 
 async def test_text_becomes_events_and_the_last_choice_ends_the_request() -> None:
@@ -122,7 +122,7 @@ async def test_text_becomes_events_and_the_last_choice_ends_the_request() -> Non
     ]
     assert started.request.outcome == "finished"
     assert await started.work.next_events(None) is None
-    assert parts.num_seats == 0
+    assert parts.num_slots == 0
 
 
 async def test_token_ids_are_told_when_they_are_asked_for() -> None:
@@ -328,9 +328,9 @@ async def test_what_a_choice_used_is_what_its_tenant_has_paid_in_the_queue(
     one = parts.engine()
     release = parts.admission.release
 
-    def noting(seat: Seat, used_tokens: int | None = None) -> None:
+    def noting(slot: Slot, used_tokens: int | None = None) -> None:
         paid.append(used_tokens)
-        release(seat, used_tokens)
+        release(slot, used_tokens)
 
     monkeypatch.setattr(parts.admission, "release", noting)
     await parts.running()

@@ -47,8 +47,8 @@ async def test_a_slice_is_followed_by_the_next_when_a_quarter_is_left() -> None:
     assert parts.auth_wire.of(Adjust)[-1].completion_tokens == 48
 
 
-async def test_the_seat_counts_what_the_lease_grew_to() -> None:
-    """A lease grew to 176 tokens while its seat still counted 21."""
+async def test_the_slot_counts_what_the_lease_grew_to() -> None:
+    """A lease grew to 176 tokens while its slot still counted 21."""
     parts = Parts(slice_tokens=16)
     one = parts.engine()
     await endless(parts)
@@ -58,7 +58,7 @@ async def test_the_seat_counts_what_the_lease_grew_to() -> None:
     assert parts.handle(one).num_tokens == 5 + 32
 
 
-async def test_the_seat_at_the_next_engine_counts_what_the_lease_grew_to_meanwhile() -> None:
+async def test_the_slot_at_the_next_engine_counts_what_the_lease_grew_to_meanwhile() -> None:
     """It was asked for before the lease grew, and went on counting what was held then."""
     parts = Parts(slice_tokens=16)
     first = parts.engine("a")
@@ -223,7 +223,7 @@ async def test_an_engine_that_fails_at_the_lease_s_end_has_finished() -> None:
         0, "length", Usage(prompt_tokens=5, completion_tokens=16)
     )
     assert started.request.outcome == "finished"
-    assert parts.num_seats == 0
+    assert parts.num_slots == 0
 
 
 async def test_a_lease_that_ended_while_no_engine_worked_on_it_ends_at_the_next_one() -> None:

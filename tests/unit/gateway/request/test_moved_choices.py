@@ -56,7 +56,7 @@ async def test_a_lost_engine_s_choice_goes_on_where_it_stopped() -> None:
     assert "".join(texts) == "abcd"
     (settle,) = parts.outbox.settles
     assert (settle.completion_tokens, settle.outcome) == (3, "finished")
-    assert parts.num_seats == 0
+    assert parts.num_slots == 0
     rendered = parts.metrics.render().decode()
     assert 'resumptions_total{model="m",role="engine"} 1.0' in rendered
 
@@ -129,7 +129,7 @@ async def test_an_engine_that_left_in_good_order_is_not_waited_for_where_others_
     await idle()
     with pytest.raises(WorkerLostError, match="replaced by another version"):
         await started.work.next_events(None)
-    assert parts.num_seats == 0
+    assert parts.num_slots == 0
 
 
 async def test_text_without_token_ids_can_not_go_on_elsewhere() -> None:
@@ -168,7 +168,7 @@ async def test_what_another_engine_may_do_better_is_tried_there(
     await parts.fail(one, "r", code, choice=0, attempt=1)
     assert (len(parts.generates()) == 2) is is_retried
     assert (started.request.outcome is None) is is_retried
-    assert parts.num_seats == is_retried
+    assert parts.num_slots == is_retried
 
 
 async def test_attempts_that_bring_nothing_are_made_ever_more_slowly() -> None:
@@ -289,7 +289,7 @@ async def test_deaths_over_a_prompt_speak_against_its_choices() -> None:
         await started.work.next_events(None)
 
 
-async def test_further_choices_wait_for_seats_of_their_own() -> None:
+async def test_further_choices_wait_for_slots_of_their_own() -> None:
     parts = Parts()
     one = parts.engine(max_requests=1)
     options = AnswerOptions(num_choices=2, num_answers=2)
@@ -300,7 +300,7 @@ async def test_further_choices_wait_for_seats_of_their_own() -> None:
     assert [generate.choice for generate in parts.generates()] == [0, 1]
     await parts.finish(one, choice=1)
     assert started.request.outcome == "finished"
-    assert parts.num_seats == 0
+    assert parts.num_slots == 0
 
 
 async def test_a_further_choice_is_not_begun_by_other_weights() -> None:
@@ -333,7 +333,7 @@ async def test_what_raises_here_stops_the_engine_and_ends_the_request(
     with pytest.raises(GatewayError, match="Internal server error"):
         await started.work.next_events(None)
     assert parts.engine_wire.of(Abort) == [Abort(request_id="r", attempt=1, choice=0)]
-    assert parts.num_seats == 0
+    assert parts.num_slots == 0
     (settle,) = parts.outbox.settles
     assert (settle.completion_tokens, settle.outcome) == (1, "failed")
     caplog.clear()
@@ -358,7 +358,7 @@ async def test_after_the_end_nothing_reaches_the_reader_and_every_choice_is_stop
     await parts.finish(one, "abort", choice=2)
     (settle,) = parts.outbox.settles
     assert settle.completion_tokens == 3
-    assert (parts.num_seats, len(parts.sessions)) == (0, 0)
+    assert (parts.num_slots, len(parts.sessions)) == (0, 0)
 
 
 async def test_a_prompt_goes_where_it_is_cached() -> None:
@@ -437,7 +437,7 @@ async def test_an_engine_that_refuses_a_prompt_is_asked_again_when_it_has_room()
     assert len(parts.engine_wire.of(Prepare)) == 2
     await parts.prepare_next()
     await started.task
-    assert parts.num_seats == 1
+    assert parts.num_slots == 1
 
 
 def position(token_id: int) -> TokenLogprobs:
@@ -491,4 +491,4 @@ async def test_a_further_choice_that_finds_other_weights_waits_for_its_own() -> 
     await idle()
     # The first one had begun there, and its engine left for good: it has ended with it.
     assert started.request.outcome == "failed"
-    assert parts.num_seats == 0
+    assert parts.num_slots == 0

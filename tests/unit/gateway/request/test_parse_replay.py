@@ -224,7 +224,7 @@ async def test_without_a_parser_nothing_is_generated() -> None:
     case = Parsed()
     started = await case.opening()
     assert isinstance(await started.error(), WorkerUnavailableError)
-    assert (case.parts.generates(), case.parts.num_seats) == ([], 0)
+    assert (case.parts.generates(), case.parts.num_slots) == ([], 0)
 
 
 async def test_after_the_end_a_parser_is_closed_once_and_heard_no_more() -> None:

@@ -93,7 +93,7 @@ async def test_text_is_told_apart_and_the_finish_waits_for_the_parser() -> None:
     await parts.finish(case.engine, usage=Usage(prompt_tokens=5, completion_tokens=2))
     assert case.fed()[1:] == [("p", 0, 1, "", (), True)]
     assert await started.events() == []
-    assert (parts.num_seats, len(parts.outbox.settles)) == (0, 0)
+    assert (parts.num_slots, len(parts.outbox.settles)) == (0, 0)
     await case.parsed(one, final=True, num_reasoning_tokens=1, num_malformed=3)
     usage = Usage(prompt_tokens=5, completion_tokens=2, reasoning_tokens=1)
     assert await started.events() == [ChoiceFinished(0, "tool_calls", usage)]

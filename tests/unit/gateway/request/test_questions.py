@@ -1,4 +1,4 @@
-"""Work that is one question to an engine: seats, other engines, poison, and what is charged."""
+"""Work that is one question to an engine: slots, other engines, poison, and what is charged."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 
 from gateway import bridge
 from gateway.dispatch.quarantine import Suspicion
-from gateway.dispatch.seats import Seat, SeatKind
+from gateway.dispatch.slots import Slot, SlotKind
 from gateway.errors import (
     ClientDisconnectedError,
     DeadlineExceededError,
@@ -54,7 +54,7 @@ def embedding(
         prompt_tokens=lambda offer: BOUND if offer is None else BOUND + 1,
         least_tokens=lambda offer: LEAST * offer.resume_version,
         tokens_of=lambda embedded: sum(embedded.num_tokens),
-        seat="work",
+        slot="work",
     )
 
 
@@ -109,7 +109,7 @@ def assert_settled(parts: Parts, tokens: int, *, is_unused: bool, outcome: str) 
     (settle,) = parts.outbox.settles
     assert (settle.prompt_tokens, settle.is_unused, settle.outcome) == (tokens, is_unused, outcome)
     assert (settle.completion_tokens, settle.lease_id) == (0, "lease")
-    assert (parts.num_seats, len(parts.sessions), len(parts.link._questions)) == (0, 0, 0)
+    assert (parts.num_slots, len(parts.sessions), len(parts.link._questions)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ async def test_an_answered_question_is_charged_what_its_answer_says() -> None:
         tenant="tenant",
         trace_id="trace",
     )
-    assert (parts.num_seats, parts.handle(one).num_tokens) == (1, BOUND + 1)
+    assert (parts.num_slots, parts.handle(one).num_tokens) == (1, BOUND + 1)
     assert started.request.state is State.RUNNING
     await answer(parts, one)
     assert await started.error() is None
@@ -316,7 +316,7 @@ async def test_a_question_beside_the_steps_needs_no_credit_at_the_next_engine_ei
     await idle()
     assert await started.error() is None
     parts.handle(second).num_requests = 0
-    assert parts.num_seats == 0
+    assert parts.num_slots == 0
 
 
 async def test_after_two_deaths_a_question_runs_alone_and_a_third_one_convicts_it() -> None:
@@ -335,7 +335,7 @@ async def test_after_two_deaths_a_question_runs_alone_and_a_third_one_convicts_i
     error = await started.error()
     assert isinstance(error, PoisonRequestError)
     assert len(engines) == 1
-    assert parts.num_seats == 0
+    assert parts.num_slots == 0
     assert len(parts.engine_wire.of(Embed)) == 3
     (settle,) = parts.outbox.settles
     assert (settle.outcome, settle.is_unused) == ("failed", False)
@@ -350,7 +350,7 @@ async def test_after_two_deaths_a_question_runs_alone_and_a_third_one_convicts_i
         other = await asked(parts, question, tenant=tenant)
         await answer(parts, engines[0])
         assert await other.error() is None
-    assert parts.num_seats == 0
+    assert parts.num_slots == 0
 
 
 async def test_an_engine_that_leaves_in_good_order_speaks_against_nobody() -> None:
@@ -424,7 +424,7 @@ async def test_questions_wait_in_turn_and_are_refused_when_too_many_do() -> None
 
 
 @pytest.mark.parametrize("kind", ["work", "question"])
-async def test_the_priority_of_the_caller_orders_its_questions(kind: SeatKind) -> None:
+async def test_the_priority_of_the_caller_orders_its_questions(kind: SlotKind) -> None:
     parts = Parts()
     one = parts.engine(max_requests=1)
     parts.handle(one).num_requests = 1
@@ -484,9 +484,9 @@ async def test_questions_are_fair_between_tenants_and_pay_what_they_used(
     one = parts.engine(max_requests=1)
     release = parts.admission.release
 
-    def noting(seat: Seat, used_tokens: int | None = None) -> None:
+    def noting(slot: Slot, used_tokens: int | None = None) -> None:
         paid.append(used_tokens)
-        release(seat, used_tokens)
+        release(slot, used_tokens)
 
     monkeypatch.setattr(parts.admission, "release", noting)
     parts.handle(one).num_requests = 1

@@ -27,7 +27,7 @@ from protocol.wire.messages import (
 )
 from tests.fakes.request_parts import DIGEST, Generation, Parts, generation_job
 from tests.fakes.request_stages import (
-    waits_for_a_seat,
+    waits_for_a_slot,
     waits_for_its_grant,
     waits_for_its_grant_with_prompts_ahead,
     waits_for_its_lease,
@@ -38,7 +38,7 @@ from tests.fakes.request_stages import (
 STAGES: dict[Callable[[Parts], Awaitable[Generation]], State] = {
     waits_for_its_grant: State.IDENTIFIED,
     waits_for_its_grant_with_prompts_ahead: State.IDENTIFIED,
-    waits_for_a_seat: State.RESERVED,
+    waits_for_a_slot: State.RESERVED,
     waits_for_its_prompt: State.RESERVED,
     waits_for_its_lease: State.PREPARED,
     waits_for_its_parser: State.RUNNING,
@@ -258,7 +258,7 @@ async def test_a_whole_life_goes_through_all_states_and_settles_once() -> None:
     assert prepare.deadline_s == 60.0
     await parts.prepare_next()
     await started.task
-    assert parts.num_seats == 1
+    assert parts.num_slots == 1
     await parts.output(one, 2)
     assert started.request.lease_report() == LeaseReport(
         lease_id="lease",
@@ -284,7 +284,7 @@ async def test_a_whole_life_goes_through_all_states_and_settles_once() -> None:
             endpoint="/v1/completions",
         )
     ]
-    assert (parts.num_seats, len(parts.sessions)) == (0, 0)
+    assert (parts.num_slots, len(parts.sessions)) == (0, 0)
     # Whoever calls it once more, as every exit path does, changes nothing.
     started.request.end("aborted")
     started.request.on_idle()
@@ -315,11 +315,11 @@ async def test_the_settlement_of_an_aborted_request_waits_for_the_engines_count(
     started.request.on_client_gone()
     assert [abort.choice for abort in parts.engine_wire.of(Abort)] == [0]
     assert started.request.state is State.ENDING
-    assert (parts.outbox.settles, parts.num_seats, len(parts.sessions)) == ([], 1, 1)
+    assert (parts.outbox.settles, parts.num_slots, len(parts.sessions)) == ([], 1, 1)
     await parts.finish(one, "abort", Usage(prompt_tokens=5, completion_tokens=4))
     (settle,) = parts.outbox.settles
     assert (settle.completion_tokens, settle.outcome, settle.is_unused) == (4, "aborted", False)
-    assert (parts.num_seats, len(parts.sessions)) == (0, 0)
+    assert (parts.num_slots, len(parts.sessions)) == (0, 0)
     await asyncio.sleep(2 * ABORT_PATIENCE_S)
     assert len(parts.outbox.settles) == 1
 
@@ -335,7 +335,7 @@ async def test_an_engine_that_never_says_what_it_used_is_waited_for_ten_seconds(
     await asyncio.sleep(0.2)
     (settle,) = parts.outbox.settles
     assert (settle.prompt_tokens, settle.completion_tokens) == (5, 2)
-    assert (parts.num_seats, len(parts.sessions)) == (0, 0)
+    assert (parts.num_slots, len(parts.sessions)) == (0, 0)
     await parts.finish(one, "abort", Usage(prompt_tokens=5, completion_tokens=4))
     assert len(parts.outbox.settles) == 1
 
@@ -422,7 +422,7 @@ async def test_work_that_can_not_be_stopped_is_settled_all_the_same(
     caplog.clear()
     await asyncio.sleep(ABORT_PATIENCE_S + 0.1)
     assert [settle.completion_tokens for settle in parts.outbox.settles] == [2]
-    assert (parts.num_seats, len(parts.sessions)) == (0, 0)
+    assert (parts.num_slots, len(parts.sessions)) == (0, 0)
 
 
 @pytest.mark.parametrize("is_settled", [True, False])

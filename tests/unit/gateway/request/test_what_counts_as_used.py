@@ -48,7 +48,7 @@ async def test_a_prompt_that_the_engine_refuses_counts_as_a_request_without_toke
     assert error.param == "prompt"
     (settle,) = parts.outbox.settles
     assert (settle.outcome, settle.is_unused, settle.prompt_tokens) == ("failed", False, 0)
-    assert parts.num_seats == 0
+    assert parts.num_slots == 0
 
 
 async def test_what_this_gateway_finds_wrong_counts_as_a_request() -> None:
@@ -58,7 +58,7 @@ async def test_what_this_gateway_finds_wrong_counts_as_a_request() -> None:
     await parts.prepare_next()
     assert isinstance(await started.error(), InvalidRequestError)
     assert [settle.is_unused for settle in parts.outbox.settles] == [False]
-    assert parts.num_seats == 0
+    assert parts.num_slots == 0
 
 
 async def test_a_model_that_is_not_there_counts_as_a_request() -> None:
@@ -147,7 +147,7 @@ async def test_a_bug_of_ours_ends_the_request_in_words_and_settles_it(
     await parts.prepare_next()
     assert isinstance(await started.error(), RuntimeError)
     assert started.request.outcome == "failed"
-    assert (parts.num_seats, len(parts.sessions)) == (0, 0)
+    assert (parts.num_slots, len(parts.sessions)) == (0, 0)
     with pytest.raises(GatewayError, match="^Internal server error.$"):
         await started.work.next_events(None)
     assert [settle.is_unused for settle in parts.outbox.settles] == [True]

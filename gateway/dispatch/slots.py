@@ -1,4 +1,4 @@
-"""Who could do a piece of work and who may: the live engines as routing sees them, and seats."""
+"""Who could do a piece of work and who may: the live engines as routing sees them, and slots."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 from protocol.wire.messages import EngineOffer
 from protocol.wire.peers import Peer
 
-SeatKind = Literal["work", "question"]
+SlotKind = Literal["work", "question"]
 """`work` runs in an engine's steps and takes of its credit: a choice, a batch of embeddings.
 A `question` is answered by the threads beside them (tokenise, detokenise) and takes no credit;
 `MAX_QUESTIONS` bounds how many one engine has of this gateway."""
@@ -22,8 +22,8 @@ class EngineHandle:
     Attributes:
         peer: Its connection, with its latest load and credit.
         offer: What it serves.
-        num_requests: Seats for work that this gateway has there; `num_tokens` their tokens.
-        num_questions: Seats for questions.
+        num_requests: Slots for work that this gateway has there; `num_tokens` their tokens.
+        num_questions: Slots for questions.
         is_backing_off: It just refused work that seemed to be within its credit.
         backing_off_until: When that ends, in monotonic seconds.
         is_reserved: It is kept for a request that runs, or is about to run, with no other beside
@@ -44,12 +44,12 @@ class EngineHandle:
         """Whether it may be given anything at all at the moment."""
         return self.peer.takes_work and not self.is_backing_off
 
-    def can_take(self, tokens: int, kind: SeatKind = "work") -> bool:
-        """Whether one more seat is within the credit, or the bound of questions.
+    def can_take(self, tokens: int, kind: SlotKind = "work") -> bool:
+        """Whether one more slot is within the credit, or the bound of questions.
 
         Args:
             tokens: Upper bound of prompt and output; a question takes none.
-            kind: Of the seat.
+            kind: Of the slot.
         """
         if not self.takes_work or self.is_reserved:
             return False
@@ -90,10 +90,10 @@ class EngineHandle:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What a seat takes of its tenant's share.
+    """What a slot takes of its tenant's share.
 
     Attributes:
-        bound: Upper bound of the tokens when the seat was asked for.
+        bound: Upper bound of the tokens when the slot was asked for.
         cost: What the tenant was charged in the queue; 0 when nobody waited.
     """
 
@@ -104,14 +104,14 @@ class Share:
 
 
 @dataclass(slots=True, eq=False)
-class Seat:
+class Slot:
     """The right to one piece of work, or one question, at one engine, until released.
 
     Attributes:
         tokens: Upper bound of prompt and output, which the engine's credit is reduced by.
         is_alone: Nothing else may run at that engine meanwhile.
         share: Of the queue, that pays for it; None for work that lost its engine.
-        kind: Of the seat.
+        kind: Of the slot.
     """
 
     engine: EngineHandle
@@ -119,7 +119,7 @@ class Seat:
     is_released: bool = False
     is_alone: bool = False
     share: Share | None = None
-    kind: SeatKind = "work"
+    kind: SlotKind = "work"
 
     def occupy(self) -> None:
         """Count it at its engine."""
@@ -148,7 +148,7 @@ def any_engine(_engine: EngineHandle) -> bool:
 
 
 def least_loaded(
-    engines: Sequence[EngineHandle], tokens: int, turn: int, kind: SeatKind = "work"
+    engines: Sequence[EngineHandle], tokens: int, turn: int, kind: SlotKind = "work"
 ) -> EngineHandle | None:
     """The engine with the least to do among those that can take one more.
 
@@ -156,7 +156,7 @@ def least_loaded(
         engines: To choose from.
         tokens: Upper bound of prompt and output.
         turn: Grows with each choice, so that ties go round.
-        kind: Of the seat.
+        kind: Of the slot.
     """
     best: EngineHandle | None = None
     best_score = (0, 0, 0)

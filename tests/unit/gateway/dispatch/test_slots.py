@@ -1,10 +1,10 @@
-"""Seats: what each counts at its engine, whatever happens to it, and engines left alone."""
+"""Slots: what each counts at its engine, whatever happens to it, and engines left alone."""
 
 import asyncio
 
 import pytest
 
-from gateway.dispatch.seats import MAX_QUESTIONS, EngineHandle, Seat, least_loaded
+from gateway.dispatch.slots import MAX_QUESTIONS, EngineHandle, Slot, least_loaded
 from gateway.errors import WorkerUnavailableError
 from protocol.wire.messages import Credits, Load
 from tests.fakes.engine_handles import Desk, engine, left
@@ -14,71 +14,71 @@ def counts(one: EngineHandle) -> tuple[int, int, int]:
     return one.num_requests, one.num_tokens, one.num_questions
 
 
-async def test_a_lease_that_grows_is_counted_where_its_seat_is_now() -> None:
+async def test_a_lease_that_grows_is_counted_where_its_slot_is_now() -> None:
     desk = Desk(engine("a", max_requests=9), engine("b", max_requests=9))
-    seat = await desk.seat(tokens=21)
-    first = seat.engine
+    slot = await desk.slot(tokens=21)
+    first = slot.engine
     second = next(one for one in desk.engines if one is not first)
-    desk.admission.resize(seat, 176)
+    desk.admission.resize(slot, 176)
     assert counts(first) == (1, 176, 0)
-    desk.admission.move(seat, second)
+    desk.admission.move(slot, second)
     assert (counts(first), counts(second)) == ((0, 0, 0), (1, 176, 0))
-    desk.admission.resize(seat, 200)
+    desk.admission.resize(slot, 200)
     assert (counts(first), counts(second)) == ((0, 0, 0), (1, 200, 0))
-    desk.admission.release(seat)
-    desk.admission.resize(seat, 300)
-    desk.admission.move(seat, first)
+    desk.admission.release(slot)
+    desk.admission.resize(slot, 300)
+    desk.admission.move(slot, first)
     assert (counts(first), counts(second)) == ((0, 0, 0), (0, 0, 0))
 
 
-async def test_a_seat_of_returning_work_grows_and_shrinks_as_others_do() -> None:
+async def test_a_slot_of_returning_work_grows_and_shrinks_as_others_do() -> None:
     desk = Desk(engine(max_requests=9))
-    seat = await (await desk.again(tokens=21))
-    desk.admission.resize(seat, 176)
+    slot = await (await desk.again(tokens=21))
+    desk.admission.resize(slot, 176)
     assert counts(desk.engines[0]) == (1, 176, 0)
-    assert seat.tokens == 176
-    desk.admission.release(seat)
+    assert slot.tokens == 176
+    desk.admission.release(slot)
     assert counts(desk.engines[0]) == (0, 0, 0)
 
 
-async def test_what_a_seat_gives_up_is_given_out_at_once() -> None:
+async def test_what_a_slot_gives_up_is_given_out_at_once() -> None:
     desk = Desk(engine(max_requests=9, max_tokens=100))
-    seat = await desk.seat(tokens=95)
+    slot = await desk.slot(tokens=95)
     newcomer = await desk.queued(tokens=20)
-    desk.admission.resize(seat, 96)
-    desk.admission.resize(seat, 81)
+    desk.admission.resize(slot, 96)
+    desk.admission.resize(slot, 81)
     assert not newcomer.done()
-    desk.admission.resize(seat, 80)
+    desk.admission.resize(slot, 80)
     await newcomer
     assert counts(desk.engines[0]) == (2, 100, 0)
 
 
-async def test_a_seat_that_moves_makes_room_for_who_waits() -> None:
+async def test_a_slot_that_moves_makes_room_for_who_waits() -> None:
     desk = Desk(engine("a"))
-    seat = await desk.seat()
+    slot = await desk.slot()
     waiting = await desk.queued()
     other = engine("b")
     other.num_requests = 1
-    desk.admission.move(seat, other)
+    desk.admission.move(slot, other)
     assert (await waiting).engine is desk.engines[0]
     assert counts(other) == (2, 10, 0)
 
 
-async def test_a_seat_moved_to_its_own_engine_changes_nothing() -> None:
+async def test_a_slot_moved_to_its_own_engine_changes_nothing() -> None:
     desk = Desk(engine())
-    seat = await desk.seat()
-    desk.admission.move(seat, seat.engine)
-    assert counts(seat.engine) == (1, 10, 0)
+    slot = await desk.slot()
+    desk.admission.move(slot, slot.engine)
+    assert counts(slot.engine) == (1, 10, 0)
 
 
-async def test_a_seat_that_is_alone_stays_where_nothing_else_is() -> None:
+async def test_a_slot_that_is_alone_stays_where_nothing_else_is() -> None:
     desk = Desk(engine("a"))
-    seat = await (await desk.again(is_alone=True))
+    slot = await (await desk.again(is_alone=True))
     other = engine("b")
-    desk.admission.move(seat, other)
-    assert seat.engine is desk.engines[0]
+    desk.admission.move(slot, other)
+    assert slot.engine is desk.engines[0]
     assert counts(other) == (0, 0, 0)
-    desk.admission.release(seat)
+    desk.admission.release(slot)
     assert not desk.engines[0].is_reserved
 
 
@@ -86,7 +86,7 @@ async def test_an_engine_that_is_overloaded_is_left_alone_as_long_as_it_asked() 
     busy, other = engine("busy"), engine("other")
     desk = Desk(busy, other)
     busy.back_off(5.0)
-    assert (await desk.seat()).engine is other
+    assert (await desk.slot()).engine is other
     waiting = await desk.queued()
     busy.back_off(9.0)
     busy.back_off(7.0)
@@ -104,9 +104,9 @@ async def test_an_engine_that_is_overloaded_is_left_alone_as_long_as_it_asked() 
 
 async def test_questions_take_no_credit_and_wait_for_no_work() -> None:
     desk = Desk(engine(max_requests=1, max_tokens=10))
-    work = await desk.seat(tokens=10)
+    work = await desk.slot(tokens=10)
     waiting = await desk.queued(tokens=10)
-    question = await desk.seat(tokens=5000, kind="question")
+    question = await desk.slot(tokens=5000, kind="question")
     assert counts(desk.engines[0]) == (1, 10, 1)
     desk.admission.resize(question, 7000)
     assert counts(desk.engines[0]) == (1, 10, 1)
@@ -119,33 +119,33 @@ async def test_questions_take_no_credit_and_wait_for_no_work() -> None:
 
 async def test_questions_are_bounded_at_an_engine_and_the_others_wait_in_turn() -> None:
     desk = Desk(engine(max_requests=0))
-    seats = [await desk.seat(kind="question") for _ in range(MAX_QUESTIONS)]
+    slots = [await desk.slot(kind="question") for _ in range(MAX_QUESTIONS)]
     waiting = await desk.queued(kind="question")
     assert not waiting.done()
     assert desk.admission.num_waiting("m") == 1
-    desk.admission.release(seats[0])
+    desk.admission.release(slots[0])
     await waiting
     assert counts(desk.engines[0]) == (0, 0, MAX_QUESTIONS)
 
 
 async def test_questions_spread_over_engines_by_how_many_each_has() -> None:
     desk = Desk(engine("a", num_running=3), engine("b"))
-    seats = [await desk.seat(kind="question") for _ in range(4)]
-    assert [seat.engine.peer.instance_id for seat in seats] == ["b", "a", "b", "a"]
+    slots = [await desk.slot(kind="question") for _ in range(4)]
+    assert [slot.engine.peer.instance_id for slot in slots] == ["b", "a", "b", "a"]
 
 
 async def test_work_goes_where_least_work_is_however_many_questions_are_there() -> None:
     desk = Desk(engine("a"), engine("b", num_running=1))
     desk.engines[0].num_questions = 5
-    assert (await desk.seat()).engine is desk.engines[0]
+    assert (await desk.slot()).engine is desk.engines[0]
 
 
 async def test_questions_do_not_go_beside_a_suspect() -> None:
     desk = Desk(engine())
-    seat = await (await desk.again(is_alone=True))
+    slot = await (await desk.again(is_alone=True))
     question = await desk.queued(kind="question")
     assert not question.done()
-    desk.admission.share(seat)
+    desk.admission.share(slot)
     await question
 
 
@@ -162,19 +162,19 @@ async def test_questions_learn_that_the_last_engine_went() -> None:
 
 async def test_returning_work_does_not_hold_up_questions() -> None:
     desk = Desk(engine())
-    await desk.seat()
+    await desk.slot()
     back = await desk.again()
-    assert (await desk.seat(kind="question")).kind == "question"
+    assert (await desk.slot(kind="question")).kind == "question"
     await left(back)
 
 
 def test_credit_bounds_requests_and_tokens_but_one_alone_may_always_go() -> None:
     one = engine(max_requests=2, max_tokens=100)
     assert one.can_take(1000)
-    Seat(one, 60).occupy()
+    Slot(one, 60).occupy()
     assert one.can_take(40)
     assert not one.can_take(41)
-    Seat(one, 10).occupy()
+    Slot(one, 10).occupy()
     assert not one.can_take(1)
     assert not one.can_take(0)
 
@@ -203,10 +203,10 @@ def test_of_engines_with_equal_work_the_one_with_fewer_tokens_is_chosen() -> Non
     assert [least_loaded([a, b], 1, turn) for turn in range(2)] == [a, a]
 
 
-async def test_a_seat_is_released_once() -> None:
+async def test_a_slot_is_released_once() -> None:
     desk = Desk(engine(max_requests=3))
-    seat, other = await desk.seat(), await desk.seat()
-    desk.admission.release(seat)
-    desk.admission.release(seat)
+    slot, other = await desk.slot(), await desk.slot()
+    desk.admission.release(slot)
+    desk.admission.release(slot)
     assert counts(other.engine) == (1, 10, 0)
     await asyncio.sleep(0)

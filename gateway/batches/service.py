@@ -12,7 +12,7 @@ from gateway.batches.store import BatchStore
 from protocol.wire.messages import Settle
 
 
-class BatchHouse:
+class BatchService:
     """The files, the batches, and who works on them.
 
     Args:
