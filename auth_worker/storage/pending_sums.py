@@ -33,10 +33,11 @@ Sums = dict[HourKey, list[int]]
 Unix milliseconds, which is the greatest and no sum."""
 Fits = Callable[[HourKey], bool]
 
-INTERVAL_MS: Final = 1000
-"""Sums wait at least so long for more of the same hour and key."""
-MIN_ADDED: Final = 512
-"""So many are added to the totals at a time, or an eighth of all that wait, if that is more."""
+INTERVAL_MS: Final = 250
+"""Between two times at which sums that wait are added to the totals."""
+MIN_ADDED: Final = 128
+"""So many at a time, the oldest first, or a part of all that wait, if that is more."""
+PART: Final = 32
 MAX_ROWS: Final = 1024
 """With more rows than this, those that are left are written anew as few."""
 _SUMS_A_ROW: Final = 256
@@ -115,7 +116,7 @@ class SumsChange:
         if waiting <= MIN_ADDED:
             self.add_to_totals()
             return
-        self._add(islice(pending.sums, max(MIN_ADDED, waiting // 8)))
+        self._add(islice(pending.sums, max(MIN_ADDED, waiting // PART)))
 
     def add_before_changes(self, operations: Iterable[Operation]) -> None:
         """Add to the totals what the answers to these changes of keys tell."""
