@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from gateway import bridge
 from gateway.batches.files import FileBounds
 from gateway.batches.service import BatchService
-from gateway.child_environment import child_environment
 from gateway.config import GatewaySettings
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.quarantine import Quarantine
@@ -49,6 +48,7 @@ from gateway.workers.engines import EngineLink
 from gateway.workers.parsers import ParserLink
 from gateway.workers.wire import LinkHandler
 from protocol.runtime.allocator import HeapTrimmer
+from protocol.runtime.child_environment import child_environment
 from protocol.wire.codec import (
     Decoder,
     auth_event_decoder,

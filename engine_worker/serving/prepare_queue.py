@@ -116,7 +116,10 @@ class PrepareQueue:
     def submit(self, gateway_id: str, command: PrepareCommand) -> None:
         """Queue a command, or refuse it at once as overloaded."""
         size_bytes, num_token_ids = _size(command)
-        is_costly = max(size_bytes, num_token_ids) > COSTLY_SIZE
+        is_costly = max(size_bytes, num_token_ids) > COSTLY_SIZE or (
+            # What a strange template does may take long, and make any text of a few words.
+            isinstance(command, Prepare) and command.chat_template is not None
+        )
         received_at = self._clock()
         deadline = received_at + command.deadline_s
         waiting = _Waiting(gateway_id, command, received_at, deadline, is_costly)
@@ -225,6 +228,8 @@ def _size(command: PrepareCommand) -> tuple[int, int]:
         command.messages_json,
         command.tools_json,
         command.template_kwargs_json,
+        command.chat_template,
+        command.suffix,
     )
     size_bytes = sum(_num_bytes(text) for text in texts if text is not None)
     return size_bytes, len(command.prompt_token_ids or ())

@@ -42,12 +42,15 @@ _RESERVED_ARGUMENTS = frozenset(
 )
 _NEEDED_IN_TEMPLATE = frozenset({"documents", "verbosity"})
 """Arguments that a template which never reads them would leave aside in silence."""
+_EXAMINATION_COMPUTE_S = 2.0
+"""Of one conversation of a few words, by which a template is examined."""
 MAX_REQUEST_TEMPLATES = 16
 """Templates that came with requests and are kept examined."""
 # Templates ask for the date with a format that is spelt in them; all are rendered beforehand from
 # the request's own time, because the prompt must come out the same on another engine, later.
 _TIME_MACRO = "{%- macro strftime_now(format) -%}{{- penstock_times[format] -}}{%- endmacro -%}"
-_TIME_FORMAT = re.compile(r"""(["'])((?:(?!\1).)*%(?:(?!\1).)*)\1""")
+# Bounded, because a client's template may be full of them.
+_TIME_FORMAT = re.compile(r"""(["'])([^"'%\n]{0,128}%[^"'\n]{0,128})\1""")
 _NULL_CONTENT = re.compile(r"""content(["']\])?\s+is\s+(not\s+)?none""", re.IGNORECASE)
 
 
@@ -231,6 +234,7 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool,
         continue_final_message: bool,
+        max_compute_s: float | None = None,
     ) -> str:
         now = datetime.fromtimestamp(template_time, tz=UTC)
         times = {format_: now.strftime(format_) for format_ in template.time_formats}
@@ -247,7 +251,7 @@ class ChatTemplate:
                     "continue_final_message": continue_final_message,
                 },
                 is_ours=template.is_ours,
-                max_compute_s=MAX_COMPUTE_S,
+                max_compute_s=MAX_COMPUTE_S if max_compute_s is None else max_compute_s,
             )
         except TemplateCostError as error:
             raise _TemplateStoppedError(
@@ -313,6 +317,7 @@ class ChatTemplate:
                 0,
                 add_generation_prompt=False,
                 continue_final_message=False,
+                max_compute_s=min(_EXAMINATION_COMPUTE_S, MAX_COMPUTE_S),
             )
         except _TemplateStoppedError as error:
             raise TokenizerLoadError(

@@ -137,4 +137,4 @@ class FillInMiddle:
         )
         if token_ids[: len(newline)] == newline:
             return token_ids[len(newline) :]
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return self._tokenizer.encode(text, add_special_tokens=False, is_wanted=is_wanted)

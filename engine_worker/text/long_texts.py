@@ -17,6 +17,9 @@ from protocol.runtime.helper_process import start_helper
 
 LONG_BYTES: Final = 256 * 1024
 """A longer text is tokenised there: a quarter of a second."""
+_IN_PLACE_BYTES: Final = 2 * 1024 * 1024
+"""A longer one waits for the process when it is busy. What templates make of a conversation that is
+short enough for a thread of everybody's is shorter, and must not wait for somebody's long text."""
 ID_TYPE: Final = "I"
 _MODULE: Final = "engine_worker.text.long_text_process"
 _LOOK_S: Final = 0.05
@@ -41,7 +44,7 @@ class LongTexts:
 
     def encode(
         self, text: bytes, *, add_special_tokens: bool, is_wanted: Callable[[], bool]
-    ) -> list[int]:
+    ) -> list[int] | None:
         """Token ids of a text.
 
         Args:
@@ -49,14 +52,22 @@ class LongTexts:
             add_special_tokens: Whether the tokenizer adds what begins and ends a text.
             is_wanted: Asked now and then; the process is ended when it says no.
 
+        Returns:
+            None when the process is busy and the text not so long that it has to wait.
+
         Raises:
             AbandonedError: It is not wanted any more.
             EngineError: The process died.
         """
-        with self._lock:
+        while not self._lock.acquire(timeout=_LOOK_S):
+            if len(text) <= _IN_PLACE_BYTES:
+                return None
+            if not is_wanted():
+                raise AbandonedError("Nobody waits for the tokens of this text.")
+        try:
             for _ in range(_NUM_TRIES):
-                _, connection = self._helper or self._start()
                 try:
+                    _, connection = self._helper or self._start()
                     connection.send_bytes(bytes([add_special_tokens]) + text)
                     while not connection.poll(_LOOK_S):
                         if not is_wanted():
@@ -67,6 +78,8 @@ class LongTexts:
                     self._stop()
                 else:
                     return array(ID_TYPE, answer).tolist()
+        finally:
+            self._lock.release()
         raise EngineError("The engine failed to tokenise a long text: its process died.")
 
     def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:

@@ -24,6 +24,7 @@ from engine_worker.text.template_process import (
     TEXT,
     render,
 )
+from protocol.runtime.child_environment import child_environment
 
 NUM_PROCESSES: Final = 2
 """Conversations that are rendered at a time."""
@@ -139,7 +140,7 @@ class _Process:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={
-                    **os.environ,
+                    **child_environment(os.environ),
                     "PYTHONPATH": os.pathsep.join(path),
                     "OPENBLAS_NUM_THREADS": "1",
                     "TRANSFORMERS_VERBOSITY": "error",

@@ -117,9 +117,11 @@ class Tokenizer:
             AbandonedError: It is not wanted any more.
         """
         if is_wanted is not None and len(text) > LONG_BYTES:
-            return self._long_texts.encode(
+            found = self._long_texts.encode(
                 _utf8(text), add_special_tokens=add_special_tokens, is_wanted=is_wanted
             )
+            if found is not None:
+                return found
         (encoding,) = self._encode_batch([text], add_special_tokens=add_special_tokens)
         token_ids: list[int] = encoding.ids
         return token_ids

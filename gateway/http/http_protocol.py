@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import select
+import socket
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, cast
@@ -20,6 +21,7 @@ from protocol.errors import ErrorCode
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers; what one read brings beyond it is let through."""
 HEAD_TIMEOUT_S = 60.0
+_THIS_MACHINE = "127.0.0.1"
 _LINGER_S = 1.0
 _UNREAD_S = 0.1
 _LINGER_BYTES = 1024 * 1024
@@ -71,6 +73,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come."""
         super().connection_made(transport)
+        if transport.get_extra_info("socket").family == socket.AF_UNIX:
+            # Somebody on this machine, perhaps a proxy that is trusted.
+            self.client = (_THIS_MACHINE, 0)
         # What an answer is written to; its end may have to wait for the client.
         self._answer_transport = LingeringTransport(transport, self)
         self.address = self.client[0] if self.client else ""

@@ -25,6 +25,9 @@ def check_prompts(prepares: Sequence[Prepare], offer: EngineOffer) -> None:
         if prepare.kind != "completion" or prepare.truncate_prompt_tokens is not None:
             continue
         least, is_exact = _least_tokens(prepare.prompt, prepare.prompt_token_ids, offer)
+        if prepare.suffix is not None:
+            behind, _ = _least_tokens(prepare.suffix, None, offer)
+            least, is_exact = least + behind, False
         if least + (prepare.max_tokens or 1) > offer.max_model_len:
             wanted = prepare.max_tokens
             output = "at least 1 output token" if wanted is None else f"{wanted} output tokens"

@@ -7,10 +7,10 @@ from typing import Any, Final, Protocol
 
 import orjson
 
-from gateway.child_environment import child_environment
 from gateway.config import OWN_TOOLS_LABEL, GatewaySettings
 from gateway.errors import InvalidRequestError, ToolNotFoundError
 from gateway.tools.toolbox import ToolBox, ToolResult
+from protocol.runtime.child_environment import child_environment
 
 _MCP_COMMAND: Final = (sys.executable, "-m", "gateway.tools.mcp_process")
 _CERTIFICATES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR")

@@ -13,7 +13,6 @@ from typing import Any
 
 import orjson
 
-from gateway.child_environment import child_environment
 from gateway.config import GatewaySettings
 from gateway.errors import (
     InvalidRequestError,
@@ -21,6 +20,7 @@ from gateway.errors import (
     ToolNotFoundError,
     ToolPluginsError,
 )
+from protocol.runtime.child_environment import child_environment
 
 START_TIMEOUT_S = 60.0
 """What loading the packages may take."""

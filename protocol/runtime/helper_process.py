@@ -8,6 +8,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
+from protocol.runtime.child_environment import child_environment
+
 _PACKAGES: Final = str(Path(__file__).parents[2])
 
 
@@ -27,6 +29,6 @@ def start_helper(module: str) -> tuple[subprocess.Popen[bytes], Connection]:
             [sys.executable, "-P", "-m", module, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            env={**child_environment(os.environ), "PYTHONPATH": os.pathsep.join(path)},
         )
         return process, Connection(ours.detach())

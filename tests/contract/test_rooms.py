@@ -25,7 +25,6 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "gateway.edge_settings",
         "gateway.config",
         "gateway.bridge",
-        "gateway.child_environment",
         "gateway.housekeeping",
         "gateway.telemetry",
         "gateway.tools",

@@ -28,3 +28,14 @@ async def test_addresses_come_from_trusted_proxies_only(
         gateway.client.headers["X-Forwarded-For"] = header
         assert (await gateway.chat()).status_code == 200
         assert [one.address for one in auth.of(Authorize)] == [address]
+
+
+async def test_a_proxy_on_a_unix_socket_is_one_of_this_machine(socket_dir: Path) -> None:
+    path = socket_dir / "http"
+    async with running_gateway(socket_dir, uds=path, trusted_proxies=("127.0.0.1/32",)) as gateway:
+        auth = await gateway.auth()
+        await gateway.engine()
+        assert (await gateway.chat()).status_code == 200
+        gateway.client.headers["X-Forwarded-For"] = "203.0.113.7"
+        assert (await gateway.chat()).status_code == 200
+        assert [one.address for one in auth.of(Authorize)] == ["127.0.0.1", "203.0.113.7"]

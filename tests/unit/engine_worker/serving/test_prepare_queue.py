@@ -123,6 +123,8 @@ def test_no_more_threads_are_asked_for_than_there_are(lab: Lab) -> None:
         {"prompt": "é" * (COSTLY_SIZE // 2 + 1)},
         {"prompt": "\ud800" * (COSTLY_SIZE // 3 + 1)},
         {"prompt": None, "messages_json": COSTLY},
+        {"prompt": "short", "suffix": COSTLY},
+        {"prompt": None, "messages_json": "[]", "chat_template": "{{ 'of any length' }}"},
         {"prompt": "x" * (COSTLY_SIZE // 2 + 1), "tools_json": "x" * (COSTLY_SIZE // 2 + 1)},
         {"prompt": None, "prompt_token_ids": (1,) * (COSTLY_SIZE + 1)},
     ],

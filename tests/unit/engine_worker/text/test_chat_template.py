@@ -152,6 +152,11 @@ def test_the_date_in_a_template_is_the_one_of_the_request() -> None:
     assert text == "02 Jan 1970 01:00"
 
 
+def test_a_template_full_of_formats_without_an_end_is_read_in_one_go() -> None:
+    source = "strftime_now " + '"%' * 50_000 + "%" * 50_000
+    assert render(source, [{"role": "user", "content": "x"}]) == source
+
+
 def test_what_the_template_refuses_is_told_in_its_own_words() -> None:
     source = "{{ raise_exception('Roles must alternate') }}"
     with pytest.raises(ChatTemplateError, match="Roles must alternate") as caught:

@@ -10,7 +10,7 @@ import pytest
 from engine_worker.demo import demo_model_path
 from engine_worker.errors import AbandonedError, EngineError, InvalidRequestError
 from engine_worker.text import long_text_process
-from engine_worker.text.long_texts import LONG_BYTES, LongTexts
+from engine_worker.text.long_texts import _IN_PLACE_BYTES, LONG_BYTES, LongTexts
 from engine_worker.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.load(demo_model_path())
@@ -97,3 +97,25 @@ def test_the_process_ends_after_a_while_without_work(monkeypatch: pytest.MonkeyP
         thread.start()
         thread.join(30)
         assert not thread.is_alive()
+
+
+def test_while_the_process_is_busy_a_text_is_tokenised_in_place_unless_it_is_very_long(
+    helpers: Callable[[], list[psutil.Process]],
+) -> None:
+    expected = TOKENIZER.encode(LONG, add_special_tokens=False)
+    very_long = LONG * (_IN_PLACE_BYTES // len(LONG) + 1)
+    with TOKENIZER._long_texts._lock:
+        assert TOKENIZER.encode(LONG, add_special_tokens=False, is_wanted=always) == expected
+        with pytest.raises(AbandonedError):
+            TOKENIZER.encode(very_long, add_special_tokens=False, is_wanted=lambda: False)
+    assert TOKENIZER.encode(LONG, add_special_tokens=False, is_wanted=always) == expected
+
+
+def test_a_process_gets_no_secret_of_the_engines_environment(
+    helpers: Callable[[], list[psutil.Process]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    texts = LongTexts(TOKENIZER.serialized)
+    texts.encode(b"ab", add_special_tokens=False, is_wanted=always)
+    (helper,) = helpers()
+    assert "hf_secret" not in helper.environ().values()

@@ -116,3 +116,17 @@ def test_the_bundled_template_needs_no_process() -> None:
         source, [{"role": "user", "content": "?"}], None, VARIABLES, is_ours=True
     )
     assert not any(process.is_alive for process in own._processes)
+
+
+def test_a_process_gets_no_secret_of_the_engines_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    before = set(psutil.Process().children())
+    renderer = TemplateRenderer()
+    try:
+        assert rendered(renderer, "x") == "x"
+        (process,) = set(psutil.Process().children()) - before
+        assert "hf_secret" not in process.environ().values()
+    finally:
+        renderer.close()

@@ -8,10 +8,10 @@ import sys
 import orjson
 import pytest
 
-from gateway.child_environment import child_environment
 from gateway.errors import OverloadedError
 from gateway.http.body_pool import BodyPool
 from gateway.http.parsers import CHAT, ParseContext
+from protocol.runtime.child_environment import child_environment
 
 MESSAGES = [{"role": "user", "content": "x" * 300_000}]
 BODY = orjson.dumps({"model": "m", "messages": MESSAGES})

@@ -41,6 +41,10 @@ def refusal(prepare: Prepare, one: EngineOffer) -> InvalidRequestError | None:
             bridge.prompt("completion", text="é" * 19),
             "at least 1 output token and your prompt contains at least 10 input tokens",
         ),
+        (
+            bridge.prompt("completion", text="x" * 20, suffix="y" * 20),
+            "at least 1 output token and your prompt contains at least 10 input tokens",
+        ),
     ],
 )
 def test_a_prompt_that_can_not_fit_is_refused_with_its_length(prepare: Prepare, words: str) -> None:

@@ -1,8 +1,8 @@
-"""What processes that the gateway starts get of its environment: no secret of anybody's."""
+"""What helper processes get of the environment of who starts them: no secret of anybody's."""
 
 from collections.abc import Collection, Mapping
 
-_NAMES = frozenset({"PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV"})
+_NAMES = frozenset({"PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV"})
 _PREFIXES = ("LC_", "PYTHON")
 
 
@@ -10,7 +10,7 @@ def child_environment(environ: Mapping[str, str], also: Collection[str] = ()) ->
     """What a Python process needs to start, and what is named beside it.
 
     Args:
-        environ: The gateway's own environment.
+        environ: The environment of who starts it.
         also: More names.
     """
     return {
