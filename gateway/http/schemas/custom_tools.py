@@ -10,7 +10,12 @@ from pydantic import Field, field_validator
 
 from gateway.http.schemas.body import RequestModel, field_error
 from gateway.http.schemas.lark_regex import LarkError, as_regex
-from gateway.http.schemas.ranges import MAX_GRAMMAR_CHARACTERS, MAX_TOOL_NAME_CHARACTERS
+from gateway.http.schemas.ranges import (
+    MAX_GRAMMAR_CHARACTERS,
+    MAX_LARK_CHARACTERS,
+    MAX_LARK_REGEX_CHARACTERS,
+    MAX_TOOL_NAME_CHARACTERS,
+)
 
 INPUT: Final = "input"
 """The one argument of the function that a custom tool becomes."""
@@ -53,14 +58,15 @@ class CustomDefinition(RequestModel):
         if syntax not in ("regex", "lark"):
             raise field_error("it must be `regex` or `lark`.", ".grammar.syntax")
         definition = grammar.get("definition")
-        if not isinstance(definition, str) or not 1 <= len(definition) <= MAX_GRAMMAR_CHARACTERS:
+        most = MAX_LARK_CHARACTERS if syntax == "lark" else MAX_GRAMMAR_CHARACTERS
+        if not isinstance(definition, str) or not 1 <= len(definition) <= most:
             raise field_error(
-                f"must be a string of 1 to {MAX_GRAMMAR_CHARACTERS} characters.",
+                f"must be a string of 1 to {most} characters.",
                 ".grammar.definition",
             )
         if syntax == "lark":
             try:
-                as_regex(definition, MAX_GRAMMAR_CHARACTERS)
+                as_regex(definition, MAX_LARK_REGEX_CHARACTERS)
             except LarkError as error:
                 raise field_error(
                     f"of Lark, what a regular expression can say is supported: {error}.",
@@ -88,7 +94,7 @@ def function_of_tool(custom: dict[str, Any], *, is_enforced: bool) -> dict[str, 
         if is_lark and not is_enforced:
             description = f"{description or ''}\n{_FOLLOWS}\n{definition}".strip()
         else:
-            pattern = as_regex(definition, MAX_GRAMMAR_CHARACTERS) if is_lark else definition
+            pattern = as_regex(definition, MAX_LARK_REGEX_CHARACTERS) if is_lark else definition
             text["pattern"] = f"^(?:{pattern})$"
     function = {
         "name": custom["name"],

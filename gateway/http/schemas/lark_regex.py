@@ -7,10 +7,12 @@ https://lark-parser.readthedocs.io/en/stable/grammar.html
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 MAX_DEPTH: Final = 64
-"""Of brackets, and of rules within rules."""
+"""Of brackets and rules within one another, all together."""
+_MAX_KEPT: Final = 32
 START: Final = "start"
 _COMMON: Final = {
     "DIGIT": "[0-9]",
@@ -69,8 +71,11 @@ class _Rule(NamedTuple):
     body: list[_Token]
 
 
+@lru_cache(maxsize=_MAX_KEPT)
 def as_regex(grammar: str, most: int) -> str:
     """The regular expression of what `start` derives, without anchors.
+
+    It is asked for several times in a request, so that the last few are kept.
 
     Args:
         grammar: Lark text.
@@ -138,6 +143,7 @@ class _Rules:
         self._bodies: dict[str, list[_Token]] = {}
         self._made: dict[str, str] = {}
         self._open: list[str] = []
+        self._depth = 0
 
     def add(self, statement: list[_Token]) -> None:
         """One rule, terminal or directive."""
@@ -145,12 +151,13 @@ class _Rules:
         if first.kind == "directive":
             self._import(statement)
             return
-        while statement and statement[0] in (_Token("mark", "!"), _Token("mark", "?")):
-            statement = statement[1:]
+        marks = (_Token("mark", "!"), _Token("mark", "?"))
+        begin = next((at for at, token in enumerate(statement) if token not in marks), 0)
+        statement = statement[begin:]
         texts = [token.text for token in statement]
         # A priority stands between the name and the colon.
         width = 3 if texts[1:2] == ["."] and statement[2:3] and statement[2].kind == "number" else 1
-        if not statement or statement[0].kind != "name" or texts[width : width + 1] != [":"]:
+        if statement[0].kind != "name" or texts[width : width + 1] != [":"]:
             raise LarkError(f"a rule is expected at {' '.join(texts)[:40]!r}")
         name = statement[0].text
         if name in self._bodies or name in self._made:
@@ -183,13 +190,27 @@ class _Rules:
             raise LarkError(f"there is no rule `{name[:40]}`")
         if name in self._open:
             raise LarkError(f"the rule `{name}` contains itself, which no regular expression can")
-        if len(self._open) >= MAX_DEPTH:
-            raise LarkError(f"its rules are nested deeper than {MAX_DEPTH} levels")
+        self.enter()
         self._open.append(name)
         made = _Body(self, self._bodies[name]).whole()
         self._open.pop()
+        self.leave()
         self._made[name] = made
         return made
+
+    def enter(self) -> None:
+        """A rule or a bracket begins within those that are open.
+
+        Raises:
+            LarkError: Too many are.
+        """
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise LarkError(f"its rules and brackets are nested deeper than {MAX_DEPTH} levels")
+
+    def leave(self) -> None:
+        """It ends."""
+        self._depth -= 1
 
     def fits(self, text: str) -> str:
         """A part of the expression.
@@ -197,9 +218,17 @@ class _Rules:
         Raises:
             LarkError: It is too long.
         """
-        if len(text) > self._most:
-            raise LarkError(f"its regular expression has more than {self._most} characters")
+        self.check_length(len(text))
         return text
+
+    def check_length(self, num_characters: int) -> None:
+        """Check a part of the expression before it is put together.
+
+        Raises:
+            LarkError: It would be too long.
+        """
+        if num_characters > self._most:
+            raise LarkError(f"its regular expression has more than {self._most} characters")
 
 
 class _Body:
@@ -209,7 +238,6 @@ class _Body:
         self._rules = rules
         self._tokens = tokens
         self._at = 0
-        self._depth = 0
 
     def whole(self) -> str:
         """All of it."""
@@ -228,21 +256,27 @@ class _Body:
 
     def _alternatives(self) -> str:
         parts = [self._sequence()]
+        length = len(parts[0])
         while self._peek() == _Token("mark", "|"):
             self._take()
             parts.append(self._sequence())
+            length += 1 + len(parts[-1])
+            self._rules.check_length(length)
         return self._rules.fits(parts[0] if len(parts) == 1 else f"(?:{'|'.join(parts)})")
 
     def _sequence(self) -> str:
-        made = ""
+        parts: list[str] = []
+        length = 0
         while True:
             token = self._peek()
             if token.kind == "alias":  # names a tree, of which nothing is made
                 self._at += 2
                 continue
             if token.kind == "end" or (token.text in ("|", ")", "]") and token.kind == "mark"):
-                return made
-            made = self._rules.fits(made + self._repeated())
+                return "".join(parts)
+            parts.append(self._repeated())
+            length += len(parts[-1])
+            self._rules.check_length(length)
 
     def _repeated(self) -> str:
         item = self._item()
@@ -281,13 +315,11 @@ class _Body:
         raise LarkError(f"`{token.text[:20]}` is not expected")
 
     def _group(self, opening: str) -> str:
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise LarkError(f"its brackets are nested deeper than {MAX_DEPTH} levels")
+        self._rules.enter()
         within = self._alternatives()
         if self._take() != _Token("mark", ")" if opening == "(" else "]"):
             raise LarkError("a bracket isn't closed")
-        self._depth -= 1
+        self._rules.leave()
         return f"(?:{within})" + ("?" if opening == "[" else "")
 
     def _string(self, token: _Token) -> str:

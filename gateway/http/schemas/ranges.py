@@ -39,6 +39,10 @@ MAX_TEMPLATE_CHARACTERS: Final = 262_144
 MAX_SALT_CHARACTERS: Final = 256
 MAX_PROMPTS: Final = 128
 MAX_GRAMMAR_CHARACTERS: Final = 262_144
+MAX_LARK_CHARACTERS: Final = 16_384
+"""Of the Lark grammar of a custom tool."""
+MAX_LARK_REGEX_CHARACTERS: Final = 65_536
+"""Of the regular expression that is made of it: rules are written out wherever they are named."""
 MAX_GUIDED_CHOICES: Final = 4096
 MAX_CHOICE_CHARACTERS: Final = 4096
 MAX_CHOICES: Final = 128

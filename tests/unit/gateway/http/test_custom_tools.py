@@ -141,6 +141,14 @@ def test_a_lark_grammar_that_is_not_regular_is_refused_with_its_rule() -> None:
     assert caught.value.param == "tools[0].custom.format.grammar.definition"
 
 
+@pytest.mark.parametrize(("syntax", "limit"), [("lark", 16_384), ("regex", 262_144)])
+def test_a_grammar_is_bounded_by_its_syntax(syntax: str, limit: int) -> None:
+    grammar = {"syntax": syntax, "definition": "!" * (limit + 1)}
+    with pytest.raises(InvalidRequestError, match=f"1 to {limit} characters") as caught:
+        job(tools=[with_format(type="grammar", grammar=grammar)])
+    assert caught.value.param == "tools[0].custom.format.grammar.definition"
+
+
 def test_a_call_without_what_it_called_is_named() -> None:
     messages = [USER, {"role": "assistant", "tool_calls": [{"id": "c", "type": "custom"}]}]
     with pytest.raises(InvalidRequestError) as caught:

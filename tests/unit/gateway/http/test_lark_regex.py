@@ -2,11 +2,13 @@
 
 import json
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.http.schemas import lark_regex
 from gateway.http.schemas.lark_regex import MAX_DEPTH, LarkError, as_regex
 from tests.fakes.client_requests import APPLY_PATCH_LARK
 
@@ -96,6 +98,67 @@ def test_patches_of_codex_are_held_to_its_grammar() -> None:
 def test_what_is_none_or_not_regular_is_told(grammar: str, reason: str) -> None:
     with pytest.raises(LarkError, match=re.escape(reason)):
         as_regex(grammar, MOST)
+
+
+class Counted(list[Any]):
+    """A list that counts what is copied out of it."""
+
+    num_copied = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        if not isinstance(index, slice):
+            return found
+        Counted.num_copied += len(found)
+        return Counted(found)
+
+
+def test_the_marks_before_a_rule_are_skipped_at_once() -> None:
+    (statement,) = lark_regex._statements("!?" * 5000 + 'start: "a"')
+    rules = lark_regex._Rules(MOST)
+    Counted.num_copied = 0
+    rules.add(Counted(statement))
+    assert rules.of("start") == "a"
+    assert Counted.num_copied < 10
+
+
+def test_a_long_rule_is_put_together_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    fits = lark_regex._Rules.fits
+
+    def noted(self: Any, text: str) -> str:
+        written.append(len(text))
+        return fits(self, text)
+
+    monkeypatch.setattr(lark_regex._Rules, "fits", noted)
+    assert matches('start: "x"' + ' "x"' * 1999, "x" * 2000)
+    assert sum(written) <= 2 * 2000
+
+
+def test_alternatives_are_counted_before_they_are_joined() -> None:
+    long = "x" * (MOST - 10)
+    rules = lark_regex._Rules(MOST)
+    for line in lark_regex._statements(f'start: {"A | " * 500} A | B\nA: "{long}"\nB: "b"'):
+        rules.add(line)
+    with pytest.raises(LarkError, match="more than"):
+        rules.of("start")
+    assert "B" not in rules._made  # given up long before
+
+
+def test_brackets_and_rules_are_nested_up_to_one_depth() -> None:
+    brackets = MAX_DEPTH // 4
+    inner, outer = "(" * brackets, ")" * brackets
+    rules = "\n".join(f"r{n}: {inner} r{n + 1} {outer}" for n in range(6))
+    with pytest.raises(LarkError, match="nested deeper than 64 levels"):
+        as_regex(f'start: r0\n{rules}\nr6: "a"', MOST)
+    assert matches(f'start: r0 r0\nr0: {inner} r1 {outer}\nr1: {inner} "a" {outer}', "aa")
+
+
+def test_what_was_made_of_a_grammar_is_kept_a_while() -> None:
+    grammar = 'start: "kept"'
+    made = as_regex(grammar, MOST)
+    assert as_regex(grammar, MOST) is made
+    assert as_regex.cache_info().maxsize == 32
 
 
 @given(st.text(min_size=1).filter(str.isprintable))
