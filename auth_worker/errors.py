@@ -10,6 +10,7 @@ PenstockError
     │   └── ActorNotAllowedError   who asks for an admin change is no admin (any more)
     ├── TokenRefusedError      a bearer token that opens nothing, and why
     │   └── UnknownSigningKeyError  signed with a key that is not in the set that was fetched last
+    ├── ReportUnavailableError  a report that would take too long, or can't be read at the moment
     ├── OutboundError          an HTTP exchange with another server that may not be or didn't work
     └── StoreError             the database
         ├── StoreLockedError       another auth worker holds this database
@@ -64,6 +65,12 @@ class TokenRefusedError(AuthError):
 
 class UnknownSigningKeyError(TokenRefusedError):
     """Signed with a key that is not in the set that was fetched last; a newer one may hold it."""
+
+
+class ReportUnavailableError(AuthError):
+    """A report that would take too long, or can't be read at the moment; safe for clients."""
+
+    code = ErrorCode.WORKER_UNAVAILABLE
 
 
 class OutboundError(AuthError):

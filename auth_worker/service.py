@@ -29,6 +29,7 @@ from auth_worker.records.operations import Flush, Operation, Snapshot
 from auth_worker.serving.gate import Gate
 from auth_worker.serving.handler import AuthHandler
 from auth_worker.serving.housekeeping import Housekeeping
+from auth_worker.serving.ledger_desk import LedgerDesk
 from auth_worker.serving.ticker import Ticker
 from auth_worker.serving.webhook_desk import (
     MAX_ANSWER_BYTES,
@@ -284,6 +285,7 @@ class AuthService:
             clock=clock,
             call_soon=self._call_soon,
         )
+        self._ledger_thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._handler = AuthHandler(
             authority=authority,
             administration=Administration(authority.keys, clock=clock, new_key_id=new_key_id),
@@ -297,6 +299,7 @@ class AuthService:
                 targets=targets,
             ),
             committer=self._committer,
+            ledger=LedgerDesk(store.database.reading, self._ledger_thread, self._call_soon),
             clock=clock,
             send=self._send,
             age_s=worker.command_age_s,
@@ -336,6 +339,7 @@ class AuthService:
         if self._checker is not None:
             self._checker.stop()
         self._webhook_threads.shutdown(wait=False, cancel_futures=True)
+        self._ledger_thread.shutdown(wait=False, cancel_futures=True)
         self._audit_check.stop()
         self._authority.close()
         if not self._committer.close(self._settings.drain_timeout_s):

@@ -32,6 +32,8 @@ from protocol.wire.messages import (
 READING: Final[tuple[Scope, ...]] = ("usage.read", "budget.read")
 MAX_SKIP = 1_000_000
 MAX_SPAN_S = 10 * 366 * 86_400
+MAX_MINUTES_S = 1441 * 60
+"""A day, wherever in a minute it begins: every line of the ledger of that time is read."""
 
 
 class Reports:
@@ -63,6 +65,12 @@ class Reports:
         if not 0 <= command.since_s < command.until_s <= command.since_s + MAX_SPAN_S:
             raise InvalidCommandError(
                 "'until' must be after 'since', by ten years at most.", param="until"
+            )
+        if command.bucket == "minute" and command.until_s - command.since_s > MAX_MINUTES_S:
+            raise InvalidCommandError(
+                f"Usage by the minute covers {MAX_MINUTES_S // 60} minutes at most; ask for less"
+                " time, or by the hour.",
+                param="until",
             )
         key_id, user_id, team_id = command.key_id, command.user_id, command.team_id
         if command.is_of_all and not (key_id or user_id or team_id):

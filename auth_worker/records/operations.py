@@ -399,7 +399,10 @@ class ReadResources:
 
 @dataclass(frozen=True, slots=True)
 class ReadUsageRows:
-    """Sums of what was used; see `ReadUsage`. Empty texts mean any."""
+    """Sums of what was used; see `ReadUsage`. Empty texts mean any.
+
+    Those of minutes aren't read with a group; see `LedgerDesk`.
+    """
 
     since_s: int
     until_s: int

@@ -13,7 +13,8 @@ from auth_worker.clock import Clock
 from auth_worker.decisions.authority import Authority
 from auth_worker.decisions.slices import Postponed
 from auth_worker.errors import AuthError
-from auth_worker.records.operations import Flush, Operation, Result
+from auth_worker.records.operations import Flush, Operation, ReadUsageRows, Result
+from auth_worker.serving.ledger_desk import LedgerDesk
 from auth_worker.serving.metrics import AuthMetrics
 from auth_worker.serving.token_desk import TokenDesk
 from auth_worker.storage.backlog import OnDone
@@ -60,6 +61,7 @@ class AuthHandler:
         resources: Checks those on users, teams, limits and prices.
         committer: Makes durable.
         clock: Both clocks.
+        ledger: Reads what would hold the commits up.
         send: Answers a gateway; silently drops what is for one that is gone.
         age_s: How long the command being handled may have waited unread at most, because this
             process stood still; 0.0 when it did not.
@@ -81,6 +83,7 @@ class AuthHandler:
         administration: Administration,
         resources: ResourceAdministration,
         committer: Committer,
+        ledger: LedgerDesk,
         clock: Clock,
         send: Send,
         age_s: Callable[[], float] = lambda: 0.0,
@@ -100,6 +103,7 @@ class AuthHandler:
             seal_key_of=seal_key_of,
         )
         self._committer = committer
+        self._ledger = ledger
         self._clock = clock
         self._send = send
         self._age_s = age_s
@@ -322,8 +326,21 @@ class AuthHandler:
             self._send(gateway_id, message)
 
         prepared = self._admin.prepare(command, answer)
-        if prepared is not None:
-            self.commit(*prepared)
+        if prepared is None:
+            return
+        operation, on_done = prepared
+        if isinstance(operation, ReadUsageRows) and operation.bucket == "minute":
+            self._read_minutes(operation, on_done)
+        else:
+            self.commit(operation, on_done)
+
+    def _read_minutes(self, wanted: ReadUsageRows, on_done: OnDone) -> None:
+        def on_read(result: Result) -> None:
+            self._num_due -= 1
+            on_done(result)
+
+        self._num_due += 1
+        self._ledger.read(wanted, on_read)
 
     def commit(self, operation: Operation, on_done: OnDone) -> None:
         """Make an operation durable and call back with its result, through `deliver`."""

@@ -37,10 +37,14 @@ class Database(Protocol):
         """
         ...
 
-    def reading(self) -> AbstractContextManager[Connection]:
+    def reading(self, *, timeout_s: float | None = None) -> AbstractContextManager[Connection]:
         """A connection of its own beside the one that writes, for any thread; it changes nothing.
 
+        Args:
+            timeout_s: How long one statement may take; None for as long as it needs.
+
         Raises:
+            StoreUnavailableError: A statement took longer, or the same may succeed later.
             StoreError: The database can't be read.
         """
         ...

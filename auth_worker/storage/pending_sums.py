@@ -135,7 +135,7 @@ class SumsChange:
                 self.add_to_totals()
             elif isinstance(operation, ReadKeys):
                 self.add_to_totals(_of_key(operation.key_id))
-            elif isinstance(operation, ReadUsageRows) and operation.bucket != "minute":
+            elif isinstance(operation, ReadUsageRows):
                 self.add_to_totals(_of_usage(operation))
 
     def add_to_totals(self, fits: Fits | None = None) -> None:

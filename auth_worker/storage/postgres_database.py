@@ -272,9 +272,9 @@ class PostgresDatabase:
         if self._is_held:
             self._held_until_s = began_s + HELD_S
 
-    def reading(self) -> AbstractContextManager[Connection]:
+    def reading(self, *, timeout_s: float | None = None) -> AbstractContextManager[Connection]:
         """See `Database.reading`."""
-        return reading_url(self.url)
+        return reading_url(self.url, timeout_s=timeout_s)
 
     def close(self) -> None:
         """Close the connection; once more does nothing."""
@@ -304,10 +304,15 @@ class PostgresDatabase:
 
 
 @contextmanager
-def reading_url(url: DatabaseUrl) -> Iterator[Connection]:
+def reading_url(url: DatabaseUrl, *, timeout_s: float | None = None) -> Iterator[Connection]:
     """A connection of its own that only reads, in one snapshot.
 
+    Args:
+        url: Of the server and database.
+        timeout_s: How long one statement may take; None for as long as it needs.
+
     Raises:
+        StoreUnavailableError: A statement took longer, or the same may succeed later.
         StoreError: The database can't be read.
     """
     engine = _engine(url, poolclass=NullPool)
@@ -316,6 +321,9 @@ def reading_url(url: DatabaseUrl) -> Iterator[Connection]:
             run(connection, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             # Who reads page by page pauses between them.
             run(connection, "SET LOCAL idle_in_transaction_session_timeout = 0")
+            if timeout_s is not None:
+                text = "SELECT set_config('statement_timeout', %s, true)"
+                run(connection, text, (f"{int(timeout_s * 1000)}ms",))
             yield connection
     except (DatabaseError, psycopg.Error) as error:
         of_driver = error.orig if isinstance(error, DatabaseError) else error

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ _PRAGMAS = (
     "cache_size=-512",
 )
 _LITTLE_ROOM_BYTES = 1024 * 1024
+_STEPS_BETWEEN_LOOKS: Final = 100_000
+"""Instructions of SQLite's virtual machine between two looks at the clock: milliseconds."""
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -94,9 +97,9 @@ class SqliteDatabase:
                 raise  # only an operation is bad
             raise _store_error(self.path, of_driver) from error
 
-    def reading(self) -> AbstractContextManager[Connection]:
+    def reading(self, *, timeout_s: float | None = None) -> AbstractContextManager[Connection]:
         """See `Database.reading`."""
-        return reading_file(self.path)
+        return reading_file(self.path, timeout_s=timeout_s)
 
     def prepare(self, connection: Connection) -> None:
         """Look through the pages before anything is read from them."""
@@ -144,13 +147,20 @@ class SqliteDatabase:
 
 
 @contextmanager
-def reading_file(path: Path) -> Iterator[Connection]:
+def reading_file(path: Path, *, timeout_s: float | None = None) -> Iterator[Connection]:
     """A connection that only reads, whether an auth worker holds the file or not.
 
+    Args:
+        path: Of the file.
+        timeout_s: For everything that is read; None for as long as that needs.
+
     Raises:
+        StoreUnavailableError: The time is over, or the same may succeed later.
         StoreError: The database can't be read.
     """
     engine = create_engine(f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro&uri=true")
+    if timeout_s is not None:
+        _limit_time(engine, time.monotonic() + timeout_s)
     try:
         with engine.connect() as connection:
             yield connection
@@ -178,6 +188,16 @@ def _room(path: Path) -> str:
     if free_bytes >= _LITTLE_ROOM_BYTES:
         return ""
     return f"; {free_bytes} bytes are free on that disk"
+
+
+def _limit_time(engine: Engine, until_s: float) -> None:
+    """Interrupt what runs on connections of an engine when its time is over."""
+
+    @event.listens_for(engine, "connect")
+    def configure(dbapi_connection: Any, _record: Any) -> None:
+        dbapi_connection.set_progress_handler(
+            lambda: time.monotonic() > until_s, _STEPS_BETWEEN_LOOKS
+        )
 
 
 def _engine(path: Path) -> Engine:

@@ -31,14 +31,10 @@ _HOUR: Final = schema.usage_by_hour.c.hour
 _HOURS: Final = select(
     schema.usage_by_hour, (_HOUR - _HOUR % 24).label("day"), literal(0).label("ever")
 ).subquery()
+_HOUR_OF_ALL: Final = _HOURS.c.hour
 _LINE: Final = schema.ledger.c
-_BEGIN: Final[dict[UsageBucket, str]] = {
-    "minute": "minute",
-    "hour": "hour",
-    "day": "day",
-    "": "ever",
-}
-"""Which column says in which bucket a row lies: the number of a minute, or of a first hour."""
+_BEGIN: Final[dict[UsageBucket, str]] = {"hour": "hour", "day": "day", "": "ever"}
+"""Which column says in which bucket a row lies: the number of its first hour."""
 _SUMS: Final = (
     *("num_requests", "prompt_tokens", "completion_tokens"),
     *("cached_tokens", "reasoning_tokens", "cost_micros"),
@@ -46,23 +42,47 @@ _SUMS: Final = (
 
 
 def read_usage(connection: Connection, wanted: ReadUsageRows) -> UsagePage:
-    """The rows that fit, in the order of time and then of what they are grouped by."""
-    is_by_minute = wanted.bucket == "minute"
+    """The rows that fit, in the order of time and then of what they are grouped by.
+
+    Of hours, days or all time; see `read_minutes`.
+    """
+    fits = (
+        wanted.since_s // _HOUR_S <= _HOUR_OF_ALL,
+        -(-wanted.until_s // _HOUR_S) > _HOUR_OF_ALL,
+    )
+    return _page(connection, wanted, _HOURS, _BEGIN[wanted.bucket], fits, _HOUR_S)
+
+
+def read_minutes(connection: Connection, wanted: ReadUsageRows) -> UsagePage:
+    """The rows of minutes that fit, in the same order.
+
+    It reads every line of the ledger of that time, which may be millions: never in a transaction
+    that others wait for.
+    """
+    return _page(connection, wanted, _minutes(wanted), "minute", (), _MINUTE_S)
+
+
+def _page(
+    connection: Connection,
+    wanted: ReadUsageRows,
+    hits: FromClause,
+    begin: str,
+    fits: Sequence[ColumnElement[bool]],
+    seconds: int,
+) -> UsagePage:
     names = [_GROUPS[name] for name in wanted.group_by]
     # Of columns of a subquery: PostgreSQL doesn't group by an expression with parameters.
-    hits = _minutes(wanted) if is_by_minute else _HOURS
-    by = [hits.c[_BEGIN[wanted.bucket]].label("begin"), *(hits.c[name] for name in names)]
+    by = [hits.c[begin].label("begin"), *(hits.c[name] for name in names)]
     sums = [func.coalesce(func.sum(hits.c[name]), 0).label(name) for name in _SUMS]
     statement = (
         select(*by, *sums)
-        .where(*_conditions(hits, wanted))
+        .where(*fits, *_conditions(hits, wanted))
         .group_by(*by)
         .order_by(*by)
         .offset(wanted.skip)
         .limit(wanted.limit + 1)
     )
     rows = connection.execute(statement).all()
-    seconds = _MINUTE_S if is_by_minute else _HOUR_S
     return UsagePage(
         tuple(_usage_row(row, names, seconds) for row in rows[: wanted.limit]),
         has_more=len(rows) > wanted.limit,
@@ -94,14 +114,5 @@ def _usage_row(row: Row[Any], names: Sequence[str], seconds: int) -> UsageRow:
 
 
 def _conditions(hits: FromClause, wanted: ReadUsageRows) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
-    if wanted.bucket != "minute":
-        conditions = [
-            hits.c.hour >= wanted.since_s // _HOUR_S,
-            hits.c.hour < -(-wanted.until_s // _HOUR_S),
-        ]
-    for name in ("key_id", "user_id", "team_id", "end_user", "model"):
-        value = getattr(wanted, name)
-        if value:
-            conditions.append(hits.c[name] == value)
-    return conditions
+    names = ("key_id", "user_id", "team_id", "end_user", "model")
+    return [hits.c[name] == value for name in names if (value := getattr(wanted, name))]

@@ -1,6 +1,7 @@
 """An auth worker's handler on a real store, without sockets and threads of its own."""
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -16,10 +17,12 @@ from auth_worker.principals.prices import Price
 from auth_worker.principals.webhooks import StoredWebhook
 from auth_worker.records.operations import AddKey, AuditEntry
 from auth_worker.serving.handler import AuthHandler
+from auth_worker.serving.ledger_desk import LedgerDesk
 from auth_worker.storage.committer import Committer, Delivery
 from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.wire.messages import Message
 from tests.fakes.auth_parts import FakeClock, admin_key, stored_key
+from tests.fakes.executors import AtOnce
 
 MAX_BACKLOG = 50
 _AUDIT = AuditEntry(0, "", "key_created", "x")
@@ -38,6 +41,7 @@ class AuthHandlerBench:
         clock: FakeClock | None = None,
         webhooks: dict[str, StoredWebhook] | None = None,
         targets: TargetGuard | None = None,
+        ledger_thread: Executor | None = None,
     ) -> None:
         self.clock = clock or FakeClock()
         self.store = SqliteStore(directory, clock=self.clock)
@@ -78,6 +82,11 @@ class AuthHandlerBench:
             administration=self.administration,
             resources=self.resources,
             committer=self.committer,
+            ledger=LedgerDesk(
+                self.store.database.reading,
+                ledger_thread or AtOnce(),
+                lambda function, *args: function(*args),
+            ),
             clock=self.clock,
             send=lambda gateway_id, message: self.sent.append((gateway_id, message)),
             age_s=age_s,

@@ -15,9 +15,11 @@ from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.prices import Price
 from auth_worker.records.operations import AddKey, AuditEntry
 from auth_worker.serving.handler import AuthHandler
+from auth_worker.serving.ledger_desk import LedgerDesk
 from auth_worker.storage.committer import Committer
 from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.wire.messages import AuthCommand
+from tests.fakes.executors import AtOnce
 from tests.fakes.fake_workers import FakeAuth
 from tests.fakes.running_gateway import RunningGateway
 
@@ -72,6 +74,11 @@ class DecidingAuth(FakeAuth):
                 new_id=lambda kind: f"{kind}_new",
             ),
             committer=self._committer,
+            ledger=LedgerDesk(
+                self.store.database.reading,
+                AtOnce(),
+                lambda function, *args: function(*args),
+            ),
             clock=clock,
             send=lambda gateway_id, message: self.worker.send(gateway_id, message),
         )

@@ -1,16 +1,21 @@
 """What was used and what is left: the sums, and who may read about whom."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec import structs
+from sqlalchemy import Connection
 
+from auth_worker.errors import ReportUnavailableError, StoreUnavailableError
 from auth_worker.principals.keys import ANONYMOUS_KEY_ID
-from auth_worker.records.operations import ReadUsageRows, UsagePage
+from auth_worker.records.operations import Flush, ReadUsageRows, Result, UsagePage
+from auth_worker.serving.ledger_desk import MAX_WAITING, TIMEOUT_S, LedgerDesk
 from auth_worker.storage.sql_store import SqlStore
+from auth_worker.storage.usage_table import read_minutes
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Actor,
@@ -33,6 +38,7 @@ from protocol.wire.messages import (
 )
 from tests.fakes.auth_handler_bench import AuthHandlerBench
 from tests.fakes.auth_parts import START_S, authorize, booking, stored_key
+from tests.fakes.executors import WhenTold
 from tests.unit.auth_worker.test_resources import (
     ADMIN,
     asked,
@@ -72,6 +78,9 @@ def fill(store: SqlStore) -> None:
 
 def read(store: SqlStore, **wanted: Any) -> list[UsageRow]:
     asked_for = ReadUsageRows(**{"since_s": 0, "until_s": 10**9, "limit": 100, **wanted})
+    if asked_for.bucket == "minute":
+        with store.database.reading(timeout_s=60.0) as connection:
+            return list(read_minutes(connection, asked_for).rows)
     (page,) = store.apply([asked_for])
     assert isinstance(page, UsagePage)
     return list(page.rows)
@@ -135,6 +144,63 @@ def test_rows_come_in_pages(store: SqlStore) -> None:
     fill(store)
     pages = [read(store, bucket="hour", skip=skip, limit=2) for skip in (0, 2)]
     assert [[row.begins_at // 3600 for row in page] for page in pages] == [[24, 25], [49]]
+
+
+def test_minutes_are_read_beside_the_commits(tmp_path: Path) -> None:
+    thread = WhenTold()
+    bench = AuthHandlerBench(tmp_path, ledger_thread=thread)
+    with closing(bench.store):
+        by_minute = ReadUsage(
+            request_id="minutes",
+            reader=USER,
+            since_s=NOW - 60,
+            until_s=NOW + 60,
+            bucket="minute",
+        )
+        assert bench.ask(by_minute) is None
+        assert (bench.handler.num_unfinished(), bench.committer.num_unanswered) == (1, 0)
+        spend(bench, 1, 5, 6)  # is settled while the question waits
+        bench.sent.clear()
+        thread.run()
+        ((_, answer),) = bench.sent
+        assert isinstance(answer, UsageFound)
+        assert [(row.begins_at, row.completion_tokens) for row in answer.rows] == [
+            (NOW // 60 * 60, 6)
+        ]
+        assert bench.handler.num_unfinished() == 0
+
+
+def test_minutes_that_take_too_long_or_wait_in_numbers_are_refused(tmp_path: Path) -> None:
+    thread, answers = WhenTold(), list[Result]()
+    minutes = ReadUsageRows(0, 60, 10, bucket="minute")
+
+    def reading(*, timeout_s: float | None = None) -> AbstractContextManager[Connection]:
+        assert timeout_s == TIMEOUT_S
+        raise StoreUnavailableError("postgresql://secret.example: canceling statement")
+
+    desk = LedgerDesk(reading, thread, lambda function, *args: function(*args))
+    for _ in range(MAX_WAITING + 1):
+        desk.read(minutes, answers.append)
+    (refused,) = answers
+    assert isinstance(refused, ReportUnavailableError)
+    thread.run()
+    assert len(answers) == MAX_WAITING + 1
+    late = answers[-1]
+    assert isinstance(late, ReportUnavailableError)
+    assert "less time" in late.message
+    assert "secret" not in late.message
+    desk.read(minutes, answers.append)
+    assert len(thread.jobs) == 1
+
+
+def test_a_statement_that_takes_too_long_is_ended(store: SqlStore) -> None:
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT -i FROM n) SELECT sum(i) FROM n"
+    with (
+        pytest.raises(StoreUnavailableError),
+        store.database.reading(timeout_s=0.05) as connection,
+    ):
+        connection.exec_driver_sql(endless).all()
+    assert store.apply([Flush()]) == [None]
 
 
 def usage(bench: AuthHandlerBench, reader: Actor, **wanted: Any) -> Message:
@@ -303,6 +369,7 @@ def test_who_needs_no_key_reads_about_what_is_nobodys(bench: AuthHandlerBench) -
         ({"since_s": 5, "until_s": 5}, "until"),
         ({"since_s": -1}, "until"),
         ({"since_s": 0, "until_s": 10**10}, "until"),
+        ({"since_s": 0, "until_s": 1441 * 60 + 1, "bucket": "minute"}, "until"),
     ],
 )
 def test_a_question_without_bounds_is_refused(

@@ -4,7 +4,6 @@ import base64
 import hmac
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from protocol.wire.messages import (
     WebhookSettings,
 )
 from tests.fakes.auth_handler_bench import AuthHandlerBench
+from tests.fakes.executors import AtOnce
 
 KEY = bytes(range(32))
 SECRET = f"whsec_{base64.b64encode(KEY).decode()}"
@@ -45,15 +45,6 @@ ADMIN = Actor(key_id="key_admin")
 HOOK = WebhookSettings(
     name="ops", url="https://hooks.example/x", events=("key_*", "budget_*"), secret=SECRET
 )
-
-
-class AtOnce(Executor):
-    """Runs everything in the calling thread."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
 
 
 class House:

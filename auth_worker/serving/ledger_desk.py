@@ -1,0 +1,82 @@
+"""Answers what many lines of the ledger say, beside the thread that commits."""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager
+from typing import Final, Protocol
+
+from sqlalchemy import Connection
+
+from auth_worker.errors import AuthError, ReportUnavailableError, StoreError
+from auth_worker.records.operations import ReadUsageRows, Result
+from auth_worker.storage.backlog import OnDone
+from auth_worker.storage.usage_table import read_minutes
+
+TIMEOUT_S: Final = 4.0
+"""For one page; gateways wait a little longer by default (`PENSTOCK_AUTH_TIMEOUT_S`)."""
+MAX_WAITING: Final = 4
+"""With so many questions in hand, further ones are refused."""
+
+_logger = logging.getLogger("penstock.auth")
+
+
+class Reading(Protocol):
+    """Opens a connection that only reads; see `Database.reading`."""
+
+    def __call__(self, *, timeout_s: float | None = None) -> AbstractContextManager[Connection]:
+        """The connection, on which a statement may take so long."""
+        ...
+
+
+class LedgerDesk:
+    """Reads sums of minutes, one page after another; decisions and commits wait for none of it.
+
+    Args:
+        reading: Opens a connection beside the one that writes.
+        executor: Runs the reading; with one thread.
+        call_soon: Runs a function in the I/O thread.
+    """
+
+    def __init__(
+        self, reading: Reading, executor: Executor, call_soon: Callable[..., object]
+    ) -> None:
+        self._reading = reading
+        self._executor = executor
+        self._call_soon = call_soon
+        self._num_waiting = 0
+
+    def read(self, wanted: ReadUsageRows, on_done: OnDone) -> None:
+        """Call back in the I/O thread with a page, or with why there is none."""
+        if self._num_waiting >= MAX_WAITING:
+            on_done(
+                ReportUnavailableError(
+                    f"{MAX_WAITING} questions for usage by the minute wait already. Try again soon."
+                )
+            )
+            return
+        self._num_waiting += 1
+        self._executor.submit(self._run, wanted, on_done)
+
+    def _run(self, wanted: ReadUsageRows, on_done: OnDone) -> None:
+        try:
+            result = self._page(wanted)
+        except Exception:
+            _logger.exception("usage by the minute could not be read")
+            result = AuthError("The auth worker could not complete this operation.")
+        self._call_soon(self._done, on_done, result)
+
+    def _page(self, wanted: ReadUsageRows) -> Result:
+        try:
+            with self._reading(timeout_s=TIMEOUT_S) as connection:
+                return read_minutes(connection, wanted)
+        except StoreError as error:
+            _logger.warning("usage by the minute could not be read: %s", error)
+            return ReportUnavailableError(
+                f"The ledger could not be read within {TIMEOUT_S:.0f} s. Ask for less time, or by"
+                " the hour, or try again later."
+            )
+
+    def _done(self, on_done: OnDone, result: Result) -> None:
+        self._num_waiting -= 1
+        on_done(result)
