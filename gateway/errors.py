@@ -28,6 +28,8 @@ PenstockError
 └── ConfigurationError           (protocol) a setting that stops the start
 """
 
+from collections.abc import Callable
+
 from protocol.errors import ErrorCode, PenstockError
 from protocol.wire.messages import Denied, Failure, LimitRefusal, LimitState
 from protocol.wire.peers import DEATHS, LossReason
@@ -129,6 +131,10 @@ class ModelNotFoundError(GatewayError):
             f"The model `{model}` does not exist here. Available models: {there_are}.",
             param="model",
         )
+
+    def seen_by(self, may_see: Callable[[str], bool]) -> "ModelNotFoundError":
+        """The same error, naming only models of which `may_see` says that the caller may."""
+        return ModelNotFoundError(self.model, tuple(filter(may_see, self.known)))
 
 
 class StoredNotFoundError(GatewayError):

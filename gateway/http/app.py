@@ -136,8 +136,7 @@ def _as_seen_by_caller(request: Request, error: ModelNotFoundError) -> ModelNotF
     if identity is None and not parts.settings.require_keys:
         return error
     served = parts.names.served
-    seen = (name for name in error.known if identity is not None and identity.may_see(served(name)))
-    return ModelNotFoundError(error.model, tuple(seen))
+    return error.seen_by(lambda name: identity is not None and identity.may_see(served(name)))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -18,7 +18,12 @@ from enum import IntEnum
 
 from gateway import bridge
 from gateway.bridge import Outcome
-from gateway.errors import ClientDisconnectedError, DeniedError, GatewayError
+from gateway.errors import (
+    ClientDisconnectedError,
+    DeniedError,
+    GatewayError,
+    ModelNotFoundError,
+)
 from gateway.ledger.outbox import Outbox
 from gateway.request.background import Background
 from gateway.request.caller import Caller
@@ -341,7 +346,11 @@ class Request:
         granted = await self._reserve()
         if self._takes is not None:
             await self._takes.on_lease(granted.lease_id)
-        self.work.check()
+        try:
+            self.work.check()
+        except ModelNotFoundError as error:
+            assert self.identity is not None, "it was granted"
+            raise error.seen_by(self.identity.may_see) from None
         admitted = Admitted(
             granted.tenant,
             self._priority(granted.priority),

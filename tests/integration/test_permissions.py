@@ -1,5 +1,7 @@
 """Every route, role and scope over HTTP, decided by a real authority: nobody gets past the table."""
 
+import asyncio
+import json
 import re
 from itertools import count
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any, get_args
 
 import httpx
 import pytest
+from websockets.asyncio.client import connect
 
 from auth_worker.decisions.authority import Authority, Rules
 from auth_worker.principals.key_definition import checked, stored
@@ -196,6 +199,21 @@ async def test_a_key_sees_only_the_models_that_it_may_use(socket_dir: Path) -> N
             assert answer.status_code == 404
             listed_in_404[name] = answer.json()["error"]["message"].partition("models: ")[2]
         assert listed_in_404 == {"narrow": "`demo`.", "all": "`demo`, `secret-model`."}
+
+
+async def test_a_websocket_names_only_models_that_the_key_may_use(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        await real_auth(gateway, key_of("psk-narrow", allowed_models=("de*",)))
+        await gateway.engine()
+        await gateway.engine(model="secret-model")
+        url = f"ws://127.0.0.1:{gateway.client.base_url.port}/v1/responses"
+        headers = {"X-API-Key": "psk-narrow"}
+        async with connect(url, proxy=None, additional_headers=headers) as socket:
+            asked = {"type": "response.create", "model": "demo-of-none", "input": "hi"}
+            await socket.send(json.dumps(asked))
+            told = json.loads(await asyncio.wait_for(socket.recv(), 10))
+        assert told["status"] == 404
+        assert told["error"]["message"].endswith("Available models: `demo`."), told
 
 
 @pytest.mark.parametrize(

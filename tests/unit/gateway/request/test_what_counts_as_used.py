@@ -72,6 +72,17 @@ async def test_a_model_that_is_not_there_counts_as_a_request() -> None:
     assert [settle.is_unused for settle in parts.outbox.settles] == [False]
 
 
+async def test_an_unknown_model_tells_only_names_that_the_key_may_use() -> None:
+    """Whatever tells it: an answer, a WebSocket, or a response that was stored."""
+    parts = Parts()
+    parts.engine()
+    started = await parts.generation(generation_job(model="nope"))
+    await parts.grant(allowed_models=("m*", "n*"), team_allowed_models=("*m",))
+    error = await started.error()
+    assert isinstance(error, ModelNotFoundError)
+    assert str(error) == "The model `nope` does not exist here. Available models: `m`."
+
+
 @pytest.mark.parametrize(
     "code",
     [
