@@ -233,6 +233,17 @@ _DENSE = (
         plain_tensors,
     ),
     GgufCase(
+        "command-r",
+        _config(
+            "CohereForCausalLM",
+            "cohere",
+            logit_scale=0.25,
+            layer_norm_eps=1e-5,
+            use_qk_norm=True,
+        ),
+        plain_tensors,
+    ),
+    GgufCase(
         "cohere2",
         _config(
             "Cohere2ForCausalLM",

@@ -122,7 +122,12 @@ def _has_window(metadata: GgufMetadata) -> bool:
 
 
 def _cohere(metadata: GgufMetadata) -> Config:
-    return {"logit_scale": metadata.number("logit_scale"), "sliding_window": _window(metadata)}
+    return {
+        "logit_scale": metadata.number("logit_scale"),
+        "sliding_window": _window(metadata),
+        # Command R+ has them.
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in metadata.tensors,
+    }
 
 
 def _glm4(metadata: GgufMetadata) -> Config:
