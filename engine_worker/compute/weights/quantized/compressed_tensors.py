@@ -5,6 +5,7 @@ modules were quantised. Source: the package compressed-tensors 0.20, `compressor
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -152,6 +153,27 @@ def _of_each_row(values: npt.NDArray[Any], outputs: int, groups: int) -> npt.NDA
     return np.broadcast_to(_as_columns(values, groups), (outputs, groups))
 
 
+def _order_of(stored: StoredTensors, module: str, inputs: int) -> TensorInfo | None:
+    """The tensor that says which group each input is of, where activations order them."""
+    g_idx = stored.get(f"{module}.weight_g_idx")
+    return g_idx if g_idx is None else of_shape(of_type(g_idx, "I32", "I64"), (inputs,))
+
+
+def _columns(
+    g_idx: TensorInfo, order: npt.NDArray[Any], groups: int
+) -> npt.NDArray[np.int64] | None:
+    """The group of each input, as `scaled` takes it."""
+    # -1 throughout is what the library initialises it with: no order of activations.
+    return None if (order == -1).all() else column_groups(g_idx, order, groups)
+
+
+def _is_in_order(g_idx: TensorInfo | None, groups: int) -> bool:
+    if g_idx is None:
+        return True
+    order = read_bytes(g_idx).reshape(-1).view(STORED_DTYPES[g_idx.dtype])
+    return _columns(g_idx, order, groups) is None
+
+
 def _packed_module(stored: StoredTensors, module: str, packed: TensorInfo) -> DerivedTensor:
     outputs, words = matrix(of_type(packed, "I32"))
     scale = stored.need(f"{module}.weight_scale", packed, *_SCALES)
@@ -169,9 +191,7 @@ def _packed_module(stored: StoredTensors, module: str, packed: TensorInfo) -> De
     zero_point = stored.get(f"{module}.weight_zero_point")
     if zero_point is not None:
         of_shape(of_type(zero_point, "I32"), (num_words(outputs, bits), groups))
-    g_idx = stored.get(f"{module}.weight_g_idx")
-    if g_idx is not None:
-        of_shape(of_type(g_idx, "I32", "I64"), (inputs,))
+    g_idx = _order_of(stored, module, inputs)
     offset = 2 ** (bits - 1)
 
     def compute(read: ReadTensor) -> npt.NDArray[np.float32]:
@@ -179,12 +199,7 @@ def _packed_module(stored: StoredTensors, module: str, packed: TensorInfo) -> De
         if zero_point is not None:
             # Both are stored with the offset.
             zeros = unpack(read(zero_point.name).T, bits, outputs).T
-        columns = None
-        if g_idx is not None:
-            order = read(g_idx.name)
-            # -1 throughout is what the library initialises it with: no order of activations.
-            if (order != -1).any():
-                columns = column_groups(g_idx, order, groups)
+        columns = None if g_idx is None else _columns(g_idx, read(g_idx.name), groups)
         scales = _as_columns(read(scale.name).astype(np.float32), groups)
         return scaled(unpack(read(packed.name), bits, inputs), scales, zeros, columns)
 
@@ -204,13 +219,8 @@ def _packed_module(stored: StoredTensors, module: str, packed: TensorInfo) -> De
         minima = (zeros.astype(np.int16) - form.zero).astype(np.int8)
         return BlockMatrix(form, integers, scales, None, minima, scales)
 
-    def is_in_order() -> bool:
-        if g_idx is None:
-            return True
-        order = read_bytes(g_idx).reshape(-1).view(STORED_DTYPES[g_idx.dtype])
-        return bool((order == -1).all()) or column_groups(g_idx, order, groups) is None
-
-    return DerivedTensor(info, compute, StoredBlocks(form, read_blocks, is_in_order))
+    blocks = StoredBlocks(form, read_blocks, partial(_is_in_order, g_idx, groups))
+    return DerivedTensor(info, compute, blocks)
 
 
 def _int8_module(stored: StoredTensors, module: str, weight: TensorInfo) -> DerivedTensor:
@@ -220,13 +230,15 @@ def _int8_module(stored: StoredTensors, module: str, weight: TensorInfo) -> Deri
     zero_point = stored.get(f"{module}.weight_zero_point")
     if zero_point is not None:
         of_shape(of_type(zero_point, "I8"), scale.shape)
+    g_idx = _order_of(stored, module, inputs)
 
     def compute(read: ReadTensor) -> npt.NDArray[np.float32]:
         zeros = None if zero_point is None else _as_columns(read(zero_point.name), groups)
+        columns = None if g_idx is None else _columns(g_idx, read(g_idx.name), groups)
         scales = _as_columns(read(scale.name).astype(np.float32), groups)
-        return scaled(read(weight.name), scales, zeros)
+        return scaled(read(weight.name), scales, zeros, columns)
 
-    parts = (weight, scale, zero_point, *_unused(stored, module))
+    parts = (weight, scale, zero_point, g_idx, *_unused(stored, module))
     info = derived_info(weight.name, "F32", weight.shape, *parts)
     form = block_format(8, inputs, groups, scale, has_minima=zero_point is not None)
     if form is None:
@@ -240,7 +252,8 @@ def _int8_module(stored: StoredTensors, module: str, weight: TensorInfo) -> Deri
         zeros = _of_each_row(read(zero_point.name), outputs, groups)
         return BlockMatrix(form, integers, scales, None, zeros, scales)
 
-    return DerivedTensor(info, compute, StoredBlocks(form, read_blocks))
+    blocks = StoredBlocks(form, read_blocks, partial(_is_in_order, g_idx, groups))
+    return DerivedTensor(info, compute, blocks)
 
 
 def _fp4_module(stored: StoredTensors, module: str, packed: TensorInfo) -> DerivedTensor:
@@ -253,6 +266,7 @@ def _fp4_module(stored: StoredTensors, module: str, packed: TensorInfo) -> Deriv
         of_shape(of_type(overall, "F32"), (1,), ())
     elif scale.dtype == "F8_E4M3":
         overall = stored.need(f"{module}.weight_global_scale", packed, "F32")
+    g_idx = _order_of(stored, module, inputs)
 
     def compute(read: ReadTensor) -> npt.NDArray[np.float32]:
         stored_scales = read(scale.name)
@@ -266,9 +280,10 @@ def _fp4_module(stored: StoredTensors, module: str, packed: TensorInfo) -> Deriv
             scales = scales / np.float32(divisor)
         octets = read(packed.name)
         codes = np.stack([octets & 15, octets >> 4], axis=-1).reshape(outputs, inputs)
-        return scaled(FP4_VALUES[codes], scales, None)
+        columns = None if g_idx is None else _columns(g_idx, read(g_idx.name), scale.shape[1])
+        return scaled(FP4_VALUES[codes], scales, None, columns)
 
-    parts = (packed, scale, overall, *_unused(stored, module))
+    parts = (packed, scale, overall, g_idx, *_unused(stored, module))
     return DerivedTensor(
         derived_info(f"{module}.weight", "F32", (outputs, inputs), *parts), compute
     )

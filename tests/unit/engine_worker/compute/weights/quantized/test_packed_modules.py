@@ -197,6 +197,49 @@ def test_groups_may_be_in_the_order_of_activations(tmp_path: Path, group_size: i
     np.testing.assert_array_equal(read(tmp_path), expected)
 
 
+COMPRESSED = {"quant_method": "compressed-tensors"}
+ORDERS = [EVEN, GENERATOR.permutation(EVEN), np.full(INPUTS, -1)]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=["in_order", "of_activations", "of_none"])
+@pytest.mark.parametrize("has_zeros", [True, False])
+def test_groups_of_int8_may_be_in_the_order_of_activations(
+    tmp_path: Path, order: np.ndarray, has_zeros: bool
+) -> None:
+    integers, zeros, scales = quantised(8)
+    parts = {
+        "weight": (integers - 128).astype(np.int8),
+        "weight_scale": scales.T,
+        "weight_zero_point": (zeros - 128).astype(np.int8).T,
+        "weight_g_idx": order.astype(np.int32),
+    }
+    if not has_zeros:
+        del parts["weight_zero_point"]
+        zeros = np.full_like(zeros, 128)
+    write(tmp_path, parts, COMPRESSED | {"format": "int-quantized"})
+    checkpoint = open_checkpoint(tmp_path)
+    assert set(checkpoint.tensors) == {WEIGHT}
+    is_ordered = order is ORDERS[1]
+    # Integers in blocks are those of neighbours.
+    assert bool(checkpoint.block_formats) != is_ordered
+    expected = numbers(integers, zeros, scales, order if is_ordered else EVEN)
+    np.testing.assert_array_equal(read(tmp_path), expected)
+
+
+def test_groups_of_mxfp4_may_be_in_the_order_of_activations(tmp_path: Path) -> None:
+    octets = GENERATOR.integers(0, 256, (OUTPUTS, INPUTS // 2)).astype(np.uint8)
+    scales = GENERATOR.integers(120, 130, (OUTPUTS, GROUPS)).astype(np.uint8)
+    parts = {"weight_packed": octets, "weight_scale": scales}
+    config = COMPRESSED | {"format": "mxfp4-pack-quantized"}
+    write(tmp_path / "a", parts, config)
+    steps = read(tmp_path / "a") / np.float32(2.0) ** (scales[:, EVEN] - np.float32(127))
+    order = ORDERS[1]
+    write(tmp_path / "b", parts | {"weight_g_idx": order.astype(np.int32)}, config)
+    assert set(open_checkpoint(tmp_path / "b").tensors) == {WEIGHT}
+    expected = steps * np.float32(2.0) ** (scales[:, order] - np.float32(127))
+    np.testing.assert_array_equal(read(tmp_path / "b"), expected)
+
+
 def test_one_group_for_all_inputs(tmp_path: Path) -> None:
     parts, expected = gptq_parts(4, groups=np.zeros(INPUTS, np.int64))
     write(tmp_path, parts, gptq(4, group_size=-1))
