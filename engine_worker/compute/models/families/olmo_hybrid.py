@@ -41,6 +41,8 @@ _ARCHITECTURE = "OlmoHybridForCausalLM"
 _LINEAR = "linear_attention"
 _DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 65_536}
 _PERIOD = 4
+_THETA = 10_000.0
+"""Of a config that says nothing of it, as in transformers."""
 _RECALLED_NORM_EPS = 1e-5
 """Whatever the config says of the other norms."""
 
@@ -50,7 +52,7 @@ def _read(config: Mapping[str, Any]) -> DecoderSpec:
     bias = fields.flag("attention_bias", False)
     attention = attention_of(
         fields,
-        read_ropes(config, 10_000.0, max_positions_of(fields))[FULL]
+        read_ropes(config, _THETA, max_positions_of(fields))[FULL]
         if _is_rotated(config)
         else None,
         None,
@@ -68,9 +70,10 @@ def _read(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _is_rotated(config: Mapping[str, Any]) -> bool:
-    """Released checkpoints rotate nothing: their theta is null."""
-    stated = ConfigFields(config).mapping("rope_parameters") or {}
-    return stated.get("rope_theta", config.get("rope_theta")) is not None
+    """Released checkpoints rotate nothing: their theta is null, which is not one left out."""
+    fields = ConfigFields(config)
+    stated = fields.mapping("rope_parameters") or fields.mapping("rope_scaling") or {}
+    return stated.get("rope_theta", config.get("rope_theta", _THETA)) is not None
 
 
 def _layer_types(fields: ConfigFields) -> tuple[str, ...]:

@@ -167,6 +167,31 @@ def test_tensors_of_nemotron_h_count_every_block_in_both_spellings() -> None:
     )
 
 
+NO_ROPE = {key: value for key, value in OLMO.items() if key != "rope_parameters"}
+
+
+@pytest.mark.parametrize(
+    ("rope", "theta"),
+    [
+        ({}, 10_000.0),
+        ({"rope_parameters": None}, 10_000.0),
+        ({"rope_parameters": {"rope_type": "default"}}, 10_000.0),
+        ({"rope_theta": 500_000.0}, 500_000.0),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_theta": 500_000.0}, 500_000.0),
+        ({"rope_theta": None}, None),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_theta": None}, None),
+        ({"rope_parameters": {"rope_theta": None}, "rope_theta": 500_000.0}, None),
+        ({"rope_scaling": {"rope_type": "default", "rope_theta": None}}, None),
+    ],
+)
+def test_only_a_theta_of_null_keeps_an_olmo_hybrid_from_rotating(
+    rope: dict[str, Any], theta: float | None
+) -> None:
+    """As transformers 5 has them in `OlmoHybridConfig.from_dict(...).rope_parameters`."""
+    found = decoder_spec(NO_ROPE | rope).layers[2].attention.rope
+    assert (None if found is None else found.theta) == theta
+
+
 def test_norms_of_an_olmo_hybrid_stand_behind_attention_and_before_a_delta_net() -> None:
     spec = decoder_spec(OLMO)
     delta, attending = spec.layers[0], spec.layers[2]
