@@ -1,7 +1,8 @@
 """Streams the weights of a checkpoint onto the device, one tensor at a time, without torch."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -40,6 +41,9 @@ from engine_worker.errors import CheckpointError, UnsupportedFormatError
 logger = logging.getLogger("penstock.engine.weights")
 
 _NAMED_IN_LOG = 5
+_LAYER = re.compile(r"(.*?\.\d+)\.")
+_COMPUTED_WITH = (".weight", ".bias", "sinks")
+"""Ends of tensors that a layer can't do without; scales of a cache, say, it can."""
 _QUANTIZED_SUFFIXES = {".qweight": "AWQ or GPTQ", ".qzeros": "AWQ or GPTQ", ".g_idx": "GPTQ"}
 
 
@@ -315,6 +319,17 @@ def _check(
     for source in wanted.values():
         _check_source(checkpoint, source)
     extra = [name for name in checkpoint.tensors if name not in wanted and not is_ignorable(name)]
+    served = _layers_of(wanted)
+    # An unknown tensor of a GGUF file keeps its name there.
+    served |= {f"blk.{layer.rpartition('.')[2]}" for layer in served}
+    for name in extra:
+        if name.endswith(_COMPUTED_WITH) and not served.isdisjoint(_layers_of([name])):
+            raise CheckpointError(
+                f"{checkpoint.tensors[name].file}: tensor {name!r} has no place in {architecture} "
+                "as config.json describes it, and without it the layer would compute something "
+                "else; correct config.json if it leaves a bias or a norm out, or use a model of an "
+                "architecture that is supported"
+            )
     if extra:
         logger.warning(
             "%s: %d tensors have no place in %s and are not used: %s",
@@ -323,6 +338,11 @@ def _check(
             architecture,
             ", ".join(sorted(extra)[:_NAMED_IN_LOG]),
         )
+
+
+def _layers_of(names: Iterable[str]) -> set[str]:
+    """What stands before the names of layers' tensors: `model.layers.3`."""
+    return {found[1] for name in names if (found := _LAYER.match(name))}
 
 
 def _check_source(checkpoint: Checkpoint, source: Source) -> None:

@@ -10,7 +10,12 @@ from engine_worker.compute.models.families.registry import family_of
 from engine_worker.compute.models.spec import DecoderSpec
 from engine_worker.compute.models.tensors import EMBEDDING, HEAD, Source
 
-IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+IGNORED_SUFFIXES = (
+    ".rotary_emb.inv_freq",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attn_rot_embd.weight",
+)
 """Buffers that old checkpoints carry along; they are computed, not loaded."""
 _BASE: Final = "model."
 """Stands before the names of all tensors but the head's, unless the base model alone was saved."""

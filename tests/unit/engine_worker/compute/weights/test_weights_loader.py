@@ -13,6 +13,8 @@ from engine_worker.compute.models.decoder import DecoderGraph, declare
 from engine_worker.compute.models.hf_config import decoder_spec, load_spec
 from engine_worker.compute.weights.loader import load_weights
 from engine_worker.errors import CheckpointError, UnsupportedFormatError
+from tests.fakes.gguf_families import GGUF_FAMILIES
+from tests.fakes.gguf_files import write_gguf
 from tests.fakes.tiny_checkpoint import (
     TINY_LLAMA,
     Tensors,
@@ -189,3 +191,64 @@ def test_tensors_without_a_place_are_logged_and_ignorable_ones_are_not(
     (message,) = caplog.messages
     assert "1 tensors have no place" in message
     assert "model.vision.weight" in message
+
+
+def add(folder: Path, config: dict[str, Any], *names: str) -> None:
+    more = {name: np.ones(4, np.float32) for name in names}
+    write_checkpoint(folder, config, random_tensors(config) | more)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_norm.weight",
+        "model.layers.1.self_attn.q_proj.bias",
+        "model.layers.1.self_attn.sinks",
+        "model.layers.1.mlp.experts.0.w4.weight",
+    ],
+)
+def test_a_tensor_of_a_served_layer_without_a_place_is_refused_with_a_way_out(
+    tmp_path: Path, name: str
+) -> None:
+    """It was a line in the log, and the answers were wrong."""
+    add(tmp_path, TINY_LLAMA, name)
+    refused(tmp_path, CheckpointError, "model.safetensors", name, "LlamaForCausalLM", "config.json")
+
+
+def test_a_tensor_that_a_gguf_file_alone_knows_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    write_gguf(
+        tmp_path / "m.gguf",
+        tmp_path,
+        more=lambda writer: writer.add_tensor("blk.1.odd.weight", np.ones(4, np.float32)),
+    )
+    (tmp_path / "model.safetensors").unlink()
+    refused(tmp_path, CheckpointError, "m.gguf", "blk.1.odd.weight")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.2.input_layernorm.weight",
+        "vision_tower.encoder.layers.0.norm.weight",
+        "mtp.layers.0.input_layernorm.weight",
+        "model.layers.0.self_attn.k_scale",
+        "model.layers.0.self_attn.v_scale",
+        "model.layers.0.self_attn.q_proj.weight_g_idx",
+    ],
+)
+def test_what_no_served_layer_computes_with_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    add(tmp_path, TINY_LLAMA, name)
+    load_weights(tmp_path, graph_of())
+    assert f"1 tensors have no place in LlamaForCausalLM and are not used: {name}" in caplog.text
+
+
+def test_masks_that_old_checkpoints_of_gpt2_carry_along_are_no_biases(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = next(dict(case.config) for case in GGUF_FAMILIES if case.arch == "gpt2")
+    add(tmp_path, config, "transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias")
+    load_weights(tmp_path, graph_of(config))
+    assert caplog.messages == []
