@@ -93,7 +93,7 @@ class OtlpTracer:
 
     def close(self) -> None:
         """Send what there is, within `CLOSE_TIMEOUT_S`; a collector that hangs keeps nobody."""
-        ending = threading.Thread(target=self._processor.shutdown, daemon=True)
+        ending = threading.Thread(target=self._processor.shutdown, name="otlp-close", daemon=True)
         ending.start()
         ending.join(CLOSE_TIMEOUT_S)
 

@@ -12,6 +12,8 @@ TOGETHER = {
     "tests/unit/engine_worker/core/test_deterministic_engine.py": "shared runners",
     "tests/unit/engine_worker/core/test_sampling_parameters.py": "shared runners",
     "tests/unit/engine_worker/core/test_speculating_engine.py": "shared runners",
+    "tests/unit/engine_worker/core/test_thought_limits.py": "shared runners",
+    "tests/unit/engine_worker/core/test_wanted_logprobs.py": "shared runners",
 }
 """Beginnings of paths, and the name of their group."""
 

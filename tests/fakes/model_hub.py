@@ -21,12 +21,14 @@ class ModelHub:
         url: Its address.
         repos: `org/model` with its files by name.
         total: Numbers of a model, as the hub tells of GGUF files; None tells nothing.
+        size: Of each file, as the hub tells it; None tells what it is.
         downloaded: Names of files in the order in which they were fetched.
     """
 
     url: str
     repos: dict[str, dict[str, bytes]]
     total: int | None = None
+    size: int | None = None
     downloaded: list[str] = field(default_factory=list)
 
     def environment(self, home: Path) -> dict[str, str]:
@@ -41,8 +43,10 @@ class ModelHub:
 
 
 @contextmanager
-def model_hub(repos: dict[str, dict[str, bytes]], total: int | None = None) -> Iterator[ModelHub]:
-    hub = ModelHub("", repos, total)
+def model_hub(
+    repos: dict[str, dict[str, bytes]], total: int | None = None, size: int | None = None
+) -> Iterator[ModelHub]:
+    hub = ModelHub("", repos, total, size)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -80,7 +84,8 @@ def model_hub(repos: dict[str, dict[str, bytes]], total: int | None = None) -> I
                 answer["gguf"] = None if hub.total is None else {"total": hub.total}
             else:
                 answer["siblings"] = [
-                    {"rfilename": name, "size": len(content)} for name, content in files.items()
+                    {"rfilename": name, "size": hub.size or len(content)}
+                    for name, content in files.items()
                 ]
             return json.dumps(answer).encode()
 
@@ -89,7 +94,7 @@ def model_hub(repos: dict[str, dict[str, bytes]], total: int | None = None) -> I
                 {
                     "type": "file",
                     "path": name,
-                    "size": len(content),
+                    "size": hub.size or len(content),
                     "oid": hashlib.sha1(content).hexdigest(),
                 }
                 for name, content in hub.repos.get(repo, {}).items()

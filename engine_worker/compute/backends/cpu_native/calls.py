@@ -38,7 +38,7 @@ CACHE_TYPES: Final = ("float32", "bfloat16")
 MAX_HEAD_DIM: Final = 256
 _CONFIG_VERSION: Final = 2
 _NORMS: Final = ("none", "rms", "layer")
-_QK_NORMS: Final = (QkNorm.NONE, QkNorm.PER_HEAD, QkNorm.FULL_WIDTH)
+QK_NORMS: Final = (QkNorm.NONE, QkNorm.PER_HEAD, QkNorm.FULL_WIDTH)
 _ACTIVATIONS: Final = (
     Activation.SILU,
     Activation.GELU_TANH,
@@ -386,7 +386,7 @@ def _fields_of(block: Attention | Mlp) -> tuple[list[int], list[float]]:
         attention.window,
         -1 if block.rope is None else block.rope,
         _NORMS.index(attention.norm),
-        _QK_NORMS.index(attention.qk_norm),
+        QK_NORMS.index(attention.qk_norm),
         CACHE_TYPES.index(attention.cache_type),
         *map(int, bits),
     ], [attention.eps, attention.scale, attention.softcap, attention.multiplier]
@@ -569,7 +569,7 @@ def _uncovered_attention(layer: LayerSpec, cache_type: str, block_size: int) -> 
         return "no kernel rotates neighbouring pairs"
     if attention.chunk is not None:
         return "no kernel attends within chunks"
-    if attention.qk_norm not in _QK_NORMS:
+    if attention.qk_norm not in QK_NORMS:
         return f"no kernel normalises queries and keys {attention.qk_norm}"
     if attention.output_gate:
         return "no kernel gates what is attended to"

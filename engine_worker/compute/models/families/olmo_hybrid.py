@@ -52,9 +52,7 @@ def _read(config: Mapping[str, Any]) -> DecoderSpec:
     bias = fields.flag("attention_bias", False)
     attention = attention_of(
         fields,
-        read_ropes(config, _THETA, max_positions_of(fields))[FULL]
-        if _is_rotated(config)
-        else None,
+        read_ropes(config, _THETA, max_positions_of(fields))[FULL] if _is_rotated(config) else None,
         None,
         bias=(bias, bias),
         qk_norm=QkNorm.FULL_WIDTH,

@@ -45,6 +45,7 @@ THREADS = {
     ("protocol/runtime/lifetime.py", "parent-watch"): "test_a_dead_thread_ends_the_process",
     ("protocol/wire/worker.py", "worker-io"): "test_an_io_thread_that_ends_is_a_failure",
     ("protocol/wire/worker.py", "resolver"): "test_host_names_are_asked_for_again",
+    ("protocol/runtime/otlp.py", "otlp-close"): "the process ends whatever becomes of it",
     # Of gateways only.
     ("protocol/wire/transport_router.py", "zmq-term"): "does nothing but wait",
     # Pools: the work of the first four is watched, the others' results are read.
@@ -55,6 +56,7 @@ THREADS = {
     ("engine_worker/loading/decoder.py", "tokenizer"): "its result is read",
     ("engine_worker/compute/runner/program_store.py", "compile pool"): "its results are read",
     ("engine_worker/compute/weights/gguf/blocks.py", "dequantise"): "its results are read",
+    ("engine_worker/compute/weights/file_digests.py", "hash"): "its results are read",
     # Ends the process.
     ("protocol/wire/worker.py", "Timer"): "os._exit",
 }

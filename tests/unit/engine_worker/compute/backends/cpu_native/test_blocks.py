@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine_worker.compute.backends.cpu_native import calls, packing
 from engine_worker.compute.backends.cpu_native.calls import AttentionConfig, MlpConfig
 from engine_worker.compute.backends.cpu_native.library import Library
-from engine_worker.compute.models.spec import Activation, QkNorm
+from engine_worker.compute.models.spec import Activation
 from engine_worker.compute.runner.packing import pack_row_fields, unpack_row_fields
 from engine_worker.compute.sampling.params import SamplingRows
 from engine_worker.compute.sampling.sampler import NAN_LOGITS, sample_tokens
@@ -73,7 +73,7 @@ def attention_configs(draw: st.DrawFn) -> tuple[AttentionConfig, int | None]:
         softcap=draw(st.sampled_from([0.0, 0.0, 3.0])),
         multiplier=draw(st.sampled_from([1.0, 0.22])),
         norm=norm,
-        qk_norm=draw(st.sampled_from(QkNorm)),
+        qk_norm=draw(st.sampled_from(calls.QK_NORMS)),
         has_norm_bias=norm == "layer" and flags[0],
         has_qkv_bias=flags[1],
         has_o_bias=flags[2],
