@@ -23,7 +23,7 @@ from gateway.http.openresponses.events import (
     ResponseEvent,
     TurnOver,
 )
-from gateway.http.openresponses.hosted import ApprovedCall, HostedTool, Progress
+from gateway.http.openresponses.hosted import ApprovedCall, HostedTool, Progress, known_list
 from gateway.http.openresponses.hosted_items import Earlier, restored_items
 from gateway.http.openresponses.render import ResponseCollector
 from gateway.http.openresponses.stored_items import base_of
@@ -290,12 +290,11 @@ class HostedTurns:
         return (events,)
 
     async def _start(self) -> None:
-        lists: dict[str, list[Any]] = orjson.loads(self._wanted.lists_json)
+        known: dict[str, Any] = orjson.loads(self._wanted.lists_json)
         for item in self._earlier.items:
             if item["type"] == "mcp_list_tools":
-                lists[item["server_label"]] = item["tools"]
-        self._ready = await self._tools.list_tools(self._wanted, lists)
-        self._progress.lists = lists
+                known[item["server_label"]] = known_list(item)
+        self._progress.lists, self._ready = await self._tools.list_tools(self._wanted, known)
         self._made.add(self._ready)
         approved = await self._parse()
         if not approved and not self._earlier.interrupted:
@@ -359,7 +358,10 @@ class HostedTurns:
             TurnOver(),
         ]
         if not call.is_offered:
-            wrong = _protocol_error(f"The server {call.label} lists no tool {call.name} any more.")
+            wrong = _protocol_error(
+                f"The server {call.label} lists no tool {call.name} any more, or the label means"
+                " another server by now."
+            )
             yield [HostedCallEnded(call_id, error=wrong)]
             return
         tool = HostedTool(call.label, call.name, call.schema_json, needs_approval=False)
@@ -374,12 +376,12 @@ class HostedTurns:
             message = f"It was not run: {self._max_calls} calls of tools are made for a response."
             yield [HostedCallEnded(call_id, error=_protocol_error(message))]
             return
+        self._num_calls += 1  # wrong arguments are bounded, too: each costs a turn of the model
         given = _arguments(arguments)
         if given is None:
             wrong = _protocol_error("The arguments are no JSON object.", -32602)
             yield [HostedCallEnded(call_id, error=wrong)]
             return
-        self._num_calls += 1
         self.keeps_failure = True
         yield [HostedCallRunning(call_id)]
         try:

@@ -1,5 +1,6 @@
 """The servers whose tools a response may use: MCP servers that are listed, and this one's own."""
 
+import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,6 +72,11 @@ class ServerTools:
     runner: ToolRunner
     named: NamedServer
     server: Mapping[str, Any]
+
+    @property
+    def mark(self) -> str:
+        """Stands for its URL, which may hold a secret, in the ids of items: 16 hex digits."""
+        return hashlib.sha256(str(self.server.get("url", "")).encode()).hexdigest()[:16]
 
     def listing(self) -> str:
         """The arguments of `list_tools`."""

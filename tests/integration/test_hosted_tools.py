@@ -236,6 +236,39 @@ async def test_lists_are_not_asked_for_again_and_calls_are_read_later(house: Hou
     assert house.messages(3) == house.messages(2)
 
 
+async def test_tools_that_change_things_are_hidden_in_a_later_turn_too(house: House) -> None:
+    first = await house.post()
+    only = house.tool(allowed_tools={"read_only": True})
+    await house.post(input="And now?", previous_response_id=first["id"], tools=[only])
+    assert house.tools(1) == ["calc__add"]
+
+
+async def test_a_label_that_means_another_server_is_listed_again(house: House) -> None:
+    house.engine.script = [("<call:s__add>", *CALL[1:])]
+    url, other = house.server.url("/modern/json"), house.server.url("/legacy/sse")
+    mine = {"server_label": "s", "require_approval": "always"}
+    tools = [house.tool(**mine, server_url=url)]
+    first = await house.post(tools=tools)
+    assert kinds(first) == ["mcp_list_tools", "mcp_approval_request"]
+    answer = {
+        "type": "mcp_approval_response",
+        "approval_request_id": first["output"][1]["id"],
+        "approve": True,
+    }
+    follow: dict[str, Any] = {"input": [answer], "previous_response_id": first["id"]}
+    num_calls = len(house.server.asked("tools/call"))
+    second = await house.post(tools=[house.tool(**mine, server_url=other)], **follow)
+    # The tools of the other server are its own, and nobody has approved a call of them.
+    assert kinds(second) == ["mcp_list_tools", "mcp_call", "message"]
+    assert house.server.asked("tools/list")[-1]["path"] == "/legacy/sse"
+    assert "another server" in second["output"][1]["error"]["message"]
+    assert len(house.server.asked("tools/call")) == num_calls
+    third = await house.post(tools=tools, **follow)
+    assert kinds(third) == ["mcp_call", "message"]
+    assert third["output"][0]["output"] == "5"
+    assert url not in json.dumps([first["output"], second["output"]])
+
+
 async def test_a_call_waits_for_its_approval(house: House) -> None:
     house.engine.script = [CALL]
     num_calls = len(house.server.asked("tools/call"))
@@ -382,6 +415,14 @@ async def test_arguments_that_are_none_are_an_error_of_the_call(house: House) ->
     assert found["output"][1]["error"]["code"] == -32602
 
 
+async def test_arguments_that_are_none_count_as_a_call(house: House) -> None:
+    house.engine.script = [("<call:calc__add>", "[1, 2")] * 2
+    found = await house.post(max_tool_calls=2)
+    assert kinds(found) == ["mcp_list_tools", "mcp_call", "mcp_call", "message"]
+    # From then on the model has no tools.
+    assert [bool(house.tools(number)) for number in range(3)] == [True, True, False]
+
+
 async def test_what_the_client_gives_for_a_server_is_told_nobody_else(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -435,6 +476,20 @@ async def test_a_url_that_is_listed_goes_under_the_clients_label(house: House) -
     assert found["output"][1]["server_label"] == "mine"
     assert found["output"][1]["output"] == "5"
     assert found["tools"][0]["server_url"] == url
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("field", ["server_label", "server_url"])
+async def test_who_may_use_no_tools_is_not_told_which_servers_there_are(
+    house: House, field: str, background: bool
+) -> None:
+    tools = [house.tool(**{field: "unknown"})]
+    house.auth.denied_endpoints = ("/v1/tools/execute",)
+    error = await house.post(status=403, tools=tools, background=background)
+    assert "calc" not in error["error"]["message"]
+    house.auth.denied_endpoints = ()
+    error = await house.post(status=400, tools=tools, background=background)
+    assert "known are calc" in error["error"]["message"]
 
 
 async def test_a_key_that_may_use_no_tools_gets_none(house: House) -> None:

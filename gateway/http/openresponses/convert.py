@@ -272,7 +272,11 @@ def _hosted_plan(
             param="background",
         )
     known = known_lists(items)
-    lists = known if progress is None else progress.lists
+    lists = (
+        {label: one["tools"] for label, one in known.items()}
+        if progress is None
+        else progress.lists
+    )
     taken = {tool[tool["type"]]["name"] for tool in tools.chat}
     hosted, chat = hosted_tools(tools.servers, lists, taken)
     if progress is None or progress.may_call:

@@ -8,9 +8,14 @@ from gateway.request.events import GenerationEvent
 
 @dataclass(slots=True)
 class ToolsListing:
-    """The tools of a server are being listed, for a response whose tools this server runs."""
+    """The tools of a server are being listed, for a response whose tools this server runs.
+
+    Attributes:
+        mark: Of the server that the label means (`ServerTools.mark`).
+    """
 
     label: str
+    mark: str
 
 
 @dataclass(slots=True)

@@ -31,6 +31,7 @@ _OURS: Final = frozenset(
     )
 )
 """Headers that the transport of MCP sets itself; `mcp-…` are, too."""
+_MARKED: Final = re.compile(r"mcpl_[A-Za-z0-9_-]+_([0-9a-f]{16})")
 _FIELDS: Final = frozenset(
     (
         *("type", "server_label", "server_url", "server_description", "headers", "authorization"),
@@ -67,7 +68,8 @@ class ApprovedCall:
     Attributes:
         request_id: Of the item that asked.
         schema_json: Of its arguments, as the server listed it.
-        is_offered: Whether the request still names the server, and the tool is among its tools.
+        is_offered: Whether the tool is among the tools of its label, which still means the server
+            that the call was asked for.
     """
 
     request_id: str
@@ -84,8 +86,7 @@ class HostedPlan:
 
     Attributes:
         servers: Those that it names, and the places where it does.
-        listed: Labels whose tools are known from the context.
-        lists_json: The tools of each label that are known, a JSON object.
+        lists_json: What is known of each label (`known_list`), a JSON object.
         tools: By the names that the model sees; empty before they are listed.
         approved: Calls that are made before anything else.
         max_calls: `max_tool_calls`; None where the request doesn't bound them.
@@ -157,11 +158,16 @@ def _matches(chosen: Any, tool: Mapping[str, Any]) -> bool:
     if not isinstance(chosen, dict):
         return False
     names, reads = chosen.get("tool_names"), chosen.get("read_only")
-    annotations = tool.get("annotations")
-    only_reads = isinstance(annotations, dict) and annotations.get("readOnlyHint") is True
     if names is None and reads is None:
         return False
-    return (names is None or tool["name"] in names) and (reads is None or reads is only_reads)
+    is_named = names is None or tool["name"] in names
+    return is_named and (reads is None or reads is _only_reads(tool))
+
+
+def _only_reads(tool: Mapping[str, Any]) -> bool:
+    """Whether a tool says that it changes nothing."""
+    annotations = tool.get("annotations")
+    return isinstance(annotations, dict) and annotations.get("readOnlyHint") is True
 
 
 def hosted_server(tool: Item, path: str) -> HostedServer:
@@ -290,13 +296,22 @@ def seen_name(label: str, name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{label}__{name}")[:MAX_TOOL_NAME_CHARACTERS]
 
 
-def known_lists(items: Sequence[Item]) -> dict[str, list[Item]]:
-    """The tools of servers that were listed earlier in the context, by label, as items show them.
+def known_list(item: Item) -> Item:
+    """What an item `mcp_list_tools` says: `tools`, and `mark` of the server whose they are.
+
+    The mark (`ServerTools.mark`) ends the item's id; it is empty where the id was made elsewhere.
+    """
+    found = _MARKED.fullmatch(str(item.get("id")))
+    return {"tools": item["tools"], "mark": "" if found is None else found[1]}
+
+
+def known_lists(items: Sequence[Item]) -> dict[str, Item]:
+    """What was listed earlier in the context, by label.
 
     Raises:
         InvalidRequestError: An item is wrong.
     """
-    found: dict[str, list[Item]] = {}
+    found: dict[str, Item] = {}
     for item in items:
         if item.get("type") != "mcp_list_tools" or item.get("error"):
             continue
@@ -307,7 +322,7 @@ def known_lists(items: Sequence[Item]) -> dict[str, list[Item]]:
             is_tool = isinstance(tool, dict) and isinstance(tool.get("name"), str)
             if not is_tool or not isinstance(tool.get("input_schema"), dict):
                 raise _wrong("input", "a tool of `mcp_list_tools` needs `name` and `input_schema`.")
-        found[label] = tools
+        found[label] = known_list(item)
     return found
 
 
@@ -322,13 +337,18 @@ def approved_calls(
     asked: dict[str, Item] = {}
     answered: dict[str, Item] = {}
     made: set[str] = set()
+    marks: dict[str, str] = {}
+    asked_marks: dict[str, str] = {}
     for item in items:
         kind = item.get("type")
-        if kind == "mcp_approval_request":
+        if kind == "mcp_list_tools" and not item.get("error"):
+            marks[str(item.get("server_label"))] = known_list(item)["mark"]
+        elif kind == "mcp_approval_request":
             for field_name in ("id", "server_label", "name", "arguments"):
                 if not isinstance(item.get(field_name), str):
                     raise _wrong("input", f"`mcp_approval_request` needs a text `{field_name}`.")
             asked[item["id"]] = item
+            asked_marks[item["id"]] = marks.get(item["server_label"], "")
         elif kind == "mcp_approval_response":
             name = str(item.get("approval_request_id"))
             if name not in asked:
@@ -349,7 +369,9 @@ def approved_calls(
         label, own = item["server_label"], item["name"]
         tool = known.get((label, own))
         schema = "{}" if tool is None else tool.schema_json
-        found.append(ApprovedCall(name, label, own, item["arguments"], schema, tool is not None))
+        is_same = asked_marks[name] in ("", marks.get(label))
+        is_offered = tool is not None and is_same
+        found.append(ApprovedCall(name, label, own, item["arguments"], schema, is_offered))
     return tuple(found)
 
 
@@ -370,6 +392,8 @@ def hosted_tools(
         for tool in lists.get(named.label, ()):
             if named.names is not None and tool["name"] not in named.names:
                 continue
+            if named.only_reading and not _only_reads(tool):
+                continue  # the list may have been made for a request that allowed more
             name = seen_name(named.label, tool["name"])
             if name in taken:
                 continue  # two names that differ in what no model may see

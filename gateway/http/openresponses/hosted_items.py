@@ -167,7 +167,7 @@ class Earlier:
         items: Of the turns that are over, as they were told.
         interrupted: Ids of those calls among them that may have begun, and that nobody saw end.
         num_turns: Turns that are over.
-        num_calls: Calls that were begun.
+        num_calls: Calls that were begun, or refused for their arguments.
     """
 
     items: list[dict[str, Any]] = field(default_factory=list)
@@ -211,6 +211,7 @@ def earlier_turns(events: Sequence[dict[str, Any]]) -> tuple[Earlier, int]:
     found = Earlier()
     items: list[dict[str, Any]] = []
     done: set[str] = set()
+    called: set[str] = set()
     is_calling, num_events, num_items = False, 0, 0
     for number, event in enumerate(events, 1):
         kind = event["type"]
@@ -226,12 +227,14 @@ def earlier_turns(events: Sequence[dict[str, Any]]) -> tuple[Earlier, int]:
             done.add(event["item"]["id"])
         item = items[event["output_index"]] if "output_index" in event else {}
         is_of_call = item.get("type") == "mcp_call" and (is_done or kind == f"{_CALL}.in_progress")
-        found.num_calls += kind == f"{_CALL}.in_progress"
+        if is_of_call:
+            called.add(item["id"])
         if is_of_call and not is_calling:
             is_calling = True
             found.num_turns += item["approval_request_id"] is None
         if is_of_call or (is_done and item["type"] == "mcp_list_tools"):
             num_events, num_items = number, len(items)
     found.items = items[:num_items]
+    found.num_calls = len(called)
     found.interrupted = [item["id"] for item in found.items if item["id"] not in done]
     return found, num_events

@@ -58,7 +58,7 @@ class ItemMaker:
     def next_item(self, event: ResponseEvent, last: Item | None) -> Item | None:
         """The item that an event begins; None when it belongs to the last one, or to none."""
         if isinstance(event, ToolsListing):
-            return ListItem(self._new_id(), event.label)
+            return ListItem(f"{self._new_id()}_{event.mark}", event.label)
         if isinstance(event, ApprovedCallBegun):
             tool = HostedTool(event.label, event.name)
             return self.know(

@@ -59,6 +59,7 @@ from gateway.http.stored_turns import (
     shown_input,
     told_again,
 )
+from gateway.http.tool_asking import EXECUTE_ENDPOINT
 from gateway.http.websocket import EXTENSION as WEBSOCKET
 from gateway.http.websocket import Upgrade
 from gateway.request.generation import GenerationWork
@@ -154,7 +155,12 @@ async def _enqueue(
             param="background",
         )
     for path, named in body.hosted.servers:
-        parts.tool_servers.find(named, path)
+        try:
+            parts.tool_servers.find(named, path)
+        except InvalidRequestError:
+            # Who may not use tools isn't told which servers there are.
+            await tenant_of(request, EXECUTE_ENDPOINT)
+            raise
     task = BackgroundTask(
         asked,
         caller.key_digest,

@@ -76,6 +76,29 @@ def test_names_are_what_a_chat_takes_and_never_mean_two_tools() -> None:
     assert hosted_tools([server], {"s": [ADD]}, {"s__add"}) == ({}, [])
 
 
+def test_a_known_list_shows_only_what_reads_where_that_is_asked() -> None:
+    server = hosted_server(tool(allowed_tools={"read_only": True}), "tools[0]")
+    liar = {**DROP, "name": "liar", "annotations": {"readOnlyHint": "yes"}}
+    found, chat = hosted_tools([server], {"s": [DROP, ADD, liar]}, set())
+    assert [one.name for one in found.values()] == ["add"]
+    assert [one["function"]["name"] for one in chat] == ["s__add"]
+
+
+def test_an_approval_is_for_the_server_that_the_call_was_asked_for() -> None:
+    known = {"s__add": HostedTool("s", "add")}
+    first, other = (
+        {"type": "mcp_list_tools", "id": f"mcpl_a_1_{mark * 16}", "server_label": "s", "tools": []}
+        for mark in "ab"
+    )
+    assert known_lists([first, other]) == {"s": {"tools": [], "mark": "b" * 16}}
+    assert known_lists([{**first, "id": "mcpl_a_1"}])["s"]["mark"] == ""
+    assert approved_calls([first, ASKED, APPROVED], known)[0].is_offered
+    assert approved_calls([first, ASKED, APPROVED, first], known)[0].is_offered
+    assert not approved_calls([first, ASKED, APPROVED, other], known)[0].is_offered
+    # Whose list it was may not be known: it was left out, or its id is the client's.
+    assert approved_calls([ASKED, APPROVED, other], known)[0].is_offered
+
+
 def test_labels_are_given_once_and_servers_are_bounded() -> None:
     with pytest.raises(InvalidRequestError, match="same label"):
         Tools([tool(), tool()], runs_hosted=True)
@@ -165,3 +188,9 @@ def test_what_is_over_is_known_from_the_events(
     assert [item["id"] for item in found.items] == items
     assert (found.interrupted, found.num_turns, number) == (interrupted, num_turns, num_over)
     assert all(item["arguments"] for item in found.items if item["id"] in interrupted)
+
+
+def test_a_call_that_was_refused_counts_when_a_response_is_taken_up_again() -> None:
+    refused = done(2, "mcp_call", **CALL)  # for its arguments: it never ran
+    found, _ = earlier_turns([*BEGUN, *SAID, *RUNNING, *ENDED, refused])
+    assert (found.num_calls, found.interrupted) == (2, [])
