@@ -60,7 +60,7 @@ class McpClient:
         self._http = McpHttp(server, resolve)
         self._num_asked = 0
         self._version = ""
-        self._session_id = ""
+        self._has_session = False
 
     def open(self) -> None:
         """Find out which version the server speaks, with the handshake where there is one.
@@ -91,10 +91,10 @@ class McpClient:
 
     def close(self) -> None:
         """End the session, where there is one; what the server says to that is of no interest."""
-        if self._session_id:
+        if self._has_session:
             with contextlib.suppress(McpError):
                 self._http.exchange("DELETE", b"", self._request_headers("", ""))
-            self._session_id = ""
+            self._has_session = False
 
     def list_tools(self) -> list[Any]:
         """All tools as the server describes them, page by page.
@@ -168,7 +168,9 @@ class McpClient:
         session_id = answer.headers.get("mcp-session-id", "")
         if session_id and not _SESSION_ID.fullmatch(session_id):
             raise McpError("the server's session id is none")
-        self._version, self._session_id = str(version), session_id
+        self._version, self._has_session = str(version), bool(session_id)
+        if session_id:
+            self._http.keep_session(session_id)
         body = json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}).encode()
         status, _, _ = self._http.exchange("POST", body, self._request_headers("", ""))
         if status >= 400:
@@ -228,8 +230,6 @@ class McpClient:
             headers["MCP-Protocol-Version"] = self._version
         if self._version == NEWEST:
             headers["Mcp-Method"] = method
-        if self._session_id:
-            headers["Mcp-Session-Id"] = self._session_id
         return headers
 
 

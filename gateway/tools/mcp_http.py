@@ -47,7 +47,8 @@ class Server:
     Attributes:
         url: As the operator lists it.
         headers: Of the client, for this server alone.
-        listed: URLs of all servers that the operator lists; redirects may lead there.
+        listed: URLs of all servers that the operator lists; redirects to another origin may lead
+            to these alone.
         networks: Internal networks that names may lead to.
     """
 
@@ -68,6 +69,12 @@ class McpHttp:
     def __init__(self, server: Server, resolve: Resolve = socket.getaddrinfo) -> None:
         self._server = server
         self._resolve = resolve
+        self._answered = _origin(server.url)
+        self._session: tuple[tuple[str, str, int], str] | None = None
+
+    def keep_session(self, session_id: str) -> None:
+        """From now on send a session's id to whoever answered last, and to nobody else."""
+        self._session = (self._answered, session_id)
 
     def exchange(
         self,
@@ -89,8 +96,11 @@ class McpHttp:
         """
         url, sent = self._server.url, {**self._server.headers, **headers}
         for _ in range(MAX_REDIRECTS + 1):
+            told = dict(sent)
+            if self._session is not None and self._session[0] == _origin(url):
+                told["Mcp-Session-Id"] = self._session[1]
             try:
-                status, answered, found = self._once(urlsplit(url), verb, body, sent, is_last)
+                status, answered, found = self._once(urlsplit(url), verb, body, told, is_last)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 reason = type(error).__name__ if not str(error) else str(error)[:200]
                 raise McpError(
@@ -99,6 +109,7 @@ class McpHttp:
                     code=502,
                 ) from error
             if status not in (301, 302, 303, 307, 308):
+                self._answered = _origin(url)
                 return status, answered, found
             if status not in (307, 308):
                 raise McpError(
@@ -107,15 +118,17 @@ class McpHttp:
                     code=status,
                 )
             there = urljoin(url, answered.get("location", ""))
-            self._check_redirect(there, status)
+            self._check_redirect(url, there, status)
             if _origin(there) != _origin(url):
                 sent = dict(headers)  # what the client gave is for the first server alone
             url = there
         raise McpError("the server redirects without end", kind="http_error", code=508)
 
-    def _check_redirect(self, url: str, status: int) -> None:
-        allowed = {_origin(one) for one in (self._server.url, *self._server.listed)}
-        if _origin(url) not in allowed:
+    def _check_redirect(self, url: str, there: str, status: int) -> None:
+        # Other paths of a server's own origin are its own affair; what else another origin serves
+        # was never meant to be reached from here.
+        listed = {_target(one) for one in (self._server.url, *self._server.listed)}
+        if _origin(there) != _origin(url) and _target(there) not in listed:
             raise McpError(
                 "the server redirects to where PENSTOCK_MCP_SERVERS lists no server",
                 kind="http_error",
@@ -198,6 +211,15 @@ def _origin(url: str) -> tuple[str, str, int]:
     except ValueError:
         return ("", "", 0)
     return parts.scheme, parts.hostname or "", port
+
+
+def _target(url: str) -> tuple[tuple[str, str, int], str, str]:
+    """What of a URL decides who answers and with what."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return _origin(url), "", ""
+    return _origin(url), parts.path or "/", parts.query
 
 
 def _body(answer: http.client.HTTPResponse, headers: Mapping[str, str], is_last: IsLast) -> bytes:

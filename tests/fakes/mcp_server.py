@@ -62,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
         if behaviour == "circles":
             self._send(308, "text/plain", b"", {"Location": self.path})
             return
-        if behaviour == "redirects":
+        if behaviour == "redirects" or (behaviour == "moves" and method.startswith("tools/")):
             target = self.path.split("?", 1)[1]
             self._send(307, "text/plain", b"", {"Location": target})
             return

@@ -137,14 +137,46 @@ def test_redirects_lead_to_listed_servers_only(server: FakeMcpServer) -> None:
         url = server.url(f"/modern/json/redirects?{other.url('/modern/json/there')}")
         refused = list_tools({"url": url})
         assert "PENSTOCK_MCP_SERVERS" in refused["error"]["message"]
+        # Nor does a listed server make everything else listed that its host serves.
+        elsewhere = list_tools({"url": url, "listed": (other.url("/modern/json"),)})
+        assert "PENSTOCK_MCP_SERVERS" in elsewhere["error"]["message"]
         assert not other.asked()
         headers = {"Authorization": "Bearer token-of-the-client"}
-        asked = {"url": url, "listed": (other.url(),), "headers": headers}
+        asked = {"url": url, "listed": (other.url("/modern/json/there"),), "headers": headers}
         assert len(list_tools(asked)["tools"]) == 3
         # What the client gave is for the first server alone.
         assert other.asked()
         assert all("authorization" not in one["headers"] for one in other.asked())
         assert "authorization" in server.asked()[-1]["headers"]
+
+
+def test_a_server_may_redirect_within_its_own_origin(server: FakeMcpServer) -> None:
+    url = server.url("/modern/json/redirects?/modern/json/within")
+    headers = {"Authorization": "Bearer token-of-the-client"}
+    assert len(list_tools({"url": url, "headers": headers})["tools"]) == 3
+    asked = [one for one in server.asked() if one["path"] == "/modern/json/within"]
+    assert asked
+    assert all("authorization" in one["headers"] for one in asked)
+
+
+def test_a_session_is_of_the_server_that_began_it(server: FakeMcpServer) -> None:
+    with mcp_server() as other:
+        url = other.url("/legacy/json/other")
+        path = f"/modern/json/redirects?{url}"
+        assert len(list_tools({"url": server.url(path), "listed": (url,)})["tools"]) == 3
+        (listed,) = other.asked("tools/list")
+        assert listed["headers"]["mcp-session-id"] == "session-1"
+        first = [one for one in server.asked() if one["path"] == path]
+        assert first
+        assert not any("mcp-session-id" in one["headers"] for one in first)
+        # And the other way round: a redirect in the middle doesn't take a session along.
+        target = other.url("/modern/json/later")
+        path = f"/legacy/json/moves?{target}"
+        asked = {"url": server.url(path), "listed": (target,)}
+        assert len(list_tools(asked)["tools"]) == 3
+        later = [one for one in other.asked() if one["path"].endswith("later")]
+        assert later
+        assert not any("mcp-session-id" in one["headers"] for one in later)
 
 
 def test_redirects_that_never_end_are_an_error(server: FakeMcpServer) -> None:
