@@ -20,9 +20,16 @@ _HEADER_TEXT: Final = re.compile(r"[\x20-\x7e]{1,128}")
 def _origin(word: str) -> str:
     if word == ANY_ORIGIN:
         return word
-    parts = urlsplit(word)
+    good = "origins such as https://chat.example.org, or *"
+    if not word.isascii():
+        # Browsers send such names in their ASCII form.
+        raise UnfitValueError(word, f"{good}; write names beyond ASCII as browsers do (xn--…)")
+    try:
+        parts = urlsplit(word)
+    except ValueError:  # brackets that hold no address
+        raise UnfitValueError(word, good) from None
     if parts.scheme not in ("http", "https") or not parts.hostname or word.count("/") != 2:
-        raise UnfitValueError(word, "origins such as https://chat.example.org, or *")
+        raise UnfitValueError(word, good)
     return word.lower()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from gateway.application import Application
 from gateway.config import GatewaySettings
-from gateway.http.server import HttpServer, write_port_file
+from gateway.http.server import HttpServer, remove_socket, socket_mark, write_port_file
 
 _logger = logging.getLogger("penstock.gateway")
 
@@ -28,6 +28,7 @@ async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
         ConfigurationError: An endpoint, a folder or a key file can't be used.
     """
     loop = asyncio.get_running_loop()
+    own_socket = None if settings.uds is None else socket_mark(settings.uds)
     application = Application(settings)
     await application.hooks.start()
     application.start()
@@ -62,7 +63,7 @@ async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
         await serving
     finally:
         if settings.uds is not None:
-            settings.uds.unlink(missing_ok=True)
+            remove_socket(settings.uds, own_socket)
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
         await application.close()

@@ -81,6 +81,25 @@ def bind_unix_socket(path: Path) -> socket.socket:
     return sock
 
 
+SocketMark = tuple[int, int, int]
+"""Device, inode and time of creation: a number of an inode may be given again at once."""
+
+
+def socket_mark(path: Path) -> SocketMark | None:
+    """What tells the socket that lies at a path from one that is put there later; None if none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def remove_socket(path: Path, mark: SocketMark | None) -> None:
+    """Remove a socket unless another one lies there by now, of a successor that has started."""
+    if mark is not None and socket_mark(path) == mark:
+        path.unlink(missing_ok=True)
+
+
 def write_port_file(path: Path, port: int) -> None:
     """Write the bound port, atomically, so that a reader never sees half a number.
 

@@ -1,6 +1,8 @@
 """How HTTP is spoken: each setting shows in what a client sees, and is off by default."""
 
 import asyncio
+import os
+import signal
 import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,10 +14,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from gateway import service
 from gateway.config import GatewaySettings
-from gateway.http.server import bind_unix_socket
+from gateway.http.server import bind_unix_socket, remove_socket, socket_mark
 from protocol.errors import ConfigurationError
-from tests.fakes.running_gateway import RunningGateway, running_gateway
+from tests.fakes.running_gateway import RunningGateway, gateway_settings, running_gateway
 
 PAGE = "https://chat.example.org"
 ASKS = {
@@ -204,11 +207,50 @@ async def test_a_unix_socket_stands_for_address_and_port(socket_dir: Path) -> No
         bind_unix_socket(socket_dir / "missing" / "http")
 
 
+def test_the_socket_of_a_successor_is_left_alone(socket_dir: Path) -> None:
+    path = socket_dir / "http"
+    with bind_unix_socket(path):
+        own = socket_mark(path)
+    # Nobody listens any more, and the next gateway replaces the socket, maybe in the same inode.
+    with bind_unix_socket(path):
+        remove_socket(path, own)
+        assert path.is_socket()
+        successor = socket_mark(path)
+        path.chmod(0o666)
+        remove_socket(path, successor)
+        assert not path.exists()
+        remove_socket(path, successor)
+
+
+@pytest.mark.parametrize("has_successor", [False, True])
+async def test_a_gateway_that_ends_removes_its_own_socket_only(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch, has_successor: bool
+) -> None:
+    path, is_serving = socket_dir / "http", asyncio.Event()
+    monkeypatch.setattr(service, "write_port_file", lambda *_: is_serving.set())
+    monkeypatch.setattr(service, "_settle_heap", lambda: None)
+    settings = gateway_settings(socket_dir, uds=path, port_file=socket_dir / "port")
+    with bind_unix_socket(path) as sock:
+        serving = asyncio.create_task(service.serve(settings, sock))
+        await is_serving.wait()
+        successor: socket.socket | None = None
+        if has_successor:
+            path.unlink()
+            successor = bind_unix_socket(path)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await serving
+    assert path.exists() is has_successor
+    if successor is not None:
+        successor.close()
+
+
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
         ({"PENSTOCK_CORS_ORIGINS": "chat.example.org"}, "origins such as"),
         ({"PENSTOCK_CORS_ORIGINS": "https://a.example.org/path"}, "origins such as"),
+        ({"PENSTOCK_CORS_ORIGINS": "https://bücher.example"}, "PENSTOCK_CORS_ORIGINS.*xn--"),
+        ({"PENSTOCK_CORS_ORIGINS": "https://[a"}, "PENSTOCK_CORS_ORIGINS.*origins such as"),
         ({"PENSTOCK_CORS_ORIGINS": "*"}, "every web page"),
         ({"PENSTOCK_ROOT_PATH": "llm"}, "begins with a slash"),
         ({"PENSTOCK_ROOT_PATH": "/llm/"}, "begins with a slash"),
