@@ -1,6 +1,7 @@
 """How HTTP is spoken: each setting shows in what a client sees, and is off by default."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -230,18 +231,16 @@ async def test_a_gateway_that_ends_removes_its_own_socket_only(
     monkeypatch.setattr(service, "write_port_file", lambda *_: is_serving.set())
     monkeypatch.setattr(service, "_settle_heap", lambda: None)
     settings = gateway_settings(socket_dir, uds=path, port_file=socket_dir / "port")
-    with bind_unix_socket(path) as sock:
+    with contextlib.ExitStack() as opened:
+        sock = opened.enter_context(bind_unix_socket(path))
         serving = asyncio.create_task(service.serve(settings, sock))
         await is_serving.wait()
-        successor: socket.socket | None = None
         if has_successor:
             path.unlink()
-            successor = bind_unix_socket(path)
+            opened.enter_context(bind_unix_socket(path))
         os.kill(os.getpid(), signal.SIGTERM)
         await serving
-    assert path.exists() is has_successor
-    if successor is not None:
-        successor.close()
+        assert path.exists() is has_successor
 
 
 @pytest.mark.parametrize(
