@@ -26,7 +26,7 @@ class HookRequest:
         address: The client's.
         headers: With lower-case names; those that carry keys and cookies are left out.
         body: The parsed JSON, to be changed in place. What a hook puts there is checked as what a
-            client sends.
+            client sends. Credentials for MCP servers read `***`.
         tags: For the access log: short texts by name, to be added to.
     """
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from fastapi import Request
@@ -34,6 +34,11 @@ SHOWN = frozenset(
 )
 """Kinds of bodies that hooks see: what is generated from, now or in a later request."""
 _KEPT_BACK = frozenset({"authorization", "x-api-key", "cookie", "proxy-authorization"})
+_BLANK: Final = "***"
+_SECRETS: Final = {"tools": ("authorization", "headers"), "mcp_servers": ("authorization_token",)}
+"""Fields of the members of lists in a body: what clients give for MCP servers."""
+_TELLING: Final = ("type", "server_label", "server_url", "name", "url")
+"""Fields that say what a credential is for."""
 
 
 async def shown_to_hooks(
@@ -63,7 +68,8 @@ async def shown_to_hooks(
     parts = parts_of(request)
     if not parts.hooks or kind.name not in SHOWN:
         return body
-    value, before = await asyncio.to_thread(_loaded, body)
+    secrets = BodySecrets()
+    value, before = await asyncio.to_thread(_loaded, body, secrets)
     shown = HookRequest(
         request_id=record.request_id,
         endpoint=request.scope["route"].path,
@@ -76,7 +82,7 @@ async def shown_to_hooks(
         await parts.hooks.refine(shown)
     finally:
         record.tags.update(shown.tags)
-    after = await asyncio.to_thread(_dumped, shown.body)
+    after = await asyncio.to_thread(_dumped, shown.body, secrets)
     return body if after == before else after
 
 
@@ -85,17 +91,101 @@ def told_headers(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name not in _KEPT_BACK}
 
 
-def _loaded(body: bytes) -> tuple[dict[str, Any], bytes]:
-    """A body's object, and how it reads as long as nobody changes it."""
+class BodySecrets:
+    """The credentials for MCP servers in a body, which hooks see as `***`.
+
+    A hook may move, change or remove what they stand in. They come back for the server that they
+    were given for, and for no other.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, dict[str, Any]] = {}
+
+    def blanked(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The body as hooks see it."""
+        return {
+            name: self._each(value, _SECRETS[name], self._blanked) if name in _SECRETS else value
+            for name, value in body.items()
+        }
+
+    def restored(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The body as hooks leave it, with the credentials.
+
+        Raises:
+            TypeError: It holds something else than JSON.
+        """
+        return {
+            name: self._each(value, _SECRETS[name], self._restored) if name in _SECRETS else value
+            for name, value in body.items()
+        }
+
+    def _each(
+        self,
+        members: Any,
+        fields: tuple[str, ...],
+        change: Callable[[dict[str, Any], tuple[str, ...]], dict[str, Any]],
+        depth: int = 0,
+    ) -> Any:
+        """A list with its members changed, also those of a namespace of tools."""
+        if not isinstance(members, list):
+            return members
+        found: list[Any] = []
+        for one in members:
+            if isinstance(one, dict):
+                one = change(one, fields)
+                if depth == 0 and "tools" in one:
+                    one["tools"] = self._each(one["tools"], fields, change, depth + 1)
+            found.append(one)
+        return found
+
+    def _blanked(self, member: dict[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
+        secret = {name: member[name] for name in fields if member.get(name) is not None}
+        if secret:
+            self._kept[_told_for(member)] = secret
+        return {**member, **{name: _blank(value) for name, value in secret.items()}}
+
+    def _restored(self, member: dict[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
+        if not any(name in member for name in fields):
+            return dict(member)
+        kept = self._kept.get(_told_for(member), {})
+        found: dict[str, Any] = {}
+        for name, value in member.items():
+            if name in fields and isinstance(value, dict):
+                own = kept.get(name)
+                own = own if isinstance(own, dict) else {}
+                # Of a server that they weren't given for, blanks mean nothing.
+                found[name] = {
+                    key: own[key] if one == _BLANK else one
+                    for key, one in value.items()
+                    if one != _BLANK or key in own
+                }
+            elif name not in fields or value != _BLANK:
+                found[name] = value
+            elif name in kept:
+                found[name] = kept[name]
+        return found
+
+
+def _told_for(member: Mapping[str, Any]) -> bytes:
+    return orjson.dumps([member.get(name) for name in _TELLING])
+
+
+def _blank(value: Any) -> Any:
+    return dict.fromkeys(value, _BLANK) if isinstance(value, dict) else _BLANK
+
+
+def _loaded(body: bytes, secrets: BodySecrets) -> tuple[dict[str, Any], bytes]:
+    """A body's object as hooks see it, and how it reads as long as nobody changes it."""
     value = load_json_object(body)
     try:
-        return value, orjson.dumps(value)
+        before = orjson.dumps(value)
     except orjson.JSONEncodeError as error:
         raise InvalidRequestError("The request body is nested too deep.") from error
+    return secrets.blanked(value), before
 
 
-def _dumped(body: dict[str, Any]) -> bytes:
+def _dumped(body: dict[str, Any], secrets: BodySecrets) -> bytes:
     try:
-        return orjson.dumps(body)
+        return orjson.dumps(secrets.restored(body) if isinstance(body, dict) else body)
     except TypeError as error:
         raise GatewayError("A hook of this server left something else than JSON.") from error

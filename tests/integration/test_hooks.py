@@ -1,6 +1,7 @@
 """Hooks of other packages, installed by their entry points, in a real gateway."""
 
 import asyncio
+import importlib
 import json
 import logging
 import shutil
@@ -16,8 +17,10 @@ from gateway.application import Application
 from gateway.errors import GatewayError
 from gateway.hooks.hook import Hook, HookRequest, Refusal
 from gateway.hooks.runner import HookRunner
+from gateway.http.hooking import BodySecrets
 from protocol.errors import ConfigurationError
 from protocol.wire.messages import Authorize, Generate, Prepare
+from tests.fakes.mcp_server import mcp_server
 from tests.fakes.running_gateway import MESSAGES, gateway_settings, running_gateway
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "block_patterns.py"
@@ -59,6 +62,18 @@ class Faulty(Hook):
 """
 
 
+NOTING = """
+import copy
+from gateway.hooks.hook import Hook
+
+seen = []
+
+class Noting(Hook):
+    def refine_request(self, request):
+        seen.append(copy.deepcopy(request.body))
+"""
+
+
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Makes a folder look like an installed package with a hook."""
@@ -89,6 +104,68 @@ def faulty(install: Install, tmp_path: Path) -> None:
 
 def asking(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}]
+
+
+async def test_credentials_for_mcp_servers_are_blank_for_hooks_and_reach_their_server(
+    socket_dir: Path, install: Install, tmp_path: Path
+) -> None:
+    (tmp_path / "noting_hook.py").write_text(NOTING)
+    install("noting = noting_hook:Noting")
+    tool = {"type": "mcp", "server_label": "calc", "require_approval": "never"}
+    given = {"authorization": "token-of-the-client", "headers": {"X-Team": "team-of-the-client"}}
+    with mcp_server() as server:
+        async with running_gateway(socket_dir, mcp_servers=(f"calc={server.url()}",)) as gateway:
+            await gateway.parser()
+            await gateway.auth()
+            await gateway.engine(tool_format="hermes")
+            body = {"model": "demo", "input": "hi", "tools": [tool | given]}
+            answer = await gateway.client.post("/v1/responses", json=body)
+            assert answer.status_code == 200
+        (seen,) = importlib.import_module("noting_hook").seen
+        assert seen == body | {
+            "tools": [tool | {"authorization": "***", "headers": {"X-Team": "***"}}]
+        }
+        headers = server.asked("tools/list")[-1]["headers"]
+        assert headers["authorization"] == "Bearer token-of-the-client"
+        assert headers["x-team"] == "team-of-the-client"
+
+
+MINE: dict[str, Any] = {
+    "type": "mcp",
+    "server_label": "a",
+    "server_url": "https://a.example/mcp",
+    "authorization": "token-a",
+    "headers": {"X-Key": "key-a"},
+}
+
+
+def test_credentials_come_back_for_their_server_only() -> None:
+    secrets = BodySecrets()
+    other = {"type": "mcp", "server_label": "b", "authorization": "token-b"}
+    body = {
+        "tools": [{"type": "function", "name": "f"}, {"type": "namespace", "tools": [MINE]}, other],
+        "mcp_servers": [
+            {"name": "c", "url": "https://c.example", "authorization_token": "token-c"}
+        ],
+    }
+    shown = secrets.blanked(body)
+    told = json.dumps(shown)
+    assert not [one for one in ("token-a", "key-a", "token-b", "token-c") if one in told]
+    assert secrets.restored(shown) == body
+    # Moved within the list, and with a header of the hook's own.
+    _, space, second = shown["tools"]
+    (first,) = space["tools"]
+    changed = {**first, "headers": {"X-Own": "own", **first["headers"]}}
+    found = secrets.restored({"tools": [second, changed]})
+    assert found == {"tools": [other, {**MINE, "headers": {"X-Own": "own", "X-Key": "key-a"}}]}
+    # Another server gets none of it, nor blanks in its place.
+    moved = {**first, "server_url": "https://evil.example/mcp"}
+    (found_tool,) = secrets.restored({"tools": [moved]})["tools"]
+    assert found_tool == {
+        **{name: moved[name] for name in ("type", "server_label", "server_url")},
+        "headers": {},
+    }
+    assert secrets.restored({"tools": 7, "input": "x"}) == {"tools": 7, "input": "x"}
 
 
 @pytest.mark.usefixtures("patterns")
