@@ -129,7 +129,12 @@ def load_model(
     backend = _choose_backend(settings, spec, dtype)
     require_memory(
         settings.name,
-        estimate_memory(backend, settings, kv_memory_bytes=settings.kv_memory_bytes),
+        estimate_memory(
+            backend,
+            settings,
+            kv_memory_bytes=settings.kv_memory_bytes,
+            checkpoint=open_checkpoint(settings.path, settings.lora),
+        ),
         backend,
         device_memory_stats(),
     )

@@ -10,6 +10,10 @@ import psutil
 from engine_worker.compute.backends.base import Backend
 from engine_worker.compute.backends.choice import stored_label
 from engine_worker.compute.models.decoder import Parameter
+from engine_worker.compute.models.tensors import Source
+from engine_worker.compute.weights.checkpoint import Checkpoint
+from engine_worker.compute.weights.sources import weight_sources
+from engine_worker.compute.weights.tensor_info import DTYPE_SIZES
 from engine_worker.config import ModelSettings
 from engine_worker.errors import ModelMemoryError
 from engine_worker.loading.cache_shape import block_size_of, rings_of
@@ -19,7 +23,8 @@ OVERHEAD_BYTES: Final = 400 * 2**20
 """Of compiling and running programs, beside weights and cache. Private memory of an engine with the
 bundled model grew by 442 MiB (cpu_native) and 475 MiB (xla) to its peak, of which 40 were cache."""
 _READ_BYTES: Final = 4
-"""Of a number that is being read: quantised ones become float32 before they get their own type."""
+"""Of a number that is being read, unless it is known to be narrower: quantised ones, and others
+that are computed, become float32 before they get their own type."""
 _BITS_BY_DTYPE: Final = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.0, "int4": 4.25}
 """Scales of groups of 64 included."""
 
@@ -47,7 +52,11 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    backend: Backend, settings: ModelSettings, *, kv_memory_bytes: int | None
+    backend: Backend,
+    settings: ModelSettings,
+    *,
+    kv_memory_bytes: int | None,
+    checkpoint: Checkpoint | None = None,
 ) -> MemoryEstimate:
     """What a decoder will take.
 
@@ -56,11 +65,16 @@ def estimate_memory(
         settings: Of the model.
         kv_memory_bytes: As asked for; None is what memory leaves, at least one block and the one
             for padding. Never more than all rows together could fill.
+        checkpoint: Its weights, whose types say what reading takes; None is float32.
     """
     parameters = backend.graph.parameters
+    sources: Sequence[tuple[Source, ...]] = [()] * len(parameters)
+    if checkpoint is not None:
+        sources = weight_sources(backend.graph, checkpoint.tensors.keys())
     loading = max(
         sum(
-            parameters[index].size_bytes + parameters[index].num_elements * _READ_BYTES
+            parameters[index].size_bytes
+            + parameters[index].num_elements * _read_bytes(sources[index], checkpoint)
             for index in weight.sources
         )
         for weight in backend.packing.weights
@@ -77,6 +91,20 @@ def estimate_memory(
     most = cache_bytes(settings.max_num_seqs * -(-length // block_size))
     kv_bytes = cache_bytes(1) if kv_memory_bytes is None else min(kv_memory_bytes, most)
     return MemoryEstimate(backend.packing.size_bytes, loading, kv_bytes)
+
+
+def _read_bytes(parts: Sequence[Source], checkpoint: Checkpoint | None) -> int:
+    """Of a number of a weight while it is read."""
+    widths = set()
+    for part in parts:
+        tensor = None if checkpoint is None else checkpoint.tensors.get(part.name)
+        # One whose numbers are reordered is there twice.
+        is_reordered = part.has_halves_in_turn or part.is_transposed
+        if tensor is None or tensor.made_of or is_reordered:
+            widths.add(_READ_BYTES)
+        else:
+            widths.add(DTYPE_SIZES.get(tensor.dtype, _READ_BYTES))
+    return max(widths, default=_READ_BYTES)
 
 
 def require_text_memory(

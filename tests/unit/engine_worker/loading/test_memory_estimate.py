@@ -3,12 +3,14 @@
 import dataclasses
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from engine_worker.compute.backends.xla.backend import XlaBackend
 from engine_worker.compute.models.decoder import Parameter, declare
 from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.compute.weights.checkpoint import open_checkpoint
 from engine_worker.config import ModelSettings
 from engine_worker.errors import ModelMemoryError
 from engine_worker.loading import memory_estimate
@@ -21,7 +23,13 @@ from engine_worker.loading.memory_estimate import (
     require_text_memory,
 )
 from engine_worker.loading.text_models import load_text_model
-from tests.fakes.tiny_checkpoint import TINY_LLAMA, write_checkpoint, write_config
+from tests.fakes.gguf_files import write_gguf
+from tests.fakes.tiny_checkpoint import (
+    TINY_LLAMA,
+    random_tensors,
+    write_checkpoint,
+    write_config,
+)
 
 GRAPH = declare(decoder_spec(TINY_LLAMA), "float32")
 XLA = XlaBackend(GRAPH)
@@ -35,6 +43,61 @@ def test_weights_cache_the_largest_weight_being_read_and_programs_count() -> Non
         GRAPH.size_bytes, loading_bytes=largest * 8, kv_bytes=5000, overhead_bytes=OVERHEAD_BYTES
     )
     assert estimate.total_bytes == GRAPH.size_bytes + largest * 8 + 5000 + OVERHEAD_BYTES
+
+
+@pytest.mark.parametrize(
+    ("stored", "read_bytes"), [(np.float32, 4), (np.float16, 2), (ml_dtypes.bfloat16, 2)]
+)
+def test_a_weight_that_is_read_counts_in_the_type_of_the_file(
+    tmp_path: Path, stored: type, read_bytes: int
+) -> None:
+    """The table of all layers of a Gemma 3n is as large as all others: 4 bytes were too many."""
+    write_checkpoint(tmp_path, tensors=random_tensors(TINY_LLAMA, stored))
+    backend = XlaBackend(declare(decoder_spec(TINY_LLAMA), "bfloat16"))
+    estimate = estimate_memory(
+        backend, SETTINGS, kv_memory_bytes=0, checkpoint=open_checkpoint(tmp_path)
+    )
+    largest = max(parameter.num_elements for parameter in GRAPH.parameters)
+    assert estimate.loading_bytes == largest * (2 + read_bytes)
+
+
+def test_a_weight_that_is_computed_counts_as_float32(tmp_path: Path) -> None:
+    wide = {**TINY_LLAMA, "hidden_size": 32, "intermediate_size": 32}
+    write_checkpoint(tmp_path, wide)
+    write_gguf(tmp_path / "m.gguf", tmp_path, kind="Q8_0")
+    (tmp_path / "model.safetensors").unlink()
+    graph = declare(decoder_spec(wide), "bfloat16")
+    estimate = estimate_memory(
+        XlaBackend(graph), SETTINGS, kv_memory_bytes=0, checkpoint=open_checkpoint(tmp_path)
+    )
+    largest = max(parameter.num_elements for parameter in graph.parameters)
+    assert estimate.loading_bytes == largest * (2 + 4)
+
+
+def test_a_model_in_bfloat16_that_fits_as_it_is_read_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path, tensors=random_tensors(TINY_LLAMA, ml_dtypes.bfloat16))
+    settings = dataclasses.replace(SETTINGS, path=tmp_path, dtype="bfloat16", backend="xla")
+    graph = declare(decoder_spec(TINY_LLAMA), "bfloat16")
+    needed = estimate_memory(
+        XlaBackend(graph), settings, kv_memory_bytes=None, checkpoint=open_checkpoint(tmp_path)
+    ).total_bytes
+
+    class ReachedError(Exception):
+        """The weights would be read now."""
+
+    def load(*_: object) -> None:
+        raise ReachedError
+
+    monkeypatch.setattr("engine_worker.loading.decoder.load_for_backend", load)
+    monkeypatch.setattr("engine_worker.loading.decoder._load_text_side", lambda *_: None)
+    monkeypatch.setattr(memory_estimate, "_free_bytes", lambda: needed)
+    with pytest.raises(ReachedError):
+        load_model(settings, lambda *_: None)
+    monkeypatch.setattr(memory_estimate, "_free_bytes", lambda: needed - 1)
+    with pytest.raises(ModelMemoryError):
+        load_model(settings, lambda *_: None)
 
 
 def test_a_cache_counts_at_least_a_block_and_at_most_what_all_rows_fill() -> None:
