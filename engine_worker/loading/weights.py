@@ -53,13 +53,12 @@ def load_for_backend(
         lora: Folder of an adapter that is merged into the weights.
 
     Raises:
-        ModelLoadError: As in `load_weights`.
+        ModelLoadError: As in `load_weights`, or a file was changed while it was packed.
     """
     packing = backend.packing
     if not packing.layout or cache_dir is None:
         return PackedDecoder(backend, _in_memory(folder, backend, progress, lora))
-    parts = {"packed": packing.layout, "reading": str(_READING_VERSION)}
-    key = fingerprint(folder, parts, lora, cache_dir=cache_dir, progress=progress)
+    key = _key_of(folder, backend, cache_dir, progress, lora)
     path = packed_path(cache_dir, folder, backend, key, lora)
     try:
         return PackedDecoder(backend, _mapped(path, backend, key))
@@ -74,6 +73,18 @@ def load_for_backend(
         return PackedDecoder(backend, _in_memory(folder, backend, progress, lora))
     _remove_others(path)
     return PackedDecoder(backend, _mapped(path, backend, key))
+
+
+def _key_of(
+    folder: Path,
+    backend: Backend,
+    cache_dir: Path,
+    progress: ProgressCallback,
+    lora: Path | None,
+) -> str:
+    """What packed weights are of; a file that is as it was is not hashed again."""
+    parts = {"packed": backend.packing.layout, "reading": str(_READING_VERSION)}
+    return fingerprint(folder, parts, lora, cache_dir=cache_dir, progress=progress)
 
 
 def packed_path(
@@ -99,6 +110,12 @@ def _write(
     with new_packed_file(path, key, parts) as file:
         for array in _packed_arrays(folder, backend, progress, lora):
             file.write(array)
+        # Else numbers of files that have come since would be taken for those of the key for good.
+        if _key_of(folder, backend, path.parent, progress, lora) != key:
+            raise CheckpointError(
+                f"{folder}: the model's files were changed while they were loaded; start again when"
+                " they are complete"
+            )
 
 
 def _mapped(path: Path, backend: Backend, key: str) -> tuple[jax.Array, ...]:

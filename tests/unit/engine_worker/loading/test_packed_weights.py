@@ -79,6 +79,29 @@ def test_other_weights_in_the_folder_replace_the_packed_ones(folder: Path, cache
     assert len(list(cache_dir.glob("*.packed"))) == 1
 
 
+def test_weights_that_change_while_they_are_packed_are_refused_and_not_kept(
+    folder: Path, cache_dir: Path
+) -> None:
+    """They were kept as those of the files that had been there before."""
+    first, _ = load(folder, None)
+    path = next(folder.glob("*.safetensors"))
+    original = path.read_bytes()
+
+    def replace_weights(done: float, text: str) -> None:
+        # Once the old file is hashed, and before the new one is opened.
+        if text.startswith("hashed 100%"):
+            tensors = load_file(path)
+            tensors["model.embed_tokens.weight"] *= -1
+            save_file(tensors, path.with_suffix(".new"))
+            path.with_suffix(".new").replace(path)
+
+    with pytest.raises(CheckpointError, match="changed while they were loaded; start again"):
+        load_for_backend(folder, int8_backend(folder), cache_dir, replace_weights)
+    assert not list(cache_dir.glob("*.packed*"))
+    path.write_bytes(original)
+    assert_same(load(folder, cache_dir)[0], first)
+
+
 def test_a_file_cut_short_is_told_and_packed_anew(
     folder: Path, cache_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
