@@ -1,7 +1,7 @@
 """What is charged when a request ends, and what the ledger's answer means for the counts here."""
 
 from collections import OrderedDict
-from typing import Final
+from typing import Final, NamedTuple
 
 from auth_worker.clock import Clock
 from auth_worker.decisions.leases import Lease, LeaseName
@@ -15,6 +15,13 @@ from protocol.wire.messages import Settle
 
 MAX_EXPIRED_REMEMBERED: Final = 4096
 """Expired leases whose price is known when their settlement comes late."""
+
+
+class _Expired(NamedTuple):
+    """What the settlement of an expired lease is priced by."""
+
+    price: Price | None
+    granted_at_ms: int
 
 
 class BookLate(BookUsage):
@@ -40,7 +47,7 @@ class Bookings:
         self._meters = meters
         self._prices = prices
         self._clock = clock
-        self._expired: OrderedDict[str, Price | None] = OrderedDict()
+        self._expired: OrderedDict[str, _Expired] = OrderedDict()
 
     def of_open(self, lease: Lease, command: Settle) -> BookUsage:
         """The settlement of a lease that is open, counted at once."""
@@ -71,7 +78,7 @@ class Bookings:
             outcome="expired",
             request_id=lease.request_id,
         )
-        self._expired[lease.lease_id] = lease.price
+        self._expired[lease.lease_id] = _Expired(lease.price, lease.granted_at_ms)
         if len(self._expired) > MAX_EXPIRED_REMEMBERED:
             self._expired.popitem(last=False)
         return booking
@@ -87,8 +94,9 @@ class Bookings:
         key = self._key(key_id)
         price, charges = None, ""
         if key is not None:
-            price = None if is_of_another else self._expired.get(command.lease_id)
-            price = price or self._prices.price_of(model, now_ms)
+            expired = self._expired.get(command.lease_id, _Expired(None, now_ms))
+            price = None if is_of_another else expired.price
+            price = price or self._prices.price_of(model, expired.granted_at_ms)
             end_user = command.end_user if key.may_name_end_users else ""
             plan = self._meters.plan_for(
                 key, model, command.endpoint, end_user, self._clock.wall_s()

@@ -98,7 +98,8 @@ class WorkTrace:
             attributes["gen_ai.response.time_to_first_chunk"] = first_output_s
         if error:
             attributes["error.type"] = error
-        name = f"{operation} {work.model}".strip()
+        # Names are few: a model that counted tokens exists, one that a client made up doesn't.
+        name = f"{operation} {work.model}" if work.model and usage.prompt_tokens else operation
         tracing.tell(
             Span(name, self._place, self._parent_id, began_at, ended_at, attributes, error=error)
         )

@@ -5,7 +5,15 @@ from typing import Final
 
 from gateway.telemetry.access_log import AccessRecord
 from protocol.runtime import tracing
-from protocol.runtime.tracing import Span, TraceContext, Value, context_of, is_sampled, new_trace
+from protocol.runtime.tracing import (
+    Span,
+    TraceContext,
+    Value,
+    context_of,
+    is_declined,
+    is_sampled,
+    new_trace,
+)
 
 UNTRACED: Final = frozenset(("/live", "/ping", "/ready", "/health", "/metrics", "/load"))
 """Asked every few seconds, by machines."""
@@ -77,18 +85,22 @@ class RequestTraces:
         """The trace of a request that has arrived; None when it isn't told."""
         if not tracing.is_on() or self._ratio <= 0:
             return None
-        theirs = None if self._clients == "ignore" else _theirs(headers)
-        if theirs is not None and self._clients == "parent":
-            if not is_sampled(theirs.trace_id, self._ratio):
+        said = "" if self._clients == "ignore" else _traceparent(headers)
+        theirs = context_of(said)
+        if self._clients == "parent":
+            if is_declined(said):
                 return None
-            return RequestTrace(theirs.child(), theirs.span_id, None)
+            if theirs is not None:
+                if not is_sampled(theirs.trace_id, self._ratio):
+                    return None
+                return RequestTrace(theirs.child(), theirs.span_id, None)
         ours = new_trace()
         return RequestTrace(ours, 0, theirs) if is_sampled(ours.trace_id, self._ratio) else None
 
 
-def _theirs(headers: Iterable[tuple[bytes, bytes]]) -> TraceContext | None:
-    """What the one header says; several contradict each other."""
+def _traceparent(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The one header; empty for none, and for several, which contradict each other."""
     found = [value for name, value in headers if name == _HEADER]
     if len(found) != 1 or len(found[0]) > _MAX_HEADER_BYTES:
-        return None
-    return context_of(found[0].decode("latin-1"))
+        return ""
+    return found[0].decode("latin-1")

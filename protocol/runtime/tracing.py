@@ -104,6 +104,12 @@ def context_of(traceparent: str) -> TraceContext | None:
     return TraceContext(int(found[1], 16), int(found[2], 16))
 
 
+def is_declined(traceparent: str) -> bool:
+    """Whether a `traceparent` is a good one whose sender decided against keeping the trace."""
+    found = _TRACEPARENT.fullmatch(traceparent)
+    return found is not None and not int(found[3], 16) & _SAMPLED
+
+
 def new_trace() -> TraceContext:
     """The beginning of a trace."""
     return TraceContext(_random_bits(128), _random_bits(64))

@@ -119,6 +119,18 @@ async def test_a_clients_trace_is_linked_to_unless_it_is_trusted(
         assert span.links == (((CLIENT, CLIENT_SPAN),) if clients == "link" else ())
 
 
+async def test_what_a_trusted_client_did_not_sample_is_not_told(
+    socket_dir: Path, collector: Collector
+) -> None:
+    async with running_gateway(socket_dir, trace_clients="parent") as gateway:
+        await all_parts(gateway)
+        declined = {"traceparent": f"00-{CLIENT}-{CLIENT_SPAN}-00"}
+        await gateway.client.get("/v1/models", headers=declined)
+        await gateway.client.get("/v1/models", headers=TRACEPARENT)
+        (span,) = await told(collector, "GET /v1/models")
+        assert span.trace_id == CLIENT
+
+
 async def test_what_fails_is_told_with_its_code_and_probes_are_not(
     socket_dir: Path, collector: Collector
 ) -> None:
@@ -127,7 +139,7 @@ async def test_what_fails_is_told_with_its_code_and_probes_are_not(
         await gateway.client.get("/live")
         await gateway.chat(model="none")
         await gateway.chat(n=0)
-        await asyncio.to_thread(collector.until, "POST /v1/chat/completions", "chat none")
+        await asyncio.to_thread(collector.until, "POST /v1/chat/completions", "chat")
         await gateway.until(lambda: len(collector.named("POST /v1/chat/completions")) == 2)
         codes = [
             one.attributes["error.type"] for one in collector.named("POST /v1/chat/completions")
@@ -135,7 +147,7 @@ async def test_what_fails_is_told_with_its_code_and_probes_are_not(
         assert codes == ["model_not_found", "invalid_request"]
         # The client is to blame, which is no error of a server's span.
         assert not any(one.is_error for one in collector.named("POST /v1/chat/completions"))
-        assert collector.named("chat none")[0].is_error
+        assert collector.named("chat")[0].is_error
         assert collector.named("GET /live") == []
 
 

@@ -292,7 +292,10 @@ class _Body:
         if self._peek().kind != "range":
             return f"{{{least}}}"
         self._take()
-        return f"{{{least},{self._number()}}}"
+        most = self._number()
+        if most < least:
+            raise LarkError(f"`~{least}..{most}` ends before it begins")
+        return f"{{{least},{most}}}"
 
     def _number(self) -> int:
         token = self._take()
@@ -348,7 +351,7 @@ def _unescaped(text: str) -> str:
     def one(match: re.Match[str]) -> str:
         code = match[1] or match[2] or match[3]
         if code:
-            if int(code, 16) > 0x10FFFF:
+            if int(code, 16) > 0x10FFFF or 0xD800 <= int(code, 16) <= 0xDFFF:
                 raise LarkError(f"there is no character {match[0]}")
             return chr(int(code, 16))
         return _CONTROLS.get(match[4], match[4])

@@ -479,3 +479,14 @@ def test_the_model_of_a_late_settlement_counts_as_well() -> None:
     late = settle(bench, lease, model="dear")
     assert (late.model, late.price_id, late.cost_micros) == ("dear", "price_dear", 900)
     assert settle(bench, lease).price_id == "price_cheap"
+
+
+def test_a_late_settlement_of_another_model_is_priced_as_of_the_grant() -> None:
+    bench = bench_of(prices=(DEAR, CHEAP))
+    lease = granted(bench, model="cheap")
+    bench.clock.advance(3600.0)
+    bench.authority.expire()
+    now_ms = int(bench.clock.wall * 1000)
+    bench.authority.prices.put(replace(DEAR, version=2, valid_from_ms=now_ms, request=9_000))
+    late = settle(bench, lease, model="dear")
+    assert (late.price_version, late.cost_micros) == (1, 900)

@@ -77,6 +77,8 @@ def test_patches_of_codex_are_held_to_its_grammar() -> None:
         ('start: list{"a"}', "templates"),
         ('start: ("a"', "isn't closed"),
         ('start: "b".."a"', "to a later one"),
+        ('start: "a"~3..2', "`~3..2` ends before it begins"),
+        (r'start: "\ud83d"', r"no character \ud83d"),
         ("start: /a/l", "flags `l`"),
         ('start: "a"\nstart: "b"', "defined twice"),
         ('start: ""', "empty string"),
