@@ -31,9 +31,9 @@ def add_to_totals(connection: Connection, sums: Sums) -> None:
         of_key[4] = max(of_key[4], total[6] // 1000)
     _ADD_TO_KEYS.execute(connection, [(key_id, *counts) for key_id, counts in by_key.items()])
     _ADD_TO_HOURS.execute(connection, [(*hour_key, *total[:6]) for hour_key, total in sums.items()])
-    taken_back = {key_id for (key_id, *_), total in sums.items() if total[0] < 0}
+    taken_back = {key_id for (key_id, *_), total in sums.items() if total[0] <= 0}
     if taken_back:
-        # What was booked for another model in the end leaves no row of nothing behind.
+        # What was unused, or booked for another model in the end, leaves no row of nothing behind.
         nothing = [_hours[name] == 0 for name in _COUNTED]
         connection.execute(
             delete(schema.usage_by_hour).where(_hours.key_id.in_(taken_back), *nothing)

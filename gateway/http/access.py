@@ -241,6 +241,7 @@ async def _identify(
     role: KeyRole = "user",
     is_counted: bool = False,
     like: Authorize | None = None,
+    question_id: str = "",
 ) -> Granted:
     """Ask the auth worker who a caller is, and whether it may use a route; that reserves nothing.
 
@@ -250,6 +251,7 @@ async def _identify(
         role: That it needs.
         is_counted: Whether it counts as a request.
         like: What was granted before, of whose model and kind this is.
+        question_id: Instead of the request's own id, where others may ask by that meanwhile.
 
     Raises:
         DeniedError: Nobody who may use this.
@@ -263,7 +265,7 @@ async def _identify(
     try:
         granted = await parts.auth.authorize(
             bridge.authorize(
-                request.state.request_id,
+                question_id or request.state.request_id,
                 key_digest=caller.key_digest,
                 endpoint=endpoint,
                 address=caller.address,
@@ -419,8 +421,11 @@ async def check_still_allowed(request: Request, tenant: str) -> None:
     Raises:
         DeniedError: Its key has ended, or may not use the route or see this tenant any more.
     """
+    # What a request began in the background asks for its own grant by the request's id.
+    question_id = f"{request.state.request_id}:still_allowed"
+    path = request.scope["route"].path
     try:
-        granted = await _identify(request, request.scope["route"].path)
+        granted = await _identify(request, path, question_id=question_id)
     except WorkerUnavailableError:
         return
     if granted.tenant != tenant:

@@ -53,7 +53,13 @@ class QuestionTable:
         return len(self._questions)
 
     def open(self, question_id: str, peer: Peer, kind: type[Any]) -> "asyncio.Future[Any]":
-        """A future for the answer to a question that is about to be sent."""
+        """A future for the answer to a question that is about to be sent.
+
+        Raises:
+            ValueError: A question of this id is open, whose answer would never be seen.
+        """
+        if question_id in self._questions:
+            raise ValueError(f"the question {question_id} is open already")
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         late_at, now = None, loop.time()

@@ -60,7 +60,8 @@ def test_memory_is_bounded(renderer: TemplateRenderer, source: str) -> None:
 
 
 def test_what_a_message_is_repeated_to_is_bounded_too(renderer: TemplateRenderer) -> None:
-    many = [{"role": "user", "content": "a" * 10**6}] * 4000
+    short = {"role": "user", "content": "a"}
+    many = [{"role": "user", "content": "a" * 10**6}, *[short] * 4000]
     source = "{% for m in messages %}{{ messages[0].content }}{% endfor %}"
     with pytest.raises(TemplateCostError, match="memory"):
         renderer.render(source, many, None, VARIABLES)

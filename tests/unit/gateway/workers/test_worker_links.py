@@ -13,6 +13,7 @@ from gateway.workers.auth import AuthLink, AuthNews
 from gateway.workers.engine_directory import EngineDirectory
 from gateway.workers.engines import EngineLink
 from gateway.workers.parsers import ParserLink
+from gateway.workers.questions import QuestionTable
 from protocol.errors import ErrorCode
 from protocol.version import PROTOCOL_VERSION, ProtocolVersion
 from protocol.wire.messages import (
@@ -510,3 +511,13 @@ async def test_a_session_that_fails_right_behind_its_answer_is_fed_nothing() -> 
     with pytest.raises(RemoteFailureError, match="gone"):
         await asking
     assert wire.of(ParseBatch) == []
+
+
+async def test_a_second_question_of_an_open_id_is_refused_instead_of_taking_its_answer() -> None:
+    questions, asked = QuestionTable(), peer("auth")
+    answer = questions.open("req-1", asked, Granted)
+    with pytest.raises(ValueError, match="open already"):
+        questions.open("req-1", asked, Granted)
+    assert questions.is_open("req-1", asked)
+    assert not answer.done()
+    assert questions.close("req-1")
