@@ -43,11 +43,11 @@ $(VENV)/.test: requirements/test.txt requirements/weights.txt $(VENV)/.serve
 serve: $(VENV)/.serve
 	$(BIN)/penstock serve $(ARGS)
 
-# Three processes, because many tests wait; a file at a time in the order of their names, but for
+# Four processes, because many tests wait; a file at a time in the order of their names, but for
 # what tests/fakes/dealing.py keeps together: the end-to-end tests, which wait more than they work,
 # all go to one process. Longer forms of shorter tests are in `make soak` and `make parity`.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not long and not parity" $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not long and not parity" $(ARGS)
 
 # Every family of models against transformers; `make test` has five of them.
 parity: $(VENV)/.test

@@ -22,6 +22,9 @@ from tools.demo_model.model import (
 from tools.demo_model.packing import ChatFormat
 from tools.demo_model.training import Trainer, TrainingPlan, batch_loss
 
+# Twenty seconds of compiling for a tool that makes the bundled model, once.
+pytestmark = pytest.mark.long
+
 SHAPE = ModelShape(hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=8)
 PLAN = TrainingPlan(num_steps=6, num_rows=2, row_length=64, long_every=100, num_warmup_steps=2)
 
