@@ -122,11 +122,12 @@ conformance: $(VENV)/.test
 
 # Half an hour of load and chaos, then 100,000 calm requests; ARGS="--minutes 2 --calm-requests 0"
 # for less. Its report belongs into docs/reliability.md. Then auth workers are killed fifty times on
-# either database, and 20,000 requests go over limits while gateway and auth worker are killed, whose
-# figures belong there, too.
+# either database, and ten times among 100,000 keys, and 20,000 requests go over limits while gateway
+# and auth worker are killed, whose figures belong there, too.
 soak: $(VENV)/.test
 	$(BIN)/python -m tests.soak $(ARGS)
 	$(BIN)/python -m tests.soak.auth_kills
+	$(BIN)/python -m tests.soak.auth_kills --database postgresql --kills 10 --keys 100000
 	$(BIN)/python -m tests.soak.limits
 	$(BIN)/python -m pytest -m long
 

@@ -1,21 +1,31 @@
 """Auth workers killed at random points under load: what was acknowledged must be there.
 
-`python -m tests.soak.auth_kills [--kills 50] [--database sqlite|postgresql]` prints one line of
-figures a database; `make soak` runs it as well.
+`python -m tests.soak.auth_kills [--kills 50] [--keys 0] [--database sqlite|postgresql]` prints one
+line of figures a database; `make soak` runs it as well.
 """
 
 import argparse
 import asyncio
+import os
 import random
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from sqlalchemy import insert
+
+from auth_worker.clock import SystemClock
+from auth_worker.storage import schema
+from auth_worker.storage.database_url import DatabaseUrl
+from auth_worker.storage.postgres_database import PostgresDatabase
+from auth_worker.storage.sql_store import SqlStore
+from auth_worker.storage.sqlite_store import SqliteStore
 from tests.fakes.auth_house import AuthHouse
 from tests.fakes.postgres_server import MISSING, PostgresServer, find_binaries
 
@@ -56,6 +66,7 @@ async def kill_again_and_again(
     seed: int,
     url: str | None = None,
     num_clients: int = 8,
+    num_other_keys: int = 0,
     say: Callable[[str], None] = lambda _: None,
 ) -> KillFigures:
     """Kill the active worker so often, then end in order and look for everything promised.
@@ -67,6 +78,7 @@ async def kill_again_and_again(
         url: Of an empty PostgreSQL database, where others stand by; None for SQLite, where the
             killed one is started anew.
         num_clients: Concurrent requests.
+        num_other_keys: In the database from the beginning, and never used: a worker reads them.
         say: Told of each kill.
 
     Raises:
@@ -76,6 +88,8 @@ async def kill_again_and_again(
     settings = {"PENSTOCK_LEASE_DURATION_S": "2"}
     if url is not None:
         settings["PENSTOCK_DATABASE_URL"] = url
+    if num_other_keys:
+        fill(folder, url, num_other_keys)
     house = AuthHouse(folder, **settings)
     gaps_s = []
     try:
@@ -111,11 +125,44 @@ async def kill_again_and_again(
     )
 
 
+def fill(folder: Path, url: str | None, num_keys: int) -> None:
+    """Make the tables, and put so many keys there."""
+    clock = SystemClock()
+    rows = [
+        {
+            "key_id": f"key_other_{number}",
+            "digest": os.urandom(32),
+            "hint": "psk-ot…hers",
+            "name": "another",
+            "role": "user",
+            "tenant": "",
+            "requests_per_minute": 60,
+            "created_at": 0,
+            "created_by": "",
+        }
+        for number in range(num_keys)
+    ]
+    if url is None:
+        store: SqlStore = SqliteStore(folder / "data", clock=clock)
+    else:
+        database = PostgresDatabase(DatabaseUrl(url, "--database"))
+        database.is_free()
+        store = SqlStore(database, clock=clock)
+    with closing(store), store.database.transaction() as connection:
+        connection.execute(insert(schema.keys), rows)
+
+
 def _is_later(house: AuthHouse, epoch: int) -> bool:
     return house.epoch() > epoch
 
 
-def run(databases: Sequence[str], num_kills: int, seed: int, say: Callable[[str], None]) -> str:
+def run(
+    databases: Sequence[str],
+    num_kills: int,
+    seed: int,
+    say: Callable[[str], None],
+    num_other_keys: int = 0,
+) -> str:
     """Both databases one after the other; their lines."""
     lines = []
     for database in databases:
@@ -132,7 +179,14 @@ def run(databases: Sequence[str], num_kills: int, seed: int, say: Callable[[str]
                 server.start()
                 url = server.url(server.new_database())
             figures = asyncio.run(
-                kill_again_and_again(folder, num_kills=num_kills, seed=seed, url=url, say=say)
+                kill_again_and_again(
+                    folder,
+                    num_kills=num_kills,
+                    seed=seed,
+                    url=url,
+                    num_other_keys=num_other_keys,
+                    say=say,
+                )
             )
             lines.append(str(figures))
         finally:
@@ -148,9 +202,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--database", choices=["sqlite", "postgresql"], action="append")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keys", type=int, default=0, help="in the database from the beginning")
     args = parser.parse_args()
     databases = args.database or ["sqlite", "postgresql"]
-    print(run(databases, args.kills, args.seed, lambda text: print(text, file=sys.stderr)))
+    print(
+        run(databases, args.kills, args.seed, lambda text: print(text, file=sys.stderr), args.keys)
+    )
     return 0
 
 
