@@ -21,8 +21,11 @@ from gateway.http.openapi import describe
 from gateway.http.parts import Api, HttpParts, parts_of
 from gateway.http.routes import (
     admin,
+    anthropic_accounts,
+    anthropic_limits,
     anthropic_members,
     anthropic_organization,
+    anthropic_usage,
     audit,
     batches,
     conversations,
@@ -70,7 +73,8 @@ def build_api(parts: HttpParts) -> Api:
         *(admin, resources, audit, profile, workers),
         *(organization, organization_people, organization_invites),
         *(organization_audit, organization_limits),
-        *(organization_usage, anthropic_organization, anthropic_members, docs),
+        *(organization_usage, anthropic_organization, anthropic_members, anthropic_accounts),
+        *(anthropic_limits, anthropic_usage, docs),
     ):
         for route in module.router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.

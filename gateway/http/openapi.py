@@ -296,6 +296,22 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "/v1/organizations/workspaces/{workspace_id}/members/{user_id}": {
         "workspace_role": "workspace_admin"
     },
+    "/v1/organizations/workspaces/{workspace_id}/service_accounts": {
+        "service_account_id": "user_1",
+        "workspace_role": "workspace_developer",
+    },
+    "/v1/organizations/workspaces/{workspace_id}/service_accounts/{account_id}": {
+        "workspace_role": "workspace_admin"
+    },
+    "/v1/organizations/service_accounts": {"name": "crawler", "description": "reads the wiki"},
+    "/v1/organizations/service_accounts/{account_id}": {"description": "reads two wikis"},
+    "/v1/organizations/service_accounts/{account_id}/workspaces": {
+        "workspace_id": "team_1",
+        "workspace_role": "workspace_developer",
+    },
+    "/v1/organizations/workspaces/{workspace_id}/rate_limits/{rate_limit_id:path}": {
+        "limits": [{"type": "requests_per_minute", "value": 60}]
+    },
     "/v1/organizations/invites": {"email": "grace@example.org", "role": "user"},
     "/v1/organizations/users/{user_id}": {"role": "user"},
     "/v1/organizations/api_keys/{key_id}": {"status": "inactive"},

@@ -43,6 +43,12 @@ def _number(
     return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
+def _moment(name: str, description: str) -> Parameter:
+    """A time of RFC 3339."""
+    schema = {"type": "string", "format": "date-time"}
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
 def _texts(name: str, description: str, one_of: Sequence[str] = ()) -> Parameter:
     """A name that may come several times."""
     item = {"type": "string", "enum": list(one_of)} if one_of else {"type": "string"}
@@ -84,6 +90,17 @@ _ITEMS_PAGE: Final = [
 ]
 _THEIR_PAGE: Final = [_SMALL_PAGE, _AFTER]
 _ANTHROPIC_PAGE: Final = [_SMALL_PAGE, _text("after_id", "The last id of the page before.")]
+_CURSOR: Final = _text("page", "`next_page` of the page before.")
+_ACCOUNTS_PAGE: Final = [_SMALL_PAGE, _CURSOR]
+_RATES_PAGE: Final = [
+    _number("limit", "Entries of a page; all.", least=1, most=1000),
+    _CURSOR,
+    _text(
+        "group_type",
+        "Only such entries; here all are of models.",
+        ("batch", "files", "model_group", "skills", "token_count", "web_search"),
+    ),
+]
 _NEWEST_FIRST: Final = _text("order", "Newest first, the only order there is.", ("desc",))
 _ARCHIVED: Final = _text("include_archived", "Also archived ones.", ("true", "false"))
 
@@ -109,6 +126,23 @@ def _usage(
 _USAGE: Final = _usage(
     1440, 7, ("1m", "1h", "1d"), ("project_id", "user_id", "api_key_id", "model")
 )
+
+
+def _report(
+    most: int, widths: Sequence[str], groups: Sequence[str], filters: Sequence[str]
+) -> list[Parameter]:
+    start = _moment("starting_at", "Inclusive.")
+    return [
+        {**start, "required": True},
+        _moment("ending_at", "Exclusive; now."),
+        _text("bucket_width", "Of a bucket; `1d`.", widths),
+        _number("limit", "Buckets of a page.", least=1, most=most, default=7),
+        _number("page", "`next_page` of the page before."),
+        _texts("group_by[]", "Results of their own for each of these.", groups),
+        *(_texts(f"{name}s[]", "Only these.") for name in filters),
+    ]
+
+
 QUERIES: Final[dict[str, list[Parameter]]] = {
     "/v1/files": [
         _number("limit", "Files of a page.", least=1, most=10_000, default=10_000),
@@ -212,5 +246,25 @@ QUERIES: Final[dict[str, list[Parameter]]] = {
     "/v1/organizations/users": _ANTHROPIC_PAGE,
     "/v1/organizations/invites": _ANTHROPIC_PAGE,
     "/v1/organizations/workspaces/{workspace_id}/members": _ANTHROPIC_PAGE,
+    "/v1/organizations/workspaces/{workspace_id}/service_accounts": _ACCOUNTS_PAGE,
+    "/v1/organizations/service_accounts": [*_ACCOUNTS_PAGE, _ARCHIVED],
+    "/v1/organizations/service_accounts/{account_id}/workspaces": _ACCOUNTS_PAGE,
+    "/v1/organizations/rate_limits": [*_RATES_PAGE, _text("model", "Only this model.")],
+    "/v1/organizations/workspaces/{workspace_id}/rate_limits": [
+        *_RATES_PAGE,
+        _text("include_inherited", "Also what the house limits.", ("true", "false")),
+    ],
+    "/v1/organizations/spend_limits/effective": [
+        *_ACCOUNTS_PAGE,
+        _texts("period[]", "Only these.", ("daily", "weekly", "monthly")),
+        _texts("user_ids[]", "Only these, a hundred at most."),
+    ],
+    "/v1/organizations/usage_report/messages": _report(
+        1440,
+        ("1m", "1h", "1d"),
+        ("account_id", "api_key_id", "model", "workspace_id"),
+        ("account_id", "api_key_id", "model", "workspace_id"),
+    ),
+    "/v1/organizations/cost_report": _report(31, ("1d",), ("description", "workspace_id"), ()),
 }
 """By the path of the document."""

@@ -154,6 +154,33 @@ ROUTE_RULES: Final[dict[str, RouteRule]] = {
     "/v1/organizations/workspaces/{workspace_id}/members/{user_id}": RouteRule(
         Access.ADMIN, "admin.teams"
     ),
+    "/v1/organizations/workspaces/{workspace_id}/service_accounts": RouteRule(
+        Access.ADMIN, "admin.teams"
+    ),
+    "/v1/organizations/workspaces/{workspace_id}/service_accounts/{account_id}": RouteRule(
+        Access.ADMIN, "admin.teams"
+    ),
+    "/v1/organizations/service_accounts": RouteRule(Access.ADMIN, "admin.users"),
+    "/v1/organizations/service_accounts/{account_id}": RouteRule(Access.ADMIN, "admin.users"),
+    "/v1/organizations/service_accounts/{account_id}/archive": RouteRule(
+        Access.ADMIN, "admin.users"
+    ),
+    "/v1/organizations/service_accounts/{account_id}/workspaces": RouteRule(
+        Access.ADMIN, "admin.teams"
+    ),
+    "/v1/organizations/service_accounts/{account_id}/workspaces/{workspace_id}": RouteRule(
+        Access.ADMIN, "admin.teams"
+    ),
+    "/v1/organizations/rate_limits": RouteRule(Access.ADMIN, "admin.limits"),
+    "/v1/organizations/workspaces/{workspace_id}/rate_limits": RouteRule(
+        Access.ADMIN, "admin.limits"
+    ),
+    "/v1/organizations/workspaces/{workspace_id}/rate_limits/{rate_limit_id:path}": RouteRule(
+        Access.ADMIN, "admin.limits"
+    ),
+    "/v1/organizations/spend_limits/effective": RouteRule(Access.ADMIN, "budget.read"),
+    "/v1/organizations/usage_report/messages": RouteRule(Access.ADMIN, "usage.read"),
+    "/v1/organizations/cost_report": RouteRule(Access.ADMIN, "usage.read"),
     "/v1/organizations/invites": RouteRule(Access.ADMIN, "admin.users"),
     "/v1/organizations/invites/{invite_id}": RouteRule(Access.ADMIN, "admin.users"),
     "/v1/organizations/api_keys": RouteRule(Access.ADMIN, "admin.keys"),

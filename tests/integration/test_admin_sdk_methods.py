@@ -21,8 +21,6 @@ _NO_GROUPS = "users are grouped by teams"
 _NO_STORE = "nothing of OpenAI's storage or identity services is here"
 _NO_TOOLS = "OpenAI's hosted tools and service tiers aren't here"
 _ISSUER = "tokens of one issuer are accepted, by settings"
-_NO_LIMITS = "limits and budgets here are lists over several scopes: /v1/admin/limits tells them"
-_NO_ACCOUNTS = "service accounts are made by /v1/admin/users and OpenAI's client"
 _NO_PEOPLE = "what single people use of Anthropic's apps isn't here"
 _NO_SUCH = "there is nothing of the kind to count"
 UNSERVED_OF_OPENAI = {
@@ -69,17 +67,11 @@ UNSERVED_OF_ANTHROPIC = {
     "federation.issuers": _ISSUER,
     "federation.rules": _ISSUER,
     "federation.rules.workspaces": _ISSUER,
-    "rate_limits": _NO_LIMITS,
-    "workspaces.rate_limits": _NO_LIMITS,
-    "spend_limits.effective": _NO_LIMITS,
     "spend_limits.increase_requests": "nobody asks for a higher limit by this server",
     "rbac_groups": _NO_GROUPS,
     "rbac_groups.members": _NO_GROUPS,
     "rbac_roles": _NO_ROLES,
     "rbac_roles.permissions": _NO_ROLES,
-    "service_accounts": _NO_ACCOUNTS,
-    "service_accounts.workspaces": _NO_ACCOUNTS,
-    "workspaces.service_accounts": _NO_ACCOUNTS,
 }
 
 

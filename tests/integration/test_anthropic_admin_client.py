@@ -1,15 +1,34 @@
 """Anthropic's own administrative client against a real gateway and a real auth worker process."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import anthropic
+import httpx
 import pytest
 
 from tests.fakes.auth_process import auth_process
-from tests.fakes.running_gateway import running_gateway
+from tests.fakes.running_gateway import RunningGateway, running_gateway
 
 pytestmark = pytest.mark.process
+
+
+@asynccontextmanager
+async def a_house(socket_dir: Path) -> AsyncIterator[tuple[RunningGateway, httpx.AsyncClient, Any]]:
+    """A gateway with an engine, this server's administrator, and Anthropic's `organization`."""
+    async with (
+        running_gateway(socket_dir, require_keys=True) as gateway,
+        auth_process(gateway) as auth,
+        auth.admin(gateway) as admin,
+        anthropic.AsyncAnthropic(
+            api_key=auth.admin_key, base_url=str(gateway.client.base_url), max_retries=0
+        ) as client,
+    ):
+        await gateway.engine()
+        yield gateway, admin, client.organization
 
 
 async def test_workspaces_keys_and_users(socket_dir: Path) -> None:
@@ -111,3 +130,225 @@ async def test_members_and_invitations(socket_dir: Path) -> None:
                 ids[1], workspace_id=workspace.id, workspace_role="workspace_admin"
             )
         assert (await organization.users.update(ids[1], role="user")).role == "user"
+
+
+async def test_rate_limits_of_a_workspace_hold_and_show_beside_those_of_the_house(
+    socket_dir: Path,
+) -> None:
+    async with a_house(socket_dir) as (gateway, admin, organization):
+        body = {"name": "all", "holder": "house", "measure": "requests", "window": "minute"}
+        for fields in ({"amount": 100}, {"amount": 90, "models": ["demo"]}):
+            made = await admin.post("/v1/admin/limits", json=body | fields)
+            assert made.status_code == 201, made.text
+        (entry,) = [one async for one in organization.rate_limits.list()]
+        assert (entry.type, entry.models, entry.group.type) == (
+            "rate_limit",
+            ["demo"],
+            "model_group",
+        )
+        assert [(one.type, one.value) for one in entry.limits] == [("requests_per_minute", 90)]
+        assert [one.id async for one in organization.rate_limits.list(model="demo")] == [entry.id]
+        assert [one async for one in organization.rate_limits.list(group_type="batch")] == []
+        with pytest.raises(anthropic.NotFoundError):
+            await organization.rate_limits.list(model="another")
+
+        workspace = await organization.workspaces.create(name="search")
+        rates = organization.workspaces.rate_limits
+        assert [one async for one in rates.list(workspace.id)] == []
+        limits = [
+            {"type": "requests_per_minute", "value": 2},
+            {"type": "tokens_per_day", "value": 5000},
+        ]
+        changed = await rates.update(entry.id, workspace_id=workspace.id, limits=limits)
+        told = [(one.type, one.value, one.org_limit, one.source.type) for one in changed.limits]
+        assert sorted(told) == [
+            ("requests_per_minute", 2, 90, "workspace"),
+            ("tokens_per_day", 5000, None, "workspace"),
+        ]
+        key = {"name": "k", "team_id": workspace.id}
+        secret = (await admin.post("/v1/admin/keys", json=key)).json()["key"]
+        gateway.client.headers["X-API-Key"] = secret
+        assert [(await gateway.chat()).status_code for _ in range(3)] == [200, 200, 429]
+
+        clear = [{"type": name, "value": None} for name in ("requests_per_minute",)]
+        await rates.update(entry.id, workspace_id=workspace.id, limits=clear)
+        inherited = [one async for one in rates.list(workspace.id, include_inherited=True)]
+        assert [(one.type, one.value, one.source.type) for one in inherited[0].limits] == [
+            ("tokens_per_day", 5000, "workspace"),
+            ("requests_per_minute", 90, "organization"),
+        ]
+        for wrong in (
+            [{"type": "fast_otpm", "value": 1}],
+            [{"type": "requests_per_minute", "value": -1}],
+            [],
+        ):
+            with pytest.raises(anthropic.BadRequestError):
+                await rates.update(entry.id, workspace_id=workspace.id, limits=wrong)
+        with pytest.raises(anthropic.BadRequestError, match="rl-"):
+            await rates.update("demo", workspace_id=workspace.id, limits=clear)
+        with pytest.raises(anthropic.NotFoundError):
+            await rates.update(entry.id, workspace_id="team_9", limits=clear)
+
+
+async def test_entries_of_rate_limits_come_in_pages(socket_dir: Path) -> None:
+    async with a_house(socket_dir) as (_, admin, organization):
+        body = {"holder": "house", "measure": "tokens", "window": "minute", "amount": 9}
+        for model in ("b", "a/b", "c*"):
+            made = await admin.post(
+                "/v1/admin/limits", json=body | {"name": model, "models": [model]}
+            )
+            assert made.status_code == 201
+        found = [one async for one in organization.rate_limits.list(limit=1)]
+        assert [one.id for one in found] == ["rl-a/b", "rl-b", "rl-demo"]
+        workspace = await organization.workspaces.create(name="w")
+        changed = await organization.workspaces.rate_limits.update(
+            "rl-a/b",
+            workspace_id=workspace.id,
+            limits=[{"type": "output_tokens_per_minute", "value": 7}],
+        )
+        assert (changed.rate_limit_id, changed.limits[0].value) == ("rl-a/b", 7)
+
+
+async def test_service_accounts_live_and_are_in_workspaces(socket_dir: Path) -> None:
+    async with a_house(socket_dir) as (gateway, admin, organization):
+        accounts = organization.service_accounts
+        await admin.post("/v1/admin/users", json={"name": "Ada"})
+        made = [
+            await accounts.create(name=f"a{number}", description="reads") for number in range(3)
+        ]
+        assert (made[0].type, made[0].organization_role, made[0].description) == (
+            "service_account",
+            "developer",
+            "reads",
+        )
+        assert [one.id async for one in accounts.list(limit=2)] == [one.id for one in made[::-1]]
+        first = made[0].id
+        assert (await accounts.update(first, description=None)).description is None
+        assert (await accounts.retrieve(first)).name == "a0"
+        spaces = [await organization.workspaces.create(name=name) for name in ("x", "y", "z")]
+        for space in spaces:
+            member = await accounts.workspaces.add(
+                first, workspace_id=space.id, workspace_role="workspace_developer"
+            )
+        assert (member.service_account_id, member.workspace_id) == (first, spaces[2].id)
+        listed = [one.workspace_id async for one in accounts.workspaces.list(first, limit=2)]
+        assert listed == sorted(space.id for space in spaces)
+
+        of_space = organization.workspaces.service_accounts
+        for account in made[1:]:
+            await of_space.add(
+                spaces[0].id, service_account_id=account.id, workspace_role="workspace_user"
+            )
+        changed = await of_space.update(
+            first, workspace_id=spaces[0].id, workspace_role="workspace_admin"
+        )
+        assert changed.workspace_role == "workspace_admin"
+        found = {
+            one.service_account_id: one.workspace_role
+            async for one in of_space.list(spaces[0].id, limit=1)
+        }
+        assert found == {first: "workspace_admin"} | {
+            account.id: "workspace_developer" for account in made[1:]
+        }
+        assert [one async for one in organization.workspaces.members.list(spaces[0].id)] == []
+        await of_space.remove(made[1].id, workspace_id=spaces[0].id)
+        await accounts.workspaces.remove(spaces[1].id, service_account_id=first)
+        with pytest.raises(anthropic.NotFoundError):
+            await of_space.retrieve(made[1].id, workspace_id=spaces[0].id)
+
+        body = {"name": "k", "user_id": first, "team_id": spaces[0].id}
+        secret = (await admin.post("/v1/admin/keys", json=body)).json()["key"]
+        opened = {"X-API-Key": secret}
+        assert (await gateway.client.get("/v1/models", headers=opened)).status_code == 200
+        assert (await accounts.archive(first)).archived_at is not None
+        assert (await gateway.client.get("/v1/models", headers=opened)).status_code == 401
+        assert first not in [one.id async for one in accounts.list()]
+        assert first in [one.id async for one in accounts.list(include_archived=True)]
+        people = await admin.get("/v1/admin/users")
+        person = next(one["id"] for one in people.json()["data"] if one["kind"] == "person")
+        for call in (
+            accounts.retrieve(person),
+            accounts.archive(person),
+            of_space.add(spaces[0].id, service_account_id=person, workspace_role="workspace_user"),
+        ):
+            with pytest.raises(anthropic.NotFoundError):
+                await call
+        with pytest.raises(anthropic.BadRequestError):
+            await accounts.create(name="x", organization_role="admin")
+
+
+async def test_usage_cost_and_spend_are_what_was_computed(socket_dir: Path) -> None:
+    async with a_house(socket_dir) as (gateway, admin, organization):
+        price = {"models": "demo", "prompt": 1_000_000, "completion": 2_000_000, "request": 333}
+        assert (await admin.post("/v1/admin/prices", json=price)).status_code == 201
+        space = await organization.workspaces.create(name="lab")
+        user = (await admin.post("/v1/admin/users", json={"name": "Ada", "email": "a@b.c"})).json()
+        await organization.workspaces.members.add(
+            space.id, user_id=user["id"], workspace_role="workspace_developer"
+        )
+        for name, window, amount, more in (
+            ("month", "calendar_month", 20_000_000, {}),
+            ("tighter", "calendar_month", 9_000_000, {}),
+            ("of one model", "calendar_month", 1_000_000, {"models": ["demo"]}),
+            ("soft", "calendar_day", 1, {"is_hard": False}),
+        ):
+            body = {"name": name, "holder": "user", "holder_id": user["id"], "amount": amount}
+            made = await admin.post("/v1/admin/budgets", json=body | {"window": window} | more)
+            assert made.status_code == 201, made.text
+        body = {"name": "k", "user_id": user["id"], "team_id": space.id}
+        key = (await admin.post("/v1/admin/keys", json=body)).json()
+        gateway.client.headers["X-API-Key"] = key["key"]
+        used = [(await gateway.chat()).json()["usage"] for _ in range(2)]
+        await gateway.until(lambda: len(gateway.application.outbox) == 0)
+        prompt = sum(one["prompt_tokens"] for one in used)
+        completion = sum(one["completion_tokens"] for one in used)
+        micros = prompt + 2 * completion + 2 * 333
+
+        async def report(path: str, **params: Any) -> Any:
+            begins = datetime.now(UTC) - timedelta(days=1)
+            params = {"starting_at": begins.isoformat().replace("+00:00", "Z"), **params}
+            answer = await admin.get(f"/v1/organizations/{path}", params=params)
+            assert answer.status_code == 200, answer.text
+            return [result for one in answer.json()["data"] for result in one["results"]]
+
+        (told,) = await report(
+            "usage_report/messages", **{"group_by[]": ["model", "workspace_id", "account_id"]}
+        )
+        assert (told["uncached_input_tokens"] + told["cache_read_input_tokens"]) == prompt
+        assert told["output_tokens"] == completion
+        assert (told["model"], told["workspace_id"], told["account_id"], told["api_key_id"]) == (
+            "demo",
+            space.id,
+            user["id"],
+            None,
+        )
+        only = {"api_key_ids[]": [key["id"]], "bucket_width": "1h", "limit": "48"}
+        assert len(await report("usage_report/messages", **only)) == 1
+        assert await report("usage_report/messages", **{"models[]": ["another"]}) == []
+        (cost,) = await report("cost_report", **{"group_by[]": ["description"]})
+        assert (cost["description"], cost["currency"], cost["workspace_id"]) == (
+            "demo",
+            "USD",
+            None,
+        )
+        assert float(cost["amount"]) == pytest.approx(micros / 10_000, abs=0.0005)
+
+        found = [one async for one in organization.spend_limits.effective.list()]
+        assert [(one.period, one.amount, one.actor.user_id) for one in found] == [
+            ("monthly", "900", user["id"])
+        ]
+        assert float(found[0].period_to_date_spend) == pytest.approx(micros / 10_000, abs=0.0005)
+        of_one = organization.spend_limits.effective.list(user_ids=[user["id"]], period=["daily"])
+        assert [one async for one in of_one] == []
+
+        for path, params in (
+            ("usage_report/messages", {}),
+            ("usage_report/messages", {"starting_at": "yesterday"}),
+            ("usage_report/messages", {"starting_at": "2026-01-01", "group_by[]": "speed"}),
+            ("usage_report/messages", {"starting_at": "2026-01-01", "limit": "32"}),
+            ("cost_report", {"starting_at": "2026-01-01", "bucket_width": "1h"}),
+            ("cost_report", {"starting_at": "2026-01-01", "models[]": "demo"}),
+            ("spend_limits/effective", {"period[]": "yearly"}),
+        ):
+            wrong = await admin.get(f"/v1/organizations/{path}", params=params)
+            assert wrong.status_code == 400, (path, params, wrong.text)

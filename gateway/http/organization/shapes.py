@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from gateway.errors import InvalidRequestError
 from protocol.wire.messages import (
     AuditRecord,
     KeyDetails,
@@ -212,6 +213,26 @@ def invite(user: Resource, roles: Mapping[str, str] | None = None) -> dict[str, 
             for team_id in user.team_ids
         ],
     }
+
+
+def model_of_rate_limit(rate_limit_id: str) -> str:
+    """The model of an id of a rate limit.
+
+    Raises:
+        InvalidRequestError: It is none.
+    """
+    model = rate_limit_id.removeprefix(RATE_LIMIT_PREFIX)
+    if model == rate_limit_id or not model:
+        raise InvalidRequestError(
+            f"The id of a rate limit is {RATE_LIMIT_PREFIX} and the model.", param="id"
+        )
+    return model
+
+
+def cents_text(micros: int) -> str:
+    """Micro-units as cents with three decimals at most, rounded half up."""
+    whole, thousandths = divmod((micros * 1000 + MICROS_PER_CENT // 2) // MICROS_PER_CENT, 1000)
+    return f"{whole}.{thousandths:03}".rstrip("0").rstrip(".")
 
 
 def rate_limit(model: str, limits: Iterable[LimitSettings]) -> dict[str, Any]:

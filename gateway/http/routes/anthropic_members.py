@@ -49,7 +49,7 @@ async def list_members(request: Request, workspace_id: str) -> Response:
 async def add_member(request: Request, workspace_id: str) -> Response:
     """Make a user a member."""
     body = await body_of(request, WorkspaceMemberRequest)
-    await set_member(request, workspace_id, body.user_id, _role_here(body.workspace_role))
+    await set_member(request, workspace_id, body.user_id, role_here(body.workspace_role))
     return await _told(request, workspace_id, body.user_id)
 
 
@@ -64,7 +64,7 @@ async def change_member(request: Request, workspace_id: str, user_id: str) -> Re
     """Give a member another role."""
     body = await body_of(request, ChangeWorkspaceMemberRequest)
     await member_of(request, workspace_id, user_id, "person")
-    await set_member(request, workspace_id, user_id, _role_here(body.workspace_role))
+    await set_member(request, workspace_id, user_id, role_here(body.workspace_role))
     return await _told(request, workspace_id, user_id)
 
 
@@ -123,8 +123,14 @@ async def _told(request: Request, workspace_id: str, user_id: str) -> Response:
     return admin_json(_shape(workspace_id, user_id, role))
 
 
-def _role_here(role: str) -> MemberRole:
+def role_here(role: str) -> MemberRole:
+    """The role in a team of a role in a workspace."""
     return "owner" if role == _ADMIN else "member"
+
+
+def role_there(role: MemberRole) -> str:
+    """The role in a workspace of a role in a team."""
+    return _ADMIN if role == "owner" else "workspace_developer"
 
 
 def _shape(workspace_id: str, user_id: str, role: MemberRole) -> dict[str, Any]:
@@ -132,7 +138,7 @@ def _shape(workspace_id: str, user_id: str, role: MemberRole) -> dict[str, Any]:
         "type": "workspace_member",
         "user_id": user_id,
         "workspace_id": workspace_id,
-        "workspace_role": _ADMIN if role == "owner" else "workspace_developer",
+        "workspace_role": role_there(role),
     }
 
 

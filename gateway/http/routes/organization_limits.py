@@ -59,37 +59,12 @@ async def list_rate_limits(request: Request, project_id: str) -> Response:
 async def change_rate_limit(request: Request, project_id: str, rate_limit_id: str) -> Response:
     """Set limits of a project for one model; each is a limit of the team."""
     body = await body_of(request, RateLimitRequest)
-    model = rate_limit_id.removeprefix(shapes.RATE_LIMIT_PREFIX)
-    if model == rate_limit_id or not model:
-        raise InvalidRequestError(
-            f"The id of a rate limit is {shapes.RATE_LIMIT_PREFIX} and the model.", param="id"
-        )
-    known = await _rate_resources(request, project_id)
+    model = shapes.model_of_rate_limit(rate_limit_id)
+    known = await rate_resources(request, project_id)
     for field in sorted(body.model_fields_set):
-        amount = getattr(body, field)
         measure, window = shapes.RATE_FIELDS[field]
-        same = [
-            resource
-            for resource, limit in known
-            if (limit.measure, limit.window, limit.models) == (measure, window, (model,))
-        ]
-        if amount is None:
-            for resource in same:
-                await delete(request, "limit", resource.resource_id)
-            continue
-        settings = LimitSettings(
-            name=f"{field} of {model}"[:200],
-            holder="team",
-            holder_id=project_id,
-            measure=measure,  # type: ignore[arg-type]  # of the table
-            amount=amount,
-            window=window,  # type: ignore[arg-type]
-            models=(model,),
-        )
-        if same:
-            await change(request, "limit", same[0].resource_id, ("amount",), settings)
-        else:
-            await make(request, "limit", settings)
+        name, amount = f"{field} of {model}", getattr(body, field)
+        await set_rate_limit(request, project_id, known, name, model, measure, window, amount)
     return admin_json(shapes.rate_limit(model, await _rates(request, project_id)))
 
 
@@ -134,9 +109,54 @@ def _permissions(team: Resource) -> dict[str, Any]:
     }
 
 
-async def _rate_resources(
-    request: Request, project_id: str
-) -> list[tuple[Resource, LimitSettings]]:
+async def set_rate_limit(
+    request: Request,
+    team_id: str,
+    known: Sequence[tuple[Resource, LimitSettings]],
+    name: str,
+    model: str,
+    measure: str,
+    window: str,
+    amount: int | None,
+) -> None:
+    """Set a limit of a team for one model alone, or take it away.
+
+    Args:
+        request: Of an administrator.
+        team_id: Whose it is.
+        known: All limits of the team, from `rate_resources`.
+        name: Of a new one.
+        model: Its name.
+        measure: Of what, as `LimitSettings` spell it.
+        window: In what time, likewise.
+        amount: None takes it away.
+    """
+    same = [
+        resource
+        for resource, limit in known
+        if (limit.measure, limit.window, limit.models) == (measure, window, (model,))
+    ]
+    if amount is None:
+        for resource in same:
+            await delete(request, "limit", resource.resource_id)
+        return
+    settings = LimitSettings(
+        name=name[:200],
+        holder="team",
+        holder_id=team_id,
+        measure=measure,  # type: ignore[arg-type]  # of a table
+        amount=amount,
+        window=window,  # type: ignore[arg-type]
+        models=(model,),
+    )
+    if same:
+        await change(request, "limit", same[0].resource_id, ("amount",), settings)
+    else:
+        await make(request, "limit", settings)
+
+
+async def rate_resources(request: Request, project_id: str) -> list[tuple[Resource, LimitSettings]]:
+    """The limits of a team, as resources and what they say."""
     await one(request, "team", project_id)
     found = await find(request, "limit", holder="team", holder_id=project_id, limit=1000)
     return [
@@ -147,7 +167,7 @@ async def _rate_resources(
 
 
 async def _rates(request: Request, project_id: str) -> Sequence[LimitSettings]:
-    return [settings for _, settings in await _rate_resources(request, project_id)]
+    return [settings for _, settings in await rate_resources(request, project_id)]
 
 
 # Money.

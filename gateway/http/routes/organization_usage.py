@@ -1,6 +1,6 @@
 """OpenAI's organization API: what was used and what that cost, in buckets of time."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from fastapi import APIRouter, Request, Response
@@ -23,25 +23,30 @@ _PAGE: Final = 1000
 _MAX_ROWS: Final = 50_000
 
 
-class _Width(NamedTuple):
+class Width(NamedTuple):
+    """A width of buckets, and how many of them a page has."""
+
     bucket: UsageBucket
     seconds: int
     default: int
     most: int
 
 
-_WIDTHS: Final = {
-    "1m": _Width("minute", 60, 60, 1440),
-    "1h": _Width("hour", 3600, 24, 168),
-    "1d": _Width("day", 86_400, 7, 31),
+WIDTHS: Final = {
+    "1m": Width("minute", 60, 60, 1440),
+    "1h": Width("hour", 3600, 24, 168),
+    "1d": Width("day", 86_400, 7, 31),
 }
-_COST_WIDTHS: Final = {"1d": _Width("day", 86_400, 7, 180)}
+COST_WIDTHS: Final = {"1d": Width("day", 86_400, 7, 180)}
 _GROUPS: Final[Mapping[str, UsageGroup]] = {
     "project_id": "team",
     "user_id": "user",
     "api_key_id": "key",
     "model": "model",
     "line_item": "model",
+    "workspace_id": "team",
+    "account_id": "user",
+    "description": "model",
 }
 """What they group by, in our words; a line of a bill is a model."""
 _FILTERS: Final = {
@@ -53,7 +58,7 @@ _FILTERS: Final = {
 _FIELD_OF: Final = {"team": "team_id", "user": "user_id", "key": "key_id", "model": "model"}
 
 
-class _Asked(NamedTuple):
+class AskedUsage(NamedTuple):
     """What a query asks for.
 
     Attributes:
@@ -64,7 +69,7 @@ class _Asked(NamedTuple):
         filters: Their names, and the values that count.
     """
 
-    width: _Width
+    width: Width
     start_s: int
     num_buckets: int
     end_s: int
@@ -80,32 +85,32 @@ class _Asked(NamedTuple):
 @router.get(f"{BASE}/usage/completions")
 async def completions_usage(request: Request) -> Response:
     """Tokens and requests of everything that is neither embeddings nor decisions."""
-    asked = _asked(request, _WIDTHS, ("project_id", "user_id", "api_key_id", "model"))
-    return await _page(request, asked, _completions, _counts_as_completion)
+    asked = _asked(request, WIDTHS, ("project_id", "user_id", "api_key_id", "model"))
+    return await _page(request, asked, _completions, counts_as_completion)
 
 
 @router.get(f"{BASE}/usage/embeddings")
 async def embeddings_usage(request: Request) -> Response:
     """Tokens and requests of embeddings."""
-    asked = _asked(request, _WIDTHS, ("project_id", "user_id", "api_key_id", "model"))
+    asked = _asked(request, WIDTHS, ("project_id", "user_id", "api_key_id", "model"))
     return await _page(request, asked, _embeddings, lambda endpoint: endpoint == EMBEDDINGS)
 
 
 @router.get(f"{BASE}/usage/decisions")
 async def decisions_usage(request: Request) -> Response:
     """Tokens and requests of decisions."""
-    asked = _asked(request, _WIDTHS, ("project_id", "user_id", "api_key_id", "model"))
+    asked = _asked(request, WIDTHS, ("project_id", "user_id", "api_key_id", "model"))
     return await _page(request, asked, _decisions, lambda endpoint: endpoint in DECISIONS)
 
 
 @router.get(f"{BASE}/costs")
 async def costs(request: Request) -> Response:
     """What was used, by the prices of its time."""
-    asked = _asked(request, _COST_WIDTHS, ("project_id", "user_id", "api_key_id", "line_item"))
+    asked = _asked(request, COST_WIDTHS, ("project_id", "user_id", "api_key_id", "line_item"))
     return await _page(request, asked, _costs, lambda endpoint: True)
 
 
-def _asked(request: Request, widths: Mapping[str, _Width], groups: tuple[str, ...]) -> _Asked:
+def _asked(request: Request, widths: Mapping[str, Width], groups: tuple[str, ...]) -> AskedUsage:
     check_query(
         request,
         *("start_time", "end_time", "bucket_width", "limit", "page", "group_by[]"),
@@ -118,45 +123,80 @@ def _asked(request: Request, widths: Mapping[str, _Width], groups: tuple[str, ..
         raise InvalidRequestError("`start_time` is needed, in Unix seconds.", param="start_time")
     now_s = int(parts_of(request).wall_clock())
     end_s = now_s + 1 if end is None else min(end, now_s + 1)
-    limit = query_number(request, "limit")
-    if limit is not None and not 1 <= limit <= width.most:
-        raise InvalidRequestError(f"`limit` must be from 1 to {width.most}.", param="limit")
-    wanted = tuple(dict.fromkeys(request.query_params.getlist("group_by[]")))
-    for group in wanted:
-        if group not in groups:
-            raise InvalidRequestError(f"`group_by` takes {', '.join(groups)}.", param="group_by")
+    limit = buckets_of_page(request, width)
+    wanted = groups_of(request, groups)
     begin = query_number(request, "page")
-    start_s = (start if begin is None else max(start, begin)) // width.seconds * width.seconds
-    num_left = max(0, -(-(end_s - start_s) // width.seconds))
     filters = {
         of: frozenset(values)
         for query, of in _FILTERS.items()
         if (values := request.query_params.getlist(query))
     }
+    first_s = start if begin is None else max(start, begin)
+    return asked_usage(width, first_s, end_s, limit, wanted, filters)
+
+
+def buckets_of_page(request: Request, width: Width) -> int | None:
+    """`limit`; None where it isn't there.
+
+    Raises:
+        InvalidRequestError: There may not be so many.
+    """
+    limit = query_number(request, "limit")
+    if limit is not None and not 1 <= limit <= width.most:
+        raise InvalidRequestError(f"`limit` must be from 1 to {width.most}.", param="limit")
+    return limit
+
+
+def groups_of(request: Request, known: Sequence[str]) -> tuple[str, ...]:
+    """`group_by[]`.
+
+    Raises:
+        InvalidRequestError: One of them isn't known.
+    """
+    wanted = tuple(dict.fromkeys(request.query_params.getlist("group_by[]")))
+    for group in wanted:
+        if group not in known:
+            raise InvalidRequestError(f"`group_by` takes {', '.join(known)}.", param="group_by")
+    return wanted
+
+
+def asked_usage(
+    width: Width,
+    first_s: int,
+    end_s: int,
+    limit: int | None,
+    groups: tuple[str, ...],
+    filters: Mapping[str, frozenset[str]],
+) -> AskedUsage:
+    """A page of buckets, from the one that a moment is in.
+
+    Args:
+        width: Of the buckets.
+        first_s: In the first of them, Unix seconds.
+        end_s: Where the whole time ends.
+        limit: Buckets at most; None for as many as there are without a word.
+        groups: See `AskedUsage`.
+        filters: Likewise.
+    """
+    start_s = first_s // width.seconds * width.seconds
+    num_left = max(0, -(-(end_s - start_s) // width.seconds))
     num_buckets = min(num_left, width.default if limit is None else limit)
-    return _Asked(width, start_s, num_buckets, end_s, wanted, filters)
+    return AskedUsage(width, start_s, num_buckets, end_s, groups, filters)
 
 
-async def _page(request: Request, asked: _Asked, render: Any, counts: Any) -> Response:
-    seconds = asked.width.seconds
-    buckets: dict[int, list[UsageRow]] = {
-        asked.start_s + number * seconds: [] for number in range(asked.num_buckets)
-    }
-    for row in await _rows(request, asked) if buckets else ():
-        bucket = buckets.get(row.begins_at)
-        if bucket is not None and counts(row.endpoint) and _fits(row, asked.filters):
-            bucket.append(row)
+async def _page(request: Request, asked: AskedUsage, render: Any, counts: Any) -> Response:
+    rows = await usage_rows(request, asked)
     data = [
         {
             "object": "bucket",
             "start_time": begins_at,
-            "end_time": begins_at + seconds,
+            "end_time": begins_at + asked.width.seconds,
             "results": [
-                render(rows) | dict(zip(asked.groups, names, strict=True))
-                for names, rows in _grouped(found, asked.groups).items()
+                render(found) | dict(zip(asked.groups, names, strict=True))
+                for names, found in groups.items()
             ],
         }
-        for begins_at, found in buckets.items()
+        for begins_at, groups in buckets_of(asked, rows, counts).items()
     ]
     has_more = asked.next_s < asked.end_s
     next_page = str(asked.next_s) if has_more else None
@@ -165,15 +205,15 @@ async def _page(request: Request, asked: _Asked, render: Any, counts: Any) -> Re
     )
 
 
-async def _rows(request: Request, asked: _Asked) -> list[UsageRow]:
-    """Everything of the time of a page.
+async def usage_rows(request: Request, asked: AskedUsage) -> list[UsageRow]:
+    """Everything of the time of a page, of all endpoints.
 
     Raises:
         RequestTooLargeError: That would be too much.
     """
     ours = {_GROUPS[name] for name in (*asked.groups, *asked.filters)}
     rows: list[UsageRow] = []
-    while True:
+    while asked.num_buckets:
         question = bridge.read_usage(
             request.state.request_id,
             actor_of(request),
@@ -193,9 +233,31 @@ async def _rows(request: Request, asked: _Asked) -> list[UsageRow]:
             raise RequestTooLargeError(
                 f"Over {_MAX_ROWS} rows would have to be read; ask for less time, or fewer groups."
             )
+    return rows
 
 
-def _fits(row: UsageRow, filters: Mapping[str, frozenset[str]]) -> bool:
+def buckets_of(
+    asked: AskedUsage, rows: Iterable[UsageRow], counts: Callable[[str], bool]
+) -> dict[int, dict[tuple[str, ...], list[UsageRow]]]:
+    """The rows that count, by the begin of their bucket and by their groups.
+
+    Args:
+        asked: What is wanted; each of its buckets is there.
+        rows: From `usage_rows`.
+        counts: Whether an endpoint does.
+    """
+    buckets: dict[int, list[UsageRow]] = {
+        asked.start_s + number * asked.width.seconds: [] for number in range(asked.num_buckets)
+    }
+    for row in rows:
+        bucket = buckets.get(row.begins_at)
+        if bucket is not None and counts(row.endpoint) and fits(row, asked.filters):
+            bucket.append(row)
+    return {at: grouped(found, asked.groups) for at, found in buckets.items()}
+
+
+def fits(row: UsageRow, filters: Mapping[str, frozenset[str]]) -> bool:
+    """Whether a row is of what is wanted."""
     return all(_value(row, name) in values for name, values in filters.items())
 
 
@@ -205,9 +267,10 @@ def _value(row: UsageRow, name: str) -> str:
     return text
 
 
-def _grouped(
+def grouped(
     rows: Iterable[UsageRow], groups: tuple[str, ...]
 ) -> dict[tuple[str, ...], list[UsageRow]]:
+    """The rows by what they say of each group."""
     found: dict[tuple[str, ...], list[UsageRow]] = {}
     for row in rows:
         found.setdefault(tuple(_value(row, name) for name in groups), []).append(row)
@@ -224,7 +287,8 @@ def _completions(rows: list[UsageRow]) -> dict[str, Any]:
     }
 
 
-def _counts_as_completion(endpoint: str) -> bool:
+def counts_as_completion(endpoint: str) -> bool:
+    """Whether what an endpoint uses is told as that of completions, or messages."""
     return endpoint != EMBEDDINGS and endpoint not in DECISIONS
 
 

@@ -14,6 +14,7 @@ _Scopes = Annotated[list[Annotated[str, Field(max_length=64)]], Field(max_length
 _Rate = Annotated[int, Field(ge=0, le=MAX_LIMIT)]
 _Email = Annotated[str, Field(min_length=3, max_length=200, pattern=r"^[^@\s]+@[^@\s]+$")]
 _WorkspaceRole = Literal["workspace_admin", "workspace_developer", "workspace_user"]
+_Description = Annotated[str, Field(max_length=500)]
 _Model = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -159,6 +160,54 @@ class WorkspaceMemberRequest(RequestModel):
 class ChangeWorkspaceMemberRequest(RequestModel):
     """Another role in a workspace."""
 
+    workspace_role: _WorkspaceRole
+
+
+class WorkspaceRateValue(RequestModel):
+    """A limit of one type; null takes it away."""
+
+    type: Literal[
+        "requests_per_minute",
+        "input_tokens_per_minute",
+        "output_tokens_per_minute",
+        "tokens_per_minute",
+        "tokens_per_day",
+    ]
+    value: _Rate | None
+
+
+class WorkspaceRateLimitRequest(RequestModel):
+    """Limits of a workspace for one model; types that aren't sent stay."""
+
+    limits: Annotated[list[WorkspaceRateValue], Field(min_length=1, max_length=16)]
+
+
+class WorkspaceAccountRequest(RequestModel):
+    """A service account to be made."""
+
+    name: Name
+    description: _Description | None = None
+    organization_role: Literal["developer"] | None = None
+
+
+class ChangeWorkspaceAccountRequest(RequestModel):
+    """What is to be different about a service account."""
+
+    description: _Description | None = None
+    organization_role: Literal["developer"] | None = None
+
+
+class AccountMemberRequest(RequestModel):
+    """The workspace that a service account is to be in."""
+
+    workspace_id: Annotated[str, Field(min_length=1, max_length=64)]
+    workspace_role: _WorkspaceRole
+
+
+class AccountOfWorkspaceRequest(RequestModel):
+    """The service account that is to be in a workspace."""
+
+    service_account_id: Annotated[str, Field(min_length=1, max_length=64)]
     workspace_role: _WorkspaceRole
 
 
