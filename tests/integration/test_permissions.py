@@ -2,12 +2,10 @@
 
 import asyncio
 import json
-import re
 from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
-import httpx
 import pytest
 from websockets.asyncio.client import connect
 
@@ -18,7 +16,6 @@ from auth_worker.principals.roles import ROLE_SCOPES, SCOPES
 from auth_worker.records.operations import Snapshot
 from gateway.http.access import GuardedRoute
 from gateway.http.app import build_api
-from gateway.http.openapi import EXAMPLES
 from gateway.http.route_rules import ROUTE_RULES, Access
 from gateway.workers.auth import AdminQuestion
 from protocol.errors import ErrorCode
@@ -33,6 +30,7 @@ from protocol.wire.messages import (
     PrincipalRole,
 )
 from tests.fakes.auth_parts import START_S, FakeClock
+from tests.fakes.every_route import call
 from tests.fakes.fake_workers import FakeAuth
 from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
 
@@ -92,40 +90,6 @@ def routes(gateway: RunningGateway) -> list[tuple[str, str]]:
     return found
 
 
-SCORING = (
-    *("/v1/decisions", "/v1/systemone"),
-    *("/v1/rerank", "/v2/rerank", "/v1/score", "/v1/classify"),
-)
-
-
-async def call(
-    gateway: RunningGateway, method: str, template: str, headers: dict[str, str]
-) -> httpx.Response:
-    url = re.sub(r"\{\w+(:path)?\}", "none", template)
-    body: dict[str, Any] = {"model": "none", "messages": MESSAGES}
-    if template == "/v1/completions":
-        body = {"model": "none", "prompt": "x"}
-    elif template in ("/v1/embeddings", "/v1/responses", "/v1/responses/input_tokens"):
-        body = {"model": "none", "input": "x"}
-    elif template in SCORING:
-        body = EXAMPLES[template] | {"model": "none"}
-    elif template == "/detokenize":
-        body = {"model": "none", "tokens": [1]}
-    elif template == "/v1/messages":
-        body["max_tokens"] = 5
-    elif template == "/v1/parse":
-        body = {"text": "x"}
-    elif template == "/v1/tools/execute":
-        body = {"name": "none"}
-    elif template.startswith(("/v1/admin", "/v1/organization", "/v1/models/invalidate-cache")):
-        body = {"wrong": 1}
-    # Without a body where the route reads none: nothing of what the walk does changes a key.
-    has_body = method in ("POST", "PATCH", "PUT")
-    return await gateway.client.request(
-        method, url, json=body if has_body else None, headers=headers
-    )
-
-
 async def test_every_route_is_open_to_just_the_roles_and_scopes_of_the_table(
     socket_dir: Path,
 ) -> None:
@@ -147,7 +111,7 @@ async def test_every_route_is_open_to_just_the_roles_and_scopes_of_the_table(
             for role in ROLES:
                 for name in ("all", f"only-{needed}", f"but-{needed}"):
                     headers = {"X-API-Key": secret_of(role, name)}
-                    response = await call(gateway, method, template, headers)
+                    response = await call(gateway.client, method, template, headers)
                     may = needed in ROLE_SCOPES[role] and not name.startswith("but-")
                     where = (method, template, role, name, response.status_code, response.text)
                     assert (response.status_code == 403) is not may, where
