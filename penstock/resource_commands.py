@@ -69,6 +69,7 @@ class Kind(NamedTuple):
         columns: Of the list: titles, and how a record fills them.
         filters: What a list may be asked for besides: name, option, help.
         name_is: What `create` takes as its argument: the field and its help.
+        status_help: What `suspend` and `reactivate` do; None where there is no such thing.
     """
 
     word: str
@@ -79,7 +80,7 @@ class Kind(NamedTuple):
     filters: Sequence[Field] = ()
     of_create: Sequence[Field] = ()
     name_is: tuple[str, str] = ("name", "What it is called.")
-    has_status: bool = False
+    status_help: tuple[str, str] | None = None
 
     def of_one(self, resource_id: str, action: str = "") -> str:
         """The path of one of them."""
@@ -112,6 +113,7 @@ _LIMIT_FILTERS: Final = (
     Field("holder", "--holder", str, "Only of a key, user, team, end_user or house."),
     Field("holder_id", "--of", str, "Only of the key, user or team of this id."),
 )
+_OF_KEYS: Final = ("End its keys for the time being, at once.", "Let its keys work again.")
 _STATUS_FILTERS: Final = (
     Field("status", "--status", str, "Only active or suspended ones."),
     Field("tag", "--tag", str, "Only those with this tag."),
@@ -131,7 +133,7 @@ USERS: Final = Kind(
     ),
     {name: _column(name) for name in ("id", "name", "email", "role", "kind", "status", "team_ids")},
     (*_STATUS_FILTERS, Field("team_id", "--team", str, "Only members of this team.")),
-    has_status=True,
+    status_help=_OF_KEYS,
 )
 TEAMS: Final = Kind(
     "teams",
@@ -154,7 +156,7 @@ TEAMS: Final = Kind(
         for name in ("id", "name", "status", "tenant_is_shared", "allowed_models", "tags")
     },
     (*_STATUS_FILTERS, Field("user_id", "--user", str, "Only teams of this user.")),
-    has_status=True,
+    status_help=_OF_KEYS,
 )
 LIMITS: Final = Kind(
     "limits",
@@ -196,7 +198,10 @@ WEBHOOKS: Final = Kind(
         for name in ("id", "name", "url", "events", "status", "num_failed", "last_error")
     },
     (Field("status", "--status", str, "Only active or suspended ones."),),
-    has_status=True,
+    status_help=(
+        "Send nothing for the time being; what happens meanwhile is sent later.",
+        "Send again, and first what happened meanwhile.",
+    ),
 )
 PRICES: Final = Kind(
     "prices",
@@ -305,11 +310,10 @@ def commands_of(kind: Kind) -> typer.Typer:
     app.command("show", help="Show everything about one.")(show)
     app.command("update", help="Change what is said about one.")(update)
     app.command("delete", help="Delete one.")(delete)
-    if kind.has_status:
-        app.command("suspend", help="End its keys for the time being, at once.")(
-            to("suspend", "suspended")
-        )
-        app.command("reactivate", help="Let its keys work again.")(to("reactivate", "active"))
+    if kind.status_help is not None:
+        of_suspend, of_reactivate = kind.status_help
+        app.command("suspend", help=of_suspend)(to("suspend", "suspended"))
+        app.command("reactivate", help=of_reactivate)(to("reactivate", "active"))
     return app
 
 

@@ -1,6 +1,7 @@
 """docs/auth.md: its table is the code's, and its examples run against a gateway and an auth worker."""
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -20,6 +21,13 @@ from tests.fakes.running_gateway import running_gateway
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "auth.md").read_text(encoding="utf-8")
 ADMIN_SECRET = "psk-Zk3vPq8Rw1Xy6Tn4Lm9Bd2Gf7Hc5"
+PYTHON_EXAMPLE = "\n".join(
+    [
+        "import os",
+        "admin_key, url = os.environ['PENSTOCK_ADMIN_KEY'], os.environ['PENSTOCK_URL']",
+        *re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL),
+    ]
+)
 WAIT_S = 600.0  # sixty commands, each a process, on a machine that others use as well
 
 
@@ -96,10 +104,24 @@ async def test_the_examples_run_in_order(socket_dir: Path, tmp_path: Path) -> No
                 timeout=WAIT_S,
                 check=False,
             )
+            shown = await asyncio.to_thread(
+                subprocess.run,
+                [sys.executable, "-c", PYTHON_EXAMPLE],
+                env={**environment, "PENSTOCK_URL": str(gateway.client.base_url)},
+                capture_output=True,
+                text=True,
+                timeout=WAIT_S,
+                check=False,
+            )
         finally:
             worker.terminate()
             await asyncio.wait_for(worker.wait(), WAIT_S)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert re.fullmatch(r"psk-[\w-]{43}\n", shown.stdout), shown.stderr
+        (example,) = re.findall(r"^```json\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+        error = json.loads(example)["error"]
+        refused = json.loads((tmp_path / "refused.json").read_text(encoding="utf-8"))["error"]
+        assert (set(refused), set(refused["limit"])) == (set(error), set(error["limit"]))
         assert "is revoked" in done.stdout
         assert "audit log hold" in done.stdout
         # Nothing that is kept holds a secret.

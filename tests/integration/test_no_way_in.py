@@ -184,7 +184,7 @@ async def guarded_routes(house: House) -> list[tuple[str, str]]:
 def bad_tokens(house: House) -> dict[str, str]:
     """Tokens that are none for this server."""
     now_s = time.time()
-    good = {"groups": ["chiefs"]}
+    good: dict[str, Any] = {"groups": ["chiefs"]}
     public = rsa_key("one").public_key()
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
@@ -289,11 +289,11 @@ async def test_no_route_opens_to_a_bad_credential_and_no_secret_is_in_any_output
         entry["action"] for entry in audit.json()["data"]
     }
     looked = 0
-    for where, data in house.kept():
+    for place, data in house.kept():
         looked += len(data)
         for name, secret in house.secrets.items():
-            assert secret.encode() not in data, (name, where)
+            assert secret.encode() not in data, (name, place)
             if name.endswith("token") or "token " in name:
                 # What is left of a token is no use without its signature, and holds personal data.
-                assert secret.split(".")[1].encode() not in data, (name, where)
+                assert secret.split(".")[1].encode() not in data, (name, place)
     assert looked > 100_000
