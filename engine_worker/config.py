@@ -36,7 +36,13 @@ _WEIGHTS_CACHE_DIR = file_path(
     ),
 )
 _MAX_NUM_BATCHED_TOKENS = whole_number(
-    "PENSTOCK_MAX_NUM_BATCHED_TOKENS", 512, minimum=1, meaning="tokens of one step"
+    "PENSTOCK_MAX_NUM_BATCHED_TOKENS",
+    512,
+    minimum=1,
+    meaning=(
+        "tokens of prompts in one step; each running answer has its next token beside them. Fewer "
+        "make shorter pauses for those who read an answer while a long prompt is computed"
+    ),
 )
 
 
@@ -147,7 +153,7 @@ class ModelSettings:
                 f"PENSTOCK_MODEL_PATH: there is no folder (or {GGUF_SUFFIX} file) {path}. The"
                 " engine loads local ones only; `penstock serve` downloads models by their name."
             )
-        settings = read_settings(
+        return read_settings(
             cls,
             environ,
             path=path,
@@ -155,21 +161,6 @@ class ModelSettings:
             compile_cache_dir=_COMPILE_CACHE_DIR.read(environ),
             weights_cache_dir=_WEIGHTS_CACHE_DIR.read(environ),
         )
-        settings.check()
-        return settings
-
-    def check(self) -> None:
-        """What no setting can say alone: a step has a token for each running request.
-
-        Raises:
-            ConfigurationError: It has not.
-        """
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ConfigurationError(
-                f"{_MAX_NUM_BATCHED_TOKENS.name} ({self.max_num_batched_tokens}) must be at least"
-                f" {shared.MAX_NUM_SEQS.name} ({self.max_num_seqs}), one token for each running"
-                " request."
-            )
 
 
 @dataclass(frozen=True, slots=True)

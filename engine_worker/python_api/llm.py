@@ -107,7 +107,6 @@ class LLM:
             deterministic=deterministic,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max(512, max_num_seqs),
             kv_memory_bytes=kv_memory_bytes,
             speculation=SpeculationMode(speculation),
             pooling=pooling,

@@ -272,7 +272,9 @@ class DeterministicFakeRunner:
     def _check(self, batch: StepBatch) -> None:
         assert 0 < len(batch.rows) <= self._max_num_seqs
         assert len({row.slot for row in batch.rows}) == len(batch.rows)
-        assert sum(len(row.token_ids) for row in batch.rows) <= self._max_num_batched_tokens
+        # What is forced upon an output may have one token of each row beside the prompts, too.
+        num_prompt_tokens = sum(len(row.token_ids) - 1 for row in batch.rows)
+        assert num_prompt_tokens <= self._max_num_batched_tokens
         num_drafted = sum(len(row.draft_token_ids) for row in batch.rows)
         assert not num_drafted or len(batch.rows) + num_drafted <= self._decode_rows[-1]
         for row in batch.rows:

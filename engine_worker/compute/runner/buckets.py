@@ -100,7 +100,7 @@ def choose_buckets(
 
     Args:
         max_num_seqs: The most rows of a step; at most the largest decode bucket.
-        max_num_batched_tokens: The most tokens of a step.
+        max_num_batched_tokens: The most tokens of prompts in a step.
         min_rows: The fewest rows of a product: 2 where one row is slow (bfloat16 on XLA:CPU).
         deterministic: One fixed shape for everything.
         speculates: Draft tokens take rows as well.
@@ -110,7 +110,7 @@ def choose_buckets(
         return Buckets(decode, prefill=(), score_shapes=SCORE_SHAPES[-1:])
     most = max(min_rows, max_num_seqs)
     if speculates:
-        most = max(most, min(DRAFT_ROWS, max_num_batched_tokens))
+        most = max(most, DRAFT_ROWS)
     rows = [num for num in DECODE_ROWS if min_rows <= num < most] + [most]
     chunk = max(2, min(max_num_batched_tokens, PREFILL_TOKENS[-1]))
     tokens = [num for num in PREFILL_TOKENS if num < chunk]

@@ -93,7 +93,7 @@ class JaxModelRunner:
             max_model_len: The longest prompt and output together, tokens.
             block_size: Tokens a block.
             max_num_seqs: Slots, and the most rows of a step.
-            max_num_batched_tokens: The most tokens of a step.
+            max_num_batched_tokens: The most tokens of prompts in a step.
             deterministic: Equal requests get equal bits, whatever runs beside them; needs a backend
                 that is batch invariant, as XLA is in float32.
             speculates: Decode programs have room for draft tokens beside a few rows.

@@ -193,7 +193,7 @@ class ModelRunner(Protocol):
 
     @property
     def max_num_batched_tokens(self) -> int:
-        """The most tokens of a step."""
+        """The most tokens of prompts in a step; each row that decodes comes beside them."""
 
     @property
     def prefill_chunk_size(self) -> int:

@@ -1,8 +1,10 @@
 """Decides which tokens of which choices are computed in the next step; pure policy, no device.
 
-Each step has a token budget. Choices that decode take one token each, what is left goes to chunks
-of prompts, first those that were begun, then new ones, each in order of rank. When KV blocks run
-out, the choice that comes last in that order is preempted: its blocks are released, though they
+Each step has a budget of prompt tokens. Choices that decode take one token each beside it, so that
+a prompt gets on as fast whoever decodes; a step has at most the budget and one token for each slot.
+The budget goes to chunks of prompts, first those that were begun, then new ones, each in order of
+rank. Where a grammar forced several tokens of an output, all but the first of them count, too; the
+first doesn't, so that no prompt brings an output to a stop. When KV blocks run out, the choice that comes last in that order is preempted: its blocks are released, though they
 stay cached until somebody needs them, and what is lost of its tokens, output included, is computed
 again later.
 
@@ -34,7 +36,7 @@ class SchedulerLimits:
 
     Attributes:
         max_num_seqs: Choices that run at a time; also the number of slots.
-        max_num_batched_tokens: Tokens of one step; at least `max_num_seqs`.
+        max_num_batched_tokens: Tokens of prompts in one step.
         prefill_chunk_size: Tokens of one choice in one step.
         max_model_len: Prompt and output of one choice; no more than all KV blocks hold, so that
             a choice that runs alone always gets on.
@@ -79,7 +81,7 @@ class Scheduler:
     """
 
     def __init__(self, limits: SchedulerLimits, pool: BlockPool) -> None:
-        assert limits.max_num_batched_tokens >= limits.max_num_seqs
+        assert limits.max_num_batched_tokens > 0
         assert limits.max_model_len <= pool.num_token_capacity
         self._limits = limits
         self._pool = pool
@@ -214,11 +216,9 @@ class Scheduler:
         """
         self._num_steps += 1
         decodes = self._schedule_decodes()
-        budget = self._limits.max_num_batched_tokens - len(decodes)
+        budget = self._limits.max_num_batched_tokens
         chunks: list[ScheduledRow] = []
         for choice in self._running:
-            if budget == 0:
-                break
             if choice.num_uncomputed_tokens > 1 and not choice.is_paused:
                 budget -= self._add_chunk(choice, budget, chunks)
         admitted: list[Choice] = []
@@ -253,9 +253,14 @@ class Scheduler:
         return True
 
     def _add_chunk(self, choice: Choice, budget: int, rows: list[ScheduledRow]) -> int:
-        num_tokens = min(choice.num_uncomputed_tokens, budget, self._limits.prefill_chunk_size)
-        rows.append(ScheduledRow(choice, num_tokens))
-        return num_tokens
+        """Add the next tokens of a choice that has several; how many of the budget they take."""
+        num_free = int(choice.num_computed_tokens >= choice.num_prompt_tokens)
+        num_tokens = min(
+            choice.num_uncomputed_tokens, budget + num_free, self._limits.prefill_chunk_size
+        )
+        if num_tokens:
+            rows.append(ScheduledRow(choice, num_tokens))
+        return max(0, num_tokens - num_free)
 
     def _admit_next(self) -> Choice | None:
         """Move the first choice that can run into a slot, if there is room for it.

@@ -62,7 +62,7 @@ def test_all_settings_are_read() -> None:
         ("PENSTOCK_KV_MEMORY", "much"),
         ("PENSTOCK_BLOCK_SIZE", "0"),
         ("PENSTOCK_MAX_NUM_SEQS", "0"),
-        ("PENSTOCK_MAX_NUM_BATCHED_TOKENS", "4"),
+        ("PENSTOCK_MAX_NUM_BATCHED_TOKENS", "0"),
         ("PENSTOCK_DTYPE", "int3"),
         ("PENSTOCK_DETERMINISTIC", "perhaps"),
         ("PENSTOCK_SPECULATION", "sometimes"),

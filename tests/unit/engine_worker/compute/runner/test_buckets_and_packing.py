@@ -45,7 +45,7 @@ def test_decode_buckets_double_up_to_the_slots(
 
 @pytest.mark.parametrize(
     ("max_num_seqs", "max_tokens", "rows"),
-    [(1, 512, [2, 4, 8]), (1, 4, [2, 4]), (6, 512, [2, 4, 8]), (20, 512, [2, 4, 8, 16, 20])],
+    [(1, 512, [2, 4, 8]), (1, 4, [2, 4, 8]), (6, 512, [2, 4, 8]), (20, 512, [2, 4, 8, 16, 20])],
 )
 def test_few_requests_have_room_for_drafts(
     max_num_seqs: int, max_tokens: int, rows: list[int]

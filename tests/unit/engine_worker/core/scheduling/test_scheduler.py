@@ -82,13 +82,55 @@ def test_a_long_prompt_is_computed_in_chunks_and_sampled_after_the_last() -> Non
     ]
 
 
-def test_decodes_come_first_and_prompts_get_what_is_left_of_the_budget() -> None:
+def test_decodes_come_first_and_take_nothing_of_the_budget_of_prompts() -> None:
     scheduler, _ = make_scheduler(budget=8)
     scheduler.add(make_choice(0, 3))
     assert step(scheduler) == [("0", 3)]
     scheduler.add(make_choice(1, 20))
-    assert step(scheduler) == [("0", 1), ("1", 7)]
-    assert step(scheduler) == [("0", 1), ("1", 7)]
+    assert step(scheduler) == [("0", 1), ("1", 8)]
+    assert step(scheduler) == [("0", 1), ("1", 8)]
+    assert step(scheduler) == [("0", 1), ("1", 4)]
+
+
+@pytest.mark.parametrize("num_decodes", [0, 1, 3, 7])
+def test_a_prompt_takes_as_many_steps_whoever_decodes(num_decodes: int) -> None:
+    scheduler, _ = make_scheduler(num_blocks=64, max_num_seqs=8, budget=8)
+    for arrival in range(num_decodes):
+        scheduler.add(make_choice(arrival, 1))
+    step(scheduler)
+    choice = make_choice(9, 40)
+    scheduler.add(choice)
+    steps = [dict(step(scheduler)) for _ in range(5)]
+    assert [rows["9"] for rows in steps] == [8] * 5
+    assert all(len(rows) == num_decodes + 1 for rows in steps)
+    assert choice.num_output_tokens == 1
+
+
+def test_a_budget_below_the_number_of_slots_gets_every_prompt_done() -> None:
+    scheduler, _ = make_scheduler(budget=1)
+    for arrival in range(4):
+        scheduler.add(make_choice(arrival, 3))
+    for _ in range(12):
+        step(scheduler)
+    assert all(choice.num_output_tokens > 0 for choice in scheduler.choices())
+
+
+def test_an_output_with_forced_tokens_gets_on_beside_a_long_important_prompt() -> None:
+    scheduler, _ = make_scheduler(num_blocks=64, budget=8)
+    output = make_choice(0, 3)
+    scheduler.add(output)
+    step(scheduler)
+    # What a grammar leaves no choice about is appended at once.
+    output.output_token_ids += [2, 2, 2]
+    scheduler.add(make_choice(1, 80, priority=-1))
+    assert step(scheduler) == [("0", 4), ("1", 5)]
+    output.output_token_ids += [2, 2, 2]
+    assert step(scheduler) == [("1", 8), ("0", 1)]
+    assert step(scheduler) == [("1", 8), ("0", 1)]
+    assert step(scheduler) == [("1", 8), ("0", 1)]
+    # As many tokens as it has: the next one is drawn.
+    assert step(scheduler) == [("0", 1), ("1", 8)]
+    assert output.num_output_tokens == 9
 
 
 def test_begun_prompts_go_before_new_ones() -> None:
@@ -236,7 +278,8 @@ def test_every_request_ends_and_every_block_and_slot_comes_back(
         had_work = scheduler.has_work()
         schedule = scheduler.schedule()
         assert bool(schedule.rows) == had_work
-        assert sum(row.num_tokens for row in schedule.rows) <= 8
+        # The budget, and a token of each slot's output.
+        assert sum(row.num_tokens for row in schedule.rows) <= 8 + 3
         for row in schedule.rows:
             end = row.choice.num_computed_tokens + row.num_tokens
             assert len(row.choice.block_ids) * 4 >= end

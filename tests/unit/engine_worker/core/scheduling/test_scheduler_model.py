@@ -19,6 +19,7 @@ from engine_worker.core.scheduling.block_hashes import block_hashes
 from engine_worker.core.scheduling.block_pool import BlockPool
 from engine_worker.core.scheduling.scheduler import (
     AGING_STEPS,
+    Schedule,
     ScheduledRow,
     Scheduler,
     SchedulerLimits,
@@ -86,17 +87,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_steps=st.integers(1, 4),
         lookahead=st.integers(1, 1 + MAX_DRAFT_TOKENS),
         num_right=st.integers(0, 5),
+        num_forced=st.sampled_from([0, 0, 3, 12]),
     )
     def step(
-        self, token: int, num_steps: int, lookahead: int = 1, num_right: int | None = None
+        self,
+        token: int,
+        num_steps: int,
+        lookahead: int = 1,
+        num_right: int | None = None,
+        num_forced: int = 0,
     ) -> None:
-        """Steps of several tokens a row; with `num_right` these are drafts, the others wrong."""
+        """Steps of several tokens a row; with `num_right` these are drafts, the others wrong.
+
+        After each a grammar forces some tokens upon those that sampled one.
+        """
         for _ in range(num_steps):
             had_work = self.scheduler.has_work()
             schedule = self.scheduler.schedule()
             assert bool(schedule.rows) == had_work
             assert all(row.num_tokens > 0 for row in schedule.rows)
-            assert sum(row.num_tokens for row in schedule.rows) <= LIMITS.max_num_batched_tokens
+            self.check_budget(schedule)
             assert len({row.choice.slot for row in schedule.rows}) == len(schedule.rows)
             rooms = [
                 self.scheduler.reserve(row.choice, lookahead) if row.samples else 1
@@ -111,6 +121,33 @@ class SchedulerMachine(RuleBasedStateMachine):
                     self.write_draft(row, num_turns - 1)
                     num_turns = min(num_turns, 1 + num_right)
                 self.take(row, token, num_turns)
+                if row.choice in self.choices and row.choice.num_uncomputed_tokens == 1:
+                    self.force(row.choice, num_forced)
+
+    def check_budget(self, schedule: Schedule) -> None:
+        """Outputs have one token beside the budget; it is used up before a prompt has to wait."""
+        num_spent, is_short = 0, False
+        rows = {row.choice: row.num_tokens for row in schedule.rows}
+        for choice in self.scheduler.choices():
+            if choice.slot is None or choice.is_paused or choice.num_uncomputed_tokens == 0:
+                continue
+            is_prompt = choice.num_computed_tokens < choice.num_prompt_tokens
+            # Only the last token of a prompt that was begun is computed as in decode.
+            is_output = not is_prompt or (
+                choice.num_uncomputed_tokens == 1 and choice not in schedule.admitted
+            )
+            num_tokens = rows.get(choice, 0)
+            assert num_tokens or not is_output, "an output comes to a stop"
+            num_spent += max(0, num_tokens - 1) if is_output else num_tokens
+            most = min(choice.num_uncomputed_tokens, LIMITS.prefill_chunk_size)
+            is_short = is_short or num_tokens < most
+        assert num_spent <= LIMITS.max_num_batched_tokens
+        assert not is_short or num_spent == LIMITS.max_num_batched_tokens
+
+    def force(self, choice: Choice, num_tokens: int) -> None:
+        """As the engine does when a grammar leaves no choice."""
+        most = min(choice.max_output_tokens - 1, choice.lease_tokens) - choice.num_output_tokens
+        choice.output_token_ids += [5] * min(num_tokens, max(0, most))
 
     def take(self, row: ScheduledRow, token: int, num_turns: int) -> None:
         """What the engine does with a row's result; a row may compute several tokens in turn."""
