@@ -10,7 +10,8 @@ import http.client
 import json
 import re
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,13 +22,21 @@ from gateway.tools.mcp_http import (
     Resolve,
     Server,
     event_data,
+    resume_point,
 )
 
 NEWEST: Final = "2026-07-28"
-LEGACY: Final = ("2025-06-18", "2025-11-25", "2025-03-26")
-"""Of the handshake; the first one is proposed."""
+LEGACY: Final = ("2025-11-25", "2025-06-18", "2025-03-26")
+"""Of the handshake; the first one that a server may speak is proposed."""
 MAX_PAGES: Final = 32
+MAX_RESUMPTIONS: Final = 16
+"""Of one stream that its server ends before it has answered."""
+MAX_ROUNDS: Final = 16
+"""Of a call that the server wants to be made again with what it said."""
+MAX_SERVER_REQUESTS: Final = 64
+"""That are answered for one question; more make it an error."""
 _UNSUPPORTED_VERSION: Final = -32022
+_METHOD_NOT_FOUND: Final = -32601
 _META: Final = "io.modelcontextprotocol/"
 _PLAIN_VALUE: Final = re.compile(r"[!-~]([ -~]*[!-~])?")
 _SESSION_ID: Final = re.compile(r"[!-~]{1,1024}")
@@ -54,11 +63,19 @@ class McpClient:
     Args:
         server: Which.
         resolve: Asks the name service.
+        sleep: Waits for so many seconds, before a stream is resumed.
     """
 
-    def __init__(self, server: Server, resolve: Resolve = socket.getaddrinfo) -> None:
+    def __init__(
+        self,
+        server: Server,
+        resolve: Resolve = socket.getaddrinfo,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._http = McpHttp(server, resolve)
+        self._sleep = sleep
         self._num_asked = 0
+        self._num_server_requests = 0
         self._version = ""
         self._has_session = False
 
@@ -73,17 +90,15 @@ class McpClient:
         message = answer.message or {}
         if answer.status in _REFUSALS:
             raise _status_error(answer.status)
-        if isinstance(message.get("result"), dict):
-            supported = message["result"].get("supportedVersions")
-            if not isinstance(supported, list) or NEWEST in supported:
-                return
-            self._shake_hands(supported)
-            return
-        error = message.get("error")
+        result, error = message.get("result"), message.get("error")
+        supported = result.get("supportedVersions") if isinstance(result, dict) else None
         if isinstance(error, dict) and error.get("code") == _UNSUPPORTED_VERSION:
             data = error.get("data")
             supported = data.get("supported") if isinstance(data, dict) else None
-            self._shake_hands(supported if isinstance(supported, list) else [])
+            supported = supported if isinstance(supported, list) else []
+        if isinstance(supported, list):
+            if NEWEST not in supported:
+                self._shake_hands(supported)
             return
         if answer.status >= 500:
             raise _status_error(answer.status)
@@ -145,10 +160,16 @@ class McpClient:
                 if isinstance(value, str | int):
                     text = str(value).lower() if isinstance(value, bool) else str(value)
                     extra[f"Mcp-Param-{header}"] = _header_value(text)
-        result = self._result("tools/call", {"name": name, "arguments": dict(arguments)}, extra)
-        if result.get("resultType") == "input_required":
-            raise McpError("the tool asks for more input in the middle, which is not served")
-        return result
+        params = {"name": name, "arguments": dict(arguments)}
+        for _ in range(MAX_ROUNDS):
+            result = self._result("tools/call", params, extra)
+            if result.get("resultType") != "input_required":
+                return result
+            state = result.get("requestState")
+            if result.get("inputRequests") or not isinstance(state, str):
+                raise McpError("the tool asks for more input in the middle, which is not served")
+            params["requestState"] = state  # as it is: the server alone knows what it means
+        raise McpError(f"the tool wants to be called more than {MAX_ROUNDS} times for one answer")
 
     def _shake_hands(self, supported: Sequence[Any]) -> None:
         offered = [version for version in LEGACY if version in supported]
@@ -185,6 +206,11 @@ class McpClient:
         self, method: str, params: Mapping[str, Any], extra: Mapping[str, str] | None = None
     ) -> _Answer:
         answer = self._post(method, params, extra)
+        if answer.status == 404 and self._has_session:
+            self._has_session = False
+            self._http.keep_session("")
+            self._shake_hands(LEGACY)  # the server has forgotten the session, and did nothing
+            answer = self._post(method, params, extra)
         if answer.message is None:
             if answer.status >= 400:
                 raise _status_error(answer.status)
@@ -208,16 +234,68 @@ class McpClient:
         if self._version != NEWEST:
             headers.pop("Mcp-Name", None)
         number = self._num_asked
+        self._num_server_requests = 0
         status, answered, body = self._http.exchange(
-            "POST",
-            json.dumps(question).encode(),
-            headers,
-            lambda data: _response(data, number) is not None,
+            "POST", json.dumps(question).encode(), headers, lambda data: self._hear(data, number)
         )
-        kind = answered.get("content-type", "").partition(";")[0].strip().lower()
-        messages = event_data(body) if kind == "text/event-stream" else [body]
-        found = (_response(text, self._num_asked) for text in messages)
-        return _Answer(status, answered, next((one for one in found if one is not None), None))
+        if not _is_stream(answered):
+            return _Answer(status, answered, _response(body, number))
+        message = _answer_in(body, number)
+        if message is None and self._version in LEGACY:
+            message = self._resumed(body, number)
+        return _Answer(status, answered, message)
+
+    def _hear(self, data: bytes, number: int) -> bool:
+        """Whether an event is the answer; what the server asks in between is answered.
+
+        Raises:
+            McpError: It asks too much.
+        """
+        if _response(data, number) is not None:
+            return True
+        try:
+            asked = json.loads(data)
+        except (ValueError, RecursionError):
+            return False
+        # Since 2026-07-28 servers ask nothing on streams.
+        is_request = isinstance(asked, dict) and isinstance(asked.get("method"), str)
+        if not is_request or asked.get("id") is None or self._version not in LEGACY:
+            return False
+        self._num_server_requests += 1
+        if self._num_server_requests > MAX_SERVER_REQUESTS:
+            raise McpError(f"the server asks more than {MAX_SERVER_REQUESTS} times for one answer")
+        answer: dict[str, Any] = {"jsonrpc": "2.0", "id": asked["id"]}
+        if asked["method"] == "ping":
+            answer["result"] = {}
+        else:
+            answer["error"] = {"code": _METHOD_NOT_FOUND, "message": "Method not found"}
+        body = json.dumps(answer).encode()
+        self._http.exchange("POST", body, self._request_headers("", ""))
+        return False
+
+    def _resumed(self, body: bytes, number: int) -> dict[str, Any] | None:
+        """The answer out of the rest of a stream that ended before it; None where it isn't there.
+
+        Servers of 2025-11-25 end streams of long calls on purpose.
+        """
+        last_id, retry_s = resume_point(body)
+        for _ in range(MAX_RESUMPTIONS):
+            if not last_id:
+                return None
+            self._sleep(retry_s)
+            headers = self._request_headers("", "")
+            headers["Accept"] = "text/event-stream"
+            headers["Last-Event-ID"] = last_id
+            status, answered, body = self._http.exchange(
+                "GET", b"", headers, lambda data: self._hear(data, number)
+            )
+            if status != 200 or not _is_stream(answered):
+                return None
+            message = _answer_in(body, number)
+            if message is not None:
+                return message
+            last_id, retry_s = resume_point(body, last_id, retry_s)
+        return None
 
     def _request_headers(self, method: str, name: str) -> dict[str, str]:
         headers = {
@@ -231,6 +309,17 @@ class McpClient:
         if self._version == NEWEST:
             headers["Mcp-Method"] = method
         return headers
+
+
+def _is_stream(headers: Mapping[str, str]) -> bool:
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "text/event-stream"
+
+
+def _answer_in(body: bytes, number: int) -> dict[str, Any] | None:
+    """The JSON-RPC response among the events of a stream."""
+    found = (_response(data, number) for data in event_data(body))
+    return next((one for one in found if one is not None), None)
 
 
 def _response(text: bytes, number: int) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import http.client
 import ipaddress
+import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,8 @@ from protocol.runtime.addresses import is_internal, unwrapped
 MAX_ANSWER_BYTES: Final = 1024 * 1024
 MAX_REDIRECTS: Final = 3
 MAX_ADDRESSES: Final = 16
+DEFAULT_RETRY_S: Final = 1.0
+"""Before a stream is resumed whose server doesn't say when."""
 SOCKET_TIMEOUT_S: Final = 600.0
 """Between two reads; the process as a whole is killed much earlier."""
 
@@ -73,8 +76,11 @@ class McpHttp:
         self._session: tuple[tuple[str, str, int], str] | None = None
 
     def keep_session(self, session_id: str) -> None:
-        """From now on send a session's id to whoever answered last, and to nobody else."""
-        self._session = (self._answered, session_id)
+        """From now on send a session's id to whoever answered last, and to nobody else.
+
+        An empty one is none.
+        """
+        self._session = (self._answered, session_id) if session_id else None
 
     def exchange(
         self,
@@ -235,9 +241,10 @@ def _body(answer: http.client.HTTPResponse, headers: Mapping[str, str], is_last:
 
 def _lines_to_the_last(answer: http.client.HTTPResponse, is_last: IsLast) -> Iterator[bytes]:
     """The lines of a stream up to the last event that is wanted; a stream may stay open."""
-    total, data = 0, b""
-    while line := answer.readline(MAX_ANSWER_BYTES + 1):
+    total, data, has_id = 0, b"", False
+    while line := _line(answer, is_resumable=has_id):
         total += len(line)
+        has_id = has_id or line.startswith(b"id:")
         if total > MAX_ANSWER_BYTES:
             raise McpError(f"the server's answer has more than {MAX_ANSWER_BYTES} bytes")
         yield line
@@ -247,6 +254,36 @@ def _lines_to_the_last(answer: http.client.HTTPResponse, is_last: IsLast) -> Ite
             if any(is_last(one) for one in event_data(data + b"\n")):
                 return
             data = b""
+
+
+def _line(answer: http.client.HTTPResponse, *, is_resumable: bool) -> bytes:
+    """The next line of a stream; a stream that can be resumed may break like one that ends."""
+    try:
+        return answer.readline(MAX_ANSWER_BYTES + 1)
+    except (OSError, http.client.HTTPException):
+        if is_resumable:
+            return b""
+        raise
+
+
+def resume_point(
+    body: bytes, last_id: str = "", retry_s: float = DEFAULT_RETRY_S
+) -> tuple[str, float]:
+    """From where a stream goes on, and after how many seconds it may be asked for.
+
+    Args:
+        body: What was read of the stream.
+        last_id: Where it went on the last time.
+        retry_s: What it said the last time.
+    """
+    for line in body.splitlines():
+        name, _, value = line.partition(b":")
+        text = value.removeprefix(b" ").decode("utf-8", "replace")
+        if name == b"id" and re.fullmatch(r"[ -~]{0,1024}", text):
+            last_id = text.strip()
+        elif name == b"retry" and re.fullmatch(r"[0-9]{1,9}", text):
+            retry_s = int(text) / 1000
+    return last_id, retry_s
 
 
 def event_data(body: bytes) -> list[bytes]:
