@@ -35,6 +35,7 @@ from gateway.http.routes import (
     generate,
     health,
     hooks,
+    mcp,
     messages,
     models,
     organization,
@@ -69,7 +70,7 @@ def build_api(parts: HttpParts) -> Api:
     app.state.methods = {}
     for module in (
         *(generate, responses, conversations, messages, embeddings, tokenize),
-        *(scoring, models, tools, hooks, health, usage, files, batches),
+        *(scoring, models, tools, mcp, hooks, health, usage, files, batches),
         *(admin, resources, audit, profile, workers),
         *(organization, organization_people, organization_invites),
         *(organization_audit, organization_limits),

@@ -1,13 +1,15 @@
-"""In whose words a request's errors are told: OpenAI's, or Anthropic's at the paths of Messages."""
+"""In whose words a request's errors are told: OpenAI's, Anthropic's or JSON-RPC's, by its path."""
 
 import time
 
+import orjson
 from starlette.types import Scope
 
 from gateway.errors import GatewayError
 from gateway.http.anthropic import errors as anthropic
 from gateway.http.anthropic.models import VERSION_HEADER
 from gateway.http.error_table import ERROR_TABLE, ErrorRow, error_body, render_error
+from gateway.http.mcp.messages import INTERNAL_ERROR, MCP_PATH, REFUSED, error_message
 from gateway.request.job import MESSAGES_ENDPOINT
 from protocol.errors import PenstockError
 
@@ -35,7 +37,8 @@ def error_answer(
     """Status and body of an error that is no exception of ours."""
     if is_anthropic(scope):
         return anthropic.status_of(row), anthropic.error_object(message, row, _request_id(scope))
-    return row.status, error_body(message, row, param)
+    body = error_body(message, row, param)
+    return row.status, _as_mcp(scope, row.status, body) if scope["path"] == MCP_PATH else body
 
 
 def raised_answer(scope: Scope, error: PenstockError) -> tuple[int, bytes, dict[str, str]]:
@@ -46,7 +49,16 @@ def raised_answer(scope: Scope, error: PenstockError) -> tuple[int, bytes, dict[
         body = anthropic.render_error_object(error, _request_id(scope))
         if isinstance(error, GatewayError) and error.limits is not None:
             headers |= anthropic.limit_headers(error.limits, time.time())
+    elif scope["path"] == MCP_PATH:
+        body = _as_mcp(scope, status, body)
     return status, body, headers
+
+
+def _as_mcp(scope: Scope, status: int, body: bytes) -> bytes:
+    """An error of JSON-RPC, with OpenAI's error object as its data."""
+    error = orjson.loads(body)["error"]
+    code = INTERNAL_ERROR if status >= 500 else REFUSED
+    return error_message(code, error["message"], scope.get("state", {}).get("mcp_id", ""), error)
 
 
 def _request_id(scope: Scope) -> str:

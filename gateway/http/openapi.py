@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
 from gateway.http.error_shape import is_anthropic_path
+from gateway.http.mcp.messages import MCP_PATH, McpRequest
 from gateway.http.openapi_queries import QUERIES
 from gateway.http.openresponses.schemas import (
     CompactRequest,
@@ -101,6 +102,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     ChangePriceRequest,
     ExecuteRequest,
     ParseRequest,
+    McpRequest,
     DrainRequest,
     ClearCacheRequest,
     CreateWebhookRequest,
@@ -215,6 +217,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "/detokenize": {"model": "demo", "tokens": [1, 2, 3]},
     "/v1/parse": {"format": "hermes", "text": "Let me see."},
     "/v1/tools/execute": {"name": "now", "arguments": {}},
+    "/mcp": {"jsonrpc": "2.0", "id": 1, "method": "tools/list"},
     "/v1/admin/keys": {
         "name": "ci",
         "role": "service",
@@ -379,6 +382,25 @@ _ANTHROPIC_ERROR_SCHEMA: Final[dict[str, Any]] = {
 }
 
 
+_MCP_ERROR_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["jsonrpc", "id", "error"],
+    "properties": {
+        "jsonrpc": {"const": "2.0"},
+        "id": {"type": ["string", "integer", "null"]},
+        "error": {
+            "type": "object",
+            "required": ["code", "message"],
+            "properties": {
+                "code": {"type": "integer"},
+                "message": {"type": "string"},
+                "data": {"type": "object"},
+            },
+        },
+    },
+}
+
+
 def _error(name: str, description: str = "An error.") -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{name}"}
     return {"description": description, "content": {"application/json": {"schema": schema}}}
@@ -418,6 +440,7 @@ def describe(
         **definitions["$defs"],
         "Error": _ERROR_SCHEMA,
         "AnthropicError": _ANTHROPIC_ERROR_SCHEMA,
+        "McpError": _MCP_ERROR_SCHEMA,
     }
     components["securitySchemes"] = _SCHEMES
     document["security"] = _KEY if requires_keys else _KEY_IF_ANY
@@ -446,7 +469,8 @@ def describe(
 
 
 def _responses(method: str, path: str) -> dict[str, Any]:
-    error = _error("AnthropicError" if is_anthropic_path(path) else "Error")
+    name = "AnthropicError" if is_anthropic_path(path) else "Error"
+    error = _error("McpError" if path == MCP_PATH else name)
     if (method, path) == _WEBSOCKET:
         refused = {**error, "description": "No upgrade to a WebSocket was asked for."}
         return {"101": {"description": "A WebSocket."}, "426": refused, "default": error}
@@ -454,6 +478,8 @@ def _responses(method: str, path: str) -> dict[str, Any]:
     is_creation = method == "post" and path in _CREATED
     done = {"description": "Created." if is_creation else "Done.", "content": content}
     responses = {"201" if is_creation else "200": done, "default": error}
+    if path == MCP_PATH:
+        responses["202"] = {"description": "A notification, which nothing answers."}
     if path == _DRAIN:
         responses = {"202": done, "default": error}
     if path in _PROBES:

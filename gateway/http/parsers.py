@@ -17,6 +17,7 @@ from gateway.http.anthropic.convert import count_question, messages_job
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
 from gateway.http.anthropic.schemas import parse as parse_messages
 from gateway.http.convert import NEUTRAL_DEFAULTS, chat_job, completion_job, tokenize_question
+from gateway.http.mcp.messages import McpMessage, parse_message
 from gateway.http.openresponses.convert import (
     AskedResponse,
     CompactBody,
@@ -359,6 +360,10 @@ def _execute(body: bytes, _context: ParseContext) -> ExecuteBody:
     return ExecuteBody(request.name, _arguments_json(request.arguments))
 
 
+def _mcp(body: bytes, _context: ParseContext) -> McpMessage:
+    return parse_message(body)
+
+
 def _arguments_json(arguments: dict[str, Any] | str) -> str:
     """Arguments as the text of a JSON object.
 
@@ -411,6 +416,7 @@ TOKENIZE: Final = BodyKind("tokenize", _tokenize, TokenizeBody)
 DETOKENIZE: Final = BodyKind("detokenize", _detokenize, DetokenizeBody)
 PARSE: Final = BodyKind("parse", _parse, ParseBody)
 EXECUTE: Final = BodyKind("execute", _execute, ExecuteBody)
+MCP: Final = BodyKind("mcp", _mcp, McpMessage)
 
 KINDS: Final[Mapping[str, BodyKind[Any]]] = {
     kind.name: kind
@@ -420,6 +426,6 @@ KINDS: Final[Mapping[str, BodyKind[Any]]] = {
         *(SOCKET, CONTINUED_SOCKET),
         *(COMPACT, CONTINUED_COMPACT, CONVERSATION, CONVERSATION_UPDATE, CONVERSATION_ITEMS),
         *(DECISION, SYSTEMONE, RERANK, SCORE, CLASSIFY),
-        *(TOKENIZE, DETOKENIZE, PARSE, EXECUTE),
+        *(TOKENIZE, DETOKENIZE, PARSE, EXECUTE, MCP),
     )
 }

@@ -81,6 +81,7 @@ ROUTE_RULES: Final[dict[str, RouteRule]] = {
     "/detokenize": RouteRule(Access.METERED, "tokenize"),
     "/v1/parse": RouteRule(Access.METERED, "tools.parse"),
     "/v1/tools/execute": RouteRule(Access.METERED, "tools.execute"),
+    "/mcp": RouteRule(Access.METERED, "tools.list"),
     "/v1/hooks/{name}/{path:path}": RouteRule(Access.COUNTED, "hooks"),
     "/v1/usage": RouteRule(Access.USER, "usage.read"),
     "/v1/budget/status": RouteRule(Access.USER, "budget.read"),

@@ -43,6 +43,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "gateway.http.openresponses",
         "gateway.http.organization",
         "gateway.http.scoring",
+        "gateway.http.mcp",
         "gateway.http",
         "gateway.http.routes",
         "gateway.http.dispatcher",

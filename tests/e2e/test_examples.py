@@ -44,6 +44,12 @@ def test_the_tool_loop_calls_and_answers(house: House) -> None:
     assert "16" in output.splitlines()[-1]
 
 
+def test_the_mcp_client_lists_tools_and_asks_a_model(house: House) -> None:
+    first, *answer = run_example(house, "mcp_client.py").splitlines()
+    assert first.startswith("generate: Asks a language model")
+    assert "".join(answer).strip()
+
+
 def test_the_agent_calls_and_answers(house: House) -> None:
     assert "16" in run_example(house, "agents_sdk.py", "What is the weather in Berlin?")
 

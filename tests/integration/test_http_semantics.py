@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from gateway.http.access import GuardedRoute
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
 from gateway.http.app import build_api
+from gateway.http.mcp.messages import McpRequest
 from gateway.http.openapi import EXAMPLES
 from gateway.http.openresponses.schemas import (
     CompactRequest,
@@ -323,6 +324,7 @@ EXAMPLE_MODELS: list[tuple[str, type[BaseModel]]] = [
     ("/v1/organizations/invites", AnthropicInviteRequest),
     ("/v1/organizations/users/{user_id}", AnthropicRoleRequest),
     ("/v1/organization/invites", InviteRequest),
+    ("/mcp", McpRequest),
     ("/v1/admin/profile", ProfileRequest),
     ("/v1/admin/workers/{name}/drain", DrainRequest),
     ("/v1/models/invalidate-cache", ClearCacheRequest),

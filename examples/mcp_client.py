@@ -1,0 +1,34 @@
+"""Tools and models of this server for a program that speaks MCP (`pip install mcp`).
+
+.venv/bin/python examples/mcp_client.py    # with OPENAI_BASE_URL and OPENAI_API_KEY, if need be
+"""
+
+import asyncio
+import os
+
+import httpx2
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+
+url = os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1").removesuffix("/v1")
+key = os.environ.get("OPENAI_API_KEY", "any")
+
+
+async def main() -> None:
+    """List the tools, and ask a model by one of them."""
+    headers = {"Authorization": f"Bearer {key}"}
+    async with (
+        httpx2.AsyncClient(headers=headers, timeout=600) as http,
+        Client(streamable_http_client(f"{url}/mcp", http_client=http)) as client,
+    ):
+        for tool in (await client.list_tools()).tools:
+            print(f"{tool.name}: {tool.description}")
+        arguments = {"prompt": "What is a penstock?", "max_tokens": 32}
+        answer = await client.call_tool("generate", arguments)
+        for part in answer.content:
+            if part.type == "text":
+                print(part.text)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
