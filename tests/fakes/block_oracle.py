@@ -359,17 +359,113 @@ class MlpProblem:
         inner = rounded(normed, before, config.group_size) @ self.gate_up_values.T
         if vectors["gate_up_bias"] is not None:
             inner = inner + vectors["gate_up_bias"]
-        if config.is_gated:
-            gate, up = np.split(inner, 2, axis=1)
-            inner = activated(gate, config.activation) * up
-        else:
-            inner = activated(inner, config.activation)
+        inner = gated(inner, config)
         out = rounded(inner, behind, config.group_size) @ self.down_values.T
         result = x.astype(np.float64)
         result[live] += added(
             out, vectors["down_bias"], vectors["post_norm"], config.eps, config.multiplier
         )
         return result
+
+
+class ExpertsProblem:
+    """Random experts, what each token chose, and what they give in float64.
+
+    Args:
+        config: Of an expert.
+        num_experts: Experts.
+        chosen: [T, K] int, `num_experts` is none.
+        width: What an expert reads and gives.
+        seed: Of all numbers.
+    """
+
+    def __init__(
+        self, config: MlpConfig, num_experts: int, chosen: Array, width: int, seed: int = 0
+    ) -> None:
+        self.config, self.chosen = config, chosen.astype(np.int32)
+        numbers = Problem(StepShape((Row(0, len(chosen)),), 16), width, seed)
+        normal = numbers.normal
+        self.x, self.weights = numbers.x, np.abs(normal(*chosen.shape)) + np.float32(0.1)
+        inner = config.intermediate_size
+        outputs = 2 * inner if config.is_gated else inner
+        kind = "gate_up" if config.is_gated else "linear"
+        self.gate_up, self.gate_up_values = self._matrices(
+            numbers, num_experts, outputs, width, kind, config.gate_up_blocks
+        )
+        self.down, self.down_values = self._matrices(
+            numbers, num_experts, width, inner, "linear", config.down_blocks
+        )
+        self.gate_up_bias = (
+            normal(num_experts, outputs, scale=0.2) if config.has_gate_up_bias else None
+        )
+        self.down_bias = normal(num_experts, width, scale=0.2) if config.has_down_bias else None
+
+    def _matrices(
+        self,
+        numbers: Problem,
+        num_experts: int,
+        outputs: int,
+        inputs: int,
+        kind: str,
+        blocks: BlockFormat | None,
+    ) -> tuple[Array, Array]:
+        """Packed ones, and what they stand for: [E, outputs, inputs] float64."""
+        config = self.config
+        found = [
+            numbers.matrix(outputs, inputs, config.weight_type, kind, config.group_size, blocks)
+            for _ in range(num_experts)
+        ]
+        packed = packing.aligned_empty((num_experts, *found[0][0].shape))
+        for place, (matrix, _) in zip(packed, found, strict=True):
+            place[...] = matrix
+        return packed, np.stack([values for _, values in found])
+
+    def mlp(self) -> Mlp:
+        biases = calls.mlp_vectors(gate_up_bias=self.gate_up_bias, down_bias=self.down_bias)
+        return Mlp(
+            self.config, jnp.asarray(biases), jnp.asarray(self.gate_up), jnp.asarray(self.down)
+        )
+
+    def found(self, rows: Any = slice(None)) -> Array:
+        """What the kernels give for some of the tokens."""
+        return np.asarray(
+            calls.experts(
+                jnp.asarray(self.x[rows]),
+                jnp.asarray(self.chosen[rows]),
+                jnp.asarray(self.weights[rows]),
+                self.mlp(),
+            )
+        )
+
+    def oracle(self) -> Array:
+        """[T, width] float64."""
+        config, result = self.config, np.zeros(self.x.shape)
+        before, behind = (
+            rounding_of(config.weight_type, blocks, rounds=True)
+            for blocks in (config.gate_up_blocks, config.down_blocks)
+        )
+        for expert, (gate_up, down) in enumerate(
+            zip(self.gate_up_values, self.down_values, strict=True)
+        ):
+            tokens, places = np.nonzero(self.chosen == expert)
+            inner = rounded(self.x[tokens], before, config.group_size) @ gate_up.T
+            if self.gate_up_bias is not None:
+                inner = inner + self.gate_up_bias[expert]
+            out = rounded(gated(inner, config), behind, config.group_size) @ down.T
+            if self.down_bias is not None:
+                out = out + self.down_bias[expert]
+            np.add.at(result, tokens, out * self.weights[tokens, places][:, None])
+        return result
+
+
+def gated(inner: Array, config: MlpConfig) -> Array:
+    """What the second product of an MLP reads, of what its first one gives."""
+    if not config.is_gated:
+        return activated(inner, config.activation)
+    gate, up = np.split(inner, 2, axis=1)
+    if config.clamp:
+        gate, up = np.minimum(gate, config.clamp), np.clip(up, -config.clamp, config.clamp)
+    return activated(gate, config.activation) * (up + config.up_offset)
 
 
 def added(
@@ -419,8 +515,12 @@ def activated(x: Array, activation: Activation) -> Array:
     values: Array
     if activation is Activation.SILU:
         values = x / (1 + np.exp(-x))
+    elif activation is Activation.QUICK_GELU:
+        values = x / (1 + np.exp(-1.702 * x))
     elif activation is Activation.RELU:
         values = np.maximum(x, 0)
+    elif activation is Activation.RELU_SQUARED:
+        values = np.maximum(x, 0) ** 2
     elif activation is Activation.GELU_TANH:
         values = 0.5 * x * (1 + np.tanh(0.7978845608028654 * (x + 0.044715 * x**3)))
     else:

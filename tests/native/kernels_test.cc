@@ -20,6 +20,7 @@
 
 extern "C" {
 XLA_FFI_Error* penstock_blocks(XLA_FFI_CallFrame*);
+XLA_FFI_Error* penstock_experts(XLA_FFI_CallFrame*);
 XLA_FFI_Error* penstock_head(XLA_FFI_CallFrame*);
 XLA_FFI_Error* penstock_likeliest(XLA_FFI_CallFrame*);
 XLA_FFI_Error* penstock_embedding(XLA_FFI_CallFrame*);
@@ -35,6 +36,8 @@ struct XLA_FFI_Error {
 namespace {
 
 using penstock::WeightType;
+
+constexpr int64_t kVersion = 3;  // of the attributes
 
 int num_failures = 0;
 
@@ -190,7 +193,7 @@ class Problem {
     call.results = {x.buffer(), arrays_[first_page_].buffer(), arrays_[first_page_ + 1].buffer()};
     const auto type = static_cast<int64_t>(type_);
     // In the order of handlers.cc: a norm a head, all biases, a norm behind and sinks.
-    call.config = {2, 1, 2, 0};
+    call.config = {kVersion, 1, 2, 0};
     const int64_t format[] = {type, 32, 0, 0, 0, 0};
     const auto add = [&](std::initializer_list<int64_t> fields) {
       for (int matrix = 0; matrix < 2; matrix++) {
@@ -282,7 +285,7 @@ void test_head_and_embedding() {
       Call head;
       head.arguments = {hidden.buffer(), wanted.buffer(), table.buffer()};
       head.results = {logits.buffer()};
-      head.config = {2, type, 64, 0, 0, 0, 0};
+      head.config = {kVersion, type, 64, 0, 0, 0, 0};
       head.scalars = {1.0f, 3.0f};
       std::string error = head.run(penstock_head);
       expect(error.empty(), error);
@@ -307,6 +310,105 @@ void test_head_and_embedding() {
       expect(error.empty(), error);
     }
   }
+}
+
+// Experts over some tokens: one that many chose, some that nobody did, tokens without any.
+class Experts {
+ public:
+  static constexpr int64_t kTokens = 41, kChosen = 3, kExperts = 6, kWidth = 64, kInner = 96;
+
+  explicit Experts(WeightType type)
+      : is_in_blocks_(penstock::is_in_blocks(type)),
+        x_(XLA_FFI_DataType_F32, {kTokens, kWidth}),
+        experts_(XLA_FFI_DataType_S32, {kTokens, kChosen}),
+        weights_(XLA_FFI_DataType_F32, {kTokens, kChosen}),
+        vectors_(XLA_FFI_DataType_F32, {kExperts * (2 * kInner + kWidth)}),
+        gate_up_(packed(type, 2 * kInner, kWidth, true)),
+        down_(packed(type, kWidth, kInner, false)) {
+    x_.fill(random_);
+    weights_.fill(random_);
+    vectors_.fill(random_);
+    const int32_t chosen[] = {4, 1, kExperts, 4, 5, 1, kExperts, kExperts, kExperts};
+    for (int64_t i = 0; i < kTokens * kChosen; i++) experts_.at<int32_t>()[i] = chosen[i % 9];
+    const int64_t groups = is_in_blocks_ ? 32 : 0, id = static_cast<int64_t>(type);
+    call.arguments = {x_.buffer(),       experts_.buffer(), weights_.buffer(),
+                      vectors_.buffer(), gate_up_.buffer(), down_.buffer()};
+    call.config = {kVersion};
+    for (int matrix = 0; matrix < 2; matrix++) {
+      call.config.insert(call.config.end(), {id, 32, groups, 0, 0, 0});
+    }
+    // An activation of GPT-OSS with both biases and its clamp.
+    call.config.insert(call.config.end(), {kInner, 4, 1, 0, 0, 1, 1, 0});
+    call.scalars = {0.0f, 1.0f, 0.5f, 1.0f};
+  }
+
+  std::string run(Array& y) {
+    Call copy = call;
+    copy.results = {y.buffer()};
+    return copy.run(penstock_experts);
+  }
+  static Array result() { return Array(XLA_FFI_DataType_F32, {kTokens, kWidth}); }
+  int32_t* chosen() { return experts_.at<int32_t>(); }
+
+  Call call;
+
+ private:
+  Array packed(WeightType type, int64_t outputs, int64_t inputs, bool is_gate_up) {
+    const int64_t panels = outputs / penstock::kPanelOutputs;
+    const penstock::BlockLayout blocks{is_in_blocks_ ? 32 : 0};
+    const int64_t size = penstock::panel_bytes(type, inputs, 32, blocks);
+    Array matrices(XLA_FFI_DataType_U8, {kExperts, panels, size});
+    std::memset(matrices.at<char>(), 0x11, matrices.bytes());  // Half floats of it are small.
+    std::vector<float> values(static_cast<size_t>(outputs * inputs));
+    for (int64_t expert = 0; expert < kExperts && !is_in_blocks_; expert++) {
+      for (float& value : values) value = random_.next() * 0.2f;
+      expect(penstock_pack(values.data(), 0, outputs, inputs, static_cast<int32_t>(type),
+                           is_gate_up, 32, matrices.at<char>() + expert * panels * size,
+                           panels * size) == 0,
+             "packing experts");
+    }
+    return matrices;
+  }
+
+  bool is_in_blocks_;
+  Random random_;
+  Array x_, experts_, weights_, vectors_, gate_up_, down_;
+};
+
+void test_experts() {
+  for (int type = 0; type < 6; type++) {
+    Experts experts(static_cast<WeightType>(type));
+    Array expected = Experts::result();
+    penstock::choose_level("generic");
+    std::string error = experts.run(expected);
+    expect(error.empty(), error);
+    for (auto level = penstock::compiled_levels(); *level != nullptr; level++) {
+      if (!penstock::choose_level((*level)->name)) continue;
+      Array found = Experts::result();
+      error = experts.run(found);
+      expect(error.empty(), error);
+      const double miss = distance(found, expected);
+      expect(miss < 2e-3, std::string((*level)->name) + ": experts of type " +
+                              std::to_string(type) + " are " + std::to_string(miss) + " away");
+    }
+  }
+  Experts experts(WeightType::kBfloat16);
+  Array y = Experts::result();
+  const Call good = experts.call;
+  for (size_t field = 0; field < good.config.size(); field++) {
+    for (int64_t wrong : {INT64_MIN, int64_t{-2}, int64_t{1} << 40, INT64_MAX}) {
+      experts.call.config[field] = wrong;
+      expect(!experts.run(y).empty(), "a wrong field of experts");
+      experts.call = good;
+    }
+  }
+  for (size_t i = 0; i < good.arguments.size(); i++) {
+    experts.call.arguments[i].data = static_cast<char*>(good.arguments[i].data) + 2;
+    expect(experts.run(y).find("is not aligned to") != std::string::npos, "alignment");
+    experts.call = good;
+  }
+  experts.chosen()[5] = Experts::kExperts + 1;
+  expect(experts.run(y).find("token 1 chose expert 7 of 6") != std::string::npos, "a wrong expert");
 }
 
 void expect_refused(const Call& call, const std::string& what) {
@@ -355,10 +457,19 @@ void test_the_border() {
   }
 }
 
-// Two callers at once, and threads that are parked and woken.
+// Several callers at once, and threads that are parked and woken.
 void test_callers_at_once() {
   Problem problems[] = {{WeightType::kBfloat16, true}, {WeightType::kInt8, true}};
+  Experts experts(WeightType::kInt4);
   std::vector<std::thread> callers;
+  callers.emplace_back([&experts] {
+    Array first = Experts::result(), again = Experts::result();
+    experts.run(first);
+    for (int i = 0; i < 40; i++) {
+      experts.run(again);
+      if (std::memcmp(first.at<char>(), again.at<char>(), first.bytes()) != 0) std::abort();
+    }
+  });
   for (Problem& problem : problems) {
     callers.emplace_back([&problem] {
       Array first = residual();
@@ -382,6 +493,7 @@ void test_callers_at_once() {
 int main() {
   expect(penstock_start_threads(4) == 4, "four threads");
   test_levels();
+  test_experts();
   test_head_and_embedding();
   test_the_border();
   test_callers_at_once();

@@ -12,7 +12,7 @@ backend: XLA:CPU would convert the whole array to float32 before the loop (66 ti
 row, measured likewise).
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +136,29 @@ class BesideDense(Block):
         return choice._replace(weights=choice.weights * scales[choice.experts])
 
 
+class MoeProducts(Protocol):
+    """What of a block is computed elsewhere: its products with matrices."""
+
+    def multiply(self, name: str, x: jax.Array) -> jax.Array:
+        """`x W^T` with the matrix of one of the block's `Linear`s, by its name: [T, out] float32.
+
+        Args:
+            name: `router`, `shared_gate`, `to_latent` or `from_latent`.
+            x: [T, in] float32.
+        """
+
+    def experts(self, x: jax.Array, choice: "ExpertChoice") -> jax.Array:
+        """The weighted sum over each token's experts: [T, width] float32.
+
+        Args:
+            x: [T, width] float32.
+            choice: Of experts; E is none.
+        """
+
+    def shared(self, x: jax.Array) -> jax.Array:
+        """[T, hidden] float32 of the expert that sees every token, x being [T, hidden] float32."""
+
+
 class MoeBlock(ResidualBlock):
     """Norm, router, the chosen experts of each token and the one that all share."""
 
@@ -162,51 +185,87 @@ class MoeBlock(ResidualBlock):
         self.shared_gate = Linear(1, hidden, dtype, bias=False) if moe.shared_gate else None
         self.beside = BesideDense(spec, moe, dtype) if moe.is_beside_dense else None
 
-    def __call__(self, x: jax.Array, is_token: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        is_token: jax.Array | None = None,
+        products: MoeProducts | None = None,
+    ) -> jax.Array:
         """What the experts add to the residual.
 
         Args:
             x: [T, hidden] float32.
             is_token: [T] bool, rows whose experts are computed; None is all. What the others get
                 is not said.
+            products: Computes the products; None is XLA with the block's own weights.
 
         Returns:
             [T, hidden] float32.
         """
         spec, normed = self.spec, self.normed(x)
+        products = products or _XlaProducts(self)
         if self.beside is not None:
-            return self._beside_dense(self.beside, x, normed, is_token)
+            return self._beside_dense(self.beside, x, normed, is_token, products)
         correction = None if self.correction_bias is None else self.correction_bias[...]
-        choice = choose_experts(spec, self.router(normed), correction)
-        read = normed if self.to_latent is None else self.to_latent(normed)
-        y = self._routed(read, choice, is_token)
+        choice = choose_experts(spec, self._product(products, "router", normed), correction)
+        read = normed
+        if self.to_latent is not None:
+            read = self._product(products, "to_latent", normed)
+        y = products.experts(read, self._of_tokens(choice, is_token))
         if self.from_latent is not None:
-            y = self.from_latent(y)
+            y = self._product(products, "from_latent", y)
         if self.shared is not None:
-            shared = self.shared(normed)
+            shared = products.shared(normed)
             if self.shared_gate is not None:
-                shared *= jax.nn.sigmoid(self.shared_gate(normed))
+                shared *= jax.nn.sigmoid(self._product(products, "shared_gate", normed))
             y += shared
         return self.added(y)
 
     def _beside_dense(
-        self, beside: BesideDense, x: jax.Array, normed: jax.Array, is_token: jax.Array | None
+        self,
+        beside: BesideDense,
+        x: jax.Array,
+        normed: jax.Array,
+        is_token: jax.Array | None,
+        products: MoeProducts,
     ) -> jax.Array:
         assert self.shared is not None, "declared with it"
-        dense = beside.dense_post_norm(self.shared(normed))
-        choice = beside.weighed(choose_experts(self.spec, self.router(beside.router_input(x))))
-        routed = self._routed(beside.experts_norm(x), choice, is_token)
+        dense = beside.dense_post_norm(products.shared(normed))
+        logits = self._product(products, "router", beside.router_input(x))
+        choice = self._of_tokens(beside.weighed(choose_experts(self.spec, logits)), is_token)
+        routed = products.experts(beside.experts_norm(x), choice)
         return self.added(dense + beside.experts_post_norm(routed))
 
-    def _routed(
-        self, x: jax.Array, choice: "ExpertChoice", is_token: jax.Array | None
-    ) -> jax.Array:
-        """The weighted sum over each token's experts: [T, hidden] float32."""
-        spec, hidden = self.spec, x.shape[1]
+    def _product(self, products: MoeProducts, name: str, x: jax.Array) -> jax.Array:
+        bias = getattr(self, name).bias
+        y = products.multiply(name, x)
+        return y if bias is None else y + bias[...].astype(jnp.float32)
+
+    def _of_tokens(self, choice: "ExpertChoice", is_token: jax.Array | None) -> "ExpertChoice":
+        """The choice with no expert for rows that are no tokens."""
+        if is_token is None:
+            return choice
+        experts = jnp.where(is_token[:, None], choice.experts, self.spec.num_experts)
+        return choice._replace(experts=experts)
+
+
+class _XlaProducts:
+    """The products of a block in plain XLA."""
+
+    def __init__(self, block: MoeBlock) -> None:
+        self._block = block
+
+    def multiply(self, name: str, x: jax.Array) -> jax.Array:
+        return multiply(x, matrix_of(getattr(self._block, name).weight))
+
+    def shared(self, x: jax.Array) -> jax.Array:
+        assert self._block.shared is not None, "declared with it"
+        return self._block.shared(x)
+
+    def experts(self, x: jax.Array, choice: "ExpertChoice") -> jax.Array:
+        block, spec, hidden = self._block, self._block.spec, x.shape[1]
         num_chosen = spec.num_experts_per_token
         experts = choice.experts
-        if is_token is not None:
-            experts = jnp.where(is_token[:, None], experts, spec.num_experts)
         tiles = expert_tiles(experts.reshape(-1), spec.num_experts)
         rows = x[tiles.order // num_chosen]
         if spec.weighs_input:
@@ -218,8 +277,8 @@ class MoeBlock(ResidualBlock):
         def compute(index: jax.Array, y: jax.Array) -> jax.Array:
             expert, first = tiles.experts[index], tiles.first_rows[index]
             tile = lax.dynamic_slice(rows, (first, 0), (tiles.num_rows, hidden))
-            inner = activate(spec.expert, self.gate_up(tile, expert))
-            return lax.dynamic_update_slice(y, self.down(inner, expert), (first, 0))
+            inner = activate(spec.expert, block.gate_up(tile, expert))
+            return lax.dynamic_update_slice(y, block.down(inner, expert), (first, 0))
 
         by_expert = lax.fori_loop(0, tiles.num_tiles, compute, jnp.zeros(rows.shape, jnp.float32))
         by_choice = jnp.zeros((experts.size, hidden), jnp.float32)

@@ -24,7 +24,13 @@ from engine_worker.compute.backends.base import (
     kinds_of,
     live_positions,
 )
-from engine_worker.compute.backends.cpu_native import calls, packing
+from engine_worker.compute.backends.cpu_native import calls, coverage, packing
+from engine_worker.compute.backends.cpu_native.experts import (
+    FULL_WIDTH,
+    LINEAR,
+    NativeMoeProducts,
+    full_width,
+)
 from engine_worker.compute.backends.kv_layout import (
     NO_RINGS,
     BlockShapes,
@@ -52,8 +58,9 @@ from engine_worker.compute.backends.xla.pages import layer_shapes as xla_layer_s
 from engine_worker.compute.models.decoder import DecoderGraph, Leaves
 from engine_worker.compute.models.decoder_layer import Begun
 from engine_worker.compute.models.integer_blocks import BlockFormat
+from engine_worker.compute.models.moe import MoeProducts
 from engine_worker.compute.models.rope import RopeTables
-from engine_worker.compute.models.spec import DecoderSpec, MlpSpec, NormKind
+from engine_worker.compute.models.spec import DecoderSpec, MlpSpec, MoeSpec, NormKind
 
 CPU_NATIVE: Final = "cpu_native"
 GROUP_SIZE: Final = 64
@@ -80,6 +87,7 @@ _MLP_VECTORS: Final = {
     "down_bias": "down.bias",
     "post_norm": "post_norm.weight",
 }
+_EXPERT_VECTORS: Final = {"gate_up_bias": "gate_up.bias", "down_bias": "down.bias"}
 
 
 class CpuNativeBackend:
@@ -202,7 +210,7 @@ def _uncovered(spec: DecoderSpec, weight_type: str, cache_type: str, block_size:
     """Why blocks have no kernel, by kind and layer."""
 
     def reason(kind: BlockKind, layer: int) -> str | None:
-        return calls.uncovered(
+        return coverage.uncovered(
             spec, spec.layers[layer], kind.value, weight_type, cache_type, block_size
         )
 
@@ -248,12 +256,7 @@ class _Packing:
                 self._matrix(f"{prefix}qkv.weight", packing.MatrixKind.LINEAR)
                 self._matrix(f"{prefix}o.weight", packing.MatrixKind.LINEAR)
             if self._backend.is_native(BlockKind.MLP, layer):
-                prefix = f"layers.{layer}.mlp."
-                assert isinstance(spec.mlp, MlpSpec), "uncovered"
-                kind = packing.MatrixKind.GATE_UP if spec.mlp.gated else packing.MatrixKind.LINEAR
-                self._vectors(prefix, _MLP_VECTORS, calls.mlp_vectors)
-                self._matrix(f"{prefix}gate_up.weight", kind)
-                self._matrix(f"{prefix}down.weight", packing.MatrixKind.LINEAR)
+                self._mlp(f"layers.{layer}.mlp.", spec.mlp)
         if self._backend.is_native(BlockKind.EMBEDDING):
             self._matrix(_EMBEDDING, packing.MatrixKind.TABLE)
         if _HEAD in self._index and self._backend.is_native(BlockKind.HEAD):
@@ -271,21 +274,57 @@ class _Packing:
         layout = f"{CPU_NATIVE} {self._weight_type}{group} {packing.LAYOUT_VERSION}{stored}"
         return PackingPlan(tuple(self._plan.values()), layout)
 
-    def _matrix(self, path: str, kind: packing.MatrixKind) -> None:
-        index, weight_type = self._index[path], self._weight_type
-        rows, columns = self._graph.parameters[index].shape
+    def _mlp(self, prefix: str, mlp: MlpSpec | MoeSpec | None) -> None:
+        if isinstance(mlp, MlpSpec):
+            self._vectors(prefix, _MLP_VECTORS, calls.mlp_vectors)
+            self._products(prefix, mlp)
+            return
+        assert isinstance(mlp, MoeSpec), "a layer with an MLP"
+        self._experts(prefix, mlp.expert)
+        if mlp.shared is not None:
+            self._experts(f"{prefix}shared.", mlp.shared)
+        for name in LINEAR:
+            path = f"{prefix}{name}.weight"
+            if path in self._index:
+                own = full_width(self._weight_type) if name in FULL_WIDTH else None
+                self._matrix(path, packing.MatrixKind.LINEAR, own)
+
+    def _experts(self, prefix: str, expert: MlpSpec) -> None:
+        if expert.bias:
+            self._vectors(prefix, _EXPERT_VECTORS, calls.mlp_vectors)
+        self._products(prefix, expert, are_experts=True)
+
+    def _products(self, prefix: str, mlp: MlpSpec, *, are_experts: bool = False) -> None:
+        kind = packing.MatrixKind.GATE_UP if mlp.gated else packing.MatrixKind.LINEAR
+        self._matrix(f"{prefix}gate_up.weight", kind, are_experts=are_experts)
+        self._matrix(f"{prefix}down.weight", packing.MatrixKind.LINEAR, are_experts=are_experts)
+
+    def _matrix(
+        self,
+        path: str,
+        kind: packing.MatrixKind,
+        weight_type: str | None = None,
+        *,
+        are_experts: bool = False,
+    ) -> None:
+        index, own_type = self._index[path], weight_type or self._weight_type
+        *many, rows, columns = self._graph.parameters[index].shape
+        # Matrices of experts lie one behind the other, also where there is but one.
+        before = (many[0] if many else 1,) if are_experts else ()
         self._done.add(path)
         form = self._stored.get(path)
         if form is not None and packing.are_blocks_covered(columns, form):
-            self._plan[path] = _stored_weight(path, index, (rows, columns), form, kind)
+            self._plan[path] = _stored_weight(path, index, (rows, columns), form, kind, before)
             self.kept[path] = form
             return
-        parts = packing.packed_parts((rows, columns), weight_type, kind, GROUP_SIZE)
+        parts = packing.packed_parts((rows, columns), own_type, kind, GROUP_SIZE)
+        specs = tuple(PartSpec((*before, *shape), dtype) for shape, dtype in parts)
 
         def pack(values: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
-            return packing.pack(values[0], weight_type, kind, group_size=GROUP_SIZE)
+            matrices = values[0].reshape(-1, rows, columns)
+            packed = packing.pack_experts(matrices, own_type, kind, group_size=GROUP_SIZE)
+            return tuple(part.reshape(spec.shape) for part, spec in zip(packed, specs, strict=True))
 
-        specs = tuple(PartSpec(shape, dtype) for shape, dtype in parts)
         self._plan[path] = PackedWeight(path, (index,), specs, pack)
 
     def _vectors(
@@ -312,14 +351,21 @@ class _Packing:
 
 
 def _stored_weight(
-    path: str, index: int, shape: tuple[int, int], form: BlockFormat, kind: packing.MatrixKind
+    path: str,
+    index: int,
+    shape: tuple[int, int],
+    form: BlockFormat,
+    kind: packing.MatrixKind,
+    before: tuple[int, ...],
 ) -> PackedWeight:
-    """A matrix as the checkpoint keeps it."""
+    """A matrix as the checkpoint keeps it; `before` are axes of size 1 in front of its own."""
     parts = packing.packed_block_parts(shape, form, kind)
-    specs = tuple(PartSpec(part, dtype) for part, dtype in parts)
-    return PackedWeight(
-        path, (index,), specs, lambda matrices: packing.pack_blocks(matrices[0], kind), form
-    )
+    specs = tuple(PartSpec((*before, *part), dtype) for part, dtype in parts)
+
+    def pack(matrices: Sequence[Any]) -> tuple[npt.NDArray[Any], ...]:
+        return (packing.pack_blocks(matrices[0], kind)[0].reshape(specs[0].shape),)
+
+    return PackedWeight(path, (index,), specs, pack, form)
 
 
 class CpuNativeBlocks:
@@ -373,11 +419,12 @@ class CpuNativeBlocks:
                 run.x = self._xla.mixer(
                     layer, run.x, beside, run.cache, step, token_places(step), ropes
                 )
-            if self._backend.is_native(BlockKind.MLP, layer):
+            moe = self._moe_products(layer, step)
+            if moe is None and self._backend.is_native(BlockKind.MLP, layer):
                 run.add_mlp(layer)
             else:
                 run.finish()
-                run.x = self._xla.mlp(layer, before, run.x, step)
+                run.x = self._xla.mlp(layer, before, run.x, step, moe)
             block = self._xla.layer(layer)
             if block.has_parts_between:
                 run.finish()
@@ -385,6 +432,22 @@ class CpuNativeBlocks:
             beside = before
         run.finish()
         return run.x, tuple(run.cache)
+
+    def _moe_products(self, layer: int, step: StepTokens) -> MoeProducts | None:
+        """The native products of a layer's experts; None if it has none."""
+        moe = self._backend.spec.layers[layer].mlp
+        if not isinstance(moe, MoeSpec) or not self._backend.is_native(BlockKind.MLP, layer):
+            return None
+        return NativeMoeProducts(
+            self._backend.spec,
+            moe,
+            step.is_token.reshape(-1),
+            self._weights,
+            f"layers.{layer}.mlp.",
+            weight_type=self._backend.weight_type,
+            group_size=GROUP_SIZE,
+            stored=self._backend.stored_formats,
+        )
 
     def norm(self, x: jax.Array) -> jax.Array:
         return self._xla.norm(x)

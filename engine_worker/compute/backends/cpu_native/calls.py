@@ -2,6 +2,7 @@
 
     x = embedding(token_ids, table, spec.vocab_size, spec.hidden_size, "bfloat16")
     x, pages = run_blocks(x, step, ropes, [Attention(...), Mlp(...), ...])
+    y = experts(x, chosen, weights, Mlp(...))
     logits = head(hidden, table, spec.vocab_size, "bfloat16", wanted)
 
 Weights and cache are arguments, and nothing else decides what is computed. `run_blocks` takes any
@@ -11,7 +12,7 @@ shape, alias and block id, so a wrong call is an error of the program.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import jax
@@ -36,7 +37,8 @@ from engine_worker.compute.models.spec import (
 CACHE_TYPES: Final = ("float32", "bfloat16")
 """In the order of `CacheType` in `calls.h`."""
 MAX_HEAD_DIM: Final = 256
-_CONFIG_VERSION: Final = 2
+MAX_EXPERTS: Final = 65536
+_CONFIG_VERSION: Final = 3
 _NORMS: Final = ("none", "rms", "layer")
 QK_NORMS: Final = (QkNorm.NONE, QkNorm.PER_HEAD, QkNorm.FULL_WIDTH)
 _ACTIVATIONS: Final = (
@@ -44,7 +46,10 @@ _ACTIVATIONS: Final = (
     Activation.GELU_TANH,
     Activation.GELU,
     Activation.RELU,
+    Activation.QUICK_GELU,
+    Activation.RELU_SQUARED,
 )
+"""In the order of `Activation` in `calls.h`."""
 _FORMAT_FIELDS: Final = 6
 _BLOCK_FIELDS: Final = 14 + 2 * _FORMAT_FIELDS
 _BLOCK_SCALARS: Final = 4
@@ -139,7 +144,11 @@ class AttentionConfig:
 
 @dataclass(frozen=True, slots=True)
 class MlpConfig:
-    """What an MLP block computes; fields as in `AttentionConfig` and `MlpSpec`."""
+    """What an MLP block computes; fields as in `AttentionConfig` and `MlpSpec`.
+
+    Attributes:
+        clamp: 0 is none.
+    """
 
     intermediate_size: int
     eps: float
@@ -155,27 +164,39 @@ class MlpConfig:
     has_post_norm: bool = False
     gate_up_blocks: BlockFormat | None = None
     down_blocks: BlockFormat | None = None
+    clamp: float = 0.0
+    up_offset: float = 0.0
 
     @classmethod
     def of(
         cls, spec: DecoderSpec, layer: LayerSpec, *, weight_type: str, group_size: int = 64
     ) -> "MlpConfig":
         """The MLP block of a layer that `uncovered` has nothing against."""
-        mlp = layer.mlp
-        assert isinstance(mlp, MlpSpec), "experts are not covered"
+        assert isinstance(layer.mlp, MlpSpec), "experts are `of_experts`"
+        return replace(
+            cls.of_experts(layer.mlp, weight_type=weight_type, group_size=group_size),
+            eps=spec.norm_eps,
+            multiplier=spec.residual_multiplier * layer.mlp_multiplier,
+            norm=_norm_of(spec, layer),
+            has_norm_bias=spec.norm_bias,
+            has_post_norm=_has_post_norm(spec, layer),
+        )
+
+    @classmethod
+    def of_experts(cls, mlp: MlpSpec, *, weight_type: str, group_size: int = 64) -> "MlpConfig":
+        """What one expert computes, without a norm."""
         return cls(
             intermediate_size=mlp.intermediate_size,
-            eps=spec.norm_eps,
+            eps=0.0,
             weight_type=weight_type,
             group_size=group_size,
             activation=mlp.activation,
             is_gated=mlp.gated,
-            multiplier=spec.residual_multiplier * layer.mlp_multiplier,
-            norm=_norm_of(spec, layer),
-            has_norm_bias=spec.norm_bias,
+            norm="none",
             has_gate_up_bias=mlp.bias,
             has_down_bias=mlp.bias,
-            has_post_norm=_has_post_norm(spec, layer),
+            clamp=mlp.clamp or 0.0,
+            up_offset=mlp.up_offset,
         )
 
 
@@ -367,7 +388,7 @@ def _fields_of(block: Attention | Mlp) -> tuple[list[int], list[float]]:
             int(mlp.is_gated),
             _NORMS.index(mlp.norm),
             *map(int, flags),
-        ], [mlp.eps, mlp.multiplier]
+        ], [mlp.eps, mlp.multiplier, mlp.clamp, mlp.up_offset]
     attention = block.config
     bits = (
         attention.has_norm_bias,
@@ -390,6 +411,35 @@ def _fields_of(block: Attention | Mlp) -> tuple[list[int], list[float]]:
         CACHE_TYPES.index(attention.cache_type),
         *map(int, bits),
     ], [attention.eps, attention.scale, attention.softcap, attention.multiplier]
+
+
+def experts(x: jax.Array, chosen: jax.Array, weights: jax.Array, mlp: Mlp) -> jax.Array:
+    """The weighted sum over each token's experts.
+
+    An expert's matrices are read once, and not at all where no token chose it. A token's result has
+    the same bits whatever the others are and chose.
+
+    Args:
+        x: [T, width] float32, what the experts read.
+        chosen: [T, K] int32, 0 to E - 1; E is no expert. Others are an error of the program.
+        weights: [T, K] float32.
+        mlp: Of all experts: `gate_up` and `down` from `packing.pack_experts`, `vectors` all of the
+            biases [E, ..] of the first product, then of the second. Without norms and multiplier.
+
+    Returns:
+        [T, width] float32.
+    """
+    fields, scalars = _fields_of(mlp)
+    return jax.ffi.ffi_call("penstock_experts", _like(x))(
+        x,
+        chosen,
+        weights,
+        mlp.vectors,
+        mlp.gate_up,
+        mlp.down,
+        config=np.array([_CONFIG_VERSION, *fields[1:]], np.int64),
+        scalars=np.array(scalars, np.float32),
+    )
 
 
 def head(
@@ -487,94 +537,3 @@ def _table_config(
     weight_type: str, group_size: int, blocks: BlockFormat | None
 ) -> npt.NDArray[np.int64]:
     return np.array([_CONFIG_VERSION, *_format_fields(weight_type, group_size, blocks)], np.int64)
-
-
-def uncovered(
-    spec: DecoderSpec,
-    layer: LayerSpec,
-    block: str,
-    weight_type: str,
-    cache_type: str,
-    block_size: int,
-) -> str | None:
-    """Why the kernels don't compute a block; None where they do.
-
-    Args:
-        spec: The decoder.
-        layer: Of the block; whichever for the embedding and the head.
-        block: `embedding`, `attention`, `recurrent`, `mlp` or `head`.
-        weight_type: Of its matrices.
-        cache_type: Of keys and values.
-        block_size: Tokens of a cache block.
-    """
-    if weight_type not in WEIGHT_TYPES:
-        return f"no kernel multiplies {weight_type} weights"
-    if weight_type == "int8" and _widest(spec, layer) > 65536:
-        return "int8 products have at most 65536 inputs"
-    if block in {"embedding", "head"}:
-        return None
-    if block == "recurrent":
-        return "recurrent layers have no kernel"
-    placement = spec.placement_in(layer)
-    if placement is NormPlacement.PARALLEL:
-        return "attention and MLP read the same norm side by side"
-    if spec.norm_kind is NormKind.LAYER and placement is not NormPlacement.PRE:
-        return "LayerNorm stands behind the block"
-    if spec.alt_up is not None:
-        return "no kernel computes several residuals side by side"
-    if block == "attention":
-        if any(other.is_beside for other in spec.layers):
-            return "mixers stand side by side"
-        if any(
-            other.is_attention and other.attention.shared_from is not None for other in spec.layers
-        ):
-            return "layers share keys and values"
-        if spec.norm_kind is NormKind.LAYER and layer.attention.qk_norm is not QkNorm.NONE:
-            return "queries and keys have a LayerNorm"
-        return _uncovered_attention(layer, cache_type, block_size)
-    if not isinstance(layer.mlp, MlpSpec):
-        return "experts have no kernel"
-    if layer.mlp.clamp is not None:
-        return "no kernel clamps the gate"
-    if layer.mlp.up_offset:
-        return "no kernel adds to the up projection"
-    if layer.mlp.gate_cutoff is not None:
-        return "no kernel cuts the gate by its deviation"
-    if layer.mlp.gate_multiplier != 1.0:
-        return "no kernel multiplies the gate"
-    if layer.mlp.activation not in _ACTIVATIONS:
-        return f"no kernel has the activation {layer.mlp.activation}"
-    return None
-
-
-def _widest(spec: DecoderSpec, layer: LayerSpec) -> int:
-    inner = layer.mlp.intermediate_size if isinstance(layer.mlp, MlpSpec) else 0
-    heads = layer.attention.q_size if layer.is_attention else 0
-    return max(spec.hidden_size, heads, inner)
-
-
-def _uncovered_attention(layer: LayerSpec, cache_type: str, block_size: int) -> str | None:
-    attention = layer.attention
-    if attention.latent is not None:
-        return "no kernel reads latent keys and values"
-    if cache_type not in CACHE_TYPES:
-        return f"no kernel reads a cache of {cache_type}"
-    if attention.head_dim > MAX_HEAD_DIM or attention.head_dim % 2:
-        return f"heads are even and at most {MAX_HEAD_DIM} wide, not {attention.head_dim}"
-    if attention.num_heads > 256 * attention.num_kv_heads:
-        return "more than 256 heads share a key head"
-    if block_size > 65536 or block_size % 2:
-        return f"a cache block has an even number of tokens, at most 65536, not {block_size}"
-    if attention.rope is not None and attention.rope.interleaved:
-        return "no kernel rotates neighbouring pairs"
-    if attention.chunk is not None:
-        return "no kernel attends within chunks"
-    if attention.qk_norm not in QK_NORMS:
-        return f"no kernel normalises queries and keys {attention.qk_norm}"
-    if attention.output_gate:
-        return "no kernel gates what is attended to"
-    if attention.value_norm or attention.is_value_of_key:
-        return "no kernel makes values of keys, or normalises them"
-    if attention.query_scale is not None:
-        return "no kernel scales queries by their position"
-    return None

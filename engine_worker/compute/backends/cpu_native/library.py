@@ -19,10 +19,16 @@ import jax.ffi
 from engine_worker.errors import NativeUnavailableError
 from protocol.runtime.container_limits import num_usable_cores
 
-INTERFACE_VERSION: Final = 4
+INTERFACE_VERSION: Final = 5
 """Of the library's calls, attributes and packed layouts: `kInterfaceVersion` of `library.cc`."""
 LIBRARY_PATH: Final = Path(__file__).with_name("libpenstock_kernels.so")
-_TARGETS: Final = ("penstock_blocks", "penstock_head", "penstock_likeliest", "penstock_embedding")
+_TARGETS: Final = (
+    "penstock_blocks",
+    "penstock_experts",
+    "penstock_head",
+    "penstock_likeliest",
+    "penstock_embedding",
+)
 _lock = threading.Lock()
 _loaded: dict[Path, ctypes.CDLL] = {}
 _num_threads: dict[Path, int] = {}

@@ -119,26 +119,38 @@ def pack(
         ValueError: A weight is NaN or infinite (also: too large for bfloat16).
         NativeUnavailableError: There is no library.
     """
-    (shape, _), *_ = packed_parts((values.shape[0], values.shape[1]), weight_type, kind, group_size)
+    return (pack_experts(values[None], weight_type, kind, group_size=group_size)[0][0],)
+
+
+def pack_experts(
+    values: npt.NDArray[Any], weight_type: str, kind: str, *, group_size: int = 64
+) -> tuple[npt.NDArray[np.uint8], ...]:
+    """Packs [E, outputs, inputs] as E matrices one behind the other: [E, panels, panel bytes].
+
+    Args and Raises: As in `pack`.
+    """
+    num_experts, *rest = values.shape
+    (shape, _), *_ = packed_parts((rest[0], rest[1]), weight_type, kind, group_size)
     is_bfloat16 = values.dtype == ml_dtypes.bfloat16
     if not is_bfloat16 and values.dtype != np.float32:
         raise ValueError(f"weights to pack are float32 or bfloat16, not {values.dtype}")
     values = np.ascontiguousarray(values)
-    packed = aligned_empty(shape)
-    status = load().handle.penstock_pack(
-        values.ctypes.data,
-        is_bfloat16,
-        *values.shape,
-        WEIGHT_TYPES.index(weight_type),
-        MatrixKind(kind) is MatrixKind.GATE_UP,
-        group_size,
-        packed.ctypes.data,
-        packed.nbytes,
-    )
-    if status == _NOT_FINITE:
-        raise ValueError(f"a weight is not a finite number in {weight_type}")
-    if status != _OK:
-        raise ValueError(f"a matrix {values.shape} can't be packed as {weight_type} {kind}")
+    packed = aligned_empty((num_experts, *shape))
+    for matrix, place in zip(values, packed, strict=True):
+        status = load().handle.penstock_pack(
+            matrix.ctypes.data,
+            is_bfloat16,
+            *matrix.shape,
+            WEIGHT_TYPES.index(weight_type),
+            MatrixKind(kind) is MatrixKind.GATE_UP,
+            group_size,
+            place.ctypes.data,
+            place.nbytes,
+        )
+        if status == _NOT_FINITE:
+            raise ValueError(f"a weight is not a finite number in {weight_type}")
+        if status != _OK:
+            raise ValueError(f"a matrix {matrix.shape} can't be packed as {weight_type} {kind}")
     return (packed,)
 
 

@@ -36,7 +36,7 @@ from engine_worker.compute.models.decoder import Decoder, DecoderGraph, Leaves, 
 from engine_worker.compute.models.decoder_layer import DecoderLayer
 from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.compute.models.layers import Matrix
-from engine_worker.compute.models.moe import MoeBlock
+from engine_worker.compute.models.moe import MoeBlock, MoeProducts
 from engine_worker.compute.models.quantized import QuantizedMatrix, quantize
 from engine_worker.compute.models.recurrent.state import Advance, Inputs
 from engine_worker.compute.models.rope import RopeTables
@@ -323,7 +323,14 @@ class XlaBlocks:
         added = block(layer, x, recur)
         return added, states
 
-    def mlp(self, layer: int, before: jax.Array, x: jax.Array, step: StepTokens) -> jax.Array:
+    def mlp(
+        self,
+        layer: int,
+        before: jax.Array,
+        x: jax.Array,
+        step: StepTokens,
+        products: MoeProducts | None = None,
+    ) -> jax.Array:
         """The residual [T * Q, hidden] after the MLP block of one layer, or its experts, if any.
 
         Args:
@@ -331,13 +338,14 @@ class XlaBlocks:
             before: The residual before its attention block, which only a parallel layer reads.
             x: The residual after it.
             step: The tokens; no expert is read for padding.
+            products: Computes those of experts; None is XLA.
         """
         block = self.layer(layer)
         if block.mlp is None:
             return x
         read = block.mlp_input(before, x)
         if isinstance(block.mlp, MoeBlock):
-            return x + block.mlp(read, step.is_token.reshape(-1))
+            return x + block.mlp(read, step.is_token.reshape(-1), products)
         return x + block.mlp(read)
 
     def norm(self, x: jax.Array) -> jax.Array:

@@ -217,52 +217,12 @@ class BlockRunner {
 
   void run_mlp(const MlpBlock& block) {
     const Activations normed = pack_normed(block.norm, block.gate_up);
-    const int64_t width = block.intermediate_size;
-    const bool packs_at_once = block.down.type == WeightType::kBfloat16 && width % 16 == 0;
     const Activations packed(scratch_.wide, num_live_, block.down);
     float* inner = scratch_.inner.at<float>();
-    if (block.is_gated) {
-      multiply(team_, num_threads_, normed, block.gate_up,
-               [&](int64_t row, int64_t panel, const float* out) {
-                 alignas(64) float products[16];
-                 gate(block, panel, out, products);
-                 const int64_t first = panel * 16, count = std::min<int64_t>(16, width - first);
-                 if (packs_at_once) {
-                   packed.put_part(row, products, first, count);
-                 } else {
-                   std::memcpy(inner + row * width + first, products,
-                               static_cast<size_t>(count) * 4);
-                 }
-               });
-    } else {
-      multiply(team_, num_threads_, normed, block.gate_up,
-               [&](int64_t row, int64_t panel, const float* out) {
-                 float* to = inner + row * width;
-                 store_panel(to, out, block.gate_up_bias, panel, width);
-                 const int64_t end = std::min(width, (panel + 1) * kPanelOutputs);
-                 for (int64_t i = panel * kPanelOutputs; i < end; i += kLanes) {
-                   store_part(to + i, activate(block.activation, load_part(to + i, end - i)),
-                              end - i);
-                 }
-               });
-    }
-    if (!(block.is_gated && packs_at_once)) pack_rows(inner, block.down, scratch_.wide);
+    multiply(team_, num_threads_, normed, block.gate_up, GateUp(block, packed, inner));
+    if (!GateUp::packs_at_once(block)) pack_rows(inner, block.down, scratch_.wide);
     add_output(packed, block.down, block.down_bias, block.post_norm, block.norm.eps,
                block.multiplier);
-  }
-
-  // A panel holds 16 gates and the same 16 of up.
-  static void gate(const MlpBlock& block, int64_t panel, const float* out, float* products) {
-    const int64_t first = panel * 16, left = block.intermediate_size - first;
-    for (int64_t i = 0; i < 16; i += kLanes) {
-      Vector gates = load(out + i), ups = load(out + 16 + i);
-      if (block.gate_up_bias && i < left) {
-        const float* bias = block.gate_up_bias + first + i;
-        gates += load_part(bias, left - i);
-        ups += load_part(bias + block.intermediate_size, left - i);
-      }
-      store(products + i, activate(block.activation, gates) * ups);
-    }
   }
 
   // ---- what both do -----------------------------------------------------------------------------------
@@ -282,16 +242,6 @@ class BlockRunner {
     team_.each(num_live_,
                [&](int64_t row) { to.put_row(row, rows + row * matrix.inputs); });
     return to;
-  }
-
-  static void store_panel(float* row, const float* out, const float* bias, int64_t panel,
-                          int64_t width) {
-    const int64_t first = panel * kPanelOutputs, count = std::min(kPanelOutputs, width - first);
-    for (int64_t i = 0; i < count; i += kLanes) {
-      Vector y = load(out + i);
-      if (bias) y += load_part(bias + first + i, count - i);
-      store_part(row + first + i, y, count - i);
-    }
   }
 
   // Adds the product to the residual, after its norm where it has one.
@@ -315,17 +265,6 @@ class BlockRunner {
       normalize_rms(post_norm, eps, y, size);
       for (int64_t i = 0; i < size; i++) x[i] += y[i] * multiplier;
     });
-  }
-
-  static void add_panel(float* row, const float* out, const float* bias, int64_t panel,
-                        int64_t width, float multiplier) {
-    const int64_t first = panel * kPanelOutputs, count = std::min(kPanelOutputs, width - first);
-    for (int64_t i = 0; i < count; i += kLanes) {
-      Vector y = load(out + i);
-      if (bias) y += load_part(bias + first + i, count - i);
-      float* at = row + first + i;
-      store_part(at, load_part(at, count - i) + y * multiplier, count - i);
-    }
   }
 
   Team& team_;

@@ -30,7 +30,14 @@ enum class ScaleType : int64_t { kFloat16 = 0, kBfloat16 = 1, kFloat32 = 2 };
 enum class CacheType : int64_t { kFloat32 = 0, kBfloat16 = 1 };
 enum class NormKind : int64_t { kNone = 0, kRms = 1, kLayer = 2 };
 enum class QkNorm : int64_t { kNone = 0, kPerHead = 1, kFullWidth = 2 };
-enum class Activation : int64_t { kSilu = 0, kGeluTanh = 1, kGelu = 2, kRelu = 3 };
+enum class Activation : int64_t {
+  kSilu = 0,
+  kGeluTanh = 1,
+  kGelu = 2,
+  kRelu = 3,
+  kQuickGelu = 4,
+  kReluSquared = 5
+};
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
@@ -110,6 +117,12 @@ struct Matrix {
   int64_t padded() const { return padded_inputs(type, inputs, group_size, blocks); }
   int64_t panel_stride() const { return panel_bytes(type, inputs, group_size, blocks); }
   int64_t num_groups() const { return num_scale_groups(type, inputs, group_size, blocks); }
+  // One of several that lie one behind the other, of which this is the first.
+  Matrix at(int64_t index) const {
+    Matrix other = *this;
+    other.data += index * num_panels() * panel_stride();
+    return other;
+  }
 };
 
 // The vectors of a block; null where it has none.
@@ -144,6 +157,19 @@ struct MlpBlock {
   Activation activation;
   bool is_gated;
   float multiplier;
+  float clamp;      // Of the gate from above and of up on both sides; 0 is none.
+  float up_offset;  // Added to up.
+
+  int64_t gate_up_width() const { return is_gated ? 2 * intermediate_size : intermediate_size; }
+  // One of several that lie one behind the other, of which this is the first.
+  MlpBlock at(int64_t index) const {
+    MlpBlock other = *this;
+    other.gate_up = gate_up.at(index);
+    other.down = down.at(index);
+    if (gate_up_bias) other.gate_up_bias += index * gate_up_width();
+    if (down_bias) other.down_bias += index * down.outputs;
+    return other;
+  }
 };
 
 struct Block {
@@ -160,6 +186,16 @@ struct BlocksCall {
   int64_t num_rows, table_width, num_blocks, block_size;
   std::vector<Block> blocks;
   std::vector<int32_t> live;  // Indices of the tokens that are not padding.
+};
+
+// The weighted sum over each token's experts.
+struct ExpertsCall {
+  const float* x;          // [T, inputs of gate_up]
+  const int32_t* experts;  // [T, num_chosen]; num_experts is none.
+  const float* weights;    // [T, num_chosen]
+  float* y;                // [T, outputs of down]
+  int64_t num_tokens, num_chosen, num_experts;
+  MlpBlock expert;  // The first one; without norms.
 };
 
 struct HeadCall {
@@ -187,6 +223,7 @@ struct Level {
   const char* name;
   // Each returns false when there is not enough memory for what it keeps in between.
   bool (*run_blocks)(const BlocksCall&);
+  bool (*run_experts)(const ExpertsCall&);
   bool (*run_head)(const HeadCall&);
   bool (*run_embedding)(const EmbeddingCall&);
 };

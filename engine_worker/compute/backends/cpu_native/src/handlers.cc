@@ -1,7 +1,6 @@
 // The targets of jax.ffi: every shape, alignment, alias, attribute and page id is checked here, in
 // every build, before a kernel sees it.
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <exception>
 #include <new>
@@ -9,116 +8,13 @@
 #include <utility>
 #include <vector>
 
+#include "call_fields.h"
 #include "call_frame.h"
 #include "calls.h"
 #include "levels.h"
 
 namespace penstock {
 namespace {
-
-constexpr uintptr_t kWide = 64, kFloat = 4, kShort = 2;  // alignments
-constexpr int64_t kConfigVersion = 2;
-constexpr int64_t kHeaderFields = 3, kFormatFields = 6, kBlockScalars = 4;
-constexpr int64_t kBlockFields = 14 + 2 * kFormatFields;
-constexpr int64_t kMaxBlockInputs = 65536;  // As of int8; with scales of groups far fewer.
-constexpr int64_t kMaxScaledInputs = 256;
-constexpr int64_t kMaxSize = int64_t{1} << 31;
-
-const float* floats(const XLA_FFI_Buffer& buffer) { return static_cast<const float*>(buffer.data); }
-const int32_t* integers(const XLA_FFI_Buffer& buffer) {
-  return static_cast<const int32_t*>(buffer.data);
-}
-
-void require(bool condition, const char* what) {
-  if (!condition) throw BadCall(what);
-}
-
-// One block's part of the attributes, field by field in the order of calls.py.
-class Fields {
- public:
-  Fields(const int64_t* integers, const float* scalars) : integers_(integers), scalars_(scalars) {}
-
-  int64_t integer(int64_t low, int64_t high, const char* name) {
-    const int64_t value = *integers_++;
-    if (value < low || value > high) {
-      throw BadCall(std::string(name) + " is " + std::to_string(value) + ", not from " +
-                    std::to_string(low) + " to " + std::to_string(high));
-    }
-    return value;
-  }
-  bool flag(const char* name) { return integer(0, 1, name) == 1; }
-  float scalar(const char* name) {
-    const float value = *scalars_++;
-    if (!std::isfinite(value)) throw BadCall(std::string(name) + " is no finite number");
-    return value;
-  }
-
- private:
-  const int64_t* integers_;
-  const float* scalars_;
-};
-
-// Parts of a block's one buffer of vectors, in order.
-class Vectors {
- public:
-  explicit Vectors(const XLA_FFI_Buffer& buffer)
-      : next_(floats(buffer)), left_(CallFrame::size_of(buffer)) {}
-
-  const float* take(bool is_there, int64_t size) {
-    if (!is_there) return nullptr;
-    require(size <= left_, "vectors is too short for what the configuration names");
-    const float* part = next_;
-    next_ += size;
-    left_ -= size;
-    return part;
-  }
-  void end() const { require(left_ == 0, "vectors is longer than what the configuration names"); }
-
- private:
-  const float* next_;
-  int64_t left_;
-};
-
-// How a matrix is packed, and its shape once that is known.
-struct Format {
-  WeightType type;
-  int64_t group_size;
-  BlockLayout blocks;
-};
-
-Matrix matrix_at(const CallFrame& frame, int64_t index, const char* name, const Format& format,
-                 int64_t outputs, int64_t inputs) {
-  require(outputs > 0 && inputs > 0 && outputs < kMaxSize && inputs < kMaxSize,
-          "a matrix has no rows or no columns, or too many");
-  require(format.type != WeightType::kInt8 || inputs <= kMaxInt8Inputs,
-          "an int8 matrix has more than 65536 inputs");
-  const int64_t size = panel_bytes(format.type, inputs, format.group_size, format.blocks);
-  const XLA_FFI_Buffer& buffer =
-      frame.argument(index, name, XLA_FFI_DataType_U8,
-                     {divide_up(outputs, kPanelOutputs), size}, kWide);
-  return {static_cast<const char*>(buffer.data), outputs,       inputs, format.type,
-          format.group_size,                     format.blocks};
-}
-
-// In the order of `_format_fields` in calls.py.
-Format format_of(Fields& fields) {
-  Format format{};
-  format.type = static_cast<WeightType>(fields.integer(0, 5, "weight type"));
-  const int64_t size = format.group_size = fields.integer(0, kMaxBlockInputs, "group size");
-  require(format.type != WeightType::kInt4 || size == 32 || size == 64 || size == 128,
-          "the group size of int4 is not 32, 64 or 128");
-  BlockLayout& blocks = format.blocks;
-  blocks.block_size = fields.integer(0, kMaxBlockInputs, "block size");
-  blocks.scale_type = static_cast<ScaleType>(fields.integer(0, 2, "scale type"));
-  blocks.has_scales = fields.flag("scales of groups");
-  blocks.has_minima = fields.flag("minima of groups");
-  if (!is_in_blocks(format.type)) return format;
-  require(size > 0 && size % 16 == 0 && blocks.block_size > 0 && blocks.block_size % size == 0,
-          "groups are no multiple of 16 inputs, or blocks no multiple of a group");
-  require(blocks.has_scales ? blocks.block_size <= kMaxScaledInputs : blocks.block_size == size,
-          "a block has more than one group without scales, or more than 256 inputs with them");
-  return format;
-}
 
 class BlocksReader {
  public:
@@ -259,29 +155,20 @@ class BlocksReader {
   }
 
   void read_mlp(Fields& fields) {
+    const MlpFields read(fields);
     Block block{};
-    MlpBlock& mlp = block.mlp;
-    const Format gate_up = format_of(fields), down = format_of(fields);
-    mlp.intermediate_size = fields.integer(1, kMaxSize / 4, "intermediate_size");
-    mlp.activation = static_cast<Activation>(fields.integer(0, 3, "activation"));
-    mlp.is_gated = fields.flag("gated");
-    const auto norm = static_cast<NormKind>(fields.integer(0, 2, "norm"));
-    const bool has_norm_bias = fields.flag("norm bias");
-    const bool has_gate_up_bias = fields.flag("gate_up bias");
-    const bool has_down_bias = fields.flag("down bias"), has_post_norm = fields.flag("post norm");
-    const float eps = fields.scalar("eps");
-    mlp.multiplier = fields.scalar("multiplier");
-    const int64_t hidden = call_.hidden_size, inner = mlp.intermediate_size;
+    MlpBlock& mlp = block.mlp = read.mlp;
+    const int64_t hidden = call_.hidden_size;
     Vectors vectors(next_vectors());
-    mlp.norm = read_norm(vectors, norm, eps, has_norm_bias);
-    mlp.gate_up_bias = vectors.take(has_gate_up_bias, mlp.is_gated ? 2 * inner : inner);
-    mlp.down_bias = vectors.take(has_down_bias, hidden);
-    mlp.post_norm = vectors.take(has_post_norm, hidden);
+    mlp.norm = read_norm(vectors, mlp.norm.kind, mlp.norm.eps, read.has_norm_bias);
+    mlp.gate_up_bias = vectors.take(read.has_gate_up_bias, mlp.gate_up_width());
+    mlp.down_bias = vectors.take(read.has_down_bias, hidden);
+    mlp.post_norm = vectors.take(read.has_post_norm, hidden);
     vectors.end();
-    // A panel of a gated matrix holds 16 outputs of each half.
-    const int64_t outputs = mlp.is_gated ? divide_up(inner, 16) * kPanelOutputs : inner;
-    mlp.gate_up = matrix_at(frame_, next_argument_++, "gate_up", gate_up, outputs, hidden);
-    mlp.down = matrix_at(frame_, next_argument_++, "down", down, hidden, inner);
+    mlp.gate_up = matrix_at(frame_, next_argument_++, "gate_up", read.gate_up,
+                            read.gate_up_outputs(), hidden);
+    mlp.down = matrix_at(frame_, next_argument_++, "down", read.down, hidden,
+                         mlp.intermediate_size);
     call_.blocks.push_back(block);
   }
 
@@ -335,6 +222,55 @@ class BlocksReader {
 bool run_blocks(const CallFrame& frame) {
   const BlocksCall call = BlocksReader(frame).read();
   return current_level().run_blocks(call);
+}
+
+// config: version, the fields of an MLP; scalars: those of an MLP.
+bool run_experts(const CallFrame& frame) {
+  int64_t num_fields = 0, num_scalars = 0;
+  const auto* config = frame.array<int64_t>("config", XLA_FFI_DataType_S64, &num_fields);
+  const auto* scalars = frame.array<float>("scalars", XLA_FFI_DataType_F32, &num_scalars);
+  require(num_fields == 1 + kMlpFields && num_scalars == kBlockScalars &&
+              config[0] == kConfigVersion,
+          "the call was built for another version of the kernels");
+  Fields fields(config + 1, scalars);
+  const MlpFields read(fields);
+  require(read.mlp.norm.kind == NormKind::kNone && !read.has_norm_bias && !read.has_post_norm &&
+              read.mlp.multiplier == 1.0f,
+          "experts have neither norms nor a multiplier");
+  frame.expect_arguments(6);
+  ExpertsCall call{};
+  const auto& x = frame.argument(0, "x", XLA_FFI_DataType_F32, {kAny, kAny}, kFloat);
+  const auto& experts =
+      frame.argument(1, "experts", XLA_FFI_DataType_S32, {x.dims[0], kAny}, kFloat);
+  const auto& matrices = frame.argument(4, "gate_up", XLA_FFI_DataType_U8, {kAny, kAny, kAny}, kWide);
+  const int64_t width = x.dims[1];
+  call.x = floats(x);
+  call.num_tokens = x.dims[0];
+  call.experts = integers(experts);
+  call.num_chosen = experts.dims[1];
+  call.weights = floats(frame.argument(2, "weights", XLA_FFI_DataType_F32,
+                                       {call.num_tokens, call.num_chosen}, kFloat));
+  call.y = static_cast<float*>(
+      frame.result(0, "y", XLA_FFI_DataType_F32, {call.num_tokens, width}, kFloat).data);
+  call.num_experts = matrices.dims[0];
+  require(call.num_experts > 0 && call.num_experts <= kMaxExperts && call.num_tokens < kMaxSize,
+          "there are no experts, or more than 65536, or too many tokens");
+  call.expert = read.mlp;
+  MlpBlock& mlp = call.expert;
+  Vectors vectors(frame.argument(3, "vectors", XLA_FFI_DataType_F32, {kAny}, kFloat));
+  mlp.gate_up_bias = vectors.take(read.has_gate_up_bias, call.num_experts * mlp.gate_up_width());
+  mlp.down_bias = vectors.take(read.has_down_bias, call.num_experts * width);
+  vectors.end();
+  mlp.gate_up = matrix_at(frame, 4, "gate_up", read.gate_up, read.gate_up_outputs(), width,
+                          call.num_experts);
+  mlp.down = matrix_at(frame, 5, "down", read.down, width, mlp.intermediate_size, call.num_experts);
+  for (int64_t i = 0; i < call.num_tokens * call.num_chosen; i++) {
+    if (call.experts[i] < 0 || call.experts[i] > call.num_experts) {
+      throw BadCall("token " + std::to_string(i / call.num_chosen) + " chose expert " +
+                    std::to_string(call.experts[i]) + " of " + std::to_string(call.num_experts));
+    }
+  }
+  return current_level().run_experts(call);
 }
 
 // config: version, format; scalars: multiplier, softcap.
@@ -457,6 +393,9 @@ XLA_FFI_Error* handle(const XLA_FFI_CallFrame* frame, const char* name,
 
 PENSTOCK_EXPORT XLA_FFI_Error* penstock_blocks(XLA_FFI_CallFrame* frame) {
   return penstock::handle(frame, "blocks", penstock::run_blocks);
+}
+PENSTOCK_EXPORT XLA_FFI_Error* penstock_experts(XLA_FFI_CallFrame* frame) {
+  return penstock::handle(frame, "experts", penstock::run_experts);
 }
 PENSTOCK_EXPORT XLA_FFI_Error* penstock_head(XLA_FFI_CallFrame* frame) {
   return penstock::handle(frame, "head", penstock::run_head);

@@ -27,14 +27,17 @@ namespace {
 #include "dot_products.h"
 #include "linear.h"
 #include "attention.h"
+#include "mlp.h"
 #include "blocks.h"
+#include "experts.h"
 
 }  // namespace
 
 #define PENSTOCK_TEXT_OF(x) #x
 #define PENSTOCK_TEXT(x) PENSTOCK_TEXT_OF(x)
 extern const Level kLevel;
-const Level kLevel = {PENSTOCK_TEXT(PENSTOCK_LEVEL), run_blocks, run_head, run_embedding};
+const Level kLevel = {PENSTOCK_TEXT(PENSTOCK_LEVEL), run_blocks, run_experts, run_head,
+                      run_embedding};
 
 }  // namespace PENSTOCK_LEVEL
 }  // namespace penstock

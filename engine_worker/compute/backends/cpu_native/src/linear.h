@@ -197,17 +197,19 @@ struct ActivationMemory {
 // thread has its own view of the one memory.
 class Activations {
  public:
-  Activations(const ActivationMemory& memory, int64_t num_rows, const Matrix& matrix)
-      : packed_(memory.packed.at<char>()),
-        scales_(memory.scales.at<float>()),
-        sums_(memory.sums.at<int32_t>()),
-        type_(matrix.type),
+  // Behind `first` rows of others.
+  Activations(const ActivationMemory& memory, int64_t num_rows, const Matrix& matrix,
+              int64_t first = 0)
+      : type_(matrix.type),
         num_rows_(num_rows),
         num_inputs_(matrix.inputs),
         padded_(matrix.padded()),
         group_size_(matrix.group_size),
         blocks_(matrix.blocks),
         num_groups_(matrix.num_groups()),
+        packed_(memory.packed.at<char>() + first * padded_ * input_bytes()),
+        scales_(memory.scales.at<float>() + first),
+        sums_(memory.sums.at<int32_t>() + first * num_groups_),
         num_blocks_(divide_up(num_rows, tile_table(matrix).max_rows)),
         block_rows_(num_blocks_ > 0 ? divide_up(num_rows, num_blocks_) : 0) {}
 
@@ -309,45 +311,63 @@ class Activations {
     return bits_as<IntVector>(shifted) - bits_as<IntVector>(splat(magic));
   }
 
-  char* packed_;
-  float* scales_;
-  int32_t* sums_;
   WeightType type_;
   int64_t num_rows_, num_inputs_, padded_, group_size_;
   BlockLayout blocks_;
-  int64_t num_groups_, num_blocks_, block_rows_;
+  int64_t num_groups_;
+  char* packed_;
+  float* scales_;
+  int32_t* sums_;
+  int64_t num_blocks_, block_rows_;
 };
 
 // ---- products --------------------------------------------------------------------------------------
 
-// Calls finish(row, panel, const float* [32]) for every row and panel, spread over the team.
+// A range of panels, and one of blocks of rows.
+struct Part {
+  int64_t first_panel, end_panel, first_block, end_block;
+};
+
+// Calls finish(row, panel, const float* [32]) for every row and panel of a part.
+template <class Finish>
+void multiply_part(const Activations& x, const Matrix& matrix, const Part& part, Finish&& finish) {
+  const TileTable& table = tile_table(matrix);
+  const int64_t stride = matrix.panel_stride();
+  alignas(64) float out[kMostRows * kPanelOutputs];
+  for (int64_t panel = part.first_panel; panel < part.end_panel; panel++) {
+    for (int64_t block = part.first_block; block < part.end_block; block++) {
+      const int64_t num_rows = x.rows_of(block);
+      table.tiles[num_rows](x.tile(block, matrix.data + panel * stride), out);
+      for (int64_t row = 0; row < num_rows; row++) {
+        finish(x.first_row(block) + row, panel, out + row * kPanelOutputs);
+      }
+    }
+  }
+}
+
+// Panels that a thread takes at once: a few where there are plenty.
+inline int64_t panels_at_once(int64_t num_panels, int num_threads) {
+  return std::clamp<int64_t>(num_panels / (int64_t{8} * num_threads), 1, 8);
+}
+
+// Does so for all, spread over the team.
 template <class Finish>
 void multiply(Team& team, int num_threads, const Activations& x, const Matrix& matrix,
               Finish&& finish) {
-  const TileTable& table = tile_table(matrix);
-  const int64_t num_panels = matrix.num_panels(), stride = matrix.panel_stride();
-  // A few panels an item where there are plenty; a part of the rows where there are few.
-  int64_t item_panels = num_panels / (int64_t{8} * num_threads);
-  item_panels = item_panels < 1 ? 1 : item_panels > 8 ? 8 : item_panels;
+  const int64_t num_panels = matrix.num_panels();
+  const int64_t item_panels = panels_at_once(num_panels, num_threads);
   const int64_t num_columns = divide_up(num_panels, item_panels);
+  // A part of the rows an item where there are few panels.
   int64_t row_parts = divide_up(int64_t{4} * num_threads, num_columns);
   const int64_t most_parts = divide_up(x.num_blocks(), 4);
   row_parts = row_parts > most_parts ? most_parts : row_parts;
   row_parts = row_parts < 1 ? 1 : row_parts;
   team.each(num_columns * row_parts, [&](int64_t item) {
     const int64_t column = item / row_parts, part = item % row_parts;
-    const int64_t first_block = x.num_blocks() * part / row_parts;
-    const int64_t end_block = x.num_blocks() * (part + 1) / row_parts;
-    const int64_t end_panel = std::min(num_panels, (column + 1) * item_panels);
-    alignas(64) float out[kMostRows * kPanelOutputs];
-    for (int64_t panel = column * item_panels; panel < end_panel; panel++) {
-      for (int64_t block = first_block; block < end_block; block++) {
-        const int64_t num_rows = x.rows_of(block);
-        table.tiles[num_rows](x.tile(block, matrix.data + panel * stride), out);
-        for (int64_t row = 0; row < num_rows; row++) {
-          finish(x.first_row(block) + row, panel, out + row * kPanelOutputs);
-        }
-      }
-    }
+    const int64_t first_panel = column * item_panels;
+    multiply_part(x, matrix,
+                  {first_panel, std::min(num_panels, first_panel + item_panels),
+                   x.num_blocks() * part / row_parts, x.num_blocks() * (part + 1) / row_parts},
+                  finish);
   });
 }

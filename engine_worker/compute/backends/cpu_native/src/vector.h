@@ -171,7 +171,9 @@ inline Vector activate(Activation activation, Vector x) {
     case Activation::kGeluTanh:
       return x * 0.5f * (tanh_of((x * x * x * 0.044715f + x) * 0.7978845608f) + 1.0f);
     case Activation::kGelu: return x * 0.5f * (erf_of(x * 0.7071067812f) + 1.0f);
-    case Activation::kRelu: return maximum(x, Vector{});
+    case Activation::kRelu: return maximum(Vector{}, x);  // NaN stays NaN
+    case Activation::kQuickGelu: return x / (exponential(x * -1.702f) + 1.0f);
+    case Activation::kReluSquared: x = maximum(Vector{}, x); return x * x;
   }
   return x;
 }

@@ -13,7 +13,7 @@ from engine_worker.compute.backends.choice import (
     describe,
     identity_of,
 )
-from engine_worker.compute.backends.cpu_native import calls, library
+from engine_worker.compute.backends.cpu_native import coverage, library
 from engine_worker.compute.models.decoder import DecoderGraph, declare
 from engine_worker.errors import NativeUnavailableError
 from protocol.errors import ConfigurationError
@@ -89,7 +89,7 @@ def test_the_deterministic_mode_takes_the_kernels_only_when_asked_and_in_float32
 def test_a_decoder_without_any_kernel_gets_xla_or_a_refusal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(calls, "uncovered", lambda *_: "blocks of jelly")
+    monkeypatch.setattr(coverage, "uncovered", lambda *_: "blocks of jelly")
     choice = choose_backend(BackendName.AUTO, graph(), "bfloat16", block_size=32)
     assert (choice.backend.name, choice.reason) == ("xla", "blocks of jelly")
     with pytest.raises(ConfigurationError, match="blocks of jelly"):
@@ -100,10 +100,10 @@ def test_a_decoder_without_any_kernel_gets_xla_or_a_refusal(
 def test_what_runs_elsewhere_is_described_and_changes_the_identity(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    covered: Callable[..., str | None] = calls.uncovered
+    covered: Callable[..., str | None] = coverage.uncovered
     whole = choose_backend(BackendName.AUTO, graph(), "bfloat16", block_size=32).backend
     monkeypatch.setattr(
-        calls,
+        coverage,
         "uncovered",
         lambda *args: "too square" if args[2] == "mlp" else covered(*args),
     )

@@ -13,12 +13,14 @@ from engine_worker.compute.models.spec import (
     DecoderSpec,
     LayerSpec,
     MlpSpec,
+    MoeSpec,
     NormKind,
     NormPlacement,
     QkNorm,
     QueryScale,
     RopeKind,
     RopeSpec,
+    RouterScore,
 )
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.embedding.embedder import Embedder
@@ -43,7 +45,7 @@ LONG = RopeSpec(
 )
 
 
-def spec_of(attention: AttentionSpec, mlp: MlpSpec, **changes: object) -> DecoderSpec:
+def spec_of(attention: AttentionSpec, mlp: MlpSpec | MoeSpec, **changes: object) -> DecoderSpec:
     layers = (
         LayerSpec(attention, mlp),
         LayerSpec(replace(attention, window=7), mlp),
@@ -78,6 +80,64 @@ NATIVE = {
         tied_head=False,
     ),
 }
+EXPERTS = {
+    "qwen with a shared expert": spec_of(
+        tiny_attention(), MoeSpec(6, 2, MlpSpec(24), shared=MlpSpec(40), shared_gate=True)
+    ),
+    "gpt-oss": spec_of(
+        replace(tiny_attention(), sinks=True),
+        MoeSpec(
+            6,
+            3,
+            MlpSpec(24, Activation.QUICK_GELU, bias=True, clamp=1.5, up_offset=1.0),
+            router_bias=True,
+        ),
+        norm_placement=NormPlacement.SANDWICH,
+    ),
+    "deepseek with groups": spec_of(
+        tiny_attention(),
+        MoeSpec(
+            8,
+            2,
+            MlpSpec(20),
+            score=RouterScore.SIGMOID,
+            correction_bias=True,
+            num_groups=4,
+            num_groups_per_token=2,
+            weights_multiplier=1.5,
+            shared=MlpSpec(20),
+        ),
+        residual_multiplier=0.5,
+    ),
+    "llama4": spec_of(
+        tiny_attention(),
+        MoeSpec(
+            5,
+            1,
+            MlpSpec(24),
+            score=RouterScore.SIGMOID,
+            weighs_input=True,
+            normalize_weights=False,
+            shared=MlpSpec(24),
+        ),
+    ),
+    "nemotron with a latent": spec_of(
+        tiny_attention(),
+        MoeSpec(
+            6,
+            2,
+            MlpSpec(24, Activation.RELU_SQUARED, gated=False),
+            shared=MlpSpec(36, Activation.RELU_SQUARED, gated=False),
+            latent_size=16,
+        ),
+    ),
+    "gemma4 beside a dense MLP": spec_of(
+        tiny_attention(),
+        MoeSpec(6, 2, MlpSpec(32, Activation.GELU_TANH), shared=MlpSpec(32), is_beside_dense=True),
+        norm_placement=NormPlacement.SANDWICH,
+    ),
+}
+NATIVE |= EXPERTS
 PARTLY_NATIVE = {
     "cohere": spec_of(
         replace(tiny_attention(), rope=replace(PARTIAL, interleaved=True)),

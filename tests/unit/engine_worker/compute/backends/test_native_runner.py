@@ -283,9 +283,9 @@ def test_recurrent_layers_are_computed_by_xla_between_the_kernels(weight_type: s
 def test_blocks_without_a_kernel_are_computed_by_xla_beside_the_others(
     reference: GreedyReference, monkeypatch: pytest.MonkeyPatch, uncovered: str
 ) -> None:
-    from engine_worker.compute.backends.cpu_native import calls
+    from engine_worker.compute.backends.cpu_native import coverage
 
-    covered = calls.uncovered
+    covered = coverage.uncovered
 
     def only_some(spec: object, layer: object, block: str, *rest: object) -> str | None:
         if block == uncovered and (uncovered in {"embedding", "head"} or layer is not second):
@@ -293,7 +293,7 @@ def test_blocks_without_a_kernel_are_computed_by_xla_beside_the_others(
         return covered(spec, layer, block, *rest)  # type: ignore[arg-type]
 
     second = WEIGHTS.graph.spec.layers[1]
-    monkeypatch.setattr(calls, "uncovered", only_some)
+    monkeypatch.setattr(coverage, "uncovered", only_some)
     decoder = packed(WEIGHTS, "cpu_native", "float32")
     place = decoder.backend.placements[BlockKind(uncovered)]
     assert "not in this test" in place.reason

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine_worker.compute.backends.cpu_native import calls
+from engine_worker.compute.backends.cpu_native import coverage
 from engine_worker.compute.backends.kv_layout import LayerPages
 from engine_worker.compute.backends.xla.paged_attention import attend_pages
 from engine_worker.compute.models.decoder import declare
@@ -162,11 +162,11 @@ def test_chunks_over_pages_are_those_of_the_oracle(chunk: int, group_blocks: int
 
 def test_kernels_leave_chunks_to_xla() -> None:
     spec = decoder_spec(LLAMA4)
-    found = calls.uncovered(spec, spec.layers[0], "attention", "float32", "float32", 32)
+    found = coverage.uncovered(spec, spec.layers[0], "attention", "float32", "float32", 32)
     assert found is not None
     assert "neighbouring pairs" in found
     chunked = LayerSpec(AttentionSpec(2, 1, 4, 0.5, rope=None, chunk=8), MlpSpec(8))
-    found = calls.uncovered(spec, chunked, "attention", "float32", "float32", 32)
+    found = coverage.uncovered(spec, chunked, "attention", "float32", "float32", 32)
     assert found == "no kernel attends within chunks"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from engine_worker.compute.backends.cpu_native import calls
+from engine_worker.compute.backends.cpu_native import calls, coverage
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.models.recurrent.specs import DeltaNetSpec, MambaSpec
@@ -226,7 +226,7 @@ def test_kernels_take_a_layers_own_placement_and_multipliers() -> None:
     assert (before.norm, before.has_post_norm) == ("rms", False)
     assert calls.MlpConfig.of(falcon, falcon.layers[1], weight_type="float32").multiplier == 0.4
     for block, reason in (("attention", "side by side"), ("mlp", "multiplies the gate")):
-        found = calls.uncovered(falcon, falcon.layers[1], block, "float32", "float32", 32)
+        found = coverage.uncovered(falcon, falcon.layers[1], block, "float32", "float32", 32)
         assert found is not None
         assert reason in found
 

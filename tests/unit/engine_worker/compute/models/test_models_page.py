@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import transformers
 
-from engine_worker.compute.backends.cpu_native import calls
+from engine_worker.compute.backends.cpu_native import coverage
 from engine_worker.compute.models.families.registry import FAMILIES
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.models.spec import DecoderSpec, LayerSpec
@@ -75,7 +75,7 @@ def native_blocks(specs: list[DecoderSpec]) -> str:
         block
         for block in blocks
         if all(
-            calls.uncovered(spec, layer, block, weights, cache, 32) is None
+            coverage.uncovered(spec, layer, block, weights, cache, 32) is None
             for spec, layer in layers
             for weights, cache in TYPES
             if _has(layer, block)

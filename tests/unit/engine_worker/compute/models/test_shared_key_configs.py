@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from engine_worker.compute.backends.cpu_native import calls
+from engine_worker.compute.backends.cpu_native import coverage
 from engine_worker.compute.backends.xla.pages import xla_kv_layout
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import decoder_spec
@@ -167,7 +167,7 @@ def test_kernels_say_what_they_do_not_compute(
     config: dict[str, Any], block: str, reason: str
 ) -> None:
     spec = decoder_spec(config)
-    found = calls.uncovered(spec, spec.layers[0], block, "float32", "float32", 32)
+    found = coverage.uncovered(spec, spec.layers[0], block, "float32", "float32", 32)
     assert found is not None
     assert reason in found
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from engine_worker.compute.backends.cpu_native.library import LIBRARY_PATH, Library, load
+from engine_worker.errors import NativeUnavailableError
+from tests.fakes.native_levels import LEVELS
 
 
 @pytest.fixture
@@ -16,3 +18,13 @@ def kernels() -> Iterator[Library]:
     level = library.level
     yield library
     library.choose_level(level)
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest, kernels: Library) -> str:
+    """Each level in turn; skipped where it wasn't compiled or the processor lacks it."""
+    try:
+        kernels.choose_level(request.param)
+    except NativeUnavailableError as error:
+        pytest.skip(str(error))
+    return str(request.param)

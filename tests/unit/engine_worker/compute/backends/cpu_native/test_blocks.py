@@ -19,7 +19,6 @@ from engine_worker.compute.runner.packing import pack_row_fields, unpack_row_fie
 from engine_worker.compute.sampling.params import SamplingRows
 from engine_worker.compute.sampling.sampler import NAN_LOGITS, sample_tokens
 from engine_worker.core.choice.batch import RowSampling, RowWork
-from engine_worker.errors import NativeUnavailableError
 from tests.fakes.block_oracle import (
     TOLERANCE,
     Problem,
@@ -28,19 +27,9 @@ from tests.fakes.block_oracle import (
     distance,
     rounded,
 )
+from tests.fakes.native_levels import LEVELS
 
-LEVELS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "generic")
 SOME_ROWS = StepShape((Row(0, 5), Row(70, 1), Row(31, 2), Row(300, 30)), 32, num_padding=2)
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest, kernels: Library) -> str:
-    """Each level in turn; skipped where it wasn't compiled or the processor lacks it."""
-    try:
-        kernels.choose_level(request.param)
-    except NativeUnavailableError as error:
-        pytest.skip(str(error))
-    return str(request.param)
 
 
 rows = st.lists(st.builds(Row, st.integers(0, 70), st.integers(1, 20)), min_size=1, max_size=5)
@@ -85,15 +74,16 @@ def attention_configs(draw: st.DrawFn) -> tuple[AttentionConfig, int | None]:
 @st.composite
 def mlp_configs(draw: st.DrawFn) -> MlpConfig:
     """Any MLP block."""
+    is_gated = draw(st.booleans())
     return MlpConfig(
         intermediate_size=draw(st.sampled_from([1, 15, 16, 50, 96, 130])),
         eps=1e-5,
         weight_type=draw(st.sampled_from(packing.WEIGHT_TYPES)),
         group_size=draw(st.sampled_from(packing.GROUP_SIZES)),
-        activation=draw(
-            st.sampled_from([one for one in Activation if one is not Activation.QUICK_GELU])
-        ),
-        is_gated=draw(st.booleans()),
+        activation=draw(st.sampled_from(Activation)),
+        is_gated=is_gated,
+        clamp=draw(st.sampled_from([0.0, 0.4])) if is_gated else 0.0,
+        up_offset=draw(st.sampled_from([0.0, 1.0])) if is_gated else 0.0,
         norm=draw(st.sampled_from(["none", "rms", "layer"])),
         has_gate_up_bias=draw(st.booleans()),
         has_down_bias=draw(st.booleans()),

@@ -8,8 +8,9 @@ from engine_worker.compute.backends.cpu_native.calls import (
     AttentionConfig,
     MlpConfig,
     page_shapes,
-    uncovered,
 )
+from engine_worker.compute.backends.cpu_native.coverage import uncovered
+from engine_worker.compute.backends.cpu_native.packing import WEIGHT_TYPES
 from engine_worker.compute.models.spec import (
     Activation,
     AttentionSpec,
@@ -66,15 +67,34 @@ def test_what_is_not_covered_is_named() -> None:
     wide = LayerSpec(ATTENTION, MlpSpec(70_000))
     assert "65536 inputs" in reason(layer=wide, block="mlp", weight_type="int8")
     assert not reason(layer=wide, block="mlp", weight_type="int4")
-    experts = LayerSpec(ATTENTION, MoeSpec(8, 2, MLP))
-    assert "experts" in reason(layer=experts, block="mlp")
-    assert not reason(layer=experts)
     for mlp, named in (
-        (MlpSpec(512, clamp=7.0), "clamps"),
-        (MlpSpec(512, up_offset=1.0), "adds to the up projection"),
-        (MlpSpec(512, Activation.QUICK_GELU), "quick_gelu"),
+        (MlpSpec(512, gate_multiplier=0.5), "multiplies the gate"),
+        (MlpSpec(512, gate_cutoff=1.0), "cuts the gate by its deviation"),
+        (MlpSpec(512, clamp=0.0), "clamped at more than zero"),
+        (MlpSpec(512, gated=False, up_offset=1.0), "no up projection"),
     ):
         assert named in reason(layer=LayerSpec(ATTENTION, mlp), block="mlp")
+        for experts in (MoeSpec(8, 2, mlp), MoeSpec(8, 2, MLP, shared=mlp)):
+            assert named in reason(layer=LayerSpec(ATTENTION, experts), block="mlp")
+
+
+def test_experts_are_covered_with_all_that_stands_round_them() -> None:
+    gpt_oss = MlpSpec(512, Activation.QUICK_GELU, bias=True, clamp=7.0, up_offset=1.0)
+    for experts in (
+        MoeSpec(8, 2, gpt_oss, shared=MLP, shared_gate=True, router_bias=True, num_groups=2),
+        MoeSpec(8, 1, MLP, weighs_input=True),
+        MoeSpec(8, 2, MLP, latent_size=64),
+        MoeSpec(8, 2, MLP, shared=MLP, is_beside_dense=True),
+    ):
+        for weight_type in WEIGHT_TYPES:
+            layer = LayerSpec(ATTENTION, experts)
+            assert not reason(layer=layer, block="mlp", weight_type=weight_type)
+    weighed = MoeSpec(8, 2, MLP, weighs_input=True)
+    assert "several experts of a token" in reason(layer=LayerSpec(ATTENTION, weighed), block="mlp")
+    crowd = MoeSpec(70_000, 2, MLP)
+    assert "at most 65536 experts" in reason(layer=LayerSpec(ATTENTION, crowd), block="mlp")
+    wide = LayerSpec(ATTENTION, MoeSpec(8, 2, MLP, shared=MlpSpec(70_000)))
+    assert "65536 inputs" in reason(layer=wide, block="mlp", weight_type="int8")
 
 
 def test_placements_of_norms_that_no_kernel_has_are_named() -> None:
@@ -89,7 +109,7 @@ def test_a_decoders_description_reaches_the_kernels() -> None:
     attention = replace(
         ATTENTION, window=100, softcap=30.0, qkv_bias=True, qk_norm=QkNorm.PER_HEAD, sinks=True
     )
-    mlp = MlpSpec(300, Activation.GELU_TANH, gated=False, bias=True)
+    mlp = MlpSpec(300, Activation.QUICK_GELU, bias=True, clamp=7.0, up_offset=1.0)
     layer = LayerSpec(attention, mlp)
     spec = replace(SPEC, norm_placement=NormPlacement.SANDWICH, residual_multiplier=0.5)
     assert AttentionConfig.of(spec, layer, weight_type="int8", cache_type="float32") == (
@@ -115,13 +135,16 @@ def test_a_decoders_description_reaches_the_kernels() -> None:
         1e-5,
         weight_type="int4",
         group_size=32,
-        activation=Activation.GELU_TANH,
-        is_gated=False,
+        activation=Activation.QUICK_GELU,
         multiplier=0.5,
         has_gate_up_bias=True,
         has_down_bias=True,
         has_post_norm=True,
+        clamp=7.0,
+        up_offset=1.0,
     )
+    plain = LayerSpec(ATTENTION, MlpSpec(300, gated=False))
+    assert not MlpConfig.of(spec, plain, weight_type="int8").is_gated
     after = replace(SPEC, norm_placement=NormPlacement.POST)
     assert MlpConfig.of(after, LAYER, weight_type="int8").norm == "none"
 

@@ -12,11 +12,9 @@ from engine_worker.compute.backends.cpu_native import calls, packing
 from engine_worker.compute.backends.cpu_native.calls import AttentionConfig, MlpConfig
 from engine_worker.compute.backends.cpu_native.library import Library
 from engine_worker.compute.models.integer_blocks import SCALE_DTYPES, BlockFormat
-from engine_worker.errors import NativeUnavailableError
 from tests.fakes.block_oracle import Problem, Row, StepShape, distance, rounded
 from tests.fakes.integer_blocks import random_blocks
 
-LEVELS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "generic")
 FORMATS = [
     BlockFormat(bits, group, 64 if has_scales else group, dtype, has_scales, has_minima)
     for (bits, has_scales, has_minima), group, dtype in zip(
@@ -31,15 +29,6 @@ K4 = BlockFormat(4, 32, 256, has_scales=True, has_minima=True)
 K6 = BlockFormat(8, 16, 256, has_scales=True)
 TOLERANCE = 1e-2
 """As of int8: an activation that was rounded the other way."""
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest, kernels: Library) -> str:
-    try:
-        kernels.choose_level(request.param)
-    except NativeUnavailableError as error:
-        pytest.skip(str(error))
-    return str(request.param)
 
 
 def test_a_product_in_every_format_is_that_of_the_numbers(level: str) -> None:

@@ -1,0 +1,5 @@
+"""The instruction levels of the native kernels, the best first."""
+
+from typing import Final
+
+LEVELS: Final = ("avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "generic")
