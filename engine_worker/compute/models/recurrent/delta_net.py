@@ -7,7 +7,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from engine_worker.compute.models.layers import Linear, ResidualBlock, RmsNorm
-from engine_worker.compute.models.recurrent.scan import each_token
+from engine_worker.compute.models.recurrent.delta_rule import delta_rule
 from engine_worker.compute.models.recurrent.short_conv import CausalConv
 from engine_worker.compute.models.recurrent.specs import DeltaNetSpec
 from engine_worker.compute.models.recurrent.state import Inputs, Recur, State
@@ -62,31 +62,9 @@ class DeltaNetBlock(ResidualBlock):
         q, k, v = jnp.split(jax.nn.silu(mixed), [spec.keys_size, 2 * spec.keys_size], axis=-1)
         q = _unit(q.reshape(*shape, spec.num_key_heads, spec.key_dim)) * spec.key_dim**-0.5
         k = _unit(k.reshape(*shape, spec.num_key_heads, spec.key_dim))
-        shared_by = spec.num_value_heads // spec.num_key_heads
-        q, k = jnp.repeat(q, shared_by, axis=2), jnp.repeat(k, shared_by, axis=2)
         v = v.reshape(*shape, spec.num_value_heads, spec.value_dim)
-        inputs = (q, k, v, strength, jnp.exp(forgets))
-        outputs, memory = each_token(_one_token, memory, inputs, is_token)
+        outputs, memory = delta_rule(memory, (q, k, v, strength, forgets), is_token)
         return outputs, (tail, memory)
-
-
-def _one_token(memory: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-    """The gated delta rule for one token of each row.
-
-    Args:
-        memory: [B, H, K, V] float32.
-        inputs: Query and key [B, H, K], value [B, H, V], strength of the correction and what is
-            kept of the memory [B, H].
-
-    Returns:
-        [B, H, V] float32, and the new memory.
-    """
-    q, k, v, strength, kept = inputs
-    memory = memory * kept[..., None, None]
-    recalled = jnp.sum(memory * k[..., None], axis=-2)
-    correction = (v - recalled) * strength[..., None]
-    memory = memory + k[..., None] * correction[..., None, :]
-    return jnp.sum(memory * q[..., None], axis=-2), memory
 
 
 def _unit(x: jax.Array) -> jax.Array:

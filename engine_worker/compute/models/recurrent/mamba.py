@@ -7,10 +7,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from engine_worker.compute.models.layers import Block, Linear, ResidualBlock, rms_normed
-from engine_worker.compute.models.recurrent.scan import each_token
 from engine_worker.compute.models.recurrent.short_conv import CausalConv
 from engine_worker.compute.models.recurrent.specs import MambaSpec
 from engine_worker.compute.models.recurrent.state import Inputs, Recur, State
+from engine_worker.compute.models.recurrent.state_space import state_space
 from engine_worker.compute.models.spec import DecoderSpec
 
 
@@ -88,28 +88,8 @@ class MambaBlock(ResidualBlock):
             jax.nn.silu(mixed), [spec.inner_size, spec.inner_size + spec.group_size], axis=-1
         )
         values = values.reshape(*shape, spec.num_heads, spec.head_dim)
-        kept = jnp.exp(-jnp.exp(self.decay[...]) * time)
-        inputs = (values * time[..., None], self._by_head(writes), self._by_head(reads), kept)
-        outputs, memory = each_token(_one_token, memory, inputs, is_token)
+        groups = (*shape, spec.num_groups, spec.state_size)
+        forgets = -jnp.exp(self.decay[...]) * time
+        inputs = (values * time[..., None], writes.reshape(groups), reads.reshape(groups), forgets)
+        outputs, memory = state_space(memory, inputs, is_token)
         return outputs + values * self.passed[...][:, None], (tail, memory)
-
-    def _by_head(self, x: jax.Array) -> jax.Array:
-        """What each head takes of its group: [B, S, H, N] of [B, S, G * N]."""
-        spec = self.spec
-        x = x.reshape(*x.shape[:-1], spec.num_groups, spec.state_size)
-        return jnp.repeat(x, spec.num_heads // spec.num_groups, axis=2)
-
-
-def _one_token(memory: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-    """One token of each row.
-
-    Args:
-        memory: [B, H, P, N] float32.
-        inputs: Values [B, H, P], what writes and what reads [B, H, N], what is kept [B, H].
-
-    Returns:
-        [B, H, P] float32, and the new memory.
-    """
-    values, writes, reads, kept = inputs
-    memory = memory * kept[..., None, None] + values[..., None] * writes[..., None, :]
-    return jnp.sum(memory * reads[..., None, :], axis=-1), memory
