@@ -44,8 +44,8 @@ serve: $(VENV)/.serve
 	$(BIN)/penstock serve $(ARGS)
 
 # Four processes, because many tests wait; a file at a time in the order of their names, but for
-# what tests/fakes/dealing.py keeps together: the end-to-end tests, which wait more than they work,
-# all go to one process. Longer forms of shorter tests are in `make soak` and `make parity`.
+# what tests/fakes/dealing.py keeps together: end-to-end tests, which wait more than they work,
+# go to two processes. Longer forms of shorter tests are in `make soak` and `make parity`.
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not long and not parity" $(ARGS)
 

@@ -5,6 +5,14 @@ from xdist.scheduler import LoadFileScheduling
 from tests.fakes.order import is_small_unit
 
 TOGETHER = {
+    # Servers of their own, many of them killed: as long as all that share one.
+    "tests/e2e/test_a_recurrent_model.py": "servers that die",
+    "tests/e2e/test_background_survives.py": "servers that die",
+    "tests/e2e/test_batches.py": "servers that die",
+    "tests/e2e/test_classification.py": "servers that die",
+    "tests/e2e/test_soak_in_short.py": "servers that die",
+    "tests/e2e/test_the_supervisor_is_killed.py": "servers that die",
+    "tests/e2e/test_when_something_dies.py": "servers that die",
     # One house serves most of these, and one cache of compiled programs is warm for the others.
     "tests/e2e/": "tests/e2e",
     # The runners of tests/unit/engine_worker/conftest.py, compiled once.
@@ -15,7 +23,7 @@ TOGETHER = {
     "tests/unit/engine_worker/core/test_thought_limits.py": "shared runners",
     "tests/unit/engine_worker/core/test_wanted_logprobs.py": "shared runners",
 }
-"""Beginnings of paths, and the name of their group."""
+"""Beginnings of paths, and the name of their group; the first that fits."""
 
 
 def group_of(nodeid: str) -> str:
