@@ -38,7 +38,8 @@ def scaled_and_broken(engine: DockerEngine, compose: Sequence[str]) -> None:
 
 
 def _one_compile_cache(project: Project) -> None:
-    script = "ls /var/cache/penstock | wc -l; ls /var/cache/penstock/* | wc -l"
+    # Beside the packed weights: a folder by version, processor and flags.
+    script = "cd /var/cache/penstock && ls -d */ | grep -vc weights; ls * | wc -l"
     counts = {project.exec(c, "sh", "-c", script) for c in project.containers("engine_worker")}
     (shared,) = counts
     folders, files = (int(number) for number in shared.split())
