@@ -81,8 +81,6 @@ def _uncovered_mlp(mlp: MlpSpec) -> str | None:
 
 
 def _uncovered_experts(moe: MoeSpec) -> str | None:
-    if moe.weighs_input and moe.num_experts_per_token > 1:
-        return "no kernel weighs what goes into several experts of a token"
     if moe.num_experts > MAX_EXPERTS:
         return f"there are at most {MAX_EXPERTS} experts, not {moe.num_experts}"
     reasons = (_uncovered_mlp(mlp) for mlp in (moe.expert, moe.shared) if mlp is not None)

@@ -82,11 +82,16 @@ class NativeMoeProducts:
         )
 
     def experts(self, x: jax.Array, choice: ExpertChoice) -> jax.Array:
-        weights = choice.weights
-        if self._moe.weighs_input:
-            # One expert a token, see `coverage`.
-            x, weights = x * weights, jnp.ones_like(weights)
-        return calls.experts(x, choice.experts, weights, self._mlp("", self._moe.expert))
+        mlp = self._mlp("", self._moe.expert)
+        if not self._moe.weighs_input:
+            return calls.experts(x, choice.experts, choice.weights, mlp)
+        # Each choice of a token is a row of its own.
+        rows = x[:, None] * choice.weights[..., None]
+        chosen = choice.experts.reshape(-1, 1)
+        y = calls.experts(
+            rows.reshape(-1, x.shape[1]), chosen, jnp.ones(chosen.shape, jnp.float32), mlp
+        )
+        return jnp.sum(y.reshape(rows.shape), axis=1)
 
     def shared(self, x: jax.Array) -> jax.Array:
         assert self._moe.shared is not None, "declared with it"

@@ -113,7 +113,7 @@ EXPERTS = {
         tiny_attention(),
         MoeSpec(
             5,
-            1,
+            2,
             MlpSpec(24),
             score=RouterScore.SIGMOID,
             weighs_input=True,

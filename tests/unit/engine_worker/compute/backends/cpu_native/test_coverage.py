@@ -82,15 +82,13 @@ def test_experts_are_covered_with_all_that_stands_round_them() -> None:
     gpt_oss = MlpSpec(512, Activation.QUICK_GELU, bias=True, clamp=7.0, up_offset=1.0)
     for experts in (
         MoeSpec(8, 2, gpt_oss, shared=MLP, shared_gate=True, router_bias=True, num_groups=2),
-        MoeSpec(8, 1, MLP, weighs_input=True),
+        MoeSpec(8, 2, MLP, weighs_input=True),
         MoeSpec(8, 2, MLP, latent_size=64),
         MoeSpec(8, 2, MLP, shared=MLP, is_beside_dense=True),
     ):
         for weight_type in WEIGHT_TYPES:
             layer = LayerSpec(ATTENTION, experts)
             assert not reason(layer=layer, block="mlp", weight_type=weight_type)
-    weighed = MoeSpec(8, 2, MLP, weighs_input=True)
-    assert "several experts of a token" in reason(layer=LayerSpec(ATTENTION, weighed), block="mlp")
     crowd = MoeSpec(70_000, 2, MLP)
     assert "at most 65536 experts" in reason(layer=LayerSpec(ATTENTION, crowd), block="mlp")
     wide = LayerSpec(ATTENTION, MoeSpec(8, 2, MLP, shared=MlpSpec(70_000)))
