@@ -1,6 +1,7 @@
 """The runner on the native backend, held to XLA and to the dense reference."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from engine_worker.compute.backends.choice import BackendName, choose_backend
 from engine_worker.compute.backends.cpu_native.backend import token_rows
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import load_spec
+from engine_worker.compute.models.spec import MlpSpec, MoeSpec
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.core.choice.batch import RowSampling, RowWork, StepBatch
 from engine_worker.demo import demo_model_path
@@ -241,6 +243,24 @@ def test_the_deterministic_mode_holds_on_the_kernels_in_float32(
     runner = make_runner(packed(WEIGHTS, "cpu_native", "float32"), deterministic=True)
     request = RunnerRequest(0, prompt_of(37), blocks(0))
     assert generate(runner, request, 12) == reference.continue_greedily(request.prompt, 12)
+    assert_same_bits_in_company(runner, request)
+
+
+def test_the_deterministic_mode_holds_with_experts_in_bfloat16() -> None:
+    """Their norms and routing are XLA's, row by row."""
+    layer = replace(tiny_spec().layers[0], mlp=MoeSpec(6, 2, MlpSpec(24), shared=MlpSpec(16)))
+    weights = tiny_weights(spec=replace(tiny_spec(), layers=(layer, layer)))
+    decoder = packed(weights, "cpu_native", "bfloat16")
+    assert {place.backend for place in decoder.backend.placements.values()} == {"cpu_native"}
+    assert decoder.backend.min_rows == 1
+    runner = make_runner(decoder, deterministic=True)
+    request = RunnerRequest(0, prompt_of(37), blocks(0))
+    generate(runner, request, 12)
+    assert_same_bits_in_company(runner, request)
+
+
+def assert_same_bits_in_company(runner: JaxModelRunner, request: RunnerRequest) -> None:
+    """Output and cache of an answer of 12 tokens in slot 0, made anew beside another one."""
     bits = [np.asarray(array)[blocks(0)[:4]] for array in jax.tree.leaves(runner.state.cache)]
     runner.reset()
     again = RunnerRequest(0, prompt_of(37), blocks(0))
