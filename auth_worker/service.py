@@ -123,8 +123,10 @@ def run(
     signer = load_signer(settings.audit_key_file or settings.data_dir / KEY_NAME)
     notes = CheckpointNotes(settings.data_dir / NOTES_NAME)
 
-    def serve(store: SqlStore, keeper: LeaseKeeper | None = None) -> int:
-        snapshot = _ensure_admin(store, settings, clock)
+    def serve(
+        store: SqlStore, keeper: LeaseKeeper | None = None, held: Snapshot | None = None
+    ) -> int:
+        snapshot = _ensure_admin(store, held or _load(store, clock), settings, clock)
         service = AuthService(
             store,
             snapshot,
@@ -141,7 +143,7 @@ def run(
 
     if settings.database_url is not None:
         open_store = partial(SqlStore, clock=clock, signer=signer, on_checkpoint=notes.add)
-        return _run_shared(settings, settings.database_url, worker, serve, open_store)
+        return _run_shared(settings, settings.database_url, worker, serve, open_store, clock)
     with closing(
         SqliteStore(
             settings.data_dir,
@@ -159,38 +161,42 @@ def _run_shared(
     settings: AuthSettings,
     url: DatabaseUrl,
     worker: Worker[AuthCommand],
-    serve: Callable[[SqlStore, LeaseKeeper], int],
+    serve: Callable[[SqlStore, LeaseKeeper, Snapshot | None], int],
     open_store: "Callable[[PostgresDatabase], SqlStore]",
+    clock: Clock,
 ) -> int:
     """On a database that several workers share: heard by gateways first, then active."""
     # The driver is large, and most auth workers never talk to it.
     from auth_worker.storage.postgres_database import MARKER_NAME, PostgresDatabase
-    from auth_worker.storage.standby import stand_by
+    from auth_worker.storage.standby import read_ahead, stand_by
 
     if url.is_plaintext:
         _logger.warning("%s is talked to in plain text: its address says sslmode=disable", url)
     with closing(PostgresDatabase(url, marker=settings.data_dir / MARKER_NAME)) as database:
         worker.start()
         try:
-            store = stand_by(
+            taken = stand_by(
                 database,
                 open_store=open_store,
                 is_over=lambda: worker.is_finished,
                 sleep=time.sleep,
                 on_state=worker.stand_by,
+                read=lambda: read_ahead(database, recent_since_ms=_recent_since_ms(clock)),
             )
-            if store is None:
+            if taken is None:
                 return worker.wait()
+            store, held = taken
             with closing(store), LeaseKeeper(store) as keeper:
-                return serve(store, keeper)
+                return serve(store, keeper, held)
         except (ConfigurationError, StoreError) as error:
             worker.stop(error.message, exit_code_of(error))
             raise
 
 
-def _ensure_admin(store: SqlStore, settings: AuthSettings, clock: Clock) -> Snapshot:
-    """What the store holds once somebody can administer."""
-    snapshot = _load(store, clock)
+def _ensure_admin(
+    store: SqlStore, snapshot: Snapshot, settings: AuthSettings, clock: Clock
+) -> Snapshot:
+    """What the store, of which this is a snapshot, holds once somebody can administer."""
     done = ensure_admin(
         store,
         snapshot.keys,
@@ -223,7 +229,12 @@ def _poster(exchanger: Exchanger) -> Post:
 
 
 def _load(store: Store, clock: Clock) -> Snapshot:
-    return store.load(recent_since_ms=int((clock.wall_s() - SPAN_S) * 1000))
+    return store.load(recent_since_ms=_recent_since_ms(clock))
+
+
+def _recent_since_ms(clock: Clock) -> int:
+    """From when on settlements count in windows of a minute."""
+    return int((clock.wall_s() - SPAN_S) * 1000)
 
 
 def calm_collector() -> None:

@@ -1,7 +1,7 @@
 """The rows of keys: added, changed, dropped and read in pages."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, insert, or_
 from auth_worker.errors import InvalidCommandError, KeyNotFoundError
 from auth_worker.principals.key_rules import NO_RULES, PRIORITIES, KeyRules, networks_of
 from auth_worker.principals.keys import StoredKey, status_of
+from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.records.operations import (
     AddKey,
     AuditEntry,
@@ -190,8 +191,10 @@ def status_conditions(wall_s: float) -> dict[str, ColumnElement[bool]]:
     }
 
 
-def load_keys(connection: Connection) -> Iterator[StoredKey]:
-    """All keys, as the authority knows them, some thousand a step.
+def load_keys(
+    connection: Connection, users: Iterable[StoredUser] = (), teams: Iterable[StoredTeam] = ()
+) -> Iterator[StoredKey]:
+    """All keys, as the authority knows them, with their users and teams, some thousand a step.
 
     Past SQLAlchemy, whose rows take longer than all the rest; a hundred thousand keys should be
     there within a second or two. Rules that are alike are one object.
@@ -199,6 +202,8 @@ def load_keys(connection: Connection) -> Iterator[StoredKey]:
     statement = select(*(_columns[name] for name in (*_OWN, *_RULED, *_LATER)))
     cursor = run(connection, str(statement.compile(dialect=connection.dialect)))
     known: dict[tuple[Any, ...], KeyRules] = {}
+    user_of = {user.user_id: user for user in users}.get
+    team_of = {team.team_id: team for team in teams}.get
     rules_end = len(_OWN) + len(_RULED)
     while rows := cursor.fetchmany(_ROWS_A_STEP):
         for row in rows:
@@ -207,7 +212,8 @@ def load_keys(connection: Connection) -> Iterator[StoredKey]:
             if rules is None:
                 rules = known[ruled] = _rules(*ruled)
             *later, may_name_end_users = row[rules_end:]
-            yield _make(*row[: len(_OWN)], rules, *later, bool(may_name_end_users))
+            of_whom = user_of(later[-2]), team_of(later[-1])
+            yield _make(*row[: len(_OWN)], rules, *later, bool(may_name_end_users), "", *of_whom)
 
 
 def stored_key(row: Row[Any]) -> StoredKey:

@@ -165,6 +165,16 @@ class PostgresDatabase:
         """Epoch of the holder that `is_free` saw last, for people."""
         return "" if self._seen is None else f"epoch {self._seen[0]}"
 
+    @property
+    def seen(self) -> tuple[int, int] | None:
+        """Epoch and number of commits that `is_free` saw last."""
+        return self._seen
+
+    @property
+    def silent_s(self) -> float:
+        """For how long `is_free` has seen them stand still."""
+        return self._clock_s() - self._seen_since_s
+
     def prepare(self, connection: Connection) -> None:
         """No other worker opens it at the same time, and it holds what it held before."""
         run(connection, "SELECT pg_advisory_xact_lock(%s)", (_LOCK_OF_OPENING,))

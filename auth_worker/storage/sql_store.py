@@ -37,7 +37,6 @@ from auth_worker.records.operations import (
     ReadKeys,
     ReadResources,
     ReadUsageRows,
-    RecentUse,
     Result,
     SaveLease,
     SignAudit,
@@ -55,11 +54,12 @@ from auth_worker.storage import (
     usage_table,
 )
 from auth_worker.storage.database import Database
-from auth_worker.storage.key_table import KeyTable, load_keys
+from auth_worker.storage.key_table import KeyTable
 from auth_worker.storage.ledger import book_usage, forget_leases, save_leases
-from auth_worker.storage.limit_table import load_counters, save_counters
+from auth_worker.storage.limit_table import save_counters
 from auth_worker.storage.pending_sums import PendingSums, SumsChange, load_sums
 from auth_worker.storage.resource_table import ResourceTable
+from auth_worker.storage.snapshot import read_snapshot
 from auth_worker.storage.totals import add_to_totals, touch_keys
 
 CHECKPOINT_ENTRIES: Final = 256
@@ -138,41 +138,9 @@ class SqlStore:
 
     def load(self, *, recent_since_ms: int) -> Snapshot:
         """All keys and open leases, and what was settled since that Unix millisecond."""
-        ledger = schema.ledger.c
-        recent = (
-            select(
-                ledger.key_id,
-                ledger.granted_at_ms,
-                ledger.settled_at_ms,
-                ledger.prompt_tokens,
-                ledger.completion_tokens,
-                ledger.model,
-                ledger.endpoint,
-                ledger.user_id,
-                ledger.team_id,
-                ledger.end_user,
-                ledger.cost_micros,
-            )
-            .where(ledger.settled_at_ms >= recent_since_ms, ledger.outcome != "unused")
-            .order_by(ledger.settled_at_ms)
-        )
-        oldest_first = select(schema.leases).order_by(
-            schema.leases.c.granted_at_ms, schema.leases.c.lease_id
-        )
         # Beside the connection that writes, on which a `LeaseKeeper` holds the database meanwhile.
         with self._database.reading() as connection:
-            resources = ResourceTable(connection)
-            return Snapshot(
-                keys=tuple(load_keys(connection)),
-                leases=tuple(LeaseRow(*row) for row in connection.execute(oldest_first)),
-                recent=tuple(RecentUse(*row) for row in connection.execute(recent)),
-                users=resources.all_users(),
-                teams=resources.all_teams(),
-                limits=resources.all_limits(),
-                prices=resources.all_prices(),
-                counters=load_counters(connection),
-                webhooks=resources.all_webhooks(),
-            )
+            return read_snapshot(connection, recent_since_ms=recent_since_ms)
 
     def apply(self, operations: Sequence[Operation]) -> list[Result]:
         """Carry out all operations in one durable transaction, or none; see `Store.apply`."""

@@ -33,6 +33,7 @@ from auth_worker.records.operations import (
     KeyPage,
     Operation,
     ReadKeys,
+    Snapshot,
 )
 from auth_worker.storage.database_url import DatabaseUrl
 from auth_worker.storage.key_table import load_keys
@@ -45,7 +46,7 @@ from auth_worker.storage.postgres_database import (
     PostgresDatabase,
 )
 from auth_worker.storage.sql_store import SqlStore
-from auth_worker.storage.standby import stand_by
+from auth_worker.storage.standby import ReadAhead, read_ahead, stand_by
 from protocol.errors import ConfigurationError
 from tests.fakes.auth_parts import FakeClock, booking, stored_key
 from tests.fakes.auth_stores import rows
@@ -159,14 +160,14 @@ def test_a_slow_load_keeps_the_lease_while_it_lasts(
     store = take(database)
     store.apply([AddKey(stored_key(f"key_{n}", f"psk-{n}"), AUDIT) for n in range(9)])
 
-    def slow_keys(connection: Connection) -> Iterator[StoredKey]:
-        for key in load_keys(connection):
+    def slow_keys(connection: Connection, *people: Any) -> Iterator[StoredKey]:
+        for key in load_keys(connection, *people):
             clock.advance(0.3)
             until(lambda: not database.wants_renewal())
             assert not other.is_free()
             yield key
 
-    monkeypatch.setattr("auth_worker.storage.sql_store.load_keys", slow_keys)
+    monkeypatch.setattr("auth_worker.storage.snapshot.load_keys", slow_keys)
     with LeaseKeeper(store):
         assert len(store.load(recent_since_ms=0).keys) == 9
     assert database.holds()
@@ -199,10 +200,17 @@ def test_one_that_stands_by_takes_over_and_says_why_it_waited(
             clock.advance(seconds)
 
     taken = stand_by(
-        connect(), open_store=open_store, is_over=lambda: False, sleep=sleep, on_state=states.append
+        connect(),
+        open_store=open_store,
+        is_over=lambda: False,
+        sleep=sleep,
+        on_state=states.append,
+        read=lambda: None,
+        clock_s=clock.monotonic_s,
     )
     assert taken is not None
-    assert taken.epoch == store.epoch + 1
+    successor, held = taken
+    assert (successor.epoch, held) == (store.epoch + 1, None)
     assert states == [f"standing by: epoch {store.epoch} is active"]
     assert next(waits) == 1.0, "it waited the lease from the last write, and no longer"
     assert (
@@ -212,9 +220,103 @@ def test_one_that_stands_by_takes_over_and_says_why_it_waited(
             is_over=lambda: True,
             sleep=sleep,
             on_state=states.append,
+            read=lambda: None,
         )
         is None
     )
+
+
+def stand_by_and_read(
+    database: PostgresDatabase, clock: FakeClock, waits: list[float | SqlStore]
+) -> tuple[SqlStore, Snapshot | None, int]:
+    """Take over after so many seconds and commits of the holder; how often everything was read."""
+    steps = iter(waits)
+    num_read = 0
+
+    def sleep(_: float) -> None:
+        step = next(steps)
+        if isinstance(step, SqlStore):
+            step.apply([AddKey(stored_key(f"key_{num_read}", f"psk-{num_read}"), AUDIT)])
+        else:
+            clock.advance(step)
+
+    def read() -> ReadAhead | None:
+        nonlocal num_read
+        num_read += 1
+        clock.advance(0.2)  # it takes its time
+        return read_ahead(database, recent_since_ms=0)
+
+    taken = stand_by(
+        database,
+        open_store=open_store,
+        is_over=lambda: False,
+        sleep=sleep,
+        on_state=lambda _: None,
+        read=read,
+        clock_s=clock.monotonic_s,
+    )
+    assert taken is not None
+    return (*taken, num_read)
+
+
+def test_what_is_read_while_a_holder_is_silent_is_what_the_next_one_begins_with(
+    connect: OpenDatabase, clock: FakeClock
+) -> None:
+    store = take(connect())
+    store.apply([AddKey(stored_key(), AUDIT), booking("a")])
+    successor, held, num_read = stand_by_and_read(
+        connect(), clock, [0.5, store, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    )
+    assert num_read == 1, "while the holder wrote nothing was read, and then once"
+    assert held is not None
+    assert held == successor.load(recent_since_ms=0)
+    assert len(held.keys) == 2
+
+
+def test_what_was_read_before_a_holder_wrote_again_is_not_used(
+    connect: OpenDatabase, clock: FakeClock
+) -> None:
+    store = take(connect())
+    waits: list[float | SqlStore] = [1.0, store, *[0.5] * 20]
+    successor, held, num_read = stand_by_and_read(connect(), clock, waits)
+    assert (num_read, held) == (1, None), "reading in vain is not repeated at once"
+    assert len(successor.load(recent_since_ms=0).keys) == 1
+    again: list[float | SqlStore] = [1.0, successor, *[0.5] * 2, successor, 0.5, successor, *[0.5] * 4, successor]
+    later = [*again, *[0.5] * 20]
+    last, held, num_read = stand_by_and_read(connect(), clock, later)
+    assert num_read == 2, "after a rest it is"
+    assert held == last.load(recent_since_ms=0)
+
+
+def test_a_commit_between_the_look_and_the_taking_over_is_seen(
+    connect: OpenDatabase, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder wakes up after the last look: whoever was faster is not overtaken by old keys."""
+    store = take(connect())
+    database = connect()
+    is_free = database.is_free
+
+    def is_free_and_then_it_wakes() -> bool:
+        found = is_free()
+        if found:
+            monkeypatch.setattr(database, "is_free", is_free)
+            store.apply([AddKey(stored_key(), AUDIT)])
+        return found
+
+    monkeypatch.setattr(database, "is_free", is_free_and_then_it_wakes)
+    successor, held, _ = stand_by_and_read(database, clock, [1.0, 1.0, 1.0, *[0.5] * 20])
+    assert held is None or len(held.keys) == 1
+    assert len(successor.load(recent_since_ms=0).keys) == 1
+
+
+def test_what_can_not_be_read_ahead_is_read_when_it_is_taken_over(
+    connect: OpenDatabase, clock: FakeClock
+) -> None:
+    store = take(connect())
+    database = connect()
+    with store.database.transaction() as connection:
+        connection.exec_driver_sql("ALTER TABLE webhooks RENAME TO hooks_of_another_release")
+    assert read_ahead(database, recent_since_ms=0) is None
 
 
 def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_done_twice(
