@@ -67,14 +67,14 @@ class DecodePlanner:
         works, more = self._planned, result.more_token_ids
         num_rows = len(works)
         num_drafted = sum(len(work.draft_token_ids) for work in works)
-        times = self._speculation.times
         if num_drafted:
-            times.measure(num_rows + num_drafted, duration_s, has_drafts=True)
-            self._on_drafts(num_drafted, sum(map(len, more.values())))
+            num_right = sum(map(len, more.values()))
+            self._speculation.measure(num_rows, num_drafted, num_right, 1, duration_s)
+            self._on_drafts(num_drafted, num_right)
         elif all(len(work.token_ids) == 1 for work in works):
             num_turns = 1 + max(map(len, more.values()), default=0)
             self._lookahead.measure(num_rows, num_turns, duration_s)
-            times.measure(num_rows, duration_s / num_turns, has_drafts=False)
+            self._speculation.measure(num_rows, 0, 0, num_turns, duration_s)
 
     def _goes_on(self, choice: Choice, work: RowWork) -> bool:
         """Whether a row of one token likely has a next one, for which it then has room."""

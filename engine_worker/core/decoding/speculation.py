@@ -6,8 +6,13 @@ tokens are worth, so both are measured while serving: the share of right draft t
 (`ngram_drafts`), and the time of a step by the size of its program, with drafts and without. The
 program taken is the one with the most tokens expected per second. Because drafts are judged whether or
 not they are computed, text that never repeats costs no step anything.
+
+Both are estimates, and on a busy machine the time of a step says little. So what drafts really
+brought is added up (`Account`), and when they lost more than they may, there are none until plain
+steps have made up for it.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
@@ -23,10 +28,10 @@ MAX_SLOWDOWN: Final = 1.5
 """A row without a draft never waits longer for the others' drafts than this times a plain step."""
 _MAX_READ_TOKENS: Final = 2048
 """Tokens that a step's drafts read at most, a few milliseconds of work."""
-_ADVANTAGE: Final = 1.05
+_ADVANTAGE: Final = 1.1
 """By how much more tokens per second a draft must promise; times vary."""
-_WEIGHT: Final = 0.3
-"""Of the newest time in the running mean."""
+_NUM_LATEST: Final = 9
+"""Times whose median counts: what the machine does beside some of them changes nothing."""
 _FADE: Final = 0.998
 """A time that is not measured counts for less with every step, until it is worth another look."""
 _NUM_FIRST: Final = 4
@@ -35,9 +40,17 @@ _FIRST_FADE: Final = 0.98
 _COLD_FADE: Final = 0.9
 """After a single time, which may be that of a program that was never called before."""
 _MAX_JUMP: Final = 2.0
-"""By how much more than the mean one later time counts."""
+"""By how much more than the median one time counts in what drafts have lost."""
 _OPTIMISM: Final = 0.5
 """Of the time that a larger program should take longer, what is expected before it was tried."""
+_ALLOWED_LOSS: Final = 0.004
+"""Of the time of plain steps that drafts may lose for good, some of it to find out whether they pay."""
+_FIRST_CREDIT: Final = 0.8
+"""Plain steps that drafts may lose before they have gained any."""
+_MIN_CREDIT: Final = -0.5
+"""What machines and texts were like is worth another look after that much was made up for."""
+_MAX_CREDIT: Final = 4.0
+"""Of what they have gained, how many plain steps they may lose again."""
 
 
 class SpeculationMode(StrEnum):
@@ -49,27 +62,28 @@ class SpeculationMode(StrEnum):
 
 
 class RunningTime:
-    """The time of one kind of step; `estimate_s` fades while nobody measures it."""
+    """The time of one kind of step; `estimate_s` fades while nobody measures it.
+
+    Attributes:
+        middle_s: The median of the latest, seconds; of the first few the smallest.
+    """
 
     def __init__(self, duration_s: float) -> None:
-        self._mean_s = duration_s
+        self._latest = deque([duration_s], maxlen=_NUM_LATEST)
+        self.middle_s = duration_s
         self._fade = 1.0
-        self._num_measured = 1
 
     @property
     def estimate_s(self) -> float:
         """Seconds."""
-        return self._mean_s * self._fade
+        return self.middle_s * self._fade
 
     def measure(self, duration_s: float) -> None:
         """Learn from a step."""
-        if self._num_measured < _NUM_FIRST:
-            self._mean_s = min(self._mean_s, duration_s)
-        else:
-            duration_s = min(duration_s, _MAX_JUMP * self._mean_s)
-            self._mean_s += _WEIGHT * (duration_s - self._mean_s)
+        self._latest.append(duration_s)
+        ordered = sorted(self._latest)
+        self.middle_s = ordered[len(ordered) // 2 if len(ordered) > _NUM_FIRST else 0]
         self._fade = 1.0
-        self._num_measured += 1
 
     def fade(self, plain_s: float) -> None:
         """A step of another kind was taken, though this one was possible.
@@ -77,11 +91,11 @@ class RunningTime:
         Args:
             plain_s: Of a plain step. What takes long is looked at again more rarely.
         """
-        if self._num_measured == 1:
+        if len(self._latest) == 1:
             self._fade *= _COLD_FADE
             return
-        fade = _FADE if self._num_measured >= _NUM_FIRST else _FIRST_FADE
-        self._fade *= fade ** min(1.0, plain_s / self._mean_s)
+        fade = _FADE if len(self._latest) >= _NUM_FIRST else _FIRST_FADE
+        self._fade *= fade ** min(1.0, plain_s / self.middle_s)
 
 
 class StepTimes:
@@ -104,7 +118,7 @@ class StepTimes:
             duration_s: Seconds, from the first decision to the last token told.
             has_drafts: Whether some rows were draft tokens.
         """
-        size = next((size for size in self.sizes if size >= num_rows), None)
+        size = self._size_of(num_rows)
         if size is None or duration_s <= 0:
             return
         times = self._drafting if has_drafts else self._plain
@@ -112,6 +126,22 @@ class StepTimes:
             times[size].measure(duration_s)
         else:
             times[size] = RunningTime(duration_s)
+
+    def in_plain_steps(self, num_rows: int, num_drafted: int, duration_s: float) -> float | None:
+        """How many steps without drafts take as long as one with drafts did; None if unknown.
+
+        What the machine did beside the step counts for no more than in the running means.
+        """
+        size, plain_size = self._size_of(num_rows + num_drafted), self._size_of(num_rows)
+        if size is None or plain_size is None or plain_size not in self._plain:
+            return None
+        plain_s = self._plain[plain_size].middle_s
+        known = self._drafting.get(size)
+        expected_s = plain_s if known is None else max(plain_s, known.middle_s)
+        return min(duration_s, _MAX_JUMP * expected_s) / plain_s
+
+    def _size_of(self, num_rows: int) -> int | None:
+        return next((size for size in self.sizes if size >= num_rows), None)
 
     def best_size(self, num_rows: int, chances: Sequence[tuple[float, int]]) -> int | None:
         """The program with the most tokens expected per second.
@@ -181,8 +211,35 @@ class StepTimes:
             self._plain[sizes[0]].fade(plain_s)
 
 
+class Account:
+    """What drafts have gained, in plain steps; they are allowed while `is_open`."""
+
+    def __init__(self) -> None:
+        self._credit = _FIRST_CREDIT
+
+    @property
+    def is_open(self) -> bool:
+        """Whether drafts may lose a step."""
+        return self._credit > 0
+
+    def add_plain(self, num_steps: int) -> None:
+        """Steps were taken without drafts."""
+        if self._credit < _FIRST_CREDIT:
+            self._credit = min(_FIRST_CREDIT, self._credit + _ALLOWED_LOSS * num_steps)
+
+    def add_drafting(self, num_plain: float, tokens_a_row: float) -> None:
+        """A step was taken with drafts.
+
+        Args:
+            num_plain: How many plain steps would have taken as long.
+            tokens_a_row: What it made; a plain step makes 1.
+        """
+        credit = min(_MAX_CREDIT, self._credit + tokens_a_row - num_plain)
+        self._credit = max(_MIN_CREDIT, credit)
+
+
 class Speculation:
-    """Gives the rows of a step their drafts.
+    """Gives the rows of a step their drafts, and learns what these cost and brought.
 
     Args:
         mode: Whether drafts are made where they pay, never, or always.
@@ -199,6 +256,28 @@ class Speculation:
         self._mode = mode
         self._max_draft_tokens = max_draft_tokens
         self.times = StepTimes(decode_rows)
+        self._account = Account()
+
+    def measure(
+        self, num_rows: int, num_drafted: int, num_right: int, num_turns: int, duration_s: float
+    ) -> None:
+        """Learn from a step of decodes.
+
+        Args:
+            num_rows: Rows without their drafts.
+            num_drafted: Draft tokens of all rows.
+            num_right: Of these the right ones.
+            num_turns: Tokens that a row without a draft got at most.
+            duration_s: Of the whole step.
+        """
+        if not num_drafted:
+            self._account.add_plain(num_turns)
+            self.times.measure(num_rows, duration_s / num_turns, has_drafts=False)
+            return
+        num_plain = self.times.in_plain_steps(num_rows, num_drafted, duration_s)
+        if num_plain is not None:
+            self._account.add_drafting(num_plain, 1 + num_right / num_rows)
+        self.times.measure(num_rows + num_drafted, duration_s, has_drafts=True)
 
     def drafts(
         self, choices: Sequence[Choice], works: Sequence[RowWork]
@@ -225,6 +304,8 @@ class Speculation:
             return None
         chances.sort(reverse=True)
         is_forced = self._mode is SpeculationMode.ALWAYS
+        if not is_forced and not self._account.is_open:
+            return None
         size = largest if is_forced else self.times.best_size(num_rows, chances)
         if size is None:
             return None
