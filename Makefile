@@ -116,9 +116,9 @@ suites: $(VENV)/.test
 sanitize:
 	tests/native/sanitize.sh
 
-# A public conformance suite of the HTTP APIs; needs node and the npm registry.
+# Public conformance suites of the HTTP APIs and of MCP; need node and the npm registry.
 conformance: $(VENV)/.test
-	$(BIN)/python -m tests.suites.llmprobe $(ARGS)
+	$(BIN)/python -m tests.suites llmprobe mcp $(ARGS)
 
 # Half an hour of load and chaos, then 100,000 calm requests; ARGS="--minutes 2 --calm-requests 0"
 # for less. Its report belongs into docs/reliability.md. Then auth workers are killed fifty times on

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from tests.suites import function_calls, json_schema, llmprobe
+from tests.suites import function_calls, json_schema, llmprobe, mcp_conformance
 
 
 class Report(Protocol):
@@ -29,6 +29,7 @@ SUITES: Final[dict[str, Callable[[Path], Sequence[Report]]]] = {
     "json-schema": json_schema.run,
     "function-calls": function_calls.run,
     "llmprobe": lambda _data: llmprobe.run(),
+    "mcp": lambda _data: mcp_conformance.run(),
 }
 
 _DATA: Final = Path(__file__).parents[3] / "shared"
