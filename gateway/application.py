@@ -38,6 +38,7 @@ from gateway.request.sessions import SessionTable
 from gateway.storage.open_store import open_store
 from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.metrics import Metrics, StateCollector
+from gateway.telemetry.request_trace import RequestTraces
 from gateway.telemetry.worker_metrics import WorkerMetricsCollector
 from gateway.telemetry.worker_records import WorkerRecords
 from gateway.tools.tool_servers import tool_servers
@@ -232,6 +233,7 @@ class Application:
             self.settings.max_tool_calls,
             self.settings.max_background,
             self._clock,
+            traces=RequestTraces(self.settings.trace_ratio, "link"),
         )
         self._housekeeping.add("making background responses", LOOK_INTERVAL_S, background.look)
         self._housekeeping.add("sweeping the store", SWEEP_INTERVAL_S, self._sweep)

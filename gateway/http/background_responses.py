@@ -13,16 +13,13 @@ import orjson
 
 from gateway.errors import DeniedError, GatewayError, ShuttingDownError
 from gateway.http.background_task import BackgroundTask, decoded, piece_of
+from gateway.http.background_trace import TracedTask, traced
 from gateway.http.hosted_turns import HostedTurns
 from gateway.http.openresponses.conversation import EMPTY
 from gateway.http.openresponses.convert import AskedResponse
 from gateway.http.openresponses.events import HostedCallRunning
 from gateway.http.openresponses.hosted_items import Earlier, earlier_turns, restored_items
-from gateway.http.openresponses.render import (
-    AlreadyTold,
-    ResponseEvents,
-    ToldEvent,
-)
+from gateway.http.openresponses.render import AlreadyTold, ResponseEvents, ToldEvent
 from gateway.http.openresponses.stored_items import base_of
 from gateway.http.response_shape import body_of, item_maker, response_head
 from gateway.http.stored_turns import added_items, as_stored, shortened
@@ -34,6 +31,7 @@ from gateway.request.request import Request
 from gateway.request.takes import Takes
 from gateway.storage.records import EventPiece, Job
 from gateway.storage.store import Store
+from gateway.telemetry.request_trace import RequestTraces
 from gateway.tools.tool_servers import ToolServers
 from protocol.errors import DecodeError, ErrorCode
 
@@ -72,6 +70,7 @@ class BackgroundResponses:
         max_running: At a time.
         clock: Monotonic seconds.
         wall_clock: Unix seconds.
+        traces: Begins those of responses; None for none.
     """
 
     def __init__(
@@ -84,7 +83,9 @@ class BackgroundResponses:
         max_running: int,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        traces: RequestTraces | None = None,
     ) -> None:
+        self.traces = traces
         self.servers = servers
         self.max_tool_calls = max_tool_calls
         self.store = store
@@ -231,8 +232,12 @@ class _Take:
         except DecodeError:
             await self.give_up()
             return
+        with traced(task, self._job.response_id, self._owner.traces) as found:
+            await self._respond(found)
+
+    async def _respond(self, traced_task: TracedTask) -> None:
+        task, asked = traced_task.task, traced_task.task.asked
         before = await self._events_before()
-        asked = task.asked
         is_hosted = bool(body_of(asked).hosted.servers)
         earlier, num_over = earlier_turns(before) if is_hosted else (Earlier(), 0)
         told = AlreadyTold(before[num_over:], has_begun=AlreadyTold(before).has_begun)
@@ -255,8 +260,10 @@ class _Take:
                     else:
                         continue
                 elif not _is_too_long(asked, error) and self._is_put_off(asked, error):
+                    traced_task.fail(error)
                     await self._put_off(error)
                     return
+                traced_task.fail(error)
                 self._unwritten += events.fail(error)
             await self._finish(asked, task.created, events)
             return
@@ -417,11 +424,7 @@ class _Take:
         return isinstance(error, ShuttingDownError) or self._age_s() < PATIENCE_S
 
     def _age_s(self) -> float:
-        return self._owner.wall_clock() - self._created_s
-
-    @property
-    def _created_s(self) -> float:
-        return self._job.created_ms / 1000
+        return self._owner.wall_clock() - self._job.created_ms / 1000
 
     async def _put_off(self, error: GatewayError) -> None:
         """Put the job back with all that was told of it."""

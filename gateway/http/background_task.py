@@ -11,6 +11,7 @@ from gateway.http.response_shape import body_of, item_maker, response_head
 from gateway.http.stored_turns import ReadContext
 from gateway.request.caller import Caller
 from gateway.storage.records import EventPiece
+from protocol.runtime.tracing import context_of
 from protocol.wire import codec
 
 
@@ -24,6 +25,7 @@ class BackgroundTask:
         created: Unix seconds.
         context: For a request that is parsed again: because its oldest items may be left out, or
             because this server runs its tools. None for any other.
+        traceparent: Where in a trace it belongs; empty where it isn't traced.
     """
 
     asked: AskedResponse
@@ -33,10 +35,17 @@ class BackgroundTask:
     end_user: str
     created: int
     context: ReadContext | None
+    traceparent: str = ""
 
     def caller(self) -> Caller:
         """Who asked."""
-        return Caller(self.key_digest, self.address, self.trace_id, end_user=self.end_user)
+        return Caller(
+            self.key_digest,
+            self.address,
+            self.trace_id,
+            end_user=self.end_user,
+            trace=context_of(self.traceparent),
+        )
 
 
 _decoder: Final[codec.Decoder[BackgroundTask]] = codec.Decoder(BackgroundTask)

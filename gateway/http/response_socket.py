@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -38,6 +39,7 @@ from gateway.request.generation import GenerationWork
 from gateway.request.job import RESPONSES_ENDPOINT
 from gateway.request.request import Request
 from gateway.telemetry.access_log import AccessRecord
+from gateway.telemetry.request_trace import RequestTraces
 from protocol.wire.messages import Usage
 
 MAX_OPEN_S: Final = 3600.0
@@ -96,6 +98,8 @@ class ResponseSocket:
         self._socket = socket
         self._clock = clock
         self._parts = parts_of(request)
+        settings = self._parts.settings
+        self._traces = RequestTraces(settings.trace_ratio, settings.trace_clients)
         self._last: LocalTurn | None = None
         self._num_turns = 0
 
@@ -135,8 +139,11 @@ class ResponseSocket:
             status=200,
         )
         previous: str | None = None
+        # Of its own, however long the connection is open.
+        trace = self._traces.begin(self._request.scope["headers"])
+        caller = replace(caller_of(self._request), trace=None if trace is None else trace.context)
+        state.caller = caller
         try:
-            caller = caller_of(self._request)
             identify = partial(key_id_of, self._request, RESPONSES_ENDPOINT)
             message = await shown_to_hooks(SOCKET, message, self._request, caller, record, identify)
             body = await self._parts.bodies.parse(message, caller.name, SOCKET)
@@ -157,7 +164,10 @@ class ResponseSocket:
                 self._last = None  # as OpenAI's does: it isn't continued from there again
             await self._refuse(error)
         finally:
-            self._parts.access_log.write(record, self._clock())
+            now = self._clock()
+            self._parts.access_log.write(record, now)
+            if trace is not None:
+                trace.tell(record, now)
 
     async def _respond(
         self,

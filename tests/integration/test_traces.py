@@ -1,6 +1,7 @@
 """Traces of requests: what a collector gets, what crosses the wire, and collectors that are away."""
 
 import asyncio
+import json
 import socket
 import subprocess
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
 
-from protocol.errors import ConfigurationError
+from protocol.errors import ConfigurationError, ErrorCode
 from protocol.runtime import otlp, tracing
 from protocol.runtime.tracing import Span, context_of, is_sampled, new_trace
 from protocol.wire.messages import Authorize, Generate, OpenParse, Prepare
@@ -129,6 +131,51 @@ async def test_what_a_trusted_client_did_not_sample_is_not_told(
         await gateway.client.get("/v1/models", headers=TRACEPARENT)
         (span,) = await told(collector, "GET /v1/models")
         assert span.trace_id == CLIENT
+
+
+async def test_each_turn_of_a_websocket_is_a_trace_of_its_own(
+    socket_dir: Path, collector: Collector
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await all_parts(gateway)
+        url = str(gateway.client.base_url).replace("http", "ws", 1) + "/v1/responses"
+        async with connect(url, proxy=None, additional_headers=TRACEPARENT) as client:
+            for model in ("demo", "missing"):
+                message = {"type": "response.create", "model": model, "input": "hi"}
+                await client.send(json.dumps(message))
+                while json.loads(await client.recv())["type"] not in (
+                    "response.completed",
+                    "error",
+                ):
+                    pass
+        await asyncio.to_thread(collector.until, "GET /v1/responses")
+        turns = collector.named("WEBSOCKET /v1/responses")
+        (work,) = collector.named("chat demo")
+        assert [turn.attributes["http.response.status_code"] for turn in turns] == [200, 404]
+        assert [turn.attributes.get("error.type") for turn in turns] == [None, "model_not_found"]
+        assert len({turn.trace_id for turn in turns} | {CLIENT}) == 3
+        assert {turn.links for turn in turns} == {((CLIENT, CLIENT_SPAN),)}
+        assert (work.trace_id, work.parent_id) == (turns[0].trace_id, turns[0].span_id)
+
+
+async def test_a_response_in_the_background_is_a_trace_of_its_own(
+    socket_dir: Path, collector: Collector
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        _, _, engine = await all_parts(gateway)
+        for fails in (False, True):
+            engine.generate_failure = ErrorCode.INTERNAL_ERROR if fails else None
+            collector.spans.clear()
+            body = {"model": "demo", "input": "hi", "background": True}
+            await gateway.client.post("/v1/responses", json=body)
+            asked, made, work = await told(
+                collector, "POST /v1/responses", "BACKGROUND /v1/responses", "chat demo"
+            )
+            assert made.links == ((asked.trace_id, asked.span_id),)
+            assert made.trace_id != asked.trace_id
+            assert (work.trace_id, work.parent_id) == (made.trace_id, made.span_id)
+            status = 500 if fails else 200
+            assert (made.attributes["http.response.status_code"], made.is_error) == (status, fails)
 
 
 async def test_what_fails_is_told_with_its_code_and_probes_are_not(

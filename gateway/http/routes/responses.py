@@ -169,6 +169,7 @@ async def _enqueue(
         caller.end_user,
         created,
         context if asked.truncates or body.hosted.servers else None,
+        "" if caller.trace is None else caller.trace.traceparent(),
     )
     queued, events = begun(turn.response_id, asked, created, parts.wall_clock)
     response = as_stored(turn.response_id, asked, created, queued)
