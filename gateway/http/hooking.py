@@ -48,6 +48,8 @@ async def shown_to_hooks(
     caller: Caller,
     record: AccessRecord,
     identify: Callable[[], Awaitable[str]],
+    *,
+    endpoint: str = "",
 ) -> bytes:
     """A body as the hooks leave it; the very bytes, where they change nothing.
 
@@ -58,6 +60,7 @@ async def shown_to_hooks(
         caller: Who sent it.
         record: Its line of the access log, which takes the hooks' tags.
         identify: Says whose key it is.
+        endpoint: The template of the route whose body it is, where that isn't the request's own.
 
     Raises:
         RefusedByHookError: One refuses it.
@@ -72,7 +75,7 @@ async def shown_to_hooks(
     value, before = await asyncio.to_thread(_loaded, body, secrets)
     shown = HookRequest(
         request_id=record.request_id,
-        endpoint=request.scope["route"].path,
+        endpoint=endpoint or request.scope["route"].path,
         key_id=await identify(),
         address=caller.address,
         headers=told_headers(request.headers),

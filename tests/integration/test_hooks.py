@@ -106,6 +106,22 @@ def asking(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}]
 
 
+async def test_a_chat_by_mcp_is_shown_as_the_chat_that_it_is(
+    socket_dir: Path, faulty: None
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine()
+        for prompt in ("raise", "model"):
+            call = {"name": "generate", "arguments": {"prompt": prompt}}
+            message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+            answer = await gateway.client.post("/mcp", json=message)
+            assert answer.status_code == (500 if prompt == "raise" else 200)
+            assert answer.json()["id"] == 1
+        assert answer.json()["result"]["content"][0]["text"] == "Hello, world"
+        assert json.loads(engine.of(Prepare)[-1].messages_json or "") == asking("changed")
+
+
 async def test_credentials_for_mcp_servers_are_blank_for_hooks_and_reach_their_server(
     socket_dir: Path, install: Install, tmp_path: Path
 ) -> None:

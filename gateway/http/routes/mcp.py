@@ -236,7 +236,9 @@ async def _generated(
     caller = caller_of(request)
     identify = partial(key_id_of, request, MCP_PATH)
     body = chat_body(asked, model)
-    body = await shown_to_hooks(CHAT, body, request, caller, request.state.log, identify)
+    body = await shown_to_hooks(
+        CHAT, body, request, caller, request.state.log, identify, endpoint=CHAT_ENDPOINT
+    )
     generation = await parsed(request, body, CHAT)
     return await answer(request, generation, _GenerateShape(message, version))
 
