@@ -281,8 +281,8 @@ def test_what_was_read_before_a_holder_wrote_again_is_not_used(
     successor, held, num_read = stand_by_and_read(connect(), clock, waits)
     assert (num_read, held) == (1, None), "reading in vain is not repeated at once"
     assert len(successor.load(recent_since_ms=0).keys) == 1
-    again: list[float | SqlStore] = [1.0, successor, *[0.5] * 2, successor, 0.5, successor, *[0.5] * 4, successor]
-    later = [*again, *[0.5] * 20]
+    again: list[float | SqlStore] = [1.0, successor, 0.5, 0.5, successor, 0.5, successor]
+    later = [*again, *[0.5] * 4, successor, *[0.5] * 20]
     last, held, num_read = stand_by_and_read(connect(), clock, later)
     assert num_read == 2, "after a rest it is"
     assert held == last.load(recent_since_ms=0)
