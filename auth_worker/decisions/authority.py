@@ -30,6 +30,7 @@ from auth_worker.records.operations import (
     Snapshot,
     TouchKey,
 )
+from auth_worker.records.stored_names import storable, with_stored_names
 from protocol.errors import ErrorCode
 from protocol.runtime.settings import number, setting, switch
 from protocol.wire.messages import (
@@ -202,6 +203,7 @@ class Authority:
         if denied is not None:
             return denied
         num_tokens = command.prompt_tokens + command.completion_tokens
+        command = with_stored_names(command)
         plan = self._leases.plan_of(key, command, wall_s)
         if isinstance(plan, Refusal):
             return self._deny_limit(command.request_id, key.key_id, None, plan)
@@ -234,7 +236,7 @@ class Authority:
         request_id = command.request_id
         if not _are_token_counts(command.prompt_tokens, command.completion_tokens):
             return _fail(request_id, ErrorCode.INVALID_REQUEST, "The token bound is out of range.")
-        lease = self._leases.find(command.lease_id, request_id)
+        lease = self._leases.find(storable(command.lease_id), request_id)
         if lease is None:
             return _fail(
                 request_id,
@@ -251,7 +253,7 @@ class Authority:
         if isinstance(unfit, Postponed):
             return unfit
         return Adjusted(
-            request_id=request_id, lease_id=lease.lease_id, limits=self._state(lease.plan)
+            request_id=request_id, lease_id=command.lease_id, limits=self._state(lease.plan)
         )
 
     def renew(self, command: Renew) -> None:
@@ -262,14 +264,16 @@ class Authority:
                 and _are_token_counts(report.max_prompt_tokens, report.max_completion_tokens)
                 and all(_is_countable(usage) for usage in report.streams)
             ):
-                self._leases.renew(report)
+                self._leases.renew(with_stored_names(report))
 
     def note_orphans(self, command: OrphanUsage) -> list[SaveLease]:
         """What to remember of an engine's report; to be acknowledged once that is durable.
 
         See `OpenLeases.note_orphans`. Counts out of range are passed over.
         """
-        return self._leases.note_orphans(usage for usage in command.streams if _is_countable(usage))
+        return self._leases.note_orphans(
+            with_stored_names(usage) for usage in command.streams if _is_countable(usage)
+        )
 
     def settle(self, command: Settle) -> BookUsage | Failure:
         """What to book for a settlement; to be acknowledged once that is durable.
@@ -287,7 +291,7 @@ class Authority:
                 ErrorCode.INVALID_REQUEST,
                 "The settlement's lease id, model or token counts are out of range.",
             )
-        return self._leases.settle(command)
+        return self._leases.settle(with_stored_names(command))
 
     def booked(self, booking: BookUsage, result: Result) -> None:
         """A booking of `settle` is durable; to be called with what the store says of it."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from auth_worker.decisions.plans import NOTHING, Needs, Plan
 from auth_worker.principals.prices import Price
 from auth_worker.records.operations import LeaseRow
+from auth_worker.records.stored_names import stored_name
 from protocol.wire.messages import StreamUsage
 
 MAX_LEASE_ID_CHARS = 1024
@@ -44,7 +45,7 @@ class LeaseName(NamedTuple):
         if len(parts) != 5 or parts[0] != _PREFIX or not parts[3]:
             return None
         try:
-            return cls(int(parts[1], 16), int(parts[2], 16), parts[3], parts[4])
+            return cls(int(parts[1], 16), int(parts[2], 16), *map(stored_name, parts[3:]))
         except ValueError:
             return None
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from auth_worker.records.operations import AuditAction, AuditEntry
+from auth_worker.records.stored_names import storable
 
 GENESIS_HASH = bytes(32)
 """What the first entry takes for its predecessor's hash."""
@@ -46,11 +47,6 @@ def chain(entry: AuditEntry, *, seq: int, previous_hash: bytes) -> ChainedEntry:
         request_id=storable(entry.request_id),
     )
     return link._replace(hash=hash_of(link))
-
-
-def storable(text: str) -> str:
-    """A text as every database can hold it: PostgreSQL's know no U+0000."""
-    return text.replace("\0", "\ufffd")
 
 
 def hash_of(entry: ChainedEntry) -> bytes:

@@ -8,8 +8,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from auth_worker.records.audit_chain import storable
 from auth_worker.records.operations import AuditAction, AuditEntry, BookUsage
+from auth_worker.records.stored_names import storable
 
 SETTLED: Final[AuditAction] = "money_settled"
 FOLDED: Final[AuditAction] = "ledger_folded"

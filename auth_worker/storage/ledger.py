@@ -17,6 +17,7 @@ from sqlalchemy import (
 from auth_worker.records.limit_usage import Booked, amounts_of
 from auth_worker.records.operations import BookUsage, LeaseRow
 from auth_worker.records.settled_money import Replaced, has_price, row_digest
+from auth_worker.records.stored_names import storable, stored_name
 from auth_worker.storage import schema
 from auth_worker.storage.bulk import BulkStatement, insert_rows, run
 from auth_worker.storage.limit_table import add_changes, count_use
@@ -82,7 +83,7 @@ def book_usage(
     counters: dict[int, int] = {}
     bookings = [
         booking._replace(audit_seq=audit_seq) if has_price(booking) else booking
-        for booking in bookings
+        for booking in map(_with_stored_names, bookings)
     ]
     folded = {
         booking.lease_id
@@ -98,6 +99,18 @@ def book_usage(
     if counters:
         count_use(connection, counters)
     return written._replace(sums=sums)
+
+
+def _with_stored_names(booking: BookUsage) -> BookUsage:
+    """As the ledger keeps it, so that its sums have the same names on either database."""
+    lease_id, _, _, model, *_ = booking
+    names = (storable(lease_id), stored_name(model))
+    others = (stored_name(booking.end_user), stored_name(booking.endpoint))
+    if names == (lease_id, model) and others == (booking.end_user, booking.endpoint):
+        return booking
+    return booking._replace(
+        lease_id=names[0], model=names[1], end_user=others[0], endpoint=others[1]
+    )
 
 
 def _insert_if_all_are_new(connection: Connection, bookings: Sequence[BookUsage]) -> bool:

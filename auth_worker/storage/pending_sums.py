@@ -23,6 +23,7 @@ from auth_worker.records.operations import (
     ReadKeys,
     ReadUsageRows,
 )
+from auth_worker.records.stored_names import stored_name
 from auth_worker.storage import schema
 from auth_worker.storage.bulk import BulkStatement, insert_rows
 
@@ -208,12 +209,23 @@ def add_sums(sums: Sums, more: Mapping[HourKey, list[int]], sign: int = 1) -> No
         known[_NUM_SUMMED] = max(known[_NUM_SUMMED], total[_NUM_SUMMED])
 
 
+def stored_sums(sums: Mapping[HourKey, list[int]]) -> Sums:
+    """Sums by the names that the database keeps: some of them may be one there."""
+    stored: Sums = {}
+    for key, total in sums.items():
+        key_id, hour, *names = key
+        model, endpoint, end_user, user_id, team_id = map(stored_name, names)
+        name = (stored_name(key_id), hour, model, endpoint, end_user, user_id, team_id)
+        add_sums(stored, {name: total})
+    return stored
+
+
 def load_sums(connection: Connection) -> PendingSums:
     """What waits in the database."""
     pending = PendingSums()
     for seq, text in connection.execute(select(_rows.seq, _rows.sums).order_by(_rows.seq)):
         for line in _decoder.decode(text):
-            add_sums(pending.sums, {line[:7]: list(line[7:])})
+            add_sums(pending.sums, stored_sums({line[:7]: list(line[7:])}))
         pending.num_rows += 1
         pending.last_seq = seq
     return pending

@@ -25,7 +25,7 @@ from auth_worker.errors import (
     StoreMissingError,
     StoreUnavailableError,
 )
-from auth_worker.records.audit_chain import storable
+from auth_worker.records.stored_names import storable
 from auth_worker.storage.bulk import run
 from auth_worker.storage.database_url import DatabaseUrl
 from auth_worker.storage.durable_file import write_durably
@@ -61,7 +61,10 @@ _PASSING: Final = (
     pg.ReadOnlySqlTransaction,
     pg.QueryCanceled,
 )
-_OF_AN_OPERATION: Final = (psycopg.IntegrityError, psycopg.DataError, psycopg.ProgrammingError)
+_OF_AN_OPERATION: Final = (
+    *(psycopg.IntegrityError, psycopg.DataError, psycopg.ProgrammingError),
+    pg.ProgramLimitExceeded,  # as a name that is too long for an index
+)
 _OF_THE_STORE: Final = (*_VANISHED, *_NOT_ALLOWED)
 
 _logger = logging.getLogger("penstock.auth")

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Executable, delete, insert, select, update
 from auth_worker.records.audit_signing import AuditSigner, Checkpoint
 from auth_worker.records.operations import AuditEntry, CutAudit, FoldLedger, Removed
 from auth_worker.records.settled_money import entry_of_folding
+from auth_worker.records.stored_names import stored_name
 from auth_worker.storage import schema
 from auth_worker.storage.bulk import BulkStatement, insert_rows
 from protocol.runtime.settings import setting, whole_number
@@ -97,7 +98,8 @@ def fold_ledger(
     sums: dict[tuple[int | str, ...], list[int]] = {}
     for row in rows:
         if row.outcome != "unused":
-            scope = (row.settled_at_ms // _MS_AN_HOUR, *(getattr(row, n) for n in _SCOPES))
+            names = (stored_name(getattr(row, name)) for name in _SCOPES)
+            scope = (row.settled_at_ms // _MS_AN_HOUR, *names)
             total = sums.setdefault(scope, [0] * (1 + len(_SUMMED)))
             total[0] += 1
             for index, name in enumerate(_SUMMED, start=1):

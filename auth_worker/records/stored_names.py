@@ -1,0 +1,46 @@
+"""Names that callers choose, as every database can hold and index them."""
+
+import hashlib
+from typing import Final, TypeVar
+
+from msgspec import Struct, structs
+
+MAX_NAME_BYTES: Final = 512
+"""In UTF-8. An entry of a PostgreSQL index holds 2704 bytes, and four such names stand in one."""
+_NAMES: Final = frozenset({"model", "endpoint", "end_user"})
+
+_Command = TypeVar("_Command", bound=Struct)
+
+
+def storable(text: str) -> str:
+    """A text as every database can hold it: PostgreSQL's know no U+0000."""
+    return text.replace("\0", "\ufffd")
+
+
+def stored_name(name: str) -> str:
+    """A name as every database can hold and index it; a longer one is told by its digest."""
+    if "\0" in name:
+        name = storable(name)
+    if len(name) * 4 <= MAX_NAME_BYTES or (name.isascii() and len(name) <= MAX_NAME_BYTES):
+        return name
+    text = name.encode("utf-8", "surrogatepass")
+    if len(text) <= MAX_NAME_BYTES:
+        return name
+    return f"sha256:{hashlib.sha256(text).hexdigest()}"
+
+
+def with_stored_names(command: _Command) -> _Command:
+    """A message with its names as they are stored, so that what is kept is found again by them."""
+    changes: dict[str, str] = {}
+    for field in type(command).__struct_fields__:
+        if field == "lease_id":
+            name = getattr(command, field)
+            stored = storable(name)
+        elif field in _NAMES:
+            name = getattr(command, field)
+            stored = stored_name(name)
+        else:
+            continue
+        if stored != name:
+            changes[field] = stored
+    return structs.replace(command, **changes) if changes else command
