@@ -63,7 +63,7 @@ class AnswerShape(Protocol):
         ...
 
     def close(self) -> None:
-        """It is over, with or without an answer; idempotent."""
+        """It has been answered; idempotent. After an error whoever asked may try again."""
         ...
 
 
@@ -100,33 +100,30 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
     parts, job = parts_of(http_request), body.job
     if job.options.is_streaming:
         refuse_stream(http_request)
-    is_handed_on, too_long = False, None
+    too_long = None
     names_ids = job.names_token_ids
     model = parts.names.choose(job.model, names_token_ids=names_ids)
     request_id, num_takes = http_request.state.request_id, 1
-    try:
-        while True:
-            try:
-                response = await _answer_by(http_request, model, request_id, body, shape)
-            except GatewayError as error:
-                if too_long is not None and error.code is ErrorCode.PERMISSION_DENIED:
-                    # Of a model that the caller may not use it need not hear.
-                    raise too_long from None
-                if error.code is not ErrorCode.CONTEXT_LENGTH_EXCEEDED:
-                    raise
-                too_long = error
-                longer = parts.names.longer(job.model, model, names_token_ids=names_ids)
-                if longer is None:
-                    raise
-                # Nothing was told yet, and what was reserved for it is settled.
-                model, num_takes = longer, num_takes + 1
-                request_id = f"{http_request.state.request_id}-{num_takes}"
-            else:
-                is_handed_on = isinstance(response, EventStreamResponse)
-                return response
-    finally:
-        if not is_handed_on:
-            shape.close()
+    while True:
+        try:
+            response = await _answer_by(http_request, model, request_id, body, shape)
+        except GatewayError as error:
+            if too_long is not None and error.code is ErrorCode.PERMISSION_DENIED:
+                # Of a model that the caller may not use it need not hear.
+                raise too_long from None
+            if error.code is not ErrorCode.CONTEXT_LENGTH_EXCEEDED:
+                raise
+            too_long = error
+            longer = parts.names.longer(job.model, model, names_token_ids=names_ids)
+            if longer is None:
+                raise
+            # Nothing was told yet, and what was reserved for it is settled.
+            model, num_takes = longer, num_takes + 1
+            request_id = f"{http_request.state.request_id}-{num_takes}"
+        else:
+            if not isinstance(response, EventStreamResponse):
+                shape.close()
+            return response
 
 
 async def _answer_by(

@@ -206,8 +206,6 @@ class ResponseSocket:
                 final_items = await self._make(asked, turn, context, record)
             except GatewayError as error:
                 asked = await shortened(asked, context, error, self._reparsed)
-                turn.asked = asked
-                await turn.hold_again()
             else:
                 break
         if final_items is not None:
@@ -266,7 +264,6 @@ class ResponseSocket:
         finally:
             self._socket.on_lost(None)
             request.end("aborted")
-            shape.close()
             self._note(record, request)
 
     def _note(self, record: AccessRecord, request: Answering) -> None:

@@ -105,9 +105,6 @@ class StoredTurn:
         response_id: `resp_…`.
         tenant: Whose things it may see; None as long as it needs none.
         local: What a WebSocket remembers.
-
-    Attributes:
-        asked: What is asked for; set by whoever has parsed it.
     """
 
     def __init__(
@@ -121,7 +118,6 @@ class StoredTurn:
         self.response_id = response_id
         self.tenant = tenant
         self.local = local
-        self.asked: AskedResponse | None = None
         self._held: str | None = None
 
     async def read(self, body: bytes, refs: Refs, *, holds: bool = True) -> ReadContext:
@@ -174,19 +170,6 @@ class StoredTurn:
         held, self._held = self._held, None
         if held is not None:
             self._stored.let_go(held, self.response_id)
-
-    async def hold_again(self) -> None:
-        """After `close`, before another try of the same response.
-
-        Raises:
-            GatewayError: Somebody else holds its conversation by now.
-        """
-        conversation_id = None if self.asked is None else self.asked.refs.conversation_id
-        if conversation_id is not None and self._held is None:
-            await self._stored.conversations.begin_turn(
-                self._owner, conversation_id, self.response_id
-            )
-            self._held = conversation_id
 
     def hand_over(self) -> None:
         """A background job holds the conversation from now on."""

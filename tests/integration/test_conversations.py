@@ -7,9 +7,10 @@ from typing import Any
 
 import orjson
 import pytest
+from websockets.asyncio.client import connect
 
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Authorize, Generate, Prepare
+from protocol.wire.messages import Authorize, Failure, Generate, Prepare
 from tests.fakes.fake_workers import FakeAuth, FakeEngine
 from tests.fakes.running_gateway import RunningGateway, running_gateway
 
@@ -150,6 +151,54 @@ async def test_what_does_not_go_with_a_conversation_is_named(
 async def test_an_unknown_conversation_is_not_found(gateway: RunningGateway, name: str) -> None:
     answer = await respond(gateway, name, 404)
     assert (answer["error"]["code"], answer["error"]["param"]) == ("not_found", "conversation")
+
+
+@pytest.mark.parametrize("is_socket", [False, True])
+async def test_it_is_held_while_a_response_is_tried_again_with_less(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch, *, is_socket: bool
+) -> None:
+    engine = engine_of(gateway)
+    prepare = engine._prepare
+
+    def limited(command: Prepare) -> None:
+        if len(command.messages_json or "") <= 500:
+            prepare(command)
+            return
+        code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
+        engine.send(Failure(request_id=command.request_id, code=code, message="too long"))
+
+    monkeypatch.setattr(engine, "_prepare", limited)
+    name = await begin(
+        gateway, *({"role": "user", "content": f"{number} " + "x" * 40} for number in range(15))
+    )
+    engine.text = None
+    fields = {"model": "demo", "input": "one", "conversation": name, "truncation": "auto"}
+
+    async def first() -> str:
+        if not is_socket:
+            answer = await gateway.client.post("/v1/responses", json=fields)
+            status: str = answer.json()["status"]
+            return status
+        url = f"ws://127.0.0.1:{gateway.client.base_url.port}/v1/responses"
+        async with connect(url, proxy=None) as socket:
+            await socket.send(orjson.dumps({"type": "response.create", **fields}).decode())
+            while True:
+                event = orjson.loads(await socket.recv())
+                if event["type"] == "response.completed":
+                    return "completed"
+                assert event["type"] != "error", event
+
+    answering = asyncio.create_task(first())
+    await engine.until(lambda: bool(engine.of(Generate)) or answering.done())
+    assert len(engine.of(Prepare)) > 1  # the first was too long
+    second = await respond(gateway, name, 409)
+    assert second["error"]["code"] == "conversation_locked"
+    engine.emit(engine.of(Generate)[0], "Hello")
+    engine.finish(engine.of(Generate)[0])
+    assert await asyncio.wait_for(answering, 10) == "completed"
+    assert (await texts(gateway, name))[-2:] == ["one", "Hello"]
+    engine.text = ("Hi",)
+    await respond(gateway, name, truncation="auto")
 
 
 @pytest.mark.parametrize("is_background", [False, True])

@@ -132,8 +132,6 @@ async def _answer(
                 error,
                 lambda frame: parsed(request, frame, CONTINUED_RESPONSES),
             )
-            turn.asked = asked
-            await turn.hold_again()
 
 
 async def _enqueue(
