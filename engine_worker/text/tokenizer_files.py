@@ -52,6 +52,8 @@ _BEGINS_WITH_BOS: Final = frozenset(
     }
 )
 _ENDS_WITH_EOS: Final = frozenset({"T5Tokenizer", "T5TokenizerFast", "PegasusTokenizer"})
+# Classes for any tokenizer, which know no tokens of their own.
+_WITHOUT_ROLES: Final = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
 _FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized")
 _MAX_STATED_LENGTH: Final = 10**9
 _LISTS: Final = ("additional_special_tokens", "extra_special_tokens")
@@ -210,8 +212,9 @@ def _text_of(token: Any) -> str | None:
 def _class_roles(class_name: str, config: Mapping[str, Any], backend: Any) -> dict[str, str]:
     """Roles that files leave to the class that they name, where the vocabulary has the tokens."""
     silent = [name for name in ("bos_token", "eos_token") if name not in config]
-    if not silent:
+    if not silent or class_name in _WITHOUT_ROLES:
         return {}
+    # Takes seconds to import, more where torch is installed.
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
     try:

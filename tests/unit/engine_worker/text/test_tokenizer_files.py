@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,20 @@ def folder_of(folder: Path, shape: str, **config: Any) -> Path:
     (folder / "tokenizer.json").write_text(file_of(shape), encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
+
+
+@pytest.mark.parametrize(
+    "class_name", ["PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend"]
+)
+def test_classes_for_any_tokenizer_are_known_without_their_library(
+    tmp_path: Path, class_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An import of it fails.
+    for name in [name for name in sys.modules if name.startswith("transformers.models.auto")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for shape in SHAPES:
+        folder = folder_of(tmp_path, shape, tokenizer_class=class_name)
+        assert not {"bos_token", "eos_token"} & set(read_tokenizer(folder).special_tokens)
 
 
 @pytest.mark.parametrize("class_name", [*CLASS_NAMES, *OTHER_NAMES])
