@@ -162,7 +162,8 @@ class ProgramStore(Generic[Key]):
             self._put(key, program)
             num_ready += 1
             num_cached += is_cached
-        trim_heap()
+            # After each: while there are requests, the last program may never be compiled.
+            trim_heap()
         _log_ready(num_ready, started, num_cached)
 
     def _next(self, missing: Sequence[Key]) -> Key | None:

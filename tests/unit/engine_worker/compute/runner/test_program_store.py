@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from engine_worker.compute.models.decoder import declare, random_weights
+from engine_worker.compute.runner import program_store
 from engine_worker.compute.runner.compiler_threads import CompilerThreads
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.compute.runner.program_store import NEEDED_USES, ProgramStore
@@ -141,6 +142,21 @@ def test_what_steps_miss_most_is_compiled_first() -> None:
         time.sleep(0.001)
     store.stop()
     assert compiler.compiled == [8, 1, 4, 2]
+
+
+def test_what_compiling_leaves_in_the_heap_is_given_back_after_each_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_trimmed = threading.Event()
+    monkeypatch.setattr(program_store, "trim_heap", is_trimmed.set)
+    compiler = SlowCompiler()
+    store = never_idle(compiler)
+    store.warm_up([8], [1, 2, 4], lambda done, text: None)
+    for _ in range(NEEDED_USES):
+        store.first_ready([2, 8])
+    assert is_trimmed.wait(30)
+    store.stop()
+    assert compiler.compiled == [8, 2]
 
 
 def test_right_after_the_start_the_first_users_come_first() -> None:
