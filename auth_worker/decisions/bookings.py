@@ -92,11 +92,12 @@ class Bookings:
         model = command.model or model
         is_used = not command.is_unused
         key = self._key(key_id)
-        price, charges = None, ""
+        expired = self._expired.get(command.lease_id, _Expired(None, now_ms))
+        price = None if is_of_another else expired.price
+        # A key that is gone, or a token that isn't known any more, doesn't make it free.
+        price = price or self._prices.price_of(model, expired.granted_at_ms)
+        charges = ""
         if key is not None:
-            expired = self._expired.get(command.lease_id, _Expired(None, now_ms))
-            price = None if is_of_another else expired.price
-            price = price or self._prices.price_of(model, expired.granted_at_ms)
             end_user = command.end_user if key.may_name_end_users else ""
             plan = self._meters.plan_for(
                 key, model, command.endpoint, end_user, self._clock.wall_s()
@@ -126,10 +127,9 @@ class Bookings:
 
     def booked(self, booking: BookUsage, result: Result) -> None:
         """Follow the ledger where it counted other than was counted here."""
-        if not booking.charges:
-            return
         is_late = isinstance(booking, BookLate)
         if isinstance(result, Booked):
+            # They name the counters of the first booking, whatever this one counts in.
             changes = dict(result.changes)
             if not is_late:
                 for counter_id, amount in amounts_of(booking):

@@ -1,6 +1,6 @@
 """Writes bookings: one ledger row a lease, and the leases' end."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from sqlalchemy import (
     update,
 )
 
+from auth_worker.principals.prices import Price, PriceTable, cost
 from auth_worker.records.limit_usage import Booked, amounts_of
 from auth_worker.records.operations import BookUsage, LeaseRow
 from auth_worker.records.settled_money import Replaced, has_price, row_digest
@@ -61,6 +62,7 @@ def book_usage(
     folded_up_to: str = "",
     saved_leases: Set[str] = frozenset(),
     audit_seq: int = 0,
+    prices: Callable[[], PriceTable] = PriceTable,
 ) -> Written:
     """Write a group of bookings, each lease once, and move the counters of limits by them.
 
@@ -76,6 +78,7 @@ def book_usage(
             greater, not in the ledger and not open was counted long ago, and changes nothing.
         saved_leases: Those that are open, as far as they were saved.
         audit_seq: Of the entry of the audit log that will cover the rows with a price.
+        prices: All of them; a row that is corrected is priced as of its grant.
     """
     if not bookings:
         return Written()
@@ -95,7 +98,7 @@ def book_usage(
             _count(booking, sums, counters)
         written = Written(money=[booking for booking in bookings if booking.audit_seq])
     else:
-        written = _book_one_by_one(connection, bookings, sums, counters, folded, audit_seq)
+        written = _book_one_by_one(connection, bookings, sums, counters, folded, audit_seq, prices)
     if counters:
         count_use(connection, counters)
     return written._replace(sums=sums)
@@ -130,6 +133,7 @@ def _book_one_by_one(
     counters: dict[int, int],
     folded: Set[str],
     audit_seq: int,
+    prices: Callable[[], PriceTable],
 ) -> Written:
     booked = _booked_before(connection, [booking.lease_id for booking in bookings])
     to_insert: dict[str, BookUsage] = {}
@@ -160,6 +164,8 @@ def _book_one_by_one(
                 endpoint=before.endpoint,
                 charges=before.charges,
             )
+            corrected = _priced(corrected, before, prices)
+            corrected = corrected._replace(audit_seq=audit_seq if has_price(corrected) else 0)
             if before.audit_seq not in (0, audit_seq):
                 replaced[booking.lease_id] = Replaced(
                     before.audit_seq, booking.lease_id, row_digest(before), before.cost_micros
@@ -177,6 +183,44 @@ def _book_one_by_one(
         _correct_ledger(connection, to_update.values())
     money = [booking for booking in (*to_insert.values(), *to_update.values()) if booking.audit_seq]
     return Written(later, money, list(replaced.values()))
+
+
+def _priced(corrected: BookUsage, before: BookUsage, prices: Callable[[], PriceTable]) -> BookUsage:
+    """A corrected row at the price of its grant; it never costs less for want of a price.
+
+    Whoever settles late may know neither when the lease was granted nor whose it was.
+    """
+    if corrected.outcome == "unused":
+        return corrected
+    is_same_model = corrected.model == before.model
+    version = (before.price_id, before.price_version)
+    if is_same_model and version == (corrected.price_id, corrected.price_version):
+        return corrected
+    price: Price | None = None
+    if is_same_model and before.price_id:
+        known = prices().versions(before.price_id)
+        price = next((one for one in known if one.version == before.price_version), None)
+    elif before.granted_at_ms is not None:
+        price = prices().price_of(corrected.model, before.granted_at_ms)
+    if price is not None:
+        amount = cost(
+            price,
+            prompt_tokens=corrected.prompt_tokens,
+            completion_tokens=corrected.completion_tokens,
+            cached_tokens=corrected.cached_tokens,
+            reasoning_tokens=corrected.reasoning_tokens,
+            endpoint=corrected.endpoint,
+        )
+        return corrected._replace(
+            cost_micros=amount, price_id=price.price_id, price_version=price.version
+        )
+    if not has_price(corrected) and has_price(before):
+        return corrected._replace(
+            cost_micros=before.cost_micros,
+            price_id=before.price_id,
+            price_version=before.price_version,
+        )
+    return corrected
 
 
 def _num_tokens(booking: BookUsage) -> int:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, select
 
 from auth_worker.clock import Clock
 from auth_worker.errors import StoreUnavailableError
+from auth_worker.principals.prices import PriceTable
 from auth_worker.records.audit_chain import GENESIS_HASH, ChainedEntry, chain
 from auth_worker.records.audit_signing import AuditSigner, Checkpoint
 from auth_worker.records.limit_usage import Booked
@@ -185,6 +186,7 @@ class SqlStore:
             folded_up_to=self._folded_up_to,
             saved_leases=self._saved_leases,
             audit_seq=self._audit_seq + 1,
+            prices=lambda: PriceTable(resources.all_prices()),
         )
         sums.add(written.sums)
         sums.add_due(self._wall_ms())

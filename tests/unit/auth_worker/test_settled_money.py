@@ -117,7 +117,7 @@ def test_a_late_settlement_moves_its_row_and_says_what_it_was(
 
 def test_a_row_whose_correction_costs_nothing_is_covered_to_its_end(store: SqlStore) -> None:
     store.apply([paid(1, 7, outcome="expired")])
-    store.apply([paid(1, 0, price_id="", price_version=0)])
+    store.apply([paid(1, 0, outcome="unused", price_id="", price_version=0)])
     assert [one["cost_micros"] for one in entries(store)] == [7, -7]
     assert checked(store).trouble is None
 
@@ -131,7 +131,7 @@ def test_what_was_expired_and_corrected_in_one_commit_is_one_row(store: SqlStore
 def test_a_price_that_is_gone_when_an_expired_lease_of_the_same_commit_is_settled(
     store: SqlStore,
 ) -> None:
-    settled = paid(0, cost=0, price_id="", price_version=0)
+    settled = paid(0, cost=0, outcome="unused", price_id="", price_version=0)
     store.apply([paid(0, outcome="expired"), settled, paid(1)])
     assert (checked(store).trouble, checked(store).num_rows) == (None, 1)
 

@@ -1,0 +1,118 @@
+"""A settlement that comes after its lease expired costs and counts as one in time would have."""
+
+from dataclasses import replace
+
+import pytest
+
+from auth_worker.auditing.money_check import check_money
+from auth_worker.principals.people import StoredTeam
+from auth_worker.records.limit_usage import Booked, amounts_of
+from auth_worker.records.operations import (
+    AddResource,
+    AuditEntry,
+    BookUsage,
+    ChangeResourceRow,
+    Operation,
+    Snapshot,
+)
+from auth_worker.storage.sql_store import SqlStore
+from protocol.wire.messages import Granted, PriceSettings, Resource, Settle
+from tests.fakes.auth_parts import START_S, authority_bench, authorize, booking, stored_key
+from tests.fakes.auth_stores import rows
+from tests.fakes.limit_parts import HOUSE_PRICE, limit
+
+LEASE = "lease:000001:0000000001:token_x:demo"
+
+
+def settle_of(lease_id: str) -> Settle:
+    return Settle(
+        lease_id=lease_id,
+        request_id="req-1",
+        prompt_tokens=10,
+        completion_tokens=90,
+        outcome="finished",
+    )
+
+
+def test_whoever_is_not_known_any_more_pays_all_the_same() -> None:
+    authority = authority_bench(prices=(HOUSE_PRICE,)).authority
+    late = authority.settle(settle_of(LEASE))
+    assert isinstance(late, BookUsage)
+    assert (late.price_id, late.cost_micros) == ("price_all", 190)
+
+
+def test_a_corrected_row_costs_what_it_cost_at_its_grant(store: SqlStore) -> None:
+    def entry(at_s: float) -> AuditEntry:
+        return AuditEntry(int(at_s * 1000), "key_admin", "price_updated", "price_1")
+
+    settings = PriceSettings(models="*", prompt=0, completion=1_000_000, valid_from=1)
+    price = Resource(
+        resource_id="price_1", settings=settings, created_at=1, created_by="key_admin", version=1
+    )
+    store.apply([AddResource("price", price, entry(START_S))])
+    dearer = {"completion": 9_000_000, "valid_from": int(START_S) + 60}
+    store.apply([ChangeResourceRow("price", "price_1", dearer, entry(START_S))])
+    of_first = {"price_id": "price_1", "price_version": 1}
+    expired = booking("a", outcome="expired", completion_tokens=5, cost_micros=5, **of_first)
+    late = booking("a", completion_tokens=50, cost_micros=450, price_id="price_1", price_version=2)
+    store.apply([expired, expired._replace(lease_id="b"), expired._replace(lease_id="c")])
+    store.apply([late])
+    store.apply([late._replace(lease_id="b", model="other")])
+    store.apply([late._replace(lease_id="c", cost_micros=0, price_id="", price_version=0)])
+    assert (
+        rows(store, "SELECT cost_micros, price_version FROM ledger ORDER BY lease_id")
+        == [(50, 1)] * 3
+    )
+    assert check_money(store.database.reading).trouble is None
+
+
+def test_a_corrected_row_costs_no_less_for_want_of_a_price(store: SqlStore) -> None:
+    price = {"price_id": "price_gone", "price_version": 3}
+    expired = booking("a", outcome="expired", completion_tokens=5, cost_micros=7, **price)
+    store.apply([expired, booking("a", completion_tokens=50)])
+    assert rows(store, "SELECT cost_micros, price_id FROM ledger") == [(7, "price_gone")]
+    assert check_money(store.database.reading).trouble is None
+
+
+@pytest.mark.parametrize("what", ["unchanged", "moved", "deleted"])
+def test_a_correction_counts_in_the_limits_of_the_grant(what: str) -> None:
+    budget = limit("money", 1_000_000, "total", "team", "team_1")
+    key = stored_key(team_id="team_1")
+    snapshot = Snapshot(
+        keys=(key,),
+        leases=(),
+        recent=(),
+        teams=(StoredTeam("team_1", "search"),),
+        limits=(budget,),
+        prices=(HOUSE_PRICE,),
+    )
+    bench = authority_bench(snapshot=snapshot)
+    authority, emitted = bench.authority, bench.emitted
+    granted = authority.authorize(authorize())
+    assert isinstance(granted, Granted)
+    bench.clock.advance(3600)
+    authority.expire()
+    expired = [one for one in emitted if is_expired(one)]
+    assert len(expired) == 1
+    if what == "moved":
+        authority.keys.put(replace(key, team_id=""))
+    elif what == "deleted":
+        authority.keys.remove(key.key_id)
+        authority.forget(key.key_id)
+    late = authority.settle(settle_of(granted.lease_id))
+    assert isinstance(late, BookUsage)
+    # What the ledger answers: the counters are those of the row that it has.
+    (counted,) = amounts_of(late._replace(charges=charges_of_expired(expired)))
+    authority.booked(late, Booked((counted,)))
+    assert authority.meter_of(budget).total == 190
+
+
+def is_expired(operation: Operation) -> bool:
+    return isinstance(operation, BookUsage) and operation.outcome == "expired"
+
+
+def charges_of_expired(operations: list[Operation]) -> str:
+    (one,) = operations
+    assert isinstance(one, BookUsage)
+    assert one.charges
+    return one.charges
