@@ -379,7 +379,7 @@ class ReadAuditRows:
     after_seq: int | None = None
     oldest_first: bool = False
     but_for: str = ""
-    """An action that is left out."""
+    """An action that is left out, oldest first; see `AuditRows.through_seq`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,10 +470,15 @@ class KeyCounts:
 
 @dataclass(frozen=True, slots=True)
 class AuditRows:
-    """The answer to `ReadAuditRows`."""
+    """The answer to `ReadAuditRows`.
+
+    Attributes:
+        through_seq: Where an action is left out: nothing that fits is missing up to here.
+    """
 
     entries: tuple[AuditRecord, ...]
     has_more: bool
+    through_seq: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ class WebhookDesk:
     def _read(self, hook: StoredWebhook) -> None:
         def on_read(result: Result) -> None:
             if isinstance(result, AuditRows):
-                self._on_rows(hook, result.entries)
+                self._on_rows(hook, result)
             else:
                 self._busy.discard(hook.webhook_id)
 
@@ -121,19 +121,21 @@ class WebhookDesk:
         wanted = ReadAuditRows(PAGE, after_seq=hook.after_seq, oldest_first=True, but_for=but_for)
         self._submit(wanted, on_read)
 
-    def _on_rows(self, hook: StoredWebhook, rows: Sequence[AuditRecord]) -> None:
+    def _on_rows(self, hook: StoredWebhook, page: AuditRows) -> None:
+        rows = page.entries
+        through_seq = max(page.through_seq, rows[-1].seq if rows else 0)
         wanted = [row for row in rows if hook.wants(row.action) and not _is_own(hook, row)]
         if not wanted:
             self._busy.discard(hook.webhook_id)
-            if rows:
-                hook.after_seq = rows[-1].seq
+            if through_seq > hook.after_seq:
+                hook.after_seq = through_seq
                 self._save_now_and_then(hook)
             return
         args = (hook.url, hook.secret, wanted)
 
         def run() -> None:
             turn = self._post_all(*args)
-            last_seq = rows[-1].seq if turn.last_seq == wanted[-1].seq else turn.last_seq
+            last_seq = through_seq if turn.last_seq == wanted[-1].seq else turn.last_seq
             self._call_soon(self._on_turn, hook, turn._replace(last_seq=last_seq))
 
         self._executor.submit(run)

@@ -1,14 +1,19 @@
 """The rows of the audit log: appended, and read in pages."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, or_, select
+from sqlalchemy import ColumnElement, Connection, func, or_, select
 
 from auth_worker.records.audit_chain import ChainedEntry
 from auth_worker.records.operations import AuditRows, ReadAuditRows
 from auth_worker.storage import schema
 from auth_worker.storage.bulk import BulkStatement, insert_rows
 from protocol.wire.messages import AuditRecord
+
+LOOKED_AT: Final = 5000
+"""Entries that are looked at for a page of those that aren't of one action: some milliseconds."""
 
 _columns = schema.audit_log.c
 _APPEND = BulkStatement(lambda dialect, rows: insert_rows(dialect, schema.audit_log, rows))
@@ -20,10 +25,32 @@ def append(connection: Connection, links: Sequence[ChainedEntry]) -> None:
 
 
 def read_page(connection: Connection, wanted: ReadAuditRows) -> AuditRows:
-    """The entries that fit, in order."""
+    """The entries that fit, in order.
+
+    Where an action is left out, of which there may be any number, it looks at so many entries and
+    says how far it came.
+    """
+    if not wanted.but_for:
+        return _page(connection, wanted)
+    after_seq = wanted.after_seq or 0
+    first = connection.execute(select(func.min(_columns.seq)).where(_columns.seq > after_seq))
+    last = connection.execute(select(func.max(_columns.seq))).scalar() or 0
+    through_seq = min((first.scalar() or after_seq) + LOOKED_AT - 1, last)
+    page = _page(connection, wanted, _columns.seq <= through_seq)
+    if page.has_more:
+        through_seq = page.entries[-1].seq
+    return replace(page, through_seq=max(through_seq, after_seq))
+
+
+def _page(
+    connection: Connection, wanted: ReadAuditRows, *conditions: ColumnElement[bool]
+) -> AuditRows:
     order = _columns.seq.asc() if wanted.oldest_first else _columns.seq.desc()
     statement = (
-        select(schema.audit_log).where(*_conditions(wanted)).order_by(order).limit(wanted.limit + 1)
+        select(schema.audit_log)
+        .where(*_conditions(wanted), *conditions)
+        .order_by(order)
+        .limit(wanted.limit + 1)
     )
     rows = connection.execute(statement).all()
     entries = tuple(

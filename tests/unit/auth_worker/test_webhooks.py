@@ -17,8 +17,9 @@ from auth_worker.outbound.webhook_message import message_of
 from auth_worker.principals.key_rules import networks_of
 from auth_worker.principals.keys import digest_of
 from auth_worker.principals.webhooks import StoredWebhook, signing_key
-from auth_worker.records.operations import AppendAudit, AuditEntry
+from auth_worker.records.operations import AppendAudit, AuditEntry, AuditRows, ReadAuditRows
 from auth_worker.serving.webhook_desk import BACKOFF_S, MAX_AGE_S, MAX_REFUSALS, WebhookDesk
+from auth_worker.storage import audit_table
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Actor,
@@ -402,3 +403,48 @@ def audit(house: House) -> list[AuditRecord]:
     (rows,) = house.bench.store.apply([ReadAuditRows(1000)])
     assert isinstance(rows, AuditRows)
     return list(rows.entries)
+
+
+def test_settlements_that_nobody_names_are_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_table, "LOOKED_AT", 10)
+    house = House(tmp_path)
+    made = house.make()
+    hook = house.hooks[made.resource_id]
+    begin = hook.after_seq
+    for _ in range(25):
+        house.happen("money_settled", "")
+    house.happen("key_created")
+    house.happen("money_settled", "")
+    places = []
+    while not (sent := house.tick()):
+        places.append(hook.after_seq - begin)
+        assert len(places) < 5
+    assert sent == ["key_created"]
+    assert places == [10, 20]
+    assert hook.after_seq == house.posted[-1][2]["data"]["seq"] + 1
+    house.bench.store.close()
+
+
+def test_a_page_without_one_action_says_how_far_it_looked(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    begin = house.bench.store.apply([ReadAuditRows(1)])[0]
+    assert isinstance(begin, AuditRows)
+    (last, *_) = begin.entries
+    for action in ("key_created", "money_settled", "key_created", "money_settled"):
+        house.happen(action)
+
+    def look(limit: int, after_seq: int) -> tuple[int, int]:
+        wanted = ReadAuditRows(
+            limit, after_seq=after_seq, oldest_first=True, but_for="money_settled"
+        )
+        (page,) = house.bench.store.apply([wanted])
+        assert isinstance(page, AuditRows)
+        return len(page.entries), page.through_seq - last.seq
+
+    assert look(100, last.seq) == (2, 4)
+    assert look(1, last.seq) == (1, 1)
+    assert look(100, last.seq + 3) == (0, 4)
+    assert look(100, last.seq + 4) == (0, 4)
+    house.bench.store.close()
