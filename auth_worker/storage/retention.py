@@ -64,18 +64,28 @@ def _add_to_hours(dialect: str, num_rows: int) -> Executable:
 _ADD_TO_HOURS = BulkStatement(_add_to_hours)
 
 
-def last_folded(connection: Connection) -> str:
-    """The greatest lease id that was folded; empty when none was."""
+def last_folded(connection: Connection, epoch: int) -> str:
+    """The greatest lease id that was folded; empty when none was.
+
+    One of a later epoch than this one isn't of this database, and is passed over: with it, whatever
+    this one grants would seem to be folded.
+    """
     found = connection.execute(select(schema.ledger_fold.c.last_lease_id)).scalar_one_or_none()
-    return found or ""
+    return found if found is not None and found < _end_of(epoch) else ""
 
 
 def fold_ledger(
-    connection: Connection, operation: FoldLedger, at_ms: int
+    connection: Connection, operation: FoldLedger, at_ms: int, epoch: int
 ) -> tuple[Removed, AuditEntry | None]:
     """Add rows of before a moment to their hours' sums and delete them, oldest first.
 
     The totals of keys and hours hold them already. Unused grants count in no sum.
+
+    Args:
+        connection: In the transaction.
+        operation: Which rows, and how many at most.
+        at_ms: Unix milliseconds, for the entry.
+        epoch: Of the store.
 
     Returns:
         How many, and the entry that says so where entries of the audit log cover them.
@@ -109,7 +119,9 @@ def fold_ledger(
     for begin in range(0, len(lease_ids), _MAX_IDS):
         some = lease_ids[begin : begin + _MAX_IDS]
         connection.execute(delete(schema.ledger).where(_ledger.lease_id.in_(some)))
-    _note_folded(connection, max(lease_ids))
+    own = [lease_id for lease_id in lease_ids if lease_id < _end_of(epoch)]
+    if own:
+        _note_folded(connection, max(own), epoch)
     covered = [row for row in rows if row.audit_seq]
     if not covered:
         return Removed(len(rows)), None
@@ -122,12 +134,17 @@ def fold_ledger(
     return Removed(len(rows)), entry
 
 
-def _note_folded(connection: Connection, lease_id: str) -> None:
+def _end_of(epoch: int) -> str:
+    """Greater than each lease id of this epoch and of those before."""
+    return f"lease:{epoch + 1:06x}:"
+
+
+def _note_folded(connection: Connection, lease_id: str, epoch: int) -> None:
     table = schema.ledger_fold
     before = connection.execute(select(table.c.last_lease_id)).scalar_one_or_none()
     if before is None:
         connection.execute(insert(table).values(id=1, last_lease_id=lease_id))
-    elif lease_id > before:
+    elif lease_id > before or before >= _end_of(epoch):
         connection.execute(update(table).values(last_lease_id=lease_id))
 
 

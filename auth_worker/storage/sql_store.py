@@ -119,7 +119,7 @@ class SqlStore:
             self._epoch = database.take(connection, int(clock.wall_s()), secrets.token_hex(8))
             self._audit_seq, self._audit_head = _audit_head(connection)
             self._signed_seq, self._signed_at_ms = retention.last_signed(connection)
-            self._folded_up_to = retention.last_folded(connection)
+            self._folded_up_to = retention.last_folded(connection, self._epoch)
             saved = connection.execute(select(schema.leases.c.lease_id)).scalars()
             # Most leases are settled before they are saved, and needn't be looked for.
             self._saved_leases = set(saved)
@@ -218,7 +218,7 @@ class SqlStore:
             entry: AuditEntry | None = None
             if isinstance(operation, FoldLedger):
                 results[index], entry = retention.fold_ledger(
-                    connection, operation, self._wall_ms()
+                    connection, operation, self._wall_ms(), self._epoch
                 )
                 has_folded = True
             elif isinstance(operation, CutAudit):
@@ -227,7 +227,9 @@ class SqlStore:
                 )
             if entry is not None:
                 entries.append(entry)
-        return retention.last_folded(connection) if has_folded else self._folded_up_to
+        if not has_folded:
+            return self._folded_up_to
+        return retention.last_folded(connection, self._epoch)
 
     def _sign(
         self,

@@ -300,3 +300,25 @@ def test_zero_days_keep_everything() -> None:
     clock.advance(SIGNING_INTERVAL_S)
     keeping.tick()
     assert commits.asked == [SignAudit()]
+
+
+FOREIGN = "lease:000028:0000000001:key_user:demo"
+
+
+@pytest.mark.parametrize("is_marked_before", [False, True])
+def test_folding_a_lease_of_another_database_folds_none_of_this_one(
+    house: StoreHouse, is_marked_before: bool
+) -> None:
+    store = house.open()
+    store.apply([AddKey(stored_key(), AUDIT)])
+    store.apply([settled(1, hour=0), booking(FOREIGN, settled_at_ms=HOUR_MS)])
+    assert store.apply([FoldLedger(before_ms=2 * HOUR_MS, limit=5)]) == [Removed(2)]
+    if is_marked_before:  # by a release that didn't look whose it is
+        store.close()
+        house.execute(f"UPDATE ledger_fold SET last_lease_id = '{FOREIGN}'")
+        store = house.open()
+    # What was granted since counts; what was folded is not counted again.
+    store.apply([settled(2, hour=3)])
+    store.apply([FoldLedger(before_ms=4 * HOUR_MS, limit=5)])
+    store.apply([settled(2, hour=3), settled(3, hour=5)])
+    assert rows(store, "SELECT lease_id FROM ledger ORDER BY 1") == [(lease(3),)]
