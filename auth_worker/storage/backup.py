@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from auth_worker.storage.postgres_database import PostgresDatabase
 
 BATCH_ROWS: Final = 1000
+EPOCHS_A_RESTORE: Final = 0x10000
+"""More than there are starts between a backup and its restore."""
 
 RowCounts = Mapping[str, int]
 """How many rows of each table were copied."""
@@ -208,12 +210,16 @@ def _count_all(connection: Connection) -> RowCounts:
 
 
 def _begin_generation(connection: Connection) -> None:
-    """Epochs of before the restore must not be compared with those that come."""
+    """Epochs of before the restore must not be compared with those that come.
+
+    Nor must they come again: leases of the epochs since the backup are still known to gateways.
+    """
     table = schema.authority
     row = connection.execute(select(table)).one_or_none()
     if row is not None:
         lineage, _, number = row.database_id.partition(".")
         values = {"database_id": f"{lineage}.{int(number or 0) + 1}", "holder": ""}
+        values["epoch"] = row.epoch + EPOCHS_A_RESTORE
         connection.execute(update(table).values(values))
 
 

@@ -16,6 +16,7 @@ from auth_worker.records.operations import (
     ReadKeys,
     SaveLease,
 )
+from auth_worker.storage.backup import EPOCHS_A_RESTORE
 from auth_worker.storage.migrations import newest_version
 from auth_worker.storage.sql_store import SqlStore
 from auth_worker.storage.sqlite_database import DATABASE_NAME
@@ -82,7 +83,7 @@ def test_a_backup_made_while_it_is_in_use_restores_into_either_database(
     assert run(target, "check") == maintenance.DONE
     capsys.readouterr()
     restored = target.open()
-    assert restored.epoch == store.epoch + 1
+    assert restored.epoch == store.epoch + EPOCHS_A_RESTORE + 1
     assert restored.load(recent_since_ms=0).leases == (LEASE,)
     got = contents(restored)
     log = got.pop("audit_log")
