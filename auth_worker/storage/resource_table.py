@@ -1,7 +1,8 @@
 """The rows of users, teams, limits and prices: made, changed, dropped and read in pages."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from msgspec import structs
@@ -18,7 +19,7 @@ from sqlalchemy import (
     update,
 )
 
-from auth_worker.errors import ResourceNotFoundError
+from auth_worker.errors import InvalidCommandError, ResourceNotFoundError
 from auth_worker.principals.definitions import limit_of, price_of, team_of, user_of
 from auth_worker.principals.limit_rules import Limit
 from auth_worker.principals.people import StoredTeam, StoredUser
@@ -78,6 +79,9 @@ _JSON_LISTS: Final = frozenset({"tags", "allowed_models", "endpoints", "threshol
 _NEVER_NULL: Final[dict[str, Any]] = {"tags": (), "thresholds": (), "metadata": {}}
 """What says nothing when it is empty; an empty list of the others lets nothing through."""
 
+_PRICED: Final = (
+    *("models", "prompt", "cached_prompt", "completion", "reasoning", "embedding", "request"),
+)
 _members = schema.team_members.c
 
 
@@ -258,11 +262,26 @@ class ResourceTable:
         )
 
     def _next_version(self, row: Row[Any], values: Mapping[str, Any], entry: AuditEntry) -> Change:
-        """Add a version of a price, which is the one before but for these values."""
+        """Add a version of a price, which is the one valid at its begin but for these values.
+
+        Args:
+            row: Of the newest version, which may begin later.
+            values: What is named; `valid_from` in Unix seconds.
+            entry: When it is said, and by whom.
+        """
         at = entry.at_ms // 1000
         valid_from = values.get("valid_from") or at
-        same = {name: value for name, value in row._mapping.items() if name != "seq"}
         new = {name: value for name, value in values.items() if name != "valid_from"}
+        before = self._version_at(row, valid_from)
+        if row.valid_from_ms > valid_from * 1000 and not new.get("is_ended"):
+            lost = [
+                name
+                for name in _PRICED
+                if name not in new and getattr(row, name) != getattr(before, name)
+            ]
+            if lost:
+                return _before_announced(row, lost), None
+        same = {name: value for name, value in before._mapping.items() if name != "seq"}
         version = {
             **same,
             "is_ended": False,
@@ -274,6 +293,18 @@ class ResourceTable:
         }
         self._connection.execute(insert(schema.prices).values(version))
         return self._one("price", row.price_id), entry
+
+    def _version_at(self, row: Row[Any], valid_from: int) -> Row[Any]:
+        """The version of a price that is in force at a moment; the newest where none is."""
+        columns = schema.prices.c
+        of_moment = (
+            select(schema.prices)
+            .where(columns.price_id == row.price_id, columns.valid_from_ms <= valid_from * 1000)
+            .order_by(columns.version.desc())
+            .limit(1)
+        )
+        found = self._connection.execute(of_moment).one_or_none()
+        return row if found is None or found.is_ended else found
 
     def _all(self, kind: ResourceKind) -> Iterable[Resource]:
         table = _SPECS[kind].table
@@ -435,6 +466,16 @@ def _json(value: Any) -> str:
 
 def _member(row: Row[Any]) -> Member:
     return Member(user_id=row.user_id, role=row.role, added_at=row.added_at)
+
+
+def _before_announced(row: Row[Any], lost: Sequence[str]) -> InvalidCommandError:
+    begins = datetime.fromtimestamp(row.valid_from_ms // 1000, UTC).isoformat(timespec="seconds")
+    return InvalidCommandError(
+        f"Version {row.version} of this price begins on {begins}, and a change that begins before"
+        f" takes its place. Say {' and '.join(lost)} as well, or let the change begin then"
+        f" (valid_from {row.valid_from_ms // 1000}).",
+        param="valid_from",
+    )
 
 
 def _missing(kind: ResourceKind, resource_id: str, param: str = "id") -> ResourceNotFoundError:

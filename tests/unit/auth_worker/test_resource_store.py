@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from auth_worker.errors import ResourceNotFoundError
+from auth_worker.errors import InvalidCommandError, ResourceNotFoundError
 from auth_worker.records.operations import (
     AddKey,
     AddResource,
@@ -138,3 +138,26 @@ def test_what_hangs_on_a_team_goes_with_it(store: SqlStore) -> None:
     assert isinstance(keys, KeyPage)
     assert keys.records[0].revoked_at == NOW + 5
     assert isinstance(gone, ResourceNotFoundError)
+
+
+def test_a_change_before_an_announced_one_takes_over_nothing_of_it(store: SqlStore) -> None:
+    filled(store)
+    announced = {"prompt": 7, "valid_from": NOW + 1000}
+    now = AuditEntry((NOW + 9) * 1000, "key_other", "price_updated", "price_1")
+    store.apply([ChangeResourceRow("price", "price_1", announced, now)])
+    (refused,) = store.apply([ChangeResourceRow("price", "price_1", {"completion": 3}, now)])
+    assert isinstance(refused, InvalidCommandError)
+    assert refused.param == "valid_from"
+    assert "Say prompt as well" in str(refused)
+    assert f"(valid_from {NOW + 1000})" in str(refused)
+    both = {"prompt": 1, "completion": 3}
+    store.apply([ChangeResourceRow("price", "price_1", both, now)])
+    at_announced = {"completion": 4, "valid_from": NOW + 1000}
+    store.apply([ChangeResourceRow("price", "price_1", at_announced, now)])
+    prices = store.load(recent_since_ms=0).prices
+    assert [(one.version, one.prompt, one.completion) for one in prices] == [
+        (1, 1, 2),
+        (2, 7, 2),
+        (3, 1, 3),
+        (4, 1, 4),
+    ]
