@@ -351,8 +351,11 @@ class KeyDirectory:
         key = self.find(digest)
         return key if key is not None and key.key_id == key_id else None
 
-    def put_token(self, principal: StoredKey) -> TokenRefusedError | None:
-        """Add the principal of a verified token; why it is none when it names nobody known here."""
+    def put_token(self, principal: StoredKey, wall_s: float = 0.0) -> TokenRefusedError | None:
+        """Add the principal of a token that was verified at Unix seconds.
+
+        Why it is none, when it names nobody known here.
+        """
         for what, named, known in (
             ("user", principal.user_id, self.users),
             ("team", principal.team_id, self.teams),
@@ -361,7 +364,7 @@ class KeyDirectory:
                 return TokenRefusedError(
                     f"This token is not accepted: there is no {what} '{named[:100]}' here."
                 )
-        self._tokens.put(principal)
+        self._tokens.put(principal, wall_s)
         return None
 
     def end_tokens(self, signed_by: Set[str]) -> int:

@@ -1,5 +1,6 @@
 """Tokens that were verified, as principals in memory until they expire; bounded."""
 
+import heapq
 import hmac
 from collections import OrderedDict
 from collections.abc import Iterator, Set
@@ -14,8 +15,8 @@ MAX_TOKENS = 16_384
 class TokenTable:
     """Principals of tokens, found by the token's digest or by the principal's id.
 
-    One principal may have several tokens at a time. The oldest go first when there are too many;
-    they are verified again when they come again.
+    One principal may have several tokens at a time. When there are too many, one that has expired
+    goes first, or else the oldest, which is verified again when it comes again.
 
     Args:
         max_tokens: How many are kept.
@@ -24,7 +25,9 @@ class TokenTable:
     def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
         self._max_tokens = max_tokens
         self._by_digest: OrderedDict[bytes, StoredKey] = OrderedDict()
-        self._by_id: dict[str, StoredKey] = {}
+        self._of_id: dict[str, dict[bytes, StoredKey]] = {}
+        self._by_id: dict[str, StoredKey] = {}  # with the token that is good for longest
+        self._ends: list[tuple[int, bytes]] = []  # a heap; also of tokens that are gone
 
     def __len__(self) -> int:
         return len(self._by_digest)
@@ -32,16 +35,21 @@ class TokenTable:
     def __iter__(self) -> Iterator["StoredKey"]:
         return iter(self._by_digest.values())
 
-    def put(self, principal: "StoredKey") -> None:
-        """A token was verified."""
+    def put(self, principal: "StoredKey", wall_s: float = 0.0) -> None:
+        """A token was verified, at Unix seconds."""
+        self._remove(principal.digest)
         self._by_digest[principal.digest] = principal
-        self._by_digest.move_to_end(principal.digest)
+        self._of_id.setdefault(principal.key_id, {})[principal.digest] = principal
         known = self._by_id.get(principal.key_id)
-        if known is None or (known.expires_at or 0) <= (principal.expires_at or 0):
+        if known is None or _end_of(known) <= _end_of(principal):
             self._by_id[principal.key_id] = principal
-        if len(self._by_digest) > self._max_tokens:
-            _, oldest = self._by_digest.popitem(last=False)
-            self._forget_id(oldest)
+        if len(self._by_digest) > self._max_tokens and not self._remove_expired(wall_s):
+            self._remove(next(iter(self._by_digest)))
+        if principal.expires_at is not None:
+            heapq.heappush(self._ends, (principal.expires_at, principal.digest))
+            if len(self._ends) > 2 * self._max_tokens:
+                self._ends = [end for end in self._ends if self._is_held(*end)]
+                heapq.heapify(self._ends)
 
     def find(self, digest: bytes) -> "StoredKey | None":
         """The principal of a token that was verified; also of one that has expired since."""
@@ -60,11 +68,38 @@ class TokenTable:
         num_ended = len(self._by_digest) - len(kept)
         if num_ended:
             self._by_digest.clear()
+            self._of_id.clear()
             self._by_id.clear()
+            self._ends.clear()
             for one in kept:
                 self.put(one)
         return num_ended
 
-    def _forget_id(self, principal: "StoredKey") -> None:
-        if self._by_id.get(principal.key_id) is principal:
-            del self._by_id[principal.key_id]
+    def _remove_expired(self, wall_s: float) -> bool:
+        """Forget the one that expired first; False when none has expired."""
+        while self._ends and self._ends[0][0] <= wall_s:
+            expires_at, digest = heapq.heappop(self._ends)
+            if self._is_held(expires_at, digest):
+                self._remove(digest)
+                return True
+        return False
+
+    def _is_held(self, expires_at: int, digest: bytes) -> bool:
+        held = self._by_digest.get(digest)
+        return held is not None and held.expires_at == expires_at
+
+    def _remove(self, digest: bytes) -> None:
+        principal = self._by_digest.pop(digest, None)
+        if principal is None:
+            return
+        key_id = principal.key_id
+        tokens = self._of_id[key_id]
+        del tokens[digest]
+        if not tokens:
+            del self._of_id[key_id], self._by_id[key_id]
+        elif self._by_id[key_id] is principal:
+            self._by_id[key_id] = max(tokens.values(), key=_end_of)
+
+
+def _end_of(principal: "StoredKey") -> int:
+    return principal.expires_at or 0

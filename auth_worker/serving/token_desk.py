@@ -105,7 +105,7 @@ class TokenDesk:
         if principal.signed_by not in self._checker.key_names:
             # It was verified just before the key was withdrawn.
             return TokenRefusedError("This token is not accepted: its signing key was withdrawn.")
-        return self._keys.put_token(principal)
+        return self._keys.put_token(principal, self._clock.wall_s())
 
     def _end_withdrawn(self) -> None:
         """Tokens of keys that the issuer publishes no more open nothing any more."""

@@ -200,9 +200,25 @@ def test_the_table_of_tokens_is_bounded_and_the_oldest_go_first() -> None:
     assert len(table) == 3
     assert table.find(two.digest) is None
     assert table.find(one.digest) is one
-    # The token that was good for longest is forgotten, and its principal with it.
-    assert table.get("a") is None
+    # The token that was good for longest is forgotten, and the other one of its principal is left.
+    assert table.get("a") is one
     assert (table.get("b"), table.get("c")) == (three, four)
+
+
+def test_tokens_that_have_expired_go_before_the_oldest() -> None:
+    table = TokenTable(max_tokens=3)
+    good, *ended = (
+        stored_key(f"token_{n}", f"token-{n}", expires_at=end) for n, end in enumerate((900, 10, 5))
+    )
+    for each in (good, *ended):
+        table.put(each, 1.0)
+    for number in range(3, 5):
+        table.put(stored_key(f"token_{number}", f"token-{number}", expires_at=800), 20.0)
+        assert table.get("token_0") is good
+        assert len(table) == 3
+    assert [table.find(each.digest) for each in ended] == [None, None]
+    table.put(stored_key("token_5", "token-5", expires_at=800), 20.0)
+    assert table.get("token_0") is None  # none has expired: the oldest goes
 
 
 def test_a_token_is_in_no_repr() -> None:
