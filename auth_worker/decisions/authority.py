@@ -243,7 +243,9 @@ class Authority:
                 ErrorCode.UNKNOWN_LEASE,
                 "This lease is not open: it expired or was settled.",
             )
-        if command.prompt_tokens + command.completion_tokens > lease.reserved_tokens:
+        num_tokens = command.prompt_tokens + command.completion_tokens
+        grows = command.completion_tokens > lease.completion_tokens
+        if grows or num_tokens > lease.reserved_tokens:
             denied = self._deny_growth(lease, command)
             if denied is not None:
                 return denied

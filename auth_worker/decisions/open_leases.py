@@ -265,7 +265,8 @@ class OpenLeases:
             reported_completion_tokens=0,
         )
         lease = self._reopen(row)
-        lease.is_forgotten = True
+        # One of this epoch has only expired: what it counted in is counted here already.
+        lease.is_forgotten = name.epoch < self._epoch
         return lease
 
     def _forgotten_name(self, lease_id: str, *, of_this_epoch: bool = False) -> LeaseName | None:

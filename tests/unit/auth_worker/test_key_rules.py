@@ -171,3 +171,15 @@ def test_no_more_requests_run_at_a_time_than_the_key_may_have() -> None:
 def test_a_class_of_priority_is_a_place_in_the_queue() -> None:
     levels = [granted(bench_of(priority=name)).priority for name in ("high", "normal", "low")]
     assert levels == [-1, 0, 1]
+
+
+def test_more_output_is_growth_also_when_the_prompt_turned_out_shorter() -> None:
+    bench = bench_of(max_tokens_per_request=50)
+    granted = ask(bench, prompt_tokens=100, completion_tokens=10)
+    assert isinstance(granted, Granted)
+    more = Adjust(
+        request_id="req-1", lease_id=granted.lease_id, prompt_tokens=10, completion_tokens=90
+    )
+    denied = bench.authority.adjust(more)
+    assert isinstance(denied, Denied)
+    assert denied.code is ErrorCode.PERMISSION_DENIED

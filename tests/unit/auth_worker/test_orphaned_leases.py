@@ -3,8 +3,10 @@
 from pathlib import Path
 
 from auth_worker.decisions.leases import MAX_STREAMS_A_LEASE, LeaseName
+from auth_worker.decisions.meters import FixedMeter
 from auth_worker.decisions.open_leases import ORPHAN_TERM_S
-from auth_worker.records.operations import BookUsage, SaveLease
+from auth_worker.records.limit_usage import CounterRow
+from auth_worker.records.operations import BookUsage, SaveLease, Snapshot
 from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.wire.messages import (
     Granted,
@@ -22,6 +24,7 @@ from tests.fakes.auth_parts import (
     booking,
     stored_key,
 )
+from tests.fakes.limit_parts import limit
 
 
 def usage(lease_id: str, stream: str, prompt_tokens: int, completion_tokens: int) -> StreamUsage:
@@ -158,3 +161,24 @@ def test_the_ledger_takes_the_greater_of_two_expired_counts_and_then_the_settlem
         seen.append(count)
     store.close()
     assert seen == [5, 9, 9, 8, 8]
+
+
+def test_a_lease_that_expired_here_takes_nothing_of_what_a_killed_process_granted() -> None:
+    quota = limit("tokens", 10_000, "total", limit_id="lim_quota")
+    snapshot = Snapshot(
+        keys=(stored_key(),),
+        leases=(),
+        recent=(),
+        limits=(quota,),
+        counters=(CounterRow(1, "lim_quota", "", 0, granted=1000),),
+    )
+    bench = authority_bench(snapshot=snapshot)
+    meter = bench.authority.meter_of(quota)
+    assert isinstance(meter, FixedMeter)
+    assert meter.unknown == 1000
+    lease_id = granted(bench)
+    for used in (20, 40):  # each time it is opened, and expires soon
+        orphan(bench, usage(lease_id, "req-1/0", 10, used))
+        bench.clock.advance(31.0)
+        bench.authority.expire()
+    assert meter.unknown == 1000
