@@ -417,6 +417,13 @@ class ReadUsageRows:
     skip: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class AddSums:
+    """Add to the totals what these sums are made of, so that they can be read beside the writer."""
+
+    wanted: ReadUsageRows
+
+
 Reading = ReadKeys | CountKeyRows | ReadAuditRows | ReadResources | ReadUsageRows
 """What is read after everything else of its group was written."""
 
@@ -442,6 +449,7 @@ Operation = (
     | ClaimAnswerRow
     | KeepAnswerRow
     | Reading
+    | AddSums
     | Flush
 )
 

@@ -13,7 +13,14 @@ from auth_worker.clock import Clock
 from auth_worker.decisions.authority import Authority
 from auth_worker.decisions.slices import Postponed
 from auth_worker.errors import AuthError
-from auth_worker.records.operations import Flush, Operation, ReadUsageRows, Result
+from auth_worker.records.operations import (
+    AddSums,
+    Flush,
+    Operation,
+    ReadAuditRows,
+    ReadUsageRows,
+    Result,
+)
 from auth_worker.serving.ledger_desk import LedgerDesk
 from auth_worker.serving.metrics import AuthMetrics
 from auth_worker.serving.token_desk import TokenDesk
@@ -329,12 +336,26 @@ class AuthHandler:
         if prepared is None:
             return
         operation, on_done = prepared
-        if isinstance(operation, ReadUsageRows) and operation.bucket == "minute":
-            self._read_minutes(operation, on_done)
+        if isinstance(operation, ReadUsageRows | ReadAuditRows):
+            self._read_beside(operation, on_done)
         else:
             self.commit(operation, on_done)
 
-    def _read_minutes(self, wanted: ReadUsageRows, on_done: OnDone) -> None:
+    def _read_beside(self, wanted: ReadUsageRows | ReadAuditRows, on_done: OnDone) -> None:
+        """Read what may be long beside the writer, as of every operation before it."""
+        if isinstance(wanted, ReadUsageRows) and wanted.bucket == "minute":
+            self._read(wanted, on_done)  # of the ledger, whatever the totals have
+            return
+
+        def on_added(result: Result) -> None:
+            if isinstance(result, AuthError):
+                on_done(result)
+            else:
+                self._read(wanted, on_done)
+
+        self.commit(AddSums(wanted) if isinstance(wanted, ReadUsageRows) else Flush(), on_added)
+
+    def _read(self, wanted: ReadUsageRows | ReadAuditRows, on_done: OnDone) -> None:
         def on_read(result: Result) -> None:
             self._num_due -= 1
             on_done(result)

@@ -1,4 +1,4 @@
-"""Answers what many lines of the ledger say, beside the thread that commits."""
+"""Answers what many lines of the ledger, the totals or the audit log say, beside the commits."""
 
 import logging
 from collections.abc import Callable
@@ -9,13 +9,14 @@ from typing import Final, Protocol
 from sqlalchemy import Connection
 
 from auth_worker.errors import AuthError, ReportUnavailableError, StoreError
-from auth_worker.records.operations import ReadUsageRows, Result
+from auth_worker.records.operations import ReadAuditRows, ReadUsageRows, Result
+from auth_worker.storage.audit_table import read_page
 from auth_worker.storage.backlog import OnDone
-from auth_worker.storage.usage_table import read_minutes
+from auth_worker.storage.usage_table import read_minutes, read_usage
 
 TIMEOUT_S: Final = 4.0
 """For one page; gateways wait a little longer by default (`PENSTOCK_AUTH_TIMEOUT_S`)."""
-MAX_WAITING: Final = 4
+MAX_WAITING: Final = 16
 """With so many questions in hand, further ones are refused."""
 
 _logger = logging.getLogger("penstock.auth")
@@ -30,7 +31,7 @@ class Reading(Protocol):
 
 
 class LedgerDesk:
-    """Reads sums of minutes, one page after another; decisions and commits wait for none of it.
+    """Reads usage and the audit log, a page after another; decisions and commits wait for none.
 
     Args:
         reading: Opens a connection beside the one that writes.
@@ -46,35 +47,39 @@ class LedgerDesk:
         self._call_soon = call_soon
         self._num_waiting = 0
 
-    def read(self, wanted: ReadUsageRows, on_done: OnDone) -> None:
+    def read(self, wanted: ReadUsageRows | ReadAuditRows, on_done: OnDone) -> None:
         """Call back in the I/O thread with a page, or with why there is none."""
         if self._num_waiting >= MAX_WAITING:
             on_done(
                 ReportUnavailableError(
-                    f"{MAX_WAITING} questions for usage by the minute wait already. Try again soon."
+                    f"{MAX_WAITING} questions for usage or the audit log wait already. Try again"
+                    " soon."
                 )
             )
             return
         self._num_waiting += 1
         self._executor.submit(self._run, wanted, on_done)
 
-    def _run(self, wanted: ReadUsageRows, on_done: OnDone) -> None:
+    def _run(self, wanted: ReadUsageRows | ReadAuditRows, on_done: OnDone) -> None:
         try:
             result = self._page(wanted)
         except Exception:
-            _logger.exception("usage by the minute could not be read")
+            _logger.exception("usage or the audit log could not be read")
             result = AuthError("The auth worker could not complete this operation.")
         self._call_soon(self._done, on_done, result)
 
-    def _page(self, wanted: ReadUsageRows) -> Result:
+    def _page(self, wanted: ReadUsageRows | ReadAuditRows) -> Result:
         try:
             with self._reading(timeout_s=TIMEOUT_S) as connection:
-                return read_minutes(connection, wanted)
+                if isinstance(wanted, ReadAuditRows):
+                    return read_page(connection, wanted)
+                read = read_minutes if wanted.bucket == "minute" else read_usage
+                return read(connection, wanted)
         except StoreError as error:
-            _logger.warning("usage by the minute could not be read: %s", error)
+            _logger.warning("usage or the audit log could not be read: %s", error)
             return ReportUnavailableError(
-                f"The ledger could not be read within {TIMEOUT_S:.0f} s. Ask for less time, or by"
-                " the hour, or try again later."
+                f"This could not be read within {TIMEOUT_S:.0f} s. Ask for less time, for usage by"
+                " the hour or in fewer groups, or try again later."
             )
 
     def _done(self, on_done: OnDone, result: Result) -> None:

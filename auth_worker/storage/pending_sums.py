@@ -15,6 +15,7 @@ import msgspec
 from sqlalchemy import Connection, delete, select
 
 from auth_worker.records.operations import (
+    AddSums,
     ChangeKey,
     CountKeyRows,
     DropKey,
@@ -138,6 +139,8 @@ class SumsChange:
                 self.add_to_totals(_of_key(operation.key_id))
             elif isinstance(operation, ReadUsageRows):
                 self.add_to_totals(_of_usage(operation))
+            elif isinstance(operation, AddSums):
+                self.add_to_totals(_of_usage(operation.wanted))
 
     def add_to_totals(self, fits: Fits | None = None) -> None:
         """Add all of those that fit to the totals, or just all."""

@@ -19,6 +19,7 @@ from auth_worker.storage.usage_table import read_minutes
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Actor,
+    AuditPage,
     Failure,
     FindKeys,
     Granted,
@@ -26,6 +27,7 @@ from protocol.wire.messages import (
     LimitSettings,
     Message,
     PriceSettings,
+    ReadAudit,
     ReadStanding,
     ReadUsage,
     Settle,
@@ -416,3 +418,34 @@ def test_a_token_acts_by_what_it_says_itself(bench: AuthHandlerBench) -> None:
     assert bench.ask(structs.replace(of_all, reader=strong)) is None
     stolen = Actor(key_id="key_admin", key_digest=narrow.digest)
     assert isinstance(bench.ask(FindKeys(request_id="r", actor=stolen)), Failure)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ReadUsage(
+            request_id="r",
+            reader=USER,
+            since_s=NOW - 60,
+            until_s=NOW + 60,
+            group_by=("model",),
+        ),
+        ReadAudit(request_id="r", reader=ADMIN, limit=10, outcome="refused"),
+    ],
+)
+def test_what_may_be_long_is_read_beside_the_commits(tmp_path: Path, command: Any) -> None:
+    thread = WhenTold()
+    bench = AuthHandlerBench(tmp_path, ledger_thread=thread)
+    with closing(bench.store):
+        spend(bench, 0, 3, 4)
+        assert bench.ask(command) is None
+        assert bench.write() == []
+        assert bench.handler.num_unfinished() == 1
+        bench.sent.clear()
+        thread.run()
+        ((_, answer),) = bench.sent
+        if isinstance(answer, UsageFound):
+            assert [(row.model, row.completion_tokens) for row in answer.rows] == [("demo", 4)]
+        else:
+            assert isinstance(answer, AuditPage)
+        assert bench.handler.num_unfinished() == 0
