@@ -109,6 +109,22 @@ class Bodies:
                 f"The request body did not arrive within {BODY_TIMEOUT_S:g} seconds."
             ) from None
 
+    async def hold(self, message: bytes, place: BodyPlace) -> None:
+        """Count a message that came whole; a large one waits for its caller's others.
+
+        Args:
+            message: Of a WebSocket.
+            place: Holds it until it is parsed.
+
+        Raises:
+            OverloadedError: All callers together send too much.
+            DeniedError: Too many large ones of the caller wait.
+        """
+        if len(message) > SMALL_BYTES:
+            async with asyncio.timeout(None) as limit:
+                await self._take(place, limit)
+            self._count(place, len(message))
+
     async def parse(self, body: bytes, caller: bytes, kind: BodyKind[ResultT]) -> ResultT:
         """What a body says; a large one is parsed beside the loop, in turn.
 
@@ -135,15 +151,18 @@ class Bodies:
             if len(gathered) > SMALL_BYTES:
                 if not place.is_taken:
                     await self._take(place, limit)
-                self._num_held_bytes += len(gathered) - place.num_bytes
-                place.num_bytes = len(gathered)
-                if self._num_held_bytes > self._max_held_bytes:
-                    raise OverloadedError(
-                        "Too many large requests are in progress; please try again later."
-                    )
+                self._count(place, len(gathered))
             if not message.get("more_body", False):
                 return bytes(gathered)
             message = await receive()
+
+    def _count(self, place: BodyPlace, num_bytes: int) -> None:
+        self._num_held_bytes += num_bytes - place.num_bytes
+        place.num_bytes = num_bytes
+        if self._num_held_bytes > self._max_held_bytes:
+            raise OverloadedError(
+                "Too many large requests are in progress; please try again later."
+            )
 
     async def _take(self, place: BodyPlace, limit: asyncio.Timeout) -> None:
         """Wait for a place; that time is not the body's."""

@@ -145,8 +145,13 @@ class ResponseSocket:
         state.caller = caller
         try:
             identify = partial(key_id_of, self._request, RESPONSES_ENDPOINT)
-            message = await shown_to_hooks(SOCKET, message, self._request, caller, record, identify)
-            body = await self._parts.bodies.parse(message, caller.name, SOCKET)
+            bodies = self._parts.bodies
+            with bodies.place(caller.name) as place:
+                await bodies.hold(message, place)
+                message = await shown_to_hooks(
+                    SOCKET, message, self._request, caller, record, identify
+                )
+                body = await bodies.parse(message, caller.name, SOCKET)
             if body.type == "response.processed":
                 return  # Codex says so; nothing follows from it
             if body.type != "response.create" or body.asked is None:
@@ -280,16 +285,25 @@ class ResponseSocket:
     async def _prepare_only(
         self, asked: AskedResponse, turn: StoredTurn, context: ReadContext
     ) -> None:
-        """`generate: false`: the input is remembered, and an empty response names it."""
+        """`generate: false`: the input is remembered, and an empty response names it.
+
+        Raises:
+            InvalidRequestError: It has become more than is remembered.
+        """
+        items = joined((context.items, asked.input_json.encode()))
+        max_bytes = self._parts.settings.store_max_context_bytes
+        if len(items) > max_bytes:
+            raise InvalidRequestError(
+                f"Invalid `input`: with what it goes on from it has {len(items)} bytes, and"
+                f" {max_bytes} are remembered (PENSTOCK_STORE_MAX_CONTEXT_BYTES); compact it or"
+                " begin anew.",
+                param="input",
+            )
         shape = ResponseShape(asked, turn, self._parts.wall_clock)
         events = shape.prepared(turn.response_id)
         await self._tell(events.render([]))
         await self._tell(events.finish(Usage()))
-        self._last = LocalTurn(
-            turn.response_id,
-            joined((context.items, asked.input_json.encode())),
-            is_stored=False,
-        )
+        self._last = LocalTurn(turn.response_id, items, is_stored=False)
 
     def _remember(
         self, turn: StoredTurn, asked: AskedResponse, context: ReadContext, output: bytes

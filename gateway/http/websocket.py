@@ -16,7 +16,8 @@ EXTENSION: Final = "penstock.websocket"
 """The ASGI extension by which this server's protocol offers an `Upgrade`."""
 PING_INTERVAL_S: Final = 30.0
 MAX_WAITING: Final = 16
-"""Messages that nobody has taken; with more, nothing is read from the client."""
+"""Messages that nobody has taken; with more, or with as many bytes as one message may have, nothing
+is read from the client."""
 MAX_PINGS: Final = 64
 """Of the client, between two of its messages."""
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -217,6 +218,8 @@ class WebSocket:
     def __init__(self, connection: Connection, max_bytes: int) -> None:
         self._connection = connection
         self._reader = FrameReader(max_bytes)
+        self._max_bytes = max_bytes
+        self._num_waiting_bytes = 0
         self._messages: deque[bytes] = deque()
         self._arrived = asyncio.Event()
         self._on_lost: Callable[[], None] | None = None
@@ -241,7 +244,8 @@ class WebSocket:
             finally:
                 self._connection.set_idle(is_idle=False)
         message = self._messages.popleft()
-        if len(self._messages) < MAX_WAITING:
+        self._num_waiting_bytes -= len(message)
+        if not self._is_full:
             self._connection.resume()
         return message
 
@@ -287,6 +291,11 @@ class WebSocket:
 
     # Small parts.
 
+    @property
+    def _is_full(self) -> bool:
+        waits = len(self._messages)
+        return waits >= MAX_WAITING or self._num_waiting_bytes >= self._max_bytes
+
     def _take(self, opcode: int, payload: bytes) -> None:
         self._is_answered = True
         if opcode == _Opcode.TEXT:
@@ -296,8 +305,9 @@ class WebSocket:
             except UnicodeDecodeError:
                 raise WebSocketError(CloseCode.WRONG_TEXT, "A message is no UTF-8.") from None
             self._messages.append(payload)
+            self._num_waiting_bytes += len(payload)
             self._arrived.set()
-            if len(self._messages) >= MAX_WAITING:
+            if self._is_full:
                 self._connection.pause()
         elif opcode == _Opcode.PING:
             self._num_pings += 1

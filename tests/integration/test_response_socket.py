@@ -122,6 +122,56 @@ async def test_a_response_without_output_is_continued(gateway: RunningGateway) -
         assert read_by_engine(gateway) == ["ahead", "now"]
 
 
+async def test_what_is_prepared_ahead_is_bounded(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, store_max_context_bytes=2000) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        async with opened(gateway) as socket:
+            fields = {"input": "x" * 1200, "generate": False, "store": False}
+            told = await turn(socket, **fields)
+            name = told[-1]["response"]["id"]
+            (refused,) = await turn(socket, **fields, previous_response_id=name)
+            assert refused["status"] == 400
+            assert refused["error"]["param"] == "input"
+            assert "PENSTOCK_STORE_MAX_CONTEXT_BYTES" in refused["error"]["message"]
+            # The connection goes on.
+            assert (await turn(socket))[-1]["type"] == "response.completed"
+
+
+async def test_a_large_message_waits_for_those_of_its_caller(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, max_bodies_per_caller=1) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        bodies = gateway.application.bodies
+        waiting = asyncio.Event()
+        take = bodies._large.take
+
+        async def noticed(caller: bytes) -> None:
+            waiting.set()
+            await take(caller)
+
+        bodies._large.take = noticed  # type: ignore[method-assign]
+        async with opened(gateway) as socket:
+            callers: list[bytes] = []
+            place = bodies.place
+
+            def seen(caller: bytes) -> Any:
+                callers.append(caller)
+                return place(caller)
+
+            bodies.place = seen  # type: ignore[method-assign]
+            await turn(socket, input="small")
+            assert not waiting.is_set()
+            with place(callers[0]) as held:
+                await bodies.hold(b"x" * 100_000, held)
+                waiting.clear()
+                answering = asyncio.create_task(turn(socket, input="x" * 100_000))
+                await waiting.wait()
+                assert engine_of(gateway).of(Prepare)[1:] == []
+            assert (await answering)[-1]["type"] == "response.completed"
+        assert bodies._num_held_bytes == 0
+
+
 @pytest.mark.parametrize(
     ("message", "param"),
     [

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.http.websocket import CloseCode, FrameReader, WebSocketError, accept_key, frame
+from gateway.http.websocket import (
+    MAX_WAITING,
+    CloseCode,
+    FrameReader,
+    WebSocket,
+    WebSocketError,
+    accept_key,
+    frame,
+)
 
 MAX_BYTES = 200
 
@@ -81,3 +89,40 @@ def test_a_declared_length_is_refused_before_its_bytes_come() -> None:
 @pytest.mark.parametrize("key", [b"", b"x", b"dGhlIHNhbXBsZSBub25j", b"\xff" * 24, b"=" * 24])
 def test_what_is_no_key_is_not_answered(key: bytes) -> None:
     assert accept_key(key) is None
+
+
+class Paused:
+    """A connection that knows whether it is read."""
+
+    is_full = False
+    is_paused = False
+
+    def write(self, data: bytes) -> None: ...
+
+    async def drain(self) -> None: ...
+
+    def pause(self) -> None:
+        self.is_paused = True
+
+    def resume(self) -> None:
+        self.is_paused = False
+
+    def set_idle(self, *, is_idle: bool) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("length", "most"), [(MAX_BYTES, 1), (MAX_BYTES // 2, 2), (1, MAX_WAITING)]
+)
+async def test_no_more_waits_than_one_message_may_have(length: int, most: int) -> None:
+    connection = Paused()
+    socket = WebSocket(connection, MAX_BYTES)
+    for number in range(1, most + 1):
+        assert not connection.is_paused
+        socket.feed(masked(1, b"x" * length))
+        assert connection.is_paused == (number == most)
+    for _ in range(most):
+        assert await socket.receive() == b"x" * length
+        assert not connection.is_paused
+    socket.lost()
