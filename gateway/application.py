@@ -17,7 +17,7 @@ from gateway.dispatch.quarantine import Quarantine
 from gateway.dispatch.routing import PrefixRouter
 from gateway.errors import ShuttingDownError
 from gateway.hooks.runner import HookRunner, load_hooks
-from gateway.housekeeping import Housekeeping
+from gateway.housekeeping import Housekeeping, logs_failure
 from gateway.http.background_responses import BackgroundResponses
 from gateway.http.bodies import Bodies
 from gateway.http.body_pool import BodyPool
@@ -416,6 +416,7 @@ class Application:
     def _sweep(self) -> None:
         if self.store is not None and (self._sweeping is None or self._sweeping.done()):
             self._sweeping = asyncio.get_running_loop().create_task(self.store.sweep())
+            self._sweeping.add_done_callback(logs_failure("sweeping the store"))
 
     def _renew(self) -> None:
         reports = self.sessions.lease_reports()

@@ -5,8 +5,24 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 _logger = logging.getLogger("penstock.gateway.housekeeping")
+
+
+def logs_failure(name: str) -> Callable[["asyncio.Future[Any]"], None]:
+    """A done callback for work that nobody waits for: what it raises goes to the log.
+
+    Args:
+        name: Of the work.
+    """
+
+    def on_done(future: "asyncio.Future[Any]") -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            _logger.error("%s failed", name, exc_info=error)
+
+    return on_done
+
 
 _MAX_MISSED = 3
 """So many failures in a row, or intervals without a run, and the work counts as broken."""

@@ -46,9 +46,13 @@ class LineErrand:
     A try may be several requests: a prompt that is too long for one model is given to a fallback,
     or again without its oldest items. Those before the last one had no answer and cost nothing.
 
+    An engine may still work on a request when its answer is there already, a deadline's for
+    instance: a settlement that comes after `close` is booked at once.
+
     Attributes:
         book: Puts a settlement into the outbox.
         settle: Of the last request so far.
+        failure: Why a lease could not be noted.
     """
 
     journal: Journal
@@ -56,16 +60,41 @@ class LineErrand:
     book: Callable[[Settle], None]
     settle: Settle | None = None
     priority: int = LINE_PRIORITY
+    failure: OSError | None = None
+    _is_closed: bool = False
+    _counts: bool = False
 
     def on_granted(self, lease_id: str) -> None:
-        """A request of the try has a lease."""
-        self.journal.note_lease(self.line, lease_id)
+        """A request of the try has a lease.
+
+        Raises:
+            OSError: The disk doesn't take it.
+        """
+        try:
+            self.journal.note_lease(self.line, lease_id)
+        except OSError as error:
+            self.failure = error
+            raise
 
     def put(self, settle: Settle) -> None:
         """A request of the try is over."""
-        if self.settle is not None:
+        if self._is_closed:
+            # Only of the last request, which has the answer, is anything used.
+            counts = self._counts and self.settle is None
+            self.book(settle if counts else structs.replace(settle, is_unused=True))
+        elif self.settle is not None:
             self.book(structs.replace(self.settle, is_unused=True))
-        self.settle = settle
+        if not (self._is_closed and self.settle is not None):
+            self.settle = settle
+
+    def close(self, *, counts: bool) -> Settle | None:
+        """The try is over; its settlement if it is there by now, which the caller books.
+
+        Args:
+            counts: Whether its answer is the line's; otherwise it costs nothing.
+        """
+        self._is_closed, self._counts = True, counts
+        return self.settle
 
 
 class LineRoom:
@@ -229,17 +258,20 @@ class LineRun:
                     self._claim.batch.endpoint, body, self._caller(errand)
                 )
             finally:
-                if answer is None or self._is_to_be_asked_again(answer):
+                if answer is None or errand.failure or self._is_to_be_asked_again(answer):
                     self._give_back(errand)
+            if errand.failure is not None:
+                raise errand.failure  # of this server's disk; it is no answer to the line
             if not self._is_to_be_asked_again(answer):
                 break
             if not await self._wait_again(min(max(pause_s, _retry_after_s(answer)), _MAX_RETRY_S)):
                 return
             pause_s *= 2
         kind: FileKind = "output" if answer.status == 200 else "error"
-        self._note(line, kind, _told(line, answer), errand.settle)
-        if errand.settle is not None:
-            self._room.book(errand.settle)
+        settle = errand.close(counts=True)
+        self._note(line, kind, _told(line, answer), settle)
+        if settle is not None:
+            self._room.book(settle)
         self._num_unsynced += 1
         await self._save()
 
@@ -274,8 +306,9 @@ class LineRun:
 
     def _give_back(self, errand: LineErrand) -> None:
         """A try without an answer that counts costs nothing."""
-        if errand.settle is not None:
-            self._room.book(structs.replace(errand.settle, is_unused=True))
+        settle = errand.close(counts=False)
+        if settle is not None:
+            self._room.book(structs.replace(settle, is_unused=True))
 
     def _is_to_be_asked_again(self, answer: LineAnswer) -> bool:
         is_late = self._room.now() >= self._claim.batch.expires_at

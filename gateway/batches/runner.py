@@ -17,6 +17,7 @@ from gateway.batches.journal import FILES, Journal
 from gateway.batches.line_runs import SAVE_INTERVAL_S, Ask, LineRoom, LineRun
 from gateway.batches.records import ENDED, Batch, Counts
 from gateway.batches.store import BatchStore, Claim
+from gateway.housekeeping import logs_failure
 from protocol.wire.messages import Settle, Usage
 
 _logger = logging.getLogger("penstock.gateway.batches")
@@ -95,6 +96,7 @@ class BatchRunner:
         if self._room.is_stopping or (self._looking is not None and not self._looking.done()):
             return
         self._looking = asyncio.get_running_loop().create_task(self._look())
+        self._looking.add_done_callback(logs_failure("looking for batches"))
 
     def begin_to_stop(self) -> None:
         """Begin no more lines."""
@@ -108,6 +110,10 @@ class BatchRunner:
 
     async def _look(self) -> None:
         found = await asyncio.to_thread(self._find, dict(self._open), dict(self._served))
+        if self._room.is_stopping:
+            for claim in found.claims:
+                claim.release()
+            return
         self._has_waiting = found.has_waiting
         self._served = {
             batch_id: at for batch_id, at in self._served.items() if batch_id in found.unfinished
@@ -128,12 +134,20 @@ class BatchRunner:
         has_waiting = False
         for batch in waiting:
             is_full = num_open.total() >= MAX_OPEN or num_open[batch.tenant] >= MAX_OPEN_A_TENANT
-            claim = None if is_full else self._store.claim(batch.tenant, batch.id)
+            claim = None if is_full else self._claim(batch)
             has_waiting |= is_full
             if claim is not None:
                 num_open[batch.tenant] += 1
                 claims.append(claim)
         return _Found(claims, has_waiting, frozenset(batch.id for batch in unfinished))
+
+    def _claim(self, batch: Batch) -> Claim | None:
+        try:
+            return self._store.claim(batch.tenant, batch.id)
+        except OSError as error:
+            # What was claimed beside it is worked on all the same.
+            _logger.error("the batch %s can't be locked, and waits: %s", batch.id, error)
+            return None
 
     def _has_to_make_room(self, batch_id: str) -> bool:
         """Whether others wait for a place, and a batch has had its turn."""

@@ -9,6 +9,7 @@ from gateway.batches.files import FileBounds, FileStore
 from gateway.batches.line_runs import Ask
 from gateway.batches.runner import BatchRunner
 from gateway.batches.store import BatchStore
+from gateway.housekeeping import logs_failure
 from protocol.wire.messages import Settle
 
 
@@ -58,5 +59,6 @@ class BatchService:
     def sweep(self) -> None:
         """Remove what is too old; this waits for nothing."""
         loop = asyncio.get_running_loop()
-        loop.run_in_executor(None, self.files.sweep)
-        loop.run_in_executor(None, self.store.sweep)
+        for sweep, name in ((self.files.sweep, "files"), (self.store.sweep, "batches")):
+            sweeping = loop.run_in_executor(None, sweep)
+            sweeping.add_done_callback(logs_failure(f"sweeping {name}"))

@@ -178,7 +178,11 @@ class BatchStore:
         return [batch for batch in found if batch.status not in ENDED]
 
     def claim(self, tenant: str, batch_id: str) -> Claim | None:
-        """A batch for this gateway alone; None when another one has it, or it has ended."""
+        """A batch for this gateway alone; None when another one has it, or it has ended.
+
+        Raises:
+            OSError: It can't be locked: too many files are open, for instance.
+        """
         folder = self._folder(tenant, batch_id)
         try:
             lock = _try_lock(folder / _LOCK)
@@ -237,4 +241,7 @@ def _try_lock(path: Path) -> int | None:
     except BlockingIOError:
         os.close(fd)
         return None
+    except OSError:
+        os.close(fd)
+        raise
     return fd

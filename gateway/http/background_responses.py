@@ -12,6 +12,7 @@ from typing import Final
 import orjson
 
 from gateway.errors import DeniedError, GatewayError, ShuttingDownError
+from gateway.housekeeping import logs_failure
 from gateway.http.background_task import BackgroundTask, decoded, piece_of
 from gateway.http.background_trace import TracedTask, traced
 from gateway.http.hosted_turns import HostedTurns
@@ -107,6 +108,7 @@ class BackgroundResponses:
         self._is_asked_again = True
         if not self._is_stopped and (self._looking is None or self._looking.done()):
             self._looking = asyncio.get_running_loop().create_task(self._look())
+            self._looking.add_done_callback(logs_failure("looking for background responses"))
 
     def drop(self, response_id: str) -> None:
         """A response was cancelled or deleted: who makes it here stops at once."""
@@ -174,6 +176,7 @@ class BackgroundResponses:
         task = asyncio.get_running_loop().create_task(self._run(take, job.response_id))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(logs_failure(f"background response {job.response_id}"))
 
     async def _run(self, take: "_Take", response_id: str) -> None:
         try:

@@ -1,12 +1,18 @@
 """Requests that no client waits for: a body on its way through the same routes as everybody's."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message
 
 from gateway.batches.line_runs import LineAnswer
+from gateway.http.error_table import ERROR_TABLE, error_body
 from gateway.request.caller import Caller
+from protocol.errors import ErrorCode
+
+_logger = logging.getLogger("penstock.gateway.http")
+_BUG = ERROR_TABLE[ErrorCode.INTERNAL_ERROR]
 
 
 class Errands:
@@ -21,8 +27,12 @@ class Errands:
         self._app = app
 
     async def ask(self, path: str, body: bytes, caller: Caller) -> LineAnswer:
-        """The answer of a route to a JSON body."""
-        status = 500
+        """The answer of a route to a JSON body; a route that fails has answered 500 before.
+
+        Raises:
+            Exception: It failed before it had begun to answer.
+        """
+        status, has_begun, is_whole = 500, False, False
         headers: dict[str, str] = {}
         pieces: list[bytes] = []
         unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -34,15 +44,16 @@ class Errands:
             raise AssertionError("this never ends by itself")
 
         async def send(message: Message) -> None:
-            nonlocal status
+            nonlocal status, has_begun, is_whole
             if message["type"] == "http.response.start":
-                status = message["status"]
+                has_begun, status = True, message["status"]
                 headers.update(
                     (name.decode("latin-1").lower(), value.decode("latin-1"))
                     for name, value in message.get("headers", ())
                 )
             elif message["type"] == "http.response.body":
                 pieces.append(message.get("body", b""))
+                is_whole = not message.get("more_body", False)
 
         scope = {
             "type": "http",
@@ -66,5 +77,13 @@ class Errands:
         app = self._app()
         if app is None:
             return LineAnswer(503, {}, b"{}")  # the server is still starting
-        await app(scope, receive, send)
+        try:
+            await app(scope, receive, send)
+        except Exception:
+            if not has_begun:
+                raise
+            # As a connection's client it is told what was answered, and the log all the rest.
+            _logger.exception("request %s: %s failed", caller.trace_id, path)
+            if not is_whole:
+                return LineAnswer(500, headers, error_body("Internal server error.", _BUG))
         return LineAnswer(status, headers, b"".join(pieces))

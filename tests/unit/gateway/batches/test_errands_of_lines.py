@@ -1,0 +1,200 @@
+"""Tries of a batch's lines: what they cost, and what becomes of one that meets a bug of ours."""
+
+import asyncio
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from gateway.batches.journal import Journal
+from gateway.batches.line_runs import LineErrand
+from gateway.batches.store import Claim
+from gateway.http.errands import Errands
+from gateway.request.caller import Caller
+from protocol.wire.messages import Settle
+from tests.unit.gateway.batches.test_runner import House, good
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal(tmp_path)
+    yield journal
+    journal.close()
+
+
+def settle(name: str) -> Settle:
+    return Settle(lease_id=name, request_id="r", prompt_tokens=3, completion_tokens=2)
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_settlement_that_comes_after_the_answer_is_booked(
+    journal: Journal, *, counts: bool
+) -> None:
+    booked: list[Settle] = []
+    errand = LineErrand(journal, 0, booked.append)
+    assert errand.close(counts=counts) is None  # a deadline; the engine still works on it
+    errand.put(settle("late"))
+    assert [(one.lease_id, one.is_unused) for one in booked] == [("late", not counts)]
+
+
+def test_of_a_try_s_requests_only_the_one_with_the_answer_is_used(journal: Journal) -> None:
+    booked: list[Settle] = []
+    errand = LineErrand(journal, 0, booked.append)
+    errand.put(settle("first"))
+    errand.put(settle("second"))
+    assert errand.close(counts=True) == settle("second")
+    errand.put(settle("late"))
+    assert [(one.lease_id, one.is_unused) for one in booked] == [("first", True), ("late", True)]
+
+
+async def test_a_line_s_lease_is_settled_also_when_its_engine_ends_late(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    errands: list[Any] = []
+
+    async def ask(path: str, body: bytes, caller: Caller) -> Any:
+        assert caller.errand is not None
+        caller.errand.on_granted("lease")
+        errands.append(caller.errand)
+        return good()
+
+    house.ask = ask  # type: ignore[method-assign]
+    house.open()
+    await house.until_ended(house.create(1))
+    assert house.ledger.first == {}
+    errands[0].put(settle("lease"))
+    assert house.ledger.first == {"lease": settle("lease")}
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+async def test_a_line_that_meets_a_bug_has_its_answer(
+    caplog: pytest.LogCaptureFixture, *, is_whole: bool
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        start: Message = {"type": "http.response.start", "status": 500 if is_whole else 200}
+        await send({**start, "headers": []})
+        await send({"type": "http.response.body", "body": b'{"a"', "more_body": True})
+        if is_whole:
+            await send({"type": "http.response.body", "body": b":1}"})
+        raise RuntimeError("a bug")
+
+    caller = Caller(None, "127.0.0.1", "batch_1")
+    answer = await Errands(lambda: app).ask("/v1/chat/completions", b"{}", caller)
+    assert answer.status == 500
+    assert (answer.body == b'{"a":1}') if is_whole else (b"internal_error" in answer.body)
+    assert "a bug" in caplog.text
+
+
+async def test_what_fails_before_it_answers_is_no_answer() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError):
+        await Errands(lambda: app).ask("/v1/models", b"{}", Caller(None, "127.0.0.1"))
+
+
+async def test_a_full_disk_is_no_answer_to_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The route answers 500 then, too, and the line is asked again by whoever has room."""
+    house = House(tmp_path)
+    real, num_failures = Journal.note_lease, 1
+
+    def full(journal: Journal, line: int, lease_id: str) -> None:
+        nonlocal num_failures
+        if num_failures:
+            num_failures -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(journal, line, lease_id)
+
+    monkeypatch.setattr(Journal, "note_lease", full)
+    monkeypatch.setattr("gateway.batches.runner.SAVE_INTERVAL_S", 0.0)
+    asking = house.ask
+
+    async def ask(path: str, body: bytes, caller: Caller) -> Any:
+        try:
+            return await asking(path, body, caller)
+        except OSError:
+            return good("a bug's answer")._replace(status=500)
+
+    house.ask = ask  # type: ignore[method-assign]
+    house.open()
+    ended = await house.until_ended(house.create(1))
+    assert ended["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
+
+
+async def test_a_batch_that_can_t_be_locked_keeps_no_other_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = House(tmp_path)
+    batches = [house.create(1), house.create(1)]
+    real, num_claims = house.store.claim, 0
+
+    def claim(tenant: str, batch_id: str) -> Claim | None:
+        nonlocal num_claims
+        num_claims += 1
+        if num_claims == 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(tenant, batch_id)
+
+    monkeypatch.setattr(house.store, "claim", claim)
+    for batch in batches:
+        assert (await until_ended(house, batch.id))["status"] == "completed"
+    assert "Too many open files" in caplog.text
+    await house.runner.stop()
+
+
+async def until_ended(house: House, batch_id: str) -> dict[str, Any]:
+    while True:
+        house.runner.look()
+        found = house.store.find("t", batch_id)
+        if found.status in ("failed", "completed"):
+            return found.as_object()
+        await asyncio.sleep(0.01)
+
+
+def test_a_lock_that_fails_leaves_no_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = House(tmp_path)
+    batch = house.create(1)
+
+    def broken(_fd: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def num_open() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = num_open()
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", broken)
+        with pytest.raises(OSError, match="No locks"):
+            house.store.claim("t", batch.id)
+    assert num_open() == before
+
+
+async def test_a_look_that_ends_after_the_stop_claims_nothing(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    batch = house.create(1)
+    house.runner.look()
+    await house.runner.stop()
+    claim = house.store.claim("t", batch.id)
+    assert claim is not None
+    claim.release()
+    assert house.asked == []
+
+
+async def test_a_look_that_fails_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = House(tmp_path)
+
+    def broken() -> list[Any]:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(house.store, "unfinished", broken)
+    house.runner.look()
+    await house.runner.stop()
+    assert "looking for batches failed" in caplog.text
