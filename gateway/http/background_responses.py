@@ -37,6 +37,9 @@ from gateway.tools.tool_servers import ToolServers
 from protocol.errors import DecodeError, ErrorCode
 
 BEAT_S: Final = 3.0
+STOP_S: Final = 3.0
+"""What the store gets to take back what is under way; another gateway finds it later otherwise."""
+_END_PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0)
 MAX_TAKES: Final = 5
 """A response whose gateways died so often is given up: it may be what they die of."""
 PATIENCE_S: Final = 3600.0
@@ -53,6 +56,7 @@ _PASSING: Final = frozenset(
         ErrorCode.RATE_LIMIT_EXCEEDED,
     }
 )
+_STORE_PASSING: Final = frozenset({ErrorCode.OVERLOADED, ErrorCode.WORKER_UNAVAILABLE})
 _logger = logging.getLogger("penstock.gateway.background")
 
 
@@ -141,8 +145,8 @@ class BackgroundResponses:
         for take in list(self._takes.values()):
             take.stop(ShuttingDownError())
         running = {*self._tasks, *([] if self._looking is None else [self._looking])}
-        if running:
-            await asyncio.wait(running)
+        if running and (await asyncio.wait(running, timeout=STOP_S))[1]:
+            _logger.error("background responses end unwritten: the store has not answered")
 
     async def _look(self) -> None:
         try:
@@ -455,14 +459,31 @@ class _Take:
 
     async def _finish(self, asked: AskedResponse, created: int, events: ResponseEvents) -> None:
         try:
-            await self._end(asked, created, events, with_items=True)
+            await self._end_patiently(asked, created, events)
         except GatewayError as error:
+            if error.code in _STORE_PASSING:
+                raise  # it is taken up again
             # Its conversation can't take it; whoever asks must know.
             self._unwritten = [
                 *(one for one in self._unwritten if one.number < events.first_of_end),
                 *events.fail(error),
             ]
             await self._end(asked, created, events, with_items=False)
+
+    async def _end_patiently(
+        self, asked: AskedResponse, created: int, events: ResponseEvents
+    ) -> None:
+        """The end of what is made already, again while only the store is in trouble."""
+        for pause_s in _END_PAUSES_S:
+            try:
+                await self._end(asked, created, events, with_items=True)
+            except GatewayError as error:
+                if error.code not in _STORE_PASSING or self._stopped is not None:
+                    raise
+                await asyncio.sleep(pause_s)
+            else:
+                return
+        await self._end(asked, created, events, with_items=True)
 
     async def _end(
         self,

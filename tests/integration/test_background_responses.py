@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
+from gateway.errors import GatewayError, OverloadedError, StoreUnavailableError
 from gateway.storage.database import Database, SqliteEngine
 from gateway.storage.open_store import FILE_NAME
 from gateway.storage.records import Bounds
@@ -281,3 +282,52 @@ async def test_what_its_gateways_die_of_is_given_up(socket_dir: Path) -> None:
         ended = await house.ended(made["id"])
         assert (ended["status"], ended["error"]["code"]) == ("failed", "server_error")
         assert house.engine.of(Generate) == []
+
+
+@pytest.mark.parametrize("kind", [StoreUnavailableError, OverloadedError])
+async def test_a_store_in_passing_trouble_fails_no_response_that_is_made(
+    house: House, monkeypatch: pytest.MonkeyPatch, kind: type[GatewayError]
+) -> None:
+    monkeypatch.setattr("gateway.http.background_responses._END_PAUSES_S", (0.0, 0.0, 0.0))
+    store = house.gateway.application.store
+    assert store is not None
+    real, num_failures = store.jobs.finish, 0
+
+    async def finish(*args: Any) -> bool:
+        nonlocal num_failures
+        if num_failures < 3:
+            num_failures += 1
+            raise kind("It is away for a moment.")
+        return await real(*args)
+
+    monkeypatch.setattr(store.jobs, "finish", finish)
+    made = await house.create()
+    generate = await house.generate()
+    house.engine.emit(generate, "Hello")
+    house.engine.finish(generate)
+    ended = await house.ended(made["id"])
+    assert (ended["status"], text_of(ended)) == ("completed", "Hello")
+    assert num_failures == 3
+    assert len(house.engine.of(Generate)) == 1
+
+
+async def test_a_store_that_answers_nothing_holds_up_no_stop(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("gateway.http.background_responses.STOP_S", 0.0)
+    background = house.gateway.application.background
+    assert background is not None
+    stuck, freed = asyncio.Event(), asyncio.Event()
+    claim = background.store.jobs.claim
+
+    async def waits() -> Any:
+        stuck.set()
+        await freed.wait()
+        return await claim()
+
+    monkeypatch.setattr(background.store.jobs, "claim", waits)
+    background.look()
+    await stuck.wait()
+    await asyncio.wait_for(background.stop(), 10)
+    assert "the store has not answered" in caplog.text
+    freed.set()
