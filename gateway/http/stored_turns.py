@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 import orjson
 
 from gateway.errors import (
+    ConversationLockedError,
     GatewayError,
     InvalidRequestError,
     PreviousResponseNotFoundError,
@@ -201,12 +202,17 @@ class StoredTurn:
             raise missing
         try:
             if holds:
-                items = await store.begin_turn(self._owner, conversation_id, self.response_id)
+                # A store that answers too late may hold it all the same; `close` lets go of it.
                 self._held = conversation_id
+                items = await store.begin_turn(self._owner, conversation_id, self.response_id)
             else:
                 items = await store.read(self._owner, conversation_id)
         except StoredNotFoundError:
+            self._held = None
             raise missing from None
+        except ConversationLockedError:
+            self._held = None  # by another one
+            raise
         return b"[" + b",".join(items) + b"]"
 
     async def _items(self, names: tuple[str, ...]) -> dict[str, bytes]:

@@ -18,6 +18,10 @@ ResultT = TypeVar("ResultT")
 _logger = logging.getLogger("penstock.gateway.storage")
 
 MAX_WAITING = 4096
+PATIENCE_S = 30.0
+"""How long anybody waits for the database."""
+CLOSE_PATIENCE_S = 3.0
+"""How long the end of the process waits for what is under way."""
 _MAX_GROUP = 64
 _BUSY_S = 10.0
 _MAX_TRIES = 3
@@ -118,13 +122,14 @@ class SqliteEngine:
 class _Waiting:
     """A piece of work and who waits for it."""
 
-    __slots__ = ("future", "loop", "num_tries", "work")
+    __slots__ = ("future", "is_given_up", "loop", "num_tries", "work")
 
     def __init__(self, work: Work[Any]) -> None:
         self.work = work
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
         self.num_tries = 0
+        self.is_given_up = False
 
 
 class Database:
@@ -154,7 +159,8 @@ class Database:
         """Do something within a transaction and wait until it is committed.
 
         Raises:
-            StoreUnavailableError: The database can't be used at the moment.
+            StoreUnavailableError: The database can't be used at the moment, or takes too long; what
+                was begun by then may still be committed, and nothing else is.
             OverloadedError: Too much waits for it.
             GatewayError: What the work itself raises.
         """
@@ -166,15 +172,28 @@ class Database:
                 raise OverloadedError("Too much waits for the store; please try again later.")
             self._queue.append(waiting)
             self._wake.notify()
-        result: ResultT = await waiting.future
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                result: ResultT = await waiting.future
+        except TimeoutError:
+            waiting.is_given_up = True
+            raise StoreUnavailableError(
+                f"The store of this server has not answered within {PATIENCE_S:g} seconds; please"
+                " try again."
+            ) from None
         return result
 
     async def close(self) -> None:
-        """Finish what waits, and let the connection go; idempotent."""
+        """Finish what waits, as far as that takes no longer than a moment; idempotent."""
         with self._wake:
             self._is_closed = True
             self._wake.notify()
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, CLOSE_PATIENCE_S)
+        if self._thread.is_alive():
+            _logger.error(
+                "the store has not answered within %g seconds; what waits for it is lost",
+                CLOSE_PATIENCE_S,
+            )
 
     def _first_connection(self) -> Connection:
         engine, num_tries = self._engine, 0
@@ -252,6 +271,8 @@ class Database:
         answers: list[tuple[_Waiting, Any, Exception | None]] = []
         connection.execute("BEGIN")
         for waiting in group:
+            if waiting.is_given_up:
+                continue  # it was told that it failed
             connection.execute("SAVEPOINT one")
             try:
                 answers.append((waiting, waiting.work(connection), None))

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 
@@ -10,6 +10,10 @@ from gateway.storage.database import Connection
 from protocol.errors import ConfigurationError
 
 _CONNECT_TIMEOUT_S = 10
+STUCK_S: Final = 10.0
+"""A server that acknowledges nothing for so long is lost."""
+_STATEMENT_TIMEOUT_S: Final = 20.0
+"""Less than anybody waits, see `database.PATIENCE_S`: a statement that is stuck on a lock ends."""
 
 
 class PostgresConnection:
@@ -20,7 +24,21 @@ class PostgresConnection:
     """
 
     def __init__(self, url: str) -> None:
-        self.raw = psycopg.connect(url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S)
+        self.raw = psycopg.connect(
+            url,
+            autocommit=True,
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            application_name="penstock-gateway",
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=3,
+            tcp_user_timeout=int(STUCK_S * 1000),
+        )
+        try:
+            self.raw.execute(f"SET statement_timeout = {int(_STATEMENT_TIMEOUT_S * 1000)}".encode())
+        except BaseException:
+            self.raw.close()
+            raise
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run a statement."""
@@ -70,6 +88,8 @@ class PostgresEngine:
 
     def is_lost(self, error: Exception) -> bool:
         """The server has gone, or the way to it."""
+        if isinstance(error, psycopg.errors.QueryCanceled):
+            return False  # the statement took too long; its connection is well
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
 
 

@@ -5,7 +5,8 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from gateway.errors import StoredNotFoundError
+from gateway.errors import GatewayError, StoredNotFoundError
+from gateway.housekeeping import logs_failure
 from gateway.storage import conversations, jobs, responses
 from gateway.storage.database import Connection, Database
 from gateway.storage.jobs import CancelMaker
@@ -50,6 +51,7 @@ class Store:
         self.bounds = bounds
         self._wall_clock = wall_clock
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unreleased: set[tuple[str, str]] = set()  # conversations, and who held them
         self.responses = ResponseStore(database, bounds, self._now_ms)
         self.conversations = ConversationStore(database, owner, bounds, self._now_ms)
         self.jobs = JobStore(database, owner, bounds, self._now_ms)
@@ -58,7 +60,15 @@ class Store:
         return int(self._wall_clock() * 1000)
 
     async def sweep(self) -> int:
-        """Drop what is too old or too much in all; how much that was."""
+        """Drop what is too old or too much in all; how much that was.
+
+        Conversations that could not be let go are, before that.
+
+        Raises:
+            GatewayError: The store can't be used.
+        """
+        for conversation_id, response_id in list(self._unreleased):
+            await self._release(conversation_id, response_id)
         now_ms = self._now_ms()
         return await self._database.run(
             lambda connection: responses.sweep(connection, self.bounds, now_ms)
@@ -66,15 +76,21 @@ class Store:
 
     def let_go(self, conversation_id: str, response_id: str) -> None:
         """A response that was not made lets go of its conversation; this waits for nothing."""
-        work = self.conversations.end_turn(conversation_id, response_id)
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(self._release(conversation_id, response_id))
         self._tasks.add(task)
-        task.add_done_callback(self._on_done)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(logs_failure(f"letting go of the conversation {conversation_id}"))
 
-    def _on_done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            _logger.error("a conversation is held until this gateway ends: %s", task.exception())
+    async def _release(self, conversation_id: str, response_id: str) -> None:
+        held = (conversation_id, response_id)
+        try:
+            await self.conversations.end_turn(*held)
+        except GatewayError as error:
+            if held not in self._unreleased:
+                _logger.warning("a conversation is held until the next sweep: %s", error.message)
+            self._unreleased.add(held)
+        else:
+            self._unreleased.discard(held)
 
     async def close(self) -> None:
         """Let go of the database."""
