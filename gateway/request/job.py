@@ -43,8 +43,8 @@ class GenerationJob:
         options: What the answer shows beside text.
         end_user: For whom it is, as the body says; empty when it doesn't.
         is_background: The client lets others go first.
-        take: Names this attempt at it to the engines, where an earlier one may have died with its
-            gateway: ids at engines are used once.
+        take: Names this attempt at it to engines and parsers, where an earlier one may have died
+            with its gateway: ids at workers are used once.
     """
 
     endpoint: str
@@ -93,6 +93,10 @@ class GenerationJob:
     def num_streams(self) -> int:
         """Choices of all prompts together."""
         return len(self.prepares) * self.num_choices
+
+    def attempt_id(self, request_id: str) -> str:
+        """The id of a request at workers."""
+        return f"{request_id}-{self.take}" if self.take else request_id
 
 
 def job_fingerprint(job: GenerationJob, tenant: str) -> bytes:

@@ -158,9 +158,7 @@ class Launcher:
 
         After `withdraw` it is another one: an answer to what was withdrawn may be on its way.
         """
-        request_id = self._owner.request_id
-        if self._job.take:
-            request_id += f"-{self._job.take}"
+        request_id = self._job.attempt_id(self._owner.request_id)
         if self._num_withdrawn:
             request_id += f"-again{self._num_withdrawn}"
         return request_id if len(self._job.prepares) == 1 else f"{request_id}-{number}"

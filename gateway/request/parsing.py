@@ -68,7 +68,7 @@ def parse_opening(
     if tool_format is None and reasoning_format is None:
         return None
     return bridge.open_parse(
-        request_id,
+        job.attempt_id(request_id),
         num_choices=job.num_choices,
         tool_format=tool_format,
         reasoning_format=reasoning_format,

@@ -1,5 +1,6 @@
 """A generation's text on its way through a parser, and through the next one when the first is lost."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -209,3 +210,13 @@ def test_text_without_tools_and_reasoning_needs_no_parser() -> None:
     tools = parse_opening(generation_job(tools_json="[]"), offer, "r", "trace")
     assert tools is not None
     assert (tools.tool_format, tools.reasoning_format) == ("hermes", None)
+
+
+def test_an_attempt_after_another_has_a_session_of_its_own() -> None:
+    """The gateway of an earlier one may have died, and its session be open still."""
+    job = generation_job(parse_reasoning=True)
+    offer = engine_offer(reasoning_format="think")
+    opened = [
+        parse_opening(replace(job, take=take), offer, "r", "trace") for take in ("", "ab", "cd")
+    ]
+    assert [one and one.request_id for one in opened] == ["r", "r-ab", "r-cd"]
