@@ -155,8 +155,9 @@ class GatewaySettings(EdgeSettings):
             "PENSTOCK_MODEL_ALIASES",
             each=_alias,
             meaning=(
-                "further names of models, such as `gpt-4o=demo,gpt-4o-mini=demo`; permissions, "
-                "limits and prices are those of the model"
+                "further names of models, such as "
+                "`gpt-4o=penstock-demo,gpt-4o-mini=penstock-demo`; permissions, limits and prices "
+                "are those of the model"
             ),
         )
     )

@@ -36,7 +36,7 @@ def require_free_port(host: str, port: int) -> None:
         except OSError as error:
             raise CommandError(
                 f"{host}:{port} can't be bound: {error.strerror}. Stop what uses it or choose "
-                "another --port (0 picks a free one)."
+                "another --port (0 picks a free one); a second server needs its own --data-dir."
             ) from None
 
 

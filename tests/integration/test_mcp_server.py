@@ -96,6 +96,19 @@ async def test_the_official_client_asks_a_model(socket_dir: Path, mode: Any) -> 
         assert (asked_for.endpoint, asked_for.model) == ("/v1/chat/completions", "demo")
 
 
+async def test_one_model_with_a_further_name_needn_t_be_named(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, model_aliases=("small=demo",)) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        async with Client(url_of(gateway), mode="auto") as client:
+            (tool,) = (await client.list_tools()).tools
+            assert tool.input_schema["properties"]["model"]["enum"] == ["demo", "small"]
+            assert tool.input_schema["required"] == ["prompt"]
+            found = await client.call_tool("generate", {"prompt": "Hi!"})
+        assert found.meta is not None
+        assert found.meta["penstock/model"] == "demo"
+
+
 async def test_wrong_arguments_for_a_model_are_told_to_the_model_that_called(
     socket_dir: Path,
 ) -> None:

@@ -43,8 +43,8 @@ def registered(card: ToolCard) -> dict[str, Any]:
     }
 
 
-def generate_tool(models: Sequence[str]) -> dict[str, Any]:
-    """The tool that asks one of these models."""
+def generate_tool(models: Sequence[str], *, needs_model: bool) -> dict[str, Any]:
+    """The tool that asks one of these models, which are several unless all are names of one."""
     properties = {
         "prompt": {"type": "string", "minLength": 1, "description": "What the model is asked."},
         "model": {"type": "string", "enum": list(models), "description": "Who answers."},
@@ -59,7 +59,7 @@ def generate_tool(models: Sequence[str]) -> dict[str, Any]:
         "inputSchema": {
             "type": "object",
             "properties": properties,
-            "required": ["prompt"] if len(models) == 1 else ["prompt", "model"],
+            "required": ["prompt", "model"] if needs_model else ["prompt"],
             "additionalProperties": False,
         },
         "annotations": {"readOnlyHint": True, "openWorldHint": False},

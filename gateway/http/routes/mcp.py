@@ -1,5 +1,6 @@
 """POST /mcp: this server's tools and models for clients that speak MCP."""
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -128,7 +129,7 @@ async def _tools(request: HttpRequest) -> list[dict[str, Any]]:
         found += [registered(card) for card in await parts.toolbox.tools()]
     models = await _models(request)
     if models and all(tool["name"] != GENERATE for tool in found):
-        found.append(generate_tool(models))
+        found.append(generate_tool(models, needs_model=_only(request, models) is None))
     return found
 
 
@@ -146,6 +147,12 @@ async def _models(request: HttpRequest) -> list[str]:
         and "chat" in offer.capabilities
         and (identity is None or identity.may_see(offer.model))
     )
+
+
+def _only(request: HttpRequest, models: Iterable[str]) -> str | None:
+    """The one model that all of these are names of; None where there are more, or none."""
+    served = {parts_of(request).names.served(name) for name in models}
+    return served.pop() if len(served) == 1 else None
 
 
 async def _may(request: HttpRequest, endpoint: str) -> bool:
@@ -227,12 +234,12 @@ async def _generated(
     model = asked.model
     if model is None:
         models = await _models(request)
-        if len(models) != 1:
+        model = _only(request, models)
+        if model is None:
             raise InvalidRequestError(
                 f"Missing argument: `model`, one of {', '.join(models) or 'none at present'}.",
                 param="model",
             )
-        model = models[0]
     caller = caller_of(request)
     identify = partial(key_id_of, request, MCP_PATH)
     body = chat_body(asked, model)
