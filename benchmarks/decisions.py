@@ -92,7 +92,7 @@ def main() -> None:
                     list(range(first, first + needed))
                     for first in range(num_blocks, num_blocks + needed * len(pack.rows), needed)
                 ]
-                runner.score(pack, context, 0, block_ids, scratch)
+                runner.score(pack, context, 0, [block_ids], [scratch])
             ended = time.perf_counter()
             if number:  # the first round compiles
                 ratios.append((ended - between) / (between - started))

@@ -49,7 +49,7 @@ def row_blocks(runner: JaxModelRunner, num_rows: int) -> list[list[int]]:
 def decode_bytes(runner: JaxModelRunner, weights: DecoderWeights, rows: int, context: int) -> int:
     """Bytes that a decode step can't avoid to read; embeddings of the tied head count once."""
     layout = runner.kv_layout
-    token_bytes = layout.block_bytes // layout.block_size
+    token_bytes = sum(layout.block_bytes) // layout.block_size
     return weights.graph.size_bytes + rows * context * token_bytes
 
 

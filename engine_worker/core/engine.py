@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from engine_worker.core.acceptance import AcceptanceLimits
 from engine_worker.core.choice.batch import ModelRunner, StepResult
+from engine_worker.core.choice.cache_group import longest_sequence
 from engine_worker.core.choice.score_pack import ScoreLimits
 from engine_worker.core.choice_acceptor import ChoiceAcceptor
 from engine_worker.core.choice_log import log_accepted, log_refused
@@ -83,8 +84,10 @@ class Engine:
         self._runner = runner
         self._clock = clock
         self._has_prefix_cache = prefix_cache
-        self._pool = BlockPool(runner.num_blocks, runner.block_size)
-        self.max_model_len = min(max_model_len, self._pool.num_token_capacity)
+        groups = runner.cache_groups
+        self._pools = [BlockPool(group.num_blocks, runner.block_size) for group in groups]
+        longest = longest_sequence(groups, runner.block_size, runner.prefill_chunk_size)
+        self.max_model_len = max_model_len if longest is None else min(max_model_len, longest)
         self._scheduler = Scheduler(
             SchedulerLimits(
                 max_num_seqs=runner.max_num_seqs,
@@ -92,7 +95,8 @@ class Engine:
                 prefill_chunk_size=runner.prefill_chunk_size,
                 max_model_len=self.max_model_len,
             ),
-            self._pool,
+            self._pools,
+            [group.reach for group in groups],
         )
         self._metrics = metrics or EngineMetrics(self.load)
         self.acceptor = ChoiceAcceptor(
@@ -157,10 +161,15 @@ class Engine:
         return Load(
             num_running=num_running,
             num_waiting=self._scheduler.num_unfinished - num_running,
-            num_free_blocks=self._pool.num_free,
-            num_blocks=self._pool.num_blocks,
+            num_free_blocks=self._num_free_blocks(),
+            num_blocks=self._pools[0].num_blocks,
             tokens_per_s=self._rate.tokens_per_s if num_running else 0.0,
         )
+
+    def _num_free_blocks(self) -> int:
+        """Free blocks of the first cache group, or less where another one is closer to its end."""
+        num_blocks = self._pools[0].num_blocks
+        return min(pool.num_free * num_blocks // pool.num_blocks for pool in self._pools)
 
     def held(self) -> dict[str, tuple[int, int]]:
         """By gateway: unfinished choices and the tokens, prompts and outputs, that they have."""
@@ -237,12 +246,15 @@ class Engine:
         self._to_gateways.end(gateway_id, end)
 
     def cached_blocks(self) -> tuple[bytes, ...]:
-        """Names of all blocks that a choice could find computed."""
-        return self._pool.contents() if self._has_prefix_cache else ()
+        """Names of all blocks that a choice could find computed in the first cache group.
+
+        Where layers see a window only, a choice may find less: not what was freed and used again.
+        """
+        return self._pools[0].contents() if self._has_prefix_cache else ()
 
     def take_cache_changes(self) -> ContentChanges | None:
         """How `cached_blocks` changed since the last call; None when it did not."""
-        changes = self._pool.take_changes()
+        changes = self._pools[0].take_changes()
         return changes if self._has_prefix_cache else None
 
     def clear_cache(self) -> int:

@@ -7,6 +7,7 @@ from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 from engine_worker.core.choice.batch import ModelRunner
@@ -227,25 +228,25 @@ class Scoring:
         borrowed = self._scheduler.borrow(choice, needed[0], sum(needed))
         if not borrowed:
             return False  # whoever runs before it gets on, and then there is room
-        scratch_ids, left = [], borrowed
-        for num_blocks in needed:
-            if num_blocks > len(left):
-                break
-            scratch_ids.append(left[:num_blocks])
-            left = left[num_blocks:]
-        pack, group.pack = pack.first_rows(len(scratch_ids))
+        ends = list(accumulate(needed, initial=0))
+        num_rows = sum(end <= len(borrowed[0]) for end in ends[1:])
+        scratch_ids = [
+            [lent[ends[row] : ends[row + 1]] for row in range(num_rows)] for lent in borrowed
+        ]
+        pack, group.pack = pack.first_rows(num_rows)
         self._compute(group, pack, scratch_ids)
         self._scheduler.give_back(borrowed)
         return True
 
     def _compute(
-        self, group: _OpenGroup, pack: ScorePack, scratch_ids: Sequence[Sequence[int]]
+        self, group: _OpenGroup, pack: ScorePack, scratch_ids: Sequence[Sequence[Sequence[int]]]
     ) -> None:
         choice = group.output.choice
         assert choice.slot is not None, "a prompt keeps its slot until it is scored"
         try:
+            tables = self._scheduler.tables(choice)
             scores = self._runner.score(
-                pack, choice.num_computed_tokens, choice.slot, choice.block_ids, scratch_ids
+                pack, choice.num_computed_tokens, choice.slot, tables, scratch_ids
             ).tolist()
         except (KeyboardInterrupt, SystemExit):
             raise

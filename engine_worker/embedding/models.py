@@ -97,14 +97,14 @@ class DecoderModel:
         multiple = backend.table_multiple(BLOCK_SIZE)
         padding = -num_blocks % multiple
         tables = jnp.arange(num_rows * num_blocks, dtype=jnp.int32).reshape(num_rows, num_blocks)
-        tables = jnp.pad(tables, ((0, 0), (0, padding)), constant_values=layout.padding_block)
+        tables = jnp.pad(tables, ((0, 0), (0, padding)), constant_values=layout.padding_blocks[0])
         positions = jnp.arange(num_tokens, dtype=jnp.int32)
         step = StepTokens(
             token_ids=token_ids,
             positions=jnp.tile(positions, (num_rows, 1)),
             is_token=positions < lengths[:, None],
             num_stored=lengths,
-            block_tables=tables,
+            block_tables=(tables,) * len(layout.num_blocks),
             slots=jnp.arange(num_rows, dtype=jnp.int32),
             new_slots=jnp.arange(num_rows, dtype=jnp.int32),
             layout=layout,

@@ -2,9 +2,11 @@
 
 from typing import Final
 
+from engine_worker.compute.backends.base import Backend
 from engine_worker.compute.backends.kv_layout import StateRings
-from engine_worker.compute.backends.kv_memory import state_rings
+from engine_worker.compute.backends.kv_memory import CacheShape, state_rings
 from engine_worker.compute.models.spec import DecoderSpec
+from engine_worker.compute.runner.buckets import most_step_tokens
 from engine_worker.config import ModelSettings
 from engine_worker.core.decoding.speculation import MAX_DRAFT_TOKENS, SpeculationMode
 
@@ -32,6 +34,19 @@ def block_size_of(settings: ModelSettings, spec: DecoderSpec) -> int:
     ):
         block_size *= 2
     return block_size
+
+
+def cache_shape_of(settings: ModelSettings, backend: Backend) -> CacheShape:
+    """What the cache of a backend's decoder is made of."""
+    block_size = block_size_of(settings, backend.spec)
+    return CacheShape(
+        backend,
+        block_size=block_size,
+        num_step_tokens=most_step_tokens(
+            settings.max_num_batched_tokens, block_size, deterministic=settings.deterministic
+        ),
+        rings=rings_of(settings, backend.spec),
+    )
 
 
 def rings_of(settings: ModelSettings, spec: DecoderSpec) -> StateRings:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from engine_worker.compute.backends.kv_memory import (
     choose_num_blocks,
     default_kv_memory_bytes,
     device_memory_stats,
-    size_kv_blocks,
+    num_kv_tokens,
 )
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.dtype import DtypeChoice, read_cpu_flags, resolve_dtype
@@ -44,7 +44,7 @@ from engine_worker.core.metrics import EngineMetrics
 from engine_worker.core.scoring import ScoreTask, score_task
 from engine_worker.embedding.embedder import Embedder
 from engine_worker.errors import KvMemoryError
-from engine_worker.loading.cache_shape import block_size_of, rings_of
+from engine_worker.loading.cache_shape import block_size_of, cache_shape_of
 from engine_worker.loading.encoder import decoder_embedder, embedding_offer, what_follows
 from engine_worker.loading.identity import model_fingerprint
 from engine_worker.loading.memory_estimate import estimate_memory, require_memory
@@ -211,7 +211,7 @@ def create_runner(
     """
     block_size = block_size_of(settings, decoder.backend.spec)
 
-    def create(num_blocks: int) -> JaxModelRunner:
+    def create(num_blocks: int | Sequence[int]) -> JaxModelRunner:
         return JaxModelRunner.create(
             decoder,
             num_blocks=num_blocks,
@@ -232,16 +232,13 @@ def create_runner(
             taken_bytes = create(1).program_bytes()
             _log.info("programs take up to %d MiB of the device", taken_bytes // 2**20)
         kv_memory_bytes = default_kv_memory_bytes(taken_bytes, read_device_stats())
-    return create(
-        choose_num_blocks(
-            decoder.backend,
-            block_size=block_size,
-            max_num_seqs=settings.max_num_seqs,
-            max_model_len=max_model_len,
-            kv_memory_bytes=kv_memory_bytes,
-            rings=rings_of(settings, decoder.backend.spec),
-        )
+    num_blocks = choose_num_blocks(
+        cache_shape_of(settings, decoder.backend),
+        max_num_seqs=settings.max_num_seqs,
+        max_model_len=max_model_len,
+        kv_memory_bytes=kv_memory_bytes,
     )
+    return create(num_blocks)
 
 
 def _assemble(
@@ -263,9 +260,12 @@ def _assemble(
         reasoning_format=settings.reasoning_format,
     )
     _log.info("%s", formats.evidence)
+    kv_tokens = num_kv_tokens(
+        cache_shape_of(settings, runner.backend), runner.kv_layout.num_blocks, engine.max_model_len
+    )
     credit_policy = CreditPolicy.for_engine(
         max_num_seqs=runner.max_num_seqs,
-        num_kv_tokens=runner.num_blocks * runner.block_size,
+        num_kv_tokens=kv_tokens,
         max_model_len=engine.max_model_len,
     )
     offer = EngineOffer(
@@ -292,7 +292,7 @@ def _assemble(
         capabilities=_capabilities(tokenizer, template, formats, embedder),
         sampling_defaults=load_sampling_defaults(settings.path),
         max_num_seqs=runner.max_num_seqs,
-        num_kv_tokens=runner.num_blocks * runner.block_size,
+        num_kv_tokens=kv_tokens,
         **({} if embedder is None else embedding_offer(embedder)),
         max_token_bytes=tokenizer.max_token_bytes,
         tokenizer_info_json=json.dumps(tokenizer.info()),
@@ -471,9 +471,8 @@ def choose_max_model_len(settings: ModelSettings, backend: Backend) -> int:
     kv_memory_bytes = settings.kv_memory_bytes
     if kv_memory_bytes is None:
         kv_memory_bytes = default_kv_memory_bytes(backend.packing.size_bytes, device_memory_stats())
-    rings = rings_of(settings, backend.spec)
     block_size = block_size_of(settings, backend.spec)
-    num_blocks = size_kv_blocks(kv_memory_bytes, backend, block_size, rings)
+    num_blocks = cache_shape_of(settings, backend).longest_request(kv_memory_bytes, longest)
     fitting = num_blocks * block_size
     if fitting < 1:
         raise KvMemoryError(

@@ -16,7 +16,7 @@ from engine_worker.compute.weights.sources import weight_sources
 from engine_worker.compute.weights.tensor_info import DTYPE_SIZES
 from engine_worker.config import ModelSettings
 from engine_worker.errors import ModelMemoryError
-from engine_worker.loading.cache_shape import block_size_of, rings_of
+from engine_worker.loading.cache_shape import cache_shape_of
 from protocol.runtime.container_limits import free_memory_bytes
 
 OVERHEAD_BYTES: Final = 400 * 2**20
@@ -79,17 +79,11 @@ def estimate_memory(
         )
         for weight in backend.packing.weights
     )
-    spec = backend.spec
-    block_size = block_size_of(settings, spec)
-    length = settings.max_model_len or spec.max_position_embeddings
-
-    def cache_bytes(num_blocks: int) -> int:
-        return backend.kv_layout(
-            num_blocks=num_blocks, block_size=block_size, rings=rings_of(settings, spec)
-        ).size_bytes
-
-    most = cache_bytes(settings.max_num_seqs * -(-length // block_size))
-    kv_bytes = cache_bytes(1) if kv_memory_bytes is None else min(kv_memory_bytes, most)
+    shape = cache_shape_of(settings, backend)
+    length = settings.max_model_len or backend.spec.max_position_embeddings
+    most = shape.layout(shape.most_blocks(settings.max_num_seqs, length)).size_bytes
+    least = shape.layout(shape.blocks_of_request(1)).size_bytes
+    kv_bytes = least if kv_memory_bytes is None else min(kv_memory_bytes, most)
     return MemoryEstimate(backend.packing.size_bytes, loading, kv_bytes)
 
 

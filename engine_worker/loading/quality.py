@@ -116,12 +116,13 @@ def _hidden_program(
         cache: KvCache = jax.tree.map(
             lambda like: jnp.zeros(like.shape, like.dtype), layout.abstract()
         )
+        table = jnp.minimum(jnp.arange(width, dtype=jnp.int32), num_blocks)[None]
         step = StepTokens(
             token_ids=token_ids[None],
             positions=jnp.arange(window, dtype=jnp.int32)[None],
             is_token=jnp.ones((1, window), bool),
             num_stored=jnp.full((1,), window, jnp.int32),
-            block_tables=jnp.minimum(jnp.arange(width, dtype=jnp.int32), num_blocks)[None],
+            block_tables=(table,) * len(layout.num_blocks),
             slots=jnp.zeros(1, jnp.int32),
             new_slots=jnp.zeros(1, jnp.int32),
             layout=layout,

@@ -17,6 +17,7 @@ from engine_worker.core.choice.batch import (
     StepBatch,
     StepResult,
 )
+from engine_worker.core.choice.cache_group import NO_BLOCK, CacheGroup
 from engine_worker.core.choice.score_pack import ScoreLimits, ScorePack, ScoreShape
 from tests.fakes.recurrent_states import RecurrentStates
 
@@ -79,6 +80,8 @@ class DeterministicFakeRunner:
         fail_steps: Numbers of the calls of `run` that raise.
         fail_packs: Numbers of the calls of `score` that raise, from 1.
         nan_prompts: First tokens of prompts whose rows report NaN when they sample.
+        groups: Of the cache; by default one of `num_blocks` that sees all tokens. Only then, or in
+            the first of two, can states be kept.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class DeterministicFakeRunner:
         next_token: NextToken,
         *,
         num_blocks: int = 64,
+        groups: tuple[CacheGroup, ...] = (),
         block_size: int = 4,
         max_num_seqs: int = 4,
         max_num_batched_tokens: int = 16,
@@ -98,7 +102,7 @@ class DeterministicFakeRunner:
         nan_prompts: frozenset[int] = frozenset(),
     ) -> None:
         self._next_token = next_token
-        self._num_blocks = num_blocks
+        self._groups = groups or (CacheGroup(num_blocks),)
         self._block_size = block_size
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -109,7 +113,9 @@ class DeterministicFakeRunner:
         self._fail_steps = fail_steps
         self._fail_packs = fail_packs
         self._nan_prompts = nan_prompts
-        self._cache = np.full((num_blocks, block_size), -1, np.int64)
+        self._caches = [
+            np.full((group.num_blocks, block_size), -1, np.int64) for group in self._groups
+        ]
         self._states = RecurrentStates(block_size, self.max_draft_tokens + 2)
         self.batches: list[StepBatch] = []
         self.packs: list[ScorePack] = []
@@ -119,8 +125,8 @@ class DeterministicFakeRunner:
         self.is_closed = False
 
     @property
-    def num_blocks(self) -> int:
-        return self._num_blocks
+    def cache_groups(self) -> tuple[CacheGroup, ...]:
+        return self._groups
 
     @property
     def block_size(self) -> int:
@@ -169,13 +175,13 @@ class DeterministicFakeRunner:
         self._check(batch)
         self.batches.append(batch)
         if len(self.batches) - 1 in self._fail_steps:
-            self._cache[:] = -2
+            for cache in self._caches:
+                cache[:] = -2
             self._states.lose()
             raise RuntimeError("planned failure")
         for row in batch.rows:
             for offset, token_id in enumerate((*row.token_ids, *row.draft_token_ids)):
-                block_id, index = self._place(row, row.start + offset)
-                self._cache[block_id, index] = token_id
+                self._write(row, row.start + offset, token_id)
             self._compute_states(row, (*row.token_ids, *row.draft_token_ids))
         token_ids = np.full(len(batch.rows), -1, np.int32)
         has_nan = np.zeros(len(batch.rows), np.bool_)
@@ -194,7 +200,7 @@ class DeterministicFakeRunner:
                 self._counted[row.slot] = [*seen, int(token_ids[index]), *more.get(index, ())]
                 if batch.has_next:
                     # As if the next step was begun and dropped.
-                    self._states.compute(row.slot, row.block_ids, seen, (int(token_ids[index]),))
+                    self._keep_states(row, seen, (int(token_ids[index]),))
         nothing_allowed = frozenset(np.flatnonzero(token_ids == _NOTHING_ALLOWED).tolist())
         return StepResult(token_ids, has_nan, nothing_allowed=nothing_allowed, more_token_ids=more)
 
@@ -202,8 +208,8 @@ class DeterministicFakeRunner:
         """The tokens after the first one, as the device would feed them back."""
         more: list[int] = []
         while seen[-1] not in row.stop_token_ids and len(more) + 1 < row.max_new_tokens:
-            self._cache[self._place(row, len(seen) - 1)] = seen[-1]
-            self._states.compute(row.slot, row.block_ids, seen[:-1], seen[-1:])
+            self._write(row, len(seen) - 1, seen[-1])
+            self._keep_states(row, seen[:-1], seen[-1:])
             more.append(self._next_token(seen))
             seen.append(more[-1])
         return more
@@ -214,7 +220,7 @@ class DeterministicFakeRunner:
         for drafted in row.draft_token_ids:
             if drafted != seen[-1]:
                 break
-            assert self._cache[self._place(row, len(seen) - 1)] == drafted
+            assert self._read(row, len(seen) - 1) == drafted
             more.append(self._next_token(seen))
             seen.append(more[-1])
         return more
@@ -231,8 +237,8 @@ class DeterministicFakeRunner:
         pack: ScorePack,
         num_stored: int,
         slot: int,
-        block_ids: Sequence[int],
-        scratch_ids: Sequence[Sequence[int]],
+        block_ids: Sequence[Sequence[int]],
+        scratch_ids: Sequence[Sequence[Sequence[int]]],
     ) -> npt.NDArray[np.float32]:
         """`scored_logprob` of each pair, of the tokens in the blocks and those of its row before.
 
@@ -241,14 +247,23 @@ class DeterministicFakeRunner:
         self.packs.append(pack)
         if len(self.packs) in self._fail_packs:
             raise RuntimeError("the device is gone")
-        prompt = self._cache[list(block_ids)].reshape(-1)[:num_stored].tolist()
-        self._states.check(slot, block_ids, prompt)
-        lent = [block_id for row in scratch_ids for block_id in row]
-        assert len(set(lent)) == len(lent)
-        assert not set(lent) & set(block_ids)
-        for row, scratch in zip(pack.rows, scratch_ids, strict=True):
-            assert len(scratch) == self.num_scratch_blocks(num_stored, len(row))
-        self._cache[lent] = -1
+        prompt = self._counted[slot][:num_stored]
+        if self._groups[0].reach is None:
+            prompt = self._caches[0][list(block_ids[0])].reshape(-1)[:num_stored].tolist()
+            self._states.check(slot, block_ids[0], prompt)
+        for cache, group, table, lent_rows in zip(
+            self._caches, self._groups, block_ids, scratch_ids, strict=True
+        ):
+            first = 0 if group.reach is None else max(0, num_stored - group.reach + 1)
+            for position in range(first, num_stored):
+                block_id = table[position // self._block_size]
+                assert cache[block_id, position % self._block_size] == prompt[position]
+            lent = [block_id for row in lent_rows for block_id in row]
+            assert len(set(lent)) == len(lent)
+            assert not set(lent) & set(table)
+            for row, scratch in zip(pack.rows, lent_rows, strict=True):
+                assert len(scratch) == self.num_scratch_blocks(num_stored, len(row))
+            cache[lent] = -1
         return np.array(
             [
                 scored_logprob([*prompt, *pack.rows[one.row][: one.offset + 1]], one.token_id)
@@ -261,7 +276,8 @@ class DeterministicFakeRunner:
         progress(1.0, "nothing to compile")
 
     def reset(self) -> None:
-        self._cache[:] = -1
+        for cache in self._caches:
+            cache[:] = -1
         self._states.lose()
         self._counted.clear()
         self.num_resets += 1
@@ -290,23 +306,47 @@ class DeterministicFakeRunner:
                 assert not row.needs_full_sampler
                 assert not row.draft_token_ids
                 num_stored += 1
-            assert len(row.block_ids) * self._block_size >= num_stored
-            written = set(row.block_ids[row.start // self._block_size :])
-            for other in batch.rows:
-                shared = other is not row and written & set(other.block_ids)
-                assert not shared, "a row writes to a block that another one has"
+            for index, table in enumerate(self._tables(row)):
+                assert len(table) * self._block_size >= num_stored
+                written = set(table[row.start // self._block_size :])
+                for other in batch.rows:
+                    shared = other is not row and written & set(self._tables(other)[index])
+                    assert not shared, "a row writes to a block that another one has"
+
+    def _tables(self, row: RowWork) -> list[Sequence[int]]:
+        return [row.block_ids, row.window_block_ids][: len(self._groups)]
 
     def _compute_states(self, row: RowWork, token_ids: Sequence[int]) -> None:
-        before = [self._place(row, position) for position in range(row.start)]
-        known = [int(self._cache[place]) for place in before]
-        self._states.compute(row.slot, row.block_ids, known, token_ids)
+        if self._groups[0].reach is None:
+            known = [self._read(row, position) for position in range(row.start)]
+            self._keep_states(row, known, token_ids)
 
-    def _place(self, row: RowWork, position: int) -> tuple[int, int]:
-        return row.block_ids[position // self._block_size], position % self._block_size
+    def _keep_states(self, row: RowWork, known: Sequence[int], token_ids: Sequence[int]) -> None:
+        if self._groups[0].reach is None:
+            self._states.compute(row.slot, row.block_ids, known, token_ids)
+
+    def _write(self, row: RowWork, position: int, token_id: int) -> None:
+        for cache, table in zip(self._caches, self._tables(row), strict=True):
+            block_id = table[position // self._block_size]
+            assert block_id != NO_BLOCK, "a freed block is written to"
+            cache[block_id, position % self._block_size] = token_id
+
+    def _read(self, row: RowWork, position: int, group: int = 0) -> int:
+        block_id = self._tables(row)[group][position // self._block_size]
+        assert block_id != NO_BLOCK, "a freed block is read"
+        return int(self._caches[group][block_id, position % self._block_size])
 
     def _seen(self, row: RowWork) -> list[int]:
-        places = [self._place(row, position) for position in range(row.start + len(row.token_ids))]
-        return [int(self._cache[place]) for place in places]
+        """All tokens up to the row's last, as far as they can be read; the rest as they were told."""
+        end = row.start + len(row.token_ids)
+        seen = self._counted[row.slot][:end]
+        if self._groups[0].reach is None:
+            seen = [self._read(row, position) for position in range(end)]
+        for index, group in enumerate(self._groups):
+            first = 0 if group.reach is None else max(0, row.start - group.reach + 1)
+            window = [self._read(row, position, index) for position in range(first, end)]
+            assert window == seen[first:], "a window holds other tokens"
+        return seen
 
 
 def _implements_the_port(runner: DeterministicFakeRunner) -> ModelRunner:

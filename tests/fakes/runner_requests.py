@@ -10,7 +10,7 @@ GREEDY = RowSampling()
 
 @dataclass
 class RunnerRequest:
-    """One request with its own slot and blocks."""
+    """One request with its own slot and blocks, the same ones in each cache group."""
 
     slot: int
     prompt: Sequence[int]
@@ -30,7 +30,15 @@ class RunnerRequest:
         end = start + len(token_ids)
         self.num_computed = end
         sample = end == len(self.token_ids)
-        return RowWork(self.slot, token_ids, start, self.block_ids, sample, self.sampling)
+        return RowWork(
+            self.slot,
+            token_ids,
+            start,
+            self.block_ids,
+            sample,
+            self.sampling,
+            window_block_ids=self.block_ids,
+        )
 
 
 def begin(runner: ModelRunner, request: RunnerRequest) -> None:

@@ -1,6 +1,7 @@
 """Backends: who computes the blocks of a decoder, how weights are packed and how the cache lies.
 
-`base.py` is the port and the forward over the blocks, `kv_layout.py` and `kv_memory.py` the paged
-cache, a folder is a backend. `xla` computes everything and is the oracle of the others.
-May import `engine_worker.compute.models`, `engine_worker.errors` and `protocol`.
+`base.py` is the port and the forward over the blocks, `layer_groups.py`, `kv_layout.py` and
+`kv_memory.py` the paged cache, a folder is a backend. `xla` computes everything and is the oracle
+of the others. May import `engine_worker.compute.models`, `engine_worker.errors`, `protocol`, and of
+`engine_worker.core.choice` what it says of cache groups.
 """

@@ -13,7 +13,7 @@ A backend owns how weights are packed, the layout and type of the cache, and how
 computed. Weights and cache are arguments of the caller's program, so nothing is baked into it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from engine_worker.compute.backends.kv_layout import NO_RINGS, KvCache, KvLayout, StateRings
+from engine_worker.compute.backends.layer_groups import LayerGroups
 from engine_worker.compute.backends.packing_plan import PackingPlan
 from engine_worker.compute.models.decoder import DecoderGraph, Leaves
 from engine_worker.compute.models.integer_blocks import BlockFormat
@@ -72,7 +73,8 @@ class StepTokens:
         positions: [T, Q] int32, of each token in its own sequence.
         is_token: [T, Q] bool; False is padding, which may be computed but never stored or seen.
         num_stored: [T] int32, tokens of the row in the cache once this call has stored its own.
-        block_tables: [T, MB] int32 ids of each row's blocks, in order; every id in range.
+        block_tables: For each cache group [T, MB] int32 ids of each row's blocks, in order; every
+            id in range, of what lies behind a window the padding block's.
         slots: [T] int32, the slot whose ring holds the recurrent state of a row that begins in the
             middle of a block. In steps of one token a row, the rows of one sequence, and no others,
             share a slot; they stand one after the other, in the order of their positions.
@@ -85,7 +87,7 @@ class StepTokens:
     positions: jax.Array
     is_token: jax.Array
     num_stored: jax.Array
-    block_tables: jax.Array
+    block_tables: tuple[jax.Array, ...]
     slots: jax.Array
     new_slots: jax.Array
     layout: KvLayout
@@ -189,10 +191,14 @@ class Backend(Protocol):
     def table_multiple(self, block_size: int) -> int:
         """The width of block tables is a multiple of this."""
 
+    @property
+    def layer_groups(self) -> LayerGroups:
+        """Which layers share block tables."""
+
     def kv_layout(
-        self, *, num_blocks: int, block_size: int, rings: StateRings = NO_RINGS
+        self, *, num_blocks: int | Sequence[int], block_size: int, rings: StateRings = NO_RINGS
     ) -> KvLayout:
-        """The layout of a cache."""
+        """The layout of a cache with so many blocks in each of `layer_groups`."""
 
     def bind(self, leaves: Leaves) -> Blocks:
         """The blocks with packed weights; called while the caller's program is traced."""

@@ -1,5 +1,8 @@
 """The paged cache on the device: how many blocks there are, and which arrays hold them.
 
+Layers that see all tokens and layers behind a window have blocks of their own, of which there are
+more or fewer, and which their own tables name (ADR 53).
+
 How a block's numbers lie in an array is the backend's (`compute/backends/*/`). The last block is
 nobody's: padding rows write there and padding table entries read there, so no index is ever out of
 range.
@@ -17,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from engine_worker.compute.backends.host_memory import release_pages
+from engine_worker.compute.backends.layer_groups import LayerGroups
 from engine_worker.compute.models.recurrent.specs import StateShapes, bytes_of
 
 
@@ -102,33 +106,39 @@ class KvLayout:
     """How the cache lies in memory.
 
     Attributes:
-        num_blocks: Blocks that block ids may name; one more is allocated for padding.
+        num_blocks: For each cache group the blocks that block ids may name; one more is allocated
+            for padding.
         block_size: Tokens a block.
         layers: What a block is, per layer; None for a layer that reads another one's pages.
         dtype: Of keys and values as numbers: float32 or bfloat16.
         rings: Of recurrent layers.
+        groups: Which layers have which blocks.
     """
 
-    num_blocks: int
+    num_blocks: tuple[int, ...]
     block_size: int
     layers: tuple[BlockShapes | LayerStateShapes | None, ...]
     dtype: np.dtype[Any]
     rings: StateRings
+    groups: LayerGroups
 
     @property
-    def padding_block(self) -> int:
-        """Id of the block that padding writes to and reads from."""
+    def padding_blocks(self) -> tuple[int, ...]:
+        """For each cache group the id of the block that padding writes to and reads from."""
         return self.num_blocks
 
     @property
     def padding_state(self) -> int:
         """Address of the state that padding writes to."""
-        return self.num_blocks + self.rings.num_all
+        return self.num_blocks[0] + self.rings.num_all
 
     @property
-    def block_bytes(self) -> int:
-        """Bytes of one block over all layers."""
-        return sum(layer.size_bytes for layer in self.layers if layer is not None)
+    def block_bytes(self) -> tuple[int, ...]:
+        """For each cache group the bytes of one block over its layers."""
+        sizes = [0] * len(self.num_blocks)
+        for layer, group in zip(self.layers, self.groups.of_layer, strict=True):
+            sizes[group] += 0 if layer is None else layer.size_bytes
+        return tuple(sizes)
 
     @property
     def ring_bytes(self) -> int:
@@ -138,15 +148,16 @@ class KvLayout:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the whole cache, the padding block and all rings included."""
-        return (self.num_blocks + 1) * self.block_bytes + self.ring_bytes
+        """Bytes of the whole cache, the padding blocks and all rings included."""
+        blocks = zip(self.num_blocks, self.block_bytes, strict=True)
+        return sum((num + 1) * size for num, size in blocks) + self.ring_bytes
 
     def abstract(self) -> KvCache:
         """Shapes and types of the cache."""
-        num_blocks = self.num_blocks + 1
-        num_states = num_blocks + self.rings.num_all
 
-        def make_layer(layer: BlockShapes | LayerStateShapes | None) -> LayerCache:
+        def make_layer(layer: BlockShapes | LayerStateShapes | None, group: int) -> LayerCache:
+            num_blocks = self.num_blocks[group] + 1
+            num_states = num_blocks + self.rings.num_all
             if layer is None:
                 return None
             if isinstance(layer, LayerStateShapes):
@@ -159,7 +170,7 @@ class KvLayout:
             )
 
         def make() -> KvCache:
-            return tuple(map(make_layer, self.layers))
+            return tuple(map(make_layer, self.layers, self.groups.of_layer))
 
         cache: KvCache = jax.eval_shape(make)
         return cache

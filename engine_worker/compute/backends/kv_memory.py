@@ -1,14 +1,17 @@
 """How much memory the KV cache takes, and how many blocks and tokens that is."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import psutil
 
 from engine_worker.compute.backends.base import Backend
-from engine_worker.compute.backends.kv_layout import NO_RINGS, StateRings
+from engine_worker.compute.backends.kv_layout import NO_RINGS, KvLayout, StateRings
 from engine_worker.compute.models.spec import DecoderSpec
+from engine_worker.core.choice.cache_group import most_window_blocks
 from engine_worker.errors import KvMemoryError
 from protocol.runtime.container_limits import free_memory_bytes
 
@@ -36,22 +39,79 @@ def state_rings(spec: DecoderSpec, *, num_slots: int, max_draft_tokens: int) -> 
     return StateRings(num_slots, num_states=2 + max_draft_tokens)
 
 
-def size_kv_blocks(
-    kv_memory_bytes: int, backend: Backend, block_size: int, rings: StateRings = NO_RINGS
-) -> int:
-    """How many blocks fit into a given memory, the padding block not counted.
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What the blocks of a decoder's cache are, before it is known how many there are.
 
-    Args:
-        kv_memory_bytes: Memory for the whole cache.
+    Attributes:
         backend: Whose cache it is.
         block_size: Tokens a block.
+        num_step_tokens: The most tokens of a request in one step: behind a window blocks are kept
+            for these, and for the window before them.
         rings: What else is in the cache of a recurrent decoder.
-
-    Returns:
-        A number of blocks; below 1 when not even one fits beside the padding block.
     """
-    layout = backend.kv_layout(num_blocks=1, block_size=block_size, rings=rings)
-    return (kv_memory_bytes - layout.ring_bytes) // layout.block_bytes - 1
+
+    backend: Backend
+    block_size: int
+    num_step_tokens: int
+    rings: StateRings = NO_RINGS
+
+    def layout(self, num_blocks: int | Sequence[int]) -> KvLayout:
+        """The layout with so many blocks in each cache group; one number is for each of them."""
+        return self.backend.kv_layout(
+            num_blocks=num_blocks, block_size=self.block_size, rings=self.rings
+        )
+
+    @property
+    def reaches(self) -> tuple[int | None, ...]:
+        """Of each cache group, see `CacheGroup`."""
+        return self.backend.layer_groups.reaches
+
+    def blocks_of_request(self, num_tokens: int) -> tuple[int, ...]:
+        """For each cache group the most blocks that a request of so many tokens has at a time."""
+        num_blocks = -(-num_tokens // self.block_size)
+        return tuple(
+            num_blocks
+            if reach is None
+            else min(num_blocks, most_window_blocks(reach, self.num_step_tokens, self.block_size))
+            for reach in self.reaches
+        )
+
+    def most_blocks(self, max_num_seqs: int, max_model_len: int) -> tuple[int, ...]:
+        """For each cache group what all requests that run at a time could ever fill.
+
+        Behind a window as much again, so that what they free can wait for others to begin with it.
+        """
+        whole = -(-max_model_len // self.block_size)
+        per_request = self.blocks_of_request(max_model_len)
+        return tuple(
+            max_num_seqs * (num if reach is None else min(2 * num, whole))
+            for num, reach in zip(per_request, self.reaches, strict=True)
+        )
+
+    def room_bytes(self, kv_memory_bytes: int) -> int:
+        """What is left for blocks of a given memory, beside rings and padding blocks."""
+        return kv_memory_bytes - self.layout(0).size_bytes
+
+    def longest_request(self, kv_memory_bytes: int, longest: int) -> int:
+        """The most blocks of a request, up to those of `longest` tokens, that a memory holds.
+
+        Blocks of tokens, whether or not those behind a window are freed; 0 when it holds none.
+        """
+        room = self.room_bytes(kv_memory_bytes)
+        block_bytes = self.layout(0).block_bytes
+        low, high = 0, -(-longest // self.block_size)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if _dot(self.blocks_of_request(middle * self.block_size), block_bytes) <= room:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+
+def _dot(numbers: Sequence[int], sizes: Sequence[int]) -> int:
+    return sum(number * size for number, size in zip(numbers, sizes, strict=True))
 
 
 def device_memory_stats() -> Mapping[str, int] | None:
@@ -87,39 +147,61 @@ def _round_down(size_bytes: int) -> int:
 
 
 def choose_num_blocks(
-    backend: Backend,
-    *,
-    block_size: int,
-    max_num_seqs: int,
-    max_model_len: int,
-    kv_memory_bytes: int,
-    rings: StateRings = NO_RINGS,
-) -> int:
-    """How many blocks a runner gets: what fits, but no more than all its rows could ever fill.
+    shape: CacheShape, *, max_num_seqs: int, max_model_len: int, kv_memory_bytes: int
+) -> tuple[int, ...]:
+    """How many blocks of each cache group a runner gets: what fits, but no more than is of use.
+
+    Where some layers see all tokens and others a window, memory is divided so that requests of all
+    lengths do well: long ones would want w blocks behind windows for every n others, short ones as
+    many of these as of those; it is the square root of w * n for every n.
 
     Args:
-        backend: Whose cache it is.
-        block_size: Tokens a block.
+        shape: Of the cache.
         max_num_seqs: Rows that run at once.
         max_model_len: The longest row, tokens.
         kv_memory_bytes: Memory for the cache.
-        rings: Of a recurrent decoder.
 
     Raises:
         KvMemoryError: Not even one row of `max_model_len` tokens fits.
     """
-    blocks_per_row = -(-max_model_len // block_size)
-    num_blocks = size_kv_blocks(kv_memory_bytes, backend, block_size, rings)
-    if num_blocks < blocks_per_row:
-        needed = backend.kv_layout(
-            num_blocks=blocks_per_row, block_size=block_size, rings=rings
-        ).size_bytes
+    least = shape.blocks_of_request(max_model_len)
+    most = shape.most_blocks(max_num_seqs, max_model_len)
+    block_bytes = shape.layout(least).block_bytes
+    room = shape.room_bytes(kv_memory_bytes)
+    if room < _dot(least, block_bytes):
+        rings, backend = shape.rings, shape.backend
         raise KvMemoryError(
             f"the KV cache gets {kv_memory_bytes / 2**20:.1f} MiB, but one request of "
-            f"{max_model_len} tokens needs {needed / 2**20:.1f} MiB: "
+            f"{max_model_len} tokens needs {shape.layout(least).size_bytes / 2**20:.1f} MiB: "
             f"raise the KV memory or lower the maximum model length{_or_fewer(rings, backend)}"
         )
-    return min(num_blocks, max_num_seqs * blocks_per_row)
+    if len(least) == 1:
+        return (min(room // block_bytes[0], most[0]),)
+    share = math.sqrt(least[1] / least[0])
+    num_whole = int(room / (block_bytes[0] + share * block_bytes[1]))
+
+    def fitting(group: int, num_others: int) -> int:
+        left = room - num_others * block_bytes[1 - group]
+        return max(least[group], min(left // block_bytes[group], most[group]))
+
+    num_windows = max(least[1], min(int(share * num_whole), most[1]))
+    num_whole = fitting(0, num_windows)
+    return num_whole, fitting(1, num_whole)
+
+
+def num_kv_tokens(shape: CacheShape, num_blocks: Sequence[int], max_model_len: int) -> int:
+    """How many tokens requests may have together: those of the longest ones, or of shorter ones.
+
+    Args:
+        shape: Of the cache.
+        num_blocks: Of each cache group.
+        max_model_len: The longest request, tokens.
+    """
+    per_request = shape.blocks_of_request(max_model_len)
+    return min(
+        max(num * shape.block_size, num // each * max_model_len)
+        for num, each in zip(num_blocks, per_request, strict=True)
+    )
 
 
 def _or_fewer(rings: StateRings, backend: Backend) -> str:

@@ -15,6 +15,22 @@ DRAFT_ROWS = 8
 """Rows of the largest decode program, at least, where rows draft their next tokens."""
 
 
+def most_step_tokens(max_num_batched_tokens: int, block_size: int, *, deterministic: bool) -> int:
+    """The most tokens of one sequence that a step stores: a chunk, or a question that is scored.
+
+    A question's first block is a copy of the one before it.
+
+    Args:
+        max_num_batched_tokens: The most tokens of a step.
+        block_size: Tokens a block.
+        deterministic: Chunks are as long as a step may be.
+    """
+    chunk = max_num_batched_tokens
+    if not deterministic:
+        chunk = max(2, min(chunk, PREFILL_TOKENS[-1]))
+    return max(chunk, block_size + max(shape.num_tokens for shape in SCORE_SHAPES))
+
+
 @dataclass(frozen=True, slots=True)
 class Bucket:
     """The shape of one program.

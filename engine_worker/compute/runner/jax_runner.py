@@ -28,6 +28,7 @@ from engine_worker.compute.runner.score_program import (
 from engine_worker.compute.runner.step_outcome import StepOutcome
 from engine_worker.compute.sampling.penalties import count_tokens
 from engine_worker.core.choice.batch import ProgressCallback, RowWork, StepBatch, StepResult
+from engine_worker.core.choice.cache_group import CacheGroup
 from engine_worker.core.choice.score_pack import ScoreLimits, ScorePack
 from engine_worker.core.decoding.speculation import MAX_DRAFT_TOKENS
 
@@ -64,7 +65,7 @@ class JaxModelRunner:
             num_slots=limits.max_num_seqs,
             max_num_tokens=self.prefill_chunk_size,
             max_model_len=limits.max_model_len,
-            num_blocks=kv_layout.num_blocks,
+            cache_groups=self.cache_groups,
             block_size=kv_layout.block_size,
             table_width=self._programs.table_width,
         )
@@ -74,7 +75,7 @@ class JaxModelRunner:
         cls,
         weights: DecoderWeights | PackedDecoder,
         *,
-        num_blocks: int,
+        num_blocks: int | Sequence[int],
         max_model_len: int,
         block_size: int = 32,
         max_num_seqs: int = 32,
@@ -89,7 +90,8 @@ class JaxModelRunner:
         Args:
             weights: The decoder. Weights that no backend has packed are computed by plain XLA, and
                 their dtype is also the cache's.
-            num_blocks: KV blocks, see `compute.backends.kv_memory.choose_num_blocks`.
+            num_blocks: KV blocks of each cache group, see
+                `compute.backends.kv_memory.choose_num_blocks`; one number is for each of them.
             max_model_len: The longest prompt and output together, tokens.
             block_size: Tokens a block.
             max_num_seqs: Slots, and the most rows of a step.
@@ -110,7 +112,8 @@ class JaxModelRunner:
         backend = weights.backend
         if not 1 <= max_num_seqs <= DECODE_ROWS[-1]:
             raise ValueError(f"max_num_seqs must be 1 to {DECODE_ROWS[-1]}, not {max_num_seqs}")
-        if min(num_blocks, block_size, max_model_len, max_num_batched_tokens) < 1:
+        num_blocks = backend.layer_groups.blocks_by_group(num_blocks)
+        if min(*num_blocks, block_size, max_model_len, max_num_batched_tokens) < 1:
             raise ValueError("num_blocks, block_size, max_model_len and tokens must be at least 1")
         if deterministic and not backend.is_batch_invariant:
             raise ValueError(
@@ -143,7 +146,13 @@ class JaxModelRunner:
 
     @property
     def num_blocks(self) -> int:
-        return self._kv_layout.num_blocks
+        """KV blocks of the first cache group, for tests and benchmarks."""
+        return self._kv_layout.num_blocks[0]
+
+    @property
+    def cache_groups(self) -> tuple[CacheGroup, ...]:
+        layout = self._kv_layout
+        return tuple(map(CacheGroup, layout.num_blocks, layout.groups.reaches))
 
     @property
     def block_size(self) -> int:
@@ -254,8 +263,8 @@ class JaxModelRunner:
         pack: ScorePack,
         num_stored: int,
         slot: int,
-        block_ids: Sequence[int],
-        scratch_ids: Sequence[Sequence[int]],
+        block_ids: Sequence[Sequence[int]],
+        scratch_ids: Sequence[Sequence[Sequence[int]]],
     ) -> npt.NDArray[np.float32]:
         """Scores a pack after the tokens that some blocks hold; see the port."""
         scores, self._state = self._programs.score(

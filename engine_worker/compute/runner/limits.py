@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine_worker.core.choice.batch import MAX_ROW_STOP_TOKEN_IDS, RowWork
+from engine_worker.core.choice.cache_group import NO_BLOCK, CacheGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class RowLimits:
         num_slots: Slots.
         max_num_tokens: Tokens of a row in one step.
         max_model_len: Where a row ends at most.
-        num_blocks: Of the cache.
+        cache_groups: Of the cache.
         block_size: Tokens a block.
         table_width: Blocks of a row.
     """
@@ -36,11 +37,11 @@ class RowLimits:
     num_slots: int
     max_num_tokens: int
     max_model_len: int
-    num_blocks: int
+    cache_groups: tuple[CacheGroup, ...]
     block_size: int
     table_width: int
-    _checked: dict[int, tuple[Sequence[int], int]] = field(default_factory=dict)
-    """By slot: the block ids that it had last, and how many of them were looked at."""
+    _checked: dict[tuple[int, int], tuple[Sequence[int], int]] = field(default_factory=dict)
+    """By slot and cache group: the block ids that it had last, and how many were looked at."""
 
     def check(self, row: RowWork) -> None:
         """Raises for a row that no program could compute.
@@ -62,19 +63,25 @@ class RowLimits:
             raise ValueError(f"a row has 1 to {self.max_num_tokens} tokens, not {num_tokens}")
         if row.start < 0 or end > self.max_model_len:
             raise ValueError(f"a row ends at {end}, beyond {self.max_model_len} tokens")
-        if not end <= len(row.block_ids) * self.block_size or len(row.block_ids) > self.table_width:
-            raise ValueError(f"{len(row.block_ids)} blocks do not fit a row of {end} tokens")
-        self._check_new_blocks(row)
+        for index, group in enumerate(self.cache_groups):
+            self._check_blocks(row, end, index, group)
         if len(row.scored_token_ids) > num_tokens:
             raise ValueError(f"a row of {num_tokens} tokens scores at most as many")
 
-    def _check_new_blocks(self, row: RowWork) -> None:
+    def _check_blocks(self, row: RowWork, end: int, index: int, group: CacheGroup) -> None:
         """Looks at those ids that the same list has got since the slot's last step."""
-        block_ids = row.block_ids
-        known, num_checked = self._checked.get(row.slot, ((), 0))
+        block_ids = row.block_tables[index]
+        if not end <= len(block_ids) * self.block_size or len(block_ids) > self.table_width:
+            raise ValueError(f"{len(block_ids)} blocks do not fit a row of {end} tokens")
+        first = 0
+        if group.reach is not None:
+            first = max(0, row.start - group.reach + 1) // self.block_size
+            if block_ids[first] == NO_BLOCK:
+                raise ValueError(f"block {first} of a row was freed, but is still seen")
+        known, num_checked = self._checked.get((row.slot, index), ((), 0))
         if known is not block_ids or num_checked > len(block_ids):
             num_checked = 0
-        new = block_ids[num_checked:]
-        if new and (min(new) < 0 or max(new) >= self.num_blocks):
-            raise ValueError(f"block ids are 0 to {self.num_blocks - 1}")
-        self._checked[row.slot] = block_ids, len(block_ids)
+        new = block_ids[max(num_checked, first) :]
+        if new and (min(new) < 0 or max(new) >= group.num_blocks):
+            raise ValueError(f"block ids are 0 to {group.num_blocks - 1}")
+        self._checked[row.slot, index] = block_ids, len(block_ids)

@@ -20,6 +20,7 @@ from jax import lax
 from engine_worker.compute.runner.buckets import Bucket
 from engine_worker.compute.sampling.params import SamplingRows
 from engine_worker.core.choice.batch import MAX_ROW_STOP_TOKEN_IDS, RowSampling, RowWork
+from engine_worker.core.choice.cache_group import NO_BLOCK
 
 _UINT32: Final = (1 << 32) - 1
 _NUM_LIMITS: Final = 1 + MAX_ROW_STOP_TOKEN_IDS
@@ -59,7 +60,7 @@ class StepInputs(NamedTuple):
         positions: [T, Q] int32.
         is_token: [T, Q] bool; False is padding.
         num_stored: [T] int32, tokens of the row in the cache once this call has stored its own.
-        block_tables: [T, MB] int32.
+        block_tables: For each cache group [T, MB] int32.
         slots: [T] int32, of every row, sampled or not; padding has the one after the last.
         sampling: R rows of parameters.
         max_new_tokens: [T] int32; no rows in a prefill.
@@ -70,7 +71,7 @@ class StepInputs(NamedTuple):
     positions: jax.Array
     is_token: jax.Array
     num_stored: jax.Array
-    block_tables: jax.Array
+    block_tables: tuple[jax.Array, ...]
     slots: jax.Array
     sampling: SamplingRows
     max_new_tokens: jax.Array
@@ -85,13 +86,13 @@ class PackedLayout:
         bucket: The program's shape.
         table_width: Block ids of a row (MB).
         num_slots: Slots; padding rows name the slot after the last.
-        padding_block: What padding entries of a block table name.
+        padding_blocks: For each cache group what padding entries of a block table name.
     """
 
     bucket: Bucket
     table_width: int
     num_slots: int
-    padding_block: int
+    padding_blocks: tuple[int, ...]
 
     @property
     def _sizes(self) -> tuple[int, int, int, int]:
@@ -100,7 +101,7 @@ class PackedLayout:
             bucket.num_rows * NUM_ROW_FIELDS,
             0 if bucket.is_prefill else bucket.num_rows * _NUM_LIMITS,
             bucket.num_token_rows * bucket.num_queries,
-            bucket.num_token_rows * self.table_width,
+            len(self.padding_blocks) * bucket.num_token_rows * self.table_width,
         )
 
     @property
@@ -121,22 +122,27 @@ class PackedLayout:
         packed = np.zeros(self.num_entries, np.int32)
         fields, limits, token_ids, tables = self.parts(packed)
         fields[:] = pack_row_fields(rows, self.bucket.num_rows, self.num_slots, samples=samples)
-        tables[:] = self.padding_block
+        for group, padding_block in enumerate(self.padding_blocks):
+            tables[group] = padding_block
+            for index, row in enumerate(rows):
+                write_table(tables[group, index], row.block_tables[group], padding_block)
         for index, row in enumerate(rows):
             token_ids[index, : len(row.token_ids)] = row.token_ids
-            tables[index, : len(row.block_ids)] = row.block_ids
         if not self.bucket.is_prefill:
             _pack_limits(limits, rows)
         return packed
 
     def parts(self, packed: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], ...]:
-        """Row fields, limits, token ids and block tables of a vector, a row each; views of it."""
+        """Row fields, limits, token ids and block tables of a vector; views of it.
+
+        All are a row each, the tables for each cache group: [G, T, MB].
+        """
         fields, limits, token_ids, tables = np.split(packed, np.cumsum(self._sizes)[:-1])
         return (
             fields.reshape(-1, NUM_ROW_FIELDS),
             limits.reshape(-1, _NUM_LIMITS),
             token_ids.reshape(-1, self.bucket.num_queries),
-            tables.reshape(-1, self.table_width),
+            tables.reshape(len(self.padding_blocks), -1, self.table_width),
         )
 
     def unpack(self, packed: jax.Array) -> StepInputs:
@@ -153,12 +159,19 @@ class PackedLayout:
             positions=start[:, None] + offsets,
             is_token=offsets < num_row_tokens[:, None],
             num_stored=start + num_row_tokens,
-            block_tables=parts[3].reshape(-1, self.table_width),
+            block_tables=tuple(parts[3].reshape(len(self.padding_blocks), -1, self.table_width)),
             slots=fields[:num_token_rows, RowField.STATE_SLOT],
             sampling=unpack_row_fields(fields),
             max_new_tokens=limits[:, 0],
             stop_token_ids=limits[:, 1:],
         )
+
+
+def write_table(table: npt.NDArray[np.int32], block_ids: Sequence[int], padding_block: int) -> None:
+    """Writes a row's blocks to the front of its table, the padding block's id for freed ones."""
+    written = table[: len(block_ids)]
+    written[:] = block_ids
+    written[written == NO_BLOCK] = padding_block
 
 
 def pack_row_fields(

@@ -58,7 +58,9 @@ class ProgramSet:
             shape: ScoreLayout(shape, self.table_width, kv_layout) for shape in buckets.score_shapes
         }
         self.packed_layouts: Mapping[Bucket, PackedLayout] = {
-            bucket: PackedLayout(bucket, self.table_width, self._num_slots, kv_layout.padding_block)
+            bucket: PackedLayout(
+                bucket, self.table_width, self._num_slots, kv_layout.padding_blocks
+            )
             for bucket in buckets.all
         }
         self._buffers = {
@@ -177,8 +179,8 @@ class ProgramSet:
         pack: ScorePack,
         num_stored: int,
         slot: int,
-        block_ids: Sequence[int],
-        scratch_ids: Sequence[Sequence[int]],
+        block_ids: Sequence[Sequence[int]],
+        scratch_ids: Sequence[Sequence[Sequence[int]]],
     ) -> tuple[npt.NDArray[np.float32], DeviceState]:
         """Runs a scoring program: [P] log probabilities. The cache of `state` is donated."""
         layout = self._score_layouts[pack.shape]

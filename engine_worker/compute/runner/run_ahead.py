@@ -17,6 +17,7 @@ from engine_worker.compute.runner.buckets import Bucket
 from engine_worker.compute.runner.packing import LAST_TOKEN
 from engine_worker.compute.runner.programs import ProgramOutput
 from engine_worker.core.choice.batch import RowWork
+from engine_worker.core.choice.cache_group import NO_BLOCK
 
 Step = Callable[[Bucket, Sequence[RowWork]], ProgramOutput]
 
@@ -79,7 +80,11 @@ class RunAhead:
 def _next(row: RowWork) -> RowWork:
     """The row one token further; its blocks as they are now."""
     return replace(
-        row, token_ids=(LAST_TOKEN,), start=row.start + 1, block_ids=tuple(row.block_ids)
+        row,
+        token_ids=(LAST_TOKEN,),
+        start=row.start + 1,
+        block_ids=tuple(row.block_ids),
+        window_block_ids=tuple(row.window_block_ids),
     )
 
 
@@ -92,9 +97,23 @@ def _is_wanted(begun: _BegunStep, bucket: Bucket, rows: Sequence[RowWork]) -> bo
 
 
 def _is_same(begun: RowWork, token_id: int, row: RowWork) -> bool:
-    num_blocks = len(begun.block_ids)
     return (
         tuple(row.token_ids) == (token_id,)
-        and tuple(row.block_ids[:num_blocks]) == begun.block_ids
-        and replace(row, token_ids=begun.token_ids, block_ids=begun.block_ids) == begun
+        and all(map(_goes_on, begun.block_tables, row.block_tables))
+        and replace(
+            row,
+            token_ids=begun.token_ids,
+            block_ids=begun.block_ids,
+            window_block_ids=begun.window_block_ids,
+        )
+        == begun
+    )
+
+
+def _goes_on(begun: Sequence[int], block_ids: Sequence[int]) -> bool:
+    """Whether a table only grew, or lost blocks that the step begun ahead didn't see either."""
+    now = tuple(block_ids[: len(begun)])
+    return now == begun or (
+        len(now) == len(begun)
+        and all(one in (known, NO_BLOCK) for known, one in zip(begun, now, strict=True))
     )

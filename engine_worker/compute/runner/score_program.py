@@ -17,6 +17,7 @@ import numpy.typing as npt
 from engine_worker.compute.backends.base import Backend, StepTokens, forward
 from engine_worker.compute.backends.kv_layout import KvCache, KvLayout, LayerCache, LayerPages
 from engine_worker.compute.models.decoder import Leaves
+from engine_worker.compute.runner.packing import write_table
 from engine_worker.core.choice.score_pack import ScorePack, ScoreShape
 
 MAX_SCORE_PAIRS: Final = 512
@@ -30,18 +31,18 @@ class _ScoreInputs(NamedTuple):
 
     Attributes:
         num_stored: [] int32, tokens of the beginning.
-        copied_block: [] int32, the beginning's last block.
+        copied_blocks: [G] int32, the beginning's last block, for each cache group.
         slot: [] int32, of the choice that computed the beginning.
         lengths: [T] int32, tokens of each row.
-        block_tables: [T, MB] int32.
-        first_blocks: [T] int32, each row's first scratch block.
+        block_tables: [G, T, MB] int32.
+        first_blocks: [G, T] int32, each row's first scratch block.
         token_ids: [T, Q] int32.
         pair_places: [P] int32, row times Q plus offset.
         pair_token_ids: [P] int32.
     """
 
     num_stored: jax.Array
-    copied_block: jax.Array
+    copied_blocks: jax.Array
     slot: jax.Array
     lengths: jax.Array
     block_tables: jax.Array
@@ -68,8 +69,19 @@ class ScoreLayout:
     @property
     def _sizes(self) -> tuple[int, ...]:
         rows, tokens = self.shape.num_rows, self.shape.num_tokens
-        tables = rows * self.table_width
-        return (1, 1, 1, rows, tables, rows, rows * tokens, MAX_SCORE_PAIRS, MAX_SCORE_PAIRS)
+        groups = len(self.kv_layout.num_blocks)
+        tables, firsts = groups * rows * self.table_width, groups * rows
+        return (
+            1,
+            groups,
+            1,
+            rows,
+            tables,
+            firsts,
+            rows * tokens,
+            MAX_SCORE_PAIRS,
+            MAX_SCORE_PAIRS,
+        )
 
     @property
     def num_entries(self) -> int:
@@ -81,8 +93,8 @@ class ScoreLayout:
         pack: ScorePack,
         num_stored: int,
         slot: int,
-        block_ids: Sequence[int],
-        scratch_ids: Sequence[Sequence[int]],
+        block_ids: Sequence[Sequence[int]],
+        scratch_ids: Sequence[Sequence[Sequence[int]]],
     ) -> npt.NDArray[np.int32]:
         """The input vector of one call.
 
@@ -90,28 +102,32 @@ class ScoreLayout:
             pack: Of this shape.
             num_stored: Tokens of the beginning.
             slot: Of the choice that computed them.
-            block_ids: That hold them.
-            scratch_ids: For each row, as many as `num_scratch_blocks` says.
+            block_ids: That hold them, for each cache group.
+            scratch_ids: For each cache group and row, as many as `num_scratch_blocks` says.
         """
         packed = np.zeros(self.num_entries, np.int32)
         stored, copied, slots, lengths, tables, firsts, tokens, places, ids = np.split(
             packed, np.cumsum(self._sizes)[:-1]
         )
         num_full, is_partial = divmod(num_stored, self.kv_layout.block_size)
-        padding_block = self.kv_layout.padding_block
         stored[0] = num_stored
-        copied[0] = block_ids[num_full] if is_partial else padding_block
         slots[0] = slot
-        firsts[:] = padding_block
-        tables = tables.reshape(-1, self.table_width)
-        tables[:] = padding_block
+        num_groups = len(self.kv_layout.num_blocks)
+        firsts = firsts.reshape(num_groups, -1)
+        tables = tables.reshape(num_groups, -1, self.table_width)
+        for group, padding_block in enumerate(self.kv_layout.padding_blocks):
+            held = block_ids[group]
+            copied[group] = held[num_full] if is_partial else padding_block
+            firsts[group] = padding_block
+            tables[group] = padding_block
+            for index, scratch in enumerate(scratch_ids[group]):
+                write_table(tables[group, index], held[:num_full], padding_block)
+                tables[group, index, num_full : num_full + len(scratch)] = scratch
+                firsts[group, index] = scratch[0]
         token_ids = tokens.reshape(-1, self.shape.num_tokens)
-        for index, (row, scratch) in enumerate(zip(pack.rows, scratch_ids, strict=True)):
+        for index, row in enumerate(pack.rows):
             lengths[index] = len(row)
             token_ids[index, : len(row)] = row
-            tables[index, :num_full] = block_ids[:num_full]
-            tables[index, num_full : num_full + len(scratch)] = scratch
-            firsts[index] = scratch[0]
         for index, pair in enumerate(pack.pairs):
             places[index] = pair.row * self.shape.num_tokens + pair.offset
             ids[index] = pair.token_id
@@ -120,13 +136,14 @@ class ScoreLayout:
     def unpack(self, packed: jax.Array) -> _ScoreInputs:
         """The inverse of `pack`, inside a program."""
         parts = jnp.split(packed, np.cumsum(self._sizes)[:-1])
+        num_groups = len(self.kv_layout.num_blocks)
         return _ScoreInputs(
             num_stored=parts[0][0],
-            copied_block=parts[1][0],
+            copied_blocks=parts[1],
             slot=parts[2][0],
             lengths=parts[3],
-            block_tables=parts[4].reshape(-1, self.table_width),
-            first_blocks=parts[5],
+            block_tables=parts[4].reshape(num_groups, -1, self.table_width),
+            first_blocks=parts[5].reshape(num_groups, -1),
             token_ids=parts[6].reshape(-1, self.shape.num_tokens),
             pair_places=parts[7],
             pair_token_ids=parts[8],
@@ -161,7 +178,10 @@ class ScoreProgram:
         """
         inputs = self._layout.unpack(packed)
         layout = self._layout.kv_layout
-        cache = tuple(_with_copies(layer, inputs) for layer in cache)
+        cache = tuple(
+            _with_copies(layer, inputs.first_blocks[group], inputs.copied_blocks[group])
+            for layer, group in zip(cache, layout.groups.of_layer, strict=True)
+        )
         offsets = jnp.arange(self._layout.shape.num_tokens, dtype=jnp.int32)
         lengths = inputs.lengths[:, None]
         step = StepTokens(
@@ -169,7 +189,7 @@ class ScoreProgram:
             positions=jnp.broadcast_to(inputs.num_stored + offsets, inputs.token_ids.shape),
             is_token=offsets < lengths,
             num_stored=jnp.where(inputs.lengths > 0, inputs.num_stored + inputs.lengths, 0),
-            block_tables=inputs.block_tables,
+            block_tables=tuple(inputs.block_tables),
             slots=jnp.broadcast_to(inputs.slot, inputs.lengths.shape),
             # Nobody goes on from a row, so only the state before it is read.
             new_slots=jnp.full(inputs.lengths.shape, layout.rings.num_slots, jnp.int32),
@@ -200,7 +220,7 @@ def num_scratch_blocks(num_stored: int, num_tokens: int, block_size: int) -> int
     return -(-(num_stored % block_size + num_tokens) // block_size)
 
 
-def _with_copies(layer: LayerCache, inputs: _ScoreInputs) -> LayerCache:
+def _with_copies(layer: LayerCache, first_blocks: jax.Array, copied_block: jax.Array) -> LayerCache:
     """Pages in which each row's first scratch block is a copy of the beginning's last one.
 
     The state in the middle of a block isn't kept with the block, so states stay as they are.
@@ -209,7 +229,7 @@ def _with_copies(layer: LayerCache, inputs: _ScoreInputs) -> LayerCache:
         return layer
 
     def copied(pool: jax.Array) -> jax.Array:
-        return pool.at[inputs.first_blocks].set(pool[inputs.copied_block], mode="clip")
+        return pool.at[first_blocks].set(pool[copied_block], mode="clip")
 
     return LayerPages(copied(layer.keys), copied(layer.values))
 

@@ -8,22 +8,35 @@ import numpy.typing as npt
 
 from engine_worker.compute.runner.packing import PackedLayout, RowField, pack_row_fields
 from engine_worker.core.choice.batch import RowWork
+from engine_worker.core.choice.cache_group import NO_BLOCK
 
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """A row as it stands in the vector, and how many of its blocks do."""
+    """A row as it stands in the vector.
+
+    Attributes:
+        row: Whose fields were written.
+        num_blocks: How many of its blocks were, for each cache group.
+        num_freed: How many of those, from the first on, as freed.
+        samples: Whether it does.
+    """
 
     row: RowWork
-    num_blocks: int
+    num_blocks: tuple[int, ...]
+    num_freed: tuple[int, ...]
     samples: bool
 
     def goes_on(self, row: RowWork, *, samples: bool) -> bool:
-        """Whether a row differs in its token, its position and further blocks only."""
+        """Whether a row differs in its token, its position, further and freed blocks only."""
         known = self.row
         return (
             row.block_ids is known.block_ids
-            and len(row.block_ids) >= self.num_blocks
+            and row.window_block_ids is known.window_block_ids
+            and all(
+                len(table) >= num
+                for table, num in zip(row.block_tables, self.num_blocks, strict=False)
+            )
             and row.slot == known.slot
             and row.sample == known.sample
             and samples == self.samples
@@ -61,16 +74,10 @@ class StepBuffer:
         written: list[_Written] = []
         for index, row in enumerate(rows):
             known = self._written[index] if index < len(self._written) else None
-            num_blocks = len(row.block_ids)
             if known is None or not known.goes_on(row, samples=samples):
-                self._write(index, row, samples=samples)
-            elif num_blocks > known.num_blocks:
-                new = slice(known.num_blocks, num_blocks)
-                self._tables[index, new] = row.block_ids[new]
+                written.append(self._write(index, row, samples=samples))
             else:
-                written.append(known)
-                continue
-            written.append(_Written(row, num_blocks, samples))
+                written.append(self._go_on(index, row, known))
         for index in range(num_rows, len(self._written)):
             self._clear(index)
         self._written = written
@@ -79,13 +86,31 @@ class StepBuffer:
         self._token_ids[:num_rows, 0] = [row.token_ids[0] for row in rows]
         return self._packed.copy()
 
-    def _write(self, index: int, row: RowWork, *, samples: bool) -> None:
+    def _write(self, index: int, row: RowWork, *, samples: bool) -> _Written:
         self._clear(index)
         (self._fields[index],) = pack_row_fields((row,), 1, self._layout.num_slots, samples=samples)
         self._limits[index, 1 : 1 + len(row.stop_token_ids)] = row.stop_token_ids
-        self._tables[index, : len(row.block_ids)] = row.block_ids
+        nothing = (0,) * len(self._layout.padding_blocks)
+        return self._go_on(index, row, _Written(row, nothing, nothing, samples))
+
+    def _go_on(self, index: int, row: RowWork, known: _Written) -> _Written:
+        """Writes what is new in a row's tables, at their ends and behind their windows."""
+        num_blocks, num_freed = list(known.num_blocks), list(known.num_freed)
+        for group, padding_block in enumerate(self._layout.padding_blocks):
+            table, block_ids = self._tables[group, index], row.block_tables[group]
+            if len(block_ids) > num_blocks[group]:
+                new = slice(num_blocks[group], len(block_ids))
+                table[new] = block_ids[new]
+                num_blocks[group] = len(block_ids)
+            first = end = num_freed[group]
+            while end < len(block_ids) and block_ids[end] == NO_BLOCK:
+                end += 1
+            table[first:end] = padding_block
+            num_freed[group] = end
+        return _Written(row, tuple(num_blocks), tuple(num_freed), known.samples)
 
     def _clear(self, index: int) -> None:
         self._fields[index], self._limits[index] = self._padding
         self._token_ids[index] = 0
-        self._tables[index] = self._layout.padding_block
+        for group, padding_block in enumerate(self._layout.padding_blocks):
+            self._tables[group, index] = padding_block

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from engine_worker.core.choice.cache_group import CacheGroup
 from engine_worker.core.choice.score_pack import ScoreLimits, ScorePack
 from engine_worker.core.choice.token_mask import MaskWords
 
@@ -74,8 +75,9 @@ class RowWork:
             or preemption. The runner keeps token counts for penalties by slot.
         token_ids: Tokens to compute: one in decode, a chunk in prefill.
         start: Position of `token_ids[0]` (= num_computed_tokens).
-        block_ids: KV blocks of the choice, enough for position start + len(token_ids) - 1. A list
-            that comes again may have grown meanwhile, and is otherwise as it was.
+        block_ids: KV blocks of the choice in the first cache group, enough for position
+            start + len(token_ids) - 1. A list that comes again may have grown meanwhile, and more
+            of its first entries may be `NO_BLOCK`; it is otherwise as it was.
         sample: Whether a token is sampled after the last of `token_ids`. Its position is
             start + len(token_ids).
         sampling: How.
@@ -90,6 +92,7 @@ class RowWork:
         draft_token_ids: In decode, a draft of the tokens that follow. All are computed at once, and
             the draw after each counts as long as the draft up to it equals the draws before;
             `block_ids` hold them. Only without the full sampler, penalties and look-ahead.
+        window_block_ids: As `block_ids`, in the second cache group; empty without one.
     """
 
     slot: int
@@ -104,6 +107,12 @@ class RowWork:
     max_new_tokens: int = 1
     stop_token_ids: tuple[int, ...] = ()
     draft_token_ids: tuple[int, ...] = ()
+    window_block_ids: Sequence[int] = ()
+
+    @property
+    def block_tables(self) -> tuple[Sequence[int], Sequence[int]]:
+        """Of the first cache group, and of the second."""
+        return self.block_ids, self.window_block_ids
 
     @property
     def needs_full_sampler(self) -> bool:
@@ -180,8 +189,8 @@ class ModelRunner(Protocol):
     """The compute side as the engine sees it. One thread calls it; calls block until done."""
 
     @property
-    def num_blocks(self) -> int:
-        """KV blocks that block ids may name, 0 ≤ block_id < num_blocks."""
+    def cache_groups(self) -> tuple[CacheGroup, ...]:
+        """One, or two where some layers see all tokens and others those of a window only."""
 
     @property
     def block_size(self) -> int:
@@ -235,15 +244,20 @@ class ModelRunner(Protocol):
         """What a pack for `score` may hold."""
 
     def num_scratch_blocks(self, num_stored: int, num_tokens: int) -> int:
-        """How many blocks a row of `score` borrows that has so many tokens behind others."""
+        """How many blocks of each cache group a row of `score` borrows.
+
+        Args:
+            num_stored: Tokens before the row's.
+            num_tokens: Of the row.
+        """
 
     def score(
         self,
         pack: ScorePack,
         num_stored: int,
         slot: int,
-        block_ids: Sequence[int],
-        scratch_ids: Sequence[Sequence[int]],
+        block_ids: Sequence[Sequence[int]],
+        scratch_ids: Sequence[Sequence[Sequence[int]]],
     ) -> npt.NDArray[np.float32]:
         """The log probability of each of a pack's pairs after the tokens that some blocks hold.
 
@@ -251,9 +265,9 @@ class ModelRunner(Protocol):
             pack: Within `score_limits`.
             num_stored: Tokens before the pack's, all of them computed.
             slot: Of the choice that computed them, and that has computed nothing since.
-            block_ids: The blocks that hold them; they are only read.
-            scratch_ids: For each row the blocks that it borrows; what they hold afterwards is of
-                no use to anybody.
+            block_ids: For each cache group the blocks that hold them; they are only read.
+            scratch_ids: For each cache group and row the blocks that it borrows; what they hold
+                afterwards is of no use to anybody.
 
         Returns:
             [num_pairs] float32; NaN where the model computed no number.

@@ -48,10 +48,12 @@ class Choice:
             the cache. In decode it is one less than `num_tokens`.
         num_scored_tokens: Of the prompt from its second token on, how many log probabilities were
             told.
-        block_ids: KV blocks in order of position.
+        block_ids: KV blocks of the first cache group in order of position, `NO_BLOCK` for freed
+            ones.
+        window_block_ids: The same of the second cache group, if the model has one.
         slot: Device row, None while it doesn't run.
         block_hashes: Names of its first full blocks, as far as the prefix cache asked for them.
-        num_named_blocks: Of `block_ids`, how many full ones from the first on are computed.
+        num_named_blocks: How many full blocks from the first on are computed.
         awaited_block: Name of the block that another choice computes and that it waits for.
         num_cached_tokens: Of the prompt, what was found computed when it first got a slot; None
             before.
@@ -88,6 +90,7 @@ class Choice:
     num_computed_tokens: int = 0
     num_scored_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)
+    window_block_ids: list[int] = field(default_factory=list)
     slot: int | None = None
     block_hashes: list[bytes] = field(default_factory=list)
     num_named_blocks: int = 0

@@ -20,4 +20,5 @@ def row_work(row: ScheduledRow) -> RowWork:
         allowed_mask=choice.allowed_mask() if row.samples else None,
         pending_mask=choice.pending_mask if row.samples else None,
         scored_token_ids=prompt_tokens_to_score(choice, row.num_tokens),
+        window_block_ids=choice.window_block_ids,
     )

@@ -8,6 +8,11 @@ first doesn't, so that no prompt brings an output to a stop. When KV blocks run 
 stay cached until somebody needs them, and what is lost of its tokens, output included, is computed
 again later.
 
+Blocks come from the pools of one or two cache groups (`CacheGroup`). What a choice of n tokens needs
+of a group whose layers see all tokens is known when it is admitted, and taken then. Of a group
+behind a window it gets what the window and its next chunk fill, and as it gets on it frees as many
+blocks behind the window as it takes before it.
+
 A choice's rank is the step in which it came plus `AGING_STEPS` for each level of priority. So a
 choice is overtaken only by more important ones that come within that many steps after it, and
 when no more of these come, every choice that isn't paused gets its slot within
@@ -17,12 +22,14 @@ in.
 """
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from engine_worker.core.choice.cache_group import CacheGroup, longest_sequence
 from engine_worker.core.choice.choice import Choice, ChoiceStatus
 from engine_worker.core.scheduling.block_pool import BlockPool
-from engine_worker.core.scheduling.prefix_cache import PrefixCache
+from engine_worker.core.scheduling.group_blocks import GroupBlocks
+from engine_worker.core.scheduling.prefix_cache import FoundBlocks, PrefixCache
 from engine_worker.core.scheduling.waiting_list import WaitingList
 from engine_worker.errors import ContextLengthError
 
@@ -38,8 +45,8 @@ class SchedulerLimits:
         max_num_seqs: Choices that run at a time; also the number of slots.
         max_num_batched_tokens: Tokens of prompts in one step.
         prefill_chunk_size: Tokens of one choice in one step.
-        max_model_len: Prompt and output of one choice; no more than all KV blocks hold, so that
-            a choice that runs alone always gets on.
+        max_model_len: Prompt and output of one choice; no more than all KV blocks hold (see
+            `longest_sequence`), so that a choice that runs alone always gets on.
     """
 
     max_num_seqs: int
@@ -78,19 +85,34 @@ class Scheduler:
     """Owns the waiting and running choices, their slots and their blocks.
 
     It is long because slots, blocks and order have one invariant, which a split would spread.
+
+    Args:
+        limits: Of a step.
+        pools: Of blocks, one for each cache group.
+        reaches: Of each group, see `CacheGroup`; by default layers see all tokens.
     """
 
-    def __init__(self, limits: SchedulerLimits, pool: BlockPool) -> None:
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        pools: Sequence[BlockPool],
+        reaches: Sequence[int | None] = (None,),
+    ) -> None:
         assert limits.max_num_batched_tokens > 0
-        assert limits.max_model_len <= pool.num_token_capacity
         self._limits = limits
-        self._pool = pool
+        self._groups = tuple(
+            GroupBlocks(pool, reach, index, limits.prefill_chunk_size)
+            for index, (pool, reach) in enumerate(zip(pools, reaches, strict=True))
+        )
+        groups = tuple(map(CacheGroup, (pool.num_blocks for pool in pools), reaches))
+        longest = longest_sequence(groups, pools[0].block_size, limits.prefill_chunk_size)
+        assert longest is None or limits.max_model_len <= longest
+        self._sliding = tuple(group for group in self._groups if group.has_window)
+        self._block_size = pools[0].block_size
         self._waiting = WaitingList()
-        self._cache = PrefixCache(pool, self._waiting.push)
+        self._cache = PrefixCache(self._groups, self._waiting.push)
         self._running: list[Choice] = []
         self._free_slots = list(range(limits.max_num_seqs - 1, -1, -1))
-        # A few blocks stay free at admission, or the next decode would preempt the new choice.
-        self._num_reserved_blocks = -(-pool.num_blocks // 100)
         self._num_steps = 0
         self.num_preemptions = 0
 
@@ -148,19 +170,20 @@ class Scheduler:
         Returns:
             How many tokens its blocks now have room for, at least 1.
         """
-        num_known = choice.num_tokens - 1
-        num_spare = max(0, self._pool.num_free - self._num_reserved_blocks)
-        wanted = self._pool.num_blocks_for(num_known + num_new_tokens) - len(choice.block_ids)
-        block_ids = self._pool.allocate(min(max(wanted, 0), num_spare))
-        assert block_ids is not None
-        choice.block_ids.extend(block_ids)
-        room = len(choice.block_ids) * self._pool.block_size - num_known
-        return min(num_new_tokens, room)
+        num_known, room = choice.num_tokens - 1, num_new_tokens
+        for group in self._groups:
+            table = group.table(choice)
+            wanted = group.pool.num_blocks_for(num_known + room) - len(table)
+            group.extend(choice, min(max(wanted, 0), group.num_spare))
+            room = min(room, len(table) * self._block_size - num_known)
+        return room
 
     def advance(self, row: ScheduledRow) -> None:
         """The tokens of a row were computed; called before anything is added to its output."""
         row.choice.num_computed_tokens += row.num_tokens
         self._cache.commit(row.choice)
+        for group in self._sliding:
+            group.slide(row.choice)
 
     def finish(self, choice: Choice) -> None:
         """Forget a choice and release what it holds; what it computed stays cached."""
@@ -173,40 +196,46 @@ class Scheduler:
             self._waiting.finish(choice)
         choice.status = ChoiceStatus.FINISHED
 
-    def borrow(self, choice: Choice, num_least: int, num_most: int) -> list[int]:
+    def borrow(self, choice: Choice, num_least: int, num_most: int) -> tuple[list[int], ...]:
         """Blocks beside those of a running choice, for a moment; `give_back` must follow at once.
 
         Choices that come after it give way for the least; what is free is taken up to the most.
 
         Returns:
-            None of them where only choices before this one hold what is needed.
+            For each cache group the same number of blocks; nothing at all where only choices before
+            this one hold what is needed.
         """
-        while self._pool.num_free < num_least:
+        while (num_free := min(group.pool.num_free for group in self._groups)) < num_least:
             victim = self._paused_victim() or self._running[-1]
             if victim is choice:
-                return []
+                return ()
             self._preempt(victim)
-        block_ids = self._pool.allocate(min(num_most, self._pool.num_free))
-        assert block_ids is not None
-        return block_ids
+        borrowed = [group.pool.allocate(min(num_most, num_free)) for group in self._groups]
+        return tuple(block_ids for block_ids in borrowed if block_ids is not None)
 
-    def give_back(self, block_ids: list[int]) -> None:
+    def give_back(self, borrowed: tuple[list[int], ...]) -> None:
         """What was borrowed is free again."""
-        self._pool.release(block_ids)
+        for group, block_ids in zip(self._groups, borrowed, strict=True):
+            group.pool.release(block_ids)
+
+    def tables(self, choice: Choice) -> tuple[list[int], ...]:
+        """The blocks of a choice in each cache group."""
+        return tuple(group.table(choice) for group in self._groups)
 
     def distrust(self, choice: Choice) -> None:
         """What a choice computed or read is not to be used by others: it gave no numbers."""
-        self._pool.forget(choice.block_ids)
+        self._cache.distrust(choice)
 
     def clear_cache(self) -> int:
         """Computed blocks that no choice holds are not used again; how many those were."""
-        return self._pool.forget_unused()
+        return sum(group.pool.forget_unused() for group in self._groups)
 
     def reset(self) -> None:
         """Every running choice starts over from its tokens: the KV cache was lost."""
         while self._running:
             self._preempt(self._running[-1])
-        self._pool.forget_all()
+        for group in self._groups:
+            group.pool.forget_all()
 
     def schedule(self) -> Schedule:
         """The next step; the caller reports what was computed with `advance`.
@@ -233,23 +262,21 @@ class Scheduler:
         for choice in tuple(self._running):
             if choice.slot is None or choice.is_paused:
                 continue
-            # More than one token waits where a grammar forced some; prompts have their blocks.
+            # More than one token waits where a grammar forced some; a prompt has its blocks, but
+            # behind a window another one may have taken what it freed.
             if self._grow(choice) and choice.num_uncomputed_tokens == 1:
                 rows.append(ScheduledRow(choice, 1))
         return rows
 
     def _grow(self, choice: Choice) -> bool:
-        """Give a running choice the blocks of its tokens; False when it was preempted."""
-        num_missing = self._pool.num_blocks_for(choice.num_tokens) - len(choice.block_ids)
-        while num_missing > 0:
-            block_ids = self._pool.allocate(num_missing)
-            if block_ids is not None:
-                choice.block_ids.extend(block_ids)
-                return True
-            victim = self._paused_victim() or self._running[-1]
-            self._preempt(victim)
-            if victim is choice:
-                return False
+        """Give a running choice the blocks of its next step; False when it was preempted."""
+        for group in self._groups:
+            num_missing = group.num_missing(choice)
+            while num_missing > 0 and not group.extend(choice, num_missing):
+                victim = self._paused_victim() or self._running[-1]
+                self._preempt(victim)
+                if victim is choice:
+                    return False
         return True
 
     def _add_chunk(self, choice: Choice, budget: int, rows: list[ScheduledRow]) -> int:
@@ -265,14 +292,14 @@ class Scheduler:
     def _admit_next(self) -> Choice | None:
         """Move the first choice that can run into a slot, if there is room for it.
 
-        All blocks of its known tokens are taken at once, so that prompts that were begun never
-        wait for each other's blocks. A choice that waits for another one's block lets the next
+        All blocks of its known tokens are taken at once, behind a window as many as it needs at a
+        time, so that prompts that were begun hardly ever wait for each other's blocks. A choice that waits for another one's block lets the next
         one go first; one that lacks room does not, or it might wait for ever.
         """
         while self._waiting.num_ready > 0 and self._free_a_slot():
             choice = self._waiting.pop()
             found = self._cache.find(choice)
-            awaited = self._cache.awaited(choice, len(found))
+            awaited = self._cache.awaited(choice, found.num_blocks)
             if awaited is not None:
                 self._cache.park(choice, awaited)
             elif self._make_room(choice, found):
@@ -293,28 +320,34 @@ class Scheduler:
         self._preempt(victim)
         return True
 
-    def _make_room(self, choice: Choice, found: list[int]) -> bool:
-        num_new = self._pool.num_blocks_for(choice.num_tokens) - len(found)
-        while not self._has_room(num_new + self._pool.num_free_among(found)):
+    def _make_room(self, choice: Choice, found: FoundBlocks) -> bool:
+        while not self._has_room(choice, found):
             victim = self._paused_victim()
             if victim is None:
                 return False
             self._preempt(victim)
         return True
 
-    def _has_room(self, num_blocks: int) -> bool:
-        num_reserved = self._num_reserved_blocks if self._running else 0
-        return num_blocks + num_reserved <= self._pool.num_free
+    def _has_room(self, choice: Choice, found: FoundBlocks) -> bool:
+        num_computed = found.num_blocks * self._block_size
+        for group, table in zip(self._groups, found.tables, strict=True):
+            num_new = group.num_wanted(num_computed, choice.num_tokens) - len(table)
+            num_needed = num_new + group.pool.num_free_among(group.held(table))
+            num_reserved = group.num_reserved if self._running else 0
+            if num_needed + num_reserved > group.pool.num_free:
+                return False
+        return True
 
-    def _admit(self, choice: Choice, found: list[int]) -> None:
-        self._pool.share(found)
-        new = self._pool.allocate(self._pool.num_blocks_for(choice.num_tokens) - len(found))
-        assert new is not None
-        choice.block_ids = [*found, *new]
-        choice.num_computed_tokens = len(found) * self._pool.block_size
+    def _admit(self, choice: Choice, found: FoundBlocks) -> None:
+        choice.num_computed_tokens = found.num_blocks * self._block_size
+        for group, table in zip(self._groups, found.tables, strict=True):
+            group.pool.share(group.held(table))
+            group.set_table(choice, table)
+            has_got = group.extend(choice, group.num_missing(choice))
+            assert has_got, "there was room for it"
         if choice.num_cached_tokens is None:
             choice.num_cached_tokens = min(choice.num_computed_tokens, choice.num_prompt_tokens)
-        self._cache.begin(choice, len(found))
+        self._cache.begin(choice, found.num_blocks)
         choice.slot = self._free_slots.pop()
         choice.status = ChoiceStatus.RUNNING
         insort(self._running, choice, key=_order)
@@ -334,8 +367,8 @@ class Scheduler:
         self._free_slots.append(choice.slot)
         choice.slot = None
         self._cache.end(choice)
-        self._pool.release(choice.block_ids)
-        choice.block_ids = []
+        for group in self._groups:
+            group.release(choice)
         choice.num_computed_tokens = 0
 
 

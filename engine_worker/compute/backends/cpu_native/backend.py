@@ -41,6 +41,7 @@ from engine_worker.compute.backends.kv_layout import (
     LayerStateShapes,
     StateRings,
 )
+from engine_worker.compute.backends.layer_groups import LayerGroups, layer_groups
 from engine_worker.compute.backends.packing_plan import (
     PackedWeight,
     PackingPlan,
@@ -50,7 +51,7 @@ from engine_worker.compute.backends.xla.backend import (
     XLA,
     XlaBlocks,
     packed_for_xla,
-    token_places,
+    places_by_group,
     weight_of,
 )
 from engine_worker.compute.backends.xla.backend import blocks_per_turn as xla_blocks_per_turn
@@ -167,13 +168,19 @@ class CpuNativeBackend:
             return 1
         return xla_blocks_per_turn(block_size)
 
+    @property
+    def layer_groups(self) -> LayerGroups:
+        return layer_groups(self.spec)
+
     def kv_layout(
-        self, *, num_blocks: int, block_size: int, rings: StateRings = NO_RINGS
+        self, *, num_blocks: int | Sequence[int], block_size: int, rings: StateRings = NO_RINGS
     ) -> KvLayout:
         layers = tuple(
             self._layer_shapes(layer, block_size) for layer in range(self.spec.num_layers)
         )
-        return KvLayout(num_blocks, block_size, layers, self.cache_dtype, rings)
+        groups = self.layer_groups
+        by_group = groups.blocks_by_group(num_blocks)
+        return KvLayout(by_group, block_size, layers, self.cache_dtype, rings, groups)
 
     def bind(self, leaves: Leaves) -> "CpuNativeBlocks":
         return CpuNativeBlocks(self, leaves)
@@ -417,7 +424,7 @@ class CpuNativeBlocks:
                 run.finish()
                 before = run.x
                 run.x = self._xla.mixer(
-                    layer, run.x, beside, run.cache, step, token_places(step), ropes
+                    layer, run.x, beside, run.cache, step, places_by_group(step), ropes
                 )
             moe = self._moe_products(layer, step)
             if moe is None and self._backend.is_native(BlockKind.MLP, layer):
@@ -482,7 +489,7 @@ class CpuNativeBlocks:
 
 
 def token_rows(step: StepTokens) -> jax.Array:
-    """[T * Q] int32: each token's row of the block tables.
+    """[T * Q] int32: each token's row of the block tables of every cache group.
 
     Draft tokens are rows of their own, with the table of the row before them and the position after
     it. They get that one's row here: a kernel then reads the pages once for all of them.
@@ -491,9 +498,10 @@ def token_rows(step: StepTokens) -> jax.Array:
     rows = jnp.arange(num_rows, dtype=jnp.int32)
     if num_queries > 1:
         return jnp.repeat(rows, num_queries)
-    positions, tables = live_positions(step), step.block_tables
+    positions = live_positions(step)
     goes_on = (positions[1:] == positions[:-1] + 1) & (positions[:-1] >= 0)
-    goes_on &= jnp.all(tables[1:] == tables[:-1], axis=1)
+    for tables in step.block_tables:
+        goes_on &= jnp.all(tables[1:] == tables[:-1], axis=1)
     is_first = jnp.concatenate([jnp.ones(1, bool), ~goes_on])
     return lax.cummax(jnp.where(is_first, rows, 0))
 
@@ -522,7 +530,13 @@ class _Run:
         self._ropes = ropes
         self._blocks: list[calls.Attention | calls.Mlp] = []
         self._layers: list[int] = []
-        self._step = calls.Step(live_positions(step), token_rows(step), step.block_tables)
+        self._step = calls.Step(
+            live_positions(step),
+            token_rows(step),
+            jnp.concatenate(step.block_tables),
+            len(step.block_tables),
+        )
+        self._groups = step.layout.groups.of_layer
 
     def add_attention(self, layer: int) -> None:
         """The attention block of a layer comes next."""
@@ -552,6 +566,7 @@ class _Run:
                 pages.keys,
                 pages.values,
                 self._ropes.index_of(spec.layers[layer].attention),
+                self._groups[layer],
             )
         )
 

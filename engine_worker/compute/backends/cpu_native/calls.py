@@ -38,7 +38,7 @@ CACHE_TYPES: Final = ("float32", "bfloat16")
 """In the order of `CacheType` in `calls.h`."""
 MAX_HEAD_DIM: Final = 256
 MAX_EXPERTS: Final = 65536
-_CONFIG_VERSION: Final = 3
+_CONFIG_VERSION: Final = 4
 _NORMS: Final = ("none", "rms", "layer")
 QK_NORMS: Final = (QkNorm.NONE, QkNorm.PER_HEAD, QkNorm.FULL_WIDTH)
 _ACTIVATIONS: Final = (
@@ -51,7 +51,7 @@ _ACTIVATIONS: Final = (
 )
 """In the order of `Activation` in `calls.h`."""
 _FORMAT_FIELDS: Final = 6
-_BLOCK_FIELDS: Final = 14 + 2 * _FORMAT_FIELDS
+_BLOCK_FIELDS: Final = 15 + 2 * _FORMAT_FIELDS
 _BLOCK_SCALARS: Final = 4
 
 Rope = tuple[jax.Array, jax.Array]
@@ -64,13 +64,16 @@ class Step:
 
     Attributes:
         positions: [T] int32 in the token's own sequence; -1 is padding, which is skipped.
-        rows: [T] int32, the token's row of `block_tables`.
-        block_tables: [R, MB] int32; those of a row's blocks that its tokens need, in order.
+        rows: [T] int32, the token's row of each group's tables.
+        block_tables: [G * R, MB] int32, the tables of one group of layers after the other; those
+            of a row's blocks that its tokens need, in order.
+        num_groups: G, 1 or 2.
     """
 
     positions: jax.Array
     rows: jax.Array
     block_tables: jax.Array
+    num_groups: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +225,7 @@ class Attention:
         keys: Of this layer, see `page_shapes`.
         values: Of this layer.
         rope: Index of its rope in the call; None for a layer without positions.
+        group: Whose block tables it reads.
     """
 
     config: AttentionConfig
@@ -231,6 +235,7 @@ class Attention:
     keys: jax.Array
     values: jax.Array
     rope: int | None
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -331,7 +336,7 @@ def run_blocks(
     arguments: list[jax.Array] = [x, step.positions, step.rows, step.block_tables]
     for cosine, sine in ropes:
         arguments += [cosine, sine]
-    config, scalars = [_CONFIG_VERSION, len(ropes), len(blocks)], []
+    config, scalars = [_CONFIG_VERSION, len(ropes), len(blocks), step.num_groups], []
     results, aliases = [_like(x)], {0: 0}
     for block in blocks:
         fields, block_scalars = _fields_of(block)
@@ -410,6 +415,7 @@ def _fields_of(block: Attention | Mlp) -> tuple[list[int], list[float]]:
         QK_NORMS.index(attention.qk_norm),
         CACHE_TYPES.index(attention.cache_type),
         *map(int, bits),
+        block.group,
     ], [attention.eps, attention.scale, attention.softcap, attention.multiplier]
 
 

@@ -23,6 +23,7 @@ from engine_worker.compute.backends.kv_layout import (
     LayerStates,
     StateRings,
 )
+from engine_worker.compute.backends.layer_groups import LayerGroups, layer_groups
 from engine_worker.compute.backends.packing_plan import (
     PackedWeight,
     PackingPlan,
@@ -138,8 +139,12 @@ class XlaBackend:
     def table_multiple(self, block_size: int) -> int:
         return blocks_per_turn(block_size)
 
+    @property
+    def layer_groups(self) -> LayerGroups:
+        return layer_groups(self.spec)
+
     def kv_layout(
-        self, *, num_blocks: int, block_size: int, rings: StateRings = NO_RINGS
+        self, *, num_blocks: int | Sequence[int], block_size: int, rings: StateRings = NO_RINGS
     ) -> KvLayout:
         return xla_kv_layout(
             self.spec, self.cache_dtype, num_blocks=num_blocks, block_size=block_size, rings=rings
@@ -212,7 +217,7 @@ class XlaBlocks:
     def layers(
         self, x: jax.Array, cache: KvCache, step: StepTokens, ropes: RopeTables
     ) -> tuple[jax.Array, KvCache]:
-        layers, places = list(cache), token_places(step)
+        layers, places = list(cache), places_by_group(step)
         token_inputs = self.inputs_by_layer(x, step)
         x, beside = self._decoder.begin(x), None
         # Unrolled on purpose: a scan over stacked layers makes XLA:CPU copy each slice.
@@ -241,7 +246,7 @@ class XlaBlocks:
         beside: jax.Array | None,
         cache: list[LayerCache],
         step: StepTokens,
-        places: "TokenPlaces",
+        places: Sequence["TokenPlaces"],
         ropes: RopeTables,
     ) -> jax.Array:
         """The residual after the attention or recurrent block of one layer.
@@ -252,7 +257,7 @@ class XlaBlocks:
             beside: As in `DecoderLayer.mixer_input`.
             cache: Of all layers; the layer's own gets the step's tokens.
             step: The tokens.
-            places: Where they are stored.
+            places: Where they are stored, for each cache group.
             ropes: Of the decoder.
         """
         read, own = self.layer(layer).mixer_input(x, beside), cache[layer]
@@ -262,7 +267,8 @@ class XlaBlocks:
         spec = self._decoder.spec.layers[layer].attention
         pages = own if spec.shared_from is None else cache[spec.shared_from]
         assert isinstance(pages, LayerPages), "a layer that attends"
-        added, pages = self._attention(layer, read, pages, step, places, ropes)
+        own_places = places[step.layout.groups.of_layer[layer]]
+        added, pages = self._attention(layer, read, pages, step, own_places, ropes)
         cache[layer] = pages if spec.shared_from is None else None
         return x + added
 
@@ -296,7 +302,7 @@ class XlaBlocks:
             out = attend_pages(
                 q.reshape(*step.positions.shape, *q.shape[1:]),
                 stored,
-                step.block_tables,
+                places.block_tables,
                 step.num_stored,
                 step.positions,
                 spec,
@@ -360,22 +366,28 @@ class XlaBlocks:
 
 
 class TokenPlaces(NamedTuple):
-    """Where a step's tokens are stored, the same in every layer.
+    """Where a step's tokens are stored, the same in every layer of a cache group.
 
     Attributes:
+        block_tables: [T, MB] int32, of the group.
         block_ids: [T * Q] int32; the padding block for padding.
         offsets: [T * Q] int32, in the block.
         block_size: Tokens a block.
     """
 
+    block_tables: jax.Array
     block_ids: jax.Array
     offsets: jax.Array
     block_size: int
 
 
-def token_places(step: StepTokens) -> TokenPlaces:
-    """The places of a step's tokens in any layer's pages."""
+def places_by_group(step: StepTokens) -> tuple[TokenPlaces, ...]:
+    """The places of a step's tokens in the pages of each cache group."""
     block_size, positions = step.layout.block_size, step.positions
-    own_blocks = jnp.take_along_axis(step.block_tables, positions // block_size, 1, mode="clip")
-    own_blocks = jnp.where(step.is_token, own_blocks, step.layout.padding_block)
-    return TokenPlaces(own_blocks.reshape(-1), (positions % block_size).reshape(-1), block_size)
+    offsets = (positions % block_size).reshape(-1)
+    places = []
+    for tables, padding_block in zip(step.block_tables, step.layout.padding_blocks, strict=True):
+        own_blocks = jnp.take_along_axis(tables, positions // block_size, 1, mode="clip")
+        own_blocks = jnp.where(step.is_token, own_blocks, padding_block)
+        places.append(TokenPlaces(tables, own_blocks.reshape(-1), offsets, block_size))
+    return tuple(places)

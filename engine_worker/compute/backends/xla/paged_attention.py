@@ -168,6 +168,7 @@ def attend_pages(
     span = group_blocks * pages.values.shape[2]
     limits = jnp.repeat(q_positions, folded.shape[2] // num_queries, axis=1)[:, None, :, None]
     offsets = jnp.arange(span, dtype=jnp.int32)
+    first_seen = _first_seen(q_positions[:, 0], attention)
 
     def visit(turn: jax.Array, state: SoftmaxState) -> SoftmaxState:
         ids = lax.dynamic_slice(block_tables, (0, turn * group_blocks), (num_rows, group_blocks))
@@ -178,8 +179,11 @@ def attend_pages(
             visible &= positions > limits - attention.window
         if attention.chunk is not None:
             visible &= positions >= limits // attention.chunk * attention.chunk
-        # Beyond a row's end lies whatever a block held before; a NaN there must not spread.
+        # Beyond a row's end, and behind its window where blocks were freed, lies whatever a block
+        # held before; a NaN there must not spread.
         stored = positions < num_stored[:, None]
+        if first_seen is not None:
+            stored &= positions >= first_seen[:, None]
         values = jnp.where(stored[:, None, :, None], values, 0.0)
         if attention.latent is None:
             scores = score(folded, keys)
@@ -190,11 +194,10 @@ def attend_pages(
 
     last_turn = (jnp.max(num_stored) + span - 1) // span
     first_turn = jnp.zeros((), jnp.int32)
-    first_seen = _first_seen(q_positions[:, 0], attention)
     if first_seen is not None:
         no_row = np.iinfo(np.int32).max
-        first_seen = jnp.min(jnp.where(num_stored > 0, first_seen, no_row))
-        first_turn = jnp.clip(first_seen // span, 0, last_turn)
+        first_of_all = jnp.min(jnp.where(num_stored > 0, first_seen, no_row))
+        first_turn = jnp.clip(first_of_all // span, 0, last_turn)
     state = empty_state(folded, value_dim, sinks)
     return finish(lax.fori_loop(first_turn, last_turn, visit, state), num_queries)
 

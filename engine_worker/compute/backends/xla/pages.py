@@ -9,6 +9,8 @@ bfloat16 is kept as its bits in uint16, because XLA:CPU stores into a bfloat16 a
 all of it to float32 and back; a uint16 array is updated in place.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,7 @@ from engine_worker.compute.backends.kv_layout import (
     LayerStateShapes,
     StateRings,
 )
+from engine_worker.compute.backends.layer_groups import layer_groups
 from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec, LayerSpec
 
 
@@ -30,7 +33,7 @@ def xla_kv_layout(
     spec: DecoderSpec,
     dtype: DTypeLike,
     *,
-    num_blocks: int,
+    num_blocks: int | Sequence[int],
     block_size: int,
     rings: StateRings = NO_RINGS,
 ) -> KvLayout:
@@ -39,13 +42,14 @@ def xla_kv_layout(
     Args:
         spec: The decoder.
         dtype: Of keys and values as numbers: float32 or bfloat16.
-        num_blocks: Blocks that block ids may name.
+        num_blocks: For each cache group the blocks that block ids may name.
         block_size: Tokens a block.
         rings: Of recurrent layers.
     """
     numbers = np.dtype(dtype)
     layers = tuple(layer_shapes(layer, block_size, numbers) for layer in spec.layers)
-    return KvLayout(num_blocks, block_size, layers, numbers, rings)
+    groups = layer_groups(spec)
+    return KvLayout(groups.blocks_by_group(num_blocks), block_size, layers, numbers, rings, groups)
 
 
 def layer_shapes(

@@ -29,7 +29,7 @@ def state_addresses(
     last_blocks = (num_tokens - 1) // layout.block_size
     blocks = jnp.take_along_axis(block_tables, last_blocks[:, None], 1, mode="clip")[:, 0]
     num_states = layout.rings.num_states
-    ring = layout.num_blocks + 1 + slots * num_states + num_tokens % num_states
+    ring = layout.num_blocks[0] + 1 + slots * num_states + num_tokens % num_states
     return jnp.where(num_tokens % layout.block_size == 0, blocks, ring)
 
 
@@ -68,8 +68,8 @@ def _recur_rows(
     is_first = jnp.concatenate([jnp.ones(1, bool), ~goes_on])
     turn_of = rows - lax.cummax(jnp.where(is_first, rows, 0))
     num_turns = jnp.max(jnp.where(is_token, turn_of, -1)) + 1
-    before = state_addresses(step.layout, jnp.maximum(starts, 1), step.block_tables, step.slots)
-    after = state_addresses(step.layout, starts + 1, step.block_tables, step.new_slots)
+    before = state_addresses(step.layout, jnp.maximum(starts, 1), step.block_tables[0], step.slots)
+    after = state_addresses(step.layout, starts + 1, step.block_tables[0], step.new_slots)
     output_shape = jax.eval_shape(
         lambda: advance(_load(layer, before, starts), inputs, is_token[:, None])[0]
     )
@@ -106,7 +106,7 @@ def _recur_chunks(
     num_turns = jnp.max(jnp.where(lengths > 0, (lengths - to_border - 1) // block_size + 2, 0))
     offsets = jnp.arange(span, dtype=jnp.int32)
     rows = jnp.arange(num_rows, dtype=jnp.int32)[:, None]
-    before = state_addresses(step.layout, jnp.maximum(starts, 1), step.block_tables, step.slots)
+    before = state_addresses(step.layout, jnp.maximum(starts, 1), step.block_tables[0], step.slots)
     state = _load(layer, before, starts)
     output_shape = jax.eval_shape(lambda: advance(state, inputs, step.is_token)[0])
 
@@ -121,7 +121,7 @@ def _recur_chunks(
         some = tuple(each.at[rows, indices].get(mode="clip") for each in inputs)
         new_outputs, state = advance(state, some, is_now)
         after = state_addresses(
-            step.layout, starts + jnp.maximum(end, 1), step.block_tables, step.new_slots
+            step.layout, starts + jnp.maximum(end, 1), step.block_tables[0], step.new_slots
         )
         layer = _store(layer, state, jnp.where(end > first, after, step.layout.padding_state))
         kept = jnp.where(is_now, indices, num_queries)

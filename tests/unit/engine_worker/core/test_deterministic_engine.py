@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
+from engine_worker.core.choice.cache_group import CacheGroup
 from protocol.wire.messages import Abort, Generate, SamplingParams
 from tests.fakes.tiny_engine import (
     PROMPT,
@@ -112,7 +113,8 @@ def test_no_company_changes_a_bit(runner: JaxModelRunner, alone: Answer, kind: i
 def test_a_preemption_changes_no_bit(
     runner: JaxModelRunner, alone: Answer, num_steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(JaxModelRunner, "num_blocks", property(lambda runner: 8))
+    groups = tuple(CacheGroup(8, group.reach) for group in runner.cache_groups)
+    monkeypatch.setattr(JaxModelRunner, "cache_groups", property(lambda runner: groups))
     admitted: list[tuple[int, ...]] = []
     assign_slot = runner.assign_slot
 

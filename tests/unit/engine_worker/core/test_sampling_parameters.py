@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
+from engine_worker.core.choice.cache_group import CacheGroup
 from engine_worker.core.engine import Engine
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Failure, SamplingParams, TokenLogprobs
@@ -192,7 +193,8 @@ def test_each_token_of_the_prompt_but_the_first_comes_with_its_log_probability(
 def test_a_prompt_that_is_preempted_is_scored_once(
     bucket_runner: JaxModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(JaxModelRunner, "num_blocks", property(lambda runner: 11))
+    groups = tuple(CacheGroup(11, group.reach) for group in bucket_runner.cache_groups)
+    monkeypatch.setattr(JaxModelRunner, "cache_groups", property(lambda runner: groups))
     engine = engine_on(bucket_runner, TOKENIZER)
     sampling = changed(GREEDY, max_tokens=40, prompt_logprobs=1, allowed_token_ids=LETTERS)
     for name in ("a", "b"):

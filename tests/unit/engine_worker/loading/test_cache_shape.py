@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from engine_worker.compute.backends.kv_memory import choose_num_blocks, state_rings
+from engine_worker.compute.backends.kv_memory import CacheShape, choose_num_blocks, state_rings
 from engine_worker.compute.backends.xla.backend import XlaBackend
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.recurrent.specs import DeltaNetSpec, ShortConvSpec
@@ -68,21 +68,20 @@ def test_states_count_in_the_cache_that_is_allocated_estimated_and_divided() -> 
     arrays = jax.tree.leaves(layout.allocate())
     assert sum(array.nbytes for array in arrays) == layout.size_bytes
     state_bytes = HYBRID.spec.state_bytes
-    attention = HYBRID.kv_layout(num_blocks=6, block_size=8).block_bytes - state_bytes
+    # One of the two layers that attend is behind a window.
+    attention = sum(HYBRID.kv_layout(num_blocks=6, block_size=8).block_bytes) - state_bytes
     assert layout.size_bytes == 7 * (attention + state_bytes) + 5 * 5 * state_bytes
     assert attention == 2 * 2 * 2 * 8 * 4 * 8
 
-    def num_blocks(kv_memory_bytes: int) -> int:
+    def num_blocks(kv_memory_bytes: int) -> tuple[int, ...]:
         return choose_num_blocks(
-            HYBRID,
-            block_size=8,
+            CacheShape(HYBRID, block_size=8, num_step_tokens=16, rings=rings),
             max_num_seqs=4,
             max_model_len=48,
             kv_memory_bytes=kv_memory_bytes,
-            rings=rings,
         )
 
-    assert num_blocks(layout.size_bytes) == 6
+    assert num_blocks(layout.size_bytes) == (6, 6)
     with pytest.raises(KvMemoryError, match=r"fewer than 4 requests run at once.* MiB of states"):
         num_blocks(layout.size_bytes - 1)
     settings = replace(SETTINGS, block_size=8)

@@ -73,7 +73,7 @@ def test_without_a_tokenizer_nothing_is_compiled(tmp_path: Path) -> None:
 def test_on_a_device_the_cache_gets_what_weights_and_programs_leave() -> None:
     decoder = tiny_decoder()
     settings = dataclasses.replace(SETTINGS, max_num_seqs=2, max_num_batched_tokens=8)
-    per_block = decoder.backend.kv_layout(num_blocks=1, block_size=16).block_bytes
+    per_block = decoder.backend.kv_layout(num_blocks=1, block_size=16).block_bytes[0]
     # All rows together could fill 64 blocks.
     free_bytes = 60 * per_block
 

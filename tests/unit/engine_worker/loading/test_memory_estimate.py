@@ -101,7 +101,7 @@ def test_a_model_in_bfloat16_that_fits_as_it_is_read_is_loaded(
 
 
 def test_a_cache_counts_at_least_a_block_and_at_most_what_all_rows_fill() -> None:
-    block = XLA.kv_layout(num_blocks=1, block_size=16).block_bytes
+    block = XLA.kv_layout(num_blocks=1, block_size=16).block_bytes[0]
     assert estimate_memory(XLA, SETTINGS, kv_memory_bytes=None).kv_bytes == 2 * block
     # 64 positions are 4 blocks a row, and one block is for padding.
     assert estimate_memory(XLA, SETTINGS, kv_memory_bytes=2**40).kv_bytes == (3 * 4 + 1) * block

@@ -238,7 +238,7 @@ class Attention {
     part.begin = first_seen(part.row);
     const int32_t token = token_of(part.row);
     part.end = call_.positions[token] + count;
-    part.table = call_.block_tables + call_.rows[token] * call_.table_width;
+    part.table = block_.tables + call_.rows[token] * call_.table_width;
     queries += part.row * groups();
     part.queries = queries;
     float scaled[kMaxHeadDim];

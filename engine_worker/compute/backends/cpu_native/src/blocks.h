@@ -57,7 +57,7 @@ inline void normalize_rms(const float* weight, float eps, float* x, int64_t size
 class BlockRunner {
  public:
   BlockRunner(Team& team, int num_threads, const BlocksCall& call, Scratch& scratch,
-              const QueryTiles& tiles)
+              const std::vector<QueryTiles>& tiles)
       : team_(team),
         num_threads_(num_threads),
         call_(call),
@@ -104,15 +104,16 @@ class BlockRunner {
   // Attention of all tiles and key heads; where these are few, threads share their spans.
   template <CacheType kType>
   void attend(const AttentionBlock& block, const float* qkv, float* attended) {
-    Attention<kType> attention(call_, block, tiles_, scratch_.attention[team_.thread()]);
+    const QueryTiles& tiles = tiles_[static_cast<size_t>(block.group)];
+    Attention<kType> attention(call_, block, tiles, scratch_.attention[team_.thread()]);
     const int64_t width = block.qkv.outputs, num_heads = block.num_kv_heads;
-    const int64_t num_items = static_cast<int64_t>(tiles_.tiles.size()) * num_heads;
+    const int64_t num_items = static_cast<int64_t>(tiles.tiles.size()) * num_heads;
     const auto begin = [&](int64_t item) -> const QueryTile& {
-      const QueryTile& tile = tiles_.tiles[static_cast<size_t>(item / num_heads)];
+      const QueryTile& tile = tiles.tiles[static_cast<size_t>(item / num_heads)];
       attention.begin(tile, item % num_heads, qkv + tile.first * width, width);
       return tile;
     };
-    if (tiles_.num_spans == 1 || num_items >= 2 * num_threads_) {
+    if (tiles.num_spans == 1 || num_items >= 2 * num_threads_) {
       // The last tiles of a prompt see the most: they come first.
       team_.each(num_items, [&](int64_t item) {
         const QueryTile& tile = begin(num_items - 1 - item);
@@ -120,18 +121,18 @@ class BlockRunner {
       });
       return;
     }
-    const int64_t most_rows = tiles_.most_tokens * block.heads_per_kv_head();
+    const int64_t most_rows = tiles.most_tokens * block.heads_per_kv_head();
     const auto state_of = [&](int64_t item, int64_t span, int64_t rows) {
       return SoftmaxState(scratch_.spans.at<float>() +
-                              (item * tiles_.num_spans + span) *
+                              (item * tiles.num_spans + span) *
                                   SoftmaxState::num_floats(most_rows, block.head_dim),
                           rows);
     };
     const auto rows_of = [&](const QueryTile& tile) {
       return tile.count * block.heads_per_kv_head();
     };
-    team_.each(num_items * tiles_.num_spans, [&](int64_t part) {
-      const int64_t item = part / tiles_.num_spans, span = part % tiles_.num_spans;
+    team_.each(num_items * tiles.num_spans, [&](int64_t part) {
+      const int64_t item = part / tiles.num_spans, span = part % tiles.num_spans;
       const QueryTile& tile = begin(item);
       if (span < attention.first_span() || span >= attention.end_span()) return;
       attention.run_span(span, state_of(item, span, rows_of(tile)));
@@ -169,7 +170,7 @@ class BlockRunner {
     }
     const int64_t position = call_.positions[token];
     const int64_t page =
-        call_.block_tables[call_.rows[token] * call_.table_width + position / call_.block_size];
+        block.tables[call_.rows[token] * call_.table_width + position / call_.block_size];
     for (int64_t h = 0; h < block.num_kv_heads; h++) {
       rotate(k + h * dim, cosine, sine, block.rotary_pairs);
       const int64_t offset = (page * block.num_kv_heads + h) * call_.block_size * dim;
@@ -271,7 +272,7 @@ class BlockRunner {
   const int num_threads_;
   const BlocksCall& call_;
   Scratch& scratch_;
-  const QueryTiles& tiles_;
+  const std::vector<QueryTiles>& tiles_;  // by group
   const int64_t num_live_;
 };
 
@@ -279,17 +280,18 @@ class BlockRunner {
 
 // Positions that the rows of two tokens have in the same blocks and that are before both tokens, in
 // whole chunks.
-inline int64_t num_shared(const BlocksCall& call, int32_t one, int32_t other) {
+inline int64_t num_shared(const BlocksCall& call, const int32_t* tables, int32_t one,
+                          int32_t other) {
   const int64_t before = std::min(call.positions[one], call.positions[other]);
-  const int32_t* table = call.block_tables + call.rows[one] * call.table_width;
-  const int32_t* other_table = call.block_tables + call.rows[other] * call.table_width;
+  const int32_t* table = tables + call.rows[one] * call.table_width;
+  const int32_t* other_table = tables + call.rows[other] * call.table_width;
   const int64_t num_blocks = before / call.block_size, chunk = chunk_size(call.block_size);
   const int64_t same = std::mismatch(table, table + num_blocks, other_table).first - table;
   return same * call.block_size / chunk * chunk;
 }
 
-// Finds the neighbours among the live tokens that attention takes together.
-inline QueryTiles query_tiles(const BlocksCall& call) {
+// Finds the neighbours among the live tokens that attention by some tables takes together.
+inline QueryTiles query_tiles(const BlocksCall& call, const int32_t* tables) {
   int64_t heads = 1;
   for (const Block& block : call.blocks) {
     if (block.is_attention) heads = std::max(heads, block.attention.heads_per_kv_head());
@@ -317,7 +319,7 @@ inline QueryTiles query_tiles(const BlocksCall& call) {
         continue;
       }
       const int32_t first = call.live[static_cast<size_t>(tile.first)];
-      const int64_t shared = shares ? num_shared(call, first, token) : 0;
+      const int64_t shared = shares ? num_shared(call, tables, first, token) : 0;
       if (shared > 0) {
         tile.num_shared = tile.num_segments > 1 ? std::min(tile.num_shared, shared) : shared;
         tile.num_segments++;
@@ -332,14 +334,15 @@ inline QueryTiles query_tiles(const BlocksCall& call) {
   return found;
 }
 
-inline bool reserve(Scratch& kept, const BlocksCall& call, const QueryTiles& tiles,
-                    int num_threads) {
+inline bool reserve(Scratch& kept, const BlocksCall& call,
+                    const std::vector<QueryTiles>& tiles_by_group, int num_threads) {
   const auto num_rows = static_cast<int64_t>(call.live.size());
   bool is_enough = kept.normed.reserve(num_threads * round_up(call.hidden_size, 16) * 4);
   for (const Block& block : call.blocks) {
     int64_t projected = call.hidden_size, inner = 0;
     if (block.is_attention) {
       const AttentionBlock& attention = block.attention;
+      const QueryTiles& tiles = tiles_by_group[static_cast<size_t>(attention.group)];
       projected = std::max(projected, attention.qkv.outputs);
       inner = attention.q_size();
       is_enough = is_enough && kept.narrow.reserve(num_rows, attention.qkv) &&
@@ -372,7 +375,11 @@ inline bool run_blocks(const BlocksCall& call) {
   const auto lock = pool.begin_call();
   const int num_threads = pool.num_threads();
   Scratch& kept = scratch();
-  const QueryTiles tiles = query_tiles(call);
+  std::vector<QueryTiles> tiles;
+  for (int64_t group = 0; group < call.num_groups; group++) {
+    tiles.push_back(
+        query_tiles(call, call.block_tables + group * call.num_rows * call.table_width));
+  }
   if (!reserve(kept, call, tiles, num_threads)) return false;
   const int num_phases = static_cast<int>(call.blocks.size()) * BlockRunner::kPhases;
   pool.run(lock, num_phases, [&](Team& team) {

@@ -142,7 +142,9 @@ struct AttentionBlock {
   const float *cosine, *sine;  // [T, rotary_pairs]
   int64_t rotary_pairs;
   CacheType cache_type;
-  void *keys, *values;  // One layer's pages.
+  void *keys, *values;    // One layer's pages.
+  int64_t group;          // Of the layers that share its block tables.
+  const int32_t* tables;  // [R, table_width], those of the group.
 
   int64_t q_size() const { return num_heads * head_dim; }
   int64_t kv_size() const { return num_kv_heads * head_dim; }
@@ -182,8 +184,8 @@ struct BlocksCall {
   float* x;  // [T, hidden], updated in place.
   int64_t num_tokens, hidden_size;
   const int32_t *positions, *rows;  // [T]
-  const int32_t* block_tables;      // [R, table_width]
-  int64_t num_rows, table_width, num_blocks, block_size;
+  const int32_t* block_tables;      // [num_groups, R, table_width]
+  int64_t num_groups, num_rows, table_width, block_size;
   std::vector<Block> blocks;
   std::vector<int32_t> live;  // Indices of the tokens that are not padding.
 };

@@ -31,6 +31,8 @@ class BlocksReader {
                 num_fields == kHeaderFields + num_blocks * kBlockFields &&
                 num_scalars == num_blocks * kBlockScalars,
             "config and scalars don't fit the number of blocks");
+    require(fields[3] >= 1 && fields[3] <= kMaxGroups, "there is no such number of block tables");
+    call_.num_groups = fields[3];
     read_step();
     for (int64_t i = 0; i < num_ropes; i++) read_rope();
     for (int64_t i = 0; i < num_blocks; i++) {
@@ -66,7 +68,8 @@ class BlocksReader {
     const auto& tables =
         frame_.argument(3, "block_tables", XLA_FFI_DataType_S32, {kAny, kAny}, kFloat);
     call_.block_tables = integers(tables);
-    call_.num_rows = tables.dims[0];
+    require(tables.dims[0] % call_.num_groups == 0, "some groups have more block tables");
+    call_.num_rows = tables.dims[0] / call_.num_groups;
     call_.table_width = tables.dims[1];
     next_argument_ = 4;
   }
@@ -98,6 +101,8 @@ class BlocksReader {
     const bool has_norm_bias = fields.flag("norm bias");
     const bool has_qkv_bias = fields.flag("qkv bias"), has_o_bias = fields.flag("o bias");
     const bool has_post_norm = fields.flag("post norm"), has_sinks = fields.flag("sinks");
+    attention.group = fields.integer(0, call_.num_groups - 1, "group");
+    attention.tables = call_.block_tables + attention.group * call_.num_rows * call_.table_width;
     attention.norm.eps = fields.scalar("eps");
     attention.scale = fields.scalar("scale");
     attention.softcap = fields.scalar("softcap");
@@ -134,11 +139,11 @@ class BlocksReader {
     const bool is_half = block.cache_type == CacheType::kBfloat16;
     const XLA_FFI_DataType type = is_half ? XLA_FFI_DataType_U16 : XLA_FFI_DataType_F32;
     const int64_t lane = is_half ? 2 : 1;
-    const int64_t num_blocks = has_pages_ ? call_.num_blocks : kAny;
-    const int64_t block_size = has_pages_ ? call_.block_size : kAny;
+    int64_t& num_pages = num_pages_[block.group];
+    const int64_t block_size = call_.block_size > 0 ? call_.block_size : kAny;
     const auto& keys = frame_.argument(
         next_argument_++, "keys", type,
-        {num_blocks, block.num_kv_heads, block.head_dim / lane, block_size, lane}, kWide);
+        {num_pages > 0 ? num_pages : kAny, block.num_kv_heads, block.head_dim / lane, block_size, lane}, kWide);
     const auto& values = frame_.argument(
         next_argument_++, "values", type,
         {keys.dims[0], block.num_kv_heads, keys.dims[3] / lane, block.head_dim, lane}, kWide);
@@ -147,8 +152,7 @@ class BlocksReader {
     require(keys.dims[0] > 0 && keys.dims[3] > 0 && keys.dims[3] <= 65536 &&
                 keys.dims[3] % lane == 0,
             "the cache has no blocks, or blocks of more than 65536 or of an odd number of tokens");
-    has_pages_ = true;
-    call_.num_blocks = keys.dims[0];
+    num_pages = keys.dims[0];
     call_.block_size = keys.dims[3];
     block.keys = keys.data;
     block.values = values.data;
@@ -186,7 +190,7 @@ class BlocksReader {
     for (int64_t token = 0; token < call_.num_tokens; token++) {
       const int64_t position = call_.positions[token];
       if (position < 0) continue;
-      if (has_pages_) check_pages(token, position);
+      if (call_.block_size > 0) check_pages(token, position);
       call_.live.push_back(static_cast<int32_t>(token));
     }
   }
@@ -203,10 +207,14 @@ class BlocksReader {
     if (row != checked_row_) checked_pages_ = 0;
     checked_row_ = row;
     for (; checked_pages_ <= last; checked_pages_++) {
-      const int64_t page = call_.block_tables[row * call_.table_width + checked_pages_];
-      if (page < 0 || page >= call_.num_blocks) {
-        throw BadCall("block " + std::to_string(page) + " of row " + std::to_string(row) +
-                      " is outside of the cache's " + std::to_string(call_.num_blocks));
+      for (int64_t group = 0; group < call_.num_groups; group++) {
+        if (num_pages_[group] == 0) continue;  // Nothing here reads its pages.
+        const int64_t page =
+            call_.block_tables[(group * call_.num_rows + row) * call_.table_width + checked_pages_];
+        if (page < 0 || page >= num_pages_[group]) {
+          throw BadCall("block " + std::to_string(page) + " of row " + std::to_string(row) +
+                        " is outside of the cache's " + std::to_string(num_pages_[group]));
+        }
       }
     }
   }
@@ -215,7 +223,7 @@ class BlocksReader {
   BlocksCall call_{};
   std::vector<Rope> ropes_;
   int64_t next_argument_ = 0, next_result_ = 1;
-  bool has_pages_ = false;
+  int64_t num_pages_[kMaxGroups] = {};  // 0 where no block has pages of the group.
   int64_t checked_row_ = -1, checked_pages_ = 0;
 };
 

@@ -44,7 +44,7 @@ def hidden_states(weights: DecoderWeights, weight_type: str) -> npt.NDArray[np.f
         positions=jnp.asarray(positions),
         is_token=jnp.asarray(positions < lengths[:, None]),
         num_stored=jnp.asarray(lengths),
-        block_tables=jnp.asarray(_tables(backend.table_multiple(BLOCK_SIZE))),
+        block_tables=(jnp.asarray(_tables(backend.table_multiple(BLOCK_SIZE))),),
         slots=no_slots,
         new_slots=no_slots,
         layout=layout,

@@ -14,9 +14,9 @@ import pytest
 from engine_worker.compute.backends.host_memory import release_pages
 from engine_worker.compute.backends.kv_layout import LayerPages
 from engine_worker.compute.backends.kv_memory import (
+    CacheShape,
     choose_num_blocks,
     default_kv_memory_bytes,
-    size_kv_blocks,
 )
 from engine_worker.compute.backends.xla.backend import XlaBackend
 from engine_worker.compute.backends.xla.pages import load_pages, store_tokens, xla_kv_layout
@@ -35,7 +35,7 @@ def test_the_layout_states_the_bytes_that_are_allocated() -> None:
     layout = xla_kv_layout(SPEC, np.float32, num_blocks=7, block_size=4)
     arrays = jax.tree.leaves(layout.allocate())
     assert sum(array.nbytes for array in arrays) == layout.size_bytes == 8 * BLOCK_BYTES
-    assert BACKEND.kv_layout(num_blocks=1, block_size=4).block_bytes == BLOCK_BYTES
+    assert BACKEND.kv_layout(num_blocks=1, block_size=4).block_bytes == (BLOCK_BYTES,)
 
 
 def test_bfloat16_is_stored_as_bits_and_loaded_rounded() -> None:
@@ -78,29 +78,29 @@ def test_a_donated_write_aliases_the_cache_and_needs_little_beside_it(
 
 
 def test_blocks_fill_the_given_memory_with_one_block_kept_for_padding() -> None:
-    assert size_kv_blocks(10 * BLOCK_BYTES + 5, BACKEND, 4) == 9
-    assert size_kv_blocks(BLOCK_BYTES, BACKEND, 4) == 0
+    shape = CacheShape(BACKEND, block_size=4, num_step_tokens=16)
+    assert shape.longest_request(10 * BLOCK_BYTES + 5, 1000) == 9
+    assert shape.longest_request(10 * BLOCK_BYTES + 5, 30) == 8
+    assert shape.longest_request(BLOCK_BYTES, 1000) == 0
 
 
 def test_a_runner_gets_what_fits_and_no_more_than_all_rows_need() -> None:
-    def choose(kv_memory_bytes: int) -> int:
+    def choose(kv_memory_bytes: int) -> tuple[int, ...]:
         return choose_num_blocks(
-            BACKEND,
-            block_size=4,
+            CacheShape(BACKEND, block_size=4, num_step_tokens=16),
             max_num_seqs=3,
             max_model_len=30,
             kv_memory_bytes=kv_memory_bytes,
         )
 
-    assert choose(18 * BLOCK_BYTES) == 17
-    assert choose(2**40) == 3 * 8
+    assert choose(18 * BLOCK_BYTES) == (17,)
+    assert choose(2**40) == (3 * 8,)
 
 
 def test_memory_for_less_than_one_request_is_refused_with_both_numbers() -> None:
     with pytest.raises(KvMemoryError, match=r"gets 0\.0 MiB.*30 tokens needs 0\.0 MiB"):
         choose_num_blocks(
-            BACKEND,
-            block_size=4,
+            CacheShape(BACKEND, block_size=4, num_step_tokens=16),
             max_num_seqs=3,
             max_model_len=30,
             kv_memory_bytes=3 * BLOCK_BYTES,

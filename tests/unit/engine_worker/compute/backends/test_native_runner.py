@@ -333,7 +333,7 @@ def test_draft_tokens_read_the_pages_of_their_row_once_and_change_nothing(
         positions=positions,
         is_token=jnp.array([[True]] * 6 + [[False]]),
         num_stored=positions[:, 0] + 1,
-        block_tables=tables,
+        block_tables=(tables,),
         slots=tables[:, 0],
         new_slots=tables[:, 0],
         layout=runner.kv_layout,
@@ -355,6 +355,7 @@ def test_draft_tokens_read_the_pages_of_their_row_once_and_change_nothing(
         sample=True,
         sampling=GREEDY,
         draft_token_ids=tuple(expected[1:3]),
+        window_block_ids=request.block_ids,
     )
     result = runner.run(StepBatch((drafted,)))
     tokens = [int(result.token_ids[0]), *result.more_token_ids.get(0, ())]

@@ -34,7 +34,7 @@ class PagedRows:
         self.lengths = np.array(lengths, np.int32)
         self.keys = generator.standard_normal(shape, np.float32)
         self.values = generator.standard_normal(shape, np.float32)
-        self.tables = np.full((len(lengths), TABLE_WIDTH), LAYOUT.padding_block, np.int32)
+        self.tables = np.full((len(lengths), TABLE_WIDTH), LAYOUT.padding_blocks[0], np.int32)
         free = generator.permutation(NUM_BLOCKS)
         pages = LayerPages(
             *(jnp.full_like(pool, dirt) for pool in jax.tree.leaves(LAYOUT.allocate()[0]))
@@ -45,7 +45,7 @@ class PagedRows:
             self.tables[row, :num_blocks], free = free[:num_blocks], free[num_blocks:]
             # Padding takes all rows to one length, so that one program stores them.
             blocks = self.tables[row, positions // BLOCK_SIZE]
-            blocks = np.where(positions < length, blocks, LAYOUT.padding_block).astype(np.int32)
+            blocks = np.where(positions < length, blocks, LAYOUT.padding_blocks[0]).astype(np.int32)
             pages = _store(pages, self.keys[row], self.values[row], blocks, positions % BLOCK_SIZE)
         self.pages = pages
 

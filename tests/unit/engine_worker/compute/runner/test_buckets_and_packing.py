@@ -81,7 +81,7 @@ def test_the_deterministic_mode_has_one_shape() -> None:
 
 
 def test_a_packed_decode_row_is_unpacked_as_it_was_and_padding_does_nothing() -> None:
-    layout = PackedLayout(Bucket(4, 1), table_width=6, num_slots=3, padding_block=99)
+    layout = PackedLayout(Bucket(4, 1), table_width=6, num_slots=3, padding_blocks=(99,))
     sampling = RowSampling(
         temperature=0.7,
         top_k=11,
@@ -100,8 +100,8 @@ def test_a_packed_decode_row_is_unpacked_as_it_was_and_padding_does_nothing() ->
     assert inputs.positions[:, 0].tolist() == [5, 10, 0, 0]
     assert inputs.is_token[:, 0].tolist() == [True, True, False, False]
     assert inputs.num_stored.tolist() == [6, 11, 0, 0]
-    assert inputs.block_tables[1].tolist() == [4, 2, 99, 99, 99, 99]
-    assert inputs.block_tables[3].tolist() == [99] * 6
+    assert inputs.block_tables[0][1].tolist() == [4, 2, 99, 99, 99, 99]
+    assert inputs.block_tables[0][3].tolist() == [99] * 6
     chosen = inputs.sampling
     assert chosen.slots.tolist() == [3, 2, 3, 3]
     assert chosen.sampled.tolist() == [False, True, False, False]
@@ -117,7 +117,7 @@ def test_a_packed_decode_row_is_unpacked_as_it_was_and_padding_does_nothing() ->
 
 
 def test_a_packed_chunk_marks_its_tokens() -> None:
-    layout = PackedLayout(Bucket(2, 8), table_width=4, num_slots=3, padding_block=99)
+    layout = PackedLayout(Bucket(2, 8), table_width=4, num_slots=3, padding_blocks=(99,))
     inputs = jax.tree.map(np.asarray, layout.unpack(jax.numpy.asarray(layout.pack([work()]))))
     assert inputs.token_ids.tolist() == [[7, 8, 9, 0, 0, 0, 0, 0]]
     assert inputs.positions.tolist() == [[5, 6, 7, 8, 9, 10, 11, 12]]
@@ -128,7 +128,7 @@ def test_a_packed_chunk_marks_its_tokens() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63, 2**64 - 1, -1])
 def test_any_64_bit_seed_can_be_packed(seed: int) -> None:
-    layout = PackedLayout(Bucket(1, 1), table_width=2, num_slots=2, padding_block=9)
+    layout = PackedLayout(Bucket(1, 1), table_width=2, num_slots=2, padding_blocks=(9,))
     packed = layout.pack([work(token_ids=(1,), sampling=RowSampling(seed=seed))])
     chosen = layout.unpack(jax.numpy.asarray(packed)).sampling
     assert (int(chosen.seeds_high[0]) << 32) + int(chosen.seeds_low[0]) == seed % 2**64

@@ -59,7 +59,7 @@ def content_bits(
     engine: Engine, runner: JaxModelRunner, token_ids: tuple[int, ...]
 ) -> list[npt.NDArray[np.uint32]]:
     """Keys and values of the full blocks of a text, layer by layer, as the cache holds them."""
-    blocks = [engine._pool.find(content) for content in block_hashes(token_ids, BLOCK_SIZE, "")]
+    blocks = [engine._pools[0].find(content) for content in block_hashes(token_ids, BLOCK_SIZE, "")]
     assert None not in blocks
     index = np.asarray(blocks)
     return [
@@ -78,7 +78,7 @@ def test_an_answer_on_a_cached_prompt_has_the_bits_of_one_without() -> None:
     expected = content_bits(engine, runner, text)
 
     # The same beginning, computed as part of something else and beside others.
-    engine._pool.forget_all()
+    engine._pools[0].forget_all()
     complete(engine, (*PROMPT[:33], 3, 1, 2), (9, 8, 7))
     ((warm, num_cached), *_) = complete(engine, PROMPT, (1, 2, 3) * 9)
     assert num_cached == 32

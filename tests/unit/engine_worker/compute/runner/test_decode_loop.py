@@ -121,7 +121,11 @@ def test_rows_that_cannot_look_ahead_are_refused(runner: JaxModelRunner) -> None
         sampling = replace(work.sampling, num_logprobs=1)
         runner.run(StepBatch((replace(work, max_new_tokens=2, sampling=sampling),)))
     with pytest.raises(ValueError, match="blocks do not fit"):
-        runner.run(StepBatch((replace(work, max_new_tokens=20, block_ids=[0, 1]),)))
+        runner.run(
+            StepBatch(
+                (replace(work, max_new_tokens=20, block_ids=[0, 1], window_block_ids=[0, 1]),)
+            )
+        )
     with pytest.raises(ValueError, match="at most 8 stop ids"):
         runner.run(StepBatch((replace(work, stop_token_ids=tuple(range(9))),)))
 
@@ -184,7 +188,9 @@ def test_rows_that_cannot_draft_are_refused(runner: JaxModelRunner) -> None:
         with pytest.raises(ValueError, match="only decodes"):
             runner.run(StepBatch((replace(work, draft_token_ids=(1,), **changes),)))
     with pytest.raises(ValueError, match="blocks do not fit"):
-        runner.run(StepBatch((replace(work, draft_token_ids=(1, 2), block_ids=[0]),)))
+        runner.run(
+            StepBatch((replace(work, draft_token_ids=(1, 2), block_ids=[0], window_block_ids=[0]),))
+        )
 
 
 def test_the_deterministic_mode_computes_one_token_a_step() -> None:

@@ -36,7 +36,8 @@ def logits() -> npt.NDArray[np.float32]:
 
 def row(slot: int = 0, **changes: object) -> RowWork:
     """The whole prompt as one row that is sampled."""
-    work = RowWork(slot, PROMPT, 0, [5 * slot + block for block in BLOCKS], True, GREEDY)
+    blocks = [5 * slot + block for block in BLOCKS]
+    work = RowWork(slot, PROMPT, 0, blocks, True, GREEDY, window_block_ids=blocks)
     return replace(work, **changes)  # type: ignore[arg-type]
 
 

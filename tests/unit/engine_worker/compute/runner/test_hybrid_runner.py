@@ -92,7 +92,8 @@ def blocks(index: int) -> list[int]:
 
 def decode_row(request: RunnerRequest, start: int, **more: object) -> RowWork:
     token_ids = (request.token_ids[start],)
-    row = RowWork(request.slot, token_ids, start, request.block_ids, sample=True, sampling=GREEDY)
+    blocks = request.block_ids
+    row = RowWork(request.slot, token_ids, start, blocks, True, GREEDY, window_block_ids=blocks)
     return replace(row, **more)  # type: ignore[arg-type]
 
 
@@ -228,7 +229,7 @@ def test_questions_follow_a_prompt_from_its_state_and_leave_it_as_it_was(
             [20 + 3 * row + i for i in range(runner.num_scratch_blocks(length, len(tokens)))]
             for row, tokens in enumerate(pack.rows)
         ]
-        found = runner.score(pack, length, request.slot, request.block_ids, scratch)
+        found = runner.score(pack, length, request.slot, [request.block_ids] * 2, [scratch] * 2)
         for pair, score in zip(pack.pairs, found, strict=True):
             before = [*request.prompt, *pack.rows[pair.row][: pair.offset + 1]]
             logits = reference().logits(before)[-1].astype(np.float64)

@@ -145,7 +145,7 @@ def test_nothing_is_compiled_after_warm_up_whatever_the_traffic(runner: JaxModel
             question = ScoredTexts(tuple(prompt_of(num_tokens)), ((1,), (2,)), 0)
             (pack,) = packs_of([question], runner.score_limits)
             scratch = [blocks(1)[: runner.num_scratch_blocks(5, num_tokens)]]
-            assert len(runner.score(pack, 5, 0, blocks(0), scratch)) == 2
+            assert len(runner.score(pack, 5, 0, [blocks(0)] * 2, [scratch] * 2)) == 2
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert compiled == []
@@ -256,7 +256,7 @@ def test_nan_that_a_block_held_before_reaches_no_later_user(
 def test_a_row_beyond_the_limits_is_refused_before_anything_is_computed(
     runner: JaxModelRunner, change: dict[str, object], message: str
 ) -> None:
-    row = RowWork(0, (1, 2), 0, (3,), True, GREEDY)
+    row = RowWork(0, (1, 2), 0, (3,), True, GREEDY, window_block_ids=(3,))
     before = runner.state
     with pytest.raises(ValueError, match=message):
         runner.run(StepBatch((replace(row, **change),)))  # type: ignore[arg-type]

@@ -163,4 +163,6 @@ def test_an_engine_says_the_same_with_steps_that_were_begun_ahead(
 def test_rows_without_room_for_the_next_step_are_refused(runner: JaxModelRunner) -> None:
     work = begun(runner)[0].next_work(1)
     with pytest.raises(ValueError, match="blocks do not fit"):
-        runner.run(StepBatch((replace(work, start=7, block_ids=[0]),), has_next=True))
+        runner.run(
+            StepBatch((replace(work, start=7, block_ids=[0], window_block_ids=[0]),), has_next=True)
+        )

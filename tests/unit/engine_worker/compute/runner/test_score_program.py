@@ -54,6 +54,7 @@ def prefill(runner: JaxModelRunner, prompt: Sequence[int]) -> None:
         token_ids=prompt,
         start=0,
         block_ids=BLOCKS,
+        window_block_ids=BLOCKS,
         sample=False,
         sampling=RowSampling(),
     )
@@ -63,14 +64,16 @@ def prefill(runner: JaxModelRunner, prompt: Sequence[int]) -> None:
 def scores(
     runner: JaxModelRunner, questions: Sequence[ScoredTexts], prompt: Sequence[int] = PROMPT
 ) -> list[float]:
-    sums = [0.0] * NUM_LABELS
+    sums, num_groups = [0.0] * NUM_LABELS, len(runner.cache_groups)
     for pack in packs_of(questions, runner.score_limits):
         free = iter(range(len(BLOCKS), 60))
         scratch = [
             [next(free) for _ in range(runner.num_scratch_blocks(len(prompt), len(row)))]
             for row in pack.rows
         ]
-        found = runner.score(pack, len(prompt), 0, BLOCKS, scratch).tolist()
+        found = runner.score(
+            pack, len(prompt), 0, [BLOCKS] * num_groups, [scratch] * num_groups
+        ).tolist()
         for pair, score in zip(pack.pairs, found, strict=True):
             sums[pair.label] += score
     return sums
@@ -87,6 +90,7 @@ def prompt_scores(runner: JaxModelRunner) -> list[float]:
                 token_ids=whole,
                 start=0,
                 block_ids=BLOCKS,
+                window_block_ids=BLOCKS,
                 sample=True,
                 sampling=RowSampling(num_prompt_logprobs=0),
                 scored_token_ids=whole[1:],

@@ -24,7 +24,7 @@ def make_scheduler(
         prefill_chunk_size=chunk,
         max_model_len=num_blocks * block_size,
     )
-    return Scheduler(limits, pool), pool
+    return Scheduler(limits, [pool]), pool
 
 
 def make_choice(

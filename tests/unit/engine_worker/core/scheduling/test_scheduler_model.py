@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine_worker.core.choice.batch import RowSampling
+from engine_worker.core.choice.cache_group import NO_BLOCK, CacheGroup, most_window_blocks
 from engine_worker.core.choice.choice import Choice, ChoiceStatus
 from engine_worker.core.scheduling.block_hashes import block_hashes
 from engine_worker.core.scheduling.block_pool import BlockPool
@@ -43,15 +44,20 @@ PROMPTS = st.builds(
 class SchedulerMachine(RuleBasedStateMachine):
     """Adds, steps, extends, aborts and loses the cache; the memory of the blocks is simulated."""
 
+    groups: tuple[CacheGroup, ...] = (CacheGroup(NUM_BLOCKS),)
+
     def __init__(self) -> None:
         super().__init__()
-        self.pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)
-        self.scheduler = Scheduler(LIMITS, self.pool)
-        self.memory: list[list[int | None]] = [[None] * BLOCK_SIZE for _ in range(NUM_BLOCKS)]
+        self.pools = [BlockPool(group.num_blocks, BLOCK_SIZE) for group in self.groups]
+        self.scheduler = Scheduler(LIMITS, self.pools, [group.reach for group in self.groups])
+        self.memories = self.empty_memories()
         self.states = RecurrentStates(BLOCK_SIZE, MAX_DRAFT_TOKENS + 2)
         self.choices: list[Choice] = []
         self.num_added = 0
         self.known: set[bytes] = set()
+
+    def empty_memories(self) -> list[list[list[int | None]]]:
+        return [[[None] * BLOCK_SIZE for _ in range(group.num_blocks)] for group in self.groups]
 
     @rule(
         prompt=PROMPTS,
@@ -183,7 +189,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for row in self.scheduler.schedule().rows:
             self.end(row.choice)
         self.scheduler.reset()
-        self.memory = [[None] * BLOCK_SIZE for _ in range(NUM_BLOCKS)]
+        self.memories = self.empty_memories()
         self.states.lose()
 
     @rule()
@@ -193,7 +199,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         for row in schedule.rows[:1]:
             self.scheduler.distrust(row.choice)
             # Others may have computed the same for themselves; their blocks keep their names.
-            assert not {self.pool._hashes[block_id] for block_id in row.choice.block_ids} - {None}
+            for pool, table in zip(self.pools, self.scheduler.tables(row.choice), strict=True):
+                assert not {pool._hashes[one] for one in table if one != NO_BLOCK} - {None}
+                freed = row.choice.block_hashes[: table.count(NO_BLOCK)]
+                assert not any(pool.find(content) for content in freed)
             self.end(row.choice)
         for row in schedule.rows[1:]:
             self.write(row)
@@ -212,44 +221,82 @@ class SchedulerMachine(RuleBasedStateMachine):
         start = choice.num_computed_tokens
         tokens = choice.token_ids(start, start + row.num_tokens)
         for position, token in enumerate(tokens, start=start):
-            block_id = choice.block_ids[position // BLOCK_SIZE]
-            assert self.pool.num_holders(block_id) == 1, "a shared block is written to"
-            assert self.pool._hashes[block_id] is None, "a named block is written to"
-            self.memory[block_id][position % BLOCK_SIZE] = token
+            self.put(choice, position, token)
         assert choice.slot is not None
-        self.states.compute(choice.slot, choice.block_ids, choice.token_ids(0, start), tokens)
+        if self.has_states:
+            self.states.compute(choice.slot, choice.block_ids, choice.token_ids(0, start), tokens)
+
+    def put(self, choice: Choice, position: int, token: int) -> None:
+        for pool, memory, table in zip(
+            self.pools, self.memories, self.scheduler.tables(choice), strict=True
+        ):
+            block_id = table[position // BLOCK_SIZE]
+            assert block_id != NO_BLOCK, "a freed block is written to"
+            assert pool.num_holders(block_id) == 1, "a shared block is written to"
+            assert pool._hashes[block_id] is None, "a named block is written to"
+            memory[block_id][position % BLOCK_SIZE] = token
+
+    @property
+    def has_states(self) -> bool:
+        """Recurrent layers are in a group that keeps the blocks of all tokens."""
+        return self.groups[0].reach is None
 
     def write_draft(self, row: ScheduledRow, num_drafted: int) -> None:
         """Drafts are computed with the row; whatever they were, it is nobody's token."""
         first = row.choice.num_computed_tokens + 1
         for position in range(first, first + num_drafted):
-            block_id = row.choice.block_ids[position // BLOCK_SIZE]
-            assert self.pool.num_holders(block_id) == 1, "a draft is written to a shared block"
-            assert self.pool._hashes[block_id] is None, "a draft is written to a named block"
-            self.memory[block_id][position % BLOCK_SIZE] = -position
+            self.put(row.choice, position, -position)
         slot, known = row.choice.slot, row.choice.token_ids(0, first)
         assert slot is not None
         drafted = tuple(range(-first - num_drafted, -first))
-        self.states.compute(slot, row.choice.block_ids, known, drafted)
+        if self.has_states:
+            self.states.compute(slot, row.choice.block_ids, known, drafted)
 
     def check_reads(self, row: ScheduledRow) -> None:
         choice = row.choice
-        end = choice.num_computed_tokens + row.num_tokens
-        held = [token for block_id in choice.block_ids for token in self.memory[block_id]]
-        assert tuple(held[:end]) == choice.token_ids(0, end)
+        start = choice.num_computed_tokens
+        end = start + row.num_tokens
+        for group, memory, table in zip(
+            self.groups, self.memories, self.scheduler.tables(choice), strict=True
+        ):
+            first = 0 if group.reach is None else max(0, start - group.reach + 1)
+            held = [
+                memory[table[position // BLOCK_SIZE]][position % BLOCK_SIZE]
+                for position in range(first, end)
+                if table[position // BLOCK_SIZE] != NO_BLOCK
+            ]
+            assert tuple(held) == choice.token_ids(first, end)
 
     @invariant()
     def every_block_is_counted(self) -> None:
-        holders = [0] * NUM_BLOCKS
+        for index, pool in enumerate(self.pools):
+            holders = [0] * pool.num_blocks
+            for choice in self.choices:
+                assert (choice.slot is not None) == (choice.status is ChoiceStatus.RUNNING)
+                table = self.scheduler.tables(choice)[index]
+                assert choice.slot is not None or not table
+                for block_id in table:
+                    if block_id != NO_BLOCK:
+                        holders[block_id] += 1
+            assert [pool.num_holders(one) for one in range(pool.num_blocks)] == holders
+            assert pool.num_free == holders.count(0)
+            free = [*pool._empty, *pool._cached]
+            assert sorted(free) == [one for one in range(pool.num_blocks) if not holders[one]]
+
+    @invariant()
+    def nothing_is_kept_behind_a_window(self) -> None:
         for choice in self.choices:
-            assert (choice.slot is not None) == (choice.status is ChoiceStatus.RUNNING)
-            assert choice.slot is not None or not choice.block_ids
-            for block_id in choice.block_ids:
-                holders[block_id] += 1
-        assert [self.pool.num_holders(block_id) for block_id in range(NUM_BLOCKS)] == holders
-        assert self.pool.num_free == holders.count(0)
-        free = [*self.pool._empty, *self.pool._cached]
-        assert sorted(free) == [block_id for block_id in range(NUM_BLOCKS) if not holders[block_id]]
+            for group, table in zip(self.groups, self.scheduler.tables(choice), strict=True):
+                num_held = sum(block_id != NO_BLOCK for block_id in table)
+                if group.reach is None:
+                    assert num_held == len(table)
+                    continue
+                first_seen = max(0, choice.num_computed_tokens - group.reach + 1)
+                num_behind = min(first_seen // BLOCK_SIZE, len(table))
+                assert table[:num_behind] == [NO_BLOCK] * num_behind
+                assert num_held == len(table) - num_behind
+                # The window, and what is being computed: a chunk, or drafts.
+                assert num_held <= most_window_blocks(group.reach, 5, BLOCK_SIZE) + 1
 
     @invariant()
     def everybody_is_somewhere_once(self) -> None:
@@ -261,26 +308,29 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def names_tell_the_truth(self) -> None:
-        for content, block_id in self.pool._block_of.items():
-            assert self.pool._hashes[block_id] == content
-            assert None not in self.memory[block_id]
+        for pool, memory in zip(self.pools, self.memories, strict=True):
+            for content, block_id in pool._block_of.items():
+                assert pool._hashes[block_id] == content
+                assert None not in memory[block_id]
         for choice in self.choices:
             named = choice.block_hashes[: choice.num_named_blocks]
             tokens = choice.token_ids(0, choice.num_computed_tokens)
             assert tuple(named) == block_hashes(tokens, BLOCK_SIZE, choice.cache_salt)[: len(named)]
             for end in range(BLOCK_SIZE, len(named) * BLOCK_SIZE + 1, BLOCK_SIZE):
+                if not self.has_states:
+                    break
                 self.states.check(-1, choice.block_ids, tokens[:end])
 
     @invariant()
     def the_changes_add_up(self) -> None:
-        changes = self.pool.take_changes()
+        changes = self.pools[0].take_changes()
         if changes is not None:
             if changes.is_reset:
                 self.known = set()
             assert not self.known & set(changes.added)
             assert self.known >= set(changes.removed)
             self.known = (self.known | set(changes.added)) - set(changes.removed)
-        assert self.known == set(self.pool.contents())
+        assert self.known == set(self.pools[0].contents())
 
     def teardown(self) -> None:
         """Everybody gets a lease and runs to the end; then every block is free."""
@@ -292,13 +342,36 @@ class SchedulerMachine(RuleBasedStateMachine):
                 break
             self.step(5, 1)
         assert not self.choices
-        assert self.pool.num_free == NUM_BLOCKS
+        assert all(pool.num_free == pool.num_blocks for pool in self.pools)
 
 
-TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(
+class WindowMachine(SchedulerMachine):
+    """All layers are behind a window, for which few blocks are enough."""
+
+    groups = (CacheGroup(6, reach=4),)
+
+
+class MixedMachine(SchedulerMachine):
+    """Some layers see all tokens, others a window."""
+
+    groups = (CacheGroup(NUM_BLOCKS), CacheGroup(6, reach=4))
+
+
+class NarrowMachine(SchedulerMachine):
+    """A window of one token, and a window's blocks for one choice at a time."""
+
+    groups = (CacheGroup(NUM_BLOCKS), CacheGroup(3, reach=1))
+
+
+SETTINGS = settings(
     max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestWindowMachine = WindowMachine.TestCase
+TestMixedMachine = MixedMachine.TestCase
+TestNarrowMachine = NarrowMachine.TestCase
+for _case in (TestSchedulerMachine, TestWindowMachine, TestMixedMachine, TestNarrowMachine):
+    _case.settings = SETTINGS
 
 
 def make(arrival: int, num_prompt: int, priority: int) -> Choice:
@@ -343,7 +416,7 @@ def test_every_request_gets_its_slot_within_the_stated_number_of_steps(
     specs: list[tuple[int, int, int]], output: int
 ) -> None:
     pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)
-    scheduler = Scheduler(LIMITS, pool)
+    scheduler = Scheduler(LIMITS, [pool])
     pending = [
         (step, make(index, num_prompt, priority))
         for index, (num_prompt, priority, step) in enumerate(
@@ -370,7 +443,7 @@ def test_every_request_gets_its_slot_within_the_stated_number_of_steps(
 
 def test_a_stream_of_important_requests_does_not_starve_an_unimportant_one() -> None:
     pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)
-    scheduler = Scheduler(LIMITS, pool)
+    scheduler = Scheduler(LIMITS, [pool])
     unimportant = make(0, 4, priority=1)
     # More than the engine can take: three slots, two steps a choice, two arrivals a step.
     arrivals = itertools.count(1)
@@ -386,7 +459,7 @@ def test_a_stream_of_important_requests_does_not_starve_an_unimportant_one() -> 
 
 
 def test_a_more_important_request_goes_first_among_those_that_wait() -> None:
-    scheduler = Scheduler(LIMITS, BlockPool(NUM_BLOCKS, BLOCK_SIZE))
+    scheduler = Scheduler(LIMITS, [BlockPool(NUM_BLOCKS, BLOCK_SIZE)])
     first = [make(index, 1, priority=0) for index in range(3)]
     for choice in first:
         scheduler.add(choice)
@@ -419,7 +492,7 @@ def num_calls(scheduler: Scheduler) -> int:
 def test_a_step_costs_the_same_however_many_requests_wait() -> None:
     calls = []
     for num_waiting in (10, 5000):
-        scheduler = Scheduler(LIMITS, BlockPool(NUM_BLOCKS, BLOCK_SIZE))
+        scheduler = Scheduler(LIMITS, [BlockPool(NUM_BLOCKS, BLOCK_SIZE)])
         for index in range(LIMITS.max_num_seqs + num_waiting):
             scheduler.add(make(index, 4, priority=index % 3))
         run_step(scheduler, 5)
@@ -429,7 +502,7 @@ def test_a_step_costs_the_same_however_many_requests_wait() -> None:
 
 
 def test_requests_that_give_up_while_they_wait_cost_no_look_at_the_others() -> None:
-    scheduler = Scheduler(LIMITS, BlockPool(NUM_BLOCKS, BLOCK_SIZE))
+    scheduler = Scheduler(LIMITS, [BlockPool(NUM_BLOCKS, BLOCK_SIZE)])
     choices = [make(index, 4, priority=0) for index in range(2000)]
     for choice in choices:
         scheduler.add(choice)
