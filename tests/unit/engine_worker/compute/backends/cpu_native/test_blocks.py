@@ -367,6 +367,42 @@ def test_two_rows_over_the_same_blocks_see_each_others_tokens(kernels: Library) 
     assert np.array_equal(one, two)
 
 
+def test_blocks_of_one_call_read_the_tables_of_their_own_group(kernels: Library) -> None:
+    """A layer behind a window beside one that sees all: fewer pages, and NaN in what was freed."""
+    shape = StepShape((Row(20, 4), Row(45, 1), Row(46, 1)), 8)
+    problem = Problem(shape, 64)
+    whole = problem.attention(AttentionConfig(2, 1, 32, 0.2, 1e-5), 8)
+    windowed = problem.attention(AttentionConfig(2, 1, 32, 0.2, 1e-5, window=9), 8)
+    x, step = jnp.asarray(problem.x), problem.step
+    first, second = whole.block(0), replace(windowed.block(0), group=1, rope=1)
+    ropes = [*whole.ropes, *windowed.ropes]
+    alone, (kept,) = calls.run_blocks(x, step, ropes, [first])
+    alone, (seen,) = calls.run_blocks(alone, step, ropes, [replace(second, group=0)])
+
+    # In its own pool the window's blocks come first; a last one, of NaN, stands for freed ones.
+    tables, pages = np.asarray(step.block_tables), []
+    own = np.full_like(tables, -1)
+    for row, (stored, length) in enumerate(((20, 24), (45, 46), (46, 47))):
+        for place in range((stored - 8) // 8, -(-length // 8)):
+            own[row, place] = len(pages)
+            pages.append(tables[row, place])
+    own[own < 0] = len(pages)
+    assert (own == len(pages)).sum() >= 8
+
+    def moved(array: Any) -> Any:
+        freed = jnp.full_like(array[:1], 0x7FC0 if array.dtype == jnp.uint16 else jnp.nan)
+        return jnp.concatenate([array[jnp.array(pages)], freed])
+
+    both = replace(step, block_tables=jnp.concatenate([tables, own]), num_groups=2)
+    second = replace(second, keys=moved(second.keys), values=moved(second.values))
+    together, (whole_pages, own_pages) = calls.run_blocks(x, both, ropes, [first, second])
+    assert np.array_equal(together, alone)
+    for found, expected in zip(whole_pages, kept, strict=True):
+        assert np.array_equal(found, expected)
+    for found, expected in zip(own_pages, seen, strict=True):
+        assert np.array_equal(found[:-1], np.asarray(expected)[pages])
+
+
 def test_a_donated_cache_is_updated_in_place_within_a_loop(kernels: Library) -> None:
     problem = Problem(StepShape((Row(20, 1), Row(3, 1)), 32), 64)
     attention = problem.attention(AttentionConfig(2, 1, 32, 0.2, 1e-5), None)

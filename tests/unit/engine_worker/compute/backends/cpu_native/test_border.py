@@ -38,6 +38,30 @@ def test_a_block_outside_of_the_cache_is_refused(block: AttentionProblem) -> Non
         refused(block, match, replace(step, block_tables=tables))
 
 
+def test_tables_of_a_group_that_isnt_there_are_refused(block: AttentionProblem) -> None:
+    step = block.problem.step
+    refused(block, "group", group=1)
+    for num_groups in (0, 3):
+        refused(block, "no such number of block tables", replace(step, num_groups=num_groups))
+    tables = jnp.concatenate([step.block_tables, step.block_tables[:1]])
+    odd = replace(step, block_tables=tables, num_groups=2)
+    refused(block, "some groups have more block tables", odd)
+
+
+def test_a_block_outside_of_its_own_groups_cache_is_refused(block: AttentionProblem) -> None:
+    step, wrong = block.problem.step, block.problem.num_blocks
+    tables = step.block_tables.at[0, 1].set(wrong)
+    # Nobody reads the pages of the other group, whatever its tables name.
+    both = jnp.concatenate([tables, step.block_tables])
+    match = f"block {wrong} of row 0 is outside of the cache's {wrong}"
+    refused(block, match, replace(step, block_tables=both, num_groups=2))
+    x = jnp.asarray(block.problem.x)
+    step = replace(step, block_tables=both, num_groups=2)
+    calls.run_blocks(x, step, block.ropes, [replace(block.block(0), group=1)])[
+        0
+    ].block_until_ready()
+
+
 def test_a_position_behind_the_block_table_is_refused(block: AttentionProblem) -> None:
     step = block.problem.step
     positions = step.positions.at[3].set(1000)
