@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from engine_worker.core.choice.cache_group import CacheGroup
 from engine_worker.core.choice.score_pack import ScoredTexts
 from engine_worker.core.engine import Engine
 from engine_worker.core.engine_output import GatewayOutput
@@ -138,6 +139,28 @@ def test_a_score_that_is_preempted_starts_its_prompt_again_and_loses_nothing() -
     assert house.engine.num_preemptions > 0
     (answer,) = house.answers
     assert logprobs(answer) == pytest.approx(expected(many))
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        (CacheGroup(12, reach=6),),
+        (CacheGroup(64), CacheGroup(12, reach=6)),
+        # One window of 6 tokens, and a prompt's chunk of 8 or a question of 16 behind it.
+        (CacheGroup(64), CacheGroup(8, reach=6)),
+    ],
+)
+def test_a_beginning_whose_early_blocks_were_freed_is_scored_from_its_window(
+    groups: tuple[CacheGroup, ...],
+) -> None:
+    house = House(groups=groups)
+    house.engine.add("g", generate(prompt_token_ids=(5, 6), lease_tokens=20))
+    house.engine.score(house.task())
+    house.run()
+    (answer,) = house.answers
+    assert logprobs(answer) == pytest.approx(expected())
+    load = house.engine.load()
+    assert load.num_free_blocks >= load.num_blocks // 2  # of a stream that waits for its lease
 
 
 def test_many_long_questions_hold_few_slots_at_a_time() -> None:
