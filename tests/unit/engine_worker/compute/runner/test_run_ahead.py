@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import jax.numpy as jnp
 import pytest
 
+from engine_worker.compute.runner.buckets import Bucket
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
-from engine_worker.core.choice.batch import RowSampling, StepBatch
+from engine_worker.compute.runner.programs import ProgramOutput
+from engine_worker.compute.runner.run_ahead import RunAhead
+from engine_worker.core.choice.batch import RowSampling, RowWork, StepBatch
+from engine_worker.core.choice.cache_group import NO_BLOCK
 from protocol.wire.messages import SamplingParams
 from tests.fakes.runner_requests import RunnerRequest, begin, generate, step
 from tests.fakes.tiny_engine import (
@@ -166,3 +171,26 @@ def test_rows_without_room_for_the_next_step_are_refused(runner: JaxModelRunner)
         runner.run(
             StepBatch((replace(work, start=7, block_ids=[0], window_block_ids=[0]),), has_next=True)
         )
+
+
+@pytest.mark.parametrize(
+    ("now", "is_taken"),
+    [
+        ([NO_BLOCK, 4, 5], True),
+        ([NO_BLOCK, NO_BLOCK, 5, 6], True),
+        ([3, 4, 5, 6], True),
+        ([3, 8, 5], False),
+        ([NO_BLOCK, 4], False),
+    ],
+)
+def test_a_begun_step_is_taken_when_its_row_lost_blocks_behind_a_window(
+    now: list[int], is_taken: bool
+) -> None:
+    output = ProgramOutput(jnp.array([[9]]), jnp.zeros((1, 1)), None)
+    ahead = RunAhead(lambda bucket, rows: output)
+    bucket = Bucket(1, 1)
+    row = RowWork(0, (7,), 20, [0, 1, 2], True, RowSampling(), window_block_ids=[3, 4, 5])
+    ahead.run(bucket, [row], has_next=True)
+    following = replace(row, token_ids=(9,), start=21, window_block_ids=now)
+    ahead.run(bucket, [following], has_next=False)
+    assert (ahead.num_taken, ahead.num_dropped) == (int(is_taken), int(not is_taken))
