@@ -380,7 +380,7 @@ def test_blocks_of_one_call_read_the_tables_of_their_own_group(kernels: Library)
     alone, (seen,) = calls.run_blocks(alone, step, ropes, [replace(second, group=0)])
 
     # In its own pool the window's blocks come first; a last one, of NaN, stands for freed ones.
-    tables, pages = np.asarray(step.block_tables), []
+    tables, pages = np.asarray(step.block_tables), list[int]()
     own = np.full_like(tables, -1)
     for row, (stored, length) in enumerate(((20, 24), (45, 46), (46, 47))):
         for place in range((stored - 8) // 8, -(-length // 8)):
