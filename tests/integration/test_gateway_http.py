@@ -67,6 +67,9 @@ async def test_every_route_but_the_open_ones_demands_authorisation(socket_dir: P
                 if path.startswith(("/v1/messages", "/v1/organizations/")):  # Anthropic's shape
                     assert response.json()["error"]["type"] == "authentication_error"
                     continue
+                if path == "/mcp":  # JSON-RPC's shape
+                    assert response.json()["error"]["data"]["code"] == "invalid_api_key"
+                    continue
                 assert error_of(response)["code"] == "invalid_api_key"
 
 

@@ -27,6 +27,8 @@ from gateway.http.schemas.embedding import EmbeddingRequest
 from gateway.http.schemas.keys import ChangeKeyRequest, CreateKeyRequest, RotateKeyRequest
 from gateway.http.schemas.organization import (
     AccountKeyRequest,
+    AccountMemberRequest,
+    AccountOfWorkspaceRequest,
     AdminKeyRequest,
     AnthropicInviteRequest,
     AnthropicRoleRequest,
@@ -34,6 +36,7 @@ from gateway.http.schemas.organization import (
     ChangeProjectUserRequest,
     ChangeServiceAccountRequest,
     ChangeUserRoleRequest,
+    ChangeWorkspaceAccountRequest,
     ChangeWorkspaceMemberRequest,
     InviteRequest,
     ModelPermissionsRequest,
@@ -43,8 +46,10 @@ from gateway.http.schemas.organization import (
     ServiceAccountRequest,
     SpendAlertRequest,
     SpendLimitRequest,
+    WorkspaceAccountRequest,
     WorkspaceKeyRequest,
     WorkspaceMemberRequest,
+    WorkspaceRateLimitRequest,
     WorkspaceRequest,
 )
 from gateway.http.schemas.profile import ProfileRequest
@@ -321,6 +326,18 @@ EXAMPLE_MODELS: list[tuple[str, type[BaseModel]]] = [
         "/v1/organizations/workspaces/{workspace_id}/members/{user_id}",
         ChangeWorkspaceMemberRequest,
     ),
+    ("/v1/organizations/workspaces/{workspace_id}/service_accounts", AccountOfWorkspaceRequest),
+    (
+        "/v1/organizations/workspaces/{workspace_id}/service_accounts/{account_id}",
+        ChangeWorkspaceMemberRequest,
+    ),
+    (
+        "/v1/organizations/workspaces/{workspace_id}/rate_limits/{rate_limit_id:path}",
+        WorkspaceRateLimitRequest,
+    ),
+    ("/v1/organizations/service_accounts", WorkspaceAccountRequest),
+    ("/v1/organizations/service_accounts/{account_id}", ChangeWorkspaceAccountRequest),
+    ("/v1/organizations/service_accounts/{account_id}/workspaces", AccountMemberRequest),
     ("/v1/organizations/invites", AnthropicInviteRequest),
     ("/v1/organizations/users/{user_id}", AnthropicRoleRequest),
     ("/v1/organization/invites", InviteRequest),

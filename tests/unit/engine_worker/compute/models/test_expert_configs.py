@@ -172,7 +172,7 @@ def test_deepseek_caches_a_latent_and_one_rotated_key() -> None:
     temperature = 0.1 * np.log(40) + 1
     assert attention.scale == pytest.approx(24**-0.5 * temperature**2)
     layout = XlaBackend(declare(spec, jnp.float32)).kv_layout(num_blocks=1, block_size=16)
-    assert layout.block_bytes == 4 * spec.num_layers * 16 * (8 + 20)
+    assert layout.block_bytes == (4 * spec.num_layers * 16 * (8 + 20),)
 
 
 def test_int8_is_for_matrices_of_experts_but_not_for_routers_and_biases() -> None:
