@@ -53,19 +53,22 @@ class Journal:
 
     Args:
         folder: Of the batch.
+        is_over: Nothing is written any more, and outputs may have been handed over.
 
     Raises:
         OSError: A file can't be opened or read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_over: bool = False) -> None:
         self._folder = folder
         self._ends: dict[FileKind, int] = dict.fromkeys(FILES, 0)
         self.recovered = Recovered()
         good_bytes = self._read(folder / _JOURNAL)
         self._journal = _open_at(folder / _JOURNAL, good_bytes)
         self._outputs: dict[FileKind, BinaryIO] = {
-            kind: _open_at(folder / name, self._ends[kind]) for kind, name in FILES.items()
+            kind: _open_at(folder / name, self._ends[kind])
+            for kind, name in FILES.items()
+            if not is_over
         }
 
     def note_lease(self, line: int, lease_id: str) -> None:

@@ -177,10 +177,12 @@ class BatchRunner:
         batch = claim.batch
         if batch.status == "validating" and not await self._validate(claim):
             return
-        journal = await asyncio.to_thread(Journal, claim.folder)
+        # Outputs that were handed over before a kill must not be begun anew, empty.
+        is_over = batch.status == "finalizing"
+        journal = await asyncio.to_thread(Journal, claim.folder, is_over=is_over)
         try:
             self._take_up(claim, journal)
-            if batch.status != "finalizing":
+            if not is_over:
                 batch.outcome = await LineRun(
                     self._room, claim, journal, partial(self._has_to_make_room, batch.id)
                 ).run()
