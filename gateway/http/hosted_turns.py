@@ -261,7 +261,7 @@ class HostedTurns:
         if self._outcome in ("aborted", "failed"):
             raise self._error or ClientDisconnectedError("The client disconnected.")
         if self._pending is None:
-            self._pending = asyncio.get_running_loop().create_task(_awaited(step()))
+            self._pending = asyncio.get_running_loop().create_task(_done(step))
         pending = self._pending
         try:
             await asyncio.wait((pending,), timeout=timeout_s)
@@ -450,8 +450,9 @@ class HostedTurns:
         self._is_running = False
 
 
-async def _awaited(step: Awaitable[ResultT]) -> ResultT:
-    return await step
+async def _done(step: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    # It makes the step itself: a task that is cancelled before it runs leaves nothing unawaited.
+    return await step()
 
 
 def _arguments(text: str) -> dict[str, Any] | None:
