@@ -137,6 +137,7 @@ class Authority:
         self._meters = MeterTable(
             limits=self.limits,
             counters=snapshot.counters,
+            epoch=epoch,
             clock=clock,
             emit=emit,
             slices=slices,

@@ -24,6 +24,8 @@ MAX_SPANS: Final = 1024
 """Calendars in as many time zones, and custom windows, as are remembered."""
 SWEPT_A_TURN: Final = 256
 """Meters that one `sweep` looks at: some milliseconds, in which no decision is made."""
+COUNTERS_AN_EPOCH: Final = 1 << 32
+"""The ledger names counters that were dropped long ago: no later process may use their numbers."""
 MINUTE: Final = Window("minute")
 
 _OWN_LIMITS: Final[tuple[tuple[str, Measure], ...]] = (
@@ -65,6 +67,7 @@ class MeterTable:
     Args:
         limits: All of them; looked at, never changed.
         counters: What the database remembers.
+        epoch: Of this process; no other one numbers its counters as it does.
         clock: Both clocks.
         emit: Takes operations that nobody waits for.
         slices: Makes room in hard fixed windows.
@@ -78,6 +81,7 @@ class MeterTable:
         *,
         limits: LimitDirectory,
         counters: Iterable[CounterRow],
+        epoch: int,
         clock: Clock,
         emit: Callable[[Operation], None],
         slices: Slices,
@@ -93,7 +97,7 @@ class MeterTable:
         self._windows: dict[tuple[str, str], dict[float, FixedMeter]] = {}
         self._by_counter: dict[int, FixedMeter] = {}
         self._spans: dict[Window, Span] = {}
-        self._next_counter = 1
+        self._next_counter = epoch * COUNTERS_AN_EPOCH
         self._swept_version = limits.version
         self._to_sweep: list[tuple[str, str]] = []
         self._named = NamedUsers(self._let_go_if_idle)
@@ -421,7 +425,6 @@ class MeterTable:
         now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
         stale: list[int] = []
         for row in sorted(counters, key=lambda row: (row.begins_at, row.counter_id)):
-            self._next_counter = max(self._next_counter, row.counter_id + 1)
             limit = self.limits.get(row.limit_id)
             if limit is None or not self._restore_row(limit, row, now_s, wall_s):
                 stale.append(row.counter_id)

@@ -6,7 +6,7 @@ import pytest
 
 from auth_worker.auditing.money_check import check_money
 from auth_worker.principals.people import StoredTeam
-from auth_worker.records.limit_usage import Booked, amounts_of
+from auth_worker.records.limit_usage import Booked, SaveCounter, amounts_of
 from auth_worker.records.operations import (
     AddResource,
     AuditEntry,
@@ -116,3 +116,18 @@ def charges_of_expired(operations: list[Operation]) -> str:
     assert isinstance(one, BookUsage)
     assert one.charges
     return one.charges
+
+
+def test_numbers_of_counters_never_come_again() -> None:
+    """The ledger still names counters that were dropped before a restart."""
+    quota = limit("tokens", 10_000, "total", "key", "key_user")
+    first = authority_bench(stored_key(), limits=[quota], epoch=3)
+    assert isinstance(first.authority.authorize(authorize()), Granted)
+    second = authority_bench(stored_key(), limits=[quota], epoch=4)
+    assert isinstance(second.authority.authorize(authorize()), Granted)
+    taken = [
+        {one.row.counter_id for one in bench.emitted if isinstance(one, SaveCounter)}
+        for bench in (first, second)
+    ]
+    assert all(taken)
+    assert taken[0].isdisjoint(taken[1])
