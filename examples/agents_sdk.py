@@ -1,7 +1,7 @@
 """OpenAI's Agents SDK with its default API, Responses: an agent that calls a Python function.
 
 make serve                                     # in another terminal
-pip install openai-agents
+.venv/bin/pip install openai-agents
 .venv/bin/python examples/agents_sdk.py "What is the weather in Berlin?"
 """
 

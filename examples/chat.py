@@ -1,6 +1,7 @@
 """A streamed chat with the unmodified `openai` package.
 
 make serve                                     # in another terminal
+.venv/bin/pip install openai
 .venv/bin/python examples/chat.py "What is 12 + 30?"
 """
 

@@ -3,7 +3,8 @@
 It serves a model called `echo` that spells the prompt backwards, one character a token. Anything
 that speaks MessagePack can be an engine like this; docs/protocol.md has the messages.
 
-    PENSTOCK_ENGINE_ENDPOINT=ipc:///path/to/engine python examples/foreign_engine_worker.py
+    export PENSTOCK_ENGINE_ENDPOINT=ipc:///path/to/engine
+    .venv/bin/python examples/foreign_engine_worker.py
 """
 
 import json

@@ -1,6 +1,8 @@
-"""Tools and models of this server for a program that speaks MCP (`pip install mcp`).
+"""Tools and models of this server for a program that speaks MCP, with the `mcp` package.
 
-.venv/bin/python examples/mcp_client.py    # with OPENAI_BASE_URL and OPENAI_API_KEY, if need be
+make serve                                     # in another terminal
+.venv/bin/pip install "mcp>=2.3,<3"
+.venv/bin/python examples/mcp_client.py        # OPENAI_BASE_URL: another server; OPENAI_API_KEY
 """
 
 import asyncio

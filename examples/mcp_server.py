@@ -1,5 +1,6 @@
-"""An MCP server with one tool, made with the `mcp` package (`pip install mcp`).
+"""An MCP server with one tool, made with the `mcp` package.
 
+.venv/bin/pip install "mcp>=2.3,<3"
 .venv/bin/python examples/mcp_server.py 9000    # prints its URL; 0 takes a free port
 PENSTOCK_MCP_SERVERS=weather=http://127.0.0.1:9000/mcp make serve    # in another terminal
 """

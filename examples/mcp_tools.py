@@ -1,5 +1,6 @@
 """A response whose tools the server runs: those of an MCP server that its operator lists.
 
+.venv/bin/pip install openai "mcp>=2.3,<3"
 .venv/bin/python examples/mcp_server.py 9000                         # in another terminal
 PENSTOCK_MCP_SERVERS=weather=http://127.0.0.1:9000/mcp make serve    # in a third one
 .venv/bin/python examples/mcp_tools.py "What is the weather in Berlin?"

@@ -1,6 +1,7 @@
 """The engine within a script, without a server: texts, a conversation, a stream, JSON.
 
-python examples/offline.py
+make serve                              # installs what this needs; then stop it with Ctrl-C
+.venv/bin/python examples/offline.py
 """
 
 import json

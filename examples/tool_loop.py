@@ -1,6 +1,7 @@
 """A tool loop: the model calls Python functions until it answers.
 
 make serve                                     # in another terminal
+.venv/bin/pip install openai
 .venv/bin/python examples/tool_loop.py "What is the weather in Berlin?"
 """
 

@@ -10,6 +10,7 @@ import typer
 from penstock.admin_options import AsJson, DataDir, KeyFile, Url, admin_client
 from penstock.api_client import all_pages
 from penstock.config import URL, build_settings
+from penstock.fields import moment
 from penstock.tables import print_json, print_json_line, print_table
 
 _PATH = "/v1/admin/audit-logs"
@@ -53,10 +54,13 @@ def list_entries(
         if as_json:
             print_json(entries)
             return
-        names = ("seq", "at_ms", "actor", "action", "subject", "outcome", "address", "detail")
+        names = ("actor", "action", "subject", "outcome", "address", "detail")
         with client.reading():
-            rows = [[entry[name] for name in names] for entry in entries]
-    print_table(names, rows)
+            rows = [
+                [entry["seq"], moment(entry["at_ms"] / 1000), *(entry[name] for name in names)]
+                for entry in entries
+            ]
+    print_table(("seq", "at", *names), rows)
 
 
 @audit.command("export")

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -130,3 +131,13 @@ def money(amount: int | None) -> str:
     whole, rest = divmod(abs(amount), MICROS)
     decimals = f"{rest:06d}".rstrip("0").ljust(2, "0")
     return f"{'-' if amount < 0 else ''}{whole}.{decimals}"
+
+
+def moment(unix_s: float | None, time_format: str = "%Y-%m-%d %H:%M:%S UTC") -> str:
+    """Unix seconds as a time in UTC; what no calendar has stays the number that it is."""
+    if unix_s is None:
+        return ""
+    try:
+        return datetime.fromtimestamp(unix_s, UTC).strftime(time_format)
+    except (OverflowError, OSError, ValueError):
+        return str(unix_s)

@@ -77,7 +77,7 @@ def create_key(
     data_dir: DataDir = None,
     **given: Any,
 ) -> None:
-    """Make a key and print it, once; only its digest is kept."""
+    """Make a key and print it, once; only its digest is kept. Its id goes to stderr."""
     body = {"name": name, **body_of(_FIELDS, given)}
     with admin_client(url, key_file, data_dir) as client:
         created = client.request("POST", _PATH, body)
@@ -160,7 +160,7 @@ def rotate_key(
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Give a key a new secret and print it, once."""
+    """Give a key a new secret and print it, once; the id stays."""
     with admin_client(url, key_file, data_dir) as client:
         rotated = client.request("POST", f"{_path(key_id)}/rotate", {"overlap_s": overlap_s})
         with client.reading():
@@ -245,10 +245,18 @@ def _row(key: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _print_secret(record: Mapping[str, Any], as_json: bool) -> None:
+    """The secret alone on stdout, so that `key=$(penstock keys create NAME)` holds just that."""
     if as_json:
         print_json(record)
-    else:
-        typer.echo(visible_line(str(record["key"])))
+        return
+    typer.echo(visible_line(str(record["key"])))
+    typer.echo(
+        visible_line(
+            f"This key is shown once. Its id is {record['id']}: `keys rotate` and `keys revoke` "
+            "take it."
+        ),
+        err=True,
+    )
 
 
 def _say(key_id: str, state: Literal["suspended", "active", "revoked", "deleted"]) -> None:

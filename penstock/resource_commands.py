@@ -10,7 +10,17 @@ from penstock.admin_options import AsJson, DataDir, KeyFile, Url, admin_client
 from penstock.api_client import all_pages
 from penstock.config import URL
 from penstock.errors import UsageError
-from penstock.fields import Clear, Field, body_of, changes_of, micros, money, pairs, with_fields
+from penstock.fields import (
+    Clear,
+    Field,
+    body_of,
+    changes_of,
+    micros,
+    moment,
+    money,
+    pairs,
+    with_fields,
+)
 from penstock.tables import print_json, print_record, print_table
 from penstock.terminal import visible_line
 
@@ -85,6 +95,13 @@ class Kind(NamedTuple):
     def of_one(self, resource_id: str, action: str = "") -> str:
         """The path of one of them."""
         return f"{self.path}/{quote(resource_id, safe='')}{action}"
+
+    def print_one(self, record: Mapping[str, Any], as_json: bool) -> None:
+        """One of them, with money as money."""
+        amounts = {field.name for field in self.fields if field.sent is micros}
+        if "amount" in amounts:
+            amounts.add("raised_by")
+        print_record(record, as_json, amounts=amounts)
 
 
 def _column(name: str) -> Callable[[Mapping[str, Any]], Any]:
@@ -211,7 +228,7 @@ PRICES: Final = Kind(
     {
         **{name: _column(name) for name in ("id", "models", "version")},
         **{field.name: _money_column(field.name) for field in _PRICE[:-1]},
-        "valid_from": _column("valid_from"),
+        "valid from": lambda record: moment(record["valid_from"]),
     },
     name_is=("models", "A model's name or a glob; '*' for all that have no price of their own."),
 )
@@ -269,7 +286,7 @@ def commands_of(kind: Kind) -> typer.Typer:
         data_dir: DataDir = None,
     ) -> None:
         with admin_client(url, key_file, data_dir) as client:
-            print_record(client.request("GET", kind.of_one(one)), as_json)
+            kind.print_one(client.request("GET", kind.of_one(one)), as_json)
 
     @with_fields(kind.fields)
     def update(
@@ -283,7 +300,7 @@ def commands_of(kind: Kind) -> typer.Typer:
     ) -> None:
         body = changes_of(kind.fields, given, clear, f"penstock {kind.word} update --help")
         with admin_client(url, key_file, data_dir) as client:
-            print_record(client.request("PATCH", kind.of_one(one), body), as_json)
+            kind.print_one(client.request("PATCH", kind.of_one(one), body), as_json)
 
     def delete(
         one: resource_id, url: Url = URL.default, key_file: KeyFile = None, data_dir: DataDir = None
@@ -390,7 +407,8 @@ def raise_budget(
     """Give a budget more, for a while or for good."""
     body = {"by": micros(by)} | ({} if until is None else {"until": until})
     with admin_client(url, key_file, data_dir) as client:
-        print_record(client.request("POST", BUDGETS.of_one(budget, "/raise"), body), as_json)
+        raised = client.request("POST", BUDGETS.of_one(budget, "/raise"), body)
+        BUDGETS.print_one(raised, as_json)
 
 
 def _member(team: str, user: str) -> str:

@@ -11,7 +11,7 @@ from penstock.admin_options import AsJson, DataDir, KeyFile, Url, admin_client
 from penstock.api_client import ApiClient
 from penstock.config import URL
 from penstock.errors import UsageError
-from penstock.fields import money
+from penstock.fields import moment, money
 from penstock.tables import print_json, print_table
 
 OfKey = Annotated[str, typer.Option("--key", help="Of the key of this id.")]
@@ -22,7 +22,14 @@ Own = Annotated[
     bool, typer.Option("--own", help="Of the key in PENSTOCK_API_KEY, which may read its own.")
 ]
 
-_COUNTS = ("num_requests", "prompt_tokens", "completion_tokens", "cached_tokens")
+_GROUP_FIELDS = {"key": "key_id", "user": "user_id", "team": "team_id"}
+_COUNTS = {
+    "requests": "num_requests",
+    "prompt tokens": "prompt_tokens",
+    "completion tokens": "completion_tokens",
+    "cached tokens": "cached_tokens",
+}
+_TIME_FORMATS = {"day": "%Y-%m-%d", "hour": "%Y-%m-%d %H:%M"}
 _COLUMNS = ("budget", "of", "spent", "left", "amount", "%", "a day", "projected", "days left")
 
 
@@ -68,14 +75,7 @@ def show_usage(
             print_json(found)
             return
         with client.reading():
-            names = [f"{one}_id" if one in ("key", "user", "team") else one for one in groups]
-            times = [] if by == "total" else ["start_time"]
-            shown = [*times, *names, *_COUNTS]
-            rows = [
-                [*(record[name] for name in shown), money(record["cost_micros"])]
-                for record in found
-            ]
-    print_table((*shown, "cost"), rows)
+            print_table(*_usage_table(found, by, groups))
 
 
 def show_budgets(
@@ -99,6 +99,25 @@ def show_budgets(
         with client.reading():
             rows = [_budget(one) for one in status["data"]["budgets"]]
     print_table(_COLUMNS, rows)
+
+
+def _usage_table(
+    records: Sequence[Mapping[str, Any]], by: str, groups: Sequence[str]
+) -> tuple[list[str], list[list[Any]]]:
+    """Headings and rows; days and hours are those of UTC, as the server counts."""
+    time_format = _TIME_FORMATS.get(by)
+    times = [] if time_format is None else [f"{by} (UTC)"]
+    headings = [*times, *(group.replace("_", " ") for group in groups), *_COUNTS, "cost"]
+    names = [*(_GROUP_FIELDS.get(group, group) for group in groups), *_COUNTS.values()]
+    rows = [
+        [
+            *([] if time_format is None else [moment(record["start_time"], time_format)]),
+            *(record[name] for name in names),
+            money(record["cost_micros"]),
+        ]
+        for record in records
+    ]
+    return headings, rows
 
 
 def _whom(key: str, user: str, team: str, end_user: str, own: bool) -> dict[str, str]:

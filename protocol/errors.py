@@ -12,6 +12,13 @@ Each package hangs its own leaves below PenstockError. Over the wire an error is
 """
 
 from enum import StrEnum
+from typing import Final
+
+NO_API_KEY: Final = (
+    "No API key was sent. Send one as `Authorization: Bearer psk-…` or `X-API-Key: psk-…`; whoever "
+    "runs this server makes keys with `penstock keys create`."
+)
+"""What a caller without a key reads, whether the gateway or the auth worker refuses it."""
 
 
 class ErrorCode(StrEnum):

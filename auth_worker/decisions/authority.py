@@ -19,6 +19,7 @@ from auth_worker.principals.limit_directory import LimitDirectory
 from auth_worker.principals.limit_rules import Limit
 from auth_worker.principals.prices import PriceTable
 from auth_worker.principals.roles import OF_OLD_GATEWAYS
+from auth_worker.principals.tokens import TOKEN_ID_PREFIX
 from auth_worker.records.operations import (
     AppendAudit,
     AuditAction,
@@ -31,7 +32,7 @@ from auth_worker.records.operations import (
     TouchKey,
 )
 from auth_worker.records.stored_names import storable, with_stored_names
-from protocol.errors import ErrorCode
+from protocol.errors import NO_API_KEY, ErrorCode
 from protocol.runtime.settings import number, setting, switch
 from protocol.wire.messages import (
     Adjust,
@@ -50,6 +51,10 @@ from protocol.wire.messages import (
 
 MAX_TOKENS = 2**40
 MAX_MODEL_CHARS = 512
+_UNKNOWN_KEY: Final = (
+    "This API key is not known here. Check that it is complete and a key of this server; whoever "
+    "runs the server makes another with `penstock keys create`."
+)
 NOTE_INTERVAL_S = 60.0
 """A key's last use is noted at most once in so long."""
 
@@ -319,8 +324,7 @@ class Authority:
             return ANONYMOUS
         if key is not None:
             return _deny_ended(command.request_id, key, wall_s)
-        missing = "No API key was given. Send it as 'Authorization: Bearer psk-…'."
-        message = missing if digest is None else "This API key is not known."
+        message = NO_API_KEY if digest is None else _UNKNOWN_KEY
         return _deny(command.request_id, ErrorCode.INVALID_API_KEY, message)
 
     def _deny_command(self, key: StoredKey, command: Authorize) -> Denied | None:
@@ -342,7 +346,7 @@ class Authority:
         key = ANONYMOUS if lease.key_id == ANONYMOUS_KEY_ID else self.keys.principal(lease.key_id)
         request_id, wall_s = command.request_id, self._clock.wall_s()
         if key is None:
-            message = "This API key is not known any more."
+            message = "This API key was deleted while the request ran; use another."
             return _deny(request_id, ErrorCode.INVALID_API_KEY, message, lease.key_id)
         if not key.is_active(wall_s):
             return _deny_ended(request_id, key, wall_s)
@@ -521,7 +525,9 @@ def _deny(request_id: str, code: ErrorCode, message: str, key_id: str = "") -> D
 
 def _deny_ended(request_id: str, key: StoredKey, wall_s: float) -> Denied:
     """Only who holds the whole key learns that it was once good."""
-    message = f"This API key {key.ending(wall_s)}."
+    is_token = key.key_id.startswith(TOKEN_ID_PREFIX)
+    subject = "This token is not accepted: it" if is_token else "This API key"
+    message = f"{subject} {key.ending(wall_s)}."
     return _deny(request_id, ErrorCode.INVALID_API_KEY, message, key.key_id)
 
 

@@ -190,10 +190,12 @@ class StoredKey:
         return self.rules.refusal(command)
 
     def ending(self, wall_s: float) -> str:
-        """Why it opens nothing, as the end of a sentence that begins with the key."""
+        """Why it opens nothing and what to do: a sentence of which the key is the subject."""
         status = self.status(wall_s)
         with_others = self._closed_with() if status == "active" else None
-        return with_others or _ENDINGS[status]
+        if with_others is not None:
+            return f"{with_others}; an administrator can change that"
+        return _ENDINGS[status]
 
     def _closed_with(self) -> str | None:
         """What about its user or team keeps it from opening anything; None = nothing."""
@@ -222,10 +224,10 @@ class StoredKey:
 
 
 _ENDINGS: Final[dict[KeyStatus, str]] = {
-    "revoked": "was revoked",
-    "expired": "has expired",
-    "suspended": "is suspended",
-    "active": "was rotated: this is its old secret",
+    "revoked": "was revoked; use another",
+    "expired": "has expired; use another",
+    "suspended": "is suspended until an administrator reactivates it",
+    "active": "was rotated: this is its old secret, use the new one",
 }
 
 

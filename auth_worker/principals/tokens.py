@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from auth_worker.principals.keys import StoredKey
 
 MAX_TOKENS = 16_384
+TOKEN_ID_PREFIX = "token_"  # noqa: S105 - how the id of a token's principal begins
 
 
 class TokenTable:

@@ -17,6 +17,7 @@ from auth_worker.errors import TokenRefusedError, UnknownSigningKeyError
 from auth_worker.principals.key_rules import NO_RULES, KeyRules, rules_of
 from auth_worker.principals.keys import StoredKey
 from auth_worker.principals.roles import SCOPES
+from auth_worker.principals.tokens import TOKEN_ID_PREFIX
 from auth_worker.tokens.key_set import KeySet, is_asymmetric
 from auth_worker.tokens.token_rules import TokenRules
 from protocol.wire.messages import KeySettings, PrincipalRole
@@ -29,7 +30,6 @@ LEEWAY_S = 30.0
 """How far the clocks of issuer and server may be apart."""
 MAX_TIME_S = 2.0**53
 
-TOKEN_ID_PREFIX = "token_"  # noqa: S105 - the beginning of an id
 SECRET_ALGORITHMS: Final = ("HS256", "HS384", "HS512")
 _TYPES: Final = frozenset({"", "jwt", "at+jwt", "application/at+jwt"})
 """Not those of other tokens that the same issuer signs, such as `logout+jwt` (RFC 8725 §3.11)."""
@@ -138,7 +138,7 @@ class TokenVerifier:
             raise _refused("it says not until when it is good (`exp`)")
         # Without leeway: it would be good in memory for longer than it says.
         if wall_s >= expires_at:
-            raise _refused("it has expired")
+            raise _refused("it has expired; use another")
         for name in ("nbf", "iat"):
             since = _time(claims.get(name, 0))
             if since is None or since > wall_s + LEEWAY_S:

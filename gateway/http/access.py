@@ -36,7 +36,7 @@ from gateway.http.route_rules import ROUTE_RULES, Access, RouteRule, scope_of
 from gateway.request.caller import Caller
 from gateway.request.end_users import end_user_of
 from gateway.request.replays import KeptAnswer
-from protocol.errors import ErrorCode
+from protocol.errors import NO_API_KEY, ErrorCode
 from protocol.wire.endpoints import is_loopback
 from protocol.wire.messages import Actor, Authorize, Granted, KeyRole
 
@@ -141,10 +141,7 @@ async def _guard_metered(request: Request, path: str) -> None:
         return
     caller = caller_of(request)
     if caller.key_digest is None:
-        raise DeniedError(
-            "You didn't provide an API key. Send it as `Authorization: Bearer psk-…`.",
-            code=ErrorCode.INVALID_API_KEY,
-        )
+        raise DeniedError(NO_API_KEY, code=ErrorCode.INVALID_API_KEY)
     refusal = parts.identities.refusal(caller.key_digest, caller.address)
     if refusal is not None:
         raise _again(refusal)
@@ -364,7 +361,7 @@ def presented_key(request: Request) -> str | None:
     keys.discard("")
     if len(keys) > 1:
         raise DeniedError(
-            "Several keys that differ were sent in `Authorization` and `X-API-Key`; send one.",
+            "Several API keys that differ were sent in `Authorization` and `X-API-Key`; send one.",
             code=ErrorCode.INVALID_API_KEY,
         )
     return keys.pop() if keys else None

@@ -15,7 +15,7 @@ from gateway.http.access import GuardedRoute
 from gateway.http.app import build_api
 from gateway.http.error_table import ERROR_TABLE
 from gateway.http.route_rules import ROUTE_RULES, Access
-from protocol.errors import ErrorCode
+from protocol.errors import NO_API_KEY, ErrorCode
 from protocol.runtime.metrics import MetricRegistry
 from protocol.wire.messages import Authorize, Generate, LimitState, MakeKey
 from tests.fakes.fake_workers import FakeEngine
@@ -78,6 +78,7 @@ async def test_without_a_key_the_body_is_not_even_read(socket_dir: Path) -> None
         auth = await gateway.auth(allow_anonymous=False)
         response = await gateway.client.post("/v1/chat/completions", content=b"{broken")
         assert response.status_code == 401
+        assert error_of(response)["message"] == NO_API_KEY
         assert auth.of(Authorize) == []
         empty = {"X-API-Key": ""}
         response = await gateway.client.post("/v1/completions", json={}, headers=empty)

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ META = {
     "io.modelcontextprotocol/protocolVersion": "2026-07-28",
     "io.modelcontextprotocol/clientCapabilities": {},
 }
+PAGE = Path(__file__).parents[2] / "docs" / "mcp.md"
 TOOLS = ["add", "crash", "sleep", "long", "environment", "read"]
 MODES = ["legacy", "auto"]
 
@@ -94,6 +98,28 @@ async def test_the_official_client_asks_a_model(socket_dir: Path, mode: Any) -> 
         await gateway.until(lambda: len(auth.of(Settle)) == 1)
         asked_for = auth.of(Authorize)[-1]
         assert (asked_for.endpoint, asked_for.model) == ("/v1/chat/completions", "demo")
+
+
+async def test_the_curl_lines_of_the_page_list_the_tools_and_ask_a_model(socket_dir: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    (block,) = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    commands = re.findall(r"^curl .*?\}'$", block, re.MULTILINE | re.DOTALL)
+    assert "".join(f"{command}\n" for command in commands) == block
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        answers = []
+        for command in commands:
+            here = command.replace("http://127.0.0.1:8000", str(gateway.client.base_url))
+            done = await asyncio.to_thread(
+                subprocess.run, ["bash", "-c", here], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            answers.append(json.loads(done.stdout)["result"])
+    listed, called = answers
+    assert [tool["name"] for tool in listed["tools"]] == ["generate"]
+    assert called["content"][0]["text"] == "Hello, world"
 
 
 async def test_one_model_with_a_further_name_needn_t_be_named(socket_dir: Path) -> None:

@@ -1,7 +1,9 @@
 """A decoder whose config and tensors have names of their own, served by Penstock's blocks.
 
-    pip install ./examples/model_family
-    penstock serve ./my_model     # its config.json names "TinyGlotForCausalLM" in architectures
+    .venv/bin/pip install ./examples/model_family
+    .venv/bin/penstock serve ./my_model
+
+where config.json of my_model names "TinyGlotForCausalLM" in `architectures`.
 
 Its blocks are those of Llama with q|k|v in one tensor; what is new is how they are called.
 """

@@ -18,7 +18,7 @@ from auth_worker.records.operations import (
     Snapshot,
     TouchKey,
 )
-from protocol.errors import ErrorCode
+from protocol.errors import NO_API_KEY, ErrorCode
 from protocol.wire.messages import (
     Adjust,
     Adjusted,
@@ -129,6 +129,24 @@ def test_an_ended_key_is_denied_and_says_so(fields: dict[str, Any], word: str) -
     answer = denied(bench)
     assert answer.code is ErrorCode.INVALID_API_KEY
     assert word in answer.message
+
+
+def test_each_cause_of_a_401_has_one_text_that_says_the_way_out() -> None:
+    bench = authority_bench(stored_key(revoked_at=1), rules=Rules(allow_anonymous=False))
+
+    def message(secret: str | None) -> str:
+        answer = bench.authority.authorize(authorize(secret))
+        assert isinstance(answer, Denied)
+        assert answer.code is ErrorCode.INVALID_API_KEY
+        return answer.message
+
+    assert message(None) == NO_API_KEY
+    assert "penstock keys create" in message("psk-nobodys")
+    assert message(USER_SECRET) == "This API key was revoked; use another."
+    # A token that expired while it was known reads as one that came too late (tokens/verifier.py).
+    token = stored_key("token_1", "eyJ-one", expires_at=int(START_S))
+    bench.authority.keys.put_token(token, START_S - 1)
+    assert message("eyJ-one") == "This token is not accepted: it has expired; use another."
 
 
 def test_where_no_key_is_needed_an_ended_one_is_as_good_as_none_but_opens_no_admin_route() -> None:

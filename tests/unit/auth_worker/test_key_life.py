@@ -222,7 +222,7 @@ def test_a_suspended_key_opens_nothing_until_it_is_reactivated(bench: AuthHandle
     assert isinstance(denied, Denied)
     assert (denied.code, denied.message) == (
         ErrorCode.INVALID_API_KEY,
-        "This API key is suspended.",
+        "This API key is suspended until an administrator reactivates it.",
     )
     assert bench.ask(change("key_user", "reactivate")) is None
     assert opens(bench)

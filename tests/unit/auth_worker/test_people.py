@@ -55,7 +55,7 @@ def test_a_key_ends_with_its_user_its_team_and_the_membership(
     assert one.is_active(START_S) is (ending is None)
     assert one.status(START_S) == "active"
     if ending is not None:
-        assert one.ending(START_S) == ending
+        assert one.ending(START_S) == f"{ending}; an administrator can change that"
 
 
 def test_what_changes_about_a_user_holds_at_once_for_a_key_that_is_known_already() -> None:
@@ -81,7 +81,9 @@ def test_a_key_of_a_suspended_team_is_refused_by_name_and_its_leases_grow_no_mor
     denied = bench.authority.authorize(authorize())
     assert isinstance(denied, Denied)
     assert denied.code is ErrorCode.INVALID_API_KEY
-    assert denied.message == "This API key belongs to a team that is suspended."
+    assert denied.message == (
+        "This API key belongs to a team that is suspended; an administrator can change that."
+    )
 
 
 def test_a_team_shares_its_tenant_only_when_it_says_so_and_a_named_one_wins() -> None:

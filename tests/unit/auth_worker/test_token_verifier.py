@@ -89,7 +89,7 @@ def test_public_keys_of_every_kind_verify(key: Any, algorithm: str) -> None:
         ({"aud": ["a", "b"]}, "another service"),
         ({"aud": None}, "another service"),
         ({"exp": None}, "`exp`"),
-        ({"exp": int(START_S)}, "has expired"),
+        ({"exp": int(START_S)}, "it has expired; use another."),
         ({"exp": int(START_S) - 86_400}, "has expired"),
         ({"exp": True}, "`exp`"),
         ({"nbf": int(START_S) + 31}, "`nbf`"),

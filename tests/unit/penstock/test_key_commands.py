@@ -102,6 +102,18 @@ def test_only_what_was_said_is_asked_for(
     assert asked == [("PATCH", "/v1/admin/keys/key%201%2Fx", {"name": "pc"} | fields)]
 
 
+@pytest.mark.parametrize("words", [["create", "laptop"], ["rotate", "key_1"]])
+def test_the_secret_alone_is_on_stdout_and_the_id_that_other_commands_take_on_stderr(
+    words: list[str], run: Callable[..., tuple[Result, Asked]]
+) -> None:
+    result, _ = run("keys", *words)
+    assert result.stdout == "psk-new\n"
+    assert "key_1" in result.stderr
+    assert "psk-new" not in result.stderr
+    result, _ = run("keys", *words, "--json")
+    assert (json.loads(result.stdout), result.stderr) == (RECORD, "")
+
+
 def test_a_field_is_cleared_by_its_name(run: Callable[..., tuple[Result, Asked]]) -> None:
     _, asked = run("keys", "update", "key_1", "--clear", "expires_at", "--rpm", "0")
     assert asked[0][2] == {"requests_per_minute": 0, "expires_at": None}
@@ -152,6 +164,15 @@ def test_a_record_is_a_table_or_json(run: Callable[..., tuple[Result, Asked]]) -
     assert json.loads(result.stdout) == RECORD
 
 
+def test_a_records_times_are_readable_and_kept_as_the_options_take_them(
+    run: Callable[..., tuple[Result, Asked]],
+) -> None:
+    record = RECORD | {"expires_at": 1_900_000_000, "last_used_at": 10**18}
+    result, _ = run("keys", "show", "key_1", answer=record)
+    assert "2030-03-17 17:46:40 UTC (1900000000)" in result.stdout
+    assert str(10**18) in result.stdout
+
+
 def test_counts_are_shown(run: Callable[..., tuple[Result, Asked]]) -> None:
     counted = {
         "num_keys": 3,
@@ -170,6 +191,9 @@ def test_the_audit_log_is_listed_and_exported(run: Callable[..., tuple[Result, A
     result, asked = run("audit", "list", "--key", "key_2", "--limit", "1", answer=page)
     assert asked[0][1] == "/v1/admin/audit-logs?limit=1&key_id=key_2"
     assert "key_created" in result.stdout
+    assert "1970-01-01 00:00:00 UTC" in result.stdout
+    result, _ = run("audit", "list", "--json", answer=page)
+    assert json.loads(result.stdout) == [ENTRY]
     result, asked = run("audit", "export", "--since", "5", answer=page)
     assert asked[0][1] == "/v1/admin/audit-logs?limit=1000&since=5&order=asc"
     assert json.loads(result.stdout) == ENTRY

@@ -196,6 +196,20 @@ def test_lists_show_money_as_money_and_filters_are_asked_for(run: Run) -> None:
     assert json.loads(result.stdout) == [BUDGET]
 
 
+def test_one_budget_and_one_price_show_money_as_money_and_a_limit_its_count(run: Run) -> None:
+    result, _ = run("budgets", "show", "bud_1", answer=BUDGET | {"raised_by": 1_500_000})
+    assert "20.50" in result.stdout
+    assert "1.50" in result.stdout
+    price = {"prompt": 150_000, "cached_prompt": None, "valid_from": 1_900_000_000, "version": 2}
+    result, _ = run("prices", "show", "p", answer=price)
+    assert "0.15" in result.stdout
+    assert "2030-03-17 17:46:40 UTC (1900000000)" in result.stdout
+    result, _ = run("limits", "show", "l", answer=BUDGET | {"measure": "tokens", "amount": 20})
+    assert "20 " in result.stdout
+    result, _ = run("budgets", "show", "bud_1", "--json")
+    assert json.loads(result.stdout) == BUDGET
+
+
 def test_money_is_exact() -> None:
     assert [micros(text) for text in ("20", "0.15", "0", "0.000001", "9007199254.740991")] == [
         20_000_000,

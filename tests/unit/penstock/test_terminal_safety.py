@@ -155,13 +155,14 @@ def test_a_servers_error_message_is_shown_escaped(
 def test_a_made_key_and_a_recorded_profile_are_shown_escaped(
     server: dict[str, httpx.Response],
 ) -> None:
-    server["/v1/admin/keys"] = httpx.Response(201, json={"key": "psk\x1b[2J"})
+    server["/v1/admin/keys"] = httpx.Response(201, json={"id": "k\x1b[2J", "key": "psk\x1b[2J"})
     server["/v1/admin/profile"] = httpx.Response(
         200, json={"directory": "/d\x1b[2J", "size_bytes": 1, "engine": "e\n"}
     )
     made = CliRunner().invoke(cli.app, ["keys", "create", "n"])
     recorded = CliRunner().invoke(cli.app, ["profile", "--model", "m"])
-    assert (made.output, recorded.output) == (
+    assert is_harmless(made.stderr)
+    assert (made.stdout, recorded.output) == (
         "psk\\x1b[2J\n",
         "/d\\x1b[2J (1 bytes, e\\n)\n",
     )
