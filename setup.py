@@ -6,9 +6,10 @@ same, and the engine computes with XLA alone.
 """
 
 import hashlib
+import logging
 import os
 import platform
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -72,6 +73,7 @@ class BuildKernels(build_ext):
                 name: threads.submit(self._compile_level, name, options, temp / name)
                 for name, options in (*levels.items(), ("generic", []))
             }
+            self._tell(compiling.values())
         objects, names = [], []
         for name, compiled in compiling.items():
             error = compiled.exception()
@@ -96,6 +98,12 @@ class BuildKernels(build_ext):
         )
         # The loader looks at this digest before it opens a library that may be damaged.
         target.write_bytes(target.read_bytes() + hashlib.sha256(target.read_bytes()).digest())
+
+    def _tell(self, compiling):
+        """Say how far it is, for `make serve` and `pip install -v`: minutes on a busy machine."""
+        for number, _ in enumerate((None, *as_completed(compiling))):
+            told = f"native kernels: {number} of {len(compiling)} levels compiled"
+            self.announce(told, logging.INFO)
 
     def _compile_level(self, name, options, folder):
         return self.compiler.compile(

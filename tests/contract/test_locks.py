@@ -60,9 +60,9 @@ def test_make_installs_from_locks_alone_but_for_torch_and_tools_of_developers() 
     lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
     free = [line.split(" install ")[1] for line in lines if "-m pip install" in line]
     assert free == [
-        "--quiet --require-hashes",
-        "--quiet --no-deps --no-build-isolation --editable .",
-        "--quiet --group parity",
-        "--quiet --group mutants",
-        "--quiet --group lock",
+        "--require-hashes",
+        "--verbose --no-deps --no-build-isolation --editable .",
+        "--group parity",
+        "--group mutants",
+        "--group lock",
     ]
