@@ -13,7 +13,7 @@ HARMLESS_FIELDS: Final[dict[str, str]] = {
     "prompt_cache_retention": "a caching hint; nothing depends on it",
     "safety_identifier": "names an end user; it counts with keys that may do so",
     "service_tier": "there is one tier",
-    "store": "nothing is ever stored",
+    "store": "chat completions are never stored",
     "user": "names an end user; it counts with keys that may do so",
 }
 """Accepted and without effect: a client loses nothing when they do nothing."""
@@ -30,7 +30,7 @@ CHAT_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
 
 COMPLETION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "chat_template": ((), "only chat has templates"),
-    "thinking_token_budget": ((-1,), "only chat tells reasoning apart"),
+    "thinking_token_budget": ((-1,), "only chat separates reasoning from the answer"),
 }
 """Documented by OpenAI for completions, refused likewise."""
 
