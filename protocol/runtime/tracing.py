@@ -8,6 +8,7 @@ collector doesn't take in time is dropped.
 
 import random
 import re
+import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
@@ -200,7 +201,7 @@ def _open(service: str, environ: Mapping[str, str], build: str) -> Tracer:
         from protocol.runtime.otlp import OtlpTracer
     except ImportError as error:
         raise ConfigurationError(
-            f"{shared.OTLP_ENDPOINT.name} needs the OpenTelemetry SDK: pip install"
-            ' "penstock[otlp]".'
+            f"{shared.OTLP_ENDPOINT.name} needs the OpenTelemetry SDK:"
+            f' {sys.executable} -m pip install "penstock[otlp]".'
         ) from error
     return OtlpTracer(service, endpoint, build)
