@@ -86,7 +86,7 @@ def error_of(response: httpx.Response) -> ServerError:
     if response.status_code == httpx.codes.UNAUTHORIZED:
         is_admin = response.request.url.path.startswith("/v1/admin/")
         names = "PENSTOCK_ADMIN_KEY or --key-file" if is_admin else "PENSTOCK_API_KEY"
-        hint = f" The key comes from {names}."
+        hint = f" This command takes its key from {names}."
     return ServerError(f"{response.status_code}: {message}{hint}")
 
 

@@ -228,7 +228,7 @@ PRICES: Final = Kind(
     {
         **{name: _column(name) for name in ("id", "models", "version")},
         **{field.name: _money_column(field.name) for field in _PRICE[:-1]},
-        "valid from": lambda record: moment(record["valid_from"]),
+        "valid_from": lambda record: moment(record["valid_from"]),
     },
     name_is=("models", "A model's name or a glob; '*' for all that have no price of their own."),
 )
@@ -276,7 +276,7 @@ def commands_of(kind: Kind) -> typer.Typer:
                 return
             with client.reading():
                 rows = [[fill(record) for fill in kind.columns.values()] for record in found]
-        print_table(tuple(kind.columns), rows)
+        print_table([title.replace("_", " ") for title in kind.columns], rows)
 
     def show(
         one: resource_id,
