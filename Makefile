@@ -73,7 +73,8 @@ wheel-check: wheel
 	tools/check_wheel.sh dist/*.whl
 
 # Ten minutes: a million hostile frames each to a gateway and a worker, 25 times the texts of the
-# parsers' law of cuts, four times the examples of their other laws; other ones each time.
+# parsers' law of cuts, four times the examples of their other laws, fifty times the odd bodies; other
+# ones each time.
 fuzz: $(VENV)/.test
 	FUZZ_FRAMES=1000000 $(BIN)/python -m pytest tests/integration/test_transport_bounds.py
 	FUZZ_EFFORT=25 FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -n 2 \
@@ -81,6 +82,7 @@ fuzz: $(VENV)/.test
 	FUZZ_EFFORT=4 $(BIN)/python -m pytest -n 2 tests/unit/toolparser_worker/test_parser_laws.py \
 		tests/unit/toolparser_worker/test_parser_early.py \
 		tests/unit/toolparser_worker/test_parser_work.py
+	FUZZ_EFFORT=50 $(BIN)/python -m pytest -n 2 tests/unit/gateway/http/test_odd_bodies.py
 
 # Faults put into gateway/dispatch and gateway/ledger one by one: do their unit tests notice? A second
 # run tries only what changed, ARGS="gateway.ledger.*" all of some. See docs/measurements/mutants.md.

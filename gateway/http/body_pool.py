@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from gateway.errors import GatewayError, InvalidRequestError, OverloadedError
-from gateway.http.body_process import LENGTH_BYTES, RESULT, ParseTask, Refusal
+from gateway.http.body_process import FAILURE, LENGTH_BYTES, RESULT, ParseTask, Refusal
 from gateway.http.parsers import KINDS, BodyKind, ParseContext
 from gateway.http.turns import Turns
 from protocol.wire import codec
@@ -61,7 +61,7 @@ class BodyPool:
         Raises:
             InvalidRequestError: The body is wrong.
             OverloadedError: The process was killed, or took too long.
-            GatewayError: A bug of ours ended it.
+            GatewayError: A bug of ours; the process goes on unless it was ended by it.
             DeniedError: Too many bodies of the caller wait.
         """
         task = codec.encode_value(ParseTask(kind.name, context))
@@ -73,6 +73,10 @@ class BodyPool:
         if frame[:1] == RESULT:
             result: ResultT = self._decoders[kind.name].decode(memoryview(frame)[1:])
             return result
+        if frame[:1] == FAILURE:
+            where = frame[1:].decode("utf-8", "replace")
+            _logger.error("a bug ended the parsing of a body of the kind %s:\n%s", kind.name, where)
+            raise GatewayError("Internal server error.")
         refusal = _refusal_decoder.decode(memoryview(frame)[1:])
         raise InvalidRequestError(refusal.message, code=refusal.code, param=refusal.param)
 

@@ -8,6 +8,7 @@ import contextlib
 import gc
 import os
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +21,9 @@ from protocol.wire import codec
 LENGTH_BYTES = 8
 RESULT = b"\x00"
 REFUSAL = b"\x01"
+FAILURE = b"\x02"
+"""Before where a bug of ours showed itself, as text."""
+_MAX_TOLD_CALLS = 8
 _OOM_FILE = Path("/proc/self/oom_score_adj")
 _OOM_SCORE = "500"
 """Where memory ends, this process goes before the gateway."""
@@ -52,12 +56,20 @@ _task_decoder: codec.Decoder[ParseTask] = codec.Decoder(ParseTask)
 
 
 def answer(task_frame: bytes, body: bytes) -> bytes:
-    """The answer to one task."""
-    task = _task_decoder.decode(task_frame)
+    """The answer to one task, whatever goes wrong with it: the process is there for the next."""
     try:
+        task = _task_decoder.decode(task_frame)
         return RESULT + codec.encode_value(KINDS[task.kind].parse(body, task.context))
     except InvalidRequestError as error:
         return REFUSAL + codec.encode_value(Refusal(error.message, error.code, error.param))
+    except Exception as error:  # noqa: BLE001
+        return FAILURE + _place_of(error).encode("utf-8", "backslashreplace")
+
+
+def _place_of(error: Exception) -> str:
+    """Where an error was raised; its message may quote the body, which belongs into no log."""
+    calls = traceback.format_tb(error.__traceback__, limit=-_MAX_TOLD_CALLS)
+    return "".join(calls) + type(error).__name__
 
 
 def main() -> int:

@@ -164,15 +164,25 @@ class ResponseSocket:
         except ClientDisconnectedError:
             raise
         except GatewayError as error:
-            record.error_code, record.status = str(error.code), ERROR_TABLE[error.code].status
-            if self._last is not None and previous == self._last.response_id:
-                self._last = None  # as OpenAI's does: it isn't continued from there again
-            await self._refuse(error)
+            await self._end_turn(error, previous, record)
+        except Exception:
+            # A bug that one message has met is nothing to the next one.
+            _logger.exception("request %s: a message of a WebSocket failed", turn_id)
+            await self._end_turn(GatewayError("Internal server error."), previous, record)
         finally:
             now = self._clock()
             self._parts.access_log.write(record, now)
             if trace is not None:
                 trace.tell(record, now)
+
+    async def _end_turn(
+        self, error: GatewayError, previous: str | None, record: AccessRecord
+    ) -> None:
+        """Tell of what a message has failed with."""
+        record.error_code, record.status = str(error.code), ERROR_TABLE[error.code].status
+        if self._last is not None and previous == self._last.response_id:
+            self._last = None  # as OpenAI's does: it isn't continued from there again
+        await self._refuse(error)
 
     async def _respond(
         self,

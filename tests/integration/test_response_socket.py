@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from gateway.http import response_socket, websocket
+from gateway.http.parsers import SOCKET
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Generate, Prepare
 from tests.fakes.fake_workers import FakeAuth, FakeEngine
@@ -110,6 +112,20 @@ async def test_a_continuation_that_fails_is_forgotten(gateway: RunningGateway) -
         assert code_of(wrong) == (400, "invalid_request")
         again = await turn(socket, previous_response_id=first["id"], store=False)
         assert code_of(again) == (400, "previous_response_not_found")
+
+
+async def test_a_bug_that_one_message_meets_is_nothing_to_the_next(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*_: object) -> Any:
+        raise TypeError("unhashable")
+
+    async with opened(gateway) as socket:
+        with monkeypatch.context() as patch:
+            patch.setattr(response_socket, "SOCKET", replace(SOCKET, parse=bug))
+            assert code_of(await turn(socket)) == (500, "internal_error")
+        assert code_of(await turn(socket, input=[{"type": []}])) == (400, "invalid_request")
+        assert (await turn(socket))[-1]["type"] == "response.completed"
 
 
 async def test_a_response_without_output_is_continued(gateway: RunningGateway) -> None:

@@ -16,6 +16,7 @@ from gateway.http.openresponses.hosted import (
     hosted_server,
     seen_name,
 )
+from gateway.http.openresponses.stored_items import kind_of
 from gateway.http.schemas.ranges import MAX_CONTENT_PARTS
 
 Item = dict[str, Any]
@@ -213,14 +214,17 @@ def chat_messages(
         return [*found, {"role": "user", "content": items}]
     calls: set[str] = set()
     approved = {
-        item.get("approval_request_id")
+        name
         for item in items
-        if item.get("type") == "mcp_approval_response" and item.get("approve") is True
+        if kind_of(item) == "mcp_approval_response" and item.get("approve") is True
+        if isinstance(name := item.get("approval_request_id"), str)
     }
     for index, item in enumerate(items):
         own = index - num_before
         path = f"input[{own}]" if own >= 0 else f"context[{index}]"
-        kind = item.get("type", "message")
+        kind = kind_of(item)
+        if not kind:
+            raise _wrong(f"{path}.type", "a string is expected.")
         if kind == "message":
             _add_message(found, _message(item, path))
         elif kind == "reasoning":
@@ -240,7 +244,9 @@ def chat_messages(
         elif kind == "mcp_approval_request":
             if text_of(item, "id", path) not in approved:
                 found += _hosted_call(found, item, path, NOT_APPROVED)
-        elif kind in ("mcp_list_tools", "mcp_approval_response"):
+        elif kind == "mcp_approval_response":
+            text_of(item, "approval_request_id", path)
+        elif kind == "mcp_list_tools":
             continue  # of the server's own doing
         elif kind == "compaction":
             summary = unsealed(item.get("encrypted_content"), f"{path}.encrypted_content")
@@ -253,7 +259,7 @@ def chat_messages(
             )
         else:
             raise UnsupportedFieldError(
-                f"Invalid `{path}.type`: items of type `{str(kind)[:100]}` are not supported.",
+                f"Invalid `{path}.type`: items of type `{kind[:100]}` are not supported.",
                 param=f"{path}.type",
             )
     return [_whole(message) for message in found]
@@ -354,6 +360,8 @@ def _parts(content: Any, path: str, also: str) -> Iterator[str]:
     for index, part in enumerate(content):
         where = f"{path}[{index}]"
         kind = part.get("type") if isinstance(part, dict) else None
+        if not isinstance(kind, str):
+            raise _wrong(where, "a part of text is expected.")
         if kind in _TEXT_PARTS or (also and kind == also):
             yield text_of(part, "text", where)
         elif kind == "refusal":

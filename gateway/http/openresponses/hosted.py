@@ -301,7 +301,8 @@ def known_list(item: Item) -> Item:
 
     The mark (`ServerTools.mark`) ends the item's id; it is empty where the id was made elsewhere.
     """
-    found = _MARKED.fullmatch(str(item.get("id")))
+    own = item.get("id")
+    found = _MARKED.fullmatch(own) if isinstance(own, str) else None
     return {"tools": item["tools"], "mark": "" if found is None else found[1]}
 
 
@@ -331,6 +332,10 @@ def approved_calls(
 ) -> tuple[ApprovedCall, ...]:
     """Calls that were asked for and approved, and not made yet, in the order of their approval.
 
+    Args:
+        items: Of the context, of whose lists `known_lists` has seen that they are some.
+        tools: That are offered now, by the names that the model sees.
+
     Raises:
         InvalidRequestError: A response belongs to no request, or is the second one to it.
     """
@@ -342,7 +347,7 @@ def approved_calls(
     for item in items:
         kind = item.get("type")
         if kind == "mcp_list_tools" and not item.get("error"):
-            marks[str(item.get("server_label"))] = known_list(item)["mark"]
+            marks[item["server_label"]] = known_list(item)["mark"]
         elif kind == "mcp_approval_request":
             for field_name in ("id", "server_label", "name", "arguments"):
                 if not isinstance(item.get(field_name), str):
@@ -350,7 +355,9 @@ def approved_calls(
             asked[item["id"]] = item
             asked_marks[item["id"]] = marks.get(item["server_label"], "")
         elif kind == "mcp_approval_response":
-            name = str(item.get("approval_request_id"))
+            name = item.get("approval_request_id")
+            if not isinstance(name, str):
+                raise _wrong("input", "`mcp_approval_response` needs a text `approval_request_id`.")
             if name not in asked:
                 raise _wrong(
                     "input", f"no `mcp_approval_request` `{name[:100]}` comes before its response."
@@ -358,8 +365,8 @@ def approved_calls(
             if name in answered:
                 raise _wrong("input", f"`{name[:100]}` is answered twice.")
             answered[name] = item
-        elif kind == "mcp_call" and item.get("approval_request_id") is not None:
-            made.add(str(item["approval_request_id"]))
+        elif kind == "mcp_call" and isinstance(item.get("approval_request_id"), str):
+            made.add(item["approval_request_id"])
     known = {(tool.label, tool.name): tool for tool in tools.values()}
     found: list[ApprovedCall] = []
     for name, answer in answered.items():
@@ -422,7 +429,8 @@ def call_text(item: Item) -> str:
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, dict)]
         return "Error: " + "\n".join(part for part in parts if isinstance(part, str))
-    return f"Error: {error.get('message', '')}"
+    message = error.get("message")
+    return f"Error: {message if isinstance(message, str) else ''}"
 
 
 def _wrong(param: str, rule: str) -> InvalidRequestError:

@@ -30,6 +30,14 @@ _PREFIXES: Final[dict[str, str]] = {
 _NAMED: Final = re.compile(r"[a-z]+_([A-Za-z0-9]+)_[A-Za-z0-9_]+")
 
 
+def kind_of(item: Item) -> str:
+    """The type of an item: a message where it says none, empty where it says no text."""
+    kind = item.get("type")
+    if kind is None:
+        return "message"
+    return kind if isinstance(kind, str) else ""
+
+
 def whole_items(given: str | list[Item]) -> list[Item]:
     """Input as a list of items with their types, and content as parts."""
     if isinstance(given, str):
@@ -38,7 +46,7 @@ def whole_items(given: str | list[Item]) -> list[Item]:
 
 
 def _whole(item: Item) -> Item:
-    if item.get("type", "message") != "message":
+    if kind_of(item) != "message":
         return item
     content = item.get("content")
     if isinstance(content, str):
@@ -62,7 +70,7 @@ def with_ids(items: Iterable[Item], base: str) -> Iterator[Item]:
         if isinstance(own, str) and is_id(own):
             yield item
         else:
-            prefix = _PREFIXES.get(item.get("type", "message"), "item")
+            prefix = _PREFIXES.get(kind_of(item), "item")
             yield {"id": f"{prefix}_{base}_i{number}", **_without_id(item)}
 
 
@@ -91,7 +99,7 @@ def references_in(items: str | list[Item]) -> tuple[str, ...]:
         return ()
     found: list[str] = []
     for index, item in enumerate(items):
-        if item.get("type") != "item_reference":
+        if kind_of(item) != "item_reference":
             continue
         named = item.get("id")
         if not isinstance(named, str):
@@ -174,7 +182,9 @@ class Context:
         if not self._references or isinstance(own, str):
             return own
         return [
-            self._references[item["id"]] if item.get("type") == "item_reference" else item
+            self._references.get(item["id"], item)
+            if kind_of(item) == "item_reference" and isinstance(item.get("id"), str)
+            else item
             for item in own
         ]
 
@@ -204,4 +214,4 @@ class Context:
 
 
 def _begins_turn(item: Item) -> bool:
-    return item.get("type", "message") == "message" and item.get("role") != "assistant"
+    return kind_of(item) == "message" and item.get("role") != "assistant"

@@ -74,9 +74,11 @@ def _messages_with_tools(messages: list[Any]) -> list[Any]:
         changed = {key: item for key, item in message.items() if key != "function_call"}
         call = message.get("function_call")
         if message.get("role") == "function":
-            name = str(message.get("name"))
+            name = message.get("name")
             changed["role"] = "tool"
-            changed["tool_call_id"] = ids.get(name, _call_id(index))
+            changed["tool_call_id"] = (
+                ids.get(name, _call_id(index)) if isinstance(name, str) else _call_id(index)
+            )
         if call is not None:
             if message.get("tool_calls"):
                 raise InvalidRequestError(
@@ -85,8 +87,8 @@ def _messages_with_tools(messages: list[Any]) -> list[Any]:
                 )
             call_id = _call_id(index)
             changed["tool_calls"] = [{"id": call_id, "type": "function", "function": call}]
-            if isinstance(call, dict):
-                ids[str(call.get("name"))] = call_id
+            if isinstance(call, dict) and isinstance(name := call.get("name"), str):
+                ids[name] = call_id
         found.append(changed)
     return found
 

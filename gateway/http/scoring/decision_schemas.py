@@ -106,7 +106,7 @@ def _tag(value: Any) -> str:
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     if kind is None and isinstance(value, dict) and "role" in value:
         kind = "message"
-    return f"={kind}"
+    return f"={kind}" if isinstance(kind, str) else "="
 
 
 def _one_of(*names: str) -> Discriminator:

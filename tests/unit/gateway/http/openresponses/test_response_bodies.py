@@ -197,6 +197,9 @@ def test_counting_reads_the_same_prompt() -> None:
     [
         ({"input": None}, "input.str"),
         ({"input": []}, "input"),
+        ({"input": [{"type": []}]}, "input[0].type"),
+        ({"input": [{"type": {}, "role": "user", "content": "x"}]}, "input[0].type"),
+        ({"input": [{"role": "user", "content": [{"type": {}}]}]}, "input[0].content[0]"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
         ({"input": [{"role": "user"}]}, "input[0].content"),
         ({"input": [{"role": "user", "content": [1]}]}, "input[0].content[0]"),
