@@ -49,6 +49,20 @@ def test_a_page_is_wrapped_at_100_columns(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_list_of_a_page_explains_a_field_twice(page: Path) -> None:
+    if page.name == "CHANGELOG.md":
+        return
+    twice = [
+        field
+        for section in re.split(r"^#+ ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        for fields in [re.findall(r"^- (`[^`\n]+`)[: ]", section, re.MULTILINE)]
+        for field in sorted(set(fields))
+        if fields.count(field) > 1
+    ]
+    assert twice == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_exist(page: Path) -> None:
     dead = []
     for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text(encoding="utf-8"))):
