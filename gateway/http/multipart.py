@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Callable
-from email.message import Message
 from typing import Final
 
 from gateway.errors import InvalidRequestError
+from gateway.http.header_parameters import header_parameters
 
 MAX_FIELD_BYTES: Final = 64 * 1024
 """Of all fields together that are no file."""
 MAX_FIELDS: Final = 32
 _MAX_HEAD_BYTES: Final = 8192
+_DISPOSITION: Final = "Content-Disposition"
 _BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{1,70}")
 
 
@@ -23,14 +24,13 @@ class FormReader:
         sink: Takes the file's bytes, in order.
 
     Raises:
-        InvalidRequestError: The header names no boundary.
+        InvalidRequestError: The header is malformed, or names no boundary.
     """
 
     def __init__(self, content_type: str, file_field: str, sink: Callable[[bytes], None]) -> None:
-        head = Message()
-        head["content-type"] = content_type
-        boundary = head.get_param("boundary")
-        if head.get_content_type() != "multipart/form-data" or not isinstance(boundary, str):
+        kind, parameters = header_parameters(content_type, "Content-Type")
+        boundary = parameters.get("boundary")
+        if kind != "multipart/form-data" or boundary is None:
             raise InvalidRequestError(
                 "The Content-Type must be multipart/form-data with a boundary."
             )
@@ -117,19 +117,22 @@ class FormReader:
         self._num_parts += 1
         if self._num_parts > MAX_FIELDS:
             raise InvalidRequestError(f"The form has more than {MAX_FIELDS} fields.")
-        head = Message()
-        for line in lines:
-            name, _, value = line.partition(":")
-            if name.strip().lower() == "content-disposition":
-                head["content-disposition"] = value.strip()
-        found = head.get_param("name", header="content-disposition")
-        if not isinstance(found, str) or not found:
+        told = [
+            value
+            for name, _, value in (line.partition(":") for line in lines)
+            if name.strip().lower() == _DISPOSITION.lower()
+        ]
+        if len(told) > 1:
+            raise InvalidRequestError(f"A part of the multipart body has several {_DISPOSITION}.")
+        _, parameters = header_parameters(told[0] if told else "", _DISPOSITION)
+        found = parameters.get("name", "")
+        if not found:
             raise InvalidRequestError("A part of the multipart body has no name.")
         self._name, self._value = found, bytearray()
         if found == self._file_field:
             if self.filename is not None:
                 raise InvalidRequestError(f"`{found}` comes twice.", param=found)
-            self.filename = head.get_filename() or "upload"
+            self.filename = parameters.get("filename") or "upload"
         elif found in self.fields:
             raise InvalidRequestError(f"`{found:.80}` comes twice.", param=found[:80])
 
