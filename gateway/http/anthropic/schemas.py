@@ -47,13 +47,9 @@ class CountTokensRequest(RequestModel):
     """A conversation whose tokens are counted."""
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
-    messages: Annotated[
-        list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
-    ]
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)]
     system: str | list[dict[str, Any]] | None = None
-    tools: Annotated[list[dict[str, Any]] | None, Field(max_length=MAX_TOOLS, fail_fast=True)] = (
-        None
-    )
+    tools: Annotated[list[dict[str, Any]] | None, Field(max_length=MAX_TOOLS)] = None
     tool_choice: dict[str, Any] | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None

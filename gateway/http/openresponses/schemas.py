@@ -133,9 +133,7 @@ class InputTokensRequest(ContinuedRequest):
 
     conversation: str | ConversationName | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    tools: Annotated[list[dict[str, Any]] | None, Field(max_length=MAX_TOOLS, fail_fast=True)] = (
-        None
-    )
+    tools: Annotated[list[dict[str, Any]] | None, Field(max_length=MAX_TOOLS)] = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None

@@ -6,15 +6,19 @@ from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from gateway.http.schemas.core_schemas import stop_at_first_errors
 from gateway.http.schemas.ranges import RANGES
 
 
 class RequestModel(BaseModel):
-    """The base of every request body: strict types, unknown fields left aside."""
+    """The base of every request body: strict types, unknown fields left aside.
+
+    Lists and objects stop at their first wrong member.
+    """
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
 
@@ -24,6 +28,13 @@ class RequestModel(BaseModel):
     def __pydantic_init_subclass__(cls, **_kwargs: Any) -> None:
         """Remember the field names, which every request compares its keys with."""
         cls.known_fields = frozenset(cls.model_fields)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """What pydantic makes of the class, with few errors for a body however wrong it is."""
+        schema = handler.resolve_ref_schema(handler(source))
+        stop_at_first_errors(schema)
+        return schema
 
 
 _NAME_BEFORE_NUMBER = re.compile(r'"(\w{1,64})"\s*:\s*\[?[-+.,\deE\s]*\Z', re.ASCII)

@@ -38,24 +38,18 @@ _REFUSED = CHAT_REFUSED_FIELDS | EXTENSION_REFUSED_FIELDS
 class ChatRequest(GenerationRequest):
     """A conversation to go on with."""
 
-    messages: Annotated[
-        list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
-    ]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = ranged("max_completion_tokens")
     logprobs: bool | None = None
     top_logprobs: int | None = ranged("top_logprobs")
-    tools: Annotated[
-        list[Tool] | None, Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)
-    ] = None
+    tools: Annotated[list[Tool] | None, Field(min_length=1, max_length=MAX_TOOLS)] = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
     thinking_token_budget: int | None = ranged("thinking_token_budget")
     include_reasoning: bool | None = None
     verbosity: Verbosity | None = None
-    documents: Annotated[
-        list[dict[str, Any]] | None, Field(max_length=MAX_DOCUMENTS, fail_fast=True)
-    ] = None
+    documents: Annotated[list[dict[str, Any]] | None, Field(max_length=MAX_DOCUMENTS)] = None
     chat_template: Annotated[
         str | None, Field(min_length=1, max_length=MAX_TEMPLATE_CHARACTERS)
     ] = None

@@ -26,10 +26,6 @@ REFUSED_MESSAGE_FIELDS: Final[dict[str, str]] = {
 _MEDIA_PARTS = frozenset({"image_url", "input_audio", "file", "video_url", "audio_url"})
 
 
-# Every list of models stops at its first wrong item (`fail_fast`, or a validator before it):
-# pydantic would otherwise keep an error for each of the millions that a body has room for.
-
-
 class TextPart(RequestModel):
     """A piece of text content."""
 
@@ -77,9 +73,7 @@ class ChatMessage(RequestModel):
     role: MessageRole
     content: str | list[TextPart | RefusalPart] | None = None
     name: str | None = None
-    tool_calls: Annotated[
-        list[ToolCall] | None, Field(max_length=MAX_TOOL_CALLS, fail_fast=True)
-    ] = None
+    tool_calls: Annotated[list[ToolCall] | None, Field(max_length=MAX_TOOL_CALLS)] = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     refusal: str | None = None

@@ -54,18 +54,16 @@ class GenerationRequest(StructuredFields):
     max_tokens: int | None = ranged("max_tokens")
     min_tokens: int | None = ranged("min_tokens")
     stop: str | list[str] | None = None
-    stop_token_ids: Annotated[
-        list[TokenId] | None, Field(max_length=MAX_STOP_TOKEN_IDS, fail_fast=True)
-    ] = None
+    stop_token_ids: Annotated[list[TokenId] | None, Field(max_length=MAX_STOP_TOKEN_IDS)] = None
     logit_bias: dict[str, float] | None = None
     allowed_token_ids: Annotated[
         list[TokenId] | None,
-        Field(min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS, fail_fast=True),
+        Field(min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS),
     ] = None
     bad_words: list[str] | None = None
-    logprob_token_ids: Annotated[
-        list[TokenId] | None, Field(max_length=MAX_LOGPROB_TOKEN_IDS, fail_fast=True)
-    ] = None
+    logprob_token_ids: Annotated[list[TokenId] | None, Field(max_length=MAX_LOGPROB_TOKEN_IDS)] = (
+        None
+    )
     prompt_logprobs: int | None = ranged("prompt_logprobs")
     truncate_prompt_tokens: int | None = ranged("truncate_prompt_tokens")
     return_token_ids: bool | None = None

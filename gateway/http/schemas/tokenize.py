@@ -42,12 +42,10 @@ class TokenizeRequest(RequestModel):
 
     model: ModelName = None
     prompt: str | None = None
-    messages: Annotated[
-        list[ChatMessage] | None, Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
-    ] = None
-    tools: Annotated[
-        list[Tool] | None, Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)
-    ] = None
+    messages: Annotated[list[ChatMessage] | None, Field(min_length=1, max_length=MAX_MESSAGES)] = (
+        None
+    )
+    tools: Annotated[list[Tool] | None, Field(min_length=1, max_length=MAX_TOOLS)] = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     chat_template: Annotated[
@@ -79,7 +77,7 @@ class DetokenizeRequest(RequestModel):
     """Token ids to be spelt as text."""
 
     model: ModelName = None
-    tokens: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKEN_IDS, fail_fast=True)]
+    tokens: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKEN_IDS)]
 
 
 def parse_tokenize_body(body: bytes) -> tuple[TokenizeRequest, dict[str, Any], list[str]]:

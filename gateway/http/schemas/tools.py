@@ -29,9 +29,7 @@ class ParseRequest(RequestModel):
     model: str | None = None
     format: FormatName = None
     reasoning_format: FormatName = None
-    tools: Annotated[
-        list[Tool] | None, Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)
-    ] = None
+    tools: Annotated[list[Tool] | None, Field(min_length=1, max_length=MAX_TOOLS)] = None
     parallel_tool_calls: bool | None = None
     prompt_tail: str | None = None
 
