@@ -12,6 +12,7 @@ from gateway.http.schemas.body import (
     unknown_keys,
     validate,
 )
+from gateway.http.schemas.core_schemas import NullIsDefault
 from gateway.http.schemas.ranges import MAX_MESSAGES, MAX_TOOLS, ranged
 from protocol.wire.sampling_ranges import MAX_INT32
 
@@ -92,7 +93,7 @@ class ContinuedRequest(RequestModel):
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     # It may be empty where something is gone on from.
-    input: str | list[dict[str, Any]] = Field(default_factory=list)
+    input: Annotated[str | list[dict[str, Any]], NullIsDefault()] = Field(default_factory=list)
     instructions: str | None = None
     previous_response_id: str | None = None
 

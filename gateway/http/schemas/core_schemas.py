@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from pydantic_core import CoreSchema
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticUseDefault, core_schema
 
 _MANY: Final = frozenset({"list", "tuple", "set", "frozenset", "dict"})
 _INNER: Final = ("schema", "items_schema", "keys_schema", "values_schema")
@@ -20,6 +21,25 @@ def stop_at_first_errors(schema: CoreSchema) -> None:
     for part in _parts(schema):
         if part["type"] in _MANY:
             part["fail_fast"] = True
+
+
+class NullIsDefault:
+    """Marks a field of whose type null is none, and where null is the same as leaving it out."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """The field's own schema, behind a look for null."""
+        schema = handler(source)
+        return core_schema.no_info_before_validator_function(
+            _unless_null, schema, json_schema_input_schema=core_schema.nullable_schema(schema)
+        )
+
+
+def _unless_null(value: Any) -> Any:
+    if value is None:
+        raise PydanticUseDefault
+    return value
 
 
 def _parts(schema: Any) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from gateway.http.schemas.body import RequestModel
+from gateway.http.schemas.core_schemas import NullIsDefault
 from gateway.http.schemas.settings import (
     MAX_LIMIT,
     Amount,
@@ -30,7 +31,7 @@ class KeyFields(SettingsModel):
 
     description: Annotated[str, Field(max_length=1000)] | None = None
     owner: Annotated[str, Field(max_length=200)] | None = None
-    role: PrincipalRole = "user"
+    role: Annotated[PrincipalRole, NullIsDefault()] = "user"
     scopes: _Scopes | None = None
     tenant: Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9_.:@-]*$")] | None = None
     expires_at: Annotated[int, Field(ge=1, le=MAX_LIMIT)] | None = None
@@ -72,4 +73,4 @@ class ChangeKeyRequest(KeyFields):
 class RotateKeyRequest(RequestModel):
     """A new secret for a key."""
 
-    overlap_s: Annotated[int, Field(ge=0, le=MAX_OVERLAP_S)] = 0
+    overlap_s: Annotated[int, Field(ge=0, le=MAX_OVERLAP_S), NullIsDefault()] = 0

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gateway.errors import UnsupportedFieldError
 from gateway.http.schemas.body import MAX_LISTED_FIELDS, RequestModel, field_error, unknown_keys
+from gateway.http.schemas.core_schemas import NullIsDefault
 from gateway.http.schemas.custom_tools import (
     CustomCall,
     CustomDefinition,
@@ -57,7 +58,7 @@ class ToolCall(RequestModel):
     """One call of an earlier assistant message, of a function or of a custom tool."""
 
     id: str
-    type: Literal["function", "custom"] = "function"
+    type: Annotated[Literal["function", "custom"], NullIsDefault()] = "function"
     function: FunctionCall | None = None
     custom: CustomCall | None = None
 
@@ -234,7 +235,7 @@ def _unknown_in_part(
     custom: type[RequestModel],
 ) -> list[str]:
     """Of a tool or a call: within what its type names."""
-    kind = tool.get("type", "function")
+    kind = tool.get("type") or "function"
     known = (function if kind == "function" else custom).known_fields
     return unknown_keys(tool[kind], known, f"{where}.{kind}.")
 
@@ -286,12 +287,14 @@ def clean_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _as_functions(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {"id": call["id"], "type": "function", "function": function_of_call(call["custom"])}
-        if call.get("type") == "custom"
-        else call
-        for call in calls
-    ]
+    return [_as_function(call) for call in calls]
+
+
+def _as_function(call: dict[str, Any]) -> dict[str, Any]:
+    kind = call.get("type", "function")
+    if kind == "custom":
+        return {"id": call["id"], "type": "function", "function": function_of_call(call["custom"])}
+    return call if kind == "function" else {**call, "type": "function"}
 
 
 def _as_text_parts(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:

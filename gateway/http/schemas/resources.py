@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from gateway.http.schemas.core_schemas import NullIsDefault
 from gateway.http.schemas.settings import (
     MAX_LIMIT,
     Amount,
@@ -80,7 +81,7 @@ class ChangeTeamRequest(TeamFields):
 class SetMemberRequest(SettingsModel):
     """A user's part in a team."""
 
-    role: MemberRole = "member"
+    role: Annotated[MemberRole, NullIsDefault()] = "member"
 
 
 class WindowFields(SettingsModel):

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from gateway.http.schemas.body import RequestModel, field_error
+from gateway.http.schemas.core_schemas import NullIsDefault
 from gateway.http.schemas.messages import Tool
 from gateway.http.schemas.ranges import MAX_TOOL_NAME_CHARACTERS, MAX_TOOLS
 
@@ -49,4 +50,4 @@ class ExecuteRequest(RequestModel):
     """
 
     name: Annotated[str, Field(min_length=1, max_length=MAX_TOOL_NAME_CHARACTERS)]
-    arguments: dict[str, Any] | str = Field(default_factory=dict)
+    arguments: Annotated[dict[str, Any] | str, NullIsDefault()] = Field(default_factory=dict)

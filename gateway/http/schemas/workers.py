@@ -1,8 +1,11 @@
 """Bodies of the routes about workers."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from gateway.http.schemas.body import RequestModel
+from gateway.http.schemas.core_schemas import NullIsDefault
 
 MAX_DRAIN_S = 86_400
 
@@ -10,7 +13,7 @@ MAX_DRAIN_S = 86_400
 class DrainRequest(RequestModel):
     """How long a worker may take to finish; at most its own `PENSTOCK_DRAIN_TIMEOUT_S`."""
 
-    timeout_s: float = Field(default=MAX_DRAIN_S, ge=0, le=MAX_DRAIN_S)
+    timeout_s: Annotated[float, Field(ge=0, le=MAX_DRAIN_S), NullIsDefault()] = MAX_DRAIN_S
 
 
 class ClearCacheRequest(RequestModel):

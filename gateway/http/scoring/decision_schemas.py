@@ -6,6 +6,7 @@ import orjson
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from gateway.http.schemas.body import RequestModel, field_error
+from gateway.http.schemas.core_schemas import NullIsDefault
 
 MAX_QUESTIONS: Final = 400
 MAX_OPTIONS: Final = 255
@@ -151,7 +152,7 @@ _PARTS_OF_ROLES: Final = {
 class Message(RequestModel):
     """A message of the material."""
 
-    type: Literal["message"] = "message"
+    type: Annotated[Literal["message"], NullIsDefault()] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: Content
     # Harmless: it is shown to nobody.

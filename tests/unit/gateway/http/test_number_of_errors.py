@@ -1,34 +1,18 @@
 """However much of a body is wrong, few errors are kept of it: every request model is walked."""
 
-import importlib
-import pkgutil
 from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
 from pydantic import ValidationError
 
-import gateway.http
 from gateway.http.schemas.body import RequestModel
+from tests.fakes.request_models import MODELS
 
 NUM_MEMBERS: Final = 2000
 MAX_ERRORS: Final = 64
 """Of a body in which one field is wrong throughout; the fields that are missing count, too."""
 MEMBERS: Final[list[Any]] = [1, -1, 1.5, "x", "", "x" * 1000, True, None, [], [1], {}, {"x": 1}]
-
-
-def models() -> Iterator[type[RequestModel]]:
-    """Every model of a body or of a part of one, wherever it is declared."""
-    for module in pkgutil.walk_packages(gateway.http.__path__, "gateway.http."):
-        importlib.import_module(module.name)
-    rest = [RequestModel]
-    while rest:
-        subclasses = rest.pop().__subclasses__()
-        yield from subclasses
-        rest += subclasses
-
-
-MODELS: Final = sorted(models(), key=lambda model: f"{model.__module__}.{model.__name__}")
 
 
 def large_values() -> Iterator[Any]:

@@ -8,7 +8,7 @@ import pytest
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.openresponses.conversation import sealed
 from gateway.http.openresponses.convert import ResponsesBody
-from gateway.http.parsers import INPUT_TOKENS, RESPONSES, ParseContext
+from gateway.http.parsers import COMPACT, INPUT_TOKENS, RESPONSES, BodyKind, ParseContext
 from gateway.request.job import RESPONSES_ENDPOINT
 from protocol.wire import codec
 
@@ -55,6 +55,22 @@ def test_parts_of_text_are_lines_and_messages_need_no_type() -> None:
         ]
     )
     assert [message["content"] for message in found] == ["d", "a\nb", "c"]
+
+
+@pytest.mark.parametrize("kind", [RESPONSES, INPUT_TOKENS, COMPACT])
+def test_a_null_input_is_none(kind: BodyKind[Any]) -> None:
+    continued = {"model": "m", "input": None, "previous_response_id": "resp_1"}
+    found = kind.parse(json.dumps(continued).encode(), ParseContext({}, has_store=True))
+    assert found.refs.previous_id == "resp_1"
+
+
+def test_an_item_whose_type_is_null_is_a_message() -> None:
+    item = {"type": None, "role": "user", "content": "hi"}
+    assert sent([item]) == [{"role": "user", "content": "hi"}]
+    (kept,) = json.loads(
+        RESPONSES.parse(json.dumps({"model": "m", "input": [item]}).encode(), CONTEXT).input_json
+    )
+    assert kept["type"] == "message"
 
 
 def test_reasoning_text_and_calls_of_a_turn_are_one_message() -> None:
@@ -195,7 +211,7 @@ def test_counting_reads_the_same_prompt() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"input": None}, "input.str"),
+        ({"input": None}, "input"),
         ({"input": []}, "input"),
         ({"input": [{"type": []}]}, "input[0].type"),
         ({"input": [{"type": {}, "role": "user", "content": "x"}]}, "input[0].type"),
