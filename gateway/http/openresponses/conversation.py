@@ -13,6 +13,7 @@ from gateway.http.openresponses.hosted import (
     HostedServer,
     HostedTool,
     call_text,
+    check_list,
     hosted_server,
     seen_name,
 )
@@ -242,12 +243,17 @@ def chat_messages(
         elif kind == "mcp_call":
             found += _hosted_call(found, item, path, call_text(item))
         elif kind == "mcp_approval_request":
-            if text_of(item, "id", path) not in approved:
+            for name in ("id", "server_label", "name", "arguments"):
+                text_of(item, name, path)
+            if item["id"] not in approved:
                 found += _hosted_call(found, item, path, NOT_APPROVED)
         elif kind == "mcp_approval_response":
             text_of(item, "approval_request_id", path)
+            if not isinstance(item.get("approve"), bool):
+                raise _wrong(f"{path}.approve", "a boolean is expected.")
         elif kind == "mcp_list_tools":
-            continue  # of the server's own doing
+            if not item.get("error"):
+                check_list(item, path)
         elif kind == "compaction":
             summary = unsealed(item.get("encrypted_content"), f"{path}.encrypted_content")
             found.append({"role": "user", "content": SUMMARY + summary})

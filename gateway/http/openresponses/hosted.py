@@ -316,15 +316,24 @@ def known_lists(items: Sequence[Item]) -> dict[str, Item]:
     for item in items:
         if item.get("type") != "mcp_list_tools" or item.get("error"):
             continue
-        label, tools = item.get("server_label"), item.get("tools")
-        if not isinstance(label, str) or not isinstance(tools, list):
-            raise _wrong("input", "an item `mcp_list_tools` needs `server_label` and `tools`.")
-        for tool in tools:
-            is_tool = isinstance(tool, dict) and isinstance(tool.get("name"), str)
-            if not is_tool or not isinstance(tool.get("input_schema"), dict):
-                raise _wrong("input", "a tool of `mcp_list_tools` needs `name` and `input_schema`.")
-        found[label] = known_list(item)
+        check_list(item, "input")
+        found[item["server_label"]] = known_list(item)
     return found
+
+
+def check_list(item: Item, path: str) -> None:
+    """See that an item `mcp_list_tools` lists tools.
+
+    Raises:
+        InvalidRequestError: It doesn't.
+    """
+    tools = item.get("tools")
+    if not isinstance(item.get("server_label"), str) or not isinstance(tools, list):
+        raise _wrong(path, "an item `mcp_list_tools` needs `server_label` and `tools`.")
+    for tool in tools:
+        is_tool = isinstance(tool, dict) and isinstance(tool.get("name"), str)
+        if not is_tool or not isinstance(tool.get("input_schema"), dict):
+            raise _wrong(path, "a tool of `mcp_list_tools` needs `name` and `input_schema`.")
 
 
 def approved_calls(

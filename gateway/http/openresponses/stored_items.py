@@ -27,6 +27,14 @@ _PREFIXES: Final[dict[str, str]] = {
     "mcp_approval_request": "mcpr",
     "mcp_approval_response": "mcpa",
 }
+_WITH_STATUS: Final = frozenset(
+    (
+        *("message", "function_call", "function_call_output"),
+        *("custom_tool_call", "custom_tool_call_output"),
+    )
+)
+"""Items that always say how far they have come."""
+_STATUSES: Final = ("in_progress", "completed", "incomplete")
 _NAMED: Final = re.compile(r"[a-z]+_([A-Za-z0-9]+)_[A-Za-z0-9_]+")
 
 
@@ -39,23 +47,40 @@ def kind_of(item: Item) -> str:
 
 
 def whole_items(given: str | list[Item]) -> list[Item]:
-    """Input as a list of items with their types, and content as parts."""
+    """Input as a list of items as they are shown: with types and states, and content as parts."""
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
     return [_whole(item) for item in given]
 
 
 def _whole(item: Item) -> Item:
-    if kind_of(item) != "message":
+    kind = kind_of(item)
+    if kind == "reasoning":
+        return item if isinstance(item.get("summary"), list) else {**item, "summary": []}
+    if kind not in _WITH_STATUS:
         return item
-    content = item.get("content")
+    status = item.get("status")
+    status = status if isinstance(status, str) and status in _STATUSES else "completed"
+    whole = {**item, "type": kind, "status": status}
+    if kind == "message":
+        whole["content"] = _whole_content(item)
+    return whole
+
+
+def _whole_content(item: Item) -> Any:
+    content, is_said = item.get("content"), item.get("role") == "assistant"
     if isinstance(content, str):
-        if item.get("role") == "assistant":
-            part = {"type": "output_text", "text": content, "annotations": []}
-        else:
-            part = {"type": "input_text", "text": content}
-        content = [part]
-    return {**item, "type": "message", "status": "completed", "content": content}
+        content = [{"type": "output_text" if is_said else "input_text", "text": content}]
+    if not is_said or not isinstance(content, list):
+        return content
+    return [
+        {**part, "annotations": []}
+        if isinstance(part, dict)
+        and part.get("type") == "output_text"
+        and not isinstance(part.get("annotations"), list)
+        else part
+        for part in content
+    ]
 
 
 def with_ids(items: Iterable[Item], base: str) -> Iterator[Item]:
