@@ -51,6 +51,9 @@ class Recovered:
 class Journal:
     """The journal and the output files of one batch; one gateway has them open at a time.
 
+    After a write that failed nothing more is taken: it may have left a piece of a line, behind
+    which whatever follows would be lost. Who opens the files again cuts that off.
+
     Args:
         folder: Of the batch.
         is_over: Nothing is written any more, and outputs may have been handed over.
@@ -60,7 +63,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, *, is_over: bool = False) -> None:
-        self._folder = folder
+        self._failure: OSError | None = None
         self._ends: dict[FileKind, int] = dict.fromkeys(FILES, 0)
         self.recovered = Recovered()
         good_bytes = self._read(folder / _JOURNAL)
@@ -89,7 +92,7 @@ class Journal:
         """
         text = orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE)
         output = self._outputs[kind]
-        _write_all(output, text)
+        self._append(output, text)
         self._ends[kind] += len(text)
         record: dict[str, Any] = {"done": line, "file": kind, "end": self._ends[kind]}
         if settle is not None:
@@ -116,7 +119,16 @@ class Journal:
             file.close()
 
     def _write(self, record: dict[str, Any]) -> None:
-        _write_all(self._journal, orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+        self._append(self._journal, orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+
+    def _append(self, file: BinaryIO, data: bytes) -> None:
+        if self._failure is not None:
+            raise OSError(self._failure.errno, "an earlier write failed")
+        try:
+            _write_all(file, data)
+        except OSError as error:
+            self._failure = error
+            raise
 
     def _read(self, path: Path) -> int:
         """Take what is there; how many bytes of it are whole records."""

@@ -1,6 +1,7 @@
 """Has the lines of one batch answered, in capacity that nobody else wants, each exactly once."""
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -13,10 +14,12 @@ from msgspec import structs
 from gateway.batches import lines
 from gateway.batches.journal import FileKind, Journal
 from gateway.batches.lines import BatchLine
-from gateway.batches.records import LINE_PRIORITY
+from gateway.batches.records import LINE_PRIORITY, Batch
 from gateway.batches.store import Claim
 from gateway.request.caller import Caller
 from protocol.wire.messages import Settle
+
+_logger = logging.getLogger("penstock.gateway.batches")
 
 _PAUSE_S: Final = 0.05
 """Until it is looked again whether there is room for a line."""
@@ -34,6 +37,17 @@ class LineAnswer(NamedTuple):
     headers: dict[str, str]
     body: bytes
 
+
+def _refusal(status: int, type_: str, code: str, message: str) -> LineAnswer:
+    error = {"message": message, "type": type_, "param": None, "code": code}
+    return LineAnswer(status, {}, orjson.dumps({"error": error}))
+
+
+_TOO_DEEP: Final = _refusal(
+    *(400, "invalid_request_error", "invalid_request"),
+    "`body` is nested deeper than 254 levels, which is the limit; nest it less.",
+)
+_FAILED: Final = _refusal(500, "server_error", "internal_error", "Internal server error.")
 
 Ask = Callable[[str, bytes, Caller], Awaitable[LineAnswer]]
 """Has a route answer a body for somebody."""
@@ -96,6 +110,12 @@ class LineErrand:
         self._is_closed, self._counts = True, counts
         return self.settle
 
+    def give_back(self) -> None:
+        """The try is over without an answer that counts, so it costs nothing."""
+        settle = self.close(counts=False)
+        if settle is not None:
+            self.book(structs.replace(settle, is_unused=True))
+
 
 class LineRoom:
     """What the lines of all batches share: capacity, clocks, and the end of the process.
@@ -106,7 +126,6 @@ class LineRoom:
         num_free: How many more requests the engines could take now beside everybody else's.
         max_lines: Lines under way at a time, of one batch those that wait to be asked again among
             them.
-        max_line_bytes: Of one line.
         wall_clock: Unix seconds.
         clock: Monotonic seconds.
 
@@ -121,14 +140,12 @@ class LineRoom:
         book: Callable[[Settle], None],
         num_free: Callable[[], int],
         max_lines: int,
-        max_line_bytes: int,
         wall_clock: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
         self.ask = ask
         self.book = book
         self.max_lines = max_lines
-        self.max_line_bytes = max_line_bytes
         self.clock = clock
         self.num_running = 0
         self._num_free = num_free
@@ -187,7 +204,12 @@ class LineRun:
         self._failure: BaseException | None = None
 
     async def run(self) -> str:
-        """Until every line has an answer; `completed`, `expired`, `cancelled` or empty."""
+        """Until every line has an answer; `completed`, `expired`, `cancelled` or empty.
+
+        Raises:
+            ChangedInputError: The input isn't what was checked.
+            OSError: Of this server's disk.
+        """
         left = self._left()
         outcome = "completed"
         try:
@@ -212,11 +234,7 @@ class LineRun:
 
     def _left(self) -> Iterator[BatchLine]:
         batch, done = self._claim.batch, self._journal.recovered.done
-        for number, text in lines.texts(self._claim.input_path, self._room.max_line_bytes):
-            if number not in done:
-                line = lines.parse(number, text, batch.endpoint)
-                assert isinstance(line, BatchLine), "the input was checked, and is nobody else's"
-                yield line
+        return lines.left(self._claim.input_path, batch.endpoint, done)
 
     async def _wait_for_room(self) -> str:
         """`completed` once a line may begin; otherwise why none may any more."""
@@ -249,17 +267,20 @@ class LineRun:
     async def _answer(self, line: BatchLine) -> None:
         """Ask until there is an answer that counts, or this process is to end."""
         pause_s = _FIRST_RETRY_S
-        body = orjson.dumps(line.body)
+        try:
+            body = orjson.dumps(line.body)
+        except orjson.JSONEncodeError:
+            # It reads what is nested deeper than it writes; every route refuses much less.
+            await self._answered(line, _TOO_DEEP, None)
+            return
         while True:
             errand = LineErrand(self._journal, line.number, self._room.book)
             answer = None
             try:
-                answer = await self._room.ask(
-                    self._claim.batch.endpoint, body, self._caller(errand)
-                )
+                answer = await self._ask(line, body, errand)
             finally:
                 if answer is None or errand.failure or self._is_to_be_asked_again(answer):
-                    self._give_back(errand)
+                    errand.give_back()
             if errand.failure is not None:
                 raise errand.failure  # of this server's disk; it is no answer to the line
             if not self._is_to_be_asked_again(answer):
@@ -267,8 +288,22 @@ class LineRun:
             if not await self._wait_again(min(max(pause_s, _retry_after_s(answer)), _MAX_RETRY_S)):
                 return
             pause_s *= 2
+        await self._answered(line, answer, errand.close(counts=True))
+
+    async def _ask(self, line: BatchLine, body: bytes, errand: LineErrand) -> LineAnswer:
+        """One try; what it raises is a fault of this server with this line, and no other's."""
+        batch = self._claim.batch
+        try:
+            return await self._room.ask(batch.endpoint, body, _caller(batch, errand))
+        except Exception:
+            if errand.failure is None:
+                if self._room.is_stopping:
+                    raise  # it is run again by whoever goes on
+                _logger.exception("line %d of the batch %s failed", line.number, batch.id)
+            return _FAILED
+
+    async def _answered(self, line: BatchLine, answer: LineAnswer, settle: Settle | None) -> None:
         kind: FileKind = "output" if answer.status == 200 else "error"
-        settle = errand.close(counts=True)
         self._note(line, kind, _told(line, answer), settle)
         if settle is not None:
             self._room.book(settle)
@@ -304,12 +339,6 @@ class LineRun:
         self._journal.note_done(line.number, kind, told, settle)
         self._journal.recovered.done.add(line.number)
 
-    def _give_back(self, errand: LineErrand) -> None:
-        """A try without an answer that counts costs nothing."""
-        settle = errand.close(counts=False)
-        if settle is not None:
-            self._room.book(structs.replace(settle, is_unused=True))
-
     def _is_to_be_asked_again(self, answer: LineAnswer) -> bool:
         is_late = self._room.now() >= self._claim.batch.expires_at
         return (
@@ -317,11 +346,6 @@ class LineRun:
             and answer.headers.get("x-should-retry") != "false"
             and not is_late
         )
-
-    def _caller(self, errand: LineErrand) -> Caller:
-        batch = self._claim.batch
-        digest = bytes.fromhex(batch.key_digest) if batch.key_digest else None
-        return Caller(digest, batch.address, batch.id, end_user=batch.end_user, errand=errand)
 
     def _end_unbegun(self, outcome: str) -> None:
         """An error for each line that has no answer, now that none is under way."""
@@ -344,6 +368,11 @@ class LineRun:
         if self._num_unsynced >= _SYNC_LINES:
             self._num_unsynced = 0
             await asyncio.to_thread(self._journal.sync)
+
+
+def _caller(batch: Batch, errand: LineErrand) -> Caller:
+    digest = bytes.fromhex(batch.key_digest) if batch.key_digest else None
+    return Caller(digest, batch.address, batch.id, end_user=batch.end_user, errand=errand)
 
 
 def _record(

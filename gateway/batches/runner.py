@@ -10,12 +10,12 @@ from typing import Final, NamedTuple
 
 from gateway import bridge
 from gateway.batches import lines
-from gateway.batches.files import PREFIX as FILE_PREFIX
 from gateway.batches.files import FileStore
-from gateway.batches.folders import new_id
-from gateway.batches.journal import FILES, Journal
-from gateway.batches.line_runs import SAVE_INTERVAL_S, Ask, LineRoom, LineRun
-from gateway.batches.records import ENDED, Batch, Counts
+from gateway.batches.finalizer import Finalizer
+from gateway.batches.journal import Journal
+from gateway.batches.line_runs import Ask, LineRoom, LineRun
+from gateway.batches.lines import ChangedInputError
+from gateway.batches.records import ENDED, Batch, Counts, LineError
 from gateway.batches.store import BatchStore, Claim
 from gateway.housekeeping import logs_failure
 from protocol.wire.messages import Settle, Usage
@@ -25,6 +25,10 @@ _logger = logging.getLogger("penstock.gateway.batches")
 MAX_OPEN: Final = 32
 """Batches that one gateway works on at a time; each has five files open."""
 MAX_OPEN_A_TENANT: Final = 4
+MAX_TRIES: Final = 5
+"""Of a batch that fails for no reason that may pass, without an answer in between."""
+FIRST_PAUSE_S: Final = 1.0
+_MAX_PAUSE_S: Final = 30.0
 TURN_S: Final = 60.0
 """A batch makes room for one that waits after so long, and waits itself."""
 
@@ -72,22 +76,22 @@ class BatchRunner:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._files = files
         self._settle = settle
-        self._wall_clock = wall_clock
         self._room = LineRoom(
             ask=ask,
             book=settle,
             num_free=num_free,
             max_lines=max_lines,
-            max_line_bytes=max_line_bytes,
             wall_clock=wall_clock,
             clock=clock,
         )
+        self._finalizer = Finalizer(files, wall_clock)
+        self._max_line_bytes = max_line_bytes
         self._clock = clock
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._open: dict[str, tuple[str, float]] = {}  # their tenants, and since when
         self._served: dict[str, float] = {}  # until when, of those that made room
+        self._failures: dict[str, tuple[int, int]] = {}  # answers so far, and tries without more
         self._has_waiting = False
         self._looking: asyncio.Task[None] | None = None
 
@@ -115,9 +119,9 @@ class BatchRunner:
                 claim.release()
             return
         self._has_waiting = found.has_waiting
-        self._served = {
-            batch_id: at for batch_id, at in self._served.items() if batch_id in found.unfinished
-        }
+        unfinished = found.unfinished
+        self._served = {name: at for name, at in self._served.items() if name in unfinished}
+        self._failures = {name: n for name, n in self._failures.items() if name in unfinished}
         loop = asyncio.get_running_loop()
         for claim in found.claims:
             batch = claim.batch
@@ -157,14 +161,60 @@ class BatchRunner:
     async def _run(self, claim: Claim) -> None:
         try:
             await self._work(claim)
-        except Exception:
-            # It is tried again with the next look: a disk that is full may have room by then.
+        except ChangedInputError as error:
+            await self._give_up(claim, [error.error])
+        except Exception as error:
             _logger.exception("the batch %s could not go on", claim.batch.id)
-            await self._room.pause(SAVE_INTERVAL_S)
+            await self._on_failure(claim, error)
         finally:
             claim.release()
             self._note_served(claim.batch)
             self._tasks.pop(claim.batch.id, None)
+
+    async def _on_failure(self, claim: Claim, error: Exception) -> None:
+        """Let a batch be tried again, a bounded number of times.
+
+        A disk that is full may have room by then, so that ends with the batch's window only.
+        """
+        batch = claim.batch
+        if self._room.is_stopping:
+            return
+        num_answers = batch.counts.completed + batch.counts.failed
+        last, num_tries = self._failures.get(batch.id, (num_answers, 0))
+        num_tries = 1 if num_answers > last else num_tries + 1
+        self._failures[batch.id] = (num_answers, num_tries)
+        may_pass = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        is_late = self._room.now() >= batch.expires_at
+        if num_tries >= MAX_TRIES and (is_late or not may_pass):
+            message = (
+                f"This server failed {num_tries} times to go on with the batch, and its log says"
+                " why. Lines that were answered are in the output files."
+            )
+            await self._give_up(claim, [LineError("internal_error", message)])
+        else:
+            await self._room.pause(min(FIRST_PAUSE_S * 2.0 ** (num_tries - 1), _MAX_PAUSE_S))
+
+    async def _give_up(self, claim: Claim, errors: list[LineError]) -> None:
+        """End a batch as failed, with the answers that it has if these can be handed over."""
+        batch = claim.batch
+        batch.outcome, batch.errors = "failed", errors
+        _logger.error("the batch %s ends as failed: %s", batch.id, errors[0].message)
+        try:
+            if batch.status != "finalizing":
+                journal = await asyncio.to_thread(Journal, claim.folder)
+                try:
+                    self._take_up(claim, journal)
+                    await asyncio.to_thread(self._finalizer.begin, claim, journal)
+                finally:
+                    journal.close()
+            await asyncio.to_thread(self._finalizer.hand_over, claim)
+        except Exception:
+            _logger.exception("the answers of the batch %s can't be handed over", batch.id)
+            batch.output_file_id = batch.error_file_id = ""
+            try:
+                await asyncio.to_thread(self._finalizer.end, claim, "failed")
+            except OSError as error:
+                _logger.error("the end of the batch %s can't be written: %s", batch.id, error)
 
     def _note_served(self, batch: Batch) -> None:
         del self._open[batch.id]
@@ -188,26 +238,16 @@ class BatchRunner:
                 ).run()
                 if not batch.outcome:
                     return  # another process, or this one later, goes on
-                await asyncio.to_thread(journal.sync)
-                batch.status = "finalizing"
-                batch.stamps["finalizing_at"] = self._room.now()
-                for kind in FILES:
-                    if journal.has_any(kind):
-                        file_id = new_id(FILE_PREFIX, self._wall_clock)
-                        if kind == "output":
-                            batch.output_file_id = file_id
-                        else:
-                            batch.error_file_id = file_id
-                await asyncio.to_thread(claim.save)
+                await asyncio.to_thread(self._finalizer.begin, claim, journal)
         finally:
             journal.close()
-        await asyncio.to_thread(self._finalize, claim)
+        await asyncio.to_thread(self._finalizer.hand_over, claim)
 
     async def _validate(self, claim: Claim) -> bool:
         """Look at every line; whether the batch can be run."""
         batch = claim.batch
         num_lines, errors = await asyncio.to_thread(
-            lines.check, claim.input_path, batch.endpoint, self._room.max_line_bytes
+            lines.check, claim.input_path, batch.endpoint, self._max_line_bytes
         )
         batch.counts = Counts(total=num_lines)
         batch.errors = errors
@@ -231,30 +271,3 @@ class BatchRunner:
                 self._settle(
                     bridge.settle(lease_id, request_id, Usage(), "aborted", is_unused=True)
                 )
-
-    def _finalize(self, claim: Claim) -> None:
-        """Hand the outputs over as files, and end; each step may have been done before."""
-        batch = claim.batch
-        for kind, file_id in (("output", batch.output_file_id), ("error", batch.error_file_id)):
-            if file_id:
-                source = claim.folder / f"{kind}.jsonl"
-                if source.exists():
-                    source.replace(self._files.new_path(batch.tenant, file_id))
-                self._files.finish(
-                    batch.tenant,
-                    file_id,
-                    f"{batch.id}_{kind}.jsonl",
-                    "batch_output",
-                    batch.output_lifetime_s,
-                    is_ours=True,
-                )
-        if batch.outcome == "cancelled":
-            batch.status = "cancelled"
-        elif batch.outcome == "expired":
-            batch.status = "expired"
-        else:
-            batch.status = "completed"
-        batch.stamps[f"{batch.status}_at"] = self._room.now()
-        claim.save()
-        for name in ("input.jsonl", "journal.jsonl", "output.jsonl", "error.jsonl"):
-            (claim.folder / name).unlink(missing_ok=True)

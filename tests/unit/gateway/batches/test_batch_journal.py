@@ -1,7 +1,12 @@
 """What a batch's journal finds after a kill."""
 
+import errno
 from pathlib import Path
+from typing import BinaryIO
 
+import pytest
+
+from gateway.batches import journal as journal_module
 from gateway.batches.journal import Journal
 
 
@@ -18,3 +23,37 @@ def test_outputs_that_were_handed_over_are_not_begun_anew(tmp_path: Path) -> Non
     assert again.has_any("output")
     assert not (tmp_path / "output.jsonl").exists()
     assert (tmp_path / "handed over").read_bytes() == b'{"custom_id":"a"}\n'
+
+
+@pytest.mark.parametrize("torn", ["output.jsonl", "journal.jsonl"])
+def test_after_a_write_that_failed_half_way_nothing_is_written_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: str
+) -> None:
+    """A disk that is full for a moment: what is answered next must not be lost behind half a line.
+
+    Lines are answered side by side, so others go on until their batch has ended its try.
+    """
+    real = journal_module._write_all
+
+    def full(file: BinaryIO, data: bytes) -> None:
+        if Path(f"/proc/self/fd/{file.fileno()}").resolve().name == torn:
+            real(file, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, data)
+
+    journal = Journal(tmp_path)
+    journal.note_done(1, "output", {"custom_id": "a"}, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "_write_all", full)
+        with pytest.raises(OSError, match="No space"):
+            journal.note_done(2, "output", {"custom_id": "b"}, None)
+    with pytest.raises(OSError, match="earlier write") as later:
+        journal.note_done(3, "output", {"custom_id": "c"}, None)
+    assert later.value.errno == errno.ENOSPC
+    journal.close()
+
+    again = Journal(tmp_path)
+    assert again.recovered.done == {1}
+    again.note_done(3, "output", {"custom_id": "c"}, None)
+    again.close()
+    assert (tmp_path / "output.jsonl").read_bytes() == b'{"custom_id":"a"}\n{"custom_id":"c"}\n'

@@ -110,7 +110,7 @@ async def test_a_full_disk_is_no_answer_to_a_line(
         real(journal, line, lease_id)
 
     monkeypatch.setattr(Journal, "note_lease", full)
-    monkeypatch.setattr("gateway.batches.runner.SAVE_INTERVAL_S", 0.0)
+    monkeypatch.setattr("gateway.batches.runner.FIRST_PAUSE_S", 0.0)
     asking = house.ask
 
     async def ask(path: str, body: bytes, caller: Caller) -> Any:

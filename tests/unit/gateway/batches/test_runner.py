@@ -112,13 +112,18 @@ class House:
         return answer
 
     def create(self, num_lines: int, tenant: str = "t", **changes: Any) -> Batch:
-        texts = [
+        return self.create_of(self.texts(num_lines, **changes), tenant)
+
+    def texts(self, num_lines: int, **changes: Any) -> list[str]:
+        return [
             json.dumps(
                 {"custom_id": f"c{one}", "method": "POST", "url": CHAT, "body": {"user": f"c{one}"}}
                 | changes
             )
             for one in range(num_lines)
         ]
+
+    def create_of(self, texts: list[str], tenant: str = "t") -> Batch:
         file_id, path = self.files.begin(tenant)
         path.write_text("\n".join(texts))
         self.files.finish(tenant, file_id, "in.jsonl", "batch")
