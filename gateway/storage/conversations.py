@@ -15,6 +15,7 @@ from gateway.storage.records import (
     ConversationItem,
     ItemPage,
     StoredResponse,
+    is_id,
 )
 from gateway.storage.responses import count, make_room
 
@@ -260,10 +261,8 @@ def page(
     condition, values = "", [conversation_id]
     bound: list[Any] = []
     if after:
-        rows = connection.execute(
-            "SELECT position FROM items WHERE conversation_id = ? AND id = ?",
-            (conversation_id, after),
-        )
+        statement = "SELECT position FROM items WHERE conversation_id = ? AND id = ?"
+        rows = connection.execute(statement, (conversation_id, after)) if is_id(after) else []
         if not rows:
             raise StoredNotFoundError("item", after, param="after")
         condition = f" AND position {'>' if is_ascending else '<'} ?"

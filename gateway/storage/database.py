@@ -10,7 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from gateway.errors import GatewayError, OverloadedError, StoreUnavailableError
+from gateway.errors import (
+    GatewayError,
+    InvalidRequestError,
+    OverloadedError,
+    StoreUnavailableError,
+)
 from gateway.storage.schema import SCHEMA_VERSION, TABLES
 from protocol.errors import ConfigurationError
 
@@ -32,7 +37,11 @@ class Connection(Protocol):
     """What work does with a database: statements with `?` for values, rows as tuples."""
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Run a statement; its rows, and none for one that gives none."""
+        """Run a statement; its rows, and none for one that gives none.
+
+        Raises:
+            InvalidRequestError: A text among the values can't be stored (`check_texts`).
+        """
         ...
 
 
@@ -63,6 +72,31 @@ class Engine(Protocol):
         ...
 
 
+def check_texts(values: Sequence[Any]) -> None:
+    """See that every database can hold the texts among these, so that all answer the same.
+
+    Raises:
+        InvalidRequestError: One holds U+0000, which no text of PostgreSQL may, or half of a
+            surrogate pair, which has no UTF-8.
+    """
+    for value in values:
+        if isinstance(value, str) and ("\0" in value or not _has_utf8(value)):
+            raise InvalidRequestError(
+                "An id or a name holds U+0000 or half of a surrogate pair, which can't be stored;"
+                " leave that out."
+            )
+
+
+def _has_utf8(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class SqliteConnection:
     """A connection to a file.
 
@@ -81,6 +115,7 @@ class SqliteConnection:
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run a statement."""
+        check_texts(values)
         return self.raw.execute(statement, values).fetchall()
 
 

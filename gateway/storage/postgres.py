@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import psycopg
 
-from gateway.storage.database import Connection
+from gateway.storage.database import Connection, check_texts
 from protocol.errors import ConfigurationError
 
 _CONNECT_TIMEOUT_S = 10
@@ -42,6 +42,7 @@ class PostgresConnection:
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run a statement."""
+        check_texts(values)
         text = statement.replace("?", "%s").replace(" BLOB ", " BYTEA ")
         cursor = self.raw.execute(text.encode(), values)
         if cursor.description is None:

@@ -484,3 +484,49 @@ def assert_counts(shelf: Shelf) -> None:
         )
     )
     assert charged == there
+
+
+@pytest.mark.parametrize("after", ["\0", "msg_\0", "\ud800", "é", "x" * 200, "msg_unknown"])
+def test_a_page_behind_what_can_t_be_an_item_is_not_found(engine: Engine, after: str) -> None:
+    """The query of a request says it, in any characters; both databases answer the same."""
+
+    async def story(shelf: Shelf) -> None:
+        store = shelf.store()
+        item = ConversationItem("msg_1", b"{}")
+        await store.conversations.create("t", Conversation("conv_1", 1, b"{}"), [item])
+        with pytest.raises(StoredNotFoundError, match="Item with id"):
+            await store.conversations.page("t", "conv_1", after, 5, is_ascending=True)
+
+    play(engine, story)
+
+
+@pytest.mark.parametrize("text", ["\0", "a\0b", "\ud800", "a\udfff"])
+def test_a_text_that_no_database_holds_is_the_mistake_of_who_sent_it(
+    engine: Engine, text: str
+) -> None:
+    """Not the store's failure, and what waits for the same transaction has its answer."""
+
+    async def story(shelf: Shelf) -> None:
+        store = shelf.store()
+        await store.responses.save("t", response("a"))
+        store_of_more = store.conversations
+        wrong = [
+            store.responses.find("t", text),
+            store.responses.find(text, "a"),
+            store.responses.remove("t", text),
+            store.responses.chain("t", text),
+            store.responses.save(text, response("b")),
+            store_of_more.find("t", text),
+            store_of_more.item("t", text, text),
+            store_of_more.create(text, Conversation("conv_2", 1, b"{}"), []),
+            store_of_more.begin_turn("t", text, "resp_1"),
+            store.jobs.cancel("t", text, lambda _response, _number: Cancellation(b"", b"")),
+        ]
+        answers = await asyncio.gather(
+            store.responses.find("t", "a"), *wrong, return_exceptions=True
+        )
+        assert isinstance(answers[0], StoredResponse)
+        assert {type(answer) for answer in answers[1:]} == {InvalidRequestError}
+        assert not shelf.raw("SELECT id FROM responses WHERE id = 'b'")
+
+    play(engine, story)
