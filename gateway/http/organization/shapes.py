@@ -308,6 +308,12 @@ def event_type(action: str) -> str:
     return _EVENT_OF.get(action, action)
 
 
+def actions_of(event: str) -> frozenset[str]:
+    """The actions that `event_type` calls so."""
+    named = frozenset(action for action, theirs in _EVENT_OF.items() if theirs == event)
+    return named or frozenset((event,))
+
+
 def page(records: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
     """A page of a list."""
     return {
