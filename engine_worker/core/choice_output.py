@@ -37,6 +37,7 @@ class ChoiceOutput:
         draws_forced: Tokens that end reasoning go through sampling, as the only ones allowed,
             because their log probabilities are wanted.
         vocab_size: Of the model.
+        has_told_cached: Whether a delta said what of the prompt needn't be computed.
     """
 
     choice: Choice
@@ -51,6 +52,7 @@ class ChoiceOutput:
     thought: ThoughtLimit | None = None
     draws_forced: bool = False
     vocab_size: int = 0
+    has_told_cached: bool = False
 
     @property
     def grammar_failure(self) -> str:
@@ -68,6 +70,13 @@ class ChoiceOutput:
             return ()
         unenforced, self.constraint.unenforced = self.constraint.unenforced, ()
         return unenforced[:MAX_UNENFORCED]
+
+    def take_cached_tokens(self) -> int:
+        """What of the prompt needn't be computed; once."""
+        if self.has_told_cached:
+            return 0
+        self.has_told_cached = True
+        return self.choice.num_cached_tokens or 0
 
     def append(self, token_id: int) -> None:
         """Take the output's next token; `stop` is set when the output ends with it."""

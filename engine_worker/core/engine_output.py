@@ -72,6 +72,7 @@ class EngineOutput:
                 token_ends=tuple(end for _, end in told),
                 logprobs=tuple(describe(each, self._tokenizer) for each in scores),
                 unenforced=unenforced,
+                cached_tokens=output.take_cached_tokens(),
             )
         )
 

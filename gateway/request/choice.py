@@ -137,6 +137,7 @@ class EngineChoice:
         self._admission = admission
         self._token_ids: list[int] = []
         self._num_characters = 0
+        self._num_cached_tokens = 0
         self._num_fruitless = 0
         self._slot: Slot | None = None
         self._is_aborted = False
@@ -197,6 +198,7 @@ class EngineChoice:
         return Usage(
             prompt_tokens=len(self.plan.prepared.prompt_token_ids),
             completion_tokens=self.num_output_tokens,
+            cached_tokens=self._num_cached_tokens,
         )
 
     def stream_usage(self) -> StreamUsage:
@@ -213,6 +215,7 @@ class EngineChoice:
         plan = self.plan
         self._slot = slot
         self._usage = None
+        self._num_cached_tokens = 0
         self._num_fruitless += 1
         self.attempt += 1
         self.resume_version = slot.engine.offer.resume_version
@@ -299,6 +302,8 @@ class EngineChoice:
         """New output of the current attempt."""
         self._token_ids += delta.token_ids
         self._num_characters += len(delta.text)
+        if delta.cached_tokens:
+            self._num_cached_tokens = delta.cached_tokens
         self._num_fruitless = 0
         if self.suspicion.on_tokens(len(delta.token_ids)) and self._slot is not None:
             self._admission.share(self._slot)

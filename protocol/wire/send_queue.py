@@ -182,4 +182,6 @@ def _join(before: Delta, after: Delta) -> Delta:
         token_ends=before.token_ends + after.token_ends,
         logprobs=before.logprobs + after.logprobs,
         prompt_logprobs=before.prompt_logprobs + after.prompt_logprobs,
+        unenforced=before.unenforced + after.unenforced,
+        cached_tokens=before.cached_tokens or after.cached_tokens,
     )

@@ -10,7 +10,7 @@ import pytest
 
 from protocol.wire.messages import OrphanUsage
 from tests.fakes.hand_driven_engine import TOKENIZER, HandDrivenEngine, expected_tokens
-from tests.fakes.running_gateway import RunningGateway, events_of, running_gateway
+from tests.fakes.running_gateway import RunningGateway, events_of, named_events_of, running_gateway
 
 PROMPT = "Once upon a time"
 NUM_PROMPT = len(TOKENIZER.encode(PROMPT, add_special_tokens=True))
@@ -250,3 +250,47 @@ async def test_a_prompt_of_a_hundred_thousand_tokens_is_no_death(socket_dir: Pat
         assert len(engine.runner.batches) >= 100_000 // 2048
         assert gateway.application.directory.engines("demo") == [joined]
         await engine.crash()
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions"])
+async def test_a_stream_says_from_its_beginning_what_of_the_prompt_was_cached(
+    socket_dir: Path, path: str
+) -> None:
+    text = "Once upon a time there was a gate in a river, and the gate was shut. " * 2
+    body: dict[str, Any] = {
+        "model": "demo",
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": 8,
+        "temperature": 0,
+        "stream": True,
+    }
+    if path == "/v1/chat/completions":
+        body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+    async with house(socket_dir) as gateway:
+        engine = await an_engine(gateway, max_model_len=400)
+        found = []
+        for _ in range(2):
+            asking = asyncio.create_task(gateway.client.post(path, json=body))
+            await drive(engine, asking)
+            events = named_events_of(asking.result().text)
+            found.append([_cached(path, event) for event in events])
+        await engine.crash()
+    told = [[one for one in events if one is not None] for events in found]
+    assert all(len(events) >= 2 for events in told)
+    assert {cached for cached, _ in told[0]} == {0}
+    ((cached, num_prompt),) = set(told[1])
+    assert 0 < cached < num_prompt
+    assert told[0][0][1] == num_prompt
+
+
+def _cached(path: str, event: Any) -> tuple[int, int] | None:
+    """What an event says of the prompt: tokens that were cached, and all; None for nothing."""
+    if event == "[DONE]":
+        return None
+    usage = event.get("message", event).get("usage")
+    if usage is None:
+        return None
+    if path == "/v1/messages":
+        cached = usage["cache_read_input_tokens"]
+        return cached, usage["input_tokens"] + cached
+    return usage["prompt_tokens_details"]["cached_tokens"], usage["prompt_tokens"]

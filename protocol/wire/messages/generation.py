@@ -334,6 +334,8 @@ class Delta(Part, frozen=True):
         token_ids: New token ids, in order.
         token_ends: For each of `token_ids`, how many characters the whole output text has once
             it is decoded; so a character's token can be found although text may lag behind.
+        cached_tokens: Of the prompt, what needn't be computed; in the first delta of an attempt
+            (since 1.5), as `Usage` says it at the end.
     """
 
     request_id: str
@@ -345,6 +347,7 @@ class Delta(Part, frozen=True):
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     unenforced: tuple[str, ...] = ()
+    cached_tokens: int = 0
 
 
 class Finished(Message, frozen=True, tag="finished"):

@@ -16,6 +16,8 @@ from protocol.wire.messages import (
     Message,
     Prepare,
     StepOutput,
+    TokenLogprob,
+    TokenLogprobs,
     Usage,
 )
 from protocol.wire.send_queue import SendQueue, merge_step_outputs
@@ -60,6 +62,33 @@ def test_deltas_of_one_stream_merge_and_the_later_state_counts() -> None:
         ends=(end("a"),),
         progress_counter=2,
     )
+
+
+SCORE = TokenLogprob(token_id=1, text="a", data=b"a", logprob=0.0, rank=1)
+SCORES = (TokenLogprobs(chosen=SCORE),)
+WHOLE = Delta(
+    request_id="a",
+    choice=0,
+    attempt=0,
+    text="one",
+    token_ids=(3,),
+    token_ends=(3,),
+    logprobs=SCORES,
+    prompt_logprobs=SCORES,
+    unenforced=("/maxItems",),
+    cached_tokens=48,
+)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_delta_that_merges_loses_no_field(*, is_first: bool) -> None:
+    empty = Delta(request_id="a", choice=0, attempt=0)
+    fields = set(Delta.__struct_fields__) - {"request_id", "choice", "attempt"}
+    assert all(getattr(WHOLE, name) != getattr(empty, name) for name in fields)
+    pair = (WHOLE, empty) if is_first else (empty, WHOLE)
+    merged = merge_step_outputs(output(pair[0]), output(pair[1]))
+    assert isinstance(merged, StepOutput)
+    assert merged.deltas == (WHOLE,)
 
 
 def test_another_attempt_is_another_stream() -> None:
